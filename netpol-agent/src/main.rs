@@ -1,0 +1,2 @@
+//! netpol-agent.
+fn main() {}

@@ -1,0 +1,2 @@
+//! netpol.
+fn main() {}

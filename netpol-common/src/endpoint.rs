@@ -1,0 +1,90 @@
+//! An endpoint: one pod's veth.
+
+use core::mem::{offset_of, size_of};
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{Direction, Generation, IfIndex, PortSetId, RuleSetId};
+
+/// What holds for one direction of an endpoint.
+///
+/// Eight bytes, eight-byte aligned inside [`Endpoint`], so that a rule set and what it allows to anyone are replaced
+/// together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct DirectionPolicy {
+    /// The policies that isolate this direction, or [`RuleSetId::NONE`].
+    pub rule_set: RuleSetId,
+    /// The ports that the rule set allows to every peer, addresses of class [`crate::ClassId::NOBODY`] included.
+    pub any: PortSetId,
+}
+
+impl DirectionPolicy {
+    /// Not isolated: everything is allowed.
+    pub const OPEN: Self = Self { rule_set: RuleSetId::NONE, any: PortSetId::ALL };
+
+    /// Whether some policy isolates this direction.
+    #[inline(always)]
+    pub const fn isolated(&self) -> bool {
+        self.rule_set.0 != RuleSetId::NONE.0
+    }
+}
+
+/// Value of `ENDPOINTS` (an array indexed by `ifindex & mask`) and of `ENDPOINTS_OVERFLOW` (a hash by ifindex, for
+/// interfaces whose array slot another one holds).
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Endpoint {
+    /// Whose slot this is; another value than the packet's interface means: look in the overflow map.
+    pub ifindex: IfIndex,
+    /// Raised, after everything else is written, by each change that touches this endpoint. Never reused for another
+    /// endpoint, so that flows of an earlier interface of the same index are not taken over.
+    pub generation: Generation,
+    /// What may reach the pod.
+    pub ingress: DirectionPolicy,
+    /// What the pod may reach.
+    pub egress: DirectionPolicy,
+    /// See [`endpoint_flags`].
+    pub flags: u32,
+    /// Dense number of this endpoint; `COUNTERS` is indexed by `id * 2 + direction`.
+    pub id: u32,
+    /// The bridge this veth is a port of, or 0 where it is routed. Hairpin traffic arrives from there.
+    pub bridge: IfIndex,
+    /// The pod's IPv4 address, or zeros.
+    pub address_v4: [u8; 4],
+    /// The pod's IPv6 address, or zeros.
+    pub address_v6: [u8; 16],
+    /// The pod's IPv6 link-local address on this interface, or zeros.
+    pub link_local: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 72);
+const _: () = assert!(offset_of!(Endpoint, ingress) == 8 && offset_of!(Endpoint, egress) == 16);
+
+impl Endpoint {
+    /// The policy of one direction.
+    #[inline(always)]
+    pub const fn policy(&self, direction: Direction) -> DirectionPolicy {
+        match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        }
+    }
+
+    /// Whether all of `flags` are set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u32) -> bool {
+        self.flags & flags == flags
+    }
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// Packets from the pod must carry one of its own addresses.
+    pub const SOURCE_GUARD: u32 = 1 << 0;
+    /// The interface belongs to no known pod, and unknown pods are denied.
+    pub const UNKNOWN: u32 = 1 << 1;
+    /// Some table this endpoint needs could not be written in full (a full map): what no entry allows is dropped with
+    /// a reason of its own.
+    pub const INCOMPLETE: u32 = 1 << 2;
+}

@@ -1,0 +1,113 @@
+//! Flows: what was judged once and need not be judged again.
+
+use core::mem::size_of;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{Generation, IfIndex};
+
+/// Key of `FLOWS_V4` and `FLOWS_V6`; `A` is the address, 4 or 16 bytes. Seen from the pod, so that both directions of
+/// a flow have the same key.
+///
+/// Protocols without ports have zeros for ports. ICMP echo has its identifier as `pod_port`, and as `remote_port` who
+/// asks: 0 the pod, 1 the remote; so an answer never admits a question.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey<A> {
+    /// The pod's veth. What one pod opened never admits a packet at another.
+    pub ifindex: IfIndex,
+    /// The pod's address.
+    pub pod_address: A,
+    /// The other end's address.
+    pub remote_address: A,
+    /// Network byte order.
+    pub pod_port: [u8; 2],
+    /// Network byte order.
+    pub remote_port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always zeros.
+    pub zero: [u8; 3],
+}
+
+const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 20 && size_of::<FlowKey<[u8; 16]>>() == 44);
+
+/// Value of `FLOWS_V4` and `FLOWS_V6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FlowEntry {
+    /// The endpoint's generation when the flow was judged.
+    pub generation: Generation,
+    /// Low 32 bits of the kernel's jiffies at the last packet, rounded to a second.
+    pub last_used: u32,
+    /// The direction of the packet that opened it: a [`crate::Direction`] code.
+    pub opener: u8,
+    /// See [`flow_state`].
+    pub state: u8,
+    /// Always zeros.
+    pub zero: [u8; 2],
+}
+
+const _: () = assert!(size_of::<FlowEntry>() == 12);
+
+/// Bits of [`FlowEntry::state`].
+pub mod flow_state {
+    /// The other side has answered.
+    pub const ANSWERED: u8 = 1 << 0;
+    /// TCP: the opener sent FIN.
+    pub const OPENER_FIN: u8 = 1 << 1;
+    /// TCP: the other side sent FIN.
+    pub const ANSWERER_FIN: u8 = 1 << 2;
+    /// TCP: either side sent RST.
+    pub const RESET: u8 = 1 << 3;
+}
+
+/// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what the fragments of one datagram have in common.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragmentKey<A> {
+    /// The pod's veth.
+    pub ifindex: IfIndex,
+    /// The IP identification, in the packet's byte order.
+    pub identification: u32,
+    /// Source address of the packet.
+    pub source: A,
+    /// Destination address of the packet.
+    pub destination: A,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// A [`crate::Direction`] code.
+    pub direction: u8,
+    /// Always zeros.
+    pub zero: [u8; 2],
+}
+
+const _: () = assert!(size_of::<FragmentKey<[u8; 4]>>() == 20 && size_of::<FragmentKey<[u8; 16]>>() == 44);
+
+/// Value of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what only the first fragment carries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentEntry {
+    /// Network byte order.
+    pub source_port: [u8; 2],
+    /// Network byte order.
+    pub destination_port: [u8; 2],
+    /// Low 32 bits of the kernel's jiffies at the first fragment.
+    pub seen: u32,
+}
+
+const _: () = assert!(size_of::<FragmentEntry>() == 8);
+
+macro_rules! pod_by_family {
+    ($($name:ident),*) => {$(
+        // SAFETY: `repr(C)`, all fields are `Pod`, and the sizes asserted above leave no room for padding.
+        unsafe impl Zeroable for $name<[u8; 4]> {}
+        // SAFETY: as above.
+        unsafe impl Zeroable for $name<[u8; 16]> {}
+        // SAFETY: as above.
+        unsafe impl Pod for $name<[u8; 4]> {}
+        // SAFETY: as above.
+        unsafe impl Pod for $name<[u8; 16]> {}
+    )*};
+}
+pod_by_family!(FlowKey, FragmentKey);

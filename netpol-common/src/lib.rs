@@ -1,0 +1,61 @@
+//! What must not differ between the kernel programs and the agent: the keys and values of every map, the ids in
+//! them, the reasons for a verdict, and [`judge()`], the verdict itself.
+//!
+//! ```text
+//! netpol-policy ── writes ──► Endpoint, AddressEntry, AllowEntry, PortEntry ◄── looks up ── netpol-ebpf
+//!                                         judge(), generic over Tables
+//! netpol-agent  ◄── reads ─── FlowEntry, Counters, DenyEvent               ◄── records ── netpol-ebpf
+//! ```
+//!
+//! Nothing here does I/O, allocates or panics. Every shared type is [`bytemuck::Pod`], without implicit padding, and
+//! its layout is asserted at compile time. Changing a layout means raising [`LAYOUT_VERSION`].
+
+#![no_std]
+#![allow(
+    clippy::inline_always,
+    reason = "the packet path: one function after inlining, so that the verifier sees every bound"
+)]
+
+mod endpoint;
+mod event;
+mod flow;
+mod ids;
+mod judge;
+mod reason;
+mod tables;
+
+pub use endpoint::{DirectionPolicy, Endpoint, endpoint_flags};
+pub use event::{Denial, DenyEvent};
+pub use flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state};
+pub use ids::{ClassId, Direction, Generation, IfIndex, PortSetId, RuleId, RuleSetId};
+pub use judge::{Address, Attempt, Judgement, Tables, judge};
+pub use reason::{Counters, REASONS, Reason};
+pub use tables::{
+    AddressEntry, AllowEntry, AllowKey, PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, PortEntry, PortKey, address_flags,
+    port_verdict,
+};
+
+/// Raised whenever the layout or the meaning of a map changes. Part of the pin path, so that an agent adopts only
+/// maps it understands.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// IP protocol numbers with ports that policies can name.
+/// Source: <https://www.iana.org/assignments/protocol-numbers/>.
+pub mod protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// Transmission Control Protocol.
+    pub const TCP: u8 = 6;
+    /// User Datagram Protocol.
+    pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// Stream Control Transmission Protocol.
+    pub const SCTP: u8 = 132;
+
+    /// Whether policies can restrict this protocol by port.
+    #[inline(always)]
+    pub const fn has_ports(protocol: u8) -> bool {
+        matches!(protocol, TCP | UDP | SCTP)
+    }
+}

@@ -1,0 +1,1 @@
+//! The incremental compiler: one event in, the writes it takes out.

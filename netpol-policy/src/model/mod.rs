@@ -1,0 +1,41 @@
+//! What netpol needs of Kubernetes' objects, parsed once. What could not be understood stands beside it as
+//! [`Problem`]s; it matches nothing and opens nothing.
+
+mod key;
+mod node;
+mod pod;
+mod policy;
+mod problem;
+mod selector;
+
+pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey};
+pub use node::Node;
+pub use pod::{NamedPort, Namespace, Pod};
+pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
+pub use problem::{Problem, Severity};
+pub use selector::{Labels, Requirement, Selector};
+
+/// Any object the World holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Namespace),
+    /// A pod.
+    Pod(Pod),
+    /// A node.
+    Node(Node),
+    /// A network policy.
+    Policy(Policy),
+}
+
+impl Object {
+    /// The object's identity.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
+            Self::Pod(pod) => ObjectKey::Pod(pod.key.clone()),
+            Self::Node(node) => ObjectKey::Node(node.name.clone()),
+            Self::Policy(policy) => ObjectKey::Policy(policy.key.clone()),
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! What could not be understood, for people.
+
+use std::fmt;
+
+/// Something about an object that was not understood or is likely not meant so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Path of the field, such as `spec.ingress[0].from[1].ipBlock.cidr`.
+    pub field: String,
+    /// What is wrong with it, and what to write instead.
+    pub message: String,
+}
+
+/// `field: message`.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// How bad a [`Problem`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Understood, but unusual: host bits in a CIDR, for one.
+    Warning,
+    /// Not understood; it matches nothing.
+    Error,
+}
