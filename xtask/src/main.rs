@@ -1,2 +1,28 @@
-//! xtask.
-fn main() {}
+//! Every verb a developer or CI needs: `cargo xtask --help`.
+
+#[cfg(feature = "lab")]
+mod bench;
+mod binaries;
+mod cli;
+#[cfg(feature = "lab")]
+mod demo;
+mod ebpf;
+mod lab;
+mod run;
+mod setup;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::dispatch(cli::Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
