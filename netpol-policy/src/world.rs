@@ -1,10 +1,13 @@
-//! All objects netpol knows of, by key. Three verbs change it: apply, delete, reset.
+//! All objects netpol knows of, by key. Four events change it: apply, delete, reset, own addresses.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey, Policy, PolicyKey};
+use crate::model::{
+    Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey, Policy, PolicyKey,
+};
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +22,8 @@ pub enum Event {
     OwnAddresses(Vec<IpAddr>),
 }
 
-/// The objects as they are now.
+/// The objects as they are now: a function of the last state of each, not of the order in which they came. The fields are
+/// for reading; [`World::apply`] changes them, and keeps the index of addresses with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     /// Namespaces by name.
@@ -32,4 +36,100 @@ pub struct World {
     pub policies: BTreeMap<PolicyKey, Policy>,
     /// Addresses of this node, sorted; empty offline, where no end is "the own node".
     pub own_addresses: Vec<IpAddr>,
+    /// The participating pods that claim each address.
+    claims: BTreeMap<IpAddr, BTreeSet<PodKey>>,
+}
+
+impl World {
+    /// A world of these objects.
+    pub fn of(objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut world = Self::default();
+        for object in objects {
+            world.put(object);
+        }
+        world
+    }
+
+    /// Takes an event in. Deleting what is not there changes nothing.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Apply(object) => self.put(object),
+            Event::Delete(key) => self.remove(&key),
+            Event::Reset(objects) => {
+                let own_addresses = std::mem::take(&mut self.own_addresses);
+                *self = Self { own_addresses, ..Self::of(objects) };
+            }
+            Event::OwnAddresses(mut addresses) => {
+                addresses.sort_unstable();
+                addresses.dedup();
+                self.own_addresses = addresses;
+            }
+        }
+    }
+
+    fn put(&mut self, object: Object) {
+        match object {
+            Object::Namespace(namespace) => {
+                self.namespaces.insert(namespace.name.clone(), namespace);
+            }
+            Object::Pod(pod) => {
+                self.remove_pod(&pod.key);
+                if pod.participates() {
+                    for address in &pod.addresses {
+                        self.claims.entry(*address).or_default().insert(pod.key.clone());
+                    }
+                }
+                self.pods.insert(pod.key.clone(), pod);
+            }
+            Object::Node(node) => {
+                self.nodes.insert(node.name.clone(), node);
+            }
+            Object::Policy(policy) => {
+                self.policies.insert(policy.key.clone(), policy);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        match key {
+            ObjectKey::Namespace(name) => {
+                self.namespaces.remove(name);
+            }
+            ObjectKey::Pod(key) => self.remove_pod(key),
+            ObjectKey::Node(name) => {
+                self.nodes.remove(name);
+            }
+            ObjectKey::Policy(key) => {
+                self.policies.remove(key);
+            }
+        }
+    }
+
+    fn remove_pod(&mut self, key: &PodKey) {
+        let Some(pod) = self.pods.remove(key) else { return };
+        for address in &pod.addresses {
+            if let Some(claimants) = self.claims.get_mut(address) {
+                claimants.remove(key);
+                if claimants.is_empty() {
+                    self.claims.remove(address);
+                }
+            }
+        }
+    }
+
+    /// The pod whose address this is. Where several claim it, the one that is not being deleted, then the youngest, then
+    /// the one with the greatest key; the others select nothing.
+    pub fn address_owner(&self, address: IpAddr) -> Option<&Pod> {
+        let claimants = self.claims.get(&address)?.iter().filter_map(|key| self.pods.get(key));
+        claimants.max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
+    }
+
+    /// A namespace's labels. A namespace that has no object of its own (one that only pods or policies name) has
+    /// [`NAMESPACE_NAME_LABEL`] alone.
+    pub fn namespace_labels(&self, name: &NamespaceName) -> Cow<'_, Labels> {
+        match self.namespaces.get(name) {
+            Some(namespace) => Cow::Borrowed(&namespace.labels),
+            None => Cow::Owned(Labels::from([(NAMESPACE_NAME_LABEL.into(), name.clone())])),
+        }
+    }
 }

@@ -7,10 +7,11 @@ mod pod;
 mod policy;
 mod problem;
 mod selector;
+mod understand;
 
 pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey};
 pub use node::Node;
-pub use pod::{NamedPort, Namespace, Pod};
+pub use pod::{NAMESPACE_NAME_LABEL, NamedPort, Namespace, Pod};
 pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
 pub use problem::{Problem, Severity};
 pub use selector::{Labels, Requirement, Selector};

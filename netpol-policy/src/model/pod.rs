@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use super::{Labels, NamespaceName, PodKey, Protocol};
 
+/// The label with a namespace's own name, which the API server sets on every namespace.
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {

@@ -1,0 +1,56 @@
+//! Label selectors.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+
+use super::Problems;
+use crate::model::{Requirement, Selector};
+
+/// The selector at `field`; absent means everything.
+pub(super) fn selector(api: Option<&LabelSelector>, field: &str, problems: &mut Problems) -> Selector {
+    let mut result = Selector::everything();
+    let Some(api) = api else { return result };
+    for (key, value) in api.match_labels.iter().flatten() {
+        result.requirements.push(Requirement::In(key.as_str().into(), vec![value.as_str().into()]));
+    }
+    for (index, expression) in api.match_expressions.iter().flatten().enumerate() {
+        match requirement(expression) {
+            Ok(requirement) => result.requirements.push(requirement),
+            Err(message) => {
+                problems.error(format!("{field}.matchExpressions[{index}]"), message);
+                result.invalid = true;
+            }
+        }
+    }
+    if result.invalid {
+        // What is left of it decides nothing, and all invalid selectors are alike.
+        result.requirements.clear();
+    }
+    result.requirements.sort();
+    result.requirements.dedup();
+    result
+}
+
+fn requirement(api: &LabelSelectorRequirement) -> Result<Requirement, String> {
+    let key: Arc<str> = api.key.as_str().into();
+    if key.is_empty() {
+        return Err("has no key; name the label it is about".into());
+    }
+    let mut values: Vec<Arc<str>> = api.values.iter().flatten().map(|value| value.as_str().into()).collect();
+    values.sort();
+    values.dedup();
+    match (api.operator.as_str(), values.is_empty()) {
+        ("In", false) => Ok(Requirement::In(key, values)),
+        ("NotIn", false) => Ok(Requirement::NotIn(key, values)),
+        ("Exists", true) => Ok(Requirement::Exists(key)),
+        ("DoesNotExist", true) => Ok(Requirement::DoesNotExist(key)),
+        (operator @ ("In" | "NotIn"), true) => {
+            Err(format!("operator {operator} needs values; to ask for the label alone, write Exists or DoesNotExist"))
+        }
+        (operator @ ("Exists" | "DoesNotExist"), false) => {
+            Err(format!("operator {operator} takes no values; to compare values, write In or NotIn"))
+        }
+        (operator, _) => Err(format!("unknown operator `{operator}`; write In, NotIn, Exists or DoesNotExist")),
+    }
+}

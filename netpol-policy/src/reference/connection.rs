@@ -1,0 +1,106 @@
+//! A connection: egress at its source and ingress at its destination.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use netpol_common::Direction;
+
+use super::{Evaluation, Packet, evaluate};
+use crate::model::{Pod, PodKey};
+use crate::world::World;
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum End {
+    /// A pod.
+    Pod(PodKey),
+    /// An address. One that a pod has means that pod.
+    Address(IpAddr),
+}
+
+/// `namespace/name`, or the address.
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(key) => key.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// Why there can be no such connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectionError {
+    /// No such pod.
+    #[error("there is no pod {0} among the objects; check its namespace and name")]
+    NoSuchPod(PodKey),
+    /// The pod has no address yet.
+    #[error("pod {0} has no address: give it `status.podIPs`")]
+    NoAddress(PodKey),
+    /// One end has only IPv4, the other only IPv6.
+    #[error("{0} and {1} have no address family in common")]
+    NoCommonFamily(End, End),
+}
+
+/// What a connection meets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// The packet at the source pod and what becomes of it; `None` where the source is no pod.
+    pub egress: Option<(Packet, Evaluation)>,
+    /// The packet at the destination pod and what becomes of it; `None` where the destination is no pod.
+    pub ingress: Option<(Packet, Evaluation)>,
+}
+
+impl Connection {
+    /// Whether both directions allow it.
+    pub fn allowed(&self) -> bool {
+        [&self.egress, &self.ingress].into_iter().flatten().all(|(_, evaluation)| evaluation.reason.allows())
+    }
+}
+
+/// Judges a connection at both ends. Where both ends have two address families, the first of the destination's that the
+/// source has too is used, as resolvers commonly do.
+///
+/// # Errors
+/// When an end is no pod of the world, has no address, or shares no address family with the other.
+pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) -> Result<Connection, ConnectionError> {
+    let (sources, source_pod) = resolve(world, from)?;
+    let (destinations, destination_pod) = resolve(world, to)?;
+    let pair = destinations.iter().find_map(|&destination| {
+        let source = sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4())?;
+        Some((*source, destination))
+    });
+    let (source, destination) = pair.ok_or_else(|| ConnectionError::NoCommonFamily(from.clone(), to.clone()))?;
+    let judged = |pod: &Pod, direction, remote| {
+        let via_own = source == destination;
+        let packet = Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, via_own };
+        let evaluation = evaluate(world, &packet);
+        (packet, evaluation)
+    };
+    Ok(Connection {
+        source,
+        destination,
+        egress: source_pod.map(|pod| judged(pod, Direction::Egress, destination)),
+        ingress: destination_pod.map(|pod| judged(pod, Direction::Ingress, source)),
+    })
+}
+
+fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w Pod>), ConnectionError> {
+    match end {
+        End::Pod(key) => {
+            let pod = world.pods.get(key).ok_or_else(|| ConnectionError::NoSuchPod(key.clone()))?;
+            if pod.addresses.is_empty() {
+                return Err(ConnectionError::NoAddress(key.clone()));
+            }
+            Ok((pod.addresses.clone(), Some(pod)))
+        }
+        End::Address(address) => {
+            let address = address.to_canonical();
+            Ok((vec![address], world.address_owner(address)))
+        }
+    }
+}
