@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// Something about an object that was not understood or is likely not meant so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -21,10 +23,21 @@ impl fmt::Display for Problem {
 }
 
 /// How bad a [`Problem`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Understood, but unusual: host bits in a CIDR, for one.
     Warning,
     /// Not understood; it matches nothing.
     Error,
+}
+
+impl Severity {
+    /// `warning` or `error`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
 }

@@ -1,1 +1,0 @@
-//! Kubernetes YAML and JSON, as text, to the model, with file lines for what is wrong.

@@ -1,0 +1,124 @@
+//! Kubernetes YAML and JSON, as text, to the model, with file lines for what is wrong.
+//!
+//! ```text
+//! text ─► split: documents ─► tree: values with lines ─► object: one kind each ─► model
+//!                                                          └► salvage: what can be kept of a faulty policy
+//! ```
+//!
+//! A document that cannot be read never takes another one with it: files are cut at their `---` lines before anything is parsed.
+
+mod object;
+mod path;
+mod salvage;
+mod scalar;
+mod split;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::model::{Object, ObjectKey, Severity};
+
+/// What a file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// The objects netpol uses, in the order of the file.
+    pub objects: Vec<Located<Object>>,
+    /// All that is wrong, warnings included, in the order of the file. What is wrong within a policy also stands in
+    /// [`crate::model::Policy::problems`]; what is here has its line.
+    pub errors: Vec<ManifestError>,
+    /// Objects of kinds that netpol does not use.
+    pub ignored: Vec<Ignored>,
+}
+
+/// Something and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located<T> {
+    /// What stands there.
+    pub object: T,
+    /// The file, as the caller named it.
+    pub file: Arc<str>,
+    /// The line it begins on, from 1.
+    pub line: usize,
+}
+
+/// An object of a kind that netpol does not use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ignored {
+    /// The file.
+    pub file: Arc<str>,
+    /// The line it begins on, from 1.
+    pub line: usize,
+    /// Its `apiVersion`.
+    pub api_version: String,
+    /// Its `kind`.
+    pub kind: String,
+}
+
+/// Something wrong in a file, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+pub struct ManifestError {
+    /// How bad it is. With an error, something means less than what was written.
+    pub severity: Severity,
+    /// The file, as the caller named it.
+    pub file: Arc<str>,
+    /// The line of the field, or of the nearest one around it, from 1.
+    pub line: usize,
+    /// Which document of the file, from 1; empty ones do not count.
+    pub document: usize,
+    /// The object, `Kind namespace/name`, where it has got that far.
+    pub object: Option<String>,
+    /// Path of the field.
+    pub field: Option<String>,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+/// `file:line: error: Kind namespace/name: field: message`.
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}: ", self.file, self.line, self.severity.name())?;
+        for part in [&self.object, &self.field].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Reads every document of a YAML or JSON text. This never fails: what cannot be read is among the errors.
+pub fn parse(text: &str, file: &str) -> Parsed {
+    let mut reader = object::Reader::new(file);
+    for piece in split::documents(text) {
+        match tree::read(&piece) {
+            Ok(trees) => trees.into_iter().for_each(|tree| reader.document(tree)),
+            Err(error) => reader.unreadable(&error),
+        }
+    }
+    reader.finish()
+}
+
+/// Objects that stand more than once among `objects`, which may come from many files: the last one counts.
+pub fn duplicates(objects: &[Located<Object>]) -> Vec<ManifestError> {
+    let mut first: BTreeMap<ObjectKey, &Located<Object>> = BTreeMap::new();
+    let mut errors = Vec::new();
+    for located in objects {
+        let key = located.object.key();
+        let Some(earlier) = first.insert(key.clone(), located) else { continue };
+        errors.push(ManifestError {
+            severity: Severity::Warning,
+            file: located.file.clone(),
+            line: located.line,
+            document: 0,
+            object: Some(key.to_string()),
+            field: None,
+            message: format!("stands in {}:{} too; this one counts", earlier.file, earlier.line),
+        });
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests;

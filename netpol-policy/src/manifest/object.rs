@@ -1,0 +1,301 @@
+//! One document to objects: which kind it is, and what is wrong with it.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::{core::v1 as core, networking::v1::NetworkPolicy};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::path::FieldPath;
+use super::salvage;
+use super::tree::{SyntaxError, Tree};
+use super::{Ignored, Located, ManifestError, Parsed};
+use crate::model::{Namespace, Node, Object, Pod, Policy, Problem, Severity};
+
+/// Reads the documents of one file.
+pub(super) struct Reader {
+    file: Arc<str>,
+    document: usize,
+    parsed: Parsed,
+}
+
+/// An object within a document: its place, for lines, and its name, for messages.
+struct Place<'t> {
+    tree: &'t Tree,
+    root: FieldPath,
+    name: Option<String>,
+}
+
+/// Something wrong with a field.
+struct Fault {
+    severity: Severity,
+    path: FieldPath,
+    message: String,
+}
+
+impl Reader {
+    pub(super) fn new(file: &str) -> Self {
+        Self { file: file.into(), document: 0, parsed: Parsed::default() }
+    }
+
+    pub(super) fn finish(self) -> Parsed {
+        self.parsed
+    }
+
+    pub(super) fn unreadable(&mut self, error: &SyntaxError) {
+        self.document += 1;
+        let message = format!("document {} {}; nothing of this document is used", self.document, error.message);
+        self.parsed.errors.push(ManifestError {
+            severity: Severity::Error,
+            file: self.file.clone(),
+            line: error.line,
+            document: self.document,
+            object: None,
+            field: None,
+            message,
+        });
+    }
+
+    pub(super) fn document(&mut self, tree: Tree) {
+        if tree.value.is_null() {
+            return;
+        }
+        self.document += 1;
+        self.object(&tree, tree.value.clone(), FieldPath::default(), None);
+    }
+
+    /// `inherited` is the apiVersion and kind that a typed list gives its items.
+    fn object(&mut self, tree: &Tree, mut value: Value, root: FieldPath, inherited: Option<(&str, &str)>) {
+        let mut place = Place { tree, root, name: None };
+        let Some(map) = value.as_object_mut() else {
+            return self.error(
+                &place,
+                &FieldPath::default(),
+                "is not an object; it needs apiVersion, kind and metadata",
+            );
+        };
+        if let Some((api_version, kind)) = inherited {
+            map.entry("apiVersion").or_insert_with(|| api_version.into());
+            map.entry("kind").or_insert_with(|| kind.into());
+        }
+        let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (api_version, kind) = (text("apiVersion"), text("kind"));
+        if kind.is_empty() {
+            return self.error(&place, &FieldPath::default(), "has no `kind`; it is left out");
+        }
+        if let Some(item_kind) = kind.strip_suffix("List")
+            && let Some(Value::Array(items)) = map.get_mut("items").map(Value::take)
+        {
+            let inherited = (!item_kind.is_empty()).then_some((api_version.as_str(), item_kind));
+            for (index, item) in items.into_iter().enumerate() {
+                let root = place.root.key("items").index(index);
+                self.object(tree, item, root, inherited);
+            }
+            return;
+        }
+        let Some(expected) = expected_version(&kind, &api_version) else {
+            let line = tree.line_of(&place.root);
+            self.parsed.ignored.push(Ignored { file: self.file.clone(), line, api_version, kind });
+            return;
+        };
+        place.name = Some(title(&kind, map));
+        if api_version != expected {
+            let message = format!("is `{api_version}`; it is read as {expected}, which to write instead");
+            self.error(&place, &FieldPath::default().key("apiVersion"), &message);
+            map.insert("apiVersion".into(), expected.into());
+        }
+        let name = map.get("metadata").and_then(|metadata| metadata.get("name"));
+        if name.and_then(Value::as_str).is_none_or(str::is_empty) {
+            return self.error(
+                &place,
+                &FieldPath::default().key("metadata").key("name"),
+                "is absent; the object is left out",
+            );
+        }
+        self.of_kind(&place, &kind, value);
+    }
+
+    fn of_kind(&mut self, place: &Place<'_>, kind: &str, value: Value) {
+        match kind {
+            "Namespace" => {
+                let Some(api) = self.typed::<core::Namespace>(place, value) else { return };
+                self.found(place, Object::Namespace(Namespace::from_api(&api)));
+            }
+            "Pod" => {
+                let Some(api) = self.typed::<core::Pod>(place, value) else { return };
+                let (pod, problems) = Pod::from_api(&api);
+                self.problems(place, &problems);
+                self.found(place, Object::Pod(pod));
+            }
+            "Node" => {
+                let Some(api) = self.typed::<core::Node>(place, value) else { return };
+                let (node, problems) = Node::from_api(&api);
+                self.problems(place, &problems);
+                self.found(place, Object::Node(node));
+            }
+            _ => self.policy(place, value),
+        }
+    }
+
+    /// An object that counts whole or not at all.
+    fn typed<T: DeserializeOwned>(&mut self, place: &Place<'_>, value: Value) -> Option<T> {
+        self.repeated(place);
+        let (result, unknown) = deserialize::<T>(value);
+        for path in unknown {
+            // Elsewhere an unknown field is most likely one of a newer Kubernetes, and no label.
+            if path.to_string().starts_with("metadata.") {
+                self.warning(place, &path, "is no field that Kubernetes knows; is it misspelt?");
+            }
+        }
+        match result {
+            Ok(object) => Some(object),
+            Err((path, message)) => {
+                self.error(place, &path, &format!("{message}; the object is left out"));
+                None
+            }
+        }
+    }
+
+    fn policy(&mut self, place: &Place<'_>, mut value: Value) {
+        let mut faults: Vec<Fault> = Vec::new();
+        let mut given_up: Vec<FieldPath> = Vec::new();
+        let repeated = place.tree.repeated.iter().filter_map(|path| path.below(&place.root));
+        let mut found: Vec<(FieldPath, String)> = repeated.map(|path| (path, "stands twice".to_owned())).collect();
+        let api = loop {
+            for (path, message) in found.drain(..) {
+                let Some((place_given_up, consequence)) = salvage::give_up(&mut value, &path) else {
+                    return self.error(place, &path, &format!("{message}; nothing of this policy can be used"));
+                };
+                let matters = path.to_string().starts_with("spec");
+                let severity = if matters { Severity::Error } else { Severity::Warning };
+                faults.push(Fault { severity, path, message: format!("{message}; {consequence}") });
+                given_up.push(place_given_up);
+            }
+            let (result, unknown) = deserialize::<NetworkPolicy>(value.clone());
+            for path in unknown {
+                // The API server once wrote a status, which nobody reads.
+                if path.to_string() != "status" {
+                    found.push((path, "is no field of a NetworkPolicy; is it misspelt?".to_owned()));
+                }
+            }
+            match result {
+                Ok(api) if found.is_empty() => break api,
+                Ok(_) => {}
+                Err(fault) => found.push(fault),
+            }
+        };
+        let mut policy = Policy::from_api(&api);
+        // What was put in for a part that was given up has been reported already, and better.
+        let given_up: Vec<String> = given_up.iter().map(ToString::to_string).collect();
+        policy.problems.retain(|problem| !given_up.iter().any(|place| is_within(&problem.field, place)));
+        let own: Vec<Problem> = policy.problems.clone();
+        for fault in faults {
+            let Fault { severity, path, message } = fault;
+            self.push(place, severity, place.tree.line_of(&place.absolute(&path)), Some(path.to_string()), &message);
+            policy.problems.push(Problem { severity, field: path.to_string(), message });
+        }
+        self.problems(place, &own);
+        self.found(place, Object::Policy(policy));
+    }
+
+    fn repeated(&mut self, place: &Place<'_>) {
+        for path in place.tree.repeated.iter().filter_map(|path| path.below(&place.root)) {
+            self.warning(place, &path, "stands twice; the last one counts");
+        }
+    }
+
+    fn found(&mut self, place: &Place<'_>, object: Object) {
+        let line = place.tree.line_of(&place.root);
+        self.parsed.objects.push(Located { object, file: self.file.clone(), line });
+    }
+
+    fn problems(&mut self, place: &Place<'_>, problems: &[Problem]) {
+        for problem in problems {
+            let line = place.line_of_text(&problem.field);
+            self.push(place, problem.severity, line, Some(problem.field.clone()), &problem.message);
+        }
+    }
+
+    fn error(&mut self, place: &Place<'_>, path: &FieldPath, message: &str) {
+        self.at(place, Severity::Error, path, message);
+    }
+
+    fn warning(&mut self, place: &Place<'_>, path: &FieldPath, message: &str) {
+        self.at(place, Severity::Warning, path, message);
+    }
+
+    fn at(&mut self, place: &Place<'_>, severity: Severity, path: &FieldPath, message: &str) {
+        let line = place.tree.line_of(&place.absolute(path));
+        let field = (!path.0.is_empty()).then(|| path.to_string());
+        self.push(place, severity, line, field, message);
+    }
+
+    fn push(&mut self, place: &Place<'_>, severity: Severity, line: usize, field: Option<String>, message: &str) {
+        self.parsed.errors.push(ManifestError {
+            severity,
+            file: self.file.clone(),
+            line,
+            document: self.document,
+            object: place.name.clone(),
+            field,
+            message: message.to_owned(),
+        });
+    }
+}
+
+impl Place<'_> {
+    fn absolute(&self, path: &FieldPath) -> FieldPath {
+        FieldPath(self.root.0.iter().chain(&path.0).cloned().collect())
+    }
+
+    /// The line of a field that is named in text, or of the nearest one around it.
+    fn line_of_text(&self, field: &str) -> usize {
+        let below = |(path, line): (&FieldPath, &usize)| Some((path.below(&self.root)?.to_string(), *line));
+        let lines = self.tree.lines.iter().filter_map(below);
+        let nearest = lines.filter(|(path, _)| is_within(field, path)).max_by_key(|(path, _)| path.len());
+        nearest.map_or_else(|| self.tree.line_of(&self.root), |(_, line)| line)
+    }
+}
+
+/// Whether `field` is `place` or a part of it.
+fn is_within(field: &str, place: &str) -> bool {
+    field.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// The apiVersion of a kind netpol uses; `None` for all others, those of the same name in other APIs included.
+fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
+    let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
+    match (kind, group) {
+        ("Namespace" | "Pod" | "Node", "") => Some("v1"),
+        ("NetworkPolicy", "" | "extensions" | "networking.k8s.io") => Some("networking.k8s.io/v1"),
+        _ => None,
+    }
+}
+
+fn title(kind: &str, map: &serde_json::Map<String, Value>) -> String {
+    let metadata = |key| map.get("metadata").and_then(|metadata| metadata.get(key)).and_then(Value::as_str);
+    let name = metadata("name").unwrap_or("(without a name)");
+    match kind {
+        "Namespace" | "Node" => format!("{kind} {name}"),
+        _ => format!("{kind} {}/{name}", metadata("namespace").unwrap_or("default")),
+    }
+}
+
+/// The object or the first field that has the wrong type, and the fields that are not known.
+fn deserialize<T: DeserializeOwned>(value: Value) -> (Result<T, (FieldPath, String)>, Vec<FieldPath>) {
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let result: Result<T, _> = serde_ignored::deserialize(tracked, |path| unknown.push(FieldPath::from(&path)));
+    let result = result.map_err(|error| (FieldPath::from(&track.path()), plain(&error)));
+    (result, unknown)
+}
+
+/// Serde's message, with what to do about the most common mistake.
+fn plain(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let unquoted = ["integer", "boolean", "floating point"]
+        .iter()
+        .any(|kind| message.starts_with(&format!("invalid type: {kind}")));
+    if unquoted && message.ends_with("expected a string") { format!("{message}: put it in quotes") } else { message }
+}

@@ -1,0 +1,79 @@
+//! What a plain YAML scalar is. Read as Kubernetes' own reader does, YAML 1.1 booleans included: `enabled: on` is `true` there, so
+//! that a label `on` without quotes must be refused here too.
+
+use serde_json::Value;
+
+pub(super) fn resolve(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
+        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "y" | "Y" => return Value::Bool(true),
+        "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" | "n" | "N" => {
+            return Value::Bool(false);
+        }
+        _ => {}
+    }
+    integer(text).or_else(|| float(text)).unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn integer(text: &str) -> Option<Value> {
+    let (negative, digits) = match text.as_bytes().first()? {
+        b'-' => (true, &text[1..]),
+        b'+' => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let (radix, digits) = match digits.as_bytes() {
+        [b'0', b'x', ..] => (16, &digits[2..]),
+        [b'0', b'o', ..] => (8, &digits[2..]),
+        [b'0', b'b', ..] => (2, &digits[2..]),
+        [b'0', _, ..] => (8, &digits[1..]),
+        _ => (10, digits),
+    };
+    if digits.is_empty() || digits.starts_with(['+', '-']) {
+        return None;
+    }
+    let magnitude = i128::from_str_radix(digits, radix).ok()?;
+    let value = if negative { -magnitude } else { magnitude };
+    i64::try_from(value).map(Value::from).or_else(|_| u64::try_from(value).map(Value::from)).ok()
+}
+
+fn float(text: &str) -> Option<Value> {
+    // Not `inf`, `nan` and the like, which are names here.
+    let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+    let number = text.parse::<f64>().ok().filter(|_| numeric && text.bytes().any(|byte| byte.is_ascii_digit()))?;
+    serde_json::Number::from_f64(number).map(Value::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn plain_scalars_are_what_kubernetes_takes_them_for() {
+        let cases = [
+            ("", json!(null)),
+            ("~", json!(null)),
+            ("web", json!("web")),
+            ("true", json!(true)),
+            ("off", json!(false)),
+            ("y", json!(true)),
+            ("80", json!(80)),
+            ("-1", json!(-1)),
+            ("0x50", json!(80)),
+            ("0120", json!(80)),
+            ("18446744073709551615", json!(u64::MAX)),
+            ("1.10", json!(1.1)),
+            ("1e3", json!(1000.0)),
+            ("1.2.3", json!("1.2.3")),
+            ("10.0.0.0/8", json!("10.0.0.0/8")),
+            ("inf", json!("inf")),
+            ("e", json!("e")),
+            (".", json!(".")),
+            ("0x", json!("0x")),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(resolve(text), expected, "{text:?}");
+        }
+    }
+}

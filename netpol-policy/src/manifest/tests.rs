@@ -1,0 +1,238 @@
+//! What files may hold, and what is said about it.
+
+use super::*;
+use crate::model::{Peers, Policy, Ports};
+
+fn messages(parsed: &Parsed) -> Vec<String> {
+    parsed.errors.iter().map(ToString::to_string).collect()
+}
+
+fn only_policy(parsed: &Parsed) -> &Policy {
+    match parsed.objects.as_slice() {
+        [Located { object: Object::Policy(policy), .. }] => policy,
+        other => panic!("expected one policy, found {other:?}"),
+    }
+}
+
+fn keys(parsed: &Parsed) -> Vec<String> {
+    parsed.objects.iter().map(|located| format!("{}:{}", located.line, located.object.key())).collect()
+}
+
+/// A policy named `default/p` with this `spec`, indented by two spaces.
+fn policy(spec: &str) -> Parsed {
+    parse(
+        &format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\nspec:\n{spec}\n"),
+        "p.yaml",
+    )
+}
+
+#[test]
+fn every_kind_of_object_is_found_at_its_line() {
+    let text = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+# the pod
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+---
+{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"n1\"}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p}
+spec: {podSelector: {}}
+";
+    let parsed = parse(text, "all.yaml");
+    assert_eq!(messages(&parsed), [""; 0]);
+    assert_eq!(keys(&parsed), ["1:Namespace shop", "6:Pod shop/web", "10:Node n1", "16:NetworkPolicy default/p"]);
+    assert_eq!(parsed.ignored.len(), 1);
+    assert_eq!((parsed.ignored[0].kind.as_str(), parsed.ignored[0].line), ("Service", 12));
+}
+
+#[test]
+fn lists_hold_objects_and_typed_lists_say_of_what_kind() {
+    let text = "\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Namespace
+  metadata: {name: a}
+- apiVersion: v1
+  kind: PodList
+  items:
+  - metadata:
+      name: web
+    status:
+      podIP: nowhere
+";
+    let parsed = parse(text, "list.yaml");
+    assert_eq!(keys(&parsed), ["4:Namespace a", "10:Pod default/web"]);
+    assert_eq!(
+        messages(&parsed),
+        ["list.yaml:13: error: Pod default/web: status.podIP: `nowhere` is not an IP address"]
+    );
+}
+
+#[test]
+fn a_document_that_is_not_yaml_loses_only_itself() {
+    let text = "kind: Namespace\napiVersion: v1\nmetadata: {name: a}\n---\nkind: [\n---\nkind: Namespace\napiVersion: v1\nmetadata: {name: b}\n";
+    let parsed = parse(text, "half.yaml");
+    assert_eq!(keys(&parsed), ["1:Namespace a", "7:Namespace b"]);
+    assert_eq!(parsed.errors.len(), 1);
+    let error = &parsed.errors[0];
+    assert_eq!((error.document, error.severity), (2, Severity::Error));
+    assert!((4..=6).contains(&error.line), "{error}");
+}
+
+#[test]
+fn what_is_no_object_is_named() {
+    let cases = [
+        ("just words", "f:1: error: is not an object; it needs apiVersion, kind and metadata"),
+        ("apiVersion: v1", "f:1: error: has no `kind`; it is left out"),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {}",
+            "f:3: error: Pod default/(without a name): metadata.name: is absent; the object is left out",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n    version: 1",
+            "f:6: error: Pod default/a: metadata.labels.version: invalid type: integer `1`, expected a string: put it in quotes; the object is left out",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, lables: {}}",
+            "f:3: warning: Pod default/a: metadata.lables: is no field that Kubernetes knows; is it misspelt?",
+        ),
+        (
+            "{{ .Values.x }}: 1",
+            "f:1: error: document 1 has a map or list for a key; is a template's `{{ }}` left in it?; nothing of this document is used",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(messages(&parse(text, "f")), [expected], "{text}");
+    }
+}
+
+#[test]
+fn empty_documents_are_nothing() {
+    for text in ["", "---\n---\n", "# only a comment\n", "---\nnull\n"] {
+        assert_eq!(parse(text, "f"), Parsed::default(), "{text:?}");
+    }
+}
+
+#[test]
+fn old_api_versions_are_read_and_reported() {
+    let text = "apiVersion: extensions/v1beta1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}}";
+    let parsed = parse(text, "f");
+    assert!(only_policy(&parsed).ingress.is_some());
+    assert_eq!(
+        messages(&parsed),
+        [
+            "f:1: error: NetworkPolicy default/p: apiVersion: is `extensions/v1beta1`; it is read as networking.k8s.io/v1, which to write instead"
+        ]
+    );
+    let other = parse("apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: p}", "f");
+    assert_eq!((other.objects.len(), other.ignored.len(), other.errors.len()), (0, 1, 0));
+}
+
+#[test]
+fn s7_faults_of_shape_close_what_is_around_them_and_nothing_else() {
+    let cases = [
+        (
+            "  podSelector: {}\n  ingress:\n  - from:\n    - podSelecter: {}\n    - podSelector: {}",
+            "p.yaml:8: error: NetworkPolicy default/p: spec.ingress[0].from[0].podSelecter: is no field of a NetworkPolicy; is it misspelt?; this peer matches nobody",
+        ),
+        (
+            "  podSelector: {}\n  ingress:\n  - form:\n    - podSelector: {}",
+            "p.yaml:7: error: NetworkPolicy default/p: spec.ingress[0].form: is no field of a NetworkPolicy; is it misspelt?; this rule matches nobody",
+        ),
+        (
+            "  podSelector: {}\n  ingress:\n  - ports:\n    - port: [80]",
+            "p.yaml:8: error: NetworkPolicy default/p: spec.ingress[0].ports[0].port: invalid type: sequence, expected IntOrString; this item matches no port",
+        ),
+        (
+            "  podSelector: {matchLabels: {version: 1}}\n  ingress: []",
+            "p.yaml:5: error: NetworkPolicy default/p: spec.podSelector.matchLabels.version: invalid type: integer `1`, expected a string: put it in quotes; every pod of the namespace is isolated by this policy",
+        ),
+        (
+            "  podSelector: {}\n  egres: []",
+            "p.yaml:6: error: NetworkPolicy default/p: spec.egres: is no field of a NetworkPolicy; is it misspelt?; both directions are isolated until it is corrected",
+        ),
+        (
+            "  podSelector: {}\n  ingress: []\n  ingress: [{}]",
+            "p.yaml:7: error: NetworkPolicy default/p: spec.ingress: stands twice; no ingress rule of it counts",
+        ),
+    ];
+    for (spec, expected) in cases {
+        let parsed = policy(spec);
+        assert_eq!(messages(&parsed), [expected], "{spec}");
+        let policy = only_policy(&parsed);
+        assert!(policy.ingress.is_some(), "{spec}");
+        assert_eq!(policy.problems.len(), 1, "{spec}");
+        for rule in policy.ingress.iter().flatten() {
+            assert!(rule.peers != Peers::Any || rule.ports != Ports::Any, "{spec} opens everything");
+        }
+    }
+}
+
+#[test]
+fn problems_of_meaning_point_at_their_line_too() {
+    let parsed = policy(
+        "  podSelector: {}\n  ingress:\n  - from:\n    - ipBlock:\n        cidr: 10.0.0.0/8\n        except:\n        - 10.1.0.0/16\n        - 11.0.0.0/16",
+    );
+    assert_eq!(
+        messages(&parsed),
+        [
+            "p.yaml:12: error: NetworkPolicy default/p: spec.ingress[0].from[0].ipBlock.except[1]: 11.0.0.0/16 is not inside the block 10.0.0.0/8; the whole ipBlock matches nothing"
+        ]
+    );
+}
+
+#[test]
+fn anchors_aliases_and_merge_keys_work() {
+    let text = "\
+apiVersion: v1
+kind: Pod
+metadata:
+  name: a
+  labels: &labels {app: web, tier: front}
+  annotations: {<<: *labels, app: other}
+";
+    let parsed = parse(text, "f");
+    assert_eq!(messages(&parsed), [""; 0]);
+    let Object::Pod(pod) = &parsed.objects[0].object else { panic!("a pod") };
+    assert_eq!(pod.labels.len(), 2);
+}
+
+#[test]
+fn aliases_that_multiply_and_deep_nesting_are_refused() {
+    let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+    for level in 1..12 {
+        let below = format!("*a{}", level - 1);
+        bomb += &format!("a{level}: &a{level} [{}]\n", [below.as_str(); 10].join(","));
+    }
+    let deep = format!("a: {}{}", "[".repeat(200), "]".repeat(200));
+    for text in [bomb, deep] {
+        assert_eq!(parse(&text, "f").errors.len(), 1);
+    }
+}
+
+#[test]
+fn json_that_yaml_does_not_take_is_json() {
+    let text = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","annotations":{"x":"\ud83d\ude00 a\/b"}}}"#;
+    assert_eq!(keys(&parse(text, "f.json")), ["1:Pod default/a"]);
+}
+
+#[test]
+fn duplicates_are_named_with_both_places() {
+    let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}}";
+    let objects: Vec<_> = ["x.yaml", "y.yaml"].into_iter().flat_map(|file| parse(text, file).objects).collect();
+    let found: Vec<_> = duplicates(&objects).iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["y.yaml:1: warning: Pod default/a: stands in x.yaml:1 too; this one counts"]);
+}
