@@ -1,0 +1,418 @@
+//! The agent on a node, as a process.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::cleanup::{BPFFS, PathGuard, forget_process, temporary_root, unique, watch_process};
+use crate::cluster::{Cluster, node_name};
+
+/// How long an agent may take to enforce what it finds when it starts.
+const START: Duration = Duration::from_secs(20);
+
+/// How to start one.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    node: u8,
+    arguments: Vec<String>,
+    binary: Option<PathBuf>,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self { node: 1, arguments: Vec::new(), binary: None }
+    }
+}
+
+impl AgentOptions {
+    /// The node it is for; the first unless told.
+    #[must_use]
+    pub const fn node(mut self, node: u8) -> Self {
+        self.node = node;
+        self
+    }
+
+    /// Further arguments of `netpol-agent run`.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// The executable, where it is not the one beside this test.
+    #[must_use]
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.binary = Some(path.to_owned());
+        self
+    }
+}
+
+/// A line the agent printed about a denied flow.
+#[derive(Clone, Debug)]
+pub struct Denied(pub Value);
+
+impl Denied {
+    fn text(&self, pointer: &str) -> &str {
+        self.0.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// `ingress` or `egress`.
+    pub fn direction(&self) -> &str {
+        self.text("/direction")
+    }
+
+    /// Why, as `netpol_common::Reason` names it.
+    pub fn reason(&self) -> &str {
+        self.text("/reason")
+    }
+
+    /// Who sent it: `namespace/name`, or its address.
+    pub fn from(&self) -> &str {
+        self.end("from")
+    }
+
+    /// Whom it was for.
+    pub fn to(&self) -> &str {
+        self.end("to")
+    }
+
+    fn end(&self, which: &str) -> &str {
+        let by_name = self.text(&format!("/{which}/pod"));
+        if by_name.is_empty() { self.text(&format!("/{which}/address")) } else { by_name }
+    }
+
+    /// The destination port.
+    pub fn port(&self) -> Option<u16> {
+        self.0.pointer("/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok())
+    }
+
+    /// `TCP`, `UDP`, …
+    pub fn protocol(&self) -> &str {
+        self.text("/protocol")
+    }
+
+    /// The policies that isolate the pod in that direction.
+    pub fn policies(&self) -> Vec<String> {
+        let list = self.0.pointer("/policies").and_then(Value::as_array);
+        let name = |item: &Value| item.as_str().or_else(|| item.get("name")?.as_str()).map(str::to_owned);
+        list.map(|items| items.iter().filter_map(name).collect()).unwrap_or_default()
+    }
+}
+
+/// A running agent. Dropping it ends the process and removes its pins.
+#[derive(Debug)]
+pub struct Agent {
+    options: AgentOptions,
+    pins: PathGuard,
+    ready: PathGuard,
+    child: Option<Child>,
+    output: Arc<Mutex<Output>>,
+    command: Launch,
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    denied: Vec<Denied>,
+    log: String,
+}
+
+#[derive(Debug)]
+struct Launch {
+    netns: crate::netns::Netns,
+    source: PathBuf,
+    binary: PathBuf,
+}
+
+impl Agent {
+    /// Starts one on the cluster's first node, and waits until it enforces.
+    ///
+    /// # Errors
+    /// Where there is no executable, or it does not get ready; then with what it logged.
+    pub fn start(cluster: &Cluster) -> Result<Self> {
+        Self::start_with(cluster, AgentOptions::default())
+    }
+
+    /// The same, told how.
+    ///
+    /// # Errors
+    /// Like [`Self::start`].
+    pub fn start_with(cluster: &Cluster, options: AgentOptions) -> Result<Self> {
+        let mut agent = Self {
+            pins: PathGuard::new(Path::new(BPFFS).join(unique("pins"))),
+            ready: PathGuard::new(temporary_root().join(unique("ready"))),
+            child: None,
+            output: Arc::default(),
+            command: Launch {
+                netns: cluster.host(&node_name(options.node)).netns().clone(),
+                source: cluster.manifests().path().to_owned(),
+                binary: options.binary.clone().map_or_else(binary, Ok)?,
+            },
+            options,
+        };
+        agent.restart()?;
+        Ok(agent)
+    }
+
+    /// Starts the process (again), and waits until it enforces.
+    ///
+    /// # Errors
+    /// Like [`Self::start`].
+    pub fn restart(&mut self) -> Result<()> {
+        self.launch()?;
+        let start = Instant::now();
+        while !self.ready_file().exists() {
+            if let Some(status) = self.child.as_mut().context("the agent was just started")?.try_wait()? {
+                bail!("the agent ended with {status} before it was ready; it said:\n{}", self.log());
+            }
+            ensure!(start.elapsed() < START, "the agent was not ready after {START:?}; it said:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Starts the process (again), without waiting.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn launch(&mut self) -> Result<()> {
+        self.end(Signal::SIGKILL)?;
+        fs::create_dir_all(self.ready.path()).context("making a directory for the agent's ready file")?;
+        // The one of the run before tells nothing about this one.
+        let _ = fs::remove_file(self.ready_file());
+        let mut command = self.command.netns.command(&self.command.binary);
+        command.arg("run");
+        command.arg("--source").arg(format!("dir:{}", self.command.source.display()));
+        command.arg("--node").arg(node_name(self.options.node));
+        command.arg("--pin-path").arg(self.pins.path());
+        command.arg("--ready-file").arg(self.ready_file());
+        command.args(&self.options.arguments);
+        die_with_us(&mut command);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", self.command.binary.display()))?;
+        watch_process(child.id());
+        let stdout = child.stdout.take().context("the agent has a stdout")?;
+        let stderr = child.stderr.take().context("the agent has a stderr")?;
+        self.child = Some(child);
+        let output = Arc::clone(&self.output);
+        std::thread::spawn(move || read_denials(stdout, &output));
+        let output = Arc::clone(&self.output);
+        std::thread::spawn(move || read_log(stderr, &output));
+        Ok(())
+    }
+
+    fn ready_file(&self) -> PathBuf {
+        self.ready.path().join("ready")
+    }
+
+    /// Where it pins.
+    pub fn pin_path(&self) -> &Path {
+        self.pins.path()
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Ends it as a crash would: it gets no chance to do anything.
+    ///
+    /// # Errors
+    /// Where it cannot be signalled.
+    pub fn crash(&mut self) -> Result<()> {
+        self.end(Signal::SIGKILL)
+    }
+
+    /// Asks it to end, and waits.
+    ///
+    /// # Errors
+    /// Where it cannot be signalled or does not end in time.
+    pub fn stop(&mut self) -> Result<()> {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let pid = child.id();
+        kill(Pid::from_raw(pid.cast_signed()), signal).with_context(|| format!("sending {signal} to the agent"))?;
+        let start = Instant::now();
+        let mut late = false;
+        while child.try_wait().context("waiting for the agent")?.is_none() {
+            late = start.elapsed() > Duration::from_secs(5);
+            if late {
+                child.kill().context("killing an agent that did not end")?;
+                child.wait().context("waiting for the killed agent")?;
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        forget_process(pid);
+        ensure!(!late, "the agent was still running 5 s after {signal}; it said:\n{}", self.log());
+        Ok(())
+    }
+
+    /// Runs `netpol-agent uninstall` in the node, and returns whether it succeeded and what it printed.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn uninstall(&mut self) -> Result<(bool, String)> {
+        self.end(Signal::SIGTERM)?;
+        let output = self
+            .command
+            .netns
+            .command(&self.command.binary)
+            .arg("uninstall")
+            .arg("--pin-path")
+            .arg(self.pins.path())
+            .output()
+            .context("starting netpol-agent uninstall")?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// The denied flows it has told of so far.
+    pub fn denied(&self) -> Vec<Denied> {
+        self.locked().denied.clone()
+    }
+
+    /// Forgets them.
+    pub fn forget_denied(&self) {
+        self.locked().denied.clear();
+    }
+
+    /// Waits for a line about a denied flow.
+    ///
+    /// # Errors
+    /// After two seconds, with those that came instead.
+    pub fn wait_denied(&self, wanted: impl Fn(&Denied) -> bool) -> Result<Denied> {
+        let start = Instant::now();
+        loop {
+            let denied = self.denied();
+            if let Some(found) = denied.iter().find(|line| wanted(line)) {
+                return Ok(found.clone());
+            }
+            if start.elapsed() > Duration::from_secs(2) {
+                let lines: Vec<_> = denied.iter().map(|line| line.0.to_string()).collect();
+                bail!("no such denial was told; these were:\n{}\nlog:\n{}", lines.join("\n"), self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.locked().log.clone()
+    }
+
+    /// Waits for words in its log.
+    ///
+    /// # Errors
+    /// After three seconds, with the log.
+    pub fn wait_log(&self, words: &[&str]) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let log = self.log();
+            if log.lines().any(|line| words.iter().all(|word| line.contains(word))) {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < Duration::from_secs(3), "no log line has all of {words:?}:\n{log}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Its resident memory in KiB.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let pid = self.pid().context("the agent does not run")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading the agent's status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in it")?;
+        line.trim().trim_end_matches(" kB").parse().context("reading VmRSS")
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Output> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Err(error) = self.end(Signal::SIGKILL) {
+            eprintln!("ending the agent: {error:#}");
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the agent's log ---\n{}--- its denials ---", self.log());
+            for line in self.denied().iter().rev().take(40).rev() {
+                eprintln!("{}", line.0);
+            }
+        }
+    }
+}
+
+/// The agent dies with the thread that started it, and keeps out of the terminal's process group: a Ctrl-C is ours to
+/// handle.
+fn die_with_us(command: &mut Command) {
+    command.process_group(0);
+    // SAFETY: prctl is a plain system call; it neither allocates nor locks.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        });
+    }
+}
+
+fn read_denials(stdout: impl Read, output: &Mutex<Output>) {
+    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        match serde_json::from_str(&line) {
+            Ok(value) => output.denied.push(Denied(value)),
+            Err(error) => output.log += &format!("(a line on stdout is not JSON: {error}: {line})\n"),
+        }
+    }
+}
+
+fn read_log(stderr: impl Read, output: &Mutex<Output>) {
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        output.log += &line;
+        output.log.push('\n');
+    }
+}
+
+/// The agent's executable: `NETPOL_AGENT`, else the one Cargo put beside this one.
+///
+/// # Errors
+/// Where there is none, with the line that builds it.
+pub fn binary() -> Result<PathBuf> {
+    let path = if let Some(path) = std::env::var_os("NETPOL_AGENT") {
+        PathBuf::from(path)
+    } else {
+        let own = std::env::current_exe().context("finding this executable")?;
+        let directory = own.parent().context("this executable is in a directory")?;
+        let directory = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+        directory.join("netpol-agent")
+    };
+    ensure!(
+        path.is_file(),
+        "there is no agent at {}: build it with `cargo xtask ebpf && cargo build -p netpol-agent`, or name one in NETPOL_AGENT",
+        path.display()
+    );
+    Ok(path)
+}

@@ -1,0 +1,179 @@
+//! What outlives a process, and how it goes away: by guards, on an interrupt, or swept by the next run.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::unistd::Pid;
+
+/// Where bpffs is.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// How names of everything made here begin.
+pub const PREFIX: &str = "npt-";
+
+#[derive(Default)]
+struct Registry {
+    processes: BTreeSet<i32>,
+    paths: BTreeSet<PathBuf>,
+    farewell: Option<fn(&Remains)>,
+}
+
+/// What was still there when an interrupt came, and is gone now.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// Processes that were ended.
+    pub processes: usize,
+    /// Pins and directories that were removed.
+    pub paths: usize,
+    /// What could not be removed.
+    pub left: Vec<String>,
+}
+
+fn registry() -> MutexGuard<'static, Registry> {
+    static REGISTRY: OnceLock<Mutex<Registry>> = OnceLock::new();
+    REGISTRY.get_or_init(Mutex::default).lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Says a last word when the process is interrupted, after everything was removed.
+pub fn on_interrupt(farewell: fn(&Remains)) {
+    registry().farewell = Some(farewell);
+}
+
+/// A name for something that may outlive the process: `npt-PID-NUMBER-WORD`.
+pub fn unique(word: &str) -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{PREFIX}{}-{}-{word}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Removes a path with all below it when dropped, or on an interrupt.
+#[derive(Debug)]
+pub struct PathGuard(PathBuf);
+
+impl PathGuard {
+    /// Guards a path that may or may not be there yet.
+    pub fn new(path: PathBuf) -> Self {
+        prepare();
+        registry().paths.insert(path.clone());
+        Self(path)
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for PathGuard {
+    fn drop(&mut self) {
+        registry().paths.remove(&self.0);
+        if let Err(error) = remove(&self.0) {
+            eprintln!("removing {}: {error}; remove it by hand", self.0.display());
+        }
+    }
+}
+
+/// Notes a process that must not outlive this one.
+pub(crate) fn watch_process(pid: u32) {
+    prepare();
+    registry().processes.insert(pid.cast_signed());
+}
+
+/// The process has ended.
+pub(crate) fn forget_process(pid: u32) {
+    registry().processes.remove(&pid.cast_signed());
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Where directories that outlive nothing are made.
+pub fn temporary_root() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// Once per process: sweeps what dead runs left, and arranges for interrupts.
+pub fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for root in [Path::new(BPFFS), &temporary_root()] {
+            sweep(root);
+        }
+        if let Err(error) = catch_interrupts() {
+            eprintln!("interrupts will leave pins behind: {error:#}");
+        }
+    });
+}
+
+/// Removes entries named after processes that are gone.
+fn sweep(root: &Path) {
+    let Ok(entries) = fs::read_dir(root) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split('-').next());
+        if let Some(owner) = owner.and_then(|owner| owner.parse::<u32>().ok())
+            && !Path::new(&format!("/proc/{owner}")).exists()
+            && let Err(error) = remove(&entry.path())
+        {
+            eprintln!("sweeping {} of a run that died: {error}", entry.path().display());
+        }
+    }
+}
+
+static WAKE: OnceLock<std::os::fd::OwnedFd> = OnceLock::new();
+
+extern "C" fn wake_cleaner(_signal: i32) {
+    if let Some(pipe) = WAKE.get() {
+        // Nothing to do about a full pipe: the cleaner is awake already.
+        let _ = nix::unistd::write(pipe, b"!");
+    }
+}
+
+fn catch_interrupts() -> Result<()> {
+    let (reader, writer) = nix::unistd::pipe().context("making a pipe")?;
+    WAKE.set(writer).map_err(|_| anyhow::anyhow!("interrupts are caught already"))?;
+    std::thread::Builder::new()
+        .name("cleaner".into())
+        .spawn(move || {
+            let mut byte = [0];
+            while nix::unistd::read(&reader, &mut byte).is_err() {}
+            clean_and_exit();
+        })
+        .context("starting the thread that cleans up after an interrupt")?;
+    let action = SigAction::new(SigHandler::Handler(wake_cleaner), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only writes to a pipe, which is async-signal-safe.
+        unsafe { sigaction(signal, &action) }.with_context(|| format!("catching {signal}"))?;
+    }
+    Ok(())
+}
+
+fn clean_and_exit() -> ! {
+    let mut registry = registry();
+    let mut remains = Remains { processes: registry.processes.len(), ..Remains::default() };
+    for &pid in &registry.processes {
+        // They may have ended by themselves.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(Pid::from_raw(pid), None);
+    }
+    for path in std::mem::take(&mut registry.paths) {
+        match remove(&path) {
+            Ok(()) => remains.paths += 1,
+            Err(error) => remains.left.push(format!("{}: {error}", path.display())),
+        }
+    }
+    if let Some(farewell) = registry.farewell {
+        farewell(&remains);
+    }
+    // The namespaces go with the process.
+    std::process::exit(130);
+}

@@ -1,0 +1,153 @@
+//! Describing a cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use netpol_policy::model::Protocol;
+
+use super::{Cluster, Families, PodSpec, Topology, host, node_name, pod, wiring};
+use crate::cleanup;
+use crate::manifests::Manifests;
+use crate::netns::Netns;
+use crate::serve::Servers;
+
+/// What a cluster is to be.
+#[derive(Debug)]
+pub struct ClusterBuilder {
+    topology: Topology,
+    families: Families,
+    nodes: u8,
+    namespaces: Vec<(String, String)>,
+    pods: Vec<PodSpec>,
+    outside: Vec<IpAddr>,
+    serve: Vec<(Protocol, u16)>,
+}
+
+impl Default for ClusterBuilder {
+    fn default() -> Self {
+        Self {
+            topology: Topology::Bridge,
+            families: Families::V4,
+            nodes: 1,
+            namespaces: Vec::new(),
+            pods: Vec::new(),
+            outside: Vec::new(),
+            serve: vec![(Protocol::Tcp, 80), (Protocol::Udp, 53)],
+        }
+    }
+}
+
+impl ClusterBuilder {
+    /// How pods are connected; a bridge unless told.
+    #[must_use]
+    pub const fn topology(mut self, topology: Topology) -> Self {
+        self.topology = topology;
+        self
+    }
+
+    /// Address families; IPv4 unless told.
+    #[must_use]
+    pub const fn families(mut self, families: Families) -> Self {
+        self.families = families;
+        self
+    }
+
+    /// How many nodes; one unless told.
+    #[must_use]
+    pub const fn nodes(mut self, nodes: u8) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// A namespace with labels. Those that only pods name get none.
+    #[must_use]
+    pub fn namespace(mut self, name: &str, labels: &str) -> Self {
+        self.namespaces.push((name.into(), labels.into()));
+        self
+    }
+
+    /// A pod.
+    #[must_use]
+    pub fn pod(mut self, pod: PodSpec) -> Self {
+        self.pods.push(pod);
+        self
+    }
+
+    /// Pods by `namespace/name`, labels.
+    #[must_use]
+    pub fn pods(mut self, pods: &[(&str, &str)]) -> Self {
+        self.pods.extend(pods.iter().map(|(name, labels)| PodSpec::new(name).labels(labels)));
+        self
+    }
+
+    /// A further address of the outside host, which it serves and connects from. Of a family not in use: ignored.
+    ///
+    /// # Panics
+    /// Where it is not an address.
+    #[must_use]
+    pub fn outside(mut self, address: &str) -> Self {
+        self.outside.push(address.parse().unwrap_or_else(|error| panic!("{address:?}: {error}")));
+        self
+    }
+
+    /// The ports that every pod and outside host serves; 80/TCP and 53/UDP unless told.
+    #[must_use]
+    pub fn serve(mut self, ports: &[(Protocol, u16)]) -> Self {
+        self.serve = ports.to_vec();
+        self
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// Without root, or where the kernel refuses.
+    pub fn build(self) -> Result<Cluster> {
+        cleanup::prepare();
+        let fabric = Netns::new("the fabric")?;
+        fabric.ip("link add fabric type bridge\nlink set fabric up")?;
+        let manifests = Manifests::new()?;
+        let mut hosts = BTreeMap::new();
+        for node in 1..=self.nodes {
+            let host = wiring::wire_node(&fabric, node, self.nodes, self.topology, self.families)
+                .with_context(|| format!("making {}", node_name(node)))?;
+            manifests.write(
+                &format!("{}.yaml", host.name()),
+                &pod::node_manifest(host.name(), &host::uplink_addresses(node, self.families)),
+            )?;
+            hosts.insert(host.name().to_owned(), host);
+        }
+        let further: Vec<_> = self.outside.into_iter().filter(|address| self.families.has(*address)).collect();
+        for host in wiring::wire_outside(&fabric, self.nodes, &further, self.families).context("making the outside")? {
+            hosts.insert(host.name().to_owned(), host);
+        }
+        let servers = Servers::start()?;
+        for host in hosts.values().filter(|host| host.is_outside()) {
+            servers.serve(host, &self.serve)?;
+        }
+        let mut cluster = Cluster {
+            topology: self.topology,
+            families: self.families,
+            serve: self.serve,
+            hosts,
+            specs: BTreeMap::new(),
+            next_number: 10,
+            next_link: 0,
+            servers,
+            manifests,
+            _fabric: fabric,
+        };
+        let mut named: BTreeSet<_> = self.pods.iter().map(|pod| pod.namespace().to_owned()).collect();
+        for (name, labels) in &self.namespaces {
+            cluster.label_namespace(name, labels)?;
+            named.remove(name);
+        }
+        for name in named {
+            cluster.label_namespace(&name, "")?;
+        }
+        for pod in self.pods {
+            cluster.add_pod(pod)?;
+        }
+        Ok(cluster)
+    }
+}

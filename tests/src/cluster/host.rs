@@ -1,0 +1,217 @@
+//! Anything with addresses.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::netns::Netns;
+
+/// The host outside the cluster.
+pub const OUTSIDE: &str = "outside";
+
+/// How pods are connected to their node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// Veths are ports of one bridge, as with the bridge plugin or Flannel.
+    Bridge,
+    /// A route per pod and the gateway's address on each veth, as with the ptp plugin.
+    Routed,
+}
+
+/// Address families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+    /// Both.
+    Dual,
+}
+
+impl Families {
+    /// Those of `addresses` that are in use.
+    pub fn pick(self, v4: Ipv4Addr, v6: Ipv6Addr) -> Vec<IpAddr> {
+        match self {
+            Self::V4 => vec![v4.into()],
+            Self::V6 => vec![v6.into()],
+            Self::Dual => vec![v4.into(), v6.into()],
+        }
+    }
+
+    /// Whether the family of `address` is in use.
+    pub const fn has(self, address: IpAddr) -> bool {
+        match self {
+            Self::V4 => address.is_ipv4(),
+            Self::V6 => address.is_ipv6(),
+            Self::Dual => true,
+        }
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// The pod's end of a veth. Numbered, so that raw frames need no neighbour discovery and a reused address keeps its
+    /// link-layer address.
+    pub const fn of_pod(node: u8, number: u8) -> Self {
+        Self([2, 0x77, node, number, 0, 1])
+    }
+
+    /// The node's end of it.
+    pub const fn of_veth(node: u8, number: u8) -> Self {
+        Self([2, 0x77, node, number, 0, 2])
+    }
+
+    /// The node's bridge.
+    pub const fn of_bridge(node: u8) -> Self {
+        Self([2, 0x77, node, 0, 0, 3])
+    }
+
+    /// The uplink of a node; 100 is the outside.
+    pub const fn of_uplink(number: u8) -> Self {
+        Self([2, 0x77, number, 0, 0, 4])
+    }
+}
+
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// What a node is called.
+pub fn node_name(node: u8) -> String {
+    format!("node-{node}")
+}
+
+/// The gateway's addresses on a node: the bridge's, or those on each routed veth.
+pub fn gateway(node: u8, families: Families) -> Vec<IpAddr> {
+    families.pick(Ipv4Addr::new(10, 77, node, 1), pod_v6(node, 1))
+}
+
+/// The addresses of a pod; number 0 is the node's network of pods.
+pub(super) fn pod_addresses(node: u8, number: u8, families: Families) -> Vec<IpAddr> {
+    families.pick(Ipv4Addr::new(10, 77, node, number), pod_v6(node, number))
+}
+
+/// The addresses on the network between nodes.
+pub(super) fn uplink_addresses(number: u8, families: Families) -> Vec<IpAddr> {
+    families.pick(Ipv4Addr::new(172, 31, 77, number), Ipv6Addr::new(0xfd31, 0x77, 0, 0, 0, 0, 0, u16::from(number)))
+}
+
+const fn pod_v6(node: u8, number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd77, 0, 0, node as u16, 0, 0, 0, number as u16)
+}
+
+/// Something with addresses in a namespace: a pod, a node, or a host outside.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub(super) name: String,
+    pub(super) netns: Netns,
+    pub(super) addresses: Vec<IpAddr>,
+    /// The interface raw frames leave by, and both ends' link-layer addresses on it.
+    pub(super) interface: &'static str,
+    pub(super) mac: Mac,
+    pub(super) gateway: Mac,
+    pub(super) kind: Kind,
+    pub(super) node: u8,
+    pub(super) veth: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Pod,
+    Node,
+    Outside,
+}
+
+impl Host {
+    /// `namespace/name`, `node-1`, `outside`, or an address.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it lives.
+    pub const fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its addresses, IPv4 first.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Its IPv4 address.
+    ///
+    /// # Panics
+    /// Where it has none.
+    pub fn v4(&self) -> Ipv4Addr {
+        let address = self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        });
+        address.unwrap_or_else(|| panic!("{} has no IPv4 address", self.name))
+    }
+
+    /// Its IPv6 address.
+    ///
+    /// # Panics
+    /// Where it has none.
+    pub fn v6(&self) -> Ipv6Addr {
+        let address = self.addresses.iter().find_map(|address| match address {
+            IpAddr::V6(v6) => Some(*v6),
+            IpAddr::V4(_) => None,
+        });
+        address.unwrap_or_else(|| panic!("{} has no IPv6 address", self.name))
+    }
+
+    /// Its address of the same family.
+    pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv4() == other.is_ipv4())
+    }
+
+    /// The address its sockets bind to; a node lets the kernel choose, as host processes do.
+    pub fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
+        match self.kind {
+            Kind::Node => None,
+            Kind::Pod | Kind::Outside => self.address_like(destination),
+        }
+    }
+
+    /// Whether it is outside the cluster.
+    pub fn is_outside(&self) -> bool {
+        self.kind == Kind::Outside
+    }
+
+    /// Its interface for raw frames.
+    pub const fn interface(&self) -> &'static str {
+        self.interface
+    }
+
+    /// Its link-layer address.
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// The node's end of a pod's veth, by name.
+    pub fn veth(&self) -> &str {
+        &self.veth
+    }
+
+    /// The link-layer address frames to `other` go to.
+    pub fn next_hop(&self, other: &Self, topology: Topology) -> Mac {
+        let neighbours = topology == Topology::Bridge
+            && self.kind == Kind::Pod
+            && other.kind == Kind::Pod
+            && self.node == other.node;
+        if neighbours || self.kind == Kind::Outside && other.kind == Kind::Outside {
+            other.mac
+        } else if self.kind == Kind::Outside {
+            Mac::of_uplink(other.node)
+        } else {
+            self.gateway
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Pods and namespaces as manifests tell of them.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use netpol_policy::model::Protocol;
+
+use super::host::node_name;
+
+/// A pod to be made.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    namespace: String,
+    name: String,
+    labels: String,
+    ports: Vec<(String, Protocol, u16)>,
+    phase: &'static str,
+    pub(super) node: u8,
+    pub(super) number: Option<u8>,
+}
+
+impl PodSpec {
+    /// A pod on the first node, by `namespace/name`.
+    ///
+    /// # Panics
+    /// Where the name is not of that form.
+    pub fn new(name: &str) -> Self {
+        let (namespace, name) = name.split_once('/').unwrap_or_else(|| panic!("{name:?} is not namespace/name"));
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            labels: String::new(),
+            ports: Vec::new(),
+            phase: "Running",
+            node: 1,
+            number: None,
+        }
+    }
+
+    /// Its labels: `app=web,tier=front`.
+    #[must_use]
+    pub fn labels(mut self, labels: &str) -> Self {
+        labels.clone_into(&mut self.labels);
+        self
+    }
+
+    /// A named container port.
+    #[must_use]
+    pub fn port(mut self, name: &str, protocol: Protocol, port: u16) -> Self {
+        self.ports.push((name.into(), protocol, port));
+        self
+    }
+
+    /// The node it runs on, from 1.
+    #[must_use]
+    pub const fn node(mut self, node: u8) -> Self {
+        self.node = node;
+        self
+    }
+
+    /// The last part of its addresses, instead of the next free one.
+    #[must_use]
+    pub const fn number(mut self, number: u8) -> Self {
+        self.number = Some(number);
+        self
+    }
+
+    /// Its `status.phase`.
+    #[must_use]
+    pub const fn phase(mut self, phase: &'static str) -> Self {
+        self.phase = phase;
+        self
+    }
+
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Its namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Its manifest, with the addresses it got.
+    pub fn manifest(&self, addresses: &[IpAddr]) -> String {
+        let Self { namespace, name, .. } = self;
+        let mut yaml = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
+        yaml += &labels_yaml(&self.labels);
+        let _ = write!(
+            yaml,
+            "spec:\n  nodeName: {}\n  containers:\n  - name: main\n    image: none\n",
+            node_name(self.node)
+        );
+        if !self.ports.is_empty() {
+            yaml += "    ports:\n";
+        }
+        for (port_name, protocol, port) in &self.ports {
+            let protocol = protocol.name();
+            let _ = writeln!(yaml, "    - {{name: {port_name}, protocol: {protocol}, containerPort: {port}}}");
+        }
+        let _ = writeln!(yaml, "status:\n  phase: {}", self.phase);
+        if let Some(first) = addresses.first() {
+            let _ = writeln!(yaml, "  podIP: \"{first}\"\n  podIPs:");
+            for address in addresses {
+                let _ = writeln!(yaml, "  - ip: \"{address}\"");
+            }
+        }
+        yaml
+    }
+}
+
+/// A namespace's manifest.
+pub(super) fn namespace_manifest(name: &str, labels: &str) -> String {
+    format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n{}", labels_yaml(labels))
+}
+
+/// A node's manifest.
+pub(super) fn node_manifest(name: &str, addresses: &[IpAddr]) -> String {
+    let mut yaml = format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\nstatus:\n  addresses:\n");
+    for address in addresses {
+        let _ = writeln!(yaml, "  - {{type: InternalIP, address: \"{address}\"}}");
+    }
+    yaml
+}
+
+fn labels_yaml(labels: &str) -> String {
+    let mut yaml = String::new();
+    for label in labels.split(',').map(str::trim).filter(|label| !label.is_empty()) {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        if yaml.is_empty() {
+            yaml += "  labels:\n";
+        }
+        let _ = writeln!(yaml, "    {key}: \"{value}\"");
+    }
+    yaml
+}

@@ -1,0 +1,192 @@
+//! Links, addresses and routes.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::host::{Kind, Mac, OUTSIDE, gateway, node_name, pod_addresses, uplink_addresses};
+use super::{Families, Host, Topology};
+use crate::netns::Netns;
+
+/// The outside host's number on the network between nodes.
+const OUTSIDE_NUMBER: u8 = 100;
+
+const fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+const fn network_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 24 } else { 64 }
+}
+
+/// Addresses are usable at once: nobody else here could have them.
+const fn flags(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "" } else { " nodad" }
+}
+
+/// Plugs a namespace into the switch and gives it its addresses there.
+fn wire_uplink(fabric: &Netns, netns: &Netns, number: u8, addresses: &[IpAddr]) -> Result<()> {
+    fabric.ip(&format!(
+        "link add port{number} type veth peer name uplink address {mac} netns {path}\n\
+         link set port{number} master fabric up",
+        mac = Mac::of_uplink(number),
+        path = netns.path(),
+    ))?;
+    let mut lines = String::new();
+    for &address in addresses {
+        let _ = writeln!(lines, "addr add {address}/{} dev uplink{}", network_prefix(address), flags(address));
+    }
+    lines += "link set uplink up\n";
+    netns.ip(&lines)
+}
+
+fn quiet(netns: &Netns, forwarding: &str) -> Result<()> {
+    netns.sysctl(&[
+        ("ipv6/conf/all/accept_dad", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/all/forwarding", forwarding),
+        ("ipv6/conf/default/forwarding", forwarding),
+        ("ipv4/ip_forward", forwarding),
+        // Tests spoof; what stops them is to be netpol, not the kernel.
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+    ])
+}
+
+pub(super) fn wire_node(fabric: &Netns, node: u8, nodes: u8, topology: Topology, families: Families) -> Result<Host> {
+    let name = node_name(node);
+    let netns = Netns::new(&name)?;
+    quiet(&netns, "1")?;
+    let uplink = uplink_addresses(node, families);
+    wire_uplink(fabric, &netns, node, &uplink)?;
+    let mut lines = String::new();
+    if topology == Topology::Bridge {
+        let _ = writeln!(
+            lines,
+            "link add cni0 address {} type bridge forward_delay 0\nlink set cni0 up",
+            Mac::of_bridge(node)
+        );
+        for address in gateway(node, families) {
+            let _ = writeln!(lines, "addr add {address}/{} dev cni0{}", network_prefix(address), flags(address));
+        }
+    }
+    for other in (1..=nodes).filter(|other| *other != node) {
+        for (address, via) in pod_addresses(other, 0, families).into_iter().zip(uplink_addresses(other, families)) {
+            let _ = writeln!(lines, "route add {address}/{} via {via}", network_prefix(address));
+        }
+    }
+    for via in uplink_addresses(OUTSIDE_NUMBER, families) {
+        let _ = writeln!(lines, "route add default via {via}");
+    }
+    netns.ip(&lines)?;
+    Ok(Host {
+        name,
+        netns,
+        addresses: uplink,
+        interface: "uplink",
+        mac: Mac::of_uplink(node),
+        gateway: Mac::of_uplink(OUTSIDE_NUMBER),
+        kind: Kind::Node,
+        node,
+        veth: "uplink".into(),
+    })
+}
+
+pub(super) fn wire_outside(fabric: &Netns, nodes: u8, further: &[IpAddr], families: Families) -> Result<Vec<Host>> {
+    let netns = Netns::new(OUTSIDE)?;
+    quiet(&netns, "0")?;
+    let addresses = uplink_addresses(OUTSIDE_NUMBER, families);
+    wire_uplink(fabric, &netns, OUTSIDE_NUMBER, &addresses)?;
+    let mut lines = String::new();
+    for node in 1..=nodes {
+        for (address, via) in pod_addresses(node, 0, families).into_iter().zip(uplink_addresses(node, families)) {
+            let _ = writeln!(lines, "route add {address}/{} via {via}", network_prefix(address));
+        }
+    }
+    for &address in further {
+        let _ = writeln!(lines, "addr add {address}/{} dev lo{}", host_prefix(address), flags(address));
+    }
+    netns.ip(&lines)?;
+    let host = |name: String, addresses: Vec<IpAddr>| Host {
+        name,
+        netns: netns.clone(),
+        addresses,
+        interface: "uplink",
+        mac: Mac::of_uplink(OUTSIDE_NUMBER),
+        gateway: Mac::of_uplink(1),
+        kind: Kind::Outside,
+        node: OUTSIDE_NUMBER,
+        veth: "uplink".into(),
+    };
+    let first = host(OUTSIDE.into(), addresses);
+    Ok(std::iter::once(first).chain(further.iter().map(|address| host(address.to_string(), vec![*address]))).collect())
+}
+
+pub(super) fn wire_pod(
+    node_host: &Host,
+    name: &str,
+    node: u8,
+    number: u8,
+    link: u32,
+    topology: Topology,
+    families: Families,
+) -> Result<Host> {
+    let netns = Netns::new(name)?;
+    quiet(&netns, "0")?;
+    // As plugins name them: nothing in the name tells whose it is.
+    let veth = format!("veth{:08x}", u32::from(node) << 24 | link);
+    let addresses = pod_addresses(node, number, families);
+    let gateways = gateway(node, families);
+    let mut lines = format!(
+        "link add {veth} address {outer} type veth peer name eth0 address {inner} netns {path}\n",
+        outer = Mac::of_veth(node, number),
+        inner = Mac::of_pod(node, number),
+        path = netns.path(),
+    );
+    match topology {
+        Topology::Bridge => {
+            let _ = writeln!(
+                lines,
+                "link set {veth} master cni0\nlink set {veth} type bridge_slave hairpin on\nlink set {veth} up"
+            );
+        }
+        Topology::Routed => {
+            for &address in &gateways {
+                let _ = writeln!(lines, "addr add {address}/{} dev {veth}{}", host_prefix(address), flags(address));
+            }
+            let _ = writeln!(lines, "link set {veth} up");
+            for &address in &addresses {
+                let _ = writeln!(lines, "route add {address}/{} dev {veth}", host_prefix(address));
+            }
+        }
+    }
+    node_host.netns.ip(&lines)?;
+    let mut lines = String::new();
+    for &address in &addresses {
+        let prefix = if topology == Topology::Bridge { network_prefix(address) } else { host_prefix(address) };
+        let _ = writeln!(lines, "addr add {address}/{prefix} dev eth0{}", flags(address));
+    }
+    lines += "link set eth0 up\n";
+    for &address in &gateways {
+        if topology == Topology::Routed {
+            let _ = writeln!(lines, "route add {address}/{} dev eth0", host_prefix(address));
+        }
+        let _ = writeln!(lines, "route add default via {address} dev eth0");
+    }
+    netns.ip(&lines)?;
+    Ok(Host {
+        name: name.to_owned(),
+        netns,
+        addresses,
+        interface: "eth0",
+        mac: Mac::of_pod(node, number),
+        gateway: match topology {
+            Topology::Bridge => Mac::of_bridge(node),
+            Topology::Routed => Mac::of_veth(node, number),
+        },
+        kind: Kind::Pod,
+        node,
+        veth,
+    })
+}

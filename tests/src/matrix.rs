@@ -1,0 +1,172 @@
+//! Who reaches whom: measured with sockets, or meant by the policies.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use netpol_policy::manifest;
+use netpol_policy::model::{Object, Protocol};
+use netpol_policy::reference::{self, End};
+use netpol_policy::world::World;
+
+use crate::cluster::Cluster;
+use crate::probe::{Outcome, Probe};
+
+/// One question of a matrix.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cell {
+    /// `namespace/name`, or a name outside.
+    pub from: String,
+    /// `namespace/name`, or a name outside.
+    pub to: String,
+    /// With what.
+    pub protocol: Protocol,
+    /// The port at the destination.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} -> {} {}/{}", self.from, self.to, self.port, self.protocol.name())
+    }
+}
+
+/// Answers by question: whether it passes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Matrix(pub BTreeMap<Cell, bool>);
+
+impl Matrix {
+    /// All questions between different ends of a cluster, but not from outside to outside.
+    pub fn questions(cluster: &Cluster, ports: &[(Protocol, u16)]) -> Vec<Cell> {
+        let ends = cluster.ends();
+        let is_outside = |name: &String| cluster.host(name).is_outside();
+        let mut cells = Vec::new();
+        for from in &ends {
+            for to in ends.iter().filter(|to| *to != from && !(is_outside(from) && is_outside(to))) {
+                for &(protocol, port) in ports {
+                    cells.push(Cell { from: from.clone(), to: to.clone(), protocol, port });
+                }
+            }
+        }
+        cells
+    }
+
+    /// Measures with real connections, over every address family both ends have; they must agree.
+    ///
+    /// # Errors
+    /// Where families disagree, or somebody else answers.
+    pub fn measure(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
+        let mut probes = Vec::new();
+        let mut owners = Vec::new();
+        for cell in cells {
+            for probe in cluster.probes(&cell.from, &cell.to, cell.protocol, cell.port) {
+                probes.push(probe);
+                owners.push(cell);
+            }
+        }
+        let outcomes = cluster.try_all(&probes)?;
+        let mut found = BTreeMap::new();
+        for ((probe, outcome), cell) in probes.iter().zip(&outcomes).zip(owners) {
+            let passed = match outcome {
+                Outcome::Allowed => true,
+                Outcome::Dropped => false,
+                Outcome::Refused | Outcome::Misled(_) | Outcome::Failed(_) => bail!("{probe}: {outcome:?}"),
+            };
+            if let Some(before) = found.insert(cell.clone(), passed) {
+                ensure!(before == passed, "{cell}: IPv4 and IPv6 disagree: {before}, then {passed} with {probe}");
+            }
+        }
+        Ok(Self(found))
+    }
+
+    /// What the policies in the cluster's manifests mean, read as the standard is written.
+    ///
+    /// # Errors
+    /// Where an end cannot be named to the reference. A manifest that is not understood is no error: it may be meant so.
+    pub fn meant(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
+        let world = world_of(cluster)?;
+        let mut found = BTreeMap::new();
+        for cell in cells {
+            let mut passes = Vec::new();
+            for Probe { address, .. } in cluster.probes(&cell.from, &cell.to, cell.protocol, cell.port) {
+                // By addresses, so that every family is asked about; one that a pod has means that pod.
+                let source = cluster.host(&cell.from).address_like(address).context("a probe has a source")?;
+                let (from, to) = (End::Address(source), End::Address(address));
+                let connection = reference::connection(&world, &from, &to, cell.protocol.number(), cell.port)
+                    .with_context(|| format!("asking the reference about {cell}"))?;
+                passes.push(connection.allowed());
+            }
+            found.insert(cell.clone(), passes.into_iter().all(|pass| pass));
+        }
+        Ok(Self(found))
+    }
+
+    /// Where two matrices differ: the question, this answer, the other's.
+    pub fn differences<'m>(&'m self, other: &'m Self) -> Vec<(&'m Cell, bool, bool)> {
+        let pairs = self.0.iter().filter_map(|(cell, mine)| other.0.get(cell).map(|theirs| (cell, *mine, *theirs)));
+        pairs.filter(|(_, mine, theirs)| mine != theirs).collect()
+    }
+
+    /// How many pass.
+    pub fn allowed(&self) -> usize {
+        self.0.values().filter(|passes| **passes).count()
+    }
+}
+
+/// The objects in the cluster's directory.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub fn world_of(cluster: &Cluster) -> Result<World> {
+    let mut objects: Vec<Object> = Vec::new();
+    let directory = cluster.manifests().path();
+    for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
+        let path = entry.context("reading the manifests' directory")?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        objects.extend(manifest::parse(&text, &name).objects.into_iter().map(|located| located.object));
+    }
+    Ok(World::of(objects))
+}
+
+/// Measures until what is measured is what is meant; policies take effect within milliseconds, not at once.
+///
+/// # Errors
+/// After `within`, with the differences.
+pub fn settle(cluster: &Cluster, ports: &[(Protocol, u16)], within: Duration) -> Result<Matrix> {
+    let cells = Matrix::questions(cluster, ports);
+    let meant = Matrix::meant(cluster, &cells)?;
+    settle_on(cluster, &meant, within)
+}
+
+/// The same, for an expected matrix.
+///
+/// # Errors
+/// After `within`, with the differences.
+pub fn settle_on(cluster: &Cluster, meant: &Matrix, within: Duration) -> Result<Matrix> {
+    let start = Instant::now();
+    let cells: Vec<_> = meant.0.keys().cloned().collect();
+    loop {
+        let measured = Matrix::measure(cluster, &cells);
+        let error = match &measured {
+            Ok(found) if found == meant => return measured,
+            Ok(found) => describe(&meant.differences(found)),
+            Err(error) => format!("{error:#}"),
+        };
+        ensure!(start.elapsed() < within, "after {within:?} what is measured is still not what is meant:\n{error}");
+    }
+}
+
+fn describe(differences: &[(&Cell, bool, bool)]) -> String {
+    let word = |passes: bool| if passes { "allowed" } else { "dropped" };
+    let mut text = String::new();
+    for (cell, meant, measured) in differences {
+        let _ = writeln!(text, "  {cell}: meant {}, measured {}", word(*meant), word(*measured));
+    }
+    text
+}

@@ -1,0 +1,169 @@
+//! Frames sent and seen as they are on the link.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cluster::{Cluster, Host};
+use crate::packet::{Marker, frame};
+
+/// How long a frame may take to arrive.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// A socket that sends and receives whole frames at a host's interface.
+#[derive(Debug)]
+pub struct Link {
+    socket: OwnedFd,
+}
+
+impl Link {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn open(host: &Host) -> Result<Self> {
+        host.netns()
+            .run(|| {
+                let every_protocol = (libc::ETH_P_ALL as u16).to_be();
+                let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+                // SAFETY: takes no pointers.
+                let fd = unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(every_protocol)) };
+                ensure!(fd >= 0, "opening a packet socket: {}", std::io::Error::last_os_error());
+                // SAFETY: the descriptor was just made and nobody else owns it.
+                let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+                let name = CString::new(host.interface()).context("an interface's name has no zero byte")?;
+                // SAFETY: `name` is a C string that lives through the call.
+                let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+                ensure!(index != 0, "no interface {}", host.interface());
+                // SAFETY: all bytes zero is a valid sockaddr_ll.
+                let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+                address.sll_family = libc::AF_PACKET as u16;
+                address.sll_protocol = every_protocol;
+                address.sll_ifindex = index.cast_signed();
+                // SAFETY: the pointer and length are those of `address`.
+                let bound = unsafe {
+                    libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+                };
+                ensure!(bound == 0, "binding a packet socket: {}", std::io::Error::last_os_error());
+                Ok(Self { socket })
+            })
+            .with_context(|| format!("at {}", host.name()))
+    }
+
+    /// Sends a frame.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        // SAFETY: the pointer and length are those of `frame`.
+        let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        ensure!(sent >= 0, "sending a frame of {} bytes: {}", frame.len(), std::io::Error::last_os_error());
+        Ok(())
+    }
+
+    /// The next frame that arrived, if one has.
+    pub fn receive(&self) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            // SAFETY: all bytes zero is a valid sockaddr_ll.
+            let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            let mut from_length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            // SAFETY: pointers and lengths are those of `buffer` and `from`.
+            let length = unsafe {
+                libc::recvfrom(
+                    self.socket.as_raw_fd(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                    0,
+                    (&raw mut from).cast(),
+                    &raw mut from_length,
+                )
+            };
+            let length = usize::try_from(length).ok()?;
+            // What this host sends itself is seen here too.
+            if from.sll_pkttype != libc::PACKET_OUTGOING {
+                buffer.truncate(length);
+                return Some(buffer);
+            }
+        }
+    }
+}
+
+/// A packet, or several that belong together, whose last carries a marker.
+#[derive(Clone, Debug)]
+pub struct Shot {
+    what: String,
+    frames: Vec<Vec<u8>>,
+    marker: Marker,
+}
+
+impl Shot {
+    /// IP packets from one host to another, sent in order; the last one carries the marker.
+    pub fn new(cluster: &Cluster, from: &str, to: &str, what: &str, marker: Marker, packets: &[Vec<u8>]) -> Self {
+        Self::tagged(cluster, from, to, what, marker, packets, &[])
+    }
+
+    /// The same below VLAN tags.
+    pub fn tagged(
+        cluster: &Cluster,
+        from: &str,
+        to: &str,
+        what: &str,
+        marker: Marker,
+        packets: &[Vec<u8>],
+        vlans: &[u16],
+    ) -> Self {
+        let (source, destination) = (cluster.host(from), cluster.host(to));
+        let next_hop = source.next_hop(destination, cluster.topology());
+        let frames = packets.iter().map(|packet| frame(next_hop, source.mac(), vlans, packet)).collect();
+        Self { what: what.to_owned(), frames, marker }
+    }
+}
+
+/// Sends each shot and says of each whether its last packet arrived.
+///
+/// # Errors
+/// Where a packet cannot be sent.
+pub fn fire(cluster: &Cluster, from: &str, to: &str, shots: &[Shot]) -> Result<Vec<bool>> {
+    let sender = Link::open(cluster.host(from))?;
+    let receiver = Link::open(cluster.host(to))?;
+    for shot in shots {
+        for frame in &shot.frames {
+            sender.send(frame).with_context(|| shot.what.clone())?;
+        }
+    }
+    let mut arrived = vec![false; shots.len()];
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE && arrived.contains(&false) {
+        let Some(frame) = receiver.receive() else {
+            std::thread::sleep(Duration::from_millis(2));
+            continue;
+        };
+        for (shot, arrived) in shots.iter().zip(&mut arrived) {
+            *arrived |= frame.windows(8).any(|bytes| bytes == shot.marker.0);
+        }
+    }
+    Ok(arrived)
+}
+
+/// Fires shots and checks what becomes of each: a table of (shot, whether it arrives).
+///
+/// # Errors
+/// Names those that fared otherwise.
+pub fn check(cluster: &Cluster, from: &str, to: &str, table: Vec<(Shot, bool)>) -> Result<()> {
+    let (shots, expected): (Vec<_>, Vec<_>) = table.into_iter().unzip();
+    let arrived = fire(cluster, from, to, &shots)?;
+    let word = |passes: bool| if passes { "arrive" } else { "be dropped" };
+    let wrong: Vec<_> = shots
+        .iter()
+        .zip(expected.iter().zip(&arrived))
+        .filter(|(_, (expected, arrived))| expected != arrived)
+        .map(|(shot, (expected, arrived))| {
+            format!("{} was to {}, but did {}", shot.what, word(*expected), word(*arrived))
+        })
+        .collect();
+    ensure!(wrong.is_empty(), "from {from} to {to}:\n  {}", wrong.join("\n  "));
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! The harness by itself: a cluster without an agent lets everything through, whatever its shape, and leaves nothing.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::flow::{Conversation, echo_datagram};
+use netpol_tests::matrix::settle;
+use netpol_tests::packet::{Ip, Marker, protocol};
+use netpol_tests::raw::{Shot, check};
+use netpol_tests::{Cluster, Families, Outcome, PodSpec, Topology};
+
+fn cluster(topology: Topology, families: Families) -> Result<Cluster> {
+    Cluster::builder()
+        .topology(topology)
+        .families(families)
+        .nodes(2)
+        .pods(&[("a/one", ""), ("a/two", ""), ("b/three", "")])
+        .pod(PodSpec::new("b/far").node(2))
+        .outside("203.0.113.5")
+        .outside("2001:db8::5")
+        .build()
+}
+
+#[test]
+fn everything_reaches_everything_in_every_shape() -> Result<()> {
+    for topology in [Topology::Bridge, Topology::Routed] {
+        for families in [Families::V4, Families::V6, Families::Dual] {
+            let cluster = cluster(topology, families)?;
+            let matrix = settle(&cluster, &[(Tcp, 80), (Udp, 53)], Duration::from_secs(3))?;
+            assert_eq!(matrix.allowed(), matrix.0.len(), "{topology:?} {families:?}");
+            let closed = cluster.probe("a/one", "b/far", Tcp, 81);
+            assert_eq!(cluster.try_all(&[closed])?, [Outcome::Refused]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn flows_and_large_datagrams_and_raw_packets_go_through() -> Result<()> {
+    let cluster = cluster(Topology::Bridge, Families::Dual)?;
+    let mut conversation = Conversation::open(&cluster, "a/one", "b/far", 80)?;
+    assert!(conversation.echoes(Duration::from_secs(1))?);
+    conversation.echo_bulk(200_000)?;
+    assert_eq!(conversation.path_mtu()?, 1500);
+    assert!(echo_datagram(&cluster, "a/one", "a/two", 53, 4000)?);
+    for (from, to) in [("a/one", "a/two"), ("a/one", "b/far"), ("outside", "a/one"), ("a/one", "outside")] {
+        for (source, destination) in cluster.host(from).addresses().iter().zip(cluster.host(to).addresses()) {
+            let marker = Marker::new();
+            let packet = Ip::new(*source, *destination).carrying(protocol::GRE, &marker.0);
+            let shot = Shot::new(&cluster, from, to, "GRE", marker, &[packet]);
+            check(&cluster, from, to, vec![(shot, true)])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_address_can_move_to_another_pod() -> Result<()> {
+    let mut cluster = Cluster::builder().pods(&[("a/one", ""), ("a/two", "")]).build()?;
+    let address = cluster.host("a/two").v4();
+    cluster.remove_pod("a/two")?;
+    cluster.add_pod(PodSpec::new("b/new").number(address.octets()[3]))?;
+    assert_eq!(cluster.host("b/new").v4(), address);
+    let probe = cluster.probe("a/one", "b/new", Tcp, 80);
+    assert_eq!(cluster.try_all(&[probe])?, [Outcome::Allowed]);
+    Ok(())
+}
