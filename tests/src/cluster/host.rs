@@ -88,12 +88,12 @@ pub fn node_name(node: u8) -> String {
 
 /// The gateway's addresses on a node: the bridge's, or those on each routed veth.
 pub fn gateway(node: u8, families: Families) -> Vec<IpAddr> {
-    families.pick(Ipv4Addr::new(10, 77, node, 1), pod_v6(node, 1))
+    families.pick(Ipv4Addr::new(10, 244, node, 1), pod_v6(node, 1))
 }
 
 /// The addresses of a pod; number 0 is the node's network of pods.
 pub(super) fn pod_addresses(node: u8, number: u8, families: Families) -> Vec<IpAddr> {
-    families.pick(Ipv4Addr::new(10, 77, node, number), pod_v6(node, number))
+    families.pick(Ipv4Addr::new(10, 244, node, number), pod_v6(node, number))
 }
 
 /// The addresses on the network between nodes.
