@@ -1,1 +1,233 @@
 //! Verdicts in words: who allows, who isolates, which rule came nearest and what it lacked.
+
+mod describe;
+mod display;
+mod hints;
+mod lacks;
+mod nearest;
+
+use netpol_common::{Direction, Reason};
+use serde::{Serialize, Serializer};
+
+use crate::model::{PolicyKey, Protocol};
+use crate::reference::{self, ConnectionError, End, Evaluation, Packet, RuleRef};
+use crate::world::World;
+
+/// Whether a connection, or one side of it, is let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It is.
+    Allow,
+    /// It is not.
+    Deny,
+}
+
+impl Verdict {
+    /// The verdict that lets through what is `allowed`.
+    pub const fn of(allowed: bool) -> Self {
+        if allowed { Self::Allow } else { Self::Deny }
+    }
+
+    /// `allow` or `deny`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// What becomes of a connection, and why. Serialises to what `netpol explain -o json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// Who opens it: `namespace/pod` or an address.
+    #[serde(serialize_with = "as_text")]
+    pub from: End,
+    /// Towards whom.
+    #[serde(serialize_with = "as_text")]
+    pub to: End,
+    /// The destination port.
+    pub port: u16,
+    /// Its protocol.
+    #[serde(serialize_with = "as_protocol_name")]
+    pub protocol: Protocol,
+    /// Allowed only if both sides allow.
+    pub verdict: Verdict,
+    /// At the source.
+    pub egress: Side,
+    /// At the destination.
+    pub ingress: Side,
+}
+
+/// What one end's policies say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Side {
+    /// What this side alone would do.
+    pub verdict: Verdict,
+    /// Why.
+    #[serde(serialize_with = "as_cause_name")]
+    pub reason: Cause,
+    /// Whether some policy isolates this end in this direction.
+    pub isolated: bool,
+    /// The policies that do, `namespace/name`.
+    #[serde(serialize_with = "as_texts")]
+    pub policies: Vec<PolicyKey>,
+    /// The first rule that allows it.
+    pub rule: Option<AllowingRule>,
+    /// Where no rule allows it: the one that lacks least.
+    pub nearest: Option<NearestRule>,
+    /// What is often overlooked in such a case, and parts of the policies that were not understood.
+    pub hints: Vec<String>,
+}
+
+/// Why a side allows or denies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// This end is no pod, so that no policy speaks for it.
+    NoPod,
+    /// As the kernel would count it.
+    Judged(Reason),
+}
+
+impl Cause {
+    /// The field in JSON: a [`Reason`]'s name, or `no-pod`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoPod => "no-pod",
+            Self::Judged(reason) => reason.name(),
+        }
+    }
+}
+
+/// The rule that allows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AllowingRule {
+    /// Its policy.
+    #[serde(serialize_with = "as_text")]
+    pub policy: PolicyKey,
+    /// Its index among the policy's rules of this direction.
+    pub index: usize,
+    /// The peer that matches, in words.
+    pub peer: String,
+    /// The port that matches, in words.
+    pub port: String,
+}
+
+/// The rule that lacks least.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NearestRule {
+    /// Its policy.
+    #[serde(serialize_with = "as_text")]
+    pub policy: PolicyKey,
+    /// Its index among the policy's rules of this direction.
+    pub index: usize,
+    /// Whether it names the other end.
+    pub peer_matches: bool,
+    /// Whether it names the port.
+    pub port_matches: bool,
+    /// What would have to be otherwise, in words.
+    pub lacks: Vec<String>,
+}
+
+/// Explains a connection.
+///
+/// # Errors
+/// When an end is no pod of the world, has no address, or shares no address family with the other.
+pub fn explain(
+    world: &World,
+    from: &End,
+    to: &End,
+    protocol: Protocol,
+    port: u16,
+) -> Result<Explanation, ConnectionError> {
+    let connection = reference::connection(world, from, to, protocol.number(), port)?;
+    let side = |judged: &Option<(Packet, Evaluation)>| match judged {
+        Some((packet, evaluation)) => explain_side(world, packet, evaluation),
+        None => Side::no_pod(),
+    };
+    Ok(Explanation {
+        from: from.clone(),
+        to: to.clone(),
+        port,
+        protocol,
+        verdict: Verdict::of(connection.allowed()),
+        egress: side(&connection.egress),
+        ingress: side(&connection.ingress),
+    })
+}
+
+/// Explains what one end's policies say of a packet.
+pub fn explain_packet(world: &World, packet: &Packet) -> Side {
+    explain_side(world, packet, &reference::evaluate(world, packet))
+}
+
+fn explain_side(world: &World, packet: &Packet, evaluation: &Evaluation) -> Side {
+    let nearest = (evaluation.reason == Reason::NoRule).then(|| nearest::nearest(world, packet)).flatten();
+    let hints = if evaluation.reason.allows() { Vec::new() } else { hints::hints(world, packet, nearest.as_ref()) };
+    Side {
+        verdict: Verdict::of(evaluation.reason.allows()),
+        reason: Cause::Judged(evaluation.reason),
+        isolated: !evaluation.isolating.is_empty(),
+        policies: evaluation.isolating.clone(),
+        rule: evaluation.rule.as_ref().and_then(|rule| allowing_rule(world, packet, rule)),
+        nearest: nearest.map(|nearest| nearest.rule),
+        hints,
+    }
+}
+
+impl Side {
+    fn no_pod() -> Self {
+        Self {
+            verdict: Verdict::Allow,
+            reason: Cause::NoPod,
+            isolated: false,
+            policies: Vec::new(),
+            rule: None,
+            nearest: None,
+            hints: Vec::new(),
+        }
+    }
+}
+
+fn allowing_rule(world: &World, packet: &Packet, found: &RuleRef) -> Option<AllowingRule> {
+    let policy = world.policies.get(&found.policy)?;
+    let rule = reference::rules(policy, found.direction).get(found.index)?;
+    let remote = reference::Remote::of(world, packet.remote);
+    let destination = destination(world, packet);
+    Some(AllowingRule {
+        policy: found.policy.clone(),
+        index: found.index,
+        peer: describe::matching_peer(world, policy, &rule.peers, &remote),
+        port: describe::matching_port(&rule.ports, packet, destination),
+    })
+}
+
+/// The pod whose ports names stand for.
+fn destination<'w>(world: &'w World, packet: &Packet) -> Option<&'w crate::model::Pod> {
+    match packet.direction {
+        Direction::Ingress => world.pods.get(&packet.pod),
+        Direction::Egress => world.address_owner(packet.remote),
+    }
+}
+
+fn as_text<S: Serializer>(value: &impl ToString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&value.to_string())
+}
+
+fn as_texts<S: Serializer>(values: &[PolicyKey], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls it by")]
+fn as_protocol_name<S: Serializer>(protocol: &Protocol, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(protocol.name())
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls it by")]
+fn as_cause_name<S: Serializer>(cause: &Cause, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(cause.name())
+}
+
+#[cfg(test)]
+mod tests;

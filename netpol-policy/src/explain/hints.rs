@@ -1,0 +1,162 @@
+//! What is often overlooked.
+
+use netpol_common::{Direction, Reason, protocol};
+
+use crate::model::{NAMESPACE_NAME_LABEL, Peer, Pod, PortRange, Ports, Protocol, Requirement, Selector, Severity};
+use crate::reference::{self, Packet, Remote};
+use crate::world::World;
+
+use super::nearest::Nearest;
+use super::{describe, destination};
+
+/// Hints about a packet that is denied.
+pub(super) fn hints(world: &World, packet: &Packet, nearest: Option<&Nearest<'_>>) -> Vec<String> {
+    let mut hints = Vec::new();
+    hints.extend(other_protocol(world, packet));
+    if let Some(nearest) = nearest {
+        hints.extend(service_port(world, packet, nearest));
+        hints.extend(namespace_label(world, packet, nearest));
+        hints.extend(both_selectors(world, packet, nearest));
+        hints.extend(block_for_pod(world, packet, nearest));
+    }
+    hints.extend(own_node(world, packet));
+    hints.extend(not_understood(world, packet));
+    hints
+}
+
+/// A rule for UDP does not allow TCP, which DNS needs for long answers; and a port without protocol is TCP only.
+fn other_protocol(world: &World, packet: &Packet) -> Option<String> {
+    let other = match packet.protocol {
+        protocol::TCP => Protocol::Udp,
+        protocol::UDP => Protocol::Tcp,
+        _ => return None,
+    };
+    let twin = Packet { protocol: other.number(), ..packet.clone() };
+    if reference::evaluate(world, &twin).reason != Reason::Rule {
+        return None;
+    }
+    let allowed = describe::asked(&twin);
+    let asked = describe::asked(packet);
+    Some(match (packet.port, other) {
+        (53, _) => format!(
+            "{allowed} is allowed and {asked} is not: DNS uses UDP first and TCP for long answers, so allow both"
+        ),
+        (_, Protocol::Tcp) => {
+            format!("{allowed} is allowed: a port without `protocol` means TCP; add an item with `protocol: UDP`")
+        }
+        (_, Protocol::Udp | Protocol::Sctp) => {
+            format!("{allowed} is allowed, but not {asked}: add an item with `protocol: TCP`")
+        }
+    })
+}
+
+/// The rule allows a port the pod listens on, and the question is about one it does not.
+fn service_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<String> {
+    let pod = destination(world, packet)?;
+    let Ports::Of(ports) = nearest.ports else { return None };
+    if !nearest.rule.peer_matches || pod.ports.iter().any(|named| named.port == packet.port) {
+        return None;
+    }
+    let listens = pod.ports.iter().find(|named| {
+        ports.iter().any(|port| reference::port_matches(port, named.protocol.number(), named.port, Some(pod)))
+            && named.protocol.number() == packet.protocol
+    })?;
+    Some(format!(
+        "pod {} has port {}/{} (\"{}\"), which is allowed: policies see the port of the pod, not that of a Service before it",
+        pod.key,
+        listens.port,
+        listens.protocol.name(),
+        listens.name
+    ))
+}
+
+/// Namespaces have no label with their name but the one the API server sets.
+fn namespace_label(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<String> {
+    let (namespaces, _, pod) = selectors(world, packet, nearest)?;
+    let namespace = &pod.key.namespace;
+    let labels = world.namespace_labels(namespace);
+    let by_name = namespaces?.requirements.iter().find_map(|requirement| match requirement {
+        Requirement::In(key, values) if !labels.contains_key(key) && values.contains(namespace) => Some(key),
+        _ => None,
+    })?;
+    Some(format!(
+        "namespaces have no label `{by_name}` unless somebody sets it; to select one by name, write {NAMESPACE_NAME_LABEL}: {namespace}"
+    ))
+}
+
+/// One item with two selectors means both; people often want either.
+fn both_selectors(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<String> {
+    let (namespaces, pods, pod) = selectors(world, packet, nearest)?;
+    let namespace_matches = namespaces?.matches(&world.namespace_labels(&pod.key.namespace));
+    let pod_matches = pods.matches(&pod.labels);
+    let restricts = !pods.requirements.is_empty();
+    (restricts && namespace_matches != pod_matches).then(|| {
+        "namespaceSelector and podSelector in one item must both hold; to allow either, write them as two items".into()
+    })
+}
+
+fn selectors<'w>(
+    world: &'w World,
+    packet: &Packet,
+    nearest: &Nearest<'w>,
+) -> Option<(Option<&'w Selector>, &'w Selector, &'w Pod)> {
+    let pod = Remote::of(world, packet.remote).pod?;
+    match nearest.peer? {
+        Peer::Pods { namespaces, pods } if !nearest.rule.peer_matches => Some((namespaces.as_ref(), pods, pod)),
+        Peer::Pods { .. } | Peer::Block(_) => None,
+    }
+}
+
+fn block_for_pod(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<String> {
+    let pod = Remote::of(world, packet.remote).pod?;
+    let block = matches!(nearest.peer, Some(Peer::Block(_))) && !nearest.rule.peer_matches;
+    block.then(|| {
+        format!(
+            "{} is pod {}: pods' addresses change, so name pods with a podSelector, not an ipBlock",
+            packet.remote, pod.key
+        )
+    })
+}
+
+/// Offline no end is "the own node"; on the node itself this traffic passes.
+fn own_node(world: &World, packet: &Packet) -> Option<String> {
+    let node = world.nodes.get(world.pods.get(&packet.pod)?.node.as_ref()?)?;
+    node.addresses.contains(&packet.remote).then(|| {
+        let towards = match packet.direction {
+            Direction::Ingress => "what the node itself sends to it",
+            Direction::Egress => "what the pod sends to it",
+        };
+        format!(
+            "{} is an address of the pod's own node {}: {towards} always passes; this verdict is for what is forwarded",
+            packet.remote, node.name
+        )
+    })
+}
+
+/// Parts of the isolating policies that matched nothing because they were not understood, and names that the destination
+/// does not have.
+fn not_understood(world: &World, packet: &Packet) -> Vec<String> {
+    let Some(pod) = world.pods.get(&packet.pod) else { return Vec::new() };
+    let destination = destination(world, packet);
+    let mut hints = Vec::new();
+    for policy in reference::isolating(world, pod, packet.direction) {
+        let errors = policy.problems.iter().filter(|problem| problem.severity == Severity::Error);
+        hints.extend(errors.map(|problem| format!("{} was not understood: {problem}", policy.key)));
+        for rule in reference::rules(policy, packet.direction) {
+            let (Ports::Of(ports), Some(destination)) = (&rule.ports, destination) else { continue };
+            for port in ports {
+                let PortRange::Named(name) = &port.port else { continue };
+                let same_name = destination.ports.iter().find(|named| named.name == *name);
+                if let Some(named) = same_name.filter(|named| named.protocol != port.protocol) {
+                    let (has, wants) = (named.protocol.name(), port.protocol.name());
+                    hints.push(format!(
+                        "port \"{name}\" of pod {} is {has}, and {} asks for {wants}",
+                        destination.key, policy.key
+                    ));
+                }
+            }
+        }
+    }
+    hints.dedup();
+    hints
+}
