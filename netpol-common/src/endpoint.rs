@@ -46,7 +46,8 @@ pub struct Endpoint {
     pub egress: DirectionPolicy,
     /// See [`endpoint_flags`].
     pub flags: u32,
-    /// Dense number of this endpoint; `COUNTERS` is indexed by `id * 2 + direction`.
+    /// Dense number of this endpoint, from 1; `COUNTERS` is indexed by `id * 2 + direction`. Number 0 counts packets at
+    /// interfaces that have no endpoint.
     pub id: u32,
     /// The bridge this veth is a port of, or 0 where it is routed. Hairpin traffic arrives from there.
     pub bridge: IfIndex,

@@ -10,7 +10,7 @@ use crate::{Generation, IfIndex};
 /// a flow have the same key.
 ///
 /// Protocols without ports have zeros for ports. ICMP echo has its identifier as `pod_port`, and as `remote_port` who
-/// asks: 0 the pod, 1 the remote; so an answer never admits a question.
+/// asks: 0 the pod, 1 the remote; so an answer never admits a question. Other ICMP makes no flows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey<A> {
@@ -38,7 +38,7 @@ const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 20 && size_of::<FlowKey<[
 pub struct FlowEntry {
     /// The endpoint's generation when the flow was judged.
     pub generation: Generation,
-    /// Low 32 bits of the kernel's jiffies at the last packet, rounded to a second.
+    /// Low 32 bits of the kernel's jiffies at the last packet, give or take a second: written at most once per second.
     pub last_used: u32,
     /// The direction of the packet that opened it: a [`crate::Direction`] code.
     pub opener: u8,
@@ -60,6 +60,11 @@ pub mod flow_state {
     pub const ANSWERER_FIN: u8 = 1 << 2;
     /// TCP: either side sent RST.
     pub const RESET: u8 = 1 << 3;
+    /// The remote opened it, and its packet was this node's own: [`crate::Attempt::ingress_ifindex`] was 0. Kept, because
+    /// an answer that has to be judged again does not tell.
+    pub const FROM_NODE: u8 = 1 << 4;
+    /// The remote opened it, and its packet had left by the pod's own veth or come by its bridge.
+    pub const FROM_ITSELF: u8 = 1 << 5;
 }
 
 /// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what the fragments of one datagram have in common.
@@ -74,7 +79,7 @@ pub struct FragmentKey<A> {
     pub source: A,
     /// Destination address of the packet.
     pub destination: A,
-    /// IP protocol number.
+    /// IP protocol number. Always 44 for IPv6, whose datagrams are told apart without it (RFC 8200, 4.5).
     pub protocol: u8,
     /// A [`crate::Direction`] code.
     pub direction: u8,
@@ -94,9 +99,13 @@ pub struct FragmentEntry {
     pub destination_port: [u8; 2],
     /// Low 32 bits of the kernel's jiffies at the first fragment.
     pub seen: u32,
+    /// IP protocol number. IPv6 fragments other than the first need not tell it.
+    pub protocol: u8,
+    /// Always zeros.
+    pub zero: [u8; 3],
 }
 
-const _: () = assert!(size_of::<FragmentEntry>() == 8);
+const _: () = assert!(size_of::<FragmentEntry>() == 12);
 
 macro_rules! pod_by_family {
     ($($name:ident),*) => {$(

@@ -1,1 +1,35 @@
-//! The programs on the pods' veths.
+//! What happens to a packet at a pod's veth?
+//!
+//! ```text
+//! frame ──► link ──► ip ──► transport ──► guard ──► flow ──► judge() ──► record
+//!           VLAN     v4,v6  ports, ICMP   source    known?   policy      flow, counter, event
+//! ```
+//!
+//! [`process`] is the whole of it. It is generic over its [`Surroundings`], so that the same code runs in the kernel
+//! ([`kernel`], on BPF maps) and in ordinary tests (on hash maps). Nothing here allocates, locks or loops without bound,
+//! and nothing newer than Linux 5.10 is used.
+
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![allow(
+    clippy::inline_always,
+    reason = "the packet path: one function after inlining, so that the verifier sees every bound"
+)]
+
+mod denied;
+mod flow;
+mod fragment;
+mod guard;
+mod packet;
+mod process;
+mod slot;
+mod surroundings;
+
+#[cfg(target_arch = "bpf")]
+pub mod kernel;
+
+pub use flow::timeout;
+pub use packet::Window;
+pub use process::process;
+pub use slot::Slot;
+pub use surroundings::{Family, Surroundings};

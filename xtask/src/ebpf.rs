@@ -2,32 +2,34 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{run, toolchain, workspace};
 
-/// Builds netpol-ebpf for the kernel and returns the object's path.
+/// Builds netpol-ebpf for the kernel and returns the object's path. The object is written only when it changed, so that
+/// the agent, whose build embeds it, is not rebuilt for nothing.
 pub(crate) fn build() -> Result<PathBuf> {
     toolchain::setup()?;
-    let mut cargo = run::cargo([
-        "build",
-        "--release",
-        "--package",
-        "netpol-ebpf",
-        "--bin",
-        "netpol-ebpf",
-        "--target",
-        "bpfel-unknown-none",
-        "--target-dir",
-    ]);
-    cargo
-        .arg(workspace::target().join("bpf-build"))
-        .env("RUSTC", "/usr/bin/rustc")
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\x1f-Clink-arg=--btf");
+    let mut cargo = toolchain::compiler()?.cargo();
+    cargo.args(["build", "--package", "netpol-ebpf", "--bin", "netpol-ebpf", "--profile", "bpf"]);
+    cargo.args(["--target", toolchain::TARGET, "--target-dir"]).arg(products());
     run::step("building the BPF object", &mut cargo)?;
+    let built = products().join(toolchain::TARGET).join("bpf/netpol-ebpf");
+    let new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
     let object = workspace::bpf_object();
-    std::fs::create_dir_all(object.parent().expect("in a folder"))?;
-    std::fs::copy(workspace::target().join("bpf-build/bpfel-unknown-none/release/netpol-ebpf"), &object)?;
+    if std::fs::read(&object).is_ok_and(|old| old == new) {
+        return Ok(object);
+    }
+    let folder = object.parent().context("the object's path names no folder")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    // By way of another name: who reads meanwhile sees the old object or the new one.
+    let temporary = object.with_extension("o.new");
+    std::fs::write(&temporary, &new).with_context(|| format!("writing {}", temporary.display()))?;
+    std::fs::rename(&temporary, &object).with_context(|| format!("replacing {}", object.display()))?;
     Ok(object)
+}
+
+/// A target directory of its own: another compiler would make cargo rebuild everything each time.
+fn products() -> PathBuf {
+    workspace::target().join("bpf-build")
 }

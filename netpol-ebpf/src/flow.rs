@@ -1,0 +1,199 @@
+//! Flows: their keys, their state, and how long each lives.
+
+use netpol_common::{Direction, FlowEntry, FlowKey, Generation, IfIndex, flow_state, protocol};
+
+use crate::Slot;
+use crate::packet::{Fragment, Icmp, Packet, TcpFlags};
+use crate::slot::field;
+use crate::surroundings::PacketAddress;
+
+/// Seconds without a packet after which a flow is no longer known. Linux' conntrack keeps most for the same time or
+/// longer; a flow that outlives its entry is judged again, in the direction of its next packet.
+pub mod timeout {
+    use netpol_common::{flow_state, protocol};
+
+    /// TCP: answered and open.
+    pub const TCP_OPEN: u32 = 24 * 3600;
+    /// TCP: one side sent FIN.
+    pub const TCP_HALF_CLOSED: u32 = 3600;
+    /// TCP: nobody answered yet.
+    pub const TCP_UNANSWERED: u32 = 60;
+    /// TCP: both sides sent FIN.
+    pub const TCP_CLOSED: u32 = 60;
+    /// TCP: reset.
+    pub const TCP_RESET: u32 = 10;
+    /// UDP: both sides spoke.
+    pub const UDP_ANSWERED: u32 = 180;
+    /// UDP: one side spoke.
+    pub const UDP_UNANSWERED: u32 = 60;
+    /// ICMP echo.
+    pub const ICMP: u32 = 30;
+    /// SCTP, whose peers send heartbeats, and all others.
+    pub const OTHER: u32 = 600;
+    /// The shortest of them.
+    pub const SHORTEST: u32 = TCP_RESET;
+
+    /// The timeout of a flow in this state.
+    #[inline(always)]
+    pub const fn of(protocol: u8, state: u8) -> u32 {
+        const CLOSED: u8 = flow_state::OPENER_FIN | flow_state::ANSWERER_FIN;
+        match protocol {
+            protocol::TCP => {
+                if state & flow_state::RESET != 0 {
+                    TCP_RESET
+                } else if state & flow_state::ANSWERED == 0 {
+                    TCP_UNANSWERED
+                } else if state & CLOSED == CLOSED {
+                    TCP_CLOSED
+                } else if state & CLOSED != 0 {
+                    TCP_HALF_CLOSED
+                } else {
+                    TCP_OPEN
+                }
+            }
+            protocol::UDP if state & flow_state::ANSWERED != 0 => UDP_ANSWERED,
+            protocol::UDP => UDP_UNANSWERED,
+            protocol::ICMP | protocol::ICMPV6 => ICMP,
+            _ => OTHER,
+        }
+    }
+}
+
+/// What a packet is to the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It belongs to a flow, or opens one.
+    Member,
+    /// It belongs to a flow, but opens none: an answer admits no question.
+    AnswerOnly,
+    /// ICMP other than echo: judged each time.
+    Stranger,
+}
+
+/// The packet's role, and its flow's key where it has one.
+#[inline(always)]
+pub(crate) fn identify<A: PacketAddress>(
+    ifindex: u32,
+    direction: Direction,
+    packet: &Packet<A>,
+    icmp: Option<Icmp>,
+) -> (Role, FlowKey<A>) {
+    let (pod_address, remote_address, pod_port, remote_port) = match direction {
+        Direction::Ingress => (
+            packet.destination,
+            packet.source,
+            packet.transport.destination_port,
+            packet.transport.source_port,
+        ),
+        Direction::Egress => (
+            packet.source,
+            packet.destination,
+            packet.transport.source_port,
+            packet.transport.destination_port,
+        ),
+    };
+    let mut key = FlowKey {
+        ifindex: IfIndex(ifindex),
+        pod_address,
+        remote_address,
+        pod_port,
+        remote_port,
+        protocol: packet.protocol,
+        zero: [0; 3],
+    };
+    let role = match icmp {
+        None => Role::Member,
+        Some(Icmp::Question) => Role::Member,
+        Some(Icmp::Answer) => Role::AnswerOnly,
+        Some(Icmp::Error | Icmp::Discovery | Icmp::Other) => Role::Stranger,
+    };
+    if icmp.is_some() {
+        let remote_asks = (direction == Direction::Ingress) == (role == Role::Member);
+        key.pod_port = packet.transport.destination_port;
+        key.remote_port = [0, u8::from(remote_asks)];
+    }
+    if let Fragment::Later { .. } = packet.fragment {
+        // It opens nothing: its first fragment did.
+        return (if role == Role::Member { Role::AnswerOnly } else { role }, key);
+    }
+    (role, key)
+}
+
+/// What is read of a known flow at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Known {
+    pub(crate) generation: Generation,
+    pub(crate) last_used: u32,
+    pub(crate) opener: Direction,
+    pub(crate) state: u8,
+}
+
+impl Known {
+    /// Reads a flow.
+    #[inline(always)]
+    pub(crate) fn read(slot: Slot<'_, FlowEntry>) -> Self {
+        let opener = if slot.read(field!(opener)) == 0 { Direction::Ingress } else { Direction::Egress };
+        Self {
+            generation: slot.read(field!(generation)),
+            last_used: slot.read(field!(last_used)),
+            opener,
+            state: slot.read(field!(state)),
+        }
+    }
+
+    /// Whether it has not timed out.
+    #[inline(always)]
+    pub(crate) fn is_alive(&self, protocol: u8, now: u32, hz: u32) -> bool {
+        let idle = now.wrapping_sub(self.last_used);
+        idle < timeout::SHORTEST * hz || idle < timeout::of(protocol, self.state) * hz
+    }
+
+    /// Notes a packet of the flow. Written only where something changes: the entry is shared between CPUs.
+    #[inline(always)]
+    pub(crate) fn touch(
+        &self,
+        slot: Slot<'_, FlowEntry>,
+        direction: Direction,
+        flags: TcpFlags,
+        now: u32,
+        hz: u32,
+    ) {
+        let state = self.after(direction, flags);
+        if state != self.state {
+            slot.write(field!(state), state);
+        }
+        if now.wrapping_sub(self.last_used) >= hz {
+            slot.write(field!(last_used), now);
+        }
+    }
+
+    /// The state after a packet of the flow.
+    #[inline(always)]
+    pub(crate) fn after(&self, direction: Direction, flags: TcpFlags) -> u8 {
+        let answers = direction != self.opener;
+        let mut state = self.state | tcp_state(flags, answers);
+        if answers {
+            state |= flow_state::ANSWERED;
+        }
+        state
+    }
+}
+
+/// The state bits that a packet's flags make. Flags are zero for all but TCP.
+#[inline(always)]
+pub(crate) const fn tcp_state(flags: TcpFlags, answers: bool) -> u8 {
+    let mut state = 0;
+    if flags.has(TcpFlags::FIN) {
+        state |= if answers { flow_state::ANSWERER_FIN } else { flow_state::OPENER_FIN };
+    }
+    if flags.has(TcpFlags::RST) {
+        state |= flow_state::RESET;
+    }
+    state
+}
+
+/// Whether a packet is judged without asking for its flow.
+#[inline(always)]
+pub(crate) fn is_fresh<A>(packet: &Packet<A>) -> bool {
+    packet.protocol == protocol::TCP && packet.transport.flags.opens()
+}

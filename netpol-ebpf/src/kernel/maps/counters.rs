@@ -1,0 +1,35 @@
+//! `COUNTERS` and `LOST_EVENTS`: how many packets, and why.
+//!
+//! Sizing: two entries per endpoint id, 256 bytes each on every CPU, always allocated. Id 0 counts packets at
+//! interfaces that have no endpoint.
+
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::macros::btf_map;
+use netpol_common::{Counters, Direction, Reason};
+
+#[btf_map]
+static COUNTERS: PerCpuArray<Counters, 2048> = PerCpuArray::new();
+
+#[btf_map]
+static LOST_EVENTS: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Counts a packet.
+#[inline(always)]
+pub(in crate::kernel) fn count(endpoint: u32, direction: Direction, reason: Reason) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32)) {
+        // SAFETY: the slot is this CPU's own, and the program is not preempted by itself on one CPU.
+        unsafe {
+            let packets = &raw mut (*counters).packets[reason as usize];
+            packets.write(packets.read().wrapping_add(1));
+        }
+    }
+}
+
+/// Counts an event that found no room.
+#[inline(always)]
+pub(in crate::kernel) fn lost_event() {
+    if let Some(lost) = LOST_EVENTS.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { lost.write(lost.read().wrapping_add(1)) };
+    }
+}

@@ -1,0 +1,7 @@
+//! The kernel as surroundings: packets are sk_buffs, tables are maps. Only for the BPF target.
+
+mod globals;
+mod maps;
+mod skb;
+
+pub use skb::Skb;

@@ -1,0 +1,158 @@
+//! An sk_buff at a TC hook, and the maps around it.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
+use aya_ebpf::programs::TcContext;
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, IfIndex, PortEntry, PortKey, Reason, Tables,
+};
+
+use super::globals;
+use super::maps::{addresses, allow, counters, denials, endpoints, events, flows, fragments, ports, prefixes};
+use crate::{Family, Slot, Surroundings, Window};
+
+/// One packet in the kernel.
+pub struct Skb<'a> {
+    context: &'a TcContext,
+}
+
+impl<'a> Skb<'a> {
+    /// The packet of a program's run.
+    #[inline(always)]
+    pub const fn new(context: &'a TcContext) -> Self {
+        Self { context }
+    }
+}
+
+impl Surroundings for Skb<'_> {
+    #[inline(always)]
+    fn window<const N: usize>(&self) -> Option<Window<'_, N>> {
+        let start = self.context.data();
+        if start + N > self.context.data_end() {
+            return None;
+        }
+        // SAFETY: the linear part holds `N` bytes; the verifier checks the same.
+        Some(unsafe { Window::at(start as *const u8) })
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = core::mem::MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes `N` bytes, or fails.
+        let status = unsafe {
+            bpf_skb_load_bytes(self.context.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        // SAFETY: success means all of them; on failure the helper fills them with zeros.
+        (status == 0).then(|| unsafe { bytes.assume_init() })
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.context.len()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.context.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn endpoint(&self) -> Option<&Endpoint> {
+        endpoints::get(IfIndex(self.ifindex()))
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: takes nothing and always succeeds.
+        unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn hz(&self) -> u32 {
+        globals::hz()
+    }
+
+    #[inline(always)]
+    fn boot_ns(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+
+    #[inline(always)]
+    fn count(&self, endpoint: u32, direction: Direction, reason: Reason) {
+        counters::count(endpoint, direction, reason);
+    }
+
+    #[inline(always)]
+    fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>> {
+        // SAFETY: array values live as long as the map, and only slots reach them.
+        denials::slot(fingerprint).map(|slot| unsafe { Slot::new(slot) })
+    }
+
+    #[inline(always)]
+    fn emit(&self, event: &DenyEvent) {
+        if !events::emit(event) {
+            counters::lost_event();
+        }
+    }
+}
+
+macro_rules! family {
+    ($address:ty, $flow:ident, $insert_flow:ident, $remove_flow:ident, $get:ident, $insert:ident) => {
+        impl Family<$address> for Skb<'_> {
+            #[inline(always)]
+            fn flow(&self, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
+                // SAFETY: the kernel keeps the element's memory; should it be reused for another flow meanwhile, then
+                // that one's times are off.
+                flows::$flow(key).map(|slot| unsafe { Slot::new(slot) })
+            }
+
+            #[inline(always)]
+            fn insert_flow(&self, key: &FlowKey<$address>, entry: &FlowEntry) -> bool {
+                flows::$insert_flow(key, entry)
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, key: &FlowKey<$address>) {
+                flows::$remove_flow(key);
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<FragmentEntry> {
+                fragments::$get(key)
+            }
+
+            #[inline(always)]
+            fn insert_fragment(&self, key: &FragmentKey<$address>, entry: &FragmentEntry) {
+                fragments::$insert(key, entry);
+            }
+        }
+
+        impl Tables<$address> for Skb<'_> {
+            #[inline(always)]
+            fn address(&self, address: &$address) -> Option<AddressEntry> {
+                addresses::$get(address).or_else(|| prefixes::$get(address))
+            }
+
+            #[inline(always)]
+            fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
+                allow::get(key)
+            }
+
+            #[inline(always)]
+            fn port(&self, key: &PortKey) -> Option<PortEntry> {
+                ports::get(key)
+            }
+        }
+    };
+}
+family!([u8; 4], get_v4, insert_v4, remove_v4, get_v4, insert_v4);
+family!([u8; 16], get_v6, insert_v6, remove_v6, get_v6, insert_v6);

@@ -1,0 +1,100 @@
+//! IPv4. RFC 791.
+
+use netpol_common::{Reason, protocol};
+
+use super::link::{ETHERNET, ether_type};
+use super::{Fragment, Packet, Parse, Transport, Window, transport};
+use crate::Surroundings;
+
+/// Length of a header without options.
+const HEADER: usize = 20;
+/// A frame that holds all that is read of a plain packet.
+const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
+/// Of the fragment field: the offset, in units of 8 bytes.
+const OFFSET: u16 = 0x1fff;
+/// Of the fragment field: more fragments follow.
+const MORE: u16 = 0x2000;
+
+/// Reads a packet without VLAN tags, options and fragmentation, as nearly all are; `None`: read it the long way.
+#[inline(always)]
+pub(super) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Packet<[u8; 4]>> {
+    let frame: Window<'_, PLAIN> = surroundings.window()?;
+    let header: Window<'_, HEADER> = frame.part::<ETHERNET, HEADER>();
+    let protocol = header.byte::<9>();
+    if frame.number::<12>() != ether_type::IPV4
+        || header.byte::<0>() != 0x45
+        || header.number::<6>() & (OFFSET | MORE) != 0
+        || is_short(header, HEADER as u32, protocol)
+    {
+        return None;
+    }
+    Some(Packet {
+        start: ETHERNET as u32,
+        payload: (ETHERNET + HEADER) as u32,
+        source: header.quad::<12>(),
+        destination: header.quad::<16>(),
+        protocol,
+        hops: header.byte::<8>(),
+        fragment: Fragment::Whole,
+        transport: transport::read(protocol, frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>()),
+        problem: None,
+    })
+}
+
+impl Parse for [u8; 4] {
+    #[inline(always)]
+    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Result<Packet<Self>, Reason> {
+        let bytes: [u8; HEADER] = surroundings.load(start).ok_or(Reason::Malformed)?;
+        let header = Window::of(&bytes);
+        let length = u32::from(header.byte::<0>() & 0xf) * 4;
+        if header.byte::<0>() >> 4 != 4 || length < HEADER as u32 {
+            return Err(Reason::Malformed);
+        }
+        let mut packet = Packet {
+            start,
+            payload: start + length,
+            source: header.quad::<12>(),
+            destination: header.quad::<16>(),
+            protocol: header.byte::<9>(),
+            hops: header.byte::<8>(),
+            fragment: fragment(header),
+            transport: Transport::default(),
+            problem: None,
+        };
+        if let Fragment::Later { .. } = packet.fragment {
+            // RFC 1858, 4.2: a fragment at offset 1 would rewrite the flags that the first one was judged by.
+            if packet.protocol == protocol::TCP && header.number::<6>() & OFFSET == 1 {
+                packet.problem = Some(Reason::Malformed);
+            }
+        } else if is_short(header, length, packet.protocol) && !quoted {
+            packet.problem = Some(Reason::Malformed);
+        } else {
+            match transport::load(surroundings, packet.payload, packet.protocol, quoted) {
+                Ok(transport) => packet.transport = transport,
+                Err(reason) => packet.problem = Some(reason),
+            }
+        }
+        Ok(packet)
+    }
+}
+
+/// Whether the packet says that it ends before its transport header does. Packets of more than 64 KiB, which segmentation
+/// offload cuts later, say 0 (BIG TCP).
+#[inline(always)]
+fn is_short(header: Window<'_, HEADER>, length: u32, protocol: u8) -> bool {
+    let total = u32::from(header.number::<2>());
+    total != 0 && total < length + transport::needed(protocol)
+}
+
+#[inline(always)]
+fn fragment(header: Window<'_, HEADER>) -> Fragment {
+    let field = header.number::<6>();
+    let identification = u32::from(u16::from_ne_bytes(header.pair::<4>()));
+    if field & OFFSET != 0 {
+        Fragment::Later { identification }
+    } else if field & MORE != 0 {
+        Fragment::First { identification }
+    } else {
+        Fragment::Whole
+    }
+}

@@ -1,0 +1,44 @@
+//! Ethernet and VLAN tags. IEEE 802.3 and 802.1Q.
+
+use netpol_common::Reason;
+
+use crate::Surroundings;
+
+/// Length of an Ethernet header without tags.
+pub(super) const ETHERNET: usize = 14;
+/// VLAN tags that are walked, besides one that the kernel took off already.
+const TAGS: usize = 2;
+
+/// EtherTypes, <https://www.iana.org/assignments/ieee-802-numbers/>.
+pub(super) mod ether_type {
+    pub(in crate::packet) const IPV4: u16 = 0x0800;
+    pub(in crate::packet) const ARP: u16 = 0x0806;
+    pub(in crate::packet) const VLAN: u16 = 0x8100;
+    pub(in crate::packet) const IPV6: u16 = 0x86dd;
+    pub(in crate::packet) const SERVICE_VLAN: u16 = 0x88a8;
+}
+
+/// What the frame carries, and where.
+pub(super) enum Content {
+    Arp,
+    Ipv4(u32),
+    Ipv6(u32),
+}
+
+/// Finds what the frame carries.
+#[inline(always)]
+pub(super) fn parse<S: Surroundings>(surroundings: &S) -> Result<Content, Reason> {
+    let mut end = ETHERNET as u32;
+    for tags in 0..=TAGS {
+        let kind = u16::from_be_bytes(surroundings.load(end - 2).ok_or(Reason::Malformed)?);
+        match kind {
+            ether_type::IPV4 => return Ok(Content::Ipv4(end)),
+            ether_type::IPV6 => return Ok(Content::Ipv6(end)),
+            ether_type::ARP => return Ok(Content::Arp),
+            ether_type::VLAN | ether_type::SERVICE_VLAN if tags < TAGS => end += 4,
+            ether_type::VLAN | ether_type::SERVICE_VLAN => return Err(Reason::TooManyHeaders),
+            _ => return Err(Reason::NotIp),
+        }
+    }
+    Err(Reason::TooManyHeaders)
+}

@@ -1,0 +1,168 @@
+//! From a frame to what policies speak of. One file per header.
+
+mod ipv4;
+mod ipv6;
+mod link;
+mod transport;
+mod window;
+
+use netpol_common::{Reason, protocol};
+
+pub use window::Window;
+
+use crate::Surroundings;
+use crate::surroundings::PacketAddress;
+
+/// What a frame turned out to be.
+pub(crate) enum Frame {
+    /// ARP.
+    LinkControl,
+    /// An IPv4 packet.
+    V4(Packet<[u8; 4]>),
+    /// An IPv6 packet.
+    V6(Packet<[u8; 16]>),
+    /// Nothing that can be judged.
+    Unreadable(Reason),
+}
+
+/// An IP packet, as far as it could be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packet<A> {
+    /// Where its IP header starts in the frame.
+    pub(crate) start: u32,
+    /// Where its transport header starts.
+    pub(crate) payload: u32,
+    pub(crate) source: A,
+    pub(crate) destination: A,
+    /// The transport protocol.
+    pub(crate) protocol: u8,
+    /// Hop limit or time to live.
+    pub(crate) hops: u8,
+    pub(crate) fragment: Fragment,
+    pub(crate) transport: Transport,
+    /// What was wrong from the transport header on, or with the headers before it.
+    pub(crate) problem: Option<Reason>,
+}
+
+/// What a packet is of its datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fragment {
+    /// All of it.
+    Whole,
+    /// The fragment that has the transport header.
+    First {
+        /// In the packet's byte order.
+        identification: u32,
+    },
+    /// One without.
+    Later {
+        /// In the packet's byte order.
+        identification: u32,
+    },
+}
+
+/// The transport header, as far as verdicts need it; zeros where the protocol has nothing of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Transport {
+    /// ICMP: type and code.
+    pub(crate) source_port: [u8; 2],
+    /// ICMP: the identifier.
+    pub(crate) destination_port: [u8; 2],
+    /// TCP only.
+    pub(crate) flags: TcpFlags,
+}
+
+/// The flags byte of a TCP header. RFC 9293, 3.1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TcpFlags(pub(crate) u8);
+
+impl TcpFlags {
+    pub(crate) const FIN: u8 = 0x01;
+    pub(crate) const SYN: u8 = 0x02;
+    pub(crate) const RST: u8 = 0x04;
+    pub(crate) const ACK: u8 = 0x10;
+
+    /// Whether a bit is set.
+    #[inline(always)]
+    pub(crate) const fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// Whether it opens a connection and answers nothing.
+    #[inline(always)]
+    pub(crate) const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+}
+
+/// What an ICMP message is to flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Icmp {
+    /// An echo request.
+    Question,
+    /// An echo reply.
+    Answer,
+    /// It quotes the packet that it is about.
+    Error,
+    /// Neighbour, router and multicast listener discovery, if it comes from the link.
+    Discovery,
+    /// Anything else.
+    Other,
+}
+
+impl<A: PacketAddress> Packet<A> {
+    /// What the ICMP message is; `None` for other protocols, and for IPv4's ICMP over IPv6 and the other way round.
+    #[inline(always)]
+    pub(crate) fn icmp(&self) -> Option<Icmp> {
+        if A::FAMILY == 4 && self.protocol == protocol::ICMP {
+            Some(match self.transport.source_port[0] {
+                8 => Icmp::Question,
+                0 => Icmp::Answer,
+                3 | 11 | 12 => Icmp::Error,
+                _ => Icmp::Other,
+            })
+        } else if A::FAMILY == 6 && self.protocol == protocol::ICMPV6 {
+            Some(match self.transport.source_port[0] {
+                128 => Icmp::Question,
+                129 => Icmp::Answer,
+                1..=4 => Icmp::Error,
+                // RFC 4861, 6.1: whoever is further away than the link cannot send 255.
+                133..=137 if self.hops == 255 => Icmp::Discovery,
+                // RFC 2710, 3, and RFC 3810, 5.
+                130..=132 | 143 if self.hops == 1 => Icmp::Discovery,
+                _ => Icmp::Other,
+            })
+        } else {
+            None
+        }
+    }
+}
+
+/// IP headers that can be found anywhere in a frame.
+pub(crate) trait Parse: PacketAddress {
+    /// Reads the packet whose IP header starts at an offset. Of a packet that an ICMP error quotes, less is there.
+    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Result<Packet<Self>, Reason>;
+}
+
+/// Reads the frame.
+#[inline(always)]
+pub(crate) fn parse<S: Surroundings>(surroundings: &S) -> Frame {
+    if let Some(packet) = ipv4::parse_plain(surroundings) {
+        return Frame::V4(packet);
+    }
+    if let Some(packet) = ipv6::parse_plain(surroundings) {
+        return Frame::V6(packet);
+    }
+    match link::parse(surroundings) {
+        Ok(link::Content::Arp) => Frame::LinkControl,
+        Ok(link::Content::Ipv4(start)) => match Parse::parse(surroundings, start, false) {
+            Ok(packet) => Frame::V4(packet),
+            Err(reason) => Frame::Unreadable(reason),
+        },
+        Ok(link::Content::Ipv6(start)) => match Parse::parse(surroundings, start, false) {
+            Ok(packet) => Frame::V6(packet),
+            Err(reason) => Frame::Unreadable(reason),
+        },
+        Err(reason) => Frame::Unreadable(reason),
+    }
+}

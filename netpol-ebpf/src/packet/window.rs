@@ -1,0 +1,155 @@
+//! Bytes whose presence is proven, read at offsets the compiler checks.
+
+use core::marker::PhantomData;
+
+/// `N` bytes that are there.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'a, const N: usize> {
+    bytes: *const u8,
+    lifetime: PhantomData<&'a [u8; N]>,
+}
+
+impl<'a, const N: usize> Window<'a, N> {
+    /// A window on bytes in memory.
+    #[inline(always)]
+    pub const fn of(bytes: &'a [u8; N]) -> Self {
+        Self { bytes: bytes.as_ptr(), lifetime: PhantomData }
+    }
+
+    /// A window on bytes at an address.
+    ///
+    /// # Safety
+    /// `N` bytes must be readable there during the window's lifetime.
+    #[inline(always)]
+    pub const unsafe fn at(bytes: *const u8) -> Self {
+        Self { bytes, lifetime: PhantomData }
+    }
+
+    /// The part from offset `O`.
+    #[inline(always)]
+    pub fn part<const O: usize, const M: usize>(&self) -> Window<'a, M> {
+        const { assert!(O + M <= N) };
+        // SAFETY: inside this window.
+        Window { bytes: unsafe { self.bytes.add(O) }, lifetime: PhantomData }
+    }
+
+    /// One byte.
+    #[inline(always)]
+    pub fn byte<const O: usize>(&self) -> u8 {
+        const { assert!(O < N) };
+        // SAFETY: inside this window.
+        unsafe { self.bytes.add(O).read() }
+    }
+
+    /// Two bytes.
+    #[inline(always)]
+    pub fn pair<const O: usize>(&self) -> [u8; 2] {
+        const { assert!(O + 2 <= N) };
+        // SAFETY: inside this window.
+        unsafe { load_u16::<O>(self.bytes) }.to_ne_bytes()
+    }
+
+    /// A 16-bit number in network byte order.
+    #[inline(always)]
+    pub fn number<const O: usize>(&self) -> u16 {
+        u16::from_be_bytes(self.pair::<O>())
+    }
+
+    /// Four bytes.
+    #[inline(always)]
+    pub fn quad<const O: usize>(&self) -> [u8; 4] {
+        const { assert!(O + 4 <= N) };
+        // SAFETY: inside this window.
+        unsafe { load_u32::<O>(self.bytes) }.to_ne_bytes()
+    }
+
+    /// Sixteen bytes.
+    #[inline(always)]
+    pub fn sixteen<const O: usize>(&self) -> [u8; 16] {
+        const { assert!(O + 16 <= N) };
+        // SAFETY: inside this window.
+        unsafe { load_u128::<O>(self.bytes) }
+    }
+}
+
+/// Loads as one instruction each. To the compiler the bytes have no alignment, and it would load them one by one; the
+/// verifier knows whether the machine minds (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
+#[cfg(target_arch = "bpf")]
+mod loads {
+    use core::arch::asm;
+
+    macro_rules! load {
+        ($name:ident, $size:literal, $type:ty) => {
+            /// # Safety
+            /// The bytes must be readable.
+            #[inline(always)]
+            #[allow(clippy::cast_possible_truncation, reason = "the upper bits are zero")]
+            pub(super) unsafe fn $name<const O: usize>(bytes: *const u8) -> $type {
+                let value: u64;
+                // SAFETY: promised by the caller.
+                unsafe {
+                    asm!(
+                        concat!("{value} = *(", $size, " *)({bytes} + {offset})"),
+                        value = out(reg) value,
+                        bytes = in(reg) bytes,
+                        offset = const O,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
+                value as $type
+            }
+        };
+    }
+    load!(load_u16, "u16", u16);
+    load!(load_u32, "u32", u32);
+
+    /// # Safety
+    /// The bytes must be readable.
+    #[inline(always)]
+    pub(super) unsafe fn load_u128<const O: usize>(bytes: *const u8) -> [u8; 16] {
+        // Four loads, because that is how the keys they go into are aligned.
+        // SAFETY: promised by the caller.
+        let words = unsafe {
+            let rest = bytes.add(O);
+            [load_u32::<0>(rest), load_u32::<4>(rest), load_u32::<8>(rest), load_u32::<12>(rest)]
+        };
+        bytemuck::cast(words)
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod loads {
+    macro_rules! load {
+        ($name:ident, $type:ty) => {
+            /// # Safety
+            /// The bytes must be readable.
+            #[inline(always)]
+            pub(super) unsafe fn $name<const O: usize>(bytes: *const u8) -> $type {
+                // SAFETY: promised by the caller.
+                unsafe { bytes.add(O).cast::<$type>().read_unaligned() }
+            }
+        };
+    }
+    load!(load_u16, u16);
+    load!(load_u32, u32);
+    load!(load_u128, [u8; 16]);
+}
+
+use loads::{load_u16, load_u32, load_u128};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_bytes_where_they_are() {
+        let bytes: [u8; 20] = core::array::from_fn(|i| u8::try_from(i).unwrap());
+        let window = Window::of(&bytes);
+        assert_eq!(window.byte::<19>(), 19);
+        assert_eq!(window.pair::<3>(), [3, 4]);
+        assert_eq!(window.number::<3>(), 0x0304);
+        assert_eq!(window.quad::<1>(), [1, 2, 3, 4]);
+        assert_eq!(window.sixteen::<4>()[15], 19);
+        assert_eq!(window.part::<10, 4>().quad::<0>(), [10, 11, 12, 13]);
+    }
+}

@@ -1,0 +1,300 @@
+//! The order of things: what is asked of a packet, and what of it is remembered.
+
+use netpol_common::{
+    Attempt, ClassId, Direction, Endpoint, FlowEntry, FlowKey, Generation, Reason, endpoint_flags, flow_state, judge,
+};
+
+use crate::denied::{self, Subject};
+use crate::flow::{self, Known, Role};
+use crate::packet::{self, Fragment, Frame, Icmp, Packet, Parse};
+use crate::surroundings::PacketAddress;
+use crate::{Family, Surroundings, fragment, guard};
+
+/// [`Attempt::ingress_ifindex`] for "by another interface": no interface has this index.
+const ELSEWHERE: u32 = u32::MAX;
+
+/// A verdict, with the remote's class where it was looked up.
+type Verdict = (Reason, ClassId);
+
+/// Judges a packet at a pod's veth, counts it, and tells if it is denied.
+#[inline(always)]
+pub fn process<S: Surroundings>(surroundings: &S, direction: Direction) -> Reason {
+    let Some(endpoint) = surroundings.endpoint() else {
+        let verdict = (Reason::NoEndpoint, ClassId::NOBODY);
+        surroundings.count(0, direction, verdict.0);
+        denied::tell(surroundings, None, direction, verdict, &Subject::FRAME);
+        return verdict.0;
+    };
+    let generation = generation(endpoint);
+    match packet::parse(surroundings) {
+        Frame::V4(mut packet) => conclude(surroundings, endpoint, generation, direction, &mut packet),
+        Frame::V6(mut packet) => conclude(surroundings, endpoint, generation, direction, &mut packet),
+        Frame::LinkControl => {
+            surroundings.count(endpoint.id, direction, Reason::LinkControl);
+            Reason::LinkControl
+        }
+        Frame::Unreadable(reason) => {
+            let reason = unless_open(endpoint, direction, reason);
+            surroundings.count(endpoint.id, direction, reason);
+            if !reason.allows() {
+                denied::tell(surroundings, Some(endpoint), direction, (reason, ClassId::NOBODY), &Subject::FRAME);
+            }
+            reason
+        }
+    }
+}
+
+/// Reads the generation before anything else of the endpoint: the agent writes it after everything else, so a change in
+/// between leaves a flow under the old one, and it is judged again.
+#[inline(always)]
+fn generation(endpoint: &Endpoint) -> Generation {
+    // SAFETY: a reference is valid for reads; volatile, because the agent writes meanwhile.
+    let generation = unsafe { (&raw const endpoint.generation).read_volatile() };
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: no instructions; keeps the compiler from reading the rest before.
+    unsafe {
+        core::arch::asm!("", options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::Acquire);
+    generation
+}
+
+/// What cannot be judged passes where everything does.
+#[inline(always)]
+fn unless_open(endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
+    if endpoint.has(endpoint_flags::UNKNOWN) {
+        Reason::UnknownPod
+    } else if endpoint.policy(direction).isolated() {
+        reason
+    } else {
+        Reason::NotIsolated
+    }
+}
+
+#[inline(always)]
+fn conclude<A, S>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    generation: Generation,
+    direction: Direction,
+    packet: &mut Packet<A>,
+) -> Reason
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let verdict = verdict(surroundings, endpoint, generation, direction, packet);
+    surroundings.count(endpoint.id, direction, verdict.0);
+    if verdict.0.allows() {
+        fragment::record(surroundings, direction, packet);
+    } else {
+        denied::tell(surroundings, Some(endpoint), direction, verdict, &Subject::packet(packet));
+    }
+    verdict.0
+}
+
+#[inline(always)]
+fn verdict<A, S>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    generation: Generation,
+    direction: Direction,
+    packet: &mut Packet<A>,
+) -> Verdict
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let mut icmp = packet.icmp();
+    if guard::is_foreign(endpoint, direction, packet, icmp) {
+        return (Reason::ForeignSource, ClassId::NOBODY);
+    }
+    // RFC 6980: discovery is never fragmented.
+    if icmp == Some(Icmp::Discovery) && packet.problem.is_none() && packet.fragment == Fragment::Whole {
+        return (Reason::LinkControl, ClassId::NOBODY);
+    }
+    let problem = match packet.problem {
+        Some(reason) => Some(reason),
+        None => fragment::resolve(surroundings, direction, packet).err(),
+    };
+    if let Some(reason) = problem {
+        return (unless_open(endpoint, direction, reason), ClassId::NOBODY);
+    }
+    if let Fragment::Later { .. } = packet.fragment {
+        icmp = packet.icmp();
+    }
+    judge_flow(surroundings, endpoint, generation, direction, packet, icmp)
+}
+
+/// The flow's verdict where it is known, else the policy's.
+#[inline(always)]
+fn judge_flow<A, S>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    generation: Generation,
+    direction: Direction,
+    packet: &Packet<A>,
+    icmp: Option<Icmp>,
+) -> Verdict
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let ifindex = surroundings.ifindex();
+    let now = surroundings.now();
+    let hz = surroundings.hz();
+    let (role, mut key) = flow::identify(ifindex, direction, packet, icmp);
+    let fresh = flow::is_fresh(packet);
+    let quoted = icmp == Some(Icmp::Error) && packet.fragment == Fragment::Whole;
+    let searched = if quoted {
+        match quoted_flow(surroundings, direction, packet) {
+            Some(quoted_key) => {
+                key = quoted_key;
+                true
+            }
+            None => false,
+        }
+    } else {
+        role != Role::Stranger && !fresh
+    };
+    let passes = if quoted { Reason::IcmpError } else { Reason::Flow };
+    let mut stale = None;
+    if searched && let Some(slot) = surroundings.flow(&key) {
+        let known = Known::read(slot);
+        if known.is_alive(key.protocol, now, hz) {
+            if known.generation == generation {
+                if !quoted {
+                    known.touch(slot, direction, packet.transport.flags, now, hz);
+                }
+                return (passes, ClassId::NOBODY);
+            }
+            stale = Some(known);
+        }
+    }
+
+    let attempt = match stale {
+        Some(known) => reopen(endpoint, &key, known),
+        None => open(surroundings, direction, packet),
+    };
+    let judgement = judge(surroundings, endpoint, &attempt);
+    let allowed = judgement.reason.allows();
+    if let Some(known) = stale {
+        if !allowed {
+            surroundings.remove_flow(&key);
+            return (Reason::Revoked, judgement.class);
+        }
+        let state = if quoted { known.state } else { known.after(direction, packet.transport.flags) };
+        let entry = entry(generation, now, known.opener, state);
+        // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
+        surroundings.insert_flow(&key, &entry);
+        return (passes, judgement.class);
+    }
+    if allowed {
+        if role == Role::Member {
+            let state = flow::tcp_state(packet.transport.flags, false) | origin(endpoint, direction, &attempt);
+            if !surroundings.insert_flow(&key, &entry(generation, now, direction, state))
+                && (endpoint.ingress.isolated() || endpoint.egress.isolated())
+            {
+                return (Reason::FlowTableFull, judgement.class);
+            }
+        }
+    } else if fresh && opened_by_other(surroundings, &key, generation, direction, now, hz) {
+        return (Reason::Flow, judgement.class);
+    }
+    (judgement.reason, judgement.class)
+}
+
+/// RFC 9293, 3.5: both sides may open at once. The other side's SYN is then the answer to an allowed one.
+#[inline(always)]
+fn opened_by_other<A, S: Surroundings + Family<A>>(
+    surroundings: &S,
+    key: &FlowKey<A>,
+    generation: Generation,
+    direction: Direction,
+    now: u32,
+    hz: u32,
+) -> bool {
+    let Some(slot) = surroundings.flow(key) else { return false };
+    let known = Known::read(slot);
+    let touched = flow_state::ANSWERED | flow_state::OPENER_FIN | flow_state::RESET;
+    known.generation == generation
+        && known.opener != direction
+        && known.state & touched == 0
+        && known.is_alive(key.protocol, now, hz)
+}
+
+/// The key of the flow that an ICMP error is about. The error goes to who sent the quoted packet, so that packet went the
+/// other way; an error that is sent elsewhere is about nothing known here.
+#[inline(always)]
+fn quoted_flow<A, S>(surroundings: &S, direction: Direction, packet: &Packet<A>) -> Option<FlowKey<A>>
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    /// Length of the ICMP header before the quoted packet.
+    const ICMP: u32 = 8;
+    let quoted = A::parse(surroundings, packet.payload + ICMP, true).ok()?;
+    let told = quoted.problem.is_none() && !matches!(quoted.fragment, Fragment::Later { .. });
+    if !told || quoted.source != packet.destination {
+        return None;
+    }
+    let (role, key) = flow::identify(surroundings.ifindex(), direction.opposite(), &quoted, quoted.icmp());
+    (role != Role::Stranger).then_some(key)
+}
+
+/// The attempt that a packet of no known flow makes.
+#[inline(always)]
+fn open<A: PacketAddress, S: Surroundings>(
+    surroundings: &S,
+    direction: Direction,
+    packet: &Packet<A>,
+) -> Attempt<A> {
+    let (remote, ingress_ifindex) = match direction {
+        Direction::Ingress => (packet.source, surroundings.ingress_ifindex()),
+        Direction::Egress => (packet.destination, ELSEWHERE),
+    };
+    Attempt { direction, remote, protocol: packet.protocol, port: packet.transport.destination_port, ingress_ifindex }
+}
+
+/// The attempt that opened a known flow.
+#[inline(always)]
+fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, known: Known) -> Attempt<A> {
+    let ingress_ifindex = if known.state & flow_state::FROM_NODE != 0 {
+        0
+    } else if known.state & flow_state::FROM_ITSELF != 0 {
+        endpoint.ifindex.0
+    } else {
+        ELSEWHERE
+    };
+    Attempt {
+        direction: known.opener,
+        remote: key.remote_address,
+        protocol: key.protocol,
+        port: match known.opener {
+            Direction::Ingress => key.pod_port,
+            Direction::Egress => key.remote_port,
+        },
+        ingress_ifindex,
+    }
+}
+
+/// What [`reopen`] has to know of the packet that opened the flow.
+#[inline(always)]
+fn origin<A>(endpoint: &Endpoint, direction: Direction, attempt: &Attempt<A>) -> u8 {
+    match direction {
+        Direction::Egress => 0,
+        Direction::Ingress if attempt.ingress_ifindex == 0 => flow_state::FROM_NODE,
+        Direction::Ingress
+            if attempt.ingress_ifindex == endpoint.ifindex.0 || attempt.ingress_ifindex == endpoint.bridge.0 =>
+        {
+            flow_state::FROM_ITSELF
+        }
+        Direction::Ingress => 0,
+    }
+}
+
+#[inline(always)]
+const fn entry(generation: Generation, now: u32, opener: Direction, state: u8) -> FlowEntry {
+    FlowEntry { generation, last_used: now, opener: opener as u8, state, zero: [0; 2] }
+}
