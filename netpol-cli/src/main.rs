@@ -1,2 +1,60 @@
-//! netpol.
-fn main() {}
+//! netpol: what NetworkPolicies mean, from manifests, offline.
+
+mod args;
+mod color;
+mod explain;
+mod input;
+mod lint;
+mod matrix;
+mod placeholder;
+mod table;
+mod verdict;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+
+/// What the exit codes mean; they are in `--help` and do not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done; `explain`: allowed; `lint`: no errors.
+    Ok = 0,
+    /// `explain`: denied; `lint`: errors found.
+    No = 1,
+    /// Some input could not be read, or there is nothing in it to answer from. 2 is clap's, for wrong usage.
+    Input = 3,
+    /// The compiled tables and the reference evaluator disagree: a defect of netpol.
+    Disagreement = 70,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let result = match &arguments.command {
+        Command::Matrix(options) => matrix::run(options, &mut out),
+        Command::Explain(options) => explain::run(options, &mut out),
+        Command::Lint(options) => lint::run(options, &mut out),
+    };
+    match result.and_then(|exit| out.flush().map(|()| exit).map_err(Into::into)) {
+        Ok(exit) => exit.into(),
+        // Whoever reads it has seen enough (`netpol matrix … | head`).
+        Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
+        Err(error) => {
+            eprintln!("netpol: {error:#}");
+            Exit::Input.into()
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -22,6 +22,11 @@ fn selector(selector: &Selector) -> Option<String> {
     (!requirements.is_empty()).then(|| requirements.join(", "))
 }
 
+/// All that a selector asks for.
+pub(super) fn labels(asked: &Selector) -> String {
+    selector(asked).unwrap_or_else(|| "{}".into())
+}
+
 /// A peer.
 pub(super) fn peer(policy: &Policy, peer: &Peer) -> String {
     match peer {

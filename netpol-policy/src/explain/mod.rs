@@ -4,10 +4,13 @@ mod describe;
 mod display;
 mod hints;
 mod lacks;
+mod lint;
 mod nearest;
 
 use netpol_common::{Direction, Reason};
 use serde::{Serialize, Serializer};
+
+pub use lint::lint;
 
 use crate::model::{PolicyKey, Protocol};
 use crate::reference::{self, ConnectionError, End, Evaluation, Packet, RuleRef};

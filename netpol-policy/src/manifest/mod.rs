@@ -43,6 +43,8 @@ pub struct Located<T> {
     pub file: Arc<str>,
     /// The line it begins on, from 1.
     pub line: usize,
+    /// Which document of the file, from 1; empty ones do not count.
+    pub document: usize,
 }
 
 /// An object of a kind that netpol does not use.
@@ -111,7 +113,7 @@ pub fn duplicates(objects: &[Located<Object>]) -> Vec<ManifestError> {
             severity: Severity::Warning,
             file: located.file.clone(),
             line: located.line,
-            document: 0,
+            document: located.document,
             object: Some(key.to_string()),
             field: None,
             message: format!("stands in {}:{} too; this one counts", earlier.file, earlier.line),

@@ -206,7 +206,7 @@ impl Reader {
 
     fn found(&mut self, place: &Place<'_>, object: Object) {
         let line = place.tree.line_of(&place.root);
-        self.parsed.objects.push(Located { object, file: self.file.clone(), line });
+        self.parsed.objects.push(Located { object, file: self.file.clone(), line, document: self.document });
     }
 
     fn problems(&mut self, place: &Place<'_>, problems: &[Problem]) {

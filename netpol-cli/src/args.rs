@@ -1,0 +1,185 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use netpol_policy::model::{PodKey, Protocol};
+use netpol_policy::reference::End;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done; explain: allowed; lint: no errors
+  1   explain: denied; lint: errors found
+  2   wrong usage
+  3   some input could not be read, or it has not what was asked for
+  70  netpol's two evaluators disagree, which is a defect: please report it with the input";
+
+/// What NetworkPolicies mean: who reaches whom, and why (not). Works on manifests, without a cluster.
+#[derive(Debug, Parser)]
+#[command(name = "netpol", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show which pods reach which, for each port
+    #[command(after_help = MATRIX_EXAMPLES)]
+    Matrix(MatrixOptions),
+    /// Say why one end reaches another or does not
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainOptions),
+    /// Report what is wrong in manifests, with file and line
+    #[command(after_help = LINT_EXAMPLES)]
+    Lint(LintOptions),
+}
+
+const MATRIX_EXAMPLES: &str = "\
+Examples:
+  netpol matrix -f manifests/ -p 80/TCP
+  netpol matrix -f pods.yaml -f policies/ -p 80/TCP -p 53/UDP --namespace shop
+  kubectl get ns,pods,nodes,netpol -A -o yaml | netpol matrix -f - -p 443/TCP -o json";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  netpol explain -f manifests/ --from shop/frontend --to shop/backend --port 8080/TCP
+  netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json";
+
+const LINT_EXAMPLES: &str = "\
+Examples:
+  netpol lint -f manifests/
+  netpol lint -f policy.yaml -o json";
+
+#[derive(Debug, Args)]
+pub(crate) struct InputOptions {
+    /// Manifests: a file, a directory (with all below it: *.yaml, *.yml, *.json), or - for standard input; repeatable
+    #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MatrixOptions {
+    #[command(flatten)]
+    pub(crate) input: InputOptions,
+    /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP; repeatable
+    #[arg(short, long = "port", value_name = "PORT/PROTOCOL", required = true)]
+    pub(crate) ports: Vec<AskedPort>,
+    /// Only pods of this namespace; repeatable
+    #[arg(short, long = "namespace", value_name = "NAMESPACE")]
+    pub(crate) namespaces: Vec<String>,
+    /// An address beside the pods, such as one outside the cluster; repeatable
+    #[arg(short, long = "address", value_name = "ADDRESS")]
+    pub(crate) addresses: Vec<IpAddr>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainOptions {
+    #[command(flatten)]
+    pub(crate) input: InputOptions,
+    /// Who opens the connection: namespace/pod, or an address
+    #[arg(long, value_name = "END", value_parser = end)]
+    pub(crate) from: End,
+    /// Towards whom: namespace/pod, or an address
+    #[arg(long, value_name = "END", value_parser = end)]
+    pub(crate) to: End,
+    /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP
+    #[arg(short, long, value_name = "PORT/PROTOCOL")]
+    pub(crate) port: AskedPort,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LintOptions {
+    #[command(flatten)]
+    pub(crate) input: InputOptions,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+}
+
+/// A port somebody asks about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AskedPort {
+    pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+}
+
+impl FromStr for AskedPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
+        let port = port.parse::<u16>().ok().filter(|&port| port != 0);
+        let port =
+            port.ok_or_else(|| format!("`{text}` has no port number; write one of 1 to 65535, such as 80/TCP"))?;
+        let protocol = Protocol::from_name(&protocol.to_uppercase())
+            .ok_or_else(|| format!("unknown protocol `{protocol}`; write TCP, UDP or SCTP"))?;
+        Ok(Self { port, protocol })
+    }
+}
+
+impl std::fmt::Display for AskedPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.port, self.protocol.name())
+    }
+}
+
+fn end(text: &str) -> Result<End, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(End::Address(address));
+    }
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(End::Pod(PodKey::new(namespace, name)))
+        }
+        _ => Err(format!("`{text}` is neither namespace/pod nor an address; write, for one, default/{text}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_are_read_as_people_write_them() {
+        for (text, expected) in [("80/TCP", "80/TCP"), ("53/udp", "53/UDP"), ("9", "9/TCP"), ("1/SCTP", "1/SCTP")] {
+            assert_eq!(text.parse::<AskedPort>().map(|port| port.to_string()), Ok(expected.to_owned()));
+        }
+        for text in ["", "0", "65536", "http", "80/ICMP", "80/"] {
+            assert!(text.parse::<AskedPort>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ends_are_pods_or_addresses() {
+        for (text, expected) in [("a/b", "a/b"), ("10.0.0.1", "10.0.0.1"), ("fd00::1", "fd00::1")] {
+            assert_eq!(end(text).map(|end| end.to_string()), Ok(expected.to_owned()));
+        }
+        for text in ["web", "a/", "/b", "a/b/c"] {
+            assert!(end(text).is_err(), "{text}");
+        }
+    }
+}

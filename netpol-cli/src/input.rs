@@ -1,0 +1,123 @@
+//! Manifests from files, directories and standard input.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use netpol_policy::manifest::{self, Located, ManifestError, Parsed};
+use netpol_policy::model::Object;
+use netpol_policy::world::World;
+
+use crate::args::InputOptions;
+
+/// All that was read.
+#[derive(Debug, Default)]
+pub(crate) struct Input {
+    pub(crate) parsed: Parsed,
+    /// Files and directories that could not be read, and why.
+    pub(crate) unreadable: Vec<String>,
+}
+
+impl Input {
+    /// Reads all paths. What cannot be read is noted, and the rest read all the same.
+    pub(crate) fn read(options: &InputOptions) -> Self {
+        let mut input = Self::default();
+        let mut files = BTreeSet::new();
+        for path in &options.paths {
+            if path.as_os_str() == "-" {
+                let mut bytes = Vec::new();
+                match io::stdin().lock().read_to_end(&mut bytes) {
+                    Ok(_) => input.text("<stdin>", bytes),
+                    Err(error) => input.unreadable.push(format!("cannot read standard input: {error}")),
+                }
+            } else {
+                input.collect(path, true, &mut files, &mut BTreeSet::new());
+            }
+        }
+        for file in files {
+            match fs::read(&file) {
+                Ok(bytes) => input.text(&file.display().to_string(), bytes),
+                Err(error) => input.unreadable.push(format!("cannot read {}: {error}", file.display())),
+            }
+        }
+        let duplicates = manifest::duplicates(&input.parsed.objects);
+        input.parsed.errors.extend(duplicates);
+        input
+    }
+
+    /// Tells standard error what is wrong with the input.
+    pub(crate) fn report(&self) {
+        for message in &self.unreadable {
+            eprintln!("netpol: {message}");
+        }
+        for error in &self.parsed.errors {
+            eprintln!("{error}");
+        }
+    }
+
+    pub(crate) fn world(&self) -> World {
+        World::of(self.parsed.objects.iter().map(|located| located.object.clone()))
+    }
+
+    /// Where an object was read from; the last place counts.
+    pub(crate) fn place(&self, wanted: &netpol_policy::model::ObjectKey) -> Option<&Located<Object>> {
+        self.parsed.objects.iter().rev().find(|located| located.object.key() == *wanted)
+    }
+
+    /// All that is wrong, sorted by place.
+    pub(crate) fn errors(&self) -> Vec<ManifestError> {
+        let mut errors = self.parsed.errors.clone();
+        errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+        errors
+    }
+
+    fn text(&mut self, name: &str, bytes: Vec<u8>) {
+        match String::from_utf8(bytes) {
+            Ok(text) => {
+                let Parsed { objects, errors, ignored } = manifest::parse(&text, name);
+                self.parsed.objects.extend(objects);
+                self.parsed.errors.extend(errors);
+                self.parsed.ignored.extend(ignored);
+            }
+            Err(_) => self.unreadable.push(format!("{name} is not UTF-8 text; save it as UTF-8")),
+        }
+    }
+
+    /// Files of a directory and all below it. A file that was named itself may be called anything.
+    fn collect(&mut self, path: &Path, named: bool, files: &mut BTreeSet<PathBuf>, above: &mut BTreeSet<PathBuf>) {
+        let entries = match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>),
+            Ok(_) => {
+                if named || is_manifest(path) {
+                    files.insert(path.to_owned());
+                }
+                return;
+            }
+            // A link to nowhere that is not ours to read.
+            Err(_) if !named && !is_manifest(path) => return,
+            Err(error) => Err(error),
+        };
+        // Links can lead back to a directory above.
+        let Ok(real) = fs::canonicalize(path) else {
+            self.unreadable.push(format!("cannot read {}: no such file or directory; check the path", path.display()));
+            return;
+        };
+        match entries {
+            Ok(entries) if above.insert(real.clone()) => {
+                for entry in entries {
+                    if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                        self.collect(&entry.path(), false, files, above);
+                    }
+                }
+                above.remove(&real);
+            }
+            Ok(_) => {}
+            Err(error) => self.unreadable.push(format!("cannot read {}: {error}", path.display())),
+        }
+    }
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+}

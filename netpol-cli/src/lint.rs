@@ -1,0 +1,72 @@
+//! `netpol lint`.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use anyhow::Result;
+use netpol_policy::explain;
+use netpol_policy::manifest::ManifestError;
+use netpol_policy::model::{ObjectKey, Severity};
+
+use crate::Exit;
+use crate::args::{LintOptions, Output};
+use crate::input::Input;
+
+pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
+    let mut input = Input::read(&options.input);
+    for message in &input.unreadable {
+        eprintln!("netpol: {message}");
+    }
+    let world = input.world();
+    for (policy, problem) in explain::lint(&world) {
+        let key = ObjectKey::Policy(policy);
+        let Some(place) = input.place(&key) else { continue };
+        let error = ManifestError {
+            severity: problem.severity,
+            file: place.file.clone(),
+            line: place.line,
+            document: place.document,
+            object: Some(key.to_string()),
+            field: Some(problem.field),
+            message: problem.message,
+        };
+        input.parsed.errors.push(error);
+    }
+    let errors = input.errors();
+    match options.output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut *out, &errors)?;
+            writeln!(out)?;
+        }
+        Output::Table => print(out, &input, &errors)?,
+    }
+    let failed = errors.iter().any(|error| error.severity == Severity::Error);
+    Ok(match failed {
+        _ if !input.unreadable.is_empty() => Exit::Input,
+        true => Exit::No,
+        false => Exit::Ok,
+    })
+}
+
+fn print(out: &mut impl Write, input: &Input, errors: &[ManifestError]) -> Result<()> {
+    for error in errors {
+        writeln!(out, "{error}")?;
+    }
+    let count = |severity| errors.iter().filter(|error| error.severity == severity).count();
+    writeln!(
+        out,
+        "{} objects, {} errors, {} warnings",
+        input.parsed.objects.len(),
+        count(Severity::Error),
+        count(Severity::Warning)
+    )?;
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for ignored in &input.parsed.ignored {
+        *kinds.entry(&ignored.kind).or_default() += 1;
+    }
+    if !kinds.is_empty() {
+        let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
+        writeln!(out, "not looked at: {}", kinds.join(", "))?;
+    }
+    Ok(())
+}

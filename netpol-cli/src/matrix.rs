@@ -1,0 +1,68 @@
+//! `netpol matrix`.
+
+use std::io::Write;
+
+use anyhow::{Result, bail};
+use netpol_policy::explain::Explanation;
+use netpol_policy::reference::End;
+use netpol_policy::world::World;
+
+use crate::Exit;
+use crate::args::{MatrixOptions, Output};
+use crate::color::Color;
+use crate::input::Input;
+use crate::verdict::Judge;
+use crate::{placeholder, table};
+
+pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit> {
+    let input = Input::read(&options.input);
+    input.report();
+    let mut world = input.world();
+    placeholder::fill_in(&mut world);
+    let ends = ends(&world, options);
+    if ends.is_empty() {
+        bail!("there are no pods to show: give manifests of pods with -f, and check --namespace");
+    }
+    let judge = Judge::new(&world);
+    let mut explanations: Vec<Explanation> = Vec::new();
+    for &port in &options.ports {
+        let mut row = Vec::new();
+        for from in &ends {
+            for to in &ends {
+                // Ends without an address family in common have no verdict.
+                row.push(judge.explain(from, to, port).ok());
+            }
+        }
+        match options.output {
+            Output::Json => explanations.extend(row.into_iter().flatten()),
+            Output::Table => {
+                table::print(out, &port.to_string(), &ends, &row, Color::detect(), table::terminal_width())?
+            }
+        }
+    }
+    match options.output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut *out, &explanations)?;
+            writeln!(out)?;
+        }
+        Output::Table => writeln!(out, "{}", table::LEGEND)?,
+    }
+    Ok(if input.unreadable.is_empty() { Exit::Ok } else { Exit::Input })
+}
+
+/// The pods to show, then the addresses.
+fn ends(world: &World, options: &MatrixOptions) -> Vec<End> {
+    let mut ends = Vec::new();
+    for pod in world.pods.values().filter(|pod| pod.participates()) {
+        if !options.namespaces.is_empty() && !options.namespaces.iter().any(|name| **name == *pod.key.namespace) {
+            continue;
+        }
+        if pod.addresses.is_empty() {
+            eprintln!("netpol: pod {} has no address yet and is left out: give it `status.podIPs`", pod.key);
+            continue;
+        }
+        ends.push(End::Pod(pod.key.clone()));
+    }
+    ends.extend(options.addresses.iter().map(|&address| End::Address(address)));
+    ends
+}

@@ -1,0 +1,84 @@
+//! What a policy says that nothing there answers to: most likely a slip, and never visible from the policy alone.
+
+use netpol_common::Direction;
+
+use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Problem, Rule, Selector, Severity};
+use crate::reference;
+use crate::world::World;
+
+use super::describe;
+
+/// Warnings about policies that only show among the other objects: they select no pod, name ports that no pod has, or
+/// namespaces that are not there. Says nothing of pods where there are none at all.
+pub fn lint(world: &World) -> Vec<(PolicyKey, Problem)> {
+    let mut found = Vec::new();
+    if world.pods.is_empty() {
+        return found;
+    }
+    for policy in world.policies.values() {
+        let mut warn = |field: String, message: String| {
+            found.push((policy.key.clone(), Problem { severity: Severity::Warning, field, message }));
+        };
+        let selected: Vec<&Pod> = world.pods.values().filter(|pod| selects(policy, pod)).collect();
+        if selected.is_empty() {
+            warn("spec.podSelector".into(), format!("selects no pod of namespace {}", policy.key.namespace));
+        }
+        for direction in Direction::BOTH {
+            for (index, rule) in reference::rules(policy, direction).iter().enumerate() {
+                let field = format!("spec.{}[{index}]", direction.name());
+                let destinations = if direction == Direction::Ingress { Some(selected.as_slice()) } else { None };
+                unanswered_ports(world, rule, destinations).for_each(|name| {
+                    warn(
+                        format!("{field}.ports"),
+                        format!("port name \"{name}\" is no port of any pod it is looked up on"),
+                    );
+                });
+                unanswered_namespaces(world, rule).for_each(|selector| {
+                    warn(field.clone(), format!("namespaceSelector {selector} selects no namespace"));
+                });
+            }
+        }
+    }
+    found
+}
+
+fn selects(policy: &Policy, pod: &Pod) -> bool {
+    pod.participates() && pod.key.namespace == policy.key.namespace && policy.pods.isolates(&pod.labels)
+}
+
+/// Port names that none of `destinations` has (`None`: any pod may be one).
+fn unanswered_ports<'a>(
+    world: &'a World,
+    rule: &'a Rule,
+    destinations: Option<&'a [&'a Pod]>,
+) -> impl Iterator<Item = &'a str> {
+    let ports = match &rule.ports {
+        Ports::Any => &[][..],
+        Ports::Of(ports) => ports.as_slice(),
+    };
+    ports.iter().filter_map(move |port| {
+        let PortRange::Named(name) = &port.port else { return None };
+        let has = |pod: &Pod| pod.ports.iter().any(|named| named.name == *name && named.protocol == port.protocol);
+        let answered = match destinations {
+            Some(pods) => pods.is_empty() || pods.iter().any(|pod| has(pod)),
+            None => world.pods.values().any(has),
+        };
+        (!answered).then_some(&**name)
+    })
+}
+
+fn unanswered_namespaces<'a>(world: &'a World, rule: &'a Rule) -> impl Iterator<Item = String> + 'a {
+    let peers = match &rule.peers {
+        Peers::Any => &[][..],
+        Peers::Of(peers) => peers.as_slice(),
+    };
+    peers.iter().filter_map(move |peer| {
+        let Peer::Pods { namespaces: Some(selector), .. } = peer else { return None };
+        (!selector.invalid && !selects_some(world, selector)).then(|| describe::labels(selector))
+    })
+}
+
+fn selects_some(world: &World, selector: &Selector) -> bool {
+    let of_pods = world.pods.keys().map(|key| &key.namespace);
+    world.namespaces.keys().chain(of_pods).any(|name| selector.matches(&world.namespace_labels(name)))
+}
