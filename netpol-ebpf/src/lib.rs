@@ -27,6 +27,8 @@ mod surroundings;
 
 #[cfg(target_arch = "bpf")]
 pub mod kernel;
+#[cfg(not(target_arch = "bpf"))]
+pub mod memory;
 
 pub use flow::timeout;
 pub use packet::Window;

@@ -1,0 +1,242 @@
+//! Ordinary memory as surroundings, for tests: the same engine on hash maps.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use netpol_common::{
+    Address, AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey,
+    FragmentEntry, FragmentKey, PORT_PREFIX_EXACT, PortEntry, PortKey, Reason, Tables,
+};
+
+use crate::{Family, Slot, Surroundings, Window, process};
+
+/// Jiffies per second, unless a test sets others.
+pub const HZ: u32 = 250;
+
+/// All maps, and the clock.
+#[derive(Debug)]
+pub struct Memory {
+    /// `ENDPOINTS` and `ENDPOINTS_OVERFLOW` in one.
+    pub endpoints: HashMap<u32, Endpoint>,
+    /// `ALLOW`.
+    pub allow: HashMap<AllowKey, AllowEntry>,
+    /// `PORTS`, by prefix length and key.
+    pub ports: HashMap<(u32, PortKey), PortEntry>,
+    /// What is there for IPv4.
+    pub v4: Maps<[u8; 4]>,
+    /// What is there for IPv6.
+    pub v6: Maps<[u8; 16]>,
+    /// Jiffies.
+    pub now: Cell<u32>,
+    /// Whether flows find room.
+    pub room: Cell<bool>,
+    /// `COUNTERS`, by endpoint, direction and reason.
+    pub counted: RefCell<HashMap<(u32, Direction, Reason), u64>>,
+    /// `EVENTS`.
+    pub events: RefCell<Vec<DenyEvent>>,
+    denials: Vec<UnsafeCell<Denial>>,
+}
+
+/// The maps of one family.
+#[derive(Debug)]
+pub struct Maps<A> {
+    /// `ADDRESSES_*`.
+    pub addresses: HashMap<A, AddressEntry>,
+    /// `PREFIXES_*`, by prefix length and address.
+    pub prefixes: HashMap<(u32, A), AddressEntry>,
+    /// `FLOWS_*`. Boxed, so that an entry stays where it is.
+    flows: RefCell<HashMap<FlowKey<A>, Box<UnsafeCell<FlowEntry>>>>,
+    fragments: RefCell<HashMap<FragmentKey<A>, FragmentEntry>>,
+}
+
+impl<A> Default for Maps<A> {
+    fn default() -> Self {
+        Self {
+            addresses: HashMap::new(),
+            prefixes: HashMap::new(),
+            flows: RefCell::default(),
+            fragments: RefCell::default(),
+        }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            endpoints: HashMap::new(),
+            allow: HashMap::new(),
+            ports: HashMap::new(),
+            v4: Maps::default(),
+            v6: Maps::default(),
+            now: Cell::new(1_000_000),
+            room: Cell::new(true),
+            counted: RefCell::default(),
+            events: RefCell::default(),
+            denials: (0..8192).map(|_| UnsafeCell::default()).collect(),
+        }
+    }
+}
+
+impl Memory {
+    /// Runs a frame through the program at an interface.
+    pub fn run(&self, direction: Direction, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Reason {
+        process(&Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len() }, direction)
+    }
+
+    /// The same for a frame of which only so many bytes are at hand directly.
+    pub fn run_paged(&self, direction: Direction, frame: &[u8], ifindex: u32, linear: usize) -> Reason {
+        process(&Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear }, direction)
+    }
+
+    /// Lets seconds pass.
+    pub fn wait(&self, seconds: u32) {
+        self.now.set(self.now.get().wrapping_add(seconds * HZ));
+    }
+}
+
+/// An interface that is none of those with endpoints.
+const ELSEWHERE: u32 = 4000;
+
+struct Frame<'a> {
+    memory: &'a Memory,
+    bytes: &'a [u8],
+    ifindex: u32,
+    ingress_ifindex: u32,
+    linear: usize,
+}
+
+impl Surroundings for Frame<'_> {
+    fn window<const N: usize>(&self) -> Option<Window<'_, N>> {
+        self.bytes[..self.linear].first_chunk().map(Window::of)
+    }
+
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.bytes.get(offset as usize..)?.first_chunk().copied()
+    }
+
+    fn length(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn ingress_ifindex(&self) -> u32 {
+        self.ingress_ifindex
+    }
+
+    fn endpoint(&self) -> Option<&Endpoint> {
+        self.memory.endpoints.get(&self.ifindex)
+    }
+
+    fn now(&self) -> u32 {
+        self.memory.now.get()
+    }
+
+    fn hz(&self) -> u32 {
+        HZ
+    }
+
+    fn boot_ns(&self) -> u64 {
+        u64::from(self.now()) * 4_000_000
+    }
+
+    fn count(&self, endpoint: u32, direction: Direction, reason: Reason) {
+        *self.memory.counted.borrow_mut().entry((endpoint, direction, reason)).or_default() += 1;
+    }
+
+    fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>> {
+        let slot = self.memory.denials.get((fingerprint >> 32) as usize % self.memory.denials.len())?;
+        // SAFETY: lives as long as `memory`, which is not shared between threads; only slots reach it.
+        Some(unsafe { Slot::new(slot.get()) })
+    }
+
+    fn emit(&self, event: &DenyEvent) {
+        self.memory.events.borrow_mut().push(*event);
+    }
+}
+
+/// Addresses whose maps [`Memory`] has.
+trait InMemory: Address + Eq + Hash {
+    const BITS: u32;
+    fn maps(memory: &Memory) -> &Maps<Self>;
+    fn masked(self, bits: u32) -> Self;
+}
+
+impl InMemory for [u8; 4] {
+    const BITS: u32 = 32;
+
+    fn maps(memory: &Memory) -> &Maps<Self> {
+        &memory.v4
+    }
+
+    fn masked(self, bits: u32) -> Self {
+        let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+        (u32::from_be_bytes(self) & mask).to_be_bytes()
+    }
+}
+
+impl InMemory for [u8; 16] {
+    const BITS: u32 = 128;
+
+    fn maps(memory: &Memory) -> &Maps<Self> {
+        &memory.v6
+    }
+
+    fn masked(self, bits: u32) -> Self {
+        let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+        (u128::from_be_bytes(self) & mask).to_be_bytes()
+    }
+}
+
+impl<A: InMemory> Family<A> for Frame<'_> {
+    fn flow(&self, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {
+        let entry = A::maps(self.memory).flows.borrow().get(key)?.get();
+        // SAFETY: boxed, and the engine does not use a slot after it removed or replaced the flow.
+        Some(unsafe { Slot::new(entry) })
+    }
+
+    fn insert_flow(&self, key: &FlowKey<A>, entry: &FlowEntry) -> bool {
+        if self.memory.room.get() {
+            A::maps(self.memory).flows.borrow_mut().insert(*key, Box::new(UnsafeCell::new(*entry)));
+        }
+        self.memory.room.get()
+    }
+
+    fn remove_flow(&self, key: &FlowKey<A>) {
+        A::maps(self.memory).flows.borrow_mut().remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry> {
+        A::maps(self.memory).fragments.borrow().get(key).copied()
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey<A>, entry: &FragmentEntry) {
+        A::maps(self.memory).fragments.borrow_mut().insert(*key, *entry);
+    }
+}
+
+impl<A: InMemory> Tables<A> for Frame<'_> {
+    fn address(&self, address: &A) -> Option<AddressEntry> {
+        let maps = A::maps(self.memory);
+        let exact = maps.addresses.get(address);
+        exact.or_else(|| (0..=A::BITS).rev().find_map(|bits| maps.prefixes.get(&(bits, address.masked(bits))))).copied()
+    }
+
+    fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
+        self.memory.allow.get(key).copied()
+    }
+
+    fn port(&self, key: &PortKey) -> Option<PortEntry> {
+        let [a, b, c, d] = key.set.0.to_be_bytes();
+        let [e, f] = key.port;
+        let whole = u64::from_be_bytes([a, b, c, d, key.protocol, 0, e, f]);
+        (32..=PORT_PREFIX_EXACT).rev().find_map(|bits| {
+            let [.., e, f] = (whole & u64::MAX << (PORT_PREFIX_EXACT - bits)).to_be_bytes();
+            let protocol = if bits >= 48 { key.protocol } else { 0 };
+            self.memory.ports.get(&(bits, PortKey { set: key.set, protocol, zero: 0, port: [e, f] })).copied()
+        })
+    }
+}

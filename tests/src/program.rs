@@ -1,0 +1,236 @@
+//! The programs, loaded and run on hand-made frames with `BPF_PROG_TEST_RUN`: no link, no namespace, no agent.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, Counters, DenyEvent, Direction, Endpoint, FlowKey, IfIndex, PortEntry,
+    PortKey, Reason,
+};
+
+/// The only interface that every network namespace has: `lo`.
+pub const INTERFACE: u32 = 1;
+/// What a program returns for a packet that passes.
+const PASSED: u32 = u32::MAX;
+/// What a program returns for a packet that does not.
+const DROPPED: u32 = 2;
+
+/// One of ours, as aya's maps take it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Wire<T>(pub T);
+// SAFETY: `bytemuck` knows that it is plain bytes without padding.
+unsafe impl<T: NoUninit + AnyBitPattern> aya::Pod for Wire<T> {}
+
+/// Where the object is.
+pub fn object() -> PathBuf {
+    std::env::var_os("NETPOL_BPF_OBJECT").map_or_else(
+        || {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a folder of the workspace");
+            std::env::var_os("CARGO_TARGET_DIR")
+                .map_or_else(|| root.join("target"), |target| root.join(target))
+                .join("bpf/netpol.o")
+        },
+        PathBuf::from,
+    )
+}
+
+/// The loaded object.
+pub struct Programs {
+    bpf: Ebpf,
+}
+
+/// What happened to a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Whether it passed.
+    pub passed: bool,
+    /// Mean time of a run.
+    pub time: Duration,
+}
+
+impl Programs {
+    /// Loads maps and programs.
+    ///
+    /// # Errors
+    /// Without the object, without root, or where the verifier refuses it.
+    pub fn load() -> Result<Self> {
+        let path = object();
+        let bytes = std::fs::read(&path)
+            .with_context(|| format!("no BPF object at {}: run `cargo xtask ebpf`", path.display()))?;
+        let mut bpf = EbpfLoader::new().load(&bytes).context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
+        for name in ["netpol_ingress", "netpol_egress", "netpol_empty"] {
+            classifier(&mut bpf, name)?.load().with_context(|| format!("the verifier refused {name}"))?;
+        }
+        Ok(Self { bpf })
+    }
+
+    /// Instructions the verifier looked at, per program.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>> {
+        ["netpol_ingress", "netpol_egress"]
+            .into_iter()
+            .map(|name| {
+                let info = classifier(&mut self.bpf, name)?.info()?;
+                Ok((name, info.verified_instruction_count().context("this kernel does not tell (before 5.16)")?))
+            })
+            .collect()
+    }
+
+    /// Runs a frame through a program at [`INTERFACE`].
+    ///
+    /// # Errors
+    /// Where the kernel cannot run it: frames below 14 bytes.
+    pub fn run(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {
+        let name = match direction {
+            Direction::Ingress => "netpol_ingress",
+            Direction::Egress => "netpol_egress",
+        };
+        self.run_program(name, frame, ingress_ifindex, repeat)
+    }
+
+    /// Runs a frame through the program that does nothing.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_empty(&mut self, frame: &[u8], repeat: u32) -> Result<Duration> {
+        Ok(self.run_program("netpol_empty", frame, 0, repeat)?.time)
+    }
+
+    fn run_program(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {
+        // struct __sk_buff of linux/bpf.h: only these two fields may be set besides marks.
+        let mut context = [0_u8; 192];
+        context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[40..44].copy_from_slice(&INTERFACE.to_ne_bytes());
+        let result = classifier(&mut self.bpf, name)?
+            .test_run(TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..Default::default() })
+            .with_context(|| format!("BPF_PROG_TEST_RUN of {name} on {} bytes", frame.len()))?;
+        let passed = match result.return_value {
+            PASSED => true,
+            DROPPED => false,
+            other => bail!("{name} returned {other}"),
+        };
+        Ok(Ran { passed, time: result.duration })
+    }
+
+    /// Sets the endpoint at [`INTERFACE`].
+    ///
+    /// # Errors
+    /// Where the kernel refuses it; so with all below.
+    pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<()> {
+        let mut map: Array<&mut MapData, Wire<Endpoint>> = self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
+        Ok(map.set(INTERFACE, Wire(*endpoint), 0)?)
+    }
+
+    /// Sets the endpoint in the overflow map, and another in its slot.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_endpoint_in_overflow(&mut self, endpoint: &Endpoint, other: &Endpoint) -> Result<()> {
+        self.set_endpoint(other)?;
+        self.insert("ENDPOINTS_OVERFLOW", IfIndex(INTERFACE), *endpoint)
+    }
+
+    /// Sets an address, of either family by its size.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_address<A: NoUninit + AnyBitPattern>(&mut self, address: A, entry: AddressEntry) -> Result<()> {
+        self.insert(if size_of::<A>() == 4 { "ADDRESSES_V4" } else { "ADDRESSES_V6" }, address, entry)
+    }
+
+    /// Sets a prefix, of either family by its size.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_prefix<A: NoUninit + AnyBitPattern>(&mut self, bits: u32, address: A, entry: AddressEntry) -> Result<()> {
+        self.insert_prefix(if size_of::<A>() == 4 { "PREFIXES_V4" } else { "PREFIXES_V6" }, bits, address, entry)
+    }
+
+    /// Sets what a rule set allows to a class.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_allow(&mut self, key: AllowKey, entry: AllowEntry) -> Result<()> {
+        self.insert("ALLOW", key, entry)
+    }
+
+    /// Sets a port prefix.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_port(&mut self, bits: u32, key: PortKey, entry: PortEntry) -> Result<()> {
+        self.insert_prefix("PORTS", bits, key, entry)
+    }
+
+    /// Forgets a flow; whether there was one.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn forget_flow<A>(&mut self, key: FlowKey<A>) -> Result<bool>
+    where
+        FlowKey<A>: NoUninit + AnyBitPattern,
+    {
+        let name = if size_of::<A>() == 4 { "FLOWS_V4" } else { "FLOWS_V6" };
+        let mut map: HashMap<&mut MapData, Wire<FlowKey<A>>, Wire<netpol_common::FlowEntry>> =
+            self.bpf.map_mut(name).context(name)?.try_into()?;
+        Ok(map.remove(&Wire(key)).is_ok())
+    }
+
+    /// How many packets were counted for an endpoint.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn counted(&mut self, endpoint: u32, direction: Direction, reason: Reason) -> Result<u64> {
+        let map: PerCpuArray<&MapData, Wire<Counters>> = self.bpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
+        let values = map.get(&(endpoint * 2 + direction as u32), 0)?;
+        Ok(values.iter().map(|Wire(counters)| counters.packets[reason as usize]).sum())
+    }
+
+    /// Takes the events told so far.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn events(&mut self) -> Result<Vec<DenyEvent>> {
+        let mut ring: RingBuf<&mut MapData> = self.bpf.map_mut("EVENTS").context("EVENTS")?.try_into()?;
+        let mut events = Vec::new();
+        while let Some(bytes) = ring.next() {
+            let mut event = DenyEvent::zeroed();
+            bytemuck::bytes_of_mut(&mut event).copy_from_slice(&bytes);
+            events.push(event);
+        }
+        Ok(events)
+    }
+
+    fn insert<K, V>(&mut self, name: &str, key: K, value: V) -> Result<()>
+    where
+        K: NoUninit + AnyBitPattern,
+        V: NoUninit + AnyBitPattern,
+    {
+        let mut map: HashMap<&mut MapData, Wire<K>, Wire<V>> =
+            self.bpf.map_mut(name).with_context(|| name.to_owned())?.try_into()?;
+        map.insert(Wire(key), Wire(value), 0).with_context(|| format!("writing to {name}"))
+    }
+
+    fn insert_prefix<K, V>(&mut self, name: &str, bits: u32, key: K, value: V) -> Result<()>
+    where
+        K: NoUninit + AnyBitPattern,
+        V: NoUninit + AnyBitPattern,
+    {
+        let mut map: LpmTrie<&mut MapData, Wire<K>, Wire<V>> =
+            self.bpf.map_mut(name).with_context(|| name.to_owned())?.try_into()?;
+        map.insert(&Key::new(bits, Wire(key)), Wire(value), 0).with_context(|| format!("writing to {name}"))
+    }
+}
+
+fn classifier<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    Ok(bpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?)
+}
