@@ -133,3 +133,65 @@ impl World {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pod(name: &str, address: u8, created: i64, deleting: bool, finished: bool) -> Object {
+        Object::Pod(Pod {
+            key: PodKey::new("shop", name),
+            node: None,
+            host_network: false,
+            finished,
+            deleting,
+            created,
+            labels: Labels::new(),
+            addresses: vec![IpAddr::from([10, 0, 0, address])],
+            ports: Vec::new(),
+        })
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let pods = ("[a-c]", 0..3_u8, 0..3_i64, any::<bool>(), any::<bool>());
+        prop_oneof![
+            4 => pods.prop_map(|(name, address, created, deleting, finished)| {
+                Event::Apply(pod(&name, address, created, deleting, finished))
+            }),
+            1 => "[a-c]".prop_map(|name| Event::Delete(ObjectKey::Pod(PodKey::new("shop", name)))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_world_is_a_function_of_the_last_state_of_each_object(events in prop::collection::vec(event(), 0..20)) {
+            let mut world = World::default();
+            events.into_iter().for_each(|event| world.apply(event));
+            let afresh = World::of(world.pods.values().rev().cloned().map(Object::Pod));
+            prop_assert_eq!(&world, &afresh);
+            let objects = world.pods.values().cloned().map(Object::Pod).collect();
+            world.apply(Event::Reset(objects));
+            prop_assert_eq!(world, afresh);
+        }
+    }
+
+    #[test]
+    fn reset_keeps_the_nodes_own_addresses() {
+        let mut world = World::default();
+        let own = IpAddr::from([192, 168, 0, 1]);
+        world.apply(Event::OwnAddresses(vec![own, own]));
+        world.apply(Event::Apply(pod("a", 1, 0, false, false)));
+        world.apply(Event::Reset(Vec::new()));
+        assert_eq!((world.own_addresses, world.pods.len()), (vec![own], 0));
+    }
+
+    #[test]
+    fn a_pod_that_moves_leaves_its_address() {
+        let mut world = World::of([pod("a", 1, 0, false, false)]);
+        world.apply(Event::Apply(pod("a", 2, 0, false, false)));
+        assert!(world.address_owner(IpAddr::from([10, 0, 0, 1])).is_none());
+        assert!(world.address_owner(IpAddr::from([10, 0, 0, 2])).is_some());
+    }
+}

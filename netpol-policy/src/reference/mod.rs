@@ -123,3 +123,6 @@ fn allows(world: &World, policy: &Policy, rule: &Rule, pod: &Pod, packet: &Packe
     allows_peer(world, policy, &rule.peers, &remote)
         && allows_port(&rule.ports, packet.protocol, packet.port, destination)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! What the commands print and how they end.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Two pods of `shop`, one of `ops`; the backend lets only the frontend in, at its port `http`.
+const SHOP: &str = "\
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: frontend, namespace: shop, labels: {app: frontend}}, status: {podIP: 10.0.0.1}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: backend, namespace: shop, labels: {app: backend}}
+spec: {containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]}
+status: {podIP: 10.0.0.2}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: probe, namespace: ops}, status: {podIP: 10.0.1.1}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: backend, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: backend}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: frontend}}}]
+    ports: [{port: http}]
+";
+
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// A directory of manifests, gone at the end of the test.
+struct Manifests(TempDir);
+
+impl Manifests {
+    fn of(files: &[(&str, &str)]) -> Self {
+        let directory = TempDir::new().expect("a directory for the test");
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a subdirectory");
+            fs::write(path, text).expect("a manifest");
+        }
+        Self(directory)
+    }
+
+    /// Runs `netpol VERB -f DIRECTORY …`; in what it says, the directory is `DIR`.
+    fn run(&self, verb: &str, arguments: &[&str]) -> Run {
+        let directory = self.0.path().to_str().expect("text");
+        let mut run = netpol(&[&[verb, "-f", directory], arguments].concat(), "");
+        run.out = run.out.replace(directory, "DIR");
+        run.err = run.err.replace(directory, "DIR");
+        run
+    }
+}
+
+fn netpol(arguments: &[&str], input: &str) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("netpol starts");
+    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+}
+
+fn shop() -> Manifests {
+    Manifests::of(&[("shop.yaml", SHOP)])
+}
+
+#[test]
+fn the_matrix_is_a_table_grouped_by_namespace() {
+    let run = shop().run("matrix", &["-p", "8080/TCP", "-a", "198.51.100.1"]);
+    let expected = "\
+8080/TCP          1  2 3  4
+ops
+  1 probe         +  i +  +
+shop
+  2 backend       +  + +  +
+  3 frontend      +  + +  +
+(addresses)
+  4 198.51.100.1  +  i +  +
+
+rows: from, columns: to    + allowed    e denied by egress    i denied by ingress    x denied by both
+";
+    assert_eq!((run.out.as_str(), run.err.as_str(), run.code), (expected, "", 0));
+}
+
+#[test]
+fn the_matrix_as_json_is_a_list_of_explanations() {
+    let run = shop().run("matrix", &["-p", "8080", "-p", "53/UDP", "--namespace", "shop", "-o", "json"]);
+    let list: Vec<Value> = serde_json::from_str(&run.out).expect("JSON");
+    let brief: Vec<String> = list
+        .iter()
+        .map(|item| {
+            format!("{} {} {}/{} {}", item["from"], item["to"], item["port"], item["protocol"], item["verdict"])
+                .replace('"', "")
+        })
+        .collect();
+    assert_eq!(
+        brief,
+        [
+            "shop/backend shop/backend 8080/TCP allow",
+            "shop/backend shop/frontend 8080/TCP allow",
+            "shop/frontend shop/backend 8080/TCP allow",
+            "shop/frontend shop/frontend 8080/TCP allow",
+            "shop/backend shop/backend 53/UDP allow",
+            "shop/backend shop/frontend 53/UDP allow",
+            "shop/frontend shop/backend 53/UDP deny",
+            "shop/frontend shop/frontend 53/UDP allow",
+        ]
+    );
+}
+
+#[test]
+fn explain_says_what_the_nearest_rule_lacks_and_ends_with_1() {
+    let run = shop().run("explain", &["--from", "ops/probe", "--to", "shop/backend", "--port", "8080/TCP"]);
+    let expected = "\
+DENY  ops/probe -> shop/backend, 8080/TCP
+  egress  allow no policy isolates ops/probe for egress
+  ingress deny  shop/backend is isolated by shop/backend, and no rule allows this
+                nearest: rule 0 of shop/backend allows this port, but not this peer: pod ops/probe is in namespace ops, and without a namespaceSelector only namespace shop is meant; pod ops/probe lacks label app=frontend
+";
+    assert_eq!((run.out.as_str(), run.code), (expected, 1));
+}
+
+#[test]
+fn explain_as_json_is_one_object() {
+    let run =
+        shop().run("explain", &["--from", "shop/frontend", "--to", "shop/backend", "--port", "8080/TCP", "-o", "json"]);
+    let open = json!({"verdict": "allow", "reason": "not-isolated", "isolated": false, "policies": [], "rule": null, "nearest": null, "hints": []});
+    let by_rule = json!({
+        "verdict": "allow", "reason": "rule", "isolated": true, "policies": ["shop/backend"],
+        "rule": {"policy": "shop/backend", "index": 0, "peer": "pods with app=frontend of namespace shop", "port": "\"http\"/TCP"},
+        "nearest": null, "hints": [],
+    });
+    let expected = json!({"from": "shop/frontend", "to": "shop/backend", "port": 8080, "protocol": "TCP", "verdict": "allow", "egress": open, "ingress": by_rule});
+    assert_eq!((serde_json::from_str::<Value>(&run.out).expect("JSON"), run.code), (expected, 0));
+}
+
+#[test]
+fn an_address_is_an_end_that_no_policy_speaks_for() {
+    let run = shop().run("explain", &["--from", "198.51.100.1", "--to", "shop/frontend", "--port", "80", "-o", "json"]);
+    let explanation: Value = serde_json::from_str(&run.out).expect("JSON");
+    assert_eq!((&explanation["egress"]["reason"], &explanation["from"]), (&json!("no-pod"), &json!("198.51.100.1")));
+}
+
+#[test]
+fn faults_are_told_with_their_line_and_stop_nothing() {
+    let files = [
+        ("a/half.yml", "kind: [\n"),
+        ("b.json", "{\"apiVersion\": \"v1\"}"),
+        ("notes.txt", "kind: ["),
+        ("shop.yaml", SHOP),
+    ];
+    let manifests = Manifests::of(&files);
+    let run = manifests.run("explain", &["--from", "shop/frontend", "--to", "shop/backend", "--port", "8080"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let lines: Vec<&str> = run.err.lines().collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("DIR/a/half.yml:") && lines[0].contains("is not valid YAML"), "{}", lines[0]);
+    assert_eq!(lines[1], "DIR/b.json:1: error: has no `kind`; it is left out");
+    assert_eq!(manifests.run("lint", &[]).code, 1);
+}
+
+#[test]
+fn lint_tells_slips_that_only_show_among_the_objects() {
+    let slips = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: slips, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: backnd}}
+  egress:
+  - to: [{namespaceSelector: {matchLabels: {name: ops}}}]
+    ports: [{port: https}]
+  policyTypes: [Egress]
+";
+    let run = Manifests::of(&[("shop.yaml", SHOP), ("slips.yaml", slips)]).run("lint", &[]);
+    let expected = "\
+DIR/slips.yaml:1: warning: NetworkPolicy shop/slips: spec.podSelector: selects no pod of namespace shop
+DIR/slips.yaml:1: warning: NetworkPolicy shop/slips: spec.egress[0].ports: port name \"https\" is no port of any pod it is looked up on
+DIR/slips.yaml:1: warning: NetworkPolicy shop/slips: spec.egress[0]: namespaceSelector name=ops selects no namespace
+6 objects, 0 errors, 3 warnings
+";
+    assert_eq!((run.out.as_str(), run.code), (expected, 0));
+}
+
+#[test]
+fn standard_input_is_a_file_too() {
+    let run = netpol(&["matrix", "-f", "-", "-p", "80"], SHOP);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    assert!(run.out.contains("frontend"));
+}
+
+#[test]
+fn pods_written_by_hand_need_no_addresses() {
+    let text = SHOP.replace("podIP", "phase");
+    let run = Manifests::of(&[("shop.yaml", &text)])
+        .run("explain", &["--from", "ops/probe", "--to", "shop/backend", "--port", "8080"]);
+    assert_eq!(run.code, 1, "{}", run.err);
+    assert!(run.err.contains("no pod has an address"));
+}
+
+#[test]
+fn exit_codes_tell_wrong_usage_from_wrong_input() {
+    let manifests = shop();
+    let between = |from: &str| manifests.run("explain", &["--from", from, "--to", "shop/backend", "--port", "80"]);
+    assert_eq!(between("frontend").code, 2);
+    let nobody = between("shop/nobody");
+    assert_eq!(
+        (nobody.code, nobody.err.as_str()),
+        (3, "netpol: there is no pod shop/nobody among the objects; check its namespace and name\n")
+    );
+    let missing = netpol(&["lint", "-f", "/does/not/exist"], "");
+    assert_eq!(
+        (missing.code, missing.err.as_str()),
+        (3, "netpol: cannot read /does/not/exist: no such file or directory; check the path\n")
+    );
+    assert_eq!(netpol(&["matrix", "-f", "-", "-p", "80"], "").code, 3);
+    assert_eq!(netpol(&["matrix", "-f", "-", "-p", "http"], "").code, 2);
+}

@@ -1,0 +1,434 @@
+//! One test for each line of `docs/semantics.md` that objects alone decide; `s7_…` is for line 7.
+
+use netpol_common::{Direction, Reason, protocol};
+
+use super::*;
+use crate::manifest;
+use crate::world::{Event, World};
+
+/// Namespaces `shop` (team=a) and `ops` (team=b), and `bare` that has no object. `shop/web` has its `http` at 8080, `shop/api` at 9090;
+/// the sidecar of `web` has `metrics` 9100, and its init container `setup` 7000.
+const CLUSTER: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: ops, labels: {team: b}}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web, tier: front}}
+spec:
+  nodeName: n1
+  containers: [{name: c, ports: [{name: http, containerPort: 8080}, {name: dns, containerPort: 53, protocol: UDP}]}]
+  initContainers:
+  - {name: side, restartPolicy: Always, ports: [{name: metrics, containerPort: 9100}]}
+  - {name: once, ports: [{name: setup, containerPort: 7000}]}
+status: {podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: api, namespace: shop, labels: {app: api}}
+spec: {containers: [{name: c, ports: [{name: http, containerPort: 9090}]}]}
+status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: probe, namespace: ops, labels: {app: probe}}, status: {podIP: 10.0.1.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: lone, namespace: bare}, status: {podIP: 10.0.2.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: hostly, namespace: shop, labels: {app: web}}, spec: {hostNetwork: true, containers: []}, status: {podIP: 192.168.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: done, namespace: shop, labels: {app: job}}, status: {phase: Succeeded, podIP: 10.0.0.9}}
+---
+";
+
+/// The cluster with policies `p0`, `p1`, … of namespace `shop` that have these specs.
+fn cluster(specs: &[&str]) -> World {
+    let mut text = CLUSTER.to_owned();
+    for (index, spec) in specs.iter().enumerate() {
+        text += &format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p{index}, namespace: shop}}, spec: {{{spec}}}}}\n---\n"
+        );
+    }
+    let parsed = manifest::parse(&text, "cluster.yaml");
+    assert_eq!(parsed.objects.len(), 9 + specs.len(), "{:?}", parsed.errors);
+    World::of(parsed.objects.into_iter().map(|located| located.object))
+}
+
+fn end(text: &str) -> End {
+    match text.split_once('/') {
+        Some((namespace, name)) => End::Pod(PodKey::new(namespace, name)),
+        None => End::Address(text.parse().expect("an address")),
+    }
+}
+
+/// `to` is an end and a port: `shop/web:80` or `shop/web:53/UDP`.
+fn reaches(world: &World, from: &str, to: &str) -> bool {
+    let (to, asked) = to.rsplit_once(':').expect("end:port");
+    let (port, name) = asked.split_once('/').unwrap_or((asked, "TCP"));
+    let number = match name {
+        "TCP" => protocol::TCP,
+        "UDP" => protocol::UDP,
+        "SCTP" => protocol::SCTP,
+        "ICMP" => protocol::ICMP,
+        other => panic!("{other} is no protocol of these tests"),
+    };
+    connection(world, &end(from), &end(to), number, port.parse().expect("a port"))
+        .expect("ends with addresses")
+        .allowed()
+}
+
+/// `cases`: specs, from, to, allowed.
+fn check(cases: &[(&[&str], &str, &str, bool)]) {
+    for (specs, from, to, allowed) in cases {
+        assert_eq!(reaches(&cluster(specs), from, to), *allowed, "{from} -> {to} under {specs:#?}");
+    }
+}
+
+#[test]
+fn s1_isolation_is_per_direction_and_policies_add_up() {
+    let deny_in = "podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]";
+    let deny_out = "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress]";
+    let allow_ops = "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: b}}}]}]";
+    let allow_api = "podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: api}}}]}]";
+    check(&[
+        (&[], "ops/probe", "shop/web:80", true),
+        (&[deny_in], "ops/probe", "shop/web:80", false),
+        (&[deny_in], "shop/web", "ops/probe:80", true),
+        (&[deny_out], "shop/web", "ops/probe:80", false),
+        (&[deny_out], "ops/probe", "shop/web:80", true),
+        (&[deny_in], "ops/probe", "shop/api:80", true),
+        (&[deny_in, allow_ops], "ops/probe", "shop/web:80", true),
+        (&[deny_in, allow_ops], "shop/api", "shop/web:80", false),
+        (&[allow_ops, allow_api], "ops/probe", "shop/web:80", true),
+        (&[allow_ops, allow_api], "shop/api", "shop/web:80", true),
+        (&[allow_ops, allow_api], "bare/lone", "shop/web:80", false),
+    ]);
+}
+
+#[test]
+fn s2_without_policy_types_egress_needs_a_rule_to_be_isolated() {
+    check(&[
+        (&["podSelector: {}"], "ops/probe", "shop/web:80", false),
+        (&["podSelector: {}"], "shop/web", "ops/probe:80", true),
+        (&["podSelector: {}, egress: []"], "shop/web", "ops/probe:80", true),
+        (&["podSelector: {}, egress: [{ports: [{port: 443}]}]"], "shop/web", "ops/probe:80", false),
+        (&["podSelector: {}, egress: [{ports: [{port: 443}]}]"], "ops/probe", "shop/web:80", false),
+        (&["podSelector: {}, policyTypes: [], egress: [{}]"], "ops/probe", "shop/web:80", false),
+        (&["podSelector: {}, policyTypes: [Egress], ingress: [{}]"], "shop/web", "ops/probe:80", false),
+    ]);
+}
+
+#[test]
+fn s3_empty_rules_and_empty_lists() {
+    check(&[
+        (&["podSelector: {}, ingress: []"], "198.51.100.1", "shop/web:80", false),
+        (&["podSelector: {}, ingress: [{}]"], "198.51.100.1", "shop/web:80", true),
+        (&["podSelector: {}, ingress: [{}]"], "198.51.100.1", "shop/web:0/ICMP", true),
+        (&["podSelector: {}, ingress: [{from: [], ports: [{port: 80}]}]"], "198.51.100.1", "shop/web:80", true),
+        (&["podSelector: {}, ingress: [{ports: [{port: 80}]}]"], "198.51.100.1", "shop/web:81", false),
+        (&["podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: []}]"], "shop/api", "shop/web:7/UDP", true),
+    ]);
+}
+
+#[test]
+fn s4_selectors() {
+    let from = |peer: &str| format!("podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{from: [{peer}]}}]");
+    let expression = |operator: &str, values: &str| {
+        from(&format!(
+            "{{podSelector: {{matchExpressions: [{{key: app, operator: {operator}{values}}}]}}, namespaceSelector: {{}}}}"
+        ))
+    };
+    let cases = [
+        (from("{podSelector: {}}"), "shop/api", true),
+        (from("{podSelector: {}}"), "ops/probe", false),
+        (from("{namespaceSelector: {}}"), "ops/probe", true),
+        (from("{namespaceSelector: {}}"), "bare/lone", true),
+        (from("{namespaceSelector: {}}"), "198.51.100.1", false),
+        (from("{namespaceSelector: {}}"), "192.168.0.1", false),
+        (
+            from("{namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: probe}}}"),
+            "ops/probe",
+            true,
+        ),
+        (
+            from("{namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: api}}}"),
+            "ops/probe",
+            false,
+        ),
+        (
+            from("{namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: api}}}"),
+            "shop/api",
+            false,
+        ),
+        (
+            from("{namespaceSelector: {matchLabels: {team: b}}}, {podSelector: {matchLabels: {app: api}}}"),
+            "shop/api",
+            true,
+        ),
+        (from("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ops}}}"), "ops/probe", true),
+        (from("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: bare}}}"), "bare/lone", true),
+        (from("{namespaceSelector: {matchLabels: {name: ops}}}"), "ops/probe", false),
+        (expression("In", ", values: [api, probe]"), "ops/probe", true),
+        (expression("In", ", values: [web]"), "ops/probe", false),
+        (expression("NotIn", ", values: [api]"), "ops/probe", true),
+        (expression("NotIn", ", values: [api]"), "shop/api", false),
+        (expression("NotIn", ", values: [api]"), "bare/lone", true),
+        (expression("Exists", ""), "shop/api", true),
+        (expression("Exists", ""), "bare/lone", false),
+        (expression("DoesNotExist", ""), "shop/api", false),
+        (expression("DoesNotExist", ""), "bare/lone", true),
+    ];
+    for (spec, from, allowed) in cases {
+        assert_eq!(reaches(&cluster(&[&spec]), from, "shop/web:80"), allowed, "{from} under {spec}");
+    }
+}
+
+#[test]
+fn s5_host_network_pods_are_neither_subject_nor_peer() {
+    check(&[
+        (&["podSelector: {}"], "ops/probe", "shop/hostly:80", true),
+        (&["podSelector: {}, policyTypes: [Egress]"], "shop/hostly", "ops/probe:80", true),
+        (&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"], "shop/hostly", "shop/web:80", false),
+        (
+            &["podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.168.0.1/32}}]}]"],
+            "shop/hostly",
+            "shop/web:80",
+            true,
+        ),
+    ]);
+}
+
+#[test]
+fn s6_finished_pods_and_lost_addresses_select_nothing() {
+    let from_jobs =
+        "podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: job}}}]}]";
+    check(&[
+        (&[from_jobs], "10.0.0.9", "shop/web:80", false),
+        (&["podSelector: {}"], "ops/probe", "shop/done:80", true),
+    ]);
+
+    let claimant = |name: &str, extra: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop, labels: {{app: job}}{extra}}}, status: {{podIP: 10.0.0.2}}}}"
+        )
+    };
+    let cases = [
+        // `api` has no creation time, and so is the elder.
+        ("younger", claimant("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
+        (
+            "deleted",
+            claimant("zz", ", creationTimestamp: '2024-01-01T00:00:00Z', deletionTimestamp: '2024-01-02T00:00:00Z'"),
+            false,
+        ),
+        ("same age, greater name", claimant("zz", ""), true),
+        ("same age, lesser name", claimant("aa", ""), false),
+    ];
+    for (case, pod, allowed) in cases {
+        let mut world = cluster(&[from_jobs]);
+        for located in manifest::parse(&pod, "pod.yaml").objects {
+            world.apply(Event::Apply(located.object));
+        }
+        assert_eq!(reaches(&world, "10.0.0.2", "shop/web:80"), allowed, "{case}");
+    }
+}
+
+#[test]
+fn s7_what_is_not_understood_matches_nothing_and_still_isolates() {
+    let faulty = [
+        "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.300/8}}]}]",
+        "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [nonsense]}}]}]",
+        "podSelector: {}, ingress: [{from: [{}]}]",
+        "podSelector: {}, ingress: [{from: [{podSelector: {}, ipBlock: {cidr: 0.0.0.0/0}}]}]",
+        "podSelector: {}, ingress: [{from: [{podSelector: {matchExpressions: [{key: app, operator: Is}]}}]}]",
+        "podSelector: {}, ingress: [{from: [{podSelector: {matchExpressions: [{key: app, operator: NotIn, values: []}]}}]}]",
+        "podSelector: {}, ingress: [{from: [{podSelector: {matchExpressions: [{key: app, operator: Exists, values: [a]}]}}]}]",
+        "podSelector: {}, ingress: [{ports: [{port: 80, protocol: tcp}]}]",
+        "podSelector: {}, ingress: [{ports: [{port: 80, endPort: 79}]}]",
+        "podSelector: {}, ingress: [{ports: [{endPort: 80}]}]",
+        "podSelector: {}, ingress: [{ports: [{port: http, endPort: 9000}]}]",
+        "podSelector: {}, ingress: [{ports: [{port: 0}]}]",
+        "podSelector: {}, ingress: [{ports: [{port: '80'}]}]",
+        "podSelector: {}, ingress: [{ports: [{port: 70000}]}]",
+        "podSelector: {}, ingress: [{prts: [{port: 80}]}]",
+        "podSelector: {matchExpressions: [{key: app, operator: In}]}",
+        "podSelector: {}, policyTypes: [Ingres]",
+    ];
+    for spec in faulty {
+        let world = cluster(&[spec]);
+        assert!(!reaches(&world, "shop/api", "shop/web:80"), "{spec} opens");
+        assert!(world.policies.values().any(|policy| !policy.problems.is_empty()), "{spec} is taken in silence");
+        let beside = "podSelector: {}, ingress: [{ports: [{port: 80}]}]";
+        assert!(reaches(&cluster(&[spec, beside]), "ops/probe", "shop/web:80"), "{spec} takes others down");
+    }
+}
+
+#[test]
+fn s8_protocols_ranges_and_all_ports() {
+    let on = |ports: &str| format!("podSelector: {{}}, ingress: [{{ports: [{ports}]}}]");
+    let cases = [
+        ("{port: 80}", "80", true),
+        ("{port: 80}", "80/UDP", false),
+        ("{protocol: UDP}", "1/UDP", true),
+        ("{protocol: UDP}", "1/TCP", false),
+        ("{protocol: SCTP, port: 7}", "7/SCTP", true),
+        ("{port: 80, endPort: 90}", "79", false),
+        ("{port: 80, endPort: 90}", "80", true),
+        ("{port: 80, endPort: 90}", "90", true),
+        ("{port: 80, endPort: 90}", "91", false),
+        ("{port: 1, endPort: 65535}", "65535", true),
+    ];
+    for (ports, asked, allowed) in cases {
+        assert_eq!(
+            reaches(&cluster(&[&on(ports)]), "ops/probe", &format!("shop/web:{asked}")),
+            allowed,
+            "{asked} in {ports}"
+        );
+    }
+}
+
+#[test]
+fn s9_named_ports_are_the_destinations() {
+    let http_in = "podSelector: {}, ingress: [{ports: [{port: http}]}]";
+    let http_out = "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: http}]}]";
+    let dns_as_tcp = "podSelector: {}, ingress: [{ports: [{port: dns}]}]";
+    let dns = "podSelector: {}, ingress: [{ports: [{port: dns, protocol: UDP}]}]";
+    let metrics = "podSelector: {}, ingress: [{ports: [{port: metrics}]}]";
+    let setup = "podSelector: {}, ingress: [{ports: [{port: setup}]}]";
+    check(&[
+        (&[http_in], "ops/probe", "shop/web:8080", true),
+        (&[http_in], "ops/probe", "shop/web:9090", false),
+        (&[http_in], "ops/probe", "shop/api:9090", true),
+        (&[http_out], "shop/web", "shop/api:9090", true),
+        (&[http_out], "shop/web", "shop/api:8080", false),
+        (&[http_out], "shop/web", "ops/probe:8080", false),
+        (&[http_out], "shop/web", "198.51.100.1:8080", false),
+        (&[dns], "ops/probe", "shop/web:53/UDP", true),
+        (&[dns_as_tcp], "ops/probe", "shop/web:53", false),
+        (&[metrics], "ops/probe", "shop/web:9100", true),
+        (&[setup], "ops/probe", "shop/web:7000", false),
+    ]);
+}
+
+#[test]
+fn s10_nothing_is_cut_off_in_long_lists() {
+    let ports: Vec<String> = (1..=500).map(|port| format!("{{port: {port}}}")).collect();
+    let peers: Vec<String> =
+        (0..500).map(|i| format!("{{ipBlock: {{cidr: 172.16.{}.{}/32}}}}", i / 250, i % 250)).collect();
+    let spec = format!("podSelector: {{}}, ingress: [{{from: [{}], ports: [{}]}}]", peers.join(", "), ports.join(", "));
+    check(&[(&[&spec], "172.16.1.249", "shop/web:500", true), (&[&spec], "172.16.1.250", "shop/web:500", false)]);
+}
+
+#[test]
+fn s11_and_s12_excepts_cut_from_their_own_block_only() {
+    let hole = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]";
+    let two_blocks = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: 10.1.2.0/24}}]}]";
+    let by_port = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 80}]}, {from: [{ipBlock: {cidr: 10.1.2.0/24}}], ports: [{port: 443}]}]";
+    let around = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}]";
+    check(&[
+        (&[hole], "10.2.0.1", "shop/web:80", true),
+        (&[hole], "10.1.0.1", "shop/web:80", false),
+        (&[two_blocks], "10.1.2.1", "shop/web:80", true),
+        (&[two_blocks], "10.1.3.1", "shop/web:80", false),
+        (&[hole, around], "10.1.3.1", "shop/web:80", true),
+        (&[by_port], "10.1.2.1", "shop/web:80", true),
+        (&[by_port], "10.1.2.1", "shop/web:443", true),
+        (&[by_port], "10.1.3.1", "shop/web:443", false),
+    ]);
+}
+
+#[test]
+fn s13_host_bits_default_routes_and_mapped_blocks() {
+    let block = |block: &str| format!("podSelector: {{}}, ingress: [{{from: [{{ipBlock: {{{block}}}}}]}}]");
+    let cases = [
+        ("cidr: 10.1.2.3/16", "10.1.9.9", true),
+        ("cidr: 0.0.0.0/0", "198.51.100.1", true),
+        ("cidr: 0.0.0.0/0", "2001:db8::1", false),
+        ("cidr: '::/0'", "2001:db8::1", true),
+        ("cidr: '::/0'", "198.51.100.1", false),
+        ("cidr: 0.0.0.0/0, except: [198.51.100.0/24]", "198.51.100.1", false),
+        ("cidr: '::/0', except: ['2001:db8::/32']", "2001:db8::1", false),
+        ("cidr: '::/0', except: ['2001:db8::/32']", "2001:db9::1", true),
+        ("cidr: '::ffff:198.51.100.0/120'", "198.51.100.1", false),
+        ("cidr: 10.0.0.0/8, except: [11.0.0.0/8]", "10.0.0.77", false),
+        ("cidr: 10.0.0.0/8, except: ['fd00::/8']", "10.0.0.77", false),
+    ];
+    for (text, from, allowed) in cases {
+        assert_eq!(reaches(&cluster(&[&block(text)]), from, "shop/web:80"), allowed, "{from} in {text}");
+    }
+}
+
+#[test]
+fn s14_blocks_apply_to_pod_and_node_addresses() {
+    let pods = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.1.0/24}}]}]";
+    let node = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.168.0.0/24}}]}]";
+    check(&[
+        (&[pods], "ops/probe", "shop/web:80", true),
+        (&[pods], "bare/lone", "shop/web:80", false),
+        (&[node], "192.168.0.1", "shop/web:80", true),
+    ]);
+}
+
+#[test]
+fn s15_itself_and_the_own_node_pass_but_not_what_the_node_forwards() {
+    let mut world = cluster(&["podSelector: {}, policyTypes: [Ingress, Egress]"]);
+    world.apply(Event::OwnAddresses(vec!["192.168.0.1".parse().unwrap(), "10.0.0.254".parse().unwrap()]));
+    let packet = |direction, remote: &str, from_node, via_own| Packet {
+        pod: PodKey::new("shop", "web"),
+        direction,
+        remote: remote.parse().unwrap(),
+        protocol: protocol::TCP,
+        port: 80,
+        from_node,
+        via_own,
+    };
+    let cases = [
+        (packet(Direction::Egress, "10.0.0.1", false, false), Reason::Itself),
+        (packet(Direction::Egress, "fd00::1", false, false), Reason::Itself),
+        (packet(Direction::Ingress, "10.0.0.1", false, true), Reason::Itself),
+        (packet(Direction::Ingress, "10.0.0.1", false, false), Reason::NoRule),
+        (packet(Direction::Egress, "10.0.0.254", false, false), Reason::OwnNode),
+        (packet(Direction::Ingress, "10.0.0.254", true, false), Reason::OwnNode),
+        (packet(Direction::Ingress, "10.0.0.254", false, false), Reason::NoRule),
+        (packet(Direction::Ingress, "192.168.0.2", true, false), Reason::NoRule),
+    ];
+    for (packet, expected) in cases {
+        assert_eq!(evaluate(&world, &packet).reason, expected, "{packet:?}");
+    }
+    assert!(reaches(&world, "shop/web", "shop/web:80"));
+}
+
+#[test]
+fn s17_rules_with_ports_allow_no_other_protocol() {
+    check(&[
+        (&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"], "shop/api", "shop/web:0/ICMP", true),
+        (
+            &["podSelector: {}, ingress: [{ports: [{protocol: TCP}, {protocol: UDP}]}]"],
+            "shop/api",
+            "shop/web:0/ICMP",
+            false,
+        ),
+    ]);
+}
+
+#[test]
+fn the_rule_that_allows_is_the_first_by_policy_and_index() {
+    let world =
+        cluster(&["podSelector: {}, ingress: [{ports: [{port: 1}]}, {}, {}]", "podSelector: {}, ingress: [{}]"]);
+    let connection = connection(&world, &end("shop/api"), &end("shop/web"), protocol::TCP, 80).unwrap();
+    let (_, evaluation) = connection.ingress.expect("web is a pod");
+    let rule = RuleRef { policy: PolicyKey::new("shop", "p0"), direction: Direction::Ingress, index: 1 };
+    assert_eq!((evaluation.rule, evaluation.isolating.len()), (Some(rule), 2));
+}
+
+#[test]
+fn ends_that_cannot_meet_are_refused() {
+    let world = cluster(&[]);
+    let meet = |from: &str, to: &str| connection(&world, &end(from), &end(to), protocol::TCP, 80).map(|_| ());
+    assert_eq!(meet("shop/nobody", "shop/web"), Err(ConnectionError::NoSuchPod(PodKey::new("shop", "nobody"))));
+    assert_eq!(
+        meet("2001:db8::1", "ops/probe"),
+        Err(ConnectionError::NoCommonFamily(end("2001:db8::1"), end("ops/probe")))
+    );
+    assert_eq!(meet("2001:db8::1", "shop/web"), Ok(()));
+}
