@@ -10,8 +10,8 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, Counters, DenyEvent, Direction, Endpoint, FlowKey, IfIndex, PortEntry,
-    PortKey, Reason,
+    AddressEntry, AllowEntry, AllowKey, Counters, DenyEvent, Direction, Endpoint, FlowKey, IfIndex, PortEntry, PortKey,
+    Reason,
 };
 
 /// The only interface that every network namespace has: `lo`.
@@ -64,7 +64,8 @@ impl Programs {
         let path = object();
         let bytes = std::fs::read(&path)
             .with_context(|| format!("no BPF object at {}: run `cargo xtask ebpf`", path.display()))?;
-        let mut bpf = EbpfLoader::new().load(&bytes).context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
+        let mut bpf =
+            EbpfLoader::new().load(&bytes).context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
         for name in ["netpol_ingress", "netpol_egress", "netpol_empty"] {
             classifier(&mut bpf, name)?.load().with_context(|| format!("the verifier refused {name}"))?;
         }
@@ -126,7 +127,8 @@ impl Programs {
     /// # Errors
     /// Where the kernel refuses it; so with all below.
     pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<()> {
-        let mut map: Array<&mut MapData, Wire<Endpoint>> = self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
+        let mut map: Array<&mut MapData, Wire<Endpoint>> =
+            self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
         Ok(map.set(INTERFACE, Wire(*endpoint), 0)?)
     }
 
@@ -151,7 +153,12 @@ impl Programs {
     ///
     /// # Errors
     /// As above.
-    pub fn set_prefix<A: NoUninit + AnyBitPattern>(&mut self, bits: u32, address: A, entry: AddressEntry) -> Result<()> {
+    pub fn set_prefix<A: NoUninit + AnyBitPattern>(
+        &mut self,
+        bits: u32,
+        address: A,
+        entry: AddressEntry,
+    ) -> Result<()> {
         self.insert_prefix(if size_of::<A>() == 4 { "PREFIXES_V4" } else { "PREFIXES_V6" }, bits, address, entry)
     }
 
