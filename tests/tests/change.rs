@@ -1,0 +1,205 @@
+//! What changes takes effect, and nothing else does: lines 24 to 26 of docs/semantics.md.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::flow::{Conversation, Stream};
+use netpol_tests::{Cluster, ClusterBuilder, Lab, Outcome, PodSpec, deny_all, policy};
+
+const SOON: Duration = Duration::from_secs(1);
+
+fn pods() -> ClusterBuilder {
+    Cluster::builder().namespace("shop", "").namespace("blog", "stage=test").pods(&[
+        ("shop/client", "app=client"),
+        ("shop/server", "app=server"),
+        ("shop/other", "app=other"),
+        ("blog/web", "app=client"),
+    ])
+}
+
+fn server_from(peer: &str) -> String {
+    policy(
+        "shop/server",
+        &format!(
+            "{{podSelector: {{matchLabels: {{app: server}}}}, policyTypes: [Ingress], ingress: [{{from: [{peer}]}}]}}"
+        ),
+    )
+}
+
+fn server_from_clients() -> String {
+    server_from("{podSelector: {matchLabels: {app: client}}}")
+}
+
+#[test]
+fn s24_pods_come_and_go() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
+    lab.cluster.add_pod(PodSpec::new("shop/new").labels("app=client"))?;
+    lab.cluster.add_pod(PodSpec::new("shop/twin").labels("app=server"))?;
+    lab.expect(
+        "shop/new   -> shop/server 80/TCP
+         shop/new   -> shop/twin   80/TCP
+         shop/other -x shop/twin   80/TCP",
+    )?;
+    let number = lab.cluster.host("shop/new").v4().octets()[3];
+    lab.cluster.remove_pod("shop/new")?;
+    lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=other").number(number))?;
+    lab.expect("shop/heir -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")
+}
+
+#[test]
+fn s24_labels_of_pods_and_namespaces_change() -> Result<()> {
+    let mut lab = Lab::start(
+        pods(),
+        &[server_from(
+            "{namespaceSelector: {matchLabels: {stage: prod}}}, {podSelector: {matchLabels: {app: client}}}",
+        )],
+    )?;
+    lab.expect("blog/web -x shop/server 80/TCP\nshop/other -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")?;
+
+    lab.cluster.label_namespace("blog", "stage=prod")?;
+    lab.cluster.edit_pod("shop/other", |pod| pod.labels("app=client"))?;
+    lab.cluster.edit_pod("shop/client", |pod| pod.labels("app=idle"))?;
+    lab.expect("blog/web -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP\nshop/client -x shop/server 80/TCP")?;
+
+    // A pod that is no longer selected is open again.
+    lab.cluster.edit_pod("shop/server", |pod| pod.labels("app=idle"))?;
+    lab.expect("shop/client -> shop/server 80/TCP")
+}
+
+#[test]
+fn s24_policies_change() -> Result<()> {
+    let lab = Lab::start(pods(), &[server_from_clients()])?;
+    lab.cluster.apply("second", &deny_all("blog"))?;
+    lab.expect("shop/client -> shop/server 80/TCP\nshop/client -x blog/web 80/TCP\nblog/web -x shop/other 80/TCP")?;
+    lab.policies(&[server_from("{podSelector: {matchLabels: {app: other}}}")])?;
+    lab.expect("shop/client -x shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
+    lab.cluster.withdraw("second")?;
+    lab.expect("shop/other -> blog/web 80/TCP\nblog/web -> shop/other 80/TCP\nblog/web -x shop/server 80/TCP")
+}
+
+#[test]
+fn s24_what_stays_allowed_loses_nothing_while_all_else_changes() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
+    let stream = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
+    let stranger = Stream::start(&lab.cluster, "shop/other", "shop/server", 53)?;
+    for round in 0..12 {
+        let name = format!("blog/churn-{round}");
+        lab.cluster.add_pod(PodSpec::new(&name).labels("app=churn"))?;
+        lab.policies(&[
+            server_from(&format!(
+                "{{podSelector: {{matchLabels: {{app: client}}}}}}, {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{round: r{round}}}}}}}, \
+                 {{ipBlock: {{cidr: 198.51.{round}.0/24}}}}"
+            )),
+            deny_all("blog"),
+        ])?;
+        lab.cluster.label_namespace("shop", &format!("round=r{round}"))?;
+        std::thread::sleep(Duration::from_millis(40));
+        lab.cluster.remove_pod(&name)?;
+    }
+    lab.expect("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
+    let tally = stream.finish()?;
+    ensure!(tally.sent > 300 && tally.answered == tally.sent, "datagrams were lost while policies changed: {tally:?}");
+    let tally = stranger.finish()?;
+    ensure!(tally.answered == 0, "a stranger got through while policies changed: {tally:?}");
+    Ok(())
+}
+
+#[test]
+fn s25_a_revoked_connection_stops_and_another_goes_on() -> Result<()> {
+    let both = server_from("{podSelector: {matchLabels: {app: client}}}, {podSelector: {matchLabels: {app: other}}}");
+    let mut lab = Lab::start(pods(), &[both])?;
+    let mut kept = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+    let mut revoked = Conversation::open(&lab.cluster, "shop/other", "shop/server", 80)?;
+    assert!(kept.echoes(SOON)? && revoked.echoes(SOON)?);
+
+    lab.policies(&[server_from_clients()])?;
+    lab.expect("shop/other -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")?;
+    assert!(!revoked.echoes(SOON)?, "a revoked connection still answers");
+    assert!(kept.echoes(SOON)?, "a connection that is still allowed stopped");
+    lab.agent().wait_denied(|line| line.reason() == "revoked" && line.from() == "shop/other")?;
+
+    // Also where no policy was there when it was opened, and from the server's side.
+    let mut early = Conversation::open(&lab.cluster, "blog/web", "shop/other", 80)?;
+    assert!(early.echoes(SOON)?);
+    lab.cluster.apply("second", &deny_all("blog"))?;
+    lab.expect("blog/web -x shop/other 80/TCP")?;
+    assert!(!early.echoes(SOON)?, "a connection older than the policy still answers");
+    Ok(())
+}
+
+#[test]
+fn s26_a_crash_under_load_loses_nothing_and_opens_nothing() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
+    let mut open = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+    let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
+    let denied = Stream::start(&lab.cluster, "shop/other", "shop/server", 53)?;
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(100));
+        lab.agent().crash()?;
+        lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
+        lab.agent().restart()?;
+        lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
+        assert!(open.echoes(SOON)?, "an open connection broke over a crash");
+    }
+    let tally = allowed.finish()?;
+    ensure!(tally.sent > 300 && tally.answered == tally.sent, "datagrams were lost over a crash: {tally:?}");
+    let tally = denied.finish()?;
+    ensure!(tally.answered == 0, "something got through over a crash: {tally:?}");
+    Ok(())
+}
+
+#[test]
+fn s26_a_stopped_agent_leaves_verdicts_and_a_new_one_takes_up_what_changed_meanwhile() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
+    let stream = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
+    lab.agent().stop()?;
+    lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
+
+    // While nobody watches: another peer, another policy, a pod less, and a pod at its address.
+    lab.policies(&[
+        server_from("{podSelector: {matchLabels: {app: client}}}, {namespaceSelector: {matchLabels: {stage: test}}}"),
+        policy("shop/client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress]}"),
+    ])?;
+    let number = lab.cluster.host("shop/other").v4().octets()[3];
+    lab.cluster.remove_pod("shop/other")?;
+    lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
+    // Probed beyond what the policies now mean: the old ones are still in force.
+    lab.expect_beyond_policy("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP")?;
+
+    lab.agent().restart()?;
+    lab.expect(
+        "shop/client -> shop/server 80/TCP
+         blog/web    -> shop/server 80/TCP
+         shop/heir   -x shop/server 80/TCP
+         shop/heir   -x shop/client 80/TCP
+         blog/web    -x shop/client 80/TCP",
+    )?;
+    let tally = stream.finish()?;
+    ensure!(tally.answered == tally.sent, "datagrams were lost over a restart: {tally:?}");
+    Ok(())
+}
+
+#[test]
+fn s26_uninstall_opens_everything_and_leaves_nothing() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
+    lab.expect("shop/client -x shop/server 80/TCP")?;
+    let pins = lab.agent().pin_path().to_owned();
+    let (done, said) = lab.agent().uninstall()?;
+    ensure!(done, "uninstall failed: {said}");
+    ensure!(!pins.exists(), "{} is still there; uninstall said: {said}", pins.display());
+    lab.expect_beyond_policy("shop/client -> shop/server 80/TCP\nshop/client -> shop/server 53/UDP")
+}
+
+#[test]
+fn s27_a_pod_is_enforced_from_before_its_first_answer_where_its_manifest_comes_late() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
+    lab.cluster.add_pod_quietly(PodSpec::new("shop/late").labels("app=late"))?;
+    let probe = lab.cluster.probe("blog/web", "shop/late", Tcp, 80);
+    let before = lab.cluster.try_all(&[probe])?;
+    ensure!(before == [Outcome::Allowed], "unknown pods are allowed unless told otherwise: {before:?}");
+    lab.cluster.announce("shop/late")?;
+    lab.expect("blog/web -x shop/late 80/TCP\nblog/web -x shop/server 53/UDP").context("once it is known")?;
+    lab.settles(&[(Tcp, 80), (Udp, 53)])?;
+    Ok(())
+}

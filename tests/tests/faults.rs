@@ -1,0 +1,82 @@
+//! Bad input changes nothing else, and is reported with its file and line.
+
+use anyhow::Result;
+use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
+
+fn pods() -> ClusterBuilder {
+    Cluster::builder().pods(&[("shop/client", "app=client"), ("shop/server", "app=server"), ("blog/web", "app=web")])
+}
+
+#[test]
+fn half_written_files_keep_what_the_file_said_before() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
+    lab.expect("shop/client -x shop/server 80/TCP")?;
+
+    // Cut within the document: as an editor leaves it for a moment, or for good.
+    let whole = deny_all("shop");
+    lab.cluster.manifests().write_in_place("policy-first.yaml", &format!("{}  ingress: [{{from", whole))?;
+    lab.agent().wait_log(&["policy-first.yaml:"])?;
+    lab.expect_beyond_policy("shop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
+
+    // Others go on changing meanwhile.
+    lab.cluster.apply("second", &deny_all("blog"))?;
+    lab.expect_beyond_policy("blog/web -x shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
+
+    // Put right, it counts again.
+    lab.policies(&[policy(
+        "shop/open",
+        "{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {}}]}]}",
+    )])?;
+    lab.expect("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP")
+}
+
+#[test]
+fn a_bad_document_does_not_lose_its_neighbours() -> Result<()> {
+    let cluster = pods().build()?;
+    cluster.manifests().write(
+        "mixed.yaml",
+        &format!(
+            "{}\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: broken, namespace: shop}}\n\
+             spec: [this is no object]\n{}",
+            policy("shop/one", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}"),
+            policy("blog/two", "{podSelector: {}, policyTypes: [Egress]}"),
+        ),
+    )?;
+    cluster.manifests().write("notes.txt", "not a manifest at all: {[")?;
+    cluster.manifests().write("empty.yaml", "")?;
+    let mut agent = netpol_tests::Agent::start(&cluster)?;
+    agent.wait_log(&["mixed.yaml:", "broken"])?;
+    let outcomes = cluster.try_all(&[
+        cluster.probe("shop/client", "shop/server", netpol_policy::model::Protocol::Tcp, 80),
+        cluster.probe("blog/web", "shop/client", netpol_policy::model::Protocol::Tcp, 80),
+        cluster.probe("shop/server", "shop/client", netpol_policy::model::Protocol::Tcp, 80),
+    ])?;
+    use netpol_tests::Outcome::{Allowed, Dropped};
+    assert_eq!(outcomes, [Dropped, Dropped, Allowed]);
+    agent.stop()
+}
+
+#[test]
+fn files_can_be_renamed_and_removed() -> Result<()> {
+    let lab = Lab::start(pods(), &[deny_all("shop")])?;
+    let directory = lab.cluster.manifests().path().to_owned();
+    std::fs::rename(directory.join("policy-first.yaml"), directory.join("policy-renamed.yaml"))?;
+    lab.cluster.apply("second", &deny_all("blog"))?;
+    lab.expect("blog/web -x shop/client 80/TCP\nshop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
+    lab.cluster.withdraw("renamed")?;
+    lab.expect("shop/client -> shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
+    // A directory below, as a mounted volume may have.
+    std::fs::create_dir(directory.join("more"))?;
+    std::fs::write(directory.join("more/policy.yaml"), deny_all("shop"))?;
+    lab.expect_beyond_policy("shop/client -x shop/server 80/TCP")
+}
+
+#[test]
+fn unknown_pods_are_denied_where_asked() -> Result<()> {
+    let mut lab =
+        Lab::start_with(pods(), &[deny_all("blog")], AgentOptions::default().arguments(&["--unknown-pods", "deny"]))?;
+    lab.cluster.add_pod_quietly(PodSpec::new("shop/late"))?;
+    lab.expect_beyond_policy("shop/client -x shop/late 80/TCP\nshop/client -> shop/server 80/TCP")?;
+    lab.cluster.announce("shop/late")?;
+    lab.expect("shop/client -> shop/late 80/TCP\nblog/web -x shop/late 80/TCP")
+}

@@ -1,0 +1,129 @@
+//! Whole scenarios, measured against what the policies mean, in every shape a cluster comes in.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::matrix::settle;
+use netpol_tests::{Agent, AgentOptions, Cluster, Families, Lab, PodSpec, Topology, deny_all, policy};
+
+/// Three tiers in one namespace, DNS in another, a second node, and an outside with addresses of both families.
+fn tiers() -> netpol_tests::ClusterBuilder {
+    Cluster::builder()
+        .nodes(2)
+        .namespace("shop", "stage=prod")
+        .namespace("system", "")
+        .pods(&[
+            ("shop/front", "tier=front"),
+            ("shop/back", "tier=back"),
+            ("shop/data", "tier=data"),
+            ("system/dns", "app=dns"),
+        ])
+        .pod(PodSpec::new("shop/far").labels("tier=back").node(2))
+        .outside("203.0.113.5")
+        .outside("2001:db8:5::5")
+        .serve(&[(Tcp, 80), (Tcp, 5432), (Udp, 53)])
+}
+
+fn tier_policies() -> Vec<String> {
+    vec![
+        deny_all("shop"),
+        policy(
+            "shop/dns",
+            "{podSelector: {}, policyTypes: [Egress],
+              egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: system}}}], ports: [{protocol: UDP, port: 53}]}]}",
+        ),
+        policy(
+            "shop/front",
+            "podSelector: {matchLabels: {tier: front}}
+             ingress:
+             - from:
+               - ipBlock: {cidr: 0.0.0.0/0, except: [172.31.77.0/24]}
+               - ipBlock: {cidr: '::/0', except: ['fd31:77::/64']}
+               ports: [{port: 80}]
+             egress:
+             - to: [{podSelector: {matchLabels: {tier: back}}}]
+               ports: [{port: 80}]",
+        ),
+        policy(
+            "shop/back",
+            "podSelector: {matchLabels: {tier: back}}
+             ingress: [{from: [{podSelector: {matchLabels: {tier: front}}}], ports: [{port: 80}]}]
+             egress: [{to: [{podSelector: {matchLabels: {tier: data}}}], ports: [{port: 5432}]}]",
+        ),
+        policy(
+            "shop/data",
+            "podSelector: {matchLabels: {tier: data}}
+             ingress: [{from: [{podSelector: {matchLabels: {tier: back}}}], ports: [{port: 5000, endPort: 6000}]}]",
+        ),
+    ]
+}
+
+fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
+    let lab = Lab::start_with(
+        tiers().topology(topology).families(families),
+        &tier_policies(),
+        AgentOptions::default().arguments(arguments),
+    )?;
+    // Each node has an agent, as in a cluster.
+    let _second = Agent::start_with(&lab.cluster, AgentOptions::default().node(2).arguments(arguments))?;
+    let matrix = settle(&lab.cluster, &[(Tcp, 80), (Tcp, 5432), (Udp, 53)], Duration::from_secs(6))
+        .with_context(|| format!("{topology:?}, {families:?}, {arguments:?}"))?;
+    let allowed = matrix.allowed();
+    assert!(
+        allowed > 10 && allowed < matrix.0.len() / 2,
+        "a scenario with both verdicts: {allowed} of {}",
+        matrix.0.len()
+    );
+    Ok(())
+}
+
+#[test]
+fn tiers_on_a_bridge_with_ipv4() -> Result<()> {
+    measure(Topology::Bridge, Families::V4, &[])
+}
+
+#[test]
+fn tiers_on_a_bridge_with_ipv6() -> Result<()> {
+    measure(Topology::Bridge, Families::V6, &[])
+}
+
+#[test]
+fn tiers_on_a_bridge_with_both() -> Result<()> {
+    measure(Topology::Bridge, Families::Dual, &[])
+}
+
+#[test]
+fn tiers_routed_with_ipv4() -> Result<()> {
+    measure(Topology::Routed, Families::V4, &[])
+}
+
+#[test]
+fn tiers_routed_with_ipv6() -> Result<()> {
+    measure(Topology::Routed, Families::V6, &[])
+}
+
+#[test]
+fn tiers_routed_with_both() -> Result<()> {
+    measure(Topology::Routed, Families::Dual, &[])
+}
+
+#[test]
+fn tiers_attached_the_way_of_older_kernels() -> Result<()> {
+    measure(Topology::Bridge, Families::Dual, &["--attach", "tc"])?;
+    measure(Topology::Routed, Families::V4, &["--attach", "tc"])
+}
+
+#[test]
+fn s26_attached_the_way_of_older_kernels_a_crash_opens_nothing() -> Result<()> {
+    let mut lab = Lab::start_with(tiers(), &tier_policies(), AgentOptions::default().arguments(&["--attach", "tc"]))?;
+    let table = "shop/front -> shop/back 80/TCP\nshop/front -x shop/data 5432/TCP\nshop/back -> shop/data 5432/TCP";
+    lab.expect(table)?;
+    lab.agent().crash()?;
+    lab.expect(table)?;
+    lab.agent().restart()?;
+    lab.expect(table)?;
+    let (done, said) = lab.agent().uninstall()?;
+    anyhow::ensure!(done, "uninstall failed: {said}");
+    lab.expect_beyond_policy("shop/front -> shop/data 5432/TCP")
+}
