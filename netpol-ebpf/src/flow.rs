@@ -79,18 +79,12 @@ pub(crate) fn identify<A: PacketAddress>(
     icmp: Option<Icmp>,
 ) -> (Role, FlowKey<A>) {
     let (pod_address, remote_address, pod_port, remote_port) = match direction {
-        Direction::Ingress => (
-            packet.destination,
-            packet.source,
-            packet.transport.destination_port,
-            packet.transport.source_port,
-        ),
-        Direction::Egress => (
-            packet.source,
-            packet.destination,
-            packet.transport.source_port,
-            packet.transport.destination_port,
-        ),
+        Direction::Ingress => {
+            (packet.destination, packet.source, packet.transport.destination_port, packet.transport.source_port)
+        }
+        Direction::Egress => {
+            (packet.source, packet.destination, packet.transport.source_port, packet.transport.destination_port)
+        }
     };
     let mut key = FlowKey {
         ifindex: IfIndex(ifindex),
@@ -150,14 +144,7 @@ impl Known {
 
     /// Notes a packet of the flow. Written only where something changes: the entry is shared between CPUs.
     #[inline(always)]
-    pub(crate) fn touch(
-        &self,
-        slot: Slot<'_, FlowEntry>,
-        direction: Direction,
-        flags: TcpFlags,
-        now: u32,
-        hz: u32,
-    ) {
+    pub(crate) fn touch(&self, slot: Slot<'_, FlowEntry>, direction: Direction, flags: TcpFlags, now: u32, hz: u32) {
         let state = self.after(direction, flags);
         if state != self.state {
             slot.write(field!(state), state);

@@ -6,7 +6,7 @@ use netpol_common::{
 
 use crate::denied::{self, Subject};
 use crate::flow::{self, Known, Role};
-use crate::packet::{self, Fragment, Frame, Icmp, Packet, Parse};
+use crate::packet::{self, Fragment, Frame, Icmp, Packet, Parse, TcpFlags};
 use crate::surroundings::PacketAddress;
 use crate::{Family, Surroundings, fragment, guard};
 
@@ -84,7 +84,8 @@ where
     A: PacketAddress + Parse,
     S: Surroundings + Family<A>,
 {
-    let verdict = verdict(surroundings, endpoint, generation, direction, packet);
+    let (reason, class) = verdict(surroundings, endpoint, generation, direction, packet);
+    let verdict = (blur(surroundings, reason), class);
     surroundings.count(endpoint.id, direction, verdict.0);
     if verdict.0.allows() {
         fragment::record(surroundings, direction, packet);
@@ -92,6 +93,13 @@ where
         denied::tell(surroundings, Some(endpoint), direction, verdict, &Subject::packet(packet));
     }
     verdict.0
+}
+
+/// See [`Surroundings::blur`].
+#[inline(always)]
+fn blur<S: Surroundings>(surroundings: &S, reason: Reason) -> Reason {
+    // SAFETY: the code of the same reason.
+    unsafe { core::mem::transmute::<u8, Reason>(surroundings.blur::<31>(reason as u8)) }
 }
 
 #[inline(always)]
@@ -127,6 +135,53 @@ where
     judge_flow(surroundings, endpoint, generation, direction, packet, icmp)
 }
 
+/// How a packet is looked for among the flows.
+struct Search<A> {
+    key: FlowKey<A>,
+    /// Whether to look at all.
+    known: bool,
+    /// Whether the packet may open a flow.
+    opens: bool,
+    /// Whether it is judged without looking: no lookup finds it cheaper, and a reused port gets a fresh verdict.
+    fresh: bool,
+    /// Whether the key is that of a packet which this one quotes.
+    quoted: bool,
+    /// The packet's own.
+    protocol: u8,
+    flags: TcpFlags,
+}
+
+#[inline(always)]
+fn search<A, S>(surroundings: &S, direction: Direction, packet: &Packet<A>, icmp: Option<Icmp>) -> Search<A>
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let (role, mut key) = flow::identify(surroundings.ifindex(), direction, packet, icmp);
+    let fresh = flow::is_fresh(packet);
+    let mut quoted = false;
+    if icmp == Some(Icmp::Error)
+        && packet.fragment == Fragment::Whole
+        && let Some(quoted_key) = quoted_flow(surroundings, direction, packet)
+    {
+        key = quoted_key;
+        quoted = true;
+    }
+    let known = quoted || (role != Role::Stranger && !fresh);
+    let bits = u8::from(known) | u8::from(role == Role::Member) << 1 | u8::from(fresh) << 2 | u8::from(quoted) << 3;
+    let bits = surroundings.blur::<15>(bits);
+    key.protocol = surroundings.blur::<255>(key.protocol);
+    Search {
+        key,
+        known: bits & 1 != 0,
+        opens: bits & 2 != 0,
+        fresh: bits & 4 != 0,
+        quoted: bits & 8 != 0,
+        protocol: surroundings.blur::<255>(packet.protocol),
+        flags: TcpFlags(surroundings.blur::<255>(packet.transport.flags.0)),
+    }
+}
+
 /// The flow's verdict where it is known, else the policy's.
 #[inline(always)]
 fn judge_flow<A, S>(
@@ -141,68 +196,56 @@ where
     A: PacketAddress + Parse,
     S: Surroundings + Family<A>,
 {
-    let ifindex = surroundings.ifindex();
-    let now = surroundings.now();
-    let hz = surroundings.hz();
-    let (role, mut key) = flow::identify(ifindex, direction, packet, icmp);
-    let fresh = flow::is_fresh(packet);
-    let quoted = icmp == Some(Icmp::Error) && packet.fragment == Fragment::Whole;
-    let searched = if quoted {
-        match quoted_flow(surroundings, direction, packet) {
-            Some(quoted_key) => {
-                key = quoted_key;
-                true
-            }
-            None => false,
-        }
-    } else {
-        role != Role::Stranger && !fresh
-    };
-    let passes = if quoted { Reason::IcmpError } else { Reason::Flow };
-    let mut stale = None;
-    if searched && let Some(slot) = surroundings.flow(&key) {
+    let (now, hz) = (surroundings.now(), surroundings.hz());
+    let search = search(surroundings, direction, packet, icmp);
+    let passes = if search.quoted { Reason::IcmpError } else { Reason::Flow };
+    let mut attempt = open(surroundings, direction, packet, search.protocol);
+    let mut stale = false;
+    let (mut opener, mut state) = (direction, 0);
+    if search.known
+        && let Some(slot) = surroundings.flow(&search.key)
+    {
         let known = Known::read(slot);
-        if known.is_alive(key.protocol, now, hz) {
+        if known.is_alive(search.key.protocol, now, hz) {
             if known.generation == generation {
-                if !quoted {
-                    known.touch(slot, direction, packet.transport.flags, now, hz);
+                if !search.quoted {
+                    known.touch(slot, direction, search.flags, now, hz);
                 }
                 return (passes, ClassId::NOBODY);
             }
-            stale = Some(known);
+            stale = true;
+            opener = known.opener;
+            state = if search.quoted { known.state } else { known.after(direction, search.flags) };
+            attempt = reopen(endpoint, &search.key, &known);
         }
     }
 
-    let attempt = match stale {
-        Some(known) => reopen(endpoint, &key, known),
-        None => open(surroundings, direction, packet),
-    };
+    let stale = surroundings.blur::<1>(u8::from(stale)) != 0;
     let judgement = judge(surroundings, endpoint, &attempt);
-    let allowed = judgement.reason.allows();
-    if let Some(known) = stale {
-        if !allowed {
-            surroundings.remove_flow(&key);
-            return (Reason::Revoked, judgement.class);
+    let reason = blur(surroundings, judgement.reason);
+    let class = judgement.class;
+    if stale {
+        if !reason.allows() {
+            surroundings.remove_flow(&search.key);
+            return (Reason::Revoked, class);
         }
-        let state = if quoted { known.state } else { known.after(direction, packet.transport.flags) };
-        let entry = entry(generation, now, known.opener, state);
         // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
-        surroundings.insert_flow(&key, &entry);
-        return (passes, judgement.class);
+        surroundings.insert_flow(&search.key, &entry(generation, now, opener, state));
+        return (passes, class);
     }
-    if allowed {
-        if role == Role::Member {
-            let state = flow::tcp_state(packet.transport.flags, false) | origin(endpoint, direction, &attempt);
-            if !surroundings.insert_flow(&key, &entry(generation, now, direction, state))
-                && (endpoint.ingress.isolated() || endpoint.egress.isolated())
-            {
-                return (Reason::FlowTableFull, judgement.class);
-            }
+    if !reason.allows() {
+        let answers = search.fresh && opened_by_other(surroundings, &search.key, generation, direction, now, hz);
+        return (if answers { Reason::Flow } else { reason }, class);
+    }
+    if search.opens {
+        let state = flow::tcp_state(search.flags, false) | origin(endpoint, direction, &attempt);
+        if !surroundings.insert_flow(&search.key, &entry(generation, now, direction, state))
+            && (endpoint.ingress.isolated() || endpoint.egress.isolated())
+        {
+            return (Reason::FlowTableFull, class);
         }
-    } else if fresh && opened_by_other(surroundings, &key, generation, direction, now, hz) {
-        return (Reason::Flow, judgement.class);
     }
-    (judgement.reason, judgement.class)
+    (reason, class)
 }
 
 /// RFC 9293, 3.5: both sides may open at once. The other side's SYN is then the answer to an allowed one.
@@ -249,17 +292,18 @@ fn open<A: PacketAddress, S: Surroundings>(
     surroundings: &S,
     direction: Direction,
     packet: &Packet<A>,
+    protocol: u8,
 ) -> Attempt<A> {
     let (remote, ingress_ifindex) = match direction {
         Direction::Ingress => (packet.source, surroundings.ingress_ifindex()),
         Direction::Egress => (packet.destination, ELSEWHERE),
     };
-    Attempt { direction, remote, protocol: packet.protocol, port: packet.transport.destination_port, ingress_ifindex }
+    Attempt { direction, remote, protocol, port: packet.transport.destination_port, ingress_ifindex }
 }
 
 /// The attempt that opened a known flow.
 #[inline(always)]
-fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, known: Known) -> Attempt<A> {
+fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, known: &Known) -> Attempt<A> {
     let ingress_ifindex = if known.state & flow_state::FROM_NODE != 0 {
         0
     } else if known.state & flow_state::FROM_ITSELF != 0 {

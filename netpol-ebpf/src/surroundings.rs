@@ -32,6 +32,12 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> {
     fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>>;
     /// Tells of a denied packet, or counts that it could not.
     fn emit(&self, event: &DenyEvent);
+    /// The value itself, but to the verifier anything within the mask: where paths meet again that differ only in it, the
+    /// verifier then looks at the rest once and not once for each.
+    #[inline(always)]
+    fn blur<const MASK: i32>(&self, value: u8) -> u8 {
+        value
+    }
 }
 
 /// The tables of one address family.
@@ -87,8 +93,7 @@ impl PacketAddress for [u8; 16] {
     #[inline(always)]
     fn belongs_to(&self, endpoint: &Endpoint) -> bool {
         let own = u128::from_ne_bytes(*self);
-        own != 0
-            && (own == u128::from_ne_bytes(endpoint.address_v6) || own == u128::from_ne_bytes(endpoint.link_local))
+        own != 0 && (own == u128::from_ne_bytes(endpoint.address_v6) || own == u128::from_ne_bytes(endpoint.link_local))
     }
 
     #[inline(always)]

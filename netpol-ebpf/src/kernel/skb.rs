@@ -40,9 +40,7 @@ impl Surroundings for Skb<'_> {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = core::mem::MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: the helper writes `N` bytes, or fails.
-        let status = unsafe {
-            bpf_skb_load_bytes(self.context.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32)
-        };
+        let status = unsafe { bpf_skb_load_bytes(self.context.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32) };
         // SAFETY: success means all of them; on failure the helper fills them with zeros.
         (status == 0).then(|| unsafe { bytes.assume_init() })
     }
@@ -95,6 +93,24 @@ impl Surroundings for Skb<'_> {
     fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>> {
         // SAFETY: array values live as long as the map, and only slots reach them.
         denials::slot(fingerprint).map(|slot| unsafe { Slot::new(slot) })
+    }
+
+    #[inline(always)]
+    fn blur<const MASK: i32>(&self, value: u8) -> u8 {
+        let mut blurred = u64::from(value);
+        // SAFETY: computes in registers only. The verifier does not see that the two undo each other.
+        unsafe {
+            core::arch::asm!(
+                "{value} ^= {noise}",
+                "{value} ^= {noise}",
+                "{value} &= {mask}",
+                value = inout(reg) blurred,
+                mask = const MASK,
+                noise = in(reg) u64::from(self.context.len()),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        blurred as u8
     }
 
     #[inline(always)]

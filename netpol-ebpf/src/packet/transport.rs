@@ -50,9 +50,7 @@ pub(super) fn load<S: Surroundings>(
         protocol::TCP | protocol::UDP | protocol::SCTP => {
             Ok(ports(Window::of(&surroundings.load(offset).ok_or(Reason::Malformed)?)))
         }
-        protocol::ICMP | protocol::ICMPV6 => {
-            Ok(icmp(Window::of(&surroundings.load(offset).ok_or(Reason::Malformed)?)))
-        }
+        protocol::ICMP | protocol::ICMPV6 => Ok(icmp(Window::of(&surroundings.load(offset).ok_or(Reason::Malformed)?))),
         _ => Ok(Transport::default()),
     }
 }
