@@ -10,13 +10,12 @@ use netpol_policy::reference::End;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0   done; explain: allowed; lint: no errors
-  1   explain: denied; lint: errors found
-  2   wrong usage
-  3   some input could not be read, or it has not what was asked for
-  70  netpol's two evaluators disagree, which is a defect: please report it with the input";
+  0  done; explain: allowed; lint: no errors
+  1  explain: denied; lint: errors found
+  2  wrong usage
+  3  some input could not be read, or it has not what was asked for";
 
-/// What NetworkPolicies mean: who reaches whom, and why (not). Works on manifests, without a cluster.
+/// What network policies mean: who reaches whom, and why (not). Works on manifests, without a cluster.
 #[derive(Debug, Parser)]
 #[command(name = "netpol", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {

@@ -1,4 +1,4 @@
-//! netpol: what NetworkPolicies mean, from manifests, offline.
+//! netpol: what network policies mean, from manifests, offline.
 
 mod args;
 mod color;
@@ -26,8 +26,6 @@ pub(crate) enum Exit {
     No = 1,
     /// Some input could not be read, or there is nothing in it to answer from. 2 is clap's, for wrong usage.
     Input = 3,
-    /// The compiled tables and the reference evaluator disagree: a defect of netpol.
-    Disagreement = 70,
 }
 
 impl From<Exit> for ExitCode {

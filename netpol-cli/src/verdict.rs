@@ -1,4 +1,4 @@
-//! A connection's explanation, checked against the compiled tables.
+//! The one place where verdicts come from.
 
 use netpol_policy::explain::{self, Explanation};
 use netpol_policy::reference::{ConnectionError, End};

@@ -168,7 +168,9 @@ mod tests {
         #[test]
         fn the_world_is_a_function_of_the_last_state_of_each_object(events in prop::collection::vec(event(), 0..20)) {
             let mut world = World::default();
-            events.into_iter().for_each(|event| world.apply(event));
+            for event in events {
+                world.apply(event);
+            }
             let afresh = World::of(world.pods.values().rev().cloned().map(Object::Pod));
             prop_assert_eq!(&world, &afresh);
             let objects = world.pods.values().cloned().map(Object::Pod).collect();

@@ -56,12 +56,12 @@ impl Reader {
         });
     }
 
-    pub(super) fn document(&mut self, tree: Tree) {
+    pub(super) fn document(&mut self, tree: &Tree) {
         if tree.value.is_null() {
             return;
         }
         self.document += 1;
-        self.object(&tree, tree.value.clone(), FieldPath::default(), None);
+        self.object(tree, tree.value.clone(), FieldPath::default(), None);
     }
 
     /// `inherited` is the apiVersion and kind that a typed list gives its items.
@@ -94,7 +94,7 @@ impl Reader {
             return;
         }
         let Some(expected) = expected_version(&kind, &api_version) else {
-            let line = tree.line_of(&place.root);
+            let line = tree.lines.of(&place.root);
             self.parsed.ignored.push(Ignored { file: self.file.clone(), line, api_version, kind });
             return;
         };
@@ -191,7 +191,7 @@ impl Reader {
         let own: Vec<Problem> = policy.problems.clone();
         for fault in faults {
             let Fault { severity, path, message } = fault;
-            self.push(place, severity, place.tree.line_of(&place.absolute(&path)), Some(path.to_string()), &message);
+            self.push(place, severity, place.tree.lines.of(&place.absolute(&path)), Some(path.to_string()), &message);
             policy.problems.push(Problem { severity, field: path.to_string(), message });
         }
         self.problems(place, &own);
@@ -205,7 +205,7 @@ impl Reader {
     }
 
     fn found(&mut self, place: &Place<'_>, object: Object) {
-        let line = place.tree.line_of(&place.root);
+        let line = place.tree.lines.of(&place.root);
         self.parsed.objects.push(Located { object, file: self.file.clone(), line, document: self.document });
     }
 
@@ -225,7 +225,7 @@ impl Reader {
     }
 
     fn at(&mut self, place: &Place<'_>, severity: Severity, path: &FieldPath, message: &str) {
-        let line = place.tree.line_of(&place.absolute(path));
+        let line = place.tree.lines.of(&place.absolute(path));
         let field = (!path.0.is_empty()).then(|| path.to_string());
         self.push(place, severity, line, field, message);
     }
@@ -250,10 +250,7 @@ impl Place<'_> {
 
     /// The line of a field that is named in text, or of the nearest one around it.
     fn line_of_text(&self, field: &str) -> usize {
-        let below = |(path, line): (&FieldPath, &usize)| Some((path.below(&self.root)?.to_string(), *line));
-        let lines = self.tree.lines.iter().filter_map(below);
-        let nearest = lines.filter(|(path, _)| is_within(field, path)).max_by_key(|(path, _)| path.len());
-        nearest.map_or_else(|| self.tree.line_of(&self.root), |(_, line)| line)
+        self.tree.lines.nearest(&self.root).of_text(field)
     }
 }
 

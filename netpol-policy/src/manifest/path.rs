@@ -11,6 +11,17 @@ pub(super) enum Step {
     Index(usize),
 }
 
+impl Step {
+    /// What follows this step in `text`, which begins with it.
+    pub(super) fn strip<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let rest = match self {
+            Self::Key(key) => text.strip_prefix('.').unwrap_or(text).strip_prefix(key.as_str())?,
+            Self::Index(index) => text.strip_prefix(&format!("[{index}]"))?,
+        };
+        (rest.is_empty() || rest.starts_with(['.', '['])).then_some(rest)
+    }
+}
+
 /// A path from an object's root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FieldPath(pub(super) Vec<Step>);

@@ -215,7 +215,8 @@ fn aliases_that_multiply_and_deep_nesting_are_refused() {
     let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
     for level in 1..12 {
         let below = format!("*a{}", level - 1);
-        bomb += &format!("a{level}: &a{level} [{}]\n", [below.as_str(); 10].join(","));
+        let ten = [below.as_str(); 10].join(",");
+        bomb.push_str(&["a", &level.to_string(), ": &a", &level.to_string(), " [", &ten, "]\n"].concat());
     }
     let deep = format!("a: {}{}", "[".repeat(200), "]".repeat(200));
     for text in [bomb, deep] {

@@ -1,43 +1,63 @@
 //! YAML (and so JSON) to values that know their lines.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 use serde_json::{Map, Value};
 
-use super::path::FieldPath;
+use super::path::{FieldPath, Step};
 use super::scalar;
 use super::split::Piece;
 
 /// Deeper nesting than any Kubernetes object has; a guard for the stack.
 const MAX_DEPTH: usize = 100;
-/// More values than any file written by people has; a guard against aliases that multiply.
-const MAX_VALUES: usize = 2_000_000;
+/// More values than people repeat by aliases; a guard against aliases that multiply.
+const MAX_ALIASED: usize = 500_000;
 
 /// A document.
 #[derive(Debug)]
 pub(super) struct Tree {
     pub(super) value: Value,
-    /// The line it begins on, from 1.
-    pub(super) line: usize,
-    /// The line of each key and list item.
-    pub(super) lines: BTreeMap<FieldPath, usize>,
+    /// The lines of what is in it.
+    pub(super) lines: Lines,
     /// Keys that stand twice in a map; the last one counts.
     pub(super) repeated: Vec<FieldPath>,
 }
 
-impl Tree {
-    /// The line of a field, or of the nearest one around it.
-    pub(super) fn line_of(&self, path: &FieldPath) -> usize {
-        let mut path = path.clone();
-        loop {
-            if let Some(line) = self.lines.get(&path) {
-                return *line;
-            }
-            if path.0.pop().is_none() {
-                return self.line;
-            }
+/// The line of a key or list item, and of what is below it. Aliases have nothing below.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    line: usize,
+    below: Vec<(Step, Lines)>,
+}
+
+impl Lines {
+    fn at(line: usize) -> Self {
+        Self { line, below: Vec::new() }
+    }
+
+    /// What stands at `path`, or the nearest around it.
+    pub(super) fn nearest(&self, path: &FieldPath) -> &Self {
+        let mut lines = self;
+        for step in &path.0 {
+            let Some((_, below)) = lines.below.iter().find(|(found, _)| found == step) else { break };
+            lines = below;
         }
+        lines
+    }
+
+    /// The line of a field below, or of the nearest around it.
+    pub(super) fn of(&self, path: &FieldPath) -> usize {
+        self.nearest(path).line
+    }
+
+    /// The same, for a field that is named in text.
+    pub(super) fn of_text(&self, mut field: &str) -> usize {
+        let mut lines = self;
+        while let Some((rest, below)) = lines.below.iter().find_map(|(step, below)| Some((step.strip(field)?, below))) {
+            (field, lines) = (rest, below);
+        }
+        lines.line
     }
 }
 
@@ -53,9 +73,7 @@ pub(super) fn read(piece: &Piece<'_>) -> Result<Vec<Tree>, SyntaxError> {
     match (read, piece.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
         // JSON that YAML does not take: surrogate pairs in escapes, for one. It has no lines.
         (Err(error), true) => match serde_json::from_str(piece.text) {
-            Ok(value) => {
-                Ok(vec![Tree { value, line: piece.lines_before + 1, lines: BTreeMap::new(), repeated: Vec::new() }])
-            }
+            Ok(value) => Ok(vec![Tree { value, lines: Lines::at(piece.lines_before + 1), repeated: Vec::new() }]),
             Err(_) => Err(error),
         },
         (read, _) => read,
@@ -66,9 +84,10 @@ struct Reader<'t> {
     events: Parser<'t, StrInput<'t>>,
     lines_before: usize,
     anchors: HashMap<usize, Value>,
-    lines: BTreeMap<FieldPath, usize>,
+    /// Where it is reading.
+    path: FieldPath,
     repeated: Vec<FieldPath>,
-    values: usize,
+    aliased: usize,
 }
 
 impl<'t> Reader<'t> {
@@ -77,9 +96,9 @@ impl<'t> Reader<'t> {
             events: Parser::new_from_str(piece.text),
             lines_before: piece.lines_before,
             anchors: HashMap::new(),
-            lines: BTreeMap::new(),
+            path: FieldPath::default(),
             repeated: Vec::new(),
-            values: 0,
+            aliased: 0,
         }
     }
 
@@ -91,12 +110,11 @@ impl<'t> Reader<'t> {
                 Event::StreamEnd => return Ok(trees),
                 Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => {}
                 event => {
-                    let line = self.line(span);
-                    let value = self.value(event, span, &FieldPath::default(), 0)?;
-                    let lines = std::mem::take(&mut self.lines);
+                    let mut lines = Lines::at(self.line(span));
+                    let value = self.value(event, span, &mut lines)?;
                     let repeated = std::mem::take(&mut self.repeated);
                     self.anchors.clear();
-                    trees.push(Tree { value, line, lines, repeated });
+                    trees.push(Tree { value, lines, repeated });
                 }
             }
         }
@@ -121,15 +139,11 @@ impl<'t> Reader<'t> {
         self.lines_before + span.start.line().max(1)
     }
 
-    fn value(&mut self, event: Event<'t>, span: Span, path: &FieldPath, depth: usize) -> Result<Value, SyntaxError> {
+    fn value(&mut self, event: Event<'t>, span: Span, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let fail = |line, message: &str| Err(SyntaxError { line, message: message.to_owned() });
         let line = self.line(span);
-        if depth > MAX_DEPTH {
+        if self.path.0.len() > MAX_DEPTH {
             return fail(line, "is nested too deeply to be a Kubernetes object");
-        }
-        self.values += 1;
-        if self.values > MAX_VALUES {
-            return fail(line, "has too many values; look for aliases (`*name`) that multiply");
         }
         let (value, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => (resolve(&text, style, tag.as_deref()), anchor),
@@ -137,11 +151,17 @@ impl<'t> Reader<'t> {
                 let Some(value) = self.anchors.get(&anchor).cloned() else {
                     return fail(line, "refers to an anchor inside itself");
                 };
-                self.values += count(&value);
+                self.aliased += count(&value);
+                if self.aliased > MAX_ALIASED {
+                    return fail(
+                        line,
+                        "has aliases (`*name`) that multiply beyond measure; write out what they stand for",
+                    );
+                }
                 (value, 0)
             }
-            Event::SequenceStart(anchor, _) => (self.list(path, depth)?, anchor),
-            Event::MappingStart(anchor, _) => (self.map(path, depth)?, anchor),
+            Event::SequenceStart(anchor, _) => (self.list(lines)?, anchor),
+            Event::MappingStart(anchor, _) => (self.map(lines)?, anchor),
             _ => return fail(line, "ends where a value should be"),
         };
         if anchor != 0 {
@@ -150,20 +170,19 @@ impl<'t> Reader<'t> {
         Ok(value)
     }
 
-    fn list(&mut self, path: &FieldPath, depth: usize) -> Result<Value, SyntaxError> {
+    fn list(&mut self, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let mut items = Vec::new();
         loop {
             let (event, span) = self.next()?;
             if event == Event::SequenceEnd {
                 return Ok(Value::Array(items));
             }
-            let path = path.index(items.len());
-            self.lines.insert(path.clone(), self.line(span));
-            items.push(self.value(event, span, &path, depth + 1)?);
+            let place = Lines::at(self.line(span));
+            items.push(self.below(Step::Index(items.len()), event, span, place, lines)?);
         }
     }
 
-    fn map(&mut self, path: &FieldPath, depth: usize) -> Result<Value, SyntaxError> {
+    fn map(&mut self, lines: &mut Lines) -> Result<Value, SyntaxError> {
         let mut map = Map::new();
         let mut merged = Vec::new();
         loop {
@@ -176,20 +195,42 @@ impl<'t> Reader<'t> {
                     return Err(SyntaxError { line: self.line(span), message });
                 }
             };
-            let path = path.key(&key);
-            self.lines.insert(path.clone(), self.line(span));
+            let place = Lines::at(self.line(span));
             let (event, span) = self.next()?;
-            let value = self.value(event, span, &path, depth + 1)?;
+            let step = Step::Key(key.clone());
+            if map.contains_key(&key) {
+                lines.below.retain(|(earlier, _)| *earlier != step);
+                self.path.0.push(step.clone());
+                self.repeated.push(self.path.clone());
+                self.path.0.pop();
+            }
+            let value = self.below(step, event, span, place, lines)?;
             if key == "<<" {
                 merged.push(value);
-            } else if map.insert(key, value).is_some() {
-                self.repeated.push(path);
+            } else {
+                map.insert(key, value);
             }
         }
         for value in merged {
             merge(&mut map, value);
         }
         Ok(Value::Object(map))
+    }
+
+    /// The value one step further down, which stands at `place`.
+    fn below(
+        &mut self,
+        step: Step,
+        event: Event<'t>,
+        span: Span,
+        mut place: Lines,
+        lines: &mut Lines,
+    ) -> Result<Value, SyntaxError> {
+        self.path.0.push(step.clone());
+        let value = self.value(event, span, &mut place);
+        self.path.0.pop();
+        lines.below.push((step, place));
+        value
     }
 }
 

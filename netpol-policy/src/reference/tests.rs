@@ -46,9 +46,10 @@ status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}
 fn cluster(specs: &[&str]) -> World {
     let mut text = CLUSTER.to_owned();
     for (index, spec) in specs.iter().enumerate() {
-        text += &format!(
+        let policy = format!(
             "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p{index}, namespace: shop}}, spec: {{{spec}}}}}\n---\n"
         );
+        text.push_str(&policy);
     }
     let parsed = manifest::parse(&text, "cluster.yaml");
     assert_eq!(parsed.objects.len(), 9 + specs.len(), "{:?}", parsed.errors);
