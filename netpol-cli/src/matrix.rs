@@ -36,7 +36,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
         match options.output {
             Output::Json => explanations.extend(row.into_iter().flatten()),
             Output::Table => {
-                table::print(out, &port.to_string(), &ends, &row, Color::detect(), table::terminal_width())?
+                table::print(out, &port.to_string(), &ends, &row, Color::detect(), table::terminal_width())?;
             }
         }
     }

@@ -95,7 +95,7 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     let mut reader = object::Reader::new(file);
     for piece in split::documents(text) {
         match tree::read(&piece) {
-            Ok(trees) => trees.iter().for_each(|tree| reader.document(tree)),
+            Ok(mut trees) => trees.iter_mut().for_each(|tree| reader.document(tree)),
             Err(error) => reader.unreadable(&error),
         }
     }

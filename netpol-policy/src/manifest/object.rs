@@ -56,12 +56,13 @@ impl Reader {
         });
     }
 
-    pub(super) fn document(&mut self, tree: &Tree) {
+    pub(super) fn document(&mut self, tree: &mut Tree) {
         if tree.value.is_null() {
             return;
         }
         self.document += 1;
-        self.object(tree, tree.value.clone(), FieldPath::default(), None);
+        let value = tree.value.take();
+        self.object(tree, value, FieldPath::default(), None);
     }
 
     /// `inherited` is the apiVersion and kind that a typed list gives its items.
