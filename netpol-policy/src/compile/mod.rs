@@ -1,1 +1,197 @@
 //! The incremental compiler: one event in, the writes it takes out.
+//!
+//! ```text
+//! event ─► World ─┬─► pods of this node ─► rules (rules.rs) ─► rule sets (rule_sets.rs) ──► endpoints
+//!                 └─► peers: who is an address? identities (identities.rs), blocks (blocks.rs)
+//!                            ─► signature ─► class (classes.rs) ─► addresses, prefixes
+//!                     rule set × class ─► allow (allow.rs) ─► port sets (port_sets.rs)
+//! ```
+//!
+//! * An **atom** is one thing a rule can ask of an address: selected by these labels, inside this block, has a port of
+//!   this name. Only atoms that a rule set in use asks for exist.
+//! * A **signature** is the set of atoms an address answers to; a **class** is a signature with a number.
+//! * Everything is counted and goes when nothing uses it, after the endpoints have flipped: merging classes changes no
+//!   verdict then.
+//!
+//! An event costs what it touches: a pod like others one write, a label change that pod's address and endpoint, a policy the
+//! pods it selects on this node and the addresses its peers name first.
+
+mod allow;
+mod atoms;
+mod blocks;
+mod classes;
+mod endpoints;
+mod identities;
+mod ids;
+mod port_sets;
+mod reclassify;
+mod rule_sets;
+mod rules;
+mod transaction;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use netpol_common::{RuleId, RuleSetId};
+
+pub use ids::FirstIds;
+pub use rules::RuleName;
+
+use crate::model::{Object, ObjectKey, Pod, PodKey, PolicyKey};
+use crate::tables::{Change, EndpointPolicy, Tables};
+use crate::world::{Event, World};
+
+/// Which pods get endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeScope {
+    /// Every pod: for answers about a whole cluster.
+    All,
+    /// The pods of one node.
+    Node(Arc<str>),
+}
+
+impl NodeScope {
+    fn covers(&self, pod: &Pod) -> bool {
+        pod.participates()
+            && match self {
+                Self::All => true,
+                Self::Node(name) => pod.node.as_ref() == Some(name),
+            }
+    }
+}
+
+/// The World, and the tables that say the same.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    scope: NodeScope,
+    world: World,
+    tables: Tables,
+    atoms: atoms::Atoms,
+    identities: identities::Identities,
+    blocks: blocks::Blocks,
+    classes: classes::Classes,
+    rule_names: rules::RuleNames,
+    rule_sets: rule_sets::RuleSets,
+    port_sets: port_sets::PortSets,
+    endpoints: endpoints::Endpoints,
+}
+
+impl Engine {
+    /// An engine of an empty world, whose ids start at `ids`.
+    pub fn new(scope: NodeScope, ids: FirstIds) -> Self {
+        Self {
+            scope,
+            world: World::default(),
+            tables: Tables::default(),
+            atoms: atoms::Atoms::default(),
+            identities: identities::Identities::default(),
+            blocks: blocks::Blocks::default(),
+            classes: classes::Classes::new(ids.class),
+            rule_names: rules::RuleNames::new(ids.rule),
+            rule_sets: rule_sets::RuleSets::new(ids.rule_set),
+            port_sets: port_sets::PortSets::new(ids.port_set),
+            endpoints: endpoints::Endpoints::default(),
+        }
+    }
+
+    /// Takes events in, one after the other; see [`Engine::apply`].
+    pub fn apply_all(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<Change> {
+        events.into_iter().flat_map(|event| self.apply(event)).collect()
+    }
+
+    /// Takes an event in. The writes it takes, in the order in which they are to be made: after each of them every endpoint
+    /// is judged as before the event or as after it. A reset is the sum of the single events it stands for.
+    ///
+    /// # Panics
+    /// When the four billion ids of a kind are used up: at a thousand changes a second, after seven weeks. The agent's
+    /// restart starts them afresh.
+    pub fn apply(&mut self, event: Event) -> Vec<Change> {
+        match event {
+            Event::Apply(object) => self.put(object),
+            Event::Delete(key) => self.delete(&key),
+            Event::Reset(objects) => self.reset(objects),
+            Event::OwnAddresses(addresses) => self.own_addresses(addresses),
+        }
+    }
+
+    /// The objects.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The tables that say what the objects mean.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// A rule's name. Rules that are gone keep theirs for a while.
+    pub fn rule(&self, id: RuleId) -> Option<&RuleName> {
+        self.rule_names.get(id)
+    }
+
+    /// The policies of a rule set. Rule sets that are gone keep theirs for a while.
+    pub fn rule_set(&self, id: RuleSetId) -> Option<&[PolicyKey]> {
+        self.rule_sets.policies(id)
+    }
+
+    /// What holds for a pod in scope.
+    pub fn endpoint(&self, pod: &PodKey) -> Option<EndpointPolicy> {
+        self.tables.endpoint(pod)
+    }
+
+    /// Whose address it is.
+    pub fn pod_at(&self, address: IpAddr) -> Option<PodKey> {
+        self.world.address_owner(address).map(|pod| pod.key.clone())
+    }
+
+    fn put(&mut self, object: Object) -> Vec<Change> {
+        match object {
+            Object::Pod(pod) => self.pod_event(&pod.key.clone(), Event::Apply(Object::Pod(pod))),
+            Object::Namespace(namespace) => {
+                let name = namespace.name.clone();
+                self.namespace_event(&name, Event::Apply(Object::Namespace(namespace)))
+            }
+            Object::Policy(policy) => self.policy_event(&policy.key.clone(), Event::Apply(Object::Policy(policy))),
+            Object::Node(node) => {
+                self.world.apply(Event::Apply(Object::Node(node)));
+                Vec::new()
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &ObjectKey) -> Vec<Change> {
+        let event = Event::Delete(key.clone());
+        match key {
+            ObjectKey::Pod(key) => self.pod_event(key, event),
+            ObjectKey::Namespace(name) => self.namespace_event(name, event),
+            ObjectKey::Policy(key) => self.policy_event(key, event),
+            ObjectKey::Node(_) => {
+                self.world.apply(event);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Policies come before pods, so that no new pod is open meanwhile, and leave after them.
+    fn reset(&mut self, objects: Vec<Object>) -> Vec<Change> {
+        let rank = |kind: &ObjectKey| match kind {
+            ObjectKey::Namespace(_) => 0,
+            ObjectKey::Node(_) => 1,
+            ObjectKey::Policy(_) => 2,
+            ObjectKey::Pod(_) => 3,
+        };
+        let wanted = World::of(objects);
+        let mut gone: Vec<_> = self.world.keys().filter(|key| !wanted.contains(key)).collect();
+        let mut there: Vec<_> = wanted.objects().filter(|object| !self.world.holds(object)).collect();
+        gone.sort_by_key(|key| std::cmp::Reverse(rank(key)));
+        there.sort_by_key(|object| rank(&object.key()));
+        let mut changes = Vec::new();
+        for object in there {
+            changes.extend(self.put(object));
+        }
+        for key in gone {
+            changes.extend(self.delete(&key));
+        }
+        changes
+    }
+}

@@ -1,9 +1,13 @@
 //! The desired content of the kernel's maps, and the steps from one content to the next.
 
+mod memory;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, PortEntry, PortKey, RuleSetId};
+
+pub use memory::{NoSuchEntry, Tables};
 
 use crate::model::PodKey;
 

@@ -1,0 +1,109 @@
+//! What a rule set allows to a class.
+
+use std::collections::BTreeMap;
+
+use netpol_common::{PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, RuleId};
+
+use super::classes::Signature;
+use super::rule_sets::{CompiledPorts, CompiledRule};
+use crate::model::Protocol;
+
+/// Ports, as prefixes, each with the first rule that allows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Contents {
+    /// Every protocol and port; the first rule that says so.
+    All(RuleId),
+    /// These; none where empty.
+    Of(BTreeMap<PortPrefix, RuleId>),
+}
+
+/// A protocol and a prefix of its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct PortPrefix {
+    /// IP protocol number.
+    pub(super) protocol: u8,
+    /// The first port.
+    pub(super) port: u16,
+    /// Significant bits of a whole [`netpol_common::PortKey`].
+    pub(super) length: u32,
+}
+
+impl Contents {
+    /// What rules allow to addresses with this signature; `None`: to those that answer to nothing.
+    pub(super) fn of(rules: &[CompiledRule], signature: Option<&Signature>) -> Self {
+        let mut ports = BTreeMap::new();
+        for rule in rules {
+            let matches = match &rule.peers {
+                None => true,
+                Some(peers) => {
+                    signature.is_some_and(|signature| peers.iter().any(|peer| signature.atoms.contains(peer)))
+                }
+            };
+            if !matches {
+                continue;
+            }
+            match &rule.ports {
+                CompiledPorts::All => return Self::All(rule.id),
+                CompiledPorts::Of { ranges, named } => {
+                    let resolved = named.iter().flat_map(|(name, protocol)| {
+                        let known = signature.into_iter().flat_map(|signature| &signature.ports);
+                        let here = known.filter(move |(atom, _)| atom == name);
+                        here.map(|(_, port)| (*protocol, Some((*port, *port))))
+                    });
+                    for (protocol, range) in ranges.iter().copied().chain(resolved) {
+                        for prefix in prefixes(protocol, range) {
+                            ports.entry(prefix).or_insert(rule.id);
+                        }
+                    }
+                }
+            }
+        }
+        Self::Of(ports)
+    }
+}
+
+/// The fewest prefixes that make up a range.
+fn prefixes(protocol: Protocol, range: Option<(u16, u16)>) -> Vec<PortPrefix> {
+    let protocol = protocol.number();
+    let Some((first, last)) = range else {
+        return vec![PortPrefix { protocol, port: 0, length: PORT_PREFIX_PROTOCOL }];
+    };
+    let mut prefixes = Vec::new();
+    let (mut next, last) = (u32::from(first), u32::from(last));
+    while next <= last {
+        let aligned = if next == 0 { u16::BITS } else { next.trailing_zeros() };
+        let fitting = (last - next + 1).ilog2();
+        let bits = aligned.min(fitting);
+        #[expect(clippy::cast_possible_truncation, reason = "not above the last port")]
+        prefixes.push(PortPrefix { protocol, port: next as u16, length: PORT_PREFIX_EXACT - bits });
+        next += 1 << bits;
+    }
+    prefixes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_become_the_fewest_prefixes() {
+        let cases: &[((u16, u16), &[(u16, u32)])] = &[
+            ((80, 80), &[(80, 64)]),
+            ((80, 81), &[(80, 63)]),
+            ((81, 82), &[(81, 64), (82, 64)]),
+            ((30000, 30100), &[(30000, 60), (30016, 58), (30080, 60), (30096, 62), (30100, 64)]),
+            ((1, 65535), &[]),
+            ((0, 65535), &[(0, 48)]),
+            ((65535, 65535), &[(65535, 64)]),
+        ];
+        for ((first, last), expected) in cases {
+            let found = prefixes(Protocol::Tcp, Some((*first, *last)));
+            if !expected.is_empty() {
+                let found: Vec<_> = found.iter().map(|prefix| (prefix.port, prefix.length)).collect();
+                assert_eq!(found, *expected, "{first}-{last}");
+            }
+            let covered: u32 = found.iter().map(|prefix| 1 << (64 - prefix.length)).sum();
+            assert_eq!(covered, u32::from(*last) - u32::from(*first) + 1, "{first}-{last}");
+        }
+    }
+}

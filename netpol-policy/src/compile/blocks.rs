@@ -1,0 +1,121 @@
+//! CIDR blocks in use. Every prefix (a block's own, or one it excepts) knows all blocks that cover it less their excepts, so
+//! that a longest-prefix match finds everything that holds for an address.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netpol_common::ClassId;
+
+use super::atoms::AtomId;
+use crate::model::IpBlock;
+
+/// The prefixes in use.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Blocks {
+    prefixes: BTreeMap<IpNet, Prefix>,
+    /// How many prefixes there are of each family and length.
+    lengths: BTreeMap<(bool, u8), usize>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Prefix {
+    covering: BTreeSet<AtomId>,
+    class: ClassId,
+    users: usize,
+}
+
+impl Blocks {
+    /// Adds a block; the prefixes whose signature is new or changed.
+    pub(super) fn add(&mut self, id: AtomId, block: &IpBlock) -> Vec<IpNet> {
+        let mut touched = BTreeSet::new();
+        for net in std::iter::once(&block.cidr).chain(&block.except) {
+            if !self.prefixes.contains_key(net) {
+                let covering = self.covering(net.addr(), net.prefix_len()).cloned().unwrap_or_default();
+                self.prefixes.insert(*net, Prefix { covering, ..Prefix::default() });
+                *self.lengths.entry((net.addr().is_ipv6(), net.prefix_len())).or_default() += 1;
+                touched.insert(*net);
+            }
+            if let Some(prefix) = self.prefixes.get_mut(net) {
+                prefix.users += 1;
+            }
+        }
+        for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
+            let excepted = block.except.iter().any(|hole| hole.contains(net));
+            if !excepted && prefix.covering.insert(id) {
+                touched.insert(*net);
+            }
+        }
+        touched.into_iter().collect()
+    }
+
+    /// Takes a block out of the signatures; the prefixes whose signature changed. They stay until [`Blocks::retire`].
+    pub(super) fn remove(&mut self, id: AtomId, block: &IpBlock) -> Vec<IpNet> {
+        let mut touched = Vec::new();
+        for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
+            if prefix.covering.remove(&id) {
+                touched.push(*net);
+            }
+        }
+        for net in std::iter::once(&block.cidr).chain(&block.except) {
+            if let Some(prefix) = self.prefixes.get_mut(net) {
+                prefix.users -= 1;
+            }
+        }
+        touched
+    }
+
+    /// Forgets the prefixes of a removed block that no other block has; with their class.
+    pub(super) fn retire(&mut self, block: &IpBlock) -> Vec<(IpNet, ClassId)> {
+        let mut gone = Vec::new();
+        for net in std::iter::once(&block.cidr).chain(&block.except) {
+            if self.prefixes.get(net).is_none_or(|prefix| prefix.users > 0) {
+                continue;
+            }
+            if let Some(prefix) = self.prefixes.remove(net) {
+                gone.push((*net, prefix.class));
+            }
+            let length = (net.addr().is_ipv6(), net.prefix_len());
+            if let Some(count) = self.lengths.get_mut(&length) {
+                *count -= 1;
+                if *count == 0 {
+                    self.lengths.remove(&length);
+                }
+            }
+        }
+        gone
+    }
+
+    /// The blocks that cover a prefix.
+    pub(super) fn signature(&self, net: &IpNet) -> BTreeSet<AtomId> {
+        self.prefixes.get(net).map(|prefix| prefix.covering.clone()).unwrap_or_default()
+    }
+
+    /// The blocks that cover an address.
+    pub(super) fn at(&self, address: IpAddr) -> Option<&BTreeSet<AtomId>> {
+        self.covering(address, u8::MAX)
+    }
+
+    /// Notes a prefix's class; the one before.
+    pub(super) fn set_class(&mut self, net: &IpNet, class: ClassId) -> ClassId {
+        self.prefixes.get_mut(net).map_or(ClassId::NOBODY, |prefix| std::mem::replace(&mut prefix.class, class))
+    }
+
+    fn covering(&self, address: IpAddr, below: u8) -> Option<&BTreeSet<AtomId>> {
+        self.longest(address, below).map(|prefix| &prefix.covering)
+    }
+
+    /// The longest prefix that covers the address and is shorter than `below` bits.
+    fn longest(&self, address: IpAddr, below: u8) -> Option<&Prefix> {
+        let lengths = self.lengths.range((address.is_ipv6(), 0)..(address.is_ipv6(), below)).rev();
+        let mut nets = lengths.filter_map(|((_, length), _)| IpNet::new(address, *length).ok());
+        nets.find_map(|net| self.prefixes.get(&net.trunc()))
+    }
+}
+
+/// The prefixes inside a net, itself included.
+fn inside(prefixes: &mut BTreeMap<IpNet, Prefix>, net: IpNet) -> impl Iterator<Item = (&IpNet, &mut Prefix)> {
+    let host = if net.addr().is_ipv6() { 128 } else { 32 };
+    let last = IpNet::new(net.broadcast(), host).unwrap_or(net);
+    prefixes.range_mut(net..=last).filter(move |(inner, _)| net.contains(*inner))
+}

@@ -1,0 +1,105 @@
+//! Classes: addresses that every rule in use treats alike.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use netpol_common::ClassId;
+
+use super::atoms::AtomId;
+use super::ids::Counter;
+
+/// What an address answers to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Signature {
+    /// Selectors and blocks.
+    pub(super) atoms: BTreeSet<AtomId>,
+    /// Named ports, and their number there.
+    pub(super) ports: BTreeSet<(AtomId, u16)>,
+}
+
+impl Signature {
+    /// All its atoms.
+    pub(super) fn all_atoms(&self) -> impl Iterator<Item = AtomId> {
+        self.atoms.iter().copied().chain(self.ports.iter().map(|(atom, _)| *atom))
+    }
+}
+
+/// The classes in use.
+#[derive(Clone, Debug)]
+pub(super) struct Classes {
+    ids: HashMap<Signature, ClassId>,
+    entries: BTreeMap<ClassId, Class>,
+    by_atom: HashMap<AtomId, BTreeSet<ClassId>>,
+    counter: Counter,
+}
+
+#[derive(Clone, Debug)]
+struct Class {
+    signature: Signature,
+    users: usize,
+}
+
+impl Classes {
+    pub(super) fn new(first: ClassId) -> Self {
+        Self {
+            ids: HashMap::new(),
+            entries: BTreeMap::new(),
+            by_atom: HashMap::new(),
+            counter: Counter::starting_at(first.0),
+        }
+    }
+
+    /// The class of a signature, with a user more; whether it is new.
+    pub(super) fn acquire(&mut self, signature: Signature) -> (ClassId, bool) {
+        if signature == Signature::default() {
+            return (ClassId::NOBODY, false);
+        }
+        if let Some(id) = self.ids.get(&signature) {
+            if let Some(class) = self.entries.get_mut(id) {
+                class.users += 1;
+            }
+            return (*id, false);
+        }
+        let id = ClassId(self.counter.next());
+        for atom in signature.all_atoms() {
+            self.by_atom.entry(atom).or_default().insert(id);
+        }
+        self.ids.insert(signature.clone(), id);
+        self.entries.insert(id, Class { signature, users: 1 });
+        (id, true)
+    }
+
+    /// A user less; whether that was the last. It stays until [`Classes::retire`].
+    pub(super) fn release(&mut self, id: ClassId) -> bool {
+        let Some(class) = self.entries.get_mut(&id) else { return false };
+        class.users -= 1;
+        class.users == 0
+    }
+
+    /// Forgets a class, if it still has no user.
+    pub(super) fn retire(&mut self, id: ClassId) -> Option<Signature> {
+        if self.entries.get(&id)?.users > 0 {
+            return None;
+        }
+        let class = self.entries.remove(&id)?;
+        self.ids.remove(&class.signature);
+        for atom in class.signature.all_atoms() {
+            if let Some(classes) = self.by_atom.get_mut(&atom) {
+                classes.remove(&id);
+                if classes.is_empty() {
+                    self.by_atom.remove(&atom);
+                }
+            }
+        }
+        Some(class.signature)
+    }
+
+    /// What addresses of a class answer to; nothing for nobody's.
+    pub(super) fn signature(&self, id: ClassId) -> Option<&Signature> {
+        Some(&self.entries.get(&id)?.signature)
+    }
+
+    /// The classes that answer to an atom.
+    pub(super) fn answering(&self, atom: AtomId) -> impl Iterator<Item = ClassId> {
+        self.by_atom.get(&atom).into_iter().flatten().copied()
+    }
+}

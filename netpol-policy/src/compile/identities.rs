@@ -1,0 +1,227 @@
+//! Identities: pods that no selector can tell apart share one, and its answers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use super::atoms::{Atom, AtomId, Atoms, Namespaces};
+use super::classes::Signature;
+use crate::model::{Labels, NamedPort, NamespaceName, Pod};
+
+/// What selectors and port names see of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct IdentityKey {
+    namespace: NamespaceName,
+    labels: Labels,
+    ports: Vec<NamedPort>,
+}
+
+impl IdentityKey {
+    pub(super) fn of(pod: &Pod) -> Self {
+        let mut ports = pod.ports.clone();
+        ports.sort_unstable();
+        ports.dedup();
+        Self { namespace: pod.key.namespace.clone(), labels: pod.labels.clone(), ports }
+    }
+}
+
+/// Numbers an identity while it has addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct IdentityId(u32);
+
+/// The identities in use, and whose each address is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Identities {
+    ids: HashMap<IdentityKey, IdentityId>,
+    entries: BTreeMap<IdentityId, Identity>,
+    next: u32,
+    by_namespace: BTreeMap<NamespaceName, BTreeSet<IdentityId>>,
+    by_address: BTreeMap<IpAddr, IdentityId>,
+}
+
+#[derive(Clone, Debug)]
+struct Identity {
+    key: IdentityKey,
+    answers: Signature,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Identity {
+    fn answers_to(&self, atom: &Atom, namespace_labels: &Labels) -> bool {
+        match atom {
+            Atom::Pods { namespaces, pods } => {
+                let in_namespace = match namespaces {
+                    Namespaces::Own(name) => *name == self.key.namespace,
+                    Namespaces::Selected(selector) => selector.matches(namespace_labels),
+                };
+                in_namespace && pods.matches(&self.key.labels)
+            }
+            Atom::Block(_) | Atom::Named(..) => false,
+        }
+    }
+
+    fn evaluate(&mut self, atoms: &Atoms, namespace_labels: &Labels) {
+        let mut answers = Signature::default();
+        for (id, atom) in atoms.selectors(&self.key.namespace) {
+            if self.answers_to(atom, namespace_labels) {
+                answers.atoms.insert(id);
+            }
+        }
+        for port in &self.key.ports {
+            if let Some(id) = atoms.find(&Atom::Named(port.name.clone(), port.protocol)) {
+                answers.ports.insert((id, port.port));
+            }
+        }
+        self.answers = answers;
+    }
+}
+
+impl Identities {
+    /// Says whose an address is from now on; whether that changed.
+    pub(super) fn assign(
+        &mut self,
+        address: IpAddr,
+        owner: Option<IdentityKey>,
+        atoms: &Atoms,
+        labels: impl FnOnce(&NamespaceName) -> Labels,
+    ) -> bool {
+        let old = self.by_address.get(&address).copied();
+        let new = owner.map(|key| self.intern(key, atoms, labels));
+        if old == new {
+            return false;
+        }
+        if let Some(id) = new {
+            self.by_address.insert(address, id);
+            if let Some(identity) = self.entries.get_mut(&id) {
+                identity.addresses.insert(address);
+            }
+        } else {
+            self.by_address.remove(&address);
+        }
+        if let Some(id) = old {
+            self.drop_address(id, address);
+        }
+        true
+    }
+
+    fn intern(&mut self, key: IdentityKey, atoms: &Atoms, labels: impl FnOnce(&NamespaceName) -> Labels) -> IdentityId {
+        if let Some(id) = self.ids.get(&key) {
+            return *id;
+        }
+        let id = IdentityId(self.next);
+        self.next += 1;
+        let mut identity = Identity { key: key.clone(), answers: Signature::default(), addresses: BTreeSet::new() };
+        identity.evaluate(atoms, &labels(&key.namespace));
+        self.by_namespace.entry(key.namespace.clone()).or_default().insert(id);
+        self.ids.insert(key, id);
+        self.entries.insert(id, identity);
+        id
+    }
+
+    fn drop_address(&mut self, id: IdentityId, address: IpAddr) {
+        let Some(identity) = self.entries.get_mut(&id) else { return };
+        identity.addresses.remove(&address);
+        if !identity.addresses.is_empty() {
+            return;
+        }
+        if let Some(identity) = self.entries.remove(&id) {
+            self.ids.remove(&identity.key);
+            if let Some(siblings) = self.by_namespace.get_mut(&identity.key.namespace) {
+                siblings.remove(&id);
+                if siblings.is_empty() {
+                    self.by_namespace.remove(&identity.key.namespace);
+                }
+            }
+        }
+    }
+
+    /// Whether some pod has this address.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.by_address.contains_key(&address)
+    }
+
+    /// Adds what the address's owner answers to.
+    pub(super) fn sign(&self, address: IpAddr, signature: &mut Signature) {
+        if let Some(identity) = self.by_address.get(&address).and_then(|id| self.entries.get(id)) {
+            signature.atoms.extend(&identity.answers.atoms);
+            signature.ports.extend(&identity.answers.ports);
+        }
+    }
+
+    /// Pod addresses inside a range.
+    pub(super) fn addresses_in(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
+        self.by_address.range(first..=last).map(|(address, _)| *address)
+    }
+
+    /// Asks everybody about a new atom; the addresses that answer.
+    pub(super) fn add_atom(
+        &mut self,
+        id: AtomId,
+        atom: &Atom,
+        labels: impl Fn(&NamespaceName) -> Labels,
+    ) -> Vec<IpAddr> {
+        let mut answered = Vec::new();
+        let namespaces: Vec<_> = match atom {
+            Atom::Pods { namespaces: Namespaces::Own(name), .. } => {
+                self.by_namespace.get_key_value(name).into_iter().collect()
+            }
+            Atom::Pods { namespaces: Namespaces::Selected(selector), .. } => {
+                self.by_namespace.iter().filter(|(name, _)| selector.matches(&labels(name))).collect()
+            }
+            Atom::Named(..) => self.by_namespace.iter().collect(),
+            Atom::Block(_) => Vec::new(),
+        };
+        for identity in namespaces.into_iter().flat_map(|(_, ids)| ids) {
+            let Some(identity) = self.entries.get_mut(identity) else { continue };
+            let found = match atom {
+                Atom::Pods { pods, .. } => pods.matches(&identity.key.labels) && identity.answers.atoms.insert(id),
+                Atom::Named(name, protocol) => {
+                    let named =
+                        identity.key.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
+                    let before = identity.answers.ports.len();
+                    identity.answers.ports.extend(named.map(|port| (id, port.port)));
+                    identity.answers.ports.len() > before
+                }
+                Atom::Block(_) => false,
+            };
+            if found {
+                answered.extend(&identity.addresses);
+            }
+        }
+        answered
+    }
+
+    /// Forgets an atom; the addresses that answered.
+    pub(super) fn remove_atom(&mut self, id: AtomId, atom: &Atom) -> Vec<IpAddr> {
+        let mut answered = Vec::new();
+        let asked: Vec<IdentityId> = match atom {
+            Atom::Pods { namespaces: Namespaces::Own(name), .. } => {
+                self.by_namespace.get(name).into_iter().flatten().copied().collect()
+            }
+            Atom::Block(_) => Vec::new(),
+            _ => self.entries.keys().copied().collect(),
+        };
+        for identity in asked {
+            let Some(identity) = self.entries.get_mut(&identity) else { continue };
+            let before = identity.answers.ports.len();
+            identity.answers.ports.retain(|(named, _)| *named != id);
+            if identity.answers.atoms.remove(&id) || identity.answers.ports.len() < before {
+                answered.extend(&identity.addresses);
+            }
+        }
+        answered
+    }
+
+    /// Asks a namespace's pods again, after its labels changed; the addresses whose answers did.
+    pub(super) fn reevaluate(&mut self, namespace: &NamespaceName, atoms: &Atoms, labels: &Labels) -> Vec<IpAddr> {
+        let mut changed = Vec::new();
+        for id in self.by_namespace.get(namespace).into_iter().flatten() {
+            let Some(identity) = self.entries.get_mut(id) else { continue };
+            let before = identity.answers.clone();
+            identity.evaluate(atoms, labels);
+            if identity.answers != before {
+                changed.extend(&identity.addresses);
+            }
+        }
+        changed
+    }
+}

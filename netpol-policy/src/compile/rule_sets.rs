@@ -1,0 +1,179 @@
+//! Rule sets: what replicas share.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use netpol_common::{DirectionPolicy, RuleId, RuleSetId};
+
+use super::allow::Contents;
+use super::atoms::{Atom, AtomId};
+use super::ids::Counter;
+use super::rules::{RETIRED, ResolvedPorts, RuleSetKey};
+use crate::model::{PolicyKey, Protocol};
+
+/// The rule sets in use.
+#[derive(Clone, Debug)]
+pub(super) struct RuleSets {
+    ids: HashMap<Arc<RuleSetKey>, RuleSetId>,
+    entries: BTreeMap<RuleSetId, RuleSet>,
+    by_atom: HashMap<AtomId, BTreeSet<RuleSetId>>,
+    counter: Counter,
+    /// Policies of rule sets that are gone, oldest first.
+    retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
+}
+
+/// A rule set whose peers are atoms.
+#[derive(Clone, Debug)]
+pub(super) struct RuleSet {
+    key: Arc<RuleSetKey>,
+    pub(super) rules: Vec<CompiledRule>,
+    /// What it allows to anyone.
+    pub(super) any: Contents,
+    pub(super) policy: DirectionPolicy,
+    users: usize,
+}
+
+/// A rule.
+#[derive(Clone, Debug)]
+pub(super) struct CompiledRule {
+    pub(super) id: RuleId,
+    /// Any of these; `None`: anyone.
+    pub(super) peers: Option<Vec<AtomId>>,
+    pub(super) ports: CompiledPorts,
+}
+
+/// The ports of a rule.
+#[derive(Clone, Debug)]
+pub(super) enum CompiledPorts {
+    /// Every protocol and port.
+    All,
+    /// These.
+    Of {
+        /// Protocol, first and last port; `None`: all of the protocol's.
+        ranges: Vec<(Protocol, Option<(u16, u16)>)>,
+        /// Names that the peer resolves.
+        named: Vec<(AtomId, Protocol)>,
+    },
+}
+
+impl RuleSet {
+    /// The atoms it uses; one that several rules use, several times.
+    pub(super) fn atoms(&self) -> impl Iterator<Item = AtomId> {
+        self.rules.iter().flat_map(|rule| {
+            let named = match &rule.ports {
+                CompiledPorts::All => &[][..],
+                CompiledPorts::Of { named, .. } => named,
+            };
+            rule.peers.iter().flatten().copied().chain(named.iter().map(|(atom, _)| *atom))
+        })
+    }
+}
+
+impl RuleSets {
+    pub(super) fn new(first: RuleSetId) -> Self {
+        Self {
+            ids: HashMap::new(),
+            entries: BTreeMap::new(),
+            by_atom: HashMap::new(),
+            counter: Counter::starting_at(first.0),
+            retired: VecDeque::new(),
+        }
+    }
+
+    /// The rule set that is already there, with a user more.
+    pub(super) fn acquire(&mut self, key: &RuleSetKey) -> Option<(RuleSetId, DirectionPolicy)> {
+        let id = *self.ids.get(key)?;
+        let entry = self.entries.get_mut(&id)?;
+        entry.users += 1;
+        Some((id, entry.policy))
+    }
+
+    /// Adds a rule set, with one user. `atom` interns the atoms, `any` the ports that it allows to anyone.
+    pub(super) fn add(
+        &mut self,
+        key: RuleSetKey,
+        mut atom: impl FnMut(Atom) -> AtomId,
+        any: impl FnOnce(&Contents) -> netpol_common::PortSetId,
+    ) -> (RuleSetId, DirectionPolicy) {
+        let rules: Vec<_> = key
+            .rules
+            .iter()
+            .map(|rule| CompiledRule {
+                id: rule.id,
+                peers: rule.peers.as_ref().map(|peers| peers.iter().cloned().map(&mut atom).collect()),
+                ports: match &rule.ports {
+                    ResolvedPorts::All => CompiledPorts::All,
+                    ResolvedPorts::Of { ranges, named } => CompiledPorts::Of {
+                        ranges: ranges.clone(),
+                        named: named
+                            .iter()
+                            .map(|(name, protocol)| (atom(Atom::Named(name.clone(), *protocol)), *protocol))
+                            .collect(),
+                    },
+                },
+            })
+            .collect();
+        let id = RuleSetId(self.counter.next());
+        let for_anyone = Contents::of(&rules, None);
+        let policy = DirectionPolicy { rule_set: id, any: any(&for_anyone) };
+        let key = Arc::new(key);
+        let rule_set = RuleSet { key: key.clone(), rules, any: for_anyone, policy, users: 1 };
+        for atom in rule_set.atoms() {
+            self.by_atom.entry(atom).or_default().insert(id);
+        }
+        self.ids.insert(key, id);
+        self.entries.insert(id, rule_set);
+        (id, policy)
+    }
+
+    /// A user less; whether that was the last. It stays until [`RuleSets::retire`].
+    pub(super) fn release(&mut self, id: RuleSetId) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else { return false };
+        entry.users -= 1;
+        entry.users == 0
+    }
+
+    /// Forgets a rule set, if it still has no user.
+    pub(super) fn retire(&mut self, id: RuleSetId) -> Option<RuleSet> {
+        if self.entries.get(&id)?.users > 0 {
+            return None;
+        }
+        let rule_set = self.entries.remove(&id)?;
+        self.ids.remove(&rule_set.key);
+        for atom in rule_set.atoms() {
+            if let Some(users) = self.by_atom.get_mut(&atom) {
+                users.remove(&id);
+                if users.is_empty() {
+                    self.by_atom.remove(&atom);
+                }
+            }
+        }
+        self.retired.push_back((id, rule_set.key.policies.clone()));
+        if self.retired.len() > RETIRED {
+            self.retired.pop_front();
+        }
+        Some(rule_set)
+    }
+
+    pub(super) fn get(&self, id: RuleSetId) -> Option<&RuleSet> {
+        self.entries.get(&id)
+    }
+
+    /// All ids in use.
+    pub(super) fn all(&self) -> impl Iterator<Item = RuleSetId> {
+        self.entries.keys().copied()
+    }
+
+    /// The rule sets that ask for an atom.
+    pub(super) fn asking(&self, atom: AtomId) -> impl Iterator<Item = RuleSetId> {
+        self.by_atom.get(&atom).into_iter().flatten().copied()
+    }
+
+    /// The policies of a rule set, also of one that is gone since a while.
+    pub(super) fn policies(&self, id: RuleSetId) -> Option<&[PolicyKey]> {
+        match self.entries.get(&id) {
+            Some(entry) => Some(&entry.key.policies),
+            None => self.retired.iter().rev().find(|(old, _)| *old == id).map(|(_, policies)| &policies[..]),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! A pod's rules in one direction, with what depends on the pod itself resolved.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use netpol_common::{Direction, RuleId};
+
+use super::atoms::{Atom, Namespaces};
+use super::ids::Counter;
+use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
+
+/// How many names of rules and rule sets are kept after they are gone, for events that are still on their way.
+pub(super) const RETIRED: usize = 4096;
+
+/// Names one rule of one policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleName {
+    /// The policy.
+    pub policy: PolicyKey,
+    /// Whether it is an item of `ingress` or of `egress`.
+    pub direction: Direction,
+    /// Its index there.
+    pub index: usize,
+}
+
+/// Ids of rules.
+#[derive(Clone, Debug)]
+pub(super) struct RuleNames {
+    ids: HashMap<RuleName, RuleId>,
+    names: BTreeMap<RuleId, RuleName>,
+    retired: VecDeque<RuleId>,
+    counter: Counter,
+}
+
+impl RuleNames {
+    pub(super) fn new(first: RuleId) -> Self {
+        Self {
+            ids: HashMap::new(),
+            names: BTreeMap::new(),
+            retired: VecDeque::new(),
+            counter: Counter::starting_at(first.0),
+        }
+    }
+
+    pub(super) fn get(&self, id: RuleId) -> Option<&RuleName> {
+        self.names.get(&id)
+    }
+
+    fn id(&mut self, name: RuleName) -> RuleId {
+        *self.ids.entry(name).or_insert_with_key(|name| {
+            let id = RuleId(self.counter.next());
+            self.names.insert(id, name.clone());
+            id
+        })
+    }
+
+    /// The policy is gone: its rules will have other ids should it come back.
+    pub(super) fn retire(&mut self, policy: &Policy) {
+        for direction in Direction::BOTH {
+            for index in 0..rules(policy, direction).map_or(0, <[Rule]>::len) {
+                let name = RuleName { policy: policy.key.clone(), direction, index };
+                self.retired.extend(self.ids.remove(&name));
+            }
+        }
+        while self.retired.len() > RETIRED {
+            self.retired.pop_front().and_then(|id| self.names.remove(&id));
+        }
+    }
+
+    /// The rules of the policies that isolate a pod in a direction.
+    pub(super) fn resolve<'a>(
+        &mut self,
+        pod: &Pod,
+        direction: Direction,
+        policies: impl Iterator<Item = &'a Policy>,
+    ) -> Option<RuleSetKey> {
+        let mut key = RuleSetKey::default();
+        for policy in policies {
+            let Some(rules) = rules(policy, direction) else { continue };
+            key.policies.push(policy.key.clone());
+            for (index, rule) in rules.iter().enumerate() {
+                let id = self.id(RuleName { policy: policy.key.clone(), direction, index });
+                key.rules.push(ResolvedRule {
+                    id,
+                    peers: peers(&rule.peers, policy),
+                    ports: ports(&rule.ports, direction, pod),
+                });
+            }
+        }
+        (!key.policies.is_empty()).then_some(key)
+    }
+}
+
+/// What makes two rule sets the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct RuleSetKey {
+    /// The policies, in order.
+    pub(super) policies: Vec<PolicyKey>,
+    /// Their rules, in order.
+    pub(super) rules: Vec<ResolvedRule>,
+}
+
+/// A rule that holds for any pod with this rule set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ResolvedRule {
+    pub(super) id: RuleId,
+    /// Any of these; `None`: anyone.
+    pub(super) peers: Option<Vec<Atom>>,
+    pub(super) ports: ResolvedPorts,
+}
+
+/// The ports of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ResolvedPorts {
+    /// Every protocol and port.
+    All,
+    /// These.
+    Of {
+        /// Protocol, first and last port; `None`: all of the protocol's.
+        ranges: Vec<(Protocol, Option<(u16, u16)>)>,
+        /// Names that the peer resolves.
+        named: Vec<(Arc<str>, Protocol)>,
+    },
+}
+
+fn rules(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
+    match direction {
+        Direction::Ingress => policy.ingress.as_deref(),
+        Direction::Egress => policy.egress.as_deref(),
+    }
+}
+
+fn peers(peers: &Peers, policy: &Policy) -> Option<Vec<Atom>> {
+    let Peers::Of(peers) = peers else { return None };
+    let atom = |peer: &Peer| match peer {
+        Peer::Pods { namespaces, pods } => Atom::Pods {
+            namespaces: match namespaces {
+                None => Namespaces::Own(policy.key.namespace.clone()),
+                Some(selector) => Namespaces::Selected(selector.clone()),
+            },
+            pods: pods.clone(),
+        },
+        Peer::Block(block) => Atom::Block(block.clone()),
+    };
+    Some(peers.iter().map(atom).collect())
+}
+
+/// A named port is the destination's: for ingress the pod's own, for egress the peer's.
+fn ports(ports: &Ports, direction: Direction, pod: &Pod) -> ResolvedPorts {
+    let Ports::Of(items) = ports else { return ResolvedPorts::All };
+    let mut ranges = Vec::new();
+    let mut named = Vec::new();
+    for item in items {
+        match (&item.port, direction) {
+            (PortRange::All, _) => ranges.push((item.protocol, None)),
+            (PortRange::Range(first, last), _) => ranges.push((item.protocol, Some((*first, *last)))),
+            (PortRange::Named(name), Direction::Egress) => named.push((name.clone(), item.protocol)),
+            (PortRange::Named(name), Direction::Ingress) => {
+                let own = pod.ports.iter().filter(|port| port.name == *name && port.protocol == item.protocol);
+                let mut own: Vec<_> = own.map(|port| (item.protocol, Some((port.port, port.port)))).collect();
+                own.sort_unstable();
+                ranges.extend(own);
+            }
+        }
+    }
+    ResolvedPorts::Of { ranges, named }
+}

@@ -1,0 +1,181 @@
+//! The tables in memory: what the kernel's maps should hold, judged by the same code.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PORT_PREFIX_EXACT, PortEntry, PortKey};
+
+use super::{Change, EndpointPolicy};
+use crate::model::PodKey;
+
+/// All tables. Changed by [`Tables::apply`] alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    addresses: BTreeMap<IpAddr, AddressEntry>,
+    prefixes: Prefixes,
+    allow: HashMap<AllowKey, AllowEntry>,
+    ports: BTreeMap<(PortKey, u32), PortEntry>,
+    endpoints: BTreeMap<PodKey, EndpointPolicy>,
+}
+
+/// A change that does not fit the tables: a mistake of whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot apply {0:?}: there is no such entry. This is a defect of netpol; please report it")]
+pub struct NoSuchEntry(pub Box<Change>);
+
+impl Tables {
+    /// Makes one change.
+    ///
+    /// # Errors
+    /// Where it deletes what is not there.
+    pub fn apply(&mut self, change: &Change) -> Result<(), NoSuchEntry> {
+        let was_there = match change {
+            Change::PutPort { prefix_len, key, entry } => {
+                self.ports.insert((*key, *prefix_len), *entry);
+                true
+            }
+            Change::DeletePort { prefix_len, key } => self.ports.remove(&(*key, *prefix_len)).is_some(),
+            Change::PutAllow(key, entry) => {
+                self.allow.insert(*key, *entry);
+                true
+            }
+            Change::DeleteAllow(key) => self.allow.remove(key).is_some(),
+            Change::PutAddress(address, entry) => {
+                self.addresses.insert(*address, *entry);
+                true
+            }
+            Change::DeleteAddress(address) => self.addresses.remove(address).is_some(),
+            Change::PutPrefix(net, class) => {
+                self.prefixes.insert(*net, *class);
+                true
+            }
+            Change::DeletePrefix(net) => self.prefixes.remove(net),
+            Change::PutEndpoint(pod, policy) => {
+                self.endpoints.insert(pod.clone(), *policy);
+                true
+            }
+            Change::DeleteEndpoint(pod) => self.endpoints.remove(pod).is_some(),
+            Change::Rejudge(_) => true,
+        };
+        if was_there { Ok(()) } else { Err(NoSuchEntry(Box::new(change.clone()))) }
+    }
+
+    /// Every entry, as the change that puts it.
+    pub fn entries(&self) -> impl Iterator<Item = Change> {
+        let ports =
+            self.ports.iter().map(|((key, len), entry)| Change::PutPort { prefix_len: *len, key: *key, entry: *entry });
+        let allow = self.allow.iter().map(|(key, entry)| Change::PutAllow(*key, *entry));
+        let addresses = self.addresses.iter().map(|(address, entry)| Change::PutAddress(*address, *entry));
+        let prefixes = self.prefixes.by_net.iter().map(|(net, class)| Change::PutPrefix(*net, *class));
+        let endpoints = self.endpoints.iter().map(|(pod, policy)| Change::PutEndpoint(pod.clone(), *policy));
+        ports.chain(allow).chain(addresses).chain(prefixes).chain(endpoints)
+    }
+
+    /// The policy of a pod's endpoint.
+    pub fn endpoint(&self, pod: &PodKey) -> Option<EndpointPolicy> {
+        self.endpoints.get(pod).copied()
+    }
+
+    /// All endpoints.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&PodKey, EndpointPolicy)> {
+        self.endpoints.iter().map(|(pod, policy)| (pod, *policy))
+    }
+
+    /// What is found for an address: its own entry, else the longest prefix's.
+    pub fn address(&self, address: IpAddr) -> Option<AddressEntry> {
+        let by_prefix = || self.prefixes.longest(address).map(|class| AddressEntry { class, flags: 0 });
+        self.addresses.get(&address).copied().or_else(by_prefix)
+    }
+
+    /// The address's own entry.
+    pub fn exact_address(&self, address: IpAddr) -> Option<AddressEntry> {
+        self.addresses.get(&address).copied()
+    }
+
+    /// What a rule set allows to a class beyond what it allows to anyone.
+    pub fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
+        self.allow.get(key).copied()
+    }
+
+    /// The longest match for a port.
+    pub fn port(&self, key: &PortKey) -> Option<PortEntry> {
+        let port = u16::from_be_bytes(key.port);
+        (0..=u16::BITS).find_map(|dropped| {
+            let prefix = u32::from(port) >> dropped << dropped;
+            #[expect(clippy::cast_possible_truncation, reason = "bits were only taken from a u16")]
+            let key = PortKey { port: (prefix as u16).to_be_bytes(), ..*key };
+            self.ports.get(&(key, PORT_PREFIX_EXACT - dropped)).copied()
+        })
+    }
+
+    /// Whether there is nothing in any table.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl netpol_common::Tables<[u8; 4]> for Tables {
+    fn address(&self, address: &[u8; 4]) -> Option<AddressEntry> {
+        self.address(IpAddr::from(*address))
+    }
+
+    fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
+        self.allow(key)
+    }
+
+    fn port(&self, key: &PortKey) -> Option<PortEntry> {
+        self.port(key)
+    }
+}
+
+impl netpol_common::Tables<[u8; 16]> for Tables {
+    fn address(&self, address: &[u8; 16]) -> Option<AddressEntry> {
+        self.address(IpAddr::from(*address))
+    }
+
+    fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
+        self.allow(key)
+    }
+
+    fn port(&self, key: &PortKey) -> Option<PortEntry> {
+        self.port(key)
+    }
+}
+
+/// Classes by longest prefix. Only the prefix lengths that are in use are tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Prefixes {
+    by_net: BTreeMap<IpNet, ClassId>,
+    /// How many prefixes there are of each family and length.
+    lengths: BTreeMap<(bool, u8), usize>,
+}
+
+impl Prefixes {
+    fn insert(&mut self, net: IpNet, class: ClassId) {
+        if self.by_net.insert(net, class).is_none() {
+            *self.lengths.entry(length(net)).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, net: &IpNet) -> bool {
+        let removed = self.by_net.remove(net).is_some();
+        if removed && let Some(count) = self.lengths.get_mut(&length(*net)) {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length(*net));
+            }
+        }
+        removed
+    }
+
+    fn longest(&self, address: IpAddr) -> Option<ClassId> {
+        let lengths = self.lengths.range((address.is_ipv6(), 0)..=(address.is_ipv6(), u8::MAX)).rev();
+        let mut nets = lengths.filter_map(|((_, length), _)| IpNet::new(address, *length).ok());
+        nets.find_map(|net| self.by_net.get(&net.trunc()).copied())
+    }
+}
+
+fn length(net: IpNet) -> (bool, u8) {
+    (net.addr().is_ipv6(), net.prefix_len())
+}
