@@ -383,7 +383,13 @@ fn read_denials(stdout: impl Read, output: &Mutex<Output>) {
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         match serde_json::from_str(&line) {
             Ok(value) => output.denied.push(Denied(value)),
-            Err(error) => output.log += &format!("(a line on stdout is not JSON: {error}: {line})\n"),
+            Err(error) => {
+                output.log += "(a line on stdout is not JSON: ";
+                output.log += &error.to_string();
+                output.log += "): ";
+                output.log += &line;
+                output.log.push('\n');
+            }
         }
     }
 }

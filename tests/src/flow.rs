@@ -84,7 +84,7 @@ impl Conversation {
             (libc::IPPROTO_IPV6, libc::IPV6_MTU)
         };
         let mut mtu = 0u32;
-        let mut length = size_of::<u32>() as libc::socklen_t;
+        let mut length = libc::socklen_t::try_from(size_of::<u32>()).expect("four");
         // SAFETY: the pointers are those of `mtu` and of its length.
         let result =
             unsafe { libc::getsockopt(stream.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut length) };
@@ -97,7 +97,7 @@ impl Conversation {
     /// # Errors
     /// Where they do not all come back.
     pub fn echo_bulk(&mut self, length: usize) -> Result<()> {
-        let sent: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+        let sent = pattern(length);
         self.reader.get_ref().set_read_timeout(Some(Duration::from_secs(3)))?;
         // In pieces below the socket buffers, as the server answers before it reads on.
         for piece in sent.chunks(32 << 10) {
@@ -108,6 +108,11 @@ impl Conversation {
         }
         Ok(())
     }
+}
+
+/// Bytes that show where one is missing.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..=250).cycle().take(length).collect()
 }
 
 /// A UDP datagram of `length` bytes to an echo server: whether it came back whole.
@@ -122,7 +127,7 @@ pub fn echo_datagram(cluster: &Cluster, from: &str, to: &str, port: u16, length:
         let socket = UdpSocket::bind(SocketAddr::new(source, 0))?;
         socket.connect(SocketAddr::new(probe.address, port))?;
         socket.set_read_timeout(Some(Duration::from_millis(600)))?;
-        let sent: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+        let sent = pattern(length);
         socket.send(&sent)?;
         let mut heard = vec![0; length + 512];
         match socket.recv(&mut heard) {

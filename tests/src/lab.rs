@@ -25,6 +25,9 @@ pub struct Lab {
 }
 
 /// A policy by `namespace/name`, and its `spec` as YAML.
+///
+/// # Panics
+/// Where the name is not of that form.
 pub fn policy(name: &str, spec: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap_or_else(|| panic!("{name:?} is not namespace/name"));
     // The first line may stand right after the quote; the others have the margin of the test's own indentation.

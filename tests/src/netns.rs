@@ -21,6 +21,9 @@ pub struct Netns {
 impl Netns {
     /// A new, empty namespace with `lo` up. `name` is only for messages.
     ///
+    /// # Panics
+    /// Never: the thread that makes it returns its errors.
+    ///
     /// # Errors
     /// Without root, or where the kernel refuses.
     pub fn new(name: &str) -> Result<Self> {

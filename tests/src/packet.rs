@@ -73,6 +73,9 @@ impl Ip {
     }
 
     /// With IPv4 options; a multiple of four bytes.
+    ///
+    /// # Panics
+    /// Where they are not.
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
         assert!(options.len().is_multiple_of(4) && options.len() <= 40, "IPv4 options come in words, ten at most");
@@ -81,6 +84,9 @@ impl Ip {
     }
 
     /// With an IPv6 extension header of `words` further eight-byte words, filled with padding.
+    ///
+    /// # Panics
+    /// Where that is more than one option can fill.
     #[must_use]
     pub fn extension(mut self, kind: u8, words: u8) -> Self {
         let mut body = vec![0; 6 + usize::from(words) * 8];

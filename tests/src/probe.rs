@@ -148,14 +148,14 @@ fn begin(host: &Host, probe: &Probe) -> Result<Stage> {
             let fd = tcp_socket(source)?;
             match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(target)) {
                 Ok(()) | Err(Errno::EINPROGRESS) => Ok(Stage::Connecting(fd)),
-                Err(error) => Ok(Stage::Done(failed(error.into()))),
+                Err(error) => Ok(Stage::Done(failed(&error.into()))),
             }
         }
         Protocol::Udp => {
             let socket = UdpSocket::bind(source)?;
             socket.set_nonblocking(true)?;
             if let Err(error) = socket.connect(target).and_then(|()| socket.send(QUESTION)) {
-                return Ok(Stage::Done(failed(error)));
+                return Ok(Stage::Done(failed(&error)));
             }
             Ok(Stage::Asking(socket, Instant::now()))
         }
@@ -174,7 +174,7 @@ pub(crate) fn tcp_socket(source: SocketAddr) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn failed(error: std::io::Error) -> Outcome {
+fn failed(error: &std::io::Error) -> Outcome {
     match error.kind() {
         ErrorKind::ConnectionRefused => Outcome::Refused,
         ErrorKind::TimedOut => Outcome::Dropped,
@@ -200,8 +200,8 @@ impl Stage {
         match self {
             Self::Connecting(fd) => match socket::getsockopt(&fd, sockopt::SocketError) {
                 Ok(0) => Self::Greeting(TcpStream::from(fd), String::new()),
-                Ok(code) => Self::Done(failed(std::io::Error::from_raw_os_error(code))),
-                Err(error) => Self::Done(failed(error.into())),
+                Ok(code) => Self::Done(failed(&std::io::Error::from_raw_os_error(code))),
+                Err(error) => Self::Done(failed(&error.into())),
             },
             Self::Greeting(mut stream, mut heard) => {
                 let mut buffer = [0; 256];
@@ -215,7 +215,7 @@ impl Stage {
                         }
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => Self::Greeting(stream, heard),
-                    Err(error) => Self::Done(failed(error)),
+                    Err(error) => Self::Done(failed(&error)),
                 }
             }
             Self::Asking(socket, asked) => {
@@ -226,7 +226,7 @@ impl Stage {
                         Self::Done(judge_name(answer.split('\n').next().unwrap_or_default(), probe))
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => Self::Asking(socket, asked),
-                    Err(error) => Self::Done(failed(error)),
+                    Err(error) => Self::Done(failed(&error)),
                 }
             }
             Self::Done(outcome) => Self::Done(outcome),

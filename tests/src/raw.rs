@@ -12,6 +12,16 @@ use crate::packet::{Marker, frame};
 /// How long a frame may take to arrive.
 const PATIENCE: Duration = Duration::from_millis(300);
 
+// The C headers have these as other integers than the fields they go into.
+const EVERY_PROTOCOL: u16 = 3;
+const PACKET_FAMILY: libc::sa_family_t = 17;
+const ADDRESS_LENGTH: libc::socklen_t = 20;
+const _: () = assert!(
+    EVERY_PROTOCOL as i32 == libc::ETH_P_ALL
+        && PACKET_FAMILY as i32 == libc::AF_PACKET
+        && ADDRESS_LENGTH as usize == size_of::<libc::sockaddr_ll>()
+);
+
 /// A socket that sends and receives whole frames at a host's interface.
 #[derive(Debug)]
 pub struct Link {
@@ -26,7 +36,7 @@ impl Link {
     pub fn open(host: &Host) -> Result<Self> {
         host.netns()
             .run(|| {
-                let every_protocol = (libc::ETH_P_ALL as u16).to_be();
+                let every_protocol = EVERY_PROTOCOL.to_be();
                 let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
                 // SAFETY: takes no pointers.
                 let fd = unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(every_protocol)) };
@@ -39,13 +49,11 @@ impl Link {
                 ensure!(index != 0, "no interface {}", host.interface());
                 // SAFETY: all bytes zero is a valid sockaddr_ll.
                 let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-                address.sll_family = libc::AF_PACKET as u16;
+                address.sll_family = PACKET_FAMILY;
                 address.sll_protocol = every_protocol;
                 address.sll_ifindex = index.cast_signed();
                 // SAFETY: the pointer and length are those of `address`.
-                let bound = unsafe {
-                    libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
-                };
+                let bound = unsafe { libc::bind(fd, (&raw const address).cast(), ADDRESS_LENGTH) };
                 ensure!(bound == 0, "binding a packet socket: {}", std::io::Error::last_os_error());
                 Ok(Self { socket })
             })
@@ -69,7 +77,7 @@ impl Link {
         loop {
             // SAFETY: all bytes zero is a valid sockaddr_ll.
             let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-            let mut from_length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            let mut from_length = ADDRESS_LENGTH;
             // SAFETY: pointers and lengths are those of `buffer` and `from`.
             let length = unsafe {
                 libc::recvfrom(

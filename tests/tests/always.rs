@@ -225,7 +225,7 @@ fn s17_icmp_errors_reach_the_flow_they_are_about_and_no_other() -> Result<()> {
     let mut shots = Shots::new(cluster, "outside", "shop/server");
     let back = Ip::new(server.ip(), outside.ip());
     let error = Ip::new(outside.ip(), server.ip());
-    let too_big = [0, 0, (1300u16 >> 8) as u8, (1300u16 & 255) as u8];
+    let too_big = [0, 0, 1300u16.to_be_bytes()[0], 1300u16.to_be_bytes()[1]];
     shots.row("frag-needed about the open flow", true, |mark| {
         vec![error.icmp(3, 4, too_big, &back.tcp(80, outside.port(), 16, mark))]
     });

@@ -1,6 +1,7 @@
 //! Bad input changes nothing else, and is reported with its file and line.
 
 use anyhow::Result;
+use netpol_tests::Outcome::{Allowed, Dropped};
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
 
 fn pods() -> ClusterBuilder {
@@ -14,7 +15,7 @@ fn half_written_files_keep_what_the_file_said_before() -> Result<()> {
 
     // Cut within the document: as an editor leaves it for a moment, or for good.
     let whole = deny_all("shop");
-    lab.cluster.manifests().write_in_place("policy-first.yaml", &format!("{}  ingress: [{{from", whole))?;
+    lab.cluster.manifests().write_in_place("policy-first.yaml", &format!("{whole}  ingress: [{{from"))?;
     lab.agent().wait_log(&["policy-first.yaml:"])?;
     lab.expect_beyond_policy("shop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
 
@@ -51,7 +52,6 @@ fn a_bad_document_does_not_lose_its_neighbours() -> Result<()> {
         cluster.probe("blog/web", "shop/client", netpol_policy::model::Protocol::Tcp, 80),
         cluster.probe("shop/server", "shop/client", netpol_policy::model::Protocol::Tcp, 80),
     ])?;
-    use netpol_tests::Outcome::{Allowed, Dropped};
     assert_eq!(outcomes, [Dropped, Dropped, Allowed]);
     agent.stop()
 }

@@ -1,0 +1,227 @@
+//! What the demo prints: at most 100 columns, in colour only on a terminal.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use netpol_tests::{Cell, Matrix, Protocol};
+
+use super::drops::Drops;
+use super::scenes::Scene;
+use super::traces::Traces;
+
+const WIDTH: usize = 100;
+const NAME: usize = 15;
+/// Lines about drops per scene; the rest is summed up.
+const PLACES: usize = 10;
+
+type Port = (char, Protocol, u16);
+
+pub(super) struct Page {
+    colour: bool,
+}
+
+/// SGR parameters.
+#[derive(Clone, Copy)]
+enum Style {
+    Bold,
+    Dim,
+    Good,
+    Bad,
+    Accent,
+}
+
+impl Style {
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Bold => "1",
+            Self::Dim => "2",
+            Self::Good => "32",
+            Self::Bad => "1;31",
+            Self::Accent => "1;36",
+        }
+    }
+}
+
+impl Page {
+    pub(super) fn new() -> Self {
+        Self { colour: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+    }
+
+    fn paint(&self, style: Style, text: &str) -> String {
+        if self.colour { format!("\x1b[{}m{text}\x1b[0m", style.code()) } else { text.to_owned() }
+    }
+
+    pub(super) fn title(&self, text: &str) {
+        println!("\n{}\n", self.paint(Style::Bold, text));
+    }
+
+    pub(super) fn progress(&self, what: &str) {
+        print!("  {} {what} … ", self.paint(Style::Accent, "›"));
+        // Where stdout is closed the next line fails all the same.
+        let _ = std::io::stdout().flush();
+    }
+
+    pub(super) fn done(&self, found: &str) {
+        println!("\n    {}", self.paint(Style::Dim, found));
+    }
+
+    pub(super) fn legend(&self, ports: &[Port]) {
+        let letters: Vec<_> = ports
+            .iter()
+            .map(|(letter, protocol, port)| {
+                format!("{} {port}/{}", self.paint(Style::Good, &letter.to_string()), protocol.name())
+            })
+            .collect();
+        println!(
+            "\n  In the tables, rows connect to columns: {} gets through; {} is dropped; {} is not as meant.",
+            letters.join(", "),
+            self.paint(Style::Dim, "·"),
+            self.paint(Style::Bad, "!"),
+        );
+    }
+
+    pub(super) fn heading(&self, text: &str) {
+        let rule = "─".repeat(WIDTH.saturating_sub(text.chars().count() + 4));
+        println!(
+            "\n{} {} {}",
+            self.paint(Style::Accent, "──"),
+            self.paint(Style::Bold, text),
+            self.paint(Style::Accent, &rule)
+        );
+    }
+
+    pub(super) fn scene(&self, number: usize, of: usize, scene: &Scene) {
+        self.heading(&format!("{number}/{of}  {}", scene.title));
+        println!("{}", scene.about);
+        for (_, policies) in scene.apply {
+            self.policies(policies);
+        }
+    }
+
+    /// Short ones whole; of long ones what they are called.
+    fn policies(&self, yaml: &str) {
+        let spec: Vec<_> = yaml.lines().skip_while(|line| !line.starts_with("metadata")).collect();
+        if yaml.contains("\n---") {
+            for line in spec.iter().filter(|line| line.starts_with("metadata")) {
+                let name = line.trim_start_matches("metadata: {name: ").split(',').next().unwrap_or_default();
+                println!("    {}", self.paint(Style::Dim, &format!("NetworkPolicy {name}")));
+            }
+            return;
+        }
+        for line in spec {
+            println!("    {}", self.paint(Style::Dim, line));
+        }
+    }
+
+    /// Measured on the left, meant on the right.
+    pub(super) fn tables(&self, ends: &[String], ports: &[Port], measured: &Matrix, meant: &Matrix) {
+        let letter = |index: usize| char::from(b'A' + u8::try_from(index).unwrap_or_default());
+        let header: Vec<_> = (0..ends.len()).map(|index| format!("{:<4}", letter(index))).collect();
+        let header = header.concat();
+        let table = ends.len() * 4;
+        println!("\n  {:NAME$}  {:<table$} meant", "", "measured");
+        println!("  {:NAME$}  {} {}", "", self.paint(Style::Bold, &header), self.paint(Style::Bold, header.trim_end()));
+        let mut group = "";
+        for (index, from) in ends.iter().enumerate() {
+            let namespace = from.split_once('/').map_or("", |(namespace, _)| namespace);
+            if index > 0 && namespace != group {
+                println!();
+            }
+            group = namespace;
+            let left: String = ends.iter().map(|to| self.cell(from, to, ports, measured, meant) + " ").collect();
+            let right: String = ends.iter().map(|to| self.cell(from, to, ports, meant, meant) + " ").collect();
+            println!(
+                "  {} {from:<NAME$}{left} {}",
+                self.paint(Style::Bold, &letter(index).to_string()),
+                right.trim_end()
+            );
+        }
+    }
+
+    fn cell(&self, from: &str, to: &str, ports: &[Port], shown: &Matrix, meant: &Matrix) -> String {
+        ports
+            .iter()
+            .map(|&(letter, protocol, port)| {
+                let cell = Cell { from: from.to_owned(), to: to.to_owned(), protocol, port };
+                match (shown.0.get(&cell), meant.0.get(&cell)) {
+                    (Some(shown), Some(meant)) if shown != meant => self.paint(Style::Bad, "!"),
+                    (Some(true), _) => self.paint(Style::Good, &letter.to_string()),
+                    (Some(false), _) => self.paint(Style::Dim, "·"),
+                    (None, _) => " ".to_owned(),
+                }
+            })
+            .collect()
+    }
+
+    pub(super) fn count(&self, measured: &Matrix, different: usize, took: Duration) {
+        let all = if different == 0 {
+            self.paint(Style::Good, "all as meant")
+        } else {
+            self.paint(Style::Bad, &format!("{different} NOT as meant"))
+        };
+        println!(
+            "\n  {} of {} connections got through, tried in {:.1} s: {all}.",
+            measured.allowed(),
+            measured.0.len(),
+            took.as_secs_f64()
+        );
+    }
+
+    pub(super) fn drops(&self, drops: &Drops) {
+        if drops.places.is_empty() && drops.untold.is_empty() {
+            return;
+        }
+        println!("  The agent tells where each of the others was dropped, and why:");
+        for (place, cells) in drops.places.iter().take(PLACES) {
+            let way = if place.direction == "egress" { "leaving" } else { "entering" };
+            let policies: Vec<_> =
+                place.policies.iter().map(|name| name.split('/').next_back().unwrap_or(name)).collect();
+            let line =
+                format!("{:>4}  {way:<8} {:<14} {}: {}", cells.len(), place.pod, place.reason, policies.join(", "));
+            let example = cells.first().map(|cell| {
+                let other =
+                    if place.direction == "egress" { format!("to {}", cell.to) } else { format!("from {}", cell.from) };
+                format!("{other} {}/{}", cell.port, cell.protocol.name())
+            });
+            println!("  {:<62}{}", shortened(&line, 60), self.paint(Style::Dim, &example.unwrap_or_default()));
+        }
+        if drops.places.len() > PLACES {
+            let rest: usize = drops.places.values().skip(PLACES).map(Vec::len).sum();
+            println!("  {rest:>4}  at {} further places", drops.places.len() - PLACES);
+        }
+        if !drops.untold.is_empty() {
+            let line = format!("{:>4}  were dropped without a line, {} first", drops.untold.len(), drops.untold[0]);
+            println!("  {}", self.paint(Style::Bad, &line));
+        }
+    }
+
+    pub(super) fn clean(&self, traces: &Traces, left: &[String]) {
+        println!("  There were {}.", traces.all());
+        if left.is_empty() {
+            println!("  {}", self.paint(Style::Good, "Nothing is left of them: the kernel was asked for each."));
+        }
+        for thing in left {
+            println!("  {} {thing}", self.paint(Style::Bad, "still there:"));
+        }
+    }
+
+    pub(super) fn verdict(&self, good: bool, wrong: usize, took: Duration) {
+        let seconds = took.as_secs_f64();
+        if good {
+            println!(
+                "\n{} {seconds:.1} s.\n",
+                self.paint(Style::Good, "What was measured is what the policies mean, everywhere.")
+            );
+        } else {
+            let text = format!("{wrong} connections were not as meant or not explained, or something was left behind.");
+            println!("\n{} {seconds:.1} s.\n", self.paint(Style::Bad, &text));
+        }
+    }
+}
+
+fn shortened(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width - 1).chain(['…']).collect()
+}
