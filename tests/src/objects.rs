@@ -1,9 +1,12 @@
 //! The BPF objects a process holds, and whether they are still there when it is gone.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -50,12 +53,52 @@ pub fn held_by(pid: u32) -> Result<BTreeSet<(Kind, u32)>> {
     for entry in fs::read_dir(&directory).with_context(|| format!("listing {directory}"))?.flatten() {
         // A descriptor may be closed while we look.
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        for kind in Kind::ALL {
-            let id = text.lines().find_map(|line| line.strip_prefix(kind.key()));
-            found.extend(id.and_then(|id| id.trim().parse().ok()).map(|id| (kind, id)));
-        }
+        found.extend(ids_in(&text));
     }
     Ok(found)
+}
+
+/// The objects pinned below a directory of bpffs.
+///
+/// # Errors
+/// Where a pin cannot be opened.
+pub fn pinned_below(directory: &Path) -> Result<BTreeSet<(Kind, u32)>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(pinned_below(&path)?);
+            continue;
+        }
+        let pin = open_pin(&path).with_context(|| format!("opening the pin {}", path.display()))?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pin.as_raw_fd()))?;
+        found.extend(ids_in(&info));
+    }
+    Ok(found)
+}
+
+/// A link's entry names its program too.
+fn ids_in(info: &str) -> impl Iterator<Item = (Kind, u32)> {
+    Kind::ALL.into_iter().filter_map(move |kind| {
+        let id = info.lines().find_map(|line| line.strip_prefix(kind.key()))?;
+        Some((kind, id.trim().parse().ok()?))
+    })
+}
+
+fn open_pin(path: &Path) -> Result<OwnedFd> {
+    const OBJ_GET: i32 = 7;
+    const SIZE: libc::c_uint = 16;
+    let path = CString::new(path.as_os_str().as_bytes()).context("a path has no zero byte")?;
+    // As much of `union bpf_attr` as this command reads: the path's address, then a descriptor and flags.
+    let attributes: [u64; 2] = [path.as_ptr().addr() as u64, 0];
+    // SAFETY: the pointer and size are those of `attributes`, and the path it points to lives through the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, attributes.as_ptr(), SIZE) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    let fd = i32::try_from(fd).context("a descriptor fits")?;
+    // SAFETY: the descriptor was just made and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Whether the kernel still has an object of this id.

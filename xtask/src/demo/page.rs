@@ -6,11 +6,11 @@ use std::time::Duration;
 use netpol_tests::{Cell, Matrix, Protocol};
 
 use super::drops::Drops;
-use super::scenes::Scene;
+use super::scenes::{ALIASES, Scene};
 use super::traces::Traces;
 
 const WIDTH: usize = 100;
-const NAME: usize = 15;
+const NAME: usize = 9;
 /// Lines about drops per scene; the rest is summed up.
 const PLACES: usize = 10;
 
@@ -73,7 +73,7 @@ impl Page {
             })
             .collect();
         println!(
-            "\n  In the tables, rows connect to columns: {} gets through; {} is dropped; {} is not as meant.",
+            "\n  In the tables, rows connect to columns: {}.\n  A letter got through, {} was dropped, {} is not as meant.",
             letters.join(", "),
             self.paint(Style::Dim, "·"),
             self.paint(Style::Bad, "!"),
@@ -119,19 +119,20 @@ impl Page {
         let header: Vec<_> = (0..ends.len()).map(|index| format!("{:<4}", letter(index))).collect();
         let header = header.concat();
         let table = ends.len() * 4;
-        println!("\n  {:NAME$}  {:<table$} meant", "", "measured");
-        println!("  {:NAME$}  {} {}", "", self.paint(Style::Bold, &header), self.paint(Style::Bold, header.trim_end()));
+        println!("\n  {:NAME$}{:<table$} meant", "", "measured");
+        println!("  {:NAME$}{} {}", "", self.paint(Style::Bold, &header), self.paint(Style::Bold, header.trim_end()));
         let mut group = "";
         for (index, from) in ends.iter().enumerate() {
-            let namespace = from.split_once('/').map_or("", |(namespace, _)| namespace);
-            if index > 0 && namespace != group {
-                println!();
+            let (namespace, name) = from.split_once('/').unwrap_or(("outside", from));
+            let name = ALIASES.iter().find(|(address, _)| *address == name).map_or(name, |(_, alias)| alias);
+            if namespace != group {
+                println!("{}", self.paint(Style::Dim, namespace));
             }
             group = namespace;
             let left: String = ends.iter().map(|to| self.cell(from, to, ports, measured, meant) + " ").collect();
             let right: String = ends.iter().map(|to| self.cell(from, to, ports, meant, meant) + " ").collect();
             println!(
-                "  {} {from:<NAME$}{left} {}",
+                "{} {name:<NAME$}{left} {}",
                 self.paint(Style::Bold, &letter(index).to_string()),
                 right.trim_end()
             );

@@ -12,6 +12,9 @@ pub(super) struct Scene {
     pub(super) apply: &'static [(&'static str, &'static str)],
 }
 
+/// Names for addresses that would not fit the tables.
+pub(super) const ALIASES: [(&str, &str); 1] = [("203.0.113.66", "partner")];
+
 /// Three namespaces with three pods each, and three addresses outside.
 pub(super) fn cluster() -> ClusterBuilder {
     Cluster::builder()
@@ -53,7 +56,7 @@ pub(super) fn all() -> [Scene; 6] {
         },
         Scene {
             title: "A CIDR with an exception",
-            about: "The outside reaches the frontend on 80/TCP, but for 203.0.113.64/30.",
+            about: "The outside reaches the frontend on 80/TCP, but for 203.0.113.64/30, where the partner is.",
             apply: &[("outside", include_str!("policies/cidr-except.yaml"))],
         },
         Scene {

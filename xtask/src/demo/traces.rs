@@ -27,7 +27,7 @@ impl Traces {
         Ok(Self {
             agent: pid,
             namespaces: cluster.inodes()?.into_iter().collect(),
-            objects: objects::held_by(pid)?,
+            objects: &objects::held_by(pid)? | &objects::pinned_below(agent.pin_path())?,
             paths: [agent.pin_path().to_owned(), cluster.manifests().path().to_owned()],
         })
     }
