@@ -16,4 +16,6 @@ pub mod manifest;
 pub mod model;
 pub mod reference;
 pub mod tables;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod world;

@@ -120,7 +120,8 @@ impl Engine {
             }
         }
         // Nobody was judged by a new one.
-        let narrowed: Vec<_> = narrowed.difference(&transaction.new_rule_sets).copied().collect();
+        let narrowed = narrowed.difference(&transaction.new_rule_sets).copied();
+        let narrowed: Vec<_> = narrowed.filter(|rule_set| self.rule_sets.is_used(*rule_set)).collect();
         if !narrowed.is_empty() {
             self.write(transaction, Change::Rejudge(narrowed));
         }

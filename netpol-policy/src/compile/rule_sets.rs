@@ -161,7 +161,12 @@ impl RuleSets {
 
     /// All ids in use.
     pub(super) fn all(&self) -> impl Iterator<Item = RuleSetId> {
-        self.entries.keys().copied()
+        self.entries.iter().filter(|(_, rule_set)| rule_set.users > 0).map(|(id, _)| *id)
+    }
+
+    /// Whether some endpoint has it.
+    pub(super) fn is_used(&self, id: RuleSetId) -> bool {
+        self.entries.get(&id).is_some_and(|rule_set| rule_set.users > 0)
     }
 
     /// The rule sets that ask for an atom.

@@ -1,0 +1,176 @@
+//! Objects and events.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use crate::model::{
+    IpBlock, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Object, ObjectKey, Peer, Peers, Pod, PodKey, Policy,
+    PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector,
+};
+use crate::world::Event;
+
+const NAMESPACES: [&str; 3] = ["shop", "mon", "kube"];
+const KEYS: [&str; 2] = ["app", "tier"];
+const VALUES: [&str; 3] = ["a", "b", "c"];
+const PORT_NAMES: [&str; 2] = ["http", "dns"];
+
+/// The node whose pods have endpoints.
+pub(super) const NODE: &str = "node-1";
+/// Addresses that pods, this node and strangers have.
+pub(super) const ADDRESSES: [&str; 12] = [
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.0.3",
+    "10.0.1.1",
+    "10.0.1.2",
+    "10.1.0.1",
+    "192.0.2.1",
+    "fd00::1",
+    "fd00::2",
+    "fd00::1:1",
+    "fd00::1:2",
+    "2001:db8::1",
+];
+const BLOCKS: [&str; 12] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.0.0.0/16",
+    "10.0.0.0/24",
+    "10.0.0.0/30",
+    "10.0.0.2/32",
+    "10.0.1.0/24",
+    "::/0",
+    "fd00::/16",
+    "fd00::/112",
+    "fd00::2/128",
+    "fd00::1:0/112",
+];
+/// Ports that rules, pods and packets name.
+pub(super) const PORTS: [u16; 6] = [53, 79, 80, 81, 8080, 65535];
+
+fn name(names: &'static [&'static str]) -> impl Strategy<Value = Arc<str>> {
+    select(names).prop_map(Into::into)
+}
+
+fn labels() -> impl Strategy<Value = Labels> {
+    btree_map(name(&KEYS), name(&VALUES), 0..=2)
+}
+
+fn selector() -> impl Strategy<Value = Selector> {
+    let values = || subsequence(&VALUES[..], 1..=2).prop_map(|values| values.into_iter().map(Into::into).collect());
+    let requirement = prop_oneof![
+        3 => (name(&KEYS), values()).prop_map(|(key, values)| Requirement::In(key, values)),
+        1 => (name(&KEYS), values()).prop_map(|(key, values)| Requirement::NotIn(key, values)),
+        1 => name(&KEYS).prop_map(Requirement::Exists),
+        1 => name(&KEYS).prop_map(Requirement::DoesNotExist),
+    ];
+    (vec(requirement, 0..=2), prop::bool::weighted(0.03)).prop_map(|(mut requirements, invalid)| {
+        requirements.sort_unstable();
+        requirements.dedup();
+        Selector { requirements, invalid }
+    })
+}
+
+fn block() -> impl Strategy<Value = IpBlock> {
+    let net = |text: &str| -> IpNet { text.parse().expect("a block of this list") };
+    (select(&BLOCKS[..]), subsequence(&BLOCKS[..], 0..=3)).prop_map(move |(cidr, except)| {
+        let cidr: IpNet = net(cidr);
+        let inside = |hole: &IpNet| cidr.contains(hole) && hole.prefix_len() > cidr.prefix_len();
+        let mut except: Vec<_> = except.into_iter().map(net).filter(inside).collect();
+        except.sort_unstable();
+        IpBlock { cidr, except }
+    })
+}
+
+fn peers() -> impl Strategy<Value = Peers> {
+    let pods = (option::of(selector()), selector()).prop_map(|(namespaces, pods)| Peer::Pods { namespaces, pods });
+    let peer = prop_oneof![3 => pods, 2 => block().prop_map(Peer::Block)];
+    prop_oneof![1 => Just(Peers::Any), 4 => vec(peer, 0..=3).prop_map(Peers::Of)]
+}
+
+fn ports() -> impl Strategy<Value = Ports> {
+    let range = (select(&PORTS[..]), select(&PORTS[..])).prop_map(|(a, b)| PortRange::Range(a.min(b), a.max(b)));
+    let port = prop_oneof![
+        1 => Just(PortRange::All),
+        3 => select(&PORTS[..]).prop_map(|port| PortRange::Range(port, port)),
+        1 => range,
+        3 => name(&PORT_NAMES).prop_map(PortRange::Named),
+    ];
+    let item = (select(&Protocol::ALL[..]), port).prop_map(|(protocol, port)| PortMatch { protocol, port });
+    prop_oneof![1 => Just(Ports::Any), 4 => vec(item, 0..=3).prop_map(Ports::Of)]
+}
+
+/// A policy.
+pub fn policy() -> impl Strategy<Value = Policy> {
+    let rules =
+        || option::weighted(0.7, vec((peers(), ports()).prop_map(|(peers, ports)| Rule { peers, ports }), 0..=3));
+    (name(&NAMESPACES), select(&["p", "q", "r"][..]), selector(), rules(), rules()).prop_map(
+        |(namespace, name, pods, ingress, egress)| Policy {
+            key: PolicyKey::new(namespace, name),
+            pods,
+            ingress,
+            egress,
+            problems: Vec::new(),
+        },
+    )
+}
+
+/// A pod; on this node more often than not.
+pub fn pod() -> impl Strategy<Value = Pod> {
+    let port = (name(&PORT_NAMES), select(&Protocol::ALL[..]), select(&PORTS[..]))
+        .prop_map(|(name, protocol, port)| NamedPort { name, protocol, port });
+    let addresses = (option::weighted(0.8, select(&ADDRESSES[..6])), option::weighted(0.5, select(&ADDRESSES[7..11])));
+    let what = (name(&NAMESPACES), select(&["x", "y", "z"][..]), prop::bool::weighted(0.7), labels());
+    let state = (prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1), 0_i64..3);
+    (what, state, addresses, vec(port, 0..=3)).prop_map(|(what, state, addresses, ports)| {
+        let (namespace, name, here, labels) = what;
+        let (host_network, finished, deleting, created) = state;
+        let address = |text: &str| text.parse().expect("an address of this list");
+        Pod {
+            key: PodKey::new(namespace, name),
+            node: Some(if here { NODE } else { "node-2" }.into()),
+            host_network,
+            finished,
+            deleting,
+            created,
+            labels,
+            addresses: addresses.0.into_iter().chain(addresses.1).map(address).collect(),
+            ports,
+        }
+    })
+}
+
+fn namespace() -> impl Strategy<Value = Namespace> {
+    (name(&NAMESPACES), labels()).prop_map(|(name, mut labels)| {
+        labels.insert(NAMESPACE_NAME_LABEL.into(), name.clone());
+        Namespace { name, labels }
+    })
+}
+
+/// An object.
+pub fn object() -> impl Strategy<Value = Object> {
+    prop_oneof![
+        4 => pod().prop_map(Object::Pod),
+        4 => policy().prop_map(Object::Policy),
+        1 => namespace().prop_map(Object::Namespace),
+    ]
+}
+
+/// An event.
+pub fn event() -> impl Strategy<Value = Event> {
+    let own = subsequence(&ADDRESSES[..], 0..=3).prop_map(|list| {
+        list.into_iter().map(|text| text.parse::<IpAddr>().expect("an address of this list")).collect()
+    });
+    prop_oneof![
+        12 => object().prop_map(Event::Apply),
+        4 => object().prop_map(|object| Event::Delete(ObjectKey::clone(&object.key()))),
+        1 => vec(object(), 0..12).prop_map(Event::Reset),
+        1 => own.prop_map(Event::OwnAddresses),
+    ]
+}

@@ -1,0 +1,10 @@
+//! Worlds, events and packets made at random, for property tests here and against the loaded program; and big clusters for
+//! benchmarks. Few names, labels, ports and addresses, so that things meet.
+
+mod cluster;
+mod generate;
+mod probe;
+
+pub use cluster::{cluster, local_node};
+pub use generate::{event, object, pod, policy};
+pub use probe::{Probe, judge_in, probes};

@@ -1,0 +1,157 @@
+//! Whatever happens, the incremental tables say what the reference says, after every single write.
+//!
+//! `NETPOL_CASES` sets how many histories are tried.
+
+use std::collections::BTreeMap;
+
+use netpol_common::{Reason, RuleSetId};
+use netpol_policy::compile::{Engine, FirstIds, NodeScope};
+use netpol_policy::model::PodKey;
+use netpol_policy::reference::evaluate;
+use netpol_policy::tables::{Change, EndpointPolicy, Tables};
+use netpol_policy::testing::{Probe, event, judge_in, probes};
+use netpol_policy::world::{Event, World};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+fn cases() -> u32 {
+    std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48)
+}
+
+fn scope() -> NodeScope {
+    NodeScope::Node("node-1".into())
+}
+
+type Verdicts = BTreeMap<PodKey, Vec<Reason>>;
+
+fn of_tables(tables: &Tables, world: &World, probes: &[Probe]) -> Verdicts {
+    let verdicts = |(pod, policy): (&PodKey, EndpointPolicy)| {
+        let verdicts = probes.iter().map(|probe| judge_in(tables, world, pod, policy, probe)).collect();
+        (pod.clone(), verdicts)
+    };
+    tables.endpoints().map(verdicts).collect()
+}
+
+fn of_reference(world: &World, probes: &[Probe]) -> Verdicts {
+    let here = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
+    let verdicts = |pod: &PodKey| probes.iter().map(|probe| evaluate(world, &probe.at(pod)).reason).collect();
+    here.map(|pod| (pod.key.clone(), verdicts(&pod.key))).collect()
+}
+
+fn same(found: &Verdicts, expected: &Verdicts, probes: &[Probe], world: &World) -> TestCaseResult {
+    prop_assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (pod, verdicts) in found {
+        for (index, (found, expected)) in verdicts.iter().zip(&expected[pod]).enumerate() {
+            prop_assert_eq!(found, expected, "{} {:?} in {:#?}", pod, probes[index], world);
+        }
+    }
+    Ok(())
+}
+
+/// Every step is the old verdict or the new one; and whoever may do less is judged again.
+fn every_step(
+    mut tables: Tables,
+    changes: &[Change],
+    (old, new): (&World, &World),
+    probes: &[Probe],
+) -> Result<Tables, TestCaseError> {
+    let (before, after) = (of_reference(old, probes), of_reference(new, probes));
+    // A pod that changes does so as a pod and as an address, one after the other: of what it says to itself nothing is asked.
+    let is_own = |pod: &PodKey, probe: &Probe| {
+        let pods = [old, new].map(|world| world.pods.get(pod));
+        pods.into_iter().flatten().any(|pod| pod.addresses.contains(&probe.remote))
+    };
+    let mut rejudged: BTreeMap<PodKey, bool> = BTreeMap::new();
+    for change in changes {
+        match change {
+            Change::PutEndpoint(pod, _) | Change::DeleteEndpoint(pod) => {
+                rejudged.insert(pod.clone(), true);
+            }
+            Change::Rejudge(rule_sets) => {
+                for (pod, policy) in tables.endpoints() {
+                    let uses = |rule_set: RuleSetId| rule_sets.contains(&rule_set);
+                    if uses(policy.ingress.rule_set) || uses(policy.egress.rule_set) {
+                        rejudged.insert(pod.clone(), true);
+                    }
+                }
+            }
+            _ => {}
+        }
+        tables.apply(change).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        for (pod, verdicts) in of_tables(&tables, new, probes) {
+            for (index, found) in verdicts.into_iter().enumerate() {
+                let old = before.get(&pod).map(|verdicts| verdicts[index]);
+                let new = after.get(&pod).map(|verdicts| verdicts[index]);
+                let either = [old, new].into_iter().flatten().any(|known| known.allows() == found.allows());
+                prop_assert!(
+                    either || is_own(&pod, &probes[index]),
+                    "after {change:?}: {pod} {:?} is {found:?}, was {old:?}, will be {new:?}; {changes:#?}",
+                    probes[index]
+                );
+            }
+        }
+    }
+    for (pod, verdicts) in &after {
+        let Some(old) = before.get(pod) else { continue };
+        let mut pairs = old.iter().zip(verdicts).enumerate();
+        let narrowed =
+            pairs.position(|(index, (old, new))| old.allows() && !new.allows() && !is_own(pod, &probes[index]));
+        if let Some(index) = narrowed {
+            prop_assert!(
+                rejudged.contains_key(pod),
+                "{pod} may no longer {:?}, and nobody judges its flows again: {changes:#?}",
+                probes[index]
+            );
+        }
+    }
+    Ok(tables)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Tables say what the reference says after each event, and at each step on the way what it said before or will say.
+    #[test]
+    fn tables_agree_with_the_reference(events in vec(event(), 1..16)) {
+        let probes = probes();
+        let mut engine = Engine::new(scope(), FirstIds::default());
+        let mut tables = Tables::default();
+        for event in events {
+            let old = engine.world().clone();
+            let single = !matches!(event, Event::Reset(_) | Event::OwnAddresses(_));
+            let changes = engine.apply(event);
+            if single {
+                tables = every_step(tables, &changes, (&old, engine.world()), &probes)?;
+            } else {
+                for change in &changes {
+                    tables.apply(change).map_err(|error| TestCaseError::fail(error.to_string()))?;
+                }
+            }
+            prop_assert_eq!(&tables, engine.tables());
+            let expected = of_reference(engine.world(), &probes);
+            same(&of_tables(&tables, engine.world(), &probes), &expected, &probes, engine.world())?;
+        }
+    }
+
+    /// What is gone leaves nothing behind.
+    #[test]
+    fn nothing_is_left_of_an_empty_world(events in vec(event(), 1..24)) {
+        let mut engine = Engine::new(scope(), FirstIds::default());
+        engine.apply_all(events);
+        engine.apply(Event::OwnAddresses(Vec::new()));
+        engine.apply(Event::Reset(Vec::new()));
+        prop_assert!(engine.tables().is_empty(), "{:#?}", engine.tables());
+    }
+
+    /// The same world has as many entries however it came about.
+    #[test]
+    fn history_leaves_no_trace(events in vec(event(), 1..24)) {
+        let mut engine = Engine::new(scope(), FirstIds::default());
+        engine.apply_all(events);
+        let mut fresh = Engine::new(scope(), FirstIds::default());
+        fresh.apply(Event::OwnAddresses(engine.world().own_addresses.clone()));
+        fresh.apply(Event::Reset(engine.world().objects().collect()));
+        prop_assert_eq!(fresh.tables().entries().count(), engine.tables().entries().count());
+    }
+}
