@@ -234,42 +234,4 @@ mod tests {
         assert!(world.address_owner(IpAddr::from([10, 0, 0, 1])).is_none());
         assert!(world.address_owner(IpAddr::from([10, 0, 0, 2])).is_some());
     }
-
-    /// The keys of all objects.
-    pub fn keys(&self) -> impl Iterator<Item = ObjectKey> {
-        let namespaces = self.namespaces.keys().cloned().map(ObjectKey::Namespace);
-        let nodes = self.nodes.keys().cloned().map(ObjectKey::Node);
-        let policies = self.policies.keys().cloned().map(ObjectKey::Policy);
-        let pods = self.pods.keys().cloned().map(ObjectKey::Pod);
-        namespaces.chain(nodes).chain(policies).chain(pods)
-    }
-
-    /// Whether there is an object of this name.
-    pub fn contains(&self, key: &ObjectKey) -> bool {
-        match key {
-            ObjectKey::Namespace(name) => self.namespaces.contains_key(name),
-            ObjectKey::Pod(key) => self.pods.contains_key(key),
-            ObjectKey::Node(name) => self.nodes.contains_key(name),
-            ObjectKey::Policy(key) => self.policies.contains_key(key),
-        }
-    }
-
-    /// All objects.
-    pub fn objects(&self) -> impl Iterator<Item = Object> {
-        let namespaces = self.namespaces.values().cloned().map(Object::Namespace);
-        let nodes = self.nodes.values().cloned().map(Object::Node);
-        let policies = self.policies.values().cloned().map(Object::Policy);
-        let pods = self.pods.values().cloned().map(Object::Pod);
-        namespaces.chain(nodes).chain(policies).chain(pods)
-    }
-
-    /// Whether this very object is there.
-    pub fn holds(&self, object: &Object) -> bool {
-        match object {
-            Object::Namespace(namespace) => self.namespaces.get(&namespace.name) == Some(namespace),
-            Object::Pod(pod) => self.pods.get(&pod.key) == Some(pod),
-            Object::Node(node) => self.nodes.get(&node.name) == Some(node),
-            Object::Policy(policy) => self.policies.get(&policy.key) == Some(policy),
-        }
-    }
 }

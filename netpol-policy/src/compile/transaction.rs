@@ -86,7 +86,7 @@ impl Engine {
         self.release(&mut transaction, &moves);
         let dead = self.retire_rule_sets(&mut transaction);
         self.retire_classes(&mut transaction);
-        self.forget(&mut transaction, dead);
+        self.forget(&mut transaction, &dead);
         transaction.changes
     }
 
@@ -206,12 +206,12 @@ impl Engine {
     }
 
     /// Merges the classes that only dead atoms told apart. No endpoint asks for them any more: no verdict changes.
-    fn forget(&mut self, transaction: &mut Transaction, dead: Vec<(AtomId, Atom)>) {
+    fn forget(&mut self, transaction: &mut Transaction, dead: &[(AtomId, Atom)]) {
         if dead.is_empty() {
             return;
         }
         transaction.new_rule_sets.clear();
-        for (id, atom) in &dead {
+        for (id, atom) in dead {
             if let Atom::Block(block) = atom {
                 transaction.prefixes.extend(self.blocks.remove(*id, block));
                 transaction.addresses.extend(self.addresses_in(block.cidr));
@@ -222,7 +222,7 @@ impl Engine {
         let moves = self.classify(transaction);
         self.make(transaction, &moves);
         self.release(transaction, &moves);
-        for (_, atom) in &dead {
+        for (_, atom) in dead {
             let Atom::Block(block) = atom else { continue };
             for (net, class) in self.blocks.retire(block) {
                 self.write(transaction, Change::DeletePrefix(net));

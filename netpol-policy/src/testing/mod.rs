@@ -1,6 +1,8 @@
 //! Worlds, events and packets made at random, for property tests here and against the loaded program; and big clusters for
 //! benchmarks. Few names, labels, ports and addresses, so that things meet.
 
+#![allow(clippy::missing_panics_doc, reason = "only where a literal of this module does not parse")]
+
 mod cluster;
 mod generate;
 mod probe;
