@@ -1,1 +1,16 @@
 //! The agent as a library, so that tests and benchmarks drive its parts.
+//!
+//! ```text
+//! source ─► reconcile ─► dataplane ─► maps, links
+//! endpoints ─┘   ▲
+//!                └ names ─ events ◄─ ring buffer
+//! ```
+
+pub mod cli;
+pub mod dataplane;
+pub mod endpoints;
+pub mod events;
+pub mod metrics;
+pub mod object;
+pub mod reconcile;
+pub mod source;

@@ -1,0 +1,29 @@
+//! Puts the BPF object into the agent, where there is one: `cargo build` works without the BPF toolchain, and an agent
+//! built so says what to run.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+fn main() {
+    println!("cargo::rustc-check-cfg=cfg(netpol_bpf_object)");
+    println!("cargo::rerun-if-env-changed=NETPOL_BPF_OBJECT");
+    println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
+    let object = object();
+    println!("cargo::rerun-if-changed={}", object.display());
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("netpol.o");
+    match fs::copy(&object, &out) {
+        Ok(_) => println!("cargo::rustc-cfg=netpol_bpf_object"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && env::var_os("NETPOL_BPF_OBJECT").is_none() => {}
+        Err(error) => panic!("cannot read the BPF object {}: {error}", object.display()),
+    }
+}
+
+/// Where `cargo xtask ebpf` leaves it, whatever the profile.
+fn object() -> PathBuf {
+    if let Some(path) = env::var_os("NETPOL_BPF_OBJECT") {
+        return path.into();
+    }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the agent is a workspace member");
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    target.join("bpf/netpol.o")
+}

@@ -1,0 +1,226 @@
+//! The command line.
+
+mod log;
+mod run;
+mod status;
+mod uninstall;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::dataplane::{AttachMode, Capacities};
+use crate::reconcile::UnknownPods;
+use crate::source::ObjectSource;
+
+/// Nothing to do, or it was done.
+pub const OK: u8 = 0;
+/// It could not be done, or not all of it.
+pub const FAILED: u8 = 1;
+/// Another agent runs on the same pin path.
+pub const LOCKED: u8 = 3;
+/// The agent was built without its BPF programs.
+pub const NO_OBJECT: u8 = 4;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed, or something remains (uninstall); 2 wrong usage; 3 another agent runs on the pin path; \
+4 built without BPF programs.";
+
+/// Enforces the NetworkPolicies of a node's pods, with eBPF programs on their veths.
+#[derive(Debug, Parser)]
+#[command(name = "netpol-agent", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch objects and interfaces, enforce, and print one JSON line per denied flow.
+    #[command(after_help = RUN_HELP)]
+    Run(Box<RunArgs>),
+    /// Show what the kernel enforces now, whether or not an agent runs.
+    #[command(after_help = "Example:\n  netpol-agent status -o json | jq '.endpoints[].packets'")]
+    Status(StatusArgs),
+    /// Remove every link, filter, program and map of netpol, and prove it. Pods are open afterwards.
+    #[command(
+        after_help = "Example:\n  netpol-agent uninstall\n\nStop the agent first. Exit code 1: something remains; it is listed."
+    )]
+    Uninstall(UninstallArgs),
+}
+
+const RUN_HELP: &str = "\
+Examples:
+  netpol-agent run --source dir:/etc/netpol --node $(hostname)
+  netpol-agent run --source dir:. --node n1 --unknown-pods deny --metrics 127.0.0.1:9464
+
+Denied packets are told on standard output, one JSON object a line; the log goes to standard error.
+SIGTERM and SIGINT stop the agent; what is enforced stays enforced, and the next agent takes it over.
+`netpol-agent uninstall` removes it.
+
+A map's size is fixed when it is made: to change one, uninstall and start again. Until then the pinned size stays in force
+and the log says so.";
+
+const PIN_PATH: &str = "/sys/fs/bpf/netpol";
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Where objects come from: dir:PATH, a directory tree of manifests
+    #[arg(long, env = "NETPOL_SOURCE")]
+    source: ObjectSource,
+    /// This node's name, as `spec.nodeName` of its pods says it
+    #[arg(long, env = "NODE_NAME")]
+    node: String,
+    /// Directory on a BPF filesystem for maps and links
+    #[arg(long, default_value = PIN_PATH)]
+    pin_path: PathBuf,
+    /// What to do with veths of no known pod
+    #[arg(long, value_enum, default_value_t)]
+    unknown_pods: UnknownPods,
+    /// How programs are attached; auto: TCX where the kernel has it
+    #[arg(long, value_enum, default_value_t)]
+    attach: AttachMode,
+    /// Let pods send from addresses that are not theirs
+    #[arg(long)]
+    no_source_guard: bool,
+    /// Serve /metrics, /healthz and /readyz here
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<SocketAddr>,
+    /// Write this file once everything known at the start is enforced
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Log lines on standard error
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Log more
+    #[arg(long, short)]
+    verbose: bool,
+    /// Load this BPF object instead of the one built in
+    #[arg(long, value_name = "FILE")]
+    bpf_object: Option<PathBuf>,
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Sizes of maps, in entries.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sizes of maps, in entries")]
+struct Sizes {
+    /// Pods of this node; rounded up to a power of two
+    #[arg(long, default_value_t = Capacities::default().endpoints)]
+    max_endpoints: u32,
+    /// IPv4 addresses of the cluster's pods and this node
+    #[arg(long, default_value_t = Capacities::default().addresses_v4)]
+    max_addresses_v4: u32,
+    /// IPv6 addresses of the cluster's pods and this node
+    #[arg(long, default_value_t = Capacities::default().addresses_v6)]
+    max_addresses_v6: u32,
+    /// Distinct CIDRs, excepts included, per family
+    #[arg(long, default_value_t = Capacities::default().prefixes_v4)]
+    max_prefixes: u32,
+    /// Pairs of a rule set and a class of peers that it names
+    #[arg(long, default_value_t = Capacities::default().allow)]
+    max_allow: u32,
+    /// Ports of distinct port sets; a range counts as up to 30
+    #[arg(long, default_value_t = Capacities::default().ports)]
+    max_ports: u32,
+    /// IPv4 connections of this node's pods; the least recently used make room
+    #[arg(long, default_value_t = Capacities::default().flows_v4)]
+    max_flows_v4: u32,
+    /// IPv6 connections of this node's pods
+    #[arg(long, default_value_t = Capacities::default().flows_v6)]
+    max_flows_v6: u32,
+    /// IPv4 datagrams in fragments at one time; IPv6 has half as many
+    #[arg(long, default_value_t = Capacities::default().fragments_v4)]
+    max_fragments: u32,
+    /// Denied flows whose events are limited one by one; rounded up to a power of two
+    #[arg(long, default_value_t = Capacities::default().denials)]
+    max_denials: u32,
+    /// Bytes for events of denied packets; rounded up to a power of two
+    #[arg(long, default_value_t = Capacities::default().events)]
+    event_buffer: u32,
+}
+
+impl Sizes {
+    fn capacities(&self) -> Capacities {
+        let power = |size: u32| size.clamp(1, 1 << 24).next_power_of_two();
+        let endpoints = power(self.max_endpoints);
+        Capacities {
+            endpoints,
+            endpoints_overflow: endpoints,
+            counters: endpoints * 2,
+            addresses_v4: self.max_addresses_v4.max(1),
+            addresses_v6: self.max_addresses_v6.max(1),
+            prefixes_v4: self.max_prefixes.max(1),
+            prefixes_v6: self.max_prefixes.max(1),
+            allow: self.max_allow.max(1),
+            ports: self.max_ports.max(1),
+            flows_v4: self.max_flows_v4.max(1),
+            flows_v6: self.max_flows_v6.max(1),
+            fragments_v4: self.max_fragments.max(1),
+            fragments_v6: (self.max_fragments / 2).max(1),
+            denials: power(self.max_denials),
+            events: power(self.event_buffer).max(4096),
+            ..Capacities::default()
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// Directory on a BPF filesystem that the agent was given
+    #[arg(long, default_value = PIN_PATH)]
+    pin_path: PathBuf,
+    /// Output
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct UninstallArgs {
+    /// Directory on a BPF filesystem that the agent was given
+    #[arg(long, default_value = PIN_PATH)]
+    pin_path: PathBuf,
+}
+
+/// Does what the command line says.
+pub fn main(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Status(args) => status::status(&args),
+        Command::Uninstall(args) => uninstall::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(code(&error))
+    })
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    use crate::dataplane::KernelError;
+    match error.downcast_ref::<KernelError>() {
+        Some(KernelError::Locked(_)) => LOCKED,
+        Some(KernelError::NoObject(_)) => NO_OBJECT,
+        _ => FAILED,
+    }
+}

@@ -1,0 +1,172 @@
+//! Programs on interfaces: TCX links, pinned; or, before Linux 6.6 and on request, clsact filters, which the kernel keeps
+//! by itself.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
+use netpol_common::{Direction, IfIndex};
+use nix::net::if_::if_indextoname;
+
+use super::pins::{Pins, unpin};
+use crate::dataplane::AttachError;
+use crate::endpoints::Netlink;
+
+/// Filters of this priority and handle are netpol's. Early, since a filter of another program that allows ends the walk.
+const PRIORITY: u16 = 2;
+const HANDLE: TcHandle = TcHandle::new(0, 0x6e70);
+
+/// How programs are put on interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum AttachMode {
+    /// TCX where the kernel has it (6.6), else clsact filters.
+    #[default]
+    Auto,
+    /// TCX links.
+    Tcx,
+    /// clsact filters.
+    Tc,
+}
+
+impl AttachMode {
+    /// Whether TCX is used.
+    pub fn is_tcx(self) -> bool {
+        match self {
+            Self::Auto => KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0)),
+            Self::Tcx => true,
+            Self::Tc => false,
+        }
+    }
+}
+
+/// The program that judges this direction, as the object names it.
+pub(super) const fn program_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "netpol_ingress",
+        Direction::Egress => "netpol_egress",
+    }
+}
+
+/// What a pod receives leaves by its veth, and the reverse.
+const fn hook(direction: Direction) -> TcAttachType {
+    match direction {
+        Direction::Ingress => TcAttachType::Egress,
+        Direction::Egress => TcAttachType::Ingress,
+    }
+}
+
+pub(super) fn program(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, String> {
+    let name = program_name(direction);
+    let program = ebpf.program_mut(name).ok_or_else(|| format!("the BPF object has no program {name}"))?;
+    program.try_into().map_err(|error: ProgramError| error.to_string())
+}
+
+/// Puts both programs on an interface, or swaps them in atomically where an earlier agent put its own.
+pub(super) fn attach(ebpf: &mut Ebpf, pins: &Pins, tcx: bool, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+    let failed = |message: String| AttachError { interface: name.to_owned(), message };
+    for direction in Direction::BOTH {
+        let program = program(ebpf, direction).map_err(failed)?;
+        let put = if tcx {
+            attach_tcx(program, &pins.link(ifindex, direction), direction, name)
+        } else {
+            attach_filter(program, &pins.filter(ifindex), direction, name)
+        };
+        put.map_err(|error| failed(chain(error.as_ref())))?;
+    }
+    Ok(())
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn attach_tcx(program: &mut SchedClassifier, pin: &Path, direction: Direction, name: &str) -> Result<(), Failure> {
+    match PinnedLink::from_pin(pin) {
+        Ok(link) => {
+            let link: SchedClassifierLink = FdLink::from(link).try_into()?;
+            let id = program.attach_to_link(link)?;
+            drop(program.take_link(id)?);
+            return Ok(());
+        }
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(name, hook(direction), order)?;
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    link.pin(pin)?;
+    Ok(())
+}
+
+fn attach_filter(program: &mut SchedClassifier, mark: &Path, direction: Direction, name: &str) -> Result<(), Failure> {
+    fs::create_dir_all(mark)?;
+    // Refused where there is one already, which then is not ours to remove.
+    if qdisc_add_clsact(name).is_ok() {
+        fs::create_dir_all(mark.join("qdisc"))?;
+    }
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let id = match program.attach_with_options(name, hook(direction), TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        // There is one of ours: replaced in one step.
+        Err(_) => program.attach_to_link(filter(name, direction)?)?,
+    };
+    // The filter is the kernel's from here on; dropping the link would remove it.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn filter(name: &str, direction: Direction) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, hook(direction), PRIORITY, HANDLE, None)
+}
+
+/// Takes both programs off, and tells what it removed. An interface that has gone took them with it.
+pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
+    let name = if_indextoname(ifindex.0).ok().and_then(|name| name.into_string().ok());
+    let shown = name.clone().unwrap_or_else(|| format!("interface {ifindex}"));
+    let failed = |message: String| AttachError { interface: shown.clone(), message };
+    let mut removed = Vec::new();
+    for direction in Direction::BOTH {
+        let pin = pins.link(ifindex, direction);
+        if pin.exists() {
+            unpin(&pin).map_err(|error| failed(error.to_string()))?;
+            removed.push(format!("TCX link on {shown}, {}", direction.name()));
+        }
+    }
+    let mark = pins.filter(ifindex);
+    if mark.exists() {
+        if let Some(name) = &name {
+            for direction in Direction::BOTH {
+                let gone = filter(name, direction).map(SchedClassifierLink::detach);
+                if matches!(gone, Ok(Ok(()))) {
+                    removed.push(format!("clsact filter on {shown}, {}", direction.name()));
+                }
+            }
+            let ours = mark.join("qdisc").exists();
+            let netlink = Netlink::open().map_err(|error| failed(error.to_string()));
+            if ours && netlink?.delete_clsact_if_empty(ifindex).map_err(|error| failed(error.to_string()))? {
+                removed.push(format!("clsact qdisc on {shown}"));
+            }
+        }
+        let _ = fs::remove_dir(mark.join("qdisc"));
+        fs::remove_dir(&mark).map_err(|error| failed(format!("cannot remove {}: {error}", mark.display())))?;
+    }
+    Ok(removed)
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,219 @@
+//! The maps, typed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
+use ipnet::IpNet;
+use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, PortEntry, PortKey, Reason};
+use netpol_policy::tables::Change;
+
+use super::names::MapName;
+use super::{KernelError, Snapshot};
+use crate::dataplane::WriteError;
+
+/// Lets a shared type cross into a map.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Raw<T>(pub(super) T);
+
+// SAFETY: transparent around a type that bytemuck vouches for: any bytes are a value of it, and it has no padding.
+unsafe impl<T: bytemuck::Pod> aya::Pod for Raw<T> {}
+
+/// The maps the agent writes, and those it reads.
+pub(super) struct Maps {
+    pub(super) endpoints: Array<MapData, Raw<Endpoint>>,
+    pub(super) overflow: HashMap<MapData, u32, Raw<Endpoint>>,
+    addresses_v4: HashMap<MapData, [u8; 4], Raw<AddressEntry>>,
+    addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,
+    prefixes_v4: LpmTrie<MapData, [u8; 4], Raw<AddressEntry>>,
+    prefixes_v6: LpmTrie<MapData, [u8; 16], Raw<AddressEntry>>,
+    allow: HashMap<MapData, Raw<AllowKey>, Raw<AllowEntry>>,
+    ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
+    pub(super) counters: PerCpuArray<MapData, Raw<Counters>>,
+    pub(super) lost_events: PerCpuArray<MapData, u64>,
+}
+
+/// Opens a pinned map.
+pub(super) fn pinned(directory: &Path, map: MapName) -> Result<Map, KernelError> {
+    let path = directory.join(map.name());
+    MapData::from_pin(&path).and_then(Map::from_map_data).map_err(|error| KernelError::Pin {
+        verb: "open the map",
+        path,
+        message: error.to_string(),
+    })
+}
+
+/// How many entries a pinned map has room for; `None` where it is not pinned.
+pub(super) fn pinned_capacity(directory: &Path, map: MapName) -> Option<u32> {
+    Some(MapInfo::from_pin(directory.join(map.name())).ok()?.max_entries())
+}
+
+impl Maps {
+    /// Opens all of them where they are pinned.
+    pub(super) fn open(directory: &Path) -> Result<Self, KernelError> {
+        fn typed<T: TryFrom<Map, Error = MapError>>(directory: &Path, map: MapName) -> Result<T, KernelError> {
+            pinned(directory, map)?.try_into().map_err(|error: MapError| KernelError::Pin {
+                verb: "understand the map",
+                path: directory.join(map.name()),
+                message: error.to_string(),
+            })
+        }
+        Ok(Self {
+            endpoints: typed(directory, MapName::Endpoints)?,
+            overflow: typed(directory, MapName::EndpointsOverflow)?,
+            addresses_v4: typed(directory, MapName::AddressesV4)?,
+            addresses_v6: typed(directory, MapName::AddressesV6)?,
+            prefixes_v4: typed(directory, MapName::PrefixesV4)?,
+            prefixes_v6: typed(directory, MapName::PrefixesV6)?,
+            allow: typed(directory, MapName::Allow)?,
+            ports: typed(directory, MapName::Ports)?,
+            counters: typed(directory, MapName::Counters)?,
+            lost_events: typed(directory, MapName::LostEvents)?,
+        })
+    }
+
+    /// Writes or deletes one table entry.
+    pub(super) fn write(&mut self, change: &Change) -> Result<(), WriteError> {
+        match change {
+            Change::PutPort { prefix_len, key, entry } => {
+                done(MapName::Ports, self.ports.insert(&Key::new(*prefix_len, Raw(*key)), Raw(*entry), 0))
+            }
+            Change::DeletePort { prefix_len, key } => {
+                gone(MapName::Ports, self.ports.remove(&Key::new(*prefix_len, Raw(*key))))
+            }
+            Change::PutAllow(key, entry) => done(MapName::Allow, self.allow.insert(Raw(*key), Raw(*entry), 0)),
+            Change::DeleteAllow(key) => gone(MapName::Allow, self.allow.remove(&Raw(*key))),
+            Change::PutAddress(IpAddr::V4(address), entry) => {
+                done(MapName::AddressesV4, self.addresses_v4.insert(address.octets(), Raw(*entry), 0))
+            }
+            Change::PutAddress(IpAddr::V6(address), entry) => {
+                done(MapName::AddressesV6, self.addresses_v6.insert(address.octets(), Raw(*entry), 0))
+            }
+            Change::DeleteAddress(IpAddr::V4(address)) => {
+                gone(MapName::AddressesV4, self.addresses_v4.remove(&address.octets()))
+            }
+            Change::DeleteAddress(IpAddr::V6(address)) => {
+                gone(MapName::AddressesV6, self.addresses_v6.remove(&address.octets()))
+            }
+            Change::PutPrefix(IpNet::V4(net), class) => {
+                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+                done(MapName::PrefixesV4, self.prefixes_v4.insert(&key, Raw(of_class(*class)), 0))
+            }
+            Change::PutPrefix(IpNet::V6(net), class) => {
+                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+                done(MapName::PrefixesV6, self.prefixes_v6.insert(&key, Raw(of_class(*class)), 0))
+            }
+            Change::DeletePrefix(IpNet::V4(net)) => {
+                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+                gone(MapName::PrefixesV4, self.prefixes_v4.remove(&key))
+            }
+            Change::DeletePrefix(IpNet::V6(net)) => {
+                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+                gone(MapName::PrefixesV6, self.prefixes_v6.remove(&key))
+            }
+            Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Rejudge(_) => Ok(()),
+        }
+    }
+
+    /// Everything the tables say now.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, WriteError> {
+        let mut snapshot = Snapshot::default();
+        let failed = |map| move |error| write_error(map, error);
+        for entry in self.addresses_v4.iter() {
+            let (address, entry) = entry.map_err(failed(MapName::AddressesV4))?;
+            snapshot.addresses.insert(IpAddr::from(address), entry.0);
+        }
+        for entry in self.addresses_v6.iter() {
+            let (address, entry) = entry.map_err(failed(MapName::AddressesV6))?;
+            snapshot.addresses.insert(IpAddr::from(address), entry.0);
+        }
+        for entry in self.prefixes_v4.iter() {
+            let (key, entry) = entry.map_err(failed(MapName::PrefixesV4))?;
+            snapshot.prefixes.extend(net(IpAddr::from(key.data()), key.prefix_len()).map(|net| (net, entry.0.class)));
+        }
+        for entry in self.prefixes_v6.iter() {
+            let (key, entry) = entry.map_err(failed(MapName::PrefixesV6))?;
+            snapshot.prefixes.extend(net(IpAddr::from(key.data()), key.prefix_len()).map(|net| (net, entry.0.class)));
+        }
+        for entry in self.allow.iter() {
+            let (key, entry) = entry.map_err(failed(MapName::Allow))?;
+            snapshot.allow.insert(key.0, entry.0);
+        }
+        for entry in self.ports.iter() {
+            let (key, entry) = entry.map_err(failed(MapName::Ports))?;
+            snapshot.ports.insert((key.data().0, key.prefix_len()), entry.0);
+        }
+        Ok(snapshot)
+    }
+
+    /// Every endpoint that is there.
+    pub(super) fn read_endpoints(&self) -> Result<BTreeMap<netpol_common::IfIndex, Endpoint>, WriteError> {
+        let mut endpoints = BTreeMap::new();
+        for endpoint in self.endpoints.iter() {
+            let Raw(endpoint) = endpoint.map_err(|error| write_error(MapName::Endpoints, error))?;
+            if endpoint.ifindex.0 != 0 {
+                endpoints.insert(endpoint.ifindex, endpoint);
+            }
+        }
+        for entry in self.overflow.iter() {
+            let (_, Raw(endpoint)) = entry.map_err(|error| write_error(MapName::EndpointsOverflow, error))?;
+            endpoints.insert(endpoint.ifindex, endpoint);
+        }
+        Ok(endpoints)
+    }
+
+    /// Packets of an endpoint in one direction, by reason, over all CPUs.
+    pub(super) fn counted(&self, index: u32) -> Result<Counters, WriteError> {
+        let per_cpu = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?;
+        let mut sum = Counters::default();
+        for counters in per_cpu.iter() {
+            for reason in Reason::ALL {
+                let code = *reason as usize;
+                sum.packets[code] += counters.0.packets[code];
+            }
+        }
+        Ok(sum)
+    }
+
+    pub(super) fn clear_counted(&mut self, index: u32) -> Result<(), WriteError> {
+        let cpus = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?.len();
+        let zeros = PerCpuValues::try_from(vec![Raw(Counters::default()); cpus])
+            .map_err(|source| WriteError::Failed { map: MapName::Counters, source })?;
+        done(MapName::Counters, self.counters.set(index, zeros, 0))
+    }
+}
+
+fn of_class(class: ClassId) -> AddressEntry {
+    AddressEntry { class, flags: 0 }
+}
+
+fn net(address: IpAddr, prefix_len: u32) -> Option<IpNet> {
+    IpNet::new(address, u8::try_from(prefix_len).ok()?).ok()
+}
+
+pub(super) fn done(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
+    result.map_err(|error| write_error(map, error))
+}
+
+fn gone(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
+    match result.map_err(|error| write_error(map, error)) {
+        Err(WriteError::Failed { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+pub(super) fn write_error(map: MapName, error: MapError) -> WriteError {
+    let source = match error {
+        MapError::SyscallError(error) => error.io_error,
+        MapError::KeyNotFound | MapError::ElementNotFound => io::Error::from_raw_os_error(libc::ENOENT),
+        other => io::Error::other(other),
+    };
+    match source.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => WriteError::Full { map, option: map.option(), source },
+        _ => WriteError::Failed { map, source },
+    }
+}

@@ -1,0 +1,276 @@
+//! The kernel's maps and programs: loaded once, pinned, adopted by the next agent.
+
+mod attach;
+mod load;
+mod maps;
+mod names;
+mod pins;
+mod ring;
+mod status;
+mod uninstall;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::maps::{Array, MapData};
+use netpol_common::{Counters, Direction, Endpoint, Generation, IfIndex};
+use netpol_policy::tables::Change;
+use thiserror::Error;
+
+use super::switch::Snapshot;
+use super::{AttachError, Dataplane, WriteError};
+use crate::object::ObjectError;
+
+pub use attach::AttachMode;
+use maps::{Maps, Raw, done};
+pub use names::{Capacities, MapName};
+use pins::Pins;
+pub use pins::{Lock, Mounts};
+pub use ring::RingReader;
+pub use status::{StatusError, read_status};
+pub use uninstall::{Removed, uninstall};
+
+/// Why the kernel side cannot start or stop.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// No object to load.
+    #[error(transparent)]
+    NoObject(#[from] ObjectError),
+    /// The object is not what this agent expects.
+    #[error("{0}; the agent and its BPF object must come from the same `cargo xtask build`")]
+    Object(String),
+    /// The kernel refused a program or a map.
+    #[error(
+        "the kernel refuses the BPF object: {0}; netpol needs Linux 5.10 and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
+    Load(String),
+    /// Something pinned cannot be used.
+    #[error("cannot {verb} {path}: {message}")]
+    Pin {
+        /// What was tried.
+        verb: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// Why not.
+        message: String,
+    },
+    /// Nowhere to pin.
+    #[error("{path} is not on a BPF filesystem: {message}")]
+    NoBpffs {
+        /// The pin path.
+        path: PathBuf,
+        /// What to do.
+        message: String,
+    },
+    /// Another agent is at work.
+    #[error("another netpol-agent runs on {0}; stop it, or choose another --pin-path")]
+    Locked(PathBuf),
+    /// A table cannot be read.
+    #[error(transparent)]
+    Table(#[from] WriteError),
+}
+
+/// How to start.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// Where maps and links are pinned.
+    pub pin_path: PathBuf,
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// Sizes of new maps.
+    pub capacities: Capacities,
+}
+
+/// The programs on this node.
+pub struct Kernel {
+    ebpf: Ebpf,
+    maps: Maps,
+    meta: Array<MapData, Raw<u32>>,
+    pins: Pins,
+    capacities: Capacities,
+    tcx: bool,
+    /// Who holds each slot of `ENDPOINTS`.
+    slots: HashMap<u32, IfIndex>,
+    generation: u32,
+}
+
+impl Kernel {
+    /// Loads the object, adopting what is pinned, and swaps the programs under the links that are there.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; what was enforced before stays enforced.
+    pub fn start(object: &[u8], options: &KernelOptions) -> Result<Self, KernelError> {
+        let pins = Pins::new(&options.pin_path);
+        let (ebpf, capacities) = load::load(object, &pins, &options.capacities)?;
+        let maps = Maps::open(&pins.root)?;
+        let meta = load::meta(&pins)?;
+        let endpoints = maps.read_endpoints()?;
+        let mask = capacities.endpoints - 1;
+        let mut slots = HashMap::new();
+        for (ifindex, _) in
+            endpoints.iter().filter(|(ifindex, _)| maps.slot_holder(ifindex.0 & mask) == Some(**ifindex))
+        {
+            slots.insert(ifindex.0 & mask, *ifindex);
+        }
+        let noted = meta.get(&0, 0).map_or(0, |Raw(generation)| generation);
+        let highest = endpoints.values().map(|endpoint| endpoint.generation.0).max().unwrap_or(0);
+        let tcx = options.attach.is_tcx();
+        let generation = noted.max(highest);
+        let mut kernel = Self { ebpf, maps, meta, pins, capacities, tcx, slots, generation };
+        kernel.swap_programs();
+        Ok(kernel)
+    }
+
+    /// Every interface that an earlier agent left attached gets this agent's programs. One that fails keeps the old ones,
+    /// on the same maps.
+    fn swap_programs(&mut self) {
+        for ifindex in self.attached() {
+            let Ok(name) = nix::net::if_::if_indextoname(ifindex.0) else { continue };
+            if let Err(error) = self.attach(ifindex, &name.to_string_lossy()) {
+                tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force");
+            }
+        }
+    }
+
+    /// What the tables say now.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, WriteError> {
+        self.maps.snapshot()
+    }
+
+    /// The capacities in force.
+    pub fn capacities(&self) -> &Capacities {
+        &self.capacities
+    }
+
+    /// Whether programs are attached by TCX.
+    pub fn is_tcx(&self) -> bool {
+        self.tcx
+    }
+
+    /// The ring buffer of denied packets.
+    ///
+    /// # Errors
+    /// Where it cannot be mapped.
+    pub fn events(&self) -> Result<RingReader, KernelError> {
+        RingReader::open(&self.pins.root)
+    }
+
+    /// Reads counters by themselves, so that metrics need not wait for the reconciler.
+    ///
+    /// # Errors
+    /// Where the maps cannot be opened.
+    pub fn counters(&self) -> Result<CounterReader, KernelError> {
+        Ok(CounterReader { maps: Maps::open(&self.pins.root)? })
+    }
+}
+
+/// Reads what the programs count.
+pub struct CounterReader {
+    maps: Maps,
+}
+
+impl CounterReader {
+    /// Packets of this endpoint in this direction.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn packets(&self, id: u32, direction: Direction) -> Result<Counters, WriteError> {
+        self.maps.counted(id * 2 + direction as u32)
+    }
+
+    /// Events that found the ring buffer full.
+    pub fn lost_events(&self) -> u64 {
+        self.maps.lost_events.get(&0, 0).map_or(0, |per_cpu| per_cpu.iter().sum())
+    }
+}
+
+impl Maps {
+    fn slot_holder(&self, slot: u32) -> Option<IfIndex> {
+        let Raw(endpoint) = self.endpoints.get(&slot, 0).ok()?;
+        (endpoint.ifindex.0 != 0).then_some(endpoint.ifindex)
+    }
+}
+
+impl Dataplane for Kernel {
+    fn write(&mut self, change: &Change) -> Result<(), WriteError> {
+        self.maps.write(change)
+    }
+
+    fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
+        let slot = endpoint.ifindex.0 & (self.capacities.endpoints - 1);
+        if *self.slots.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
+            let written = self.maps.overflow.insert(endpoint.ifindex.0, Raw(*endpoint), 0);
+            return done(MapName::EndpointsOverflow, written);
+        }
+        // A packet between the two writes is judged by the new policy and recorded under the old generation: judged again.
+        if let Some(Raw(before)) = self.maps.endpoints.get(&slot, 0).ok().filter(|Raw(before)| before.ifindex.0 != 0) {
+            let body = Endpoint { generation: before.generation, ..*endpoint };
+            done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(body), 0))?;
+        }
+        done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(*endpoint), 0))?;
+        self.slots.insert(slot, endpoint.ifindex);
+        Ok(())
+    }
+
+    fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        let slot = ifindex.0 & (self.capacities.endpoints - 1);
+        if self.slots.get(&slot) == Some(&ifindex) {
+            done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(Endpoint::default()), 0))?;
+            self.slots.remove(&slot);
+            return Ok(());
+        }
+        match done(MapName::EndpointsOverflow, self.maps.overflow.remove(&ifindex.0)) {
+            Err(WriteError::Failed { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {
+        self.maps.read_endpoints()
+    }
+
+    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+        attach::attach(&mut self.ebpf, &self.pins, self.tcx, ifindex, name)
+    }
+
+    fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {
+        attach::detach(&self.pins, ifindex).map(drop)
+    }
+
+    fn attached(&self) -> Vec<IfIndex> {
+        let mut attached = self.pins.linked();
+        attached.extend(self.pins.filtered());
+        attached.sort_unstable();
+        attached.dedup();
+        attached
+    }
+
+    fn next_generation(&mut self) -> Result<Generation, WriteError> {
+        let next = self.generation.wrapping_add(1).max(1);
+        done(MapName::Endpoints, self.meta.set(0, Raw(next), 0))?;
+        self.generation = next;
+        Ok(Generation(next))
+    }
+
+    fn clear_counters(&mut self, id: u32) {
+        for direction in Direction::BOTH {
+            if let Err(error) = self.maps.clear_counted(id * 2 + direction as u32) {
+                tracing::warn!(%error, "counters of an earlier pod could not be cleared");
+            }
+        }
+    }
+
+    fn endpoint_numbers(&self) -> u32 {
+        self.capacities.counters / 2
+    }
+}
+
+/// Directories of every layout version below a pin path.
+fn versions(pin_path: &Path) -> Vec<PathBuf> {
+    pins::names(pin_path).into_iter().filter(|name| name.starts_with('v')).map(|name| pin_path.join(name)).collect()
+}

@@ -1,0 +1,115 @@
+//! The maps by name, how large they are, and the options that say so.
+
+use std::fmt;
+
+use netpol_common::Counters;
+use netpol_policy::tables::Change;
+
+macro_rules! maps {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $capacity:literal, $field:ident, $option:literal;)*) => {
+        /// A map of the programs.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum MapName { $($(#[$doc])* $variant,)* }
+
+        impl MapName {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// Its name in the object, in bpftool and in the pin path.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            /// The option that sets its capacity.
+            pub const fn option(self) -> &'static str {
+                match self { $(Self::$variant => $option),* }
+            }
+        }
+
+        /// `max_entries` of every map; bytes for `EVENTS`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Capacities { $($(#[$doc])* pub $field: u32,)* }
+
+        impl Default for Capacities {
+            fn default() -> Self {
+                Self { $($field: $capacity),* }
+            }
+        }
+
+        impl Capacities {
+            /// The capacity of one map.
+            pub const fn of(&self, map: MapName) -> u32 {
+                match map { $(MapName::$variant => self.$field),* }
+            }
+
+            /// Sets the capacity of one map.
+            pub const fn set(&mut self, map: MapName, entries: u32) {
+                match map { $(MapName::$variant => self.$field = entries),* }
+            }
+        }
+    };
+}
+
+maps! {
+    /// Endpoints by interface.
+    Endpoints = "ENDPOINTS", 1024, endpoints, "--max-endpoints";
+    /// Endpoints whose slot another one holds.
+    EndpointsOverflow = "ENDPOINTS_OVERFLOW", 1024, endpoints_overflow, "--max-endpoints";
+    /// Pod and own-node IPv4 addresses.
+    AddressesV4 = "ADDRESSES_V4", 131_072, addresses_v4, "--max-addresses-v4";
+    /// Pod and own-node IPv6 addresses.
+    AddressesV6 = "ADDRESSES_V6", 65_536, addresses_v6, "--max-addresses-v6";
+    /// IPv4 blocks.
+    PrefixesV4 = "PREFIXES_V4", 65_536, prefixes_v4, "--max-prefixes";
+    /// IPv6 blocks.
+    PrefixesV6 = "PREFIXES_V6", 65_536, prefixes_v6, "--max-prefixes";
+    /// What rule sets allow to classes.
+    Allow = "ALLOW", 262_144, allow, "--max-allow";
+    /// Ports of port sets.
+    Ports = "PORTS", 262_144, ports, "--max-ports";
+    /// IPv4 flows.
+    FlowsV4 = "FLOWS_V4", 131_072, flows_v4, "--max-flows-v4";
+    /// IPv6 flows.
+    FlowsV6 = "FLOWS_V6", 65_536, flows_v6, "--max-flows-v6";
+    /// IPv4 datagrams in fragments.
+    FragmentsV4 = "FRAGMENTS_V4", 8192, fragments_v4, "--max-fragments";
+    /// IPv6 datagrams in fragments.
+    FragmentsV6 = "FRAGMENTS_V6", 4096, fragments_v6, "--max-fragments";
+    /// Limits events per flow.
+    Denials = "DENIALS", 8192, denials, "--max-denials";
+    /// Packets by reason, two per endpoint.
+    Counters = "COUNTERS", 2048, counters, "--max-endpoints";
+    /// Events of denied packets.
+    Events = "EVENTS", 262_144, events, "--event-buffer";
+    /// Events that found no room.
+    LostEvents = "LOST_EVENTS", 1, lost_events, "(fixed)";
+}
+
+impl MapName {
+    /// The map that a change puts an entry into.
+    pub fn written_by(change: &Change) -> Option<Self> {
+        match change {
+            Change::PutPort { .. } => Some(Self::Ports),
+            Change::PutAllow(..) => Some(Self::Allow),
+            Change::PutAddress(address, _) if address.is_ipv4() => Some(Self::AddressesV4),
+            Change::PutAddress(..) => Some(Self::AddressesV6),
+            Change::PutPrefix(ipnet::IpNet::V4(_), _) => Some(Self::PrefixesV4),
+            Change::PutPrefix(ipnet::IpNet::V6(_), _) => Some(Self::PrefixesV6),
+            Change::DeletePort { .. }
+            | Change::DeleteAllow(_)
+            | Change::DeleteAddress(_)
+            | Change::DeletePrefix(_)
+            | Change::PutEndpoint(..)
+            | Change::DeleteEndpoint(_)
+            | Change::Rejudge(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for MapName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+const _: () = assert!(size_of::<Counters>() == 256);

@@ -1,0 +1,61 @@
+//! The ring buffer of denied packets.
+
+use std::io;
+use std::path::Path;
+
+use aya::maps::{MapData, RingBuf};
+use netpol_common::DenyEvent;
+use tokio::io::unix::AsyncFd;
+
+use super::KernelError;
+use super::maps::pinned;
+use super::names::MapName;
+use super::pins::pin_error;
+
+/// Reads denied packets as they come.
+#[derive(Debug)]
+pub struct RingReader {
+    ring: AsyncFd<Ring>,
+}
+
+struct Ring(RingBuf<MapData>);
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ring")
+    }
+}
+
+impl std::os::fd::AsRawFd for Ring {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl RingReader {
+    pub(super) fn open(directory: &Path) -> Result<Self, KernelError> {
+        let path = directory.join(MapName::Events.name());
+        let ring = RingBuf::try_from(pinned(directory, MapName::Events)?)
+            .map_err(|error| pin_error("map the ring buffer", &path, &error))?;
+        // SAFETY: the map's descriptor lives as long as the ring, which `AsyncFd` owns and nobody replaces.
+        let ring = unsafe { AsyncFd::register(Ring(ring)) };
+        let ring = ring.map_err(|error| pin_error("wait on the ring buffer", &path, &std::io::Error::from(error)))?;
+        Ok(Self { ring })
+    }
+
+    /// Waits for events and hands out all that are there.
+    ///
+    /// # Errors
+    /// Where waiting fails for good.
+    pub async fn read(&mut self, mut each: impl FnMut(DenyEvent)) -> io::Result<()> {
+        let mut ready = self.ring.readable_mut().await?;
+        while let Some(item) = ready.get_inner_mut().0.next() {
+            // A record of another length is of another layout, which the pin path rules out.
+            if let Ok(event) = bytemuck::try_pod_read_unaligned(&item) {
+                each(event);
+            }
+        }
+        ready.clear_ready();
+        Ok(())
+    }
+}

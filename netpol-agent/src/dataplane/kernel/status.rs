@@ -1,0 +1,159 @@
+//! What the kernel enforces now, read from what is pinned. Needs no agent to run.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use netpol_common::{Direction, Endpoint, LAYOUT_VERSION, Reason, endpoint_flags};
+use serde::Serialize;
+use thiserror::Error;
+
+use super::maps::{Maps, pinned_capacity};
+use super::names::MapName;
+use super::pins::Pins;
+use super::{KernelError, WriteError};
+
+/// Why there is no status.
+#[derive(Debug, Error)]
+pub enum StatusError {
+    /// Nothing is pinned there.
+    #[error(
+        "nothing of layout version {LAYOUT_VERSION} is pinned below {0}: no agent has run here, or it was uninstalled"
+    )]
+    Nothing(PathBuf),
+    /// It cannot be read.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A map cannot be read.
+    #[error(transparent)]
+    Table(#[from] WriteError),
+}
+
+/// Everything, for people and programs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The version of the maps' layout.
+    pub layout_version: u32,
+    /// Pods' interfaces.
+    pub endpoints: Vec<EndpointStatus>,
+    /// Entries of every table, and the room there is.
+    pub maps: BTreeMap<&'static str, MapStatus>,
+    /// Events that found the ring buffer full.
+    pub lost_events: u64,
+}
+
+/// One interface.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointStatus {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name, where it is still there.
+    pub interface: Option<String>,
+    /// Whether the programs are pinned on it.
+    pub attached: bool,
+    /// The pod's IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The pod's IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Of its verdicts.
+    pub generation: u32,
+    /// The rule set that isolates ingress; 0: none.
+    pub ingress_rule_set: u32,
+    /// The rule set that isolates egress; 0: none.
+    pub egress_rule_set: u32,
+    /// Names of its flags.
+    pub flags: Vec<&'static str>,
+    /// Packets by direction and reason.
+    pub packets: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
+}
+
+/// One map.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MapStatus {
+    /// Entries in it, where they can be counted.
+    pub entries: Option<usize>,
+    /// Room for entries.
+    pub capacity: u32,
+}
+
+/// Reads what is pinned below a path.
+///
+/// # Errors
+/// Where nothing is pinned, or it cannot be read.
+pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
+    let pins = Pins::new(pin_path);
+    if pinned_capacity(&pins.root, MapName::Endpoints).is_none() {
+        return Err(StatusError::Nothing(pin_path.to_owned()));
+    }
+    let maps = Maps::open(&pins.root)?;
+    let snapshot = maps.snapshot()?;
+    let endpoints = maps.read_endpoints()?;
+    let mut attached = pins.linked();
+    attached.extend(pins.filtered());
+    let mut status = Status {
+        layout_version: LAYOUT_VERSION,
+        endpoints: Vec::new(),
+        maps: BTreeMap::new(),
+        lost_events: maps.lost_events.get(&0, 0).map_or(0, |per_cpu| per_cpu.iter().sum()),
+    };
+    for endpoint in endpoints.values() {
+        status.endpoints.push(endpoint_status(&maps, endpoint, attached.contains(&endpoint.ifindex))?);
+    }
+    let addresses_v4 = snapshot.addresses.keys().filter(|address| address.is_ipv4()).count();
+    let blocks_v4 = snapshot.prefixes.keys().filter(|net| net.addr().is_ipv4()).count();
+    for &map in MapName::ALL {
+        let entries = match map {
+            MapName::Endpoints => Some(endpoints.len()),
+            MapName::AddressesV4 => Some(addresses_v4),
+            MapName::AddressesV6 => Some(snapshot.addresses.len() - addresses_v4),
+            MapName::PrefixesV4 => Some(blocks_v4),
+            MapName::PrefixesV6 => Some(snapshot.prefixes.len() - blocks_v4),
+            MapName::Allow => Some(snapshot.allow.len()),
+            MapName::Ports => Some(snapshot.ports.len()),
+            MapName::EndpointsOverflow
+            | MapName::FlowsV4
+            | MapName::FlowsV6
+            | MapName::FragmentsV4
+            | MapName::FragmentsV6
+            | MapName::Denials
+            | MapName::Counters
+            | MapName::Events
+            | MapName::LostEvents => None,
+        };
+        let capacity = pinned_capacity(&pins.root, map).unwrap_or(0);
+        status.maps.insert(map.name(), MapStatus { entries, capacity });
+    }
+    Ok(status)
+}
+
+fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<EndpointStatus, WriteError> {
+    let mut packets = BTreeMap::new();
+    for direction in Direction::BOTH {
+        let counted = maps.counted(endpoint.id * 2 + direction as u32)?;
+        let by_reason: BTreeMap<&'static str, u64> = Reason::ALL
+            .iter()
+            .map(|reason| (reason.name(), counted.packets[*reason as usize]))
+            .filter(|(_, packets)| *packets > 0)
+            .collect();
+        packets.insert(direction.name(), by_reason);
+    }
+    let flags = [
+        (endpoint_flags::SOURCE_GUARD, "source-guard"),
+        (endpoint_flags::UNKNOWN, "unknown"),
+        (endpoint_flags::INCOMPLETE, "incomplete"),
+    ];
+    Ok(EndpointStatus {
+        ifindex: endpoint.ifindex.0,
+        interface: nix::net::if_::if_indextoname(endpoint.ifindex.0)
+            .ok()
+            .map(|name| name.to_string_lossy().into_owned()),
+        attached,
+        ipv4: (endpoint.address_v4 != [0; 4]).then(|| endpoint.address_v4.into()),
+        ipv6: (endpoint.address_v6 != [0; 16]).then(|| endpoint.address_v6.into()),
+        generation: endpoint.generation.0,
+        ingress_rule_set: endpoint.ingress.rule_set.0,
+        egress_rule_set: endpoint.egress.rule_set.0,
+        flags: flags.into_iter().filter(|(flag, _)| endpoint.has(*flag)).map(|(_, name)| name).collect(),
+        packets,
+    })
+}

@@ -1,0 +1,149 @@
+//! From tables whose ids nobody remembers to tables with ids of their own, such that after every single write each endpoint
+//! is judged by its old policy or by its new one. Pure.
+//!
+//! All new ids are above all old ones. Each address first moves to a transitional class for its (old class, new class)
+//! pair, which has what old rule sets allow to the old class and what new rule sets allow to the new one; then endpoints
+//! flip; then addresses move on to their new class, and the rest is deleted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortEntry, PortKey, PortSetId, RuleSetId};
+use netpol_policy::tables::Change;
+
+/// Everything the tables say, endpoints aside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// `ADDRESSES_V4` and `ADDRESSES_V6`.
+    pub addresses: BTreeMap<IpAddr, AddressEntry>,
+    /// `PREFIXES_V4` and `PREFIXES_V6`.
+    pub prefixes: BTreeMap<IpNet, ClassId>,
+    /// `ALLOW`.
+    pub allow: BTreeMap<AllowKey, AllowEntry>,
+    /// `PORTS`, by key and prefix length.
+    pub ports: BTreeMap<(PortKey, u32), PortEntry>,
+}
+
+/// The steps of a switch. Between `before` and `after` every endpoint flips to its new policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Switch {
+    /// Puts what is new beside what is old.
+    pub before: Vec<Change>,
+    /// Takes away what is old.
+    pub after: Vec<Change>,
+}
+
+impl Snapshot {
+    /// The highest class, rule set and port set in use.
+    pub fn highest(&self) -> (ClassId, RuleSetId, PortSetId) {
+        let classes = self.addresses.values().map(|entry| entry.class).chain(self.prefixes.values().copied());
+        let class = classes.chain(self.allow.keys().map(|key| key.class)).max().unwrap_or_default();
+        let rule_set = self.allow.keys().map(|key| key.rule_set).max().unwrap_or_default();
+        let in_ports = self.ports.keys().map(|(key, _)| key.set);
+        let in_allow = self.allow.values().map(|entry| entry.port_set).filter(|set| *set != PortSetId::ALL);
+        (class, rule_set, in_ports.chain(in_allow).max().unwrap_or_default())
+    }
+
+    /// The class of the longest prefix that covers `net`.
+    fn class_of_net(&self, net: IpNet) -> ClassId {
+        let widths = (0..=net.prefix_len()).rev();
+        let covering = widths.filter_map(|width| IpNet::new(net.addr(), width).ok().map(|net| net.trunc()));
+        covering.filter_map(|net| self.prefixes.get(&net)).copied().next().unwrap_or(ClassId::NOBODY)
+    }
+
+    /// The entry that is found for an address.
+    fn entry_of(&self, address: IpAddr) -> AddressEntry {
+        let from_prefixes = || AddressEntry { class: self.class_of_net(IpNet::from(address)), flags: 0 };
+        self.addresses.get(&address).copied().unwrap_or_else(from_prefixes)
+    }
+}
+
+/// Numbers the transitional classes.
+#[derive(Debug)]
+struct Pairs {
+    next: u32,
+    ids: BTreeMap<(ClassId, ClassId), ClassId>,
+}
+
+impl Pairs {
+    fn get(&mut self, old: ClassId, new: ClassId) -> ClassId {
+        // A class nobody names allows nothing to anyone: the other one alone says all there is to say.
+        if old == ClassId::NOBODY || new == ClassId::NOBODY {
+            return old.max(new);
+        }
+        *self.ids.entry((old, new)).or_insert_with(|| {
+            self.next += 1;
+            ClassId(self.next)
+        })
+    }
+}
+
+/// Plans the switch. No id of `new` may be in use in `old`; `first_class` and above must be free in both.
+pub fn plan(old: &Snapshot, new: &Snapshot, first_class: ClassId) -> Switch {
+    let mut pairs = Pairs { next: first_class.0, ids: BTreeMap::new() };
+    let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
+    let prefixes: BTreeSet<IpNet> = old.prefixes.keys().chain(new.prefixes.keys()).copied().collect();
+    let mut moves = Vec::new();
+    for &address in &addresses {
+        let (was, will_be) = (old.entry_of(address), new.entry_of(address));
+        // A flag that either has: at worst an old endpoint allows its node early, or a new one a little longer.
+        let flags = was.flags | will_be.flags;
+        moves.push(Change::PutAddress(address, AddressEntry { class: pairs.get(was.class, will_be.class), flags }));
+    }
+    for &net in &prefixes {
+        moves.push(Change::PutPrefix(net, pairs.get(old.class_of_net(net), new.class_of_net(net))));
+    }
+
+    let mut switch = Switch::default();
+    for (&(key, prefix_len), &entry) in &new.ports {
+        switch.before.push(Change::PutPort { prefix_len, key, entry });
+    }
+    switch.before.extend(new.allow.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
+    let transitional: Vec<(AllowKey, AllowEntry)> = transitional_entries(old, new, &pairs.ids);
+    switch.before.extend(transitional.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
+    switch.before.extend(moves);
+
+    for address in addresses {
+        switch.after.push(match new.addresses.get(&address) {
+            Some(entry) => Change::PutAddress(address, *entry),
+            None => Change::DeleteAddress(address),
+        });
+    }
+    for net in prefixes {
+        switch.after.push(match new.prefixes.get(&net) {
+            Some(class) => Change::PutPrefix(net, *class),
+            None => Change::DeletePrefix(net),
+        });
+    }
+    switch.after.extend(transitional.iter().map(|(key, _)| Change::DeleteAllow(*key)));
+    switch.after.extend(old.allow.keys().map(|key| Change::DeleteAllow(*key)));
+    switch
+        .after
+        .extend(old.ports.keys().map(|(key, prefix_len)| Change::DeletePort { prefix_len: *prefix_len, key: *key }));
+    switch
+}
+
+/// What old rule sets allow to the old class of each pair, and new ones to the new.
+fn transitional_entries(
+    old: &Snapshot,
+    new: &Snapshot,
+    pairs: &BTreeMap<(ClassId, ClassId), ClassId>,
+) -> Vec<(AllowKey, AllowEntry)> {
+    let (old, new) = (by_class(old), by_class(new));
+    let mut entries = Vec::new();
+    for (&(was, will_be), &class) in pairs {
+        for (rule_set, entry) in old.get(&was).into_iter().chain(new.get(&will_be)).flatten() {
+            entries.push((AllowKey { rule_set: *rule_set, class }, *entry));
+        }
+    }
+    entries
+}
+
+fn by_class(tables: &Snapshot) -> BTreeMap<ClassId, Vec<(RuleSetId, AllowEntry)>> {
+    let mut by_class: BTreeMap<ClassId, Vec<(RuleSetId, AllowEntry)>> = BTreeMap::new();
+    for (key, entry) in &tables.allow {
+        by_class.entry(key.class).or_default().push((key.rule_set, *entry));
+    }
+    by_class
+}

@@ -1,0 +1,11 @@
+//! Which veth is which pod's. The kernel tells the addresses behind each veth, the objects tell the pods' addresses.
+//!
+//! Level-triggered: every hint (a link changed, a pod changed, time has passed) leads to one look at everything, which
+//! yields the same answer however the hints were lost or merged.
+
+mod clsact;
+mod netlink;
+mod survey;
+
+pub use netlink::{Monitor, Netlink, NetlinkError, Veth, is_link_local};
+pub use survey::{Survey, Surveyor};

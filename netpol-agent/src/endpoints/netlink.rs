@@ -1,0 +1,249 @@
+//! What the kernel tells about links and addresses, this namespace's and the pods', without entering any of them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use netpol_common::IfIndex;
+use thiserror::Error;
+use tokio::io::unix::AsyncFd;
+
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`. Source: `include/uapi/linux/rtnetlink.h`.
+const GROUPS: [u32; 3] = [1, 5, 9];
+
+/// What went wrong between the agent and rtnetlink.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    /// The socket could not be made.
+    #[error("cannot open a netlink socket: {0}; the agent needs the host's network namespace and CAP_NET_ADMIN")]
+    Open(#[source] io::Error),
+    /// A request or its answer was lost.
+    #[error("cannot {request} over netlink: {source}")]
+    Talk {
+        /// What was asked for.
+        request: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's answer could not be read.
+    #[error("cannot understand the kernel's answer when asked to {request}: {message}")]
+    Answer {
+        /// What was asked for.
+        request: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// A veth whose other end is in another namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Veth {
+    /// Its index here.
+    pub ifindex: IfIndex,
+    /// Its name here.
+    pub name: String,
+    /// The kernel's id, as seen from here, of the namespace of the other end.
+    pub namespace: i32,
+    /// The index of the other end, there.
+    pub peer: u32,
+    /// The bridge it is a port of.
+    pub bridge: Option<IfIndex>,
+}
+
+/// Asks and waits for the answer; a dump takes well under a millisecond.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens a socket in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Where the kernel refuses one, or is older than 4.20 (no strict checking).
+    pub fn open() -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
+        socket.bind_auto().map_err(NetlinkError::Open)?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(NetlinkError::Open)?;
+        // Without it the kernel ignores IFA_TARGET_NETNSID and answers for this namespace.
+        socket.set_netlink_get_strict_chk(true).map_err(NetlinkError::Open)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// All veths that lead to another namespace.
+    ///
+    /// # Errors
+    /// Where the dump fails.
+    pub fn veths(&mut self) -> Result<Vec<Veth>, NetlinkError> {
+        let mut veths = Vec::new();
+        self.dump("list links", RouteNetlinkMessage::GetLink(LinkMessage::default()), |message| {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                veths.extend(veth(&link));
+            }
+        })?;
+        Ok(veths)
+    }
+
+    /// The addresses of every interface, by interface: of this namespace, or of the one with this id.
+    ///
+    /// # Errors
+    /// Where the dump fails, as it does when the namespace has just gone.
+    pub fn addresses(&mut self, namespace: Option<i32>) -> Result<BTreeMap<u32, Vec<IpAddr>>, NetlinkError> {
+        let mut request = AddressMessage::default();
+        request.attributes.extend(namespace.map(AddressAttribute::TargetNetNsId));
+        let mut addresses: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        self.dump("list addresses", RouteNetlinkMessage::GetAddress(request), |message| {
+            if let RouteNetlinkMessage::NewAddress(message) = message
+                && let Some(address) = local(&message)
+            {
+                addresses.entry(message.header.index).or_default().push(address);
+            }
+        })?;
+        Ok(addresses)
+    }
+
+    fn dump(
+        &mut self,
+        request: &'static str,
+        payload: RouteNetlinkMessage,
+        each: impl FnMut(RouteNetlinkMessage),
+    ) -> Result<(), NetlinkError> {
+        self.ask(request, NLM_F_DUMP | NLM_F_REQUEST, payload, each)
+    }
+
+    /// Sends a request and hands out what is answered, until the kernel is done.
+    pub(super) fn ask(
+        &mut self,
+        request: &'static str,
+        flags: u16,
+        payload: RouteNetlinkMessage,
+        mut each: impl FnMut(RouteNetlinkMessage),
+    ) -> Result<(), NetlinkError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(payload));
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        let talk = |source| NetlinkError::Talk { request, source };
+        self.socket.send(&bytes, 0).map_err(talk)?;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full().map_err(talk)?;
+            let mut rest = &datagram[..];
+            while rest.len() >= 16 {
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|error| NetlinkError::Answer { request, message: error.to_string() })?;
+                let length = (answer.header.length as usize).next_multiple_of(4).max(16);
+                rest = rest.get(length..).unwrap_or_default();
+                if answer.header.sequence_number != self.sequence {
+                    continue; // What is left of a dump that failed half-way.
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(inner) => each(inner),
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(talk(io::Error::from_raw_os_error(-done.code)));
+                    }
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(talk(error.to_io())),
+                    // What was asked for is done.
+                    NetlinkPayload::Error(_) => return Ok(()),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn veth(link: &LinkMessage) -> Option<Veth> {
+    let (mut name, mut namespace, mut peer, mut bridge, mut is_veth) = (None, None, None, None, false);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(value) => name = Some(value.clone()),
+            LinkAttribute::LinkNetNsId(value) => namespace = Some(*value),
+            LinkAttribute::Link(value) => peer = Some(*value),
+            LinkAttribute::Controller(value) => bridge = Some(IfIndex(*value)),
+            LinkAttribute::LinkInfo(infos) => is_veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            _ => {}
+        }
+    }
+    let (name, namespace, peer) = (name?, namespace?, peer?);
+    is_veth.then_some(Veth { ifindex: IfIndex(link.header.index), name, namespace, peer, bridge })
+}
+
+/// The interface's own address; on point-to-point links `IFA_ADDRESS` is the other end's.
+fn local(message: &AddressMessage) -> Option<IpAddr> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(local) => return Some(*local),
+            AddressAttribute::Address(other) => address = Some(*other),
+            _ => {}
+        }
+    }
+    address
+}
+
+/// Whether this is in fe80::/10.
+pub fn is_link_local(address: &Ipv6Addr) -> bool {
+    address.segments()[0] & 0xffc0 == 0xfe80
+}
+
+/// Wakes when links or addresses of this namespace change. It tells that they did, not how: the reader dumps anew, so a
+/// lost message costs nothing.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: AsyncFd<Socket>,
+}
+
+impl Monitor {
+    /// Subscribes.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a socket.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
+        socket.bind_auto().map_err(NetlinkError::Open)?;
+        for group in GROUPS {
+            socket.add_membership(group).map_err(NetlinkError::Open)?;
+        }
+        socket.set_non_blocking(true).map_err(NetlinkError::Open)?;
+        // SAFETY: the descriptor lives as long as the socket, which `AsyncFd` owns and nobody replaces.
+        let socket = unsafe { AsyncFd::register(socket) };
+        Ok(Self { socket: socket.map_err(|error| NetlinkError::Open(error.into()))? })
+    }
+
+    /// Waits for a change and swallows all that are queued.
+    ///
+    /// # Errors
+    /// Where the socket fails for good.
+    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
+        let failed = |source| NetlinkError::Talk { request: "watch links", source };
+        let mut ready = self.socket.readable().await.map_err(failed)?;
+        let fd = ready.get_inner().as_raw_fd();
+        let mut buffer = [0_u8; 4096];
+        loop {
+            // SAFETY: the buffer is ours and as long as told; what does not fit is cut off, and not needed.
+            let read = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+            if read < 0 {
+                let error = io::Error::last_os_error();
+                match error.raw_os_error() {
+                    Some(libc::ENOBUFS | libc::EINTR) => {}
+                    Some(libc::EAGAIN) => break,
+                    _ => return Err(failed(error)),
+                }
+            }
+        }
+        ready.clear_ready();
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! Denied packets, told: one JSON line each, with names for what the kernel knows by number.
+
+mod out;
+mod tell;
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use netpol_common::DenyEvent;
+use netpol_policy::model::PodKey;
+
+use crate::dataplane::Dataplane;
+use crate::reconcile::Reconciler;
+pub use out::Lines;
+pub use tell::{Denial, End, PolicyRef};
+
+/// Turns events into lines.
+#[derive(Debug)]
+pub struct Reporter {
+    lines: Lines,
+    /// How far the wall clock is ahead of the kernel's boot clock.
+    boot: SystemTime,
+    told: u64,
+    /// Names of endpoints that were let go a moment ago: their last events may still be in the ring.
+    past: HashMap<u32, PodKey>,
+}
+
+impl Reporter {
+    /// Tells to `lines`.
+    pub fn new(lines: Lines) -> Self {
+        Self { lines, boot: boot_time(), told: 0, past: HashMap::new() }
+    }
+
+    /// Tells one denied packet.
+    pub fn deny<D: Dataplane>(&mut self, event: &DenyEvent, reconciler: &Reconciler<D>) {
+        let pod = reconciler.held().get(&event.ifindex).and_then(|held| held.pod.clone());
+        if let Some(pod) = &pod {
+            self.past.insert(event.ifindex.0, pod.clone());
+        }
+        let pod = pod.or_else(|| self.past.get(&event.ifindex.0).cloned());
+        if self.past.len() > 1024 {
+            self.past.clear();
+        }
+        let denial = tell::denial(event, pod, reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
+        self.told += 1;
+        self.lines.push(&denial);
+    }
+
+    /// Events told since the start.
+    pub fn told(&self) -> u64 {
+        self.told
+    }
+
+    /// Events that could not be written, as whoever reads standard output is too slow.
+    pub fn unwritten(&self) -> u64 {
+        self.lines.lost()
+    }
+}
+
+fn boot_time() -> SystemTime {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is ours; the clock exists since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    let since_boot = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
+    SystemTime::now() - since_boot
+}

@@ -1,0 +1,161 @@
+//! What a denied packet is in words.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use netpol_common::{DenyEvent, Direction, Reason, protocol};
+use netpol_policy::compile::Engine;
+use netpol_policy::model::PodKey;
+use serde::Serialize;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Denial {
+    /// When, RFC 3339 in UTC, with milliseconds.
+    pub time: String,
+    /// Always `deny`.
+    pub verdict: &'static str,
+    /// `ingress`: at the receiver; `egress`: at the sender.
+    pub direction: &'static str,
+    /// A reason's name.
+    pub reason: &'static str,
+    /// Where it was dropped, `namespace/pod`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    /// The sender.
+    pub from: End,
+    /// The receiver.
+    pub to: End,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or the number.
+    pub protocol: String,
+    /// The destination port, where the protocol has ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The policies that isolate the pod in this direction.
+    pub policies: Vec<PolicyRef>,
+    /// Packets of this flow that were dropped and not told since the last line.
+    pub suppressed: u32,
+    /// Bytes of the packet from its IP header on.
+    pub length: u32,
+}
+
+/// One end of a packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct End {
+    /// `namespace/pod`, where the address is a pod's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// `own`: an address of this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<&'static str>,
+    /// The address, where the packet has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The port, where the protocol has ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// Names a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PolicyRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Names both ends and the policies. `pod` is who the interface belongs to.
+pub(super) fn denial(event: &DenyEvent, pod: Option<PodKey>, engine: &Engine, time: SystemTime) -> Denial {
+    let direction = Direction::from_code(event.direction);
+    let ports = protocol::has_ports(event.protocol);
+    let end = |address: &[u8; 16], port: [u8; 2], own: Option<&PodKey>| {
+        let address = address_of(event.family, address);
+        let known = address.and_then(|address| engine.pod_at(address));
+        let node = address.is_some_and(|address| engine.world().own_addresses.contains(&address)).then_some("own");
+        End {
+            pod: own.map(ToString::to_string).or_else(|| known.map(|pod| pod.to_string())),
+            node: node.filter(|_| own.is_none()),
+            address,
+            port: ports.then(|| u16::from_be_bytes(port)),
+        }
+    };
+    // A foreign source is somebody else's address; the interface tells whose packet it was.
+    let (sender, receiver) = match direction {
+        Some(Direction::Egress) => (pod.as_ref(), None),
+        _ => (None, pod.as_ref()),
+    };
+    let policies = engine.rule_set(event.rule_set).unwrap_or_default();
+    Denial {
+        time: rfc3339(time),
+        verdict: "deny",
+        direction: direction.map_or("unknown", Direction::name),
+        reason: Reason::from_code(event.reason).map_or("unknown", Reason::name),
+        at: pod.as_ref().map(ToString::to_string),
+        from: end(&event.source, event.source_port, sender),
+        to: end(&event.destination, event.destination_port, receiver),
+        protocol: protocol_name(event.protocol),
+        port: ports.then(|| u16::from_be_bytes(event.destination_port)),
+        policies: policies
+            .iter()
+            .map(|key| PolicyRef { namespace: key.namespace.to_string(), name: key.name.to_string() })
+            .collect(),
+        suppressed: event.suppressed,
+        length: event.length,
+    }
+}
+
+fn address_of(family: u8, bytes: &[u8; 16]) -> Option<IpAddr> {
+    match family {
+        4 => Some(IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        6 => Some(IpAddr::V6(Ipv6Addr::from(*bytes))),
+        _ => None,
+    }
+}
+
+fn protocol_name(number: u8) -> String {
+    match number {
+        protocol::TCP => "TCP".into(),
+        protocol::UDP => "UDP".into(),
+        protocol::SCTP => "SCTP".into(),
+        protocol::ICMP => "ICMP".into(),
+        protocol::ICMPV6 => "ICMPv6".into(),
+        other => other.to_string(),
+    }
+}
+
+/// Civil date from days since 1970. Source: H. Hinnant, "chrono-compatible low-level date algorithms".
+fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seconds, millis) = (since.as_secs(), since.subsec_millis());
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_704_067_199, "2023-12-31T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+}

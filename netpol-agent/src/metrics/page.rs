@@ -1,0 +1,104 @@
+//! The metrics page, in Prometheus' text format.
+
+use std::fmt::Write;
+
+use netpol_common::{Direction, Reason};
+
+use super::Meter;
+use crate::dataplane::{Kernel, MapName};
+use crate::events::Reporter;
+use crate::reconcile::Reconciler;
+
+/// Writes the page.
+pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) -> String {
+    let mut page = Page::default();
+    page.head("netpol_packets_total", "counter", "Packets at a pod, by direction and reason.");
+    for held in reconciler.held().values() {
+        let Some(pod) = &held.pod else { continue };
+        for direction in Direction::BOTH {
+            let Ok(counters) = meter.counters.packets(held.endpoint.id, direction) else { continue };
+            for reason in Reason::ALL {
+                let packets = counters.packets[*reason as usize];
+                let verdict = if reason.allows() { "allow" } else { "deny" };
+                if packets > 0 {
+                    let labels = [
+                        ("namespace", &*pod.namespace),
+                        ("pod", &*pod.name),
+                        ("direction", direction.name()),
+                        ("reason", reason.name()),
+                        ("verdict", verdict),
+                    ];
+                    page.value("netpol_packets_total", &labels, packets);
+                }
+            }
+        }
+    }
+    let problems = reconciler.problems();
+    page.head("netpol_map_capacity", "gauge", "Entries a map has room for.");
+    for map in MapName::ALL {
+        page.value("netpol_map_capacity", &[("map", map.name())], reconciler.dataplane().capacities().of(*map));
+    }
+    page.head("netpol_map_entries", "gauge", "Entries the agent wants in a map.");
+    for (map, entries) in reconciler.entries() {
+        page.value("netpol_map_entries", &[("map", map.name())], entries);
+    }
+    page.head("netpol_map_full_total", "counter", "Writes that found a map full.");
+    for (map, count) in &problems.full {
+        page.value("netpol_map_full_total", &[("map", map)], count);
+    }
+    let endpoints = reconciler.held().values().filter(|held| held.attached && held.pod.is_some()).count();
+    let policy_problems: usize =
+        reconciler.engine().world().policies.values().map(|policy| policy.problems.len()).sum();
+    for (name, kind, help, value) in [
+        ("netpol_map_missing_entries", "gauge", "Entries that could not be written yet.", problems.missing as u64),
+        ("netpol_write_errors_total", "counter", "Writes that failed, full maps aside.", problems.failed),
+        ("netpol_endpoints", "gauge", "Pods that are enforced.", endpoints as u64),
+        (
+            "netpol_pods_waiting",
+            "gauge",
+            "Pods of this node without an interface.",
+            reconciler.pods_without_interface() as u64,
+        ),
+        ("netpol_policy_problems", "gauge", "What policies say that was not understood.", policy_problems as u64),
+        ("netpol_denials_told_total", "counter", "Events of denied packets.", reporter.told()),
+        (
+            "netpol_events_lost_total",
+            "counter",
+            "Events that found the ring buffer full.",
+            meter.counters.lost_events(),
+        ),
+        ("netpol_events_unwritten_total", "counter", "Events nobody read in time.", reporter.unwritten()),
+        ("netpol_apply_batches_total", "counter", "Batches of changes enforced.", meter.batches),
+    ] {
+        page.head(name, kind, help);
+        page.value(name, &[], value);
+    }
+    for (name, kind, help, value) in [
+        ("netpol_apply_seconds_total", "counter", "Time spent enforcing changes.", meter.applying),
+        ("netpol_apply_slowest_seconds", "gauge", "The slowest batch.", meter.slowest),
+    ] {
+        page.head(name, kind, help);
+        page.value(name, &[], value.as_secs_f64());
+    }
+    page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
+    page.value("netpol_ready", &[], u8::from(meter.ready));
+    page.text
+}
+
+#[derive(Debug, Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn value(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.text, "{name}{labels} {value}");
+    }
+}

@@ -1,0 +1,195 @@
+//! One task owns the engine, the endpoints and the dataplane: events of objects and interfaces in, writes out.
+//!
+//! ```text
+//! source ──► Engine ──► changes ──┐
+//!              ▲  policy of a pod  ├─► Dataplane
+//! survey ──────┴─► who is where ──┘
+//! ```
+//!
+//! Everything is level-triggered: [`Reconciler::settle`] compares what each veth should have with what it has, and may
+//! be called at any time.
+
+mod failures;
+mod numbers;
+mod settle;
+mod startup;
+pub mod task;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use netpol_common::{Endpoint, IfIndex};
+use netpol_policy::compile::Engine;
+use netpol_policy::model::PodKey;
+use netpol_policy::tables::{Change, EndpointPolicy};
+use netpol_policy::world::Event;
+
+use crate::dataplane::{Dataplane, MapName, WriteError};
+use crate::endpoints::Survey;
+use failures::Failures;
+use numbers::Numbers;
+
+pub use failures::Problems;
+pub use settle::UnknownPods;
+
+/// What the agent was told to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// This node's name, as pods' `spec.nodeName` says it.
+    pub node: Arc<str>,
+    /// What to do with veths of no known pod.
+    pub unknown_pods: UnknownPods,
+    /// Whether pods may send only from their own addresses.
+    pub source_guard: bool,
+}
+
+/// An interface that has, or had, an endpoint.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Whose it is; `None`: nobody known.
+    pub pod: Option<PodKey>,
+    /// What the kernel has.
+    pub endpoint: Endpoint,
+    /// Whether the programs are on it.
+    pub attached: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Reconciler<D> {
+    engine: Engine,
+    dataplane: D,
+    options: Options,
+    survey: Survey,
+    /// What the changes executed so far say; the engine may be ahead of them.
+    policies: BTreeMap<PodKey, EndpointPolicy>,
+    held: BTreeMap<IfIndex, Held>,
+    /// When each veth was first seen.
+    seen: BTreeMap<IfIndex, Instant>,
+    numbers: Numbers,
+    failures: Failures,
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Takes objects in and enforces what they say.
+    pub fn apply(&mut self, events: Vec<Event>) {
+        let changes = self.engine.apply_all(events);
+        self.execute(&changes);
+        self.settle();
+    }
+
+    /// Takes in what netlink tells, and enforces what follows.
+    pub fn surveyed(&mut self, survey: Survey) {
+        let own_changed = survey.own != self.survey.own;
+        self.survey = survey;
+        if own_changed {
+            let own = self.survey.own.clone();
+            self.apply(vec![Event::OwnAddresses(own)]);
+        } else {
+            self.settle();
+        }
+    }
+
+    /// Tries again what did not fit.
+    pub fn retry(&mut self) {
+        for change in self.failures.pending() {
+            self.write(&change);
+        }
+        self.settle();
+    }
+
+    fn execute(&mut self, changes: &[Change]) {
+        let room_made = changes.iter().any(failures::makes_room);
+        for change in changes {
+            match change {
+                Change::PutEndpoint(pod, policy) => {
+                    self.policies.insert(pod.clone(), *policy);
+                    self.for_endpoints(|_, held| held.pod.as_ref() == Some(pod));
+                }
+                Change::Rejudge(rule_sets) => self.for_endpoints(|endpoint, _| {
+                    rule_sets.iter().any(|set| endpoint.ingress.rule_set == *set || endpoint.egress.rule_set == *set)
+                }),
+                // Released by `settle`, which knows what becomes of the interface.
+                Change::DeleteEndpoint(pod) => {
+                    self.policies.remove(pod);
+                }
+                Change::PutPort { .. }
+                | Change::DeletePort { .. }
+                | Change::PutAllow(..)
+                | Change::DeleteAllow(_)
+                | Change::PutAddress(..)
+                | Change::DeleteAddress(_)
+                | Change::PutPrefix(..)
+                | Change::DeletePrefix(_) => self.write(change),
+            }
+        }
+        if room_made && !self.failures.is_empty() {
+            self.retry();
+        }
+    }
+
+    /// Writes one table entry, or remembers that it could not.
+    fn write(&mut self, change: &Change) {
+        match self.dataplane.write(change) {
+            Ok(()) => self.failures.succeeded(change),
+            Err(error) => {
+                self.failures.failed(change, &error);
+                // An entry that can no longer be lowered must not stay raised: without it less is allowed.
+                if let Some(delete) = failures::fallback(change)
+                    && let Err(error) = self.dataplane.write(&delete)
+                {
+                    tracing::error!(%error, "cannot take back an entry that could not be replaced");
+                }
+            }
+        }
+    }
+
+    /// Writes the endpoints that `which` names anew, under a new generation.
+    fn for_endpoints(&mut self, which: impl Fn(&Endpoint, &Held) -> bool) {
+        let ifindexes: Vec<IfIndex> =
+            self.held.iter().filter(|(_, held)| which(&held.endpoint, held)).map(|(ifindex, _)| *ifindex).collect();
+        for ifindex in ifindexes {
+            if let Some(pod) = self.held[&ifindex].pod.clone()
+                && let Some(body) = self.body(ifindex, Some(&pod))
+            {
+                self.put(ifindex, Some(pod), body);
+            }
+        }
+    }
+
+    /// The engine, for names.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The dataplane.
+    pub fn dataplane(&self) -> &D {
+        &self.dataplane
+    }
+
+    /// Every interface with an endpoint.
+    pub fn held(&self) -> &BTreeMap<IfIndex, Held> {
+        &self.held
+    }
+
+    /// How many entries each table should have.
+    pub fn entries(&self) -> BTreeMap<MapName, usize> {
+        let mut entries = BTreeMap::from([(MapName::Endpoints, self.held.len())]);
+        for change in self.engine.tables().entries() {
+            if let Some(map) = MapName::written_by(&change) {
+                *entries.entry(map).or_default() += 1;
+            }
+        }
+        entries
+    }
+
+    /// What goes wrong at the moment.
+    pub fn problems(&self) -> Problems {
+        self.failures.problems()
+    }
+
+    fn endpoint_failed(&mut self, what: &'static str, ifindex: IfIndex, error: &WriteError) {
+        self.failures.endpoint(what, ifindex, error);
+    }
+}

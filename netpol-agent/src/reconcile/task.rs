@@ -1,0 +1,142 @@
+//! The loop around a [`Reconciler`]: waits for whatever comes first, drains what else is queued, and settles once.
+
+use std::future::pending;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+
+use super::Reconciler;
+use crate::dataplane::{Dataplane, Kernel, RingReader};
+use crate::endpoints::{Monitor, NetlinkError, Surveyor};
+use crate::events::Reporter;
+use crate::metrics::{self, Meter};
+use crate::source::Batch;
+
+/// Everything is looked at anew after this long, whatever was told.
+const RESYNC: Duration = Duration::from_secs(10);
+/// The first look again at what is not there yet; doubles up to [`SLOWEST`].
+const FASTEST: Duration = Duration::from_millis(5);
+/// While something is waited for.
+const SLOWEST: Duration = Duration::from_millis(500);
+
+/// A question for the metrics page.
+pub type Scrape = oneshot::Sender<String>;
+
+/// What the loop waits for.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Objects.
+    pub source: mpsc::Receiver<Batch>,
+    /// Links and addresses.
+    pub monitor: Monitor,
+    /// Looks at them.
+    pub surveyor: Surveyor,
+    /// Denied packets.
+    pub ring: RingReader,
+    /// Questions for metrics.
+    pub scrapes: mpsc::Receiver<Scrape>,
+    /// Written once everything known at the start is enforced.
+    pub ready_file: Option<PathBuf>,
+}
+
+/// Runs until `stop` resolves. What is enforced then stays enforced.
+///
+/// # Errors
+/// Where netlink fails for good.
+pub async fn run(
+    mut reconciler: Reconciler<Kernel>,
+    mut inputs: Inputs,
+    mut reporter: Reporter,
+    mut meter: Meter,
+    stop: impl Future<Output = ()>,
+) -> Result<(), NetlinkError> {
+    tokio::pin!(stop);
+    let mut back_off = FASTEST;
+    let mut last_resync = Instant::now();
+    let mut ready = false;
+    let mut source_open = true;
+    loop {
+        if !ready && reconciler.pods_without_interface() == 0 {
+            ready = true;
+            tell_ready(&reconciler, inputs.ready_file.as_deref());
+        }
+        meter.ready = ready;
+        let waiting = reconciler.is_waiting();
+        let wait = if waiting { back_off } else { RESYNC.saturating_sub(last_resync.elapsed()) };
+        tokio::select! {
+            biased;
+            () = &mut stop => return Ok(()),
+            batch = async { if source_open { inputs.source.recv().await } else { pending().await } } => {
+                let Some(mut events) = batch else {
+                    tracing::error!("the source has ended; what it said last stays in force");
+                    source_open = false;
+                    continue;
+                };
+                while let Ok(more) = inputs.source.try_recv() {
+                    events.extend(more);
+                }
+                let begun = Instant::now();
+                reconciler.apply(events);
+                meter.applied(begun.elapsed());
+                look(&mut reconciler, &mut inputs.surveyor, false);
+                back_off = FASTEST;
+            }
+            changed = inputs.monitor.changed() => {
+                changed?;
+                look(&mut reconciler, &mut inputs.surveyor, false);
+                back_off = FASTEST;
+            }
+            result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)) => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "cannot read the ring buffer; denied packets are counted but not told");
+                    sleep(SLOWEST).await;
+                }
+            }
+            Some(scrape) = inputs.scrapes.recv() => {
+                // Whoever asked may have gone.
+                let _ = scrape.send(metrics::render(&reconciler, &meter, &reporter));
+            }
+            () = sleep(wait) => {
+                let resync = last_resync.elapsed() >= RESYNC;
+                if resync {
+                    last_resync = Instant::now();
+                }
+                look(&mut reconciler, &mut inputs.surveyor, resync);
+                if waiting {
+                    back_off = (back_off * 2).min(SLOWEST);
+                    if back_off == SLOWEST {
+                        reconciler.retry();
+                        ready_late(&reconciler, &mut ready, inputs.ready_file.as_deref());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A pod whose interface never comes does not keep the rest from being called ready.
+fn ready_late(reconciler: &Reconciler<Kernel>, ready: &mut bool, file: Option<&std::path::Path>) {
+    if !std::mem::replace(ready, true) {
+        tracing::warn!(pods = reconciler.pods_without_interface(), "pods of this node have no interface yet");
+        tell_ready(reconciler, file);
+    }
+}
+
+fn look<D: Dataplane>(reconciler: &mut Reconciler<D>, surveyor: &mut Surveyor, all: bool) {
+    match surveyor.look(&reconciler.settled(), all) {
+        Ok(survey) => reconciler.surveyed(survey),
+        Err(error) => tracing::error!(%error, "cannot look at interfaces; it is tried again"),
+    }
+}
+
+fn tell_ready(reconciler: &Reconciler<Kernel>, file: Option<&std::path::Path>) {
+    let attached = reconciler.held().values().filter(|held| held.attached).count();
+    tracing::info!(endpoints = attached, "ready");
+    if let Some(file) = file
+        && let Err(error) = std::fs::write(file, format!("{}\n", std::process::id()))
+    {
+        tracing::error!(file = %file.display(), %error, "cannot write the ready file");
+    }
+}

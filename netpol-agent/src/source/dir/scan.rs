@@ -1,0 +1,93 @@
+//! The files of a directory tree, and how to tell that one has changed.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A file with the same stamp has the same content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: (u64, u64),
+    changed: (i64, i64),
+    modified: (i64, i64),
+    size: u64,
+}
+
+/// What a tree holds.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    /// Manifests: `.yaml`, `.yml` and `.json`, hidden ones left out. Symbolic links are followed, as in a mounted
+    /// `ConfigMap`.
+    pub(super) files: BTreeMap<PathBuf, Stamp>,
+    /// Directories to watch, hidden ones included.
+    pub(super) directories: Vec<PathBuf>,
+    /// Paths that could not be read; what was known below them stays.
+    pub(super) unreadable: Vec<(PathBuf, io::Error)>,
+}
+
+/// Walks the tree.
+///
+/// # Errors
+/// Where the root itself cannot be listed.
+pub(super) fn scan(root: &Path) -> io::Result<Scan> {
+    let mut scan = Scan::default();
+    let mut visited = HashSet::new();
+    let metadata = fs::metadata(root)?;
+    visited.insert(inode(&metadata));
+    walk(root, fs::read_dir(root)?, &mut visited, &mut scan);
+    Ok(scan)
+}
+
+fn walk(directory: &Path, entries: fs::ReadDir, visited: &mut HashSet<(u64, u64)>, scan: &mut Scan) {
+    scan.directories.push(directory.to_owned());
+    for entry in entries {
+        let path = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                scan.unreadable.push((directory.to_owned(), error));
+                continue;
+            }
+        };
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if hidden {
+            continue;
+        }
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => {
+                // A link that leads back up would never end.
+                if visited.insert(inode(&metadata)) {
+                    match fs::read_dir(&path) {
+                        Ok(entries) => walk(&path, entries, visited, scan),
+                        Err(error) => scan.unreadable.push((path, error)),
+                    }
+                }
+            }
+            Ok(metadata) if metadata.is_file() && is_manifest(&path) => {
+                scan.files.insert(path, stamp(&metadata));
+            }
+            Ok(_) => {}
+            // Gone between the listing and now, or a link to nowhere: not there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => scan.unreadable.push((path, error)),
+        }
+    }
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+}
+
+fn inode(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+fn stamp(metadata: &Metadata) -> Stamp {
+    Stamp {
+        inode: inode(metadata),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        size: metadata.size(),
+    }
+}

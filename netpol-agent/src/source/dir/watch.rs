@@ -1,0 +1,106 @@
+//! Tells when it is worth looking at a tree again.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use tokio::io::unix::AsyncFd;
+
+/// A writer that goes on longer than this without closing is read all the same.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Watches directories, and knows which files someone is in the middle of writing.
+#[derive(Debug)]
+pub(super) struct Watch {
+    inotify: AsyncFd<Inotify>,
+    directories: HashMap<WatchDescriptor, PathBuf>,
+    writing: HashMap<PathBuf, Instant>,
+}
+
+impl Watch {
+    /// Starts without directories.
+    ///
+    /// # Errors
+    /// Where the kernel refuses (`fs.inotify.max_user_instances`).
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: the descriptor lives as long as the `Inotify`, which `AsyncFd` owns and nobody replaces.
+        let inotify = unsafe { AsyncFd::register(Inotify::init()?) }?;
+        Ok(Self { inotify, directories: HashMap::new(), writing: HashMap::new() })
+    }
+
+    /// Watches this directory, if it is not watched yet.
+    ///
+    /// # Errors
+    /// Where the kernel refuses (`fs.inotify.max_user_watches`).
+    pub(super) fn add(&mut self, directory: &Path) -> io::Result<()> {
+        let mask = WatchMask::CLOSE_WRITE
+            | WatchMask::MODIFY
+            | WatchMask::CREATE
+            | WatchMask::DELETE
+            | WatchMask::MOVE
+            | WatchMask::ATTRIB
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        let descriptor = self.inotify.get_ref().watches().add(directory, mask)?;
+        self.directories.insert(descriptor, directory.to_owned());
+        Ok(())
+    }
+
+    /// Whether someone is in the middle of writing this file.
+    pub(super) fn is_being_written(&mut self, path: &Path) -> bool {
+        self.writing.retain(|_, since| since.elapsed() < PATIENCE);
+        self.writing.contains_key(path)
+    }
+
+    /// Waits until something has changed that is worth a look.
+    ///
+    /// # Errors
+    /// Where inotify fails for good.
+    pub(super) async fn changed(&mut self) -> io::Result<()> {
+        loop {
+            let mut ready = self.inotify.readable_mut().await?;
+            let mut buffer = [0_u8; 4096];
+            let events = match ready.get_inner_mut().read_events(&mut buffer) {
+                Ok(events) => events,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let mut worth = false;
+            for event in events {
+                if event.mask.contains(EventMask::IGNORED) {
+                    self.directories.remove(&event.wd);
+                    continue;
+                }
+                let path = match (self.directories.get(&event.wd), event.name) {
+                    (Some(directory), Some(name)) => Some(directory.join(name)),
+                    _ => None,
+                };
+                worth |= note(&mut self.writing, event.mask, path);
+            }
+            if worth {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether this event alone is worth a look. A file that is just created or written is not: its close is.
+fn note(writing: &mut HashMap<PathBuf, Instant>, mask: EventMask, path: Option<PathBuf>) -> bool {
+    let Some(path) = path else { return true };
+    if mask.contains(EventMask::MODIFY) {
+        writing.insert(path, Instant::now());
+        return false;
+    }
+    if mask.contains(EventMask::CREATE) && !mask.contains(EventMask::ISDIR) {
+        // A new file is empty until it is closed; a new link is whole.
+        return path.is_symlink() || std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
+    }
+    writing.remove(&path);
+    true
+}
