@@ -13,7 +13,8 @@ Exit codes:
   0  done; explain: allowed; lint: no errors
   1  explain: denied; lint: errors found
   2  wrong usage
-  3  some input could not be read, or it has not what was asked for";
+  3  some input could not be read, or it has not what was asked for
+  70 a defect of netpol: two readings of the same policies differ";
 
 /// What network policies mean: who reaches whom, and why (not). Works on manifests, without a cluster.
 #[derive(Debug, Parser)]

@@ -26,6 +26,8 @@ pub(crate) enum Exit {
     No = 1,
     /// Some input could not be read, or there is nothing in it to answer from. 2 is clap's, for wrong usage.
     Input = 3,
+    /// Two readings of the same policies differ: a defect of netpol (`EX_SOFTWARE` of sysexits.h).
+    Defect = 70,
 }
 
 impl From<Exit> for ExitCode {
@@ -48,7 +50,8 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
             eprintln!("netpol: {error:#}");
-            Exit::Input.into()
+            let defect = matches!(error.downcast_ref(), Some(verdict::NoAnswer::Disagreement { .. }));
+            if defect { Exit::Defect } else { Exit::Input }.into()
         }
     }
 }

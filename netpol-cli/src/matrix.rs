@@ -11,7 +11,7 @@ use crate::Exit;
 use crate::args::{MatrixOptions, Output};
 use crate::color::Color;
 use crate::input::Input;
-use crate::verdict::Judge;
+use crate::verdict::{Judge, NoAnswer};
 use crate::{placeholder, table};
 
 pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit> {
@@ -26,17 +26,17 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     let judge = Judge::new(&world);
     let mut explanations: Vec<Explanation> = Vec::new();
     for &port in &options.ports {
-        let mut row = Vec::new();
-        for from in &ends {
-            for to in &ends {
-                // Ends without an address family in common have no verdict.
-                row.push(judge.explain(from, to, port).ok());
-            }
-        }
+        let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to)));
         match options.output {
-            Output::Json => explanations.extend(row.into_iter().flatten()),
+            Output::Json => {
+                for (from, to) in pairs {
+                    explanations.extend(answered(judge.explain(from, to, port))?);
+                }
+            }
             Output::Table => {
-                table::print(out, &port.to_string(), &ends, &row, Color::detect(), table::terminal_width())?;
+                let cells: Vec<_> =
+                    pairs.map(|(from, to)| answered(judge.sides(from, to, port))).collect::<Result<_, _>>()?;
+                table::print(out, &port.to_string(), &ends, &cells, Color::detect(), table::terminal_width())?;
             }
         }
     }
@@ -48,6 +48,15 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
         Output::Table => writeln!(out, "{}", table::LEGEND)?,
     }
     Ok(if input.unreadable.is_empty() { Exit::Ok } else { Exit::Input })
+}
+
+/// Ends without an address family in common have no verdict.
+fn answered<T>(answer: Result<T, NoAnswer>) -> Result<Option<T>, NoAnswer> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(NoAnswer::Question(_)) => Ok(None),
+        Err(disagreement) => Err(disagreement),
+    }
 }
 
 /// The pods to show, then the addresses.

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use netpol_policy::explain::{Explanation, Verdict};
 use netpol_policy::reference::End;
 
 use crate::color::Color;
+use crate::verdict::Sides;
 
 /// What the cells mean.
 pub(crate) const LEGEND: &str =
@@ -22,7 +22,7 @@ pub(crate) fn print(
     out: &mut impl Write,
     title: &str,
     ends: &[End],
-    cells: &[Option<Explanation>],
+    cells: &[Option<Sides>],
     color: Color,
     width: Option<usize>,
 ) -> io::Result<()> {
@@ -47,7 +47,7 @@ pub(crate) fn print(
             let mut line = format!("  {:>digits$} {:<names$}", from + 1, shorten(&name(end), names));
             for to in block.clone() {
                 let gap = if starts_group(ends, to, block.start) { "  " } else { " " };
-                let (letter, allowed) = cell(cells[from * ends.len() + to].as_ref());
+                let (letter, allowed) = cell(cells[from * ends.len() + to]);
                 let padding = " ".repeat(digits - 1);
                 let _ = write!(line, "{gap}{padding}{}", color.verdict(allowed, letter));
             }
@@ -58,13 +58,13 @@ pub(crate) fn print(
     Ok(())
 }
 
-fn cell(explanation: Option<&Explanation>) -> (&'static str, bool) {
-    let Some(explanation) = explanation else { return ("-", false) };
-    match (explanation.egress.verdict, explanation.ingress.verdict) {
-        (Verdict::Allow, Verdict::Allow) => ("+", true),
-        (Verdict::Deny, Verdict::Allow) => ("e", false),
-        (Verdict::Allow, Verdict::Deny) => ("i", false),
-        (Verdict::Deny, Verdict::Deny) => ("x", false),
+fn cell(sides: Option<Sides>) -> (&'static str, bool) {
+    match sides {
+        None => ("-", false),
+        Some(Sides { egress: true, ingress: true }) => ("+", true),
+        Some(Sides { egress: false, ingress: true }) => ("e", false),
+        Some(Sides { egress: true, ingress: false }) => ("i", false),
+        Some(Sides { egress: false, ingress: false }) => ("x", false),
     }
 }
 

@@ -1,22 +1,80 @@
-//! The one place where verdicts come from.
+//! The one place where verdicts come from: the tables that the agent writes into the kernel. The words come from the
+//! reference; should the two not agree, that is said rather than either printed.
 
+use netpol_common::Reason;
+use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::explain::{self, Explanation};
-use netpol_policy::reference::{ConnectionError, End};
-use netpol_policy::world::World;
+use netpol_policy::reference::{self, ConnectionError, End, Evaluation, Packet};
+use netpol_policy::world::{Event, World};
 
 use crate::args::AskedPort;
 
 /// Answers questions about one world.
-pub(crate) struct Judge<'w> {
-    world: &'w World,
+pub(crate) struct Judge {
+    engine: Engine,
 }
 
-impl<'w> Judge<'w> {
-    pub(crate) fn new(world: &'w World) -> Self {
-        Self { world }
+/// What each side allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sides {
+    /// The source; true where it is no pod.
+    pub(crate) egress: bool,
+    /// The destination; true where it is no pod.
+    pub(crate) ingress: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoAnswer {
+    /// The question makes no sense.
+    #[error(transparent)]
+    Question(#[from] ConnectionError),
+    /// Two readings of the same policies differ.
+    #[error(
+        "{from} to {to} at {port}: the compiled tables say {tables}, the reference says {reference}. \
+         This is a defect of netpol; please report it with these manifests"
+    )]
+    Disagreement {
+        /// Who opens.
+        from: End,
+        /// Towards whom.
+        to: End,
+        /// At which port.
+        port: AskedPort,
+        /// The tables' reason.
+        tables: &'static str,
+        /// The reference's reason.
+        reference: &'static str,
+    },
+}
+
+impl Judge {
+    pub(crate) fn new(world: &World) -> Self {
+        let mut engine = Engine::new(NodeScope::All, FirstIds::default());
+        engine.apply(Event::OwnAddresses(world.own_addresses.clone()));
+        engine.apply(Event::Reset(world.objects().collect()));
+        Self { engine }
     }
 
-    pub(crate) fn explain(&self, from: &End, to: &End, asked: AskedPort) -> Result<Explanation, ConnectionError> {
-        explain::explain(self.world, from, to, asked.protocol, asked.port)
+    /// What the tables allow at each side; an error where the reference does not say the same.
+    pub(crate) fn sides(&self, from: &End, to: &End, asked: AskedPort) -> Result<Sides, NoAnswer> {
+        let connection = reference::connection(self.engine.world(), from, to, asked.protocol.number(), asked.port)?;
+        let side = |judged: Option<(Packet, Evaluation)>| {
+            let Some((packet, evaluation)) = judged else { return Ok(true) };
+            let tables = self.engine.judge(&packet).map_or(Reason::NoEndpoint, |judgement| judgement.reason);
+            if tables == evaluation.reason {
+                return Ok(tables.allows());
+            }
+            let (from, to) = (from.clone(), to.clone());
+            let (tables, reference) = (tables.name(), evaluation.reason.name());
+            Err(NoAnswer::Disagreement { from, to, port: asked, tables, reference })
+        };
+        Ok(Sides { egress: side(connection.egress)?, ingress: side(connection.ingress)? })
+    }
+
+    /// The verdict in words.
+    pub(crate) fn explain(&self, from: &End, to: &End, asked: AskedPort) -> Result<Explanation, NoAnswer> {
+        self.sides(from, to, asked)?;
+        Ok(explain::explain(self.engine.world(), from, to, asked.protocol, asked.port)?)
     }
 }

@@ -32,12 +32,13 @@ mod transaction;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use netpol_common::{RuleId, RuleSetId};
+use netpol_common::{Judgement, RuleId, RuleSetId};
 
 pub use ids::FirstIds;
 pub use rules::RuleName;
 
 use crate::model::{Object, ObjectKey, Pod, PodKey, PolicyKey};
+use crate::reference::Packet;
 use crate::tables::{Change, EndpointPolicy, Tables};
 use crate::world::{Event, World};
 
@@ -137,6 +138,12 @@ impl Engine {
     /// What holds for a pod in scope.
     pub fn endpoint(&self, pod: &PodKey) -> Option<EndpointPolicy> {
         self.tables.endpoint(pod)
+    }
+
+    /// The tables' verdict on a packet; `None` where its pod has no endpoint.
+    pub fn judge(&self, packet: &Packet) -> Option<Judgement> {
+        let own = self.world.pods.get(&packet.pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+        Some(self.tables.judge(self.endpoint(&packet.pod)?, own, packet))
     }
 
     /// Whose address it is.

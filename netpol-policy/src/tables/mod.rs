@@ -1,6 +1,7 @@
 //! The desired content of the kernel's maps, and the steps from one content to the next.
 
 mod memory;
+mod verdict;
 
 use std::net::IpAddr;
 

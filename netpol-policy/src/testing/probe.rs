@@ -2,18 +2,13 @@
 
 use std::net::IpAddr;
 
-use netpol_common::{Attempt, Direction, Endpoint, IfIndex, Reason, judge, protocol};
+use netpol_common::{Direction, Reason, protocol};
 
 use super::generate::{ADDRESSES, PORTS};
 use crate::model::PodKey;
 use crate::reference::Packet;
 use crate::tables::{EndpointPolicy, Tables};
 use crate::world::World;
-
-/// The pod's interface in these tests.
-const OWN: u32 = 7;
-/// Some other interface.
-const OTHER: u32 = 9;
 
 /// An attempt at any pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,28 +60,6 @@ pub fn probes() -> Vec<Probe> {
 
 /// The verdict of tables in memory, by the code that the kernel runs.
 pub fn judge_in(tables: &Tables, world: &World, pod: &PodKey, policy: EndpointPolicy, probe: &Probe) -> Reason {
-    let mut endpoint =
-        Endpoint { ifindex: IfIndex(OWN), ingress: policy.ingress, egress: policy.egress, ..Endpoint::default() };
-    for address in world.pods.get(pod).into_iter().flat_map(|pod| &pod.addresses) {
-        match address {
-            IpAddr::V4(address) => endpoint.address_v4 = address.octets(),
-            IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
-        }
-    }
-    let (direction, protocol, port) = (probe.direction, probe.protocol, probe.port.to_be_bytes());
-    let ingress_ifindex = match (probe.from_node, probe.via_own) {
-        (true, _) => 0,
-        (_, true) => OWN,
-        _ => OTHER,
-    };
-    match probe.remote {
-        IpAddr::V4(remote) => {
-            let attempt = Attempt { direction, remote: remote.octets(), protocol, port, ingress_ifindex };
-            judge(tables, &endpoint, &attempt).reason
-        }
-        IpAddr::V6(remote) => {
-            let attempt = Attempt { direction, remote: remote.octets(), protocol, port, ingress_ifindex };
-            judge(tables, &endpoint, &attempt).reason
-        }
-    }
+    let own = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+    tables.judge(policy, own, &probe.at(pod)).reason
 }

@@ -1,0 +1,40 @@
+//! A packet judged by tables in memory, with the code that the kernel runs.
+
+use std::net::IpAddr;
+
+use netpol_common::{Attempt, Endpoint, IfIndex, Judgement, judge};
+
+use super::{EndpointPolicy, Tables};
+use crate::reference::Packet;
+
+/// Some interface for the pod, and some other one; only whether they are the same matters.
+const OWN: IfIndex = IfIndex(1);
+const OTHER: u32 = 2;
+
+impl Tables {
+    /// Judges a packet at a pod that has this policy and these addresses.
+    pub fn judge(&self, policy: EndpointPolicy, own: &[IpAddr], packet: &Packet) -> Judgement {
+        let mut endpoint =
+            Endpoint { ifindex: OWN, ingress: policy.ingress, egress: policy.egress, ..Endpoint::default() };
+        for address in own {
+            match address {
+                IpAddr::V4(address) => endpoint.address_v4 = address.octets(),
+                IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
+            }
+        }
+        let ingress_ifindex = match (packet.from_node, packet.via_own) {
+            (true, _) => 0,
+            (false, true) => OWN.0,
+            (false, false) => OTHER,
+        };
+        let (direction, protocol, port) = (packet.direction, packet.protocol, packet.port.to_be_bytes());
+        match packet.remote {
+            IpAddr::V4(remote) => {
+                judge(self, &endpoint, &Attempt { direction, remote: remote.octets(), protocol, port, ingress_ifindex })
+            }
+            IpAddr::V6(remote) => {
+                judge(self, &endpoint, &Attempt { direction, remote: remote.octets(), protocol, port, ingress_ifindex })
+            }
+        }
+    }
+}
