@@ -28,7 +28,7 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed, or something remains (uninstall); 2 wrong usage; 3 another agent runs on the pin path; \
 4 built without BPF programs.";
 
-/// Enforces the NetworkPolicies of a node's pods, with eBPF programs on their veths.
+/// Enforces the network policies of a node's pods, with eBPF programs on their veths.
 #[derive(Debug, Parser)]
 #[command(name = "netpol-agent", version, after_help = EXIT_CODES)]
 pub struct Cli {

@@ -23,17 +23,12 @@ pub struct Memory {
 
 impl Dataplane for Memory {
     fn write(&mut self, change: &Change) -> Result<(), WriteError> {
-        match MapName::written_by(change).filter(|map| self.full == Some(*map)) {
-            Some(map) => Err(WriteError::Full {
-                map,
-                option: map.option(),
-                source: std::io::Error::from_raw_os_error(libc::E2BIG),
-            }),
-            None => {
-                self.written.push(change.clone());
-                Ok(())
-            }
+        if let Some(map) = MapName::written_by(change).filter(|map| self.full == Some(*map)) {
+            let source = std::io::Error::from_raw_os_error(libc::E2BIG);
+            return Err(WriteError::Full { map, option: map.option(), source });
         }
+        self.written.push(change.clone());
+        Ok(())
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {

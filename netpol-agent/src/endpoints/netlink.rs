@@ -153,10 +153,9 @@ impl Netlink {
                     NetlinkPayload::Done(done) if done.code < 0 => {
                         return Err(talk(io::Error::from_raw_os_error(-done.code)));
                     }
-                    NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) if error.code.is_some() => return Err(talk(error.to_io())),
-                    // What was asked for is done.
-                    NetlinkPayload::Error(_) => return Ok(()),
+                    // An error of zero is an acknowledgement.
+                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(()),
                     _ => {}
                 }
             }
@@ -193,7 +192,7 @@ fn local(message: &AddressMessage) -> Option<IpAddr> {
     address
 }
 
-/// Whether this is in fe80::/10.
+/// Whether this is in `fe80::/10`.
 pub fn is_link_local(address: &Ipv6Addr) -> bool {
     address.segments()[0] & 0xffc0 == 0xfe80
 }

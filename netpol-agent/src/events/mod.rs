@@ -41,7 +41,8 @@ impl Reporter {
         if self.past.len() > 1024 {
             self.past.clear();
         }
-        let denial = tell::denial(event, pod, reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
+        let denial =
+            tell::denial(event, pod.as_ref(), reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
         self.told += 1;
         self.lines.push(&denial);
     }

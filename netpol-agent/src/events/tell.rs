@@ -5,7 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use netpol_common::{DenyEvent, Direction, Reason, protocol};
 use netpol_policy::compile::Engine;
+use netpol_policy::explain::{NearestRule, Verdict, explain_packet};
 use netpol_policy::model::PodKey;
+use netpol_policy::reference::Packet;
 use serde::Serialize;
 
 /// One line.
@@ -33,6 +35,12 @@ pub struct Denial {
     pub port: Option<u16>,
     /// The policies that isolate the pod in this direction.
     pub policies: Vec<PolicyRef>,
+    /// Where no rule allows it: the one that lacks least, and what it lacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<NearestRule>,
+    /// What is often overlooked in such a case.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<String>,
     /// Packets of this flow that were dropped and not told since the last line.
     pub suppressed: u32,
     /// Bytes of the packet from its IP header on.
@@ -66,7 +74,7 @@ pub struct PolicyRef {
 }
 
 /// Names both ends and the policies. `pod` is who the interface belongs to.
-pub(super) fn denial(event: &DenyEvent, pod: Option<PodKey>, engine: &Engine, time: SystemTime) -> Denial {
+pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, time: SystemTime) -> Denial {
     let direction = Direction::from_code(event.direction);
     let ports = protocol::has_ports(event.protocol);
     let end = |address: &[u8; 16], port: [u8; 2], own: Option<&PodKey>| {
@@ -82,8 +90,8 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<PodKey>, engine: &Engine, ti
     };
     // A foreign source is somebody else's address; the interface tells whose packet it was.
     let (sender, receiver) = match direction {
-        Some(Direction::Egress) => (pod.as_ref(), None),
-        _ => (None, pod.as_ref()),
+        Some(Direction::Egress) => (pod, None),
+        _ => (None, pod),
     };
     let policies = engine.rule_set(event.rule_set).unwrap_or_default();
     Denial {
@@ -91,7 +99,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<PodKey>, engine: &Engine, ti
         verdict: "deny",
         direction: direction.map_or("unknown", Direction::name),
         reason: Reason::from_code(event.reason).map_or("unknown", Reason::name),
-        at: pod.as_ref().map(ToString::to_string),
+        at: pod.map(ToString::to_string),
         from: end(&event.source, event.source_port, sender),
         to: end(&event.destination, event.destination_port, receiver),
         protocol: protocol_name(event.protocol),
@@ -100,8 +108,34 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<PodKey>, engine: &Engine, ti
             .iter()
             .map(|key| PolicyRef { namespace: key.namespace.to_string(), name: key.name.to_string() })
             .collect(),
+        nearest: None,
+        hints: Vec::new(),
         suppressed: event.suppressed,
         length: event.length,
+    }
+}
+
+/// Adds what the policies would have to say. Costs a look at every rule of the pod's policies.
+pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engine: &Engine) {
+    let Some(direction) = Direction::from_code(event.direction) else { return };
+    let other = match direction {
+        Direction::Ingress => &event.source,
+        Direction::Egress => &event.destination,
+    };
+    let Some(remote) = address_of(event.family, other) else { return };
+    let packet = Packet {
+        pod: pod.clone(),
+        direction,
+        remote,
+        protocol: event.protocol,
+        port: denial.port.unwrap_or(0),
+        from_node: false,
+        via_own: false,
+    };
+    let side = explain_packet(engine.world(), &packet);
+    // Policies may have changed since: an explanation of another verdict would mislead.
+    if side.verdict == Verdict::Deny {
+        (denial.nearest, denial.hints) = (side.nearest, side.hints);
     }
 }
 

@@ -124,19 +124,14 @@ impl<D: Dataplane> Reconciler<D> {
     pub(super) fn put(&mut self, ifindex: IfIndex, pod: Option<PodKey>, body: Endpoint) {
         let held = self.held.get(&ifindex);
         let keeps_number = held.is_some_and(|held| held.pod == pod || held.pod.is_none());
-        let id = match held.filter(|_| keeps_number).map(|held| held.endpoint.id) {
-            Some(id) => id,
-            None => match self.numbers.take() {
-                Some(id) => {
-                    self.dataplane.clear_counters(id);
-                    id
-                }
-                None => {
-                    tracing::error!(interface = %ifindex,
-                        "no room for another endpoint; raise --max-endpoints. Its pod is not enforced");
-                    return;
-                }
-            },
+        let id = if let Some(held) = held.filter(|_| keeps_number) {
+            held.endpoint.id
+        } else if let Some(id) = self.numbers.take() {
+            self.dataplane.clear_counters(id);
+            id
+        } else {
+            tracing::error!(interface = %ifindex, "no room for another endpoint, whose pod is not enforced; raise --max-endpoints");
+            return;
         };
         let written = self.dataplane.next_generation().and_then(|generation| {
             let endpoint = Endpoint { generation, id, ..body };
@@ -166,9 +161,10 @@ impl<D: Dataplane> Reconciler<D> {
                 let Some(held) = self.held.get_mut(&ifindex) else { return };
                 held.attached = true;
                 let seen = self.seen.get(&ifindex).map_or(0.0, |seen| seen.elapsed().as_secs_f64() * 1e3);
-                match &held.pod {
-                    Some(pod) => tracing::info!(%pod, interface = veth.name, unprotected_ms = seen, "enforced"),
-                    None => tracing::info!(interface = veth.name, "an unknown pod: everything is dropped"),
+                if let Some(pod) = &held.pod {
+                    tracing::info!(%pod, interface = veth.name, unprotected_ms = seen, "enforced");
+                } else {
+                    tracing::info!(interface = veth.name, "an unknown pod: everything is dropped");
                 }
             }
             Err(error) => tracing::error!(%error, "a pod is not enforced; it is tried again"),

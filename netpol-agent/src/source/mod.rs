@@ -43,7 +43,7 @@ impl ObjectSource {
     /// Where the source is not there at all. Objects that are not understood are told in the log instead.
     pub fn start(self) -> Result<mpsc::Receiver<Batch>, SourceError> {
         match self {
-            Self::Dir(path) => dir::start(path),
+            Self::Dir(path) => dir::start(&path),
         }
     }
 }

@@ -78,6 +78,12 @@ pub(super) fn attach(ebpf: &mut Ebpf, pins: &Pins, tcx: bool, ifindex: IfIndex, 
         };
         put.map_err(|error| failed(chain(error.as_ref())))?;
     }
+    // What an agent in the other mode put there has done its duty.
+    if tcx {
+        detach_filters(pins, ifindex)?
+    } else {
+        detach_tcx(pins, ifindex)?
+    };
     Ok(())
 }
 
@@ -124,35 +130,57 @@ fn filter(name: &str, direction: Direction) -> io::Result<SchedClassifierLink> {
 
 /// Takes both programs off, and tells what it removed. An interface that has gone took them with it.
 pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
-    let name = if_indextoname(ifindex.0).ok().and_then(|name| name.into_string().ok());
-    let shown = name.clone().unwrap_or_else(|| format!("interface {ifindex}"));
-    let failed = |message: String| AttachError { interface: shown.clone(), message };
+    let mut removed = detach_tcx(pins, ifindex)?;
+    removed.extend(detach_filters(pins, ifindex)?);
+    Ok(removed)
+}
+
+fn name_of(ifindex: IfIndex) -> Option<String> {
+    if_indextoname(ifindex.0).ok()?.into_string().ok()
+}
+
+fn shown(ifindex: IfIndex) -> String {
+    name_of(ifindex).unwrap_or_else(|| format!("interface {ifindex}"))
+}
+
+fn failed(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachError {
+    AttachError { interface: shown(ifindex), message: message.to_string() }
+}
+
+fn detach_tcx(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
     let mut removed = Vec::new();
     for direction in Direction::BOTH {
         let pin = pins.link(ifindex, direction);
         if pin.exists() {
-            unpin(&pin).map_err(|error| failed(error.to_string()))?;
-            removed.push(format!("TCX link on {shown}, {}", direction.name()));
+            unpin(&pin).map_err(|error| failed(ifindex, &error))?;
+            removed.push(format!("TCX link on {}, {}", shown(ifindex), direction.name()));
         }
     }
+    Ok(removed)
+}
+
+fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
     let mark = pins.filter(ifindex);
-    if mark.exists() {
-        if let Some(name) = &name {
-            for direction in Direction::BOTH {
-                let gone = filter(name, direction).map(SchedClassifierLink::detach);
-                if matches!(gone, Ok(Ok(()))) {
-                    removed.push(format!("clsact filter on {shown}, {}", direction.name()));
-                }
-            }
-            let ours = mark.join("qdisc").exists();
-            let netlink = Netlink::open().map_err(|error| failed(error.to_string()));
-            if ours && netlink?.delete_clsact_if_empty(ifindex).map_err(|error| failed(error.to_string()))? {
-                removed.push(format!("clsact qdisc on {shown}"));
+    let mut removed = Vec::new();
+    if !mark.exists() {
+        return Ok(removed);
+    }
+    if let Some(name) = name_of(ifindex) {
+        for direction in Direction::BOTH {
+            if matches!(filter(&name, direction).map(Link::detach), Ok(Ok(()))) {
+                removed.push(format!("clsact filter on {name}, {}", direction.name()));
             }
         }
-        let _ = fs::remove_dir(mark.join("qdisc"));
-        fs::remove_dir(&mark).map_err(|error| failed(format!("cannot remove {}: {error}", mark.display())))?;
+        if mark.join("qdisc").exists() {
+            let mut netlink = Netlink::open().map_err(|error| failed(ifindex, &error))?;
+            if netlink.delete_clsact_if_empty(ifindex).map_err(|error| failed(ifindex, &error))? {
+                removed.push(format!("clsact qdisc on {name}"));
+            }
+        }
     }
+    // Absent where the qdisc was somebody else's.
+    let _ = fs::remove_dir(mark.join("qdisc"));
+    fs::remove_dir(&mark).map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", mark.display())))?;
     Ok(removed)
 }
 

@@ -123,27 +123,27 @@ impl Maps {
     pub(super) fn snapshot(&self) -> Result<Snapshot, WriteError> {
         let mut snapshot = Snapshot::default();
         let failed = |map| move |error| write_error(map, error);
-        for entry in self.addresses_v4.iter() {
+        for entry in &self.addresses_v4 {
             let (address, entry) = entry.map_err(failed(MapName::AddressesV4))?;
             snapshot.addresses.insert(IpAddr::from(address), entry.0);
         }
-        for entry in self.addresses_v6.iter() {
+        for entry in &self.addresses_v6 {
             let (address, entry) = entry.map_err(failed(MapName::AddressesV6))?;
             snapshot.addresses.insert(IpAddr::from(address), entry.0);
         }
-        for entry in self.prefixes_v4.iter() {
+        for entry in &self.prefixes_v4 {
             let (key, entry) = entry.map_err(failed(MapName::PrefixesV4))?;
             snapshot.prefixes.extend(net(IpAddr::from(key.data()), key.prefix_len()).map(|net| (net, entry.0.class)));
         }
-        for entry in self.prefixes_v6.iter() {
+        for entry in &self.prefixes_v6 {
             let (key, entry) = entry.map_err(failed(MapName::PrefixesV6))?;
             snapshot.prefixes.extend(net(IpAddr::from(key.data()), key.prefix_len()).map(|net| (net, entry.0.class)));
         }
-        for entry in self.allow.iter() {
+        for entry in &self.allow {
             let (key, entry) = entry.map_err(failed(MapName::Allow))?;
             snapshot.allow.insert(key.0, entry.0);
         }
-        for entry in self.ports.iter() {
+        for entry in &self.ports {
             let (key, entry) = entry.map_err(failed(MapName::Ports))?;
             snapshot.ports.insert((key.data().0, key.prefix_len()), entry.0);
         }
@@ -159,7 +159,7 @@ impl Maps {
                 endpoints.insert(endpoint.ifindex, endpoint);
             }
         }
-        for entry in self.overflow.iter() {
+        for entry in &self.overflow {
             let (_, Raw(endpoint)) = entry.map_err(|error| write_error(MapName::EndpointsOverflow, error))?;
             endpoints.insert(endpoint.ifindex, endpoint);
         }

@@ -12,6 +12,9 @@ use super::maps::pinned;
 use super::names::MapName;
 use super::pins::pin_error;
 
+/// Events handed out at once: a flood of them must not keep policies waiting.
+const BATCH: usize = 256;
+
 /// Reads denied packets as they come.
 #[derive(Debug)]
 pub struct RingReader {
@@ -43,19 +46,22 @@ impl RingReader {
         Ok(Self { ring })
     }
 
-    /// Waits for events and hands out all that are there.
+    /// Waits for events and hands out those that are there, up to a limit.
     ///
     /// # Errors
     /// Where waiting fails for good.
     pub async fn read(&mut self, mut each: impl FnMut(DenyEvent)) -> io::Result<()> {
         let mut ready = self.ring.readable_mut().await?;
-        while let Some(item) = ready.get_inner_mut().0.next() {
+        for _ in 0..BATCH {
+            let Some(item) = ready.get_inner_mut().0.next() else {
+                ready.clear_ready();
+                break;
+            };
             // A record of another length is of another layout, which the pin path rules out.
             if let Ok(event) = bytemuck::try_pod_read_unaligned(&item) {
                 each(event);
             }
         }
-        ready.clear_ready();
         Ok(())
     }
 }

@@ -1,13 +1,19 @@
 //! Removes everything netpol put into the kernel, of every layout version, and proves it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use netpol_common::Direction;
+use aya::maps::MapInfo;
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 
-use super::attach::{detach, program_name};
+use super::attach::detach;
 use super::pins::{Pins, names, pin_error};
 use super::{KernelError, Lock, versions};
+
+/// How long the kernel may take to let go.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What was there and what still is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +34,9 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
         return Ok(report);
     }
     let lock = Lock::take(pin_path)?;
+    let mut maps = BTreeSet::new();
     for root in versions(pin_path) {
+        maps.extend(map_ids(&root));
         let pins = Pins { root: root.clone() };
         let mut interfaces = pins.linked();
         interfaces.extend(pins.filtered());
@@ -47,7 +55,7 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
         report.remains.push(pin_error("remove", pin_path, &error).to_string());
     }
     report.remains.extend(remaining_pins(pin_path));
-    report.remains.extend(remaining_programs());
+    report.remains.extend(remaining_programs(&maps));
     Ok(report)
 }
 
@@ -73,26 +81,37 @@ fn remaining_pins(path: &Path) -> Vec<String> {
     below.iter().map(|path| format!("pin {}", path.display())).collect()
 }
 
-/// Interfaces of this namespace that still run a program of netpol's. Agents on other pin paths have theirs, so that only
-/// programs that no pin of theirs explains would be wrong; this tells all, by interface.
-fn remaining_programs() -> Vec<String> {
-    use aya::programs::{SchedClassifier, TcAttachType};
+/// The ids of the maps pinned in a directory: what runs on them is of this pin path, and not of another agent's.
+fn map_ids(directory: &Path) -> BTreeSet<u32> {
+    names(directory).iter().filter_map(|name| Some(MapInfo::from_pin(directory.join(name)).ok()?.id())).collect()
+}
 
-    let ours = |name: &str| {
-        Direction::BOTH.iter().any(|direction| program_name(*direction).starts_with(name) && !name.is_empty())
-    };
+/// Programs on interfaces of this namespace that use these maps. The kernel takes a link down a moment after its last
+/// pin goes, so this looks for a while.
+fn remaining_programs(maps: &BTreeSet<u32>) -> Vec<String> {
+    let begun = Instant::now();
+    loop {
+        let remaining = running_programs(maps);
+        if remaining.is_empty() || begun.elapsed() > PATIENCE {
+            return remaining;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn running_programs(maps: &BTreeSet<u32>) -> Vec<String> {
     let mut remaining = Vec::new();
     for interface in nix::net::if_::if_nameindex().iter().flatten() {
         let name = interface.name().to_string_lossy();
         for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
             // Before Linux 6.6 there is nothing to ask.
             let Ok((_, programs)) = SchedClassifier::query_tcx(&name, hook) else { continue };
-            for program in programs.iter().filter(|program| program.name_as_str().is_some_and(ours)) {
-                remaining.push(format!(
-                    "program {} (id {}) on {name}",
-                    program.name_as_str().unwrap_or("?"),
-                    program.id()
-                ));
+            let ours = |program: &&ProgramInfo| {
+                program.map_ids().ok().flatten().is_some_and(|used| used.iter().any(|map| maps.contains(map)))
+            };
+            for program in programs.iter().filter(ours) {
+                let program_name = program.name_as_str().unwrap_or("?");
+                remaining.push(format!("program {program_name} (id {}) on {name}", program.id()));
             }
         }
     }

@@ -35,14 +35,14 @@ const BUSY: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// Where the directory cannot be listed or watched.
-pub fn start(root: PathBuf) -> Result<mpsc::Receiver<Batch>, SourceError> {
+pub fn start(root: &Path) -> Result<mpsc::Receiver<Batch>, SourceError> {
     let failed = |verb| {
-        let path = root.clone();
+        let path = root.to_owned();
         move |source| SourceError::Dir { verb, path, source }
     };
     let mut watch = Watch::new().map_err(failed("watch"))?;
-    watch.add(&root).map_err(failed("watch"))?;
-    let mut tree = Tree { root: root.clone(), stamps: BTreeMap::new(), store: Store::default(), watch, busy: false };
+    watch.add(root).map_err(failed("watch"))?;
+    let mut tree = Tree { root: root.to_owned(), stamps: BTreeMap::new(), store: Store::default(), watch, busy: false };
     tree.look().map_err(failed("list"))?;
     let (sender, receiver) = mpsc::channel(16);
     let first = vec![Event::Reset(tree.store.objects())];
