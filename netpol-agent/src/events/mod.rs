@@ -4,9 +4,9 @@ mod out;
 mod tell;
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::DenyEvent;
+use netpol_common::{DenyEvent, Reason};
 use netpol_policy::model::PodKey;
 
 use crate::dataplane::Dataplane;
@@ -21,6 +21,7 @@ pub struct Reporter {
     /// How far the wall clock is ahead of the kernel's boot clock.
     boot: SystemTime,
     told: u64,
+    budget: Budget,
     /// Names of endpoints that were let go a moment ago: their last events may still be in the ring.
     past: HashMap<u32, PodKey>,
 }
@@ -28,7 +29,7 @@ pub struct Reporter {
 impl Reporter {
     /// Tells to `lines`.
     pub fn new(lines: Lines) -> Self {
-        Self { lines, boot: boot_time(), told: 0, past: HashMap::new() }
+        Self { lines, boot: boot_time(), told: 0, budget: Budget::default(), past: HashMap::new() }
     }
 
     /// Tells one denied packet.
@@ -41,8 +42,11 @@ impl Reporter {
         if self.past.len() > 1024 {
             self.past.clear();
         }
-        let denial =
+        let mut denial =
             tell::denial(event, pod.as_ref(), reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
+        if let Some(pod) = pod.filter(|_| event.reason == Reason::NoRule as u8 && self.budget.spend()) {
+            tell::explain(&mut denial, event, &pod, reconciler.engine());
+        }
         self.told += 1;
         self.lines.push(&denial);
     }
@@ -55,6 +59,26 @@ impl Reporter {
     /// Events that could not be written, as whoever reads standard output is too slow.
     pub fn unwritten(&self) -> u64 {
         self.lines.lost()
+    }
+}
+
+/// Explanations that are given in one second.
+const EXPLANATIONS: u32 = 50;
+
+/// Keeps explanations from costing more than enforcement.
+#[derive(Debug, Default)]
+struct Budget {
+    since: Option<Instant>,
+    spent: u32,
+}
+
+impl Budget {
+    fn spend(&mut self) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() > Duration::from_secs(1)) {
+            *self = Self { since: Some(Instant::now()), spent: 0 };
+        }
+        self.spent += 1;
+        self.spent <= EXPLANATIONS
     }
 }
 
