@@ -21,6 +21,13 @@ pub struct Memory {
     generation: u32,
 }
 
+impl Memory {
+    /// One that has no room in this map.
+    pub fn full(map: MapName) -> Self {
+        Self { full: Some(map), ..Self::default() }
+    }
+}
+
 impl Dataplane for Memory {
     fn write(&mut self, change: &Change) -> Result<(), WriteError> {
         if let Some(map) = MapName::written_by(change).filter(|map| self.full == Some(*map)) {

@@ -168,6 +168,11 @@ impl<D: Dataplane> Reconciler<D> {
         &self.dataplane
     }
 
+    /// The dataplane, to change what it can do.
+    pub fn dataplane_mut(&mut self) -> &mut D {
+        &mut self.dataplane
+    }
+
     /// Every interface with an endpoint.
     pub fn held(&self) -> &BTreeMap<IfIndex, Held> {
         &self.held
