@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{binaries, ebpf, lab, setup};
+use crate::{binaries, doctor, ebpf, lab, setup, test, tidy};
 
 /// Every verb a developer or CI needs.
 #[derive(Debug, Parser)]
@@ -29,9 +29,46 @@ enum Verb {
     /// Make a small cluster of network namespaces, and show what policies do to it. Needs root.
     #[command(after_help = "Examples:\n  cargo xtask demo")]
     Demo(DemoArgs),
+    /// Run all tests; those that need root, too. Sets up and builds before. Its last line: N passed, N failed.
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --filter s17_ --filter s18_\n  \
+        cargo xtask test --filter agree --cases 5000\n\nExit code 1 when one fails.")]
+    Test(TestArgs),
     /// Measure what a packet costs, with `BPF_PROG_TEST_RUN`. Needs root.
     #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench -o json")]
     Bench(BenchArgs),
+    /// Tell which tools, kernel features and permissions are there, which are missing, and the line that brings them.
+    #[command(
+        after_help = "Examples:\n  cargo xtask doctor\n  cargo xtask doctor -o json | jq '.[] | select(.state == \
+        \"missing\")'\n\nExit code 1 when something needed is missing."
+    )]
+    Doctor(DoctorArgs),
+    /// Check what reviewers should not have to: format, lints, who may name what, docs and tests of every reason and line.
+    #[command(
+        after_help = "Examples:\n  cargo xtask tidy\n\nExit code 1 when something is to be done; each finding says what."
+    )]
+    Tidy,
+}
+
+/// Options of `test`.
+#[derive(Args, Debug)]
+pub(crate) struct TestArgs {
+    /// Only tests with this in their path; may be given more than once.
+    #[arg(short, long, value_name = "PART")]
+    pub(crate) filter: Vec<String>,
+    /// Random cases per property, instead of each property's own number.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) cases: Option<u32>,
+    /// Tests at a time; by default as many as CPUs, live ones twice that.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+/// Options of `doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
 }
 
 /// Options of `demo`.
@@ -62,7 +99,10 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Ebpf => println!("{}", ebpf::build()?.display()),
         Verb::Build => binaries::build()?,
         Verb::Demo(args) => return demo(&args),
+        Verb::Test(args) => return test::run(&args),
         Verb::Bench(args) => return bench(&args),
+        Verb::Doctor(args) => return doctor::run(&args),
+        Verb::Tidy => return tidy::run(),
     }
     Ok(ExitCode::SUCCESS)
 }

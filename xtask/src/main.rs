@@ -6,10 +6,13 @@ mod binaries;
 mod cli;
 #[cfg(feature = "lab")]
 mod demo;
+mod doctor;
 mod ebpf;
 mod lab;
 mod run;
 mod setup;
+mod test;
+mod tidy;
 mod toolchain;
 mod workspace;
 

@@ -38,6 +38,23 @@ pub(crate) fn run() -> Result<()> {
     toolchain::setup()
 }
 
+/// Where maps and links are pinned.
+pub(crate) const BPFFS: &str = "/sys/fs/bpf";
+
+/// Mounts bpffs where it is missing, as systemd does.
+pub(crate) fn mount_bpffs() -> Result<()> {
+    if is_bpffs_mounted() {
+        return Ok(());
+    }
+    run::step("mounting bpffs", &mut run::command("mount", ["-t", "bpf", "bpf", BPFFS]))
+}
+
+/// Whether pins can be made.
+pub(crate) fn is_bpffs_mounted() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').skip(1).take(2).eq([BPFFS, "bpf"]))
+}
+
 /// Installs the packages of those tools that are not there.
 pub(crate) fn packages(tools: &[Tool]) -> Result<()> {
     let mut missing: Vec<&str> =

@@ -1,0 +1,122 @@
+//! What the running kernel can do: tried where it can be tried, not read from its configuration.
+
+use std::fs;
+use std::process::Command;
+
+use super::{Absence, Finding, needed, optional};
+use crate::{run, setup};
+
+const GROUP: &str = "kernel";
+const AGENT: &str = "netpol-agent";
+/// The oldest kernel that `kernels` tests.
+const OLDEST: (u32, u32) = (5, 10);
+
+pub(super) fn look() -> Vec<Finding> {
+    let finding = |name: &str, used_by, found, absence: Absence| Finding::new(GROUP, name, used_by, found, absence);
+    vec![
+        finding("Linux 5.10 or later", AGENT, release(), needed("boot a newer kernel")),
+        finding(
+            "BTF",
+            AGENT,
+            readable("/sys/kernel/btf/vmlinux"),
+            needed("boot a kernel with CONFIG_DEBUG_INFO_BTF=y, as distributions' are"),
+        ),
+        finding(
+            "BPF JIT",
+            "speed",
+            jit(),
+            needed("sysctl -w net.core.bpf_jit_enable=1 (or a kernel with CONFIG_BPF_JIT=y)"),
+        ),
+        finding("bpffs", "pins: what outlives the agent", bpffs(), needed("mount -t bpf bpf /sys/fs/bpf")),
+        finding("TCX", "attaching (6.6 and later; clsact otherwise)", tcx(), optional("nothing to do: clsact is used")),
+        finding(
+            "network namespaces, veth",
+            "tests and demo",
+            try_in_namespace("ip link add npt-a type veth peer name npt-b"),
+            needed("modprobe veth (CONFIG_VETH, CONFIG_NET_NS)"),
+        ),
+        finding(
+            "bridge",
+            "tests and demo",
+            try_in_namespace("ip link add npt-a type bridge"),
+            needed("modprobe bridge (CONFIG_BRIDGE)"),
+        ),
+        finding(
+            "clsact, cls_bpf",
+            "attaching before 6.6, and the tests of that",
+            clsact(),
+            needed("modprobe -a sch_ingress cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)"),
+        ),
+        finding(
+            "nftables NAT",
+            "tests of masqueraded traffic",
+            try_in_namespace(
+                "nft add table ip t && nft 'add chain ip t c { type nat hook postrouting priority 100; }'",
+            ),
+            needed("modprobe -a nf_tables nft_chain_nat (CONFIG_NF_TABLES, CONFIG_NFT_NAT)"),
+        ),
+    ]
+}
+
+fn release() -> Result<String, String> {
+    let release = read("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) >= OLDEST => Ok(release),
+        _ => Err(release),
+    }
+}
+
+fn jit() -> Result<String, String> {
+    // Readable by root only; a kernel that always compiles shows 1.
+    match read("/proc/sys/net/core/bpf_jit_enable")?.as_str() {
+        "0" => Err("off".into()),
+        _ => Ok("on".into()),
+    }
+}
+
+fn bpffs() -> Result<String, String> {
+    if setup::is_bpffs_mounted() { Ok(setup::BPFFS.into()) } else { Err(format!("not mounted at {}", setup::BPFFS)) }
+}
+
+fn tcx() -> Result<String, String> {
+    let symbols = fs::read_to_string("/proc/kallsyms").map_err(|error| format!("/proc/kallsyms: {error}"))?;
+    if symbols.lines().any(|line| line.split(' ').nth(2) == Some("tcx_link_attach")) {
+        Ok("there".into())
+    } else {
+        Err("not in this kernel".into())
+    }
+}
+
+fn clsact() -> Result<String, String> {
+    // cls_bpf answers `Invalid argument` to a filter without a program, a kernel that lacks it `No such file`.
+    let found = try_in_namespace("ip link add npt-a type veth peer name npt-b && tc qdisc add dev npt-a clsact")?;
+    if read("/proc/kallsyms")?.contains("cls_bpf_classify") {
+        return Ok(found);
+    }
+    let loaded = Command::new("modprobe").arg("cls_bpf").output().is_ok_and(|output| output.status.success());
+    if loaded { Ok(found) } else { Err("clsact is there, cls_bpf not".into()) }
+}
+
+/// Runs a line in a network namespace that goes with it.
+fn try_in_namespace(line: &str) -> Result<String, String> {
+    if !run::is_root() {
+        return Err("not tried: run doctor as root".into());
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-ec", line]);
+    let output = command.output().map_err(|error| format!("unshare: {error}"))?;
+    if output.status.success() {
+        return Ok("tried".into());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(said.lines().next().unwrap_or("it failed").to_owned())
+}
+
+fn readable(path: &str) -> Result<String, String> {
+    fs::File::open(path).map(|_| path.to_owned()).map_err(|error| format!("{path}: {error}"))
+}
+
+fn read(path: &str) -> Result<String, String> {
+    fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|error| format!("{path}: {error}"))
+}

@@ -1,0 +1,67 @@
+//! What this process may do.
+
+use std::fs;
+
+use super::{Finding, needed};
+use crate::run;
+
+const GROUP: &str = "permissions";
+const AS_ROOT: &str = "run as root: sudo -E env \"PATH=$PATH\" cargo xtask …";
+
+/// Bits of `CapEff`, from linux/capability.h.
+const CAPABILITIES: [(&str, u32, &str); 3] = [
+    ("CAP_NET_ADMIN", 12, "links, and attaching to them"),
+    ("CAP_SYS_ADMIN", 21, "network namespaces, and mounting bpffs"),
+    ("CAP_BPF", 39, "loading programs and maps"),
+];
+
+pub(super) fn look() -> Vec<Finding> {
+    let mut findings = vec![Finding::new(
+        GROUP,
+        "root",
+        "test, demo, bench",
+        if run::is_root() { Ok("yes".into()) } else { Err("no".into()) },
+        needed(AS_ROOT),
+    )];
+    let effective = effective();
+    for (name, bit, used_by) in CAPABILITIES {
+        let found = match effective {
+            Ok(mask) if mask >> bit & 1 == 1 => Ok("effective".into()),
+            Ok(mask) => Err(format!("not among the effective capabilities {mask:x}")),
+            Err(ref why) => Err(why.clone()),
+        };
+        findings.push(Finding::new(GROUP, name, used_by, found, needed(AS_ROOT)));
+    }
+    findings.push(Finding::new(
+        GROUP,
+        "locked memory",
+        "maps, before Linux 5.11",
+        memlock(),
+        needed("ulimit -l unlimited"),
+    ));
+    findings
+}
+
+fn effective() -> Result<u64, String> {
+    let status = fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).ok_or("/proc/self/status has no CapEff")?;
+    u64::from_str_radix(line.trim(), 16).map_err(|error| format!("CapEff {line:?}: {error}"))
+}
+
+/// Since 5.11 maps count against the cgroup; before, against a limit that only root may raise, as the agent does.
+fn memlock() -> Result<String, String> {
+    let limits = fs::read_to_string("/proc/self/limits").map_err(|error| format!("/proc/self/limits: {error}"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")).unwrap_or_default();
+    let limit = line.split_whitespace().next().unwrap_or("unknown");
+    let counted_by_cgroup = fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| {
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(5), Some(11))
+    });
+    if counted_by_cgroup {
+        Ok("counted by cgroup".into())
+    } else if limit == "unlimited" || run::is_root() {
+        Ok(format!("{limit}; root may raise it"))
+    } else {
+        Err(format!("limited to {limit} bytes"))
+    }
+}

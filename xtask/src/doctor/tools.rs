@@ -1,0 +1,94 @@
+//! Programs.
+
+use std::process::Command;
+
+use super::{Absence, Finding, needed, optional};
+use crate::setup::{KERNEL_TOOLS, TOOLS, Tool};
+use crate::toolchain::{self, Compiler};
+use crate::{run, workspace};
+
+const GROUP: &str = "tools";
+
+pub(super) fn look() -> Vec<Finding> {
+    let mut findings = vec![
+        finding("cargo", "everything", version("cargo"), needed("install rustup: https://rustup.rs")),
+        finding("rustc", "everything", rustc(), needed("rustup toolchain install stable")),
+        finding(
+            "C compiler",
+            "linking, and building bpf-linker",
+            version("cc"),
+            needed("apt-get install -y gcc libc6-dev"),
+        ),
+        finding("rustfmt", "tidy", version("rustfmt"), optional("rustup component add rustfmt")),
+        finding("clippy", "tidy", version("cargo-clippy"), optional("rustup component add clippy")),
+        finding("Rust compiler for BPF", "ebpf, build, test", compiler(), needed("cargo xtask setup")),
+        finding("bpf-linker", "ebpf, build, test", version("bpf-linker"), needed("cargo xtask setup")),
+        finding("BPF object", "the agent has it inside", object(), optional("cargo xtask build")),
+    ];
+    findings.extend(TOOLS.iter().map(|tool| program(tool, needed)));
+    findings.extend(KERNEL_TOOLS.iter().map(|tool| program(tool, optional)));
+    findings
+}
+
+fn finding(name: &str, used_by: &'static str, found: Result<String, String>, absence: Absence) -> Finding {
+    Finding::new(GROUP, name, used_by, found, absence)
+}
+
+fn program(tool: &Tool, absence: impl Fn(String) -> Absence) -> Finding {
+    let line = format!("apt-get install -y --no-install-recommends {}", tool.package);
+    let found = run::find(tool.program).map(|path| path.display().to_string()).ok_or_else(|| "not on the PATH".into());
+    finding(tool.program, tool.used_by, found, absence(line))
+}
+
+/// The first line of what `--version` says.
+fn version(program: &str) -> Result<String, String> {
+    let path = run::find(program).ok_or("not on the PATH")?;
+    let output = Command::new(path).arg("--version").output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    match said.lines().next() {
+        Some(line) if output.status.success() => Ok(line.to_owned()),
+        _ => Err(format!("{program} --version: {}", output.status)),
+    }
+}
+
+/// rustc, where it is as new as the workspace asks for.
+fn rustc() -> Result<String, String> {
+    let line = version("rustc")?;
+    let found = line.split(' ').nth(1).and_then(numbers).ok_or_else(|| format!("cannot read {line:?}"))?;
+    let manifest = std::fs::read_to_string(workspace::root().join("Cargo.toml")).map_err(|error| error.to_string())?;
+    let wanted = manifest.lines().find_map(|line| line.strip_prefix("rust-version = "));
+    let wanted = wanted.and_then(|text| numbers(text.trim_matches('"'))).ok_or("Cargo.toml has no rust-version")?;
+    if found < wanted { Err(format!("{line}, but {}.{} is needed", wanted.0, wanted.1)) } else { Ok(line) }
+}
+
+/// Major and minor of a version.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn compiler() -> Result<String, String> {
+    match toolchain::compiler() {
+        Ok(Compiler::Prebuilt(rustc)) => Ok(format!("{}, with core for {}", rustc.display(), toolchain::TARGET)),
+        Ok(Compiler::Nightly) => Ok("rustup's nightly with rust-src".into()),
+        Err(error) => Err(error.to_string().lines().next().unwrap_or_default().to_owned()),
+    }
+}
+
+fn object() -> Result<String, String> {
+    let path = workspace::bpf_object();
+    let size = std::fs::metadata(&path).map_err(|_| "not built yet")?.len();
+    Ok(format!("{}, {} KiB", path.display(), size / 1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(numbers("1.100.0") > numbers("1.95"));
+        assert_eq!(numbers("1.95.0-nightly"), Some((1, 95)));
+        assert_eq!(numbers("one"), None);
+    }
+}

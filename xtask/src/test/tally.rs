@@ -1,0 +1,135 @@
+//! Counting, by what the test executables print.
+
+/// What passed and what did not, over all executables.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    pub(super) ignored: usize,
+    failures: Vec<Failure>,
+    current: Current,
+}
+
+/// The executable that runs now.
+#[derive(Debug, Default)]
+struct Current {
+    name: String,
+    told_result: bool,
+    failed: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Failure {
+    place: String,
+    test: Option<String>,
+    what: &'static str,
+}
+
+impl Tally {
+    /// An executable starts.
+    pub(super) fn begin(&mut self, name: &str) {
+        self.current = Current { name: name.to_owned(), ..Current::default() };
+    }
+
+    /// Counts a line; whether it is worth showing.
+    pub(super) fn line(&mut self, line: &str) -> bool {
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            let count = |word: &str| number_before(counts, word);
+            self.passed += count("passed");
+            self.failed += count("failed");
+            self.ignored += count("ignored");
+            self.current.failed += count("failed");
+            self.current.told_result = true;
+            return count("passed") + count("failed") > 0;
+        }
+        if let Some(test) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+            let failure = Failure { place: self.current.name.clone(), test: Some(test.to_owned()), what: "" };
+            self.failures.push(failure);
+        }
+        !line.is_empty() && line != "running 0 tests"
+    }
+
+    /// The executable was ended because it hung.
+    pub(super) fn hung(&mut self) {
+        self.count_whole("hung, and was ended");
+        self.current.told_result = true;
+        self.current.failed += 1;
+    }
+
+    /// The executable ended.
+    pub(super) fn end(&mut self, success: bool) {
+        if !self.current.told_result {
+            self.count_whole("ended without a result: it crashed, or does not compile");
+        } else if !success && self.current.failed == 0 {
+            self.count_whole("ended with an error after its tests");
+        }
+    }
+
+    fn count_whole(&mut self, what: &'static str) {
+        self.failed += 1;
+        self.failures.push(Failure { place: self.current.name.clone(), test: None, what });
+    }
+
+    /// What failed, a line each.
+    pub(super) fn failures(&self) -> impl Iterator<Item = String> {
+        self.failures.iter().map(|failure| match &failure.test {
+            Some(test) => format!("{}: {test}", failure.place),
+            None => format!("{} {}", failure.place, failure.what),
+        })
+    }
+
+    /// A test to name as an example.
+    pub(super) fn first_failed_test(&self) -> Option<&str> {
+        self.failures.iter().find_map(|failure| failure.test.as_deref())
+    }
+}
+
+/// `3` of `ok. 12 passed; 3 failed; …` for `failed`.
+fn number_before(counts: &str, word: &str) -> usize {
+    let words: Vec<_> = counts.split([' ', ';']).filter(|part| !part.is_empty()).collect();
+    words.windows(2).find(|pair| pair[1] == word).and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(lines: &[&str], success: bool) -> Tally {
+        let mut tally = Tally::default();
+        tally.begin("x");
+        for line in lines {
+            tally.line(line);
+        }
+        tally.end(success);
+        tally
+    }
+
+    #[test]
+    fn results_add_up() {
+        let result =
+            "test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s";
+        let tally = after(&["test a::b ... FAILED", "test c ... ok", result], false);
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (2, 1, 1));
+        assert_eq!(tally.failures().collect::<Vec<_>>(), ["x: a::b"]);
+        assert_eq!(tally.first_failed_test(), Some("a::b"));
+    }
+
+    #[test]
+    fn nothing_passes_in_silence() {
+        let ok = "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        for (lines, success, failed) in
+            [(&[ok][..], true, 0), (&[][..], true, 1), (&["test a ... ok"][..], false, 1), (&[ok][..], false, 1)]
+        {
+            assert_eq!(after(lines, success).failed, failed, "{lines:?} {success}");
+        }
+    }
+
+    #[test]
+    fn an_executable_that_hangs_fails_once() {
+        let mut tally = Tally::default();
+        tally.begin("x");
+        tally.hung();
+        tally.end(false);
+        assert_eq!(tally.failed, 1);
+    }
+}

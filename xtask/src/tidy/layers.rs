@@ -1,0 +1,83 @@
+//! Who may name whom.
+
+use anyhow::Result;
+
+use super::sources;
+use crate::run;
+
+/// Where aya may be named. The agent's object is there for its alignment alone.
+const AYA: [&str; 4] = ["netpol-agent/src/dataplane/kernel", "netpol-agent/src/object.rs", "netpol-ebpf/src", "tests/"];
+
+/// What reads files, opens sockets, asks the kernel or the clock.
+const IMPURE: [&str; 9] = [
+    "std::fs",
+    "std::process",
+    "std::env",
+    "std::thread",
+    "std::os",
+    "TcpStream",
+    "UdpSocket",
+    "Instant::now",
+    "SystemTime",
+];
+
+/// Crates that do, by how their names begin.
+const IMPURE_CRATES: [&str; 9] = ["aya", "tokio", "nix", "rustix", "libc", "mio", "socket2", "netlink", "inotify"];
+
+pub(super) fn who_names_aya() -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for (path, text) in sources::rust()? {
+        if path.ends_with(file!()) || AYA.iter().any(|allowed| path.starts_with(allowed)) {
+            continue;
+        }
+        for (number, line) in (1..).zip(text.lines()) {
+            if code(line).contains("aya::") || code(line).contains("aya_") {
+                let shown = path.display();
+                findings.push(format!("{shown}:{number}: only the dataplane, netpol-ebpf and the tests name aya"));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+pub(super) fn pure_crates() -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for package in ["netpol-policy", "netpol-common"] {
+        for name in dependencies(package)? {
+            if IMPURE_CRATES.iter().any(|impure| name.starts_with(impure)) {
+                findings
+                    .push(format!("{package} depends on {name}: see `cargo tree -p {package} -e normal -i {name}`"));
+            }
+        }
+    }
+    let lean = ["bytemuck", "bytemuck_derive", "netpol-common", "proc-macro2", "quote", "syn", "unicode-ident"];
+    for name in dependencies("netpol-common")?.iter().filter(|name| !lean.contains(&name.as_str())) {
+        findings.push(format!("netpol-common depends on {name}: the kernel's programs are built with it"));
+    }
+    for (path, text) in sources::rust()? {
+        if !path.starts_with("netpol-policy/src") {
+            continue;
+        }
+        for (number, line) in (1..).zip(text.lines()) {
+            for word in IMPURE.iter().filter(|word| code(line).contains(**word)) {
+                findings.push(format!("{}:{number}: {word}: netpol-policy does no I/O", path.display()));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// Everything a crate is built with, itself included, tests aside.
+fn dependencies(package: &str) -> Result<Vec<String>> {
+    let words = ["tree", "--package", package, "--edges", "normal", "--prefix", "none", "--format", "{p}"];
+    let tree = run::output("listing dependencies", &mut run::cargo(words))?;
+    let mut names: Vec<_> = tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+/// A line without its comment.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}

@@ -1,0 +1,116 @@
+//! What the papers promise.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use clap::CommandFactory;
+
+use super::sources;
+use crate::cli::Cli;
+use crate::workspace;
+
+/// Every reason a packet passes or is dropped for, as users meet it, stands in docs/.
+pub(super) fn reasons() -> Result<Vec<String>> {
+    let list = sources::read(Path::new("netpol-common/src/reason.rs"))?;
+    let reasons: Vec<_> = list.lines().filter_map(reason).collect();
+    ensure!(reasons.len() > 10, "netpol-common/src/reason.rs no longer lists reasons as `Name = 1, \"name\", true;`");
+    let mut docs = String::new();
+    for path in sources::tracked()? {
+        if path.starts_with("docs") {
+            docs += &sources::read(&path)?;
+        }
+    }
+    let untold = reasons.into_iter().filter(|reason| !docs.contains(&format!("`{reason}`")));
+    Ok(untold.map(|reason| format!("docs/ does not explain `{reason}`")).collect())
+}
+
+/// `no-rule` of `NoRule = 16, "no-rule", false;`.
+fn reason(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once(" = ")?;
+    let mut parts = rest.strip_suffix(';')?.split(", ");
+    parts.next()?.parse::<u8>().ok()?;
+    parts.next()?.strip_prefix('"')?.strip_suffix('"')
+}
+
+/// A test of line 17 has `s17_` in its name.
+pub(super) fn semantics() -> Result<Vec<String>> {
+    let text = sources::read(Path::new("docs/semantics.md"))?;
+    let mut tested = BTreeSet::new();
+    for (_, text) in sources::rust()? {
+        let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn s"));
+        tested.extend(names.flat_map(lines_of));
+    }
+    let lines: Vec<u32> =
+        text.lines().filter_map(|line| line.split_once(". ")).filter_map(|(number, _)| number.parse().ok()).collect();
+    ensure!(lines.len() > 10, "docs/semantics.md no longer has numbered lines");
+    let untested = lines.iter().filter(|line| !tested.contains(line));
+    Ok(untested.map(|line| format!("no test is named s{line}_…")).collect())
+}
+
+/// 11 and 12 of `11_and_s12_excepts()`, which stood after `fn s`.
+fn lines_of(name: &str) -> Vec<u32> {
+    name.split('_')
+        .map_while(|part| if part == "and" { Some(None) } else { number(part).map(Some) })
+        .flatten()
+        .collect()
+}
+
+fn number(part: &str) -> Option<u32> {
+    part.strip_prefix('s').unwrap_or(part).parse().ok()
+}
+
+/// Links between the papers, and the list of examples.
+pub(super) fn links() -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    let tracked = sources::tracked()?;
+    for path in tracked.iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let folder = workspace::root().join(path.parent().unwrap_or(Path::new("")));
+        for target in sources::read(path)?.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if !target.is_empty() && !target.contains("://") && !folder.join(target).exists() {
+                findings.push(format!("{}: {target} does not exist", path.display()));
+            }
+        }
+    }
+    let list = sources::read(Path::new("examples/README.md"))?;
+    for path in tracked.iter().filter(|path| path.ends_with("policies.yaml")) {
+        let Some(name) = path.strip_prefix("examples").ok().and_then(Path::parent).and_then(Path::to_str) else {
+            continue;
+        };
+        if !list.contains(&format!("({name})")) {
+            findings.push(format!("examples/README.md does not list {name}"));
+        }
+    }
+    Ok(findings)
+}
+
+/// Who contributes finds every verb.
+pub(super) fn verbs() -> Result<Vec<String>> {
+    let text = sources::read(Path::new("CONTRIBUTING.md"))?;
+    let cli = Cli::command();
+    let untold = cli.get_subcommands().map(clap::Command::get_name).filter(|verb| !text.contains(&format!("`{verb}`")));
+    Ok(untold.map(|verb| format!("CONTRIBUTING.md does not tell of `{verb}`")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tests_tell_their_lines() {
+        for (name, lines) in [
+            ("17_rules() {", &[17][..]),
+            ("07_x() {", &[7]),
+            ("11_and_s12_excepts() {", &[11, 12]),
+            ("ettles(&self) {", &[]),
+        ] {
+            assert_eq!(lines_of(name), lines, "{name}");
+        }
+    }
+
+    #[test]
+    fn reasons_are_read_from_their_list() {
+        assert_eq!(reason("    NoRule = 16, \"no-rule\", false;"), Some("no-rule"));
+        assert_eq!(reason("pub const REASONS: usize = 32;"), None);
+    }
+}
