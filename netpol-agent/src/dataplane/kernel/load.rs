@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Ebpf, EbpfLoader};
 use netpol_common::Direction;
 
 use super::attach::{chain, program, program_name};
@@ -15,6 +15,9 @@ use super::{KernelError, Raw};
 
 /// Frequencies that kernels are built with.
 const FREQUENCIES: [u32; 4] = [100, 250, 300, 1000];
+
+/// Lines of a refusal that are shown.
+const LOG_LINES: usize = 30;
 
 /// Loads and pins; tells the capacities in force, which are those of the pinned maps where there were any.
 pub(super) fn load(object: &[u8], pins: &Pins, wanted: &Capacities) -> Result<(Ebpf, Capacities), KernelError> {
@@ -33,7 +36,6 @@ pub(super) fn load(object: &[u8], pins: &Pins, wanted: &Capacities) -> Result<(E
 
 fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VerifierLogLevel::DISABLE);
     for &map in MapName::ALL {
         loader.map_max_entries(map.name(), capacities.of(map));
         loader.map_pin_path(map.name(), pins.root.join(map.name()));
@@ -47,7 +49,10 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
 }
 
 fn refused(error: &(dyn std::error::Error + 'static)) -> KernelError {
-    KernelError::Load(chain(error))
+    // The verifier's log ends with what it objects to.
+    let text = chain(error);
+    let lines: Vec<&str> = text.lines().collect();
+    KernelError::Load(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }
 
 /// The sizes of the maps that are pinned, and the wanted ones of those that are not.
@@ -75,7 +80,6 @@ fn frequency(object: &[u8]) -> u32 {
 
 fn measure(object: &[u8]) -> Result<u32, String> {
     let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VerifierLogLevel::DISABLE);
     for &map in MapName::ALL {
         // Only to run one program: as small as it gets.
         loader.map_max_entries(map.name(), if map == MapName::Events { 4096 } else { 1 });
