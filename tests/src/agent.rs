@@ -100,10 +100,10 @@ impl Denied {
         self.text("/protocol")
     }
 
-    /// The policies that isolate the pod in that direction.
+    /// The policies that isolate the pod in that direction, as `namespace/name`.
     pub fn policies(&self) -> Vec<String> {
         let list = self.0.pointer("/policies").and_then(Value::as_array);
-        let name = |item: &Value| item.as_str().or_else(|| item.get("name")?.as_str()).map(str::to_owned);
+        let name = |item: &Value| Some(format!("{}/{}", item.get("namespace")?.as_str()?, item.get("name")?.as_str()?));
         list.map(|items| items.iter().filter_map(name).collect()).unwrap_or_default()
     }
 }

@@ -110,9 +110,12 @@ fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
             let lab = Lab::start(pods().topology(topology).nodes(2), &[deny_all("shop")])?;
             let node = lab.cluster.host("node-1").netns();
             node.nft(
-                "table inet npt { chain post { type nat hook postrouting priority srcnat;
-                   iifname \"uplink\" masquerade
-                   ip daddr 10.244.1.11 ip saddr 10.244.1.10 masquerade } }",
+                "table inet npt {
+                   chain post {
+                     type nat hook postrouting priority srcnat;
+                     iifname uplink oifname != uplink masquerade
+                   }
+                 }",
             )?;
             if std::path::Path::new("/proc/sys/net/bridge").exists() {
                 node.sysctl(&[("bridge/bridge-nf-call-iptables", bridge_nf)])?;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use netpol_tests::examples::{self, Example};
 use netpol_tests::matrix::settle_on;
 use netpol_tests::{Agent, Cluster, Matrix};
@@ -19,8 +19,16 @@ fn every_table_is_what_the_policies_mean_and_what_is_measured() -> Result<()> {
             example.bless(&meant)?;
         }
     }
-    for example in &examples {
-        check(example).with_context(|| format!("the example {}", example.name()))?;
+    // A few at a time: most of it is waiting for what is dropped.
+    for group in examples.chunks(4) {
+        std::thread::scope(|scope| -> Result<()> {
+            let workers: Vec<_> = group.iter().map(|example| (example, scope.spawn(|| check(example)))).collect();
+            for (example, worker) in workers {
+                let result = worker.join().map_err(|_| anyhow!("a check panicked"))?;
+                result.with_context(|| format!("the example {}", example.name()))?;
+            }
+            Ok(())
+        })?;
     }
     Ok(())
 }

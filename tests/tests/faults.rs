@@ -37,7 +37,7 @@ fn a_bad_document_does_not_lose_its_neighbours() -> Result<()> {
     cluster.manifests().write(
         "mixed.yaml",
         &format!(
-            "{}\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: broken, namespace: shop}}\n\
+            "{}\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: broken, namespace: ops}}\n\
              spec: [this is no object]\n{}",
             policy("shop/one", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}"),
             policy("blog/two", "{podSelector: {}, policyTypes: [Egress]}"),
