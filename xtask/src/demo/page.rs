@@ -179,12 +179,15 @@ impl Page {
                 place.policies.iter().map(|name| name.split('/').next_back().unwrap_or(name)).collect();
             let line =
                 format!("{:>4}  {way:<8} {:<14} {}: {}", cells.len(), place.pod, place.reason, policies.join(", "));
-            let example = cells.first().map(|cell| {
-                let other =
-                    if place.direction == "egress" { format!("to {}", cell.to) } else { format!("from {}", cell.from) };
+            let example = cells.last().map(|cell| {
+                let other = if place.direction == "egress" {
+                    format!("e.g. to {}", cell.to)
+                } else {
+                    format!("e.g. from {}", cell.from)
+                };
                 format!("{other} {}/{}", cell.port, cell.protocol.name())
             });
-            println!("  {:<62}{}", shortened(&line, 60), self.paint(Style::Dim, &example.unwrap_or_default()));
+            println!("  {:<64}{}", shortened(&line, 62), self.paint(Style::Dim, &example.unwrap_or_default()));
         }
         if drops.places.len() > PLACES {
             let rest: usize = drops.places.values().skip(PLACES).map(Vec::len).sum();
