@@ -84,7 +84,7 @@ impl Conversation {
             (libc::IPPROTO_IPV6, libc::IPV6_MTU)
         };
         let mut mtu = 0u32;
-        let mut length = libc::socklen_t::try_from(size_of::<u32>()).expect("four");
+        let mut length: libc::socklen_t = 4;
         // SAFETY: the pointers are those of `mtu` and of its length.
         let result =
             unsafe { libc::getsockopt(stream.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut length) };
