@@ -124,7 +124,7 @@ fn report(tally: &Tally, args: &TestArgs, tests: Duration, built: Duration) -> R
         bail!("no test is named like {}: a filter is a part of a test's path", args.filter.join(" or "));
     }
     if tally.ignored > 0 {
-        println!("{} tests are marked #[ignore], which is not done here: run them or remove them", tally.ignored);
+        println!("{} tests are marked as ignored, which is not done here: let them run or remove them", tally.ignored);
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(if tally.failed == 0 && tally.ignored == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
