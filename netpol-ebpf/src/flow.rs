@@ -149,6 +149,12 @@ impl Known {
         if state != self.state {
             slot.write(field!(state), state);
         }
+        self.keep(slot, now, hz);
+    }
+
+    /// Notes that packets still come, of a flow that is allowed or of one that no longer is.
+    #[inline(always)]
+    pub(crate) fn keep(&self, slot: Slot<'_, FlowEntry>, now: u32, hz: u32) {
         if now.wrapping_sub(self.last_used) >= hz {
             slot.write(field!(last_used), now);
         }

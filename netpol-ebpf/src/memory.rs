@@ -194,7 +194,7 @@ impl InMemory for [u8; 16] {
 impl<A: InMemory> Family<A> for Frame<'_> {
     fn flow(&self, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {
         let entry = A::maps(self.memory).flows.borrow().get(key)?.get();
-        // SAFETY: boxed, and the engine does not use a slot after it removed or replaced the flow.
+        // SAFETY: boxed, and the engine does not use a slot after it replaced the flow.
         Some(unsafe { Slot::new(entry) })
     }
 
@@ -203,10 +203,6 @@ impl<A: InMemory> Family<A> for Frame<'_> {
             A::maps(self.memory).flows.borrow_mut().insert(*key, Box::new(UnsafeCell::new(*entry)));
         }
         self.memory.room.get()
-    }
-
-    fn remove_flow(&self, key: &FlowKey<A>) {
-        A::maps(self.memory).flows.borrow_mut().remove(key);
     }
 
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry> {

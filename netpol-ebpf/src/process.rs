@@ -214,6 +214,9 @@ where
                 return (passes, ClassId::NOBODY);
             }
             stale = true;
+            if !search.quoted {
+                known.keep(slot, now, hz);
+            }
             opener = known.opener;
             state = if search.quoted { known.state } else { known.after(direction, search.flags) };
             attempt = reopen(endpoint, &search.key, &known);
@@ -226,7 +229,7 @@ where
     let class = judgement.class;
     if stale {
         if !reason.allows() {
-            surroundings.remove_flow(&search.key);
+            // Its entry stays, and stays stale: without it, the next packet of the other side might open a flow of its own.
             return (Reason::Revoked, class);
         }
         // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.

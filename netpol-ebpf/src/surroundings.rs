@@ -46,8 +46,6 @@ pub trait Family<A>: Tables<A> {
     fn flow(&self, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>>;
     /// Records a flow; whether there was room.
     fn insert_flow(&self, key: &FlowKey<A>, entry: &FlowEntry) -> bool;
-    /// Forgets a flow.
-    fn remove_flow(&self, key: &FlowKey<A>);
     /// What a datagram's first fragment said.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry>;
     /// Records a first fragment, where there is room.

@@ -214,8 +214,55 @@ fn a_change_reaches_open_flows() {
         both.expect(Egress, &answers.udp(53, 1000, b"12345678"), Reason::Flow, "still allowed, whoever speaks first");
         both.change(|endpoint| endpoint.ingress.rule_set = RuleSetId(99));
         both.expect(Egress, &answers.udp(53, 1000, b"12345678"), Reason::Revoked, "no longer");
-        both.expect(Egress, &answers.udp(53, 1000, b"12345678"), Reason::NoRule, "and forgotten");
         both.change(|endpoint| endpoint.ingress.rule_set = RULES);
+        both.expect(Egress, &answers.udp(53, 1000, b"12345678"), Reason::Flow, "allowed again");
+    }
+}
+
+/// Where the other direction is open, neither side's next packet makes a new flow of a revoked one.
+#[test]
+fn a_revoked_flow_stays_revoked_on_both_sides() {
+    for (opens, a) in [Ingress, Egress].into_iter().flat_map(|opens| FAMILIES.map(|a| (opens, a))) {
+        let mut both = Both::isolated(&[opens]);
+        let (opener, answerer) = match opens {
+            Ingress => (ip(a.friend, a.pod), ip(a.pod, a.friend)),
+            Egress => (ip(a.pod, a.friend), ip(a.friend, a.pod)),
+        };
+        let policy = |rules| {
+            move |endpoint: &mut Endpoint| match opens {
+                Ingress => endpoint.ingress.rule_set = rules,
+                Egress => endpoint.egress.rule_set = rules,
+            }
+        };
+        let tcp = [opener.tcp(1000, 80, ACK, b"data"), answerer.tcp(80, 1000, ACK, b"data")];
+        let udp = [opener.udp(1000, 53, b"12345678"), answerer.udp(53, 1000, b"12345678")];
+        both.expect(opens, &opener.tcp(1000, 80, SYN, b""), Reason::Rule, "TCP opens");
+        both.expect(opens, &udp[0], Reason::Rule, "UDP opens");
+        for packets in [&tcp, &udp] {
+            both.expect(opens.opposite(), &packets[1], Reason::Flow, "an answer");
+        }
+
+        both.change(policy(RuleSetId(99)));
+        for [opener, answerer] in [&tcp, &udp] {
+            for _ in 0..2 {
+                both.expect(opens.opposite(), answerer, Reason::Revoked, "the other side's data");
+                both.expect(opens, opener, Reason::Revoked, "the opener's data");
+            }
+        }
+        both.expect(opens, &opener.tcp(1000, 80, SYN, b""), Reason::NoRule, "a SYN starts afresh, and is denied");
+        // Much longer than UDP flows are known, but never without a packet for that long.
+        for _ in 0..4 {
+            both.memory.wait(120);
+            let late = both.memory.run(opens.opposite(), &wire(&udp[1]), INTERFACE, FORWARDED);
+            assert_eq!(late, Reason::Revoked, "packets keep it");
+        }
+        both.memory.wait(181);
+        let silence = both.memory.run(opens.opposite(), &wire(&udp[1]), INTERFACE, FORWARDED);
+        assert_eq!(silence, Reason::NotIsolated, "after silence it is a flow of the side that is free to open");
+
+        both.change(policy(RULES));
+        both.expect(opens, &tcp[0], Reason::Flow, "allowed again");
+        both.expect(opens.opposite(), &answerer.tcp(80, 1000, SYN, b""), Reason::NotIsolated, "a SYN of the free side starts afresh");
     }
 }
 

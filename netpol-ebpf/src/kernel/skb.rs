@@ -122,7 +122,7 @@ impl Surroundings for Skb<'_> {
 }
 
 macro_rules! family {
-    ($address:ty, $flow:ident, $insert_flow:ident, $remove_flow:ident, $get:ident, $insert:ident) => {
+    ($address:ty, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident) => {
         impl Family<$address> for Skb<'_> {
             #[inline(always)]
             fn flow(&self, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
@@ -134,11 +134,6 @@ macro_rules! family {
             #[inline(always)]
             fn insert_flow(&self, key: &FlowKey<$address>, entry: &FlowEntry) -> bool {
                 flows::$insert_flow(key, entry)
-            }
-
-            #[inline(always)]
-            fn remove_flow(&self, key: &FlowKey<$address>) {
-                flows::$remove_flow(key);
             }
 
             #[inline(always)]
@@ -170,5 +165,5 @@ macro_rules! family {
         }
     };
 }
-family!([u8; 4], get_v4, insert_v4, remove_v4, get_v4, insert_v4);
-family!([u8; 16], get_v6, insert_v6, remove_v6, get_v6, insert_v6);
+family!([u8; 4], get_v4, insert_v4, get_v4, insert_v4);
+family!([u8; 16], get_v6, insert_v6, get_v6, insert_v6);

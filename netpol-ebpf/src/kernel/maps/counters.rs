@@ -5,7 +5,7 @@
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
-use netpol_common::{Counters, Direction, Reason};
+use netpol_common::{Counters, Direction, REASONS, Reason};
 
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, 2048> = PerCpuArray::new();
@@ -17,12 +17,29 @@ static LOST_EVENTS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[inline(always)]
 pub(in crate::kernel) fn count(endpoint: u32, direction: Direction, reason: Reason) {
     if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32)) {
-        // SAFETY: the slot is this CPU's own, and the program is not preempted by itself on one CPU.
+        // SAFETY: the slot is this CPU's own, and the program is not preempted by itself on one CPU; the index is in it.
         unsafe {
-            let packets = &raw mut (*counters).packets[reason as usize];
+            let packets = (&raw mut (*counters).packets).cast::<u64>().add(index(reason));
             packets.write(packets.read().wrapping_add(1));
         }
     }
+}
+
+/// The compiler knows how many reasons there are, and would leave out a mask. Older verifiers (6.1) forget what a byte on
+/// the stack can be, and need it.
+#[inline(always)]
+fn index(reason: Reason) -> usize {
+    let mut index = reason as usize;
+    // SAFETY: computes in a register only.
+    unsafe {
+        core::arch::asm!(
+            "{index} &= {mask}",
+            index = inout(reg) index,
+            mask = const REASONS - 1,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    index
 }
 
 /// Counts an event that found no room.

@@ -15,7 +15,7 @@ static FLOWS_V4: LruHashMap<FlowKey<[u8; 4]>, FlowEntry, 131_072> = LruHashMap::
 static FLOWS_V6: LruHashMap<FlowKey<[u8; 16]>, FlowEntry, 65_536> = LruHashMap::new();
 
 macro_rules! accessors {
-    ($map:ident, $address:ty, $get:ident, $insert:ident, $remove:ident) => {
+    ($map:ident, $address:ty, $get:ident, $insert:ident) => {
         /// The flow's entry in the map itself: other CPUs see what is written to it.
         #[inline(always)]
         pub(in crate::kernel) fn $get(key: &FlowKey<$address>) -> Option<*mut FlowEntry> {
@@ -27,13 +27,7 @@ macro_rules! accessors {
         pub(in crate::kernel) fn $insert(key: &FlowKey<$address>, entry: &FlowEntry) -> bool {
             $map.insert(key, entry, u64::from(BPF_ANY)).is_ok()
         }
-
-        /// Forgets a flow. Another CPU may have been first, so an error means nothing.
-        #[inline(always)]
-        pub(in crate::kernel) fn $remove(key: &FlowKey<$address>) {
-            let _ = $map.remove(key);
-        }
     };
 }
-accessors!(FLOWS_V4, [u8; 4], get_v4, insert_v4, remove_v4);
-accessors!(FLOWS_V6, [u8; 16], get_v6, insert_v6, remove_v6);
+accessors!(FLOWS_V4, [u8; 4], get_v4, insert_v4);
+accessors!(FLOWS_V6, [u8; 16], get_v6, insert_v6);
