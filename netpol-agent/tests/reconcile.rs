@@ -7,7 +7,7 @@ use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{MapName, Memory};
 use netpol_agent::endpoints::{Survey, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
-use netpol_common::{Endpoint, IfIndex, PortSetId, endpoint_flags};
+use netpol_common::{Endpoint, Generation, IfIndex, PortSetId, endpoint_flags};
 use netpol_policy::manifest;
 use netpol_policy::world::Event;
 
@@ -25,6 +25,16 @@ const ALLOW_BLOCK: &str = "
         ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.8/32]}}]}]}}
 ";
 
+const DENY_ALL: &str = "
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop},
+ spec: {podSelector: {}, policyTypes: [Ingress, Egress]}}
+";
+
+const OTHER_PODS: &str = "
+{apiVersion: v1, kind: Pod, metadata: {name: cart, namespace: shop}, spec: {nodeName: n1},
+ status: {phase: Running, podIPs: [{ip: 10.0.0.4}]}}
+";
+
 fn objects(manifests: &[&str]) -> Vec<Event> {
     let parsed: Vec<_> = manifests.iter().map(|text| manifest::parse(text, "test.yaml")).collect();
     assert!(parsed.iter().all(|parsed| parsed.errors.is_empty()), "{parsed:?}");
@@ -36,7 +46,7 @@ fn objects(manifests: &[&str]) -> Vec<Event> {
 fn survey(veths: &[(u32, &str)]) -> Survey {
     let veth = |&(index, address): &(u32, &str)| {
         let name = format!("veth{index}");
-        let veth = Veth { ifindex: IfIndex(index), name, namespace: 0, peer: 2, bridge: None };
+        let veth = Veth { ifindex: IfIndex(index), name, namespace: 0, peer: 2, bridge: None, packets: 0 };
         (IfIndex(index), (veth, vec![address.parse::<IpAddr>().expect("an address")]))
     };
     Survey { veths: veths.iter().map(veth).collect(), own: Vec::new() }
@@ -50,6 +60,12 @@ fn start(
 ) -> Reconciler<Memory> {
     let options = Options { node: "n1".into(), unknown_pods, source_guard: true };
     Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), survey(veths)).expect("it starts")
+}
+
+/// The objects there are from now on.
+fn only(reconciler: &mut Reconciler<Memory>, manifests: &[&str]) {
+    let joined = manifests.join("---\n");
+    reconciler.apply(objects(&[&joined]));
 }
 
 fn endpoints(reconciler: &Reconciler<Memory>) -> &BTreeMap<IfIndex, Endpoint> {
@@ -106,4 +122,92 @@ fn without_room_for_prefixes_an_isolated_pod_allows_nothing() {
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
     assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, quarantine);
+}
+
+/// What the kernel enforces at an interface, its generation aside.
+fn enforced(reconciler: &Reconciler<Memory>, index: u32) -> Option<Endpoint> {
+    assert_eq!(
+        reconciler.dataplane().attached.contains(&IfIndex(index)),
+        endpoints(reconciler).contains_key(&IfIndex(index))
+    );
+    endpoints(reconciler).get(&IfIndex(index)).map(|endpoint| Endpoint { generation: Generation(0), ..*endpoint })
+}
+
+const OTHER: &str = "
+{apiVersion: v1, kind: Pod, metadata: {name: other, namespace: open}, spec: {nodeName: n1},
+ status: {phase: Running, podIPs: [{ip: 10.0.0.2}]}}
+";
+
+#[test]
+fn a_pod_that_vanishes_stays_enforced_until_its_interface_goes() {
+    let finished = PODS.replacen("Running", "Succeeded", 1);
+    for (name, after) in [("deleted", &[ALLOW_BLOCK][..]), ("finished", &[&finished, ALLOW_BLOCK]), ("all gone", &[])] {
+        for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
+            let mut reconciler = start(Memory::default(), unknown_pods, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
+            let before = enforced(&reconciler, 3).expect("an endpoint");
+            assert!(before.ingress.isolated());
+            only(&mut reconciler, after);
+            assert_eq!(enforced(&reconciler, 3), Some(before), "{name}");
+            reconciler.surveyed(survey(&[(3, "10.0.0.9")]));
+            assert_eq!(enforced(&reconciler, 3), Some(before), "{name}: another address changes nothing");
+            assert!(!reconciler.is_waiting(), "{name}: nothing is waited for");
+            reconciler.surveyed(survey(&[]));
+            assert_eq!(enforced(&reconciler, 3), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_takes_the_address_of_one_that_vanished_has_its_own_policy() {
+    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
+    only(&mut reconciler, &[ALLOW_BLOCK]);
+    only(&mut reconciler, &[OTHER, ALLOW_BLOCK]);
+    assert!(!enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
+    assert!(!reconciler.held()[&IfIndex(3)].orphaned);
+}
+
+#[test]
+fn a_pod_that_comes_back_is_under_its_policies_of_then() {
+    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+    only(&mut reconciler, &[]);
+    only(&mut reconciler, &[ALLOW_BLOCK]);
+    assert!(!enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
+    only(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    assert!(enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
+}
+
+#[test]
+fn a_pod_that_drops_its_address_stays_under_its_policies() {
+    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+    reconciler.surveyed(survey(&[(3, "10.0.0.77")]));
+    only(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    let endpoint = enforced(&reconciler, 3).expect("an endpoint");
+    assert!(endpoint.ingress.isolated() && endpoint.address_v4 == [10, 0, 0, 2]);
+}
+
+#[test]
+fn a_restart_keeps_what_it_finds_on_interfaces_whose_pod_is_gone() {
+    let mut before = start(Memory::default(), UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
+    let endpoint = enforced(&before, 3).expect("an endpoint");
+    let dataplane = std::mem::take(before.dataplane_mut());
+    let after = start(dataplane, UnknownPods::Allow, &[OTHER_PODS, ALLOW_BLOCK], &[(3, "10.0.0.2"), (4, "10.0.0.4")]);
+    assert_eq!(enforced(&after, 3), Some(endpoint));
+    // A rule set that allows nothing stands in no table, and its number must not become another's.
+    assert!(enforced(&after, 4).expect("an endpoint").ingress.rule_set > endpoint.ingress.rule_set);
+}
+
+#[test]
+fn unknown_interfaces_are_not_waited_for() {
+    let reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[(3, "10.0.0.2")]);
+    assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::UNKNOWN));
+    assert!(!reconciler.is_waiting());
+    assert!(reconciler.settled().is_empty(), "it is asked for its address at every look");
+}
+
+#[test]
+fn the_gap_before_enforcement_is_measured() {
+    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
+    reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
+    let gaps = reconciler.gaps();
+    assert_eq!((gaps.count, *gaps.buckets.last().expect("a bucket")), (1, 1));
 }

@@ -56,6 +56,8 @@ pub struct Veth {
     pub peer: u32,
     /// The bridge it is a port of.
     pub bridge: Option<IfIndex>,
+    /// Packets it has passed so far, both ways.
+    pub packets: u64,
 }
 
 /// Asks and waits for the answer; a dump takes well under a millisecond.
@@ -165,18 +167,20 @@ impl Netlink {
 
 fn veth(link: &LinkMessage) -> Option<Veth> {
     let (mut name, mut namespace, mut peer, mut bridge, mut is_veth) = (None, None, None, None, false);
+    let mut packets = 0;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::LinkNetNsId(value) => namespace = Some(*value),
             LinkAttribute::Link(value) => peer = Some(*value),
             LinkAttribute::Controller(value) => bridge = Some(IfIndex(*value)),
+            LinkAttribute::Stats64(stats) => packets = stats.rx_packets + stats.tx_packets,
             LinkAttribute::LinkInfo(infos) => is_veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
             _ => {}
         }
     }
     let (name, namespace, peer) = (name?, namespace?, peer?);
-    is_veth.then_some(Veth { ifindex: IfIndex(link.header.index), name, namespace, peer, bridge })
+    is_veth.then_some(Veth { ifindex: IfIndex(link.header.index), name, namespace, peer, bridge, packets })
 }
 
 /// The interface's own address; on point-to-point links `IFA_ADDRESS` is the other end's.

@@ -7,7 +7,7 @@ use netpol_common::{Direction, Reason};
 use super::Meter;
 use crate::dataplane::{Kernel, MapName};
 use crate::events::Reporter;
-use crate::reconcile::Reconciler;
+use crate::reconcile::{GAP_BOUNDS, Gaps, Reconciler};
 
 /// Writes the page.
 pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) -> String {
@@ -46,13 +46,18 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     for (map, count) in &problems.full {
         page.value("netpol_map_full_total", &[("map", map)], count);
     }
-    let endpoints = reconciler.held().values().filter(|held| held.attached && held.pod.is_some()).count();
+    let held = || reconciler.held().values().filter(|held| held.attached);
+    let endpoints = held().filter(|held| held.pod.is_some() && !held.orphaned).count();
+    let orphans = held().filter(|held| held.orphaned).count();
+    let unknown = held().count() - endpoints - orphans;
     let policy_problems: usize =
         reconciler.engine().world().policies.values().map(|policy| policy.problems.len()).sum();
     for (name, kind, help, value) in [
         ("netpol_map_missing_entries", "gauge", "Entries that could not be written yet.", problems.missing as u64),
         ("netpol_write_errors_total", "counter", "Writes that failed, full maps aside.", problems.failed),
         ("netpol_endpoints", "gauge", "Pods that are enforced.", endpoints as u64),
+        ("netpol_endpoints_orphaned", "gauge", "Interfaces enforced as before, whose pod is gone.", orphans as u64),
+        ("netpol_endpoints_unknown", "gauge", "Interfaces of no known pod, where all is dropped.", unknown as u64),
         (
             "netpol_pods_waiting",
             "gauge",
@@ -80,9 +85,27 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
         page.head(name, kind, help);
         page.value(name, &[], value.as_secs_f64());
     }
+    gaps(&mut page, reconciler.gaps());
     page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
     page.value("netpol_ready", &[], u8::from(meter.ready));
     page.text
+}
+
+fn gaps(page: &mut Page, gaps: &Gaps) {
+    let name = "netpol_unprotected_seconds";
+    page.head(name, "histogram", "Time from an interface's first sight to its enforcement.");
+    for (bound, count) in GAP_BOUNDS.iter().zip(gaps.buckets) {
+        let bound = (f64::from(*bound) / 1e3).to_string();
+        page.value(&format!("{name}_bucket"), &[("le", &bound)], count);
+    }
+    page.value(&format!("{name}_bucket"), &[("le", "+Inf")], gaps.count);
+    page.value(&format!("{name}_sum"), &[], gaps.unprotected.as_secs_f64());
+    page.value(&format!("{name}_count"), &[], gaps.count);
+    page.head("netpol_unprotected_packets_total", "counter", "Packets that interfaces passed before enforcement.");
+    page.value("netpol_unprotected_packets_total", &[], gaps.packets);
+    page.head("netpol_attach_seconds", "summary", "Time to put the programs on an interface.");
+    page.value("netpol_attach_seconds_sum", &[], gaps.attaching.as_secs_f64());
+    page.value("netpol_attach_seconds_count", &[], gaps.count);
 }
 
 #[derive(Debug, Default)]

@@ -10,6 +10,7 @@
 //! be called at any time.
 
 mod failures;
+mod gaps;
 mod numbers;
 mod settle;
 mod startup;
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use netpol_common::{Endpoint, IfIndex};
+use netpol_common::{Endpoint, IfIndex, RuleSetId};
 use netpol_policy::compile::Engine;
 use netpol_policy::model::PodKey;
 use netpol_policy::tables::{Change, EndpointPolicy};
@@ -31,7 +32,12 @@ use failures::Failures;
 use numbers::Numbers;
 
 pub use failures::Problems;
+pub use gaps::{BOUNDS as GAP_BOUNDS, Gaps};
 pub use settle::UnknownPods;
+
+/// Stands for the policies of a pod whose tables cannot tell an exception from its block: allows nothing. Above every id
+/// that is ever given.
+const QUARANTINE: RuleSetId = RuleSetId(u32::MAX);
 
 /// What the agent was told to do.
 #[derive(Clone, Debug)]
@@ -53,6 +59,8 @@ pub struct Held {
     pub endpoint: Endpoint,
     /// Whether the programs are on it.
     pub attached: bool,
+    /// Its pod is gone or finished: the endpoint stays as it was until the interface goes, or another pod is behind it.
+    pub orphaned: bool,
 }
 
 /// See the module.
@@ -69,6 +77,7 @@ pub struct Reconciler<D> {
     seen: BTreeMap<IfIndex, Instant>,
     numbers: Numbers,
     failures: Failures,
+    gaps: Gaps,
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -105,7 +114,7 @@ impl<D: Dataplane> Reconciler<D> {
             match change {
                 Change::PutEndpoint(pod, policy) => {
                     self.policies.insert(pod.clone(), *policy);
-                    self.for_endpoints(|_, held| held.pod.as_ref() == Some(pod));
+                    self.for_endpoints(|_, held| held.pod.as_ref() == Some(pod) && !held.orphaned);
                 }
                 Change::Rejudge(rule_sets) => self.for_endpoints(|endpoint, _| {
                     rule_sets.iter().any(|set| endpoint.ingress.rule_set == *set || endpoint.egress.rule_set == *set)
@@ -150,7 +159,11 @@ impl<D: Dataplane> Reconciler<D> {
         let ifindexes: Vec<IfIndex> =
             self.held.iter().filter(|(_, held)| which(&held.endpoint, held)).map(|(ifindex, _)| *ifindex).collect();
         for ifindex in ifindexes {
-            if let Some(pod) = self.held[&ifindex].pod.clone()
+            let Held { pod, endpoint, orphaned, .. } = self.held[&ifindex].clone();
+            if orphaned {
+                self.put(ifindex, pod, endpoint);
+                self.held.entry(ifindex).and_modify(|held| held.orphaned = true);
+            } else if let Some(pod) = pod
                 && let Some(body) = self.body(ifindex, Some(&pod))
             {
                 self.put(ifindex, Some(pod), body);
@@ -187,6 +200,11 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         entries
+    }
+
+    /// How long interfaces were there before they were enforced.
+    pub fn gaps(&self) -> &Gaps {
+        &self.gaps
     }
 
     /// What goes wrong at the moment.

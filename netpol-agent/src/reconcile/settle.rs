@@ -4,21 +4,19 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, RuleSetId, endpoint_flags};
+use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, endpoint_flags};
 use netpol_policy::model::PodKey;
 
-use super::{Held, Reconciler};
+use super::{Held, QUARANTINE, Reconciler};
 use crate::dataplane::Dataplane;
 use crate::endpoints::is_link_local;
-
-/// Stands for the policies of a pod whose tables cannot tell an exception from its block: allows nothing. Above every id
-/// that is ever given.
-const QUARANTINE: RuleSetId = RuleSetId(u32::MAX);
 
 /// An IPv6 link-local address is waited for this long; a pod may have none.
 const LINK_LOCAL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What to do with veths whose other end, in another namespace, has the address of no known pod of this node.
+/// What to do with veths whose other end, in another namespace, never had the address of a known pod of this node.
+/// Every veth that leads to another namespace counts, whoever made it. One that was a pod's is not unknown when its pod
+/// goes: what held for that pod holds until the interface goes too, or another pod takes the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum UnknownPods {
     /// Leave them alone.
@@ -46,37 +44,52 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn settle_one(&mut self, ifindex: IfIndex) {
         let pod = self.pod_behind(ifindex);
-        let Some(body) = self.body(ifindex, pod.as_ref()) else {
+        if pod.is_none() && self.orphan(ifindex) {
+            // Enforced as it was.
+        } else if let Some(body) = self.body(ifindex, pod.as_ref()) {
+            let same = self.held.get(&ifindex).is_some_and(|held| {
+                held.pod == pod
+                    && !held.orphaned
+                    && Endpoint { generation: body.generation, id: body.id, ..held.endpoint } == body
+            });
+            if !same {
+                self.put(ifindex, pod, body);
+            }
+        } else {
             if self.held.contains_key(&ifindex) {
-                self.release(ifindex, "no known pod of this node is behind it");
+                self.release(ifindex, "it was never a known pod's, and unknown pods are allowed");
             }
             return;
-        };
-        let same = self.held.get(&ifindex).is_some_and(|held| {
-            held.pod == pod && Endpoint { generation: body.generation, id: body.id, ..held.endpoint } == body
-        });
-        if !same {
-            self.put(ifindex, pod, body);
         }
         if self.held.get(&ifindex).is_some_and(|held| !held.attached) {
             self.attach(ifindex);
         }
     }
 
-    /// The local pod whose address is behind a veth. While nothing at all is seen behind it, who was there is believed to
-    /// be there still.
+    /// The local pod whose address is behind a veth. Where that is nobody's, who was there is believed to be there still:
+    /// a pod that takes its address off does not get out of its policies.
     fn pod_behind(&self, ifindex: IfIndex) -> Option<PodKey> {
         let (_, addresses) = self.survey.veths.get(&ifindex)?;
-        let local = |address: &IpAddr| {
-            let pod = self.engine.pod_at(*address)?;
+        let local = |address: IpAddr| {
+            let pod = self.engine.pod_at(address)?;
             self.policies.contains_key(&pod).then_some(pod)
         };
-        if !addresses.iter().any(|address| !is_any_link_local(address)) {
-            let held = self.held.get(&ifindex)?;
-            let adopted = || addresses_of(&held.endpoint).find_map(|address| local(&address));
-            return held.pod.clone().filter(|pod| self.policies.contains_key(pod)).or_else(adopted);
+        let before = || addresses_of(&self.held.get(&ifindex)?.endpoint).find_map(local);
+        addresses.iter().copied().find_map(local).or_else(before)
+    }
+
+    /// Marks an interface whose pod is gone or finished; false where it was never a pod's. Its rule sets keep their
+    /// numbers, which nobody gets again, so that what they allow can only become less.
+    fn orphan(&mut self, ifindex: IfIndex) -> bool {
+        let name = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
+        let Some(held) = self.held.get_mut(&ifindex).filter(|held| !held.endpoint.has(endpoint_flags::UNKNOWN)) else {
+            return false;
+        };
+        if !std::mem::replace(&mut held.orphaned, true) {
+            let pod = held.pod.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string);
+            tracing::info!(pod, interface = name, "its pod is gone; enforced as before until the interface goes too");
         }
-        addresses.iter().find_map(local)
+        true
     }
 
     /// What an interface should have, its number and generation aside. `None`: nothing.
@@ -140,7 +153,7 @@ impl<D: Dataplane> Reconciler<D> {
         match written {
             Ok(endpoint) => {
                 let attached = self.held.get(&ifindex).is_some_and(|held| held.attached);
-                let before = self.held.insert(ifindex, Held { pod, endpoint, attached });
+                let before = self.held.insert(ifindex, Held { pod, endpoint, attached, orphaned: false });
                 if let Some(before) = before.filter(|before| before.endpoint.id != id) {
                     self.numbers.release(before.endpoint.id);
                 }
@@ -156,15 +169,19 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn attach(&mut self, ifindex: IfIndex) {
         let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
+        let begun = Instant::now();
         match self.dataplane.attach(ifindex, &veth.name) {
             Ok(()) => {
                 let Some(held) = self.held.get_mut(&ifindex) else { return };
                 held.attached = true;
-                let seen = self.seen.get(&ifindex).map_or(0.0, |seen| seen.elapsed().as_secs_f64() * 1e3);
+                let gap = self.seen.get(&ifindex).map(Instant::elapsed).unwrap_or_default();
+                self.gaps.attached(begun.elapsed(), gap, veth.packets);
+                let (interface, packets) = (&veth.name, veth.packets);
+                let unprotected_ms = gap.as_secs_f64() * 1e3;
                 if let Some(pod) = &held.pod {
-                    tracing::info!(%pod, interface = veth.name, unprotected_ms = seen, "enforced");
+                    tracing::info!(%pod, interface, unprotected_ms, packets, "enforced");
                 } else {
-                    tracing::info!(interface = veth.name, "an unknown pod: everything is dropped");
+                    tracing::info!(interface, unprotected_ms, packets, "an unknown pod: everything is dropped");
                 }
             }
             Err(error) => tracing::error!(%error, "a pod is not enforced; it is tried again"),
@@ -188,26 +205,30 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// The veths that need no closer look: their pod is known, enforced, and has all its addresses.
+    /// The veths that need no closer look: their pod is known or was, enforced, and has all its addresses.
     pub fn settled(&self) -> BTreeSet<IfIndex> {
         let settled = self.held.iter().filter(|(ifindex, held)| {
             let complete = held.endpoint.link_local != [0; 16]
                 || self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() > LINK_LOCAL_PATIENCE);
-            held.pod.is_some() && held.attached && complete
+            held.attached && (held.orphaned || held.pod.is_some() && complete)
         });
         settled.map(|(ifindex, _)| *ifindex).collect()
     }
 
-    /// Whether a pod of this node still waits for its interface, or an interface for its pod, its programs or its addresses.
+    /// Whether a pod of this node still waits for its interface, or an interface for its programs or its addresses. An
+    /// unknown interface waits for nothing: the pod it may be is told by the source, and waited for from then on.
     pub fn is_waiting(&self) -> bool {
         let settled = self.settled();
-        let unsettled = self.held.keys().any(|ifindex| !settled.contains(ifindex));
-        unsettled || !self.failures.is_empty() || self.pods_without_interface() > 0
+        let waits = |(ifindex, held): (&IfIndex, &Held)| {
+            !settled.contains(ifindex) && !(held.attached && held.endpoint.has(endpoint_flags::UNKNOWN))
+        };
+        self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_without_interface() > 0
     }
 
     /// How many pods of this node have an address and no interface yet.
     pub fn pods_without_interface(&self) -> usize {
-        let found: BTreeSet<&PodKey> = self.held.values().filter_map(|held| held.pod.as_ref()).collect();
+        let enforced = self.held.values().filter(|held| !held.orphaned);
+        let found: BTreeSet<&PodKey> = enforced.filter_map(|held| held.pod.as_ref()).collect();
         let pods = self.engine.world().pods.values();
         let local = pods.filter(|pod| pod.node.as_ref() == Some(&self.options.node) && pod.participates());
         local.filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use netpol_common::{ClassId, RuleId};
+use netpol_common::{ClassId, Endpoint, IfIndex, PortSetId, RuleId};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::tables::Change;
 use netpol_policy::tables::Tables;
@@ -10,7 +10,7 @@ use netpol_policy::world::Event;
 
 use super::failures::Failures;
 use super::numbers::Numbers;
-use super::{Held, Options, Reconciler};
+use super::{Gaps, Held, Options, QUARANTINE, Reconciler};
 use crate::dataplane::switch::{Snapshot, plan};
 use crate::dataplane::{Dataplane, WriteError};
 use crate::endpoints::Survey;
@@ -30,7 +30,8 @@ impl<D: Dataplane> Reconciler<D> {
     ) -> Result<Self, WriteError> {
         let endpoints = dataplane.endpoints()?;
         let attached = dataplane.attached();
-        let mut engine = Engine::new(NodeScope::Node(options.node.clone()), first_ids(old));
+        let first = first_ids(old, &endpoints);
+        let mut engine = Engine::new(NodeScope::Node(options.node.clone()), first);
         let mut events = objects;
         events.push(Event::OwnAddresses(survey.own.clone()));
         engine.apply_all(events);
@@ -42,7 +43,10 @@ impl<D: Dataplane> Reconciler<D> {
         // Not yet this agent's: attached anew in any case, which swaps the programs where there are some.
         let held: BTreeMap<_, _> = endpoints
             .into_iter()
-            .map(|(ifindex, endpoint)| (ifindex, Held { pod: None, endpoint, attached: attached.contains(&ifindex) }))
+            .map(|(ifindex, endpoint)| {
+                let attached = attached.contains(&ifindex);
+                (ifindex, Held { pod: None, endpoint, attached, orphaned: false })
+            })
             .collect();
         let strays = attached.into_iter().filter(|ifindex| !held.contains_key(ifindex)).collect::<Vec<_>>();
         let mut reconciler = Self {
@@ -55,6 +59,7 @@ impl<D: Dataplane> Reconciler<D> {
             seen: BTreeMap::new(),
             numbers,
             failures: Failures::default(),
+            gaps: Gaps::default(),
         };
         reconciler.execute(&switch.before);
         reconciler.policies =
@@ -71,9 +76,18 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
-/// Ids above all in use, so that old and new entries never meet.
-fn first_ids(old: &Snapshot) -> FirstIds {
-    let (class, rule_set, port_set) = old.highest();
+/// Ids above all in use, so that old and new entries never meet. A rule set that allows nothing stands in its endpoints
+/// alone.
+fn first_ids(old: &Snapshot, endpoints: &BTreeMap<IfIndex, Endpoint>) -> FirstIds {
+    let (class, mut rule_set, mut port_set) = old.highest();
+    for policy in endpoints.values().flat_map(|endpoint| [endpoint.ingress, endpoint.egress]) {
+        if policy.rule_set != QUARANTINE {
+            rule_set = rule_set.max(policy.rule_set);
+        }
+        if policy.any != PortSetId::ALL {
+            port_set = port_set.max(policy.any);
+        }
+    }
     let rules = old.ports.values().map(|entry| entry.rule).chain(old.allow.values().map(|entry| entry.rule));
     FirstIds {
         class: ClassId(class.0 + 1),

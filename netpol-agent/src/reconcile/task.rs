@@ -18,8 +18,10 @@ use crate::source::Batch;
 const RESYNC: Duration = Duration::from_secs(10);
 /// The first look again at what is not there yet; doubles up to [`SLOWEST`].
 const FASTEST: Duration = Duration::from_millis(5);
-/// While something is waited for.
-const SLOWEST: Duration = Duration::from_millis(500);
+/// While something is waited for: a look takes about a millisecond, and whatever changes here makes it fast again.
+const SLOWEST: Duration = Duration::from_secs(2);
+/// What has not come after looks that are this far apart is not waited for before the agent calls itself ready.
+const LATE: Duration = Duration::from_millis(500);
 
 /// A question for the metrics page.
 pub type Scrape = oneshot::Sender<String>;
@@ -91,7 +93,7 @@ pub async fn run(
             result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)) => {
                 if let Err(error) = result {
                     tracing::error!(%error, "cannot read the ring buffer; denied packets are counted but not told");
-                    sleep(SLOWEST).await;
+                    sleep(LATE).await;
                 }
             }
             Some(scrape) = inputs.scrapes.recv() => {
@@ -106,7 +108,7 @@ pub async fn run(
                 look(&mut reconciler, &mut inputs.surveyor, resync);
                 if waiting {
                     back_off = (back_off * 2).min(SLOWEST);
-                    if back_off == SLOWEST {
+                    if back_off > LATE {
                         reconciler.retry();
                         ready_late(&reconciler, &mut ready, inputs.ready_file.as_deref());
                     }

@@ -1,9 +1,6 @@
 //! Loads the object once, into the maps that are pinned already or into new ones.
 
-use std::time::{Duration, Instant};
-
 use aya::maps::{Array, Map, MapData};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use netpol_common::Direction;
 
@@ -13,9 +10,6 @@ use super::names::{Capacities, MapName};
 use super::pins::{Pins, pin_error, unpin};
 use super::{KernelError, Raw};
 
-/// Frequencies that kernels are built with.
-const FREQUENCIES: [u32; 4] = [100, 250, 300, 1000];
-
 /// Lines of a refusal that are shown.
 const LOG_LINES: usize = 30;
 
@@ -23,7 +17,7 @@ const LOG_LINES: usize = 30;
 pub(super) fn load(object: &[u8], pins: &Pins, wanted: &Capacities) -> Result<(Ebpf, Capacities), KernelError> {
     pins.make()?;
     let capacities = adopt(pins, wanted);
-    let mut ebpf = loader(pins, &capacities, frequency(object)).load(object).map_err(|error| refused(&error))?;
+    let mut ebpf = loader(pins, &capacities, frequency()).load(object).map_err(|error| refused(&error))?;
     for direction in Direction::BOTH {
         let program = program(&mut ebpf, direction).map_err(KernelError::Object)?;
         program.load().map_err(|error| refused(&error))?;
@@ -36,6 +30,8 @@ pub(super) fn load(object: &[u8], pins: &Pins, wanted: &Capacities) -> Result<(E
 
 fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
+    // The programs read no kernel structure: parsing the kernel's own types would be most of the start.
+    loader.btf(None);
     for &map in MapName::ALL {
         loader.map_max_entries(map.name(), capacities.of(map));
         loader.map_pin_path(map.name(), pins.root.join(map.name()));
@@ -69,39 +65,19 @@ fn adopt(pins: &Pins, wanted: &Capacities) -> Capacities {
     capacities
 }
 
-/// The kernel's jiffies per second, which it does not tell: a program that returns the jiffies is run twice. Where that
-/// fails, timeouts are off by the factor that the guess is.
-fn frequency(object: &[u8]) -> u32 {
-    measure(object).unwrap_or_else(|message| {
-        tracing::warn!(message, "cannot measure the kernel's clock; flow timeouts assume 250 Hz");
-        250
-    })
-}
-
-fn measure(object: &[u8]) -> Result<u32, String> {
-    let mut loader = EbpfLoader::new();
-    for &map in MapName::ALL {
-        // Only to run one program: as small as it gets.
-        loader.map_max_entries(map.name(), if map == MapName::Events { 4096 } else { 1 });
+/// The kernel's jiffies per second (`CONFIG_HZ`): the resolution of its coarse clocks is one of them.
+/// Source: `posix_get_coarse_res`, `kernel/time/posix-timers.c`.
+fn frequency() -> u32 {
+    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `tick` is ours; the clock exists since Linux 2.6.32.
+    let answer = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    match u32::try_from(tick.tv_nsec) {
+        Ok(nanoseconds @ 1..) if answer == 0 => (1_000_000_000 + nanoseconds / 2) / nanoseconds,
+        _ => {
+            tracing::warn!("the kernel does not tell its clock's resolution; flow timeouts assume 250 Hz");
+            250
+        }
     }
-    let mut ebpf = loader.load(object).map_err(|error| chain(&error))?;
-    let clock = ebpf.program_mut("netpol_jiffies").ok_or("the BPF object has no program netpol_jiffies")?;
-    let clock: &mut SchedClassifier = clock.try_into().map_err(|_| "netpol_jiffies is no classifier")?;
-    clock.load().map_err(|error| chain(&error))?;
-    let read = |clock: &SchedClassifier| {
-        let mut options = TestRunOptions::new();
-        let packet = [0_u8; 64];
-        options.data_in = Some(&packet);
-        clock.test_run(options).map(|result| result.return_value).map_err(|error| chain(&error))
-    };
-    let (begun, first) = (Instant::now(), read(clock)?);
-    std::thread::sleep(Duration::from_millis(60));
-    let (elapsed, last) = (begun.elapsed(), read(clock)?);
-    let measured = f64::from(last.wrapping_sub(first)) / elapsed.as_secs_f64();
-    let nearest = FREQUENCIES
-        .into_iter()
-        .min_by(|a, b| (f64::from(*a) - measured).abs().total_cmp(&(f64::from(*b) - measured).abs()));
-    Ok(nearest.unwrap_or(250))
 }
 
 /// `META`: the agent's own notes, pinned with the rest. Element 0: the highest generation given to any endpoint.
