@@ -8,12 +8,12 @@ use netpol_policy::model::Protocol;
 
 use crate::agent::{Agent, AgentOptions};
 use crate::cluster::{Cluster, ClusterBuilder};
-use crate::examples::parse_port;
 use crate::matrix::{Cell, Matrix, settle};
+use crate::port;
 use crate::probe::{Outcome, Probe};
 
 /// How long a change may take to show, on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(6);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A cluster, and the agent on its first node.
 #[derive(Debug)]
@@ -166,6 +166,6 @@ fn parse_row(line: &str) -> (Cell, bool) {
         "-x" => false,
         _ => panic!("{line:?} has neither -> nor -x"),
     };
-    let (protocol, port) = parse_port(port).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+    let (protocol, port) = port::parse(port).unwrap_or_else(|error| panic!("{line:?}: {error}"));
     (Cell { from: from.into(), to: to.into(), protocol, port }, passes)
 }

@@ -23,6 +23,7 @@ pub mod matrix;
 pub mod netns;
 pub mod objects;
 pub mod packet;
+pub mod port;
 pub mod probe;
 pub mod program;
 pub mod raw;

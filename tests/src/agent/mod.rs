@@ -1,7 +1,10 @@
 //! The agent on a node, as a process.
 
+mod denied;
+mod executable;
+mod output;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,13 +14,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+
+pub use denied::Denied;
+pub use executable::{agent as binary, netpol};
 
 use crate::cleanup::{BPFFS, PathGuard, forget_process, temporary_root, unique, watch_process};
 use crate::cluster::{Cluster, node_name};
+use output::{Output, read_denials, read_log};
 
 /// How long an agent may take to enforce what it finds when it starts.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(40);
+
+/// How long a line it is to print may take, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How to start one.
 #[derive(Clone, Debug)]
@@ -56,56 +65,15 @@ impl AgentOptions {
     }
 }
 
-/// A line the agent printed about a denied flow.
-#[derive(Clone, Debug)]
-pub struct Denied(pub Value);
-
-impl Denied {
-    fn text(&self, pointer: &str) -> &str {
-        self.0.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-    }
-
-    /// `ingress` or `egress`.
-    pub fn direction(&self) -> &str {
-        self.text("/direction")
-    }
-
-    /// Why, as `netpol_common::Reason` names it.
-    pub fn reason(&self) -> &str {
-        self.text("/reason")
-    }
-
-    /// Who sent it: `namespace/name`, or its address.
-    pub fn from(&self) -> &str {
-        self.end("from")
-    }
-
-    /// Whom it was for.
-    pub fn to(&self) -> &str {
-        self.end("to")
-    }
-
-    fn end(&self, which: &str) -> &str {
-        let by_name = self.text(&format!("/{which}/pod"));
-        if by_name.is_empty() { self.text(&format!("/{which}/address")) } else { by_name }
-    }
-
-    /// The destination port.
-    pub fn port(&self) -> Option<u16> {
-        self.0.pointer("/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok())
-    }
-
-    /// `TCP`, `UDP`, …
-    pub fn protocol(&self) -> &str {
-        self.text("/protocol")
-    }
-
-    /// The policies that isolate the pod in that direction, as `namespace/name`.
-    pub fn policies(&self) -> Vec<String> {
-        let list = self.0.pointer("/policies").and_then(Value::as_array);
-        let name = |item: &Value| Some(format!("{}/{}", item.get("namespace")?.as_str()?, item.get("name")?.as_str()?));
-        list.map(|items| items.iter().filter_map(name).collect()).unwrap_or_default()
-    }
+/// What a verb of the agent answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Its exit code; none where a signal ended it.
+    pub code: Option<i32>,
+    /// For programs and people.
+    pub stdout: String,
+    /// What went wrong.
+    pub stderr: String,
 }
 
 /// A running agent. Dropping it ends the process and removes its pins.
@@ -117,12 +85,6 @@ pub struct Agent {
     child: Option<Child>,
     output: Arc<Mutex<Output>>,
     command: Launch,
-}
-
-#[derive(Debug, Default)]
-struct Output {
-    denied: Vec<Denied>,
-    log: String,
 }
 
 #[derive(Debug)]
@@ -263,23 +225,29 @@ impl Agent {
         Ok(())
     }
 
-    /// Runs `netpol-agent uninstall` in the node, and returns whether it succeeded and what it printed.
+    /// Stops it, runs `netpol-agent uninstall` in the node, and returns whether it succeeded and what it printed.
     ///
     /// # Errors
     /// Where it cannot be started.
     pub fn uninstall(&mut self) -> Result<(bool, String)> {
         self.end(Signal::SIGTERM)?;
-        let output = self
-            .command
-            .netns
-            .command(&self.command.binary)
-            .arg("uninstall")
-            .arg("--pin-path")
-            .arg(self.pins.path())
-            .output()
-            .context("starting netpol-agent uninstall")?;
-        let said = [output.stdout, output.stderr].concat();
-        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+        let said = self.ask("uninstall", &[])?;
+        Ok((said.code == Some(0), said.stdout + &said.stderr))
+    }
+
+    /// Runs another verb of `netpol-agent` on the same pins, in the node.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn ask(&self, verb: &str, arguments: &[&str]) -> Result<Said> {
+        let mut command = self.command.netns.command(&self.command.binary);
+        command.arg(verb).arg("--pin-path").arg(self.pins.path()).args(arguments);
+        let output = command.output().with_context(|| format!("starting netpol-agent {verb}"))?;
+        Ok(Said {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
     }
 
     /// The denied flows it has told of so far.
@@ -295,7 +263,7 @@ impl Agent {
     /// Waits for a line about a denied flow.
     ///
     /// # Errors
-    /// After two seconds, with those that came instead.
+    /// Where none comes, with those that came instead.
     pub fn wait_denied(&self, wanted: impl Fn(&Denied) -> bool) -> Result<Denied> {
         let start = Instant::now();
         loop {
@@ -303,7 +271,7 @@ impl Agent {
             if let Some(found) = denied.iter().find(|line| wanted(line)) {
                 return Ok(found.clone());
             }
-            if start.elapsed() > Duration::from_secs(2) {
+            if start.elapsed() > PATIENCE {
                 let lines: Vec<_> = denied.iter().map(|line| line.0.to_string()).collect();
                 bail!("no such denial was told; these were:\n{}\nlog:\n{}", lines.join("\n"), self.log());
             }
@@ -319,7 +287,7 @@ impl Agent {
     /// Waits for words in its log.
     ///
     /// # Errors
-    /// After three seconds, with the log.
+    /// Where none comes, with the log.
     pub fn wait_log(&self, words: &[&str]) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -327,7 +295,7 @@ impl Agent {
             if log.lines().any(|line| words.iter().all(|word| line.contains(word))) {
                 return Ok(());
             }
-            ensure!(start.elapsed() < Duration::from_secs(3), "no log line has all of {words:?}:\n{log}");
+            ensure!(start.elapsed() < PATIENCE, "no log line has all of {words:?}:\n{log}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -376,49 +344,4 @@ fn die_with_us(command: &mut Command) {
             }
         });
     }
-}
-
-fn read_denials(stdout: impl Read, output: &Mutex<Output>) {
-    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-        match serde_json::from_str(&line) {
-            Ok(value) => output.denied.push(Denied(value)),
-            Err(error) => {
-                output.log += "(a line on stdout is not JSON: ";
-                output.log += &error.to_string();
-                output.log += "): ";
-                output.log += &line;
-                output.log.push('\n');
-            }
-        }
-    }
-}
-
-fn read_log(stderr: impl Read, output: &Mutex<Output>) {
-    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-        output.log += &line;
-        output.log.push('\n');
-    }
-}
-
-/// The agent's executable: `NETPOL_AGENT`, else the one Cargo put beside this one.
-///
-/// # Errors
-/// Where there is none, with the line that builds it.
-pub fn binary() -> Result<PathBuf> {
-    let path = if let Some(path) = std::env::var_os("NETPOL_AGENT") {
-        PathBuf::from(path)
-    } else {
-        let own = std::env::current_exe().context("finding this executable")?;
-        let directory = own.parent().context("this executable is in a directory")?;
-        let directory = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
-        directory.join("netpol-agent")
-    };
-    ensure!(
-        path.is_file(),
-        "there is no agent at {}: build it with `cargo xtask ebpf && cargo build -p netpol-agent`, or name one in NETPOL_AGENT",
-        path.display()
-    );
-    Ok(path)
 }

@@ -1,0 +1,55 @@
+//! What the agent tells of denied flows.
+
+use serde_json::Value;
+
+/// A line the agent printed about a denied flow.
+#[derive(Clone, Debug)]
+pub struct Denied(pub Value);
+
+impl Denied {
+    fn text(&self, pointer: &str) -> &str {
+        self.0.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// `ingress` or `egress`.
+    pub fn direction(&self) -> &str {
+        self.text("/direction")
+    }
+
+    /// Why, as `netpol_common::Reason` names it.
+    pub fn reason(&self) -> &str {
+        self.text("/reason")
+    }
+
+    /// Who sent it: `namespace/name`, or its address.
+    pub fn from(&self) -> &str {
+        self.end("from")
+    }
+
+    /// Whom it was for.
+    pub fn to(&self) -> &str {
+        self.end("to")
+    }
+
+    fn end(&self, which: &str) -> &str {
+        let by_name = self.text(&format!("/{which}/pod"));
+        if by_name.is_empty() { self.text(&format!("/{which}/address")) } else { by_name }
+    }
+
+    /// The destination port.
+    pub fn port(&self) -> Option<u16> {
+        self.0.pointer("/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok())
+    }
+
+    /// `TCP`, `UDP`, …
+    pub fn protocol(&self) -> &str {
+        self.text("/protocol")
+    }
+
+    /// The policies that isolate the pod in that direction, as `namespace/name`.
+    pub fn policies(&self) -> Vec<String> {
+        let list = self.0.pointer("/policies").and_then(Value::as_array);
+        let name = |item: &Value| Some(format!("{}/{}", item.get("namespace")?.as_str()?, item.get("name")?.as_str()?));
+        list.map(|items| items.iter().filter_map(name).collect()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,179 @@
+//! `examples/`: clusters, policies, and the table each README promises.
+
+mod readme;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use netpol_policy::manifest;
+use netpol_policy::model::{Labels, Object, Pod, Protocol};
+
+use crate::cluster::{Cluster, PodSpec};
+use crate::matrix::{Cell, Matrix};
+use readme::Readme;
+
+/// One directory of `examples/`.
+#[derive(Debug)]
+pub struct Example {
+    directory: PathBuf,
+    pods: Vec<Pod>,
+    namespaces: Vec<(String, String)>,
+    readme: Readme,
+}
+
+/// Where they are.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
+}
+
+/// All of them, by name.
+///
+/// # Errors
+/// Names the file that is not as it should be.
+pub fn all() -> Result<Vec<Example>> {
+    let root = root();
+    let mut directories = Vec::new();
+    for entry in fs::read_dir(&root).with_context(|| format!("listing {}", root.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            directories.push(path);
+        }
+    }
+    directories.sort();
+    directories.iter().map(|path| Example::load(path)).collect()
+}
+
+fn labels_text(labels: &Labels) -> String {
+    let own = labels.iter().filter(|(key, _)| &***key != "kubernetes.io/metadata.name");
+    own.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+impl Example {
+    fn load(directory: &Path) -> Result<Self> {
+        Self::read(directory).with_context(|| format!("loading the example {}", directory.display()))
+    }
+
+    fn read(directory: &Path) -> Result<Self> {
+        let mut pods = Vec::new();
+        let mut namespaces = Vec::new();
+        for file in ["cluster.yaml", "policies.yaml"] {
+            let text = fs::read_to_string(directory.join(file)).with_context(|| format!("reading {file}"))?;
+            let parsed = manifest::parse(&text, file);
+            if let Some(error) = parsed.errors.first() {
+                bail!("{error}");
+            }
+            for located in parsed.objects {
+                match located.object {
+                    Object::Pod(pod) => pods.push(pod),
+                    Object::Namespace(namespace) => {
+                        namespaces.push((namespace.name.to_string(), labels_text(&namespace.labels)));
+                    }
+                    Object::Node(_) | Object::Policy(_) => {}
+                }
+            }
+        }
+        let text = fs::read_to_string(directory.join("README.md")).context("reading README.md")?;
+        Ok(Self { directory: directory.to_owned(), pods, namespaces, readme: Readme::parse(&text)? })
+    }
+
+    /// The directory's name.
+    pub fn name(&self) -> String {
+        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// The arguments of the `netpol` that its README says to run, from the directory above `examples/`.
+    pub fn command(&self) -> &[String] {
+        &self.readme.command
+    }
+
+    /// The ports its table is about.
+    pub fn ports(&self) -> &[(Protocol, u16)] {
+        &self.readme.ports
+    }
+
+    /// A cluster with these pods, at the addresses their manifests have. Without policies yet.
+    ///
+    /// # Errors
+    /// Where it cannot be made, or an address comes out another.
+    pub fn cluster(&self) -> Result<Cluster> {
+        let mut builder = Cluster::builder().serve(self.ports());
+        for (name, labels) in &self.namespaces {
+            builder = builder.namespace(name, labels);
+        }
+        for address in &self.readme.outside {
+            builder = builder.outside(address);
+        }
+        for pod in &self.pods {
+            let Some(IpAddr::V4(address)) = pod.addresses.first() else { bail!("{} has no IPv4 address", pod.key) };
+            let mut spec =
+                PodSpec::new(&pod.key.to_string()).number(address.octets()[3]).labels(&labels_text(&pod.labels));
+            for port in &pod.ports {
+                spec = spec.port(&port.name, port.protocol, port.port);
+            }
+            builder = builder.pod(spec);
+        }
+        let cluster = builder.build()?;
+        for pod in &self.pods {
+            let live = cluster.host(&pod.key.to_string()).addresses();
+            ensure!(
+                live == pod.addresses,
+                "{} is at {live:?} live, and at {:?} in the manifest",
+                pod.key,
+                pod.addresses
+            );
+        }
+        Ok(cluster)
+    }
+
+    /// Applies the example's policies, as they are written.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn apply(&self, cluster: &Cluster) -> Result<()> {
+        cluster.apply("example", &fs::read_to_string(self.directory.join("policies.yaml"))?)
+    }
+
+    fn ends(&self) -> Vec<String> {
+        self.pods.iter().map(|pod| pod.key.to_string()).chain(self.readme.outside.iter().cloned()).collect()
+    }
+
+    /// All questions its table answers: not who reaches itself, nor what happens outside.
+    pub fn questions(&self) -> Vec<Cell> {
+        let outside = |end: &String| self.readme.outside.contains(end);
+        let ends = self.ends();
+        let mut cells = Vec::new();
+        for from in &ends {
+            for to in ends.iter().filter(|to| *to != from && !(outside(from) && outside(to))) {
+                for &(protocol, port) in self.ports() {
+                    cells.push(Cell { from: from.clone(), to: to.clone(), protocol, port });
+                }
+            }
+        }
+        cells
+    }
+
+    /// The table its README promises.
+    ///
+    /// # Errors
+    /// Where it leaves a question open, or answers one that nobody asks.
+    pub fn promised(&self) -> Result<Matrix> {
+        let promised = self.readme.table().context("the table in README.md")?;
+        let questions = self.questions();
+        for cell in &questions {
+            ensure!(promised.0.contains_key(cell), "the table in README.md says nothing of {cell}");
+        }
+        ensure!(promised.0.len() == questions.len(), "the table in README.md has more than the manifests' ends");
+        Ok(promised)
+    }
+
+    /// Rewrites the README's table after a matrix that somebody will look at.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn bless(&mut self, matrix: &Matrix) -> Result<()> {
+        self.readme.put_table(&self.ends(), matrix);
+        fs::write(self.directory.join("README.md"), self.readme.text()).context("writing README.md")
+    }
+}
