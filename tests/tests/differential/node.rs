@@ -1,0 +1,186 @@
+//! An agent's reconciler on the real kernel: events in, and the verdicts of its loaded programs out.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail, ensure};
+use netpol_agent::dataplane::switch::Snapshot;
+use netpol_agent::dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
+use netpol_agent::endpoints::{Survey, Veth};
+use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
+use netpol_common::{Endpoint, IfIndex, LAYOUT_VERSION};
+use netpol_policy::model::{Pod, PodKey};
+use netpol_policy::tables::{Change, Tables};
+use netpol_policy::world::{Event, World};
+use netpol_tests::cleanup::{BPFFS, PathGuard, unique};
+use netpol_tests::{Netns, program};
+
+use crate::frames::Runner;
+use crate::watch::{Watch, Watched};
+
+/// The node of [`netpol_policy::testing`] whose pods have endpoints.
+const NODE: &str = "node-1";
+/// Index of the first interface.
+const FIRST: u32 = 11;
+/// As many as there are names of pods.
+const INTERFACES: u32 = 9;
+/// Fewer slots than interfaces: some endpoints go to the overflow map.
+const SLOTS: u32 = 4;
+
+/// A namespace with the interfaces that endpoints are at. Nobody sends anything there.
+pub(crate) fn interfaces() -> Result<Netns> {
+    let netns = Netns::new("agreement")?;
+    let lines: Vec<String> =
+        (FIRST..FIRST + INTERFACES).map(|index| format!("link add npt{index} index {index} type bridge")).collect();
+    netns.ip(&lines.join("\n"))?;
+    Ok(netns)
+}
+
+/// One node. What it pinned goes when it is dropped.
+pub(crate) struct Node {
+    reconciler: Reconciler<Watched>,
+    pub(crate) runner: Rc<Runner>,
+    pub(crate) watch: Rc<RefCell<Watch>>,
+    interfaces: BTreeMap<PodKey, IfIndex>,
+    own: Vec<IpAddr>,
+    /// How many worlds this node has been through.
+    pub(crate) round: u16,
+    _pins: PathGuard,
+}
+
+impl Node {
+    /// Loads the programs into maps of their own.
+    pub(crate) fn start() -> Result<Self> {
+        let path = program::object();
+        let object = std::fs::read(&path)
+            .with_context(|| format!("no BPF object at {}: run `cargo xtask ebpf`", path.display()))?;
+        let pins = PathGuard::new(Path::new(BPFFS).join(unique("agree")));
+        Mounts::ensure(pins.path())?;
+        let capacities = Capacities {
+            endpoints: SLOTS,
+            endpoints_overflow: 64,
+            addresses_v4: 256,
+            addresses_v6: 256,
+            prefixes_v4: 256,
+            prefixes_v6: 256,
+            allow: 4096,
+            ports: 4096,
+            flows_v4: 16_384,
+            flows_v6: 16_384,
+            fragments_v4: 16,
+            fragments_v6: 16,
+            denials: 64,
+            counters: 64,
+            events: 4096,
+            ..Capacities::default()
+        };
+        let options = KernelOptions { pin_path: pins.path().to_owned(), attach: AttachMode::Auto, capacities };
+        let kernel = Kernel::start(&object, &options).context("loading the programs: run as root")?;
+        let root = pins.path().join(format!("v{LAYOUT_VERSION}"));
+        let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);
+        let watch = Rc::new(RefCell::new(Watch::new(Rc::clone(&runner))));
+        let dataplane = Watched::new(kernel, Rc::clone(&watch));
+        let options = Options { node: NODE.into(), unknown_pods: UnknownPods::Allow, source_guard: true };
+        let reconciler = Reconciler::start(dataplane, options, &Snapshot::default(), Vec::new(), Survey::default())?;
+        let (interfaces, own) = (BTreeMap::new(), Vec::new());
+        Ok(Self { reconciler, runner, watch, interfaces, own, round: 0, _pins: pins })
+    }
+
+    /// Forgets all objects, interfaces and addresses; ids go on.
+    pub(crate) fn clear(&mut self) {
+        self.own = Vec::new();
+        self.reconciler.surveyed(Survey::default());
+        self.reconciler.apply(vec![Event::Reset(Vec::new())]);
+        self.interfaces.clear();
+    }
+
+    /// Takes an event in, as objects and then as interfaces, and checks what the maps hold.
+    pub(crate) fn apply(&mut self, event: &Event) -> Result<()> {
+        self.round += 1;
+        match event {
+            Event::OwnAddresses(own) => self.own.clone_from(own),
+            Event::Apply(_) | Event::Delete(_) | Event::Reset(_) => self.reconciler.apply(vec![event.clone()]),
+        }
+        let survey = self.survey();
+        self.reconciler.surveyed(survey);
+        self.check_maps()
+    }
+
+    pub(crate) fn world(&self) -> &World {
+        self.reconciler.engine().world()
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        self.reconciler.engine().tables()
+    }
+
+    /// The endpoints of known pods. While an address is moved from one pod to another, a pod may have two.
+    pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
+        let held = self.reconciler.held().iter().filter(|(_, held)| !held.orphaned);
+        held.filter_map(|(ifindex, held)| Some((*ifindex, (held.pod.clone()?, held.endpoint)))).collect()
+    }
+
+    /// Each pod here has a veth, and behind it those of its addresses that no other pod has taken over.
+    fn survey(&mut self) -> Survey {
+        let world = self.reconciler.engine().world();
+        let here = |pod: &&Pod| pod.participates() && pod.node.as_deref() == Some(NODE);
+        let mut veths = BTreeMap::new();
+        for pod in world.pods.values().filter(here) {
+            let next = FIRST + u32::try_from(self.interfaces.len()).unwrap_or(u32::MAX);
+            let ifindex = *self.interfaces.entry(pod.key.clone()).or_insert(IfIndex(next));
+            // Every other one is a port of a bridge.
+            let bridge = (ifindex.0 % 2 == 0).then_some(IfIndex(1000 + ifindex.0));
+            let veth = Veth { ifindex, name: format!("npt{ifindex}"), namespace: 0, peer: 2, bridge, packets: 0 };
+            veths.insert(ifindex, (veth, owned(world, &pod.key)));
+        }
+        Survey { veths, own: self.own.clone() }
+    }
+
+    /// The maps hold what the tables say and nothing else, and each pod that has an address has its endpoint.
+    fn check_maps(&self) -> Result<()> {
+        let kernel = &self.reconciler.dataplane().kernel;
+        let (found, expected) = (kernel.snapshot()?, snapshot_of(self.tables()));
+        ensure!(found == expected, "the maps hold {found:#?}, and should {expected:#?}");
+        let held = self.reconciler.held();
+        let expected: BTreeMap<_, _> = held.iter().map(|(ifindex, held)| (*ifindex, held.endpoint)).collect();
+        let found = kernel.endpoints()?;
+        ensure!(found == expected, "the endpoints are {found:#?}, and should be {expected:#?}");
+        let numbers: BTreeSet<u32> = held.values().map(|held| held.endpoint.id).collect();
+        ensure!(numbers.len() == held.len(), "two endpoints have one number: {held:#?}");
+        for (pod, ifindex) in &self.interfaces {
+            let known = self.world().pods.get(pod).is_some_and(|pod| {
+                pod.participates() && pod.node.as_deref() == Some(NODE) && !owned(self.world(), &pod.key).is_empty()
+            });
+            if known && held.get(ifindex).and_then(|held| held.pod.as_ref()) != Some(pod) {
+                bail!("{pod} at interface {ifindex} is not enforced: {held:#?}");
+            }
+        }
+        let problems = self.reconciler.problems();
+        ensure!(problems.missing == 0 && problems.failed == 0, "writes failed: {problems:?}");
+        Ok(())
+    }
+}
+
+/// The addresses that mean this pod.
+pub(crate) fn owned(world: &World, pod: &PodKey) -> Vec<IpAddr> {
+    let addresses = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+    let means_it = |address: &&IpAddr| world.address_owner(**address).is_some_and(|owner| owner.key == *pod);
+    addresses.iter().filter(means_it).copied().collect()
+}
+
+fn snapshot_of(tables: &Tables) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for entry in tables.entries() {
+        match entry {
+            Change::PutPort { prefix_len, key, entry } => drop(snapshot.ports.insert((key, prefix_len), entry)),
+            Change::PutAllow(key, entry) => drop(snapshot.allow.insert(key, entry)),
+            Change::PutAddress(address, entry) => drop(snapshot.addresses.insert(address, entry)),
+            Change::PutPrefix(net, class) => drop(snapshot.prefixes.insert(net, class)),
+            _ => {}
+        }
+    }
+    snapshot
+}
