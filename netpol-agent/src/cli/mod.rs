@@ -60,8 +60,12 @@ Denied packets are told on standard output, one JSON object a line; the log goes
 SIGTERM and SIGINT stop the agent; what is enforced stays enforced, and the next agent takes it over.
 `netpol-agent uninstall` removes it.
 
-A map's size is fixed when it is made: to change one, uninstall and start again. Until then the pinned size stays in force
-and the log says so.";
+Other sizes than last time: maps of the new sizes take over with everything that is in the old ones. Where that does not
+fit, all keep their old sizes and the log says so.
+
+An interface whose pod is gone from the source stays enforced as it was until it goes too, or another pod has the address.
+--unknown-pods is about interfaces that never were a known pod's: every veth that leads to another namespace counts, also
+one that no Kubernetes made.";
 
 const PIN_PATH: &str = "/sys/fs/bpf/netpol";
 

@@ -1,8 +1,8 @@
-//! Removes a clsact qdisc, where nobody uses it any more.
+//! The clsact qdisc: who uses it, and its removal where nobody does any more.
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcHandle, TcMessage};
+use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use netpol_common::IfIndex;
 
 use super::{Netlink, NetlinkError};
@@ -18,21 +18,10 @@ impl Netlink {
     /// Where the kernel refuses.
     pub fn delete_clsact_if_empty(&mut self, ifindex: IfIndex) -> Result<bool, NetlinkError> {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(false) };
-        for minor in HOOKS {
-            let mut request = TcMessage::with_index(index);
-            request.header.parent = TcHandle { major: 0xffff, minor };
-            let mut filters = 0_usize;
-            self.ask(
-                "list filters",
-                NLM_F_DUMP | NLM_F_REQUEST,
-                RouteNetlinkMessage::GetTrafficFilter(request),
-                |_| {
-                    filters += 1;
-                },
-            )?;
-            if filters > 0 {
-                return Ok(false);
-            }
+        let mut filters = 0_usize;
+        self.filters(index, |_| filters += 1)?;
+        if filters > 0 {
+            return Ok(false);
         }
         let mut request = TcMessage::with_index(index);
         request.header.parent = CLSACT;
@@ -40,5 +29,38 @@ impl Netlink {
         let message = RouteNetlinkMessage::DelQueueDiscipline(request);
         self.ask("remove a clsact qdisc", NLM_F_REQUEST | NLM_F_ACK, message, |_| {})?;
         Ok(true)
+    }
+
+    /// The ids of the BPF programs that run as clsact filters of an interface.
+    ///
+    /// # Errors
+    /// Where filters cannot be listed.
+    pub fn filter_programs(&mut self, ifindex: IfIndex) -> Result<Vec<u32>, NetlinkError> {
+        let Ok(index) = i32::try_from(ifindex.0) else { return Ok(Vec::new()) };
+        let mut programs = Vec::new();
+        self.filters(index, |filter| {
+            for attribute in filter.attributes {
+                let TcAttribute::Options(options) = attribute else { continue };
+                programs.extend(options.into_iter().filter_map(|option| match option {
+                    TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(id),
+                    _ => None,
+                }));
+            }
+        })?;
+        Ok(programs)
+    }
+
+    fn filters(&mut self, index: i32, mut each: impl FnMut(TcMessage)) -> Result<(), NetlinkError> {
+        for minor in HOOKS {
+            let mut request = TcMessage::with_index(index);
+            request.header.parent = TcHandle { major: 0xffff, minor };
+            let message = RouteNetlinkMessage::GetTrafficFilter(request);
+            self.ask("list filters", NLM_F_DUMP | NLM_F_REQUEST, message, |answer| {
+                if let RouteNetlinkMessage::NewTrafficFilter(filter) = answer {
+                    each(filter);
+                }
+            })?;
+        }
+        Ok(())
     }
 }

@@ -220,7 +220,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn is_waiting(&self) -> bool {
         let settled = self.settled();
         let waits = |(ifindex, held): (&IfIndex, &Held)| {
-            !settled.contains(ifindex) && !(held.attached && held.endpoint.has(endpoint_flags::UNKNOWN))
+            !settled.contains(ifindex) && (!held.attached || !held.endpoint.has(endpoint_flags::UNKNOWN))
         };
         self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_without_interface() > 0
     }

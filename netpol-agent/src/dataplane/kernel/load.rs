@@ -7,25 +7,59 @@ use netpol_common::Direction;
 use super::attach::{chain, program, program_name};
 use super::maps::pinned_capacity;
 use super::names::{Capacities, MapName};
-use super::pins::{Pins, pin_error, unpin};
-use super::{KernelError, Raw};
+use super::pins::{Pins, make, pin_error, unpin};
+use super::{KernelError, Raw, resize};
 
 /// Lines of a refusal that are shown.
 const LOG_LINES: usize = 30;
 
-/// Loads and pins; tells the capacities in force, which are those of the pinned maps where there were any.
-pub(super) fn load(object: &[u8], pins: &Pins, wanted: &Capacities) -> Result<(Ebpf, Capacities), KernelError> {
+/// Loads and pins; tells the capacities in force. Those of maps that are pinned change where `wanted` says so and there is
+/// room for what is in them, else they stay; the resized maps are to [`take_over`](super::resize::take_over) once programs
+/// use them.
+pub(super) fn load(object: &[u8], pins: Pins, wanted: &Capacities) -> Result<(Ebpf, Pins, Capacities), KernelError> {
     pins.make()?;
-    let capacities = adopt(pins, wanted);
-    let mut ebpf = loader(pins, &capacities, frequency()).load(object).map_err(|error| refused(&error))?;
+    resize::discard(&pins)?;
+    let (changed, pinned) = compare(&pins, wanted);
+    if !changed.is_empty() {
+        match resized(object, &pins, &changed, wanted) {
+            Ok(loaded) => return pin_programs(loaded),
+            Err(error) => {
+                let maps = resize::listed(&changed);
+                tracing::error!(%error, maps, "cannot change the sizes of maps in use; all keep their old sizes");
+                resize::discard(&pins)?;
+            }
+        }
+    }
+    let ebpf = load_programs(object, &pins, &pinned)?;
+    pin_programs((ebpf, pins, pinned))
+}
+
+type Loaded = (Ebpf, Pins, Capacities);
+
+fn resized(object: &[u8], old: &Pins, changed: &[MapName], wanted: &Capacities) -> Result<Loaded, KernelError> {
+    make(&old.resize())?;
+    let new = Pins { resized: changed.iter().copied().collect(), ..old.clone() };
+    let ebpf = load_programs(object, &new, wanted)?;
+    resize::copy(old, &new, wanted)?;
+    Ok((ebpf, new, *wanted))
+}
+
+fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<Ebpf, KernelError> {
+    let mut ebpf = loader(pins, capacities, frequency()).load(object).map_err(|error| refused(&error))?;
     for direction in Direction::BOTH {
-        let program = program(&mut ebpf, direction).map_err(KernelError::Object)?;
-        program.load().map_err(|error| refused(&error))?;
+        program(&mut ebpf, direction).map_err(KernelError::Object)?.load().map_err(|error| refused(&error))?;
+    }
+    Ok(ebpf)
+}
+
+fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelError> {
+    for direction in Direction::BOTH {
         let pin = pins.programs().join(program_name(direction));
         unpin(&pin)?;
-        program.pin(&pin).map_err(|error| pin_error("pin the program at", &pin, &error))?;
+        let program = program(&mut ebpf, direction).map_err(KernelError::Object)?;
+        program.pin(&pin).map_err(|error| pin_error("pin the program at", &pin, &chain(&error)))?;
     }
-    Ok((ebpf, capacities))
+    Ok((ebpf, pins, capacities))
 }
 
 fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
@@ -34,7 +68,7 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
     loader.btf(None);
     for &map in MapName::ALL {
         loader.map_max_entries(map.name(), capacities.of(map));
-        loader.map_pin_path(map.name(), pins.root.join(map.name()));
+        loader.map_pin_path(map.name(), pins.map(map));
     }
     for (global, value) in
         [("ENDPOINT_MASK", capacities.endpoints - 1), ("DENIAL_MASK", capacities.denials - 1), ("HZ", hz)]
@@ -51,18 +85,24 @@ fn refused(error: &(dyn std::error::Error + 'static)) -> KernelError {
     KernelError::Load(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }
 
-/// The sizes of the maps that are pinned, and the wanted ones of those that are not.
-fn adopt(pins: &Pins, wanted: &Capacities) -> Capacities {
+/// The pinned maps whose sizes are not the wanted ones, and the sizes there are, with the wanted ones of maps that are not
+/// pinned.
+fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
     let mut capacities = *wanted;
+    let mut changed = Vec::new();
     for &map in MapName::ALL {
-        let Some(pinned) = pinned_capacity(&pins.root, map) else { continue };
-        if pinned != wanted.of(map) {
-            tracing::warn!(%map, pinned, wanted = wanted.of(map),
-                "the pinned map keeps its size; to change it, run `netpol-agent uninstall` and start again ({})", map.option());
-        }
+        let Some(pinned) = pinned_capacity(pins, map) else { continue };
         capacities.set(map, pinned);
+        if pinned != wanted.of(map) {
+            changed.push(map);
+        }
     }
-    capacities
+    // Where an endpoint stands depends on both.
+    if changed.contains(&MapName::Endpoints) != changed.contains(&MapName::EndpointsOverflow) {
+        changed.retain(|map| !matches!(map, MapName::Endpoints | MapName::EndpointsOverflow));
+        changed.extend([MapName::Endpoints, MapName::EndpointsOverflow]);
+    }
+    (changed, capacities)
 }
 
 /// The kernel's jiffies per second (`CONFIG_HZ`): the resolution of its coarse clocks is one of them.

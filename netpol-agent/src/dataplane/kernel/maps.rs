@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
@@ -11,7 +10,9 @@ use ipnet::IpNet;
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, PortEntry, PortKey, Reason};
 use netpol_policy::tables::Change;
 
+use super::attach::chain;
 use super::names::MapName;
+use super::pins::{Pins, pin_error};
 use super::{KernelError, Snapshot};
 use crate::dataplane::WriteError;
 
@@ -37,42 +38,32 @@ pub(super) struct Maps {
     pub(super) lost_events: PerCpuArray<MapData, u64>,
 }
 
-/// Opens a pinned map.
-pub(super) fn pinned(directory: &Path, map: MapName) -> Result<Map, KernelError> {
-    let path = directory.join(map.name());
-    MapData::from_pin(&path).and_then(Map::from_map_data).map_err(|error| KernelError::Pin {
-        verb: "open the map",
-        path,
-        message: error.to_string(),
-    })
+/// Opens a pinned map as what it should be.
+pub(super) fn pinned<T: TryFrom<Map, Error = MapError>>(pins: &Pins, map: MapName) -> Result<T, KernelError> {
+    let path = pins.map(map);
+    let opened = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
+    opened.map_err(|error| pin_error("open the map", &path, &chain(&error)))
 }
 
 /// How many entries a pinned map has room for; `None` where it is not pinned.
-pub(super) fn pinned_capacity(directory: &Path, map: MapName) -> Option<u32> {
-    Some(MapInfo::from_pin(directory.join(map.name())).ok()?.max_entries())
+pub(super) fn pinned_capacity(pins: &Pins, map: MapName) -> Option<u32> {
+    Some(MapInfo::from_pin(pins.map(map)).ok()?.max_entries())
 }
 
 impl Maps {
     /// Opens all of them where they are pinned.
-    pub(super) fn open(directory: &Path) -> Result<Self, KernelError> {
-        fn typed<T: TryFrom<Map, Error = MapError>>(directory: &Path, map: MapName) -> Result<T, KernelError> {
-            pinned(directory, map)?.try_into().map_err(|error: MapError| KernelError::Pin {
-                verb: "understand the map",
-                path: directory.join(map.name()),
-                message: error.to_string(),
-            })
-        }
+    pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
         Ok(Self {
-            endpoints: typed(directory, MapName::Endpoints)?,
-            overflow: typed(directory, MapName::EndpointsOverflow)?,
-            addresses_v4: typed(directory, MapName::AddressesV4)?,
-            addresses_v6: typed(directory, MapName::AddressesV6)?,
-            prefixes_v4: typed(directory, MapName::PrefixesV4)?,
-            prefixes_v6: typed(directory, MapName::PrefixesV6)?,
-            allow: typed(directory, MapName::Allow)?,
-            ports: typed(directory, MapName::Ports)?,
-            counters: typed(directory, MapName::Counters)?,
-            lost_events: typed(directory, MapName::LostEvents)?,
+            endpoints: pinned(pins, MapName::Endpoints)?,
+            overflow: pinned(pins, MapName::EndpointsOverflow)?,
+            addresses_v4: pinned(pins, MapName::AddressesV4)?,
+            addresses_v6: pinned(pins, MapName::AddressesV6)?,
+            prefixes_v4: pinned(pins, MapName::PrefixesV4)?,
+            prefixes_v6: pinned(pins, MapName::PrefixesV6)?,
+            allow: pinned(pins, MapName::Allow)?,
+            ports: pinned(pins, MapName::Ports)?,
+            counters: pinned(pins, MapName::Counters)?,
+            lost_events: pinned(pins, MapName::LostEvents)?,
         })
     }
 

@@ -5,11 +5,12 @@ mod load;
 mod maps;
 mod names;
 mod pins;
+mod resize;
 mod ring;
 mod status;
 mod uninstall;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -91,20 +92,22 @@ pub struct Kernel {
     pins: Pins,
     capacities: Capacities,
     tcx: bool,
+    /// Interfaces that still run an earlier agent's programs.
+    stale: BTreeSet<IfIndex>,
     /// Who holds each slot of `ENDPOINTS`.
     slots: HashMap<u32, IfIndex>,
     generation: u32,
 }
 
 impl Kernel {
-    /// Loads the object, adopting what is pinned, and swaps the programs under the links that are there.
+    /// Loads the object, adopting what is pinned, and swaps the programs under the links that are there. Where other sizes
+    /// are wanted than those of the pinned maps, maps of those sizes take over, with everything that is in the old ones.
     ///
     /// # Errors
     /// Where the kernel refuses; what was enforced before stays enforced.
     pub fn start(object: &[u8], options: &KernelOptions) -> Result<Self, KernelError> {
-        let pins = Pins::new(&options.pin_path);
-        let (ebpf, capacities) = load::load(object, &pins, &options.capacities)?;
-        let maps = Maps::open(&pins.root)?;
+        let (ebpf, pins, capacities) = load::load(object, Pins::new(&options.pin_path), &options.capacities)?;
+        let maps = Maps::open(&pins)?;
         let meta = load::meta(&pins)?;
         let endpoints = maps.read_endpoints()?;
         let mask = capacities.endpoints - 1;
@@ -118,18 +121,21 @@ impl Kernel {
         let highest = endpoints.values().map(|endpoint| endpoint.generation.0).max().unwrap_or(0);
         let tcx = options.attach.is_tcx();
         let generation = noted.max(highest);
-        let mut kernel = Self { ebpf, maps, meta, pins, capacities, tcx, slots, generation };
+        let stale = BTreeSet::new();
+        let mut kernel = Self { ebpf, maps, meta, pins, capacities, tcx, stale, slots, generation };
         kernel.swap_programs();
+        resize::take_over(&mut kernel.pins)?;
         Ok(kernel)
     }
 
     /// Every interface that an earlier agent left attached gets this agent's programs. One that fails keeps the old ones,
-    /// on the same maps.
+    /// and counts as not attached, so that it is tried again.
     fn swap_programs(&mut self) {
         for ifindex in self.attached() {
             let Ok(name) = nix::net::if_::if_indextoname(ifindex.0) else { continue };
             if let Err(error) = self.attach(ifindex, &name.to_string_lossy()) {
-                tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force");
+                tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force until they can be");
+                self.stale.insert(ifindex);
             }
         }
     }
@@ -157,7 +163,7 @@ impl Kernel {
     /// # Errors
     /// Where it cannot be mapped.
     pub fn events(&self) -> Result<RingReader, KernelError> {
-        RingReader::open(&self.pins.root)
+        RingReader::open(&self.pins)
     }
 
     /// Reads counters by themselves, so that metrics need not wait for the reconciler.
@@ -165,7 +171,7 @@ impl Kernel {
     /// # Errors
     /// Where the maps cannot be opened.
     pub fn counters(&self) -> Result<CounterReader, KernelError> {
-        Ok(CounterReader { maps: Maps::open(&self.pins.root)? })
+        Ok(CounterReader { maps: Maps::open(&self.pins)? })
     }
 }
 
@@ -235,11 +241,15 @@ impl Dataplane for Kernel {
     }
 
     fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
-        attach::attach(&mut self.ebpf, &self.pins, self.tcx, ifindex, name)
+        attach::attach(&mut self.ebpf, &self.pins, self.tcx, ifindex, name)?;
+        self.stale.remove(&ifindex);
+        Ok(())
     }
 
     fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {
-        attach::detach(&self.pins, ifindex).map(drop)
+        attach::detach(&self.pins, ifindex)?;
+        self.stale.remove(&ifindex);
+        Ok(())
     }
 
     fn attached(&self) -> Vec<IfIndex> {
@@ -247,6 +257,7 @@ impl Dataplane for Kernel {
         attached.extend(self.pins.filtered());
         attached.sort_unstable();
         attached.dedup();
+        attached.retain(|ifindex| !self.stale.contains(ifindex));
         attached
     }
 

@@ -7,8 +7,10 @@
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
 //!     tc/12/                     an interface with clsact filters; with qdisc/ in it where the qdisc is ours too
+//!     resize/                    maps of another size, while they take over
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::KernelError;
+use super::{KernelError, MapName};
 
 /// Where bpffs is usually mounted.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -74,11 +76,27 @@ impl Lock {
 pub(super) struct Pins {
     /// Of this layout version.
     pub(super) root: PathBuf,
+    /// Maps of another size that have not taken over yet.
+    pub(super) resized: BTreeSet<MapName>,
 }
 
 impl Pins {
     pub(super) fn new(pin_path: &Path) -> Self {
-        Self { root: pin_path.join(format!("v{LAYOUT_VERSION}")) }
+        Self::at(pin_path.join(format!("v{LAYOUT_VERSION}")))
+    }
+
+    /// Of the layout version whose directory this is.
+    pub(super) fn at(root: PathBuf) -> Self {
+        Self { root, resized: BTreeSet::new() }
+    }
+
+    pub(super) fn map(&self, map: MapName) -> PathBuf {
+        let directory = if self.resized.contains(&map) { self.resize() } else { self.root.clone() };
+        directory.join(map.name())
+    }
+
+    pub(super) fn resize(&self) -> PathBuf {
+        self.root.join("resize")
     }
 
     pub(super) fn make(&self) -> Result<(), KernelError> {

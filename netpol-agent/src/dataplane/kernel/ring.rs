@@ -1,7 +1,6 @@
 //! The ring buffer of denied packets.
 
 use std::io;
-use std::path::Path;
 
 use aya::maps::{MapData, RingBuf};
 use netpol_common::DenyEvent;
@@ -10,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 use super::KernelError;
 use super::maps::pinned;
 use super::names::MapName;
-use super::pins::pin_error;
+use super::pins::{Pins, pin_error};
 
 /// Events handed out at once: a flood of them must not keep policies waiting.
 const BATCH: usize = 256;
@@ -36,10 +35,9 @@ impl std::os::fd::AsRawFd for Ring {
 }
 
 impl RingReader {
-    pub(super) fn open(directory: &Path) -> Result<Self, KernelError> {
-        let path = directory.join(MapName::Events.name());
-        let ring = RingBuf::try_from(pinned(directory, MapName::Events)?)
-            .map_err(|error| pin_error("map the ring buffer", &path, &error))?;
+    pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
+        let path = pins.map(MapName::Events);
+        let ring: RingBuf<MapData> = pinned(pins, MapName::Events)?;
         // SAFETY: the map's descriptor lives as long as the ring, which `AsyncFd` owns and nobody replaces.
         let ring = unsafe { AsyncFd::register(Ring(ring)) };
         let ring = ring.map_err(|error| pin_error("wait on the ring buffer", &path, &std::io::Error::from(error)))?;

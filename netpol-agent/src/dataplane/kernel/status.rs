@@ -82,10 +82,10 @@ pub struct MapStatus {
 /// Where nothing is pinned, or it cannot be read.
 pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
     let pins = Pins::new(pin_path);
-    if pinned_capacity(&pins.root, MapName::Endpoints).is_none() {
+    if pinned_capacity(&pins, MapName::Endpoints).is_none() {
         return Err(StatusError::Nothing(pin_path.to_owned()));
     }
-    let maps = Maps::open(&pins.root)?;
+    let maps = Maps::open(&pins)?;
     let snapshot = maps.snapshot()?;
     let endpoints = maps.read_endpoints()?;
     let mut attached = pins.linked();
@@ -120,7 +120,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             | MapName::Events
             | MapName::LostEvents => None,
         };
-        let capacity = pinned_capacity(&pins.root, map).unwrap_or(0);
+        let capacity = pinned_capacity(&pins, map).unwrap_or(0);
         status.maps.insert(map.name(), MapStatus { entries, capacity });
     }
     Ok(status)

@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 use aya::maps::MapInfo;
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 
+use netpol_common::IfIndex;
+
 use super::attach::detach;
 use super::pins::{Pins, names, pin_error};
 use super::{KernelError, Lock, versions};
+use crate::endpoints::Netlink;
 
 /// How long the kernel may take to let go.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -37,7 +40,8 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
     let mut maps = BTreeSet::new();
     for root in versions(pin_path) {
         maps.extend(map_ids(&root));
-        let pins = Pins { root: root.clone() };
+        maps.extend(map_ids(&Pins::at(root.clone()).resize()));
+        let pins = Pins::at(root.clone());
         let mut interfaces = pins.linked();
         interfaces.extend(pins.filtered());
         interfaces.sort_unstable();
@@ -100,20 +104,36 @@ fn remaining_programs(maps: &BTreeSet<u32>) -> Vec<String> {
 }
 
 fn running_programs(maps: &BTreeSet<u32>) -> Vec<String> {
+    let mut netlink = match Netlink::open() {
+        Ok(netlink) => netlink,
+        Err(error) => return vec![format!("whatever runs as a clsact filter: {error}")],
+    };
     let mut remaining = Vec::new();
     for interface in nix::net::if_::if_nameindex().iter().flatten() {
         let name = interface.name().to_string_lossy();
+        let mut programs = Vec::new();
         for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
             // Before Linux 6.6 there is nothing to ask.
-            let Ok((_, programs)) = SchedClassifier::query_tcx(&name, hook) else { continue };
-            let ours = |program: &&ProgramInfo| {
-                program.map_ids().ok().flatten().is_some_and(|used| used.iter().any(|map| maps.contains(map)))
-            };
-            for program in programs.iter().filter(ours) {
-                let program_name = program.name_as_str().unwrap_or("?");
-                remaining.push(format!("program {program_name} (id {}) on {name}", program.id()));
-            }
+            programs.extend(SchedClassifier::query_tcx(&name, hook).map(|(_, programs)| programs).unwrap_or_default());
+        }
+        match netlink.filter_programs(IfIndex(interface.index())) {
+            Ok(filters) => programs.extend(filters.into_iter().filter_map(program_of_id)),
+            // It has just gone.
+            Err(_) if nix::net::if_::if_nametoindex(&*name).is_err() => {}
+            Err(error) => remaining.push(format!("whatever runs as a clsact filter on {name}: {error}")),
+        }
+        for program in programs.iter().filter(|program| uses(program, maps)) {
+            let program_name = program.name_as_str().unwrap_or("?");
+            remaining.push(format!("program {program_name} (id {}) on {name}", program.id()));
         }
     }
     remaining
+}
+
+fn program_of_id(id: u32) -> Option<ProgramInfo> {
+    aya::programs::loaded_programs().flatten().find(|program| program.id() == id)
+}
+
+fn uses(program: &ProgramInfo, maps: &BTreeSet<u32>) -> bool {
+    program.map_ids().ok().flatten().is_some_and(|used| used.iter().any(|map| maps.contains(map)))
 }

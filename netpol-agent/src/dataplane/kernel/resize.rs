@@ -1,0 +1,158 @@
+//! Maps of other sizes take over from those in use: they are made beside them and filled, programs that use them are
+//! swapped in, and last their pins replace the old ones. At every moment each interface runs programs on full tables; an
+//! agent that dies in between leaves such a state too, and the next one starts over.
+
+use std::fs;
+
+use aya::Pod;
+use aya::maps::{HashMap, LpmTrie, MapData, MapError, PerCpuArray};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, Counters, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, PortEntry,
+    PortKey,
+};
+
+use super::maps::{Maps, Raw, done, pinned, write_error};
+use super::names::{Capacities, MapName};
+use super::pins::{Pins, names, pin_error, unpin};
+use super::{KernelError, WriteError};
+
+/// Only keys that are not there yet. Source: `include/uapi/linux/bpf.h`.
+const BPF_NOEXIST: u64 = 1;
+
+/// Removes what a resize that was broken off left.
+pub(super) fn discard(pins: &Pins) -> Result<(), KernelError> {
+    let directory = pins.resize();
+    for name in names(&directory) {
+        unpin(&directory.join(name))?;
+    }
+    match fs::remove_dir(&directory) {
+        Err(error) if directory.exists() => Err(pin_error("remove", &directory, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Fills the resized maps with what the old ones hold.
+pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
+    for &map in &new.resized {
+        match map {
+            MapName::Endpoints => place(old, new, capacities)?,
+            MapName::AddressesV4 => hash::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
+            MapName::AddressesV6 => hash::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
+            MapName::PrefixesV4 => trie::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
+            MapName::PrefixesV6 => trie::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
+            MapName::Allow => hash::<Raw<AllowKey>, Raw<AllowEntry>>(old, new, map)?,
+            MapName::Ports => trie::<Raw<PortKey>, Raw<PortEntry>>(old, new, map)?,
+            MapName::Counters => counters(old, new, capacities)?,
+            // Written with `ENDPOINTS`.
+            MapName::EndpointsOverflow
+            // By now, and again when the programs have been swapped.
+            | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
+            // At worst a denied flow is told once more, and what was not read yet is not told.
+            | MapName::Denials | MapName::Events | MapName::LostEvents => {}
+        }
+    }
+    state(old, new)
+}
+
+/// The maps that programs write: what is there already is newer.
+fn state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
+    for &map in &new.resized {
+        match map {
+            MapName::FlowsV4 => hash::<Raw<FlowKey<[u8; 4]>>, Raw<FlowEntry>>(old, new, map)?,
+            MapName::FlowsV6 => hash::<Raw<FlowKey<[u8; 16]>>, Raw<FlowEntry>>(old, new, map)?,
+            MapName::FragmentsV4 => hash::<Raw<FragmentKey<[u8; 4]>>, Raw<FragmentEntry>>(old, new, map)?,
+            MapName::FragmentsV6 => hash::<Raw<FragmentKey<[u8; 16]>>, Raw<FragmentEntry>>(old, new, map)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Call when the programs have been swapped: takes over the flows opened since, and the pins.
+pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
+    if pins.resized.is_empty() {
+        return Ok(());
+    }
+    let old = Pins::at(pins.root.clone());
+    state(&old, pins)?;
+    let maps: Vec<MapName> = pins.resized.iter().copied().collect();
+    for &map in &maps {
+        let (from, to) = (pins.map(map), old.map(map));
+        fs::rename(&from, &to).map_err(|error| pin_error("replace the map", &to, &error))?;
+        pins.resized.remove(&map);
+    }
+    discard(pins)?;
+    tracing::info!(maps = listed(&maps), "maps have their new sizes, with everything that was in them");
+    Ok(())
+}
+
+/// Names for a line of the log.
+pub(super) fn listed(maps: &[MapName]) -> String {
+    maps.iter().map(|map| map.name()).collect::<Vec<_>>().join(" ")
+}
+
+fn hash<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), KernelError> {
+    let from: HashMap<MapData, K, V> = pinned(old, map)?;
+    let mut to: HashMap<MapData, K, V> = pinned(new, map)?;
+    // The kernel starts over where the key it was at goes away; a flood of flows must not keep this going for ever.
+    let patience = capacity(old, map).saturating_mul(4);
+    for entry in from.iter().take(patience) {
+        let (key, value) = entry.map_err(|error| write_error(map, error))?;
+        put(map, to.insert(key, value, BPF_NOEXIST))?;
+    }
+    Ok(())
+}
+
+fn trie<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), KernelError> {
+    let from: LpmTrie<MapData, K, V> = pinned(old, map)?;
+    let mut to: LpmTrie<MapData, K, V> = pinned(new, map)?;
+    for entry in &from {
+        let (key, value) = entry.map_err(|error| write_error(map, error))?;
+        put(map, to.insert(&key, value, 0))?;
+    }
+    Ok(())
+}
+
+fn put(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
+    match done(map, result) {
+        Err(WriteError::Failed { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        result => result,
+    }
+}
+
+fn capacity(pins: &Pins, map: MapName) -> usize {
+    super::maps::pinned_capacity(pins, map).unwrap_or(0) as usize
+}
+
+/// Each endpoint gets the slot that its index has in an array of the new size, or a place in the overflow map.
+fn place(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
+    let endpoints = Maps::open(old)?.read_endpoints()?;
+    let mut to = Maps::open(new)?;
+    for endpoint in endpoints.values() {
+        if endpoint.id.saturating_mul(2).saturating_add(1) >= capacities.counters {
+            let source = std::io::Error::from_raw_os_error(libc::E2BIG);
+            return Err(WriteError::Full { map: MapName::Counters, option: MapName::Counters.option(), source }.into());
+        }
+        let slot = endpoint.ifindex.0 & (capacities.endpoints - 1);
+        let holder: Endpoint = to.endpoints.get(&slot, 0).map_err(|error| write_error(MapName::Endpoints, error))?.0;
+        if holder.ifindex.0 == 0 {
+            done(MapName::Endpoints, to.endpoints.set(slot, Raw(*endpoint), 0))?;
+        } else {
+            done(MapName::EndpointsOverflow, to.overflow.insert(endpoint.ifindex.0, Raw(*endpoint), 0))?;
+        }
+    }
+    Ok(())
+}
+
+fn counters(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
+    let map = MapName::Counters;
+    let from: PerCpuArray<MapData, Raw<Counters>> = pinned(old, map)?;
+    let mut to: PerCpuArray<MapData, Raw<Counters>> = pinned(new, map)?;
+    for index in 0..from.len().min(capacities.counters) {
+        let counted = from.get(&index, 0).map_err(|error| write_error(map, error))?;
+        if counted.iter().any(|cpu| cpu.0 != Counters::default()) {
+            done(map, to.set(index, counted, 0))?;
+        }
+    }
+    Ok(())
+}
