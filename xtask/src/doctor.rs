@@ -35,6 +35,8 @@ enum State {
     Ok,
     /// Missing, and something else does; or one verb of several goes without.
     Optional,
+    /// Only root can try.
+    Unknown,
     /// Missing, and needed to build or to test.
     Missing,
 }
@@ -77,7 +79,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
         Output::Text => print(&findings),
     }
-    let missing = findings.iter().any(|finding| finding.state == State::Missing);
+    let missing = findings.iter().any(|finding| matches!(finding.state, State::Missing | State::Unknown));
     Ok(if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -91,10 +93,11 @@ fn print(findings: &[Finding]) {
         let mark = match finding.state {
             State::Ok => "ok",
             State::Optional => "-",
+            State::Unknown => "?",
             State::Missing => "MISSING",
         };
         println!("  {mark:<8}{:<28}{}", finding.name, finding.found);
-        if let Some(fix) = &finding.fix {
+        if let Some(fix) = finding.fix.as_ref().filter(|_| finding.state != State::Unknown) {
             println!("{:<10}for {}", "", finding.used_by);
             println!("{:<10}{fix}", "");
         }

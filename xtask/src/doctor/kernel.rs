@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::{Absence, Finding, needed, optional};
+use super::{Absence, Finding, State, needed, optional};
 use crate::{run, setup};
 
 const GROUP: &str = "kernel";
@@ -13,6 +13,14 @@ const OLDEST: (u32, u32) = (5, 10);
 
 pub(super) fn look() -> Vec<Finding> {
     let finding = |name: &str, used_by, found, absence: Absence| Finding::new(GROUP, name, used_by, found, absence);
+    // What is tried in a namespace, root may try.
+    let tried = |name: &str, used_by, found: fn() -> Result<String, String>, fix: &str| {
+        if run::is_root() {
+            return finding(name, used_by, found(), needed(fix));
+        }
+        let absence = Absence { state: State::Unknown, fix: "run doctor as root".into() };
+        finding(name, used_by, Err("not tried: run doctor as root".into()), absence)
+    };
     vec![
         finding("Linux 5.10 or later", AGENT, release(), needed("boot a newer kernel")),
         finding(
@@ -29,31 +37,29 @@ pub(super) fn look() -> Vec<Finding> {
         ),
         finding("bpffs", "pins: what outlives the agent", bpffs(), needed("mount -t bpf bpf /sys/fs/bpf")),
         finding("TCX", "attaching (6.6 and later; clsact otherwise)", tcx(), optional("nothing to do: clsact is used")),
-        finding(
+        tried(
             "network namespaces, veth",
             "tests and demo",
-            try_in_namespace("ip link add npt-a type veth peer name npt-b"),
-            needed("modprobe veth (CONFIG_VETH, CONFIG_NET_NS)"),
+            || try_in_namespace("ip link add npt-a type veth peer name npt-b"),
+            "modprobe veth (CONFIG_VETH, CONFIG_NET_NS)",
         ),
-        finding(
+        tried(
             "bridge",
             "tests and demo",
-            try_in_namespace("ip link add npt-a type bridge"),
-            needed("modprobe bridge (CONFIG_BRIDGE)"),
+            || try_in_namespace("ip link add npt-a type bridge"),
+            "modprobe bridge (CONFIG_BRIDGE)",
         ),
-        finding(
+        tried(
             "clsact, cls_bpf",
             "attaching before 6.6, and the tests of that",
-            clsact(),
-            needed("modprobe -a sch_ingress cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)"),
+            clsact,
+            "modprobe -a sch_ingress cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)",
         ),
-        finding(
+        tried(
             "nftables NAT",
             "tests of masqueraded traffic",
-            try_in_namespace(
-                "nft add table ip t && nft 'add chain ip t c { type nat hook postrouting priority 100; }'",
-            ),
-            needed("modprobe -a nf_tables nft_chain_nat (CONFIG_NF_TABLES, CONFIG_NFT_NAT)"),
+            || try_in_namespace("nft 'add table ip t; add chain ip t c { type nat hook postrouting priority 100; }'"),
+            "modprobe -a nf_tables nft_chain_nat (CONFIG_NF_TABLES, CONFIG_NFT_NAT)",
         ),
     ]
 }
@@ -89,7 +95,6 @@ fn tcx() -> Result<String, String> {
 }
 
 fn clsact() -> Result<String, String> {
-    // cls_bpf answers `Invalid argument` to a filter without a program, a kernel that lacks it `No such file`.
     let found = try_in_namespace("ip link add npt-a type veth peer name npt-b && tc qdisc add dev npt-a clsact")?;
     if read("/proc/kallsyms")?.contains("cls_bpf_classify") {
         return Ok(found);
@@ -100,9 +105,6 @@ fn clsact() -> Result<String, String> {
 
 /// Runs a line in a network namespace that goes with it.
 fn try_in_namespace(line: &str) -> Result<String, String> {
-    if !run::is_root() {
-        return Err("not tried: run doctor as root".into());
-    }
     let mut command = Command::new("unshare");
     command.args(["--net", "sh", "-ec", line]);
     let output = command.output().map_err(|error| format!("unshare: {error}"))?;
