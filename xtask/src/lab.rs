@@ -6,7 +6,8 @@ use crate::run;
 
 /// Becomes this xtask, built with feature `lab`, on the same command line.
 pub(crate) fn again(profile: Profile) -> Result<std::convert::Infallible> {
-    let mut args = vec!["run", "--quiet", "--package", "xtask", "--features", "lab"];
+    run::say("building this verb");
+    let mut args = vec!["run", "--package", "xtask", "--features", "lab"];
     if matches!(profile, Profile::Release) {
         args.push("--release");
     }
