@@ -63,7 +63,7 @@ pub mod flow_state {
     /// The remote opened it, and its packet was this node's own: [`crate::Attempt::ingress_ifindex`] was 0. Kept, because
     /// an answer that has to be judged again does not tell.
     pub const FROM_NODE: u8 = 1 << 4;
-    /// The remote opened it, and its packet had left by the pod's own veth or come by its bridge.
+    /// The pod itself opened it: its packet had left by its own veth, or came from its own address by its bridge.
     pub const FROM_ITSELF: u8 = 1 << 5;
 }
 

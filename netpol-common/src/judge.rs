@@ -96,8 +96,14 @@ pub fn judge<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt:
         return Judgement::because(Reason::Itself, ClassId::NOBODY);
     }
     let entry = tables.address(&attempt.remote).unwrap_or_default();
-    if entry.flags & address_flags::OWN_NODE != 0 && is_own_node(attempt) {
-        return Judgement::because(Reason::OwnNode, entry.class);
+    if entry.flags & address_flags::OWN_NODE != 0 {
+        if is_own_node(attempt) {
+            return Judgement::because(Reason::OwnNode, entry.class);
+        }
+        // Sent by the pod to a Service it is behind, and masqueraded on its way back.
+        if attempt.ingress_ifindex == endpoint.ifindex.0 {
+            return Judgement::because(Reason::Itself, entry.class);
+        }
     }
     let mut allowed = AllowEntry { port_set: policy.any, rule: RuleId::NONE };
     if entry.class != ClassId::NOBODY

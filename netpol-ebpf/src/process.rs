@@ -328,15 +328,13 @@ fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, known: &Known
 
 /// What [`reopen`] has to know of the packet that opened the flow.
 #[inline(always)]
-fn origin<A>(endpoint: &Endpoint, direction: Direction, attempt: &Attempt<A>) -> u8 {
+fn origin<A: PacketAddress>(endpoint: &Endpoint, direction: Direction, attempt: &Attempt<A>) -> u8 {
+    // By the bridge all its ports come; only the pod's own address tells who it was.
+    let by_bridge = attempt.ingress_ifindex == endpoint.bridge.0 && attempt.remote == A::own(endpoint);
     match direction {
         Direction::Egress => 0,
         Direction::Ingress if attempt.ingress_ifindex == 0 => flow_state::FROM_NODE,
-        Direction::Ingress
-            if attempt.ingress_ifindex == endpoint.ifindex.0 || attempt.ingress_ifindex == endpoint.bridge.0 =>
-        {
-            flow_state::FROM_ITSELF
-        }
+        Direction::Ingress if attempt.ingress_ifindex == endpoint.ifindex.0 || by_bridge => flow_state::FROM_ITSELF,
         Direction::Ingress => 0,
     }
 }

@@ -31,7 +31,7 @@ pub struct Packet {
     pub port: u16,
     /// Ingress: the node itself originated it (it came in by no interface).
     pub from_node: bool,
-    /// Ingress: it came in by the pod's own veth, or by the bridge that veth is a port of.
+    /// Ingress: it came in by the pod's own veth; with the pod's own address, by the bridge that veth is a port of will do.
     pub via_own: bool,
 }
 
@@ -77,6 +77,10 @@ pub fn evaluate(world: &World, packet: &Packet) -> Evaluation {
     }
     if world.own_addresses.contains(&packet.remote) && (opens || packet.from_node) {
         return decided(Reason::OwnNode, None);
+    }
+    // 15: through a Service it is behind, masqueraded as its node on the way back.
+    if world.own_addresses.contains(&packet.remote) && packet.via_own {
+        return decided(Reason::Itself, None);
     }
 
     // 1: policies add up; one rule of one of them is enough.
