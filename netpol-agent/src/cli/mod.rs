@@ -1,6 +1,7 @@
 //! The command line.
 
 mod log;
+mod machine;
 mod run;
 mod status;
 mod uninstall;
@@ -23,10 +24,12 @@ pub const FAILED: u8 = 1;
 pub const LOCKED: u8 = 3;
 /// The agent was built without its BPF programs.
 pub const NO_OBJECT: u8 = 4;
+/// The machine lacks privileges, a newer kernel or a BPF filesystem.
+pub const UNABLE: u8 = 5;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed, or something remains (uninstall); 2 wrong usage; 3 another agent runs on the pin path; \
-4 built without BPF programs.";
+4 built without BPF programs; 5 privileges, a newer kernel or a BPF filesystem are missing.";
 
 /// Enforces the network policies of a node's pods, with eBPF programs on their veths.
 #[derive(Debug, Parser)]
@@ -42,12 +45,10 @@ enum Command {
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
     /// Show what the kernel enforces now, whether or not an agent runs.
-    #[command(after_help = "Example:\n  netpol-agent status -o json | jq '.endpoints[].packets'")]
+    #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
     /// Remove every link, filter, program and map of netpol, and prove it. Pods are open afterwards.
-    #[command(
-        after_help = "Example:\n  netpol-agent uninstall\n\nStop the agent first. Exit code 1: something remains; it is listed."
-    )]
+    #[command(after_help = UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
 }
 
@@ -67,6 +68,21 @@ An interface whose pod is gone from the source stays enforced as it was until it
 --unknown-pods is about interfaces that never were a known pod's: every veth that leads to another namespace counts, also
 one that no Kubernetes made.";
 
+const STATUS_HELP: &str = "\
+Examples:
+  netpol-agent status
+  netpol-agent status -o json | jq '.endpoints[].packets'
+
+Read from what is pinned, so it has addresses and interfaces; pods' names are the running agent's (see --metrics).
+INGRESS and EGRESS: open, or the number of the rule set that isolates the pod. Exit code 1: nothing is pinned there.";
+
+const UNINSTALL_HELP: &str = "\
+Examples:
+  netpol-agent uninstall
+  netpol-agent uninstall --pin-path /sys/fs/bpf/other
+
+Stop the agent first. Exit code 1: something remains, and is listed; 3: an agent still runs.";
+
 const PIN_PATH: &str = "/sys/fs/bpf/netpol";
 
 #[derive(Debug, Args)]
@@ -80,7 +96,7 @@ struct RunArgs {
     /// Directory on a BPF filesystem for maps and links
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
-    /// What to do with veths of no known pod
+    /// What to do with veths that lead to another namespace and never were a known pod's
     #[arg(long, value_enum, default_value_t)]
     unknown_pods: UnknownPods,
     /// How programs are attached; auto: TCX where the kernel has it
@@ -225,6 +241,8 @@ fn code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<KernelError>() {
         Some(KernelError::Locked(_)) => LOCKED,
         Some(KernelError::NoObject(_)) => NO_OBJECT,
+        Some(KernelError::NoBpffs { .. }) => UNABLE,
+        _ if error.is::<machine::MachineError>() => UNABLE,
         _ => FAILED,
     }
 }

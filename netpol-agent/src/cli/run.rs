@@ -1,12 +1,15 @@
 //! `netpol-agent run`.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use netpol_policy::model::Object;
+use netpol_policy::world::Event;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::{RunArgs, log};
+use super::{RunArgs, log, machine};
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{Monitor, Surveyor};
 use crate::events::{Lines, Reporter};
@@ -14,8 +17,10 @@ use crate::metrics::{self, Meter};
 use crate::object;
 use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Options, Reconciler};
+use crate::source::Batch;
 
 pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
+    machine::check("run")?;
     log::start(args.log_format, args.verbose);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
@@ -37,6 +42,7 @@ async fn serve(args: RunArgs) -> Result<()> {
     let mut source = args.source.clone().start()?;
     let objects = source.recv().await.context("the source ended before it began")?;
     tracing::info!(source = %args.source, "objects read");
+    warn_of_strange_node(&objects, &args.node);
     let monitor = Monitor::open()?;
     let mut surveyor = Surveyor::open()?;
     let survey = surveyor.look(&std::collections::BTreeSet::new(), true)?;
@@ -79,4 +85,22 @@ async fn serve(args: RunArgs) -> Result<()> {
     drop(scrapes_in);
     tracing::info!("stopped; what is enforced stays enforced");
     Ok(())
+}
+
+/// Pods that name other nodes only are most often a misspelt `--node`.
+fn warn_of_strange_node(objects: &Batch, node: &str) {
+    let pods = objects.iter().flat_map(|event| match event {
+        Event::Reset(objects) => objects.as_slice(),
+        _ => &[],
+    });
+    let nodes: BTreeSet<&str> = pods
+        .filter_map(|object| match object {
+            Object::Pod(pod) => pod.node.as_deref(),
+            _ => None,
+        })
+        .collect();
+    if !nodes.is_empty() && !nodes.contains(node) {
+        let named = nodes.into_iter().take(8).collect::<Vec<_>>().join(", ");
+        tracing::warn!(node, named, "no pod is on this node; --node must be what pods' spec.nodeName says");
+    }
 }

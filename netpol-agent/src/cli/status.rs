@@ -1,48 +1,133 @@
 //! `netpol-agent status`.
 
+use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use netpol_common::Reason;
 
-use super::{Output, StatusArgs};
-use crate::dataplane::read_status;
+use super::{Output, StatusArgs, machine};
+use crate::dataplane::{EndpointStatus, Status, read_status};
 
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
+    machine::check("status")?;
     let status = read_status(&args.pin_path)?;
-    if args.output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-        return Ok(ExitCode::SUCCESS);
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+        Output::Table => print!("{}", table(&status)),
     }
-    println!(
-        "{:<16} {:<16} {:<40} {:<9} {:<9} {:>10}  flags",
-        "interface", "ipv4", "ipv6", "ingress", "egress", "generation"
-    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Two tables, as wide as what is in them.
+fn table(status: &Status) -> String {
+    let mut rows =
+        vec![["INTERFACE", "ADDRESS", "INGRESS", "EGRESS", "ALLOWED", "DROPPED", "NOTES"].map(str::to_owned)];
     for endpoint in &status.endpoints {
-        let set = |id: u32| if id == 0 { "open".to_owned() } else { format!("set {id}") };
-        let mut flags = endpoint.flags.join(" ");
-        if !endpoint.attached {
-            flags.push_str(" NOT ATTACHED");
-        }
-        println!(
-            "{:<16} {:<16} {:<40} {:<9} {:<9} {:>10}  {flags}",
-            endpoint.interface.clone().unwrap_or_else(|| format!("({})", endpoint.ifindex)),
-            endpoint.ipv4.map_or_else(|| "-".into(), |address| address.to_string()),
-            endpoint.ipv6.map_or_else(|| "-".into(), |address| address.to_string()),
-            set(endpoint.ingress_rule_set),
-            set(endpoint.egress_rule_set),
-            endpoint.generation,
-        );
-        for (direction, reasons) in &endpoint.packets {
-            for (reason, packets) in reasons {
-                println!("  {direction} {reason}: {packets} packets");
+        rows.extend(rows_of(endpoint));
+    }
+    let mut text = aligned(&rows, 4..6);
+    if status.endpoints.is_empty() {
+        text.push_str("no interface is enforced\n");
+    }
+    let mut rows = vec![["MAP", "ENTRIES", "CAPACITY"].map(str::to_owned)];
+    for (map, state) in &status.maps {
+        let entries = state.entries.map_or_else(|| "-".into(), |entries| entries.to_string());
+        rows.push([(*map).to_owned(), entries, state.capacity.to_string()]);
+    }
+    // Writing to a string does not fail.
+    let _ = write!(text, "\n{}\nevents lost: {}\n", aligned(&rows, 1..3), status.lost_events);
+    text
+}
+
+/// A row for each address; the first has everything else.
+fn rows_of(endpoint: &EndpointStatus) -> Vec<[String; 7]> {
+    let set = |id: u32| if id == 0 { "open".to_owned() } else { format!("set {id}") };
+    let (mut allowed, mut dropped, mut notes) = (0, 0, Vec::new());
+    if !endpoint.attached {
+        notes.push("NOT ATTACHED".to_owned());
+    }
+    notes.extend(endpoint.flags.iter().filter(|flag| **flag != "source-guard").map(|flag| (*flag).to_owned()));
+    for (direction, reasons) in &endpoint.packets {
+        for (name, packets) in reasons {
+            if Reason::ALL.iter().any(|reason| reason.name() == *name && reason.allows()) {
+                allowed += packets;
+            } else {
+                dropped += packets;
+                notes.push(format!("{direction} {name} {packets}"));
             }
         }
     }
-    println!();
-    for (map, state) in &status.maps {
-        let entries = state.entries.map_or_else(|| "-".into(), |entries| entries.to_string());
-        println!("{map:<20} {entries:>8} of {}", state.capacity);
+    let addresses = endpoint.ipv4.map(|v4| v4.to_string()).into_iter().chain(endpoint.ipv6.map(|v6| v6.to_string()));
+    let mut addresses = addresses.collect::<Vec<_>>().into_iter();
+    let first = [
+        endpoint.interface.clone().unwrap_or_else(|| format!("({})", endpoint.ifindex)),
+        addresses.next().unwrap_or_else(|| "-".into()),
+        set(endpoint.ingress_rule_set),
+        set(endpoint.egress_rule_set),
+        allowed.to_string(),
+        dropped.to_string(),
+        notes.join(", "),
+    ];
+    let others = addresses.map(|address| {
+        let mut row = [const { String::new() }; 7];
+        row[1] = address;
+        row
+    });
+    std::iter::once(first).chain(others).collect()
+}
+
+/// Columns two blanks apart; those in `right` end at the same place.
+fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Range<usize>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            let _ = if right.contains(&column) {
+                write!(line, "{cell:>width$}  ")
+            } else {
+                write!(line, "{cell:<width$}  ")
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
-    println!("{:<20} {:>8}", "lost events", status.lost_events);
-    Ok(ExitCode::SUCCESS)
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn the_table_is_as_wide_as_its_content() {
+        let endpoint = EndpointStatus {
+            ifindex: 7,
+            interface: Some("veth0a1b2c3d".into()),
+            attached: true,
+            ipv4: Some([10, 1, 0, 5].into()),
+            ipv6: Some("fd00::5".parse().expect("an address")),
+            generation: 3,
+            ingress_rule_set: 12,
+            egress_rule_set: 0,
+            flags: vec!["source-guard"],
+            packets: BTreeMap::from([("ingress", BTreeMap::from([("flow", 40), ("rule", 2), ("no-rule", 9)]))]),
+        };
+        let table =
+            table(&Status { layout_version: 1, endpoints: vec![endpoint], maps: BTreeMap::new(), lost_events: 0 });
+        let lines: Vec<&str> = table.lines().take(3).collect();
+        assert_eq!(
+            lines,
+            [
+                "INTERFACE     ADDRESS   INGRESS  EGRESS  ALLOWED  DROPPED  NOTES",
+                "veth0a1b2c3d  10.1.0.5  set 12   open         42        9  ingress no-rule 9",
+                "              fd00::5",
+            ]
+        );
+    }
 }

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{FAILED, UninstallArgs};
+use super::{FAILED, UninstallArgs, machine};
 use crate::dataplane::uninstall;
 
 pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
+    machine::check("uninstall")?;
     let report = uninstall(&args.pin_path)?;
     for line in &report.removed {
         println!("removed {line}");

@@ -24,7 +24,9 @@ pub enum ObjectSource {
 #[derive(Debug, Error)]
 pub enum SourceError {
     /// The directory cannot be listed or watched.
-    #[error("cannot {verb} the manifests' directory {path}: {source}")]
+    #[error(
+        "cannot {verb} the manifests' directory {path}: {source}; --source dir:PATH takes a directory that the agent can read"
+    )]
     Dir {
         /// What was tried.
         verb: &'static str,

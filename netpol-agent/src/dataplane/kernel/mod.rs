@@ -30,7 +30,7 @@ pub use names::{Capacities, MapName};
 use pins::Pins;
 pub use pins::{Lock, Mounts};
 pub use ring::RingReader;
-pub use status::{StatusError, read_status};
+pub use status::{EndpointStatus, Status, StatusError, read_status};
 pub use uninstall::{Removed, uninstall};
 
 /// Why the kernel side cannot start or stop.
@@ -44,7 +44,8 @@ pub enum KernelError {
     Object(String),
     /// The kernel refused a program or a map.
     #[error(
-        "the kernel refuses the BPF object: {0}; netpol needs Linux 5.10 and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        "the kernel refuses the BPF object: {0}\nnetpol needs Linux 5.10, and memory for its maps (smaller ones: see --max-…); \
+         `cargo xtask doctor` tells what is missing"
     )]
     Load(String),
     /// Something pinned cannot be used.

@@ -1,0 +1,241 @@
+//! The agent in a real kernel: what is pinned, adopted, resized, full, and gone after uninstalling.
+
+mod node;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use node::{Node, alive, told};
+
+const DENY_IN: &str = "{podSelector: {}, policyTypes: [Ingress]}";
+const SERVE_80: &str =
+    "{podSelector: {matchLabels: {n: p2}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}]}";
+
+/// Two pods: everybody is closed, and pod 2 serves port 80.
+fn shop() -> Node {
+    let node = Node::with_pods(&[1, 2]);
+    node.policy("deny", DENY_IN);
+    node.policy("serve", SERVE_80);
+    node
+}
+
+/// Tries a denied port as fast as it can until told to stop; counts what got through.
+fn besiege(node: &Node, while_doing: impl FnOnce()) -> u32 {
+    let (stop, through) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                through.fetch_add(u32::from(node.open(1, 2, 81).is_some()), Ordering::Relaxed);
+            }
+        });
+        while_doing();
+        stop.store(true, Ordering::Relaxed);
+    });
+    through.load(Ordering::Relaxed)
+}
+
+/// Both ways of attaching: enforced, through a killed agent and its successor, and gone without a trace.
+fn lives_and_leaves(mode: &str) {
+    let mut node = shop();
+    node.start(&["--attach", mode]);
+    node.expect(1, 2, 80, true);
+    node.expect(1, 2, 81, false);
+    // Pod 1 is isolated too: what comes back to it passes only because the flow is known.
+    let mut open = node.open(1, 2, 80).expect("port 80 is served");
+    assert!(alive(&mut open));
+
+    node.end(false);
+    assert!(alive(&mut open), "{mode}: an open connection outlives the agent");
+    node.expect(1, 2, 81, false);
+    let mut successor = node;
+    successor.start(&["--attach", mode]);
+    assert!(alive(&mut open), "{mode}: and its successor's start");
+    successor.expect(1, 2, 80, true);
+    assert!(successor.end(true).success());
+
+    let output = successor.verb(&["uninstall"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("nothing of netpol remains"), "{mode}: {text}{}", told(&output));
+    assert!(!successor.pin_path.exists(), "{mode}: {} is gone", successor.pin_path.display());
+    assert_eq!(successor.tc("filter show dev veth2 ingress"), "", "{mode}");
+    assert!(!successor.tc("qdisc show dev veth2").contains("clsact"), "{mode}");
+    successor.expect(1, 2, 81, true);
+    assert!(successor.verb(&["uninstall"]).status.success(), "{mode}: twice is fine");
+}
+
+#[test]
+fn tcx_links_live_and_leave() {
+    lives_and_leaves("tcx");
+}
+
+#[test]
+fn clsact_filters_live_and_leave() {
+    lives_and_leaves("tc");
+}
+
+#[test]
+fn a_restart_opens_nothing_for_a_moment() {
+    for mode in ["tcx", "tc"] {
+        let mut node = shop();
+        node.start(&["--attach", mode]);
+        node.expect(1, 2, 81, false);
+        node.end(false);
+        let source = format!("dir:{}", node.directory.path().display());
+        let ready = node.directory.path().join(".besieged");
+        let through = besiege(&node, || {
+            let arguments = [
+                "run",
+                "--node",
+                "n1",
+                "--source",
+                &source,
+                "--attach",
+                mode,
+                "--ready-file",
+                ready.to_str().expect("UTF-8"),
+            ];
+            for _ in 0..3 {
+                let mut agent = node.start_aside(&arguments);
+                node.wait("the successor is ready", || ready.exists());
+                std::fs::remove_file(&ready).expect("the ready file is there");
+                agent.kill().and_then(|()| agent.wait()).expect("it ran");
+            }
+        });
+        assert_eq!(through, 0, "{mode}: a denied connection got through while agents came and went");
+    }
+}
+
+#[test]
+fn a_filter_that_somebody_else_put_there_is_found_by_the_proof() {
+    let mut node = shop();
+    node.start(&["--attach", "tc"]);
+    node.expect(1, 2, 81, false);
+    node.end(true);
+    let program = node.pin_path.join("v1/programs/netpol_egress");
+    node.tc(&format!("filter add dev veth2 ingress prio 7 bpf da object-pinned {}", program.display()));
+    let output = node.verb(&["uninstall"]);
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    assert!(told(&output).contains("remains: program netpol_egress"), "{}", told(&output));
+    let filters = node.tc("filter show dev veth2 ingress");
+    assert!(filters.contains("pref 7") && !filters.contains("pref 2 "), "only its own are removed: {filters}");
+    assert!(node.tc("qdisc show dev veth1").is_empty() || !node.tc("qdisc show dev veth1").contains("clsact"));
+    assert!(node.tc("qdisc show dev veth2").contains("clsact"), "it is in use");
+}
+
+#[test]
+fn maps_change_their_sizes_under_open_connections() {
+    let mut node = shop();
+    node.start(&[]);
+    node.expect(1, 2, 80, true);
+    node.expect(1, 2, 81, false);
+    let mut open = node.open(1, 2, 80).expect("port 80 is served");
+    assert!(alive(&mut open));
+    let other = ["--max-flows-v4", "5000", "--max-endpoints", "16", "--max-allow", "500", "--max-ports", "600"];
+    for mode in ["tcx", "tc"] {
+        node.end(mode == "tcx");
+        let sizes = if mode == "tcx" { &other[..] } else { &["--max-flows-v4", "7000", "--max-prefixes", "300"] };
+        node.start(&[&["--attach", mode], sizes].concat());
+        node.wait_log("maps have their new sizes");
+        assert!(alive(&mut open), "{mode}: flows moved along");
+        node.expect(1, 2, 80, true);
+        node.expect(1, 2, 81, false);
+        assert!(!node.pin_path.join("v1/resize").exists());
+    }
+    let status = String::from_utf8(node.verb(&["status", "-o", "json"]).stdout).expect("JSON");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["maps"]["FLOWS_V4"]["capacity"], 7000);
+    assert_eq!(status["maps"]["ENDPOINTS"]["capacity"], 1024, "the default again");
+    assert!(
+        status["endpoints"][1]["packets"]["ingress"]["no-rule"].as_u64() > Some(0),
+        "counters moved along: {status}"
+    );
+}
+
+#[test]
+fn sizes_that_are_too_small_for_what_is_there_are_refused_loudly() {
+    let mut node = shop();
+    node.start(&[]);
+    node.expect(1, 2, 81, false);
+    node.end(true);
+    node.start(&["--max-addresses-v4", "1"]);
+    node.wait_log("cannot change the sizes of maps in use");
+    node.wait_log("--max-addresses-v4");
+    node.expect(1, 2, 80, true);
+    node.expect(1, 2, 81, false);
+}
+
+#[test]
+fn a_full_map_opens_nothing_and_is_told_until_there_is_room() {
+    let mut node = shop();
+    // A second pair of rule set and class, for which there is no room.
+    node.policy("one", "{podSelector: {matchLabels: {n: p1}}, ingress: [{from: [{podSelector: {matchLabels: {n: p2}}}], ports: [{port: 80}]}]}");
+    node.start(&["--max-allow", "1", "--metrics", "127.0.0.1:9464"]);
+    node.wait_log("ALLOW is full");
+    node.wait_log("raise --max-allow");
+    node.expect(1, 2, 81, false);
+    node.expect(2, 1, 81, false);
+    let page = node.page(9464, "/metrics");
+    assert!(page.contains("netpol_map_full_total{map=\"ALLOW\"}"), "{page}");
+    assert!(node.events().contains("\"reason\":\"tables-incomplete\""), "{}", node.events());
+    assert!(!node.events().contains("\"verdict\":\"allow\""));
+    // Room appears.
+    node.remove("one.yaml");
+    node.expect(1, 2, 80, true);
+    node.expect(1, 2, 81, false);
+    node.wait("nothing is missing", || node.page(9464, "/metrics").contains("netpol_map_missing_entries 0"));
+}
+
+#[test]
+fn two_agents_do_not_share_a_pin_path() {
+    let mut node = shop();
+    node.start(&[]);
+    let source = format!("dir:{}", node.directory.path().display());
+    let second = node.verb(&["run", "--node", "n1", "--source", &source]);
+    assert_eq!(second.status.code(), Some(3), "{}", told(&second));
+    assert!(told(&second).contains("another netpol-agent runs on"), "{}", told(&second));
+    let uninstall = node.verb(&["uninstall"]);
+    assert_eq!(uninstall.status.code(), Some(3), "{}", told(&uninstall));
+    node.expect(1, 2, 81, false);
+}
+
+#[test]
+fn a_pod_that_leaves_the_source_stays_enforced() {
+    let mut node = shop();
+    node.start(&[]);
+    node.expect(1, 2, 81, false);
+    node.remove("pod2.yaml");
+    node.wait_log("enforced as before until the interface goes");
+    assert!(node.open(1, 2, 81).is_none());
+    node.end(false);
+    node.start(&[]);
+    assert!(node.open(1, 2, 81).is_none(), "nor after a restart");
+    node.announce(2);
+    node.expect(1, 2, 80, true);
+    node.expect(1, 2, 81, false);
+}
+
+#[test]
+fn the_agent_is_small_and_attaches_in_milliseconds() {
+    let mut node = shop();
+    node.start(&["--metrics", "127.0.0.1:9465"]);
+    for pod in 3..9 {
+        node.announce(pod);
+        node.add_pod(pod);
+    }
+    let value = |page: &str, name: &str| -> f64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")).map(str::to_owned));
+        line.and_then(|value| value.parse().ok()).unwrap_or(-1.0)
+    };
+    node.wait("all pods are enforced", || {
+        (value(&node.page(9465, "/metrics"), "netpol_unprotected_seconds_count") - 8.0).abs() < 0.5
+    });
+    let page = node.page(9465, "/metrics");
+    let attach = value(&page, "netpol_attach_seconds_sum") / value(&page, "netpol_attach_seconds_count");
+    assert!(attach > 0.0 && attach < 0.25, "attaching a pod takes {attach} s");
+    let gap = value(&page, "netpol_unprotected_seconds_sum") / value(&page, "netpol_unprotected_seconds_count");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid())).expect("it runs");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    let kilobytes: u32 = peak.and_then(|text| text.trim().parse().ok()).expect("the kernel tells");
+    println!("attach {:.2} ms, gap {:.2} ms, RSS {kilobytes} kB", attach * 1e3, gap * 1e3);
+    assert!(kilobytes < 30_000, "the agent takes {kilobytes} kB");
+}

@@ -1,0 +1,300 @@
+//! A node with pods: network namespaces, a bridge, and the agent's own binary. Everything goes when it is dropped.
+
+#![allow(dead_code, reason = "each test binary uses some of it")]
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+
+/// How long anything may take to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// What has not answered by then is dropped.
+const DROPPED: Duration = Duration::from_millis(300);
+
+static NODES: AtomicU32 = AtomicU32::new(0);
+
+/// One node. Pod `n` has the address `10.9.0.n` on `veth<n>`, and answers on ports 80 and 81.
+pub(crate) struct Node {
+    name: String,
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) pin_path: PathBuf,
+    pods: Vec<u8>,
+    agent: Option<Child>,
+    starts: u32,
+}
+
+impl Node {
+    /// A node on a fresh bridge.
+    pub(crate) fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test makes network namespaces and needs root: run it as root, or `sudo -E cargo xtask test`"
+        );
+        let name = format!("npt-a{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
+        let pin_path = PathBuf::from(format!("/sys/fs/bpf/{name}"));
+        let directory = tempfile::tempdir().expect("a directory for manifests");
+        let node = Self { pin_path, directory, pods: Vec::new(), agent: None, starts: 0, name };
+        ip(&format!("netns add {}", node.name));
+        node.ip("link set lo up");
+        node.ip("link add br0 type bridge forward_delay 0");
+        node.ip("addr add 10.9.0.254/24 dev br0");
+        node.ip("link set br0 up");
+        node
+    }
+
+    /// A node with pods of these numbers, all known.
+    pub(crate) fn with_pods(numbers: &[u8]) -> Self {
+        let mut node = Self::new();
+        for &number in numbers {
+            node.add_pod(number);
+            node.announce(number);
+        }
+        node
+    }
+
+    /// A pod's namespace and veth; nobody tells the agent.
+    pub(crate) fn add_pod(&mut self, number: u8) {
+        let pod = self.namespace(number);
+        ip(&format!("netns add {pod}"));
+        self.pods.push(number);
+        ip(&format!("-n {pod} link set lo up"));
+        self.ip(&format!("link add veth{number} type veth peer name eth0 netns {pod}"));
+        self.ip(&format!("link set veth{number} master br0 up"));
+        ip(&format!("-n {pod} addr add 10.9.0.{number}/24 dev eth0"));
+        ip(&format!("-n {pod} link set eth0 up"));
+        for port in [80, 81] {
+            inside(&pod, move || {
+                let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a free port");
+                std::thread::spawn(move || {
+                    for stream in listener.incoming() {
+                        let Ok(stream) = stream else { return };
+                        std::thread::spawn(move || echo(stream));
+                    }
+                });
+            });
+        }
+    }
+
+    /// Writes the pod's manifest.
+    pub(crate) fn announce(&self, number: u8) {
+        self.write(
+            &format!("pod{number}.yaml"),
+            &format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: p{number}, namespace: shop, labels: {{n: p{number}}}}}, \
+                 spec: {{nodeName: n1}}, status: {{phase: Running, podIPs: [{{ip: 10.9.0.{number}}}]}}}}"
+            ),
+        );
+    }
+
+    /// A policy of the namespace `shop`, from its spec.
+    pub(crate) fn policy(&self, name: &str, spec: &str) {
+        self.write(
+            &format!("{name}.yaml"),
+            &format!(
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
+                 spec: {spec}}}"
+            ),
+        );
+    }
+
+    /// Writes a manifest, whole at once.
+    pub(crate) fn write(&self, file: &str, text: &str) {
+        let hidden = self.directory.path().join(format!(".{file}"));
+        fs::write(&hidden, text).expect("the manifest can be written");
+        fs::rename(hidden, self.directory.path().join(file)).expect("the manifest can be moved");
+    }
+
+    pub(crate) fn remove(&self, file: &str) {
+        fs::remove_file(self.directory.path().join(file)).expect("the manifest is there");
+    }
+
+    /// The agent's verb, run to its end in the node's namespace.
+    pub(crate) fn verb(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the agent runs")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg(env!("CARGO_BIN_EXE_netpol-agent"));
+        command.args(arguments);
+        command.arg("--pin-path").arg(&self.pin_path);
+        command
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub(crate) fn start(&mut self, arguments: &[&str]) {
+        self.spawn(arguments);
+        let ready = self.path("ready");
+        self.wait("the agent is ready", || ready.exists());
+    }
+
+    /// Starts the agent.
+    pub(crate) fn spawn(&mut self, arguments: &[&str]) {
+        assert!(self.agent.is_none(), "one agent at a time");
+        self.starts += 1;
+        let source = format!("dir:{}", self.directory.path().display());
+        let ready = self.path("ready");
+        let ready = ready.to_str().expect("a path in UTF-8");
+        let all = [&["run", "--node", "n1", "--source", &source, "--ready-file", ready][..], arguments].concat();
+        let file = |name| Stdio::from(File::create(self.path(name)).expect("a file for output"));
+        self.agent = Some(
+            self.command(&all).env("NO_COLOR", "1").stdout(file("out")).stderr(file("log")).spawn().expect("it starts"),
+        );
+    }
+
+    /// Another agent with these arguments; its log is piped.
+    pub(crate) fn start_aside(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.env("NO_COLOR", "1").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts")
+    }
+
+    fn path(&self, what: &str) -> PathBuf {
+        self.directory.path().join(format!(".{what}{}", self.starts))
+    }
+
+    /// What the agent of now has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// The events it has told.
+    pub(crate) fn events(&self) -> String {
+        fs::read_to_string(self.path("out")).unwrap_or_default()
+    }
+
+    pub(crate) fn agent_pid(&self) -> u32 {
+        self.agent.as_ref().expect("an agent runs").id()
+    }
+
+    /// Ends the agent, as `kill -9` does or as SIGTERM does.
+    pub(crate) fn end(&mut self, gently: bool) -> ExitStatus {
+        let mut agent = self.agent.take().expect("an agent runs");
+        let signal = if gently { nix::sys::signal::SIGTERM } else { nix::sys::signal::SIGKILL };
+        let pid = i32::try_from(agent.id()).expect("a process id");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
+        agent.wait().expect("it ends")
+    }
+
+    /// Waits until something holds; shows the log where it never does.
+    pub(crate) fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(begun.elapsed() < PATIENCE, "waited too long until {what}; the agent's log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn wait_log(&self, part: &str) {
+        self.wait(&format!("the log says {part:?}"), || self.log().contains(part));
+    }
+
+    /// Connects from one pod to another; `None`: dropped.
+    pub(crate) fn open(&self, from: u8, to: u8, port: u16) -> Option<TcpStream> {
+        let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, to), port));
+        inside(&self.namespace(from), move || TcpStream::connect_timeout(&address, DROPPED).ok())
+    }
+
+    /// Whether pods reach each other, once that is so.
+    pub(crate) fn expect(&self, from: u8, to: u8, port: u16, reaches: bool) {
+        let what = format!("pod {from} {} pod {to} on {port}", if reaches { "reaches" } else { "does not reach" });
+        self.wait(&what, || self.open(from, to, port).is_some() == reaches);
+    }
+
+    pub(crate) fn ip(&self, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.name));
+    }
+
+    /// What `tc` shows of the node's interfaces.
+    pub(crate) fn tc(&self, arguments: &str) -> String {
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.name))
+            .arg("tc")
+            .args(arguments.split(' '))
+            .output()
+            .expect("tc runs");
+        assert!(output.status.success(), "tc {arguments}: {}", told(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// A page of the agent's metrics server.
+    pub(crate) fn page(&self, port: u16, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        inside(&self.name, move || {
+            let mut text = String::new();
+            if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
+                let _ = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut text).map(drop));
+            }
+            text
+        })
+    }
+
+    fn namespace(&self, pod: u8) -> String {
+        format!("{}-p{pod}", self.name)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("the agent's last log:\n{}", self.log());
+        }
+        self.verb(&["uninstall"]);
+        for pod in &self.pods {
+            let _ = Command::new("ip").args(["netns", "del", &self.namespace(*pod)]).status();
+        }
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+/// Whether a connection still carries data both ways.
+pub(crate) fn alive(stream: &mut TcpStream) -> bool {
+    let mut answer = [0; 4];
+    stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
+        && stream.write_all(b"ping").is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+}
+
+/// Kills an agent, and returns its log.
+pub(crate) fn end(mut agent: Child) -> String {
+    agent.kill().expect("it runs");
+    told(&agent.wait_with_output().expect("it ends"))
+}
+
+/// What a command printed on standard error.
+pub(crate) fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut buffer = [0; 64];
+    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..read]).is_err() {
+            return;
+        }
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_ascii_whitespace()).output().expect("ip is installed");
+    assert!(output.status.success(), "ip {arguments}: {}", told(&output));
+}
+
+/// Runs in a namespace, on a thread of its own. Sockets stay there.
+fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let file = File::open(Path::new("/run/netns").join(namespace)).expect("the namespace is there");
+    let worker = std::thread::spawn(move || {
+        setns(file, CloneFlags::CLONE_NEWNET).expect("the namespace can be entered");
+        work()
+    });
+    worker.join().expect("the work in the namespace does not panic")
+}
