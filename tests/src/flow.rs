@@ -1,7 +1,8 @@
 //! Flows that stay open, watched for a lost packet.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,10 +27,17 @@ impl Conversation {
     /// # Errors
     /// Where it cannot connect, or somebody else answers.
     pub fn open(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<Self> {
-        let host = cluster.host(from);
         let address = cluster.probe(from, to, netpol_policy::model::Protocol::Tcp, port).address;
+        Self::open_at(cluster, from, to, SocketAddr::new(address, port))
+    }
+
+    /// The same, to one of the server's addresses.
+    ///
+    /// # Errors
+    /// Like [`Self::open`].
+    pub fn open_at(cluster: &Cluster, from: &str, to: &str, target: SocketAddr) -> Result<Self> {
+        let host = cluster.host(from);
         let stream = host.netns().run(|| {
-            let target = SocketAddr::new(address, port);
             TcpStream::connect_timeout(&target, Duration::from_secs(2)).with_context(|| format!("{from} to {target}"))
         })?;
         stream.set_nodelay(true)?;
@@ -145,6 +153,9 @@ pub struct Stream {
     thread: Option<JoinHandle<Result<Tally>>>,
 }
 
+/// How long answers may be under way when a stream ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// What a [`Stream`] counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -155,24 +166,34 @@ pub struct Tally {
 }
 
 impl Stream {
-    /// Starts it: a datagram per millisecond.
+    /// Starts it: a datagram per millisecond, all of one flow.
     ///
     /// # Errors
     /// Where the socket cannot be made.
     pub fn start(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<Self> {
-        let probe = cluster.probe(from, to, netpol_policy::model::Protocol::Udp, port);
-        let host = cluster.host(from);
-        let socket = host.netns().run(|| {
-            let source = host.source_for(probe.address).context("a host to send from")?;
-            let socket = UdpSocket::bind(SocketAddr::new(source, 0))?;
-            socket.connect(SocketAddr::new(probe.address, port))?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        })?;
+        let socket = socket(cluster, from, to, port)?;
+        Ok(Self::on_thread(move |stop| stream(&socket, stop)))
+    }
+
+    /// Starts another: each datagram opens a flow of its own, one every two milliseconds.
+    ///
+    /// # Errors
+    /// Where a socket cannot be made.
+    pub fn of_new_flows(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<Self> {
+        // What does not change while it runs; the thread then lives in the sender's namespace.
+        let first = socket(cluster, from, to, port)?;
+        let (source, target) = (first.local_addr()?.ip(), first.peer_addr()?);
+        let netns = cluster.host(from).netns().clone();
+        Ok(Self::on_thread(move |stop| {
+            netns.enter()?;
+            new_flows(source, target, stop)
+        }))
+    }
+
+    fn on_thread(work: impl FnOnce(&AtomicBool) -> Result<Tally> + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || stream(&socket, &stopped));
-        Ok(Self { stop, thread: Some(thread) })
+        Self { stop, thread: Some(std::thread::spawn(move || work(&stopped))) }
     }
 
     /// Ends it, waits for answers under way, and tells.
@@ -192,6 +213,53 @@ impl Drop for Stream {
     }
 }
 
+fn socket(cluster: &Cluster, from: &str, to: &str, port: u16) -> Result<UdpSocket> {
+    let probe = cluster.probe(from, to, netpol_policy::model::Protocol::Udp, port);
+    let host = cluster.host(from);
+    host.netns().run(|| {
+        let source = host.source_for(probe.address).context("a host to send from")?;
+        connected(source, SocketAddr::new(probe.address, port))
+    })
+}
+
+fn connected(source: IpAddr, target: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(SocketAddr::new(source, 0)).with_context(|| format!("binding to {source}"))?;
+    socket.connect(target).with_context(|| format!("choosing {target}"))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn new_flows(source: IpAddr, target: SocketAddr, stop: &AtomicBool) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let mut waiting: VecDeque<UdpSocket> = VecDeque::new();
+    let mut buffer = [0; 256];
+    let mut hear = |waiting: &mut VecDeque<UdpSocket>, tally: &mut Tally| {
+        waiting.retain(|socket| {
+            let answered = socket.recv(&mut buffer).is_ok();
+            tally.answered += u64::from(answered);
+            !answered
+        });
+    };
+    while !stop.load(Ordering::Relaxed) {
+        let socket = connected(source, target)?;
+        socket.send(&tally.sent.to_be_bytes()).context("sending the first datagram of a flow")?;
+        tally.sent += 1;
+        waiting.push_back(socket);
+        std::thread::sleep(Duration::from_millis(2));
+        hear(&mut waiting, &mut tally);
+        // Whatever is not answered by now counts as lost; descriptors are not without number.
+        if waiting.len() > 256 {
+            waiting.pop_front();
+        }
+    }
+    let start = Instant::now();
+    while !waiting.is_empty() && start.elapsed() < LAST_ANSWERS {
+        std::thread::sleep(Duration::from_millis(5));
+        hear(&mut waiting, &mut tally);
+    }
+    Ok(tally)
+}
+
 fn stream(socket: &UdpSocket, stop: &AtomicBool) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut buffer = [0; 256];
@@ -207,7 +275,7 @@ fn stream(socket: &UdpSocket, stop: &AtomicBool) -> Result<Tally> {
         hear(&mut tally);
     }
     let start = Instant::now();
-    while tally.answered < tally.sent && start.elapsed() < Duration::from_millis(500) {
+    while tally.answered < tally.sent && start.elapsed() < LAST_ANSWERS {
         std::thread::sleep(Duration::from_millis(5));
         hear(&mut tally);
     }

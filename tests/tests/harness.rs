@@ -49,7 +49,7 @@ fn flows_and_large_datagrams_and_raw_packets_go_through() -> Result<()> {
             let marker = Marker::new();
             let packet = Ip::new(*source, *destination).carrying(protocol::GRE, &marker.0);
             let shot = Shot::new(&cluster, from, to, "GRE", marker, &[packet]);
-            check(&cluster, from, to, vec![(shot, true)])?;
+            check(&cluster, from, to, &[(shot, true)])?;
         }
     }
     Ok(())

@@ -383,7 +383,7 @@ fn s08_sctp_is_a_protocol_of_its_own() -> Result<()> {
         &lab.cluster,
         "shop/web",
         "shop/db",
-        vec![
+        &[
             (shot("SCTP to the allowed port", &|mark| ip.sctp_init(5000, 36412, mark)), true),
             (shot("SCTP to another port", &|mark| ip.sctp_init(5001, 36413, mark)), false),
             (shot("UDP to a port of that number", &|mark| ip.udp(5000, 36412, mark)), false),

@@ -1,0 +1,69 @@
+//! What the link itself needs.
+
+use std::net::Ipv6Addr;
+
+use anyhow::Result;
+use netpol_tests::packet::{Ip, protocol};
+use netpol_tests::{Lab, deny_all};
+
+use super::{Shots, pods};
+
+#[test]
+fn s16_neighbours_are_found_under_deny_all() -> Result<()> {
+    let lab = Lab::start(pods(), &[deny_all("shop")])?;
+    // Nobody remembers anybody: the next connection has to find its neighbour first.
+    for name in ["node-1", "shop/client"] {
+        lab.cluster.host(name).netns().ip("neigh flush all")?;
+    }
+    lab.expect_beyond_policy("node-1 -> shop/server 80/TCP\nshop/client -x shop/server 80/TCP")
+}
+
+#[test]
+fn s16_discovery_passes_only_where_it_comes_from_the_link() -> Result<()> {
+    let lab = Lab::start(pods(), &[deny_all("shop")])?;
+    let cluster = &lab.cluster;
+    let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/server").v6());
+    let ip = Ip::new(from.into(), to.into());
+    // A router alert (RFC 2711), as multicast listener discovery comes with.
+    let report = ip.clone().extension(protocol::HOP_BY_HOP, 0);
+    let about = |target: Ipv6Addr| target.octets().to_vec();
+    let group = || about("ff02::1:ff00:77".parse().expect("an address"));
+    // What, ICMPv6 type, what follows its first word, the hop limit it has on the link, and the packet around it.
+    let kinds = [
+        ("a router solicitation", 133, vec![], 255, &ip),
+        ("a router advertisement", 134, vec![0; 8], 255, &ip),
+        ("a neighbour solicitation", 135, about(to), 255, &ip),
+        ("a neighbour advertisement", 136, about(from), 255, &ip),
+        ("a redirect", 137, [about(to), about(to)].concat(), 255, &ip),
+        ("a listener query", 130, group(), 1, &report),
+        ("a listener report", 131, group(), 1, &report),
+        ("a listener's farewell", 132, group(), 1, &report),
+        ("a listener report, version 2", 143, group(), 1, &report),
+    ];
+    let mut shots = Shots::new(cluster, "shop/client", "shop/server");
+    for (what, kind, body, hops, ip) in &kinds {
+        let packet = |hops: u8, mark: &[u8]| {
+            let mut packet = ip.icmp(*kind, 0, [0; 4], &[body, mark].concat());
+            packet[7] = hops;
+            vec![packet]
+        };
+        shots.row(what, true, |mark| packet(*hops, mark));
+        shots.row(&format!("{what} that came through a router"), false, |mark| packet(64, mark));
+    }
+    shots.check()
+}
+
+#[test]
+fn s16_echo_and_all_other_icmp_needs_a_rule() -> Result<()> {
+    let lab = Lab::start(pods(), &[deny_all("shop")])?;
+    let cluster = &lab.cluster;
+    let (from, to) = (cluster.host("shop/client"), cluster.host("shop/server"));
+    let v4 = Ip::new(from.v4().into(), to.v4().into());
+    let v6 = Ip::new(from.v6().into(), to.v6().into());
+    let mut shots = Shots::new(cluster, "shop/client", "shop/server");
+    shots.row("ICMP echo", false, |mark| vec![v4.icmp(8, 0, [0, 1, 0, 1], mark)]);
+    shots.row("an ICMP timestamp", false, |mark| vec![v4.icmp(13, 0, [0, 1, 0, 1], mark)]);
+    shots.row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
+    shots.row("an ICMPv6 type of no use", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
+    shots.check()
+}

@@ -1,0 +1,76 @@
+//! What is always allowed and always handled: lines 15 to 20 of docs/semantics.md.
+
+mod icmp;
+mod link;
+mod node;
+mod parsing;
+mod replies;
+mod source;
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::packet::Marker;
+use netpol_tests::raw::{Shot, check};
+use netpol_tests::{Cluster, ClusterBuilder, Families, deny_all, policy};
+
+fn pods() -> ClusterBuilder {
+    Cluster::builder().families(Families::Dual).serve(&[(Tcp, 80), (Udp, 53), (Udp, 54)]).pods(&[
+        ("shop/client", "app=client"),
+        ("shop/server", "app=server"),
+        ("shop/other", "app=other"),
+    ])
+}
+
+/// `server` takes 80/TCP and 53/UDP from `client`, and nothing else goes anywhere.
+fn one_way_in() -> [String; 3] {
+    [
+        deny_all("shop"),
+        policy(
+            "shop/server-from-client",
+            "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],
+              ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 80}, {protocol: UDP, port: 53}]}]}",
+        ),
+        policy(
+            "shop/client-to-server",
+            "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress],
+              egress: [{to: [{podSelector: {matchLabels: {app: server}}}], ports: [{port: 80}, {protocol: UDP, port: 53}]}]}",
+        ),
+    ]
+}
+
+/// Addresses of two hosts, family by family.
+fn pairs(cluster: &Cluster, from: &str, to: &str) -> Vec<(IpAddr, IpAddr)> {
+    let pair = |to: &IpAddr| Some((cluster.host(from).address_like(*to)?, *to));
+    cluster.host(to).addresses().iter().filter_map(pair).collect()
+}
+
+/// Rows of packets from one pod to another: what it is, the packets before the one that counts, that one around a
+/// marker, and whether it arrives.
+struct Shots<'c> {
+    cluster: &'c Cluster,
+    from: &'static str,
+    to: &'static str,
+    rows: Vec<(Shot, bool)>,
+}
+
+impl<'c> Shots<'c> {
+    fn new(cluster: &'c Cluster, from: &'static str, to: &'static str) -> Self {
+        Self { cluster, from, to, rows: Vec::new() }
+    }
+
+    fn row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
+        self.tagged(what, &[], arrives, make);
+    }
+
+    fn tagged(&mut self, what: &str, vlans: &[u16], arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
+        let marker = Marker::new();
+        let shot = Shot::tagged(self.cluster, self.from, self.to, what, marker, &make(&marker.0), vlans);
+        self.rows.push((shot, arrives));
+    }
+
+    fn check(self) -> Result<()> {
+        check(self.cluster, self.from, self.to, &self.rows)
+    }
+}

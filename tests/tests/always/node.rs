@@ -1,0 +1,136 @@
+//! A pod, its own node, and itself.
+
+use anyhow::{Context, Result};
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::{Families, Lab, Outcome, Topology, deny_all, policy};
+
+use super::pods;
+
+#[test]
+fn s15_a_pod_and_its_own_node_always_reach_each_other_but_not_another_node() -> Result<()> {
+    for topology in [Topology::Bridge, Topology::Routed] {
+        let mut lab = Lab::start(pods().topology(topology).nodes(2), &[deny_all("shop")])?;
+        for node in ["node-1", "node-2"] {
+            lab.cluster.serve_at(node, &[(Tcp, 80), (Udp, 53)])?;
+        }
+        lab.expect_beyond_policy(
+            "node-1      -> shop/server 80/TCP
+             node-1      -> shop/server 53/UDP
+             shop/client -> node-1      80/TCP
+             shop/client -> node-1      53/UDP
+             node-2      -x shop/server 80/TCP
+             node-2      -x shop/server 53/UDP
+             shop/client -x node-2      80/TCP
+             shop/client -x shop/server 80/TCP
+             outside     -x shop/server 80/TCP",
+        )?;
+        // The gateway is the node too; that nobody listens there is an answer.
+        for gateway in ["10.244.1.1", "fd77:0:0:1::1"] {
+            let outcome = lab.try_at("shop/client", "node-1", gateway, Tcp, 81)?;
+            assert_eq!(outcome, Outcome::Refused, "the gateway {gateway}, {topology:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn s15_a_pod_reaches_itself() -> Result<()> {
+    let lab = Lab::start(pods(), &[deny_all("shop")])?;
+    lab.expect("shop/server -> shop/server 80/TCP\nshop/server -x shop/client 80/TCP")
+}
+
+#[test]
+fn s15_a_pod_reaches_itself_through_a_service_it_backs() -> Result<()> {
+    for topology in [Topology::Bridge, Topology::Routed] {
+        // Whatever reaches the server has to be the server: what comes back masqueraded carries the node's address.
+        let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
+        let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
+        let server = lab.cluster.host("shop/server").v4();
+        lab.cluster.host("node-1").netns().nft(&format!(
+            "table ip npt {{
+               chain pre {{
+                 type nat hook prerouting priority dstnat;
+                 ip daddr 10.96.0.10 tcp dport 8080 dnat to {server}:80
+               }}
+               chain post {{
+                 type nat hook postrouting priority srcnat;
+                 ip saddr {server} ip daddr {server} masquerade
+               }}
+             }}"
+        ))?;
+        let own = lab.try_at("shop/server", "shop/server", "10.96.0.10", Tcp, 8080)?;
+        assert_eq!(own, Outcome::Allowed, "the server through its own Service, {topology:?}");
+        let other = lab.try_at("shop/client", "shop/server", "10.96.0.10", Tcp, 8080)?;
+        assert_eq!(other, Outcome::Dropped, "a neighbour through the same Service, {topology:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
+    for topology in [Topology::Bridge, Topology::Routed] {
+        for bridge_nf in ["1", "0"] {
+            let lab = Lab::start(pods().topology(topology).nodes(2), &[deny_all("shop")])?;
+            let node = lab.cluster.host("node-1").netns();
+            node.nft(
+                "table inet npt {
+                   chain post {
+                     type nat hook postrouting priority srcnat;
+                     iifname uplink oifname != uplink masquerade
+                   }
+                 }",
+            )?;
+            if std::path::Path::new("/proc/sys/net/bridge").exists() {
+                node.sysctl(&[("bridge/bridge-nf-call-iptables", bridge_nf)])?;
+            }
+            lab.expect_beyond_policy(
+                "outside -x shop/server 80/TCP
+                 outside -x shop/server 53/UDP
+                 node-2  -x shop/server 80/TCP
+                 node-1  -> shop/server 80/TCP",
+            )
+            .with_context(|| format!("{topology:?}, bridge-nf {bridge_nf}"))?;
+
+            // A rule for the address it is masqueraded as lets it in: it is judged as what it carries.
+            lab.policies(&[policy(
+                "shop/from-gateway",
+                "{podSelector: {}, policyTypes: [Ingress],
+                  ingress: [{from: [{ipBlock: {cidr: 10.244.1.1/32}}, {ipBlock: {cidr: 'fd77:0:0:1::1/128'}}]}]}",
+            )])?;
+            lab.expect_beyond_policy("outside -> shop/server 80/TCP\nnode-1 -> shop/server 80/TCP")
+                .with_context(|| format!("{topology:?}, bridge-nf {bridge_nf}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn s15_towards_its_own_nodes_port_a_pod_is_on_its_way_to_the_node() -> Result<()> {
+    for topology in [Topology::Bridge, Topology::Routed] {
+        let deny = policy("shop/client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress]}");
+        let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
+        let server = lab.cluster.host("shop/server").v4();
+        lab.cluster.host("node-1").netns().nft(&format!(
+            "table ip npt {{
+               chain pre {{
+                 type nat hook prerouting priority dstnat;
+                 tcp dport 30080 dnat to {server}:80
+               }}
+               chain post {{
+                 type nat hook postrouting priority srcnat;
+                 ct status dnat masquerade
+               }}
+             }}"
+        ))?;
+        lab.expect("shop/client -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
+        // Egress sees the node's address: for now that is the node, wherever the node then sends it.
+        let through = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
+        assert_eq!(through, Outcome::Allowed, "through the node's port, {topology:?}");
+        // The server's own ingress judges what the node forwards by the address it carries, and that is no peer.
+        lab.cluster.apply("second", &policy("shop/all", "{podSelector: {}, policyTypes: [Ingress]}"))?;
+        lab.expect("shop/other -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
+        let through = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
+        assert_eq!(through, Outcome::Dropped, "through the node's port to an isolated pod, {topology:?}");
+    }
+    Ok(())
+}
