@@ -179,7 +179,8 @@ impl Sizes {
         Capacities {
             endpoints,
             endpoints_overflow: endpoints,
-            counters: endpoints * 2,
+            // Number 0 is nobody's.
+            counters: (endpoints + 1) * 2,
             addresses_v4: self.max_addresses_v4.max(1),
             addresses_v6: self.max_addresses_v6.max(1),
             prefixes_v4: self.max_prefixes.max(1),

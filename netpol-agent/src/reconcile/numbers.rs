@@ -1,8 +1,8 @@
-//! Dense numbers for endpoints; counters are indexed by them.
+//! Dense numbers for endpoints, from 1; counters are indexed by them, and number 0 counts for interfaces without endpoint.
 
 use std::collections::BTreeSet;
 
-/// Gives the lowest free number.
+/// Gives the lowest free number, never 0.
 #[derive(Debug)]
 pub(super) struct Numbers {
     used: BTreeSet<u32>,
@@ -16,7 +16,7 @@ impl Numbers {
     }
 
     pub(super) fn take(&mut self) -> Option<u32> {
-        let free = (0..self.limit).find(|number| !self.used.contains(number))?;
+        let free = (1..self.limit).find(|number| !self.used.contains(number))?;
         self.used.insert(free);
         Some(free)
     }
@@ -32,9 +32,9 @@ mod tests {
 
     #[test]
     fn the_lowest_free_number_is_given_until_none_is_left() {
-        let mut numbers = Numbers::new(3, [1]);
-        assert_eq!([numbers.take(), numbers.take(), numbers.take()], [Some(0), Some(2), None]);
-        numbers.release(1);
-        assert_eq!(numbers.take(), Some(1));
+        let mut numbers = Numbers::new(4, [2]);
+        assert_eq!([numbers.take(), numbers.take(), numbers.take()], [Some(1), Some(3), None]);
+        numbers.release(2);
+        assert_eq!(numbers.take(), Some(2));
     }
 }

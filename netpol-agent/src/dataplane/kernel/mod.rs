@@ -220,7 +220,10 @@ impl Dataplane for Kernel {
             done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(body), 0))?;
         }
         done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(*endpoint), 0))?;
-        self.slots.insert(slot, endpoint.ifindex);
+        if self.slots.insert(slot, endpoint.ifindex).is_none() {
+            // It may have been in the overflow map while another one held the slot; what is left there would outlive it.
+            gone(MapName::EndpointsOverflow, self.maps.overflow.remove(&endpoint.ifindex.0))?;
+        }
         Ok(())
     }
 
@@ -231,10 +234,7 @@ impl Dataplane for Kernel {
             self.slots.remove(&slot);
             return Ok(());
         }
-        match done(MapName::EndpointsOverflow, self.maps.overflow.remove(&ifindex.0)) {
-            Err(WriteError::Failed { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
+        gone(MapName::EndpointsOverflow, self.maps.overflow.remove(&ifindex.0))
     }
 
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {

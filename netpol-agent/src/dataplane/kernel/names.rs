@@ -78,7 +78,7 @@ maps! {
     /// Limits events per flow.
     Denials = "DENIALS", 8192, denials, "--max-denials";
     /// Packets by reason, two per endpoint.
-    Counters = "COUNTERS", 2048, counters, "--max-endpoints";
+    Counters = "COUNTERS", 2050, counters, "--max-endpoints";
     /// Events of denied packets.
     Events = "EVENTS", 262_144, events, "--event-buffer";
     /// Events that found no room.

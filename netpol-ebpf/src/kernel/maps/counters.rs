@@ -8,7 +8,7 @@ use aya_ebpf::macros::btf_map;
 use netpol_common::{Counters, Direction, REASONS, Reason};
 
 #[btf_map]
-static COUNTERS: PerCpuArray<Counters, 2048> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Counters, 2050> = PerCpuArray::new();
 
 #[btf_map]
 static LOST_EVENTS: PerCpuArray<u64, 1> = PerCpuArray::new();
