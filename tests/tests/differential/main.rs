@@ -68,7 +68,7 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn cases() -> u32 {
-    std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(96)
+    std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
 }
 
 /// How often each reason was found.
@@ -81,7 +81,8 @@ fn reference_tables_and_loaded_program_agree() {
         let (node, tally) = (RefCell::new(None::<Node>), RefCell::new(Tally::new()));
         let config = ProptestConfig {
             cases: cases(),
-            max_shrink_iters: 400,
+            max_shrink_time: 60_000,
+            max_shrink_iters: 1000,
             failure_persistence: None,
             ..ProptestConfig::default()
         };
@@ -143,7 +144,7 @@ fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
         for probe in probes {
             let Some(own) = own_address(&endpoint, probe.remote) else { continue };
             let frame = craft(own, probe, PROBE_PORTS + node.round, Kind::Opening);
-            let came_by = came_by(&endpoint, probe, Kind::Opening);
+            let came_by = came_by(&endpoint, own, probe, Kind::Opening);
             let reference = evaluate(world, &probe.at(&pod)).reason;
             let tables = judge_in(node.tables(), world, &pod, policy, probe);
             let program = node.runner.judge(&endpoint, probe.direction, &frame, came_by)?;
@@ -184,7 +185,7 @@ fn change(node: &mut Node, event: &Event) -> Result<()> {
                 ifindex: endpoint.ifindex,
                 direction: probe.direction,
                 frame: craft(own, &probe, SAMPLE_PORTS + node.round, Kind::Opening),
-                came_by: came_by(endpoint, &probe, Kind::Opening),
+                came_by: came_by(endpoint, own, &probe, Kind::Opening),
                 seen: [None, None],
             });
             sent.push((pod, probe));

@@ -143,11 +143,14 @@ impl Node {
     fn check_maps(&self) -> Result<()> {
         let kernel = &self.reconciler.dataplane().kernel;
         let (found, expected) = (kernel.snapshot()?, snapshot_of(self.tables()));
-        ensure!(found == expected, "the maps hold {found:#?}, and should {expected:#?}");
+        same("a port", &found.ports, &expected.ports)?;
+        same("what is allowed", &found.allow, &expected.allow)?;
+        same("an address", &found.addresses, &expected.addresses)?;
+        same("a prefix", &found.prefixes, &expected.prefixes)?;
         let held = self.reconciler.held();
         let expected: BTreeMap<_, _> = held.iter().map(|(ifindex, held)| (*ifindex, held.endpoint)).collect();
         let found = kernel.endpoints()?;
-        ensure!(found == expected, "the endpoints are {found:#?}, and should be {expected:#?}");
+        same("an endpoint", &found, &expected)?;
         let numbers: BTreeSet<u32> = held.values().map(|held| held.endpoint.id).collect();
         ensure!(numbers.len() == held.len(), "two endpoints have one number: {held:#?}");
         for (pod, ifindex) in &self.interfaces {
@@ -169,6 +172,17 @@ pub(crate) fn owned(world: &World, pod: &PodKey) -> Vec<IpAddr> {
     let addresses = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
     let means_it = |address: &&IpAddr| world.address_owner(**address).is_some_and(|owner| owner.key == *pod);
     addresses.iter().filter(means_it).copied().collect()
+}
+
+/// Two maps that should be the same, and the first entry that is not.
+fn same<K, V>(what: &str, found: &BTreeMap<K, V>, expected: &BTreeMap<K, V>) -> Result<()>
+where
+    K: Ord + std::fmt::Debug,
+    V: PartialEq + std::fmt::Debug,
+{
+    let keys: BTreeSet<&K> = found.keys().chain(expected.keys()).collect();
+    let differs = keys.into_iter().find(|key| found.get(key) != expected.get(key));
+    differs.map_or(Ok(()), |key| bail!("{what} is {:?} and should be {:?}: {key:?}", found.get(key), expected.get(key)))
 }
 
 fn snapshot_of(tables: &Tables) -> Snapshot {

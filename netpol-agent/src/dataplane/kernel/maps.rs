@@ -190,7 +190,8 @@ pub(super) fn done(map: MapName, result: Result<(), MapError>) -> Result<(), Wri
     result.map_err(|error| write_error(map, error))
 }
 
-fn gone(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
+/// As [`done`]; that it was not there is fine.
+pub(super) fn gone(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
     match result.map_err(|error| write_error(map, error)) {
         Err(WriteError::Failed { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => result,

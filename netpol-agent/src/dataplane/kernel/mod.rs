@@ -11,7 +11,6 @@ mod status;
 mod uninstall;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
@@ -25,7 +24,7 @@ use super::{AttachError, Dataplane, WriteError};
 use crate::object::ObjectError;
 
 pub use attach::AttachMode;
-use maps::{Maps, Raw, done};
+use maps::{Maps, Raw, done, gone};
 pub use names::{Capacities, MapName};
 use pins::Pins;
 pub use pins::{Lock, Mounts};
