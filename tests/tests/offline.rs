@@ -1,0 +1,111 @@
+//! What `netpol` says of manifests without a cluster, held to a cluster.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use netpol_policy::model::Protocol::{self, Tcp, Udp};
+use netpol_tests::agent::netpol;
+use netpol_tests::{Cell, Cluster, Lab, PodSpec, deny_all, policy};
+use serde_json::Value;
+
+fn start() -> Result<Lab> {
+    let cluster = Cluster::builder()
+        .namespace("shop", "team=sales")
+        .pods(&[("shop/front", "app=front"), ("shop/data", "app=data"), ("ops/shell", "app=shell")])
+        .pod(PodSpec::new("shop/back").labels("app=back").port("api", Tcp, 80))
+        .outside("203.0.113.5");
+    Lab::start(
+        cluster,
+        &[
+            deny_all("shop"),
+            policy(
+                "shop/back",
+                "podSelector: {matchLabels: {app: back}}
+                 policyTypes: [Ingress]
+                 ingress:
+                 - from: [{podSelector: {matchLabels: {app: front}}}, {ipBlock: {cidr: 203.0.113.0/29}}]
+                   ports: [{port: api}]",
+            ),
+            policy(
+                "shop/front",
+                "podSelector: {matchLabels: {app: front}}
+                 policyTypes: [Egress]
+                 egress:
+                 - to: [{podSelector: {matchLabels: {app: back}}}]
+                   ports: [{port: api}]
+                 - to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ops}}}]
+                   ports: [{protocol: UDP, port: 53}]",
+            ),
+        ],
+    )
+}
+
+fn run(lab: &Lab, verb: &str, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(netpol()?);
+    command.arg(verb).arg("-f").arg(lab.cluster.manifests().path()).args(arguments);
+    command.output().with_context(|| format!("starting netpol {verb}"))
+}
+
+/// What netpol calls a host: pods by name, others by address.
+fn end(lab: &Lab, name: &str) -> String {
+    if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
+}
+
+#[test]
+fn matrix_says_what_is_measured() -> Result<()> {
+    let lab = start()?;
+    let measured = lab.settles(&[(Tcp, 80), (Udp, 53)])?;
+    let outside = end(&lab, "outside");
+    let arguments = ["-p", "80/TCP", "-p", "53/UDP", "-a", &outside, "-a", "203.0.113.5", "-o", "json"];
+    let output = run(&lab, "matrix", &arguments)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows: Value = serde_json::from_slice(&output.stdout).context("reading what matrix prints")?;
+    let mut said = BTreeMap::new();
+    for row in rows.as_array().context("matrix prints no list")? {
+        let text = |key: &str| row[key].as_str().with_context(|| format!("no {key} in {row}")).map(str::to_owned);
+        let protocol = Protocol::from_name(&text("protocol")?).context("an unknown protocol")?;
+        let port = u16::try_from(row["port"].as_u64().context("no port")?)?;
+        said.insert((text("from")?, text("to")?, protocol, port), text("verdict")? == "allow");
+    }
+    ensure!(measured.allowed() > 5 && measured.allowed() < measured.0.len(), "both verdicts are there");
+    for (cell, passes) in &measured.0 {
+        let Cell { from, to, protocol, port } = cell;
+        let verdict = said.get(&(end(&lab, from), end(&lab, to), *protocol, *port));
+        ensure!(verdict == Some(passes), "{cell}: measured {passes}, netpol matrix says {verdict:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn explain_gives_the_reason_the_agent_told() -> Result<()> {
+    let mut lab = start()?;
+    let rows = [
+        ("ops/shell", "shop/back", "ingress"),
+        ("shop/data", "ops/shell", "egress"),
+        ("outside", "shop/back", "ingress"),
+        ("shop/front", "outside", "egress"),
+    ];
+    for (from, to, direction) in rows {
+        lab.expect(&format!("{from} -x {to} 80/TCP"))?;
+        let (from, to) = (end(&lab, from), end(&lab, to));
+        let told = lab.agent().wait_denied(|line| line.from() == from && line.to() == to && line.port() == Some(80))?;
+
+        let output = run(&lab, "explain", &["--from", &from, "--to", &to, "--port", "80/TCP", "-o", "json"])?;
+        ensure!(output.status.code() == Some(1), "a denial is exit code 1, not {}", output.status);
+        let explained: Value = serde_json::from_slice(&output.stdout).context("reading what explain prints")?;
+        assert_eq!((told.direction(), &explained["verdict"]), (direction, &Value::from("deny")), "{from} to {to}");
+        let side = &explained[direction];
+        assert_eq!(side["reason"], told.reason(), "{from} to {to}");
+        let policies: Vec<_> = side["policies"].as_array().context("no policies")?.iter().collect();
+        assert_eq!(policies, told.policies().iter().collect::<Vec<_>>(), "{from} to {to}");
+        ensure!(side["nearest"]["lacks"].is_array() || side["nearest"].is_null(), "{side:#}");
+
+        let words = run(&lab, "explain", &["--from", &from, "--to", &to, "--port", "80/TCP"])?;
+        let words = String::from_utf8_lossy(&words.stdout).into_owned();
+        ensure!(words.starts_with("DENY") && words.contains(&told.policies()[0]), "{words}");
+    }
+    let allowed = run(&lab, "explain", &["--from", "shop/front", "--to", "shop/back", "--port", "80"])?;
+    ensure!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stdout));
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Interfaces whose pod is not known, not yet or no more: line 27 of docs/semantics.md.
+
+use anyhow::{Context, Result, ensure};
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::flow::Stream;
+use netpol_tests::packet::{Ip, Marker};
+use netpol_tests::raw::{Shot, check};
+use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Families, Lab, Outcome, PodSpec, deny_all, policy};
+
+fn pods() -> ClusterBuilder {
+    Cluster::builder().pods(&[
+        ("shop/client", "app=client"),
+        ("shop/server", "app=server"),
+        ("shop/other", "app=other"),
+        ("blog/web", "app=web"),
+    ])
+}
+
+fn denying() -> AgentOptions {
+    AgentOptions::default().arguments(&["--unknown-pods", "deny"])
+}
+
+fn server_from_client() -> String {
+    policy(
+        "shop/server",
+        "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],
+          ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
+    )
+}
+
+#[test]
+fn s27_a_pod_whose_manifest_comes_late_is_enforced_from_then_on_and_the_gap_is_told() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
+    lab.cluster.add_pod_quietly(PodSpec::new("shop/late").labels("app=late"))?;
+    let probe = lab.cluster.probe("blog/web", "shop/late", Tcp, 80);
+    let before = lab.cluster.try_all(&[probe])?;
+    ensure!(before == [Outcome::Allowed], "unknown pods are allowed unless told otherwise: {before:?}");
+    lab.cluster.announce("shop/late")?;
+    lab.expect("blog/web -x shop/late 80/TCP\nblog/web -x shop/server 53/UDP").context("once it is known")?;
+    lab.settles(&[(Tcp, 80), (Udp, 53)])?;
+    lab.agent().wait_log(&["enforced", "pod=shop/late", "unprotected_ms="])
+}
+
+#[test]
+fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
+    let mut lab = Lab::start_with(pods().families(Families::Dual), &[deny_all("blog")], denying())?;
+    lab.cluster.add_pod_quietly(PodSpec::new("shop/late"))?;
+    lab.expect_beyond_policy(
+        "shop/client -x shop/late   80/TCP
+         shop/client -x shop/late   53/UDP
+         shop/late   -x shop/client 80/TCP
+         shop/late   -x outside     53/UDP
+         node-1      -x shop/late   80/TCP
+         shop/client -> shop/server 80/TCP",
+    )?;
+    lab.agent().wait_denied(|line| line.reason() == "unknown-pod" && line.direction() == "ingress")?;
+    lab.agent().wait_denied(|line| line.reason() == "unknown-pod" && line.direction() == "egress")?;
+
+    // The link itself works: somebody finds it before anything else can be asked of it.
+    let cluster = &lab.cluster;
+    let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/late").v6());
+    let ip = Ip::new(from.into(), to.into());
+    let shot = |what: &str, kind: u8, hops: u8| {
+        let marker = Marker::new();
+        let mut packet = ip.icmp(kind, 0, [0; 4], &[&to.octets()[..], &marker.0].concat());
+        packet[7] = hops;
+        Shot::new(cluster, "shop/client", "shop/late", what, marker, &[packet])
+    };
+    let shots = [(shot("a neighbour solicitation", 135, 255), true), (shot("an echo request", 128, 64), false)];
+    check(cluster, "shop/client", "shop/late", &shots)?;
+
+    lab.cluster.announce("shop/late")?;
+    lab.expect("shop/client -> shop/late 80/TCP\nblog/web -x shop/late 80/TCP\nshop/late -> shop/server 53/UDP")
+}
+
+#[test]
+fn s27_who_was_there_before_the_agent_is_denied_too_and_stays_so_over_a_crash() -> Result<()> {
+    let mut cluster = pods().build()?;
+    cluster.add_pod_quietly(PodSpec::new("shop/early"))?;
+    let mut agent = netpol_tests::Agent::start_with(&cluster, denying())?;
+    let questions = [
+        cluster.probe("shop/client", "shop/early", Tcp, 80),
+        cluster.probe("shop/early", "shop/client", Udp, 53),
+        cluster.probe("shop/client", "shop/server", Tcp, 80),
+    ];
+    let expected = [Outcome::Dropped, Outcome::Dropped, Outcome::Allowed];
+    assert_eq!(cluster.try_all(&questions)?, expected, "while the agent runs");
+    agent.crash()?;
+    assert_eq!(cluster.try_all(&questions)?, expected, "after it crashed");
+    agent.restart()?;
+    assert_eq!(cluster.try_all(&questions)?, expected, "under the next one");
+    Ok(())
+}
+
+#[test]
+fn s27_a_pod_that_loses_its_manifest_is_not_opened_while_its_interface_stays() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_client()])?;
+    lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
+    let stranger = Stream::of_new_flows(&lab.cluster, "shop/other", "shop/server", 53)?;
+    let shut = "shop/other -x shop/server 80/TCP\nblog/web -x shop/server 53/UDP\noutside -x shop/server 80/TCP";
+
+    lab.cluster.conceal("shop/server")?;
+    lab.agent().wait_log(&["its pod is gone", "shop/server"])?;
+    lab.expect_beyond_policy(shut).context("without its manifest")?;
+    lab.policies(&[])?;
+    lab.cluster.label_namespace("blog", "changed=yes")?;
+    lab.expect_beyond_policy(shut).context("without its policy too: nobody knows whether it is the same pod")?;
+    lab.agent().restart()?;
+    lab.expect_beyond_policy(shut).context("under an agent that never knew it")?;
+    let tally = stranger.finish()?;
+    ensure!(tally.sent > 100 && tally.answered == 0, "a stranger got through: {tally:?}");
+
+    // Known again, it is what its policies say.
+    lab.policies(&[server_from_client()])?;
+    lab.cluster.announce("shop/server")?;
+    lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
+    lab.policies(&[])?;
+    lab.expect("shop/other -> shop/server 80/TCP")?;
+
+    // And who comes to its address after its interface went is somebody else.
+    let number = lab.cluster.host("shop/server").v4().octets()[3];
+    lab.policies(&[server_from_client()])?;
+    lab.expect("shop/other -x shop/server 80/TCP")?;
+    lab.cluster.remove_pod("shop/server")?;
+    lab.cluster.add_pod(PodSpec::new("shop/heir").number(number))?;
+    lab.expect("shop/other -> shop/heir 80/TCP\noutside -> shop/heir 53/UDP")
+}

@@ -1,0 +1,133 @@
+//! What the agent says of itself, what it needs, and what it leaves.
+
+use std::collections::BTreeSet;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_tests::lab::PATIENCE;
+use netpol_tests::objects::{self, Kind};
+use netpol_tests::{Agent, AgentOptions, Cluster, ClusterBuilder, Lab, deny_all};
+use serde_json::Value;
+
+/// Three namespaces of three pods, and an outside: as in the demo.
+fn demo_sized() -> ClusterBuilder {
+    let names: Vec<_> = ["shop", "blog", "ops"]
+        .iter()
+        .flat_map(|namespace| {
+            ["front", "back", "data"].map(|name| (format!("{namespace}/{name}"), format!("app={name}")))
+        })
+        .collect();
+    let pods: Vec<_> = names.iter().map(|(name, labels)| (name.as_str(), labels.as_str())).collect();
+    Cluster::builder().pods(&pods)
+}
+
+#[test]
+fn status_tells_people_and_programs_what_is_enforced() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    lab.expect("blog/back -x shop/back 80/TCP\nblog/back -> ops/back 80/TCP")?;
+    let address = lab.cluster.host("shop/back").v4().to_string();
+    // With the agent and without: it reads what is pinned.
+    for running in [true, false] {
+        if !running {
+            lab.agent().stop()?;
+        }
+        let said = lab.agent().ask("status", &[])?;
+        ensure!(said.code == Some(0), "status failed, running: {running}: {said:?}");
+        let line = said.stdout.lines().find(|line| line.contains(&address)).context("no line of shop/back")?;
+        ensure!(line.contains(lab.cluster.host("shop/back").veth()) && line.contains("set "), "of shop/back: {line}");
+        ensure!(line.contains("ingress no-rule "), "no denied packets are counted:\n{}", said.stdout);
+        ensure!(said.stdout.contains("FLOWS_V4") && said.stdout.contains("events lost: "), "{}", said.stdout);
+
+        let said = lab.agent().ask("status", &["-o", "json"])?;
+        let status: Value = serde_json::from_str(&said.stdout).context("reading status as JSON")?;
+        let endpoints = status["endpoints"].as_array().context("no endpoints")?;
+        ensure!(endpoints.len() == 9, "{} endpoints of 9", endpoints.len());
+        let back = endpoints.iter().find(|one| one["ipv4"] == *address).context("no endpoint of shop/back")?;
+        ensure!(back["attached"] == true && back["ingress_rule_set"] != 0 && back["egress_rule_set"] != 0, "{back}");
+        ensure!(back["packets"]["ingress"]["no-rule"].as_u64() > Some(0), "{back}");
+        ensure!(endpoints.iter().filter(|one| one["ingress_rule_set"] == 0).count() == 6, "{status:#}");
+        ensure!(status["maps"]["ENDPOINTS"]["entries"] == 9, "{status:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn s26_uninstall_opens_everything_leaves_nothing_and_says_so() -> Result<()> {
+    for attach in ["auto", "tc"] {
+        let options = AgentOptions::default().arguments(&["--attach", attach]);
+        let mut lab = Lab::start_with(demo_sized(), &[deny_all("shop")], options)?;
+        lab.expect("shop/front -x shop/back 80/TCP")?;
+        let pins = lab.agent().pin_path().to_owned();
+        let ours = ours(lab.agent())?;
+        for kind in [Kind::Map, Kind::Program] {
+            ensure!(ours.iter().any(|(one, _)| *one == kind), "no {kind:?} is known to be ours: {ours:?}");
+        }
+
+        let early = lab.agent().ask("uninstall", &[])?;
+        ensure!(early.code == Some(3), "it must not uninstall below a running agent: {early:?}");
+        lab.expect("shop/front -x shop/back 80/TCP")?;
+
+        lab.agent().stop()?;
+        let said = lab.agent().ask("uninstall", &[])?;
+        ensure!(said.code == Some(0) && said.stderr.is_empty(), "{said:?}");
+        for words in ["removed ", "nothing of netpol remains"] {
+            ensure!(said.stdout.contains(words), "uninstall does not say {words:?}:\n{}", said.stdout);
+        }
+        ensure!(!pins.exists(), "{} is still there", pins.display());
+        // The kernel frees what nobody holds any more a moment later.
+        let start = Instant::now();
+        for (kind, id) in ours {
+            while objects::exists(kind, id)? {
+                ensure!(start.elapsed() < PATIENCE, "{kind:?} {id} is still there ({attach})");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        lab.expect_beyond_policy("shop/front -> shop/back 80/TCP\nblog/front -> shop/back 53/UDP")?;
+        let qdiscs = lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "show"]).output()?;
+        let qdiscs = String::from_utf8_lossy(&qdiscs.stdout).into_owned();
+        ensure!(!qdiscs.contains("clsact"), "{attach}: a qdisc is still there:\n{qdiscs}");
+
+        let again = lab.agent().ask("uninstall", &[])?;
+        ensure!(again.code == Some(0), "a second time there is nothing to do: {again:?}");
+        let status = lab.agent().ask("status", &[])?;
+        ensure!(status.code == Some(1) && status.stderr.contains("nothing"), "{status:?}");
+    }
+    Ok(())
+}
+
+/// What the agent holds and pins.
+fn ours(agent: &Agent) -> Result<BTreeSet<(Kind, u32)>> {
+    let mut ours = objects::held_by(agent.pid().context("the agent runs")?)?;
+    ours.extend(objects::pinned_below(agent.pin_path())?);
+    Ok(ours)
+}
+
+#[test]
+fn a_second_agent_on_the_same_pins_is_refused() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    let mut second = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
+    second.args(["run", "--node", "node-1", "--source"]);
+    second.arg(format!("dir:{}", lab.cluster.manifests().path().display()));
+    second.arg("--pin-path").arg(lab.agent().pin_path()).stdin(Stdio::null());
+    let output = second.output().context("starting a second agent")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(3), "{}: {said}", output.status);
+    ensure!(said.contains("another netpol-agent runs"), "it does not say why: {said}");
+    lab.expect("shop/front -x shop/back 80/TCP")
+}
+
+#[test]
+fn the_agent_stays_below_thirty_megabytes_in_a_cluster_like_the_demos() -> Result<()> {
+    const MOST_KIB: u64 = 30_000;
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    for round in 0..20 {
+        lab.cluster.label_namespace("ops", &format!("round=r{round}"))?;
+        lab.policies(&[deny_all("shop"), deny_all("blog")])?;
+        lab.policies(&[deny_all("shop")])?;
+    }
+    lab.expect("shop/front -x shop/back 80/TCP\nops/front -x shop/back 80/TCP\nblog/front -> ops/back 80/TCP")?;
+    let resident = lab.agent().resident_kib()?;
+    ensure!(resident < MOST_KIB, "the agent has {resident} KiB resident, of {MOST_KIB} at most");
+    Ok(())
+}
