@@ -1,0 +1,217 @@
+//! Whom peers and policies select: lines 4 to 7.
+
+use anyhow::{Context, Result};
+use netpol_tests::{Lab, PodSpec, deny_all, policy};
+
+use super::shop_and_blog;
+
+#[test]
+fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
+    let rows = [
+        (
+            "own namespace",
+            "podSelector: {}",
+            "shop/api -> shop/db 80/TCP\nblog/web -x shop/db 80/TCP\noutside -x shop/db 80/TCP",
+        ),
+        (
+            "all namespaces",
+            "namespaceSelector: {}",
+            "shop/api -> shop/db 80/TCP\nblog/web -> shop/db 80/TCP\noutside -x shop/db 80/TCP\nnode-2 -x shop/db 80/TCP",
+        ),
+        (
+            "both",
+            "{namespaceSelector: {matchLabels: {team: press}}, podSelector: {matchLabels: {app: web}}}",
+            "shop/web -x shop/db 80/TCP\nblog/web -> shop/db 80/TCP",
+        ),
+        (
+            "derived name",
+            "namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: blog}}",
+            "shop/web -x shop/db 80/TCP\nblog/web -> shop/db 80/TCP",
+        ),
+        (
+            "In",
+            "podSelector: {matchExpressions: [{key: app, operator: In, values: [api, web]}]}",
+            "shop/web -> shop/db 80/TCP\nshop/api -> shop/db 80/TCP\nblog/web -x shop/db 80/TCP",
+        ),
+        (
+            "NotIn",
+            "podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [api]}]}",
+            "shop/web -> shop/db 80/TCP\nshop/api -x shop/db 80/TCP",
+        ),
+        (
+            "Exists",
+            "namespaceSelector: {matchExpressions: [{key: team, operator: Exists}]}",
+            "shop/web -> shop/db 80/TCP\nblog/web -> shop/db 80/TCP",
+        ),
+        (
+            "DoesNotExist",
+            "podSelector: {matchExpressions: [{key: nothing, operator: DoesNotExist}]}",
+            "shop/web -> shop/db 80/TCP\nblog/web -x shop/db 80/TCP",
+        ),
+    ];
+    let lab = Lab::start(shop_and_blog().nodes(2), &[deny_all("nowhere")])?;
+    for (what, peer, table) in rows {
+        let spec = format!(
+            "{{podSelector: {{matchLabels: {{app: db}}}}, policyTypes: [Ingress], ingress: [{{from: [{}]}}]}}",
+            if peer.starts_with('{') { peer.to_owned() } else { format!("{{{peer}}}") }
+        );
+        lab.policies(&[policy("shop/db", &spec)])?;
+        lab.expect(table).map_err(|error| error.context(what))?;
+    }
+    // Separate items are alternatives.
+    lab.policies(&[policy(
+        "shop/db",
+        "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
+          ingress: [{from: [{namespaceSelector: {matchLabels: {team: press}}}, {podSelector: {matchLabels: {app: api}}}]}]}",
+    )])?;
+    lab.expect("shop/api -> shop/db 80/TCP\nblog/web -> shop/db 80/TCP\nshop/web -x shop/db 80/TCP")
+}
+
+#[test]
+fn s05_host_network_pods_are_neither_subject_nor_peer() -> Result<()> {
+    let lab = Lab::start(
+        shop_and_blog().nodes(2),
+        &[policy(
+            "shop/all-pods",
+            "{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {}}]}]}",
+        )],
+    )?;
+    // A pod on the other node's network: that node's address must not become a peer, nor the node isolated.
+    let address = lab.cluster.host("node-2").v4();
+    lab.cluster.manifests().write(
+        "host-network.yaml",
+        &format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, name: on-host, labels: {{app: web}}}}, \
+             spec: {{nodeName: node-2, hostNetwork: true, containers: []}}, \
+             status: {{phase: Running, podIPs: [{{ip: {address}}}]}}}}"
+        ),
+    )?;
+    lab.expect("shop/web -> shop/db 80/TCP\nblog/web -> shop/db 80/TCP\nnode-2 -x shop/db 80/TCP")
+}
+
+#[test]
+fn s06_finished_pods_and_former_addresses_select_nothing() -> Result<()> {
+    let from_web = policy(
+        "shop/db",
+        "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
+          ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}",
+    );
+    let mut lab = Lab::start(shop_and_blog(), &[from_web])?;
+    lab.expect("shop/web -> shop/db 80/TCP\nshop/api -x shop/db 80/TCP")?;
+
+    lab.cluster.edit_pod("shop/web", |pod| pod.phase("Succeeded"))?;
+    lab.expect("shop/web -x shop/db 80/TCP\nshop/api -x shop/db 80/TCP")?;
+
+    // Its address goes to a pod that nothing allows; the finished one's manifest is still there.
+    let number = lab.cluster.host("shop/web").v4().octets()[3];
+    lab.cluster.remove_pod_quietly("shop/web")?;
+    lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
+    lab.expect("shop/heir -x shop/db 80/TCP\nshop/api -x shop/db 80/TCP\nshop/heir -> shop/api 80/TCP")?;
+
+    // And one that is allowed takes it over at once.
+    lab.cluster.remove_pod("shop/heir")?;
+    lab.cluster.add_pod(PodSpec::new("shop/young").labels("app=web").number(number))?;
+    lab.expect("shop/young -> shop/db 80/TCP\nshop/api -x shop/db 80/TCP")
+}
+
+#[test]
+fn s07_a_policy_not_understood_isolates_and_is_reported() -> Result<()> {
+    let mut lab = Lab::start(
+        shop_and_blog(),
+        &[
+            policy(
+                "shop/bad-block",
+                "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress],
+                  ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/99}}]}, {from: [{podSelector: {matchLabels: {app: api}}}]}]}",
+            ),
+            policy(
+                "shop/bad-protocol",
+                "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
+                  ingress: [{ports: [{protocol: ICMP, port: 80}, {protocol: TCP, port: 443}]}]}",
+            ),
+        ],
+    )?;
+    lab.expect(
+        "shop/api -> shop/web 80/TCP
+         shop/db  -x shop/web 80/TCP
+         blog/web -x shop/web 80/TCP
+         shop/web -x shop/db  80/TCP
+         shop/web -> shop/db  443/TCP",
+    )?;
+    lab.agent().wait_log(&["bad-block", "ipBlock"])?;
+    lab.agent().wait_log(&["bad-protocol", "ICMP"])
+}
+
+#[test]
+fn s04_a_namespace_without_an_object_has_its_name_and_nothing_else() -> Result<()> {
+    let from = |labels: &str| {
+        let spec = format!(
+            "{{podSelector: {{matchLabels: {{app: db}}}}, policyTypes: [Ingress], \
+             ingress: [{{from: [{{namespaceSelector: {{matchLabels: {{{labels}}}}}}}]}}]}}"
+        );
+        [policy("shop/db", &spec)]
+    };
+    let lab = Lab::start(shop_and_blog(), &from("team: press"))?;
+    lab.expect("blog/web -> shop/db 80/TCP\nshop/web -x shop/db 80/TCP")?;
+    lab.cluster.manifests().remove("namespace-blog.yaml")?;
+    lab.expect("blog/web -x shop/db 80/TCP")?;
+    lab.policies(&from("kubernetes.io/metadata.name: blog"))?;
+    lab.expect("blog/web -> shop/db 80/TCP\nshop/web -x shop/db 80/TCP")
+}
+
+#[test]
+fn s06_of_several_pods_at_one_address_one_counts() -> Result<()> {
+    let from_web = policy(
+        "shop/db",
+        "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
+          ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}",
+    );
+    let lab = Lab::start(shop_and_blog(), &[from_web])?;
+    let address = lab.cluster.host("shop/api").v4();
+    // Another claims the address of `api`, from another node, and is a peer.
+    let claim = |metadata: &str| {
+        let claim = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, labels: {{app: web}}, {metadata}}}, \
+             spec: {{nodeName: node-9, containers: []}}, status: {{phase: Running, podIPs: [{{ip: {address}}}]}}}}"
+        );
+        lab.cluster.manifests().write("claim.yaml", &claim)
+    };
+    let rows = [
+        ("name: zzz", "->", "the greatest name"),
+        ("name: aaa", "-x", "a smaller name"),
+        ("name: aaa, creationTimestamp: '2026-01-01T00:00:00Z'", "->", "the youngest"),
+        (
+            "name: zzz, creationTimestamp: '2026-01-01T00:00:00Z', deletionTimestamp: '2026-01-02T00:00:00Z'",
+            "-x",
+            "one that is being deleted",
+        ),
+    ];
+    for (metadata, arrow, what) in rows {
+        claim(metadata)?;
+        lab.expect_beyond_policy(&format!("shop/api {arrow} shop/db 80/TCP\nshop/web -> shop/db 80/TCP"))
+            .with_context(|| format!("the claim is {what}"))?;
+    }
+    lab.cluster.manifests().remove("claim.yaml")?;
+    lab.expect("shop/api -x shop/db 80/TCP")
+}
+
+#[test]
+fn s07_a_selector_not_understood_isolates_its_whole_namespace() -> Result<()> {
+    let mut lab = Lab::start(
+        shop_and_blog(),
+        &[policy(
+            "shop/bad-selector",
+            "{podSelector: {matchExpressions: [{key: app, operator: Near, values: [db]}]}, policyTypes: [Ingress],
+              ingress: [{from: [{podSelector: {matchLabels: {app: api}}}]}]}",
+        )],
+    )?;
+    lab.expect(
+        "shop/api -> shop/db  80/TCP
+         shop/api -> shop/web 80/TCP
+         shop/db  -x shop/web 80/TCP
+         blog/web -x shop/db  80/TCP
+         outside  -x shop/api 53/UDP
+         shop/web -> blog/web 80/TCP",
+    )?;
+    lab.agent().wait_log(&["bad-selector", "Near"])
+}
