@@ -68,7 +68,7 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn cases() -> u32 {
-    std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
+    std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(96)
 }
 
 /// How often each reason was found.
@@ -87,14 +87,16 @@ fn reference_tables_and_loaded_program_agree() {
             ..ProptestConfig::default()
         };
         let outcome = TestRunner::new(config).run(&history(), |history| {
-            // After a failure, or when its ports are used up, a node is not used again: nothing of it may matter later.
+            // When its ports are used up, or not everything could be taken out of it, a node is not used again.
             let fits = |node: &Node| usize::from(node.round) + history.len() <= usize::from(LAST_ROUND);
             let reused = node.borrow_mut().take().filter(fits);
             let mut used = reused.map_or_else(Node::start, Ok).expect("a node");
-            play(&mut used, &history, &mut tally.borrow_mut())
-                .map_err(|error| TestCaseError::fail(format!("{error:#}")))?;
-            *node.borrow_mut() = Some(used);
-            Ok(())
+            let played = play(&mut used, &history, &mut tally.borrow_mut());
+            let cleared = used.clear().context("when everything was gone again");
+            if cleared.is_ok() {
+                *node.borrow_mut() = Some(used);
+            }
+            played.and(cleared).map_err(|error| TestCaseError::fail(format!("{error:#}")))
         });
         match outcome {
             Ok(()) => Ok(tally.into_inner()),
@@ -116,7 +118,6 @@ fn lines(history: &[Step]) -> String {
 
 /// Lives through a history on a node, and compares at every turn.
 fn play(node: &mut Node, history: &[Step], tally: &mut Tally) -> Result<()> {
-    node.clear();
     let probes: Vec<Probe> = probes().into_iter().map(of_family).collect();
     let mut talks: Vec<Conversation> = Vec::new();
     for (index, step) in history.iter().enumerate() {
@@ -147,7 +148,8 @@ fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
             let came_by = came_by(&endpoint, own, probe, Kind::Opening);
             let reference = evaluate(world, &probe.at(&pod)).reason;
             let tables = judge_in(node.tables(), world, &pod, policy, probe);
-            let program = node.runner.judge(&endpoint, probe.direction, &frame, came_by)?;
+            let program = node.runner.judge(&endpoint, probe.direction, &frame, came_by);
+            let program = program.with_context(|| format!("{pod} {probe:?}, which is {reference:?}"))?;
             ensure!(
                 reference == tables && tables == program,
                 "{pod} {probe:?}: reference {reference:?}, tables {tables:?}, program {program:?}"

@@ -89,12 +89,16 @@ impl Node {
         Ok(Self { reconciler, runner, watch, interfaces, own, round: 0, _pins: pins })
     }
 
-    /// Forgets all objects, interfaces and addresses; ids go on.
-    pub(crate) fn clear(&mut self) {
+    /// Forgets all objects, interfaces and addresses, and checks that nothing is left of them; ids go on.
+    pub(crate) fn clear(&mut self) -> Result<()> {
         self.own = Vec::new();
+        self.interfaces.clear();
+        self.watch.borrow_mut().samples.clear();
         self.reconciler.surveyed(Survey::default());
         self.reconciler.apply(vec![Event::Reset(Vec::new())]);
-        self.interfaces.clear();
+        ensure!(self.tables().is_empty(), "the tables still hold {:#?}", self.tables());
+        ensure!(self.reconciler.held().is_empty(), "still held: {:?}", self.reconciler.held());
+        self.check_maps()
     }
 
     /// Takes an event in, as objects and then as interfaces, and checks what the maps hold.
