@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{binaries, doctor, ebpf, lab, setup, test, tidy};
+use crate::{binaries, doctor, ebpf, kernels, lab, setup, test, tidy};
 
 /// Every verb a developer or CI needs.
 #[derive(Debug, Parser)]
@@ -36,6 +36,10 @@ enum Verb {
     /// Measure what a packet costs, with `BPF_PROG_TEST_RUN`. Needs root.
     #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench -o json")]
     Bench(BenchArgs),
+    /// Boot kernels 5.10, 6.1 and 6.12 in emulated machines, and see netpol work there; then on this one. Needs root.
+    #[command(after_help = "Examples:\n  cargo xtask kernels\n  cargo xtask kernels --only 5.10 --only running\n\n\
+        Kernels are kept in target/kernels, each with the console.log of its last run. Exit code 1 when a check fails.")]
+    Kernels(KernelsArgs),
     /// Tell which tools, kernel features and permissions are there, which are missing, and the line that brings them.
     #[command(
         after_help = "Examples:\n  cargo xtask doctor\n  cargo xtask doctor -o json | jq '.[] | select(.state == \
@@ -61,6 +65,17 @@ pub(crate) struct TestArgs {
     /// Tests at a time; by default as many as CPUs, live ones twice that.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+}
+
+/// Options of `kernels`.
+#[derive(Args, Debug)]
+pub(crate) struct KernelsArgs {
+    /// Only this one (5.10, 6.1, 6.12, running); may be given more than once.
+    #[arg(long, value_name = "KERNEL")]
+    pub(crate) only: Vec<String>,
+    /// Download the newest kernel of each series, instead of using what was downloaded before.
+    #[arg(long)]
+    pub(crate) update: bool,
 }
 
 /// Options of `doctor`.
@@ -101,6 +116,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Demo(args) => return demo(&args),
         Verb::Test(args) => return test::run(&args),
         Verb::Bench(args) => return bench(&args),
+        Verb::Kernels(args) => return kernels::run(&args),
         Verb::Doctor(args) => return doctor::run(&args),
         Verb::Tidy => return tidy::run(),
     }

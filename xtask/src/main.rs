@@ -8,6 +8,7 @@ mod cli;
 mod demo;
 mod doctor;
 mod ebpf;
+mod kernels;
 mod lab;
 mod run;
 mod setup;

@@ -34,11 +34,12 @@ pub struct AgentOptions {
     node: u8,
     arguments: Vec<String>,
     binary: Option<PathBuf>,
+    patience: Duration,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { node: 1, arguments: Vec::new(), binary: None }
+        Self { node: 1, arguments: Vec::new(), binary: None, patience: START }
     }
 }
 
@@ -61,6 +62,13 @@ impl AgentOptions {
     #[must_use]
     pub fn binary(mut self, path: &Path) -> Self {
         self.binary = Some(path.to_owned());
+        self
+    }
+
+    /// How long it may take to get ready, where the machine is an emulated one.
+    #[must_use]
+    pub const fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 }
@@ -130,12 +138,12 @@ impl Agent {
     /// Like [`Self::start`].
     pub fn restart(&mut self) -> Result<()> {
         self.launch()?;
-        let start = Instant::now();
+        let (start, patience) = (Instant::now(), self.options.patience);
         while !self.ready_file().exists() {
             if let Some(status) = self.child.as_mut().context("the agent was just started")?.try_wait()? {
                 bail!("the agent ended with {status} before it was ready; it said:\n{}", self.log());
             }
-            ensure!(start.elapsed() < START, "the agent was not ready after {START:?}; it said:\n{}", self.log());
+            ensure!(start.elapsed() < patience, "the agent was not ready after {patience:?}; it said:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())

@@ -24,6 +24,8 @@ const USAGE: &str = "usage: netpol-smoke [--attach auto|tcx|tc] [--alone]
 const PROGRAM_PREFIX: &str = "netpol_";
 /// Emulated processors are slow, and the kernel frees maps when it likes.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// An emulated processor takes a minute for what the verifier does in a second.
+const START: Duration = Duration::from_mins(3);
 
 fn main() -> ExitCode {
     let mut attach = "auto".to_owned();
@@ -107,7 +109,7 @@ impl Smoke {
             ("shop/server", "app=server"),
             ("shop/other", "app=other"),
         ]);
-        let options = AgentOptions::default().arguments(&["--attach", &self.attach]);
+        let options = AgentOptions::default().arguments(&["--attach", &self.attach]).patience(START);
         self.lab = Some(Lab::start_with(cluster, &only_the_client(), options)?);
         let (tcx, filters) = self.attached()?;
         match (tcx, filters) {
