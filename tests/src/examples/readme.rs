@@ -66,7 +66,7 @@ impl Readme {
                     EVERYTHING => self.ports.clone(),
                     list => list.split(", ").map(port::parse).collect::<Result<_>>()?,
                 };
-                for other in allowed.iter().filter(|port| !self.ports.contains(port)) {
+                if let Some(other) = allowed.iter().find(|port| !self.ports.contains(port)) {
                     bail!("{from} to {to}: {} is not among the ports of the command", port::text(*other));
                 }
                 for &(protocol, port) in &self.ports {
