@@ -35,9 +35,12 @@ impl<D: Dataplane> Reconciler<D> {
             self.release(ifindex, "its interface is gone");
         }
         self.seen.retain(|ifindex, _| self.survey.veths.contains_key(ifindex));
-        let now: Vec<IfIndex> = self.survey.veths.keys().copied().collect();
-        for ifindex in now {
-            self.seen.entry(ifindex).or_insert_with(Instant::now);
+        let veths: Vec<IfIndex> = self.survey.veths.keys().copied().collect();
+        let now = Instant::now();
+        for ifindex in &veths {
+            self.seen.entry(*ifindex).or_insert(now);
+        }
+        for ifindex in veths {
             self.settle_one(ifindex);
         }
     }
@@ -177,7 +180,7 @@ impl<D: Dataplane> Reconciler<D> {
                 let gap = self.seen.get(&ifindex).map(Instant::elapsed).unwrap_or_default();
                 self.gaps.attached(begun.elapsed(), gap, veth.packets);
                 let (interface, packets) = (&veth.name, veth.packets);
-                let unprotected_ms = gap.as_secs_f64() * 1e3;
+                let unprotected_ms = f64::from(u32::try_from(gap.as_micros()).unwrap_or(u32::MAX)) / 1e3;
                 if let Some(pod) = &held.pod {
                     tracing::info!(%pod, interface, unprotected_ms, packets, "enforced");
                 } else {

@@ -1,6 +1,7 @@
 //! Loads the object once, into the maps that are pinned already or into new ones.
 
 use aya::maps::{Array, Map, MapData};
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netpol_common::Direction;
 
@@ -47,9 +48,29 @@ fn resized(object: &[u8], old: &Pins, changed: &[MapName], wanted: &Capacities) 
 fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<Ebpf, KernelError> {
     let mut ebpf = loader(pins, capacities, frequency()).load(object).map_err(|error| refused(&error))?;
     for direction in Direction::BOTH {
-        program(&mut ebpf, direction).map_err(KernelError::Object)?.load().map_err(|error| refused(&error))?;
+        program(&mut ebpf, direction).map_err(KernelError::Object)?;
     }
+    verify(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Loads the programs at the same time: the verifier takes most of the agent's start, and one CPU for each.
+fn verify(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    let wanted = Direction::BOTH.map(program_name);
+    std::thread::scope(|scope| {
+        let programs = ebpf.programs_mut().filter(|(name, _)| wanted.contains(name));
+        let loads: Vec<_> = programs
+            .map(|(_, program)| {
+                scope.spawn(|| {
+                    let program: &mut SchedClassifier =
+                        program.try_into().map_err(|error: ProgramError| refused(&error))?;
+                    program.load().map_err(|error| refused(&error))
+                })
+            })
+            .collect();
+        let died = |_| Err(KernelError::Load("the thread that loads a program died".to_owned()));
+        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(died))
+    })
 }
 
 fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelError> {
