@@ -68,7 +68,7 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn cases() -> u32 {
-    std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(96)
+    std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
 }
 
 /// How often each reason was found.
