@@ -1,6 +1,7 @@
 //! Maps of other sizes take over from those in use: they are made beside them and filled, programs that use them are
 //! swapped in, and last their pins replace the old ones. At every moment each interface runs programs on full tables; an
-//! agent that dies in between leaves such a state too, and the next one starts over.
+//! agent that dies in between leaves such a state too, and the next one starts over. Flows are copied before the swap and
+//! again after it; for that moment an answer to a flow opened in between waits for its repetition.
 
 use std::fs;
 
@@ -96,9 +97,14 @@ fn hash<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), Kern
     let mut to: HashMap<MapData, K, V> = pinned(new, map)?;
     // The kernel starts over where the key it was at goes away; a flood of flows must not keep this going for ever.
     let patience = capacity(old, map).saturating_mul(4);
+    let mut copied = 0;
     for entry in from.iter().take(patience) {
         let (key, value) = entry.map_err(|error| write_error(map, error))?;
         put(map, to.insert(key, value, BPF_NOEXIST))?;
+        copied += 1;
+    }
+    if copied == patience {
+        tracing::warn!(%map, "it changed too fast to be copied in full; what is missing is judged anew");
     }
     Ok(())
 }
