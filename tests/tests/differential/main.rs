@@ -78,7 +78,7 @@ type Tally = BTreeMap<Reason, u64>;
 fn reference_tables_and_loaded_program_agree() {
     let netns = interfaces().expect("a namespace with interfaces");
     let outcome = netns.run(|| {
-        let (node, tally) = (RefCell::new(None::<Node>), RefCell::new(Tally::new()));
+        let (node, tally) = (RefCell::new(Some(Node::start()?)), RefCell::new(Tally::new()));
         let config = ProptestConfig {
             cases: cases(),
             max_shrink_time: 60_000,
