@@ -4,6 +4,7 @@ mod node;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use node::{Node, alive, told};
 
@@ -19,6 +20,15 @@ fn shop() -> Node {
     node
 }
 
+/// Tells a thread to stop, also where a test fails half-way.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Tries a denied port as fast as it can until told to stop; counts what got through.
 fn besiege(node: &Node, while_doing: impl FnOnce()) -> u32 {
     let (stop, through) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
@@ -28,8 +38,9 @@ fn besiege(node: &Node, while_doing: impl FnOnce()) -> u32 {
                 through.fetch_add(u32::from(node.open(1, 2, 81).is_some()), Ordering::Relaxed);
             }
         });
+        let stops = Stops(&stop);
         while_doing();
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
     });
     through.load(Ordering::Relaxed)
 }
@@ -149,6 +160,44 @@ fn maps_change_their_sizes_under_open_connections() {
         status["endpoints"][1]["packets"]["ingress"]["no-rule"].as_u64() > Some(0),
         "counters moved along: {status}"
     );
+}
+
+#[test]
+fn connections_that_open_while_maps_change_their_sizes_work() {
+    let mut node = shop();
+    node.start(&[]);
+    node.expect(1, 2, 80, true);
+    let stop = AtomicBool::new(false);
+    let source = format!("dir:{}", node.directory.path().display());
+    let ready = node.directory.path().join(".resized");
+    let ready_file = ready.to_str().expect("UTF-8").to_owned();
+    node.end(true);
+    let (opened, slow) = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| {
+            let (mut opened, mut slow) = (0_u32, 0_u32);
+            while !stop.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                let mut stream = node.open_within(Duration::from_secs(4), 1, 2, 80).expect("an allowed connection");
+                assert!(alive(&mut stream), "it carries data");
+                opened += 1;
+                slow += u32::from(begun.elapsed() > Duration::from_millis(900));
+            }
+            (opened, slow)
+        });
+        let stops = Stops(&stop);
+        for flows in ["4000", "5000", "6000"] {
+            let sizes = ["--max-flows-v4", flows, "--max-allow", flows];
+            let run = ["run", "--node", "n1", "--source", &source, "--ready-file", &ready_file];
+            let agent = node.start_aside(&[&run[..], &sizes].concat());
+            node.wait("the maps have other sizes", || ready.exists());
+            std::fs::remove_file(&ready).expect("the ready file is there");
+            assert!(node::end(agent).contains("maps have their new sizes"));
+        }
+        drop(stops);
+        opening.join().expect("connections work")
+    });
+    println!("{opened} connections, {slow} of them repeated a packet");
+    assert!(opened > 20 && slow <= 3, "{slow} of {opened} connections had to repeat a packet");
 }
 
 #[test]

@@ -196,8 +196,13 @@ impl Node {
 
     /// Connects from one pod to another; `None`: dropped.
     pub(crate) fn open(&self, from: u8, to: u8, port: u16) -> Option<TcpStream> {
+        self.open_within(DROPPED, from, to, port)
+    }
+
+    /// The same, with time for repetitions.
+    pub(crate) fn open_within(&self, patience: Duration, from: u8, to: u8, port: u16) -> Option<TcpStream> {
         let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, to), port));
-        inside(&self.namespace(from), move || TcpStream::connect_timeout(&address, DROPPED).ok())
+        inside(&self.namespace(from), move || TcpStream::connect_timeout(&address, patience).ok())
     }
 
     /// Whether pods reach each other, once that is so.
