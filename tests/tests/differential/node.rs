@@ -136,7 +136,7 @@ impl Node {
             let next = FIRST + u32::try_from(self.interfaces.len()).unwrap_or(u32::MAX);
             let ifindex = *self.interfaces.entry(pod.key.clone()).or_insert(IfIndex(next));
             // Every other one is a port of a bridge.
-            let bridge = (ifindex.0 % 2 == 0).then_some(IfIndex(1000 + ifindex.0));
+            let bridge = ifindex.0.is_multiple_of(2).then_some(IfIndex(1000 + ifindex.0));
             let veth = Veth { ifindex, name: format!("npt{ifindex}"), namespace: 0, peer: 2, bridge, packets: 0 };
             veths.insert(ifindex, (veth, owned(world, &pod.key)));
         }
