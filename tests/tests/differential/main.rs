@@ -113,7 +113,8 @@ fn reference_tables_and_loaded_program_agree() {
 }
 
 fn lines(history: &[Step]) -> String {
-    history.iter().enumerate().map(|(index, step)| format!("{index}: {step:?}\n")).collect()
+    let lines: Vec<String> = history.iter().enumerate().map(|(index, step)| format!("{index}: {step:?}")).collect();
+    lines.join("\n")
 }
 
 /// Lives through a history on a node, and compares at every turn.
