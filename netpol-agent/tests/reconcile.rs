@@ -49,7 +49,7 @@ fn survey(veths: &[(u32, &str)]) -> Survey {
         let veth = Veth { ifindex: IfIndex(index), name, namespace: 0, peer: 2, bridge: None, packets: 0 };
         (IfIndex(index), (veth, vec![address.parse::<IpAddr>().expect("an address")]))
     };
-    Survey { veths: veths.iter().map(veth).collect(), own: Vec::new() }
+    Survey { veths: veths.iter().map(veth).collect(), ..Survey::default() }
 }
 
 fn start(
@@ -86,6 +86,14 @@ fn unknown_pods_are_denied_on_request_until_they_are_known() {
     assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::UNKNOWN));
     reconciler.apply(objects(&[PODS]));
     assert!(!endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::UNKNOWN));
+}
+
+#[test]
+fn the_nodes_own_uplink_is_no_unknown_pod() {
+    let mut reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[]);
+    let uplinks = [IfIndex(4)].into();
+    reconciler.surveyed(Survey { uplinks, ..survey(&[(3, "10.0.0.2"), (4, "192.0.2.1")]) });
+    assert_eq!(reconciler.dataplane().attached, [IfIndex(3)].into());
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub use memory::Memory;
 #[derive(Debug, Error)]
 pub enum WriteError {
     /// The map, or the kernel's memory, has no room for another entry.
-    #[error("{map} is full ({source}); raise {option}")]
+    #[error("{map} is full; raise {option}")]
     Full {
         /// The map.
         map: MapName,

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -95,17 +96,18 @@ impl Netlink {
         Ok(veths)
     }
 
-    /// The addresses of every interface, by interface: of this namespace, or of the one with this id.
+    /// The addresses of every interface and their networks, by interface: of this namespace, or of the one with this id.
     ///
     /// # Errors
     /// Where the dump fails, as it does when the namespace has just gone.
-    pub fn addresses(&mut self, namespace: Option<i32>) -> Result<BTreeMap<u32, Vec<IpAddr>>, NetlinkError> {
+    pub fn addresses(&mut self, namespace: Option<i32>) -> Result<BTreeMap<u32, Vec<IpNet>>, NetlinkError> {
         let mut request = AddressMessage::default();
         request.attributes.extend(namespace.map(AddressAttribute::TargetNetNsId));
-        let mut addresses: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        let mut addresses: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
         self.dump("list addresses", RouteNetlinkMessage::GetAddress(request), |message| {
             if let RouteNetlinkMessage::NewAddress(message) = message
                 && let Some(address) = local(&message)
+                && let Ok(address) = IpNet::new(address, message.header.prefix_len)
             {
                 addresses.entry(message.header.index).or_default().push(address);
             }

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netpol_common::IfIndex;
 
+use super::is_link_local;
 use super::{Netlink, NetlinkError, Veth};
 
 /// What was seen.
@@ -14,6 +16,9 @@ pub struct Survey {
     pub veths: BTreeMap<IfIndex, (Veth, Vec<IpAddr>)>,
     /// Every address of this namespace, without duplicates.
     pub own: Vec<IpAddr>,
+    /// Interfaces by which this node is part of a network itself, rather than the gateway of a pod: where a node is a
+    /// container, its uplink is a veth too.
+    pub uplinks: BTreeSet<IfIndex>,
 }
 
 /// Looks, and remembers the addresses behind veths, so that a new link costs one question and not one per pod.
@@ -40,7 +45,7 @@ impl Surveyor {
     /// may be going away, and is asked again.
     pub fn look(&mut self, settled: &BTreeSet<IfIndex>, all: bool) -> Result<Survey, NetlinkError> {
         let veths = self.netlink.veths()?;
-        let mut by_namespace: BTreeMap<i32, BTreeMap<u32, Vec<IpAddr>>> = BTreeMap::new();
+        let mut by_namespace: BTreeMap<i32, BTreeMap<u32, Vec<IpNet>>> = BTreeMap::new();
         let mut now = BTreeMap::new();
         for veth in veths {
             let known = self.seen.remove(&veth.ifindex).filter(|(before, _)| {
@@ -57,16 +62,30 @@ impl Surveyor {
                         BTreeMap::new()
                     })
                 });
-                behind.get(&veth.peer).cloned().unwrap_or_default()
+                behind.get(&veth.peer).into_iter().flatten().map(IpNet::addr).collect()
             };
             now.insert(veth.ifindex, (veth, addresses));
         }
         self.seen.clone_from(&now);
         // Loopback names every host, not this one. Link-local addresses stay: on a pod's link they are its gateway.
-        let mut own: Vec<IpAddr> =
-            self.netlink.addresses(None)?.into_values().flatten().filter(|address| !address.is_loopback()).collect();
+        let interfaces = self.netlink.addresses(None)?;
+        let uplinks =
+            interfaces.iter().filter(|(_, nets)| nets.iter().any(is_network)).map(|(index, _)| IfIndex(*index));
+        let uplinks = uplinks.collect();
+        let addresses = interfaces.values().flatten().map(IpNet::addr);
+        let mut own: Vec<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
         own.sort_unstable();
         own.dedup();
-        Ok(Survey { veths: now, own })
+        Ok(Survey { veths: now, own, uplinks })
     }
+}
+
+/// Whether others are in the same network. A pod's gateway is alone with it (`/32`, `/128`), as the ptp plugin makes it, and
+/// every interface has a link-local address.
+fn is_network(net: &IpNet) -> bool {
+    let link_local = match net.addr() {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => is_link_local(&address),
+    };
+    net.prefix_len() < net.max_prefix_len() && !link_local
 }

@@ -73,6 +73,11 @@ impl Failures {
         tracing::error!(interface = %ifindex, %error, "cannot {what} an endpoint; it is tried again");
     }
 
+    /// Counts an endpoint for which there is no number left.
+    pub(super) fn no_endpoint(&mut self) {
+        *self.full.entry(MapName::Endpoints).or_default() += 1;
+    }
+
     fn count(&mut self, error: &WriteError) {
         match error {
             WriteError::Full { map, .. } => *self.full.entry(*map).or_default() += 1,

@@ -73,6 +73,8 @@ pub struct Reconciler<D> {
     /// What the changes executed so far say; the engine may be ahead of them.
     policies: BTreeMap<PodKey, EndpointPolicy>,
     held: BTreeMap<IfIndex, Held>,
+    /// Interfaces for whose endpoint there is no room; whether the programs are on them all the same, to drop everything.
+    crowded: BTreeMap<IfIndex, bool>,
     /// When each veth was first seen.
     seen: BTreeMap<IfIndex, Instant>,
     numbers: Numbers,

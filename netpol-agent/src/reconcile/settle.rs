@@ -1,6 +1,7 @@
 //! Compares what each veth should have with what it has.
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,11 @@ impl<D: Dataplane> Reconciler<D> {
         for ifindex in gone {
             self.release(ifindex, "its interface is gone");
         }
+        let gone: Vec<IfIndex> =
+            self.crowded.keys().filter(|ifindex| !self.survey.veths.contains_key(ifindex)).copied().collect();
+        for ifindex in gone {
+            self.leave(ifindex);
+        }
         self.seen.retain(|ifindex, _| self.survey.veths.contains_key(ifindex));
         let veths: Vec<IfIndex> = self.survey.veths.keys().copied().collect();
         let now = Instant::now();
@@ -58,7 +64,11 @@ impl<D: Dataplane> Reconciler<D> {
             if !same {
                 self.put(ifindex, pod, body);
             }
+            if !self.held.contains_key(&ifindex) {
+                self.shut(ifindex, &body);
+            }
         } else {
+            self.leave(ifindex);
             if self.held.contains_key(&ifindex) {
                 self.release(ifindex, "it was never a known pod's, and unknown pods are allowed");
             }
@@ -100,7 +110,7 @@ impl<D: Dataplane> Reconciler<D> {
         let (veth, addresses) = self.survey.veths.get(&ifindex)?;
         let mut body = Endpoint { ifindex, bridge: veth.bridge.unwrap_or_default(), ..Endpoint::default() };
         let Some(pod) = pod else {
-            if self.options.unknown_pods == UnknownPods::Allow {
+            if self.options.unknown_pods == UnknownPods::Allow || self.survey.uplinks.contains(&ifindex) {
                 return None;
             }
             body.flags = endpoint_flags::UNKNOWN;
@@ -146,7 +156,11 @@ impl<D: Dataplane> Reconciler<D> {
             self.dataplane.clear_counters(id);
             id
         } else {
-            tracing::error!(interface = %ifindex, "no room for another endpoint, whose pod is not enforced; raise --max-endpoints");
+            if let Entry::Vacant(entry) = self.crowded.entry(ifindex) {
+                entry.insert(false);
+                self.failures.no_endpoint();
+                tracing::error!(interface = %ifindex, "no room for another endpoint: its pod drops everything if a policy isolates it; raise --max-endpoints");
+            }
             return;
         };
         let written = self.dataplane.next_generation().and_then(|generation| {
@@ -155,7 +169,8 @@ impl<D: Dataplane> Reconciler<D> {
         });
         match written {
             Ok(endpoint) => {
-                let attached = self.held.get(&ifindex).is_some_and(|held| held.attached);
+                let shut = self.crowded.remove(&ifindex).unwrap_or(false);
+                let attached = shut || self.held.get(&ifindex).is_some_and(|held| held.attached);
                 let before = self.held.insert(ifindex, Held { pod, endpoint, attached, orphaned: false });
                 if let Some(before) = before.filter(|before| before.endpoint.id != id) {
                     self.numbers.release(before.endpoint.id);
@@ -167,6 +182,42 @@ impl<D: Dataplane> Reconciler<D> {
                 }
                 self.endpoint_failed("write", ifindex, &error);
             }
+        }
+    }
+
+    /// An interface whose endpoint could not be written. Programs without an endpoint drop everything, which is right only
+    /// for a pod that is isolated.
+    fn shut(&mut self, ifindex: IfIndex, body: &Endpoint) {
+        let isolated = body.ingress.isolated() || body.egress.isolated() || body.has(endpoint_flags::UNKNOWN);
+        if !isolated {
+            self.open_up(ifindex);
+            return;
+        }
+        let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
+        let shut = self.crowded.entry(ifindex).or_insert(false);
+        if !*shut {
+            match self.dataplane.attach(ifindex, &veth.name) {
+                Ok(()) => *shut = true,
+                Err(error) => tracing::error!(%error, "a pod is not enforced; it is tried again"),
+            }
+        }
+    }
+
+    /// Takes the programs off an interface that has no endpoint.
+    fn open_up(&mut self, ifindex: IfIndex) {
+        if let Some(shut) = self.crowded.get_mut(&ifindex).filter(|shut| **shut) {
+            match self.dataplane.detach(ifindex) {
+                Ok(()) => *shut = false,
+                Err(error) => tracing::error!(%error, "cannot let go of an interface; it is tried again"),
+            }
+        }
+    }
+
+    /// Forgets an interface that had no endpoint.
+    fn leave(&mut self, ifindex: IfIndex) {
+        self.open_up(ifindex);
+        if self.crowded.get(&ifindex) == Some(&false) {
+            self.crowded.remove(&ifindex);
         }
     }
 

@@ -56,6 +56,7 @@ impl<D: Dataplane> Reconciler<D> {
             survey,
             policies: BTreeMap::new(),
             held,
+            crowded: BTreeMap::new(),
             seen: BTreeMap::new(),
             numbers,
             failures: Failures::default(),
@@ -65,7 +66,10 @@ impl<D: Dataplane> Reconciler<D> {
         reconciler.policies =
             reconciler.engine.tables().endpoints().map(|(pod, policy)| (pod.clone(), policy)).collect();
         reconciler.settle();
-        for ifindex in strays.into_iter().filter(|ifindex| !reconciler.held.contains_key(ifindex)) {
+        let used =
+            |ifindex: &IfIndex| reconciler.held.contains_key(ifindex) || reconciler.crowded.contains_key(ifindex);
+        let strays: Vec<_> = strays.into_iter().filter(|ifindex| !used(ifindex)).collect();
+        for ifindex in strays {
             if let Err(error) = reconciler.dataplane.detach(ifindex) {
                 tracing::error!(%error, "cannot clean up after an interface that is gone");
             }
