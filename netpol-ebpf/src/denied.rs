@@ -1,11 +1,10 @@
 //! Telling of denied packets: once a second for each flow, with a count of those not told.
 
-use netpol_common::{ClassId, DenyEvent, Direction, Endpoint, IfIndex, Reason, RuleSetId};
+use netpol_common::{ClassId, DenyEvent, Direction, Endpoint, FlowKey, IfIndex, Reason, RuleSetId};
 
-use crate::Surroundings;
-use crate::packet::Packet;
 use crate::slot::field;
 use crate::surroundings::{PacketAddress, mix};
+use crate::{Surroundings, flow};
 
 /// What an event says of the packet itself.
 pub(crate) struct Subject<A> {
@@ -18,6 +17,9 @@ pub(crate) struct Subject<A> {
     start: u32,
 }
 
+/// Where the IP header of a plain packet starts.
+const PLAIN: u32 = 14;
+
 impl Subject<[u8; 4]> {
     /// A frame that is not IP, or not known to be.
     pub(crate) const FRAME: Self = Self {
@@ -27,23 +29,33 @@ impl Subject<[u8; 4]> {
         destination_port: [0; 2],
         source: [0; 4],
         destination: [0; 4],
-        start: 14,
+        start: PLAIN,
     };
 }
 
 impl<A: PacketAddress> Subject<A> {
-    /// An IP packet.
+    /// A plain packet that goes in a direction and would have this flow.
     #[inline(always)]
-    pub(crate) fn packet(packet: &Packet<A>) -> Self {
-        Self {
-            family: A::FAMILY,
-            protocol: packet.protocol,
-            source_port: packet.transport.source_port,
-            destination_port: packet.transport.destination_port,
-            source: packet.source,
-            destination: packet.destination,
-            start: packet.start,
-        }
+    pub(crate) fn plain(direction: Direction, key: &FlowKey<A>) -> Self {
+        let (source_port, destination_port) = match direction {
+            Direction::Ingress => (key.remote_port, key.pod_port),
+            Direction::Egress => (key.pod_port, key.remote_port),
+        };
+        Self::new(direction, key, PLAIN, source_port, destination_port)
+    }
+
+    /// A packet between the ends of this flow.
+    #[inline(always)]
+    pub(crate) fn new(
+        direction: Direction,
+        key: &FlowKey<A>,
+        start: u32,
+        source_port: [u8; 2],
+        destination_port: [u8; 2],
+    ) -> Self {
+        let (source, destination) = flow::ends(direction, key);
+        let (family, protocol) = (A::FAMILY, key.protocol);
+        Self { family, protocol, source_port, destination_port, source, destination, start }
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
 //! Flows: their keys, their state, and how long each lives.
 
-use netpol_common::{Direction, FlowEntry, FlowKey, Generation, IfIndex, flow_state, protocol};
+use netpol_common::{Direction, FlowEntry, FlowKey, Generation, flow_state, protocol};
 
 use crate::Slot;
-use crate::packet::{Fragment, Icmp, Packet, TcpFlags};
+use crate::packet::{Fragment, Icmp, Packet, TcpFlags, Transport};
 use crate::slot::field;
 use crate::surroundings::PacketAddress;
 
@@ -70,47 +70,55 @@ pub(crate) enum Role {
     Stranger,
 }
 
-/// The packet's role, and its flow's key where it has one.
+/// The packet's role, and the ports in its flow's key: the pod's and the remote's.
 #[inline(always)]
 pub(crate) fn identify<A: PacketAddress>(
-    ifindex: u32,
     direction: Direction,
     packet: &Packet<A>,
     icmp: Option<Icmp>,
-) -> (Role, FlowKey<A>) {
-    let (pod_address, remote_address, pod_port, remote_port) = match direction {
-        Direction::Ingress => {
-            (packet.destination, packet.source, packet.transport.destination_port, packet.transport.source_port)
-        }
-        Direction::Egress => {
-            (packet.source, packet.destination, packet.transport.source_port, packet.transport.destination_port)
-        }
-    };
-    let mut key = FlowKey {
-        ifindex: IfIndex(ifindex),
-        pod_address,
-        remote_address,
-        pod_port,
-        remote_port,
-        protocol: packet.protocol,
-        zero: [0; 3],
-    };
+) -> (Role, ([u8; 2], [u8; 2])) {
+    let Transport { source_port, destination_port, .. } = packet.transport;
     let role = match icmp {
-        None => Role::Member,
-        Some(Icmp::Question) => Role::Member,
+        None | Some(Icmp::Question) => Role::Member,
         Some(Icmp::Answer) => Role::AnswerOnly,
         Some(Icmp::Error | Icmp::Discovery | Icmp::Other) => Role::Stranger,
     };
-    if icmp.is_some() {
+    let ports = if icmp.is_some() {
         let remote_asks = (direction == Direction::Ingress) == (role == Role::Member);
-        key.pod_port = packet.transport.destination_port;
-        key.remote_port = [0, u8::from(remote_asks)];
+        (destination_port, [0, u8::from(remote_asks)])
+    } else {
+        match direction {
+            Direction::Ingress => (destination_port, source_port),
+            Direction::Egress => (source_port, destination_port),
+        }
+    };
+    // A later fragment opens nothing: its first fragment did.
+    let later = matches!(packet.fragment, Fragment::Later { .. });
+    (if later && role == Role::Member { Role::AnswerOnly } else { role }, ports)
+}
+
+/// Both ports, as they lie in a key.
+#[inline(always)]
+pub(crate) const fn ports(pod: [u8; 2], remote: [u8; 2]) -> u32 {
+    (u16::from_ne_bytes(pod) as u32).to_le() | ((u16::from_ne_bytes(remote) as u32) << 16).to_le()
+}
+
+/// The reverse of [`ends`].
+#[inline(always)]
+pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A) -> (A, A) {
+    match direction {
+        Direction::Ingress => (destination, source),
+        Direction::Egress => (source, destination),
     }
-    if let Fragment::Later { .. } = packet.fragment {
-        // It opens nothing: its first fragment did.
-        return (if role == Role::Member { Role::AnswerOnly } else { role }, key);
+}
+
+/// Source and destination of a packet that goes in a direction and has this flow.
+#[inline(always)]
+pub(crate) fn ends<A: Copy>(direction: Direction, key: &FlowKey<A>) -> (A, A) {
+    match direction {
+        Direction::Ingress => (key.remote_address, key.pod_address),
+        Direction::Egress => (key.pod_address, key.remote_address),
     }
-    (role, key)
 }
 
 /// What is read of a known flow at once.

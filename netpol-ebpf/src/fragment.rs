@@ -1,8 +1,8 @@
 //! Fragments: only the first carries ports, the others follow it.
 
-use netpol_common::{Direction, FragmentEntry, FragmentKey, Reason};
+use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 
-use crate::packet::{Fragment, Packet, TcpFlags, Transport};
+use crate::packet::{Packet, Parse, TcpFlags, Transport};
 use crate::surroundings::PacketAddress;
 use crate::{Family, Surroundings};
 
@@ -11,77 +11,125 @@ const TIMEOUT: u32 = 30;
 /// IPv6's protocol in [`FragmentKey`].
 const IPV6_FRAGMENT: u8 = 44;
 
-/// Gives a later fragment what its first fragment said; an error where that is not known, or where two first fragments
-/// contradict each other.
-#[inline(always)]
-pub(crate) fn resolve<A: PacketAddress, S: Surroundings + Family<A>>(
-    surroundings: &S,
-    direction: Direction,
-    packet: &mut Packet<A>,
-) -> Result<(), Reason> {
-    let (identification, first) = match packet.fragment {
-        Fragment::Whole => return Ok(()),
-        Fragment::First { identification } => (identification, true),
-        Fragment::Later { identification } => (identification, false),
-    };
-    let known = surroundings.fragment(&key(surroundings.ifindex(), direction, packet, identification));
-    let age = known.map_or(u32::MAX, |entry| surroundings.now().wrapping_sub(entry.seen));
-    match known {
-        // Within a second nobody reuses an identification: this is one datagram with two beginnings. Later it is another.
-        Some(entry) if first && age < surroundings.hz() && differs(&entry, packet) => Err(Reason::Malformed),
-        _ if first => Ok(()),
-        Some(entry) if age < TIMEOUT * surroundings.hz() => {
-            packet.protocol = entry.protocol;
-            packet.transport = Transport {
-                source_port: entry.source_port,
-                destination_port: entry.destination_port,
-                flags: TcpFlags(TcpFlags::ACK),
-            };
-            Ok(())
-        }
-        _ => Err(Reason::OrphanFragment),
+/// What a first fragment says.
+#[derive(Clone, Copy)]
+pub(crate) struct Said {
+    pub(crate) protocol: u8,
+    pub(crate) transport: Transport,
+}
+
+impl Said {
+    #[inline(always)]
+    pub(crate) fn of<A>(packet: &Packet<A>) -> Self {
+        Self { protocol: packet.protocol, transport: packet.transport }
     }
+
+    /// As one word, which fits a register: ports, flags, protocol, and 0 for "no problem".
+    #[inline(always)]
+    pub(crate) fn pack(self) -> u64 {
+        let [a, b] = self.transport.source_port;
+        let [c, d] = self.transport.destination_port;
+        u64::from_le_bytes([a, b, c, d, self.transport.flags.0, self.protocol, 0, 0])
+    }
+
+    /// The reverse.
+    #[inline(always)]
+    pub(crate) fn unpack(word: u64) -> Result<Self, Reason> {
+        let [a, b, c, d, flags, protocol, problem, _] = word.to_le_bytes();
+        match problem {
+            0 => {}
+            1 => return Err(Reason::Malformed),
+            _ => return Err(Reason::OrphanFragment),
+        }
+        Ok(Self {
+            protocol,
+            transport: Transport { source_port: [a, b], destination_port: [c, d], flags: TcpFlags(flags) },
+        })
+    }
+
+    #[inline(always)]
+    fn problem(reason: Reason) -> u64 {
+        (if reason == Reason::Malformed { 1 } else { 2 }) << 48
+    }
+}
+
+/// What holds for a fragment: of a later one, what its first fragment said; a problem where that is not known, or where two
+/// first fragments contradict each other. As packed by [`Said`].
+#[inline(always)]
+pub(crate) fn resolve<A, S>(
+    surroundings: S,
+    direction: Direction,
+    start: u32,
+    identification: u32,
+    said: u64,
+    first: bool,
+) -> u64
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let orphan = Said::problem(Reason::OrphanFragment);
+    let Ok(own) = Said::unpack(said) else { return orphan };
+    let Some(ends) = A::ends(&surroundings, start) else { return orphan };
+    let known = surroundings.fragment(&key(surroundings.ifindex(), direction, ends, own.protocol, identification));
+    let Some(entry) = known else { return if first { said } else { orphan } };
+    let age = surroundings.now().wrapping_sub(entry.seen);
+    if first {
+        // Within a second nobody reuses an identification: this is one datagram with two beginnings. Later it is another.
+        let contradicts = age < surroundings.hz() && differs(&entry, own);
+        return if contradicts { Said::problem(Reason::Malformed) } else { said };
+    }
+    if age >= TIMEOUT * surroundings.hz() {
+        return orphan;
+    }
+    let transport = Transport {
+        source_port: entry.source_port,
+        destination_port: entry.destination_port,
+        flags: TcpFlags(TcpFlags::ACK),
+    };
+    Said { protocol: entry.protocol, transport }.pack()
 }
 
 /// Remembers what an allowed first fragment said. A denied one leaves the others orphans.
 #[inline(always)]
-pub(crate) fn record<A: PacketAddress, S: Surroundings + Family<A>>(
-    surroundings: &S,
-    direction: Direction,
-    packet: &Packet<A>,
-) {
-    if let Fragment::First { identification } = packet.fragment {
-        let entry = FragmentEntry {
-            source_port: packet.transport.source_port,
-            destination_port: packet.transport.destination_port,
-            seen: surroundings.now(),
-            protocol: packet.protocol,
-            zero: [0; 3],
-        };
-        surroundings.insert_fragment(&key(surroundings.ifindex(), direction, packet, identification), &entry);
-    }
+pub(crate) fn record<A, S>(surroundings: S, direction: Direction, start: u32, identification: u32, said: u64)
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let Ok(Said { protocol, transport }) = Said::unpack(said) else { return };
+    let Some(ends) = A::ends(&surroundings, start) else { return };
+    let entry = FragmentEntry {
+        source_port: transport.source_port,
+        destination_port: transport.destination_port,
+        seen: surroundings.now(),
+        protocol,
+        zero: [0; 3],
+    };
+    surroundings.insert_fragment(&key(surroundings.ifindex(), direction, ends, protocol, identification), &entry);
 }
 
 #[inline(always)]
-fn differs<A>(entry: &FragmentEntry, packet: &Packet<A>) -> bool {
-    entry.source_port != packet.transport.source_port
-        || entry.destination_port != packet.transport.destination_port
-        || entry.protocol != packet.protocol
+fn differs(entry: &FragmentEntry, said: Said) -> bool {
+    entry.source_port != said.transport.source_port
+        || entry.destination_port != said.transport.destination_port
+        || entry.protocol != said.protocol
 }
 
 #[inline(always)]
 fn key<A: PacketAddress>(
     ifindex: u32,
     direction: Direction,
-    packet: &Packet<A>,
+    (source, destination): (A, A),
+    protocol: u8,
     identification: u32,
 ) -> FragmentKey<A> {
     FragmentKey {
-        ifindex: netpol_common::IfIndex(ifindex),
+        ifindex: IfIndex(ifindex),
         identification,
-        source: packet.source,
-        destination: packet.destination,
-        protocol: if A::FAMILY == 6 { IPV6_FRAGMENT } else { packet.protocol },
+        source,
+        destination,
+        protocol: if A::FAMILY == 6 { IPV6_FRAGMENT } else { protocol },
         direction: direction as u8,
         zero: [0; 2],
     }

@@ -5,9 +5,9 @@
 //!           VLAN     v4,v6  ports, ICMP   source    known?   policy      flow, counter, event
 //! ```
 //!
-//! [`process`] is the whole of it. It is generic over its [`Surroundings`], so that the same code runs in the kernel
-//! ([`kernel`], on BPF maps) and in ordinary tests (on hash maps). Nothing here allocates, locks or loops without bound,
-//! and nothing newer than Linux 5.10 is used.
+//! [`process`] is the whole of it: a short way for plain packets, and a detour for all others. It is generic over its
+//! [`Surroundings`], so that the same code runs in the kernel ([`kernel`], on BPF maps) and in ordinary tests (on hash
+//! maps). Nothing here allocates, locks or loops without bound, and nothing newer than Linux 5.10 is used.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -17,6 +17,7 @@
 )]
 
 mod denied;
+mod detour;
 mod flow;
 mod fragment;
 mod guard;
@@ -24,14 +25,16 @@ mod packet;
 mod process;
 mod slot;
 mod surroundings;
+mod verdict;
 
 #[cfg(target_arch = "bpf")]
 pub mod kernel;
 #[cfg(not(target_arch = "bpf"))]
 pub mod memory;
 
+pub use detour::{Case, Content, Quoted};
 pub use flow::timeout;
-pub use packet::Window;
+pub use packet::{Bytes, Window};
 pub use process::process;
 pub use slot::Slot;
 pub use surroundings::{Family, Surroundings};

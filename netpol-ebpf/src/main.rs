@@ -47,7 +47,7 @@ mod programs {
     /// An allowed packet goes on to other programs on the hook.
     #[inline(always)]
     fn run(context: &TcContext, direction: Direction) -> i32 {
-        if netpol_ebpf::process(&Skb::new(context), direction).allows() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+        if netpol_ebpf::process(Skb::new(context.skb.skb), direction).allows() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
     }
 
     #[panic_handler]

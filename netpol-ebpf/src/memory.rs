@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use netpol_common::{
-    Address, AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey,
-    FragmentEntry, FragmentKey, PORT_PREFIX_EXACT, PortEntry, PortKey, Reason, Tables,
+    AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, PORT_PREFIX_EXACT, PortEntry, PortKey, Reason, Tables,
 };
 
-use crate::{Family, Slot, Surroundings, Window, process};
+use crate::detour::{Case, Quoted};
+use crate::packet::Parse;
+use crate::{Bytes, Family, Slot, Surroundings, Window, detour, fragment, process};
 
 /// Jiffies per second, unless a test sets others.
 pub const HZ: u32 = 250;
@@ -81,12 +83,12 @@ impl Default for Memory {
 impl Memory {
     /// Runs a frame through the program at an interface.
     pub fn run(&self, direction: Direction, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Reason {
-        process(&Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len() }, direction)
+        process(Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len() }, direction)
     }
 
     /// The same for a frame of which only so many bytes are at hand directly.
     pub fn run_paged(&self, direction: Direction, frame: &[u8], ifindex: u32, linear: usize) -> Reason {
-        process(&Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear }, direction)
+        process(Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear }, direction)
     }
 
     /// Lets seconds pass.
@@ -98,6 +100,7 @@ impl Memory {
 /// An interface that is none of those with endpoints.
 const ELSEWHERE: u32 = 4000;
 
+#[derive(Clone, Copy)]
 struct Frame<'a> {
     memory: &'a Memory,
     bytes: &'a [u8],
@@ -111,8 +114,8 @@ impl Surroundings for Frame<'_> {
         self.bytes[..self.linear].first_chunk().map(Window::of)
     }
 
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.bytes.get(offset as usize..)?.first_chunk().copied()
+    fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        self.bytes.get(offset as usize..)?.first_chunk().copied().map(Bytes)
     }
 
     fn length(&self) -> u32 {
@@ -159,7 +162,7 @@ impl Surroundings for Frame<'_> {
 }
 
 /// Addresses whose maps [`Memory`] has.
-trait InMemory: Address + Eq + Hash {
+trait InMemory: Parse + Eq + Hash {
     const BITS: u32;
     fn maps(memory: &Memory) -> &Maps<Self>;
     fn masked(self, bits: u32) -> Self;
@@ -192,6 +195,26 @@ impl InMemory for [u8; 16] {
 }
 
 impl<A: InMemory> Family<A> for Frame<'_> {
+    fn judge_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
+        detour::judge_ip::<A, Self>(self, direction, start, quoted)
+    }
+
+    fn judge_quoted(self, direction: Direction, start: u32) -> Quoted {
+        detour::judge_quoted::<A, Self>(self, direction, start)
+    }
+
+    fn settle(self, direction: Direction, case: Case) -> Reason {
+        detour::settle::<A, Self>(self, direction, case)
+    }
+
+    fn resolve(self, direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64 {
+        fragment::resolve::<A, Self>(self, direction, start, identification, said, first)
+    }
+
+    fn record(self, direction: Direction, start: u32, identification: u32, said: u64) {
+        fragment::record::<A, Self>(self, direction, start, identification, said);
+    }
+
     fn flow(&self, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {
         let entry = A::maps(self.memory).flows.borrow().get(key)?.get();
         // SAFETY: boxed, and the engine does not use a slot after it replaced the flow.
@@ -226,13 +249,12 @@ impl<A: InMemory> Tables<A> for Frame<'_> {
     }
 
     fn port(&self, key: &PortKey) -> Option<PortEntry> {
-        let [a, b, c, d] = key.set.0.to_be_bytes();
-        let [e, f] = key.port;
-        let whole = u64::from_be_bytes([a, b, c, d, key.protocol, 0, e, f]);
+        let port = u16::from_be_bytes(key.port);
+        let whole = u64::from(key.set.0) << 32 | u64::from(key.protocol) << 24 | u64::from(port);
         (32..=PORT_PREFIX_EXACT).rev().find_map(|bits| {
-            let [.., e, f] = (whole & u64::MAX << (PORT_PREFIX_EXACT - bits)).to_be_bytes();
+            let [.., upper, lower] = (whole & u64::MAX << (PORT_PREFIX_EXACT - bits)).to_be_bytes();
             let protocol = if bits >= 48 { key.protocol } else { 0 };
-            self.memory.ports.get(&(bits, PortKey { set: key.set, protocol, zero: 0, port: [e, f] })).copied()
+            self.memory.ports.get(&(bits, PortKey { set: key.set, protocol, zero: 0, port: [upper, lower] })).copied()
         })
     }
 }

@@ -4,14 +4,15 @@ use netpol_common::{
     Address, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Reason, Tables,
 };
 
-use crate::{Slot, Window};
+use crate::detour::{self, Case, Content, Quoted};
+use crate::{Bytes, Slot, Window, packet};
 
 /// One packet at one interface, and everything that is looked up or recorded for it.
-pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> {
+pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     /// The first `N` bytes of the frame, where they lie at hand. `None` says nothing: [`Self::load`] may still find them.
     fn window<const N: usize>(&self) -> Option<Window<'_, N>>;
     /// `N` bytes from any offset of the frame; `None` where it ends before.
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
     /// Length of the frame in bytes.
     fn length(&self) -> u32;
     /// The interface this packet is at.
@@ -32,6 +33,22 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> {
     fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>>;
     /// Tells of a denied packet, or counts that it could not.
     fn emit(&self, event: &DenyEvent);
+    /// [`detour::find`], or where that is a function of its own, that; so with the next two, and with the first two of
+    /// [`Family`].
+    #[inline(always)]
+    fn find(self, direction: Direction) -> Content {
+        detour::find(self, direction)
+    }
+    /// Walks IPv6 extension headers.
+    #[inline(always)]
+    fn walk(self, start: u32, first: u8) -> u64 {
+        packet::walk(&self, start, first)
+    }
+    /// Reads a transport header.
+    #[inline(always)]
+    fn transport(self, offset: u32, protocol: u8, quoted: bool) -> u64 {
+        packet::read_packed(&self, offset, protocol, quoted)
+    }
     /// The value itself, but to the verifier anything within the mask: where paths meet again that differ only in it, the
     /// verifier then looks at the rest once and not once for each.
     #[inline(always)]
@@ -42,6 +59,17 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> {
 
 /// The tables of one address family.
 pub trait Family<A>: Tables<A> {
+    /// Judges the IP packet at an offset of the frame. `None`: it is an ICMP error, and it was not asked
+    /// yet what it quotes.
+    fn judge_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason>;
+    /// Judges the ICMP error in the IP packet at an offset of the frame by the flow that it quotes a packet of.
+    fn judge_quoted(self, direction: Direction, start: u32) -> Quoted;
+    /// Decides a case, counts it, and tells if it is denied.
+    fn settle(self, direction: Direction, case: Case) -> Reason;
+    /// What holds for a fragment.
+    fn resolve(self, direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64;
+    /// Remembers an allowed first fragment.
+    fn record(self, direction: Direction, start: u32, identification: u32, said: u64);
     /// What is known of a flow.
     fn flow(&self, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>>;
     /// Records a flow; whether there was room.
@@ -62,6 +90,9 @@ pub(crate) trait PacketAddress: Address {
     fn widen(&self) -> [u8; 16];
     /// Its words, for hashing.
     fn fold(&self, seed: u64) -> u64;
+    /// A flow's key, put together from whole words: field by field, the compiler would write it byte by byte. `ports` is as
+    /// both lie in the key.
+    fn flow_key(ifindex: u32, pod: Self, remote: Self, ports: u32, protocol: u8) -> FlowKey<Self>;
 }
 
 impl PacketAddress for [u8; 4] {
@@ -74,14 +105,18 @@ impl PacketAddress for [u8; 4] {
 
     #[inline(always)]
     fn widen(&self) -> [u8; 16] {
-        let mut wide = [0; 16];
-        wide[..4].copy_from_slice(self);
-        wide
+        bytemuck::cast([u32::from_ne_bytes(*self), 0, 0, 0])
     }
 
     #[inline(always)]
     fn fold(&self, seed: u64) -> u64 {
         mix(seed ^ u64::from(u32::from_ne_bytes(*self)))
+    }
+
+    #[inline(always)]
+    fn flow_key(ifindex: u32, pod: Self, remote: Self, ports: u32, protocol: u8) -> FlowKey<Self> {
+        let (pod, remote) = (u32::from_ne_bytes(pod), u32::from_ne_bytes(remote));
+        bytemuck::cast([ifindex, pod, remote, ports, u32::from(protocol).to_le()])
     }
 }
 
@@ -104,6 +139,15 @@ impl PacketAddress for [u8; 16] {
     fn fold(&self, seed: u64) -> u64 {
         let bits = u128::from_ne_bytes(*self);
         mix(mix(seed ^ bits as u64) ^ (bits >> 64) as u64)
+    }
+
+    #[inline(always)]
+    fn flow_key(ifindex: u32, pod: Self, remote: Self, ports: u32, protocol: u8) -> FlowKey<Self> {
+        let (pod, remote): ([u32; 4], [u32; 4]) = (bytemuck::cast(pod), bytemuck::cast(remote));
+        let protocol = u32::from(protocol).to_le();
+        bytemuck::cast([
+            ifindex, pod[0], pod[1], pod[2], pod[3], remote[0], remote[1], remote[2], remote[3], ports, protocol,
+        ])
     }
 }
 

@@ -171,8 +171,10 @@ fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
             IpAddr::V6(address) => programs.set_address(address.octets(), friend)?,
         }
     }
-    programs
-        .set_allow(AllowKey { rule_set: RULE_SET, class: FRIENDS }, AllowEntry { port_set: PORTS, rule: RuleId::NONE })?;
+    programs.set_allow(
+        AllowKey { rule_set: RULE_SET, class: FRIENDS },
+        AllowEntry { port_set: PORTS, rule: RuleId::NONE },
+    )?;
     for protocol in [protocol::TCP, protocol::UDP] {
         let key = PortKey { set: PORTS, protocol, zero: 0, port: ALLOWED_PORT.to_be_bytes() };
         programs.set_port(PORT_PREFIX_EXACT, key, PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(1) })?;
@@ -218,12 +220,8 @@ fn compare_new(programs: &mut Programs, family: Family, peer: Who) -> Result<(f6
 fn forget(programs: &mut Programs, source: IpAddr, pod: IpAddr) -> Result<()> {
     for port in 10_000..10_000 + SINGLE {
         let there = match (source, pod) {
-            (IpAddr::V4(remote), IpAddr::V4(pod)) => {
-                programs.forget_flow(key(pod.octets(), remote.octets(), port))?
-            }
-            (IpAddr::V6(remote), IpAddr::V6(pod)) => {
-                programs.forget_flow(key(pod.octets(), remote.octets(), port))?
-            }
+            (IpAddr::V4(remote), IpAddr::V4(pod)) => programs.forget_flow(key(pod.octets(), remote.octets(), port))?,
+            (IpAddr::V6(remote), IpAddr::V6(pod)) => programs.forget_flow(key(pod.octets(), remote.octets(), port))?,
             _ => false,
         };
         ensure!(there, "the flow from port {port} was not recorded");

@@ -1,35 +1,42 @@
 //! An sk_buff at a TC hook, and the maps around it.
 
-use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
-use aya_ebpf::programs::TcContext;
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, IfIndex, PortEntry, PortKey, Reason, Tables,
 };
 
-use super::globals;
 use super::maps::{addresses, allow, counters, denials, endpoints, events, flows, fragments, ports, prefixes};
-use crate::{Family, Slot, Surroundings, Window};
+use super::{functions, globals};
+use crate::{Bytes, Case, Content, Family, Quoted, Slot, Surroundings, Window};
 
 /// One packet in the kernel.
-pub struct Skb<'a> {
-    context: &'a TcContext,
+#[derive(Clone, Copy)]
+pub struct Skb {
+    skb: *mut __sk_buff,
 }
 
-impl<'a> Skb<'a> {
-    /// The packet of a program's run.
+impl Skb {
+    /// The packet of a program's run. The context must be the program's own.
     #[inline(always)]
-    pub const fn new(context: &'a TcContext) -> Self {
-        Self { context }
+    pub const fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
+    /// SAFETY of all below: the context is valid while the program runs.
+    #[inline(always)]
+    fn field<T>(self, field: impl FnOnce(&__sk_buff) -> T) -> T {
+        // SAFETY: as above.
+        field(unsafe { &*self.skb })
     }
 }
 
-impl Surroundings for Skb<'_> {
+impl Surroundings for Skb {
     #[inline(always)]
     fn window<const N: usize>(&self) -> Option<Window<'_, N>> {
-        let start = self.context.data();
-        if start + N > self.context.data_end() {
+        let (start, end) = self.field(|skb| (skb.data as usize, skb.data_end as usize));
+        if start + N > end {
             return None;
         }
         // SAFETY: the linear part holds `N` bytes; the verifier checks the same.
@@ -37,29 +44,27 @@ impl Surroundings for Skb<'_> {
     }
 
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = core::mem::MaybeUninit::<[u8; N]>::uninit();
+    fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        let mut bytes = core::mem::MaybeUninit::<Bytes<N>>::uninit();
         // SAFETY: the helper writes `N` bytes, or fails.
-        let status = unsafe { bpf_skb_load_bytes(self.context.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        let status = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
         // SAFETY: success means all of them; on failure the helper fills them with zeros.
         (status == 0).then(|| unsafe { bytes.assume_init() })
     }
 
     #[inline(always)]
     fn length(&self) -> u32 {
-        self.context.len()
+        self.field(|skb| skb.len)
     }
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.context.skb.skb).ifindex }
+        self.field(|skb| skb.ifindex)
     }
 
     #[inline(always)]
     fn ingress_ifindex(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.context.skb.skb).ingress_ifindex }
+        self.field(|skb| skb.ingress_ifindex)
     }
 
     #[inline(always)]
@@ -96,6 +101,21 @@ impl Surroundings for Skb<'_> {
     }
 
     #[inline(always)]
+    fn find(self, direction: Direction) -> Content {
+        functions::find(self.skb, direction)
+    }
+
+    #[inline(always)]
+    fn walk(self, start: u32, first: u8) -> u64 {
+        functions::netpol_walk(self.skb, start, u32::from(first))
+    }
+
+    #[inline(always)]
+    fn transport(self, offset: u32, protocol: u8, quoted: bool) -> u64 {
+        functions::netpol_transport(self.skb, offset, u32::from(protocol), u32::from(quoted))
+    }
+
+    #[inline(always)]
     fn blur<const MASK: i32>(&self, value: u8) -> u8 {
         let mut blurred = u64::from(value);
         // SAFETY: computes in registers only. The verifier does not see that the two undo each other.
@@ -106,7 +126,7 @@ impl Surroundings for Skb<'_> {
                 "{value} &= {mask}",
                 value = inout(reg) blurred,
                 mask = const MASK,
-                noise = in(reg) u64::from(self.context.len()),
+                noise = in(reg) u64::from(self.length()),
                 options(pure, nomem, nostack, preserves_flags),
             );
         }
@@ -122,8 +142,34 @@ impl Surroundings for Skb<'_> {
 }
 
 macro_rules! family {
-    ($address:ty, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident) => {
-        impl Family<$address> for Skb<'_> {
+    ($address:ty, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident,
+     $judge_ip:ident, $judge_quoted:ident, $settle:ident, $resolve:ident, $record:ident) => {
+        impl Family<$address> for Skb {
+            #[inline(always)]
+            fn judge_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
+                functions::$judge_ip(self.skb, direction, start, quoted)
+            }
+
+            #[inline(always)]
+            fn judge_quoted(self, direction: Direction, start: u32) -> Quoted {
+                functions::$judge_quoted(self.skb, direction, start)
+            }
+
+            #[inline(always)]
+            fn settle(self, direction: Direction, case: Case) -> Reason {
+                functions::$settle(self.skb, direction, case)
+            }
+
+            #[inline(always)]
+            fn resolve(self, direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64 {
+                functions::$resolve(self.skb, functions::place(direction, start, first), identification, said)
+            }
+
+            #[inline(always)]
+            fn record(self, direction: Direction, start: u32, identification: u32, said: u64) {
+                functions::$record(self.skb, functions::place(direction, start, true), identification, said);
+            }
+
             #[inline(always)]
             fn flow(&self, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
                 // SAFETY: the kernel keeps the element's memory; should it be reused for another flow meanwhile, then
@@ -147,7 +193,7 @@ macro_rules! family {
             }
         }
 
-        impl Tables<$address> for Skb<'_> {
+        impl Tables<$address> for Skb {
             #[inline(always)]
             fn address(&self, address: &$address) -> Option<AddressEntry> {
                 addresses::$get(address).or_else(|| prefixes::$get(address))
@@ -165,5 +211,27 @@ macro_rules! family {
         }
     };
 }
-family!([u8; 4], get_v4, insert_v4, get_v4, insert_v4);
-family!([u8; 16], get_v6, insert_v6, get_v6, insert_v6);
+family!(
+    [u8; 4],
+    get_v4,
+    insert_v4,
+    get_v4,
+    insert_v4,
+    judge_v4,
+    judge_quoted_v4,
+    settle_v4,
+    netpol_resolve_v4,
+    netpol_record_v4
+);
+family!(
+    [u8; 16],
+    get_v6,
+    insert_v6,
+    get_v6,
+    insert_v6,
+    judge_v6,
+    judge_quoted_v6,
+    settle_v6,
+    netpol_resolve_v6,
+    netpol_record_v6
+);

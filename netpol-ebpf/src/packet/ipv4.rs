@@ -1,13 +1,17 @@
 //! IPv4. RFC 791.
 
+use core::marker::PhantomData;
+
 use netpol_common::{Reason, protocol};
 
 use super::link::{ETHERNET, ether_type};
-use super::{Fragment, Packet, Parse, Transport, Window, transport};
+use super::{Bytes, Fragment, Packet, Parse, Plain, Transport, Window, transport};
 use crate::Surroundings;
 
 /// Length of a header without options.
 const HEADER: usize = 20;
+/// What comes before the addresses.
+const BEFORE_ENDS: usize = 12;
 /// A frame that holds all that is read of a plain packet.
 const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
 /// Of the fragment field: the offset, in units of 8 bytes.
@@ -15,51 +19,55 @@ const OFFSET: u16 = 0x1fff;
 /// Of the fragment field: more fragments follow.
 const MORE: u16 = 0x2000;
 
-/// Reads a packet without VLAN tags, options and fragmentation, as nearly all are; `None`: read it the long way.
+/// Reads a packet with ports and without VLAN tags, options and fragmentation, as nearly all are; `None`: read it the long
+/// way.
 #[inline(always)]
-pub(super) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Packet<[u8; 4]>> {
+pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8; 4]>> {
     let frame: Window<'_, PLAIN> = surroundings.window()?;
     let header: Window<'_, HEADER> = frame.part::<ETHERNET, HEADER>();
     let protocol = header.byte::<9>();
     if frame.number::<12>() != ether_type::IPV4
         || header.byte::<0>() != 0x45
         || header.number::<6>() & (OFFSET | MORE) != 0
+        || !protocol::has_ports(protocol)
         || is_short(header, HEADER as u32, protocol)
     {
         return None;
     }
-    Some(Packet {
-        start: ETHERNET as u32,
-        payload: (ETHERNET + HEADER) as u32,
-        source: header.quad::<12>(),
-        destination: header.quad::<16>(),
-        protocol,
-        hops: header.byte::<8>(),
-        fragment: Fragment::Whole,
-        transport: transport::read(protocol, frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>()),
-        problem: None,
-    })
+    let head = frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>();
+    Some(Plain::new(header.quad::<12>(), header.quad::<16>(), protocol, head))
 }
 
 impl Parse for [u8; 4] {
     #[inline(always)]
-    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Result<Packet<Self>, Reason> {
-        let bytes: [u8; HEADER] = surroundings.load(start).ok_or(Reason::Malformed)?;
-        let header = Window::of(&bytes);
+    fn is_readable<S: Surroundings>(surroundings: &S, start: u32) -> bool {
+        surroundings.load::<HEADER>(start).is_some_and(|Bytes([first, ..])| first >> 4 == 4 && first & 0xf >= 5)
+    }
+
+    #[inline(always)]
+    fn ends<S: Surroundings>(surroundings: &S, start: u32) -> Option<(Self, Self)> {
+        let Bytes(bytes): &Bytes<8> = &surroundings.load(start + BEFORE_ENDS as u32)?;
+        let ends = Window::of(bytes);
+        Some((ends.quad::<0>(), ends.quad::<4>()))
+    }
+
+    #[inline(always)]
+    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
+        let Bytes(bytes): &Bytes<BEFORE_ENDS> = &surroundings.load(start)?;
+        let header = Window::of(bytes);
         let length = u32::from(header.byte::<0>() & 0xf) * 4;
         if header.byte::<0>() >> 4 != 4 || length < HEADER as u32 {
-            return Err(Reason::Malformed);
+            return None;
         }
         let mut packet = Packet {
             start,
             payload: start + length,
-            source: header.quad::<12>(),
-            destination: header.quad::<16>(),
             protocol: header.byte::<9>(),
             hops: header.byte::<8>(),
             fragment: fragment(header),
             transport: Transport::default(),
             problem: None,
+            family: PhantomData,
         };
         if let Fragment::Later { .. } = packet.fragment {
             // RFC 1858, 4.2: a fragment at offset 1 would rewrite the flags that the first one was judged by.
@@ -74,20 +82,20 @@ impl Parse for [u8; 4] {
                 Err(reason) => packet.problem = Some(reason),
             }
         }
-        Ok(packet)
+        Some(packet)
     }
 }
 
 /// Whether the packet says that it ends before its transport header does. Packets of more than 64 KiB, which segmentation
 /// offload cuts later, say 0 (BIG TCP).
 #[inline(always)]
-fn is_short(header: Window<'_, HEADER>, length: u32, protocol: u8) -> bool {
+fn is_short<const N: usize>(header: Window<'_, N>, length: u32, protocol: u8) -> bool {
     let total = u32::from(header.number::<2>());
     total != 0 && total < length + transport::needed(protocol)
 }
 
 #[inline(always)]
-fn fragment(header: Window<'_, HEADER>) -> Fragment {
+fn fragment(header: Window<'_, BEFORE_ENDS>) -> Fragment {
     let field = header.number::<6>();
     let identification = u32::from(u16::from_ne_bytes(header.pair::<4>()));
     if field & OFFSET != 0 {

@@ -1,13 +1,17 @@
 //! IPv6 and its extension headers. RFC 8200.
 
+use core::marker::PhantomData;
+
 use netpol_common::{Reason, protocol};
 
 use super::link::{ETHERNET, ether_type};
-use super::{Fragment, Packet, Parse, Transport, Window, transport};
+use super::{Bytes, Fragment, Packet, Parse, Plain, Transport, Window, transport};
 use crate::Surroundings;
 
 /// Length of the fixed header.
 const HEADER: usize = 40;
+/// What comes before the addresses.
+const BEFORE_ENDS: usize = 8;
 /// A frame that holds all that is read of a plain packet.
 const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
 /// Extension headers that are walked.
@@ -22,54 +26,63 @@ mod next_header {
     pub(super) const DESTINATION: u8 = 60;
 }
 
-/// Reads a packet without VLAN tags and extension headers, as nearly all are; `None`: read it the long way.
+/// Reads a packet with ports and without VLAN tags and extension headers, as nearly all are; `None`: read it the long way.
 #[inline(always)]
-pub(super) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Packet<[u8; 16]>> {
+pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8; 16]>> {
     let frame: Window<'_, PLAIN> = surroundings.window()?;
     let header: Window<'_, HEADER> = frame.part::<ETHERNET, HEADER>();
     let protocol = header.byte::<6>();
     if frame.number::<12>() != ether_type::IPV6
         || header.byte::<0>() >> 4 != 6
-        || !(protocol::has_ports(protocol) || protocol == protocol::ICMPV6)
+        || !protocol::has_ports(protocol)
         || is_short(header, protocol)
     {
         return None;
     }
-    Some(Packet {
-        start: ETHERNET as u32,
-        payload: (ETHERNET + HEADER) as u32,
-        source: header.sixteen::<8>(),
-        destination: header.sixteen::<24>(),
-        protocol,
-        hops: header.byte::<7>(),
-        fragment: Fragment::Whole,
-        transport: transport::read(protocol, frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>()),
-        problem: None,
-    })
+    let head = frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>();
+    Some(Plain::new(header.sixteen::<8>(), header.sixteen::<24>(), protocol, head))
 }
 
 impl Parse for [u8; 16] {
     #[inline(always)]
-    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Result<Packet<Self>, Reason> {
-        let bytes: [u8; HEADER] = surroundings.load(start).ok_or(Reason::Malformed)?;
-        let header = Window::of(&bytes);
+    fn is_readable<S: Surroundings>(surroundings: &S, start: u32) -> bool {
+        surroundings.load::<HEADER>(start).is_some_and(|Bytes([first, ..])| first >> 4 == 6)
+    }
+
+    #[inline(always)]
+    fn ends<S: Surroundings>(surroundings: &S, start: u32) -> Option<(Self, Self)> {
+        let Bytes(bytes): &Bytes<32> = &surroundings.load(start + BEFORE_ENDS as u32)?;
+        let ends = Window::of(bytes);
+        Some((ends.sixteen::<0>(), ends.sixteen::<16>()))
+    }
+
+    #[inline(always)]
+    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
+        let Bytes(bytes): &Bytes<BEFORE_ENDS> = &surroundings.load(start)?;
+        let header = Window::of(bytes);
         if header.byte::<0>() >> 4 != 6 {
-            return Err(Reason::Malformed);
+            return None;
         }
         let mut packet = Packet {
             start,
             payload: start + HEADER as u32,
-            source: header.sixteen::<8>(),
-            destination: header.sixteen::<24>(),
             protocol: header.byte::<6>(),
             hops: header.byte::<7>(),
             fragment: Fragment::Whole,
             transport: Transport::default(),
             problem: None,
+            family: PhantomData,
         };
-        if let Err(reason) = walk(surroundings, &mut packet) {
-            packet.problem = Some(reason);
-        } else if let Fragment::Later { .. } = packet.fragment {
+        let walked = Walked::unpack(surroundings, surroundings.walk(packet.payload, packet.protocol));
+        packet.protocol = walked.protocol;
+        packet.payload += u32::from(walked.length);
+        packet.problem = walked.problem;
+        if walked.fragment_at != NOT_FRAGMENTED {
+            let at = start + HEADER as u32 + u32::from(walked.fragment_at);
+            let Bytes(bytes): &Bytes<8> = &surroundings.load(at)?;
+            packet.fragment = fragment(Window::of(bytes));
+        }
+        if packet.problem.is_some() || matches!(packet.fragment, Fragment::Later { .. }) {
         } else if ends_before_transport(header, &packet) && !quoted {
             packet.problem = Some(Reason::Malformed);
         } else {
@@ -78,56 +91,110 @@ impl Parse for [u8; 16] {
                 Err(reason) => packet.problem = Some(reason),
             }
         }
-        Ok(packet)
+        Some(packet)
+    }
+}
+
+/// [`Walked::fragment_at`] of packets without a fragment header.
+const NOT_FRAGMENTED: u16 = u16::MAX;
+
+/// What the extension headers were.
+#[derive(Clone, Copy)]
+struct Walked {
+    /// The transport protocol; of a later fragment, what its fragment header says.
+    protocol: u8,
+    problem: Option<Reason>,
+    /// Where the fragment header starts, behind the IPv6 header.
+    fragment_at: u16,
+    /// Of all of them, in bytes.
+    length: u16,
+}
+
+impl Walked {
+    /// As one word, which a BPF function can return.
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        let problem = self.problem.map_or(0, |reason| reason as u8);
+        u64::from(self.protocol)
+            | u64::from(problem) << 8
+            | u64::from(self.fragment_at) << 16
+            | u64::from(self.length) << 32
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "fields of the word")]
+    fn unpack<S: Surroundings>(surroundings: &S, word: u64) -> Self {
+        Self {
+            protocol: surroundings.blur::<255>(word as u8),
+            problem: match surroundings.blur::<31>((word >> 8) as u8) {
+                0 => None,
+                code if code == Reason::TooManyHeaders as u8 => Some(Reason::TooManyHeaders),
+                _ => Some(Reason::Malformed),
+            },
+            fragment_at: (word >> 16) as u16,
+            length: (word >> 32) as u16,
+        }
     }
 }
 
 /// Walks the extension headers up to the transport header. What cannot be looked into (ESP, no next header) counts as
-/// transport.
+/// transport. What it finds is packed for [`Surroundings::walk`].
 #[inline(always)]
-fn walk<S: Surroundings>(surroundings: &S, packet: &mut Packet<[u8; 16]>) -> Result<(), Reason> {
-    let mut fragmented = false;
+pub(crate) fn walk<S: Surroundings>(surroundings: &S, start: u32, first: u8) -> u64 {
+    let mut walked = Walked { protocol: first, problem: None, fragment_at: NOT_FRAGMENTED, length: 0 };
     for position in 0..=EXTENSIONS {
-        let kind = packet.protocol;
-        if !matches!(
-            kind,
-            next_header::HOP_BY_HOP
-                | next_header::ROUTING
-                | next_header::FRAGMENT
-                | next_header::AUTHENTICATION
-                | next_header::DESTINATION
-        ) {
-            return Ok(());
+        match step(surroundings, start, position, &mut walked) {
+            Ok(true) => {}
+            Ok(false) => return walked.pack(),
+            Err(reason) => return Walked { problem: Some(reason), ..walked }.pack(),
         }
-        if position == EXTENSIONS {
-            break;
-        }
-        let bytes: [u8; 8] = surroundings.load(packet.payload).ok_or(Reason::Malformed)?;
-        let header = Window::of(&bytes);
-        packet.protocol = header.byte::<0>();
-        packet.payload += match kind {
-            // RFC 8200, 4.1: only right after the IPv6 header.
-            next_header::HOP_BY_HOP if position != 0 => return Err(Reason::Malformed),
-            // With segments left, the destination is not where the packet goes.
-            next_header::ROUTING if header.byte::<3>() != 0 => return Err(Reason::Malformed),
-            next_header::AUTHENTICATION => (u32::from(header.byte::<1>()) + 2) * 4,
-            next_header::FRAGMENT => {
-                if fragmented {
-                    return Err(Reason::Malformed);
-                }
-                fragmented = true;
-                packet.fragment = fragment(header);
-                if let Fragment::Later { .. } = packet.fragment {
-                    // RFC 1858, 4.2, as for IPv4; here the offset's unit of 8 bytes is in the upper 13 bits.
-                    let rewrites = packet.protocol == protocol::TCP && header.number::<2>() >> 3 == 1;
-                    return if rewrites { Err(Reason::Malformed) } else { Ok(()) };
-                }
-                8
-            }
-            _ => (u32::from(header.byte::<1>()) + 1) * 8,
-        };
     }
-    Err(Reason::TooManyHeaders)
+    Walked { problem: Some(Reason::TooManyHeaders), ..walked }.pack()
+}
+
+/// Steps over one header; whether there may be more.
+#[inline(always)]
+fn step<S: Surroundings>(surroundings: &S, start: u32, position: usize, walked: &mut Walked) -> Result<bool, Reason> {
+    let kind = walked.protocol;
+    if !matches!(
+        kind,
+        next_header::HOP_BY_HOP
+            | next_header::ROUTING
+            | next_header::FRAGMENT
+            | next_header::AUTHENTICATION
+            | next_header::DESTINATION
+    ) {
+        return Ok(false);
+    }
+    if position == EXTENSIONS {
+        return Err(Reason::TooManyHeaders);
+    }
+    let Bytes(bytes): &Bytes<8> = &surroundings.load(start + u32::from(walked.length)).ok_or(Reason::Malformed)?;
+    let header = Window::of(bytes);
+    walked.protocol = header.byte::<0>();
+    let length = u16::from(header.byte::<1>());
+    walked.length += match kind {
+        // RFC 8200, 4.1: only right after the IPv6 header.
+        next_header::HOP_BY_HOP if position != 0 => return Err(Reason::Malformed),
+        // With segments left, the destination is not where the packet goes.
+        next_header::ROUTING if header.byte::<3>() != 0 => return Err(Reason::Malformed),
+        next_header::AUTHENTICATION => (length + 2) * 4,
+        next_header::FRAGMENT => {
+            if walked.fragment_at != NOT_FRAGMENTED {
+                return Err(Reason::Malformed);
+            }
+            walked.fragment_at = walked.length;
+            let offset = header.number::<2>() >> 3;
+            if offset != 0 {
+                // RFC 1858, 4.2, as for IPv4.
+                let rewrites = walked.protocol == protocol::TCP && offset == 1;
+                return if rewrites { Err(Reason::Malformed) } else { Ok(false) };
+            }
+            8
+        }
+        _ => (length + 1) * 8,
+    };
+    Ok(true)
 }
 
 /// RFC 8200, 4.5. A fragment that is a whole datagram is treated as one (RFC 6946).
@@ -146,14 +213,14 @@ fn fragment(header: Window<'_, 8>) -> Fragment {
 
 /// Whether a plain packet says that it ends before its transport header does. Jumbo packets say 0 (RFC 2675).
 #[inline(always)]
-fn is_short(header: Window<'_, HEADER>, protocol: u8) -> bool {
+fn is_short<const N: usize>(header: Window<'_, N>, protocol: u8) -> bool {
     let length = u32::from(header.number::<4>());
     length != 0 && length < transport::needed(protocol)
 }
 
 /// The same behind extension headers.
 #[inline(always)]
-fn ends_before_transport(header: Window<'_, HEADER>, packet: &Packet<[u8; 16]>) -> bool {
+fn ends_before_transport(header: Window<'_, BEFORE_ENDS>, packet: &Packet<[u8; 16]>) -> bool {
     let length = u32::from(header.number::<4>());
     let walked = packet.payload.wrapping_sub(packet.start + HEADER as u32);
     length != 0 && length < walked + transport::needed(packet.protocol)

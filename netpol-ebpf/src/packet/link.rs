@@ -9,7 +9,7 @@ pub(super) const ETHERNET: usize = 14;
 /// VLAN tags that are walked, besides one that the kernel took off already.
 const TAGS: usize = 2;
 
-/// EtherTypes, <https://www.iana.org/assignments/ieee-802-numbers/>.
+/// Ether types, <https://www.iana.org/assignments/ieee-802-numbers/>.
 pub(super) mod ether_type {
     pub(in crate::packet) const IPV4: u16 = 0x0800;
     pub(in crate::packet) const ARP: u16 = 0x0806;
@@ -19,18 +19,21 @@ pub(super) mod ether_type {
 }
 
 /// What the frame carries, and where.
-pub(super) enum Content {
+pub(crate) enum Content {
+    /// ARP.
     Arp,
+    /// An IPv4 header at this offset.
     Ipv4(u32),
+    /// An IPv6 header at this offset.
     Ipv6(u32),
 }
 
 /// Finds what the frame carries.
 #[inline(always)]
-pub(super) fn parse<S: Surroundings>(surroundings: &S) -> Result<Content, Reason> {
+pub(crate) fn parse<S: Surroundings>(surroundings: &S) -> Result<Content, Reason> {
     let mut end = ETHERNET as u32;
     for tags in 0..=TAGS {
-        let kind = u16::from_be_bytes(surroundings.load(end - 2).ok_or(Reason::Malformed)?);
+        let kind = u16::from_be_bytes(surroundings.load(end - 2).ok_or(Reason::Malformed)?.0);
         match kind {
             ether_type::IPV4 => return Ok(Content::Ipv4(end)),
             ether_type::IPV6 => return Ok(Content::Ipv6(end)),

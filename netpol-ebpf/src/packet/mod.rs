@@ -1,39 +1,59 @@
 //! From a frame to what policies speak of. One file per header.
 
+#![allow(clippy::cast_possible_truncation, reason = "lengths of headers, which are constants")]
+
 mod ipv4;
 mod ipv6;
-mod link;
+pub(crate) mod link;
 mod transport;
 mod window;
 
+use core::marker::PhantomData;
+
 use netpol_common::{Reason, protocol};
 
-pub use window::Window;
+pub(crate) use ipv4::parse_plain as parse_plain_v4;
+pub(crate) use ipv6::{parse_plain as parse_plain_v6, walk};
+pub(crate) use link::parse as find;
+pub(crate) use transport::read_packed;
+pub use window::{Bytes, Window};
 
 use crate::Surroundings;
 use crate::surroundings::PacketAddress;
 
-/// What a frame turned out to be.
-pub(crate) enum Frame {
-    /// ARP.
-    LinkControl,
-    /// An IPv4 packet.
-    V4(Packet<[u8; 4]>),
-    /// An IPv6 packet.
-    V6(Packet<[u8; 16]>),
-    /// Nothing that can be judged.
-    Unreadable(Reason),
+/// A packet of a protocol with ports whose headers are just Ethernet, IP and transport.
+pub(crate) struct Plain<A> {
+    pub(crate) source: A,
+    pub(crate) destination: A,
+    pub(crate) source_port: [u8; 2],
+    pub(crate) destination_port: [u8; 2],
+    pub(crate) protocol: u8,
+    pub(crate) flags: TcpFlags,
 }
 
-/// An IP packet, as far as it could be read.
+impl<A> Plain<A> {
+    #[inline(always)]
+    fn new(source: A, destination: A, protocol: u8, head: Window<'_, { transport::HEAD }>) -> Self {
+        let flags = if protocol == protocol::TCP { head.byte::<13>() } else { 0 };
+        Self {
+            source,
+            destination,
+            source_port: head.pair::<0>(),
+            destination_port: head.pair::<2>(),
+            protocol,
+            flags: TcpFlags(flags),
+        }
+    }
+}
+
+/// An IP packet, as far as it could be read. Its addresses are read where they are needed ([`Parse::ends`]): the stack is
+/// small.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet<A> {
     /// Where its IP header starts in the frame.
     pub(crate) start: u32,
     /// Where its transport header starts.
     pub(crate) payload: u32,
-    pub(crate) source: A,
-    pub(crate) destination: A,
     /// The transport protocol.
     pub(crate) protocol: u8,
     /// Hop limit or time to live.
@@ -42,6 +62,7 @@ pub(crate) struct Packet<A> {
     pub(crate) transport: Transport,
     /// What was wrong from the transport header on, or with the headers before it.
     pub(crate) problem: Option<Reason>,
+    pub(crate) family: PhantomData<A>,
 }
 
 /// What a packet is of its datagram.
@@ -140,29 +161,11 @@ impl<A: PacketAddress> Packet<A> {
 
 /// IP headers that can be found anywhere in a frame.
 pub(crate) trait Parse: PacketAddress {
-    /// Reads the packet whose IP header starts at an offset. Of a packet that an ICMP error quotes, less is there.
-    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Result<Packet<Self>, Reason>;
-}
-
-/// Reads the frame.
-#[inline(always)]
-pub(crate) fn parse<S: Surroundings>(surroundings: &S) -> Frame {
-    if let Some(packet) = ipv4::parse_plain(surroundings) {
-        return Frame::V4(packet);
-    }
-    if let Some(packet) = ipv6::parse_plain(surroundings) {
-        return Frame::V6(packet);
-    }
-    match link::parse(surroundings) {
-        Ok(link::Content::Arp) => Frame::LinkControl,
-        Ok(link::Content::Ipv4(start)) => match Parse::parse(surroundings, start, false) {
-            Ok(packet) => Frame::V4(packet),
-            Err(reason) => Frame::Unreadable(reason),
-        },
-        Ok(link::Content::Ipv6(start)) => match Parse::parse(surroundings, start, false) {
-            Ok(packet) => Frame::V6(packet),
-            Err(reason) => Frame::Unreadable(reason),
-        },
-        Err(reason) => Frame::Unreadable(reason),
-    }
+    /// Whether an IP header of this family is at an offset.
+    fn is_readable<S: Surroundings>(surroundings: &S, start: u32) -> bool;
+    /// Source and destination of the packet whose IP header starts at an offset.
+    fn ends<S: Surroundings>(surroundings: &S, start: u32) -> Option<(Self, Self)>;
+    /// Reads the packet whose IP header starts at an offset; `None` where none is readable. Of a packet that an ICMP error
+    /// quotes, less is there.
+    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
 }

@@ -2,7 +2,7 @@
 
 use netpol_common::{Reason, protocol};
 
-use super::{TcpFlags, Transport, Window};
+use super::{Bytes, TcpFlags, Transport, Window};
 use crate::Surroundings;
 
 /// Bytes of TCP up to its flags; more than the other protocols need.
@@ -23,17 +23,6 @@ pub(super) const fn needed(protocol: u8) -> u32 {
     }
 }
 
-/// Reads a transport header of which enough for every protocol is at hand.
-#[inline(always)]
-pub(super) fn read(protocol: u8, head: Window<'_, HEAD>) -> Transport {
-    match protocol {
-        protocol::TCP => Transport { flags: TcpFlags(head.byte::<13>()), ..ports(head.part::<0, PORTS>()) },
-        protocol::UDP | protocol::SCTP => ports(head.part::<0, PORTS>()),
-        protocol::ICMP | protocol::ICMPV6 => icmp(head.part::<0, ICMP>()),
-        _ => Transport::default(),
-    }
-}
-
 /// Finds the transport header at an offset.
 #[inline(always)]
 pub(super) fn load<S: Surroundings>(
@@ -42,17 +31,37 @@ pub(super) fn load<S: Surroundings>(
     protocol: u8,
     quoted: bool,
 ) -> Result<Transport, Reason> {
-    match protocol {
-        protocol::TCP if !quoted => {
-            let head: [u8; HEAD] = surroundings.load(offset).ok_or(Reason::Malformed)?;
-            Ok(read(protocol::TCP, Window::of(&head)))
-        }
-        protocol::TCP | protocol::UDP | protocol::SCTP => {
-            Ok(ports(Window::of(&surroundings.load(offset).ok_or(Reason::Malformed)?)))
-        }
-        protocol::ICMP | protocol::ICMPV6 => Ok(icmp(Window::of(&surroundings.load(offset).ok_or(Reason::Malformed)?))),
-        _ => Ok(Transport::default()),
+    let word = surroundings.transport(offset, protocol, quoted);
+    let [a, b, c, d, flags, there, ..] = word.to_ne_bytes();
+    if there == 0 {
+        return Err(Reason::Malformed);
     }
+    Ok(Transport { source_port: [a, b], destination_port: [c, d], flags: TcpFlags(flags) })
+}
+
+/// The same, packed for [`Surroundings::transport`]: ports, flags, and whether it is there.
+#[inline(always)]
+pub(crate) fn read_packed<S: Surroundings>(surroundings: &S, offset: u32, protocol: u8, quoted: bool) -> u64 {
+    let Some(Transport { source_port: [a, b], destination_port: [c, d], flags }) =
+        read(surroundings, offset, protocol, quoted)
+    else {
+        return 0;
+    };
+    u64::from_ne_bytes([a, b, c, d, flags.0, 1, 0, 0])
+}
+
+#[inline(always)]
+fn read<S: Surroundings>(surroundings: &S, offset: u32, protocol: u8, quoted: bool) -> Option<Transport> {
+    Some(match protocol {
+        protocol::TCP if !quoted => {
+            let Bytes(head): &Bytes<HEAD> = &surroundings.load(offset)?;
+            let head = Window::of(head);
+            Transport { flags: TcpFlags(head.byte::<13>()), ..ports(head.part::<0, PORTS>()) }
+        }
+        protocol::TCP | protocol::UDP | protocol::SCTP => ports(Window::of(&surroundings.load(offset)?.0)),
+        protocol::ICMP | protocol::ICMPV6 => icmp(Window::of(&surroundings.load(offset)?.0)),
+        _ => Transport::default(),
+    })
 }
 
 #[inline(always)]

@@ -2,6 +2,11 @@
 
 use core::marker::PhantomData;
 
+/// `N` bytes of the frame, copied. Aligned, as the verifier demands of what is read by words from the stack.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes<const N: usize>(pub [u8; N]);
+
 /// `N` bytes that are there.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a, const N: usize> {

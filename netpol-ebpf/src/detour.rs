@@ -1,0 +1,316 @@
+//! The way of all packets that are not plain: tags, options, extension headers, fragments, ICMP, and what is not IP.
+
+use netpol_common::{Attempt, ClassId, Direction, Endpoint, FlowKey, Generation, Reason};
+
+use crate::denied::{self, Subject};
+use crate::flow::{self, Known, Role};
+use crate::packet::{self, Fragment, Icmp, Packet, Parse, TcpFlags, link};
+use crate::process::conclude;
+use crate::surroundings::PacketAddress;
+use crate::verdict::{self, Opening, Stale, Verdict, unless_open};
+use crate::{Family, Surroundings, fragment, guard};
+
+/// What a frame turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// It is judged already.
+    Judged(Reason),
+    /// An IPv4 header at this offset.
+    V4(u32),
+    /// An IPv6 header at this offset.
+    V6(u32),
+}
+
+/// What is known of the packet that an ICMP error quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quoted {
+    /// Not asked yet.
+    NotAsked,
+    /// It belongs to no known flow.
+    Nothing,
+    /// The verdict of its flow, and the class of the remote where it was looked up.
+    Judged(Reason, ClassId),
+}
+
+/// Judges a frame that is not a plain packet.
+#[inline(always)]
+pub(crate) fn judge_frame<S: Surroundings>(surroundings: S, direction: Direction) -> Reason {
+    match surroundings.find(direction) {
+        Content::Judged(reason) => reason,
+        Content::V4(start) => ip::<[u8; 4], S>(surroundings, direction, start),
+        Content::V6(start) => ip::<[u8; 16], S>(surroundings, direction, start),
+    }
+}
+
+/// An ICMP error is asked what it quotes, and if that is nothing known, judged like any packet.
+#[inline(always)]
+fn ip<A, S: Surroundings + Family<A>>(surroundings: S, direction: Direction, start: u32) -> Reason {
+    if let Some(reason) = Family::<A>::judge_ip(surroundings, direction, start, Quoted::NotAsked) {
+        return reason;
+    }
+    let quoted = Family::<A>::judge_quoted(surroundings, direction, start);
+    Family::<A>::judge_ip(surroundings, direction, start, quoted).unwrap_or(Reason::Malformed)
+}
+
+/// See [`Surroundings::find`].
+#[inline(always)]
+pub(crate) fn find<S: Surroundings>(surroundings: S, direction: Direction) -> Content {
+    let Some(endpoint) = surroundings.endpoint() else { return Content::Judged(no_endpoint(surroundings, direction)) };
+    let reason = match packet::find(&surroundings) {
+        Ok(link::Content::Ipv4(start)) if <[u8; 4]>::is_readable(&surroundings, start) => return Content::V4(start),
+        Ok(link::Content::Ipv6(start)) if <[u8; 16]>::is_readable(&surroundings, start) => return Content::V6(start),
+        Ok(link::Content::Ipv4(_) | link::Content::Ipv6(_)) => unless_open(endpoint, direction, Reason::Malformed),
+        Ok(link::Content::Arp) => Reason::LinkControl,
+        Err(reason) => unless_open(endpoint, direction, reason),
+    };
+    let found = (reason, ClassId::NOBODY);
+    Content::Judged(conclude(&surroundings, endpoint, direction, found, || Subject::FRAME))
+}
+
+#[inline(always)]
+fn no_endpoint<S: Surroundings>(surroundings: S, direction: Direction) -> Reason {
+    let verdict = (Reason::NoEndpoint, ClassId::NOBODY);
+    surroundings.count(0, direction, verdict.0);
+    denied::tell(&surroundings, None, direction, verdict, &Subject::FRAME);
+    verdict.0
+}
+
+/// See [`Family::judge_ip`].
+#[inline(always)]
+pub(crate) fn judge_ip<A, S>(surroundings: S, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason>
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let Some(endpoint) = surroundings.endpoint() else { return Some(no_endpoint(surroundings, direction)) };
+    // Never: `find` asked before.
+    let Some(mut packet) = A::parse(&surroundings, start, false) else { return Some(Reason::Malformed) };
+    let decided =
+        without_policy(&surroundings, endpoint, direction, &mut packet).map(|reason| (reason, ClassId::NOBODY));
+    let icmp = packet.icmp();
+    let decided = match quoted {
+        Quoted::NotAsked if decided.is_none() && icmp == Some(Icmp::Error) && packet.fragment == Fragment::Whole => {
+            return None;
+        }
+        Quoted::Judged(reason, class) => decided.or(Some((reason, class))),
+        Quoted::NotAsked | Quoted::Nothing => decided,
+    };
+    let case = Case::new(direction, &packet, icmp, decided);
+    let reason = Family::<A>::settle(surroundings, direction, case);
+    if let Fragment::First { identification } = packet.fragment
+        && reason.allows()
+    {
+        Family::<A>::record(surroundings, direction, start, identification, fragment::Said::of(&packet).pack());
+    }
+    Some(reason)
+}
+
+/// What is decided before any policy is asked.
+#[inline(always)]
+fn without_policy<A, S>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    direction: Direction,
+    packet: &mut Packet<A>,
+) -> Option<Reason>
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let discovers = packet.icmp() == Some(Icmp::Discovery);
+    // RFC 6980: discovery is never fragmented.
+    if discovers && packet.problem.is_none() && packet.fragment == Fragment::Whole {
+        return Some(Reason::LinkControl);
+    }
+    let problem = packet.problem.or_else(|| follow(surroundings, direction, packet).err())?;
+    Some(unless_open(endpoint, direction, problem))
+}
+
+/// Gives a later fragment what its first fragment said.
+#[inline(always)]
+fn follow<A, S>(surroundings: &S, direction: Direction, packet: &mut Packet<A>) -> Result<(), Reason>
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    let (identification, first) = match packet.fragment {
+        Fragment::Whole => return Ok(()),
+        Fragment::First { identification } => (identification, true),
+        Fragment::Later { identification } => (identification, false),
+    };
+    let said = fragment::Said::of(packet).pack();
+    let word = Family::<A>::resolve(*surroundings, direction, packet.start, identification, said, first);
+    let said = fragment::Said::unpack(word)?;
+    packet.protocol = said.protocol;
+    packet.transport = said.transport;
+    Ok(())
+}
+
+/// All that a packet's verdict depends on besides tables and its addresses, and all that is told of it. As numbers, so that
+/// it can be handed to a function that the verifier looks at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// From the low byte on: where the IP header starts, protocol, flags, [`role`], and a reason or [`UNDECIDED`].
+    pub bits: u64,
+    /// From the low bytes on: the packet's source and destination port, the pod's and the remote's in the flow's key.
+    pub ports: u64,
+    /// Where it is decided: the remote's class.
+    pub class: u32,
+}
+
+/// What a packet is to its flow.
+mod role {
+    /// It may belong to a flow.
+    pub(super) const MEMBER: u8 = 1;
+    /// It may open one.
+    pub(super) const OPENS: u8 = 2;
+    /// It is judged without asking for its flow.
+    pub(super) const FRESH: u8 = 4;
+    /// It may come from nobody: a pod that has no address yet asks whether one is free, and only that (RFC 4862, 5.4).
+    pub(super) const DISCOVERS: u8 = 8;
+}
+
+/// No reason's code.
+const UNDECIDED: u8 = 31;
+
+impl Case {
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "at most two tags precede an IP header")]
+    fn new<A: PacketAddress>(
+        direction: Direction,
+        packet: &Packet<A>,
+        icmp: Option<Icmp>,
+        decided: Option<Verdict>,
+    ) -> Self {
+        let (flow_role, (pod_port, remote_port)) = flow::identify(direction, packet, icmp);
+        let role = match flow_role {
+            Role::Member if flow::is_fresh(packet) => role::OPENS | role::FRESH,
+            Role::Member => role::MEMBER | role::OPENS,
+            Role::AnswerOnly => role::MEMBER,
+            Role::Stranger => 0,
+        };
+        let role = role | if icmp == Some(Icmp::Discovery) { role::DISCOVERS } else { 0 };
+        let (decided, class) = decided.map_or((UNDECIDED, 0), |(reason, class)| (reason as u8, class.0));
+        let [a, b] = packet.transport.source_port;
+        let [c, d] = packet.transport.destination_port;
+        let ports = u64::from(u32::from_le_bytes([a, b, c, d]));
+        Self {
+            bits: u64::from_le_bytes([
+                packet.start as u8,
+                packet.protocol,
+                packet.transport.flags.0,
+                role,
+                decided,
+                0,
+                0,
+                0,
+            ]),
+            ports: ports | u64::from(flow::ports(pod_port, remote_port)) << 32,
+            class,
+        }
+    }
+}
+
+/// See [`Family::settle`].
+#[inline(always)]
+pub(crate) fn settle<A, S>(surroundings: S, direction: Direction, case: Case) -> Reason
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let [start, protocol, flags, role, decided, ..] = case.bits.to_le_bytes();
+    let [a, b, c, d, ..] = case.ports.to_le_bytes();
+    let (start, flags, destination_port) = (u32::from(start), TcpFlags(flags), [c, d]);
+    // Never: who made the case asked before.
+    let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
+    let Some((source, destination)) = A::ends(&surroundings, start) else { return Reason::Malformed };
+    let generation = verdict::generation(endpoint);
+    let (pod, remote) = flow::pod_and_remote(direction, source, destination);
+    let key = A::flow_key(surroundings.ifindex(), pod, remote, (case.ports >> 32) as u32, protocol);
+    let from_nobody = role & role::DISCOVERS != 0 && source.is_zero();
+    let found = if !from_nobody && guard::is_foreign(endpoint, direction, &source) {
+        (Reason::ForeignSource, ClassId::NOBODY)
+    } else if decided != UNDECIDED {
+        (verdict::reason(u32::from(decided)), ClassId(case.class))
+    } else if role & role::MEMBER != 0
+        && let Some(known) = judge_known(&surroundings, endpoint, generation, direction, &key, Some(flags))
+    {
+        known
+    } else {
+        let opening = Opening { opens: role & role::OPENS != 0, fresh: role & role::FRESH != 0, flags };
+        let attempt = Attempt { port: destination_port, ..verdict::attempt(&surroundings, direction, &key) };
+        verdict::admit(&surroundings, endpoint, generation, &attempt, &key, opening)
+    };
+    conclude(&surroundings, endpoint, direction, found, || {
+        Subject::new(direction, &key, start, [a, b], destination_port)
+    })
+}
+
+/// The verdict of a flow, where it is known. Without flags: on an error that quotes a packet of it, which is none itself.
+#[inline(always)]
+fn judge_known<A, S>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    generation: Generation,
+    direction: Direction,
+    key: &FlowKey<A>,
+    flags: Option<TcpFlags>,
+) -> Option<Verdict>
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    let slot = surroundings.flow(key)?;
+    let (now, hz) = (surroundings.now(), surroundings.hz());
+    let known = Known::read(slot);
+    if !known.is_alive(key.protocol, now, hz) {
+        return None;
+    }
+    let passes = if flags.is_some() { Reason::Flow } else { Reason::IcmpError };
+    if known.generation == generation {
+        if let Some(flags) = flags {
+            known.touch(slot, direction, flags, now, hz);
+        }
+        return Some((passes, ClassId::NOBODY));
+    }
+    let mut stale = Stale { opener: known.opener, state: known.state };
+    if let Some(flags) = flags {
+        known.keep(slot, now, hz);
+        stale.state = known.after(direction, flags);
+    }
+    Some(verdict::rejudge(surroundings, endpoint, generation, key, stale, passes))
+}
+
+/// See [`Family::judge_quoted`]. The error goes to who sent the quoted packet, so that packet went the other way; an error
+/// that is sent elsewhere is about nothing known here.
+#[inline(always)]
+pub(crate) fn judge_quoted<A, S>(surroundings: S, direction: Direction, start: u32) -> Quoted
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    /// Length of the ICMP header before the quoted packet.
+    const ICMP: u32 = 8;
+    let Some(endpoint) = surroundings.endpoint() else { return Quoted::Nothing };
+    let generation = verdict::generation(endpoint);
+    let Some(error) = A::parse(&surroundings, start, false) else { return Quoted::Nothing };
+    let Some(quoted) = A::parse(&surroundings, error.payload + ICMP, true) else { return Quoted::Nothing };
+    let told = quoted.problem.is_none() && !matches!(quoted.fragment, Fragment::Later { .. });
+    let direction = direction.opposite();
+    let (role, (pod_port, remote_port)) = flow::identify(direction, &quoted, quoted.icmp());
+    if !told || role == Role::Stranger {
+        return Quoted::Nothing;
+    }
+    let Some((_, to)) = A::ends(&surroundings, start) else { return Quoted::Nothing };
+    let Some((source, destination)) = A::ends(&surroundings, quoted.start) else { return Quoted::Nothing };
+    if source != to {
+        return Quoted::Nothing;
+    }
+    let (pod, remote) = flow::pod_and_remote(direction, source, destination);
+    let ports = flow::ports(pod_port, remote_port);
+    let key = A::flow_key(surroundings.ifindex(), pod, remote, ports, quoted.protocol);
+    match judge_known(&surroundings, endpoint, generation, direction, &key, None) {
+        Some((reason, class)) => Quoted::Judged(reason, class),
+        None => Quoted::Nothing,
+    }
+}

@@ -1,0 +1,189 @@
+//! The parts of the engine that are functions of their own in the kernel.
+//!
+//! Global functions: the verifier looks at each by itself, once, whatever leads there (Linux 5.6). Their arguments and
+//! results can only be the context and numbers, so here is how those are packed.
+
+use aya_ebpf::bindings::__sk_buff;
+use netpol_common::{ClassId, Direction, Reason};
+
+use super::Skb;
+use crate::{Case, Content, Quoted, detour, fragment, packet, verdict};
+
+/// Kinds of [`Content`], above the reason or the offset.
+const V4: u32 = 1 << 8;
+const V6: u32 = 2 << 8;
+/// No reason's code.
+const NONE: u32 = u32::MAX;
+/// [`Quoted::NotAsked`]: no verdict.
+const NOT_ASKED: u64 = u64::MAX;
+/// [`Quoted::Nothing`]: no verdict either.
+const NOTHING: u64 = u64::MAX - 1;
+
+/// Bits of a fragment's place, above its offset.
+const EGRESS: u32 = 1 << 8;
+const FIRST: u32 = 1 << 9;
+
+/// Where a fragment is, in one argument: there are five.
+#[inline(always)]
+pub(super) fn place(direction: Direction, start: u32, first: bool) -> u32 {
+    let egress = if direction == Direction::Egress { EGRESS } else { 0 };
+    start | egress | if first { FIRST } else { 0 }
+}
+
+#[inline(always)]
+fn direction(code: u32) -> Direction {
+    if code == 0 { Direction::Ingress } else { Direction::Egress }
+}
+
+#[inline(always)]
+fn pack(quoted: Quoted) -> u64 {
+    match quoted {
+        Quoted::NotAsked => NOT_ASKED,
+        Quoted::Nothing => NOTHING,
+        Quoted::Judged(reason, class) => u64::from(class.0) << 32 | reason as u64,
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "halves of the word")]
+fn unpack(word: u64) -> Quoted {
+    match word {
+        NOT_ASKED => Quoted::NotAsked,
+        NOTHING => Quoted::Nothing,
+        _ => Quoted::Judged(verdict::reason(word as u32), ClassId((word >> 32) as u32)),
+    }
+}
+
+/// See [`crate::Surroundings::find`].
+#[inline(always)]
+pub(super) fn find(skb: *mut __sk_buff, direction: Direction) -> Content {
+    let word = netpol_find(skb, direction as u32);
+    match word & !0xff {
+        0 => Content::Judged(verdict::reason(word)),
+        V4 => Content::V4(word & 0xff),
+        _ => Content::V6(word & 0xff),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn netpol_find(skb: *mut __sk_buff, code: u32) -> u32 {
+    match detour::find(Skb::new(skb), direction(code)) {
+        Content::Judged(reason) => reason as u32,
+        Content::V4(start) => V4 | start,
+        Content::V6(start) => V6 | start,
+    }
+}
+
+/// See [`crate::Surroundings::walk`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_walk(skb: *mut __sk_buff, start: u32, first: u32) -> u64 {
+    packet::walk(&Skb::new(skb), start, first as u8)
+}
+
+/// See [`crate::Surroundings::transport`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_transport(skb: *mut __sk_buff, offset: u32, protocol: u32, quoted: u32) -> u64 {
+    packet::read_packed(&Skb::new(skb), offset, protocol as u8, quoted != 0)
+}
+
+macro_rules! family {
+    ($address:ty, $judge_ip:ident, $netpol_ip:ident, $judge_quoted:ident, $netpol_quoted:ident, $settle:ident,
+     $netpol_settle:ident, $resolve:ident, $record:ident) => {
+        /// See [`crate::Family::judge_ip`].
+        #[inline(always)]
+        pub(super) fn $judge_ip(
+            skb: *mut __sk_buff,
+            direction: Direction,
+            start: u32,
+            quoted: Quoted,
+        ) -> Option<Reason> {
+            let code = $netpol_ip(skb, direction as u32, start, pack(quoted));
+            (code != NONE).then(|| verdict::reason(code))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $netpol_ip(skb: *mut __sk_buff, code: u32, start: u32, quoted: u64) -> u32 {
+            let judged = detour::judge_ip::<$address, Skb>(Skb::new(skb), direction(code), start, unpack(quoted));
+            judged.map_or(NONE, |reason| reason as u32)
+        }
+
+        /// See [`crate::Family::judge_quoted`].
+        #[inline(always)]
+        pub(super) fn $judge_quoted(skb: *mut __sk_buff, direction: Direction, start: u32) -> Quoted {
+            unpack($netpol_quoted(skb, direction as u32, start))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $netpol_quoted(skb: *mut __sk_buff, code: u32, start: u32) -> u64 {
+            pack(detour::judge_quoted::<$address, Skb>(Skb::new(skb), direction(code), start))
+        }
+
+        /// See [`crate::Family::settle`].
+        #[inline(always)]
+        pub(super) fn $settle(skb: *mut __sk_buff, direction: Direction, case: Case) -> Reason {
+            verdict::reason($netpol_settle(skb, direction as u32, case.bits, case.ports, case.class))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $netpol_settle(skb: *mut __sk_buff, code: u32, bits: u64, ports: u64, class: u32) -> u32 {
+            detour::settle::<$address, Skb>(Skb::new(skb), direction(code), Case { bits, ports, class }) as u32
+        }
+
+        /// See [`crate::Family::resolve`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(super) extern "C" fn $resolve(skb: *mut __sk_buff, place: u32, identification: u32, said: u64) -> u64 {
+            let (start, first) = (place & 0xff, place & FIRST != 0);
+            fragment::resolve::<$address, Skb>(
+                Skb::new(skb),
+                direction(place & EGRESS),
+                start,
+                identification,
+                said,
+                first,
+            )
+        }
+
+        /// See [`crate::Family::record`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(super) extern "C" fn $record(skb: *mut __sk_buff, place: u32, identification: u32, said: u64) -> u32 {
+            fragment::record::<$address, Skb>(
+                Skb::new(skb),
+                direction(place & EGRESS),
+                place & 0xff,
+                identification,
+                said,
+            );
+            0
+        }
+    };
+}
+family!(
+    [u8; 4],
+    judge_v4,
+    netpol_v4,
+    judge_quoted_v4,
+    netpol_quoted_v4,
+    settle_v4,
+    netpol_settle_v4,
+    netpol_resolve_v4,
+    netpol_record_v4
+);
+family!(
+    [u8; 16],
+    judge_v6,
+    netpol_v6,
+    judge_quoted_v6,
+    netpol_quoted_v6,
+    settle_v6,
+    netpol_settle_v6,
+    netpol_resolve_v6,
+    netpol_record_v6
+);

@@ -1,0 +1,215 @@
+//! What the policy says of a flow, and what of it is remembered.
+
+use netpol_common::{
+    Attempt, ClassId, Direction, Endpoint, FlowEntry, FlowKey, Generation, Reason, endpoint_flags, flow_state, judge,
+};
+
+use crate::flow::{self, Known};
+use crate::packet::TcpFlags;
+use crate::surroundings::PacketAddress;
+use crate::{Family, Surroundings};
+
+/// [`Attempt::ingress_ifindex`] for "by another interface": no interface has this index.
+const ELSEWHERE: u32 = u32::MAX;
+
+/// A verdict, with the remote's class where it was looked up.
+pub(crate) type Verdict = (Reason, ClassId);
+
+/// Reads the generation before anything else of the endpoint: the agent writes it after everything else, so a change in
+/// between leaves a flow under the old one, and it is judged again.
+#[inline(always)]
+pub(crate) fn generation(endpoint: &Endpoint) -> Generation {
+    // SAFETY: a reference is valid for reads; volatile, because the agent writes meanwhile.
+    let generation = unsafe { (&raw const endpoint.generation).read_volatile() };
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: no instructions; keeps the compiler from reading the rest before.
+    unsafe {
+        core::arch::asm!("", options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::Acquire);
+    generation
+}
+
+/// What cannot be judged passes where everything does.
+#[inline(always)]
+pub(crate) fn unless_open(endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
+    if endpoint.has(endpoint_flags::UNKNOWN) {
+        Reason::UnknownPod
+    } else if endpoint.policy(direction).isolated() {
+        reason
+    } else {
+        Reason::NotIsolated
+    }
+}
+
+/// See [`Surroundings::blur`].
+#[inline(always)]
+pub(crate) fn blur<S: Surroundings>(surroundings: &S, reason: Reason) -> Reason {
+    // SAFETY: the code of the same reason.
+    unsafe { core::mem::transmute::<u8, Reason>(surroundings.blur::<31>(reason as u8)) }
+}
+
+/// The reason with a code that one of our functions returned.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a reason's code is a byte")]
+pub(crate) fn reason(code: u32) -> Reason {
+    // SAFETY: the code of a reason.
+    unsafe { core::mem::transmute::<u8, Reason>(code as u8) }
+}
+
+/// What a packet may do about its flow.
+#[derive(Clone, Copy)]
+pub(crate) struct Opening {
+    /// Whether it opens one.
+    pub(crate) opens: bool,
+    /// Whether it is judged without asking for its flow: no lookup finds it cheaper, and a reused port gets a fresh
+    /// verdict.
+    pub(crate) fresh: bool,
+    pub(crate) flags: TcpFlags,
+}
+
+/// Judges a packet of no known flow, and remembers the flow that it opens.
+#[inline(always)]
+pub(crate) fn admit<A, S>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    generation: Generation,
+    attempt: &Attempt<A>,
+    key: &FlowKey<A>,
+    opening: Opening,
+) -> Verdict
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    let judgement = judge(surroundings, endpoint, attempt);
+    let reason = blur(surroundings, judgement.reason);
+    let class = judgement.class;
+    if !reason.allows() {
+        let answers = opening.fresh && opened_by_other(surroundings, key, generation, attempt.direction);
+        return (if answers { Reason::Flow } else { reason }, class);
+    }
+    if opening.opens {
+        let state = flow::tcp_state(opening.flags, false) | origin(endpoint, attempt);
+        let entry = entry(generation, surroundings.now(), attempt.direction, state);
+        if !surroundings.insert_flow(key, &entry) && (endpoint.ingress.isolated() || endpoint.egress.isolated()) {
+            return (Reason::FlowTableFull, class);
+        }
+    }
+    (reason, class)
+}
+
+/// A flow that was judged under another generation.
+#[derive(Clone, Copy)]
+pub(crate) struct Stale {
+    /// The direction it was opened in.
+    pub(crate) opener: Direction,
+    /// Its state after the packet that found it.
+    pub(crate) state: u8,
+}
+
+impl Stale {
+    /// As one word, which takes one register.
+    #[inline(always)]
+    pub(crate) const fn pack(self) -> u32 {
+        (self.opener as u32) << 8 | self.state as u32
+    }
+
+    /// The reverse.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower byte")]
+    pub(crate) const fn unpack(word: u32) -> Self {
+        Self { opener: if word >> 8 == 0 { Direction::Ingress } else { Direction::Egress }, state: word as u8 }
+    }
+}
+
+/// Judges a known flow again, in its opener's direction.
+#[inline(always)]
+pub(crate) fn rejudge<A, S>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    generation: Generation,
+    key: &FlowKey<A>,
+    stale: Stale,
+    passes: Reason,
+) -> Verdict
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    let judgement = judge(surroundings, endpoint, &reopen(endpoint, key, stale));
+    if !blur(surroundings, judgement.reason).allows() {
+        // Its entry stays, and stays stale: without it, the next packet of the other side might open a flow of its own.
+        return (Reason::Revoked, judgement.class);
+    }
+    // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
+    surroundings.insert_flow(key, &entry(generation, surroundings.now(), stale.opener, stale.state));
+    (passes, judgement.class)
+}
+
+/// RFC 9293, 3.5: both sides may open at once. The other side's SYN is then the answer to an allowed one.
+#[inline(always)]
+fn opened_by_other<A, S: Surroundings + Family<A>>(
+    surroundings: &S,
+    key: &FlowKey<A>,
+    generation: Generation,
+    direction: Direction,
+) -> bool {
+    let Some(slot) = surroundings.flow(key) else { return false };
+    let known = Known::read(slot);
+    let touched = flow_state::ANSWERED | flow_state::OPENER_FIN | flow_state::RESET;
+    known.generation == generation
+        && known.opener != direction
+        && known.state & touched == 0
+        && known.is_alive(key.protocol, surroundings.now(), surroundings.hz())
+}
+
+/// The attempt that a packet makes which would open this flow.
+#[inline(always)]
+pub(crate) fn attempt<A: PacketAddress, S: Surroundings>(
+    surroundings: &S,
+    direction: Direction,
+    key: &FlowKey<A>,
+) -> Attempt<A> {
+    let (port, ingress_ifindex) = match direction {
+        Direction::Ingress => (key.pod_port, surroundings.ingress_ifindex()),
+        Direction::Egress => (key.remote_port, ELSEWHERE),
+    };
+    Attempt { direction, remote: key.remote_address, protocol: key.protocol, port, ingress_ifindex }
+}
+
+/// The attempt that opened a known flow.
+#[inline(always)]
+fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale) -> Attempt<A> {
+    let ingress_ifindex = if stale.state & flow_state::FROM_NODE != 0 {
+        0
+    } else if stale.state & flow_state::FROM_ITSELF != 0 {
+        endpoint.ifindex.0
+    } else {
+        ELSEWHERE
+    };
+    let port = match stale.opener {
+        Direction::Ingress => key.pod_port,
+        Direction::Egress => key.remote_port,
+    };
+    Attempt { direction: stale.opener, remote: key.remote_address, protocol: key.protocol, port, ingress_ifindex }
+}
+
+/// What [`reopen`] has to know of the packet that opened the flow.
+#[inline(always)]
+fn origin<A: PacketAddress>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
+    let by = attempt.ingress_ifindex;
+    // By the bridge all its ports come; only the pod's own address tells who it was.
+    let by_bridge = by == endpoint.bridge.0 && attempt.remote == A::own(endpoint);
+    match attempt.direction {
+        Direction::Ingress if by == 0 => flow_state::FROM_NODE,
+        Direction::Ingress if by == endpoint.ifindex.0 || by_bridge => flow_state::FROM_ITSELF,
+        Direction::Ingress | Direction::Egress => 0,
+    }
+}
+
+#[inline(always)]
+const fn entry(generation: Generation, now: u32, opener: Direction, state: u8) -> FlowEntry {
+    FlowEntry { generation, last_used: now, opener: opener as u8, state, zero: [0; 2] }
+}
