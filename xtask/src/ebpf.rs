@@ -1,5 +1,7 @@
 //! Builds the BPF object.
 
+mod calls;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -16,6 +18,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     run::step("building the BPF object", &mut cargo)?;
     let built = products().join(toolchain::TARGET).join("bpf/netpol-ebpf");
     let new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
+    calls::check(&new)?;
     let object = workspace::bpf_object();
     if std::fs::read(&object).is_ok_and(|old| old == new) {
         return Ok(object);

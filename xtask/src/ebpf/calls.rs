@@ -1,0 +1,144 @@
+//! What the programs call. The compiler makes calls of `memcpy` and the like where nobody wrote one, and
+//! [`crate::toolchain`]'s flags keep it from that: this notices where they no longer do.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind, SymbolKind};
+
+/// What compilers call on their own. Each is a loop of bytes, which the verifier walks anew for each caller.
+const LIBRARY: [&str; 5] = ["memcpy", "memmove", "memset", "memcmp", "bcmp"];
+
+/// Bytes of an instruction.
+const INSTRUCTION: u64 = 8;
+/// `BPF_JMP | BPF_CALL`, from linux/bpf.h.
+const CALL: u8 = 0x85;
+/// `BPF_PSEUDO_CALL`, as source register: what is called is a function of the object, not a helper of the kernel.
+const FUNCTION: u8 = 1;
+
+/// A place in the object: a section's index, and bytes from its start.
+type Place = (usize, u64);
+
+/// An error where a function of the object calls one of [`LIBRARY`].
+pub(super) fn check(object: &[u8]) -> Result<()> {
+    let found = library_calls(object)?;
+    ensure!(
+        found.is_empty(),
+        "in the BPF object {}: too much for verifiers before Linux 6.2. Clear and copy fields or fixed lengths there, and see \
+         the flags in xtask/src/toolchain.rs",
+        found.join(", ")
+    );
+    Ok(())
+}
+
+/// `netpol_egress calls memset`, once for each pair.
+fn library_calls(object: &[u8]) -> Result<Vec<String>> {
+    let file = object::File::parse(object).context("reading the BPF object as ELF")?;
+    let mut functions = BTreeMap::new();
+    for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
+        if let (Some(section), Ok(name)) = (symbol.section_index(), symbol.name()) {
+            functions.insert((section.0, symbol.address()), name);
+        }
+    }
+    // Without names nothing would be found, ever.
+    ensure!(!functions.is_empty(), "the BPF object names no functions; was it stripped?");
+
+    let mut found = Vec::new();
+    for (caller, callee) in calls(&file)? {
+        let Some(name) = functions.get(&callee).filter(|name| LIBRARY.contains(name)) else { continue };
+        let caller = functions.range((caller.0, 0)..=caller).next_back().map_or("code", |(_, name)| *name);
+        // They may call one another; what matters is who else does.
+        if !LIBRARY.contains(&caller) {
+            found.push(format!("{caller} calls {name}"));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// Each call of a function of the object: from where, and to where.
+fn calls(file: &object::File) -> Result<Vec<(Place, Place)>> {
+    let mut calls = Vec::new();
+    for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
+        let code = section.data().with_context(|| format!("reading section {:?}", section.name()))?;
+        let relocations: BTreeMap<u64, _> = section.relocations().collect();
+        for (at, instruction) in (0..).step_by(8).zip(code.chunks_exact(8)) {
+            if instruction[0] != CALL || instruction[1] >> 4 != FUNCTION {
+                continue;
+            }
+            let distance = i64::from(i32::from_le_bytes([4, 5, 6, 7].map(|byte: usize| instruction[byte])));
+            // A call is counted from the instruction after it; with a relocation, from one before its symbol.
+            let offset = (distance + 1) * INSTRUCTION.cast_signed();
+            let callee = match relocations.get(&at).map(object::Relocation::target) {
+                Some(RelocationTarget::Symbol(index)) => {
+                    let symbol = file.symbol_by_index(index).context("a call's relocation has no symbol")?;
+                    let home = symbol.section_index().context("a call's symbol is in no section")?;
+                    (home.0, symbol.address().wrapping_add_signed(offset))
+                }
+                _ => (section.index().0, at.wrapping_add_signed(offset)),
+            };
+            calls.push(((section.index().0, at), callee));
+        }
+    }
+    Ok(calls)
+}
+
+#[cfg(test)]
+mod tests {
+    use object::write::{self, Relocation, Symbol, SymbolSection};
+    use object::{Architecture, BinaryFormat, Endianness, RelocationFlags, SymbolFlags, SymbolScope, elf};
+
+    use super::*;
+
+    /// An object whose `program`, in a section of its own, calls the second function of `.text`: by a relocation against
+    /// the function, or against the section.
+    fn program_that_calls(name: &str, by_section: bool) -> Vec<u8> {
+        let exit = [0x95, 0, 0, 0, 0, 0, 0, 0];
+        let mut file = write::Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
+        let text = file.section_id(write::StandardSection::Text);
+        file.append_section_data(text, &[exit, exit].concat(), 8);
+        file.add_symbol(function("first", text, 0));
+        let callee = file.add_symbol(function(name, text, INSTRUCTION));
+        let start = file.section_symbol(text);
+
+        let programs = file.add_section(Vec::new(), b"classifier".to_vec(), SectionKind::Text);
+        let distance: i32 = if by_section { 0 } else { -1 };
+        let mut call = [CALL, FUNCTION << 4, 0, 0, 0, 0, 0, 0];
+        call[4..].copy_from_slice(&distance.to_le_bytes());
+        file.append_section_data(programs, &[call, exit].concat(), 8);
+        file.add_symbol(function("program", programs, 0));
+        let symbol = if by_section { start } else { callee };
+        let flags = RelocationFlags::Elf { r_type: elf::R_BPF_64_32 };
+        file.add_relocation(programs, Relocation { offset: 0, symbol, addend: 0, flags }).expect("a relocation of BPF");
+        file.write().expect("an ELF file")
+    }
+
+    fn function(name: &str, section: write::SectionId, value: u64) -> Symbol {
+        Symbol {
+            name: name.into(),
+            value,
+            size: INSTRUCTION,
+            kind: SymbolKind::Text,
+            scope: SymbolScope::Linkage,
+            weak: false,
+            section: SymbolSection::Section(section),
+            flags: SymbolFlags::None,
+        }
+    }
+
+    #[test]
+    fn calls_that_nobody_wrote_are_found() {
+        for by_section in [false, true] {
+            let object = |name| program_that_calls(name, by_section);
+            assert_eq!(library_calls(&object("memset")).unwrap(), ["program calls memset"], "{by_section}");
+            assert!(library_calls(&object("netpol_walk")).unwrap().is_empty(), "{by_section}");
+        }
+    }
+
+    #[test]
+    fn an_object_without_names_does_not_pass() {
+        let file = write::Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
+        assert!(check(&file.write().expect("an ELF file")).unwrap_err().to_string().contains("no functions"));
+    }
+}
