@@ -85,6 +85,7 @@ where
     let Some(endpoint) = surroundings.endpoint() else { return Some(no_endpoint(surroundings, direction)) };
     // Never: `find` asked before.
     let Some(mut packet) = A::parse(&surroundings, start, false) else { return Some(Reason::Malformed) };
+    forget_how(&surroundings, &mut packet);
     let decided =
         without_policy(&surroundings, endpoint, direction, &mut packet).map(|reason| (reason, ClassId::NOBODY));
     let icmp = packet.icmp();
@@ -103,6 +104,24 @@ where
         Family::<A>::record(surroundings, direction, start, identification, fragment::Said::of(&packet).pack());
     }
     Some(reason)
+}
+
+/// Lets the verifier forget which way the parser went, where only what it found matters: see [`Surroundings::blur`].
+#[inline(always)]
+fn forget_how<A: PacketAddress, S: Surroundings>(surroundings: &S, packet: &mut Packet<A>) {
+    let (kind, identification) = match packet.fragment {
+        Fragment::Whole => (0, 0),
+        Fragment::First { identification } => (1, identification),
+        Fragment::Later { identification } => (2, identification),
+    };
+    packet.fragment = match surroundings.blur::<3>(kind) {
+        0 => Fragment::Whole,
+        1 => Fragment::First { identification },
+        _ => Fragment::Later { identification },
+    };
+    let problem = surroundings.blur::<31>(packet.problem.map_or(UNDECIDED, |reason| reason as u8));
+    packet.problem = (problem != UNDECIDED).then(|| verdict::reason(u32::from(problem)));
+    packet.protocol = surroundings.blur::<255>(packet.protocol);
 }
 
 /// What is decided before any policy is asked.

@@ -1,11 +1,12 @@
 //! The programs, loaded and run on hand-made frames with `BPF_PROG_TEST_RUN`: no link, no namespace, no agent.
 
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
@@ -32,7 +33,7 @@ unsafe impl<T: NoUninit + AnyBitPattern> aya::Pod for Wire<T> {}
 pub fn object() -> PathBuf {
     std::env::var_os("NETPOL_BPF_OBJECT").map_or_else(
         || {
-            let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a folder of the workspace");
+            let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
             std::env::var_os("CARGO_TARGET_DIR")
                 .map_or_else(|| root.join("target"), |target| root.join(target))
                 .join("bpf/netpol.o")
@@ -82,6 +83,23 @@ impl Programs {
             .map(|name| {
                 let info = classifier(&mut self.bpf, name)?.info()?;
                 Ok((name, info.verified_instruction_count().context("this kernel does not tell (before 5.16)")?))
+            })
+            .collect()
+    }
+
+    /// Bytes of kernel memory per map, as empty as they are loaded.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn kernel_memory(&self) -> Result<Vec<(String, u64)>> {
+        self.bpf
+            .maps()
+            .map(|(name, map)| {
+                // `memlock` counts what the map really takes since Linux 6.4; before, an estimate.
+                let path = format!("/proc/self/fdinfo/{}", descriptor(map)?.as_raw_fd());
+                let info = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+                let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+                Ok((name.to_owned(), bytes.with_context(|| format!("{path} has no memlock of {name}"))?))
             })
             .collect()
     }
@@ -236,6 +254,20 @@ impl Programs {
             self.bpf.map_mut(name).with_context(|| name.to_owned())?.try_into()?;
         map.insert(&Key::new(bits, Wire(key)), Wire(value), 0).with_context(|| format!("writing to {name}"))
     }
+}
+
+/// The descriptor of a map of any kind we use.
+fn descriptor(map: &Map) -> Result<BorrowedFd<'_>> {
+    let (Map::Array(data)
+    | Map::PerCpuArray(data)
+    | Map::HashMap(data)
+    | Map::LruHashMap(data)
+    | Map::LpmTrie(data)
+    | Map::RingBuf(data)) = map
+    else {
+        bail!("a map of another kind: {map:?}");
+    };
+    Ok(data.fd().as_fd())
 }
 
 fn classifier<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
