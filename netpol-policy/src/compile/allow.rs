@@ -87,7 +87,9 @@ mod tests {
 
     #[test]
     fn ranges_become_the_fewest_prefixes() {
-        let cases: &[((u16, u16), &[(u16, u32)])] = &[
+        /// A range, and its prefixes where they are worth spelling out.
+        type Case = ((u16, u16), &'static [(u16, u32)]);
+        let cases: &[Case] = &[
             ((80, 80), &[(80, 64)]),
             ((80, 81), &[(80, 63)]),
             ((81, 82), &[(81, 64), (82, 64)]),

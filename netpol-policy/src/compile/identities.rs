@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::atoms::{Atom, AtomId, Atoms, Namespaces};
 use super::classes::Signature;
 use crate::model::{Labels, NamedPort, NamespaceName, Pod};
+use crate::world::World;
 
 /// What selectors and port names see of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,7 +17,7 @@ pub(super) struct IdentityKey {
 }
 
 impl IdentityKey {
-    pub(super) fn of(pod: &Pod) -> Self {
+    fn of(pod: &Pod) -> Self {
         let mut ports = pod.ports.clone();
         ports.sort_unstable();
         ports.dedup();
@@ -76,16 +77,10 @@ impl Identity {
 }
 
 impl Identities {
-    /// Says whose an address is from now on; whether that changed.
-    pub(super) fn assign(
-        &mut self,
-        address: IpAddr,
-        owner: Option<IdentityKey>,
-        atoms: &Atoms,
-        labels: impl FnOnce(&NamespaceName) -> Labels,
-    ) -> bool {
+    /// Looks whose an address is now; whether that is somebody who answers otherwise.
+    pub(super) fn assign(&mut self, address: IpAddr, atoms: &Atoms, world: &World) -> bool {
         let old = self.by_address.get(&address).copied();
-        let new = owner.map(|key| self.intern(key, atoms, labels));
+        let new = world.address_owner(address).map(|owner| self.intern(IdentityKey::of(owner), atoms, world));
         if old == new {
             return false;
         }
@@ -103,14 +98,14 @@ impl Identities {
         true
     }
 
-    fn intern(&mut self, key: IdentityKey, atoms: &Atoms, labels: impl FnOnce(&NamespaceName) -> Labels) -> IdentityId {
+    fn intern(&mut self, key: IdentityKey, atoms: &Atoms, world: &World) -> IdentityId {
         if let Some(id) = self.ids.get(&key) {
             return *id;
         }
         let id = IdentityId(self.next);
         self.next += 1;
         let mut identity = Identity { key: key.clone(), answers: Signature::default(), addresses: BTreeSet::new() };
-        identity.evaluate(atoms, &labels(&key.namespace));
+        identity.evaluate(atoms, &world.namespace_labels(&key.namespace));
         self.by_namespace.entry(key.namespace.clone()).or_default().insert(id);
         self.ids.insert(key, id);
         self.entries.insert(id, identity);
@@ -153,25 +148,10 @@ impl Identities {
     }
 
     /// Asks everybody about a new atom; the addresses that answer.
-    pub(super) fn add_atom(
-        &mut self,
-        id: AtomId,
-        atom: &Atom,
-        labels: impl Fn(&NamespaceName) -> Labels,
-    ) -> Vec<IpAddr> {
+    pub(super) fn add_atom(&mut self, id: AtomId, atom: &Atom, world: &World) -> Vec<IpAddr> {
         let mut answered = Vec::new();
-        let namespaces: Vec<_> = match atom {
-            Atom::Pods { namespaces: Namespaces::Own(name), .. } => {
-                self.by_namespace.get_key_value(name).into_iter().collect()
-            }
-            Atom::Pods { namespaces: Namespaces::Selected(selector), .. } => {
-                self.by_namespace.iter().filter(|(name, _)| selector.matches(&labels(name))).collect()
-            }
-            Atom::Named(..) => self.by_namespace.iter().collect(),
-            Atom::Block(_) => Vec::new(),
-        };
-        for identity in namespaces.into_iter().flat_map(|(_, ids)| ids) {
-            let Some(identity) = self.entries.get_mut(identity) else { continue };
+        for identity in self.asked(atom, world) {
+            let Some(identity) = self.entries.get_mut(&identity) else { continue };
             let found = match atom {
                 Atom::Pods { pods, .. } => pods.matches(&identity.key.labels) && identity.answers.atoms.insert(id),
                 Atom::Named(name, protocol) => {
@@ -191,16 +171,9 @@ impl Identities {
     }
 
     /// Forgets an atom; the addresses that answered.
-    pub(super) fn remove_atom(&mut self, id: AtomId, atom: &Atom) -> Vec<IpAddr> {
+    pub(super) fn remove_atom(&mut self, id: AtomId, atom: &Atom, world: &World) -> Vec<IpAddr> {
         let mut answered = Vec::new();
-        let asked: Vec<IdentityId> = match atom {
-            Atom::Pods { namespaces: Namespaces::Own(name), .. } => {
-                self.by_namespace.get(name).into_iter().flatten().copied().collect()
-            }
-            Atom::Block(_) => Vec::new(),
-            _ => self.entries.keys().copied().collect(),
-        };
-        for identity in asked {
+        for identity in self.asked(atom, world) {
             let Some(identity) = self.entries.get_mut(&identity) else { continue };
             let before = identity.answers.ports.len();
             identity.answers.ports.retain(|(named, _)| *named != id);
@@ -209,6 +182,23 @@ impl Identities {
             }
         }
         answered
+    }
+
+    /// Who may answer to an atom: all of the namespaces it names. Whoever answered already is among them, as a namespace's
+    /// new labels come with [`Identities::reevaluate`].
+    fn asked(&self, atom: &Atom, world: &World) -> Vec<IdentityId> {
+        match atom {
+            Atom::Pods { namespaces: Namespaces::Own(name), .. } => {
+                self.by_namespace.get(name).into_iter().flatten().copied().collect()
+            }
+            Atom::Pods { namespaces: Namespaces::Selected(selector), .. } => {
+                let selected = |name: &NamespaceName| selector.matches(&world.namespace_labels(name));
+                let namespaces = self.by_namespace.iter().filter(|(name, _)| selected(name));
+                namespaces.flat_map(|(_, ids)| ids).copied().collect()
+            }
+            Atom::Named(..) => self.entries.keys().copied().collect(),
+            Atom::Block(_) => Vec::new(),
+        }
     }
 
     /// Asks a namespace's pods again, after its labels changed; the addresses whose answers did.

@@ -101,7 +101,8 @@ impl Engine {
     }
 
     /// Takes an event in. The writes it takes, in the order in which they are to be made: after each of them every endpoint
-    /// is judged as before the event or as after it. A reset is the sum of the single events it stands for.
+    /// is judged as before the event or as after it. A reset is the sum of the single events it stands for. An event that
+    /// says what is known already takes none.
     ///
     /// # Panics
     /// When the four billion ids of a kind are used up: at a thousand changes a second, after seven weeks. The agent's
@@ -151,7 +152,11 @@ impl Engine {
         self.world.address_owner(address).map(|pod| pod.key.clone())
     }
 
+    /// What is there already is no news: sources that list everything again cost a comparison.
     fn put(&mut self, object: Object) -> Vec<Change> {
+        if self.world.holds(&object) {
+            return Vec::new();
+        }
         match object {
             Object::Pod(pod) => self.pod_event(&pod.key.clone(), Event::Apply(Object::Pod(pod))),
             Object::Namespace(namespace) => {
@@ -167,6 +172,9 @@ impl Engine {
     }
 
     fn delete(&mut self, key: &ObjectKey) -> Vec<Change> {
+        if !self.world.contains(key) {
+            return Vec::new();
+        }
         let event = Event::Delete(key.clone());
         match key {
             ObjectKey::Pod(key) => self.pod_event(key, event),
@@ -202,3 +210,6 @@ impl Engine {
         changes
     }
 }
+
+#[cfg(test)]
+mod tests;

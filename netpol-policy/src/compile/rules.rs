@@ -46,6 +46,12 @@ impl RuleNames {
         self.names.get(&id)
     }
 
+    /// Rules that have an id, those that are gone not counted.
+    #[cfg(test)]
+    pub(super) fn in_use(&self) -> usize {
+        self.ids.len()
+    }
+
     fn id(&mut self, name: RuleName) -> RuleId {
         *self.ids.entry(name).or_insert_with_key(|name| {
             let id = RuleId(self.counter.next());
@@ -54,11 +60,13 @@ impl RuleNames {
         })
     }
 
-    /// The policy is gone: its rules will have other ids should it come back.
-    pub(super) fn retire(&mut self, policy: &Policy) {
+    /// The policy has changed or is gone: rules it no longer has will have other ids should they come back.
+    pub(super) fn retire(&mut self, before: &Policy, now: Option<&Policy>) {
+        let count = |policy, direction| rules(policy, direction).map_or(0, <[Rule]>::len);
         for direction in Direction::BOTH {
-            for index in 0..rules(policy, direction).map_or(0, <[Rule]>::len) {
-                let name = RuleName { policy: policy.key.clone(), direction, index };
+            let kept = now.map_or(0, |policy| count(policy, direction));
+            for index in kept..count(before, direction) {
+                let name = RuleName { policy: before.key.clone(), direction, index };
                 self.retired.extend(self.ids.remove(&name));
             }
         }

@@ -31,7 +31,7 @@ impl Engine {
         self.world.apply(event);
         claims.extend(claimed(self));
         for address in claims {
-            if self.assign(address) {
+            if self.identities.assign(address, &self.atoms, &self.world) {
                 transaction.addresses.insert(address);
             }
         }
@@ -49,19 +49,15 @@ impl Engine {
         let old = self.world.policies.get(key).cloned();
         self.world.apply(event);
         let new = self.world.policies.get(key);
-        if old.as_ref() == new {
-            return Vec::new();
-        }
         let selects = |policy: Option<&Policy>, pod: &PodKey| {
             let pod = self.world.pods.get(pod);
             policy.is_some_and(|policy| pod.is_some_and(|pod| policy.pods.isolates(&pod.labels)))
         };
         let pods = self.endpoints.of_namespace(&key.namespace);
         let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new, pod)).cloned().collect();
-        let gone = new.is_none();
         let changes = self.commit(Transaction::default(), pods);
-        if let Some(old) = old.filter(|_| gone) {
-            self.rule_names.retire(&old);
+        if let Some(old) = old {
+            self.rule_names.retire(&old, self.world.policies.get(key));
         }
         changes
     }
@@ -95,13 +91,6 @@ impl Engine {
         let applied = self.tables.apply(&change);
         debug_assert!(applied.is_ok(), "{applied:?}");
         transaction.changes.push(change);
-    }
-
-    /// Whose the address is now; whether that changed.
-    fn assign(&mut self, address: IpAddr) -> bool {
-        let owner = self.world.address_owner(address).map(super::identities::IdentityKey::of);
-        let labels = |name: &NamespaceName| self.world.namespace_labels(name).into_owned();
-        self.identities.assign(address, owner, &self.atoms, labels)
     }
 
     /// A pod's policy by its rules, whose atoms touch the addresses that answer to them.
@@ -158,15 +147,17 @@ impl Engine {
             transaction.prefixes.extend(self.blocks.add(id, block));
             transaction.addresses.extend(self.addresses_in(block.cidr));
         } else {
-            let labels = |name: &NamespaceName| self.world.namespace_labels(name).into_owned();
-            transaction.addresses.extend(self.identities.add_atom(id, atom, labels));
+            transaction.addresses.extend(self.identities.add_atom(id, atom, &self.world));
         }
     }
 
     /// Addresses with an entry of their own inside a block.
     fn addresses_in(&self, net: IpNet) -> Vec<IpAddr> {
-        let own = self.world.own_addresses.iter().copied().filter(|address| net.contains(address));
-        self.identities.addresses_in(net.network(), net.broadcast()).chain(own).collect()
+        let (first, last) = (net.network(), net.broadcast());
+        let own = &self.world.own_addresses;
+        let own = &own[own.partition_point(|address| *address < first)..];
+        let own = own.iter().copied().take_while(|address| *address <= last);
+        self.identities.addresses_in(first, last).chain(own).collect()
     }
 
     fn flip(&mut self, transaction: &mut Transaction, pod: &PodKey, policy: Option<EndpointPolicy>) {
@@ -216,21 +207,22 @@ impl Engine {
                 transaction.prefixes.extend(self.blocks.remove(*id, block));
                 transaction.addresses.extend(self.addresses_in(block.cidr));
             } else {
-                transaction.addresses.extend(self.identities.remove_atom(*id, atom));
+                transaction.addresses.extend(self.identities.remove_atom(*id, atom, &self.world));
             }
         }
-        let moves = self.classify(transaction);
-        self.make(transaction, &moves);
-        self.release(transaction, &moves);
         for (_, atom) in dead {
             let Atom::Block(block) = atom else { continue };
             for (net, class) in self.blocks.retire(block) {
+                transaction.prefixes.remove(&net);
                 self.write(transaction, Change::DeletePrefix(net));
                 if self.classes.release(class) {
                     transaction.unused_classes.insert(class);
                 }
             }
         }
+        let moves = self.classify(transaction);
+        self.make(transaction, &moves);
+        self.release(transaction, &moves);
         self.retire_classes(transaction);
     }
 }

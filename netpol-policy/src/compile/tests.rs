@@ -1,0 +1,212 @@
+//! Which writes an event takes, and in which order. That the tables then say what the reference says is held by
+//! `tests/agreement.rs`, over random histories.
+
+use netpol_common::{Direction, protocol};
+
+use super::*;
+use crate::manifest;
+
+/// An engine for pods of `node-1`.
+fn engine(yaml: &str) -> Engine {
+    let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
+    engine.apply(Event::Reset(objects(yaml)));
+    engine
+}
+
+fn objects(yaml: &str) -> Vec<Object> {
+    let parsed = manifest::parse(yaml, "test.yaml");
+    assert_eq!(parsed.errors, []);
+    parsed.objects.into_iter().map(|located| located.object).collect()
+}
+
+fn pod(name: &str, node: u8, app: &str, address: &str, ports: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop, labels: {{app: {app}}}}}, \
+         spec: {{nodeName: node-{node}, containers: [{{name: c, ports: [{ports}]}}]}}, status: {{podIP: {address}}}}}\n"
+    )
+}
+
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
+         spec: {{{spec}}}}}\n"
+    )
+}
+
+/// `app: web` may be reached by `app: front` at one TCP port.
+fn web(port: u16) -> String {
+    let from = "from: [{podSelector: {matchLabels: {app: front}}}]";
+    policy(
+        "web",
+        &format!("podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{{from}, ports: [{{port: {port}}}]}}]"),
+    )
+}
+
+fn apply(engine: &mut Engine, yaml: &str) -> Vec<String> {
+    words(&engine.apply_all(objects(yaml).into_iter().map(Event::Apply)))
+}
+
+fn delete(engine: &mut Engine, yaml: &str) -> Vec<String> {
+    words(&engine.apply_all(objects(yaml).iter().map(|object| Event::Delete(object.key()))))
+}
+
+fn words(changes: &[Change]) -> Vec<String> {
+    let word = |change: &Change| match change {
+        Change::PutPort { key, .. } => format!("+port {}", u16::from_be_bytes(key.port)),
+        Change::DeletePort { key, .. } => format!("-port {}", u16::from_be_bytes(key.port)),
+        Change::PutAllow(..) => "+allow".into(),
+        Change::DeleteAllow(..) => "-allow".into(),
+        Change::PutAddress(address, _) => format!("+address {address}"),
+        Change::DeleteAddress(address) => format!("-address {address}"),
+        Change::PutPrefix(net, _) => format!("+prefix {net}"),
+        Change::DeletePrefix(net) => format!("-prefix {net}"),
+        Change::PutEndpoint(pod, _) => format!("+endpoint {}", pod.name),
+        Change::DeleteEndpoint(pod) => format!("-endpoint {}", pod.name),
+        Change::Rejudge(rule_sets) => format!("rejudge {}", rule_sets.len()),
+    };
+    changes.iter().map(word).collect()
+}
+
+fn rule_set(engine: &Engine, pod: &str) -> RuleSetId {
+    engine.endpoint(&PodKey::new("shop", pod)).expect("an endpoint").ingress.rule_set
+}
+
+/// Whether `shop/web` may exchange TCP with an address.
+fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> bool {
+    let packet = Packet {
+        pod: PodKey::new("shop", "web"),
+        direction,
+        remote: remote.parse().expect("an address"),
+        protocol: protocol::TCP,
+        port,
+        from_node: false,
+        via_own: false,
+    };
+    engine.judge(&packet).expect("an endpoint").reason.allows()
+}
+
+#[test]
+fn a_pod_like_others_is_one_write() {
+    let mut engine =
+        engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
+    let replica = pod("web-2", 1, "web", "10.0.0.3", "");
+    let elsewhere = pod("front-2", 2, "front", "10.0.0.4", "");
+    assert_eq!(apply(&mut engine, &replica), ["+address 10.0.0.3", "+endpoint web-2"]);
+    assert_eq!(apply(&mut engine, &elsewhere), ["+address 10.0.0.4"]);
+    assert_eq!(rule_set(&engine, "web"), rule_set(&engine, "web-2"));
+    assert!(allows(&engine, Direction::Ingress, "10.0.0.4", 80));
+    assert_eq!(delete(&mut engine, &elsewhere), ["-address 10.0.0.4", "rejudge 1"]);
+    assert_eq!(delete(&mut engine, &replica), ["-address 10.0.0.3", "-endpoint web-2"]);
+}
+
+#[test]
+fn a_changed_policy_is_made_before_the_old_one_is_broken() {
+    let mut engine =
+        engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
+    let before = rule_set(&engine, "web");
+    assert_eq!(apply(&mut engine, &web(81)), ["+port 81", "+allow", "+endpoint web", "-allow", "-port 80"]);
+    assert!(rule_set(&engine, "web") > before, "ids are not reused");
+}
+
+#[test]
+fn a_peer_is_in_its_class_before_the_endpoint_asks_for_it() {
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", "")].concat());
+    let made = ["+port 80", "+allow", "+address 10.0.0.2", "+endpoint web"];
+    assert_eq!(apply(&mut engine, &web(80)), made);
+    let broken = ["+endpoint web", "-allow", "-port 80", "+address 10.0.0.2"];
+    assert_eq!(delete(&mut engine, &web(80)), broken);
+}
+
+#[test]
+fn blocks_come_with_their_holes_and_go_in_one_write_each() {
+    let mut engine = engine(&pod("web", 1, "web", "10.0.0.1", ""));
+    let blocks = "{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: 10.1.2.0/24}}";
+    let policy = policy("blocks", &format!("podSelector: {{}}, ingress: [{{from: [{blocks}]}}]"));
+    apply(&mut engine, &policy);
+    let cases = [("10.200.0.1", true), ("10.1.1.1", false), ("10.1.2.1", true), ("11.0.0.1", false)];
+    for (address, expected) in cases {
+        assert_eq!(allows(&engine, Direction::Ingress, address, 80), expected, "{address}");
+    }
+    let gone = delete(&mut engine, &policy);
+    let prefixes: Vec<_> = gone.iter().filter(|word| word.contains("prefix")).collect();
+    assert_eq!(prefixes, ["-prefix 10.0.0.0/8", "-prefix 10.1.0.0/16", "-prefix 10.1.2.0/24"], "{gone:?}");
+}
+
+#[test]
+fn a_named_port_is_each_peers_own_on_egress_and_the_pods_own_on_ingress() {
+    let http = |port| format!("{{name: http, containerPort: {port}}}");
+    let pods = [
+        pod("web", 1, "web", "10.0.0.1", &http(80)),
+        pod("a", 2, "a", "10.0.0.2", &http(8080)),
+        pod("b", 2, "b", "10.0.0.3", &http(9090)),
+        pod("c", 2, "c", "10.0.0.4", ""),
+    ];
+    let named = "ports: [{port: http}]";
+    let spec = format!(
+        "podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Ingress, Egress], ingress: [{{{named}}}], egress: [{{{named}}}]"
+    );
+    let engine = engine(&[pods.concat(), policy("named", &spec)].concat());
+    let cases = [
+        (Direction::Egress, "10.0.0.2", [false, true, false]),
+        (Direction::Egress, "10.0.0.3", [false, false, true]),
+        (Direction::Egress, "10.0.0.4", [false, false, false]),
+        (Direction::Egress, "198.51.100.1", [false, false, false]),
+        (Direction::Ingress, "10.0.0.2", [true, false, false]),
+        (Direction::Ingress, "198.51.100.1", [true, false, false]),
+    ];
+    for (direction, remote, expected) in cases {
+        let found = [80, 8080, 9090].map(|port| allows(&engine, direction, remote, port));
+        assert_eq!(found, expected, "{} {remote}", direction.name());
+    }
+}
+
+#[test]
+fn classes_that_a_rule_treats_alike_share_its_ports() {
+    let fronts = [pod("front", 2, "front", "10.0.0.2", ""), pod("back", 2, "back", "10.0.0.3", "")].concat();
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), fronts].concat());
+    let from = "from: [{podSelector: {matchLabels: {app: front}}}, {podSelector: {matchLabels: {app: back}}}]";
+    let spec = format!("podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{{from}, ports: [{{port: 80}}]}}]");
+    let made = apply(&mut engine, &policy("web", &spec));
+    let count = |wanted: &str| made.iter().filter(|word| word.as_str() == wanted).count();
+    assert_eq!((count("+allow"), count("+port 80")), (2, 1), "{made:?}");
+}
+
+#[test]
+fn only_who_may_do_less_is_judged_again() {
+    let mut engine =
+        engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
+    let other = pod("front", 2, "other", "10.0.0.2", "");
+    assert_eq!(apply(&mut engine, &other), ["+address 10.0.0.2", "rejudge 1", "-allow", "-port 80"]);
+    let again = pod("front", 2, "front", "10.0.0.2", "");
+    assert_eq!(apply(&mut engine, &again), ["+port 80", "+allow", "+address 10.0.0.2"]);
+}
+
+#[test]
+fn what_is_known_already_takes_no_write() {
+    let namespace = "---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}\n";
+    let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-1}}\n";
+    let yaml = [pod("web", 1, "web", "10.0.0.1", ""), web(80), namespace.into(), node.into()].concat();
+    let mut engine = engine(&yaml);
+    let own = vec![IpAddr::from([192, 168, 0, 1])];
+    engine.apply(Event::OwnAddresses(own.clone()));
+    let mut events: Vec<_> = objects(&yaml).into_iter().map(Event::Apply).collect();
+    events.push(Event::OwnAddresses(own));
+    events.push(Event::Reset(objects(&yaml)));
+    events.push(Event::Delete(ObjectKey::Policy(PolicyKey::new("shop", "nobody"))));
+    events.push(Event::Delete(ObjectKey::Pod(PodKey::new("shop", "nobody"))));
+    for event in events {
+        assert_eq!(engine.apply(event.clone()), [], "{event:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_its_policy_lost_is_forgotten_when_its_turn_comes() {
+    let two = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}, {ports: [{port: 81}]}]");
+    let one = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), two].concat());
+    apply(&mut engine, &one);
+    assert_eq!(engine.rule_names.in_use(), 1);
+    assert!(engine.rule(RuleId(2)).is_some(), "events of it may be on their way");
+    delete(&mut engine, &one);
+    assert_eq!(engine.rule_names.in_use(), 0);
+}
