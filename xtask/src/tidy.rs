@@ -15,11 +15,12 @@ type Check = fn() -> Result<Vec<String>>;
 
 /// Runs all checks, whatever the first ones find.
 pub(crate) fn run() -> Result<ExitCode> {
-    let checks: [(&str, Check); 10] = [
+    let checks: [(&str, Check); 11] = [
         ("sources are small, and have no leftovers", sources::look),
         ("aya is named only by those who may", layers::who_names_aya),
         ("netpol-policy is pure, netpol-common lean", layers::pure_crates),
         ("every reason is explained in docs/", papers::reasons),
+        ("every option and metric of the agent is in docs/", papers::agent),
         ("every line of docs/semantics.md has a test", papers::semantics),
         ("every example is listed, and links lead somewhere", papers::links),
         ("every verb is in CONTRIBUTING.md", papers::verbs),

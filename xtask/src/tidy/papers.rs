@@ -15,14 +15,42 @@ pub(super) fn reasons() -> Result<Vec<String>> {
     let list = sources::read(Path::new("netpol-common/src/reason.rs"))?;
     let reasons: Vec<_> = list.lines().filter_map(reason).collect();
     ensure!(reasons.len() > 10, "netpol-common/src/reason.rs no longer lists reasons as `Name = 1, \"name\", true;`");
-    let mut docs = String::new();
-    for path in sources::tracked()? {
-        if path.starts_with("docs") {
-            docs += &sources::read(&path)?;
-        }
-    }
+    let docs = docs()?;
     let untold = reasons.into_iter().filter(|reason| !docs.contains(&format!("`{reason}`")));
     Ok(untold.map(|reason| format!("docs/ does not explain `{reason}`")).collect())
+}
+
+/// Every option and metric of the agent stands in docs/.
+pub(super) fn agent() -> Result<Vec<String>> {
+    let options = sources::read(Path::new("netpol-agent/src/cli/mod.rs"))?;
+    let metrics = sources::read(Path::new("netpol-agent/src/metrics/page.rs"))?;
+    let mut names = options_of(&options);
+    ensure!(names.len() > 10, "netpol-agent/src/cli/mod.rs no longer has its options as `#[arg(long…)]`");
+    let count = names.len();
+    names.extend(metrics_of(&metrics));
+    ensure!(names.len() > count + 10, "netpol-agent/src/metrics/page.rs no longer names metrics as `\"netpol_…\"`");
+    let docs = docs()?;
+    let untold = names.into_iter().filter(|name| !docs.contains(&format!("`{name}`")));
+    Ok(untold.map(|name| format!("docs/ does not tell of `{name}`")).collect())
+}
+
+/// `--pin-path` of `#[arg(long)]`, and `pin_path: PathBuf,` in the line after it.
+fn options_of(text: &str) -> BTreeSet<String> {
+    let is_long = |line: &str| line.trim_start().starts_with("#[arg(") && line.contains("long");
+    let pairs = text.lines().zip(text.lines().skip(1)).filter(|(line, _)| is_long(line));
+    pairs.filter_map(|(_, field)| Some(format!("--{}", field.trim().split_once(':')?.0.replace('_', "-")))).collect()
+}
+
+/// Literals that name a metric, without what summaries and histograms append.
+fn metrics_of(text: &str) -> BTreeSet<String> {
+    let literals = text.split('"').filter(|literal| literal.starts_with("netpol_"));
+    literals.map(|name| name.trim_end_matches("_sum").trim_end_matches("_count").to_owned()).collect()
+}
+
+/// All of docs/ in one.
+fn docs() -> Result<String> {
+    let files = sources::tracked()?.into_iter().filter(|path| path.starts_with("docs"));
+    files.map(|path| sources::read(&path)).collect()
 }
 
 /// `no-rule` of `NoRule = 16, "no-rule", false;`.
@@ -106,6 +134,15 @@ mod tests {
         ] {
             assert_eq!(lines_of(name), lines, "{name}");
         }
+    }
+
+    #[test]
+    fn options_and_metrics_are_read_from_the_agent() {
+        let options = options_of("    /// Here\n    #[arg(long, short)]\n    pin_path: PathBuf,\n    verb: Verb,\n");
+        assert_eq!(options, ["--pin-path".to_owned()].into());
+        let metrics =
+            metrics_of("page.value(\"netpol_a_seconds_sum\", &[]); page.head(\"netpol_b\", \"gauge\", \"B.\");");
+        assert_eq!(metrics, ["netpol_a_seconds".to_owned(), "netpol_b".to_owned()].into());
     }
 
     #[test]
