@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
@@ -18,6 +18,9 @@ use tokio::io::unix::AsyncFd;
 
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`. Source: `include/uapi/linux/rtnetlink.h`.
 const GROUPS: [u32; 3] = [1, 5, 9];
+
+/// Dumps that something changed under, before one is given up.
+const TRIES: u32 = 8;
 
 /// What went wrong between the agent and rtnetlink.
 #[derive(Debug, Error)]
@@ -33,6 +36,12 @@ pub enum NetlinkError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// Something changed during each of several dumps, so that entries may be missing.
+    #[error("cannot {request} over netlink: it changes too fast")]
+    Changing {
+        /// What was asked for.
+        request: &'static str,
     },
     /// The kernel's answer could not be read.
     #[error("cannot understand the kernel's answer when asked to {request}: {message}")]
@@ -59,6 +68,15 @@ pub struct Veth {
     pub bridge: Option<IfIndex>,
     /// Packets it has passed so far, both ways.
     pub packets: u64,
+}
+
+/// How complete an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dump {
+    /// All there is.
+    Whole,
+    /// Something changed meanwhile: entries may be missing (`NLM_F_DUMP_INTR`).
+    Interrupted,
 }
 
 /// Asks and waits for the answer; a dump takes well under a millisecond.
@@ -88,7 +106,7 @@ impl Netlink {
     /// Where the dump fails.
     pub fn veths(&mut self) -> Result<Vec<Veth>, NetlinkError> {
         let mut veths = Vec::new();
-        self.dump("list links", RouteNetlinkMessage::GetLink(LinkMessage::default()), |message| {
+        self.dump("list links", &RouteNetlinkMessage::GetLink(LinkMessage::default()), |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 veths.extend(veth(&link));
             }
@@ -104,7 +122,7 @@ impl Netlink {
         let mut request = AddressMessage::default();
         request.attributes.extend(namespace.map(AddressAttribute::TargetNetNsId));
         let mut addresses: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
-        self.dump("list addresses", RouteNetlinkMessage::GetAddress(request), |message| {
+        self.dump("list addresses", &RouteNetlinkMessage::GetAddress(request), |message| {
             if let RouteNetlinkMessage::NewAddress(message) = message
                 && let Some(address) = local(&message)
                 && let Ok(address) = IpNet::new(address, message.header.prefix_len)
@@ -118,20 +136,30 @@ impl Netlink {
     fn dump(
         &mut self,
         request: &'static str,
-        payload: RouteNetlinkMessage,
+        payload: &RouteNetlinkMessage,
         each: impl FnMut(RouteNetlinkMessage),
     ) -> Result<(), NetlinkError> {
-        self.ask(request, NLM_F_DUMP | NLM_F_REQUEST, payload, each)
+        // A pod's veth that is left out would be taken for gone.
+        for _ in 0..TRIES {
+            let mut answers = Vec::new();
+            let asked =
+                self.ask(request, NLM_F_DUMP | NLM_F_REQUEST, payload.clone(), |answer| answers.push(answer))?;
+            if asked == Dump::Whole {
+                answers.into_iter().for_each(each);
+                return Ok(());
+            }
+        }
+        Err(NetlinkError::Changing { request })
     }
 
-    /// Sends a request and hands out what is answered, until the kernel is done.
+    /// Sends a request and hands out what is answered, until the kernel is done; tells whether that is all there is.
     pub(super) fn ask(
         &mut self,
         request: &'static str,
         flags: u16,
         payload: RouteNetlinkMessage,
         mut each: impl FnMut(RouteNetlinkMessage),
-    ) -> Result<(), NetlinkError> {
+    ) -> Result<Dump, NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(payload));
         message.header.flags = flags;
@@ -141,6 +169,7 @@ impl Netlink {
         message.serialize(&mut bytes);
         let talk = |source| NetlinkError::Talk { request, source };
         self.socket.send(&bytes, 0).map_err(talk)?;
+        let mut dump = Dump::Whole;
         loop {
             let (datagram, _) = self.socket.recv_from_full().map_err(talk)?;
             let mut rest = &datagram[..];
@@ -152,6 +181,9 @@ impl Netlink {
                 if answer.header.sequence_number != self.sequence {
                     continue; // What is left of a dump that failed half-way.
                 }
+                if answer.header.flags & NLM_F_DUMP_INTR != 0 {
+                    dump = Dump::Interrupted;
+                }
                 match answer.payload {
                     NetlinkPayload::InnerMessage(inner) => each(inner),
                     NetlinkPayload::Done(done) if done.code < 0 => {
@@ -159,7 +191,7 @@ impl Netlink {
                     }
                     NetlinkPayload::Error(error) if error.code.is_some() => return Err(talk(error.to_io())),
                     // An error of zero is an acknowledgement.
-                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(()),
+                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(dump),
                     _ => {}
                 }
             }
