@@ -9,6 +9,8 @@ use super::LogFormat;
 pub(super) fn start(format: LogFormat, verbose: bool) {
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
     let builder = fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
+    // It would tell on standard error that standard error is closed, and panic.
+    let builder = builder.log_internal_errors(false);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => {
