@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::reconcile::task::Scrape;
@@ -15,6 +16,8 @@ use crate::reconcile::task::Scrape;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A request's head is no longer than this.
 const HEAD: usize = 4096;
+/// Who comes while so many are served waits: connections must not use up the agent's file descriptors.
+const AT_ONCE: usize = 16;
 
 /// Serves in a task.
 ///
@@ -22,12 +25,17 @@ const HEAD: usize = 4096;
 /// Where the address cannot be bound.
 pub async fn serve(address: SocketAddr, scrapes: mpsc::Sender<Scrape>) -> io::Result<()> {
     let listener = TcpListener::bind(address).await?;
+    let free = Arc::new(Semaphore::new(AT_ONCE));
     tokio::spawn(async move {
-        loop {
+        while let Ok(place) = Arc::clone(&free).acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let scrapes = scrapes.clone();
-                    tokio::spawn(async move { timeout(PATIENCE, answer(stream, scrapes)).await });
+                    tokio::spawn(async move {
+                        let _place = place;
+                        // Whoever asked may have gone.
+                        let _ = timeout(PATIENCE, answer(stream, scrapes)).await;
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection for metrics");
@@ -47,7 +55,7 @@ async fn answer(mut stream: TcpStream, scrapes: mpsc::Sender<Scrape>) -> io::Res
         }
     }
     let head = String::from_utf8_lossy(&head);
-    let path = head.strip_prefix("GET ").and_then(|rest| rest.split_ascii_whitespace().next());
+    let path = head.strip_prefix("GET ").and_then(|rest| rest.split([' ', '?', '\r']).next());
     let (sender, receiver) = oneshot::channel();
     // The page comes from the loop itself, so that whoever gets an answer knows that the loop is alive.
     let page = match scrapes.send(sender).await {
