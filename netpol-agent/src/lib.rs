@@ -6,6 +6,7 @@
 //!                └ names ─ events ◄─ ring buffer
 //! ```
 
+mod chain;
 pub mod cli;
 pub mod dataplane;
 pub mod endpoints;

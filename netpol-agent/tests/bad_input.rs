@@ -20,6 +20,8 @@ fn a_source_that_is_not_there_is_named() {
         let text = told(&output);
         assert_eq!(output.status.code(), Some(code), "{source}: {text}");
         assert!(text.contains(says), "{source}: {text}");
+        assert!(text.matches("No such file").count() <= 1, "each cause is told once: {text}");
+        assert!(!node.pin_path.exists(), "{source}: nothing is made for what cannot start");
     }
 }
 

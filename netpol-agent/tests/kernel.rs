@@ -288,3 +288,75 @@ fn the_agent_is_small_and_attaches_in_milliseconds() {
     println!("attach {:.2} ms, gap {:.2} ms, RSS {kilobytes} kB", attach * 1e3, gap * 1e3);
     assert!(kilobytes < 30_000, "the agent takes {kilobytes} kB");
 }
+
+#[test]
+fn denied_packets_put_nothing_off() {
+    let mut node = shop();
+    node.start(&["--metrics", "127.0.0.1:9466"]);
+    node.policy("deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}");
+    node.expect(1, 2, 81, false);
+    node.add_pod(5);
+    node.pod_ip(5, "addr flush dev eth0 scope global");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stops = Stops(&stop);
+        // A new flow each time, so that each is told.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                node.open_within(Duration::from_millis(2), 1, 2, 81);
+            }
+        });
+        // Its address comes late, and nothing tells when.
+        node.announce(5);
+        std::thread::sleep(Duration::from_secs(1));
+        node.pod_ip(5, "addr add 10.9.0.5/24 dev eth0");
+        node.wait_log("pod=shop/p5");
+        assert!(node.page(9466, "/healthz?verbose").contains("200 OK"));
+        drop(stops);
+    });
+    assert!(node.events().lines().count() > 100, "there were denials all the time");
+}
+
+#[test]
+fn another_interface_with_the_index_of_one_that_is_gone_is_enforced() {
+    for mode in ["tcx", "tc"] {
+        let mut node = shop();
+        node.start(&["--attach", mode]);
+        node.expect(1, 2, 81, false);
+        node.end(false);
+        node.replace_veth(2);
+        node.expect(1, 2, 81, true);
+        node.start(&["--attach", mode]);
+        node.expect(1, 2, 81, false);
+        node.expect(1, 2, 80, true);
+        assert!(node.end(true).success());
+        let output = node.verb(&["uninstall"]);
+        assert!(output.status.success(), "{mode}: {}", told(&output));
+    }
+}
+
+#[test]
+fn filters_that_somebody_took_off_are_put_on_again() {
+    let mut node = shop();
+    node.start(&["--attach", "tc"]);
+    node.expect(1, 2, 81, false);
+    node.tc("qdisc del dev veth2 clsact");
+    node.wait_log("taken off by somebody else");
+    node.expect(1, 2, 81, false);
+}
+
+#[test]
+fn an_agent_whose_output_nobody_reads_goes_on() {
+    let mut node = shop();
+    node.remove("deny.yaml");
+    let source = format!("dir:{}", node.directory.path().display());
+    let mut agent = node.start_aside(&["run", "--node", "n1", "--source", &source]);
+    drop(agent.stderr.take());
+    node.add_pod(3);
+    node.announce(3);
+    node.expect(1, 2, 81, false);
+    node.policy("deny", DENY_IN);
+    node.expect(1, 3, 80, false);
+    assert_eq!(agent.try_wait().expect("a child"), None, "it runs on");
+    node::end(agent);
+}

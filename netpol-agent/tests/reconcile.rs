@@ -219,3 +219,11 @@ fn the_gap_before_enforcement_is_measured() {
     let gaps = reconciler.gaps();
     assert_eq!((gaps.count, *gaps.buckets.last().expect("a bucket")), (1, 1));
 }
+
+#[test]
+fn programs_that_somebody_took_off_are_put_on_again() {
+    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+    reconciler.dataplane_mut().attached.clear();
+    reconciler.verify();
+    assert_eq!(reconciler.dataplane().attached, [IfIndex(3)].into());
+}

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::chain::chain;
 use crate::dataplane::{AttachMode, Capacities};
 use crate::reconcile::UnknownPods;
 use crate::source::ObjectSource;
@@ -232,7 +233,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Uninstall(args) => uninstall::run(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", chain(error.as_ref()));
         ExitCode::from(code(&error))
     })
 }

@@ -34,15 +34,19 @@ async fn serve(args: RunArgs) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
-    if Mounts::ensure(&args.pin_path)? {
-        tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
-    }
-    let _lock = Lock::take(&args.pin_path)?;
-
+    // Before anything is made: who mistypes the source leaves nothing behind.
     let mut source = args.source.clone().start()?;
     let objects = source.recv().await.context("the source ended before it began")?;
     tracing::info!(source = %args.source, "objects read");
     warn_of_strange_node(&objects, &args.node);
+    if Mounts::ensure(&args.pin_path)? {
+        tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
+    }
+    let _lock = Lock::take(&args.pin_path)?;
+    if let Some(file) = &args.ready_file {
+        // An earlier agent's says nothing of this one. Where it cannot be removed, writing it will fail and say so.
+        let _ = std::fs::remove_file(file);
+    }
     let monitor = Monitor::open()?;
     let mut surveyor = Surveyor::open()?;
     let survey = surveyor.look(&std::collections::BTreeSet::new(), true)?;

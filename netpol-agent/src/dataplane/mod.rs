@@ -93,8 +93,12 @@ pub trait Dataplane {
     /// Where the kernel refuses.
     fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError>;
 
-    /// The interfaces that have the programs.
+    /// The interfaces that programs were put on; some may have gone since.
     fn attached(&self) -> Vec<IfIndex>;
+
+    /// Of those, the ones that run this agent's programs, as the kernel tells: others can take them off. Where the kernel
+    /// does not tell, they are believed to.
+    fn running(&self) -> Vec<IfIndex>;
 
     /// Raises the generation that no endpoint had before, across restarts, and returns it.
     ///

@@ -1,5 +1,7 @@
 //! The clsact qdisc: who uses it, and its removal where nobody does any more.
 
+use std::collections::BTreeSet;
+
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
@@ -48,6 +50,22 @@ impl Netlink {
             }
         })?;
         Ok(programs)
+    }
+
+    /// Whether both hooks of an interface have a filter of this priority and handle.
+    ///
+    /// # Errors
+    /// Where filters cannot be listed.
+    pub fn has_filters(&mut self, ifindex: IfIndex, priority: u16, handle: u16) -> Result<bool, NetlinkError> {
+        let Ok(index) = i32::try_from(ifindex.0) else { return Ok(false) };
+        let mut hooks = BTreeSet::new();
+        self.filters(index, |filter| {
+            // The priority is the upper half. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
+            if filter.header.info >> 16 == u32::from(priority) && filter.header.handle.minor == handle {
+                hooks.insert(filter.header.parent.minor);
+            }
+        })?;
+        Ok(hooks.len() == HOOKS.len())
     }
 
     fn filters(&mut self, index: i32, mut each: impl FnMut(TcMessage)) -> Result<(), NetlinkError> {

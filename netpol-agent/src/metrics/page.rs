@@ -61,8 +61,8 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
         (
             "netpol_pods_waiting",
             "gauge",
-            "Pods of this node without an interface.",
-            reconciler.pods_without_interface() as u64,
+            "Pods of this node that are not enforced yet.",
+            reconciler.pods_waiting() as u64,
         ),
         ("netpol_policy_problems", "gauge", "What policies say that was not understood.", policy_problems as u64),
         ("netpol_denials_told_total", "counter", "Events of denied packets.", reporter.told()),

@@ -102,6 +102,19 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
+    /// Puts programs on again where somebody took them off.
+    pub fn verify(&mut self) {
+        let running = self.dataplane.running();
+        for (ifindex, held) in self.held.iter_mut().filter(|(ifindex, _)| !running.contains(ifindex)) {
+            if std::mem::replace(&mut held.attached, false)
+                && let Some((veth, _)) = self.survey.veths.get(ifindex)
+            {
+                tracing::warn!(interface = veth.name, "its programs were taken off by somebody else; put on again");
+            }
+        }
+        self.settle();
+    }
+
     /// Tries again what did not fit.
     pub fn retry(&mut self) {
         for change in self.failures.pending() {

@@ -231,7 +231,7 @@ impl<D: Dataplane> Reconciler<D> {
                 let gap = self.seen.get(&ifindex).map(Instant::elapsed).unwrap_or_default();
                 self.gaps.attached(begun.elapsed(), gap, veth.packets);
                 let (interface, packets) = (&veth.name, veth.packets);
-                let unprotected_ms = f64::from(u32::try_from(gap.as_micros()).unwrap_or(u32::MAX)) / 1e3;
+                let unprotected_ms = tenths_of_ms(gap);
                 if let Some(pod) = &held.pod {
                     tracing::info!(%pod, interface, unprotected_ms, packets, "enforced");
                 } else {
@@ -276,17 +276,22 @@ impl<D: Dataplane> Reconciler<D> {
         let waits = |(ifindex, held): (&IfIndex, &Held)| {
             !settled.contains(ifindex) && (!held.attached || !held.endpoint.has(endpoint_flags::UNKNOWN))
         };
-        self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_without_interface() > 0
+        self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
     }
 
-    /// How many pods of this node have an address and no interface yet.
-    pub fn pods_without_interface(&self) -> usize {
-        let enforced = self.held.values().filter(|held| !held.orphaned);
+    /// How many pods of this node have an address and no interface yet, or one that the programs could not be put on.
+    pub fn pods_waiting(&self) -> usize {
+        let enforced = self.held.values().filter(|held| held.attached && !held.orphaned);
         let found: BTreeSet<&PodKey> = enforced.filter_map(|held| held.pod.as_ref()).collect();
         let pods = self.engine.world().pods.values();
         let local = pods.filter(|pod| pod.node.as_ref() == Some(&self.options.node) && pod.participates());
         local.filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
     }
+}
+
+/// Milliseconds, rounded to a tenth: a log line is no place for more.
+fn tenths_of_ms(gap: Duration) -> f64 {
+    f64::from(u32::try_from((gap.as_micros() + 50) / 100).unwrap_or(u32::MAX)) / 10.0
 }
 
 fn is_any_link_local(address: &IpAddr) -> bool {
@@ -297,4 +302,16 @@ fn addresses_of(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
     let v4 = (endpoint.address_v4 != [0; 4]).then(|| IpAddr::from(endpoint.address_v4));
     let v6 = (endpoint.address_v6 != [0; 16]).then(|| IpAddr::from(endpoint.address_v6));
     v4.into_iter().chain(v6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_told_in_tenths_of_milliseconds() {
+        for (micros, text) in [(0, "0"), (49, "0"), (50, "0.1"), (1_849, "1.8"), (12_345_678, "12345.7")] {
+            assert_eq!(tenths_of_ms(Duration::from_micros(micros)).to_string(), text);
+        }
+    }
 }

@@ -29,7 +29,7 @@ impl<D: Dataplane> Reconciler<D> {
         survey: Survey,
     ) -> Result<Self, WriteError> {
         let endpoints = dataplane.endpoints()?;
-        let attached = dataplane.attached();
+        let (attached, running) = (dataplane.attached(), dataplane.running());
         let first = first_ids(old, &endpoints);
         let mut engine = Engine::new(NodeScope::Node(options.node.clone()), first);
         let mut events = objects;
@@ -44,7 +44,7 @@ impl<D: Dataplane> Reconciler<D> {
         let held: BTreeMap<_, _> = endpoints
             .into_iter()
             .map(|(ifindex, endpoint)| {
-                let attached = attached.contains(&ifindex);
+                let attached = running.contains(&ifindex);
                 (ifindex, Held { pod: None, endpoint, attached, orphaned: false })
             })
             .collect();

@@ -1,11 +1,11 @@
 //! The loop around a [`Reconciler`]: waits for whatever comes first, drains what else is queued, and settles once.
 
-use std::future::pending;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::task::yield_now;
+use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::Reconciler;
 use crate::dataplane::{Dataplane, Kernel, RingReader};
@@ -56,21 +56,23 @@ pub async fn run(
 ) -> Result<(), NetlinkError> {
     tokio::pin!(stop);
     let mut back_off = FASTEST;
-    let mut last_resync = Instant::now();
+    let mut last_look = Instant::now();
+    let mut last_resync = last_look;
     let mut ready = false;
-    let mut source_open = true;
+    let (mut source_open, mut ring_open) = (true, true);
     loop {
-        if !ready && reconciler.pods_without_interface() == 0 {
+        if !ready && reconciler.pods_waiting() == 0 {
             ready = true;
             tell_ready(&reconciler, inputs.ready_file.as_deref());
         }
         meter.ready = ready;
         let waiting = reconciler.is_waiting();
-        let wait = if waiting { back_off } else { RESYNC.saturating_sub(last_resync.elapsed()) };
+        // Counted from the last look, and asked for before the ring is: denied packets must put nothing off.
+        let next_look = if waiting { last_look + back_off } else { last_resync + RESYNC };
         tokio::select! {
             biased;
             () = &mut stop => return Ok(()),
-            batch = async { if source_open { inputs.source.recv().await } else { pending().await } } => {
+            batch = inputs.source.recv(), if source_open => {
                 let Some(mut events) = batch else {
                     tracing::error!("the source has ended; what it said last stays in force");
                     source_open = false;
@@ -84,28 +86,24 @@ pub async fn run(
                 meter.applied(begun.elapsed());
                 look(&mut reconciler, &mut inputs.surveyor, false);
                 back_off = FASTEST;
+                last_look = Instant::now();
             }
             changed = inputs.monitor.changed() => {
                 changed?;
                 look(&mut reconciler, &mut inputs.surveyor, false);
                 back_off = FASTEST;
+                last_look = Instant::now();
             }
-            result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)) => {
-                if let Err(error) = result {
-                    tracing::error!(%error, "cannot read the ring buffer; denied packets are counted but not told");
-                    sleep(LATE).await;
-                }
-            }
-            Some(scrape) = inputs.scrapes.recv() => {
-                // Whoever asked may have gone.
-                let _ = scrape.send(metrics::render(&reconciler, &meter, &reporter));
-            }
-            () = sleep(wait) => {
+            () = sleep_until(Deadline::from_std(next_look)) => {
                 let resync = last_resync.elapsed() >= RESYNC;
                 if resync {
                     last_resync = Instant::now();
                 }
                 look(&mut reconciler, &mut inputs.surveyor, resync);
+                if resync {
+                    reconciler.verify();
+                }
+                last_look = Instant::now();
                 if waiting {
                     back_off = (back_off * 2).min(SLOWEST);
                     if back_off > LATE {
@@ -114,6 +112,19 @@ pub async fn run(
                     }
                 }
             }
+            Some(scrape) = inputs.scrapes.recv() => {
+                // Whoever asked may have gone.
+                let _ = scrape.send(metrics::render(&reconciler, &meter, &reporter));
+            }
+            result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)), if ring_open => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "cannot read the ring buffer; denied packets are counted but not told until \
+                        the agent is started again");
+                    ring_open = false;
+                }
+                // The ring never runs dry in a flood, and the runtime has more to do than this loop.
+                yield_now().await;
+            }
         }
     }
 }
@@ -121,7 +132,10 @@ pub async fn run(
 /// A pod whose interface never comes does not keep the rest from being called ready.
 fn ready_late(reconciler: &Reconciler<Kernel>, ready: &mut bool, file: Option<&std::path::Path>) {
     if !std::mem::replace(ready, true) {
-        tracing::warn!(pods = reconciler.pods_without_interface(), "pods of this node have no interface yet");
+        tracing::warn!(
+            pods = reconciler.pods_waiting(),
+            "pods of this node are not enforced yet: their interfaces are not there, or failed"
+        );
         tell_ready(reconciler, file);
     }
 }

@@ -81,6 +81,27 @@ impl Node {
         }
     }
 
+    /// Replaces a pod's veth by another one with the same name, index and address, as a namespace made anew has it.
+    pub(crate) fn replace_veth(&self, number: u8) {
+        let pod = self.namespace(number);
+        let index = inside(&self.name, move || nix::net::if_::if_nametoindex(format!("veth{number}").as_str()));
+        self.ip(&format!("link del veth{number}"));
+        let index = index.expect("the veth is there");
+        self.ip(&format!("link add veth{number} index {index} type veth peer name eth0 netns {pod}"));
+        self.ip(&format!("link set veth{number} master br0 up"));
+        self.pod_ip(number, &format!("addr add 10.9.0.{number}/24 dev eth0"));
+        self.pod_ip(number, "link set eth0 up");
+        for pod in &self.pods {
+            // The others know its earlier hardware address.
+            self.pod_ip(*pod, "neigh flush all");
+        }
+    }
+
+    /// `ip` in a pod.
+    pub(crate) fn pod_ip(&self, number: u8, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.namespace(number)));
+    }
+
     /// Writes the pod's manifest.
     pub(crate) fn announce(&self, number: u8) {
         self.write(

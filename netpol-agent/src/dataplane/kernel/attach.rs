@@ -14,12 +14,14 @@ use netpol_common::{Direction, IfIndex};
 use nix::net::if_::if_indextoname;
 
 use super::pins::{Pins, unpin};
+use crate::chain::chain;
 use crate::dataplane::AttachError;
 use crate::endpoints::Netlink;
 
 /// Filters of this priority and handle are netpol's. Early, since a filter of another program that allows ends the walk.
 const PRIORITY: u16 = 2;
-const HANDLE: TcHandle = TcHandle::new(0, 0x6e70);
+const HANDLE: TcHandle = TcHandle::new(0, HANDLE_MINOR);
+const HANDLE_MINOR: u16 = 0x6e70;
 
 /// How programs are put on interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -90,21 +92,49 @@ pub(super) fn attach(ebpf: &mut Ebpf, pins: &Pins, tcx: bool, ifindex: IfIndex, 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn attach_tcx(program: &mut SchedClassifier, pin: &Path, direction: Direction, name: &str) -> Result<(), Failure> {
-    match PinnedLink::from_pin(pin) {
-        Ok(link) => {
-            let link: SchedClassifierLink = FdLink::from(link).try_into()?;
-            let id = program.attach_to_link(link)?;
+    if let Some(link) = pinned_link(pin)? {
+        if is_on(&link, direction, name)? {
+            let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
             drop(program.take_link(id)?);
             return Ok(());
         }
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
+        // Of an interface that is gone, maybe with its namespace: this one has got its index.
+        unpin(pin)?;
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(name, hook(direction), order)?;
     let link: FdLink = program.take_link(id)?.try_into()?;
     link.pin(pin)?;
     Ok(())
+}
+
+/// The link pinned there, if one is.
+fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
+    match PinnedLink::from_pin(pin) {
+        Ok(link) => Ok(Some(link.into())),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a link's program runs on this interface. A pinned link outlives its interface.
+fn is_on(link: &FdLink, direction: Direction, name: &str) -> Result<bool, Failure> {
+    let program = link.info()?.program_id();
+    let (_, programs) = SchedClassifier::query_tcx(name, hook(direction))?;
+    Ok(programs.iter().any(|running| running.id() == program))
+}
+
+/// Whether both programs run on an interface, as the kernel tells rather than the pins.
+pub(super) fn is_running(pins: &Pins, ifindex: IfIndex, name: &str) -> Result<bool, Failure> {
+    let mut linked = true;
+    for direction in Direction::BOTH {
+        linked = linked
+            && match pinned_link(&pins.link(ifindex, direction))? {
+                Some(link) => is_on(&link, direction, name)?,
+                None => false,
+            };
+    }
+    Ok(linked || pins.filter(ifindex).exists() && Netlink::open()?.has_filters(ifindex, PRIORITY, HANDLE_MINOR)?)
 }
 
 fn attach_filter(program: &mut SchedClassifier, mark: &Path, direction: Direction, name: &str) -> Result<(), Failure> {
@@ -182,19 +212,4 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
     let _ = fs::remove_dir(mark.join("qdisc"));
     fs::remove_dir(&mark).map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", mark.display())))?;
     Ok(removed)
-}
-
-/// An error with its causes.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -5,11 +5,12 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netpol_common::Direction;
 
-use super::attach::{chain, program, program_name};
+use super::attach::{program, program_name};
 use super::maps::pinned_capacity;
 use super::names::{Capacities, MapName};
 use super::pins::{Pins, make, pin_error, unpin};
 use super::{KernelError, Raw, resize};
+use crate::chain::chain;
 
 /// Lines of a refusal that are shown.
 const LOG_LINES: usize = 30;

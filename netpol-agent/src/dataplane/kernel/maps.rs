@@ -10,10 +10,10 @@ use ipnet::IpNet;
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, PortEntry, PortKey, Reason};
 use netpol_policy::tables::Change;
 
-use super::attach::chain;
 use super::names::MapName;
 use super::pins::{Pins, pin_error};
 use super::{KernelError, Snapshot};
+use crate::chain::chain;
 use crate::dataplane::WriteError;
 
 /// Lets a shared type cross into a map.

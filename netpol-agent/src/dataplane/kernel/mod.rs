@@ -128,10 +128,15 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Every interface that an earlier agent left attached gets this agent's programs. One that fails keeps the old ones,
-    /// and counts as not attached, so that it is tried again.
+    /// Every interface that runs an earlier agent's programs gets this agent's. One that fails keeps the old ones, and
+    /// counts as not running, so that it is tried again. One that only has the index of an interface that had them may be
+    /// nobody's pod, and gets none here.
     fn swap_programs(&mut self) {
+        let running = self.running();
         for ifindex in self.attached() {
+            if !running.contains(&ifindex) {
+                continue;
+            }
             let Ok(name) = nix::net::if_::if_indextoname(ifindex.0) else { continue };
             if let Err(error) = self.attach(ifindex, &name.to_string_lossy()) {
                 tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force until they can be");
@@ -257,8 +262,18 @@ impl Dataplane for Kernel {
         attached.extend(self.pins.filtered());
         attached.sort_unstable();
         attached.dedup();
-        attached.retain(|ifindex| !self.stale.contains(ifindex));
         attached
+    }
+
+    fn running(&self) -> Vec<IfIndex> {
+        let runs = |ifindex: &IfIndex| {
+            let Ok(name) = nix::net::if_::if_indextoname(ifindex.0) else { return false };
+            attach::is_running(&self.pins, *ifindex, &name.to_string_lossy()).unwrap_or_else(|error| {
+                tracing::debug!(interface = ?name, %error, "cannot ask which programs run; believed to be there");
+                true
+            })
+        };
+        self.attached().into_iter().filter(|ifindex| !self.stale.contains(ifindex)).filter(runs).collect()
     }
 
     fn next_generation(&mut self) -> Result<Generation, WriteError> {
