@@ -25,6 +25,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     }
     let judge = Judge::new(&world);
     let mut explanations: Vec<Explanation> = Vec::new();
+    let mut unanswered = false;
     for &port in &options.ports {
         let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to)));
         match options.output {
@@ -36,6 +37,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
             Output::Table => {
                 let cells: Vec<_> =
                     pairs.map(|(from, to)| answered(judge.sides(from, to, port))).collect::<Result<_, _>>()?;
+                unanswered |= cells.contains(&None);
                 table::print(out, &port.to_string(), &ends, &cells, Color::detect(), table::terminal_width())?;
             }
         }
@@ -45,7 +47,9 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
             serde_json::to_writer_pretty(&mut *out, &explanations)?;
             writeln!(out)?;
         }
-        Output::Table => writeln!(out, "{}", table::LEGEND)?,
+        Output::Table => {
+            writeln!(out, "{}{}", table::LEGEND, if unanswered { table::NO_COMMON_FAMILY } else { "" })?;
+        }
     }
     Ok(if input.unreadable.is_empty() { Exit::Ok } else { Exit::Input })
 }

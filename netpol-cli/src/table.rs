@@ -8,6 +8,9 @@ use netpol_policy::reference::End;
 use crate::color::Color;
 use crate::verdict::Sides;
 
+/// What a cell without verdict means; said where there is one.
+pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
+
 /// What the cells mean.
 pub(crate) const LEGEND: &str =
     "rows: from, columns: to    + allowed    e denied by egress    i denied by ingress    x denied by both";

@@ -61,7 +61,11 @@ impl Judge {
         let connection = reference::connection(self.engine.world(), from, to, asked.protocol.number(), asked.port)?;
         let side = |judged: Option<(Packet, Evaluation)>| {
             let Some((packet, evaluation)) = judged else { return Ok(true) };
-            let tables = self.engine.judge(&packet).map_or(Reason::NoEndpoint, |judgement| judgement.reason);
+            let tables = match self.engine.judge(&packet) {
+                Some(judgement) => judgement.reason,
+                None if self.is_on_host_network(&packet) => Reason::NotIsolated,
+                None => Reason::NoEndpoint,
+            };
             if tables == evaluation.reason {
                 return Ok(tables.allows());
             }
@@ -70,6 +74,11 @@ impl Judge {
             Err(NoAnswer::Disagreement { from, to, port: asked, tables, reference })
         };
         Ok(Sides { egress: side(connection.egress)?, ingress: side(connection.ingress)? })
+    }
+
+    /// Such a pod has no interface of its own to enforce anything at.
+    fn is_on_host_network(&self, packet: &Packet) -> bool {
+        self.engine.world().pods.get(&packet.pod).is_some_and(|pod| pod.host_network)
     }
 
     /// The verdict in words.

@@ -227,3 +227,32 @@ fn exit_codes_tell_wrong_usage_from_wrong_input() {
     assert_eq!(netpol(&["matrix", "-f", "-", "-p", "80"], "").code, 3);
     assert_eq!(netpol(&["matrix", "-f", "-", "-p", "http"], "").code, 2);
 }
+
+#[test]
+fn pods_on_the_host_network_and_finished_ones_have_an_answer_too() {
+    let pod = |name: &str, spec: &str, status: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop}}, spec: {{{spec}}}, status: {{{status}}}}}\n"
+        )
+    };
+    let host = pod("host", "hostNetwork: true", "podIP: 192.168.0.1");
+    let done = pod("done", "", "podIP: 10.0.0.9, phase: Succeeded");
+    let manifests = Manifests::of(&[("shop.yaml", &[SHOP, &host, &done].concat())]);
+    let between = |from: &str, to: &str| manifests.run("explain", &["--from", from, "--to", to, "--port", "8080"]);
+    let cases = [("shop/host", "shop/backend", 1), ("shop/host", "shop/frontend", 0), ("shop/backend", "shop/host", 0)];
+    for (from, to, code) in cases {
+        let run = between(from, to);
+        assert_eq!((run.code, run.err.as_str()), (code, ""), "{from} {to}");
+    }
+    for (from, to) in [("shop/done", "shop/backend"), ("shop/backend", "shop/done")] {
+        let run = between(from, to);
+        assert!(run.code == 3 && run.err.starts_with("netpol: pod shop/done has finished"), "{} {}", run.code, run.err);
+    }
+}
+
+#[test]
+fn ends_without_a_family_in_common_are_told_apart_from_denied_ones() {
+    let six = "{apiVersion: v1, kind: Pod, metadata: {name: six, namespace: shop}, status: {podIP: 'fd00::1'}}";
+    let run = Manifests::of(&[("shop.yaml", SHOP), ("six.yaml", six)]).run("matrix", &["-p", "8080"]);
+    assert!(run.out.ends_with("x denied by both    - no address family in common\n"), "{}", run.out);
+}

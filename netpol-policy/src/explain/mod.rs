@@ -136,7 +136,7 @@ pub struct NearestRule {
 /// Explains a connection.
 ///
 /// # Errors
-/// When an end is no pod of the world, has no address, or shares no address family with the other.
+/// When an end is no pod of the world, has finished, has no address, or shares no address family with the other.
 pub fn explain(
     world: &World,
     from: &End,

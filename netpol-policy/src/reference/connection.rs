@@ -34,6 +34,11 @@ pub enum ConnectionError {
     /// No such pod.
     #[error("there is no pod {0} among the objects; check its namespace and name")]
     NoSuchPod(PodKey),
+    /// The pod has ended, and its address may be another one's by now.
+    #[error(
+        "pod {0} has finished (its phase is Succeeded or Failed), and has no address any more; ask about one that runs"
+    )]
+    Finished(PodKey),
     /// The pod has no address yet.
     #[error("pod {0} has no address: give it `status.podIPs`")]
     NoAddress(PodKey),
@@ -66,7 +71,7 @@ impl Connection {
 /// source has too is used, as resolvers commonly do.
 ///
 /// # Errors
-/// When an end is no pod of the world, has no address, or shares no address family with the other.
+/// When an end is no pod of the world, has finished, has no address, or shares no address family with the other.
 pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) -> Result<Connection, ConnectionError> {
     let (sources, source_pod) = resolve(world, from)?;
     let (destinations, destination_pod) = resolve(world, to)?;
@@ -93,6 +98,9 @@ fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w P
     match end {
         End::Pod(key) => {
             let pod = world.pods.get(key).ok_or_else(|| ConnectionError::NoSuchPod(key.clone()))?;
+            if pod.finished {
+                return Err(ConnectionError::Finished(key.clone()));
+            }
             if pod.addresses.is_empty() {
                 return Err(ConnectionError::NoAddress(key.clone()));
             }

@@ -206,7 +206,7 @@ fn s6_finished_pods_and_lost_addresses_select_nothing() {
         "podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: job}}}]}]";
     check(&[
         (&[from_jobs], "10.0.0.9", "shop/web:80", false),
-        (&["podSelector: {}"], "ops/probe", "shop/done:80", true),
+        (&["podSelector: {}"], "ops/probe", "10.0.0.9:80", true),
     ]);
 
     let claimant = |name: &str, extra: &str| {
@@ -431,5 +431,6 @@ fn ends_that_cannot_meet_are_refused() {
         meet("2001:db8::1", "ops/probe"),
         Err(ConnectionError::NoCommonFamily(end("2001:db8::1"), end("ops/probe")))
     );
+    assert_eq!(meet("shop/web", "shop/done"), Err(ConnectionError::Finished(PodKey::new("shop", "done"))));
     assert_eq!(meet("2001:db8::1", "shop/web"), Ok(()));
 }
