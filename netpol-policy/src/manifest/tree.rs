@@ -40,7 +40,10 @@ impl Lines {
     pub(super) fn nearest(&self, path: &FieldPath) -> &Self {
         let mut lines = self;
         for step in &path.0 {
-            let Some((_, below)) = lines.below.iter().find(|(found, _)| found == step) else { break };
+            // Items of a list stand at their index; searching would make long lists slow.
+            let at_index = if let Step::Index(index) = step { lines.below.get(*index) } else { None };
+            let found = at_index.filter(|(found, _)| found == step);
+            let Some((_, below)) = found.or_else(|| lines.below.iter().find(|(found, _)| found == step)) else { break };
             lines = below;
         }
         lines
