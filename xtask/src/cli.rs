@@ -46,7 +46,8 @@ enum Verb {
         \"missing\")'\n\nExit code 1 when something needed is missing."
     )]
     Doctor(DoctorArgs),
-    /// Check what reviewers should not have to: format, lints, who may name what, docs and tests of every reason and line.
+    /// Check what reviewers should not have to: format, lints, who may name what, docs of every reason, option and metric,
+    /// tests of every line.
     #[command(
         after_help = "Examples:\n  cargo xtask tidy\n\nExit code 1 when something is to be done; each finding says what."
     )]

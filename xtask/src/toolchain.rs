@@ -102,9 +102,7 @@ pub(crate) fn setup() -> Result<()> {
 }
 
 fn install_compiler() -> Result<()> {
-    // SAFETY: takes nothing and always succeeds.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root || !Path::new("/etc/debian_version").exists() || run::find("apt-get").is_none() {
+    if !run::is_root() || !Path::new("/etc/debian_version").exists() || run::find("apt-get").is_none() {
         bail!("{}", advice("no Rust compiler for BPF found, and not root on Debian to install one"));
     }
     if Command::new("apt-cache")

@@ -21,6 +21,7 @@ pub(super) fn look() -> Vec<Finding> {
         ),
         finding("rustfmt", "tidy", version("rustfmt"), optional("rustup component add rustfmt")),
         finding("clippy", "tidy", version("cargo-clippy"), optional("rustup component add clippy")),
+        finding("git", "tidy", version("git"), optional("apt-get install -y git")),
         finding("Rust compiler for BPF", "ebpf, build, test", compiler(), needed("cargo xtask setup")),
         finding("bpf-linker", "ebpf, build, test", version("bpf-linker"), needed("cargo xtask setup")),
         finding("BPF object", "the agent has it inside", object(), optional("cargo xtask build")),
