@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use aya::util::KernelVersion;
 use thiserror::Error;
+
+use crate::dataplane::KernelVersion;
 
 /// The oldest kernel that is tested.
 const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);

@@ -24,6 +24,7 @@ use super::{AttachError, Dataplane, WriteError};
 use crate::object::ObjectError;
 
 pub use attach::AttachMode;
+pub use aya::util::KernelVersion;
 use maps::{Maps, Raw, done, gone};
 pub use names::{Capacities, MapName};
 use pins::Pins;
