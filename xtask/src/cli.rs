@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{binaries, doctor, ebpf, kernels, lab, setup, test, tidy};
+#[cfg(not(feature = "lab"))]
+use crate::lab;
+use crate::{binaries, doctor, ebpf, kernels, setup, test, tidy};
 
 /// Every verb a developer or CI needs.
 #[derive(Debug, Parser)]

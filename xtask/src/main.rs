@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod ebpf;
 mod kernels;
+#[cfg(not(feature = "lab"))]
 mod lab;
 mod run;
 mod setup;

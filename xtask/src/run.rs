@@ -1,7 +1,6 @@
 //! Running other programs: said before, explained when it fails.
 
 use std::ffi::OsStr;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -56,8 +55,9 @@ pub(crate) fn output(what: &str, command: &mut Command) -> Result<String> {
 }
 
 /// Becomes the command: Ctrl-C reaches it alone, and its exit code is ours. Returns only when it cannot start.
+#[cfg(not(feature = "lab"))]
 pub(crate) fn become_command(what: &str, mut command: Command) -> anyhow::Error {
-    let error = command.exec();
+    let error = std::os::unix::process::CommandExt::exec(&mut command);
     anyhow::Error::new(error).context(format!("{what}: cannot start {}", line(&command)))
 }
 
