@@ -24,6 +24,7 @@ fn object() -> PathBuf {
         return path.into();
     }
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the agent is a workspace member");
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |target| workspace.join(target));
+    let target =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |target| workspace.join(target));
     target.join("bpf/netpol.o")
 }
