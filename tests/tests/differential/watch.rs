@@ -102,6 +102,10 @@ impl Dataplane for Watched {
         self.attached.iter().copied().collect()
     }
 
+    fn running(&self) -> Vec<IfIndex> {
+        self.attached()
+    }
+
     fn next_generation(&mut self) -> Result<Generation, WriteError> {
         self.kernel.next_generation()
     }
