@@ -1,7 +1,7 @@
 //! `dir:PATH`: a directory tree of manifests. What its files say is what there is.
 //!
 //! Any hint leads to one scan; files whose stamp changed are read. A tree or file that cannot be read keeps its last
-//! content: an unmounted volume must not open pods.
+//! content, and is looked at again; what is wrong with it is told once.
 
 mod scan;
 mod store;
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Batch, SourceError};
-use scan::{Stamp, scan};
+use scan::{Scan, Stamp, scan};
 use store::{Content, Outcome, Store};
 use watch::Watch;
 
@@ -36,14 +36,7 @@ const BUSY: Duration = Duration::from_millis(250);
 /// # Errors
 /// Where the directory cannot be listed or watched.
 pub fn start(root: &Path) -> Result<mpsc::Receiver<Batch>, SourceError> {
-    let failed = |verb| {
-        let path = root.to_owned();
-        move |source| SourceError::Dir { verb, path, source }
-    };
-    let mut watch = Watch::new().map_err(failed("watch"))?;
-    watch.add(root).map_err(failed("watch"))?;
-    let mut tree = Tree { root: root.to_owned(), stamps: BTreeMap::new(), store: Store::default(), watch, busy: false };
-    tree.look().map_err(failed("list"))?;
+    let tree = Tree::open(root)?;
     let (sender, receiver) = mpsc::channel(16);
     let first = vec![Event::Reset(tree.store.objects())];
     tokio::spawn(async move {
@@ -57,13 +50,35 @@ pub fn start(root: &Path) -> Result<mpsc::Receiver<Batch>, SourceError> {
 #[derive(Debug)]
 struct Tree {
     root: PathBuf,
-    stamps: BTreeMap<PathBuf, Stamp>,
+    files: BTreeMap<PathBuf, Read>,
     store: Store,
     watch: Watch,
+    /// Something is to be looked at again soon, whether or not it changes.
     busy: bool,
+    /// What the last look could not do.
+    troubles: BTreeMap<PathBuf, String>,
+}
+
+/// What was read of a file.
+#[derive(Debug)]
+struct Read {
+    stamp: Stamp,
+    /// Its text, where the stamp was so young that a write after it may have left the same.
+    young: Option<String>,
 }
 
 impl Tree {
+    fn open(root: &Path) -> Result<Self, SourceError> {
+        let failed = |verb| move |source| SourceError::Dir { verb, path: root.to_owned(), source };
+        let mut watch = Watch::new().map_err(failed("watch"))?;
+        watch.add(root).map_err(failed("watch"))?;
+        let found = scan(root).map_err(failed("list"))?;
+        let (files, troubles) = (BTreeMap::new(), BTreeMap::new());
+        let mut tree = Self { root: root.to_owned(), files, store: Store::default(), watch, busy: false, troubles };
+        tree.take_in(found);
+        Ok(tree)
+    }
+
     async fn follow(mut self, sender: &mpsc::Sender<Batch>) {
         loop {
             let wait = if self.busy { BUSY } else { RESCAN };
@@ -75,18 +90,9 @@ impl Tree {
                 }
                 Err(_) => {}
             }
-            match self.look() {
-                Ok(events) if events.is_empty() => {}
-                Ok(events) => {
-                    if sender.send(events).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(directory = %self.root.display(), %error,
-                        "cannot list the manifests; what they said last stays in force");
-                    sleep(BUSY).await;
-                }
+            let events = self.look();
+            if !events.is_empty() && sender.send(events).await.is_err() {
+                return;
             }
         }
     }
@@ -97,16 +103,27 @@ impl Tree {
     }
 
     /// Scans, reads what changed and tells what that means.
-    fn look(&mut self) -> std::io::Result<Vec<Event>> {
-        let found = scan(&self.root)?;
-        for directory in &found.directories {
-            if let Err(error) = self.watch.add(directory) {
-                tracing::warn!(directory = %directory.display(), %error,
-                    "cannot watch it; changes are found by looking every {RESCAN:?} (fs.inotify.max_user_watches?)");
+    fn look(&mut self) -> Vec<Event> {
+        match scan(&self.root) {
+            Ok(found) => self.take_in(found),
+            Err(error) => {
+                let text = format!("cannot list the manifests: {error}; what they said last stays in force");
+                self.told(BTreeMap::from([(self.root.clone(), text)]));
+                self.busy = true;
+                Vec::new()
             }
         }
-        for (path, error) in &found.unreadable {
-            tracing::error!(path = %path.display(), %error, "cannot read it; what it said last stays in force");
+    }
+
+    fn take_in(&mut self, found: Scan) -> Vec<Event> {
+        let mut troubles = BTreeMap::new();
+        for directory in found.directories {
+            if let Err(error) = self.watch.add(&directory) {
+                let text = format!(
+                    "cannot watch it: {error}; changes are found by looking every {RESCAN:?} (fs.inotify.max_user_watches?)"
+                );
+                troubles.insert(directory, text);
+            }
         }
         let mut events = Vec::new();
         let gone: Vec<PathBuf> = self
@@ -117,29 +134,58 @@ impl Tree {
             .map(Path::to_owned)
             .collect();
         for path in gone {
-            self.stamps.remove(&path);
+            self.files.remove(&path);
             tell(self.store.remove(&path), &mut events);
         }
+        let mut unreadable = found.unreadable;
         self.busy = false;
         for (path, stamp) in found.files {
-            if self.stamps.get(&path) == Some(&stamp) {
+            if self.files.get(&path).is_some_and(|read| read.stamp == stamp && read.young.is_none()) {
                 continue;
             }
             if self.watch.is_being_written(&path) {
                 self.busy = true;
                 continue;
             }
-            match std::fs::read_to_string(&path) {
-                Ok(text) => tell(self.store.put(&path, understand(&text, &path)), &mut events),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => {
-                    let errors = vec![format!("{}: cannot read it: {error}", path.display())];
-                    tell(self.store.put(&path, Content { objects: Vec::new(), errors, broken: true }), &mut events);
-                }
+            match std::fs::read(&path) {
+                Ok(bytes) => self.read(path, stamp, &bytes, &mut events),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => unreadable.push((path, error)),
             }
-            self.stamps.insert(path, stamp);
         }
-        Ok(events)
+        for (path, error) in unreadable {
+            troubles.insert(path, format!("cannot read it: {error}; what it said last stays in force"));
+        }
+        self.told(troubles);
+        events
+    }
+
+    fn read(&mut self, path: PathBuf, stamp: Stamp, bytes: &[u8], events: &mut Vec<Event>) {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let before = self.files.get(&path).and_then(|read| read.young.as_ref());
+        if before != Some(&text) {
+            let content = if text.as_bytes() == bytes {
+                understand(&text, &path)
+            } else {
+                let errors = vec![format!("{}: it is not UTF-8", path.display())];
+                Content { objects: Vec::new(), errors, broken: true }
+            };
+            tell(self.store.put(&path, content), events);
+        }
+        let young = stamp.is_young().then_some(text);
+        self.busy |= young.is_some();
+        self.files.insert(path, Read { stamp, young });
+    }
+
+    /// Tells what is new of the troubles there are now.
+    fn told(&mut self, troubles: BTreeMap<PathBuf, String>) {
+        for (path, trouble) in troubles.iter().filter(|(path, trouble)| self.troubles.get(*path) != Some(*trouble)) {
+            tracing::error!(path = %path.display(), "{trouble}");
+        }
+        for path in self.troubles.keys().filter(|path| !troubles.contains_key(*path)) {
+            tracing::info!(path = %path.display(), "no longer in trouble");
+        }
+        self.troubles = troubles;
     }
 }
 
@@ -160,4 +206,72 @@ fn tell(outcome: Outcome, events: &mut Vec<Event>) {
         tracing::warn!("{warning}");
     }
     events.extend(outcome.events);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn node(name: &str) -> String {
+        format!("{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}}}")
+    }
+
+    fn names(events: &[Event]) -> Vec<String> {
+        let name = |event: &Event| match event {
+            Event::Apply(object) => format!("+{}", object.key()),
+            Event::Delete(key) => format!("-{key}"),
+            other => format!("{other:?}"),
+        };
+        events.iter().map(name).collect()
+    }
+
+    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Tree) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let root = directory.path().join("manifests");
+        fs::create_dir(&root).expect("it can be made");
+        for (file, name) in files {
+            fs::write(root.join(file), node(name)).expect("it can be written");
+        }
+        let tree = Tree::open(&root).expect("it can be read");
+        (directory, tree)
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_goes_away_as_a_whole_keeps_what_it_said() {
+        let (directory, mut tree) = tree(&[("a.yaml", "a")]);
+        let aside = directory.path().join("aside");
+        fs::rename(&tree.root, &aside).expect("it can be moved");
+        assert_eq!(names(&tree.look()), [""; 0]);
+        assert!(tree.busy && tree.troubles.contains_key(&tree.root), "it is told, and looked for again soon");
+        fs::write(aside.join("b.yaml"), node("b")).expect("it can be written");
+        fs::rename(&aside, &tree.root).expect("it can be moved");
+        assert_eq!(names(&tree.look()), ["+Node b"]);
+        assert!(tree.troubles.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_keeps_what_it_said_and_is_tried_again() {
+        let (_directory, mut tree) = tree(&[("a.yaml", "a")]);
+        let file = tree.root.join("a.yaml");
+        fs::remove_file(&file).expect("it is there");
+        // Reading it from its beginning is an I/O error, for root too.
+        std::os::unix::fs::symlink("/proc/self/mem", &file).expect("it can be linked");
+        for _ in 0..2 {
+            assert_eq!(names(&tree.look()), [""; 0]);
+            assert!(tree.troubles[&file].contains("cannot read it"), "{:?}", tree.troubles);
+        }
+        assert_eq!(tree.store.objects().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_write_right_after_a_look_is_seen() {
+        let (_directory, mut tree) = tree(&[("a.yaml", "n0")]);
+        for round in 1..10 {
+            // As long as before, and within the same tick of the clock that stamps files.
+            fs::write(tree.root.join("a.yaml"), node(&format!("n{round}"))).expect("it can be written");
+            assert_eq!(names(&tree.look()), [format!("-Node n{}", round - 1), format!("+Node n{round}")]);
+        }
+    }
 }

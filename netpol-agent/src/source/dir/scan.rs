@@ -5,8 +5,12 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A file with the same stamp has the same content.
+/// How long the clock that stamps files may stand still, with much to spare.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A file with the same stamp has the same content, unless the stamp [is young](Stamp::is_young).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: (u64, u64),
@@ -15,13 +19,25 @@ pub(super) struct Stamp {
     size: u64,
 }
 
+impl Stamp {
+    /// Whether a write at this moment could leave the same stamp.
+    pub(super) fn is_young(&self) -> bool {
+        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(self.changed.0), u32::try_from(self.changed.1)) else {
+            return false;
+        };
+        let changed = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        // A time to come is another machine's clock, and as good as any.
+        SystemTime::now().duration_since(changed).is_ok_and(|age| age < TICK)
+    }
+}
+
 /// What a tree holds.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     /// Manifests: `.yaml`, `.yml` and `.json`, hidden ones left out. Symbolic links are followed, as in a mounted
     /// `ConfigMap`.
     pub(super) files: BTreeMap<PathBuf, Stamp>,
-    /// Directories to watch, hidden ones included.
+    /// Directories to watch.
     pub(super) directories: Vec<PathBuf>,
     /// Paths that could not be read; what was known below them stays.
     pub(super) unreadable: Vec<(PathBuf, io::Error)>,
