@@ -227,3 +227,14 @@ fn programs_that_somebody_took_off_are_put_on_again() {
     reconciler.verify();
     assert_eq!(reconciler.dataplane().attached, [IfIndex(3)].into());
 }
+
+#[test]
+fn a_pod_without_its_programs_is_waited_for() {
+    let mut refusing = Memory::default();
+    refusing.refuses = true;
+    let mut reconciler = start(refusing, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+    assert!(reconciler.pods_waiting() == 1 && reconciler.is_waiting());
+    reconciler.dataplane_mut().refuses = false;
+    reconciler.retry();
+    assert!(reconciler.pods_waiting() == 0 && reconciler.dataplane().attached.contains(&IfIndex(3)));
+}

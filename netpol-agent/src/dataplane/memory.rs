@@ -18,6 +18,8 @@ pub struct Memory {
     pub attached: BTreeSet<IfIndex>,
     /// Refuse new entries of this map.
     pub full: Option<MapName>,
+    /// Refuse to put programs on interfaces.
+    pub refuses: bool,
     generation: u32,
 }
 
@@ -52,7 +54,10 @@ impl Dataplane for Memory {
         Ok(self.endpoints.clone())
     }
 
-    fn attach(&mut self, ifindex: IfIndex, _name: &str) -> Result<(), AttachError> {
+    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+        if self.refuses {
+            return Err(AttachError { interface: name.to_owned(), message: "refused".to_owned() });
+        }
         self.attached.insert(ifindex);
         Ok(())
     }

@@ -36,6 +36,8 @@ pub(super) struct Failures {
     told: bool,
     full: BTreeMap<MapName, u64>,
     failed: u64,
+    /// What was last told of each interface, and of all of them (index 0). It is tried again and again, and told once.
+    troubles: BTreeMap<IfIndex, String>,
 }
 
 impl Failures {
@@ -70,7 +72,20 @@ impl Failures {
 
     pub(super) fn endpoint(&mut self, what: &'static str, ifindex: IfIndex, error: &WriteError) {
         self.count(error);
-        tracing::error!(interface = %ifindex, %error, "cannot {what} an endpoint; it is tried again");
+        self.trouble(ifindex, format!("cannot {what} an endpoint; it is tried again: {error}"));
+    }
+
+    /// Tells what goes wrong with an interface, unless that is known.
+    pub(super) fn trouble(&mut self, ifindex: IfIndex, text: String) {
+        if self.troubles.get(&ifindex) != Some(&text) {
+            tracing::error!(interface = %ifindex, "{text}");
+            self.troubles.insert(ifindex, text);
+        }
+    }
+
+    /// An interface is as it should be, or gone.
+    pub(super) fn no_trouble(&mut self, ifindex: IfIndex) {
+        self.troubles.remove(&ifindex);
     }
 
     /// Counts an endpoint for which there is no number left.

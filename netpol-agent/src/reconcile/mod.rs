@@ -27,7 +27,7 @@ use netpol_policy::tables::{Change, EndpointPolicy};
 use netpol_policy::world::Event;
 
 use crate::dataplane::{Dataplane, MapName, WriteError};
-use crate::endpoints::Survey;
+use crate::endpoints::{NetlinkError, Survey};
 use failures::Failures;
 use numbers::Numbers;
 
@@ -92,6 +92,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Takes in what netlink tells, and enforces what follows.
     pub fn surveyed(&mut self, survey: Survey) {
+        self.failures.no_trouble(IfIndex(0));
         let own_changed = survey.own != self.survey.own;
         self.survey = survey;
         if own_changed {
@@ -100,6 +101,11 @@ impl<D: Dataplane> Reconciler<D> {
         } else {
             self.settle();
         }
+    }
+
+    /// Interfaces could not be looked at: they are believed to be as they were.
+    pub fn not_surveyed(&mut self, error: &NetlinkError) {
+        self.failures.trouble(IfIndex(0), format!("cannot look at interfaces; it is tried again: {error}"));
     }
 
     /// Puts programs on again where somebody took them off.

@@ -171,6 +171,9 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(endpoint) => {
                 let shut = self.crowded.remove(&ifindex).unwrap_or(false);
                 let attached = shut || self.held.get(&ifindex).is_some_and(|held| held.attached);
+                if attached {
+                    self.failures.no_trouble(ifindex);
+                }
                 let before = self.held.insert(ifindex, Held { pod, endpoint, attached, orphaned: false });
                 if let Some(before) = before.filter(|before| before.endpoint.id != id) {
                     self.numbers.release(before.endpoint.id);
@@ -198,7 +201,9 @@ impl<D: Dataplane> Reconciler<D> {
         if !*shut {
             match self.dataplane.attach(ifindex, &veth.name) {
                 Ok(()) => *shut = true,
-                Err(error) => tracing::error!(%error, "a pod is not enforced; it is tried again"),
+                Err(error) => {
+                    self.failures.trouble(ifindex, format!("a pod is not enforced; it is tried again: {error}"));
+                }
             }
         }
     }
@@ -208,7 +213,7 @@ impl<D: Dataplane> Reconciler<D> {
         if let Some(shut) = self.crowded.get_mut(&ifindex).filter(|shut| **shut) {
             match self.dataplane.detach(ifindex) {
                 Ok(()) => *shut = false,
-                Err(error) => tracing::error!(%error, "cannot let go of an interface; it is tried again"),
+                Err(error) => self.failures.trouble(ifindex, format!("cannot let go; it is tried again: {error}")),
             }
         }
     }
@@ -218,6 +223,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.open_up(ifindex);
         if self.crowded.get(&ifindex) == Some(&false) {
             self.crowded.remove(&ifindex);
+            self.failures.no_trouble(ifindex);
         }
     }
 
@@ -228,6 +234,7 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(()) => {
                 let Some(held) = self.held.get_mut(&ifindex) else { return };
                 held.attached = true;
+                self.failures.no_trouble(ifindex);
                 let gap = self.seen.get(&ifindex).map(Instant::elapsed).unwrap_or_default();
                 self.gaps.attached(begun.elapsed(), gap, veth.packets);
                 let (interface, packets) = (&veth.name, veth.packets);
@@ -238,20 +245,21 @@ impl<D: Dataplane> Reconciler<D> {
                     tracing::info!(interface, unprotected_ms, packets, "an unknown pod: everything is dropped");
                 }
             }
-            Err(error) => tracing::error!(%error, "a pod is not enforced; it is tried again"),
+            Err(error) => self.failures.trouble(ifindex, format!("a pod is not enforced; it is tried again: {error}")),
         }
     }
 
     /// Takes the programs off and forgets the endpoint, in this order: programs without an endpoint drop everything.
     fn release(&mut self, ifindex: IfIndex, why: &'static str) {
         if let Err(error) = self.dataplane.detach(ifindex) {
-            tracing::error!(%error, "cannot let go of an interface; it is tried again");
+            self.failures.trouble(ifindex, format!("cannot let go; it is tried again: {error}"));
             return;
         }
         if let Err(error) = self.dataplane.delete_endpoint(ifindex) {
             self.endpoint_failed("delete", ifindex, &error);
             return;
         }
+        self.failures.no_trouble(ifindex);
         if let Some(held) = self.held.remove(&ifindex) {
             self.numbers.release(held.endpoint.id);
             let pod = held.pod.map_or_else(|| "unknown".to_owned(), |pod| pod.to_string());

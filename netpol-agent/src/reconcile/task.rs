@@ -143,7 +143,7 @@ fn ready_late(reconciler: &Reconciler<Kernel>, ready: &mut bool, file: Option<&s
 fn look<D: Dataplane>(reconciler: &mut Reconciler<D>, surveyor: &mut Surveyor, all: bool) {
     match surveyor.look(&reconciler.settled(), all) {
         Ok(survey) => reconciler.surveyed(survey),
-        Err(error) => tracing::error!(%error, "cannot look at interfaces; it is tried again"),
+        Err(error) => reconciler.not_surveyed(&error),
     }
 }
 
