@@ -71,10 +71,6 @@ impl Dataplane for Memory {
         self.attached.iter().copied().collect()
     }
 
-    fn running(&self) -> Vec<IfIndex> {
-        self.attached()
-    }
-
     fn next_generation(&mut self) -> Result<Generation, WriteError> {
         self.generation += 1;
         Ok(Generation(self.generation))

@@ -98,7 +98,9 @@ pub trait Dataplane {
 
     /// Of those, the ones that run this agent's programs, as the kernel tells: others can take them off. Where the kernel
     /// does not tell, they are believed to.
-    fn running(&self) -> Vec<IfIndex>;
+    fn running(&self) -> Vec<IfIndex> {
+        self.attached()
+    }
 
     /// Raises the generation that no endpoint had before, across restarts, and returns it.
     ///
