@@ -8,7 +8,7 @@ use netpol_common::{DirectionPolicy, RuleId, RuleSetId};
 use super::allow::Contents;
 use super::atoms::{Atom, AtomId};
 use super::ids::Counter;
-use super::rules::{RETIRED, ResolvedPorts, RuleSetKey};
+use super::rules::{RETIRED, ResolvedPorts, RuleSetKey, Source};
 use crate::model::{PolicyKey, Protocol};
 
 /// The rule sets in use.
@@ -17,6 +17,8 @@ pub(super) struct RuleSets {
     ids: HashMap<Arc<RuleSetKey>, RuleSetId>,
     entries: BTreeMap<RuleSetId, RuleSet>,
     by_atom: HashMap<AtomId, BTreeSet<RuleSetId>>,
+    /// Where the rules are known without reading the policies.
+    by_source: HashMap<Source, RuleSetId>,
     counter: Counter,
     /// Policies of rule sets that are gone, oldest first.
     retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
@@ -75,17 +77,35 @@ impl RuleSets {
             ids: HashMap::new(),
             entries: BTreeMap::new(),
             by_atom: HashMap::new(),
+            by_source: HashMap::new(),
             counter: Counter::starting_at(first.0),
             retired: VecDeque::new(),
         }
     }
 
+    /// The rule set that follows from the same, with a user more.
+    pub(super) fn acquire_by_source(&mut self, source: &Source) -> Option<DirectionPolicy> {
+        let entry = self.entries.get_mut(self.by_source.get(source)?)?;
+        entry.users += 1;
+        Some(entry.policy)
+    }
+
+    /// Notes what a rule set follows from.
+    pub(super) fn set_source(&mut self, source: Source, id: RuleSetId) {
+        self.by_source.insert(source, id);
+    }
+
+    /// The policy is another one from now on.
+    pub(super) fn forget_sources(&mut self, policy: &PolicyKey) {
+        self.by_source.retain(|source, _| !source.names(policy));
+    }
+
     /// The rule set that is already there, with a user more.
-    pub(super) fn acquire(&mut self, key: &RuleSetKey) -> Option<(RuleSetId, DirectionPolicy)> {
+    pub(super) fn acquire(&mut self, key: &RuleSetKey) -> Option<DirectionPolicy> {
         let id = *self.ids.get(key)?;
         let entry = self.entries.get_mut(&id)?;
         entry.users += 1;
-        Some((id, entry.policy))
+        Some(entry.policy)
     }
 
     /// Adds a rule set, with one user. `atom` interns the atoms, `any` the ports that it allows to anyone.
@@ -140,6 +160,7 @@ impl RuleSets {
         }
         let rule_set = self.entries.remove(&id)?;
         self.ids.remove(&rule_set.key);
+        self.by_source.retain(|_, known| *known != id);
         for atom in rule_set.atoms() {
             if let Some(users) = self.by_atom.get_mut(&atom) {
                 users.remove(&id);

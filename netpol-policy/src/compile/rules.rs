@@ -7,7 +7,7 @@ use netpol_common::{Direction, RuleId};
 
 use super::atoms::{Atom, Namespaces};
 use super::ids::Counter;
-use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
+use crate::model::{NamedPort, Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
 /// How many names of rules and rule sets are kept after they are gone, for events that are still on their way.
 pub(super) const RETIRED: usize = 4096;
@@ -75,15 +75,11 @@ impl RuleNames {
         }
     }
 
-    /// The rules of the policies that isolate a pod in a direction.
-    pub(super) fn resolve<'a>(
-        &mut self,
-        pod: &Pod,
-        direction: Direction,
-        policies: impl Iterator<Item = &'a Policy>,
-    ) -> Option<RuleSetKey> {
+    /// The rules that follow for a pod.
+    pub(super) fn resolve(&mut self, pod: &Pod, source: &Source, policies: &BTreeMap<PolicyKey, Policy>) -> RuleSetKey {
+        let direction = source.direction;
         let mut key = RuleSetKey::default();
-        for policy in policies {
+        for policy in source.policies.iter().filter_map(|key| policies.get(key)) {
             let Some(rules) = rules(policy, direction) else { continue };
             key.policies.push(policy.key.clone());
             for (index, rule) in rules.iter().enumerate() {
@@ -95,7 +91,34 @@ impl RuleNames {
                 });
             }
         }
-        (!key.policies.is_empty()).then_some(key)
+        key
+    }
+}
+
+/// What a pod's rules in one direction follow from, as long as the policies stay as they are: known again without reading
+/// them, however many peers they have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Source {
+    direction: Direction,
+    policies: Vec<PolicyKey>,
+    /// What names of ingress ports stand for.
+    ports: Vec<NamedPort>,
+}
+
+impl Source {
+    /// `None` where none of the policies that select the pod isolates it in this direction.
+    pub(super) fn of<'a>(pod: &Pod, direction: Direction, selecting: impl Iterator<Item = &'a Policy>) -> Option<Self> {
+        let isolating = selecting.filter(|policy| rules(policy, direction).is_some());
+        let policies: Vec<_> = isolating.map(|policy| policy.key.clone()).collect();
+        let ports = match direction {
+            Direction::Ingress => pod.ports.clone(),
+            Direction::Egress => Vec::new(),
+        };
+        (!policies.is_empty()).then_some(Self { direction, policies, ports })
+    }
+
+    pub(super) fn names(&self, policy: &PolicyKey) -> bool {
+        self.policies.contains(policy)
     }
 }
 

@@ -8,6 +8,7 @@ use netpol_common::{ClassId, Direction, DirectionPolicy, RuleSetId};
 
 use super::Engine;
 use super::atoms::{Atom, AtomId};
+use super::rules::{RuleSetKey, Source};
 use crate::model::{NamespaceName, PodKey, Policy, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 use crate::world::Event;
@@ -48,6 +49,7 @@ impl Engine {
     pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
         let old = self.world.policies.get(key).cloned();
         self.world.apply(event);
+        self.rule_sets.forget_sources(key);
         let new = self.world.policies.get(key);
         let selects = |policy: Option<&Policy>, pod: &PodKey| {
             let pod = self.world.pods.get(pod);
@@ -102,19 +104,21 @@ impl Engine {
             let first = PolicyKey::new(key.namespace.clone(), "");
             let policies = self.world.policies.range(first..).map(|(_, policy)| policy);
             let policies = policies.take_while(|policy| policy.key.namespace == key.namespace);
-            let isolating = policies.filter(|policy| policy.pods.isolates(&pod.labels));
-            match self.rule_names.resolve(&pod, direction, isolating) {
-                None => DirectionPolicy::OPEN,
-                Some(rules) => match self.rule_sets.acquire(&rules) {
-                    Some((_, policy)) => policy,
-                    None => self.add_rule_set(transaction, rules),
-                },
+            let selecting = policies.filter(|policy| policy.pods.isolates(&pod.labels));
+            let Some(source) = Source::of(&pod, direction, selecting) else { return DirectionPolicy::OPEN };
+            if let Some(policy) = self.rule_sets.acquire_by_source(&source) {
+                return policy;
             }
+            let rules = self.rule_names.resolve(&pod, &source, &self.world.policies);
+            let known = self.rule_sets.acquire(&rules);
+            let policy = known.unwrap_or_else(|| self.add_rule_set(transaction, rules));
+            self.rule_sets.set_source(source, policy.rule_set);
+            policy
         });
         (key, Some(EndpointPolicy { ingress, egress }))
     }
 
-    fn add_rule_set(&mut self, transaction: &mut Transaction, rules: super::rules::RuleSetKey) -> DirectionPolicy {
+    fn add_rule_set(&mut self, transaction: &mut Transaction, rules: RuleSetKey) -> DirectionPolicy {
         let mut atoms = Vec::new();
         let mut ports = Vec::new();
         let (id, policy) = self.rule_sets.add(
