@@ -1,0 +1,166 @@
+//! The kernel and the engine in memory, side by side.
+
+use std::net::IpAddr;
+
+use netpol_common::Direction::{Egress, Ingress};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, Generation, IfIndex,
+    PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, Reason, RuleId, RuleSetId, address_flags, endpoint_flags,
+    port_verdict, protocol,
+};
+use netpol_ebpf::memory::Memory;
+use netpol_tests::cluster::Mac;
+use netpol_tests::packet::{Ip, frame};
+use netpol_tests::program::{INTERFACE, Programs};
+
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const SYN_ACK: u8 = 0x12;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const RST: u8 = 0x04;
+/// Came in by some other interface.
+pub(crate) const FORWARDED: u32 = 4000;
+pub(crate) const RULES: RuleSetId = RuleSetId(7);
+pub(crate) const WEB: PortSetId = PortSetId(1);
+
+pub(crate) const FAMILIES: [Addresses; 2] = [
+    Addresses { pod: "10.0.0.1", friend: "10.0.0.2", partner: "10.0.0.3", stranger: "192.0.2.9", node: "10.0.0.254" },
+    Addresses { pod: "fd00::1", friend: "fd00::2", partner: "fd00::3", stranger: "2001:db8::9", node: "fd00::fe" },
+];
+
+/// Who is who. Friends may reach the pod at 80/TCP and 53/UDP, partners at everything; strangers are in no class.
+#[derive(Clone, Copy)]
+pub(crate) struct Addresses {
+    pub(crate) pod: &'static str,
+    pub(crate) friend: &'static str,
+    pub(crate) partner: &'static str,
+    pub(crate) stranger: &'static str,
+    pub(crate) node: &'static str,
+}
+
+impl Addresses {
+    pub(crate) fn icmp(&self) -> u8 {
+        if self.v4() { protocol::ICMP } else { protocol::ICMPV6 }
+    }
+
+    pub(crate) fn v4(&self) -> bool {
+        self.pod.contains('.')
+    }
+
+    /// Type of an echo request and of its answer.
+    pub(crate) fn echo(&self) -> (u8, u8) {
+        if self.v4() { (8, 0) } else { (128, 129) }
+    }
+
+    /// Type of "packet too big" or "fragmentation needed".
+    pub(crate) fn too_big(&self) -> u8 {
+        if self.v4() { 3 } else { 2 }
+    }
+}
+
+pub(crate) fn ip(from: &str, to: &str) -> Ip {
+    let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+    Ip::new(address(from), address(to))
+}
+
+pub(crate) fn wire(packet: &[u8]) -> Vec<u8> {
+    frame(Mac([2; 6]), Mac([4; 6]), &[], packet)
+}
+
+/// The kernel and memory side by side, with the same in their tables.
+pub(crate) struct Both {
+    pub(crate) kernel: Programs,
+    pub(crate) memory: Memory,
+    pub(crate) endpoint: Endpoint,
+}
+
+impl Both {
+    /// A pod that is isolated in these directions, each with the rules of [`Addresses`].
+    pub(crate) fn isolated(directions: &[Direction]) -> Self {
+        let kernel = Programs::load().expect("the programs load");
+        let mut both = Self { kernel, memory: Memory::default(), endpoint: Endpoint::default() };
+        let policy = |direction| {
+            if directions.contains(&direction) {
+                DirectionPolicy { rule_set: RULES, any: PortSetId::NONE }
+            } else {
+                DirectionPolicy::OPEN
+            }
+        };
+        both.endpoint = Endpoint {
+            ifindex: IfIndex(INTERFACE),
+            generation: Generation(1),
+            ingress: policy(Ingress),
+            egress: policy(Egress),
+            flags: endpoint_flags::SOURCE_GUARD,
+            id: 1,
+            ..Endpoint::default()
+        };
+        for addresses in FAMILIES {
+            for (who, class, flags) in
+                [(addresses.friend, 1, 0), (addresses.partner, 2, 0), (addresses.node, 0, address_flags::OWN_NODE)]
+            {
+                let entry = AddressEntry { class: ClassId(class), flags };
+                match who.parse().unwrap() {
+                    IpAddr::V4(address) => {
+                        both.kernel.set_address(address.octets(), entry).unwrap();
+                        both.memory.v4.addresses.insert(address.octets(), entry);
+                    }
+                    IpAddr::V6(address) => {
+                        both.kernel.set_address(address.octets(), entry).unwrap();
+                        both.memory.v6.addresses.insert(address.octets(), entry);
+                    }
+                }
+            }
+            match addresses.pod.parse().unwrap() {
+                IpAddr::V4(address) => both.endpoint.address_v4 = address.octets(),
+                IpAddr::V6(address) => both.endpoint.address_v6 = address.octets(),
+            }
+        }
+        both.allow(1, WEB);
+        both.allow(2, PortSetId::ALL);
+        for (protocol, port) in [(protocol::TCP, 80_u16), (protocol::UDP, 53)] {
+            let key = PortKey { set: WEB, protocol, zero: 0, port: port.to_be_bytes() };
+            let entry = PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(1) };
+            both.kernel.set_port(PORT_PREFIX_EXACT, key, entry).unwrap();
+            both.memory.ports.insert((PORT_PREFIX_EXACT, key), entry);
+        }
+        both.write();
+        both
+    }
+
+    pub(crate) fn allow(&mut self, class: u32, port_set: PortSetId) {
+        let key = AllowKey { rule_set: RULES, class: ClassId(class) };
+        let entry = AllowEntry { port_set, rule: RuleId::NONE };
+        self.kernel.set_allow(key, entry).unwrap();
+        self.memory.allow.insert(key, entry);
+    }
+
+    pub(crate) fn write(&mut self) {
+        self.kernel.set_endpoint(&self.endpoint).unwrap();
+        self.memory.endpoints.insert(INTERFACE, self.endpoint);
+    }
+
+    /// Changes the endpoint, as the agent does: the generation goes up.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Endpoint)) {
+        change(&mut self.endpoint);
+        self.endpoint.generation.0 += 1;
+        self.write();
+    }
+
+    /// Runs a frame in both; the reason in memory, after the kernel gave the same.
+    pub(crate) fn run(&mut self, direction: Direction, frame: &[u8]) -> Reason {
+        self.run_from(FORWARDED, direction, frame)
+    }
+
+    pub(crate) fn run_from(&mut self, ingress_ifindex: u32, direction: Direction, frame: &[u8]) -> Reason {
+        let reason = self.memory.run(direction, frame, INTERFACE, ingress_ifindex);
+        let before = self.kernel.counted(1, direction, reason).unwrap();
+        let ran = self.kernel.run(direction, frame, ingress_ifindex, 1).expect("the kernel runs the frame");
+        let counted = self.kernel.counted(1, direction, reason).unwrap() - before;
+        assert_eq!((ran.passed, counted), (reason.allows(), 1), "memory says {reason:?}; frame {frame:02x?}");
+        reason
+    }
+
+    pub(crate) fn expect(&mut self, direction: Direction, packet: &[u8], expected: Reason, what: &str) {
+        assert_eq!(self.run(direction, &wire(packet)), expected, "{what}");
+    }
+}

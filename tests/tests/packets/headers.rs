@@ -1,0 +1,178 @@
+//! What headers say, hide and leave out.
+
+use crate::both::{Both, FAMILIES, FORWARDED, SYN, ip, wire};
+use netpol_common::Direction::{Egress, Ingress};
+use netpol_common::{Reason, endpoint_flags};
+use netpol_tests::cluster::Mac;
+use netpol_tests::packet::frame;
+use netpol_tests::program::INTERFACE;
+
+#[test]
+fn link_control_passes_and_nothing_like_it() {
+    let mut both = Both::isolated(&[Ingress, Egress]);
+    let mut arp = [[0xff_u8; 6], [4; 6]].concat();
+    arp.extend([8, 6]);
+    arp.extend([0; 28]);
+    assert_eq!(both.run(Ingress, &arp), Reason::LinkControl);
+    let with_hops = |hops: u8, kind: u8, from: &str| {
+        let mut packet = ip(from, "fd00::1").icmp(kind, 0, [0; 4], &[0; 16]);
+        packet[7] = hops;
+        packet
+    };
+    for (hops, kind, expected, what) in [
+        (255, 133, Reason::LinkControl, "router solicitation"),
+        (255, 135, Reason::LinkControl, "neighbour solicitation"),
+        (255, 137, Reason::LinkControl, "redirect"),
+        (64, 135, Reason::NoRule, "from further than the link"),
+        (1, 143, Reason::LinkControl, "listener report"),
+        (64, 131, Reason::NoRule, "listener report from afar"),
+        (255, 128, Reason::NoRule, "echo"),
+        (255, 138, Reason::NoRule, "renumbering"),
+    ] {
+        both.expect(Ingress, &with_hops(hops, kind, "fe80::9"), expected, what);
+    }
+    both.expect(Egress, &with_hops(255, 135, "::"), Reason::LinkControl, "is this address free?");
+    both.expect(Egress, &with_hops(255, 135, "fe80::9"), Reason::ForeignSource, "with another's address");
+}
+
+#[test]
+fn a_pod_sends_from_its_own_addresses() {
+    let mut both = Both::isolated(&[]);
+    for a in FAMILIES {
+        both.expect(Egress, &ip(a.friend, a.stranger).udp(1, 2, b"12345678"), Reason::ForeignSource, "another's");
+        both.expect(Egress, &ip(a.friend, a.stranger).carrying(a.icmp(), b""), Reason::ForeignSource, "cut short too");
+        both.expect(Ingress, &ip(a.friend, a.pod).udp(1, 2, b"12345678"), Reason::NotIsolated, "what arrives may");
+    }
+    both.expect(Egress, &ip("::", "fd00::2").udp(1, 2, b"12345678"), Reason::ForeignSource, "from nobody");
+    both.expect(Egress, &ip("0.0.0.0", "10.0.0.2").udp(1, 2, b"12345678"), Reason::ForeignSource, "from nobody");
+    both.change(|endpoint| endpoint.flags = 0);
+    both.expect(Egress, &ip("fd00::2", "fd00::3").udp(1, 2, b"12345678"), Reason::NotIsolated, "without the guard");
+}
+
+#[test]
+fn headers_in_between_hide_nothing() {
+    let mut both = Both::isolated(&[Ingress]);
+    for a in FAMILIES {
+        for (port, expected) in [(80, Reason::Rule), (81, Reason::NoRule)] {
+            let plain = ip(a.friend, a.pod).tcp(1000, port, SYN, b"");
+            for tags in 0..3 {
+                let tagged = frame(Mac([2; 6]), Mac([4; 6]), &[5, 6][..tags], &plain);
+                assert_eq!(both.run(Ingress, &tagged), expected, "{tags} VLAN tags");
+            }
+            let tagged = frame(Mac([2; 6]), Mac([4; 6]), &[5, 6, 7], &plain);
+            assert_eq!(both.run(Ingress, &tagged), Reason::TooManyHeaders);
+        }
+    }
+    let (v4, v6) = (ip("10.0.0.2", "10.0.0.1"), ip("fd00::2", "fd00::1"));
+    for (port, expected) in [(80, Reason::Rule), (81, Reason::NoRule)] {
+        both.expect(Ingress, &v4.clone().options(&[1; 40]).tcp(1000, port, SYN, b""), expected, "IPv4 options");
+        for (headers, what) in [
+            (&[(0, 0)][..], "hop-by-hop"),
+            (&[(60, 2)], "destination options"),
+            (&[(0, 1), (60, 0), (60, 3)], "three"),
+            (&[(60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0), (60, 0)], "eight"),
+        ] {
+            let packet = headers.iter().fold(v6.clone(), |packet, &(kind, words)| packet.extension(kind, words));
+            both.expect(Ingress, &packet.tcp(1000, port, SYN, b""), expected, what);
+        }
+        let nine = (0..9).fold(v6.clone(), |packet, _| packet.extension(60, 0));
+        both.expect(Ingress, &nine.tcp(1000, port, SYN, b""), Reason::TooManyHeaders, "nine");
+        let atomic = v6.clone().fragment(9, 0, false);
+        both.expect(Ingress, &atomic.tcp(1000, port, SYN, b""), expected, "an atomic fragment");
+    }
+    both.expect(Ingress, &v6.clone().carrying(59, b""), Reason::NoRule, "no next header");
+    both.expect(Ingress, &v6.clone().carrying(50, b"12345678"), Reason::NoRule, "ESP");
+}
+
+#[test]
+fn fragments_follow_their_first() {
+    let mut both = Both::isolated(&[Ingress]);
+    for a in FAMILIES {
+        let from = |id, offset, more| ip(a.friend, a.pod).fragment(id, offset, more);
+        let body = ip(a.friend, a.pod).udp_body(1000, 53, &[7; 64]);
+        let denied = ip(a.friend, a.pod).udp_body(1000, 54, &[7; 64]);
+        both.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::OrphanFragment, "no first yet");
+        both.expect(Ingress, &from(1, 0, true).carrying(17, &body[..32]), Reason::Rule, "the first");
+        both.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::Flow, "the rest");
+        both.expect(Ingress, &from(1, 0, true).carrying(17, &denied[..32]), Reason::Malformed, "a second beginning");
+        both.expect(Ingress, &from(2, 0, true).carrying(17, &denied[..32]), Reason::NoRule, "a denied first");
+        both.expect(Ingress, &from(2, 32, false).carrying(17, &denied[32..]), Reason::OrphanFragment, "its rest");
+        let segment = [0x03, 0xe8, 0, 80, 0, 0, 0, 1];
+        both.expect(Ingress, &from(3, 0, true).carrying(6, &segment), Reason::Malformed, "TCP without its flags");
+        both.expect(Ingress, &from(3, 8, false).carrying(6, &segment), Reason::Malformed, "flags to be rewritten");
+        both.memory.wait(31);
+        let late = wire(&from(1, 32, false).carrying(17, &body[32..]));
+        assert_eq!(both.memory.run(Ingress, &late, INTERFACE, 0), Reason::OrphanFragment, "half a minute later");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_passes_open_pods_only() {
+    let (mut open, mut closed) = (Both::isolated(&[]), Both::isolated(&[Ingress]));
+    let mut unknown_type = wire(&ip("10.0.0.2", "10.0.0.1").udp(1, 53, b"12345678"));
+    unknown_type[12] = 0x99;
+    let mut wrong_version = wire(&ip("10.0.0.2", "10.0.0.1").udp(1, 53, b"12345678"));
+    wrong_version[14] = 0x65;
+    let mut short_header = wire(&ip("10.0.0.2", "10.0.0.1").udp(1, 53, b"12345678"));
+    short_header[14] = 0x44;
+    let mut short_total = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
+    short_total[17] = 24;
+    for (frame, expected) in [
+        (unknown_type, Reason::NotIp),
+        (wrong_version, Reason::Malformed),
+        (short_header, Reason::Malformed),
+        (short_total, Reason::Malformed),
+    ] {
+        assert_eq!(closed.run(Ingress, &frame), expected);
+        assert_eq!(open.run(Ingress, &frame), Reason::NotIsolated);
+    }
+    closed.change(|endpoint| endpoint.flags = endpoint_flags::UNKNOWN);
+    assert_eq!(closed.run(Egress, &wire(&ip("10.0.0.1", "10.0.0.2").udp(1, 53, b"12345678"))), Reason::UnknownPod);
+}
+
+/// Cut anywhere, a packet that would pass does so only where its ports are still there, and never crashes anything.
+#[test]
+fn truncated_packets_are_malformed() {
+    let mut both = Both::isolated(&[Ingress, Egress]);
+    for a in FAMILIES {
+        let network = 14 + if a.v4() { 20 } else { 40 };
+        let quoted = ip(a.pod, a.friend).tcp(2000, 80, SYN, b"");
+        both.expect(Egress, &quoted, Reason::Rule, "the flow that the error quotes");
+        let extended = if a.v4() { ip(a.friend, a.pod).options(&[1; 8]) } else { ip(a.friend, a.pod).extension(60, 0) };
+        for (packet, needed) in [
+            (ip(a.partner, a.pod).tcp(1000, 80, SYN, b"1234"), network + 14),
+            (ip(a.friend, a.pod).udp(1000, 53, b"1234"), network + 4),
+            (extended.tcp(1000, 80, SYN, b"1234"), network + 8 + 14),
+            (ip(a.partner, a.pod).icmp(a.echo().0, 0, [0; 4], b"1234"), network + 8),
+            (ip(a.stranger, a.pod).icmp(a.too_big(), 4, [0; 4], &quoted), network + 8),
+        ] {
+            let whole = wire(&packet);
+            for length in 0..=whole.len() {
+                let cut = &whole[..length];
+                let expected = if length < needed { Some(Reason::Malformed) } else { None };
+                // TEST_RUN does not build an sk_buff without the IP header; in memory, all lengths are tried.
+                let reason = if length < network {
+                    both.memory.run(Ingress, cut, INTERFACE, FORWARDED)
+                } else {
+                    both.run(Ingress, cut)
+                };
+                assert!(expected.is_none_or(|expected| expected == reason), "{length} of {}: {reason:?}", whole.len());
+            }
+        }
+    }
+}
+
+/// Frames whose first bytes only are at hand, as with large socket buffers.
+#[test]
+fn paged_frames_are_judged_alike() {
+    let both = Both::isolated(&[Ingress]);
+    for a in FAMILIES {
+        for port in [80, 81] {
+            let whole = wire(&ip(a.friend, a.pod).tcp(1000, port, SYN, b"12345678"));
+            let expected = both.memory.run(Ingress, &whole, INTERFACE, FORWARDED);
+            for linear in 0..whole.len() {
+                assert_eq!(both.memory.run_paged(Ingress, &whole, INTERFACE, linear), expected, "{linear} bytes");
+            }
+        }
+    }
+}
