@@ -40,8 +40,11 @@ impl Blocks {
                 prefix.users += 1;
             }
         }
+        let holes = outermost(&block.except);
         for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
-            let excepted = block.except.iter().any(|hole| hole.contains(net));
+            // Holes are apart from each other: only the last that begins before the prefix can have it.
+            let before = holes.partition_point(|hole| hole <= net);
+            let excepted = holes[..before].last().is_some_and(|hole| hole.contains(net));
             if !excepted && prefix.covering.insert(id) {
                 touched.insert(*net);
             }
@@ -113,9 +116,37 @@ impl Blocks {
     }
 }
 
+/// Sorted, and without those that are inside others.
+fn outermost(holes: &[IpNet]) -> Vec<IpNet> {
+    let mut sorted = holes.to_vec();
+    sorted.sort_unstable();
+    // Of two that begin alike, the wider comes first.
+    sorted.dedup_by(|inner, outer| outer.contains(&*inner));
+    sorted
+}
+
 /// The prefixes inside a net, itself included.
 fn inside(prefixes: &mut BTreeMap<IpNet, Prefix>, net: IpNet) -> impl Iterator<Item = (&IpNet, &mut Prefix)> {
     let host = if net.addr().is_ipv6() { 128 } else { 32 };
     let last = IpNet::new(net.broadcast(), host).unwrap_or(net);
     prefixes.range_mut(net..=last).filter(move |(inner, _)| net.contains(*inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_inside_holes_are_none_of_their_own() {
+        let nets = |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().expect("a net")).collect() };
+        let cases: &[(&[&str], &[&str])] = &[
+            (&[], &[]),
+            (&["10.2.0.0/16", "10.1.0.0/16"], &["10.1.0.0/16", "10.2.0.0/16"]),
+            (&["10.1.0.0/24", "10.1.0.0/16", "10.1.7.0/24", "10.2.0.0/16"], &["10.1.0.0/16", "10.2.0.0/16"]),
+            (&["fd00::/64", "fd00::/16", "fd00:1::/32"], &["fd00::/16"]),
+        ];
+        for (holes, expected) in cases {
+            assert_eq!(outermost(&nets(holes)), nets(expected), "{holes:?}");
+        }
+    }
 }
