@@ -297,6 +297,9 @@ fn denied_packets_put_nothing_off() {
     node.expect(1, 2, 81, false);
     node.add_pod(5);
     node.pod_ip(5, "addr flush dev eth0 scope global");
+    // The agent looks again, and forgets the address it may have seen.
+    node.ip("link set veth5 mtu 1400");
+    std::thread::sleep(Duration::from_millis(300));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let stops = Stops(&stop);
@@ -309,6 +312,7 @@ fn denied_packets_put_nothing_off() {
         // Its address comes late, and nothing tells when.
         node.announce(5);
         std::thread::sleep(Duration::from_secs(1));
+        assert!(!node.log().contains("pod=shop/p5"), "without an address nobody knows it");
         node.pod_ip(5, "addr add 10.9.0.5/24 dev eth0");
         node.wait_log("pod=shop/p5");
         assert!(node.page(9466, "/healthz?verbose").contains("200 OK"));
