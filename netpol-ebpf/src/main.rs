@@ -47,7 +47,24 @@ mod programs {
     /// An allowed packet goes on to other programs on the hook.
     #[inline(always)]
     fn run(context: &TcContext, direction: Direction) -> i32 {
-        if netpol_ebpf::process(Skb::new(context.skb.skb), direction).allows() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+        let reason = netpol_ebpf::process(Skb::new(context.skb.skb), direction);
+        #[cfg(feature = "log")]
+        diagnose(context, reason);
+        if reason.allows() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+    }
+
+    /// Speaks of what the agent should never let happen.
+    #[cfg(feature = "log")]
+    #[inline(always)]
+    fn diagnose(context: &TcContext, reason: netpol_common::Reason) {
+        use netpol_common::Reason;
+        // SAFETY: the context is valid while the program runs.
+        let ifindex = unsafe { (*context.skb.skb).ifindex };
+        if reason == Reason::NoEndpoint {
+            aya_log_ebpf::warn!(context, "interface {} has the program and no endpoint", ifindex);
+        } else if reason == Reason::FlowTableFull {
+            aya_log_ebpf::warn!(context, "interface {}: the flow table takes no flow", ifindex);
+        }
     }
 
     #[panic_handler]

@@ -23,8 +23,14 @@ enum Verb {
     #[command(after_help = "Examples:\n  cargo xtask setup")]
     Setup,
     /// Build the BPF object, target/bpf/netpol.o.
-    #[command(after_help = "Examples:\n  cargo xtask ebpf && bpftool btf dump file target/bpf/netpol.o")]
-    Ebpf,
+    #[command(
+        after_help = "Examples:\n  cargo xtask ebpf && bpftool btf dump file target/bpf/netpol.o\n  cargo xtask ebpf --log && netpol-agent run --bpf-object target/bpf/netpol-log.o …"
+    )]
+    Ebpf {
+        /// Build target/bpf/netpol-log.o instead, whose programs tell the agent's log what should never happen
+        #[arg(long)]
+        log: bool,
+    },
     /// Build target/release/netpol and target/release/netpol-agent, the BPF object inside.
     #[command(after_help = "Examples:\n  cargo xtask build && target/release/netpol-agent --help")]
     Build,
@@ -114,7 +120,8 @@ pub(crate) enum Output {
 pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Setup => setup::run()?,
-        Verb::Ebpf => println!("{}", ebpf::build()?.display()),
+        Verb::Ebpf { log: false } => println!("{}", ebpf::build()?.display()),
+        Verb::Ebpf { log: true } => println!("{}", ebpf::build_with_log()?.display()),
         Verb::Build => binaries::build()?,
         Verb::Demo(args) => return demo(&args),
         Verb::Test(args) => return test::run(&args),

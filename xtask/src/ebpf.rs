@@ -11,15 +11,24 @@ use crate::{run, toolchain, workspace};
 /// Builds netpol-ebpf for the kernel and returns the object's path. The object is written only when it changed, so that
 /// the agent, whose build embeds it, is not rebuilt for nothing.
 pub(crate) fn build() -> Result<PathBuf> {
+    build_as(workspace::bpf_object(), &[])
+}
+
+/// The same with `aya-log` inside, as an object of its own: libbpf and bpftool refuse it, since its ring buffer has no BTF.
+pub(crate) fn build_with_log() -> Result<PathBuf> {
+    build_as(workspace::bpf_object().with_file_name("netpol-log.o"), &["--features", "log"])
+}
+
+fn build_as(object: PathBuf, features: &[&str]) -> Result<PathBuf> {
     toolchain::setup()?;
     let mut cargo = toolchain::compiler()?.cargo();
     cargo.args(["build", "--package", "netpol-ebpf", "--bin", "netpol-ebpf", "--profile", "bpf"]);
+    cargo.args(features);
     cargo.args(["--target", toolchain::TARGET, "--target-dir"]).arg(products());
     run::step("building the BPF object", &mut cargo)?;
     let built = products().join(toolchain::TARGET).join("bpf/netpol-ebpf");
     let new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
     calls::check(&new)?;
-    let object = workspace::bpf_object();
     if std::fs::read(&object).is_ok_and(|old| old == new) {
         return Ok(object);
     }

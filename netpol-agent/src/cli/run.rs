@@ -54,7 +54,8 @@ async fn serve(args: RunArgs) -> Result<()> {
 
     let options =
         KernelOptions { pin_path: args.pin_path.clone(), attach: args.attach, capacities: args.sizes.capacities() };
-    let kernel = Kernel::start(&object, &options)?;
+    let mut kernel = Kernel::start(&object, &options)?;
+    kernel.pass_diagnostics_on();
     drop(object);
     let attach = if kernel.is_tcx() { "tcx" } else { "tc" };
     tracing::info!(pin_path = %args.pin_path.display(), attach, "programs loaded");

@@ -1,6 +1,7 @@
 //! The kernel's maps and programs: loaded once, pinned, adopted by the next agent.
 
 mod attach;
+mod diagnostics;
 mod load;
 mod maps;
 mod names;
