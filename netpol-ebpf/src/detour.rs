@@ -169,7 +169,7 @@ where
 /// it can be handed to a function that the verifier looks at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// From the low byte on: where the IP header starts, protocol, flags, [`role`], and a reason or [`UNDECIDED`].
+    /// From the low byte on: where the IP header starts, protocol, flags, `role`, and a reason or `UNDECIDED`.
     pub bits: u64,
     /// From the low bytes on: the packet's source and destination port, the pod's and the remote's in the flow's key.
     pub ports: u64,

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`process`] is the whole of it: a short way for plain packets, and a detour for all others. It is generic over its
-//! [`Surroundings`], so that the same code runs in the kernel ([`kernel`], on BPF maps) and in ordinary tests (on hash
+//! [`Surroundings`], so that the same code runs in the kernel (`kernel`, on BPF maps) and in ordinary tests (on hash
 //! maps). Nothing here allocates, locks or loops without bound, and nothing newer than Linux 5.10 is used.
 
 #![cfg_attr(target_arch = "bpf", no_std)]

@@ -33,7 +33,7 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>>;
     /// Tells of a denied packet, or counts that it could not.
     fn emit(&self, event: &DenyEvent);
-    /// [`detour::find`], or where that is a function of its own, that; so with the next two, and with the first two of
+    /// `detour::find`, or where that is a function of its own, that; so with the next two, and with the first two of
     /// [`Family`].
     #[inline(always)]
     fn find(self, direction: Direction) -> Content {

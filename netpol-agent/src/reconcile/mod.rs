@@ -6,7 +6,7 @@
 //! survey ──────┴─► who is where ──┘
 //! ```
 //!
-//! Everything is level-triggered: [`Reconciler::settle`] compares what each veth should have with what it has, and may
+//! Everything is level-triggered: `Reconciler::settle` compares what each veth should have with what it has, and may
 //! be called at any time.
 
 mod failures;
