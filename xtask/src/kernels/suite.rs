@@ -1,5 +1,6 @@
 //! Kernels from Debian's archive, downloaded once, without touching the system's own package sources.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,10 +9,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{run, workspace};
 
-/// Where Debian is. What leaves the first moves to the second, where nothing is renewed.
-const MIRRORS: &[(&str, &str)] =
-    &[("http://deb.debian.org/debian", ""), ("http://archive.debian.org/debian", " check-valid-until=no")];
-/// Signs both; part of every Debian.
+/// A mirror of Debian to use instead of this machine's own; old suites move to another one than new ones.
+const MIRROR: &str = "NETPOL_DEBIAN_MIRROR";
+/// Signs every suite; part of every Debian.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Depends on the suite's current kernel.
 const CURRENT: &str = "linux-image-cloud-amd64";
@@ -43,27 +43,28 @@ impl Suite {
         let root = folder.join("root");
         if update || !root.is_dir() {
             run::say(&format!("downloading Debian's kernel {} ({})", self.version, self.name));
-            let tried = MIRRORS.iter().map(|mirror| self.download(&folder, *mirror));
             let mut errors = Vec::new();
-            for result in tried {
-                match result {
-                    Ok(()) => break,
-                    Err(error) => errors.push(format!("{error:#}")),
+            for mirror in mirrors()? {
+                match self.download(&folder, &mirror) {
+                    Ok(()) => return Kernel::find(&folder),
+                    Err(error) => errors.push(format!("{mirror}: {error:#}")),
                 }
             }
-            if errors.len() == MIRRORS.len() {
-                bail!("no kernel {} from any mirror; is the network up?\n{}", self.version, errors.join("\n"));
-            }
+            let (version, tried) = (self.version, errors.join("\n"));
+            bail!(
+                "no kernel {version} from any mirror; is the network up? Or name a mirror that has it in {MIRROR}\n{tried}"
+            );
         }
         Kernel::find(&folder)
     }
 
-    fn download(&self, folder: &Path, (mirror, options): (&str, &str)) -> Result<()> {
+    fn download(&self, folder: &Path, mirror: &str) -> Result<()> {
         let private = folder.join("apt");
         for part in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(private.join(part)).with_context(|| format!("creating {}", private.display()))?;
         }
-        let source = format!("deb [signed-by={KEYRING}{options}] {mirror} {} main\n", self.name);
+        // Lists of old suites are not renewed any more.
+        let source = format!("deb [signed-by={KEYRING} check-valid-until=no] {mirror} {} main\n", self.name);
         fs::write(private.join("sources.list"), source).context("writing a private sources.list")?;
 
         run::output("updating package lists", &mut apt("apt-get", &private, &["-qq", "update"]))?;
@@ -88,6 +89,21 @@ impl Suite {
         fs::rename(&unpacked, &root).with_context(|| format!("moving the kernel to {}", root.display()))?;
         fs::remove_dir_all(&downloads).with_context(|| format!("removing {}", downloads.display()))
     }
+}
+
+/// Where Debian's packages come from: where apt on this machine gets them.
+fn mirrors() -> Result<Vec<String>> {
+    if let Ok(mirror) = std::env::var(MIRROR) {
+        return Ok(vec![mirror]);
+    }
+    let mut ask = run::command("apt-get", ["indextargets", "--format", "$(REPO_URI)"]);
+    ask.args(["Created-By: Packages", "Origin: Debian", "Label: Debian"]);
+    let answer = run::output("asking apt for its mirrors of Debian", &mut ask)?;
+    let mirrors: BTreeSet<String> = answer.lines().map(str::to_owned).collect();
+    if mirrors.is_empty() {
+        bail!("apt knows no mirror of Debian: run `apt-get update`, or name one in {MIRROR}");
+    }
+    Ok(mirrors.into_iter().collect())
 }
 
 /// One of apt's programs, with sources and lists of its own.
