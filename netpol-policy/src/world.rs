@@ -119,13 +119,7 @@ impl World {
 
     /// The pod whose address this is. Where several claim it, the one that is not being deleted, then the youngest, then
     /// the one with the greatest key; the others select nothing.
-    ///
-    /// An address of this node is the node's, whatever a pod claims: what is forwarded under it must not match that pod's
-    /// labels.
     pub fn address_owner(&self, address: IpAddr) -> Option<&Pod> {
-        if self.own_addresses.binary_search(&address).is_ok() {
-            return None;
-        }
         let claimants = self.claims.get(&address)?.iter().filter_map(|key| self.pods.get(key));
         claimants.max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }

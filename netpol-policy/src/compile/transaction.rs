@@ -68,10 +68,7 @@ impl Engine {
         let old: BTreeSet<_> = self.world.own_addresses.iter().copied().collect();
         self.world.apply(Event::OwnAddresses(addresses));
         let new = self.world.own_addresses.iter().copied().collect();
-        let addresses: BTreeSet<_> = old.symmetric_difference(&new).copied().collect();
-        for address in &addresses {
-            self.identities.assign(*address, &self.atoms, &self.world);
-        }
+        let addresses = old.symmetric_difference(&new).copied().collect();
         self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
     }
 
