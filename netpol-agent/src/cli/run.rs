@@ -17,7 +17,6 @@ use crate::metrics::{self, Meter};
 use crate::object;
 use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Options, Reconciler};
-use crate::source::Batch;
 
 pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     machine::check("run")?;
@@ -35,10 +34,10 @@ async fn serve(args: RunArgs) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
     // Before anything is made: who mistypes the source leaves nothing behind.
-    let mut source = args.source.clone().start()?;
-    let objects = source.recv().await.context("the source ended before it began")?;
+    let mut feed = args.source.clone().start()?;
+    let first = feed.batches.recv().await.context("the source ended before it began")?;
     tracing::info!(source = %args.source, "objects read");
-    warn_of_strange_node(&objects, &args.node);
+    warn_of_strange_node(&first.events, &args.node);
     if Mounts::ensure(&args.pin_path)? {
         tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
     }
@@ -61,13 +60,14 @@ async fn serve(args: RunArgs) -> Result<()> {
     tracing::info!(pin_path = %args.pin_path.display(), attach, "programs loaded");
     let old = kernel.snapshot()?;
     let ring = kernel.events()?;
-    let meter = Meter::new(kernel.counters()?);
+    let mut meter = Meter::new(kernel.counters()?);
     let reconcile = Options {
         node: args.node.as_str().into(),
         unknown_pods: args.unknown_pods,
         source_guard: !args.no_source_guard,
     };
-    let reconciler = Reconciler::start(kernel, reconcile, &old, objects, survey)?;
+    let reconciler = Reconciler::start(kernel, reconcile, &old, first.events, survey)?;
+    meter.enforced(first.revision);
     drop(old);
     trim();
 
@@ -78,7 +78,7 @@ async fn serve(args: RunArgs) -> Result<()> {
             .with_context(|| format!("cannot serve metrics on {address}; choose another --metrics"))?;
         tracing::info!(%address, "metrics served");
     }
-    let inputs = Inputs { source, monitor, surveyor, ring, scrapes, ready_file: args.ready_file };
+    let inputs = Inputs { source: feed.batches, monitor, surveyor, ring, scrapes, ready_file: args.ready_file };
     let reporter = Reporter::new(Lines::to(std::io::stdout()));
     let stop = async {
         tokio::select! {
@@ -103,7 +103,7 @@ fn trim() {
 }
 
 /// Pods that name other nodes only are most often a misspelt `--node`.
-fn warn_of_strange_node(objects: &Batch, node: &str) {
+fn warn_of_strange_node(objects: &[Event], node: &str) {
     let pods = objects.iter().flat_map(|event| match event {
         Event::Reset(objects) => objects.as_slice(),
         _ => &[],

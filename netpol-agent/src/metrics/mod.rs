@@ -6,6 +6,7 @@ mod server;
 use std::time::Duration;
 
 use crate::dataplane::CounterReader;
+use crate::source::Revision;
 
 pub use page::render;
 pub use server::serve;
@@ -16,6 +17,8 @@ pub struct Meter {
     pub counters: CounterReader,
     /// Everything known at the start is enforced.
     pub ready: bool,
+    /// The last of the source's batches that is enforced.
+    pub revision: Revision,
     batches: u64,
     applying: Duration,
     slowest: Duration,
@@ -24,7 +27,14 @@ pub struct Meter {
 impl Meter {
     /// Starts at zero.
     pub fn new(counters: CounterReader) -> Self {
-        Self { counters, ready: false, batches: 0, applying: Duration::ZERO, slowest: Duration::ZERO }
+        Self {
+            counters,
+            ready: false,
+            revision: Revision::default(),
+            batches: 0,
+            applying: Duration::ZERO,
+            slowest: Duration::ZERO,
+        }
     }
 
     /// A batch of objects took this long to enforce.
@@ -32,5 +42,10 @@ impl Meter {
         self.batches += 1;
         self.applying += took;
         self.slowest = self.slowest.max(took);
+    }
+
+    /// A batch is in the kernel now.
+    pub fn enforced(&mut self, revision: Revision) {
+        self.revision = self.revision.max(revision);
     }
 }

@@ -73,17 +73,16 @@ pub async fn run(
             biased;
             () = &mut stop => return Ok(()),
             batch = inputs.source.recv(), if source_open => {
-                let Some(mut events) = batch else {
+                let Some(first) = batch else {
                     tracing::error!("the source has ended; what it said last stays in force");
                     source_open = false;
                     continue;
                 };
+                let mut batches = vec![first];
                 while let Ok(more) = inputs.source.try_recv() {
-                    events.extend(more);
+                    batches.push(more);
                 }
-                let begun = Instant::now();
-                reconciler.apply(events);
-                meter.applied(begun.elapsed());
+                take_in(batches, &mut reconciler, &mut meter);
                 look(&mut reconciler, &mut inputs.surveyor, false);
                 back_off = FASTEST;
                 last_look = Instant::now();
@@ -126,6 +125,27 @@ pub async fn run(
                 yield_now().await;
             }
         }
+    }
+}
+
+/// Enforces what queued up, as far as it goes at once.
+fn take_in(batches: Vec<Batch>, reconciler: &mut Reconciler<Kernel>, meter: &mut Meter) {
+    let mut enforced = Vec::new();
+    let mut events = Vec::new();
+    let begun = Instant::now();
+    for batch in batches {
+        if batch.after_gap {
+            reconciler.apply(std::mem::take(&mut events));
+            reconciler.apply(batch.events);
+        } else {
+            events.extend(batch.events);
+        }
+        enforced.push(batch.revision);
+    }
+    reconciler.apply(events);
+    meter.applied(begun.elapsed());
+    for revision in enforced {
+        meter.enforced(revision);
     }
 }
 

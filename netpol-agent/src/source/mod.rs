@@ -6,12 +6,56 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use std::time::Instant;
+
+use netpol_policy::model::ObjectKey;
 use netpol_policy::world::Event;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-/// One step of a source: events that belong together.
-pub type Batch = Vec<Event>;
+/// Counts what a source sent, batch by batch, from 1: whoever has enforced a revision has enforced all before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision(pub u64);
+
+/// Events that came at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Its number.
+    pub revision: Revision,
+    /// What happened, in order.
+    pub events: Vec<Event>,
+    /// The source had lost sight: the events are what differs now, and nothing between before and now ever was.
+    pub after_gap: bool,
+    /// When the first of it reached the agent.
+    pub received: Instant,
+}
+
+/// Asks a source what it knows of one object, as of now rather than of when it last heard of it.
+#[derive(Debug)]
+pub struct Inquiry {
+    /// The object.
+    pub object: ObjectKey,
+    /// Answered once everything that is so at the time of asking was sent. An error says why that cannot be known.
+    pub answer: oneshot::Sender<Result<Known, String>>,
+}
+
+/// What is known of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Whether there is such an object.
+    pub exists: bool,
+    /// The batch that says so, or one after it.
+    pub revision: Revision,
+}
+
+/// A source that runs.
+#[derive(Debug)]
+pub struct Feed {
+    /// What it tells; first of all a reset, with everything there is.
+    pub batches: mpsc::Receiver<Batch>,
+    /// What it is asked.
+    pub inquiries: mpsc::Sender<Inquiry>,
+}
 
 /// A source that can be named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +83,11 @@ pub enum SourceError {
 }
 
 impl ObjectSource {
-    /// Reads everything there is, sends it as the first batch, and goes on in a task of its own.
+    /// Sends everything there is as the first batch, and goes on, in a task of its own.
     ///
     /// # Errors
     /// Where the source is not there at all. Objects that are not understood are told in the log instead.
-    pub fn start(self) -> Result<mpsc::Receiver<Batch>, SourceError> {
+    pub fn start(self) -> Result<Feed, SourceError> {
         match self {
             Self::Dir(path) => dir::start(&path),
         }

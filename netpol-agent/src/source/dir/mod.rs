@@ -17,7 +17,7 @@ use netpol_policy::world::Event;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Batch, SourceError};
+use super::{Batch, Feed, Inquiry, Known, Revision, SourceError};
 use scan::{Scan, Stamp, scan};
 use store::{Content, Outcome, Store};
 use watch::Watch;
@@ -35,16 +35,27 @@ const BUSY: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// Where the directory cannot be listed or watched.
-pub fn start(root: &Path) -> Result<mpsc::Receiver<Batch>, SourceError> {
+pub fn start(root: &Path) -> Result<Feed, SourceError> {
     let tree = Tree::open(root)?;
-    let (sender, receiver) = mpsc::channel(16);
-    let first = vec![Event::Reset(tree.store.objects())];
-    tokio::spawn(async move {
-        if sender.send(first).await.is_ok() {
-            tree.follow(&sender).await;
-        }
-    });
-    Ok(receiver)
+    let (sender, batches) = mpsc::channel(16);
+    let (inquiries, asked) = mpsc::channel(16);
+    tokio::spawn(tree.follow(Teller { sender, revision: Revision::default() }, asked));
+    Ok(Feed { batches, inquiries })
+}
+
+/// Numbers batches and sends them.
+struct Teller {
+    sender: mpsc::Sender<Batch>,
+    revision: Revision,
+}
+
+impl Teller {
+    /// False where nobody listens any more.
+    async fn tell(&mut self, events: Vec<Event>, received: Instant) -> bool {
+        self.revision.0 += 1;
+        let batch = Batch { revision: self.revision, events, after_gap: false, received: received.into_std() };
+        self.sender.send(batch).await.is_ok()
+    }
 }
 
 #[derive(Debug)]
@@ -79,20 +90,36 @@ impl Tree {
         Ok(tree)
     }
 
-    async fn follow(mut self, sender: &mpsc::Sender<Batch>) {
+    async fn follow(mut self, mut teller: Teller, mut asked: mpsc::Receiver<Inquiry>) {
+        if !teller.tell(vec![Event::Reset(self.store.objects())], Instant::now()).await {
+            return;
+        }
         loop {
             let wait = if self.busy { BUSY } else { RESCAN };
-            match timeout(wait, self.watch.changed()).await {
-                Ok(Ok(())) => self.settle().await,
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "inotify failed; changes are found by looking every {RESCAN:?}");
-                    sleep(RESCAN).await;
-                }
-                Err(_) => {}
+            let mut inquiry = None;
+            tokio::select! {
+                Some(asked) = asked.recv() => inquiry = Some(asked),
+                changed = timeout(wait, self.watch.changed()) => match changed {
+                    Ok(Ok(())) => self.settle().await,
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "inotify failed; changes are found by looking every {RESCAN:?}");
+                        sleep(RESCAN).await;
+                    }
+                    Err(_) => {}
+                },
             }
+            let received = Instant::now();
             let events = self.look();
-            if !events.is_empty() && sender.send(events).await.is_err() {
+            if !events.is_empty() && !teller.tell(events, received).await {
                 return;
+            }
+            if let Some(Inquiry { object, answer }) = inquiry {
+                let known = match self.troubles.iter().next() {
+                    None => Ok(Known { exists: self.store.contains(&object), revision: teller.revision }),
+                    Some((path, trouble)) => Err(format!("{}: {trouble}", path.display())),
+                };
+                // Whoever asked may have gone.
+                let _ = answer.send(known);
             }
         }
     }

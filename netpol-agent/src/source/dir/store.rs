@@ -72,6 +72,11 @@ impl Store {
         self.holders.keys().filter_map(|key| self.believed(key)).cloned().collect()
     }
 
+    /// Whether any file has this object.
+    pub(super) fn contains(&self, key: &ObjectKey) -> bool {
+        self.holders.contains_key(key)
+    }
+
     fn believed(&self, key: &ObjectKey) -> Option<&Object> {
         self.files.get(self.holders.get(key)?.last()?)?.get(key)
     }
