@@ -119,9 +119,18 @@ impl World {
 
     /// The pod whose address this is. Where several claim it, the one that is not being deleted, then the youngest, then
     /// the one with the greatest key; the others select nothing.
-    pub fn address_owner(&self, address: IpAddr) -> Option<&Pod> {
+    ///
+    /// Whose interface it is, that is: as a peer an address of this node is no pod's, see [`World::peer_at`].
+    pub fn claimant(&self, address: IpAddr) -> Option<&Pod> {
         let claimants = self.claims.get(&address)?.iter().filter_map(|key| self.pods.get(key));
         claimants.max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
+    }
+
+    /// The pod that selectors mean at this address. None at an address of this node, whichever pod claims it: what the node
+    /// forwards masqueraded carries it too, and must not match that pod's labels.
+    pub fn peer_at(&self, address: IpAddr) -> Option<&Pod> {
+        let own = self.own_addresses.binary_search(&address).is_ok();
+        self.claimant(address).filter(|_| !own)
     }
 
     /// A namespace's labels. A namespace that has no object of its own (one that only pods or policies name) has
@@ -231,7 +240,7 @@ mod tests {
     fn a_pod_that_moves_leaves_its_address() {
         let mut world = World::of([pod("a", 1, 0, false, false)]);
         world.apply(Event::Apply(pod("a", 2, 0, false, false)));
-        assert!(world.address_owner(IpAddr::from([10, 0, 0, 1])).is_none());
-        assert!(world.address_owner(IpAddr::from([10, 0, 0, 2])).is_some());
+        assert!(world.claimant(IpAddr::from([10, 0, 0, 1])).is_none());
+        assert!(world.claimant(IpAddr::from([10, 0, 0, 2])).is_some());
     }
 }

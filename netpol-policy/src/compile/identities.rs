@@ -80,7 +80,7 @@ impl Identities {
     /// Looks whose an address is now; whether that is somebody who answers otherwise.
     pub(super) fn assign(&mut self, address: IpAddr, atoms: &Atoms, world: &World) -> bool {
         let old = self.by_address.get(&address).copied();
-        let new = world.address_owner(address).map(|owner| self.intern(IdentityKey::of(owner), atoms, world));
+        let new = world.peer_at(address).map(|owner| self.intern(IdentityKey::of(owner), atoms, world));
         if old == new {
             return false;
         }

@@ -147,9 +147,9 @@ impl Engine {
         Some(self.tables.judge(self.endpoint(&packet.pod)?, own, packet))
     }
 
-    /// Whose address it is.
+    /// The pod behind an interface with this address.
     pub fn pod_at(&self, address: IpAddr) -> Option<PodKey> {
-        self.world.address_owner(address).map(|pod| pod.key.clone())
+        self.world.claimant(address).map(|pod| pod.key.clone())
     }
 
     /// What is there already is no news: sources that list everything again cost a comparison.

@@ -68,7 +68,10 @@ impl Engine {
         let old: BTreeSet<_> = self.world.own_addresses.iter().copied().collect();
         self.world.apply(Event::OwnAddresses(addresses));
         let new = self.world.own_addresses.iter().copied().collect();
-        let addresses = old.symmetric_difference(&new).copied().collect();
+        let addresses: BTreeSet<_> = old.symmetric_difference(&new).copied().collect();
+        for address in &addresses {
+            self.identities.assign(*address, &self.atoms, &self.world);
+        }
         self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
     }
 

@@ -210,7 +210,7 @@ fn allowing_rule(world: &World, packet: &Packet, found: &RuleRef) -> Option<Allo
 fn destination<'w>(world: &'w World, packet: &Packet) -> Option<&'w crate::model::Pod> {
     match packet.direction {
         Direction::Ingress => world.pods.get(&packet.pod),
-        Direction::Egress => world.address_owner(packet.remote),
+        Direction::Egress => world.peer_at(packet.remote),
     }
 }
 

@@ -108,7 +108,7 @@ fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w P
         }
         End::Address(address) => {
             let address = address.to_canonical();
-            Ok((vec![address], world.address_owner(address)))
+            Ok((vec![address], world.peer_at(address)))
         }
     }
 }

@@ -12,14 +12,15 @@ use crate::world::World;
 pub struct Remote<'w> {
     /// Its address, as the packet carries it.
     pub address: IpAddr,
-    /// The pod whose address that is. Host-network and finished pods, and those that lost it to another, have none (5, 6).
+    /// The pod whose address that is. Host-network and finished pods, those that lost it to another, and those that claim
+    /// the node's, have none (5, 6, 15).
     pub pod: Option<&'w Pod>,
 }
 
 impl<'w> Remote<'w> {
     /// Whoever has this address.
     pub fn of(world: &'w World, address: IpAddr) -> Self {
-        Self { address, pod: world.address_owner(address) }
+        Self { address, pod: world.peer_at(address) }
     }
 }
 

@@ -400,6 +400,23 @@ fn s15_itself_and_the_own_node_pass_but_not_what_the_node_forwards() {
 }
 
 #[test]
+fn s15_a_pod_that_claims_the_nodes_address_lends_it_no_labels() {
+    let mut world = cluster(&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"]);
+    let packet = Packet {
+        pod: PodKey::new("shop", "web"),
+        direction: Direction::Ingress,
+        remote: "10.0.0.2".parse().unwrap(),
+        protocol: protocol::TCP,
+        port: 80,
+        from_node: false,
+        via_own: false,
+    };
+    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "a pod's address");
+    world.apply(Event::OwnAddresses(vec![packet.remote]));
+    assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "the node's, masqueraded");
+}
+
+#[test]
 fn s17_rules_with_ports_allow_no_other_protocol() {
     check(&[
         (&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"], "shop/api", "shop/web:0/ICMP", true),

@@ -174,7 +174,7 @@ impl Node {
 /// The addresses that mean this pod.
 pub(crate) fn owned(world: &World, pod: &PodKey) -> Vec<IpAddr> {
     let addresses = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-    let means_it = |address: &&IpAddr| world.address_owner(**address).is_some_and(|owner| owner.key == *pod);
+    let means_it = |address: &&IpAddr| world.claimant(**address).is_some_and(|owner| owner.key == *pod);
     addresses.iter().filter(means_it).copied().collect()
 }
 
