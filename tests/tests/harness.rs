@@ -24,7 +24,7 @@ fn cluster(topology: Topology, families: Families) -> Result<Cluster> {
 
 #[test]
 fn everything_reaches_everything_in_every_shape() -> Result<()> {
-    for topology in [Topology::Bridge, Topology::Routed] {
+    for topology in [Topology::Bridge, Topology::Routed, Topology::BridgePlugin, Topology::PtpPlugin] {
         for families in [Families::V4, Families::V6, Families::Dual] {
             let cluster = cluster(topology, families)?;
             let matrix = settle(&cluster, &[(Tcp, 80), (Udp, 53)], Duration::from_secs(3))?;

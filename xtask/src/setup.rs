@@ -8,7 +8,7 @@ use crate::{run, toolchain};
 
 /// A program that the tests or the developer need, and the Debian package it comes from.
 pub(crate) struct Tool {
-    /// As found on the PATH.
+    /// As found on the PATH, or where it is.
     pub(crate) program: &'static str,
     /// Debian's name for it.
     pub(crate) package: &'static str,
@@ -21,6 +21,16 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "ip", package: "iproute2", used_by: "tests and demo: namespaces, links, routes" },
     Tool { program: "tc", package: "iproute2", used_by: "tests of clsact" },
     Tool { program: "nft", package: "nftables", used_by: "tests of masqueraded traffic" },
+    Tool {
+        program: "/usr/lib/cni/bridge",
+        package: "containernetworking-plugins",
+        used_by: "tests of pods as plugins wire them",
+    },
+    Tool {
+        program: "/usr/lib/cni/ptp",
+        package: "containernetworking-plugins",
+        used_by: "tests of pods as plugins wire them",
+    },
     Tool { program: "bpftool", package: "bpftool", used_by: "docs/map-layout.md, and the tests of it" },
 ];
 

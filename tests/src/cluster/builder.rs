@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol;
 
+use super::plugin::Plugin;
 use super::{Cluster, Families, PodSpec, Topology, host, node_name, pod, wiring};
 use crate::cleanup;
 use crate::manifests::Manifests;
@@ -133,6 +134,7 @@ impl ClusterBuilder {
             specs: BTreeMap::new(),
             next_number: 10,
             next_link: 0,
+            plugin: Plugin::of(self.topology, self.families),
             servers,
             manifests,
             _fabric: fabric,
@@ -145,9 +147,7 @@ impl ClusterBuilder {
         for name in named {
             cluster.label_namespace(&name, "")?;
         }
-        for pod in self.pods {
-            cluster.add_pod(pod)?;
-        }
+        cluster.add_pods(self.pods)?;
         Ok(cluster)
     }
 }

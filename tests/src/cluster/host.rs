@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use anyhow::Context;
+
 use crate::netns::Netns;
 
 /// The host outside the cluster.
@@ -14,6 +16,20 @@ pub enum Topology {
     Bridge,
     /// A route per pod and the gateway's address on each veth, as with the ptp plugin.
     Routed,
+    /// The bridge plugin itself, with `ipMasq`: what leaves a node's pods for elsewhere carries the node's address.
+    BridgePlugin,
+    /// The ptp plugin itself, with `ipMasq` too.
+    PtpPlugin,
+}
+
+impl Topology {
+    /// Whether veths are ports of a bridge, `cni0`.
+    pub const fn is_bridged(self) -> bool {
+        match self {
+            Self::Bridge | Self::BridgePlugin => true,
+            Self::Routed | Self::PtpPlugin => false,
+        }
+    }
 }
 
 /// Address families.
@@ -78,6 +94,16 @@ impl std::fmt::Display for Mac {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let bytes: Vec<_> = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
         f.write_str(&bytes.join(":"))
+    }
+}
+
+impl std::str::FromStr for Mac {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let bytes: Result<Vec<_>, _> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+        let bytes = bytes.ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).with_context(|| format!("{text:?} is no Ethernet address"))
     }
 }
 
@@ -202,10 +228,8 @@ impl Host {
 
     /// The link-layer address frames to `other` go to.
     pub fn next_hop(&self, other: &Self, topology: Topology) -> Mac {
-        let neighbours = topology == Topology::Bridge
-            && self.kind == Kind::Pod
-            && other.kind == Kind::Pod
-            && self.node == other.node;
+        let neighbours =
+            topology.is_bridged() && self.kind == Kind::Pod && other.kind == Kind::Pod && self.node == other.node;
         if neighbours || self.kind == Kind::Outside && other.kind == Kind::Outside {
             other.mac
         } else if self.kind == Kind::Outside {

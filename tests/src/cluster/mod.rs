@@ -2,10 +2,11 @@
 
 mod builder;
 mod host;
+mod plugin;
 mod pod;
 mod wiring;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,8 @@ use netpol_policy::model::Protocol;
 pub use builder::ClusterBuilder;
 pub use host::{Families, Host, Mac, OUTSIDE, Topology, gateway, node_name};
 pub use pod::PodSpec;
+
+use plugin::Plugin;
 
 use crate::manifests::Manifests;
 use crate::netns::Netns;
@@ -30,6 +33,8 @@ pub struct Cluster {
     specs: BTreeMap<String, PodSpec>,
     next_number: u8,
     next_link: u32,
+    /// Who wires pods, where that is not the harness.
+    plugin: Option<Plugin>,
     servers: Servers,
     manifests: Manifests,
     // The switch between nodes lives as long as this.
@@ -82,8 +87,18 @@ impl Cluster {
     /// # Errors
     /// Where the kernel refuses, or the name is taken.
     pub fn add_pod(&mut self, spec: PodSpec) -> Result<()> {
-        let (name, manifest) = self.wire_pod(spec)?;
-        self.manifests.write(&pod_file(&name), &manifest)
+        self.add_pods(vec![spec])
+    }
+
+    /// Makes pods, all at once.
+    ///
+    /// # Errors
+    /// Like [`Self::add_pod`]; those that could be made are there then.
+    pub fn add_pods(&mut self, specs: Vec<PodSpec>) -> Result<()> {
+        for name in self.wire_pods(specs)? {
+            self.announce(&name)?;
+        }
+        Ok(())
     }
 
     /// Makes a pod that the manifests do not tell of yet; [`Self::announce`] does.
@@ -91,26 +106,65 @@ impl Cluster {
     /// # Errors
     /// Like [`Self::add_pod`].
     pub fn add_pod_quietly(&mut self, spec: PodSpec) -> Result<()> {
-        self.wire_pod(spec).map(|_| ())
+        self.wire_pods(vec![spec]).map(|_| ())
     }
 
-    fn wire_pod(&mut self, mut spec: PodSpec) -> Result<(String, String)> {
-        let name = spec.full_name();
-        if self.hosts.contains_key(&name) {
-            bail!("there is a pod {name} already");
+    fn wire_pods(&mut self, mut specs: Vec<PodSpec>) -> Result<Vec<String>> {
+        let asked: BTreeSet<u8> = specs.iter().filter_map(|spec| spec.number).collect();
+        let mut links = Vec::new();
+        for spec in &mut specs {
+            let name = spec.full_name();
+            if self.hosts.contains_key(&name) {
+                bail!("there is a pod {name} already");
+            }
+            // A plugin numbers by itself.
+            if self.plugin.is_none() && spec.number.is_none() {
+                spec.number = Some(self.free_number(&asked)?);
+            }
+            self.next_link += 1;
+            links.push(self.next_link);
         }
-        let number = spec.number.unwrap_or(self.next_number);
-        self.next_number = self.next_number.max(number + 1);
-        spec.number = Some(number);
-        self.next_link += 1;
-        let node = self.host(&node_name(spec.node));
-        let host = wiring::wire_pod(node, &name, spec.node, number, self.next_link, self.topology, self.families)
-            .with_context(|| format!("wiring pod {name} to {}", node.name()))?;
-        self.servers.serve(&host, &self.serve)?;
-        let manifest = spec.manifest(host.addresses());
-        self.hosts.insert(name.clone(), host);
-        self.specs.insert(name.clone(), spec);
-        Ok((name, manifest))
+        let cluster = &*self;
+        let wired: Vec<Result<Host>> = std::thread::scope(|scope| {
+            let wire = |(spec, link)| scope.spawn(move || cluster.wire_pod(spec, link));
+            let workers: Vec<_> = specs.iter().zip(links).map(wire).collect();
+            workers.into_iter().map(|worker| worker.join().expect("who wires a pod does not panic")).collect()
+        });
+        let mut names = Vec::new();
+        for (spec, host) in specs.into_iter().zip(wired) {
+            let host = host?;
+            let name = spec.full_name();
+            self.servers.serve(&host, &self.serve)?;
+            self.hosts.insert(name.clone(), host);
+            self.specs.insert(name.clone(), spec);
+            names.push(name);
+        }
+        Ok(names)
+    }
+
+    fn wire_pod(&self, spec: &PodSpec, link: u32) -> Result<Host> {
+        let (node, name) = (self.host(&node_name(spec.node)), spec.full_name());
+        let host = match (&self.plugin, spec.number) {
+            (Some(plugin), number) => plugin.wire_pod(node, &name, number),
+            (None, Some(number)) => {
+                wiring::wire_pod(node, &name, spec.node, number, link, self.topology, self.families)
+            }
+            (None, None) => bail!("pod {name} has no number"),
+        };
+        host.with_context(|| format!("wiring pod {name} to {}", node.name()))
+    }
+
+    /// The next number that no pod has or is asked for; those of pods that are gone come last.
+    fn free_number(&mut self, asked: &BTreeSet<u8>) -> Result<u8> {
+        const FIRST: u8 = 10;
+        for _ in FIRST..=u8::MAX {
+            let number = self.next_number;
+            self.next_number = number.checked_add(1).unwrap_or(FIRST);
+            if !asked.contains(&number) && self.specs.values().all(|spec| spec.number != Some(number)) {
+                return Ok(number);
+            }
+        }
+        bail!("every number is a pod's")
     }
 
     /// Takes a pod away: its manifest, its servers, its namespace and veth.
@@ -122,16 +176,43 @@ impl Cluster {
         self.remove_pod_quietly(name)
     }
 
+    /// Takes pods away, all at once: first what is on the network, then the manifests, as a kubelet does.
+    ///
+    /// # Errors
+    /// Like [`Self::remove_pod`].
+    pub fn remove_pods(&mut self, names: &[String]) -> Result<()> {
+        self.unwire_pods(names)?;
+        names.iter().try_for_each(|name| self.manifests.remove(&pod_file(name)))
+    }
+
     /// Takes a pod away, but leaves its manifest.
     ///
     /// # Errors
     /// Where there is none, or its link cannot be removed.
     pub fn remove_pod_quietly(&mut self, name: &str) -> Result<()> {
-        let host = self.hosts.remove(name).with_context(|| format!("no pod {name} to remove"))?;
-        self.specs.remove(name);
-        self.servers.stop(name);
-        // Explicitly, as the namespace itself goes some milliseconds after its last descriptor.
-        host.netns().ip("link delete eth0")
+        self.unwire_pods(&[name.to_owned()])
+    }
+
+    fn unwire_pods(&mut self, names: &[String]) -> Result<()> {
+        let mut pods = Vec::new();
+        for name in names {
+            pods.push(self.hosts.remove(name).with_context(|| format!("no pod {name} to remove"))?);
+            self.specs.remove(name);
+            self.servers.stop(name);
+        }
+        let cluster = &*self;
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = pods.iter().map(|pod| scope.spawn(move || cluster.unwire_pod(pod))).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("who unwires a pod does not panic"))
+        })
+    }
+
+    fn unwire_pod(&self, pod: &Host) -> Result<()> {
+        match &self.plugin {
+            Some(plugin) => plugin.unwire_pod(self.host(&node_name(pod.node)), pod),
+            // Explicitly, as the namespace itself goes some milliseconds after its last descriptor.
+            None => pod.netns().ip("link delete eth0"),
+        }
     }
 
     /// Writes a pod's manifest as it is now.

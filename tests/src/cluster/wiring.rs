@@ -16,7 +16,7 @@ const fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-const fn network_prefix(address: IpAddr) -> u8 {
+pub(super) const fn network_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 24 } else { 64 }
 }
 
@@ -41,7 +41,7 @@ fn wire_uplink(fabric: &Netns, netns: &Netns, number: u8, addresses: &[IpAddr]) 
     netns.ip(&lines)
 }
 
-fn quiet(netns: &Netns, forwarding: &str) -> Result<()> {
+pub(super) fn quiet(netns: &Netns, forwarding: &str) -> Result<()> {
     netns.sysctl(&[
         ("ipv6/conf/all/accept_dad", "0"),
         ("ipv6/conf/default/accept_dad", "0"),
@@ -144,32 +144,29 @@ pub(super) fn wire_pod(
         inner = Mac::of_pod(node, number),
         path = netns.path(),
     );
-    match topology {
-        Topology::Bridge => {
-            let _ = writeln!(
-                lines,
-                "link set {veth} master cni0\nlink set {veth} type bridge_slave hairpin on\nlink set {veth} up"
-            );
+    if topology.is_bridged() {
+        let _ = writeln!(
+            lines,
+            "link set {veth} master cni0\nlink set {veth} type bridge_slave hairpin on\nlink set {veth} up"
+        );
+    } else {
+        for &address in &gateways {
+            let _ = writeln!(lines, "addr add {address}/{} dev {veth}{}", host_prefix(address), flags(address));
         }
-        Topology::Routed => {
-            for &address in &gateways {
-                let _ = writeln!(lines, "addr add {address}/{} dev {veth}{}", host_prefix(address), flags(address));
-            }
-            let _ = writeln!(lines, "link set {veth} up");
-            for &address in &addresses {
-                let _ = writeln!(lines, "route add {address}/{} dev {veth}", host_prefix(address));
-            }
+        let _ = writeln!(lines, "link set {veth} up");
+        for &address in &addresses {
+            let _ = writeln!(lines, "route add {address}/{} dev {veth}", host_prefix(address));
         }
     }
     node_host.netns.ip(&lines)?;
     let mut lines = String::new();
     for &address in &addresses {
-        let prefix = if topology == Topology::Bridge { network_prefix(address) } else { host_prefix(address) };
+        let prefix = if topology.is_bridged() { network_prefix(address) } else { host_prefix(address) };
         let _ = writeln!(lines, "addr add {address}/{prefix} dev eth0{}", flags(address));
     }
     lines += "link set eth0 up\n";
     for &address in &gateways {
-        if topology == Topology::Routed {
+        if !topology.is_bridged() {
             let _ = writeln!(lines, "route add {address}/{} dev eth0", host_prefix(address));
         }
         let _ = writeln!(lines, "route add default via {address} dev eth0");
@@ -181,10 +178,7 @@ pub(super) fn wire_pod(
         addresses,
         interface: "eth0",
         mac: Mac::of_pod(node, number),
-        gateway: match topology {
-            Topology::Bridge => Mac::of_bridge(node),
-            Topology::Routed => Mac::of_veth(node, number),
-        },
+        gateway: if topology.is_bridged() { Mac::of_bridge(node) } else { Mac::of_veth(node, number) },
         kind: Kind::Pod,
         node,
         veth,
