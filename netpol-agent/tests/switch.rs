@@ -81,7 +81,7 @@ fn agree(now: &Snapshot, meant: &Snapshot, base: u32, when: &str) -> Result<(), 
 proptest! {
     #[test]
     fn every_step_is_the_old_policy_or_the_new(old in tables(0), new in tables(APART)) {
-        let switch = plan(&old, &new, ClassId(2 * APART));
+        let switch = plan(&old, &new);
         let mut now = old.clone();
         for change in &switch.before {
             apply(&mut now, change);

@@ -1,7 +1,7 @@
 //! From tables whose ids nobody remembers to tables with ids of their own, such that after every single write each endpoint
 //! is judged by its old policy or by its new one. Pure.
 //!
-//! All new ids are above all old ones. Each address first moves to a transitional class for its (old class, new class)
+//! New ids are none of the old ones. Each address first moves to a transitional class for its (old class, new class)
 //! pair, which has what old rule sets allow to the old class and what new rule sets allow to the new one; then endpoints
 //! flip; then addresses move on to their new class, and the rest is deleted.
 
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortEntry, PortKey, PortSetId, RuleSetId};
+use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortEntry, PortKey, RuleSetId};
 use netpol_policy::tables::Change;
 
 /// Everything the tables say, endpoints aside.
@@ -35,14 +35,10 @@ pub struct Switch {
 }
 
 impl Snapshot {
-    /// The highest class, rule set and port set in use.
-    pub fn highest(&self) -> (ClassId, RuleSetId, PortSetId) {
-        let classes = self.addresses.values().map(|entry| entry.class).chain(self.prefixes.values().copied());
-        let class = classes.chain(self.allow.keys().map(|key| key.class)).max().unwrap_or_default();
-        let rule_set = self.allow.keys().map(|key| key.rule_set).max().unwrap_or_default();
-        let in_ports = self.ports.keys().map(|(key, _)| key.set);
-        let in_allow = self.allow.values().map(|entry| entry.port_set).filter(|set| *set != PortSetId::ALL);
-        (class, rule_set, in_ports.chain(in_allow).max().unwrap_or_default())
+    /// The classes in use.
+    pub fn classes(&self) -> impl Iterator<Item = ClassId> {
+        let found = self.addresses.values().map(|entry| entry.class).chain(self.prefixes.values().copied());
+        found.chain(self.allow.keys().map(|key| key.class))
     }
 
     /// The class of the longest prefix that covers `net`.
@@ -79,9 +75,10 @@ impl Pairs {
     }
 }
 
-/// Plans the switch. No id of `new` may be in use in `old`; `first_class` and above must be free in both.
-pub fn plan(old: &Snapshot, new: &Snapshot, first_class: ClassId) -> Switch {
-    let mut pairs = Pairs { next: first_class.0, ids: BTreeMap::new() };
+/// Plans the switch. No id of `new` may be in use in `old`, nor the classes that follow its highest.
+pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
+    let highest = new.classes().chain(old.classes().filter(|_| new.classes().next().is_none())).max();
+    let mut pairs = Pairs { next: highest.unwrap_or_default().0, ids: BTreeMap::new() };
     let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
     let prefixes: BTreeSet<IpNet> = old.prefixes.keys().chain(new.prefixes.keys()).copied().collect();
     let mut moves = Vec::new();

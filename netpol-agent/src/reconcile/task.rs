@@ -136,7 +136,7 @@ fn take_in(batches: Vec<Batch>, reconciler: &mut Reconciler<Kernel>, meter: &mut
     for batch in batches {
         if batch.after_gap {
             reconciler.apply(std::mem::take(&mut events));
-            reconciler.apply(batch.events);
+            reconciler.jump(batch.events);
         } else {
             events.extend(batch.events);
         }

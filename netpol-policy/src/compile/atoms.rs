@@ -32,14 +32,14 @@ pub(super) enum Namespaces {
 
 /// Numbers an atom while it is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct AtomId(u32);
+pub(super) struct AtomId(u64);
 
 /// The atoms in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Atoms {
     ids: HashMap<Atom, AtomId>,
     entries: BTreeMap<AtomId, Entry>,
-    next: u32,
+    next: u64,
     /// Atoms of pods of one namespace.
     by_namespace: HashMap<NamespaceName, BTreeSet<AtomId>>,
     /// Atoms of pods of selected namespaces.

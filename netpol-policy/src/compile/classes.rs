@@ -48,6 +48,11 @@ impl Classes {
         }
     }
 
+    /// How many ids were handed out.
+    pub(super) fn ids_spent(&self) -> u32 {
+        self.counter.spent()
+    }
+
     /// The class of a signature, with a user more; whether it is new.
     pub(super) fn acquire(&mut self, signature: Signature) -> (ClassId, bool) {
         if signature == Signature::default() {

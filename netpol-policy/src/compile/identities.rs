@@ -27,14 +27,14 @@ impl IdentityKey {
 
 /// Numbers an identity while it has addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct IdentityId(u32);
+pub(super) struct IdentityId(u64);
 
 /// The identities in use, and whose each address is.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Identities {
     ids: HashMap<IdentityKey, IdentityId>,
     entries: BTreeMap<IdentityId, Identity>,
-    next: u32,
+    next: u64,
     by_namespace: BTreeMap<NamespaceName, BTreeSet<IdentityId>>,
     by_address: BTreeMap<IpAddr, IdentityId>,
 }

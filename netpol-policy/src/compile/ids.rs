@@ -1,8 +1,23 @@
-//! Numbers for what is interned. They only grow.
+//! Numbers for what is interned. They only grow, as long as an engine lives.
+
+use std::collections::BTreeSet;
 
 use netpol_common::{ClassId, PortSetId, RuleId, RuleSetId};
 
-/// The first id of each kind: above all that another agent left in the kernel.
+/// Ids that mean something to others already, by kind.
+#[derive(Clone, Debug, Default)]
+pub struct UsedIds {
+    /// Classes.
+    pub classes: BTreeSet<ClassId>,
+    /// Rule sets.
+    pub rule_sets: BTreeSet<RuleSetId>,
+    /// Port sets.
+    pub port_sets: BTreeSet<PortSetId>,
+    /// Rules.
+    pub rules: BTreeSet<RuleId>,
+}
+
+/// The first id of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstIds {
     /// Classes.
@@ -15,6 +30,31 @@ pub struct FirstIds {
     pub rule: RuleId,
 }
 
+impl FirstIds {
+    /// Such that the ids from there on are nobody's for as long as possible.
+    pub fn apart_from(used: &UsedIds) -> Self {
+        Self {
+            class: ClassId(widest_gap(used.classes.iter().map(|id| id.0))),
+            rule_set: RuleSetId(widest_gap(used.rule_sets.iter().map(|id| id.0))),
+            port_set: PortSetId(widest_gap(used.port_sets.iter().map(|id| id.0))),
+            rule: RuleId(widest_gap(used.rules.iter().map(|id| id.0))),
+        }
+    }
+}
+
+/// Where the longest run of free ids begins. `used` is sorted; 0 and the last id, which have meanings of their own, may
+/// be among them.
+fn widest_gap(used: impl Iterator<Item = u32>) -> u32 {
+    let (mut begin, mut width, mut from) = (1, 0, 1);
+    for id in used.filter(|id| *id > 0).chain([u32::MAX]) {
+        if id - from.min(id) > width {
+            (begin, width) = (from, id - from);
+        }
+        from = id.saturating_add(1);
+    }
+    begin
+}
+
 impl Default for FirstIds {
     fn default() -> Self {
         Self { class: ClassId(1), rule_set: RuleSetId(1), port_set: PortSetId(1), rule: RuleId(1) }
@@ -24,19 +64,45 @@ impl Default for FirstIds {
 /// Hands out ids.
 #[derive(Clone, Debug)]
 pub(super) struct Counter {
+    first: u32,
     next: u32,
 }
 
 impl Counter {
     pub(super) fn starting_at(next: u32) -> Self {
-        Self { next }
+        Self { first: next, next }
+    }
+
+    /// How many were handed out.
+    pub(super) fn spent(&self) -> u32 {
+        self.next - self.first
     }
 
     pub(super) fn next(&mut self) -> u32 {
         let id = self.next;
-        // The last is PortSetId::ALL.
-        assert!(id < u32::MAX, "all ids are used up: restart the agent, it starts them afresh");
+        // The last is PortSetId::ALL. Engines are replaced long before: see `Engine::is_worn`.
+        assert!(id < u32::MAX, "an engine lived on after its ids were used up");
         self.next += 1;
         id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_widest_gap_is_between_two_or_after_all() {
+        for (used, begin) in [
+            (&[][..], 1),
+            (&[0], 1),
+            (&[0, 1, 2, 7], 8),
+            (&[3_000_000_000], 1),
+            (&[5, 3_000_000_000], 6),
+            (&[1, 2_000_000_000, u32::MAX], 2_000_000_001),
+            (&[1, u32::MAX - 1, u32::MAX], 2),
+        ] {
+            assert_eq!(widest_gap(used.iter().copied()), begin, "{used:?}");
+        }
     }
 }

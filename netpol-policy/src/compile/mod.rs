@@ -34,13 +34,16 @@ use std::sync::Arc;
 
 use netpol_common::{Judgement, RuleId, RuleSetId};
 
-pub use ids::FirstIds;
+pub use ids::{FirstIds, UsedIds};
 pub use rules::RuleName;
 
 use crate::model::{Object, ObjectKey, Pod, PodKey, PolicyKey};
 use crate::reference::Packet;
 use crate::tables::{Change, EndpointPolicy, Tables};
 use crate::world::{Event, World};
+
+/// So many ids of a kind, and the engine is better replaced.
+const WORN: u32 = u32::MAX / 4;
 
 /// Which pods get endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,12 +104,11 @@ impl Engine {
     }
 
     /// Takes an event in. The writes it takes, in the order in which they are to be made: after each of them every endpoint
-    /// is judged as before the event or as after it. A reset is the sum of the single events it stands for. An event that
-    /// says what is known already takes none.
+    /// is judged as before the event or as after it. A reset is the sum of the single events it stands for; where what is in
+    /// between must not show, take a [`successor`](Engine::successor). An event that says what is known already takes none.
     ///
     /// # Panics
-    /// When the four billion ids of a kind are used up: at a thousand changes a second, after seven weeks. The agent's
-    /// restart starts them afresh.
+    /// When the four billion ids of a kind are used up, long after [`Engine::is_worn`] says so.
     pub fn apply(&mut self, event: Event) -> Vec<Change> {
         match event {
             Event::Apply(object) => self.put(object),
@@ -114,6 +116,55 @@ impl Engine {
             Event::Reset(objects) => self.reset(objects),
             Event::OwnAddresses(addresses) => self.own_addresses(addresses),
         }
+    }
+
+    /// An engine of the world as it is after these events, with ids of its own. It knows the names of this one's rules too.
+    #[must_use]
+    pub fn successor(&self, events: Vec<Event>, ids: FirstIds) -> Self {
+        let mut world = self.world.clone();
+        for event in events {
+            world.apply(event);
+        }
+        let mut next = Self::new(self.scope.clone(), ids);
+        next.apply(Event::OwnAddresses(world.own_addresses.clone()));
+        next.apply(Event::Reset(world.objects().collect()));
+        next.rule_names.inherit(&self.rule_names);
+        next.rule_sets.inherit(&self.rule_sets);
+        next
+    }
+
+    /// Whether so many ids are used up that it is time for a [`successor`](Engine::successor): at a thousand changes a second,
+    /// after some weeks.
+    pub fn is_worn(&self) -> bool {
+        let spent = [
+            self.classes.ids_spent(),
+            self.rule_names.ids_spent(),
+            self.rule_sets.ids_spent(),
+            self.port_sets.ids_spent(),
+        ];
+        spent.into_iter().any(|spent| spent > WORN)
+    }
+
+    /// These events in an order that shows nothing on the way which is neither how it was nor how it will be; `None` where
+    /// more than one of them changes what was there, and a [`successor`](Engine::successor) is needed. Policies come before
+    /// new pods, so that none is open meanwhile, and pods that go are last: they have nothing to mix with.
+    pub fn one_step(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
+        let changes = |event: &&Event| match event {
+            Event::Apply(Object::Node(_)) | Event::Delete(ObjectKey::Pod(_) | ObjectKey::Node(_)) => false,
+            Event::Apply(Object::Pod(pod)) => self.world.pods.get(&pod.key).is_some_and(|known| known != pod),
+            Event::Apply(object @ (Object::Namespace(_) | Object::Policy(_))) => !self.world.holds(object),
+            Event::Delete(key @ (ObjectKey::Namespace(_) | ObjectKey::Policy(_))) => self.world.contains(key),
+            Event::Reset(_) | Event::OwnAddresses(_) => true,
+        };
+        if events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
+            return None;
+        }
+        events.sort_by_key(|event| match event {
+            Event::Delete(ObjectKey::Pod(_)) => 2,
+            Event::Apply(Object::Pod(_)) => 1,
+            _ => 0,
+        });
+        Some(events)
     }
 
     /// The objects.

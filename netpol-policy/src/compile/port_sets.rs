@@ -29,6 +29,11 @@ impl PortSets {
         Self { ids: HashMap::new(), entries: BTreeMap::new(), counter: Counter::starting_at(first.0) }
     }
 
+    /// How many ids were handed out.
+    pub(super) fn ids_spent(&self) -> u32 {
+        self.counter.spent()
+    }
+
     /// The set of these ports, with a user more; and the writes it takes, if it is new.
     pub(super) fn acquire(&mut self, contents: &Contents) -> (AllowEntry, Vec<Change>) {
         let ports = match contents {

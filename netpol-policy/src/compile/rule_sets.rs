@@ -83,6 +83,19 @@ impl RuleSets {
         }
     }
 
+    /// How many ids were handed out.
+    pub(super) fn ids_spent(&self) -> u32 {
+        self.counter.spent()
+    }
+
+    /// Knows the policies of another engine's rule sets, as of its own that are gone.
+    pub(super) fn inherit(&mut self, before: &Self) {
+        let used = before.entries.iter().map(|(id, rule_set)| (*id, rule_set.key.policies.clone()));
+        self.retired = before.retired.iter().cloned().chain(used).collect();
+        let surplus = self.retired.len().saturating_sub(RETIRED);
+        self.retired.drain(..surplus);
+    }
+
     /// The rule set that follows from the same, with a user more.
     pub(super) fn acquire_by_source(&mut self, source: &Source) -> Option<DirectionPolicy> {
         let entry = self.entries.get_mut(self.by_source.get(source)?)?;

@@ -46,6 +46,20 @@ impl RuleNames {
         self.names.get(&id)
     }
 
+    /// How many ids were handed out.
+    pub(super) fn ids_spent(&self) -> u32 {
+        self.counter.spent()
+    }
+
+    /// Knows the names of another engine's rules, as of its own that are gone.
+    pub(super) fn inherit(&mut self, before: &Self) {
+        let latest = before.names.iter().rev().take(RETIRED);
+        for (id, name) in latest.rev() {
+            self.names.insert(*id, name.clone());
+            self.retired.push_back(*id);
+        }
+    }
+
     /// Rules that have an id, those that are gone not counted.
     #[cfg(test)]
     pub(super) fn in_use(&self) -> usize {
