@@ -6,6 +6,7 @@
 //!                └ names ─ events ◄─ ring buffer
 //! ```
 
+pub mod api;
 mod chain;
 pub mod cli;
 pub mod dataplane;

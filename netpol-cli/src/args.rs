@@ -3,20 +3,23 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use netpol_api::{Condition, parse_duration};
 use netpol_policy::model::{PodKey, Protocol};
 use netpol_policy::reference::End;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; explain: allowed; lint: no errors
-  1  explain: denied; lint: errors found
+  0  done; explain: allowed; lint: no errors; wait: enforced
+  1  explain: denied; lint: errors found; wait: timed out, not found, or never
   2  wrong usage
-  3  some input could not be read, or it has not what was asked for
+  3  some input could not be read, or it has not what was asked for; wait: no agent answers
   70 a defect of netpol: two readings of the same policies differ";
 
-/// What network policies mean: who reaches whom, and why (not). Works on manifests, without a cluster.
+/// What network policies mean: who reaches whom, and why (not). Works on manifests, without a cluster; `wait` asks the
+/// agent of this node.
 #[derive(Debug, Parser)]
 #[command(name = "netpol", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
@@ -35,6 +38,9 @@ pub(crate) enum Command {
     /// Report what is wrong in manifests, with file and line
     #[command(after_help = LINT_EXAMPLES)]
     Lint(LintOptions),
+    /// Wait until this node enforces a policy, or all policies of a pod
+    #[command(after_help = WAIT_EXAMPLES)]
+    Wait(WaitOptions),
 }
 
 const MATRIX_EXAMPLES: &str = "\
@@ -52,6 +58,17 @@ const LINT_EXAMPLES: &str = "\
 Examples:
   netpol lint -f manifests/
   netpol lint -f policy.yaml -o json";
+
+const WAIT_EXAMPLES: &str = "\
+Examples:
+  netpol wait --for policy/shop/backend --timeout 30s
+  netpol wait --for delete=policy/shop/backend
+  netpol wait --for pod/shop/web-0 --for pod/shop/web-1 -o json
+  netpol wait --for sync
+
+It asks the agent of the node it runs on, and speaks of that node alone: elsewhere the same policy may be enforced earlier
+or later. Enforced: the objects as they are when this is asked are in the kernel, for every pod of this node that the policy
+selects; the next packet is judged by them. delete=: the object is gone, and nothing of it is enforced.";
 
 #[derive(Debug, Args)]
 pub(crate) struct InputOptions {
@@ -108,6 +125,22 @@ pub(crate) struct ExplainOptions {
 pub(crate) struct LintOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitOptions {
+    /// policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, either of them after delete=, or sync: everything known now; repeatable
+    #[arg(long = "for", value_name = "CONDITION", required = true)]
+    pub(crate) conditions: Vec<Condition>,
+    /// How long, such as 500ms, 30s or 2m; 0s looks once
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// The agent's socket (its --api-socket)
+    #[arg(long, default_value = netpol_api::SOCKET, value_name = "PATH")]
+    pub(crate) socket: PathBuf,
     /// How to print it
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,

@@ -1,4 +1,4 @@
-//! netpol: what network policies mean, from manifests, offline.
+//! netpol: what network policies mean, from manifests, offline; and whether this node enforces them yet.
 
 mod args;
 mod color;
@@ -9,6 +9,7 @@ mod matrix;
 mod placeholder;
 mod table;
 mod verdict;
+mod wait;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -22,9 +23,9 @@ use args::{Arguments, Command};
 pub(crate) enum Exit {
     /// Done; `explain`: allowed; `lint`: no errors.
     Ok = 0,
-    /// `explain`: denied; `lint`: errors found.
+    /// `explain`: denied; `lint`: errors found; `wait`: not enforced.
     No = 1,
-    /// Some input could not be read, or there is nothing in it to answer from. 2 is clap's, for wrong usage.
+    /// Some input could not be read, or there is nothing in it to answer from; `wait`: no agent answers. 2 is clap's, for wrong usage.
     Input = 3,
     /// Two readings of the same policies differ: a defect of netpol (`EX_SOFTWARE` of sysexits.h).
     Defect = 70,
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Matrix(options) => matrix::run(options, &mut out),
         Command::Explain(options) => explain::run(options, &mut out),
         Command::Lint(options) => lint::run(options, &mut out),
+        Command::Wait(options) => wait::run(options, &mut out),
     };
     match result.and_then(|exit| out.flush().map(|()| exit).map_err(Into::into)) {
         Ok(exit) => exit.into(),

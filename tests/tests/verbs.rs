@@ -32,18 +32,21 @@ fn status_tells_people_and_programs_what_is_enforced() -> Result<()> {
         if !running {
             lab.agent().stop()?;
         }
-        let said = lab.agent().ask("status", &[])?;
+        let socket = lab.agent().socket().display().to_string();
+        let said = lab.agent().ask("status", &["--api-socket", &socket])?;
         ensure!(said.code == Some(0), "status failed, running: {running}: {said:?}");
         let line = said.stdout.lines().find(|line| line.contains(&address)).context("no line of shop/back")?;
         ensure!(line.contains(lab.cluster.host("shop/back").veth()) && line.contains("set "), "of shop/back: {line}");
+        ensure!(line.contains("shop/back") == running, "the pod's name is the agent's, running: {running}: {line}");
         ensure!(line.contains("ingress no-rule "), "no denied packets are counted:\n{}", said.stdout);
         ensure!(said.stdout.contains("FLOWS_V4") && said.stdout.contains("events lost: "), "{}", said.stdout);
 
-        let said = lab.agent().ask("status", &["-o", "json"])?;
+        let said = lab.agent().ask("status", &["-o", "json", "--api-socket", &socket])?;
         let status: Value = serde_json::from_str(&said.stdout).context("reading status as JSON")?;
         let endpoints = status["endpoints"].as_array().context("no endpoints")?;
         ensure!(endpoints.len() == 9, "{} endpoints of 9", endpoints.len());
         let back = endpoints.iter().find(|one| one["ipv4"] == *address).context("no endpoint of shop/back")?;
+        ensure!(back["pod"] == if running { Value::from("shop/back") } else { Value::Null }, "{back}");
         ensure!(back["attached"] == true && back["ingress_rule_set"] != 0 && back["egress_rule_set"] != 0, "{back}");
         ensure!(back["packets"]["ingress"]["no-rule"].as_u64() > Some(0), "{back}");
         ensure!(endpoints.iter().filter(|one| one["ingress_rule_set"] == 0).count() == 6, "{status:#}");

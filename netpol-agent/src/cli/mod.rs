@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::api::SocketError;
 use crate::chain::chain;
 use crate::dataplane::{AttachMode, Capacities};
 use crate::reconcile::UnknownPods;
@@ -21,7 +22,7 @@ use crate::source::ObjectSource;
 pub const OK: u8 = 0;
 /// It could not be done, or not all of it.
 pub const FAILED: u8 = 1;
-/// Another agent runs on the same pin path.
+/// Another agent runs on the same pin path or API socket.
 pub const LOCKED: u8 = 3;
 /// The agent was built without its BPF programs.
 pub const NO_OBJECT: u8 = 4;
@@ -29,7 +30,7 @@ pub const NO_OBJECT: u8 = 4;
 pub const UNABLE: u8 = 5;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 failed, or something remains (uninstall); 2 wrong usage; 3 another agent runs on the pin path; \
+Exit codes: 0 done; 1 failed, or something remains (uninstall); 2 wrong usage; 3 another agent runs on the pin path or the socket; \
 4 built without BPF programs; 5 privileges, a newer kernel or a BPF filesystem are missing.";
 
 /// Enforces the network policies of a node's pods, with eBPF programs on their veths.
@@ -74,7 +75,8 @@ Examples:
   netpol-agent status
   netpol-agent status -o json | jq '.endpoints[].packets'
 
-Read from what is pinned, so it has addresses and interfaces; pods' names are the running agent's (see --metrics).
+Read from what is pinned, so it has addresses and interfaces whether or not an agent runs; pods' names are the agent's, where
+one answers on --api-socket.
 INGRESS and EGRESS: open, or the number of the rule set that isolates the pod. Exit code 1: nothing is pinned there.";
 
 const UNINSTALL_HELP: &str = "\
@@ -109,6 +111,9 @@ struct RunArgs {
     /// Serve /metrics, /healthz and /readyz here
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
+    /// Answer `netpol wait` and `netpol-agent status` on this Unix socket, root's alone
+    #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
+    api_socket: PathBuf,
     /// Write this file once everything known at the start is enforced
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -204,6 +209,9 @@ struct StatusArgs {
     /// Directory on a BPF filesystem that the agent was given
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
+    /// Where the agent answers, for pods' names
+    #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
+    api_socket: PathBuf,
     /// Output
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -242,6 +250,7 @@ fn code(error: &anyhow::Error) -> u8 {
     use crate::dataplane::KernelError;
     match error.downcast_ref::<KernelError>() {
         Some(KernelError::Locked(_)) => LOCKED,
+        _ if matches!(error.downcast_ref(), Some(SocketError::Taken(_))) => LOCKED,
         Some(KernelError::NoObject(_)) => NO_OBJECT,
         Some(KernelError::NoBpffs { .. }) => UNABLE,
         _ if error.is::<machine::MachineError>() => UNABLE,

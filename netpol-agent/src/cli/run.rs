@@ -7,13 +7,13 @@ use anyhow::{Context, Result};
 use netpol_policy::model::Object;
 use netpol_policy::world::Event;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
 use super::{RunArgs, log, machine};
+use crate::api::{self, About, Desk, Socket, SocketError};
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{Monitor, Surveyor};
 use crate::events::{Lines, Reporter};
-use crate::metrics::{self, Meter};
+use crate::metrics::Meter;
 use crate::object;
 use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Options, Reconciler};
@@ -46,6 +46,9 @@ async fn serve(args: RunArgs) -> Result<()> {
         // An earlier agent's says nothing of this one. Where it cannot be removed, writing it will fail and say so.
         let _ = std::fs::remove_file(file);
     }
+    let about = About { node: args.node.clone(), source: args.source.to_string() };
+    let (desk, questions, progress) = api::desk(about, feed.inquiries.clone());
+    let _socket = serve_api(&args, &desk).await?;
     let monitor = Monitor::open()?;
     let mut surveyor = Surveyor::open()?;
     let survey = surveyor.look(&std::collections::BTreeSet::new(), true)?;
@@ -67,18 +70,12 @@ async fn serve(args: RunArgs) -> Result<()> {
         source_guard: !args.no_source_guard,
     };
     let reconciler = Reconciler::start(kernel, reconcile, &old, first.events, survey)?;
-    meter.enforced(first.revision);
+    meter.started(first.revision);
     drop(old);
     trim();
 
-    let (scrapes_in, scrapes) = mpsc::channel(8);
-    if let Some(address) = args.metrics {
-        metrics::serve(address, scrapes_in.clone())
-            .await
-            .with_context(|| format!("cannot serve metrics on {address}; choose another --metrics"))?;
-        tracing::info!(%address, "metrics served");
-    }
-    let inputs = Inputs { source: feed.batches, monitor, surveyor, ring, scrapes, ready_file: args.ready_file };
+    let inputs =
+        Inputs { source: feed.batches, monitor, surveyor, ring, questions, progress, ready_file: args.ready_file };
     let reporter = Reporter::new(Lines::to(std::io::stdout()));
     let stop = async {
         tokio::select! {
@@ -87,10 +84,31 @@ async fn serve(args: RunArgs) -> Result<()> {
         }
     };
     task::run(reconciler, inputs, reporter, meter, stop).await?;
-    // Held until here: without a sender the loop would spin on a closed channel.
-    drop(scrapes_in);
+    // Held until here: without a desk the loop would spin on a closed channel.
+    drop(desk);
     tracing::info!("stopped; what is enforced stays enforced");
     Ok(())
+}
+
+/// Answers whoever asks, from the loop's start on. Without its socket the agent does its work all the same.
+async fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
+    if let Some(address) = args.metrics {
+        api::serve_tcp(address, desk.clone())
+            .await
+            .with_context(|| format!("cannot serve metrics on {address}; choose another --metrics"))?;
+        tracing::info!(%address, "metrics served");
+    }
+    match Socket::listen(&args.api_socket) {
+        Ok((socket, listener)) => {
+            api::serve_socket(listener, desk.clone());
+            Ok(Some(socket))
+        }
+        Err(error @ SocketError::Taken(_)) => Err(error.into()),
+        Err(error @ (SocketError::NoSocket(_) | SocketError::Failed { .. })) => {
+            tracing::error!("{error}; until then nobody can wait for policies on this node");
+            Ok(None)
+        }
+    }
 }
 
 /// Gives back what parsing and loading took and no longer need; the agent keeps far less for the rest of its life.

@@ -1,9 +1,13 @@
 //! `netpol-agent status`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
+use netpol_api::Client;
 use netpol_common::Reason;
 
 use super::{Output, StatusArgs, machine};
@@ -12,21 +16,40 @@ use crate::dataplane::{EndpointStatus, Status, read_status};
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     machine::check("status")?;
     let status = read_status(&args.pin_path)?;
+    let pods = pods(&args.api_socket);
     match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
-        Output::Table => print!("{}", table(&status)),
+        Output::Json => {
+            let mut json = serde_json::to_value(&status)?;
+            for endpoint in json["endpoints"].as_array_mut().into_iter().flatten() {
+                let ifindex = endpoint["ifindex"].as_u64().and_then(|ifindex| u32::try_from(ifindex).ok());
+                endpoint["pod"] = ifindex.and_then(|ifindex| pods.get(&ifindex)).cloned().into();
+            }
+            println!("{json:#}");
+        }
+        Output::Table => print!("{}", table(&status, &pods)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Names by interface, as the running agent knows them; none where none answers.
+fn pods(socket: &Path) -> BTreeMap<u32, String> {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return BTreeMap::new();
+    };
+    let client = Client::new(socket);
+    let asked = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), client.status()).await });
+    let Ok(Ok(status)) = asked else { return BTreeMap::new() };
+    status.endpoints.into_iter().filter_map(|endpoint| Some((endpoint.ifindex, endpoint.pod?))).collect()
+}
+
 /// Two tables, as wide as what is in them.
-fn table(status: &Status) -> String {
+fn table(status: &Status, pods: &BTreeMap<u32, String>) -> String {
     let mut rows =
-        vec![["INTERFACE", "ADDRESS", "INGRESS", "EGRESS", "ALLOWED", "DROPPED", "NOTES"].map(str::to_owned)];
+        vec![["INTERFACE", "POD", "ADDRESS", "INGRESS", "EGRESS", "ALLOWED", "DROPPED", "NOTES"].map(str::to_owned)];
     for endpoint in &status.endpoints {
-        rows.extend(rows_of(endpoint));
+        rows.extend(rows_of(endpoint, pods.get(&endpoint.ifindex)));
     }
-    let mut text = aligned(&rows, 4..6);
+    let mut text = aligned(&rows, 5..7);
     if status.endpoints.is_empty() {
         text.push_str("no interface is enforced\n");
     }
@@ -41,7 +64,7 @@ fn table(status: &Status) -> String {
 }
 
 /// A row for each address; the first has everything else.
-fn rows_of(endpoint: &EndpointStatus) -> Vec<[String; 7]> {
+fn rows_of(endpoint: &EndpointStatus, pod: Option<&String>) -> Vec<[String; 8]> {
     let set = |id: u32| if id == 0 { "open".to_owned() } else { format!("set {id}") };
     let (mut allowed, mut dropped, mut notes) = (0, 0, Vec::new());
     if !endpoint.attached {
@@ -62,6 +85,7 @@ fn rows_of(endpoint: &EndpointStatus) -> Vec<[String; 7]> {
     let mut addresses = addresses.collect::<Vec<_>>().into_iter();
     let first = [
         endpoint.interface.clone().unwrap_or_else(|| format!("({})", endpoint.ifindex)),
+        pod.cloned().unwrap_or_else(|| "-".into()),
         addresses.next().unwrap_or_else(|| "-".into()),
         set(endpoint.ingress_rule_set),
         set(endpoint.egress_rule_set),
@@ -70,8 +94,8 @@ fn rows_of(endpoint: &EndpointStatus) -> Vec<[String; 7]> {
         notes.join(", "),
     ];
     let others = addresses.map(|address| {
-        let mut row = [const { String::new() }; 7];
-        row[1] = address;
+        let mut row = [const { String::new() }; 8];
+        row[2] = address;
         row
     });
     std::iter::once(first).chain(others).collect()
@@ -100,8 +124,6 @@ fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Range<usize>) 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     #[test]
@@ -118,15 +140,15 @@ mod tests {
             flags: vec!["source-guard"],
             packets: BTreeMap::from([("ingress", BTreeMap::from([("flow", 40), ("rule", 2), ("no-rule", 9)]))]),
         };
-        let table =
-            table(&Status { layout_version: 1, endpoints: vec![endpoint], maps: BTreeMap::new(), lost_events: 0 });
+        let status = Status { layout_version: 1, endpoints: vec![endpoint], maps: BTreeMap::new(), lost_events: 0 };
+        let table = table(&status, &BTreeMap::from([(7, "shop/web".to_owned())]));
         let lines: Vec<&str> = table.lines().take(3).collect();
         assert_eq!(
             lines,
             [
-                "INTERFACE     ADDRESS   INGRESS  EGRESS  ALLOWED  DROPPED  NOTES",
-                "veth0a1b2c3d  10.1.0.5  set 12   open         42        9  ingress no-rule 9",
-                "              fd00::5",
+                "INTERFACE     POD       ADDRESS   INGRESS  EGRESS  ALLOWED  DROPPED  NOTES",
+                "veth0a1b2c3d  shop/web  10.1.0.5  set 12   open         42        9  ingress no-rule 9",
+                "                        fd00::5",
             ]
         );
     }

@@ -1,15 +1,16 @@
 //! Numbers for Prometheus, and whether the agent is ready. Off unless an address is given.
 
+mod convergence;
 mod page;
-mod server;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::dataplane::CounterReader;
+use crate::dataplane::{CounterReader, Kernel};
+use crate::reconcile::Reconciler;
 use crate::source::Revision;
+use convergence::Convergence;
 
 pub use page::render;
-pub use server::serve;
 
 /// What only the loop knows.
 pub struct Meter {
@@ -17,35 +18,55 @@ pub struct Meter {
     pub counters: CounterReader,
     /// Everything known at the start is enforced.
     pub ready: bool,
-    /// The last of the source's batches that is enforced.
-    pub revision: Revision,
+    convergence: Convergence,
     batches: u64,
     applying: Duration,
-    slowest: Duration,
 }
 
 impl Meter {
     /// Starts at zero.
     pub fn new(counters: CounterReader) -> Self {
-        Self {
-            counters,
-            ready: false,
-            revision: Revision::default(),
-            batches: 0,
-            applying: Duration::ZERO,
-            slowest: Duration::ZERO,
-        }
+        Self { counters, ready: false, convergence: Convergence::default(), batches: 0, applying: Duration::ZERO }
     }
 
     /// A batch of objects took this long to enforce.
     pub fn applied(&mut self, took: Duration) {
         self.batches += 1;
         self.applying += took;
-        self.slowest = self.slowest.max(took);
     }
 
-    /// A batch is in the kernel now.
-    pub fn enforced(&mut self, revision: Revision) {
-        self.revision = self.revision.max(revision);
+    /// What was known at the start is taken in; how long that took is no measure of changes.
+    pub fn started(&mut self, revision: Revision) {
+        self.convergence.start(revision);
+    }
+
+    /// A batch is taken in, which reached the agent at this moment.
+    pub fn received(&mut self, revision: Revision, at: Instant) {
+        self.convergence.receive(revision, at);
+    }
+
+    /// Everything taken in so far is in the kernel now.
+    pub fn whole(&mut self) {
+        self.convergence.whole();
+    }
+
+    /// The last batch that was taken in.
+    pub fn last_received(&self) -> Revision {
+        self.convergence.received
+    }
+
+    /// How the agent is; the node and the source are for others to tell.
+    pub fn status(&self, reconciler: &Reconciler<Kernel>) -> netpol_api::Status {
+        netpol_api::Status {
+            version: String::new(),
+            node: String::new(),
+            source: String::new(),
+            ready: self.ready,
+            generation_received: self.convergence.received.0,
+            generation: self.convergence.enforced.0,
+            last_change_ms: self.convergence.last_change.and_then(|at| u64::try_from(at.as_millis()).ok()),
+            pending: reconciler.pending(),
+            endpoints: reconciler.endpoints(),
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use netpol_common::{Direction, Reason};
 
 use super::Meter;
+use super::convergence::{BOUNDS, Convergence};
 use crate::dataplane::{Kernel, MapName};
 use crate::events::Reporter;
 use crate::reconcile::{GAP_BOUNDS, Gaps, Reconciler};
@@ -78,17 +79,35 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
         page.head(name, kind, help);
         page.value(name, &[], value);
     }
-    for (name, kind, help, value) in [
-        ("netpol_apply_seconds_total", "counter", "Time spent enforcing changes.", meter.applying),
-        ("netpol_apply_slowest_seconds", "gauge", "The slowest batch.", meter.slowest),
-    ] {
-        page.head(name, kind, help);
-        page.value(name, &[], value.as_secs_f64());
-    }
+    page.head("netpol_apply_seconds_total", "counter", "Time spent enforcing changes.");
+    page.value("netpol_apply_seconds_total", &[], meter.applying.as_secs_f64());
+    convergence(&mut page, &meter.convergence);
     gaps(&mut page, reconciler.gaps());
     page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
     page.value("netpol_ready", &[], u8::from(meter.ready));
     page.text
+}
+
+fn convergence(page: &mut Page, convergence: &Convergence) {
+    for (name, help, value) in [
+        ("netpol_generation", "The last batch of changes that is enforced.", convergence.enforced),
+        ("netpol_generation_received", "The last batch of changes that was taken in.", convergence.received),
+    ] {
+        page.head(name, "gauge", help);
+        page.value(name, &[], value.0);
+    }
+    let name = "netpol_last_change_timestamp_seconds";
+    page.head(name, "gauge", "When the last batch of changes was taken in, since 1970.");
+    page.value(name, &[], convergence.last_change.unwrap_or_default().as_secs_f64());
+    let name = "netpol_convergence_seconds";
+    page.head(name, "histogram", "Time from a batch of changes reaching the agent to its enforcement.");
+    for (bound, count) in BOUNDS.iter().zip(convergence.buckets) {
+        let bound = (f64::from(*bound) / 1e6).to_string();
+        page.value(&format!("{name}_bucket"), &[("le", &bound)], count);
+    }
+    page.value(&format!("{name}_bucket"), &[("le", "+Inf")], convergence.count);
+    page.value(&format!("{name}_sum"), &[], convergence.sum.as_secs_f64());
+    page.value(&format!("{name}_count"), &[], convergence.count);
 }
 
 fn gaps(page: &mut Page, gaps: &Gaps) {
@@ -108,6 +127,11 @@ fn gaps(page: &mut Page, gaps: &Gaps) {
     page.value("netpol_attach_seconds_count", &[], gaps.count);
 }
 
+/// A label's value, as the exposition format wants it: these three characters and no other.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 #[derive(Debug, Default)]
 struct Page {
     text: String,
@@ -120,8 +144,20 @@ impl Page {
     }
 
     fn value(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.text, "{name}{labels} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped_as_prometheus_reads_them() {
+        let mut page = Page::default();
+        page.value("x", &[("a", "plain"), ("b", "q\"\\\n\u{e9}'")], 1);
+        assert_eq!(page.text, "x{a=\"plain\",b=\"q\\\"\\\\\\n\u{e9}'\"} 1\n");
     }
 }

@@ -88,6 +88,16 @@ impl Failures {
         self.troubles.remove(&ifindex);
     }
 
+    /// Whether an interface is not as it should be.
+    pub(super) fn has_trouble(&self) -> bool {
+        self.troubles.keys().any(|ifindex| *ifindex != IfIndex(0))
+    }
+
+    /// What was last told of an interface.
+    pub(super) fn trouble_of(&self, ifindex: IfIndex) -> Option<&str> {
+        self.troubles.get(&ifindex).map(String::as_str)
+    }
+
     /// Counts an endpoint for which there is no number left.
     pub(super) fn no_endpoint(&mut self) {
         *self.full.entry(MapName::Endpoints).or_default() += 1;

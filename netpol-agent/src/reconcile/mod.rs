@@ -14,6 +14,7 @@ mod gaps;
 mod jump;
 mod numbers;
 mod settle;
+mod standing;
 mod startup;
 pub mod task;
 
@@ -35,6 +36,7 @@ use numbers::Numbers;
 pub use failures::Problems;
 pub use gaps::{BOUNDS as GAP_BOUNDS, Gaps};
 pub use settle::UnknownPods;
+pub use standing::{Check, Finding, Standing};
 
 /// Stands for the policies of a pod whose tables cannot tell an exception from its block: allows nothing. Above every id
 /// that is ever given.

@@ -306,7 +306,7 @@ fn is_any_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if is_link_local(v6))
 }
 
-fn addresses_of(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
+pub(super) fn addresses_of(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {
     let v4 = (endpoint.address_v4 != [0; 4]).then(|| IpAddr::from(endpoint.address_v4));
     let v6 = (endpoint.address_v6 != [0; 16]).then(|| IpAddr::from(endpoint.address_v6));
     v4.into_iter().chain(v6)

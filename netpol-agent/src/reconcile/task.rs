@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::Reconciler;
+use crate::api::{Progress, Question};
 use crate::dataplane::{Dataplane, Kernel, RingReader};
 use crate::endpoints::{Monitor, NetlinkError, Surveyor};
 use crate::events::Reporter;
@@ -23,9 +24,6 @@ const SLOWEST: Duration = Duration::from_secs(2);
 /// What has not come after looks that are this far apart is not waited for before the agent calls itself ready.
 const LATE: Duration = Duration::from_millis(500);
 
-/// A question for the metrics page.
-pub type Scrape = oneshot::Sender<String>;
-
 /// What the loop waits for.
 #[derive(Debug)]
 pub struct Inputs {
@@ -37,8 +35,10 @@ pub struct Inputs {
     pub surveyor: Surveyor,
     /// Denied packets.
     pub ring: RingReader,
-    /// Questions for metrics.
-    pub scrapes: mpsc::Receiver<Scrape>,
+    /// Questions for whoever asks.
+    pub questions: mpsc::Receiver<Question>,
+    /// Told of each change.
+    pub progress: Progress,
     /// Written once everything known at the start is enforced.
     pub ready_file: Option<PathBuf>,
 }
@@ -66,6 +66,9 @@ pub async fn run(
             tell_ready(&reconciler, inputs.ready_file.as_deref());
         }
         meter.ready = ready;
+        if reconciler.is_whole() {
+            meter.whole();
+        }
         let waiting = reconciler.is_waiting();
         // Counted from the last look, and asked for before the ring is: denied packets must put nothing off.
         let next_look = if waiting { last_look + back_off } else { last_resync + RESYNC };
@@ -111,9 +114,9 @@ pub async fn run(
                     }
                 }
             }
-            Some(scrape) = inputs.scrapes.recv() => {
-                // Whoever asked may have gone.
-                let _ = scrape.send(metrics::render(&reconciler, &meter, &reporter));
+            Some(question) = inputs.questions.recv() => {
+                answer(question, &reconciler, &meter, &reporter);
+                continue;
             }
             result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)), if ring_open => {
                 if let Err(error) = result {
@@ -123,29 +126,40 @@ pub async fn run(
                 }
                 // The ring never runs dry in a flood, and the runtime has more to do than this loop.
                 yield_now().await;
+                continue;
             }
         }
+        inputs.progress.made();
     }
 }
 
 /// Enforces what queued up, as far as it goes at once.
 fn take_in(batches: Vec<Batch>, reconciler: &mut Reconciler<Kernel>, meter: &mut Meter) {
-    let mut enforced = Vec::new();
     let mut events = Vec::new();
     let begun = Instant::now();
     for batch in batches {
+        meter.received(batch.revision, batch.received);
         if batch.after_gap {
             reconciler.apply(std::mem::take(&mut events));
             reconciler.jump(batch.events);
         } else {
             events.extend(batch.events);
         }
-        enforced.push(batch.revision);
     }
     reconciler.apply(events);
     meter.applied(begun.elapsed());
-    for revision in enforced {
-        meter.enforced(revision);
+    if reconciler.is_whole() {
+        meter.whole();
+    }
+}
+
+fn answer(question: Question, reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) {
+    // Whoever asked may have gone.
+    match question {
+        Question::Metrics(asker) => drop(asker.send(metrics::render(reconciler, meter, reporter))),
+        Question::Ready(asker) => drop(asker.send(meter.ready)),
+        Question::Status(asker) => drop(asker.send(meter.status(reconciler))),
+        Question::Check(check, asker) => drop(asker.send(reconciler.check(&check, meter.last_received()))),
     }
 }
 

@@ -164,6 +164,7 @@ impl Agent {
         command.arg("--node").arg(node_name(self.options.node));
         command.arg("--pin-path").arg(self.pins.path());
         command.arg("--ready-file").arg(self.ready_file());
+        command.arg("--api-socket").arg(self.socket());
         command.args(&self.options.arguments);
         die_with_us(&mut command);
         let mut child = command
@@ -185,6 +186,21 @@ impl Agent {
 
     fn ready_file(&self) -> PathBuf {
         self.ready.path().join("ready")
+    }
+
+    /// Where it answers `netpol wait`.
+    pub fn socket(&self) -> PathBuf {
+        self.ready.path().join("agent.sock")
+    }
+
+    /// Runs `netpol wait` on its socket, in a process of its own, to its end.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn wait(&self, arguments: &[&str]) -> Result<Said> {
+        let mut command = Command::new(netpol()?);
+        command.arg("wait").arg("--socket").arg(self.socket()).args(arguments).stdin(Stdio::null());
+        said(command.output().context("starting netpol wait")?)
     }
 
     /// Where it pins.
@@ -250,12 +266,7 @@ impl Agent {
     pub fn ask(&self, verb: &str, arguments: &[&str]) -> Result<Said> {
         let mut command = self.command.netns.command(&self.command.binary);
         command.arg(verb).arg("--pin-path").arg(self.pins.path()).args(arguments);
-        let output = command.output().with_context(|| format!("starting netpol-agent {verb}"))?;
-        Ok(Said {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        said(command.output().with_context(|| format!("starting netpol-agent {verb}"))?)
     }
 
     /// The denied flows it has told of so far.
@@ -336,6 +347,12 @@ impl Drop for Agent {
             }
         }
     }
+}
+
+fn said(output: std::process::Output) -> Result<Said> {
+    let stdout = String::from_utf8(output.stdout).context("reading what was printed")?;
+    let stderr = String::from_utf8(output.stderr).context("reading what went wrong")?;
+    Ok(Said { code: output.status.code(), stdout, stderr })
 }
 
 /// The agent dies with the thread that started it, and keeps out of the terminal's process group: a Ctrl-C is ours to

@@ -50,6 +50,11 @@ pub(super) fn pure_crates() -> Result<Vec<String>> {
             }
         }
     }
+    for package in ["netpol-api", "netpol-cli"] {
+        for name in dependencies(package)?.iter().filter(|name| name.starts_with("aya") || *name == "netpol-agent") {
+            findings.push(format!("{package} depends on {name}: who asks an agent is not built with one"));
+        }
+    }
     let lean = ["bytemuck", "bytemuck_derive", "netpol-common", "proc-macro2", "quote", "syn", "unicode-ident"];
     for name in dependencies("netpol-common")?.iter().filter(|name| !lean.contains(&name.as_str())) {
         findings.push(format!("netpol-common depends on {name}: the kernel's programs are built with it"));

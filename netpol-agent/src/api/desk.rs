@@ -1,0 +1,72 @@
+//! Between those who ask and the loop that knows.
+
+use std::sync::Arc;
+
+use netpol_api::Status;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::reconcile::{Check, Finding};
+use crate::source::Inquiry;
+
+/// Who comes while so many wait is refused: each is asked about again after every change.
+pub(super) const WAITERS: usize = 64;
+
+/// A question for the loop.
+#[derive(Debug)]
+pub enum Question {
+    /// The metrics page.
+    Metrics(oneshot::Sender<String>),
+    /// Whether everything known at the start is enforced.
+    Ready(oneshot::Sender<bool>),
+    /// How the agent is; who it is, the desk fills in.
+    Status(oneshot::Sender<Status>),
+    /// Whether a condition holds now.
+    Check(Check, oneshot::Sender<Finding>),
+}
+
+/// The loop's end: tells that something changed.
+#[derive(Debug)]
+pub struct Progress(watch::Sender<u64>);
+
+impl Progress {
+    /// Something was taken in, or an interface changed.
+    pub fn made(&self) {
+        self.0.send_modify(|count| *count += 1);
+    }
+}
+
+/// Who the agent is.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Its node.
+    pub node: String,
+    /// Where its objects come from.
+    pub source: String,
+}
+
+/// Takes questions; clones share everything.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    pub(super) about: Arc<About>,
+    pub(super) inquiries: mpsc::Sender<Inquiry>,
+    pub(super) progress: watch::Receiver<u64>,
+    pub(super) waiters: Arc<Semaphore>,
+    questions: mpsc::Sender<Question>,
+}
+
+/// A desk; the questions that are asked there, and where to tell of progress.
+pub fn desk(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Desk, mpsc::Receiver<Question>, Progress) {
+    let (questions, asked) = mpsc::channel(16);
+    let (teller, progress) = watch::channel(0);
+    let waiters = Arc::new(Semaphore::new(WAITERS));
+    (Desk { about: Arc::new(about), inquiries, progress, waiters, questions }, asked, Progress(teller))
+}
+
+impl Desk {
+    /// Asks the loop. `None`: it has ended.
+    pub(super) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(question(answer)).await.ok()?;
+        answered.await.ok()
+    }
+}

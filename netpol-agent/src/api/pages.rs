@@ -1,0 +1,99 @@
+//! Which path has which answer.
+
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use netpol_api::{Refusal, Status};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::desk::{Desk, Question};
+use super::wait;
+
+/// Prometheus' text format.
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// Who is served what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// Metrics and health.
+    Open,
+    /// Also what only this node's administrator may ask.
+    All,
+}
+
+type Page = Response<Full<Bytes>>;
+
+/// Answers a request; all but waiting within `patience`.
+pub(super) async fn answer(request: &Request<Incoming>, desk: &Desk, pages: Pages, patience: Duration) -> Page {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut page = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
+        page.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return page;
+    }
+    let path = request.uri().path();
+    if pages == Pages::All && path == "/v1/wait" {
+        return wait(request.uri().query().unwrap_or_default(), desk).await;
+    }
+    timeout(patience, short(path, desk, pages)).await.unwrap_or_else(|_| {
+        page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the agent is starting, or very busy\n".to_owned())
+    })
+}
+
+async fn short(path: &str, desk: &Desk, pages: Pages) -> Page {
+    let page = match path {
+        "/metrics" => desk.ask(Question::Metrics).await.map(|text| page(StatusCode::OK, EXPOSITION, text)),
+        "/healthz" => desk.ask(Question::Ready).await.map(|_| page(StatusCode::OK, TEXT, "ok\n".to_owned())),
+        "/readyz" => desk.ask(Question::Ready).await.map(|ready| {
+            if ready {
+                page(StatusCode::OK, TEXT, "ok\n".to_owned())
+            } else {
+                page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not everything is enforced yet\n".to_owned())
+            }
+        }),
+        "/v1/status" if pages == Pages::All => desk.ask(Question::Status).await.map(|status| {
+            let (node, source) = (desk.about.node.clone(), desk.about.source.clone());
+            json(StatusCode::OK, &Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status })
+        }),
+        _ => {
+            let more = if pages == Pages::All { ", /v1/status, /v1/wait" } else { "" };
+            Some(page(StatusCode::NOT_FOUND, TEXT, format!("there are /metrics, /healthz, /readyz{more}\n")))
+        }
+    };
+    page.unwrap_or_else(|| self::page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the agent is stopping\n".to_owned()))
+}
+
+async fn wait(query: &str, desk: &Desk) -> Page {
+    let refuse = |status, error: String| json(status, &Refusal { error });
+    let asked = match wait::parse(query) {
+        Ok(asked) => asked,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
+    };
+    let Ok(_place) = desk.waiters.try_acquire() else {
+        let error = "too many wait already; ask again when some have their answer".to_owned();
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, error);
+    };
+    match wait::wait(&asked, desk).await {
+        Some(waited) => json(StatusCode::OK, &waited),
+        None => refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".to_owned()),
+    }
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Page {
+    match serde_json::to_string(body) {
+        Ok(text) => page(status, JSON, text + "\n"),
+        Err(error) => page(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("cannot write the answer: {error}\n")),
+    }
+}
+
+fn page(status: StatusCode, kind: &'static str, text: String) -> Page {
+    let mut page = Response::new(Full::new(Bytes::from(text)));
+    *page.status_mut() = status;
+    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    page
+}

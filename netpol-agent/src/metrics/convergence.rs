@@ -1,0 +1,80 @@
+//! From the moment a change reached the agent to the moment the kernel has it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::source::Revision;
+
+/// Upper bounds of [`Convergence::buckets`], in microseconds.
+pub(super) const BOUNDS: [u32; 14] = [
+    500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000,
+    10_000_000,
+];
+
+/// Batches whose end is waited for; should the kernel refuse entries for hours, the oldest are no longer measured.
+const OPEN: usize = 4096;
+
+#[derive(Debug, Default)]
+pub(super) struct Convergence {
+    /// The last batch that was taken in.
+    pub(super) received: Revision,
+    /// The last that is in the kernel with all before it.
+    pub(super) enforced: Revision,
+    /// When the last was taken in, since 1970.
+    pub(super) last_change: Option<Duration>,
+    /// When those that are not in the kernel as a whole reached the agent.
+    open: VecDeque<Instant>,
+    pub(super) count: u64,
+    pub(super) sum: Duration,
+    /// How many took no longer than each of [`BOUNDS`].
+    pub(super) buckets: [u64; BOUNDS.len()],
+}
+
+impl Convergence {
+    pub(super) fn start(&mut self, revision: Revision) {
+        self.received = self.received.max(revision);
+        self.last_change = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+    }
+
+    pub(super) fn receive(&mut self, revision: Revision, at: Instant) {
+        self.start(revision);
+        if self.open.len() == OPEN {
+            self.open.pop_front();
+        }
+        self.open.push_back(at);
+    }
+
+    pub(super) fn whole(&mut self) {
+        self.enforced = self.received;
+        for at in self.open.drain(..) {
+            let took = at.elapsed();
+            self.count += 1;
+            self.sum += took;
+            for (bucket, bound) in self.buckets.iter_mut().zip(BOUNDS) {
+                *bucket += u64::from(took <= Duration::from_micros(bound.into()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_measured_once_until_nothing_of_it_is_missing() {
+        let mut convergence = Convergence::default();
+        convergence.start(Revision(1));
+        convergence.whole();
+        assert_eq!((convergence.enforced, convergence.count), (Revision(1), 0), "the start is no change");
+        let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the clock runs for longer");
+        convergence.receive(Revision(2), before);
+        convergence.receive(Revision(3), before);
+        assert_eq!((convergence.received, convergence.enforced), (Revision(3), Revision(1)));
+        convergence.whole();
+        convergence.whole();
+        assert_eq!((convergence.enforced, convergence.count), (Revision(3), 2));
+        let fast = BOUNDS.iter().position(|bound| *bound == 20_000).expect("a bound");
+        assert_eq!((convergence.buckets[fast], convergence.buckets[BOUNDS.len() - 1]), (0, 2));
+    }
+}

@@ -1,0 +1,55 @@
+//! Durations as kubectl takes them: a number and a unit.
+
+use std::time::Duration;
+
+use crate::LONGEST;
+
+/// Reads `500ms`, `30s`, `2m` or `1h`.
+///
+/// # Errors
+/// Where it is none of these, or longer than [`LONGEST`].
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        "" if number == "0" => Some(0),
+        _ => None,
+    };
+    let duration = milliseconds
+        .and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit))
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("`{text}` is no duration; write, for one, 500ms, 30s or 2m"))?;
+    if duration > LONGEST {
+        return Err(format!("`{text}` is longer than an agent waits; write at most 1h"));
+    }
+    Ok(duration)
+}
+
+/// The same in writing, in whole seconds where it is.
+pub fn show_duration(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    if milliseconds.is_multiple_of(1_000) { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit() {
+        for (text, milliseconds) in
+            [("0", 0), ("0s", 0), ("250ms", 250), ("30s", 30_000), ("2m", 120_000), ("1h", 3_600_000)]
+        {
+            let duration = Duration::from_millis(milliseconds);
+            assert_eq!(parse_duration(text), Ok(duration));
+            assert_eq!(parse_duration(&show_duration(duration)), Ok(duration));
+        }
+        for text in ["", "30", "s", "-1s", "1.5s", "2d", "61m", "99999999999999999999s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

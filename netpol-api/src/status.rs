@@ -1,0 +1,58 @@
+//! How an agent is.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Pending;
+
+/// What an agent says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Its node.
+    pub node: String,
+    /// Where its objects come from.
+    pub source: String,
+    /// Everything known at the start is enforced.
+    pub ready: bool,
+    /// The last batch of changes that was taken in.
+    pub generation_received: u64,
+    /// The last that is enforced, nothing of it or before it missing.
+    pub generation: u64,
+    /// When the last batch was taken in, in milliseconds since 1970; none before the first.
+    pub last_change_ms: Option<u64>,
+    /// Pods of this node that are not enforced as they should be.
+    pub pending: Vec<Pending>,
+    /// Every interface with an endpoint.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// An interface that is enforced, or is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// Whose it is, `namespace/name`; none: nobody's that is known.
+    pub pod: Option<String>,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the programs are on it.
+    pub attached: bool,
+    /// Its pod is gone: what held for it is enforced until the interface goes too.
+    pub orphaned: bool,
+    /// The policies that isolate it.
+    pub policies: Directions,
+}
+
+/// Policies by direction, `namespace/name`. An empty list: not isolated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directions {
+    /// For what reaches the pod.
+    pub ingress: Vec<String>,
+    /// For what the pod sends.
+    pub egress: Vec<String>,
+}
