@@ -1,0 +1,100 @@
+//! Bodies of answers: whole, or as they come.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::body::{Bytes, Frame};
+use tokio::sync::mpsc;
+
+use crate::shared::Shared;
+
+/// How far a writer may be ahead of the socket.
+const AHEAD: usize = 32;
+
+/// Some bytes, and the version they tell of.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) version: Option<u64>,
+}
+
+/// A body.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Whole(Option<Bytes>),
+    Parts { parts: mpsc::Receiver<io::Result<Chunk>>, shared: Arc<Shared> },
+}
+
+/// Writes a body part by part. Dropping it ends the body.
+#[derive(Debug)]
+pub(crate) struct Writer(mpsc::Sender<io::Result<Chunk>>);
+
+/// The client is not there any more.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+impl Body {
+    pub(crate) fn whole(bytes: Vec<u8>) -> Self {
+        Self::Whole(Some(bytes.into()))
+    }
+
+    pub(crate) fn parts(shared: Arc<Shared>) -> (Writer, Self) {
+        let (sender, parts) = mpsc::channel(AHEAD);
+        (Writer(sender), Self::Parts { parts, shared })
+    }
+}
+
+impl Writer {
+    pub(crate) async fn write(&self, bytes: Vec<u8>, version: Option<u64>) -> Result<(), Gone> {
+        self.0.send(Ok(Chunk { bytes, version })).await.map_err(|_| Gone)
+    }
+
+    /// Breaks the connection off, once what was written has gone out.
+    pub(crate) async fn tear(self) {
+        // An error at once would make hyper throw away what it has not yet written.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let _ = self.0.send(Err(io::ErrorKind::ConnectionAborted.into())).await;
+    }
+
+    /// Waits until the client goes away.
+    pub(crate) async fn gone(&self) {
+        self.0.closed().await;
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Parts { parts, shared } => parts.poll_recv(context).map(|part| {
+                part.map(|part| {
+                    part.map(|Chunk { bytes, version }| {
+                        if let Some(version) = version {
+                            shared.lock().sent.entry(version).or_insert_with(Instant::now);
+                        }
+                        Frame::data(bytes.into())
+                    })
+                })
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(None))
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        match self {
+            Self::Whole(bytes) => {
+                hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Parts { .. } => hyper::body::SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What clients prove themselves with.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Bearer tokens, and the directories they are written to.
+#[derive(Debug)]
+pub(crate) struct Credentials {
+    /// The newest last.
+    valid: Vec<String>,
+    made: usize,
+    authority: String,
+    url: String,
+    directories: Vec<PathBuf>,
+}
+
+impl Credentials {
+    pub(crate) fn new(authority: String, address: SocketAddr) -> Self {
+        let url = format!("https://{address}");
+        let mut credentials = Self { valid: Vec::new(), made: 0, authority, url, directories: Vec::new() };
+        credentials.issue();
+        credentials
+    }
+
+    fn issue(&mut self) {
+        self.made += 1;
+        self.valid.push(format!("token-{}-of-a-test", self.made));
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn newest(&self) -> &str {
+        self.valid.last().map_or("", String::as_str)
+    }
+
+    pub(crate) fn accepts(&self, token: &str) -> bool {
+        self.valid.iter().any(|one| one == token)
+    }
+
+    /// A directory as a pod has it of its service account, and a kubeconfig beside; returns the latter's path.
+    pub(crate) fn write(&mut self, directory: &Path) -> io::Result<PathBuf> {
+        fs::create_dir_all(directory)?;
+        let directory = directory.canonicalize()?;
+        replace(&directory.join("ca.crt"), &self.authority)?;
+        replace(&directory.join("namespace"), "kube-system")?;
+        replace(&directory.join("token"), self.newest())?;
+        let kubeconfig = directory.join("kubeconfig");
+        let (ca, token) = (directory.join("ca.crt"), directory.join("token"));
+        // JSON is YAML, and is right whatever a path contains.
+        let text = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {"server": self.url, "certificate-authority": ca}}],
+            "users": [{"name": "agent", "user": {"tokenFile": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "agent", "namespace": "kube-system"}}],
+        });
+        replace(&kubeconfig, &text.to_string())?;
+        if !self.directories.contains(&directory) {
+            self.directories.push(directory);
+        }
+        Ok(kubeconfig)
+    }
+
+    /// A new token wherever the old one was written; both are good.
+    pub(crate) fn rotate(&mut self) -> io::Result<()> {
+        self.issue();
+        self.directories.iter().try_for_each(|directory| replace(&directory.join("token"), self.newest()))
+    }
+
+    /// All but the newest token are good no longer.
+    pub(crate) fn expire_old(&mut self) {
+        self.valid.drain(..self.valid.len() - 1);
+    }
+}
+
+/// In one step, as kubelet does.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    fs::write(&partial, text)?;
+    fs::rename(&partial, path)
+}

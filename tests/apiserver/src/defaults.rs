@@ -1,0 +1,83 @@
+//! What a real server fills in, and what it leaves out.
+
+use serde_json::{Map, Value, json};
+
+use crate::resource::Resource;
+
+/// Maps that mean nothing when empty, by name. Selectors and rules do mean something.
+const EMPTY_MEANS_NOTHING: [&str; 5] = ["matchLabels", "labels", "annotations", "nodeSelector", "status"];
+
+/// Brings an object into the form in which a server keeps it.
+pub(crate) fn fill(resource: Resource, object: &mut Map<String, Value>) {
+    prune(object);
+    match resource {
+        Resource::NetworkPolicies => network_policy(object),
+        Resource::Namespaces => namespace(object),
+        Resource::Pods => {
+            for list in ["containers", "initContainers"] {
+                let containers =
+                    object.get_mut("spec").and_then(|spec| spec.get_mut(list)).and_then(Value::as_array_mut);
+                containers.into_iter().flatten().for_each(|container| protocols(container.get_mut("ports")));
+            }
+        }
+        Resource::Services => protocols(object.get_mut("spec").and_then(|spec| spec.get_mut("ports"))),
+        Resource::EndpointSlices => protocols(object.get_mut("ports")),
+        Resource::Nodes | Resource::CoreEvents | Resource::Events => {}
+    }
+}
+
+/// Whether a server counts the changes of its specification in `metadata.generation`.
+pub(crate) const fn has_generation(resource: Resource) -> bool {
+    match resource {
+        Resource::Pods | Resource::NetworkPolicies | Resource::EndpointSlices => true,
+        Resource::Namespaces | Resource::Nodes | Resource::Services | Resource::CoreEvents | Resource::Events => false,
+    }
+}
+
+fn prune(object: &mut Map<String, Value>) {
+    for value in object.values_mut() {
+        match value {
+            Value::Object(inner) => prune(inner),
+            Value::Array(items) => items.iter_mut().filter_map(Value::as_object_mut).for_each(prune),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+    object.retain(|name, value| match value {
+        Value::Null => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(inner) => !inner.is_empty() || !EMPTY_MEANS_NOTHING.contains(&name.as_str()),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+    });
+}
+
+fn network_policy(object: &mut Map<String, Value>) {
+    let Some(spec) = object.entry("spec").or_insert_with(|| json!({})).as_object_mut() else { return };
+    spec.entry("podSelector").or_insert_with(|| json!({}));
+    let mut types = vec!["Ingress"];
+    if spec.contains_key("egress") {
+        types.push("Egress");
+    }
+    spec.entry("policyTypes").or_insert_with(|| json!(types));
+    for direction in ["ingress", "egress"] {
+        let rules = spec.get_mut(direction).and_then(Value::as_array_mut);
+        rules.into_iter().flatten().for_each(|rule| protocols(rule.get_mut("ports")));
+    }
+}
+
+fn namespace(object: &mut Map<String, Value>) {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        let name = metadata.get("name").cloned().unwrap_or_default();
+        if let Some(labels) = metadata.entry("labels").or_insert_with(|| json!({})).as_object_mut() {
+            labels.insert("kubernetes.io/metadata.name".to_owned(), name);
+        }
+    }
+    object.entry("spec").or_insert_with(|| json!({"finalizers": ["kubernetes"]}));
+    object.entry("status").or_insert_with(|| json!({"phase": "Active"}));
+}
+
+fn protocols(ports: Option<&mut Value>) {
+    let ports = ports.and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut);
+    for port in ports {
+        port.entry("protocol").or_insert_with(|| json!("TCP"));
+    }
+}

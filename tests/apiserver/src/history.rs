@@ -1,0 +1,73 @@
+//! What happened to one resource, as far back as it is kept.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::object::Object;
+
+/// One change.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) version: u64,
+    pub(crate) at: Instant,
+    pub(crate) before: Option<Arc<Object>>,
+    pub(crate) after: Option<Arc<Object>>,
+}
+
+/// A version is asked for that is older than what is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooOld {
+    /// The oldest one whose successors are all known.
+    pub(crate) oldest: u64,
+}
+
+/// Changes by version, the newest last.
+#[derive(Clone, Debug)]
+pub(crate) struct History {
+    changes: VecDeque<Change>,
+    capacity: usize,
+    /// All later changes are here.
+    floor: u64,
+}
+
+impl History {
+    pub(crate) fn new(capacity: usize, floor: u64) -> Self {
+        Self { changes: VecDeque::new(), capacity, floor }
+    }
+
+    pub(crate) fn push(&mut self, change: Change) {
+        self.changes.push_back(change);
+        while self.changes.len() > self.capacity {
+            if let Some(oldest) = self.changes.pop_front() {
+                self.floor = oldest.version;
+            }
+        }
+    }
+
+    /// Forgets all changes up to this version.
+    pub(crate) fn compact(&mut self, version: u64) {
+        let gone = self.changes.partition_point(|change| change.version <= version);
+        self.changes.drain(..gone);
+        self.floor = self.floor.max(version);
+    }
+
+    /// Changes later than a version.
+    pub(crate) fn since(&self, version: u64) -> Result<impl Iterator<Item = &Change>, TooOld> {
+        if version < self.floor {
+            return Err(TooOld { oldest: self.floor });
+        }
+        let first = self.changes.partition_point(|change| change.version <= version);
+        Ok(self.changes.range(first..))
+    }
+
+    /// What keys were that have changed since a version: the way back to it.
+    pub(crate) fn undo(&self, version: u64) -> Result<BTreeMap<&str, Option<&Arc<Object>>>, TooOld> {
+        let mut undo = BTreeMap::new();
+        for change in self.since(version)? {
+            let key = change.before.as_ref().or(change.after.as_ref()).map(|object| &*object.key);
+            undo.entry(key.unwrap_or_default()).or_insert(change.before.as_ref());
+        }
+        Ok(undo)
+    }
+}

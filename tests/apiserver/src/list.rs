@@ -1,0 +1,135 @@
+//! Collections as they are, or were.
+
+use std::sync::Arc;
+
+use crate::body::{Body, Gone, Writer};
+use crate::object::{Form, Object};
+use crate::page::Page;
+use crate::resource::Resource;
+use crate::route::Target;
+use crate::shared::{Shared, State};
+use crate::status::Status;
+
+/// Bytes sent at a time.
+const PART: usize = 128 * 1024;
+
+/// Which version is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Now,
+    Exactly(u64),
+}
+
+struct Listing {
+    head: String,
+    objects: Vec<Arc<Object>>,
+    form: Form,
+}
+
+pub(crate) fn list(shared: &Arc<Shared>, target: &Target, form: Form, tear: bool) -> Result<Body, Status> {
+    let listing = listing(&shared.lock(), target, form)?;
+    let (writer, body) = Body::parts(shared.clone());
+    let shared = shared.clone();
+    tokio::spawn(async move { listing.send(&shared, writer, tear).await });
+    Ok(body)
+}
+
+fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status> {
+    let selector = target.selector()?;
+    let requested = target.version()?;
+    let limit = target.number("limit")?.unwrap_or(0);
+    let (wanted, page) = wanted(state, target, requested)?;
+    let version = match wanted {
+        Wanted::Now => state.store.version(),
+        Wanted::Exactly(version) => version,
+    };
+    let start = page.as_ref().map_or("", |page| page.start.as_str());
+    let found = state.store.at(target.resource, version, &target.prefix(), start).map_err(|_| match &page {
+        Some(page) => Status::expired_page(&page.inconsistent().token()),
+        None => Status::expired_list(),
+    })?;
+    let mut objects: Vec<_> = found.into_iter().filter(|object| selector.matches(object)).cloned().collect();
+    let mut metadata = format!("{{\"resourceVersion\":\"{version}\"");
+    // A list from the cache comes whole.
+    let limit = if requested == Some(0) { 0 } else { usize::try_from(limit).unwrap_or(0) };
+    if limit > 0 && objects.len() > limit {
+        let remaining = objects.len() - limit;
+        objects.truncate(limit);
+        let last = objects.last().map_or("", |object| &object.key);
+        metadata.push_str(&format!(",\"continue\":\"{}\"", Page::after(version, last).token()));
+        if selector.is_everything() {
+            metadata.push_str(&format!(",\"remainingItemCount\":{remaining}"));
+        }
+    }
+    metadata.push('}');
+    Ok(Listing { head: head(target.resource, form, &metadata), objects, form })
+}
+
+fn wanted(state: &State, target: &Target, requested: Option<u64>) -> Result<(Wanted, Option<Page>), Status> {
+    let current = state.store.version();
+    let matching = target.option("resourceVersionMatch");
+    if let Some(token) = target.option("continue") {
+        if requested.is_some_and(|version| version > 0) {
+            let why = "specifying resource version is not allowed when using continue";
+            return Err(Status::bad_request(why));
+        }
+        let page = Page::parse(token).ok_or_else(|| Status::bad_request("continue key is not valid"))?;
+        let wanted = page.version.map_or(Wanted::Now, Wanted::Exactly);
+        return Ok((wanted, Some(page)));
+    }
+    match (matching, requested) {
+        (Some(_), None) => {
+            let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+            Err(Status::forbidden_option("resourceVersionMatch", why))
+        }
+        (_, Some(version)) if version > current => Err(Status::too_new(version, current)),
+        (Some("Exact"), Some(0)) => {
+            let why = "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"";
+            Err(Status::forbidden_option("resourceVersionMatch", why))
+        }
+        (Some("Exact"), Some(version)) => Ok((Wanted::Exactly(version), None)),
+        (None | Some("NotOlderThan"), _) => Ok((Wanted::Now, None)),
+        (Some(other), Some(_)) => {
+            Err(Status::forbidden_option("resourceVersionMatch", &format!("{other:?} is not supported")))
+        }
+    }
+}
+
+fn head(resource: Resource, form: Form, metadata: &str) -> String {
+    let (kind, api_version) = match form {
+        Form::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1"),
+        Form::Item | Form::Whole => (resource.kind(), resource.api_version()),
+    };
+    format!("{{\"kind\":\"{kind}List\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[")
+}
+
+impl Listing {
+    async fn send(self, shared: &Shared, writer: Writer, tear: bool) {
+        if self.send_to(shared, &writer, tear).await.is_ok() && tear {
+            writer.tear().await;
+        }
+    }
+
+    async fn send_to(self, shared: &Shared, writer: &Writer, tear: bool) -> Result<(), Gone> {
+        let form = match self.form {
+            Form::Metadata => Form::Metadata,
+            Form::Item | Form::Whole => Form::Item,
+        };
+        let mut out = self.head.into_bytes();
+        let wanted = if tear { self.objects.len() / 2 } else { self.objects.len() };
+        for (index, object) in self.objects.iter().take(wanted).enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            object.write(&mut out, object.version, form);
+            if out.len() >= PART {
+                shared.pace().await;
+                writer.write(std::mem::take(&mut out), None).await?;
+            }
+        }
+        if !tear {
+            out.extend_from_slice(b"]}\n");
+        }
+        writer.write(out, None).await
+    }
+}

@@ -1,0 +1,222 @@
+//! A directory of manifests, as the server's objects.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use inotify::{Inotify, WatchMask};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::resource::Resource;
+use crate::shared::Shared;
+use crate::store::identify;
+
+/// How often the thread looks whether it is still wanted, in milliseconds.
+const LOOK: u16 = 100;
+
+/// A stamp younger than this may be the same after one more write.
+const YOUNG: Duration = Duration::from_secs(1);
+
+/// Why a directory cannot be mirrored.
+#[derive(Debug, Error)]
+#[error("mirroring {directory}: {source}; it is to be a directory of YAML or JSON files")]
+pub struct MirrorError {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Keeps a server's objects as a directory has them, until dropped. Objects that came in another way are left alone.
+#[derive(Debug)]
+pub struct Mirror {
+    directory: Arc<Mutex<Directory>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+type Key = (Resource, String);
+
+#[derive(Debug)]
+struct Directory {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    files: BTreeMap<PathBuf, File>,
+    /// What was applied last.
+    applied: BTreeMap<Key, Value>,
+    /// What is wrong, by file.
+    problems: BTreeMap<PathBuf, String>,
+}
+
+#[derive(Debug)]
+struct File {
+    stamp: (u64, u64, i64, i64),
+    text: String,
+    objects: Vec<(Key, Value)>,
+}
+
+impl Mirror {
+    pub(crate) fn start(shared: Arc<Shared>, path: &Path) -> Result<Self, MirrorError> {
+        let failed = |source| MirrorError { directory: path.to_owned(), source };
+        let inotify = Inotify::init().map_err(failed)?;
+        let mask = WatchMask::CLOSE_WRITE | WatchMask::MODIFY | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
+        inotify.watches().add(path, mask).map_err(failed)?;
+        let (files, applied, problems) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut directory = Directory { shared, path: path.to_owned(), files, applied, problems };
+        directory.look().map_err(failed)?;
+        let directory = Arc::new(Mutex::new(directory));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (own, stopped) = (directory.clone(), stop.clone());
+        let thread = std::thread::Builder::new().name("apiserver-mirror".to_owned());
+        let thread = thread.spawn(move || follow(inotify, &own, &stopped)).map_err(failed)?;
+        Ok(Self { directory, stop, thread: Some(thread) })
+    }
+
+    /// Applies what was written so far, and returns what could not be: files that cannot be read keep what they said before.
+    ///
+    /// # Errors
+    /// Where the directory cannot be listed.
+    pub fn sync(&self) -> Result<Vec<String>, MirrorError> {
+        let mut directory = locked(&self.directory);
+        let path = directory.path.clone();
+        directory.look().map_err(|source| MirrorError { directory: path, source })?;
+        Ok(directory.problems.iter().map(|(path, problem)| format!("{}: {problem}", path.display())).collect())
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn locked(directory: &Mutex<Directory>) -> MutexGuard<'_, Directory> {
+    directory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn follow(mut inotify: Inotify, directory: &Mutex<Directory>, stop: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    while !stop.load(Ordering::Relaxed) {
+        let mut events = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut events, PollTimeout::from(LOOK)).is_ok_and(|ready| ready == 0) {
+            continue;
+        }
+        // What happened is found by looking; the events only say that something did.
+        while inotify.read_events(&mut buffer).is_ok_and(|mut events| events.next().is_some()) {}
+        // A directory that went away leaves everything as it was.
+        let _ = locked(directory).look();
+    }
+}
+
+impl Directory {
+    fn look(&mut self) -> io::Result<()> {
+        let mut present = BTreeMap::new();
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            let known = path.extension().is_some_and(|known| ["yaml", "yml", "json"].iter().any(|one| known == *one));
+            if known && let Ok(metadata) = fs::metadata(&path) {
+                present.insert(path, metadata);
+            }
+        }
+        self.files.retain(|path, _| present.contains_key(path));
+        self.problems.retain(|path, _| present.contains_key(path));
+        for (path, metadata) in present {
+            self.read(path, &metadata);
+        }
+        self.bring();
+        Ok(())
+    }
+
+    fn read(&mut self, path: PathBuf, metadata: &Metadata) {
+        let stamp = (metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec());
+        let young =
+            metadata.modified().is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < YOUNG));
+        if !young && self.files.get(&path).is_some_and(|file| file.stamp == stamp) {
+            return;
+        }
+        let Ok(text) = fs::read_to_string(&path) else { return };
+        if let Some(file) = self.files.get_mut(&path).filter(|file| file.text == text) {
+            file.stamp = stamp;
+            return;
+        }
+        let mut problems = Vec::new();
+        match objects(&text, &mut problems) {
+            Ok(objects) => drop(self.files.insert(path.clone(), File { stamp, text, objects })),
+            Err(error) => {
+                problems.push(error);
+                match self.files.get_mut(&path) {
+                    Some(file) => (file.stamp, file.text) = (stamp, text),
+                    None => drop(self.files.insert(path.clone(), File { stamp, text, objects: Vec::new() })),
+                }
+            }
+        }
+        if problems.is_empty() {
+            self.problems.remove(&path);
+        } else {
+            self.problems.insert(path, problems.join("; "));
+        }
+    }
+
+    /// Where an object stands twice, the file whose name sorts last counts.
+    fn bring(&mut self) {
+        let objects = self.files.values().flat_map(|file| &file.objects);
+        let wanted: BTreeMap<_, _> = objects.map(|(key, value)| (key, value)).collect();
+        let gone: Vec<Key> = self.applied.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
+        let new: Vec<(Key, Value)> = wanted
+            .into_iter()
+            .filter(|(key, value)| self.applied.get(key) != Some(value))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        if gone.is_empty() && new.is_empty() {
+            return;
+        }
+        self.shared.change(|state| {
+            for (key, value) in new {
+                // It was identified when it was read.
+                let _ = state.store.apply(value.clone());
+                self.applied.insert(key, value);
+            }
+            for key in gone {
+                state.store.delete(key.0, &key.1);
+                self.applied.remove(&key);
+            }
+        });
+    }
+}
+
+fn objects(text: &str, problems: &mut Vec<String>) -> Result<Vec<(Key, Value)>, String> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
+    let mut objects = Vec::new();
+    for document in documents {
+        flatten(document, &mut objects, problems);
+    }
+    Ok(objects)
+}
+
+fn flatten(document: Value, objects: &mut Vec<(Key, Value)>, problems: &mut Vec<String>) {
+    match document {
+        Value::Null => {}
+        Value::Object(mut list) if list.get("items").is_some_and(Value::is_array) => {
+            if let Some(Value::Array(items)) = list.remove("items") {
+                items.into_iter().for_each(|item| flatten(item, objects, problems));
+            }
+        }
+        other => match identify(&other) {
+            Ok(key) => objects.push((key, other)),
+            Err(error) => problems.push(error.to_string()),
+        },
+    }
+}

@@ -1,0 +1,141 @@
+//! Which resources there are.
+
+use std::fmt;
+
+/// A resource that is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// `v1` Pods.
+    Pods,
+    /// `v1` Namespaces.
+    Namespaces,
+    /// `v1` Nodes.
+    Nodes,
+    /// `v1` Services.
+    Services,
+    /// `v1` Events.
+    CoreEvents,
+    /// `events.k8s.io/v1` Events.
+    Events,
+    /// `networking.k8s.io/v1` network policies.
+    NetworkPolicies,
+    /// `discovery.k8s.io/v1` endpoint slices.
+    EndpointSlices,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verb {
+    /// One object.
+    Get,
+    /// A collection.
+    List,
+    /// A collection and what becomes of it.
+    Watch,
+    /// A new object.
+    Create,
+    /// An object in place of another.
+    Update,
+    /// Parts of an object.
+    Patch,
+    /// An object's end.
+    Delete,
+}
+
+struct Facts {
+    group: &'static str,
+    api_version: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    namespaced: bool,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Pods,
+        Self::Namespaces,
+        Self::Nodes,
+        Self::Services,
+        Self::CoreEvents,
+        Self::Events,
+        Self::NetworkPolicies,
+        Self::EndpointSlices,
+    ];
+
+    const fn facts(self) -> Facts {
+        let (group, api_version, kind, plural, namespaced) = match self {
+            Self::Pods => ("", "v1", "Pod", "pods", true),
+            Self::Namespaces => ("", "v1", "Namespace", "namespaces", false),
+            Self::Nodes => ("", "v1", "Node", "nodes", false),
+            Self::Services => ("", "v1", "Service", "services", true),
+            Self::CoreEvents => ("", "v1", "Event", "events", true),
+            Self::Events => ("events.k8s.io", "events.k8s.io/v1", "Event", "events", true),
+            Self::NetworkPolicies => {
+                ("networking.k8s.io", "networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", true)
+            }
+            Self::EndpointSlices => {
+                ("discovery.k8s.io", "discovery.k8s.io/v1", "EndpointSlice", "endpointslices", true)
+            }
+        };
+        Facts { group, api_version, kind, plural, namespaced }
+    }
+
+    /// Its API group; empty for the core one.
+    pub const fn group(self) -> &'static str {
+        self.facts().group
+    }
+
+    /// As objects have it.
+    pub const fn api_version(self) -> &'static str {
+        self.facts().api_version
+    }
+
+    /// As objects have it.
+    pub const fn kind(self) -> &'static str {
+        self.facts().kind
+    }
+
+    /// As paths and roles have it.
+    pub const fn plural(self) -> &'static str {
+        self.facts().plural
+    }
+
+    /// Whether its objects are in namespaces.
+    pub const fn is_namespaced(self) -> bool {
+        self.facts().namespaced
+    }
+
+    /// The one an object with this head is of.
+    pub fn of_kind(api_version: &str, kind: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|resource| resource.api_version() == api_version && resource.kind() == kind)
+    }
+
+    /// The one a path names.
+    pub(crate) fn of_path(api_version: &str, plural: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|resource| resource.api_version() == api_version && resource.plural() == plural)
+    }
+}
+
+/// As error messages name it: `pods`, `networkpolicies.networking.k8s.io`.
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.plural())?;
+        if self.group().is_empty() { Ok(()) } else { write!(f, ".{}", self.group()) }
+    }
+}
+
+impl Verb {
+    /// As roles have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::List => "list",
+            Self::Watch => "watch",
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+        }
+    }
+}

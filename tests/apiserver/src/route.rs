@@ -1,0 +1,113 @@
+//! What a request is for.
+
+use std::collections::BTreeMap;
+
+use hyper::Method;
+
+use crate::object::Form;
+use crate::resource::{Resource, Verb};
+use crate::selector::Selector;
+use crate::status::Status;
+use crate::store::key_of;
+
+/// A request for a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) verb: Verb,
+    pub(crate) resource: Resource,
+    /// Empty for all.
+    pub(crate) namespace: String,
+    /// Empty for a collection.
+    pub(crate) name: String,
+    pub(crate) query: BTreeMap<String, String>,
+}
+
+/// The query of a URI.
+pub(crate) fn query(text: Option<&str>) -> BTreeMap<String, String> {
+    form_urlencoded::parse(text.unwrap_or_default().as_bytes()).into_owned().collect()
+}
+
+impl Target {
+    /// None where no resource is meant; an error where it is not to be asked for in this way.
+    pub(crate) fn parse(method: &Method, path: &str, query: &BTreeMap<String, String>) -> Option<Result<Self, Status>> {
+        let parts: Vec<_> = path.trim_matches('/').split('/').collect();
+        let (api_version, rest) = match parts.as_slice() {
+            ["api", "v1", rest @ ..] => ("v1".to_owned(), rest),
+            ["apis", group, version, rest @ ..] => (format!("{group}/{version}"), rest),
+            _ => return None,
+        };
+        let (namespace, plural, name) = match rest {
+            ["namespaces", namespace, plural] => (*namespace, *plural, ""),
+            ["namespaces", namespace, plural, name] => (*namespace, *plural, *name),
+            [plural] => ("", *plural, ""),
+            [plural, name] => ("", *plural, *name),
+            _ => return None,
+        };
+        let resource = Resource::of_path(&api_version, plural)?;
+        let collection = name.is_empty();
+        if resource.is_namespaced() == namespace.is_empty() && !(namespace.is_empty() && collection) {
+            return None;
+        }
+        let watch = query.get("watch").is_some_and(|value| matches!(value.as_str(), "1" | "true" | ""));
+        let verb = match (method, collection) {
+            (&Method::GET, true) if watch => Verb::Watch,
+            (&Method::GET, true) => Verb::List,
+            (&Method::GET, false) => Verb::Get,
+            (&Method::POST, true) => Verb::Create,
+            (&Method::PUT, false) => Verb::Update,
+            (&Method::PATCH, false) => Verb::Patch,
+            (&Method::DELETE, false) => Verb::Delete,
+            _ => return Some(Err(Status::not_allowed())),
+        };
+        let (namespace, name, query) = (namespace.to_owned(), name.to_owned(), query.clone());
+        Some(Ok(Self { verb, resource, namespace, name, query }))
+    }
+
+    pub(crate) fn key(&self) -> String {
+        key_of(&self.namespace, &self.name)
+    }
+
+    /// How all keys of the collection begin.
+    pub(crate) fn prefix(&self) -> String {
+        if self.namespace.is_empty() { String::new() } else { format!("{}/", self.namespace) }
+    }
+
+    pub(crate) fn option(&self, name: &str) -> Option<&str> {
+        self.query.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.query.get(name).is_some_and(|value| matches!(value.as_str(), "1" | "true"))
+    }
+
+    pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, Status> {
+        let parse =
+            |value: &str| value.parse().map_err(|_| Status::bad_request(&format!("{name}: {value:?} is no number")));
+        self.option(name).map(parse).transpose()
+    }
+
+    /// The version asked for, where there is one.
+    pub(crate) fn version(&self) -> Result<Option<u64>, Status> {
+        let parse = |value: &str| value.parse().map_err(|_| Status::bad_version(value));
+        self.option("resourceVersion").map(parse).transpose()
+    }
+
+    pub(crate) fn selector(&self) -> Result<Selector, Status> {
+        Selector::parse(self.option("labelSelector"), self.option("fieldSelector"))
+            .map_err(|message| Status::bad_request(&message))
+    }
+}
+
+/// In which form objects are wanted, going by `Accept`. A `Table` is for people, and not had here.
+pub(crate) fn form(accept: &str) -> Result<Form, Status> {
+    for kind in accept.split(',').map(str::trim) {
+        let whole = !kind.contains("as=");
+        if kind.starts_with("application/json") && kind.contains("as=PartialObjectMetadata") {
+            return Ok(Form::Metadata);
+        }
+        if whole && (kind.is_empty() || kind.starts_with("application/json") || kind.contains("/*")) {
+            return Ok(Form::Whole);
+        }
+    }
+    Err(Status::not_acceptable())
+}

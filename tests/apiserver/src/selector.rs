@@ -1,0 +1,149 @@
+//! Label and field selectors as queries have them.
+
+use crate::object::Object;
+
+/// What a query restricts a collection to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Selector {
+    labels: Vec<(String, Wanted)>,
+    fields: Vec<(Field, bool, String)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wanted {
+    In(Vec<String>),
+    NotIn(Vec<String>),
+    Exists,
+    Absent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    Name,
+    Namespace,
+    Node,
+}
+
+impl Selector {
+    /// Reads both kinds; an error is the message for the client.
+    pub(crate) fn parse(labels: Option<&str>, fields: Option<&str>) -> Result<Self, String> {
+        let labels = split(labels.unwrap_or_default()).into_iter().map(requirement).collect::<Result<_, _>>()?;
+        let fields = split(fields.unwrap_or_default()).into_iter().map(field).collect::<Result<_, _>>()?;
+        Ok(Self { labels, fields })
+    }
+
+    /// Whether it restricts nothing.
+    pub(crate) const fn is_everything(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
+    pub(crate) fn matches(&self, object: &Object) -> bool {
+        let label = |(key, wanted): &(String, Wanted)| {
+            let value = object.labels.get(key.as_str());
+            let among = |values: &[String]| value.is_some_and(|value| values.iter().any(|one| **one == **value));
+            match wanted {
+                Wanted::In(values) => among(values),
+                Wanted::NotIn(values) => !among(values),
+                Wanted::Exists => value.is_some(),
+                Wanted::Absent => value.is_none(),
+            }
+        };
+        let field = |(field, equal, wanted): &(Field, bool, String)| {
+            let value = match field {
+                Field::Name => object.name(),
+                Field::Namespace => object.namespace(),
+                Field::Node => object.node.as_deref().unwrap_or_default(),
+            };
+            (value == wanted) == *equal
+        };
+        self.labels.iter().all(label) && self.fields.iter().all(field)
+    }
+}
+
+/// At commas that are not within parentheses.
+fn split(text: &str) -> Vec<&str> {
+    let mut depth = 0_usize;
+    let parts = text.split(|c| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+fn requirement(text: &str) -> Result<(String, Wanted), String> {
+    let set = |values: &str| -> Result<Vec<String>, String> {
+        let inner = values.trim().strip_prefix('(').and_then(|values| values.strip_suffix(')'));
+        let inner = inner.ok_or_else(|| format!("unable to parse requirement: {text}"))?;
+        Ok(inner.split(',').map(|value| value.trim().to_owned()).collect())
+    };
+    if let Some(key) = text.strip_prefix('!') {
+        return Ok((key.trim().to_owned(), Wanted::Absent));
+    }
+    if let Some((key, values)) = text.split_once(" notin ").or_else(|| text.split_once(" notin(")) {
+        return Ok((key.trim().to_owned(), Wanted::NotIn(set(&reopened(values))?)));
+    }
+    if let Some((key, values)) = text.split_once(" in ").or_else(|| text.split_once(" in(")) {
+        return Ok((key.trim().to_owned(), Wanted::In(set(&reopened(values))?)));
+    }
+    if let Some((key, value)) = text.split_once("!=") {
+        return Ok((key.trim().to_owned(), Wanted::NotIn(vec![value.trim().to_owned()])));
+    }
+    if let Some((key, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
+        return Ok((key.trim().to_owned(), Wanted::In(vec![value.trim().to_owned()])));
+    }
+    Ok((text.to_owned(), Wanted::Exists))
+}
+
+fn reopened(values: &str) -> String {
+    if values.trim_start().starts_with('(') { values.to_owned() } else { format!("({values}") }
+}
+
+fn field(text: &str) -> Result<(Field, bool, String), String> {
+    let (name, equal, value) = if let Some((name, value)) = text.split_once("!=") {
+        (name, false, value)
+    } else if let Some((name, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
+        (name, true, value)
+    } else {
+        return Err(format!("invalid selector: '{text}'; can't understand '{text}'"));
+    };
+    let field = match name.trim() {
+        "metadata.name" => Field::Name,
+        "metadata.namespace" => Field::Namespace,
+        "spec.nodeName" => Field::Node,
+        other => return Err(format!("field label not supported: {other}")),
+    };
+    Ok((field, equal, value.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::resource::Resource;
+
+    #[test]
+    fn selectors_select_as_the_api_says() {
+        let web = json!({"metadata": {"labels": {"app": "web", "tier": "front"}}, "spec": {"nodeName": "one"}});
+        let web = Object::new(Resource::Pods, "shop/web", 1, web.as_object().cloned().unwrap_or_default());
+        for (labels, fields, expected) in [
+            ("", "", true),
+            ("app=web,tier==front", "", true),
+            ("app=web,tier=back", "", false),
+            ("app!=db,!stage", "", true),
+            ("app in (db, web),tier notin (back)", "spec.nodeName=one", true),
+            ("app in (db),tier", "", false),
+            ("tier", "metadata.name=web,metadata.namespace=shop", true),
+            ("", "spec.nodeName!=one", false),
+            ("missing notin (x)", "", true),
+        ] {
+            let selector = Selector::parse(Some(labels), Some(fields)).expect("a good selector");
+            assert_eq!(selector.matches(&web), expected, "{labels:?} {fields:?}");
+        }
+        assert!(Selector::parse(None, Some("status.phase=Running")).is_err());
+    }
+}

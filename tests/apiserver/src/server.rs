@@ -1,0 +1,177 @@
+//! The thread that serves.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use nix::sys::socket::{Backlog, Shutdown, SockaddrStorage, bind, listen, shutdown};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::credentials::Credentials;
+use crate::options::Options;
+use crate::respond::respond;
+use crate::shared::Shared;
+use crate::tls;
+
+/// What the network between a server and its clients is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// As it should.
+    Up,
+    /// Open connections are cut, new ones refused: no process listens.
+    Refuse,
+    /// Connections stay and can be made, yet not a byte comes back.
+    BlackHole,
+    /// Every answer, every event and every part of a long list takes this much longer.
+    Slow(Duration),
+}
+
+/// Why a server cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The socket or the thread.
+    #[error("starting the API server double: {0}")]
+    Io(#[from] io::Error),
+    /// A certificate cannot be made.
+    #[error("making the API server double's certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// A certificate is not taken.
+    #[error("setting up TLS for the API server double: {0}")]
+    Tls(#[from] tokio_rustls::rustls::Error),
+}
+
+/// A server that runs until it is dropped.
+#[derive(Debug)]
+pub struct ApiServer {
+    pub(crate) shared: Arc<Shared>,
+    listener: TcpListener,
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ApiServer {
+    /// Serves on a socket, in whatever network namespace that was bound.
+    ///
+    /// # Errors
+    /// Where the socket is no listening one, or there is no thread to be had.
+    pub fn start(listener: TcpListener, options: Options) -> Result<Self, StartError> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let identity = tls::identity(address, &options.names)?;
+        let shared = Arc::new(Shared::new(options, Credentials::new(identity.authority, address)));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (serving, own, acceptor) = (shared.clone(), listener.try_clone()?, identity.acceptor);
+        let thread = std::thread::Builder::new().name("apiserver".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                tokio::select! {
+                    _ = stopped => {}
+                    () = serve(&serving, &own, &acceptor) => {}
+                }
+            });
+        })?;
+        Ok(Self { shared, listener, address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Changes the network. Other than by [`Network::Refuse`], open connections are not cut.
+    ///
+    /// # Panics
+    /// Where the port was taken by somebody else while nobody listened.
+    pub fn network(&self, network: Network) {
+        let before = *self.shared.network.borrow();
+        if before == Network::Refuse && network != Network::Refuse {
+            // The kernel has forgotten the port if it had chosen it, and has not otherwise: then this fails, and need not
+            // succeed.
+            let _ = bind(self.listener.as_raw_fd(), &SockaddrStorage::from(self.address));
+            listen(&self.listener, Backlog::MAXCONN).expect("listening again");
+            assert_eq!(self.listener.local_addr().ok(), Some(self.address), "the same port as before");
+        }
+        self.shared.network.send_replace(network);
+        if network == Network::Refuse && before != Network::Refuse {
+            shutdown(self.listener.as_raw_fd(), Shutdown::Both).expect("a listening socket can be shut down");
+            self.disconnect();
+        }
+    }
+
+    /// Cuts all connections, as a server that is killed does.
+    pub fn disconnect(&self) {
+        self.shared.cuts.send_replace(());
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed there.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAcceptor) {
+    let mut network = shared.network.subscribe();
+    loop {
+        if *network.borrow_and_update() == Network::Refuse {
+            if network.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        // Anew after each change: the runtime takes a socket that was once shut down for ready for ever.
+        let Ok(own) = listener.try_clone().and_then(tokio::net::TcpListener::from_std) else { return };
+        loop {
+            tokio::select! {
+                changed = network.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                accepted = own.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let cuts = shared.cuts.subscribe();
+                        tokio::spawn(connection(shared.clone(), stream, acceptor.clone(), cuts));
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                },
+            }
+        }
+    }
+}
+
+async fn connection(shared: Arc<Shared>, stream: TcpStream, acceptor: TlsAcceptor, mut cuts: watch::Receiver<()>) {
+    // Events are short, and their latency is measured.
+    let _ = stream.set_nodelay(true);
+    let mut network = shared.network.subscribe();
+    let requests = shared.clone();
+    let mut serving = pin!(async move {
+        let Ok(stream) = acceptor.accept(stream).await else { return };
+        let service = service_fn(|request| respond(requests.clone(), request));
+        // An error is a client that went away or a fault that was asked for.
+        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    });
+    loop {
+        let black_hole = *network.borrow_and_update() == Network::BlackHole;
+        tokio::select! {
+            biased;
+            _ = cuts.changed() => return,
+            changed = network.changed() => if changed.is_err() { return },
+            () = &mut serving, if !black_hole => return,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What the server's thread and its users share.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::auth::Rules;
+use crate::credentials::Credentials;
+use crate::faults::Faults;
+use crate::log::Request;
+use crate::options::{Options, StreamingLists};
+use crate::resource::Resource;
+use crate::server::Network;
+use crate::store::Store;
+use crate::watch::WatchFault;
+
+/// Everything that may change while a server runs.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) store: Store,
+    pub(crate) rules: Rules,
+    pub(crate) user: String,
+    pub(crate) credentials: Credentials,
+    pub(crate) faults: Faults,
+    pub(crate) requests: Vec<Request>,
+    /// When events were handed over to a socket first.
+    pub(crate) sent: BTreeMap<u64, Instant>,
+    /// The page that was asked for last.
+    pub(crate) pages: BTreeMap<Resource, usize>,
+    /// What was done to watches, in order.
+    pub(crate) spoiled: Vec<(Option<Resource>, WatchFault)>,
+    pub(crate) open: BTreeMap<Resource, usize>,
+    pub(crate) delay: Duration,
+    pub(crate) streaming: StreamingLists,
+    pub(crate) bookmark_every: Duration,
+    pub(crate) watch_timeout: Duration,
+}
+
+/// The state, and what wakes those that wait for it to change.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    pub(crate) changed: watch::Sender<()>,
+    pub(crate) network: watch::Sender<Network>,
+    pub(crate) cuts: watch::Sender<()>,
+}
+
+impl Shared {
+    pub(crate) fn new(options: Options, credentials: Credentials) -> Self {
+        let state = State {
+            store: Store::new(options.history, options.first_version),
+            rules: options.rules,
+            user: options.user,
+            credentials,
+            faults: Faults::default(),
+            requests: Vec::new(),
+            sent: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            spoiled: Vec::new(),
+            open: BTreeMap::new(),
+            delay: Duration::ZERO,
+            streaming: options.streaming_lists,
+            bookmark_every: options.bookmark_every,
+            watch_timeout: options.watch_timeout,
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: watch::Sender::new(()),
+            network: watch::Sender::new(Network::Up),
+            cuts: watch::Sender::new(()),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and lets watches look.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.send_replace(());
+        result
+    }
+
+    /// How slow the network is.
+    pub(crate) async fn pace(&self) {
+        let network = *self.network.borrow();
+        match network {
+            Network::Slow(time) => tokio::time::sleep(time).await,
+            Network::Up | Network::Refuse | Network::BlackHole => {}
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The objects, and one counter of versions for all.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use crate::defaults;
+use crate::history::{Change, History, TooOld};
+use crate::object::Object;
+use crate::resource::Resource;
+
+/// What became of an object that was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Its resource version now.
+    pub version: u64,
+    /// Whether it differs from before: otherwise nothing was sent to anyone.
+    pub changed: bool,
+    /// When this was so.
+    pub at: Instant,
+}
+
+/// Why an object is not taken.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// It is not an object with kind, version and name.
+    #[error("no object with apiVersion, kind and metadata.name: {0}")]
+    Headless(String),
+    /// Its kind is not among [`Resource`].
+    #[error("{kind} of {api_version} is not served here")]
+    Unserved {
+        /// Its `apiVersion`.
+        api_version: String,
+        /// Its `kind`.
+        kind: String,
+    },
+}
+
+/// Everything a server knew at one time.
+#[derive(Clone, Debug)]
+pub struct Backup {
+    version: u64,
+    objects: BTreeMap<Resource, BTreeMap<Box<str>, Arc<Object>>>,
+}
+
+#[derive(Debug)]
+struct Collection {
+    objects: BTreeMap<Box<str>, Arc<Object>>,
+    history: History,
+}
+
+#[derive(Debug)]
+pub(crate) struct Store {
+    collections: BTreeMap<Resource, Collection>,
+    version: u64,
+    capacity: usize,
+    /// Never goes back: uids stay distinct over a restore.
+    made: u64,
+}
+
+/// A resource and the key of an object in it.
+pub(crate) fn key_of(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+}
+
+impl Store {
+    pub(crate) fn new(capacity: usize, version: u64) -> Self {
+        let collection = || Collection { objects: BTreeMap::new(), history: History::new(capacity, version) };
+        let collections = Resource::ALL.into_iter().map(|resource| (resource, collection())).collect();
+        Self { collections, version, capacity, made: 0 }
+    }
+
+    fn collection(&self, resource: Resource) -> &Collection {
+        self.collections.get(&resource).expect("every resource has one from the start")
+    }
+
+    pub(crate) const fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(crate) fn get(&self, resource: Resource, key: &str) -> Option<&Arc<Object>> {
+        self.collection(resource).objects.get(key)
+    }
+
+    /// Creates or replaces. An object that says what it said keeps its version.
+    pub(crate) fn apply(&mut self, mut value: Value) -> Result<Applied, ApplyError> {
+        let (resource, key) = identify(&value)?;
+        let Some(object) = value.as_object_mut() else { return Err(ApplyError::Headless(value.to_string())) };
+        let before = self.get(resource, &key).cloned();
+        defaults::fill(resource, object);
+        self.identity(resource, &key, object, before.as_deref().map(Object::value).as_ref());
+        let after = Object::new(resource, &key, self.version + 1, std::mem::take(object));
+        let at = Instant::now();
+        if let Some(before) = before.as_ref().filter(|before| before.says_the_same(&after)) {
+            return Ok(Applied { version: before.version, changed: false, at });
+        }
+        self.record(resource, Change { version: after.version, at, before, after: Some(Arc::new(after)) });
+        Ok(Applied { version: self.version, changed: true, at })
+    }
+
+    /// Name, namespace and what a server alone decides on.
+    fn identity(&mut self, resource: Resource, key: &str, object: &mut Map<String, Value>, before: Option<&Value>) {
+        let spec_changed = before.is_some_and(|before| before.get("spec") != object.get("spec"));
+        let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+        if let Some((namespace, _)) = key.split_once('/') {
+            metadata.insert("namespace".to_owned(), namespace.into());
+        }
+        let kept = |field: &str| before.and_then(|before| before.get("metadata")?.get(field)).cloned();
+        self.made += 1;
+        let uid = kept("uid").unwrap_or_else(|| json!(format!("00000000-0000-4000-8000-{:012x}", self.made)));
+        metadata.insert("uid".to_owned(), uid);
+        let created = kept("creationTimestamp").unwrap_or_else(|| json!(now()));
+        metadata.insert("creationTimestamp".to_owned(), created);
+        if defaults::has_generation(resource) {
+            let generation = kept("generation").and_then(|value| value.as_u64()).unwrap_or(1);
+            metadata.insert("generation".to_owned(), json!(generation + u64::from(spec_changed)));
+        }
+    }
+
+    /// The version of its end, where there was one.
+    pub(crate) fn delete(&mut self, resource: Resource, key: &str) -> Option<u64> {
+        let before = Some(self.get(resource, key)?.clone());
+        self.record(resource, Change { version: self.version + 1, at: Instant::now(), before, after: None });
+        Some(self.version)
+    }
+
+    fn record(&mut self, resource: Resource, change: Change) {
+        self.version = change.version;
+        let collection = self.collections.get_mut(&resource).expect("every resource has one from the start");
+        match (&change.before, &change.after) {
+            (_, Some(after)) => drop(collection.objects.insert(after.key.clone(), after.clone())),
+            (Some(before), None) => drop(collection.objects.remove(&before.key)),
+            (None, None) => {}
+        }
+        collection.history.push(change);
+    }
+
+    /// Objects as of a version, in the order of their keys: those whose key begins with `prefix`, from `start` on.
+    pub(crate) fn at(
+        &self,
+        resource: Resource,
+        version: u64,
+        prefix: &str,
+        start: &str,
+    ) -> Result<Vec<&Arc<Object>>, TooOld> {
+        let collection = self.collection(resource);
+        let undo = collection.history.undo(version)?;
+        let from = Bound::Included(start.max(prefix));
+        let now = collection.objects.range::<str, _>((from, Bound::Unbounded));
+        let now = now.take_while(|(key, _)| key.starts_with(prefix)).map(|(_, object)| object);
+        if undo.is_empty() {
+            return Ok(now.collect());
+        }
+        let unchanged = now.filter(|object| !undo.contains_key(&*object.key));
+        let then = undo.range::<str, _>((from, Bound::Unbounded));
+        let then = then.take_while(|(key, _)| key.starts_with(prefix)).filter_map(|(_, object)| *object);
+        let mut all: Vec<_> = unchanged.chain(then).collect();
+        all.sort_by(|one, other| one.key.cmp(&other.key));
+        Ok(all)
+    }
+
+    /// What happened to a resource since a version.
+    pub(crate) fn since(&self, resource: Resource, version: u64) -> Result<Vec<Change>, TooOld> {
+        Ok(self.collection(resource).history.since(version)?.cloned().collect())
+    }
+
+    /// Forgets the past.
+    pub(crate) fn compact(&mut self) {
+        for collection in self.collections.values_mut() {
+            collection.history.compact(self.version);
+        }
+    }
+
+    pub(crate) fn backup(&self) -> Backup {
+        let objects = self.collections.iter().map(|(resource, collection)| (*resource, collection.objects.clone()));
+        Backup { version: self.version, objects: objects.collect() }
+    }
+
+    pub(crate) fn restore(&mut self, backup: Backup) {
+        self.version = backup.version;
+        let (capacity, version) = (self.capacity, backup.version);
+        self.collections = backup
+            .objects
+            .into_iter()
+            .map(|(resource, objects)| (resource, Collection { objects, history: History::new(capacity, version) }))
+            .collect();
+    }
+}
+
+pub(crate) fn identify(value: &Value) -> Result<(Resource, String), ApplyError> {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+    let head = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
+    let (Some(api_version), Some(kind), Some(name)) = head else { return Err(ApplyError::Headless(value.to_string())) };
+    let Some(resource) = Resource::of_kind(api_version, kind) else {
+        return Err(ApplyError::Unserved { api_version: api_version.to_owned(), kind: kind.to_owned() });
+    };
+    let namespace = if resource.is_namespaced() { text("/metadata/namespace").unwrap_or("default") } else { "" };
+    Ok((resource, key_of(namespace, name)))
+}
+
+/// The time as metadata has it, in whole seconds.
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

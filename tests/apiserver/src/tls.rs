@@ -1,0 +1,44 @@
+//! Certificates, made anew for each server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::server::StartError;
+
+/// What a server proves itself with, and what its clients are to trust.
+pub(crate) struct Identity {
+    pub(crate) acceptor: TlsAcceptor,
+    /// The authority's certificate.
+    pub(crate) authority: String,
+}
+
+/// A certificate for an address, for the names of a server within a cluster, and for others, by an authority of its own.
+pub(crate) fn identity(address: SocketAddr, names: &[String]) -> Result<Identity, StartError> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "netpol test authority");
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+
+    let mut all: Vec<String> = ["localhost", "127.0.0.1", "::1", "kubernetes.default.svc"].map(str::to_owned).into();
+    all.push(address.ip().to_string());
+    all.extend(names.iter().cloned());
+    all.sort();
+    all.dedup();
+    let mut params = CertificateParams::new(all)?;
+    params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &authority)?;
+
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)?;
+    Ok(Identity { acceptor: TlsAcceptor::from(Arc::new(config)), authority: authority.pem() })
+}

@@ -1,0 +1,173 @@
+//! Creating, changing and deleting by clients.
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::{Request, StatusCode};
+use serde_json::{Map, Value, json};
+
+use crate::object::Form;
+use crate::resource::Verb;
+use crate::route::Target;
+use crate::shared::{Shared, State};
+use crate::status::Status;
+
+/// What a client is told of its write.
+pub(crate) struct Written {
+    pub(crate) code: StatusCode,
+    pub(crate) body: Vec<u8>,
+}
+
+/// How a patch is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patch {
+    Merge,
+    Apply,
+}
+
+pub(crate) async fn write(shared: &Shared, target: &Target, request: Request<Incoming>) -> Result<Written, Status> {
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
+    let body = request.into_body().collect().await;
+    let body = body.map_err(|error| Status::bad_request(&format!("the body did not come: {error}")))?.to_bytes();
+    shared.change(|state| match target.verb {
+        Verb::Create => create(state, target, read(&body, false)?),
+        Verb::Update => update(state, target, read(&body, false)?),
+        Verb::Patch => {
+            let how = match kind.split(';').next().unwrap_or_default() {
+                "application/merge-patch+json" | "application/strategic-merge-patch+json" => Patch::Merge,
+                "application/apply-patch+yaml" => Patch::Apply,
+                _ => return Err(Status::unsupported_media_type()),
+            };
+            patch(state, target, read(&body, how == Patch::Apply)?, how)
+        }
+        Verb::Delete => delete(state, target),
+        Verb::Get | Verb::List | Verb::Watch => Err(Status::not_allowed()),
+    })
+}
+
+fn read(body: &[u8], yaml: bool) -> Result<Value, Status> {
+    let value: Result<Value, String> = if yaml {
+        let text = String::from_utf8_lossy(body);
+        serde_saphyr::from_str(&text).map_err(|error| error.to_string())
+    } else {
+        serde_json::from_slice(body).map_err(|error| error.to_string())
+    };
+    match value {
+        Ok(value) if value.is_object() => Ok(value),
+        Ok(_) => Err(Status::bad_request("the object provided is unrecognized")),
+        Err(error) => Err(Status::bad_request(&format!("the object provided is unrecognized: {error}"))),
+    }
+}
+
+fn create(state: &mut State, target: &Target, mut value: Value) -> Result<Written, Status> {
+    let metadata = value.get("metadata").cloned().unwrap_or_default();
+    let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
+    let name = match (text("name"), text("generateName")) {
+        ("", "") => {
+            let message = format!(
+                "{} \"\" is invalid: metadata.name: Required value: name or generateName is required",
+                target.resource.kind()
+            );
+            return Err(Status::bad_request(&message));
+        }
+        ("", prefix) => format!("{prefix}{:05x}", state.store.version() + 1),
+        (name, _) => name.to_owned(),
+    };
+    place(target, &name, &mut value)?;
+    let key = Target { name: name.clone(), ..target.clone() }.key();
+    if state.store.get(target.resource, &key).is_some() {
+        return Err(Status::already_exists(target.resource, &name));
+    }
+    put(state, target, &key, value, StatusCode::CREATED)
+}
+
+fn update(state: &mut State, target: &Target, mut value: Value) -> Result<Written, Status> {
+    let key = target.key();
+    let before = state.store.get(target.resource, &key);
+    let before = before.ok_or_else(|| Status::not_found(target.resource, &target.name))?.version;
+    fresh(target, &value, before)?;
+    place(target, &target.name, &mut value)?;
+    put(state, target, &key, value, StatusCode::OK)
+}
+
+fn patch(state: &mut State, target: &Target, patch: Value, how: Patch) -> Result<Written, Status> {
+    let key = target.key();
+    let before = state.store.get(target.resource, &key).map(|object| (object.version, object.value()));
+    let (mut value, code) = match (before, how) {
+        (Some((version, value)), _) => {
+            fresh(target, &patch, version)?;
+            (value, StatusCode::OK)
+        }
+        (None, Patch::Apply) => (Value::Object(Map::new()), StatusCode::CREATED),
+        (None, Patch::Merge) => return Err(Status::not_found(target.resource, &target.name)),
+    };
+    merge(&mut value, patch);
+    place(target, &target.name, &mut value)?;
+    put(state, target, &key, value, code)
+}
+
+fn delete(state: &mut State, target: &Target) -> Result<Written, Status> {
+    state
+        .store
+        .delete(target.resource, &target.key())
+        .ok_or_else(|| Status::not_found(target.resource, &target.name))?;
+    let details = json!({"name": target.name, "group": target.resource.group(), "kind": target.resource.plural()});
+    let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+    Ok(Written { code: StatusCode::OK, body: body.to_string().into_bytes() })
+}
+
+/// Refuses a write that builds on an older version.
+fn fresh(target: &Target, value: &Value, version: u64) -> Result<(), Status> {
+    match value.pointer("/metadata/resourceVersion").and_then(Value::as_str) {
+        Some(wanted) if !wanted.is_empty() && wanted != version.to_string() => {
+            Err(Status::conflict(target.resource, &target.name))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Gives an object the place the path names.
+fn place(target: &Target, name: &str, value: &mut Value) -> Result<(), Status> {
+    value["kind"] = target.resource.kind().into();
+    value["apiVersion"] = target.resource.api_version().into();
+    if !value["metadata"].is_object() {
+        value["metadata"] = json!({});
+    }
+    let metadata = &mut value["metadata"];
+    for (field, wanted) in [("name", name), ("namespace", target.namespace.as_str())] {
+        match metadata.get(field).and_then(Value::as_str) {
+            Some(given) if !given.is_empty() && given != wanted => {
+                let message =
+                    format!("the {field} of the provided object does not match the {field} sent on the request");
+                return Err(Status::bad_request(&message));
+            }
+            Some(_) | None if !wanted.is_empty() => metadata[field] = wanted.into(),
+            Some(_) | None => {}
+        }
+    }
+    Ok(())
+}
+
+fn put(state: &mut State, target: &Target, key: &str, value: Value, code: StatusCode) -> Result<Written, Status> {
+    state.store.apply(value).map_err(|error| Status::bad_request(&error.to_string()))?;
+    let object = state.store.get(target.resource, key).ok_or_else(|| Status::not_found(target.resource, key))?;
+    Ok(Written { code, body: object.bytes(Form::Whole) })
+}
+
+/// RFC 7386.
+fn merge(value: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *value = patch;
+        return;
+    };
+    if !value.is_object() {
+        *value = json!({});
+    }
+    for (name, patch) in patch {
+        if patch.is_null() {
+            value.as_object_mut().map(|value| value.remove(&name));
+        } else {
+            merge(&mut value[name.as_str()], patch);
+        }
+    }
+}

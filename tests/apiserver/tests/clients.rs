@@ -1,0 +1,224 @@
+//! The double, by the client that real programs use.
+
+mod common;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use common::{client, pod, start};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::watcher::{self, Event, watcher};
+use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options, Resource, StreamingLists, Verb, WatchFault};
+use serde_json::json;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The names of a first list, or what was told of one object.
+async fn next<S>(watch: &mut S) -> Result<String>
+where
+    S: Stream<Item = watcher::Result<Event<Pod>>> + Unpin,
+{
+    let name = |pod: Pod| pod.metadata.name.unwrap_or_default();
+    let mut listed = Vec::new();
+    loop {
+        match timeout(PATIENCE, watch.next()).await.context("nothing came")?.context("the watch ended")? {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(pod)) => listed.push(name(pod)),
+            Ok(Event::InitDone) => return Ok(format!("all: {}", listed.join(" "))),
+            Ok(Event::Apply(pod)) => return Ok(format!("+{}", name(pod))),
+            Ok(Event::Delete(pod)) => return Ok(format!("-{}", name(pod))),
+            Err(error) => return Ok(format!("error: {error:?}")),
+        }
+    }
+}
+
+async fn expect<S>(watch: &mut S, expected: &str) -> Result<()>
+where
+    S: Stream<Item = watcher::Result<Event<Pod>>> + Unpin,
+{
+    let mut before = Vec::new();
+    loop {
+        let told = next(watch).await?;
+        if told == expected {
+            return Ok(());
+        }
+        if !told.starts_with("error") || before.len() > 20 {
+            bail!("expected {expected:?}, told {told:?} after {before:?}");
+        }
+        before.push(told);
+        // The watcher itself does not wait before it tries again.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn open(server: &ApiServer) -> Result<()> {
+    let wait = async {
+        while server.open_watches(Resource::Pods) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.context("no watch was opened")
+}
+
+#[tokio::test]
+async fn watchers_follow_by_list_and_by_stream() -> Result<()> {
+    for config in [watcher::Config::default().page_size(1), watcher::Config::default().streaming_lists()] {
+        let (server, directory) = start(Options::default())?;
+        for name in ["a", "b", "c"] {
+            server.apply(pod("shop", name, json!({})))?;
+        }
+        let pods = Api::<Pod>::all(client(&server, &directory).await?);
+        let mut watch = Box::pin(watcher(pods, config));
+        expect(&mut watch, "all: a b c").await?;
+        let version = server.apply(pod("shop", "d", json!({})))?.version;
+        expect(&mut watch, "+d").await?;
+        ensure!(server.sent_at(version).is_some(), "the time an event was sent is known");
+        server.delete(Resource::Pods, "shop", "a");
+        expect(&mut watch, "-a").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn watchers_recover_from_what_is_done_to_them() -> Result<()> {
+    let faults = [WatchFault::Garbage, WatchFault::Error(410), WatchFault::End, WatchFault::Cut, WatchFault::Tear];
+    for fault in faults {
+        let (server, directory) = start(Options::default())?;
+        server.apply(pod("shop", "a", json!({})))?;
+        let pods = Api::<Pod>::all(client(&server, &directory).await?);
+        let mut watch = Box::pin(watcher(pods, watcher::Config::default()));
+        expect(&mut watch, "all: a").await?;
+        // The watch is opened when it is asked for something.
+        let driven = tokio::spawn(async move {
+            let told = next(&mut watch).await;
+            (told, watch)
+        });
+        open(&server).await?;
+        server.watch_fault(Some(Resource::Pods), fault);
+        server.apply(pod("shop", "b", json!({})))?;
+        let (told, mut watch) = driven.await?;
+        let told = told?;
+        if told.starts_with("error") {
+            let mut again = next(&mut watch).await?;
+            while again.starts_with("error") {
+                again = next(&mut watch).await?;
+            }
+            ensure!(again == "+b" || again == "all: a b", "{fault:?}: {again}");
+        } else {
+            ensure!(told == "+b" || told == "all: a b", "{fault:?}: {told}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_without_streaming_lists_is_listed() -> Result<()> {
+    for streaming in [StreamingLists::Forbidden, StreamingLists::NoStorageSupport] {
+        let (server, directory) = start(Options { streaming_lists: streaming, ..Options::default() })?;
+        let pods = Api::<Pod>::all(client(&server, &directory).await?);
+        let mut watch = Box::pin(watcher(pods, watcher::Config::default().streaming_lists()));
+        let told = next(&mut watch).await?;
+        ensure!(told.starts_with("error"), "{streaming:?}: {told}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn networks_come_and_go_and_keep_the_port() -> Result<()> {
+    let (server, directory) = start(Options::default())?;
+    let pods = Api::<Pod>::all(client(&server, &directory).await?);
+    let all = ListParams::default();
+    pods.list(&all).await?;
+    server.network(Network::Refuse);
+    ensure!(std::net::TcpStream::connect(server.address()).is_err(), "refused");
+    ensure!(pods.list(&all).await.is_err());
+    server.network(Network::Up);
+    pods.list(&all).await.context("after it came back")?;
+    server.network(Network::BlackHole);
+    ensure!(timeout(Duration::from_millis(300), pods.list(&all)).await.is_err(), "nothing comes back");
+    server.network(Network::Up);
+    timeout(PATIENCE, pods.list(&all)).await?.context("after the silence")?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn tokens_expire_and_are_read_again() -> Result<()> {
+    let (server, directory) = start(Options::default())?;
+    let pods = Api::<Pod>::all(client(&server, &directory).await?);
+    pods.list(&ListParams::default()).await?;
+    server.rotate_token()?;
+    server.expire_old_tokens();
+    let refused = pods.list(&ListParams::default()).await;
+    ensure!(matches!(&refused, Err(kube::Error::Api(status)) if status.code == 401), "{refused:?}");
+    let pods = Api::<Pod>::all(client(&server, &directory).await?);
+    pods.list(&ListParams::default()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn faults_meet_the_page_they_are_for() -> Result<()> {
+    let (server, directory) = start(Options::default())?;
+    for name in ["a", "b", "c"] {
+        server.apply(pod("shop", name, json!({})))?;
+    }
+    let pods = Api::<Pod>::all(client(&server, &directory).await?);
+    let fault = Fault::on(Effect::status(410)).verb(Verb::List).resource(Resource::Pods).page(2).times(1);
+    server.inject(fault);
+    let first = pods.list(&ListParams::default().limit(1)).await?;
+    let token = first.metadata.continue_.context("there is more")?;
+    let second = ListParams::default().limit(1).continue_token(&token);
+    let refused = pods.list(&second).await;
+    ensure!(matches!(&refused, Err(kube::Error::Api(status)) if status.code == 410), "{refused:?}");
+    pods.list(&second).await?;
+    server.inject(Fault::on(Effect::cut_in_the_middle()).times(1));
+    ensure!(pods.list(&ListParams::default()).await.is_err());
+    pods.list(&ListParams::default()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn clients_write() -> Result<()> {
+    let (server, directory) = start(Options::default())?;
+    let pods = Api::<Pod>::namespaced(client(&server, &directory).await?, "shop");
+    let new: Pod = serde_json::from_value(pod("shop", "a", json!({"app": "web"})))?;
+    let made = pods.create(&PostParams::default(), &new).await?;
+    ensure!(made.metadata.uid.is_some());
+    let again = pods.create(&PostParams::default(), &new).await;
+    ensure!(matches!(&again, Err(kube::Error::Api(status)) if status.code == 409), "{again:?}");
+    let patch = Patch::Merge(json!({"metadata": {"labels": {"app": null, "x": "y"}}}));
+    let patched = pods.patch("a", &PatchParams::default(), &patch).await?;
+    ensure!(patched.metadata.labels.unwrap_or_default().into_iter().eq([("x".to_owned(), "y".to_owned())]));
+    pods.delete("a", &kube::api::DeleteParams::default()).await?;
+    ensure!(server.get(Resource::Pods, "shop", "a").is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_is_mirrored() -> Result<()> {
+    let (server, _directory) = start(Options::default())?;
+    let manifests = tempfile::tempdir()?;
+    let file = manifests.path().join("a.yaml");
+    let text = |name: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
+    std::fs::write(&file, format!("{}---\n{}", text("a"), text("b")))?;
+    let mirror = server.mirror(manifests.path())?;
+    let names =
+        || server.all(Resource::Namespaces).iter().map(|one| one["metadata"]["name"].clone()).collect::<Vec<_>>();
+    ensure!(names() == ["a", "b"]);
+    std::fs::write(&file, text("c"))?;
+    ensure!(mirror.sync()?.is_empty());
+    ensure!(names() == ["c"]);
+    std::fs::write(&file, "apiVersion: [unfinished")?;
+    ensure!(mirror.sync()?.len() == 1, "what cannot be read is told");
+    ensure!(names() == ["c"], "and changes nothing");
+    std::fs::remove_file(&file)?;
+    let wait = async {
+        while !names().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.context("without being asked")
+}
