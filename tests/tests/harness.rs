@@ -62,7 +62,7 @@ fn an_address_can_move_to_another_pod() -> Result<()> {
     cluster.remove_pod("a/two")?;
     cluster.add_pod(PodSpec::new("b/new").number(address.octets()[3]))?;
     assert_eq!(cluster.host("b/new").v4(), address);
-    let probe = cluster.probe("a/one", "b/new", Tcp, 80);
-    assert_eq!(cluster.try_all(&[probe])?, [Outcome::Allowed]);
+    let matrix = settle(&cluster, &[(Tcp, 80)], Duration::from_secs(3))?;
+    assert_eq!(matrix.allowed(), matrix.0.len());
     Ok(())
 }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::host::{Kind, Mac, OUTSIDE, gateway, node_name, pod_addresses, uplink_addresses};
 use super::{Families, Host, Topology};
@@ -11,6 +12,9 @@ use crate::netns::Netns;
 
 /// The outside host's number on the network between nodes.
 const OUTSIDE_NUMBER: u8 = 100;
+
+/// How long an interface may take to carry packets, on a machine that is busy with other tests.
+const CARRYING: Duration = Duration::from_secs(10);
 
 const fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
@@ -172,6 +176,8 @@ pub(super) fn wire_pod(
         let _ = writeln!(lines, "route add default via {address} dev eth0");
     }
     netns.ip(&lines)?;
+    wait_until_carrying(&node_host.netns, &veth, topology.is_bridged())?;
+    wait_until_carrying(&netns, "eth0", false)?;
     Ok(Host {
         name: name.to_owned(),
         netns,
@@ -183,4 +189,18 @@ pub(super) fn wire_pod(
         node,
         veth,
     })
+}
+
+/// Waits until an interface that was set up carries packets, as the bridge plugin does: the kernel gets to it on a worker's
+/// time (`net/core/link_watch.c`), and what is sent before is dropped, the first SYN of a probe for one.
+fn wait_until_carrying(netns: &Netns, interface: &str, is_port: bool) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let link = netns.ip_output(&["-d", "-o", "link", "show", "dev", interface])?;
+        if link.contains(" state UP ") && (!is_port || link.contains(" state forwarding ")) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < CARRYING, "{interface} was set up, and carries nothing after {CARRYING:?}: {link}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
