@@ -256,3 +256,18 @@ fn ends_without_a_family_in_common_are_told_apart_from_denied_ones() {
     let run = Manifests::of(&[("shop.yaml", SHOP), ("six.yaml", six)]).run("matrix", &["-p", "8080"]);
     assert!(run.out.ends_with("x denied by both    - no address family in common\n"), "{}", run.out);
 }
+
+#[test]
+fn waiting_says_what_can_be_waited_for_and_who_does_not_answer() {
+    for arguments in [&["wait"][..], &["wait", "--for", "shop/x"], &["wait", "--for", "sync", "--timeout", "30"]] {
+        let run = netpol(arguments, "");
+        assert_eq!((run.code, run.out.as_str()), (2, ""), "{arguments:?}: {}", run.err);
+        assert!(run.err.contains("--for") || run.err.contains("30s"), "{}", run.err);
+    }
+    let run = netpol(&["wait", "--help"], "");
+    assert!(run.code == 0 && run.out.contains("netpol wait --for policy/shop/backend --timeout 30s"), "{}", run.out);
+    let nowhere = TempDir::new().expect("a directory").path().join("agent.sock");
+    let run = netpol(&["wait", "--for", "sync", "--socket", nowhere.to_str().expect("text")], "");
+    assert_eq!((run.code, run.out.as_str()), (3, ""));
+    assert!(run.err.starts_with("netpol: no agent answers at ") && run.err.contains("--socket"), "{}", run.err);
+}

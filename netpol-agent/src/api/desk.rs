@@ -29,7 +29,7 @@ pub enum Question {
 pub struct Progress(watch::Sender<u64>);
 
 impl Progress {
-    /// Something was taken in, or an interface changed.
+    /// The loop begins, something was taken in, or an interface changed.
     pub fn made(&self) {
         self.0.send_modify(|count| *count += 1);
     }
@@ -63,6 +63,11 @@ pub fn desk(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Desk, mpsc::Rece
 }
 
 impl Desk {
+    /// Whether the loop has begun; before it has, there are no objects yet.
+    pub(super) fn is_open(&self) -> bool {
+        *self.progress.borrow() > 0
+    }
+
     /// Asks the loop. `None`: it has ended.
     pub(super) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
         let (answer, answered) = oneshot::channel();

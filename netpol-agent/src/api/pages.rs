@@ -47,6 +47,11 @@ pub(super) async fn answer(request: &Request<Incoming>, desk: &Desk, pages: Page
 
 async fn short(path: &str, desk: &Desk, pages: Pages) -> Page {
     let page = match path {
+        // Who waits for a cluster's API server is well, and has nothing to be ready with.
+        "/healthz" if !desk.is_open() => Some(page(StatusCode::OK, TEXT, "starting\n".to_owned())),
+        "/readyz" if !desk.is_open() => {
+            Some(page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "waiting for the first objects\n".to_owned()))
+        }
         "/metrics" => desk.ask(Question::Metrics).await.map(|text| page(StatusCode::OK, EXPOSITION, text)),
         "/healthz" => desk.ask(Question::Ready).await.map(|_| page(StatusCode::OK, TEXT, "ok\n".to_owned())),
         "/readyz" => desk.ask(Question::Ready).await.map(|ready| {

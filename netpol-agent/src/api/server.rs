@@ -84,3 +84,105 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, desk: Desk, pages
         .serve_connection(TokioIo::new(stream), answer)
         .await
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::sync::mpsc;
+
+    use super::super::desk::{About, Progress, Question, desk};
+    use super::super::socket::Socket;
+    use super::*;
+    use crate::source::Inquiry;
+
+    /// An agent without a loop: its questions are the test's to answer.
+    struct Bare {
+        directory: tempfile::TempDir,
+        _socket: Socket,
+        questions: mpsc::Receiver<Question>,
+        progress: Progress,
+        _inquiries: mpsc::Receiver<Inquiry>,
+    }
+
+    fn bare() -> Bare {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (inquiries, asked) = mpsc::channel(1);
+        let about = About { node: "n1".into(), source: "dir:x".into() };
+        let (desk, questions, progress) = desk(about, inquiries);
+        let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("it listens");
+        serve_socket(listener, desk);
+        Bare { directory, _socket: socket, questions, progress, _inquiries: asked }
+    }
+
+    async fn send(directory: &tempfile::TempDir, request: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(directory.path().join("s")).await.expect("it is there");
+        stream.write_all(request.as_bytes()).await.expect("it is read");
+        stream
+    }
+
+    /// The first line of the answer.
+    async fn ask(directory: &tempfile::TempDir, request: &str) -> String {
+        let mut answer = String::new();
+        send(directory, request).await.read_to_string(&mut answer).await.expect("it answers and hangs up");
+        answer.lines().next().unwrap_or_default().to_owned()
+    }
+
+    fn get(path: &str) -> String {
+        format!("GET {path} HTTP/1.1\r\nHost: n1\r\n\r\n")
+    }
+
+    #[tokio::test]
+    async fn health_is_told_before_there_are_objects_and_readiness_is_not() {
+        let mut bare = bare();
+        assert_eq!(ask(&bare.directory, &get("/healthz")).await, "HTTP/1.1 200 OK");
+        assert_eq!(ask(&bare.directory, &get("/readyz")).await, "HTTP/1.1 503 Service Unavailable");
+        bare.progress.made();
+        for (ready, line) in [(true, "HTTP/1.1 200 OK"), (false, "HTTP/1.1 503 Service Unavailable")] {
+            let request = get("/readyz");
+            let (answered, ()) = tokio::join!(ask(&bare.directory, &request), async {
+                let Some(Question::Ready(asker)) = bare.questions.recv().await else { panic!("another question") };
+                asker.send(ready).expect("somebody waits");
+            });
+            assert_eq!(answered, line);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_of_ours_is_refused() {
+        let bare = bare();
+        for (request, line) in [
+            (get("/nothing"), "HTTP/1.1 404 Not Found"),
+            (get("/v1/wait?for=shop"), "HTTP/1.1 400 Bad Request"),
+            (
+                "POST /healthz HTTP/1.1\r\nHost: n1\r\nContent-Length: 0\r\n\r\n".to_owned(),
+                "HTTP/1.1 405 Method Not Allowed",
+            ),
+            ("nonsense\r\n\r\n".to_owned(), "HTTP/1.1 400 Bad Request"),
+        ] {
+            assert_eq!(ask(&bare.directory, &request).await, line, "{request}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_so_many_wait_and_who_leaves_makes_room() {
+        let bare = bare();
+        let mut waiting = Vec::new();
+        for _ in 0..WAITERS {
+            waiting.push(send(&bare.directory, &get("/v1/wait?for=sync&timeout=1h")).await);
+        }
+        let one_more = get("/v1/wait?for=sync&timeout=1h");
+        assert_eq!(ask(&bare.directory, &one_more).await, "HTTP/1.1 503 Service Unavailable");
+        drop(waiting);
+        let mut room = false;
+        for _ in 0..100 {
+            let stream = send(&bare.directory, &one_more).await;
+            // Who is let in hears nothing; who is refused is told so at once.
+            room = timeout(Duration::from_millis(200), stream.readable()).await.is_err();
+            if room {
+                break;
+            }
+        }
+        assert!(room, "those who left still count");
+    }
+}

@@ -35,9 +35,6 @@ async fn serve(args: RunArgs) -> Result<()> {
     let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
     // Before anything is made: who mistypes the source leaves nothing behind.
     let mut feed = args.source.clone().start()?;
-    let first = feed.batches.recv().await.context("the source ended before it began")?;
-    tracing::info!(source = %args.source, "objects read");
-    warn_of_strange_node(&first.events, &args.node);
     if Mounts::ensure(&args.pin_path)? {
         tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
     }
@@ -49,6 +46,14 @@ async fn serve(args: RunArgs) -> Result<()> {
     let about = About { node: args.node.clone(), source: args.source.to_string() };
     let (desk, questions, progress) = api::desk(about, feed.inquiries.clone());
     let _socket = serve_api(&args, &desk).await?;
+    // A cluster's API server may be away for long.
+    let first = tokio::select! {
+        first = feed.batches.recv() => first.context("the source ended before it began")?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    tracing::info!(source = %args.source, "objects read");
+    warn_of_strange_node(&first.events, &args.node);
     let monitor = Monitor::open()?;
     let mut surveyor = Surveyor::open()?;
     let survey = surveyor.look(&std::collections::BTreeSet::new(), true)?;

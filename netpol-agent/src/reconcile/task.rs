@@ -55,6 +55,7 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), NetlinkError> {
     tokio::pin!(stop);
+    inputs.progress.made();
     let mut back_off = FASTEST;
     let mut last_look = Instant::now();
     let mut last_resync = last_look;
