@@ -1,6 +1,7 @@
 //! What the agent says of itself, what it needs, and what it leaves.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 use netpol_tests::lab::PATIENCE;
 use netpol_tests::objects::{self, Kind};
 use netpol_tests::{Agent, AgentOptions, Cluster, ClusterBuilder, Lab, deny_all};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Three namespaces of three pods, and an outside: as in the demo.
@@ -97,6 +100,26 @@ fn s26_uninstall_opens_everything_leaves_nothing_and_says_so() -> Result<()> {
         ensure!(status.code == Some(1) && status.stderr.contains("nothing"), "{status:?}");
     }
     Ok(())
+}
+
+#[test]
+fn uninstall_that_is_to_stay_does_so_only_where_nothing_remains() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    let early = lab.agent().ask("uninstall", &["--then-stay"])?;
+    ensure!(early.code == Some(3), "it must not stay where an agent still runs: {early:?}");
+    lab.agent().stop()?;
+    let mut stays = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
+    stays.args(["uninstall", "--then-stay", "--pin-path"]).arg(lab.agent().pin_path());
+    let mut stays = stays.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting uninstall")?;
+    let said = BufReader::new(stays.stdout.take().context("no output")?).lines();
+    let said: Vec<String> = said.map_while(Result::ok).take_while(|line| !line.starts_with("stays")).collect();
+    let ended = stays.try_wait()?;
+    kill(Pid::from_raw(stays.id().try_into()?), Signal::SIGTERM).context("asking it to end")?;
+    let code = stays.wait()?.code();
+    ensure!(ended.is_none(), "it did not stay: {ended:?}");
+    ensure!(said.iter().any(|line| line.starts_with("nothing of netpol remains")), "it says no such thing: {said:?}");
+    ensure!(code == Some(0), "SIGTERM is how it is to end, but it ended with {code:?}");
+    lab.expect_beyond_policy("shop/front -> shop/back 80/TCP")
 }
 
 /// What the agent holds and pins.

@@ -231,6 +231,9 @@ struct UninstallArgs {
     /// Directory on a BPF filesystem that the agent was given
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
+    /// When all is removed, wait for SIGTERM instead of ending: a pod that is ready tells that its node is clean
+    #[arg(long)]
+    then_stay: bool,
 }
 
 /// Does what the command line says.

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::{FAILED, UninstallArgs, machine};
 use crate::dataplane::uninstall;
@@ -15,10 +16,22 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     }
     if report.remains.is_empty() {
         println!("nothing of netpol remains below {}, nor on any interface", args.pin_path.display());
+        if args.then_stay {
+            stay()?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     for line in &report.remains {
         eprintln!("remains: {line}");
     }
     Ok(ExitCode::from(FAILED))
+}
+
+/// Waits for SIGTERM or SIGINT. Blocked rather than left to their default, which the first process of a container ignores.
+fn stay() -> Result<()> {
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block().context("cannot block SIGTERM")?;
+    println!("stays until SIGTERM");
+    signals.wait().context("cannot wait for SIGTERM")?;
+    Ok(())
 }
