@@ -78,7 +78,12 @@ impl Rules {
 
     fn take(&mut self, object: &Value) -> bool {
         if let Some(objects) = object.as_array().or_else(|| object.get("items").and_then(Value::as_array)) {
-            return objects.iter().fold(false, |found, object| self.take(object) || found);
+            let mut found = false;
+            for object in objects {
+                // All of them: each that is a role adds its rules.
+                found |= self.take(object);
+            }
+            return found;
         }
         if !matches!(object.get("kind").and_then(Value::as_str), Some("ClusterRole" | "Role")) {
             return false;

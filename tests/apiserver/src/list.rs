@@ -56,9 +56,9 @@ fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status
         let remaining = objects.len() - limit;
         objects.truncate(limit);
         let last = objects.last().map_or("", |object| &object.key);
-        metadata.push_str(&format!(",\"continue\":\"{}\"", Page::after(version, last).token()));
+        metadata.extend([",\"continue\":\"", &Page::after(version, last).token(), "\""]);
         if selector.is_everything() {
-            metadata.push_str(&format!(",\"remainingItemCount\":{remaining}"));
+            metadata.extend([",\"remainingItemCount\":", &remaining.to_string()]);
         }
     }
     metadata.push('}');

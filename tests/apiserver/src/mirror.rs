@@ -211,7 +211,9 @@ fn flatten(document: Value, objects: &mut Vec<(Key, Value)>, problems: &mut Vec<
         Value::Null => {}
         Value::Object(mut list) if list.get("items").is_some_and(Value::is_array) => {
             if let Some(Value::Array(items)) = list.remove("items") {
-                items.into_iter().for_each(|item| flatten(item, objects, problems));
+                for item in items {
+                    flatten(item, objects, problems);
+                }
             }
         }
         other => match identify(&other) {

@@ -48,7 +48,7 @@ impl Object {
         let node = value.get("spec").and_then(|spec| spec.get("nodeName")).and_then(Value::as_str).map(Into::into);
         let mut rest = String::new();
         for (name, member) in &value {
-            rest.push_str(&format!(",{}:{member}", Value::from(name.as_str())));
+            rest.extend([",", &Value::from(name.as_str()).to_string(), ":", &member.to_string()]);
         }
         let metadata = Value::Object(metadata).to_string();
         Self {

@@ -19,7 +19,8 @@ pub struct Options {
     pub rules: Rules,
     /// Who bears the tokens.
     pub user: String,
-    /// Further names or addresses its certificate is for; those of the listener and of this machine are always in.
+    /// Further names or addresses its certificate is for, besides the listener's address, those of the loopback interface and
+    /// `kubernetes.default.svc`.
     pub names: Vec<String>,
     /// The version before the first object's.
     pub first_version: u64,

@@ -110,7 +110,7 @@ async fn dispatch(
         }
         Verb::Create | Verb::Update | Verb::Patch | Verb::Delete => {
             let answer = write(shared, target, request).await?;
-            // Time to look at the event before the answer is there would be luck; a client must not count on either order.
+            // Watches may tell of it before this answer is written, or after, as with a real server.
             Ok(json(answer.code, answer.body))
         }
     }

@@ -93,10 +93,8 @@ pub(crate) fn watch(shared: &Arc<Shared>, target: &Target, form: Form, tear: boo
     let timeout = target.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).map(Duration::from_secs);
     let mut state = shared.lock();
     let asked = target.flag("sendInitialEvents");
-    if asked {
-        if let Some(error) = streaming(&state, target)? {
-            return Ok(Body::whole(event("ERROR", &error.body)));
-        }
+    if asked && let Some(error) = streaming(&state, target)? {
+        return Ok(Body::whole(event("ERROR", &error.body)));
     }
     // A watch from no version in particular has always begun with what there is.
     let initial = asked || (version.unwrap_or(0) == 0 && target.option("sendInitialEvents").is_none());

@@ -69,12 +69,12 @@ async fn watchers_follow_by_list_and_by_stream() -> Result<()> {
     for config in [watcher::Config::default().page_size(1), watcher::Config::default().streaming_lists()] {
         let (server, directory) = start(Options::default())?;
         for name in ["a", "b", "c"] {
-            server.apply(pod("shop", name, json!({})))?;
+            server.apply(pod("shop", name, &json!({})))?;
         }
         let pods = Api::<Pod>::all(client(&server, &directory).await?);
         let mut watch = Box::pin(watcher(pods, config));
         expect(&mut watch, "all: a b c").await?;
-        let version = server.apply(pod("shop", "d", json!({})))?.version;
+        let version = server.apply(pod("shop", "d", &json!({})))?.version;
         expect(&mut watch, "+d").await?;
         ensure!(server.sent_at(version).is_some(), "the time an event was sent is known");
         server.delete(Resource::Pods, "shop", "a");
@@ -88,7 +88,7 @@ async fn watchers_recover_from_what_is_done_to_them() -> Result<()> {
     let faults = [WatchFault::Garbage, WatchFault::Error(410), WatchFault::End, WatchFault::Cut, WatchFault::Tear];
     for fault in faults {
         let (server, directory) = start(Options::default())?;
-        server.apply(pod("shop", "a", json!({})))?;
+        server.apply(pod("shop", "a", &json!({})))?;
         let pods = Api::<Pod>::all(client(&server, &directory).await?);
         let mut watch = Box::pin(watcher(pods, watcher::Config::default()));
         expect(&mut watch, "all: a").await?;
@@ -99,7 +99,7 @@ async fn watchers_recover_from_what_is_done_to_them() -> Result<()> {
         });
         open(&server).await?;
         server.watch_fault(Some(Resource::Pods), fault);
-        server.apply(pod("shop", "b", json!({})))?;
+        server.apply(pod("shop", "b", &json!({})))?;
         let (told, mut watch) = driven.await?;
         let told = told?;
         if told.starts_with("error") {
@@ -163,7 +163,7 @@ async fn tokens_expire_and_are_read_again() -> Result<()> {
 async fn faults_meet_the_page_they_are_for() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     for name in ["a", "b", "c"] {
-        server.apply(pod("shop", name, json!({})))?;
+        server.apply(pod("shop", name, &json!({})))?;
     }
     let pods = Api::<Pod>::all(client(&server, &directory).await?);
     let fault = Fault::on(Effect::status(410)).verb(Verb::List).resource(Resource::Pods).page(2).times(1);
@@ -184,7 +184,7 @@ async fn faults_meet_the_page_they_are_for() -> Result<()> {
 async fn clients_write() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     let pods = Api::<Pod>::namespaced(client(&server, &directory).await?, "shop");
-    let new: Pod = serde_json::from_value(pod("shop", "a", json!({"app": "web"})))?;
+    let new: Pod = serde_json::from_value(pod("shop", "a", &json!({"app": "web"})))?;
     let made = pods.create(&PostParams::default(), &new).await?;
     ensure!(made.metadata.uid.is_some());
     let again = pods.create(&PostParams::default(), &new).await;
@@ -203,15 +203,20 @@ async fn a_directory_is_mirrored() -> Result<()> {
     let manifests = tempfile::tempdir()?;
     let file = manifests.path().join("a.yaml");
     let text = |name: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
-    std::fs::write(&file, format!("{}---\n{}", text("a"), text("b")))?;
+    // In one step: between cutting a file short and writing it, it is empty, and would be taken for that.
+    let replace = |text: &str| {
+        let partial = file.with_extension("partial");
+        std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, &file))
+    };
+    replace(&format!("{}---\n{}", text("a"), text("b")))?;
     let mirror = server.mirror(manifests.path())?;
     let names =
         || server.all(Resource::Namespaces).iter().map(|one| one["metadata"]["name"].clone()).collect::<Vec<_>>();
     ensure!(names() == ["a", "b"]);
-    std::fs::write(&file, text("c"))?;
+    replace(&text("c"))?;
     ensure!(mirror.sync()?.is_empty());
     ensure!(names() == ["c"]);
-    std::fs::write(&file, "apiVersion: [unfinished")?;
+    replace("apiVersion: [unfinished")?;
     ensure!(mirror.sync()?.len() == 1, "what cannot be read is told");
     ensure!(names() == ["c"], "and changes nothing");
     std::fs::remove_file(&file)?;

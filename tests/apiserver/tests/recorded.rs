@@ -66,10 +66,10 @@ async fn refusals_are_those_of_a_real_server() -> Result<()> {
 async fn versions_out_of_reach_are_told_as_a_real_server_tells() -> Result<()> {
     let (server, _directory) = start(Options { first_version: 230, ..Options::default() })?;
     for name in ["node-exporter", "prom"] {
-        server.apply(pod("mon", name, json!({})))?;
+        server.apply(pod("mon", name, &json!({})))?;
     }
     for name in ["a", "b", "c"] {
-        server.apply(pod("shop", name, json!({})))?;
+        server.apply(pod("shop", name, &json!({})))?;
     }
     ensure!(server.version() == 235);
     let future = "/api/v1/pods?resourceVersion=99999999&resourceVersionMatch=NotOlderThan";
@@ -86,14 +86,14 @@ async fn versions_out_of_reach_are_told_as_a_real_server_tells() -> Result<()> {
     ensure!(token == recorded, "{token}");
 
     // One page of a list stays what it was, until it is forgotten.
-    server.apply(pod("shop", "d", json!({})))?;
+    server.apply(pod("shop", "d", &json!({})))?;
     let next = format!("/api/v1/pods?limit=2&continue={token}");
     let (_, second) = ask(&server, &next).await?;
     let second: Value = serde_json::from_str(&second)?;
     ensure!(second["metadata"]["resourceVersion"] == "235" && second["metadata"]["remainingItemCount"] == 1);
 
     for _ in 0..61 {
-        server.apply(pod("shop", "e", json!({"n": server.version().to_string()})))?;
+        server.apply(pod("shop", "e", &json!({"n": server.version().to_string()})))?;
     }
     server.compact();
     ensure!(server.version() == 297);
@@ -115,9 +115,9 @@ async fn storage_without_streaming_lists_says_so_within_the_stream() -> Result<(
 #[tokio::test]
 async fn watches_tell_what_a_selector_sees() -> Result<()> {
     let (server, _directory) = start(Options::default())?;
-    let first = server.apply(pod("shop", "web", json!({"app": "web"})))?.version;
+    let first = server.apply(pod("shop", "web", &json!({"app": "web"})))?.version;
     for labels in [json!({"app": "other"}), json!({"app": "web"}), json!({"app": "web", "x": "y"})] {
-        server.apply(pod("shop", "web", labels))?;
+        server.apply(pod("shop", "web", &labels))?;
     }
     server.delete(netpol_apiserver::Resource::Pods, "shop", "web");
     let path = format!(

@@ -27,7 +27,7 @@ pub(crate) async fn client_of(kubeconfig: Kubeconfig) -> Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
-pub(crate) fn pod(namespace: &str, name: &str, labels: Value) -> Value {
+pub(crate) fn pod(namespace: &str, name: &str, labels: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"namespace": namespace, "name": name, "labels": labels},
