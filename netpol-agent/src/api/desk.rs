@@ -6,7 +6,7 @@ use netpol_api::Status;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::reconcile::{Check, Finding};
-use crate::source::Inquiry;
+use crate::source::{Inquiry, SourceState};
 
 /// Who comes while so many wait is refused: each is asked about again after every change.
 pub(super) const WAITERS: usize = 64;
@@ -42,6 +42,8 @@ pub struct About {
     pub node: String,
     /// Where its objects come from.
     pub source: String,
+    /// How that source is.
+    pub state: SourceState,
 }
 
 /// Takes questions; clones share everything.

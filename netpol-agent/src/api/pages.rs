@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::desk::{Desk, Question};
 use super::wait;
+use crate::metrics;
 
 /// Prometheus' text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -50,7 +51,11 @@ async fn short(path: &str, desk: &Desk, pages: Pages) -> Page {
         // Who waits for a cluster's API server is well, and has nothing to be ready with.
         "/healthz" if !desk.is_open() => Some(page(StatusCode::OK, TEXT, "starting\n".to_owned())),
         "/readyz" if !desk.is_open() => {
-            Some(page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "waiting for the first objects\n".to_owned()))
+            let waiting = desk.about.state.waiting().unwrap_or_else(|| "waiting for the first objects".to_owned());
+            Some(page(StatusCode::SERVICE_UNAVAILABLE, TEXT, waiting + "\n"))
+        }
+        "/metrics" if !desk.is_open() => {
+            Some(page(StatusCode::OK, EXPOSITION, metrics::render_waiting(&desk.about.state)))
         }
         "/metrics" => desk.ask(Question::Metrics).await.map(|text| page(StatusCode::OK, EXPOSITION, text)),
         "/healthz" => desk.ask(Question::Ready).await.map(|_| page(StatusCode::OK, TEXT, "ok\n".to_owned())),

@@ -94,7 +94,7 @@ mod tests {
     use super::super::desk::{About, Progress, Question, desk};
     use super::super::socket::Socket;
     use super::*;
-    use crate::source::Inquiry;
+    use crate::source::{Inquiry, SourceState};
 
     /// An agent without a loop: its questions are the test's to answer.
     struct Bare {
@@ -108,7 +108,7 @@ mod tests {
     fn bare() -> Bare {
         let directory = tempfile::tempdir().expect("a directory");
         let (inquiries, asked) = mpsc::channel(1);
-        let about = About { node: "n1".into(), source: "dir:x".into() };
+        let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
         let (desk, questions, progress) = desk(about, inquiries);
         let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("it listens");
         serve_socket(listener, desk);

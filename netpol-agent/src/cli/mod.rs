@@ -56,6 +56,8 @@ enum Command {
 
 const RUN_HELP: &str = "\
 Examples:
+  netpol-agent run --source kube --node $NODE_NAME
+  netpol-agent run --source kube:$HOME/.kube/config --node n1
   netpol-agent run --source dir:/etc/netpol --node $(hostname)
   netpol-agent run --source dir:. --node n1 --unknown-pods deny --metrics 127.0.0.1:9464
 
@@ -90,7 +92,8 @@ const PIN_PATH: &str = "/sys/fs/bpf/netpol";
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Where objects come from: dir:PATH, a directory tree of manifests
+    /// Where objects come from: kube, the API server of the cluster this runs in; kube:PATH, of a kubeconfig; dir:PATH, a
+    /// directory tree of manifests
     #[arg(long, env = "NETPOL_SOURCE")]
     source: ObjectSource,
     /// This node's name, as `spec.nodeName` of its pods says it

@@ -43,7 +43,7 @@ async fn serve(args: RunArgs) -> Result<()> {
         // An earlier agent's says nothing of this one. Where it cannot be removed, writing it will fail and say so.
         let _ = std::fs::remove_file(file);
     }
-    let about = About { node: args.node.clone(), source: args.source.to_string() };
+    let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
     let (desk, questions, progress) = api::desk(about, feed.inquiries.clone());
     let _socket = serve_api(&args, &desk).await?;
     // A cluster's API server may be away for long.
@@ -68,7 +68,7 @@ async fn serve(args: RunArgs) -> Result<()> {
     tracing::info!(pin_path = %args.pin_path.display(), attach, "programs loaded");
     let old = kernel.snapshot()?;
     let ring = kernel.events()?;
-    let mut meter = Meter::new(kernel.counters()?);
+    let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
     let reconcile = Options {
         node: args.node.as_str().into(),
         unknown_pods: args.unknown_pods,

@@ -2,15 +2,17 @@
 
 mod convergence;
 mod page;
+mod source;
 
 use std::time::{Duration, Instant};
 
 use crate::dataplane::{CounterReader, Kernel};
 use crate::reconcile::Reconciler;
-use crate::source::Revision;
+use crate::source::{Revision, SourceState};
 use convergence::Convergence;
 
 pub use page::render;
+pub use source::render_waiting;
 
 /// What only the loop knows.
 pub struct Meter {
@@ -19,14 +21,22 @@ pub struct Meter {
     /// Everything known at the start is enforced.
     pub ready: bool,
     convergence: Convergence,
+    source: SourceState,
     batches: u64,
     applying: Duration,
 }
 
 impl Meter {
-    /// Starts at zero.
-    pub fn new(counters: CounterReader) -> Self {
-        Self { counters, ready: false, convergence: Convergence::default(), batches: 0, applying: Duration::ZERO }
+    /// Starts at zero. The source keeps its state up to date itself.
+    pub fn new(counters: CounterReader, source: SourceState) -> Self {
+        Self {
+            counters,
+            ready: false,
+            convergence: Convergence::default(),
+            source,
+            batches: 0,
+            applying: Duration::ZERO,
+        }
     }
 
     /// A batch of objects took this long to enforce.

@@ -83,6 +83,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     page.value("netpol_apply_seconds_total", &[], meter.applying.as_secs_f64());
     convergence(&mut page, &meter.convergence);
     gaps(&mut page, reconciler.gaps());
+    super::source::render(&mut page, &meter.source);
     page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
     page.value("netpol_ready", &[], u8::from(meter.ready));
     page.text
@@ -133,17 +134,17 @@ fn escaped(value: &str) -> String {
 }
 
 #[derive(Debug, Default)]
-struct Page {
-    text: String,
+pub(super) struct Page {
+    pub(super) text: String,
 }
 
 impl Page {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string does not fail.
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn value(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+    pub(super) fn value(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
         let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.text, "{name}{labels} {value}");

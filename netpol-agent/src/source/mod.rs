@@ -1,6 +1,8 @@
 //! Where objects come from. A source sends everything it knows once, as a reset, and then each change.
 
 pub mod dir;
+pub mod kube;
+mod state;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +14,8 @@ use netpol_policy::model::ObjectKey;
 use netpol_policy::world::Event;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
+
+pub use state::{KindState, SourceState};
 
 /// Counts what a source sent, batch by batch, from 1: whoever has enforced a revision has enforced all before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +59,8 @@ pub struct Feed {
     pub batches: mpsc::Receiver<Batch>,
     /// What it is asked.
     pub inquiries: mpsc::Sender<Inquiry>,
+    /// How it is.
+    pub state: SourceState,
 }
 
 /// A source that can be named on the command line.
@@ -62,6 +68,8 @@ pub struct Feed {
 pub enum ObjectSource {
     /// `dir:PATH`: manifests in a directory tree, watched.
     Dir(PathBuf),
+    /// `kube`: the API server of the cluster this runs in; `kube:PATH`: of this kubeconfig.
+    Kube(Option<PathBuf>),
 }
 
 /// Why a source cannot start.
@@ -80,6 +88,15 @@ pub enum SourceError {
         #[source]
         source: std::io::Error,
     },
+    /// Who to be for the API server cannot be read.
+    #[error(
+        "cannot read the credentials for the API server: {reason}; run in a pod with a service account, or give a kubeconfig: \
+         --source kube:PATH"
+    )]
+    Kube {
+        /// Why not.
+        reason: String,
+    },
 }
 
 impl ObjectSource {
@@ -90,6 +107,7 @@ impl ObjectSource {
     pub fn start(self) -> Result<Feed, SourceError> {
         match self {
             Self::Dir(path) => dir::start(&path),
+            Self::Kube(kubeconfig) => kube::start(kubeconfig, kube::Options::default()),
         }
     }
 }
@@ -100,7 +118,11 @@ impl FromStr for ObjectSource {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
-            _ => Err(format!("`{text}` is no source; write dir:PATH, a directory of manifests")),
+            Some(("kube", path)) if !path.is_empty() => Ok(Self::Kube(Some(path.into()))),
+            None if text == "kube" => Ok(Self::Kube(None)),
+            _ => Err(format!(
+                "`{text}` is no source; write kube, kube:PATH of a kubeconfig, or dir:PATH, a directory of manifests"
+            )),
         }
     }
 }
@@ -109,6 +131,8 @@ impl fmt::Display for ObjectSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dir(path) => write!(f, "dir:{}", path.display()),
+            Self::Kube(None) => f.write_str("kube"),
+            Self::Kube(Some(path)) => write!(f, "kube:{}", path.display()),
         }
     }
 }

@@ -102,6 +102,13 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     reader.finish()
 }
 
+/// Understands one object that did not come as text: the same rules, and what is wrong has `name` for its file.
+pub fn read(value: serde_json::Value, name: &str) -> Parsed {
+    let mut reader = object::Reader::new(name);
+    reader.document(&mut tree::Tree::without_lines(value));
+    reader.finish()
+}
+
 /// Objects that stand more than once among `objects`, which may come from many files: the last one counts.
 pub fn duplicates(objects: &[Located<Object>]) -> Vec<ManifestError> {
     let mut first: BTreeMap<ObjectKey, &Located<Object>> = BTreeMap::new();

@@ -24,6 +24,13 @@ pub(super) struct Tree {
     pub(super) repeated: Vec<FieldPath>,
 }
 
+impl Tree {
+    /// A document that never was text.
+    pub(super) fn without_lines(value: Value) -> Self {
+        Self { value, lines: Lines::at(1), repeated: Vec::new() }
+    }
+}
+
 /// The line of a key or list item, and of what is below it. Aliases have nothing below.
 #[derive(Debug, Default)]
 pub(super) struct Lines {

@@ -17,7 +17,7 @@ pub use problem::{Problem, Severity};
 pub use selector::{Labels, Requirement, Selector};
 
 /// Any object the World holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
     /// A namespace.
     Namespace(Namespace),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 /// A node, as the API server tells of it. The agent learns its own node's further addresses (bridge gateways, …) from
 /// the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// `metadata.name`.
     pub name: Arc<str>,

@@ -9,7 +9,7 @@ use super::{Labels, NamespaceName, PodKey, Protocol};
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// A namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: NamespaceName,
@@ -18,7 +18,7 @@ pub struct Namespace {
 }
 
 /// A pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pod {
     /// Its namespace and name.
     pub key: PodKey,

@@ -8,7 +8,7 @@ use super::{PolicyKey, Problem, Selector};
 
 /// A `networking.k8s.io/v1` `NetworkPolicy`.
 /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/>.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {
     /// Its namespace and name.
     pub key: PolicyKey,

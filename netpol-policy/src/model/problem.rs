@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 /// Something about an object that was not understood or is likely not meant so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// How bad it is.
     pub severity: Severity,
@@ -23,7 +23,7 @@ impl fmt::Display for Problem {
 }
 
 /// How bad a [`Problem`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Understood, but unusual: host bits in a CIDR, for one.

@@ -17,7 +17,7 @@ use netpol_policy::world::Event;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Batch, Feed, Inquiry, Known, Revision, SourceError};
+use super::{Batch, Feed, Inquiry, Known, Revision, SourceError, SourceState};
 use scan::{Scan, Stamp, scan};
 use store::{Content, Outcome, Store};
 use watch::Watch;
@@ -40,7 +40,7 @@ pub fn start(root: &Path) -> Result<Feed, SourceError> {
     let (sender, batches) = mpsc::channel(16);
     let (inquiries, asked) = mpsc::channel(16);
     tokio::spawn(tree.follow(Teller { sender, revision: Revision::default() }, asked));
-    Ok(Feed { batches, inquiries })
+    Ok(Feed { batches, inquiries, state: SourceState::default() })
 }
 
 /// Numbers batches and sends them.

@@ -1,0 +1,74 @@
+//! Equal texts are kept once: thousands of pods name the same namespace, node, label and port.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use netpol_policy::model::{Labels, Object, ObjectKey};
+
+/// So many texts that nobody uses may pile up before they are thrown out.
+const SLACK: usize = 1024;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Interner {
+    texts: HashSet<Arc<str>>,
+    limit: usize,
+}
+
+impl Interner {
+    fn share(&mut self, text: &mut Arc<str>) {
+        if let Some(known) = self.texts.get(text) {
+            *text = known.clone();
+            return;
+        }
+        self.texts.insert(text.clone());
+        if self.texts.len() > self.limit {
+            self.texts.retain(|text| Arc::strong_count(text) > 1);
+            self.limit = self.texts.len() * 2 + SLACK;
+        }
+    }
+
+    fn share_labels(&mut self, labels: &mut Labels) {
+        let mut shared = Labels::new();
+        for (mut key, mut value) in std::mem::take(labels) {
+            self.share(&mut key);
+            self.share(&mut value);
+            shared.insert(key, value);
+        }
+        *labels = shared;
+    }
+
+    /// Makes an object's texts shared ones, and its names those of `key`.
+    pub(super) fn share_object(&mut self, object: &mut Object, key: &ObjectKey) {
+        match (object, key) {
+            (Object::Pod(pod), ObjectKey::Pod(key)) => {
+                pod.key = key.clone();
+                if let Some(node) = &mut pod.node {
+                    self.share(node);
+                }
+                self.share_labels(&mut pod.labels);
+                for port in &mut pod.ports {
+                    self.share(&mut port.name);
+                }
+                pod.ports.shrink_to_fit();
+                pod.addresses.shrink_to_fit();
+            }
+            (Object::Namespace(namespace), ObjectKey::Namespace(name)) => {
+                namespace.name = name.clone();
+                self.share_labels(&mut namespace.labels);
+            }
+            (Object::Policy(policy), ObjectKey::Policy(key)) => policy.key = key.clone(),
+            (Object::Node(node), ObjectKey::Node(name)) => node.name = name.clone(),
+            _ => {}
+        }
+    }
+
+    /// The same for a key alone.
+    pub(super) fn share_key(&mut self, key: &mut ObjectKey) {
+        match key {
+            ObjectKey::Namespace(name) | ObjectKey::Node(name) => self.share(name),
+            ObjectKey::Pod(key) => self.share(&mut key.namespace),
+            ObjectKey::Policy(key) => self.share(&mut key.namespace),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Objects as the API server writes them, to the model: only the fields that policies need are ever built. One that does
+//! not have the expected shape is none of the others' business.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use netpol_policy::manifest;
+use netpol_policy::model::{Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Problem};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::resource::Resource;
+
+/// An object that arrived.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) key: ObjectKey,
+    /// `metadata.resourceVersion`.
+    pub(super) version: u64,
+    /// What it is; `None` where it was not understood at all: what was known of it stays.
+    pub(super) object: Option<Object>,
+    /// What people should know of it.
+    pub(super) problems: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    namespace: Option<String>,
+    resource_version: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    metadata: Metadata,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Labelled {
+    labels: Option<BTreeMap<String, String>>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Slim<Spec, Status> {
+    metadata: Labelled,
+    spec: Spec,
+    status: Status,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Nothing {}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PodSpec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+    containers: Option<Vec<Container>>,
+    init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Container {
+    restart_policy: Option<String>,
+    ports: Option<Vec<core::ContainerPort>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<core::PodIP>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeStatus {
+    addresses: Option<Vec<core::NodeAddress>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawSpec {
+    spec: Value,
+}
+
+/// What an object's text says.
+///
+/// # Errors
+/// Where it has no name: nobody can say which object it is.
+pub(super) fn understand(resource: Resource, text: &str) -> Result<Seen, String> {
+    let Named { metadata } = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if metadata.name.is_empty() {
+        return Err("an object without a name".to_owned());
+    }
+    let key = key(resource, &metadata);
+    let version = version(&metadata.resource_version);
+    let (object, problems) = match parse(resource, &metadata, text) {
+        Ok((object, problems)) => (object, problems.iter().map(ToString::to_string).collect()),
+        Err(error) => (None, vec![format!("not understood, what was known of it stays: {error}")]),
+    };
+    Ok(Seen { key, version, object, problems })
+}
+
+/// Versions are opaque in general, but the API server's own compare as numbers: Kubernetes 1.35 promises that. What is no
+/// number counts as older than everything.
+pub(super) fn version(text: &str) -> u64 {
+    text.parse().unwrap_or(0)
+}
+
+fn key(resource: Resource, metadata: &Metadata) -> ObjectKey {
+    let (namespace, name) = (metadata.namespace.as_deref().unwrap_or("default"), metadata.name.as_str());
+    match resource {
+        Resource::Namespaces => ObjectKey::Namespace(name.into()),
+        Resource::Nodes => ObjectKey::Node(name.into()),
+        Resource::NetworkPolicies => ObjectKey::Policy(PolicyKey::new(namespace, name)),
+        Resource::Pods => ObjectKey::Pod(PodKey::new(namespace, name)),
+    }
+}
+
+type Understood = (Option<Object>, Vec<Problem>);
+
+fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<Understood, serde_json::Error> {
+    Ok(match resource {
+        Resource::Namespaces => {
+            let slim: Slim<Nothing, Nothing> = serde_json::from_str(text)?;
+            let api = core::Namespace { metadata: full(metadata, slim.metadata), ..core::Namespace::default() };
+            (Some(Object::Namespace(Namespace::from_api(&api))), Vec::new())
+        }
+        Resource::Nodes => {
+            let slim: Slim<Nothing, NodeStatus> = serde_json::from_str(text)?;
+            let status = core::NodeStatus { addresses: slim.status.addresses, ..core::NodeStatus::default() };
+            let metadata = full(metadata, slim.metadata);
+            let (node, problems) = Node::from_api(&core::Node { metadata, status: Some(status), spec: None });
+            (Some(Object::Node(node)), problems)
+        }
+        Resource::Pods => {
+            let slim: Slim<PodSpec, PodStatus> = serde_json::from_str(text)?;
+            let (pod, problems) = Pod::from_api(&pod(metadata, slim));
+            (Some(Object::Pod(pod)), problems)
+        }
+        Resource::NetworkPolicies => {
+            let raw: RawSpec = serde_json::from_str(text)?;
+            policy(metadata, raw.spec)
+        }
+    })
+}
+
+/// As from a file: what has not the shape of a policy isolates all the same.
+fn policy(metadata: &Metadata, spec: Value) -> Understood {
+    let value = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": { "name": metadata.name, "namespace": metadata.namespace },
+        "spec": spec,
+    });
+    let parsed = manifest::read(value, "the API server");
+    let problems = parsed.errors.into_iter().map(|error| Problem {
+        severity: error.severity,
+        field: error.field.unwrap_or_default(),
+        message: error.message,
+    });
+    let problems = problems.collect();
+    (parsed.objects.into_iter().next().map(|located| located.object), problems)
+}
+
+fn full(metadata: &Metadata, labelled: Labelled) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(metadata.name.clone()),
+        namespace: metadata.namespace.clone(),
+        labels: labelled.labels,
+        creation_timestamp: labelled.creation_timestamp,
+        deletion_timestamp: labelled.deletion_timestamp,
+        ..ObjectMeta::default()
+    }
+}
+
+fn pod(metadata: &Metadata, slim: Slim<PodSpec, PodStatus>) -> core::Pod {
+    let containers = |list: Option<Vec<Container>>| {
+        let full = |container: Container| core::Container {
+            restart_policy: container.restart_policy,
+            ports: container.ports,
+            ..core::Container::default()
+        };
+        list.map(|list| list.into_iter().map(full).collect::<Vec<_>>())
+    };
+    let spec = core::PodSpec {
+        node_name: slim.spec.node_name,
+        host_network: slim.spec.host_network,
+        containers: containers(slim.spec.containers).unwrap_or_default(),
+        init_containers: containers(slim.spec.init_containers),
+        ..core::PodSpec::default()
+    };
+    let status = core::PodStatus {
+        phase: slim.status.phase,
+        pod_ip: slim.status.pod_ip,
+        pod_ips: slim.status.pod_ips,
+        ..core::PodStatus::default()
+    };
+    core::Pod { metadata: full(metadata, slim.metadata), spec: Some(spec), status: Some(status) }
+}

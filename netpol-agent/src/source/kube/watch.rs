@@ -1,0 +1,389 @@
+//! Follows one resource: a full list, then a watch from its version, for ever. No failure ends it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::Options;
+use super::access::Access;
+use super::backoff::{Backoff, jitter};
+use super::failure::{Failure, Status};
+use super::gather::News;
+use super::lines::Lines;
+use super::resource::Resource;
+use super::trim::{Seen, understand, version};
+use crate::source::state::SourceState;
+
+/// The first failure is followed by another attempt after this long.
+const FIRST: Duration = Duration::from_millis(100);
+/// The last by one after this long: what an operator mends shows soon.
+const LIMIT: Duration = Duration::from_secs(30);
+/// A watch that lived this long was not a failure.
+const LIVED: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(super) struct Watcher {
+    pub(super) resource: Resource,
+    pub(super) access: Arc<Access>,
+    pub(super) news: mpsc::Sender<(Resource, News)>,
+    pub(super) options: Options,
+    pub(super) state: SourceState,
+    backoff: Backoff,
+    /// Where to go on; `None`: with a full list.
+    position: Option<String>,
+    /// The position is of a full list that has just come.
+    fresh: bool,
+    streaming: bool,
+    lost: bool,
+    trouble: Option<String>,
+    /// Objects that were told of as not understood.
+    verb: &'static str,
+}
+
+/// How a stream came to its end.
+enum End {
+    /// The server's time for it is over.
+    Over,
+    /// What was known is too old to go on from.
+    Gone(String),
+    /// The server has no streaming lists; whether that is certain.
+    NoStreaming(bool),
+    /// Nobody listens any more.
+    Unheard,
+}
+
+#[derive(Deserialize)]
+struct Line<'l> {
+    #[serde(rename = "type")]
+    kind: &'l str,
+    #[serde(borrow)]
+    object: &'l RawValue,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ListMeta {
+    resource_version: String,
+    #[serde(rename = "continue")]
+    next: String,
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Page<'p> {
+    #[serde(default)]
+    metadata: ListMeta,
+    #[serde(borrow, default)]
+    items: Option<Vec<&'p RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Bookmark {
+    metadata: ListMeta,
+}
+
+impl Watcher {
+    pub(super) fn new(
+        resource: Resource,
+        access: Arc<Access>,
+        news: mpsc::Sender<(Resource, News)>,
+        options: Options,
+        state: SourceState,
+    ) -> Self {
+        let streaming = options.streaming;
+        Self {
+            resource,
+            access,
+            news,
+            options,
+            state,
+            backoff: Backoff::new(FIRST, LIMIT),
+            position: None,
+            fresh: false,
+            streaming,
+            lost: false,
+            trouble: None,
+            verb: "list",
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        sleep(jitter(self.options.spread)).await;
+        loop {
+            let begun = Instant::now();
+            let result = self.attempt().await;
+            if begun.elapsed() > LIVED {
+                self.backoff.reset();
+            }
+            let mut asked = None;
+            match result {
+                Ok(End::Unheard) => return,
+                // At once, unless it is over again and again.
+                Ok(End::Over) if begun.elapsed() > Duration::from_secs(1) => continue,
+                Ok(End::Over) => {}
+                Ok(End::Gone(why)) => {
+                    tracing::info!(resource = %self.resource, why, "what is known is too old to go on from; listed anew");
+                    self.position = None;
+                    self.lose().await;
+                }
+                Ok(End::NoStreaming(certain)) => {
+                    tracing::info!(resource = %self.resource, certain, "no streaming list from this API server; listed in pages");
+                    self.streaming = false;
+                    continue;
+                }
+                Err(failure) if failure.is_gone() => {
+                    self.count(&failure);
+                    self.position = None;
+                    self.lose().await;
+                }
+                Err(failure) => {
+                    asked = failure.retry_after();
+                    self.failed(&failure).await;
+                }
+            }
+            let wait = self.backoff.next(asked);
+            sleep(wait).await;
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<End, Failure> {
+        self.verb = if self.position.is_none() && !self.streaming { "list" } else { "watch" };
+        if self.position.is_none() && !self.streaming {
+            let version = self.pages().await?;
+            self.position = Some(version);
+            self.fresh = true;
+            self.verb = "watch";
+        }
+        if let Some(position) = &self.position
+            && !std::mem::take(&mut self.fresh)
+        {
+            // A watch from a version that is yet to come is silent until it comes: all before it would be missed.
+            let now = self.newest().await?;
+            if version(&now) < version(position) {
+                return Ok(End::Gone(format!("the API server went back from version {position} to {now}")));
+            }
+        }
+        self.stream().await
+    }
+
+    fn url(&self, query: &str) -> String {
+        format!("{}?{query}", self.resource.path())
+    }
+
+    async fn body(&self, query: &str) -> Result<Vec<u8>, Failure> {
+        let response = self.access.get(&self.url(query)).await?;
+        let idle = self.options.idle;
+        let body = timeout(idle, response.into_body().collect_bytes()).await;
+        let body = body.map_err(|_| Failure::Silent(idle))?;
+        body.map(|bytes| bytes.to_vec()).map_err(|error| Failure::Connection(crate::chain::chain(&error)))
+    }
+
+    /// The version the server is at.
+    async fn newest(&self) -> Result<String, Failure> {
+        let body = self.body("limit=1").await?;
+        let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| Failure::Garbled(error.to_string()))?;
+        Ok(page.metadata.resource_version)
+    }
+
+    /// A full list, in pages; its version.
+    async fn pages(&mut self) -> Result<String, Failure> {
+        let mut next = String::new();
+        let mut limit = self.options.page;
+        self.tell(News::Began).await;
+        loop {
+            let query = if next.is_empty() {
+                if limit == 0 { "limit=0".to_owned() } else { format!("limit={limit}") }
+            } else {
+                format!("limit={limit}&continue={next}")
+            };
+            let body = match self.body(&query).await {
+                // The list took longer than the server remembers: once more, in one piece.
+                Err(failure) if failure.is_gone() && limit > 0 && !next.is_empty() => {
+                    self.count(&failure);
+                    (next, limit) = (String::new(), 0);
+                    self.tell(News::Began).await;
+                    continue;
+                }
+                result => result?,
+            };
+            let received = Instant::now();
+            let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| Failure::Garbled(error.to_string()))?;
+            for item in page.items.into_iter().flatten() {
+                self.item(item.get(), received).await;
+            }
+            next = page.metadata.next;
+            if next.is_empty() {
+                self.listed(&page.metadata.resource_version).await?;
+                return Ok(page.metadata.resource_version);
+            }
+        }
+    }
+
+    async fn item(&mut self, text: &str, received: Instant) {
+        match self.understood(text) {
+            Some(seen) => self.tell(News::Item(seen, received)).await,
+            None => self.tell(News::Unnamed).await,
+        };
+    }
+
+    async fn listed(&mut self, text: &str) -> Result<(), Failure> {
+        if text.is_empty() {
+            return Err(Failure::Garbled("a list without a resourceVersion".to_owned()));
+        }
+        self.lost = false;
+        self.state.update(self.resource.plural(), |kind| {
+            kind.relists += u64::from(kind.listed);
+            kind.listed = true;
+        });
+        self.tell(News::Listed(version(text))).await;
+        self.recovered();
+        Ok(())
+    }
+
+    /// A watch: first of all a full list, where there is no position yet.
+    async fn stream(&mut self) -> Result<End, Failure> {
+        let mut listing = self.position.is_none();
+        // Not all at the same second.
+        let seconds = self.options.watch.as_secs() + jitter(self.options.watch).as_secs();
+        let from = match &self.position {
+            None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),
+            Some(position) => format!("resourceVersion={position}"),
+        };
+        let url = self.url(&format!("watch=1&allowWatchBookmarks=true&{from}&timeoutSeconds={seconds}"));
+        let response = match self.access.get(&url).await {
+            Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(End::NoStreaming(true)),
+            result => result?,
+        };
+        if listing {
+            self.tell(News::Began).await;
+        } else {
+            if std::mem::take(&mut self.lost) {
+                self.tell(News::Resumed).await;
+            }
+            self.recovered();
+        }
+        let mut lines = Lines::of(response.into_body());
+        loop {
+            let idle = if listing { self.options.patience } else { self.options.idle };
+            let (line, received) = match timeout(idle, lines.next()).await {
+                Err(_) if listing => return Ok(End::NoStreaming(false)),
+                Err(_) => return Err(Failure::Silent(idle)),
+                Ok(result) => match result? {
+                    Some(line) => line,
+                    None if listing => {
+                        return Err(Failure::Connection("the list ended before it was complete".to_owned()));
+                    }
+                    None => return Ok(End::Over),
+                },
+            };
+            let line: Line<'_> = serde_json::from_str(line).map_err(|error| Failure::Garbled(error.to_string()))?;
+            match (line.kind, listing) {
+                ("ADDED" | "MODIFIED", true) => self.item(line.object.get(), received).await,
+                ("ADDED" | "MODIFIED" | "DELETED", false) => {
+                    self.backoff.reset();
+                    if !self.change(line.kind, line.object.get(), received).await {
+                        return Ok(End::Unheard);
+                    }
+                }
+                ("BOOKMARK", _) => {
+                    let Bookmark { metadata } =
+                        serde_json::from_str(line.object.get()).map_err(|error| Failure::Garbled(error.to_string()))?;
+                    if listing && !metadata.annotations.contains_key("k8s.io/initial-events-end") {
+                        return Ok(End::NoStreaming(true));
+                    }
+                    if std::mem::take(&mut listing) {
+                        self.verb = "watch";
+                        self.listed(&metadata.resource_version).await?;
+                    } else {
+                        self.tell(News::Position(version(&metadata.resource_version))).await;
+                    }
+                    self.position = Some(metadata.resource_version);
+                }
+                ("ERROR", _) => {
+                    let status: Status = serde_json::from_str(line.object.get()).unwrap_or_default();
+                    return match status.code {
+                        410 => Ok(End::Gone(status.message)),
+                        code if listing && code != 429 => {
+                            tracing::debug!(code, message = status.message, "no streaming list");
+                            Ok(End::NoStreaming(true))
+                        }
+                        code => Err(Failure::Status { code, message: status.message, retry_after: None }),
+                    };
+                }
+                (other, _) => return Err(Failure::Garbled(format!("a watch event of type {other}"))),
+            }
+        }
+    }
+
+    /// False where nobody listens any more.
+    async fn change(&mut self, kind: &str, text: &str, received: Instant) -> bool {
+        let Some(seen) = self.understood(text) else { return true };
+        if seen.version > 0 {
+            self.position = Some(seen.version.to_string());
+        }
+        let news = if kind == "DELETED" { News::Deleted(seen, received) } else { News::Changed(seen, received) };
+        self.tell(news).await
+    }
+
+    fn understood(&self, text: &str) -> Option<Seen> {
+        match understand(self.resource, text) {
+            Ok(seen) => {
+                for problem in &seen.problems {
+                    tracing::warn!(object = %seen.key, "{problem}");
+                }
+                Some(seen)
+            }
+            Err(error) => {
+                tracing::error!(resource = %self.resource, error, "an object that nobody can name is left out");
+                None
+            }
+        }
+    }
+
+    async fn tell(&self, news: News) -> bool {
+        self.state.update(self.resource.plural(), |kind| kind.heard = Some(Instant::now()));
+        self.news.send((self.resource, news)).await.is_ok()
+    }
+
+    /// Changes may be missed from now on.
+    async fn lose(&mut self) {
+        if !std::mem::replace(&mut self.lost, true) {
+            self.tell(News::Lost).await;
+        }
+    }
+
+    fn count(&self, failure: &Failure) {
+        let reason = failure.reason();
+        self.state.update(self.resource.plural(), |kind| *kind.errors.entry(reason).or_default() += 1);
+    }
+
+    async fn failed(&mut self, failure: &Failure) {
+        self.count(failure);
+        if matches!(failure, Failure::Status { code: 401, .. } | Failure::Connection(_)) {
+            self.access.renew();
+        }
+        // A connection that breaks is made anew at once, and nothing is missed; one that cannot be made is an outage.
+        if self.backoff.is_waiting() || self.position.is_none() {
+            self.lose().await;
+            let text = failure.tell(self.verb, self.resource);
+            if self.trouble.as_ref() != Some(&text) {
+                tracing::error!("{text}");
+                self.state.update(self.resource.plural(), |kind| kind.trouble = Some(text.clone()));
+                self.trouble = Some(text);
+            }
+        } else {
+            tracing::info!(resource = %self.resource, "{}", failure.tell(self.verb, self.resource));
+        }
+    }
+
+    fn recovered(&mut self) {
+        if self.trouble.take().is_some() {
+            tracing::info!("can {} {} again", self.verb, self.resource);
+            self.state.update(self.resource.plural(), |kind| kind.trouble = None);
+        }
+    }
+}
