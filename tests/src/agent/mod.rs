@@ -2,7 +2,9 @@
 
 mod denied;
 mod executable;
+mod options;
 mod output;
+mod upstream;
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -12,66 +14,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use netpol_apiserver::ApiServer;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use denied::Denied;
 pub use executable::{agent as binary, netpol};
+pub use options::AgentOptions;
+pub use upstream::{SOURCE, as_deployed};
 
 use crate::cleanup::{BPFFS, PathGuard, forget_process, temporary_root, unique, watch_process};
 use crate::cluster::{Cluster, node_name};
 use output::{Output, read_denials, read_log};
-
-/// How long an agent may take to enforce what it finds when it starts.
-const START: Duration = Duration::from_secs(40);
+use upstream::Upstream;
 
 /// How long a line it is to print may take, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How to start one.
-#[derive(Clone, Debug)]
-pub struct AgentOptions {
-    node: u8,
-    arguments: Vec<String>,
-    binary: Option<PathBuf>,
-    patience: Duration,
-}
-
-impl Default for AgentOptions {
-    fn default() -> Self {
-        Self { node: 1, arguments: Vec::new(), binary: None, patience: START }
-    }
-}
-
-impl AgentOptions {
-    /// The node it is for; the first unless told.
-    #[must_use]
-    pub const fn node(mut self, node: u8) -> Self {
-        self.node = node;
-        self
-    }
-
-    /// Further arguments of `netpol-agent run`.
-    #[must_use]
-    pub fn arguments(mut self, arguments: &[&str]) -> Self {
-        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
-        self
-    }
-
-    /// The executable, where it is not the one beside this test.
-    #[must_use]
-    pub fn binary(mut self, path: &Path) -> Self {
-        self.binary = Some(path.to_owned());
-        self
-    }
-
-    /// How long it may take to get ready, where the machine is an emulated one.
-    #[must_use]
-    pub const fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
-        self
-    }
-}
 
 /// What a verb of the agent answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,12 +51,14 @@ pub struct Agent {
     child: Option<Child>,
     output: Arc<Mutex<Output>>,
     command: Launch,
+    // Dropped while no process is left to miss it.
+    upstream: Option<Upstream>,
 }
 
 #[derive(Debug)]
 struct Launch {
     netns: crate::netns::Netns,
-    source: PathBuf,
+    source: String,
     binary: PathBuf,
 }
 
@@ -116,16 +76,20 @@ impl Agent {
     /// # Errors
     /// Like [`Self::start`].
     pub fn start_with(cluster: &Cluster, options: AgentOptions) -> Result<Self> {
+        let (netns, manifests) = (cluster.host(&node_name(options.node)).netns().clone(), cluster.manifests().path());
+        let server = options.api_server.clone().map_or_else(upstream::asked, |server| Ok(Some(server)))?;
+        let upstream = server.map(|server| Upstream::start(&netns, manifests, server)).transpose()?;
         let mut agent = Self {
             pins: PathGuard::new(Path::new(BPFFS).join(unique("pins"))),
             ready: PathGuard::new(temporary_root().join(unique("ready"))),
             child: None,
             output: Arc::default(),
             command: Launch {
-                netns: cluster.host(&node_name(options.node)).netns().clone(),
-                source: cluster.manifests().path().to_owned(),
+                netns,
+                source: upstream.as_ref().map_or_else(|| format!("dir:{}", manifests.display()), Upstream::source),
                 binary: options.binary.clone().map_or_else(binary, Ok)?,
             },
+            upstream,
             options,
         };
         agent.restart()?;
@@ -160,7 +124,7 @@ impl Agent {
         let _ = fs::remove_file(self.ready_file());
         let mut command = self.command.netns.command(&self.command.binary);
         command.arg("run");
-        command.arg("--source").arg(format!("dir:{}", self.command.source.display()));
+        command.arg("--source").arg(&self.command.source);
         command.arg("--node").arg(node_name(self.options.node));
         command.arg("--pin-path").arg(self.pins.path());
         command.arg("--ready-file").arg(self.ready_file());
@@ -186,6 +150,19 @@ impl Agent {
 
     fn ready_file(&self) -> PathBuf {
         self.ready.path().join("ready")
+    }
+
+    /// The API server it gets its objects from, where that is one.
+    pub fn api_server(&self) -> Option<&ApiServer> {
+        self.upstream.as_ref().map(|upstream| &upstream.server)
+    }
+
+    /// Lets that server say what the manifests say by now, rather than in some milliseconds.
+    ///
+    /// # Errors
+    /// Where it would not take them.
+    pub fn sync_api_server(&self) -> Result<()> {
+        self.upstream.as_ref().map_or(Ok(()), Upstream::sync)
     }
 
     /// Where it answers `netpol wait`.
