@@ -56,7 +56,7 @@ impl Dataplane for Memory {
 
     fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
         if self.refuses {
-            return Err(AttachError { interface: name.to_owned(), message: "refused".to_owned() });
+            return Err(AttachError { interface: name.to_owned(), message: "refused".to_owned(), gone: false });
         }
         self.attached.insert(ifindex);
         Ok(())

@@ -51,6 +51,8 @@ pub struct AttachError {
     pub interface: String,
     /// Why not.
     pub message: String,
+    /// Whether the interface went before the programs were on it: its pod did not last, which is no failure.
+    pub gone: bool,
 }
 
 /// One place where verdicts are enforced.

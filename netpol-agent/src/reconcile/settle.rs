@@ -9,7 +9,7 @@ use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, endpoint_flag
 use netpol_policy::model::PodKey;
 
 use super::{Held, QUARANTINE, Reconciler};
-use crate::dataplane::Dataplane;
+use crate::dataplane::{AttachError, Dataplane};
 use crate::endpoints::is_link_local;
 
 /// An IPv6 link-local address is waited for this long; a pod may have none.
@@ -201,9 +201,7 @@ impl<D: Dataplane> Reconciler<D> {
         if !*shut {
             match self.dataplane.attach(ifindex, &veth.name) {
                 Ok(()) => *shut = true,
-                Err(error) => {
-                    self.failures.trouble(ifindex, format!("a pod is not enforced; it is tried again: {error}"));
-                }
+                Err(error) => self.not_attached(ifindex, &error),
             }
         }
     }
@@ -245,7 +243,16 @@ impl<D: Dataplane> Reconciler<D> {
                     tracing::info!(interface, unprotected_ms, packets, "an unknown pod: everything is dropped");
                 }
             }
-            Err(error) => self.failures.trouble(ifindex, format!("a pod is not enforced; it is tried again: {error}")),
+            Err(error) => self.not_attached(ifindex, &error),
+        }
+    }
+
+    /// An interface that is gone is not there any more when one looks again.
+    fn not_attached(&mut self, ifindex: IfIndex, error: &AttachError) {
+        if error.gone {
+            tracing::debug!(interface = %ifindex, %error, "its interface is gone");
+        } else {
+            self.failures.trouble(ifindex, format!("a pod is not enforced; it is tried again: {error}"));
         }
     }
 

@@ -70,7 +70,10 @@ pub(super) fn program(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut Sche
 
 /// Puts both programs on an interface, or swaps them in atomically where an earlier agent put its own.
 pub(super) fn attach(ebpf: &mut Ebpf, pins: &Pins, tcx: bool, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
-    let failed = |message: String| AttachError { interface: name.to_owned(), message };
+    let failed = |message: String| {
+        let gone = name_of(ifindex).is_none_or(|now| now != name);
+        AttachError { interface: name.to_owned(), message, gone }
+    };
     for direction in Direction::BOTH {
         let program = program(ebpf, direction).map_err(failed)?;
         let put = if tcx {
@@ -174,7 +177,7 @@ fn shown(ifindex: IfIndex) -> String {
 }
 
 fn failed(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachError {
-    AttachError { interface: shown(ifindex), message: message.to_string() }
+    AttachError { interface: shown(ifindex), message: message.to_string(), gone: false }
 }
 
 fn detach_tcx(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
