@@ -1,0 +1,177 @@
+//! What the plugins bridge and ptp make, with `ipMasq`, and with bridged packets seen by iptables or not.
+
+use anyhow::{Context, Result};
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::{Cluster, ClusterBuilder, Families, Lab, Outcome, PodSpec, Topology, deny_all, policy};
+
+use super::{measured, server_from_client, wait_metrics};
+
+fn pods(topology: Topology, families: Families) -> ClusterBuilder {
+    Cluster::builder()
+        .topology(topology)
+        .families(families)
+        .pods(&[("shop/client", "app=client"), ("shop/other", "app=other"), ("blog/web", "app=client")])
+        .pod(PodSpec::new("shop/server").labels("app=server").port("web", Tcp, 80))
+        .pod(PodSpec::new("shop/twin").labels("app=server").port("web", Tcp, 8080))
+        .outside("203.0.113.5")
+        .outside("203.0.113.77")
+        .outside("2001:db8:5::5")
+        .outside("2001:db8:5::77")
+        .serve(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
+}
+
+/// Isolated both ways; servers by a port's name, for clients and for part of the outside.
+fn policies() -> Vec<String> {
+    vec![
+        deny_all("shop"),
+        policy(
+            "shop/servers",
+            "podSelector: {matchLabels: {app: server}}
+             ingress:
+             - from:
+               - podSelector: {matchLabels: {app: client}}
+               - ipBlock: {cidr: 203.0.113.0/24, except: [203.0.113.77/32]}
+               - ipBlock: {cidr: '2001:db8:5::/64', except: ['2001:db8:5::77/128']}
+               ports: [{port: web}]",
+        ),
+        policy(
+            "shop/clients",
+            "podSelector: {matchLabels: {app: client}}
+             egress:
+             - to: [{podSelector: {matchLabels: {app: server}}}]
+               ports: [{port: web}]
+             - to: [{ipBlock: {cidr: 203.0.113.5/32}}, {ipBlock: {cidr: '2001:db8:5::5/128'}}]",
+        ),
+    ]
+}
+
+/// What it says stands for a pod of the node's own network.
+fn host_network_pod(lab: &Lab) -> Result<()> {
+    let address = lab.cluster.host("node-1").addresses()[0];
+    lab.cluster.manifests().write(
+        "pod-shop-proxy.yaml",
+        &format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, name: proxy, labels: {{app: client}}}},
+              spec: {{nodeName: node-1, hostNetwork: true, containers: [{{name: main, image: none}}]}},
+              status: {{phase: Running, podIP: '{address}', podIPs: [{{ip: '{address}'}}]}}}}"
+        ),
+    )
+}
+
+fn see_bridged(lab: &Lab, seen: &str) -> Result<()> {
+    let names = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"];
+    lab.cluster.host("node-1").netns().sysctl(&names.map(|name| (name, seen)))
+}
+
+fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
+    let mut lab = Lab::start_with(pods(topology, families), &policies(), measured().arguments(arguments))?;
+    lab.cluster.serve_at("node-1", &[(Tcp, 80)])?;
+    host_network_pod(&lab)?;
+    // On a node it is 1; without kube-proxy's or the plugins' needs it may be 0.
+    let settings: &[&str] = if topology.is_bridged() { &["1", "0"] } else { &["1"] };
+    for seen in settings {
+        see_bridged(&lab, seen)?;
+        let matrix = lab
+            .settles(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
+            .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {seen}, {arguments:?}"))?;
+        let allowed = matrix.allowed();
+        assert!(allowed > 10 && allowed < matrix.0.len() / 2, "{allowed} of {}", matrix.0.len());
+        // What no matrix asks: the node's probes come from the gateway.
+        lab.expect_beyond_policy(
+            "node-1      -> shop/server 80/TCP
+             node-1      -> shop/other  53/UDP
+             shop/other  -> node-1      80/TCP
+             shop/other  -> shop/other  80/TCP
+             shop/server -> shop/server 53/UDP",
+        )
+        .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {seen}, {arguments:?}"))?;
+    }
+    // The pod of the node's network is nobody's interface.
+    wait_metrics(&mut lab, &["netpol_endpoints 5", "netpol_pods_waiting 0"])?;
+    Ok(())
+}
+
+#[test]
+fn the_bridge_plugin_with_ipv4() -> Result<()> {
+    measure(Topology::BridgePlugin, Families::V4, &[])
+}
+
+#[test]
+fn the_bridge_plugin_with_ipv6() -> Result<()> {
+    measure(Topology::BridgePlugin, Families::V6, &[])
+}
+
+#[test]
+fn the_bridge_plugin_with_both() -> Result<()> {
+    measure(Topology::BridgePlugin, Families::Dual, &[])
+}
+
+#[test]
+fn the_ptp_plugin_with_ipv4() -> Result<()> {
+    measure(Topology::PtpPlugin, Families::V4, &[])
+}
+
+#[test]
+fn the_ptp_plugin_with_ipv6() -> Result<()> {
+    measure(Topology::PtpPlugin, Families::V6, &[])
+}
+
+#[test]
+fn the_ptp_plugin_with_both() -> Result<()> {
+    measure(Topology::PtpPlugin, Families::Dual, &[])
+}
+
+#[test]
+fn the_plugins_attached_the_way_of_older_kernels() -> Result<()> {
+    measure(Topology::BridgePlugin, Families::Dual, &["--attach", "tc"])?;
+    measure(Topology::PtpPlugin, Families::Dual, &["--attach", "tc"])
+}
+
+#[test]
+fn s14_a_pod_that_its_node_masquerades_is_judged_by_the_nodes_address() -> Result<()> {
+    for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
+        let pods = pods(topology, Families::Dual).nodes(2).pod(PodSpec::new("shop/far").labels("app=client").node(2));
+        let lab = Lab::start(pods, &[server_from_client()])?;
+        lab.expect_beyond_policy("shop/client -> shop/server 80/TCP\nshop/far -x shop/server 80/TCP")
+            .with_context(|| format!("{topology:?}: its labels do not come along"))?;
+        lab.cluster.apply(
+            "second",
+            &policy(
+                "shop/from-node-2",
+                "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],
+                  ingress: [{from: [{ipBlock: {cidr: 172.31.77.2/32}}, {ipBlock: {cidr: 'fd31:77::2/128'}}]}]}",
+            ),
+        )?;
+        lab.expect_beyond_policy("shop/far -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")
+            .with_context(|| format!("{topology:?}: a rule for the node lets them in"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn s15_a_pod_that_a_plugin_wired_reaches_itself_through_a_service_it_backs() -> Result<()> {
+    for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
+        let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
+        let lab = Lab::start(pods(topology, Families::V4), &[deny])?;
+        // As on a node. With 0 the bridge is all that is seen of where the packet came from, and it is taken for the node's.
+        see_bridged(&lab, "1")?;
+        let server = lab.cluster.host("shop/server").v4();
+        lab.cluster.host("node-1").netns().nft(&format!(
+            "table ip npt {{
+               chain pre {{
+                 type nat hook prerouting priority dstnat;
+                 ip daddr 10.96.0.10 tcp dport 8080 dnat to {server}:80
+               }}
+               chain post {{
+                 type nat hook postrouting priority srcnat - 1;
+                 ip saddr {server} ip daddr {server} masquerade
+               }}
+             }}"
+        ))?;
+        let own = lab.try_at("shop/server", "shop/server", "10.96.0.10", Tcp, 8080)?;
+        assert_eq!(own, Outcome::Allowed, "the server through its own Service, {topology:?}");
+        let other = lab.try_at("shop/client", "shop/server", "10.96.0.10", Tcp, 8080)?;
+        assert_eq!(other, Outcome::Dropped, "a neighbour through the same Service, {topology:?}");
+    }
+    Ok(())
+}
