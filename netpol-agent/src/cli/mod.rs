@@ -111,6 +111,9 @@ struct RunArgs {
     /// Let pods send from addresses that are not theirs
     #[arg(long)]
     no_source_guard: bool,
+    /// Write Events about denied traffic to pods and about what is not understood to policies; with --source kube
+    #[arg(long)]
+    kube_events: bool,
     /// Serve /metrics, /healthz and /readyz here
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,

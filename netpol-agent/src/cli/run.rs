@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 use netpol_policy::model::Object;
 use netpol_policy::world::Event;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,6 +14,7 @@ use super::{RunArgs, log, machine};
 use crate::api::{self, About, Desk, Socket, SocketError};
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{Monitor, Surveyor};
+use crate::events::kubernetes::{self, Handle, Sink};
 use crate::events::{Lines, Reporter};
 use crate::metrics::Meter;
 use crate::object;
@@ -19,6 +22,10 @@ use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Options, Reconciler};
 
 pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
+    if args.kube_events && args.source.api_client().is_none() {
+        let message = "--kube-events needs --source kube: Events are written to the API server that objects come from";
+        super::Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
+    }
     machine::check("run")?;
     log::start(args.log_format, args.verbose);
     let runtime =
@@ -79,9 +86,10 @@ async fn serve(args: RunArgs) -> Result<()> {
     drop(old);
     trim();
 
+    let (sink, events) = kube_events(&args)?.unzip();
+    let reporter = Reporter::new(Lines::to(std::io::stdout())).and_to(sink);
     let inputs =
         Inputs { source: feed.batches, monitor, surveyor, ring, questions, progress, ready_file: args.ready_file };
-    let reporter = Reporter::new(Lines::to(std::io::stdout()));
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -91,8 +99,17 @@ async fn serve(args: RunArgs) -> Result<()> {
     task::run(reconciler, inputs, reporter, meter, stop).await?;
     // Held until here: without a desk the loop would spin on a closed channel.
     drop(desk);
+    if let Some(events) = events {
+        events.finish().await;
+    }
     tracing::info!("stopped; what is enforced stays enforced");
     Ok(())
+}
+
+/// Starts to write Events of the API server, where that is asked for.
+fn kube_events(args: &RunArgs) -> Result<Option<(Sink, Handle)>> {
+    let Some(client) = args.source.api_client().filter(|_| args.kube_events) else { return Ok(None) };
+    kubernetes::start(&args.node, client).map(Some).context("cannot start a thread for --kube-events")
 }
 
 /// Answers whoever asks, from the loop's start on. Without its socket the agent does its work all the same.

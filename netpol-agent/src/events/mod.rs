@@ -1,5 +1,6 @@
 //! Denied packets, told: one JSON line each, with names for what the kernel knows by number.
 
+pub mod kubernetes;
 mod out;
 mod tell;
 
@@ -11,6 +12,7 @@ use netpol_policy::model::PodKey;
 
 use crate::dataplane::Dataplane;
 use crate::reconcile::Reconciler;
+use kubernetes::Sink;
 pub use out::Lines;
 pub use tell::{Denial, End, PolicyRef};
 
@@ -24,12 +26,20 @@ pub struct Reporter {
     budget: Budget,
     /// Names of endpoints that were let go a moment ago: their last events may still be in the ring.
     past: HashMap<u32, PodKey>,
+    kubernetes: Option<Sink>,
 }
 
 impl Reporter {
     /// Tells to `lines`.
     pub fn new(lines: Lines) -> Self {
-        Self { lines, boot: boot_time(), told: 0, budget: Budget::default(), past: HashMap::new() }
+        Self { lines, boot: boot_time(), told: 0, budget: Budget::default(), past: HashMap::new(), kubernetes: None }
+    }
+
+    /// Tells the API server as well.
+    #[must_use]
+    pub fn and_to(mut self, sink: Option<Sink>) -> Self {
+        self.kubernetes = sink;
+        self
     }
 
     /// Tells one denied packet.
@@ -44,11 +54,26 @@ impl Reporter {
         }
         let mut denial =
             tell::denial(event, pod.as_ref(), reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
+        if let (Some(sink), Some(pod)) = (&self.kubernetes, &pod) {
+            sink.denied(event, &denial, pod, reconciler.engine().world());
+        }
         if let Some(pod) = pod.filter(|_| event.reason == Reason::NoRule as u8 && self.budget.spend()) {
             tell::explain(&mut denial, event, &pod, reconciler.engine());
         }
         self.told += 1;
         self.lines.push(&denial);
+    }
+
+    /// Tells the API server what policies say that was not understood. May be called at any time.
+    pub fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
+        if let Some(sink) = &mut self.kubernetes {
+            sink.review(reconciler.engine().world(), Instant::now());
+        }
+    }
+
+    /// What became of Events of the API server, where they are written.
+    pub fn kubernetes(&self) -> Option<&kubernetes::Numbers> {
+        self.kubernetes.as_ref().map(Sink::numbers)
     }
 
     /// Events told since the start.

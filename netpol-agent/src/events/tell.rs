@@ -48,7 +48,7 @@ pub struct Denial {
 }
 
 /// One end of a packet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct End {
     /// `namespace/pod`, where the address is a pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,7 +65,7 @@ pub struct End {
 }
 
 /// Names a policy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct PolicyRef {
     /// Its namespace.
     pub namespace: String,

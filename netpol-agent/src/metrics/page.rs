@@ -8,6 +8,7 @@ use super::Meter;
 use super::convergence::{BOUNDS, Convergence};
 use crate::dataplane::{Kernel, MapName};
 use crate::events::Reporter;
+use crate::events::kubernetes::{Dropped, Numbers};
 use crate::reconcile::{GAP_BOUNDS, Gaps, Reconciler};
 
 /// Writes the page.
@@ -82,6 +83,9 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     page.head("netpol_apply_seconds_total", "counter", "Time spent enforcing changes.");
     page.value("netpol_apply_seconds_total", &[], meter.applying.as_secs_f64());
     convergence(&mut page, &meter.convergence);
+    if let Some(numbers) = reporter.kubernetes() {
+        kube_events(&mut page, numbers);
+    }
     gaps(&mut page, reconciler.gaps());
     super::source::render(&mut page, &meter.source);
     page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
@@ -109,6 +113,16 @@ fn convergence(page: &mut Page, convergence: &Convergence) {
     page.value(&format!("{name}_bucket"), &[("le", "+Inf")], convergence.count);
     page.value(&format!("{name}_sum"), &[], convergence.sum.as_secs_f64());
     page.value(&format!("{name}_count"), &[], convergence.count);
+}
+
+fn kube_events(page: &mut Page, numbers: &Numbers) {
+    page.head("netpol_kube_events_total", "counter", "Events written to the API server, updates included.");
+    page.value("netpol_kube_events_total", &[], numbers.published());
+    let name = "netpol_kube_events_dropped_total";
+    page.head(name, "counter", "What was to be an Event of the API server and is not told.");
+    for why in Dropped::ALL {
+        page.value(name, &[("why", why.name())], numbers.dropped(why));
+    }
 }
 
 fn gaps(page: &mut Page, gaps: &Gaps) {

@@ -70,6 +70,7 @@ pub async fn run(
         if reconciler.is_whole() {
             meter.whole();
         }
+        reporter.review(&reconciler);
         let waiting = reconciler.is_waiting();
         // Counted from the last look, and asked for before the ring is: denied packets must put nothing off.
         let next_look = if waiting { last_look + back_off } else { last_resync + RESYNC };

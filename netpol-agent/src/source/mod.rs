@@ -112,6 +112,19 @@ impl ObjectSource {
     }
 }
 
+impl ObjectSource {
+    /// Makes further clients of the API server that objects come from; none where they come from elsewhere.
+    pub fn api_client(&self) -> Option<impl Fn() -> Result<::kube::Client, String> + Send + 'static> {
+        match self {
+            Self::Kube(kubeconfig) => {
+                let kubeconfig = kubeconfig.clone();
+                Some(move || kube::client(kubeconfig.as_deref()))
+            }
+            Self::Dir(_) => None,
+        }
+    }
+}
+
 impl FromStr for ObjectSource {
     type Err = String;
 

@@ -30,8 +30,6 @@ pub(super) struct Access {
 impl Access {
     /// Reads who we are. Connects to nobody yet. An answer must begin within `answer`.
     pub(super) fn open(kubeconfig: Option<PathBuf>, answer: Duration) -> Result<Self, SourceError> {
-        // Fails where one is installed already: then that one is used.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = client(kubeconfig.as_deref()).map_err(|reason| SourceError::Kube { reason })?;
         Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), answer })
     }
@@ -74,7 +72,10 @@ impl Access {
     }
 }
 
-fn client(kubeconfig: Option<&std::path::Path>) -> Result<Client, String> {
+/// A client with the credentials there are now; for the runtime it is called in.
+pub(in crate::source) fn client(kubeconfig: Option<&std::path::Path>) -> Result<Client, String> {
+    // Fails where one is installed already: then that one is used.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let from_file = |kubeconfig: Kubeconfig| Config::try_from(kubeconfig).map_err(|error| chain(&error));
     let mut config = match kubeconfig {
         Some(path) => from_file(Kubeconfig::read_from(path).map_err(|error| chain(&error))?)?,

@@ -30,6 +30,7 @@ use tokio::time::{Instant as Deadline, sleep_until};
 use super::state::SourceState;
 use super::{Batch, Feed, Inquiry, Revision, SourceError};
 use access::Access;
+pub(super) use access::client;
 use gather::{Gatherer, News};
 use inquire::{Answered, Open};
 pub use resource::Resource;

@@ -1,0 +1,208 @@
+//! What one Event is about, and how it is said.
+
+use std::fmt::Write;
+
+use netpol_common::{Direction, Reason};
+
+use crate::events::{End, PolicyRef};
+
+/// An Event's note is no longer than this. Source: `NoteLengthLimit` of the API server's validation is 1024 bytes.
+pub(super) const NOTE: usize = 1000;
+/// Policies that a note names; the others are a number.
+const NAMED: usize = 4;
+
+/// Denied packets that are alike for whoever reads of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Topic {
+    /// Seen from the pod.
+    pub direction: Direction,
+    /// Why.
+    pub reason: Reason,
+    /// The other end; without a port, as the ports of those who open connections change.
+    pub peer: End,
+    /// Name or number.
+    pub protocol: String,
+    /// The destination's port.
+    pub port: Option<u16>,
+    /// Those that isolate the pod.
+    pub policies: Vec<PolicyRef>,
+}
+
+/// An Event's `reason` for packets dropped so; `None`: no Event is written, as it would regard no pod.
+pub(super) fn reason(reason: Reason) -> Option<&'static str> {
+    match reason {
+        Reason::NoRule
+        | Reason::Revoked
+        | Reason::Malformed
+        | Reason::NotIp
+        | Reason::TooManyHeaders
+        | Reason::OrphanFragment => Some("NetworkPolicyDenied"),
+        Reason::ForeignSource => Some("ForeignSourceAddress"),
+        Reason::FlowTableFull | Reason::TablesIncomplete => Some("NetworkPolicyTableFull"),
+        Reason::UnknownPod
+        | Reason::NoEndpoint
+        | Reason::NotIsolated
+        | Reason::Rule
+        | Reason::Flow
+        | Reason::OwnNode
+        | Reason::Itself
+        | Reason::LinkControl
+        | Reason::IcmpError => None,
+    }
+}
+
+/// What is the matter, after "denied by …" or "dropped".
+fn cause(reason: Reason) -> &'static str {
+    match reason {
+        Reason::NoRule => "no rule allows it",
+        Reason::Revoked => "it was allowed when it was opened, and no longer is",
+        Reason::Malformed => "the packet ends before its headers do, or they contradict each other",
+        Reason::NotIp => "it is neither IPv4 nor IPv6",
+        Reason::TooManyHeaders => "the packet has more headers than are walked",
+        Reason::OrphanFragment => "a fragment whose first fragment was not seen or not allowed",
+        Reason::ForeignSource => "sent from an address that is not the pod's",
+        Reason::FlowTableFull => "a rule allows it, but the node's table of flows is full",
+        Reason::TablesIncomplete => {
+            "a table of the node is full; the agent's log names the option that makes it larger"
+        }
+        Reason::UnknownPod
+        | Reason::NoEndpoint
+        | Reason::NotIsolated
+        | Reason::Rule
+        | Reason::Flow
+        | Reason::OwnNode
+        | Reason::Itself
+        | Reason::LinkControl
+        | Reason::IcmpError => reason.name(),
+    }
+}
+
+/// `egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it`.
+///
+/// The API server lets nobody change a note: how often it happened is in the Event's series instead.
+pub(super) fn note(topic: &Topic) -> String {
+    let mut note = match topic.direction {
+        Direction::Ingress => "ingress from ",
+        Direction::Egress => "egress to ",
+    }
+    .to_owned();
+    note += &peer(&topic.peer);
+    let _ = match (topic.port, topic.direction) {
+        (Some(port), Direction::Ingress) => write!(note, " to port {port}/{}", topic.protocol),
+        (Some(port), Direction::Egress) => write!(note, " port {port}/{}", topic.protocol),
+        (None, _) => write!(note, ", {}", protocol(&topic.protocol)),
+    };
+    note += match topic.reason {
+        Reason::NoRule | Reason::Revoked => " denied by ",
+        _ => " dropped",
+    };
+    if matches!(topic.reason, Reason::NoRule | Reason::Revoked) {
+        note += &policies(&topic.policies);
+    }
+    let _ = write!(note, ": {}", cause(topic.reason));
+    shorten(note)
+}
+
+/// What is said instead of ever more Events, where a pod has already `told` of them.
+pub(super) fn merged_note(topic: &Topic, told: usize) -> String {
+    let direction = topic.direction.name();
+    shorten(format!(
+        "{direction} denied from or to more than {told} peers and ports: {}; all others are counted here, and the agent's \
+         lines about denied flows name each",
+        cause(topic.reason)
+    ))
+}
+
+fn peer(end: &End) -> String {
+    match (&end.pod, end.node, end.address) {
+        (Some(pod), _, Some(address)) => format!("{pod} ({address})"),
+        (Some(pod), _, None) => pod.clone(),
+        (None, Some(_), Some(address)) => format!("this node ({address})"),
+        (None, None, Some(address)) => address.to_string(),
+        (None, _, None) => "an unknown end".to_owned(),
+    }
+}
+
+fn protocol(name: &str) -> String {
+    if name.bytes().all(|byte| byte.is_ascii_digit()) { format!("protocol {name}") } else { name.to_owned() }
+}
+
+fn policies(policies: &[PolicyRef]) -> String {
+    let names: Vec<_> =
+        policies.iter().take(NAMED).map(|policy| format!("{}/{}", policy.namespace, policy.name)).collect();
+    match (policies.len(), policies.len().saturating_sub(NAMED)) {
+        (0, _) => "the pod's policies".to_owned(),
+        (1, _) => format!("NetworkPolicy {}", names[0]),
+        (_, 0) => format!("NetworkPolicies {}", names.join(", ")),
+        (_, more) => format!("NetworkPolicies {} and {more} more", names.join(", ")),
+    }
+}
+
+/// Cuts what the API server would refuse.
+pub(super) fn shorten(mut note: String) -> String {
+    if note.len() > NOTE {
+        note.truncate(note.floor_char_boundary(NOTE));
+        note.push('…');
+    }
+    note
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(direction: Direction, reason: Reason, pod: &str, port: Option<u16>) -> Topic {
+        let policies = vec![PolicyRef { namespace: "shop".into(), name: "deny-all".into() }];
+        let pod = (!pod.is_empty()).then(|| pod.to_owned());
+        let peer = End { pod, node: None, address: Some([10, 1, 2, 3].into()), port: None };
+        Topic { direction, reason, peer, protocol: "TCP".into(), port, policies }
+    }
+
+    #[test]
+    fn a_note_is_a_sentence() {
+        let (ingress, egress) = (Direction::Ingress, Direction::Egress);
+        for (topic, said) in [
+            (
+                topic(egress, Reason::NoRule, "shop/db", Some(5432)),
+                "egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it",
+            ),
+            (
+                topic(ingress, Reason::NoRule, "", Some(80)),
+                "ingress from 10.1.2.3 to port 80/TCP denied by NetworkPolicy shop/deny-all: no rule allows it",
+            ),
+            (
+                Topic { protocol: "ICMP".into(), ..topic(ingress, Reason::NoRule, "shop/db", None) },
+                "ingress from shop/db (10.1.2.3), ICMP denied by NetworkPolicy shop/deny-all: no rule allows it",
+            ),
+            (
+                Topic { protocol: "47".into(), ..topic(egress, Reason::NoRule, "", None) },
+                "egress to 10.1.2.3, protocol 47 denied by NetworkPolicy shop/deny-all: no rule allows it",
+            ),
+            (
+                topic(egress, Reason::ForeignSource, "", Some(53)),
+                "egress to 10.1.2.3 port 53/TCP dropped: sent from an address that is not the pod's",
+            ),
+        ] {
+            assert_eq!(note(&topic), said);
+        }
+    }
+
+    #[test]
+    fn many_policies_become_a_number_and_no_note_is_longer_than_the_api_server_takes() {
+        let long = |n: usize| PolicyRef { namespace: "n".repeat(63), name: format!("{n}{}", "p".repeat(250)) };
+        let policies: Vec<_> = (0..40).map(long).collect();
+        let all = Topic { policies, ..topic(Direction::Egress, Reason::NoRule, "shop/db", Some(1)) };
+        let note = note(&all);
+        assert!(note.len() <= 1024 && note.ends_with('…'), "{note}");
+        let six: Vec<_> = (0..6).map(|n| PolicyRef { namespace: "a".into(), name: n.to_string() }).collect();
+        assert_eq!(super::policies(&six), "NetworkPolicies a/0, a/1, a/2, a/3 and 2 more");
+    }
+
+    #[test]
+    fn what_is_denied_at_a_known_pod_has_an_event_and_what_passes_has_none() {
+        for &each in Reason::ALL {
+            let of_no_pod = matches!(each, Reason::UnknownPod | Reason::NoEndpoint);
+            assert_eq!(reason(each).is_some(), !each.allows() && !of_no_pod, "{}", each.name());
+        }
+    }
+}
