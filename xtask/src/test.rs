@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cli::TestArgs;
 use crate::{binaries, run, setup, workspace};
-use executables::Executable;
+use executables::{Executable, Source};
 use tally::Tally;
 
 /// Live tests mostly wait for packets that do not come: more of them at once than there are CPUs.
@@ -57,6 +57,10 @@ fn run_one(executable: &Executable, args: &TestArgs, tally: &mut Tally) -> Resul
     command.current_dir(&executable.folder).env("CARGO_MANIFEST_DIR", &executable.folder);
     command.env("NETPOL_AGENT", workspace::target().join("release/netpol-agent"));
     command.env("NETPOL_BPF_OBJECT", workspace::bpf_object());
+    match executable.source {
+        Source::Own => command.env_remove("NETPOL_TEST_SOURCE"),
+        Source::ApiServer => command.env("NETPOL_TEST_SOURCE", "kube"),
+    };
     if let Some(cases) = args.cases {
         command.env("NETPOL_CASES", cases.to_string()).env("PROPTEST_CASES", cases.to_string());
     }

@@ -30,7 +30,7 @@
 //! | be away | [`ApiServer::network`], [`ApiServer::disconnect`] |
 //! | come back different | edit while away; [`ApiServer::backup`] and [`ApiServer::restore`] |
 //!
-//! It does not validate objects, converts no events between their two API groups, and deletes at once.
+//! It does not validate objects, takes creation times that are given, converts no events between their two API groups, and deletes at once.
 
 mod auth;
 mod body;

@@ -15,6 +15,7 @@ pub struct PodSpec {
     labels: String,
     ports: Vec<(String, Protocol, u16)>,
     phase: &'static str,
+    created: &'static str,
     pub(super) node: u8,
     pub(super) number: Option<u8>,
 }
@@ -32,6 +33,7 @@ impl PodSpec {
             labels: String::new(),
             ports: Vec::new(),
             phase: "Running",
+            created: "",
             node: 1,
             number: None,
         }
@@ -72,6 +74,13 @@ impl PodSpec {
         self
     }
 
+    /// Its `metadata.creationTimestamp`; unless told, there is none, or an API server sets it.
+    #[must_use]
+    pub const fn created(mut self, time: &'static str) -> Self {
+        self.created = time;
+        self
+    }
+
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
@@ -87,6 +96,9 @@ impl PodSpec {
         let Self { namespace, name, .. } = self;
         let mut yaml = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
         yaml += &labels_yaml(&self.labels);
+        if !self.created.is_empty() {
+            let _ = writeln!(yaml, "  creationTimestamp: \"{}\"", self.created);
+        }
         let _ = write!(
             yaml,
             "spec:\n  nodeName: {}\n  containers:\n  - name: main\n    image: none\n",

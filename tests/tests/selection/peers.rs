@@ -166,7 +166,8 @@ fn s06_of_several_pods_at_one_address_one_counts() -> Result<()> {
         "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
           ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}",
     );
-    let lab = Lab::start(shop_and_blog(), &[from_web])?;
+    let mut lab = Lab::start(shop_and_blog(), &[from_web])?;
+    lab.cluster.edit_pod("shop/api", |pod| pod.created("2026-01-01T00:00:00Z"))?;
     let address = lab.cluster.host("shop/api").v4();
     // Another claims the address of `api`, from another node, and is a peer.
     let claim = |metadata: &str| {
@@ -177,11 +178,11 @@ fn s06_of_several_pods_at_one_address_one_counts() -> Result<()> {
         lab.cluster.manifests().write("claim.yaml", &claim)
     };
     let rows = [
-        ("name: zzz", "->", "the greatest name"),
-        ("name: aaa", "-x", "a smaller name"),
-        ("name: aaa, creationTimestamp: '2026-01-01T00:00:00Z'", "->", "the youngest"),
+        ("name: zzz, creationTimestamp: '2026-01-01T00:00:00Z'", "->", "the greatest name"),
+        ("name: aaa, creationTimestamp: '2026-01-01T00:00:00Z'", "-x", "a smaller name"),
+        ("name: aaa, creationTimestamp: '2026-01-02T00:00:00Z'", "->", "the youngest"),
         (
-            "name: zzz, creationTimestamp: '2026-01-01T00:00:00Z', deletionTimestamp: '2026-01-02T00:00:00Z'",
+            "name: zzz, creationTimestamp: '2026-01-02T00:00:00Z', deletionTimestamp: '2026-01-03T00:00:00Z'",
             "-x",
             "one that is being deleted",
         ),

@@ -12,8 +12,20 @@ use crate::run;
 /// The crate whose integration tests make clusters.
 const LIVE: &str = "tests";
 
+/// Those of its executables that run once more, unchanged, with an agent that has its objects from an API server.
+const ONCE_MORE: [&str; 4] = ["always", "change", "selection", "unknown"];
+
+/// Where the agents under test get their objects from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    /// Where the test says.
+    Own,
+    /// An API server that says what the test's manifests say.
+    ApiServer,
+}
+
 /// One executable full of tests.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Executable {
     /// The crate's folder.
     pub(super) folder: PathBuf,
@@ -23,6 +35,8 @@ pub(super) struct Executable {
     pub(super) integration: bool,
     /// The file to run.
     pub(super) path: PathBuf,
+    /// By what source.
+    pub(super) source: Source,
 }
 
 impl Executable {
@@ -36,9 +50,13 @@ impl fmt::Display for Executable {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let folder = super::short(&self.folder);
         if self.integration {
-            write!(formatter, "{folder}/tests/{}.rs", self.target)
+            write!(formatter, "{folder}/tests/{}.rs", self.target)?;
         } else {
-            write!(formatter, "{folder}, {}", self.target)
+            write!(formatter, "{folder}, {}", self.target)?;
+        }
+        match self.source {
+            Source::Own => Ok(()),
+            Source::ApiServer => formatter.write_str(", with objects from an API server"),
         }
     }
 }
@@ -56,8 +74,20 @@ pub(super) fn build() -> Result<Vec<Executable>> {
         .lines()
         .filter_map(|line| parse(line).transpose())
         .collect::<Result<Vec<_>>>()?;
-    executables.sort_by_key(|one| (one.is_live(), one.integration, one.folder.clone(), one.target.clone()));
+    executables.extend(once_more(&executables)?);
+    executables.sort_by_key(|one| (one.is_live(), one.source, one.integration, one.folder.clone(), one.target.clone()));
     Ok(executables)
+}
+
+/// Those that are to run by an API server too.
+fn once_more(executables: &[Executable]) -> Result<Vec<Executable>> {
+    let find = |name: &&str| {
+        let found = executables.iter().find(|one| one.is_live() && one.target == *name);
+        let found =
+            found.with_context(|| format!("no tests named {name} to run once more: ONCE_MORE has an old name"))?;
+        Ok(Executable { source: Source::ApiServer, ..found.clone() })
+    };
+    ONCE_MORE.iter().map(find).collect()
 }
 
 /// One line of cargo's messages, where it names an executable of tests.
@@ -73,7 +103,7 @@ fn parse(line: &str) -> Result<Option<Executable>> {
     }
     let folder = manifest.parent().context("a manifest is in a folder")?.to_owned();
     let integration = target.kind.iter().any(|kind| kind == "test");
-    Ok(Some(Executable { folder, target: target.name, integration, path }))
+    Ok(Some(Executable { folder, target: target.name, integration, path, source: Source::Own }))
 }
 
 #[derive(Deserialize)]
@@ -114,5 +144,21 @@ mod tests {
         assert_eq!(parse(&artifact("bin", false)).unwrap(), None, "a program, not a test");
         assert_eq!(parse(r#"{"reason":"build-finished","success":true}"#).unwrap(), None);
         assert!(parse("warning: not a message").is_err());
+    }
+
+    #[test]
+    fn what_runs_once_more_is_found_and_named_so() {
+        let one = |target: &str| Executable {
+            folder: "/w/tests".into(),
+            target: target.to_owned(),
+            integration: true,
+            path: "/t/x-1".into(),
+            source: Source::Own,
+        };
+        let all: Vec<_> = ONCE_MORE.iter().map(|target| one(target)).collect();
+        let again = once_more(&all).unwrap();
+        assert_eq!(again.len(), ONCE_MORE.len());
+        assert!(again[0].to_string().ends_with("always.rs, with objects from an API server"), "{}", again[0]);
+        assert!(once_more(&all[1..]).is_err(), "one of another name is missed");
     }
 }
