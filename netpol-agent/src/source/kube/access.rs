@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::header::{ACCEPT, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::{Request, Response};
 use kube::Client;
 use kube::client::{Body, ClientBuilder};
@@ -91,6 +91,6 @@ pub(in crate::source) fn client(kubeconfig: Option<&std::path::Path>) -> Result<
     // Failures are for the watcher to see: it knows when to go on and when to start anew.
     config.default_retry = false;
     let agent = HeaderValue::from_static(concat!("netpol-agent/", env!("CARGO_PKG_VERSION")));
-    config.headers.push((HeaderName::from(USER_AGENT), agent));
+    config.headers.push((USER_AGENT, agent));
     Ok(ClientBuilder::try_from(config).map_err(|error| chain(&error))?.build())
 }

@@ -62,7 +62,7 @@ mod tests {
     fn the_server_may_ask_for_more_but_not_for_hours() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
         assert_eq!(backoff.next(Some(Duration::from_secs(7))), Duration::from_secs(7));
-        assert_eq!(backoff.next(Some(Duration::from_secs(3600))), Duration::from_secs(60));
+        assert_eq!(backoff.next(Some(Duration::from_hours(1))), Duration::from_mins(1));
     }
 
     #[test]

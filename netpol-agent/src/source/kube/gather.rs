@@ -230,10 +230,11 @@ impl Gatherer {
         }
     }
 
-    /// Whether a resource is in sight, its objects, and whether it was ever listed.
-    pub(super) fn standing(&self, resource: Resource) -> (bool, usize, bool) {
-        self.kinds.get(&resource).map_or((false, 0, false), |kind| {
-            (kind.sight == Sight::Clear, kind.store.len(), kind.sight != Sight::Never)
-        })
+    /// Whether a resource is in sight, and how many objects of it are known.
+    pub(super) fn standing(&self, resource: Resource) -> (bool, usize) {
+        self.kinds.get(&resource).map_or((false, 0), |kind| (kind.sight == Sight::Clear, kind.store.len()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,7 @@ use watch::Watcher;
 const AT_ONCE: usize = 4096;
 
 /// How patient the source is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The first requests are spread over this time, as whole clusters start at once.
     pub spread: Duration,
@@ -64,7 +64,7 @@ impl Default for Options {
             spread: Duration::from_millis(500),
             answer: Duration::from_secs(15),
             idle: Duration::from_secs(100),
-            watch: Duration::from_secs(300),
+            watch: Duration::from_mins(5),
             patience: Duration::from_secs(10),
             page: 500,
             streaming: true,
@@ -82,7 +82,7 @@ pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, Sour
     let (news_in, news) = mpsc::channel(AT_ONCE);
     for resource in Resource::ALL {
         state.update(resource.plural(), |_| {});
-        let watcher = Watcher::new(resource, access.clone(), news_in.clone(), options.clone(), state.clone());
+        let watcher = Watcher::new(resource, access.clone(), news_in.clone(), options, state.clone());
         tokio::spawn(watcher.run());
     }
     let (sender, batches) = mpsc::channel(16);
@@ -154,7 +154,7 @@ impl Source {
 
     fn report(&self) {
         for resource in Resource::ALL {
-            let (in_sync, objects, _) = self.gatherer.standing(resource);
+            let (in_sync, objects) = self.gatherer.standing(resource);
             self.state.update(resource.plural(), |kind| (kind.in_sync, kind.objects) = (in_sync, objects));
         }
     }

@@ -60,6 +60,7 @@ impl Store {
         let Some(listing) = &mut self.listing else { return };
         listing.received.get_or_insert(received);
         let Some(mut object) = seen.object else {
+            tell(&seen.key, &seen.problems);
             listing.listed.insert(seen.key);
             return;
         };
@@ -78,6 +79,7 @@ impl Store {
             interner.share_key(&mut seen.key);
             listing.listed.insert(seen.key.clone());
         }
+        tell(&seen.key, &seen.problems);
         interner.share_object(&mut object, &seen.key);
         listing.changed.insert(seen.key, (Known { hash, version: seen.version }, object));
     }
@@ -107,7 +109,10 @@ impl Store {
 
     /// An object that is new or changed: itself, where that is news.
     pub(super) fn put(&mut self, mut seen: Seen, interner: &mut Interner) -> Option<Object> {
-        let mut object = seen.object?;
+        let Some(mut object) = seen.object else {
+            tell(&seen.key, &seen.problems);
+            return None;
+        };
         let hash = self.hasher.hash_one(&object);
         if let Some(known) = self.known.get_mut(&seen.key) {
             known.version = seen.version;
@@ -121,6 +126,7 @@ impl Store {
             interner.share_key(&mut seen.key);
             self.known.insert(seen.key.clone(), Known { hash, version: seen.version });
         }
+        tell(&seen.key, &seen.problems);
         interner.share_object(&mut object, &seen.key);
         Some(object)
     }
@@ -137,5 +143,85 @@ impl Store {
 
     pub(super) fn len(&self) -> usize {
         self.known.len()
+    }
+}
+
+/// What was not understood of an object that is news.
+fn tell(key: &ObjectKey, problems: &[String]) {
+    for problem in problems {
+        tracing::warn!(object = %key, "{problem}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_policy::model::Node;
+
+    use super::*;
+
+    fn seen(name: &str, address: Option<u8>, version: u64) -> Seen {
+        let addresses = address.into_iter().map(|last| std::net::IpAddr::from([10, 0, 0, last])).collect();
+        let object = address.map(|_| Object::Node(Node { name: name.into(), addresses }));
+        Seen { key: ObjectKey::Node(name.into()), version, object, problems: Vec::new() }
+    }
+
+    fn listed(store: &mut Store, all: Vec<Seen>) -> Vec<String> {
+        store.begin();
+        for seen in all {
+            store.list(seen, Instant::now(), &mut Interner::default());
+        }
+        let (events, _) = store.complete();
+        let mut texts: Vec<String> = events
+            .iter()
+            .map(|event| match event {
+                Event::Apply(object) => format!("+{}", object.key()),
+                Event::Delete(key) => format!("-{key}"),
+                Event::Reset(_) | Event::OwnAddresses(_) => "?".to_owned(),
+            })
+            .collect();
+        texts.sort();
+        texts
+    }
+
+    #[test]
+    fn a_list_tells_what_differs_whatever_its_versions() {
+        let mut store = Store::default();
+        listed(&mut store, vec![seen("a", Some(1), 5), seen("b", Some(2), 6), seen("c", Some(3), 7)]);
+        let differs = listed(&mut store, vec![seen("a", Some(1), 2), seen("b", Some(9), 3), seen("d", Some(4), 1)]);
+        assert_eq!(differs, ["+Node b", "+Node d", "-Node c"]);
+        assert_eq!(store.version(&ObjectKey::Node("a".into())), Some(2));
+    }
+
+    #[test]
+    fn a_list_that_does_not_end_changes_nothing() {
+        let mut store = Store::default();
+        listed(&mut store, vec![seen("a", Some(1), 1)]);
+        store.begin();
+        store.list(seen("b", Some(2), 2), Instant::now(), &mut Interner::default());
+        store.abandon();
+        assert_eq!(store.complete().0, []);
+        assert_eq!(store.len(), 1);
+    }
+
+    #[test]
+    fn what_is_not_understood_stays_as_it_was() {
+        let mut store = Store::default();
+        listed(&mut store, vec![seen("a", Some(1), 1)]);
+        assert_eq!(listed(&mut store, vec![seen("a", None, 2), seen("new", None, 2)]), [""; 0]);
+        assert!(store.put(seen("a", None, 3), &mut Interner::default()).is_none());
+        store.begin();
+        store.blur();
+        assert_eq!(store.complete().0, [], "who has no name may be anybody");
+        assert_eq!(store.len(), 1);
+    }
+
+    #[test]
+    fn what_says_the_same_is_no_news() {
+        let mut store = Store::default();
+        let mut interner = Interner::default();
+        assert!(store.put(seen("a", Some(1), 1), &mut interner).is_some());
+        assert!(store.put(seen("a", Some(1), 2), &mut interner).is_none());
+        assert_eq!(store.version(&ObjectKey::Node("a".into())), Some(2));
+        assert!(store.put(seen("a", Some(2), 3), &mut interner).is_some());
     }
 }

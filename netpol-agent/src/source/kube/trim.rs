@@ -152,13 +152,13 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<Understo
         }
         Resource::NetworkPolicies => {
             let raw: RawSpec = serde_json::from_str(text)?;
-            policy(metadata, raw.spec)
+            policy(metadata, &raw.spec)
         }
     })
 }
 
 /// As from a file: what has not the shape of a policy isolates all the same.
-fn policy(metadata: &Metadata, spec: Value) -> Understood {
+fn policy(metadata: &Metadata, spec: &Value) -> Understood {
     let value = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -209,4 +209,64 @@ fn pod(metadata: &Metadata, slim: Slim<PodSpec, PodStatus>) -> core::Pod {
         ..core::PodStatus::default()
     };
     core::Pod { metadata: full(metadata, slim.metadata), spec: Some(spec), status: Some(status) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The items of a recorded list.
+    fn items(text: &str) -> Vec<Value> {
+        let list: Value = serde_json::from_str(text).expect("JSON");
+        list["items"].as_array().expect("a list").clone()
+    }
+
+    /// Trimmed, each object is what the whole one would be.
+    fn check(resource: Resource, text: &str) {
+        for mut item in items(text) {
+            let seen = understand(resource, &item.to_string()).expect("it has a name");
+            let map = item.as_object_mut().expect("an object");
+            let version = if resource.group().is_empty() { "v1" } else { "networking.k8s.io/v1" };
+            map.insert("apiVersion".into(), version.into());
+            map.insert("kind".into(), resource.kind().into());
+            let whole = manifest::read(item, "recorded").objects.remove(0).object;
+            assert_eq!((seen.object.as_ref(), &seen.key), (Some(&whole), &whole.key()));
+            assert!(seen.version > 0);
+        }
+    }
+
+    #[test]
+    fn recorded_objects_mean_trimmed_what_they_mean_whole() {
+        check(Resource::Pods, include_str!("../../../tests/fixtures/kube/list-pods.body"));
+        check(Resource::NetworkPolicies, include_str!("../../../tests/fixtures/kube/list-netpols.body"));
+    }
+
+    #[test]
+    fn fields_of_the_wrong_type_cost_a_pod_but_not_its_name() {
+        let text =
+            r#"{"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}, "spec": {"containers": 1}}"#;
+        let seen = understand(Resource::Pods, text).expect("it has a name");
+        assert_eq!((seen.key, seen.version), (ObjectKey::Pod(PodKey::new("shop", "a")), 7));
+        assert!(
+            seen.object.is_none() && seen.problems[0].contains("what was known of it stays"),
+            "{:?}",
+            seen.problems
+        );
+    }
+
+    #[test]
+    fn a_policy_of_the_wrong_shape_isolates() {
+        for spec in [r#""spec": 7"#, r#""spec": {"podSelector": [], "ingress": {}}"#, r#""spec": {"ingres": []}"#] {
+            let text = format!(r#"{{"metadata": {{"name": "p", "namespace": "shop"}}, {spec}}}"#);
+            let seen = understand(Resource::NetworkPolicies, &text).expect("it has a name");
+            let Some(Object::Policy(policy)) = seen.object else { panic!("{text} is no policy: {:?}", seen.problems) };
+            assert!(policy.ingress.is_some() && !policy.problems.is_empty(), "{text}: {policy:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_name_is_nobody() {
+        assert!(understand(Resource::Pods, r#"{"metadata": {"labels": {}}}"#).is_err());
+        assert!(understand(Resource::Pods, "[]").is_err());
+    }
 }

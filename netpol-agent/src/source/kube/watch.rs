@@ -40,7 +40,7 @@ pub(super) struct Watcher {
     streaming: bool,
     lost: bool,
     trouble: Option<String>,
-    /// Objects that were told of as not understood.
+    /// What is being done.
     verb: &'static str,
 }
 
@@ -331,12 +331,7 @@ impl Watcher {
 
     fn understood(&self, text: &str) -> Option<Seen> {
         match understand(self.resource, text) {
-            Ok(seen) => {
-                for problem in &seen.problems {
-                    tracing::warn!(object = %seen.key, "{problem}");
-                }
-                Some(seen)
-            }
+            Ok(seen) => Some(seen),
             Err(error) => {
                 tracing::error!(resource = %self.resource, error, "an object that nobody can name is left out");
                 None

@@ -1,0 +1,154 @@
+use netpol_policy::model::{Namespace, Node};
+
+use super::*;
+
+const NODES: Resource = Resource::Nodes;
+const NAMESPACES: Resource = Resource::Namespaces;
+
+/// A gatherer of nodes and namespaces, and a clock.
+struct Case {
+    gatherer: Gatherer,
+    now: Instant,
+}
+
+fn node(name: &str, version: u64) -> Seen {
+    let object = Object::Node(Node { name: name.into(), addresses: Vec::new() });
+    Seen { key: object.key(), version, object: Some(object), problems: Vec::new() }
+}
+
+fn namespace(name: &str, version: u64) -> Seen {
+    let object = Object::Namespace(Namespace { name: name.into(), labels: std::collections::BTreeMap::new() });
+    Seen { key: object.key(), version, object: Some(object), problems: Vec::new() }
+}
+
+impl Case {
+    fn new() -> Self {
+        Self { gatherer: Gatherer::new(&[NODES, NAMESPACES]), now: Instant::now() }
+    }
+
+    /// Both listed, the first bundle gone.
+    fn listed() -> Self {
+        let mut case = Self::new();
+        case.list(NODES, vec![node("a", 1)]);
+        case.list(NAMESPACES, vec![namespace("x", 2)]);
+        assert_eq!(case.due(), ["=2"]);
+        case
+    }
+
+    fn take(&mut self, resource: Resource, news: News) {
+        self.gatherer.take(resource, news, self.now);
+    }
+
+    fn list(&mut self, resource: Resource, all: Vec<Seen>) {
+        self.take(resource, News::Began);
+        let version = all.iter().map(|seen| seen.version).max().unwrap_or(1);
+        for seen in all {
+            self.take(resource, News::Item(seen, self.now));
+        }
+        self.take(resource, News::Listed(version));
+    }
+
+    /// What is due, one text for each bundle; `!` after a gap.
+    fn due(&mut self) -> Vec<String> {
+        let text = |bundle: Bundle| {
+            let events = bundle.events.iter().map(|event| match event {
+                Event::Apply(object) => format!("+{}", object.key()),
+                Event::Delete(key) => format!("-{key}"),
+                Event::Reset(objects) => format!("={}", objects.len()),
+                Event::OwnAddresses(_) => "?".to_owned(),
+            });
+            let gap = if bundle.after_gap { "!" } else { "" };
+            gap.to_owned() + &events.collect::<Vec<_>>().join(" ")
+        };
+        self.gatherer.due(self.now).into_iter().map(text).collect()
+    }
+}
+
+#[test]
+fn the_first_bundle_waits_for_all_and_has_what_came_meanwhile() {
+    let mut case = Case::new();
+    case.list(NODES, vec![node("a", 1), node("b", 2)]);
+    case.take(NODES, News::Deleted(node("a", 3), case.now));
+    case.take(NODES, News::Changed(node("c", 4), case.now));
+    assert_eq!(case.due(), [""; 0]);
+    case.list(NAMESPACES, Vec::new());
+    assert_eq!(case.due(), ["=2"]);
+}
+
+#[test]
+fn changes_in_sight_go_out_at_once() {
+    let mut case = Case::listed();
+    case.take(NODES, News::Changed(node("b", 3), case.now));
+    case.take(NODES, News::Deleted(node("a", 4), case.now));
+    assert_eq!(case.due(), ["+Node b -Node a"]);
+    assert_eq!((case.due(), case.gatherer.jump_at()), (Vec::new(), None));
+}
+
+#[test]
+fn what_differs_after_an_outage_is_one_jump() {
+    let mut case = Case::listed();
+    case.take(NODES, News::Lost);
+    case.take(NAMESPACES, News::Lost);
+    case.list(NODES, vec![node("b", 3)]);
+    assert_eq!(case.due(), [""; 0], "namespaces are still away");
+    case.take(NODES, News::Changed(node("c", 4), case.now));
+    case.now += HOLD / 2;
+    assert_eq!(case.due(), [""; 0]);
+    case.list(NAMESPACES, vec![namespace("y", 5)]);
+    assert_eq!(case.due(), ["!-Namespace x +Namespace y -Node a +Node b +Node c"]);
+    case.take(NODES, News::Changed(node("d", 6), case.now));
+    assert_eq!(case.due(), ["+Node d"], "in sight again");
+}
+
+#[test]
+fn who_stays_away_does_not_hold_the_others_up_for_ever() {
+    let mut case = Case::listed();
+    case.take(NODES, News::Lost);
+    case.take(NAMESPACES, News::Lost);
+    case.list(NODES, Vec::new());
+    case.now += HOLD;
+    assert_eq!(case.due(), ["!-Node a"]);
+    case.take(NODES, News::Changed(node("b", 7), case.now));
+    assert_eq!(case.due(), ["+Node b"]);
+    case.list(NAMESPACES, Vec::new());
+    assert_eq!(case.due(), ["!-Namespace x"]);
+}
+
+#[test]
+fn a_watch_that_goes_on_brings_what_was_missed_as_one_jump() {
+    let mut case = Case::listed();
+    case.take(NODES, News::Lost);
+    case.take(NODES, News::Resumed);
+    case.take(NODES, News::Changed(node("b", 3), case.now));
+    case.take(NODES, News::Deleted(node("b", 4), case.now));
+    assert_eq!(case.due(), [""; 0]);
+    case.now += SETTLE;
+    assert_eq!(case.due(), ["!-Node b"], "only how it ended");
+}
+
+#[test]
+fn a_list_that_breaks_off_empties_nothing() {
+    let mut case = Case::listed();
+    case.take(NODES, News::Began);
+    case.take(NODES, News::Lost);
+    case.now += HOLD * 2;
+    assert_eq!(case.due(), [""; 0]);
+    case.list(NODES, vec![node("a", 9)]);
+    assert_eq!(case.due(), [""; 0], "nothing differs");
+}
+
+#[test]
+fn an_object_is_known_once_its_version_was_told() {
+    let mut case = Case::listed();
+    let key = ObjectKey::Node("a".into());
+    let knows = |case: &Case, version| case.gatherer.knows(NODES, &key, version);
+    assert_eq!(knows(&case, Some(1)), Some(true));
+    assert_eq!(knows(&case, Some(5)), None);
+    assert_eq!(knows(&case, None), None, "it is there as far as is known");
+    case.take(NODES, News::Position(6));
+    assert_eq!(knows(&case, Some(5)), Some(true), "all up to version 6 was told");
+    case.take(NODES, News::Deleted(node("a", 7), case.now));
+    assert_eq!(knows(&case, None), None, "not sent yet");
+    case.due();
+    assert_eq!((knows(&case, None), knows(&case, Some(7))), (Some(false), Some(false)));
+}

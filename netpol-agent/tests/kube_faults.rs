@@ -1,0 +1,197 @@
+//! The kube source against an API server that fails, in all the ways there are to fail.
+
+mod kube_cluster;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use kube_cluster::{Cluster, hasty, keys, pod, policy, server};
+use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options, Resource, Rules, Verb, WatchFault};
+use tokio::time::sleep;
+
+async fn cluster() -> Cluster {
+    let fill = |server: &ApiServer| {
+        server.apply(pod("web", "web", "10.1.0.1")).expect("a pod");
+        server.apply(pod("db", "db", "10.1.0.2")).expect("a pod");
+        server.apply(policy("all")).expect("a policy");
+    };
+    let cluster = Cluster::start(Options::default(), fill).await;
+    cluster.watching().await;
+    cluster
+}
+
+#[tokio::test]
+async fn a_torn_event_is_heard_again_and_is_no_gap() -> Result<()> {
+    let mut cluster = cluster().await;
+    for (index, fault) in
+        [WatchFault::Tear, WatchFault::Garbage, WatchFault::Cut, WatchFault::End].into_iter().enumerate()
+    {
+        cluster.watching().await;
+        cluster.server.watch_fault(Some(Resource::Pods), fault);
+        cluster.server.apply(pod(&format!("new{index}"), "web", &format!("10.1.1.{index}")))?;
+        assert_eq!(keys(&cluster.next().await), [format!("+Pod shop/new{index}")], "{fault:?}");
+    }
+    assert!(cluster.batches.iter().all(|batch| !batch.after_gap));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_watch_that_falls_silent_is_noticed() -> Result<()> {
+    let mut cluster = cluster().await;
+    cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Hang);
+    cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
+    cluster.until_same().await;
+    assert!(cluster.feed.state.kinds()["pods"].errors.contains_key("silent"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn gone_as_an_event_or_as_a_status_is_listed_anew_and_only_what_differs_is_told() -> Result<()> {
+    let mut cluster = cluster().await;
+    cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Hang);
+    cluster.server.delete(Resource::Pods, "shop", "db");
+    cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
+    cluster.server.compact();
+    cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Error(410));
+    let batch = cluster.next().await;
+    assert_eq!((keys(&batch), batch.after_gap), (vec!["+Pod shop/new".to_owned(), "-Pod shop/db".to_owned()], true));
+    let gone = Fault::on(Effect::status(410)).verb(Verb::Watch).resource(Resource::Pods).times(1);
+    cluster.server.inject(gone);
+    cluster.server.disconnect();
+    cluster.eventually("listed anew", || cluster.feed.state.kinds()["pods"].relists >= 2).await;
+    cluster.quiet(Duration::from_millis(300)).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_and_comes_back_different_makes_one_jump() -> Result<()> {
+    let mut cluster = cluster().await;
+    cluster.server.network(Network::Refuse);
+    cluster
+        .eventually("it is noticed", || cluster.feed.state.kinds().values().all(|kind| kind.trouble.is_some()))
+        .await;
+    cluster.server.delete(Resource::Pods, "shop", "db");
+    cluster.server.delete(Resource::Pods, "shop", "web");
+    cluster.server.apply(pod("web", "other", "10.1.0.7"))?;
+    cluster.server.delete(Resource::NetworkPolicies, "shop", "all");
+    cluster.server.apply(policy("other"))?;
+    cluster.server.compact();
+    cluster.server.network(Network::Up);
+    let batch = cluster.next().await;
+    let expected = ["+NetworkPolicy shop/other", "+Pod shop/web", "-NetworkPolicy shop/all", "-Pod shop/db"];
+    assert_eq!((keys(&batch), batch.after_gap), (expected.map(str::to_owned).to_vec(), true));
+    cluster.until_same().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_restored_backup_is_noticed_though_its_versions_are_old() -> Result<()> {
+    let mut cluster = cluster().await;
+    let backup = cluster.server.backup();
+    cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
+    cluster.server.apply(policy("new"))?;
+    cluster.until_same().await;
+    cluster.server.restore(backup);
+    cluster.until_same().await;
+    assert!(cluster.batches.last().is_some_and(|batch| batch.after_gap));
+    cluster.server.apply(pod("after", "web", "10.1.1.2"))?;
+    cluster.until_same().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_list_that_fails_midway_empties_nothing() -> Result<()> {
+    let mut cluster = cluster().await;
+    let cut = Fault::on(Effect::cut_in_the_middle()).verb(Verb::Watch).resource(Resource::Pods).times(3);
+    cluster.server.inject(cut);
+    cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Error(410));
+    cluster.eventually("listed anew", || cluster.feed.state.kinds()["pods"].relists >= 1).await;
+    cluster.quiet(Duration::from_millis(300)).await;
+    assert_eq!(cluster.world.pods.len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_page_that_fails_or_expires_begins_the_list_again() -> Result<()> {
+    let server = server(Options::default(), |server| {
+        for index in 0..8 {
+            server.apply(pod(&format!("p{index}"), "web", &format!("10.1.0.{index}"))).expect("a pod");
+        }
+    });
+    for effect in [Effect::status(500), Effect::status(410), Effect::cut_in_the_middle(), Effect::garbage()] {
+        server.inject(Fault::on(effect).verb(Verb::List).resource(Resource::Pods).page(2).times(1));
+    }
+    let mut cluster = Cluster::watch(server, netpol_agent::source::kube::Options { streaming: false, ..hasty() });
+    cluster.until_same().await;
+    assert_eq!(cluster.batches.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_expired_token_is_read_again() -> Result<()> {
+    let mut cluster = cluster().await;
+    cluster.server.rotate_token()?;
+    cluster.server.expire_old_tokens();
+    cluster.server.disconnect();
+    cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
+    let begun = std::time::Instant::now();
+    cluster.until_same().await;
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(cluster.feed.state.kinds()["pods"].errors.contains_key("401"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_busy_is_asked_again_when_it_says() -> Result<()> {
+    let server = server(Options::default(), |_| {});
+    server.inject(Fault::on(Effect::status(429).retry_after(2)).resource(Resource::Pods).times(1));
+    server.inject(Fault::on(Effect::status(503)).resource(Resource::Nodes).times(3));
+    let mut cluster = Cluster::watch(server, hasty());
+    cluster.until_same().await;
+    let pods: Vec<_> =
+        cluster.server.requests().into_iter().filter(|request| request.resource == Some(Resource::Pods)).collect();
+    assert!(pods[1].at - pods[0].at >= Duration::from_secs(2), "{pods:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_forbidden_is_named_holds_nobody_up_for_ever_and_works_once_granted() -> Result<()> {
+    let rules = || Rules::none().allow(&[""], &["pods", "namespaces", "nodes"], &["get", "list", "watch"]);
+    let server = server(Options { rules: rules(), ..Options::default() }, |server| {
+        server.apply(policy("all")).expect("a policy");
+    });
+    let mut cluster = Cluster::watch(server, hasty());
+    cluster.eventually("it is told", || cluster.feed.state.kinds()["networkpolicies"].trouble.is_some()).await;
+    sleep(Duration::from_millis(300)).await;
+    let waiting = cluster.feed.state.waiting().expect("it waits");
+    for part in [
+        "waiting for networkpolicies from the API server",
+        "- apiGroups: [networking.k8s.io]\n  resources: [networkpolicies]",
+    ] {
+        assert!(waiting.contains(part), "{waiting}");
+    }
+    cluster.server.set_rules(Rules::all());
+    cluster.until_same().await;
+    // Taken away again: the others go on.
+    cluster.server.set_rules(rules());
+    cluster.server.end_forbidden_watches();
+    cluster.eventually("it is told", || cluster.feed.state.kinds()["networkpolicies"].trouble.is_some()).await;
+    cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
+    let batch = cluster.next().await;
+    assert_eq!((keys(&batch), batch.after_gap), (vec!["+Pod shop/new".to_owned()], false));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_yet_is_waited_for() -> Result<()> {
+    let server = server(Options::default(), |_| {});
+    server.network(Network::Refuse);
+    let mut cluster = Cluster::watch(server, hasty());
+    sleep(Duration::from_secs(1)).await;
+    assert!(cluster.feed.state.waiting().is_some());
+    cluster.server.network(Network::BlackHole);
+    sleep(Duration::from_secs(1)).await;
+    cluster.server.network(Network::Up);
+    cluster.until_same().await;
+    Ok(())
+}

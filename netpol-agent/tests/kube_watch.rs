@@ -1,0 +1,137 @@
+//! The kube source against an API server that behaves, in all the ways there are to behave.
+
+mod kube_cluster;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use kube_cluster::{Cluster, hasty, keys, pod, pod_key, policy, policy_key, server};
+use netpol_apiserver::{Options, Resource, StreamingLists};
+use serde_json::json;
+
+#[tokio::test]
+async fn everything_comes_first_and_then_each_change() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default(), |server| {
+        server.apply(pod("web", "web", "10.1.0.1")).expect("a pod");
+        server.apply(policy("all")).expect("a policy");
+    })
+    .await;
+    assert_eq!(cluster.batches.len(), 1);
+    assert!(!cluster.batches[0].after_gap && cluster.feed.state.waiting().is_none());
+    cluster.server.apply(pod("db", "db", "10.1.0.2"))?;
+    let batch = cluster.next().await;
+    assert_eq!((keys(&batch), batch.after_gap), (vec!["+Pod shop/db".to_owned()], false));
+    cluster.server.delete(Resource::Pods, "shop", "web");
+    assert_eq!(keys(&cluster.next().await), ["-Pod shop/web"]);
+    assert_eq!(cluster.batches.last().map(|batch| batch.revision.0), Some(3));
+    assert!(cluster.asked("sendInitialEvents=true") >= 4 && cluster.asked("/pods?limit") == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_policies_do_not_need_is_no_news() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default(), |server| {
+        server.apply(pod("web", "web", "10.1.0.1")).expect("a pod");
+    })
+    .await;
+    let mut other = pod("web", "web", "10.1.0.1");
+    other["status"]["message"] = json!("busy");
+    assert!(cluster.server.apply(other)?.changed);
+    cluster.quiet(Duration::from_millis(300)).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn servers_without_streaming_lists_are_read_in_pages() -> Result<()> {
+    for streaming_lists in [StreamingLists::NoStorageSupport, StreamingLists::Forbidden] {
+        let options = Options { streaming_lists, ..Options::default() };
+        let mut cluster = Cluster::start(options, |server| {
+            for index in 0..8 {
+                server.apply(pod(&format!("p{index}"), "web", &format!("10.1.0.{index}"))).expect("a pod");
+            }
+        })
+        .await;
+        assert_eq!(cluster.asked("continue="), 2, "eight pods in pages of three");
+        cluster.server.apply(policy("late"))?;
+        assert_eq!(keys(&cluster.next().await), ["+NetworkPolicy shop/late"]);
+        assert!(!cluster.batches.iter().any(|batch| batch.after_gap));
+        cluster.server.compact();
+        cluster.server.disconnect();
+        cluster.server.apply(policy("later"))?;
+        cluster.until_same().await;
+        assert_eq!(cluster.asked("sendInitialEvents=true"), 4, "remembered");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_policy_that_is_not_understood_isolates_and_takes_nobody_down() -> Result<()> {
+    let bad = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "bad"},
+        "spec": {"podSelector": {"matchLabels": 7}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.300/8"}}]}]},
+    });
+    let mut strange = pod("strange", "web", "10.1.0.9");
+    strange["spec"]["containers"] = json!("none");
+    let mut cluster = Cluster::watch(
+        server(Options::default(), |server| {
+            server.apply(pod("web", "web", "10.1.0.1")).expect("a pod");
+            server.apply(bad).expect("a policy");
+            server.apply(strange).expect("a pod");
+        }),
+        hasty(),
+    );
+    cluster.next().await;
+    let policy = cluster.world.policies.values().next().expect("it is there");
+    assert!(policy.pods.invalid && policy.ingress.is_some() && !policy.problems.is_empty(), "{policy:?}");
+    let pods: Vec<_> = cluster.world.pods.keys().map(|key| key.name.to_string()).collect();
+    assert_eq!(pods, ["web"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_asks_is_answered_once_the_watch_has_it() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default(), |_| {}).await;
+    cluster.server.delay_events(Duration::from_millis(400));
+    cluster.server.apply(policy("new"))?;
+    let known = cluster.ask(policy_key("new")).await.expect("it can be known");
+    assert!(known.exists && cluster.world.contains(&policy_key("new")));
+    assert_eq!(known.revision, cluster.batches.last().expect("one").revision);
+    cluster.server.delete(Resource::NetworkPolicies, "shop", "new");
+    let known = cluster.ask(policy_key("new")).await.expect("it can be known");
+    assert!(!known.exists && !cluster.world.contains(&policy_key("new")));
+    assert!(!cluster.ask(pod_key("never")).await.expect("it can be known").exists);
+    cluster.server.set_rules(netpol_apiserver::Rules::none());
+    let error = cluster.ask(pod_key("never")).await.expect_err("nobody may ask");
+    assert!(error.contains("resources: [pods]"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_thousand_pods_with_churn_end_as_the_server_has_them() -> Result<()> {
+    let address = |index: usize| format!("10.1.{}.{}", index / 250, index % 250 + 1);
+    let mut cluster = Cluster::start(Options::default(), |server| {
+        for index in 0..2000 {
+            server.apply(pod(&format!("p{index}"), "web", &address(index))).expect("a pod");
+        }
+    })
+    .await;
+    for round in 0..10 {
+        for index in (round * 37..2000).step_by(101) {
+            let name = format!("p{index}");
+            if (index + round) % 3 == 0 {
+                cluster.server.delete(Resource::Pods, "shop", &name);
+            } else {
+                cluster.server.apply(pod(&name, &format!("v{round}"), &address(index)))?;
+            }
+        }
+        match round % 4 {
+            1 => cluster.server.disconnect(),
+            2 => cluster.server.compact(),
+            3 => cluster.server.watch_fault(None, netpol_apiserver::WatchFault::Error(410)),
+            _ => {}
+        }
+    }
+    cluster.until_same().await;
+    Ok(())
+}
