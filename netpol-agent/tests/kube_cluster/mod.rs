@@ -125,13 +125,19 @@ impl Cluster {
         }
     }
 
-    /// What is known of an object as of now, batches taken in meanwhile.
+    /// What is known of an object as of now, batches taken in up to the one that says so.
     pub(crate) async fn ask(&mut self, object: ObjectKey) -> Result<Known, String> {
         let (answer, mut answered) = oneshot::channel();
         self.feed.inquiries.send(Inquiry { object, answer }).await.expect("the source never ends");
         loop {
             tokio::select! {
-                known = &mut answered => return known.expect("it answers"),
+                known = &mut answered => {
+                    let known = known.expect("it answers")?;
+                    while self.batches.last().is_none_or(|batch| batch.revision < known.revision) {
+                        self.next().await;
+                    }
+                    return Ok(known);
+                }
                 Some(batch) = self.feed.batches.recv() => {
                     batch.events.iter().cloned().for_each(|event| self.world.apply(event));
                     self.batches.push(batch);
