@@ -1,0 +1,164 @@
+//! Kubernetes Events, from a packet that is dropped to what `kubectl describe` would show.
+
+use std::net::UdpSocket;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_apiserver::{ApiServer, Options, Resource, Verb};
+use netpol_tests::agent::{as_deployed, binary};
+use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, deny_all};
+use serde_json::{Value, json};
+
+/// Longer than a first Event takes.
+const SOON: Duration = Duration::from_secs(2);
+
+/// With what `deploy/components/events` adds to the base.
+fn deployed_with_events() -> Result<Options> {
+    let base = as_deployed()?;
+    Ok(Options { rules: base.rules.allow(&["events.k8s.io"], &["events"], &["create", "patch"]), ..base })
+}
+
+fn cluster() -> ClusterBuilder {
+    Cluster::builder().nodes(2).pods(&[("shop/web", ""), ("shop/cache", "")]).pod(PodSpec::new("shop/db").node(2))
+}
+
+fn start(options: AgentOptions) -> Result<Lab> {
+    Lab::start_with(cluster(), &[deny_all("shop")], options.api_server(deployed_with_events()?))
+}
+
+fn server(lab: &mut Lab) -> Result<&ApiServer> {
+    lab.agent().api_server().context("the agent has an API server")
+}
+
+/// What `kubectl describe` asks for: the core group's Events with these fields. Both groups are one store.
+fn described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<Value>> {
+    let object = server.get(resource, "shop", name).with_context(|| format!("there is no shop/{name}"))?;
+    let of_it = |event: &Value| {
+        let field = |field: &str| event.pointer(&format!("/regarding/{field}")).cloned();
+        field("uid") == object.pointer("/metadata/uid").cloned()
+            && field("name") == Some(json!(name))
+            && field("namespace") == Some(json!("shop"))
+            && field("kind") == Some(json!(resource.kind()))
+    };
+    Ok(server.events().into_iter().filter(of_it).collect())
+}
+
+fn wait_described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<Value>> {
+    let begun = Instant::now();
+    loop {
+        let found = described(server, resource, name)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(20), "no Event of {name}; there are {:#?}", server.events());
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends datagrams from shop/web to shop/db, as many as it says, of one flow.
+fn send(lab: &Lab, socket: &UdpSocket, count: usize) -> Result<()> {
+    let to = (lab.cluster.host("shop/db").v4(), 5432);
+    for _ in 0..count {
+        socket.send_to(b"hello", to).context("sending a datagram")?;
+    }
+    Ok(())
+}
+
+fn socket(lab: &Lab) -> Result<UdpSocket> {
+    lab.cluster.host("shop/web").netns().run(|| UdpSocket::bind("0.0.0.0:0").context("a socket in the pod"))
+}
+
+fn text<'v>(event: &'v Value, pointer: &str) -> &'v str {
+    event.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+#[test]
+fn a_denied_connection_is_an_event_of_its_pod_and_a_thousand_packets_are_its_series() -> Result<()> {
+    let mut lab = start(AgentOptions::default().arguments(&["--kube-events"]))?;
+    let socket = socket(&lab)?;
+    send(&lab, &socket, 1)?;
+    let events = wait_described(server(&mut lab)?, Resource::Pods, "web")?;
+    let db = lab.cluster.host("shop/db").v4();
+    let said =
+        format!("egress to shop/db ({db}) port 5432/UDP denied by NetworkPolicy shop/deny-all: no rule allows it");
+    assert_eq!(events.iter().map(|event| text(event, "/note")).collect::<Vec<_>>(), [said]);
+    assert_eq!(text(&events[0], "/reason"), "NetworkPolicyDenied");
+
+    send(&lab, &socket, 999)?;
+    // The kernel tells of a flow once a second, then with the number of those that it did not tell.
+    sleep(Duration::from_millis(1200));
+    send(&lab, &socket, 1)?;
+    lab.agent().wait_denied(|denied| denied.0.pointer("/suppressed").is_some_and(|count| *count != json!(0)))?;
+    // Rather than to wait for the Event's next update: an agent that stops says what is left.
+    lab.agent().stop()?;
+    let events = described(server(&mut lab)?, Resource::Pods, "web")?;
+    assert_eq!(events.len(), 1, "{events:#?}");
+    let count = events[0].pointer("/series/count").and_then(Value::as_u64);
+    // A packet may belong to the next line, which is never told.
+    assert!(count.is_some_and(|count| (990..=1001).contains(&count)), "{events:#?}");
+    // The receiver's policies were not asked, and other pods are not spoken of.
+    assert!(described(server(&mut lab)?, Resource::Pods, "cache")?.is_empty());
+    let wrote = |verb| lab_requests(&mut lab, verb);
+    assert_eq!([Verb::Create, Verb::Patch].map(wrote).map(Result::unwrap_or_default), [1, 1]);
+    Ok(())
+}
+
+fn lab_requests(lab: &mut Lab, verb: Verb) -> Result<usize> {
+    let requests = server(lab)?.requests();
+    Ok(requests
+        .iter()
+        .filter(|request| request.resource == Some(Resource::Events) && request.verb == Some(verb))
+        .count())
+}
+
+#[test]
+fn a_policy_with_a_bad_cidr_has_an_event_until_it_is_mended() -> Result<()> {
+    let mut lab = start(AgentOptions::default().arguments(&["--kube-events"]))?;
+    let policy = |cidr: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+               "metadata": {"name": "bad", "namespace": "shop"},
+               "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}})
+    };
+    server(&mut lab)?.apply(policy("10.0.0.0/99"))?;
+    let events = wait_described(server(&mut lab)?, Resource::NetworkPolicies, "bad")?;
+    assert_eq!(events.len(), 1, "{events:#?}");
+    assert_eq!(text(&events[0], "/reason"), "NotUnderstood");
+    assert!(text(&events[0], "/note").starts_with("spec.ingress[0].from[0].ipBlock.cidr: "), "{events:#?}");
+
+    server(&mut lab)?.apply(policy("10.0.0.0/8"))?;
+    sleep(SOON);
+    lab.agent().stop()?;
+    assert_eq!(described(server(&mut lab)?, Resource::NetworkPolicies, "bad")?, events);
+    Ok(())
+}
+
+#[test]
+fn without_the_option_no_events_are_written() -> Result<()> {
+    let mut lab = start(AgentOptions::default())?;
+    send(&lab, &socket(&lab)?, 1)?;
+    lab.agent().wait_denied(|denied| denied.to() == "shop/db")?;
+    sleep(SOON);
+    assert!(server(&mut lab)?.events().is_empty());
+    assert_eq!(lab_requests(&mut lab, Verb::Create)?, 0);
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_may_not_write_events_says_which_rule_is_missing_and_enforces() -> Result<()> {
+    let options = AgentOptions::default().arguments(&["--kube-events"]).api_server(as_deployed()?);
+    let mut lab = Lab::start_with(cluster(), &[deny_all("shop")], options)?;
+    send(&lab, &socket(&lab)?, 1)?;
+    lab.agent().wait_log(&["may not write Events", r#"apiGroups: ["events.k8s.io"]"#, r#"["create", "patch"]"#])?;
+    lab.expect("shop/web -x shop/db 80/TCP")
+}
+
+#[test]
+fn events_need_an_api_server_to_write_them_to() -> Result<()> {
+    let mut agent = std::process::Command::new(binary()?);
+    let said = agent.args(["run", "--source", "dir:.", "--node", "n1", "--kube-events"]).output()?;
+    let stderr = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--kube-events needs --source kube"), "{stderr}");
+    Ok(())
+}
