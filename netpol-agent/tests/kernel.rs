@@ -282,11 +282,12 @@ fn the_agent_is_small_and_attaches_in_milliseconds() {
     let attach = value(&page, "netpol_attach_seconds_sum") / value(&page, "netpol_attach_seconds_count");
     assert!(attach > 0.0 && attach < 0.25, "attaching a pod takes {attach} s");
     let gap = value(&page, "netpol_unprotected_seconds_sum") / value(&page, "netpol_unprotected_seconds_count");
+    // A debug build's own pages are no measure; those of a release build are in tests/tests/verbs.rs.
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid())).expect("it runs");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-    let kilobytes: u32 = peak.and_then(|text| text.trim().parse().ok()).expect("the kernel tells");
-    println!("attach {:.2} ms, gap {:.2} ms, RSS {kilobytes} kB", attach * 1e3, gap * 1e3);
-    assert!(kilobytes < 30_000, "the agent takes {kilobytes} kB");
+    let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
+    let kilobytes: u32 = anonymous.and_then(|text| text.trim().parse().ok()).expect("the kernel tells");
+    println!("attach {:.2} ms, gap {:.2} ms, anonymous memory {kilobytes} kB", attach * 1e3, gap * 1e3);
+    assert!(kilobytes < 12_000, "the agent takes {kilobytes} kB");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netpol_agent::dataplane::switch::Snapshot;
-use netpol_agent::dataplane::{MapName, Memory};
+use netpol_agent::dataplane::{AttachError, Attached, MapName, Memory};
 use netpol_agent::endpoints::{Survey, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, Generation, IfIndex, PortSetId, endpoint_flags};
@@ -237,4 +237,30 @@ fn a_pod_without_its_programs_is_waited_for() {
     reconciler.dataplane_mut().refuses = false;
     reconciler.retry();
     assert!(reconciler.pods_waiting() == 0 && reconciler.dataplane().attached.contains(&IfIndex(3)));
+}
+
+#[test]
+fn policies_do_not_wait_while_programs_are_put_on_an_interface() {
+    let slow = Memory::slow();
+    let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+    assert!(reconciler.is_waiting() && reconciler.pods_waiting() == 1);
+    only(&mut reconciler, &[PODS, DENY_ALL]);
+    assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "written before the programs run");
+    assert_eq!(reconciler.dataplane().begun, [IfIndex(3)], "asked for once");
+    reconciler.attached([Attached { ifindex: IfIndex(3), outcome: Ok(()) }]);
+    assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
+    assert_eq!(reconciler.gaps().count, 1);
+}
+
+#[test]
+fn an_interface_that_goes_while_programs_are_put_on_it_is_let_go_after_that() {
+    let gone = AttachError { interface: "veth3".to_owned(), message: "it has gone".to_owned(), gone: true };
+    for outcome in [Ok(()), Err(gone)] {
+        let slow = Memory::slow();
+        let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+        reconciler.surveyed(survey(&[]));
+        assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
+        reconciler.attached([Attached { ifindex: IfIndex(3), outcome }]);
+        assert!(endpoints(&reconciler).is_empty() && reconciler.held().is_empty());
+    }
 }

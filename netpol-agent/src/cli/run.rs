@@ -69,11 +69,11 @@ async fn serve(args: RunArgs) -> Result<()> {
     let options =
         KernelOptions { pin_path: args.pin_path.clone(), attach: args.attach, capacities: args.sizes.capacities() };
     let mut kernel = Kernel::start(&object, &options)?;
-    kernel.pass_diagnostics_on();
     drop(object);
     let attach = if kernel.is_tcx() { "tcx" } else { "tc" };
     tracing::info!(pin_path = %args.pin_path.display(), attach, "programs loaded");
     let old = kernel.snapshot()?;
+    let attached = kernel.outcomes().context("nobody has asked before what the kernel attaches")?;
     let ring = kernel.events()?;
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
     let reconcile = Options {
@@ -88,8 +88,16 @@ async fn serve(args: RunArgs) -> Result<()> {
 
     let (sink, events) = kube_events(&args)?.unzip();
     let reporter = Reporter::new(Lines::to(std::io::stdout())).and_to(sink);
-    let inputs =
-        Inputs { source: feed.batches, monitor, surveyor, ring, questions, progress, ready_file: args.ready_file };
+    let inputs = Inputs {
+        source: feed.batches,
+        monitor,
+        surveyor,
+        attached,
+        ring,
+        questions,
+        progress,
+        ready_file: args.ready_file,
+    };
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}

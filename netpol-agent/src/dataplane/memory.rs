@@ -20,6 +20,10 @@ pub struct Memory {
     pub full: Option<MapName>,
     /// Refuse to put programs on interfaces.
     pub refuses: bool,
+    /// Take one's time to put programs on interfaces: what was begun is in `begun`.
+    pub slow: bool,
+    /// Interfaces that programs were begun to be put on.
+    pub begun: Vec<IfIndex>,
     generation: u32,
 }
 
@@ -27,6 +31,11 @@ impl Memory {
     /// One that has no room in this map.
     pub fn full(map: MapName) -> Self {
         Self { full: Some(map), ..Self::default() }
+    }
+
+    /// One that takes its time to put programs on interfaces.
+    pub fn slow() -> Self {
+        Self { slow: true, ..Self::default() }
     }
 }
 
@@ -60,6 +69,14 @@ impl Dataplane for Memory {
         }
         self.attached.insert(ifindex);
         Ok(())
+    }
+
+    fn begin_attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
+        if self.slow {
+            self.begun.push(ifindex);
+            return None;
+        }
+        Some(self.attach(ifindex, name))
     }
 
     fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {

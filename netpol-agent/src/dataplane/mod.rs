@@ -55,6 +55,15 @@ pub struct AttachError {
     pub gone: bool,
 }
 
+/// The end of what [`Dataplane::begin_attach`] began.
+#[derive(Debug)]
+pub struct Attached {
+    /// The interface.
+    pub ifindex: IfIndex,
+    /// What became of it.
+    pub outcome: Result<(), AttachError>,
+}
+
 /// One place where verdicts are enforced.
 pub trait Dataplane {
     /// Writes or deletes one entry of a table. Deleting what is not there is no error. Changes that are about pods rather
@@ -88,6 +97,14 @@ pub trait Dataplane {
     /// # Errors
     /// Where the kernel refuses, or the interface has gone.
     fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError>;
+
+    /// Has the programs put on an interface. `None`: that takes its time, and an [`Attached`] will tell.
+    fn begin_attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
+        Some(self.attach(ifindex, name))
+    }
+
+    /// Takes note that programs run that it was told of later.
+    fn note_attached(&mut self, _ifindex: IfIndex) {}
 
     /// Takes them off. No error where the interface has gone.
     ///

@@ -28,7 +28,7 @@ use netpol_policy::model::PodKey;
 use netpol_policy::tables::{Change, EndpointPolicy};
 use netpol_policy::world::Event;
 
-use crate::dataplane::{Dataplane, MapName, WriteError};
+use crate::dataplane::{Attached, Dataplane, MapName, WriteError};
 use crate::endpoints::{NetlinkError, Survey};
 use failures::Failures;
 use numbers::Numbers;
@@ -80,6 +80,8 @@ pub struct Reconciler<D> {
     crowded: BTreeMap<IfIndex, bool>,
     /// When each veth was first seen.
     seen: BTreeMap<IfIndex, Instant>,
+    /// Interfaces that the programs are being put on, since when.
+    attaching: BTreeMap<IfIndex, Instant>,
     numbers: Numbers,
     failures: Failures,
     gaps: Gaps,
@@ -112,6 +114,18 @@ impl<D: Dataplane> Reconciler<D> {
     /// Interfaces could not be looked at: they are believed to be as they were.
     pub fn not_surveyed(&mut self, error: &NetlinkError) {
         self.failures.trouble(IfIndex(0), format!("cannot look at interfaces; it is tried again: {error}"));
+    }
+
+    /// Takes in what became of interfaces that the programs were being put on.
+    pub fn attached(&mut self, outcomes: impl IntoIterator<Item = Attached>) {
+        for Attached { ifindex, outcome } in outcomes {
+            let begun = self.attaching.remove(&ifindex).unwrap_or_else(Instant::now);
+            if outcome.is_ok() {
+                self.dataplane.note_attached(ifindex);
+            }
+            self.attach_ended(ifindex, begun, outcome);
+        }
+        self.settle();
     }
 
     /// Puts programs on again where somebody took them off.

@@ -227,30 +227,41 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn attach(&mut self, ifindex: IfIndex) {
         let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
+        if self.attaching.contains_key(&ifindex) {
+            return;
+        }
         let begun = Instant::now();
-        match self.dataplane.attach(ifindex, &veth.name) {
-            Ok(()) => {
-                let Some(held) = self.held.get_mut(&ifindex) else { return };
-                held.attached = true;
-                self.failures.no_trouble(ifindex);
-                let gap = self.seen.get(&ifindex).map(Instant::elapsed).unwrap_or_default();
-                self.gaps.attached(begun.elapsed(), gap, veth.packets);
-                let (interface, packets) = (&veth.name, veth.packets);
-                let unprotected_ms = tenths_of_ms(gap);
-                if let Some(pod) = &held.pod {
-                    tracing::info!(%pod, interface, unprotected_ms, packets, "enforced");
-                } else {
-                    tracing::info!(interface, unprotected_ms, packets, "an unknown pod: everything is dropped");
-                }
-            }
-            Err(error) => self.not_attached(ifindex, &error),
+        match self.dataplane.begin_attach(ifindex, &veth.name) {
+            Some(outcome) => self.attach_ended(ifindex, begun, outcome),
+            None => drop(self.attaching.insert(ifindex, begun)),
         }
     }
 
-    /// An interface that is gone is not there any more when one looks again.
+    /// What began with [`Self::attach`] has ended.
+    pub(super) fn attach_ended(&mut self, ifindex: IfIndex, begun: Instant, outcome: Result<(), AttachError>) {
+        if let Err(error) = outcome {
+            return self.not_attached(ifindex, &error);
+        }
+        let Some(held) = self.held.get_mut(&ifindex) else { return };
+        held.attached = true;
+        self.failures.no_trouble(ifindex);
+        let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
+        let gap = self.seen.get(&ifindex).map(Instant::elapsed).unwrap_or_default();
+        self.gaps.attached(begun.elapsed(), gap, veth.packets);
+        let (interface, packets) = (&veth.name, veth.packets);
+        let unprotected_ms = tenths_of_ms(gap);
+        if let Some(pod) = &held.pod {
+            tracing::info!(%pod, interface, unprotected_ms, packets, "enforced");
+        } else {
+            tracing::info!(interface, unprotected_ms, packets, "an unknown pod: everything is dropped");
+        }
+    }
+
+    /// An interface that is gone is not there any more, though the last look still says so.
     fn not_attached(&mut self, ifindex: IfIndex, error: &AttachError) {
         if error.gone {
             tracing::debug!(interface = %ifindex, %error, "its interface is gone");
+            self.survey.veths.remove(&ifindex);
         } else {
             self.failures.trouble(ifindex, format!("a pod is not enforced; it is tried again: {error}"));
         }
@@ -258,6 +269,9 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Takes the programs off and forgets the endpoint, in this order: programs without an endpoint drop everything.
     fn release(&mut self, ifindex: IfIndex, why: &'static str) {
+        if self.attaching.contains_key(&ifindex) {
+            return; // Once they are on, they come off.
+        }
         if let Err(error) = self.dataplane.detach(ifindex) {
             self.failures.trouble(ifindex, format!("cannot let go; it is tried again: {error}"));
             return;
@@ -298,9 +312,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn pods_waiting(&self) -> usize {
         let enforced = self.held.values().filter(|held| held.attached && !held.orphaned);
         let found: BTreeSet<&PodKey> = enforced.filter_map(|held| held.pod.as_ref()).collect();
-        let pods = self.engine.world().pods.values();
-        let local = pods.filter(|pod| pod.node.as_ref() == Some(&self.options.node) && pod.participates());
-        local.filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
+        self.local().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
     }
 }
 

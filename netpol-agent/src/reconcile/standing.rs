@@ -154,9 +154,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    fn local(&self) -> impl Iterator<Item = &Pod> {
-        let pods = self.engine.world().pods.values();
-        pods.filter(|pod| pod.node.as_ref() == Some(&self.options.node) && pod.participates())
+    pub(super) fn local(&self) -> impl Iterator<Item = &Pod> {
+        self.policies.keys().filter_map(|pod| self.engine.world().pods.get(pod))
     }
 
     /// Whether a pod can be enforced here at all.

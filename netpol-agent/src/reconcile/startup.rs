@@ -55,6 +55,7 @@ impl<D: Dataplane> Reconciler<D> {
             held,
             crowded: BTreeMap::new(),
             seen: BTreeMap::new(),
+            attaching: BTreeMap::new(),
             numbers,
             failures: Failures::default(),
             gaps: Gaps::default(),

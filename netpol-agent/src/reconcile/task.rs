@@ -9,7 +9,7 @@ use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::Reconciler;
 use crate::api::{Progress, Question};
-use crate::dataplane::{Dataplane, Kernel, RingReader};
+use crate::dataplane::{Attached, Dataplane, Kernel, RingReader};
 use crate::endpoints::{Monitor, NetlinkError, Surveyor};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
@@ -33,6 +33,8 @@ pub struct Inputs {
     pub monitor: Monitor,
     /// Looks at them.
     pub surveyor: Surveyor,
+    /// What became of interfaces that programs were being put on.
+    pub attached: mpsc::UnboundedReceiver<Attached>,
     /// Denied packets.
     pub ring: RingReader,
     /// Questions for whoever asks.
@@ -88,9 +90,19 @@ pub async fn run(
                     batches.push(more);
                 }
                 take_in(batches, &mut reconciler, &mut meter);
-                look(&mut reconciler, &mut inputs.surveyor, false);
+                // Interfaces tell by themselves when they change; what is behind one is asked where a pod misses its own.
+                if reconciler.is_waiting() {
+                    look(&mut reconciler, &mut inputs.surveyor, false);
+                    last_look = Instant::now();
+                }
                 back_off = FASTEST;
-                last_look = Instant::now();
+            }
+            Some(first) = inputs.attached.recv() => {
+                let mut outcomes = vec![first];
+                while let Ok(more) = inputs.attached.try_recv() {
+                    outcomes.push(more);
+                }
+                reconciler.attached(outcomes);
             }
             changed = inputs.monitor.changed() => {
                 changed?;

@@ -162,7 +162,10 @@ impl Node {
         let source = format!("dir:{}", self.directory.path().display());
         let ready = self.path("ready");
         let ready = ready.to_str().expect("a path in UTF-8");
-        let all = [&["run", "--node", "n1", "--source", &source, "--ready-file", ready][..], arguments].concat();
+        let socket = self.directory.path().join(".api.sock");
+        let socket = socket.to_str().expect("a path in UTF-8");
+        let own = ["run", "--node", "n1", "--source", &source, "--ready-file", ready, "--api-socket", socket];
+        let all = [&own[..], arguments].concat();
         let file = |name| Stdio::from(File::create(self.path(name)).expect("a file for output"));
         self.agent = Some(
             self.command(&all).env("NO_COLOR", "1").stdout(file("out")).stderr(file("log")).spawn().expect("it starts"),
@@ -172,6 +175,7 @@ impl Node {
     /// Another agent with these arguments; its log is piped.
     pub(crate) fn start_aside(&self, arguments: &[&str]) -> Child {
         let mut command = self.command(arguments);
+        command.arg("--api-socket").arg(self.directory.path().join(".aside.sock"));
         command.env("NO_COLOR", "1").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts")
     }
 

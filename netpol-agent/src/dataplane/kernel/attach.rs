@@ -168,7 +168,7 @@ pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, Attac
     Ok(removed)
 }
 
-fn name_of(ifindex: IfIndex) -> Option<String> {
+pub(super) fn name_of(ifindex: IfIndex) -> Option<String> {
     if_indextoname(ifindex.0).ok()?.into_string().ok()
 }
 

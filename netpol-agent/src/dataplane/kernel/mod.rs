@@ -1,6 +1,7 @@
 //! The kernel's maps and programs: loaded once, pinned, adopted by the next agent.
 
 mod attach;
+mod attacher;
 mod diagnostics;
 mod load;
 mod maps;
@@ -14,17 +15,18 @@ mod uninstall;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use netpol_common::{Counters, Direction, Endpoint, Generation, IfIndex};
 use netpol_policy::tables::Change;
 use thiserror::Error;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::switch::Snapshot;
-use super::{AttachError, Dataplane, WriteError};
+use super::{AttachError, Attached, Dataplane, WriteError};
 use crate::object::ObjectError;
 
 pub use attach::AttachMode;
+use attacher::Attacher;
 pub use aya::util::KernelVersion;
 use maps::{Maps, Raw, done, gone};
 pub use names::{Capacities, MapName};
@@ -70,6 +72,9 @@ pub enum KernelError {
     /// Another agent is at work.
     #[error("another netpol-agent runs on {0}; stop it, or choose another --pin-path")]
     Locked(PathBuf),
+    /// The thread that attaches cannot be started.
+    #[error("cannot start a thread: {0}; the agent needs two, see its pids limit")]
+    Thread(#[source] std::io::Error),
     /// A table cannot be read.
     #[error(transparent)]
     Table(#[from] WriteError),
@@ -88,7 +93,9 @@ pub struct KernelOptions {
 
 /// The programs on this node.
 pub struct Kernel {
-    ebpf: Ebpf,
+    attacher: Attacher,
+    /// What the attacher did; whoever waits for it takes it.
+    outcomes: Option<UnboundedReceiver<Attached>>,
     maps: Maps,
     meta: Array<MapData, Raw<u32>>,
     pins: Pins,
@@ -108,7 +115,7 @@ impl Kernel {
     /// # Errors
     /// Where the kernel refuses; what was enforced before stays enforced.
     pub fn start(object: &[u8], options: &KernelOptions) -> Result<Self, KernelError> {
-        let (ebpf, pins, capacities) = load::load(object, Pins::new(&options.pin_path), &options.capacities)?;
+        let (mut ebpf, pins, capacities) = load::load(object, Pins::new(&options.pin_path), &options.capacities)?;
         let maps = Maps::open(&pins)?;
         let meta = load::meta(&pins)?;
         let endpoints = maps.read_endpoints()?;
@@ -124,7 +131,10 @@ impl Kernel {
         let tcx = options.attach.is_tcx();
         let generation = noted.max(highest);
         let stale = BTreeSet::new();
-        let mut kernel = Self { ebpf, maps, meta, pins, capacities, tcx, stale, slots, generation };
+        diagnostics::pass_on(&mut ebpf);
+        let (attacher, outcomes) = Attacher::start(ebpf, pins.clone(), tcx).map_err(KernelError::Thread)?;
+        let outcomes = Some(outcomes);
+        let mut kernel = Self { attacher, outcomes, maps, meta, pins, capacities, tcx, stale, slots, generation };
         kernel.swap_programs();
         resize::take_over(&mut kernel.pins)?;
         Ok(kernel)
@@ -153,6 +163,11 @@ impl Kernel {
     /// Where a map cannot be read.
     pub fn snapshot(&self) -> Result<Snapshot, WriteError> {
         self.maps.snapshot()
+    }
+
+    /// Tells when programs are on interfaces that were not there at the start. Once; later calls get nothing.
+    pub fn outcomes(&mut self) -> Option<UnboundedReceiver<Attached>> {
+        self.outcomes.take()
     }
 
     /// The capacities in force.
@@ -248,9 +263,18 @@ impl Dataplane for Kernel {
     }
 
     fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
-        attach::attach(&mut self.ebpf, &self.pins, self.tcx, ifindex, name)?;
-        self.stale.remove(&ifindex);
+        self.attacher.wait(ifindex, name)?;
+        self.note_attached(ifindex);
         Ok(())
+    }
+
+    fn begin_attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
+        self.attacher.begin(ifindex, name);
+        None
+    }
+
+    fn note_attached(&mut self, ifindex: IfIndex) {
+        self.stale.remove(&ifindex);
     }
 
     fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {
