@@ -168,8 +168,9 @@ pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, Attac
     Ok(removed)
 }
 
+/// What an interface is called. nix takes the null pointer that says there is none for success, and the name for empty.
 pub(super) fn name_of(ifindex: IfIndex) -> Option<String> {
-    if_indextoname(ifindex.0).ok()?.into_string().ok()
+    if_indextoname(ifindex.0).ok()?.into_string().ok().filter(|name| !name.is_empty())
 }
 
 fn shown(ifindex: IfIndex) -> String {
@@ -215,4 +216,15 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
     let _ = fs::remove_dir(mark.join("qdisc"));
     fs::remove_dir(&mark).map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", mark.display())))?;
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_gone_has_no_name() {
+        assert_eq!(name_of(IfIndex(1)).as_deref(), Some("lo"));
+        assert_eq!(name_of(IfIndex(i32::MAX.unsigned_abs())), None);
+    }
 }

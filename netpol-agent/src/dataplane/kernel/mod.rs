@@ -149,8 +149,8 @@ impl Kernel {
             if !running.contains(&ifindex) {
                 continue;
             }
-            let Ok(name) = nix::net::if_::if_indextoname(ifindex.0) else { continue };
-            if let Err(error) = self.attach(ifindex, &name.to_string_lossy()) {
+            let Some(name) = attach::name_of(ifindex) else { continue };
+            if let Err(error) = self.attach(ifindex, &name) {
                 tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force until they can be");
                 self.stale.insert(ifindex);
             }
@@ -293,8 +293,8 @@ impl Dataplane for Kernel {
 
     fn running(&self) -> Vec<IfIndex> {
         let runs = |ifindex: &IfIndex| {
-            let Ok(name) = nix::net::if_::if_indextoname(ifindex.0) else { return false };
-            attach::is_running(&self.pins, *ifindex, &name.to_string_lossy()).unwrap_or_else(|error| {
+            let Some(name) = attach::name_of(*ifindex) else { return false };
+            attach::is_running(&self.pins, *ifindex, &name).unwrap_or_else(|error| {
                 tracing::debug!(interface = ?name, %error, "cannot ask which programs run; believed to be there");
                 true
             })

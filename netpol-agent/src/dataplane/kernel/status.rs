@@ -144,9 +144,7 @@ fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<E
     ];
     Ok(EndpointStatus {
         ifindex: endpoint.ifindex.0,
-        interface: nix::net::if_::if_indextoname(endpoint.ifindex.0)
-            .ok()
-            .map(|name| name.to_string_lossy().into_owned()),
+        interface: super::attach::name_of(endpoint.ifindex),
         attached,
         ipv4: (endpoint.address_v4 != [0; 4]).then(|| endpoint.address_v4.into()),
         ipv6: (endpoint.address_v6 != [0; 16]).then(|| endpoint.address_v6.into()),
