@@ -4,11 +4,13 @@
 mod bench;
 mod binaries;
 mod cli;
+mod debian;
 #[cfg(feature = "lab")]
 mod demo;
 mod doctor;
 mod ebpf;
 mod kernels;
+mod kubectl;
 #[cfg(not(feature = "lab"))]
 mod lab;
 mod run;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::{run, toolchain};
+use crate::{kubectl, run, toolchain};
 
 /// A program that the tests or the developer need, and the Debian package it comes from.
 pub(crate) struct Tool {
@@ -45,6 +45,7 @@ pub(crate) const KERNEL_TOOLS: &[Tool] = &[
 /// Installs what is missing.
 pub(crate) fn run() -> Result<()> {
     packages(TOOLS)?;
+    kubectl::setup()?;
     toolchain::setup()
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use super::{Absence, Finding, needed, optional};
 use crate::setup::{KERNEL_TOOLS, TOOLS, Tool};
 use crate::toolchain::{self, Compiler};
-use crate::{run, workspace};
+use crate::{kubectl, run, workspace};
 
 const GROUP: &str = "tools";
 
@@ -26,6 +26,7 @@ pub(super) fn look() -> Vec<Finding> {
         finding("bpf-linker", "ebpf, build, test", version("bpf-linker"), needed("cargo xtask setup")),
         finding("BPF object", "the agent has it inside", object(), optional("cargo xtask build")),
     ];
+    findings.push(finding("kubectl", "tests of deploy/", kubectl::look(), needed("cargo xtask setup")));
     findings.extend(TOOLS.iter().map(|tool| program(tool, needed)));
     findings.extend(KERNEL_TOOLS.iter().map(|tool| program(tool, optional)));
     findings

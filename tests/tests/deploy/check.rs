@@ -1,0 +1,170 @@
+//! Objects: their fields, their names, and what they say of each other.
+
+use std::fmt::Display;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::pod;
+use crate::words::{is_label_key, is_label_value, is_subdomain};
+
+/// What is wrong, each with where.
+pub(crate) struct Findings<'a> {
+    at: String,
+    all: &'a mut Vec<String>,
+}
+
+impl Findings<'_> {
+    /// A finding unless it holds.
+    pub(crate) fn expect(&mut self, holds: bool, what: impl Display) {
+        if !holds {
+            self.all.push(format!("{}: {what}", self.at));
+        }
+    }
+
+    /// Findings of a part.
+    pub(crate) fn at(&mut self, part: impl Display) -> Findings<'_> {
+        Findings { at: format!("{}, {part}", self.at), all: &mut *self.all }
+    }
+
+    /// A finding unless it is one of those.
+    pub(crate) fn one_of(&mut self, field: &str, value: Option<&str>, known: &[&str]) {
+        if let Some(value) = value {
+            self.expect(known.contains(&value), format!("{field} {value:?} is none of {}", known.join(", ")));
+        }
+    }
+}
+
+/// All objects of a folder, by kind.
+#[derive(Default)]
+pub(crate) struct Objects {
+    pub(crate) service_accounts: Vec<ServiceAccount>,
+    pub(crate) cluster_roles: Vec<ClusterRole>,
+    pub(crate) cluster_role_bindings: Vec<ClusterRoleBinding>,
+    pub(crate) daemon_sets: Vec<DaemonSet>,
+}
+
+impl Objects {
+    /// Reads and checks; what is wrong goes to `all`.
+    pub(crate) fn read(values: &[Value], all: &mut Vec<String>) -> Self {
+        let mut objects = Self::default();
+        let mut seen = std::collections::BTreeSet::new();
+        for value in values {
+            let text = |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            let (kind, name, namespace) = (text("/kind"), text("/metadata/name"), text("/metadata/namespace"));
+            let mut findings = Findings { at: format!("{kind} {name:?}"), all: &mut *all };
+            findings.expect(seen.insert((kind, namespace, name)), "is there twice");
+            match (text("/apiVersion"), kind) {
+                ("v1", "ServiceAccount") => objects.service_accounts.extend(typed(value, &mut findings)),
+                ("rbac.authorization.k8s.io/v1", "ClusterRole") => {
+                    objects.cluster_roles.extend(typed(value, &mut findings));
+                }
+                ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
+                    objects.cluster_role_bindings.extend(typed(value, &mut findings));
+                }
+                ("apps/v1", "DaemonSet") => objects.daemon_sets.extend(typed(value, &mut findings)),
+                (version, _) => {
+                    findings.expect(false, format!("apiVersion {version:?} has no such kind, or none used here"))
+                }
+            }
+        }
+        objects.check(all);
+        objects
+    }
+
+    fn check(&self, all: &mut Vec<String>) {
+        for one in &self.service_accounts {
+            let mut findings = metadata("ServiceAccount", &one.metadata, true, all);
+            findings.expect(one.secrets.is_none(), "lists secrets");
+        }
+        for role in &self.cluster_roles {
+            let mut findings = metadata("ClusterRole", &role.metadata, false, all);
+            for rule in role.rules.iter().flatten() {
+                let filled = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+                findings.expect(!rule.verbs.is_empty(), "a rule has no verbs");
+                findings.expect(filled(&rule.api_groups) && filled(&rule.resources), "a rule has no group or resource");
+                for verb in &rule.verbs {
+                    let known = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+                    findings.one_of("verb", Some(verb), &known);
+                }
+            }
+        }
+        for binding in &self.cluster_role_bindings {
+            let mut findings = metadata("ClusterRoleBinding", &binding.metadata, false, all);
+            let to = &binding.role_ref;
+            findings.one_of("apiGroup", Some(&to.api_group), &["rbac.authorization.k8s.io"]);
+            let exists = self.cluster_roles.iter().any(|role| role.metadata.name.as_deref() == Some(&to.name));
+            findings.expect(to.kind == "ClusterRole" && exists, format!("there is no {} {:?}", to.kind, to.name));
+            findings.expect(binding.subjects.as_ref().is_some_and(|list| !list.is_empty()), "binds nobody");
+            for subject in binding.subjects.iter().flatten() {
+                let exists = self.has_account(&subject.name, subject.namespace.as_deref());
+                findings.expect(subject.kind == "ServiceAccount" && exists, format!("no account {:?}", subject.name));
+            }
+        }
+        for set in &self.daemon_sets {
+            self.daemon_set(set, &mut metadata("DaemonSet", &set.metadata, true, all));
+        }
+    }
+
+    fn has_account(&self, name: &str, namespace: Option<&str>) -> bool {
+        let of = |one: &ServiceAccount| {
+            one.metadata.name.as_deref() == Some(name) && one.metadata.namespace.as_deref() == namespace
+        };
+        self.service_accounts.iter().any(of)
+    }
+
+    fn daemon_set(&self, set: &DaemonSet, findings: &mut Findings<'_>) {
+        let Some(spec) = &set.spec else { return findings.expect(false, "has no spec") };
+        let labels = spec.template.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default();
+        let wanted = spec.selector.match_labels.clone().unwrap_or_default();
+        findings.expect(!wanted.is_empty(), "selects everything");
+        findings
+            .expect(wanted.iter().all(|(key, value)| labels.get(key) == Some(value)), "does not select its own pods");
+        if let Some(strategy) = &spec.update_strategy {
+            findings.one_of("updateStrategy", strategy.type_.as_deref(), &["RollingUpdate", "OnDelete"]);
+            if let Some(rolling) = &strategy.rolling_update {
+                let count = |value: &Option<IntOrString>, usual| match value {
+                    None => Some(usual),
+                    Some(IntOrString::Int(number)) => Some(*number),
+                    Some(IntOrString::String(text)) => text.strip_suffix('%').and_then(|number| number.parse().ok()),
+                };
+                let (gone, more) = (count(&rolling.max_unavailable, 1), count(&rolling.max_surge, 0));
+                let one_of_them = matches!((gone, more), (Some(1..), Some(0)) | (Some(0), Some(1..)));
+                findings.expect(one_of_them, "maxUnavailable or maxSurge must be zero, and the other one not");
+            }
+        }
+        let Some(pod) = &spec.template.spec else { return findings.expect(false, "has no pod") };
+        if let Some(account) = &pod.service_account_name {
+            let exists = self.has_account(account, set.metadata.namespace.as_deref());
+            findings.expect(exists, format!("no account {account:?} in its namespace"));
+        }
+        pod::check(pod, findings);
+    }
+}
+
+/// An object as Kubernetes has it; a field that it has not got is a finding.
+fn typed<T: DeserializeOwned>(value: &Value, findings: &mut Findings<'_>) -> Option<T> {
+    let mut unknown = Vec::new();
+    // An optional one on the way is told as `?`.
+    let result = serde_ignored::deserialize(value, |path| unknown.push(path.to_string().replace(".?", "")));
+    for path in unknown {
+        findings.expect(false, format!("there is no field {path}"));
+    }
+    result.map_err(|error| findings.expect(false, error)).ok()
+}
+
+fn metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: &'a mut Vec<String>) -> Findings<'a> {
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let mut findings = Findings { at: format!("{kind} {name:?}"), all };
+    findings.expect(is_subdomain(name), "the name is none of DNS");
+    findings.expect(metadata.namespace.is_some() == namespaced, "a namespace is missing, or where none can be");
+    for (key, value) in metadata.labels.iter().flatten() {
+        findings.expect(is_label_key(key) && is_label_value(value), format!("label {key}: {value}"));
+    }
+    findings
+}

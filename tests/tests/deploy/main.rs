@@ -1,0 +1,152 @@
+//! The manifests in deploy/: built as `kubectl apply -k` builds them, and checked as strictly as a server would.
+//!
+//! No API server takes them here. The fields are Kubernetes' own by k8s-openapi, an unknown one is a finding, and what a
+//! server checks beyond the fields is written down in `check` and `pod`.
+
+mod broken;
+mod check;
+mod kubectl;
+mod pod;
+mod words;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
+use netpol_tests::agent;
+use serde_json::Value;
+
+use check::Objects;
+
+/// Every folder that people apply.
+const FOLDERS: [&str; 5] = ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kind", "uninstall"];
+
+/// What the agent reads, by API group.
+const READ: [(&str, &[&str]); 2] =
+    [("", &["pods", "namespaces", "nodes"]), ("networking.k8s.io", &["networkpolicies"])];
+
+/// Everything in a folder, checked.
+fn checked(built: &[Value]) -> Result<Objects> {
+    let mut findings = Vec::new();
+    let objects = Objects::read(built, &mut findings);
+    ensure!(findings.is_empty(), "a server would refuse this:\n  {}", findings.join("\n  "));
+    Ok(objects)
+}
+
+fn only<T>(what: &str, mut of: Vec<T>) -> Result<T> {
+    ensure!(of.len() == 1, "{} of {what}, not one", of.len());
+    of.pop().context("counted")
+}
+
+#[test]
+fn every_folder_is_what_a_server_takes() -> Result<()> {
+    for folder in FOLDERS {
+        checked(&kubectl::build(folder, &[])?).with_context(|| format!("deploy/{folder}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_folder_of_overlays_is_checked() -> Result<()> {
+    for entry in std::fs::read_dir(kubectl::deploy().join("overlays"))? {
+        let name = format!("overlays/{}", entry?.file_name().to_string_lossy());
+        ensure!(FOLDERS.contains(&name.as_str()), "deploy/{name} is not among the folders that are checked");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_agent_may_read_what_it_needs_and_nothing_else() -> Result<()> {
+    for folder in ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kind"] {
+        let objects = checked(&kubectl::build(folder, &[])?)?;
+        let role: ClusterRole = only("ClusterRole", objects.cluster_roles)?;
+        ensure!(told(&role.rules.unwrap_or_default()) == needed(), "deploy/{folder}: not what the agent needs");
+    }
+    Ok(())
+}
+
+#[test]
+fn events_add_one_right_and_one_option() -> Result<()> {
+    let plain = checked(&kubectl::build("base", &[])?)?;
+    let with = checked(&kubectl::build("base", &["components/events"])?)?;
+    let rules = only("ClusterRole", with.cluster_roles)?.rules.unwrap_or_default();
+    let mut expected = needed();
+    expected.extend(["create", "patch"].map(|verb| ("events.k8s.io".into(), "events".into(), verb.into())));
+    expected.sort();
+    ensure!(told(&rules) == expected, "{rules:?}");
+    let mut wanted = args(&only("DaemonSet", plain.daemon_sets)?);
+    wanted.push("--kube-events".into());
+    ensure!(args(&only("DaemonSet", with.daemon_sets)?) == wanted);
+    Ok(())
+}
+
+#[test]
+fn the_uninstall_has_no_account_and_no_right() -> Result<()> {
+    let objects = checked(&kubectl::build("uninstall", &[])?)?;
+    ensure!(objects.cluster_roles.is_empty() && objects.cluster_role_bindings.is_empty());
+    let spec = only("DaemonSet", objects.daemon_sets)?.spec.context("a spec")?.template.spec.context("a pod")?;
+    ensure!(spec.service_account_name.is_none() && spec.automount_service_account_token == Some(false));
+    Ok(())
+}
+
+#[test]
+fn the_agent_understands_its_arguments() -> Result<()> {
+    let built = FOLDERS.map(|folder| (folder, &[][..]));
+    for (folder, components) in built.into_iter().chain([("base", &["components/events"][..])]) {
+        let objects = checked(&kubectl::build(folder, components)?)?;
+        let spec = only("DaemonSet", objects.daemon_sets)?.spec.context("a spec")?.template.spec.context("a pod")?;
+        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+            let mut words = container.command.clone().unwrap_or_default();
+            words.extend(container.args.clone().unwrap_or_default());
+            let understood = understands(&words[1..])?;
+            ensure!(understood.is_ok(), "deploy/{folder}, {}: {understood:?}", container.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_argument_that_the_agent_has_not_got_is_noticed() -> Result<()> {
+    for wrong in ["--no-such-option", "--metrics=nowhere", "--log-format=yaml"] {
+        let words = ["run", "--source=kube", "--node=n", wrong].map(str::to_owned);
+        ensure!(understands(&words)?.is_err(), "{wrong} passed");
+    }
+    Ok(())
+}
+
+/// Asks the agent itself, which reads what stands before `--help` and then does nothing.
+fn understands(words: &[String]) -> Result<Result<(), String>> {
+    let output = std::process::Command::new(agent::binary()?).args(words).arg("--help").output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok(if output.status.success() { Ok(()) } else { Err(said) })
+}
+
+fn args(set: &DaemonSet) -> Vec<String> {
+    let spec = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    spec.and_then(|spec| spec.containers[0].args.clone()).unwrap_or_default()
+}
+
+fn needed() -> Vec<(String, String, String)> {
+    let mut needed: Vec<_> = READ
+        .iter()
+        .flat_map(|(group, resources)| resources.iter().map(move |resource| (*group, *resource)))
+        .flat_map(|(group, resource)| {
+            ["get", "list", "watch"].map(|verb| (group.to_owned(), resource.to_owned(), verb.to_owned()))
+        })
+        .collect();
+    needed.sort();
+    needed
+}
+
+/// The rules as single rights: group, resource, verb.
+fn told(rules: &[PolicyRule]) -> Vec<(String, String, String)> {
+    let mut told = Vec::new();
+    for rule in rules {
+        for group in rule.api_groups.iter().flatten() {
+            for resource in rule.resources.iter().flatten() {
+                told.extend(rule.verbs.iter().map(|verb| (group.clone(), resource.clone(), verb.clone())));
+            }
+        }
+    }
+    told.sort();
+    told
+}

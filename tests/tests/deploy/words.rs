@@ -1,0 +1,83 @@
+//! Names, labels and quantities, as Kubernetes writes them.
+
+/// A label of DNS (RFC 1123), as containers, volumes and namespaces are named.
+pub(crate) fn is_label(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes.first().is_some_and(|byte| plain(*byte))
+        && bytes.last().is_some_and(|byte| plain(*byte))
+        && bytes.iter().all(|byte| plain(*byte) || *byte == b'-')
+}
+
+/// Labels with dots between, as most objects are named.
+pub(crate) fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// The name in a label's key, or its value.
+fn is_word(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+}
+
+/// A label's key, with a prefix or without.
+pub(crate) fn is_label_key(text: &str) -> bool {
+    match text.split_once('/') {
+        Some((prefix, name)) => is_subdomain(prefix) && is_word(name),
+        None => is_word(text),
+    }
+}
+
+/// A label's value.
+pub(crate) fn is_label_value(text: &str) -> bool {
+    text.is_empty() || is_word(text)
+}
+
+/// A quantity in thousandths, `None` where it is none. Exponents are not read: nobody writes them here.
+pub(crate) fn quantity(text: &str) -> Option<i128> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let thousandths: i128 = match suffix {
+        "m" => 1,
+        "" => 1000,
+        "k" => 1000_i128.pow(2),
+        "M" => 1000_i128.pow(3),
+        "G" => 1000_i128.pow(4),
+        "Ki" => 1000 << 10,
+        "Mi" => 1000 << 20,
+        "Gi" => 1000 << 30,
+        _ => return None,
+    };
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    let scale = 10_i128.checked_pow(u32::try_from(part.len()).ok()?)?;
+    let digits: i128 = format!("{whole}{part}").parse().ok()?;
+    Some(digits.checked_mul(thousandths)? / scale)
+}
+
+#[test]
+fn names_are_of_dns() {
+    for good in ["netpol-agent", "a", "0"] {
+        assert!(is_label(good) && is_subdomain(good) && is_label_value(good), "{good}");
+    }
+    assert!(is_subdomain("a.b") && !is_label("a.b"));
+    for bad in ["", "Netpol", "-a", "a-", "a_b", &"a".repeat(64)] {
+        assert!(!is_label(bad), "{bad}");
+    }
+    assert!(
+        is_label_key("app.kubernetes.io/name") && is_label_key("app") && !is_label_key("a/b/c") && !is_label_key("/a")
+    );
+}
+
+#[test]
+fn quantities_are_numbers_with_a_unit() {
+    assert_eq!(quantity("50m"), Some(50));
+    assert_eq!(quantity("1.5"), Some(1500));
+    assert_eq!(quantity("96Mi"), Some(96 * 1024 * 1024 * 1000));
+    for bad in ["", "Mi", "96MB", "96 Mi", "1.2.3", "-1m"] {
+        assert_eq!(quantity(bad), None, "{bad}");
+    }
+}
