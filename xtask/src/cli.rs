@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 #[cfg(not(feature = "lab"))]
 use crate::lab;
-use crate::{binaries, doctor, ebpf, kernels, setup, test, tidy};
+use crate::{binaries, doctor, ebpf, image, kernels, setup, test, tidy};
 
 /// Every verb a developer or CI needs.
 #[derive(Debug, Parser)]
@@ -34,6 +34,9 @@ enum Verb {
     /// Build target/release/netpol and target/release/netpol-agent, the BPF object inside.
     #[command(after_help = "Examples:\n  cargo xtask build && target/release/netpol-agent --help")]
     Build,
+    /// Pack both into an image, without docker: an archive that `docker load`, `ctr images import` and kind read.
+    #[command(after_help = "Examples:\n  cargo xtask image\n  k3s ctr images import target/netpol-image.tar")]
+    Image(ImageArgs),
     /// Make a small cluster of network namespaces, and show what policies do to it. Needs root.
     #[command(after_help = "Examples:\n  cargo xtask demo")]
     Demo(DemoArgs),
@@ -60,6 +63,17 @@ enum Verb {
         after_help = "Examples:\n  cargo xtask tidy\n\nExit code 1 when something is to be done; each finding says what."
     )]
     Tidy,
+}
+
+/// Options of `image`.
+#[derive(Args, Debug)]
+pub(crate) struct ImageArgs {
+    /// Its name; deploy/ expects the default.
+    #[arg(long, default_value = "netpol:latest")]
+    pub(crate) tag: String,
+    /// Where to write it; target/netpol-image.tar unless named.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<std::path::PathBuf>,
 }
 
 /// Options of `test`.
@@ -123,6 +137,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Ebpf { log: false } => println!("{}", ebpf::build()?.display()),
         Verb::Ebpf { log: true } => println!("{}", ebpf::build_with_log()?.display()),
         Verb::Build => binaries::build()?,
+        Verb::Image(args) => image::run(&args)?,
         Verb::Demo(args) => return demo(&args),
         Verb::Test(args) => return test::run(&args),
         Verb::Bench(args) => return bench(&args),

@@ -9,6 +9,7 @@ mod debian;
 mod demo;
 mod doctor;
 mod ebpf;
+mod image;
 mod kernels;
 mod kubectl;
 #[cfg(not(feature = "lab"))]
