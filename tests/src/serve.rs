@@ -112,6 +112,7 @@ fn bind(protocol: Protocol, at: SocketAddr) -> Result<Socket> {
         Protocol::Udp => {
             let socket = UdpSocket::bind(at)?;
             socket.set_nonblocking(true)?;
+            crate::flow::make_room(&socket)?;
             Ok(Socket::Datagrams(socket))
         }
         Protocol::Sctp => anyhow::bail!("SCTP is tested with raw packets, not served"),

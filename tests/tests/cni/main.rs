@@ -1,6 +1,7 @@
 //! Nodes as they are: pods wired by the CNI plugins themselves, pods that come and go, interfaces that vanish, and
 //! addresses of the node that move.
 
+mod churn;
 mod own;
 mod shapes;
 mod vanish;
