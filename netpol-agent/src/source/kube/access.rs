@@ -9,6 +9,7 @@ use http::{Request, Response};
 use kube::Client;
 use kube::client::{Body, ClientBuilder};
 use kube::config::{Config, Kubeconfig};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::failure::Failure;
@@ -19,19 +20,40 @@ use crate::source::SourceError;
 const RENEW: Duration = Duration::from_millis(500);
 /// A TCP connection and its TLS handshake take no longer.
 const CONNECT: Duration = Duration::from_secs(10);
+/// That the API server answers again is not told more often than this: a server that answers and breaks is not hurried.
+const TELL: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub(super) struct Access {
     kubeconfig: Option<PathBuf>,
     client: Mutex<(Client, Instant)>,
     answer: Duration,
+    /// When one of the watchers got through again.
+    back: watch::Sender<Option<Instant>>,
 }
 
 impl Access {
     /// Reads who we are. Connects to nobody yet. An answer must begin within `answer`.
     pub(super) fn open(kubeconfig: Option<PathBuf>, answer: Duration) -> Result<Self, SourceError> {
         let client = client(kubeconfig.as_deref()).map_err(|reason| SourceError::Kube { reason })?;
-        Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), answer })
+        let back = watch::Sender::new(None);
+        Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), answer, back })
+    }
+
+    /// Tells all that wait for the API server that it answers again.
+    pub(super) fn answers(&self) {
+        self.back.send_if_modified(|last| {
+            let told = last.is_some_and(|last| last.elapsed() < TELL);
+            if !told {
+                *last = Some(Instant::now());
+            }
+            !told
+        });
+    }
+
+    /// Where that is told.
+    pub(super) fn back(&self) -> watch::Receiver<Option<Instant>> {
+        self.back.subscribe()
     }
 
     fn client(&self) -> Client {

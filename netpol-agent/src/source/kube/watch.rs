@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::Options;
@@ -33,6 +33,10 @@ pub(super) struct Watcher {
     pub(super) options: Options,
     pub(super) state: SourceState,
     backoff: Backoff,
+    /// Lists follow lists no faster than this, where a server forgets what it has just told.
+    stale: Backoff,
+    /// Another watcher got through.
+    back: watch::Receiver<Option<Instant>>,
     /// Where to go on; `None`: with a full list.
     position: Option<String>,
     /// The position is of a full list that has just come.
@@ -94,7 +98,7 @@ impl Watcher {
         options: Options,
         state: SourceState,
     ) -> Self {
-        let streaming = options.streaming;
+        let (streaming, back) = (options.streaming, access.back());
         Self {
             resource,
             access,
@@ -102,6 +106,8 @@ impl Watcher {
             options,
             state,
             backoff: Backoff::new(FIRST, LIMIT),
+            stale: Backoff::new(FIRST, LIMIT),
+            back,
             position: None,
             fresh: false,
             streaming,
@@ -115,11 +121,12 @@ impl Watcher {
         sleep(jitter(self.options.spread)).await;
         loop {
             let begun = Instant::now();
+            self.back.mark_unchanged();
             let result = self.attempt().await;
             if begun.elapsed() > LIVED {
-                self.backoff.reset();
+                self.lives();
             }
-            let mut asked = None;
+            let (mut asked, mut away) = (None, false);
             match result {
                 Ok(End::Unheard) => return,
                 // At once, unless it is over again and again.
@@ -129,6 +136,9 @@ impl Watcher {
                     tracing::info!(resource = %self.resource, why, "what is known is too old to go on from; listed anew");
                     self.position = None;
                     self.lose().await;
+                    // The server is there, and others may be back already: not as late as after failures.
+                    sleep(self.stale.next(None)).await;
+                    continue;
                 }
                 Ok(End::NoStreaming(certain)) => {
                     tracing::info!(resource = %self.resource, certain, "no streaming list from this API server; listed in pages");
@@ -139,15 +149,28 @@ impl Watcher {
                     self.count(&failure);
                     self.position = None;
                     self.lose().await;
+                    sleep(self.stale.next(None)).await;
+                    continue;
                 }
                 Err(failure) => {
                     asked = failure.retry_after();
+                    away = failure.is_away();
                     self.failed(&failure).await;
                 }
             }
             let wait = self.backoff.next(asked);
-            sleep(wait).await;
+            // Whoever waits on while another resource is followed again mixes new objects with old ones.
+            tokio::select! {
+                () = sleep(wait) => {}
+                Ok(()) = self.back.changed(), if away => {}
+            }
         }
+    }
+
+    /// The watch works.
+    fn lives(&mut self) {
+        self.backoff.reset();
+        self.stale.reset();
     }
 
     async fn attempt(&mut self) -> Result<End, Failure> {
@@ -284,7 +307,7 @@ impl Watcher {
             match (line.kind, listing) {
                 ("ADDED" | "MODIFIED", true) => self.item(line.object.get(), received).await,
                 ("ADDED" | "MODIFIED" | "DELETED", false) => {
-                    self.backoff.reset();
+                    self.lives();
                     if !self.change(line.kind, line.object.get(), received).await {
                         return Ok(End::Unheard);
                     }
@@ -378,6 +401,8 @@ impl Watcher {
     fn recovered(&mut self) {
         if self.trouble.take().is_some() {
             tracing::info!("can {} {} again", self.verb, self.resource);
+            self.access.answers();
+            self.back.mark_unchanged();
             self.state.update(self.resource.plural(), |kind| kind.trouble = None);
         }
     }
