@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use netpol_apiserver::ApiServer;
 use netpol_policy::model::Protocol;
 
 use crate::agent::{Agent, AgentOptions};
@@ -76,6 +77,14 @@ impl Lab {
     /// Never: it is there until the lab goes.
     pub fn agent(&mut self) -> &mut Agent {
         self.agent.as_mut().expect("a lab has an agent")
+    }
+
+    /// The API server that the agent was given.
+    ///
+    /// # Panics
+    /// Where it was given none.
+    pub fn api_server(&self) -> &ApiServer {
+        self.agent.as_ref().and_then(Agent::api_server).expect("the test gave the agent an API server")
     }
 
     /// Replaces the policies given at the start.

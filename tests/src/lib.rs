@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod examples;
 pub mod flow;
 pub mod lab;
+pub mod load;
 pub mod manifests;
 pub mod matrix;
 pub mod netns;

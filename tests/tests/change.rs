@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use netpol_tests::flow::{Conversation, Stream};
+use anyhow::Result;
+use netpol_tests::flow::Conversation;
+use netpol_tests::load::Load;
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
 
 const SOON: Duration = Duration::from_secs(1);
@@ -27,39 +28,8 @@ fn server_from(peer: &str) -> String {
     )
 }
 
-/// What counts every datagram: one open flow and many new ones that stay allowed, and many that never are.
-struct Load {
-    allowed: [Stream; 2],
-    denied: [Stream; 2],
-}
-
-impl Load {
-    fn start(lab: &Lab) -> Result<Self> {
-        let (cluster, server) = (&lab.cluster, "shop/server");
-        Ok(Self {
-            allowed: [
-                Stream::start(cluster, "shop/client", server, 53)?,
-                Stream::of_new_flows(cluster, "shop/client", server, 53)?,
-            ],
-            denied: [
-                Stream::start(cluster, "shop/never", server, 53)?,
-                Stream::of_new_flows(cluster, "shop/never", server, 53)?,
-            ],
-        })
-    }
-
-    /// Nothing of it was lost, and nothing let through.
-    fn finish(self) -> Result<()> {
-        for tally in self.allowed.into_iter().map(Stream::finish) {
-            let tally = tally?;
-            ensure!(tally.sent > 100 && tally.answered == tally.sent, "allowed datagrams were lost: {tally:?}");
-        }
-        for tally in self.denied.into_iter().map(Stream::finish) {
-            let tally = tally?;
-            ensure!(tally.sent > 100 && tally.answered == 0, "a stranger got through: {tally:?}");
-        }
-        Ok(())
-    }
+fn load(lab: &Lab) -> Result<Load> {
+    Load::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
 }
 
 fn server_from_clients() -> String {
@@ -116,7 +86,7 @@ fn s24_policies_change() -> Result<()> {
 #[test]
 fn s24_what_stays_allowed_loses_nothing_while_all_else_changes() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
-    let load = Load::start(&lab)?;
+    let load = load(&lab)?;
     for round in 0..12 {
         let name = format!("blog/churn-{round}");
         lab.cluster.add_pod(PodSpec::new(&name).labels("app=churn"))?;
@@ -162,7 +132,7 @@ fn s25_a_revoked_connection_stops_and_another_goes_on() -> Result<()> {
 fn s26_a_crash_under_load_loses_nothing_and_opens_nothing() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
     let mut open = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
-    let load = Load::start(&lab)?;
+    let load = load(&lab)?;
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(100));
         lab.agent().crash()?;
@@ -177,7 +147,7 @@ fn s26_a_crash_under_load_loses_nothing_and_opens_nothing() -> Result<()> {
 #[test]
 fn s26_a_stopped_agent_leaves_verdicts_and_a_new_one_takes_up_what_changed_meanwhile() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
-    let load = Load::start(&lab)?;
+    let load = load(&lab)?;
     lab.agent().stop()?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
 

@@ -76,10 +76,20 @@ impl Agent {
     /// # Errors
     /// Like [`Self::start`].
     pub fn start_with(cluster: &Cluster, options: AgentOptions) -> Result<Self> {
+        let mut agent = Self::prepare(cluster, options)?;
+        agent.restart()?;
+        Ok(agent)
+    }
+
+    /// Makes all it needs, without starting the process yet: [`Self::launch`] does.
+    ///
+    /// # Errors
+    /// Where there is no executable, or its API server cannot be had.
+    pub fn prepare(cluster: &Cluster, options: AgentOptions) -> Result<Self> {
         let (netns, manifests) = (cluster.host(&node_name(options.node)).netns().clone(), cluster.manifests().path());
         let server = options.api_server.clone().map_or_else(upstream::asked, |server| Ok(Some(server)))?;
         let upstream = server.map(|server| Upstream::start(&netns, manifests, server)).transpose()?;
-        let mut agent = Self {
+        Ok(Self {
             pins: PathGuard::new(Path::new(BPFFS).join(unique("pins"))),
             ready: PathGuard::new(temporary_root().join(unique("ready"))),
             child: None,
@@ -91,9 +101,7 @@ impl Agent {
             },
             upstream,
             options,
-        };
-        agent.restart()?;
-        Ok(agent)
+        })
     }
 
     /// Starts the process (again), and waits until it enforces.
@@ -102,8 +110,16 @@ impl Agent {
     /// Like [`Self::start`].
     pub fn restart(&mut self) -> Result<()> {
         self.launch()?;
+        self.wait_ready()
+    }
+
+    /// Waits until the process enforces.
+    ///
+    /// # Errors
+    /// Like [`Self::start`].
+    pub fn wait_ready(&mut self) -> Result<()> {
         let (start, patience) = (Instant::now(), self.options.patience);
-        while !self.ready_file().exists() {
+        while !self.is_ready() {
             if let Some(status) = self.child.as_mut().context("the agent was just started")?.try_wait()? {
                 bail!("the agent ended with {status} before it was ready; it said:\n{}", self.log());
             }
@@ -146,6 +162,11 @@ impl Agent {
         let output = Arc::clone(&self.output);
         std::thread::spawn(move || read_log(stderr, &output));
         Ok(())
+    }
+
+    /// Whether it says that it enforces.
+    pub fn is_ready(&self) -> bool {
+        self.ready_file().exists()
     }
 
     fn ready_file(&self) -> PathBuf {

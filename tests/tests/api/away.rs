@@ -1,0 +1,134 @@
+//! A server that is away, and comes back different.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netpol_apiserver::{Network, Resource};
+use netpol_tests::{ClusterBuilder, Lab, deny_all};
+
+use super::{PROD_AND_FRIENDS, lab_of, load, options, pods_but_two, server_from, until};
+
+const BEFORE: &str = "shop/client -> shop/server 80/TCP
+     shop/other  -x shop/server 80/TCP
+     shop/never  -x shop/server 80/TCP
+     shop/client -x blog/web    80/TCP";
+
+const AFTER: &str = "shop/client -> shop/server 80/TCP
+     shop/other  -> shop/server 80/TCP
+     blog/web    -> shop/server 80/TCP
+     shop/never  -x shop/server 80/TCP
+     shop/server -x shop/other  80/TCP
+     shop/client -> blog/web    80/TCP";
+
+/// `client` may, `never` may not, before and after: but not with the labels of one time and the policy of the other.
+const LABELS: [[(&str, &str); 2]; 2] = [
+    [("shop/client", "app=moving,side=left"), ("shop/never", "app=never,side=right")],
+    [("shop/client", "app=moving,side=right"), ("shop/never", "app=never,side=left")],
+];
+const SIDES: [&str; 2] =
+    [", {podSelector: {matchLabels: {side: left}}}", ", {podSelector: {matchLabels: {side: right}}}"];
+
+fn start() -> Result<Lab> {
+    let lab = lab_of(pods_of(LABELS[0]), options()?, &[server_from(SIDES[0])])?;
+    lab.cluster.apply("second", &deny_all("blog"))?;
+    lab.expect(BEFORE)?;
+    Ok(lab)
+}
+
+fn pods_of(labels: [(&str, &str); 2]) -> ClusterBuilder {
+    labels.iter().fold(pods_but_two(), |cluster, (name, labels)| cluster.pods(&[(name, labels)]))
+}
+
+/// A policy that is withdrawn, one that is added, one that changes together with the labels of two pods, a pod and a namespace
+/// with other labels.
+fn jump(lab: &mut Lab) -> Result<()> {
+    for (name, labels) in LABELS[1] {
+        lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;
+    }
+    edit(lab, SIDES[1])
+}
+
+/// The same, but for what would be wrong half done.
+fn edit(lab: &mut Lab, side: &str) -> Result<()> {
+    lab.cluster.withdraw("second")?;
+    lab.cluster.apply(
+        "third",
+        &netpol_tests::policy("shop/other", "{podSelector: {matchLabels: {app: other}}, policyTypes: [Ingress]}"),
+    )?;
+    lab.policies(&[server_from(&format!("{PROD_AND_FRIENDS}{side}"))])?;
+    lab.cluster.label_namespace("blog", "stage=prod")?;
+    lab.cluster.edit_pod("shop/other", |pod| pod.labels("app=other,friend=yes"))?;
+    lab.agent().sync_api_server()
+}
+
+#[test]
+fn a_server_that_comes_back_different_is_followed_without_a_mixture() -> Result<()> {
+    for forget in [false, true] {
+        let mut lab = start()?;
+        let load = load(&lab)?;
+        lab.api_server().network(Network::Refuse);
+        jump(&mut lab)?;
+        if forget {
+            lab.api_server().compact();
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        lab.expect_beyond_policy(BEFORE).context("while the server is away")?;
+        lab.api_server().network(Network::Up);
+        lab.expect(AFTER).with_context(|| format!("after it is back; changes forgotten: {forget}"))?;
+        load.finish().with_context(|| {
+            format!("over its absence; changes forgotten: {forget}; the agent says:\n{}", lab.agent().log())
+        })?;
+    }
+    Ok(())
+}
+
+/// The agent cannot know that it missed anything: what it hears is what watches tell, in whatever order.
+#[test]
+fn a_network_that_swallows_everything_for_a_while_is_survived() -> Result<()> {
+    let mut lab = start()?;
+    let load = load(&lab)?;
+    lab.api_server().network(Network::BlackHole);
+    edit(&mut lab, SIDES[0])?;
+    std::thread::sleep(Duration::from_secs(3));
+    lab.expect_beyond_policy(BEFORE).context("while nothing comes through")?;
+    lab.api_server().network(Network::Up);
+    lab.expect(AFTER)?;
+    load.finish()
+}
+
+#[test]
+fn a_server_restored_from_a_backup_is_believed_without_a_mixture() -> Result<()> {
+    let mut lab = start()?;
+    let load = load(&lab)?;
+    let backup = lab.api_server().backup();
+    lab.api_server().network(Network::Refuse);
+    jump(&mut lab)?;
+    lab.agent().wait_log(&["is the API server up"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    lab.api_server().network(Network::Up);
+    lab.expect(AFTER)?;
+    lab.api_server().restore(backup);
+    lab.expect_beyond_policy(BEFORE)?;
+    load.finish()
+}
+
+#[test]
+fn an_agent_killed_while_the_server_is_away_enforces_on_and_gets_ready_once_it_is_back() -> Result<()> {
+    let mut lab = start()?;
+    let load = load(&lab)?;
+    lab.api_server().network(Network::Refuse);
+    lab.agent().crash()?;
+    lab.expect_beyond_policy(BEFORE).context("without an agent")?;
+    lab.agent().launch()?;
+    jump(&mut lab)?;
+    lab.agent().wait_log(&["is the API server up"])?;
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(!lab.agent().is_ready(), "an agent that knows nothing yet says that it is ready");
+    lab.expect_beyond_policy(BEFORE).context("under an agent that knows nothing yet")?;
+    lab.api_server().network(Network::Up);
+    lab.agent().wait_ready()?;
+    lab.expect(AFTER)?;
+    let server = lab.api_server();
+    until("pods are watched", Duration::from_secs(10), || Ok(server.open_watches(Resource::Pods) == 1))?;
+    load.finish()
+}
