@@ -69,7 +69,7 @@ impl Objects {
                 }
                 ("apps/v1", "DaemonSet") => objects.daemon_sets.extend(typed(value, &mut findings)),
                 (version, _) => {
-                    findings.expect(false, format!("apiVersion {version:?} has no such kind, or none used here"))
+                    findings.expect(false, format!("apiVersion {version:?} has no such kind, or none used here"));
                 }
             }
         }

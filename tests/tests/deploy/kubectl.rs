@@ -26,10 +26,11 @@ pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
         let up = "../".repeat(here.components().count() - 1);
         format!("{up}{}", path.display().to_string().trim_start_matches('/'))
     };
-    let list: String = components.iter().map(|name| format!("  - {}\n", relative(&deploy().join(name)))).collect();
+    let list: Vec<_> = components.iter().map(|name| format!("  - {}\n", relative(&deploy().join(name)))).collect();
     let text = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n  - {}\ncomponents:\n{list}",
-        relative(&path)
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n  - {}\ncomponents:\n{}",
+        relative(&path),
+        list.concat()
     );
     std::fs::write(here.join("kustomization.yaml"), text)?;
     run(&here)
