@@ -58,6 +58,6 @@ fn program() -> PathBuf {
     }
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
-    let own = target.join("tools/kubectl/root/usr/bin/kubectl");
+    let own = target.join("tools/kubectl").join("root/usr/bin/kubectl");
     if own.is_file() { own } else { "kubectl".into() }
 }
