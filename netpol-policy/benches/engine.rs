@@ -48,7 +48,7 @@ fn relabelled(engine: &mut Engine, label: &str, objects: &[Object]) {
     for object in objects {
         let Object::Pod(pod) = object else { continue };
         let mut other = pod.clone();
-        other.labels.insert("app".into(), "app-0".into());
+        other.labels = other.labels.with("app".into(), "app-0".into());
         writes += timed(&mut times, || engine.apply(Event::Apply(Object::Pod(other))).len());
         engine.apply(Event::Apply(object.clone()));
     }

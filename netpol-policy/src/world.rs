@@ -1,7 +1,7 @@
 //! All objects netpol knows of, by key. Four events change it: apply, delete, reset, own addresses.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -37,7 +37,8 @@ pub struct World {
     /// Addresses of this node, sorted; empty offline, where no end is "the own node".
     pub own_addresses: Vec<IpAddr>,
     /// The participating pods that claim each address.
-    claims: BTreeMap<IpAddr, BTreeSet<PodKey>>,
+    /// Sorted; most often just one.
+    claims: BTreeMap<IpAddr, Vec<PodKey>>,
 }
 
 impl World {
@@ -76,7 +77,10 @@ impl World {
                 self.remove_pod(&pod.key);
                 if pod.participates() {
                     for address in &pod.addresses {
-                        self.claims.entry(*address).or_default().insert(pod.key.clone());
+                        let claimants = self.claims.entry(*address).or_insert_with(|| Vec::with_capacity(1));
+                        if let Err(place) = claimants.binary_search(&pod.key) {
+                            claimants.insert(place, pod.key.clone());
+                        }
                     }
                 }
                 self.pods.insert(pod.key.clone(), pod);
@@ -109,7 +113,7 @@ impl World {
         let Some(pod) = self.pods.remove(key) else { return };
         for address in &pod.addresses {
             if let Some(claimants) = self.claims.get_mut(address) {
-                claimants.remove(key);
+                claimants.retain(|claimant| claimant != key);
                 if claimants.is_empty() {
                     self.claims.remove(address);
                 }
@@ -167,6 +171,15 @@ impl World {
         let nodes = self.nodes.values().cloned().map(Object::Node);
         let policies = self.policies.values().cloned().map(Object::Policy);
         let pods = self.pods.values().cloned().map(Object::Pod);
+        namespaces.chain(nodes).chain(policies).chain(pods)
+    }
+
+    /// All objects, for good.
+    pub fn into_objects(self) -> impl Iterator<Item = Object> {
+        let namespaces = self.namespaces.into_values().map(Object::Namespace);
+        let nodes = self.nodes.into_values().map(Object::Node);
+        let policies = self.policies.into_values().map(Object::Policy);
+        let pods = self.pods.into_values().map(Object::Pod);
         namespaces.chain(nodes).chain(policies).chain(pods)
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::atoms::{Atom, AtomId, Atoms, Namespaces};
 use super::classes::Signature;
@@ -32,7 +33,7 @@ pub(super) struct IdentityId(u64);
 /// The identities in use, and whose each address is.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Identities {
-    ids: HashMap<IdentityKey, IdentityId>,
+    ids: HashMap<Arc<IdentityKey>, IdentityId>,
     entries: BTreeMap<IdentityId, Identity>,
     next: u64,
     by_namespace: BTreeMap<NamespaceName, BTreeSet<IdentityId>>,
@@ -41,7 +42,7 @@ pub(super) struct Identities {
 
 #[derive(Clone, Debug)]
 struct Identity {
-    key: IdentityKey,
+    key: Arc<IdentityKey>,
     answers: Signature,
     addresses: BTreeSet<IpAddr>,
 }
@@ -104,6 +105,7 @@ impl Identities {
         }
         let id = IdentityId(self.next);
         self.next += 1;
+        let key = Arc::new(key);
         let mut identity = Identity { key: key.clone(), answers: Signature::default(), addresses: BTreeSet::new() };
         identity.evaluate(atoms, &world.namespace_labels(&key.namespace));
         self.by_namespace.entry(key.namespace.clone()).or_default().insert(id);

@@ -127,7 +127,7 @@ impl Engine {
         }
         let mut next = Self::new(self.scope.clone(), ids);
         next.apply(Event::OwnAddresses(world.own_addresses.clone()));
-        next.apply(Event::Reset(world.objects().collect()));
+        next.apply(Event::Reset(world.into_objects().collect()));
         next.rule_names.inherit(&self.rule_names);
         next.rule_sets.inherit(&self.rule_sets);
         next
@@ -248,7 +248,7 @@ impl Engine {
         };
         let wanted = World::of(objects);
         let mut gone: Vec<_> = self.world.keys().filter(|key| !wanted.contains(key)).collect();
-        let mut there: Vec<_> = wanted.objects().filter(|object| !self.world.holds(object)).collect();
+        let mut there: Vec<_> = wanted.into_objects().filter(|object| !self.world.holds(object)).collect();
         gone.sort_by_key(|key| std::cmp::Reverse(rank(key)));
         there.sort_by_key(|object| rank(&object.key()));
         let mut changes = Vec::new();

@@ -207,7 +207,7 @@ metadata:
     let parsed = parse(text, "f");
     assert_eq!(messages(&parsed), [""; 0]);
     let Object::Pod(pod) = &parsed.objects[0].object else { panic!("a pod") };
-    assert_eq!(pod.labels.len(), 2);
+    assert_eq!(pod.labels.iter().count(), 2);
 }
 
 #[test]

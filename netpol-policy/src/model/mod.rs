@@ -2,6 +2,7 @@
 //! [`Problem`]s; it matches nothing and opens nothing.
 
 mod key;
+mod labels;
 mod node;
 mod pod;
 mod policy;
@@ -10,11 +11,12 @@ mod selector;
 mod understand;
 
 pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey};
+pub use labels::Labels;
 pub use node::Node;
 pub use pod::{NAMESPACE_NAME_LABEL, NamedPort, Namespace, Pod};
 pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
 pub use problem::{Problem, Severity};
-pub use selector::{Labels, Requirement, Selector};
+pub use selector::{Requirement, Selector};
 
 /// Any object the World holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,10 +1,8 @@
 //! Label selectors.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Labels of an object.
-pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+use super::Labels;
 
 /// A label selector: all requirements must hold; none selects everything. `matchLabels` are `In` with one value.
 /// Sorted and without duplicates, so that equal selectors compare equal.

@@ -59,7 +59,7 @@ fn name(names: &'static [&'static str]) -> impl Strategy<Value = Arc<str>> {
 }
 
 fn labels() -> impl Strategy<Value = Labels> {
-    btree_map(name(&KEYS), name(&VALUES), 0..=2)
+    btree_map(name(&KEYS), name(&VALUES), 0..=2).prop_map(|labels| labels.into_iter().collect())
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
@@ -147,8 +147,8 @@ pub fn pod() -> impl Strategy<Value = Pod> {
 }
 
 fn namespace() -> impl Strategy<Value = Namespace> {
-    (name(&NAMESPACES), labels()).prop_map(|(name, mut labels)| {
-        labels.insert(NAMESPACE_NAME_LABEL.into(), name.clone());
+    (name(&NAMESPACES), labels()).prop_map(|(name, labels)| {
+        let labels = labels.with(NAMESPACE_NAME_LABEL.into(), name.clone());
         Namespace { name, labels }
     })
 }

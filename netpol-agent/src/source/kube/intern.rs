@@ -29,13 +29,13 @@ impl Interner {
     }
 
     fn share_labels(&mut self, labels: &mut Labels) {
-        let mut shared = Labels::new();
-        for (mut key, mut value) in std::mem::take(labels) {
+        let shared = |(key, value): (&Arc<str>, &Arc<str>)| {
+            let (mut key, mut value) = (key.clone(), value.clone());
             self.share(&mut key);
             self.share(&mut value);
-            shared.insert(key, value);
-        }
-        *labels = shared;
+            (key, value)
+        };
+        *labels = labels.iter().map(shared).collect();
     }
 
     /// Makes an object's texts shared ones, and its names those of `key`.

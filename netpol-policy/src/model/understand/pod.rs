@@ -26,8 +26,7 @@ impl Namespace {
     /// Understands a namespace. `kubernetes.io/metadata.name` is derived, as the API server does, whatever the labels say.
     pub fn from_api(api: &core::Namespace) -> Self {
         let name: Arc<str> = name(&api.metadata).into();
-        let mut labels = labels(&api.metadata);
-        labels.insert(NAMESPACE_NAME_LABEL.into(), name.clone());
+        let labels = labels(&api.metadata).with(NAMESPACE_NAME_LABEL.into(), name.clone());
         Self { name, labels }
     }
 }

@@ -17,7 +17,7 @@ fn node(name: &str, version: u64) -> Seen {
 }
 
 fn namespace(name: &str, version: u64) -> Seen {
-    let object = Object::Namespace(Namespace { name: name.into(), labels: std::collections::BTreeMap::new() });
+    let object = Object::Namespace(Namespace { name: name.into(), labels: netpol_policy::model::Labels::new() });
     Seen { key: object.key(), version, object: Some(object), problems: Vec::new() }
 }
 

@@ -1,0 +1,72 @@
+//! Labels of objects.
+
+use std::sync::Arc;
+
+/// Labels of an object, each name once. Shared and compact: a cluster has a hundred thousand pods, and each set of labels is
+/// held by the object and by what selects it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
+
+impl Labels {
+    /// None.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The value of a label.
+    pub fn get(&self, name: &str) -> Option<&Arc<str>> {
+        let index = self.0.binary_search_by(|(key, _)| (**key).cmp(name)).ok()?;
+        Some(&self.0[index].1)
+    }
+
+    /// Whether there is a label of this name.
+    pub fn contains_key(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Names and values, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        self.0.iter().map(|(name, value)| (name, value))
+    }
+
+    /// With a label more, or another value of one.
+    #[must_use]
+    pub fn with(&self, name: Arc<str>, value: Arc<str>) -> Self {
+        self.0.iter().cloned().chain([(name, value)]).collect()
+    }
+}
+
+/// Where a name comes twice, its last value counts.
+impl FromIterator<(Arc<str>, Arc<str>)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, Arc<str>)>>(labels: I) -> Self {
+        let mut labels: Vec<_> = labels.into_iter().collect();
+        // Stable, so that of equal names the last one stays last.
+        labels.sort_by(|(one, _), (other, _)| one.cmp(other));
+        labels.reverse();
+        labels.dedup_by(|(one, _), (other, _)| one == other);
+        labels.reverse();
+        Self(labels.into())
+    }
+}
+
+impl<const N: usize> From<[(Arc<str>, Arc<str>); N]> for Labels {
+    fn from(labels: [(Arc<str>, Arc<str>); N]) -> Self {
+        labels.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_value_of_a_name_counts() {
+        let labels =
+            Labels::from([("b", "1"), ("a", "2"), ("b", "3")].map(|(name, value)| (name.into(), value.into())));
+        let listed: Vec<_> = labels.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(listed, [("a", "2"), ("b", "3")]);
+        assert_eq!(labels.get("b").map(|value| &**value), Some("3"));
+        assert!(!labels.contains_key("c"));
+        assert_eq!(labels.with("a".into(), "4".into()).get("a").map(|value| &**value), Some("4"));
+    }
+}
