@@ -67,7 +67,7 @@ fn churn_of_two_thousand_pods_is_followed_and_local_pods_stay_as_they_are() -> R
         apply(lab.api_server(), &format!("far-{number}"), &address(number), &json!({"app": app}))?;
     }
     apply(lab.api_server(), "traveller", ELSEWHERE, &json!({"app": "client"}))?;
-    until("the agent knows as many pods as there are", Duration::from_secs(60), || agrees(&lab))?;
+    until("the agent knows as many pods as there are", Duration::from_mins(1), || agrees(&lab))?;
     let elsewhere = |arrow: &str| format!("{ELSEWHERE} {arrow} shop/server 80/TCP\nshop/client -> shop/server 80/TCP");
     lab.expect_beyond_policy(&elsewhere("->"))?;
 
@@ -90,7 +90,7 @@ fn churn_of_two_thousand_pods_is_followed_and_local_pods_stay_as_they_are() -> R
     }
     apply(lab.api_server(), "traveller", ELSEWHERE, &json!({"app": "idle"}))?;
     lab.expect_beyond_policy(&elsewhere("-x"))?;
-    until("the agent knows as many pods as there are", Duration::from_secs(60), || agrees(&lab))?;
+    until("the agent knows as many pods as there are", Duration::from_mins(1), || agrees(&lab))?;
     let socket = lab.agent().socket().display().to_string();
     let said = lab.agent().ask("status", &["--api-socket", &socket])?;
     ensure!(said.code == Some(0), "{said:?}");
@@ -106,7 +106,7 @@ fn churn_of_two_thousand_pods_is_followed_and_local_pods_stay_as_they_are() -> R
             lab.api_server().delete(Resource::Pods, "shop", &name);
         }
     }
-    until("the agent knows as many pods as there are", Duration::from_secs(60), || agrees(&lab))?;
+    until("the agent knows as many pods as there are", Duration::from_mins(1), || agrees(&lab))?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     load.finish()
 }

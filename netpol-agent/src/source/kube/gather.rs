@@ -38,6 +38,8 @@ pub(super) enum News {
     Position(u64),
     /// Changes can be missed from now on.
     Lost,
+    /// The watch broke; nothing is missed if it goes on.
+    Broken,
     /// The watch goes on where it broke off.
     Resumed,
 }
@@ -56,6 +58,8 @@ enum Sight {
 struct Kind {
     store: Store,
     sight: Sight,
+    /// Whether it is in sight will show.
+    broken: bool,
     position: u64,
 }
 
@@ -83,7 +87,7 @@ pub(super) struct Gatherer {
 
 impl Gatherer {
     pub(super) fn new(resources: &[Resource]) -> Self {
-        let kind = || Kind { store: Store::default(), sight: Sight::Never, position: 0 };
+        let kind = || Kind { store: Store::default(), sight: Sight::Never, broken: false, position: 0 };
         Self {
             kinds: resources.iter().map(|resource| (*resource, kind())).collect(),
             interner: Interner::default(),
@@ -104,6 +108,7 @@ impl Gatherer {
             News::Unnamed => kind.store.blur(),
             News::Listed(version) => {
                 kind.position = version;
+                kind.broken = false;
                 let (events, received) = kind.store.complete();
                 kind.sight = Sight::Back(now, now);
                 let received = received.unwrap_or(now);
@@ -126,11 +131,14 @@ impl Gatherer {
             News::Position(version) => kind.position = kind.position.max(version),
             News::Lost => {
                 kind.store.abandon();
+                kind.broken = false;
                 if kind.sight != Sight::Never {
                     kind.sight = Sight::Lost;
                 }
             }
+            News::Broken => kind.broken = true,
             News::Resumed => {
+                kind.broken = false;
                 if kind.sight == Sight::Lost {
                     kind.sight = Sight::Back(now, now + SETTLE);
                 }
@@ -210,7 +218,7 @@ impl Gatherer {
             })
         };
         let whole = back().map(|(_, whole)| whole).max()?;
-        let lost = self.kinds.values().any(|kind| kind.sight == Sight::Lost);
+        let lost = self.kinds.values().any(|kind| kind.sight == Sight::Lost || kind.broken);
         let held = back().map(|(since, _)| since + HOLD).min()?;
         Some(if lost { held.max(whole) } else { whole })
     }

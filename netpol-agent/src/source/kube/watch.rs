@@ -43,6 +43,7 @@ pub(super) struct Watcher {
     fresh: bool,
     streaming: bool,
     lost: bool,
+    broken: bool,
     trouble: Option<String>,
     /// What is being done.
     verb: &'static str,
@@ -112,6 +113,7 @@ impl Watcher {
             fresh: false,
             streaming,
             lost: false,
+            broken: false,
             trouble: None,
             verb: "list",
         }
@@ -257,7 +259,7 @@ impl Watcher {
         if text.is_empty() {
             return Err(Failure::Garbled("a list without a resourceVersion".to_owned()));
         }
-        self.lost = false;
+        (self.lost, self.broken) = (false, false);
         self.state.update(self.resource.plural(), |kind| {
             kind.relists += u64::from(kind.listed);
             kind.listed = true;
@@ -284,7 +286,7 @@ impl Watcher {
         if listing {
             self.tell(News::Began).await;
         } else {
-            if std::mem::take(&mut self.lost) {
+            if std::mem::take(&mut self.broken) | std::mem::take(&mut self.lost) {
                 self.tell(News::Resumed).await;
             }
             self.recovered();
@@ -394,6 +396,8 @@ impl Watcher {
                 self.trouble = Some(text);
             }
         } else {
+            self.broken = true;
+            self.tell(News::Broken).await;
             tracing::info!(resource = %self.resource, "{}", failure.tell(self.verb, self.resource));
         }
     }

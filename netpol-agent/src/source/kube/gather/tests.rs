@@ -152,3 +152,22 @@ fn an_object_is_known_once_its_version_was_told() {
     case.due();
     assert_eq!((knows(&case, None), knows(&case, Some(7))), (Some(false), Some(false)));
 }
+
+#[test]
+fn who_is_back_waits_for_a_watch_that_broke_and_may_have_missed_something() {
+    let mut case = Case::listed();
+    case.take(NODES, News::Broken);
+    case.take(NAMESPACES, News::Lost);
+    case.list(NAMESPACES, vec![namespace("y", 3)]);
+    assert_eq!(case.due(), [""; 0], "nodes may have been lost sight of too");
+    case.take(NODES, News::Lost);
+    case.list(NODES, vec![node("b", 3)]);
+    let due = case.due();
+    assert!(due.len() == 1 && due[0].starts_with('!') && due[0].matches(['+', '-']).count() == 4, "{due:?}");
+
+    // One that goes on where it broke off has missed nothing, and is no gap.
+    case.take(NODES, News::Broken);
+    case.take(NODES, News::Resumed);
+    case.take(NODES, News::Changed(node("c", 5), case.now));
+    assert_eq!(case.due().len(), 1);
+}
