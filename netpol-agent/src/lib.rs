@@ -9,6 +9,7 @@
 pub mod api;
 mod chain;
 pub mod cli;
+pub mod conflicts;
 pub mod dataplane;
 pub mod endpoints;
 pub mod events;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use netpol_common::{
@@ -122,6 +123,20 @@ impl Programs {
     /// As [`Self::run`].
     pub fn run_empty(&mut self, frame: &[u8], repeat: u32) -> Result<Duration> {
         Ok(self.run_program("netpol_empty", frame, 0, repeat)?.time)
+    }
+
+    /// Puts the program that does nothing where an interface's packets come in, first or last by TCX, for as long as this
+    /// lives. To be called in the interface's namespace.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn attach_empty(&mut self, interface: &str, first: bool) -> Result<()> {
+        let order = TcAttachOptions::TcxOrder(if first { LinkOrder::first() } else { LinkOrder::last() });
+        let program = classifier(&mut self.bpf, "netpol_empty")?;
+        program
+            .attach_with_options(interface, TcAttachType::Ingress, order)
+            .with_context(|| format!("attaching netpol_empty to {interface}"))?;
+        Ok(())
     }
 
     fn run_program(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {

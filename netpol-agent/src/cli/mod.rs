@@ -114,6 +114,9 @@ struct RunArgs {
     /// Write Events about denied traffic to pods and about what is not understood to policies; with --source kube
     #[arg(long)]
     kube_events: bool,
+    /// Where the container runtime reads its CNI configuration, to tell of plugins that are in the way
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    cni_config: PathBuf,
     /// Serve /metrics, /healthz and /readyz here
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{RunArgs, log, machine};
 use crate::api::{self, About, Desk, Socket, SocketError};
+use crate::conflicts;
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{Monitor, Surveyor};
 use crate::events::kubernetes::{self, Handle, Sink};
@@ -76,6 +77,10 @@ async fn serve(args: RunArgs) -> Result<()> {
     let attached = kernel.outcomes().context("nobody has asked before what the kernel attaches")?;
     let ring = kernel.events()?;
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
+    match conflicts::start(kernel.foreign(), args.cni_config.clone()) {
+        Ok(counts) => meter.conflicts = counts,
+        Err(error) => tracing::error!(%error, "cannot start a thread that looks for conflicts; see the pids limit"),
+    }
     let reconcile = Options {
         node: args.node.as_str().into(),
         unknown_pods: args.unknown_pods,

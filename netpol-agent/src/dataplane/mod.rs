@@ -13,8 +13,9 @@ use netpol_policy::tables::Change;
 use thiserror::Error;
 
 pub use kernel::{
-    AttachMode, Capacities, CounterReader, EndpointStatus, Kernel, KernelError, KernelOptions, KernelVersion, Lock,
-    MapName, Mounts, Removed, RingReader, Status, StatusError, read_status, uninstall,
+    AttachMode, Capacities, CounterReader, EndpointStatus, ForeignProgram, ForeignPrograms, Kernel, KernelError,
+    KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Status, StatusError, read_status,
+    uninstall,
 };
 pub use memory::Memory;
 

@@ -13,6 +13,17 @@ use super::{Netlink, NetlinkError};
 const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
 const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
 
+/// A BPF program that runs as a filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BpfFilter {
+    /// The name it was given, most often the program's.
+    pub name: String,
+    /// The program's id.
+    pub program: u32,
+    /// Lower ones run first.
+    pub priority: u32,
+}
+
 impl Netlink {
     /// Removes the clsact qdisc of an interface unless it holds filters. Tells whether it did; none is fine.
     ///
@@ -38,18 +49,35 @@ impl Netlink {
     /// # Errors
     /// Where filters cannot be listed.
     pub fn filter_programs(&mut self, ifindex: IfIndex) -> Result<Vec<u32>, NetlinkError> {
+        Ok(self.bpf_filters(ifindex)?.into_iter().map(|filter| filter.program).collect())
+    }
+
+    /// The BPF programs that run as clsact filters of an interface.
+    ///
+    /// # Errors
+    /// Where filters cannot be listed.
+    pub fn bpf_filters(&mut self, ifindex: IfIndex) -> Result<Vec<BpfFilter>, NetlinkError> {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(Vec::new()) };
-        let mut programs = Vec::new();
-        self.filters(index, |filter| {
-            for attribute in filter.attributes {
+        let mut filters = Vec::new();
+        self.filters(index, |message| {
+            // The priority is the upper half. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
+            let (mut name, mut program, priority) = (None, None, message.header.info >> 16);
+            for attribute in message.attributes {
                 let TcAttribute::Options(options) = attribute else { continue };
-                programs.extend(options.into_iter().filter_map(|option| match option {
-                    TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(id),
-                    _ => None,
-                }));
+                for option in options {
+                    match option {
+                        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => program = Some(id),
+                        TcOption::Bpf(TcFilterBpfOption::ProgName(own)) => name = Some(own),
+                        _ => {}
+                    }
+                }
             }
+            filters.extend(program.map(|program| {
+                let name = name.unwrap_or_else(|| format!("with the id {program}"));
+                BpfFilter { name, program, priority }
+            }));
         })?;
-        Ok(programs)
+        Ok(filters)
     }
 
     /// Whether both hooks of an interface have a filter of this priority and handle.

@@ -7,5 +7,6 @@ mod clsact;
 mod netlink;
 mod survey;
 
+pub use clsact::BpfFilter;
 pub use netlink::{Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use survey::{Survey, Surveyor};

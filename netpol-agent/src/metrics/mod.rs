@@ -4,8 +4,10 @@ mod convergence;
 mod page;
 mod source;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::conflicts::Counts;
 use crate::dataplane::{CounterReader, Kernel};
 use crate::reconcile::Reconciler;
 use crate::source::{Revision, SourceState};
@@ -20,6 +22,8 @@ pub struct Meter {
     pub counters: CounterReader,
     /// Everything known at the start is enforced.
     pub ready: bool,
+    /// Who else enforces here.
+    pub conflicts: Arc<Counts>,
     convergence: Convergence,
     source: SourceState,
     batches: u64,
@@ -32,6 +36,7 @@ impl Meter {
         Self {
             counters,
             ready: false,
+            conflicts: Arc::default(),
             convergence: Convergence::default(),
             source,
             batches: 0,

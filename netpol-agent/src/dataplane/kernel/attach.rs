@@ -55,7 +55,7 @@ pub(super) const fn program_name(direction: Direction) -> &'static str {
 }
 
 /// What a pod receives leaves by its veth, and the reverse.
-const fn hook(direction: Direction) -> TcAttachType {
+pub(super) const fn hook(direction: Direction) -> TcAttachType {
     match direction {
         Direction::Ingress => TcAttachType::Egress,
         Direction::Egress => TcAttachType::Ingress,
@@ -66,6 +66,12 @@ pub(super) fn program(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut Sche
     let name = program_name(direction);
     let program = ebpf.program_mut(name).ok_or_else(|| format!("the BPF object has no program {name}"))?;
     program.try_into().map_err(|error: ProgramError| error.to_string())
+}
+
+/// The ids of the loaded programs.
+pub(super) fn ids(ebpf: &mut Ebpf) -> Vec<u32> {
+    let id = |direction| Some(program(ebpf, direction).ok()?.info().ok()?.id());
+    Direction::BOTH.into_iter().filter_map(id).collect()
 }
 
 /// Puts both programs on an interface, or swaps them in atomically where an earlier agent put its own.
@@ -112,7 +118,7 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, direction: Direction, n
 }
 
 /// The link pinned there, if one is.
-fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
+pub(super) fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
     match PinnedLink::from_pin(pin) {
         Ok(link) => Ok(Some(link.into())),
         Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),

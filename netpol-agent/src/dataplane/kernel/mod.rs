@@ -3,6 +3,7 @@
 mod attach;
 mod attacher;
 mod diagnostics;
+mod foreign;
 mod load;
 mod maps;
 mod names;
@@ -28,6 +29,7 @@ use crate::object::ObjectError;
 pub use attach::AttachMode;
 use attacher::Attacher;
 pub use aya::util::KernelVersion;
+pub use foreign::{ForeignProgram, ForeignPrograms, Order};
 use maps::{Maps, Raw, done, gone};
 pub use names::{Capacities, MapName};
 use pins::Pins;
@@ -100,6 +102,8 @@ pub struct Kernel {
     meta: Array<MapData, Raw<u32>>,
     pins: Pins,
     capacities: Capacities,
+    /// The ids of this agent's programs.
+    programs: Vec<u32>,
     tcx: bool,
     /// Interfaces that still run an earlier agent's programs.
     stale: BTreeSet<IfIndex>,
@@ -132,9 +136,11 @@ impl Kernel {
         let generation = noted.max(highest);
         let stale = BTreeSet::new();
         diagnostics::pass_on(&mut ebpf);
+        let programs = attach::ids(&mut ebpf);
         let (attacher, outcomes) = Attacher::start(ebpf, pins.clone(), tcx).map_err(KernelError::Thread)?;
         let outcomes = Some(outcomes);
-        let mut kernel = Self { attacher, outcomes, maps, meta, pins, capacities, tcx, stale, slots, generation };
+        let mut kernel =
+            Self { attacher, outcomes, maps, meta, pins, capacities, programs, tcx, stale, slots, generation };
         kernel.swap_programs();
         resize::take_over(&mut kernel.pins)?;
         Ok(kernel)
@@ -178,6 +184,11 @@ impl Kernel {
     /// Whether programs are attached by TCX.
     pub fn is_tcx(&self) -> bool {
         self.tcx
+    }
+
+    /// Tells other people's programs from netpol's.
+    pub fn foreign(&self) -> ForeignPrograms {
+        ForeignPrograms { pins: self.pins.clone(), own: self.programs.clone() }
     }
 
     /// The ring buffer of denied packets.

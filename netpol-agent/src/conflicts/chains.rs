@@ -1,0 +1,200 @@
+//! Chains of other enforcers, as nftables lists them: `iptables-nft` makes its chains there too. Those of
+//! `iptables-legacy` are not seen.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::known::{ENFORCERS, Trace};
+use super::{Found, Place, Some8};
+
+// Source: `include/uapi/linux/netfilter/nfnetlink.h`, `nf_tables.h`, `include/uapi/linux/netlink.h`.
+const GET_CHAIN: u16 = 10 << 8 | 4;
+const NEW_CHAIN: u16 = 10 << 8 | 3;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const REQUEST_DUMP: u16 = 0x1 | 0x300;
+const DUMP_INTERRUPTED: u16 = 0x10;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const HEADER: usize = 16;
+/// `struct nfgenmsg`.
+const FAMILY: usize = 4;
+
+/// Whether there is more to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dump {
+    More,
+    Done,
+}
+
+/// The enforcers whose chains are there. A kernel without nftables has none.
+pub(super) fn look() -> io::Result<Found> {
+    let mut traces = Traces::default();
+    match dump(&mut traces) {
+        Ok(()) => Ok(traces.found()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Ok(Found::new())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn dump(traces: &mut Traces) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut request = [0_u8; HEADER + FAMILY];
+    request[..4].copy_from_slice(&20_u32.to_ne_bytes());
+    request[4..6].copy_from_slice(&GET_CHAIN.to_ne_bytes());
+    request[6..8].copy_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    socket.send(&request, 0)?;
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        if traces.read(&datagram)? == Dump::Done {
+            return Ok(());
+        }
+    }
+}
+
+/// What was seen of each of [`ENFORCERS`]. Of tens of thousands of chains only these are kept.
+#[derive(Debug, Default)]
+struct Traces([BTreeSet<String>; ENFORCERS.len()]);
+
+impl Traces {
+    /// Reads one datagram of a dump.
+    fn read(&mut self, mut rest: &[u8]) -> io::Result<Dump> {
+        while let Some((length, kind, flags)) = header(rest) {
+            let Some(body) = rest.get(HEADER..length) else { break };
+            match kind {
+                ERROR | DONE => {
+                    let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                    return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(Dump::Done) };
+                }
+                // What is missing would be taken for gone.
+                _ if flags & DUMP_INTERRUPTED != 0 => return Err(io::ErrorKind::Interrupted.into()),
+                NEW_CHAIN => self.chain(body.get(FAMILY..).unwrap_or_default()),
+                _ => {}
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Ok(Dump::More)
+    }
+
+    fn chain(&mut self, mut rest: &[u8]) {
+        let (mut table, mut chain) = ("", "");
+        while let [l0, l1, k0, k1, ..] = *rest {
+            let length = usize::from(u16::from_ne_bytes([l0, l1]));
+            let Some(value) = rest.get(4..length) else { break };
+            let text = std::str::from_utf8(value).unwrap_or_default().trim_end_matches('\0');
+            match u16::from_ne_bytes([k0, k1]) {
+                CHAIN_TABLE => table = text,
+                CHAIN_NAME => chain = text,
+                _ => {}
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        for (seen, enforcer) in self.0.iter_mut().zip(&ENFORCERS) {
+            for trace in enforcer.traces {
+                match trace {
+                    Trace::Chain(prefix) if chain.starts_with(prefix) => drop(seen.insert(format!("chain {chain}"))),
+                    Trace::Table(name) if table == *name => drop(seen.insert(format!("table {table}"))),
+                    Trace::Chain(_) | Trace::Table(_) => {}
+                }
+            }
+        }
+    }
+
+    fn found(self) -> Found {
+        let place = |seen: BTreeSet<String>| Some8(&seen.into_iter().collect::<Vec<_>>()).to_string();
+        let seen = self.0.into_iter().zip(&ENFORCERS).filter(|(seen, _)| !seen.is_empty());
+        seen.map(|(seen, enforcer)| (enforcer.name.to_owned(), Place { place: place(seen), advice: enforcer.advice }))
+            .collect()
+    }
+}
+
+/// Length, type and flags of the message at the start.
+fn header(bytes: &[u8]) -> Option<(usize, u16, u16)> {
+    let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *bytes else { return None };
+    let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+    (length >= HEADER).then(|| (length, u16::from_ne_bytes([k0, k1]), u16::from_ne_bytes([f0, f1])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &str) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len() + 1).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value.bytes());
+        bytes.resize(usize::from(length).next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(HEADER + body.len()).unwrap();
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
+        bytes.extend([0; 8]);
+        bytes.extend(body);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn chain(table: &str, name: &str) -> Vec<u8> {
+        let handle = [&[12, 0, 2, 0][..], &[0; 8]].concat();
+        message(NEW_CHAIN, 2, &[vec![2, 0, 0, 0], attribute(1, table), handle, attribute(3, name)].concat())
+    }
+
+    #[test]
+    fn chains_and_tables_of_other_enforcers_are_told_apart_from_the_rest() {
+        for (table, name, wanted) in [
+            ("filter", "FORWARD", ""),
+            ("filter", "KUBE-FORWARD", ""),
+            ("nat", "KUBE-SVC-KUBE-ROUTER-", ""),
+            ("kube-proxy", "filter-forward", ""),
+            ("filter", "KUBE-ROUTER-FORWARD", "k3s or kube-router"),
+            ("filter", "KUBE-POD-FW-ANGME7BFW6J4NS25", "k3s or kube-router"),
+            ("filter", "KUBE-NWPLCY-DEFAULT", "k3s or kube-router"),
+            ("kindnet-network-policies", "postrouting", "kindnet"),
+            ("kube-network-policies", "prerouting", "kube-network-policies"),
+            ("filter", "cali-FORWARD", "Calico"),
+            ("calico", "filter-FORWARD", "Calico"),
+            ("filter", "WEAVE-NPC-INGRESS", "Weave"),
+        ] {
+            let mut traces = Traces::default();
+            let datagram = [chain("filter", "INPUT"), chain(table, name), chain("nat", "OUTPUT")].concat();
+            assert_eq!(traces.read(&datagram).unwrap(), Dump::More);
+            assert_eq!(traces.read(&message(DONE, 2, &[0; 4])).unwrap(), Dump::Done);
+            let found = traces.found();
+            assert_eq!(found.len(), usize::from(!wanted.is_empty()), "{table} {name}: {found:?}");
+            for (enforcer, place) in found {
+                assert!(enforcer.contains(wanted), "{enforcer}");
+                assert!(place.place.contains(name) || place.place.contains(table), "{}", place.place);
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_and_an_interrupted_dump_are_errors() {
+        let mut traces = Traces::default();
+        let refusal = traces.read(&message(ERROR, 0, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
+        assert_eq!(refusal.raw_os_error(), Some(libc::EPERM));
+        let interrupted = message(NEW_CHAIN, 2 | DUMP_INTERRUPTED, &[0; 4]);
+        assert_eq!(traces.read(&interrupted).unwrap_err().kind(), io::ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn bytes_that_are_cut_anywhere_are_no_danger() {
+        let whole = [chain("calico", "cali-FORWARD"), message(DONE, 2, &[0; 4])].concat();
+        for length in 0..whole.len() {
+            let _ = Traces::default().read(&whole[..length]);
+        }
+        // Lengths that lie.
+        let _ = Traces::default().read(&message(NEW_CHAIN, 0, &[2, 0, 0, 0, 1, 0, 1, 0, 255, 255, 3, 0]));
+        let _ = Traces::default().read(&[0; 64]);
+    }
+}

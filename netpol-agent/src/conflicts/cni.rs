@@ -1,0 +1,116 @@
+//! The CNI configuration that the container runtime uses.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::known::PLUGINS;
+use super::{Found, Place};
+
+/// More than any configuration has.
+const LONGEST: u64 = 1 << 20;
+
+/// A list of plugins, or the one plugin itself. Source: the CNI specification, "Network configuration format".
+#[derive(Debug, Deserialize)]
+struct Configuration {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    plugins: Vec<Plugin>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Plugin {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// What is wrong with the plugins in use. A directory that is not there tells nothing, and is no error.
+pub(super) fn look(directory: &Path) -> io::Result<Found> {
+    let Some((file, types)) = first(directory)? else { return Ok(Found::new()) };
+    let known = |name: &String| PLUGINS.iter().find(|(plugin, _)| plugin == name).map(|(_, advice)| *advice);
+    let place = |advice| Place { place: file.display().to_string(), advice };
+    Ok(types
+        .iter()
+        .filter_map(|name| known(name).map(|advice| (format!("CNI plugin {name}"), place(advice))))
+        .collect())
+}
+
+/// The first configuration by name that can be read, as runtimes choose it, and its plugins' types. Source: `ConfFiles`
+/// of libcni, and containerd's go-cni and CRI-O's ocicni, which pass over files that are not valid.
+fn first(directory: &Path) -> io::Result<Option<(PathBuf, Vec<String>)>> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let is_configuration = |path: &PathBuf| {
+        path.extension().is_some_and(|end| end == "conf" || end == "conflist" || end == "json") && path.is_file()
+    };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_configuration).collect();
+    files.sort();
+    Ok(files.into_iter().find_map(|file| Some((types(&file)?, file))).map(|(types, file)| (file, types)))
+}
+
+fn types(file: &Path) -> Option<Vec<String>> {
+    let mut text = String::new();
+    File::open(file).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
+    let configuration: Configuration = serde_json::from_str(&text).ok()?;
+    let types: Vec<String> =
+        configuration.plugins.into_iter().map(|plugin| plugin.kind).chain(configuration.kind).collect();
+    (!types.is_empty()).then_some(types)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files by name and content; the plugins that are named, or nothing.
+    type Case = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+
+    const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#;
+    const CILIUM: &str = r#"{"cniVersion":"0.3.1","name":"c","plugins":[{"type":"cilium-cni","log-file":"x"}]}"#;
+
+    #[test]
+    fn plugins_in_the_way_are_found_in_the_file_that_the_runtime_uses() {
+        let cases: [Case; 10] = [
+            (&[], &[]),
+            (&[("10-bridge.conflist", BRIDGE)], &[]),
+            (&[("05-cilium.conflist", CILIUM), ("10-bridge.conflist", BRIDGE)], &["cilium-cni"]),
+            (&[("05-bridge.conflist", BRIDGE), ("10-cilium.conflist", CILIUM)], &[]),
+            (&[("05-cilium.conflist.bak", CILIUM), ("10-bridge.conflist", BRIDGE)], &[]),
+            (&[("05-cut.conf", "{\"type\":"), ("10-cilium.conflist", CILIUM)], &["cilium-cni"]),
+            (&[("05-empty.conflist", r#"{"plugins":[]}"#), ("10-cilium.conflist", CILIUM)], &["cilium-cni"]),
+            (&[("10-mac.conf", r#"{"name":"m","type":"macvlan","master":"eth0"}"#)], &["macvlan"]),
+            (&[("10-mac.json", r#"{"name":"m","type":"ipvlan"}"#)], &["ipvlan"]),
+            (&[("a.conflist", r#"{"plugins":[{"type":"calico"},{"type":"bandwidth"}]}"#)], &["calico"]),
+        ];
+        for (files, plugins) in cases {
+            let directory = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                std::fs::write(directory.path().join(name), text).unwrap();
+            }
+            let found = look(directory.path()).unwrap();
+            let wanted: Vec<String> = plugins.iter().map(|plugin| format!("CNI plugin {plugin}")).collect();
+            assert_eq!(found.keys().cloned().collect::<Vec<_>>(), wanted, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn where_it_is_and_whether_pods_are_enforced_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("10-mac.conf");
+        std::fs::write(&file, r#"{"type":"macvlan"}"#).unwrap();
+        let found = look(directory.path()).unwrap();
+        let place = &found["CNI plugin macvlan"];
+        assert_eq!(place.place, file.display().to_string());
+        assert!(place.advice.contains("NOT enforced"), "{}", place.advice);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_no_error() {
+        assert_eq!(look(Path::new("/nonexistent/net.d")).unwrap(), Found::new());
+    }
+}

@@ -1,0 +1,150 @@
+//! Who else enforces on this node, or keeps netpol from it: looked for once a minute on a thread of its own, said once,
+//! counted in the metrics. netpol enforces all the same.
+
+mod chains;
+mod cni;
+mod known;
+mod programs;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::dataplane::ForeignPrograms;
+
+/// From one look to the next.
+const INTERVAL: Duration = Duration::from_mins(1);
+
+/// What kind of thing is in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Somebody else's TC programs on pods' veths.
+    Program,
+    /// nftables chains of another enforcer.
+    Chains,
+    /// The CNI plugin.
+    Cni,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Program, Self::Chains, Self::Cni];
+
+    /// As the metric's label has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Program => "program",
+            Self::Chains => "chains",
+            Self::Cni => "cni",
+        }
+    }
+}
+
+/// How many there are now, by kind.
+#[derive(Debug, Default)]
+pub struct Counts([AtomicU64; Kind::ALL.len()]);
+
+impl Counts {
+    /// Of this kind.
+    pub fn of(&self, kind: Kind) -> u64 {
+        self.0[kind as usize].load(Ordering::Relaxed)
+    }
+
+    fn set(&self, kind: Kind, count: usize) {
+        self.0[kind as usize].store(count as u64, Ordering::Relaxed);
+    }
+}
+
+/// By what is in the way: where, and what to do. The former is what two looks are compared by.
+type Found = BTreeMap<String, Place>;
+
+/// Where something is, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    place: String,
+    advice: &'static str,
+}
+
+/// What is looked at.
+#[derive(Debug)]
+struct Looker {
+    programs: ForeignPrograms,
+    cni: PathBuf,
+    before: BTreeMap<Kind, Found>,
+    counts: Arc<Counts>,
+}
+
+/// Looks at once, and from then on every minute, for as long as the process lives.
+///
+/// # Errors
+/// Where no thread can be started.
+pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Counts>> {
+    let counts = Arc::new(Counts::default());
+    let mut looker = Looker { programs, cni, before: BTreeMap::new(), counts: Arc::clone(&counts) };
+    thread::Builder::new().name("conflicts".to_owned()).spawn(move || {
+        loop {
+            looker.look();
+            thread::sleep(INTERVAL);
+        }
+    })?;
+    Ok(counts)
+}
+
+impl Looker {
+    fn look(&mut self) {
+        for kind in Kind::ALL {
+            let found = match kind {
+                Kind::Program => programs::look(&self.programs).map_err(|error| error.to_string()),
+                Kind::Chains => chains::look().map_err(|error| error.to_string()),
+                Kind::Cni => cni::look(&self.cni).map_err(|error| error.to_string()),
+            };
+            match found {
+                Ok(found) => self.tell(kind, found),
+                // What was known stays known.
+                Err(error) => tracing::debug!(kind = kind.name(), error, "cannot look for conflicts; tried again"),
+            }
+        }
+    }
+
+    fn tell(&mut self, kind: Kind, found: Found) {
+        let before = self.before.remove(&kind).unwrap_or_default();
+        for (what, Place { place, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
+            tracing::warn!(kind = kind.name(), what, place, "conflict: {advice}");
+        }
+        for what in before.keys().filter(|what| !found.contains_key(*what)) {
+            tracing::info!(kind = kind.name(), what, "a conflict is gone");
+        }
+        self.counts.set(kind, found.len());
+        self.before.insert(kind, found);
+    }
+}
+
+/// Some names, and how many more there are.
+struct Some8<'a>(&'a [String]);
+
+impl fmt::Display for Some8<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", "))?;
+        match self.0.len().saturating_sub(8) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_is_cut_and_says_so() {
+        let names: Vec<String> = (0..10).map(|number| format!("veth{number}")).collect();
+        assert_eq!(Some8(&names[..2]).to_string(), "veth0, veth1");
+        assert!(Some8(&names).to_string().ends_with("veth7 and 2 more"));
+    }
+}

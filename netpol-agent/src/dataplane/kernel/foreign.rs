@@ -1,0 +1,133 @@
+//! Other people's programs at the hooks where netpol's are.
+
+use std::io;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use netpol_common::{Direction, IfIndex};
+
+use super::attach::{hook, pinned_link, program_name};
+use super::pins::Pins;
+use crate::endpoints::Netlink;
+
+/// `BPF_PROG_QUERY`, `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`. Source: `include/uapi/linux/bpf.h`.
+const PROG_QUERY: libc::c_int = 16;
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+/// Programs one hook can have. Source: `BPF_MPROG_MAX`, `include/linux/bpf_mprog.h`.
+const MOST: u32 = 64;
+
+/// When somebody else's program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Order {
+    /// Before netpol's, which it can keep packets from.
+    Before,
+    /// After netpol's, or where there is none of netpol's.
+    After,
+}
+
+/// A program of somebody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignProgram {
+    /// Its name, or its id where the kernel does not tell the name.
+    pub name: String,
+    /// When it runs.
+    pub order: Order,
+}
+
+/// Tells them apart from netpol's own.
+#[derive(Clone, Debug)]
+pub struct ForeignPrograms {
+    pub(super) pins: Pins,
+    /// The ids of this agent's programs.
+    pub(super) own: Vec<u32>,
+}
+
+impl ForeignPrograms {
+    /// Those on an interface. One that has just gone has none.
+    pub fn on(&self, netlink: &mut Netlink, ifindex: IfIndex, name: &str) -> Vec<ForeignProgram> {
+        let mut foreign = Vec::new();
+        for direction in Direction::BOTH {
+            self.by_tcx(ifindex, name, direction, &mut foreign);
+        }
+        self.by_filters(netlink, ifindex, &mut foreign);
+        foreign
+    }
+
+    fn by_tcx(&self, ifindex: IfIndex, name: &str, direction: Direction, foreign: &mut Vec<ForeignProgram>) {
+        // Before Linux 6.6 there is nothing to ask.
+        let ids = tcx_programs(ifindex, direction).unwrap_or_default();
+        if ids.iter().all(|id| self.own.contains(id)) {
+            return;
+        }
+        // An earlier agent's stay where this one's cannot be put.
+        let pinned = pinned_link(&self.pins.link(ifindex, direction)).ok().flatten();
+        let pinned = pinned.and_then(|link| link.info().ok()).map(|info| info.program_id());
+        // Takes CAP_SYS_ADMIN, which the agent need not have.
+        let names = SchedClassifier::query_tcx(name, hook(direction)).map(|(_, programs)| programs).unwrap_or_default();
+        let named = |id: u32| names.iter().find(|program| program.id() == id)?.name_as_str().map(str::to_owned);
+        let is_own =
+            |id: &u32| self.own.contains(id) || pinned == Some(*id) || named(*id).is_some_and(|name| is_ours(&name));
+        // Where netpol's are clsact filters, they come after all of these.
+        let own = ids.iter().position(is_own).unwrap_or(if self.has_filter(ifindex) { ids.len() } else { 0 });
+        foreign.extend(ids.iter().enumerate().filter(|(_, id)| !is_own(id)).map(|(position, id)| ForeignProgram {
+            name: named(*id).filter(|name| !name.is_empty()).unwrap_or_else(|| format!("with the id {id}")),
+            order: if position < own { Order::Before } else { Order::After },
+        }));
+    }
+
+    fn by_filters(&self, netlink: &mut Netlink, ifindex: IfIndex, foreign: &mut Vec<ForeignProgram>) {
+        let filters = netlink.bpf_filters(ifindex).unwrap_or_default();
+        let own = filters.iter().filter(|filter| is_ours(&filter.name)).map(|filter| filter.priority).min();
+        for filter in filters.into_iter().filter(|filter| !is_ours(&filter.name) && !self.own.contains(&filter.program))
+        {
+            let before = own.is_some_and(|own| filter.priority < own);
+            foreign
+                .push(ForeignProgram { name: filter.name, order: if before { Order::Before } else { Order::After } });
+        }
+    }
+
+    fn has_filter(&self, ifindex: IfIndex) -> bool {
+        self.pins.filter(ifindex).exists()
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    // Kernels keep 15 bytes of a name. Source: `BPF_OBJ_NAME_LEN`.
+    Direction::BOTH.into_iter().map(program_name).any(|own| own == name || own.get(..15) == Some(name))
+}
+
+/// `union bpf_attr`, as `BPF_PROG_QUERY` has it.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// The ids of the programs at a hook, in the order in which they run. Asks for no more than that: to open a program by its
+/// id, as aya does, takes `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
+pub(super) fn tcx_programs(ifindex: IfIndex, direction: Direction) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MOST as usize];
+    let mut query = Query {
+        ifindex: ifindex.0,
+        attach_type: if hook(direction) == TcAttachType::Ingress { TCX_INGRESS } else { TCX_EGRESS },
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST,
+        ..Query::default()
+    };
+    // SAFETY: the structure is the kernel's, and as long as told; the ids have room for as many as told.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids.into_iter().take(query.count as usize).collect())
+}

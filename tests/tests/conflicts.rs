@@ -1,0 +1,123 @@
+//! Who else enforces is found and said: real nftables chains, real TC programs, real CNI files.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_tests::lab::PATIENCE;
+use netpol_tests::program::Programs;
+use netpol_tests::{Agent, AgentOptions, Cluster, Netns, Outcome, Protocol, deny_all};
+
+const ADDRESS: &str = "127.0.0.1:9464";
+const KINDS: [&str; 3] = ["program", "chains", "cni"];
+
+fn cluster() -> Result<Cluster> {
+    let cluster = Cluster::builder().namespace("shop", "").pods(&[("shop/a", ""), ("shop/b", "")]).build()?;
+    cluster.apply("policies", &deny_all("shop"))?;
+    Ok(cluster)
+}
+
+fn agent(cluster: &Cluster, cni: &Path) -> Result<Agent> {
+    let cni = cni.to_str().context("a path in UTF-8")?;
+    let options = AgentOptions::default().arguments(&["--metrics", ADDRESS, "--cni-config", cni]);
+    Agent::start_with(cluster, options)
+}
+
+fn chains(node: &Netns, table: &str, names: &[&str]) -> Result<()> {
+    let chains: Vec<_> = names.iter().map(|name| format!("add chain ip {table} {name}\n")).collect();
+    node.nft(&format!("add table ip {table}\n{}", chains.concat()))
+}
+
+fn page(cluster: &Cluster) -> Result<String> {
+    cluster.host("node-1").netns().run(|| {
+        let mut stream = TcpStream::connect(ADDRESS).context("connecting to the agent")?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("reading the agent's answer")?;
+        Ok(answer)
+    })
+}
+
+/// Waits until the metrics count this many, by kind.
+fn counts(cluster: &Cluster, agent: &Agent, wanted: [u64; 3]) -> Result<()> {
+    let lines: Vec<_> =
+        KINDS.iter().zip(wanted).map(|(kind, count)| format!("netpol_conflicts{{kind=\"{kind}\"}} {count}")).collect();
+    let start = Instant::now();
+    loop {
+        let page = page(cluster)?;
+        if lines.iter().all(|wanted| page.lines().any(|line| line == wanted)) {
+            return Ok(());
+        }
+        let now: Vec<_> = page.lines().filter(|line| line.starts_with("netpol_conflicts{")).collect();
+        ensure!(start.elapsed() < PATIENCE, "{now:?} rather than {lines:?}; the agent says:\n{}", agent.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Result<()> {
+    let cluster = cluster()?;
+    let node = cluster.host("node-1").netns();
+    chains(node, "filter", &["KUBE-FORWARD", "KUBE-ROUTER-FORWARD", "KUBE-NWPLCY-DEFAULT"])?;
+    let veth = cluster.host("shop/a").veth();
+    let mut foreign = Programs::load()?;
+    node.run(|| foreign.attach_empty(veth, false))?;
+    let cni = cluster.manifests().path().with_extension("cni");
+    std::fs::create_dir_all(&cni)?;
+    let file = cni.join("10-pods.conflist");
+    std::fs::write(&file, r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"macvlan"},{"type":"portmap"}]}"#)?;
+
+    let mut agent = agent(&cluster, &cni)?;
+    counts(&cluster, &agent, [1, 1, 1])?;
+    agent.wait_log(&[
+        "WARN",
+        "conflict",
+        "k3s",
+        "KUBE-ROUTER-FORWARD",
+        "KUBE-NWPLCY-DEFAULT",
+        "--disable-network-policy",
+    ])?;
+    agent.wait_log(&["WARN", "conflict", "netpol_empty", veth, "runs after netpol's"])?;
+    agent.wait_log(&["WARN", "conflict", "macvlan", "10-pods.conflist", "NOT enforced"])?;
+    let other = cluster.host("shop/b").veth();
+    ensure!(!agent.log().lines().any(|line| line.contains("netpol_empty") && line.contains(other)), "{}", agent.log());
+
+    // A program in front of netpol's is worse. And what is gone is not counted by the next agent.
+    agent.stop()?;
+    drop(foreign);
+    let mut foreign = Programs::load()?;
+    node.run(|| foreign.attach_empty(veth, true))?;
+    node.nft("delete table ip filter")?;
+    std::fs::remove_file(&file)?;
+    agent.restart()?;
+    counts(&cluster, &agent, [1, 0, 0])?;
+    agent.wait_log(&["WARN", "conflict", "netpol_empty, before netpol's", veth, "netpol does not see"])?;
+
+    let probe = cluster.probe("shop/a", "shop/b", Protocol::Tcp, 80);
+    let outcomes = cluster.try_all(&[probe])?;
+    ensure!(outcomes == [Outcome::Dropped], "{outcomes:?}: a conflict stops enforcement");
+    std::fs::remove_dir_all(&cni)?;
+    Ok(())
+}
+
+#[test]
+fn nothing_is_said_on_a_node_without_conflicts() -> Result<()> {
+    for attach in ["tcx", "tc"] {
+        let cluster = cluster()?;
+        chains(cluster.host("node-1").netns(), "nat", &["KUBE-SERVICES", "KUBE-MARK-MASQ"])?;
+        let options = AgentOptions::default().arguments(&["--metrics", ADDRESS, "--attach", attach]);
+        let options = options.arguments(&["--cni-config", "/nonexistent"]);
+        let mut agent = Agent::start_with(&cluster, options)?;
+        counts(&cluster, &agent, [0, 0, 0])?;
+        // The programs of the agent before are netpol's as well, until they are swapped.
+        agent.restart()?;
+        counts(&cluster, &agent, [0, 0, 0])?;
+        std::thread::sleep(Duration::from_secs(1));
+        let log = agent.log();
+        ensure!(!log.contains("conflict"), "{log}");
+    }
+    Ok(())
+}
