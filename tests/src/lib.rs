@@ -24,6 +24,7 @@ pub mod matrix;
 pub mod netns;
 pub mod objects;
 pub mod packet;
+pub mod pinned;
 pub mod port;
 pub mod probe;
 pub mod program;

@@ -44,8 +44,11 @@ enum Verb {
     #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --filter s17_ --filter s18_\n  \
         cargo xtask test --filter agree --cases 5000\n\nExit code 1 when one fails.")]
     Test(TestArgs),
-    /// Measure what a packet costs, with `BPF_PROG_TEST_RUN`. Needs root.
-    #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench -o json")]
+    /// Measure what a packet costs; or how long a change takes, or how much memory the agent, in a big cluster. Needs root.
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench -o json\n  cargo xtask bench convergence\n  \
+        cargo xtask bench memory --pods 20000"
+    )]
     Bench(BenchArgs),
     /// Boot kernels 5.10, 6.1 and 6.12 in emulated machines, and see netpol work there; then on this one. Needs root.
     #[command(after_help = "Examples:\n  cargo xtask kernels\n  cargo xtask kernels --only 5.10 --only running\n\n\
@@ -116,9 +119,32 @@ pub(crate) struct DemoArgs {}
 /// Options of `bench`.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
+    /// What to measure.
+    #[arg(value_enum, default_value_t = Measured::Packets)]
+    pub(crate) what: Measured,
+    /// Pods of the cluster; unless told, 10,000 for convergence and 100,000 for memory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=1_000_000))]
+    pub(crate) pods: Option<u32>,
+    /// Policies of the cluster
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub(crate) policies: u32,
+    /// How long changes are made, for convergence
+    #[arg(long, value_name = "S", default_value_t = 25)]
+    pub(crate) seconds: u32,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
+}
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Measured {
+    /// Nanoseconds a packet, with `BPF_PROG_TEST_RUN`
+    Packets,
+    /// Milliseconds from a watch event to the kernel's tables, while pods come and go
+    Convergence,
+    /// The agent's resident memory
+    Memory,
 }
 
 /// How to print.
@@ -166,10 +192,13 @@ fn bench(args: &BenchArgs) -> Result<ExitCode> {
     crate::bench::run(args)
 }
 
-/// Builds the object that is measured, then the bench.
+/// Builds what is measured, then the bench.
 #[cfg(not(feature = "lab"))]
-fn bench(_args: &BenchArgs) -> Result<ExitCode> {
+fn bench(args: &BenchArgs) -> Result<ExitCode> {
     setup::run()?;
-    ebpf::build()?;
+    match args.what {
+        Measured::Packets => drop(ebpf::build()?),
+        Measured::Convergence | Measured::Memory => binaries::build()?,
+    }
     match lab::again(lab::Profile::Release)? {}
 }

@@ -7,6 +7,8 @@ mod output;
 mod upstream;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -201,6 +203,21 @@ impl Agent {
         said(command.output().context("starting netpol wait")?)
     }
 
+    /// Asks for a page on its socket, such as `/metrics`.
+    ///
+    /// # Errors
+    /// Where it does not answer with status 200.
+    pub fn get(&self, path: &str) -> Result<String> {
+        let socket = self.socket();
+        let mut stream = UnixStream::connect(&socket).with_context(|| format!("connecting to {}", socket.display()))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("reading the agent's answer")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no end of the answer's head")?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "GET {path}: {head}\n{body}");
+        Ok(body.to_owned())
+    }
+
     /// Where it pins.
     pub fn pin_path(&self) -> &Path {
         self.pins.path()
@@ -322,10 +339,19 @@ impl Agent {
     /// # Errors
     /// Where it does not run.
     pub fn resident_kib(&self) -> Result<u64> {
+        self.memory_kib("VmRSS")
+    }
+
+    /// A line of its `/proc/PID/status` that is in KiB.
+    ///
+    /// # Errors
+    /// Where it does not run, or there is no such line.
+    pub fn memory_kib(&self, name: &str) -> Result<u64> {
         let pid = self.pid().context("the agent does not run")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading the agent's status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in it")?;
-        line.trim().trim_end_matches(" kB").parse().context("reading VmRSS")
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let line = line.with_context(|| format!("no {name} in it"))?;
+        line.trim().trim_end_matches(" kB").parse().with_context(|| format!("reading {name}"))
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Output> {

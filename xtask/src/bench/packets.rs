@@ -1,0 +1,253 @@
+//! What a packet costs.
+//!
+//! `BPF_PROG_TEST_RUN` runs a program on one frame again and again and tells the mean. Each figure is the median of
+//! rounds, less the median of the program that does nothing; rounds of both alternate, so that both see the same machine.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FlowKey, Generation, IfIndex,
+    PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, RuleId, RuleSetId, endpoint_flags, port_verdict, protocol,
+};
+use netpol_tests::cluster::Mac;
+use netpol_tests::packet::{Ip, frame};
+use netpol_tests::program::{INTERFACE, Programs};
+use serde::Serialize;
+
+use crate::cli::{BenchArgs, Output};
+
+/// Rounds of each program.
+const ROUNDS: usize = 15;
+/// Runs of one frame per round.
+const REPEAT: u32 = 200_000;
+/// Flows opened one by one per round, where each run needs a flow of its own.
+const SINGLE: u16 = 2_000;
+
+/// Nanoseconds to stay below, at one peer or at ten thousand.
+const AIM_ESTABLISHED: f64 = 45.0;
+const AIM_NEW: f64 = 330.0;
+const AIM_DENIED: f64 = 100.0;
+
+const RULE_SET: RuleSetId = RuleSetId(7);
+const FRIENDS: ClassId = ClassId(1);
+const PORTS: PortSetId = PortSetId(1);
+const ALLOWED_PORT: u16 = 8080;
+const ELSEWHERE: u32 = 4000;
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+struct Line {
+    family: u8,
+    peers: u32,
+    case: &'static str,
+    /// Above the empty program.
+    ns: f64,
+    /// Half of the distance between the quartiles.
+    spread: f64,
+    /// The empty program itself.
+    empty_ns: f64,
+    aim_ns: f64,
+}
+
+/// Measures.
+pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    let mut lines = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        for peers in [1, 10_000] {
+            eprintln!("measuring IPv{}, {peers} peers …", family.number());
+            measure(family, peers, &mut lines)?;
+        }
+    }
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
+        Output::Text => {
+            println!("{:<7}{:>7}  {:<22}{:>8}{:>8}{:>7}{:>8}", "family", "peers", "case", "ns", "±", "aim", "empty");
+            for line in &lines {
+                println!(
+                    "IPv{:<4}{:>7}  {:<22}{:>8.1}{:>8.1}{:>7.0}{:>8.1}{}",
+                    line.family,
+                    line.peers,
+                    line.case,
+                    line.ns,
+                    line.spread,
+                    line.aim_ns,
+                    line.empty_ns,
+                    if line.ns > line.aim_ns { "  above the aim" } else { "" }
+                );
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Clone, Copy)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn number(self) -> u8 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 6,
+        }
+    }
+
+    /// The pod, a peer by number, and somebody whom no policy names.
+    #[expect(clippy::cast_possible_truncation, reason = "split into parts")]
+    fn address(self, who: Who) -> IpAddr {
+        let number = match who {
+            Who::Pod => 1,
+            Who::Peer(number) => 0x1_0000 + number,
+            Who::Stranger => 0x20_0000,
+        };
+        match self {
+            Self::V4 => Ipv4Addr::from(0x0a00_0000 + number).into(),
+            Self::V6 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, (number >> 16) as u16, number as u16).into(),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Who {
+    Pod,
+    Peer(u32),
+    Stranger,
+}
+
+fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
+    let mut programs = Programs::load()?;
+    fill(&mut programs, family, peers)?;
+    let from = |who| Ip::new(family.address(who), family.address(Who::Pod));
+    let peer = Who::Peer(peers / 2);
+    let syn = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x02, b""));
+    let ack = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x10, b"12345678"));
+    let mut add = |case, aim_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
+        lines.push(Line { family: family.number(), peers, case, ns, spread, empty_ns, aim_ns });
+    };
+
+    ensure!(programs.run(Direction::Ingress, &syn, ELSEWHERE, 1)?.passed, "the flow to measure was denied");
+    add("established, TCP", AIM_ESTABLISHED, compare(&mut programs, &ack, true)?);
+    add("new, TCP SYN", AIM_NEW, compare(&mut programs, &syn, true)?);
+    add("new, UDP", AIM_NEW, compare_new(&mut programs, family, peer)?);
+    for (case, packet) in [
+        ("denied port, TCP SYN", from(peer).tcp(40_000, 22, 0x02, b"")),
+        ("denied port, UDP", from(peer).udp(40_000, 22, b"12345678")),
+        ("stranger, TCP SYN", from(Who::Stranger).tcp(40_000, 22, 0x02, b"")),
+        ("stranger, UDP", from(Who::Stranger).udp(40_000, 22, b"12345678")),
+    ] {
+        add(case, AIM_DENIED, compare(&mut programs, &wire(&packet), false)?);
+    }
+    Ok(())
+}
+
+fn wire(packet: &[u8]) -> Vec<u8> {
+    frame(Mac([2; 6]), Mac([4; 6]), &[], packet)
+}
+
+/// One pod that peers may reach at one port, each peer an address of its own.
+fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
+    let mut endpoint = Endpoint {
+        ifindex: IfIndex(INTERFACE),
+        generation: Generation(1),
+        ingress: DirectionPolicy { rule_set: RULE_SET, any: PortSetId::NONE },
+        egress: DirectionPolicy::OPEN,
+        flags: endpoint_flags::SOURCE_GUARD,
+        id: 1,
+        ..Endpoint::default()
+    };
+    let friend = AddressEntry { class: FRIENDS, flags: 0 };
+    match family.address(Who::Pod) {
+        IpAddr::V4(address) => endpoint.address_v4 = address.octets(),
+        IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
+    }
+    for number in 0..peers {
+        match family.address(Who::Peer(number)) {
+            IpAddr::V4(address) => programs.set_address(address.octets(), friend)?,
+            IpAddr::V6(address) => programs.set_address(address.octets(), friend)?,
+        }
+    }
+    programs.set_allow(
+        AllowKey { rule_set: RULE_SET, class: FRIENDS },
+        AllowEntry { port_set: PORTS, rule: RuleId::NONE },
+    )?;
+    for protocol in [protocol::TCP, protocol::UDP] {
+        let key = PortKey { set: PORTS, protocol, zero: 0, port: ALLOWED_PORT.to_be_bytes() };
+        programs.set_port(PORT_PREFIX_EXACT, key, PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(1) })?;
+    }
+    programs.set_endpoint(&endpoint)
+}
+
+/// Median above the empty program, spread, and the empty program's median; all in nanoseconds.
+fn compare(programs: &mut Programs, frame: &[u8], passes: bool) -> Result<(f64, f64, f64)> {
+    let mut empty = Vec::new();
+    let mut full = Vec::new();
+    for _ in 0..ROUNDS {
+        empty.push(nanoseconds(programs.run_empty(frame, REPEAT)?));
+        let ran = programs.run(Direction::Ingress, frame, ELSEWHERE, REPEAT)?;
+        ensure!(ran.passed == passes, "the frame to measure should {}", if passes { "pass" } else { "be denied" });
+        full.push(nanoseconds(ran.time));
+    }
+    Ok(difference(full, empty))
+}
+
+/// The same where each run opens a flow of its own: many programs' runs of one packet each, whose set-up counts on both
+/// sides and falls away.
+fn compare_new(programs: &mut Programs, family: Family, peer: Who) -> Result<(f64, f64, f64)> {
+    let mut empty = Vec::new();
+    let mut full = Vec::new();
+    let (source, pod) = (family.address(peer), family.address(Who::Pod));
+    for _ in 0..ROUNDS {
+        let mut sums = [Duration::ZERO; 2];
+        for port in 10_000..10_000 + SINGLE {
+            let frame = wire(&Ip::new(source, pod).udp(port, ALLOWED_PORT, b"12345678"));
+            sums[0] += programs.run_empty(&frame, 1)?;
+            let ran = programs.run(Direction::Ingress, &frame, ELSEWHERE, 1)?;
+            ensure!(ran.passed, "a new flow was denied");
+            sums[1] += ran.time;
+        }
+        empty.push(nanoseconds(sums[0]) / f64::from(SINGLE));
+        full.push(nanoseconds(sums[1]) / f64::from(SINGLE));
+        forget(programs, source, pod).context("forgetting the flows of a round")?;
+    }
+    Ok(difference(full, empty))
+}
+
+fn forget(programs: &mut Programs, source: IpAddr, pod: IpAddr) -> Result<()> {
+    for port in 10_000..10_000 + SINGLE {
+        let there = match (source, pod) {
+            (IpAddr::V4(remote), IpAddr::V4(pod)) => programs.forget_flow(key(pod.octets(), remote.octets(), port))?,
+            (IpAddr::V6(remote), IpAddr::V6(pod)) => programs.forget_flow(key(pod.octets(), remote.octets(), port))?,
+            _ => false,
+        };
+        ensure!(there, "the flow from port {port} was not recorded");
+    }
+    Ok(())
+}
+
+fn key<A>(pod_address: A, remote_address: A, port: u16) -> FlowKey<A> {
+    FlowKey {
+        ifindex: IfIndex(INTERFACE),
+        pod_address,
+        remote_address,
+        pod_port: ALLOWED_PORT.to_be_bytes(),
+        remote_port: port.to_be_bytes(),
+        protocol: protocol::UDP,
+        zero: [0; 3],
+    }
+}
+
+fn difference(mut full: Vec<f64>, mut empty: Vec<f64>) -> (f64, f64, f64) {
+    full.sort_by(f64::total_cmp);
+    empty.sort_by(f64::total_cmp);
+    let spread = (full[full.len() * 3 / 4] - full[full.len() / 4]) / 2.0;
+    (full[full.len() / 2] - empty[empty.len() / 2], spread, empty[empty.len() / 2])
+}
+
+fn nanoseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e9
+}
