@@ -14,6 +14,7 @@ use netpol_common::{Direction, IfIndex};
 use nix::net::if_::if_indextoname;
 
 use super::pins::{Pins, unpin};
+use super::query::tcx_programs;
 use crate::chain::chain;
 use crate::dataplane::AttachError;
 use crate::endpoints::Netlink;
@@ -83,7 +84,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, pins: &Pins, tcx: bool, ifindex: IfIndex, 
     for direction in Direction::BOTH {
         let program = program(ebpf, direction).map_err(failed)?;
         let put = if tcx {
-            attach_tcx(program, &pins.link(ifindex, direction), direction, name)
+            attach_tcx(program, &pins.link(ifindex, direction), direction, ifindex, name)
         } else {
             attach_filter(program, &pins.filter(ifindex), direction, name)
         };
@@ -100,9 +101,15 @@ pub(super) fn attach(ebpf: &mut Ebpf, pins: &Pins, tcx: bool, ifindex: IfIndex, 
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-fn attach_tcx(program: &mut SchedClassifier, pin: &Path, direction: Direction, name: &str) -> Result<(), Failure> {
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    pin: &Path,
+    direction: Direction,
+    ifindex: IfIndex,
+    name: &str,
+) -> Result<(), Failure> {
     if let Some(link) = pinned_link(pin)? {
-        if is_on(&link, direction, name)? {
+        if is_on(&link, direction, ifindex)? {
             let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
             drop(program.take_link(id)?);
             return Ok(());
@@ -127,19 +134,18 @@ pub(super) fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
 }
 
 /// Whether a link's program runs on this interface. A pinned link outlives its interface.
-fn is_on(link: &FdLink, direction: Direction, name: &str) -> Result<bool, Failure> {
+fn is_on(link: &FdLink, direction: Direction, ifindex: IfIndex) -> Result<bool, Failure> {
     let program = link.info()?.program_id();
-    let (_, programs) = SchedClassifier::query_tcx(name, hook(direction))?;
-    Ok(programs.iter().any(|running| running.id() == program))
+    Ok(tcx_programs(ifindex, direction)?.contains(&program))
 }
 
 /// Whether both programs run on an interface, as the kernel tells rather than the pins.
-pub(super) fn is_running(pins: &Pins, ifindex: IfIndex, name: &str) -> Result<bool, Failure> {
+pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure> {
     let mut linked = true;
     for direction in Direction::BOTH {
         linked = linked
             && match pinned_link(&pins.link(ifindex, direction))? {
-                Some(link) => is_on(&link, direction, name)?,
+                Some(link) => is_on(&link, direction, ifindex)?,
                 None => false,
             };
     }

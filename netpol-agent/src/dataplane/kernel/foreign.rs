@@ -1,20 +1,12 @@
 //! Other people's programs at the hooks where netpol's are.
 
-use std::io;
-
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::SchedClassifier;
 use netpol_common::{Direction, IfIndex};
 
 use super::attach::{hook, pinned_link, program_name};
 use super::pins::Pins;
+use super::query::tcx_programs;
 use crate::endpoints::Netlink;
-
-/// `BPF_PROG_QUERY`, `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`. Source: `include/uapi/linux/bpf.h`.
-const PROG_QUERY: libc::c_int = 16;
-const TCX_INGRESS: u32 = 46;
-const TCX_EGRESS: u32 = 47;
-/// Programs one hook can have. Source: `BPF_MPROG_MAX`, `include/linux/bpf_mprog.h`.
-const MOST: u32 = 64;
 
 /// When somebody else's program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,40 +86,4 @@ impl ForeignPrograms {
 fn is_ours(name: &str) -> bool {
     // Kernels keep 15 bytes of a name. Source: `BPF_OBJ_NAME_LEN`.
     Direction::BOTH.into_iter().map(program_name).any(|own| own == name || own.get(..15) == Some(name))
-}
-
-/// `union bpf_attr`, as `BPF_PROG_QUERY` has it.
-#[repr(C)]
-#[derive(Default)]
-struct Query {
-    ifindex: u32,
-    attach_type: u32,
-    flags: u32,
-    attach_flags: u32,
-    ids: u64,
-    count: u32,
-    padding: u32,
-    program_attach_flags: u64,
-    link_ids: u64,
-    link_attach_flags: u64,
-    revision: u64,
-}
-
-/// The ids of the programs at a hook, in the order in which they run. Asks for no more than that: to open a program by its
-/// id, as aya does, takes `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
-pub(super) fn tcx_programs(ifindex: IfIndex, direction: Direction) -> io::Result<Vec<u32>> {
-    let mut ids = [0_u32; MOST as usize];
-    let mut query = Query {
-        ifindex: ifindex.0,
-        attach_type: if hook(direction) == TcAttachType::Ingress { TCX_INGRESS } else { TCX_EGRESS },
-        ids: ids.as_mut_ptr() as u64,
-        count: MOST,
-        ..Query::default()
-    };
-    // SAFETY: the structure is the kernel's, and as long as told; the ids have room for as many as told.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(ids.into_iter().take(query.count as usize).collect())
 }

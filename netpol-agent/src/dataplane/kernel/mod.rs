@@ -8,6 +8,7 @@ mod load;
 mod maps;
 mod names;
 mod pins;
+mod query;
 mod resize;
 mod ring;
 mod status;
@@ -305,7 +306,7 @@ impl Dataplane for Kernel {
     fn running(&self) -> Vec<IfIndex> {
         let runs = |ifindex: &IfIndex| {
             let Some(name) = attach::name_of(*ifindex) else { return false };
-            attach::is_running(&self.pins, *ifindex, &name).unwrap_or_else(|error| {
+            attach::is_running(&self.pins, *ifindex).unwrap_or_else(|error| {
                 tracing::debug!(interface = ?name, %error, "cannot ask which programs run; believed to be there");
                 true
             })

@@ -1,0 +1,51 @@
+//! Which programs are at a TCX hook, asked for with no more privileges than it takes to put them there.
+
+use std::io;
+
+use aya::programs::TcAttachType;
+use netpol_common::{Direction, IfIndex};
+
+use super::attach::hook;
+
+/// `BPF_PROG_QUERY`, `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`. Source: `include/uapi/linux/bpf.h`.
+const PROG_QUERY: libc::c_int = 16;
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+/// Programs one hook can have. Source: `BPF_MPROG_MAX`, `include/linux/bpf_mprog.h`.
+const MOST: u32 = 64;
+
+/// `union bpf_attr`, as `BPF_PROG_QUERY` has it.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// The ids of the programs at a hook, in the order in which they run. Asks for no more than that: to open a program by its
+/// id, as aya does, takes `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
+pub(super) fn tcx_programs(ifindex: IfIndex, direction: Direction) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MOST as usize];
+    let mut query = Query {
+        ifindex: ifindex.0,
+        attach_type: if hook(direction) == TcAttachType::Ingress { TCX_INGRESS } else { TCX_EGRESS },
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST,
+        ..Query::default()
+    };
+    // SAFETY: the structure is the kernel's, and as long as told; the ids have room for as many as told.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids.into_iter().take(query.count as usize).collect())
+}

@@ -1,0 +1,66 @@
+//! The agent with the capabilities that `deploy/` gives it, and no other.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use netpol_tests::cleanup::{PathGuard, temporary_root, unique};
+use netpol_tests::program::Programs;
+use netpol_tests::{AgentOptions, Cluster, Lab, agent, policy};
+
+const DAEMON_SET: &str = include_str!("../../deploy/base/daemonset.yaml");
+
+/// An executable that starts the agent with the container's capabilities. Whoever is root gets, with a new program, what
+/// the bounding set leaves: capabilities(7).
+fn confined(directory: &Path) -> Result<std::path::PathBuf> {
+    let line = DAEMON_SET.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
+    let added: Vec<_> = line.context("the DaemonSet adds capabilities")?.split(", ").map(str::to_lowercase).collect();
+    let set = added.iter().map(|name| format!(",+{name}")).collect::<String>();
+    std::fs::create_dir_all(directory)?;
+    let script = directory.join("agent");
+    let agent = agent::binary()?;
+    std::fs::write(
+        &script,
+        format!("#!/bin/sh\nexec setpriv --inh-caps=-all --bounding-set=-all{set} {} \"$@\"\n", agent.display()),
+    )?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    Ok(script)
+}
+
+#[test]
+fn the_capabilities_of_the_daemon_set_are_enough_to_enforce_and_to_take_over() -> Result<()> {
+    for attach in ["tcx", "tc"] {
+        let directory = PathGuard::new(temporary_root().join(unique("confined")));
+        let cluster = Cluster::builder().namespace("shop", "").pods(&[("shop/a", "app=a"), ("shop/b", "app=b")]);
+        let isolate = |peer: &str| {
+            policy(
+                "shop/b",
+                &format!(
+                    "podSelector: {{matchLabels: {{app: b}}}}\ningress: [{{from: [{{podSelector: {{matchLabels: {{app: {peer}}}}}}}]}}]"
+                ),
+            )
+        };
+        let options = AgentOptions::default().binary(&confined(directory.path())?).arguments(&["--attach", attach]);
+        let mut lab = Lab::start_with(cluster, &[isolate("nobody")], options)?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", lab.agent().pid().context("it runs")?))?;
+        let held = status.lines().find(|line| line.starts_with("CapEff:")).context("CapEff")?;
+        ensure!(
+            held.ends_with("000000c000001000"),
+            "the agent has other capabilities than CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN: {held}"
+        );
+        lab.expect("shop/a -x shop/b 80/TCP")?;
+
+        // Somebody else's program is there as well by then.
+        let mut foreign = Programs::load()?;
+        let veth = lab.cluster.host("shop/b").veth().to_owned();
+        lab.cluster.host("node-1").netns().run(|| foreign.attach_empty(&veth, false))?;
+        lab.agent().crash()?;
+        lab.policies(&[isolate("a")])?;
+        lab.agent().restart()?;
+        lab.expect("shop/a -> shop/b 80/TCP")?;
+        lab.agent().wait_log(&["conflict", "TC program"])?;
+        let log = lab.agent().log();
+        ensure!(!log.contains("ERROR") && !log.contains("cannot"), "{log}");
+    }
+    Ok(())
+}
