@@ -42,11 +42,19 @@ pub(super) struct Watcher {
     /// The position is of a full list that has just come.
     fresh: bool,
     streaming: bool,
-    lost: bool,
-    broken: bool,
+    contact: Contact,
     trouble: Option<String>,
     /// What is being done.
     verb: &'static str,
+}
+
+/// Whether changes can be missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contact {
+    Kept,
+    /// Not if the watch goes on where it broke off.
+    Broken,
+    Lost,
 }
 
 /// How a stream came to its end.
@@ -112,8 +120,7 @@ impl Watcher {
             position: None,
             fresh: false,
             streaming,
-            lost: false,
-            broken: false,
+            contact: Contact::Kept,
             trouble: None,
             verb: "list",
         }
@@ -259,7 +266,7 @@ impl Watcher {
         if text.is_empty() {
             return Err(Failure::Garbled("a list without a resourceVersion".to_owned()));
         }
-        (self.lost, self.broken) = (false, false);
+        self.contact = Contact::Kept;
         self.state.update(self.resource.plural(), |kind| {
             kind.relists += u64::from(kind.listed);
             kind.listed = true;
@@ -286,7 +293,7 @@ impl Watcher {
         if listing {
             self.tell(News::Began).await;
         } else {
-            if std::mem::take(&mut self.broken) | std::mem::take(&mut self.lost) {
+            if std::mem::replace(&mut self.contact, Contact::Kept) != Contact::Kept {
                 self.tell(News::Resumed).await;
             }
             self.recovered();
@@ -371,7 +378,7 @@ impl Watcher {
 
     /// Changes may be missed from now on.
     async fn lose(&mut self) {
-        if !std::mem::replace(&mut self.lost, true) {
+        if std::mem::replace(&mut self.contact, Contact::Lost) != Contact::Lost {
             self.tell(News::Lost).await;
         }
     }
@@ -396,7 +403,7 @@ impl Watcher {
                 self.trouble = Some(text);
             }
         } else {
-            self.broken = true;
+            self.contact = Contact::Broken;
             self.tell(News::Broken).await;
             tracing::info!(resource = %self.resource, "{}", failure.tell(self.verb, self.resource));
         }
