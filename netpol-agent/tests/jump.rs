@@ -1,0 +1,194 @@
+//! After a gap the agent goes from the world it knew to the world there is, several changes away: at every single write each
+//! pod is judged as before the gap or as after it, never by a mixture of both.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use netpol_agent::dataplane::switch::Snapshot;
+use netpol_agent::dataplane::{AttachError, Dataplane, Memory, WriteError};
+use netpol_agent::endpoints::{Survey, Veth};
+use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
+use netpol_common::{Endpoint, Generation, IfIndex, Reason};
+use netpol_policy::model::{Object, ObjectKey, PodKey};
+use netpol_policy::reference::evaluate;
+use netpol_policy::tables::{Change, EndpointPolicy, Tables};
+use netpol_policy::testing::{Probe, event, probes};
+use netpol_policy::world::{Event, World};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// Where the pods of this node are.
+type Places = BTreeMap<IfIndex, (PodKey, Vec<IpAddr>)>;
+
+/// What is allowed at each pod, probe by probe.
+type Verdicts = BTreeMap<PodKey, Vec<bool>>;
+
+/// Looks at all verdicts after every write.
+#[derive(Debug, Default)]
+struct Recorder {
+    memory: Memory,
+    tables: Tables,
+    places: Places,
+    probes: Vec<Probe>,
+    seen: Vec<(String, Verdicts)>,
+}
+
+impl Recorder {
+    fn look(&mut self, after: String) {
+        let verdicts = self.memory.endpoints.values().filter_map(|endpoint| {
+            let (pod, addresses) = self.places.get(&endpoint.ifindex)?;
+            let policy = EndpointPolicy { ingress: endpoint.ingress, egress: endpoint.egress };
+            let judge = |probe: &Probe| self.tables.judge(policy, addresses, &probe.at(pod)).reason.allows();
+            Some((pod.clone(), self.probes.iter().map(judge).collect()))
+        });
+        let verdicts = verdicts.collect();
+        self.seen.push((after, verdicts));
+    }
+}
+
+impl Dataplane for Recorder {
+    fn write(&mut self, change: &Change) -> Result<(), WriteError> {
+        self.memory.write(change)?;
+        self.tables.apply(change).expect("what is deleted was there");
+        self.look(format!("{change:?}"));
+        Ok(())
+    }
+
+    fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
+        self.memory.put_endpoint(endpoint)?;
+        self.look(format!("{endpoint:?}"));
+        Ok(())
+    }
+
+    fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        self.memory.delete_endpoint(ifindex)
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {
+        self.memory.endpoints()
+    }
+
+    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+        self.memory.attach(ifindex, name)
+    }
+
+    fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {
+        self.memory.detach(ifindex)
+    }
+
+    fn attached(&self) -> Vec<IfIndex> {
+        self.memory.attached()
+    }
+
+    fn next_generation(&mut self) -> Result<Generation, WriteError> {
+        self.memory.next_generation()
+    }
+
+    fn clear_counters(&mut self, id: u32) {
+        self.memory.clear_counters(id);
+    }
+
+    fn endpoint_numbers(&self) -> u32 {
+        self.memory.endpoint_numbers()
+    }
+}
+
+fn meant(world: &World, places: &Places, probes: &[Probe]) -> Verdicts {
+    let verdicts = |pod: &PodKey| -> Vec<bool> {
+        let reasons = probes.iter().map(|probe| evaluate(world, &probe.at(pod)).reason);
+        reasons.map(Reason::allows).collect()
+    };
+    places.values().map(|(pod, _)| (pod.clone(), verdicts(pod))).collect()
+}
+
+/// The pods of this node that have an interface: those whose addresses are theirs.
+fn places(world: &World) -> Places {
+    let local = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
+    let owners = local.filter(|pod| {
+        !pod.addresses.is_empty()
+            && pod.addresses.iter().all(|address| world.claimant(*address).is_some_and(|owner| owner.key == pod.key))
+    });
+    (3..).map(IfIndex).zip(owners.map(|pod| (pod.key.clone(), pod.addresses.clone()))).collect()
+}
+
+fn survey(places: &Places, own: &[IpAddr]) -> Survey {
+    let veth = |(ifindex, (_, addresses)): (&IfIndex, &(PodKey, Vec<IpAddr>))| {
+        let name = format!("veth{ifindex}");
+        let veth = Veth { ifindex: *ifindex, name, namespace: 0, peer: 2, bridge: None, packets: 0 };
+        (*ifindex, (veth, addresses.clone()))
+    };
+    Survey { veths: places.iter().map(veth).collect(), own: own.to_vec(), ..Survey::default() }
+}
+
+/// What may differ after a gap: policies, namespaces, and labels and ports of pods. Interfaces are another matter.
+fn differences(world: &World, events: Vec<Event>) -> Vec<Event> {
+    let mut latest = BTreeMap::new();
+    for event in events {
+        match event {
+            Event::Apply(Object::Pod(new)) => {
+                if let Some(old) = world.pods.get(&new.key) {
+                    let mut pod = old.clone();
+                    (pod.labels, pod.ports) = (new.labels, new.ports);
+                    let pod = Object::Pod(pod);
+                    latest.insert(pod.key(), Event::Apply(pod));
+                }
+            }
+            Event::Apply(object @ (Object::Namespace(_) | Object::Policy(_))) => {
+                latest.insert(object.key(), Event::Apply(object));
+            }
+            Event::Delete(ref key @ (ObjectKey::Namespace(_) | ObjectKey::Policy(_))) if world.contains(key) => {
+                latest.insert(key.clone(), event);
+            }
+            _ => {}
+        }
+    }
+    latest.into_values().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn after_a_gap_every_write_leaves_the_old_policy_or_the_new(
+        before in vec(event(), 8..32),
+        gap in vec(event(), 2..12),
+    ) {
+        let mut old = World::default();
+        before.into_iter().for_each(|event| old.apply(event));
+        let gap = differences(&old, gap);
+        let mut new = old.clone();
+        gap.iter().cloned().for_each(|event| new.apply(event));
+
+        let (places, probes) = (places(&old), probes());
+        let recorder = Recorder { places: places.clone(), probes: probes.clone(), ..Recorder::default() };
+        let options = Options { node: "node-1".into(), unknown_pods: UnknownPods::Allow, source_guard: true };
+        let objects = vec![Event::Reset(old.objects().collect())];
+        let survey = survey(&places, &old.own_addresses);
+        let mut reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, survey).expect("it starts");
+        let (then, now) = (meant(&old, &places, &probes), meant(&new, &places, &probes));
+        if let Some((after, last)) = reconciler.dataplane().seen.last() {
+            prop_assert_eq!(last, &then, "at the start, after {}", after);
+        }
+
+        reconciler.dataplane_mut().seen.clear();
+        reconciler.jump(gap);
+        for (after, verdicts) in &reconciler.dataplane().seen {
+            for (pod, verdicts) in verdicts {
+                for (index, found) in verdicts.iter().enumerate() {
+                    // A pod that changes does so as a pod and as an address, one after the other: of what it says to itself
+                    // nothing is asked.
+                    if old.pods[pod].addresses.contains(&probes[index].remote) {
+                        continue;
+                    }
+                    let either = [then[pod][index], now[pod][index]];
+                    prop_assert!(either.contains(found), "{pod} {:?} is {found}, was {}, will be {}, after {after}", probes[index], either[0], either[1]);
+                }
+            }
+        }
+        if let Some((after, last)) = reconciler.dataplane().seen.last() {
+            prop_assert_eq!(last, &now, "in the end, after {}", after);
+        } else {
+            prop_assert_eq!(then, now, "nothing was written");
+        }
+    }
+}
