@@ -83,7 +83,7 @@ impl ForeignPrograms {
     }
 }
 
-fn is_ours(name: &str) -> bool {
+pub(super) fn is_ours(name: &str) -> bool {
     // Kernels keep 15 bytes of a name. Source: `BPF_OBJ_NAME_LEN`.
     Direction::BOTH.into_iter().map(program_name).any(|own| own == name || own.get(..15) == Some(name))
 }

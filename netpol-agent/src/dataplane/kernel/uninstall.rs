@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::MapInfo;
-use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::ProgramInfo;
+use netpol_common::{Direction, IfIndex};
 
-use netpol_common::IfIndex;
-
-use super::attach::detach;
+use super::attach::{detach, pinned_link};
+use super::foreign::is_ours;
 use super::pins::{Pins, names, pin_error};
+use super::query::tcx_programs;
 use super::{KernelError, Lock, versions};
 use crate::endpoints::Netlink;
 
@@ -37,11 +38,12 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
         return Ok(report);
     }
     let lock = Lock::take(pin_path)?;
-    let mut maps = BTreeSet::new();
+    let mut ours = Ours::default();
     for root in versions(pin_path) {
-        maps.extend(map_ids(&root));
-        maps.extend(map_ids(&Pins::at(root.clone()).resize()));
         let pins = Pins::at(root.clone());
+        ours.maps.extend(map_ids(&root));
+        ours.maps.extend(map_ids(&pins.resize()));
+        ours.programs.extend(program_ids(&pins));
         let mut interfaces = pins.linked();
         interfaces.extend(pins.filtered());
         interfaces.sort_unstable();
@@ -59,7 +61,7 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
         report.remains.push(pin_error("remove", pin_path, &error).to_string());
     }
     report.remains.extend(remaining_pins(pin_path));
-    report.remains.extend(remaining_programs(&maps));
+    report.remains.extend(remaining_programs(&ours));
     Ok(report)
 }
 
@@ -90,12 +92,37 @@ fn map_ids(directory: &Path) -> BTreeSet<u32> {
     names(directory).iter().filter_map(|name| Some(MapInfo::from_pin(directory.join(name)).ok()?.id())).collect()
 }
 
-/// Programs on interfaces of this namespace that use these maps. The kernel takes a link down a moment after its last
+/// The ids of the programs that are pinned, linked, or filters.
+fn program_ids(pins: &Pins) -> BTreeSet<u32> {
+    let pinned = names(&pins.programs()).into_iter().filter_map(|name| {
+        let program = ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
+        Some(program.id())
+    });
+    let links =
+        pins.linked().into_iter().flat_map(|ifindex| Direction::BOTH.map(|direction| pins.link(ifindex, direction)));
+    let linked = links.filter_map(|link| Some(pinned_link(&link).ok()??.info().ok()?.program_id()));
+    let mut ids: BTreeSet<u32> = pinned.chain(linked).collect();
+    if let Ok(mut netlink) = Netlink::open() {
+        let filters = pins.filtered().into_iter().flat_map(|ifindex| netlink.bpf_filters(ifindex).unwrap_or_default());
+        ids.extend(filters.filter(|filter| is_ours(&filter.name)).map(|filter| filter.program));
+    }
+    ids
+}
+
+/// What tells a program of this pin path: its id, or that it uses one of the maps. The latter is for what the pins no
+/// longer tell, and takes `CAP_SYS_ADMIN`.
+#[derive(Debug, Default)]
+struct Ours {
+    maps: BTreeSet<u32>,
+    programs: BTreeSet<u32>,
+}
+
+/// Programs on interfaces of this namespace that are ours. The kernel takes a link down a moment after its last
 /// pin goes, so this looks for a while.
-fn remaining_programs(maps: &BTreeSet<u32>) -> Vec<String> {
+fn remaining_programs(ours: &Ours) -> Vec<String> {
     let begun = Instant::now();
     loop {
-        let remaining = running_programs(maps);
+        let remaining = running_programs(ours);
         if remaining.is_empty() || begun.elapsed() > PATIENCE {
             return remaining;
         }
@@ -103,7 +130,7 @@ fn remaining_programs(maps: &BTreeSet<u32>) -> Vec<String> {
     }
 }
 
-fn running_programs(maps: &BTreeSet<u32>) -> Vec<String> {
+fn running_programs(ours: &Ours) -> Vec<String> {
     let mut netlink = match Netlink::open() {
         Ok(netlink) => netlink,
         Err(error) => return vec![format!("whatever runs as a clsact filter: {error}")],
@@ -111,20 +138,23 @@ fn running_programs(maps: &BTreeSet<u32>) -> Vec<String> {
     let mut remaining = Vec::new();
     for interface in nix::net::if_::if_nameindex().iter().flatten() {
         let name = interface.name().to_string_lossy();
-        let mut programs = Vec::new();
-        for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
+        let mut ids = BTreeSet::new();
+        for direction in Direction::BOTH {
             // Before Linux 6.6 there is nothing to ask.
-            programs.extend(SchedClassifier::query_tcx(&name, hook).map(|(_, programs)| programs).unwrap_or_default());
+            ids.extend(tcx_programs(IfIndex(interface.index()), direction).unwrap_or_default());
         }
         match netlink.filter_programs(IfIndex(interface.index())) {
-            Ok(filters) => programs.extend(filters.into_iter().filter_map(program_of_id)),
+            Ok(filters) => ids.extend(filters),
             // It has just gone.
             Err(_) if nix::net::if_::if_nametoindex(&*name).is_err() => {}
             Err(error) => remaining.push(format!("whatever runs as a clsact filter on {name}: {error}")),
         }
-        for program in programs.iter().filter(|program| uses(program, maps)) {
-            let program_name = program.name_as_str().unwrap_or("?");
-            remaining.push(format!("program {program_name} (id {}) on {name}", program.id()));
+        for id in ids {
+            let program = program_of_id(id);
+            if ours.programs.contains(&id) || program.as_ref().is_some_and(|program| uses(program, &ours.maps)) {
+                let program_name = program.as_ref().and_then(ProgramInfo::name_as_str).unwrap_or("?");
+                remaining.push(format!("program {program_name} (id {id}) on {name}"));
+            }
         }
     }
     remaining
