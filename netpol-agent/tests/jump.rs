@@ -154,10 +154,14 @@ proptest! {
         gap in vec(event(), 2..12),
     ) {
         let mut old = World::default();
-        before.into_iter().for_each(|event| old.apply(event));
+        for event in before {
+            old.apply(event);
+        }
         let gap = differences(&old, gap);
         let mut new = old.clone();
-        gap.iter().cloned().for_each(|event| new.apply(event));
+        for event in gap.clone() {
+            new.apply(event);
+        }
 
         let (places, probes) = (places(&old), probes());
         let recorder = Recorder { places: places.clone(), probes: probes.clone(), ..Recorder::default() };
