@@ -13,8 +13,9 @@ fn a_source_that_is_not_there_is_named() {
     for (source, code, says) in [
         ("dir:/no/such/path", 1, "/no/such/path: No such file or directory"),
         (not_a_directory.as_str(), 1, "Not a directory"),
-        ("kube", 2, "write dir:PATH"),
-        ("dir:", 2, "write dir:PATH"),
+        ("kube:/no/such/kubeconfig", 1, "give a kubeconfig: --source kube:PATH"),
+        ("cube", 2, "write kube, kube:PATH of a kubeconfig, or dir:PATH"),
+        ("dir:", 2, "or dir:PATH"),
     ] {
         let output = node.verb(&["run", "--node", "n1", "--source", source]);
         let text = told(&output);
