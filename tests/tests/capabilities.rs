@@ -15,7 +15,7 @@ const DAEMON_SET: &str = include_str!("../../deploy/base/daemonset.yaml");
 fn confined(directory: &Path) -> Result<std::path::PathBuf> {
     let line = DAEMON_SET.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
     let added: Vec<_> = line.context("the DaemonSet adds capabilities")?.split(", ").map(str::to_lowercase).collect();
-    let set = added.iter().map(|name| format!(",+{name}")).collect::<String>();
+    let set: String = added.iter().flat_map(|name| [",+", name]).collect();
     std::fs::create_dir_all(directory)?;
     let script = directory.join("agent");
     let agent = agent::binary()?;

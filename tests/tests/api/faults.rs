@@ -28,17 +28,17 @@ const WATCHES: [Harm; 8] = [
 ];
 
 const REQUESTS: [Harm; 7] = [
-    ("status 429 for lists", |server| refuse(server, Effect::status(429).retry_after(1))),
-    ("status 500 for lists", |server| refuse(server, Effect::status(500))),
-    ("status 503 for lists", |server| refuse(server, Effect::status(503))),
-    ("status 410 for lists", |server| refuse(server, Effect::status(410))),
-    ("lists cut in the middle", |server| refuse(server, Effect::cut_in_the_middle())),
-    ("lists that are none", |server| refuse(server, Effect::garbage())),
-    ("connections cut instead of lists", |server| refuse(server, Effect::cut())),
+    ("status 429 for lists", |server| refuse(server, &Effect::status(429).retry_after(1))),
+    ("status 500 for lists", |server| refuse(server, &Effect::status(500))),
+    ("status 503 for lists", |server| refuse(server, &Effect::status(503))),
+    ("status 410 for lists", |server| refuse(server, &Effect::status(410))),
+    ("lists cut in the middle", |server| refuse(server, &Effect::cut_in_the_middle())),
+    ("lists that are none", |server| refuse(server, &Effect::garbage())),
+    ("connections cut instead of lists", |server| refuse(server, &Effect::cut())),
 ];
 
 /// Watches break, and whoever starts anew meets the effect twice, with a list and with a streaming list.
-fn refuse(server: &ApiServer, effect: Effect) {
+fn refuse(server: &ApiServer, effect: &Effect) {
     for resource in [Resource::Pods, Resource::Namespaces, Resource::NetworkPolicies] {
         for verb in [Verb::List, Verb::Watch] {
             server.inject(Fault::on(effect.clone()).verb(verb).resource(resource).times(1));
