@@ -69,7 +69,7 @@ mod tests {
     fn the_slowest_in_a_hundred_is_the_hundredth() {
         let times: Vec<_> = (1..=200).rev().map(Duration::from_millis).collect();
         let row = Row::of("a change", &times);
-        let figures = [row.median_ms, row.p95_ms, row.p99_ms, row.max_ms].map(|figure| figure.round());
+        let figures = [row.median_ms, row.p95_ms, row.p99_ms, row.max_ms].map(f64::round);
         assert_eq!(figures.map(|figure| format!("{figure}")), ["100", "190", "198", "200"]);
         assert_eq!(row.count, 200);
         assert!((Row::of("one", &times[..1]).p99_ms - 200.0).abs() < 1e-9, "of one, all are that one");
