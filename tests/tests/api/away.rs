@@ -1,6 +1,6 @@
 //! A server that is away, and comes back different.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netpol_apiserver::{Network, Resource};
@@ -92,6 +92,30 @@ fn a_network_that_swallows_everything_for_a_while_is_survived() -> Result<()> {
     std::thread::sleep(Duration::from_secs(3));
     lab.expect_beyond_policy(BEFORE).context("while nothing comes through")?;
     lab.api_server().network(Network::Up);
+    lab.expect(AFTER)?;
+    load.finish()
+}
+
+/// Its machine lost power, or a cable: no connection is closed, and nothing acknowledges.
+#[test]
+fn a_server_that_vanishes_without_a_word_is_noticed_within_half_a_minute() -> Result<()> {
+    let mut lab = start()?;
+    let load = load(&lab)?;
+    let port = lab.api_server().address().port();
+    let vanished = Instant::now();
+    lab.cluster.host("node-1").netns().nft(&format!(
+        "add table inet vanished\n\
+         add chain inet vanished in {{ type filter hook input priority 0; }}\n\
+         add rule inet vanished in tcp dport {port} drop\n\
+         add rule inet vanished in tcp sport {port} drop"
+    ))?;
+    edit(&mut lab, SIDES[0])?;
+    // Not the silence of 100 s after which a watch is dead in any case.
+    let noticed = |log: &str| log.lines().any(|line| line.contains("cannot watch nodes") && line.contains("timed out"));
+    until("the silence is noticed", Duration::from_secs(45), || Ok(noticed(&lab.agent().log())))?;
+    ensure!(vanished.elapsed() > Duration::from_secs(5), "what was noticed is something else:\n{}", lab.agent().log());
+    lab.expect_beyond_policy(BEFORE).context("while the server is not there")?;
+    lab.cluster.host("node-1").netns().nft("delete table inet vanished")?;
     lab.expect(AFTER)?;
     load.finish()
 }

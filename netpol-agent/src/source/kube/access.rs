@@ -1,25 +1,23 @@
-//! The client: who we are, where the API server is, and one request.
+//! One request to the API server, with credentials that are read again when they no longer do.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::header::{ACCEPT, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, RETRY_AFTER};
 use http::{Request, Response};
 use kube::Client;
-use kube::client::{Body, ClientBuilder};
-use kube::config::{Config, Kubeconfig};
+use kube::client::Body;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::client::client;
 use super::failure::Failure;
 use crate::chain::chain;
 use crate::source::SourceError;
 
 /// Credentials are not read again more often than this.
 const RENEW: Duration = Duration::from_millis(500);
-/// A TCP connection and its TLS handshake take no longer.
-const CONNECT: Duration = Duration::from_secs(10);
 /// That the API server answers again is not told more often than this: a server that answers and breaks is not hurried.
 const TELL: Duration = Duration::from_secs(5);
 
@@ -92,27 +90,4 @@ impl Access {
         let body = body.map(Result::unwrap_or_default).unwrap_or_default();
         Err(Failure::status(code, &String::from_utf8_lossy(&body), seconds.map(Duration::from_secs)))
     }
-}
-
-/// A client with the credentials there are now; for the runtime it is called in.
-pub(in crate::source) fn client(kubeconfig: Option<&std::path::Path>) -> Result<Client, String> {
-    // Fails where one is installed already: then that one is used.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let from_file = |kubeconfig: Kubeconfig| Config::try_from(kubeconfig).map_err(|error| chain(&error));
-    let mut config = match kubeconfig {
-        Some(path) => from_file(Kubeconfig::read_from(path).map_err(|error| chain(&error))?)?,
-        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-            Config::incluster().map_err(|error| chain(&error))?
-        }
-        None => from_file(Kubeconfig::read().map_err(|error| chain(&error))?)?,
-    };
-    config.connect_timeout = Some(CONNECT);
-    // Watches are idle for as long as nothing happens; who reads knows for how long that may be.
-    config.read_timeout = None;
-    config.write_timeout = Some(CONNECT);
-    // Failures are for the watcher to see: it knows when to go on and when to start anew.
-    config.default_retry = false;
-    let agent = HeaderValue::from_static(concat!("netpol-agent/", env!("CARGO_PKG_VERSION")));
-    config.headers.push((USER_AGENT, agent));
-    Ok(ClientBuilder::try_from(config).map_err(|error| chain(&error))?.build())
 }

@@ -10,6 +10,7 @@
 
 mod access;
 mod backoff;
+mod client;
 mod failure;
 mod gather;
 mod inquire;
@@ -30,7 +31,7 @@ use tokio::time::{Instant as Deadline, sleep_until};
 use super::state::SourceState;
 use super::{Batch, Feed, Inquiry, Revision, SourceError};
 use access::Access;
-pub(super) use access::client;
+pub(super) use client::client;
 use gather::{Gatherer, News};
 use inquire::{Answered, Open};
 pub use resource::Resource;
