@@ -99,6 +99,36 @@ async fn a_restored_backup_is_noticed_though_its_versions_are_old() -> Result<()
     Ok(())
 }
 
+/// From the version that is known the watch would go on, without a word of what differs below it.
+#[tokio::test]
+async fn a_restored_backup_that_overtook_what_is_known_is_noticed_after_a_long_absence() -> Result<()> {
+    let server = server(Options::default(), |server| {
+        server.apply(pod("web", "web", "10.1.0.1")).expect("a pod");
+    });
+    let backup = server.backup();
+    let options = netpol_agent::source::kube::Options { trust: Duration::from_secs(1), ..hasty() };
+    let mut cluster = Cluster::watch(server, options);
+    for index in 0..3 {
+        cluster.server.apply(pod(&format!("old{index}"), "web", &format!("10.1.1.{index}")))?;
+    }
+    cluster.until_same().await;
+    cluster.watching().await;
+    cluster.server.network(Network::Refuse);
+    cluster
+        .eventually("it is noticed", || cluster.feed.state.kinds().values().all(|kind| kind.trouble.is_some()))
+        .await;
+    cluster.server.restore(backup);
+    for index in 0..9 {
+        cluster.server.apply(pod(&format!("new{index}"), "web", &format!("10.1.2.{index}")))?;
+    }
+    sleep(Duration::from_secs(2)).await;
+    cluster.server.network(Network::Up);
+    let batch = cluster.next().await;
+    assert!(batch.after_gap && keys(&batch).contains(&"-Pod shop/old0".to_owned()), "{:?}", keys(&batch));
+    cluster.until_same().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_list_that_fails_midway_empties_nothing() -> Result<()> {
     let mut cluster = cluster().await;

@@ -34,6 +34,7 @@ pub(crate) fn hasty() -> kube::Options {
         answer: Duration::from_secs(2),
         idle: Duration::from_secs(3),
         watch: Duration::from_mins(1),
+        trust: Duration::from_mins(1),
         patience: Duration::from_secs(1),
         page: 3,
         streaming: true,

@@ -78,6 +78,16 @@ impl ApiServer {
         self.disconnect();
     }
 
+    /// Keeps all objects, with versions that count from another one, as when a cluster's storage is replaced. Cuts all
+    /// connections.
+    pub fn renumber(&self, first_version: u64) {
+        self.shared.change(|state| {
+            state.store.renumber(first_version);
+            state.sent.clear();
+        });
+        self.disconnect();
+    }
+
     /// Forgets all changes up to now: whoever wants to go on from an older version gets 410.
     pub fn compact(&self) {
         self.shared.change(|state| state.store.compact());

@@ -28,7 +28,7 @@
 //! | spoil requests | [`ApiServer::inject`] |
 //! | spoil watches | [`ApiServer::watch_fault`], [`ApiServer::delay_events`], [`ApiServer::compact`] |
 //! | be away | [`ApiServer::network`], [`ApiServer::disconnect`] |
-//! | come back different | edit while away; [`ApiServer::backup`] and [`ApiServer::restore`] |
+//! | come back different | edit while away; [`ApiServer::backup`] and [`ApiServer::restore`]; [`ApiServer::renumber`] |
 //!
 //! It does not validate objects, takes creation times that are given, converts no events between their two API groups, and deletes at once.
 

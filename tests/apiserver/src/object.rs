@@ -19,7 +19,7 @@ pub(crate) enum Form {
 
 /// A version of an object. The text of its metadata is apart, and has no version: an event may have to tell of it with a newer
 /// one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) resource: Resource,
     /// `namespace/name`, or the name alone; sorts as etcd's keys do.
@@ -60,6 +60,11 @@ impl Object {
             metadata: metadata[1..metadata.len() - 1].into(),
             rest: rest.into(),
         }
+    }
+
+    /// The same, as of another version.
+    pub(crate) fn at(&self, version: u64) -> Self {
+        Self { version, ..self.clone() }
     }
 
     pub(crate) fn namespace(&self) -> &str {

@@ -178,6 +178,20 @@ impl Store {
         }
     }
 
+    /// The same objects with versions that count from another one.
+    pub(crate) fn renumber(&mut self, first: u64) {
+        self.version = first;
+        for collection in self.collections.values_mut() {
+            for object in collection.objects.values_mut() {
+                self.version += 1;
+                *object = Arc::new(object.at(self.version));
+            }
+        }
+        for collection in self.collections.values_mut() {
+            collection.history = History::new(self.capacity, self.version);
+        }
+    }
+
     pub(crate) fn backup(&self) -> Backup {
         let objects = self.collections.iter().map(|(resource, collection)| (*resource, collection.objects.clone()));
         Backup { version: self.version, objects: objects.collect() }

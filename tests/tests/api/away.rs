@@ -96,6 +96,57 @@ fn a_network_that_swallows_everything_for_a_while_is_survived() -> Result<()> {
     load.finish()
 }
 
+/// Long enough that attempts have grown rare; every way of coming back different at once.
+#[test]
+fn a_long_outage_with_many_changes_new_tokens_and_other_versions_ends_in_bounded_time() -> Result<()> {
+    const AWAY: Duration = Duration::from_secs(20);
+    // Attempts grow rarer with the absence: the next comes before it has doubled, and no later than 30 s.
+    const BACK: Duration = Duration::from_secs(20);
+    let mut lab = start()?;
+    let load = load(&lab)?;
+    let mut versions = [1_000_000_000, 1].into_iter();
+    for (before, after, end) in [(BEFORE, AFTER, 1), (AFTER, BEFORE, 0)] {
+        lab.api_server().network(Network::Refuse);
+        let gone = Instant::now();
+        // There and back again; the last is there.
+        for round in 0..13 {
+            step(&mut lab, (end + round) % 2)?;
+            lab.api_server().rotate_token()?;
+        }
+        lab.api_server().renumber(versions.next().context("one for each outage")?);
+        lab.api_server().expire_old_tokens();
+        // It starts, and falls over again.
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_secs(2));
+            lab.api_server().network(Network::Up);
+            lab.api_server().network(Network::Refuse);
+        }
+        std::thread::sleep(AWAY.saturating_sub(gone.elapsed()));
+        lab.expect_beyond_policy(before).context("while the server is away")?;
+        lab.api_server().network(Network::Up);
+        let back = Instant::now();
+        lab.expect(after).with_context(|| format!("the agent says:\n{}", lab.agent().log()))?;
+        ensure!(back.elapsed() < BACK, "it took {:?} after an absence of {AWAY:?}", back.elapsed());
+    }
+    load.finish().with_context(|| format!("over its absences; the agent says:\n{}", lab.agent().log()))
+}
+
+/// From the world before a [`jump`] to the one after it (1), or back (0).
+fn step(lab: &mut Lab, end: usize) -> Result<()> {
+    if end == 1 {
+        return jump(lab);
+    }
+    for (name, labels) in LABELS[0] {
+        lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;
+    }
+    lab.cluster.apply("second", &deny_all("blog"))?;
+    lab.cluster.withdraw("third")?;
+    lab.policies(&[server_from(SIDES[0])])?;
+    lab.cluster.label_namespace("blog", "stage=test")?;
+    lab.cluster.edit_pod("shop/other", |pod| pod.labels("app=other"))?;
+    lab.agent().sync_api_server()
+}
+
 /// Its machine lost power, or a cable: no connection is closed, and nothing acknowledges.
 #[test]
 fn a_server_that_vanishes_without_a_word_is_noticed_within_half_a_minute() -> Result<()> {

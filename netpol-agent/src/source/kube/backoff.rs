@@ -3,6 +3,11 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+/// The first failure is followed by another attempt after this long.
+const FIRST: Duration = Duration::from_millis(100);
+/// The last by one after this long: what an operator mends shows soon.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// Doubles with each failure, up to a limit; half of it at random, so that a thousand agents do not come back at once.
 #[derive(Clone, Debug)]
 pub(super) struct Backoff {
@@ -11,15 +16,21 @@ pub(super) struct Backoff {
     failures: u32,
 }
 
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new(FIRST, LIMIT)
+    }
+}
+
 impl Backoff {
-    pub(super) fn new(first: Duration, limit: Duration) -> Self {
+    const fn new(first: Duration, limit: Duration) -> Self {
         Self { first, limit, failures: 0 }
     }
 
     /// What to wait now, and no less than the server asked for.
     pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
         let full = self.first.saturating_mul(1 << self.failures.min(16)).min(self.limit);
-        self.failures += 1;
+        self.failures = self.failures.saturating_add(1);
         let jittered = full / 2 + jitter(full / 2);
         // A server that asks for an hour is not obeyed: its answer may be stale by then.
         asked.map_or(jittered, |asked| asked.min(self.limit * 2).max(jittered))
@@ -56,6 +67,19 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.next(None) <= Duration::from_millis(100));
+    }
+
+    #[test]
+    fn a_server_that_is_away_for_an_hour_is_found_back_within_half_a_minute_and_not_hammered() {
+        let (mut backoff, mut gone, mut attempts) = (Backoff::default(), Duration::ZERO, 0);
+        while gone < Duration::from_hours(1) {
+            let wait = backoff.next(None);
+            assert!(wait <= Duration::from_secs(30), "{wait:?} after {gone:?}");
+            assert!(gone < Duration::from_mins(2) || wait >= Duration::from_secs(15), "{wait:?} after {gone:?}");
+            gone += wait;
+            attempts += 1;
+        }
+        assert!((120..=250).contains(&attempts), "{attempts} attempts");
     }
 
     #[test]

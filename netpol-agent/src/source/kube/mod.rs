@@ -51,6 +51,9 @@ pub struct Options {
     pub idle: Duration,
     /// Watches are made anew after this time, or up to twice as long.
     pub watch: Duration,
+    /// After an absence of so long no watch goes on where it broke off: all is listed anew. API servers have nearly always
+    /// forgotten by then, as they compact their storage as often.
+    pub trust: Duration,
     /// A streaming list that pauses for so long is none.
     pub patience: Duration,
     /// Objects to a page.
@@ -66,6 +69,7 @@ impl Default for Options {
             answer: Duration::from_secs(15),
             idle: Duration::from_secs(100),
             watch: Duration::from_mins(5),
+            trust: Duration::from_mins(5),
             patience: Duration::from_secs(10),
             page: 500,
             streaming: true,

@@ -18,10 +18,6 @@ use super::resource::Resource;
 use super::trim::{Seen, understand, version};
 use crate::source::state::SourceState;
 
-/// The first failure is followed by another attempt after this long.
-const FIRST: Duration = Duration::from_millis(100);
-/// The last by one after this long: what an operator mends shows soon.
-const LIMIT: Duration = Duration::from_secs(30);
 /// A watch that lived this long was not a failure.
 const LIVED: Duration = Duration::from_secs(5);
 
@@ -54,7 +50,8 @@ enum Contact {
     Kept,
     /// Not if the watch goes on where it broke off.
     Broken,
-    Lost,
+    /// Since then.
+    Lost(Instant),
 }
 
 /// How a stream came to its end.
@@ -114,8 +111,8 @@ impl Watcher {
             news,
             options,
             state,
-            backoff: Backoff::new(FIRST, LIMIT),
-            stale: Backoff::new(FIRST, LIMIT),
+            backoff: Backoff::default(),
+            stale: Backoff::default(),
             back,
             position: None,
             fresh: false,
@@ -183,6 +180,10 @@ impl Watcher {
     }
 
     async fn attempt(&mut self) -> Result<End, Failure> {
+        // A server restored from a backup may have overtaken the version that is known, in another history.
+        if matches!(self.contact, Contact::Lost(since) if since.elapsed() > self.options.trust) {
+            self.position = None;
+        }
         self.verb = if self.position.is_none() && !self.streaming { "list" } else { "watch" };
         if self.position.is_none() && !self.streaming {
             let version = self.pages().await?;
@@ -378,7 +379,8 @@ impl Watcher {
 
     /// Changes may be missed from now on.
     async fn lose(&mut self) {
-        if std::mem::replace(&mut self.contact, Contact::Lost) != Contact::Lost {
+        if !matches!(self.contact, Contact::Lost(_)) {
+            self.contact = Contact::Lost(Instant::now());
             self.tell(News::Lost).await;
         }
     }
