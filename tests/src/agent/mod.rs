@@ -2,6 +2,7 @@
 
 mod denied;
 mod executable;
+mod in_cluster;
 mod options;
 mod output;
 mod upstream;
@@ -140,9 +141,13 @@ impl Agent {
         fs::create_dir_all(self.ready.path()).context("making a directory for the agent's ready file")?;
         // The one of the run before tells nothing about this one.
         let _ = fs::remove_file(self.ready_file());
-        let mut command = self.command.netns.command(&self.command.binary);
+        let Launch { netns, binary, source } = &self.command;
+        let mut command = match self.upstream.as_ref().filter(|_| self.options.in_cluster) {
+            Some(upstream) => in_cluster::command(netns, binary, upstream.credentials(), upstream.server.address()),
+            None => netns.command(binary),
+        };
         command.arg("run");
-        command.arg("--source").arg(&self.command.source);
+        command.arg("--source").arg(if self.options.in_cluster { "kube" } else { source });
         command.arg("--node").arg(node_name(self.options.node));
         command.arg("--pin-path").arg(self.pins.path());
         command.arg("--ready-file").arg(self.ready_file());

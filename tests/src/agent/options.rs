@@ -14,11 +14,12 @@ pub struct AgentOptions {
     pub(super) binary: Option<PathBuf>,
     pub(super) patience: Duration,
     pub(super) api_server: Option<netpol_apiserver::Options>,
+    pub(super) in_cluster: bool,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { node: 1, arguments: Vec::new(), binary: None, patience: START, api_server: None }
+        Self { node: 1, arguments: Vec::new(), binary: None, patience: START, api_server: None, in_cluster: false }
     }
 }
 
@@ -49,6 +50,14 @@ impl AgentOptions {
     #[must_use]
     pub fn api_server(mut self, options: netpol_apiserver::Options) -> Self {
         self.api_server = Some(options);
+        self
+    }
+
+    /// Lets it find its API server and its credentials as in a pod: by environment and mounted service account. Only with
+    /// [`Self::api_server`].
+    #[must_use]
+    pub const fn in_cluster(mut self) -> Self {
+        self.in_cluster = true;
         self
     }
 

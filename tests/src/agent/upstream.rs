@@ -41,7 +41,7 @@ pub(super) struct Upstream {
     pub(super) server: ApiServer,
     mirror: Mirror,
     kubeconfig: String,
-    _credentials: PathGuard,
+    credentials: PathGuard,
 }
 
 impl Upstream {
@@ -53,12 +53,17 @@ impl Upstream {
         let mirror = server.mirror(manifests)?;
         let credentials = PathGuard::new(temporary_root().join(unique("credentials")));
         let kubeconfig = server.write_credentials(credentials.path()).context("writing the agent's credentials")?;
-        Ok(Self { server, mirror, kubeconfig: kubeconfig.display().to_string(), _credentials: credentials })
+        Ok(Self { server, mirror, kubeconfig: kubeconfig.display().to_string(), credentials })
     }
 
     /// As `--source` takes it.
     pub(super) fn source(&self) -> String {
         format!("kube:{}", self.kubeconfig)
+    }
+
+    /// A directory as a pod has it of its service account.
+    pub(super) fn credentials(&self) -> &Path {
+        self.credentials.path()
     }
 
     /// Lets the server say what the manifests say by now.

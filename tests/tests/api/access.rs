@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use netpol_apiserver::{Options, Resource, Verb, WatchFault};
 use netpol_tests::agent::as_deployed;
-use netpol_tests::{Agent, AgentOptions, Outcome, Protocol};
+use netpol_tests::{Agent, AgentOptions, Lab, Outcome, Protocol};
 
 use super::{lab, load, options, pods, server_from, until};
 
@@ -26,6 +26,35 @@ fn a_token_that_expired_is_read_again() -> Result<()> {
     }
     let refused = lab.api_server().requests().iter().filter(|request| request.status == Some(401)).count();
     ensure!(refused > 0, "the agent never asked with an old token: nothing was tested");
+    load.finish()
+}
+
+#[test]
+fn in_a_pod_the_service_account_is_used_and_its_token_read_again_when_kubelet_replaces_it() -> Result<()> {
+    let server = options()?;
+    let options = AgentOptions::default().api_server(server).in_cluster();
+    let mut lab = Lab::start_with(pods(), &[server_from("")], options)?;
+    let load = load(&lab)?;
+    let first = lab.api_server().token();
+    lab.api_server().rotate_token()?;
+    lab.api_server().expire_old_tokens();
+    ensure!(lab.api_server().token() != first, "the token is the old one: nothing was tested");
+    lab.api_server().watch_fault(None, WatchFault::End);
+    lab.policies(&[server_from(FROM_OTHER)])?;
+    lab.expect(
+        "shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP",
+    )?;
+    ensure!(
+        lab.agent().log().contains("source=kube\n"),
+        "it was told where its credentials are:\n{}",
+        lab.agent().log()
+    );
+
+    // The one in its place at the start, and an API server's certificate that only the mounted authority vouches for.
+    lab.api_server().rotate_token()?;
+    lab.api_server().expire_old_tokens();
+    lab.agent().restart()?;
+    lab.expect("shop/other -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP")?;
     load.finish()
 }
 
