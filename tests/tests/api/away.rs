@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netpol_apiserver::{Network, Resource};
+use netpol_tests::agent::as_deployed;
 use netpol_tests::{ClusterBuilder, Lab, deny_all};
 
 use super::{PROD_AND_FRIENDS, lab_of, load, options, pods_but_two, server_from, until};
@@ -94,6 +95,29 @@ fn a_network_that_swallows_everything_for_a_while_is_survived() -> Result<()> {
     lab.api_server().network(Network::Up);
     lab.expect(AFTER)?;
     load.finish()
+}
+
+/// As one does whose authorizer has not read all roles yet.
+#[test]
+fn a_server_that_is_back_and_refuses_one_kind_for_a_while_makes_no_mixture() -> Result<()> {
+    let granted = as_deployed()?.rules;
+    for refused in [Resource::NetworkPolicies, Resource::Pods] {
+        let mut lab = start()?;
+        let load = load(&lab)?;
+        lab.api_server().network(Network::Refuse);
+        jump(&mut lab)?;
+        std::thread::sleep(Duration::from_secs(2));
+        lab.api_server().set_rules(granted.clone().without(refused, None));
+        lab.api_server().network(Network::Up);
+        std::thread::sleep(Duration::from_secs(8));
+        lab.expect_beyond_policy(BEFORE).with_context(|| format!("while {refused:?} are refused"))?;
+        lab.api_server().set_rules(granted.clone());
+        let again = Instant::now();
+        lab.expect(AFTER)?;
+        ensure!(again.elapsed() < Duration::from_secs(15), "it took {:?} to ask again", again.elapsed());
+        load.finish().with_context(|| format!("{refused:?} were refused; the agent says:\n{}", lab.agent().log()))?;
+    }
+    Ok(())
 }
 
 /// Long enough that attempts have grown rare; every way of coming back different at once.

@@ -40,6 +40,11 @@ impl Backoff {
         self.failures = 0;
     }
 
+    /// Begins with short waits again, where something has changed; the last attempt failed all the same.
+    pub(super) fn hurry(&mut self) {
+        self.failures = self.failures.min(1);
+    }
+
     /// Whether the last attempt failed.
     pub(super) fn is_waiting(&self) -> bool {
         self.failures > 0

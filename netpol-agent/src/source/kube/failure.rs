@@ -47,14 +47,6 @@ impl Failure {
         matches!(self, Self::Status { code: 410, .. })
     }
 
-    /// Whether the server did not answer at all.
-    pub(super) fn is_away(&self) -> bool {
-        match self {
-            Self::Connection(_) | Self::Silent(_) => true,
-            Self::Status { .. } | Self::Garbled(_) => false,
-        }
-    }
-
     /// The metric's label.
     pub(super) fn reason(&self) -> String {
         match self {

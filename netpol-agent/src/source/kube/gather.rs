@@ -14,8 +14,10 @@ use super::resource::Resource;
 use super::store::Store;
 use super::trim::Seen;
 
-/// Who is back waits this long for the others.
-pub(super) const HOLD: Duration = Duration::from_secs(3);
+/// Who is back waits this long for the others: a server that has just started may refuse some for a while, and a full list of a
+/// large cluster takes its time. What was in force while nothing was in sight stays so for that much longer; staying so for ever
+/// would be no safer, as addresses pass from pod to pod.
+pub(super) const HOLD: Duration = Duration::from_secs(30);
 /// What was missed comes within this time once a watch goes on where it broke off.
 pub(super) const SETTLE: Duration = Duration::from_millis(200);
 
@@ -50,6 +52,8 @@ enum Sight {
     Never,
     Clear,
     Lost,
+    /// Lost for longer than others wait. What is known of the others is newer ever since: nobody waits for it again.
+    GivenUp,
     /// Back since the first time and whole at the second.
     Back(Instant, Instant),
 }
@@ -132,14 +136,14 @@ impl Gatherer {
             News::Lost => {
                 kind.store.abandon();
                 kind.broken = false;
-                if kind.sight != Sight::Never {
+                if !matches!(kind.sight, Sight::Never | Sight::GivenUp) {
                     kind.sight = Sight::Lost;
                 }
             }
             News::Broken => kind.broken = true,
             News::Resumed => {
                 kind.broken = false;
-                if kind.sight == Sight::Lost {
+                if matches!(kind.sight, Sight::Lost | Sight::GivenUp) {
                     kind.sight = Sight::Back(now, now + SETTLE);
                 }
             }
@@ -186,11 +190,7 @@ impl Gatherer {
             bundles.push(Bundle { events, after_gap: false, received: self.received.take().unwrap_or(now) });
         }
         if self.jump_at().is_some_and(|at| at <= now) {
-            let lost: Vec<_> = self.kinds.iter().filter(|(_, kind)| kind.sight == Sight::Lost).collect();
-            if !lost.is_empty() {
-                let lost: Vec<String> = lost.iter().map(|(resource, _)| resource.to_string()).collect();
-                tracing::warn!("going on without news of {}, which are still not in sight", lost.join(", "));
-            }
+            self.give_up();
             self.clear();
             let events: Vec<_> = std::mem::take(&mut self.jump).into_values().collect();
             let received = self.jump_received.take().unwrap_or(now);
@@ -199,6 +199,17 @@ impl Gatherer {
             }
         }
         bundles
+    }
+
+    fn give_up(&mut self) {
+        let mut lost = Vec::new();
+        for (resource, kind) in self.kinds.iter_mut().filter(|(_, kind)| kind.sight == Sight::Lost) {
+            kind.sight = Sight::GivenUp;
+            lost.push(resource.plural());
+        }
+        if !lost.is_empty() {
+            tracing::warn!("going on without news of {}, which are still not in sight", lost.join(", "));
+        }
     }
 
     fn clear(&mut self) {
@@ -214,7 +225,7 @@ impl Gatherer {
         let back = || {
             self.kinds.values().filter_map(|kind| match kind.sight {
                 Sight::Back(since, whole) => Some((since, whole)),
-                Sight::Never | Sight::Clear | Sight::Lost => None,
+                Sight::Never | Sight::Clear | Sight::Lost | Sight::GivenUp => None,
             })
         };
         let whole = back().map(|(_, whole)| whole).max()?;

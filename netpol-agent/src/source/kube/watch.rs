@@ -132,7 +132,7 @@ impl Watcher {
             if begun.elapsed() > LIVED {
                 self.lives();
             }
-            let (mut asked, mut away) = (None, false);
+            let mut asked = None;
             match result {
                 Ok(End::Unheard) => return,
                 // At once, unless it is over again and again.
@@ -160,15 +160,15 @@ impl Watcher {
                 }
                 Err(failure) => {
                     asked = failure.retry_after();
-                    away = failure.is_away();
                     self.failed(&failure).await;
                 }
             }
             let wait = self.backoff.next(asked);
-            // Whoever waits on while another resource is followed again mixes new objects with old ones.
+            // Whoever waits on while another resource is followed again mixes new objects with old ones. A server that has just
+            // started may refuse at first: it is not asked as rarely as one that was away.
             tokio::select! {
                 () = sleep(wait) => {}
-                Ok(()) = self.back.changed(), if away => {}
+                Ok(()) = self.back.changed(), if asked.is_none() => self.backoff.hurry(),
             }
         }
     }

@@ -106,12 +106,35 @@ fn who_stays_away_does_not_hold_the_others_up_for_ever() {
     case.take(NODES, News::Lost);
     case.take(NAMESPACES, News::Lost);
     case.list(NODES, Vec::new());
-    case.now += HOLD;
+    case.now += HOLD - Duration::from_millis(1);
+    assert_eq!(case.due(), [""; 0]);
+    case.now += Duration::from_millis(1);
     assert_eq!(case.due(), ["!-Node a"]);
     case.take(NODES, News::Changed(node("b", 7), case.now));
     assert_eq!(case.due(), ["+Node b"]);
     case.list(NAMESPACES, Vec::new());
     assert_eq!(case.due(), ["!-Namespace x"]);
+}
+
+#[test]
+fn who_was_given_up_is_not_waited_for_again_until_it_was_back() {
+    let mut case = Case::listed();
+    case.take(NODES, News::Lost);
+    case.take(NAMESPACES, News::Lost);
+    case.list(NODES, Vec::new());
+    case.now += HOLD;
+    assert_eq!(case.due(), ["!-Node a"]);
+    case.take(NODES, News::Lost);
+    case.take(NAMESPACES, News::Lost);
+    case.list(NODES, vec![node("b", 7)]);
+    assert_eq!(case.due(), ["!+Node b"], "namespaces are as they were, and nodes were newer before");
+
+    case.list(NAMESPACES, Vec::new());
+    assert_eq!(case.due(), ["!-Namespace x"]);
+    case.take(NODES, News::Lost);
+    case.take(NAMESPACES, News::Lost);
+    case.list(NODES, Vec::new());
+    assert_eq!(case.due(), [""; 0]);
 }
 
 #[test]
