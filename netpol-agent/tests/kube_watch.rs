@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use kube_cluster::{Cluster, hasty, keys, pod, pod_key, policy, policy_key, server};
+use netpol_agent::source::Subject;
 use netpol_apiserver::{Options, Resource, StreamingLists};
 use serde_json::json;
 
@@ -104,6 +105,34 @@ async fn who_asks_is_answered_once_the_watch_has_it() -> Result<()> {
     cluster.server.set_rules(netpol_apiserver::Rules::none());
     let error = cluster.ask(pod_key("never")).await.expect_err("nobody may ask");
     assert!(error.contains("resources: [pods]"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_asks_about_everything_is_answered_once_the_watch_of_each_kind_has_it() -> Result<()> {
+    let fill = |server: &netpol_apiserver::ApiServer| {
+        server.apply(pod("old", "web", "10.1.0.1")).expect("a pod");
+        server.apply(policy("old")).expect("a policy");
+    };
+    let mut cluster = Cluster::start(Options::default(), fill).await;
+    // No bookmark comes to help: only events say what is there.
+    assert!(cluster.ask_about(Subject::Everything).await.expect("it can be known").exists, "nothing is new");
+    for (name, resource) in [("pod", Resource::Pods), ("policy", Resource::NetworkPolicies)] {
+        cluster.server.delay_events(Duration::from_millis(400));
+        if resource == Resource::Pods {
+            cluster.server.apply(pod("new", "web", "10.1.0.2"))?;
+        } else {
+            cluster.server.apply(policy("new"))?;
+        }
+        cluster.server.delete(resource, "shop", "old");
+        cluster.ask_about(Subject::Everything).await.expect("it can be known");
+        assert_eq!(cluster.world, cluster.truth(), "{name}");
+        cluster.server.delay_events(Duration::ZERO);
+        cluster.until_same().await;
+    }
+    cluster.server.set_rules(netpol_apiserver::Rules::none());
+    let error = cluster.ask_about(Subject::Everything).await.expect_err("nobody may ask");
+    assert!(error.contains("cannot list"), "{error}");
     Ok(())
 }
 

@@ -106,6 +106,23 @@ fn a_pod_without_its_interface_is_named_when_time_runs_out() -> Result<()> {
 }
 
 #[test]
+fn several_are_waited_for_at_the_same_time() -> Result<()> {
+    let mut lab = Lab::start(two_pods(), &[deny_all("shop")])?;
+    let ghost = "---\napiVersion: v1\nkind: Pod\nmetadata: {namespace: blog, name: ghost}\nspec: {nodeName: node-1}\n\
+                 status: {podIP: 10.99.99.99, podIPs: [{ip: 10.99.99.99}]}\n";
+    lab.cluster.apply("ghost", ghost)?;
+    let conditions = ["--for", "pod/blog/ghost", "--for", "policy/shop/deny-all", "--for", "pod/blog/ghost"];
+    let begun = Instant::now();
+    let said = lab.agent().wait(&[&conditions[..], &["--timeout", "2s", "-o", "json"]].concat())?;
+    ensure!(begun.elapsed() < Duration::from_secs(4), "one timeout for each: {:?}", begun.elapsed());
+    let json: Value = serde_json::from_str(&said.stdout).context("reading JSON")?;
+    let results: Vec<_> = json["results"].as_array().into_iter().flatten().map(|one| &one["result"]).collect();
+    ensure!(said.code == Some(1) && results == ["timeout", "met", "timeout"], "{json:#}");
+    ensure!(json["results"][1]["seconds"].as_f64() < Some(1.5), "it waited for the one before: {json:#}");
+    Ok(())
+}
+
+#[test]
 fn without_an_agent_it_says_what_to_do() -> Result<()> {
     let mut lab = Lab::start(two_pods(), &[])?;
     ensure!(lab.agent().socket().exists(), "the agent's socket is not there");

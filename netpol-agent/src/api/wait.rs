@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use netpol_api::{Answer, Condition, Kind, Outcome, Target, Waited, parse_duration};
 use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use tokio::sync::oneshot;
@@ -9,7 +10,7 @@ use tokio::time::timeout;
 
 use super::desk::{Desk, Question};
 use crate::reconcile::{Check, Finding, Standing};
-use crate::source::{Inquiry, Known, Revision};
+use crate::source::{Inquiry, Known, Revision, Subject};
 
 /// More conditions than this belong in several requests.
 const CONDITIONS: usize = 64;
@@ -47,14 +48,12 @@ pub(super) fn parse(query: &str) -> Result<Asked, String> {
     }
 }
 
-/// Waits for one after the other; what has come to hold is not looked at again. `None`: the agent ends.
+/// Waits for all at the same time; what has come to hold is not looked at again. `None`: the agent ends.
 pub(super) async fn wait(asked: &Asked, desk: &Desk) -> Option<Waited> {
     let begun = Instant::now();
-    let mut results = Vec::new();
-    for condition in &asked.conditions {
-        results.push(wait_for(condition, begun, begun + asked.time, desk).await?);
-    }
-    Some(Waited { node: desk.about.node.clone(), results })
+    let waiting = asked.conditions.iter().map(|condition| wait_for(condition, begun, begun + asked.time, desk));
+    let results: Option<Vec<_>> = join_all(waiting).await.into_iter().collect();
+    Some(Waited { node: desk.about.node.clone(), results: results? })
 }
 
 async fn wait_for(condition: &Condition, begun: Instant, until: Instant, desk: &Desk) -> Option<Answer> {
@@ -92,21 +91,21 @@ async fn wait_for(condition: &Condition, begun: Instant, until: Instant, desk: &
     Some(answer)
 }
 
-/// What the source knows now. To bring everything up to date, any object does: it answers for all it has sent.
+/// What the source knows now.
 async fn inquire(condition: &Condition, until: Instant, desk: &Desk) -> Result<Known, String> {
-    let object = match condition {
-        Condition::Enforced(target) | Condition::Deleted(target) => key(target),
-        Condition::Sync => ObjectKey::Namespace("default".into()),
+    let subject = match condition {
+        Condition::Enforced(target) | Condition::Deleted(target) => Subject::Object(key(target)),
+        Condition::Sync => Subject::Everything,
     };
     let (answer, answered) = oneshot::channel();
     let gone = || "the source has ended; what it said last stays in force".to_owned();
     let asking = async {
-        desk.inquiries.send(Inquiry { object, answer }).await.map_err(|_| gone())?;
+        desk.inquiries.send(Inquiry { subject, answer }).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     };
     let patience = until.saturating_duration_since(Instant::now()).max(INQUIRY);
     timeout(patience, asking).await.unwrap_or_else(|_| {
-        Err("the source did not say in time what the object is now: it may be away, or behind".to_owned())
+        Err("the source did not say in time what there is now: it may be away, or behind".to_owned())
     })
 }
 

@@ -34,19 +34,28 @@ pub struct Batch {
     pub received: Instant,
 }
 
-/// Asks a source what it knows of one object, as of now rather than of when it last heard of it.
+/// Asks a source what it knows, as of now rather than of when it last heard of it.
 #[derive(Debug)]
 pub struct Inquiry {
-    /// The object.
-    pub object: ObjectKey,
+    /// Of what.
+    pub subject: Subject,
     /// Answered once everything that is so at the time of asking was sent. An error says why that cannot be known.
     pub answer: oneshot::Sender<Result<Known, String>>,
 }
 
-/// What is known of an object.
+/// What is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// One object.
+    Object(ObjectKey),
+    /// All that there is; it always exists.
+    Everything,
+}
+
+/// What is known of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// Whether there is such an object.
+    /// Whether there is such a thing.
     pub exists: bool,
     /// The batch that says so, or one after it.
     pub revision: Revision,

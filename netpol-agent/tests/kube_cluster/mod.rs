@@ -5,7 +5,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use netpol_agent::source::{Batch, Feed, Inquiry, Known, kube};
+use netpol_agent::source::{Batch, Feed, Inquiry, Known, Subject, kube};
 use netpol_apiserver::{ApiServer, Options, Resource};
 use netpol_policy::manifest;
 use netpol_policy::model::{Object, ObjectKey, PodKey, PolicyKey};
@@ -128,8 +128,13 @@ impl Cluster {
 
     /// What is known of an object as of now, batches taken in up to the one that says so.
     pub(crate) async fn ask(&mut self, object: ObjectKey) -> Result<Known, String> {
+        self.ask_about(Subject::Object(object)).await
+    }
+
+    /// The same of anything.
+    pub(crate) async fn ask_about(&mut self, subject: Subject) -> Result<Known, String> {
         let (answer, mut answered) = oneshot::channel();
-        self.feed.inquiries.send(Inquiry { object, answer }).await.expect("the source never ends");
+        self.feed.inquiries.send(Inquiry { subject, answer }).await.expect("the source never ends");
         loop {
             tokio::select! {
                 known = &mut answered => {

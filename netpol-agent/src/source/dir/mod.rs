@@ -17,7 +17,7 @@ use netpol_policy::world::Event;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Batch, Feed, Inquiry, Known, Revision, SourceError, SourceState};
+use super::{Batch, Feed, Inquiry, Known, Revision, SourceError, SourceState, Subject};
 use scan::{Scan, Stamp, scan};
 use store::{Content, Outcome, Store};
 use watch::Watch;
@@ -113,9 +113,13 @@ impl Tree {
             if !events.is_empty() && !teller.tell(events, received).await {
                 return;
             }
-            if let Some(Inquiry { object, answer }) = inquiry {
+            if let Some(Inquiry { subject, answer }) = inquiry {
+                let exists = match &subject {
+                    Subject::Object(key) => self.store.contains(key),
+                    Subject::Everything => true,
+                };
                 let known = match self.troubles.iter().next() {
-                    None => Ok(Known { exists: self.store.contains(&object), revision: teller.revision }),
+                    None => Ok(Known { exists, revision: teller.revision }),
                     Some((path, trouble)) => Err(format!("{}: {trouble}", path.display())),
                 };
                 // Whoever asked may have gone.

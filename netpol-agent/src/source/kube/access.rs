@@ -73,8 +73,13 @@ impl Access {
 
     /// An answer of success, its body still to come.
     pub(super) async fn get(&self, url: &str) -> Result<Response<Body>, Failure> {
+        self.get_as(url, "application/json").await
+    }
+
+    /// The same in a form of choice.
+    pub(super) async fn get_as(&self, url: &str, form: &'static str) -> Result<Response<Body>, Failure> {
         let request = Request::get(url)
-            .header(ACCEPT, "application/json")
+            .header(ACCEPT, form)
             .body(Body::empty())
             .map_err(|error| Failure::Garbled(error.to_string()))?;
         let client = self.client();

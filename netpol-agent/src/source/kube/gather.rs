@@ -249,6 +249,11 @@ impl Gatherer {
         }
     }
 
+    /// The objects of a resource that are known as they were at a version or before.
+    pub(super) fn older(&self, resource: Resource, version: u64) -> impl Iterator<Item = &ObjectKey> {
+        self.kinds.get(&resource).into_iter().flat_map(move |kind| kind.store.older(version))
+    }
+
     /// Whether a resource is in sight, and how many objects of it are known.
     pub(super) fn standing(&self, resource: Resource) -> (bool, usize) {
         self.kinds.get(&resource).map_or((false, 0), |kind| (kind.sight == Sight::Clear, kind.store.len()))

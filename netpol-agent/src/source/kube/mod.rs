@@ -138,7 +138,7 @@ impl Source {
                 }
                 () = sleep_until(wake.map_or_else(Deadline::now, Deadline::from_std)), if wake.is_some() => {}
                 Some(inquiry) = inputs.asked.recv() => inquire::ask(inquiry, self.access.clone(), self.answered.clone()),
-                Some(answered) = inputs.answered.recv() => self.open.extend(answered.settle()),
+                Some(answered) = inputs.answered.recv() => self.open.extend(answered.settle(&self.gatherer)),
             }
             for bundle in self.gatherer.due(Instant::now()) {
                 self.revision.0 += 1;

@@ -141,6 +141,11 @@ impl Store {
         self.known.get(key).map(|known| known.version)
     }
 
+    /// What is known in this version or an older one.
+    pub(super) fn older(&self, version: u64) -> impl Iterator<Item = &ObjectKey> {
+        self.known.iter().filter(move |(_, known)| known.version <= version).map(|(key, _)| key)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.known.len()
     }

@@ -100,10 +100,7 @@ struct RawSpec {
 /// # Errors
 /// Where it has no name: nobody can say which object it is.
 pub(super) fn understand(resource: Resource, text: &str) -> Result<Seen, String> {
-    let Named { metadata } = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if metadata.name.is_empty() {
-        return Err("an object without a name".to_owned());
-    }
+    let metadata = named(text)?;
     let key = key(resource, &metadata);
     let version = version(&metadata.resource_version);
     let (object, problems) = match parse(resource, &metadata, text) {
@@ -111,6 +108,17 @@ pub(super) fn understand(resource: Resource, text: &str) -> Result<Seen, String>
         Err(error) => (None, vec![format!("not understood, what was known of it stays: {error}")]),
     };
     Ok(Seen { key, version, object, problems })
+}
+
+/// The object and its version, of which no more need be there than its metadata.
+pub(super) fn name(resource: Resource, text: &str) -> Result<(ObjectKey, u64), String> {
+    let metadata = named(text)?;
+    Ok((key(resource, &metadata), version(&metadata.resource_version)))
+}
+
+fn named(text: &str) -> Result<Metadata, String> {
+    let Named { metadata } = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if metadata.name.is_empty() { Err("an object without a name".to_owned()) } else { Ok(metadata) }
 }
 
 /// Versions are opaque in general, but the API server's own compare as numbers: Kubernetes 1.35 promises that. What is no
