@@ -65,6 +65,35 @@ async fn servers_without_streaming_lists_are_read_in_pages() -> Result<()> {
     Ok(())
 }
 
+/// Nothing says where the list ends: objects must not be taken for all there are. A bookmark, or silence, tells.
+#[tokio::test]
+async fn servers_that_ignore_that_a_list_is_asked_for_are_read_in_pages() -> Result<()> {
+    for bookmarks in [true, false] {
+        let bookmark_every = if bookmarks { Duration::from_millis(100) } else { Duration::from_mins(1) };
+        let options = Options { streaming_lists: StreamingLists::Ignored, bookmark_every, ..Options::default() };
+        let server = server(options, |server| {
+            for index in 0..8 {
+                server.apply(pod(&format!("p{index}"), "web", &format!("10.1.0.{index}"))).expect("a pod");
+            }
+        });
+        let patience = if bookmarks { kube_cluster::PATIENCE * 2 } else { hasty().patience };
+        let mut cluster = Cluster::watch(server, netpol_agent::source::kube::Options { patience, ..hasty() });
+        cluster.watching().await;
+        cluster.server.apply(policy("meanwhile"))?;
+        cluster.until_same().await;
+        assert_eq!(cluster.batches.len(), 1, "it is told once it is whole");
+        assert_eq!(cluster.asked("continue="), 2, "eight pods in pages of three");
+        cluster.server.delete(Resource::Pods, "shop", "p3");
+        assert_eq!(keys(&cluster.next().await), ["-Pod shop/p3"]);
+        cluster.server.compact();
+        cluster.server.disconnect();
+        cluster.server.apply(policy("later"))?;
+        cluster.until_same().await;
+        assert_eq!(cluster.asked("sendInitialEvents=true"), 4, "remembered");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_policy_that_is_not_understood_isolates_and_takes_nobody_down() -> Result<()> {
     let bad = json!({

@@ -75,6 +75,12 @@ struct Place {
 struct Looker {
     programs: ForeignPrograms,
     cni: PathBuf,
+    told: Told,
+}
+
+/// What the log and the counts have of it.
+#[derive(Debug, Default)]
+struct Told {
     before: BTreeMap<Kind, Found>,
     counts: Arc<Counts>,
 }
@@ -85,7 +91,8 @@ struct Looker {
 /// Where no thread can be started.
 pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Counts>> {
     let counts = Arc::new(Counts::default());
-    let mut looker = Looker { programs, cni, before: BTreeMap::new(), counts: Arc::clone(&counts) };
+    let told = Told { before: BTreeMap::new(), counts: Arc::clone(&counts) };
+    let mut looker = Looker { programs, cni, told };
     thread::Builder::new().name("conflicts".to_owned()).spawn(move || {
         loop {
             looker.look();
@@ -104,13 +111,15 @@ impl Looker {
                 Kind::Cni => cni::look(&self.cni).map_err(|error| error.to_string()),
             };
             match found {
-                Ok(found) => self.tell(kind, found),
+                Ok(found) => self.told.tell(kind, found),
                 // What was known stays known.
                 Err(error) => tracing::debug!(kind = kind.name(), error, "cannot look for conflicts; tried again"),
             }
         }
     }
+}
 
+impl Told {
     fn tell(&mut self, kind: Kind, found: Found) {
         let before = self.before.remove(&kind).unwrap_or_default();
         for (what, Place { place, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
@@ -139,7 +148,42 @@ impl fmt::Display for Some8<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Seek};
+
     use super::*;
+
+    /// What is logged meanwhile.
+    fn log(work: impl FnOnce()) -> String {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::clone(&file)).finish();
+        tracing::subscriber::with_default(subscriber, work);
+        let (mut file, mut text) = (&*file, String::new());
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn what_is_found_is_said_once_and_again_when_it_is_gone() {
+        let found = |names: &[&str]| -> Found {
+            let place = |name: &&str| (name.to_string(), Place { place: "there".into(), advice: "do something" });
+            names.iter().map(place).collect()
+        };
+        let mut told = Told::default();
+        let mut tell = |kind, names: &[&str]| {
+            let log = log(|| told.tell(kind, found(names)));
+            let count = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+            ((count("conflict: do something"), count("a conflict is gone")), told.counts.of(kind))
+        };
+        assert_eq!(tell(Kind::Chains, &["Calico", "Weave"]), ((2, 0), 2));
+        assert_eq!(tell(Kind::Chains, &["Calico", "Weave"]), ((0, 0), 2), "it was said");
+        assert_eq!(tell(Kind::Cni, &[]), ((0, 0), 0), "another kind's");
+        assert_eq!(tell(Kind::Chains, &["Calico", "kindnet"]), ((1, 1), 2));
+        assert_eq!(tell(Kind::Chains, &[]), ((0, 2), 0));
+        assert_eq!(tell(Kind::Chains, &["Weave"]), ((1, 0), 1), "it is back");
+        let gone = log(|| told.tell(Kind::Chains, Found::new()));
+        assert!(gone.contains("INFO") && gone.contains("kind=\"chains\" what=\"Weave\""), "{gone}");
+    }
 
     #[test]
     fn a_long_list_is_cut_and_says_so() {

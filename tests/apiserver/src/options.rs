@@ -51,4 +51,7 @@ pub enum StreamingLists {
     NoStorageSupport,
     /// A server whose feature gate is off: status 422.
     Forbidden,
+    /// A server, or a proxy before it, that does not know the option: objects as after any watch without a version, and no word
+    /// that these were all.
+    Ignored,
 }

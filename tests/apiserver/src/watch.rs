@@ -44,6 +44,8 @@ struct Watch {
     selector: Selector,
     form: Form,
     bookmarks: bool,
+    /// Whether the end of the initial objects is told.
+    ends: bool,
     /// What was told up to here.
     version: u64,
     /// What of [`State::spoiled`] was seen.
@@ -105,6 +107,7 @@ pub(crate) fn watch(shared: &Arc<Shared>, target: &Target, form: Form, tear: boo
         selector,
         form,
         bookmarks: target.flag("allowWatchBookmarks"),
+        ends: state.streaming != StreamingLists::Ignored,
         version: version.unwrap_or_else(|| state.store.version()),
         spoiled: state.spoiled.len(),
         end: Instant::now() + timeout.unwrap_or(state.watch_timeout),
@@ -135,7 +138,7 @@ fn streaming(state: &State, target: &Target) -> Result<Option<Status>, Status> {
             let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
             Err(Status::forbidden_option("resourceVersionMatch", why))
         }
-        StreamingLists::Served => Ok(None),
+        StreamingLists::Served | StreamingLists::Ignored => Ok(None),
         StreamingLists::NoStorageSupport => Ok(Some(Status::no_streaming_storage())),
     }
 }
@@ -208,7 +211,7 @@ impl Watch {
                 writer.write(std::mem::take(&mut out), None).await?;
             }
         }
-        if self.bookmarks {
+        if self.bookmarks && self.ends {
             out.extend_from_slice(&self.bookmark(true));
         }
         if !out.is_empty() {

@@ -173,3 +173,32 @@ impl Sink {
         self.problems = problems().map(|(key, problems)| (key.clone(), problems.to_vec())).collect();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::speaker::tests::world;
+    use super::*;
+
+    #[test]
+    fn who_speaks_of_a_policy_is_chosen_anew_after_ten_minutes() {
+        let (sender, mut messages) = mpsc::channel(QUEUE);
+        let mut sink = Sink::new(sender, Arc::default(), "node-0");
+        let begun = Instant::now();
+        let mut said = |sink: &mut Sink, world: &World, after: Duration| {
+            sink.review(world, begun + after);
+            match messages.try_recv() {
+                Ok(Message::Policies(all)) => Some(all.len()),
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => None,
+            }
+        };
+        // The one pod is on this node, which then has none, as it moved.
+        let (here, moved) = (world(1, 1), world(4, 4));
+        assert_eq!(said(&mut sink, &here, Duration::ZERO), Some(1));
+        let almost = RECHOOSE.saturating_sub(Duration::from_millis(1));
+        assert_eq!(said(&mut sink, &here, almost), None, "nothing is new");
+        assert_eq!(said(&mut sink, &moved, almost + REVIEW), Some(0), "others speak now");
+        assert_eq!(said(&mut sink, &here, almost + REVIEW * 2), None, "it is not yet time again");
+        assert_eq!(said(&mut sink, &here, almost + REVIEW + RECHOOSE), Some(1));
+    }
+}

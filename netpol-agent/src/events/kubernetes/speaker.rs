@@ -61,12 +61,13 @@ fn first_nodes<'w>(pods: impl Iterator<Item = &'w Pod>) -> BTreeSet<&'w str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use netpol_policy::manifest::parse;
 
     use super::*;
 
-    fn world(nodes: usize, pods: usize) -> World {
+    /// Pods, one after the other on one of the nodes, and a policy that is not understood and selects every other of them.
+    pub(in super::super) fn world(nodes: usize, pods: usize) -> World {
         let named = (0..nodes).map(|n| format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-{n}}}}}"));
         let pods = (0..pods).map(|p| {
             let (odd, node) = (p % 2, p % nodes);
