@@ -87,6 +87,17 @@ impl Lab {
         self.agent.as_ref().and_then(Agent::api_server).expect("the test gave the agent an API server")
     }
 
+    /// The agent's metrics page.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    ///
+    /// # Panics
+    /// Never: it is there until the lab goes.
+    pub fn metrics(&self) -> Result<String> {
+        self.agent.as_ref().expect("a lab has an agent").get("/metrics")
+    }
+
     /// Replaces the policies given at the start.
     ///
     /// # Errors
@@ -160,6 +171,29 @@ impl Lab {
         let address = address.parse().with_context(|| format!("{address:?} is no address"))?;
         let probe = Probe { from: from.into(), to: to.into(), address, protocol, port };
         Ok(self.cluster.try_all(&[probe])?.remove(0))
+    }
+
+    /// What becomes of a connection of `server`, and of one of `other`, to a Service that only `server` is behind. The node
+    /// translates as kube-proxy does: who reaches itself is masqueraded.
+    ///
+    /// # Errors
+    /// Where the node has no nftables, or a socket cannot be made.
+    pub fn through_service_of(&self, server: &str, other: &str) -> Result<[Outcome; 2]> {
+        let backend = self.cluster.host(server).v4();
+        self.cluster.host("node-1").netns().nft(&format!(
+            "table ip npt {{
+               chain pre {{
+                 type nat hook prerouting priority dstnat;
+                 ip daddr 10.96.0.10 tcp dport 8080 dnat to {backend}:80
+               }}
+               chain post {{
+                 type nat hook postrouting priority srcnat - 1;
+                 ip saddr {backend} ip daddr {backend} masquerade
+               }}
+             }}"
+        ))?;
+        let connect = |from| self.try_at(from, server, "10.96.0.10", Protocol::Tcp, 8080);
+        Ok([connect(server)?, connect(other)?])
     }
 }
 

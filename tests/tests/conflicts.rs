@@ -1,7 +1,5 @@
 //! Who else enforces is found and said: real nftables chains, real TC programs, real CNI files.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,7 +8,6 @@ use netpol_tests::lab::PATIENCE;
 use netpol_tests::program::Programs;
 use netpol_tests::{Agent, AgentOptions, Cluster, Netns, Outcome, Protocol, deny_all};
 
-const ADDRESS: &str = "127.0.0.1:9464";
 const KINDS: [&str; 3] = ["program", "chains", "cni"];
 
 fn cluster() -> Result<Cluster> {
@@ -21,7 +18,7 @@ fn cluster() -> Result<Cluster> {
 
 fn agent(cluster: &Cluster, cni: &Path) -> Result<Agent> {
     let cni = cni.to_str().context("a path in UTF-8")?;
-    let options = AgentOptions::default().arguments(&["--metrics", ADDRESS, "--cni-config", cni]);
+    let options = AgentOptions::default().arguments(&["--cni-config", cni]);
     Agent::start_with(cluster, options)
 }
 
@@ -30,24 +27,13 @@ fn chains(node: &Netns, table: &str, names: &[&str]) -> Result<()> {
     node.nft(&format!("add table ip {table}\n{}", chains.concat()))
 }
 
-fn page(cluster: &Cluster) -> Result<String> {
-    cluster.host("node-1").netns().run(|| {
-        let mut stream = TcpStream::connect(ADDRESS).context("connecting to the agent")?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).context("reading the agent's answer")?;
-        Ok(answer)
-    })
-}
-
 /// Waits until the metrics count this many, by kind.
-fn counts(cluster: &Cluster, agent: &Agent, wanted: [u64; 3]) -> Result<()> {
+fn counts(agent: &Agent, wanted: [u64; 3]) -> Result<()> {
     let lines: Vec<_> =
         KINDS.iter().zip(wanted).map(|(kind, count)| format!("netpol_conflicts{{kind=\"{kind}\"}} {count}")).collect();
     let start = Instant::now();
     loop {
-        let page = page(cluster)?;
+        let page = agent.get("/metrics")?;
         if lines.iter().all(|wanted| page.lines().any(|line| line == wanted)) {
             return Ok(());
         }
@@ -71,7 +57,7 @@ fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Resul
     std::fs::write(&file, r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"macvlan"},{"type":"portmap"}]}"#)?;
 
     let mut agent = agent(&cluster, &cni)?;
-    counts(&cluster, &agent, [1, 1, 1])?;
+    counts(&agent, [1, 1, 1])?;
     agent.wait_log(&[
         "WARN",
         "conflict",
@@ -93,7 +79,7 @@ fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Resul
     node.nft("delete table ip filter")?;
     std::fs::remove_file(&file)?;
     agent.restart()?;
-    counts(&cluster, &agent, [1, 0, 0])?;
+    counts(&agent, [1, 0, 0])?;
     agent.wait_log(&["WARN", "conflict", "netpol_empty, before netpol's", veth, "netpol does not see"])?;
 
     let probe = cluster.probe("shop/a", "shop/b", Protocol::Tcp, 80);
@@ -108,13 +94,13 @@ fn nothing_is_said_on_a_node_without_conflicts() -> Result<()> {
     for attach in ["tcx", "tc"] {
         let cluster = cluster()?;
         chains(cluster.host("node-1").netns(), "nat", &["KUBE-SERVICES", "KUBE-MARK-MASQ"])?;
-        let options = AgentOptions::default().arguments(&["--metrics", ADDRESS, "--attach", attach]);
+        let options = AgentOptions::default().arguments(&["--attach", attach]);
         let options = options.arguments(&["--cni-config", "/nonexistent"]);
         let mut agent = Agent::start_with(&cluster, options)?;
-        counts(&cluster, &agent, [0, 0, 0])?;
+        counts(&agent, [0, 0, 0])?;
         // The programs of the agent before are netpol's as well, until they are swapped.
         agent.restart()?;
-        counts(&cluster, &agent, [0, 0, 0])?;
+        counts(&agent, [0, 0, 0])?;
         std::thread::sleep(Duration::from_secs(1));
         let log = agent.log();
         ensure!(!log.contains("conflict"), "{log}");

@@ -1,17 +1,12 @@
 //! Full maps: a pod that a policy isolates is never opened by what did not fit, and all is well once it fits.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::{Conversation, Stream};
 use netpol_tests::lab::PATIENCE;
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, Outcome, PodSpec, deny_all, policy};
-
-/// Where the agent serves its metrics, within its node.
-const METRICS: &str = "127.0.0.1:9464";
 
 fn pods() -> ClusterBuilder {
     Cluster::builder()
@@ -42,7 +37,7 @@ fn from_app(app: &str) -> String {
 }
 
 fn start(rules: &str, sizes: &[&str]) -> Result<Lab> {
-    let options = AgentOptions::default().arguments(&["--metrics", METRICS]).arguments(sizes);
+    let options = AgentOptions::default().arguments(sizes);
     Lab::start_with(pods(), &[server_takes(rules)], options)
 }
 
@@ -58,7 +53,7 @@ fn stays_shut(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
     }
     lab.expect("free/one -> free/two 80/TCP\nshop/a -> free/two 53/UDP")?;
     lab.agent().wait_log(&["ERROR", map])?;
-    let page = metrics(lab)?;
+    let page = lab.metrics()?;
     let counted = page.lines().any(|line| line.starts_with("netpol_map_full_total") && line.contains(map));
     ensure!(counted, "the metrics do not count that {map} is full:\n{page}");
     ensure!(!page.contains("netpol_map_missing_entries 0\n"), "the metrics miss no entry:\n{page}");
@@ -86,17 +81,6 @@ fn recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Result<(
 /// What the agent calls a host: pods by name, others by address.
 fn told_as(lab: &Lab, name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
-}
-
-fn metrics(lab: &Lab) -> Result<String> {
-    lab.cluster.host("node-1").netns().run(|| {
-        let mut stream = TcpStream::connect(METRICS).context("connecting to the agent's metrics")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).context("reading the agent's metrics")?;
-        Ok(page)
-    })
 }
 
 #[test]

@@ -45,22 +45,8 @@ fn s15_a_pod_reaches_itself_through_a_service_it_backs() -> Result<()> {
         // Whatever reaches the server has to be the server: what comes back masqueraded carries the node's address.
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
-        let server = lab.cluster.host("shop/server").v4();
-        lab.cluster.host("node-1").netns().nft(&format!(
-            "table ip npt {{
-               chain pre {{
-                 type nat hook prerouting priority dstnat;
-                 ip daddr 10.96.0.10 tcp dport 8080 dnat to {server}:80
-               }}
-               chain post {{
-                 type nat hook postrouting priority srcnat;
-                 ip saddr {server} ip daddr {server} masquerade
-               }}
-             }}"
-        ))?;
-        let own = lab.try_at("shop/server", "shop/server", "10.96.0.10", Tcp, 8080)?;
+        let [own, other] = lab.through_service_of("shop/server", "shop/client")?;
         assert_eq!(own, Outcome::Allowed, "the server through its own Service, {topology:?}");
-        let other = lab.try_at("shop/client", "shop/server", "10.96.0.10", Tcp, 8080)?;
         assert_eq!(other, Outcome::Dropped, "a neighbour through the same Service, {topology:?}");
     }
     Ok(())

@@ -1,7 +1,5 @@
 //! Thousands of pods elsewhere that come, go and change.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +9,6 @@ use serde_json::json;
 
 use super::{load, options, pods, server_from, until};
 
-const METRICS: &str = "127.0.0.1:9464";
 const PODS: u16 = 2_000;
 /// An address of the outside host: a pod's of another node as far as the API server says.
 const ELSEWHERE: &str = "203.0.113.5";
@@ -32,14 +29,7 @@ fn address(number: u16) -> String {
 }
 
 fn metric(lab: &Lab, series: &str) -> Result<f64> {
-    let page = lab.cluster.host("node-1").netns().run(|| {
-        let mut stream = TcpStream::connect(METRICS).context("connecting to the agent")?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).context("reading the metrics")?;
-        Ok(answer)
-    })?;
+    let page = lab.metrics()?;
     let line =
         page.lines().find_map(|line| line.strip_prefix(series)).with_context(|| format!("no {series}: {page}"))?;
     line.trim().parse().with_context(|| format!("reading {series}"))
@@ -59,7 +49,7 @@ fn agrees(lab: &Lab) -> Result<bool> {
 
 #[test]
 fn churn_of_two_thousand_pods_is_followed_and_local_pods_stay_as_they_are() -> Result<()> {
-    let options = AgentOptions::default().api_server(options()?).arguments(&["--metrics", METRICS]);
+    let options = AgentOptions::default().api_server(options()?);
     let mut lab = Lab::start_with(pods().outside(ELSEWHERE), &[server_from("")], options)?;
     let load = load(&lab)?;
     for number in 0..PODS {

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::{Conversation, Stream};
-use netpol_tests::{Cluster, Families, Lab, PodSpec, Topology, deny_all};
+use netpol_tests::{AgentOptions, Cluster, Families, Lab, PodSpec, Topology, deny_all};
 
-use super::{measured, server_from_client, wait_metrics};
+use super::{server_from_client, wait_metrics};
 
 /// How pods come and go.
 struct Churn {
@@ -43,7 +43,7 @@ impl Churn {
         let mut lab = Lab::start_with(
             pods,
             &[server_from_client(), deny_all("jobs")],
-            measured().arguments(&["--attach", self.attach]),
+            AgentOptions::default().arguments(&["--attach", self.attach]),
         )?;
         lab.expect("shop/client -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP")?;
         let mut open = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;

@@ -2,9 +2,11 @@
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::{Cluster, ClusterBuilder, Families, Lab, Outcome, PodSpec, Topology, deny_all, policy};
+use netpol_tests::{
+    AgentOptions, Cluster, ClusterBuilder, Families, Lab, Outcome, PodSpec, Topology, deny_all, policy,
+};
 
-use super::{measured, server_from_client, wait_metrics};
+use super::{server_from_client, wait_metrics};
 
 fn pods(topology: Topology, families: Families) -> ClusterBuilder {
     Cluster::builder()
@@ -64,7 +66,7 @@ fn see_bridged(lab: &Lab, seen: &str) -> Result<()> {
 }
 
 fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
-    let mut lab = Lab::start_with(pods(topology, families), &policies(), measured().arguments(arguments))?;
+    let mut lab = Lab::start_with(pods(topology, families), &policies(), AgentOptions::default().arguments(arguments))?;
     lab.cluster.serve_at("node-1", &[(Tcp, 80)])?;
     host_network_pod(&lab)?;
     // On a node it is 1; without kube-proxy's or the plugins' needs it may be 0.
@@ -155,22 +157,8 @@ fn s15_a_pod_that_a_plugin_wired_reaches_itself_through_a_service_it_backs() -> 
         let lab = Lab::start(pods(topology, Families::V4), &[deny])?;
         // As on a node. With 0 the bridge is all that is seen of where the packet came from, and it is taken for the node's.
         see_bridged(&lab, "1")?;
-        let server = lab.cluster.host("shop/server").v4();
-        lab.cluster.host("node-1").netns().nft(&format!(
-            "table ip npt {{
-               chain pre {{
-                 type nat hook prerouting priority dstnat;
-                 ip daddr 10.96.0.10 tcp dport 8080 dnat to {server}:80
-               }}
-               chain post {{
-                 type nat hook postrouting priority srcnat - 1;
-                 ip saddr {server} ip daddr {server} masquerade
-               }}
-             }}"
-        ))?;
-        let own = lab.try_at("shop/server", "shop/server", "10.96.0.10", Tcp, 8080)?;
+        let [own, other] = lab.through_service_of("shop/server", "shop/client")?;
         assert_eq!(own, Outcome::Allowed, "the server through its own Service, {topology:?}");
-        let other = lab.try_at("shop/client", "shop/server", "10.96.0.10", Tcp, 8080)?;
         assert_eq!(other, Outcome::Dropped, "a neighbour through the same Service, {topology:?}");
     }
     Ok(())

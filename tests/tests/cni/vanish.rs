@@ -8,7 +8,7 @@ use netpol_policy::model::Protocol::Udp;
 use netpol_tests::flow::Stream;
 use netpol_tests::{Agent, Cluster, Lab, Netns, PodSpec, deny_all};
 
-use super::{measured, server_from_client, wait_metrics};
+use super::{server_from_client, wait_metrics};
 
 /// How often each interface comes and goes.
 const TIMES: usize = 150;
@@ -60,7 +60,7 @@ fn s24_interfaces_that_vanish_at_once_disturb_nobody() -> Result<()> {
         ("shop/server", "app=server"),
         ("shop/never", "app=never"),
     ]);
-    let mut lab = Lab::start_with(pods, &[server_from_client(), deny_all("jobs")], measured())?;
+    let mut lab = Lab::start(pods, &[server_from_client(), deny_all("jobs")])?;
     for fleeting in &FLEETING {
         let manifest = PodSpec::new(fleeting.name).manifest(&[fleeting.address.parse::<IpAddr>()?]);
         lab.cluster.manifests().write(&file_of(fleeting), &manifest)?;

@@ -30,40 +30,29 @@ pub struct Topic {
 
 /// An Event's `reason` for packets dropped so; `None`: no Event is written, as it would regard no pod.
 pub(super) fn reason(reason: Reason) -> Option<&'static str> {
-    match reason {
-        Reason::NoRule
-        | Reason::Revoked
-        | Reason::Malformed
-        | Reason::NotIp
-        | Reason::TooManyHeaders
-        | Reason::OrphanFragment => Some("NetworkPolicyDenied"),
-        Reason::ForeignSource => Some("ForeignSourceAddress"),
-        Reason::FlowTableFull | Reason::TablesIncomplete => Some("NetworkPolicyTableFull"),
-        Reason::UnknownPod
-        | Reason::NoEndpoint
-        | Reason::NotIsolated
-        | Reason::Rule
-        | Reason::Flow
-        | Reason::OwnNode
-        | Reason::Itself
-        | Reason::LinkControl
-        | Reason::IcmpError => None,
-    }
+    words(reason).map(|(name, _)| name)
 }
 
 /// What is the matter, after "denied by …" or "dropped".
 fn cause(reason: Reason) -> &'static str {
-    match reason {
-        Reason::NoRule => "no rule allows it",
-        Reason::Revoked => "it was allowed when it was opened, and no longer is",
-        Reason::Malformed => "the packet ends before its headers do, or they contradict each other",
-        Reason::NotIp => "it is neither IPv4 nor IPv6",
-        Reason::TooManyHeaders => "the packet has more headers than are walked",
-        Reason::OrphanFragment => "a fragment whose first fragment was not seen or not allowed",
-        Reason::ForeignSource => "sent from an address that is not the pod's",
-        Reason::FlowTableFull => "a rule allows it, but the node's table of flows is full",
+    words(reason).map_or(reason.name(), |(_, cause)| cause)
+}
+
+/// An Event's `reason`, and what is the matter.
+fn words(reason: Reason) -> Option<(&'static str, &'static str)> {
+    const DENIED: &str = "NetworkPolicyDenied";
+    const FULL: &str = "NetworkPolicyTableFull";
+    Some(match reason {
+        Reason::NoRule => (DENIED, "no rule allows it"),
+        Reason::Revoked => (DENIED, "it was allowed when it was opened, and no longer is"),
+        Reason::Malformed => (DENIED, "the packet ends before its headers do, or they contradict each other"),
+        Reason::NotIp => (DENIED, "it is neither IPv4 nor IPv6"),
+        Reason::TooManyHeaders => (DENIED, "the packet has more headers than are walked"),
+        Reason::OrphanFragment => (DENIED, "a fragment whose first fragment was not seen or not allowed"),
+        Reason::ForeignSource => ("ForeignSourceAddress", "sent from an address that is not the pod's"),
+        Reason::FlowTableFull => (FULL, "a rule allows it, but the node's table of flows is full"),
         Reason::TablesIncomplete => {
-            "a table of the node is full; the agent's log names the option that makes it larger"
+            (FULL, "a table of the node is full; the agent's log names the option that makes it larger")
         }
         Reason::UnknownPod
         | Reason::NoEndpoint
@@ -73,8 +62,8 @@ fn cause(reason: Reason) -> &'static str {
         | Reason::OwnNode
         | Reason::Itself
         | Reason::LinkControl
-        | Reason::IcmpError => reason.name(),
-    }
+        | Reason::IcmpError => return None,
+    })
 }
 
 /// `egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it`.
