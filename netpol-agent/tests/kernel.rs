@@ -122,7 +122,7 @@ fn a_filter_that_somebody_else_put_there_is_found_by_the_proof() {
     node.start(&["--attach", "tc"]);
     node.expect(1, 2, 81, false);
     node.end(true);
-    let program = node.pin_path.join("v1/programs/netpol_egress");
+    let program = node.pin_path.join(format!("v{}/programs/netpol_egress", netpol_common::LAYOUT_VERSION));
     node.tc(&format!("filter add dev veth2 ingress prio 7 bpf da object-pinned {}", program.display()));
     let output = node.verb(&["uninstall"]);
     assert_eq!(output.status.code(), Some(1), "{}", told(&output));

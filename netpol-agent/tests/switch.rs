@@ -32,6 +32,8 @@ fn apply(tables: &mut Snapshot, change: &Change) {
         Change::PutAddress(address, entry) => drop(tables.addresses.insert(*address, *entry)),
         Change::DeleteAddress(address) => drop(tables.addresses.remove(address)),
         Change::PutPrefix(net, class) => drop(tables.prefixes.insert(*net, *class)),
+        Change::PutFrontend(frontend, class) => drop(tables.frontends.insert(*frontend, *class)),
+        Change::DeleteFrontend(frontend) => drop(tables.frontends.remove(frontend)),
         Change::DeletePrefix(net) => drop(tables.prefixes.remove(net)),
         Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Rejudge(_) => panic!("not a table"),
     }

@@ -47,10 +47,10 @@ pub struct Endpoint {
     /// See [`endpoint_flags`].
     pub flags: u32,
     /// Dense number of this endpoint, from 1; `COUNTERS` is indexed by `id * 2 + direction`. Number 0 counts packets at
-    /// interfaces that have no endpoint.
+    /// interfaces that have no endpoint. Packets it sent carry it in `skb->tc_index`, so it is below 65,536: see `SENDERS`.
     pub id: u32,
-    /// The bridge this veth is a port of, or 0 where it is routed. Hairpin traffic arrives from there.
-    pub bridge: IfIndex,
+    /// Always 0.
+    pub zero: u32,
     /// The pod's IPv4 address, or zeros.
     pub address_v4: [u8; 4],
     /// The pod's IPv6 address, or zeros.

@@ -63,8 +63,10 @@ pub mod flow_state {
     /// The remote opened it, and its packet was this node's own: [`crate::Attempt::ingress_ifindex`] was 0. Kept, because
     /// an answer that has to be judged again does not tell.
     pub const FROM_NODE: u8 = 1 << 4;
-    /// The pod itself opened it: its packet had left by its own veth, or came from its own address by its bridge.
+    /// The pod itself opened it: [`crate::Attempt::sender`] was its own number.
     pub const FROM_ITSELF: u8 = 1 << 5;
+    /// The pod opened it to where others may be behind: each packet is judged again by where it goes then.
+    pub const JUDGED_BEHIND: u8 = 1 << 6;
 }
 
 /// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what the fragments of one datagram have in common.

@@ -57,6 +57,8 @@ impl PortSetId {
     pub const NONE: Self = Self(0);
     /// Every IP protocol and every port.
     pub const ALL: Self = Self(u32::MAX);
+    /// Some of a Service's backends: a connection is judged again by the one it goes to.
+    pub const SOME: Self = Self(u32::MAX - 1);
 }
 
 impl RuleId {

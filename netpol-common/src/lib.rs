@@ -19,6 +19,7 @@
 mod endpoint;
 mod event;
 mod flow;
+mod frontend;
 mod ids;
 mod judge;
 mod reason;
@@ -27,6 +28,7 @@ mod tables;
 pub use endpoint::{DirectionPolicy, Endpoint, endpoint_flags};
 pub use event::{Denial, DenyEvent};
 pub use flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state};
+pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, Generation, IfIndex, PortSetId, RuleId, RuleSetId};
 pub use judge::{Address, Attempt, Judgement, Tables, judge};
 pub use reason::{Counters, REASONS, Reason};
@@ -37,7 +39,7 @@ pub use tables::{
 
 /// Raised whenever the layout or the meaning of a map changes. Part of the pin path, so that an agent adopts only
 /// maps it understands.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// IP protocol numbers with ports that policies can name.
 /// Source: <https://www.iana.org/assignments/protocol-numbers/>.

@@ -47,6 +47,8 @@ reasons! {
     LinkControl = 5, "link-control", true;
     /// An ICMP error about an allowed flow.
     IcmpError = 6, "icmp-error", true;
+    /// Through a Service, all or some of whose backends a rule allows; where some, it is judged again by the one it goes to.
+    Service = 7, "service", true;
     /// The direction is isolated and no rule allows it.
     NoRule = 16, "no-rule", false;
     /// It belongs to a flow that was allowed once and no longer is.
@@ -69,6 +71,14 @@ reasons! {
     FlowTableFull = 25, "flow-table-full", false;
     /// No entry allows it, and some entries of this endpoint could not be written because a map is full.
     TablesIncomplete = 26, "tables-incomplete", false;
+    /// To a Service, none of whose backends a rule allows.
+    NoBackend = 27, "no-backend", false;
+    /// To a Service, and it went to a backend that no rule allows.
+    Backend = 28, "backend", false;
+    /// To a Service, only some of whose backends a rule allows, and who it reaches is chosen outside this node.
+    SomeBackends = 29, "some-backends", false;
+    /// It was to be judged by where a Service sent it, and the pod that sent it is gone.
+    SenderGone = 30, "sender-gone", false;
 }
 
 /// Room for reasons in [`Counters`]; codes are below it.

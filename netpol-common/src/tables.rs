@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{ClassId, PortSetId, RuleId, RuleSetId};
 
-/// Value of `ADDRESSES_V4` and `ADDRESSES_V6` (hashes by address): pods of the cluster and addresses of this node.
+/// Value of `ADDRESSES_V4` and `ADDRESSES_V6` (hashes by address): pods of the cluster, addresses of nodes and of Services.
 ///
 /// Values of `PREFIXES_V4` and `PREFIXES_V6` (LPM tries) are of this type too; `flags` is 0 there.
 #[repr(C)]
@@ -22,6 +22,10 @@ pub struct AddressEntry {
 pub mod address_flags {
     /// An address of the node this endpoint runs on.
     pub const OWN_NODE: u32 = 1 << 0;
+    /// Some Service has a port at this address: see [`frontend_scope::ADDRESS`](crate::frontend_scope::ADDRESS).
+    pub const SERVICE: u32 = 1 << 1;
+    /// An address of another node, where every `NodePort` is: see [`frontend_scope::NODE`](crate::frontend_scope::NODE).
+    pub const NODE: u32 = 1 << 2;
 }
 
 /// Key of `ALLOW` (a hash).

@@ -69,7 +69,8 @@ pub(crate) fn find<S: Surroundings>(surroundings: S, direction: Direction) -> Co
 
 #[inline(always)]
 fn no_endpoint<S: Surroundings>(surroundings: S, direction: Direction) -> Reason {
-    let verdict = (Reason::NoEndpoint, ClassId::NOBODY);
+    let reason = if surroundings.is_behind() { Reason::SenderGone } else { Reason::NoEndpoint };
+    let verdict = (reason, ClassId::NOBODY);
     surroundings.count(0, direction, verdict.0);
     denied::tell(&surroundings, None, direction, verdict, &Subject::FRAME);
     verdict.0
@@ -245,18 +246,24 @@ where
     let Some((source, destination)) = A::ends(&surroundings, start) else { return Reason::Malformed };
     let generation = verdict::generation(endpoint);
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
-    let key = A::flow_key(surroundings.ifindex(), pod, remote, (case.ports >> 32) as u32, protocol);
+    let behind = surroundings.is_behind();
+    // Behind, it may go in its node's name.
+    let masqueraded = behind && !source.belongs_to(endpoint);
+    let pod = if masqueraded { A::own(endpoint) } else { pod };
+    let key = A::flow_key(endpoint.ifindex.0, pod, remote, (case.ports >> 32) as u32, protocol);
     let from_nobody = role & role::DISCOVERS != 0 && source.is_zero();
-    let found = if !from_nobody && guard::is_foreign(endpoint, direction, &source) {
+    let found = if !behind && !from_nobody && guard::is_foreign(endpoint, direction, &source) {
         (Reason::ForeignSource, ClassId::NOBODY)
     } else if decided != UNDECIDED {
         (verdict::reason(u32::from(decided)), ClassId(case.class))
-    } else if role & role::MEMBER != 0
+    } else if (behind || role & role::MEMBER != 0)
+        && !masqueraded
         && let Some(known) = judge_known(&surroundings, endpoint, generation, direction, &key, Some(flags))
     {
         known
     } else {
-        let opening = Opening { opens: role & role::OPENS != 0, fresh: role & role::FRESH != 0, flags };
+        // The port of one that goes in its node's name is not the pod's.
+        let opening = Opening { opens: role & role::OPENS != 0 && !masqueraded, fresh: role & role::FRESH != 0, flags };
         let attempt = Attempt { port: destination_port, ..verdict::attempt(&surroundings, direction, &key) };
         verdict::admit(&surroundings, endpoint, generation, &attempt, &key, opening)
     };
@@ -289,6 +296,7 @@ where
     if known.generation == generation {
         if let Some(flags) = flags {
             known.touch(slot, direction, flags, now, hz);
+            verdict::follow(surroundings, endpoint, direction, known.is_judged_behind());
         }
         return Some((passes, ClassId::NOBODY));
     }
@@ -297,7 +305,7 @@ where
         known.keep(slot, now, hz);
         stale.state = known.after(direction, flags);
     }
-    Some(verdict::rejudge(surroundings, endpoint, generation, key, stale, passes))
+    Some(verdict::rejudge(surroundings, endpoint, generation, direction, key, stale, passes))
 }
 
 /// See [`Family::judge_quoted`]. The error goes to who sent the quoted packet, so that packet went the other way; an error

@@ -150,6 +150,12 @@ impl Known {
         idle < timeout::SHORTEST * hz || idle < timeout::of(protocol, self.state) * hz
     }
 
+    /// Whether its packets are judged again by where they go.
+    #[inline(always)]
+    pub(crate) const fn is_judged_behind(&self) -> bool {
+        self.state & flow_state::JUDGED_BEHIND != 0
+    }
+
     /// Notes a packet of the flow. Written only where something changes: the entry is shared between CPUs.
     #[inline(always)]
     pub(crate) fn touch(&self, slot: Slot<'_, FlowEntry>, direction: Direction, flags: TcpFlags, now: u32, hz: u32) {

@@ -35,6 +35,6 @@ pub mod memory;
 pub use detour::{Case, Content, Quoted};
 pub use flow::timeout;
 pub use packet::{Bytes, Window};
-pub use process::process;
+pub use process::{process, process_behind};
 pub use slot::Slot;
 pub use surroundings::{Family, Surroundings};

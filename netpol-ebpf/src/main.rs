@@ -2,7 +2,11 @@
 //!
 //! * `netpol_egress`: what pods send; the veth's TC ingress hook.
 //! * `netpol_ingress`: what reaches pods; the veth's TC egress hook.
+//! * `netpol_behind`: what leaves for elsewhere, at the TC egress hook of the node's own devices: judges what pods sent by where a
+//!   Service sent it on. `netpol_ingress` does that too.
 //! * `netpol_empty`: does nothing; what the bench subtracts.
+//! * `netpol_marked`: `netpol_egress` for `BPF_PROG_TEST_RUN`, which shows of what a packet carries only its mark; and
+//!   `netpol_ingress_marked`, `netpol_behind_marked`, which take it from there.
 //! * `netpol_jiffies`: returns the low bits of jiffies to `BPF_PROG_TEST_RUN`, so that the loader can tell `HZ`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -17,7 +21,8 @@ mod programs {
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;
     use netpol_common::Direction;
-    use netpol_ebpf::kernel::Skb;
+    use netpol_ebpf::Surroundings as _;
+    use netpol_ebpf::kernel::{Skb, hook};
 
     /// What pods send.
     #[classifier]
@@ -28,7 +33,36 @@ mod programs {
     /// What reaches pods.
     #[classifier]
     fn netpol_ingress(context: TcContext) -> i32 {
-        run(&context, Direction::Ingress)
+        ingress(&context)
+    }
+
+    /// What leaves this node.
+    #[classifier]
+    fn netpol_behind(context: TcContext) -> i32 {
+        behind(&context)
+    }
+
+    /// What pods send, and whose number it carries then.
+    #[classifier]
+    fn netpol_marked(context: TcContext) -> i32 {
+        let verdict = run(&context, Direction::Egress);
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*context.skb.skb).mark = at(&context, hook::EGRESS).sender() };
+        verdict
+    }
+
+    /// What reaches pods, from the pod whose number is the mark.
+    #[classifier]
+    fn netpol_ingress_marked(context: TcContext) -> i32 {
+        take_mark(&context);
+        ingress(&context)
+    }
+
+    /// What leaves this node, from the pod whose number is the mark.
+    #[classifier]
+    fn netpol_behind_marked(context: TcContext) -> i32 {
+        take_mark(&context);
+        behind(&context)
     }
 
     /// Nothing.
@@ -44,10 +78,50 @@ mod programs {
         unsafe { bpf_jiffies64() as i32 }
     }
 
+    #[inline(always)]
+    fn at(context: &TcContext, hook: u32) -> Skb {
+        Skb::new(context.skb.skb, hook)
+    }
+
+    #[inline(always)]
+    fn take_mark(context: &TcContext) {
+        // SAFETY: the context is valid while the program runs.
+        at(context, hook::EGRESS).set_sender(unsafe { (*context.skb.skb).mark });
+    }
+
+    /// What a pod of this node sent is judged for its sender first.
+    #[inline(always)]
+    fn ingress(context: &TcContext) -> i32 {
+        let skb = at(context, hook::BEHIND);
+        if skb.sender() == 0 {
+            return run(context, Direction::Ingress);
+        }
+        if !netpol_ebpf::process_behind(skb).allows() {
+            return TC_ACT_SHOT;
+        }
+        let verdict = run(context, Direction::Ingress);
+        skb.set_sender(0);
+        verdict
+    }
+
+    /// Judged once: what a tunnel makes of the packet carries the number too.
+    #[inline(always)]
+    fn behind(context: &TcContext) -> i32 {
+        let skb = at(context, hook::BEHIND);
+        if skb.sender() == 0 {
+            return TC_ACT_UNSPEC;
+        }
+        if !netpol_ebpf::process_behind(skb).allows() {
+            return TC_ACT_SHOT;
+        }
+        skb.set_sender(0);
+        TC_ACT_UNSPEC
+    }
+
     /// An allowed packet goes on to other programs on the hook.
     #[inline(always)]
     fn run(context: &TcContext, direction: Direction) -> i32 {
-        let reason = netpol_ebpf::process(Skb::new(context.skb.skb), direction);
+        let reason = netpol_ebpf::process(at(context, direction as u32), direction);
         #[cfg(feature = "log")]
         diagnose(context, reason);
         if reason.allows() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }

@@ -6,12 +6,12 @@ use std::hash::Hash;
 
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, PORT_PREFIX_EXACT, PortEntry, PortKey, Reason, Tables,
+    FragmentKey, FrontendEntry, FrontendKey, PORT_PREFIX_EXACT, PortEntry, PortKey, Reason, Tables,
 };
 
 use crate::detour::{Case, Quoted};
 use crate::packet::Parse;
-use crate::{Bytes, Family, Slot, Surroundings, Window, detour, fragment, process};
+use crate::{Bytes, Family, Slot, Surroundings, Window, detour, fragment, process, process_behind};
 
 /// Jiffies per second, unless a test sets others.
 pub const HZ: u32 = 250;
@@ -31,6 +31,8 @@ pub struct Memory {
     pub v6: Maps<[u8; 16]>,
     /// Jiffies.
     pub now: Cell<u32>,
+    /// The number of its sender that the packet carries: before a run, and after it.
+    pub sender: Cell<u32>,
     /// Whether flows find room.
     pub room: Cell<bool>,
     /// `COUNTERS`, by endpoint, direction and reason.
@@ -45,6 +47,8 @@ pub struct Memory {
 pub struct Maps<A> {
     /// `ADDRESSES_*`.
     pub addresses: HashMap<A, AddressEntry>,
+    /// `SERVICES_*`.
+    pub frontends: HashMap<FrontendKey<A>, FrontendEntry>,
     /// `PREFIXES_*`, by prefix length and address.
     pub prefixes: HashMap<(u32, A), AddressEntry>,
     /// `FLOWS_*`. Boxed, so that an entry stays where it is.
@@ -56,6 +60,7 @@ impl<A> Default for Maps<A> {
     fn default() -> Self {
         Self {
             addresses: HashMap::new(),
+            frontends: HashMap::new(),
             prefixes: HashMap::new(),
             flows: RefCell::default(),
             fragments: RefCell::default(),
@@ -72,6 +77,7 @@ impl Default for Memory {
             v4: Maps::default(),
             v6: Maps::default(),
             now: Cell::new(1_000_000),
+            sender: Cell::new(0),
             room: Cell::new(true),
             counted: RefCell::default(),
             events: RefCell::default(),
@@ -83,12 +89,30 @@ impl Default for Memory {
 impl Memory {
     /// Runs a frame through the program at an interface.
     pub fn run(&self, direction: Direction, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Reason {
-        process(Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len() }, direction)
+        process(
+            Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len(), behind: false },
+            direction,
+        )
+    }
+
+    /// Runs a frame that the pod at an interface sent through the program behind all rewriting.
+    pub fn run_behind(&self, frame: &[u8], ifindex: u32) -> Reason {
+        process_behind(Frame {
+            memory: self,
+            bytes: frame,
+            ifindex,
+            ingress_ifindex: ELSEWHERE,
+            linear: frame.len(),
+            behind: true,
+        })
     }
 
     /// The same for a frame of which only so many bytes are at hand directly.
     pub fn run_paged(&self, direction: Direction, frame: &[u8], ifindex: u32, linear: usize) -> Reason {
-        process(Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear }, direction)
+        process(
+            Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear, behind: false },
+            direction,
+        )
     }
 
     /// Lets seconds pass.
@@ -107,6 +131,7 @@ struct Frame<'a> {
     ifindex: u32,
     ingress_ifindex: u32,
     linear: usize,
+    behind: bool,
 }
 
 impl Surroundings for Frame<'_> {
@@ -128,6 +153,18 @@ impl Surroundings for Frame<'_> {
 
     fn ingress_ifindex(&self) -> u32 {
         self.ingress_ifindex
+    }
+
+    fn sender(&self) -> u32 {
+        self.memory.sender.get()
+    }
+
+    fn set_sender(&self, endpoint: u32) {
+        self.memory.sender.set(endpoint);
+    }
+
+    fn is_behind(&self) -> bool {
+        self.behind
     }
 
     fn endpoint(&self) -> Option<&Endpoint> {
@@ -242,6 +279,10 @@ impl<A: InMemory> Tables<A> for Frame<'_> {
         let maps = A::maps(self.memory);
         let exact = maps.addresses.get(address);
         exact.or_else(|| (0..=A::BITS).rev().find_map(|bits| maps.prefixes.get(&(bits, address.masked(bits))))).copied()
+    }
+
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<FrontendEntry> {
+        A::maps(self.memory).frontends.get(key).copied()
     }
 
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {

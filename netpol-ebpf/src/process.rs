@@ -25,9 +25,19 @@ pub fn process<S: Surroundings>(surroundings: S, direction: Direction) -> Reason
     }
 }
 
+/// Judges a packet that carries its sender's number, where it goes now, by the sender's egress. [`Surroundings::is_behind`] holds.
+#[inline(always)]
+pub fn process_behind<S: Surroundings>(surroundings: S) -> Reason {
+    detour::judge_frame(surroundings, Direction::Egress)
+}
+
 /// The direction as a constant: a key is built from the packet without asking which end is the pod's.
 #[inline(always)]
 fn process_at<const EGRESS: bool, S: Surroundings>(surroundings: S) -> Reason {
+    if EGRESS && surroundings.sender() != 0 {
+        // Nobody sends in another pod's name.
+        surroundings.set_sender(0);
+    }
     if let Some(endpoint) = surroundings.endpoint() {
         let generation = verdict::generation(endpoint);
         if let Some(packet) = packet::parse_plain_v4(&surroundings) {
@@ -80,6 +90,7 @@ where
         if known.is_alive(packet.protocol, now, hz) {
             if known.generation == generation {
                 known.touch(slot, direction, packet.flags, now, hz);
+                verdict::follow(&surroundings, endpoint, direction, known.is_judged_behind());
                 surroundings.count(endpoint.id, direction, Reason::Flow);
                 return Reason::Flow;
             }
@@ -136,7 +147,8 @@ where
     S: Surroundings + Family<A>,
 {
     let direction = towards::<EGRESS>();
-    let found = verdict::rejudge(&surroundings, endpoint, generation, key, Stale::unpack(stale), Reason::Flow);
+    let stale = Stale::unpack(stale);
+    let found = verdict::rejudge(&surroundings, endpoint, generation, direction, key, stale, Reason::Flow);
     conclude(&surroundings, endpoint, direction, found, || Subject::plain(direction, key))
 }
 
@@ -161,7 +173,11 @@ pub(crate) fn conclude<A: PacketAddress, S: Surroundings>(
     subject: impl FnOnce() -> Subject<A>,
 ) -> Reason {
     let reason = verdict::blur(surroundings, reason);
-    surroundings.count(endpoint.id, direction, reason);
+    let reason = if surroundings.is_behind() && reason == Reason::NoRule { Reason::Backend } else { reason };
+    // Behind, an allowed packet was counted before.
+    if !reason.allows() || !surroundings.is_behind() {
+        surroundings.count(endpoint.id, direction, reason);
+    }
     if !reason.allows() {
         denied::tell(surroundings, Some(endpoint), direction, (reason, class), &subject());
     }

@@ -15,10 +15,17 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
     /// Length of the frame in bytes.
     fn length(&self) -> u32;
-    /// The interface this packet is at.
+    /// The interface this packet is judged for.
     fn ifindex(&self) -> u32;
     /// The interface it came in by; 0: this node originated it.
     fn ingress_ifindex(&self) -> u32;
+    /// The number of the pod of this node that sent it; 0: nobody says.
+    fn sender(&self) -> u32;
+    /// Has the packet carry the number of the pod that sent it; 0: none.
+    fn set_sender(&self, endpoint: u32);
+    /// Whether this is past the place where Services send packets on, rather than at the sender's veth. [`Self::ifindex`] is
+    /// the sender's all the same.
+    fn is_behind(&self) -> bool;
     /// The endpoint at [`Self::ifindex`].
     fn endpoint(&self) -> Option<&Endpoint>;
     /// Low 32 bits of jiffies.

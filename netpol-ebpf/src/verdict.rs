@@ -90,8 +90,9 @@ where
         let answers = opening.fresh && opened_by_other(surroundings, key, generation, attempt.direction);
         return (if answers { Reason::Flow } else { reason }, class);
     }
+    follow(surroundings, endpoint, attempt.direction, true);
     if opening.opens {
-        let state = flow::tcp_state(opening.flags, false) | origin(endpoint, attempt);
+        let state = flow::tcp_state(opening.flags, false) | origin(endpoint, attempt) | again(judgement.again);
         let entry = entry(generation, surroundings.now(), attempt.direction, state);
         if !surroundings.insert_flow(key, &entry) && (endpoint.ingress.isolated() || endpoint.egress.isolated()) {
             return (Reason::FlowTableFull, class);
@@ -130,6 +131,7 @@ pub(crate) fn rejudge<A, S>(
     surroundings: &S,
     endpoint: &Endpoint,
     generation: Generation,
+    direction: Direction,
     key: &FlowKey<A>,
     stale: Stale,
     passes: Reason,
@@ -138,14 +140,31 @@ where
     A: PacketAddress,
     S: Surroundings + Family<A>,
 {
-    let judgement = judge(surroundings, endpoint, &reopen(endpoint, key, stale));
+    let judgement = judge(surroundings, endpoint, &reopen(endpoint, key, stale, surroundings.is_behind()));
     if !blur(surroundings, judgement.reason).allows() {
         // Its entry stays, and stays stale: without it, the next packet of the other side might open a flow of its own.
         return (Reason::Revoked, judgement.class);
     }
+    follow(surroundings, endpoint, direction, true);
+    let state = stale.state & !flow_state::JUDGED_BEHIND | again(judgement.again);
     // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
-    surroundings.insert_flow(key, &entry(generation, surroundings.now(), stale.opener, stale.state));
+    surroundings.insert_flow(key, &entry(generation, surroundings.now(), stale.opener, state));
     (passes, judgement.class)
+}
+
+/// Has an allowed packet from a pod judged again where it goes then, or not. What opens a flow always is: what is known here of
+/// Services may be older than what sends it on. Its sender's number also tells a pod that it hears itself.
+#[inline(always)]
+pub(crate) fn follow<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, direction: Direction, again: bool) {
+    let isolated = endpoint.ingress.isolated() || endpoint.egress.isolated();
+    if direction == Direction::Egress && !surroundings.is_behind() && again && isolated {
+        surroundings.set_sender(endpoint.id);
+    }
+}
+
+#[inline(always)]
+const fn again(again: bool) -> u8 {
+    if again { flow_state::JUDGED_BEHIND } else { 0 }
 }
 
 /// RFC 9293, 3.5: both sides may open at once. The other side's SYN is then the answer to an allowed one.
@@ -176,12 +195,14 @@ pub(crate) fn attempt<A: PacketAddress, S: Surroundings>(
         Direction::Ingress => (key.pod_port, surroundings.ingress_ifindex()),
         Direction::Egress => (key.remote_port, ELSEWHERE),
     };
-    Attempt { direction, remote: key.remote_address, protocol: key.protocol, port, ingress_ifindex }
+    let (remote, protocol) = (key.remote_address, key.protocol);
+    let (sender, behind) = (surroundings.sender(), surroundings.is_behind());
+    Attempt { direction, remote, protocol, port, ingress_ifindex, sender, behind }
 }
 
 /// The attempt that opened a known flow.
 #[inline(always)]
-fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale) -> Attempt<A> {
+fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale, behind: bool) -> Attempt<A> {
     let ingress_ifindex = if stale.state & flow_state::FROM_NODE != 0 {
         0
     } else if stale.state & flow_state::FROM_ITSELF != 0 {
@@ -193,18 +214,16 @@ fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale)
         Direction::Ingress => key.pod_port,
         Direction::Egress => key.remote_port,
     };
-    Attempt { direction: stale.opener, remote: key.remote_address, protocol: key.protocol, port, ingress_ifindex }
+    let (direction, remote, protocol) = (stale.opener, key.remote_address, key.protocol);
+    Attempt { direction, remote, protocol, port, ingress_ifindex, sender: 0, behind }
 }
 
 /// What [`reopen`] has to know of the packet that opened the flow.
 #[inline(always)]
-fn origin<A: PacketAddress>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
-    let by = attempt.ingress_ifindex;
-    // By the bridge all its ports come; only the pod's own address tells who it was.
-    let by_bridge = by == endpoint.bridge.0 && attempt.remote == A::own(endpoint);
+fn origin<A>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
     match attempt.direction {
-        Direction::Ingress if by == 0 => flow_state::FROM_NODE,
-        Direction::Ingress if by == endpoint.ifindex.0 || by_bridge => flow_state::FROM_ITSELF,
+        Direction::Ingress if attempt.ingress_ifindex == 0 => flow_state::FROM_NODE,
+        Direction::Ingress if attempt.is_from(endpoint) => flow_state::FROM_ITSELF,
         Direction::Ingress | Direction::Egress => 0,
     }
 }

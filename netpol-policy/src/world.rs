@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{
-    Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey, Policy, PolicyKey,
+    EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey,
+    Policy, PolicyKey, Service, ServiceKey, SliceKey,
 };
 
 /// What happened.
@@ -34,6 +35,10 @@ pub struct World {
     pub nodes: BTreeMap<Arc<str>, Node>,
     /// Policies.
     pub policies: BTreeMap<PolicyKey, Policy>,
+    /// Services.
+    pub services: BTreeMap<ServiceKey, Service>,
+    /// `EndpointSlices`.
+    pub slices: BTreeMap<SliceKey, EndpointSlice>,
     /// Addresses of this node, sorted; empty offline, where no end is "the own node".
     pub own_addresses: Vec<IpAddr>,
     /// The participating pods that claim each address.
@@ -91,6 +96,12 @@ impl World {
             Object::Policy(policy) => {
                 self.policies.insert(policy.key.clone(), policy);
             }
+            Object::Service(service) => {
+                self.services.insert(service.key.clone(), service);
+            }
+            Object::Slice(slice) => {
+                self.slices.insert(slice.key.clone(), slice);
+            }
         }
     }
 
@@ -105,6 +116,12 @@ impl World {
             }
             ObjectKey::Policy(key) => {
                 self.policies.remove(key);
+            }
+            ObjectKey::Service(key) => {
+                self.services.remove(key);
+            }
+            ObjectKey::Slice(key) => {
+                self.slices.remove(key);
             }
         }
     }
@@ -152,7 +169,9 @@ impl World {
         let nodes = self.nodes.keys().cloned().map(ObjectKey::Node);
         let policies = self.policies.keys().cloned().map(ObjectKey::Policy);
         let pods = self.pods.keys().cloned().map(ObjectKey::Pod);
-        namespaces.chain(nodes).chain(policies).chain(pods)
+        let services = self.services.keys().cloned().map(ObjectKey::Service);
+        let slices = self.slices.keys().cloned().map(ObjectKey::Slice);
+        namespaces.chain(nodes).chain(policies).chain(pods).chain(services).chain(slices)
     }
 
     /// Whether there is an object of this name.
@@ -162,6 +181,8 @@ impl World {
             ObjectKey::Pod(key) => self.pods.contains_key(key),
             ObjectKey::Node(name) => self.nodes.contains_key(name),
             ObjectKey::Policy(key) => self.policies.contains_key(key),
+            ObjectKey::Service(key) => self.services.contains_key(key),
+            ObjectKey::Slice(key) => self.slices.contains_key(key),
         }
     }
 
@@ -171,7 +192,9 @@ impl World {
         let nodes = self.nodes.values().cloned().map(Object::Node);
         let policies = self.policies.values().cloned().map(Object::Policy);
         let pods = self.pods.values().cloned().map(Object::Pod);
-        namespaces.chain(nodes).chain(policies).chain(pods)
+        let services = self.services.values().cloned().map(Object::Service);
+        let slices = self.slices.values().cloned().map(Object::Slice);
+        namespaces.chain(nodes).chain(policies).chain(pods).chain(services).chain(slices)
     }
 
     /// All objects, for good.
@@ -180,7 +203,9 @@ impl World {
         let nodes = self.nodes.into_values().map(Object::Node);
         let policies = self.policies.into_values().map(Object::Policy);
         let pods = self.pods.into_values().map(Object::Pod);
-        namespaces.chain(nodes).chain(policies).chain(pods)
+        let services = self.services.into_values().map(Object::Service);
+        let slices = self.slices.into_values().map(Object::Slice);
+        namespaces.chain(nodes).chain(policies).chain(pods).chain(services).chain(slices)
     }
 
     /// Whether this very object is there.
@@ -190,6 +215,8 @@ impl World {
             Object::Pod(pod) => self.pods.get(&pod.key) == Some(pod),
             Object::Node(node) => self.nodes.get(&node.name) == Some(node),
             Object::Policy(policy) => self.policies.get(&policy.key) == Some(policy),
+            Object::Service(service) => self.services.get(&service.key) == Some(service),
+            Object::Slice(slice) => self.slices.get(&slice.key) == Some(slice),
         }
     }
 }

@@ -153,7 +153,7 @@ enum LogFormat {
 #[command(next_help_heading = "Sizes of maps, in entries")]
 struct Sizes {
     /// Pods of this node; rounded up to a power of two
-    #[arg(long, default_value_t = Capacities::default().endpoints)]
+    #[arg(long, default_value_t = Capacities::default().endpoints, value_parser = clap::value_parser!(u32).range(1..=32_768))]
     max_endpoints: u32,
     /// IPv4 addresses of the cluster's pods and this node
     #[arg(long, default_value_t = Capacities::default().addresses_v4)]
@@ -164,6 +164,12 @@ struct Sizes {
     /// Distinct CIDRs, excepts included, per family
     #[arg(long, default_value_t = Capacities::default().prefixes_v4)]
     max_prefixes: u32,
+    /// Ports of Services at IPv4 addresses, hostPorts among them
+    #[arg(long, default_value_t = Capacities::default().services_v4)]
+    max_services_v4: u32,
+    /// Ports of Services at IPv6 addresses, hostPorts among them
+    #[arg(long, default_value_t = Capacities::default().services_v6)]
+    max_services_v6: u32,
     /// Pairs of a rule set and a class of peers that it names
     #[arg(long, default_value_t = Capacities::default().allow)]
     max_allow: u32,
@@ -196,10 +202,13 @@ impl Sizes {
             endpoints_overflow: endpoints,
             // Number 0 is nobody's.
             counters: (endpoints + 1) * 2,
+            senders: endpoints + 1,
             addresses_v4: self.max_addresses_v4.max(1),
             addresses_v6: self.max_addresses_v6.max(1),
             prefixes_v4: self.max_prefixes.max(1),
             prefixes_v6: self.max_prefixes.max(1),
+            services_v4: self.max_services_v4.max(1),
+            services_v6: self.max_services_v6.max(1),
             allow: self.max_allow.max(1),
             ports: self.max_ports.max(1),
             flows_v4: self.max_flows_v4.max(1),

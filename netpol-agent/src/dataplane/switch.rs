@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortEntry, PortKey, RuleSetId};
+use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
 
 /// Everything the tables say, endpoints aside.
@@ -19,6 +20,8 @@ pub struct Snapshot {
     pub addresses: BTreeMap<IpAddr, AddressEntry>,
     /// `PREFIXES_V4` and `PREFIXES_V6`.
     pub prefixes: BTreeMap<IpNet, ClassId>,
+    /// `SERVICES_V4` and `SERVICES_V6`.
+    pub frontends: BTreeMap<Frontend, ClassId>,
     /// `ALLOW`.
     pub allow: BTreeMap<AllowKey, AllowEntry>,
     /// `PORTS`, by key and prefix length.
@@ -38,6 +41,7 @@ impl Snapshot {
     /// The classes in use.
     pub fn classes(&self) -> impl Iterator<Item = ClassId> {
         let found = self.addresses.values().map(|entry| entry.class).chain(self.prefixes.values().copied());
+        let found = found.chain(self.frontends.values().copied());
         found.chain(self.allow.keys().map(|key| key.class))
     }
 
@@ -81,6 +85,7 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
     let mut pairs = Pairs { next: highest.unwrap_or_default().0, ids: BTreeMap::new() };
     let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
     let prefixes: BTreeSet<IpNet> = old.prefixes.keys().chain(new.prefixes.keys()).copied().collect();
+    let frontends: BTreeSet<Frontend> = old.frontends.keys().chain(new.frontends.keys()).copied().collect();
     let mut moves = Vec::new();
     for &address in &addresses {
         let (was, will_be) = (old.entry_of(address), new.entry_of(address));
@@ -90,6 +95,12 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
     }
     for &net in &prefixes {
         moves.push(Change::PutPrefix(net, pairs.get(old.class_of_net(net), new.class_of_net(net))));
+    }
+    for (&frontend, &was) in &old.frontends {
+        // One that is new waits until all have flipped: to old rule sets it is what its address is.
+        if let Some(&will_be) = new.frontends.get(&frontend) {
+            moves.push(Change::PutFrontend(frontend, pairs.get(was, will_be)));
+        }
     }
 
     let mut switch = Switch::default();
@@ -111,6 +122,12 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
         switch.after.push(match new.prefixes.get(&net) {
             Some(class) => Change::PutPrefix(net, *class),
             None => Change::DeletePrefix(net),
+        });
+    }
+    for frontend in frontends {
+        switch.after.push(match new.frontends.get(&frontend) {
+            Some(class) => Change::PutFrontend(frontend, *class),
+            None => Change::DeleteFrontend(frontend),
         });
     }
     switch.after.extend(transitional.iter().map(|(key, _)| Change::DeleteAllow(*key)));

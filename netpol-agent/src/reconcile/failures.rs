@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netpol_common::{AllowKey, Endpoint, IfIndex, PortKey};
+use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
 
 use crate::dataplane::{MapName, WriteError};
@@ -14,6 +15,7 @@ use crate::dataplane::{MapName, WriteError};
 enum Entry {
     Port(PortKey, u32),
     Allow(AllowKey),
+    Frontend(Frontend),
     Address(IpAddr),
     Prefix(IpNet),
 }
@@ -114,7 +116,7 @@ impl Failures {
     pub(super) fn affect(&self, endpoint: &Endpoint) -> bool {
         self.pending.keys().any(|entry| match entry {
             Entry::Allow(key) => [endpoint.ingress.rule_set, endpoint.egress.rule_set].contains(&key.rule_set),
-            Entry::Port(..) | Entry::Address(_) | Entry::Prefix(_) => true,
+            Entry::Port(..) | Entry::Frontend(_) | Entry::Address(_) | Entry::Prefix(_) => true,
         })
     }
 
@@ -137,6 +139,7 @@ fn entry(change: &Change) -> Option<Entry> {
         Change::PutAllow(key, _) | Change::DeleteAllow(key) => Some(Entry::Allow(*key)),
         Change::PutAddress(address, _) | Change::DeleteAddress(address) => Some(Entry::Address(*address)),
         Change::PutPrefix(net, _) | Change::DeletePrefix(net) => Some(Entry::Prefix(*net)),
+        Change::PutFrontend(frontend, _) | Change::DeleteFrontend(frontend) => Some(Entry::Frontend(*frontend)),
         Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Rejudge(_) => None,
     }
 }
@@ -153,6 +156,10 @@ pub(super) fn fallback(change: &Change) -> Option<Change> {
 pub(super) fn makes_room(change: &Change) -> bool {
     matches!(
         change,
-        Change::DeletePort { .. } | Change::DeleteAllow(_) | Change::DeleteAddress(_) | Change::DeletePrefix(_)
+        Change::DeletePort { .. }
+            | Change::DeleteAllow(_)
+            | Change::DeleteAddress(_)
+            | Change::DeletePrefix(_)
+            | Change::DeleteFrontend(_)
     )
 }

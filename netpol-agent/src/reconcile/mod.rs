@@ -171,7 +171,9 @@ impl<D: Dataplane> Reconciler<D> {
                 | Change::PutAddress(..)
                 | Change::DeleteAddress(_)
                 | Change::PutPrefix(..)
-                | Change::DeletePrefix(_) => self.write(change),
+                | Change::DeletePrefix(_)
+                | Change::PutFrontend(..)
+                | Change::DeleteFrontend(_) => self.write(change),
             }
         }
         if room_made && !self.failures.is_empty() {

@@ -107,8 +107,8 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// What an interface should have, its number and generation aside. `None`: nothing.
     pub(super) fn body(&self, ifindex: IfIndex, pod: Option<&PodKey>) -> Option<Endpoint> {
-        let (veth, addresses) = self.survey.veths.get(&ifindex)?;
-        let mut body = Endpoint { ifindex, bridge: veth.bridge.unwrap_or_default(), ..Endpoint::default() };
+        let (_, addresses) = self.survey.veths.get(&ifindex)?;
+        let mut body = Endpoint { ifindex, ..Endpoint::default() };
         let Some(pod) = pod else {
             if self.options.unknown_pods == UnknownPods::Allow || self.survey.uplinks.contains(&ifindex) {
                 return None;

@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::{ClassId, Direction, Reason};
 
-use super::Skb;
+use super::{Skb, hook};
 use crate::{Case, Content, Quoted, detour, fragment, packet, verdict};
 
 /// Kinds of [`Content`], above the reason or the offset.
@@ -19,20 +19,20 @@ const NOT_ASKED: u64 = u64::MAX;
 /// [`Quoted::Nothing`]: no verdict either.
 const NOTHING: u64 = u64::MAX - 1;
 
-/// Bits of a fragment's place, above its offset.
-const EGRESS: u32 = 1 << 8;
-const FIRST: u32 = 1 << 9;
+/// Bits of a fragment's place, above its offset; the hook above them.
+const FIRST: u32 = 1 << 8;
+const HOOK: u32 = 9;
 
 /// Where a fragment is, in one argument: there are five.
 #[inline(always)]
-pub(super) fn place(direction: Direction, start: u32, first: bool) -> u32 {
-    let egress = if direction == Direction::Egress { EGRESS } else { 0 };
-    start | egress | if first { FIRST } else { 0 }
+pub(super) fn place(skb: Skb, start: u32, first: bool) -> u32 {
+    start | skb.hook() << HOOK | if first { FIRST } else { 0 }
 }
 
+/// The direction of what is judged at a hook.
 #[inline(always)]
-fn direction(code: u32) -> Direction {
-    if code == 0 { Direction::Ingress } else { Direction::Egress }
+fn direction(hook: u32) -> Direction {
+    if hook == hook::INGRESS { Direction::Ingress } else { Direction::Egress }
 }
 
 #[inline(always)]
@@ -56,8 +56,8 @@ fn unpack(word: u64) -> Quoted {
 
 /// See [`crate::Surroundings::find`].
 #[inline(always)]
-pub(super) fn find(skb: *mut __sk_buff, direction: Direction) -> Content {
-    let word = netpol_find(skb, direction as u32);
+pub(super) fn find(skb: Skb) -> Content {
+    let word = netpol_find(skb.context(), skb.hook());
     match word & !0xff {
         0 => Content::Judged(verdict::reason(word)),
         V4 => Content::V4(word & 0xff),
@@ -67,8 +67,8 @@ pub(super) fn find(skb: *mut __sk_buff, direction: Direction) -> Content {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn netpol_find(skb: *mut __sk_buff, code: u32) -> u32 {
-    match detour::find(Skb::new(skb), direction(code)) {
+extern "C" fn netpol_find(skb: *mut __sk_buff, hook: u32) -> u32 {
+    match detour::find(Skb::new(skb, hook), direction(hook)) {
         Content::Judged(reason) => reason as u32,
         Content::V4(start) => V4 | start,
         Content::V6(start) => V6 | start,
@@ -79,14 +79,14 @@ extern "C" fn netpol_find(skb: *mut __sk_buff, code: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn netpol_walk(skb: *mut __sk_buff, start: u32, first: u32) -> u64 {
-    packet::walk(&Skb::new(skb), start, first as u8)
+    packet::walk(&Skb::new(skb, hook::INGRESS), start, first as u8)
 }
 
 /// See [`crate::Surroundings::transport`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn netpol_transport(skb: *mut __sk_buff, offset: u32, protocol: u32, quoted: u32) -> u64 {
-    packet::read_packed(&Skb::new(skb), offset, protocol as u8, quoted != 0)
+    packet::read_packed(&Skb::new(skb, hook::INGRESS), offset, protocol as u8, quoted != 0)
 }
 
 macro_rules! family {
@@ -94,73 +94,57 @@ macro_rules! family {
      $netpol_settle:ident, $resolve:ident, $record:ident) => {
         /// See [`crate::Family::judge_ip`].
         #[inline(always)]
-        pub(super) fn $judge_ip(
-            skb: *mut __sk_buff,
-            direction: Direction,
-            start: u32,
-            quoted: Quoted,
-        ) -> Option<Reason> {
-            let code = $netpol_ip(skb, direction as u32, start, pack(quoted));
+        pub(super) fn $judge_ip(skb: Skb, start: u32, quoted: Quoted) -> Option<Reason> {
+            let code = $netpol_ip(skb.context(), skb.hook(), start, pack(quoted));
             (code != NONE).then(|| verdict::reason(code))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $netpol_ip(skb: *mut __sk_buff, code: u32, start: u32, quoted: u64) -> u32 {
-            let judged = detour::judge_ip::<$address, Skb>(Skb::new(skb), direction(code), start, unpack(quoted));
+        extern "C" fn $netpol_ip(skb: *mut __sk_buff, hook: u32, start: u32, quoted: u64) -> u32 {
+            let judged = detour::judge_ip::<$address, Skb>(Skb::new(skb, hook), direction(hook), start, unpack(quoted));
             judged.map_or(NONE, |reason| reason as u32)
         }
 
         /// See [`crate::Family::judge_quoted`].
         #[inline(always)]
-        pub(super) fn $judge_quoted(skb: *mut __sk_buff, direction: Direction, start: u32) -> Quoted {
-            unpack($netpol_quoted(skb, direction as u32, start))
+        pub(super) fn $judge_quoted(skb: Skb, start: u32) -> Quoted {
+            unpack($netpol_quoted(skb.context(), skb.hook(), start))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $netpol_quoted(skb: *mut __sk_buff, code: u32, start: u32) -> u64 {
-            pack(detour::judge_quoted::<$address, Skb>(Skb::new(skb), direction(code), start))
+        extern "C" fn $netpol_quoted(skb: *mut __sk_buff, hook: u32, start: u32) -> u64 {
+            pack(detour::judge_quoted::<$address, Skb>(Skb::new(skb, hook), direction(hook), start))
         }
 
         /// See [`crate::Family::settle`].
         #[inline(always)]
-        pub(super) fn $settle(skb: *mut __sk_buff, direction: Direction, case: Case) -> Reason {
-            verdict::reason($netpol_settle(skb, direction as u32, case.bits, case.ports, case.class))
+        pub(super) fn $settle(skb: Skb, case: Case) -> Reason {
+            verdict::reason($netpol_settle(skb.context(), skb.hook(), case.bits, case.ports, case.class))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $netpol_settle(skb: *mut __sk_buff, code: u32, bits: u64, ports: u64, class: u32) -> u32 {
-            detour::settle::<$address, Skb>(Skb::new(skb), direction(code), Case { bits, ports, class }) as u32
+        extern "C" fn $netpol_settle(skb: *mut __sk_buff, hook: u32, bits: u64, ports: u64, class: u32) -> u32 {
+            detour::settle::<$address, Skb>(Skb::new(skb, hook), direction(hook), Case { bits, ports, class }) as u32
         }
 
         /// See [`crate::Family::resolve`].
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub(super) extern "C" fn $resolve(skb: *mut __sk_buff, place: u32, identification: u32, said: u64) -> u64 {
+            let hook = place >> HOOK;
             let (start, first) = (place & 0xff, place & FIRST != 0);
-            fragment::resolve::<$address, Skb>(
-                Skb::new(skb),
-                direction(place & EGRESS),
-                start,
-                identification,
-                said,
-                first,
-            )
+            fragment::resolve::<$address, Skb>(Skb::new(skb, hook), direction(hook), start, identification, said, first)
         }
 
         /// See [`crate::Family::record`].
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub(super) extern "C" fn $record(skb: *mut __sk_buff, place: u32, identification: u32, said: u64) -> u32 {
-            fragment::record::<$address, Skb>(
-                Skb::new(skb),
-                direction(place & EGRESS),
-                place & 0xff,
-                identification,
-                said,
-            );
+            let hook = place >> HOOK;
+            fragment::record::<$address, Skb>(Skb::new(skb, hook), direction(hook), place & 0xff, identification, said);
             0
         }
     };

@@ -5,4 +5,4 @@ mod globals;
 mod maps;
 mod skb;
 
-pub use skb::Skb;
+pub use skb::{Skb, hook};

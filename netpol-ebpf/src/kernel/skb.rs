@@ -4,24 +4,54 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, IfIndex, PortEntry, PortKey, Reason, Tables,
+    FragmentKey, FrontendEntry, FrontendKey, IfIndex, PortEntry, PortKey, Reason, Tables,
 };
 
-use super::maps::{addresses, allow, counters, denials, endpoints, events, flows, fragments, ports, prefixes};
+use super::maps::{
+    addresses, allow, counters, denials, endpoints, events, flows, fragments, ports, prefixes, senders, services,
+};
 use super::{functions, globals};
 use crate::{Bytes, Case, Content, Family, Quoted, Slot, Surroundings, Window};
 
 /// One packet in the kernel.
+///
+/// Its sender's number is in `skb->tc_index`: 16 bits that go with the packet through bridge, routing and address translation,
+/// that a clone and a fragment get too, and that nobody else in the kernel has used since Linux 6.3 took the schedulers out that
+/// did. What else is on the same hooks must not end them with `TC_ACT_OK`, which overwrites it.
+/// Source: `tcf_classify` in <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
 #[derive(Clone, Copy)]
 pub struct Skb {
     skb: *mut __sk_buff,
+    /// One of [`hook`], as a number: the verifier looks at what does not ask for it once.
+    hook: u32,
+}
+
+/// Where a packet is.
+pub mod hook {
+    /// At the veth of the pod it reaches.
+    pub const INGRESS: u32 = 0;
+    /// At the veth of the pod that sent it.
+    pub const EGRESS: u32 = 1;
+    /// Where what a pod sent goes after all addresses were rewritten.
+    pub const BEHIND: u32 = 2;
 }
 
 impl Skb {
-    /// The packet of a program's run. The context must be the program's own.
+    /// The packet of a program's run at one of [`hook`]. The context must be the program's own.
     #[inline(always)]
-    pub const fn new(skb: *mut __sk_buff) -> Self {
-        Self { skb }
+    pub const fn new(skb: *mut __sk_buff, hook: u32) -> Self {
+        Self { skb, hook }
+    }
+
+    #[inline(always)]
+    pub(super) const fn hook(self) -> u32 {
+        self.hook
+    }
+
+    /// The program's context.
+    #[inline(always)]
+    pub(super) const fn context(self) -> *mut __sk_buff {
+        self.skb
     }
 
     /// SAFETY of all below: the context is valid while the program runs.
@@ -59,7 +89,7 @@ impl Surroundings for Skb {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        self.field(|skb| skb.ifindex)
+        if self.is_behind() { senders::get(self.sender()).0 } else { self.field(|skb| skb.ifindex) }
     }
 
     #[inline(always)]
@@ -68,8 +98,26 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
+    fn sender(&self) -> u32 {
+        self.field(|skb| skb.tc_index)
+    }
+
+    #[inline(always)]
+    fn set_sender(&self, endpoint: u32) {
+        // SAFETY: as above; volatile, so that the whole word is written.
+        unsafe { (&raw mut (*self.skb).tc_index).write_volatile(endpoint) };
+    }
+
+    #[inline(always)]
+    fn is_behind(&self) -> bool {
+        self.hook == hook::BEHIND
+    }
+
+    #[inline(always)]
     fn endpoint(&self) -> Option<&Endpoint> {
-        endpoints::get(IfIndex(self.ifindex()))
+        let ifindex = IfIndex(self.ifindex());
+        // Nobody's slots in the array say so too.
+        if self.is_behind() && ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
     }
 
     #[inline(always)]
@@ -101,8 +149,8 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn find(self, direction: Direction) -> Content {
-        functions::find(self.skb, direction)
+    fn find(self, _direction: Direction) -> Content {
+        functions::find(self)
     }
 
     #[inline(always)]
@@ -142,32 +190,32 @@ impl Surroundings for Skb {
 }
 
 macro_rules! family {
-    ($address:ty, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident,
+    ($address:ty, $frontend:ident, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident,
      $judge_ip:ident, $judge_quoted:ident, $settle:ident, $resolve:ident, $record:ident) => {
         impl Family<$address> for Skb {
             #[inline(always)]
-            fn judge_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
-                functions::$judge_ip(self.skb, direction, start, quoted)
+            fn judge_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
+                functions::$judge_ip(self, start, quoted)
             }
 
             #[inline(always)]
-            fn judge_quoted(self, direction: Direction, start: u32) -> Quoted {
-                functions::$judge_quoted(self.skb, direction, start)
+            fn judge_quoted(self, _direction: Direction, start: u32) -> Quoted {
+                functions::$judge_quoted(self, start)
             }
 
             #[inline(always)]
-            fn settle(self, direction: Direction, case: Case) -> Reason {
-                functions::$settle(self.skb, direction, case)
+            fn settle(self, _direction: Direction, case: Case) -> Reason {
+                functions::$settle(self, case)
             }
 
             #[inline(always)]
-            fn resolve(self, direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64 {
-                functions::$resolve(self.skb, functions::place(direction, start, first), identification, said)
+            fn resolve(self, _direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64 {
+                functions::$resolve(self.skb, functions::place(self, start, first), identification, said)
             }
 
             #[inline(always)]
-            fn record(self, direction: Direction, start: u32, identification: u32, said: u64) {
-                functions::$record(self.skb, functions::place(direction, start, true), identification, said);
+            fn record(self, _direction: Direction, start: u32, identification: u32, said: u64) {
+                functions::$record(self.skb, functions::place(self, start, true), identification, said);
             }
 
             #[inline(always)]
@@ -200,6 +248,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn frontend(&self, key: &FrontendKey<$address>) -> Option<FrontendEntry> {
+                services::$frontend(key)
+            }
+
+            #[inline(always)]
             fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
                 allow::get(key)
             }
@@ -214,6 +267,7 @@ macro_rules! family {
 family!(
     [u8; 4],
     get_v4,
+    get_v4,
     insert_v4,
     get_v4,
     insert_v4,
@@ -225,6 +279,7 @@ family!(
 );
 family!(
     [u8; 16],
+    get_v6,
     get_v6,
     insert_v6,
     get_v6,

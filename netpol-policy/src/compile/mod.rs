@@ -150,7 +150,10 @@ impl Engine {
     /// new pods, so that none is open meanwhile, and pods that go are last: they have nothing to mix with.
     pub fn one_step(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let changes = |event: &&Event| match event {
-            Event::Apply(Object::Node(_)) | Event::Delete(ObjectKey::Pod(_) | ObjectKey::Node(_)) => false,
+            Event::Apply(Object::Node(_) | Object::Service(_) | Object::Slice(_))
+            | Event::Delete(ObjectKey::Pod(_) | ObjectKey::Node(_) | ObjectKey::Service(_) | ObjectKey::Slice(_)) => {
+                false
+            }
             Event::Apply(Object::Pod(pod)) => self.world.pods.get(&pod.key).is_some_and(|known| known != pod),
             Event::Apply(object @ (Object::Namespace(_) | Object::Policy(_))) => !self.world.holds(object),
             Event::Delete(key @ (ObjectKey::Namespace(_) | ObjectKey::Policy(_))) => self.world.contains(key),
@@ -215,8 +218,8 @@ impl Engine {
                 self.namespace_event(&name, Event::Apply(Object::Namespace(namespace)))
             }
             Object::Policy(policy) => self.policy_event(&policy.key.clone(), Event::Apply(Object::Policy(policy))),
-            Object::Node(node) => {
-                self.world.apply(Event::Apply(Object::Node(node)));
+            object @ (Object::Node(_) | Object::Service(_) | Object::Slice(_)) => {
+                self.world.apply(Event::Apply(object));
                 Vec::new()
             }
         }
@@ -231,7 +234,7 @@ impl Engine {
             ObjectKey::Pod(key) => self.pod_event(key, event),
             ObjectKey::Namespace(name) => self.namespace_event(name, event),
             ObjectKey::Policy(key) => self.policy_event(key, event),
-            ObjectKey::Node(_) => {
+            ObjectKey::Node(_) | ObjectKey::Service(_) | ObjectKey::Slice(_) => {
                 self.world.apply(event);
                 Vec::new()
             }
@@ -244,7 +247,8 @@ impl Engine {
             ObjectKey::Namespace(_) => 0,
             ObjectKey::Node(_) => 1,
             ObjectKey::Policy(_) => 2,
-            ObjectKey::Pod(_) => 3,
+            ObjectKey::Service(_) | ObjectKey::Slice(_) => 3,
+            ObjectKey::Pod(_) => 4,
         };
         let wanted = World::of(objects);
         let mut gone: Vec<_> = self.world.keys().filter(|key| !wanted.contains(key)).collect();

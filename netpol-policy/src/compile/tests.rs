@@ -60,6 +60,8 @@ fn words(changes: &[Change]) -> Vec<String> {
         Change::DeleteAddress(address) => format!("-address {address}"),
         Change::PutPrefix(net, _) => format!("+prefix {net}"),
         Change::DeletePrefix(net) => format!("-prefix {net}"),
+        Change::PutFrontend(frontend, _) => format!("+frontend {}", frontend.port),
+        Change::DeleteFrontend(frontend) => format!("-frontend {}", frontend.port),
         Change::PutEndpoint(pod, _) => format!("+endpoint {}", pod.name),
         Change::DeleteEndpoint(pod) => format!("-endpoint {}", pod.name),
         Change::Rejudge(rule_sets) => format!("rejudge {}", rule_sets.len()),

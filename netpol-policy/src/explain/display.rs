@@ -46,7 +46,12 @@ fn sentence(direction: &str, end: &dyn fmt::Display, side: &Side) -> String {
             format!("{end} is isolated by {}, and there is no {direction} rule at all", policies())
         }
         Reason::NoRule => format!("{end} is isolated by {}, and no rule allows this", policies()),
+        Reason::Service => "through a Service, whose backends a rule allows".to_owned(),
+        Reason::NoBackend => format!("{end} is isolated by {}, and no rule allows any backend", policies()),
+        Reason::SomeBackends => "only some backends are allowed, and another node chooses among them".to_owned(),
         other @ (Reason::Flow
+        | Reason::Backend
+        | Reason::SenderGone
         | Reason::LinkControl
         | Reason::IcmpError
         | Reason::Revoked

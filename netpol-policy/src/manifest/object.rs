@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::{core::v1 as core, networking::v1::NetworkPolicy};
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1::NetworkPolicy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use super::path::FieldPath;
 use super::salvage;
 use super::tree::{SyntaxError, Tree};
 use super::{Ignored, Located, ManifestError, Parsed};
-use crate::model::{Namespace, Node, Object, Pod, Policy, Problem, Severity};
+use crate::model::{EndpointSlice, Namespace, Node, Object, Pod, Policy, Problem, Service, Severity};
 
 /// Reads the documents of one file.
 pub(super) struct Reader {
@@ -133,6 +133,18 @@ impl Reader {
                 let (node, problems) = Node::from_api(&api);
                 self.problems(place, &problems);
                 self.found(place, Object::Node(node));
+            }
+            "Service" => {
+                let Some(api) = self.typed::<core::Service>(place, value) else { return };
+                let (service, problems) = Service::from_api(&api);
+                self.problems(place, &problems);
+                self.found(place, Object::Service(service));
+            }
+            "EndpointSlice" => {
+                let Some(api) = self.typed::<discovery::EndpointSlice>(place, value) else { return };
+                let (slice, problems) = EndpointSlice::from_api(&api);
+                self.problems(place, &problems);
+                self.found(place, Object::Slice(slice));
             }
             _ => self.policy(place, value),
         }
@@ -264,7 +276,8 @@ fn is_within(field: &str, place: &str) -> bool {
 fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     match (kind, group) {
-        ("Namespace" | "Pod" | "Node", "") => Some("v1"),
+        ("Namespace" | "Pod" | "Node" | "Service", "") => Some("v1"),
+        ("EndpointSlice", "discovery.k8s.io") => Some("discovery.k8s.io/v1"),
         ("NetworkPolicy", "" | "extensions" | "networking.k8s.io") => Some("networking.k8s.io/v1"),
         _ => None,
     }

@@ -41,8 +41,8 @@ metadata: {name: web, namespace: shop}
 {\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"n1\"}}
 ---
 apiVersion: v1
-kind: Service
-metadata: {name: s}
+kind: ConfigMap
+metadata: {name: c}
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -53,7 +53,7 @@ spec: {podSelector: {}}
     assert_eq!(messages(&parsed), [""; 0]);
     assert_eq!(keys(&parsed), ["1:Namespace shop", "6:Pod shop/web", "10:Node n1", "16:NetworkPolicy default/p"]);
     assert_eq!(parsed.ignored.len(), 1);
-    assert_eq!((parsed.ignored[0].kind.as_str(), parsed.ignored[0].line), ("Service", 12));
+    assert_eq!((parsed.ignored[0].kind.as_str(), parsed.ignored[0].line), ("ConfigMap", 12));
 }
 
 #[test]

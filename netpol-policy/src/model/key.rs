@@ -41,6 +41,14 @@ namespaced_key! {
     /// Names a network policy.
     PolicyKey
 }
+namespaced_key! {
+    /// Names a Service.
+    ServiceKey
+}
+namespaced_key! {
+    /// Names an `EndpointSlice`.
+    SliceKey
+}
 
 /// Names any object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +61,10 @@ pub enum ObjectKey {
     Node(Arc<str>),
     /// A network policy.
     Policy(PolicyKey),
+    /// A Service.
+    Service(ServiceKey),
+    /// An `EndpointSlice`.
+    Slice(SliceKey),
 }
 
 /// `Kind namespace/name`.
@@ -63,6 +75,8 @@ impl fmt::Display for ObjectKey {
             Self::Pod(key) => write!(f, "Pod {key}"),
             Self::Node(name) => write!(f, "Node {name}"),
             Self::Policy(key) => write!(f, "NetworkPolicy {key}"),
+            Self::Service(key) => write!(f, "Service {key}"),
+            Self::Slice(key) => write!(f, "EndpointSlice {key}"),
         }
     }
 }

@@ -8,15 +8,17 @@ mod pod;
 mod policy;
 mod problem;
 mod selector;
+mod service;
 mod understand;
 
-pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey};
+pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey, ServiceKey, SliceKey};
 pub use labels::Labels;
 pub use node::Node;
 pub use pod::{NAMESPACE_NAME_LABEL, NamedPort, Namespace, Pod};
 pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
 pub use problem::{Problem, Severity};
 pub use selector::{Requirement, Selector};
+pub use service::{Backend, EndpointSlice, Frontend, Place, Service, ServicePort, SliceEndpoint, SlicePort};
 
 /// Any object the World holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +31,10 @@ pub enum Object {
     Node(Node),
     /// A network policy.
     Policy(Policy),
+    /// A Service.
+    Service(Service),
+    /// An `EndpointSlice`.
+    Slice(EndpointSlice),
 }
 
 impl Object {
@@ -39,6 +45,8 @@ impl Object {
             Self::Pod(pod) => ObjectKey::Pod(pod.key.clone()),
             Self::Node(node) => ObjectKey::Node(node.name.clone()),
             Self::Policy(policy) => ObjectKey::Policy(policy.key.clone()),
+            Self::Service(service) => ObjectKey::Service(service.key.clone()),
+            Self::Slice(slice) => ObjectKey::Slice(slice.key.clone()),
         }
     }
 }

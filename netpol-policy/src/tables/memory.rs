@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PORT_PREFIX_EXACT, PortEntry, PortKey};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, ClassId, FrontendEntry, FrontendKey, PORT_PREFIX_EXACT, PortEntry, PortKey,
+};
 
 use super::{Change, EndpointPolicy};
-use crate::model::PodKey;
+use crate::model::{Frontend, PodKey};
 
 /// All tables. Changed by [`Tables::apply`] alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +18,7 @@ pub struct Tables {
     prefixes: Prefixes,
     allow: HashMap<AllowKey, AllowEntry>,
     ports: BTreeMap<(PortKey, u32), PortEntry>,
+    frontends: HashMap<Frontend, ClassId>,
     endpoints: BTreeMap<PodKey, EndpointPolicy>,
 }
 
@@ -51,6 +54,11 @@ impl Tables {
                 true
             }
             Change::DeletePrefix(net) => self.prefixes.remove(net),
+            Change::PutFrontend(frontend, class) => {
+                self.frontends.insert(*frontend, *class);
+                true
+            }
+            Change::DeleteFrontend(frontend) => self.frontends.remove(frontend).is_some(),
             Change::PutEndpoint(pod, policy) => {
                 self.endpoints.insert(pod.clone(), *policy);
                 true
@@ -68,8 +76,9 @@ impl Tables {
         let allow = self.allow.iter().map(|(key, entry)| Change::PutAllow(*key, *entry));
         let addresses = self.addresses.iter().map(|(address, entry)| Change::PutAddress(*address, *entry));
         let prefixes = self.prefixes.by_net.iter().map(|(net, class)| Change::PutPrefix(*net, *class));
+        let frontends = self.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class));
         let endpoints = self.endpoints.iter().map(|(pod, policy)| Change::PutEndpoint(pod.clone(), *policy));
-        ports.chain(allow).chain(addresses).chain(prefixes).chain(endpoints)
+        ports.chain(allow).chain(addresses).chain(prefixes).chain(frontends).chain(endpoints)
     }
 
     /// The policy of a pod's endpoint.
@@ -91,6 +100,11 @@ impl Tables {
     /// The address's own entry.
     pub fn exact_address(&self, address: IpAddr) -> Option<AddressEntry> {
         self.addresses.get(&address).copied()
+    }
+
+    /// The class of a Service's port.
+    pub fn frontend(&self, frontend: &Frontend) -> Option<ClassId> {
+        self.frontends.get(frontend).copied()
     }
 
     /// What a rule set allows to a class beyond what it allows to anyone.
@@ -120,6 +134,10 @@ impl netpol_common::Tables<[u8; 4]> for Tables {
         self.address(IpAddr::from(*address))
     }
 
+    fn frontend(&self, key: &FrontendKey<[u8; 4]>) -> Option<FrontendEntry> {
+        self.frontend(&Frontend::of_key(key)?).map(|class| FrontendEntry { class })
+    }
+
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
         self.allow(key)
     }
@@ -132,6 +150,10 @@ impl netpol_common::Tables<[u8; 4]> for Tables {
 impl netpol_common::Tables<[u8; 16]> for Tables {
     fn address(&self, address: &[u8; 16]) -> Option<AddressEntry> {
         self.address(IpAddr::from(*address))
+    }
+
+    fn frontend(&self, key: &FrontendKey<[u8; 16]>) -> Option<FrontendEntry> {
+        self.frontend(&Frontend::of_key(key)?).map(|class| FrontendEntry { class })
     }
 
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {

@@ -10,7 +10,7 @@ use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy
 
 pub use memory::{NoSuchEntry, Tables};
 
-use crate::model::PodKey;
+use crate::model::{Frontend, PodKey};
 
 /// What holds for a pod's endpoint; the agent adds its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,10 @@ pub enum Change {
     PutPrefix(IpNet, ClassId),
     /// Remove an entry of `PREFIXES_V4` or `PREFIXES_V6`.
     DeletePrefix(IpNet),
+    /// Write an entry of `SERVICES_V4` or `SERVICES_V6`.
+    PutFrontend(Frontend, ClassId),
+    /// Remove an entry of `SERVICES_V4` or `SERVICES_V6`.
+    DeleteFrontend(Frontend),
     /// A pod of this node has this policy from now on; its flows are judged again.
     PutEndpoint(PodKey, EndpointPolicy),
     /// A pod of this node is gone.

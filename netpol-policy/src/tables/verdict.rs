@@ -27,14 +27,14 @@ impl Tables {
             (false, true) => OWN.0,
             (false, false) => OTHER,
         };
-        let (direction, protocol, port) = (packet.direction, packet.protocol, packet.port.to_be_bytes());
         match packet.remote {
-            IpAddr::V4(remote) => {
-                judge(self, &endpoint, &Attempt { direction, remote: remote.octets(), protocol, port, ingress_ifindex })
-            }
-            IpAddr::V6(remote) => {
-                judge(self, &endpoint, &Attempt { direction, remote: remote.octets(), protocol, port, ingress_ifindex })
-            }
+            IpAddr::V4(remote) => judge(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
+            IpAddr::V6(remote) => judge(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
         }
     }
+}
+
+fn attempt<A>(packet: &Packet, remote: A, ingress_ifindex: u32) -> Attempt<A> {
+    let (direction, protocol, port) = (packet.direction, packet.protocol, packet.port.to_be_bytes());
+    Attempt { direction, remote, protocol, port, ingress_ifindex, sender: 0, behind: false }
 }

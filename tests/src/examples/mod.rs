@@ -70,7 +70,7 @@ impl Example {
                     Object::Namespace(namespace) => {
                         namespaces.push((namespace.name.to_string(), labels_text(&namespace.labels)));
                     }
-                    Object::Node(_) | Object::Policy(_) => {}
+                    Object::Node(_) | Object::Policy(_) | Object::Service(_) | Object::Slice(_) => {}
                 }
             }
         }

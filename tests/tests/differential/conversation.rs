@@ -46,7 +46,7 @@ impl Conversation {
         let direction = kind.direction(&self.probe);
         let (expected, next) = self.expect(kind, world);
         let frame = craft(self.own, &self.probe, self.source, kind);
-        let found = runner.judge(endpoint, direction, &frame, came_by(endpoint, self.own, &self.probe, kind));
+        let found = runner.judge(endpoint, direction, &frame, came_by(endpoint, &self.probe, kind));
         let found = found.with_context(|| format!("{kind:?} of {self:?}, which is {expected:?}"))?;
         ensure!(found == expected, "the program says {found:?} to {kind:?} of {self:?}, the reference {expected:?}");
         self.state = next;

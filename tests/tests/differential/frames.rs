@@ -64,18 +64,14 @@ pub(crate) fn craft(pod: IpAddr, probe: &Probe, source: u16, kind: Kind) -> Vec<
     frame(Mac([2; 6]), Mac([4; 6]), &[], &packet)
 }
 
-/// `ingress_ifindex` of a packet of an exchange. Bridges tell of all their ports the same: from one, a packet is the pod's
-/// own only with the pod's address, and others come from there too.
-pub(crate) fn came_by(endpoint: &Endpoint, pod: IpAddr, probe: &Probe, kind: Kind) -> u32 {
+/// `ingress_ifindex` of a packet of an exchange.
+pub(crate) fn came_by(endpoint: &Endpoint, probe: &Probe, kind: Kind) -> u32 {
     if kind == Kind::Answer {
         return ELSEWHERE;
     }
-    let (bridged, own) = (endpoint.bridge.0 != 0, probe.remote == pod);
     match (probe.from_node, probe.via_own) {
         (true, _) => 0,
-        (false, true) if bridged && own => endpoint.bridge.0,
         (false, true) => endpoint.ifindex.0,
-        (false, false) if bridged && !own && probe.port % 2 == 1 => endpoint.bridge.0,
         (false, false) => ELSEWHERE,
     }
 }

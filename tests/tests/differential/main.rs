@@ -146,7 +146,7 @@ fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
         for probe in probes {
             let Some(own) = own_address(&endpoint, probe.remote) else { continue };
             let frame = craft(own, probe, PROBE_PORTS + node.round, Kind::Opening);
-            let came_by = came_by(&endpoint, own, probe, Kind::Opening);
+            let came_by = came_by(&endpoint, probe, Kind::Opening);
             let reference = evaluate(world, &probe.at(&pod)).reason;
             let tables = judge_in(node.tables(), world, &pod, policy, probe);
             let program = node.runner.judge(&endpoint, probe.direction, &frame, came_by);
@@ -188,7 +188,7 @@ fn change(node: &mut Node, event: &Event) -> Result<()> {
                 ifindex: endpoint.ifindex,
                 direction: probe.direction,
                 frame: craft(own, &probe, SAMPLE_PORTS + node.round, Kind::Opening),
-                came_by: came_by(endpoint, own, &probe, Kind::Opening),
+                came_by: came_by(endpoint, &probe, Kind::Opening),
                 seen: [None, None],
             });
             sent.push((pod, probe));

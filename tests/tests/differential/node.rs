@@ -197,6 +197,7 @@ fn snapshot_of(tables: &Tables) -> Snapshot {
             Change::PutAllow(key, entry) => drop(snapshot.allow.insert(key, entry)),
             Change::PutAddress(address, entry) => drop(snapshot.addresses.insert(address, entry)),
             Change::PutPrefix(net, class) => drop(snapshot.prefixes.insert(net, class)),
+            Change::PutFrontend(frontend, class) => drop(snapshot.frontends.insert(frontend, class)),
             _ => {}
         }
     }

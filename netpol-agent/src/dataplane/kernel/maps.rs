@@ -7,7 +7,11 @@ use std::net::IpAddr;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
 use ipnet::IpNet;
-use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, PortEntry, PortKey, Reason};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, FrontendEntry, FrontendKey, PortEntry, PortKey,
+    Reason,
+};
+use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
 
 use super::names::MapName;
@@ -32,8 +36,11 @@ pub(super) struct Maps {
     addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,
     prefixes_v4: LpmTrie<MapData, [u8; 4], Raw<AddressEntry>>,
     prefixes_v6: LpmTrie<MapData, [u8; 16], Raw<AddressEntry>>,
+    services_v4: HashMap<MapData, Raw<FrontendKey<[u8; 4]>>, Raw<FrontendEntry>>,
+    services_v6: HashMap<MapData, Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>,
     allow: HashMap<MapData, Raw<AllowKey>, Raw<AllowEntry>>,
     ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
+    pub(super) senders: Array<MapData, u32>,
     pub(super) counters: PerCpuArray<MapData, Raw<Counters>>,
     pub(super) lost_events: PerCpuArray<MapData, u64>,
 }
@@ -60,8 +67,11 @@ impl Maps {
             addresses_v6: pinned(pins, MapName::AddressesV6)?,
             prefixes_v4: pinned(pins, MapName::PrefixesV4)?,
             prefixes_v6: pinned(pins, MapName::PrefixesV6)?,
+            services_v4: pinned(pins, MapName::ServicesV4)?,
+            services_v6: pinned(pins, MapName::ServicesV6)?,
             allow: pinned(pins, MapName::Allow)?,
             ports: pinned(pins, MapName::Ports)?,
+            senders: pinned(pins, MapName::Senders)?,
             counters: pinned(pins, MapName::Counters)?,
             lost_events: pinned(pins, MapName::LostEvents)?,
         })
@@ -106,8 +116,30 @@ impl Maps {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
                 gone(MapName::PrefixesV6, self.prefixes_v6.remove(&key))
             }
+            Change::PutFrontend(frontend, class) => self.put_frontend(frontend, Raw(FrontendEntry { class: *class })),
+            Change::DeleteFrontend(frontend) => self.delete_frontend(frontend),
             Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Rejudge(_) => Ok(()),
         }
+    }
+
+    fn put_frontend(&mut self, frontend: &Frontend, entry: Raw<FrontendEntry>) -> Result<(), WriteError> {
+        if let Some(key) = frontend.v4_key() {
+            done(MapName::ServicesV4, self.services_v4.insert(Raw(key), entry, 0))?;
+        }
+        if let Some(key) = frontend.v6_key() {
+            done(MapName::ServicesV6, self.services_v6.insert(Raw(key), entry, 0))?;
+        }
+        Ok(())
+    }
+
+    fn delete_frontend(&mut self, frontend: &Frontend) -> Result<(), WriteError> {
+        if let Some(key) = frontend.v4_key() {
+            gone(MapName::ServicesV4, self.services_v4.remove(&Raw(key)))?;
+        }
+        if let Some(key) = frontend.v6_key() {
+            gone(MapName::ServicesV6, self.services_v6.remove(&Raw(key)))?;
+        }
+        Ok(())
     }
 
     /// Everything the tables say now.
@@ -121,6 +153,14 @@ impl Maps {
         for entry in &self.addresses_v6 {
             let (address, entry) = entry.map_err(failed(MapName::AddressesV6))?;
             snapshot.addresses.insert(IpAddr::from(address), entry.0);
+        }
+        for entry in &self.services_v4 {
+            let (key, entry) = entry.map_err(failed(MapName::ServicesV4))?;
+            snapshot.frontends.extend(Frontend::of_key(&key.0).map(|frontend| (frontend, entry.0.class)));
+        }
+        for entry in &self.services_v6 {
+            let (key, entry) = entry.map_err(failed(MapName::ServicesV6))?;
+            snapshot.frontends.extend(Frontend::of_key(&key.0).map(|frontend| (frontend, entry.0.class)));
         }
         for entry in &self.prefixes_v4 {
             let (key, entry) = entry.map_err(failed(MapName::PrefixesV4))?;

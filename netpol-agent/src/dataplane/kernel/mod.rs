@@ -230,6 +230,17 @@ impl CounterReader {
 }
 
 impl Maps {
+    /// Its number may be another one's by now.
+    fn forget_sender(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        let slot = self.endpoints.get(&(ifindex.0 & (self.endpoints.len() - 1)), 0).ok();
+        let held = slot.filter(|Raw(endpoint)| endpoint.ifindex == ifindex);
+        let Some(Raw(endpoint)) = held.or_else(|| self.overflow.get(&ifindex.0, 0).ok()) else { return Ok(()) };
+        if self.senders.get(&endpoint.id, 0).ok() == Some(ifindex.0) {
+            done(MapName::Senders, self.senders.set(endpoint.id, 0, 0))?;
+        }
+        Ok(())
+    }
+
     fn slot_holder(&self, slot: u32) -> Option<IfIndex> {
         let Raw(endpoint) = self.endpoints.get(&slot, 0).ok()?;
         (endpoint.ifindex.0 != 0).then_some(endpoint.ifindex)
@@ -242,6 +253,7 @@ impl Dataplane for Kernel {
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
+        done(MapName::Senders, self.maps.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (self.capacities.endpoints - 1);
         if *self.slots.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
             let written = self.maps.overflow.insert(endpoint.ifindex.0, Raw(*endpoint), 0);
@@ -261,6 +273,7 @@ impl Dataplane for Kernel {
     }
 
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        self.maps.forget_sender(ifindex)?;
         let slot = ifindex.0 & (self.capacities.endpoints - 1);
         if self.slots.get(&slot) == Some(&ifindex) {
             done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(Endpoint::default()), 0))?;

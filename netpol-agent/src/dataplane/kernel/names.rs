@@ -63,6 +63,10 @@ maps! {
     PrefixesV4 = "PREFIXES_V4", 65_536, prefixes_v4, "--max-prefixes";
     /// IPv6 blocks.
     PrefixesV6 = "PREFIXES_V6", 65_536, prefixes_v6, "--max-prefixes";
+    /// Ports of Services at IPv4 addresses.
+    ServicesV4 = "SERVICES_V4", 65_536, services_v4, "--max-services-v4";
+    /// Ports of Services at IPv6 addresses.
+    ServicesV6 = "SERVICES_V6", 32_768, services_v6, "--max-services-v6";
     /// What rule sets allow to classes.
     Allow = "ALLOW", 262_144, allow, "--max-allow";
     /// Ports of port sets.
@@ -79,6 +83,8 @@ maps! {
     Denials = "DENIALS", 8192, denials, "--max-denials";
     /// Packets by reason, two per endpoint.
     Counters = "COUNTERS", 2050, counters, "--max-endpoints";
+    /// Interfaces by the number of their endpoint.
+    Senders = "SENDERS", 1025, senders, "--max-endpoints";
     /// Events of denied packets.
     Events = "EVENTS", 262_144, events, "--event-buffer";
     /// Events that found no room.
@@ -95,10 +101,13 @@ impl MapName {
             Change::PutAddress(..) => Some(Self::AddressesV6),
             Change::PutPrefix(ipnet::IpNet::V4(_), _) => Some(Self::PrefixesV4),
             Change::PutPrefix(ipnet::IpNet::V6(_), _) => Some(Self::PrefixesV6),
+            Change::PutFrontend(frontend, _) if frontend.is_ipv4() => Some(Self::ServicesV4),
+            Change::PutFrontend(..) => Some(Self::ServicesV6),
             Change::DeletePort { .. }
             | Change::DeleteAllow(_)
             | Change::DeleteAddress(_)
             | Change::DeletePrefix(_)
+            | Change::DeleteFrontend(_)
             | Change::PutEndpoint(..)
             | Change::DeleteEndpoint(_)
             | Change::Rejudge(_) => None,

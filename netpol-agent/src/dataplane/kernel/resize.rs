@@ -8,8 +8,8 @@ use std::fs;
 use aya::Pod;
 use aya::maps::{HashMap, LpmTrie, MapData, MapError, PerCpuArray};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, Counters, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, PortEntry,
-    PortKey,
+    AddressEntry, AllowEntry, AllowKey, Counters, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+    FrontendEntry, FrontendKey, PortEntry, PortKey,
 };
 
 use super::maps::{Maps, Raw, done, pinned, write_error};
@@ -41,11 +41,13 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             MapName::AddressesV6 => hash::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
             MapName::PrefixesV4 => trie::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
             MapName::PrefixesV6 => trie::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
+            MapName::ServicesV4 => hash::<Raw<FrontendKey<[u8; 4]>>, Raw<FrontendEntry>>(old, new, map)?,
+            MapName::ServicesV6 => hash::<Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>(old, new, map)?,
             MapName::Allow => hash::<Raw<AllowKey>, Raw<AllowEntry>>(old, new, map)?,
             MapName::Ports => trie::<Raw<PortKey>, Raw<PortEntry>>(old, new, map)?,
             MapName::Counters => counters(old, new, capacities)?,
             // Written with `ENDPOINTS`.
-            MapName::EndpointsOverflow
+            MapName::EndpointsOverflow | MapName::Senders
             // By now, and again when the programs have been swapped.
             | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
             // At worst a denied flow is told once more, and what was not read yet is not told.
@@ -139,6 +141,7 @@ fn place(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelEr
             let source = std::io::Error::from_raw_os_error(libc::E2BIG);
             return Err(WriteError::Full { map: MapName::Counters, option: MapName::Counters.option(), source }.into());
         }
+        done(MapName::Senders, to.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (capacities.endpoints - 1);
         let holder: Endpoint = to.endpoints.get(&slot, 0).map_err(|error| write_error(MapName::Endpoints, error))?.0;
         if holder.ifindex.0 == 0 {

@@ -101,6 +101,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
     }
     let addresses_v4 = snapshot.addresses.keys().filter(|address| address.is_ipv4()).count();
     let blocks_v4 = snapshot.prefixes.keys().filter(|net| net.addr().is_ipv4()).count();
+    let services_v4 = snapshot.frontends.keys().filter(|frontend| frontend.is_ipv4()).count();
     for &map in MapName::ALL {
         let entries = match map {
             MapName::Endpoints => Some(endpoints.len()),
@@ -108,6 +109,8 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             MapName::AddressesV6 => Some(snapshot.addresses.len() - addresses_v4),
             MapName::PrefixesV4 => Some(blocks_v4),
             MapName::PrefixesV6 => Some(snapshot.prefixes.len() - blocks_v4),
+            MapName::ServicesV4 => Some(services_v4),
+            MapName::ServicesV6 => Some(snapshot.frontends.len() - services_v4),
             MapName::Allow => Some(snapshot.allow.len()),
             MapName::Ports => Some(snapshot.ports.len()),
             MapName::EndpointsOverflow
@@ -117,6 +120,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             | MapName::FragmentsV6
             | MapName::Denials
             | MapName::Counters
+            | MapName::Senders
             | MapName::Events
             | MapName::LostEvents => None,
         };

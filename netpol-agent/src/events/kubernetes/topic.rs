@@ -44,6 +44,11 @@ fn words(reason: Reason) -> Option<(&'static str, &'static str)> {
     const FULL: &str = "NetworkPolicyTableFull";
     Some(match reason {
         Reason::NoRule => (DENIED, "no rule allows it"),
+        Reason::NoBackend => (DENIED, "no rule allows any backend of the Service"),
+        Reason::Backend => (DENIED, "a Service sent it there, and no rule allows it"),
+        Reason::SomeBackends => {
+            (DENIED, "rules allow only some backends of the Service, and another node chooses among them")
+        }
         Reason::Revoked => (DENIED, "it was allowed when it was opened, and no longer is"),
         Reason::Malformed => (DENIED, "the packet ends before its headers do, or they contradict each other"),
         Reason::NotIp => (DENIED, "it is neither IPv4 nor IPv6"),
@@ -56,8 +61,10 @@ fn words(reason: Reason) -> Option<(&'static str, &'static str)> {
         }
         Reason::UnknownPod
         | Reason::NoEndpoint
+        | Reason::SenderGone
         | Reason::NotIsolated
         | Reason::Rule
+        | Reason::Service
         | Reason::Flow
         | Reason::OwnNode
         | Reason::Itself
@@ -81,11 +88,12 @@ pub(super) fn note(topic: &Topic) -> String {
         (Some(port), Direction::Egress) => write!(note, " port {port}/{}", topic.protocol),
         (None, _) => write!(note, ", {}", protocol(&topic.protocol)),
     };
-    note += match topic.reason {
-        Reason::NoRule | Reason::Revoked => " denied by ",
-        _ => " dropped",
-    };
-    if matches!(topic.reason, Reason::NoRule | Reason::Revoked) {
+    let denied = matches!(
+        topic.reason,
+        Reason::NoRule | Reason::NoBackend | Reason::Backend | Reason::SomeBackends | Reason::Revoked
+    );
+    note += if denied { " denied by " } else { " dropped" };
+    if denied {
         note += &policies(&topic.policies);
     }
     let _ = write!(note, ": {}", cause(topic.reason));

@@ -86,6 +86,10 @@ async fn object(access: &Access, key: ObjectKey) -> Result<Found, String> {
         ObjectKey::Policy(key) => {
             (Resource::NetworkPolicies, Resource::NetworkPolicies.path_of(Some(&key.namespace), &key.name))
         }
+        ObjectKey::Service(key) => (Resource::Services, Resource::Services.path_of(Some(&key.namespace), &key.name)),
+        ObjectKey::Slice(key) => {
+            (Resource::EndpointSlices, Resource::EndpointSlices.path_of(Some(&key.namespace), &key.name))
+        }
     };
     let version = match text(access, &url, METADATA).await {
         Ok(text) => name(resource, &text).map(|(_, version)| Some(version)).map_err(Failure::Garbled),

@@ -69,6 +69,8 @@ impl Interner {
             ObjectKey::Namespace(name) | ObjectKey::Node(name) => self.share(name),
             ObjectKey::Pod(key) => self.share(&mut key.namespace),
             ObjectKey::Policy(key) => self.share(&mut key.namespace),
+            ObjectKey::Service(key) => self.share(&mut key.namespace),
+            ObjectKey::Slice(key) => self.share(&mut key.namespace),
         }
     }
 }

@@ -13,6 +13,10 @@ pub enum Resource {
     NetworkPolicies,
     /// Pods.
     Pods,
+    /// Services.
+    Services,
+    /// `EndpointSlices`.
+    EndpointSlices,
 }
 
 impl Resource {
@@ -26,6 +30,8 @@ impl Resource {
             Self::Nodes => ("", "Node", "nodes"),
             Self::NetworkPolicies => ("networking.k8s.io", "NetworkPolicy", "networkpolicies"),
             Self::Pods => ("", "Pod", "pods"),
+            Self::Services => ("", "Service", "services"),
+            Self::EndpointSlices => ("discovery.k8s.io", "EndpointSlice", "endpointslices"),
         }
     }
 

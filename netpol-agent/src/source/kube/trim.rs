@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use netpol_policy::manifest;
-use netpol_policy::model::{Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Problem};
+use netpol_policy::model::{
+    EndpointSlice, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Problem, Service, ServiceKey, SliceKey,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -85,6 +88,40 @@ struct PodStatus {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+struct ServiceSpec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
+    ports: Option<Vec<core::ServicePort>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ServiceStatus {
+    load_balancer: Option<core::LoadBalancerStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SlimSlice {
+    metadata: Labelled,
+    address_type: String,
+    endpoints: Option<Vec<SlimEndpoint>>,
+    ports: Option<Vec<discovery::EndpointPort>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SlimEndpoint {
+    addresses: Vec<String>,
+    conditions: Option<discovery::EndpointConditions>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct NodeStatus {
     addresses: Option<Vec<core::NodeAddress>>,
 }
@@ -134,6 +171,8 @@ fn key(resource: Resource, metadata: &Metadata) -> ObjectKey {
         Resource::Nodes => ObjectKey::Node(name.into()),
         Resource::NetworkPolicies => ObjectKey::Policy(PolicyKey::new(namespace, name)),
         Resource::Pods => ObjectKey::Pod(PodKey::new(namespace, name)),
+        Resource::Services => ObjectKey::Service(ServiceKey::new(namespace, name)),
+        Resource::EndpointSlices => ObjectKey::Slice(SliceKey::new(namespace, name)),
     }
 }
 
@@ -157,6 +196,16 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<Understo
             let slim: Slim<PodSpec, PodStatus> = serde_json::from_str(text)?;
             let (pod, problems) = Pod::from_api(&pod(metadata, slim));
             (Some(Object::Pod(pod)), problems)
+        }
+        Resource::Services => {
+            let slim: Slim<ServiceSpec, ServiceStatus> = serde_json::from_str(text)?;
+            let (service, problems) = Service::from_api(&service(metadata, slim));
+            (Some(Object::Service(service)), problems)
+        }
+        Resource::EndpointSlices => {
+            let slim: SlimSlice = serde_json::from_str(text)?;
+            let (slice, problems) = EndpointSlice::from_api(&slice(metadata, slim));
+            (Some(Object::Slice(slice)), problems)
         }
         Resource::NetworkPolicies => {
             let raw: RawSpec = serde_json::from_str(text)?;
@@ -191,6 +240,32 @@ fn full(metadata: &Metadata, labelled: Labelled) -> ObjectMeta {
         creation_timestamp: labelled.creation_timestamp,
         deletion_timestamp: labelled.deletion_timestamp,
         ..ObjectMeta::default()
+    }
+}
+
+fn service(metadata: &Metadata, slim: Slim<ServiceSpec, ServiceStatus>) -> core::Service {
+    let spec = core::ServiceSpec {
+        cluster_ip: slim.spec.cluster_ip,
+        cluster_ips: slim.spec.cluster_ips,
+        external_ips: slim.spec.external_ips,
+        ports: slim.spec.ports,
+        ..core::ServiceSpec::default()
+    };
+    let status = core::ServiceStatus { load_balancer: slim.status.load_balancer, ..core::ServiceStatus::default() };
+    core::Service { metadata: full(metadata, slim.metadata), spec: Some(spec), status: Some(status) }
+}
+
+fn slice(metadata: &Metadata, slim: SlimSlice) -> discovery::EndpointSlice {
+    let endpoint = |endpoint: SlimEndpoint| discovery::Endpoint {
+        addresses: endpoint.addresses,
+        conditions: endpoint.conditions,
+        ..discovery::Endpoint::default()
+    };
+    discovery::EndpointSlice {
+        metadata: full(metadata, slim.metadata),
+        address_type: slim.address_type,
+        endpoints: slim.endpoints.unwrap_or_default().into_iter().map(endpoint).collect(),
+        ports: slim.ports,
     }
 }
 

@@ -13,3 +13,5 @@ pub(super) mod flows;
 pub(super) mod fragments;
 pub(super) mod ports;
 pub(super) mod prefixes;
+pub(super) mod senders;
+pub(super) mod services;

@@ -6,6 +6,7 @@ mod pod;
 mod policy;
 mod ports;
 mod selector;
+mod service;
 
 use super::{Problem, Severity};
 

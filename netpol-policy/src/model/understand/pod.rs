@@ -74,7 +74,7 @@ fn addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
     result
 }
 
-fn address(text: &str, field: &str, problems: &mut Problems) -> Option<IpAddr> {
+pub(super) fn address(text: &str, field: &str, problems: &mut Problems) -> Option<IpAddr> {
     let address = text.parse::<IpAddr>().ok().map(|address| address.to_canonical());
     if address.is_none() {
         problems.error(field, format!("`{text}` is not an IP address"));

@@ -1,0 +1,142 @@
+//! Services, the slices that name their backends, and frontends: where connections to them go in.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use netpol_common::{FrontendKey, frontend_scope};
+
+use super::{Protocol, ServiceKey, SliceKey};
+
+/// A Service. What only says how kube-proxy chooses among backends (session affinity, traffic policies) is left out: a connection
+/// is judged by the backend it goes to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Service {
+    /// Its namespace and name.
+    pub key: ServiceKey,
+    /// Cluster IPs (none where headless), `externalIPs` and the addresses of its load balancer; sorted, each once.
+    pub addresses: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePort {
+    /// Its name, by which slices name it too; empty where it has none.
+    pub name: Arc<str>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// At the Service's addresses.
+    pub port: u16,
+    /// At every node's addresses.
+    pub node_port: Option<u16>,
+}
+
+/// Some of a Service's backends.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointSlice {
+    /// Its namespace and name.
+    pub key: SliceKey,
+    /// The Service of the same namespace: label `kubernetes.io/service-name`.
+    pub service: Option<Arc<str>>,
+    /// The ports of each of its endpoints.
+    pub ports: Vec<SlicePort>,
+    /// Where they are.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// A port of a slice's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlicePort {
+    /// The name of the Service's port; empty where it has none.
+    pub name: Arc<str>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The target port.
+    pub port: u16,
+}
+
+/// An endpoint in a slice.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SliceEndpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// Takes new connections: `conditions.ready`, absent is true. `publishNotReadyAddresses` has the slice's writer say so of all.
+    pub ready: bool,
+    /// Terminates, but still answers: `conditions.serving` and `conditions.terminating`. Chosen where none is ready.
+    pub draining: bool,
+}
+
+/// Where connections to a Service, or to a hostPort, go in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// The address.
+    pub place: Place,
+    /// The port there.
+    pub port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// The address of a [`Frontend`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// This one.
+    Address(IpAddr),
+    /// Every node's of IPv4.
+    AnyNodeV4,
+    /// Every node's of IPv6.
+    AnyNodeV6,
+}
+
+impl Frontend {
+    /// Whether connections go in there by IPv4.
+    pub const fn is_ipv4(&self) -> bool {
+        match self.place {
+            Place::Address(address) => address.is_ipv4(),
+            Place::AnyNodeV4 => true,
+            Place::AnyNodeV6 => false,
+        }
+    }
+
+    /// As the key of `SERVICES_V4`; `None` for IPv6.
+    pub fn v4_key(&self) -> Option<FrontendKey<[u8; 4]>> {
+        let (address, scope) = match self.place {
+            Place::Address(IpAddr::V4(address)) => (address.octets(), frontend_scope::ADDRESS),
+            Place::AnyNodeV4 => ([0; 4], frontend_scope::NODE),
+            Place::Address(IpAddr::V6(_)) | Place::AnyNodeV6 => return None,
+        };
+        Some(FrontendKey { address, port: self.port.to_be_bytes(), protocol: self.protocol, scope })
+    }
+
+    /// As the key of `SERVICES_V6`; `None` for IPv4.
+    pub fn v6_key(&self) -> Option<FrontendKey<[u8; 16]>> {
+        let (address, scope) = match self.place {
+            Place::Address(IpAddr::V6(address)) => (address.octets(), frontend_scope::ADDRESS),
+            Place::AnyNodeV6 => ([0; 16], frontend_scope::NODE),
+            Place::Address(IpAddr::V4(_)) | Place::AnyNodeV4 => return None,
+        };
+        Some(FrontendKey { address, port: self.port.to_be_bytes(), protocol: self.protocol, scope })
+    }
+
+    /// The frontend of a map's key; `None` for a scope that is none.
+    pub fn of_key<A: Copy + Into<IpAddr>>(key: &FrontendKey<A>) -> Option<Self> {
+        let address: IpAddr = key.address.into();
+        let place = match key.scope {
+            frontend_scope::ADDRESS => Place::Address(address),
+            frontend_scope::NODE if address.is_ipv4() => Place::AnyNodeV4,
+            frontend_scope::NODE => Place::AnyNodeV6,
+            _ => return None,
+        };
+        Some(Self { place, port: u16::from_be_bytes(key.port), protocol: key.protocol })
+    }
+}
+
+/// Who may be behind a [`Frontend`]: an address, and the port it is reached at there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// The address.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+}

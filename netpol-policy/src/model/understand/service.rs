@@ -1,0 +1,122 @@
+//! Services and `EndpointSlices`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::Problems;
+use super::pod::{address, name, namespace};
+use super::ports::unknown_protocol;
+use crate::model::{
+    EndpointSlice, Problem, Protocol, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
+};
+
+/// The label with the name of the Service that a slice is of.
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+impl Service {
+    /// Understands a Service, and lists what of it was not: addresses and ports that are none are left out.
+    pub fn from_api(api: &core::Service) -> (Self, Vec<Problem>) {
+        let mut problems = Problems::default();
+        let key = ServiceKey::new(namespace(&api.metadata), name(&api.metadata));
+        let addresses = addresses(api, &mut problems);
+        let listed = api.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).enumerate();
+        let ports =
+            listed.filter_map(|(index, port)| service_port(port, &format!("spec.ports[{index}]"), &mut problems));
+        (Self { key, addresses, ports: ports.collect() }, problems.0)
+    }
+}
+
+/// A name (`type: ExternalName`) is nobody's address: who it leads to is judged by the address it resolves to.
+fn addresses(api: &core::Service, problems: &mut Problems) -> Vec<IpAddr> {
+    let mut texts: Vec<(String, &str)> = Vec::new();
+    if let Some(spec) = &api.spec {
+        let many = spec.cluster_ips.iter().flatten().enumerate();
+        texts.extend(many.map(|(index, text)| (format!("spec.clusterIPs[{index}]"), text.as_str())));
+        if texts.is_empty() {
+            texts.extend(spec.cluster_ip.iter().map(|text| ("spec.clusterIP".to_owned(), text.as_str())));
+        }
+        let external = spec.external_ips.iter().flatten().enumerate();
+        texts.extend(external.map(|(index, text)| (format!("spec.externalIPs[{index}]"), text.as_str())));
+    }
+    let balancer = api.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten()).enumerate();
+    texts.extend(ingress.filter_map(|(index, ingress)| {
+        Some((format!("status.loadBalancer.ingress[{index}].ip"), ingress.ip.as_deref()?))
+    }));
+    let some = texts.into_iter().filter(|(_, text)| !matches!(*text, "" | "None"));
+    let mut addresses: Vec<IpAddr> = some.filter_map(|(field, text)| address(text, &field, problems)).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+fn service_port(api: &core::ServicePort, field: &str, problems: &mut Problems) -> Option<ServicePort> {
+    Some(ServicePort {
+        name: api.name.as_deref().unwrap_or_default().into(),
+        protocol: protocol(api.protocol.as_deref(), field, problems)?,
+        port: number(api.port, &format!("{field}.port"), problems)?,
+        node_port: match api.node_port {
+            None | Some(0) => None,
+            Some(port) => Some(number(port, &format!("{field}.nodePort"), problems)?),
+        },
+    })
+}
+
+impl EndpointSlice {
+    /// Understands a slice, and lists what of it was not. One of names (`addressType: FQDN`) has no endpoints here.
+    pub fn from_api(api: &discovery::EndpointSlice) -> (Self, Vec<Problem>) {
+        let mut problems = Problems::default();
+        let labels = api.metadata.labels.as_ref();
+        let service = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL)).map(|name| Arc::from(name.as_str()));
+        let listed = api.ports.iter().flatten().enumerate();
+        let ports =
+            listed.filter_map(|(index, port)| slice_port(port, &format!("ports[{index}]"), &mut problems)).collect();
+        let mut endpoints = Vec::new();
+        if api.address_type != "FQDN" {
+            for (index, endpoint) in api.endpoints.iter().enumerate() {
+                endpoints.extend(slice_endpoints(endpoint, &format!("endpoints[{index}]"), &mut problems));
+            }
+        }
+        let key = SliceKey::new(namespace(&api.metadata), name(&api.metadata));
+        (Self { key, service, ports, endpoints }, problems.0)
+    }
+}
+
+/// A port without a number is one of every number, which no Service has.
+fn slice_port(api: &discovery::EndpointPort, field: &str, problems: &mut Problems) -> Option<SlicePort> {
+    Some(SlicePort {
+        name: api.name.as_deref().unwrap_or_default().into(),
+        protocol: protocol(api.protocol.as_deref(), field, problems)?,
+        port: number(api.port?, &format!("{field}.port"), problems)?,
+    })
+}
+
+fn slice_endpoints(api: &discovery::Endpoint, field: &str, problems: &mut Problems) -> Vec<SliceEndpoint> {
+    let condition = |of: fn(&discovery::EndpointConditions) -> Option<bool>| api.conditions.as_ref().and_then(of);
+    let ready = condition(|conditions| conditions.ready).unwrap_or(true);
+    let serving = condition(|conditions| conditions.serving).unwrap_or(ready);
+    let draining = serving && condition(|conditions| conditions.terminating).unwrap_or(false);
+    let listed = api.addresses.iter().enumerate();
+    let addresses = listed.filter_map(|(index, text)| address(text, &format!("{field}.addresses[{index}]"), problems));
+    addresses.map(|address| SliceEndpoint { address, ready, draining }).collect()
+}
+
+fn protocol(name: Option<&str>, field: &str, problems: &mut Problems) -> Option<Protocol> {
+    let name = name.unwrap_or("TCP");
+    let protocol = Protocol::from_name(name);
+    if protocol.is_none() {
+        problems.error(format!("{field}.protocol"), unknown_protocol(name));
+    }
+    protocol
+}
+
+fn number(port: i32, field: &str, problems: &mut Problems) -> Option<u16> {
+    let number = u16::try_from(port).ok().filter(|&number| number != 0);
+    if number.is_none() {
+        problems.error(field, format!("{port} is not a port; ports are 1 to 65535"));
+    }
+    number
+}
