@@ -90,6 +90,30 @@ fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Resul
 }
 
 #[test]
+fn chains_of_iptables_legacy_are_seen_and_what_is_not_there_is_not_made() -> Result<()> {
+    for (program, names) in [("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")] {
+        let cluster = cluster()?;
+        let node = cluster.host("node-1").netns();
+        let tables =
+            || node.run(|| Ok(std::fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default()));
+        let before = tables()?;
+        let mut agent = agent(&cluster, Path::new("/nonexistent"))?;
+        counts(&agent, [0, 0, 0])?;
+        ensure!(tables()? == before, "looking has made tables: {}", tables()?);
+        for words in [&["-N", "KUBE-ROUTER-FORWARD"][..], &["-A", "FORWARD", "-j", "KUBE-ROUTER-FORWARD"]] {
+            let output = node.command(program).args(words).output().with_context(|| {
+                format!("starting {program}: install it with `apt-get install iptables`, or run `cargo xtask setup`")
+            })?;
+            ensure!(output.status.success(), "{program} {words:?}: {output:?}");
+        }
+        agent.restart()?;
+        counts(&agent, [0, 1, 0])?;
+        agent.wait_log(&["WARN", "conflict", "kube-router", "chain KUBE-ROUTER-FORWARD"])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn nothing_is_said_on_a_node_without_conflicts() -> Result<()> {
     for attach in ["tcx", "tc"] {
         let cluster = cluster()?;

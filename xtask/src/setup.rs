@@ -21,6 +21,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "ip", package: "iproute2", used_by: "tests and demo: namespaces, links, routes" },
     Tool { program: "tc", package: "iproute2", used_by: "tests of clsact" },
     Tool { program: "nft", package: "nftables", used_by: "tests of masqueraded traffic" },
+    Tool { program: "iptables-legacy", package: "iptables", used_by: "tests of what else enforces" },
     Tool {
         program: "/usr/lib/cni/bridge",
         package: "containernetworking-plugins",

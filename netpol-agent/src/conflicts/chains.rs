@@ -1,5 +1,5 @@
-//! Chains of other enforcers, as nftables lists them: `iptables-nft` makes its chains there too. Those of
-//! `iptables-legacy` are not seen.
+//! Chains of other enforcers, as nftables lists them: `iptables-nft` makes its chains there too. And those of
+//! `iptables-legacy`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,7 +8,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 use super::known::{ENFORCERS, Trace};
-use super::{Found, Place, Some8};
+use super::{Found, Place, Some8, legacy};
 
 // Source: `include/uapi/linux/netfilter/nfnetlink.h`, `nf_tables.h`, `include/uapi/linux/netlink.h`.
 const GET_CHAIN: u16 = 10 << 8 | 4;
@@ -30,16 +30,17 @@ enum Dump {
     Done,
 }
 
-/// The enforcers whose chains are there. A kernel without nftables has none.
+/// The enforcers whose chains are there. A kernel without nftables has none there.
 pub(super) fn look() -> io::Result<Found> {
     let mut traces = Traces::default();
     match dump(&mut traces) {
-        Ok(()) => Ok(traces.found()),
+        Ok(()) => {}
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
-            Ok(Found::new())
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
     }
+    legacy::chains(|chain| traces.see("", chain))?;
+    Ok(traces.found())
 }
 
 fn dump(traces: &mut Traces) -> io::Result<()> {
@@ -96,6 +97,10 @@ impl Traces {
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
+        self.see(table, chain);
+    }
+
+    fn see(&mut self, table: &str, chain: &str) {
         for (seen, enforcer) in self.0.iter_mut().zip(&ENFORCERS) {
             for trace in enforcer.traces {
                 match trace {

@@ -1,6 +1,6 @@
 //! Enforcers and plugins that are known to be in the way, as data.
 
-/// Where an enforcer shows in nftables.
+/// Where an enforcer shows in netfilter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trace {
     /// Its chains begin with this.
@@ -26,11 +26,14 @@ const CALICO: &str = "Calico enforces the same policies and its own, and both mu
 const WEAVE: &str = "Weave enforces the same policies, and both must allow. Run weave-kube with EXPECT_NPC=0 and \
     without weave-npc";
 
-/// Sources: <https://github.com/cloudnativelabs/kube-router/tree/master/pkg/controllers/netpol> (k3s runs the same code:
-/// <https://docs.k3s.io/networking/networking-services>), <https://github.com/kubernetes-sigs/kind/releases/tag/v0.24.0>,
-/// <https://github.com/kubernetes-sigs/kube-network-policies>,
-/// <https://github.com/projectcalico/calico/tree/master/felix/rules>,
-/// <https://github.com/weaveworks/weave/blob/master/npc/constants.go>.
+/// Sources: <https://github.com/cloudnativelabs/kube-router/tree/master/pkg/controllers/netpol> (its own nftables tables have
+/// chains of the same names; k3s runs the same code: <https://docs.k3s.io/networking/networking-services>, and leaves its
+/// chains: <https://github.com/k3s-io/k3s/issues/7244>), <https://github.com/kubernetes-sigs/kind/releases/tag/v0.24.0>,
+/// <https://github.com/kubernetes-sigs/kube-network-policies/blob/main/pkg/dataplane/controller.go>,
+/// <https://github.com/projectcalico/calico/tree/master/felix/rules>, with nftables
+/// <https://github.com/projectcalico/calico/tree/master/felix/nftables>,
+/// <https://github.com/weaveworks/weave/blob/master/npc/constants.go>, and for `EXPECT_NPC`
+/// <https://github.com/weaveworks/weave/blob/master/site/kubernetes/kube-addon.md>.
 pub(super) const ENFORCERS: [Enforcer; 4] = [
     Enforcer {
         name: "the policy controller of k3s or kube-router",
@@ -51,11 +54,14 @@ const ENFORCES: &str = "this plugin enforces the same policies itself, and both 
 const NO_VETH: &str = "its pods have no veth in the node, which is where netpol's programs go: they are NOT enforced. Use \
     a plugin that makes veths (bridge, ptp)";
 
-/// CNI plugins by `type`. Sources: <https://docs.cilium.io/en/stable/network/kubernetes/policy/>,
-/// <https://docs.tigera.io/calico/latest/network-policy/>, <https://antrea.io/docs/>,
-/// <https://github.com/weaveworks/weave>, <https://ovn-kubernetes.io/>, <https://kubeovn.github.io/docs/>;
-/// those without a veth: <https://www.cni.dev/plugins/current/main/>,
-/// <https://github.com/k8snetworkplumbingwg/sriov-cni>.
+/// CNI plugins by `type`. Sources: <https://github.com/cilium/cilium/tree/main/plugins/cilium-cni>,
+/// <https://github.com/projectcalico/calico/tree/master/cni-plugin>,
+/// <https://github.com/antrea-io/antrea/tree/main/build/charts/antrea/conf>, <https://github.com/weaveworks/weave>,
+/// <https://github.com/ovn-org/ovn-kubernetes/tree/master/go-controller/cmd/ovn-k8s-cni-overlay>,
+/// <https://github.com/kubeovn/kube-ovn/tree/master/cmd/cni>; those without a veth:
+/// <https://github.com/containernetworking/plugins/tree/main/plugins/main>,
+/// <https://github.com/k8snetworkplumbingwg/sriov-cni>, <https://github.com/k8snetworkplumbingwg/ib-sriov-cni>,
+/// <https://github.com/Mellanox/ipoib-cni>.
 pub(super) const PLUGINS: [(&str, &str); 14] = [
     ("antrea", ENFORCES),
     ("calico", ENFORCES),

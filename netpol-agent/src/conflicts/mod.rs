@@ -4,6 +4,7 @@
 mod chains;
 mod cni;
 mod known;
+mod legacy;
 mod programs;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ const INTERVAL: Duration = Duration::from_mins(1);
 pub enum Kind {
     /// Somebody else's TC programs on pods' veths.
     Program,
-    /// nftables chains of another enforcer.
+    /// Netfilter chains of another enforcer.
     Chains,
     /// The CNI plugin.
     Cni,

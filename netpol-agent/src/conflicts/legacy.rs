@@ -1,0 +1,147 @@
+//! Chains that `iptables-legacy` made: nftables does not list them.
+
+use std::ffi::c_int;
+use std::fs;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+
+/// Where enforcers have their chains.
+const TABLE: &str = "filter";
+/// Source: `include/uapi/linux/netfilter_ipv4/ip_tables.h`, and `ip6_tables.h` with the same numbers.
+const GET_INFO: c_int = 64;
+const GET_ENTRIES: c_int = 65;
+/// `struct ipt_getinfo`; its last member is the size of all entries.
+const INFO: usize = 84;
+/// What precedes the entries in `struct ipt_get_entries`: the table's name and the size, aligned.
+const HEAD: usize = 40;
+const NAME: usize = 32;
+
+/// One of the two protocols.
+struct Family {
+    /// Tables that exist. Asking for one that does not would make it.
+    tables: &'static str,
+    bind: &'static str,
+    level: c_int,
+    /// Where an entry has the offset of its target, and behind it that of the next entry.
+    offsets: usize,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family { tables: "/proc/thread-self/net/ip_tables_names", bind: "0.0.0.0:0", level: libc::IPPROTO_IP, offsets: 88 },
+    Family {
+        tables: "/proc/thread-self/net/ip6_tables_names",
+        bind: "[::]:0",
+        level: libc::IPPROTO_IPV6,
+        offsets: 140,
+    },
+];
+
+/// Tells of each chain by its name.
+pub(super) fn chains(mut tell: impl FnMut(&str)) -> io::Result<()> {
+    for family in FAMILIES {
+        // Without such a file the kernel has no such tables.
+        let tables = fs::read_to_string(family.tables).unwrap_or_default();
+        if tables.lines().any(|table| table == TABLE) {
+            let entries = family.entries()?;
+            names(&entries, family.offsets, &mut tell);
+        }
+    }
+    Ok(())
+}
+
+impl Family {
+    fn entries(&self) -> io::Result<Vec<u8>> {
+        // Any socket will do, also one that needs no further capability.
+        let socket = UdpSocket::bind(self.bind)?;
+        let mut info = [0_u8; INFO];
+        info[..TABLE.len()].copy_from_slice(TABLE.as_bytes());
+        self.get(&socket, GET_INFO, &mut info)?;
+        let size = u32_at(&info, INFO - 4).unwrap_or_default();
+        let mut entries = vec![0; HEAD + size as usize];
+        entries[..TABLE.len()].copy_from_slice(TABLE.as_bytes());
+        entries[NAME..NAME + 4].copy_from_slice(&size.to_ne_bytes());
+        // Fails with EAGAIN where the table has just changed.
+        self.get(&socket, GET_ENTRIES, &mut entries)?;
+        Ok(entries.split_off(HEAD))
+    }
+
+    fn get(&self, socket: &UdpSocket, option: c_int, buffer: &mut [u8]) -> io::Result<()> {
+        let mut length = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
+        // SAFETY: the kernel writes no more than `length` bytes, which the buffer has.
+        let result = unsafe {
+            libc::getsockopt(socket.as_raw_fd(), self.level, option, buffer.as_mut_ptr().cast(), &raw mut length)
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// A chain begins with an entry whose target is called `ERROR` and has the chain's name.
+fn names(entries: &[u8], offsets: usize, tell: &mut impl FnMut(&str)) {
+    let mut rest = entries;
+    while let (Some(target), Some(next)) = (u16_at(rest, offsets), u16_at(rest, offsets + 2)) {
+        // `struct xt_error_target`: size, name, revision, then 30 bytes of text.
+        let target = rest.get(usize::from(target)..usize::from(next)).unwrap_or_default();
+        if text(target.get(2..31)) == "ERROR" {
+            tell(text(target.get(32..62)));
+        }
+        let Some(following) = rest.get(usize::from(next)..).filter(|_| next > 0) else { return };
+        rest = following;
+    }
+}
+
+/// Up to the first zero.
+fn text(bytes: Option<&[u8]>) -> &str {
+    let bytes = bytes.unwrap_or_default().split(|byte| *byte == 0).next().unwrap_or_default();
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An IPv4 entry with a target of this name and text.
+    fn entry(target: &str, text: &str) -> Vec<u8> {
+        let mut bytes = vec![0; 112 + 64];
+        bytes[88..90].copy_from_slice(&112_u16.to_ne_bytes());
+        bytes[90..92].copy_from_slice(&176_u16.to_ne_bytes());
+        bytes[114..114 + target.len()].copy_from_slice(target.as_bytes());
+        bytes[144..144 + text.len()].copy_from_slice(text.as_bytes());
+        bytes
+    }
+
+    fn found(entries: &[u8]) -> Vec<String> {
+        let mut found = Vec::new();
+        names(entries, 88, &mut |name: &str| found.push(name.to_owned()));
+        found
+    }
+
+    #[test]
+    fn chains_are_told_from_rules() {
+        let table =
+            [entry("", "of INPUT"), entry("ERROR", "cali-INPUT"), entry("REJECT", "no"), entry("ERROR", "ERROR")];
+        assert_eq!(found(&table.concat()), ["cali-INPUT", "ERROR"]);
+    }
+
+    #[test]
+    fn entries_that_are_cut_or_lie_are_no_danger() {
+        let whole = [entry("ERROR", "cali-INPUT"), entry("ERROR", "ERROR")].concat();
+        for length in 0..whole.len() {
+            assert!(found(&whole[..length]).len() <= 2);
+        }
+        let mut endless = whole.clone();
+        endless[90..92].copy_from_slice(&0_u16.to_ne_bytes());
+        assert_eq!(found(&endless), [""; 0]);
+        let mut far = whole;
+        far[88..92].copy_from_slice(&[255; 4]);
+        assert_eq!(found(&far), [""; 0]);
+    }
+}
