@@ -238,6 +238,7 @@ mod tests {
             labels: Labels::new(),
             addresses: vec![IpAddr::from([10, 0, 0, address])],
             ports: Vec::new(),
+            host_ports: None,
         })
     }
 

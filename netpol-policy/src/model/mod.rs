@@ -14,7 +14,7 @@ mod understand;
 pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey, ServiceKey, SliceKey};
 pub use labels::Labels;
 pub use node::Node;
-pub use pod::{NAMESPACE_NAME_LABEL, NamedPort, Namespace, Pod};
+pub use pod::{HostPort, HostPorts, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Pod};
 pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
 pub use problem::{Problem, Severity};
 pub use selector::{Requirement, Selector};

@@ -13,7 +13,7 @@ use super::{Protocol, ServiceKey, SliceKey};
 pub struct Service {
     /// Its namespace and name.
     pub key: ServiceKey,
-    /// Cluster IPs (none where headless), `externalIPs` and the addresses of its load balancer; sorted, each once.
+    /// Cluster IPs, `externalIPs` and the addresses of its load balancer; sorted, each once. None where it is headless or a name.
     pub addresses: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
@@ -63,7 +63,8 @@ pub struct SliceEndpoint {
     pub address: IpAddr,
     /// Takes new connections: `conditions.ready`, absent is true. `publishNotReadyAddresses` has the slice's writer say so of all.
     pub ready: bool,
-    /// Terminates, but still answers: `conditions.serving` and `conditions.terminating`. Chosen where none is ready.
+    /// Terminates, but still answers: `conditions.terminating` and `conditions.serving`, absent is true. Chosen where none is
+    /// ready.
     pub draining: bool,
 }
 

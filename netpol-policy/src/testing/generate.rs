@@ -142,6 +142,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
             labels,
             addresses: addresses.0.into_iter().chain(addresses.1).map(address).collect(),
             ports,
+            host_ports: None,
         }
     })
 }

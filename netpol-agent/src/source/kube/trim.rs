@@ -84,11 +84,17 @@ struct PodStatus {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Option<Vec<core::PodIP>>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+    #[serde(rename = "hostIPs")]
+    host_ips: Option<Vec<core::HostIP>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct ServiceSpec {
+    #[serde(rename = "type")]
+    type_: Option<String>,
     #[serde(rename = "clusterIP")]
     cluster_ip: Option<String>,
     #[serde(rename = "clusterIPs")]
@@ -245,6 +251,7 @@ fn full(metadata: &Metadata, labelled: Labelled) -> ObjectMeta {
 
 fn service(metadata: &Metadata, slim: Slim<ServiceSpec, ServiceStatus>) -> core::Service {
     let spec = core::ServiceSpec {
+        type_: slim.spec.type_,
         cluster_ip: slim.spec.cluster_ip,
         cluster_ips: slim.spec.cluster_ips,
         external_ips: slim.spec.external_ips,
@@ -289,6 +296,8 @@ fn pod(metadata: &Metadata, slim: Slim<PodSpec, PodStatus>) -> core::Pod {
         phase: slim.status.phase,
         pod_ip: slim.status.pod_ip,
         pod_ips: slim.status.pod_ips,
+        host_ip: slim.status.host_ip,
+        host_ips: slim.status.host_ips,
         ..core::PodStatus::default()
     };
     core::Pod { metadata: full(metadata, slim.metadata), spec: Some(spec), status: Some(status) }

@@ -7,6 +7,8 @@ mod policy;
 mod ports;
 mod selector;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use super::{Problem, Severity};
 

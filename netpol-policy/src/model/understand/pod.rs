@@ -7,8 +7,10 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Problems;
-use super::ports::unknown_protocol;
-use crate::model::{Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Pod, PodKey, Problem, Protocol};
+use super::ports::{number, protocol};
+use crate::model::{
+    HostPort, HostPorts, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Pod, PodKey, Problem, Protocol,
+};
 
 pub(super) fn namespace(metadata: &ObjectMeta) -> &str {
     metadata.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or("default")
@@ -37,6 +39,7 @@ impl Pod {
         let mut problems = Problems::default();
         let spec = api.spec.as_ref();
         let status = api.status.as_ref();
+        let (ports, of_host) = spec.map(|spec| ports(spec, &mut problems)).unwrap_or_default();
         let pod = Self {
             key: PodKey::new(namespace(&api.metadata), name(&api.metadata)),
             node: spec.and_then(|spec| spec.node_name.as_deref()).filter(|name| !name.is_empty()).map(Into::into),
@@ -46,25 +49,20 @@ impl Pod {
             created: api.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             labels: labels(&api.metadata),
             addresses: status.map(|status| addresses(status, &mut problems)).unwrap_or_default(),
-            ports: spec.map(|spec| named_ports(spec, &mut problems)).unwrap_or_default(),
+            ports,
+            host_ports: (!of_host.is_empty()).then(|| {
+                let addresses = status.map(|status| host_addresses(status, &mut problems)).unwrap_or_default();
+                Box::new(HostPorts { addresses, ports: of_host })
+            }),
         };
         (pod, problems.0)
     }
 }
 
 fn addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
-    let many = status.pod_ips.iter().flatten().enumerate();
-    let mut texts: Vec<(String, &str)> =
-        many.map(|(index, ip)| (format!("status.podIPs[{index}].ip"), ip.ip.as_str())).collect();
-    if texts.is_empty() {
-        texts.extend(status.pod_ip.iter().map(|ip| ("status.podIP".to_owned(), ip.as_str())));
-    }
+    let many = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
     let mut result: Vec<IpAddr> = Vec::new();
-    for (field, text) in texts {
-        if text.is_empty() {
-            continue;
-        }
-        let Some(address) = address(text, &field, problems) else { continue };
+    for (field, address) in listed("podIP", many, status.pod_ip.as_deref(), problems) {
         if result.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
             problems.error(field, format!("{address} is a second address of its family; a pod has one per family"));
             continue;
@@ -72,6 +70,27 @@ fn addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
         result.push(address);
     }
     result
+}
+
+fn host_addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
+    let many = status.host_ips.iter().flatten().map(|ip| ip.ip.as_str());
+    listed("hostIP", many, status.host_ip.as_deref(), problems).into_iter().map(|(_, address)| address).collect()
+}
+
+/// Addresses of a status, and their fields: of a list, or, as from old API servers, the only one.
+fn listed<'t>(
+    field: &str,
+    many: impl Iterator<Item = &'t str>,
+    one: Option<&'t str>,
+    problems: &mut Problems,
+) -> Vec<(String, IpAddr)> {
+    let mut texts: Vec<_> =
+        many.enumerate().map(|(index, text)| (format!("status.{field}s[{index}].ip"), text)).collect();
+    if texts.is_empty() {
+        texts.extend(one.map(|text| (format!("status.{field}"), text)));
+    }
+    let given = texts.into_iter().filter(|(_, text)| !text.is_empty());
+    given.filter_map(|(field, text)| address(text, &field, problems).map(|address| (field, address))).collect()
 }
 
 pub(super) fn address(text: &str, field: &str, problems: &mut Problems) -> Option<IpAddr> {
@@ -82,7 +101,9 @@ pub(super) fn address(text: &str, field: &str, problems: &mut Problems) -> Optio
     address
 }
 
-fn named_ports(spec: &core::PodSpec, problems: &mut Problems) -> Vec<NamedPort> {
+/// The ports of containers and sidecars that have a name, and those that are ports of the node too. In the node's own network
+/// the latter are nothing but the node's.
+fn ports(spec: &core::PodSpec, problems: &mut Problems) -> (Vec<NamedPort>, Vec<HostPort>) {
     let containers = spec.containers.iter().enumerate().map(|(i, container)| ("containers", i, container));
     let sidecars = spec
         .init_containers
@@ -91,26 +112,41 @@ fn named_ports(spec: &core::PodSpec, problems: &mut Problems) -> Vec<NamedPort> 
         .enumerate()
         .filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"))
         .map(|(i, container)| ("initContainers", i, container));
-    let mut result = Vec::new();
+    let (mut named, mut of_host) = (Vec::new(), Vec::new());
     for (list, i, container) in containers.chain(sidecars) {
-        for (j, port) in container.ports.iter().flatten().enumerate() {
+        for (j, api) in container.ports.iter().flatten().enumerate() {
             let field = format!("spec.{list}[{i}].ports[{j}]");
-            let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) else { continue };
-            let protocol_name = port.protocol.as_deref().unwrap_or("TCP");
-            let Some(protocol) = Protocol::from_name(protocol_name) else {
-                problems.error(format!("{field}.protocol"), unknown_protocol(protocol_name));
+            let name = api.name.as_deref().filter(|name| !name.is_empty());
+            let on_host = spec.host_network != Some(true) && api.host_port.is_some_and(|port| port != 0);
+            if name.is_none() && !on_host {
                 continue;
-            };
-            let Some(number) = u16::try_from(port.container_port).ok().filter(|&number| number != 0) else {
-                let value = port.container_port;
-                problems
-                    .error(format!("{field}.containerPort"), format!("{value} is not a port; ports are 1 to 65535"));
-                continue;
-            };
-            result.push(NamedPort { name: name.into(), protocol, port: number });
+            }
+            let protocol = protocol(api.protocol.as_deref(), &field, problems);
+            let port = number(api.container_port, &format!("{field}.containerPort"), problems);
+            let (Some(protocol), Some(port)) = (protocol, port) else { continue };
+            named.extend(name.map(|name| NamedPort { name: name.into(), protocol, port }));
+            if on_host {
+                of_host.extend(host_port(api, protocol, port, &field, problems));
+            }
         }
     }
-    result
+    (named, of_host)
+}
+
+fn host_port(
+    api: &core::ContainerPort,
+    protocol: Protocol,
+    container_port: u16,
+    field: &str,
+    problems: &mut Problems,
+) -> Option<HostPort> {
+    let own = api.host_ip.as_deref().filter(|text| !text.is_empty());
+    let address = match own {
+        Some(text) => Some(address(text, &format!("{field}.hostIP"), problems)?),
+        None => None,
+    };
+    let port = number(api.host_port?, &format!("{field}.hostPort"), problems)?;
+    Some(HostPort { address, protocol, port, container_port })
 }
 
 impl Node {

@@ -18,21 +18,21 @@ pub(super) fn ports(api: Option<&[NetworkPolicyPort]>, field: &str, problems: &m
 }
 
 fn port(api: &NetworkPolicyPort, field: &str, problems: &mut Problems) -> Option<PortMatch> {
-    let protocol = match api.protocol.as_deref() {
-        None => Some(Protocol::Tcp),
-        Some(name) => Protocol::from_name(name).or_else(|| {
-            problems.error(format!("{field}.protocol"), unknown_protocol(name));
-            None
-        }),
-    };
+    let protocol = protocol(api.protocol.as_deref(), field, problems);
     let range = range(api, field, problems);
     Some(PortMatch { protocol: protocol?, port: range? })
 }
 
-pub(super) fn unknown_protocol(name: &str) -> String {
-    let upper = name.to_uppercase();
-    let advice = if Protocol::from_name(&upper).is_some() { upper } else { "TCP, UDP or SCTP".into() };
-    format!("unknown protocol `{name}`; write {advice}")
+/// The protocol of this name at `field`; absent is TCP.
+pub(super) fn protocol(name: Option<&str>, field: &str, problems: &mut Problems) -> Option<Protocol> {
+    let name = name.unwrap_or("TCP");
+    let protocol = Protocol::from_name(name);
+    if protocol.is_none() {
+        let upper = name.to_uppercase();
+        let advice = if Protocol::from_name(&upper).is_some() { upper } else { "TCP, UDP or SCTP".into() };
+        problems.error(format!("{field}.protocol"), format!("unknown protocol `{name}`; write {advice}"));
+    }
+    protocol
 }
 
 fn range(api: &NetworkPolicyPort, field: &str, problems: &mut Problems) -> Option<PortRange> {
@@ -67,7 +67,8 @@ fn range(api: &NetworkPolicyPort, field: &str, problems: &mut Problems) -> Optio
     }
 }
 
-fn number(value: i32, field: &str, problems: &mut Problems) -> Option<u16> {
+/// The port of this number.
+pub(super) fn number(value: i32, field: &str, problems: &mut Problems) -> Option<u16> {
     let port = u16::try_from(value).ok().filter(|&port| port != 0);
     if port.is_none() {
         problems.error(field, format!("{value} is not a port; ports are 1 to 65535"));

@@ -8,28 +8,37 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::Problems;
 use super::pod::{address, name, namespace};
-use super::ports::unknown_protocol;
-use crate::model::{
-    EndpointSlice, Problem, Protocol, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
-};
+use super::ports::{number, protocol};
+use crate::model::{EndpointSlice, Problem, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort};
 
 /// The label with the name of the Service that a slice is of.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 impl Service {
-    /// Understands a Service, and lists what of it was not: addresses and ports that are none are left out.
+    /// Understands a Service, and lists what of it was not: addresses and ports that are none are left out. kube-proxy passes
+    /// over one that is a name, is headless or has no cluster IP yet, whatever else it says: it is reached at no address of its
+    /// own, and who its name leads to is judged by the address it resolves to.
     pub fn from_api(api: &core::Service) -> (Self, Vec<Problem>) {
         let mut problems = Problems::default();
         let key = ServiceKey::new(namespace(&api.metadata), name(&api.metadata));
-        let addresses = addresses(api, &mut problems);
+        let addresses = if proxied(api) { addresses(api, &mut problems) } else { Vec::new() };
         let listed = api.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).enumerate();
         let ports =
             listed.filter_map(|(index, port)| service_port(port, &format!("spec.ports[{index}]"), &mut problems));
-        (Self { key, addresses, ports: ports.collect() }, problems.0)
+        let mut ports: Vec<_> = ports.collect();
+        if !proxied(api) {
+            ports.iter_mut().for_each(|port| port.node_port = None);
+        }
+        (Self { key, addresses, ports }, problems.0)
     }
 }
 
-/// A name (`type: ExternalName`) is nobody's address: who it leads to is judged by the address it resolves to.
+fn proxied(api: &core::Service) -> bool {
+    let Some(spec) = &api.spec else { return false };
+    let mut cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    spec.type_.as_deref() != Some("ExternalName") && cluster_ips.any(|text| !matches!(text.as_str(), "" | "None"))
+}
+
 fn addresses(api: &core::Service, problems: &mut Problems) -> Vec<IpAddr> {
     let mut texts: Vec<(String, &str)> = Vec::new();
     if let Some(spec) = &api.spec {
@@ -70,7 +79,8 @@ impl EndpointSlice {
     pub fn from_api(api: &discovery::EndpointSlice) -> (Self, Vec<Problem>) {
         let mut problems = Problems::default();
         let labels = api.metadata.labels.as_ref();
-        let service = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL)).map(|name| Arc::from(name.as_str()));
+        let service = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL)).filter(|name| !name.is_empty());
+        let service = service.map(|name| Arc::from(name.as_str()));
         let listed = api.ports.iter().flatten().enumerate();
         let ports =
             listed.filter_map(|(index, port)| slice_port(port, &format!("ports[{index}]"), &mut problems)).collect();
@@ -97,26 +107,9 @@ fn slice_port(api: &discovery::EndpointPort, field: &str, problems: &mut Problem
 fn slice_endpoints(api: &discovery::Endpoint, field: &str, problems: &mut Problems) -> Vec<SliceEndpoint> {
     let condition = |of: fn(&discovery::EndpointConditions) -> Option<bool>| api.conditions.as_ref().and_then(of);
     let ready = condition(|conditions| conditions.ready).unwrap_or(true);
-    let serving = condition(|conditions| conditions.serving).unwrap_or(ready);
+    let serving = condition(|conditions| conditions.serving).unwrap_or(true);
     let draining = serving && condition(|conditions| conditions.terminating).unwrap_or(false);
     let listed = api.addresses.iter().enumerate();
     let addresses = listed.filter_map(|(index, text)| address(text, &format!("{field}.addresses[{index}]"), problems));
     addresses.map(|address| SliceEndpoint { address, ready, draining }).collect()
-}
-
-fn protocol(name: Option<&str>, field: &str, problems: &mut Problems) -> Option<Protocol> {
-    let name = name.unwrap_or("TCP");
-    let protocol = Protocol::from_name(name);
-    if protocol.is_none() {
-        problems.error(format!("{field}.protocol"), unknown_protocol(name));
-    }
-    protocol
-}
-
-fn number(port: i32, field: &str, problems: &mut Problems) -> Option<u16> {
-    let number = u16::try_from(port).ok().filter(|&number| number != 0);
-    if number.is_none() {
-        problems.error(field, format!("{port} is not a port; ports are 1 to 65535"));
-    }
-    number
 }

@@ -1,0 +1,254 @@
+//! What of pods, Services and slices is understood, from manifests.
+
+use std::net::IpAddr;
+
+use crate::manifest;
+use crate::model::{EndpointSlice, Object, Pod, Service, SliceEndpoint};
+
+/// The only object of a manifest, and what was said of it.
+fn read(text: &str) -> (Object, Vec<String>) {
+    let mut parsed = manifest::parse(text, "f");
+    let errors = parsed.errors.iter().map(|error| {
+        let field = error.field.as_deref().unwrap_or_default();
+        format!("{field}: {}", error.message)
+    });
+    let errors = errors.collect();
+    assert_eq!(parsed.objects.len(), 1, "{text}: {errors:?}");
+    (parsed.objects.remove(0).object, errors)
+}
+
+fn pod(spec: &str, status: &str) -> (Pod, Vec<String>) {
+    let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {spec}, status: {status}}}");
+    match read(&text) {
+        (Object::Pod(pod), errors) => (pod, errors),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+fn service(spec: &str, status: &str) -> (Service, Vec<String>) {
+    let text = format!("{{apiVersion: v1, kind: Service, metadata: {{name: a}}, spec: {spec}, status: {status}}}");
+    match read(&text) {
+        (Object::Service(service), errors) => (service, errors),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+fn slice(fields: &str) -> (EndpointSlice, Vec<String>) {
+    let text = format!(
+        "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice,
+           metadata: {{name: a-x1, labels: {{kubernetes.io/service-name: a}}}}, {fields}}}"
+    );
+    match read(&text) {
+        (Object::Slice(slice), errors) => (slice, errors),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+/// `address port/protocol -> port of the pod`, each.
+fn frontends(pod: &Pod) -> Vec<String> {
+    pod.host_frontends()
+        .map(|(frontend, port)| {
+            let crate::model::Place::Address(address) = frontend.place else { panic!("{frontend:?}") };
+            format!("{address} {}/{} -> {port}", frontend.port, frontend.protocol)
+        })
+        .collect()
+}
+
+#[test]
+fn host_ports_are_at_the_nodes_addresses_or_at_their_own() {
+    let spec = "{
+        containers: [{name: main, image: x, ports: [
+            {containerPort: 80, hostPort: 8080},
+            {containerPort: 81, hostPort: 8081, hostIP: 192.0.2.9, protocol: UDP},
+            {containerPort: 82, hostPort: 8082, hostIP: '::'},
+            {containerPort: 83}]}],
+        initContainers: [
+            {name: sidecar, image: x, restartPolicy: Always, ports: [{containerPort: 90, hostPort: 8090, hostIP: 0.0.0.0}]},
+            {name: init, image: x, ports: [{containerPort: 91, hostPort: 8091}]}]}";
+    let both = "{hostIP: 192.0.2.1, hostIPs: [{ip: 192.0.2.1}, {ip: '2001:db8::1'}]}";
+    let (pod_of, errors) = pod(spec, both);
+    assert_eq!(errors, [""; 0]);
+    assert_eq!(
+        frontends(&pod_of),
+        [
+            "192.0.2.1 8080/6 -> 80",
+            "2001:db8::1 8080/6 -> 80",
+            "192.0.2.9 8081/17 -> 81",
+            "2001:db8::1 8082/6 -> 82",
+            "192.0.2.1 8090/6 -> 90",
+        ]
+    );
+    let (old, _) = pod("{containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}", "{hostIP: 192.0.2.1}");
+    assert_eq!(frontends(&old), ["192.0.2.1 8080/6 -> 80"]);
+}
+
+#[test]
+fn what_is_no_host_port_is_none() {
+    let addresses = "{hostIP: 192.0.2.1}";
+    for spec in [
+        "{hostNetwork: true, containers: [{ports: [{containerPort: 80, hostPort: 80}]}]}",
+        "{containers: [{ports: [{containerPort: 80, hostPort: 0}]}]}",
+        "{containers: [{ports: [{containerPort: 80, hostIP: 192.0.2.1}]}]}",
+    ] {
+        let (pod, errors) = pod(spec, addresses);
+        assert_eq!((pod.host_ports, errors), (None, Vec::new()), "{spec}");
+    }
+    let host_port = "{containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}";
+    let (done, _) = pod(host_port, "{hostIP: 192.0.2.1, phase: Succeeded}");
+    assert_eq!(frontends(&done), [""; 0]);
+    let (unscheduled, _) = pod(host_port, "{}");
+    assert_eq!(frontends(&unscheduled), [""; 0]);
+}
+
+#[test]
+fn a_host_port_that_is_not_understood_is_left_out_and_told_once() {
+    for (port, said) in [
+        (
+            "containerPort: 80, hostPort: 70000",
+            "spec.containers[0].ports[0].hostPort: 70000 is not a port; ports are 1 to 65535",
+        ),
+        (
+            "containerPort: 0, hostPort: 80, name: web",
+            "spec.containers[0].ports[0].containerPort: 0 is not a port; ports are 1 to 65535",
+        ),
+        (
+            "containerPort: 80, hostPort: 80, name: web, protocol: tcp",
+            "spec.containers[0].ports[0].protocol: unknown protocol `tcp`; write TCP",
+        ),
+        (
+            "containerPort: 80, hostPort: 80, hostIP: here",
+            "spec.containers[0].ports[0].hostIP: `here` is not an IP address",
+        ),
+    ] {
+        let (pod, errors) = pod(&format!("{{containers: [{{ports: [{{{port}}}]}}]}}"), "{hostIP: 192.0.2.1}");
+        assert_eq!((frontends(&pod), errors), (Vec::new(), vec![said.to_owned()]), "{port}");
+    }
+}
+
+#[test]
+fn a_services_addresses_are_those_that_lead_to_its_backends() {
+    for (spec, status, addresses) in [
+        ("{clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7, 'fd00::7']}", "{}", &["10.96.0.7", "fd00::7"][..]),
+        ("{clusterIP: 10.96.0.7}", "{}", &["10.96.0.7"]),
+        ("{clusterIP: None, clusterIPs: [None]}", "{}", &[]),
+        ("{clusterIP: None}", "{}", &[]),
+        ("{clusterIP: ''}", "{}", &[]),
+        ("{}", "{}", &[]),
+        ("{type: ExternalName, externalName: example.org, externalIPs: [198.51.100.1]}", "{}", &[]),
+        ("{clusterIP: None, externalIPs: [198.51.100.1]}", "{}", &[]),
+        ("{clusterIPs: [10.96.0.7], externalIPs: [198.51.100.1, 10.96.0.7]}", "{}", &["10.96.0.7", "198.51.100.1"]),
+        (
+            "{type: LoadBalancer, clusterIPs: [10.96.0.7]}",
+            "{loadBalancer: {ingress: [{ip: 203.0.113.1}, {hostname: lb.example.org}]}}",
+            &["10.96.0.7", "203.0.113.1"],
+        ),
+    ] {
+        let (service, errors) = service(spec, status);
+        let wanted: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!((service.addresses, errors), (wanted, Vec::new()), "{spec}");
+    }
+}
+
+#[test]
+fn a_services_ports_are_its_own_and_those_of_nodes() {
+    let ports = |spec: &str| {
+        let (service, errors) = service(spec, "{}");
+        let ports: Vec<String> = service
+            .ports
+            .iter()
+            .map(|port| format!("{}:{}/{} {:?}", port.name, port.port, port.protocol.name(), port.node_port))
+            .collect();
+        (ports, errors)
+    };
+    let listed = "ports: [{port: 53, protocol: UDP, name: dns, targetPort: dns}, {port: 80, nodePort: 30080}, {port: 81, nodePort: 0}]";
+    let (of_cluster_ip, errors) = ports(&format!("{{clusterIP: 10.96.0.7, {listed}}}"));
+    assert_eq!(
+        (of_cluster_ip, errors.len()),
+        (vec!["dns:53/UDP None".into(), ":80/TCP Some(30080)".into(), ":81/TCP None".into()], 0)
+    );
+    let (of_name, _) = ports(&format!("{{type: ExternalName, externalName: example.org, {listed}}}"));
+    assert_eq!(of_name[1], ":80/TCP None");
+    let (some, errors) = ports("{clusterIP: 10.96.0.7, ports: [{port: 0}, {port: 80, protocol: http}, {port: 81}]}");
+    assert_eq!(some, [":81/TCP None"]);
+    assert_eq!(
+        errors,
+        [
+            "spec.ports[0].port: 0 is not a port; ports are 1 to 65535",
+            "spec.ports[1].protocol: unknown protocol `http`; write TCP, UDP or SCTP",
+        ]
+    );
+}
+
+#[test]
+fn an_address_that_is_none_costs_a_service_nothing_else() {
+    let (service, errors) = service(
+        "{clusterIPs: [10.96.0.7, here], externalIPs: [there], ports: [{port: 80}]}",
+        "{loadBalancer: {ingress: [{ip: nowhere}]}}",
+    );
+    assert_eq!((service.addresses, service.ports.len()), (vec![IpAddr::from([10, 96, 0, 7])], 1));
+    assert_eq!(
+        errors,
+        [
+            "spec.clusterIPs[1]: `here` is not an IP address",
+            "spec.externalIPs[0]: `there` is not an IP address",
+            "status.loadBalancer.ingress[0].ip: `nowhere` is not an IP address",
+        ]
+    );
+}
+
+#[test]
+fn conditions_say_who_is_chosen() {
+    for (conditions, ready, draining) in [
+        ("", true, false),
+        (", conditions: {}", true, false),
+        (", conditions: {ready: null, serving: null, terminating: null}", true, false),
+        (", conditions: {ready: true, serving: true, terminating: false}", true, false),
+        (", conditions: {ready: false, serving: false, terminating: false}", false, false),
+        (", conditions: {ready: false, serving: true, terminating: true}", false, true),
+        (", conditions: {ready: false, terminating: true}", false, true),
+        (", conditions: {ready: false, serving: false, terminating: true}", false, false),
+        // publishNotReadyAddresses: the slice's writer calls it ready, whatever else it is.
+        (", conditions: {ready: true, serving: false, terminating: true}", true, false),
+    ] {
+        let (slice, errors) = slice(&format!("addressType: IPv4, endpoints: [{{addresses: [10.1.0.2]{conditions}}}]"));
+        let address = IpAddr::from([10, 1, 0, 2]);
+        assert_eq!(
+            (slice.endpoints, errors),
+            (vec![SliceEndpoint { address, ready, draining }], Vec::new()),
+            "{conditions}"
+        );
+    }
+}
+
+#[test]
+fn a_slice_has_ports_for_all_of_its_endpoints() {
+    let (slice, errors) = slice(
+        "addressType: IPv6,
+         endpoints: [{addresses: ['fd00::2', 'fd00::3']}, {addresses: [x]}],
+         ports: [{name: web, port: 8080}, {port: 53, protocol: UDP}, {name: all}, {port: -1}]",
+    );
+    assert_eq!(slice.service.as_deref(), Some("a"));
+    let ports: Vec<String> =
+        slice.ports.iter().map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol.name())).collect();
+    assert_eq!(ports, ["web:8080/TCP", ":53/UDP"]);
+    assert_eq!(slice.endpoints.len(), 2);
+    assert_eq!(
+        errors,
+        [
+            "ports[3].port: -1 is not a port; ports are 1 to 65535",
+            "endpoints[1].addresses[0]: `x` is not an IP address"
+        ]
+    );
+}
+
+#[test]
+fn slices_of_names_and_of_nobody_have_no_backends() {
+    let (names, errors) = slice("addressType: FQDN, endpoints: [{addresses: [example.org]}], ports: [{port: 80}]");
+    assert_eq!((names.endpoints.len(), errors), (0, Vec::new()));
+    let (empty, errors) = slice("addressType: IPv4, endpoints: null, ports: null");
+    assert_eq!((empty.endpoints.len(), empty.ports.len(), errors), (0, 0, Vec::new()));
+    let text =
+        "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a}, addressType: IPv4, endpoints: []}";
+    let (Object::Slice(nobodys), _) = read(text) else { panic!("a slice") };
+    assert_eq!(nobodys.service, None);
+}
