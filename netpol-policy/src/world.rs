@@ -1,9 +1,16 @@
 //! All objects netpol knows of, by key. Four events change it: apply, delete, reset, own addresses.
 
+mod frontends;
+mod index;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use frontends::Frontends;
+pub use frontends::Owner;
+use index::Index;
 
 use crate::model::{
     EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey,
@@ -24,7 +31,7 @@ pub enum Event {
 }
 
 /// The objects as they are now: a function of the last state of each, not of the order in which they came. The fields are
-/// for reading; [`World::apply`] changes them, and keeps the index of addresses with them.
+/// for reading; [`World::apply`] changes them, and keeps what is found by other things than keys with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     /// Namespaces by name.
@@ -42,8 +49,8 @@ pub struct World {
     /// Addresses of this node, sorted; empty offline, where no end is "the own node".
     pub own_addresses: Vec<IpAddr>,
     /// The participating pods that claim each address.
-    /// Sorted; most often just one.
-    claims: BTreeMap<IpAddr, Vec<PodKey>>,
+    claims: Index<IpAddr, PodKey>,
+    frontends: Frontends,
 }
 
 impl World {
@@ -82,24 +89,28 @@ impl World {
                 self.remove_pod(&pod.key);
                 if pod.participates() {
                     for address in &pod.addresses {
-                        let claimants = self.claims.entry(*address).or_insert_with(|| Vec::with_capacity(1));
-                        if let Err(place) = claimants.binary_search(&pod.key) {
-                            claimants.insert(place, pod.key.clone());
-                        }
+                        self.claims.insert(*address, pod.key.clone());
                     }
                 }
+                self.frontends.add_pod(&pod);
                 self.pods.insert(pod.key.clone(), pod);
             }
             Object::Node(node) => {
+                self.remove_node(&node.name);
+                self.frontends.add_node(&node);
                 self.nodes.insert(node.name.clone(), node);
             }
             Object::Policy(policy) => {
                 self.policies.insert(policy.key.clone(), policy);
             }
             Object::Service(service) => {
+                self.remove_service(&service.key);
+                self.frontends.add_service(&service);
                 self.services.insert(service.key.clone(), service);
             }
             Object::Slice(slice) => {
+                self.remove_slice(&slice.key);
+                self.frontends.add_slice(&slice);
                 self.slices.insert(slice.key.clone(), slice);
             }
         }
@@ -111,30 +122,38 @@ impl World {
                 self.namespaces.remove(name);
             }
             ObjectKey::Pod(key) => self.remove_pod(key),
-            ObjectKey::Node(name) => {
-                self.nodes.remove(name);
-            }
+            ObjectKey::Node(name) => self.remove_node(name),
             ObjectKey::Policy(key) => {
                 self.policies.remove(key);
             }
-            ObjectKey::Service(key) => {
-                self.services.remove(key);
-            }
-            ObjectKey::Slice(key) => {
-                self.slices.remove(key);
-            }
+            ObjectKey::Service(key) => self.remove_service(key),
+            ObjectKey::Slice(key) => self.remove_slice(key),
         }
     }
 
     fn remove_pod(&mut self, key: &PodKey) {
         let Some(pod) = self.pods.remove(key) else { return };
         for address in &pod.addresses {
-            if let Some(claimants) = self.claims.get_mut(address) {
-                claimants.retain(|claimant| claimant != key);
-                if claimants.is_empty() {
-                    self.claims.remove(address);
-                }
-            }
+            self.claims.remove(address, key);
+        }
+        self.frontends.remove_pod(&pod);
+    }
+
+    fn remove_node(&mut self, name: &str) {
+        if let Some(node) = self.nodes.remove(name) {
+            self.frontends.remove_node(&node);
+        }
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) {
+        if let Some(service) = self.services.remove(key) {
+            self.frontends.remove_service(&service);
+        }
+    }
+
+    fn remove_slice(&mut self, key: &SliceKey) {
+        if let Some(slice) = self.slices.remove(key) {
+            self.frontends.remove_slice(&slice);
         }
     }
 
@@ -143,15 +162,13 @@ impl World {
     ///
     /// Whose interface it is, that is: as a peer an address of this node is no pod's, see [`World::peer_at`].
     pub fn claimant(&self, address: IpAddr) -> Option<&Pod> {
-        let claimants = self.claims.get(&address)?.iter().filter_map(|key| self.pods.get(key));
-        claimants.max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
+        self.claimants(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }
 
     /// The pod that selectors mean at this address. None at an address of this node, whichever pod claims it: what the node
     /// forwards masqueraded carries it too, and must not match that pod's labels.
     pub fn peer_at(&self, address: IpAddr) -> Option<&Pod> {
-        let own = self.own_addresses.binary_search(&address).is_ok();
-        self.claimant(address).filter(|_| !own)
+        self.claimant(address).filter(|_| !self.is_own(address))
     }
 
     /// A namespace's labels. A namespace that has no object of its own (one that only pods or policies name) has

@@ -19,6 +19,22 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
 }
 
+impl Service {
+    /// Where connections to it go in, and to which of its ports. A nodePort is at nodes' addresses of the families that the
+    /// Service has addresses of.
+    pub fn frontends(&self) -> impl Iterator<Item = (Frontend, &ServicePort)> {
+        let has = |is_ipv4: bool| self.addresses.iter().any(|address| address.is_ipv4() == is_ipv4);
+        let any_node = [(Place::AnyNodeV4, has(true)), (Place::AnyNodeV6, has(false))];
+        self.ports.iter().flat_map(move |port| {
+            let frontend =
+                move |place, number| (Frontend { place, port: number, protocol: port.protocol.number() }, port);
+            let addresses = self.addresses.iter().map(move |address| frontend(Place::Address(*address), port.port));
+            let nodes = any_node.into_iter().filter(|(_, there)| *there);
+            addresses.chain(nodes.filter_map(move |(place, _)| Some(frontend(place, port.node_port?))))
+        })
+    }
+}
+
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServicePort {
@@ -45,6 +61,13 @@ pub struct EndpointSlice {
     pub endpoints: Vec<SliceEndpoint>,
 }
 
+impl EndpointSlice {
+    /// The Service whose backends these are.
+    pub fn service_key(&self) -> Option<ServiceKey> {
+        Some(ServiceKey { namespace: self.key.namespace.clone(), name: self.service.clone()? })
+    }
+}
+
 /// A port of a slice's endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlicePort {
@@ -56,6 +79,13 @@ pub struct SlicePort {
     pub port: u16,
 }
 
+impl SlicePort {
+    /// Whether it is the target of a Service's port.
+    pub fn is_of(&self, port: &ServicePort) -> bool {
+        self.name == port.name && self.protocol == port.protocol
+    }
+}
+
 /// An endpoint in a slice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SliceEndpoint {
@@ -63,8 +93,8 @@ pub struct SliceEndpoint {
     pub address: IpAddr,
     /// Takes new connections: `conditions.ready`, absent is true. `publishNotReadyAddresses` has the slice's writer say so of all.
     pub ready: bool,
-    /// Terminates, but still answers: `conditions.terminating` and `conditions.serving`, absent is true. Chosen where none is
-    /// ready.
+    /// Terminates, but still answers: `conditions.terminating` and `conditions.serving`, absent is true. Chosen where no other can
+    /// be.
     pub draining: bool,
 }
 
@@ -88,6 +118,13 @@ pub enum Place {
     AnyNodeV4,
     /// Every node's of IPv6.
     AnyNodeV6,
+}
+
+impl Place {
+    /// Every node's address of this one's family.
+    pub const fn any_node(like: IpAddr) -> Self {
+        if like.is_ipv4() { Self::AnyNodeV4 } else { Self::AnyNodeV6 }
+    }
 }
 
 impl Frontend {
