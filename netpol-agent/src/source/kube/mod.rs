@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! watch (one per resource) ─► trim ─► gather: store, what differs, what belongs together ─► batches
-//!    access ─► API server ◄─ inquire
+//!    access, client ─► API server ◄─ inquire
 //! ```
 //!
 //! Why no `kube_runtime::watcher`: it fails a whole list for one object that does not deserialise, does not fall back from
