@@ -27,7 +27,9 @@ impl Service {
             listed.filter_map(|(index, port)| service_port(port, &format!("spec.ports[{index}]"), &mut problems));
         let mut ports: Vec<_> = ports.collect();
         if !proxied(api) {
-            ports.iter_mut().for_each(|port| port.node_port = None);
+            for port in &mut ports {
+                port.node_port = None;
+            }
         }
         (Self { key, addresses, ports }, problems.0)
     }
