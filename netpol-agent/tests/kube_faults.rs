@@ -186,7 +186,7 @@ async fn a_server_that_is_busy_is_asked_again_when_it_says() -> Result<()> {
 
 #[tokio::test]
 async fn what_is_forbidden_is_named_holds_nobody_up_for_ever_and_works_once_granted() -> Result<()> {
-    let rules = || Rules::none().allow(&[""], &["pods", "namespaces", "nodes"], &["get", "list", "watch"]);
+    let rules = || Rules::all().without(Resource::NetworkPolicies, None);
     let server = server(Options { rules: rules(), ..Options::default() }, |server| {
         server.apply(policy("all")).expect("a policy");
     });
@@ -209,6 +209,28 @@ async fn what_is_forbidden_is_named_holds_nobody_up_for_ever_and_works_once_gran
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
     let batch = cluster.next().await;
     assert_eq!((keys(&batch), batch.after_gap), (vec!["+Pod shop/new".to_owned()], false));
+    Ok(())
+}
+
+/// An upgrade whose `ClusterRole` is still the old one: without Services nothing would be known of where they lead.
+#[tokio::test]
+async fn the_role_of_an_older_version_is_not_enough_and_what_it_lacks_is_named() -> Result<()> {
+    let read = &["get", "list", "watch"];
+    let older = Rules::none().allow(&[""], &["pods", "namespaces", "nodes"], read);
+    let older = older.allow(&["networking.k8s.io"], &["networkpolicies"], read);
+    let mut cluster = Cluster::watch(server(Options { rules: older, ..Options::default() }, |_| {}), hasty());
+    for (kind, rule) in [
+        ("services", "- apiGroups: [\"\"]\n  resources: [services]"),
+        ("endpointslices", "- apiGroups: [discovery.k8s.io]\n  resources: [endpointslices]"),
+    ] {
+        let trouble = || cluster.feed.state.kinds()[kind].trouble.clone();
+        cluster.eventually("it is told", || trouble().is_some_and(|trouble| trouble.contains(rule))).await;
+    }
+    cluster.quiet(Duration::from_millis(300)).await;
+    let waiting = cluster.feed.state.waiting().expect("it waits");
+    assert!(waiting.contains("waiting for endpointslices, services from the API server"), "{waiting}");
+    cluster.server.set_rules(Rules::all());
+    cluster.until_same().await;
     Ok(())
 }
 

@@ -5,9 +5,10 @@ mod kube_cluster;
 use std::time::Duration;
 
 use anyhow::Result;
-use kube_cluster::{Cluster, hasty, keys, pod, pod_key, policy, policy_key, server};
+use kube_cluster::{Cluster, hasty, keys, pod, pod_key, policy, policy_key, server, service, slice};
 use netpol_agent::source::Subject;
 use netpol_apiserver::{Options, Resource, StreamingLists};
+use netpol_policy::model::{ObjectKey, ServiceKey};
 use serde_json::json;
 
 #[tokio::test]
@@ -25,7 +26,7 @@ async fn everything_comes_first_and_then_each_change() -> Result<()> {
     cluster.server.delete(Resource::Pods, "shop", "web");
     assert_eq!(keys(&cluster.next().await), ["-Pod shop/web"]);
     assert_eq!(cluster.batches.last().map(|batch| batch.revision.0), Some(3));
-    assert!(cluster.asked("sendInitialEvents=true") >= 4 && cluster.asked("/pods?limit") == 0);
+    assert!(cluster.asked("sendInitialEvents=true") >= 6 && cluster.asked("/pods?limit") == 0);
     Ok(())
 }
 
@@ -39,6 +40,34 @@ async fn what_policies_do_not_need_is_no_news() -> Result<()> {
     other["status"]["message"] = json!("busy");
     assert!(cluster.server.apply(other)?.changed);
     cluster.quiet(Duration::from_millis(300)).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn services_and_their_slices_come_and_go() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default(), |server| {
+        server.apply(slice("web-x1", "web", &["10.1.0.1"])).expect("a slice");
+    })
+    .await;
+    assert_eq!((cluster.world.services.len(), cluster.world.slices.len()), (1, 1));
+    cluster.server.apply(slice("web-x2", "web", &["10.1.0.2", "10.1.0.3"]))?;
+    assert_eq!(keys(&cluster.next().await), ["+EndpointSlice shop/web-x2"]);
+    cluster.server.apply(service("db", "10.96.0.8"))?;
+    assert_eq!(keys(&cluster.next().await), ["+Service shop/db"]);
+    // When a slice was written is no news.
+    let mut again = slice("web-x2", "web", &["10.1.0.2", "10.1.0.3"]);
+    let trigger = "endpoints.kubernetes.io/last-change-trigger-time";
+    again["metadata"]["annotations"] = json!({trigger: "2026-05-01T10:00:00Z"});
+    again["endpoints"][0]["zone"] = json!("here");
+    assert!(cluster.server.apply(again)?.changed);
+    cluster.quiet(Duration::from_millis(300)).await;
+    let known = cluster.ask(ObjectKey::Service(ServiceKey::new("shop", "db"))).await.expect("it can be known");
+    assert!(known.exists);
+    cluster.server.delete(Resource::EndpointSlices, "shop", "web-x1");
+    assert_eq!(keys(&cluster.next().await), ["-EndpointSlice shop/web-x1"]);
+    cluster.server.delete(Resource::Services, "shop", "db");
+    assert_eq!(keys(&cluster.next().await), ["-Service shop/db"]);
+    cluster.until_same().await;
     Ok(())
 }
 
@@ -60,7 +89,7 @@ async fn servers_without_streaming_lists_are_read_in_pages() -> Result<()> {
         cluster.server.disconnect();
         cluster.server.apply(policy("later"))?;
         cluster.until_same().await;
-        assert_eq!(cluster.asked("sendInitialEvents=true"), 4, "remembered");
+        assert_eq!(cluster.asked("sendInitialEvents=true"), 6, "remembered");
     }
     Ok(())
 }
@@ -89,7 +118,7 @@ async fn servers_that_ignore_that_a_list_is_asked_for_are_read_in_pages() -> Res
         cluster.server.disconnect();
         cluster.server.apply(policy("later"))?;
         cluster.until_same().await;
-        assert_eq!(cluster.asked("sendInitialEvents=true"), 4, "remembered");
+        assert_eq!(cluster.asked("sendInitialEvents=true"), 6, "remembered");
     }
     Ok(())
 }

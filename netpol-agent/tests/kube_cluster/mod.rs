@@ -17,6 +17,16 @@ use tokio::time::timeout;
 /// More than anything takes, faults included.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
+/// What the agent watches.
+const WATCHED: [Resource; 6] = [
+    Resource::Namespaces,
+    Resource::Nodes,
+    Resource::Pods,
+    Resource::NetworkPolicies,
+    Resource::Services,
+    Resource::EndpointSlices,
+];
+
 /// See the module.
 pub(crate) struct Cluster {
     pub(crate) server: ApiServer,
@@ -46,8 +56,32 @@ pub(crate) fn server(options: Options, fill: impl FnOnce(&ApiServer)) -> ApiServ
     let server = ApiServer::start(TcpListener::bind("127.0.0.1:0").expect("a port"), options).expect("a server");
     server.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}})).expect("a node");
     server.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})).expect("a namespace");
+    server.apply(service("web", "10.96.0.7")).expect("a Service");
     fill(&server);
     server
+}
+
+pub(crate) fn service(name: &str, address: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": name},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "selector": {"app": name},
+            "ports": [{"name": "http", "port": 80, "targetPort": 8080}],
+        },
+    })
+}
+
+/// One of the slices of a Service, with the backends at these addresses.
+pub(crate) fn slice(name: &str, service: &str, addresses: &[&str]) -> Value {
+    let endpoints: Vec<_> = addresses
+        .iter()
+        .map(|address| json!({"addresses": [address], "conditions": {"ready": true}, "nodeName": "n1"}))
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "shop", "name": name, "labels": {"kubernetes.io/service-name": service}},
+        "endpoints": endpoints, "ports": [{"name": "http", "port": 8080}],
+    })
 }
 
 pub(crate) fn pod(name: &str, app: &str, address: &str) -> Value {
@@ -112,8 +146,7 @@ impl Cluster {
 
     /// What the server has, as a file with the same would be understood.
     pub(crate) fn truth(&self) -> World {
-        let resources = [Resource::Namespaces, Resource::Nodes, Resource::Pods, Resource::NetworkPolicies];
-        let objects = resources.into_iter().flat_map(|resource| self.server.all(resource));
+        let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
         World::of(objects.flat_map(|object| manifest::read(object, "server").objects).map(|located| located.object))
     }
 
@@ -160,9 +193,8 @@ impl Cluster {
 
     /// Waits until all watches are open.
     pub(crate) async fn watching(&self) {
-        let resources = [Resource::Namespaces, Resource::Nodes, Resource::Pods, Resource::NetworkPolicies];
         self.eventually("all watches are open", || {
-            resources.into_iter().all(|resource| self.server.open_watches(resource) > 0)
+            WATCHED.into_iter().all(|resource| self.server.open_watches(resource) > 0)
         })
         .await;
     }

@@ -48,10 +48,30 @@ apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: p}
 spec: {podSelector: {}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-x1, namespace: shop}
+addressType: IPv4
+endpoints: []
 ";
     let parsed = parse(text, "all.yaml");
     assert_eq!(messages(&parsed), [""; 0]);
-    assert_eq!(keys(&parsed), ["1:Namespace shop", "6:Pod shop/web", "10:Node n1", "16:NetworkPolicy default/p"]);
+    assert_eq!(
+        keys(&parsed),
+        [
+            "1:Namespace shop",
+            "6:Pod shop/web",
+            "10:Node n1",
+            "16:NetworkPolicy default/p",
+            "21:Service shop/web",
+            "25:EndpointSlice shop/web-x1"
+        ]
+    );
     assert_eq!(parsed.ignored.len(), 1);
     assert_eq!((parsed.ignored[0].kind.as_str(), parsed.ignored[0].line), ("ConfigMap", 12));
 }

@@ -21,8 +21,11 @@ use check::Objects;
 const FOLDERS: [&str; 5] = ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kind", "uninstall"];
 
 /// What the agent reads, by API group.
-const READ: [(&str, &[&str]); 2] =
-    [("", &["pods", "namespaces", "nodes"]), ("networking.k8s.io", &["networkpolicies"])];
+const READ: [(&str, &[&str]); 3] = [
+    ("", &["pods", "namespaces", "nodes", "services"]),
+    ("networking.k8s.io", &["networkpolicies"]),
+    ("discovery.k8s.io", &["endpointslices"]),
+];
 
 /// Everything in a folder, checked.
 fn checked(built: &[Value]) -> Result<Objects> {

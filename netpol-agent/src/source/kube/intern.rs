@@ -1,4 +1,4 @@
-//! Equal texts are kept once: thousands of pods name the same namespace, node, label and port.
+//! Equal texts are kept once: thousands of pods name the same namespace, node, label and port, and slices their Service.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -59,6 +59,25 @@ impl Interner {
             }
             (Object::Policy(policy), ObjectKey::Policy(key)) => policy.key = key.clone(),
             (Object::Node(node), ObjectKey::Node(name)) => node.name = name.clone(),
+            (Object::Service(service), ObjectKey::Service(key)) => {
+                service.key = key.clone();
+                for port in &mut service.ports {
+                    self.share(&mut port.name);
+                }
+                service.ports.shrink_to_fit();
+                service.addresses.shrink_to_fit();
+            }
+            (Object::Slice(slice), ObjectKey::Slice(key)) => {
+                slice.key = key.clone();
+                if let Some(service) = &mut slice.service {
+                    self.share(service);
+                }
+                for port in &mut slice.ports {
+                    self.share(&mut port.name);
+                }
+                slice.ports.shrink_to_fit();
+                slice.endpoints.shrink_to_fit();
+            }
             _ => {}
         }
     }
@@ -69,7 +88,11 @@ impl Interner {
             ObjectKey::Namespace(name) | ObjectKey::Node(name) => self.share(name),
             ObjectKey::Pod(key) => self.share(&mut key.namespace),
             ObjectKey::Policy(key) => self.share(&mut key.namespace),
-            ObjectKey::Service(key) => self.share(&mut key.namespace),
+            // Its slices name it too.
+            ObjectKey::Service(key) => {
+                self.share(&mut key.namespace);
+                self.share(&mut key.name);
+            }
             ObjectKey::Slice(key) => self.share(&mut key.namespace),
         }
     }

@@ -21,7 +21,8 @@ pub enum Resource {
 
 impl Resource {
     /// All that are watched.
-    pub const ALL: [Self; 4] = [Self::Namespaces, Self::Nodes, Self::NetworkPolicies, Self::Pods];
+    pub const ALL: [Self; 6] =
+        [Self::Namespaces, Self::Nodes, Self::NetworkPolicies, Self::Pods, Self::Services, Self::EndpointSlices];
 
     /// API group, kind and plural name.
     const fn names(self) -> (&'static str, &'static str, &'static str) {
