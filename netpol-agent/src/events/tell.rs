@@ -131,6 +131,7 @@ pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engi
         port: denial.port.unwrap_or(0),
         from_node: false,
         via_own: false,
+        behind: [Reason::Backend, Reason::SomeBackends].map(|reason| reason as u8).contains(&event.reason),
     };
     let side = explain_packet(engine.world(), &packet);
     // Policies may have changed since: an explanation of another verdict would mislead.

@@ -83,6 +83,7 @@ fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> boo
         port,
         from_node: false,
         via_own: false,
+        behind: false,
     };
     engine.judge(&packet).expect("an endpoint").reason.allows()
 }

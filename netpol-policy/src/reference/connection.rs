@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netpol_common::Direction;
 
 use super::{Evaluation, Packet, evaluate};
-use crate::model::{Pod, PodKey};
+use crate::model::{Backend, Pod, PodKey};
 use crate::world::World;
 
 /// One end of a connection.
@@ -58,12 +58,37 @@ pub struct Connection {
     pub egress: Option<(Packet, Evaluation)>,
     /// The packet at the destination pod and what becomes of it; `None` where the destination is no pod.
     pub ingress: Option<(Packet, Evaluation)>,
+    /// Where the destination is a Service's: what becomes of it at each backend that it may be sent to.
+    pub reached: Vec<Reached>,
+}
+
+/// A connection through a Service, sent on to one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// Where to.
+    pub backend: Backend,
+    /// The packet past the place where it is sent on; `None` where the source is no pod.
+    pub egress: Option<(Packet, Evaluation)>,
+    /// The packet at the backend; `None` where that is no pod.
+    pub ingress: Option<(Packet, Evaluation)>,
+}
+
+impl Reached {
+    /// Whether both directions allow it.
+    pub fn allowed(&self) -> bool {
+        both_allow(self.egress.as_ref(), self.ingress.as_ref())
+    }
+}
+
+fn both_allow(egress: Option<&(Packet, Evaluation)>, ingress: Option<&(Packet, Evaluation)>) -> bool {
+    [egress, ingress].into_iter().flatten().all(|(_, evaluation)| evaluation.reason.allows())
 }
 
 impl Connection {
-    /// Whether both directions allow it.
+    /// Whether both directions allow it; through a Service, to one of its backends at least.
     pub fn allowed(&self) -> bool {
-        [&self.egress, &self.ingress].into_iter().flatten().all(|(_, evaluation)| evaluation.reason.allows())
+        let some_reached = self.reached.is_empty() || self.reached.iter().any(Reached::allowed);
+        both_allow(self.egress.as_ref(), self.ingress.as_ref()) && some_reached
     }
 }
 
@@ -80,17 +105,26 @@ pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) 
         Some((*source, destination))
     });
     let (source, destination) = pair.ok_or_else(|| ConnectionError::NoCommonFamily(from.clone(), to.clone()))?;
-    let judged = |pod: &Pod, direction, remote| {
-        let via_own = source == destination;
-        let packet = Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, via_own };
+    let judged = |pod: &Pod, direction, remote, port, behind| {
+        let via_own = direction == Direction::Ingress && source_pod.is_some_and(|source| source.key == pod.key);
+        let packet =
+            Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, via_own, behind };
         let evaluation = evaluate(world, &packet);
         (packet, evaluation)
     };
+    let frontend = world.frontend_at(destination, protocol, port);
+    let backends = frontend.map(|frontend| world.backends(&frontend)).unwrap_or_default();
+    let reached = backends.into_iter().map(|backend| Reached {
+        backend,
+        egress: source_pod.map(|pod| judged(pod, Direction::Egress, backend.address, backend.port, true)),
+        ingress: world.peer_at(backend.address).map(|pod| judged(pod, Direction::Ingress, source, backend.port, false)),
+    });
     Ok(Connection {
         source,
         destination,
-        egress: source_pod.map(|pod| judged(pod, Direction::Egress, destination)),
-        ingress: destination_pod.map(|pod| judged(pod, Direction::Ingress, source)),
+        egress: source_pod.map(|pod| judged(pod, Direction::Egress, destination, port, false)),
+        ingress: destination_pod.map(|pod| judged(pod, Direction::Ingress, source, port, false)),
+        reached: reached.collect(),
     })
 }
 

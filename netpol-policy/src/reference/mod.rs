@@ -5,15 +5,17 @@
 
 mod connection;
 mod matching;
+mod service;
 
 use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason};
 
-pub use connection::{Connection, ConnectionError, End, connection};
+pub use connection::{Connection, ConnectionError, End, Reached, connection};
 pub use matching::{Remote, allows_peer, allows_port, peer_matches, port_matches};
+pub use service::Candidate;
 
-use crate::model::{Pod, PodKey, Policy, PolicyKey, Rule};
+use crate::model::{Peers, Pod, PodKey, Policy, PolicyKey, Ports, Rule};
 use crate::world::World;
 
 /// An attempt to open a flow, seen from one pod.
@@ -31,8 +33,11 @@ pub struct Packet {
     pub port: u16,
     /// Ingress: the node itself originated it (it came in by no interface).
     pub from_node: bool,
-    /// Ingress: it came in by the pod's own veth; with the pod's own address, by the bridge that veth is a port of will do.
+    /// Ingress: the pod itself sent it.
     pub via_own: bool,
+    /// Egress: it is past the place where Services send packets on, and `remote` and `port` are what it carries there. What is
+    /// [`Reason::NoRule`] then the programs call [`Reason::Backend`].
+    pub behind: bool,
 }
 
 /// What [`evaluate`] found.
@@ -44,6 +49,10 @@ pub struct Evaluation {
     pub isolating: Vec<PolicyKey>,
     /// With [`Reason::Rule`]: the first rule that allows it, policies in the order of their keys.
     pub rule: Option<RuleRef>,
+    /// It is to be judged again by where it is sent.
+    pub again: bool,
+    /// Where it is for a Service: those who may be behind it.
+    pub candidates: Vec<Candidate>,
 }
 
 /// One rule of one policy.
@@ -59,7 +68,8 @@ pub struct RuleRef {
 
 /// Judges an attempt by the objects alone.
 pub fn evaluate(world: &World, packet: &Packet) -> Evaluation {
-    let because = |reason| Evaluation { reason, isolating: Vec::new(), rule: None };
+    let because =
+        |reason| Evaluation { reason, isolating: Vec::new(), rule: None, again: false, candidates: Vec::new() };
     let Some(pod) = world.pods.get(&packet.pod) else { return because(Reason::UnknownPod) };
 
     // 1: isolation is per direction; a pod that nothing isolates is open.
@@ -67,32 +77,51 @@ pub fn evaluate(world: &World, packet: &Packet) -> Evaluation {
     if isolating.is_empty() {
         return because(Reason::NotIsolated);
     }
-    let keys = || isolating.iter().map(|policy| policy.key.clone()).collect();
-    let decided = |reason, rule| Evaluation { reason, isolating: keys(), rule };
+    let keys = isolating.iter().map(|policy| policy.key.clone()).collect();
+    let decided = |reason| Evaluation { isolating: keys, ..because(reason) };
 
-    // 15: a pod reaches itself, and its node and it reach each other.
+    // 15: a pod reaches itself, and its node and it reach each other. Whom the node sends it on to, it is judged by then (23).
     let opens = packet.direction == Direction::Egress;
     if pod.addresses.contains(&packet.remote) && (opens || packet.via_own) {
-        return decided(Reason::Itself, None);
+        return decided(Reason::Itself);
     }
     if world.own_addresses.contains(&packet.remote) && (opens || packet.from_node) {
-        return decided(Reason::OwnNode, None);
+        return Evaluation { again: opens, ..decided(Reason::OwnNode) };
     }
     // 15: through a Service it is behind, masqueraded as its node on the way back.
     if world.own_addresses.contains(&packet.remote) && packet.via_own {
-        return decided(Reason::Itself, None);
+        return decided(Reason::Itself);
     }
 
-    // 1: policies add up; one rule of one of them is enough.
-    for policy in &isolating {
-        for (index, rule) in rules(policy, packet.direction).iter().enumerate() {
-            if allows(world, policy, rule, pod, packet) {
-                let rule = RuleRef { policy: policy.key.clone(), direction: packet.direction, index };
-                return decided(Reason::Rule, Some(rule));
-            }
-        }
+    // 21: a Service is judged by who is behind it, unless whoever that is makes no difference.
+    let frontend = world.frontend_at(packet.remote, packet.protocol, packet.port);
+    if opens
+        && !isolating.iter().any(|policy| allows_everything(policy, packet.direction))
+        && let Some(frontend) = frontend
+    {
+        let candidates = service::candidates(world, &isolating, pod, packet, &frontend);
+        let reason = service::verdict(&candidates, packet.behind);
+        let again = reason == Reason::Service && service::is_open(&candidates);
+        return Evaluation { again, candidates, ..decided(reason) };
     }
-    decided(Reason::NoRule, None)
+
+    match first_rule(world, &isolating, pod, packet) {
+        Some(rule) => Evaluation { rule: Some(rule), ..decided(Reason::Rule) },
+        None => decided(Reason::NoRule),
+    }
+}
+
+/// 1: policies add up; one rule of one of them is enough.
+fn first_rule(world: &World, isolating: &[&Policy], pod: &Pod, packet: &Packet) -> Option<RuleRef> {
+    isolating.iter().find_map(|policy| {
+        let mut rules = rules(policy, packet.direction).iter();
+        let index = rules.position(|rule| allows(world, policy, rule, pod, packet))?;
+        Some(RuleRef { policy: policy.key.clone(), direction: packet.direction, index })
+    })
+}
+
+fn allows_everything(policy: &Policy, direction: Direction) -> bool {
+    rules(policy, direction).iter().any(|rule| rule.peers == Peers::Any && rule.ports == Ports::Any)
 }
 
 /// The policies that isolate a pod in a direction: those of its namespace that select it (4, 5, 6).

@@ -2,6 +2,8 @@
 
 use netpol_common::{Direction, Reason, protocol};
 
+mod services;
+
 use super::*;
 use crate::manifest;
 use crate::world::{Event, World};
@@ -382,6 +384,7 @@ fn s15_itself_and_the_own_node_pass_but_not_what_the_node_forwards() {
         port: 80,
         from_node,
         via_own,
+        behind: false,
     };
     let cases = [
         (packet(Direction::Egress, "10.0.0.1", false, false), Reason::Itself),
@@ -410,6 +413,7 @@ fn s15_a_pod_that_claims_the_nodes_address_lends_it_no_labels() {
         port: 80,
         from_node: false,
         via_own: false,
+        behind: false,
     };
     assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "a pod's address");
     world.apply(Event::OwnAddresses(vec![packet.remote]));

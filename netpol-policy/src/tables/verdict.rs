@@ -36,5 +36,5 @@ impl Tables {
 
 fn attempt<A>(packet: &Packet, remote: A, ingress_ifindex: u32) -> Attempt<A> {
     let (direction, protocol, port) = (packet.direction, packet.protocol, packet.port.to_be_bytes());
-    Attempt { direction, remote, protocol, port, ingress_ifindex, sender: 0, behind: false }
+    Attempt { direction, remote, protocol, port, ingress_ifindex, sender: 0, behind: packet.behind }
 }

@@ -25,13 +25,15 @@ pub struct Probe {
     pub from_node: bool,
     /// It came in by the pod's own interface.
     pub via_own: bool,
+    /// It is past the place where Services send packets on.
+    pub behind: bool,
 }
 
 impl Probe {
     /// The same at one pod, for the reference.
     pub fn at(&self, pod: &PodKey) -> Packet {
-        let Self { direction, remote, protocol, port, from_node, via_own } = *self;
-        Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, via_own }
+        let Self { direction, remote, protocol, port, from_node, via_own, behind } = *self;
+        Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, via_own, behind }
     }
 }
 
@@ -41,7 +43,7 @@ pub fn probes() -> Vec<Probe> {
     for remote in ADDRESSES.map(|text| text.parse::<IpAddr>().expect("an address of this list")) {
         for direction in Direction::BOTH {
             let mut add = |protocol, port, from_node, via_own| {
-                probes.push(Probe { direction, remote, protocol, port, from_node, via_own });
+                probes.push(Probe { direction, remote, protocol, port, from_node, via_own, behind: false });
             };
             for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
                 for port in PORTS.into_iter().chain([54, 9999]) {

@@ -1,0 +1,235 @@
+//! Lines 21 to 23: egress through Services.
+
+use netpol_common::{Direction, Reason, protocol};
+
+use super::*;
+
+/// A Service `shop/api` before the pods `shop/web` and `shop/api` and an address outside, at every place a Service can have, and
+/// a node besides the own one.
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: both, namespace: shop}
+spec:
+  clusterIPs: [10.96.0.1, 'fd96::1']
+  externalIPs: [198.51.100.7]
+  ports: [{name: http, port: 80, nodePort: 30080}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.7}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web, namespace: shop, labels: {kubernetes.io/service-name: both}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.0.0.1]}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: api, namespace: shop, labels: {kubernetes.io/service-name: both}}
+addressType: IPv4
+ports: [{name: http, port: 9090}]
+endpoints: [{addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: six, namespace: shop, labels: {kubernetes.io/service-name: both}}
+addressType: IPv6
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: ['fd00::1']}]
+---
+{apiVersion: v1, kind: Service, metadata: {name: nobody, namespace: shop}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: headless, namespace: shop}, spec: {clusterIP: None, ports: [{name: http, port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: outside, namespace: shop}, spec: {clusterIP: 10.96.0.3, ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: outside, namespace: shop, labels: {kubernetes.io/service-name: outside}}
+addressType: IPv4
+ports: [{port: 443}]
+endpoints: [{addresses: [192.0.2.7]}]
+---
+{apiVersion: v1, kind: Service, metadata: {name: twice, namespace: shop}, spec: {clusterIP: 10.96.0.4, ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: twice, namespace: shop, labels: {kubernetes.io/service-name: twice}}
+addressType: IPv4
+ports: [{port: 30080}]
+endpoints: [{addresses: [192.168.0.2]}]
+---
+{apiVersion: v1, kind: Node, metadata: {name: n2}, status: {addresses: [{type: InternalIP, address: 192.168.0.2}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: hosted, namespace: ops, labels: {app: hosted}}
+spec: {containers: [{name: c, ports: [{containerPort: 8080, hostPort: 8000}]}]}
+status: {podIP: 10.0.1.2, hostIPs: [{ip: 192.168.0.2}]}
+---
+";
+
+/// The cluster with these Services, on the node 192.168.0.1, with one policy for `ops/probe`'s egress.
+fn services(rules: &str) -> World {
+    let mut world = cluster(&[]);
+    let policy = format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: ops}}, \
+         spec: {{podSelector: {{}}, policyTypes: [Egress], egress: [{rules}]}}}}\n"
+    );
+    let parsed = manifest::parse(&[SERVICE, &policy].concat(), "services.yaml");
+    assert_eq!(parsed.errors, []);
+    for located in parsed.objects {
+        world.apply(Event::Apply(located.object));
+    }
+    world.apply(Event::OwnAddresses(vec!["192.168.0.1".parse().unwrap()]));
+    world
+}
+
+/// What becomes of TCP from a pod to an address and port; before a Service sends it on, or behind.
+fn sent(world: &World, pod: &str, remote: &str, port: u16, behind: bool) -> Evaluation {
+    let (namespace, name) = pod.split_once('/').expect("a pod");
+    let packet = Packet {
+        pod: PodKey::new(namespace, name),
+        direction: Direction::Egress,
+        remote: remote.parse().expect("an address"),
+        protocol: protocol::TCP,
+        port,
+        from_node: false,
+        via_own: false,
+        behind,
+    };
+    evaluate(world, &packet)
+}
+
+const TO_WEB: &str = "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}], ports: [{port: 8080}]}";
+const TO_API: &str = "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {app: api}}}], ports: [{port: http}]}";
+
+#[test]
+fn s21_a_service_is_judged_by_the_pods_behind_it_and_their_ports() {
+    let both = format!("{TO_WEB}, {TO_API}");
+    let cases = [
+        // By pods and target ports, named ones included; never by the Service's own address and port.
+        (both.as_str(), Reason::Service, false),
+        (TO_WEB, Reason::Service, true),
+        ("", Reason::NoBackend, false),
+        ("{ports: [{port: 80}]}", Reason::NoBackend, false),
+        ("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}", Reason::NoBackend, false),
+        ("{to: [{ipBlock: {cidr: 10.0.0.0/24}}]}", Reason::Service, false),
+        ("{ports: [{port: 8080}]}", Reason::Service, true),
+        ("{ports: [{port: 8080, endPort: 9090}]}", Reason::Service, false),
+        ("{}", Reason::Rule, false),
+    ];
+    for (rules, reason, again) in cases {
+        let found = sent(&services(rules), "ops/probe", "10.96.0.1", 80, false);
+        assert_eq!((found.reason, found.again), (reason, again), "{rules}");
+    }
+    // A port that the Service does not have is the address's.
+    let world = services("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}");
+    assert_eq!(sent(&world, "ops/probe", "10.96.0.1", 81, false).reason, Reason::Rule);
+}
+
+#[test]
+fn s21_a_service_lends_no_one_else_its_backends() {
+    let world = services("{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}");
+    assert_eq!(sent(&world, "ops/probe", "10.96.0.3", 80, false).reason, Reason::Service);
+    assert_eq!(sent(&world, "ops/probe", "10.96.0.3", 443, false).reason, Reason::NoRule);
+    assert_eq!(sent(&world, "shop/web", "10.96.0.3", 80, false).reason, Reason::NotIsolated);
+}
+
+#[test]
+fn s22_where_only_some_backends_are_allowed_each_connection_is_judged_by_its_own() {
+    let world = services(TO_WEB);
+    let before = sent(&world, "ops/probe", "10.96.0.1", 80, false);
+    let judged: Vec<_> = before.candidates.iter().map(|candidate| candidate.reason).collect();
+    assert_eq!((before.reason, before.again), (Reason::Service, true));
+    assert_eq!(judged, [Reason::Rule, Reason::NoRule]);
+    assert_eq!(sent(&world, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
+    assert_eq!(sent(&world, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
+    // Another node will choose: too late to judge.
+    assert_eq!(sent(&world, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::SomeBackends);
+    assert_eq!(sent(&services(""), "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
+    let both = services(&format!("{TO_WEB}, {TO_API}"));
+    assert_eq!(sent(&both, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
+}
+
+#[test]
+fn s22_a_connection_is_allowed_if_one_backend_is() {
+    for (rules, allowed) in [(TO_WEB, true), ("", false)] {
+        let world = services(rules);
+        assert_eq!(reaches(&world, "ops/probe", "10.96.0.1:80"), allowed, "{rules}");
+    }
+    let mut world = services(TO_WEB);
+    let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop}, \
+                spec: {podSelector: {matchLabels: {app: web}}}}";
+    for located in manifest::parse(deny, "deny.yaml").objects {
+        world.apply(Event::Apply(located.object));
+    }
+    assert!(!reaches(&world, "ops/probe", "10.96.0.1:80"), "the one it may open to lets nobody in");
+}
+
+#[test]
+fn s22_nobody_behind_is_nobody_known() {
+    let world = services("");
+    let before = sent(&world, "ops/probe", "10.96.0.2", 80, false);
+    assert_eq!((before.reason, before.again), (Reason::Service, true));
+    assert_eq!(sent(&world, "ops/probe", "10.96.0.2", 80, true).reason, Reason::SomeBackends);
+}
+
+#[test]
+fn s22_a_pod_that_may_be_sent_to_itself_is_judged_by_who_it_is_sent_to() {
+    let mut world = services("");
+    let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop}, \
+                spec: {podSelector: {}, policyTypes: [Egress]}}";
+    for located in manifest::parse(deny, "deny.yaml").objects {
+        world.apply(Event::Apply(located.object));
+    }
+    let before = sent(&world, "shop/web", "10.96.0.1", 80, false);
+    assert_eq!((before.reason, before.again), (Reason::Service, true));
+    assert_eq!(sent(&world, "shop/web", "10.0.0.1", 8080, true).reason, Reason::Itself);
+    assert_eq!(sent(&world, "shop/web", "10.0.0.2", 9090, true).reason, Reason::NoRule);
+}
+
+#[test]
+fn s23_every_address_that_leads_to_a_service() {
+    let (web, six) = (services(TO_WEB), services("{to: [{ipBlock: {cidr: 'fd00::/64'}}]}"));
+    let cases = [
+        (&web, "10.96.0.1", 80, Reason::Service, true),
+        (&web, "198.51.100.7", 80, Reason::Service, true),
+        (&web, "203.0.113.7", 80, Reason::Service, true),
+        (&web, "192.168.0.2", 30080, Reason::Service, true),
+        (&web, "192.168.0.2", 80, Reason::NoRule, false),
+        (&web, "192.168.0.3", 30080, Reason::NoRule, false),
+        // The own node: who it is sent on to is judged by then.
+        (&web, "192.168.0.1", 30080, Reason::OwnNode, true),
+        (&web, "fd96::1", 80, Reason::Service, false),
+        (&six, "fd96::1", 80, Reason::Service, false),
+        (&six, "10.96.0.1", 80, Reason::NoBackend, false),
+    ];
+    for (world, remote, port, reason, again) in cases {
+        let found = sent(world, "ops/probe", remote, port, false);
+        assert_eq!((found.reason, found.again), (reason, again), "{remote}:{port}");
+    }
+    // A headless Service has no address: who asks its name connects to a pod.
+    assert_eq!(sent(&web, "ops/probe", "10.0.0.1", 8080, false).reason, Reason::Rule);
+}
+
+#[test]
+fn s23_a_host_port_leads_to_its_pod() {
+    for (rules, reason) in [
+        ("{to: [{podSelector: {matchLabels: {app: hosted}}}], ports: [{port: 8080}]}", Reason::Service),
+        ("{to: [{podSelector: {matchLabels: {app: hosted}}}], ports: [{port: 8000}]}", Reason::NoBackend),
+        ("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}", Reason::NoBackend),
+    ] {
+        assert_eq!(sent(&services(rules), "ops/probe", "192.168.0.2", 8000, false).reason, reason, "{rules}");
+    }
+}
+
+#[test]
+fn s23_a_service_behind_a_service_is_judged_when_it_gets_there() {
+    let by_node = services("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
+    let before = sent(&by_node, "ops/probe", "10.96.0.4", 80, false);
+    assert_eq!((before.reason, before.again), (Reason::Service, true));
+    assert_eq!(sent(&by_node, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
+    let by_pods = services(&format!("{TO_WEB}, {TO_API}"));
+    assert_eq!(sent(&by_pods, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
+}
