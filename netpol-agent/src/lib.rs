@@ -17,3 +17,4 @@ pub mod metrics;
 pub mod object;
 pub mod reconcile;
 pub mod source;
+pub mod worker;

@@ -68,16 +68,20 @@ impl Dataplane for Recorder {
         self.memory.endpoints()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
         self.memory.attach(ifindex, name)
     }
 
-    fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {
+    fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
         self.memory.detach(ifindex)
     }
 
-    fn attached(&self) -> Vec<IfIndex> {
-        self.memory.attached()
+    fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>> {
+        self.memory.verify(ifindexes)
+    }
+
+    fn adopted(&self) -> BTreeMap<IfIndex, bool> {
+        self.memory.adopted()
     }
 
     fn next_generation(&mut self) -> Result<Generation, WriteError> {

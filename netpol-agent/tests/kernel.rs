@@ -340,14 +340,47 @@ fn another_interface_with_the_index_of_one_that_is_gone_is_enforced() {
     }
 }
 
+/// The kernel tells: three in a row would take up to half a minute if the agent only looked from time to time.
 #[test]
-fn filters_that_somebody_took_off_are_put_on_again() {
+fn filters_that_somebody_took_off_are_put_on_again_at_once() {
     let mut node = shop();
     node.start(&["--attach", "tc"]);
     node.expect(1, 2, 81, false);
-    node.tc("qdisc del dev veth2 clsact");
-    node.wait_log("taken off by somebody else");
-    node.expect(1, 2, 81, false);
+    let begun = Instant::now();
+    for (time, off) in ["qdisc del dev veth2 clsact", "filter del dev veth2 egress", "qdisc del dev veth2 clsact"]
+        .into_iter()
+        .enumerate()
+    {
+        node.tc(off);
+        node.wait("that is noticed", || node.log().matches("taken off by somebody else").count() > time);
+        node.expect(1, 2, 81, false);
+        node.wait("they are back", || node.attached(2) == (2, 0));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(9), "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn where_somebody_else_is_at_the_hooks_the_programs_run_first_and_stay() {
+    let mut node = shop();
+    // As the bandwidth plugin shapes what a pod sends; it accepts all, so that what comes after it has no say.
+    node.tc("qdisc add dev veth2 ingress");
+    // One instruction of classic BPF: return TC_ACT_OK.
+    let accept = node.directory.path().join(".accept");
+    std::fs::write(&accept, "1,6 0 0 0").expect("a file");
+    node.tc(&format!("filter add dev veth2 ingress prio 1 protocol all bpf da bytecode-file {}", accept.display()));
+    node.policy("out", "{podSelector: {matchLabels: {n: p2}}, policyTypes: [Egress]}");
+    for _ in 0..2 {
+        node.start(&[]);
+        node.expect(1, 2, 80, true);
+        node.expect(1, 2, 81, false);
+        node.expect(2, 1, 80, false);
+        assert_eq!([1, 2].map(|pod| node.attached(pod)), [(2, 0), (0, 2)], "filters and links");
+        assert!(node.end(true).success());
+    }
+    let output = node.verb(&["uninstall"]);
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(node.tc("filter show dev veth2 ingress").contains("pref 1 "), "what is somebody else's stays");
+    assert!(!node.tc("qdisc show dev veth1").contains("clsact"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netpol_agent::dataplane::switch::Snapshot;
-use netpol_agent::dataplane::{AttachError, Attached, MapName, Memory};
+use netpol_agent::dataplane::{AttachError, Begun, MapName, Memory, Outcome};
 use netpol_agent::endpoints::{Survey, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, Generation, IfIndex, PortSetId, endpoint_flags};
@@ -246,21 +246,125 @@ fn policies_do_not_wait_while_programs_are_put_on_an_interface() {
     assert!(reconciler.is_waiting() && reconciler.pods_waiting() == 1);
     only(&mut reconciler, &[PODS, DENY_ALL]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "written before the programs run");
-    assert_eq!(reconciler.dataplane().begun, [IfIndex(3)], "asked for once");
-    reconciler.attached([Attached { ifindex: IfIndex(3), outcome: Ok(()) }]);
+    assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3))], "asked for once");
+    reconciler.ended([attached(Ok(()))]);
     assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
     assert_eq!(reconciler.gaps().count, 1);
 }
 
+fn attached(result: Result<(), AttachError>) -> Outcome {
+    Outcome::Attached { ifindex: IfIndex(3), result }
+}
+
+fn detached(result: Result<(), AttachError>) -> Outcome {
+    Outcome::Detached { ifindex: IfIndex(3), result }
+}
+
+fn refused() -> AttachError {
+    AttachError { interface: "veth3".to_owned(), message: "refused".to_owned(), gone: false }
+}
+
+/// A pod whose programs are on its interface; what the dataplane is asked from then on takes its time.
+fn enforced_slowly(unknown_pods: UnknownPods) -> Reconciler<Memory> {
+    let mut reconciler = start(Memory::slow(), unknown_pods, &[PODS], &[(3, "10.0.0.2")]);
+    reconciler.ended([attached(Ok(()))]);
+    reconciler.dataplane_mut().begun.clear();
+    reconciler
+}
+
 #[test]
 fn an_interface_that_goes_while_programs_are_put_on_it_is_let_go_after_that() {
-    let gone = AttachError { interface: "veth3".to_owned(), message: "it has gone".to_owned(), gone: true };
-    for outcome in [Ok(()), Err(gone)] {
+    let gone = AttachError { gone: true, ..refused() };
+    for result in [Ok(()), Err(gone)] {
         let slow = Memory::slow();
         let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
         reconciler.surveyed(survey(&[]));
+        assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3))], "one thing at a time");
+        reconciler.ended([attached(result)]);
+        assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3)), Begun::Detach(IfIndex(3))]);
         assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
-        reconciler.attached([Attached { ifindex: IfIndex(3), outcome }]);
+        reconciler.ended([detached(Ok(()))]);
         assert!(endpoints(&reconciler).is_empty() && reconciler.held().is_empty());
     }
+}
+
+#[test]
+fn policies_do_not_wait_while_programs_are_taken_off() {
+    let mut reconciler = enforced_slowly(UnknownPods::Allow);
+    reconciler.surveyed(survey(&[]));
+    assert_eq!(reconciler.pods_waiting(), 1, "it is not enforced any more");
+    only(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    assert!(reconciler.problems().missing == 0 && !reconciler.dataplane().written.is_empty());
+    assert_eq!(reconciler.dataplane().begun, [Begun::Detach(IfIndex(3))], "asked for once");
+}
+
+#[test]
+fn an_index_that_is_given_away_before_the_programs_are_off_is_the_new_interfaces() {
+    for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
+        // A known pod has it: it is enforced, once the programs are off and on again.
+        let mut reconciler = enforced_slowly(unknown_pods);
+        reconciler.surveyed(survey(&[]));
+        only(&mut reconciler, &[OTHER_PODS, DENY_ALL]);
+        reconciler.surveyed(survey(&[(3, "10.0.0.4")]));
+        assert!(!reconciler.held()[&IfIndex(3)].attached && reconciler.pods_waiting() == 1);
+        reconciler.ended([detached(Ok(()))]);
+        assert_eq!(reconciler.dataplane().begun, [Begun::Detach(IfIndex(3)), Begun::Attach(IfIndex(3))]);
+        reconciler.ended([attached(Ok(()))]);
+        assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated() && reconciler.pods_waiting() == 0);
+
+        // Nobody known has it: nothing of the pod before is left.
+        let mut reconciler = enforced_slowly(unknown_pods);
+        reconciler.surveyed(survey(&[]));
+        reconciler.surveyed(survey(&[(3, "10.0.0.9")]));
+        reconciler.ended([detached(Ok(()))]);
+        let endpoint = endpoints(&reconciler).get(&IfIndex(3));
+        assert!(endpoint.is_none_or(|endpoint| endpoint.address_v4 != [10, 0, 0, 2]));
+        assert_eq!(endpoint.is_some(), unknown_pods == UnknownPods::Deny);
+    }
+}
+
+#[test]
+fn what_is_refused_is_tried_again_after_the_next_look_and_not_before() {
+    let mut reconciler = start(Memory::slow(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
+    reconciler.ended([attached(Err(refused()))]);
+    assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3))]);
+    reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
+    assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3)), Begun::Attach(IfIndex(3))]);
+    reconciler.ended([attached(Ok(()))]);
+
+    reconciler.dataplane_mut().begun.clear();
+    reconciler.surveyed(survey(&[]));
+    reconciler.ended([detached(Err(refused()))]);
+    assert_eq!(reconciler.dataplane().begun, [Begun::Detach(IfIndex(3))]);
+    assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
+    reconciler.surveyed(survey(&[]));
+    reconciler.ended([detached(Ok(()))]);
+    assert!(endpoints(&reconciler).is_empty());
+}
+
+#[test]
+fn what_happens_while_the_kernel_is_asked_is_asked_about_again() {
+    let mut reconciler = enforced_slowly(UnknownPods::Allow);
+    let asked = Begun::Verify(vec![IfIndex(3)]);
+    (0..3).for_each(|_| reconciler.verify());
+    assert_eq!(reconciler.dataplane().begun, [asked.clone()]);
+    reconciler.ended([Outcome::Missing(Vec::new())]);
+    assert_eq!(reconciler.dataplane().begun, [asked.clone(), asked.clone()]);
+    reconciler.ended([Outcome::Missing(vec![IfIndex(3)])]);
+    assert_eq!(reconciler.dataplane().begun, [asked.clone(), asked, Begun::Attach(IfIndex(3))]);
+    assert_eq!(reconciler.pods_waiting(), 1);
+}
+
+#[test]
+fn an_isolated_pod_without_room_is_shut_until_its_interface_goes() {
+    let mut crowded = Memory::slow();
+    crowded.crowded = true;
+    let mut reconciler = start(crowded, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
+    reconciler.ended([attached(Ok(()))]);
+    assert!(endpoints(&reconciler).is_empty());
+    reconciler.surveyed(survey(&[]));
+    reconciler.ended([detached(Ok(()))]);
+    reconciler.surveyed(survey(&[]));
+    let begun = [Begun::Attach(IfIndex(3)), Begun::Detach(IfIndex(3))];
+    assert_eq!(reconciler.dataplane().begun, begun, "each once");
 }

@@ -13,6 +13,7 @@
 //! process and removed by guards, on an interrupt, or by the next run.
 
 pub mod agent;
+pub mod berth;
 pub mod cleanup;
 pub mod cluster;
 pub mod examples;
@@ -32,6 +33,7 @@ pub mod raw;
 pub mod serve;
 
 pub use agent::{Agent, AgentOptions, Denied};
+pub use berth::Berths;
 pub use cluster::{Cluster, ClusterBuilder, Families, Host, PodSpec, Topology};
 pub use lab::{Lab, deny_all, policy};
 pub use matrix::{Cell, Matrix};

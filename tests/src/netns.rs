@@ -64,6 +64,11 @@ impl Netns {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 
+    /// The descriptor that holds it, for as long as this lives.
+    pub fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.file.as_raw_fd()
+    }
+
     /// Runs `work` on a thread of its own inside the namespace. Sockets it makes stay there.
     ///
     /// # Panics

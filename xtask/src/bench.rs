@@ -1,6 +1,7 @@
 //! What things cost.
 
 mod changes;
+mod churn;
 mod convergence;
 mod ground;
 mod memory;
@@ -20,6 +21,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match args.what {
         Measured::Packets => packets::run(args),
         Measured::Convergence => convergence::run(args),
+        Measured::Churn => churn::run(args),
         Measured::Memory => memory::run(args),
     }
 }

@@ -122,13 +122,13 @@ pub(crate) struct BenchArgs {
     /// What to measure.
     #[arg(value_enum, default_value_t = Measured::Packets)]
     pub(crate) what: Measured,
-    /// Pods of the cluster; unless told, 10,000 for convergence and 100,000 for memory
+    /// Pods of the cluster; unless told, 10,000 for convergence and churn, 100,000 for memory
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=1_000_000))]
     pub(crate) pods: Option<u32>,
     /// Policies of the cluster
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     pub(crate) policies: u32,
-    /// How long changes are made, for convergence
+    /// How long changes are made, for convergence, and pods come and go at each rate, for churn
     #[arg(long, value_name = "S", default_value_t = 25)]
     pub(crate) seconds: u32,
     /// How to print.
@@ -143,6 +143,8 @@ pub(crate) enum Measured {
     Packets,
     /// Milliseconds from a watch event to the kernel's tables, while pods come and go
     Convergence,
+    /// Pods a second that come and go and are enforced
+    Churn,
     /// The agent's resident memory
     Memory,
 }
@@ -198,7 +200,7 @@ fn bench(args: &BenchArgs) -> Result<ExitCode> {
     setup::run()?;
     match args.what {
         Measured::Packets => drop(ebpf::build()?),
-        Measured::Convergence | Measured::Memory => binaries::build()?,
+        Measured::Convergence | Measured::Churn | Measured::Memory => binaries::build()?,
     }
     match lab::again(lab::Profile::Release)? {}
 }

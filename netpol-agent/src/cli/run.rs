@@ -14,7 +14,7 @@ use super::{RunArgs, log, machine};
 use crate::api::{self, About, Desk, Socket, SocketError};
 use crate::conflicts;
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
-use crate::endpoints::{Monitor, Surveyor};
+use crate::endpoints::{Lookout, Monitor, Surveyor};
 use crate::events::kubernetes::{self, Handle, Sink};
 use crate::events::{Lines, Reporter};
 use crate::metrics::Meter;
@@ -31,10 +31,10 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     log::start(args.log_format, args.verbose);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(serve(args))?;
+    let served = runtime.block_on(serve(args));
     // A thread may be in the middle of a write that nobody reads.
     runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
+    served.map(|()| ExitCode::SUCCESS)
 }
 
 async fn serve(args: RunArgs) -> Result<()> {
@@ -69,12 +69,10 @@ async fn serve(args: RunArgs) -> Result<()> {
 
     let options =
         KernelOptions { pin_path: args.pin_path.clone(), attach: args.attach, capacities: args.sizes.capacities() };
-    let mut kernel = Kernel::start(&object, &options)?;
+    let (kernel, outcomes) = Kernel::start(&object, &options)?;
     drop(object);
-    let attach = if kernel.is_tcx() { "tcx" } else { "tc" };
-    tracing::info!(pin_path = %args.pin_path.display(), attach, "programs loaded");
+    tracing::info!(pin_path = %args.pin_path.display(), "programs loaded");
     let old = kernel.snapshot()?;
-    let attached = kernel.outcomes().context("nobody has asked before what the kernel attaches")?;
     let ring = kernel.events()?;
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
     match conflicts::start(kernel.foreign(), args.cni_config.clone()) {
@@ -96,8 +94,8 @@ async fn serve(args: RunArgs) -> Result<()> {
     let inputs = Inputs {
         source: feed.batches,
         monitor,
-        surveyor,
-        attached,
+        lookout: Lookout::start(surveyor).context("cannot start a thread; see the pids limit")?,
+        outcomes,
         ring,
         questions,
         progress,

@@ -20,11 +20,24 @@ pub struct Memory {
     pub full: Option<MapName>,
     /// Refuse to put programs on interfaces.
     pub refuses: bool,
-    /// Take one's time to put programs on interfaces: what was begun is in `begun`.
+    /// Have no number for any endpoint.
+    pub crowded: bool,
+    /// Take one's time for interfaces: what was begun is in `begun`.
     pub slow: bool,
-    /// Interfaces that programs were begun to be put on.
-    pub begun: Vec<IfIndex>,
+    /// What was begun, in order.
+    pub begun: Vec<Begun>,
     generation: u32,
+}
+
+/// What takes its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// See [`Dataplane::attach`].
+    Attach(IfIndex),
+    /// See [`Dataplane::detach`].
+    Detach(IfIndex),
+    /// See [`Dataplane::verify`].
+    Verify(Vec<IfIndex>),
 }
 
 impl Memory {
@@ -33,7 +46,7 @@ impl Memory {
         Self { full: Some(map), ..Self::default() }
     }
 
-    /// One that takes its time to put programs on interfaces.
+    /// One that takes its time for interfaces.
     pub fn slow() -> Self {
         Self { slow: true, ..Self::default() }
     }
@@ -63,29 +76,38 @@ impl Dataplane for Memory {
         Ok(self.endpoints.clone())
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
-        if self.refuses {
-            return Err(AttachError { interface: name.to_owned(), message: "refused".to_owned(), gone: false });
-        }
-        self.attached.insert(ifindex);
-        Ok(())
+    fn adopted(&self) -> BTreeMap<IfIndex, bool> {
+        self.attached.iter().map(|ifindex| (*ifindex, true)).collect()
     }
 
-    fn begin_attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
+    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
         if self.slow {
-            self.begun.push(ifindex);
+            self.begun.push(Begun::Attach(ifindex));
             return None;
         }
-        Some(self.attach(ifindex, name))
+        if self.refuses {
+            return Some(Err(AttachError { interface: name.to_owned(), message: "refused".to_owned(), gone: false }));
+        }
+        self.attached.insert(ifindex);
+        Some(Ok(()))
     }
 
-    fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {
+    fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
+        if self.slow {
+            self.begun.push(Begun::Detach(ifindex));
+            return None;
+        }
         self.attached.remove(&ifindex);
-        Ok(())
+        Some(Ok(()))
     }
 
-    fn attached(&self) -> Vec<IfIndex> {
-        self.attached.iter().copied().collect()
+    fn verify(&mut self, mut ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>> {
+        if self.slow {
+            self.begun.push(Begun::Verify(ifindexes));
+            return None;
+        }
+        ifindexes.retain(|ifindex| !self.attached.contains(ifindex));
+        Some(ifindexes)
     }
 
     fn next_generation(&mut self) -> Result<Generation, WriteError> {
@@ -96,6 +118,6 @@ impl Dataplane for Memory {
     fn clear_counters(&mut self, _id: u32) {}
 
     fn endpoint_numbers(&self) -> u32 {
-        1024
+        if self.crowded { 0 } else { 1024 }
     }
 }

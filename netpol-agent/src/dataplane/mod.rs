@@ -17,7 +17,7 @@ pub use kernel::{
     KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Status, StatusError, read_status,
     uninstall,
 };
-pub use memory::Memory;
+pub use memory::{Begun, Memory};
 
 /// Why an entry could not be written.
 #[derive(Debug, Error)]
@@ -56,16 +56,29 @@ pub struct AttachError {
     pub gone: bool,
 }
 
-/// The end of what [`Dataplane::begin_attach`] began.
+/// The end of what a [`Dataplane`] began and did not finish at once.
 #[derive(Debug)]
-pub struct Attached {
-    /// The interface.
-    pub ifindex: IfIndex,
-    /// What became of it.
-    pub outcome: Result<(), AttachError>,
+pub enum Outcome {
+    /// Of [`Dataplane::attach`].
+    Attached {
+        /// The interface.
+        ifindex: IfIndex,
+        /// What became of it.
+        result: Result<(), AttachError>,
+    },
+    /// Of [`Dataplane::detach`].
+    Detached {
+        /// The interface.
+        ifindex: IfIndex,
+        /// What became of it.
+        result: Result<(), AttachError>,
+    },
+    /// Of [`Dataplane::verify`].
+    Missing(Vec<IfIndex>),
 }
 
-/// One place where verdicts are enforced.
+/// One place where verdicts are enforced. What is about interfaces may take its time: then there is no answer at once, and an
+/// [`Outcome`] tells, in the order in which things were asked for.
 pub trait Dataplane {
     /// Writes or deletes one entry of a table. Deleting what is not there is no error. Changes that are about pods rather
     /// than tables ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Rejudge`]) are the caller's, who knows
@@ -93,34 +106,18 @@ pub trait Dataplane {
     /// Where they cannot be read.
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError>;
 
-    /// Puts the programs on an interface; once is enough.
-    ///
-    /// # Errors
-    /// Where the kernel refuses, or the interface has gone.
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError>;
+    /// The interfaces that programs were put on before the start, of which some may have gone since, and whether they run
+    /// this agent's.
+    fn adopted(&self) -> BTreeMap<IfIndex, bool>;
 
-    /// Has the programs put on an interface. `None`: that takes its time, and an [`Attached`] will tell.
-    fn begin_attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
-        Some(self.attach(ifindex, name))
-    }
+    /// Puts the programs on an interface; once is enough. Fails where the kernel refuses, or the interface has gone.
+    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>>;
 
-    /// Takes note that programs run that it was told of later.
-    fn note_attached(&mut self, _ifindex: IfIndex) {}
+    /// Takes them off. No failure where the interface has gone.
+    fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>>;
 
-    /// Takes them off. No error where the interface has gone.
-    ///
-    /// # Errors
-    /// Where the kernel refuses.
-    fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError>;
-
-    /// The interfaces that programs were put on; some may have gone since.
-    fn attached(&self) -> Vec<IfIndex>;
-
-    /// Of those, the ones that run this agent's programs, as the kernel tells: others can take them off. Where the kernel
-    /// does not tell, they are believed to.
-    fn running(&self) -> Vec<IfIndex> {
-        self.attached()
-    }
+    /// Asks the kernel which of these interfaces do not run the programs, though they are there: others can take them off.
+    fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>>;
 
     /// Raises the generation that no endpoint had before, across restarts, and returns it.
     ///

@@ -4,9 +4,11 @@
 //! yields the same answer however the hints were lost or merged.
 
 mod clsact;
+mod lookout;
 mod netlink;
 mod survey;
 
 pub use clsact::BpfFilter;
+pub use lookout::Lookout;
 pub use netlink::{Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use survey::{Survey, Surveyor};

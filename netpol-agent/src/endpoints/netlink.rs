@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 
 use ipnet::IpNet;
@@ -16,8 +17,12 @@ use netpol_common::IfIndex;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`. Source: `include/uapi/linux/rtnetlink.h`.
-const GROUPS: [u32; 3] = [1, 5, 9];
+/// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`. Source: `include/uapi/linux/rtnetlink.h`.
+const GROUPS: [u32; 4] = [1, 4, 5, 9];
+/// `RTM_NEWQDISC` is the first of those about traffic control, `RTM_GETCHAIN` the last.
+const TRAFFIC_CONTROL: RangeInclusive<u16> = 36..=102;
+/// `RTM_DELQDISC`, `RTM_DELTFILTER`.
+const TAKEN_OFF: [u16; 2] = [37, 45];
 
 /// Dumps that something changed under, before one is given up.
 const TRIES: u32 = 8;
@@ -235,8 +240,28 @@ pub fn is_link_local(address: &Ipv6Addr) -> bool {
     address.segments()[0] & 0xffc0 == 0xfe80
 }
 
-/// Wakes when links or addresses of this namespace change. It tells that they did, not how: the reader dumps anew, so a
-/// lost message costs nothing.
+/// What has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Links or addresses.
+    pub interfaces: bool,
+    /// Filters or qdiscs were removed. Those that go with their interface do not count.
+    pub filters: bool,
+}
+
+impl Changed {
+    /// Of a datagram, which is about one thing. What is too short to tell may be about anything.
+    fn by(&mut self, datagram: &[u8]) {
+        match datagram.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
+            Some(kind) if TAKEN_OFF.contains(&kind) => self.filters = true,
+            Some(kind) if TRAFFIC_CONTROL.contains(&kind) => {}
+            _ => self.interfaces = true,
+        }
+    }
+}
+
+/// Wakes when links or addresses of this namespace change, or filters are removed. It tells that they did, not how: the
+/// reader dumps anew, so a lost message costs nothing.
 #[derive(Debug)]
 pub struct Monitor {
     socket: AsyncFd<Socket>,
@@ -263,24 +288,28 @@ impl Monitor {
     ///
     /// # Errors
     /// Where the socket fails for good.
-    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
+    pub async fn changed(&mut self) -> Result<Changed, NetlinkError> {
         let failed = |source| NetlinkError::Talk { request: "watch links", source };
         let mut ready = self.socket.readable().await.map_err(failed)?;
         let fd = ready.get_inner().as_raw_fd();
         let mut buffer = [0_u8; 4096];
+        let mut changed = Changed::default();
         loop {
             // SAFETY: the buffer is ours and as long as told; what does not fit is cut off, and not needed.
             let read = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
             if read < 0 {
                 let error = io::Error::last_os_error();
                 match error.raw_os_error() {
-                    Some(libc::ENOBUFS | libc::EINTR) => {}
+                    Some(libc::ENOBUFS) => changed = Changed { interfaces: true, filters: true },
+                    Some(libc::EINTR) => {}
                     Some(libc::EAGAIN) => break,
                     _ => return Err(failed(error)),
                 }
+            } else {
+                changed.by(&buffer[..read.unsigned_abs()]);
             }
         }
         ready.clear_ready();
-        Ok(())
+        Ok(changed)
     }
 }

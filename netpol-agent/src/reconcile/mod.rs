@@ -18,7 +18,7 @@ mod standing;
 mod startup;
 pub mod task;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ use netpol_policy::model::PodKey;
 use netpol_policy::tables::{Change, EndpointPolicy};
 use netpol_policy::world::Event;
 
-use crate::dataplane::{Attached, Dataplane, MapName, WriteError};
+use crate::dataplane::{Dataplane, MapName, Outcome, WriteError};
 use crate::endpoints::{NetlinkError, Survey};
 use failures::Failures;
 use numbers::Numbers;
@@ -66,6 +66,24 @@ pub struct Held {
     pub orphaned: bool,
 }
 
+/// What is being done to an interface and has not ended yet.
+#[derive(Clone, Copy, Debug)]
+enum Job {
+    /// The programs are being put on, since then.
+    Attach(Instant),
+    /// They are being taken off, for this reason.
+    Detach(&'static str),
+}
+
+/// Whether the kernel is being asked where the programs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verifying {
+    No,
+    Yes,
+    /// And is to be asked again, as something has happened since.
+    Again,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Reconciler<D> {
@@ -80,8 +98,11 @@ pub struct Reconciler<D> {
     crowded: BTreeMap<IfIndex, bool>,
     /// When each veth was first seen.
     seen: BTreeMap<IfIndex, Instant>,
-    /// Interfaces that the programs are being put on, since when.
-    attaching: BTreeMap<IfIndex, Instant>,
+    /// What is being done to interfaces: one thing at a time.
+    jobs: BTreeMap<IfIndex, Job>,
+    /// Interfaces where that failed: tried again after the next look.
+    failed: BTreeSet<IfIndex>,
+    verifying: Verifying,
     numbers: Numbers,
     failures: Failures,
     gaps: Gaps,
@@ -101,6 +122,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Takes in what netlink tells, and enforces what follows.
     pub fn surveyed(&mut self, survey: Survey) {
         self.failures.no_trouble(IfIndex(0));
+        self.failed.clear();
         let own_changed = survey.own != self.survey.own;
         self.survey = survey;
         if own_changed {
@@ -116,29 +138,44 @@ impl<D: Dataplane> Reconciler<D> {
         self.failures.trouble(IfIndex(0), format!("cannot look at interfaces; it is tried again: {error}"));
     }
 
-    /// Takes in what became of interfaces that the programs were being put on.
-    pub fn attached(&mut self, outcomes: impl IntoIterator<Item = Attached>) {
-        for Attached { ifindex, outcome } in outcomes {
-            let begun = self.attaching.remove(&ifindex).unwrap_or_else(Instant::now);
-            if outcome.is_ok() {
-                self.dataplane.note_attached(ifindex);
+    /// Takes in what became of what the dataplane began.
+    pub fn ended(&mut self, outcomes: impl IntoIterator<Item = Outcome>) {
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Attached { ifindex, result } => self.attach_ended(ifindex, result),
+                Outcome::Detached { ifindex, result } => self.detach_ended(ifindex, result),
+                Outcome::Missing(ifindexes) => self.verify_ended(&ifindexes),
             }
-            self.attach_ended(ifindex, begun, outcome);
         }
         self.settle();
     }
 
     /// Puts programs on again where somebody took them off.
     pub fn verify(&mut self) {
-        let running = self.dataplane.running();
-        for (ifindex, held) in self.held.iter_mut().filter(|(ifindex, _)| !running.contains(ifindex)) {
-            if std::mem::replace(&mut held.attached, false)
+        if self.verifying != Verifying::No {
+            self.verifying = Verifying::Again;
+            return;
+        }
+        self.verifying = Verifying::Yes;
+        let attached = self.held.iter().filter(|(_, held)| held.attached).map(|(ifindex, _)| *ifindex).collect();
+        if let Some(missing) = self.dataplane.verify(attached) {
+            self.verify_ended(&missing);
+            self.settle();
+        }
+    }
+
+    fn verify_ended(&mut self, missing: &[IfIndex]) {
+        for ifindex in missing.iter().filter(|ifindex| !self.jobs.contains_key(ifindex)) {
+            if let Some(held) = self.held.get_mut(ifindex)
+                && std::mem::replace(&mut held.attached, false)
                 && let Some((veth, _)) = self.survey.veths.get(ifindex)
             {
                 tracing::warn!(interface = veth.name, "its programs were taken off by somebody else; put on again");
             }
         }
-        self.settle();
+        if std::mem::replace(&mut self.verifying, Verifying::No) == Verifying::Again {
+            self.verify();
+        }
     }
 
     /// Tries again what did not fit.
@@ -146,6 +183,7 @@ impl<D: Dataplane> Reconciler<D> {
         for change in self.failures.pending() {
             self.write(&change);
         }
+        self.failed.clear();
         self.settle();
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, endpoint_flags};
 use netpol_policy::model::PodKey;
 
-use super::{Held, QUARANTINE, Reconciler};
+use super::{Held, Job, QUARANTINE, Reconciler};
 use crate::dataplane::{AttachError, Dataplane};
 use crate::endpoints::is_link_local;
 
@@ -33,7 +33,7 @@ impl<D: Dataplane> Reconciler<D> {
         let gone: Vec<IfIndex> =
             self.held.keys().filter(|ifindex| !self.survey.veths.contains_key(ifindex)).copied().collect();
         for ifindex in gone {
-            self.release(ifindex, "its interface is gone");
+            self.detach(ifindex, "its interface is gone");
         }
         let gone: Vec<IfIndex> =
             self.crowded.keys().filter(|ifindex| !self.survey.veths.contains_key(ifindex)).copied().collect();
@@ -70,7 +70,7 @@ impl<D: Dataplane> Reconciler<D> {
         } else {
             self.leave(ifindex);
             if self.held.contains_key(&ifindex) {
-                self.release(ifindex, "it was never a known pod's, and unknown pods are allowed");
+                self.detach(ifindex, "it was never a known pod's, and unknown pods are allowed");
             }
             return;
         }
@@ -87,7 +87,10 @@ impl<D: Dataplane> Reconciler<D> {
             let pod = self.engine.pod_at(address)?;
             self.policies.contains_key(&pod).then_some(pod)
         };
-        let before = || addresses_of(&self.held.get(&ifindex)?.endpoint).find_map(local);
+        let before = || {
+            let held = self.held.get(&ifindex).filter(|_| !self.is_let_go(ifindex))?;
+            addresses_of(&held.endpoint).find_map(local)
+        };
         addresses.iter().copied().find_map(local).or_else(before)
     }
 
@@ -95,9 +98,9 @@ impl<D: Dataplane> Reconciler<D> {
     /// numbers, which nobody gets again, so that what they allow can only become less.
     fn orphan(&mut self, ifindex: IfIndex) -> bool {
         let name = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
-        let Some(held) = self.held.get_mut(&ifindex).filter(|held| !held.endpoint.has(endpoint_flags::UNKNOWN)) else {
-            return false;
-        };
+        let let_go = self.is_let_go(ifindex);
+        let held = self.held.get_mut(&ifindex).filter(|held| !let_go && !held.endpoint.has(endpoint_flags::UNKNOWN));
+        let Some(held) = held else { return false };
         if !std::mem::replace(&mut held.orphaned, true) {
             let pod = held.pod.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string);
             tracing::info!(pod, interface = name, "its pod is gone; enforced as before until the interface goes too");
@@ -196,30 +199,22 @@ impl<D: Dataplane> Reconciler<D> {
             self.open_up(ifindex);
             return;
         }
-        let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
-        let shut = self.crowded.entry(ifindex).or_insert(false);
-        if !*shut {
-            match self.dataplane.attach(ifindex, &veth.name) {
-                Ok(()) => *shut = true,
-                Err(error) => self.not_attached(ifindex, &error),
-            }
+        if !*self.crowded.entry(ifindex).or_insert(false) {
+            self.attach(ifindex);
         }
     }
 
     /// Takes the programs off an interface that has no endpoint.
     fn open_up(&mut self, ifindex: IfIndex) {
-        if let Some(shut) = self.crowded.get_mut(&ifindex).filter(|shut| **shut) {
-            match self.dataplane.detach(ifindex) {
-                Ok(()) => *shut = false,
-                Err(error) => self.failures.trouble(ifindex, format!("cannot let go; it is tried again: {error}")),
-            }
+        if self.crowded.get(&ifindex) == Some(&true) {
+            self.detach(ifindex, "there is no room for it");
         }
     }
 
     /// Forgets an interface that had no endpoint.
     fn leave(&mut self, ifindex: IfIndex) {
         self.open_up(ifindex);
-        if self.crowded.get(&ifindex) == Some(&false) {
+        if self.crowded.get(&ifindex) == Some(&false) && !self.jobs.contains_key(&ifindex) {
             self.crowded.remove(&ifindex);
             self.failures.no_trouble(ifindex);
         }
@@ -227,20 +222,23 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn attach(&mut self, ifindex: IfIndex) {
         let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
-        if self.attaching.contains_key(&ifindex) {
+        if self.jobs.contains_key(&ifindex) || self.failed.contains(&ifindex) {
             return;
         }
-        let begun = Instant::now();
-        match self.dataplane.begin_attach(ifindex, &veth.name) {
-            Some(outcome) => self.attach_ended(ifindex, begun, outcome),
-            None => drop(self.attaching.insert(ifindex, begun)),
+        self.jobs.insert(ifindex, Job::Attach(Instant::now()));
+        if let Some(result) = self.dataplane.attach(ifindex, &veth.name) {
+            self.attach_ended(ifindex, result);
         }
     }
 
     /// What began with [`Self::attach`] has ended.
-    pub(super) fn attach_ended(&mut self, ifindex: IfIndex, begun: Instant, outcome: Result<(), AttachError>) {
-        if let Err(error) = outcome {
+    pub(super) fn attach_ended(&mut self, ifindex: IfIndex, result: Result<(), AttachError>) {
+        let Some(Job::Attach(begun)) = self.jobs.remove(&ifindex) else { return };
+        if let Err(error) = result {
             return self.not_attached(ifindex, &error);
+        }
+        if let Some(shut) = self.crowded.get_mut(&ifindex) {
+            *shut = true;
         }
         let Some(held) = self.held.get_mut(&ifindex) else { return };
         held.attached = true;
@@ -263,19 +261,50 @@ impl<D: Dataplane> Reconciler<D> {
             tracing::debug!(interface = %ifindex, %error, "its interface is gone");
             self.survey.veths.remove(&ifindex);
         } else {
+            self.failed.insert(ifindex);
             self.failures.trouble(ifindex, format!("a pod is not enforced; it is tried again: {error}"));
         }
     }
 
-    /// Takes the programs off and forgets the endpoint, in this order: programs without an endpoint drop everything.
-    fn release(&mut self, ifindex: IfIndex, why: &'static str) {
-        if self.attaching.contains_key(&ifindex) {
-            return; // Once they are on, they come off.
-        }
-        if let Err(error) = self.dataplane.detach(ifindex) {
-            self.failures.trouble(ifindex, format!("cannot let go; it is tried again: {error}"));
+    /// Takes the programs off an interface. If they are just being put on, that comes first.
+    pub(super) fn detach(&mut self, ifindex: IfIndex, why: &'static str) {
+        if self.jobs.contains_key(&ifindex) || self.failed.contains(&ifindex) {
             return;
         }
+        self.jobs.insert(ifindex, Job::Detach(why));
+        if let Some(held) = self.held.get_mut(&ifindex) {
+            held.attached = false;
+        }
+        if let Some(shut) = self.crowded.get_mut(&ifindex) {
+            *shut = false;
+        }
+        if let Some(result) = self.dataplane.detach(ifindex) {
+            self.detach_ended(ifindex, result);
+        }
+    }
+
+    /// What began with [`Self::detach`] has ended. Meanwhile an interface that is to be enforced may have got the index.
+    pub(super) fn detach_ended(&mut self, ifindex: IfIndex, result: Result<(), AttachError>) {
+        let wanted = self.body(ifindex, self.pod_behind(ifindex).as_ref()).is_some();
+        let Some(Job::Detach(why)) = self.jobs.remove(&ifindex) else { return };
+        if let Err(error) = result {
+            self.failed.insert(ifindex);
+            if let Some(shut) = self.crowded.get_mut(&ifindex) {
+                *shut = true;
+            }
+            self.failures.trouble(ifindex, format!("cannot let go; it is tried again: {error}"));
+        } else if !wanted {
+            self.forget(ifindex, why);
+        }
+    }
+
+    /// Whether the programs are being taken off an interface: what it was before says nothing of it any more.
+    fn is_let_go(&self, ifindex: IfIndex) -> bool {
+        matches!(self.jobs.get(&ifindex), Some(Job::Detach(_)))
+    }
+
+    /// Forgets the endpoint of an interface without programs; with them, it would drop everything.
+    fn forget(&mut self, ifindex: IfIndex, why: &'static str) {
         if let Err(error) = self.dataplane.delete_endpoint(ifindex) {
             self.endpoint_failed("delete", ifindex, &error);
             return;
@@ -303,7 +332,9 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn is_waiting(&self) -> bool {
         let settled = self.settled();
         let waits = |(ifindex, held): (&IfIndex, &Held)| {
-            !settled.contains(ifindex) && (!held.attached || !held.endpoint.has(endpoint_flags::UNKNOWN))
+            self.survey.veths.contains_key(ifindex)
+                && !settled.contains(ifindex)
+                && (!held.attached || !held.endpoint.has(endpoint_flags::UNKNOWN))
         };
         self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
     }

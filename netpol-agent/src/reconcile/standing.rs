@@ -181,7 +181,9 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// What keeps a pod of this node from being enforced as it should be.
     fn missing(&self, pod: &Pod) -> Option<String> {
-        let found = self.held.iter().find(|(_, held)| held.pod.as_ref() == Some(&pod.key) && !held.orphaned);
+        let found = self.held.iter().find(|(ifindex, held)| {
+            held.pod.as_ref() == Some(&pod.key) && !held.orphaned && self.survey.veths.contains_key(ifindex)
+        });
         let Some((ifindex, held)) = found else {
             let crowded = self.crowded.keys().any(|ifindex| {
                 let addresses = self.survey.veths.get(ifindex).map(|(_, addresses)| addresses);

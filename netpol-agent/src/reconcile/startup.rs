@@ -1,6 +1,6 @@
 //! Takes over from the agent before: its tables, whose ids nobody remembers, are switched for new ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use netpol_common::IfIndex;
 use netpol_policy::compile::{Engine, NodeScope};
@@ -9,7 +9,7 @@ use netpol_policy::world::Event;
 use super::failures::Failures;
 use super::jump::free_ids;
 use super::numbers::Numbers;
-use super::{Gaps, Held, Options, Reconciler};
+use super::{Gaps, Held, Options, Reconciler, Verifying};
 use crate::dataplane::switch::Snapshot;
 use crate::dataplane::{Dataplane, WriteError};
 use crate::endpoints::Survey;
@@ -28,7 +28,7 @@ impl<D: Dataplane> Reconciler<D> {
         survey: Survey,
     ) -> Result<Self, WriteError> {
         let endpoints = dataplane.endpoints()?;
-        let (attached, running) = (dataplane.attached(), dataplane.running());
+        let adopted = dataplane.adopted();
         let scope = NodeScope::Node(options.node.clone());
         let nothing = Engine::new(scope, free_ids(old, endpoints.values()));
         let mut engine = nothing.clone();
@@ -41,11 +41,11 @@ impl<D: Dataplane> Reconciler<D> {
         let held: BTreeMap<_, _> = endpoints
             .into_iter()
             .map(|(ifindex, endpoint)| {
-                let attached = running.contains(&ifindex);
+                let attached = adopted.get(&ifindex) == Some(&true);
                 (ifindex, Held { pod: None, endpoint, attached, orphaned: false })
             })
             .collect();
-        let strays = attached.into_iter().filter(|ifindex| !held.contains_key(ifindex)).collect::<Vec<_>>();
+        let strays: Vec<_> = adopted.into_keys().filter(|ifindex| !held.contains_key(ifindex)).collect();
         let mut reconciler = Self {
             engine: nothing,
             dataplane,
@@ -55,7 +55,9 @@ impl<D: Dataplane> Reconciler<D> {
             held,
             crowded: BTreeMap::new(),
             seen: BTreeMap::new(),
-            attaching: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            verifying: Verifying::No,
             numbers,
             failures: Failures::default(),
             gaps: Gaps::default(),
@@ -65,9 +67,7 @@ impl<D: Dataplane> Reconciler<D> {
             |ifindex: &IfIndex| reconciler.held.contains_key(ifindex) || reconciler.crowded.contains_key(ifindex);
         let strays: Vec<_> = strays.into_iter().filter(|ifindex| !used(ifindex)).collect();
         for ifindex in strays {
-            if let Err(error) = reconciler.dataplane.detach(ifindex) {
-                tracing::error!(%error, "cannot clean up after an interface that is gone");
-            }
+            reconciler.detach(ifindex, "an earlier agent left it");
         }
         Ok(reconciler)
     }

@@ -1,19 +1,22 @@
-//! The loop around a [`Reconciler`]: waits for whatever comes first, drains what else is queued, and settles once.
+//! The loop around a [`Reconciler`]: waits for whatever comes first, drains what else is queued, and settles once. It takes
+//! none of the kernel's locks that others hold for long: threads do what does.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::Reconciler;
 use crate::api::{Progress, Question};
-use crate::dataplane::{Attached, Dataplane, Kernel, RingReader};
-use crate::endpoints::{Monitor, NetlinkError, Surveyor};
+use crate::dataplane::{Kernel, Outcome, RingReader};
+use crate::endpoints::{Lookout, Monitor, NetlinkError};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use crate::source::Batch;
+use crate::worker::{Died, Outcomes};
 
 /// Everything is looked at anew after this long, whatever was told.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -32,9 +35,9 @@ pub struct Inputs {
     /// Links and addresses.
     pub monitor: Monitor,
     /// Looks at them.
-    pub surveyor: Surveyor,
-    /// What became of interfaces that programs were being put on.
-    pub attached: mpsc::UnboundedReceiver<Attached>,
+    pub lookout: Lookout,
+    /// What became of what the dataplane began.
+    pub outcomes: Outcomes<Outcome>,
     /// Denied packets.
     pub ring: RingReader,
     /// Questions for whoever asks.
@@ -45,17 +48,28 @@ pub struct Inputs {
     pub ready_file: Option<PathBuf>,
 }
 
+/// Why the loop cannot go on.
+#[derive(Debug, Error)]
+pub enum LoopError {
+    /// Netlink fails for good.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A thread is gone.
+    #[error(transparent)]
+    Died(#[from] Died),
+}
+
 /// Runs until `stop` resolves. What is enforced then stays enforced.
 ///
 /// # Errors
-/// Where netlink fails for good.
+/// Where netlink fails for good, or a thread has died.
 pub async fn run(
     mut reconciler: Reconciler<Kernel>,
     mut inputs: Inputs,
     mut reporter: Reporter,
     mut meter: Meter,
     stop: impl Future<Output = ()>,
-) -> Result<(), NetlinkError> {
+) -> Result<(), LoopError> {
     tokio::pin!(stop);
     inputs.progress.made();
     let mut back_off = FASTEST;
@@ -73,6 +87,8 @@ pub async fn run(
             meter.whole();
         }
         reporter.review(&reconciler);
+        inputs.lookout.begin(|| reconciler.settled());
+        let looking = inputs.lookout.is_looking();
         let waiting = reconciler.is_waiting();
         // Counted from the last look, and asked for before the ring is: denied packets must put nothing off.
         let next_look = if waiting { last_look + back_off } else { last_resync + RESYNC };
@@ -92,34 +108,39 @@ pub async fn run(
                 take_in(batches, &mut reconciler, &mut meter);
                 // Interfaces tell by themselves when they change; what is behind one is asked where a pod misses its own.
                 if reconciler.is_waiting() {
-                    look(&mut reconciler, &mut inputs.surveyor, false);
-                    last_look = Instant::now();
+                    inputs.lookout.want(false);
                 }
                 back_off = FASTEST;
             }
-            Some(first) = inputs.attached.recv() => {
-                let mut outcomes = vec![first];
-                while let Ok(more) = inputs.attached.try_recv() {
-                    outcomes.push(more);
+            outcome = inputs.outcomes.next() => {
+                let mut outcomes = vec![outcome?];
+                outcomes.extend(std::iter::from_fn(|| inputs.outcomes.ready()));
+                reconciler.ended(outcomes);
+            }
+            survey = inputs.lookout.seen() => {
+                match survey? {
+                    Ok(survey) => reconciler.surveyed(survey),
+                    Err(error) => reconciler.not_surveyed(&error),
                 }
-                reconciler.attached(outcomes);
+                last_look = Instant::now();
             }
             changed = inputs.monitor.changed() => {
-                changed?;
-                look(&mut reconciler, &mut inputs.surveyor, false);
-                back_off = FASTEST;
-                last_look = Instant::now();
-            }
-            () = sleep_until(Deadline::from_std(next_look)) => {
-                let resync = last_resync.elapsed() >= RESYNC;
-                if resync {
-                    last_resync = Instant::now();
+                let changed = changed?;
+                if changed.interfaces {
+                    inputs.lookout.want(false);
+                    back_off = FASTEST;
                 }
-                look(&mut reconciler, &mut inputs.surveyor, resync);
-                if resync {
+                if changed.filters {
                     reconciler.verify();
                 }
-                last_look = Instant::now();
+            }
+            () = sleep_until(Deadline::from_std(next_look)), if !looking => {
+                let resync = last_resync.elapsed() >= RESYNC;
+                inputs.lookout.want(resync);
+                if resync {
+                    last_resync = Instant::now();
+                    reconciler.verify();
+                }
                 if waiting {
                     back_off = (back_off * 2).min(SLOWEST);
                     if back_off > LATE {
@@ -185,13 +206,6 @@ fn ready_late(reconciler: &Reconciler<Kernel>, ready: &mut bool, file: Option<&s
             "pods of this node are not enforced yet: their interfaces are not there, or failed"
         );
         tell_ready(reconciler, file);
-    }
-}
-
-fn look<D: Dataplane>(reconciler: &mut Reconciler<D>, surveyor: &mut Surveyor, all: bool) {
-    match surveyor.look(&reconciler.settled(), all) {
-        Ok(survey) => reconciler.surveyed(survey),
-        Err(error) => reconciler.not_surveyed(&error),
     }
 }
 

@@ -252,6 +252,17 @@ impl Node {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// How many filters of netpol's the interface of a pod has, and how many links.
+    pub(crate) fn attached(&self, pod: u8) -> (usize, usize) {
+        let show = |hook| self.tc(&format!("filter show dev veth{pod} {hook}"));
+        let filters = ["ingress", "egress"].map(|hook| show(hook).matches("handle 0x6e70 ").count());
+        let name = format!("veth{pod}");
+        let index = inside(&self.name, move || nix::net::if_::if_nametoindex(name.as_str())).expect("it is there");
+        let links = fs::read_dir(self.pin_path.join("v1/links")).expect("a directory").flatten();
+        let is_its = |link: &fs::DirEntry| link.file_name().to_string_lossy().starts_with(&format!("{index}-"));
+        (filters.iter().sum(), links.filter(is_its).count())
+    }
+
     /// A page of the agent's metrics server.
     pub(crate) fn page(&self, port: u16, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.0\r\n\r\n");

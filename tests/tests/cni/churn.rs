@@ -130,7 +130,7 @@ fn leaves_nothing(lab: &mut Lab, attach: &str) -> Result<()> {
     pins_below(lab.agent().pin_path(), &mut links)?;
     let links: Vec<_> = links.iter().filter(|path| path.contains("/links/")).collect();
     // The kernel keeps filters itself.
-    let expected = if attach == "tc" { 0 } else { 6 };
+    let expected = if attach == "tcx" { 6 } else { 0 };
     ensure!(links.len() == expected, "the three pods have {expected} links: {links:?}");
     lab.settles(&[(Tcp, 80), (Udp, 53)])?;
     let log = lab.agent().log();
@@ -166,8 +166,8 @@ fn s24_pods_come_and_go_routed_fifty_a_second_or_as_fast_as_can_be() -> Result<(
 }
 
 #[test]
-fn s24_pods_come_and_go_attached_the_way_of_older_kernels() -> Result<()> {
-    Churn { topology: Topology::Routed, families: Families::V4, attach: "tc", ..FIFTY_A_SECOND }.run()
+fn s24_pods_come_and_go_attached_by_tcx() -> Result<()> {
+    Churn { topology: Topology::Routed, families: Families::V4, attach: "tcx", ..FIFTY_A_SECOND }.run()
 }
 
 /// As fast as the plugins go, which is slower: each calls iptables several times.

@@ -2,6 +2,7 @@
 //! addresses of the node that move.
 
 mod churn;
+mod fifty;
 mod own;
 mod shapes;
 mod vanish;

@@ -78,7 +78,7 @@ impl Node {
             ..Capacities::default()
         };
         let options = KernelOptions { pin_path: pins.path().to_owned(), attach: AttachMode::Auto, capacities };
-        let kernel = Kernel::start(&object, &options).context("loading the programs: run as root")?;
+        let (kernel, _outcomes) = Kernel::start(&object, &options).context("loading the programs: run as root")?;
         let root = pins.path().join(format!("v{LAYOUT_VERSION}"));
         let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);
         let watch = Rc::new(RefCell::new(Watch::new(Rc::clone(&runner))));

@@ -88,22 +88,23 @@ impl Dataplane for Watched {
         self.kernel.endpoints()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, _name: &str) -> Result<(), AttachError> {
+    fn attach(&mut self, ifindex: IfIndex, _name: &str) -> Option<Result<(), AttachError>> {
         self.attached.insert(ifindex);
-        Ok(())
+        Some(Ok(()))
     }
 
-    fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {
+    fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
         self.attached.remove(&ifindex);
-        Ok(())
+        Some(Ok(()))
     }
 
-    fn attached(&self) -> Vec<IfIndex> {
-        self.attached.iter().copied().collect()
+    fn verify(&mut self, mut ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>> {
+        ifindexes.retain(|ifindex| !self.attached.contains(ifindex));
+        Some(ifindexes)
     }
 
-    fn running(&self) -> Vec<IfIndex> {
-        self.attached()
+    fn adopted(&self) -> BTreeMap<IfIndex, bool> {
+        BTreeMap::new()
     }
 
     fn next_generation(&mut self) -> Result<Generation, WriteError> {

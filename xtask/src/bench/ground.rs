@@ -25,8 +25,8 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// All of it, with no agent running yet.
-    pub(super) fn prepare(world: World) -> Result<Self> {
+    /// All of it, with no agent running yet, which is to have these arguments.
+    pub(super) fn prepare(world: World, arguments: &[&str]) -> Result<Self> {
         eprintln!("making {} pods on this node …", LOCAL_NAMESPACES * APPS);
         let mut cluster = Cluster::builder().serve(&[]);
         for (namespace, app) in local_pods() {
@@ -34,7 +34,8 @@ impl Ground {
         }
         let cluster = cluster.build()?;
         let server = Options { history: 50_000, ..as_deployed()? };
-        let mut agent = Agent::start_with(&cluster, AgentOptions::default().api_server(server).patience(PATIENCE))?;
+        let options = AgentOptions::default().api_server(server).patience(PATIENCE).arguments(arguments);
+        let mut agent = Agent::start_with(&cluster, options)?;
         let (removed, said) = agent.uninstall()?;
         ensure!(removed, "the agent that brought the API server double could not be uninstalled:\n{said}");
         eprintln!("giving the API server double {} pods and {} policies …", world.pods, world.policies);
@@ -72,12 +73,20 @@ impl Ground {
 
     /// How many pods the agent says it knows.
     pub(super) fn pods_known(&self) -> Result<usize> {
+        self.metric(&format!("netpol_source_objects{{kind=\"{}\"}}", Resource::Pods.plural()))
+    }
+
+    /// How many pods of this node the agent says are not enforced yet.
+    pub(super) fn pods_waiting(&self) -> Result<usize> {
+        self.metric("netpol_pods_waiting")
+    }
+
+    fn metric(&self, name: &str) -> Result<usize> {
         let page = self.agent.get("/metrics")?;
-        let line = format!("netpol_source_objects{{kind=\"{}\"}} ", Resource::Pods.plural());
-        let Some(count) = page.lines().find_map(|text| text.strip_prefix(&line)) else {
-            bail!("the agent's metrics have no {line}");
+        let Some(count) = page.lines().find_map(|text| text.strip_prefix(name)?.strip_prefix(' ')) else {
+            bail!("the agent's metrics have no {name}");
         };
-        count.parse().context("reading how many pods the agent knows")
+        count.parse().with_context(|| format!("reading {name}"))
     }
 }
 

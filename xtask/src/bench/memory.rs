@@ -34,7 +34,7 @@ struct Line {
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let pods = usize::try_from(args.pods.unwrap_or(100_000))?;
     let world = World { pods, policies: usize::try_from(args.policies)? };
-    let mut ground = Ground::prepare(world)?;
+    let mut ground = Ground::prepare(world, &[])?;
     let mut lines = Vec::new();
     for (list, streaming) in [("streamed", StreamingLists::Served), ("in pages", StreamingLists::Forbidden)] {
         ground.server()?.set_streaming_lists(streaming);

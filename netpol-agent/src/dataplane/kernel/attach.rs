@@ -1,5 +1,6 @@
-//! Programs on interfaces: TCX links, pinned; or, before Linux 6.6 and on request, clsact filters, which the kernel keeps
-//! by itself.
+//! Programs on interfaces: clsact filters, which the kernel keeps by itself, where nobody else is at the hooks; TCX links,
+//! pinned, where somebody is, as they run before any filter. A TCX link costs some 26 ms under the kernel's lock of network
+//! devices when it is made and again when its interface goes; filters cost one.
 
 use std::fs;
 use std::io;
@@ -27,7 +28,7 @@ const HANDLE_MINOR: u16 = 0x6e70;
 /// How programs are put on interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum AttachMode {
-    /// TCX where the kernel has it (6.6), else clsact filters.
+    /// clsact filters; TCX where the hooks are somebody else's too and the kernel has it (6.6).
     #[default]
     Auto,
     /// TCX links.
@@ -37,14 +38,26 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
-    /// Whether TCX is used.
-    pub fn is_tcx(self) -> bool {
+    /// Whether TCX is to be used on an interface. What an earlier agent chose stays.
+    fn is_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
+        let is_linked = || Direction::BOTH.iter().any(|direction| pins.link(ifindex, *direction).exists());
         match self {
-            Self::Auto => KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0)),
+            Self::Auto => has_tcx() && (is_linked() || !is_alone(pins, ifindex, name)),
             Self::Tcx => true,
             Self::Tc => false,
         }
     }
+}
+
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
+}
+
+/// Whether filters would have the hooks to themselves. Somebody's TCX program would run before them, and most end the walk
+/// there; in somebody's qdisc, filters may come first, and one of the kind `ingress` has no hook for what leaves.
+fn is_alone(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
+    let nobodys = |direction| tcx_programs(ifindex, direction).is_ok_and(|programs| programs.is_empty());
+    Direction::BOTH.into_iter().all(nobodys) && make_qdisc(&pins.filter(ifindex), name).unwrap_or(false)
 }
 
 /// The program that judges this direction, as the object names it.
@@ -76,7 +89,14 @@ pub(super) fn ids(ebpf: &mut Ebpf) -> Vec<u32> {
 }
 
 /// Puts both programs on an interface, or swaps them in atomically where an earlier agent put its own.
-pub(super) fn attach(ebpf: &mut Ebpf, pins: &Pins, tcx: bool, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    mode: AttachMode,
+    ifindex: IfIndex,
+    name: &str,
+) -> Result<(), AttachError> {
+    let tcx = mode.is_tcx(pins, ifindex, name);
     let failed = |message: String| {
         let gone = name_of(ifindex).is_none_or(|now| now != name);
         AttachError { interface: name.to_owned(), message, gone }
@@ -152,12 +172,18 @@ pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure>
     Ok(linked || pins.filter(ifindex).exists() && Netlink::open()?.has_filters(ifindex, PRIORITY, HANDLE_MINOR)?)
 }
 
+/// Makes the qdisc that filters need; whether it is netpol's. The kernel refuses one where there is one already.
+fn make_qdisc(mark: &Path, name: &str) -> io::Result<bool> {
+    let own = mark.join("qdisc");
+    if qdisc_add_clsact(name).is_ok() {
+        fs::create_dir_all(&own)?;
+    }
+    Ok(own.exists())
+}
+
 fn attach_filter(program: &mut SchedClassifier, mark: &Path, direction: Direction, name: &str) -> Result<(), Failure> {
     fs::create_dir_all(mark)?;
-    // Refused where there is one already, which then is not ours to remove.
-    if qdisc_add_clsact(name).is_ok() {
-        fs::create_dir_all(mark.join("qdisc"))?;
-    }
+    make_qdisc(mark, name)?;
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let id = match program.attach_with_options(name, hook(direction), TcAttachOptions::Netlink(options)) {
         Ok(id) => id,

@@ -1,83 +1,94 @@
-//! Puts programs on interfaces, on a thread of its own. With TCX the kernel waits for a grace period per program before it
-//! returns (`tcx_entry_sync`, `include/net/tcx.h`), some 13 ms each; policies must not wait behind that.
+//! Puts programs on interfaces and takes them off, on a thread of its own: all of it takes the kernel's lock of network
+//! devices, and with TCX the kernel holds that for a grace period per program (`tcx_entry_sync`, `include/net/tcx.h`), some
+//! 13 ms each.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::mpsc;
-use std::thread;
 
 use aya::Ebpf;
 use netpol_common::IfIndex;
-use tokio::sync::mpsc as channel;
 
-use super::attach;
+use super::attach::{self, AttachMode};
 use super::pins::Pins;
-use crate::dataplane::{AttachError, Attached};
+use crate::dataplane::{AttachError, Outcome};
+use crate::worker::{Outcomes, Worker};
 
-/// The thread that has the programs.
-#[derive(Debug)]
+/// Has the programs.
 pub(super) struct Attacher {
-    jobs: mpsc::Sender<Job>,
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: Pins,
+    pub(super) mode: AttachMode,
 }
 
+/// What it can be asked for.
 #[derive(Debug)]
-struct Job {
-    ifindex: IfIndex,
-    /// The interface's name, when it was last looked at.
-    name: String,
-    /// Who waits for the outcome; nobody: it is told to all.
-    waiting: Option<mpsc::Sender<Result<(), AttachError>>>,
+pub(super) enum Job {
+    /// Put the programs on the interface, which had this name when it was last looked at.
+    Attach(IfIndex, String),
+    /// Take them off.
+    Detach(IfIndex),
+    /// Tell on which of these they do not run.
+    Verify(Vec<IfIndex>),
 }
 
 impl Attacher {
-    /// Starts the thread; it ends when this is dropped. What nobody waits for is told to the receiver.
-    pub(super) fn start(
-        mut ebpf: Ebpf,
-        pins: Pins,
-        tcx: bool,
-    ) -> io::Result<(Self, channel::UnboundedReceiver<Attached>)> {
-        let (jobs, asked) = mpsc::channel::<Job>();
-        let (outcomes, told) = channel::unbounded_channel();
-        thread::Builder::new().name("attach".to_owned()).spawn(move || {
-            for Job { ifindex, name, waiting } in asked {
-                let outcome = attach(&mut ebpf, &pins, tcx, ifindex, &name);
-                // Whoever asked may be gone, at the agent's end.
-                match waiting {
-                    Some(waiting) => drop(waiting.send(outcome)),
-                    None => drop(outcomes.send(Attached { ifindex, outcome })),
+    /// Every interface that runs an earlier agent's programs gets this agent's; the interfaces there are, and whether it got
+    /// them. One that fails keeps the old ones. One that only has the index of an interface that had them may be nobody's
+    /// pod, and gets none here.
+    pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, bool> {
+        let mut adopted = BTreeMap::new();
+        for ifindex in self.pins.interfaces() {
+            let name = attach::name_of(ifindex).filter(|_| self.runs(ifindex));
+            let swapped = name.is_some_and(|name| {
+                let outcome = self.attach(ifindex, &name);
+                if let Err(error) = &outcome {
+                    tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force until they can be");
                 }
+                outcome.is_ok()
+            });
+            adopted.insert(ifindex, swapped);
+        }
+        adopted
+    }
+
+    /// Goes on on a thread of its own.
+    pub(super) fn start(mut self) -> io::Result<(Worker<Job>, Outcomes<Outcome>)> {
+        Worker::start("attach", "puts programs on interfaces", move |job| self.work(job))
+    }
+
+    fn work(&mut self, job: Job) -> Outcome {
+        match job {
+            Job::Attach(ifindex, name) => Outcome::Attached { ifindex, result: self.attach(ifindex, &name) },
+            Job::Detach(ifindex) => {
+                Outcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
             }
-        })?;
-        Ok((Self { jobs }, told))
+            Job::Verify(mut ifindexes) => {
+                ifindexes.retain(|ifindex| !self.runs(*ifindex) && attach::name_of(*ifindex).is_some());
+                Outcome::Missing(ifindexes)
+            }
+        }
     }
 
-    /// Asks for it and goes on.
-    pub(super) fn begin(&self, ifindex: IfIndex, name: &str) {
-        // The thread lives as long as this.
-        let _ = self.jobs.send(Job { ifindex, name: name.to_owned(), waiting: None });
+    /// The kernel takes names, and by the time a job is taken up the name may be another interface's.
+    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+        let is_called_so = || attach::name_of(ifindex).is_some_and(|now| now == name);
+        let gone = || AttachError { interface: name.to_owned(), message: "it has gone".to_owned(), gone: true };
+        if !is_called_so() {
+            return Err(gone());
+        }
+        attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name)?;
+        if !is_called_so() {
+            attach::detach(&self.pins, ifindex)?;
+            return Err(gone());
+        }
+        Ok(())
     }
 
-    /// Asks for it and waits.
-    pub(super) fn wait(&self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
-        let (sender, outcome) = mpsc::channel();
-        let _ = self.jobs.send(Job { ifindex, name: name.to_owned(), waiting: Some(sender) });
-        outcome.recv().unwrap_or_else(|_| {
-            let message = "the thread that attaches is gone: restart the agent".to_owned();
-            Err(AttachError { interface: name.to_owned(), message, gone: false })
+    /// Whether the programs run on an interface, as the kernel tells; where it does not tell, they are believed to.
+    fn runs(&self, ifindex: IfIndex) -> bool {
+        attach::is_running(&self.pins, ifindex).unwrap_or_else(|error| {
+            tracing::debug!(interface = %ifindex, %error, "cannot ask which programs run; believed to be there");
+            true
         })
     }
-}
-
-/// The kernel takes names, and by the time a job is taken up the name may be another interface's.
-fn attach(ebpf: &mut Ebpf, pins: &Pins, tcx: bool, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
-    let is_called_so = || attach::name_of(ifindex).is_some_and(|now| now == name);
-    let gone = || AttachError { interface: name.to_owned(), message: "it has gone".to_owned(), gone: true };
-    if !is_called_so() {
-        return Err(gone());
-    }
-    attach::attach(ebpf, pins, tcx, ifindex, name)?;
-    if !is_called_so() {
-        attach::detach(pins, ifindex)?;
-        return Err(gone());
-    }
-    Ok(())
 }

@@ -14,21 +14,21 @@ mod ring;
 mod status;
 mod uninstall;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, MapData};
 use netpol_common::{Counters, Direction, Endpoint, Generation, IfIndex};
 use netpol_policy::tables::Change;
 use thiserror::Error;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::switch::Snapshot;
-use super::{AttachError, Attached, Dataplane, WriteError};
+use super::{AttachError, Dataplane, Outcome, WriteError};
 use crate::object::ObjectError;
+use crate::worker::{Outcomes, Worker};
 
 pub use attach::AttachMode;
-use attacher::Attacher;
+use attacher::{Attacher, Job};
 pub use aya::util::KernelVersion;
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
 use maps::{Maps, Raw, done, gone};
@@ -76,7 +76,7 @@ pub enum KernelError {
     #[error("another netpol-agent runs on {0}; stop it, or choose another --pin-path")]
     Locked(PathBuf),
     /// The thread that attaches cannot be started.
-    #[error("cannot start a thread: {0}; the agent needs two, see its pids limit")]
+    #[error("cannot start a thread: {0}; the agent needs some, see its pids limit")]
     Thread(#[source] std::io::Error),
     /// A table cannot be read.
     #[error(transparent)]
@@ -96,18 +96,15 @@ pub struct KernelOptions {
 
 /// The programs on this node.
 pub struct Kernel {
-    attacher: Attacher,
-    /// What the attacher did; whoever waits for it takes it.
-    outcomes: Option<UnboundedReceiver<Attached>>,
+    attacher: Worker<Job>,
+    /// See [`Dataplane::adopted`].
+    adopted: BTreeMap<IfIndex, bool>,
     maps: Maps,
     meta: Array<MapData, Raw<u32>>,
     pins: Pins,
     capacities: Capacities,
     /// The ids of this agent's programs.
     programs: Vec<u32>,
-    tcx: bool,
-    /// Interfaces that still run an earlier agent's programs.
-    stale: BTreeSet<IfIndex>,
     /// Who holds each slot of `ENDPOINTS`.
     slots: HashMap<u32, IfIndex>,
     generation: u32,
@@ -116,11 +113,12 @@ pub struct Kernel {
 impl Kernel {
     /// Loads the object, adopting what is pinned, and swaps the programs under the links that are there. Where other sizes
     /// are wanted than those of the pinned maps, maps of those sizes take over, with everything that is in the old ones.
+    /// What is asked about interfaces from then on, the outcomes tell.
     ///
     /// # Errors
     /// Where the kernel refuses; what was enforced before stays enforced.
-    pub fn start(object: &[u8], options: &KernelOptions) -> Result<Self, KernelError> {
-        let (mut ebpf, pins, capacities) = load::load(object, Pins::new(&options.pin_path), &options.capacities)?;
+    pub fn start(object: &[u8], options: &KernelOptions) -> Result<(Self, Outcomes<Outcome>), KernelError> {
+        let (mut ebpf, mut pins, capacities) = load::load(object, Pins::new(&options.pin_path), &options.capacities)?;
         let maps = Maps::open(&pins)?;
         let meta = load::meta(&pins)?;
         let endpoints = maps.read_endpoints()?;
@@ -133,35 +131,14 @@ impl Kernel {
         }
         let noted = meta.get(&0, 0).map_or(0, |Raw(generation)| generation);
         let highest = endpoints.values().map(|endpoint| endpoint.generation.0).max().unwrap_or(0);
-        let tcx = options.attach.is_tcx();
         let generation = noted.max(highest);
-        let stale = BTreeSet::new();
         diagnostics::pass_on(&mut ebpf);
         let programs = attach::ids(&mut ebpf);
-        let (attacher, outcomes) = Attacher::start(ebpf, pins.clone(), tcx).map_err(KernelError::Thread)?;
-        let outcomes = Some(outcomes);
-        let mut kernel =
-            Self { attacher, outcomes, maps, meta, pins, capacities, programs, tcx, stale, slots, generation };
-        kernel.swap_programs();
-        resize::take_over(&mut kernel.pins)?;
-        Ok(kernel)
-    }
-
-    /// Every interface that runs an earlier agent's programs gets this agent's. One that fails keeps the old ones, and
-    /// counts as not running, so that it is tried again. One that only has the index of an interface that had them may be
-    /// nobody's pod, and gets none here.
-    fn swap_programs(&mut self) {
-        let running = self.running();
-        for ifindex in self.attached() {
-            if !running.contains(&ifindex) {
-                continue;
-            }
-            let Some(name) = attach::name_of(ifindex) else { continue };
-            if let Err(error) = self.attach(ifindex, &name) {
-                tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force until they can be");
-                self.stale.insert(ifindex);
-            }
-        }
+        let mut attacher = Attacher { ebpf, pins: pins.clone(), mode: options.attach };
+        let adopted = attacher.adopt();
+        resize::take_over(&mut pins)?;
+        let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
+        Ok((Self { attacher, adopted, maps, meta, pins, capacities, programs, slots, generation }, outcomes))
     }
 
     /// What the tables say now.
@@ -172,19 +149,9 @@ impl Kernel {
         self.maps.snapshot()
     }
 
-    /// Tells when programs are on interfaces that were not there at the start. Once; later calls get nothing.
-    pub fn outcomes(&mut self) -> Option<UnboundedReceiver<Attached>> {
-        self.outcomes.take()
-    }
-
     /// The capacities in force.
     pub fn capacities(&self) -> &Capacities {
         &self.capacities
-    }
-
-    /// Whether programs are attached by TCX.
-    pub fn is_tcx(&self) -> bool {
-        self.tcx
     }
 
     /// Tells other people's programs from netpol's.
@@ -287,44 +254,23 @@ impl Dataplane for Kernel {
         self.maps.read_endpoints()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
-        self.attacher.wait(ifindex, name)?;
-        self.note_attached(ifindex);
-        Ok(())
+    fn adopted(&self) -> BTreeMap<IfIndex, bool> {
+        self.adopted.clone()
     }
 
-    fn begin_attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
-        self.attacher.begin(ifindex, name);
+    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
+        self.attacher.give(Job::Attach(ifindex, name.to_owned()));
         None
     }
 
-    fn note_attached(&mut self, ifindex: IfIndex) {
-        self.stale.remove(&ifindex);
+    fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
+        self.attacher.give(Job::Detach(ifindex));
+        None
     }
 
-    fn detach(&mut self, ifindex: IfIndex) -> Result<(), AttachError> {
-        attach::detach(&self.pins, ifindex)?;
-        self.stale.remove(&ifindex);
-        Ok(())
-    }
-
-    fn attached(&self) -> Vec<IfIndex> {
-        let mut attached = self.pins.linked();
-        attached.extend(self.pins.filtered());
-        attached.sort_unstable();
-        attached.dedup();
-        attached
-    }
-
-    fn running(&self) -> Vec<IfIndex> {
-        let runs = |ifindex: &IfIndex| {
-            let Some(name) = attach::name_of(*ifindex) else { return false };
-            attach::is_running(&self.pins, *ifindex).unwrap_or_else(|error| {
-                tracing::debug!(interface = ?name, %error, "cannot ask which programs run; believed to be there");
-                true
-            })
-        };
-        self.attached().into_iter().filter(|ifindex| !self.stale.contains(ifindex)).filter(runs).collect()
+    fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>> {
+        self.attacher.give(Job::Verify(ifindexes));
+        None
     }
 
     fn next_generation(&mut self) -> Result<Generation, WriteError> {

@@ -123,6 +123,15 @@ impl Pins {
         self.tc().join(ifindex.to_string())
     }
 
+    /// The interfaces that programs were put on, in either way.
+    pub(super) fn interfaces(&self) -> Vec<IfIndex> {
+        let mut interfaces = self.linked();
+        interfaces.extend(self.filtered());
+        interfaces.sort_unstable();
+        interfaces.dedup();
+        interfaces
+    }
+
     /// The interfaces with pinned links.
     pub(super) fn linked(&self) -> Vec<IfIndex> {
         let mut linked: Vec<IfIndex> =

@@ -44,11 +44,7 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
         ours.maps.extend(map_ids(&root));
         ours.maps.extend(map_ids(&pins.resize()));
         ours.programs.extend(program_ids(&pins));
-        let mut interfaces = pins.linked();
-        interfaces.extend(pins.filtered());
-        interfaces.sort_unstable();
-        interfaces.dedup();
-        for ifindex in interfaces {
+        for ifindex in pins.interfaces() {
             match detach(&pins, ifindex) {
                 Ok(removed) => report.removed.extend(removed),
                 Err(error) => report.remains.push(error.to_string()),

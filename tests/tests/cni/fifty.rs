@@ -1,0 +1,127 @@
+//! Pods that come and go at fifty a second, without a process for each.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::flow::Stream;
+use netpol_tests::{Berths, Cluster, Lab, PodSpec, deny_all};
+
+use super::{measured, server_from_client, wait_metrics};
+
+/// How many pods come, and how far apart.
+const PODS: u32 = 500;
+const APART: Duration = Duration::from_millis(20);
+/// How many are there at a time.
+const ALIVE: usize = 50;
+/// An address is another pod's only after a while, as plugins give them: else the agent takes the one that comes for the one
+/// that went, and goes over to its policies when it is told.
+const BERTHS: u8 = 110;
+/// How often a pod knocks, at a port of the server that no policy opens to it.
+const KNOCKS: usize = 3;
+
+/// On a busy machine they come more slowly; each must be enforced all the same, before it goes.
+#[test]
+fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
+    let pods = Cluster::builder().namespace("jobs", "").pods(&[
+        ("shop/client", "app=client"),
+        ("shop/server", "app=server"),
+        ("shop/never", "app=never"),
+    ]);
+    let mut lab = Lab::start_with(pods, &[server_from_client(), deny_all("jobs")], measured())?;
+    let mut berths = Berths::prepare(&lab.cluster, BERTHS)?;
+    let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
+    let denied = Stream::of_new_flows(&lab.cluster, "shop/never", "shop/server", 53)?;
+
+    let mut alive = VecDeque::new();
+    let begun = Instant::now();
+    for number in 0..PODS {
+        std::thread::sleep((begun + APART * number).saturating_duration_since(Instant::now()));
+        let berth = usize::try_from(number)? % berths.count();
+        if alive.len() == ALIVE {
+            let (berth, name): (_, String) = alive.pop_front().context("the oldest")?;
+            go(&mut lab, &mut berths, berth, &name)?;
+        }
+        let name = format!("jobs/swift-{number}");
+        let address = berths.come(berth, &format!("swift{number}"))?;
+        lab.cluster.manifests().write(&file_of(&name), &PodSpec::new(&name).manifest(&[address.into()]))?;
+        alive.push_back((berth, name));
+    }
+    let rate = f64::from(PODS) / begun.elapsed().as_secs_f64();
+    let all = 3 + alive.len();
+    wait_metrics(&mut lab, &[&format!("netpol_endpoints {all}"), "netpol_pods_waiting 0"])
+        .context("all that are there")?;
+    let log = lab.agent().log();
+    let mut enforced = BTreeMap::new();
+    for line in log.lines() {
+        let Some((_, rest)) = line.split_once(" enforced pod=") else { continue };
+        let mut words = rest.split(' ');
+        let pod = words.next().unwrap_or_default();
+        let gap = words.find_map(|word| word.strip_prefix("unprotected_ms=")?.parse::<f64>().ok());
+        *enforced.entry(pod).or_insert(0.0) += gap.with_context(|| format!("no time in {line:?}"))?;
+    }
+    let missed: Vec<_> = (0..PODS)
+        .map(|number| format!("jobs/swift-{number}"))
+        .filter(|name| !enforced.contains_key(name.as_str()))
+        .collect();
+    let mut gaps: Vec<_> = enforced.values().copied().collect();
+    gaps.sort_by(f64::total_cmp);
+    println!(
+        "{PODS} pods came at {rate:.0} a second; enforced after {:.1} ms in the middle, {:.1} ms at most",
+        gaps[gaps.len() / 2],
+        gaps.last().copied().unwrap_or_default()
+    );
+    ensure!(missed.is_empty(), "never enforced: {missed:?}\n{log}");
+    knocks_in_vain(&lab, &berths, alive.iter().map(|(berth, _)| *berth))?;
+
+    for (berth, name) in &alive {
+        go(&mut lab, &mut berths, *berth, name)?;
+    }
+    let (allowed, denied) = (allowed.finish()?, denied.finish()?);
+    ensure!(allowed.sent > 500 && allowed.answered == allowed.sent, "the old flow lost packets: {allowed:?}");
+    ensure!(denied.sent > 100 && denied.answered == 0, "a stranger got through: {denied:?}");
+    wait_metrics(&mut lab, &["netpol_endpoints 3", "netpol_pods_waiting 0", "netpol_write_errors_total 0"])?;
+    let page = super::metrics(&lab)?;
+    ensure!(!page.contains("pod=\"swift-"), "counters of pods that are gone:\n{page}");
+    lab.settles(&[(Tcp, 80), (Udp, 53)])?;
+    Ok(())
+}
+
+/// As a kubelet does: first the network, then the object.
+fn go(lab: &mut Lab, berths: &mut Berths, berth: usize, name: &str) -> Result<()> {
+    berths.go(berth)?;
+    lab.cluster.manifests().remove(&file_of(name))
+}
+
+fn file_of(name: &str) -> String {
+    format!("pod-{}.yaml", name.replace('/', "-"))
+}
+
+/// Each pod that is there sends to the server, and none of it gets out.
+fn knocks_in_vain(lab: &Lab, berths: &Berths, alive: impl Iterator<Item = usize>) -> Result<()> {
+    let server = lab.cluster.host("shop/server").v4();
+    for berth in alive {
+        let answer = berths.netns(berth).run(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect((server, 53))?;
+            socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+            (0..KNOCKS).try_for_each(|_| socket.send(b"knock").map(drop))?;
+            Ok(socket.recv(&mut [0; 16]))
+        })?;
+        ensure!(answer.is_err(), "the server answers the pod in berth {berth}");
+    }
+    let page = super::metrics(lab)?;
+    let dropped = page.lines().filter(|line| {
+        line.starts_with("netpol_packets_total{")
+            && line.contains("pod=\"swift-")
+            && line.contains("direction=\"egress\"")
+            && line.contains("reason=\"no-rule\"")
+    });
+    let counts: Vec<_> = dropped.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).collect();
+    ensure!(
+        counts.len() == ALIVE && counts.iter().all(|count| *count >= KNOCKS),
+        "each of {ALIVE} pods has {KNOCKS} packets dropped on their way out: {counts:?}\n{page}"
+    );
+    Ok(())
+}
