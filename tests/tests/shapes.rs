@@ -109,14 +109,14 @@ fn tiers_routed_with_both() -> Result<()> {
 }
 
 #[test]
-fn tiers_attached_the_way_of_older_kernels() -> Result<()> {
-    measure(Topology::Bridge, Families::Dual, &["--attach", "tc"])?;
-    measure(Topology::Routed, Families::V4, &["--attach", "tc"])
+fn tiers_attached_by_tcx() -> Result<()> {
+    measure(Topology::Bridge, Families::Dual, &["--attach", "tcx"])?;
+    measure(Topology::Routed, Families::V4, &["--attach", "tcx"])
 }
 
 #[test]
-fn s26_attached_the_way_of_older_kernels_a_crash_opens_nothing() -> Result<()> {
-    let mut lab = Lab::start_with(tiers(), &tier_policies(), AgentOptions::default().arguments(&["--attach", "tc"]))?;
+fn s26_attached_by_tcx_a_crash_opens_nothing() -> Result<()> {
+    let mut lab = Lab::start_with(tiers(), &tier_policies(), AgentOptions::default().arguments(&["--attach", "tcx"]))?;
     let table = "shop/front -> shop/back 80/TCP\nshop/front -x shop/data 5432/TCP\nshop/back -> shop/data 5432/TCP";
     lab.expect(table)?;
     lab.agent().crash()?;

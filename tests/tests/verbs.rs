@@ -60,7 +60,7 @@ fn status_tells_people_and_programs_what_is_enforced() -> Result<()> {
 
 #[test]
 fn s26_uninstall_opens_everything_leaves_nothing_and_says_so() -> Result<()> {
-    for attach in ["auto", "tc"] {
+    for attach in ["auto", "tcx"] {
         let options = AgentOptions::default().arguments(&["--attach", attach]);
         let mut lab = Lab::start_with(demo_sized(), &[deny_all("shop")], options)?;
         lab.expect("shop/front -x shop/back 80/TCP")?;

@@ -15,7 +15,8 @@ use crate::{binaries, run, setup, workspace};
 use report::Report;
 use suite::Suite;
 
-/// Debian's cloud kernels, by the suite whose current kernel they are. Before 6.6: clsact; from then on: TCX.
+/// Debian's cloud kernels, by the suite whose current kernel they are. All attach by clsact; TCX is tried on the one
+/// that this runs on.
 const SUITES: &[Suite] = &[
     Suite { version: "5.10", name: "bullseye" },
     Suite { version: "6.1", name: "bookworm" },

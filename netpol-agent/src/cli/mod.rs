@@ -105,7 +105,7 @@ struct RunArgs {
     /// What to do with veths that lead to another namespace and never were a known pod's
     #[arg(long, value_enum, default_value_t)]
     unknown_pods: UnknownPods,
-    /// How programs are attached; auto: TCX where the kernel has it
+    /// How programs are attached; auto: clsact filters, or TCX on interfaces that others use too
     #[arg(long, value_enum, default_value_t)]
     attach: AttachMode,
     /// Let pods send from addresses that are not theirs

@@ -124,9 +124,9 @@ fn the_ptp_plugin_with_both() -> Result<()> {
 }
 
 #[test]
-fn the_plugins_attached_the_way_of_older_kernels() -> Result<()> {
-    measure(Topology::BridgePlugin, Families::Dual, &["--attach", "tc"])?;
-    measure(Topology::PtpPlugin, Families::Dual, &["--attach", "tc"])
+fn the_plugins_attached_by_tcx() -> Result<()> {
+    measure(Topology::BridgePlugin, Families::Dual, &["--attach", "tcx"])?;
+    measure(Topology::PtpPlugin, Families::Dual, &["--attach", "tcx"])
 }
 
 #[test]

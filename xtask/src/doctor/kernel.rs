@@ -36,7 +36,12 @@ pub(super) fn look() -> Vec<Finding> {
             needed("sysctl -w net.core.bpf_jit_enable=1 (or a kernel with CONFIG_BPF_JIT=y)"),
         ),
         finding("bpffs", "pins: what outlives the agent", bpffs(), needed("mount -t bpf bpf /sys/fs/bpf")),
-        finding("TCX", "attaching (6.6 and later; clsact otherwise)", tcx(), optional("nothing to do: clsact is used")),
+        finding(
+            "TCX",
+            "attaching where others attach too (6.6 and later)",
+            tcx(),
+            optional("nothing to do: clsact is used"),
+        ),
         tried(
             "network namespaces, veth",
             "tests and demo",
@@ -51,7 +56,7 @@ pub(super) fn look() -> Vec<Finding> {
         ),
         tried(
             "clsact, cls_bpf",
-            "attaching before 6.6, and the tests of that",
+            "attaching",
             clsact,
             "modprobe -a sch_ingress cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)",
         ),
