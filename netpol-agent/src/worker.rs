@@ -77,7 +77,9 @@ mod tests {
     #[tokio::test]
     async fn jobs_are_done_in_order() {
         let (worker, mut outcomes) = Worker::start("double", "doubles", |number: u32| number * 2).expect("a thread");
-        (1..=3).for_each(|number| worker.give(number));
+        for number in 1..=3 {
+            worker.give(number);
+        }
         for doubled in [2, 4, 6] {
             assert_eq!(outcomes.next().await.expect("it lives"), doubled);
         }
@@ -86,7 +88,9 @@ mod tests {
     #[tokio::test]
     async fn a_thread_that_dies_is_noticed_after_its_last_outcome() {
         let (worker, mut outcomes) = Worker::start("halve", "halves", |number: u32| 8 / number).expect("a thread");
-        [2, 0, 4].into_iter().for_each(|number| worker.give(number));
+        for number in [2, 0, 4] {
+            worker.give(number);
+        }
         assert_eq!(outcomes.next().await.expect("before it dies"), 4);
         let died = outcomes.next().await.expect_err("it divided by zero").to_string();
         assert!(died.contains("the thread that halves has died"), "{died}");

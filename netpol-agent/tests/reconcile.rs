@@ -346,8 +346,10 @@ fn what_is_refused_is_tried_again_after_the_next_look_and_not_before() {
 fn what_happens_while_the_kernel_is_asked_is_asked_about_again() {
     let mut reconciler = enforced_slowly(UnknownPods::Allow);
     let asked = Begun::Verify(vec![IfIndex(3)]);
-    (0..3).for_each(|_| reconciler.verify());
-    assert_eq!(reconciler.dataplane().begun, [asked.clone()]);
+    for _ in 0..3 {
+        reconciler.verify();
+    }
+    assert_eq!(reconciler.dataplane().begun, std::slice::from_ref(&asked));
     reconciler.ended([Outcome::Missing(Vec::new())]);
     assert_eq!(reconciler.dataplane().begun, [asked.clone(), asked.clone()]);
     reconciler.ended([Outcome::Missing(vec![IfIndex(3)])]);

@@ -33,7 +33,7 @@ struct Berth {
 pub struct Berths {
     node: Rtnetlink,
     bridge: u32,
-    berths: Vec<Berth>,
+    places: Vec<Berth>,
 }
 
 impl Berths {
@@ -50,13 +50,13 @@ impl Berths {
             let inside = Rtnetlink::open(&netns)?;
             Ok(Berth { netns, inside, address: Ipv4Addr::new(10, 244, 1, FIRST + number) })
         };
-        let berths = (0..count).map(berth).collect::<Result<_>>()?;
-        Ok(Self { node: Rtnetlink::open(netns)?, bridge, berths })
+        let places = (0..count).map(berth).collect::<Result<_>>()?;
+        Ok(Self { node: Rtnetlink::open(netns)?, bridge, places })
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.berths.len()
+        self.places.len()
     }
 
     /// Wires one to the bridge, by a veth of this name; its address.
@@ -64,7 +64,7 @@ impl Berths {
     /// # Errors
     /// Where the kernel refuses.
     pub fn come(&mut self, berth: usize, veth: &str) -> Result<Ipv4Addr> {
-        let Berth { netns, inside, address } = &mut self.berths[berth];
+        let Berth { netns, inside, address } = &mut self.places[berth];
         let mut peer = LinkMessage::default();
         peer.attributes = vec![LinkAttribute::IfName("eth0".into()), LinkAttribute::NetNsFd(netns.as_raw_fd())];
         let mut link = LinkMessage::default();
@@ -101,12 +101,12 @@ impl Berths {
     pub fn go(&mut self, berth: usize) -> Result<()> {
         let mut link = LinkMessage::default();
         link.attributes = vec![LinkAttribute::IfName("eth0".into())];
-        self.berths[berth].inside.ask(RouteNetlinkMessage::DelLink(link), 0).context("taking a veth away")
+        self.places[berth].inside.ask(RouteNetlinkMessage::DelLink(link), 0).context("taking a veth away")
     }
 
     /// The namespace of one.
     pub fn netns(&self, berth: usize) -> &Netns {
-        &self.berths[berth].netns
+        &self.places[berth].netns
     }
 }
 
