@@ -150,7 +150,7 @@ fn maps_change_their_sizes_under_open_connections() {
         assert!(alive(&mut open), "{mode}: flows moved along");
         node.expect(1, 2, 80, true);
         node.expect(1, 2, 81, false);
-        assert!(!node.pin_path.join("v1/resize").exists());
+        assert!(!node.pin_path.join(format!("v{}/resize", netpol_common::LAYOUT_VERSION)).exists());
     }
     let status = String::from_utf8(node.verb(&["status", "-o", "json"]).stdout).expect("JSON");
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");

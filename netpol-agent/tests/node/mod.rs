@@ -258,7 +258,9 @@ impl Node {
         let filters = ["ingress", "egress"].map(|hook| show(hook).matches("handle 0x6e70 ").count());
         let name = format!("veth{pod}");
         let index = inside(&self.name, move || nix::net::if_::if_nametoindex(name.as_str())).expect("it is there");
-        let links = fs::read_dir(self.pin_path.join("v1/links")).expect("a directory").flatten();
+        let links = fs::read_dir(self.pin_path.join(format!("v{}/links", netpol_common::LAYOUT_VERSION)))
+            .expect("a directory")
+            .flatten();
         let is_its = |link: &fs::DirEntry| link.file_name().to_string_lossy().starts_with(&format!("{index}-"));
         (filters.iter().sum(), links.filter(is_its).count())
     }

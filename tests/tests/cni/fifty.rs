@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::Stream;
-use netpol_tests::{Berths, Cluster, Lab, PodSpec, deny_all};
+use netpol_tests::{AgentOptions, Berths, Cluster, Lab, PodSpec, deny_all};
 
-use super::{measured, server_from_client, wait_metrics};
+use super::{server_from_client, wait_metrics};
 
 /// How many pods come, and how far apart.
 const PODS: u32 = 500;
@@ -29,7 +29,7 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
         ("shop/server", "app=server"),
         ("shop/never", "app=never"),
     ]);
-    let mut lab = Lab::start_with(pods, &[server_from_client(), deny_all("jobs")], measured())?;
+    let mut lab = Lab::start_with(pods, &[server_from_client(), deny_all("jobs")], AgentOptions::default())?;
     let mut berths = Berths::prepare(&lab.cluster, BERTHS)?;
     let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
     let denied = Stream::of_new_flows(&lab.cluster, "shop/never", "shop/server", 53)?;
@@ -82,7 +82,7 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
     ensure!(allowed.sent > 500 && allowed.answered == allowed.sent, "the old flow lost packets: {allowed:?}");
     ensure!(denied.sent > 100 && denied.answered == 0, "a stranger got through: {denied:?}");
     wait_metrics(&mut lab, &["netpol_endpoints 3", "netpol_pods_waiting 0", "netpol_write_errors_total 0"])?;
-    let page = super::metrics(&lab)?;
+    let page = lab.metrics()?;
     ensure!(!page.contains("pod=\"swift-"), "counters of pods that are gone:\n{page}");
     lab.settles(&[(Tcp, 80), (Udp, 53)])?;
     Ok(())
@@ -111,7 +111,7 @@ fn knocks_in_vain(lab: &Lab, berths: &Berths, alive: impl Iterator<Item = usize>
         })?;
         ensure!(answer.is_err(), "the server answers the pod in berth {berth}");
     }
-    let page = super::metrics(lab)?;
+    let page = lab.metrics()?;
     let dropped = page.lines().filter(|line| {
         line.starts_with("netpol_packets_total{")
             && line.contains("pod=\"swift-")
