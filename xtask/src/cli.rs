@@ -128,6 +128,9 @@ pub(crate) struct BenchArgs {
     /// Policies of the cluster
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     pub(crate) policies: u32,
+    /// Services of the cluster, with all of its pods behind them; unless told, 5,000 for memory and none else
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub(crate) services: Option<u32>,
     /// How long changes are made, for convergence, and pods come and go at each rate, for churn
     #[arg(long, value_name = "S", default_value_t = 25)]
     pub(crate) seconds: u32,

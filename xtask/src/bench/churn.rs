@@ -52,8 +52,7 @@ struct Run {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let pods = usize::try_from(args.pods.unwrap_or(10_000))?;
-    let world = World { pods, policies: usize::try_from(args.policies)? };
+    let world = World::asked(args, 10_000, 0)?;
     let mut runs = Vec::new();
     let mut machine = None;
     for attach in ATTACH {

@@ -54,8 +54,7 @@ struct Own {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let pods = usize::try_from(args.pods.unwrap_or(10_000))?;
-    let world = World { pods, policies: usize::try_from(args.policies)? };
+    let world = World::asked(args, 10_000, 0)?;
     let mut ground = Ground::prepare(world, &[])?;
     let machine = Machine::now()?;
     eprintln!("starting the agent …");

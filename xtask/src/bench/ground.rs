@@ -38,7 +38,8 @@ impl Ground {
         let mut agent = Agent::start_with(&cluster, options)?;
         let (removed, said) = agent.uninstall()?;
         ensure!(removed, "the agent that brought the API server double could not be uninstalled:\n{said}");
-        eprintln!("giving the API server double {} pods and {} policies …", world.pods, world.policies);
+        let World { pods, policies, services } = world;
+        eprintln!("giving the API server double {pods} pods, {policies} policies and {services} Services …");
         let ground = Self { agent, cluster };
         world.fill(ground.server()?)?;
         for (namespace, app) in local_pods() {
@@ -71,9 +72,9 @@ impl Ground {
         Ok(took)
     }
 
-    /// How many pods the agent says it knows.
-    pub(super) fn pods_known(&self) -> Result<usize> {
-        self.metric(&format!("netpol_source_objects{{kind=\"{}\"}}", Resource::Pods.plural()))
+    /// How many objects of a resource the agent says it knows.
+    pub(super) fn known(&self, resource: Resource) -> Result<usize> {
+        self.metric(&format!("netpol_source_objects{{kind=\"{}\"}}", resource.plural()))
     }
 
     /// How many pods of this node the agent says are not enforced yet.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use netpol_apiserver::StreamingLists;
+use netpol_apiserver::{Resource, StreamingLists};
 use serde::Serialize;
 
 use super::ground::{Ground, LOCAL_NAMESPACES};
@@ -20,6 +20,7 @@ struct Line {
     list: &'static str,
     pods: usize,
     policies: usize,
+    services: usize,
     /// From its start until everything was enforced.
     ready_s: f64,
     /// Resident a few seconds after.
@@ -32,8 +33,7 @@ struct Line {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let pods = usize::try_from(args.pods.unwrap_or(100_000))?;
-    let world = World { pods, policies: usize::try_from(args.policies)? };
+    let world = World::asked(args, 100_000, 5_000)?;
     let mut ground = Ground::prepare(world, &[])?;
     let mut lines = Vec::new();
     for (list, streaming) in [("streamed", StreamingLists::Served), ("in pages", StreamingLists::Forbidden)] {
@@ -41,14 +41,18 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         let machine = Machine::now()?;
         eprintln!("starting the agent, its objects {list} …");
         let ready = ground.start()?;
-        let (known, wanted) = (ground.pods_known()?, world.pods + LOCAL_NAMESPACES * APPS);
-        ensure!(known == wanted, "the agent is ready and knows {known} pods of {wanted}");
+        let pods = world.pods + LOCAL_NAMESPACES * APPS;
+        for (resource, wanted) in [(Resource::Pods, pods), (Resource::Services, world.services)] {
+            let known = ground.known(resource)?;
+            ensure!(known == wanted, "the agent is ready and knows {known} {} of {wanted}", resource.plural());
+        }
         #[expect(clippy::cast_precision_loss, reason = "kilobytes of one process")]
         let megabytes = |name: &str| Ok::<_, anyhow::Error>(ground.agent.memory_kib(name)? as f64 * 1024.0 / 1e6);
         lines.push(Line {
             list,
-            pods: known,
+            pods,
             policies: world.policies,
+            services: world.services,
             ready_s: ready.as_secs_f64(),
             resident_mb: megabytes("VmRSS")?,
             anonymous_mb: megabytes("RssAnon")?,
@@ -59,7 +63,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
         Output::Text => {
-            println!("{} pods, {} policies", lines[0].pods, world.policies);
+            println!("{} pods, {} policies, {} Services", lines[0].pods, world.policies, world.services);
             println!(
                 "{:<12}{:>10}{:>14}{:>14}{:>10}",
                 "objects", "ready, s", "resident, MB", "anonymous, MB", "peak, MB"

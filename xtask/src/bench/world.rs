@@ -7,19 +7,35 @@ use anyhow::{Context, Result};
 use netpol_apiserver::ApiServer;
 use serde_json::{Value, json};
 
+use crate::cli::BenchArgs;
+
 /// Apps in each namespace.
 pub(super) const APPS: usize = 10;
 /// Pods in each namespace.
 const PER_NAMESPACE: usize = 100;
+
+/// Endpoints in each slice, as the controller that writes them has it.
+const PER_SLICE: usize = 100;
 
 /// How much there is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct World {
     pub(super) pods: usize,
     pub(super) policies: usize,
+    /// Services; every pod is behind one of them.
+    pub(super) services: usize,
 }
 
 impl World {
+    /// As asked for, or so many pods and Services.
+    pub(super) fn asked(args: &BenchArgs, pods: u32, services: u32) -> Result<Self> {
+        Ok(Self {
+            pods: usize::try_from(args.pods.unwrap_or(pods))?,
+            policies: usize::try_from(args.policies)?,
+            services: usize::try_from(args.services.unwrap_or(services))?,
+        })
+    }
+
     pub(super) fn namespaces(self) -> usize {
         self.pods.div_ceil(PER_NAMESPACE).max(1)
     }
@@ -34,6 +50,15 @@ impl World {
         }
         for index in 0..self.pods {
             apply(server, pod(index, (index / 10) % APPS))?;
+        }
+        for index in 0..self.services {
+            let pods = (self.pods * index / self.services)..(self.pods * (index + 1) / self.services);
+            let pods: Vec<usize> = pods.collect();
+            let home = namespace_name(pods.first().unwrap_or(&0) / PER_NAMESPACE);
+            apply(server, service(&home, index))?;
+            for (number, pods) in pods.chunks(PER_SLICE).enumerate() {
+                apply(server, slice(&home, index, number, pods))?;
+            }
         }
         Ok(())
     }
@@ -162,6 +187,53 @@ pub(super) fn pod_in(namespace: &str, name: &str, node: &str, app: usize, addres
     })
 }
 
+fn service_name(index: usize) -> String {
+    format!("service-{index}")
+}
+
+/// A Service with two ports.
+fn service(namespace: &str, index: usize) -> Value {
+    let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 0, 10).to_bits() + u32::try_from(index).unwrap_or(0));
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": namespace, "name": service_name(index),
+            "labels": {"app.kubernetes.io/managed-by": "Helm"}, "managedFields": [managed("helm", None)]},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address.to_string(), "clusterIPs": [address.to_string()],
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
+            "selector": {"app.kubernetes.io/instance": service_name(index)}, "sessionAffinity": "None",
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": "http"},
+                      {"name": "metrics", "port": 9090, "protocol": "TCP", "targetPort": "metrics"}],
+        },
+        "status": {"loadBalancer": {}},
+    })
+}
+
+/// Some of the pods behind a Service, which are there already.
+fn slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value {
+    let service = service_name(index);
+    let endpoint = |&pod: &usize| {
+        json!({
+            "addresses": [address(pod).to_string()], "nodeName": format!("remote-{}", pod / PER_NAMESPACE),
+            "conditions": {"ready": true, "serving": true, "terminating": false}, "zone": "zone-a",
+            "targetRef": {"kind": "Pod", "namespace": namespace_name(pod / PER_NAMESPACE), "name": format!("pod-{pod}"),
+                "uid": "9d1c4a7e-52c4-4c55-9a0a-6f0f8d0c8a11"},
+        })
+    };
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": namespace, "name": format!("{service}-x{number}"),
+            "generateName": format!("{service}-"),
+            "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": "2026-05-01T10:00:07Z"},
+            "labels": {"kubernetes.io/service-name": service,
+                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Service", "name": service, "controller": true,
+                "uid": "9d1c4a7e-52c4-4c55-9a0a-6f0f8d0c8a11", "blockOwnerDeletion": true}]},
+        "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>(),
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "metrics", "port": 9090, "protocol": "TCP"}],
+    })
+}
+
 /// Who set what: a good part of a real pod's bytes.
 fn managed(manager: &str, subresource: Option<&str>) -> Value {
     let mut fields = json!({});
@@ -202,7 +274,7 @@ mod tests {
 
     #[test]
     fn each_namespace_has_a_policy_for_every_app() {
-        let world = World { pods: 10_000, policies: 1_000 };
+        let world = World { pods: 10_000, policies: 1_000, services: 0 };
         let selected = |index| world.policy(index, 8000).pointer("/spec/podSelector/matchLabels/app").cloned();
         assert_eq!(selected(0), Some("app-0".into()));
         assert_eq!(selected(900), Some("app-9".into()));
