@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use netpol_api::{Condition, parse_duration};
-use netpol_policy::model::{PodKey, Protocol};
+use netpol_policy::model::{PodKey, Protocol, ServiceKey};
 use netpol_policy::reference::End;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done; explain: allowed; lint: no errors; wait: enforced
-  1  explain: denied; lint: errors found; wait: timed out, not found, or never
+  1  explain: denied, or allowed to some of a Service's backends only; lint: errors found; wait: timed out, not found, or never
   2  wrong usage
   3  some input could not be read, or it has not what was asked for; wait: no agent answers
   70 a defect of netpol: two readings of the same policies differ";
@@ -52,6 +52,7 @@ Examples:
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
   netpol explain -f manifests/ --from shop/frontend --to shop/backend --port 8080/TCP
+  netpol explain -f manifests/ --from shop/frontend --to service/shop/backend --port 80/TCP
   netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json";
 
 const LINT_EXAMPLES: &str = "\
@@ -110,8 +111,8 @@ pub(crate) struct ExplainOptions {
     /// Who opens the connection: namespace/pod, or an address
     #[arg(long, value_name = "END", value_parser = end)]
     pub(crate) from: End,
-    /// Towards whom: namespace/pod, or an address
-    #[arg(long, value_name = "END", value_parser = end)]
+    /// Towards whom: namespace/pod, service/namespace/name (svc/…), or an address, a Service's or a node's among them
+    #[arg(long, value_name = "END", value_parser = destination)]
     pub(crate) to: End,
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP
     #[arg(short, long, value_name = "PORT/PROTOCOL")]
@@ -173,6 +174,15 @@ impl std::fmt::Display for AskedPort {
     }
 }
 
+fn destination(text: &str) -> Result<End, String> {
+    match text.split('/').collect::<Vec<_>>()[..] {
+        ["service" | "svc" | "services", namespace, name] if !namespace.is_empty() && !name.is_empty() => {
+            Ok(End::Service(ServiceKey::new(namespace, name)))
+        }
+        _ => end(text),
+    }
+}
+
 fn end(text: &str) -> Result<End, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(End::Address(address));
@@ -211,8 +221,14 @@ mod tests {
         for (text, expected) in [("a/b", "a/b"), ("10.0.0.1", "10.0.0.1"), ("fd00::1", "fd00::1")] {
             assert_eq!(end(text).map(|end| end.to_string()), Ok(expected.to_owned()));
         }
-        for text in ["web", "a/", "/b", "a/b/c"] {
+        for text in ["web", "a/", "/b", "a/b/c", "svc/a/b"] {
             assert!(end(text).is_err(), "{text}");
+        }
+        for (text, expected) in [("svc/a/b", "service/a/b"), ("service/a/b", "service/a/b"), ("svc/a", "svc/a")] {
+            assert_eq!(destination(text).map(|end| end.to_string()), Ok(expected.to_owned()));
+        }
+        for text in ["svc/a/", "svc//b", "svc/a/b/c", "pod/a/b"] {
+            assert!(destination(text).is_err(), "{text}");
         }
     }
 }

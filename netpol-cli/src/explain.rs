@@ -35,6 +35,6 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     Ok(match explanation.verdict {
         _ if !input.unreadable.is_empty() => Exit::Input,
         Verdict::Allow => Exit::Ok,
-        Verdict::Deny => Exit::No,
+        Verdict::Some | Verdict::Deny => Exit::No,
     })
 }

@@ -76,6 +76,7 @@ fn group(end: &End) -> &str {
     match end {
         End::Pod(key) => &key.namespace,
         End::Address(_) => "(addresses)",
+        End::Service(_) => "(Services)",
     }
 }
 
@@ -87,6 +88,7 @@ fn name(end: &End) -> String {
     match end {
         End::Pod(key) => key.name.to_string(),
         End::Address(address) => address.to_string(),
+        End::Service(key) => key.to_string(),
     }
 }
 

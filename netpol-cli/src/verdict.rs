@@ -56,14 +56,14 @@ impl Judge {
         Self { engine }
     }
 
-    /// What the tables allow at each side; an error where the reference does not say the same.
+    /// What the tables allow at each side; an error where the reference does not say the same, of those behind a Service too.
     pub(crate) fn sides(&self, from: &End, to: &End, asked: AskedPort) -> Result<Sides, NoAnswer> {
         let connection = reference::connection(self.engine.world(), from, to, asked.protocol.number(), asked.port)?;
-        let side = |judged: Option<(Packet, Evaluation)>| {
+        let side = |judged: &Option<(Packet, Evaluation)>| {
             let Some((packet, evaluation)) = judged else { return Ok(true) };
-            let tables = match self.engine.judge(&packet) {
+            let tables = match self.engine.judge(packet) {
                 Some(judgement) => judgement.reason,
-                None if self.is_on_host_network(&packet) => Reason::NotIsolated,
+                None if self.is_on_host_network(packet) => Reason::NotIsolated,
                 None => Reason::NoEndpoint,
             };
             if tables == evaluation.reason {
@@ -73,7 +73,11 @@ impl Judge {
             let (tables, reference) = (tables.name(), evaluation.reason.name());
             Err(NoAnswer::Disagreement { from, to, port: asked, tables, reference })
         };
-        Ok(Sides { egress: side(connection.egress)?, ingress: side(connection.ingress)? })
+        for reached in &connection.reached {
+            side(&reached.egress)?;
+            side(&reached.ingress)?;
+        }
+        Ok(Sides { egress: side(&connection.egress)?, ingress: side(&connection.ingress)? })
     }
 
     /// Such a pod has no interface of its own to enforce anything at.

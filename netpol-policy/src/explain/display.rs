@@ -1,27 +1,61 @@
 //! Explanations for people.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use netpol_common::Reason;
 
-use super::{Cause, Explanation, NearestRule, Side};
+use super::{Cause, Explanation, NearestRule, Side, Verdict};
 
-/// One line with the verdict, then some for each side.
+/// So many of those behind a Service are shown, denied ones first.
+const SHOWN: usize = 8;
+
+/// One line with the verdict, then some for each side; through a Service, some for each of those behind it.
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = self.protocol.name();
         let verdict = self.verdict.name().to_uppercase();
         writeln!(f, "{verdict}  {} -> {}, {}/{protocol}", self.from, self.to, self.port)?;
-        side(f, "egress", &self.from, &self.egress)?;
-        side(f, "ingress", &self.to, &self.ingress)
+        side(f, "", "egress", &self.from, &self.egress)?;
+        let Some(through) = &self.through else { return side(f, "", "ingress", &self.to, &self.ingress) };
+        let owners = through.owners.join(" and ");
+        let all = through.backends.len();
+        let reached = through.backends.iter().filter(|backend| backend.verdict == Verdict::Allow).count();
+        writeln!(f, "  through {owners} at {}: {}", through.address, told(reached, all))?;
+        let mut backends: Vec<_> = through.backends.iter().collect();
+        backends.sort_by_key(|backend| std::cmp::Reverse(backend.verdict));
+        for backend in backends.iter().take(SHOWN) {
+            let place = SocketAddr::from((backend.address, backend.port));
+            let end = backend.pod.as_ref().map_or_else(|| backend.address.to_string(), ToString::to_string);
+            writeln!(f, "    {:<6}{end} at {place}", backend.verdict.name())?;
+            side(f, "    ", "egress", &self.from, &backend.egress)?;
+            side(f, "    ", "ingress", &end, &backend.ingress)?;
+        }
+        if all > SHOWN {
+            writeln!(f, "    and {} more: -o json has them all", all - SHOWN)?;
+        }
+        Ok(())
     }
 }
 
-fn side(f: &mut fmt::Formatter<'_>, direction: &str, end: &dyn fmt::Display, side: &Side) -> fmt::Result {
-    writeln!(f, "  {direction:<8}{:<6}{}", side.verdict.name(), sentence(direction, end, side))?;
+fn told(reached: usize, all: usize) -> String {
+    match (reached, all) {
+        (_, 0) => "nobody is behind it now; whoever gets there is judged then".to_owned(),
+        (0, 1) => "the one backend is not allowed".to_owned(),
+        (1, 1) => "the one backend is allowed".to_owned(),
+        (0, all) => format!("none of {all} backends is allowed"),
+        (reached, all) if reached == all => format!("all {all} backends are allowed"),
+        (reached, all) => {
+            format!("{reached} of {all} backends are allowed, and each connection is judged by the one it is sent to")
+        }
+    }
+}
+
+fn side(f: &mut fmt::Formatter<'_>, indent: &str, direction: &str, end: &dyn fmt::Display, side: &Side) -> fmt::Result {
+    writeln!(f, "{indent}  {direction:<8}{:<6}{}", side.verdict.name(), sentence(direction, end, side))?;
     let details = side.nearest.iter().map(nearest).chain(side.hints.iter().map(|hint| format!("hint: {hint}")));
     for detail in details {
-        writeln!(f, "                {detail}")?;
+        writeln!(f, "{indent}                {detail}")?;
     }
     Ok(())
 }
@@ -46,7 +80,7 @@ fn sentence(direction: &str, end: &dyn fmt::Display, side: &Side) -> String {
             format!("{end} is isolated by {}, and there is no {direction} rule at all", policies())
         }
         Reason::NoRule => format!("{end} is isolated by {}, and no rule allows this", policies()),
-        Reason::Service => "through a Service, whose backends a rule allows".to_owned(),
+        Reason::Service => format!("{end} is isolated by {}, and each backend is judged by itself", policies()),
         Reason::NoBackend => format!("{end} is isolated by {}, and no rule allows any backend", policies()),
         Reason::SomeBackends => "only some backends are allowed, and another node chooses among them".to_owned(),
         other @ (Reason::Flow

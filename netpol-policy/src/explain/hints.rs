@@ -2,12 +2,14 @@
 
 use netpol_common::{Direction, Reason, protocol};
 
-use crate::model::{NAMESPACE_NAME_LABEL, Peer, Pod, PortRange, Ports, Protocol, Requirement, Selector, Severity};
+use crate::model::{
+    Backend, NAMESPACE_NAME_LABEL, Peer, Pod, PortRange, Ports, Protocol, Requirement, Selector, Severity,
+};
 use crate::reference::{self, Packet, Remote};
 use crate::world::World;
 
 use super::nearest::Nearest;
-use super::{describe, destination};
+use super::{describe, destination, services};
 
 /// Hints about a packet that is denied.
 pub(super) fn hints(world: &World, packet: &Packet, nearest: Option<&Nearest<'_>>) -> Vec<String> {
@@ -15,6 +17,8 @@ pub(super) fn hints(world: &World, packet: &Packet, nearest: Option<&Nearest<'_>
     hints.extend(other_protocol(world, packet));
     if let Some(nearest) = nearest {
         hints.extend(service_port(world, packet, nearest));
+        hints.extend(target_port(world, packet, nearest));
+        hints.extend(block_for_service(world, packet, nearest));
         hints.extend(namespace_label(world, packet, nearest));
         hints.extend(both_selectors(world, packet, nearest));
         hints.extend(block_for_pod(world, packet, nearest));
@@ -68,6 +72,47 @@ fn service_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option
         listens.protocol.name(),
         listens.name
     ))
+}
+
+/// The rule allows the port of a Service, and the question is about the port of a pod behind it.
+fn target_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<String> {
+    let Ports::Of(ports) = nearest.ports else { return None };
+    let protocol = Protocol::from_number(packet.protocol)?;
+    let named = nearest.rule.peer_matches && !nearest.rule.port_matches;
+    let before = services::before(world, behind(world, packet)?, packet.protocol);
+    let allowed = |port: u16| ports.iter().any(|item| reference::port_matches(item, packet.protocol, port, None));
+    let (service, port) = before.into_iter().find(|(_, port)| named && allowed(*port))?;
+    Some(format!(
+        "{port}/{0} is the port of Service {service}: policies see the port of the pods behind it, so write {1}/{0}",
+        protocol.name(),
+        packet.port
+    ))
+}
+
+/// The rule's block has the address of a Service, and the question is about somebody behind it.
+fn block_for_service(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<String> {
+    let Some(Peer::Block(block)) = nearest.peer.filter(|_| !nearest.rule.peer_matches) else { return None };
+    let behind = behind(world, packet).filter(|_| packet.direction == Direction::Egress)?;
+    let before = world.services_behind(behind, packet.protocol);
+    let services = before.iter().filter_map(|key| world.services.get(key));
+    let mut addresses = services.flat_map(|service| service.addresses.iter().map(move |address| (service, address)));
+    let (service, address) = addresses.find(|(_, address)| block.contains(**address))?;
+    Some(format!(
+        "{address} is the address of Service {}: policies are judged by who is behind it, so name those instead",
+        service.key
+    ))
+}
+
+/// Where a packet goes, as those behind a Service are known.
+fn behind(world: &World, packet: &Packet) -> Option<Backend> {
+    let address = match packet.direction {
+        Direction::Egress => Some(packet.remote),
+        Direction::Ingress => {
+            let own = &world.pods.get(&packet.pod)?.addresses;
+            own.iter().copied().find(|address| address.is_ipv4() == packet.remote.is_ipv4())
+        }
+    };
+    Some(Backend { address: address?, port: packet.port })
 }
 
 /// Namespaces have no label with their name but the one the API server sets.

@@ -6,11 +6,14 @@ mod hints;
 mod lacks;
 mod lint;
 mod nearest;
+mod services;
+mod through;
 
 use netpol_common::{Direction, Reason};
 use serde::{Serialize, Serializer};
 
 pub use lint::lint;
+pub use through::{Through, ThroughBackend};
 
 use crate::model::{PolicyKey, Protocol};
 use crate::reference::{self, ConnectionError, End, Evaluation, Packet, RuleRef};
@@ -22,6 +25,8 @@ use crate::world::World;
 pub enum Verdict {
     /// It is.
     Allow,
+    /// Through a Service: to some of those who may be behind it, or to nobody yet.
+    Some,
     /// It is not.
     Deny,
 }
@@ -36,6 +41,7 @@ impl Verdict {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Allow => "allow",
+            Self::Some => "some",
             Self::Deny => "deny",
         }
     }
@@ -61,6 +67,9 @@ pub struct Explanation {
     pub egress: Side,
     /// At the destination.
     pub ingress: Side,
+    /// Where a Service or a hostPort is in between: who may be behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub through: Option<Through>,
 }
 
 /// What one end's policies say.
@@ -145,24 +154,34 @@ pub fn explain(
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
     let connection = reference::connection(world, from, to, protocol.number(), port)?;
-    let side = |judged: &Option<(Packet, Evaluation)>| match judged {
-        Some((packet, evaluation)) => explain_side(world, packet, evaluation),
-        None => Side::no_pod(),
-    };
+    let through = through::through(world, &connection, protocol, port);
     Ok(Explanation {
         from: from.clone(),
         to: to.clone(),
         port,
         protocol,
-        verdict: Verdict::of(connection.allowed()),
-        egress: side(&connection.egress),
-        ingress: side(&connection.ingress),
+        verdict: through.as_ref().map_or_else(|| Verdict::of(connection.allowed()), |through| through.verdict),
+        egress: explain_end(world, connection.egress.as_ref()),
+        ingress: explain_end(world, connection.ingress.as_ref()),
+        through,
     })
 }
 
-/// Explains what one end's policies say of a packet.
+/// Explains what one end's policies say of a packet. Of one for a Service, what is lacking is told for the first backend that is
+/// denied.
 pub fn explain_packet(world: &World, packet: &Packet) -> Side {
-    explain_side(world, packet, &reference::evaluate(world, packet))
+    let evaluation = reference::evaluate(world, packet);
+    let side = explain_side(world, packet, &evaluation);
+    let denied = evaluation.candidates.iter().find(|candidate| candidate.reason == Reason::NoRule);
+    let Some(denied) = denied.filter(|_| side.verdict == Verdict::Deny) else { return side };
+    let there = Packet { remote: denied.backend.address, port: denied.backend.port, behind: true, ..packet.clone() };
+    let Side { nearest, hints, .. } = explain_side(world, &there, &reference::evaluate(world, &there));
+    Side { nearest, hints, ..side }
+}
+
+/// `None` where the end is no pod.
+fn explain_end(world: &World, judged: Option<&(Packet, Evaluation)>) -> Side {
+    judged.map_or_else(Side::no_pod, |(packet, evaluation)| explain_side(world, packet, evaluation))
 }
 
 fn explain_side(world: &World, packet: &Packet, evaluation: &Evaluation) -> Side {

@@ -1,5 +1,7 @@
 //! What people are told.
 
+mod services;
+
 use crate::manifest;
 use crate::world::World;
 

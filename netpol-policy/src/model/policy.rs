@@ -1,5 +1,6 @@
 //! Network policies, understood once.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -62,6 +63,13 @@ pub struct IpBlock {
     pub cidr: IpNet,
     /// What is cut out of it, sorted; subtracts from this block only.
     pub except: Vec<IpNet>,
+}
+
+impl IpBlock {
+    /// Whether it covers an address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.cidr.contains(&address) && !self.except.iter().any(|hole| hole.contains(&address))
+    }
 }
 
 /// To which ports a rule applies.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netpol_common::Direction;
 
 use super::{Evaluation, Packet, evaluate};
-use crate::model::{Backend, Pod, PodKey};
+use crate::model::{Backend, Pod, PodKey, Protocol, ServiceKey};
 use crate::world::World;
 
 /// One end of a connection.
@@ -16,14 +16,17 @@ pub enum End {
     Pod(PodKey),
     /// An address. One that a pod has means that pod.
     Address(IpAddr),
+    /// A Service, at the first of its addresses that will do; nobody opens connections from there.
+    Service(ServiceKey),
 }
 
-/// `namespace/name`, or the address.
+/// `namespace/name`, `service/namespace/name`, or the address.
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pod(key) => key.fmt(f),
             Self::Address(address) => address.fmt(f),
+            Self::Service(key) => write!(f, "service/{key}"),
         }
     }
 }
@@ -42,6 +45,21 @@ pub enum ConnectionError {
     /// The pod has no address yet.
     #[error("pod {0} has no address: give it `status.podIPs`")]
     NoAddress(PodKey),
+    /// No such Service.
+    #[error("there is no Service {0} among the objects; check its namespace and name")]
+    NoSuchService(ServiceKey),
+    /// The Service has no address that leads to its backends.
+    #[error(
+        "Service {0} has no address of its own (it is headless, or a name): its name leads to other addresses; ask about one of \
+         these, or about a pod"
+    )]
+    NoServiceAddress(ServiceKey),
+    /// The Service has other ports.
+    #[error("Service {0} has no port {1}; it has {2}")]
+    NoServicePort(ServiceKey, String, String),
+    /// Nobody connects from a Service's address.
+    #[error("Service {0} opens no connections; ask about a pod behind it")]
+    FromService(ServiceKey),
     /// One end has only IPv4, the other only IPv6.
     #[error("{0} and {1} have no address family in common")]
     NoCommonFamily(End, End),
@@ -98,8 +116,14 @@ impl Connection {
 /// # Errors
 /// When an end is no pod of the world, has finished, has no address, or shares no address family with the other.
 pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) -> Result<Connection, ConnectionError> {
+    if let End::Service(key) = from {
+        return Err(ConnectionError::FromService(key.clone()));
+    }
     let (sources, source_pod) = resolve(world, from)?;
     let (destinations, destination_pod) = resolve(world, to)?;
+    if let End::Service(key) = to {
+        has_port(world, key, protocol, port)?;
+    }
     let pair = destinations.iter().find_map(|&destination| {
         let source = sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4())?;
         Some((*source, destination))
@@ -144,5 +168,23 @@ fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w P
             let address = address.to_canonical();
             Ok((vec![address], world.peer_at(address)))
         }
+        End::Service(key) => {
+            let service = world.services.get(key).ok_or_else(|| ConnectionError::NoSuchService(key.clone()))?;
+            if service.addresses.is_empty() {
+                return Err(ConnectionError::NoServiceAddress(key.clone()));
+            }
+            Ok((service.addresses.clone(), None))
+        }
     }
+}
+
+fn has_port(world: &World, key: &ServiceKey, protocol: u8, port: u16) -> Result<(), ConnectionError> {
+    let ports = world.services.get(key).map(|service| service.ports.as_slice()).unwrap_or_default();
+    if ports.iter().any(|own| own.protocol.number() == protocol && own.port == port) {
+        return Ok(());
+    }
+    let text = |port: u16, protocol: Protocol| format!("{port}/{}", protocol.name());
+    let asked = Protocol::from_number(protocol).map_or_else(|| port.to_string(), |protocol| text(port, protocol));
+    let own: Vec<_> = ports.iter().map(|own| text(own.port, own.protocol)).collect();
+    Err(ConnectionError::NoServicePort(key.clone(), asked, if own.is_empty() { "none".into() } else { own.join(", ") }))
 }

@@ -44,9 +44,7 @@ pub fn peer_matches(world: &World, policy: &Policy, peer: &Peer, remote: &Remote
             namespace_matches && pods.matches(&pod.labels)
         }),
         // 11, 14: the address decides, whoever has it; an except subtracts from this block only.
-        Peer::Block(block) => {
-            block.cidr.contains(&remote.address) && !block.except.iter().any(|hole| hole.contains(&remote.address))
-        }
+        Peer::Block(block) => block.contains(remote.address),
     }
 }
 

@@ -1,0 +1,151 @@
+//! Connections through Services, explained.
+
+use crate::manifest;
+use crate::model::{PodKey, ServiceKey};
+use crate::world::World;
+
+use super::*;
+
+/// `shop/db` at 10.96.0.7, 80 → 5432, with `shop/db-0` (labels `app=db, tier=a`) and `shop/db-1` (`app=db`) behind it; `shop/web`
+/// connects. `shop/headless` has no address, `shop/nobody` no backend.
+const SHOP: &str = "
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIP: 10.1.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db-0, namespace: shop, labels: {app: db, tier: a}}, status: {podIP: 10.1.0.2}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db-1, namespace: shop, labels: {app: db}}, status: {podIP: 10.1.0.3}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: nobody, namespace: shop}, spec: {clusterIP: 10.96.0.8, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: headless, namespace: shop}, spec: {clusterIP: None, ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-x1, namespace: shop, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.2]}, {addresses: [10.1.0.3]}]
+ports: [{port: 5432}]
+---
+";
+
+/// The shop, with an egress policy of these rules on `shop/web`.
+fn shop(egress: &str) -> World {
+    let policy = format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}},
+          spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: {egress}}}}}"
+    );
+    let parsed = manifest::parse(&format!("{SHOP}{policy}"), "f");
+    assert_eq!(parsed.errors, []);
+    World::of(parsed.objects.into_iter().map(|located| located.object))
+}
+
+fn to(world: &World, to: &End, port: u16) -> Result<Explanation, ConnectionError> {
+    explain(world, &End::Pod(PodKey::new("shop", "web")), to, Protocol::Tcp, port)
+}
+
+fn service(name: &str) -> End {
+    End::Service(ServiceKey::new("shop", name))
+}
+
+#[test]
+fn the_verdict_is_that_of_all_of_some_or_of_none() {
+    for (egress, verdict, backends) in [
+        ("[{to: [{podSelector: {matchLabels: {app: db}}}]}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
+        ("[{to: [{podSelector: {matchLabels: {tier: a}}}]}]", Verdict::Some, [Verdict::Allow, Verdict::Deny]),
+        ("[]", Verdict::Deny, [Verdict::Deny, Verdict::Deny]),
+        ("[{to: [{ipBlock: {cidr: 10.96.0.7/32}}]}]", Verdict::Deny, [Verdict::Deny, Verdict::Deny]),
+        ("[{ports: [{port: 80}]}]", Verdict::Deny, [Verdict::Deny, Verdict::Deny]),
+        ("[{ports: [{port: 5432}]}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
+        ("[{}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
+    ] {
+        let world = shop(egress);
+        let by_name = to(&world, &service("db"), 80).expect("it has an address");
+        let by_address = to(&world, &End::Address([10, 96, 0, 7].into()), 80).expect("it is one");
+        assert_eq!(by_name.through, by_address.through);
+        let through = by_name.through.expect("a Service is in between");
+        let found: Vec<_> = through.backends.iter().map(|backend| backend.verdict).collect();
+        assert_eq!((by_name.verdict, found), (verdict, backends.to_vec()), "{egress}");
+    }
+}
+
+#[test]
+fn each_backend_is_told_with_what_it_lacks() {
+    let world = shop("[{to: [{podSelector: {matchLabels: {app: db, tier: a}}}], ports: [{port: 5432}]}]");
+    let explanation = to(&world, &service("db"), 80).expect("it has an address");
+    let text = "\
+SOME  shop/web -> service/shop/db, 80/TCP
+  egress  allow shop/web is isolated by shop/p, and each backend is judged by itself
+  through service/shop/db at 10.96.0.7: 1 of 2 backends are allowed, and each connection is judged by the one it is sent to
+    deny  shop/db-1 at 10.1.0.3:5432
+      egress  deny  shop/web is isolated by shop/p, and no rule allows this
+                    nearest: rule 0 of shop/p allows this port, but not this peer: pod shop/db-1 lacks label tier=a
+      ingress allow no policy isolates shop/db-1 for ingress
+    allow shop/db-0 at 10.1.0.2:5432
+      egress  allow rule 0 of shop/p allows pods with app=db, tier=a of namespace shop, 5432/TCP
+      ingress allow no policy isolates shop/db-0 for ingress
+";
+    assert_eq!(explanation.to_string(), text);
+    let json = serde_json::to_value(&explanation).expect("it serialises");
+    assert_eq!(json["verdict"], "some");
+    assert_eq!(json["through"]["owners"], serde_json::json!(["service/shop/db"]));
+    assert_eq!(json["through"]["backends"][1]["pod"], "shop/db-1");
+}
+
+#[test]
+fn the_port_and_the_address_of_a_service_are_not_those_of_who_is_behind_it() {
+    let hints = |egress: &str| {
+        let explanation = to(&shop(egress), &service("db"), 80).expect("it has an address");
+        explanation.through.expect("a Service is in between").backends.remove(0).egress.hints
+    };
+    assert_eq!(
+        hints("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]"),
+        ["80/TCP is the port of Service shop/db: policies see the port of the pods behind it, so write 5432/TCP"]
+    );
+    let of_block = hints("[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]");
+    let said =
+        "10.96.0.7 is the address of Service shop/db: policies are judged by who is behind it, so name those instead";
+    assert!(of_block.iter().any(|hint| hint == said), "{of_block:?}");
+}
+
+#[test]
+fn nobody_behind_it_is_no_verdict_yet() {
+    let explanation = to(&shop("[]"), &service("nobody"), 80).expect("it has an address");
+    assert_eq!(explanation.verdict, Verdict::Some);
+    assert!(explanation.to_string().contains("nobody is behind it now"), "{explanation}");
+}
+
+#[test]
+fn what_no_connection_can_be_made_of_is_said() {
+    let world = shop("[]");
+    for (end, port, said) in [
+        (service("none"), 80, "there is no Service shop/none among the objects"),
+        (service("headless"), 80, "Service shop/headless has no address of its own"),
+        (service("db"), 5432, "Service shop/db has no port 5432/TCP; it has 80/TCP"),
+    ] {
+        let error = to(&world, &end, port).expect_err("it cannot be").to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let from = explain(&world, &service("db"), &End::Pod(PodKey::new("shop", "web")), Protocol::Tcp, 80);
+    assert!(from.expect_err("it cannot be").to_string().contains("opens no connections"));
+}
+
+#[test]
+fn a_denied_packet_for_a_service_is_explained_by_its_first_backend() {
+    let world = shop("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]");
+    let packet = Packet {
+        pod: PodKey::new("shop", "web"),
+        direction: Direction::Egress,
+        remote: [10, 96, 0, 7].into(),
+        protocol: Protocol::Tcp.number(),
+        port: 80,
+        from_node: false,
+        via_own: false,
+        behind: false,
+    };
+    let side = explain_packet(&world, &packet);
+    assert_eq!(side.reason, Cause::Judged(Reason::NoBackend));
+    assert!(side.nearest.expect("there is a rule").peer_matches);
+    assert!(side.hints[0].contains("write 5432/TCP"), "{:?}", side.hints);
+}
