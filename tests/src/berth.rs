@@ -59,11 +59,11 @@ impl Berths {
         self.places.len()
     }
 
-    /// Wires one to the bridge, by a veth of this name; its address.
+    /// Wires one to the bridge, by a veth of this name and group; its address.
     ///
     /// # Errors
     /// Where the kernel refuses.
-    pub fn come(&mut self, berth: usize, veth: &str) -> Result<Ipv4Addr> {
+    pub fn come(&mut self, berth: usize, veth: &str, group: u32) -> Result<Ipv4Addr> {
         let Berth { netns, inside, address } = &mut self.places[berth];
         let mut peer = LinkMessage::default();
         peer.attributes = vec![LinkAttribute::IfName("eth0".into()), LinkAttribute::NetNsFd(netns.as_raw_fd())];
@@ -72,6 +72,7 @@ impl Berths {
         link.header.change_mask = LinkFlags::Up;
         link.attributes = vec![
             LinkAttribute::IfName(veth.into()),
+            LinkAttribute::Group(group),
             LinkAttribute::Controller(self.bridge),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),
@@ -94,14 +95,15 @@ impl Berths {
         Ok(*address)
     }
 
-    /// Takes the veth of one away.
+    /// Takes the veths of a group away, all at once, as the kernel does when several namespaces go (`cleanup_net`,
+    /// `net/core/net_namespace.c`): one by one it takes some 20 ms for each.
     ///
     /// # Errors
-    /// Where there is none.
-    pub fn go(&mut self, berth: usize) -> Result<()> {
-        let mut link = LinkMessage::default();
-        link.attributes = vec![LinkAttribute::IfName("eth0".into())];
-        self.places[berth].inside.ask(RouteNetlinkMessage::DelLink(link), 0).context("taking a veth away")
+    /// Where there are none.
+    pub fn go(&mut self, group: u32) -> Result<()> {
+        let mut links = LinkMessage::default();
+        links.attributes = vec![LinkAttribute::Group(group)];
+        self.node.ask(RouteNetlinkMessage::DelLink(links), 0).context("taking veths away")
     }
 
     /// The namespace of one.

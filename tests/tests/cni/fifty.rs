@@ -13,8 +13,9 @@ use super::{server_from_client, wait_metrics};
 /// How many pods come, and how far apart.
 const PODS: u32 = 500;
 const APART: Duration = Duration::from_millis(20);
-/// How many are there at a time.
+/// How many are there at a time, and how many go at once.
 const ALIVE: usize = 50;
+const TOGETHER: u32 = 10;
 /// An address is another pod's only after a while, as plugins give them: else the agent takes the one that comes for the one
 /// that went, and goes over to its policies when it is told.
 const BERTHS: u8 = 110;
@@ -34,19 +35,20 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
     let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
     let denied = Stream::of_new_flows(&lab.cluster, "shop/never", "shop/server", 53)?;
 
-    let mut alive = VecDeque::new();
+    let mut alive = Alive::new();
     let begun = Instant::now();
     for number in 0..PODS {
         std::thread::sleep((begun + APART * number).saturating_duration_since(Instant::now()));
         let berth = usize::try_from(number)? % berths.count();
-        if alive.len() == ALIVE {
-            let (berth, name): (_, String) = alive.pop_front().context("the oldest")?;
-            go(&mut lab, &mut berths, berth, &name)?;
+        // The default group is 0.
+        let group = number / TOGETHER + 1;
+        if number % TOGETHER == 0 && alive.len() == ALIVE {
+            go(&mut lab, &mut berths, &mut alive)?;
         }
         let name = format!("jobs/swift-{number}");
-        let address = berths.come(berth, &format!("swift{number}"))?;
+        let address = berths.come(berth, &format!("swift{number}"), group)?;
         lab.cluster.manifests().write(&file_of(&name), &PodSpec::new(&name).manifest(&[address.into()]))?;
-        alive.push_back((berth, name));
+        alive.push_back((berth, group, name));
     }
     let rate = f64::from(PODS) / begun.elapsed().as_secs_f64();
     let all = 3 + alive.len();
@@ -73,10 +75,10 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
         gaps.last().copied().unwrap_or_default()
     );
     ensure!(missed.is_empty(), "never enforced: {missed:?}\n{log}");
-    knocks_in_vain(&lab, &berths, alive.iter().map(|(berth, _)| *berth))?;
+    knocks_in_vain(&lab, &berths, alive.iter().map(|(berth, ..)| *berth))?;
 
-    for (berth, name) in &alive {
-        go(&mut lab, &mut berths, *berth, name)?;
+    while !alive.is_empty() {
+        go(&mut lab, &mut berths, &mut alive)?;
     }
     let (allowed, denied) = (allowed.finish()?, denied.finish()?);
     ensure!(allowed.sent > 500 && allowed.answered == allowed.sent, "the old flow lost packets: {allowed:?}");
@@ -88,10 +90,17 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
     Ok(())
 }
 
-/// As a kubelet does: first the network, then the object.
-fn go(lab: &mut Lab, berths: &mut Berths, berth: usize, name: &str) -> Result<()> {
-    berths.go(berth)?;
-    lab.cluster.manifests().remove(&file_of(name))
+/// By berth, group and name, the oldest first.
+type Alive = VecDeque<(usize, u32, String)>;
+
+/// The oldest group goes as a kubelet has it go: first the network, then the objects.
+fn go(lab: &mut Lab, berths: &mut Berths, alive: &mut Alive) -> Result<()> {
+    let oldest = alive.front().context("there is one")?.1;
+    berths.go(oldest)?;
+    while let Some((_, _, name)) = alive.pop_front_if(|(_, group, _)| *group == oldest) {
+        lab.cluster.manifests().remove(&file_of(&name))?;
+    }
+    Ok(())
 }
 
 fn file_of(name: &str) -> String {

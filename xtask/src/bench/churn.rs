@@ -19,8 +19,8 @@ use crate::cli::{BenchArgs, Output};
 const RATES: [u32; 3] = [25, 50, 100];
 /// How programs are put on interfaces; the first is the default.
 const ATTACH: [&str; 2] = ["auto", "tcx"];
-/// How long a pod stays, at most.
-const LIFE: Duration = Duration::from_secs(1);
+/// How often in a second some go, those that came a second before.
+const GOINGS: u32 = 5;
 /// One for each that is there at the highest rate, and some more.
 const BERTHS: u8 = 120;
 /// What is not enforced after so long will not be.
@@ -97,11 +97,16 @@ fn at_rate(ground: &Ground, berths: &mut Berths, attach: &'static str, rate: u32
     let server = ground.server()?;
     let namespace = namespace_name(0);
     let mut told = BTreeMap::new();
-    let mut alive: VecDeque<(Instant, usize, String)> = VecDeque::new();
+    let mut alive = VecDeque::new();
     let begun = Instant::now();
-    let go = |berths: &mut Berths, berth: usize, name: &str| -> Result<()> {
-        berths.go(berth)?;
-        server.delete(Resource::Pods, &namespace, name);
+    let together = rate / GOINGS;
+    // As a kubelet has them go: first the network, then the objects.
+    let go = |berths: &mut Berths, alive: &mut VecDeque<(u32, String)>| -> Result<()> {
+        let Some((oldest, _)) = alive.front().cloned() else { return Ok(()) };
+        berths.go(oldest)?;
+        while let Some((_, name)) = alive.pop_front_if(|(group, _)| *group == oldest) {
+            server.delete(Resource::Pods, &namespace, &name);
+        }
         Ok(())
     };
     for number in 0_u32.. {
@@ -110,27 +115,26 @@ fn at_rate(ground: &Ground, berths: &mut Berths, attach: &'static str, rate: u32
         if begun.elapsed() >= time {
             break;
         }
-        while let Some((since, berth, name)) = alive.front()
-            && (Instant::now().duration_since(*since) >= LIFE || alive.len() == berths.count())
-        {
-            go(berths, *berth, name)?;
-            alive.pop_front();
+        if number % together == 0 && alive.len() >= usize::try_from(rate)? {
+            go(berths, &mut alive)?;
         }
         let berth = usize::try_from(number)? % berths.count();
         let name = format!("{attach}-{rate}-{number}");
-        let address = berths.come(berth, &format!("swift{number}"))?;
+        // The default group is 0.
+        let group = number / together + 1;
+        let address = berths.come(berth, &format!("swift{number}"), group)?;
         let at = time_of_day()?;
         apply(server, pod_in(&namespace, &name, &node_name(1), 3, address))?;
         told.insert(name.clone(), at);
-        alive.push_back((Instant::now(), berth, name));
+        alive.push_back((group, name));
     }
     let took = begun.elapsed();
     let last = Instant::now();
     while ground.pods_waiting()? > 0 && last.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(50));
     }
-    for (_, berth, name) in alive {
-        go(berths, berth, &name)?;
+    while !alive.is_empty() {
+        go(berths, &mut alive)?;
     }
     let times = enforced(&ground.agent.log(), &namespace, &told);
     Ok(Run {
