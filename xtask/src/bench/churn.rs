@@ -69,7 +69,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         }
     }
     let machine = machine.context("there is a way to attach")?;
-    let report = Report { pods, policies: world.policies, seconds: args.seconds, machine, runs };
+    let report = Report { pods: world.pods, policies: world.policies, seconds: args.seconds, machine, runs };
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Output::Text => print(&report),

@@ -67,7 +67,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         times.iter().filter(|(kind, _)| **kind != Kind::LocalComes).flat_map(|(_, times)| times).copied().collect();
     let rows = Kind::ALL.into_iter().filter_map(|kind| Some(Row::of(kind.name(), times.get(&kind)?))).collect();
     let report = Report {
-        pods,
+        pods: world.pods,
         policies: world.policies,
         seconds: args.seconds,
         machine,
