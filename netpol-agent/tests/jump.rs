@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netpol_agent::dataplane::switch::Snapshot;
-use netpol_agent::dataplane::{AttachError, Dataplane, Memory, WriteError};
+use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
 use netpol_agent::endpoints::{Survey, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, Generation, IfIndex, Reason};
@@ -68,8 +68,8 @@ impl Dataplane for Recorder {
         self.memory.endpoints()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
-        self.memory.attach(ifindex, name)
+    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
+        self.memory.attach(ifindex, name, role)
     }
 
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
@@ -80,7 +80,7 @@ impl Dataplane for Recorder {
         self.memory.verify(ifindexes)
     }
 
-    fn adopted(&self) -> BTreeMap<IfIndex, bool> {
+    fn adopted(&self) -> BTreeMap<IfIndex, Adopted> {
         self.memory.adopted()
     }
 

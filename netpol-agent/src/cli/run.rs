@@ -64,7 +64,7 @@ async fn serve(args: RunArgs) -> Result<()> {
     warn_of_strange_node(&first.events, &args.node);
     let monitor = Monitor::open()?;
     let mut surveyor = Surveyor::open()?;
-    let survey = surveyor.look(&std::collections::BTreeSet::new(), true)?;
+    let survey = surveyor.look(&BTreeSet::new(), BTreeSet::new(), true)?;
     tracing::info!(veths = survey.veths.len(), own_addresses = survey.own.len(), "interfaces listed");
 
     let options =

@@ -18,7 +18,7 @@ const AFTER: &str = "it runs after netpol's and has the last word on packets tha
 pub(super) fn look(foreign: &ForeignPrograms) -> Result<Found, NetlinkError> {
     let mut netlink = Netlink::open()?;
     let mut places: BTreeMap<(String, Order), Vec<String>> = BTreeMap::new();
-    for veth in netlink.veths()?.into_iter().take(VETHS) {
+    for veth in netlink.links()?.veths.into_iter().take(VETHS) {
         for program in foreign.on(&mut netlink, veth.ifindex, &veth.name) {
             let veths = places.entry((program.name, program.order)).or_default();
             if veths.last() != Some(&veth.name) {

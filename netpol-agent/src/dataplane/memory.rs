@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use netpol_common::{Endpoint, Generation, IfIndex};
 use netpol_policy::tables::Change;
 
-use super::{AttachError, Dataplane, MapName, WriteError};
+use super::{Adopted, AttachError, Dataplane, MapName, Role, WriteError};
 
 /// Remembers every write, in order, and can be told to be full.
 #[derive(Debug, Default)]
@@ -14,8 +14,10 @@ pub struct Memory {
     pub written: Vec<Change>,
     /// Endpoints by interface.
     pub endpoints: BTreeMap<IfIndex, Endpoint>,
-    /// Interfaces with programs.
+    /// Pods' interfaces with programs.
     pub attached: BTreeSet<IfIndex>,
+    /// The node's own devices with theirs.
+    pub devices: BTreeSet<IfIndex>,
     /// Refuse new entries of this map.
     pub full: Option<MapName>,
     /// Refuse to put programs on interfaces.
@@ -76,11 +78,13 @@ impl Dataplane for Memory {
         Ok(self.endpoints.clone())
     }
 
-    fn adopted(&self) -> BTreeMap<IfIndex, bool> {
-        self.attached.iter().map(|ifindex| (*ifindex, true)).collect()
+    fn adopted(&self) -> BTreeMap<IfIndex, Adopted> {
+        let pods = self.attached.iter().map(|ifindex| (*ifindex, Role::Pod));
+        let all = pods.chain(self.devices.iter().map(|ifindex| (*ifindex, Role::Device)));
+        all.map(|(ifindex, role)| (ifindex, Adopted { role, running: true })).collect()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
+    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
         if self.slow {
             self.begun.push(Begun::Attach(ifindex));
             return None;
@@ -88,7 +92,12 @@ impl Dataplane for Memory {
         if self.refuses {
             return Some(Err(AttachError { interface: name.to_owned(), message: "refused".to_owned(), gone: false }));
         }
-        self.attached.insert(ifindex);
+        self.attached.remove(&ifindex);
+        self.devices.remove(&ifindex);
+        match role {
+            Role::Pod => self.attached.insert(ifindex),
+            Role::Device => self.devices.insert(ifindex),
+        };
         Some(Ok(()))
     }
 
@@ -98,6 +107,7 @@ impl Dataplane for Memory {
             return None;
         }
         self.attached.remove(&ifindex);
+        self.devices.remove(&ifindex);
         Some(Ok(()))
     }
 
@@ -106,7 +116,7 @@ impl Dataplane for Memory {
             self.begun.push(Begun::Verify(ifindexes));
             return None;
         }
-        ifindexes.retain(|ifindex| !self.attached.contains(ifindex));
+        ifindexes.retain(|ifindex| !self.attached.contains(ifindex) && !self.devices.contains(ifindex));
         Some(ifindexes)
     }
 

@@ -14,8 +14,8 @@ use thiserror::Error;
 
 pub use kernel::{
     AttachMode, Capacities, CounterReader, EndpointStatus, ForeignProgram, ForeignPrograms, Kernel, KernelError,
-    KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Status, StatusError, read_status,
-    uninstall,
+    KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Role, Status, StatusError,
+    read_status, uninstall,
 };
 pub use memory::{Begun, Memory};
 
@@ -77,6 +77,15 @@ pub enum Outcome {
     Missing(Vec<IfIndex>),
 }
 
+/// An interface that programs were put on before the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// What it was then.
+    pub role: Role,
+    /// Whether it runs this agent's programs.
+    pub running: bool,
+}
+
 /// One place where verdicts are enforced. What is about interfaces may take its time: then there is no answer at once, and an
 /// [`Outcome`] tells, in the order in which things were asked for.
 pub trait Dataplane {
@@ -106,12 +115,11 @@ pub trait Dataplane {
     /// Where they cannot be read.
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError>;
 
-    /// The interfaces that programs were put on before the start, of which some may have gone since, and whether they run
-    /// this agent's.
-    fn adopted(&self) -> BTreeMap<IfIndex, bool>;
+    /// The interfaces that programs were put on before the start, of which some may have gone since.
+    fn adopted(&self) -> BTreeMap<IfIndex, Adopted>;
 
-    /// Puts the programs on an interface; once is enough. Fails where the kernel refuses, or the interface has gone.
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>>;
+    /// Puts the programs of a role on an interface; once is enough. Fails where the kernel refuses, or the interface has gone.
+    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>>;
 
     /// Takes them off. No failure where the interface has gone.
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>>;

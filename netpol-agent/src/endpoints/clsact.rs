@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use aya::programs::TcAttachType;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
@@ -80,20 +81,29 @@ impl Netlink {
         Ok(filters)
     }
 
-    /// Whether both hooks of an interface have a filter of this priority and handle.
+    /// Whether these hooks of an interface have a filter of this priority and handle.
     ///
     /// # Errors
     /// Where filters cannot be listed.
-    pub fn has_filters(&mut self, ifindex: IfIndex, priority: u16, handle: u16) -> Result<bool, NetlinkError> {
+    pub fn has_filters(
+        &mut self,
+        ifindex: IfIndex,
+        hooks: &[TcAttachType],
+        priority: u16,
+        handle: u16,
+    ) -> Result<bool, NetlinkError> {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(false) };
-        let mut hooks = BTreeSet::new();
+        let mut found = BTreeSet::new();
         self.filters(index, |filter| {
             // The priority is the upper half. Source: `TC_H_MAJ(tcm_info)`, `net/sched/cls_api.c`.
             if filter.header.info >> 16 == u32::from(priority) && filter.header.handle.minor == handle {
-                hooks.insert(filter.header.parent.minor);
+                found.insert(filter.header.parent.minor);
             }
         })?;
-        Ok(hooks.len() == HOOKS.len())
+        Ok(hooks.iter().all(|hook| {
+            let [ingress, egress] = HOOKS;
+            found.contains(if *hook == TcAttachType::Ingress { &ingress } else { &egress })
+        }))
     }
 
     fn filters(&mut self, index: i32, mut each: impl FnMut(TcMessage)) -> Result<(), NetlinkError> {

@@ -12,10 +12,20 @@ use crate::worker::{Died, Outcomes, Worker};
 /// about.
 #[derive(Debug)]
 pub struct Lookout {
-    worker: Worker<(BTreeSet<IfIndex>, bool)>,
+    worker: Worker<Look>,
     seen: Outcomes<Result<Survey, NetlinkError>>,
     wanted: Option<bool>,
+    /// What routes were heard to lead to since the last look began.
+    routed: BTreeSet<IfIndex>,
     looking: bool,
+}
+
+/// One look: see [`Surveyor::look`].
+#[derive(Debug)]
+struct Look {
+    settled: BTreeSet<IfIndex>,
+    routed: BTreeSet<IfIndex>,
+    all: bool,
 }
 
 impl Lookout {
@@ -24,9 +34,9 @@ impl Lookout {
     /// # Errors
     /// Where the kernel refuses one.
     pub fn start(mut surveyor: Surveyor) -> io::Result<Self> {
-        let look = move |(settled, all): (BTreeSet<IfIndex>, bool)| surveyor.look(&settled, all);
+        let look = move |Look { settled, routed, all }| surveyor.look(&settled, routed, all);
         let (worker, seen) = Worker::start("survey", "looks at interfaces", look)?;
-        Ok(Self { worker, seen, wanted: None, looking: false })
+        Ok(Self { worker, seen, wanted: None, routed: BTreeSet::new(), looking: false })
     }
 
     /// Wants a look, or one that takes nothing for known: see [`Surveyor::look`].
@@ -34,12 +44,17 @@ impl Lookout {
         self.wanted = Some(self.wanted.unwrap_or(false) || all);
     }
 
+    /// The next look is to know that routes lead to these interfaces.
+    pub fn want_routed(&mut self, routed: BTreeSet<IfIndex>) {
+        self.routed.extend(routed);
+    }
+
     /// Begins a look that is wanted, unless one is under way.
     pub fn begin(&mut self, settled: impl FnOnce() -> BTreeSet<IfIndex>) {
         if !self.looking
             && let Some(all) = self.wanted.take()
         {
-            self.worker.give((settled(), all));
+            self.worker.give(Look { settled: settled(), routed: std::mem::take(&mut self.routed), all });
             self.looking = true;
         }
     }

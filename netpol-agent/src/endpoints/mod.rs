@@ -6,9 +6,10 @@
 mod clsact;
 mod lookout;
 mod netlink;
+mod routes;
 mod survey;
 
 pub use clsact::BpfFilter;
 pub use lookout::Lookout;
-pub use netlink::{Monitor, Netlink, NetlinkError, Veth, is_link_local};
+pub use netlink::{Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use survey::{Survey, Surveyor};

@@ -1,6 +1,6 @@
 //! What the kernel tells about links and addresses, this namespace's and the pods', without entering any of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -10,15 +10,20 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use netpol_common::IfIndex;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`. Source: `include/uapi/linux/rtnetlink.h`.
-const GROUPS: [u32; 4] = [1, 4, 5, 9];
+use super::routes::leads_to;
+
+/// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`.
+/// Source: `include/uapi/linux/rtnetlink.h`.
+const GROUPS: [u32; 6] = [1, 4, 5, 7, 9, 11];
+/// `RTM_NEWROUTE`, `RTM_DELROUTE`.
+const ROUTES: RangeInclusive<u16> = 24..=25;
 /// `RTM_NEWQDISC` is the first of those about traffic control, `RTM_GETCHAIN` the last.
 const TRAFFIC_CONTROL: RangeInclusive<u16> = 36..=102;
 /// `RTM_DELQDISC`, `RTM_DELTFILTER`.
@@ -75,6 +80,15 @@ pub struct Veth {
     pub packets: u64,
 }
 
+/// The interfaces of this namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Links {
+    /// Veths that lead to another namespace.
+    pub veths: Vec<Veth>,
+    /// What each is called, loopback aside.
+    pub names: BTreeMap<IfIndex, String>,
+}
+
 /// How complete an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dump {
@@ -105,18 +119,19 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// All veths that lead to another namespace.
+    /// All interfaces.
     ///
     /// # Errors
     /// Where the dump fails.
-    pub fn veths(&mut self) -> Result<Vec<Veth>, NetlinkError> {
-        let mut veths = Vec::new();
+    pub fn links(&mut self) -> Result<Links, NetlinkError> {
+        let mut links = Links::default();
         self.dump("list links", &RouteNetlinkMessage::GetLink(LinkMessage::default()), |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
-                veths.extend(veth(&link));
+                links.veths.extend(veth(&link));
+                links.names.extend(name(&link));
             }
         })?;
-        Ok(veths)
+        Ok(links)
     }
 
     /// The addresses of every interface and their networks, by interface: of this namespace, or of the one with this id.
@@ -138,7 +153,7 @@ impl Netlink {
         Ok(addresses)
     }
 
-    fn dump(
+    pub(super) fn dump(
         &mut self,
         request: &'static str,
         payload: &RouteNetlinkMessage,
@@ -204,6 +219,15 @@ impl Netlink {
     }
 }
 
+fn name(link: &LinkMessage) -> Option<(IfIndex, String)> {
+    let named = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    let is_loopback = link.header.flags.contains(LinkFlags::Loopback);
+    named.filter(|_| !is_loopback).map(|name| (IfIndex(link.header.index), name))
+}
+
 fn veth(link: &LinkMessage) -> Option<Veth> {
     let (mut name, mut namespace, mut peer, mut bridge, mut is_veth) = (None, None, None, None, false);
     let mut packets = 0;
@@ -241,12 +265,16 @@ pub fn is_link_local(address: &Ipv6Addr) -> bool {
 }
 
 /// What has changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
     /// Links or addresses.
     pub interfaces: bool,
     /// Filters or qdiscs were removed. Those that go with their interface do not count.
     pub filters: bool,
+    /// Interfaces that new routes lead to.
+    pub routed: BTreeSet<IfIndex>,
+    /// Messages were lost: anything may have changed.
+    pub anything: bool,
 }
 
 impl Changed {
@@ -255,6 +283,15 @@ impl Changed {
         match datagram.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
             Some(kind) if TAKEN_OFF.contains(&kind) => self.filters = true,
             Some(kind) if TRAFFIC_CONTROL.contains(&kind) => {}
+            // One that is gone leaves its device as it is; the next look at everything will tell.
+            Some(kind) if ROUTES.contains(&kind) => {
+                let route = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram);
+                if let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) = route
+                    && let RouteNetlinkMessage::NewRoute(route) = message
+                {
+                    self.routed.extend(leads_to(&route));
+                }
+            }
             _ => self.interfaces = true,
         }
     }
@@ -300,7 +337,9 @@ impl Monitor {
             if read < 0 {
                 let error = io::Error::last_os_error();
                 match error.raw_os_error() {
-                    Some(libc::ENOBUFS) => changed = Changed { interfaces: true, filters: true },
+                    Some(libc::ENOBUFS) => {
+                        changed = Changed { interfaces: true, filters: true, anything: true, ..changed };
+                    }
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN) => break,
                     _ => return Err(failed(error)),

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use netpol_common::IfIndex;
 
 use super::is_link_local;
-use super::{Netlink, NetlinkError, Veth};
+use super::{Links, Netlink, NetlinkError, Veth};
 
 /// What was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Survey {
     /// Interfaces by which this node is part of a network itself, rather than the gateway of a pod: where a node is a
     /// container, its uplink is a veth too.
     pub uplinks: BTreeSet<IfIndex>,
+    /// Interfaces that routes lead to, and their names: this node's own devices, but veths of pods that are routed to too.
+    pub routed: BTreeMap<IfIndex, String>,
 }
 
 /// Looks, and remembers the addresses behind veths, so that a new link costs one question and not one per pod.
@@ -26,6 +28,7 @@ pub struct Survey {
 pub struct Surveyor {
     netlink: Netlink,
     seen: BTreeMap<IfIndex, (Veth, Vec<IpAddr>)>,
+    routed: BTreeSet<IfIndex>,
 }
 
 impl Surveyor {
@@ -34,17 +37,29 @@ impl Surveyor {
     /// # Errors
     /// Where the kernel refuses one.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, seen: BTreeMap::new() })
+        Ok(Self { netlink: Netlink::open()?, seen: BTreeMap::new(), routed: BTreeSet::new() })
     }
 
     /// Looks at all links and this namespace's addresses; asks for the addresses behind a veth where it is new, not
-    /// `settled`, or `all` are wanted. (Addresses in other namespaces change without a message here.)
+    /// `settled`, or `all` are wanted (addresses in other namespaces change without a message here), and for routes where
+    /// `all` are wanted: what new ones lead to is told by [`Changed::routed`](super::netlink::Changed::routed), and `routed`
+    /// here.
     ///
     /// # Errors
     /// Where links or own addresses cannot be listed. A namespace that cannot be asked counts as without addresses: it
     /// may be going away, and is asked again.
-    pub fn look(&mut self, settled: &BTreeSet<IfIndex>, all: bool) -> Result<Survey, NetlinkError> {
-        let veths = self.netlink.veths()?;
+    pub fn look(
+        &mut self,
+        settled: &BTreeSet<IfIndex>,
+        routed: BTreeSet<IfIndex>,
+        all: bool,
+    ) -> Result<Survey, NetlinkError> {
+        let Links { veths, names } = self.netlink.links()?;
+        if all {
+            self.routed = self.netlink.routed()?;
+        }
+        self.routed.extend(routed);
+        self.routed.retain(|ifindex| names.contains_key(ifindex));
         let mut by_namespace: BTreeMap<i32, BTreeMap<u32, Vec<IpNet>>> = BTreeMap::new();
         let mut now = BTreeMap::new();
         for veth in veths {
@@ -76,7 +91,8 @@ impl Surveyor {
         let mut own: Vec<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
         own.sort_unstable();
         own.dedup();
-        Ok(Survey { veths: now, own, uplinks })
+        let routed = names.into_iter().filter(|(ifindex, _)| self.routed.contains(ifindex)).collect();
+        Ok(Survey { veths: now, own, uplinks, routed })
     }
 }
 

@@ -9,6 +9,7 @@
 //! Everything is level-triggered: `Reconciler::settle` compares what each veth should have with what it has, and may
 //! be called at any time.
 
+mod devices;
 mod failures;
 mod gaps;
 mod jump;
@@ -96,6 +97,8 @@ pub struct Reconciler<D> {
     held: BTreeMap<IfIndex, Held>,
     /// Interfaces for whose endpoint there is no room; whether the programs are on them all the same, to drop everything.
     crowded: BTreeMap<IfIndex, bool>,
+    /// The node's own devices; whether the program is on them.
+    devices: BTreeMap<IfIndex, bool>,
     /// When each veth was first seen.
     seen: BTreeMap<IfIndex, Instant>,
     /// What is being done to interfaces: one thing at a time.
@@ -157,7 +160,9 @@ impl<D: Dataplane> Reconciler<D> {
             return;
         }
         self.verifying = Verifying::Yes;
-        let attached = self.held.iter().filter(|(_, held)| held.attached).map(|(ifindex, _)| *ifindex).collect();
+        let pods = self.held.iter().filter(|(_, held)| held.attached).map(|(ifindex, _)| *ifindex);
+        let devices = self.devices.iter().filter(|(_, attached)| **attached).map(|(ifindex, _)| *ifindex);
+        let attached = pods.chain(devices).collect();
         if let Some(missing) = self.dataplane.verify(attached) {
             self.verify_ended(&missing);
             self.settle();
@@ -165,7 +170,11 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn verify_ended(&mut self, missing: &[IfIndex]) {
-        for ifindex in missing.iter().filter(|ifindex| !self.jobs.contains_key(ifindex)) {
+        let missing = missing.iter().filter(|ifindex| !self.jobs.contains_key(ifindex)).copied().collect::<Vec<_>>();
+        for ifindex in &missing {
+            if self.device_missing(*ifindex) {
+                continue;
+            }
             if let Some(held) = self.held.get_mut(ifindex)
                 && std::mem::replace(&mut held.attached, false)
                 && let Some((veth, _)) = self.survey.veths.get(ifindex)
@@ -265,6 +274,11 @@ impl<D: Dataplane> Reconciler<D> {
     /// The dataplane, to change what it can do.
     pub fn dataplane_mut(&mut self) -> &mut D {
         &mut self.dataplane
+    }
+
+    /// The node's own devices, and whether what leaves by each is judged.
+    pub fn devices(&self) -> &BTreeMap<IfIndex, bool> {
+        &self.devices
     }
 
     /// Every interface with an endpoint.

@@ -9,7 +9,7 @@ use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, endpoint_flag
 use netpol_policy::model::PodKey;
 
 use super::{Held, Job, QUARANTINE, Reconciler};
-use crate::dataplane::{AttachError, Dataplane};
+use crate::dataplane::{AttachError, Dataplane, Role};
 use crate::endpoints::is_link_local;
 
 /// An IPv6 link-local address is waited for this long; a pod may have none.
@@ -49,6 +49,7 @@ impl<D: Dataplane> Reconciler<D> {
         for ifindex in veths {
             self.settle_one(ifindex);
         }
+        self.settle_devices();
     }
 
     fn settle_one(&mut self, ifindex: IfIndex) {
@@ -225,8 +226,10 @@ impl<D: Dataplane> Reconciler<D> {
         if self.jobs.contains_key(&ifindex) || self.failed.contains(&ifindex) {
             return;
         }
+        // It may have been taken for a device: a route leads to it.
+        self.devices.remove(&ifindex);
         self.jobs.insert(ifindex, Job::Attach(Instant::now()));
-        if let Some(result) = self.dataplane.attach(ifindex, &veth.name) {
+        if let Some(result) = self.dataplane.attach(ifindex, &veth.name, Role::Pod) {
             self.attach_ended(ifindex, result);
         }
     }
@@ -234,6 +237,9 @@ impl<D: Dataplane> Reconciler<D> {
     /// What began with [`Self::attach`] has ended.
     pub(super) fn attach_ended(&mut self, ifindex: IfIndex, result: Result<(), AttachError>) {
         let Some(Job::Attach(begun)) = self.jobs.remove(&ifindex) else { return };
+        if self.device_attached(ifindex, &result) {
+            return;
+        }
         if let Err(error) = result {
             return self.not_attached(ifindex, &error);
         }
@@ -275,6 +281,9 @@ impl<D: Dataplane> Reconciler<D> {
         if let Some(held) = self.held.get_mut(&ifindex) {
             held.attached = false;
         }
+        if let Some(attached) = self.devices.get_mut(&ifindex) {
+            *attached = false;
+        }
         if let Some(shut) = self.crowded.get_mut(&ifindex) {
             *shut = false;
         }
@@ -291,6 +300,9 @@ impl<D: Dataplane> Reconciler<D> {
             self.failed.insert(ifindex);
             if let Some(shut) = self.crowded.get_mut(&ifindex) {
                 *shut = true;
+            }
+            if let Some(attached) = self.devices.get_mut(&ifindex) {
+                *attached = true;
             }
             self.failures.trouble(ifindex, format!("cannot let go; it is tried again: {error}"));
         } else if !wanted {

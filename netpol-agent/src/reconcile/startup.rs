@@ -11,7 +11,7 @@ use super::jump::free_ids;
 use super::numbers::Numbers;
 use super::{Gaps, Held, Options, Reconciler, Verifying};
 use crate::dataplane::switch::Snapshot;
-use crate::dataplane::{Dataplane, WriteError};
+use crate::dataplane::{Adopted, Dataplane, Role, WriteError};
 use crate::endpoints::Survey;
 
 impl<D: Dataplane> Reconciler<D> {
@@ -41,9 +41,14 @@ impl<D: Dataplane> Reconciler<D> {
         let held: BTreeMap<_, _> = endpoints
             .into_iter()
             .map(|(ifindex, endpoint)| {
-                let attached = adopted.get(&ifindex) == Some(&true);
+                let attached = adopted.get(&ifindex) == Some(&Adopted { role: Role::Pod, running: true });
                 (ifindex, Held { pod: None, endpoint, attached, orphaned: false })
             })
+            .collect();
+        let devices: BTreeMap<_, _> = adopted
+            .iter()
+            .filter(|(ifindex, adopted)| adopted.role == Role::Device && !held.contains_key(ifindex))
+            .map(|(ifindex, adopted)| (*ifindex, adopted.running))
             .collect();
         let strays: Vec<_> = adopted.into_keys().filter(|ifindex| !held.contains_key(ifindex)).collect();
         let mut reconciler = Self {
@@ -53,6 +58,7 @@ impl<D: Dataplane> Reconciler<D> {
             survey,
             policies: BTreeMap::new(),
             held,
+            devices,
             crowded: BTreeMap::new(),
             seen: BTreeMap::new(),
             jobs: BTreeMap::new(),
@@ -63,8 +69,11 @@ impl<D: Dataplane> Reconciler<D> {
             gaps: Gaps::default(),
         };
         reconciler.switch(old, engine);
-        let used =
-            |ifindex: &IfIndex| reconciler.held.contains_key(ifindex) || reconciler.crowded.contains_key(ifindex);
+        let used = |ifindex: &IfIndex| {
+            reconciler.held.contains_key(ifindex)
+                || reconciler.crowded.contains_key(ifindex)
+                || reconciler.devices.contains_key(ifindex)
+        };
         let strays: Vec<_> = strays.into_iter().filter(|ifindex| !used(ifindex)).collect();
         for ifindex in strays {
             reconciler.detach(ifindex, "an earlier agent left it");

@@ -126,8 +126,10 @@ pub async fn run(
             }
             changed = inputs.monitor.changed() => {
                 let changed = changed?;
-                if changed.interfaces {
-                    inputs.lookout.want(false);
+                let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
+                if changed.interfaces || leads_elsewhere {
+                    inputs.lookout.want_routed(changed.routed);
+                    inputs.lookout.want(changed.anything);
                     back_off = FASTEST;
                 }
                 if changed.filters {

@@ -140,7 +140,7 @@ impl Node {
             let veth = Veth { ifindex, name: format!("npt{ifindex}"), namespace: 0, peer: 2, bridge, packets: 0 };
             veths.insert(ifindex, (veth, owned(world, &pod.key)));
         }
-        Survey { veths, own: self.own.clone(), uplinks: BTreeSet::new() }
+        Survey { veths, own: self.own.clone(), ..Survey::default() }
     }
 
     /// The maps hold what the tables say and nothing else, and each pod that has an address has its endpoint.

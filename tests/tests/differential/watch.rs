@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use netpol_agent::dataplane::{AttachError, Dataplane, Kernel, WriteError};
+use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Kernel, Role, WriteError};
 use netpol_common::{Direction, Endpoint, Generation, IfIndex};
 use netpol_policy::tables::Change;
 
@@ -88,7 +88,7 @@ impl Dataplane for Watched {
         self.kernel.endpoints()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, _name: &str) -> Option<Result<(), AttachError>> {
+    fn attach(&mut self, ifindex: IfIndex, _name: &str, _role: Role) -> Option<Result<(), AttachError>> {
         self.attached.insert(ifindex);
         Some(Ok(()))
     }
@@ -103,7 +103,7 @@ impl Dataplane for Watched {
         Some(ifindexes)
     }
 
-    fn adopted(&self) -> BTreeMap<IfIndex, bool> {
+    fn adopted(&self) -> BTreeMap<IfIndex, Adopted> {
         BTreeMap::new()
     }
 

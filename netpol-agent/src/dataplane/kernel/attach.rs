@@ -11,10 +11,11 @@ use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
-use netpol_common::{Direction, IfIndex};
+use netpol_common::IfIndex;
 use nix::net::if_::if_indextoname;
 
 use super::pins::{Pins, unpin};
+use super::program::{Program, Role};
 use super::query::tcx_programs;
 use crate::chain::chain;
 use crate::dataplane::AttachError;
@@ -40,7 +41,7 @@ pub enum AttachMode {
 impl AttachMode {
     /// Whether TCX is to be used on an interface. What an earlier agent chose stays.
     fn is_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
-        let is_linked = || Direction::BOTH.iter().any(|direction| pins.link(ifindex, *direction).exists());
+        let is_linked = || Program::ALL.iter().any(|program| pins.link(ifindex, *program).exists());
         match self {
             Self::Auto => has_tcx() && (is_linked() || !is_alone(pins, ifindex, name)),
             Self::Tcx => true,
@@ -56,66 +57,59 @@ fn has_tcx() -> bool {
 /// Whether filters would have the hooks to themselves. Somebody's TCX program would run before them, and most end the walk
 /// there; in somebody's qdisc, filters may come first, and one of the kind `ingress` has no hook for what leaves.
 fn is_alone(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
-    let nobodys = |direction| tcx_programs(ifindex, direction).is_ok_and(|programs| programs.is_empty());
-    Direction::BOTH.into_iter().all(nobodys) && make_qdisc(&pins.filter(ifindex), name).unwrap_or(false)
+    let nobodys = |hook| tcx_programs(ifindex, hook).is_ok_and(|programs| programs.is_empty());
+    [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(nobodys)
+        && make_qdisc(&pins.filter(ifindex), name).unwrap_or(false)
 }
 
-/// The program that judges this direction, as the object names it.
-pub(super) const fn program_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "netpol_ingress",
-        Direction::Egress => "netpol_egress",
-    }
-}
-
-/// What a pod receives leaves by its veth, and the reverse.
-pub(super) const fn hook(direction: Direction) -> TcAttachType {
-    match direction {
-        Direction::Ingress => TcAttachType::Egress,
-        Direction::Egress => TcAttachType::Ingress,
-    }
-}
-
-pub(super) fn program(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, String> {
-    let name = program_name(direction);
+pub(super) fn program(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, String> {
+    let name = program.name();
     let program = ebpf.program_mut(name).ok_or_else(|| format!("the BPF object has no program {name}"))?;
     program.try_into().map_err(|error: ProgramError| error.to_string())
 }
 
 /// The ids of the loaded programs.
 pub(super) fn ids(ebpf: &mut Ebpf) -> Vec<u32> {
-    let id = |direction| Some(program(ebpf, direction).ok()?.info().ok()?.id());
-    Direction::BOTH.into_iter().filter_map(id).collect()
+    let id = |of| Some(program(ebpf, of).ok()?.info().ok()?.id());
+    Program::ALL.into_iter().filter_map(id).collect()
 }
 
-/// Puts both programs on an interface, or swaps them in atomically where an earlier agent put its own.
+/// Puts the programs of a role on an interface, or swaps them in atomically where an earlier agent put its own, and takes
+/// those of another role off.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     pins: &Pins,
     mode: AttachMode,
     ifindex: IfIndex,
     name: &str,
+    role: Role,
 ) -> Result<(), AttachError> {
     let tcx = mode.is_tcx(pins, ifindex, name);
     let failed = |message: String| {
         let gone = name_of(ifindex).is_none_or(|now| now != name);
         AttachError { interface: name.to_owned(), message, gone }
     };
-    for direction in Direction::BOTH {
-        let program = program(ebpf, direction).map_err(failed)?;
+    for &of in role.programs() {
+        let program = program(ebpf, of).map_err(failed)?;
         let put = if tcx {
-            attach_tcx(program, &pins.link(ifindex, direction), direction, ifindex, name)
+            attach_tcx(program, &pins.link(ifindex, of), of.hook(), ifindex, name)
         } else {
-            attach_filter(program, &pins.filter(ifindex), direction, name)
+            attach_filter(program, &pins.filter(ifindex), of.hook(), name)
         };
         put.map_err(|error| failed(chain(error.as_ref())))?;
     }
-    // What an agent in the other mode put there has done its duty.
+    pins.set_role(ifindex, role, tcx).map_err(|error| failed(error.to_string()))?;
+    // What an agent in the other mode put there has done its duty, and so have the programs of another role.
+    let others = Program::ALL.into_iter().filter(|of| !role.programs().contains(of));
     if tcx {
-        detach_filters(pins, ifindex)?
+        detach_tcx(pins, ifindex, others)?;
+        detach_filters(pins, ifindex)?;
     } else {
-        detach_tcx(pins, ifindex)?
-    };
+        detach_tcx(pins, ifindex, Program::ALL)?;
+        if role == Role::Device {
+            detach_filter(name, TcAttachType::Ingress);
+        }
+    }
     Ok(())
 }
 
@@ -124,12 +118,12 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 fn attach_tcx(
     program: &mut SchedClassifier,
     pin: &Path,
-    direction: Direction,
+    hook: TcAttachType,
     ifindex: IfIndex,
     name: &str,
 ) -> Result<(), Failure> {
     if let Some(link) = pinned_link(pin)? {
-        if is_on(&link, direction, ifindex)? {
+        if is_on(&link, hook, ifindex)? {
             let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
             drop(program.take_link(id)?);
             return Ok(());
@@ -138,7 +132,7 @@ fn attach_tcx(
         unpin(pin)?;
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program.attach_with_options(name, hook(direction), order)?;
+    let id = program.attach_with_options(name, hook, order)?;
     let link: FdLink = program.take_link(id)?.try_into()?;
     link.pin(pin)?;
     Ok(())
@@ -154,22 +148,27 @@ pub(super) fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
 }
 
 /// Whether a link's program runs on this interface. A pinned link outlives its interface.
-fn is_on(link: &FdLink, direction: Direction, ifindex: IfIndex) -> Result<bool, Failure> {
+fn is_on(link: &FdLink, hook: TcAttachType, ifindex: IfIndex) -> Result<bool, Failure> {
     let program = link.info()?.program_id();
-    Ok(tcx_programs(ifindex, direction)?.contains(&program))
+    Ok(tcx_programs(ifindex, hook)?.contains(&program))
 }
 
-/// Whether both programs run on an interface, as the kernel tells rather than the pins.
+/// Whether the programs of its role run on an interface, as the kernel tells rather than the pins.
 pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure> {
+    let programs = pins.role(ifindex).programs();
     let mut linked = true;
-    for direction in Direction::BOTH {
+    for program in programs {
         linked = linked
-            && match pinned_link(&pins.link(ifindex, direction))? {
-                Some(link) => is_on(&link, direction, ifindex)?,
+            && match pinned_link(&pins.link(ifindex, *program))? {
+                Some(link) => is_on(&link, program.hook(), ifindex)?,
                 None => false,
             };
     }
-    Ok(linked || pins.filter(ifindex).exists() && Netlink::open()?.has_filters(ifindex, PRIORITY, HANDLE_MINOR)?)
+    if linked || !pins.filter(ifindex).exists() {
+        return Ok(linked);
+    }
+    let hooks: Vec<TcAttachType> = programs.iter().map(|program| program.hook()).collect();
+    Ok(Netlink::open()?.has_filters(ifindex, &hooks, PRIORITY, HANDLE_MINOR)?)
 }
 
 /// Makes the qdisc that filters need; whether it is netpol's. The kernel refuses one where there is one already.
@@ -181,27 +180,32 @@ fn make_qdisc(mark: &Path, name: &str) -> io::Result<bool> {
     Ok(own.exists())
 }
 
-fn attach_filter(program: &mut SchedClassifier, mark: &Path, direction: Direction, name: &str) -> Result<(), Failure> {
+fn attach_filter(program: &mut SchedClassifier, mark: &Path, hook: TcAttachType, name: &str) -> Result<(), Failure> {
     fs::create_dir_all(mark)?;
     make_qdisc(mark, name)?;
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    let id = match program.attach_with_options(name, hook(direction), TcAttachOptions::Netlink(options)) {
+    let id = match program.attach_with_options(name, hook, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
         // There is one of ours: replaced in one step.
-        Err(_) => program.attach_to_link(filter(name, direction)?)?,
+        Err(_) => program.attach_to_link(filter(name, hook)?)?,
     };
     // The filter is the kernel's from here on; dropping the link would remove it.
     std::mem::forget(program.take_link(id)?);
     Ok(())
 }
 
-fn filter(name: &str, direction: Direction) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(name, hook(direction), PRIORITY, HANDLE, None)
+fn filter(name: &str, hook: TcAttachType) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, hook, PRIORITY, HANDLE, None)
 }
 
-/// Takes both programs off, and tells what it removed. An interface that has gone took them with it.
+/// Whether there was one.
+fn detach_filter(name: &str, hook: TcAttachType) -> bool {
+    matches!(filter(name, hook).map(Link::detach), Ok(Ok(())))
+}
+
+/// Takes all programs off, and tells what it removed. An interface that has gone took them with it.
 pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
-    let mut removed = detach_tcx(pins, ifindex)?;
+    let mut removed = detach_tcx(pins, ifindex, Program::ALL)?;
     removed.extend(detach_filters(pins, ifindex)?);
     Ok(removed)
 }
@@ -219,13 +223,17 @@ fn failed(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachError {
     AttachError { interface: shown(ifindex), message: message.to_string(), gone: false }
 }
 
-fn detach_tcx(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
+fn detach_tcx(
+    pins: &Pins,
+    ifindex: IfIndex,
+    programs: impl IntoIterator<Item = Program>,
+) -> Result<Vec<String>, AttachError> {
     let mut removed = Vec::new();
-    for direction in Direction::BOTH {
-        let pin = pins.link(ifindex, direction);
+    for program in programs {
+        let pin = pins.link(ifindex, program);
         if pin.exists() {
             unpin(&pin).map_err(|error| failed(ifindex, &error))?;
-            removed.push(format!("TCX link on {}, {}", shown(ifindex), direction.name()));
+            removed.push(format!("TCX link on {}, {}", shown(ifindex), program.place()));
         }
     }
     Ok(removed)
@@ -238,9 +246,9 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
         return Ok(removed);
     }
     if let Some(name) = name_of(ifindex) {
-        for direction in Direction::BOTH {
-            if matches!(filter(&name, direction).map(Link::detach), Ok(Ok(()))) {
-                removed.push(format!("clsact filter on {name}, {}", direction.name()));
+        for program in pins.role(ifindex).programs() {
+            if detach_filter(&name, program.hook()) {
+                removed.push(format!("clsact filter on {name}, {}", program.place()));
             }
         }
         if mark.join("qdisc").exists() {
@@ -250,8 +258,9 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
             }
         }
     }
-    // Absent where the qdisc was somebody else's.
+    // Absent where the qdisc was somebody else's, and where it was a pod's veth.
     let _ = fs::remove_dir(mark.join("qdisc"));
+    let _ = fs::remove_dir(mark.join(Program::Behind.place()));
     fs::remove_dir(&mark).map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", mark.display())))?;
     Ok(removed)
 }

@@ -10,7 +10,8 @@ use netpol_common::IfIndex;
 
 use super::attach::{self, AttachMode};
 use super::pins::Pins;
-use crate::dataplane::{AttachError, Outcome};
+use super::program::Role;
+use crate::dataplane::{Adopted, AttachError, Outcome};
 use crate::worker::{Outcomes, Worker};
 
 /// Has the programs.
@@ -24,7 +25,7 @@ pub(super) struct Attacher {
 #[derive(Debug)]
 pub(super) enum Job {
     /// Put the programs on the interface, which had this name when it was last looked at.
-    Attach(IfIndex, String),
+    Attach(IfIndex, String, Role),
     /// Take them off.
     Detach(IfIndex),
     /// Tell on which of these they do not run.
@@ -32,21 +33,22 @@ pub(super) enum Job {
 }
 
 impl Attacher {
-    /// Every interface that runs an earlier agent's programs gets this agent's; the interfaces there are, and whether it got
-    /// them. One that fails keeps the old ones. One that only has the index of an interface that had them may be nobody's
+    /// Every interface that runs an earlier agent's programs gets this agent's; the interfaces there are, what each is, and
+    /// whether it got them. One that fails keeps the old ones. One that only has the index of an interface that had them may be nobody's
     /// pod, and gets none here.
-    pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, bool> {
+    pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, Adopted> {
         let mut adopted = BTreeMap::new();
         for ifindex in self.pins.interfaces() {
+            let role = self.pins.role(ifindex);
             let name = attach::name_of(ifindex).filter(|_| self.runs(ifindex));
             let swapped = name.is_some_and(|name| {
-                let outcome = self.attach(ifindex, &name);
+                let outcome = self.attach(ifindex, &name, role);
                 if let Err(error) = &outcome {
                     tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force until they can be");
                 }
                 outcome.is_ok()
             });
-            adopted.insert(ifindex, swapped);
+            adopted.insert(ifindex, Adopted { role, running: swapped });
         }
         adopted
     }
@@ -58,7 +60,9 @@ impl Attacher {
 
     fn work(&mut self, job: Job) -> Outcome {
         match job {
-            Job::Attach(ifindex, name) => Outcome::Attached { ifindex, result: self.attach(ifindex, &name) },
+            Job::Attach(ifindex, name, role) => {
+                Outcome::Attached { ifindex, result: self.attach(ifindex, &name, role) }
+            }
             Job::Detach(ifindex) => {
                 Outcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
             }
@@ -70,13 +74,13 @@ impl Attacher {
     }
 
     /// The kernel takes names, and by the time a job is taken up the name may be another interface's.
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Result<(), AttachError> {
+    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Result<(), AttachError> {
         let is_called_so = || attach::name_of(ifindex).is_some_and(|now| now == name);
         let gone = || AttachError { interface: name.to_owned(), message: "it has gone".to_owned(), gone: true };
         if !is_called_so() {
             return Err(gone());
         }
-        attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name)?;
+        attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name, role)?;
         if !is_called_so() {
             attach::detach(&self.pins, ifindex)?;
             return Err(gone());

@@ -1,10 +1,11 @@
 //! Other people's programs at the hooks where netpol's are.
 
 use aya::programs::SchedClassifier;
-use netpol_common::{Direction, IfIndex};
+use netpol_common::IfIndex;
 
-use super::attach::{hook, pinned_link, program_name};
+use super::attach::pinned_link;
 use super::pins::Pins;
+use super::program::{Program, Role};
 use super::query::tcx_programs;
 use crate::endpoints::Netlink;
 
@@ -38,24 +39,24 @@ impl ForeignPrograms {
     /// Those on an interface. One that has just gone has none.
     pub fn on(&self, netlink: &mut Netlink, ifindex: IfIndex, name: &str) -> Vec<ForeignProgram> {
         let mut foreign = Vec::new();
-        for direction in Direction::BOTH {
-            self.by_tcx(ifindex, name, direction, &mut foreign);
+        for program in Role::Pod.programs() {
+            self.by_tcx(ifindex, name, *program, &mut foreign);
         }
         self.by_filters(netlink, ifindex, &mut foreign);
         foreign
     }
 
-    fn by_tcx(&self, ifindex: IfIndex, name: &str, direction: Direction, foreign: &mut Vec<ForeignProgram>) {
+    fn by_tcx(&self, ifindex: IfIndex, name: &str, program: Program, foreign: &mut Vec<ForeignProgram>) {
         // Before Linux 6.6 there is nothing to ask.
-        let ids = tcx_programs(ifindex, direction).unwrap_or_default();
+        let ids = tcx_programs(ifindex, program.hook()).unwrap_or_default();
         if ids.iter().all(|id| self.own.contains(id)) {
             return;
         }
         // An earlier agent's stay where this one's cannot be put.
-        let pinned = pinned_link(&self.pins.link(ifindex, direction)).ok().flatten();
+        let pinned = pinned_link(&self.pins.link(ifindex, program)).ok().flatten();
         let pinned = pinned.and_then(|link| link.info().ok()).map(|info| info.program_id());
         // Takes CAP_SYS_ADMIN, which the agent need not have.
-        let names = SchedClassifier::query_tcx(name, hook(direction)).map(|(_, programs)| programs).unwrap_or_default();
+        let names = SchedClassifier::query_tcx(name, program.hook()).map(|(_, programs)| programs).unwrap_or_default();
         let named = |id: u32| names.iter().find(|program| program.id() == id)?.name_as_str().map(str::to_owned);
         let is_own =
             |id: &u32| self.own.contains(id) || pinned == Some(*id) || named(*id).is_some_and(|name| is_ours(&name));
@@ -85,5 +86,5 @@ impl ForeignPrograms {
 
 pub(super) fn is_ours(name: &str) -> bool {
     // Kernels keep 15 bytes of a name. Source: `BPF_OBJ_NAME_LEN`.
-    Direction::BOTH.into_iter().map(program_name).any(|own| own == name || own.get(..15) == Some(name))
+    Program::ALL.into_iter().map(Program::name).any(|own| own == name || own.get(..15) == Some(name))
 }

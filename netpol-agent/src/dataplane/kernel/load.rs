@@ -3,12 +3,12 @@
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use netpol_common::Direction;
 
-use super::attach::{program, program_name};
+use super::attach::program;
 use super::maps::pinned_capacity;
 use super::names::{Capacities, MapName};
 use super::pins::{Pins, make, pin_error, unpin};
+use super::program::Program;
 use super::{KernelError, Raw, resize};
 use crate::chain::chain;
 
@@ -48,8 +48,8 @@ fn resized(object: &[u8], old: &Pins, changed: &[MapName], wanted: &Capacities) 
 
 fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<Ebpf, KernelError> {
     let mut ebpf = loader(pins, capacities, frequency()).load(object).map_err(|error| refused(&error))?;
-    for direction in Direction::BOTH {
-        program(&mut ebpf, direction).map_err(KernelError::Object)?;
+    for of in Program::ALL {
+        program(&mut ebpf, of).map_err(KernelError::Object)?;
     }
     verify(&mut ebpf)?;
     Ok(ebpf)
@@ -57,7 +57,7 @@ fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<
 
 /// Loads the programs at the same time: the verifier takes most of the agent's start, and one CPU for each.
 fn verify(ebpf: &mut Ebpf) -> Result<(), KernelError> {
-    let wanted = Direction::BOTH.map(program_name);
+    let wanted = Program::ALL.map(Program::name);
     std::thread::scope(|scope| {
         let programs = ebpf.programs_mut().filter(|(name, _)| wanted.contains(name));
         let loads: Vec<_> = programs
@@ -75,10 +75,10 @@ fn verify(ebpf: &mut Ebpf) -> Result<(), KernelError> {
 }
 
 fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelError> {
-    for direction in Direction::BOTH {
-        let pin = pins.programs().join(program_name(direction));
+    for of in Program::ALL {
+        let pin = pins.programs().join(of.name());
         unpin(&pin)?;
-        let program = program(&mut ebpf, direction).map_err(KernelError::Object)?;
+        let program = program(&mut ebpf, of).map_err(KernelError::Object)?;
         program.pin(&pin).map_err(|error| pin_error("pin the program at", &pin, &chain(&error)))?;
     }
     Ok((ebpf, pins, capacities))

@@ -8,6 +8,7 @@ mod load;
 mod maps;
 mod names;
 mod pins;
+mod program;
 mod query;
 mod resize;
 mod ring;
@@ -23,7 +24,7 @@ use netpol_policy::tables::Change;
 use thiserror::Error;
 
 use super::switch::Snapshot;
-use super::{AttachError, Dataplane, Outcome, WriteError};
+use super::{Adopted, AttachError, Dataplane, Outcome, WriteError};
 use crate::object::ObjectError;
 use crate::worker::{Outcomes, Worker};
 
@@ -35,6 +36,7 @@ use maps::{Maps, Raw, done, gone};
 pub use names::{Capacities, MapName};
 use pins::Pins;
 pub use pins::{Lock, Mounts};
+pub use program::Role;
 pub use ring::RingReader;
 pub use status::{EndpointStatus, Status, StatusError, read_status};
 pub use uninstall::{Removed, uninstall};
@@ -98,7 +100,7 @@ pub struct KernelOptions {
 pub struct Kernel {
     attacher: Worker<Job>,
     /// See [`Dataplane::adopted`].
-    adopted: BTreeMap<IfIndex, bool>,
+    adopted: BTreeMap<IfIndex, Adopted>,
     maps: Maps,
     meta: Array<MapData, Raw<u32>>,
     pins: Pins,
@@ -254,12 +256,12 @@ impl Dataplane for Kernel {
         self.maps.read_endpoints()
     }
 
-    fn adopted(&self) -> BTreeMap<IfIndex, bool> {
+    fn adopted(&self) -> BTreeMap<IfIndex, Adopted> {
         self.adopted.clone()
     }
 
-    fn attach(&mut self, ifindex: IfIndex, name: &str) -> Option<Result<(), AttachError>> {
-        self.attacher.give(Job::Attach(ifindex, name.to_owned()));
+    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
+        self.attacher.give(Job::Attach(ifindex, name.to_owned(), role));
         None
     }
 

@@ -6,7 +6,8 @@
 //!     ALLOW, ENDPOINTS, …        maps
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
-//!     tc/12/                     an interface with clsact filters; with qdisc/ in it where the qdisc is ours too
+//!     tc/12/                     an interface with clsact filters; with qdisc/ in it where the qdisc is ours too, and behind/
+//!                                where it is no pod's veth
 //!     resize/                    maps of another size, while they take over
 //! ```
 
@@ -15,11 +16,12 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use netpol_common::{Direction, IfIndex, LAYOUT_VERSION};
+use netpol_common::{IfIndex, LAYOUT_VERSION};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::program::{Program, Role};
 use super::{KernelError, MapName};
 
 /// Where bpffs is usually mounted.
@@ -115,8 +117,30 @@ impl Pins {
         self.root.join("tc")
     }
 
-    pub(super) fn link(&self, ifindex: IfIndex, direction: Direction) -> PathBuf {
-        self.links().join(format!("{ifindex}-{}", direction.name()))
+    pub(super) fn link(&self, ifindex: IfIndex, program: Program) -> PathBuf {
+        self.links().join(format!("{ifindex}-{}", program.place()))
+    }
+
+    /// Whose programs an interface has, as it was noted last.
+    pub(super) fn role(&self, ifindex: IfIndex) -> Role {
+        let behind = self.link(ifindex, Program::Behind).exists() || self.device(ifindex).exists();
+        if behind { Role::Device } else { Role::Pod }
+    }
+
+    /// Notes whose programs an interface has; links tell by themselves.
+    pub(super) fn set_role(&self, ifindex: IfIndex, role: Role, linked: bool) -> Result<(), KernelError> {
+        let mark = self.device(ifindex);
+        match role {
+            Role::Device if !linked => make(&mark),
+            Role::Device | Role::Pod => match fs::remove_dir(&mark) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", &mark, &error)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    fn device(&self, ifindex: IfIndex) -> PathBuf {
+        self.filter(ifindex).join(Program::Behind.place())
     }
 
     pub(super) fn filter(&self, ifindex: IfIndex) -> PathBuf {

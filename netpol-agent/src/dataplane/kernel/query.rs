@@ -3,9 +3,7 @@
 use std::io;
 
 use aya::programs::TcAttachType;
-use netpol_common::{Direction, IfIndex};
-
-use super::attach::hook;
+use netpol_common::IfIndex;
 
 /// `BPF_PROG_QUERY`, `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`. Source: `include/uapi/linux/bpf.h`.
 const PROG_QUERY: libc::c_int = 16;
@@ -33,11 +31,11 @@ struct Query {
 
 /// The ids of the programs at a hook, in the order in which they run. Asks for no more than that: to open a program by its
 /// id, as aya does, takes `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
-pub(super) fn tcx_programs(ifindex: IfIndex, direction: Direction) -> io::Result<Vec<u32>> {
+pub(super) fn tcx_programs(ifindex: IfIndex, hook: TcAttachType) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; MOST as usize];
     let mut query = Query {
         ifindex: ifindex.0,
-        attach_type: if hook(direction) == TcAttachType::Ingress { TCX_INGRESS } else { TCX_EGRESS },
+        attach_type: if hook == TcAttachType::Ingress { TCX_INGRESS } else { TCX_EGRESS },
         ids: ids.as_mut_ptr() as u64,
         count: MOST,
         ..Query::default()

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::MapInfo;
-use aya::programs::ProgramInfo;
-use netpol_common::{Direction, IfIndex};
+use aya::programs::{ProgramInfo, TcAttachType};
+use netpol_common::IfIndex;
 
 use super::attach::{detach, pinned_link};
 use super::foreign::is_ours;
 use super::pins::{Pins, names, pin_error};
+use super::program::Program;
 use super::query::tcx_programs;
 use super::{KernelError, Lock, versions};
 use crate::endpoints::Netlink;
@@ -94,8 +95,7 @@ fn program_ids(pins: &Pins) -> BTreeSet<u32> {
         let program = ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
         Some(program.id())
     });
-    let links =
-        pins.linked().into_iter().flat_map(|ifindex| Direction::BOTH.map(|direction| pins.link(ifindex, direction)));
+    let links = pins.linked().into_iter().flat_map(|ifindex| Program::ALL.map(|program| pins.link(ifindex, program)));
     let linked = links.filter_map(|link| Some(pinned_link(&link).ok()??.info().ok()?.program_id()));
     let mut ids: BTreeSet<u32> = pinned.chain(linked).collect();
     if let Ok(mut netlink) = Netlink::open() {
@@ -135,9 +135,9 @@ fn running_programs(ours: &Ours) -> Vec<String> {
     for interface in nix::net::if_::if_nameindex().iter().flatten() {
         let name = interface.name().to_string_lossy();
         let mut ids = BTreeSet::new();
-        for direction in Direction::BOTH {
+        for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
             // Before Linux 6.6 there is nothing to ask.
-            ids.extend(tcx_programs(IfIndex(interface.index()), direction).unwrap_or_default());
+            ids.extend(tcx_programs(IfIndex(interface.index()), hook).unwrap_or_default());
         }
         match netlink.filter_programs(IfIndex(interface.index())) {
             Ok(filters) => ids.extend(filters),

@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn what_is_denied_at_a_known_pod_has_an_event_and_what_passes_has_none() {
         for &each in Reason::ALL {
-            let of_no_pod = matches!(each, Reason::UnknownPod | Reason::NoEndpoint);
+            let of_no_pod = matches!(each, Reason::UnknownPod | Reason::NoEndpoint | Reason::SenderGone);
             assert_eq!(reason(each).is_some(), !each.allows() && !of_no_pod, "{}", each.name());
         }
     }

@@ -1,0 +1,74 @@
+//! The devices that routes lead to: what leaves this node, or goes to pods by a bridge or a tunnel, leaves by them.
+
+use std::collections::BTreeSet;
+
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netpol_common::IfIndex;
+
+use super::netlink::is_link_local;
+use super::{Netlink, NetlinkError};
+
+impl Netlink {
+    /// The interfaces that unicast routes of this namespace lead to, whatever their table.
+    ///
+    /// # Errors
+    /// Where the dump fails.
+    pub fn routed(&mut self) -> Result<BTreeSet<IfIndex>, NetlinkError> {
+        let mut devices = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            self.dump("list routes", &RouteNetlinkMessage::GetRoute(request), |message| {
+                if let RouteNetlinkMessage::NewRoute(route) = message {
+                    devices.extend(leads_to(&route));
+                }
+            })?;
+        }
+        Ok(devices)
+    }
+}
+
+/// The interfaces a route leads to. Every interface has one for its link-local addresses, which says nothing.
+pub(super) fn leads_to(route: &RouteMessage) -> Vec<IfIndex> {
+    let mut devices = Vec::new();
+    if route.header.kind != RouteType::Unicast {
+        return devices;
+    }
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) if is_link_local(address) => return Vec::new(),
+            RouteAttribute::Oif(index) => devices.push(IfIndex(*index)),
+            RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| IfIndex(hop.interface_index))),
+            _ => {}
+        }
+    }
+    devices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(kind: RouteType, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.kind = kind;
+        route.attributes = attributes;
+        route
+    }
+
+    #[test]
+    fn unicast_routes_lead_to_their_devices() {
+        let to = |text: &str| RouteAttribute::Destination(RouteAddress::Inet6(text.parse().expect("an address")));
+        let by = RouteAttribute::Oif(3);
+        for (route, devices) in [
+            (route(RouteType::Unicast, vec![by.clone()]), vec![IfIndex(3)]),
+            (route(RouteType::Unicast, vec![to("fd00::"), by.clone()]), vec![IfIndex(3)]),
+            (route(RouteType::Unicast, vec![to("fe80::"), by.clone()]), vec![]),
+            (route(RouteType::Local, vec![by.clone()]), vec![]),
+            (route(RouteType::Unreachable, vec![by]), vec![]),
+        ] {
+            assert_eq!(leads_to(&route), devices, "{route:?}");
+        }
+    }
+}
