@@ -289,7 +289,8 @@ where
     let slot = surroundings.flow(key)?;
     let (now, hz) = (surroundings.now(), surroundings.hz());
     let known = Known::read(slot);
-    if !known.is_alive(key.protocol, now, hz) {
+    // Behind, a flow that is judged there is still where it was sent to: nobody has sent it on.
+    if !known.is_alive(key.protocol, now, hz) || (surroundings.is_behind() && known.is_judged_behind()) {
         return None;
     }
     let passes = if flags.is_some() { Reason::Flow } else { Reason::IcmpError };

@@ -12,8 +12,8 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, Test
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, Counters, DenyEvent, Direction, Endpoint, FlowKey, IfIndex, PortEntry, PortKey,
-    Reason,
+    AddressEntry, AllowEntry, AllowKey, Counters, DenyEvent, Direction, Endpoint, FlowKey, FrontendEntry, FrontendKey,
+    IfIndex, PortEntry, PortKey, Reason,
 };
 
 /// The only interface that every network namespace has: `lo`.
@@ -117,6 +117,67 @@ impl Programs {
         self.run_program(name, frame, ingress_ifindex, repeat)
     }
 
+    /// Runs a frame through the program that judges what a pod sends; the number of its sender that it carries then.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_marked(&mut self, frame: &[u8], repeat: u32) -> Result<(Ran, u32)> {
+        self.run_with_mark("netpol_marked", frame, 0, 0, repeat)
+    }
+
+    /// Runs a frame that a pod of this number sent through the program that judges what reaches the pod at [`INTERFACE`].
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_from_sender(&mut self, frame: &[u8], sender: u32, ingress_ifindex: u32) -> Result<Ran> {
+        Ok(self.run_with_mark("netpol_ingress_marked", frame, sender, ingress_ifindex, 1)?.0)
+    }
+
+    /// Runs a frame that a pod of this number sent through the program on the node's own devices.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_behind(&mut self, frame: &[u8], sender: u32, repeat: u32) -> Result<Ran> {
+        Ok(self.run_with_mark("netpol_behind_marked", frame, sender, 0, repeat)?.0)
+    }
+
+    /// These are loaded where they are asked for: the verifier takes its time.
+    fn run_with_mark(
+        &mut self,
+        name: &str,
+        frame: &[u8],
+        mark: u32,
+        ingress_ifindex: u32,
+        repeat: u32,
+    ) -> Result<(Ran, u32)> {
+        let program = classifier(&mut self.bpf, name)?;
+        if program.info().is_err() {
+            program.load().with_context(|| format!("the verifier refused {name}"))?;
+        }
+        let mut context = [0_u8; 192];
+        context[8..12].copy_from_slice(&mark.to_ne_bytes());
+        context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[40..44].copy_from_slice(&INTERFACE.to_ne_bytes());
+        let mut left = [0_u8; 192];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut left),
+            repeat,
+            ..Default::default()
+        };
+        let result = classifier(&mut self.bpf, name)?
+            .test_run(options)
+            .with_context(|| format!("BPF_PROG_TEST_RUN of {name} on {} bytes", frame.len()))?;
+        let passed = match result.return_value {
+            PASSED => true,
+            DROPPED => false,
+            other => bail!("{name} returned {other}"),
+        };
+        let mark = u32::from_ne_bytes([left[8], left[9], left[10], left[11]]);
+        Ok((Ran { passed, time: result.duration }, mark))
+    }
+
     /// Runs a frame through the program that does nothing.
     ///
     /// # Errors
@@ -140,7 +201,7 @@ impl Programs {
     }
 
     fn run_program(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {
-        // struct __sk_buff of linux/bpf.h: only these two fields may be set besides marks.
+        // struct __sk_buff of linux/bpf.h: only these two fields may be set besides the mark.
         let mut context = [0_u8; 192];
         context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&INTERFACE.to_ne_bytes());
@@ -180,6 +241,26 @@ impl Programs {
     /// As above.
     pub fn set_address<A: NoUninit + AnyBitPattern>(&mut self, address: A, entry: AddressEntry) -> Result<()> {
         self.insert(if size_of::<A>() == 4 { "ADDRESSES_V4" } else { "ADDRESSES_V6" }, address, entry)
+    }
+
+    /// Sets a Service's port, of either family by its address' size.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_frontend<A>(&mut self, key: FrontendKey<A>, entry: FrontendEntry) -> Result<()>
+    where
+        FrontendKey<A>: NoUninit + AnyBitPattern,
+    {
+        self.insert(if size_of::<A>() == 4 { "SERVICES_V4" } else { "SERVICES_V6" }, key, entry)
+    }
+
+    /// Says which interface the pod with this number has; 0: none.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_sender(&mut self, endpoint: u32, ifindex: u32) -> Result<()> {
+        let mut map: Array<&mut MapData, u32> = self.bpf.map_mut("SENDERS").context("SENDERS")?.try_into()?;
+        Ok(map.set(endpoint, ifindex, 0)?)
     }
 
     /// Sets a prefix, of either family by its size.

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, Generation, IfIndex,
-    PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, Reason, RuleId, RuleSetId, address_flags, endpoint_flags,
-    port_verdict, protocol,
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
+    Generation, IfIndex, PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, Reason, RuleId, RuleSetId, address_flags,
+    endpoint_flags, frontend_scope, port_verdict, protocol,
 };
 use netpol_ebpf::memory::Memory;
 use netpol_tests::cluster::Mac;
@@ -135,8 +135,67 @@ impl Both {
     }
 
     pub(crate) fn write(&mut self) {
+        self.kernel.set_sender(self.endpoint.id, INTERFACE).unwrap();
         self.kernel.set_endpoint(&self.endpoint).unwrap();
         self.memory.endpoints.insert(INTERFACE, self.endpoint);
+    }
+
+    /// A port of a Service of this class.
+    pub(crate) fn serve(&mut self, address: &str, protocol: u8, port: u16, class: u32) {
+        let (port, scope) = (port.to_be_bytes(), frontend_scope::ADDRESS);
+        let (entry, class) =
+            (AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() }, ClassId(class));
+        match address.parse().unwrap() {
+            IpAddr::V4(address) => {
+                let address = address.octets();
+                let key = FrontendKey { address, port, protocol, scope };
+                self.kernel.set_address(address, entry).unwrap();
+                self.memory.v4.addresses.insert(address, entry);
+                self.kernel.set_frontend(key, FrontendEntry { class }).unwrap();
+                self.memory.v4.frontends.insert(key, FrontendEntry { class });
+            }
+            IpAddr::V6(address) => {
+                let address = address.octets();
+                let key = FrontendKey { address, port, protocol, scope };
+                self.kernel.set_address(address, entry).unwrap();
+                self.memory.v6.addresses.insert(address, entry);
+                self.kernel.set_frontend(key, FrontendEntry { class }).unwrap();
+                self.memory.v6.frontends.insert(key, FrontendEntry { class });
+            }
+        }
+    }
+
+    /// Runs what the pod sends in both; the reason, and whose number it carries then.
+    pub(crate) fn send(&mut self, packet: &[u8]) -> (Reason, u32) {
+        let frame = wire(packet);
+        let reason = self.memory.run(Egress, &frame, INTERFACE, 0);
+        let (ran, sender) = self.kernel.run_marked(&frame, 1).expect("the kernel runs the frame");
+        assert_eq!((ran.passed, sender), (reason.allows(), self.memory.sender.get()), "memory says {reason:?}");
+        (reason, sender)
+    }
+
+    /// Runs what the pod sent in both, where it goes after all rewriting.
+    pub(crate) fn goes(&mut self, packet: &[u8], sender: u32) -> Reason {
+        let frame = wire(packet);
+        let ifindex = if sender == self.endpoint.id { INTERFACE } else { 0 };
+        self.memory.sender.set(sender);
+        let reason = self.memory.run_behind(&frame, ifindex);
+        let counter = if reason == Reason::SenderGone { 0 } else { sender };
+        let before = self.kernel.counted(counter, Egress, reason).unwrap();
+        let ran = self.kernel.run_behind(&frame, sender, 1).expect("the kernel runs the frame");
+        let counted = self.kernel.counted(counter, Egress, reason).unwrap() - before;
+        assert_eq!((ran.passed, counted), (reason.allows(), u64::from(!reason.allows())), "memory says {reason:?}");
+        reason
+    }
+
+    /// Runs what reaches the pod from the pod of this number, judged for that one by its own rules already.
+    pub(crate) fn arrives(&mut self, packet: &[u8], sender: u32) -> Reason {
+        let frame = wire(packet);
+        self.memory.sender.set(sender);
+        let reason = self.memory.run(Ingress, &frame, INTERFACE, FORWARDED);
+        let ran = self.kernel.run_from_sender(&frame, sender, FORWARDED).expect("the kernel runs the frame");
+        assert_eq!(ran.passed, reason.allows(), "memory says {reason:?}");
+        reason
     }
 
     /// Changes the endpoint, as the agent does: the generation goes up.

@@ -4,4 +4,5 @@
 mod both;
 mod flows;
 mod headers;
+mod services;
 mod surroundings;

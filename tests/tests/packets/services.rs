@@ -1,0 +1,143 @@
+//! Connections through Services: by what their backends are at the pod's veth, by where they go behind it.
+
+use netpol_common::Direction::{Egress, Ingress};
+use netpol_common::{PortSetId, Reason, protocol};
+
+use super::both::{ACK, Both, FAMILIES, SYN, ip};
+
+const POD: u32 = 1;
+const SOMEBODY: u32 = 2;
+const ALL: u32 = 11;
+const SOME: u32 = 12;
+const NONE: u32 = 13;
+
+/// Cluster IPs of both families.
+const SERVICES: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+
+/// A pod whose egress is isolated, and a Service with three ports: 1 has allowed backends, 2 some, 3 none.
+fn both(service: &str) -> Both {
+    let mut both = Both::isolated(&[Egress]);
+    for protocol in [protocol::TCP, protocol::UDP] {
+        for (port, class) in [(1, ALL), (2, SOME), (3, NONE)] {
+            both.serve(service, protocol, port, class);
+        }
+    }
+    both.allow(ALL, PortSetId::ALL);
+    both.allow(SOME, PortSetId::SOME);
+    both
+}
+
+#[test]
+fn s21_a_service_is_judged_by_its_backends() {
+    for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
+        let mut both = both(service);
+        let to = ip(addresses.pod, service);
+        assert_eq!(both.send(&to.tcp(1000, 1, SYN, b"")), (Reason::Service, POD), "all are allowed");
+        assert_eq!(both.send(&to.tcp(1000, 3, SYN, b"")), (Reason::NoBackend, 0), "none is");
+        assert_eq!(both.send(&to.udp(1000, 3, b"")), (Reason::NoBackend, 0), "none is");
+        assert_eq!(both.send(&to.tcp(1000, 4, SYN, b"")), (Reason::NoRule, 0), "no port of the Service");
+        // Its number goes with what opens the flow, and no further.
+        assert_eq!(both.send(&to.tcp(1000, 1, ACK, b"")), (Reason::Flow, 0));
+    }
+}
+
+#[test]
+fn s22_each_packet_is_judged_by_where_it_goes_when_only_some_backends_are_allowed() {
+    for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
+        let mut both = both(service);
+        let to = ip(addresses.pod, service);
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Service, POD));
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD), "and the next one too");
+        let (friend, stranger) = (ip(addresses.pod, addresses.friend), ip(addresses.pod, addresses.stranger));
+        assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Rule, "allowed there");
+        assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Flow, "remembered");
+        assert_eq!(both.goes(&friend.udp(1000, 54, b""), POD), Reason::Backend, "another port there");
+        assert_eq!(both.goes(&stranger.udp(1000, 53, b""), POD), Reason::Backend);
+        // In the node's name, which says nothing of who sent it.
+        let masqueraded = ip(addresses.node, addresses.friend);
+        assert_eq!(both.goes(&masqueraded.udp(3000, 53, b""), POD), Reason::Rule);
+        assert_eq!(both.goes(&masqueraded.udp(3000, 53, b""), POD), Reason::Rule, "its port is not the pod's");
+        assert_eq!(both.goes(&masqueraded.udp(3000, 54, b""), POD), Reason::Backend);
+        // Not sent on yet: who it reaches is chosen where nobody knows the pod.
+        assert_eq!(both.goes(&to.udp(1000, 2, b""), POD), Reason::SomeBackends);
+        assert_eq!(both.goes(&to.udp(1000, 1, b""), POD), Reason::Service);
+        assert_eq!(both.goes(&friend.udp(1000, 53, b""), SOMEBODY), Reason::SenderGone);
+    }
+}
+
+#[test]
+fn s23_what_opens_a_flow_is_judged_by_where_it_goes_whatever_is_known_of_services() {
+    for addresses in FAMILIES {
+        let mut both = Both::isolated(&[Egress]);
+        let (node, friend) = (ip(addresses.pod, addresses.node), ip(addresses.pod, addresses.friend));
+        // NodePorts and hostPorts are at the node's own addresses.
+        assert_eq!(both.send(&node.tcp(1000, 30080, SYN, b"")), (Reason::OwnNode, POD));
+        assert_eq!(both.send(&node.tcp(1000, 30080, ACK, b"")), (Reason::Flow, POD));
+        let stranger = ip(addresses.pod, addresses.stranger);
+        assert_eq!(both.goes(&stranger.tcp(1000, 80, SYN, b""), POD), Reason::Backend);
+        // What is sent to where it goes is the same flow there.
+        assert_eq!(both.send(&friend.tcp(1000, 80, SYN, b"")), (Reason::Rule, POD));
+        assert_eq!(both.goes(&friend.tcp(1000, 80, SYN, b""), POD), Reason::Flow);
+        assert_eq!(both.send(&friend.tcp(1000, 80, ACK, b"")), (Reason::Flow, 0));
+    }
+}
+
+#[test]
+fn s22_a_changed_policy_reaches_flows_that_are_judged_behind() {
+    for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
+        let mut both = both(service);
+        let (to, friend) = (ip(addresses.pod, service), ip(addresses.pod, addresses.friend));
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Service, POD));
+        assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Rule);
+        both.allow(1, PortSetId::NONE);
+        both.change(|_| {});
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD), "some may still be allowed");
+        assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Revoked);
+        // Allowed for good: nothing is judged behind any more.
+        both.allow(SOME, PortSetId::ALL);
+        both.change(|_| {});
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD), "once more, as it is judged anew");
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, 0));
+    }
+}
+
+#[test]
+fn s15_a_pod_hears_itself_and_nobody_else_in_its_name() {
+    for addresses in FAMILIES {
+        let mut both = Both::isolated(&[Ingress]);
+        for (from, what) in [(addresses.node, "masqueraded"), (addresses.pod, "from its own address")] {
+            let packet = ip(from, addresses.pod);
+            assert_eq!(both.arrives(&packet.tcp(1000, 8080, SYN, b""), POD), Reason::Itself, "{what}");
+            assert_eq!(both.arrives(&packet.tcp(1001, 8080, SYN, b""), 0), Reason::NoRule, "somebody else, {what}");
+        }
+        assert_eq!(
+            both.send(&ip(addresses.pod, addresses.stranger).tcp(1, 1, SYN, b"")).1,
+            POD,
+            "though egress is open"
+        );
+    }
+}
+
+#[test]
+fn a_pod_sends_in_nobodys_name() {
+    let mut both = Both::isolated(&[Ingress]);
+    let [addresses, _] = FAMILIES;
+    let packet = ip(addresses.pod, addresses.stranger);
+    both.send(&packet.tcp(1000, 80, SYN, b""));
+    both.memory.sender.set(SOMEBODY);
+    assert_eq!(both.send(&packet.tcp(1000, 80, ACK, b"")), (Reason::Flow, 0));
+}
+
+#[test]
+fn fragments_behind_follow_their_first() {
+    let [addresses, _] = FAMILIES;
+    let mut both = both(SERVICES[0]);
+    for (to, port, first, later) in [
+        (addresses.friend, 53, Reason::Rule, Reason::Flow),
+        (addresses.stranger, 53, Reason::Backend, Reason::OrphanFragment),
+    ] {
+        let piece = |offset, more| ip(addresses.pod, to).fragment(77, offset, more);
+        assert_eq!(both.goes(&piece(0, true).udp(1000, port, &[7; 64]), POD), first, "{to}");
+        assert_eq!(both.goes(&piece(72, false).carrying(protocol::UDP, &[7; 8]), POD), later, "{to}");
+    }
+}
