@@ -7,6 +7,7 @@ mod ground;
 mod memory;
 mod packets;
 mod report;
+mod services;
 mod watch;
 mod world;
 

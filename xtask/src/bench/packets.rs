@@ -17,18 +17,19 @@ use netpol_tests::packet::{Ip, frame};
 use netpol_tests::program::{INTERFACE, Programs};
 use serde::Serialize;
 
+use super::services;
 use crate::cli::{BenchArgs, Output};
 
 /// Rounds of each program.
-const ROUNDS: usize = 15;
+pub(super) const ROUNDS: usize = 15;
 /// Runs of one frame per round.
-const REPEAT: u32 = 200_000;
+pub(super) const REPEAT: u32 = 200_000;
 /// Flows opened one by one per round, where each run needs a flow of its own.
 const SINGLE: u16 = 2_000;
 
 /// Nanoseconds to stay below, at one peer or at ten thousand.
-const AIM_ESTABLISHED: f64 = 45.0;
-const AIM_NEW: f64 = 330.0;
+pub(super) const AIM_ESTABLISHED: f64 = 45.0;
+pub(super) const AIM_NEW: f64 = 330.0;
 const AIM_DENIED: f64 = 100.0;
 
 const RULE_SET: RuleSetId = RuleSetId(7);
@@ -39,17 +40,17 @@ const ELSEWHERE: u32 = 4000;
 
 /// One line of the table.
 #[derive(Debug, Serialize)]
-struct Line {
-    family: u8,
-    peers: u32,
-    case: &'static str,
+pub(super) struct Line {
+    pub(super) family: u8,
+    pub(super) peers: u32,
+    pub(super) case: &'static str,
     /// Above the empty program.
-    ns: f64,
+    pub(super) ns: f64,
     /// Half of the distance between the quartiles.
-    spread: f64,
+    pub(super) spread: f64,
     /// The empty program itself.
-    empty_ns: f64,
-    aim_ns: f64,
+    pub(super) empty_ns: f64,
+    pub(super) aim_ns: f64,
 }
 
 /// Measures.
@@ -61,6 +62,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
             measure(family, peers, &mut lines)?;
         }
     }
+    eprintln!("measuring Services …");
+    services::measure(&mut lines)?;
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
         Output::Text => {
@@ -145,7 +148,7 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     Ok(())
 }
 
-fn wire(packet: &[u8]) -> Vec<u8> {
+pub(super) fn wire(packet: &[u8]) -> Vec<u8> {
     frame(Mac([2; 6]), Mac([4; 6]), &[], packet)
 }
 
@@ -241,13 +244,13 @@ fn key<A>(pod_address: A, remote_address: A, port: u16) -> FlowKey<A> {
     }
 }
 
-fn difference(mut full: Vec<f64>, mut empty: Vec<f64>) -> (f64, f64, f64) {
+pub(super) fn difference(mut full: Vec<f64>, mut empty: Vec<f64>) -> (f64, f64, f64) {
     full.sort_by(f64::total_cmp);
     empty.sort_by(f64::total_cmp);
     let spread = (full[full.len() * 3 / 4] - full[full.len() / 4]) / 2.0;
     (full[full.len() / 2] - empty[empty.len() / 2], spread, empty[empty.len() / 2])
 }
 
-fn nanoseconds(time: Duration) -> f64 {
+pub(super) fn nanoseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e9
 }

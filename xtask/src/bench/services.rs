@@ -1,0 +1,111 @@
+//! What a packet through a Service costs, at the pod's veth and behind it.
+
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
+    Generation, IfIndex, PortSetId, RuleId, RuleSetId, address_flags, endpoint_flags, frontend_scope, protocol,
+};
+use netpol_tests::packet::Ip;
+use netpol_tests::program::{INTERFACE, Programs, Ran};
+
+use super::packets::{AIM_ESTABLISHED, AIM_NEW, Line, REPEAT, ROUNDS, difference, nanoseconds, wire};
+
+const RULE_SET: RuleSetId = RuleSetId(7);
+const BACKENDS: ClassId = ClassId(1);
+const ALL: ClassId = ClassId(2);
+const SOME: ClassId = ClassId(3);
+const POD: u32 = 1;
+
+/// The pod, a Service, and one of its backends.
+const ENDS: [[&str; 3]; 2] = [["10.0.0.1", "10.96.0.10", "10.0.0.2"], ["fd00::1", "fd00:96::10", "fd00::2"]];
+
+/// Measures both families.
+pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
+    for [pod, service, backend] in ENDS {
+        let mut programs = Programs::load()?;
+        let [pod, service, backend]: [IpAddr; 3] = [pod.parse()?, service.parse()?, backend.parse()?];
+        fill(&mut programs, pod, service, backend)?;
+        let family = if pod.is_ipv4() { 4 } else { 6 };
+        let mut add = |case, aim_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
+            lines.push(Line { family, peers: 1, case, ns, spread, empty_ns, aim_ns });
+        };
+        let sends = |programs: &mut Programs, frame: &[u8], repeat| programs.run(Direction::Egress, frame, 0, repeat);
+        let leaves = |programs: &mut Programs, frame: &[u8], repeat| programs.run_behind(frame, POD, repeat);
+        let passes_by = |programs: &mut Programs, frame: &[u8], repeat| programs.run_behind(frame, 0, repeat);
+        let ack = |to: IpAddr, port| wire(&Ip::new(pod, to).tcp(40_000, port, 0x10, b"12345678"));
+        let syn = |to: IpAddr, port| wire(&Ip::new(pod, to).tcp(40_000, port, 0x02, b""));
+        for (frame, opens) in [(syn(backend, 80), true), (syn(service, 1), true), (syn(service, 2), true)] {
+            ensure!(!opens || sends(&mut programs, &frame, 1)?.passed, "the flow to measure was denied");
+        }
+        add("established, to a pod", AIM_ESTABLISHED, compare(&mut programs, &ack(backend, 80), sends)?);
+        add("established, Service", AIM_ESTABLISHED, compare(&mut programs, &ack(service, 1), sends)?);
+        add("… some backends", AIM_ESTABLISHED, compare(&mut programs, &ack(service, 2), sends)?);
+        add("… judged behind", AIM_ESTABLISHED * 3.0, compare(&mut programs, &ack(backend, 80), leaves)?);
+        add("new, SYN to a Service", AIM_NEW, compare(&mut programs, &syn(service, 1), sends)?);
+        add("… judged behind", AIM_NEW, compare(&mut programs, &syn(backend, 80), leaves)?);
+        add("device, not a pod's", AIM_ESTABLISHED, compare(&mut programs, &ack(backend, 80), passes_by)?);
+    }
+    Ok(())
+}
+
+/// A pod whose egress is isolated: it may reach the backend, all backends of the Service at port 1, some at port 2.
+fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) -> Result<()> {
+    let mut endpoint = Endpoint {
+        ifindex: IfIndex(INTERFACE),
+        generation: Generation(1),
+        ingress: DirectionPolicy::OPEN,
+        egress: DirectionPolicy { rule_set: RULE_SET, any: PortSetId::NONE },
+        flags: endpoint_flags::SOURCE_GUARD,
+        id: POD,
+        ..Endpoint::default()
+    };
+    let known = AddressEntry { class: BACKENDS, flags: 0 };
+    let served = AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() };
+    let ports = [(1_u16, ALL), (2, SOME)];
+    match (pod, service, backend) {
+        (IpAddr::V4(pod), IpAddr::V4(service), IpAddr::V4(backend)) => {
+            endpoint.address_v4 = pod.octets();
+            programs.set_address(backend.octets(), known)?;
+            programs.set_address(service.octets(), served)?;
+            for (port, class) in ports {
+                programs.set_frontend(key(service.octets(), port), FrontendEntry { class })?;
+            }
+        }
+        (IpAddr::V6(pod), IpAddr::V6(service), IpAddr::V6(backend)) => {
+            endpoint.address_v6 = pod.octets();
+            programs.set_address(backend.octets(), known)?;
+            programs.set_address(service.octets(), served)?;
+            for (port, class) in ports {
+                programs.set_frontend(key(service.octets(), port), FrontendEntry { class })?;
+            }
+        }
+        _ => {}
+    }
+    for (class, port_set) in [(BACKENDS, PortSetId::ALL), (ALL, PortSetId::ALL), (SOME, PortSetId::SOME)] {
+        programs.set_allow(AllowKey { rule_set: RULE_SET, class }, AllowEntry { port_set, rule: RuleId::NONE })?;
+    }
+    programs.set_sender(POD, INTERFACE)?;
+    programs.set_endpoint(&endpoint)
+}
+
+const fn key<A>(address: A, port: u16) -> FrontendKey<A> {
+    FrontendKey { address, port: port.to_be_bytes(), protocol: protocol::TCP, scope: frontend_scope::ADDRESS }
+}
+
+/// Median above the empty program, spread, and the empty program's median; all in nanoseconds.
+fn compare(
+    programs: &mut Programs,
+    frame: &[u8],
+    run: impl Fn(&mut Programs, &[u8], u32) -> Result<Ran>,
+) -> Result<(f64, f64, f64)> {
+    let (mut empty, mut full) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        empty.push(nanoseconds(programs.run_empty(frame, REPEAT)?));
+        let ran = run(programs, frame, REPEAT)?;
+        ensure!(ran.passed, "the frame to measure should pass");
+        full.push(nanoseconds(ran.time));
+    }
+    Ok(difference(full, empty))
+}
