@@ -71,12 +71,25 @@ impl Lab {
         Ok(Self { agent: Some(agent), cluster })
     }
 
+    /// Of a cluster that is there, and the agent on it.
+    pub const fn of(cluster: Cluster, agent: Agent) -> Self {
+        Self { agent: Some(agent), cluster }
+    }
+
     /// The agent.
     ///
     /// # Panics
     /// Never: it is there until the lab goes.
     pub fn agent(&mut self) -> &mut Agent {
         self.agent.as_mut().expect("a lab has an agent")
+    }
+
+    /// The agent, to ask.
+    ///
+    /// # Panics
+    /// Never: it is there until the lab goes.
+    pub fn agent_ref(&self) -> &Agent {
+        self.agent.as_ref().expect("a lab has an agent")
     }
 
     /// The API server that the agent was given.

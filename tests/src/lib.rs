@@ -13,6 +13,7 @@
 //! process and removed by guards, on an interrupt, or by the next run.
 
 pub mod agent;
+pub mod answers;
 pub mod berth;
 pub mod cleanup;
 pub mod cluster;
@@ -29,14 +30,18 @@ pub mod pinned;
 pub mod port;
 pub mod probe;
 pub mod program;
+pub mod proxy;
 pub mod raw;
 pub mod serve;
+pub mod service;
 
 pub use agent::{Agent, AgentOptions, Denied};
 pub use berth::Berths;
-pub use cluster::{Cluster, ClusterBuilder, Families, Host, PodSpec, Topology};
+pub use cluster::{Between, Cluster, ClusterBuilder, Families, Host, PodSpec, Topology};
 pub use lab::{Lab, deny_all, policy};
 pub use matrix::{Cell, Matrix};
 pub use netns::Netns;
 pub use netpol_policy::model::Protocol;
 pub use probe::{Outcome, Probe};
+pub use proxy::{KubeProxy, Mode};
+pub use service::Service;

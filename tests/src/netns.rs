@@ -119,6 +119,24 @@ impl Netns {
             .with_context(|| format!("in the namespace of {}, given these lines:\n{lines}", self.name))
     }
 
+    /// Runs lines of `bridge`, as [`Self::ip`] does those of `ip`.
+    ///
+    /// # Errors
+    /// Says which line failed and why.
+    pub fn bridge(&self, lines: &str) -> Result<()> {
+        self.pipe("bridge", &["-batch", "-"], lines)
+            .with_context(|| format!("in the namespace of {}, given these lines:\n{lines}", self.name))
+    }
+
+    /// Has a program of the iptables package load rules, next to those there are: `iptables-nft-restore`, or the one for IPv6.
+    ///
+    /// # Errors
+    /// Says what it says.
+    pub fn iptables(&self, program: &str, rules: &str) -> Result<()> {
+        self.pipe(program, &["--noflush"], rules)
+            .with_context(|| format!("in the namespace of {}, given these rules:\n{rules}", self.name))
+    }
+
     /// Loads an nftables ruleset.
     ///
     /// # Errors
@@ -135,7 +153,7 @@ impl Netns {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("starting {program}; install it with `apt-get install iproute2 nftables`"))?;
+            .with_context(|| format!("starting {program}; install it with `cargo xtask setup`"))?;
         // A short write means the child died early; its stderr says why.
         let _ = child.stdin.take().context("the child has a stdin")?.write_all(input.as_bytes());
         let output = child.wait_with_output().with_context(|| format!("waiting for {program}"))?;
@@ -150,10 +168,18 @@ impl Netns {
     /// # Errors
     /// Where it fails.
     pub fn ip_output(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.command("ip").args(arguments).output().context("starting ip")?;
+        self.output("ip", arguments)
+    }
+
+    /// What a program prints.
+    ///
+    /// # Errors
+    /// Where it fails.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.command(program).args(arguments).output().with_context(|| format!("starting {program}"))?;
         ensure!(
             output.status.success(),
-            "ip {} in {}: {}",
+            "{program} {} in {}: {}",
             arguments.join(" "),
             self.name,
             String::from_utf8_lossy(&output.stderr)

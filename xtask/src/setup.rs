@@ -19,8 +19,10 @@ pub(crate) struct Tool {
 /// Programs of Debian that tests, demo and papers call.
 pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "ip", package: "iproute2", used_by: "tests and demo: namespaces, links, routes" },
+    Tool { program: "bridge", package: "iproute2", used_by: "tests of nodes behind VXLAN" },
     Tool { program: "tc", package: "iproute2", used_by: "tests of clsact" },
-    Tool { program: "nft", package: "nftables", used_by: "tests of masqueraded traffic" },
+    Tool { program: "nft", package: "nftables", used_by: "tests of masqueraded traffic and of Services" },
+    Tool { program: "iptables-nft-restore", package: "iptables", used_by: "tests of Services" },
     Tool { program: "iptables-legacy", package: "iptables", used_by: "tests of what else enforces" },
     Tool {
         program: "/usr/lib/cni/bridge",
@@ -32,6 +34,7 @@ pub(crate) const TOOLS: &[Tool] = &[
         package: "containernetworking-plugins",
         used_by: "tests of pods as plugins wire them",
     },
+    Tool { program: "/usr/lib/cni/portmap", package: "containernetworking-plugins", used_by: "tests of hostPorts" },
     Tool { program: "bpftool", package: "bpftool", used_by: "docs/map-layout.md, and the tests of it" },
 ];
 

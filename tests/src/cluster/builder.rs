@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use netpol_policy::model::Protocol;
 
 use super::plugin::Plugin;
-use super::{Cluster, Families, PodSpec, Topology, host, node_name, pod, wiring};
+use super::{Between, Cluster, Families, PodSpec, Topology, host, node_name, pod, wiring};
 use crate::cleanup;
 use crate::manifests::Manifests;
 use crate::netns::Netns;
@@ -17,6 +17,7 @@ use crate::serve::Servers;
 #[derive(Debug)]
 pub struct ClusterBuilder {
     topology: Topology,
+    between: Between,
     families: Families,
     nodes: u8,
     namespaces: Vec<(String, String)>,
@@ -29,6 +30,7 @@ impl Default for ClusterBuilder {
     fn default() -> Self {
         Self {
             topology: Topology::Bridge,
+            between: Between::Routes,
             families: Families::V4,
             nodes: 1,
             namespaces: Vec::new(),
@@ -44,6 +46,13 @@ impl ClusterBuilder {
     #[must_use]
     pub const fn topology(mut self, topology: Topology) -> Self {
         self.topology = topology;
+        self
+    }
+
+    /// How nodes reach each other's pods; by routes unless told.
+    #[must_use]
+    pub const fn between(mut self, between: Between) -> Self {
+        self.between = between;
         self
     }
 
@@ -110,7 +119,7 @@ impl ClusterBuilder {
         let manifests = Manifests::new()?;
         let mut hosts = BTreeMap::new();
         for node in 1..=self.nodes {
-            let host = wiring::wire_node(&fabric, node, self.nodes, self.topology, self.families)
+            let host = wiring::wire_node(&fabric, node, self.nodes, (self.topology, self.between), self.families)
                 .with_context(|| format!("making {}", node_name(node)))?;
             manifests.write(
                 &format!("{}.yaml", host.name()),
@@ -128,6 +137,7 @@ impl ClusterBuilder {
         }
         let mut cluster = Cluster {
             topology: self.topology,
+            between: self.between,
             families: self.families,
             serve: self.serve,
             hosts,

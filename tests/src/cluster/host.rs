@@ -84,6 +84,11 @@ impl Mac {
         Self([2, 0x77, node, 0, 0, 3])
     }
 
+    /// A node's VXLAN device.
+    pub const fn of_overlay(node: u8) -> Self {
+        Self([2, 0x77, node, 0, 0, 5])
+    }
+
     /// The uplink of a node; 100 is the outside.
     pub const fn of_uplink(number: u8) -> Self {
         Self([2, 0x77, number, 0, 0, 4])

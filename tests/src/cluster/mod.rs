@@ -2,8 +2,10 @@
 
 mod builder;
 mod host;
+mod overlay;
 mod plugin;
 mod pod;
+mod portmap;
 mod wiring;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +16,7 @@ use netpol_policy::model::Protocol;
 
 pub use builder::ClusterBuilder;
 pub use host::{Families, Host, Mac, OUTSIDE, Topology, gateway, node_name};
+pub use overlay::Between;
 pub use pod::PodSpec;
 
 use plugin::Plugin;
@@ -27,6 +30,7 @@ use crate::serve::Servers;
 #[derive(Debug)]
 pub struct Cluster {
     topology: Topology,
+    between: Between,
     families: Families,
     serve: Vec<(Protocol, u16)>,
     hosts: BTreeMap<String, Host>,
@@ -57,6 +61,11 @@ impl Cluster {
         self.topology
     }
 
+    /// How nodes reach each other's pods.
+    pub const fn between(&self) -> Between {
+        self.between
+    }
+
     /// The directory of manifests that tells of this cluster.
     pub const fn manifests(&self) -> &Manifests {
         &self.manifests
@@ -68,6 +77,16 @@ impl Cluster {
     /// Where there is none of that name: a mistake in the test.
     pub fn host(&self, name: &str) -> &Host {
         self.hosts.get(name).unwrap_or_else(|| panic!("no host {name:?}; there are {:?}", self.hosts.keys()))
+    }
+
+    /// The nodes there are.
+    pub fn nodes(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.values().filter(|host| host.kind == host::Kind::Node)
+    }
+
+    /// Who has an address: a pod, a node, or an outside host.
+    pub fn host_at(&self, address: IpAddr) -> Option<&Host> {
+        self.hosts.values().find(|host| host.addresses().contains(&address))
     }
 
     /// The pods there are, by `namespace/name`.

@@ -20,7 +20,7 @@ use crate::netns::Netns;
 const PLUGINS: &str = "/usr/lib/cni";
 
 /// The pod's end of a veth, as runtimes name it.
-const INTERFACE: &str = "eth0";
+pub(super) const INTERFACE: &str = "eth0";
 
 /// A plugin, as the nodes of one cluster are configured to call it.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Plugin {
 
 /// What a runtime tells a plugin to do.
 #[derive(Clone, Copy, Debug)]
-enum Verb {
+pub(super) enum Verb {
     Add,
     Delete,
 }
@@ -92,27 +92,7 @@ impl Plugin {
     }
 
     fn call(&self, verb: Verb, node: &Host, pod: &str, netns: &Netns, number: Option<u8>) -> Result<Vec<u8>> {
-        let mut command = node.netns().command(format!("{PLUGINS}/{}", self.name));
-        command.env("CNI_COMMAND", verb.name());
-        command.env("CNI_CONTAINERID", pod.replace('/', "-"));
-        command.env("CNI_NETNS", netns.path());
-        command.env("CNI_IFNAME", INTERFACE);
-        command.env("CNI_PATH", PLUGINS);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("starting {PLUGINS}/{}; install it with `cargo xtask setup`", self.name))?;
-        // A short write means the plugin died early; what it printed says why.
-        let configuration = self.configuration(node, number).to_string();
-        let _ = child.stdin.take().context("the plugin has a stdin")?.write_all(configuration.as_bytes());
-        let output = child.wait_with_output().with_context(|| format!("waiting for the plugin {}", self.name))?;
-        if !output.status.success() {
-            let said = [&output.stdout[..], &output.stderr].concat();
-            bail!("{} {} of {pod}: {}", self.name, verb.name(), String::from_utf8_lossy(&said).trim());
-        }
-        Ok(output.stdout)
+        call(self.name, verb, node, pod, netns, &self.configuration(node, number))
     }
 
     /// What a node's `/etc/cni/net.d` would have.
@@ -144,6 +124,37 @@ impl Plugin {
             "args": {"cni": {"ips": wanted}},
         })
     }
+}
+
+/// Calls a plugin for a pod; what it prints is its result.
+pub(super) fn call(
+    name: &str,
+    verb: Verb,
+    node: &Host,
+    pod: &str,
+    netns: &Netns,
+    configuration: &Value,
+) -> Result<Vec<u8>> {
+    let mut command = node.netns().command(format!("{PLUGINS}/{name}"));
+    command.env("CNI_COMMAND", verb.name());
+    command.env("CNI_CONTAINERID", pod.replace('/', "-"));
+    command.env("CNI_NETNS", netns.path());
+    command.env("CNI_IFNAME", INTERFACE);
+    command.env("CNI_PATH", PLUGINS);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {PLUGINS}/{name}; install it with `cargo xtask setup`"))?;
+    // A short write means the plugin died early; what it printed says why.
+    let _ = child.stdin.take().context("the plugin has a stdin")?.write_all(configuration.to_string().as_bytes());
+    let output = child.wait_with_output().with_context(|| format!("waiting for the plugin {name}"))?;
+    if !output.status.success() {
+        let said = [&output.stdout[..], &output.stderr].concat();
+        bail!("{name} {} of {pod}: {}", verb.name(), String::from_utf8_lossy(&said).trim());
+    }
+    Ok(output.stdout)
 }
 
 /// What a plugin made.

@@ -14,6 +14,7 @@ pub struct PodSpec {
     name: String,
     labels: String,
     ports: Vec<(String, Protocol, u16)>,
+    pub(super) host_ports: Vec<(Protocol, u16, u16)>,
     phase: &'static str,
     created: &'static str,
     pub(super) node: u8,
@@ -32,6 +33,7 @@ impl PodSpec {
             name: name.into(),
             labels: String::new(),
             ports: Vec::new(),
+            host_ports: Vec::new(),
             phase: "Running",
             created: "",
             node: 1,
@@ -50,6 +52,14 @@ impl PodSpec {
     #[must_use]
     pub fn port(mut self, name: &str, protocol: Protocol, port: u16) -> Self {
         self.ports.push((name.into(), protocol, port));
+        self
+    }
+
+    /// A container port that is to be had at a port of its node too: `(protocol, container's, node's)`. Who makes that true is
+    /// [`crate::Cluster::map_host_ports`].
+    #[must_use]
+    pub fn host_port(mut self, protocol: Protocol, port: u16, host_port: u16) -> Self {
+        self.host_ports.push((protocol, port, host_port));
         self
     }
 
@@ -104,12 +114,16 @@ impl PodSpec {
             "spec:\n  nodeName: {}\n  containers:\n  - name: main\n    image: none\n",
             node_name(self.node)
         );
-        if !self.ports.is_empty() {
+        if !self.ports.is_empty() || !self.host_ports.is_empty() {
             yaml += "    ports:\n";
         }
         for (port_name, protocol, port) in &self.ports {
             let protocol = protocol.name();
             let _ = writeln!(yaml, "    - {{name: {port_name}, protocol: {protocol}, containerPort: {port}}}");
+        }
+        for (protocol, port, host_port) in &self.host_ports {
+            let protocol = protocol.name();
+            let _ = writeln!(yaml, "    - {{protocol: {protocol}, containerPort: {port}, hostPort: {host_port}}}");
         }
         let _ = writeln!(yaml, "status:\n  phase: {}", self.phase);
         if let Some(first) = addresses.first() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::host::{Kind, Mac, OUTSIDE, gateway, node_name, pod_addresses, uplink_addresses};
+use super::overlay::{self, Between};
 use super::{Families, Host, Topology};
 use crate::netns::Netns;
 
@@ -16,7 +17,7 @@ const OUTSIDE_NUMBER: u8 = 100;
 /// How long an interface may take to carry packets, on a machine that is busy with other tests.
 const CARRYING: Duration = Duration::from_secs(10);
 
-const fn host_prefix(address: IpAddr) -> u8 {
+pub(super) const fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
@@ -25,7 +26,7 @@ pub(super) const fn network_prefix(address: IpAddr) -> u8 {
 }
 
 /// Addresses are usable at once: nobody else here could have them.
-const fn flags(address: IpAddr) -> &'static str {
+pub(super) const fn flags(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "" } else { " nodad" }
 }
 
@@ -58,7 +59,13 @@ pub(super) fn quiet(netns: &Netns, forwarding: &str) -> Result<()> {
     ])
 }
 
-pub(super) fn wire_node(fabric: &Netns, node: u8, nodes: u8, topology: Topology, families: Families) -> Result<Host> {
+pub(super) fn wire_node(
+    fabric: &Netns,
+    node: u8,
+    nodes: u8,
+    (topology, between): (Topology, Between),
+    families: Families,
+) -> Result<Host> {
     let name = node_name(node);
     let netns = Netns::new(&name)?;
     quiet(&netns, "1")?;
@@ -75,15 +82,12 @@ pub(super) fn wire_node(fabric: &Netns, node: u8, nodes: u8, topology: Topology,
             let _ = writeln!(lines, "addr add {address}/{} dev cni0{}", network_prefix(address), flags(address));
         }
     }
-    for other in (1..=nodes).filter(|other| *other != node) {
-        for (address, via) in pod_addresses(other, 0, families).into_iter().zip(uplink_addresses(other, families)) {
-            let _ = writeln!(lines, "route add {address}/{} via {via}", network_prefix(address));
-        }
-    }
+    lines += &overlay::routes(between, node, nodes, families);
     for via in uplink_addresses(OUTSIDE_NUMBER, families) {
         let _ = writeln!(lines, "route add default via {via}");
     }
     netns.ip(&lines)?;
+    netns.bridge(&overlay::forwarding(between, node, nodes, families))?;
     Ok(Host {
         name,
         netns,

@@ -1,0 +1,49 @@
+//! hostPorts, by the CNI plugin portmap itself, which a runtime calls after the one that wired the pod.
+//!
+//! Source: <https://www.cni.dev/plugins/current/meta/portmap/>. Its rules are in the node's network namespace and go with it.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::plugin::{INTERFACE, Verb, call};
+use super::{Cluster, PodSpec, node_name};
+
+impl Cluster {
+    /// Has a pod's container ports be had at its node's: those that [`PodSpec::host_port`] told of.
+    ///
+    /// # Errors
+    /// Where there is no such pod, or the plugin fails.
+    pub fn map_host_ports(&self, pod: &str) -> Result<()> {
+        let spec = self.specs.get(pod).with_context(|| format!("no pod {pod} to map ports of"))?;
+        let (node, host) = (self.host(&node_name(spec.node)), self.host(pod));
+        let configuration = configuration(spec, host.netns().path().as_str(), host.addresses());
+        call("portmap", Verb::Add, node, pod, host.netns(), &configuration).map(|_| ())
+    }
+}
+
+fn configuration(spec: &PodSpec, sandbox: &str, addresses: &[std::net::IpAddr]) -> Value {
+    let mappings: Vec<_> = spec
+        .host_ports
+        .iter()
+        .map(|(protocol, port, host_port)| {
+            json!({"hostPort": host_port, "containerPort": port, "protocol": protocol.name().to_lowercase()})
+        })
+        .collect();
+    let prefix = |address: &std::net::IpAddr| super::wiring::host_prefix(*address);
+    let ips: Vec<_> = addresses
+        .iter()
+        .map(|address| json!({"address": format!("{address}/{}", prefix(address)), "interface": 0}))
+        .collect();
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "type": "portmap",
+        "capabilities": {"portMappings": true},
+        "runtimeConfig": {"portMappings": mappings},
+        "prevResult": {
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": INTERFACE, "sandbox": sandbox}],
+            "ips": ips,
+        },
+    })
+}

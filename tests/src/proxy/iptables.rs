@@ -1,0 +1,90 @@
+//! kube-proxy's mode iptables: a chain per frontend and per endpoint, and one endpoint after the other is asked by chance.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+
+use super::{Frontend, MASQUERADE, pods, protocol_name};
+use crate::netns::Netns;
+
+const PROGRAMS: [(bool, &str, &str); 2] =
+    [(true, "iptables-nft-restore", "iptables-nft-save"), (false, "ip6tables-nft-restore", "ip6tables-nft-save")];
+
+/// The jumps to its chains, once.
+pub(super) fn prepare(node: &Netns) -> Result<()> {
+    for (is_ipv4, ..) in PROGRAMS {
+        let rules = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-POSTROUTING - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j \
+                     KUBE-SERVICES\n-A POSTROUTING -j KUBE-POSTROUTING\nCOMMIT\n";
+        restore(node, is_ipv4, rules)?;
+    }
+    Ok(())
+}
+
+/// Loads rules; the chains they name are emptied first.
+pub(super) fn restore(node: &Netns, is_ipv4: bool, rules: &str) -> Result<()> {
+    let (_, program, _) = PROGRAMS[usize::from(!is_ipv4)];
+    node.iptables(program, rules)
+}
+
+/// All chains. Those of endpoints that are gone stay, and nothing leads there.
+pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
+    let mut chains = "*nat\n".to_owned();
+    for name in ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"] {
+        let _ = writeln!(chains, ":{name} - [0:0]");
+    }
+    let mut rules = format!(
+        "-A KUBE-MARK-MASQ -j MARK --or-mark {MASQUERADE}
+         -A KUBE-POSTROUTING -m mark ! --mark {MASQUERADE}/{MASQUERADE} -j RETURN
+         -A KUBE-POSTROUTING -j MARK --xor-mark {MASQUERADE}
+         -A KUBE-POSTROUTING -j MASQUERADE --random-fully\n"
+    );
+    for (index, frontend) in frontends.iter().enumerate().filter(|(_, frontend)| !frontend.targets.is_empty()) {
+        let Frontend { address, port, node_port, targets, .. } = frontend;
+        let protocol = protocol_name(frontend.protocol);
+        let _ = writeln!(chains, ":KUBE-SVC-{index} - [0:0]\n:KUBE-EXT-{index} - [0:0]");
+        let matched = format!("-p {protocol} -m {protocol} --dport");
+        let _ = writeln!(rules, "-A KUBE-SERVICES -d {address} {matched} {port} -j KUBE-SVC-{index}");
+        if let Some(port) = node_port {
+            let _ = writeln!(rules, "-A KUBE-NODEPORTS {matched} {port} -j KUBE-EXT-{index}");
+        }
+        let _ = writeln!(
+            rules,
+            "-A KUBE-EXT-{index} -j KUBE-MARK-MASQ
+             -A KUBE-EXT-{index} -j KUBE-SVC-{index}
+             -A KUBE-SVC-{index} ! -s {} -d {address} {matched} {port} -j KUBE-MARK-MASQ",
+            pods(is_ipv4)
+        );
+        for (number, target) in targets.iter().enumerate() {
+            let chain = format!("KUBE-SEP-{index}-{number}");
+            let _ = writeln!(chains, ":{chain} - [0:0]");
+            let chance = match targets.len() - number {
+                1 => String::new(),
+                left => format!("-m statistic --mode random --probability 0.{:010} ", 10_000_000_000 / left),
+            };
+            let _ = writeln!(
+                rules,
+                "-A KUBE-SVC-{index} {chance}-j {chain}
+                 -A {chain} -s {} -j KUBE-MARK-MASQ
+                 -A {chain} -p {protocol} -m {protocol} -j DNAT --to-destination {target}",
+                target.ip()
+            );
+        }
+    }
+    rules += "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n";
+    let rules: String = rules.lines().map(|line| line.trim_start().to_owned() + "\n").collect();
+    chains + &rules + "COMMIT\n"
+}
+
+/// The rules, with how many packets each has seen: those of new connections, as NAT asks no more then.
+pub(super) fn counted(node: &Netns) -> Result<String> {
+    PROGRAMS.iter().map(|(_, _, program)| node.output(program, &["-c", "-t", "nat"])).collect()
+}
+
+pub(super) fn backend(line: &str) -> Option<&str> {
+    // Those of hostPorts are in the same table.
+    line.split_once("-A KUBE-SEP-")?.1.split_once("--to-destination ")?.1.split(' ').next()
+}
+
+pub(super) fn count(line: &str) -> Option<u64> {
+    line.strip_prefix('[')?.split(':').next()?.parse().ok()
+}

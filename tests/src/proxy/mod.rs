@@ -1,0 +1,137 @@
+//! kube-proxy by hand: the rules that it writes for Services, in its modes nftables and iptables.
+//!
+//! Left out is what no verdict depends on: session affinity, traffic policies, and the rejection of what has no backend.
+//! Source: <https://github.com/kubernetes/kubernetes/tree/v1.33.0/pkg/proxy>.
+
+mod iptables;
+mod nftables;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result};
+use netpol_policy::model::Protocol;
+
+use crate::cluster::Cluster;
+use crate::netns::Netns;
+use crate::service::Service;
+
+/// How it has the kernel translate addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Verdict maps.
+    Nftables,
+    /// Chains, by `iptables-nft`.
+    Iptables,
+}
+
+/// The bit of a packet's mark that asks for the node's address: `masqueradeAll` aside, what comes by a `NodePort`, from outside
+/// the cluster, or from a backend to itself.
+const MASQUERADE: &str = "0x4000";
+
+/// Where all pods are.
+const fn pods(is_ipv4: bool) -> &'static str {
+    if is_ipv4 { "10.244.0.0/16" } else { "fd77::/32" }
+}
+
+/// kube-proxy on every node of a cluster.
+#[derive(Debug)]
+pub struct KubeProxy {
+    mode: Mode,
+    nodes: Vec<Netns>,
+}
+
+/// A port of a Service at one of its addresses.
+#[derive(Debug)]
+struct Frontend {
+    address: IpAddr,
+    protocol: Protocol,
+    port: u16,
+    node_port: Option<u16>,
+    targets: Vec<SocketAddr>,
+}
+
+impl KubeProxy {
+    /// One per node, which knows of no Service yet.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn start(cluster: &Cluster, mode: Mode) -> Result<Self> {
+        let proxy = Self { mode, nodes: cluster.nodes().map(|node| node.netns().clone()).collect() };
+        for node in &proxy.nodes {
+            see_bridged(node, true)?;
+            if mode == Mode::Iptables {
+                iptables::prepare(node)?;
+            }
+        }
+        Ok(proxy)
+    }
+
+    /// Has every node translate these Services, and no others. Connections that are there stay as they are.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn sync(&self, services: &[Service]) -> Result<()> {
+        let frontends: Vec<_> = services.iter().flat_map(frontends).collect();
+        for node in &self.nodes {
+            for is_ipv4 in [true, false] {
+                let alike: Vec<_> = frontends.iter().filter(|one| one.address.is_ipv4() == is_ipv4).collect();
+                match self.mode {
+                    Mode::Nftables => node.nft(&nftables::rules(&alike, is_ipv4))?,
+                    Mode::Iptables => iptables::restore(node, is_ipv4, &iptables::rules(&alike, is_ipv4))?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many connections the nodes have sent to each backend since [`Self::sync`].
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn sent(&self) -> Result<BTreeMap<SocketAddr, u64>> {
+        let mut sent = BTreeMap::new();
+        for node in &self.nodes {
+            let rules = match self.mode {
+                Mode::Nftables => nftables::counted(node)?,
+                Mode::Iptables => iptables::counted(node)?,
+            };
+            for line in rules.lines() {
+                let (backend, count) = match self.mode {
+                    Mode::Nftables => (nftables::backend(line), nftables::count(line)),
+                    Mode::Iptables => (iptables::backend(line), iptables::count(line)),
+                };
+                let Some(backend) = backend else { continue };
+                let backend = backend.parse().with_context(|| format!("a backend in {line:?}"))?;
+                *sent.entry(backend).or_default() += count.with_context(|| format!("no count in {line:?}"))?;
+            }
+        }
+        Ok(sent)
+    }
+}
+
+/// Has iptables and nftables see what goes through a bridge, as kube-proxy asks for, or not.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn see_bridged(node: &Netns, seen: bool) -> Result<()> {
+    let names = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"];
+    node.sysctl(&names.map(|name| (name, if seen { "1" } else { "0" })))
+}
+
+fn frontends(service: &Service) -> impl Iterator<Item = Frontend> {
+    service.addresses().iter().flat_map(move |&address| {
+        service.ports().iter().map(move |port| Frontend {
+            address,
+            protocol: port.protocol,
+            port: port.port,
+            node_port: port.node_port,
+            targets: service.targets(address.is_ipv4(), port),
+        })
+    })
+}
+
+/// As rules have it.
+fn protocol_name(protocol: Protocol) -> String {
+    protocol.name().to_lowercase()
+}

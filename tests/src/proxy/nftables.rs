@@ -1,0 +1,95 @@
+//! kube-proxy's mode nftables: a table per family, with maps from frontends to chains of endpoints.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+
+use super::{Frontend, MASQUERADE, pods, protocol_name};
+use crate::netns::Netns;
+
+/// The table, new as a whole.
+pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
+    let (ip, kind, loopback) = if is_ipv4 { ("ip", "ipv4_addr", "127.0.0.0/8") } else { ("ip6", "ipv6_addr", "::1") };
+    let (mut chains, mut cluster_ips, mut node_ports) = (String::new(), String::new(), String::new());
+    for (index, frontend) in frontends.iter().enumerate().filter(|(_, frontend)| !frontend.targets.is_empty()) {
+        let Frontend { address, port, .. } = frontend;
+        let protocol = protocol_name(frontend.protocol);
+        chains += &service(index, frontend, ip, is_ipv4);
+        let _ = write!(cluster_ips, "{address} . {protocol} . {port} : goto service-{index}, ");
+        if let Some(port) = frontend.node_port {
+            let _ = write!(node_ports, "{protocol} . {port} : goto external-{index}, ");
+        }
+    }
+    format!(
+        "add table {ip} npt_proxy
+         delete table {ip} npt_proxy
+         table {ip} npt_proxy {{
+           chain mark-for-masquerade {{ meta mark set meta mark or {MASQUERADE}; }}
+           {chains}
+           map cluster-ips {{ type {kind} . inet_proto . inet_service : verdict; {} }}
+           map node-ports {{ type inet_proto . inet_service : verdict; {} }}
+           chain services {{
+             {ip} daddr . meta l4proto . th dport vmap @cluster-ips
+             fib daddr type local {ip} daddr != {loopback} meta l4proto . th dport vmap @node-ports
+           }}
+           chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
+           chain nat-output {{ type nat hook output priority -100; jump services; }}
+           chain masquerading {{
+             meta mark and {MASQUERADE} == 0 return
+             meta mark set meta mark xor {MASQUERADE}
+             masquerade fully-random
+           }}
+           chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquerading; }}
+         }}\n",
+        elements(&cluster_ips),
+        elements(&node_ports)
+    )
+}
+
+fn elements(list: &str) -> String {
+    if list.is_empty() { String::new() } else { format!("elements = {{ {list} }}") }
+}
+
+/// The chains of a frontend: who came by a node's port, the choice, and each backend.
+fn service(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -> String {
+    let Frontend { address, targets, .. } = frontend;
+    let mut choices = String::new();
+    let mut chains = String::new();
+    for (number, target) in targets.iter().enumerate() {
+        let _ = write!(choices, "{number} : goto endpoint-{index}-{number}, ");
+        let _ = writeln!(
+            chains,
+            "chain endpoint-{index}-{number} {{
+               {ip} saddr {} jump mark-for-masquerade
+               meta l4proto {} counter dnat to {target}
+             }}",
+            target.ip(),
+            protocol_name(frontend.protocol)
+        );
+    }
+    let _ = writeln!(
+        chains,
+        "chain service-{index} {{
+           {ip} daddr {address} {ip} saddr != {} jump mark-for-masquerade
+           numgen random mod {} vmap {{ {choices} }}
+         }}
+         chain external-{index} {{ jump mark-for-masquerade; goto service-{index}; }}",
+        pods(is_ipv4),
+        targets.len()
+    );
+    chains
+}
+
+/// The rules, with how many packets each has seen: those of new connections, as NAT asks no more then.
+pub(super) fn counted(node: &Netns) -> Result<String> {
+    let list = |ip| node.output("nft", &["-n", "list", "table", ip, "npt_proxy"]);
+    Ok(list("ip")? + &list("ip6")?)
+}
+
+pub(super) fn backend(line: &str) -> Option<&str> {
+    line.split_once("dnat to ")?.1.split(' ').next()
+}
+
+pub(super) fn count(line: &str) -> Option<u64> {
+    line.split_once("counter packets ")?.1.split(' ').next()?.parse().ok()
+}

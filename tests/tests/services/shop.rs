@@ -1,0 +1,199 @@
+//! A cluster with Services, and who answers through them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use netpol_policy::model::Protocol;
+use netpol_policy::model::Protocol::{Tcp, Udp};
+use netpol_tests::answers::{Answers, ask};
+use netpol_tests::lab::PATIENCE;
+use netpol_tests::{Agent, AgentOptions, Cluster, Denied, Families, KubeProxy, Lab, PodSpec, Service, policy};
+
+use super::Shape;
+
+/// How many connections are made to each frontend: of six backends, one is not chosen in one of 6,300 tries; then there are
+/// others.
+const TIMES: usize = 48;
+
+/// What all backends serve, and the ports of the Services that lead there.
+pub(super) const PORTS: [(Protocol, u16, u16); 2] = [(Tcp, 8080, 80), (Udp, 8053, 53)];
+
+/// Backends on the first node.
+pub(super) const LOCAL: [&str; 3] = ["shop/near", "shop/bad", "node-1"];
+
+/// Two nodes. `client` may open connections to `app=good` only, all others to anyone; `guarded` takes them from `app=visitor`
+/// only.
+pub(super) struct Shop {
+    pub(super) lab: Lab,
+    pub(super) proxy: KubeProxy,
+}
+
+fn pods(shape: Shape) -> Result<Cluster> {
+    let mut cluster = Cluster::builder()
+        .topology(shape.topology)
+        .between(shape.between)
+        .families(Families::Dual)
+        .nodes(2)
+        .pods(&[("shop/client", "app=client"), ("shop/free", "app=free"), ("shop/guarded", "app=guarded")])
+        .pods(&[("shop/visitor", "app=visitor")])
+        .pod(PodSpec::new("shop/near").labels("app=good").host_port(Tcp, 80, 8081).host_port(Udp, 53, 8081))
+        .pod(PodSpec::new("shop/bad").labels("app=bad").host_port(Tcp, 80, 8082).host_port(Udp, 53, 8082))
+        .pod(PodSpec::new("shop/far").labels("app=good").node(2).host_port(Tcp, 80, 8083).host_port(Udp, 53, 8083))
+        .pod(PodSpec::new("shop/worse").labels("app=bad").node(2).host_port(Tcp, 80, 8084).host_port(Udp, 53, 8084))
+        .pod(PodSpec::new("shop/stranger").labels("app=free").node(2))
+        .build()?;
+    for node in ["node-1", "node-2"] {
+        cluster.serve_at(node, &[(Tcp, 80), (Udp, 53)])?;
+    }
+    for pod in ["shop/near", "shop/bad", "shop/far", "shop/worse"] {
+        cluster.map_host_ports(pod)?;
+    }
+    Ok(cluster)
+}
+
+/// `client` goes out to good backends at the ports that they serve.
+pub(super) fn client_to_good() -> String {
+    policy(
+        "shop/client",
+        "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress],
+          egress: [{to: [{podSelector: {matchLabels: {app: good}}}], ports: [{port: 80}, {protocol: UDP, port: 53}]}]}",
+    )
+}
+
+fn guarded_from_visitor() -> String {
+    policy(
+        "shop/guarded",
+        "{podSelector: {matchLabels: {app: guarded}}, policyTypes: [Ingress],
+          ingress: [{from: [{podSelector: {matchLabels: {app: visitor}}}]}]}",
+    )
+}
+
+/// The Service with this number: at an address of each family, and at ports of every node.
+fn service(number: u16, name: &str) -> Service {
+    let base = Service::new(name, &addresses(number));
+    PORTS.iter().fold(base, |service, &(protocol, port, target)| {
+        service.node_port(protocol, port, target, node_port(number, protocol))
+    })
+}
+
+fn addresses(number: u16) -> [IpAddr; 2] {
+    let [_, last] = number.to_be_bytes();
+    [Ipv4Addr::new(10, 96, 0, last).into(), Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number).into()]
+}
+
+const fn node_port(number: u16, protocol: Protocol) -> u16 {
+    30000 + number * 10 + protocol.number() as u16 % 10
+}
+
+/// The Services there are, by number.
+pub(super) mod number {
+    /// All of its backends are good.
+    pub(crate) const GOOD: u16 = 10;
+    /// Everybody on the first node is behind it.
+    pub(crate) const LOCAL: u16 = 12;
+    /// The guarded pod alone.
+    pub(crate) const GUARDED: u16 = 13;
+}
+
+impl Shop {
+    /// The agent is on the first node, and has all objects from the start.
+    pub(super) fn open(shape: Shape) -> Result<Self> {
+        let cluster = pods(shape)?;
+        let proxy = KubeProxy::start(&cluster, shape.mode)?;
+        let services = [
+            service(number::GOOD, "shop/good").backends(&cluster, &["shop/near", "shop/far"]),
+            service(number::LOCAL, "shop/local").backends(&cluster, &LOCAL),
+            service(number::GUARDED, "shop/guarded").backends(&cluster, &["shop/guarded"]),
+        ];
+        proxy.sync(&services)?;
+        services.iter().try_for_each(|service| service.announce(&cluster))?;
+        cluster.apply("first", &[client_to_good(), guarded_from_visitor()].concat())?;
+        let agent = Agent::start_with(&cluster, AgentOptions::default())?;
+        Ok(Self { lab: Lab::of(cluster, agent), proxy })
+    }
+
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.lab.cluster
+    }
+
+    pub(super) fn agent(&self) -> &Agent {
+        self.lab.agent_ref()
+    }
+
+    /// The frontends at a Service's own addresses.
+    pub(super) fn cluster_ips(service: u16) -> Vec<(Protocol, SocketAddr)> {
+        targets(&addresses(service), &PORTS.map(|(protocol, port, _)| (protocol, port)))
+    }
+
+    /// The ports that every node has for a Service.
+    pub(super) fn node_ports(service: u16) -> [(Protocol, u16); 2] {
+        PORTS.map(|(protocol, ..)| (protocol, node_port(service, protocol)))
+    }
+
+    /// Of many connections to each target, those and only those are answered that kube-proxy sent to one who is allowed.
+    pub(super) fn through(&self, from: &str, targets: &[(Protocol, SocketAddr)], allowed: &[&str]) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let before = self.proxy.sent()?;
+            let answers = ask(self.cluster(), from, targets, TIMES)?;
+            let sent = self.sent_since(&before)?;
+            let found = sum(&answers);
+            for (name, count) in &found.by {
+                ensure!(allowed.contains(&name.as_str()), "{name} answered {from} {count} times through {targets:?}");
+            }
+            let (good, bad): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                sent.into_iter().partition(|(name, _)| allowed.contains(&name.as_str()));
+            // A source port that is used again is not counted again: more may be answered than were counted, never fewer.
+            let all_chosen = answers.iter().all(|target| target.by.len() == allowed.len());
+            let all_answered = good.iter().all(|(name, count)| found.by.get(name) >= Some(count));
+            if all_chosen && all_answered && bad.is_empty() == (found.dropped == 0) {
+                return Ok(());
+            }
+            // A machine that is busy with other tests loses some.
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "{from} through {targets:?}: of those allowed {good:?} were chosen, of the others {bad:?}; {found:?}"
+            );
+        }
+    }
+
+    /// The agent told of such a denial.
+    pub(super) fn denied(&self, reason: &str, from: &str, to: &str) -> Result<()> {
+        let is_it = |line: &Denied| line.reason() == reason && line.from() == from && line.to() == to;
+        self.agent().wait_denied(is_it).map(|_| ())
+    }
+
+    fn sent_since(&self, before: &BTreeMap<SocketAddr, u64>) -> Result<BTreeMap<String, u64>> {
+        let mut sent = BTreeMap::new();
+        for (backend, count) in self.proxy.sent()? {
+            let count = count - before.get(&backend).copied().unwrap_or_default();
+            let host = self.cluster().host_at(backend.ip()).with_context(|| format!("nobody has {backend}"))?;
+            if count > 0 {
+                *sent.entry(host.name().to_owned()).or_default() += count;
+            }
+        }
+        Ok(sent)
+    }
+}
+
+/// Ports at each of some addresses.
+pub(super) fn targets(addresses: &[IpAddr], ports: &[(Protocol, u16)]) -> Vec<(Protocol, SocketAddr)> {
+    let at = |address: &IpAddr| {
+        let address = *address;
+        ports.iter().map(move |&(protocol, port)| (protocol, SocketAddr::new(address, port)))
+    };
+    addresses.iter().flat_map(at).collect()
+}
+
+fn sum(answers: &[Answers]) -> Answers {
+    let mut sum = Answers::default();
+    for one in answers {
+        sum.dropped += one.dropped;
+        for (name, count) in &one.by {
+            *sum.by.entry(name.clone()).or_default() += count;
+        }
+    }
+    sum
+}
