@@ -57,7 +57,8 @@ impl Reporter {
         if let (Some(sink), Some(pod)) = (&self.kubernetes, &pod) {
             sink.denied(event, &denial, pod, reconciler.engine().world());
         }
-        if let Some(pod) = pod.filter(|_| event.reason == Reason::NoRule as u8 && self.budget.spend()) {
+        let by_rules = [Reason::NoRule, Reason::NoBackend, Reason::Backend].map(|reason| reason as u8);
+        if let Some(pod) = pod.filter(|_| by_rules.contains(&event.reason) && self.budget.spend()) {
             tell::explain(&mut denial, event, &pod, reconciler.engine());
         }
         self.told += 1;

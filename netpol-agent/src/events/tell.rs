@@ -6,8 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use netpol_common::{DenyEvent, Direction, Reason, protocol};
 use netpol_policy::compile::Engine;
 use netpol_policy::explain::{NearestRule, Verdict, explain_packet};
-use netpol_policy::model::PodKey;
+use netpol_policy::model::{Backend, PodKey};
 use netpol_policy::reference::Packet;
+use netpol_policy::world::{Owner, World};
 use serde::Serialize;
 
 /// One line.
@@ -62,6 +63,12 @@ pub struct End {
     /// The port, where the protocol has ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// The Services that have this address and port, `namespace/name` each.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub services: Box<[String]>,
+    /// With [`Reason::Backend`]: the Services that may have sent it there.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub behind: Box<[String]>,
 }
 
 /// Names a policy.
@@ -86,6 +93,8 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
             node: node.filter(|_| own.is_none()),
             address,
             port: ports.then(|| u16::from_be_bytes(port)),
+            services: Box::default(),
+            behind: Box::default(),
         }
     };
     // A foreign source is somebody else's address; the interface tells whose packet it was.
@@ -94,6 +103,10 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
         _ => (None, pod),
     };
     let policies = engine.rule_set(event.rule_set).unwrap_or_default();
+    let mut to = end(&event.destination, event.destination_port, receiver);
+    if direction == Some(Direction::Egress) {
+        name_services(&mut to, event, engine.world());
+    }
     Denial {
         time: rfc3339(time),
         verdict: "deny",
@@ -101,7 +114,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
         reason: Reason::from_code(event.reason).map_or("unknown", Reason::name),
         at: pod.map(ToString::to_string),
         from: end(&event.source, event.source_port, sender),
-        to: end(&event.destination, event.destination_port, receiver),
+        to,
         protocol: protocol_name(event.protocol),
         port: ports.then(|| u16::from_be_bytes(event.destination_port)),
         policies: policies
@@ -112,6 +125,21 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
         hints: Vec::new(),
         suppressed: event.suppressed,
         length: event.length,
+    }
+}
+
+/// The Services that a pod's packet is for. Past the place where a Service sends it on, it carries a backend's address.
+fn name_services(to: &mut End, event: &DenyEvent, world: &World) {
+    let (Some(address), Some(port)) = (to.address, to.port) else { return };
+    if let Some(frontend) = world.frontend_at(address, event.protocol, port) {
+        let services = world.owners(&frontend).iter().filter_map(|owner| match owner {
+            Owner::Service(key) => Some(key.to_string()),
+            Owner::HostPort(_) => None,
+        });
+        to.services = services.collect();
+    } else if event.reason == Reason::Backend as u8 {
+        let behind = world.services_behind(Backend { address, port }, event.protocol);
+        to.behind = behind.iter().map(ToString::to_string).collect();
     }
 }
 
@@ -180,7 +208,56 @@ fn rfc3339(time: SystemTime) -> String {
 mod tests {
     use std::time::Duration;
 
+    use netpol_policy::compile::{FirstIds, NodeScope};
+    use netpol_policy::manifest;
+    use netpol_policy::world::Event;
+
     use super::*;
+
+    const SHOP: &str = "
+{apiVersion: v1, kind: Pod, metadata: {name: db-0, namespace: shop}, status: {podIP: 10.1.0.2}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-x1, namespace: shop, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.2]}]
+ports: [{port: 5432}]
+";
+
+    #[test]
+    fn services_are_named_where_a_pods_packet_is_for_them_or_was_sent_by_one() {
+        let mut engine = Engine::new(NodeScope::All, FirstIds::default());
+        let objects = manifest::parse(SHOP, "f").objects.into_iter().map(|located| located.object).collect();
+        engine.apply(Event::Reset(objects));
+        let (service, backend) = ([10, 96, 0, 7], [10, 1, 0, 2]);
+        for (direction, reason, address, port, services, behind) in [
+            (Direction::Egress, Reason::NoBackend, service, 80, &["shop/db"][..], &[][..]),
+            (Direction::Egress, Reason::Revoked, service, 80, &["shop/db"], &[]),
+            (Direction::Egress, Reason::NoRule, service, 81, &[], &[]),
+            (Direction::Egress, Reason::Backend, backend, 5432, &[], &["shop/db"]),
+            (Direction::Egress, Reason::Backend, backend, 80, &[], &[]),
+            (Direction::Egress, Reason::NoRule, backend, 5432, &[], &[]),
+            (Direction::Ingress, Reason::NoRule, backend, 5432, &[], &[]),
+        ] {
+            let mut destination = [0; 16];
+            destination[..4].copy_from_slice(&address);
+            let event = DenyEvent {
+                direction: direction as u8,
+                reason: reason as u8,
+                family: 4,
+                protocol: protocol::TCP,
+                destination,
+                destination_port: u16::to_be_bytes(port),
+                ..DenyEvent::default()
+            };
+            let to = denial(&event, None, &engine, UNIX_EPOCH).to;
+            let texts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Box<[_]>>();
+            assert_eq!((to.services, to.behind), (texts(services), texts(behind)), "{reason:?} {port}");
+        }
+    }
 
     #[test]
     fn times_are_written_as_rfc_3339() {

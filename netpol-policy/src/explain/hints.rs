@@ -9,7 +9,7 @@ use crate::reference::{self, Packet, Remote};
 use crate::world::World;
 
 use super::nearest::Nearest;
-use super::{describe, destination, services};
+use super::{describe, destination};
 
 /// Hints about a packet that is denied.
 pub(super) fn hints(world: &World, packet: &Packet, nearest: Option<&Nearest<'_>>) -> Vec<String> {
@@ -79,7 +79,7 @@ fn target_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<
     let Ports::Of(ports) = nearest.ports else { return None };
     let protocol = Protocol::from_number(packet.protocol)?;
     let named = nearest.rule.peer_matches && !nearest.rule.port_matches;
-    let before = services::before(world, behind(world, packet)?, packet.protocol);
+    let before = world.ports_before(behind(world, packet)?, packet.protocol);
     let allowed = |port: u16| ports.iter().any(|item| reference::port_matches(item, packet.protocol, port, None));
     let (service, port) = before.into_iter().find(|(_, port)| named && allowed(*port))?;
     Some(format!(

@@ -6,7 +6,6 @@ mod hints;
 mod lacks;
 mod lint;
 mod nearest;
-mod services;
 mod through;
 
 use netpol_common::{Direction, Reason};

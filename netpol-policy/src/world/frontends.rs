@@ -146,14 +146,28 @@ impl World {
 
     /// The Services that may send a connection here.
     pub fn services_behind(&self, backend: Backend, protocol: u8) -> BTreeSet<ServiceKey> {
-        let frontends = self.frontends_towards(backend.address).into_iter();
-        let leading = frontends.filter(|frontend| frontend.protocol == protocol);
-        let leading = leading.filter(|frontend| self.backends(frontend).contains(&backend));
-        let services = leading.flat_map(|frontend| self.owners(&frontend)).filter_map(|owner| match owner {
-            Owner::Service(key) => Some(key.clone()),
-            Owner::HostPort(_) => None,
-        });
-        services.collect()
+        self.ports_before(backend, protocol).into_iter().map(|(service, _)| service).collect()
+    }
+
+    /// The same with the port, a nodePort among them, at which the connection goes in.
+    pub fn ports_before(&self, backend: Backend, protocol: u8) -> BTreeSet<(ServiceKey, u16)> {
+        let mut found = BTreeSet::new();
+        for slice in self.frontends.endpoints.get(&backend.address).iter().filter_map(|key| self.slices.get(key)) {
+            let mut endpoints = slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.draining);
+            let service = slice.service_key().and_then(|key| self.services.get(&key));
+            let Some(service) = service.filter(|_| endpoints.any(|endpoint| endpoint.address == backend.address))
+            else {
+                continue;
+            };
+            let targets = || slice.ports.iter().filter(|target| target.port == backend.port);
+            let leading = service.frontends().filter(|(frontend, port)| {
+                frontend.protocol == protocol
+                    && frontend.is_ipv4() == backend.address.is_ipv4()
+                    && targets().any(|target| target.is_of(port))
+            });
+            found.extend(leading.map(|(frontend, _)| (service.key.clone(), frontend.port)));
+        }
+        found
     }
 
     /// The frontends that may have a backend at this address, and some more.

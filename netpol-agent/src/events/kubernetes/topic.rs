@@ -44,11 +44,9 @@ fn words(reason: Reason) -> Option<(&'static str, &'static str)> {
     const FULL: &str = "NetworkPolicyTableFull";
     Some(match reason {
         Reason::NoRule => (DENIED, "no rule allows it"),
-        Reason::NoBackend => (DENIED, "no rule allows any backend of the Service"),
-        Reason::Backend => (DENIED, "a Service sent it there, and no rule allows it"),
-        Reason::SomeBackends => {
-            (DENIED, "rules allow only some backends of the Service, and another node chooses among them")
-        }
+        Reason::NoBackend => (DENIED, "no rule allows any backend"),
+        Reason::Backend => (DENIED, "it was sent to this backend, and no rule allows it"),
+        Reason::SomeBackends => (DENIED, "rules allow only some backends, and another node chooses among them"),
         Reason::Revoked => (DENIED, "it was allowed when it was opened, and no longer is"),
         Reason::Malformed => (DENIED, "the packet ends before its headers do, or they contradict each other"),
         Reason::NotIp => (DENIED, "it is neither IPv4 nor IPv6"),
@@ -110,13 +108,27 @@ pub(super) fn merged_note(topic: &Topic, told: usize) -> String {
     ))
 }
 
+/// `Service shop/db (10.96.0.7)`; `shop/db-0 (10.1.2.3) behind Service shop/db`.
 fn peer(end: &End) -> String {
-    match (&end.pod, end.node, end.address) {
-        (Some(pod), _, Some(address)) => format!("{pod} ({address})"),
-        (Some(pod), _, None) => pod.clone(),
-        (None, Some(_), Some(address)) => format!("this node ({address})"),
-        (None, None, Some(address)) => address.to_string(),
-        (None, _, None) => "an unknown end".to_owned(),
+    let place = match (services(&end.services), &end.pod, end.node, end.address) {
+        (Some(services), _, _, Some(address)) => format!("{services} ({address})"),
+        (_, Some(pod), _, Some(address)) => format!("{pod} ({address})"),
+        (_, Some(pod), _, None) => pod.clone(),
+        (_, None, Some(_), Some(address)) => format!("this node ({address})"),
+        (_, None, None, Some(address)) => address.to_string(),
+        (_, None, _, None) => "an unknown end".to_owned(),
+    };
+    match services(&end.behind) {
+        Some(services) => format!("{place} behind {services}"),
+        None => place,
+    }
+}
+
+fn services(names: &[String]) -> Option<String> {
+    match names {
+        [] => None,
+        [one] => Some(format!("Service {one}")),
+        [first, others @ ..] => Some(format!("Service {first} and {} more", others.len())),
     }
 }
 
@@ -151,8 +163,15 @@ mod tests {
     fn topic(direction: Direction, reason: Reason, pod: &str, port: Option<u16>) -> Topic {
         let policies = vec![PolicyRef { namespace: "shop".into(), name: "deny-all".into() }];
         let pod = (!pod.is_empty()).then(|| pod.to_owned());
-        let peer = End { pod, node: None, address: Some([10, 1, 2, 3].into()), port: None };
+        let peer = End { pod, node: None, address: Some([10, 1, 2, 3].into()), ..End::default() };
         Topic { direction, reason, peer, protocol: "TCP".into(), port, policies }
+    }
+
+    fn through(reason: Reason, pod: &str, services: &[&str], behind: &[&str]) -> Topic {
+        let mut topic = topic(Direction::Egress, reason, pod, Some(80));
+        topic.peer.services = services.iter().map(ToString::to_string).collect();
+        topic.peer.behind = behind.iter().map(ToString::to_string).collect();
+        topic
     }
 
     #[test]
@@ -174,6 +193,21 @@ mod tests {
             (
                 Topic { protocol: "47".into(), ..topic(egress, Reason::NoRule, "", None) },
                 "egress to 10.1.2.3, protocol 47 denied by NetworkPolicy shop/deny-all: no rule allows it",
+            ),
+            (
+                through(Reason::NoBackend, "", &["shop/db"], &[]),
+                "egress to Service shop/db (10.1.2.3) port 80/TCP denied by NetworkPolicy shop/deny-all: no rule allows any \
+                 backend",
+            ),
+            (
+                through(Reason::Backend, "shop/db-0", &[], &["shop/db"]),
+                "egress to shop/db-0 (10.1.2.3) behind Service shop/db port 80/TCP denied by NetworkPolicy shop/deny-all: it \
+                 was sent to this backend, and no rule allows it",
+            ),
+            (
+                through(Reason::SomeBackends, "", &["shop/a", "shop/b", "shop/c"], &[]),
+                "egress to Service shop/a and 2 more (10.1.2.3) port 80/TCP denied by NetworkPolicy shop/deny-all: rules allow \
+                 only some backends, and another node chooses among them",
             ),
             (
                 topic(egress, Reason::ForeignSource, "", Some(53)),
