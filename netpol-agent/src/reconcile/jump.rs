@@ -56,6 +56,7 @@ pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &
     }
     used.rule_sets.remove(&QUARANTINE);
     used.port_sets.remove(&PortSetId::ALL);
+    used.port_sets.remove(&PortSetId::SOME);
     FirstIds::apart_from(&used)
 }
 
@@ -74,6 +75,9 @@ fn snapshot_of(tables: &Tables) -> Snapshot {
             }
             Change::PutPrefix(net, class) => {
                 snapshot.prefixes.insert(net, class);
+            }
+            Change::PutFrontend(frontend, class) => {
+                snapshot.frontends.insert(frontend, class);
             }
             _ => {}
         }

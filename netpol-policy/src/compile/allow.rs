@@ -1,6 +1,7 @@
 //! What a rule set allows to a class.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use netpol_common::{PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, RuleId};
 
@@ -26,6 +27,15 @@ pub(super) struct PortPrefix {
     pub(super) port: u16,
     /// Significant bits of a whole [`netpol_common::PortKey`].
     pub(super) length: u32,
+}
+
+impl PortPrefix {
+    /// Protocol and first port, protocol and last port.
+    pub(super) fn range(self) -> RangeInclusive<(u8, u16)> {
+        let width = PORT_PREFIX_EXACT - self.length;
+        let last = u32::from(self.port) | ((1 << width) - 1);
+        (self.protocol, self.port)..=(self.protocol, u16::try_from(last).unwrap_or(u16::MAX))
+    }
 }
 
 impl Contents {

@@ -104,6 +104,11 @@ impl Blocks {
         self.prefixes.get_mut(net).map_or(ClassId::NOBODY, |prefix| std::mem::replace(&mut prefix.class, class))
     }
 
+    /// The class of the longest prefix that covers an address.
+    pub(super) fn class_at(&self, address: IpAddr) -> ClassId {
+        self.longest(address, u8::MAX).map_or(ClassId::NOBODY, |prefix| prefix.class)
+    }
+
     fn covering(&self, address: IpAddr, below: u8) -> Option<&BTreeSet<AtomId>> {
         self.longest(address, below).map(|prefix| &prefix.covering)
     }

@@ -48,6 +48,11 @@ impl Classes {
         }
     }
 
+    /// A number for a class of another kind, which no class of addresses will have.
+    pub(super) fn number(&mut self) -> ClassId {
+        ClassId(self.counter.next())
+    }
+
     /// How many ids were handed out.
     pub(super) fn ids_spent(&self) -> u32 {
         self.counter.spent()
@@ -64,7 +69,7 @@ impl Classes {
             }
             return (*id, false);
         }
-        let id = ClassId(self.counter.next());
+        let id = self.number();
         for atom in signature.all_atoms() {
             self.by_atom.entry(atom).or_default().insert(id);
         }

@@ -144,11 +144,6 @@ impl Identities {
         }
     }
 
-    /// Pod addresses inside a range.
-    pub(super) fn addresses_in(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
-        self.by_address.range(first..=last).map(|(address, _)| *address)
-    }
-
     /// Asks everybody about a new atom; the addresses that answer.
     pub(super) fn add_atom(&mut self, id: AtomId, atom: &Atom, world: &World) -> Vec<IpAddr> {
         let mut answered = Vec::new();

@@ -80,8 +80,8 @@ impl Counter {
 
     pub(super) fn next(&mut self) -> u32 {
         let id = self.next;
-        // The last is PortSetId::ALL. Engines are replaced long before: see `Engine::is_worn`.
-        assert!(id < u32::MAX, "an engine lived on after its ids were used up");
+        // The last two are PortSetId::SOME and ALL. Engines are replaced long before: see `Engine::is_worn`.
+        assert!(id < u32::MAX - 1, "an engine lived on after its ids were used up");
         self.next += 1;
         id
     }

@@ -21,12 +21,14 @@ mod atoms;
 mod blocks;
 mod classes;
 mod endpoints;
+mod frontends;
 mod identities;
 mod ids;
 mod port_sets;
 mod reclassify;
 mod rule_sets;
 mod rules;
+mod services;
 mod transaction;
 
 use std::net::IpAddr;
@@ -37,7 +39,7 @@ use netpol_common::{Judgement, RuleId, RuleSetId};
 pub use ids::{FirstIds, UsedIds};
 pub use rules::RuleName;
 
-use crate::model::{Object, ObjectKey, Pod, PodKey, PolicyKey};
+use crate::model::{EndpointSlice, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service};
 use crate::reference::Packet;
 use crate::tables::{Change, EndpointPolicy, Tables};
 use crate::world::{Event, World};
@@ -74,6 +76,7 @@ pub struct Engine {
     identities: identities::Identities,
     blocks: blocks::Blocks,
     classes: classes::Classes,
+    frontend_classes: frontends::FrontendClasses,
     rule_names: rules::RuleNames,
     rule_sets: rule_sets::RuleSets,
     port_sets: port_sets::PortSets,
@@ -91,6 +94,7 @@ impl Engine {
             identities: identities::Identities::default(),
             blocks: blocks::Blocks::default(),
             classes: classes::Classes::new(ids.class),
+            frontend_classes: frontends::FrontendClasses::default(),
             rule_names: rules::RuleNames::new(ids.rule),
             rule_sets: rule_sets::RuleSets::new(ids.rule_set),
             port_sets: port_sets::PortSets::new(ids.port_set),
@@ -147,24 +151,35 @@ impl Engine {
 
     /// These events in an order that shows nothing on the way which is neither how it was nor how it will be; `None` where
     /// more than one of them changes what was there, and a [`successor`](Engine::successor) is needed. Policies come before
-    /// new pods, so that none is open meanwhile, and pods that go are last: they have nothing to mix with.
+    /// new pods, so that none is open meanwhile; a new Service comes after its slices and pods, so that it is known at once who is
+    /// behind it; and pods that go are last: they have nothing to mix with.
     pub fn one_step(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
+        let world = &self.world;
+        let is_served =
+            |slice: &EndpointSlice| slice.service_key().is_some_and(|key| world.services.contains_key(&key));
         let changes = |event: &&Event| match event {
-            Event::Apply(Object::Node(_) | Object::Service(_) | Object::Slice(_))
-            | Event::Delete(ObjectKey::Pod(_) | ObjectKey::Node(_) | ObjectKey::Service(_) | ObjectKey::Slice(_)) => {
-                false
+            Event::Apply(object) if world.holds(object) => false,
+            Event::Apply(Object::Pod(Pod { key, .. })) => world.pods.contains_key(key),
+            Event::Apply(Object::Node(Node { name, .. })) => world.nodes.contains_key(name),
+            Event::Apply(Object::Service(Service { key, .. })) => world.services.contains_key(key),
+            Event::Apply(Object::Slice(slice)) => {
+                is_served(slice) || world.slices.get(&slice.key).is_some_and(is_served)
             }
-            Event::Apply(Object::Pod(pod)) => self.world.pods.get(&pod.key).is_some_and(|known| known != pod),
-            Event::Apply(object @ (Object::Namespace(_) | Object::Policy(_))) => !self.world.holds(object),
-            Event::Delete(key @ (ObjectKey::Namespace(_) | ObjectKey::Policy(_))) => self.world.contains(key),
-            Event::Reset(_) | Event::OwnAddresses(_) => true,
+            Event::Delete(ObjectKey::Pod(_) | ObjectKey::Node(_)) => false,
+            Event::Delete(ObjectKey::Slice(key)) => world.slices.get(key).is_some_and(is_served),
+            Event::Delete(key @ (ObjectKey::Namespace(_) | ObjectKey::Policy(_) | ObjectKey::Service(_))) => {
+                world.contains(key)
+            }
+            Event::Apply(Object::Namespace(_) | Object::Policy(_)) | Event::Reset(_) | Event::OwnAddresses(_) => true,
         };
         if events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
             return None;
         }
         events.sort_by_key(|event| match event {
-            Event::Delete(ObjectKey::Pod(_)) => 2,
             Event::Apply(Object::Pod(_)) => 1,
+            Event::Apply(Object::Slice(_)) => 2,
+            Event::Apply(Object::Service(_)) => 3,
+            Event::Delete(ObjectKey::Pod(_) | ObjectKey::Node(_)) => 4,
             _ => 0,
         });
         Some(events)
@@ -218,10 +233,11 @@ impl Engine {
                 self.namespace_event(&name, Event::Apply(Object::Namespace(namespace)))
             }
             Object::Policy(policy) => self.policy_event(&policy.key.clone(), Event::Apply(Object::Policy(policy))),
-            object @ (Object::Node(_) | Object::Service(_) | Object::Slice(_)) => {
-                self.world.apply(Event::Apply(object));
-                Vec::new()
+            Object::Node(node) => self.node_event(&node.name.clone(), Event::Apply(Object::Node(node))),
+            Object::Service(service) => {
+                self.service_event(&service.key.clone(), Event::Apply(Object::Service(service)))
             }
+            Object::Slice(slice) => self.slice_event(&slice.key.clone(), Event::Apply(Object::Slice(slice))),
         }
     }
 
@@ -234,21 +250,22 @@ impl Engine {
             ObjectKey::Pod(key) => self.pod_event(key, event),
             ObjectKey::Namespace(name) => self.namespace_event(name, event),
             ObjectKey::Policy(key) => self.policy_event(key, event),
-            ObjectKey::Node(_) | ObjectKey::Service(_) | ObjectKey::Slice(_) => {
-                self.world.apply(event);
-                Vec::new()
-            }
+            ObjectKey::Node(name) => self.node_event(name, event),
+            ObjectKey::Service(key) => self.service_event(key, event),
+            ObjectKey::Slice(key) => self.slice_event(key, event),
         }
     }
 
-    /// Policies come before pods, so that no new pod is open meanwhile, and leave after them.
+    /// Policies come before pods, so that no new pod is open meanwhile, and leave after them. Services come last: each finds all
+    /// its backends.
     fn reset(&mut self, objects: Vec<Object>) -> Vec<Change> {
         let rank = |kind: &ObjectKey| match kind {
             ObjectKey::Namespace(_) => 0,
             ObjectKey::Node(_) => 1,
             ObjectKey::Policy(_) => 2,
-            ObjectKey::Service(_) | ObjectKey::Slice(_) => 3,
+            ObjectKey::Slice(_) => 3,
             ObjectKey::Pod(_) => 4,
+            ObjectKey::Service(_) => 5,
         };
         let wanted = World::of(objects);
         let mut gone: Vec<_> = self.world.keys().filter(|key| !wanted.contains(key)).collect();

@@ -9,23 +9,24 @@ use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortSetId, Rule
 use super::Engine;
 use super::allow::Contents;
 use super::classes::Signature;
+use super::services::FrontendMove;
 use super::transaction::Transaction;
 use crate::tables::Change;
 
 /// One address or prefix, before and after.
 #[derive(Debug)]
 pub(super) struct Move {
-    what: Place,
+    pub(super) what: What,
     /// Its own entry before.
-    from: Option<AddressEntry>,
+    pub(super) from: Option<AddressEntry>,
     /// Its own entry after.
-    to: Option<AddressEntry>,
+    pub(super) to: Option<AddressEntry>,
     /// What was found for it before, by prefix if it had no entry.
     found: AddressEntry,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+pub(super) enum What {
     Address(IpAddr),
     Prefix(IpNet),
 }
@@ -39,25 +40,33 @@ impl Engine {
             let signature = Signature { atoms: self.blocks.signature(&net), ..Signature::default() };
             let to = AddressEntry { class: self.acquire(signature, &mut new), flags: 0 };
             let from = AddressEntry { class: self.blocks.set_class(&net, to.class), flags: 0 };
-            moves.push(Move { what: Place::Prefix(net), from: Some(from), to: Some(to), found: from });
+            moves.push(Move { what: What::Prefix(net), from: Some(from), to: Some(to), found: from });
         }
         for address in std::mem::take(&mut transaction.addresses) {
             let from = self.tables.exact_address(address);
             let found = from.or_else(|| self.tables.address(address)).unwrap_or_default();
-            let own = self.world.own_addresses.binary_search(&address).is_ok();
-            let to = (own || self.identities.has(address)).then(|| {
+            let flags = self.flags(address);
+            let to = (flags != 0 || self.identities.has(address)).then(|| {
                 let atoms = self.blocks.at(address).cloned().unwrap_or_default();
                 let mut signature = Signature { atoms, ..Signature::default() };
                 self.identities.sign(address, &mut signature);
-                let flags = if own { address_flags::OWN_NODE } else { 0 };
                 AddressEntry { class: self.acquire(signature, &mut new), flags }
             });
-            moves.push(Move { what: Place::Address(address), from, to, found });
+            moves.push(Move { what: What::Address(address), from, to, found });
         }
         for class in new {
             self.allow_to_new_class(transaction, class);
         }
         moves
+    }
+
+    fn flags(&self, address: IpAddr) -> u32 {
+        if self.world.is_own(address) {
+            return address_flags::OWN_NODE;
+        }
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+        flag(self.world.is_service(address), address_flags::SERVICE)
+            | flag(self.world.is_node(address), address_flags::NODE)
     }
 
     fn acquire(&mut self, signature: Signature, new: &mut Vec<ClassId>) -> ClassId {
@@ -72,11 +81,11 @@ impl Engine {
     pub(super) fn make(&mut self, transaction: &mut Transaction, moves: &[Move]) {
         for Move { what, from, to, .. } in moves {
             let change = match (*what, to) {
-                (Place::Prefix(net), Some(to)) => Change::PutPrefix(net, to.class),
-                (Place::Prefix(net), None) => Change::DeletePrefix(net),
-                (Place::Address(_), same) if same == from => continue,
-                (Place::Address(address), Some(to)) => Change::PutAddress(address, *to),
-                (Place::Address(address), None) => Change::DeleteAddress(address),
+                (What::Prefix(net), Some(to)) => Change::PutPrefix(net, to.class),
+                (What::Prefix(net), None) => Change::DeletePrefix(net),
+                (What::Address(_), same) if same == from => continue,
+                (What::Address(address), Some(to)) => Change::PutAddress(address, *to),
+                (What::Address(address), None) => Change::DeleteAddress(address),
             };
             self.write(transaction, change);
         }
@@ -103,12 +112,16 @@ impl Engine {
     }
 
     /// Says which rule sets allow less to some address than before.
-    pub(super) fn rejudge(&mut self, transaction: &mut Transaction, moves: &[Move]) {
-        let mut narrowed = BTreeSet::new();
-        for step in moves.iter().filter(|step| matches!(step.what, Place::Address(_))) {
-            let Place::Address(address) = step.what else { continue };
+    pub(super) fn rejudge(&mut self, transaction: &mut Transaction, moves: &[Move], frontends: &[FrontendMove]) {
+        let mut narrowed = self.narrowed_frontends(frontends);
+        for step in moves.iter().filter(|step| matches!(step.what, What::Address(_))) {
+            let What::Address(address) = step.what else { continue };
             let now = self.tables.address(address).unwrap_or_default();
-            if step.found.flags & !now.flags != 0 {
+            let changed = step.found.flags ^ now.flags;
+            if changed & address_flags::NODE != 0 {
+                narrowed.extend(self.rule_sets.asking_services());
+            }
+            if step.found.flags & changed & address_flags::OWN_NODE != 0 {
                 narrowed.extend(self.rule_sets.all());
             } else if step.found.class != now.class {
                 for rule_set in self.asking_about(&[step.found.class, now.class]) {
@@ -128,12 +141,12 @@ impl Engine {
     }
 
     /// The rule sets that may have an entry for one of the classes.
-    fn asking_about(&self, classes: &[ClassId]) -> BTreeSet<RuleSetId> {
+    pub(super) fn asking_about(&self, classes: &[ClassId]) -> BTreeSet<RuleSetId> {
         let signatures = classes.iter().filter_map(|class| self.classes.signature(*class));
         signatures.flat_map(Signature::all_atoms).flat_map(|atom| self.rule_sets.asking(atom)).collect()
     }
 
-    fn allowed(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {
+    pub(super) fn allowed(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {
         let entry = self.tables.allow(&AllowKey { rule_set, class });
         let any = || self.rule_sets.get(rule_set).map(|rule_set| rule_set.policy.any);
         entry.map(|entry| entry.port_set).or_else(any).unwrap_or(PortSetId::NONE)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use netpol_common::{DirectionPolicy, RuleId, RuleSetId};
+use netpol_common::{Direction, DirectionPolicy, RuleId, RuleSetId};
 
 use super::allow::Contents;
 use super::atoms::{Atom, AtomId};
@@ -19,6 +19,10 @@ pub(super) struct RuleSets {
     by_atom: HashMap<AtomId, BTreeSet<RuleSetId>>,
     /// Where the rules are known without reading the policies.
     by_source: HashMap<Source, RuleSetId>,
+    /// Those that ask who is behind a Service.
+    asking_services: BTreeSet<RuleSetId>,
+    /// Those of them that allow some ports to anyone.
+    with_ports_for_anyone: BTreeSet<RuleSetId>,
     counter: Counter,
     /// Policies of rule sets that are gone, oldest first.
     retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
@@ -59,6 +63,11 @@ pub(super) enum CompiledPorts {
 }
 
 impl RuleSet {
+    /// Whether it matters to it who is behind a Service: not for ingress, and not where everything is allowed to anyone.
+    pub(super) fn asks_services(&self) -> bool {
+        self.key.direction == Direction::Egress && matches!(self.any, Contents::Of(_))
+    }
+
     /// The atoms it uses; one that several rules use, several times.
     pub(super) fn atoms(&self) -> impl Iterator<Item = AtomId> {
         self.rules.iter().flat_map(|rule| {
@@ -78,6 +87,8 @@ impl RuleSets {
             entries: BTreeMap::new(),
             by_atom: HashMap::new(),
             by_source: HashMap::new(),
+            asking_services: BTreeSet::new(),
+            with_ports_for_anyone: BTreeSet::new(),
             counter: Counter::starting_at(first.0),
             retired: VecDeque::new(),
         }
@@ -154,6 +165,12 @@ impl RuleSets {
         for atom in rule_set.atoms() {
             self.by_atom.entry(atom).or_default().insert(id);
         }
+        if rule_set.asks_services() {
+            self.asking_services.insert(id);
+            if rule_set.any != Contents::Of(BTreeMap::new()) {
+                self.with_ports_for_anyone.insert(id);
+            }
+        }
         self.ids.insert(key, id);
         self.entries.insert(id, rule_set);
         (id, policy)
@@ -173,6 +190,8 @@ impl RuleSets {
         }
         let rule_set = self.entries.remove(&id)?;
         self.ids.remove(&rule_set.key);
+        self.asking_services.remove(&id);
+        self.with_ports_for_anyone.remove(&id);
         self.by_source.retain(|_, known| *known != id);
         for atom in rule_set.atoms() {
             if let Some(users) = self.by_atom.get_mut(&atom) {
@@ -196,6 +215,16 @@ impl RuleSets {
     /// All ids in use.
     pub(super) fn all(&self) -> impl Iterator<Item = RuleSetId> {
         self.entries.iter().filter(|(_, rule_set)| rule_set.users > 0).map(|(id, _)| *id)
+    }
+
+    /// Those that ask who is behind a Service.
+    pub(super) fn asking_services(&self) -> impl Iterator<Item = RuleSetId> {
+        self.asking_services.iter().copied()
+    }
+
+    /// Those of them that allow some ports to anyone.
+    pub(super) fn with_ports_for_anyone(&self) -> impl Iterator<Item = RuleSetId> {
+        self.with_ports_for_anyone.iter().copied()
     }
 
     /// Whether some endpoint has it.

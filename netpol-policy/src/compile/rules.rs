@@ -92,7 +92,7 @@ impl RuleNames {
     /// The rules that follow for a pod.
     pub(super) fn resolve(&mut self, pod: &Pod, source: &Source, policies: &BTreeMap<PolicyKey, Policy>) -> RuleSetKey {
         let direction = source.direction;
-        let mut key = RuleSetKey::default();
+        let mut key = RuleSetKey { direction, policies: Vec::new(), rules: Vec::new() };
         for policy in source.policies.iter().filter_map(|key| policies.get(key)) {
             let Some(rules) = rules(policy, direction) else { continue };
             key.policies.push(policy.key.clone());
@@ -137,8 +137,10 @@ impl Source {
 }
 
 /// What makes two rule sets the same.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RuleSetKey {
+    /// Whether they are items of `ingress` or of `egress`: Services are a matter of egress.
+    pub(super) direction: Direction,
     /// The policies, in order.
     pub(super) policies: Vec<PolicyKey>,
     /// Their rules, in order.

@@ -1,6 +1,8 @@
 //! Which writes an event takes, and in which order. That the tables then say what the reference says is held by
 //! `tests/agreement.rs`, over random histories.
 
+mod services;
+
 use netpol_common::{Direction, protocol};
 
 use super::*;

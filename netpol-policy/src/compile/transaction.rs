@@ -1,6 +1,6 @@
 //! One event's work: what is new first, then the flips, then what is unused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,7 +9,7 @@ use netpol_common::{ClassId, Direction, DirectionPolicy, RuleSetId};
 use super::Engine;
 use super::atoms::{Atom, AtomId};
 use super::rules::{RuleSetKey, Source};
-use crate::model::{NamespaceName, PodKey, Policy, PolicyKey};
+use crate::model::{Frontend, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 use crate::world::Event;
 
@@ -21,21 +21,37 @@ pub(super) struct Transaction {
     pub(super) prefixes: BTreeSet<IpNet>,
     pub(super) new_rule_sets: BTreeSet<RuleSetId>,
     pub(super) unused_classes: BTreeSet<ClassId>,
-    unused_rule_sets: BTreeSet<RuleSetId>,
+    pub(super) frontends: BTreeSet<Frontend>,
+    pub(super) unused_frontend_classes: BTreeSet<ClassId>,
+    /// The egress rule sets that pods will have.
+    pub(super) flipping: BTreeMap<PodKey, RuleSetId>,
+    /// The egress rule sets that pods had.
+    pub(super) parted: BTreeSet<RuleSetId>,
+    pub(super) unused_rule_sets: BTreeSet<RuleSetId>,
 }
 
 impl Engine {
     pub(super) fn pod_event(&mut self, key: &PodKey, event: Event) -> Vec<Change> {
         let claimed = |engine: &Self| engine.world.pods.get(key).map(|pod| pod.addresses.clone()).unwrap_or_default();
+        let hosted = |engine: &Self| -> BTreeSet<Frontend> {
+            let pod = engine.world.pods.get(key).into_iter();
+            pod.flat_map(Pod::host_frontends).map(|(frontend, _)| frontend).collect()
+        };
+        let here = |engine: &Self| engine.world.pods.get(key).is_some_and(|pod| engine.scope.covers(pod));
         let mut transaction = Transaction::default();
-        let mut claims = claimed(self);
+        let (mut claims, host_ports, was_here) = (claimed(self), hosted(self), here(self));
         self.world.apply(event);
         claims.extend(claimed(self));
         for address in claims {
             if self.identities.assign(address, &self.atoms, &self.world) {
                 transaction.addresses.insert(address);
             }
+            // A pod of this node reaches itself, also through a Service.
+            if was_here || here(self) {
+                transaction.frontends.extend(self.world.frontends_towards(address));
+            }
         }
+        self.touch(&mut transaction, &host_ports, &hosted(self));
         self.commit(transaction, BTreeSet::from([key.clone()]))
     }
 
@@ -75,17 +91,27 @@ impl Engine {
         self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
     }
 
-    fn commit(&mut self, mut transaction: Transaction, pods: BTreeSet<PodKey>) -> Vec<Change> {
+    pub(super) fn commit(&mut self, mut transaction: Transaction, pods: BTreeSet<PodKey>) -> Vec<Change> {
         let flips: Vec<_> = pods.into_iter().map(|pod| self.resolve(&mut transaction, pod)).collect();
+        let egress =
+            |(pod, policy): &(PodKey, Option<EndpointPolicy>)| Some((pod.clone(), policy.as_ref()?.egress.rule_set));
+        transaction.flipping = flips.iter().filter_map(egress).collect();
         let moves = self.classify(&mut transaction);
         self.allow_to_new_rule_sets(&mut transaction);
+        let frontends = self.classify_frontends(&mut transaction, &moves);
+        self.allow_frontends_to_new_rule_sets(&mut transaction);
+        self.put_frontends(&mut transaction, &frontends);
         self.make(&mut transaction, &moves);
+        self.delete_frontends(&mut transaction, &frontends);
         for (pod, policy) in flips {
             self.flip(&mut transaction, &pod, policy);
         }
-        self.rejudge(&mut transaction, &moves);
+        self.rejudge(&mut transaction, &moves, &frontends);
         self.release(&mut transaction, &moves);
+        self.release_frontends(&mut transaction, &frontends);
         let dead = self.retire_rule_sets(&mut transaction);
+        self.disallow_parted(&mut transaction);
+        self.retire_frontend_classes(&mut transaction);
         self.retire_classes(&mut transaction);
         self.forget(&mut transaction, &dead);
         transaction.changes
@@ -161,10 +187,7 @@ impl Engine {
     /// Addresses with an entry of their own inside a block.
     fn addresses_in(&self, net: IpNet) -> Vec<IpAddr> {
         let (first, last) = (net.network(), net.broadcast());
-        let own = &self.world.own_addresses;
-        let own = &own[own.partition_point(|address| *address < first)..];
-        let own = own.iter().copied().take_while(|address| *address <= last);
-        self.identities.addresses_in(first, last).chain(own).collect()
+        self.tables.addresses_between(first, last).collect()
     }
 
     fn flip(&mut self, transaction: &mut Transaction, pod: &PodKey, policy: Option<EndpointPolicy>) {
@@ -177,6 +200,7 @@ impl Engine {
             None if before.is_some() => self.write(transaction, Change::DeleteEndpoint(pod.clone())),
             _ => {}
         }
+        transaction.parted.extend(before.map(|[_, egress]| egress));
         for rule_set in self.endpoints.set(pod, rule_sets).into_iter().flatten() {
             if self.rule_sets.release(rule_set) {
                 transaction.unused_rule_sets.insert(rule_set);
@@ -193,6 +217,7 @@ impl Engine {
             for class in classes {
                 self.disallow(transaction, id, class);
             }
+            self.disallow_all_frontends(transaction, id);
             for change in self.port_sets.release(rule_set.policy.any) {
                 self.write(transaction, change);
             }
@@ -221,6 +246,7 @@ impl Engine {
             let Atom::Block(block) = atom else { continue };
             for (net, class) in self.blocks.retire(block) {
                 transaction.prefixes.remove(&net);
+                transaction.frontends.extend(self.frontends_into(net));
                 self.write(transaction, Change::DeletePrefix(net));
                 if self.classes.release(class) {
                     transaction.unused_classes.insert(class);
@@ -228,8 +254,12 @@ impl Engine {
             }
         }
         let moves = self.classify(transaction);
+        let frontends = self.classify_frontends(transaction, &moves);
+        self.put_frontends(transaction, &frontends);
         self.make(transaction, &moves);
         self.release(transaction, &moves);
+        self.release_frontends(transaction, &frontends);
+        self.retire_frontend_classes(transaction);
         self.retire_classes(transaction);
     }
 }

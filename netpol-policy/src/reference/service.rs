@@ -42,8 +42,8 @@ pub(super) fn candidates(
         let there = Packet { remote: backend.address, port: backend.port, ..packet.clone() };
         let rule = first_rule(world, isolating, pod, &there);
         let reason = match &rule {
-            _ if pod.addresses.contains(&backend.address) => Reason::Itself,
             _ if world.own_addresses.contains(&backend.address) => Reason::OwnNode,
+            _ if pod.addresses.contains(&backend.address) => Reason::Itself,
             Some(_) => Reason::Rule,
             None => Reason::NoRule,
         };

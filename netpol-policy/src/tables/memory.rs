@@ -102,6 +102,11 @@ impl Tables {
         self.addresses.get(&address).copied()
     }
 
+    /// Addresses with an entry of their own.
+    pub fn addresses_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
+        self.addresses.range(first..=last).map(|(address, _)| *address)
+    }
+
     /// The class of a Service's port.
     pub fn frontend(&self, frontend: &Frontend) -> Option<ClassId> {
         self.frontends.get(frontend).copied()

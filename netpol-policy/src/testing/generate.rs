@@ -10,8 +10,9 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use crate::model::{
-    IpBlock, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Object, ObjectKey, Peer, Peers, Pod, PodKey, Policy,
-    PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement, Rule, Selector,
+    EndpointSlice, HostPort, HostPorts, IpBlock, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Object,
+    ObjectKey, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement, Rule,
+    Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
 };
 use crate::world::Event;
 
@@ -19,11 +20,12 @@ const NAMESPACES: [&str; 3] = ["shop", "mon", "kube"];
 const KEYS: [&str; 2] = ["app", "tier"];
 const VALUES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 2] = ["http", "dns"];
+const SERVICES: [&str; 2] = ["s", "t"];
 
 /// The node whose pods have endpoints.
 pub(super) const NODE: &str = "node-1";
-/// Addresses that pods, this node and strangers have.
-pub(super) const ADDRESSES: [&str; 12] = [
+/// Addresses that pods, nodes, Services and strangers have.
+pub(super) const ADDRESSES: [&str; 14] = [
     "10.0.0.1",
     "10.0.0.2",
     "10.0.0.3",
@@ -36,7 +38,11 @@ pub(super) const ADDRESSES: [&str; 12] = [
     "fd00::1:1",
     "fd00::1:2",
     "2001:db8::1",
+    "10.96.0.1",
+    "fd96::1",
 ];
+/// Those that Services have: most often those that only they have.
+const SERVICE_ADDRESSES: [&str; 6] = ["10.0.0.3", "192.0.2.1", "2001:db8::1", "10.96.0.1", "fd96::1", "fd00::1:2"];
 const BLOCKS: [&str; 12] = [
     "0.0.0.0/0",
     "10.0.0.0/8",
@@ -127,11 +133,11 @@ pub fn pod() -> impl Strategy<Value = Pod> {
         .prop_map(|(name, protocol, port)| NamedPort { name, protocol, port });
     let addresses = (option::weighted(0.8, select(&ADDRESSES[..6])), option::weighted(0.5, select(&ADDRESSES[7..11])));
     let what = (name(&NAMESPACES), select(&["x", "y", "z"][..]), prop::bool::weighted(0.7), labels());
+    let ports = (vec(port, 0..=3), option::weighted(0.2, host_ports()));
     let state = (prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1), 0_i64..3);
-    (what, state, addresses, vec(port, 0..=3)).prop_map(|(what, state, addresses, ports)| {
+    (what, state, addresses, ports).prop_map(|(what, state, addresses, (ports, host_ports))| {
         let (namespace, name, here, labels) = what;
         let (host_network, finished, deleting, created) = state;
-        let address = |text: &str| text.parse().expect("an address of this list");
         Pod {
             key: PodKey::new(namespace, name),
             node: Some(if here { NODE } else { "node-2" }.into()),
@@ -142,9 +148,68 @@ pub fn pod() -> impl Strategy<Value = Pod> {
             labels,
             addresses: addresses.0.into_iter().chain(addresses.1).map(address).collect(),
             ports,
-            host_ports: None,
+            host_ports: host_ports.map(Box::new),
         }
     })
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address of this list")
+}
+
+fn addresses(of: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<IpAddr>> {
+    subsequence(of, 0..=most).prop_map(|list| {
+        let mut addresses: Vec<_> = list.into_iter().map(address).collect();
+        addresses.sort_unstable();
+        addresses
+    })
+}
+
+/// Mostly the same one, so that Services and slices fit together.
+fn protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![4 => Just(Protocol::Tcp), 1 => select(&Protocol::ALL[..])]
+}
+
+fn host_ports() -> impl Strategy<Value = HostPorts> {
+    let at = option::weighted(0.3, prop_oneof![2 => select(&ADDRESSES[..]), 1 => select(&["0.0.0.0", "::"][..])]);
+    let port =
+        (at, protocol(), select(&PORTS[..]), select(&PORTS[..])).prop_map(|(at, protocol, port, container_port)| {
+            HostPort { address: at.map(address), protocol, port, container_port }
+        });
+    (addresses(&ADDRESSES, 2), vec(port, 1..=2)).prop_map(|(addresses, ports)| HostPorts { addresses, ports })
+}
+
+/// A Service.
+pub fn service() -> impl Strategy<Value = Service> {
+    let node_port = option::weighted(0.5, select(&PORTS[..]));
+    let port = (name(&PORT_NAMES), protocol(), select(&PORTS[..]), node_port)
+        .prop_map(|(name, protocol, port, node_port)| ServicePort { name, protocol, port, node_port });
+    (name(&NAMESPACES[..2]), name(&SERVICES), addresses(&SERVICE_ADDRESSES, 3), vec(port, 1..=2)).prop_map(
+        |(namespace, name, addresses, ports)| Service { key: ServiceKey::new(namespace, name), addresses, ports },
+    )
+}
+
+/// A slice of a Service.
+pub fn slice() -> impl Strategy<Value = EndpointSlice> {
+    let port = (name(&PORT_NAMES), protocol(), select(&PORTS[..])).prop_map(|(name, protocol, port)| SlicePort {
+        name,
+        protocol,
+        port,
+    });
+    let endpoint = (select(&ADDRESSES[..]), prop::bool::weighted(0.8), prop::bool::weighted(0.3))
+        .prop_map(|(at, ready, draining)| SliceEndpoint { address: address(at), ready, draining });
+    let service = option::weighted(0.95, name(&SERVICES));
+    (name(&NAMESPACES[..2]), select(&["1", "2", "3"][..]), service, vec(port, 1..=2), vec(endpoint, 0..=3)).prop_map(
+        |(namespace, name, service, ports, endpoints)| {
+            let key = SliceKey::new(namespace, name);
+            EndpointSlice { key, service, ports, endpoints }
+        },
+    )
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    (select(&["node-1", "node-2", "node-3"][..]), addresses(&ADDRESSES, 2))
+        .prop_map(|(name, addresses)| Node { name: name.into(), addresses })
 }
 
 fn namespace() -> impl Strategy<Value = Namespace> {
@@ -160,18 +225,18 @@ pub fn object() -> impl Strategy<Value = Object> {
         4 => pod().prop_map(Object::Pod),
         4 => policy().prop_map(Object::Policy),
         1 => namespace().prop_map(Object::Namespace),
+        2 => service().prop_map(Object::Service),
+        3 => slice().prop_map(Object::Slice),
+        1 => node().prop_map(Object::Node),
     ]
 }
 
 /// An event.
 pub fn event() -> impl Strategy<Value = Event> {
-    let own = subsequence(&ADDRESSES[..], 0..=3).prop_map(|list| {
-        list.into_iter().map(|text| text.parse::<IpAddr>().expect("an address of this list")).collect()
-    });
     prop_oneof![
         12 => object().prop_map(Event::Apply),
         4 => object().prop_map(|object| Event::Delete(ObjectKey::clone(&object.key()))),
         1 => vec(object(), 0..12).prop_map(Event::Reset),
-        1 => own.prop_map(Event::OwnAddresses),
+        1 => addresses(&ADDRESSES, 3).prop_map(Event::OwnAddresses),
     ]
 }

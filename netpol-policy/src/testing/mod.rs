@@ -4,9 +4,11 @@
 #![allow(clippy::missing_panics_doc, reason = "only where a literal of this module does not parse")]
 
 mod cluster;
+mod expect;
 mod generate;
 mod probe;
 
 pub use cluster::{cluster, local_node};
-pub use generate::{event, object, pod, policy};
+pub use expect::{expected, is_among_backends};
+pub use generate::{event, object, pod, policy, service, slice};
 pub use probe::{Probe, judge_in, probes};

@@ -44,6 +44,9 @@ pub fn probes() -> Vec<Probe> {
         for direction in Direction::BOTH {
             let mut add = |protocol, port, from_node, via_own| {
                 probes.push(Probe { direction, remote, protocol, port, from_node, via_own, behind: false });
+                if direction == Direction::Egress {
+                    probes.push(Probe { direction, remote, protocol, port, from_node, via_own, behind: true });
+                }
             };
             for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
                 for port in PORTS.into_iter().chain([54, 9999]) {

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use netpol_common::{Direction, Endpoint, IfIndex, Reason, protocol};
 use netpol_policy::model::PodKey;
-use netpol_policy::reference::{Packet, evaluate};
-use netpol_policy::testing::Probe;
+use netpol_policy::reference::Packet;
+use netpol_policy::tables::Tables;
+use netpol_policy::testing::{Probe, expected};
 use netpol_policy::world::World;
 
 use crate::frames::{Kind, Runner, came_by, craft};
@@ -41,10 +42,17 @@ impl Conversation {
     }
 
     /// Sends the next packet; the reason, after the program gave the same as the reference.
-    pub(crate) fn send(&mut self, kind: Kind, world: &World, endpoint: &Endpoint, runner: &Runner) -> Result<Reason> {
+    pub(crate) fn send(
+        &mut self,
+        kind: Kind,
+        world: &World,
+        tables: &Tables,
+        endpoint: &Endpoint,
+        runner: &Runner,
+    ) -> Result<Reason> {
         let kind = if kind == Kind::Opening && self.meets_a_flow() { Kind::Further } else { kind };
         let direction = kind.direction(&self.probe);
-        let (expected, next) = self.expect(kind, world);
+        let (expected, next) = self.expect(kind, world, tables);
         let frame = craft(self.own, &self.probe, self.source, kind);
         let found = runner.judge(endpoint, direction, &frame, came_by(endpoint, &self.probe, kind));
         let found = found.with_context(|| format!("{kind:?} of {self:?}, which is {expected:?}"))?;
@@ -58,13 +66,13 @@ impl Conversation {
         self.state == State::Opened(self.probe.direction.opposite())
     }
 
-    fn expect(&self, kind: Kind, world: &World) -> (Reason, State) {
+    fn expect(&self, kind: Kind, world: &World, tables: &Tables) -> (Reason, State) {
         let direction = kind.direction(&self.probe);
-        let as_attempt = evaluate(world, &self.attempt(direction)).reason;
+        let as_attempt = expected(world, tables, &self.attempt(direction)).0;
         let fresh = kind == Kind::Opening && self.probe.protocol == protocol::TCP;
         match self.state {
             State::Opened(opener) if !fresh => {
-                let allowed = evaluate(world, &self.attempt(opener)).reason.allows();
+                let allowed = expected(world, tables, &self.attempt(opener)).0.allows();
                 (if allowed { Reason::Flow } else { Reason::Revoked }, self.state)
             }
             State::Opened(_) | State::Unknown if as_attempt.allows() && !self.only_answers(kind) => {

@@ -151,6 +151,7 @@ impl Node {
         same("what is allowed", &found.allow, &expected.allow)?;
         same("an address", &found.addresses, &expected.addresses)?;
         same("a prefix", &found.prefixes, &expected.prefixes)?;
+        same("a frontend", &found.frontends, &expected.frontends)?;
         let held = self.reconciler.held();
         let expected: BTreeMap<_, _> = held.iter().map(|(ifindex, held)| (*ifindex, held.endpoint)).collect();
         let found = kernel.endpoints()?;

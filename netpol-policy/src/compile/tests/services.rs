@@ -1,0 +1,216 @@
+//! Which writes Services, slices and nodes take.
+
+use netpol_common::{Reason, address_flags};
+
+use super::*;
+
+/// A Service of one port, 80, with a nodePort.
+fn service(name: &str, address: &str, node_port: u16) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, \
+         spec: {{clusterIP: {address}, ports: [{{port: 80, nodePort: {node_port}}}]}}}}\n"
+    )
+}
+
+/// A slice with port 8080.
+fn slice(name: &str, service: &str, addresses: &[&str]) -> String {
+    let endpoints: Vec<_> = addresses.iter().map(|address| format!("{{addresses: [{address}]}}")).collect();
+    format!(
+        "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: {name}, namespace: shop, \
+         labels: {{kubernetes.io/service-name: {service}}}}}, addressType: IPv4, ports: [{{port: 8080}}], \
+         endpoints: [{}]}}\n",
+        endpoints.join(", ")
+    )
+}
+
+fn node(name: &str, address: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}, status: {{addresses: [{{type: InternalIP, address: {address}}}]}}}}\n"
+    )
+}
+
+/// `app: web` may reach `app` at 8080.
+fn may_reach(app: &str) -> String {
+    let to = format!("to: [{{podSelector: {{matchLabels: {{app: {app}}}}}}}], ports: [{{port: 8080}}]");
+    policy("web", &format!("podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{{{to}}}]"))
+}
+
+/// `web` here, two pods of each `db` and `api` elsewhere.
+fn pods() -> String {
+    [
+        pod("web", 1, "web", "10.0.0.1", ""),
+        pod("db", 2, "db", "10.0.0.2", ""),
+        pod("db-2", 2, "db", "10.0.0.3", ""),
+        pod("api", 2, "api", "10.0.0.4", ""),
+        pod("api-2", 2, "api", "10.0.0.5", ""),
+    ]
+    .concat()
+}
+
+fn judged(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
+    let packet = Packet {
+        pod: PodKey::new("shop", "web"),
+        direction: Direction::Egress,
+        remote: remote.parse().expect("an address"),
+        protocol: protocol::TCP,
+        port,
+        from_node: false,
+        via_own: false,
+        behind: false,
+    };
+    let judgement = engine.judge(&packet).expect("an endpoint");
+    (judgement.reason, judgement.again)
+}
+
+#[test]
+fn a_service_like_others_is_its_frontends_and_its_address() {
+    let slices = [slice("db-1", "db", &["10.0.0.2"]), slice("twin-1", "twin", &["10.0.0.2", "10.0.0.3"])].concat();
+    let mut engine = engine(&[pods(), may_reach("db"), slices, service("db", "10.96.0.1", 30080)].concat());
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
+    let twin = service("twin", "10.96.0.2", 30081);
+    assert_eq!(apply(&mut engine, &twin), ["+frontend 80", "+frontend 30081", "+address 10.96.0.2"]);
+    assert_eq!(judged(&engine, "10.96.0.2", 80), (Reason::Service, false));
+    assert_eq!(delete(&mut engine, &twin), ["-address 10.96.0.2", "-frontend 80", "-frontend 30081", "rejudge 1"]);
+}
+
+#[test]
+fn a_slice_that_changes_nothing_for_rule_sets_takes_no_write() {
+    let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
+    let mut engine = engine(&[pods(), may_reach("db"), services].concat());
+    assert_eq!(apply(&mut engine, &slice("db-1", "db", &["10.0.0.2", "10.0.0.3"])), [""; 0]);
+    assert_eq!(apply(&mut engine, &slice("db-2", "db", &["10.0.0.3"])), [""; 0]);
+    assert_eq!(delete(&mut engine, &slice("db-2", "db", &[])), [""; 0]);
+}
+
+#[test]
+fn a_slice_change_moves_its_services_frontends_to_a_class_that_is_there_before() {
+    let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
+    let mut engine = engine(&[pods(), may_reach("db"), services].concat());
+    let (both, none) = (slice("db-1", "db", &["10.0.0.2", "10.0.0.4"]), slice("db-1", "db", &["10.0.0.4"]));
+    let moved = ["+frontend 80", "+frontend 30080"];
+    let some: Vec<_> = [&["+allow"][..], &moved, &["rejudge 1", "-allow"]].concat();
+    assert_eq!(apply(&mut engine, &both), some);
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
+    assert_eq!(apply(&mut engine, &none), [&moved[..], &["rejudge 1", "-allow"]].concat());
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+    let nobody: Vec<_> = [&["+allow"][..], &moved].concat();
+    assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), nobody);
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
+}
+
+#[test]
+fn backends_that_change_take_their_frontends_along() {
+    let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
+    let mut engine = engine(&[pods(), may_reach("db"), services].concat());
+    let other = pod("db", 2, "other", "10.0.0.2", "");
+    let left = ["+frontend 80", "+frontend 30080", "+address 10.0.0.2", "rejudge 1", "-allow"];
+    assert_eq!(apply(&mut engine, &other), left);
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+    let came = ["+allow", "+frontend 80", "+frontend 30080", "+address 10.0.0.2"];
+    assert_eq!(apply(&mut engine, &pod("db", 2, "db", "10.0.0.2", "")), came);
+    // One that no rule tells apart takes only its own write.
+    let mut expected = vec!["-address 10.0.0.4"];
+    expected.extend(["+address 10.0.0.4"]);
+    let api = pod("api", 2, "api", "10.0.0.4", "");
+    let found = [delete(&mut engine, &api), apply(&mut engine, &api)].concat();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_policy_is_written_for_the_frontends_whose_backends_it_names() {
+    let services = [
+        service("db", "10.96.0.1", 30080),
+        slice("db-1", "db", &["10.0.0.2"]),
+        service("api", "10.96.0.2", 30081),
+        slice("api-1", "api", &["10.0.0.4"]),
+    ];
+    let mut engine = engine(&[pods(), services.concat()].concat());
+    let made = [
+        "+port 8080",
+        "+allow",
+        "+allow",
+        "+frontend 80",
+        "+frontend 30080",
+        "+address 10.0.0.2",
+        "+address 10.0.0.3",
+        "+endpoint web",
+    ];
+    assert_eq!(apply(&mut engine, &may_reach("db")), made);
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
+    assert_eq!(judged(&engine, "10.96.0.2", 80), (Reason::NoBackend, false));
+}
+
+#[test]
+fn who_allows_everything_or_isolates_for_ingress_only_has_no_entry_for_frontends() {
+    let everything = policy(
+        "all",
+        "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{}, {ports: [{port: 1}]}]",
+    );
+    let ingress = policy("in", "podSelector: {}, policyTypes: [Ingress]");
+    let mut engine = engine(&[pods(), everything, ingress].concat());
+    let new = [slice("db-1", "db", &["10.0.0.2"]), service("db", "10.96.0.1", 30080)].concat();
+    assert_eq!(apply(&mut engine, &new), ["+frontend 80", "+frontend 30080", "+address 10.96.0.1"]);
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Rule, false));
+}
+
+#[test]
+fn ports_that_anyone_is_allowed_count_at_the_backends() {
+    let dns = policy(
+        "dns",
+        "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: 8000, endPort: 8080}]}]",
+    );
+    let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["198.51.100.1"])].concat();
+    let mut engine = engine(&[pods(), services].concat());
+    let made = apply(&mut engine, &dns);
+    assert_eq!(made.iter().filter(|word| *word == "+allow").count(), 1, "{made:?}");
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
+    assert_eq!(judged(&engine, "10.96.0.1", 8000), (Reason::Rule, false));
+}
+
+#[test]
+fn a_pod_that_is_its_own_backend_is_let_through() {
+    let services = [service("web", "10.96.0.1", 30080), slice("web-1", "web", &["10.0.0.1", "10.0.0.4"])].concat();
+    let mut engine = engine(&[pods(), may_reach("db"), services].concat());
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
+    // It has other rules now, and reaches itself as before.
+    apply(&mut engine, &may_reach("nobody"));
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
+    apply(&mut engine, &slice("web-1", "web", &["10.0.0.4"]));
+    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+}
+
+#[test]
+fn node_ports_are_on_nodes_and_the_own_one_is_judged_later() {
+    let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
+    let mut engine = engine(&[pods(), may_reach("db"), services].concat());
+    assert_eq!(judged(&engine, "192.168.0.2", 30080), (Reason::NoRule, false));
+    assert_eq!(apply(&mut engine, &node("node-2", "192.168.0.2")), ["+address 192.168.0.2", "rejudge 1"]);
+    assert_eq!(judged(&engine, "192.168.0.2", 30080), (Reason::Service, false));
+    assert_eq!(judged(&engine, "192.168.0.2", 80), (Reason::NoRule, false));
+    engine.apply(Event::OwnAddresses(vec![IpAddr::from([192, 168, 0, 2]), IpAddr::from([10, 96, 0, 1])]));
+    for address in ["192.168.0.2", "10.96.0.1"] {
+        let entry = engine.tables().exact_address(address.parse().unwrap()).expect("an own address");
+        assert_eq!(entry.flags, address_flags::OWN_NODE, "{address}");
+        assert_eq!(judged(&engine, address, 30080), (Reason::OwnNode, true));
+    }
+    engine.apply(Event::OwnAddresses(Vec::new()));
+    assert_eq!(delete(&mut engine, &node("node-2", "192.168.0.2")), ["-address 192.168.0.2", "rejudge 1"]);
+}
+
+#[test]
+fn a_service_comes_at_once_with_whom_it_leads_to() {
+    let engine = engine(&[pods(), may_reach("db"), service("old", "10.96.0.9", 30090)].concat());
+    let events = |yaml: &str| objects(yaml).into_iter().map(Event::Apply).collect::<Vec<_>>();
+    let new =
+        [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.6"]), pod("db-6", 2, "db", "10.0.0.6", "")];
+    let ordered = engine.one_step(events(&new.concat())).expect("all of it is new");
+    let kinds = ordered.iter().map(|event| match event {
+        Event::Apply(object) => object.key().to_string(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(kinds.collect::<Vec<_>>(), ["Pod shop/db-6", "EndpointSlice shop/db-1", "Service shop/db"]);
+    let two = [slice("old-1", "old", &["10.0.0.2"]), slice("old-2", "old", &["10.0.0.4"])].concat();
+    assert_eq!(engine.one_step(events(&two)), None, "a Service that is there changes twice");
+    let other = [slice("old-1", "old", &["10.0.0.2"]), may_reach("api")].concat();
+    assert_eq!(engine.one_step(events(&other)), None);
+}
