@@ -293,6 +293,12 @@ where
     if !known.is_alive(key.protocol, now, hz) || (surroundings.is_behind() && known.is_judged_behind()) {
         return None;
     }
+    if direction == Direction::Ingress
+        && flags.is_some()
+        && verdict::is_another(surroundings, endpoint, key.protocol, known.state)
+    {
+        return None;
+    }
     let passes = if flags.is_some() { Reason::Flow } else { Reason::IcmpError };
     if known.generation == generation {
         if let Some(flags) = flags {

@@ -28,7 +28,10 @@ pub fn process<S: Surroundings>(surroundings: S, direction: Direction) -> Reason
 /// Judges a packet that carries its sender's number, where it goes now, by the sender's egress. [`Surroundings::is_behind`] holds.
 #[inline(always)]
 pub fn process_behind<S: Surroundings>(surroundings: S) -> Reason {
-    detour::judge_frame(surroundings, Direction::Egress)
+    match surroundings.endpoint() {
+        Some(endpoint) if !endpoint.egress.isolated() => Reason::NotIsolated,
+        _ => detour::judge_frame(surroundings, Direction::Egress),
+    }
 }
 
 /// The direction as a constant: a key is built from the packet without asking which end is the pod's.
@@ -41,17 +44,20 @@ fn process_at<const EGRESS: bool, S: Surroundings>(surroundings: S) -> Reason {
     if let Some(endpoint) = surroundings.endpoint() {
         let generation = verdict::generation(endpoint);
         if let Some(packet) = packet::parse_plain_v4(&surroundings) {
-            return process_plain::<EGRESS, _, S>(surroundings, endpoint, generation, &packet);
-        }
-        let code = plain_v6::<EGRESS, S>(surroundings, endpoint);
-        if code != NOT_PLAIN {
-            return verdict::reason(code);
+            if let Some(reason) = process_plain::<EGRESS, _, S>(surroundings, endpoint, generation, &packet) {
+                return reason;
+            }
+        } else {
+            let code = plain_v6::<EGRESS, S>(surroundings, endpoint);
+            if code != NOT_PLAIN {
+                return verdict::reason(code);
+            }
         }
     }
     detour::judge_frame(surroundings, towards::<EGRESS>())
 }
 
-/// No reason's code.
+/// No reason's code: it goes by the detour.
 const NOT_PLAIN: u32 = u32::MAX;
 
 /// A function of its own, because the stack of the one before would have to hold its key too.
@@ -59,7 +65,8 @@ const NOT_PLAIN: u32 = u32::MAX;
 fn plain_v6<const EGRESS: bool, S: Surroundings>(surroundings: S, endpoint: &Endpoint) -> u32 {
     let generation = verdict::generation(endpoint);
     let Some(packet) = packet::parse_plain_v6(&surroundings) else { return NOT_PLAIN };
-    process_plain::<EGRESS, _, S>(surroundings, endpoint, generation, &packet) as u32
+    let reason = process_plain::<EGRESS, _, S>(surroundings, endpoint, generation, &packet);
+    reason.map_or(NOT_PLAIN, |reason| reason as u32)
 }
 
 #[inline(always)]
@@ -67,13 +74,14 @@ const fn towards<const EGRESS: bool>() -> Direction {
     if EGRESS { Direction::Egress } else { Direction::Ingress }
 }
 
+/// `None`: it goes by the detour.
 #[inline(always)]
 fn process_plain<const EGRESS: bool, A, S>(
     surroundings: S,
     endpoint: &Endpoint,
     generation: Generation,
     packet: &Plain<A>,
-) -> Reason
+) -> Option<Reason>
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
@@ -81,25 +89,28 @@ where
     let direction = towards::<EGRESS>();
     let key = key::<EGRESS, A>(surroundings.ifindex(), packet);
     if guard::is_foreign(endpoint, direction, &packet.source) {
-        return plain_foreign(surroundings, endpoint, &key);
+        return Some(plain_foreign(surroundings, endpoint, &key));
     }
     let fresh = packet.protocol == protocol::TCP && packet.flags.opens();
     if !fresh && let Some(slot) = surroundings.flow(&key) {
         let (now, hz) = (surroundings.now(), surroundings.hz());
         let known = Known::read(slot);
+        if !EGRESS && known.is_from_here() {
+            return None;
+        }
         if known.is_alive(packet.protocol, now, hz) {
             if known.generation == generation {
                 known.touch(slot, direction, packet.flags, now, hz);
                 verdict::follow(&surroundings, endpoint, direction, known.is_judged_behind());
                 surroundings.count(endpoint.id, direction, Reason::Flow);
-                return Reason::Flow;
+                return Some(Reason::Flow);
             }
             known.keep(slot, now, hz);
             let stale = Stale { opener: known.opener, state: known.after(direction, packet.flags) };
-            return plain_stale::<EGRESS, A, S>(surroundings, endpoint, generation, &key, stale.pack());
+            return Some(plain_stale::<EGRESS, A, S>(surroundings, endpoint, generation, &key, stale.pack()));
         }
     }
-    plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, packet.flags.0)
+    Some(plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, packet.flags.0))
 }
 
 #[inline(always)]

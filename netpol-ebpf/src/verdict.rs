@@ -1,7 +1,8 @@
 //! What the policy says of a flow, and what of it is remembered.
 
 use netpol_common::{
-    Attempt, ClassId, Direction, Endpoint, FlowEntry, FlowKey, Generation, Reason, endpoint_flags, flow_state, judge,
+    Attempt, ClassId, Direction, Endpoint, FlowEntry, FlowKey, Generation, Judgement, Reason, endpoint_flags,
+    flow_state, judge, protocol,
 };
 
 use crate::flow::{self, Known};
@@ -92,7 +93,9 @@ where
     }
     follow(surroundings, endpoint, attempt.direction, true);
     if opening.opens {
-        let state = flow::tcp_state(opening.flags, false) | origin(endpoint, attempt) | again(judgement.again);
+        let state = flow::tcp_state(opening.flags, false)
+            | origin(endpoint, attempt)
+            | again(surroundings, endpoint, attempt.direction, key.protocol, &judgement);
         let entry = entry(generation, surroundings.now(), attempt.direction, state);
         if !surroundings.insert_flow(key, &entry) && (endpoint.ingress.isolated() || endpoint.egress.isolated()) {
             return (Reason::FlowTableFull, class);
@@ -146,7 +149,8 @@ where
         return (Reason::Revoked, judgement.class);
     }
     follow(surroundings, endpoint, direction, true);
-    let state = stale.state & !flow_state::JUDGED_BEHIND | again(judgement.again);
+    let state = stale.state & !flow_state::JUDGED_BEHIND
+        | again(surroundings, endpoint, stale.opener, key.protocol, &judgement);
     // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
     surroundings.insert_flow(key, &entry(generation, surroundings.now(), stale.opener, state));
     (passes, judgement.class)
@@ -162,9 +166,34 @@ pub(crate) fn follow<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, dir
     }
 }
 
+/// Whether each packet of a flow is judged behind. So is each datagram that may reach its own pod again: there, unlike a TCP
+/// connection's, nothing else tells it from a stranger's that is masqueraded the same way.
 #[inline(always)]
-const fn again(again: bool) -> u8 {
-    if again { flow_state::JUDGED_BEHIND } else { 0 }
+fn again<S: Surroundings>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    direction: Direction,
+    protocol: u8,
+    judgement: &Judgement,
+) -> u8 {
+    let may_return = direction == Direction::Egress
+        && endpoint.ingress.isolated()
+        && matches!(judgement.reason, Reason::Service | Reason::NotIsolated)
+        && surroundings.blur::<255>(protocol) != protocol::TCP;
+    surroundings.blur::<255>(if judgement.again || may_return { flow_state::JUDGED_BEHIND } else { 0 })
+}
+
+/// Whether a packet towards a pod is not of the flow it looks like, but a stranger's who is masqueraded as its node: conntrack
+/// gives a port to somebody else before a flow of datagrams times out here.
+#[inline(always)]
+pub(crate) fn is_another<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, protocol: u8, state: u8) -> bool {
+    let (state, protocol) = (surroundings.blur::<255>(state), surroundings.blur::<255>(protocol));
+    let by = surroundings.ingress_ifindex();
+    if state & flow_state::FROM_NODE != 0 {
+        return by != 0;
+    }
+    let from_itself = by == endpoint.ifindex.0 || surroundings.sender() == endpoint.id;
+    state & flow_state::FROM_ITSELF != 0 && protocol != protocol::TCP && !from_itself
 }
 
 /// RFC 9293, 3.5: both sides may open at once. The other side's SYN is then the answer to an allowed one.

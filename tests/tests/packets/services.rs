@@ -3,7 +3,7 @@
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{PortSetId, Reason, protocol};
 
-use super::both::{ACK, Both, FAMILIES, SYN, ip};
+use super::both::{ACK, Both, FAMILIES, SYN, ip, wire};
 
 const POD: u32 = 1;
 const SOMEBODY: u32 = 2;
@@ -115,6 +115,24 @@ fn s15_a_pod_hears_itself_and_nobody_else_in_its_name() {
             POD,
             "though egress is open"
         );
+    }
+}
+
+#[test]
+fn s15_a_masqueraded_stranger_is_not_of_a_flow_that_had_its_port_before() {
+    for addresses in FAMILIES {
+        let mut both = Both::isolated(&[Ingress]);
+        let packet = ip(addresses.node, addresses.pod);
+        assert_eq!(both.arrives(&packet.udp(1000, 8080, b""), POD), Reason::Itself);
+        assert_eq!(both.arrives(&packet.udp(1000, 8080, b""), POD), Reason::Flow);
+        assert_eq!(both.arrives(&packet.udp(1000, 8080, b""), 0), Reason::NoRule);
+        assert_eq!(both.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::OwnNode);
+        assert_eq!(both.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::Flow);
+        assert_eq!(both.arrives(&packet.udp(1001, 8080, b""), 0), Reason::NoRule);
+        // So that the pod can tell, each datagram that may come back to it carries its number.
+        let out = ip(addresses.pod, addresses.stranger);
+        assert_eq!(both.send(&out.udp(1000, 80, b"")), (Reason::NotIsolated, POD));
+        assert_eq!(both.send(&out.udp(1000, 80, b"")), (Reason::Flow, POD));
     }
 }
 
