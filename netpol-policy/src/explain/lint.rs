@@ -1,5 +1,8 @@
 //! What a policy says that nothing there answers to: most likely a slip, and never visible from the policy alone.
 
+mod advice;
+mod services;
+
 use netpol_common::Direction;
 
 use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Problem, Rule, Selector, Severity};
@@ -9,12 +12,13 @@ use crate::world::World;
 use super::describe;
 
 /// Warnings about policies that only show among the other objects: they select no pod, name ports that no pod has, or
-/// namespaces that are not there. Says nothing of pods where there are none at all.
+/// namespaces that are not there, or mistake a Service for who is behind it. Says nothing of pods where there are none at all.
 pub fn lint(world: &World) -> Vec<(PolicyKey, Problem)> {
     let mut found = Vec::new();
     if world.pods.is_empty() {
         return found;
     }
+    let mut without_dns = services::without_dns(world);
     for policy in world.policies.values() {
         let mut warn = |field: String, message: String| {
             found.push((policy.key.clone(), Problem { severity: Severity::Warning, field, message }));
@@ -22,6 +26,14 @@ pub fn lint(world: &World) -> Vec<(PolicyKey, Problem)> {
         let selected: Vec<&Pod> = world.pods.values().filter(|pod| selects(policy, pod)).collect();
         if selected.is_empty() {
             warn("spec.podSelector".into(), format!("selects no pod of namespace {}", policy.key.namespace));
+        }
+        if let Some((field, message)) = without_dns.remove(&policy.key) {
+            warn(field, message);
+        }
+        for (index, rule) in reference::rules(policy, Direction::Egress).iter().enumerate() {
+            for (field, message) in services::misunderstood(world, policy, index, rule, &selected) {
+                warn(field, message);
+            }
         }
         for direction in Direction::BOTH {
             for (index, rule) in reference::rules(policy, direction).iter().enumerate() {
@@ -82,3 +94,6 @@ fn selects_some(world: &World, selector: &Selector) -> bool {
     let of_pods = world.pods.keys().map(|key| &key.namespace);
     world.namespaces.keys().chain(of_pods).any(|name| selector.matches(&world.namespace_labels(name)))
 }
+
+#[cfg(test)]
+mod tests;
