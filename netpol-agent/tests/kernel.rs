@@ -134,6 +134,45 @@ fn a_filter_that_somebody_else_put_there_is_found_by_the_proof() {
 }
 
 #[test]
+fn an_agent_of_another_layout_version_is_succeeded_without_a_gap() {
+    let versions = |node: &Node| -> Vec<String> {
+        let entries = std::fs::read_dir(&node.pin_path).expect("it is there").flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    let own = format!("v{}", netpol_common::LAYOUT_VERSION);
+    for mode in ["tcx", "tc"] {
+        let mut node = shop();
+        node.start(&["--attach", mode]);
+        node.expect(1, 2, 81, false);
+        node.end(true);
+        let attached = node.attached(2);
+        // As one of another version would have left it.
+        std::fs::rename(node.pin_path.join(&own), node.pin_path.join("v0")).expect("the BPF filesystem renames");
+        node.expect(1, 2, 81, false);
+        let through = besiege(&node, || {
+            let source = format!("dir:{}", node.directory.path().display());
+            let ready = node.directory.path().join(".succeeded");
+            let ready_file = ready.to_str().expect("UTF-8");
+            let arguments = ["run", "--node", "n1", "--source", &source, "--attach", mode, "--ready-file", ready_file];
+            let mut agent = node.start_aside(&arguments);
+            node.wait("the successor is ready", || ready.exists());
+            node.wait("nothing is left of the other version", || versions(&node) == [own.clone()]);
+            agent.kill().and_then(|()| agent.wait()).expect("it ran");
+        });
+        assert_eq!(through, 0, "{mode}: a denied connection got through");
+        assert_eq!(node.attached(2), attached, "{mode}: nothing is there twice");
+        node.expect(1, 2, 80, true);
+        node.expect(1, 2, 81, false);
+        let output = node.verb(&["uninstall"]);
+        assert!(output.status.success(), "{mode}: {}", told(&output));
+        assert!(
+            !node.tc("qdisc show dev veth2").contains("clsact"),
+            "{mode}: the qdisc is netpol's, whichever version's"
+        );
+    }
+}
+
+#[test]
 fn maps_change_their_sizes_under_open_connections() {
     let mut node = shop();
     node.start(&[]);

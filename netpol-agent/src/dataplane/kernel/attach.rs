@@ -223,7 +223,7 @@ fn failed(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachError {
     AttachError { interface: shown(ifindex), message: message.to_string(), gone: false }
 }
 
-fn detach_tcx(
+pub(super) fn detach_tcx(
     pins: &Pins,
     ifindex: IfIndex,
     programs: impl IntoIterator<Item = Program>,

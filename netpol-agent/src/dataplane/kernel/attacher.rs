@@ -9,6 +9,7 @@ use aya::Ebpf;
 use netpol_common::IfIndex;
 
 use super::attach::{self, AttachMode};
+use super::earlier;
 use super::pins::Pins;
 use super::program::Role;
 use crate::dataplane::{Adopted, AttachError, Outcome};
@@ -80,7 +81,9 @@ impl Attacher {
         if !is_called_so() {
             return Err(gone());
         }
+        earlier::inherit(&self.pins, ifindex);
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name, role)?;
+        earlier::take_off(&self.pins, ifindex)?;
         if !is_called_so() {
             attach::detach(&self.pins, ifindex)?;
             return Err(gone());

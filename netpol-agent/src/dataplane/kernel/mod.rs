@@ -3,6 +3,7 @@
 mod attach;
 mod attacher;
 mod diagnostics;
+mod earlier;
 mod foreign;
 mod load;
 mod maps;
@@ -138,6 +139,7 @@ impl Kernel {
         let programs = attach::ids(&mut ebpf);
         let mut attacher = Attacher { ebpf, pins: pins.clone(), mode: options.attach };
         let adopted = attacher.adopt();
+        earlier::clear(&pins);
         resize::take_over(&mut pins)?;
         let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
         Ok((Self { attacher, adopted, maps, meta, pins, capacities, programs, slots, generation }, outcomes))

@@ -63,7 +63,7 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
 }
 
 /// Unpins every file below a directory, and removes the directories.
-fn remove_tree(directory: &Path, report: &mut Removed) {
+pub(super) fn remove_tree(directory: &Path, report: &mut Removed) {
     for name in names(directory) {
         let path = directory.join(name);
         if path.is_dir() {
