@@ -53,12 +53,15 @@ fn table(status: &Status, pods: &BTreeMap<u32, String>) -> String {
     if status.endpoints.is_empty() {
         text.push_str("no interface is enforced\n");
     }
+    if !status.devices.is_empty() {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "\nwhat Services send on is judged on {} too", status.devices.join(", "));
+    }
     let mut rows = vec![["MAP", "ENTRIES", "CAPACITY"].map(str::to_owned)];
     for (map, state) in &status.maps {
         let entries = state.entries.map_or_else(|| "-".into(), |entries| entries.to_string());
         rows.push([(*map).to_owned(), entries, state.capacity.to_string()]);
     }
-    // Writing to a string does not fail.
     let _ = write!(text, "\n{}\nevents lost: {}\n", aligned(&rows, 1..3), status.lost_events);
     text
 }
@@ -140,15 +143,23 @@ mod tests {
             flags: vec!["source-guard"],
             packets: BTreeMap::from([("ingress", BTreeMap::from([("flow", 40), ("rule", 2), ("no-rule", 9)]))]),
         };
-        let status = Status { layout_version: 1, endpoints: vec![endpoint], maps: BTreeMap::new(), lost_events: 0 };
+        let status = Status {
+            layout_version: 1,
+            endpoints: vec![endpoint],
+            devices: vec!["eth0".into(), "flannel.1".into()],
+            maps: BTreeMap::new(),
+            lost_events: 0,
+        };
         let table = table(&status, &BTreeMap::from([(7, "shop/web".to_owned())]));
-        let lines: Vec<&str> = table.lines().take(3).collect();
+        let lines: Vec<&str> = table.lines().take(5).collect();
         assert_eq!(
             lines,
             [
                 "INTERFACE     POD       ADDRESS   INGRESS  EGRESS  ALLOWED  DROPPED  NOTES",
                 "veth0a1b2c3d  shop/web  10.1.0.5  set 12   open         42        9  ingress no-rule 9",
                 "                        fd00::5",
+                "",
+                "what Services send on is judged on eth0, flannel.1 too",
             ]
         );
     }

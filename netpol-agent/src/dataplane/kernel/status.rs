@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use netpol_common::{Direction, Endpoint, LAYOUT_VERSION, Reason, endpoint_flags};
+use netpol_common::{Direction, Endpoint, IfIndex, LAYOUT_VERSION, Reason, endpoint_flags};
 use serde::Serialize;
 use thiserror::Error;
 
 use super::maps::{Maps, pinned_capacity};
 use super::names::MapName;
 use super::pins::Pins;
+use super::program::Role;
 use super::{KernelError, WriteError};
 
 /// Why there is no status.
@@ -36,6 +37,8 @@ pub struct Status {
     pub layout_version: u32,
     /// Pods' interfaces.
     pub endpoints: Vec<EndpointStatus>,
+    /// The node's own devices where what Services sent on is judged.
+    pub devices: Vec<String>,
     /// Entries of every table, and the room there is.
     pub maps: BTreeMap<&'static str, MapStatus>,
     /// Events that found the ring buffer full.
@@ -93,6 +96,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
     let mut status = Status {
         layout_version: LAYOUT_VERSION,
         endpoints: Vec::new(),
+        devices: pins.interfaces().into_iter().filter_map(|ifindex| device(&pins, ifindex)).collect(),
         maps: BTreeMap::new(),
         lost_events: maps.lost_events.get(&0, 0).map_or(0, |per_cpu| per_cpu.iter().sum()),
     };
@@ -128,6 +132,10 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
         status.maps.insert(map.name(), MapStatus { entries, capacity });
     }
     Ok(status)
+}
+
+fn device(pins: &Pins, ifindex: IfIndex) -> Option<String> {
+    super::attach::name_of(ifindex).filter(|_| pins.role(ifindex) == Role::Device)
 }
 
 fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<EndpointStatus, WriteError> {
