@@ -46,7 +46,7 @@ fn told(reached: usize, all: usize) -> String {
         (0, all) => format!("none of {all} backends is allowed"),
         (reached, all) if reached == all => format!("all {all} backends are allowed"),
         (reached, all) => {
-            format!("{reached} of {all} backends are allowed, and each connection is judged by the one it is sent to")
+            format!("{reached} of {all} backends are allowed; what is sent to another is dropped")
         }
     }
 }

@@ -77,7 +77,7 @@ fn each_backend_is_told_with_what_it_lacks() {
     let text = "\
 SOME  shop/web -> service/shop/db, 80/TCP
   egress  allow shop/web is isolated by shop/p, and each backend is judged by itself
-  through service/shop/db at 10.96.0.7: 1 of 2 backends are allowed, and each connection is judged by the one it is sent to
+  through service/shop/db at 10.96.0.7: 1 of 2 backends are allowed; what is sent to another is dropped
     deny  shop/db-1 at 10.1.0.3:5432
       egress  deny  shop/web is isolated by shop/p, and no rule allows this
                     nearest: rule 0 of shop/p allows this port, but not this peer: pod shop/db-1 lacks label tier=a
