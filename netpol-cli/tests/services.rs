@@ -35,7 +35,7 @@ fn the_readme_shows_what_explain_says() {
     let arguments = ["--from", "shop/web", "--to", "service/shop/orders", "--port", "80/TCP"];
     let (code, out, err) = netpol("explain", &arguments, "");
     assert_eq!((code, err.as_str()), (1, ""));
-    let shown: String = out.lines().map(|line| format!("    {line}\n")).collect();
+    let shown = out.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n");
     assert!(README.contains(&shown), "examples/services/README.md does not show\n{shown}");
 }
 
