@@ -65,7 +65,7 @@ pub mod flow_state {
     pub const FROM_NODE: u8 = 1 << 4;
     /// The pod itself opened it: [`crate::Attempt::sender`] was its own number.
     pub const FROM_ITSELF: u8 = 1 << 5;
-    /// The pod opened it to where others may be behind: each packet is judged again by where it goes then.
+    /// The pod opened it to where others may be behind, or may have been then: each packet is judged again by where it goes then.
     pub const JUDGED_BEHIND: u8 = 1 << 6;
 }
 

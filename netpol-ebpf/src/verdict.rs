@@ -149,6 +149,9 @@ where
         return (Reason::Revoked, judgement.class);
     }
     follow(surroundings, endpoint, direction, true);
+    // Whom it was sent to when it opened may no longer be behind the Service, and all those that are say nothing of it.
+    let through_service = matches!(judgement.reason, Reason::Service);
+    let judgement = Judgement { again: judgement.again || through_service, ..judgement };
     let state = stale.state & !flow_state::JUDGED_BEHIND
         | again(surroundings, endpoint, stale.opener, key.protocol, &judgement);
     // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
