@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use netpol_policy::model::Protocol;
 
-use super::host::node_name;
+use super::Families;
+use super::host::{node_name, uplink_addresses};
 
 /// A pod to be made.
 #[derive(Clone, Debug)]
@@ -101,7 +102,7 @@ impl PodSpec {
         &self.namespace
     }
 
-    /// Its manifest, with the addresses it got.
+    /// Its manifest, with the addresses it got; that of its node is of the same families.
     pub fn manifest(&self, addresses: &[IpAddr]) -> String {
         let Self { namespace, name, .. } = self;
         let mut yaml = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
@@ -126,6 +127,14 @@ impl PodSpec {
             let _ = writeln!(yaml, "    - {{protocol: {protocol}, containerPort: {port}, hostPort: {host_port}}}");
         }
         let _ = writeln!(yaml, "status:\n  phase: {}", self.phase);
+        let is_alike = |host: &IpAddr| addresses.iter().any(|address| address.is_ipv4() == host.is_ipv4());
+        let hosts = uplink_addresses(self.node, Families::Dual).into_iter().filter(is_alike);
+        for (index, host) in hosts.enumerate() {
+            if index == 0 {
+                let _ = writeln!(yaml, "  hostIP: \"{host}\"\n  hostIPs:");
+            }
+            let _ = writeln!(yaml, "  - ip: \"{host}\"");
+        }
         if let Some(first) = addresses.first() {
             let _ = writeln!(yaml, "  podIP: \"{first}\"\n  podIPs:");
             for address in addresses {

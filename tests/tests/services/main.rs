@@ -1,7 +1,10 @@
 //! Egress through Services, live: kube-proxy's translations by hand, backends on this node, on another behind VXLAN or a plain
 //! route, and in the nodes' own networks.
 
+mod cluster_ips;
+mod flows;
 mod hairpin;
+mod load;
 mod masquerade;
 mod node_ports;
 mod shop;
@@ -22,28 +25,29 @@ struct Shape {
 /// All that holds for a cluster that does not change.
 fn measure(topology: Topology, between: Between, mode: Mode) -> Result<()> {
     let shop = Shop::open(Shape { topology, between, mode })?;
-    let cases: [fn(&Shop) -> Result<()>; 3] = [node_ports::measure, masquerade::measure, hairpin::measure];
+    let cases: [fn(&Shop) -> Result<()>; 4] =
+        [cluster_ips::measure, node_ports::measure, masquerade::measure, hairpin::measure];
     cases.iter().try_for_each(|case| case(&shop)).with_context(|| format!("the agent says:\n{}", shop.agent().log()))
 }
 
 // Each of either with each of the others, but not all with all.
 
 #[test]
-fn s15_on_a_bridge_with_vxlan_and_nftables() -> Result<()> {
+fn s15_s21_s22_s23_on_a_bridge_with_vxlan_and_nftables() -> Result<()> {
     measure(Topology::Bridge, Between::Vxlan, Mode::Nftables)
 }
 
 #[test]
-fn s15_on_a_bridge_with_routes_and_iptables() -> Result<()> {
+fn s15_s21_s22_s23_on_a_bridge_with_routes_and_iptables() -> Result<()> {
     measure(Topology::Bridge, Between::Routes, Mode::Iptables)
 }
 
 #[test]
-fn s15_routed_with_vxlan_and_iptables() -> Result<()> {
+fn s15_s21_s22_s23_routed_with_vxlan_and_iptables() -> Result<()> {
     measure(Topology::Routed, Between::Vxlan, Mode::Iptables)
 }
 
 #[test]
-fn s15_routed_with_routes_and_nftables() -> Result<()> {
+fn s15_s21_s22_s23_routed_with_routes_and_nftables() -> Result<()> {
     measure(Topology::Routed, Between::Routes, Mode::Nftables)
 }

@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::Outcome;
+use netpol_tests::Outcome::{Allowed, Dropped};
 use netpol_tests::cluster::gateway;
 
-use super::shop::{LOCAL, Shop, number, targets};
+use super::shop::{ALL, Shop, number, targets};
 
 pub(super) fn measure(shop: &Shop) -> Result<()> {
     own_node(shop).context("NodePorts of the pod's own node")?;
+    other_node(shop).context("NodePorts of another node")?;
     host_ports(shop).context("hostPorts")
 }
 
@@ -17,23 +18,42 @@ fn own_node(shop: &Shop) -> Result<()> {
     let gateway = gateway(1, shop.cluster().families());
     for addresses in [shop.cluster().host("node-1").addresses(), &gateway] {
         let at = |service| targets(addresses, &Shop::node_ports(service));
-        shop.through("shop/free", &at(number::LOCAL), &LOCAL)?;
-        shop.through("shop/client", &at(number::LOCAL), &["shop/near", "node-1"])?;
+        shop.through("shop/free", &at(number::MIXED), &ALL)?;
+        shop.through("shop/client", &at(number::MIXED), &["shop/near", "shop/far", "node-1"])?;
         shop.through("shop/client", &at(number::GUARDED), &[])?;
     }
-    shop.denied("backend", "shop/client", "shop/bad")
+    ["shop/bad", "shop/worse", "node-2"].iter().try_for_each(|backend| shop.denied("backend", "shop/client", backend))
+}
+
+/// That node chooses, and this one never learns whom.
+fn other_node(shop: &Shop) -> Result<()> {
+    let at = |service| targets(shop.cluster().host("node-2").addresses(), &Shop::node_ports(service));
+    shop.through("shop/free", &at(number::MIXED), &ALL)?;
+    shop.through("shop/client", &at(number::GOOD), &["shop/near", "shop/far"])?;
+    for (service, reason) in [(number::MIXED, "some-backends"), (number::BAD, "no-backend")] {
+        shop.nowhere("shop/client", &at(service))?;
+        shop.denied(reason, "shop/client", "node-2").with_context(|| format!("Service {service}"))?;
+    }
+    Ok(())
 }
 
 /// As the plugin portmap writes them.
 fn host_ports(shop: &Shop) -> Result<()> {
-    for address in shop.cluster().host("node-1").addresses() {
-        let address = address.to_string();
-        for protocol in [Tcp, Udp] {
-            for (to, port, expected) in [("shop/near", 8081, Outcome::Allowed), ("shop/bad", 8082, Outcome::Dropped)] {
+    let rows = [
+        ("node-1", 8081, "shop/near", Allowed),
+        ("node-1", 8082, "shop/bad", Dropped),
+        ("node-2", 8083, "shop/far", Allowed),
+        ("node-2", 8084, "shop/worse", Dropped),
+    ];
+    for (node, port, to, expected) in rows {
+        for address in shop.cluster().host(node).addresses() {
+            let address = address.to_string();
+            for protocol in [Tcp, Udp] {
+                let place = format!("{to} at {address} {port}/{}", protocol.name());
                 let from_anyone = shop.lab.try_at("shop/free", to, &address, protocol, port)?;
-                assert_eq!(from_anyone, Outcome::Allowed, "free to {to} at {address} {port}/{}", protocol.name());
+                assert_eq!(from_anyone, Allowed, "free to {place}");
                 let outcome = shop.lab.try_at("shop/client", to, &address, protocol, port)?;
-                assert_eq!(outcome, expected, "client to {to} at {address} {port}/{}", protocol.name());
+                assert_eq!(outcome, expected, "client to {place}");
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -20,14 +21,15 @@ const TIMES: usize = 48;
 /// What all backends serve, and the ports of the Services that lead there.
 pub(super) const PORTS: [(Protocol, u16, u16); 2] = [(Tcp, 8080, 80), (Udp, 8053, 53)];
 
-/// Backends on the first node.
-pub(super) const LOCAL: [&str; 3] = ["shop/near", "shop/bad", "node-1"];
+/// Everybody who may be behind a Service.
+pub(super) const ALL: [&str; 6] = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
 
 /// Two nodes. `client` may open connections to `app=good` only, all others to anyone; `guarded` takes them from `app=visitor`
 /// only.
 pub(super) struct Shop {
     pub(super) lab: Lab,
     pub(super) proxy: KubeProxy,
+    rounds: AtomicU32,
 }
 
 fn pods(shape: Shape) -> Result<Cluster> {
@@ -54,7 +56,7 @@ fn pods(shape: Shape) -> Result<Cluster> {
 }
 
 /// `client` goes out to good backends at the ports that they serve.
-pub(super) fn client_to_good() -> String {
+fn client_to_good() -> String {
     policy(
         "shop/client",
         "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress],
@@ -70,14 +72,6 @@ fn guarded_from_visitor() -> String {
     )
 }
 
-/// The Service with this number: at an address of each family, and at ports of every node.
-fn service(number: u16, name: &str) -> Service {
-    let base = Service::new(name, &addresses(number));
-    PORTS.iter().fold(base, |service, &(protocol, port, target)| {
-        service.node_port(protocol, port, target, node_port(number, protocol))
-    })
-}
-
 fn addresses(number: u16) -> [IpAddr; 2] {
     let [_, last] = number.to_be_bytes();
     [Ipv4Addr::new(10, 96, 0, last).into(), Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number).into()]
@@ -91,10 +85,39 @@ const fn node_port(number: u16, protocol: Protocol) -> u16 {
 pub(super) mod number {
     /// All of its backends are good.
     pub(crate) const GOOD: u16 = 10;
-    /// Everybody on the first node is behind it.
-    pub(crate) const LOCAL: u16 = 12;
+    /// None is.
+    pub(crate) const BAD: u16 = 11;
+    /// Everybody is behind it.
+    pub(crate) const MIXED: u16 = 12;
     /// The guarded pod alone.
     pub(crate) const GUARDED: u16 = 13;
+    /// The client alone.
+    pub(crate) const CLIENT: u16 = 14;
+    /// The client, and one that it may not connect to.
+    pub(crate) const TWINS: u16 = 15;
+}
+
+/// Their names and backends.
+const SERVICES: [(u16, &str, &[&str]); 6] = [
+    (number::GOOD, "shop/good", &["shop/near", "shop/far"]),
+    (number::BAD, "shop/bad", &["shop/bad", "shop/worse"]),
+    (number::MIXED, "shop/mixed", &ALL),
+    (number::GUARDED, "shop/guarded", &["shop/guarded"]),
+    (number::CLIENT, "shop/client", &["shop/client"]),
+    (number::TWINS, "shop/twins", &["shop/client", "shop/bad"]),
+];
+
+/// The Service with this number: at an address of each family, and at ports of every node.
+fn service(number: u16, name: &str) -> Service {
+    let base = Service::new(name, &addresses(number));
+    PORTS.iter().fold(base, |service, &(protocol, port, target)| {
+        service.node_port(protocol, port, target, node_port(number, protocol))
+    })
+}
+
+fn entry(service: u16) -> (u16, &'static str, &'static [&'static str]) {
+    let found = SERVICES.iter().find(|(number, ..)| *number == service);
+    *found.unwrap_or_else(|| panic!("no Service {service}"))
 }
 
 impl Shop {
@@ -102,16 +125,20 @@ impl Shop {
     pub(super) fn open(shape: Shape) -> Result<Self> {
         let cluster = pods(shape)?;
         let proxy = KubeProxy::start(&cluster, shape.mode)?;
-        let services = [
-            service(number::GOOD, "shop/good").backends(&cluster, &["shop/near", "shop/far"]),
-            service(number::LOCAL, "shop/local").backends(&cluster, &LOCAL),
-            service(number::GUARDED, "shop/guarded").backends(&cluster, &["shop/guarded"]),
-        ];
+        let services = SERVICES.map(|(number, name, backends)| service(number, name).backends(&cluster, backends));
         proxy.sync(&services)?;
         services.iter().try_for_each(|service| service.announce(&cluster))?;
         cluster.apply("first", &[client_to_good(), guarded_from_visitor()].concat())?;
         let agent = Agent::start_with(&cluster, AgentOptions::default())?;
-        Ok(Self { lab: Lab::of(cluster, agent), proxy })
+        Ok(Self { lab: Lab::of(cluster, agent), proxy, rounds: AtomicU32::new(0) })
+    }
+
+    /// A Service of [`number`], whose backends are to be chosen.
+    ///
+    /// # Panics
+    /// Where there is none of this number.
+    pub(super) fn service(number: u16) -> Service {
+        service(number, entry(number).1)
     }
 
     pub(super) fn cluster(&self) -> &Cluster {
@@ -125,6 +152,14 @@ impl Shop {
     /// The frontends at a Service's own addresses.
     pub(super) fn cluster_ips(service: u16) -> Vec<(Protocol, SocketAddr)> {
         targets(&addresses(service), &PORTS.map(|(protocol, port, _)| (protocol, port)))
+    }
+
+    /// Who is behind a Service.
+    ///
+    /// # Panics
+    /// Where there is no Service of this number.
+    pub(super) fn backends(service: u16) -> &'static [&'static str] {
+        entry(service).2
     }
 
     /// The ports that every node has for a Service.
@@ -159,10 +194,44 @@ impl Shop {
         }
     }
 
-    /// The agent told of such a denial.
+    /// Of some connections to each target, kube-proxy sees none.
+    pub(super) fn nowhere(&self, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<()> {
+        let before = self.proxy.sent()?;
+        let found = sum(&ask(self.cluster(), from, targets, TIMES)?);
+        let sent = self.sent_since(&before)?;
+        ensure!(found.by.is_empty() && sent.is_empty(), "{from} through {targets:?}: sent to {sent:?}, {found:?}");
+        Ok(())
+    }
+
+    /// Waits until the agent enforces what the manifests say by now: it takes up all of them at once.
+    pub(super) fn settle(&self) -> Result<()> {
+        let round = self.rounds.fetch_add(1, Ordering::Relaxed);
+        let rule = if round.is_multiple_of(2) { "" } else { ", egress: [{}]" };
+        let fence = policy(
+            "shop/fence",
+            &format!("{{podSelector: {{matchLabels: {{app: visitor}}}}, policyTypes: [Egress]{rule}}}"),
+        );
+        self.cluster().apply("fence", &fence)?;
+        let start = Instant::now();
+        loop {
+            let probe = self.cluster().probe("shop/visitor", "outside", Tcp, 80);
+            let passes = self.cluster().try_all(&[probe])?[0].passed();
+            if passes != rule.is_empty() {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "the agent does not take up the policy {fence}");
+        }
+    }
+
+    /// The agent told of such a denial, on the way to a pod by name, or to one of a node's addresses.
     pub(super) fn denied(&self, reason: &str, from: &str, to: &str) -> Result<()> {
-        let is_it = |line: &Denied| line.reason() == reason && line.from() == from && line.to() == to;
+        let is_it = |line: &Denied| line.reason() == reason && line.from() == from && self.is_called(line.to(), to);
         self.agent().wait_denied(is_it).map(|_| ())
+    }
+
+    fn is_called(&self, told: &str, name: &str) -> bool {
+        told == name
+            || told.parse().is_ok_and(|address| self.cluster().host_at(address).is_some_and(|host| host.name() == name))
     }
 
     fn sent_since(&self, before: &BTreeMap<SocketAddr, u64>) -> Result<BTreeMap<String, u64>> {
