@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey};
-use netpol_policy::testing::{cluster, local_node};
+use netpol_policy::testing::{cluster, cluster_with_services, local_node};
 use netpol_policy::world::Event;
 
 /// How often each kind of change is made.
@@ -30,6 +30,66 @@ fn main() {
         relabelled(&mut engine, &label("a pod's labels"), &some_pods);
         gone_and_back(&mut engine, &label("a policy"), &some_policies);
     }
+    services(20_000, 5_000);
+}
+
+/// Services, each with its share of the pods behind it; and one that has a thousand.
+fn services(pods: usize, services: usize) {
+    let mut objects = cluster_with_services(pods, services);
+    let label = |what: &str| format!("{pods} / {services} Services: {what}");
+    let big = many_behind(&objects, 1_000);
+    objects.extend(big.iter().cloned());
+    let mut engine = Engine::new(NodeScope::Node(local_node()), FirstIds::default());
+    let started = Instant::now();
+    let writes = engine.apply(Event::Reset(objects.clone())).len();
+    row(&label("everything at once"), &mut [started.elapsed()], writes);
+    let every = |keep: fn(&Object) -> bool| {
+        let chosen: Vec<_> = objects.iter().filter(|object| keep(object)).cloned().collect();
+        // Odd, so that not all pods are of this node.
+        let step = (chosen.len() / TIMES) | 1;
+        chosen.into_iter().step_by(step).collect::<Vec<_>>()
+    };
+    slices(&mut engine, &label("a slice"), &every(|object| matches!(object, Object::Slice(_))));
+    slices(&mut engine, &label("a slice of 1000"), &big[1..]);
+    gone_and_back(&mut engine, &label("a Service"), &every(|object| matches!(object, Object::Service(_))));
+    let some_pods = every(|object| matches!(object, Object::Pod(_)));
+    gone_and_back(&mut engine, &label("a pod"), &some_pods);
+    relabelled(&mut engine, &label("a pod's labels"), &some_pods);
+    gone_and_back(&mut engine, &label("a policy"), &every(|object| matches!(object, Object::Policy(_))));
+}
+
+/// A Service with these many pods behind it, in one slice.
+fn many_behind(objects: &[Object], count: usize) -> [Object; 2] {
+    let pods = cluster_with_services(count, 1);
+    let named = |object: &Object| match object.clone() {
+        Object::Service(mut service) => {
+            service.key.name = "big".into();
+            service.addresses = vec![std::net::Ipv4Addr::new(10, 255, 0, 1).into()];
+            Some(Object::Service(service))
+        }
+        Object::Slice(mut slice) => {
+            (slice.key.name, slice.service) = ("big".into(), Some("big".into()));
+            Some(Object::Slice(slice))
+        }
+        _ => None,
+    };
+    let found: Vec<_> = pods.iter().filter_map(named).collect();
+    assert!(objects.len() > count, "its pods are among the others");
+    found.try_into().expect("a Service and its slice")
+}
+
+/// An endpoint of a slice goes and comes back.
+fn slices(engine: &mut Engine, label: &str, slices: &[Object]) {
+    let (mut goes, mut comes, mut writes) = (Vec::new(), Vec::new(), (0, 0));
+    for object in slices {
+        let Object::Slice(slice) = object else { continue };
+        let mut fewer = slice.clone();
+        fewer.endpoints.pop();
+        writes.0 += timed(&mut goes, || engine.apply(Event::Apply(Object::Slice(fewer))).len());
+        writes.1 += timed(&mut comes, || engine.apply(Event::Apply(object.clone())).len());
+    }
+    row(&format!("{label} loses an endpoint"), &mut goes, writes.0 / slices.len());
+    row(&format!("{label} gains one"), &mut comes, writes.1 / slices.len());
 }
 
 fn gone_and_back(engine: &mut Engine, label: &str, objects: &[Object]) {

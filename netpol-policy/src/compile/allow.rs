@@ -30,6 +30,14 @@ pub(super) struct PortPrefix {
 }
 
 impl PortPrefix {
+    /// All those that a port is in.
+    pub(super) fn covering(protocol: u8, port: u16) -> impl Iterator<Item = Self> {
+        (0..=u16::BITS).map(move |dropped| {
+            let port = port.checked_shr(dropped).unwrap_or(0).checked_shl(dropped).unwrap_or(0);
+            Self { protocol, port, length: PORT_PREFIX_EXACT - dropped }
+        })
+    }
+
     /// Protocol and first port, protocol and last port.
     pub(super) fn range(self) -> RangeInclusive<(u8, u16)> {
         let width = PORT_PREFIX_EXACT - self.length;
@@ -39,6 +47,15 @@ impl PortPrefix {
 }
 
 impl Contents {
+    /// Its ports, where it is not all of them.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = PortPrefix> {
+        let ports = match self {
+            Self::All(_) => None,
+            Self::Of(ports) => Some(ports),
+        };
+        ports.into_iter().flat_map(BTreeMap::keys).copied()
+    }
+
     /// What rules allow to addresses with this signature; `None`: to those that answer to nothing.
     pub(super) fn of(rules: &[CompiledRule], signature: Option<&Signature>) -> Self {
         let mut ports = BTreeMap::new();
@@ -94,6 +111,19 @@ fn prefixes(protocol: Protocol, range: Option<(u16, u16)>) -> Vec<PortPrefix> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_in_one_prefix_of_each_length() {
+        for port in [0, 1, 80, 81, 30_100, u16::MAX] {
+            let covering: Vec<_> = PortPrefix::covering(6, port).collect();
+            assert_eq!(covering.len(), 17);
+            assert!(covering.iter().all(|prefix| prefix.range().contains(&(6, port))), "{port}: {covering:?}");
+            for range in [(port, port), (port / 2, port), (0, u16::MAX)] {
+                let here = prefixes(Protocol::Tcp, Some(range));
+                assert!(here.iter().any(|prefix| covering.contains(prefix)), "{port} in {range:?}");
+            }
+        }
+    }
 
     #[test]
     fn ranges_become_the_fewest_prefixes() {

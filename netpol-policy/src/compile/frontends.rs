@@ -166,8 +166,7 @@ impl FrontendClasses {
 
     /// The classes of those that lead to one of these ports.
     pub(super) fn at_ports(&self, contents: &Contents) -> BTreeSet<ClassId> {
-        let Contents::Of(ports) = contents else { return BTreeSet::new() };
-        let ranges = ports.keys().copied().map(PortPrefix::range);
+        let ranges = contents.prefixes().map(PortPrefix::range);
         ranges.flat_map(|range| self.by_port.range(range)).flat_map(|(_, classes)| classes).copied().collect()
     }
 

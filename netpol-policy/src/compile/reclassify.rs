@@ -161,7 +161,8 @@ impl Engine {
     pub(super) fn allow_to_new_rule_sets(&mut self, transaction: &mut Transaction) {
         for id in transaction.new_rule_sets.clone() {
             let Some(rule_set) = self.rule_sets.get(id) else { continue };
-            let classes: BTreeSet<_> = rule_set.atoms().flat_map(|atom| self.classes.answering(atom)).collect();
+            let classes: BTreeSet<_> =
+                rule_set.deciding_atoms().flat_map(|atom| self.classes.answering(atom)).collect();
             for class in classes {
                 self.allow(transaction, id, class);
             }

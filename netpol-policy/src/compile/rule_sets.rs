@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use netpol_common::{Direction, DirectionPolicy, RuleId, RuleSetId};
+use netpol_common::{Direction, DirectionPolicy, PortSetId, RuleId, RuleSetId};
 
-use super::allow::Contents;
+use super::allow::{Contents, PortPrefix};
 use super::atoms::{Atom, AtomId};
 use super::ids::Counter;
 use super::rules::{RETIRED, ResolvedPorts, RuleSetKey, Source};
@@ -21,8 +21,8 @@ pub(super) struct RuleSets {
     by_source: HashMap<Source, RuleSetId>,
     /// Those that ask who is behind a Service.
     asking_services: BTreeSet<RuleSetId>,
-    /// Those of them that allow some ports to anyone.
-    with_ports_for_anyone: BTreeSet<RuleSetId>,
+    /// Those of them that allow some ports to anyone, by the ports.
+    by_port_for_anyone: BTreeMap<PortPrefix, BTreeSet<RuleSetId>>,
     counter: Counter,
     /// Policies of rule sets that are gone, oldest first.
     retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
@@ -78,6 +78,16 @@ impl RuleSet {
             rule.peers.iter().flatten().copied().chain(named.iter().map(|(atom, _)| *atom))
         })
     }
+
+    /// The atoms that an address must answer to, at least one of them, to be allowed more than anyone: a rule's peers, and names of
+    /// ports where a rule has none.
+    pub(super) fn deciding_atoms(&self) -> impl Iterator<Item = AtomId> {
+        self.rules.iter().flat_map(|rule| match (&rule.peers, &rule.ports) {
+            (Some(peers), _) => peers.clone(),
+            (None, CompiledPorts::Of { named, .. }) => named.iter().map(|(atom, _)| *atom).collect(),
+            (None, CompiledPorts::All) => Vec::new(),
+        })
+    }
 }
 
 impl RuleSets {
@@ -88,7 +98,7 @@ impl RuleSets {
             by_atom: HashMap::new(),
             by_source: HashMap::new(),
             asking_services: BTreeSet::new(),
-            with_ports_for_anyone: BTreeSet::new(),
+            by_port_for_anyone: BTreeMap::new(),
             counter: Counter::starting_at(first.0),
             retired: VecDeque::new(),
         }
@@ -137,7 +147,7 @@ impl RuleSets {
         &mut self,
         key: RuleSetKey,
         mut atom: impl FnMut(Atom) -> AtomId,
-        any: impl FnOnce(&Contents) -> netpol_common::PortSetId,
+        any: impl FnOnce(&Contents) -> PortSetId,
     ) -> (RuleSetId, DirectionPolicy) {
         let rules: Vec<_> = key
             .rules
@@ -162,13 +172,13 @@ impl RuleSets {
         let policy = DirectionPolicy { rule_set: id, any: any(&for_anyone) };
         let key = Arc::new(key);
         let rule_set = RuleSet { key: key.clone(), rules, any: for_anyone, policy, users: 1 };
-        for atom in rule_set.atoms() {
+        for atom in rule_set.deciding_atoms() {
             self.by_atom.entry(atom).or_default().insert(id);
         }
         if rule_set.asks_services() {
             self.asking_services.insert(id);
-            if rule_set.any != Contents::Of(BTreeMap::new()) {
-                self.with_ports_for_anyone.insert(id);
+            for prefix in rule_set.any.prefixes() {
+                self.by_port_for_anyone.entry(prefix).or_default().insert(id);
             }
         }
         self.ids.insert(key, id);
@@ -191,9 +201,16 @@ impl RuleSets {
         let rule_set = self.entries.remove(&id)?;
         self.ids.remove(&rule_set.key);
         self.asking_services.remove(&id);
-        self.with_ports_for_anyone.remove(&id);
+        for prefix in rule_set.any.prefixes() {
+            if let Some(alike) = self.by_port_for_anyone.get_mut(&prefix) {
+                alike.remove(&id);
+                if alike.is_empty() {
+                    self.by_port_for_anyone.remove(&prefix);
+                }
+            }
+        }
         self.by_source.retain(|_, known| *known != id);
-        for atom in rule_set.atoms() {
+        for atom in rule_set.deciding_atoms() {
             if let Some(users) = self.by_atom.get_mut(&atom) {
                 users.remove(&id);
                 if users.is_empty() {
@@ -222,9 +239,10 @@ impl RuleSets {
         self.asking_services.iter().copied()
     }
 
-    /// Those of them that allow some ports to anyone.
-    pub(super) fn with_ports_for_anyone(&self) -> impl Iterator<Item = RuleSetId> {
-        self.with_ports_for_anyone.iter().copied()
+    /// Those of them that allow a port to anyone.
+    pub(super) fn allowing_anyone(&self, protocol: u8, port: u16) -> impl Iterator<Item = RuleSetId> {
+        let prefixes = PortPrefix::covering(protocol, port);
+        prefixes.filter_map(|prefix| self.by_port_for_anyone.get(&prefix)).flatten().copied()
     }
 
     /// Whether some endpoint has it.
@@ -232,7 +250,7 @@ impl RuleSets {
         self.entries.get(&id).is_some_and(|rule_set| rule_set.users > 0)
     }
 
-    /// The rule sets that ask for an atom.
+    /// The rule sets that allow more to who answers to an atom, maybe.
     pub(super) fn asking(&self, atom: AtomId) -> impl Iterator<Item = RuleSetId> {
         self.by_atom.get(&atom).into_iter().flatten().copied()
     }

@@ -123,14 +123,7 @@ impl Engine {
                 }
                 class
             });
-            let before = match (frontend.place, from, to) {
-                (Place::Address(address), None, Some(_)) | (Place::Address(address), Some(_), None) => {
-                    let asked = self.rule_sets.asking_services().collect::<Vec<_>>();
-                    let allowed = |rule_set| (rule_set, self.allowed_at(rule_set, address, &frontend));
-                    asked.into_iter().map(allowed).collect()
-                }
-                _ => Vec::new(),
-            };
+            let before = if from.is_some() == to.is_some() { Vec::new() } else { self.shown(&frontend, from) };
             frontends.push(FrontendMove { frontend, from, to, before });
         }
         frontends
@@ -164,20 +157,40 @@ impl Engine {
         let asked: BTreeSet<_> = if self.frontend_classes.open().any(|open| open == class) {
             self.rule_sets.asking_services().collect()
         } else {
-            let peers: Vec<_> = behind.peers().map(|(class, _)| class).collect();
+            let (peers, ports): (Vec<_>, Vec<_>) = behind.peers().unzip();
             let selves = behind.selves.iter().flat_map(|address| self.rule_sets_at(transaction, *address));
-            self.asking_about(&peers).into_iter().chain(self.rule_sets.with_ports_for_anyone()).chain(selves).collect()
+            let for_anyone = self.asking_for(behind.protocol, &ports);
+            self.asking_about(&peers).into_iter().chain(for_anyone).chain(selves).collect()
         };
         for rule_set in asked {
             self.allow_frontends(transaction, rule_set, class);
         }
     }
 
+    /// The rule sets that allow one of these ports to anyone.
+    fn asking_for(&self, protocol: u8, ports: &[u16]) -> BTreeSet<RuleSetId> {
+        let ports: BTreeSet<_> = ports.iter().collect();
+        ports.into_iter().flat_map(|port| self.rule_sets.allowing_anyone(protocol, *port)).collect()
+    }
+
+    /// What rule sets allow at a frontend that comes or goes, before it does.
+    fn shown(&self, frontend: &Frontend, from: Option<ClassId>) -> Vec<(RuleSetId, PortSetId)> {
+        let Place::Address(address) = frontend.place else { return Vec::new() };
+        let entry = self.tables.address(address).unwrap_or_default();
+        let any_node = Frontend { place: Place::any_node(address), ..*frontend };
+        let of_nodes = self.tables.frontend(&any_node).filter(|_| entry.flags & address_flags::NODE != 0);
+        let asked = match from.or(of_nodes) {
+            Some(class) => self.frontend_classes.allowing(class).collect(),
+            None => &self.asking_about(&[entry.class]) | &self.asking_for(frontend.protocol, &[frontend.port]),
+        };
+        asked.into_iter().map(|rule_set| (rule_set, self.allowed_at(rule_set, address, frontend))).collect()
+    }
+
     /// Writes what new rule sets, and the new ones of pods, allow of the frontends there are.
     pub(super) fn allow_frontends_to_new_rule_sets(&mut self, transaction: &mut Transaction) {
         for id in transaction.new_rule_sets.clone() {
             let Some(rule_set) = self.rule_sets.get(id).filter(|rule_set| rule_set.asks_services()) else { continue };
-            let peers: BTreeSet<_> = rule_set.atoms().flat_map(|atom| self.classes.answering(atom)).collect();
+            let peers: BTreeSet<_> = rule_set.deciding_atoms().flat_map(|atom| self.classes.answering(atom)).collect();
             let mut classes = self.frontend_classes.at_ports(&rule_set.any);
             classes.extend(peers.into_iter().flat_map(|peer| self.frontend_classes.leading_to(peer)));
             classes.extend(self.frontend_classes.open());
@@ -313,7 +326,8 @@ impl Engine {
                 }
                 (Place::Address(address), ..) => {
                     let less = before.iter().filter(|(rule_set, before)| {
-                        rank(self.allowed_at(*rule_set, address, frontend)) < rank(*before)
+                        let asks = self.rule_sets.get(*rule_set).is_some_and(RuleSet::asks_services);
+                        asks && rank(self.allowed_at(*rule_set, address, frontend)) < rank(*before)
                     });
                     narrowed.extend(less.map(|(rule_set, _)| *rule_set));
                 }

@@ -213,7 +213,8 @@ impl Engine {
         let mut dead = Vec::new();
         for id in std::mem::take(&mut transaction.unused_rule_sets) {
             let Some(rule_set) = self.rule_sets.retire(id) else { continue };
-            let classes: BTreeSet<_> = rule_set.atoms().flat_map(|atom| self.classes.answering(atom)).collect();
+            let classes: BTreeSet<_> =
+                rule_set.deciding_atoms().flat_map(|atom| self.classes.answering(atom)).collect();
             for class in classes {
                 self.disallow(transaction, id, class);
             }

@@ -1,0 +1,79 @@
+//! A big cluster with Services, the same at every run.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use super::cluster;
+use crate::model::{
+    EndpointSlice, Object, Peer, Peers, Pod, Policy, PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement,
+    Rule, Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
+};
+
+/// A [`cluster`] of `pods` pods, where `services` Services have each an equal share of them behind, and every namespace a policy for the
+/// egress of one app: to another one of its namespace, by the name of its port, and to DNS at anyone.
+pub fn cluster_with_services(pods: usize, services: usize) -> Vec<Object> {
+    let mut objects = cluster(pods, 0);
+    let pods: Vec<Pod> = objects.iter().filter_map(as_pod).cloned().collect();
+    let namespaces: Vec<Arc<str>> = objects.iter().filter_map(as_namespace).cloned().collect();
+    objects.extend(namespaces.into_iter().map(|namespace| Object::Policy(policy(namespace))));
+    let share = pods.len().div_ceil(services.max(1)).max(1);
+    for (index, behind) in pods.chunks(share).enumerate() {
+        objects.push(Object::Service(service(index, behind)));
+        objects.push(Object::Slice(slice(index, behind)));
+    }
+    objects
+}
+
+fn as_pod(object: &Object) -> Option<&Pod> {
+    match object {
+        Object::Pod(pod) => Some(pod),
+        _ => None,
+    }
+}
+
+fn as_namespace(object: &Object) -> Option<&Arc<str>> {
+    match object {
+        Object::Namespace(namespace) => Some(&namespace.name),
+        _ => None,
+    }
+}
+
+fn policy(namespace: Arc<str>) -> Policy {
+    let app =
+        |name: &str| Selector { requirements: vec![Requirement::In("app".into(), vec![name.into()])], invalid: false };
+    let port = |protocol, port| Ports::Of(vec![PortMatch { protocol, port }]);
+    let to_app = Peer::Pods { namespaces: None, pods: app("app-1") };
+    let dns = Rule { peers: Peers::Any, ports: port(Protocol::Udp, PortRange::Range(53, 53)) };
+    let http = Rule { peers: Peers::Of(vec![to_app]), ports: port(Protocol::Tcp, PortRange::Named("http".into())) };
+    Policy {
+        key: PolicyKey::new(namespace, "egress"),
+        pods: app("app-0"),
+        ingress: None,
+        egress: Some(vec![dns, http]),
+        problems: Vec::new(),
+    }
+}
+
+fn name(index: usize) -> Arc<str> {
+    format!("service-{index}").into()
+}
+
+fn service(index: usize, behind: &[Pod]) -> Service {
+    let offset = u32::try_from(index).unwrap_or(u32::MAX);
+    let address = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 128, 0, 1)).wrapping_add(offset));
+    Service {
+        key: ServiceKey::new(behind[0].key.namespace.clone(), name(index)),
+        addresses: vec![IpAddr::V4(address)],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+    }
+}
+
+fn slice(index: usize, behind: &[Pod]) -> EndpointSlice {
+    let at = |address: &IpAddr| SliceEndpoint { address: *address, ready: true, draining: false };
+    EndpointSlice {
+        key: SliceKey::new(behind[0].key.namespace.clone(), name(index)),
+        service: Some(name(index)),
+        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: behind.iter().flat_map(|pod| pod.addresses.iter().map(at)).collect(),
+    }
+}
