@@ -96,7 +96,7 @@ pub(crate) struct MatrixOptions {
     /// Only pods of this namespace; repeatable
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     pub(crate) namespaces: Vec<String>,
-    /// An address beside the pods, such as one outside the cluster; repeatable
+    /// An address beside the pods, such as one outside the cluster, or a Service's: reached if all behind it are; repeatable
     #[arg(short, long = "address", value_name = "ADDRESS")]
     pub(crate) addresses: Vec<IpAddr>,
     /// How to print it

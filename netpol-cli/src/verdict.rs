@@ -56,7 +56,8 @@ impl Judge {
         Self { engine }
     }
 
-    /// What the tables allow at each side; an error where the reference does not say the same, of those behind a Service too.
+    /// What the tables allow at each side, through a Service at all who may be behind it; an error where the reference does not say
+    /// the same.
     pub(crate) fn sides(&self, from: &End, to: &End, asked: AskedPort) -> Result<Sides, NoAnswer> {
         let connection = reference::connection(self.engine.world(), from, to, asked.protocol.number(), asked.port)?;
         let side = |judged: &Option<(Packet, Evaluation)>| {
@@ -73,11 +74,12 @@ impl Judge {
             let (tables, reference) = (tables.name(), evaluation.reason.name());
             Err(NoAnswer::Disagreement { from, to, port: asked, tables, reference })
         };
+        let mut sides = Sides { egress: side(&connection.egress)?, ingress: side(&connection.ingress)? };
         for reached in &connection.reached {
-            side(&reached.egress)?;
-            side(&reached.ingress)?;
+            sides.egress &= side(&reached.egress)?;
+            sides.ingress &= side(&reached.ingress)?;
         }
-        Ok(Sides { egress: side(&connection.egress)?, ingress: side(&connection.ingress)? })
+        Ok(sides)
     }
 
     /// Such a pod has no interface of its own to enforce anything at.

@@ -21,7 +21,7 @@ impl fmt::Display for Explanation {
         let owners = through.owners.join(" and ");
         let all = through.backends.len();
         let reached = through.backends.iter().filter(|backend| backend.verdict == Verdict::Allow).count();
-        writeln!(f, "  through {owners} at {}: {}", through.address, told(reached, all))?;
+        writeln!(f, "  through {owners} at {}: {}", through.address, told(reached, all, through.verdict))?;
         let mut backends: Vec<_> = through.backends.iter().collect();
         backends.sort_by_key(|backend| std::cmp::Reverse(backend.verdict));
         for backend in backends.iter().take(SHOWN) {
@@ -38,16 +38,17 @@ impl fmt::Display for Explanation {
     }
 }
 
-fn told(reached: usize, all: usize) -> String {
+fn told(reached: usize, all: usize, verdict: Verdict) -> String {
     match (reached, all) {
         (_, 0) => "nobody is behind it now; whoever gets there is judged then".to_owned(),
         (0, 1) => "the one backend is not allowed".to_owned(),
         (1, 1) => "the one backend is allowed".to_owned(),
         (0, all) => format!("none of {all} backends is allowed"),
         (reached, all) if reached == all => format!("all {all} backends are allowed"),
-        (reached, all) => {
-            format!("{reached} of {all} backends are allowed; what is sent to another is dropped")
+        (reached, all) if verdict == Verdict::Deny => {
+            format!("{reached} of {all} backends are allowed, which is not enough")
         }
+        (reached, all) => format!("{reached} of {all} backends are allowed; what is sent to another is dropped"),
     }
 }
 

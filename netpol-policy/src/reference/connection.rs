@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use netpol_common::Direction;
+use netpol_common::{Direction, Reason};
 
 use super::{Evaluation, Packet, evaluate};
 use crate::model::{Backend, Pod, PodKey, Protocol, ServiceKey};
@@ -72,7 +72,8 @@ pub struct Connection {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// The packet at the source pod and what becomes of it; `None` where the source is no pod.
+    /// The packet at the source pod and what becomes of it, or, where that denies it, where it leaves the node; `None` where the
+    /// source is no pod.
     pub egress: Option<(Packet, Evaluation)>,
     /// The packet at the destination pod and what becomes of it; `None` where the destination is no pod.
     pub ingress: Option<(Packet, Evaluation)>,
@@ -143,10 +144,17 @@ pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) 
         egress: source_pod.map(|pod| judged(pod, Direction::Egress, backend.address, backend.port, true)),
         ingress: world.peer_at(backend.address).map(|pod| judged(pod, Direction::Ingress, source, backend.port, false)),
     });
+    // 22: at another node's address it leaves this one still on its way to the Service.
+    let leaves = |pod: &Pod| world.is_node(destination) && !is_at_home(world, pod, destination);
+    let egress = |pod: &Pod| {
+        let past = leaves(pod).then(|| judged(pod, Direction::Egress, destination, port, true));
+        let denied = past.filter(|(_, evaluation)| evaluation.reason == Reason::SomeBackends);
+        denied.unwrap_or_else(|| judged(pod, Direction::Egress, destination, port, false))
+    };
     Ok(Connection {
         source,
         destination,
-        egress: source_pod.map(|pod| judged(pod, Direction::Egress, destination, port, false)),
+        egress: source_pod.map(egress),
         ingress: destination_pod.map(|pod| judged(pod, Direction::Ingress, source, port, false)),
         reached: reached.collect(),
     })
@@ -176,6 +184,12 @@ fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w P
             Ok((service.addresses.clone(), None))
         }
     }
+}
+
+/// Whether it is an address of the node that the pod runs on, whichever this node is.
+fn is_at_home(world: &World, pod: &Pod, address: IpAddr) -> bool {
+    let node = pod.node.as_ref().and_then(|name| world.nodes.get(name));
+    node.is_some_and(|node| node.addresses.contains(&address))
 }
 
 fn has_port(world: &World, key: &ServiceKey, protocol: u8, port: u16) -> Result<(), ConnectionError> {

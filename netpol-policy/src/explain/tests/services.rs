@@ -109,6 +109,64 @@ fn the_port_and_the_address_of_a_service_are_not_those_of_who_is_behind_it() {
     assert!(of_block.iter().any(|hint| hint == said), "{of_block:?}");
 }
 
+/// `shop/web` is on n1; both nodes have the Service's node port, and n2 a hostPort of `shop/db-0`.
+#[test]
+fn at_another_nodes_port_all_must_be_allowed_and_at_the_own_nodes_some_are_enough() {
+    let some = "[{to: [{podSelector: {matchLabels: {tier: a}}}]}]";
+    let nodes = "
+{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n2}, status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1}
+status: {podIP: 10.1.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db-0, namespace: shop, labels: {app: db, tier: a}}
+spec: {nodeName: n2, containers: [{name: c, ports: [{containerPort: 5432, hostPort: 15432}]}]}
+status: {podIP: 10.1.0.2, hostIP: 192.0.2.2}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
+";
+    let with_nodes = |egress: &str| {
+        let mut world = shop(egress);
+        for located in manifest::parse(nodes, "nodes").objects {
+            world.apply(crate::world::Event::Apply(located.object));
+        }
+        world
+    };
+    let all = "[{to: [{podSelector: {matchLabels: {app: db}}}]}]";
+    for (egress, node, port, verdict, owner) in [
+        (some, 1, 30080, Verdict::Some, "service/shop/db"),
+        (some, 2, 30080, Verdict::Deny, "service/shop/db"),
+        (all, 2, 30080, Verdict::Allow, "service/shop/db"),
+        ("[]", 2, 30080, Verdict::Deny, "service/shop/db"),
+        (some, 2, 15432, Verdict::Allow, "hostPort of shop/db-0"),
+        ("[]", 2, 15432, Verdict::Deny, "hostPort of shop/db-0"),
+    ] {
+        let address = End::Address([192, 0, 2, node].into());
+        let explanation = to(&with_nodes(egress), &address, port).expect("it can be");
+        let through = explanation.through.as_ref().expect("something is in between");
+        assert_eq!(
+            (explanation.verdict, through.owners.as_slice()),
+            (verdict, &[owner.to_owned()][..]),
+            "{explanation}"
+        );
+    }
+    let said = to(&with_nodes(some), &End::Address([192, 0, 2, 2].into()), 30080).expect("it can be").to_string();
+    assert!(
+        said.contains("egress  deny  only some backends are allowed, and another node chooses among them"),
+        "{said}"
+    );
+}
+
 #[test]
 fn nobody_behind_it_is_no_verdict_yet() {
     let explanation = to(&shop("[]"), &service("nobody"), 80).expect("it has an address");
