@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_agent::dataplane::switch::{Snapshot, plan};
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortSetId, RuleId, RuleSetId};
+use netpol_policy::model::{Frontend, Place};
 use netpol_policy::tables::Change;
 use proptest::prelude::*;
 
@@ -21,6 +22,18 @@ fn verdict(tables: &Snapshot, rule_set: RuleSetId, address: IpAddr) -> Option<Po
         return None;
     }
     tables.allow.get(&AllowKey { rule_set, class }).map(|entry| entry.port_set)
+}
+
+/// What a rule set allows of a frontend; `None` where there is none.
+fn frontend_verdict(tables: &Snapshot, rule_set: RuleSetId, frontend: Frontend) -> Option<PortSetId> {
+    let class = *tables.frontends.get(&frontend)?;
+    Some(tables.allow.get(&AllowKey { rule_set, class }).map_or(PortSetId::NONE, |entry| entry.port_set))
+}
+
+/// Frontends that are there all the time; others come when all have flipped.
+fn frontends() -> impl Iterator<Item = Frontend> {
+    let of_addresses = addresses().into_iter().take(2).map(Place::Address);
+    of_addresses.chain([Place::AnyNodeV4]).map(|place| Frontend { place, port: 80, protocol: 6 })
 }
 
 fn apply(tables: &mut Snapshot, change: &Change) {
@@ -49,21 +62,31 @@ fn tables(base: u32) -> impl Strategy<Value = Snapshot> {
     let entries = proptest::collection::btree_map(0..16_u8, class(), 0..6);
     let prefixes = proptest::collection::btree_map((0..16_u8, 24..33_u8), class(), 0..6);
     let allow = proptest::collection::btree_map((1..4_u32, 1..4_u32), 1..5_u32, 0..9);
-    (entries, prefixes, allow).prop_map(move |(entries, prefixes, allow)| {
-        let mut tables = Snapshot::default();
-        for (last, class) in entries {
-            tables.addresses.insert(IpAddr::from([10, 0, 0, last]), AddressEntry { class, flags: 0 });
-        }
-        for ((last, width), class) in prefixes {
-            let net = IpNet::new(IpAddr::from([10, 0, 0, last]), width).expect("a width of IPv4");
-            tables.prefixes.insert(net.trunc(), class);
-        }
-        for ((rule_set, class), ports) in allow {
-            let key = AllowKey { rule_set: RuleSetId(base + rule_set), class: ClassId(base + class) };
-            tables.allow.insert(key, AllowEntry { port_set: PortSetId(base + ports), rule: RuleId::NONE });
-        }
-        tables
-    })
+    let behind = proptest::collection::vec(4..7_u32, 3);
+    let allow_behind = proptest::collection::btree_map((1..4_u32, 4..7_u32), any::<bool>(), 0..9);
+    (entries, prefixes, allow, behind, allow_behind).prop_map(
+        move |(entries, prefixes, allow, behind, allow_behind)| {
+            let mut tables = Snapshot::default();
+            tables.frontends = frontends().zip(behind.into_iter().map(|class| ClassId(base + class))).collect();
+            for ((rule_set, class), all) in allow_behind {
+                let key = AllowKey { rule_set: RuleSetId(base + rule_set), class: ClassId(base + class) };
+                let port_set = if all { PortSetId::ALL } else { PortSetId::SOME };
+                tables.allow.insert(key, AllowEntry { port_set, rule: RuleId::NONE });
+            }
+            for (last, class) in entries {
+                tables.addresses.insert(IpAddr::from([10, 0, 0, last]), AddressEntry { class, flags: 0 });
+            }
+            for ((last, width), class) in prefixes {
+                let net = IpNet::new(IpAddr::from([10, 0, 0, last]), width).expect("a width of IPv4");
+                tables.prefixes.insert(net.trunc(), class);
+            }
+            for ((rule_set, class), ports) in allow {
+                let key = AllowKey { rule_set: RuleSetId(base + rule_set), class: ClassId(base + class) };
+                tables.allow.insert(key, AllowEntry { port_set: PortSetId(base + ports), rule: RuleId::NONE });
+            }
+            tables
+        },
+    )
 }
 
 fn rule_sets(base: u32) -> impl Iterator<Item = RuleSetId> {
@@ -75,6 +98,10 @@ fn agree(now: &Snapshot, meant: &Snapshot, base: u32, when: &str) -> Result<(), 
         for address in addresses() {
             let (is, should) = (verdict(now, rule_set, address), verdict(meant, rule_set, address));
             prop_assert_eq!(is, should, "{}: rule set {} and {}", when, rule_set, address);
+        }
+        for frontend in frontends() {
+            let [is, should] = [now, meant].map(|tables| frontend_verdict(tables, rule_set, frontend));
+            prop_assert_eq!(is, should, "{}: rule set {} and {:?}", when, rule_set, frontend);
         }
     }
     Ok(())

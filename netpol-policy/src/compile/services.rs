@@ -333,7 +333,8 @@ impl Engine {
                 }
                 // Other nodes have it or have it no more, whatever else they have there.
                 (place @ (Place::AnyNodeV4 | Place::AnyNodeV6), ..) => {
-                    if self.addresses_at(place).iter().any(|address| !self.world.is_own(*address)) {
+                    let is_other = |address| Place::any_node(address) == place && !self.world.is_own(address);
+                    if self.world.node_addresses().any(is_other) {
                         narrowed.extend(self.rule_sets.asking_services());
                     }
                 }
