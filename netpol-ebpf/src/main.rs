@@ -3,7 +3,7 @@
 //! * `netpol_egress`: what pods send; the veth's TC ingress hook.
 //! * `netpol_ingress`: what reaches pods; the veth's TC egress hook.
 //! * `netpol_behind`: what leaves for elsewhere, at the TC egress hook of the node's own devices: judges what pods sent by where a
-//!   Service sent it on. `netpol_ingress` does that too.
+//!   Service sent it on. `netpol_ingress` does that too. `netpol_behind_bare` is for devices whose packets have no link header.
 //! * `netpol_empty`: does nothing; what the bench subtracts.
 //! * `netpol_marked`: `netpol_egress` for `BPF_PROG_TEST_RUN`, which shows of what a packet carries only its mark; and
 //!   `netpol_ingress_marked`, `netpol_behind_marked`, which take it from there.
@@ -39,7 +39,13 @@ mod programs {
     /// What leaves this node.
     #[classifier]
     fn netpol_behind(context: TcContext) -> i32 {
-        behind(&context)
+        behind(&context, hook::BEHIND)
+    }
+
+    /// What leaves this node by a tunnel.
+    #[classifier]
+    fn netpol_behind_bare(context: TcContext) -> i32 {
+        behind(&context, hook::BARE)
     }
 
     /// What pods send, and whose number it carries then.
@@ -62,7 +68,7 @@ mod programs {
     #[classifier]
     fn netpol_behind_marked(context: TcContext) -> i32 {
         take_mark(&context);
-        behind(&context)
+        behind(&context, hook::BEHIND)
     }
 
     /// Nothing.
@@ -106,8 +112,8 @@ mod programs {
 
     /// Judged once: what a tunnel makes of the packet carries the number too.
     #[inline(always)]
-    fn behind(context: &TcContext) -> i32 {
-        let skb = at(context, hook::BEHIND);
+    fn behind(context: &TcContext, hook: u32) -> i32 {
+        let skb = at(context, hook);
         if skb.sender() == 0 {
             return TC_ACT_UNSPEC;
         }

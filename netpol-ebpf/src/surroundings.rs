@@ -23,6 +23,10 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn sender(&self) -> u32;
     /// Has the packet carry the number of the pod that sent it; 0: none.
     fn set_sender(&self, endpoint: u32);
+    /// The Ethernet type of a packet that has no link header, as on tunnels; `None`: it has one.
+    fn bare_type(&self) -> Option<u16> {
+        None
+    }
     /// Whether this is past the place where Services send packets on, rather than at the sender's veth. [`Self::ifindex`] is
     /// the sender's all the same.
     fn is_behind(&self) -> bool;

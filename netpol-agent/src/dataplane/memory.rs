@@ -96,7 +96,7 @@ impl Dataplane for Memory {
         self.devices.remove(&ifindex);
         match role {
             Role::Pod => self.attached.insert(ifindex),
-            Role::Device => self.devices.insert(ifindex),
+            Role::Device | Role::Tunnel => self.devices.insert(ifindex),
         };
         Some(Ok(()))
     }

@@ -11,5 +11,5 @@ mod survey;
 
 pub use clsact::BpfFilter;
 pub use lookout::Lookout;
-pub use netlink::{Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
+pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use survey::{Survey, Surveyor};

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use netpol_common::IfIndex;
@@ -85,8 +85,17 @@ pub struct Veth {
 pub struct Links {
     /// Veths that lead to another namespace.
     pub veths: Vec<Veth>,
-    /// What each is called, loopback aside.
-    pub names: BTreeMap<IfIndex, String>,
+    /// All of them, loopback aside.
+    pub devices: BTreeMap<IfIndex, Device>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Whether its packets have no link header, as tunnels' have none.
+    pub bare: bool,
 }
 
 /// How complete an answer is.
@@ -128,7 +137,7 @@ impl Netlink {
         self.dump("list links", &RouteNetlinkMessage::GetLink(LinkMessage::default()), |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 links.veths.extend(veth(&link));
-                links.names.extend(name(&link));
+                links.devices.extend(device(&link));
             }
         })?;
         Ok(links)
@@ -219,13 +228,24 @@ impl Netlink {
     }
 }
 
-fn name(link: &LinkMessage) -> Option<(IfIndex, String)> {
+fn device(link: &LinkMessage) -> Option<(IfIndex, Device)> {
     let named = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     });
     let is_loopback = link.header.flags.contains(LinkFlags::Loopback);
-    named.filter(|_| !is_loopback).map(|name| (IfIndex(link.header.index), name))
+    let bare = matches!(
+        link.header.link_layer_type,
+        LinkLayerType::None
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre
+            | LinkLayerType::Ppp
+            | LinkLayerType::Rawip
+    );
+    named.filter(|_| !is_loopback).map(|name| (IfIndex(link.header.index), Device { name, bare }))
 }
 
 fn veth(link: &LinkMessage) -> Option<Veth> {

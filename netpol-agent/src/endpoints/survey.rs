@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use netpol_common::IfIndex;
 
 use super::is_link_local;
-use super::{Links, Netlink, NetlinkError, Veth};
+use super::{Device, Links, Netlink, NetlinkError, Veth};
 
 /// What was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct Survey {
     /// Interfaces by which this node is part of a network itself, rather than the gateway of a pod: where a node is a
     /// container, its uplink is a veth too.
     pub uplinks: BTreeSet<IfIndex>,
-    /// Interfaces that routes lead to, and their names: this node's own devices, but veths of pods that are routed to too.
-    pub routed: BTreeMap<IfIndex, String>,
+    /// Interfaces that routes lead to: this node's own devices, but veths of pods that are routed to too.
+    pub routed: BTreeMap<IfIndex, Device>,
 }
 
 /// Looks, and remembers the addresses behind veths, so that a new link costs one question and not one per pod.
@@ -54,12 +54,12 @@ impl Surveyor {
         routed: BTreeSet<IfIndex>,
         all: bool,
     ) -> Result<Survey, NetlinkError> {
-        let Links { veths, names } = self.netlink.links()?;
+        let Links { veths, devices } = self.netlink.links()?;
         if all {
             self.routed = self.netlink.routed()?;
         }
         self.routed.extend(routed);
-        self.routed.retain(|ifindex| names.contains_key(ifindex));
+        self.routed.retain(|ifindex| devices.contains_key(ifindex));
         let mut by_namespace: BTreeMap<i32, BTreeMap<u32, Vec<IpNet>>> = BTreeMap::new();
         let mut now = BTreeMap::new();
         for veth in veths {
@@ -91,7 +91,7 @@ impl Surveyor {
         let mut own: Vec<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
         own.sort_unstable();
         own.dedup();
-        let routed = names.into_iter().filter(|(ifindex, _)| self.routed.contains(ifindex)).collect();
+        let routed = devices.into_iter().filter(|(ifindex, _)| self.routed.contains(ifindex)).collect();
         Ok(Survey { veths: now, own, uplinks, routed })
     }
 }

@@ -7,6 +7,7 @@ use netpol_common::IfIndex;
 
 use super::{Job, Reconciler};
 use crate::dataplane::{AttachError, Dataplane, Role};
+use crate::endpoints::Device;
 
 impl<D: Dataplane> Reconciler<D> {
     /// Whether routes are known to lead to an interface.
@@ -55,12 +56,13 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn attach_device(&mut self, ifindex: IfIndex) {
-        let Some(name) = self.survey.routed.get(&ifindex) else { return };
+        let Some(Device { name, bare }) = self.survey.routed.get(&ifindex) else { return };
+        let role = if *bare { Role::Tunnel } else { Role::Device };
         if self.jobs.contains_key(&ifindex) || self.failed.contains(&ifindex) {
             return;
         }
         self.jobs.insert(ifindex, Job::Attach(Instant::now()));
-        if let Some(result) = self.dataplane.attach(ifindex, name, Role::Device) {
+        if let Some(result) = self.dataplane.attach(ifindex, name, role) {
             self.attach_ended(ifindex, result);
         }
     }
@@ -68,7 +70,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Takes note of what became of a device; false where it is none.
     pub(super) fn device_attached(&mut self, ifindex: IfIndex, result: &Result<(), AttachError>) -> bool {
         let Some(attached) = self.devices.get_mut(&ifindex) else { return false };
-        let name = self.survey.routed.get(&ifindex).map_or("", String::as_str);
+        let name = self.survey.routed.get(&ifindex).map_or("", |device| &device.name);
         match result {
             Ok(()) => {
                 *attached = true;
@@ -93,7 +95,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub(super) fn device_missing(&mut self, ifindex: IfIndex) -> bool {
         let Some(attached) = self.devices.get_mut(&ifindex) else { return false };
         if std::mem::replace(attached, false) {
-            let name = self.survey.routed.get(&ifindex).map_or("", String::as_str);
+            let name = self.survey.routed.get(&ifindex).map_or("", |device| &device.name);
             tracing::warn!(interface = name, "its program was taken off by somebody else; put on again");
         }
         true

@@ -47,7 +47,7 @@ impl<D: Dataplane> Reconciler<D> {
             .collect();
         let devices: BTreeMap<_, _> = adopted
             .iter()
-            .filter(|(ifindex, adopted)| adopted.role == Role::Device && !held.contains_key(ifindex))
+            .filter(|(ifindex, adopted)| adopted.role.is_device() && !held.contains_key(ifindex))
             .map(|(ifindex, adopted)| (*ifindex, adopted.running))
             .collect();
         let strays: Vec<_> = adopted.into_keys().filter(|ifindex| !held.contains_key(ifindex)).collect();

@@ -34,6 +34,8 @@ pub mod hook {
     pub const EGRESS: u32 = 1;
     /// Where what a pod sent goes after all addresses were rewritten.
     pub const BEHIND: u32 = 2;
+    /// The same on a device whose packets have no link header.
+    pub const BARE: u32 = 3;
 }
 
 impl Skb {
@@ -109,8 +111,13 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
+    fn bare_type(&self) -> Option<u16> {
+        (self.hook == hook::BARE).then(|| u16::from_be(self.field(|skb| skb.protocol) as u16))
+    }
+
+    #[inline(always)]
     fn is_behind(&self) -> bool {
-        self.hook == hook::BEHIND
+        self.hook >= hook::BEHIND
     }
 
     #[inline(always)]

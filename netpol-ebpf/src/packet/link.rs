@@ -31,6 +31,13 @@ pub(crate) enum Content {
 /// Finds what the frame carries.
 #[inline(always)]
 pub(crate) fn parse<S: Surroundings>(surroundings: &S) -> Result<Content, Reason> {
+    if let Some(kind) = surroundings.bare_type() {
+        return match kind {
+            ether_type::IPV4 => Ok(Content::Ipv4(0)),
+            ether_type::IPV6 => Ok(Content::Ipv6(0)),
+            _ => Err(Reason::NotIp),
+        };
+    }
     let mut end = ETHERNET as u32;
     for tags in 0..=TAGS {
         let kind = u16::from_be_bytes(surroundings.load(end - 2).ok_or(Reason::Malformed)?.0);

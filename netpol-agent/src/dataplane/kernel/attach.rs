@@ -106,7 +106,7 @@ pub(super) fn attach(
         detach_filters(pins, ifindex)?;
     } else {
         detach_tcx(pins, ifindex, Program::ALL)?;
-        if role == Role::Device {
+        if role.is_device() {
             detach_filter(name, TcAttachType::Ingress);
         }
     }
@@ -260,7 +260,9 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
     }
     // Absent where the qdisc was somebody else's, and where it was a pod's veth.
     let _ = fs::remove_dir(mark.join("qdisc"));
-    let _ = fs::remove_dir(mark.join(Program::Behind.place()));
+    for program in [Program::Behind, Program::Bare] {
+        let _ = fs::remove_dir(mark.join(program.place()));
+    }
     fs::remove_dir(&mark).map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", mark.display())))?;
     Ok(removed)
 }

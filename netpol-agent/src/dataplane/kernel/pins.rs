@@ -7,7 +7,7 @@
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
 //!     tc/12/                     an interface with clsact filters; with qdisc/ in it where the qdisc is ours too, and behind/
-//!                                where it is no pod's veth
+//!                                or bare/ where it is no pod's veth
 //!     resize/                    maps of another size, while they take over
 //! ```
 
@@ -123,24 +123,32 @@ impl Pins {
 
     /// Whose programs an interface has, as it was noted last.
     pub(super) fn role(&self, ifindex: IfIndex) -> Role {
-        let behind = self.link(ifindex, Program::Behind).exists() || self.device(ifindex).exists();
-        if behind { Role::Device } else { Role::Pod }
+        let noted = |role: &Role| {
+            role.mark().is_some_and(|mark| self.link(ifindex, mark).exists() || self.device(ifindex, mark).exists())
+        };
+        [Role::Device, Role::Tunnel].into_iter().find(noted).unwrap_or(Role::Pod)
     }
 
     /// Notes whose programs an interface has; links tell by themselves.
     pub(super) fn set_role(&self, ifindex: IfIndex, role: Role, linked: bool) -> Result<(), KernelError> {
-        let mark = self.device(ifindex);
-        match role {
-            Role::Device if !linked => make(&mark),
-            Role::Device | Role::Pod => match fs::remove_dir(&mark) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", &mark, &error)),
-                _ => Ok(()),
-            },
+        for mark in [Program::Behind, Program::Bare] {
+            let noted = self.device(ifindex, mark);
+            if role.mark() == Some(mark) && !linked {
+                make(&noted)?;
+                continue;
+            }
+            match fs::remove_dir(&noted) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(pin_error("remove", &noted, &error));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
-    fn device(&self, ifindex: IfIndex) -> PathBuf {
-        self.filter(ifindex).join(Program::Behind.place())
+    fn device(&self, ifindex: IfIndex, mark: Program) -> PathBuf {
+        self.filter(ifindex).join(mark.place())
     }
 
     pub(super) fn filter(&self, ifindex: IfIndex) -> PathBuf {

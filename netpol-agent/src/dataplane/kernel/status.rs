@@ -11,7 +11,6 @@ use thiserror::Error;
 use super::maps::{Maps, pinned_capacity};
 use super::names::MapName;
 use super::pins::Pins;
-use super::program::Role;
 use super::{KernelError, WriteError};
 
 /// Why there is no status.
@@ -135,7 +134,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
 }
 
 fn device(pins: &Pins, ifindex: IfIndex) -> Option<String> {
-    super::attach::name_of(ifindex).filter(|_| pins.role(ifindex) == Role::Device)
+    super::attach::name_of(ifindex).filter(|_| pins.role(ifindex).is_device())
 }
 
 fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<EndpointStatus, WriteError> {
