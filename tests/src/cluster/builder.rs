@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netpol_policy::model::Protocol;
 
 use super::plugin::Plugin;
+use super::tunnel::Tunnel;
 use super::{Between, Cluster, Families, PodSpec, Topology, host, node_name, pod, wiring};
 use crate::cleanup;
 use crate::manifests::Manifests;
@@ -127,6 +128,14 @@ impl ClusterBuilder {
             )?;
             hosts.insert(host.name().to_owned(), host);
         }
+        let tunnel = match (self.between, self.nodes) {
+            (Between::Tun, 2) => {
+                let [one, other] = [1, 2].map(|node| hosts[&node_name(node)].netns());
+                Some(Tunnel::between(one, other).context("tunnelling between the nodes")?)
+            }
+            (Between::Tun, nodes) => bail!("a tunnel is between two nodes, not {nodes}"),
+            _ => None,
+        };
         let further: Vec<_> = self.outside.into_iter().filter(|address| self.families.has(*address)).collect();
         for host in wiring::wire_outside(&fabric, self.nodes, &further, self.families).context("making the outside")? {
             hosts.insert(host.name().to_owned(), host);
@@ -147,6 +156,7 @@ impl ClusterBuilder {
             plugin: Plugin::of(self.topology, self.families),
             servers,
             manifests,
+            _tunnel: tunnel,
             _fabric: fabric,
         };
         let mut named: BTreeSet<_> = self.pods.iter().map(|pod| pod.namespace().to_owned()).collect();

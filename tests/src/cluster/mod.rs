@@ -6,6 +6,7 @@ mod overlay;
 mod plugin;
 mod pod;
 mod portmap;
+mod tunnel;
 mod wiring;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +42,8 @@ pub struct Cluster {
     plugin: Option<Plugin>,
     servers: Servers,
     manifests: Manifests,
+    // Where nodes reach each other's pods by one.
+    _tunnel: Option<tunnel::Tunnel>,
     // The switch between nodes lives as long as this.
     _fabric: Netns,
 }

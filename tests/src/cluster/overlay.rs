@@ -3,9 +3,9 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use super::Families;
 use super::host::{Mac, pod_addresses, uplink_addresses};
 use super::wiring::{flags, host_prefix, network_prefix};
+use super::{Families, tunnel};
 
 /// How nodes reach each other's pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub enum Between {
     Routes,
     /// A VXLAN device whose peers are written down, as with Flannel's vxlan. What it carries has the uplink's addresses.
     Vxlan,
+    /// A `tun` device, as with Flannel's udp, between two nodes. Its packets have no link header.
+    Tun,
 }
 
 impl Between {
@@ -23,6 +25,7 @@ impl Between {
         match self {
             Self::Routes => "uplink",
             Self::Vxlan => "npflannel",
+            Self::Tun => tunnel::DEVICE,
         }
     }
 }
@@ -44,6 +47,21 @@ pub(super) fn routes(between: Between, node: u8, nodes: u8, families: Families) 
         Between::Vxlan => {
             lines += &device(node, families);
             others.for_each(|other| lines += &peer(other, families));
+        }
+        Between::Tun => {
+            let _ = writeln!(lines, "tuntap add dev {} mode tun\nlink set {} up", tunnel::DEVICE, tunnel::DEVICE);
+            for address in pod_addresses(node, 0, families) {
+                let _ = writeln!(
+                    lines,
+                    "addr add {address}/{} dev {}{}",
+                    host_prefix(address),
+                    tunnel::DEVICE,
+                    flags(address)
+                );
+            }
+            for network in others.flat_map(|other| pod_addresses(other, 0, families)) {
+                let _ = writeln!(lines, "route add {network}/{} dev {}", network_prefix(network), tunnel::DEVICE);
+            }
         }
     }
     lines

@@ -48,6 +48,11 @@ fn s15_s21_s22_s23_routed_with_vxlan_and_iptables() -> Result<()> {
 }
 
 #[test]
+fn s15_s21_s22_s23_on_a_bridge_with_a_tunnel_without_link_headers() -> Result<()> {
+    measure(Topology::Bridge, Between::Tun, Mode::Nftables)
+}
+
+#[test]
 fn s15_s21_s22_s23_routed_with_routes_and_nftables() -> Result<()> {
     measure(Topology::Routed, Between::Routes, Mode::Nftables)
 }
