@@ -9,16 +9,24 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
         let at = |service| targets(shop.cluster().host(node).addresses(), &Shop::node_ports(service));
         for from in ["outside", "shop/stranger", "shop/free"] {
             shop.through(from, &at(number::GOOD), &["shop/near", "shop/far"])?;
-            shop.through(from, &at(number::GUARDED), &[]).with_context(|| format!("{from} by {node}"))?;
         }
-        // Its labels do not come along.
-        shop.through("shop/visitor", &at(number::GUARDED), &[]).with_context(|| format!("visitor by {node}"))?;
+        let isolated = [at(number::GUARDED), at(number::VAULT)].concat();
+        // The visitor's labels do not come along.
+        for from in ["outside", "shop/stranger", "shop/free", "shop/visitor"] {
+            shop.through(from, &isolated, &[]).with_context(|| format!("{from} by {node}"))?;
+        }
         // Another node's own processes are as foreign as what it forwards.
-        let of_node: &[&str] = if node == "node-1" { &["shop/guarded"] } else { &[] };
-        shop.through(node, &at(number::GUARDED), of_node).with_context(|| format!("{node} by its own port"))?;
+        for (service, pod, pods_node) in
+            [(number::GUARDED, "shop/guarded", "node-1"), (number::VAULT, "shop/vault", "node-2")]
+        {
+            let allowed: &[&str] = if node == pods_node { &[pod] } else { &[] };
+            shop.through(node, &at(service), allowed).with_context(|| format!("{node} by its own port to {pod}"))?;
+        }
     }
-    let at = Shop::cluster_ips(number::GUARDED);
-    shop.through("shop/visitor", &at, &["shop/guarded"])?;
-    shop.through("shop/free", &at, &[])?;
+    for (service, pod) in [(number::GUARDED, "shop/guarded"), (number::VAULT, "shop/vault")] {
+        let at = Shop::cluster_ips(service);
+        shop.through("shop/visitor", &at, &[pod])?;
+        shop.through("shop/free", &at, &[])?;
+    }
     shop.denied("no-rule", "shop/free", "shop/guarded")
 }

@@ -24,9 +24,12 @@ pub(super) const PORTS: [(Protocol, u16, u16); 2] = [(Tcp, 8080, 80), (Udp, 8053
 /// Everybody who may be behind a Service.
 pub(super) const ALL: [&str; 6] = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
 
-/// Two nodes. `client` may open connections to `app=good` only, all others to anyone; `guarded` takes them from `app=visitor`
-/// only.
+/// Two nodes, an agent on each. `client` may open connections to `app=good` only, all others to anyone; `guarded`, and `vault` on the
+/// other node, take them from `app=visitor` only.
 pub(super) struct Shop {
+    /// On the second node; gone before the cluster is.
+    _far: Agent,
+    /// With the agent on the first.
     pub(super) lab: Lab,
     pub(super) proxy: KubeProxy,
     rounds: AtomicU32,
@@ -44,6 +47,7 @@ fn pods(shape: Shape) -> Result<Cluster> {
         .pod(PodSpec::new("shop/bad").labels("app=bad").host_port(Tcp, 80, 8082).host_port(Udp, 53, 8082))
         .pod(PodSpec::new("shop/far").labels("app=good").node(2).host_port(Tcp, 80, 8083).host_port(Udp, 53, 8083))
         .pod(PodSpec::new("shop/worse").labels("app=bad").node(2).host_port(Tcp, 80, 8084).host_port(Udp, 53, 8084))
+        .pod(PodSpec::new("shop/vault").labels("app=guarded").node(2))
         .pod(PodSpec::new("shop/stranger").labels("app=free").node(2))
         .build()?;
     for node in ["node-1", "node-2"] {
@@ -93,16 +97,19 @@ pub(super) mod number {
     pub(crate) const GUARDED: u16 = 13;
     /// The client alone.
     pub(crate) const CLIENT: u16 = 14;
+    /// The vault alone, on the other node.
+    pub(crate) const VAULT: u16 = 16;
     /// The client, and one that it may not connect to.
     pub(crate) const TWINS: u16 = 15;
 }
 
 /// Their names and backends.
-const SERVICES: [(u16, &str, &[&str]); 6] = [
+const SERVICES: [(u16, &str, &[&str]); 7] = [
     (number::GOOD, "shop/good", &["shop/near", "shop/far"]),
     (number::BAD, "shop/bad", &["shop/bad", "shop/worse"]),
     (number::MIXED, "shop/mixed", &ALL),
     (number::GUARDED, "shop/guarded", &["shop/guarded"]),
+    (number::VAULT, "shop/vault", &["shop/vault"]),
     (number::CLIENT, "shop/client", &["shop/client"]),
     (number::TWINS, "shop/twins", &["shop/client", "shop/bad"]),
 ];
@@ -121,16 +128,30 @@ fn entry(service: u16) -> (u16, &'static str, &'static [&'static str]) {
 }
 
 impl Shop {
-    /// The agent is on the first node, and has all objects from the start.
+    /// The agents have all objects from the start.
     pub(super) fn open(shape: Shape) -> Result<Self> {
+        Self::open_with(shape, &[])
+    }
+
+    /// The same, with further arguments for the agents.
+    pub(super) fn open_with(shape: Shape, arguments: &[&str]) -> Result<Self> {
         let cluster = pods(shape)?;
         let proxy = KubeProxy::start(&cluster, shape.mode)?;
         let services = SERVICES.map(|(number, name, backends)| service(number, name).backends(&cluster, backends));
         proxy.sync(&services)?;
         services.iter().try_for_each(|service| service.announce(&cluster))?;
         cluster.apply("first", &[client_to_good(), guarded_from_visitor()].concat())?;
-        let agent = Agent::start_with(&cluster, AgentOptions::default())?;
-        Ok(Self { lab: Lab::of(cluster, agent), proxy, rounds: AtomicU32::new(0) })
+        // Both at once.
+        let mut agents =
+            [1, 2].map(|node| Agent::prepare(&cluster, AgentOptions::default().node(node).arguments(arguments)));
+        for agent in agents.iter_mut().flatten() {
+            agent.launch()?;
+        }
+        let [near, far] = agents;
+        let (mut agent, mut far) = (near?, far?);
+        agent.wait_ready()?;
+        far.wait_ready()?;
+        Ok(Self { _far: far, lab: Lab::of(cluster, agent), proxy, rounds: AtomicU32::new(0) })
     }
 
     /// A Service of [`number`], whose backends are to be chosen.
