@@ -66,8 +66,8 @@ fn tables(base: u32) -> impl Strategy<Value = Snapshot> {
     let allow_behind = proptest::collection::btree_map((1..4_u32, 4..7_u32), any::<bool>(), 0..9);
     (entries, prefixes, allow, behind, allow_behind).prop_map(
         move |(entries, prefixes, allow, behind, allow_behind)| {
-            let mut tables = Snapshot::default();
-            tables.frontends = frontends().zip(behind.into_iter().map(|class| ClassId(base + class))).collect();
+            let classes = behind.into_iter().map(|class| ClassId(base + class));
+            let mut tables = Snapshot { frontends: frontends().zip(classes).collect(), ..Snapshot::default() };
             for ((rule_set, class), all) in allow_behind {
                 let key = AllowKey { rule_set: RuleSetId(base + rule_set), class: ClassId(base + class) };
                 let port_set = if all { PortSetId::ALL } else { PortSetId::SOME };
