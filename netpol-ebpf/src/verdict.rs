@@ -169,8 +169,9 @@ pub(crate) fn follow<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, dir
     }
 }
 
-/// Whether each packet of a flow is judged behind. So is each datagram that may reach its own pod again: there, unlike a TCP
-/// connection's, nothing else tells it from a stranger's that is masqueraded the same way.
+/// Whether each packet of a flow is judged behind. So is each datagram to a Service: conntrack forgets them sooner than netpol does,
+/// and the next one is sent to another backend, which nobody here may know of yet. So is each that may reach its own pod again:
+/// there, unlike a TCP connection's, nothing else tells it from a stranger's that is masqueraded the same way.
 #[inline(always)]
 fn again<S: Surroundings>(
     surroundings: &S,
@@ -179,11 +180,13 @@ fn again<S: Surroundings>(
     protocol: u8,
     judgement: &Judgement,
 ) -> u8 {
-    let may_return = direction == Direction::Egress
-        && endpoint.ingress.isolated()
-        && matches!(judgement.reason, Reason::Service | Reason::NotIsolated)
-        && surroundings.blur::<255>(protocol) != protocol::TCP;
-    surroundings.blur::<255>(if judgement.again || may_return { flow_state::JUDGED_BEHIND } else { 0 })
+    let may_turn = match judgement.reason {
+        Reason::Service => true,
+        Reason::NotIsolated => endpoint.ingress.isolated(),
+        _ => false,
+    };
+    let datagram = direction == Direction::Egress && may_turn && surroundings.blur::<255>(protocol) != protocol::TCP;
+    surroundings.blur::<255>(if judgement.again || datagram { flow_state::JUDGED_BEHIND } else { 0 })
 }
 
 /// Whether a packet towards a pod is not of the flow it looks like, but a stranger's who is masqueraded as its node: conntrack

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use aya::programs::TcAttachType;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
@@ -13,6 +12,15 @@ use super::{Netlink, NetlinkError};
 /// `TC_H_CLSACT` as the parent of the qdisc, and the minors of its hooks. Source: `include/uapi/linux/pkt_sched.h`.
 const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
 const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
+
+/// Where filters run: what comes in by the interface, or what leaves by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// What comes in.
+    Ingress = 0,
+    /// What leaves.
+    Egress = 1,
+}
 
 /// A BPF program that runs as a filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +96,7 @@ impl Netlink {
     pub fn has_filters(
         &mut self,
         ifindex: IfIndex,
-        hooks: &[TcAttachType],
+        hooks: &[Hook],
         priority: u16,
         handle: u16,
     ) -> Result<bool, NetlinkError> {
@@ -100,10 +108,7 @@ impl Netlink {
                 found.insert(filter.header.parent.minor);
             }
         })?;
-        Ok(hooks.iter().all(|hook| {
-            let [ingress, egress] = HOOKS;
-            found.contains(if *hook == TcAttachType::Ingress { &ingress } else { &egress })
-        }))
+        Ok(hooks.iter().all(|hook| found.contains(&HOOKS[*hook as usize])))
     }
 
     fn filters(&mut self, index: i32, mut each: impl FnMut(TcMessage)) -> Result<(), NetlinkError> {

@@ -9,7 +9,7 @@ mod netlink;
 mod routes;
 mod survey;
 
-pub use clsact::BpfFilter;
+pub use clsact::{BpfFilter, Hook};
 pub use lookout::Lookout;
 pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use survey::{Survey, Surveyor};

@@ -42,7 +42,7 @@ impl Surveyor {
 
     /// Looks at all links and this namespace's addresses; asks for the addresses behind a veth where it is new, not
     /// `settled`, or `all` are wanted (addresses in other namespaces change without a message here), and for routes where
-    /// `all` are wanted: what new ones lead to is told by [`Changed::routed`](super::netlink::Changed::routed), and `routed`
+    /// `all` are wanted: what new ones lead to is told by [`Monitor`](super::Monitor), and `routed`
     /// here.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use super::program::{Program, Role};
 use super::query::tcx_programs;
 use crate::chain::chain;
 use crate::dataplane::AttachError;
-use crate::endpoints::Netlink;
+use crate::endpoints::{Hook, Netlink};
 
 /// Filters of this priority and handle are netpol's. Early, since a filter of another program that allows ends the walk.
 const PRIORITY: u16 = 2;
@@ -167,7 +167,11 @@ pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure>
     if linked || !pins.filter(ifindex).exists() {
         return Ok(linked);
     }
-    let hooks: Vec<TcAttachType> = programs.iter().map(|program| program.hook()).collect();
+    let hook = |program: &Program| match program.hook() {
+        TcAttachType::Ingress => Hook::Ingress,
+        _ => Hook::Egress,
+    };
+    let hooks: Vec<Hook> = programs.iter().map(hook).collect();
     Ok(Netlink::open()?.has_filters(ifindex, &hooks, PRIORITY, HANDLE_MINOR)?)
 }
 
