@@ -156,12 +156,6 @@ impl Known {
         self.state & flow_state::JUDGED_BEHIND != 0
     }
 
-    /// Whether its node or the pod itself opened it towards the pod: its packets are looked at more closely.
-    #[inline(always)]
-    pub(crate) const fn is_from_here(&self) -> bool {
-        self.state & (flow_state::FROM_NODE | flow_state::FROM_ITSELF) != 0
-    }
-
     /// Notes a packet of the flow. Written only where something changes: the entry is shared between CPUs.
     #[inline(always)]
     pub(crate) fn touch(&self, slot: Slot<'_, FlowEntry>, direction: Direction, flags: TcpFlags, now: u32, hz: u32) {
@@ -190,6 +184,12 @@ impl Known {
         }
         state
     }
+}
+
+/// Whether its node or the pod itself opened it towards the pod: its packets are looked at more closely.
+#[inline(always)]
+pub(crate) fn is_from_here(slot: Slot<'_, FlowEntry>) -> bool {
+    slot.read(field!(state)) & (flow_state::FROM_NODE | flow_state::FROM_ITSELF) != 0
 }
 
 /// The state bits that a packet's flags make. Flags are zero for all but TCP.

@@ -95,19 +95,14 @@ mod programs {
         at(context, hook::EGRESS).set_sender(unsafe { (*context.skb.skb).mark });
     }
 
-    /// What a pod of this node sent is judged for its sender first.
+    /// What a pod of this node sent is judged for its sender first. Whatever the pod it reaches makes of it starts anew.
     #[inline(always)]
     fn ingress(context: &TcContext) -> i32 {
         let skb = at(context, hook::BEHIND);
-        if skb.sender() == 0 {
-            return run(context, Direction::Ingress);
-        }
-        if !netpol_ebpf::process_behind(skb).allows() {
+        if skb.sender() != 0 && !netpol_ebpf::process_behind(skb).allows() {
             return TC_ACT_SHOT;
         }
-        let verdict = run(context, Direction::Ingress);
-        skb.set_sender(0);
-        verdict
+        run(context, Direction::Ingress)
     }
 
     /// Judged once: what a tunnel makes of the packet carries the number too.

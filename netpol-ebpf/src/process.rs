@@ -95,10 +95,10 @@ where
     if !fresh && let Some(slot) = surroundings.flow(&key) {
         let (now, hz) = (surroundings.now(), surroundings.hz());
         let known = Known::read(slot);
-        if !EGRESS && known.is_from_here() {
-            return None;
-        }
         if known.is_alive(packet.protocol, now, hz) {
+            if !EGRESS && flow::is_from_here(slot) {
+                return None;
+            }
             if known.generation == generation {
                 known.touch(slot, direction, packet.flags, now, hz);
                 verdict::follow(&surroundings, endpoint, direction, known.is_judged_behind());
