@@ -1,6 +1,7 @@
 //! Builds the BPF object.
 
 mod calls;
+mod stack;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,7 @@ fn build_as(object: PathBuf, features: &[&str]) -> Result<PathBuf> {
     let built = products().join(toolchain::TARGET).join("bpf/netpol-ebpf");
     let new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
     calls::check(&new)?;
+    stack::check(&new)?;
     if std::fs::read(&object).is_ok_and(|old| old == new) {
         return Ok(object);
     }

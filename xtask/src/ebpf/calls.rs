@@ -17,7 +17,7 @@ const CALL: u8 = 0x85;
 const FUNCTION: u8 = 1;
 
 /// A place in the object: a section's index, and bytes from its start.
-type Place = (usize, u64);
+pub(super) type Place = (usize, u64);
 
 /// An error where a function of the object calls one of [`LIBRARY`].
 pub(super) fn check(object: &[u8]) -> Result<()> {
@@ -34,12 +34,7 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
 /// `netpol_egress calls memset`, once for each pair.
 fn library_calls(object: &[u8]) -> Result<Vec<String>> {
     let file = object::File::parse(object).context("reading the BPF object as ELF")?;
-    let mut functions = BTreeMap::new();
-    for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
-        if let (Some(section), Ok(name)) = (symbol.section_index(), symbol.name()) {
-            functions.insert((section.0, symbol.address()), name);
-        }
-    }
+    let functions = functions(&file);
     // Without names nothing would be found, ever.
     ensure!(!functions.is_empty(), "the BPF object names no functions; was it stripped?");
 
@@ -57,8 +52,14 @@ fn library_calls(object: &[u8]) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// The names of functions, by where they begin.
+pub(super) fn functions<'a>(file: &'a object::File) -> BTreeMap<Place, &'a str> {
+    let symbols = file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text);
+    symbols.filter_map(|symbol| Some(((symbol.section_index()?.0, symbol.address()), symbol.name().ok()?))).collect()
+}
+
 /// Each call of a function of the object: from where, and to where.
-fn calls(file: &object::File) -> Result<Vec<(Place, Place)>> {
+pub(super) fn calls(file: &object::File) -> Result<Vec<(Place, Place)>> {
     let mut calls = Vec::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
         let code = section.data().with_context(|| format!("reading section {:?}", section.name()))?;

@@ -1,0 +1,136 @@
+//! How much stack the programs take, as the verifier of Linux 5.10 counts: each function's frame rounded up, and no chain of calls
+//! above 512 bytes. Later kernels round less, so that only a machine with the old one would notice.
+//!
+//! Source: `check_max_stack_depth`, <https://github.com/torvalds/linux/blob/v5.10/kernel/bpf/verifier.c>.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectSection, SectionKind};
+
+use super::calls::{Place, calls, functions};
+
+/// `MAX_BPF_STACK`.
+const MOST: u32 = 512;
+/// Frames are multiples of it.
+const ROUND: u32 = 32;
+/// The register that points above the frame.
+const FRAME_POINTER: u8 = 10;
+
+/// Classes of instructions, and two whole ones; from linux/bpf.h.
+const CLASS: u8 = 0x07;
+const LDX: u8 = 0x01;
+const ST: u8 = 0x02;
+const STX: u8 = 0x03;
+const MOVE: u8 = 0xbf;
+const ADD: u8 = 0x07;
+
+/// An error where a chain of calls takes more than there is.
+pub(super) fn check(object: &[u8]) -> Result<()> {
+    let file = object::File::parse(object).context("reading the BPF object as ELF")?;
+    let functions = functions(&file);
+    let mut graph = Graph::default();
+    for (place, depth) in depths(&file, &functions)? {
+        graph.frames.insert(place, depth);
+    }
+    for (caller, callee) in calls(&file)? {
+        if let Some((caller, _)) = functions.range((caller.0, 0)..=caller).next_back() {
+            graph.calls.entry(*caller).or_default().insert(callee);
+        }
+    }
+    let chains = functions.keys().map(|function| graph.deepest(*function, &mut Vec::new()));
+    let Some((bytes, chain)) = chains.max() else { return Ok(()) };
+    let names: Vec<&str> = chain.iter().filter_map(|place| functions.get(place).copied()).collect();
+    ensure!(
+        bytes <= MOST,
+        "in the BPF object {} take {bytes} bytes of stack, of {MOST} that Linux 5.10 gives: keep fewer values across calls there",
+        names.join(" → ")
+    );
+    Ok(())
+}
+
+#[derive(Default)]
+struct Graph {
+    frames: BTreeMap<Place, u32>,
+    calls: BTreeMap<Place, BTreeSet<Place>>,
+}
+
+impl Graph {
+    /// The chain of calls from here that takes most. Programs do not recurse.
+    fn deepest(&self, from: Place, path: &mut Vec<Place>) -> (u32, Vec<Place>) {
+        let own = self.frames.get(&from).copied().unwrap_or(0).max(1).next_multiple_of(ROUND);
+        path.push(from);
+        let callees = self.calls.get(&from).into_iter().flatten().filter(|callee| !path.contains(callee));
+        let callees: Vec<Place> = callees.copied().collect();
+        let below = callees.into_iter().map(|callee| self.deepest(callee, path)).max().unwrap_or_default();
+        path.pop();
+        (own + below.0, std::iter::once(from).chain(below.1).collect())
+    }
+}
+
+/// The bytes of stack that each function touches.
+fn depths(file: &object::File, functions: &BTreeMap<Place, &str>) -> Result<BTreeMap<Place, u32>> {
+    let mut depths: BTreeMap<Place, u32> = BTreeMap::new();
+    for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
+        let code = section.data().with_context(|| format!("reading section {:?}", section.name()))?;
+        let mut pointers = BTreeSet::new();
+        for (at, instruction) in (0..).step_by(8).zip(code.chunks_exact(8)) {
+            let place = (section.index().0, at);
+            let Some((function, _)) = functions.range((place.0, 0)..=place).next_back() else { continue };
+            if *function == place {
+                pointers.clear();
+            }
+            let deepest = depths.entry(*function).or_default();
+            *deepest = (*deepest).max(touched(instruction, &mut pointers));
+        }
+    }
+    Ok(depths)
+}
+
+/// How far below the frame pointer an instruction reaches. `pointers` are the registers that have its value.
+fn touched(instruction: &[u8], pointers: &mut BTreeSet<u8>) -> u32 {
+    let (code, registers) = (instruction[0], instruction[1]);
+    let (destination, source) = (registers & 0x0f, registers >> 4);
+    let offset = i32::from(i16::from_le_bytes([instruction[2], instruction[3]]));
+    let constant = i32::from_le_bytes([instruction[4], instruction[5], instruction[6], instruction[7]]);
+    let below = |offset: i32| offset.min(0).unsigned_abs();
+    match code {
+        MOVE if source == FRAME_POINTER => {
+            pointers.insert(destination);
+            0
+        }
+        ADD if pointers.remove(&destination) => below(constant),
+        _ if code & CLASS == LDX && source == FRAME_POINTER => below(offset),
+        _ if matches!(code & CLASS, ST | STX) && destination == FRAME_POINTER => below(offset),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_loaded_and_pointed_to_counts() {
+        let mut pointers = BTreeSet::new();
+        let mut touch = |bytes: [u8; 8]| touched(&bytes, &mut pointers);
+        // *(u64 *)(r10 - 48) = r2, and r2 = *(u64 *)(r10 - 24).
+        assert_eq!(touch([0x7b, 0x2a, 0xd0, 0xff, 0, 0, 0, 0]), 48);
+        assert_eq!(touch([0x79, 0xa2, 0xe8, 0xff, 0, 0, 0, 0]), 24);
+        // r2 = r10, r2 += -64; r3 += -64 is no pointer.
+        assert_eq!(touch([0xbf, 0xa2, 0, 0, 0, 0, 0, 0]), 0);
+        assert_eq!(touch([0x07, 0x02, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 64);
+        assert_eq!(touch([0x07, 0x03, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 0);
+    }
+
+    #[test]
+    fn frames_are_rounded_up_and_the_deepest_chain_counts() {
+        let [main, shallow, deep, leaf] = [(1, 0), (2, 0), (2, 8), (2, 16)];
+        let graph = Graph {
+            frames: BTreeMap::from([(main, 72), (shallow, 200), (deep, 136), (leaf, 288)]),
+            calls: BTreeMap::from([(main, BTreeSet::from([shallow, deep])), (deep, BTreeSet::from([leaf]))]),
+        };
+        assert_eq!(graph.deepest(main, &mut Vec::new()), (96 + 160 + 288, vec![main, deep, leaf]));
+        assert_eq!(graph.deepest((9, 0), &mut Vec::new()).0, 32, "one without a frame takes one all the same");
+    }
+}
