@@ -31,6 +31,12 @@ impl Denied {
         self.end("to")
     }
 
+    /// Whether it was for this Service (`namespace/name`), or may have been sent on by it.
+    pub fn names_service(&self, service: &str) -> bool {
+        let lists = ["/to/services", "/to/behind"].map(|list| self.0.pointer(list).and_then(Value::as_array));
+        lists.into_iter().flatten().flatten().any(|name| name == service)
+    }
+
     fn end(&self, which: &str) -> &str {
         let by_name = self.text(&format!("/{which}/pod"));
         if by_name.is_empty() { self.text(&format!("/{which}/address")) } else { by_name }

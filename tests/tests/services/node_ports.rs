@@ -22,7 +22,9 @@ fn own_node(shop: &Shop) -> Result<()> {
         shop.through("shop/client", &at(number::MIXED), &["shop/near", "shop/far", "node-1"])?;
         shop.through("shop/client", &at(number::GUARDED), &[])?;
     }
-    ["shop/bad", "shop/worse", "node-2"].iter().try_for_each(|backend| shop.denied("backend", "shop/client", backend))
+    ["shop/bad", "shop/worse", "node-2"]
+        .iter()
+        .try_for_each(|backend| shop.denied_through(number::MIXED, "backend", "shop/client", backend))
 }
 
 /// That node chooses, and this one never learns whom.
@@ -32,7 +34,7 @@ fn other_node(shop: &Shop) -> Result<()> {
     shop.through("shop/client", &at(number::GOOD), &["shop/near", "shop/far"])?;
     for (service, reason) in [(number::MIXED, "some-backends"), (number::BAD, "no-backend")] {
         shop.nowhere("shop/client", &at(service))?;
-        shop.denied(reason, "shop/client", "node-2").with_context(|| format!("Service {service}"))?;
+        shop.denied_through(service, reason, "shop/client", "node-2").with_context(|| format!("Service {service}"))?;
     }
     Ok(())
 }

@@ -246,8 +246,20 @@ impl Shop {
 
     /// The agent told of such a denial, on the way to a pod by name, or to one of a node's addresses.
     pub(super) fn denied(&self, reason: &str, from: &str, to: &str) -> Result<()> {
-        let is_it = |line: &Denied| line.reason() == reason && line.from() == from && self.is_called(line.to(), to);
+        self.agent().wait_denied(|line| self.is_it(line, reason, from, to)).map(|_| ())
+    }
+
+    /// The same, and it named the Service.
+    ///
+    /// # Panics
+    /// Where there is no Service of this number.
+    pub(super) fn denied_through(&self, service: u16, reason: &str, from: &str, to: &str) -> Result<()> {
+        let is_it = |line: &Denied| self.is_it(line, reason, from, to) && line.names_service(entry(service).1);
         self.agent().wait_denied(is_it).map(|_| ())
+    }
+
+    fn is_it(&self, line: &Denied, reason: &str, from: &str, to: &str) -> bool {
+        line.reason() == reason && line.from() == from && self.is_called(line.to(), to)
     }
 
     fn is_called(&self, told: &str, name: &str) -> bool {
