@@ -87,7 +87,10 @@ pub(super) fn wire_node(
         let _ = writeln!(lines, "route add default via {via}");
     }
     netns.ip(&lines)?;
-    netns.bridge(&overlay::forwarding(between, node, nodes, families))?;
+    let forwarding = overlay::forwarding(between, node, nodes, families);
+    if !forwarding.is_empty() {
+        netns.bridge(&forwarding)?;
+    }
     Ok(Host {
         name,
         netns,
