@@ -128,10 +128,14 @@ fn leaves_nothing(lab: &mut Lab, attach: &str) -> Result<()> {
     ensure!(!status.stdout.contains("job-"), "endpoints of pods that are gone:\n{}", status.stdout);
     let mut links = Vec::new();
     pins_below(lab.agent().pin_path(), &mut links)?;
-    let links: Vec<_> = links.iter().filter(|path| path.contains("/links/")).collect();
+    let links = links.iter().filter(|path| path.contains("/links/"));
+    let (devices, pods): (Vec<_>, Vec<_>) = links.partition(|path| path.ends_with("-behind"));
     // The kernel keeps filters itself.
-    let expected = if attach == "tcx" { 6 } else { 0 };
-    ensure!(links.len() == expected, "the three pods have {expected} links: {links:?}");
+    let expected = if attach == "tcx" { (1, 6) } else { (0, 0) };
+    ensure!(
+        (devices.len(), pods.len()) == expected,
+        "the uplink and the three pods have {expected:?} links: {devices:?}, {pods:?}"
+    );
     lab.settles(&[(Tcp, 80), (Udp, 53)])?;
     let log = lab.agent().log();
     let complaints: Vec<_> = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN")).collect();
