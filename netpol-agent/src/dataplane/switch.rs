@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortEntry, PortKey, RuleSetId};
-use netpol_policy::model::Frontend;
+use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortEntry, PortKey, RuleSetId, address_flags};
+use netpol_policy::model::{Frontend, Place};
 use netpol_policy::tables::Change;
 
 /// Everything the tables say, endpoints aside.
@@ -67,6 +67,12 @@ struct Pairs {
 }
 
 impl Pairs {
+    /// A class that is nobody's.
+    fn apart(&mut self) -> ClassId {
+        self.next += 1;
+        ClassId(self.next)
+    }
+
     fn get(&mut self, old: ClassId, new: ClassId) -> ClassId {
         // A class nobody names allows nothing to anyone: the other one alone says all there is to say.
         if old == ClassId::NOBODY || new == ClassId::NOBODY {
@@ -87,20 +93,23 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
     let prefixes: BTreeSet<IpNet> = old.prefixes.keys().chain(new.prefixes.keys()).copied().collect();
     let frontends: BTreeSet<Frontend> = old.frontends.keys().chain(new.frontends.keys()).copied().collect();
     let mut moves = Vec::new();
+    // One that only either has: to the other's rule sets it has an unknown class, of which they allow nothing.
+    for (&frontend, &will_be) in &new.frontends {
+        let was = old.frontends.get(&frontend);
+        moves.push(Change::PutFrontend(frontend, was.map_or(will_be, |was| pairs.get(*was, will_be))));
+    }
+    let shut = shut(old, new, &addresses, &frontends);
+    let nobodys = pairs.apart();
+    moves.extend(shut.iter().map(|frontend| Change::PutFrontend(*frontend, nobodys)));
     for &address in &addresses {
         let (was, will_be) = (old.entry_of(address), new.entry_of(address));
         // A flag that either has: at worst an old endpoint allows its node early, or a new one a little longer.
-        let flags = was.flags | will_be.flags;
+        let is_shut = shut.iter().any(|frontend| frontend.place == Place::Address(address));
+        let flags = was.flags | will_be.flags | if is_shut { address_flags::SERVICE } else { 0 };
         moves.push(Change::PutAddress(address, AddressEntry { class: pairs.get(was.class, will_be.class), flags }));
     }
     for &net in &prefixes {
         moves.push(Change::PutPrefix(net, pairs.get(old.class_of_net(net), new.class_of_net(net))));
-    }
-    for (&frontend, &was) in &old.frontends {
-        // One that is new waits until all have flipped: to old rule sets it is what its address is.
-        if let Some(&will_be) = new.frontends.get(&frontend) {
-            moves.push(Change::PutFrontend(frontend, pairs.get(was, will_be)));
-        }
     }
 
     let mut switch = Switch::default();
@@ -130,12 +139,31 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
             None => Change::DeleteFrontend(frontend),
         });
     }
+    switch.after.extend(shut.into_iter().map(Change::DeleteFrontend));
     switch.after.extend(transitional.iter().map(|(key, _)| Change::DeleteAllow(*key)));
     switch.after.extend(old.allow.keys().map(|key| Change::DeleteAllow(*key)));
     switch
         .after
         .extend(old.ports.keys().map(|(key, prefix_len)| Change::DeletePort { prefix_len: *prefix_len, key: *key }));
     switch
+}
+
+/// The ports of nodes at addresses that become a node's or cease to be one: old rule sets and new ones mean something else there, and
+/// one flag says which, so that meanwhile nobody is let through.
+fn shut(
+    old: &Snapshot,
+    new: &Snapshot,
+    addresses: &BTreeSet<IpAddr>,
+    frontends: &BTreeSet<Frontend>,
+) -> BTreeSet<Frontend> {
+    let differ =
+        |address: &&IpAddr| (old.entry_of(**address).flags ^ new.entry_of(**address).flags) & address_flags::NODE != 0;
+    let at = |address: &IpAddr| {
+        let (place, any_node) = (Place::Address(*address), Place::any_node(*address));
+        let nodes = frontends.iter().filter(move |frontend| frontend.place == any_node);
+        nodes.map(move |frontend| Frontend { place, ..*frontend })
+    };
+    addresses.iter().filter(differ).flat_map(at).filter(|frontend| !frontends.contains(frontend)).collect()
 }
 
 /// What old rule sets allow to the old class of each pair, and new ones to the new.

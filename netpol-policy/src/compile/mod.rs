@@ -172,7 +172,13 @@ impl Engine {
             }
             Event::Apply(Object::Namespace(_) | Object::Policy(_)) | Event::Reset(_) | Event::OwnAddresses(_) => true,
         };
-        if events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
+        // A node's ports are its Services': each without the other would be neither.
+        let of_node =
+            |event: &Event| matches!(event, Event::Apply(Object::Node(_)) | Event::Delete(ObjectKey::Node(_)));
+        let of_service =
+            |event: &Event| matches!(event, Event::Apply(Object::Service(_)) | Event::Delete(ObjectKey::Service(_)));
+        let both = events.iter().any(of_node) && events.iter().any(of_service);
+        if both || events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
             return None;
         }
         events.sort_by_key(|event| match event {
