@@ -8,7 +8,7 @@ use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
 use netpol_agent::endpoints::{Survey, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
-use netpol_common::{Direction, Endpoint, Generation, IfIndex};
+use netpol_common::{Endpoint, Generation, IfIndex};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
 use netpol_policy::tables::{Change, EndpointPolicy, Tables};
@@ -196,11 +196,6 @@ proptest! {
                     let found = *found;
                     // Where a pod with the same rules is behind the same Service, it may be passed on.
                     let passed_on = || [&old, &new].into_iter().any(|world| is_among_backends(world, &packet, |_| true));
-                    // Where Services and nodes have their ports nothing is promised in between, but what is in the end.
-                    let has_ports = |world: &World| world.is_service(packet.remote) || world.is_node(packet.remote);
-                    if packet.direction == Direction::Egress && [&old, &new].into_iter().any(has_ports) {
-                        continue;
-                    }
                     let fine = either.contains(&found) || (found && !packet.behind && passed_on());
                     prop_assert!(fine, "{pod} {:?} is {found}, was {}, will be {}, after {after}", probes[index], either[0], either[1]);
                 }

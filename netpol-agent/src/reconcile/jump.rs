@@ -22,7 +22,9 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Goes on with a new engine.
     pub(super) fn succeed(&mut self, events: Vec<Event>) {
-        let old = snapshot_of(self.engine.tables());
+        let mut old = snapshot_of(self.engine.tables());
+        // Those of pods that are gone go on.
+        self.held.values().for_each(|held| old.note_egress(held.endpoint.egress));
         let ids = free_ids(&old, self.held.values().map(|held| &held.endpoint));
         let engine = self.engine.successor(events, ids);
         self.switch(&old, engine);
@@ -79,6 +81,7 @@ fn snapshot_of(tables: &Tables) -> Snapshot {
             Change::PutFrontend(frontend, class) => {
                 snapshot.frontends.insert(frontend, class);
             }
+            Change::PutEndpoint(_, policy) => snapshot.note_egress(policy.egress),
             _ => {}
         }
     }

@@ -39,7 +39,7 @@ use netpol_common::{Judgement, RuleId, RuleSetId};
 pub use ids::{FirstIds, UsedIds};
 pub use rules::RuleName;
 
-use crate::model::{EndpointSlice, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service};
+use crate::model::{EndpointSlice, Object, ObjectKey, Pod, PodKey, PolicyKey};
 use crate::reference::Packet;
 use crate::tables::{Change, EndpointPolicy, Tables};
 use crate::world::{Event, World};
@@ -151,34 +151,25 @@ impl Engine {
 
     /// These events in an order that shows nothing on the way which is neither how it was nor how it will be; `None` where
     /// more than one of them changes what was there, and a [`successor`](Engine::successor) is needed. Policies come before
-    /// new pods, so that none is open meanwhile; a new Service comes after its slices and pods, so that it is known at once who is
-    /// behind it; and pods that go are last: they have nothing to mix with.
+    /// new pods, so that none is open meanwhile, and pods that go are last: they have nothing to mix with, unless they are behind a
+    /// Service. A new one comes after its pods and slices, so that it is known at once who is behind it.
     pub fn one_step(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let world = &self.world;
         let is_served =
             |slice: &EndpointSlice| slice.service_key().is_some_and(|key| world.services.contains_key(&key));
+        let is_behind = |pod: &Pod| pod.addresses.iter().any(|address| !world.frontends_towards(*address).is_empty());
         let changes = |event: &&Event| match event {
             Event::Apply(object) if world.holds(object) => false,
-            Event::Apply(Object::Pod(Pod { key, .. })) => world.pods.contains_key(key),
-            Event::Apply(Object::Node(Node { name, .. })) => world.nodes.contains_key(name),
-            Event::Apply(Object::Service(Service { key, .. })) => world.services.contains_key(key),
+            Event::Apply(Object::Pod(pod)) => world.pods.contains_key(&pod.key) || is_behind(pod),
             Event::Apply(Object::Slice(slice)) => {
                 is_served(slice) || world.slices.get(&slice.key).is_some_and(is_served)
             }
-            Event::Delete(ObjectKey::Pod(_) | ObjectKey::Node(_)) => false,
+            Event::Delete(ObjectKey::Pod(key)) => world.pods.get(key).is_some_and(is_behind),
             Event::Delete(ObjectKey::Slice(key)) => world.slices.get(key).is_some_and(is_served),
-            Event::Delete(key @ (ObjectKey::Namespace(_) | ObjectKey::Policy(_) | ObjectKey::Service(_))) => {
-                world.contains(key)
-            }
-            Event::Apply(Object::Namespace(_) | Object::Policy(_)) | Event::Reset(_) | Event::OwnAddresses(_) => true,
+            Event::Delete(key) => world.contains(key),
+            Event::Apply(_) | Event::Reset(_) | Event::OwnAddresses(_) => true,
         };
-        // A node's ports are its Services': each without the other would be neither.
-        let of_node =
-            |event: &Event| matches!(event, Event::Apply(Object::Node(_)) | Event::Delete(ObjectKey::Node(_)));
-        let of_service =
-            |event: &Event| matches!(event, Event::Apply(Object::Service(_)) | Event::Delete(ObjectKey::Service(_)));
-        let both = events.iter().any(of_node) && events.iter().any(of_service);
-        if both || events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
+        if events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
             return None;
         }
         events.sort_by_key(|event| match event {

@@ -178,6 +178,7 @@ impl Maps {
             let (key, entry) = entry.map_err(failed(MapName::Ports))?;
             snapshot.ports.insert((key.data().0, key.prefix_len()), entry.0);
         }
+        self.read_endpoints()?.values().for_each(|endpoint| snapshot.note_egress(endpoint.egress));
         Ok(snapshot)
     }
 

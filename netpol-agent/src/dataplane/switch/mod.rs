@@ -3,17 +3,24 @@
 //!
 //! New ids are none of the old ones. Each address first moves to a transitional class for its (old class, new class)
 //! pair, which has what old rule sets allow to the old class and what new rule sets allow to the new one; then endpoints
-//! flip; then addresses move on to their new class, and the rest is deleted.
+//! flip; then addresses move on to their new class, and the rest is deleted. Ports of Services: see [`frontends`].
+
+mod frontends;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortEntry, PortKey, RuleSetId, address_flags};
+use netpol_common::{
+    AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, PortEntry, PortKey, PortSetId, RuleSetId,
+    address_flags,
+};
 use netpol_policy::model::{Frontend, Place};
 use netpol_policy::tables::Change;
 
-/// Everything the tables say, endpoints aside.
+use frontends::Ports;
+
+/// Everything the tables say, and of endpoints what their rule sets allow to anyone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// `ADDRESSES_V4` and `ADDRESSES_V6`.
@@ -26,6 +33,9 @@ pub struct Snapshot {
     pub allow: BTreeMap<AllowKey, AllowEntry>,
     /// `PORTS`, by key and prefix length.
     pub ports: BTreeMap<(PortKey, u32), PortEntry>,
+    /// Of each rule set of egress that an endpoint has, what it allows to anyone; those that allow everything aside, which never
+    /// ask for Services.
+    pub anyone: BTreeMap<RuleSetId, PortSetId>,
 }
 
 /// The steps of a switch. Between `before` and `after` every endpoint flips to its new policy.
@@ -38,6 +48,13 @@ pub struct Switch {
 }
 
 impl Snapshot {
+    /// Notes an endpoint's policy for what its pod sends.
+    pub fn note_egress(&mut self, egress: DirectionPolicy) {
+        if egress.isolated() && egress.any != PortSetId::ALL {
+            self.anyone.insert(egress.rule_set, egress.any);
+        }
+    }
+
     /// The classes in use.
     pub fn classes(&self) -> impl Iterator<Item = ClassId> {
         let found = self.addresses.values().map(|entry| entry.class).chain(self.prefixes.values().copied());
@@ -87,25 +104,25 @@ impl Pairs {
 
 /// Plans the switch. No id of `new` may be in use in `old`, nor the classes that follow its highest.
 pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
-    let highest = new.classes().chain(old.classes().filter(|_| new.classes().next().is_none())).max();
-    let mut pairs = Pairs { next: highest.unwrap_or_default().0, ids: BTreeMap::new() };
+    let numbered = |tables: &Snapshot| tables.classes().filter(|class| *class != ClassId::NOBODY).max();
+    let highest = numbered(new).or_else(|| numbered(old)).unwrap_or_default();
+    let mut pairs = Pairs { next: highest.0, ids: BTreeMap::new() };
     let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
     let prefixes: BTreeSet<IpNet> = old.prefixes.keys().chain(new.prefixes.keys()).copied().collect();
-    let frontends: BTreeSet<Frontend> = old.frontends.keys().chain(new.frontends.keys()).copied().collect();
+    let ports = Ports::of(old, new, &mut pairs);
     let mut moves = Vec::new();
-    // One that only either has: to the other's rule sets it has an unknown class, of which they allow nothing.
-    for (&frontend, &will_be) in &new.frontends {
-        let was = old.frontends.get(&frontend);
-        moves.push(Change::PutFrontend(frontend, was.map_or(will_be, |was| pairs.get(*was, will_be))));
+    for (&frontend, &class) in &ports.differing {
+        moves.push(Change::PutFrontend(frontend, class));
     }
-    let shut = shut(old, new, &addresses, &frontends);
-    let nobodys = pairs.apart();
-    moves.extend(shut.iter().map(|frontend| Change::PutFrontend(*frontend, nobodys)));
+    for (&frontend, &will_be) in &new.frontends {
+        if let Some(&was) = old.frontends.get(&frontend) {
+            moves.push(Change::PutFrontend(frontend, pairs.get(was, will_be)));
+        }
+    }
     for &address in &addresses {
         let (was, will_be) = (old.entry_of(address), new.entry_of(address));
         // A flag that either has: at worst an old endpoint allows its node early, or a new one a little longer.
-        let is_shut = shut.iter().any(|frontend| frontend.place == Place::Address(address));
-        let flags = was.flags | will_be.flags | if is_shut { address_flags::SERVICE } else { 0 };
+        let flags = was.flags | will_be.flags | if ports.is_at(address) { address_flags::SERVICE } else { 0 };
         moves.push(Change::PutAddress(address, AddressEntry { class: pairs.get(was.class, will_be.class), flags }));
     }
     for &net in &prefixes {
@@ -117,10 +134,17 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
         switch.before.push(Change::PutPort { prefix_len, key, entry });
     }
     switch.before.extend(new.allow.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
-    let transitional: Vec<(AllowKey, AllowEntry)> = transitional_entries(old, new, &pairs.ids);
+    let mut transitional: Vec<(AllowKey, AllowEntry)> = transitional_entries(old, new, &pairs.ids);
+    transitional.extend(ports.allow);
     switch.before.extend(transitional.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
     switch.before.extend(moves);
 
+    // What is at every node is only asked where nothing stands at the address itself: before such addresses are as they will be.
+    let everywhere = |frontend: &&Frontend| !matches!(frontend.place, Place::Address(_));
+    let gone = |frontend: &&Frontend| !new.frontends.contains_key(frontend);
+    switch.after.extend(new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class)));
+    let gone_everywhere = old.frontends.keys().filter(everywhere).filter(gone);
+    switch.after.extend(gone_everywhere.copied().map(Change::DeleteFrontend));
     for address in addresses {
         switch.after.push(match new.addresses.get(&address) {
             Some(entry) => Change::PutAddress(address, *entry),
@@ -133,37 +157,13 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
             None => Change::DeletePrefix(net),
         });
     }
-    for frontend in frontends {
-        switch.after.push(match new.frontends.get(&frontend) {
-            Some(class) => Change::PutFrontend(frontend, *class),
-            None => Change::DeleteFrontend(frontend),
-        });
-    }
-    switch.after.extend(shut.into_iter().map(Change::DeleteFrontend));
+    switch.after.extend(ports.differing.keys().filter(gone).copied().map(Change::DeleteFrontend));
     switch.after.extend(transitional.iter().map(|(key, _)| Change::DeleteAllow(*key)));
     switch.after.extend(old.allow.keys().map(|key| Change::DeleteAllow(*key)));
     switch
         .after
         .extend(old.ports.keys().map(|(key, prefix_len)| Change::DeletePort { prefix_len: *prefix_len, key: *key }));
     switch
-}
-
-/// The ports of nodes at addresses that become a node's or cease to be one: old rule sets and new ones mean something else there, and
-/// one flag says which, so that meanwhile nobody is let through.
-fn shut(
-    old: &Snapshot,
-    new: &Snapshot,
-    addresses: &BTreeSet<IpAddr>,
-    frontends: &BTreeSet<Frontend>,
-) -> BTreeSet<Frontend> {
-    let differ =
-        |address: &&IpAddr| (old.entry_of(**address).flags ^ new.entry_of(**address).flags) & address_flags::NODE != 0;
-    let at = |address: &IpAddr| {
-        let (place, any_node) = (Place::Address(*address), Place::any_node(*address));
-        let nodes = frontends.iter().filter(move |frontend| frontend.place == any_node);
-        nodes.map(move |frontend| Frontend { place, ..*frontend })
-    };
-    addresses.iter().filter(differ).flat_map(at).filter(|frontend| !frontends.contains(frontend)).collect()
 }
 
 /// What old rule sets allow to the old class of each pair, and new ones to the new.
