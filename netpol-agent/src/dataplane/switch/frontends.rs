@@ -34,6 +34,10 @@ pub(super) struct Ports {
 impl Ports {
     pub(super) fn of(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Self {
         let mut ports = Self::default();
+        // At a first start nobody judges by the old tables: all is there before the first endpoint is.
+        if old.anyone.is_empty() {
+            return ports;
+        }
         let mut classes = BTreeMap::new();
         for frontend in places(old, new) {
             let judges = (old.judge_at(&frontend), new.judge_at(&frontend));

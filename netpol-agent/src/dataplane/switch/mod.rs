@@ -115,8 +115,10 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
         moves.push(Change::PutFrontend(frontend, class));
     }
     for (&frontend, &will_be) in &new.frontends {
-        if let Some(&was) = old.frontends.get(&frontend) {
-            moves.push(Change::PutFrontend(frontend, pairs.get(was, will_be)));
+        match old.frontends.get(&frontend) {
+            Some(&was) => moves.push(Change::PutFrontend(frontend, pairs.get(was, will_be))),
+            None if old.anyone.is_empty() => moves.push(Change::PutFrontend(frontend, will_be)),
+            None => {}
         }
     }
     for &address in &addresses {
