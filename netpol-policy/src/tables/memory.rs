@@ -119,13 +119,7 @@ impl Tables {
 
     /// The longest match for a port.
     pub fn port(&self, key: &PortKey) -> Option<PortEntry> {
-        let port = u16::from_be_bytes(key.port);
-        (0..=u16::BITS).find_map(|dropped| {
-            let prefix = u32::from(port) >> dropped << dropped;
-            #[expect(clippy::cast_possible_truncation, reason = "bits were only taken from a u16")]
-            let key = PortKey { port: (prefix as u16).to_be_bytes(), ..*key };
-            self.ports.get(&(key, PORT_PREFIX_EXACT - dropped)).copied()
-        })
+        prefixes_of(*key).find_map(|prefix| self.ports.get(&prefix)).copied()
     }
 
     /// Whether there is nothing in any table.
@@ -168,6 +162,16 @@ impl netpol_common::Tables<[u8; 16]> for Tables {
     fn port(&self, key: &PortKey) -> Option<PortEntry> {
         self.port(key)
     }
+}
+
+/// The entries that a lookup of a port may find, as they are kept: key and prefix length, the longest first.
+pub fn prefixes_of(key: PortKey) -> impl Iterator<Item = (PortKey, u32)> {
+    let port = u32::from(u16::from_be_bytes(key.port));
+    (0..=u16::BITS).map(move |dropped| {
+        #[expect(clippy::cast_possible_truncation, reason = "bits were only taken from a u16")]
+        let prefix = (port >> dropped << dropped) as u16;
+        (PortKey { port: prefix.to_be_bytes(), ..key }, PORT_PREFIX_EXACT - dropped)
+    })
 }
 
 /// Classes by longest prefix. Only the prefix lengths that are in use are tried.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, PortEntry, PortKey, RuleSetId};
 
-pub use memory::{NoSuchEntry, Tables};
+pub use memory::{NoSuchEntry, Tables, prefixes_of};
 
 use crate::model::{Frontend, PodKey};
 

@@ -6,76 +6,96 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netpol_common::{
-    AllowEntry, AllowKey, ClassId, PORT_PREFIX_EXACT, PortKey, PortSetId, RuleId, RuleSetId, address_flags,
-    port_verdict, protocol,
+    Address, AddressEntry, AllowEntry, AllowKey, Attempt, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry,
+    FrontendKey, PortEntry, PortKey, PortSetId, RuleId, RuleSetId, Tables, address_flags, judge,
 };
 use netpol_policy::model::{Frontend, Place};
+use netpol_policy::tables::{Change, prefixes_of};
 
 use super::{Pairs, Snapshot};
 
-/// What connections to a port of an address are judged by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Judge {
-    /// A frontend's class.
-    Frontend(ClassId),
-    /// The address's class, at this port of this protocol.
-    Address(ClassId, u8, u16),
-}
+/// What rule sets allow at a port: all, or some of those behind. Those that allow nothing are left out.
+type Verdicts = Vec<(RuleSetId, PortSetId)>;
 
-/// Frontends while the tables are switched.
+/// The writes of frontends.
 #[derive(Debug, Default)]
-pub(super) struct Ports {
-    /// Where the worlds differ in what they judge by: at one address each.
-    pub(super) differing: BTreeMap<Frontend, ClassId>,
-    /// What is allowed of those.
+pub(super) struct Steps {
+    /// What is allowed of the classes that are only in use meanwhile.
     pub(super) allow: BTreeMap<AllowKey, AllowEntry>,
+    /// Before addresses move.
+    pub(super) before: Vec<Change>,
+    /// The addresses where something stands only meanwhile.
+    pub(super) meanwhile: BTreeSet<IpAddr>,
+    /// When all endpoints have flipped, before addresses move on: what is at every node is asked only where nothing stands at the
+    /// address itself.
+    pub(super) after: Vec<Change>,
+    /// When addresses have moved on.
+    pub(super) last: Vec<Change>,
 }
 
-impl Ports {
-    pub(super) fn of(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Self {
-        let mut ports = Self::default();
-        // At a first start nobody judges by the old tables: all is there before the first endpoint is.
-        if old.anyone.is_empty() {
-            return ports;
-        }
-        let mut classes = BTreeMap::new();
-        for frontend in places(old, new) {
-            let judges = (old.judge_at(&frontend), new.judge_at(&frontend));
-            let class = *classes.entry(judges).or_insert_with(|| pairs.apart());
-            ports.differing.insert(frontend, class);
-        }
-        for ((was, will_be), class) in classes {
-            ports.allow.extend(old.entries(was, class).chain(new.entries(will_be, class)));
-        }
-        ports
+pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
+    let mut steps = Steps::default();
+    let gone = old.frontends.keys().filter(|frontend| !new.frontends.contains_key(frontend));
+    let put = new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class));
+    if old.anyone.is_empty() {
+        // Nobody asks, as at a first start: all is as it will be before the first endpoint is.
+        steps.before = put.chain(gone.copied().map(Change::DeleteFrontend)).collect();
+        return steps;
     }
-
-    /// Whether there is one at an address.
-    pub(super) fn is_at(&self, address: IpAddr) -> bool {
-        let first = Frontend { place: Place::Address(address), port: 0, protocol: 0 };
-        self.differing.range(first..).next().is_some_and(|(frontend, _)| frontend.place == first.place)
+    for (frontend, class) in differing(old, new, &mut steps.allow, pairs) {
+        steps.before.push(Change::PutFrontend(frontend, class));
+        if let Place::Address(address) = frontend.place {
+            steps.meanwhile.insert(address);
+        }
+        if !new.frontends.contains_key(&frontend) {
+            steps.last.push(Change::DeleteFrontend(frontend));
+        }
     }
+    let both =
+        new.frontends.iter().filter_map(|(frontend, class)| Some((frontend, old.frontends.get(frontend)?, class)));
+    steps.before.extend(both.map(|(frontend, was, will_be)| Change::PutFrontend(*frontend, pairs.get(*was, *will_be))));
+    steps.after = put.collect();
+    let everywhere = gone.filter(|frontend| !matches!(frontend.place, Place::Address(_)));
+    steps.after.extend(everywhere.copied().map(Change::DeleteFrontend));
+    steps
 }
 
-/// Each address and port where the worlds judge by different things, and at least one of them by a frontend.
+/// What stands at addresses meanwhile, with the class it has then, and what is allowed of those classes.
+fn differing(
+    old: &Snapshot,
+    new: &Snapshot,
+    allow: &mut BTreeMap<AllowKey, AllowEntry>,
+    pairs: &mut Pairs,
+) -> BTreeMap<Frontend, ClassId> {
+    let mut known: BTreeMap<Verdicts, ClassId> = BTreeMap::new();
+    let classify = |frontend: Frontend| {
+        let verdicts: Verdicts = old.verdicts(&frontend).chain(new.verdicts(&frontend)).collect();
+        (frontend, *known.entry(verdicts).or_insert_with(|| pairs.apart()))
+    };
+    let classes = places(old, new).into_iter().map(classify).collect();
+    for (verdicts, class) in known {
+        for (rule_set, port_set) in verdicts {
+            allow.insert(AllowKey { rule_set, class }, AllowEntry { port_set, rule: RuleId::NONE });
+        }
+    }
+    classes
+}
+
+/// Each address and port where just one of the worlds has a frontend, or each another one.
 fn places(old: &Snapshot, new: &Snapshot) -> BTreeSet<Frontend> {
+    let in_both = |frontend: &Frontend| old.frontends.contains_key(frontend) && new.frontends.contains_key(frontend);
     let mut places = BTreeSet::new();
     for frontend in old.frontends.keys().chain(new.frontends.keys()) {
-        let in_both = old.frontends.contains_key(frontend) && new.frontends.contains_key(frontend);
-        match frontend.place {
-            Place::Address(_) if !in_both => {
-                places.insert(*frontend);
-            }
-            Place::Address(_) => {}
+        let everywhere = in_both(frontend);
+        let addresses: Vec<IpAddr> = match frontend.place {
+            Place::Address(address) => vec![address],
             any_node => {
-                let nodes = old
-                    .nodes(any_node)
-                    .chain(new.nodes(any_node))
-                    .filter(|address| !in_both || old.is_node(*address) != new.is_node(*address));
-                let at = nodes.map(|address| Frontend { place: Place::Address(address), ..*frontend });
-                places.extend(at.filter(|at| !old.frontends.contains_key(at) || !new.frontends.contains_key(at)));
+                let nodes = old.nodes(any_node).chain(new.nodes(any_node));
+                nodes.filter(|address| !everywhere || old.is_node(*address) != new.is_node(*address)).collect()
             }
-        }
+        };
+        let at = addresses.into_iter().map(|address| Frontend { place: Place::Address(address), ..*frontend });
+        places.extend(at.filter(|at| !in_both(at)));
     }
     places
 }
@@ -91,47 +111,57 @@ impl Snapshot {
         addresses.filter(move |address| Place::any_node(*address) == any_node && self.is_node(*address))
     }
 
-    /// As [`netpol_common::judge`] finds it.
-    fn judge_at(&self, frontend: &Frontend) -> Judge {
-        let Place::Address(address) = frontend.place else { return Judge::Address(ClassId::NOBODY, 0, 0) };
-        let entry = self.entry_of(address);
-        let at = |flag, place| {
-            let found = self.frontends.get(&Frontend { place, ..*frontend }).filter(|_| entry.flags & flag != 0);
-            found.copied().map(Judge::Frontend)
-        };
-        at(address_flags::SERVICE, frontend.place)
-            .or_else(|| at(address_flags::NODE, Place::any_node(address)))
-            .unwrap_or(Judge::Address(entry.class, frontend.protocol, frontend.port))
-    }
-
-    /// What each rule set of egress allows by a judge, as entries of a class.
-    fn entries(&self, judge: Judge, class: ClassId) -> impl Iterator<Item = (AllowKey, AllowEntry)> {
-        self.anyone.iter().filter_map(move |(&rule_set, &any)| {
-            let port_set = self.verdict(rule_set, any, judge);
-            let entry = AllowEntry { port_set, rule: RuleId::NONE };
-            (port_set != PortSetId::NONE).then_some((AllowKey { rule_set, class }, entry))
+    /// What rule sets of egress allow of connections to a port of an address.
+    fn verdicts(&self, frontend: &Frontend) -> impl Iterator<Item = (RuleSetId, PortSetId)> {
+        self.anyone.iter().filter_map(|(&rule_set, &any)| {
+            let egress = DirectionPolicy { rule_set, any };
+            let allowed = match frontend.place {
+                Place::Address(IpAddr::V4(address)) => self.verdict(egress, address.octets(), frontend),
+                Place::Address(IpAddr::V6(address)) => self.verdict(egress, address.octets(), frontend),
+                Place::AnyNodeV4 | Place::AnyNodeV6 => PortSetId::NONE,
+            };
+            (allowed != PortSetId::NONE).then_some((rule_set, allowed))
         })
     }
 
-    fn verdict(&self, rule_set: RuleSetId, any: PortSetId, judge: Judge) -> PortSetId {
-        let allowed = |class| self.allow.get(&AllowKey { rule_set, class }).map(|entry| entry.port_set);
-        match judge {
-            Judge::Frontend(class) => allowed(class).unwrap_or(PortSetId::NONE),
-            Judge::Address(class, protocol, port) => match allowed(class).unwrap_or(any) {
-                whole @ (PortSetId::ALL | PortSetId::NONE) => whole,
-                set if protocol::has_ports(protocol) && self.has_port(set, protocol, port) => PortSetId::ALL,
-                _ => PortSetId::NONE,
-            },
+    fn verdict<A: Address>(&self, egress: DirectionPolicy, remote: A, asked: &Frontend) -> PortSetId
+    where
+        Self: Tables<A>,
+    {
+        let endpoint = Endpoint { egress, ..Endpoint::default() };
+        let (protocol, port) = (asked.protocol, asked.port.to_be_bytes());
+        let direction = Direction::Egress;
+        let attempt = Attempt { direction, remote, protocol, port, ingress_ifindex: 0, sender: 0, behind: false };
+        let judgement = judge(self, &endpoint, &attempt);
+        match (judgement.reason.allows(), judgement.again) {
+            (true, false) => PortSetId::ALL,
+            (true, true) => PortSetId::SOME,
+            (false, _) => PortSetId::NONE,
         }
     }
-
-    /// Whether the longest match for a port in a set allows it.
-    fn has_port(&self, set: PortSetId, protocol: u8, port: u16) -> bool {
-        let found = (0..=u16::BITS).find_map(|dropped| {
-            #[expect(clippy::cast_possible_truncation, reason = "bits were only taken from a u16")]
-            let port = ((u32::from(port) >> dropped << dropped) as u16).to_be_bytes();
-            self.ports.get(&(PortKey { set, protocol, zero: 0, port }, PORT_PREFIX_EXACT - dropped))
-        });
-        found.is_some_and(|entry| entry.verdict == port_verdict::ALLOW)
-    }
 }
+
+macro_rules! tables {
+    ($address:ty) => {
+        impl Tables<$address> for Snapshot {
+            fn address(&self, address: &$address) -> Option<AddressEntry> {
+                Some(self.entry_of(IpAddr::from(*address)))
+            }
+
+            fn frontend(&self, key: &FrontendKey<$address>) -> Option<FrontendEntry> {
+                let class = *self.frontends.get(&Frontend::of_key(key)?)?;
+                Some(FrontendEntry { class })
+            }
+
+            fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
+                self.allow.get(key).copied()
+            }
+
+            fn port(&self, key: &PortKey) -> Option<PortEntry> {
+                prefixes_of(*key).find_map(|prefix| self.ports.get(&prefix)).copied()
+            }
+        }
+    };
+}
+tables!([u8; 4]);
+tables!([u8; 16]);

@@ -15,10 +15,8 @@ use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, PortEntry, PortKey, PortSetId, RuleSetId,
     address_flags,
 };
-use netpol_policy::model::{Frontend, Place};
+use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
-
-use frontends::Ports;
 
 /// Everything the tables say, and of endpoints what their rule sets allow to anyone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,22 +107,13 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
     let mut pairs = Pairs { next: highest.0, ids: BTreeMap::new() };
     let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
     let prefixes: BTreeSet<IpNet> = old.prefixes.keys().chain(new.prefixes.keys()).copied().collect();
-    let ports = Ports::of(old, new, &mut pairs);
-    let mut moves = Vec::new();
-    for (&frontend, &class) in &ports.differing {
-        moves.push(Change::PutFrontend(frontend, class));
-    }
-    for (&frontend, &will_be) in &new.frontends {
-        match old.frontends.get(&frontend) {
-            Some(&was) => moves.push(Change::PutFrontend(frontend, pairs.get(was, will_be))),
-            None if old.anyone.is_empty() => moves.push(Change::PutFrontend(frontend, will_be)),
-            None => {}
-        }
-    }
+    let steps = frontends::plan(old, new, &mut pairs);
+    let mut moves = steps.before;
     for &address in &addresses {
         let (was, will_be) = (old.entry_of(address), new.entry_of(address));
         // A flag that either has: at worst an old endpoint allows its node early, or a new one a little longer.
-        let flags = was.flags | will_be.flags | if ports.is_at(address) { address_flags::SERVICE } else { 0 };
+        let flags =
+            was.flags | will_be.flags | if steps.meanwhile.contains(&address) { address_flags::SERVICE } else { 0 };
         moves.push(Change::PutAddress(address, AddressEntry { class: pairs.get(was.class, will_be.class), flags }));
     }
     for &net in &prefixes {
@@ -137,16 +126,11 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
     }
     switch.before.extend(new.allow.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
     let mut transitional: Vec<(AllowKey, AllowEntry)> = transitional_entries(old, new, &pairs.ids);
-    transitional.extend(ports.allow);
+    transitional.extend(steps.allow);
     switch.before.extend(transitional.iter().map(|(key, entry)| Change::PutAllow(*key, *entry)));
     switch.before.extend(moves);
 
-    // What is at every node is only asked where nothing stands at the address itself: before such addresses are as they will be.
-    let everywhere = |frontend: &&Frontend| !matches!(frontend.place, Place::Address(_));
-    let gone = |frontend: &&Frontend| !new.frontends.contains_key(frontend);
-    switch.after.extend(new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class)));
-    let gone_everywhere = old.frontends.keys().filter(everywhere).filter(gone);
-    switch.after.extend(gone_everywhere.copied().map(Change::DeleteFrontend));
+    switch.after.extend(steps.after);
     for address in addresses {
         switch.after.push(match new.addresses.get(&address) {
             Some(entry) => Change::PutAddress(address, *entry),
@@ -159,7 +143,7 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
             None => Change::DeletePrefix(net),
         });
     }
-    switch.after.extend(ports.differing.keys().filter(gone).copied().map(Change::DeleteFrontend));
+    switch.after.extend(steps.last);
     switch.after.extend(transitional.iter().map(|(key, _)| Change::DeleteAllow(*key)));
     switch.after.extend(old.allow.keys().map(|key| Change::DeleteAllow(*key)));
     switch
