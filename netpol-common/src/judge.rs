@@ -99,6 +99,15 @@ pub struct Judgement {
 }
 
 impl Judgement {
+    /// As an entry of `ALLOW` says it of a frontend.
+    pub const fn port_set(&self) -> PortSetId {
+        match (self.reason.allows(), self.again) {
+            (true, false) => PortSetId::ALL,
+            (true, true) => PortSetId::SOME,
+            (false, _) => PortSetId::NONE,
+        }
+    }
+
     #[inline(always)]
     const fn because(reason: Reason, class: ClassId) -> Self {
         Self { reason, class, rule: RuleId::NONE, again: false }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, PortKey, PortSetId, RuleId, RuleSetId, address_flags, port_verdict,
+    AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, PortKey, PortSetId, RuleId, RuleSetId, address_flags,
+    port_verdict,
 };
 
 use super::Engine;
@@ -277,19 +278,8 @@ impl Engine {
 
     /// What the tables say now of an address at a frontend's port.
     fn allowed_at(&self, rule_set: RuleSetId, address: IpAddr, asked: &Frontend) -> PortSetId {
-        let entry = self.tables.address(address).unwrap_or_default();
-        if entry.flags & address_flags::OWN_NODE != 0 {
-            return PortSetId::ALL;
-        }
-        let at = |flag, place| {
-            let frontend = Frontend { place, ..*asked };
-            (entry.flags & flag != 0).then(|| self.tables.frontend(&frontend)).flatten()
-        };
-        let frontend = at(address_flags::SERVICE, Place::Address(address));
-        if let Some(class) = frontend.or_else(|| at(address_flags::NODE, Place::any_node(address))) {
-            return self.allowed_of(rule_set, class);
-        }
-        if self.reaches(rule_set, entry.class, asked.protocol, asked.port) { PortSetId::ALL } else { PortSetId::NONE }
+        let policy = self.rule_sets.get(rule_set).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy);
+        self.tables.judge_egress(policy, address, asked.protocol, asked.port).port_set()
     }
 
     fn allowed_of(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netpol_common::{Attempt, Endpoint, IfIndex, Judgement, judge};
+use netpol_common::{Attempt, Direction, DirectionPolicy, Endpoint, IfIndex, Judgement, judge};
 
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
@@ -30,6 +30,21 @@ impl Tables {
         match packet.remote {
             IpAddr::V4(remote) => judge(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
             IpAddr::V6(remote) => judge(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
+        }
+    }
+}
+
+impl Tables {
+    /// Judges an attempt of any pod that has this policy for what it sends, at somebody else's address.
+    pub fn judge_egress(&self, egress: DirectionPolicy, remote: IpAddr, protocol: u8, port: u16) -> Judgement {
+        fn to<A>(remote: A, protocol: u8, port: u16) -> Attempt<A> {
+            let (direction, port) = (Direction::Egress, port.to_be_bytes());
+            Attempt { direction, remote, protocol, port, ingress_ifindex: OTHER, sender: 0, behind: false }
+        }
+        let endpoint = Endpoint { ifindex: OWN, egress, ..Endpoint::default() };
+        match remote {
+            IpAddr::V4(remote) => judge(self, &endpoint, &to(remote.octets(), protocol, port)),
+            IpAddr::V6(remote) => judge(self, &endpoint, &to(remote.octets(), protocol, port)),
         }
     }
 }

@@ -132,12 +132,7 @@ impl Snapshot {
         let (protocol, port) = (asked.protocol, asked.port.to_be_bytes());
         let direction = Direction::Egress;
         let attempt = Attempt { direction, remote, protocol, port, ingress_ifindex: 0, sender: 0, behind: false };
-        let judgement = judge(self, &endpoint, &attempt);
-        match (judgement.reason.allows(), judgement.again) {
-            (true, false) => PortSetId::ALL,
-            (true, true) => PortSetId::SOME,
-            (false, _) => PortSetId::NONE,
-        }
+        judge(self, &endpoint, &attempt).port_set()
     }
 }
 
