@@ -30,8 +30,38 @@ pub fn process<S: Surroundings>(surroundings: S, direction: Direction) -> Reason
 pub fn process_behind<S: Surroundings>(surroundings: S) -> Reason {
     match surroundings.endpoint() {
         Some(endpoint) if !endpoint.egress.isolated() => Reason::NotIsolated,
+        _ if surroundings.bare_type().is_none() && surroundings.is_known() => Reason::Flow,
         _ => detour::judge_frame(surroundings, Direction::Egress),
     }
+}
+
+/// See [`Surroundings::is_known`].
+#[inline(always)]
+pub(crate) fn is_known<S: Surroundings>(surroundings: S) -> bool {
+    let Some(endpoint) = surroundings.endpoint() else { return false };
+    if let Some(packet) = packet::parse_plain_v4(&surroundings) {
+        return is_flow_behind(surroundings, endpoint, &packet);
+    }
+    packet::parse_plain_v6(&surroundings).is_some_and(|packet| is_flow_behind(surroundings, endpoint, &packet))
+}
+
+/// One that goes in its node's name has no flow, and one whose flow is judged behind is still where it was sent to.
+#[inline(always)]
+fn is_flow_behind<A, S>(surroundings: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    let generation = verdict::generation(endpoint);
+    let key = key::<true, A>(endpoint.ifindex.0, packet);
+    let Some(slot) = surroundings.flow(&key).filter(|_| packet.source.belongs_to(endpoint)) else { return false };
+    let (now, hz) = (surroundings.now(), surroundings.hz());
+    let known = Known::read(slot);
+    let holds = known.generation == generation && !known.is_judged_behind() && known.is_alive(packet.protocol, now, hz);
+    if holds {
+        known.touch(slot, Direction::Egress, packet.flags, now, hz);
+    }
+    holds
 }
 
 /// The direction as a constant: a key is built from the packet without asking which end is the pod's.

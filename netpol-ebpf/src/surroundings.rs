@@ -5,7 +5,7 @@ use netpol_common::{
 };
 
 use crate::detour::{self, Case, Content, Quoted};
-use crate::{Bytes, Slot, Window, packet};
+use crate::{Bytes, Slot, Window, packet, process};
 
 /// One packet at one interface, and everything that is looked up or recorded for it.
 pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
@@ -44,11 +44,16 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>>;
     /// Tells of a denied packet, or counts that it could not.
     fn emit(&self, event: &DenyEvent);
-    /// `detour::find`, or where that is a function of its own, that; so with the next two, and with the first two of
+    /// `detour::find`, or where that is a function of its own, that; so with the next three, and with the first two of
     /// [`Family`].
     #[inline(always)]
     fn find(self, direction: Direction) -> Content {
         detour::find(self, direction)
+    }
+    /// Behind: whether a plain packet belongs to a flow that was judged where it goes. Of all others that says nothing.
+    #[inline(always)]
+    fn is_known(self) -> bool {
+        process::is_known(self)
     }
     /// Walks IPv6 extension headers.
     #[inline(always)]

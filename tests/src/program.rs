@@ -141,7 +141,7 @@ impl Programs {
         Ok(self.run_with_mark("netpol_behind_marked", frame, sender, 0, repeat)?.0)
     }
 
-    /// These are loaded where they are asked for: the verifier takes its time.
+    /// What is not loaded is loaded where it is asked for: the verifier takes its time.
     fn run_with_mark(
         &mut self,
         name: &str,
@@ -154,6 +154,7 @@ impl Programs {
         if program.info().is_err() {
             program.load().with_context(|| format!("the verifier refused {name}"))?;
         }
+        // struct __sk_buff of linux/bpf.h, of which little else may be set: mark, ingress_ifindex and ifindex.
         let mut context = [0_u8; 192];
         context[8..12].copy_from_slice(&mark.to_ne_bytes());
         context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
@@ -201,19 +202,7 @@ impl Programs {
     }
 
     fn run_program(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {
-        // struct __sk_buff of linux/bpf.h: only these two fields may be set besides the mark.
-        let mut context = [0_u8; 192];
-        context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
-        context[40..44].copy_from_slice(&INTERFACE.to_ne_bytes());
-        let result = classifier(&mut self.bpf, name)?
-            .test_run(TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..Default::default() })
-            .with_context(|| format!("BPF_PROG_TEST_RUN of {name} on {} bytes", frame.len()))?;
-        let passed = match result.return_value {
-            PASSED => true,
-            DROPPED => false,
-            other => bail!("{name} returned {other}"),
-        };
-        Ok(Ran { passed, time: result.duration })
+        Ok(self.run_with_mark(name, frame, 0, ingress_ifindex, repeat)?.0)
     }
 
     /// Sets the endpoint at [`INTERFACE`].

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::__sk_buff;
 use netpol_common::{ClassId, Direction, Reason};
 
 use super::{Skb, hook};
-use crate::{Case, Content, Quoted, detour, fragment, packet, verdict};
+use crate::{Case, Content, Quoted, detour, fragment, packet, process, verdict};
 
 /// Kinds of [`Content`], above the reason or the offset.
 const V4: u32 = 1 << 8;
@@ -73,6 +73,13 @@ extern "C" fn netpol_find(skb: *mut __sk_buff, hook: u32) -> u32 {
         Content::V4(start) => V4 | start,
         Content::V6(start) => V6 | start,
     }
+}
+
+/// See [`crate::Surroundings::is_known`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_known(skb: *mut __sk_buff, hook: u32) -> u32 {
+    u32::from(process::is_known(Skb::new(skb, hook)))
 }
 
 /// See [`crate::Surroundings::walk`].

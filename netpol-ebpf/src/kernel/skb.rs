@@ -161,6 +161,11 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
+    fn is_known(self) -> bool {
+        functions::netpol_known(self.context(), self.hook()) != 0
+    }
+
+    #[inline(always)]
     fn walk(self, start: u32, first: u8) -> u64 {
         functions::netpol_walk(self.skb, start, u32::from(first))
     }

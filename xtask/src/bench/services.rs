@@ -42,9 +42,8 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
         add("established, to a pod", AIM_ESTABLISHED, compare(&mut programs, &ack(backend, 80), sends)?);
         add("established, Service", AIM_ESTABLISHED, compare(&mut programs, &ack(service, 1), sends)?);
         add("… some backends", AIM_ESTABLISHED, compare(&mut programs, &ack(service, 2), sends)?);
-        add("… judged behind", AIM_ESTABLISHED * 3.0, compare(&mut programs, &ack(backend, 80), leaves)?);
+        add("… where it goes", AIM_ESTABLISHED, compare(&mut programs, &ack(backend, 80), leaves)?);
         add("new, SYN to a Service", AIM_NEW, compare(&mut programs, &syn(service, 1), sends)?);
-        add("… judged behind", AIM_NEW, compare(&mut programs, &syn(backend, 80), leaves)?);
         add("device, not a pod's", AIM_ESTABLISHED, compare(&mut programs, &ack(backend, 80), passes_by)?);
     }
     Ok(())
