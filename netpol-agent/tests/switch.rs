@@ -75,7 +75,7 @@ fn tables(base: u32) -> impl Strategy<Value = Snapshot> {
                 tables.allow.insert(key, AllowEntry { port_set, rule: RuleId::NONE });
             }
             for (last, class) in entries {
-                tables.addresses.insert(IpAddr::from([10, 0, 0, last]), AddressEntry { class, flags: 0 });
+                tables.addresses.insert(IpAddr::from([10, 0, 0, last]), AddressEntry { class, flags: 0, endpoint: 0 });
             }
             for ((last, width), class) in prefixes {
                 let net = IpNet::new(IpAddr::from([10, 0, 0, last]), width).expect("a width of IPv4");

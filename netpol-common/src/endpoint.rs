@@ -30,6 +30,9 @@ impl DirectionPolicy {
     }
 }
 
+/// The highest [`Endpoint::id`]: 15 bits of `skb->tc_index` carry it.
+pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
+
 /// Value of `ENDPOINTS` (an array indexed by `ifindex & mask`) and of `ENDPOINTS_OVERFLOW` (a hash by ifindex, for
 /// interfaces whose array slot another one holds).
 #[repr(C, align(8))]
@@ -47,10 +50,13 @@ pub struct Endpoint {
     /// See [`endpoint_flags`].
     pub flags: u32,
     /// Dense number of this endpoint, from 1; `COUNTERS` is indexed by `id * 2 + direction`. Number 0 counts packets at
-    /// interfaces that have no endpoint. Packets it sent carry it in `skb->tc_index`, so it is below 65,536: see `SENDERS`.
+    /// interfaces that have no endpoint. Packets from the pod carry it as source endpoint ID in the low 15 bits of
+    /// `skb->tc_index`, so it is at most [`MAX_ENDPOINT_ID`]: see `SENDERS`.
     pub id: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// The MAC address of the pod's end of the veth; zeros: not known, and MAC addresses are not checked.
+    pub mac: [u8; 6],
+    /// Always zeros.
+    pub zero: [u8; 6],
     /// The pod's IPv4 address, or zeros.
     pub address_v4: [u8; 4],
     /// The pod's IPv6 address, or zeros.
@@ -59,7 +65,8 @@ pub struct Endpoint {
     pub link_local: [u8; 16],
 }
 
-const _: () = assert!(size_of::<Endpoint>() == 72);
+const _: () = assert!(size_of::<Endpoint>() == 80);
+const _: () = assert!(offset_of!(Endpoint, mac) % 4 == 0 && offset_of!(Endpoint, address_v4) % 4 == 0);
 const _: () = assert!(offset_of!(Endpoint, ingress) == 8 && offset_of!(Endpoint, egress) == 16);
 
 impl Endpoint {
@@ -81,7 +88,8 @@ impl Endpoint {
 
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flags {
-    /// Packets from the pod must carry one of its own addresses.
+    /// Packets from the pod must carry its own addresses: IP source, Ethernet source, and the fields of ARP and neighbor
+    /// discovery. Packets to other pods of this node that carry a source endpoint ID are checked against this endpoint.
     pub const SOURCE_GUARD: u32 = 1 << 0;
     /// The interface belongs to no known pod, and unknown pods are denied.
     pub const UNKNOWN: u32 = 1 << 1;

@@ -54,6 +54,11 @@ pub trait Tables<A> {
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry>;
     /// The longest match for a port in a set.
     fn port(&self, key: &PortKey) -> Option<PortEntry>;
+    /// A word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). Tables that policies are compiled to have none.
+    #[inline(always)]
+    fn tunnels(&self, _index: u32) -> u64 {
+        0
+    }
 }
 
 /// An attempt to open a flow, seen from the pod.
@@ -168,7 +173,7 @@ pub fn judge<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt:
 
 /// The port of a Service that an attempt is for; `None`: it is for the address itself.
 #[inline(always)]
-fn frontend<A: Address, T: Tables<A>>(tables: &T, attempt: &Attempt<A>, flags: u32) -> Option<FrontendEntry> {
+fn frontend<A: Address, T: Tables<A>>(tables: &T, attempt: &Attempt<A>, flags: u16) -> Option<FrontendEntry> {
     if flags & (address_flags::SERVICE | address_flags::NODE) == 0 {
         return None;
     }

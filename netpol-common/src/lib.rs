@@ -24,22 +24,24 @@ mod ids;
 mod judge;
 mod reason;
 mod tables;
+mod tunnels;
 
-pub use endpoint::{DirectionPolicy, Endpoint, endpoint_flags};
+pub use endpoint::{DirectionPolicy, Endpoint, MAX_ENDPOINT_ID, endpoint_flags};
 pub use event::{Denial, DenyEvent};
 pub use flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, Generation, IfIndex, PortSetId, RuleId, RuleSetId};
 pub use judge::{Address, Attempt, Judgement, Tables, judge};
-pub use reason::{Counters, REASONS, Reason};
+pub use reason::{Counters, NO_REASON, REASON_MASK, REASONS, Reason};
 pub use tables::{
     AddressEntry, AllowEntry, AllowKey, PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, PortEntry, PortKey, address_flags,
     port_verdict,
 };
+pub use tunnels::{TUNNEL_WORDS, TunnelScope, TunnelWord};
 
 /// Raised whenever the layout or the meaning of a map changes. Part of the pin path, so that an agent adopts only
 /// maps it understands.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// IP protocol numbers with ports that policies can name.
 /// Source: <https://www.iana.org/assignments/protocol-numbers/>.

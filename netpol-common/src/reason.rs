@@ -79,23 +79,49 @@ reasons! {
     SomeBackends = 29, "some-backends", false;
     /// It was to be judged by where a Service sent it, and the pod that sent it is gone.
     SenderGone = 30, "sender-gone", false;
+    /// To a tunnel endpoint of a node: what comes out of the tunnel would no longer be known as the pod's.
+    TunnelEndpoint = 31, "tunnel-endpoint", false;
+    /// The source address is that of a pod of this node, and another one sent it; or its sender is a pod of this node, and
+    /// the source address is neither that pod's nor the local node's.
+    SpoofedSource = 32, "spoofed-source", false;
+    /// The Ethernet source, or a field of ARP or neighbor discovery, is not the pod's own; or a pod may not send such a message.
+    SpoofedNeighbor = 33, "spoofed-neighbor", false;
+    /// ARP, neighbor discovery or multicast listener discovery longer or more frequent than the protocols need.
+    NeighborRate = 34, "neighbor-rate", false;
+    /// A frame that a bridge flooded, with the MAC address of another host. Not a policy denial; never reported.
+    OtherHost = 35, "other-host", false;
 }
 
 /// Room for reasons in [`Counters`]; codes are below it.
-pub const REASONS: usize = 32;
+pub const REASONS: usize = 40;
+/// No reason's code, within [`REASON_MASK`].
+pub const NO_REASON: u8 = 63;
+/// Every code and [`NO_REASON`] are within this mask.
+pub const REASON_MASK: u8 = 63;
 
 /// Value of `COUNTERS` (a per-CPU array indexed by `endpoint id * 2 + direction`): packets by [`Reason`] code.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// Packets, indexed by reason code.
     pub packets: [u64; REASONS],
 }
 
+// SAFETY: an array of numbers.
+unsafe impl Zeroable for Counters {}
+// SAFETY: as above.
+unsafe impl Pod for Counters {}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { packets: [0; REASONS] }
+    }
+}
+
 const _: () = {
     let mut i = 0;
     while i < Reason::ALL.len() {
-        assert!((Reason::ALL[i] as usize) < REASONS);
+        assert!((Reason::ALL[i] as usize) < REASONS && REASONS <= NO_REASON as usize);
         i += 1;
     }
 };
@@ -109,6 +135,6 @@ mod tests {
         for &reason in Reason::ALL {
             assert_eq!(Reason::from_code(reason as u8), Some(reason));
         }
-        assert_eq!(Reason::from_code(31), None);
+        assert_eq!(Reason::from_code(NO_REASON), None);
     }
 }

@@ -8,24 +8,29 @@ use crate::{ClassId, PortSetId, RuleId, RuleSetId};
 
 /// Value of `ADDRESSES_V4` and `ADDRESSES_V6` (hashes by address): pods of the cluster, addresses of nodes and of Services.
 ///
-/// Values of `PREFIXES_V4` and `PREFIXES_V6` (LPM tries) are of this type too; `flags` is 0 there.
+/// Values of `PREFIXES_V4` and `PREFIXES_V6` (LPM tries) are of this type too; `flags` and `endpoint` are 0 there.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct AddressEntry {
     /// The class of the address, CIDR blocks that cover it included.
     pub class: ClassId,
     /// See [`address_flags`].
-    pub flags: u32,
+    pub flags: u16,
+    /// The [`crate::Endpoint::id`] of the pod of this node that has the address, while its programs are attached; otherwise 0.
+    /// At other pods, the address is then accepted as a source only from that endpoint.
+    pub endpoint: u16,
 }
+
+const _: () = assert!(size_of::<AddressEntry>() == 8);
 
 /// Bits of [`AddressEntry::flags`].
 pub mod address_flags {
     /// An address of the node this endpoint runs on.
-    pub const OWN_NODE: u32 = 1 << 0;
+    pub const OWN_NODE: u16 = 1 << 0;
     /// Some Service has a port at this address: see [`frontend_scope::ADDRESS`](crate::frontend_scope::ADDRESS).
-    pub const SERVICE: u32 = 1 << 1;
+    pub const SERVICE: u16 = 1 << 1;
     /// An address of another node, where every `NodePort` is: see [`frontend_scope::NODE`](crate::frontend_scope::NODE).
-    pub const NODE: u32 = 1 << 2;
+    pub const NODE: u16 = 1 << 2;
 }
 
 /// Key of `ALLOW` (a hash).

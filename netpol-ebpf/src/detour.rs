@@ -1,6 +1,6 @@
 //! The way of all packets that are not plain: tags, options, extension headers, fragments, ICMP, and what is not IP.
 
-use netpol_common::{Attempt, ClassId, Direction, Endpoint, FlowKey, Generation, Reason};
+use netpol_common::{Attempt, ClassId, Direction, Endpoint, FlowKey, Generation, NO_REASON, REASON_MASK, Reason};
 
 use crate::denied::{self, Subject};
 use crate::flow::{self, Known, Role};
@@ -120,7 +120,7 @@ fn forget_how<A: PacketAddress, S: Surroundings>(surroundings: &S, packet: &mut 
         1 => Fragment::First { identification },
         _ => Fragment::Later { identification },
     };
-    let problem = surroundings.blur::<31>(packet.problem.map_or(UNDECIDED, |reason| reason as u8));
+    let problem = surroundings.blur::<{ REASON_MASK as i32 }>(packet.problem.map_or(UNDECIDED, |reason| reason as u8));
     packet.problem = (problem != UNDECIDED).then(|| verdict::reason(u32::from(problem)));
     packet.protocol = surroundings.blur::<255>(packet.protocol);
 }
@@ -191,7 +191,7 @@ mod role {
 }
 
 /// No reason's code.
-const UNDECIDED: u8 = 31;
+const UNDECIDED: u8 = NO_REASON;
 
 impl Case {
     #[inline(always)]

@@ -23,6 +23,8 @@ pub struct Memory {
     pub endpoints: HashMap<u32, Endpoint>,
     /// `ALLOW`.
     pub allow: HashMap<AllowKey, AllowEntry>,
+    /// `TUNNELS`, by index.
+    pub tunnels: HashMap<u32, u64>,
     /// `PORTS`, by prefix length and key.
     pub ports: HashMap<(u32, PortKey), PortEntry>,
     /// What is there for IPv4.
@@ -73,6 +75,7 @@ impl Default for Memory {
         Self {
             endpoints: HashMap::new(),
             allow: HashMap::new(),
+            tunnels: HashMap::new(),
             ports: HashMap::new(),
             v4: Maps::default(),
             v6: Maps::default(),
@@ -287,6 +290,10 @@ impl<A: InMemory> Tables<A> for Frame<'_> {
 
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
         self.memory.allow.get(key).copied()
+    }
+
+    fn tunnels(&self, index: u32) -> u64 {
+        self.memory.tunnels.get(&index).copied().unwrap_or_default()
     }
 
     fn port(&self, key: &PortKey) -> Option<PortEntry> {

@@ -1,8 +1,8 @@
 //! What the policy says of a flow, and what of it is remembered.
 
 use netpol_common::{
-    Attempt, ClassId, Direction, Endpoint, FlowEntry, FlowKey, Generation, Judgement, Reason, endpoint_flags,
-    flow_state, judge, protocol,
+    Attempt, ClassId, Direction, Endpoint, FlowEntry, FlowKey, Generation, Judgement, REASON_MASK, Reason,
+    endpoint_flags, flow_state, judge, protocol,
 };
 
 use crate::flow::{self, Known};
@@ -48,7 +48,7 @@ pub(crate) fn unless_open(endpoint: &Endpoint, direction: Direction, reason: Rea
 #[inline(always)]
 pub(crate) fn blur<S: Surroundings>(surroundings: &S, reason: Reason) -> Reason {
     // SAFETY: the code of the same reason.
-    unsafe { core::mem::transmute::<u8, Reason>(surroundings.blur::<31>(reason as u8)) }
+    unsafe { core::mem::transmute::<u8, Reason>(surroundings.blur::<{ REASON_MASK as i32 }>(reason as u8)) }
 }
 
 /// The reason with a code that one of our functions returned.

@@ -31,7 +31,7 @@ fn pod() -> Memory {
         ..Endpoint::default()
     };
     memory.endpoints.insert(VETH, endpoint);
-    memory.v4.addresses.insert(FRIEND, AddressEntry { class: ClassId(1), flags: 0 });
+    memory.v4.addresses.insert(FRIEND, AddressEntry { class: ClassId(1), flags: 0, endpoint: 0 });
     let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
     memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(1) }, everything);
     memory

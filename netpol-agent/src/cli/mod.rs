@@ -153,7 +153,7 @@ enum LogFormat {
 #[command(next_help_heading = "Sizes of maps, in entries")]
 struct Sizes {
     /// Pods of this node; rounded up to a power of two
-    #[arg(long, default_value_t = Capacities::default().endpoints, value_parser = clap::value_parser!(u32).range(1..=32_768))]
+    #[arg(long, default_value_t = Capacities::default().endpoints, value_parser = clap::value_parser!(u32).range(1..=16_384))]
     max_endpoints: u32,
     /// IPv4 addresses of the cluster's pods and this node
     #[arg(long, default_value_t = Capacities::default().addresses_v4)]

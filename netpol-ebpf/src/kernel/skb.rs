@@ -9,6 +9,7 @@ use netpol_common::{
 
 use super::maps::{
     addresses, allow, counters, denials, endpoints, events, flows, fragments, ports, prefixes, senders, services,
+    tunnels,
 };
 use super::{functions, globals};
 use crate::{Bytes, Case, Content, Family, Quoted, Slot, Surroundings, Window};
@@ -272,6 +273,11 @@ macro_rules! family {
             #[inline(always)]
             fn port(&self, key: &PortKey) -> Option<PortEntry> {
                 ports::get(key)
+            }
+
+            #[inline(always)]
+            fn tunnels(&self, index: u32) -> u64 {
+                tunnels::get(index)
             }
         }
     };

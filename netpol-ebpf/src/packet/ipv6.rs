@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use netpol_common::{Reason, protocol};
+use netpol_common::{REASON_MASK, Reason, protocol};
 
 use super::link::{ETHERNET, ether_type};
 use super::{Bytes, Fragment, Packet, Parse, Plain, Transport, Window, transport};
@@ -126,7 +126,7 @@ impl Walked {
     fn unpack<S: Surroundings>(surroundings: &S, word: u64) -> Self {
         Self {
             protocol: surroundings.blur::<255>(word as u8),
-            problem: match surroundings.blur::<31>((word >> 8) as u8) {
+            problem: match surroundings.blur::<{ REASON_MASK as i32 }>((word >> 8) as u8) {
                 0 => None,
                 code if code == Reason::TooManyHeaders as u8 => Some(Reason::TooManyHeaders),
                 _ => Some(Reason::Malformed),

@@ -38,8 +38,8 @@ impl Engine {
         let mut new = Vec::new();
         for net in std::mem::take(&mut transaction.prefixes) {
             let signature = Signature { atoms: self.blocks.signature(&net), ..Signature::default() };
-            let to = AddressEntry { class: self.acquire(signature, &mut new), flags: 0 };
-            let from = AddressEntry { class: self.blocks.set_class(&net, to.class), flags: 0 };
+            let to = AddressEntry { class: self.acquire(signature, &mut new), flags: 0, endpoint: 0 };
+            let from = AddressEntry { class: self.blocks.set_class(&net, to.class), flags: 0, endpoint: 0 };
             moves.push(Move { what: What::Prefix(net), from: Some(from), to: Some(to), found: from });
         }
         for address in std::mem::take(&mut transaction.addresses) {
@@ -50,7 +50,7 @@ impl Engine {
                 let atoms = self.blocks.at(address).cloned().unwrap_or_default();
                 let mut signature = Signature { atoms, ..Signature::default() };
                 self.identities.sign(address, &mut signature);
-                AddressEntry { class: self.acquire(signature, &mut new), flags }
+                AddressEntry { class: self.acquire(signature, &mut new), flags, endpoint: 0 }
             });
             moves.push(Move { what: What::Address(address), from, to, found });
         }
@@ -60,11 +60,11 @@ impl Engine {
         moves
     }
 
-    fn flags(&self, address: IpAddr) -> u32 {
+    fn flags(&self, address: IpAddr) -> u16 {
         if self.world.is_own(address) {
             return address_flags::OWN_NODE;
         }
-        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+        let flag = |is: bool, flag: u16| if is { flag } else { 0 };
         flag(self.world.is_service(address), address_flags::SERVICE)
             | flag(self.world.is_node(address), address_flags::NODE)
     }

@@ -98,6 +98,11 @@ fn sentence(direction: &str, end: &dyn fmt::Display, side: &Side) -> String {
         | Reason::TooManyHeaders
         | Reason::OrphanFragment
         | Reason::FlowTableFull
+        | Reason::TunnelEndpoint
+        | Reason::SpoofedSource
+        | Reason::SpoofedNeighbor
+        | Reason::NeighborRate
+        | Reason::OtherHost
         | Reason::TablesIncomplete) => other.name().to_owned(),
     }
 }

@@ -93,7 +93,7 @@ impl Tables {
 
     /// What is found for an address: its own entry, else the longest prefix's.
     pub fn address(&self, address: IpAddr) -> Option<AddressEntry> {
-        let by_prefix = || self.prefixes.longest(address).map(|class| AddressEntry { class, flags: 0 });
+        let by_prefix = || self.prefixes.longest(address).map(|class| AddressEntry { class, flags: 0, endpoint: 0 });
         self.addresses.get(&address).copied().or_else(by_prefix)
     }
 

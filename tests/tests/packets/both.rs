@@ -98,7 +98,7 @@ impl Both {
             for (who, class, flags) in
                 [(addresses.friend, 1, 0), (addresses.partner, 2, 0), (addresses.node, 0, address_flags::OWN_NODE)]
             {
-                let entry = AddressEntry { class: ClassId(class), flags };
+                let entry = AddressEntry { class: ClassId(class), flags, endpoint: 0 };
                 match who.parse().unwrap() {
                     IpAddr::V4(address) => {
                         both.kernel.set_address(address.octets(), entry).unwrap();

@@ -163,7 +163,7 @@ fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
         id: 1,
         ..Endpoint::default()
     };
-    let friend = AddressEntry { class: FRIENDS, flags: 0 };
+    let friend = AddressEntry { class: FRIENDS, flags: 0, endpoint: 0 };
     match family.address(Who::Pod) {
         IpAddr::V4(address) => endpoint.address_v4 = address.octets(),
         IpAddr::V6(address) => endpoint.address_v6 = address.octets(),

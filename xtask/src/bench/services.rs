@@ -60,7 +60,7 @@ fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) 
         id: POD,
         ..Endpoint::default()
     };
-    let known = AddressEntry { class: BACKENDS, flags: 0 };
+    let known = AddressEntry { class: BACKENDS, flags: 0, endpoint: 0 };
     let served = AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() };
     let ports = [(1_u16, ALL), (2, SOME)];
     match (pod, service, backend) {

@@ -220,7 +220,7 @@ impl Maps {
 }
 
 fn of_class(class: ClassId) -> AddressEntry {
-    AddressEntry { class, flags: 0 }
+    AddressEntry { class, flags: 0, endpoint: 0 }
 }
 
 fn net(address: IpAddr, prefix_len: u32) -> Option<IpNet> {

@@ -85,6 +85,8 @@ maps! {
     Counters = "COUNTERS", 2050, counters, "--max-endpoints";
     /// Interfaces by the number of their endpoint.
     Senders = "SENDERS", 1025, senders, "--max-endpoints";
+    /// Tunnel endpoints of nodes.
+    Tunnels = "TUNNELS", 2056, tunnels, "(fixed)";
     /// Events of denied packets.
     Events = "EVENTS", 262_144, events, "--event-buffer";
     /// Events that found no room.
@@ -121,4 +123,4 @@ impl fmt::Display for MapName {
     }
 }
 
-const _: () = assert!(size_of::<Counters>() == 256);
+const _: () = assert!(size_of::<Counters>() == 320);

@@ -48,6 +48,8 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             MapName::Counters => counters(old, new, capacities)?,
             // Written with `ENDPOINTS`.
             MapName::EndpointsOverflow | MapName::Senders
+            // Its size is fixed.
+            | MapName::Tunnels
             // By now, and again when the programs have been swapped.
             | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
             // At worst a denied flow is told once more, and what was not read yet is not told.

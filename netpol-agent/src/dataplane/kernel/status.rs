@@ -124,6 +124,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             | MapName::Denials
             | MapName::Counters
             | MapName::Senders
+            | MapName::Tunnels
             | MapName::Events
             | MapName::LostEvents => None,
         };

@@ -69,7 +69,7 @@ impl Snapshot {
 
     /// The entry that is found for an address.
     fn entry_of(&self, address: IpAddr) -> AddressEntry {
-        let from_prefixes = || AddressEntry { class: self.class_of_net(IpNet::from(address)), flags: 0 };
+        let from_prefixes = || AddressEntry { class: self.class_of_net(IpNet::from(address)), flags: 0, endpoint: 0 };
         self.addresses.get(&address).copied().unwrap_or_else(from_prefixes)
     }
 }
@@ -114,7 +114,10 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
         // A flag that either has: at worst an old endpoint allows its node early, or a new one a little longer.
         let flags =
             was.flags | will_be.flags | if steps.meanwhile.contains(&address) { address_flags::SERVICE } else { 0 };
-        moves.push(Change::PutAddress(address, AddressEntry { class: pairs.get(was.class, will_be.class), flags }));
+        moves.push(Change::PutAddress(
+            address,
+            AddressEntry { class: pairs.get(was.class, will_be.class), flags, endpoint: 0 },
+        ));
     }
     for &net in &prefixes {
         moves.push(Change::PutPrefix(net, pairs.get(old.class_of_net(net), new.class_of_net(net))));

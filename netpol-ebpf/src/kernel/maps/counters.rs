@@ -1,6 +1,6 @@
 //! `COUNTERS` and `LOST_EVENTS`: how many packets, and why.
 //!
-//! Sizing: two entries per endpoint id, 256 bytes each on every CPU, always allocated. Id 0 counts packets at
+//! Sizing: two entries per endpoint id, 320 bytes each on every CPU, always allocated. Id 0 counts packets at
 //! interfaces that have no endpoint.
 
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -19,23 +19,25 @@ pub(in crate::kernel) fn count(endpoint: u32, direction: Direction, reason: Reas
     if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32)) {
         // SAFETY: the slot is this CPU's own, and the program is not preempted by itself on one CPU; the index is in it.
         unsafe {
-            let packets = (&raw mut (*counters).packets).cast::<u64>().add(index(reason));
-            packets.write(packets.read().wrapping_add(1));
+            let index = index(reason);
+            if index < REASONS {
+                let packets = (&raw mut (*counters).packets).cast::<u64>().add(index);
+                packets.write(packets.read().wrapping_add(1));
+            }
         }
     }
 }
 
-/// The compiler knows how many reasons there are, and would leave out a mask. Older verifiers (6.1) forget what a byte on
-/// the stack can be, and need it.
+/// The compiler knows the codes, and would leave out the comparison. Older verifiers (6.1) forget the bounds of a byte on
+/// the stack, and need it.
 #[inline(always)]
 fn index(reason: Reason) -> usize {
     let mut index = reason as usize;
     // SAFETY: computes in a register only.
     unsafe {
         core::arch::asm!(
-            "{index} &= {mask}",
+            "/* {index} */",
             index = inout(reg) index,
-            mask = const REASONS - 1,
             options(pure, nomem, nostack, preserves_flags),
         );
     }

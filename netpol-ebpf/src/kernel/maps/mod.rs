@@ -15,3 +15,4 @@ pub(super) mod ports;
 pub(super) mod prefixes;
 pub(super) mod senders;
 pub(super) mod services;
+pub(super) mod tunnels;

@@ -1,0 +1,87 @@
+//! `TUNNELS`: the tunnel endpoints of the local node and of other nodes.
+
+use crate::protocol;
+
+/// Words for UDP ports: a bit for each.
+const PORT_WORDS: u32 = 1024;
+/// Words for IP protocols: a bit for each.
+const PROTOCOL_WORDS: u32 = 4;
+
+/// Words of `TUNNELS` (an array of `u64`).
+pub const TUNNEL_WORDS: u32 = 2 * (PORT_WORDS + PROTOCOL_WORDS);
+
+/// The nodes that a part of `TUNNELS` is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TunnelScope {
+    /// Addresses with [`address_flags::OWN_NODE`](crate::address_flags::OWN_NODE).
+    LocalNode,
+    /// Addresses with [`address_flags::NODE`](crate::address_flags::NODE).
+    OtherNodes,
+}
+
+/// One bit of `TUNNELS`: a UDP port or an IP protocol that tunnels of these nodes use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunnelWord {
+    /// The index of the word.
+    pub index: u32,
+    /// The bit in the word.
+    pub bit: u64,
+}
+
+impl TunnelWord {
+    /// The bit of a UDP port.
+    #[inline(always)]
+    pub const fn of_port(scope: TunnelScope, port: u16) -> Self {
+        Self { index: Self::start(scope) + port as u32 / 64, bit: 1 << (port % 64) }
+    }
+
+    /// The bit of an IP protocol.
+    #[inline(always)]
+    pub const fn of_protocol(scope: TunnelScope, protocol: u8) -> Self {
+        Self { index: Self::start(scope) + PORT_WORDS + protocol as u32 / 64, bit: 1 << (protocol % 64) }
+    }
+
+    /// The bit of what a packet is sent to: a UDP port in network byte order, or an IP protocol. `None`: tunnels do not use the
+    /// protocol.
+    #[inline(always)]
+    pub const fn of_packet(scope: TunnelScope, protocol: u8, port: [u8; 2]) -> Option<Self> {
+        match protocol {
+            protocol::UDP => Some(Self::of_port(scope, u16::from_be_bytes(port))),
+            protocol::TCP | protocol::SCTP | protocol::ICMP | protocol::ICMPV6 => None,
+            _ => Some(Self::of_protocol(scope, protocol)),
+        }
+    }
+
+    #[inline(always)]
+    const fn start(scope: TunnelScope) -> u32 {
+        match scope {
+            TunnelScope::LocalNode => 0,
+            TunnelScope::OtherNodes => PORT_WORDS + PROTOCOL_WORDS,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_port_and_protocol_has_a_bit_of_its_own() {
+        use TunnelScope::{LocalNode, OtherNodes};
+        let words = [
+            TunnelWord::of_port(LocalNode, 0),
+            TunnelWord::of_port(LocalNode, u16::MAX),
+            TunnelWord::of_protocol(LocalNode, 0),
+            TunnelWord::of_protocol(LocalNode, u8::MAX),
+            TunnelWord::of_port(OtherNodes, 0),
+            TunnelWord::of_protocol(OtherNodes, u8::MAX),
+        ];
+        assert_eq!(words.map(|word| word.index), [0, 1023, 1024, 1027, 1028, TUNNEL_WORDS - 1]);
+        assert_eq!(words[1].bit, 1 << 63);
+        assert_eq!(
+            TunnelWord::of_packet(LocalNode, protocol::UDP, [0x21, 0x18]),
+            Some(TunnelWord::of_port(LocalNode, 8472))
+        );
+        assert_eq!(TunnelWord::of_packet(LocalNode, protocol::TCP, [0x21, 0x18]), None);
+    }
+}

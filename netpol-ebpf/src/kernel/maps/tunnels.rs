@@ -1,0 +1,16 @@
+//! `TUNNELS`: UDP ports and IP protocols of the tunnel endpoints of nodes.
+//!
+//! Sizing: a bit for each port and protocol, for the local node and again for other nodes: 16 KiB, always allocated.
+
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::macros::btf_map;
+use netpol_common::TUNNEL_WORDS;
+
+#[btf_map]
+static TUNNELS: Array<u64, { TUNNEL_WORDS as usize }> = Array::new();
+
+/// A word of the bitmap.
+#[inline(always)]
+pub(in crate::kernel) fn get(index: u32) -> u64 {
+    TUNNELS.get(index).copied().unwrap_or_default()
+}
