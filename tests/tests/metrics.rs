@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use netpol_tests::lab::PATIENCE;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
 
 /// Where the agent serves, within its node.
 const ADDRESS: &str = "127.0.0.1:9464";
+const HEALTH: &str = "127.0.0.1:9465";
 
 /// Values by series, `name{labels}` as it stands there.
 #[derive(Debug, Default)]
@@ -20,10 +23,15 @@ struct Page {
 }
 
 fn get(lab: &Lab, path: &str) -> Result<(String, String)> {
+    get_at(lab, ADDRESS, path)
+}
+
+fn get_at(lab: &Lab, address: &str, path: &str) -> Result<(String, String)> {
     lab.cluster.host("node-1").netns().run(|| {
-        let mut stream = TcpStream::connect(ADDRESS).context("connecting to the agent")?;
+        let mut stream = TcpStream::connect(address).context("connecting to the agent")?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n")?;
+        // In one segment, as clients with a buffer send it.
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).context("reading the agent's answer")?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no end of the answer's head")?;
@@ -156,17 +164,91 @@ fn the_page_is_what_prometheus_reads_and_changes_are_measured() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn who_says_nothing_does_not_keep_others_from_asking() -> Result<()> {
-    let cluster = Cluster::builder().pods(&[("shop/client", "app=client")]);
-    let lab = Lab::start_with(cluster, &[], AgentOptions::default().arguments(&["--metrics", ADDRESS]))?;
-    let netns = lab.cluster.host("node-1").netns();
-    let silent = netns.run(|| (0..40).map(|_| Ok(TcpStream::connect(ADDRESS)?)).collect::<Result<Vec<_>>>())?;
-    let begun = Instant::now();
-    // Sixteen are served at a time, and hung up on when they have said nothing for five seconds.
-    while get(&lab, "/healthz").is_err() {
-        ensure!(begun.elapsed() < 3 * PATIENCE, "silent connections keep everybody else out");
+/// Clients that send their requests byte by byte and come back when they are closed; until dropped.
+struct SlowClients {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl SlowClients {
+    fn start(lab: &Lab, address: &'static str, count: usize) -> Result<Self> {
+        let netns = lab.cluster.host("node-1").netns();
+        let connect = move || Ok(TcpStream::connect(address)?);
+        let mut streams = netns.run(|| (0..count).map(|_| connect()).collect::<Result<Vec<_>>>())?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let netns = netns.clone();
+        let thread = std::thread::spawn(move || {
+            netns.run(|| {
+                while !stopped.load(Ordering::Relaxed) {
+                    for stream in &mut streams {
+                        if stream.write_all(b"G").is_err() {
+                            *stream = connect()?;
+                        }
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Ok(())
+            })
+        });
+        Ok(Self { stop, thread: Some(thread) })
     }
-    drop(silent);
+
+    fn end(mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(JoinHandle::join);
+        ended.context("it is ended once")?.map_err(|_| anyhow!("the slow clients' thread panicked"))?
+    }
+}
+
+impl Drop for SlowClients {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The median time of several answers, none of which may be missing.
+fn median(lab: &Lab, address: &str, path: &str) -> Result<Duration> {
+    let mut times = Vec::new();
+    for _ in 0..21 {
+        let begun = Instant::now();
+        let (head, _) = get_at(lab, address, path)?;
+        times.push(begun.elapsed());
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    times.sort_unstable();
+    println!("{path} at {address}: median {:?}, slowest {:?}", times[10], times[20]);
+    Ok(times[10])
+}
+
+#[test]
+fn hostile_slow_clients_of_metrics_do_not_delay_health() -> Result<()> {
+    let cluster = Cluster::builder().pods(&[("shop/client", "app=client")]);
+    let options = AgentOptions::default().arguments(&["--metrics", ADDRESS, "--health", HEALTH]);
+    let lab = Lab::start_with(cluster, &[], options)?;
+    let clients = SlowClients::start(&lab, ADDRESS, 300)?;
+    let health = median(&lab, HEALTH, "/healthz")?;
+    ensure!(health < Duration::from_millis(100), "/healthz took {health:?} beside slow clients of metrics");
+    let metrics = median(&lab, ADDRESS, "/metrics")?;
+    ensure!(metrics < Duration::from_secs(1), "/metrics took {metrics:?} beside slow clients");
+    clients.end()?;
+
+    let clients = SlowClients::start(&lab, HEALTH, 300)?;
+    let health = median(&lab, HEALTH, "/healthz")?;
+    ensure!(health < Duration::from_secs(1), "/healthz took {health:?} beside slow clients of its own");
+    clients.end()?;
+    Ok(())
+}
+
+#[test]
+fn health_has_a_listener_of_its_own_without_metrics() -> Result<()> {
+    let cluster = Cluster::builder().pods(&[("shop/client", "app=client")]);
+    let lab = Lab::start_with(cluster, &[], AgentOptions::default().arguments(&["--health", HEALTH]))?;
+    for (path, status) in [("/healthz", "200"), ("/readyz", "200"), ("/metrics", "404"), ("/v1/status", "404")] {
+        let (head, body) = get_at(&lab, HEALTH, path)?;
+        ensure!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+        ensure!(status == "200" || body == "no such page; available: /healthz, /readyz\n", "{body}");
+    }
     Ok(())
 }

@@ -53,6 +53,8 @@ pub struct Desk {
     pub(super) inquiries: mpsc::Sender<Inquiry>,
     pub(super) progress: watch::Receiver<u64>,
     pub(super) waiters: Arc<Semaphore>,
+    /// Held by the one request for metrics that the loop is answering.
+    pub(super) metrics_turn: Arc<Semaphore>,
     questions: mpsc::Sender<Question>,
 }
 
@@ -61,7 +63,9 @@ pub fn desk(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Desk, mpsc::Rece
     let (questions, asked) = mpsc::channel(16);
     let (teller, progress) = watch::channel(0);
     let waiters = Arc::new(Semaphore::new(WAITERS));
-    (Desk { about: Arc::new(about), inquiries, progress, waiters, questions }, asked, Progress(teller))
+    let metrics_turn = Arc::new(Semaphore::new(1));
+    let desk = Desk { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, questions };
+    (desk, asked, Progress(teller))
 }
 
 impl Desk {

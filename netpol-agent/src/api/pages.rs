@@ -22,6 +22,8 @@ const JSON: &str = "application/json";
 /// Who is served what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pages {
+    /// Health alone.
+    Health,
     /// Metrics and health.
     Open,
     /// Also what only this node's administrator may ask.
@@ -54,10 +56,14 @@ async fn short(path: &str, desk: &Desk, pages: Pages) -> Page {
             let waiting = desk.about.state.waiting().unwrap_or_else(|| "waiting for the first objects".to_owned());
             Some(page(StatusCode::SERVICE_UNAVAILABLE, TEXT, waiting + "\n"))
         }
-        "/metrics" if !desk.is_open() => {
+        "/metrics" if pages != Pages::Health && !desk.is_open() => {
             Some(page(StatusCode::OK, EXPOSITION, metrics::render_waiting(&desk.about.state)))
         }
-        "/metrics" => desk.ask(Question::Metrics).await.map(|text| page(StatusCode::OK, EXPOSITION, text)),
+        "/metrics" if pages != Pages::Health => {
+            // One page at a time: many clients of the metrics must not fill the queue that health uses too.
+            let _turn = desk.metrics_turn.acquire().await;
+            desk.ask(Question::Metrics).await.map(|text| page(StatusCode::OK, EXPOSITION, text))
+        }
         "/healthz" => desk.ask(Question::Ready).await.map(|_| page(StatusCode::OK, TEXT, "ok\n".to_owned())),
         "/readyz" => desk.ask(Question::Ready).await.map(|ready| {
             if ready {
@@ -71,8 +77,12 @@ async fn short(path: &str, desk: &Desk, pages: Pages) -> Page {
             json(StatusCode::OK, &Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status })
         }),
         _ => {
-            let more = if pages == Pages::All { ", /v1/status, /v1/wait" } else { "" };
-            Some(page(StatusCode::NOT_FOUND, TEXT, format!("there are /metrics, /healthz, /readyz{more}\n")))
+            let paths = match pages {
+                Pages::Health => "/healthz, /readyz",
+                Pages::Open => "/metrics, /healthz, /readyz",
+                Pages::All => "/metrics, /healthz, /readyz, /v1/status, /v1/wait",
+            };
+            Some(page(StatusCode::NOT_FOUND, TEXT, format!("no such page; available: {paths}\n")))
         }
     };
     page.unwrap_or_else(|| self::page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the agent is stopping\n".to_owned()))

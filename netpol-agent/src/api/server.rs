@@ -3,43 +3,68 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
+use super::connections::{Answering, Connections, Limits, Peer};
 use super::desk::{Desk, WAITERS};
 use super::pages::{self, Pages};
 
-/// Who has not sent a request's head after this long is hung up on, and who has not read the answer.
+/// A connection is closed when the request's head is not there after this long, or the answer not read.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a request's head, at least; hyper takes no less.
 const HEAD: usize = 8192;
-/// Who comes while so many are served waits: connections must not use up the agent's file descriptors.
-const AT_ONCE: usize = 16;
+/// For each TCP listener. Connections must not use up the agent's file descriptors.
+const TCP: Limits = Limits { all: 64, per_peer: 32 };
+/// Connections that the kernel completes before they are accepted. Over it the kernel drops a SYN, which its client repeats
+/// only after a second, so that it is far more than clients open at one time.
+const BACKLOG: u32 = 1024;
+/// For the socket, where only root's processes connect. Those that wait for something are answered the whole time, so that
+/// they are not closed for another one.
+const SOCKET: Limits = Limits { all: 2 * WAITERS, per_peer: 2 * WAITERS };
 
 /// Serves `/metrics`, `/healthz` and `/readyz` in a task.
 ///
 /// # Errors
 /// Where the address cannot be bound.
-pub async fn serve_tcp(address: SocketAddr, desk: Desk) -> io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+pub fn serve_metrics(address: SocketAddr, desk: Desk) -> io::Result<()> {
+    serve_tcp(address, desk, Pages::Open)
+}
+
+/// Serves `/healthz` and `/readyz` in a task, on a listener of its own: clients of another listener do not delay them.
+///
+/// # Errors
+/// Where the address cannot be bound.
+pub fn serve_health(address: SocketAddr, desk: Desk) -> io::Result<()> {
+    serve_tcp(address, desk, Pages::Health)
+}
+
+fn serve_tcp(address: SocketAddr, desk: Desk, pages: Pages) -> io::Result<()> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // An agent that is started again finds connections of the last one in TIME-WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?;
+    defer_accept(&listener);
     tokio::spawn(async move {
-        let free = Arc::new(Semaphore::new(AT_ONCE));
-        while let Ok(place) = Arc::clone(&free).acquire_owned().await {
-            let Some((stream, _)) = accepted(listener.accept().await).await else { continue };
-            let desk = desk.clone();
-            tokio::spawn(async move {
-                let _place = place;
-                // Twice: for the question and for the answer.
-                let _ = timeout(2 * PATIENCE, converse(stream, desk, Pages::Open)).await;
-            });
+        let connections = Connections::new(TCP);
+        loop {
+            // After each connection the runtime reads what has arrived: a request that is there in full is answered before
+            // a burst of other connections could close it.
+            yield_now().await;
+            let Some((stream, from)) = accepted(listener.accept().await).await else { continue };
+            let Some(admitted) = connections.admit(Peer::of_address(from.ip())) else { continue };
+            let talk = converse(stream, desk.clone(), pages, admitted.answering.clone());
+            // Twice: for the question and for the answer.
+            tokio::spawn(admitted.run(timeout(2 * PATIENCE, talk)));
         }
     });
     Ok(())
@@ -48,33 +73,50 @@ pub async fn serve_tcp(address: SocketAddr, desk: Desk) -> io::Result<()> {
 /// Serves everything, in a task.
 pub fn serve_socket(listener: UnixListener, desk: Desk) {
     tokio::spawn(async move {
-        let free = Arc::new(Semaphore::new(AT_ONCE + WAITERS));
-        while let Ok(place) = Arc::clone(&free).acquire_owned().await {
+        let connections = Connections::new(SOCKET);
+        loop {
+            yield_now().await;
             let Some((stream, _)) = accepted(listener.accept().await).await else { continue };
-            let desk = desk.clone();
-            tokio::spawn(async move {
-                let _place = place;
-                let _ = timeout(netpol_api::LONGEST + 4 * PATIENCE, converse(stream, desk, Pages::All)).await;
-            });
+            let process = stream.peer_cred().ok().and_then(|credentials| credentials.pid()).unwrap_or_default();
+            let Some(admitted) = connections.admit(Peer::Process(process)) else { continue };
+            let talk = converse(stream, desk.clone(), Pages::All, admitted.answering.clone());
+            tokio::spawn(admitted.run(timeout(netpol_api::LONGEST + 4 * PATIENCE, talk)));
         }
     });
+}
+
+/// Has the kernel accept a connection once its first data is there, so that silent clients take no place. Without it the
+/// listener works all the same. Source: `tcp(7)`, `TCP_DEFER_ACCEPT`.
+fn defer_accept(listener: &TcpListener) {
+    let seconds = libc::c_int::try_from(PATIENCE.as_secs()).unwrap_or(1);
+    let size = libc::socklen_t::try_from(size_of_val(&seconds)).unwrap_or_default();
+    let value = (&raw const seconds).cast();
+    // SAFETY: the descriptor is open as long as the listener, and `value` points to `size` bytes that outlive the call.
+    unsafe { libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, size) };
 }
 
 async fn accepted<T>(result: io::Result<T>) -> Option<T> {
     match result {
         Ok(accepted) => Some(accepted),
+        // The client has closed it already: `accept(2)`, "Error handling".
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => None,
         Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection to the agent's API or metrics");
+            tracing::warn!(%error, "cannot accept a connection to the agent's API, health or metrics");
             sleep(Duration::from_secs(1)).await;
             None
         }
     }
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, desk: Desk, pages: Pages) -> hyper::Result<()> {
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    desk: Desk,
+    pages: Pages,
+    answering: Answering,
+) -> hyper::Result<()> {
     let answer = service_fn(move |request| {
-        let desk = desk.clone();
-        async move { Ok::<_, Infallible>(pages::answer(&request, &desk, pages, PATIENCE).await) }
+        let (desk, answering) = (desk.clone(), answering.clone());
+        async move { Ok::<_, Infallible>(answering.during(pages::answer(&request, &desk, pages, PATIENCE)).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())

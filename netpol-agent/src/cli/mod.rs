@@ -59,7 +59,7 @@ Examples:
   netpol-agent run --source kube --node $NODE_NAME
   netpol-agent run --source kube:$HOME/.kube/config --node n1
   netpol-agent run --source dir:/etc/netpol --node $(hostname)
-  netpol-agent run --source dir:. --node n1 --unknown-pods deny --metrics 127.0.0.1:9464
+  netpol-agent run --source dir:. --node n1 --unknown-pods deny --metrics 127.0.0.1:9464 --health 127.0.0.1:9465
 
 Denied packets are told on standard output, one JSON object a line; the log goes to standard error.
 SIGTERM and SIGINT stop the agent; what is enforced stays enforced, and the next agent takes it over.
@@ -117,7 +117,10 @@ struct RunArgs {
     /// Where the container runtime reads its CNI configuration, to tell of plugins that are in the way
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
-    /// Serve /metrics, /healthz and /readyz here
+    /// Serve /healthz and /readyz here, for probes; clients of --metrics do not delay them
+    #[arg(long, value_name = "ADDR:PORT")]
+    health: Option<SocketAddr>,
+    /// Serve /metrics here, and /healthz and /readyz too
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
     /// Answer `netpol wait` and `netpol-agent status` on this Unix socket, root's alone

@@ -53,7 +53,7 @@ async fn serve(args: RunArgs) -> Result<()> {
     }
     let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
     let (desk, questions, progress) = api::desk(about, feed.inquiries.clone());
-    let _socket = serve_api(&args, &desk).await?;
+    let _socket = serve_api(&args, &desk)?;
     // A cluster's API server may be away for long.
     let first = tokio::select! {
         first = feed.batches.recv() => first.context("the source ended before it began")?,
@@ -124,10 +124,14 @@ fn kube_events(args: &RunArgs) -> Result<Option<(Sink, Handle)>> {
 }
 
 /// Answers whoever asks, from the loop's start on. Without its socket the agent does its work all the same.
-async fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
+fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
+    if let Some(address) = args.health {
+        api::serve_health(address, desk.clone())
+            .with_context(|| format!("cannot serve health on {address}; choose another --health"))?;
+        tracing::info!(%address, "health served");
+    }
     if let Some(address) = args.metrics {
-        api::serve_tcp(address, desk.clone())
-            .await
+        api::serve_metrics(address, desk.clone())
             .with_context(|| format!("cannot serve metrics on {address}; choose another --metrics"))?;
         tracing::info!(%address, "metrics served");
     }

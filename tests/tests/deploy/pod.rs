@@ -163,12 +163,12 @@ fn resources(container: &Container, findings: &mut Findings<'_>) {
     }
 }
 
-/// A probe asks where the agent's `--metrics` says it answers.
+/// A probe asks where the agent's `--health` says it answers: what others ask for on `--metrics` must not delay it.
 fn probe_of(probe: &Probe, readiness: bool, container: &Container, findings: &mut Findings<'_>) {
     let Some(get) = &probe.http_get else { return findings.expect(false, "only httpGet is used here") };
     let others = probe.exec.is_some() || probe.grpc.is_some() || probe.tcp_socket.is_some();
     findings.expect(!others, "more than one handler");
-    let served = container.args.iter().flatten().find_map(|word| word.strip_prefix("--metrics="));
+    let served = container.args.iter().flatten().find_map(|word| word.strip_prefix("--health="));
     let asked = match &get.port {
         IntOrString::Int(port) => format!("{}:{port}", get.host.as_deref().unwrap_or_default()),
         IntOrString::String(name) => name.clone(),

@@ -1,0 +1,209 @@
+//! The connections of one listener: at most so many in all and for each peer. A new connection is always accepted; over a
+//! limit the oldest one of the busiest peer that waits for its client is closed for it. A client that sends its request
+//! slowly, or reads the answer slowly, so delays no other client.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// An IPv4 address, or the first 64 bits of an IPv6 address: a host may use all addresses of such a network.
+    Address(IpAddr),
+    /// A process, by its ID.
+    Process(i32),
+}
+
+impl Peer {
+    pub(super) fn of_address(address: IpAddr) -> Self {
+        Self::Address(match address.to_canonical() {
+            IpAddr::V4(address) => IpAddr::V4(address),
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        })
+    }
+}
+
+/// How many connections a listener has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// In all.
+    pub(super) all: usize,
+    /// For each peer.
+    pub(super) per_peer: usize,
+}
+
+/// The open connections of one listener; clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Connections {
+    limits: Limits,
+    open: Arc<Mutex<Open>>,
+}
+
+/// By age: numbers only grow.
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    connections: BTreeMap<u64, Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    peer: Peer,
+    /// Its request is being answered, so that it does not wait for its client.
+    answering: Answering,
+    /// Closes it when dropped.
+    _close: oneshot::Sender<()>,
+}
+
+/// Set while the agent works on the answer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answering(Arc<AtomicBool>);
+
+impl Answering {
+    /// Keeps the connection from being closed for another one until `answer` is there.
+    pub(super) async fn during<T>(&self, answer: impl Future<Output = T>) -> T {
+        self.0.store(true, Ordering::Relaxed);
+        let answer = answer.await;
+        self.0.store(false, Ordering::Relaxed);
+        answer
+    }
+}
+
+/// An admitted connection; it counts until this is dropped.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    number: u64,
+    open: Arc<Mutex<Open>>,
+    closed: oneshot::Receiver<()>,
+    pub(super) answering: Answering,
+}
+
+impl Connections {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, open: Arc::default() }
+    }
+
+    /// Counts a new connection. `None`: all others are being answered, so that this one is to be closed.
+    pub(super) fn admit(&self, peer: Peer) -> Option<Admitted> {
+        let mut open = lock(&self.open);
+        if open.of(peer) >= self.limits.per_peer {
+            open.close_oldest(peer)?;
+        }
+        if open.connections.len() >= self.limits.all {
+            let busiest = open.busiest()?;
+            open.close_oldest(busiest)?;
+        }
+        let number = open.next;
+        open.next += 1;
+        let (close, closed) = oneshot::channel();
+        let answering = Answering::default();
+        open.connections.insert(number, Connection { peer, answering: answering.clone(), _close: close });
+        Some(Admitted { number, open: Arc::clone(&self.open), closed, answering })
+    }
+}
+
+impl Admitted {
+    /// Runs the conversation until it ends or the connection is closed for another one.
+    pub(super) async fn run(mut self, conversation: impl Future) {
+        tokio::select! {
+            biased;
+            _ = &mut self.closed => {}
+            _ = conversation => {}
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        lock(&self.open).connections.remove(&self.number);
+    }
+}
+
+impl Open {
+    fn of(&self, peer: Peer) -> usize {
+        self.connections.values().filter(|connection| connection.peer == peer).count()
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = (u64, Peer)> {
+        let waiting = |connection: &Connection| !connection.answering.0.load(Ordering::Relaxed);
+        let waiting = self.connections.iter().filter(move |(_, connection)| waiting(connection));
+        waiting.map(|(number, connection)| (*number, connection.peer))
+    }
+
+    /// The peer with the most connections, of those with one that waits for its client.
+    fn busiest(&self) -> Option<Peer> {
+        self.waiting().map(|(_, peer)| peer).max_by_key(|peer| self.of(*peer))
+    }
+
+    fn close_oldest(&mut self, peer: Peer) -> Option<()> {
+        let (oldest, _) = self.waiting().find(|(_, of)| *of == peer)?;
+        self.connections.remove(&oldest).map(drop)
+    }
+}
+
+fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
+    // Each change is one insertion or removal, so that it is whole even after a panic.
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(last: u8) -> Peer {
+        Peer::of_address([10, 0, 0, last].into())
+    }
+
+    fn is_open(admitted: &mut Admitted) -> bool {
+        admitted.closed.try_recv() == Err(oneshot::error::TryRecvError::Empty)
+    }
+
+    #[test]
+    fn a_peer_at_its_limit_loses_its_own_oldest_connection() {
+        let connections = Connections::new(Limits { all: 8, per_peer: 2 });
+        let mut other = connections.admit(peer(9)).expect("there is room");
+        let mut admitted: Vec<_> = (0..4).map(|_| connections.admit(peer(1)).expect("one is closed for it")).collect();
+        let open: Vec<bool> = admitted.iter_mut().map(is_open).collect();
+        assert_eq!(open, [false, false, true, true]);
+        assert!(is_open(&mut other));
+    }
+
+    #[test]
+    fn over_the_limit_in_all_the_peer_with_the_most_connections_loses_one() {
+        let connections = Connections::new(Limits { all: 4, per_peer: 3 });
+        let mut few = connections.admit(peer(1)).expect("there is room");
+        let mut many: Vec<_> = (0..3).map(|_| connections.admit(peer(2)).expect("there is room")).collect();
+        let mut new = connections.admit(peer(3)).expect("one is closed for it");
+        assert!(is_open(&mut few) && is_open(&mut new));
+        assert_eq!(many.iter_mut().map(is_open).collect::<Vec<_>>(), [false, true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_being_answered_is_not_closed_for_another_one() {
+        let connections = Connections::new(Limits { all: 8, per_peer: 1 });
+        let first = connections.admit(peer(1)).expect("there is room");
+        let refused = first.answering.during(async { connections.admit(peer(1)).is_none() }).await;
+        assert!(refused, "its answer is being made");
+        assert!(connections.admit(peer(1)).is_some(), "its client reads the answer");
+    }
+
+    #[test]
+    fn a_connection_that_ends_makes_room() {
+        let connections = Connections::new(Limits { all: 1, per_peer: 1 });
+        drop(connections.admit(peer(1)));
+        let mut next = connections.admit(peer(2)).expect("there is room");
+        assert!(is_open(&mut next));
+    }
+
+    #[test]
+    fn an_ipv6_network_of_64_bits_is_one_peer() {
+        let of = |text: &str| Peer::of_address(text.parse().expect("an address"));
+        assert_eq!(of("2001:db8::1"), of("2001:db8::2:3:4:5"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), peer(1));
+    }
+}
