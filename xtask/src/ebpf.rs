@@ -1,6 +1,7 @@
 //! Builds the BPF object.
 
 mod calls;
+mod lines;
 mod stack;
 
 use std::path::PathBuf;
@@ -28,7 +29,8 @@ fn build_as(object: PathBuf, features: &[&str]) -> Result<PathBuf> {
     cargo.args(["--target", toolchain::TARGET, "--target-dir"]).arg(products());
     run::step("building the BPF object", &mut cargo)?;
     let built = products().join(toolchain::TARGET).join("bpf/netpol-ebpf");
-    let new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
+    let mut new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
+    lines::keep_one_for_each_instruction(&mut new)?;
     calls::check(&new)?;
     stack::check(&new)?;
     if std::fs::read(&object).is_ok_and(|old| old == new) {

@@ -1,0 +1,76 @@
+//! Line info of the BPF object that the kernel accepts: instruction offsets in it must rise (`check_btf_line`). Inline assembly
+//! without an instruction, which hides a value from the compiler, leaves a second entry for the instruction after it.
+//!
+//! Source: <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/verifier.c>; the layout of `.BTF.ext`:
+//! <https://docs.kernel.org/bpf/btf.html#btf-ext-section>.
+
+use anyhow::{Context, Result};
+use object::{Object, ObjectSection};
+
+/// Where the header of `.BTF.ext` has its own length, and offset and length of the line info, which counts from its end.
+const HEADER_LENGTH: usize = 4;
+const LINE_OFFSET: usize = 16;
+const LINE_LENGTH: usize = 20;
+/// The header of a section's entries: name, number of entries.
+const SECTION_HEADER: usize = 8;
+
+/// Keeps the last of several entries for one instruction. The object keeps its length, since what is left over is zeroed.
+pub(super) fn keep_one_for_each_instruction(object: &mut [u8]) -> Result<()> {
+    let range = {
+        let file = object::File::parse(&*object).context("reading the BPF object as ELF")?;
+        let Some(section) = file.section_by_name(".BTF.ext") else { return Ok(()) };
+        section.file_range().context(".BTF.ext is not in the file")?
+    };
+    let start = usize::try_from(range.0)?;
+    let section = object.get_mut(start..start + usize::try_from(range.1)?).context(".BTF.ext ends beyond the file")?;
+    let lines = number(section, HEADER_LENGTH)? + number(section, LINE_OFFSET)?;
+    let length = number(section, LINE_LENGTH)?;
+    let old = section.get(lines..lines + length).context("line info ends beyond its section")?;
+    let mut new = compact(old)?;
+    section[LINE_LENGTH..LINE_LENGTH + 4].copy_from_slice(&u32::try_from(new.len())?.to_le_bytes());
+    new.resize(length, 0);
+    section[lines..lines + length].copy_from_slice(&new);
+    Ok(())
+}
+
+fn compact(lines: &[u8]) -> Result<Vec<u8>> {
+    let size = number(lines, 0)?;
+    let mut new = lines.get(..4).context("line info without its record size")?.to_vec();
+    let mut rest = &lines[4..];
+    while !rest.is_empty() {
+        let count = number(rest, 4)?;
+        let records = rest.get(SECTION_HEADER..SECTION_HEADER + count * size).context("line info is cut off")?;
+        let records: Vec<&[u8]> = records.chunks(size).collect();
+        let is_last = |index: usize| records.get(index + 1).is_none_or(|next| next[..4] != records[index][..4]);
+        let kept: Vec<&[u8]> = (0..records.len()).filter(|index| is_last(*index)).map(|index| records[index]).collect();
+        new.extend(&rest[..4]);
+        new.extend(u32::try_from(kept.len())?.to_le_bytes());
+        kept.into_iter().for_each(|record| new.extend(record));
+        rest = &rest[SECTION_HEADER + count * size..];
+    }
+    Ok(new)
+}
+
+fn number(bytes: &[u8], at: usize) -> Result<usize> {
+    let bytes = bytes.get(at..at + 4).context(".BTF.ext is cut off")?;
+    Ok(u32::from_le_bytes(bytes.try_into()?) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_entry_for_an_instruction_is_kept() {
+        let record = |instruction: u32, line: u32| [instruction.to_le_bytes(), line.to_le_bytes()].concat();
+        let section = |name: u32, records: &[(u32, u32)]| {
+            let count = u32::try_from(records.len()).unwrap();
+            let records = records.iter().flat_map(|(instruction, line)| record(*instruction, *line));
+            [name.to_le_bytes(), count.to_le_bytes()].concat().into_iter().chain(records).collect::<Vec<u8>>()
+        };
+        let of = |sections: &[Vec<u8>]| [&8_u32.to_le_bytes()[..], &sections.concat()].concat();
+        let old = of(&[section(1, &[(0, 10), (8, 11), (8, 12), (8, 13), (16, 14)]), section(2, &[(0, 20), (0, 21)])]);
+        let new = of(&[section(1, &[(0, 10), (8, 13), (16, 14)]), section(2, &[(0, 21)])]);
+        assert_eq!(compact(&old).unwrap(), new);
+    }
+}
