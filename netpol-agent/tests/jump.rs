@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
-use netpol_agent::endpoints::{Survey, Veth};
+use netpol_agent::endpoints::{PodSide, Survey, TunnelEndpoints, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, Generation, IfIndex};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
@@ -62,6 +62,14 @@ impl Dataplane for Recorder {
 
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         self.memory.delete_endpoint(ifindex)
+    }
+
+    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        self.memory.own_address(address, id)
+    }
+
+    fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
+        self.memory.put_tunnels(local, others)
     }
 
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {
@@ -121,7 +129,7 @@ fn survey(places: &Places, own: &[IpAddr]) -> Survey {
     let veth = |(ifindex, (_, addresses)): (&IfIndex, &(PodKey, Vec<IpAddr>))| {
         let name = format!("veth{ifindex}");
         let veth = Veth { ifindex: *ifindex, name, namespace: 0, peer: 2, bridge: None, packets: 0 };
-        (*ifindex, (veth, addresses.clone()))
+        (*ifindex, (veth, PodSide::at(addresses.clone())))
     };
     Survey { veths: places.iter().map(veth).collect(), own: own.to_vec(), ..Survey::default() }
 }
@@ -173,7 +181,7 @@ proptest! {
 
         let (places, probes) = (places(&old), probes());
         let recorder = Recorder { places: places.clone(), probes: probes.clone(), ..Recorder::default() };
-        let options = Options { node: "node-1".into(), unknown_pods: UnknownPods::Allow, source_guard: true };
+        let options = Options { node: "node-1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
         let objects = vec![Event::Reset(old.objects().collect())];
         let survey = survey(&places, &old.own_addresses);
         let mut reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, survey).expect("it starts");

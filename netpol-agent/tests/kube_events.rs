@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use netpol_agent::dataplane::Memory;
 use netpol_agent::dataplane::switch::Snapshot;
-use netpol_agent::endpoints::{Survey, Veth};
+use netpol_agent::endpoints::{PodSide, Survey, Veth};
 use netpol_agent::events::kubernetes::{self, Dropped, Handle, Numbers, Sink};
 use netpol_agent::events::{Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
@@ -67,8 +67,9 @@ impl Bench {
         text += policies;
         let objects = manifest::parse(&text, "test.yaml").objects.into_iter().map(|located| located.object).collect();
         let veth = Veth { ifindex: IfIndex(3), name: "veth3".into(), namespace: 0, peer: 2, bridge: None, packets: 0 };
-        let veths = [(IfIndex(3), (veth, vec!["10.0.0.2".parse().expect("an address")]))].into();
-        let options = Options { node: node.into(), unknown_pods: UnknownPods::Allow, source_guard: true };
+        let veths = [(IfIndex(3), (veth, PodSide::at(vec!["10.0.0.2".parse().expect("an address")])))].into();
+        let options =
+            Options { node: node.into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
         let survey = Survey { veths, ..Survey::default() };
         let reconciler =
             Reconciler::start(Memory::default(), options, &Snapshot::default(), vec![Event::Reset(objects)], survey);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{AttachError, Begun, MapName, Memory, Outcome};
-use netpol_agent::endpoints::{Survey, Veth};
+use netpol_agent::endpoints::{PodSide, Survey, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, Generation, IfIndex, PortSetId, endpoint_flags};
 use netpol_policy::manifest;
@@ -46,8 +46,9 @@ fn objects(manifests: &[&str]) -> Vec<Event> {
 fn survey(veths: &[(u32, &str)]) -> Survey {
     let veth = |&(index, address): &(u32, &str)| {
         let name = format!("veth{index}");
-        let veth = Veth { ifindex: IfIndex(index), name, namespace: 0, peer: 2, bridge: None, packets: 0 };
-        (IfIndex(index), (veth, vec![address.parse::<IpAddr>().expect("an address")]))
+        let veth =
+            Veth { ifindex: IfIndex(index), name, namespace: index.cast_signed(), peer: 2, bridge: None, packets: 0 };
+        (IfIndex(index), (veth, PodSide::at(vec![address.parse::<IpAddr>().expect("an address")])))
     };
     Survey { veths: veths.iter().map(veth).collect(), ..Survey::default() }
 }
@@ -58,7 +59,7 @@ fn start(
     manifests: &[&str],
     veths: &[(u32, &str)],
 ) -> Reconciler<Memory> {
-    let options = Options { node: "n1".into(), unknown_pods, source_guard: true };
+    let options = Options { node: "n1".into(), unknown_pods, source_guard: true, tunnels_to_node: false };
     Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), survey(veths)).expect("it starts")
 }
 

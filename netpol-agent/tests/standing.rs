@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{MapName, Memory};
-use netpol_agent::endpoints::{Survey, Veth};
+use netpol_agent::endpoints::{PodSide, Survey, Veth};
 use netpol_agent::reconcile::{Check, Finding, Options, Reconciler, Standing, UnknownPods};
 use netpol_agent::source::Revision;
 use netpol_common::IfIndex;
@@ -32,7 +32,7 @@ const OBJECTS: &str = "
 fn survey(there: bool) -> Survey {
     let veth = Veth { ifindex: IfIndex(3), name: "veth3".to_owned(), namespace: 0, peer: 2, bridge: None, packets: 0 };
     let address: IpAddr = "10.0.0.2".parse().expect("an address");
-    let veths = there.then(|| (IfIndex(3), (veth, vec![address])));
+    let veths = there.then(|| (IfIndex(3), (veth, PodSide::at(vec![address]))));
     Survey { veths: veths.into_iter().collect(), ..Survey::default() }
 }
 
@@ -40,7 +40,8 @@ fn start(dataplane: Memory, there: bool) -> Reconciler<Memory> {
     let parsed = manifest::parse(OBJECTS, "test.yaml");
     assert!(parsed.errors.is_empty(), "{parsed:?}");
     let objects = parsed.objects.into_iter().map(|located| located.object).collect();
-    let options = Options { node: "n1".into(), unknown_pods: UnknownPods::Allow, source_guard: true };
+    let options =
+        Options { node: "n1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
     Reconciler::start(dataplane, options, &Snapshot::default(), vec![Event::Reset(objects)], survey(there))
         .expect("it starts")
 }

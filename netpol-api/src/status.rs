@@ -44,6 +44,9 @@ pub struct Endpoint {
     pub attached: bool,
     /// Its pod is gone: what held for it is enforced until the interface goes too.
     pub orphaned: bool,
+    /// Why it is not enforced as the pod it has an address of: another interface is bound to that pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<String>,
     /// The policies that isolate it.
     pub policies: Directions,
 }

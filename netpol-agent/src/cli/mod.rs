@@ -79,7 +79,8 @@ Examples:
 
 Read from what is pinned, so it has addresses and interfaces whether or not an agent runs; pods' names are the agent's, where
 one answers on --api-socket.
-INGRESS and EGRESS: open, or the number of the rule set that isolates the pod. Exit code 1: nothing is pinned there.";
+INGRESS and EGRESS: open, or the number of the rule set that isolates the pod. CONFLICT under NOTES: the interface has an address
+of a pod that another interface is bound to. Exit code 1: nothing is pinned there.";
 
 const UNINSTALL_HELP: &str = "\
 Examples:
@@ -91,6 +92,7 @@ Stop the agent first. Exit code 1: something remains, and is listed; 3: an agent
 const PIN_PATH: &str = "/sys/fs/bpf/netpol";
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
 struct RunArgs {
     /// Where objects come from: kube, the API server of the cluster this runs in; kube:PATH, of a kubeconfig; dir:PATH, a
     /// directory tree of manifests
@@ -111,6 +113,9 @@ struct RunArgs {
     /// Let pods send from addresses that are not theirs
     #[arg(long)]
     no_source_guard: bool,
+    /// Let pods send to tunnel endpoints of nodes: VXLAN, Geneve, GRE, IP in IP, FOU, L2TP and the like
+    #[arg(long)]
+    allow_tunnels_to_node: bool,
     /// Write Events about denied traffic to pods and about what is not understood to policies; with --source kube
     #[arg(long)]
     kube_events: bool,

@@ -83,6 +83,7 @@ async fn serve(args: RunArgs) -> Result<()> {
         node: args.node.as_str().into(),
         unknown_pods: args.unknown_pods,
         source_guard: !args.no_source_guard,
+        tunnels_to_node: args.allow_tunnels_to_node,
     };
     let reconciler = Reconciler::start(kernel, reconcile, &old, first.events, survey)?;
     meter.started(first.revision);

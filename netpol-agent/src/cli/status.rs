@@ -22,7 +22,9 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
             let mut json = serde_json::to_value(&status)?;
             for endpoint in json["endpoints"].as_array_mut().into_iter().flatten() {
                 let ifindex = endpoint["ifindex"].as_u64().and_then(|ifindex| u32::try_from(ifindex).ok());
-                endpoint["pod"] = ifindex.and_then(|ifindex| pods.get(&ifindex)).cloned().into();
+                let known = ifindex.and_then(|ifindex| pods.get(&ifindex));
+                endpoint["pod"] = known.and_then(|known| known.pod.clone()).into();
+                endpoint["conflict"] = known.and_then(|known| known.conflict.clone()).into();
             }
             println!("{json:#}");
         }
@@ -31,19 +33,19 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Names by interface, as the running agent knows them; none where none answers.
-fn pods(socket: &Path) -> BTreeMap<u32, String> {
+/// Pods and conflicts by interface, as the running agent reports them; none where none answers.
+fn pods(socket: &Path) -> BTreeMap<u32, netpol_api::Endpoint> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return BTreeMap::new();
     };
     let client = Client::new(socket);
     let asked = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), client.status()).await });
     let Ok(Ok(status)) = asked else { return BTreeMap::new() };
-    status.endpoints.into_iter().filter_map(|endpoint| Some((endpoint.ifindex, endpoint.pod?))).collect()
+    status.endpoints.into_iter().map(|endpoint| (endpoint.ifindex, endpoint)).collect()
 }
 
 /// Two tables, as wide as what is in them.
-fn table(status: &Status, pods: &BTreeMap<u32, String>) -> String {
+fn table(status: &Status, pods: &BTreeMap<u32, netpol_api::Endpoint>) -> String {
     let mut rows =
         vec![["INTERFACE", "POD", "ADDRESS", "INGRESS", "EGRESS", "ALLOWED", "DROPPED", "NOTES"].map(str::to_owned)];
     for endpoint in &status.endpoints {
@@ -67,13 +69,16 @@ fn table(status: &Status, pods: &BTreeMap<u32, String>) -> String {
 }
 
 /// A row for each address; the first has everything else.
-fn rows_of(endpoint: &EndpointStatus, pod: Option<&String>) -> Vec<[String; 8]> {
+fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> Vec<[String; 8]> {
     let set = |id: u32| if id == 0 { "open".to_owned() } else { format!("set {id}") };
     let (mut allowed, mut dropped, mut notes) = (0, 0, Vec::new());
     if !endpoint.attached {
         notes.push("NOT ATTACHED".to_owned());
     }
     notes.extend(endpoint.flags.iter().filter(|flag| **flag != "source-guard").map(|flag| (*flag).to_owned()));
+    if let Some(conflict) = known.and_then(|known| known.conflict.as_ref()) {
+        notes.push(format!("CONFLICT: {conflict}"));
+    }
     for (direction, reasons) in &endpoint.packets {
         for (name, packets) in reasons {
             if Reason::ALL.iter().any(|reason| reason.name() == *name && reason.allows()) {
@@ -88,7 +93,7 @@ fn rows_of(endpoint: &EndpointStatus, pod: Option<&String>) -> Vec<[String; 8]> 
     let mut addresses = addresses.collect::<Vec<_>>().into_iter();
     let first = [
         endpoint.interface.clone().unwrap_or_else(|| format!("({})", endpoint.ifindex)),
-        pod.cloned().unwrap_or_else(|| "-".into()),
+        known.and_then(|known| known.pod.clone()).unwrap_or_else(|| "-".into()),
         addresses.next().unwrap_or_else(|| "-".into()),
         set(endpoint.ingress_rule_set),
         set(endpoint.egress_rule_set),
@@ -150,7 +155,17 @@ mod tests {
             maps: BTreeMap::new(),
             lost_events: 0,
         };
-        let table = table(&status, &BTreeMap::from([(7, "shop/web".to_owned())]));
+        let known = netpol_api::Endpoint {
+            ifindex: 7,
+            interface: "veth0a1b2c3d".to_owned(),
+            pod: Some("shop/web".to_owned()),
+            addresses: Vec::new(),
+            attached: true,
+            orphaned: false,
+            conflict: None,
+            policies: netpol_api::Directions::default(),
+        };
+        let table = table(&status, &BTreeMap::from([(7, known)]));
         let lines: Vec<&str> = table.lines().take(5).collect();
         assert_eq!(
             lines,

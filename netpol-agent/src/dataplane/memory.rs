@@ -1,9 +1,12 @@
 //! A dataplane in memory, for tests of what drives it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use netpol_common::{Endpoint, Generation, IfIndex};
 use netpol_policy::tables::Change;
+
+use crate::endpoints::TunnelEndpoints;
 
 use super::{Adopted, AttachError, Dataplane, MapName, Role, WriteError};
 
@@ -18,6 +21,10 @@ pub struct Memory {
     pub attached: BTreeSet<IfIndex>,
     /// The node's own devices with theirs.
     pub devices: BTreeSet<IfIndex>,
+    /// Endpoint IDs at addresses.
+    pub owners: BTreeMap<IpAddr, u32>,
+    /// Tunnel endpoints of this node, and of others.
+    pub tunnels: (TunnelEndpoints, TunnelEndpoints),
     /// Refuse new entries of this map.
     pub full: Option<MapName>,
     /// Refuse to put programs on interfaces.
@@ -71,6 +78,20 @@ impl Dataplane for Memory {
 
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         self.endpoints.remove(&ifindex);
+        Ok(())
+    }
+
+    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        if id == 0 {
+            self.owners.remove(&address);
+        } else {
+            self.owners.insert(address, id);
+        }
+        Ok(())
+    }
+
+    fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
+        self.tunnels = (local.clone(), others.clone());
         Ok(())
     }
 

@@ -7,10 +7,13 @@ pub mod switch;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 
 use netpol_common::{Endpoint, IfIndex};
 use netpol_policy::tables::Change;
 use thiserror::Error;
+
+use crate::endpoints::TunnelEndpoints;
 
 pub use kernel::{
     AttachMode, Capacities, CounterReader, EndpointStatus, ForeignProgram, ForeignPrograms, Kernel, KernelError,
@@ -108,6 +111,18 @@ pub trait Dataplane {
     /// # Errors
     /// Where the kernel refuses.
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError>;
+
+    /// Has the endpoint with this ID stand at the address of its pod, whatever is written of the address otherwise; 0: none.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError>;
+
+    /// Writes the tunnel endpoints of this node, and those of other nodes.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError>;
 
     /// The endpoints that are there.
     ///

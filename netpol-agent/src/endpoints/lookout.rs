@@ -17,6 +17,8 @@ pub struct Lookout {
     wanted: Option<bool>,
     /// What routes were heard to lead to since the last look began.
     routed: BTreeSet<IfIndex>,
+    /// What was removed since the last look began: interfaces of these indices are others from then on.
+    gone: BTreeSet<IfIndex>,
     looking: bool,
 }
 
@@ -25,6 +27,7 @@ pub struct Lookout {
 struct Look {
     settled: BTreeSet<IfIndex>,
     routed: BTreeSet<IfIndex>,
+    gone: BTreeSet<IfIndex>,
     all: bool,
 }
 
@@ -34,9 +37,12 @@ impl Lookout {
     /// # Errors
     /// Where the kernel refuses one.
     pub fn start(mut surveyor: Surveyor) -> io::Result<Self> {
-        let look = move |Look { settled, routed, all }| surveyor.look(&settled, routed, all);
+        let look = move |Look { settled, routed, gone, all }| {
+            surveyor.forget(&gone);
+            surveyor.look(&settled, routed, all)
+        };
         let (worker, seen) = Worker::start("survey", "looks at interfaces", look)?;
-        Ok(Self { worker, seen, wanted: None, routed: BTreeSet::new(), looking: false })
+        Ok(Self { worker, seen, wanted: None, routed: BTreeSet::new(), gone: BTreeSet::new(), looking: false })
     }
 
     /// Wants a look, or one that takes nothing for known: see [`Surveyor::look`].
@@ -49,12 +55,18 @@ impl Lookout {
         self.routed.extend(routed);
     }
 
+    /// These interfaces were removed: what a look that is under way sees of them is outdated.
+    pub fn gone(&mut self, gone: BTreeSet<IfIndex>) {
+        self.gone.extend(gone);
+    }
+
     /// Begins a look that is wanted, unless one is under way.
     pub fn begin(&mut self, settled: impl FnOnce() -> BTreeSet<IfIndex>) {
         if !self.looking
             && let Some(all) = self.wanted.take()
         {
-            self.worker.give(Look { settled: settled(), routed: std::mem::take(&mut self.routed), all });
+            let (routed, gone) = (std::mem::take(&mut self.routed), std::mem::take(&mut self.gone));
+            self.worker.give(Look { settled: settled(), routed, gone, all });
             self.looking = true;
         }
     }
@@ -69,8 +81,11 @@ impl Lookout {
     /// # Errors
     /// Where the thread has died.
     pub async fn seen(&mut self) -> Result<Result<Survey, NetlinkError>, Died> {
-        let seen = self.seen.next().await?;
+        let mut seen = self.seen.next().await?;
         self.looking = false;
+        if let Ok(survey) = &mut seen {
+            survey.veths.retain(|ifindex, _| !self.gone.contains(ifindex));
+        }
         Ok(seen)
     }
 }

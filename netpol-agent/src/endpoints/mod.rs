@@ -8,8 +8,10 @@ mod lookout;
 mod netlink;
 mod routes;
 mod survey;
+mod tunnels;
 
 pub use clsact::{BpfFilter, Hook};
 pub use lookout::Lookout;
 pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
-pub use survey::{Survey, Surveyor};
+pub use survey::{PodSide, Survey, Surveyor};
+pub use tunnels::TunnelEndpoints;

@@ -7,7 +7,9 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
@@ -18,10 +20,13 @@ use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 
 use super::routes::leads_to;
+use super::tunnels::{TunnelEndpoints, opened_by};
 
 /// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`.
 /// Source: `include/uapi/linux/rtnetlink.h`.
 const GROUPS: [u32; 6] = [1, 4, 5, 7, 9, 11];
+/// `RTM_DELLINK`.
+const DELETED_LINK: u16 = 17;
 /// `RTM_NEWROUTE`, `RTM_DELROUTE`.
 const ROUTES: RangeInclusive<u16> = 24..=25;
 /// `RTM_NEWQDISC` is the first of those about traffic control, `RTM_GETCHAIN` the last.
@@ -87,6 +92,8 @@ pub struct Links {
     pub veths: Vec<Veth>,
     /// All of them, loopback aside.
     pub devices: BTreeMap<IfIndex, Device>,
+    /// The tunnel endpoints that they open.
+    pub tunnels: TunnelEndpoints,
 }
 
 /// An interface.
@@ -138,9 +145,30 @@ impl Netlink {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 links.veths.extend(veth(&link));
                 links.devices.extend(device(&link));
+                links.tunnels.extend(&opened_by(&link));
             }
         })?;
         Ok(links)
+    }
+
+    /// The Ethernet address of an interface in the namespace with this ID. `IFLA_TARGET_NETNSID` (Linux 4.19) needs neither
+    /// setns nor a name of the namespace.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, as it does when the interface or its namespace has just gone.
+    pub fn mac(&mut self, namespace: i32, index: u32) -> Result<Option<[u8; 6]>, NetlinkError> {
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        request.attributes.push(LinkAttribute::IfNetnsId(namespace));
+        let mut mac = None;
+        // The kernel ends the answer to a single request only where an acknowledgement is asked for.
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        self.ask("read a link-layer address", flags, RouteNetlinkMessage::GetLink(request), |message| {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                mac = link.attributes.iter().find_map(ethernet_address);
+            }
+        })?;
+        Ok(mac)
     }
 
     /// The addresses of every interface and their networks, by interface: of this namespace, or of the one with this id.
@@ -228,6 +256,14 @@ impl Netlink {
     }
 }
 
+/// `None`: it has none, or one of another kind of link.
+fn ethernet_address(attribute: &LinkAttribute) -> Option<[u8; 6]> {
+    match attribute {
+        LinkAttribute::Address(address) => address.as_slice().try_into().ok(),
+        _ => None,
+    }
+}
+
 fn device(link: &LinkMessage) -> Option<(IfIndex, Device)> {
     let named = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
@@ -293,6 +329,8 @@ pub struct Changed {
     pub filters: bool,
     /// Interfaces that new routes lead to.
     pub routed: BTreeSet<IfIndex>,
+    /// Interfaces that were removed.
+    pub gone: BTreeSet<IfIndex>,
     /// Messages were lost: anything may have changed.
     pub anything: bool,
 }
@@ -312,9 +350,22 @@ impl Changed {
                     self.routed.extend(leads_to(&route));
                 }
             }
-            _ => self.interfaces = true,
+            kind => {
+                self.interfaces = true;
+                if kind == Some(DELETED_LINK) {
+                    self.gone.extend(deleted_link(datagram));
+                }
+            }
         }
     }
+}
+
+/// The interface that `RTM_DELLINK` is about. A bridge sends one of its own family (`AF_BRIDGE`) for a port that leaves it.
+fn deleted_link(datagram: &[u8]) -> Option<IfIndex> {
+    // Source: `struct nlmsghdr` (16 bytes), then `struct ifinfomsg`: family, pad, type, index.
+    let is_link = *datagram.get(16)? == 0;
+    let index: [u8; 4] = datagram.get(20..24)?.try_into().ok()?;
+    is_link.then(|| IfIndex(u32::from_ne_bytes(index)))
 }
 
 /// Wakes when links or addresses of this namespace change, or filters are removed. It tells that they did, not how: the
@@ -370,5 +421,28 @@ impl Monitor {
         }
         ready.clear_ready();
         Ok(changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_link_is_told_from_a_bridge_port_that_leaves() {
+        let datagram = |kind: u16, family: u8| {
+            let mut bytes = vec![0; 32];
+            bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+            bytes[16] = family;
+            bytes[20..24].copy_from_slice(&7_u32.to_ne_bytes());
+            bytes
+        };
+        // Families: AF_UNSPEC, AF_BRIDGE.
+        for (kind, family, gone) in [(17, 0, true), (17, 7, false), (16, 0, false)] {
+            let mut changed = Changed::default();
+            changed.by(&datagram(kind, family));
+            assert!(changed.interfaces);
+            assert_eq!(changed.gone.contains(&IfIndex(7)), gone, "{kind} {family}");
+        }
     }
 }

@@ -53,6 +53,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     let endpoints = held().filter(|held| held.pod.is_some() && !held.orphaned).count();
     let orphans = held().filter(|held| held.orphaned).count();
     let unknown = held().count() - endpoints - orphans;
+    let (conflicts, secondary) = (reconciler.conflicts(), reconciler.secondary_interfaces());
     let policy_problems: usize =
         reconciler.engine().world().policies.values().map(|policy| policy.problems.len()).sum();
     for (name, kind, help, value) in [
@@ -66,6 +67,18 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
             "gauge",
             "Pods of this node that are not enforced yet.",
             reconciler.pods_waiting() as u64,
+        ),
+        (
+            "netpol_endpoint_conflicts",
+            "gauge",
+            "Interfaces that claim a pod or an address that another interface is bound to.",
+            conflicts as u64,
+        ),
+        (
+            "netpol_endpoints_secondary",
+            "gauge",
+            "Further interfaces of pods' namespaces, which policies do not apply to.",
+            secondary as u64,
         ),
         ("netpol_policy_problems", "gauge", "What policies say that was not understood.", policy_problems as u64),
         ("netpol_denials_told_total", "counter", "Events of denied packets.", reporter.told()),

@@ -9,17 +9,20 @@
 //! Everything is level-triggered: `Reconciler::settle` compares what each veth should have with what it has, and may
 //! be called at any time.
 
+mod binding;
 mod devices;
 mod failures;
 mod gaps;
 mod jump;
 mod numbers;
+mod owners;
 mod settle;
 mod standing;
 mod startup;
 pub mod task;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,6 +34,7 @@ use netpol_policy::world::Event;
 
 use crate::dataplane::{Dataplane, MapName, Outcome, WriteError};
 use crate::endpoints::{NetlinkError, Survey};
+use binding::Bindings;
 use failures::Failures;
 use numbers::Numbers;
 
@@ -52,6 +56,8 @@ pub struct Options {
     pub unknown_pods: UnknownPods,
     /// Whether pods may send only from their own addresses.
     pub source_guard: bool,
+    /// Whether pods may send to tunnel endpoints of nodes.
+    pub tunnels_to_node: bool,
 }
 
 /// An interface that has, or had, an endpoint.
@@ -65,6 +71,8 @@ pub struct Held {
     pub attached: bool,
     /// Its pod is gone or finished: the endpoint stays as it was until the interface goes, or another pod is behind it.
     pub orphaned: bool,
+    /// Whether programs are on it that mark its packets with its ID: this agent's or an earlier one's.
+    pub marks: bool,
 }
 
 /// What is being done to an interface and has not ended yet.
@@ -95,6 +103,9 @@ pub struct Reconciler<D> {
     /// What the changes executed so far say; the engine may be ahead of them.
     policies: BTreeMap<PodKey, EndpointPolicy>,
     held: BTreeMap<IfIndex, Held>,
+    bindings: Bindings,
+    /// The endpoint IDs that stand at addresses of pods of this node.
+    owners: BTreeMap<IpAddr, u32>,
     /// Interfaces for whose endpoint there is no room; whether the programs are on them all the same, to drop everything.
     crowded: BTreeMap<IfIndex, bool>,
     /// The node's own devices; whether the program is on them.
@@ -127,12 +138,23 @@ impl<D: Dataplane> Reconciler<D> {
         self.failures.no_trouble(IfIndex(0));
         self.failed.clear();
         let own_changed = survey.own != self.survey.own;
+        let tunnels_changed = survey.tunnels != self.survey.tunnels;
         self.survey = survey;
+        if tunnels_changed {
+            self.put_tunnels();
+        }
         if own_changed {
             let own = self.survey.own.clone();
             self.apply(vec![Event::OwnAddresses(own)]);
-        } else {
-            self.settle();
+        }
+        self.settle_after(true);
+    }
+
+    /// Interfaces are gone. What has their indices from now on are others.
+    pub fn gone(&mut self, ifindexes: &BTreeSet<IfIndex>) {
+        for ifindex in ifindexes {
+            self.bindings.forget(*ifindex);
+            self.survey.veths.remove(ifindex);
         }
     }
 
@@ -177,9 +199,11 @@ impl<D: Dataplane> Reconciler<D> {
             }
             if let Some(held) = self.held.get_mut(ifindex)
                 && std::mem::replace(&mut held.attached, false)
-                && let Some((veth, _)) = self.survey.veths.get(ifindex)
             {
-                tracing::warn!(interface = veth.name, "its programs were taken off by somebody else; put on again");
+                self.disown(*ifindex);
+                if let Some((veth, _)) = self.survey.veths.get(ifindex) {
+                    tracing::warn!(interface = veth.name, "its programs were taken off by somebody else; put on again");
+                }
             }
         }
         if std::mem::replace(&mut self.verifying, Verifying::No) == Verifying::Again {

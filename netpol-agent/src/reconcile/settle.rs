@@ -8,12 +8,10 @@ use std::time::{Duration, Instant};
 use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, endpoint_flags};
 use netpol_policy::model::PodKey;
 
+use super::binding::LEARNING;
 use super::{Held, Job, QUARANTINE, Reconciler};
 use crate::dataplane::{AttachError, Dataplane, Role};
 use crate::endpoints::is_link_local;
-
-/// An IPv6 link-local address is waited for this long; a pod may have none.
-const LINK_LOCAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to do with veths whose other end, in another namespace, never had the address of a known pod of this node.
 /// Every veth that leads to another namespace counts, whoever made it. One that was a pod's is not unknown when its pod
@@ -30,6 +28,11 @@ pub enum UnknownPods {
 impl<D: Dataplane> Reconciler<D> {
     /// Brings every interface to what it should be. Cheap where nothing changed.
     pub(super) fn settle(&mut self) {
+        self.settle_after(false);
+    }
+
+    /// The same; `looked`: the interfaces were listed just now.
+    pub(super) fn settle_after(&mut self, looked: bool) {
         let gone: Vec<IfIndex> =
             self.held.keys().filter(|ifindex| !self.survey.veths.contains_key(ifindex)).copied().collect();
         for ifindex in gone {
@@ -46,14 +49,16 @@ impl<D: Dataplane> Reconciler<D> {
         for ifindex in &veths {
             self.seen.entry(*ifindex).or_insert(now);
         }
+        self.bind(looked);
         for ifindex in veths {
             self.settle_one(ifindex);
         }
         self.settle_devices();
+        self.settle_owners();
     }
 
     fn settle_one(&mut self, ifindex: IfIndex) {
-        let pod = self.pod_behind(ifindex);
+        let pod = self.bindings.pod(ifindex).cloned();
         if pod.is_none() && self.orphan(ifindex) {
             // Enforced as it was.
         } else if let Some(body) = self.body(ifindex, pod.as_ref()) {
@@ -80,21 +85,6 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// The local pod whose address is behind a veth. Where that is nobody's, who was there is believed to be there still:
-    /// a pod that takes its address off does not get out of its policies.
-    fn pod_behind(&self, ifindex: IfIndex) -> Option<PodKey> {
-        let (_, addresses) = self.survey.veths.get(&ifindex)?;
-        let local = |address: IpAddr| {
-            let pod = self.engine.pod_at(address)?;
-            self.policies.contains_key(&pod).then_some(pod)
-        };
-        let before = || {
-            let held = self.held.get(&ifindex).filter(|_| !self.is_let_go(ifindex))?;
-            addresses_of(&held.endpoint).find_map(local)
-        };
-        addresses.iter().copied().find_map(local).or_else(before)
-    }
-
     /// Marks an interface whose pod is gone or finished; false where it was never a pod's. Its rule sets keep their
     /// numbers, which nobody gets again, so that what they allow can only become less.
     fn orphan(&mut self, ifindex: IfIndex) -> bool {
@@ -111,10 +101,12 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// What an interface should have, its number and generation aside. `None`: nothing.
     pub(super) fn body(&self, ifindex: IfIndex, pod: Option<&PodKey>) -> Option<Endpoint> {
-        let (_, addresses) = self.survey.veths.get(&ifindex)?;
+        self.survey.veths.get(&ifindex)?;
         let mut body = Endpoint { ifindex, ..Endpoint::default() };
         let Some(pod) = pod else {
-            if self.options.unknown_pods == UnknownPods::Allow || self.survey.uplinks.contains(&ifindex) {
+            let is_left_alone =
+                self.options.unknown_pods == UnknownPods::Allow || self.survey.uplinks.contains(&ifindex);
+            if is_left_alone && !self.bindings.is_shut(ifindex) {
                 return None;
             }
             body.flags = endpoint_flags::UNKNOWN;
@@ -129,11 +121,7 @@ impl<D: Dataplane> Reconciler<D> {
                 IpAddr::V6(v6) => body.address_v6 = v6.octets(),
             }
         }
-        if let Some(link_local) = addresses.iter().find(|address| is_any_link_local(address))
-            && let IpAddr::V6(link_local) = link_local
-        {
-            body.link_local = link_local.octets();
-        }
+        (body.mac, body.link_local) = self.bindings.link_addresses(ifindex);
         if self.options.source_guard {
             body.flags |= endpoint_flags::SOURCE_GUARD;
         }
@@ -167,6 +155,12 @@ impl<D: Dataplane> Reconciler<D> {
             }
             return;
         };
+        // Meanwhile its packets may carry either ID.
+        if held.is_some_and(|held| held.endpoint.id != id) {
+            self.disown(ifindex);
+        }
+        let held = self.held.get(&ifindex);
+        let marks = held.is_some_and(|held| held.marks);
         let written = self.dataplane.next_generation().and_then(|generation| {
             let endpoint = Endpoint { generation, id, ..body };
             self.dataplane.put_endpoint(&endpoint).map(|()| endpoint)
@@ -178,7 +172,8 @@ impl<D: Dataplane> Reconciler<D> {
                 if attached {
                     self.failures.no_trouble(ifindex);
                 }
-                let before = self.held.insert(ifindex, Held { pod, endpoint, attached, orphaned: false });
+                let held = Held { pod, endpoint, attached, orphaned: false, marks: marks || attached };
+                let before = self.held.insert(ifindex, held);
                 if let Some(before) = before.filter(|before| before.endpoint.id != id) {
                     self.numbers.release(before.endpoint.id);
                 }
@@ -248,6 +243,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let Some(held) = self.held.get_mut(&ifindex) else { return };
         held.attached = true;
+        held.marks = true;
         self.failures.no_trouble(ifindex);
         let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
         let gap = self.seen.get(&ifindex).map(Instant::elapsed).unwrap_or_default();
@@ -278,6 +274,7 @@ impl<D: Dataplane> Reconciler<D> {
             return;
         }
         self.jobs.insert(ifindex, Job::Detach(why));
+        self.disown(ifindex);
         if let Some(held) = self.held.get_mut(&ifindex) {
             held.attached = false;
         }
@@ -294,7 +291,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// What began with [`Self::detach`] has ended. Meanwhile an interface that is to be enforced may have got the index.
     pub(super) fn detach_ended(&mut self, ifindex: IfIndex, result: Result<(), AttachError>) {
-        let wanted = self.body(ifindex, self.pod_behind(ifindex).as_ref()).is_some();
+        let wanted = self.body(ifindex, self.bindings.pod(ifindex)).is_some();
         let Some(Job::Detach(why)) = self.jobs.remove(&ifindex) else { return };
         if let Err(error) = result {
             self.failed.insert(ifindex);
@@ -332,8 +329,8 @@ impl<D: Dataplane> Reconciler<D> {
     /// The veths that need no closer look: their pod is known or was, enforced, and has all its addresses.
     pub fn settled(&self) -> BTreeSet<IfIndex> {
         let settled = self.held.iter().filter(|(ifindex, held)| {
-            let complete = held.endpoint.link_local != [0; 16]
-                || self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() > LINK_LOCAL_PATIENCE);
+            let complete = (held.endpoint.link_local != [0; 16] && held.endpoint.mac != [0; 6])
+                || self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() > LEARNING);
             held.attached && (held.orphaned || held.pod.is_some() && complete)
         });
         settled.map(|(ifindex, _)| *ifindex).collect()
@@ -364,7 +361,7 @@ fn tenths_of_ms(gap: Duration) -> f64 {
     f64::from(u32::try_from((gap.as_micros() + 50) / 100).unwrap_or(u32::MAX)) / 10.0
 }
 
-fn is_any_link_local(address: &IpAddr) -> bool {
+pub(super) fn is_any_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if is_link_local(v6))
 }
 

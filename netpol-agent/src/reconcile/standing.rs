@@ -122,6 +122,16 @@ impl<D: Dataplane> Reconciler<D> {
         self.failures.is_empty() && !self.failures.has_trouble()
     }
 
+    /// How many interfaces claim a pod or an address that another one is bound to.
+    pub fn conflicts(&self) -> usize {
+        self.bindings.conflicts()
+    }
+
+    /// How many further interfaces the namespaces of pods have.
+    pub fn secondary_interfaces(&self) -> usize {
+        self.bindings.secondary()
+    }
+
     /// Every interface with an endpoint, for people.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         let names = |set: RuleSetId| {
@@ -135,6 +145,7 @@ impl<D: Dataplane> Reconciler<D> {
             addresses: addresses_of(&held.endpoint).collect::<Vec<IpAddr>>(),
             attached: held.attached,
             orphaned: held.orphaned,
+            conflict: self.bindings.conflict(*ifindex).map(str::to_owned),
             policies: netpol_api::Directions {
                 ingress: names(held.endpoint.ingress.rule_set),
                 egress: names(held.endpoint.egress.rule_set),
@@ -186,8 +197,8 @@ impl<D: Dataplane> Reconciler<D> {
         });
         let Some((ifindex, held)) = found else {
             let crowded = self.crowded.keys().any(|ifindex| {
-                let addresses = self.survey.veths.get(ifindex).map(|(_, addresses)| addresses);
-                addresses.is_some_and(|addresses| pod.addresses.iter().any(|address| addresses.contains(address)))
+                let side = self.survey.veths.get(ifindex).map(|(_, side)| side);
+                side.is_some_and(|side| pod.addresses.iter().any(|address| side.addresses.contains(address)))
             });
             return Some(if crowded {
                 "no room for another endpoint; raise --max-endpoints".to_owned()

@@ -6,6 +6,7 @@ use netpol_common::IfIndex;
 use netpol_policy::compile::{Engine, NodeScope};
 use netpol_policy::world::Event;
 
+use super::binding::Bindings;
 use super::failures::Failures;
 use super::jump::free_ids;
 use super::numbers::Numbers;
@@ -42,9 +43,11 @@ impl<D: Dataplane> Reconciler<D> {
             .into_iter()
             .map(|(ifindex, endpoint)| {
                 let attached = adopted.get(&ifindex) == Some(&Adopted { role: Role::Pod, running: true });
-                (ifindex, Held { pod: None, endpoint, attached, orphaned: false })
+                let marks = adopted.get(&ifindex).is_some_and(|adopted| adopted.role == Role::Pod);
+                (ifindex, Held { pod: None, endpoint, attached, orphaned: false, marks })
             })
             .collect();
+        let bindings = Bindings::adopted(&held);
         let devices: BTreeMap<_, _> = adopted
             .iter()
             .filter(|(ifindex, adopted)| adopted.role.is_device() && !held.contains_key(ifindex))
@@ -58,6 +61,8 @@ impl<D: Dataplane> Reconciler<D> {
             survey,
             policies: BTreeMap::new(),
             held,
+            bindings,
+            owners: BTreeMap::new(),
             devices,
             crowded: BTreeMap::new(),
             seen: BTreeMap::new(),
@@ -68,6 +73,8 @@ impl<D: Dataplane> Reconciler<D> {
             failures: Failures::default(),
             gaps: Gaps::default(),
         };
+        reconciler.put_tunnels();
+        reconciler.settle_owners();
         reconciler.switch(old, engine);
         let used = |ifindex: &IfIndex| {
             reconciler.held.contains_key(ifindex)

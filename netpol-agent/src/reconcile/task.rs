@@ -126,6 +126,8 @@ pub async fn run(
             }
             changed = inputs.monitor.changed() => {
                 let changed = changed?;
+                reconciler.gone(&changed.gone);
+                inputs.lookout.gone(changed.gone);
                 let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
                 if changed.interfaces || leads_elsewhere {
                     inputs.lookout.want_routed(changed.routed);

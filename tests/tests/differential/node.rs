@@ -9,7 +9,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail, ensure};
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
-use netpol_agent::endpoints::{Survey, Veth};
+use netpol_agent::endpoints::{PodSide, Survey, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, IfIndex, LAYOUT_VERSION};
 use netpol_policy::model::{Pod, PodKey};
@@ -83,7 +83,8 @@ impl Node {
         let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);
         let watch = Rc::new(RefCell::new(Watch::new(Rc::clone(&runner))));
         let dataplane = Watched::new(kernel, Rc::clone(&watch));
-        let options = Options { node: NODE.into(), unknown_pods: UnknownPods::Allow, source_guard: true };
+        let options =
+            Options { node: NODE.into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
         let reconciler = Reconciler::start(dataplane, options, &Snapshot::default(), Vec::new(), Survey::default())?;
         let (interfaces, own) = (BTreeMap::new(), Vec::new());
         Ok(Self { reconciler, runner, watch, interfaces, own, round: 0, _pins: pins })
@@ -138,7 +139,7 @@ impl Node {
             // Every other one is a port of a bridge.
             let bridge = ifindex.0.is_multiple_of(2).then_some(IfIndex(1000 + ifindex.0));
             let veth = Veth { ifindex, name: format!("npt{ifindex}"), namespace: 0, peer: 2, bridge, packets: 0 };
-            veths.insert(ifindex, (veth, owned(world, &pod.key)));
+            veths.insert(ifindex, (veth, PodSide::at(owned(world, &pod.key))));
         }
         Survey { veths, own: self.own.clone(), ..Survey::default() }
     }

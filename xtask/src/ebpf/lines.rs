@@ -45,7 +45,9 @@ fn compact(lines: &[u8]) -> Result<Vec<u8>> {
         let kept: Vec<&[u8]> = (0..records.len()).filter(|index| is_last(*index)).map(|index| records[index]).collect();
         new.extend(&rest[..4]);
         new.extend(u32::try_from(kept.len())?.to_le_bytes());
-        kept.into_iter().for_each(|record| new.extend(record));
+        for record in kept {
+            new.extend(record);
+        }
         rest = &rest[SECTION_HEADER + count * size..];
     }
     Ok(new)

@@ -40,7 +40,10 @@ pub(super) struct Maps {
     services_v6: HashMap<MapData, Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>,
     allow: HashMap<MapData, Raw<AllowKey>, Raw<AllowEntry>>,
     ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
+    /// Endpoint IDs that stand at addresses of pods of this node; merged into every entry that is written.
+    owners: BTreeMap<IpAddr, u16>,
     pub(super) senders: Array<MapData, u32>,
+    tunnels: Array<MapData, u64>,
     pub(super) counters: PerCpuArray<MapData, Raw<Counters>>,
     pub(super) lost_events: PerCpuArray<MapData, u64>,
 }
@@ -71,7 +74,9 @@ impl Maps {
             services_v6: pinned(pins, MapName::ServicesV6)?,
             allow: pinned(pins, MapName::Allow)?,
             ports: pinned(pins, MapName::Ports)?,
+            owners: BTreeMap::new(),
             senders: pinned(pins, MapName::Senders)?,
+            tunnels: pinned(pins, MapName::Tunnels)?,
             counters: pinned(pins, MapName::Counters)?,
             lost_events: pinned(pins, MapName::LostEvents)?,
         })
@@ -88,12 +93,7 @@ impl Maps {
             }
             Change::PutAllow(key, entry) => done(MapName::Allow, self.allow.insert(Raw(*key), Raw(*entry), 0)),
             Change::DeleteAllow(key) => gone(MapName::Allow, self.allow.remove(&Raw(*key))),
-            Change::PutAddress(IpAddr::V4(address), entry) => {
-                done(MapName::AddressesV4, self.addresses_v4.insert(address.octets(), Raw(*entry), 0))
-            }
-            Change::PutAddress(IpAddr::V6(address), entry) => {
-                done(MapName::AddressesV6, self.addresses_v6.insert(address.octets(), Raw(*entry), 0))
-            }
+            Change::PutAddress(address, entry) => self.put_address(*address, *entry),
             Change::DeleteAddress(IpAddr::V4(address)) => {
                 gone(MapName::AddressesV4, self.addresses_v4.remove(&address.octets()))
             }
@@ -122,6 +122,46 @@ impl Maps {
         }
     }
 
+    fn put_address(&mut self, address: IpAddr, entry: AddressEntry) -> Result<(), WriteError> {
+        let endpoint = self.owners.get(&address).copied().unwrap_or_default();
+        let entry = Raw(AddressEntry { endpoint, ..entry });
+        match address {
+            IpAddr::V4(address) => done(MapName::AddressesV4, self.addresses_v4.insert(address.octets(), entry, 0)),
+            IpAddr::V6(address) => done(MapName::AddressesV6, self.addresses_v6.insert(address.octets(), entry, 0)),
+        }
+    }
+
+    /// See [`Dataplane::own_address`](crate::dataplane::Dataplane::own_address). An address without an entry gets the ID
+    /// with its entry.
+    pub(super) fn own_address(&mut self, address: IpAddr, id: u16) -> Result<(), WriteError> {
+        if id == 0 {
+            self.owners.remove(&address);
+        } else {
+            self.owners.insert(address, id);
+        }
+        let (map, found) = match address {
+            IpAddr::V4(address) => (MapName::AddressesV4, self.addresses_v4.get(&address.octets(), 0)),
+            IpAddr::V6(address) => (MapName::AddressesV6, self.addresses_v6.get(&address.octets(), 0)),
+        };
+        match found {
+            Ok(Raw(entry)) if entry.endpoint == id => Ok(()),
+            Ok(Raw(entry)) => self.put_address(address, entry),
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(write_error(map, error)),
+        }
+    }
+
+    /// Writes the words of `TUNNELS` that differ.
+    pub(super) fn put_tunnels(&mut self, words: &BTreeMap<u32, u64>) -> Result<(), WriteError> {
+        for index in 0..self.tunnels.len() {
+            let word = words.get(&index).copied().unwrap_or_default();
+            if self.tunnels.get(&index, 0).map_err(|error| write_error(MapName::Tunnels, error))? != word {
+                done(MapName::Tunnels, self.tunnels.set(index, word, 0))?;
+            }
+        }
+        Ok(())
+    }
+
     fn put_frontend(&mut self, frontend: &Frontend, entry: Raw<FrontendEntry>) -> Result<(), WriteError> {
         if let Some(key) = frontend.v4_key() {
             done(MapName::ServicesV4, self.services_v4.insert(Raw(key), entry, 0))?;
@@ -148,11 +188,11 @@ impl Maps {
         let failed = |map| move |error| write_error(map, error);
         for entry in &self.addresses_v4 {
             let (address, entry) = entry.map_err(failed(MapName::AddressesV4))?;
-            snapshot.addresses.insert(IpAddr::from(address), entry.0);
+            snapshot.addresses.insert(IpAddr::from(address), AddressEntry { endpoint: 0, ..entry.0 });
         }
         for entry in &self.addresses_v6 {
             let (address, entry) = entry.map_err(failed(MapName::AddressesV6))?;
-            snapshot.addresses.insert(IpAddr::from(address), entry.0);
+            snapshot.addresses.insert(IpAddr::from(address), AddressEntry { endpoint: 0, ..entry.0 });
         }
         for entry in &self.services_v4 {
             let (key, entry) = entry.map_err(failed(MapName::ServicesV4))?;

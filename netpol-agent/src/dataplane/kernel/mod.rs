@@ -17,15 +17,17 @@ mod status;
 mod uninstall;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, MapData};
-use netpol_common::{Counters, Direction, Endpoint, Generation, IfIndex};
+use netpol_common::{Counters, Direction, Endpoint, Generation, IfIndex, MAX_ENDPOINT_ID, TunnelScope, TunnelWord};
 use netpol_policy::tables::Change;
 use thiserror::Error;
 
 use super::switch::Snapshot;
 use super::{Adopted, AttachError, Dataplane, Outcome, WriteError};
+use crate::endpoints::TunnelEndpoints;
 use crate::object::ObjectError;
 use crate::worker::{Outcomes, Worker};
 
@@ -254,6 +256,23 @@ impl Dataplane for Kernel {
         gone(MapName::EndpointsOverflow, self.maps.overflow.remove(&ifindex.0))
     }
 
+    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        // IDs are at most `MAX_ENDPOINT_ID`; one that were not would be nobody's.
+        self.maps.own_address(address, u16::try_from(id).unwrap_or_default())
+    }
+
+    fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
+        let mut words = BTreeMap::new();
+        for (scope, endpoints) in [(TunnelScope::LocalNode, local), (TunnelScope::OtherNodes, others)] {
+            let ports = endpoints.ports.iter().map(|port| TunnelWord::of_port(scope, *port));
+            let protocols = endpoints.protocols.iter().map(|protocol| TunnelWord::of_protocol(scope, *protocol));
+            for word in ports.chain(protocols) {
+                *words.entry(word.index).or_default() |= word.bit;
+            }
+        }
+        self.maps.put_tunnels(&words)
+    }
+
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {
         self.maps.read_endpoints()
     }
@@ -293,7 +312,7 @@ impl Dataplane for Kernel {
     }
 
     fn endpoint_numbers(&self) -> u32 {
-        self.capacities.counters / 2
+        (self.capacities.counters / 2).min(MAX_ENDPOINT_ID + 1)
     }
 }
 

@@ -1,0 +1,294 @@
+//! Which veth is which pod's. A veth is bound to the pod address that is found in its namespace, once, and stays bound until
+//! the interface goes: nothing that a pod does inside its namespace changes the identity it is enforced as. The pod is
+//! the one that objects report at that address.
+//!
+//! An interface without a binding that has the address of a pod with another interface is a conflict: it is shut (all
+//! traffic is dropped) and reported. An interface that was shut is not opened again before it is bound or goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netpol_common::{Endpoint, IfIndex, endpoint_flags};
+use netpol_policy::model::PodKey;
+
+use super::settle::{addresses_of, is_any_link_local};
+use super::{Held, Reconciler};
+use crate::dataplane::Dataplane;
+use crate::endpoints::{PodSide, Veth};
+
+/// For this long after an interface appeared its MAC and link-local address are followed: plugins of a CNI chain (`tuning`)
+/// may change them after the first.
+pub(super) const LEARNING: Duration = Duration::from_secs(5);
+
+/// What a veth is bound to.
+#[derive(Clone, Debug)]
+struct Binding {
+    /// The pod's addresses that were in the namespace when it was bound.
+    addresses: Vec<IpAddr>,
+    /// The pod then. `None`: taken over from an earlier agent; the first pod found is it.
+    pod: Option<PodKey>,
+    /// The pod's Ethernet address; zeros: not known.
+    mac: [u8; 6],
+    /// Its IPv6 link-local address; zeros: none.
+    link_local: [u8; 16],
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Bindings {
+    bound: BTreeMap<IfIndex, Binding>,
+    /// The pods of now, by interface.
+    pods: BTreeMap<IfIndex, PodKey>,
+    /// Interfaces that are not enforced as what they claim to be, and why.
+    conflicts: BTreeMap<IfIndex, String>,
+    /// Of those, the ones without a binding: all of their traffic is dropped.
+    shut: BTreeSet<IfIndex>,
+    /// Further interfaces of pods' namespaces, which have no pod's address.
+    secondary: BTreeMap<IfIndex, PodKey>,
+}
+
+impl Bindings {
+    /// Takes over what an earlier agent bound. An interface that lost its programs may be another one by now.
+    pub(super) fn adopted<'a>(held: impl IntoIterator<Item = (&'a IfIndex, &'a Held)>) -> Self {
+        let adopt = |(ifindex, held): (&IfIndex, &Held)| {
+            let Endpoint { mac, link_local, .. } = held.endpoint;
+            let addresses: Vec<IpAddr> = addresses_of(&held.endpoint).collect();
+            let is_bound = held.marks && !addresses.is_empty() && !held.endpoint.has(endpoint_flags::UNKNOWN);
+            is_bound.then_some((*ifindex, Binding { addresses, pod: None, mac, link_local }))
+        };
+        Self { bound: held.into_iter().filter_map(adopt).collect(), ..Self::default() }
+    }
+
+    /// The pod of an interface.
+    pub(super) fn pod(&self, ifindex: IfIndex) -> Option<&PodKey> {
+        self.pods.get(&ifindex)
+    }
+
+    /// Whether all traffic of an interface is dropped because of a conflict.
+    pub(super) fn is_shut(&self, ifindex: IfIndex) -> bool {
+        self.shut.contains(&ifindex)
+    }
+
+    /// Why an interface is not enforced as what it claims to be.
+    pub(super) fn conflict(&self, ifindex: IfIndex) -> Option<&str> {
+        self.conflicts.get(&ifindex).map(String::as_str)
+    }
+
+    /// Interfaces that are not enforced as what they claim to be.
+    pub(super) fn conflicts(&self) -> usize {
+        self.conflicts.len()
+    }
+
+    /// Further interfaces of pods' namespaces.
+    pub(super) fn secondary(&self) -> usize {
+        self.secondary.len()
+    }
+
+    /// The Ethernet and the link-local address of an interface's pod.
+    pub(super) fn link_addresses(&self, ifindex: IfIndex) -> ([u8; 6], [u8; 16]) {
+        self.bound.get(&ifindex).map_or_else(Default::default, |bound| (bound.mac, bound.link_local))
+    }
+
+    /// Forgets an interface that is gone.
+    pub(super) fn forget(&mut self, ifindex: IfIndex) {
+        self.bound.remove(&ifindex);
+        self.pods.remove(&ifindex);
+        self.conflicts.remove(&ifindex);
+        self.shut.remove(&ifindex);
+        self.secondary.remove(&ifindex);
+    }
+
+    fn report(&mut self, ifindex: IfIndex, veth: &Veth, conflict: Option<String>) {
+        match conflict {
+            Some(conflict) if self.conflicts.get(&ifindex) != Some(&conflict) => {
+                tracing::warn!(interface = veth.name, "conflict: {conflict}");
+                self.conflicts.insert(ifindex, conflict);
+            }
+            Some(_) => {}
+            None => {
+                if self.conflicts.remove(&ifindex).is_some() {
+                    tracing::info!(interface = veth.name, "conflict resolved");
+                }
+            }
+        }
+    }
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Finds the pod of each interface. `looked`: the interfaces were listed just now.
+    pub(super) fn bind(&mut self, looked: bool) {
+        let veths = &self.survey.veths;
+        let mut bindings = std::mem::take(&mut self.bindings);
+        let known: BTreeSet<IfIndex> =
+            bindings.bound.keys().chain(&bindings.shut).chain(bindings.conflicts.keys()).copied().collect();
+        known.difference(&veths.keys().copied().collect()).for_each(|ifindex| bindings.forget(*ifindex));
+        bindings.pods.clear();
+
+        // Interfaces bound to a pod that is still at the address come first.
+        let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
+        let mut moved: Vec<(IfIndex, PodKey)> = Vec::new();
+        for (&ifindex, bound) in &mut bindings.bound {
+            let Some(pod) = bound.addresses.iter().find_map(|address| self.local_pod_at(*address)) else { continue };
+            match bound.pod.get_or_insert_with(|| pod.clone()) {
+                same if *same == pod => drop(interface_of.insert(pod, ifindex)),
+                _ => moved.push((ifindex, pod)),
+            }
+        }
+        let claims = self.claims(&bindings);
+        for (&ifindex, pods) in &claims {
+            let (veth, side) = &veths[&ifindex];
+            let conflict = match &pods[..] {
+                [pod] => match interface_of.get(pod) {
+                    Some(other) => {
+                        Some(format!("it has an address of {pod}, which is bound to {}", self.name_of(*other)))
+                    }
+                    None => newer_claimant(&claims, ifindex, pod)
+                        .map(|other| format!("it has an address of {pod}, as {} has", self.name_of(other)))
+                        .or_else(|| self.same_mac(&bindings, veth, side)),
+                },
+                several => {
+                    let names: Vec<String> = several.iter().map(ToString::to_string).collect();
+                    Some(format!("its namespace has addresses of several pods: {}", names.join(", ")))
+                }
+            };
+            if let Some(conflict) = conflict {
+                bindings.shut.insert(ifindex);
+                bindings.report(ifindex, veth, Some(format!("{conflict}; all of its traffic is dropped")));
+                continue;
+            }
+            let pod = pods[0].clone();
+            let has = |address: &IpAddr| self.local_pod_at(*address).as_ref() == Some(&pod);
+            let found = side.addresses.iter().chain(&side.elsewhere).copied().filter(has).collect();
+            let bound = Binding { addresses: found, pod: Some(pod.clone()), mac: [0; 6], link_local: [0; 16] };
+            bindings.bound.insert(ifindex, bound);
+            bindings.shut.remove(&ifindex);
+            interface_of.insert(pod, ifindex);
+        }
+        // An address that is another pod's by now, and no other interface has it: a stale object, or a reused address.
+        for (ifindex, pod) in moved {
+            if interface_of.contains_key(&pod) {
+                continue;
+            }
+            // A look may still find the interface that the pod really has.
+            if looked && let Some(bound) = bindings.bound.get_mut(&ifindex) {
+                bound.pod = Some(pod.clone());
+            }
+            interface_of.insert(pod, ifindex);
+        }
+        bindings.pods = interface_of.into_iter().map(|(pod, ifindex)| (ifindex, pod)).collect();
+        self.learn(&mut bindings);
+        if looked {
+            self.report_odd(&mut bindings);
+        }
+        self.bindings = bindings;
+    }
+
+    /// The pods that interfaces without a binding have addresses of.
+    fn claims(&self, bindings: &Bindings) -> BTreeMap<IfIndex, Vec<PodKey>> {
+        let unbound = self.survey.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
+        let claim = |(ifindex, (_, side)): (&IfIndex, &(Veth, PodSide))| {
+            let mut pods: Vec<PodKey> = Vec::new();
+            for pod in side.addresses.iter().chain(&side.elsewhere).filter_map(|address| self.local_pod_at(*address)) {
+                if !pods.contains(&pod) {
+                    pods.push(pod);
+                }
+            }
+            (!pods.is_empty()).then_some((*ifindex, pods))
+        };
+        unbound.filter_map(claim).collect()
+    }
+
+    /// The pod of this node at an address.
+    fn local_pod_at(&self, address: IpAddr) -> Option<PodKey> {
+        let pod = self.engine.pod_at(address)?;
+        self.policies.contains_key(&pod).then_some(pod)
+    }
+
+    fn name_of(&self, ifindex: IfIndex) -> String {
+        self.survey.veths.get(&ifindex).map_or_else(|| ifindex.to_string(), |(veth, _)| veth.name.clone())
+    }
+
+    /// On one bridge two interfaces with one MAC take each other's frames.
+    fn same_mac(&self, bindings: &Bindings, veth: &Veth, side: &PodSide) -> Option<String> {
+        let other = self.bound_with_mac(bindings, veth, side.mac?)?;
+        Some(format!("it has the MAC address of {}", self.name_of(other)))
+    }
+
+    fn bound_with_mac(&self, bindings: &Bindings, veth: &Veth, mac: [u8; 6]) -> Option<IfIndex> {
+        let neighbors = bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && bound.mac == mac);
+        let bridge = |ifindex: &IfIndex| self.survey.veths.get(ifindex)?.0.bridge;
+        neighbors.map(|(ifindex, _)| *ifindex).find(|ifindex| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)
+    }
+
+    /// Takes the MAC and the link-local address of bound interfaces, and follows them while the interface is new.
+    fn learn(&self, bindings: &mut Bindings) {
+        let mut learned: Vec<(IfIndex, [u8; 6], [u8; 16])> = Vec::new();
+        for (&ifindex, bound) in &bindings.bound {
+            let Some((veth, side)) = self.survey.veths.get(&ifindex) else { continue };
+            let is_new = self.seen.get(&ifindex).is_none_or(|seen| seen.elapsed() < LEARNING);
+            let (mut mac, mut link_local) = (bound.mac, bound.link_local);
+            if let Some(found) = side.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac)
+                && self.bound_with_mac(bindings, veth, found).is_none()
+            {
+                mac = found;
+            }
+            if let Some(IpAddr::V6(found)) = side.addresses.iter().find(|address| is_any_link_local(address))
+                && (is_new || link_local == [0; 16])
+            {
+                link_local = found.octets();
+            }
+            if (mac, link_local) != (bound.mac, bound.link_local) {
+                learned.push((ifindex, mac, link_local));
+            }
+        }
+        for (ifindex, mac, link_local) in learned {
+            if let Some(bound) = bindings.bound.get_mut(&ifindex) {
+                (bound.mac, bound.link_local) = (mac, link_local);
+            }
+        }
+    }
+
+    /// Reports bound interfaces whose pod took another pod's address, and further interfaces of pods' namespaces.
+    fn report_odd(&self, bindings: &mut Bindings) {
+        let mut namespaces: BTreeMap<i32, PodKey> = BTreeMap::new();
+        let mut conflicts = Vec::new();
+        for (ifindex, bound) in &bindings.bound {
+            let Some((veth, side)) = self.survey.veths.get(ifindex) else { continue };
+            if let Some(pod) = bindings.pods.get(ifindex) {
+                namespaces.insert(veth.namespace, pod.clone());
+            }
+            let own = bindings.pods.get(ifindex).or(bound.pod.as_ref());
+            let mut others = side.addresses.iter().filter_map(|address| self.local_pod_at(*address));
+            let conflict = others.find(|pod| Some(pod) != own).map(|other| {
+                let own = own.map_or_else(|| "unknown".to_owned(), ToString::to_string);
+                format!("the pod took an address of {other}; it is enforced as {own}")
+            });
+            conflicts.push((*ifindex, veth, conflict));
+        }
+        for (ifindex, veth, conflict) in conflicts {
+            bindings.report(ifindex, veth, conflict);
+        }
+        let mut secondary = BTreeMap::new();
+        for (ifindex, (veth, _)) in &self.survey.veths {
+            if let Some(pod) = namespaces.get(&veth.namespace)
+                && !bindings.bound.contains_key(ifindex)
+                && !bindings.shut.contains(ifindex)
+            {
+                if bindings.secondary.get(ifindex) != Some(pod) {
+                    let interface = &veth.name;
+                    tracing::warn!(%pod, interface, "another interface of the pod's namespace has no address of a pod; policies do not apply to it");
+                }
+                secondary.insert(*ifindex, pod.clone());
+            }
+        }
+        bindings.secondary = secondary;
+    }
+}
+
+/// Of several interfaces that claim one pod and none of which is bound, the newest is it: an interface that was left over from
+/// an earlier sandbox is older.
+fn newer_claimant(claims: &BTreeMap<IfIndex, Vec<PodKey>>, ifindex: IfIndex, pod: &PodKey) -> Option<IfIndex> {
+    let rivals = claims.range((std::ops::Bound::Excluded(ifindex), std::ops::Bound::Unbounded));
+    rivals.filter(|(_, pods)| pods.contains(pod)).map(|(other, _)| *other).next()
+}

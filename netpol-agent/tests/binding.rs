@@ -1,0 +1,233 @@
+//! Which veth is which pod's: a binding is made once and kept until the interface goes, whatever a pod does inside its namespace.
+
+use std::net::IpAddr;
+
+use netpol_agent::dataplane::Memory;
+use netpol_agent::dataplane::switch::Snapshot;
+use netpol_agent::endpoints::{PodSide, Survey, TunnelEndpoints, Veth};
+use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
+use netpol_common::{Endpoint, IfIndex, endpoint_flags};
+use netpol_policy::manifest;
+use netpol_policy::world::Event;
+
+const A: &str = "10.0.0.2";
+const B: &str = "10.0.0.3";
+
+/// A pod of this node; no policy isolates it.
+fn pod(name: &str, address: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop}}, spec: {{nodeName: n1}}, \
+         status: {{phase: Running, podIPs: [{{ip: {address}}}]}}}}\n"
+    )
+}
+
+fn objects(pods: &[String]) -> Vec<Event> {
+    let parsed = manifest::parse(&pods.join("---\n"), "test.yaml");
+    assert!(parsed.errors.is_empty(), "{parsed:?}");
+    vec![Event::Reset(parsed.objects.into_iter().map(|located| located.object).collect())]
+}
+
+/// A veth in a namespace of its own.
+fn veth(index: u32, side: PodSide) -> (IfIndex, (Veth, PodSide)) {
+    let name = format!("veth{index}");
+    let namespace = index.cast_signed();
+    (
+        IfIndex(index),
+        (Veth { ifindex: IfIndex(index), name, namespace, peer: 2, bridge: Some(IfIndex(1)), packets: 0 }, side),
+    )
+}
+
+fn at(addresses: &[&str]) -> PodSide {
+    PodSide::at(parsed(addresses))
+}
+
+fn parsed(addresses: &[&str]) -> Vec<IpAddr> {
+    addresses.iter().map(|address| address.parse().expect("an address")).collect()
+}
+
+fn survey<const N: usize>(veths: [(u32, PodSide); N]) -> Survey {
+    Survey { veths: veths.into_iter().map(|(index, side)| veth(index, side)).collect(), ..Survey::default() }
+}
+
+fn start_on(dataplane: Memory, pods: &[String], survey: Survey) -> Reconciler<Memory> {
+    let options =
+        Options { node: "n1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
+    Reconciler::start(dataplane, options, &Snapshot::default(), objects(pods), survey).expect("it starts")
+}
+
+fn start(pods: &[String], survey: Survey) -> Reconciler<Memory> {
+    start_on(Memory::default(), pods, survey)
+}
+
+/// The pod that an interface is enforced as: its name; `shut`: all of its traffic is dropped; `-`: it is left alone.
+fn enforced_as(reconciler: &Reconciler<Memory>, index: u32) -> String {
+    let Some(held) = reconciler.held().get(&IfIndex(index)) else { return "-".to_owned() };
+    assert!(reconciler.dataplane().attached.contains(&IfIndex(index)));
+    if held.endpoint.has(endpoint_flags::UNKNOWN) {
+        return "shut".to_owned();
+    }
+    let name = held.pod.as_ref().map_or_else(|| "?".to_owned(), |pod| pod.name.to_string());
+    if held.orphaned { format!("{name}, gone") } else { name }
+}
+
+fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {
+    reconciler.dataplane().endpoints[&IfIndex(index)]
+}
+
+#[test]
+fn s28_a_pod_that_takes_another_pods_address_stays_what_it_is() {
+    let pods = [pod("a", A), pod("b", B)];
+    let mut reconciler = start(&pods, survey([(3, at(&[A])), (4, at(&[B]))]));
+    reconciler.surveyed(survey([(3, at(&[B])), (4, at(&[B]))]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
+    assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
+    assert_eq!(reconciler.conflicts(), 1, "it is reported");
+    let conflict =
+        reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).and_then(|status| status.conflict);
+    assert!(conflict.expect("a conflict").contains("shop/b"));
+    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[B]))]));
+    assert_eq!(reconciler.conflicts(), 0);
+}
+
+#[test]
+fn a_pod_that_takes_the_address_of_one_without_an_interface_stays_what_it_is() {
+    let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
+    reconciler.apply(objects(&[pod("a", A), pod("b", B)]));
+    reconciler.surveyed(survey([(3, at(&[B]))]));
+    assert_eq!(enforced_as(&reconciler, 3), "a");
+    reconciler.surveyed(survey([(3, at(&[B])), (4, at(&[B]))]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
+}
+
+#[test]
+fn s28_a_second_claimant_is_shut_until_the_first_is_gone() {
+    let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
+    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
+    assert_eq!(reconciler.conflicts(), 1);
+    // It is not opened by giving the address back.
+    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&["192.0.2.1"]))]));
+    assert_eq!(enforced_as(&reconciler, 4), "shut");
+    reconciler.surveyed(survey([(4, at(&[A]))]));
+    assert_eq!(enforced_as(&reconciler, 4), "a");
+    assert_eq!(reconciler.conflicts(), 0);
+}
+
+#[test]
+fn of_two_that_nothing_is_known_of_the_newer_one_is_the_pod() {
+    let reconciler = start(&[pod("a", A)], survey([(3, at(&[A])), (4, at(&[A]))]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("shut".into(), "a".into()));
+}
+
+#[test]
+fn an_address_that_is_on_another_interface_of_the_namespace_counts() {
+    let hidden = PodSide { addresses: Vec::new(), elsewhere: parsed(&[A]), mac: None };
+    let reconciler = start(&[pod("a", A)], survey([(3, hidden)]));
+    assert_eq!(enforced_as(&reconciler, 3), "a");
+    let both = PodSide { addresses: parsed(&[B]), elsewhere: parsed(&[A]), mac: None };
+    let reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, both)]));
+    assert_eq!(enforced_as(&reconciler, 3), "shut", "it may be either");
+}
+
+#[test]
+fn the_pod_follows_the_objects_where_the_address_is_reused() {
+    // The object of an earlier pod has the address until the new one's is known.
+    let mut reconciler = start(&[pod("old", A)], survey([(3, at(&[A]))]));
+    reconciler.apply(objects(&[pod("new", A)]));
+    assert_eq!(enforced_as(&reconciler, 3), "new");
+    // Confirmed by a look at the interfaces, a second claimant comes too late.
+    reconciler.surveyed(survey([(3, at(&[A]))]));
+    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));
+}
+
+#[test]
+fn an_interface_left_over_from_a_pod_that_is_gone_does_not_keep_the_address() {
+    let mut reconciler = start(&[pod("old", A)], survey([(3, at(&[A]))]));
+    reconciler.apply(objects(&[]));
+    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, gone".into(), "-".into()));
+    reconciler.apply(objects(&[pod("new", A)]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, gone".into(), "new".into()));
+    assert_eq!(reconciler.dataplane().owners[&parsed(&[A])[0]], endpoint(&reconciler, 4).id);
+}
+
+#[test]
+fn a_new_sandbox_of_the_same_pod_with_another_address_is_the_pod() {
+    let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
+    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[B]))]));
+    reconciler.apply(objects(&[pod("a", B)]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a, gone".into(), "a".into()));
+}
+
+#[test]
+fn a_restart_keeps_the_binding() {
+    let pods = [pod("a", A), pod("b", B)];
+    let mut before = start(&pods, survey([(3, PodSide { mac: Some([2, 0, 0, 0, 0, 3]), ..at(&[A]) })]));
+    let dataplane = std::mem::take(before.dataplane_mut());
+    // The pod's address, its MAC and the other pod's interface changed while no agent ran.
+    let changed = PodSide { mac: Some([2, 0, 0, 0, 0, 9]), ..at(&[B]) };
+    let after = start_on(dataplane, &pods, survey([(3, changed), (4, at(&[B]))]));
+    assert_eq!((enforced_as(&after, 3), enforced_as(&after, 4)), ("a".into(), "b".into()));
+}
+
+#[test]
+fn an_index_that_another_interface_gets_is_bound_anew() {
+    let mut reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, at(&[A]))]));
+    reconciler.gone(&[IfIndex(3)].into());
+    reconciler.surveyed(survey([(3, at(&[B]))]));
+    assert_eq!(enforced_as(&reconciler, 3), "b");
+}
+
+#[test]
+fn the_mac_is_learned_once_and_two_pods_of_a_bridge_do_not_share_one() {
+    let mac = |last: u8| Some([2, 0, 0, 0, 0, last]);
+    let pods = [pod("a", A), pod("b", B)];
+    let mut reconciler = start(&pods, survey([(3, PodSide { mac: None, ..at(&[A, "fe80::3"]) })]));
+    assert_eq!(endpoint(&reconciler, 3).mac, [0; 6], "not known yet");
+    reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) })]));
+    assert_eq!(endpoint(&reconciler, 3).mac, [2, 0, 0, 0, 0, 3]);
+    assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "kept");
+    reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, PodSide { mac: mac(3), ..at(&[B]) })]));
+    assert_eq!(enforced_as(&reconciler, 4), "shut");
+}
+
+#[test]
+fn an_endpoint_id_stands_at_an_address_while_programs_mark_the_pods_packets() {
+    let address = parsed(&[A])[0];
+    let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
+    let id = endpoint(&reconciler, 3).id;
+    assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
+    // The pod is gone from the objects: the interface stays enforced.
+    reconciler.apply(objects(&[]));
+    assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
+    reconciler.surveyed(survey([]));
+    assert!(reconciler.dataplane().owners.is_empty());
+
+    let mut refusing = Memory::default();
+    refusing.refuses = true;
+    let reconciler = start_on(refusing, &[pod("a", A)], survey([(3, at(&[A]))]));
+    assert!(reconciler.dataplane().owners.is_empty(), "its packets are not marked");
+}
+
+#[test]
+fn s29_tunnel_endpoints_follow_the_nodes_devices() {
+    let with = |port: u16| {
+        let tunnels = TunnelEndpoints { ports: [port].into(), protocols: [47].into() };
+        Survey { tunnels, ..survey([]) }
+    };
+    let mut reconciler = start(&[], with(8472));
+    let (local, others) = reconciler.dataplane().tunnels.clone();
+    assert_eq!((local.ports, local.protocols), ([8472].into(), [47].into()));
+    assert!(others.ports.contains(&4789) && others.protocols.contains(&4));
+    reconciler.surveyed(with(5555));
+    let (local, others) = reconciler.dataplane().tunnels.clone();
+    assert_eq!(local.ports, [5555].into());
+    assert!(others.ports.contains(&5555), "nodes of a cluster are configured alike");
+
+    let options =
+        Options { node: "n1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: true };
+    let reconciler = Reconciler::start(Memory::default(), options, &Snapshot::default(), objects(&[]), with(8472))
+        .expect("it starts");
+    assert!(reconciler.dataplane().tunnels.0.is_empty() && reconciler.dataplane().tunnels.1.is_empty());
+}
