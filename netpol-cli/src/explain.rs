@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use netpol_policy::explain::Verdict;
+use netpol_policy::text;
 
 use crate::Exit;
 use crate::args::{ExplainOptions, Output};
@@ -21,13 +22,12 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     let explanation = judge.explain(&options.from, &options.to, options.port)?;
     match options.output {
         Output::Json => {
-            serde_json::to_writer_pretty(&mut *out, &explanation)?;
-            writeln!(out)?;
+            writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&explanation)?))?;
         }
         Output::Table => {
-            let text = explanation.to_string();
+            let shown = explanation.to_string();
             let verdict = explanation.verdict.name().to_uppercase();
-            let rest = text.strip_prefix(verdict.as_str()).unwrap_or(&text);
+            let rest = shown.strip_prefix(verdict.as_str()).unwrap_or(&shown);
             let allowed = explanation.verdict == Verdict::Allow;
             write!(out, "{}{rest}", Color::detect().verdict(allowed, &verdict))?;
         }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use netpol_policy::explain;
 use netpol_policy::manifest::ManifestError;
 use netpol_policy::model::{ObjectKey, Severity};
+use netpol_policy::text::{self, Safe};
 
 use crate::Exit;
 use crate::args::{LintOptions, Output};
@@ -15,7 +16,7 @@ use crate::input::Input;
 pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     let mut input = Input::read(&options.input);
     for message in &input.unreadable {
-        eprintln!("netpol: {message}");
+        eprintln!("netpol: {}", Safe(message));
     }
     let world = input.world();
     for (policy, problem) in explain::lint(&world) {
@@ -35,8 +36,7 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     let errors = input.errors();
     match options.output {
         Output::Json => {
-            serde_json::to_writer_pretty(&mut *out, &errors)?;
-            writeln!(out)?;
+            writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&errors)?))?;
         }
         Output::Table => print(out, &input, &errors)?,
     }
@@ -66,7 +66,7 @@ fn print(out: &mut impl Write, input: &Input, errors: &[ManifestError]) -> Resul
     }
     if !kinds.is_empty() {
         let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
-        writeln!(out, "not looked at: {}", kinds.join(", "))?;
+        writeln!(out, "not looked at: {}", Safe(kinds.join(", ")))?;
     }
     Ok(())
 }

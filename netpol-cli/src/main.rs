@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use netpol_policy::text::Safe;
 
 use args::{Arguments, Command};
 
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
         // Whoever reads it has seen enough (`netpol matrix … | head`).
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
-            eprintln!("netpol: {error:#}");
+            eprintln!("netpol: {}", Safe(format_args!("{error:#}")));
             let defect = matches!(error.downcast_ref(), Some(verdict::NoAnswer::Disagreement { .. }));
             if defect { Exit::Defect } else { Exit::Input }.into()
         }

@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::{Result, bail};
 use netpol_policy::explain::Explanation;
 use netpol_policy::reference::End;
+use netpol_policy::text::{self, Safe};
 use netpol_policy::world::World;
 
 use crate::Exit;
@@ -44,8 +45,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     }
     match options.output {
         Output::Json => {
-            serde_json::to_writer_pretty(&mut *out, &explanations)?;
-            writeln!(out)?;
+            writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&explanations)?))?;
         }
         Output::Table => {
             writeln!(out, "{}{}", table::LEGEND, if unanswered { table::NO_COMMON_FAMILY } else { "" })?;
@@ -71,7 +71,8 @@ fn ends(world: &World, options: &MatrixOptions) -> Vec<End> {
             continue;
         }
         if pod.addresses.is_empty() {
-            eprintln!("netpol: pod {} has no address yet and is left out: give it `status.podIPs`", pod.key);
+            let key = Safe(&pod.key);
+            eprintln!("netpol: pod {key} has no address yet and is left out: give it `status.podIPs`");
             continue;
         }
         ends.push(End::Pod(pod.key.clone()));

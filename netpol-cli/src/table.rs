@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use netpol_policy::reference::End;
+use netpol_policy::text::Safe;
 
 use crate::color::Color;
 use crate::verdict::Sides;
@@ -45,7 +46,7 @@ pub(crate) fn print(
         writeln!(out, "{}", header.trim_end())?;
         for (from, end) in ends.iter().enumerate() {
             if starts_group(ends, from, 0) {
-                writeln!(out, "{}", group(end))?;
+                writeln!(out, "{}", Safe(group(end)))?;
             }
             let mut line = format!("  {:>digits$} {:<names$}", from + 1, shorten(&name(end), names));
             for to in block.clone() {
@@ -86,9 +87,9 @@ fn starts_group(ends: &[End], index: usize, first: usize) -> bool {
 
 fn name(end: &End) -> String {
     match end {
-        End::Pod(key) => key.name.to_string(),
+        End::Pod(key) => Safe(&key.name).to_string(),
         End::Address(address) => address.to_string(),
-        End::Service(key) => key.to_string(),
+        End::Service(key) => Safe(key).to_string(),
     }
 }
 

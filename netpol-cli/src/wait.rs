@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use netpol_api::{Answer, Client, Condition, Outcome, Waited, show_duration};
+use netpol_policy::text::{self, Safe};
 use tokio::time::timeout;
 
 use crate::Exit;
@@ -18,12 +19,12 @@ pub(crate) fn run(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     let waited = runtime.block_on(ask(options))?;
     let good = waited.results.iter().all(|answer| answer.result == Outcome::Met);
     match options.output {
-        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&waited)?)?,
+        Output::Json => writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&waited)?))?,
         Output::Table => {
             for (condition, answer) in options.conditions.iter().zip(&waited.results) {
                 match answer.result {
-                    Outcome::Met => writeln!(out, "{}", good_news(condition, answer, &waited.node))?,
-                    _ => eprintln!("error: {}", bad_news(condition, answer, options.timeout)),
+                    Outcome::Met => writeln!(out, "{}", Safe(good_news(condition, answer, &waited.node)))?,
+                    _ => eprintln!("error: {}", Safe(bad_news(condition, answer, options.timeout))),
                 }
             }
         }
@@ -44,7 +45,7 @@ async fn ask(options: &WaitOptions) -> Result<Waited> {
             let open =
                 options.conditions.iter().zip(&now.results).filter(|(_, answer)| answer.result == Outcome::Timeout);
             for (condition, answer) in open {
-                eprintln!("waiting for {}{}", subject(condition), because(answer));
+                eprintln!("waiting for {}{}", Safe(subject(condition)), Safe(because(answer)));
             }
         }
     }

@@ -18,4 +18,5 @@ pub mod reference;
 pub mod tables;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod text;
 pub mod world;

@@ -7,6 +7,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use netpol_api::{Refusal, Status};
+use netpol_policy::text::{self, Safe};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -54,7 +55,7 @@ async fn short(path: &str, desk: &Desk, pages: Pages) -> Page {
         "/healthz" if !desk.is_open() => Some(page(StatusCode::OK, TEXT, "starting\n".to_owned())),
         "/readyz" if !desk.is_open() => {
             let waiting = desk.about.state.waiting().unwrap_or_else(|| "waiting for the first objects".to_owned());
-            Some(page(StatusCode::SERVICE_UNAVAILABLE, TEXT, waiting + "\n"))
+            Some(page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", Safe(waiting))))
         }
         "/metrics" if pages != Pages::Health && !desk.is_open() => {
             Some(page(StatusCode::OK, EXPOSITION, metrics::render_waiting(&desk.about.state)))
@@ -106,7 +107,7 @@ async fn wait(query: &str, desk: &Desk) -> Page {
 
 fn json(status: StatusCode, body: &impl Serialize) -> Page {
     match serde_json::to_string(body) {
-        Ok(text) => page(status, JSON, text + "\n"),
+        Ok(body) => page(status, JSON, text::json(&body).into_owned() + "\n"),
         Err(error) => page(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("cannot write the answer: {error}\n")),
     }
 }

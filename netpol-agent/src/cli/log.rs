@@ -1,8 +1,16 @@
-//! The log, on standard error.
+//! The log, on standard error. Each event is one line, whatever its fields hold: names of objects and files are made safe here, once
+//! for all of the agent.
 
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use netpol_policy::text::{self, Safe};
+use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -15,13 +23,153 @@ pub(super) fn start(format: LogFormat, verbose: bool) {
     let client = if verbose { level } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(level).with_target("kube_client", client);
     // Internal errors: it would tell on standard error that standard error is closed, and panic.
-    let layer = fmt::layer().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
+    let layer = tracing_subscriber::fmt::layer().with_target(false).log_internal_errors(false);
     let layer = match format {
-        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+        LogFormat::Json => layer.with_writer(|| SafeJson(io::stderr())).json().flatten_event(true).boxed(),
         LogFormat::Text => {
-            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            layer.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).boxed()
+            let terminal = io::IsTerminal::is_terminal(&io::stderr());
+            let colored = terminal && std::env::var_os("NO_COLOR").is_none();
+            layer.with_writer(io::stderr).fmt_fields(SafeFields).with_ansi(colored).boxed()
         }
     };
     tracing_subscriber::registry().with(layer.with_filter(targets)).init();
+}
+
+/// Writes fields as `message name=value …`, made safe.
+#[derive(Debug)]
+struct SafeFields;
+
+impl<'w> FormatFields<'w> for SafeFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = SafeVisitor { writer, first: true, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+struct SafeVisitor<'w> {
+    writer: Writer<'w>,
+    first: bool,
+    result: fmt::Result,
+}
+
+impl SafeVisitor<'_> {
+    fn write(&mut self, field: &Field, value: fmt::Arguments<'_>) -> fmt::Result {
+        if !std::mem::take(&mut self.first) {
+            self.writer.write_char(' ')?;
+        }
+        // SGR 3 and 2: italic and dim, as the layer itself writes names.
+        match (field.name(), self.writer.has_ansi_escapes()) {
+            ("message", _) => {}
+            (name, true) => write!(self.writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?,
+            (name, false) => write!(self.writer, "{name}=")?,
+        }
+        write!(self.writer, "{}", Safe(value))
+    }
+
+    fn record(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        if self.result.is_ok() {
+            self.result = self.write(field, value);
+        }
+    }
+}
+
+impl Visit for SafeVisitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // `log.*`: where an event of the `log` crate comes from.
+        if !field.name().starts_with("log.") {
+            self.record(field, format_args!("{value:?}"));
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.record(field, format_args!("{value}"));
+        } else {
+            self.record_debug(field, &value);
+        }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        self.record(field, format_args!("{value}"));
+    }
+}
+
+/// Makes lines of JSON safe. The layer writes each with one call.
+#[derive(Debug)]
+struct SafeJson<W>(W);
+
+impl<W: io::Write> io::Write for SafeJson<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(bytes) {
+            Ok(line) => self.0.write_all(text::json(line).as_bytes())?,
+            Err(_) => self.0.write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    const HOSTILE: &str = "web\u{1b}[2J\r\n2026-01-01T00:00:00Z  INFO ready\u{202e}\u{200b}";
+
+    #[derive(Clone, Debug, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Written {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().expect("no panic").clone()).expect("text")
+        }
+    }
+
+    fn log() {
+        tracing::warn!(pod = %HOSTILE, label = HOSTILE, path = ?HOSTILE, "cannot read {HOSTILE}");
+    }
+
+    #[test]
+    fn no_name_forges_a_line_or_moves_the_cursor() {
+        let written = Written::default();
+        let writer = written.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).without_time();
+        let layer = layer.fmt_fields(SafeFields).with_ansi(false);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+        let text = written.text();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.trim_end_matches('\n').chars().any(text::is_unsafe), "{text:?}");
+        let start = r" WARN netpol_agent::cli::log::tests: cannot read web\u{1b}[2J\r\n2026-01-01T00:00:00Z";
+        assert!(text.starts_with(start), "{text}");
+        assert!(text.contains(r" pod=web\u{1b}[2J\r\n2026"), "{text}");
+    }
+
+    #[test]
+    fn json_lines_keep_what_a_name_is_and_hide_nothing() {
+        let written = Written::default();
+        let writer = written.clone();
+        let layer =
+            tracing_subscriber::fmt::layer().with_writer(move || SafeJson(writer.clone())).json().flatten_event(true);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+        let text = written.text();
+        assert!(!text.trim_end_matches('\n').chars().any(text::is_unsafe), "{text:?}");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("one line of JSON");
+        assert_eq!(line["pod"], HOSTILE);
+    }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use netpol_api::Client;
 use netpol_common::Reason;
+use netpol_policy::text::{self, Safe};
 
 use super::{Output, StatusArgs, machine};
 use crate::dataplane::{EndpointStatus, Status, read_status};
@@ -26,7 +27,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
                 endpoint["pod"] = known.and_then(|known| known.pod.clone()).into();
                 endpoint["conflict"] = known.and_then(|known| known.conflict.clone()).into();
             }
-            println!("{json:#}");
+            println!("{}", text::json(&format!("{json:#}")));
         }
         Output::Table => print!("{}", table(&status, &pods)),
     }
@@ -57,7 +58,7 @@ fn table(status: &Status, pods: &BTreeMap<u32, netpol_api::Endpoint>) -> String 
     }
     if !status.devices.is_empty() {
         // Writing to a string does not fail.
-        let _ = writeln!(text, "\nwhat Services send on is judged on {} too", status.devices.join(", "));
+        let _ = writeln!(text, "\nwhat Services send on is judged on {} too", Safe(status.devices.join(", ")));
     }
     let mut rows = vec![["MAP", "ENTRIES", "CAPACITY"].map(str::to_owned)];
     for (map, state) in &status.maps {
@@ -109,12 +110,13 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
     std::iter::once(first).chain(others).collect()
 }
 
-/// Columns two blanks apart; those in `right` end at the same place.
+/// Columns two blanks apart; those in `right` end at the same place. Cells are made safe.
 fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Range<usize>) -> String {
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| Safe(cell).to_string())).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let width = widths[column];

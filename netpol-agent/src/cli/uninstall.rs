@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use netpol_policy::text::Safe;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::{FAILED, UninstallArgs, machine};
@@ -12,7 +13,7 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     machine::check("uninstall")?;
     let report = uninstall(&args.pin_path)?;
     for line in &report.removed {
-        println!("removed {line}");
+        println!("removed {}", Safe(line));
     }
     if report.remains.is_empty() {
         println!("nothing of netpol remains below {}, nor on any interface", args.pin_path.display());
@@ -22,7 +23,7 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for line in &report.remains {
-        eprintln!("remains: {line}");
+        eprintln!("remains: {}", Safe(line));
     }
     Ok(ExitCode::from(FAILED))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use netpol_policy::text;
 use serde::Serialize;
 
 /// Lines that wait for their reader, at most.
@@ -39,7 +40,8 @@ impl Lines {
     }
 
     pub(super) fn push(&self, line: &impl Serialize) {
-        let written = serde_json::to_vec(line).map(|mut bytes| {
+        let written = serde_json::to_string(line).map(|line| {
+            let mut bytes = text::json(&line).into_owned().into_bytes();
             bytes.push(b'\n');
             self.sender.try_send(bytes).is_ok()
         });

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use netpol_common::{Direction, Reason};
+use netpol_policy::text::Safe;
 
 use super::Meter;
 use super::convergence::{BOUNDS, Convergence};
@@ -160,9 +161,10 @@ fn gaps(page: &mut Page, gaps: &Gaps) {
     page.value("netpol_attach_seconds_count", &[], gaps.count);
 }
 
-/// A label's value, as the exposition format wants it: these three characters and no other.
+/// A label's value without what a person cannot see, and then as the exposition format wants it: of its three characters, line
+/// feeds are gone by then.
 fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    Safe(value).to_string().replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 #[derive(Debug, Default)]
@@ -190,7 +192,7 @@ mod tests {
     #[test]
     fn labels_are_escaped_as_prometheus_reads_them() {
         let mut page = Page::default();
-        page.value("x", &[("a", "plain"), ("b", "q\"\\\n\u{e9}'")], 1);
-        assert_eq!(page.text, "x{a=\"plain\",b=\"q\\\"\\\\\\n\u{e9}'\"} 1\n");
+        page.value("x", &[("a", "plain"), ("b", "q\"\\\n\u{e9}\u{202e}'")], 1);
+        assert_eq!(page.text, "x{a=\"plain\",b=\"q\\\"\\\\\\\\n\u{e9}\\\\u{202e}'\"} 1\n");
     }
 }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use netpol_common::Reason;
 
+use crate::text::line;
+
 use super::{Cause, Explanation, NearestRule, Side, Verdict};
 
 /// So many of those behind a Service are shown, denied ones first.
@@ -15,24 +17,24 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = self.protocol.name();
         let verdict = self.verdict.name().to_uppercase();
-        writeln!(f, "{verdict}  {} -> {}, {}/{protocol}", self.from, self.to, self.port)?;
+        line(f, format_args!("{verdict}  {} -> {}, {}/{protocol}", self.from, self.to, self.port))?;
         side(f, "", "egress", &self.from, &self.egress)?;
         let Some(through) = &self.through else { return side(f, "", "ingress", &self.to, &self.ingress) };
         let owners = through.owners.join(" and ");
         let all = through.backends.len();
         let reached = through.backends.iter().filter(|backend| backend.verdict == Verdict::Allow).count();
-        writeln!(f, "  through {owners} at {}: {}", through.address, told(reached, all, through.verdict))?;
+        line(f, format_args!("  through {owners} at {}: {}", through.address, told(reached, all, through.verdict)))?;
         let mut backends: Vec<_> = through.backends.iter().collect();
         backends.sort_by_key(|backend| std::cmp::Reverse(backend.verdict));
         for backend in backends.iter().take(SHOWN) {
             let place = SocketAddr::from((backend.address, backend.port));
             let end = backend.pod.as_ref().map_or_else(|| backend.address.to_string(), ToString::to_string);
-            writeln!(f, "    {:<6}{end} at {place}", backend.verdict.name())?;
+            line(f, format_args!("    {:<6}{end} at {place}", backend.verdict.name()))?;
             side(f, "    ", "egress", &self.from, &backend.egress)?;
             side(f, "    ", "ingress", &end, &backend.ingress)?;
         }
         if all > SHOWN {
-            writeln!(f, "    and {} more: -o json has them all", all - SHOWN)?;
+            line(f, format_args!("    and {} more: -o json has them all", all - SHOWN))?;
         }
         Ok(())
     }
@@ -53,10 +55,10 @@ fn told(reached: usize, all: usize, verdict: Verdict) -> String {
 }
 
 fn side(f: &mut fmt::Formatter<'_>, indent: &str, direction: &str, end: &dyn fmt::Display, side: &Side) -> fmt::Result {
-    writeln!(f, "{indent}  {direction:<8}{:<6}{}", side.verdict.name(), sentence(direction, end, side))?;
+    line(f, format_args!("{indent}  {direction:<8}{:<6}{}", side.verdict.name(), sentence(direction, end, side)))?;
     let details = side.nearest.iter().map(nearest).chain(side.hints.iter().map(|hint| format!("hint: {hint}")));
     for detail in details {
-        writeln!(f, "{indent}                {detail}")?;
+        line(f, format_args!("{indent}                {detail}"))?;
     }
     Ok(())
 }

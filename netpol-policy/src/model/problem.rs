@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::text::Safe;
+
 /// Something about an object that was not understood or is likely not meant so.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
@@ -18,7 +20,7 @@ pub struct Problem {
 /// `field: message`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.message)
+        write!(f, "{}: {}", Safe(&self.field), Safe(&self.message))
     }
 }
 

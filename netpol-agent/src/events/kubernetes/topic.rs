@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use netpol_common::{Direction, Reason};
+use netpol_policy::text::Safe;
 
 use crate::events::{End, PolicyRef};
 
@@ -157,7 +158,9 @@ fn policies(policies: &[PolicyRef]) -> String {
 }
 
 /// Cuts what the API server would refuse.
-pub(super) fn shorten(mut note: String) -> String {
+pub(super) fn shorten(note: String) -> String {
+    // `kubectl describe` shows it as it is.
+    let mut note = Safe(note).to_string();
     if note.len() > NOTE {
         note.truncate(note.floor_char_boundary(NOTE));
         note.push('…');

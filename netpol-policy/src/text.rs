@@ -1,0 +1,108 @@
+//! Makes text safe to show. Names, labels and paths are written by whoever writes objects or files; shown as they are, they can
+//! move the cursor, forge a line, or reorder what a person reads (<https://trojansource.codes>).
+//!
+//! Everything that leaves netpol as text goes through here: [`Safe`] for terminals, log lines and metric labels, [`json`] for
+//! JSON. Text that a person can see as it is stays as it is.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write};
+
+/// Shows a value with what a person cannot see escaped, as `\n` or `\u{202e}`; always one line.
+#[derive(Clone, Copy, Debug)]
+pub struct Safe<T>(pub T);
+
+impl<T: fmt::Display> fmt::Display for Safe<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(Escaping(f), "{}", self.0)
+    }
+}
+
+/// Escapes what is written through it.
+#[derive(Debug)]
+struct Escaping<W>(W);
+
+impl<W: Write> Write for Escaping<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some((position, character)) = rest.char_indices().find(|(_, character)| is_unsafe(*character)) {
+            self.0.write_str(&rest[..position])?;
+            match character {
+                '\n' | '\r' | '\t' => write!(self.0, "{}", character.escape_default())?,
+                other => write!(self.0, "{}", other.escape_unicode())?,
+            }
+            rest = &rest[position + character.len_utf8()..];
+        }
+        self.0.write_str(rest)
+    }
+}
+
+/// A line of text, for a `Display` of several lines.
+///
+/// # Errors
+/// Where the formatter does not take it.
+pub fn line(f: &mut fmt::Formatter<'_>, text: fmt::Arguments<'_>) -> fmt::Result {
+    writeln!(f, "{}", Safe(text))
+}
+
+/// JSON that means the same, with what a person cannot see written as `\u202e`. Writers of JSON escape only what is below 0x20;
+/// all else that is unsafe stands within strings, where this escape is allowed (RFC 8259, section 7).
+pub fn json(text: &str) -> Cow<'_, str> {
+    let is_layout = |character: char| character < ' ';
+    if !text.chars().any(|character| is_unsafe(character) && !is_layout(character)) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        if is_unsafe(character) && !is_layout(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                // Writing to a string does not fail.
+                let _ = write!(safe, "\\u{unit:04x}");
+            }
+        } else {
+            safe.push(character);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Whether a character acts on a terminal, starts a line, changes the direction of text, or cannot be seen: controls (C0, DEL,
+/// C1), line and paragraph separators, bidirectional controls, and what is ignorable by default.
+/// Source: `DerivedCoreProperties.txt` of Unicode 16, `Default_Ignorable_Code_Point`; UAX #9, table 3.
+pub fn is_unsafe(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_escaped_and_the_rest_is_not() {
+        for (text, shown) in [
+            ("shop/web-0 — Läden, 店 🛒", "shop/web-0 — Läden, 店 🛒"),
+            ("a\nb\r\tc", r"a\nb\r\tc"),
+            ("\u{1b}[2J\u{1b}]0;x\u{7}", r"\u{1b}[2J\u{1b}]0;x\u{7}"),
+            ("\u{7f}\u{85}\u{9b}31m", r"\u{7f}\u{85}\u{9b}31m"),
+            ("a\u{202e}b\u{2066}c\u{2069}\u{200f}\u{61c}", r"a\u{202e}b\u{2066}c\u{2069}\u{200f}\u{61c}"),
+            ("we\u{200b}b\u{feff}\u{2060}\u{ad}", r"we\u{200b}b\u{feff}\u{2060}\u{ad}"),
+            ("\u{2028}\u{2029}\u{e0041}", r"\u{2028}\u{2029}\u{e0041}"),
+        ] {
+            assert_eq!(Safe(text).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn json_means_the_same_and_hides_nothing() {
+        let text = "a\u{1b}\n\u{7f}\u{9b}\u{202e}\u{200b}\u{e0041}é";
+        let written = serde_json::to_string_pretty(&[text]).expect("text");
+        let safe = json(&written);
+        assert!(!safe.chars().any(|character| is_unsafe(character) && character != '\n'), "{safe:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&safe).expect("it is JSON"), [text]);
+        assert!(matches!(json("[\n  \"é\"\n]"), Cow::Borrowed(_)));
+    }
+}
