@@ -79,3 +79,53 @@ fn without_privileges_it_says_which() {
         assert!(text.contains("CAP_NET_ADMIN") && text.contains("as root"), "{text}");
     }
 }
+
+/// In YAML: the controls that move a cursor, start a line and reorder text.
+const HOSTILE: &str = "x\\e[2J\\r\\nready\\u202e\\u200b";
+
+#[test]
+fn hostile_manifests_are_reported_and_the_others_enforced() {
+    let mut node = Node::with_pods(&[1, 2]);
+    node.add_pod(3);
+    let directory = node.directory.path().to_owned();
+    let path = |name: &str| directory.join(name);
+    nix::unistd::mkfifo(&path("fifo.yaml"), nix::sys::stat::Mode::S_IRWXU).expect("it can be made");
+    std::os::unix::fs::symlink("/dev/zero", path("zero.yaml")).expect("it can be linked");
+    let sparse = std::fs::File::create(path("sparse.yaml")).and_then(|file| file.set_len(1 << 30));
+    sparse.expect("it can be made");
+    node.write("bad.yaml", &"---\nkind: [\n".repeat(20_000));
+    node.write(
+        "a\u{1b}[2J\u{202e}\n.yaml",
+        &format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: \"{HOSTILE}\", namespace: \"{HOSTILE}\"}}, spec: {{nodeName: n1}}, \
+             status: {{phase: Running, podIPs: [{{ip: 10.9.0.3}}, {{ip: \"{HOSTILE}\"}}]}}}}\n---\n\
+             {{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: \"{HOSTILE}\", namespace: \"{HOSTILE}\"}}, \
+             spec: {{podSelector: {{}}, policyTypes: [Ingress, \"{HOSTILE}\"]}}}}\n"
+        ),
+    );
+    node.policy("deny", "{podSelector: {matchLabels: {n: p2}}, policyTypes: [Ingress]}");
+    node.start(&["--metrics", "127.0.0.1:9467"]);
+    for part in [
+        "fifo.yaml: this file is a FIFO",
+        "zero.yaml: this file is a character device",
+        "sparse.yaml: this file is larger than 128 MiB",
+        "19990 more errors in this file like this one: ",
+    ] {
+        let (file, says) = part.split_once(": ").unwrap_or(("", part));
+        node.wait(part, || node.log().lines().any(|line| line.contains(file) && line.contains(says)));
+    }
+    node.expect(1, 2, 80, false);
+    node.expect(1, 3, 80, false);
+    node.wait("the denial of the hostile pod's is reported", || node.events().contains("10.9.0.3"));
+    let status = node.verb(&["status", "--api-socket", path(".api.sock").to_str().expect("text")]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    let (log, page) = (node.log(), node.page(9467, "/metrics"));
+    let page = page.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).expect("a body");
+    assert!(page.contains("2J") && status.contains("2J") && log.contains("2J"), "{page}\n{status}\n{log}");
+    for text in [log, page, status, node.events()] {
+        let shown = |character: char| character == '\n' || !netpol_policy::text::is_unsafe(character);
+        assert!(text.chars().all(shown), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("ready")), "{text}");
+    }
+    assert!(node.log().lines().count() < 100, "{}", node.log());
+}

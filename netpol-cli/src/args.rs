@@ -76,6 +76,19 @@ pub(crate) struct InputOptions {
     /// Manifests: a file, a directory (with all below it: *.yaml, *.yml, *.json), or - for standard input; repeatable
     #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
     pub(crate) paths: Vec<PathBuf>,
+    /// MiB that a manifest may have; a larger file is not read
+    #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.file / netpol_files::MIB)]
+    pub(crate) max_manifest_file: u64,
+    /// MiB that all manifests together may have; files beyond it, by path, are not read
+    #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
+    pub(crate) max_manifests: u64,
+}
+
+impl InputOptions {
+    pub(crate) fn limits(&self) -> netpol_files::Limits {
+        let bytes = |mib: u64| mib.saturating_mul(netpol_files::MIB);
+        netpol_files::Limits { file: bytes(self.max_manifest_file), all: bytes(self.max_manifests) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

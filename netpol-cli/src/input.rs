@@ -1,12 +1,14 @@
 //! Manifests from files, directories and standard input.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use netpol_files::{is_manifest, read_any, read_regular, read_stream};
 use netpol_policy::manifest::{self, Located, ManifestError, Parsed};
 use netpol_policy::model::Object;
+use netpol_policy::text::Safe;
 use netpol_policy::world::World;
 
 use crate::args::InputOptions;
@@ -22,23 +24,30 @@ pub(crate) struct Input {
 impl Input {
     /// Reads all paths. What cannot be read is noted, and the rest read all the same.
     pub(crate) fn read(options: &InputOptions) -> Self {
-        let mut input = Self::default();
-        let mut files = BTreeSet::new();
+        let (mut input, mut files, mut before) = (Self::default(), BTreeMap::new(), 0);
+        let limits = options.limits();
         for path in &options.paths {
             if path.as_os_str() == "-" {
-                let mut bytes = Vec::new();
-                match io::stdin().lock().read_to_end(&mut bytes) {
-                    Ok(_) => input.text("<stdin>", bytes),
-                    Err(error) => input.unreadable.push(format!("cannot read standard input: {error}")),
+                match read_stream(io::stdin().lock(), before, limits) {
+                    Ok(bytes) => {
+                        before += bytes.len() as u64;
+                        input.text("<stdin>", bytes);
+                    }
+                    Err(error) => input.unreadable.push(format!("standard input {error}")),
                 }
             } else {
                 input.collect(path, true, &mut files, &mut BTreeSet::new());
             }
         }
-        for file in files {
-            match fs::read(&file) {
-                Ok(bytes) => input.text(&file.display().to_string(), bytes),
-                Err(error) => input.unreadable.push(format!("cannot read {}: {error}", file.display())),
+        for (file, named) in files {
+            // A file that was named itself may be a pipe of the shell; one that was found is a regular file or nothing.
+            let read = if named { read_any } else { read_regular };
+            match read(&file, before, limits) {
+                Ok(bytes) => {
+                    before += bytes.len() as u64;
+                    input.text(&file.display().to_string(), bytes);
+                }
+                Err(error) => input.unreadable.push(format!("{} {error}", file.display())),
             }
         }
         let duplicates = manifest::duplicates(&input.parsed.objects);
@@ -49,7 +58,7 @@ impl Input {
     /// Tells standard error what is wrong with the input.
     pub(crate) fn report(&self) {
         for message in &self.unreadable {
-            eprintln!("netpol: {message}");
+            eprintln!("netpol: {}", Safe(message));
         }
         for error in &self.parsed.errors {
             eprintln!("{error}");
@@ -75,7 +84,7 @@ impl Input {
     fn text(&mut self, name: &str, bytes: Vec<u8>) {
         match String::from_utf8(bytes) {
             Ok(text) => {
-                let Parsed { objects, errors, ignored } = manifest::parse(&text, name);
+                let Parsed { objects, errors, ignored, .. } = manifest::parse(&text, name);
                 self.parsed.objects.extend(objects);
                 self.parsed.errors.extend(errors);
                 self.parsed.ignored.extend(ignored);
@@ -84,13 +93,19 @@ impl Input {
         }
     }
 
-    /// Files of a directory and all below it. A file that was named itself may be called anything.
-    fn collect(&mut self, path: &Path, named: bool, files: &mut BTreeSet<PathBuf>, above: &mut BTreeSet<PathBuf>) {
+    /// Files of a directory and all below it, and whether they were named themselves: those may be called anything.
+    fn collect(
+        &mut self,
+        path: &Path,
+        named: bool,
+        files: &mut BTreeMap<PathBuf, bool>,
+        above: &mut BTreeSet<PathBuf>,
+    ) {
         let entries = match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>),
             Ok(_) => {
                 if named || is_manifest(path) {
-                    files.insert(path.to_owned());
+                    *files.entry(path.to_owned()).or_default() |= named;
                 }
                 return;
             }
@@ -116,8 +131,4 @@ impl Input {
             Err(error) => self.unreadable.push(format!("cannot read {}: {error}", path.display())),
         }
     }
-}
-
-fn is_manifest(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }

@@ -271,3 +271,98 @@ fn waiting_says_what_can_be_waited_for_and_who_does_not_answer() {
     assert_eq!((run.code, run.out.as_str()), (3, ""));
     assert!(run.err.starts_with("netpol: no agent answers at ") && run.err.contains("--socket"), "{}", run.err);
 }
+
+#[test]
+fn hostile_files_are_named_and_keep_no_other_from_being_read() {
+    let bad = "---\nkind: [\n".repeat(100_000);
+    let labels: String = (0..100_000).map(|label| format!("    l{label}: v\n")).collect();
+    let big = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: big\n  labels:\n{labels}");
+    let manifests = Manifests::of(&[("shop.yaml", SHOP), ("bad.yaml", &bad), ("big.yaml", &big)]);
+    let path = |name: &str| manifests.0.path().join(name);
+    let fifo = Command::new("mkfifo").arg(path("fifo.yaml")).status().expect("mkfifo is installed");
+    assert!(fifo.success());
+    std::os::unix::fs::symlink("/dev/zero", path("zero.yaml")).expect("it can be linked");
+    let sparse = fs::File::create(path("sparse.yaml")).and_then(|file| file.set_len(1 << 30));
+    sparse.expect("it can be made");
+    let run = manifests.run("lint", &[]);
+    assert_eq!(run.code, 3);
+    let refused: Vec<&str> = run.err.lines().collect();
+    assert_eq!(refused.len(), 3, "{}", run.err);
+    for (line, says) in refused.iter().zip([
+        "fifo.yaml is a FIFO",
+        "sparse.yaml is larger than 128 MiB",
+        "zero.yaml is a character device",
+    ]) {
+        assert!(line.contains(says), "{line}");
+    }
+    assert!(run.out.lines().count() < 20, "{}", run.out);
+    assert!(run.out.contains("99990 more errors in this file like this one: "), "{}", run.out);
+    assert!(run.out.contains("6 objects, "), "{}", run.out);
+
+    // What was named itself may be a pipe of the shell, up to a limit.
+    let writer = std::thread::spawn({
+        let fifo = path("fifo.yaml");
+        move || fs::write(fifo, SHOP)
+    });
+    let run = netpol(&["lint", "-f", path("fifo.yaml").to_str().expect("text")], "");
+    assert_eq!((run.code, run.out.as_str()), (0, "5 objects, 0 errors, 0 warnings\n"), "{}", run.err);
+    writer.join().expect("no panic").expect("it is read");
+    let run = netpol(&["lint", "--max-manifest-file", "1", "-f", "/dev/zero"], "");
+    assert_eq!(run.code, 3);
+    assert!(run.err.contains("/dev/zero is larger than 1 MiB"), "{}", run.err);
+}
+
+/// With the controls that move a cursor, start a line and reorder text, as YAML and as it is.
+const HOSTILE: (&str, &str) = ("x\\e[2J\\r\\nALLOW\\u202e\\u200b", "x\u{1b}[2J\r\nALLOW\u{202e}\u{200b}");
+
+#[test]
+fn hostile_names_are_escaped_in_every_output() {
+    let (yaml, name) = HOSTILE;
+    let text = format!(
+        r#"
+{{apiVersion: v1, kind: Pod, metadata: {{name: "{yaml}", namespace: "{yaml}", labels: {{"{yaml}": "{yaml}"}}}}, status: {{podIP: 10.0.0.1}}}}
+---
+{{apiVersion: v1, kind: Pod, metadata: {{name: other, namespace: "{yaml}"}}, status: {{podIPs: [{{ip: 10.0.0.2}}, {{ip: "{yaml}"}}]}}}}
+---
+{{apiVersion: v1, kind: Pod, metadata: {{name: unready, namespace: "{yaml}"}}}}
+---
+{{apiVersion: v1, kind: "{yaml}", metadata: {{name: "{yaml}"}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: "{yaml}", namespace: "{yaml}", "{yaml}": 1}}
+spec:
+  podSelector: {{}}
+  ingress:
+  - from: [{{podSelector: {{matchLabels: {{"{yaml}": "{yaml}"}}}}}}, {{ipBlock: {{cidr: "{yaml}"}}}}]
+    ports: [{{port: "{yaml}"}}, {{port: 80, protocol: "{yaml}"}}]
+    "{yaml}": 1
+"#
+    );
+    let manifests = Manifests::of(&[(&format!("{}.yaml", name.replace('/', "")), &text)]);
+    let end = format!("{name}/{name}");
+    let other = format!("{name}/other");
+    let explain = ["--from", &end, "--to", &other, "--port", "81"];
+    let is_safe = |text: &str| {
+        let hidden = |character: char| character.is_control() || "\u{202e}\u{200b}".contains(character);
+        text.chars().all(|character| character == '\n' || !hidden(character))
+    };
+    for (verb, arguments) in [
+        ("lint", &[][..]),
+        ("lint", &["-o", "json"]),
+        ("matrix", &["-p", "80"]),
+        ("matrix", &["-p", "80", "-o", "json"]),
+        ("explain", &explain),
+        ("explain", &[&explain[..], &["-o", "json"]].concat()),
+        ("explain", &["--from", &end, "--to", &format!("{name}/nobody"), "--port", "81"]),
+    ] {
+        let run = manifests.run(verb, arguments);
+        assert!(is_safe(&run.out) && is_safe(&run.err), "{verb} {arguments:?}: {:?} {:?}", run.out, run.err);
+        let forged = |text: &str| text.lines().any(|line| line.starts_with("ALLOW\\u"));
+        assert!(!forged(&run.out) && !forged(&run.err), "{verb} {arguments:?}: {} {}", run.out, run.err);
+        assert!(run.out.contains("202e") || run.err.contains("202e"), "{verb} {arguments:?}: {} {}", run.out, run.err);
+    }
+    let run = manifests.run("matrix", &["-p", "80", "-o", "json"]);
+    let value: Value = serde_json::from_str(&run.out).expect("it is JSON");
+    assert!(value.to_string().contains("2J"), "the name is in it");
+}

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
 use crate::chain::chain;
@@ -98,6 +99,12 @@ struct RunArgs {
     /// directory tree of manifests
     #[arg(long, env = "NETPOL_SOURCE")]
     source: ObjectSource,
+    /// MiB that a manifest of --source dir:PATH may have; a larger file is not read
+    #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.file / netpol_files::MIB)]
+    max_manifest_file: u64,
+    /// MiB that all manifests of --source dir:PATH together may have; files beyond it, by path, are not read
+    #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
+    max_manifests: u64,
     /// This node's name, as `spec.nodeName` of its pods says it
     #[arg(long, env = "NODE_NAME")]
     node: String,
@@ -145,6 +152,13 @@ struct RunArgs {
     bpf_object: Option<PathBuf>,
     #[command(flatten)]
     sizes: Sizes,
+}
+
+impl RunArgs {
+    fn limits(&self) -> netpol_files::Limits {
+        let bytes = |mib: u64| mib.saturating_mul(netpol_files::MIB);
+        netpol_files::Limits { file: bytes(self.max_manifest_file), all: bytes(self.max_manifests) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -270,7 +284,9 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Uninstall(args) => uninstall::run(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {}", chain(error.as_ref()));
+        // What the verifier says has many lines.
+        let text = format!("error: {}", chain(error.as_ref()));
+        text.lines().for_each(|line| eprintln!("{}", Safe(line)));
         ExitCode::from(code(&error))
     })
 }

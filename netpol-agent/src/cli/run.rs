@@ -42,7 +42,7 @@ async fn serve(args: RunArgs) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
     // Before anything is made: who mistypes the source leaves nothing behind.
-    let mut feed = args.source.clone().start()?;
+    let mut feed = args.source.clone().start(args.limits())?;
     if Mounts::ensure(&args.pin_path)? {
         tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
     }

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use std::time::Instant;
 
+use netpol_files::Limits;
 use netpol_policy::model::ObjectKey;
 use netpol_policy::world::Event;
 use thiserror::Error;
@@ -109,13 +110,13 @@ pub enum SourceError {
 }
 
 impl ObjectSource {
-    /// Sends everything there is as the first batch, and goes on, in a task of its own.
+    /// Sends everything there is as the first batch, and goes on, in a task of its own. `limits` are for files.
     ///
     /// # Errors
     /// Where the source is not there at all. Objects that are not understood are told in the log instead.
-    pub fn start(self) -> Result<Feed, SourceError> {
+    pub fn start(self, limits: Limits) -> Result<Feed, SourceError> {
         match self {
-            Self::Dir(path) => dir::start(&path),
+            Self::Dir(path) => dir::start(&path, limits),
             Self::Kube(kubeconfig) => kube::start(kubeconfig, kube::Options::default()),
         }
     }

@@ -7,10 +7,12 @@
 //!
 //! A document that cannot be read never takes another one with it: files are cut at their `---` lines before anything is parsed.
 
+mod diagnostics;
 mod object;
 mod path;
 mod salvage;
 mod scalar;
+mod size;
 mod split;
 mod tree;
 
@@ -21,15 +23,18 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::model::{Object, ObjectKey, Severity};
+use crate::text::Safe;
 
 /// What a file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
     /// The objects netpol uses, in the order of the file.
     pub objects: Vec<Located<Object>>,
-    /// All that is wrong, warnings included, in the order of the file. What is wrong within a policy also stands in
-    /// [`crate::model::Policy::problems`]; what is here has its line.
+    /// What is wrong, warnings included, in the order of the file; of each kind the first few, and at the end how many more. What
+    /// is wrong within a policy also stands in [`crate::model::Policy::problems`]; what is here has its line.
     pub errors: Vec<ManifestError>,
+    /// Documents and objects of which nothing counts.
+    pub left_out: usize,
     /// Objects of kinds that netpol does not use.
     pub ignored: Vec<Ignored>,
 }
@@ -82,19 +87,20 @@ pub struct ManifestError {
 /// `file:line: error: Kind namespace/name: field: message`.
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}: ", self.file, self.line, self.severity.name())?;
+        write!(f, "{}:{}: {}: ", Safe(&self.file), self.line, self.severity.name())?;
         for part in [&self.object, &self.field].into_iter().flatten() {
-            write!(f, "{part}: ")?;
+            write!(f, "{}: ", Safe(part))?;
         }
-        f.write_str(&self.message)
+        write!(f, "{}", Safe(&self.message))
     }
 }
 
 /// Reads every document of a YAML or JSON text. This never fails: what cannot be read is among the errors.
 pub fn parse(text: &str, file: &str) -> Parsed {
     let mut reader = object::Reader::new(file);
+    let mut aliased = 0;
     for piece in split::documents(text) {
-        match tree::read(&piece) {
+        match tree::read(&piece, &mut aliased) {
             Ok(mut trees) => trees.iter_mut().for_each(|tree| reader.document(tree)),
             Err(error) => reader.unreadable(&error),
         }

@@ -1,22 +1,26 @@
 //! One document to objects: which kind it is, and what is wrong with it.
 
-use std::sync::Arc;
-
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1::NetworkPolicy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::path::FieldPath;
+use super::diagnostics::Diagnostics;
+use super::path::{FieldPath, Step};
 use super::salvage;
+use super::size;
 use super::tree::{SyntaxError, Tree};
-use super::{Ignored, Located, ManifestError, Parsed};
+use super::{Ignored, Located, Parsed};
 use crate::model::{EndpointSlice, Namespace, Node, Object, Pod, Policy, Problem, Service, Severity};
+
+/// Faults of one policy that are given up one by one. Each costs a look at the whole policy, so that a policy with more of
+/// them is given up as a whole.
+const MAX_FAULTS: usize = 64;
 
 /// Reads the documents of one file.
 pub(super) struct Reader {
-    file: Arc<str>,
     document: usize,
     parsed: Parsed,
+    diagnostics: Diagnostics,
 }
 
 /// An object within a document: its place, for lines, and its name, for messages.
@@ -35,25 +39,18 @@ struct Fault {
 
 impl Reader {
     pub(super) fn new(file: &str) -> Self {
-        Self { file: file.into(), document: 0, parsed: Parsed::default() }
+        Self { document: 0, parsed: Parsed::default(), diagnostics: Diagnostics::new(file) }
     }
 
     pub(super) fn finish(self) -> Parsed {
-        self.parsed
+        Parsed { errors: self.diagnostics.finish(), ..self.parsed }
     }
 
     pub(super) fn unreadable(&mut self, error: &SyntaxError) {
         self.document += 1;
+        self.parsed.left_out += 1;
         let message = format!("document {} {}; nothing of this document is used", self.document, error.message);
-        self.parsed.errors.push(ManifestError {
-            severity: Severity::Error,
-            file: self.file.clone(),
-            line: error.line,
-            document: self.document,
-            object: None,
-            field: None,
-            message,
-        });
+        self.diagnostics.add(Severity::Error, self.document, None, &message, || (error.line, None));
     }
 
     pub(super) fn document(&mut self, tree: &mut Tree) {
@@ -69,7 +66,7 @@ impl Reader {
     fn object(&mut self, tree: &Tree, mut value: Value, root: FieldPath, inherited: Option<(&str, &str)>) {
         let mut place = Place { tree, root, name: None };
         let Some(map) = value.as_object_mut() else {
-            return self.error(
+            return self.left_out(
                 &place,
                 &FieldPath::default(),
                 "is not an object; it needs apiVersion, kind and metadata",
@@ -82,7 +79,7 @@ impl Reader {
         let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, kind) = (text("apiVersion"), text("kind"));
         if kind.is_empty() {
-            return self.error(&place, &FieldPath::default(), "has no `kind`; it is left out");
+            return self.left_out(&place, &FieldPath::default(), "has no `kind`; it is left out");
         }
         if let Some(item_kind) = kind.strip_suffix("List")
             && let Some(Value::Array(items)) = map.get_mut("items").map(Value::take)
@@ -96,7 +93,7 @@ impl Reader {
         }
         let Some(expected) = expected_version(&kind, &api_version) else {
             let line = tree.lines.of(&place.root);
-            self.parsed.ignored.push(Ignored { file: self.file.clone(), line, api_version, kind });
+            self.parsed.ignored.push(Ignored { file: self.diagnostics.file().clone(), line, api_version, kind });
             return;
         };
         place.name = Some(title(&kind, map));
@@ -107,10 +104,18 @@ impl Reader {
         }
         let name = map.get("metadata").and_then(|metadata| metadata.get("name"));
         if name.and_then(Value::as_str).is_none_or(str::is_empty) {
-            return self.error(
+            return self.left_out(
                 &place,
                 &FieldPath::default().key("metadata").key("name"),
                 "is absent; the object is left out",
+            );
+        }
+        // A policy must isolate whatever its size: it is given up below, not left out.
+        if kind != "NetworkPolicy" && size::is_too_large(&value) {
+            return self.left_out(
+                &place,
+                &FieldPath::default(),
+                &format!("{}; the object is left out", size::TOO_LARGE),
             );
         }
         self.of_kind(&place, &kind, value);
@@ -163,7 +168,7 @@ impl Reader {
         match result {
             Ok(object) => Some(object),
             Err((path, message)) => {
-                self.error(place, &path, &format!("{message}; the object is left out"));
+                self.left_out(place, &path, &format!("{message}; the object is left out"));
                 None
             }
         }
@@ -172,17 +177,27 @@ impl Reader {
     fn policy(&mut self, place: &Place<'_>, mut value: Value) {
         let mut faults: Vec<Fault> = Vec::new();
         let mut given_up: Vec<FieldPath> = Vec::new();
-        let repeated = place.tree.repeated.iter().filter_map(|path| path.below(&place.root));
+        let repeated = place.tree.repeated_below(&place.root);
         let mut found: Vec<(FieldPath, String)> = repeated.map(|path| (path, "stands twice".to_owned())).collect();
+        let spec = FieldPath(vec![Step::Key("spec".to_owned())]);
+        if size::is_too_large(&value) {
+            found = vec![(spec.clone(), size::TOO_LARGE.to_owned())];
+        }
         let api = loop {
+            let in_spec = found.iter().filter(|(path, _)| path.below(&spec).is_some()).count();
+            if given_up.len() + in_spec > MAX_FAULTS && !given_up.contains(&spec) {
+                found = vec![(spec.clone(), format!("has more than {MAX_FAULTS} faults"))];
+            }
             for (path, message) in found.drain(..) {
                 let Some((place_given_up, consequence)) = salvage::give_up(&mut value, &path) else {
-                    return self.error(place, &path, &format!("{message}; nothing of this policy can be used"));
+                    return self.left_out(place, &path, &format!("{message}; nothing of this policy can be used"));
                 };
                 let matters = path.to_string().starts_with("spec");
                 let severity = if matters { Severity::Error } else { Severity::Warning };
                 faults.push(Fault { severity, path, message: format!("{message}; {consequence}") });
-                given_up.push(place_given_up);
+                if matters {
+                    given_up.push(place_given_up);
+                }
             }
             let (result, unknown) = deserialize::<NetworkPolicy>(value.clone());
             for path in unknown {
@@ -204,7 +219,7 @@ impl Reader {
         let own: Vec<Problem> = policy.problems.clone();
         for fault in faults {
             let Fault { severity, path, message } = fault;
-            self.push(place, severity, place.tree.lines.of(&place.absolute(&path)), Some(path.to_string()), &message);
+            self.at(place, severity, &path, &message);
             policy.problems.push(Problem { severity, field: path.to_string(), message });
         }
         self.problems(place, &own);
@@ -212,21 +227,32 @@ impl Reader {
     }
 
     fn repeated(&mut self, place: &Place<'_>) {
-        for path in place.tree.repeated.iter().filter_map(|path| path.below(&place.root)) {
+        for path in place.tree.repeated_below(&place.root) {
             self.warning(place, &path, "stands twice; the last one counts");
         }
     }
 
     fn found(&mut self, place: &Place<'_>, object: Object) {
         let line = place.tree.lines.of(&place.root);
-        self.parsed.objects.push(Located { object, file: self.file.clone(), line, document: self.document });
+        self.parsed.objects.push(Located {
+            object,
+            file: self.diagnostics.file().clone(),
+            line,
+            document: self.document,
+        });
     }
 
     fn problems(&mut self, place: &Place<'_>, problems: &[Problem]) {
-        for problem in problems {
-            let line = place.line_of_text(&problem.field);
-            self.push(place, problem.severity, line, Some(problem.field.clone()), &problem.message);
+        for Problem { severity, field, message } in problems {
+            let found = || (place.line_of_text(field), Some(field.clone()));
+            self.diagnostics.add(*severity, self.document, place.name.as_deref(), message, found);
         }
+    }
+
+    /// An object that does not count at all.
+    fn left_out(&mut self, place: &Place<'_>, path: &FieldPath, message: &str) {
+        self.parsed.left_out += 1;
+        self.error(place, path, message);
     }
 
     fn error(&mut self, place: &Place<'_>, path: &FieldPath, message: &str) {
@@ -238,21 +264,11 @@ impl Reader {
     }
 
     fn at(&mut self, place: &Place<'_>, severity: Severity, path: &FieldPath, message: &str) {
-        let line = place.tree.lines.of(&place.absolute(path));
-        let field = (!path.0.is_empty()).then(|| path.to_string());
-        self.push(place, severity, line, field, message);
-    }
-
-    fn push(&mut self, place: &Place<'_>, severity: Severity, line: usize, field: Option<String>, message: &str) {
-        self.parsed.errors.push(ManifestError {
-            severity,
-            file: self.file.clone(),
-            line,
-            document: self.document,
-            object: place.name.clone(),
-            field,
-            message: message.to_owned(),
-        });
+        let found = || {
+            let field = (!path.0.is_empty()).then(|| path.to_string());
+            (place.tree.lines.of(&place.absolute(path)), field)
+        };
+        self.diagnostics.add(severity, self.document, place.name.as_deref(), message, found);
     }
 }
 

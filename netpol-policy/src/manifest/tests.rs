@@ -257,3 +257,68 @@ fn duplicates_are_named_with_both_places() {
     let found: Vec<_> = duplicates(&objects).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["y.yaml:1: warning: Pod default/a: stands in x.yaml:1 too; this one counts"]);
 }
+
+#[test]
+fn many_bad_documents_are_summarised() {
+    let parsed = parse(&"---\nkind: [\n".repeat(100_000), "f");
+    assert_eq!((parsed.objects.len(), parsed.left_out), (0, 100_000));
+    assert_eq!(parsed.errors.len(), 11, "{:?}", parsed.errors);
+    let last = parsed.errors.last().expect("a summary");
+    assert!(last.message.starts_with("99990 more errors in this file like this one: document 11 "), "{last}");
+    assert_eq!(last.line, 23);
+}
+
+#[test]
+fn a_pod_with_a_hundred_thousand_labels_costs_no_more_than_its_size() {
+    let labels: String = (0..100_000).map(|i| format!("    l{i}: v\n")).collect();
+    let parsed =
+        parse(&format!("{{}}\n---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: big\n  labels:\n{labels}"), "f");
+    let Object::Pod(pod) = &parsed.objects[0].object else { panic!("no pod") };
+    assert_eq!(pod.labels.iter().count(), 100_000);
+
+    // Each is a fault of its own, with a line to be found.
+    for (indent, faults) in [("  ", 100_000), ("    ", 50_000)] {
+        let names = (0..100_000).map(|i| format!("{indent}l{}: v\n", i % faults));
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: big\n  labels:\n    a: b\n{}",
+            names.collect::<String>()
+        );
+        let parsed = parse(&text, "f");
+        assert_eq!(parsed.objects.len(), 1);
+        assert_eq!(parsed.errors.len(), 11, "{:?}", parsed.errors.last());
+    }
+}
+
+#[test]
+fn an_object_that_no_api_server_takes_is_left_out() {
+    let big =
+        format!("{{apiVersion: v1, kind: Pod, metadata: {{name: big, annotations: {{a: {}}}}}}}", "x".repeat(3 << 20));
+    let parsed = parse(&format!("{big}\n---\n{{apiVersion: v1, kind: Node, metadata: {{name: n1}}}}"), "f");
+    assert_eq!((parsed.objects.len(), parsed.left_out), (1, 1));
+    let expected =
+        "f:1: error: Pod default/big: is larger than 3 MiB, the most an API server takes; the object is left out";
+    assert_eq!(parsed.errors[0].to_string(), expected);
+}
+
+#[test]
+fn a_policy_that_is_too_large_or_has_too_many_faults_isolates_every_pod() {
+    let many = vec!["{ipBlock: {cidr: [1]}}"; 1000].join(", ");
+    let large = format!("{{ipBlock: {{cidr: 10.0.0.0/8{}}}}}", "x".repeat(3 << 20));
+    for (peers, says) in [(many, "has more than 64 faults"), (large, "is larger than 3 MiB")] {
+        let parsed = policy(&format!("  {{podSelector: {{matchLabels: {{a: b}}}}, ingress: [{{from: [{peers}]}}]}}"));
+        let Object::Policy(policy) = &parsed.objects[0].object else { panic!("no policy") };
+        let rest = "every pod of the namespace is isolated in both directions";
+        let told = parsed.errors.iter().any(|error| error.message.contains(says) && error.message.contains(rest));
+        assert!(told, "{:?}", parsed.errors);
+        assert!(policy.pods.isolates(&crate::model::Labels::new()), "it isolates pods without the label too");
+    }
+}
+
+#[test]
+fn aliases_are_limited_for_a_file_as_a_whole() {
+    let list = vec!["0"; 1000].join(", ");
+    let aliases = vec!["*a"; 100].join(", ");
+    let document = format!("---\n{{x: &a [{list}], y: [{aliases}]}}\n");
+    let parsed = parse(&document.repeat(10), "f");
+    assert!(parsed.errors.iter().any(|error| error.message.contains("aliases")), "{:?}", parsed.errors);
+}

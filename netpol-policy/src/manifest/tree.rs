@@ -11,8 +11,8 @@ use super::split::Piece;
 
 /// Deeper nesting than any Kubernetes object has; a guard for the stack.
 const MAX_DEPTH: usize = 100;
-/// More values than people repeat by aliases; a guard against aliases that multiply.
-const MAX_ALIASED: usize = 500_000;
+/// More values than people repeat by aliases in one file; a guard against aliases that multiply.
+pub(super) const MAX_ALIASED: usize = 500_000;
 
 /// A document.
 #[derive(Debug)]
@@ -20,14 +20,21 @@ pub(super) struct Tree {
     pub(super) value: Value,
     /// The lines of what is in it.
     pub(super) lines: Lines,
-    /// Keys that stand twice in a map; the last one counts.
-    pub(super) repeated: Vec<FieldPath>,
+    /// Keys that stand twice in a map, sorted; the last one counts.
+    repeated: Vec<FieldPath>,
 }
 
 impl Tree {
     /// A document that never was text.
     pub(super) fn without_lines(value: Value) -> Self {
         Self { value, lines: Lines::at(1), repeated: Vec::new() }
+    }
+
+    /// Keys that stand twice in a map at `root` or below, as paths from there.
+    pub(super) fn repeated_below(&self, root: &FieldPath) -> impl Iterator<Item = FieldPath> {
+        // A path sorts before all that are below it.
+        let first = self.repeated.partition_point(|path| path < root);
+        self.repeated[first..].iter().map_while(|path| path.below(root))
     }
 }
 
@@ -50,7 +57,9 @@ impl Lines {
             // Items of a list stand at their index; searching would make long lists slow.
             let at_index = if let Step::Index(index) = step { lines.below.get(*index) } else { None };
             let found = at_index.filter(|(found, _)| found == step);
-            let Some((_, below)) = found.or_else(|| lines.below.iter().find(|(found, _)| found == step)) else { break };
+            // Of keys that stand twice the last one counts.
+            let by_name = || lines.below.iter().rev().find(|(found, _)| found == step);
+            let Some((_, below)) = found.or_else(by_name) else { break };
             lines = below;
         }
         lines
@@ -64,7 +73,9 @@ impl Lines {
     /// The same, for a field that is named in text.
     pub(super) fn of_text(&self, mut field: &str) -> usize {
         let mut lines = self;
-        while let Some((rest, below)) = lines.below.iter().find_map(|(step, below)| Some((step.strip(field)?, below))) {
+        while let Some((rest, below)) =
+            lines.below.iter().rev().find_map(|(step, below)| Some((step.strip(field)?, below)))
+        {
             (field, lines) = (rest, below);
         }
         lines.line
@@ -78,8 +89,9 @@ pub(super) struct SyntaxError {
     pub(super) message: String,
 }
 
-pub(super) fn read(piece: &Piece<'_>) -> Result<Vec<Tree>, SyntaxError> {
-    let read = Reader::new(piece).documents();
+/// `aliased` is how many values aliases of the same file have repeated so far.
+pub(super) fn read(piece: &Piece<'_>, aliased: &mut usize) -> Result<Vec<Tree>, SyntaxError> {
+    let read = Reader::new(piece, aliased).documents();
     match (read, piece.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
         // JSON that YAML does not take: surrogate pairs in escapes, for one. It has no lines.
         (Err(error), true) => match serde_json::from_str(piece.text) {
@@ -90,25 +102,25 @@ pub(super) fn read(piece: &Piece<'_>) -> Result<Vec<Tree>, SyntaxError> {
     }
 }
 
-struct Reader<'t> {
+struct Reader<'t, 'f> {
     events: Parser<'t, StrInput<'t>>,
     lines_before: usize,
     anchors: HashMap<usize, Value>,
     /// Where it is reading.
     path: FieldPath,
     repeated: Vec<FieldPath>,
-    aliased: usize,
+    aliased: &'f mut usize,
 }
 
-impl<'t> Reader<'t> {
-    fn new(piece: &Piece<'t>) -> Self {
+impl<'t, 'f> Reader<'t, 'f> {
+    fn new(piece: &Piece<'t>, aliased: &'f mut usize) -> Self {
         Self {
             events: Parser::new_from_str(piece.text),
             lines_before: piece.lines_before,
             anchors: HashMap::new(),
             path: FieldPath::default(),
             repeated: Vec::new(),
-            aliased: 0,
+            aliased,
         }
     }
 
@@ -122,7 +134,8 @@ impl<'t> Reader<'t> {
                 event => {
                     let mut lines = Lines::at(self.line(span));
                     let value = self.value(event, span, &mut lines)?;
-                    let repeated = std::mem::take(&mut self.repeated);
+                    let mut repeated = std::mem::take(&mut self.repeated);
+                    repeated.sort_unstable();
                     self.anchors.clear();
                     trees.push(Tree { value, lines, repeated });
                 }
@@ -158,17 +171,17 @@ impl<'t> Reader<'t> {
         let (value, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => (resolve(&text, style, tag.as_deref()), anchor),
             Event::Alias(anchor) => {
-                let Some(value) = self.anchors.get(&anchor).cloned() else {
+                let Some(value) = self.anchors.get(&anchor) else {
                     return fail(line, "refers to an anchor inside itself");
                 };
-                self.aliased += count(&value);
-                if self.aliased > MAX_ALIASED {
+                *self.aliased += count(value);
+                if *self.aliased > MAX_ALIASED {
                     return fail(
                         line,
                         "has aliases (`*name`) that multiply beyond measure; write out what they stand for",
                     );
                 }
-                (value, 0)
+                (value.clone(), 0)
             }
             Event::SequenceStart(anchor, _) => (self.list(lines)?, anchor),
             Event::MappingStart(anchor, _) => (self.map(lines)?, anchor),
@@ -209,7 +222,6 @@ impl<'t> Reader<'t> {
             let (event, span) = self.next()?;
             let step = Step::Key(key.clone());
             if map.contains_key(&key) {
-                lines.below.retain(|(earlier, _)| *earlier != step);
                 self.path.0.push(step.clone());
                 self.repeated.push(self.path.clone());
                 self.path.0.pop();

@@ -1,20 +1,23 @@
 //! `dir:PATH`: a directory tree of manifests. What its files say is what there is.
 //!
 //! Any hint leads to one scan; files whose stamp changed are read. A tree or file that cannot be read keeps its last
-//! content, and is looked at again; what is wrong with it is told once.
+//! content, and is looked at again; what is wrong with it is told once. Scans and reads are jobs of a blocking thread: they
+//! take as long as the files are large.
 
 mod scan;
 mod store;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use netpol_files::{Limits, ReadError, read_regular};
 use netpol_policy::manifest;
-use netpol_policy::model::{Object, Severity};
+use netpol_policy::model::Object;
 use netpol_policy::world::Event;
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Batch, Feed, Inquiry, Known, Revision, SourceError, SourceState, Subject};
@@ -30,13 +33,15 @@ const BURST: Duration = Duration::from_millis(200);
 const RESCAN: Duration = Duration::from_secs(15);
 /// Files still being written are looked at again after this long.
 const BUSY: Duration = Duration::from_millis(250);
+/// Diagnostics that one look writes to the log; the rest is counted.
+const LOGGED: usize = 500;
 
 /// Reads the tree and goes on watching it in a task.
 ///
 /// # Errors
 /// Where the directory cannot be listed or watched.
-pub fn start(root: &Path) -> Result<Feed, SourceError> {
-    let tree = Tree::open(root)?;
+pub fn start(root: &Path, limits: Limits) -> Result<Feed, SourceError> {
+    let tree = Tree::open(root, limits)?;
     let (sender, batches) = mpsc::channel(16);
     let (inquiries, asked) = mpsc::channel(16);
     tokio::spawn(tree.follow(Teller { sender, revision: Revision::default() }, asked));
@@ -61,6 +66,7 @@ impl Teller {
 #[derive(Debug)]
 struct Tree {
     root: PathBuf,
+    limits: Limits,
     files: BTreeMap<PathBuf, Read>,
     store: Store,
     watch: Watch,
@@ -79,28 +85,37 @@ struct Read {
 }
 
 impl Tree {
-    fn open(root: &Path) -> Result<Self, SourceError> {
+    /// Nothing is read yet.
+    fn open(root: &Path, limits: Limits) -> Result<Self, SourceError> {
         let failed = |verb| move |source| SourceError::Dir { verb, path: root.to_owned(), source };
         let mut watch = Watch::new().map_err(failed("watch"))?;
         watch.add(root).map_err(failed("watch"))?;
-        let found = scan(root).map_err(failed("list"))?;
-        let (files, troubles) = (BTreeMap::new(), BTreeMap::new());
-        let mut tree = Self { root: root.to_owned(), files, store: Store::default(), watch, busy: false, troubles };
-        tree.take_in(found);
-        Ok(tree)
+        std::fs::read_dir(root).map_err(failed("list"))?;
+        let (root, files, troubles) = (root.to_owned(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self { root, limits, files, store: Store::default(), watch, busy: false, troubles })
     }
 
-    async fn follow(mut self, mut teller: Teller, mut asked: mpsc::Receiver<Inquiry>) {
-        if !teller.tell(vec![Event::Reset(self.store.objects())], Instant::now()).await {
+    /// Looks on a blocking thread. `None` where that thread panicked.
+    async fn look_aside(mut self) -> Option<(Self, Vec<Event>)> {
+        let looked = spawn_blocking(move || {
+            let events = self.look();
+            (self, events)
+        });
+        looked.await.inspect_err(|error| tracing::error!(%error, "cannot read the manifests")).ok()
+    }
+
+    async fn follow(self, mut teller: Teller, mut asked: mpsc::Receiver<Inquiry>) {
+        let Some((mut tree, _)) = self.look_aside().await else { return };
+        if !teller.tell(vec![Event::Reset(tree.store.objects())], Instant::now()).await {
             return;
         }
         loop {
-            let wait = if self.busy { BUSY } else { RESCAN };
+            let wait = if tree.busy { BUSY } else { RESCAN };
             let mut inquiry = None;
             tokio::select! {
                 Some(asked) = asked.recv() => inquiry = Some(asked),
-                changed = timeout(wait, self.watch.changed()) => match changed {
-                    Ok(Ok(())) => self.settle().await,
+                changed = timeout(wait, tree.watch.changed()) => match changed {
+                    Ok(Ok(())) => tree.settle().await,
                     Ok(Err(error)) => {
                         tracing::error!(%error, "inotify failed; changes are found by looking every {RESCAN:?}");
                         sleep(RESCAN).await;
@@ -109,16 +124,17 @@ impl Tree {
                 },
             }
             let received = Instant::now();
-            let events = self.look();
+            let Some((same, events)) = tree.look_aside().await else { return };
+            tree = same;
             if !events.is_empty() && !teller.tell(events, received).await {
                 return;
             }
             if let Some(Inquiry { subject, answer }) = inquiry {
                 let exists = match &subject {
-                    Subject::Object(key) => self.store.contains(key),
+                    Subject::Object(key) => tree.store.contains(key),
                     Subject::Everything => true,
                 };
-                let known = match self.troubles.iter().next() {
+                let known = match tree.troubles.iter().next() {
                     None => Ok(Known { exists, revision: teller.revision }),
                     Some((path, trouble)) => Err(format!("{}: {trouble}", path.display())),
                 };
@@ -156,7 +172,7 @@ impl Tree {
                 troubles.insert(directory, text);
             }
         }
-        let mut events = Vec::new();
+        let (mut events, mut warnings) = (Vec::new(), Vec::new());
         let gone: Vec<PathBuf> = self
             .store
             .paths()
@@ -166,46 +182,56 @@ impl Tree {
             .collect();
         for path in gone {
             self.files.remove(&path);
-            tell(self.store.remove(&path), &mut events);
+            collect(self.store.remove(&path), &mut events, &mut warnings);
         }
         let mut unreadable = found.unreadable;
+        let mut bytes_before = 0;
         self.busy = false;
         for (path, stamp) in found.files {
             if self.files.get(&path).is_some_and(|read| read.stamp == stamp && read.young.is_none()) {
+                bytes_before += stamp.size();
                 continue;
             }
             if self.watch.is_being_written(&path) {
                 self.busy = true;
                 continue;
             }
-            match std::fs::read(&path) {
-                Ok(bytes) => self.read(path, stamp, &bytes, &mut events),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            match read_regular(&path, bytes_before, self.limits) {
+                Ok(bytes) => {
+                    bytes_before += bytes.len() as u64;
+                    let outcome = self.read(path, stamp, bytes);
+                    collect(outcome, &mut events, &mut warnings);
+                }
+                Err(ReadError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => unreadable.push((path, error)),
             }
         }
         for (path, error) in unreadable {
-            troubles.insert(path, format!("cannot read it: {error}; what it said last stays in force"));
+            troubles.insert(path, format!("this file {error}; what it said last stays in force"));
         }
         self.told(troubles);
+        log(&warnings);
         events
     }
 
-    fn read(&mut self, path: PathBuf, stamp: Stamp, bytes: &[u8], events: &mut Vec<Event>) {
-        let text = String::from_utf8_lossy(bytes).into_owned();
+    fn read(&mut self, path: PathBuf, stamp: Stamp, bytes: Vec<u8>) -> Outcome {
+        let (text, is_text) = match String::from_utf8(bytes) {
+            Ok(text) => (text, true),
+            Err(error) => (String::from_utf8_lossy(error.as_bytes()).into_owned(), false),
+        };
         let before = self.files.get(&path).and_then(|read| read.young.as_ref());
-        if before != Some(&text) {
-            let content = if text.as_bytes() == bytes {
-                understand(&text, &path)
-            } else {
-                let errors = vec![format!("{}: it is not UTF-8", path.display())];
-                Content { objects: Vec::new(), errors, broken: true }
-            };
-            tell(self.store.put(&path, content), events);
-        }
+        let outcome = if before == Some(&text) {
+            Outcome::default()
+        } else if is_text {
+            self.store.put(&path, understand(&text, &path))
+        } else {
+            let errors = vec![format!("{}: it is not UTF-8", path.display())];
+            self.store.put(&path, Content { objects: Vec::new(), errors, broken: true })
+        };
         let young = stamp.is_young().then_some(text);
         self.busy |= young.is_some();
         self.files.insert(path, Read { stamp, young });
+        outcome
     }
 
     /// Tells what is new of the troubles there are now.
@@ -225,18 +251,23 @@ impl Tree {
 fn understand(text: &str, path: &Path) -> Content {
     let parsed = manifest::parse(text, &path.to_string_lossy());
     let objects: Vec<Object> = parsed.objects.into_iter().map(|located| located.object).collect();
-    let names: BTreeSet<String> = objects.iter().map(|object| object.key().to_string()).collect();
-    let broken = parsed.errors.iter().any(|error| {
-        error.severity == Severity::Error && error.object.as_ref().is_none_or(|name| !names.contains(name))
-    });
-    Content { objects, errors: parsed.errors.iter().map(ToString::to_string).collect(), broken }
+    let errors = parsed.errors.iter().map(ToString::to_string).collect();
+    Content { objects, errors, broken: parsed.left_out > 0 }
 }
 
-fn tell(outcome: Outcome, events: &mut Vec<Event>) {
-    for warning in outcome.warnings {
+fn collect(outcome: Outcome, events: &mut Vec<Event>, warnings: &mut Vec<String>) {
+    events.extend(outcome.events);
+    warnings.extend(outcome.warnings);
+}
+
+fn log(warnings: &[String]) {
+    for warning in warnings.iter().take(LOGGED) {
         tracing::warn!("{warning}");
     }
-    events.extend(outcome.events);
+    if warnings.len() > LOGGED {
+        let more = warnings.len() - LOGGED;
+        tracing::warn!(more, "more diagnostics of manifests are not logged; list them with `netpol lint -f DIR`");
+    }
 }
 
 #[cfg(test)]
@@ -265,7 +296,8 @@ mod tests {
         for (file, name) in files {
             fs::write(root.join(file), node(name)).expect("it can be written");
         }
-        let tree = Tree::open(&root).expect("it can be read");
+        let mut tree = Tree::open(&root, Limits::default()).expect("it can be listed");
+        tree.look();
         (directory, tree)
     }
 
@@ -291,7 +323,7 @@ mod tests {
         std::os::unix::fs::symlink("/proc/self/mem", &file).expect("it can be linked");
         for _ in 0..2 {
             assert_eq!(names(&tree.look()), [""; 0]);
-            assert!(tree.troubles[&file].contains("cannot read it"), "{:?}", tree.troubles);
+            assert!(tree.troubles[&file].contains("cannot be read"), "{:?}", tree.troubles);
         }
         assert_eq!(tree.store.objects().len(), 1);
     }
@@ -304,5 +336,53 @@ mod tests {
             fs::write(tree.root.join("a.yaml"), node(&format!("n{round}"))).expect("it can be written");
             assert_eq!(names(&tree.look()), [format!("-Node n{}", round - 1), format!("+Node n{round}")]);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_regular_file_or_too_large_is_told_and_keeps_no_other_file_from_being_read() {
+        let (_directory, mut tree) = tree(&[("a.yaml", "a")]);
+        let root = tree.root.clone();
+        let path = |name: &str| root.join(name);
+        nix::unistd::mkfifo(&path("fifo.yaml"), nix::sys::stat::Mode::S_IRWXU).expect("it can be made");
+        std::os::unix::fs::symlink("/dev/zero", path("zero.yaml")).expect("it can be linked");
+        let sparse = fs::File::create(path("sparse.yaml")).and_then(|file| file.set_len(1 << 30));
+        sparse.expect("it can be made");
+        fs::write(path("b.yaml"), node("b")).expect("it can be written");
+        for (name, says) in [
+            ("fifo.yaml", "this file is a FIFO, and only regular files are read; what it said last stays in force"),
+            ("zero.yaml", "is a character device, and only regular files are read"),
+            ("sparse.yaml", "is larger than 128 MiB, the limit for one file (--max-manifest-file)"),
+        ] {
+            let file = path(name);
+            tree.look();
+            assert!(tree.troubles[&file].contains(says), "{:?}", tree.troubles);
+        }
+        assert_eq!(tree.store.objects().len(), 2);
+        assert_eq!(tree.troubles.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn files_beyond_the_limit_for_all_are_told_and_read_when_there_is_room() {
+        let (_directory, mut tree) = tree(&[]);
+        tree.limits = Limits { file: 200, all: 200 };
+        let text = |name: &str| format!("{}{}", node(name), " ".repeat(40));
+        for name in ["a", "b", "c"] {
+            fs::write(tree.root.join(format!("{name}.yaml")), text(name)).expect("it can be written");
+        }
+        assert_eq!(names(&tree.look()), ["+Node a", "+Node b"]);
+        assert!(tree.troubles[&tree.root.join("c.yaml")].contains("--max-manifests"), "{:?}", tree.troubles);
+        fs::remove_file(tree.root.join("a.yaml")).expect("it is there");
+        assert_eq!(names(&tree.look()), ["-Node a", "+Node c"]);
+        assert!(tree.troubles.is_empty());
+    }
+
+    #[test]
+    fn a_file_of_bad_documents_costs_a_few_lines() {
+        let text = "---\nkind: [\n".repeat(100_000) + "---\n" + &[node("n1"), node("n1")].join("\n---\n");
+        let mut store = Store::default();
+        let outcome = store.put(Path::new("a.yaml"), understand(&text, Path::new("a.yaml")));
+        assert_eq!(names(&outcome.events), ["+Node n1"]);
+        assert_eq!(outcome.warnings.len(), 12, "{:?}", outcome.warnings);
+        assert!(outcome.warnings[10].contains("99990 more errors in this file"), "{:?}", outcome.warnings);
     }
 }

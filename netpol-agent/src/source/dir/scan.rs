@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use netpol_files::{ReadError, is_manifest, other_than_regular};
+
 /// How long the clock that stamps files may stand still, with much to spare.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -20,6 +22,11 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
+    /// Bytes of the file.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Whether a write at this moment could leave the same stamp.
     pub(super) fn is_young(&self) -> bool {
         let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(self.changed.0), u32::try_from(self.changed.1)) else {
@@ -40,7 +47,7 @@ pub(super) struct Scan {
     /// Directories to watch.
     pub(super) directories: Vec<PathBuf>,
     /// Paths that could not be read; what was known below them stays.
-    pub(super) unreadable: Vec<(PathBuf, io::Error)>,
+    pub(super) unreadable: Vec<(PathBuf, ReadError)>,
 }
 
 /// Walks the tree.
@@ -62,7 +69,7 @@ fn walk(directory: &Path, entries: fs::ReadDir, visited: &mut HashSet<(u64, u64)
         let path = match entry {
             Ok(entry) => entry.path(),
             Err(error) => {
-                scan.unreadable.push((directory.to_owned(), error));
+                scan.unreadable.push((directory.to_owned(), error.into()));
                 continue;
             }
         };
@@ -76,23 +83,22 @@ fn walk(directory: &Path, entries: fs::ReadDir, visited: &mut HashSet<(u64, u64)
                 if visited.insert(inode(&metadata)) {
                     match fs::read_dir(&path) {
                         Ok(entries) => walk(&path, entries, visited, scan),
-                        Err(error) => scan.unreadable.push((path, error)),
+                        Err(error) => scan.unreadable.push((path, error.into())),
                     }
                 }
             }
-            Ok(metadata) if metadata.is_file() && is_manifest(&path) => {
-                scan.files.insert(path, stamp(&metadata));
-            }
+            Ok(metadata) if is_manifest(&path) => match other_than_regular(metadata.file_type()) {
+                None => {
+                    scan.files.insert(path, stamp(&metadata));
+                }
+                Some(other) => scan.unreadable.push((path, ReadError::NotRegular(other))),
+            },
             Ok(_) => {}
             // Gone between the listing and now, or a link to nowhere: not there.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => scan.unreadable.push((path, error)),
+            Err(error) => scan.unreadable.push((path, error.into())),
         }
     }
-}
-
-fn is_manifest(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }
 
 fn inode(metadata: &Metadata) -> (u64, u64) {

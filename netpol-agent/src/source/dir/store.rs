@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use netpol_policy::model::{Object, ObjectKey};
 use netpol_policy::world::Event;
 
+/// Warnings of one kind about one file; the rest is counted.
+const SAME: usize = 10;
+
 /// What a file holds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Content {
@@ -43,12 +46,18 @@ impl Store {
             outcome.warnings.push(format!("{}: its last good content stays in force", path.display()));
             return outcome;
         }
-        let mut objects = BTreeMap::new();
+        let (mut objects, mut twice) = (BTreeMap::new(), 0);
         for object in content.objects {
             let key = object.key();
             if objects.insert(key.clone(), object).is_some() {
-                outcome.warnings.push(format!("{}: {key} stands in it twice; the last one counts", path.display()));
+                twice += 1;
+                if twice <= SAME {
+                    outcome.warnings.push(format!("{}: {key} stands in it twice; the last one counts", path.display()));
+                }
             }
+        }
+        if twice > SAME {
+            outcome.warnings.push(format!("{}: {} more objects stand in it twice", path.display(), twice - SAME));
         }
         self.replace(path, objects, &mut outcome);
         outcome
@@ -84,18 +93,25 @@ impl Store {
     fn replace(&mut self, path: &Path, objects: BTreeMap<ObjectKey, Object>, outcome: &mut Outcome) {
         let old_keys = self.files.get(path).into_iter().flat_map(BTreeMap::keys);
         let keys: BTreeSet<ObjectKey> = old_keys.chain(objects.keys()).cloned().collect();
+        let mut elsewhere = 0;
         let before: Vec<Option<Object>> = keys.iter().map(|key| self.believed(key).cloned()).collect();
         for key in &keys {
             let holders = self.holders.entry(key.clone()).or_default();
             if !objects.contains_key(key) {
                 holders.remove(path);
             } else if holders.insert(path.to_owned()) && holders.len() > 1 {
-                let all: Vec<_> = holders.iter().map(|path| path.display().to_string()).collect();
-                outcome.warnings.push(format!("{key} stands in {}; the last one counts", all.join(" and ")));
+                elsewhere += 1;
+                if elsewhere <= SAME {
+                    outcome.warnings.push(format!("{key} stands in {}; the last one counts", places(holders)));
+                }
             }
             if holders.is_empty() {
                 self.holders.remove(key);
             }
+        }
+        if elsewhere > SAME {
+            let more = elsewhere - SAME;
+            outcome.warnings.push(format!("{}: {more} more of its objects stand in other files too", path.display()));
         }
         self.files.insert(path.to_owned(), objects);
         for (key, before) in keys.into_iter().zip(before) {
@@ -105,6 +121,15 @@ impl Store {
                 _ => {}
             }
         }
+    }
+}
+
+/// Two files by name, more by number.
+fn places(holders: &BTreeSet<PathBuf>) -> String {
+    match (holders.len(), holders.first(), holders.last()) {
+        (2, Some(first), Some(last)) => format!("{} and {}", first.display(), last.display()),
+        (count, _, Some(last)) => format!("{count} files, of which {} is the last", last.display()),
+        _ => String::new(),
     }
 }
 
