@@ -24,6 +24,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         ("every line of docs/semantics.md has a test", papers::semantics),
         ("every example is listed, and links lead somewhere", papers::links),
         ("every verb is in CONTRIBUTING.md", papers::verbs),
+        ("every test named in docs/threat-model.md exists", papers::threat_model),
         ("formatted", || cargo("fmt --all --check --quiet", "run: cargo fmt --all")),
         ("clippy, and docs of public items", || {
             let words = "clippy --workspace --all-targets --all-features --keep-going --quiet -- -D warnings";

@@ -112,6 +112,26 @@ pub(super) fn links() -> Result<Vec<String>> {
     Ok(findings)
 }
 
+/// Every promise is tested by the tests that it names: long names in backticks, as no other word there is.
+pub(super) fn threat_model() -> Result<Vec<String>> {
+    let text = sources::read(Path::new("docs/threat-model.md"))?;
+    let names: BTreeSet<&str> = text.split('`').skip(1).step_by(2).filter(|word| is_test_name(word)).collect();
+    ensure!(names.len() > 10, "docs/threat-model.md no longer names tests in backticks");
+    let tests: BTreeSet<String> = sources::rust()?
+        .iter()
+        .flat_map(|(_, text)| text.lines())
+        .filter_map(|line| line.trim_start().trim_start_matches("async ").strip_prefix("fn ")?.split('(').next())
+        .map(str::to_owned)
+        .collect();
+    let missing = names.into_iter().filter(|name| !tests.contains(*name));
+    Ok(missing.map(|name| format!("docs/threat-model.md names a test that does not exist: {name}")).collect())
+}
+
+fn is_test_name(word: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    word.matches('_').count() > 4 && word.bytes().all(plain)
+}
+
 /// Who contributes finds every verb.
 pub(super) fn verbs() -> Result<Vec<String>> {
     let text = sources::read(Path::new("CONTRIBUTING.md"))?;
