@@ -15,7 +15,7 @@ type Check = fn() -> Result<Vec<String>>;
 
 /// Runs all checks, whatever the first ones find.
 pub(crate) fn run() -> Result<ExitCode> {
-    let checks: [(&str, Check); 11] = [
+    let checks: [(&str, Check); 12] = [
         ("sources are small, and have no leftovers", sources::look),
         ("aya is named only by those who may", layers::who_names_aya),
         ("netpol-policy is pure, netpol-common lean", layers::pure_crates),
