@@ -169,6 +169,7 @@ fn a_restart_keeps_the_binding() {
     let changed = PodSide { mac: Some([2, 0, 0, 0, 0, 9]), ..at(&[B]) };
     let after = start_on(dataplane, &pods, survey([(3, changed), (4, at(&[B]))]));
     assert_eq!((enforced_as(&after, 3), enforced_as(&after, 4)), ("a".into(), "b".into()));
+    assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "learned before");
 }
 
 #[test]
@@ -190,6 +191,13 @@ fn the_mac_is_learned_once_and_two_pods_of_a_bridge_do_not_share_one() {
     assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "kept");
     reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, PodSide { mac: mac(3), ..at(&[B]) })]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
+
+    // Where the MAC is read after the programs are attached.
+    let mut reconciler = start(&pods, survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, at(&[B]))]));
+    assert_eq!(enforced_as(&reconciler, 4), "b");
+    reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, PodSide { mac: mac(3), ..at(&[B]) })]));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
+    assert_eq!(reconciler.conflicts(), 1);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::{RunArgs, log, machine};
 use crate::api::{self, About, Desk, Socket, SocketError};
 use crate::conflicts;
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
-use crate::endpoints::{Lookout, Monitor, Surveyor};
+use crate::endpoints::{Known, Lookout, Monitor, Surveyor};
 use crate::events::kubernetes::{self, Handle, Sink};
 use crate::events::{Lines, Reporter};
 use crate::metrics::Meter;
@@ -64,7 +64,7 @@ async fn serve(args: RunArgs) -> Result<()> {
     warn_of_strange_node(&first.events, &args.node);
     let monitor = Monitor::open()?;
     let mut surveyor = Surveyor::open()?;
-    let survey = surveyor.look(&BTreeSet::new(), BTreeSet::new(), true)?;
+    let survey = surveyor.look(&Known::default(), BTreeSet::new(), true)?;
     tracing::info!(veths = survey.veths.len(), own_addresses = survey.own.len(), "interfaces listed");
 
     let options =

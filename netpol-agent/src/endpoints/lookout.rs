@@ -5,7 +5,7 @@ use std::io;
 
 use netpol_common::IfIndex;
 
-use super::{NetlinkError, Survey, Surveyor};
+use super::{Known, NetlinkError, Survey, Surveyor};
 use crate::worker::{Died, Outcomes, Worker};
 
 /// One look after the other. Wishes that come while one is under way are for one more, as that may have missed what they are
@@ -25,7 +25,7 @@ pub struct Lookout {
 /// One look: see [`Surveyor::look`].
 #[derive(Debug)]
 struct Look {
-    settled: BTreeSet<IfIndex>,
+    known: Known,
     routed: BTreeSet<IfIndex>,
     gone: BTreeSet<IfIndex>,
     all: bool,
@@ -37,9 +37,9 @@ impl Lookout {
     /// # Errors
     /// Where the kernel refuses one.
     pub fn start(mut surveyor: Surveyor) -> io::Result<Self> {
-        let look = move |Look { settled, routed, gone, all }| {
+        let look = move |Look { known, routed, gone, all }| {
             surveyor.forget(&gone);
-            surveyor.look(&settled, routed, all)
+            surveyor.look(&known, routed, all)
         };
         let (worker, seen) = Worker::start("survey", "looks at interfaces", look)?;
         Ok(Self { worker, seen, wanted: None, routed: BTreeSet::new(), gone: BTreeSet::new(), looking: false })
@@ -61,12 +61,12 @@ impl Lookout {
     }
 
     /// Begins a look that is wanted, unless one is under way.
-    pub fn begin(&mut self, settled: impl FnOnce() -> BTreeSet<IfIndex>) {
+    pub fn begin(&mut self, known: impl FnOnce() -> Known) {
         if !self.looking
             && let Some(all) = self.wanted.take()
         {
             let (routed, gone) = (std::mem::take(&mut self.routed), std::mem::take(&mut self.gone));
-            self.worker.give(Look { settled: settled(), routed, gone, all });
+            self.worker.give(Look { known: known(), routed, gone, all });
             self.looking = true;
         }
     }
@@ -100,14 +100,14 @@ mod tests {
         let mut lookout = Lookout::start(surveyor).expect("a thread");
         lookout.begin(|| panic!("nothing is wanted"));
         lookout.want(false);
-        lookout.begin(BTreeSet::new);
+        lookout.begin(Known::default);
         for all in [false, true, false] {
             lookout.want(all);
             lookout.begin(|| panic!("one is under way"));
         }
         assert_eq!((lookout.is_looking(), lookout.wanted), (true, Some(true)));
         lookout.seen().await.expect("the thread lives").expect("it sees");
-        lookout.begin(BTreeSet::new);
+        lookout.begin(Known::default);
         lookout.seen().await.expect("the thread lives").expect("it sees");
         assert_eq!((lookout.is_looking(), lookout.wanted), (false, None));
     }

@@ -13,5 +13,5 @@ mod tunnels;
 pub use clsact::{BpfFilter, Hook};
 pub use lookout::Lookout;
 pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
-pub use survey::{PodSide, Survey, Surveyor};
+pub use survey::{Known, PodSide, Survey, Surveyor};
 pub use tunnels::TunnelEndpoints;

@@ -44,6 +44,15 @@ pub struct Survey {
     pub tunnels: TunnelEndpoints,
 }
 
+/// What is known of veths.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Those that need no closer look.
+    pub settled: BTreeSet<IfIndex>,
+    /// Those whose MAC address is to be read: it is not known yet, or may still change.
+    pub without_mac: BTreeSet<IfIndex>,
+}
+
 /// Looks, and remembers the addresses behind veths, so that a new link costs one question and not one per pod.
 #[derive(Debug)]
 pub struct Surveyor {
@@ -76,7 +85,7 @@ impl Surveyor {
     /// may be going away, and is asked again.
     pub fn look(
         &mut self,
-        settled: &BTreeSet<IfIndex>,
+        Known { settled, without_mac }: &Known,
         routed: BTreeSet<IfIndex>,
         all: bool,
     ) -> Result<Survey, NetlinkError> {
@@ -97,9 +106,8 @@ impl Surveyor {
             let first = alone.insert(veth.namespace);
             let same = |before: &Veth| before.namespace == veth.namespace && before.peer == veth.peer;
             let known = self.seen.remove(&veth.ifindex).filter(|(before, _)| same(before));
-            let known = known.filter(|_| settled.contains(&veth.ifindex));
             let side = match known {
-                Some((_, side)) if !all => side,
+                Some((_, side)) if !all && settled.contains(&veth.ifindex) => side,
                 known => {
                     let behind = by_namespace.entry(veth.namespace).or_insert_with(|| {
                         self.netlink.addresses(Some(veth.namespace)).unwrap_or_else(|error| {
@@ -112,8 +120,14 @@ impl Surveyor {
                     PodSide {
                         addresses: behind.get(&veth.peer).into_iter().flatten().map(IpNet::addr).collect(),
                         elsewhere: elsewhere.flat_map(|(_, nets)| nets).map(IpNet::addr).filter(is_global).collect(),
-                        // Where it is bound, what is behind it may no longer change it.
-                        mac: known.and_then(|(_, side)| side.mac).or_else(|| self.mac(&veth)),
+                        mac: match known.and_then(|(_, side)| side.mac) {
+                            // Each question takes the kernel's lock of network devices: only for pods, and not before they
+                            // are enforced.
+                            mac if without_mac.contains(&veth.ifindex) && (all || mac.is_none()) => {
+                                self.mac(&veth).or(mac)
+                            }
+                            mac => mac,
+                        },
                     }
                 }
             };

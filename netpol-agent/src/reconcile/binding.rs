@@ -19,7 +19,8 @@ use crate::endpoints::{PodSide, Veth};
 
 /// For this long after an interface appeared its MAC and link-local address are followed: plugins of a CNI chain (`tuning`)
 /// may change them after the first.
-pub(super) const LEARNING: Duration = Duration::from_secs(5);
+/// Longer than interfaces go unlisted.
+pub(super) const LEARNING: Duration = Duration::from_secs(15);
 
 /// What a veth is bound to.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ struct Binding {
     mac: [u8; 6],
     /// Its IPv6 link-local address; zeros: none.
     link_local: [u8; 16],
+    /// Taken over from an earlier agent: both are learned, and followed no more.
+    adopted: bool,
 }
 
 /// See the module.
@@ -55,7 +58,7 @@ impl Bindings {
             let Endpoint { mac, link_local, .. } = held.endpoint;
             let addresses: Vec<IpAddr> = addresses_of(&held.endpoint).collect();
             let is_bound = held.marks && !addresses.is_empty() && !held.endpoint.has(endpoint_flags::UNKNOWN);
-            is_bound.then_some((*ifindex, Binding { addresses, pod: None, mac, link_local }))
+            is_bound.then_some((*ifindex, Binding { addresses, pod: None, mac, link_local, adopted: true }))
         };
         Self { bound: held.into_iter().filter_map(adopt).collect(), ..Self::default() }
     }
@@ -160,7 +163,8 @@ impl<D: Dataplane> Reconciler<D> {
             let pod = pods[0].clone();
             let has = |address: &IpAddr| self.local_pod_at(*address).as_ref() == Some(&pod);
             let found = side.addresses.iter().chain(&side.elsewhere).copied().filter(has).collect();
-            let bound = Binding { addresses: found, pod: Some(pod.clone()), mac: [0; 6], link_local: [0; 16] };
+            let bound =
+                Binding { addresses: found, pod: Some(pod.clone()), mac: [0; 6], link_local: [0; 16], adopted: false };
             bindings.bound.insert(ifindex, bound);
             bindings.shut.remove(&ifindex);
             interface_of.insert(pod, ifindex);
@@ -211,27 +215,30 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// On one bridge two interfaces with one MAC take each other's frames.
     fn same_mac(&self, bindings: &Bindings, veth: &Veth, side: &PodSide) -> Option<String> {
-        let other = self.bound_with_mac(bindings, veth, side.mac?)?;
-        Some(format!("it has the MAC address of {}", self.name_of(other)))
-    }
-
-    fn bound_with_mac(&self, bindings: &Bindings, veth: &Veth, mac: [u8; 6]) -> Option<IfIndex> {
+        let mac = side.mac?;
         let neighbors = bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && bound.mac == mac);
         let bridge = |ifindex: &IfIndex| self.survey.veths.get(ifindex)?.0.bridge;
-        neighbors.map(|(ifindex, _)| *ifindex).find(|ifindex| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)
+        let mut neighbors = neighbors.map(|(ifindex, _)| *ifindex);
+        let other = neighbors.find(|ifindex| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)?;
+        Some(format!("it has the MAC address of {}", self.name_of(other)))
     }
 
     /// Takes the MAC and the link-local address of bound interfaces, and follows them while the interface is new.
     fn learn(&self, bindings: &mut Bindings) {
         let mut learned: Vec<(IfIndex, [u8; 6], [u8; 16])> = Vec::new();
+        let mut shut: Vec<(IfIndex, &Veth, String)> = Vec::new();
         for (&ifindex, bound) in &bindings.bound {
             let Some((veth, side)) = self.survey.veths.get(&ifindex) else { continue };
-            let is_new = self.seen.get(&ifindex).is_none_or(|seen| seen.elapsed() < LEARNING);
+            let is_young = self.seen.get(&ifindex).is_none_or(|seen| seen.elapsed() < LEARNING);
+            let is_new = is_young && !bound.adopted;
             let (mut mac, mut link_local) = (bound.mac, bound.link_local);
-            if let Some(found) = side.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac)
-                && self.bound_with_mac(bindings, veth, found).is_none()
-            {
-                mac = found;
+            if let Some(found) = side.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac) {
+                match self.same_mac(bindings, veth, side) {
+                    None => mac = found,
+                    Some(conflict) if mac == [0; 6] => shut.push((ifindex, veth, conflict)),
+                    // It keeps the one it had.
+                    Some(_) => {}
+                }
             }
             if let Some(IpAddr::V6(found)) = side.addresses.iter().find(|address| is_any_link_local(address))
                 && (is_new || link_local == [0; 16])
@@ -246,6 +253,12 @@ impl<D: Dataplane> Reconciler<D> {
             if let Some(bound) = bindings.bound.get_mut(&ifindex) {
                 (bound.mac, bound.link_local) = (mac, link_local);
             }
+        }
+        for (ifindex, veth, conflict) in shut {
+            bindings.bound.remove(&ifindex);
+            bindings.pods.remove(&ifindex);
+            bindings.shut.insert(ifindex);
+            bindings.report(ifindex, veth, Some(format!("{conflict}; all of its traffic is dropped")));
         }
     }
 

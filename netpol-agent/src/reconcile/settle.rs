@@ -11,7 +11,10 @@ use netpol_policy::model::PodKey;
 use super::binding::LEARNING;
 use super::{Held, Job, QUARANTINE, Reconciler};
 use crate::dataplane::{AttachError, Dataplane, Role};
-use crate::endpoints::is_link_local;
+use crate::endpoints::{Known, is_link_local};
+
+/// An IPv6 link-local address is waited for this long; a pod may have none.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to do with veths whose other end, in another namespace, never had the address of a known pod of this node.
 /// Every veth that leads to another namespace counts, whoever made it. One that was a pod's is not unknown when its pod
@@ -89,7 +92,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// numbers, which nobody gets again, so that what they allow can only become less.
     fn orphan(&mut self, ifindex: IfIndex) -> bool {
         let name = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
-        let let_go = self.is_let_go(ifindex);
+        let let_go = self.is_let_go(ifindex) || self.bindings.is_shut(ifindex);
         let held = self.held.get_mut(&ifindex).filter(|held| !let_go && !held.endpoint.has(endpoint_flags::UNKNOWN));
         let Some(held) = held else { return false };
         if !std::mem::replace(&mut held.orphaned, true) {
@@ -330,10 +333,20 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn settled(&self) -> BTreeSet<IfIndex> {
         let settled = self.held.iter().filter(|(ifindex, held)| {
             let complete = (held.endpoint.link_local != [0; 16] && held.endpoint.mac != [0; 6])
-                || self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() > LEARNING);
+                || self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() > PATIENCE);
             held.attached && (held.orphaned || held.pod.is_some() && complete)
         });
         settled.map(|(ifindex, _)| *ifindex).collect()
+    }
+
+    /// What the next look at interfaces is to know.
+    pub fn known(&self) -> Known {
+        let is_young = |ifindex: &IfIndex| self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() < LEARNING);
+        let wanted = |(ifindex, held): &(&IfIndex, &Held)| {
+            held.attached && held.pod.is_some() && (held.endpoint.mac == [0; 6] || is_young(ifindex))
+        };
+        let without_mac = self.held.iter().filter(wanted).map(|(ifindex, _)| *ifindex).collect();
+        Known { settled: self.settled(), without_mac }
     }
 
     /// Whether a pod of this node still waits for its interface, or an interface for its programs or its addresses. An

@@ -87,7 +87,7 @@ pub async fn run(
             meter.whole();
         }
         reporter.review(&reconciler);
-        inputs.lookout.begin(|| reconciler.settled());
+        inputs.lookout.begin(|| reconciler.known());
         let looking = inputs.lookout.is_looking();
         let waiting = reconciler.is_waiting();
         // Counted from the last look, and asked for before the ring is: denied packets must put nothing off.
