@@ -116,7 +116,12 @@ impl Shot {
         Self::tagged(cluster, from, to, what, marker, packets, &[])
     }
 
-    /// The same below VLAN tags.
+    /// Whole frames, sent in order; the last one carries the marker.
+    pub fn of_frames(what: &str, marker: Marker, frames: Vec<Vec<u8>>) -> Self {
+        Self { what: what.to_owned(), frames, marker }
+    }
+
+    /// The same as [`Self::new`] below VLAN tags.
     pub fn tagged(
         cluster: &Cluster,
         from: &str,

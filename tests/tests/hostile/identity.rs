@@ -1,0 +1,82 @@
+//! An address is believed only from where it can come, and a veth is one pod's for its life.
+
+use anyhow::{Context, Result, ensure};
+use netpol_policy::model::Protocol::Tcp;
+use netpol_tests::packet::{Ip, Marker, frame};
+use netpol_tests::raw::{Shot, check};
+use netpol_tests::{Cluster, Lab, Outcome, PodSpec};
+
+use super::{pods, rogue_sends_nothing, server_from_client};
+
+/// A datagram from `sender`'s interface with the addresses of `claimed`, to `to`: IPv4 and IPv6.
+fn in_the_name_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<Shot> {
+    let (interface, source, destination) = (cluster.host(sender), cluster.host(claimed), cluster.host(to));
+    let next_hop = interface.next_hop(destination, cluster.topology());
+    let pairs = destination.addresses().iter().filter_map(|to| Some((source.address_like(*to)?, *to)));
+    let shot = |(from, to)| {
+        let marker = Marker::new();
+        let packet = Ip::new(from, to).udp(4000, 53, &marker.0);
+        Shot::of_frames(&format!("{from} to {to}"), marker, vec![frame(next_hop, interface.mac(), &[], &packet)])
+    };
+    pairs.map(shot).collect()
+}
+
+fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: bool) -> Result<()> {
+    let shots: Vec<_> = in_the_name_of(cluster, sender, claimed, to).into_iter().map(|shot| (shot, arrives)).collect();
+    check(cluster, sender, to, &shots).with_context(|| format!("{sender} in the name of {claimed}"))
+}
+
+#[test]
+fn hostile_a_pod_that_takes_another_pods_address_does_not_take_its_identity() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_client()])?;
+    lab.expect("shop/client -> shop/server 80/TCP\nshop/rogue -x shop/server 80/TCP")?;
+    let (own, taken) = (lab.cluster.host("shop/rogue").v4(), lab.cluster.host("shop/client").v4());
+    let rogue = lab.cluster.host("shop/rogue").netns().clone();
+    rogue.ip(&format!(
+        "addr del {own}/24 dev eth0\naddr add {taken}/24 dev eth0\nroute replace default via 10.244.1.1 dev eth0"
+    ))?;
+    lab.agent().wait_log(&["conflict", "took an address of shop/client", "enforced as shop/rogue"])?;
+    expect(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
+    expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
+    ensure!(lab.metrics()?.contains("\nnetpol_endpoint_conflicts 1\n"), "the conflict is counted");
+    // Nor does a new agent take it for the other pod.
+    lab.agent().restart()?;
+    expect(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
+    expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)
+}
+
+#[test]
+fn hostile_a_second_interface_with_a_pods_address_is_shut() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_client()])?;
+    // An unknown interface would be left alone.
+    lab.cluster.add_pod_quietly(PodSpec::new("shop/twin"))?;
+    let (own, taken) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
+    expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;
+    lab.cluster.host("shop/twin").netns().ip(&format!("addr del {own}/24 dev eth0\naddr add {taken}/24 dev eth0"))?;
+    lab.agent().wait_log(&["conflict", "is bound to", "all of its traffic is dropped"])?;
+    for claimed in ["shop/client", "shop/twin"] {
+        expect(&lab.cluster, "shop/twin", claimed, "shop/server", false)?;
+        expect(&lab.cluster, "shop/twin", claimed, "shop/open", false)?;
+    }
+    expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
+    // It is not opened by giving the address back.
+    lab.cluster.host("shop/twin").netns().ip(&format!("addr del {taken}/24 dev eth0\naddr add {own}/24 dev eth0"))?;
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", false)
+}
+
+#[test]
+fn hostile_a_pod_that_hides_its_address_on_lo_is_enforced() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[rogue_sends_nothing()])?;
+    lab.cluster.add_pod_quietly(PodSpec::new("shop/hider").labels("app=rogue"))?;
+    let own = lab.cluster.host("shop/hider").v4();
+    lab.cluster.host("shop/hider").netns().ip(&format!(
+        "addr del {own}/24 dev eth0\naddr add {own}/32 dev lo\nroute add 10.244.1.1 dev eth0\n\
+         route add default via 10.244.1.1 dev eth0 onlink"
+    ))?;
+    let probe = lab.cluster.probe("shop/hider", "outside", Tcp, 80);
+    let before = lab.cluster.try_all(&[probe])?;
+    ensure!(before == [Outcome::Allowed], "it is not known yet: {before:?}");
+    lab.cluster.announce("shop/hider")?;
+    lab.expect("shop/hider -x outside 80/TCP\nshop/rogue -x outside 80/TCP")
+}
