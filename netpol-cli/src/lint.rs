@@ -30,6 +30,7 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
             object: Some(key.to_string()),
             field: Some(problem.field),
             message: problem.message,
+            count: 1,
         };
         input.parsed.errors.push(error);
     }
@@ -52,7 +53,10 @@ fn print(out: &mut impl Write, input: &Input, errors: &[ManifestError]) -> Resul
     for error in errors {
         writeln!(out, "{error}")?;
     }
-    let count = |severity| errors.iter().filter(|error| error.severity == severity).count();
+    let count = |severity| {
+        let of_it = errors.iter().filter(|error| error.severity == severity);
+        of_it.map(|error| error.count).sum::<usize>()
+    };
     writeln!(
         out,
         "{} objects, {} errors, {} warnings",

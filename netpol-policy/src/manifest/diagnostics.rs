@@ -67,7 +67,7 @@ impl Diagnostics {
             let (line, field) = place();
             let object = object.map(str::to_owned);
             let (file, message) = (Arc::clone(&self.file), message.to_owned());
-            self.listed.push(ManifestError { severity, file, line, document, object, field, message });
+            self.listed.push(ManifestError { severity, file, line, document, object, field, message, count: 1 });
             return;
         }
         // Kinds beyond the limit share a summary for each severity.
@@ -89,7 +89,8 @@ impl Diagnostics {
         listed.extend(more.into_iter().map(|More { severity, count, line, document, message }| {
             let plural = if count == 1 { "" } else { "s" };
             let message = format!("{count} more {}{plural} in this file {message}", severity.name());
-            ManifestError { severity, file: Arc::clone(&file), line, document, object: None, field: None, message }
+            let file = Arc::clone(&file);
+            ManifestError { severity, file, line, document, object: None, field: None, message, count }
         }));
         listed
     }

@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use diagnostics::Diagnostics;
+
 use crate::model::{Object, ObjectKey, Severity};
 use crate::text::Safe;
 
@@ -82,6 +84,14 @@ pub struct ManifestError {
     pub field: Option<String>,
     /// What is wrong and what to write instead.
     pub message: String,
+    /// How many it stands for: 1, or more where a file has too many of a kind to list each.
+    #[serde(skip_serializing_if = "is_one")]
+    pub count: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(count: &usize) -> bool {
+    *count == 1
 }
 
 /// `file:line: error: Kind namespace/name: field: message`.
@@ -115,24 +125,20 @@ pub fn read(value: serde_json::Value, name: &str) -> Parsed {
     reader.finish()
 }
 
-/// Objects that stand more than once among `objects`, which may come from many files: the last one counts.
+/// Objects that stand more than once among `objects`, which may come from many files: the last one counts. Of each file the first
+/// few are listed and the rest counted.
 pub fn duplicates(objects: &[Located<Object>]) -> Vec<ManifestError> {
     let mut first: BTreeMap<ObjectKey, &Located<Object>> = BTreeMap::new();
-    let mut errors = Vec::new();
+    let mut files: BTreeMap<&str, Diagnostics> = BTreeMap::new();
     for located in objects {
         let key = located.object.key();
         let Some(earlier) = first.insert(key.clone(), located) else { continue };
-        errors.push(ManifestError {
-            severity: Severity::Warning,
-            file: located.file.clone(),
-            line: located.line,
-            document: located.document,
-            object: Some(key.to_string()),
-            field: None,
-            message: format!("stands in {}:{} too; this one counts", earlier.file, earlier.line),
-        });
+        let message = format!("stands in {}:{} too; this one counts", earlier.file, earlier.line);
+        let diagnostics = files.entry(&located.file).or_insert_with(|| Diagnostics::new(&located.file));
+        let place = || (located.line, None);
+        diagnostics.add(Severity::Warning, located.document, Some(&key.to_string()), &message, place);
     }
-    errors
+    files.into_values().flat_map(Diagnostics::finish).collect()
 }
 
 #[cfg(test)]

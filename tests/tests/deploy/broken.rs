@@ -60,7 +60,7 @@ fn one_mistake_is_found() -> Result<()> {
         (set, agent("/resources/limits/memory"), json!("384MB"), "no quantity"),
         (set, agent("/resources/limits/memory"), json!("1Mi"), "more than its limit"),
         (set, agent("/resources/requests/memroy"), json!("1Mi"), "resource"),
-        (set, agent("/livenessProbe/httpGet/port"), json!(9465), "answers at"),
+        (set, agent("/livenessProbe/httpGet/port"), json!(9464), "answers at"),
         (set, agent("/livenessProbe/httpGet/host"), json!("0.0.0.0"), "answers at"),
         (set, agent("/livenessProbe/successThreshold"), json!(2), "successThreshold"),
         (set, agent("/readinessProbe/httpGet/path"), json!("/ready"), "path"),
