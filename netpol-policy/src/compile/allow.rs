@@ -5,8 +5,6 @@ use std::ops::RangeInclusive;
 
 use netpol_common::{PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, RuleId};
 
-use super::classes::Signature;
-use super::rule_sets::{CompiledPorts, CompiledRule};
 use crate::model::Protocol;
 
 /// Ports, as prefixes, each with the first rule that allows it.
@@ -15,8 +13,11 @@ pub(super) enum Contents {
     /// Every protocol and port; the first rule that says so.
     All(RuleId),
     /// These; none where empty.
-    Of(BTreeMap<PortPrefix, RuleId>),
+    Of(Ports),
 }
+
+/// Each with the first rule that allows it.
+pub(super) type Ports = BTreeMap<PortPrefix, RuleId>;
 
 /// A protocol and a prefix of its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,42 +56,10 @@ impl Contents {
         };
         ports.into_iter().flat_map(BTreeMap::keys).copied()
     }
-
-    /// What rules allow to addresses with this signature; `None`: to those that answer to nothing.
-    pub(super) fn of(rules: &[CompiledRule], signature: Option<&Signature>) -> Self {
-        let mut ports = BTreeMap::new();
-        for rule in rules {
-            let matches = match &rule.peers {
-                None => true,
-                Some(peers) => {
-                    signature.is_some_and(|signature| peers.iter().any(|peer| signature.atoms.contains(peer)))
-                }
-            };
-            if !matches {
-                continue;
-            }
-            match &rule.ports {
-                CompiledPorts::All => return Self::All(rule.id),
-                CompiledPorts::Of { ranges, named } => {
-                    let resolved = named.iter().flat_map(|(name, protocol)| {
-                        let known = signature.into_iter().flat_map(|signature| &signature.ports);
-                        let here = known.filter(move |(atom, _)| atom == name);
-                        here.map(|(_, port)| (*protocol, Some((*port, *port))))
-                    });
-                    for (protocol, range) in ranges.iter().copied().chain(resolved) {
-                        for prefix in prefixes(protocol, range) {
-                            ports.entry(prefix).or_insert(rule.id);
-                        }
-                    }
-                }
-            }
-        }
-        Self::Of(ports)
-    }
 }
 
 /// The fewest prefixes that make up a range.
-fn prefixes(protocol: Protocol, range: Option<(u16, u16)>) -> Vec<PortPrefix> {
+pub(super) fn prefixes(protocol: Protocol, range: Option<(u16, u16)>) -> Vec<PortPrefix> {
     let protocol = protocol.number();
     let Some((first, last)) = range else {
         return vec![PortPrefix { protocol, port: 0, length: PORT_PREFIX_PROTOCOL }];

@@ -32,7 +32,7 @@ pub(super) enum Namespaces {
 
 /// Numbers an atom while it is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct AtomId(u64);
+pub(super) struct AtomId(pub(super) u64);
 
 /// The atoms in use.
 #[derive(Clone, Debug, Default)]

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_common::ClassId;
 
+use super::atom_set::AtomSet;
 use super::atoms::AtomId;
 use crate::model::IpBlock;
 
@@ -20,7 +21,7 @@ pub(super) struct Blocks {
 
 #[derive(Clone, Debug, Default)]
 struct Prefix {
-    covering: BTreeSet<AtomId>,
+    covering: AtomSet,
     class: ClassId,
     users: usize,
 }
@@ -56,7 +57,7 @@ impl Blocks {
     pub(super) fn remove(&mut self, id: AtomId, block: &IpBlock) -> Vec<IpNet> {
         let mut touched = Vec::new();
         for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
-            if prefix.covering.remove(&id) {
+            if prefix.covering.remove(id) {
                 touched.push(*net);
             }
         }
@@ -90,13 +91,18 @@ impl Blocks {
     }
 
     /// The blocks that cover a prefix.
-    pub(super) fn signature(&self, net: &IpNet) -> BTreeSet<AtomId> {
+    pub(super) fn signature(&self, net: &IpNet) -> AtomSet {
         self.prefixes.get(net).map(|prefix| prefix.covering.clone()).unwrap_or_default()
     }
 
     /// The blocks that cover an address.
-    pub(super) fn at(&self, address: IpAddr) -> Option<&BTreeSet<AtomId>> {
+    pub(super) fn at(&self, address: IpAddr) -> Option<&AtomSet> {
         self.covering(address, u8::MAX)
+    }
+
+    /// A prefix's class.
+    pub(super) fn class_of(&self, net: &IpNet) -> ClassId {
+        self.prefixes.get(net).map_or(ClassId::NOBODY, |prefix| prefix.class)
     }
 
     /// Notes a prefix's class; the one before.
@@ -109,7 +115,7 @@ impl Blocks {
         self.longest(address, u8::MAX).map_or(ClassId::NOBODY, |prefix| prefix.class)
     }
 
-    fn covering(&self, address: IpAddr, below: u8) -> Option<&BTreeSet<AtomId>> {
+    fn covering(&self, address: IpAddr, below: u8) -> Option<&AtomSet> {
         self.longest(address, below).map(|prefix| &prefix.covering)
     }
 

@@ -1,9 +1,11 @@
 //! Classes: addresses that every rule in use treats alike.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use netpol_common::ClassId;
 
+use super::atom_set::AtomSet;
 use super::atoms::AtomId;
 use super::ids::Counter;
 
@@ -11,7 +13,7 @@ use super::ids::Counter;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Signature {
     /// Selectors and blocks.
-    pub(super) atoms: BTreeSet<AtomId>,
+    pub(super) atoms: AtomSet,
     /// Named ports, and their number there.
     pub(super) ports: BTreeSet<(AtomId, u16)>,
 }
@@ -19,14 +21,19 @@ pub(super) struct Signature {
 impl Signature {
     /// All its atoms.
     pub(super) fn all_atoms(&self) -> impl Iterator<Item = AtomId> {
-        self.atoms.iter().copied().chain(self.ports.iter().map(|(atom, _)| *atom))
+        self.atoms.iter().chain(self.ports.iter().map(|(atom, _)| *atom))
+    }
+
+    /// The numbers that a named port has there.
+    pub(super) fn ports_named(&self, atom: AtomId) -> impl Iterator<Item = u16> {
+        self.ports.range((atom, 0)..=(atom, u16::MAX)).map(|(_, port)| *port)
     }
 }
 
 /// The classes in use.
 #[derive(Clone, Debug)]
 pub(super) struct Classes {
-    ids: HashMap<Signature, ClassId>,
+    ids: HashMap<Arc<Signature>, ClassId>,
     entries: BTreeMap<ClassId, Class>,
     by_atom: HashMap<AtomId, BTreeSet<ClassId>>,
     counter: Counter,
@@ -34,7 +41,7 @@ pub(super) struct Classes {
 
 #[derive(Clone, Debug)]
 struct Class {
-    signature: Signature,
+    signature: Arc<Signature>,
     users: usize,
 }
 
@@ -73,6 +80,7 @@ impl Classes {
         for atom in signature.all_atoms() {
             self.by_atom.entry(atom).or_default().insert(id);
         }
+        let signature = Arc::new(signature);
         self.ids.insert(signature.clone(), id);
         self.entries.insert(id, Class { signature, users: 1 });
         (id, true)
@@ -86,7 +94,7 @@ impl Classes {
     }
 
     /// Forgets a class, if it still has no user.
-    pub(super) fn retire(&mut self, id: ClassId) -> Option<Signature> {
+    pub(super) fn retire(&mut self, id: ClassId) -> Option<Arc<Signature>> {
         if self.entries.get(&id)?.users > 0 {
             return None;
         }
@@ -103,8 +111,37 @@ impl Classes {
         Some(class.signature)
     }
 
+    /// Gives a class another signature, if `moving` users are all it has and no class has that signature. Only where the atoms that
+    /// make the difference are new or unused: for every other rule set the class stays what it is.
+    pub(super) fn rename(&mut self, id: ClassId, moving: usize, signature: &Signature) -> bool {
+        let Some(class) = self.entries.get_mut(&id) else { return false };
+        if class.users != moving || *signature == Signature::default() || self.ids.contains_key(signature) {
+            return false;
+        }
+        let new = Arc::new(signature.clone());
+        let old = std::mem::replace(&mut class.signature, new.clone());
+        self.ids.remove(&old);
+        let ports = |one: &Signature, other: &Signature| -> Vec<AtomId> {
+            let of = |signature: &Signature| signature.ports.iter().map(|(atom, _)| *atom).collect::<BTreeSet<_>>();
+            of(one).difference(&of(other)).copied().collect()
+        };
+        for atom in old.atoms.difference(&new.atoms).chain(ports(&old, &new)) {
+            if let Some(classes) = self.by_atom.get_mut(&atom) {
+                classes.remove(&id);
+                if classes.is_empty() {
+                    self.by_atom.remove(&atom);
+                }
+            }
+        }
+        for atom in new.atoms.difference(&old.atoms).chain(ports(&new, &old)) {
+            self.by_atom.entry(atom).or_default().insert(id);
+        }
+        self.ids.insert(new, id);
+        true
+    }
+
     /// What addresses of a class answer to; nothing for nobody's.
-    pub(super) fn signature(&self, id: ClassId) -> Option<&Signature> {
+    pub(super) fn signature(&self, id: ClassId) -> Option<&Arc<Signature>> {
         Some(&self.entries.get(&id)?.signature)
     }
 

@@ -25,6 +25,11 @@ impl Endpoints {
         }
     }
 
+    /// The endpoints that have a rule set.
+    pub(super) fn having(&self, rule_set: RuleSetId) -> impl Iterator<Item = &PodKey> {
+        self.by_pod.iter().filter(move |(_, ids)| ids.contains(&rule_set)).map(|(pod, _)| pod)
+    }
+
     /// The endpoints of a namespace.
     pub(super) fn of_namespace(&self, namespace: &NamespaceName) -> impl Iterator<Item = &PodKey> {
         let first = PodKey::new(namespace.clone(), "");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use netpol_common::{ClassId, RuleSetId};
 
-use super::allow::{Contents, PortPrefix};
+use super::allow::PortPrefix;
 
 /// Who is behind a frontend, as far as rule sets can tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -165,8 +165,8 @@ impl FrontendClasses {
     }
 
     /// The classes of those that lead to one of these ports.
-    pub(super) fn at_ports(&self, contents: &Contents) -> BTreeSet<ClassId> {
-        let ranges = contents.prefixes().map(PortPrefix::range);
+    pub(super) fn at_ports(&self, ports: impl Iterator<Item = PortPrefix>) -> BTreeSet<ClassId> {
+        let ranges = ports.map(PortPrefix::range);
         ranges.flat_map(|range| self.by_port.range(range)).flat_map(|(_, classes)| classes).copied().collect()
     }
 

@@ -174,7 +174,7 @@ impl Identities {
             let Some(identity) = self.entries.get_mut(&identity) else { continue };
             let before = identity.answers.ports.len();
             identity.answers.ports.retain(|(named, _)| *named != id);
-            if identity.answers.atoms.remove(&id) || identity.answers.ports.len() < before {
+            if identity.answers.atoms.remove(id) || identity.answers.ports.len() < before {
                 answered.extend(&identity.addresses);
             }
         }

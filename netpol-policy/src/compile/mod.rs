@@ -17,13 +17,17 @@
 //! pods it selects on this node and the addresses its peers name first.
 
 mod allow;
+mod atom_set;
 mod atoms;
 mod blocks;
 mod classes;
+mod difference;
 mod endpoints;
+mod evolve;
 mod frontends;
 mod identities;
 mod ids;
+mod parts;
 mod port_sets;
 mod reclassify;
 mod rule_sets;
@@ -78,6 +82,7 @@ pub struct Engine {
     classes: classes::Classes,
     frontend_classes: frontends::FrontendClasses,
     rule_names: rules::RuleNames,
+    parts: parts::Parts,
     rule_sets: rule_sets::RuleSets,
     port_sets: port_sets::PortSets,
     endpoints: endpoints::Endpoints,
@@ -96,6 +101,7 @@ impl Engine {
             classes: classes::Classes::new(ids.class),
             frontend_classes: frontends::FrontendClasses::default(),
             rule_names: rules::RuleNames::new(ids.rule),
+            parts: parts::Parts::default(),
             rule_sets: rule_sets::RuleSets::new(ids.rule_set),
             port_sets: port_sets::PortSets::new(ids.port_set),
             endpoints: endpoints::Endpoints::default(),

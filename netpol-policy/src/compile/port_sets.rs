@@ -1,37 +1,87 @@
 //! Port sets, interned by content.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
 
 use netpol_common::{AllowEntry, PortEntry, PortKey, PortSetId, RuleId, port_verdict};
 
-use super::allow::{Contents, PortPrefix};
+use super::allow::{Contents, PortPrefix, Ports};
 use super::ids::Counter;
 use crate::tables::Change;
-
-type Ports = BTreeMap<PortPrefix, RuleId>;
 
 /// The port sets in use.
 #[derive(Clone, Debug)]
 pub(super) struct PortSets {
-    ids: HashMap<Ports, PortSetId>,
+    /// By the sum of the hashes of their entries, which changes with each of them.
+    by_hash: HashMap<u64, Vec<PortSetId>>,
     entries: BTreeMap<PortSetId, PortSet>,
     counter: Counter,
+    hasher: RandomState,
 }
 
 #[derive(Clone, Debug)]
 struct PortSet {
     ports: Ports,
+    hash: u64,
     users: usize,
+    /// The endpoint of a pod that is gone may have it.
+    frozen: bool,
+}
+
+/// How contents differ from before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Diff {
+    /// New prefixes, and those that are of another rule; sorted.
+    pub(super) put: Vec<(PortPrefix, RuleId)>,
+    /// Prefixes that are gone; sorted.
+    pub(super) delete: Vec<PortPrefix>,
+}
+
+impl Diff {
+    pub(super) fn is_empty(&self) -> bool {
+        self.put.is_empty() && self.delete.is_empty()
+    }
+
+    pub(super) fn apply(&self, ports: &mut Ports) {
+        ports.extend(self.put.iter().copied());
+        for prefix in &self.delete {
+            ports.remove(prefix);
+        }
+    }
 }
 
 impl PortSets {
     pub(super) fn new(first: PortSetId) -> Self {
-        Self { ids: HashMap::new(), entries: BTreeMap::new(), counter: Counter::starting_at(first.0) }
+        Self {
+            by_hash: HashMap::new(),
+            entries: BTreeMap::new(),
+            counter: Counter::starting_at(first.0),
+            hasher: RandomState::new(),
+        }
     }
 
     /// How many ids were handed out.
     pub(super) fn ids_spent(&self) -> u32 {
         self.counter.spent()
+    }
+
+    /// The ports of a set; none where it is [`PortSetId::NONE`].
+    pub(super) fn ports(&self, id: PortSetId) -> Option<&Ports> {
+        self.entries.get(&id).map(|set| &set.ports)
+    }
+
+    /// How many entries and rule sets have it.
+    pub(super) fn users(&self, id: PortSetId) -> usize {
+        self.entries.get(&id).map_or(0, |set| set.users)
+    }
+
+    /// A user more, if the set is still there; those that are of no one need none.
+    pub(super) fn add_user(&mut self, id: PortSetId) -> bool {
+        if [PortSetId::NONE, PortSetId::ALL].contains(&id) {
+            return true;
+        }
+        let set = self.entries.get_mut(&id);
+        set.map(|set| set.users += 1).is_some()
     }
 
     /// The set of these ports, with a user more; and the writes it takes, if it is new.
@@ -44,21 +94,60 @@ impl PortSets {
         if ports.is_empty() {
             return (entry(PortSetId::NONE), Vec::new());
         }
-        if let Some(id) = self.ids.get(ports) {
-            if let Some(set) = self.entries.get_mut(id) {
-                set.users += 1;
-            }
-            return (entry(*id), Vec::new());
+        let hash = ports.iter().fold(0_u64, |sum, one| sum.wrapping_add(self.hash(one)));
+        if let Some(id) = self.find(hash, |known| known == ports) {
+            self.add_user(id);
+            return (entry(id), Vec::new());
         }
         let id = PortSetId(self.counter.next());
-        self.ids.insert(ports.clone(), id);
-        self.entries.insert(id, PortSet { ports: ports.clone(), users: 1 });
-        let put = |(prefix, rule): (&PortPrefix, &RuleId)| Change::PutPort {
-            prefix_len: prefix.length,
-            key: key(id, *prefix),
-            entry: PortEntry { verdict: port_verdict::ALLOW, rule: *rule },
+        self.by_hash.entry(hash).or_default().push(id);
+        self.entries.insert(id, PortSet { ports: ports.clone(), hash, users: 1, frozen: false });
+        (entry(id), ports.iter().map(|(prefix, rule)| put(id, *prefix, *rule)).collect())
+    }
+
+    /// Changes a set for all of its users, if there is no other one like that; the writes it takes, those that add first.
+    pub(super) fn change(&mut self, id: PortSetId, diff: &Diff) -> Option<Vec<Change>> {
+        let set = self.entries.get(&id).filter(|set| !set.frozen)?;
+        if set.ports.len() + diff.put.len() == diff.delete.len() {
+            return None;
+        }
+        let mut hash = set.hash;
+        for (prefix, rule) in &diff.put {
+            if let Some(known) = set.ports.get(prefix) {
+                hash = hash.wrapping_sub(self.hash((prefix, known)));
+            }
+            hash = hash.wrapping_add(self.hash((prefix, rule)));
+        }
+        for prefix in &diff.delete {
+            if let Some(known) = set.ports.get(prefix) {
+                hash = hash.wrapping_sub(self.hash((prefix, known)));
+            }
+        }
+        let changed = || {
+            let mut ports = set.ports.clone();
+            diff.apply(&mut ports);
+            ports
         };
-        (entry(id), ports.iter().map(put).collect())
+        if self.by_hash.contains_key(&hash) {
+            let changed = changed();
+            if changed.is_empty() || self.find(hash, |known| *known == changed).is_some() {
+                return None;
+            }
+        }
+        self.forget_hash(id);
+        let set = self.entries.get_mut(&id)?;
+        set.hash = hash;
+        diff.apply(&mut set.ports);
+        self.by_hash.entry(hash).or_default().push(id);
+        let puts = diff.put.iter().map(|(prefix, rule)| put(id, *prefix, *rule));
+        Some(puts.chain(diff.delete.iter().map(|prefix| delete(id, *prefix))).collect())
+    }
+
+    /// Never changes a set in place from now on.
+    pub(super) fn freeze(&mut self, id: PortSetId) {
+        if let Some(set) = self.entries.get_mut(&id) {
+            set.frozen = true;
+        }
     }
 
     /// A user less; and the writes it takes, if that was the last.
@@ -68,10 +157,38 @@ impl PortSets {
         if set.users > 0 {
             return Vec::new();
         }
+        self.forget_hash(id);
         let ports = self.entries.remove(&id).map(|set| set.ports).unwrap_or_default();
-        self.ids.remove(&ports);
-        ports.keys().map(|prefix| Change::DeletePort { prefix_len: prefix.length, key: key(id, *prefix) }).collect()
+        ports.keys().map(|prefix| delete(id, *prefix)).collect()
     }
+
+    fn hash(&self, entry: (&PortPrefix, &RuleId)) -> u64 {
+        self.hasher.hash_one(entry)
+    }
+
+    fn find(&self, hash: u64, is_same: impl Fn(&Ports) -> bool) -> Option<PortSetId> {
+        let mut alike = self.by_hash.get(&hash)?.iter();
+        alike.find(|id| self.entries.get(id).is_some_and(|set| is_same(&set.ports))).copied()
+    }
+
+    fn forget_hash(&mut self, id: PortSetId) {
+        let Some(hash) = self.entries.get(&id).map(|set| set.hash) else { return };
+        if let Some(alike) = self.by_hash.get_mut(&hash) {
+            alike.retain(|known| *known != id);
+            if alike.is_empty() {
+                self.by_hash.remove(&hash);
+            }
+        }
+    }
+}
+
+fn put(id: PortSetId, prefix: PortPrefix, rule: RuleId) -> Change {
+    let entry = PortEntry { verdict: port_verdict::ALLOW, rule };
+    Change::PutPort { prefix_len: prefix.length, key: key(id, prefix), entry }
+}
+
+fn delete(id: PortSetId, prefix: PortPrefix) -> Change {
+    Change::DeletePort { prefix_len: prefix.length, key: key(id, prefix) }
 }
 
 fn key(set: PortSetId, prefix: PortPrefix) -> PortKey {

@@ -1,6 +1,6 @@
 //! Moves addresses and prefixes from class to class.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,9 +9,13 @@ use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortSetId, Rule
 use super::Engine;
 use super::allow::Contents;
 use super::classes::Signature;
+use super::parts::CompiledRule;
 use super::services::FrontendMove;
 use super::transaction::Transaction;
 use crate::tables::Change;
+
+/// Contents of more rules than this are not noted for the next class.
+const MANY: usize = 64;
 
 /// One address or prefix, before and after.
 #[derive(Debug)]
@@ -25,6 +29,15 @@ pub(super) struct Move {
     found: AddressEntry,
 }
 
+/// One address or prefix, before and after, the latter by its signature.
+#[derive(Debug)]
+struct Step {
+    what: What,
+    from: Option<AddressEntry>,
+    found: AddressEntry,
+    to: Option<(Signature, u16)>,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) enum What {
     Address(IpAddr),
@@ -34,13 +47,19 @@ pub(super) enum What {
 impl Engine {
     /// Finds the classes of all that is touched, and writes what is allowed to those that are new.
     pub(super) fn classify(&mut self, transaction: &mut Transaction) -> Vec<Move> {
-        let mut moves = Vec::new();
-        let mut new = Vec::new();
-        for net in std::mem::take(&mut transaction.prefixes) {
+        let mut steps = Vec::new();
+        // The longest first: what a block gets must not show through for what is inside it and has another class.
+        let mut nets: Vec<_> = std::mem::take(&mut transaction.prefixes).into_iter().collect();
+        nets.sort_by_key(|net| std::cmp::Reverse(net.prefix_len()));
+        for net in nets {
             let signature = Signature { atoms: self.blocks.signature(&net), ..Signature::default() };
-            let to = AddressEntry { class: self.acquire(signature, &mut new), flags: 0, endpoint: 0 };
-            let from = AddressEntry { class: self.blocks.set_class(&net, to.class), flags: 0, endpoint: 0 };
-            moves.push(Move { what: What::Prefix(net), from: Some(from), to: Some(to), found: from });
+            let from = AddressEntry { class: self.blocks.class_of(&net), ..AddressEntry::default() };
+            steps.push(Step {
+                what: What::Prefix(net),
+                from: Some(from),
+                found: from,
+                to: Some((signature, from.flags)),
+            });
         }
         for address in std::mem::take(&mut transaction.addresses) {
             let from = self.tables.exact_address(address);
@@ -50,14 +69,51 @@ impl Engine {
                 let atoms = self.blocks.at(address).cloned().unwrap_or_default();
                 let mut signature = Signature { atoms, ..Signature::default() };
                 self.identities.sign(address, &mut signature);
-                AddressEntry { class: self.acquire(signature, &mut new), flags, endpoint: 0 }
+                (signature, flags)
             });
-            moves.push(Move { what: What::Address(address), from, to, found });
+            steps.push(Step { what: What::Address(address), from, found, to });
+        }
+        let renamed = if transaction.renaming { self.rename(&steps) } else { BTreeSet::new() };
+        let (mut moves, mut new) = (Vec::new(), Vec::new());
+        for Step { what, from, found, to } in steps {
+            if from.is_some_and(|from| renamed.contains(&from.class)) {
+                continue;
+            }
+            let to = to.map(|(signature, flags)| AddressEntry {
+                class: self.acquire(signature, &mut new),
+                flags,
+                ..AddressEntry::default()
+            });
+            if let (What::Prefix(net), Some(to)) = (what, to) {
+                self.blocks.set_class(&net, to.class);
+            }
+            moves.push(Move { what, from, to, found });
         }
         for class in new {
             self.allow_to_new_class(transaction, class);
         }
         moves
+    }
+
+    /// The classes whose users all get the same signature, which no class has: they keep their numbers.
+    fn rename(&mut self, steps: &[Step]) -> BTreeSet<ClassId> {
+        let mut classes: HashMap<ClassId, (usize, Option<&Signature>)> = HashMap::new();
+        for step in steps {
+            let Some(from) = step.from.filter(|from| from.class != ClassId::NOBODY) else { continue };
+            let to = step.to.as_ref().filter(|(_, flags)| *flags == from.flags).map(|(signature, _)| signature);
+            let (count, signature) = classes.entry(from.class).or_insert((0, to));
+            *count += 1;
+            if *signature != to {
+                *signature = None;
+            }
+        }
+        let mut ids: Vec<_> = classes.keys().copied().collect();
+        ids.sort_unstable();
+        ids.retain(|id| {
+            let (count, signature) = classes[id];
+            signature.is_some_and(|signature| self.classes.rename(*id, count, signature))
+        });
+        ids.into_iter().collect()
     }
 
     fn flags(&self, address: IpAddr) -> u16 {
@@ -132,8 +188,9 @@ impl Engine {
                 }
             }
         }
-        // Nobody was judged by a new one.
+        // Nobody was judged by a new one; and one that changes in place only grows here.
         let narrowed = narrowed.difference(&transaction.new_rule_sets).copied();
+        let narrowed = narrowed.filter(|rule_set| !transaction.growing.contains(rule_set));
         let narrowed: Vec<_> = narrowed.filter(|rule_set| self.rule_sets.is_used(*rule_set)).collect();
         if !narrowed.is_empty() {
             self.write(transaction, Change::Rejudge(narrowed));
@@ -143,7 +200,7 @@ impl Engine {
     /// The rule sets that may have an entry for one of the classes.
     pub(super) fn asking_about(&self, classes: &[ClassId]) -> BTreeSet<RuleSetId> {
         let signatures = classes.iter().filter_map(|class| self.classes.signature(*class));
-        signatures.flat_map(Signature::all_atoms).flat_map(|atom| self.rule_sets.asking(atom)).collect()
+        signatures.flat_map(|signature| signature.all_atoms()).flat_map(|atom| self.rule_sets.asking(atom)).collect()
     }
 
     pub(super) fn allowed(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {
@@ -161,8 +218,7 @@ impl Engine {
     pub(super) fn allow_to_new_rule_sets(&mut self, transaction: &mut Transaction) {
         for id in transaction.new_rule_sets.clone() {
             let Some(rule_set) = self.rule_sets.get(id) else { continue };
-            let classes: BTreeSet<_> =
-                rule_set.deciding_atoms().flat_map(|atom| self.classes.answering(atom)).collect();
+            let classes = self.classes_decided(rule_set);
             for class in classes {
                 self.allow(transaction, id, class);
             }
@@ -176,15 +232,43 @@ impl Engine {
             return;
         }
         let Some(rules) = self.rule_sets.get(rule_set) else { return };
-        let contents = Contents::of(&rules.rules, self.classes.signature(class));
-        if contents == rules.any || matches!(rules.any, Contents::All(_)) {
+        let (Contents::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return };
+        let matching = rules.matching(signature);
+        if matching.is_empty() {
             return;
         }
-        let (entry, ports) = self.port_sets.acquire(&contents);
-        for change in ports {
-            self.write(transaction, change);
+        let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
+        let known = (matching.len() <= MANY).then(|| {
+            let named = if has_names() { signature.ports.iter().copied().collect() } else { Vec::new() };
+            (rule_set, matching.clone(), named)
+        });
+        let found = known.as_ref().and_then(|known| transaction.known_contents.get(known)).copied();
+        let found = found.filter(|entry| entry.is_none_or(|entry| self.port_sets.add_user(entry.port_set)));
+        let entry = if let Some(found) = found {
+            found
+        } else {
+            let contents = self.contents(any.clone(), &matching, signature);
+            let is_needless = matches!(&contents, Contents::Of(ports) if ports == any);
+            let entry = (!is_needless).then(|| self.intern(transaction, &contents));
+            transaction.known_contents.extend(known.map(|known| (known, entry)));
+            entry
+        };
+        if let Some(entry) = entry {
+            self.write(transaction, Change::PutAllow(key, entry));
         }
-        self.write(transaction, Change::PutAllow(key, entry));
+    }
+
+    /// Gives a rule set's entry for a class these ports, of which it is a user already.
+    pub(super) fn set_entry(&mut self, transaction: &mut Transaction, key: AllowKey, entry: AllowEntry) {
+        let before = self.tables.allow(&key);
+        if before != Some(entry) {
+            self.write(transaction, Change::PutAllow(key, entry));
+        }
+        if let Some(before) = before {
+            for change in self.port_sets.release(before.port_set) {
+                self.write(transaction, change);
+            }
+        }
     }
 
     /// Takes away what is written for a rule set and a class.

@@ -1,24 +1,30 @@
-//! Rule sets: what replicas share.
+//! Rule sets: what replicas share. A rule set keeps its number while policies come to it and leave it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use netpol_common::{Direction, DirectionPolicy, PortSetId, RuleId, RuleSetId};
+use netpol_common::{Direction, DirectionPolicy, PortSetId, RuleSetId};
 
 use super::allow::{Contents, PortPrefix};
-use super::atoms::{Atom, AtomId};
+use super::atoms::AtomId;
+use super::classes::Signature;
 use super::ids::Counter;
-use super::rules::{RETIRED, ResolvedPorts, RuleSetKey, Source};
-use crate::model::{PolicyKey, Protocol};
+use super::parts::{PartId, Parts, RuleAt};
+use super::rules::RETIRED;
+use crate::model::PolicyKey;
+
+/// How many names of policies are kept for rule sets that are gone.
+const RETIRED_POLICIES: usize = 65_536;
+
+/// What makes two rule sets the same: direction, and parts in the order of their policies.
+type Key = (Direction, Arc<[PartId]>);
 
 /// The rule sets in use.
 #[derive(Clone, Debug)]
 pub(super) struct RuleSets {
-    ids: HashMap<Arc<RuleSetKey>, RuleSetId>,
+    ids: HashMap<Key, RuleSetId>,
     entries: BTreeMap<RuleSetId, RuleSet>,
     by_atom: HashMap<AtomId, BTreeSet<RuleSetId>>,
-    /// Where the rules are known without reading the policies.
-    by_source: HashMap<Source, RuleSetId>,
     /// Those that ask who is behind a Service.
     asking_services: BTreeSet<RuleSetId>,
     /// Those of them that allow some ports to anyone, by the ports.
@@ -26,67 +32,57 @@ pub(super) struct RuleSets {
     counter: Counter,
     /// Policies of rule sets that are gone, oldest first.
     retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
+    retired_policies: usize,
 }
 
-/// A rule set whose peers are atoms.
+/// See the module.
 #[derive(Clone, Debug)]
 pub(super) struct RuleSet {
-    key: Arc<RuleSetKey>,
-    pub(super) rules: Vec<CompiledRule>,
+    key: Key,
+    policies: Vec<PolicyKey>,
+    /// The rules that ask for each atom.
+    deciding: HashMap<AtomId, Vec<RuleAt>>,
     /// What it allows to anyone.
     pub(super) any: Contents,
     pub(super) policy: DirectionPolicy,
     users: usize,
-}
-
-/// A rule.
-#[derive(Clone, Debug)]
-pub(super) struct CompiledRule {
-    pub(super) id: RuleId,
-    /// Any of these; `None`: anyone.
-    pub(super) peers: Option<Vec<AtomId>>,
-    pub(super) ports: CompiledPorts,
-}
-
-/// The ports of a rule.
-#[derive(Clone, Debug)]
-pub(super) enum CompiledPorts {
-    /// Every protocol and port.
-    All,
-    /// These.
-    Of {
-        /// Protocol, first and last port; `None`: all of the protocol's.
-        ranges: Vec<(Protocol, Option<(u16, u16)>)>,
-        /// Names that the peer resolves.
-        named: Vec<(AtomId, Protocol)>,
-    },
+    /// A pod with it is gone, and its interface may still be enforced by it: what it allows must not become more.
+    frozen: bool,
 }
 
 impl RuleSet {
     /// Whether it matters to it who is behind a Service: not for ingress, and not where everything is allowed to anyone.
     pub(super) fn asks_services(&self) -> bool {
-        self.key.direction == Direction::Egress && matches!(self.any, Contents::Of(_))
+        self.key.0 == Direction::Egress && matches!(self.any, Contents::Of(_))
     }
 
-    /// The atoms it uses; one that several rules use, several times.
-    pub(super) fn atoms(&self) -> impl Iterator<Item = AtomId> {
-        self.rules.iter().flat_map(|rule| {
-            let named = match &rule.ports {
-                CompiledPorts::All => &[][..],
-                CompiledPorts::Of { named, .. } => named,
-            };
-            rule.peers.iter().flatten().copied().chain(named.iter().map(|(atom, _)| *atom))
-        })
+    pub(super) fn parts(&self) -> &Arc<[PartId]> {
+        &self.key.1
     }
 
-    /// The atoms that an address must answer to, at least one of them, to be allowed more than anyone: a rule's peers, and names of
-    /// ports where a rule has none.
+    /// Whether it may change in place where these many pods change alike.
+    pub(super) fn may_change(&self, pods: usize) -> bool {
+        self.users == pods && !self.frozen
+    }
+
+    /// The atoms that an address must answer to, at least one of them, to be allowed more than anyone.
     pub(super) fn deciding_atoms(&self) -> impl Iterator<Item = AtomId> {
-        self.rules.iter().flat_map(|rule| match (&rule.peers, &rule.ports) {
-            (Some(peers), _) => peers.clone(),
-            (None, CompiledPorts::Of { named, .. }) => named.iter().map(|(atom, _)| *atom).collect(),
-            (None, CompiledPorts::All) => Vec::new(),
-        })
+        self.deciding.keys().copied()
+    }
+
+    /// The rules that ask for what an address answers to; sorted, each once.
+    pub(super) fn matching(&self, signature: &Signature) -> Vec<RuleAt> {
+        let mut matching: Vec<RuleAt> =
+            signature.all_atoms().filter_map(|atom| self.deciding.get(&atom)).flatten().copied().collect();
+        matching.sort_unstable();
+        matching.dedup();
+        matching
+    }
+
+    /// The rules that are about anyone.
+    pub(super) fn open<'a>(&'a self, parts: &'a Parts) -> impl Iterator<Item = RuleAt> + 'a {
+        let parts = self.key.1.iter().filter_map(|id| Some((*id, parts.get(*id)?)));
+        parts.flat_map(|(id, part)| part.open.iter().map(move |index| RuleAt { part: id, index: *index }))
     }
 }
 
@@ -96,11 +92,11 @@ impl RuleSets {
             ids: HashMap::new(),
             entries: BTreeMap::new(),
             by_atom: HashMap::new(),
-            by_source: HashMap::new(),
             asking_services: BTreeSet::new(),
             by_port_for_anyone: BTreeMap::new(),
             counter: Counter::starting_at(first.0),
             retired: VecDeque::new(),
+            retired_policies: 0,
         }
     }
 
@@ -111,67 +107,64 @@ impl RuleSets {
 
     /// Knows the policies of another engine's rule sets, as of its own that are gone.
     pub(super) fn inherit(&mut self, before: &Self) {
-        let used = before.entries.iter().map(|(id, rule_set)| (*id, rule_set.key.policies.clone()));
-        self.retired = before.retired.iter().cloned().chain(used).collect();
-        let surplus = self.retired.len().saturating_sub(RETIRED);
-        self.retired.drain(..surplus);
+        for (id, policies) in &before.retired {
+            self.keep_name(*id, policies.clone());
+        }
+        for (id, rule_set) in &before.entries {
+            self.keep_name(*id, rule_set.policies.clone());
+        }
     }
 
-    /// The rule set that follows from the same, with a user more.
-    pub(super) fn acquire_by_source(&mut self, source: &Source) -> Option<DirectionPolicy> {
-        let entry = self.entries.get_mut(self.by_source.get(source)?)?;
-        entry.users += 1;
-        Some(entry.policy)
+    fn keep_name(&mut self, id: RuleSetId, policies: Vec<PolicyKey>) {
+        self.retired_policies += policies.len();
+        self.retired.push_back((id, policies));
+        while self.retired.len() > RETIRED || (self.retired_policies > RETIRED_POLICIES && self.retired.len() > 1) {
+            self.retired_policies -= self.retired.pop_front().map_or(0, |(_, policies)| policies.len());
+        }
     }
 
-    /// Notes what a rule set follows from.
-    pub(super) fn set_source(&mut self, source: Source, id: RuleSetId) {
-        self.by_source.insert(source, id);
+    /// The rule set that has these parts.
+    pub(super) fn find(&self, direction: Direction, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
+        self.ids.get(&(direction, parts.clone())).copied()
     }
 
-    /// The policy is another one from now on.
-    pub(super) fn forget_sources(&mut self, policy: &PolicyKey) {
-        self.by_source.retain(|source, _| !source.names(policy));
-    }
-
-    /// The rule set that is already there, with a user more.
-    pub(super) fn acquire(&mut self, key: &RuleSetKey) -> Option<DirectionPolicy> {
-        let id = *self.ids.get(key)?;
+    /// A user more; what its endpoint has.
+    pub(super) fn acquire(&mut self, id: RuleSetId) -> Option<DirectionPolicy> {
         let entry = self.entries.get_mut(&id)?;
         entry.users += 1;
         Some(entry.policy)
     }
 
-    /// Adds a rule set, with one user. `atom` interns the atoms, `any` the ports that it allows to anyone.
+    /// Adds a rule set, with one user. `any` is what it allows to anyone, interned by `intern`.
     pub(super) fn add(
         &mut self,
-        key: RuleSetKey,
-        mut atom: impl FnMut(Atom) -> AtomId,
-        any: impl FnOnce(&Contents) -> PortSetId,
-    ) -> (RuleSetId, DirectionPolicy) {
-        let rules: Vec<_> = key
-            .rules
-            .iter()
-            .map(|rule| CompiledRule {
-                id: rule.id,
-                peers: rule.peers.as_ref().map(|peers| peers.iter().cloned().map(&mut atom).collect()),
-                ports: match &rule.ports {
-                    ResolvedPorts::All => CompiledPorts::All,
-                    ResolvedPorts::Of { ranges, named } => CompiledPorts::Of {
-                        ranges: ranges.clone(),
-                        named: named
-                            .iter()
-                            .map(|(name, protocol)| (atom(Atom::Named(name.clone(), *protocol)), *protocol))
-                            .collect(),
-                    },
-                },
-            })
-            .collect();
+        direction: Direction,
+        ids: Arc<[PartId]>,
+        parts: &mut Parts,
+        any: Contents,
+        any_set: PortSetId,
+    ) -> DirectionPolicy {
         let id = RuleSetId(self.counter.next());
-        let for_anyone = Contents::of(&rules, None);
-        let policy = DirectionPolicy { rule_set: id, any: any(&for_anyone) };
-        let key = Arc::new(key);
-        let rule_set = RuleSet { key: key.clone(), rules, any: for_anyone, policy, users: 1 };
+        let policy = DirectionPolicy { rule_set: id, any: any_set };
+        let key = (direction, ids.clone());
+        let mut rule_set = RuleSet {
+            key: key.clone(),
+            policies: Vec::new(),
+            deciding: HashMap::new(),
+            any,
+            policy,
+            users: 1,
+            frozen: false,
+        };
+        for part in ids.iter() {
+            parts.acquire(*part);
+            if let Some(body) = parts.get(*part) {
+                rule_set.policies.push(body.policy.clone());
+                for (atom, index) in &body.deciding {
+                    rule_set.deciding.entry(*atom).or_default().push(RuleAt { part: *part, index: *index });
+                }
+            }
+        }
         for atom in rule_set.deciding_atoms() {
             self.by_atom.entry(atom).or_default().insert(id);
         }
@@ -183,7 +176,77 @@ impl RuleSets {
         }
         self.ids.insert(key, id);
         self.entries.insert(id, rule_set);
-        (id, policy)
+        policy
+    }
+
+    /// Gives a rule set other parts; [`RuleSets::change`] gives it their rules.
+    pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
+        let Some(rule_set) = self.entries.get_mut(&id) else { return };
+        self.ids.remove(&rule_set.key);
+        rule_set.key.1 = parts;
+        self.ids.insert(rule_set.key.clone(), id);
+    }
+
+    /// Adds a part's rules, or takes them away.
+    pub(super) fn change(&mut self, id: RuleSetId, change: PartChange, parts: &mut Parts) {
+        let Some(rule_set) = self.entries.get_mut(&id) else { return };
+        let part = match change {
+            PartChange::More(part) | PartChange::Less(part) => part,
+        };
+        let Some(body) = parts.get(part) else { return };
+        match change {
+            PartChange::More(_) => {
+                let place = rule_set.policies.partition_point(|policy| *policy < body.policy);
+                rule_set.policies.insert(place, body.policy.clone());
+                for (atom, index) in &body.deciding {
+                    rule_set.deciding.entry(*atom).or_default().push(RuleAt { part, index: *index });
+                    self.by_atom.entry(*atom).or_default().insert(id);
+                }
+                parts.acquire(part);
+            }
+            PartChange::Less(_) => {
+                if let Ok(place) = rule_set.policies.binary_search(&body.policy) {
+                    rule_set.policies.remove(place);
+                }
+                for (atom, _) in &body.deciding {
+                    let Some(rules) = rule_set.deciding.get_mut(atom) else { continue };
+                    rules.retain(|rule| rule.part != part);
+                    if rules.is_empty() {
+                        rule_set.deciding.remove(atom);
+                        remove_user(&mut self.by_atom, *atom, id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Changes what a rule set allows to anyone.
+    pub(super) fn set_any(&mut self, id: RuleSetId, change: &super::port_sets::Diff, any_set: PortSetId) {
+        let Some(rule_set) = self.entries.get_mut(&id) else { return };
+        rule_set.policy.any = any_set;
+        let asks = rule_set.asks_services();
+        let Contents::Of(ports) = &mut rule_set.any else { return };
+        for (prefix, rule) in &change.put {
+            if ports.insert(*prefix, *rule).is_none() && asks {
+                self.by_port_for_anyone.entry(*prefix).or_default().insert(id);
+            }
+        }
+        for prefix in &change.delete {
+            ports.remove(prefix);
+            if let Some(alike) = self.by_port_for_anyone.get_mut(prefix) {
+                alike.remove(&id);
+                if alike.is_empty() {
+                    self.by_port_for_anyone.remove(prefix);
+                }
+            }
+        }
+    }
+
+    /// A pod with it is gone.
+    pub(super) fn freeze(&mut self, id: RuleSetId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.frozen = true;
+        }
     }
 
     /// A user less; whether that was the last. It stays until [`RuleSets::retire`].
@@ -209,19 +272,10 @@ impl RuleSets {
                 }
             }
         }
-        self.by_source.retain(|_, known| *known != id);
         for atom in rule_set.deciding_atoms() {
-            if let Some(users) = self.by_atom.get_mut(&atom) {
-                users.remove(&id);
-                if users.is_empty() {
-                    self.by_atom.remove(&atom);
-                }
-            }
+            remove_user(&mut self.by_atom, atom, id);
         }
-        self.retired.push_back((id, rule_set.key.policies.clone()));
-        if self.retired.len() > RETIRED {
-            self.retired.pop_front();
-        }
+        self.keep_name(id, rule_set.policies.clone());
         Some(rule_set)
     }
 
@@ -258,8 +312,26 @@ impl RuleSets {
     /// The policies of a rule set, also of one that is gone since a while.
     pub(super) fn policies(&self, id: RuleSetId) -> Option<&[PolicyKey]> {
         match self.entries.get(&id) {
-            Some(entry) => Some(&entry.key.policies),
+            Some(entry) => Some(&entry.policies),
             None => self.retired.iter().rev().find(|(old, _)| *old == id).map(|(_, policies)| &policies[..]),
+        }
+    }
+}
+
+/// How a rule set's rules differ.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PartChange {
+    /// It has this one too.
+    More(PartId),
+    /// It has no longer this one.
+    Less(PartId),
+}
+
+fn remove_user(by_atom: &mut HashMap<AtomId, BTreeSet<RuleSetId>>, atom: AtomId, id: RuleSetId) {
+    if let Some(users) = by_atom.get_mut(&atom) {
+        users.remove(&id);
+        if users.is_empty() {
+            by_atom.remove(&atom);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! A pod's rules in one direction, with what depends on the pod itself resolved.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use netpol_common::{Direction, RuleId};
 
 use super::atoms::{Atom, Namespaces};
 use super::ids::Counter;
-use crate::model::{NamedPort, Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
+use crate::model::{Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
 /// How many names of rules and rule sets are kept after they are gone, for events that are still on their way.
 pub(super) const RETIRED: usize = 4096;
@@ -89,66 +89,43 @@ impl RuleNames {
         }
     }
 
-    /// The rules that follow for a pod.
-    pub(super) fn resolve(&mut self, pod: &Pod, source: &Source, policies: &BTreeMap<PolicyKey, Policy>) -> RuleSetKey {
-        let direction = source.direction;
-        let mut key = RuleSetKey { direction, policies: Vec::new(), rules: Vec::new() };
-        for policy in source.policies.iter().filter_map(|key| policies.get(key)) {
-            let Some(rules) = rules(policy, direction) else { continue };
-            key.policies.push(policy.key.clone());
-            for (index, rule) in rules.iter().enumerate() {
-                let id = self.id(RuleName { policy: policy.key.clone(), direction, index });
-                key.rules.push(ResolvedRule {
-                    id,
-                    peers: peers(&rule.peers, policy),
-                    ports: ports(&rule.ports, direction, pod),
-                });
-            }
-        }
-        key
-    }
-}
-
-/// What a pod's rules in one direction follow from, as long as the policies stay as they are: known again without reading
-/// them, however many peers they have.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Source {
-    direction: Direction,
-    policies: Vec<PolicyKey>,
-    /// What names of ingress ports stand for.
-    ports: Vec<NamedPort>,
-}
-
-impl Source {
-    /// `None` where none of the policies that select the pod isolates it in this direction.
-    pub(super) fn of<'a>(pod: &Pod, direction: Direction, selecting: impl Iterator<Item = &'a Policy>) -> Option<Self> {
-        let isolating = selecting.filter(|policy| rules(policy, direction).is_some());
-        let policies: Vec<_> = isolating.map(|policy| policy.key.clone()).collect();
-        let ports = match direction {
-            Direction::Ingress => pod.ports.clone(),
-            Direction::Egress => Vec::new(),
+    /// The rules of a policy in one direction, as they hold for a pod whose named ports are these.
+    pub(super) fn resolve(&mut self, policy: &Policy, direction: Direction, own: &[Vec<u16>]) -> Vec<ResolvedRule> {
+        let names = names(policy, direction);
+        let rules = rules(policy, direction).unwrap_or_default().iter().enumerate();
+        let resolve = |(index, rule): (usize, &Rule)| ResolvedRule {
+            id: self.id(RuleName { policy: policy.key.clone(), direction, index }),
+            peers: peers(&rule.peers, policy),
+            ports: ports(&rule.ports, direction, &names, own),
         };
-        (!policies.is_empty()).then_some(Self { direction, policies, ports })
+        rules.map(resolve).collect()
     }
 
-    pub(super) fn names(&self, policy: &PolicyKey) -> bool {
-        self.policies.contains(policy)
+    /// Whether a rule comes before another one: policies in the order of their keys, rules in theirs.
+    pub(super) fn precedes(&self, one: RuleId, other: RuleId) -> bool {
+        one != other && self.names.get(&one) < self.names.get(&other)
     }
 }
 
-/// What makes two rule sets the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct RuleSetKey {
-    /// Whether they are items of `ingress` or of `egress`: Services are a matter of egress.
-    pub(super) direction: Direction,
-    /// The policies, in order.
-    pub(super) policies: Vec<PolicyKey>,
-    /// Their rules, in order.
-    pub(super) rules: Vec<ResolvedRule>,
+/// The names of ports that the selected pod resolves; sorted. None for egress, where they are the peer's.
+pub(super) fn names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Protocol)> {
+    if direction == Direction::Egress {
+        return Vec::new();
+    }
+    let items = rules(policy, direction).into_iter().flatten().filter_map(|rule| match &rule.ports {
+        Ports::Any => None,
+        Ports::Of(items) => Some(items),
+    });
+    let named = items.flatten().filter_map(|item| match &item.port {
+        PortRange::Named(name) => Some((name.clone(), item.protocol)),
+        PortRange::All | PortRange::Range(..) => None,
+    });
+    let names: BTreeSet<_> = named.collect();
+    names.into_iter().collect()
 }
 
-/// A rule that holds for any pod with this rule set.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A rule with what depends on the selected pod resolved.
+#[derive(Clone, Debug)]
 pub(super) struct ResolvedRule {
     pub(super) id: RuleId,
     /// Any of these; `None`: anyone.
@@ -157,7 +134,7 @@ pub(super) struct ResolvedRule {
 }
 
 /// The ports of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(super) enum ResolvedPorts {
     /// Every protocol and port.
     All,
@@ -170,7 +147,7 @@ pub(super) enum ResolvedPorts {
     },
 }
 
-fn rules(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
+pub(super) fn rules(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
     match direction {
         Direction::Ingress => policy.ingress.as_deref(),
         Direction::Egress => policy.egress.as_deref(),
@@ -193,7 +170,7 @@ fn peers(peers: &Peers, policy: &Policy) -> Option<Vec<Atom>> {
 }
 
 /// A named port is the destination's: for ingress the pod's own, for egress the peer's.
-fn ports(ports: &Ports, direction: Direction, pod: &Pod) -> ResolvedPorts {
+fn ports(ports: &Ports, direction: Direction, names: &[(Arc<str>, Protocol)], own: &[Vec<u16>]) -> ResolvedPorts {
     let Ports::Of(items) = ports else { return ResolvedPorts::All };
     let mut ranges = Vec::new();
     let mut named = Vec::new();
@@ -203,10 +180,9 @@ fn ports(ports: &Ports, direction: Direction, pod: &Pod) -> ResolvedPorts {
             (PortRange::Range(first, last), _) => ranges.push((item.protocol, Some((*first, *last)))),
             (PortRange::Named(name), Direction::Egress) => named.push((name.clone(), item.protocol)),
             (PortRange::Named(name), Direction::Ingress) => {
-                let own = pod.ports.iter().filter(|port| port.name == *name && port.protocol == item.protocol);
-                let mut own: Vec<_> = own.map(|port| (item.protocol, Some((port.port, port.port)))).collect();
-                own.sort_unstable();
-                ranges.extend(own);
+                let place = names.binary_search_by(|(known, protocol)| (known, protocol).cmp(&(name, &item.protocol)));
+                let own = place.ok().and_then(|place| own.get(place)).into_iter().flatten();
+                ranges.extend(own.map(|port| (item.protocol, Some((*port, *port)))));
             }
         }
     }

@@ -11,6 +11,7 @@ use netpol_common::{
 
 use super::Engine;
 use super::frontends::{Behind, Target};
+use super::port_sets::Diff;
 use super::reclassify::{Move, What};
 use super::rule_sets::RuleSet;
 use super::transaction::Transaction;
@@ -60,7 +61,10 @@ impl Engine {
         let addresses = |engine: &Self| engine.world.nodes.get(name).map(|node| node.addresses.clone());
         let old = addresses(self);
         self.world.apply(event);
-        let addresses = old.into_iter().chain(addresses(self)).flatten().collect();
+        let addresses: BTreeSet<IpAddr> = old.into_iter().chain(addresses(self)).flatten().collect();
+        for address in &addresses {
+            self.identities.assign(*address, &self.atoms, &self.world);
+        }
         self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
     }
 
@@ -192,7 +196,7 @@ impl Engine {
         for id in transaction.new_rule_sets.clone() {
             let Some(rule_set) = self.rule_sets.get(id).filter(|rule_set| rule_set.asks_services()) else { continue };
             let peers: BTreeSet<_> = rule_set.deciding_atoms().flat_map(|atom| self.classes.answering(atom)).collect();
-            let mut classes = self.frontend_classes.at_ports(&rule_set.any);
+            let mut classes = self.frontend_classes.at_ports(rule_set.any.prefixes());
             classes.extend(peers.into_iter().flat_map(|peer| self.frontend_classes.leading_to(peer)));
             classes.extend(self.frontend_classes.open());
             for class in classes {
@@ -220,6 +224,34 @@ impl Engine {
         if port_set != PortSetId::NONE {
             self.frontend_classes.note(rule_set, class);
             self.write(transaction, Change::PutAllow(key, AllowEntry { port_set, rule: RuleId::NONE }));
+        }
+    }
+
+    /// Writes what a rule set that changes in place allows of frontends now, where classes of backends or ports for anyone do.
+    pub(super) fn reallow_frontends(
+        &mut self,
+        transaction: &mut Transaction,
+        rule_set: RuleSetId,
+        peers: &BTreeSet<ClassId>,
+        for_anyone: &Diff,
+    ) {
+        if !self.rule_sets.get(rule_set).is_some_and(RuleSet::asks_services) {
+            return;
+        }
+        let ports = for_anyone.put.iter().map(|(prefix, _)| *prefix).chain(for_anyone.delete.iter().copied());
+        let mut classes = self.frontend_classes.at_ports(ports);
+        classes.extend(peers.iter().flat_map(|peer| self.frontend_classes.leading_to(*peer)));
+        for class in classes {
+            let key = AllowKey { rule_set, class };
+            let (known, port_set) = (self.tables.allow(&key), self.share(transaction, rule_set, class));
+            if port_set == PortSetId::NONE {
+                if known.is_some() {
+                    self.disallow_frontends(transaction, rule_set, class);
+                }
+            } else if known.is_none_or(|known| known.port_set != port_set) {
+                self.frontend_classes.note(rule_set, class);
+                self.write(transaction, Change::PutAllow(key, AllowEntry { port_set, rule: RuleId::NONE }));
+            }
         }
     }
 

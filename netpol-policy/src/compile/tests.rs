@@ -109,8 +109,99 @@ fn a_changed_policy_is_made_before_the_old_one_is_broken() {
     let mut engine =
         engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
     let before = rule_set(&engine, "web");
-    assert_eq!(apply(&mut engine, &web(81)), ["+port 81", "+allow", "+endpoint web", "-allow", "-port 80"]);
-    assert!(rule_set(&engine, "web") > before, "ids are not reused");
+    assert_eq!(apply(&mut engine, &web(81)), ["+port 81", "-port 80", "rejudge 1"]);
+    assert_eq!(rule_set(&engine, "web"), before, "all pods of the rule set have the policy, so it changes in place");
+}
+
+#[test]
+fn a_policy_costs_the_same_whatever_other_policies_its_pods_have() {
+    let block = |index: u16| {
+        let port = 1000 + index;
+        let from = format!("from: [{{ipBlock: {{cidr: 10.1.{index}.0/24}}}}], ports: [{{port: {port}}}]");
+        policy(&format!("block-{index}"), &format!("podSelector: {{}}, ingress: [{{{from}}}]"))
+    };
+    let open = |index: u16| {
+        policy(
+            &format!("open-{index}"),
+            &format!("podSelector: {{}}, ingress: [{{ports: [{{port: {}}}]}}]", 2000 + index),
+        )
+    };
+    let pods = [pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", "")];
+    let many: String = (0..100).map(block).chain((0..100).map(open)).collect();
+    let mut engine = engine(&[&pods.concat(), &many[..]].concat());
+    let id = rule_set(&engine, "web");
+    assert_eq!(
+        apply(&mut engine, &block(200)).len(),
+        101 + 2,
+        "its ports and those for anyone, its entry and its prefix"
+    );
+    assert_eq!(delete(&mut engine, &block(200)).len(), 101 + 4, "the same, and flows are evaluated again");
+    // One more for anyone: as many entries of blocks have it too.
+    assert_eq!(apply(&mut engine, &open(200)).len(), 101);
+    assert_eq!(delete(&mut engine, &open(200)).len(), 101 + 1);
+    assert_eq!(rule_set(&engine, "web"), id);
+}
+
+#[test]
+fn ten_thousand_blocks_share_a_changed_port() {
+    let with = |ports: &str| {
+        let blocks: String =
+            (0..10_000).map(|i| format!("{{ipBlock: {{cidr: 10.{}.{}.0/24}}}}, ", i / 256, i % 256)).collect();
+        policy("p", &format!("podSelector: {{}}, ingress: [{{from: [{blocks}], ports: [{ports}]}}]"))
+    };
+    let mut engine = engine(&[pod("web", 1, "web", "192.168.0.1", ""), with("{port: 80}, {port: 90}")].concat());
+    assert_eq!(apply(&mut engine, &with("{port: 80}, {port: 91}")), ["+port 91", "-port 90", "rejudge 1"]);
+    for (port, expected) in [(80, true), (90, false), (91, true)] {
+        assert_eq!(allows(&engine, Direction::Ingress, "10.39.15.1", port), expected, "{port}");
+    }
+}
+
+#[test]
+fn a_port_that_passes_from_one_peer_to_anyone_stays_open() {
+    let from = "from: [{ipBlock: {cidr: 0.0.0.0/0}}]";
+    let one = policy("p", &format!("podSelector: {{}}, ingress: [{{{from}, ports: [{{port: 80}}]}}]"));
+    let anyone = policy(
+        "p",
+        &format!("podSelector: {{}}, ingress: [{{{from}, ports: [{{port: 81}}]}}, {{ports: [{{port: 80}}]}}]"),
+    );
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), one.clone()].concat());
+    for (policy, port_81) in [(&anyone, true), (&one, false)] {
+        apply(&mut engine, policy);
+        assert!(allows(&engine, Direction::Ingress, "10.0.0.9", 80));
+        assert_eq!(allows(&engine, Direction::Ingress, "10.0.0.9", 81), port_81);
+    }
+    delete(&mut engine, &one);
+    delete(&mut engine, &pod("web", 1, "web", "10.0.0.1", ""));
+    assert!(engine.tables.is_empty(), "{:#?}", engine.tables);
+}
+
+#[test]
+fn a_rule_set_of_a_pod_that_is_gone_gets_no_more() {
+    let pods = [pod("web", 1, "web", "10.0.0.1", ""), pod("gone", 1, "web", "10.0.0.2", "")];
+    let mut engine = engine(&[&pods.concat(), &web(80)[..]].concat());
+    let shared = rule_set(&engine, "gone");
+    assert_eq!(rule_set(&engine, "web"), shared);
+    delete(&mut engine, &pods[1]);
+    // Its interface may be there still, with this rule set.
+    apply(&mut engine, &web(81));
+    let next = rule_set(&engine, "web");
+    assert_ne!(next, shared);
+    apply(&mut engine, &web(82));
+    assert_eq!(rule_set(&engine, "web"), next, "this one was never that pod's");
+}
+
+#[test]
+fn a_policy_for_some_pods_of_a_rule_set_parts_them() {
+    let pods = [pod("web", 1, "web", "10.0.0.1", ""), pod("other", 1, "other", "10.0.0.2", "")].concat();
+    let both = policy("both", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
+    let mut engine = engine(&[pods, both].concat());
+    let shared = rule_set(&engine, "web");
+    assert_eq!(shared, rule_set(&engine, "other"));
+    apply(&mut engine, &web(81));
+    assert_ne!(rule_set(&engine, "web"), shared);
+    assert_eq!(rule_set(&engine, "other"), shared);
+    delete(&mut engine, &web(81));
+    assert_eq!(rule_set(&engine, "web"), shared, "they meet again");
 }
 
 #[test]

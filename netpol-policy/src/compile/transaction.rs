@@ -1,14 +1,19 @@
 //! One event's work: what is new first, then the flips, then what is unused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use netpol_common::{ClassId, Direction, DirectionPolicy, RuleSetId};
+use netpol_common::{AllowEntry, ClassId, Direction, DirectionPolicy, RuleSetId};
 
 use super::Engine;
+use super::allow::Contents;
 use super::atoms::{Atom, AtomId};
-use super::rules::{RuleSetKey, Source};
+use super::classes::Signature;
+use super::evolve::Evolution;
+use super::parts::{PartId, RuleAt};
+use super::rules::rules;
 use crate::model::{Frontend, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 use crate::world::Event;
@@ -28,6 +33,17 @@ pub(super) struct Transaction {
     /// The egress rule sets that pods had.
     pub(super) parted: BTreeSet<RuleSetId>,
     pub(super) unused_rule_sets: BTreeSet<RuleSetId>,
+    /// Addresses are touched by atoms alone that are new or unused.
+    pub(super) renaming: bool,
+    /// A block with exceptions is new. Its prefixes are written before any endpoint asks for it: if one of the exceptions does not fit
+    /// into its map, the block must not be in force.
+    pub(super) new_exceptions: bool,
+    /// The rule sets that change in place.
+    pub(super) evolving: Vec<Evolution>,
+    /// Rule sets that only get more.
+    pub(super) growing: BTreeSet<RuleSetId>,
+    /// What rule sets allow by these rules and named ports; `None`: what they allow to anyone.
+    pub(super) known_contents: HashMap<(RuleSetId, Vec<RuleAt>, Vec<(AtomId, u16)>), Option<AllowEntry>>,
 }
 
 impl Engine {
@@ -65,17 +81,26 @@ impl Engine {
     pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
         let old = self.world.policies.get(key).cloned();
         self.world.apply(event);
-        self.rule_sets.forget_sources(key);
-        let new = self.world.policies.get(key);
+        let new = self.world.policies.get(key).cloned();
+        for direction in Direction::BOTH {
+            let before = old.as_ref().and_then(|policy| rules(policy, direction));
+            if before != new.as_ref().and_then(|policy| rules(policy, direction)) {
+                self.parts.outdate(key, direction);
+            }
+        }
         let selects = |policy: Option<&Policy>, pod: &PodKey| {
             let pod = self.world.pods.get(pod);
             policy.is_some_and(|policy| pod.is_some_and(|pod| policy.pods.isolates(&pod.labels)))
         };
         let pods = self.endpoints.of_namespace(&key.namespace);
-        let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new, pod)).cloned().collect();
-        let changes = self.commit(Transaction::default(), pods);
+        let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();
+        let mut transaction = Transaction { renaming: true, ..Transaction::default() };
+        let (evolutions, pods) = self.evolutions(&mut transaction, key, pods);
+        transaction.evolving.clone_from(&evolutions);
+        let mut changes = self.commit(transaction, pods);
+        changes.extend(self.shrink(&evolutions));
         if let Some(old) = old {
-            self.rule_names.retire(&old, self.world.policies.get(key));
+            self.rule_names.retire(&old, new.as_ref());
         }
         changes
     }
@@ -92,12 +117,16 @@ impl Engine {
     }
 
     pub(super) fn commit(&mut self, mut transaction: Transaction, pods: BTreeSet<PodKey>) -> Vec<Change> {
+        let evolving = std::mem::take(&mut transaction.evolving);
+        self.begin_evolutions(&evolving);
+        transaction.growing = evolving.iter().map(|evolution| evolution.rule_set).collect();
         let flips: Vec<_> = pods.into_iter().map(|pod| self.resolve(&mut transaction, pod)).collect();
         let egress =
             |(pod, policy): &(PodKey, Option<EndpointPolicy>)| Some((pod.clone(), policy.as_ref()?.egress.rule_set));
         transaction.flipping = flips.iter().filter_map(egress).collect();
         let moves = self.classify(&mut transaction);
         self.allow_to_new_rule_sets(&mut transaction);
+        self.grow(&mut transaction, &evolving);
         let frontends = self.classify_frontends(&mut transaction, &moves);
         self.allow_frontends_to_new_rule_sets(&mut transaction);
         self.put_frontends(&mut transaction, &frontends);
@@ -130,53 +159,107 @@ impl Engine {
             return (key, None);
         };
         let [ingress, egress] = Direction::BOTH.map(|direction| {
-            let first = PolicyKey::new(key.namespace.clone(), "");
-            let policies = self.world.policies.range(first..).map(|(_, policy)| policy);
-            let policies = policies.take_while(|policy| policy.key.namespace == key.namespace);
-            let selecting = policies.filter(|policy| policy.pods.isolates(&pod.labels));
-            let Some(source) = Source::of(&pod, direction, selecting) else { return DirectionPolicy::OPEN };
-            if let Some(policy) = self.rule_sets.acquire_by_source(&source) {
-                return policy;
+            let parts = self.parts_of(transaction, &pod, direction);
+            if parts.is_empty() {
+                return DirectionPolicy::OPEN;
             }
-            let rules = self.rule_names.resolve(&pod, &source, &self.world.policies);
-            let known = self.rule_sets.acquire(&rules);
-            let policy = known.unwrap_or_else(|| self.add_rule_set(transaction, rules));
-            self.rule_sets.set_source(source, policy.rule_set);
-            policy
+            let parts: Arc<[PartId]> = parts.into();
+            let known = self.rule_sets.find(direction, &parts).and_then(|id| self.rule_sets.acquire(id));
+            known.unwrap_or_else(|| self.add_rule_set(transaction, direction, parts))
         });
         (key, Some(EndpointPolicy { ingress, egress }))
     }
 
-    fn add_rule_set(&mut self, transaction: &mut Transaction, rules: RuleSetKey) -> DirectionPolicy {
-        let mut atoms = Vec::new();
-        let mut ports = Vec::new();
-        let (id, policy) = self.rule_sets.add(
-            rules,
-            |atom| {
-                let (id, new) = self.atoms.acquire(atom.clone());
-                if new {
-                    atoms.push((id, atom));
-                }
-                id
-            },
-            |contents| {
-                let (entry, changes) = self.port_sets.acquire(contents);
-                ports = changes;
-                entry.port_set
-            },
-        );
+    /// The parts of the policies that isolate a pod in a direction.
+    fn parts_of(&mut self, transaction: &mut Transaction, pod: &Pod, direction: Direction) -> Vec<PartId> {
+        let first = PolicyKey::new(pod.key.namespace.clone(), "");
+        let policies = self.world.policies.range(first..).map(|(_, policy)| policy);
+        let policies = policies.take_while(|policy| policy.key.namespace == pod.key.namespace);
+        let isolating =
+            policies.filter(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some());
+        let mut parts: Vec<_> =
+            isolating.map(|policy| self.parts.find(policy, direction, pod).map_err(|_| policy.key.clone())).collect();
+        for part in &mut parts {
+            if let Err(policy) = part {
+                *part = self.part(transaction, policy, direction, &pod.key).ok_or_else(|| policy.clone());
+            }
+        }
+        parts.into_iter().filter_map(Result::ok).collect()
+    }
+
+    /// A policy's part for a pod, if it isolates it in this direction.
+    pub(super) fn part(
+        &mut self,
+        transaction: &mut Transaction,
+        policy: &PolicyKey,
+        direction: Direction,
+        pod: &PodKey,
+    ) -> Option<PartId> {
+        let Self { world, parts, rule_names, atoms, .. } = self;
+        let (policy, pod) = world.policies.get(policy).zip(world.pods.get(pod))?;
+        if !policy.pods.isolates(&pod.labels) || rules(policy, direction).is_none() {
+            return None;
+        }
+        let numbers = match parts.find(policy, direction, pod) {
+            Ok(part) => return Some(part),
+            Err(numbers) => numbers,
+        };
+        let resolved = rule_names.resolve(policy, direction, &numbers);
+        let mut new_atoms = Vec::new();
+        let part = parts.add(policy, direction, numbers, resolved, |atom| {
+            let (id, new) = atoms.acquire(atom.clone());
+            if new {
+                new_atoms.push((id, atom));
+            }
+            id
+        });
+        for (id, atom) in new_atoms {
+            self.add_atom(transaction, id, &atom);
+        }
+        Some(part)
+    }
+
+    fn add_rule_set(
+        &mut self,
+        transaction: &mut Transaction,
+        direction: Direction,
+        parts: Arc<[PartId]>,
+    ) -> DirectionPolicy {
+        let any = self.for_anyone(&parts);
+        let any_set = self.intern(transaction, &any).port_set;
+        let policy = self.rule_sets.add(direction, parts, &mut self.parts, any, any_set);
+        transaction.new_rule_sets.insert(policy.rule_set);
+        policy
+    }
+
+    /// What parts allow to anyone.
+    fn for_anyone(&self, parts: &[PartId]) -> Contents {
+        let parts = parts.iter().filter_map(|part| Some((*part, self.parts.get(*part)?)));
+        let open: Vec<_> =
+            parts.flat_map(|(part, body)| body.open.iter().map(move |index| RuleAt { part, index: *index })).collect();
+        self.contents(BTreeMap::new(), &open, &Signature::default())
+    }
+
+    /// The port set with these contents, with a user more.
+    pub(super) fn intern(&mut self, transaction: &mut Transaction, contents: &Contents) -> AllowEntry {
+        let (entry, ports) = self.port_sets.acquire(contents);
         for change in ports {
             self.write(transaction, change);
         }
-        for (id, atom) in atoms {
-            self.add_atom(transaction, id, &atom);
+        entry
+    }
+
+    /// A rule set less has a part; the atoms that nothing asks for any more.
+    pub(super) fn release_part(&mut self, part: PartId, dead: &mut Vec<(AtomId, Atom)>) {
+        let Some(part) = self.parts.release(part) else { return };
+        for atom in part.atoms() {
+            dead.extend(self.atoms.release(atom).map(|gone| (atom, gone)));
         }
-        transaction.new_rule_sets.insert(id);
-        policy
     }
 
     fn add_atom(&mut self, transaction: &mut Transaction, id: AtomId, atom: &Atom) {
         if let Atom::Block(block) = atom {
+            transaction.new_exceptions |= !block.except.is_empty();
             transaction.prefixes.extend(self.blocks.add(id, block));
             transaction.addresses.extend(self.addresses_in(block.cidr));
         } else {
@@ -195,6 +278,8 @@ impl Engine {
         let before = self.endpoints.get(pod);
         match policy {
             Some(policy) if before != rule_sets => {
+                // What a rule set allows to anyone may have changed in place meanwhile.
+                let policy = rule_sets.map_or(policy, |ids| self.endpoint_policy(ids));
                 self.write(transaction, Change::PutEndpoint(pod.clone(), policy));
             }
             None if before.is_some() => self.write(transaction, Change::DeleteEndpoint(pod.clone())),
@@ -202,6 +287,11 @@ impl Engine {
         }
         transaction.parted.extend(before.map(|[_, egress]| egress));
         for rule_set in self.endpoints.set(pod, rule_sets).into_iter().flatten() {
+            if rule_sets.is_none() {
+                self.rule_sets.freeze(rule_set);
+                let any = self.rule_sets.get(rule_set).map(|rule_set| rule_set.policy.any);
+                any.into_iter().for_each(|any| self.port_sets.freeze(any));
+            }
             if self.rule_sets.release(rule_set) {
                 transaction.unused_rule_sets.insert(rule_set);
             }
@@ -213,28 +303,27 @@ impl Engine {
         let mut dead = Vec::new();
         for id in std::mem::take(&mut transaction.unused_rule_sets) {
             let Some(rule_set) = self.rule_sets.retire(id) else { continue };
-            let classes: BTreeSet<_> =
-                rule_set.deciding_atoms().flat_map(|atom| self.classes.answering(atom)).collect();
-            for class in classes {
+            for class in self.classes_decided(&rule_set) {
                 self.disallow(transaction, id, class);
             }
             self.disallow_all_frontends(transaction, id);
             for change in self.port_sets.release(rule_set.policy.any) {
                 self.write(transaction, change);
             }
-            for atom in rule_set.atoms() {
-                dead.extend(self.atoms.release(atom).map(|gone| (atom, gone)));
+            for part in rule_set.parts().iter() {
+                self.release_part(*part, &mut dead);
             }
         }
         dead
     }
 
     /// Merges the classes that only dead atoms told apart. No endpoint asks for them any more: no verdict changes.
-    fn forget(&mut self, transaction: &mut Transaction, dead: &[(AtomId, Atom)]) {
+    pub(super) fn forget(&mut self, transaction: &mut Transaction, dead: &[(AtomId, Atom)]) {
         if dead.is_empty() {
             return;
         }
         transaction.new_rule_sets.clear();
+        transaction.renaming = true;
         for (id, atom) in dead {
             if let Atom::Block(block) = atom {
                 transaction.prefixes.extend(self.blocks.remove(*id, block));

@@ -1,0 +1,219 @@
+//! How compile time grows with the number of policies, rules, blocks and ports: `cargo bench -p netpol-policy --bench growth`.
+//!
+//! Each shape is compiled three ways: everything in one reset, as one batch of single events, and one event at a time. A way
+//! that exceeds [`PATIENCE`] is not measured at larger sizes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netpol_policy::compile::{Engine, FirstIds, NodeScope};
+use netpol_policy::model::{
+    IpBlock, Labels, NamedPort, Object, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, PortRange, Ports,
+    Protocol, Requirement, Rule, Selector,
+};
+use netpol_policy::world::Event;
+
+/// The sizes of the curve.
+const SIZES: [usize; 6] = [250, 500, 1_000, 2_000, 4_000, 8_000];
+/// A way that took longer is not measured at larger sizes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A name, and the policies of one size.
+type Shape = (&'static str, fn(usize) -> Vec<Policy>);
+
+const SHAPES: [Shape; 9] = [
+    ("one block and one port each", |count| policies(count, |i| rule(block(subnet(i), &[]), port(i)))),
+    ("one port each", |count| policies(count, |i| Rule { peers: Peers::Any, ports: Ports::Of(vec![port(i)]) })),
+    ("one selector and one port each", |count| policies(count, |i| rule(app(&format!("app-{i}")), port(i)))),
+    ("the same selector, one port each", |count| policies(count, |i| rule(app("front"), port(i)))),
+    ("selectors that match one pod, one port each", |count| policies(count, |i| rule(exists(i), port(i)))),
+    ("one block in another each", |count| policies(count, |i| rule(block(nested(i), &[]), port(i)))),
+    ("everything except one block each", |count| policies(count, |i| rule(block("0.0.0.0/0", &[&subnet(i)]), port(0)))),
+    ("one named port each", |count| policies(count, |i| rule(app("front"), named(i)))),
+    ("as many blocks and half as many port ranges in one rule", |count| {
+        let peers = (0..count).map(|i| block(subnet(i), &[])).collect();
+        let ports = (0..count / 2).map(|i| range(i)).collect();
+        policies(1, |_| Rule { peers: Peers::Of(peers), ports: Ports::Of(ports) })
+    }),
+];
+
+fn main() {
+    let chosen: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    for (name, shape) in SHAPES {
+        if !chosen.is_empty() && !chosen.iter().any(|part| name.contains(part.as_str())) {
+            continue;
+        }
+        println!("{name}");
+        println!(
+            "{:>8} {:>10} {:>10} {:>12} {:>12} {:>10} {:>10}",
+            "size", "reset ms", "batch ms", "singly ms", "slowest ms", "writes", "change ms"
+        );
+        let mut patient = [true; 2];
+        for size in SIZES {
+            let policies = shape(size);
+            let reset = patient[0].then(|| reset(&policies));
+            let (batch, singly) =
+                if patient[1] { (Some(batch(&policies)), Some(singly(&policies))) } else { (None, None) };
+            let text =
+                |time: Option<Duration>| time.map_or("-".to_owned(), |time| format!("{:.2}", time.as_secs_f64() * 1e3));
+            println!(
+                "{size:>8} {:>10} {:>10} {:>12} {:>12} {:>10} {:>10}",
+                text(reset.map(|(time, _)| time)),
+                text(batch),
+                text(singly.map(|singly| singly.total)),
+                text(singly.map(|singly| singly.slowest)),
+                singly.map_or("-".to_owned(), |singly| singly.writes.to_string()),
+                text(reset.map(|(_, change)| change)),
+            );
+            patient[0] &= reset.is_some_and(|(time, change)| time.max(change) < PATIENCE);
+            patient[1] &= batch.zip(singly).is_some_and(|(batch, singly)| batch.max(singly.total) < PATIENCE);
+        }
+    }
+}
+
+/// Everything at once; and then another port in the last policy.
+fn reset(policies: &[Policy]) -> (Duration, Duration) {
+    let mut engine = Engine::new(NodeScope::Node("node".into()), FirstIds::default());
+    let objects = pods().into_iter().chain(policies.iter().cloned().map(Object::Policy)).collect();
+    let started = Instant::now();
+    engine.apply(Event::Reset(objects));
+    let reset = started.elapsed();
+    let mut last = policies.last().cloned().expect("a policy");
+    for rule in last.ingress.iter_mut().flatten() {
+        if let Ports::Of(ports) = &mut rule.ports {
+            ports.push(range(30_000));
+        }
+    }
+    let started = Instant::now();
+    engine.apply(Event::Apply(Object::Policy(last)));
+    (reset, started.elapsed())
+}
+
+fn with_pods() -> Engine {
+    let mut engine = Engine::new(NodeScope::Node("node".into()), FirstIds::default());
+    engine.apply(Event::Reset(pods()));
+    engine
+}
+
+/// All policies in one batch, to an engine that has the pods.
+fn batch(policies: &[Policy]) -> Duration {
+    let mut engine = with_pods();
+    let events = policies.iter().cloned().map(|policy| Event::Apply(Object::Policy(policy))).collect::<Vec<_>>();
+    let started = Instant::now();
+    engine.apply_all(events);
+    started.elapsed()
+}
+
+#[derive(Clone, Copy)]
+struct Singly {
+    total: Duration,
+    slowest: Duration,
+    writes: usize,
+}
+
+/// One policy after the other, and one after the other away again.
+fn singly(policies: &[Policy]) -> Singly {
+    let mut engine = with_pods();
+    let mut singly = Singly { total: Duration::ZERO, slowest: Duration::ZERO, writes: 0 };
+    let come = policies.iter().cloned().map(|policy| Event::Apply(Object::Policy(policy)));
+    let go = policies.iter().map(|policy| Event::Delete(Object::Policy(policy.clone()).key()));
+    for event in come.chain(go) {
+        let started = Instant::now();
+        singly.writes += engine.apply(event).len();
+        let time = started.elapsed();
+        singly.total += time;
+        singly.slowest = singly.slowest.max(time);
+    }
+    singly
+}
+
+/// One pod of this node that all policies select, and one of another that some of them name.
+fn pods() -> Vec<Object> {
+    let pod = |name: &str, node: &str, address: [u8; 4], labels: Labels| {
+        Object::Pod(Pod {
+            key: PodKey::new("shop", name),
+            node: Some(node.into()),
+            host_network: false,
+            finished: false,
+            deleting: false,
+            created: 0,
+            labels,
+            addresses: vec![address.into()],
+            ports: (0..SIZES[5] / 2)
+                .map(|i| NamedPort { name: name_of(i), protocol: Protocol::Tcp, port: number(i) })
+                .collect(),
+            host_ports: None,
+        })
+    };
+    let many = (0..SIZES[5]).map(|i| (Arc::from(format!("l-{i}")), Arc::from("")));
+    let front = many.chain([("app".into(), "front".into())]).collect();
+    vec![
+        pod("server", "node", [192, 168, 0, 1], Labels::from([("app".into(), "server".into())])),
+        pod("front", "other", [192, 168, 0, 2], front),
+    ]
+}
+
+fn policies(count: usize, rule: impl FnOnce(usize) -> Rule + Clone) -> Vec<Policy> {
+    let policy = |i: usize| Policy {
+        key: PolicyKey::new("shop", format!("policy-{i}")),
+        pods: Selector { requirements: vec![Requirement::In("app".into(), vec!["server".into()])], invalid: false },
+        ingress: Some(vec![rule.clone()(i)]),
+        egress: None,
+        problems: Vec::new(),
+    };
+    (0..count).map(policy).collect()
+}
+
+fn rule(peer: Peer, port: PortMatch) -> Rule {
+    Rule { peers: Peers::Of(vec![peer]), ports: Ports::Of(vec![port]) }
+}
+
+fn number(i: usize) -> u16 {
+    u16::try_from(1 + i % 60_000).expect("a port")
+}
+
+fn port(i: usize) -> PortMatch {
+    PortMatch { protocol: Protocol::Tcp, port: PortRange::Range(number(i), number(i)) }
+}
+
+/// Ranges that are apart, of three ports each.
+fn range(i: usize) -> PortMatch {
+    let first = number(i * 5);
+    PortMatch { protocol: Protocol::Tcp, port: PortRange::Range(first, first + 2) }
+}
+
+fn name_of(i: usize) -> Arc<str> {
+    format!("port-{i}").into()
+}
+
+fn named(i: usize) -> PortMatch {
+    PortMatch { protocol: Protocol::Tcp, port: PortRange::Named(name_of(i)) }
+}
+
+fn app(name: &str) -> Peer {
+    let pods = Selector { requirements: vec![Requirement::In("app".into(), vec![name.into()])], invalid: false };
+    Peer::Pods { namespaces: None, pods }
+}
+
+fn exists(i: usize) -> Peer {
+    let pods = Selector { requirements: vec![Requirement::Exists(format!("l-{i}").into())], invalid: false };
+    Peer::Pods { namespaces: None, pods }
+}
+
+/// 10.0.0.0/24 and so on.
+fn subnet(i: usize) -> String {
+    format!("10.{}.{}.0/24", i / 256, i % 256)
+}
+
+/// A chain of twelve blocks within each other, then the next such chain.
+fn nested(i: usize) -> String {
+    let (chain, depth) = (i / 12, i % 12);
+    let length = 12 + depth;
+    let first = u32::from(std::net::Ipv4Addr::new(10, 0, 0, 0)) + (u32::try_from(chain).expect("few") << 20);
+    format!("{}/{length}", std::net::Ipv4Addr::from(first))
+}
+
+fn block(cidr: impl AsRef<str>, except: &[&str]) -> Peer {
+    let except = except.iter().map(|net| net.parse().expect("a block")).collect();
+    Peer::Block(IpBlock { cidr: cidr.as_ref().parse().expect("a block"), except })
+}

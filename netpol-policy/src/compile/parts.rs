@@ -1,0 +1,262 @@
+//! Parts of rule sets: one policy's rules in one direction, resolved. Rule sets with the same policy share its part.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use netpol_common::{Direction, RuleId};
+
+use super::allow::{PortPrefix, prefixes};
+use super::atoms::{Atom, AtomId};
+use super::classes::Signature;
+use super::rules::{ResolvedPorts, ResolvedRule, names};
+use crate::model::{Pod, Policy, PolicyKey, Protocol};
+
+/// Numbers a part while it is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct PartId(u64);
+
+/// A rule of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct RuleAt {
+    pub(super) part: PartId,
+    pub(super) index: usize,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) policy: PolicyKey,
+    direction: Direction,
+    pub(super) rules: Vec<CompiledRule>,
+    /// The atoms of which an address must answer to one to be allowed more than anyone, and the rule that asks: a rule's peers, and
+    /// names of ports where a rule has none.
+    pub(super) deciding: Vec<(AtomId, usize)>,
+    /// The rules that are about anyone.
+    pub(super) open: Vec<usize>,
+    users: usize,
+}
+
+/// A rule whose peers are atoms.
+#[derive(Clone, Debug)]
+pub(super) struct CompiledRule {
+    pub(super) id: RuleId,
+    /// Any of these; `None`: anyone.
+    peers: Option<Vec<AtomId>>,
+    pub(super) ports: CompiledPorts,
+}
+
+/// The ports of a rule.
+#[derive(Clone, Debug)]
+pub(super) enum CompiledPorts {
+    /// Every protocol and port.
+    All,
+    /// These.
+    Of {
+        /// Sorted, each once.
+        prefixes: Vec<PortPrefix>,
+        /// Names that the peer resolves.
+        named: Vec<(AtomId, Protocol)>,
+    },
+}
+
+impl CompiledRule {
+    /// The ports it has at addresses with this signature; `None`: at those that answer to nothing. Nothing where it has all.
+    pub(super) fn ports_at(&self, signature: Option<&Signature>) -> impl Iterator<Item = PortPrefix> {
+        let (fixed, named) = match &self.ports {
+            CompiledPorts::All => (&[][..], &[][..]),
+            CompiledPorts::Of { prefixes, named } => (&prefixes[..], &named[..]),
+        };
+        let resolved = named.iter().flat_map(move |(atom, protocol)| {
+            let numbers = signature.into_iter().flat_map(|signature| signature.ports_named(*atom));
+            numbers.flat_map(|port| prefixes(*protocol, Some((port, port))))
+        });
+        fixed.iter().copied().chain(resolved)
+    }
+
+    /// Whether one of its ports there is this one.
+    pub(super) fn has_port_at(&self, signature: Option<&Signature>, port: &PortPrefix) -> bool {
+        match &self.ports {
+            CompiledPorts::Of { prefixes, named } if named.is_empty() => prefixes.binary_search(port).is_ok(),
+            _ => self.ports_at(signature).any(|known| known == *port),
+        }
+    }
+
+    /// Whether its ports depend on the peer.
+    pub(super) fn has_names(&self) -> bool {
+        matches!(&self.ports, CompiledPorts::Of { named, .. } if !named.is_empty())
+    }
+
+    pub(super) fn has_all_ports(&self) -> bool {
+        matches!(self.ports, CompiledPorts::All)
+    }
+
+    fn atoms(&self) -> impl Iterator<Item = AtomId> {
+        let named = match &self.ports {
+            CompiledPorts::All => &[][..],
+            CompiledPorts::Of { named, .. } => named,
+        };
+        self.peers.iter().flatten().copied().chain(named.iter().map(|(atom, _)| *atom))
+    }
+}
+
+impl Part {
+    /// The atoms it uses; one that several rules use, several times.
+    pub(super) fn atoms(&self) -> impl Iterator<Item = AtomId> {
+        self.rules.iter().flat_map(CompiledRule::atoms)
+    }
+
+    /// Whether it allows everything to anyone.
+    pub(super) fn allows_everything(&self) -> bool {
+        self.open.iter().any(|index| self.rules[*index].has_all_ports())
+    }
+}
+
+/// The parts in use.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parts {
+    entries: HashMap<PartId, Part>,
+    /// Those of policies as they are now.
+    current: HashMap<PolicyKey, [Current; 2]>,
+    next: u64,
+}
+
+/// The parts of a policy in one direction.
+#[derive(Clone, Debug, Default)]
+struct Current {
+    /// Which names of ports make the difference.
+    names: Arc<[(Arc<str>, Protocol)]>,
+    /// By the ports that the names stand for.
+    parts: Vec<(Vec<Vec<u16>>, PartId)>,
+}
+
+fn index(direction: Direction) -> usize {
+    match direction {
+        Direction::Ingress => 0,
+        Direction::Egress => 1,
+    }
+}
+
+/// The numbers of a pod's ports with these names.
+fn numbers(pod: &Pod, names: &[(Arc<str>, Protocol)]) -> Vec<Vec<u16>> {
+    let own = |(name, protocol): &(Arc<str>, Protocol)| {
+        let own = pod.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
+        let mut own: Vec<_> = own.map(|port| port.port).collect();
+        own.sort_unstable();
+        own.dedup();
+        own
+    };
+    names.iter().map(own).collect()
+}
+
+impl Parts {
+    pub(super) fn get(&self, id: PartId) -> Option<&Part> {
+        self.entries.get(&id)
+    }
+
+    /// A rule of a part.
+    pub(super) fn rule(&self, at: RuleAt) -> Option<&CompiledRule> {
+        self.entries.get(&at.part)?.rules.get(at.index)
+    }
+
+    /// A policy's part that holds for a pod, or the numbers of the pod's ports that it depends on.
+    pub(super) fn find(&self, policy: &Policy, direction: Direction, pod: &Pod) -> Result<PartId, Vec<Vec<u16>>> {
+        let known = self.current.get(&policy.key).map(|current| &current[index(direction)]);
+        let Some(current) = known.filter(|current| !current.parts.is_empty()) else {
+            return Err(numbers(pod, &names(policy, direction)));
+        };
+        let numbers = numbers(pod, &current.names);
+        let part = current.parts.iter().find(|(known, _)| *known == numbers);
+        part.map(|(_, id)| *id).ok_or(numbers)
+    }
+
+    /// Adds a part, without users. `atom` interns atoms.
+    pub(super) fn add(
+        &mut self,
+        policy: &Policy,
+        direction: Direction,
+        numbers: Vec<Vec<u16>>,
+        rules: Vec<ResolvedRule>,
+        mut atom: impl FnMut(Atom) -> AtomId,
+    ) -> PartId {
+        let rules: Vec<_> = rules.into_iter().map(|rule| compile(rule, &mut atom)).collect();
+        let mut deciding: Vec<(AtomId, usize)> = Vec::new();
+        let mut open = Vec::new();
+        for (index, rule) in rules.iter().enumerate() {
+            match (&rule.peers, &rule.ports) {
+                (Some(peers), _) => deciding.extend(peers.iter().map(|peer| (*peer, index))),
+                (None, ports) => {
+                    open.push(index);
+                    if let CompiledPorts::Of { named, .. } = ports {
+                        deciding.extend(named.iter().map(|(atom, _)| (*atom, index)));
+                    }
+                }
+            }
+        }
+        deciding.sort_unstable();
+        deciding.dedup();
+        let id = PartId(self.next);
+        self.next += 1;
+        let policy_key = policy.key.clone();
+        self.entries.insert(id, Part { policy: policy_key.clone(), direction, rules, deciding, open, users: 0 });
+        let current = &mut self.current.entry(policy_key).or_default()[index(direction)];
+        if current.parts.is_empty() {
+            current.names = names(policy, direction).into();
+        }
+        current.parts.push((numbers, id));
+        id
+    }
+
+    /// The policy has other rules in this direction from now on.
+    pub(super) fn outdate(&mut self, policy: &PolicyKey, direction: Direction) {
+        if let Some(current) = self.current.get_mut(policy) {
+            current[index(direction)] = Current::default();
+            self.forget_empty(policy);
+        }
+    }
+
+    fn forget_empty(&mut self, policy: &PolicyKey) {
+        if self.current.get(policy).is_some_and(|current| current.iter().all(|current| current.parts.is_empty())) {
+            self.current.remove(policy);
+        }
+    }
+
+    /// A rule set more has it.
+    pub(super) fn acquire(&mut self, id: PartId) {
+        if let Some(part) = self.entries.get_mut(&id) {
+            part.users += 1;
+        }
+    }
+
+    /// A rule set less has it; the part, where that was the last.
+    pub(super) fn release(&mut self, id: PartId) -> Option<Part> {
+        let part = self.entries.get_mut(&id)?;
+        part.users = part.users.saturating_sub(1);
+        if part.users > 0 {
+            return None;
+        }
+        let part = self.entries.remove(&id)?;
+        if let Some(current) = self.current.get_mut(&part.policy) {
+            current[index(part.direction)].parts.retain(|(_, known)| *known != id);
+            self.forget_empty(&part.policy);
+        }
+        Some(part)
+    }
+}
+
+fn compile(rule: ResolvedRule, atom: &mut impl FnMut(Atom) -> AtomId) -> CompiledRule {
+    CompiledRule {
+        id: rule.id,
+        peers: rule.peers.map(|peers| peers.into_iter().map(&mut *atom).collect()),
+        ports: match rule.ports {
+            ResolvedPorts::All => CompiledPorts::All,
+            ResolvedPorts::Of { ranges, named } => {
+                let mut prefixes: Vec<_> =
+                    ranges.into_iter().flat_map(|(protocol, range)| prefixes(protocol, range)).collect();
+                prefixes.sort_unstable();
+                prefixes.dedup();
+                let named = named.into_iter().map(|(name, protocol)| (atom(Atom::Named(name, protocol)), protocol));
+                CompiledPorts::Of { prefixes, named: named.collect() }
+            }
+        },
+    }
+}
