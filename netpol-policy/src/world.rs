@@ -160,15 +160,15 @@ impl World {
     /// The pod whose address this is. Where several claim it, the one that is not being deleted, then the youngest, then
     /// the one with the greatest key; the others select nothing.
     ///
-    /// Whose interface it is, that is: as a peer an address of this node is no pod's, see [`World::peer_at`].
+    /// Whose interface it is, that is: as a peer a node's address is no pod's, see [`World::peer_at`].
     pub fn claimant(&self, address: IpAddr) -> Option<&Pod> {
         self.claimants(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }
 
-    /// The pod that selectors mean at this address. None at an address of this node, whichever pod claims it: what the node
-    /// forwards masqueraded carries it too, and must not match that pod's labels.
+    /// The pod that selectors mean at this address. None at an address of a node, this one or another, even if a pod claims it: what a
+    /// node masquerades carries it too, and must not match that pod's labels.
     pub fn peer_at(&self, address: IpAddr) -> Option<&Pod> {
-        self.claimant(address).filter(|_| !self.is_own(address))
+        self.claimant(address).filter(|_| !self.is_own(address) && !self.is_node(address))
     }
 
     /// A namespace's labels. A namespace that has no object of its own (one that only pods or policies name) has

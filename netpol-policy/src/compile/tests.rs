@@ -306,3 +306,16 @@ fn a_rule_that_its_policy_lost_is_forgotten_when_its_turn_comes() {
     delete(&mut engine, &one);
     assert_eq!(engine.rule_names.in_use(), 0);
 }
+
+#[test]
+fn s30_a_nodes_address_has_no_pods_labels_in_the_tables_either() {
+    let front = pod("front", 2, "front", "10.0.0.2", "");
+    let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-2}, status: {addresses: [{type: InternalIP, address: 10.0.0.2}]}}\n";
+    let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), front, web(80)].concat());
+    assert!(allows(&engine, Direction::Ingress, "10.0.0.2", 80));
+    apply(&mut engine, node);
+    assert!(!allows(&engine, Direction::Ingress, "10.0.0.2", 80));
+    assert_eq!(engine.pod_at(IpAddr::from([10, 0, 0, 2])).map(|pod| pod.to_string()).as_deref(), Some("shop/front"));
+    delete(&mut engine, node);
+    assert!(allows(&engine, Direction::Ingress, "10.0.0.2", 80));
+}

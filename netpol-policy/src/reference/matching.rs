@@ -13,7 +13,7 @@ pub struct Remote<'w> {
     /// Its address, as the packet carries it.
     pub address: IpAddr,
     /// The pod whose address that is. Host-network and finished pods, those that lost it to another, and those that claim
-    /// the node's, have none (5, 6, 15).
+    /// a node's, have none (5, 6, 15).
     pub pod: Option<&'w Pod>,
 }
 

@@ -6,6 +6,7 @@ mod services;
 
 use super::*;
 use crate::manifest;
+use crate::model::{Node, Object, ObjectKey};
 use crate::world::{Event, World};
 
 /// Namespaces `shop` (team=a) and `ops` (team=b), and `bare` that has no object. `shop/web` has its `http` at 8080, `shop/api` at 9090;
@@ -418,6 +419,27 @@ fn s15_a_pod_that_claims_the_nodes_address_lends_it_no_labels() {
     assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "a pod's address");
     world.apply(Event::OwnAddresses(vec![packet.remote]));
     assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "the node's, masqueraded");
+}
+
+#[test]
+fn s30_a_pod_that_claims_another_nodes_address_lends_it_no_labels() {
+    let mut world = cluster(&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"]);
+    let packet = Packet {
+        pod: PodKey::new("shop", "web"),
+        direction: Direction::Ingress,
+        remote: "10.0.0.2".parse().unwrap(),
+        protocol: protocol::TCP,
+        port: 80,
+        from_node: false,
+        via_own: false,
+        behind: false,
+    };
+    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "a pod's address");
+    let node = Node { name: "node-9".into(), addresses: vec![packet.remote] };
+    world.apply(Event::Apply(Object::Node(node)));
+    assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "a node's, masqueraded");
+    world.apply(Event::Delete(ObjectKey::Node("node-9".into())));
+    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "a pod's again");
 }
 
 #[test]

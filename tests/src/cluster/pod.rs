@@ -18,6 +18,7 @@ pub struct PodSpec {
     pub(super) host_ports: Vec<(Protocol, u16, u16)>,
     phase: &'static str,
     created: &'static str,
+    odd_ip: &'static str,
     pub(super) node: u8,
     pub(super) number: Option<u8>,
 }
@@ -37,6 +38,7 @@ impl PodSpec {
             host_ports: Vec::new(),
             phase: "Running",
             created: "",
+            odd_ip: "",
             node: 1,
             number: None,
         }
@@ -92,6 +94,13 @@ impl PodSpec {
         self
     }
 
+    /// Listed in its `status.podIPs` before the addresses that it has.
+    #[must_use]
+    pub const fn odd_ip(mut self, address: &'static str) -> Self {
+        self.odd_ip = address;
+        self
+    }
+
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
@@ -137,6 +146,9 @@ impl PodSpec {
         }
         if let Some(first) = addresses.first() {
             let _ = writeln!(yaml, "  podIP: \"{first}\"\n  podIPs:");
+            if !self.odd_ip.is_empty() {
+                let _ = writeln!(yaml, "  - ip: \"{}\"", self.odd_ip);
+            }
             for address in addresses {
                 let _ = writeln!(yaml, "  - ip: \"{address}\"");
             }

@@ -197,6 +197,47 @@ fn s06_of_several_pods_at_one_address_one_counts() -> Result<()> {
 }
 
 #[test]
+fn s30_odd_pod_addresses_open_no_pod_and_a_nodes_address_is_no_peer() -> Result<()> {
+    let closed = policy("shop/db", "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress, Egress]}");
+    let from_web = policy(
+        "shop/api",
+        "{podSelector: {matchLabels: {app: api}}, policyTypes: [Ingress],
+          ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}",
+    );
+    let mut lab = Lab::start(shop_and_blog().nodes(2), &[closed, from_web])?;
+    let denied = "shop/web -x shop/db 80/TCP\nshop/db -x shop/web 80/TCP\nblog/web -x shop/db 80/TCP";
+    lab.expect(denied)?;
+    // None of these may take the place of the pod's own address of that family.
+    for odd in [
+        "::ffff:10.9.9.9",
+        "127.0.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "169.254.0.1",
+        "255.255.255.255",
+        "::1",
+        "fe80::9",
+        "ff02::1",
+    ] {
+        lab.cluster.edit_pod("shop/db", |pod| pod.odd_ip(odd))?;
+        lab.expect_beyond_policy(denied).with_context(|| format!("its first address is {odd}"))?;
+    }
+    lab.cluster.edit_pod("shop/db", |pod| pod.odd_ip(""))?;
+    // Another pod of the node, which no policy selects, claims the address of `db` in IPv6 notation; and one the other node's.
+    let claim = |name: &str, node: u8, address: &str| {
+        let claim = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{namespace: {name}, name: zzz, labels: {{app: web}}, \
+             creationTimestamp: '2030-01-01T00:00:00Z'}}, spec: {{nodeName: node-{node}, containers: []}}, \
+             status: {{phase: Running, podIPs: [{{ip: '{address}'}}]}}}}"
+        );
+        lab.cluster.manifests().write(&format!("claim-{name}.yaml"), &claim)
+    };
+    claim("blog", 1, &format!("::ffff:{}", lab.cluster.host("shop/db").v4()))?;
+    claim("shop", 2, &lab.cluster.host("node-2").v4().to_string())?;
+    lab.expect_beyond_policy(&format!("{denied}\nnode-2 -x shop/api 80/TCP\nshop/web -> shop/api 80/TCP"))
+}
+
+#[test]
 fn s07_a_selector_not_understood_isolates_its_whole_namespace() -> Result<()> {
     let mut lab = Lab::start(
         shop_and_blog(),

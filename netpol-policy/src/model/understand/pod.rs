@@ -62,7 +62,16 @@ impl Pod {
 fn addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
     let many = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
     let mut result: Vec<IpAddr> = Vec::new();
-    for (field, address) in listed("podIP", many, status.pod_ip.as_deref(), problems) {
+    for (field, text) in listed("podIP", many, status.pod_ip.as_deref()) {
+        let Ok(address) = text.parse::<IpAddr>() else {
+            problems.error(field, format!("`{text}` is not an IP address"));
+            continue;
+        };
+        // Refused before it takes the place of its family: the pod's good address must not be lost to it.
+        if let Some(why) = never_a_pods(address) {
+            problems.error(field, format!("{address} is {why}, which no pod can have; it is ignored"));
+            continue;
+        }
         if result.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
             problems.error(field, format!("{address} is a second address of its family; a pod has one per family"));
             continue;
@@ -74,23 +83,37 @@ fn addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
 
 fn host_addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
     let many = status.host_ips.iter().flatten().map(|ip| ip.ip.as_str());
-    listed("hostIP", many, status.host_ip.as_deref(), problems).into_iter().map(|(_, address)| address).collect()
+    let listed = listed("hostIP", many, status.host_ip.as_deref());
+    listed.into_iter().filter_map(|(field, text)| address(text, &field, problems)).collect()
 }
 
-/// Addresses of a status, and their fields: of a list, or, as from old API servers, the only one.
-fn listed<'t>(
-    field: &str,
-    many: impl Iterator<Item = &'t str>,
-    one: Option<&'t str>,
-    problems: &mut Problems,
-) -> Vec<(String, IpAddr)> {
+/// Why an address cannot be a pod's. Sources: the special-purpose registries of RFC 6890, RFC 4291 section 2.5.5.2 (IPv4-mapped).
+fn never_a_pods(address: IpAddr) -> Option<&'static str> {
+    let is_link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    match address {
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("an address of \"this network\""),
+        IpAddr::V4(v4) if v4.octets()[0] >= 240 => Some("a reserved address"),
+        IpAddr::V6(v6) if v6.is_unspecified() => Some("the unspecified address"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("an IPv4-mapped IPv6 address"),
+        _ if address.is_loopback() => Some("a loopback address"),
+        _ if address.is_multicast() => Some("a multicast address"),
+        _ if is_link_local => Some("a link-local address"),
+        _ => None,
+    }
+}
+
+/// Addresses of a status as text, and their fields: of a list, or, as from old API servers, the only one.
+fn listed<'t>(field: &str, many: impl Iterator<Item = &'t str>, one: Option<&'t str>) -> Vec<(String, &'t str)> {
     let mut texts: Vec<_> =
         many.enumerate().map(|(index, text)| (format!("status.{field}s[{index}].ip"), text)).collect();
     if texts.is_empty() {
         texts.extend(one.map(|text| (format!("status.{field}"), text)));
     }
-    let given = texts.into_iter().filter(|(_, text)| !text.is_empty());
-    given.filter_map(|(field, text)| address(text, &field, problems).map(|address| (field, address))).collect()
+    texts.retain(|(_, text)| !text.is_empty());
+    texts
 }
 
 pub(super) fn address(text: &str, field: &str, problems: &mut Problems) -> Option<IpAddr> {

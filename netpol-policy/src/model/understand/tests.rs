@@ -252,3 +252,38 @@ fn slices_of_names_and_of_nobody_have_no_backends() {
     let (Object::Slice(nobodys), _) = read(text) else { panic!("a slice") };
     assert_eq!(nobodys.service, None);
 }
+
+#[test]
+fn s30_an_address_that_no_pod_can_have_is_refused_and_takes_no_good_one_away() {
+    let good = ["10.0.0.5", "fd00::5"];
+    for odd in [
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "169.254.1.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::ffff:10.0.0.9",
+        "fe80::1",
+        "ff02::1",
+    ] {
+        let ips = |list: &[&str]| list.iter().map(|ip| format!("{{ip: '{ip}'}}")).collect::<Vec<_>>().join(", ");
+        let wanted: Vec<IpAddr> = good.iter().map(|text| text.parse().unwrap()).collect();
+        for list in [[odd, good[0], good[1]], [good[0], odd, good[1]], [good[0], good[1], odd]] {
+            let (pod, errors) = pod("{containers: []}", &format!("{{podIPs: [{}]}}", ips(&list)));
+            assert_eq!(pod.addresses, wanted, "{odd}: {errors:?}");
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(errors[0].contains("no pod can have"), "{errors:?}");
+        }
+        let (pod, errors) = pod("{containers: []}", &format!("{{podIP: '{odd}'}}"));
+        assert_eq!((pod.addresses, errors.len()), (Vec::new(), 1), "{odd}");
+    }
+    let (pod, errors) = pod("{containers: []}", "{podIPs: [{ip: '::ffff:10.0.0.9'}, {ip: 10.0.0.5}]}");
+    assert_eq!(pod.addresses, [IpAddr::from([10, 0, 0, 5])]);
+    assert_eq!(
+        errors,
+        ["status.podIPs[0].ip: ::ffff:10.0.0.9 is an IPv4-mapped IPv6 address, which no pod can have; it is ignored"]
+    );
+}
