@@ -193,7 +193,7 @@ fn maps_change_their_sizes_under_open_connections() {
     }
     let status = String::from_utf8(node.verb(&["status", "-o", "json"]).stdout).expect("JSON");
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-    assert_eq!(status["maps"]["FLOWS_V4"]["capacity"], 7000);
+    assert_eq!(status["maps"]["FLOWS_V4"]["capacity"], 7000 / 16, "what is shared");
     assert_eq!(status["maps"]["ENDPOINTS"]["capacity"], 1024, "the default again");
     assert!(
         status["endpoints"][1]["packets"]["ingress"]["no-rule"].as_u64() > Some(0),

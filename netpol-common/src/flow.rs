@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{Generation, IfIndex};
 
-/// Key of `FLOWS_V4` and `FLOWS_V6`; `A` is the address, 4 or 16 bytes. Seen from the pod, so that both directions of
+/// Key of `FLOWS_V4`, `FLOWS_V6` and the flow tables of endpoints; `A` is the address, 4 or 16 bytes. Seen from the pod, so that both directions of
 /// a flow have the same key.
 ///
 /// Protocols without ports have zeros for ports. ICMP echo has its identifier as `pod_port`, and as `remote_port` who
@@ -32,7 +32,7 @@ pub struct FlowKey<A> {
 
 const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 20 && size_of::<FlowKey<[u8; 16]>>() == 44);
 
-/// Value of `FLOWS_V4` and `FLOWS_V6`.
+/// Value of `FLOWS_V4`, `FLOWS_V6` and the flow tables of endpoints.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowEntry {
@@ -44,8 +44,8 @@ pub struct FlowEntry {
     pub opener: u8,
     /// See [`flow_state`].
     pub state: u8,
-    /// Always zeros.
-    pub zero: [u8; 2],
+    /// The remote's source endpoint ID, where it is a pod of this node and its packets carry it; else 0.
+    pub remote_endpoint: u16,
 }
 
 const _: () = assert!(size_of::<FlowEntry>() == 12);
@@ -67,6 +67,59 @@ pub mod flow_state {
     pub const FROM_ITSELF: u8 = 1 << 5;
     /// The pod opened it to where others may be behind, or may have been then: each packet is judged again by where it goes then.
     pub const JUDGED_BEHIND: u8 = 1 << 6;
+}
+
+/// Seconds without a packet after which a flow is no longer known. Linux' conntrack keeps most for the same time or
+/// longer; a flow that outlives its entry is judged again, in the direction of its next packet.
+pub mod flow_timeout {
+    use super::flow_state;
+    use crate::protocol;
+
+    /// TCP: answered and open.
+    pub const TCP_OPEN: u32 = 24 * 3600;
+    /// TCP: one side sent FIN.
+    pub const TCP_HALF_CLOSED: u32 = 3600;
+    /// TCP: nobody answered yet.
+    pub const TCP_UNANSWERED: u32 = 60;
+    /// TCP: both sides sent FIN.
+    pub const TCP_CLOSED: u32 = 60;
+    /// TCP: reset.
+    pub const TCP_RESET: u32 = 10;
+    /// UDP: both sides spoke.
+    pub const UDP_ANSWERED: u32 = 180;
+    /// UDP: one side spoke.
+    pub const UDP_UNANSWERED: u32 = 60;
+    /// ICMP echo.
+    pub const ICMP: u32 = 30;
+    /// SCTP, whose peers send heartbeats, and all others.
+    pub const OTHER: u32 = 600;
+    /// The shortest of them.
+    pub const SHORTEST: u32 = TCP_RESET;
+
+    /// The timeout of a flow in this state.
+    #[inline(always)]
+    pub const fn of(protocol: u8, state: u8) -> u32 {
+        const CLOSED: u8 = flow_state::OPENER_FIN | flow_state::ANSWERER_FIN;
+        match protocol {
+            protocol::TCP => {
+                if state & flow_state::RESET != 0 {
+                    TCP_RESET
+                } else if state & flow_state::ANSWERED == 0 {
+                    TCP_UNANSWERED
+                } else if state & CLOSED == CLOSED {
+                    TCP_CLOSED
+                } else if state & CLOSED != 0 {
+                    TCP_HALF_CLOSED
+                } else {
+                    TCP_OPEN
+                }
+            }
+            protocol::UDP if state & flow_state::ANSWERED != 0 => UDP_ANSWERED,
+            protocol::UDP => UDP_UNANSWERED,
+            protocol::ICMP | protocol::ICMPV6 => ICMP,
+            _ => OTHER,
+        }
+    }
 }
 
 /// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what the fragments of one datagram have in common.

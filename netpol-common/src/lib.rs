@@ -28,7 +28,7 @@ mod tunnels;
 
 pub use endpoint::{DirectionPolicy, Endpoint, MAX_ENDPOINT_ID, endpoint_flags};
 pub use event::{Denial, DenyEvent};
-pub use flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state};
+pub use flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, Generation, IfIndex, PortSetId, RuleId, RuleSetId};
 pub use judge::{Address, Attempt, Judgement, Tables, judge};

@@ -2,6 +2,7 @@
 
 use netpol_common::{Attempt, ClassId, Direction, Endpoint, FlowKey, Generation, NO_REASON, REASON_MASK, Reason};
 
+use crate::barrier::barrier;
 use crate::denied::{self, Subject};
 use crate::flow::{self, Known, Role};
 use crate::packet::{self, Fragment, Icmp, Packet, Parse, TcpFlags, link};
@@ -249,7 +250,7 @@ where
     let behind = surroundings.is_behind();
     // Behind, it may go in its node's name.
     let masqueraded = behind && !source.belongs_to(endpoint);
-    let pod = if masqueraded { A::own(endpoint) } else { pod };
+    let pod = if masqueraded { A::own(barrier(endpoint)) } else { pod };
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, (case.ports >> 32) as u32, protocol);
     let from_nobody = role & role::DISCOVERS != 0 && source.is_zero();
     let found = if !behind && !from_nobody && guard::is_foreign(endpoint, direction, &source) {
@@ -286,7 +287,7 @@ where
     A: PacketAddress,
     S: Surroundings + Family<A>,
 {
-    let slot = surroundings.flow(key)?;
+    let slot = surroundings.flow(endpoint, key)?;
     let (now, hz) = (surroundings.now(), surroundings.hz());
     let known = Known::read(slot);
     // Behind, a flow that is judged there is still where it was sent to: nobody has sent it on.

@@ -1,63 +1,12 @@
 //! Flows: their keys, their state, and how long each lives.
 
+pub use netpol_common::flow_timeout as timeout;
 use netpol_common::{Direction, FlowEntry, FlowKey, Generation, flow_state, protocol};
 
 use crate::Slot;
 use crate::packet::{Fragment, Icmp, Packet, TcpFlags, Transport};
 use crate::slot::field;
 use crate::surroundings::PacketAddress;
-
-/// Seconds without a packet after which a flow is no longer known. Linux' conntrack keeps most for the same time or
-/// longer; a flow that outlives its entry is judged again, in the direction of its next packet.
-pub mod timeout {
-    use netpol_common::{flow_state, protocol};
-
-    /// TCP: answered and open.
-    pub const TCP_OPEN: u32 = 24 * 3600;
-    /// TCP: one side sent FIN.
-    pub const TCP_HALF_CLOSED: u32 = 3600;
-    /// TCP: nobody answered yet.
-    pub const TCP_UNANSWERED: u32 = 60;
-    /// TCP: both sides sent FIN.
-    pub const TCP_CLOSED: u32 = 60;
-    /// TCP: reset.
-    pub const TCP_RESET: u32 = 10;
-    /// UDP: both sides spoke.
-    pub const UDP_ANSWERED: u32 = 180;
-    /// UDP: one side spoke.
-    pub const UDP_UNANSWERED: u32 = 60;
-    /// ICMP echo.
-    pub const ICMP: u32 = 30;
-    /// SCTP, whose peers send heartbeats, and all others.
-    pub const OTHER: u32 = 600;
-    /// The shortest of them.
-    pub const SHORTEST: u32 = TCP_RESET;
-
-    /// The timeout of a flow in this state.
-    #[inline(always)]
-    pub const fn of(protocol: u8, state: u8) -> u32 {
-        const CLOSED: u8 = flow_state::OPENER_FIN | flow_state::ANSWERER_FIN;
-        match protocol {
-            protocol::TCP => {
-                if state & flow_state::RESET != 0 {
-                    TCP_RESET
-                } else if state & flow_state::ANSWERED == 0 {
-                    TCP_UNANSWERED
-                } else if state & CLOSED == CLOSED {
-                    TCP_CLOSED
-                } else if state & CLOSED != 0 {
-                    TCP_HALF_CLOSED
-                } else {
-                    TCP_OPEN
-                }
-            }
-            protocol::UDP if state & flow_state::ANSWERED != 0 => UDP_ANSWERED,
-            protocol::UDP => UDP_UNANSWERED,
-            protocol::ICMP | protocol::ICMPV6 => ICMP,
-            _ => OTHER,
-        }
-    }
-}
 
 /// What a packet is to the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,7 @@
     reason = "the packet path: one function after inlining, so that the verifier sees every bound"
 )]
 
+mod barrier;
 mod denied;
 mod detour;
 mod flow;

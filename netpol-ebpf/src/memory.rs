@@ -255,13 +255,13 @@ impl<A: InMemory> Family<A> for Frame<'_> {
         fragment::record::<A, Self>(self, direction, start, identification, said);
     }
 
-    fn flow(&self, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {
+    fn flow(&self, _endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {
         let entry = A::maps(self.memory).flows.borrow().get(key)?.get();
         // SAFETY: boxed, and the engine does not use a slot after it replaced the flow.
         Some(unsafe { Slot::new(entry) })
     }
 
-    fn insert_flow(&self, key: &FlowKey<A>, entry: &FlowEntry) -> bool {
+    fn insert_flow(&self, _endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool {
         if self.memory.room.get() {
             A::maps(self.memory).flows.borrow_mut().insert(*key, Box::new(UnsafeCell::new(*entry)));
         }

@@ -54,7 +54,9 @@ where
 {
     let generation = verdict::generation(endpoint);
     let key = key::<true, A>(endpoint.ifindex.0, packet);
-    let Some(slot) = surroundings.flow(&key).filter(|_| packet.source.belongs_to(endpoint)) else { return false };
+    let Some(slot) = surroundings.flow(endpoint, &key).filter(|_| packet.source.belongs_to(endpoint)) else {
+        return false;
+    };
     let (now, hz) = (surroundings.now(), surroundings.hz());
     let known = Known::read(slot);
     let holds = known.generation == generation && !known.is_judged_behind() && known.is_alive(packet.protocol, now, hz);
@@ -122,7 +124,7 @@ where
         return Some(plain_foreign(surroundings, endpoint, &key));
     }
     let fresh = packet.protocol == protocol::TCP && packet.flags.opens();
-    if !fresh && let Some(slot) = surroundings.flow(&key) {
+    if !fresh && let Some(slot) = surroundings.flow(endpoint, &key) {
         let (now, hz) = (surroundings.now(), surroundings.hz());
         let known = Known::read(slot);
         if known.is_alive(packet.protocol, now, hz) {

@@ -86,10 +86,10 @@ pub trait Family<A>: Tables<A> {
     fn resolve(self, direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64;
     /// Remembers an allowed first fragment.
     fn record(self, direction: Direction, start: u32, identification: u32, said: u64);
-    /// What is known of a flow.
-    fn flow(&self, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>>;
-    /// Records a flow; whether there was room.
-    fn insert_flow(&self, key: &FlowKey<A>, entry: &FlowEntry) -> bool;
+    /// What is known of a flow of this endpoint.
+    fn flow(&self, endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>>;
+    /// Records a flow of this endpoint; whether there was room.
+    fn insert_flow(&self, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool;
     /// What a datagram's first fragment said.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry>;
     /// Records a first fragment, where there is room.

@@ -88,7 +88,7 @@ where
     let reason = blur(surroundings, judgement.reason);
     let class = judgement.class;
     if !reason.allows() {
-        let answers = opening.fresh && opened_by_other(surroundings, key, generation, attempt.direction);
+        let answers = opening.fresh && opened_by_other(surroundings, endpoint, key, generation, attempt.direction);
         return (if answers { Reason::Flow } else { reason }, class);
     }
     follow(surroundings, endpoint, attempt.direction, true);
@@ -97,7 +97,9 @@ where
             | origin(endpoint, attempt)
             | again(surroundings, endpoint, attempt.direction, key.protocol, &judgement);
         let entry = entry(generation, surroundings.now(), attempt.direction, state);
-        if !surroundings.insert_flow(key, &entry) && (endpoint.ingress.isolated() || endpoint.egress.isolated()) {
+        if !surroundings.insert_flow(endpoint, key, &entry)
+            && (endpoint.ingress.isolated() || endpoint.egress.isolated())
+        {
             return (Reason::FlowTableFull, class);
         }
     }
@@ -155,7 +157,7 @@ where
     let state = stale.state & !flow_state::JUDGED_BEHIND
         | again(surroundings, endpoint, stale.opener, key.protocol, &judgement);
     // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
-    surroundings.insert_flow(key, &entry(generation, surroundings.now(), stale.opener, state));
+    surroundings.insert_flow(endpoint, key, &entry(generation, surroundings.now(), stale.opener, state));
     (passes, judgement.class)
 }
 
@@ -206,11 +208,12 @@ pub(crate) fn is_another<S: Surroundings>(surroundings: &S, endpoint: &Endpoint,
 #[inline(always)]
 fn opened_by_other<A, S: Surroundings + Family<A>>(
     surroundings: &S,
+    endpoint: &Endpoint,
     key: &FlowKey<A>,
     generation: Generation,
     direction: Direction,
 ) -> bool {
-    let Some(slot) = surroundings.flow(key) else { return false };
+    let Some(slot) = surroundings.flow(endpoint, key) else { return false };
     let known = Known::read(slot);
     let touched = flow_state::ANSWERED | flow_state::OPENER_FIN | flow_state::RESET;
     known.generation == generation
@@ -265,5 +268,5 @@ fn origin<A>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
 
 #[inline(always)]
 const fn entry(generation: Generation, now: u32, opener: Direction, state: u8) -> FlowEntry {
-    FlowEntry { generation, last_used: now, opener: opener as u8, state, zero: [0; 2] }
+    FlowEntry { generation, last_used: now, opener: opener as u8, state, remote_endpoint: 0 }
 }

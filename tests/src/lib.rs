@@ -32,8 +32,10 @@ pub mod probe;
 pub mod program;
 pub mod proxy;
 pub mod raw;
+pub mod runs;
 pub mod serve;
 pub mod service;
+pub mod traffic;
 
 pub use agent::{Agent, AgentOptions, Denied};
 pub use berth::Berths;

@@ -1,19 +1,21 @@
 //! The programs, loaded and run on hand-made frames with `BPF_PROG_TEST_RUN`: no link, no namespace, no agent.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, Counters, DenyEvent, Direction, Endpoint, FlowKey, FrontendEntry, FrontendKey,
-    IfIndex, PortEntry, PortKey, Reason,
+    AddressEntry, AllowEntry, AllowKey, Counters, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FrontendEntry,
+    FrontendKey, IfIndex, PortEntry, PortKey, Reason,
 };
 
 /// The only interface that every network namespace has: `lo`.
@@ -22,6 +24,13 @@ pub const INTERFACE: u32 = 1;
 const PASSED: u32 = u32::MAX;
 /// What a program returns for a packet that does not.
 const DROPPED: u32 = 2;
+
+use crate::runs::Runs;
+
+/// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
+const LRU_HASH: u32 = 9;
+/// Entries of an endpoint's flow table.
+const FLOWS: u32 = 4096;
 
 /// One of ours, as aya's maps take it.
 #[derive(Clone, Copy)]
@@ -46,6 +55,9 @@ pub fn object() -> PathBuf {
 /// The loaded object.
 pub struct Programs {
     bpf: Ebpf,
+    /// Flow tables by endpoint ID.
+    flows_v4: BTreeMap<u32, MapData>,
+    flows_v6: BTreeMap<u32, MapData>,
 }
 
 /// What happened to a frame.
@@ -71,7 +83,7 @@ impl Programs {
         for name in ["netpol_ingress", "netpol_egress", "netpol_empty"] {
             classifier(&mut bpf, name)?.load().with_context(|| format!("the verifier refused {name}"))?;
         }
-        Ok(Self { bpf })
+        Ok(Self { bpf, flows_v4: BTreeMap::new(), flows_v6: BTreeMap::new() })
     }
 
     /// Instructions the verifier looked at, per program.
@@ -201,6 +213,28 @@ impl Programs {
         Ok(())
     }
 
+    /// Puts the program that does nothing where an interface's packets go out, last by TCX. To be called in the interface's namespace.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn attach_empty_to_egress(&mut self, interface: &str) -> Result<()> {
+        let order = TcAttachOptions::TcxOrder(LinkOrder::last());
+        let program = classifier(&mut self.bpf, "netpol_empty")?;
+        program
+            .attach_with_options(interface, TcAttachType::Egress, order)
+            .with_context(|| format!("attaching netpol_empty to {interface}"))?;
+        Ok(())
+    }
+
+    /// Runs of the program that does nothing, wherever it is attached.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn empty_runs(&self) -> Result<Runs> {
+        let program: &SchedClassifier = self.bpf.program("netpol_empty").context("netpol_empty")?.try_into()?;
+        Ok(Runs::of(&program.info()?))
+    }
+
     fn run_program(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {
         Ok(self.run_with_mark(name, frame, 0, ingress_ifindex, repeat)?.0)
     }
@@ -210,9 +244,27 @@ impl Programs {
     /// # Errors
     /// Where the kernel refuses it; so with all below.
     pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<()> {
+        self.make_flow_tables(endpoint.id)?;
         let mut map: Array<&mut MapData, Wire<Endpoint>> =
             self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
         Ok(map.set(INTERFACE, Wire(*endpoint), 0)?)
+    }
+
+    /// Gives the endpoint of this ID flow tables of its own, as the agent does.
+    fn make_flow_tables(&mut self, id: u32) -> Result<()> {
+        // Of a `FlowKey` and of a `FlowEntry`, which `netpol-common` asserts.
+        for (tables, flows, key) in
+            [("FLOW_TABLES_V4", &mut self.flows_v4, 20_u32), ("FLOW_TABLES_V6", &mut self.flows_v6, 44)]
+        {
+            if let Entry::Vacant(vacant) = flows.entry(id) {
+                let table =
+                    MapData::create(aya_obj::Map::new_from_params(LRU_HASH, key, 12, FLOWS, 0), "netpol_flows", None)?;
+                let mut map: ArrayOfMaps<&mut MapData> = self.bpf.map_mut(tables).context(tables)?.try_into()?;
+                map.set(id, &table, 0).with_context(|| format!("writing to {tables}"))?;
+                vacant.insert(table);
+            }
+        }
+        Ok(())
     }
 
     /// Sets the endpoint in the overflow map, and another in its slot.
@@ -289,10 +341,15 @@ impl Programs {
     where
         FlowKey<A>: NoUninit + AnyBitPattern,
     {
-        let name = if size_of::<A>() == 4 { "FLOWS_V4" } else { "FLOWS_V6" };
-        let mut map: HashMap<&mut MapData, Wire<FlowKey<A>>, Wire<netpol_common::FlowEntry>> =
-            self.bpf.map_mut(name).context(name)?.try_into()?;
-        Ok(map.remove(&Wire(key)).is_ok())
+        let tables = if size_of::<A>() == 4 { &self.flows_v4 } else { &self.flows_v6 };
+        for table in tables.values() {
+            let table = Map::from_map_data(MapData::from_id(table.info()?.id())?)?;
+            let mut table: HashMap<MapData, Wire<FlowKey<A>>, Wire<FlowEntry>> = table.try_into()?;
+            if table.remove(&Wire(key)).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// How many packets were counted for an endpoint.
@@ -348,6 +405,7 @@ fn descriptor(map: &Map) -> Result<BorrowedFd<'_>> {
     | Map::HashMap(data)
     | Map::LruHashMap(data)
     | Map::LpmTrie(data)
+    | Map::ArrayOfMaps(data)
     | Map::RingBuf(data)) = map
     else {
         bail!("a map of another kind: {map:?}");

@@ -15,7 +15,7 @@ use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
 use crate::chain::chain;
-use crate::dataplane::{AttachMode, Capacities};
+use crate::dataplane::{AttachMode, Capacities, SHARED_PART};
 use crate::reconcile::UnknownPods;
 use crate::source::ObjectSource;
 
@@ -198,11 +198,11 @@ struct Sizes {
     /// Ports of distinct port sets; a range counts as up to 30
     #[arg(long, default_value_t = Capacities::default().ports)]
     max_ports: u32,
-    /// IPv4 connections of this node's pods; the least recently used make room
-    #[arg(long, default_value_t = Capacities::default().flows_v4)]
+    /// IPv4 connections of this node's pods in all; each pod has a share, in which the least recently used make room
+    #[arg(long, default_value_t = Capacities::default().flows_v4 * SHARED_PART)]
     max_flows_v4: u32,
-    /// IPv6 connections of this node's pods
-    #[arg(long, default_value_t = Capacities::default().flows_v6)]
+    /// IPv6 connections of this node's pods, likewise
+    #[arg(long, default_value_t = Capacities::default().flows_v6 * SHARED_PART)]
     max_flows_v6: u32,
     /// IPv4 datagrams in fragments at one time; IPv6 has half as many
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
@@ -225,6 +225,8 @@ impl Sizes {
             // Number 0 is nobody's.
             counters: (endpoints + 1) * 2,
             senders: endpoints + 1,
+            flow_tables_v4: endpoints + 1,
+            flow_tables_v6: endpoints + 1,
             addresses_v4: self.max_addresses_v4.max(1),
             addresses_v6: self.max_addresses_v6.max(1),
             prefixes_v4: self.max_prefixes.max(1),
@@ -233,8 +235,8 @@ impl Sizes {
             services_v6: self.max_services_v6.max(1),
             allow: self.max_allow.max(1),
             ports: self.max_ports.max(1),
-            flows_v4: self.max_flows_v4.max(1),
-            flows_v6: self.max_flows_v6.max(1),
+            flows_v4: (self.max_flows_v4 / SHARED_PART).max(1),
+            flows_v6: (self.max_flows_v6 / SHARED_PART).max(1),
             fragments_v4: self.max_fragments.max(1),
             fragments_v6: (self.max_fragments / 2).max(1),
             denials: power(self.max_denials),

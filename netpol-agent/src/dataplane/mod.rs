@@ -17,8 +17,8 @@ use crate::endpoints::TunnelEndpoints;
 
 pub use kernel::{
     AttachMode, Capacities, CounterReader, EndpointStatus, ForeignProgram, ForeignPrograms, Kernel, KernelError,
-    KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Role, Status, StatusError,
-    read_status, uninstall,
+    KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Role, SHARED_PART, Status,
+    StatusError, read_status, uninstall,
 };
 pub use memory::{Begun, Memory};
 

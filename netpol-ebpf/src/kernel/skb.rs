@@ -232,15 +232,15 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn flow(&self, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
+            fn flow(&self, endpoint: &Endpoint, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
                 // SAFETY: the kernel keeps the element's memory; should it be reused for another flow meanwhile, then
                 // that one's times are off.
-                flows::$flow(key).map(|slot| unsafe { Slot::new(slot) })
+                flows::$flow(endpoint, key).map(|slot| unsafe { Slot::new(slot) })
             }
 
             #[inline(always)]
-            fn insert_flow(&self, key: &FlowKey<$address>, entry: &FlowEntry) -> bool {
-                flows::$insert_flow(key, entry)
+            fn insert_flow(&self, endpoint: &Endpoint, key: &FlowKey<$address>, entry: &FlowEntry) -> bool {
+                flows::$insert_flow(endpoint, key, entry)
             }
 
             #[inline(always)]

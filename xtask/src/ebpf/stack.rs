@@ -40,7 +40,11 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
     }
     let chains = functions.keys().map(|function| graph.deepest(*function, &mut Vec::new()));
     let Some((bytes, chain)) = chains.max() else { return Ok(()) };
-    let names: Vec<&str> = chain.iter().filter_map(|place| functions.get(place).copied()).collect();
+    let named = |place: &Place| {
+        let (name, frame) = (functions.get(place)?, graph.frames.get(place).copied().unwrap_or(0));
+        Some(format!("{name} ({frame})"))
+    };
+    let names: Vec<String> = chain.iter().filter_map(named).collect();
     ensure!(
         bytes <= MOST,
         "in the BPF object {} take {bytes} bytes of stack, of {MOST} that Linux 5.10 gives: keep fewer values across calls there",

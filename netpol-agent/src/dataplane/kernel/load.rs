@@ -129,7 +129,7 @@ fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
 
 /// The kernel's jiffies per second (`CONFIG_HZ`): the resolution of its coarse clocks is one of them.
 /// Source: `posix_get_coarse_res`, `kernel/time/posix-timers.c`.
-fn frequency() -> u32 {
+pub(super) fn frequency() -> u32 {
     let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `tick` is ours; the clock exists since Linux 2.6.32.
     let answer = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };

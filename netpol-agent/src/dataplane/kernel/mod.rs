@@ -4,6 +4,7 @@ mod attach;
 mod attacher;
 mod diagnostics;
 mod earlier;
+mod flows;
 mod foreign;
 mod load;
 mod maps;
@@ -34,6 +35,8 @@ use crate::worker::{Outcomes, Worker};
 pub use attach::AttachMode;
 use attacher::{Attacher, Job};
 pub use aya::util::KernelVersion;
+use flows::FlowTables;
+pub use flows::SHARED_PART;
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
 use maps::{Maps, Raw, done, gone};
 pub use names::{Capacities, MapName};
@@ -108,6 +111,7 @@ pub struct Kernel {
     meta: Array<MapData, Raw<u32>>,
     pins: Pins,
     capacities: Capacities,
+    flows: FlowTables,
     /// The ids of this agent's programs.
     programs: Vec<u32>,
     /// Who holds each slot of `ENDPOINTS`.
@@ -139,12 +143,15 @@ impl Kernel {
         let generation = noted.max(highest);
         diagnostics::pass_on(&mut ebpf);
         let programs = attach::ids(&mut ebpf);
+        let flow_tables = flows::open(&pins, &capacities)?;
         let mut attacher = Attacher { ebpf, pins: pins.clone(), mode: options.attach };
         let adopted = attacher.adopt();
         earlier::clear(&pins);
         resize::take_over(&mut pins)?;
+        let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
+        let flows = flow_tables.start(Maps::open(&pins)?, &ids).map_err(KernelError::Thread)?;
         let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
-        Ok((Self { attacher, adopted, maps, meta, pins, capacities, programs, slots, generation }, outcomes))
+        Ok((Self { attacher, adopted, maps, meta, pins, capacities, flows, programs, slots, generation }, outcomes))
     }
 
     /// What the tables say now.
@@ -226,6 +233,7 @@ impl Dataplane for Kernel {
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
+        self.flows.used(endpoint.id, endpoint.ifindex);
         done(MapName::Senders, self.maps.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (self.capacities.endpoints - 1);
         if *self.slots.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
@@ -246,6 +254,7 @@ impl Dataplane for Kernel {
     }
 
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        self.flows.gone(ifindex);
         self.maps.forget_sender(ifindex)?;
         let slot = ifindex.0 & (self.capacities.endpoints - 1);
         if self.slots.get(&slot) == Some(&ifindex) {

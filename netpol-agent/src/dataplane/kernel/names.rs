@@ -71,10 +71,14 @@ maps! {
     Allow = "ALLOW", 262_144, allow, "--max-allow";
     /// Ports of port sets.
     Ports = "PORTS", 262_144, ports, "--max-ports";
-    /// IPv4 flows.
-    FlowsV4 = "FLOWS_V4", 131_072, flows_v4, "--max-flows-v4";
-    /// IPv6 flows.
-    FlowsV6 = "FLOWS_V6", 65_536, flows_v6, "--max-flows-v6";
+    /// IPv4 flows of endpoints that have no table of their own yet.
+    FlowsV4 = "FLOWS_V4", 8192, flows_v4, "--max-flows-v4";
+    /// IPv6 flows of endpoints that have no table of their own yet.
+    FlowsV6 = "FLOWS_V6", 4096, flows_v6, "--max-flows-v6";
+    /// IPv4 flow tables by endpoint ID.
+    FlowTablesV4 = "FLOW_TABLES_V4", 1025, flow_tables_v4, "--max-endpoints";
+    /// IPv6 flow tables by endpoint ID.
+    FlowTablesV6 = "FLOW_TABLES_V6", 1025, flow_tables_v6, "--max-endpoints";
     /// IPv4 datagrams in fragments.
     FragmentsV4 = "FRAGMENTS_V4", 8192, fragments_v4, "--max-fragments";
     /// IPv6 datagrams in fragments.

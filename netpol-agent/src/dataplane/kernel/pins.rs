@@ -8,6 +8,7 @@
 //!     links/12-ingress           TCX links, by ifindex
 //!     tc/12/                     an interface with clsact filters; with qdisc/ in it where the qdisc is ours too, and behind/
 //!                                or bare/ where it is no pod's veth
+//!     flows/v4-12                flow tables, by family and endpoint ID; with -next while one replaces another
 //!     resize/                    maps of another size, while they take over
 //! ```
 

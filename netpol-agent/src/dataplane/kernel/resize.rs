@@ -51,6 +51,9 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             // Its size is fixed.
             | MapName::Tunnels
             // By now, and again when the programs have been swapped.
+            // Filled when they are opened.
+            | MapName::FlowTablesV4 | MapName::FlowTablesV6
+            // By now, and again when the programs have been swapped.
             | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
             // At worst a denied flow is told once more, and what was not read yet is not told.
             | MapName::Denials | MapName::Events | MapName::LostEvents => {}

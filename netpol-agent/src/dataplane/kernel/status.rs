@@ -119,6 +119,8 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             MapName::EndpointsOverflow
             | MapName::FlowsV4
             | MapName::FlowsV6
+            | MapName::FlowTablesV4
+            | MapName::FlowTablesV6
             | MapName::FragmentsV4
             | MapName::FragmentsV6
             | MapName::Denials

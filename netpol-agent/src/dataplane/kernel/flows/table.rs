@@ -1,0 +1,303 @@
+//! The flow tables of one address family: made, put into their slots, replaced by larger or smaller ones, adopted.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::hash::Hash;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, MapInfo};
+use aya_obj::Map as Definition;
+use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, protocol};
+
+use super::calls;
+use super::plan::{self, Need};
+use crate::chain::chain;
+use crate::dataplane::kernel::names::MapName;
+use crate::dataplane::kernel::pins::{Pins, make, names, pin_error, unpin};
+use crate::dataplane::kernel::{KernelError, load};
+
+/// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
+const LRU_HASH: u32 = 9;
+/// Ends the pin of a table that is to replace another one.
+const NEXT: &str = "-next";
+
+/// A family's key, and its maps.
+pub(super) trait Family: Copy + Default + bytemuck::Pod + Eq + Hash + Send + Sync {
+    const TABLES: MapName;
+    const SHARED: MapName;
+    const PREFIX: &'static str;
+    /// Its interface and protocol.
+    fn about(&self) -> (IfIndex, u8);
+}
+
+macro_rules! family {
+    ($address:ty, $tables:ident, $shared:ident, $prefix:literal) => {
+        impl Family for FlowKey<$address> {
+            const TABLES: MapName = MapName::$tables;
+            const SHARED: MapName = MapName::$shared;
+            const PREFIX: &'static str = $prefix;
+
+            fn about(&self) -> (IfIndex, u8) {
+                (self.ifindex, self.protocol)
+            }
+        }
+    };
+}
+family!([u8; 4], FlowTablesV4, FlowsV4, "v4-");
+family!([u8; 16], FlowTablesV6, FlowsV6, "v6-");
+
+/// One endpoint's table.
+struct Table {
+    map: MapData,
+    size: u32,
+}
+
+/// The tables of one family.
+pub(super) struct Tables<K> {
+    slots: MapData,
+    /// How many slots there are.
+    length: u32,
+    shared: MapData,
+    own: BTreeMap<u32, Table>,
+    directory: PathBuf,
+    pub(super) budget: u32,
+    pub(super) floor: u32,
+    hz: u32,
+    key: std::marker::PhantomData<K>,
+}
+
+/// The pin of each table below the directory of the layout version.
+fn directory(pins: &Pins) -> PathBuf {
+    pins.root.join("flows")
+}
+
+impl<K: Family> Tables<K> {
+    /// Opens what is pinned, and sees to it that each slot has a table: an own one, or the shared one. Call before programs run.
+    pub(super) fn open(pins: &Pins, budget: u32, floor: u32) -> Result<Self, KernelError> {
+        let open = |map: MapName| {
+            let path = pins.map(map);
+            MapData::from_pin(&path).map_err(|error| pin_error("open the map", &path, &chain(&error)))
+        };
+        let (slots, shared, directory) = (open(K::TABLES)?, open(K::SHARED)?, directory(pins));
+        let length = slots.info().map_or(0, |info| info.max_entries());
+        make(&directory)?;
+        let hz = load::frequency();
+        let mut tables = Self {
+            slots,
+            length,
+            shared,
+            own: BTreeMap::new(),
+            directory,
+            budget,
+            floor,
+            hz,
+            key: std::marker::PhantomData,
+        };
+        for name in names(&tables.directory) {
+            let Some(id) = name.strip_prefix(K::PREFIX) else { continue };
+            match id.parse::<u32>() {
+                Ok(id) if id < length => tables.adopt(id)?,
+                // Of another size of `--max-endpoints`, or the other part of an earlier change: see `adopt`.
+                Ok(_) => unpin(&tables.directory.join(&name))?,
+                Err(_) => {}
+            }
+        }
+        for name in names(&tables.directory) {
+            if name.starts_with(K::PREFIX) && name.ends_with(NEXT) {
+                unpin(&tables.directory.join(name))?;
+            }
+        }
+        tables.fill().map_err(|error| pin_error("write to the map", &pins.map(K::TABLES), &error))?;
+        Ok(tables)
+    }
+
+    fn pin(&self, id: u32) -> PathBuf {
+        self.directory.join(format!("{}{id}", K::PREFIX))
+    }
+
+    fn next_pin(&self, id: u32) -> PathBuf {
+        self.directory.join(format!("{}{id}{NEXT}", K::PREFIX))
+    }
+
+    /// Takes over an earlier agent's table. Where it died while it replaced one, what is missing is done.
+    fn adopt(&mut self, id: u32) -> Result<(), KernelError> {
+        let (pin, next) = (self.pin(id), self.next_pin(id));
+        let open =
+            |path: &PathBuf| MapData::from_pin(path).map_err(|error| pin_error("open the map", path, &chain(&error)));
+        let mut map = open(&pin)?;
+        let is_next = |info: &MapInfo| calls::map_id(self.slots.fd().as_fd(), id).ok().flatten() == Some(info.id());
+        if MapInfo::from_pin(&next).is_ok_and(|info| is_next(&info)) {
+            let replacement = open(&next)?;
+            let found = calls::entries::<K, FlowEntry>(map.fd().as_fd()).unwrap_or_default();
+            insert(replacement.fd().as_fd(), found.into_iter());
+            fs::rename(&next, &pin).map_err(|error| pin_error("replace the map", &pin, &error))?;
+            map = replacement;
+        }
+        let size = map.info().map_or(0, |info| info.max_entries());
+        self.own.insert(id, Table { map, size });
+        Ok(())
+    }
+
+    fn fill(&self) -> io::Result<()> {
+        let id_of = |map: &MapData| map.info().map(|info| info.id()).map_err(io::Error::other);
+        let shared = id_of(&self.shared)?;
+        let mut empty = Vec::new();
+        for index in 0..self.length {
+            let (wanted, map) = match self.own.get(&index) {
+                Some(table) => (id_of(&table.map)?, &table.map),
+                None => (shared, &self.shared),
+            };
+            if calls::map_id(self.slots.fd().as_fd(), index)? != Some(wanted) {
+                empty.push((index, map.fd().as_fd()));
+            }
+        }
+        if empty.is_empty() { Ok(()) } else { calls::set_maps(self.slots.fd().as_fd(), &empty) }
+    }
+
+    /// Makes tables for those of these IDs that have none. Flows of interfaces that used the shared table until now come along.
+    pub(super) fn provide(&mut self, ids: &BTreeSet<u32>, used: &BTreeMap<u32, IfIndex>) -> io::Result<()> {
+        let mut made = BTreeMap::new();
+        let mut failed = Ok(());
+        for id in ids.iter().filter(|id| **id < self.length && !self.own.contains_key(id)) {
+            let size = plan::first(self.budget, self.floor, self.own.len() + made.len());
+            let taken: u64 = self.own.values().chain(made.values()).map(|table: &Table| u64::from(table.size)).sum();
+            let size = if taken + u64::from(size) > u64::from(self.budget) { self.floor } else { size };
+            match Self::make(size, &self.pin(*id)) {
+                Ok(table) => {
+                    made.insert(*id, table);
+                }
+                Err(error) => failed = Err(error),
+            }
+        }
+        self.swap(made, used)?;
+        failed
+    }
+
+    /// Replaces tables by others of these sizes, with the flows in them.
+    pub(super) fn resize(&mut self, changes: &[(u32, u32)], used: &BTreeMap<u32, IfIndex>) -> io::Result<()> {
+        for (id, size) in changes {
+            let table = Self::make(*size, &self.next_pin(*id))?;
+            self.swap(BTreeMap::from([(*id, table)]), used)?;
+            fs::rename(self.next_pin(*id), self.pin(*id))?;
+        }
+        Ok(())
+    }
+
+    fn make(size: u32, pin: &Path) -> io::Result<Table> {
+        let (key, value) = (as_u32(size_of::<K>()), as_u32(size_of::<FlowEntry>()));
+        let definition = Definition::new_from_params(LRU_HASH, key, value, size, 0);
+        let map = MapData::create(definition, "netpol_flows", None).map_err(io::Error::other)?;
+        unpin(pin).map_err(io::Error::other)?;
+        map.pin(pin).map_err(io::Error::other)?;
+        Ok(Table { map, size })
+    }
+
+    /// Puts tables into their slots, with the flows of those that are there now. Programs go on meanwhile: what they open in the old
+    /// table until the kernel says that none uses it any more is copied too.
+    fn swap(&mut self, made: BTreeMap<u32, Table>, used: &BTreeMap<u32, IfIndex>) -> io::Result<()> {
+        if made.is_empty() {
+            return Ok(());
+        }
+        let by_interface: HashMap<IfIndex, u32> = made.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
+        let is_first = made.keys().any(|id| used.contains_key(id) && !self.own.contains_key(id));
+        let shared = is_first.then_some(&self.shared);
+        let old: Vec<&MapData> = made.keys().filter_map(|id| Some(&self.own.get(id)?.map)).chain(shared).collect();
+        let mut copied = HashSet::new();
+        let mut copy = || -> io::Result<()> {
+            let now = jiffies(self.hz);
+            for map in &old {
+                let mut found: Vec<(K, FlowEntry)> = calls::entries::<K, FlowEntry>(map.fd().as_fd())?
+                    .into_iter()
+                    .filter(|(key, entry)| {
+                        by_interface.contains_key(&key.about().0)
+                            && is_alive(key, entry, now, self.hz)
+                            && copied.insert(*key)
+                    })
+                    .collect();
+                // The last ones stay where there is less room.
+                found.sort_by_key(|(key, entry)| (is_established(key, entry), entry.last_used.wrapping_sub(now)));
+                for (key, entry) in found {
+                    let Some(table) = by_interface.get(&key.about().0).and_then(|id| made.get(id)) else { continue };
+                    insert(table.map.fd().as_fd(), std::iter::once((key, entry)));
+                }
+            }
+            Ok(())
+        };
+        copy()?;
+        let slots: Vec<(u32, BorrowedFd<'_>)> = made.iter().map(|(id, table)| (*id, table.map.fd().as_fd())).collect();
+        std::thread::scope(|scope| {
+            let setting = scope.spawn(|| calls::set_maps(self.slots.fd().as_fd(), &slots));
+            while !setting.is_finished() {
+                copy()?;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            setting.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes flow tables died")))
+        })?;
+        copy()?;
+        self.own.extend(made);
+        Ok(())
+    }
+
+    /// What the endpoints' tables hold.
+    pub(super) fn needs(&self, used: &BTreeMap<u32, IfIndex>) -> io::Result<BTreeMap<u32, Need>> {
+        let now = jiffies(self.hz);
+        let mut needs = BTreeMap::new();
+        for (id, table) in &self.own {
+            let mut need = Need { size: table.size, ..Need::default() };
+            if let Some(ifindex) = used.get(id) {
+                for (key, entry) in calls::entries::<K, FlowEntry>(table.map.fd().as_fd())? {
+                    if key.about().0 == *ifindex && is_alive(&key, &entry, now, self.hz) {
+                        need.alive += 1;
+                        need.established += u32::from(is_established(&key, &entry));
+                    }
+                }
+            }
+            needs.insert(*id, need);
+        }
+        Ok(needs)
+    }
+
+    /// The size of an endpoint's table.
+    pub(super) fn size(&self, id: u32) -> Option<u32> {
+        Some(self.own.get(&id)?.size)
+    }
+}
+
+/// What is there already is newer.
+fn insert<K: Family>(map: BorrowedFd<'_>, entries: impl Iterator<Item = (K, FlowEntry)>) {
+    for (key, entry) in entries {
+        // At worst a flow is evaluated again at its next packet.
+        let _ = calls::update(map, &key, &entry, calls::NOEXIST);
+    }
+}
+
+fn as_u32(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+/// The kernel's jiffies now, as flows have them: they began 5 minutes before their low 32 bits wrap around, and go on while the
+/// monotonic clock does. Source: `INITIAL_JIFFIES`, `include/linux/jiffies.h`.
+#[expect(clippy::cast_possible_truncation, reason = "the low 32 bits")]
+fn jiffies(hz: u32) -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is ours; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let ticks = now.tv_sec.unsigned_abs() * u64::from(hz) + now.tv_nsec.unsigned_abs() * u64::from(hz) / 1_000_000_000;
+    (ticks as u32).wrapping_sub(300 * hz)
+}
+
+fn is_alive<K: Family>(key: &K, entry: &FlowEntry, now: u32, hz: u32) -> bool {
+    /// Jiffies by which the two clocks may differ.
+    const SLACK: u32 = 2;
+    let idle = now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz);
+    idle < (flow_timeout::of(key.about().1, entry.state) + 2 * SLACK) * hz
+}
+
+fn is_established<K: Family>(key: &K, entry: &FlowEntry) -> bool {
+    const CLOSED: u8 = flow_state::OPENER_FIN | flow_state::ANSWERER_FIN;
+    let open =
+        key.about().1 != protocol::TCP || (entry.state & CLOSED != CLOSED && entry.state & flow_state::RESET == 0);
+    entry.state & flow_state::ANSWERED != 0 && open
+}

@@ -1,0 +1,161 @@
+//! A pod's share of the flow maps is bounded: what it opens evicts nothing of another's.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::MapInfo;
+use netpol_common::LAYOUT_VERSION;
+use netpol_tests::{Cluster, Lab, policy};
+
+/// Idle connections that must survive.
+const IDLE: usize = 40;
+/// Pods that flood.
+const FLOODS: usize = 10;
+/// What each of them opens: ten times as many in all are three times what the whole node remembers.
+const TUPLES: u16 = 40_000;
+/// `--max-flows-v4`.
+const BUDGET: u32 = 131_072;
+const PORT: u16 = 9000;
+
+/// Whatever is sent on these connections without their flows is denied, whoever sends it.
+fn closed() -> Vec<String> {
+    vec![
+        policy(
+            "shop/server",
+            "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
+        ),
+        policy("shop/client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress]}"),
+        policy("floods/deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}"),
+    ]
+}
+
+/// Connections from client to server that carried a byte each way: the server's end and the client's.
+fn connections(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
+    let (server, client) = (lab.cluster.host("shop/server"), lab.cluster.host("shop/client"));
+    let address = SocketAddr::new(IpAddr::V4(server.v4()), PORT);
+    let listener = server.netns().run(|| TcpListener::bind(address).context("listening in the server"))?;
+    (0..IDLE)
+        .map(|_| {
+            let client = client
+                .netns()
+                .run(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("the client connects"))?;
+            let (server, _) = listener.accept()?;
+            let mut both = (server, client);
+            for end in [&both.0, &both.1] {
+                end.set_read_timeout(Some(Duration::from_secs(5)))?;
+                end.set_nodelay(true)?;
+            }
+            ensure!(carries(&mut both)?, "a new connection carries nothing");
+            Ok(both)
+        })
+        .collect()
+}
+
+/// Whether a byte goes through both ways. The server begins: only its flow lets it.
+fn carries((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
+    let mut byte = [0];
+    server.write_all(b"s")?;
+    if client.read_exact(&mut byte).is_err() {
+        return Ok(false);
+    }
+    client.write_all(b"c")?;
+    Ok(server.read_exact(&mut byte).is_ok() && byte == *b"c")
+}
+
+fn is_table(path: &Path) -> bool {
+    let path = path.to_string_lossy();
+    path.contains("/v4-") && !path.ends_with("-next")
+}
+
+/// Sizes of the pinned IPv4 tables.
+fn sizes(pins: &Path) -> Result<Vec<u32>> {
+    let directory = pins.join(format!("v{LAYOUT_VERSION}/flows"));
+    let entries = std::fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
+    entries
+        .map(|entry| Ok(entry?.path()))
+        .filter(|path| path.as_ref().is_ok_and(|path| is_table(path)))
+        .map(|path: Result<_>| Ok(MapInfo::from_pin(path?)?.max_entries()))
+        .collect()
+}
+
+#[test]
+fn hostile_ten_floods_evict_no_idle_connection_of_an_eleventh_pod() -> Result<()> {
+    let names: Vec<String> = (0..FLOODS).map(|number| format!("floods/f{number}")).collect();
+    let mut pods = vec![("shop/server", "app=server"), ("shop/client", "app=client")];
+    pods.extend(names.iter().map(|name| (name.as_str(), "")));
+    let lab = Lab::start(Cluster::builder().pods(&pods), &closed())?;
+    let mut idle = connections(&lab)?;
+
+    // All of it is allowed: what a pod sends to its own node is.
+    let node =
+        lab.cluster.host("node-1").address_like(lab.cluster.host("shop/server").v4().into()).context("a node")?;
+    let sockets: Vec<UdpSocket> = names
+        .iter()
+        .map(|name| {
+            let host = lab.cluster.host(name);
+            host.netns().run(|| Ok(UdpSocket::bind((IpAddr::V4(host.v4()), 0))?))
+        })
+        .collect::<Result<_>>()?;
+    let begun = Instant::now();
+    let mut sent = 0_u32;
+    for port in 0..TUPLES {
+        for socket in &sockets {
+            // Refusals of earlier ones are reported here.
+            sent += u32::from(socket.send_to(b"flood", (node, 20_000 + port)).is_ok());
+        }
+    }
+    println!("{sent} flows opened by {FLOODS} pods in {:?}", begun.elapsed());
+    ensure!(sent > u32::from(TUPLES) * 5, "only {sent} datagrams were sent");
+
+    let mut lost = 0;
+    for connection in &mut idle {
+        lost += u32::from(!carries(connection)?);
+    }
+    ensure!(lost == 0, "{lost} of {IDLE} idle connections were lost to the floods");
+
+    let sizes = sizes(lab.agent_ref().pin_path())?;
+    let total: u32 = sizes.iter().sum();
+    println!("{} tables of {total} entries: {sizes:?}", sizes.len());
+    ensure!(sizes.len() >= FLOODS + 2 && total <= BUDGET, "{total} entries in tables of {sizes:?}");
+    ensure!(sizes.iter().any(|size| *size >= 8192), "no flooded table grew: {sizes:?}");
+    Ok(())
+}
+
+/// Tables are replaced by larger ones while their flows are in use, and an agent that is killed and started again goes on with them.
+#[test]
+fn flows_move_along_to_larger_tables_and_to_the_next_agent() -> Result<()> {
+    let pods = [("shop/server", "app=server"), ("shop/client", "app=client")];
+    let mut lab = Lab::start(Cluster::builder().pods(&pods), &closed())?;
+    let mut idle = connections(&lab)?;
+    let before = sizes(lab.agent_ref().pin_path())?;
+    let server = lab.cluster.host("shop/server");
+    let from = lab.cluster.host("shop/client");
+    // The client is the one that may send: its flows and the server's grow.
+    let socket = from.netns().run(|| Ok(UdpSocket::bind((IpAddr::V4(from.v4()), 0))?))?;
+    let begun = Instant::now();
+    let mut grown = false;
+    let mut port = 10_000;
+    while !grown {
+        // Slower than a table is filled between two looks at it: what a pod pushes out of its own table is its own affair.
+        for _ in 0..200 {
+            port = if port == u16::MAX { 10_000 } else { port + 1 };
+            let _ = socket.send_to(b"new", (IpAddr::V4(server.v4()), port));
+        }
+        for connection in &mut idle {
+            ensure!(carries(connection)?, "a connection was lost while its table grew");
+        }
+        let now = sizes(lab.agent_ref().pin_path())?;
+        grown = now.iter().max() > before.iter().max() && now.iter().filter(|size| **size > 8000).count() >= 2;
+        ensure!(begun.elapsed() < Duration::from_mins(1), "tables do not grow: {before:?}, {now:?}");
+    }
+    lab.agent().restart()?;
+    for connection in &mut idle {
+        ensure!(carries(connection)?, "a connection was lost by the agent's restart");
+    }
+    let after = sizes(lab.agent_ref().pin_path())?;
+    ensure!(after.iter().max() > before.iter().max(), "the next agent made new tables: {after:?}");
+    lab.expect("shop/client -> shop/server 80/TCP\nshop/server -x shop/client 80/TCP")
+}
