@@ -5,6 +5,7 @@ mod churn;
 mod convergence;
 mod ground;
 mod memory;
+mod net;
 mod packets;
 mod report;
 mod services;
@@ -24,5 +25,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         Measured::Convergence => convergence::run(args),
         Measured::Churn => churn::run(args),
         Measured::Memory => memory::run(args),
+        Measured::Net => net::run(args),
     }
 }

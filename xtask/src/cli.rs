@@ -131,7 +131,7 @@ pub(crate) struct BenchArgs {
     /// Services of the cluster, with all of its pods behind them; unless told, 5,000 for memory and none else
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=60_000))]
     pub(crate) services: Option<u32>,
-    /// How long changes are made, for convergence, and pods come and go at each rate, for churn
+    /// How long changes are made, for convergence; pods come and go at each rate, for churn; and each kind of traffic runs, for net
     #[arg(long, value_name = "S", default_value_t = 25)]
     pub(crate) seconds: u32,
     /// How to print.
@@ -150,6 +150,8 @@ pub(crate) enum Measured {
     Churn,
     /// The agent's resident memory
     Memory,
+    /// Gbit/s, requests and connections a second between two pods, beside packet filters, and programs' time on real traffic
+    Net,
 }
 
 /// How to print.
@@ -203,7 +205,7 @@ fn bench(args: &BenchArgs) -> Result<ExitCode> {
     setup::run()?;
     match args.what {
         Measured::Packets => drop(ebpf::build()?),
-        Measured::Convergence | Measured::Churn | Measured::Memory => binaries::build()?,
+        Measured::Convergence | Measured::Churn | Measured::Memory | Measured::Net => binaries::build()?,
     }
     match lab::again(lab::Profile::Release)? {}
 }

@@ -1,0 +1,344 @@
+//! What enforcement takes from real traffic: between two pods of a node, with nothing in the way, an empty program, netpol, and
+//! packet filters that do something like it. In shuffled order, several rounds, medians.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use netpol_tests::cluster::{Topology, node_name};
+use netpol_tests::program::Programs;
+use netpol_tests::runs::Runs;
+use netpol_tests::traffic::Load;
+use netpol_tests::{Agent, Cluster, policy};
+use serde::Serialize;
+
+use crate::cli::{BenchArgs, Output};
+
+const ROUNDS: usize = 5;
+/// Rules beside the one that matters, where there are many.
+const MANY: usize = 998;
+const CLIENT: &str = "bench/client";
+const SERVER: &str = "bench/server";
+const PROGRAMS: [&str; 2] = ["netpol_ingress", "netpol_egress"];
+
+/// What is in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Nothing,
+    EmptyProgram,
+    FewPolicies,
+    ManyPolicies,
+    Nftables,
+    Iptables,
+}
+
+impl Way {
+    const ALL: [Self; 6] =
+        [Self::Nothing, Self::EmptyProgram, Self::FewPolicies, Self::ManyPolicies, Self::Nftables, Self::Iptables];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::EmptyProgram => "empty program, 4 hooks",
+            Self::FewPolicies => "netpol, 2 policies",
+            Self::ManyPolicies => "netpol, 1,000 policies",
+            Self::Nftables => "nftables, verdict map",
+            Self::Iptables => "iptables, 1,000 rules",
+        }
+    }
+}
+
+/// What a way comes to.
+#[derive(Debug, Serialize)]
+struct Line {
+    way: &'static str,
+    gigabits: f64,
+    requests: f64,
+    connections: f64,
+    /// Nanoseconds of a program's run with established flows, above the empty program, at both hooks.
+    ingress_ns: Option<f64>,
+    egress_ns: Option<f64>,
+    /// Microseconds of all programs for one connection, above the empty program.
+    connection_us: Option<f64>,
+}
+
+/// What stands in the way, until this is dropped or taken away.
+enum Standing {
+    Nothing,
+    Programs(Box<Programs>),
+    Agent(Box<Agent>),
+}
+
+/// Measures.
+pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    let cluster = Cluster::builder()
+        .topology(Topology::Routed)
+        .pods(&[(CLIENT, "app=client"), (SERVER, "app=server")])
+        .serve(&[])
+        .build()?;
+    cluster.host(CLIENT).netns().sysctl(&[("ipv4/ip_local_port_range", "10000 65000")])?;
+    // Five rounds of six ways and three loads, and two more for each way with programs.
+    let time = Duration::from_millis(u64::from(args.seconds) * 1000 / 25);
+    let mut rates = vec![[const { Vec::new() }; Load::ALL.len()]; Way::ALL.len()];
+    let mut costs = vec![Vec::new(); Way::ALL.len()];
+    let mut random = Random::new();
+    for round in 0..ROUNDS {
+        let mut order = Way::ALL;
+        random.shuffle(&mut order);
+        for way in order {
+            eprintln!("round {} of {ROUNDS}: {} …", round + 1, way.name());
+            let mut standing = put_in_the_way(&cluster, way)?;
+            let index = Way::ALL.iter().position(|other| *other == way).context("one of them")?;
+            for (load, rates) in Load::ALL.into_iter().zip(&mut rates[index]) {
+                let (count, took) = load.run(cluster.host(CLIENT), cluster.host(SERVER), time)?;
+                rates.push(rate(load, count, took));
+            }
+            costs[index].extend(cost(&cluster, &standing, time)?);
+            take_away(&cluster, way, &mut standing)?;
+        }
+    }
+    let empty = median_cost(&costs[Way::EmptyProgram as usize]).unwrap_or_default();
+    let lines: Vec<Line> =
+        Way::ALL.iter().map(|way| line(*way, &mut rates[*way as usize], &costs[*way as usize], empty)).collect();
+    print(&lines, args.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(way: Way, rates: &mut [Vec<f64>; 3], costs: &[Cost], empty: Cost) -> Line {
+    let [gigabits, requests, connections] = rates.each_mut().map(|rates| median(rates));
+    let cost = median_cost(costs).filter(|_| way != Way::EmptyProgram);
+    Line {
+        way: way.name(),
+        gigabits,
+        requests,
+        connections,
+        ingress_ns: cost.map(|cost| cost.ingress_ns - empty.ingress_ns),
+        egress_ns: cost.map(|cost| cost.egress_ns - empty.egress_ns),
+        connection_us: cost.map(|cost| (cost.connection_ns - cost.runs * empty.ingress_ns) / 1000.0),
+    }
+}
+
+fn print(lines: &[Line], output: Output) -> Result<()> {
+    if output == Output::Json {
+        println!("{}", serde_json::to_string_pretty(lines)?);
+        return Ok(());
+    }
+    println!(
+        "{:<26}{:>8}{:>7}{:>12}{:>7}{:>15}{:>7}{:>12}{:>12}{:>15}",
+        "", "Gbit/s", "", "requests/s", "", "connections/s", "", "ingress ns", "egress ns", "connection µs"
+    );
+    let first = lines.first().context("no line")?;
+    for line in lines {
+        let shown = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1}"));
+        println!(
+            "{:<26}{:>8.1}{:>7.2}{:>12.0}{:>7.2}{:>15.0}{:>7.2}{:>12}{:>12}{:>15}",
+            line.way,
+            line.gigabits,
+            line.gigabits / first.gigabits,
+            line.requests,
+            line.requests / first.requests,
+            line.connections,
+            line.connections / first.connections,
+            shown(line.ingress_ns),
+            shown(line.egress_ns),
+            shown(line.connection_us),
+        );
+    }
+    println!(
+        "medians of {ROUNDS} rounds in shuffled order, beside ratios to nothing; programs' times are above the empty program's"
+    );
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a measurement")]
+fn rate(load: Load, count: u64, took: Duration) -> f64 {
+    let count = if load == Load::Stream { count as f64 * 8.0 / 1e9 } else { count as f64 };
+    count / took.as_secs_f64()
+}
+
+/// What programs took in one round.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    ingress_ns: f64,
+    egress_ns: f64,
+    connection_ns: f64,
+    /// Runs for a connection.
+    runs: f64,
+}
+
+/// Has the kernel count the programs' runs, which makes traffic slower.
+fn cost(cluster: &Cluster, standing: &Standing, time: Duration) -> Result<Option<Cost>> {
+    let read = || -> Result<Option<[Runs; 2]>> {
+        match standing {
+            Standing::Nothing => Ok(None),
+            Standing::Programs(programs) => Ok(Some([programs.empty_runs()?; 2])),
+            Standing::Agent(agent) => {
+                let [ingress, egress] = PROGRAMS.map(|program| Runs::pinned(agent.pin_path(), program));
+                Ok(Some([ingress?, egress?]))
+            }
+        }
+    };
+    let _counted = Runs::counted()?;
+    let Some(before) = read()? else { return Ok(None) };
+    Load::Requests.run(cluster.host(CLIENT), cluster.host(SERVER), time)?;
+    let between = read()?.context("programs are gone")?;
+    let (connections, _) = Load::Connections.run(cluster.host(CLIENT), cluster.host(SERVER), time)?;
+    let after = read()?.context("programs are gone")?;
+    ensure!(connections > 0, "no connection was made");
+    let [ingress, egress] = [0, 1].map(|hook| between[hook].since(before[hook]).mean());
+    // The empty program is one and the same at both hooks.
+    let hooks = if matches!(standing, Standing::Programs(_)) { &[0][..] } else { &[0, 1] };
+    let ran = hooks.iter().map(|hook| after[*hook].since(between[*hook]));
+    let (count, time) = ran.fold((0, Duration::ZERO), |(count, time), ran| (count + ran.count, time + ran.time));
+    Ok(Some(Cost {
+        ingress_ns: ingress,
+        egress_ns: egress,
+        connection_ns: time.as_secs_f64() * 1e9 / as_f64(connections),
+        runs: as_f64(count) / as_f64(connections),
+    }))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a measurement")]
+fn as_f64(count: u64) -> f64 {
+    count as f64
+}
+
+fn median_cost(costs: &[Cost]) -> Option<Cost> {
+    let of = |figure: fn(&Cost) -> f64| median(&mut costs.iter().map(figure).collect::<Vec<_>>());
+    (!costs.is_empty()).then(|| Cost {
+        ingress_ns: of(|cost| cost.ingress_ns),
+        egress_ns: of(|cost| cost.egress_ns),
+        connection_ns: of(|cost| cost.connection_ns),
+        runs: of(|cost| cost.runs),
+    })
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn put_in_the_way(cluster: &Cluster, way: Way) -> Result<Standing> {
+    let node = cluster.host(&node_name(1)).netns();
+    let (client, server) = (cluster.host(CLIENT).v4(), cluster.host(SERVER).v4());
+    match way {
+        Way::Nothing => {}
+        Way::EmptyProgram => {
+            let mut programs = Programs::load()?;
+            for pod in [CLIENT, SERVER] {
+                let veth = cluster.host(pod).veth();
+                node.run(|| {
+                    programs.attach_empty(veth, true)?;
+                    programs.attach_empty_to_egress(veth)
+                })?;
+            }
+            return Ok(Standing::Programs(Box::new(programs)));
+        }
+        Way::FewPolicies | Way::ManyPolicies => {
+            let mut policies = vec![
+                policy(
+                    SERVER,
+                    "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 5201}]}]}",
+                ),
+                policy(
+                    CLIENT,
+                    "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress, Egress], egress: [{to: [{podSelector: {matchLabels: {app: server}}}], ports: [{port: 5201}]}]}",
+                ),
+            ];
+            if way == Way::ManyPolicies {
+                policies.extend((0..MANY).map(|number| {
+                    policy(
+                        &format!("bench/other-{number}"),
+                        &format!(
+                            "{{podSelector: {{matchLabels: {{app: server}}}}, ingress: [{{from: [{{ipBlock: {{cidr: {}/32}}}}], ports: [{{port: {}}}]}}]}}",
+                            other(number),
+                            6000 + number % 10
+                        ),
+                    )
+                }));
+            }
+            cluster.apply("bench", &policies.join("---\n"))?;
+            return Ok(Standing::Agent(Box::new(Agent::start(cluster)?)));
+        }
+        Way::Nftables => {
+            let others: String = (0..MANY).fold(String::new(), |mut text, number| {
+                let _ = write!(text, ", {} . {server} . {} : accept", other(number), 6000 + number % 10);
+                text
+            });
+            node.nft(&format!(
+                "table ip netpol-bench {{
+                   map allowed {{
+                     type ipv4_addr . ipv4_addr . inet_service : verdict
+                     elements = {{ {client} . {server} . 5201 : accept{others} }}
+                   }}
+                   chain forward {{
+                     type filter hook forward priority filter; policy drop;
+                     ct state established,related accept
+                     ip saddr . ip daddr . tcp dport vmap @allowed
+                   }}
+                 }}"
+            ))?;
+        }
+        Way::Iptables => {
+            let mut rules = "*filter\n:NETPOL-BENCH - [0:0]\n-A NETPOL-BENCH -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n".to_owned();
+            for number in 0..MANY {
+                let _ = writeln!(
+                    rules,
+                    "-A NETPOL-BENCH -s {}/32 -d {server}/32 -p tcp --dport {} -j ACCEPT",
+                    other(number),
+                    6000 + number % 10
+                );
+            }
+            let _ = writeln!(rules, "-A NETPOL-BENCH -s {client}/32 -d {server}/32 -p tcp --dport 5201 -j ACCEPT");
+            rules += "-A NETPOL-BENCH -j DROP\n-A FORWARD -j NETPOL-BENCH\nCOMMIT\n";
+            node.iptables("iptables-nft-restore", &rules)?;
+        }
+    }
+    Ok(Standing::Nothing)
+}
+
+fn take_away(cluster: &Cluster, way: Way, standing: &mut Standing) -> Result<()> {
+    let node = cluster.host(&node_name(1)).netns();
+    match way {
+        Way::Nothing | Way::EmptyProgram => {}
+        Way::FewPolicies | Way::ManyPolicies => {
+            cluster.withdraw("bench")?;
+            if let Standing::Agent(agent) = standing {
+                let (removed, said) = agent.uninstall()?;
+                ensure!(removed, "the agent could not be uninstalled:\n{said}");
+            }
+        }
+        Way::Nftables => node.nft("delete table ip netpol-bench")?,
+        Way::Iptables => node.iptables(
+            "iptables-nft-restore",
+            "*filter\n-D FORWARD -j NETPOL-BENCH\n-F NETPOL-BENCH\n-X NETPOL-BENCH\nCOMMIT\n",
+        )?,
+    }
+    *standing = Standing::Nothing;
+    Ok(())
+}
+
+/// An address that is nobody's.
+fn other(number: usize) -> String {
+    format!("198.18.{}.{}", number / 250, number % 250)
+}
+
+/// Shuffles, differently each time.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(u64::from(now.subsec_nanos()) | 1)
+    }
+
+    /// Knuth's MMIX generator: <https://en.wikipedia.org/wiki/Linear_congruential_generator>.
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let index = usize::try_from(self.0 >> 33).unwrap_or(0) % (last + 1);
+            items.swap(last, index);
+        }
+    }
+}
