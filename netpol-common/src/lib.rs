@@ -27,7 +27,10 @@ mod tables;
 mod tunnels;
 
 pub use endpoint::{DirectionPolicy, Endpoint, MAX_ENDPOINT_ID, endpoint_flags};
-pub use event::{Denial, DenyEvent};
+pub use event::{
+    DENIAL_KEY_WORDS, DENIAL_WAYS, Denial, DenialSet, DenyEvent, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_RATE,
+    EventBudget, event_budget, event_flags,
+};
 pub use flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, Generation, IfIndex, PortSetId, RuleId, RuleSetId};

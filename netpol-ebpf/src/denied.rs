@@ -1,13 +1,17 @@
-//! Telling of denied packets: once a second for each flow, with a count of those not told.
+//! Reports of denied packets: once a second for each flow, with a count of those not reported, within a budget for each pod.
 
-use netpol_common::{ClassId, DenyEvent, Direction, Endpoint, FlowKey, IfIndex, Reason, RuleSetId};
+use netpol_common::{
+    DENIAL_WAYS, DenyEvent, Direction, EVENT_BURST, EVENT_INTERVAL_NS, Endpoint, IfIndex, MAX_ENDPOINT_ID, Reason,
+    RuleSetId, event_budget, event_flags,
+};
 
+use crate::Surroundings;
+use crate::packet::{self, Parse, Plain, link};
 use crate::slot::field;
 use crate::surroundings::{PacketAddress, mix};
-use crate::{Surroundings, flow};
 
 /// What an event says of the packet itself.
-pub(crate) struct Subject<A> {
+struct Subject<A> {
     family: u8,
     protocol: u8,
     source_port: [u8; 2],
@@ -22,7 +26,7 @@ const PLAIN: u32 = 14;
 
 impl Subject<[u8; 4]> {
     /// A frame that is not IP, or not known to be.
-    pub(crate) const FRAME: Self = Self {
+    const FRAME: Self = Self {
         family: 0,
         protocol: 0,
         source_port: [0; 2],
@@ -33,75 +37,209 @@ impl Subject<[u8; 4]> {
     };
 }
 
-impl<A: PacketAddress> Subject<A> {
-    /// A plain packet that goes in a direction and would have this flow.
+impl<A: PacketAddress + Parse> Subject<A> {
+    /// The packet at an offset of the frame. It was read once before; that the few that are denied are read again keeps what an
+    /// event needs off the stack of the functions that evaluate.
     #[inline(always)]
-    pub(crate) fn plain(direction: Direction, key: &FlowKey<A>) -> Self {
-        let (source_port, destination_port) = match direction {
-            Direction::Ingress => (key.remote_port, key.pod_port),
-            Direction::Egress => (key.pod_port, key.remote_port),
-        };
-        Self::new(direction, key, PLAIN, source_port, destination_port)
-    }
-
-    /// A packet between the ends of this flow.
-    #[inline(always)]
-    pub(crate) fn new(
-        direction: Direction,
-        key: &FlowKey<A>,
-        start: u32,
-        source_port: [u8; 2],
-        destination_port: [u8; 2],
-    ) -> Self {
-        let (source, destination) = flow::ends(direction, key);
-        let (family, protocol) = (A::FAMILY, key.protocol);
-        Self { family, protocol, source_port, destination_port, source, destination, start }
+    fn read<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
+        let packet = A::parse(surroundings, start, false)?;
+        let (source, destination) = A::ends(surroundings, start)?;
+        Some(Self {
+            family: A::FAMILY,
+            protocol: surroundings.blur::<255>(packet.protocol),
+            source_port: packet.transport.source_port,
+            destination_port: packet.transport.destination_port,
+            source: Self::unmasqueraded(surroundings, endpoint, source),
+            destination,
+            start,
+        })
     }
 
     #[inline(always)]
-    fn fingerprint(&self, ifindex: u32, direction: Direction, reason: Reason) -> u64 {
+    fn plain<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, packet: &Plain<A>) -> Self {
+        Self {
+            family: A::FAMILY,
+            protocol: packet.protocol,
+            source_port: packet.source_port,
+            destination_port: packet.destination_port,
+            source: Self::unmasqueraded(surroundings, endpoint, packet.source),
+            destination: packet.destination,
+            start: PLAIN,
+        }
+    }
+
+    /// After masquerading, the packet is still the pod's.
+    #[inline(always)]
+    fn unmasqueraded<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, source: A) -> A {
+        if surroundings.is_behind() && !source.belongs_to(endpoint) { A::own(endpoint) } else { source }
+    }
+
+    /// The flow's keyed hash. What a group receives is the same flow at all pods.
+    #[inline(always)]
+    fn hash<S: Surroundings>(&self, surroundings: &S, place: &Place<'_>) -> u64 {
+        let group = place.group && matches!(place.direction, Direction::Ingress);
+        let ifindex = if group { 0 } else { place.ifindex };
         let [a, b] = self.source_port;
         let [c, d] = self.destination_port;
-        let ports = u64::from(u32::from_ne_bytes([a, b, c, d]));
-        let place = u64::from(ifindex) << 32
-            | u64::from(direction as u8) << 24
-            | u64::from(reason as u8) << 16
-            | u64::from(self.family) << 8
-            | u64::from(self.protocol);
-        self.destination.fold(self.source.fold(mix(place) ^ ports))
+        let ports = u32::from_ne_bytes([a, b, c, d]);
+        let kind = u32::from_ne_bytes([place.direction as u8, place.reason as u8, self.family, self.protocol]);
+        let mut sum =
+            pair(surroundings, 0, [ifindex, kind]).wrapping_add(pair(surroundings, 2, [ports, u32::from(group)]));
+        let (source, destination) = (self.source.words(), self.destination.words());
+        let words = if size_of::<A>() == 4 { 1 } else { 4 };
+        for word in 0..words {
+            sum = sum.wrapping_add(pair(surroundings, 4 + 2 * word, [source[word], destination[word]]));
+        }
+        // A sum of products is linear in each word; two rounds spread flows that differ by small numbers over all sets.
+        mix(mix(sum))
     }
 }
 
-/// Tells of a denied packet, unless its flow was told of within the last second.
+/// Two words of NH, a universal hash: whatever two flows a pod chooses, they collide for one key in 2³². A hash without a key, or
+/// with a key that is merely mixed in, would let it choose flows that take another's place.
+/// Source: RFC 4418, 5.2.2 (the sum of products of words to which the key's words are added).
 #[inline(always)]
-pub(crate) fn tell<A: PacketAddress, S: Surroundings>(
-    surroundings: &S,
-    endpoint: Option<&Endpoint>,
+fn pair<S: Surroundings>(surroundings: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
+    let a = a.wrapping_add(surroundings.denial_key(at));
+    let b = b.wrapping_add(surroundings.denial_key(at + 1));
+    u64::from(a).wrapping_mul(u64::from(b))
+}
+
+/// In the answer of [`limit`]: an event is to be made. Below it: how many packets of the flow had none.
+const REPORT: u64 = 1 << 32;
+
+/// Decides whether a denied packet of the flow with this hash makes an event, and counts it where not.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "halves of the hash")]
+pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) -> u64 {
+    let Some(set) = surroundings.denials((hash >> 32) as u32) else { return 0 };
+    let Some(charged) = surroundings.event_budget(budget) else { return 0 };
+    // An unused place has 0.
+    let (tag, now) = (hash as u32 | 1, surroundings.now());
+    let mut own = None;
+    // SAFETY: only computes an address inside the value.
+    let mut oldest = set.part(|set| unsafe { &raw mut (*set).ways[0] });
+    let mut age = 0;
+    for way in 0..DENIAL_WAYS as usize {
+        // SAFETY: only computes an address inside the value.
+        let place = set.part(|set| unsafe { &raw mut (*set).ways[way] });
+        let since = now.wrapping_sub(place.read(field!(last_event)));
+        if place.read(field!(tag)) == tag {
+            if since < surroundings.hz() {
+                place.add_u32(field!(suppressed), 1);
+                return 0;
+            }
+            own = Some(place);
+        }
+        if since >= age {
+            (oldest, age) = (place, since);
+        }
+    }
+    let now_ns = surroundings.boot_ns();
+    let paid_until = charged.read(field!(paid_until_ns));
+    if paid_until > now_ns + EVENT_INTERVAL_NS * (EVENT_BURST - 1) {
+        // Flows without a place take none now: a flood must not take the places of flows that are within their budget.
+        match own {
+            Some(place) => place.add_u32(field!(suppressed), 1),
+            None => charged.add_u64(field!(suppressed), 1),
+        }
+        return 0;
+    }
+    if paid_until < now_ns {
+        charged.write(field!(paid_until_ns), now_ns);
+    }
+    charged.add_u64(field!(paid_until_ns), EVENT_INTERVAL_NS);
+    let place = own.unwrap_or(oldest);
+    // Taken off rather than set to 0: another CPU may count at the same time.
+    let suppressed = place.read(field!(suppressed));
+    place.add_u32(field!(suppressed), suppressed.wrapping_neg());
+    place.write(field!(last_event), now);
+    if own.is_some() {
+        return REPORT | u64::from(suppressed);
+    }
+    if suppressed != 0
+        && let Some(earlier) = surroundings.event_budget(u32::from(place.read(field!(budget))))
+    {
+        earlier.add_u64(field!(suppressed), u64::from(suppressed));
+    }
+    place.write(field!(tag), tag);
+    place.write(field!(budget), budget as u16);
+    REPORT
+}
+
+/// What every report has besides its [`Subject`], read once: an address inside the context that the compiler keeps for a second
+/// read is refused by the verifier.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    endpoint: Option<&'a Endpoint>,
+    ifindex: u32,
+    /// The source endpoint ID.
+    source: u32,
+    group: bool,
     direction: Direction,
-    (reason, class): (Reason, ClassId),
-    subject: &Subject<A>,
-) {
-    let fingerprint = subject.fingerprint(surroundings.ifindex(), direction, reason);
-    let Some(slot) = surroundings.denial(fingerprint) else { return };
-    let now = surroundings.now();
-    let suppressed = slot.read(field!(suppressed));
-    // Other CPUs may be at this slot too. What they mix up is a count in an event.
-    let same = slot.read(field!(fingerprint)) == fingerprint;
-    if same && now.wrapping_sub(slot.read(field!(last_event))) < surroundings.hz() {
-        slot.write(field!(suppressed), suppressed.wrapping_add(1));
+    reason: Reason,
+}
+
+/// Reports a denied packet, at most once a second for its flow, and within the budget of the pod that sent it.
+#[inline(always)]
+pub(crate) fn report<S: Surroundings>(surroundings: S, direction: Direction, reason: Reason) {
+    // A bridge floods frames for addresses that it has not learned yet: that the other pods drop them denies nothing.
+    if reason == Reason::OtherHost {
         return;
     }
-    slot.write(field!(fingerprint), fingerprint);
-    slot.write(field!(last_event), now);
-    slot.write(field!(suppressed), 0);
+    let (ifindex, source, group) =
+        (surroundings.ifindex(), surroundings.sender() & MAX_ENDPOINT_ID, surroundings.is_group());
+    let endpoint = surroundings.endpoint();
+    let place = Place { endpoint, ifindex, source, group, direction, reason };
+    let Some(endpoint) = endpoint else { return report_as(surroundings, place, &Subject::FRAME) };
+    // Nearly all are plain, and cost a third so.
+    if surroundings.bare_type().is_none() {
+        if let Some(packet) = packet::parse_plain_v4(&surroundings) {
+            return report_as(surroundings, place, &Subject::plain(&surroundings, endpoint, &packet));
+        }
+        if let Some(packet) = packet::parse_plain_v6(&surroundings) {
+            return report_as(surroundings, place, &Subject::plain(&surroundings, endpoint, &packet));
+        }
+    }
+    match packet::find(&surroundings) {
+        Ok(link::Content::Ipv4(start)) => {
+            if let Some(subject) = Subject::<[u8; 4]>::read(&surroundings, endpoint, start) {
+                return report_as(surroundings, place, &subject);
+            }
+        }
+        Ok(link::Content::Ipv6(start)) => {
+            if let Some(subject) = Subject::<[u8; 16]>::read(&surroundings, endpoint, start) {
+                return report_as(surroundings, place, &subject);
+            }
+        }
+        Ok(link::Content::Arp) | Err(_) => {}
+    }
+    report_as(surroundings, place, &Subject::FRAME);
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the answer's low half")]
+fn report_as<A: PacketAddress + Parse, S: Surroundings>(surroundings: S, place: Place<'_>, subject: &Subject<A>) {
+    let Place { endpoint, ifindex, source, group, direction, reason } = place;
+    let id = endpoint.map_or(0, |endpoint| endpoint.id);
+    let budget = match direction {
+        Direction::Ingress if source != 0 => event_budget(source, Direction::Egress),
+        Direction::Ingress | Direction::Egress => event_budget(id, direction),
+    };
+    let limited = surroundings.limit(subject.hash(&surroundings, &place), budget);
+    if limited < REPORT {
+        return;
+    }
     surroundings.emit(&DenyEvent {
         time_ns: surroundings.boot_ns(),
-        ifindex: IfIndex(surroundings.ifindex()),
-        endpoint: endpoint.map_or(0, |endpoint| endpoint.id),
+        ifindex: IfIndex(ifindex),
+        endpoint: id as u16,
+        source_endpoint: source as u16,
         rule_set: endpoint.map_or(RuleSetId::NONE, |endpoint| endpoint.policy(direction).rule_set),
-        class,
-        suppressed: if same { suppressed } else { 0 },
+        suppressed: limited as u32,
         length: surroundings.length().saturating_sub(subject.start),
+        flags: if group { event_flags::GROUP } else { 0 },
+        zero: [0; 3],
         direction: direction as u8,
         reason: reason as u8,
         family: subject.family,

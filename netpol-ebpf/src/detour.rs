@@ -3,7 +3,6 @@
 use netpol_common::{Attempt, ClassId, Direction, Endpoint, FlowKey, Generation, NO_REASON, REASON_MASK, Reason};
 
 use crate::barrier::barrier;
-use crate::denied::{self, Subject};
 use crate::flow::{self, Known, Role};
 use crate::packet::{self, Fragment, Icmp, Packet, Parse, TcpFlags, link};
 use crate::process::conclude;
@@ -65,16 +64,14 @@ pub(crate) fn find<S: Surroundings>(surroundings: S, direction: Direction) -> Co
         Err(reason) => unless_open(endpoint, direction, reason),
     };
     let found = (reason, ClassId::NOBODY);
-    Content::Judged(conclude(&surroundings, endpoint, direction, found, || Subject::FRAME))
+    Content::Judged(conclude(&surroundings, endpoint, direction, found))
 }
 
 #[inline(always)]
 fn no_endpoint<S: Surroundings>(surroundings: S, direction: Direction) -> Reason {
     let reason = if surroundings.is_behind() { Reason::SenderGone } else { Reason::NoEndpoint };
-    let verdict = (reason, ClassId::NOBODY);
-    surroundings.count(0, direction, verdict.0);
-    denied::tell(&surroundings, None, direction, verdict, &Subject::FRAME);
-    verdict.0
+    surroundings.count(0, direction, reason);
+    reason
 }
 
 /// See [`Family::judge_ip`].
@@ -240,7 +237,7 @@ where
     S: Surroundings + Family<A>,
 {
     let [start, protocol, flags, role, decided, ..] = case.bits.to_le_bytes();
-    let [a, b, c, d, ..] = case.ports.to_le_bytes();
+    let [_, _, c, d, ..] = case.ports.to_le_bytes();
     let (start, flags, destination_port) = (u32::from(start), TcpFlags(flags), [c, d]);
     // Never: who made the case asked before.
     let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
@@ -268,9 +265,7 @@ where
         let attempt = Attempt { port: destination_port, ..verdict::attempt(&surroundings, direction, &key) };
         verdict::admit(&surroundings, endpoint, generation, &attempt, &key, opening)
     };
-    conclude(&surroundings, endpoint, direction, found, || {
-        Subject::new(direction, &key, start, [a, b], destination_port)
-    })
+    conclude(&surroundings, endpoint, direction, found)
 }
 
 /// The verdict of a flow, where it is known. Without flags: on an error that quotes a packet of it, which is none itself.

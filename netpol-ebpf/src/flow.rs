@@ -1,7 +1,7 @@
 //! Flows: their keys, their state, and how long each lives.
 
 pub use netpol_common::flow_timeout as timeout;
-use netpol_common::{Direction, FlowEntry, FlowKey, Generation, flow_state, protocol};
+use netpol_common::{Direction, FlowEntry, Generation, flow_state, protocol};
 
 use crate::Slot;
 use crate::packet::{Fragment, Icmp, Packet, TcpFlags, Transport};
@@ -52,21 +52,12 @@ pub(crate) const fn ports(pod: [u8; 2], remote: [u8; 2]) -> u32 {
     (u16::from_ne_bytes(pod) as u32).to_le() | ((u16::from_ne_bytes(remote) as u32) << 16).to_le()
 }
 
-/// The reverse of [`ends`].
+/// The pod's end of a packet that goes in a direction, and the remote's.
 #[inline(always)]
 pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A) -> (A, A) {
     match direction {
         Direction::Ingress => (destination, source),
         Direction::Egress => (source, destination),
-    }
-}
-
-/// Source and destination of a packet that goes in a direction and has this flow.
-#[inline(always)]
-pub(crate) fn ends<A: Copy>(direction: Direction, key: &FlowKey<A>) -> (A, A) {
-    match direction {
-        Direction::Ingress => (key.remote_address, key.pod_address),
-        Direction::Egress => (key.pod_address, key.remote_address),
     }
 }
 

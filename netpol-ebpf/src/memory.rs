@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, FrontendEntry, FrontendKey, PORT_PREFIX_EXACT, PortEntry, PortKey, Reason, Tables,
+    AddressEntry, AllowEntry, AllowKey, DENIAL_KEY_WORDS, DenialSet, DenyEvent, Direction, Endpoint, EventBudget,
+    FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, PORT_PREFIX_EXACT, PortEntry, PortKey,
+    Reason, Tables,
 };
 
 use crate::detour::{Case, Quoted};
 use crate::packet::Parse;
+use crate::surroundings::mix;
 use crate::{Bytes, Family, Slot, Surroundings, Window, detour, fragment, process, process_behind};
 
 /// Jiffies per second, unless a test sets others.
@@ -41,7 +43,10 @@ pub struct Memory {
     pub counted: RefCell<HashMap<(u32, Direction, Reason), u64>>,
     /// `EVENTS`.
     pub events: RefCell<Vec<DenyEvent>>,
-    denials: Vec<UnsafeCell<Denial>>,
+    /// The key of `DENIALS`.
+    pub denial_key: [u32; DENIAL_KEY_WORDS],
+    denials: Vec<UnsafeCell<DenialSet>>,
+    budgets: Vec<UnsafeCell<EventBudget>>,
 }
 
 /// The maps of one family.
@@ -84,7 +89,9 @@ impl Default for Memory {
             room: Cell::new(true),
             counted: RefCell::default(),
             events: RefCell::default(),
-            denials: (0..8192).map(|_| UnsafeCell::default()).collect(),
+            denial_key: std::array::from_fn(|word| u32::try_from(mix(word as u64 + 1) >> 32).unwrap_or_default()),
+            denials: (0..4096).map(|_| UnsafeCell::default()).collect(),
+            budgets: (0..2050).map(|_| UnsafeCell::default()).collect(),
         }
     }
 }
@@ -116,6 +123,13 @@ impl Memory {
             Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear, behind: false },
             direction,
         )
+    }
+
+    /// What is not reported: in `EVENT_BUDGETS`, by index, and in the places of `DENIALS`, in all.
+    pub fn suppressed(&mut self) -> (Vec<u64>, u64) {
+        let budgets = self.budgets.iter_mut().map(|budget| budget.get_mut().suppressed).collect();
+        let places = self.denials.iter_mut().flat_map(|set| set.get_mut().ways);
+        (budgets, places.map(|place| u64::from(place.suppressed)).sum())
     }
 
     /// Lets seconds pass.
@@ -190,10 +204,23 @@ impl Surroundings for Frame<'_> {
         *self.memory.counted.borrow_mut().entry((endpoint, direction, reason)).or_default() += 1;
     }
 
-    fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>> {
-        let slot = self.memory.denials.get((fingerprint >> 32) as usize % self.memory.denials.len())?;
+    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
+        let set = self.memory.denials.get(index as usize % self.memory.denials.len())?;
         // SAFETY: lives as long as `memory`, which is not shared between threads; only slots reach it.
-        Some(unsafe { Slot::new(slot.get()) })
+        Some(unsafe { Slot::new(set.get()) })
+    }
+
+    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
+        // SAFETY: as above.
+        self.memory.budgets.get(index as usize).map(|budget| unsafe { Slot::new(budget.get()) })
+    }
+
+    fn denial_key(&self, word: usize) -> u32 {
+        self.memory.denial_key[word]
+    }
+
+    fn is_group(&self) -> bool {
+        self.bytes.first().is_some_and(|first| first & 1 != 0)
     }
 
     fn emit(&self, event: &DenyEvent) {

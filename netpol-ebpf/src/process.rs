@@ -9,30 +9,40 @@
 
 use netpol_common::{ClassId, Direction, Endpoint, FlowKey, Generation, Reason, protocol};
 
-use crate::denied::{self, Subject};
 use crate::flow::{self, Known};
 use crate::packet::{self, Plain, TcpFlags};
 use crate::surroundings::PacketAddress;
 use crate::verdict::{self, Opening, Stale};
 use crate::{Family, Surroundings, detour, guard};
 
-/// Judges a packet at a pod's veth, counts it, and tells if it is denied.
+/// Judges a packet at a pod's veth, counts it, and reports it if it is denied.
 #[inline(always)]
 pub fn process<S: Surroundings>(surroundings: S, direction: Direction) -> Reason {
-    match direction {
+    let reason = match direction {
         Direction::Ingress => process_at::<false, S>(surroundings),
         Direction::Egress => process_at::<true, S>(surroundings),
-    }
+    };
+    reported(surroundings, direction, reason)
 }
 
 /// Judges a packet that carries its sender's number, where it goes now, by the sender's egress. [`Surroundings::is_behind`] holds.
 #[inline(always)]
 pub fn process_behind<S: Surroundings>(surroundings: S) -> Reason {
-    match surroundings.endpoint() {
+    let reason = match surroundings.endpoint() {
         Some(endpoint) if !endpoint.egress.isolated() => Reason::NotIsolated,
         _ if surroundings.bare_type().is_none() && surroundings.is_known() => Reason::Flow,
         _ => detour::judge_frame(surroundings, Direction::Egress),
+    };
+    reported(surroundings, Direction::Egress, reason)
+}
+
+/// Here and not where a verdict is made: the stack of those functions has no room for it.
+#[inline(always)]
+fn reported<S: Surroundings>(surroundings: S, direction: Direction, reason: Reason) -> Reason {
+    if !reason.allows() {
+        surroundings.report(direction, reason);
     }
+    reason
 }
 
 /// See [`Surroundings::is_known`].
@@ -121,7 +131,8 @@ where
     let direction = towards::<EGRESS>();
     let key = key::<EGRESS, A>(surroundings.ifindex(), packet);
     if guard::is_foreign(endpoint, direction, &packet.source) {
-        return Some(plain_foreign(surroundings, endpoint, &key));
+        let found = (Reason::ForeignSource, ClassId::NOBODY);
+        return Some(conclude(&surroundings, endpoint, Direction::Egress, found));
     }
     let fresh = packet.protocol == protocol::TCP && packet.flags.opens();
     if !fresh && let Some(slot) = surroundings.flow(endpoint, &key) {
@@ -173,7 +184,7 @@ where
     let opening = Opening { opens: true, fresh: key.protocol == protocol::TCP && flags.opens(), flags };
     let attempt = verdict::attempt(&surroundings, direction, key);
     let found = verdict::admit(&surroundings, endpoint, generation, &attempt, key, opening);
-    conclude(&surroundings, endpoint, direction, found, || Subject::plain(direction, key))
+    conclude(&surroundings, endpoint, direction, found)
 }
 
 /// A plain packet of a flow that was judged under another generation.
@@ -192,37 +203,22 @@ where
     let direction = towards::<EGRESS>();
     let stale = Stale::unpack(stale);
     let found = verdict::rejudge(&surroundings, endpoint, generation, direction, key, stale, Reason::Flow);
-    conclude(&surroundings, endpoint, direction, found, || Subject::plain(direction, key))
+    conclude(&surroundings, endpoint, direction, found)
 }
 
-/// A plain packet from an address that is not the pod's.
-#[inline(never)]
-fn plain_foreign<A, S>(surroundings: S, endpoint: &Endpoint, key: &FlowKey<A>) -> Reason
-where
-    A: PacketAddress,
-    S: Surroundings + Family<A>,
-{
-    let found = (Reason::ForeignSource, ClassId::NOBODY);
-    conclude(&surroundings, endpoint, Direction::Egress, found, || Subject::plain(Direction::Egress, key))
-}
-
-/// Counts a packet, and tells if it is denied.
+/// Counts a packet.
 #[inline(always)]
-pub(crate) fn conclude<A: PacketAddress, S: Surroundings>(
+pub(crate) fn conclude<S: Surroundings>(
     surroundings: &S,
     endpoint: &Endpoint,
     direction: Direction,
-    (reason, class): verdict::Verdict,
-    subject: impl FnOnce() -> Subject<A>,
+    (reason, _): verdict::Verdict,
 ) -> Reason {
     let reason = verdict::blur(surroundings, reason);
     let reason = if surroundings.is_behind() && reason == Reason::NoRule { Reason::Backend } else { reason };
     // Behind, an allowed packet was counted before.
     if !reason.allows() || !surroundings.is_behind() {
         surroundings.count(endpoint.id, direction, reason);
-    }
-    if !reason.allows() {
-        denied::tell(surroundings, Some(endpoint), direction, (reason, class), &subject());
     }
     reason
 }

@@ -10,7 +10,7 @@ pub struct Slot<'a, T> {
     lifetime: PhantomData<&'a T>,
 }
 
-impl<T: Copy> Slot<'_, T> {
+impl<'a, T: Copy> Slot<'a, T> {
     /// A slot for the value there.
     ///
     /// # Safety
@@ -32,6 +32,67 @@ impl<T: Copy> Slot<'_, T> {
     pub fn write<F: Copy>(&self, field: impl FnOnce(*mut T) -> *mut F, new: F) {
         // SAFETY: as above.
         unsafe { field(self.value).write_volatile(new) }
+    }
+
+    /// Adds to a counter, so that no other CPU's addition is lost. The sum before is not returned: Linux 5.10 has no instruction
+    /// for that.
+    #[inline(always)]
+    pub fn add_u32(&self, field: impl FnOnce(*mut T) -> *mut u32, by: u32) {
+        // SAFETY: as above; the field is aligned, as its type says.
+        unsafe { add::u32(field(self.value), by) };
+    }
+
+    /// As [`Self::add_u32`].
+    #[inline(always)]
+    pub fn add_u64(&self, field: impl FnOnce(*mut T) -> *mut u64, by: u64) {
+        // SAFETY: as above.
+        unsafe { add::u64(field(self.value), by) };
+    }
+
+    /// A part of the value as a slot of its own.
+    #[inline(always)]
+    pub fn part<F>(&self, field: impl FnOnce(*mut T) -> *mut F) -> Slot<'a, F> {
+        Slot { value: field(self.value), lifetime: PhantomData }
+    }
+}
+
+/// Atomic additions. rustc has none for the BPF target, LLVM's assembler does: `BPF_STX | BPF_XADD`.
+/// Source: <https://www.kernel.org/doc/html/v6.12/bpf/standardization/instruction-set.html#atomic-operations>.
+#[cfg(target_arch = "bpf")]
+mod add {
+    use core::arch::asm;
+
+    /// SAFETY: `to` must be valid for reads and writes, and aligned.
+    #[inline(always)]
+    pub(super) unsafe fn u32(to: *mut u32, by: u32) {
+        // SAFETY: as above.
+        unsafe {
+            asm!("lock *(u32 *)({to} + 0) += {by}", to = in(reg) to, by = in(reg) u64::from(by), options(nostack))
+        };
+    }
+
+    /// SAFETY: as [`u32`].
+    #[inline(always)]
+    pub(super) unsafe fn u64(to: *mut u64, by: u64) {
+        // SAFETY: as above.
+        unsafe { asm!("lock *(u64 *)({to} + 0) += {by}", to = in(reg) to, by = in(reg) by, options(nostack)) };
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod add {
+    use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+    /// SAFETY: `to` must be valid for reads and writes, and aligned.
+    pub(super) unsafe fn u32(to: *mut u32, by: u32) {
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(to) }.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// SAFETY: as [`u32`].
+    pub(super) unsafe fn u64(to: *mut u64, by: u64) {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(to) }.fetch_add(by, Ordering::Relaxed);
     }
 }
 

@@ -1,11 +1,12 @@
 //! What the engine needs around it: the packet, the tables, a clock, and someone to tell.
 
 use netpol_common::{
-    Address, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Reason, Tables,
+    Address, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+    Reason, Tables,
 };
 
 use crate::detour::{self, Case, Content, Quoted};
-use crate::{Bytes, Slot, Window, packet, process};
+use crate::{Bytes, Slot, Window, denied, packet, process};
 
 /// One packet at one interface, and everything that is looked up or recorded for it.
 pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
@@ -40,10 +41,26 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn boot_ns(&self) -> u64;
     /// Counts the packet.
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason);
-    /// The slot that remembers a denied flow.
-    fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>>;
-    /// Tells of a denied packet, or counts that it could not.
+    /// The places that a denied flow can have; any index is one.
+    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>>;
+    /// What [`netpol_common::event_budget`] numbers.
+    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
+    /// A word of the random key that denied flows are hashed with, below [`netpol_common::DENIAL_KEY_WORDS`].
+    fn denial_key(&self, word: usize) -> u32;
+    /// Whether the frame is for an Ethernet group address: multicast or broadcast.
+    fn is_group(&self) -> bool;
+    /// Reports a denied packet, or counts that it could not.
     fn emit(&self, event: &DenyEvent);
+    /// `denied::report`, or where that is a function of its own, that; so with the next.
+    #[inline(always)]
+    fn report(self, direction: Direction, reason: Reason) {
+        denied::report(self, direction, reason);
+    }
+    /// Whether a denied packet makes an event, and how many of its flow made none.
+    #[inline(always)]
+    fn limit(self, hash: u64, budget: u32) -> u64 {
+        denied::limit(self, hash, budget)
+    }
     /// `detour::find`, or where that is a function of its own, that; so with the next three, and with the first two of
     /// [`Family`].
     #[inline(always)]
@@ -104,8 +121,8 @@ pub(crate) trait PacketAddress: Address {
     fn belongs_to(&self, endpoint: &Endpoint) -> bool;
     /// As events carry it.
     fn widen(&self) -> [u8; 16];
-    /// Its words, for hashing.
-    fn fold(&self, seed: u64) -> u64;
+    /// Its words from the first byte on, for hashing; zeros after the last.
+    fn words(&self) -> [u32; 4];
     /// A flow's key, put together from whole words: field by field, the compiler would write it byte by byte. `ports` is as
     /// both lie in the key.
     fn flow_key(ifindex: u32, pod: Self, remote: Self, ports: u32, protocol: u8) -> FlowKey<Self>;
@@ -125,8 +142,8 @@ impl PacketAddress for [u8; 4] {
     }
 
     #[inline(always)]
-    fn fold(&self, seed: u64) -> u64 {
-        mix(seed ^ u64::from(u32::from_ne_bytes(*self)))
+    fn words(&self) -> [u32; 4] {
+        [u32::from_ne_bytes(*self), 0, 0, 0]
     }
 
     #[inline(always)]
@@ -151,10 +168,8 @@ impl PacketAddress for [u8; 16] {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
-    fn fold(&self, seed: u64) -> u64 {
-        let bits = u128::from_ne_bytes(*self);
-        mix(mix(seed ^ bits as u64) ^ (bits >> 64) as u64)
+    fn words(&self) -> [u32; 4] {
+        bytemuck::cast(*self)
     }
 
     #[inline(always)]

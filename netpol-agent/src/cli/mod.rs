@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use netpol_common::DENIAL_WAYS;
 use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
@@ -207,8 +208,8 @@ struct Sizes {
     /// IPv4 datagrams in fragments at one time; IPv6 has half as many
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
     max_fragments: u32,
-    /// Denied flows whose events are limited one by one; rounded up to a power of two
-    #[arg(long, default_value_t = Capacities::default().denials)]
+    /// Denied flows whose events are limited one by one; rounded up to four times a power of two
+    #[arg(long, default_value_t = Capacities::default().denials * DENIAL_WAYS)]
     max_denials: u32,
     /// Bytes for events of denied packets; rounded up to a power of two
     #[arg(long, default_value_t = Capacities::default().events)]
@@ -239,7 +240,8 @@ impl Sizes {
             flows_v6: (self.max_flows_v6 / SHARED_PART).max(1),
             fragments_v4: self.max_fragments.max(1),
             fragments_v6: (self.max_fragments / 2).max(1),
-            denials: power(self.max_denials),
+            denials: power(self.max_denials / DENIAL_WAYS),
+            event_budgets: (endpoints + 1) * 2,
             events: power(self.event_buffer).max(4096),
             ..Capacities::default()
         }

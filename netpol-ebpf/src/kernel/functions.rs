@@ -7,7 +7,7 @@ use aya_ebpf::bindings::__sk_buff;
 use netpol_common::{ClassId, Direction, Reason};
 
 use super::{Skb, hook};
-use crate::{Case, Content, Quoted, detour, fragment, packet, process, verdict};
+use crate::{Case, Content, Quoted, denied, detour, fragment, packet, process, verdict};
 
 /// Kinds of [`Content`], above the reason or the offset.
 const V4: u32 = 1 << 8;
@@ -94,6 +94,22 @@ pub(super) extern "C" fn netpol_walk(skb: *mut __sk_buff, start: u32, first: u32
 #[inline(never)]
 pub(super) extern "C" fn netpol_transport(skb: *mut __sk_buff, offset: u32, protocol: u32, quoted: u32) -> u64 {
     packet::read_packed(&Skb::new(skb, hook::INGRESS), offset, protocol as u8, quoted != 0)
+}
+
+/// See [`crate::Surroundings::report`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_report(skb: *mut __sk_buff, hook: u32, reason: u32) -> u32 {
+    denied::report(Skb::new(skb, hook), direction(hook), verdict::reason(reason));
+    0
+}
+
+/// See [`crate::Surroundings::limit`]. Without the context: it needs maps and clocks only, and the compiler would not pass what is
+/// not used.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_limit(hash: u64, budget: u32) -> u64 {
+    denied::limit(Skb::new(core::ptr::null_mut(), hook::INGRESS), hash, budget)
 }
 
 macro_rules! family {

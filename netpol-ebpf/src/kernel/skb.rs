@@ -3,8 +3,8 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, Denial, DenyEvent, Direction, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, FrontendEntry, FrontendKey, IfIndex, PortEntry, PortKey, Reason, Tables,
+    AddressEntry, AllowEntry, AllowKey, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey,
+    FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, IfIndex, PortEntry, PortKey, Reason, Tables,
 };
 
 use super::maps::{
@@ -13,6 +13,10 @@ use super::maps::{
 };
 use super::{functions, globals};
 use crate::{Bytes, Case, Content, Family, Quoted, Slot, Surroundings, Window};
+
+/// What the kernel made of the frame's Ethernet destination when it came in. Source: `include/uapi/linux/if_packet.h`.
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_MULTICAST: u32 = 2;
 
 /// One packet in the kernel.
 ///
@@ -151,9 +155,35 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn denial(&self, fingerprint: u64) -> Option<Slot<'_, Denial>> {
+    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
         // SAFETY: array values live as long as the map, and only slots reach them.
-        denials::slot(fingerprint).map(|slot| unsafe { Slot::new(slot) })
+        denials::set(index).map(|set| unsafe { Slot::new(set) })
+    }
+
+    #[inline(always)]
+    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
+        // SAFETY: as above.
+        denials::budget(index).map(|budget| unsafe { Slot::new(budget) })
+    }
+
+    #[inline(always)]
+    fn denial_key(&self, word: usize) -> u32 {
+        globals::denial_key(word)
+    }
+
+    #[inline(always)]
+    fn is_group(&self) -> bool {
+        matches!(self.field(|skb| skb.pkt_type), PACKET_BROADCAST | PACKET_MULTICAST)
+    }
+
+    #[inline(always)]
+    fn report(self, _direction: Direction, reason: Reason) {
+        functions::netpol_report(self.skb, self.hook, reason as u32);
+    }
+
+    #[inline(always)]
+    fn limit(self, hash: u64, budget: u32) -> u64 {
+        functions::netpol_limit(hash, budget)
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use crate::both::{Both, FAMILIES, FORWARDED, RULES, SYN, ip, wire};
 use netpol_common::Direction::Ingress;
-use netpol_common::{ClassId, Endpoint, IfIndex, Reason};
+use netpol_common::{Endpoint, IfIndex, Reason};
 use netpol_tests::program::{INTERFACE, Programs};
 
 #[test]
@@ -15,7 +15,7 @@ fn events_come_once_a_second_for_each_flow() {
         }
         let events = both.kernel.events().unwrap();
         assert_eq!(events.len(), 1, "{events:?}");
-        assert_eq!((events[0].reason, events[0].class, events[0].rule_set), (Reason::NoRule as u8, ClassId(1), RULES));
+        assert_eq!((events[0].reason, events[0].rule_set), (Reason::NoRule as u8, RULES));
         assert_eq!((events[0].destination_port, events[0].direction), (99_u16.to_be_bytes(), Ingress as u8));
         assert_eq!(events[0].length as usize, denied.len() - 14);
         std::thread::sleep(std::time::Duration::from_millis(1300));

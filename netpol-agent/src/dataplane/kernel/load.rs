@@ -3,6 +3,7 @@
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
+use netpol_common::DENIAL_KEY_WORDS;
 
 use super::attach::program;
 use super::maps::pinned_capacity;
@@ -97,7 +98,22 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
     {
         loader.override_global(global, Box::leak(Box::new(value)) as &u32, true);
     }
+    loader.override_global("DENIAL_KEY", Box::leak(Box::new(random())) as &[u32; DENIAL_KEY_WORDS], true);
     loader
+}
+
+/// A key that no pod can know or guess. Each agent has its own; what `DENIALS` holds by an earlier one ages out within a second.
+fn random() -> [u32; DENIAL_KEY_WORDS] {
+    let mut key = [0; DENIAL_KEY_WORDS];
+    // SAFETY: the buffer is `key`'s own. Up to 256 bytes come at once, and nothing interrupts it: getrandom(2).
+    let read = unsafe { libc::getrandom(key.as_mut_ptr().cast(), size_of_val(&key), 0) };
+    if usize::try_from(read) != Ok(size_of_val(&key)) {
+        tracing::warn!(
+            error = %std::io::Error::last_os_error(),
+            "getrandom failed; a pod may be able to hide denied packets from the reports"
+        );
+    }
+    key
 }
 
 fn refused(error: &(dyn std::error::Error + 'static)) -> KernelError {

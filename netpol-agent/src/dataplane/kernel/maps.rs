@@ -8,8 +8,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
 use ipnet::IpNet;
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, FrontendEntry, FrontendKey, PortEntry, PortKey,
-    Reason,
+    AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, EventBudget, FrontendEntry, FrontendKey,
+    PortEntry, PortKey, Reason,
 };
 use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
@@ -46,6 +46,7 @@ pub(super) struct Maps {
     tunnels: Array<MapData, u64>,
     pub(super) counters: PerCpuArray<MapData, Raw<Counters>>,
     pub(super) lost_events: PerCpuArray<MapData, u64>,
+    pub(super) event_budgets: Array<MapData, Raw<EventBudget>>,
 }
 
 /// Opens a pinned map as what it should be.
@@ -79,6 +80,7 @@ impl Maps {
             tunnels: pinned(pins, MapName::Tunnels)?,
             counters: pinned(pins, MapName::Counters)?,
             lost_events: pinned(pins, MapName::LostEvents)?,
+            event_budgets: pinned(pins, MapName::EventBudgets)?,
         })
     }
 
@@ -255,7 +257,8 @@ impl Maps {
         let cpus = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?.len();
         let zeros = PerCpuValues::try_from(vec![Raw(Counters::default()); cpus])
             .map_err(|source| WriteError::Failed { map: MapName::Counters, source })?;
-        done(MapName::Counters, self.counters.set(index, zeros, 0))
+        done(MapName::Counters, self.counters.set(index, zeros, 0))?;
+        done(MapName::EventBudgets, self.event_budgets.set(index, Raw(EventBudget::default()), 0))
     }
 }
 

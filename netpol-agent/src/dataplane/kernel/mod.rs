@@ -22,7 +22,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, MapData};
-use netpol_common::{Counters, Direction, Endpoint, Generation, IfIndex, MAX_ENDPOINT_ID, TunnelScope, TunnelWord};
+use netpol_common::{
+    Counters, Direction, Endpoint, Generation, IfIndex, MAX_ENDPOINT_ID, TunnelScope, TunnelWord, event_budget,
+};
 use netpol_policy::tables::Change;
 use thiserror::Error;
 
@@ -38,7 +40,7 @@ pub use aya::util::KernelVersion;
 use flows::FlowTables;
 pub use flows::SHARED_PART;
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
-use maps::{Maps, Raw, done, gone};
+use maps::{Maps, Raw, done, gone, write_error};
 pub use names::{Capacities, MapName};
 use pins::Pins;
 pub use pins::{Lock, Mounts};
@@ -201,6 +203,15 @@ impl CounterReader {
     /// Where the kernel refuses.
     pub fn packets(&self, id: u32, direction: Direction) -> Result<Counters, WriteError> {
         self.maps.counted(id * 2 + direction as u32)
+    }
+
+    /// Denied packets of this budget that no event stands for: see [`netpol_common::event_budget`].
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn suppressed(&self, id: u32, direction: Direction) -> Result<u64, WriteError> {
+        let budget = self.maps.event_budgets.get(&event_budget(id, direction), 0);
+        Ok(budget.map_err(|error| write_error(MapName::EventBudgets, error))?.0.suppressed)
     }
 
     /// Events that found the ring buffer full.

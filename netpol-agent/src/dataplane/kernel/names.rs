@@ -84,7 +84,9 @@ maps! {
     /// IPv6 datagrams in fragments.
     FragmentsV6 = "FRAGMENTS_V6", 4096, fragments_v6, "--max-fragments";
     /// Limits events per flow.
-    Denials = "DENIALS", 8192, denials, "--max-denials";
+    Denials = "DENIALS", 4096, denials, "--max-denials";
+    /// Limits events per endpoint, two entries for each.
+    EventBudgets = "EVENT_BUDGETS", 2050, event_budgets, "--max-endpoints";
     /// Packets by reason, two per endpoint.
     Counters = "COUNTERS", 2050, counters, "--max-endpoints";
     /// Interfaces by the number of their endpoint.

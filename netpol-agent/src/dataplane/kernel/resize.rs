@@ -56,7 +56,7 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             // By now, and again when the programs have been swapped.
             | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
             // At worst a denied flow is told once more, and what was not read yet is not told.
-            | MapName::Denials | MapName::Events | MapName::LostEvents => {}
+            | MapName::Denials | MapName::EventBudgets | MapName::Events | MapName::LostEvents => {}
         }
     }
     state(old, new)

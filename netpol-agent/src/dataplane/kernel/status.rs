@@ -124,6 +124,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             | MapName::FragmentsV4
             | MapName::FragmentsV6
             | MapName::Denials
+            | MapName::EventBudgets
             | MapName::Counters
             | MapName::Senders
             | MapName::Tunnels

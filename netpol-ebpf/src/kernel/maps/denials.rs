@@ -1,23 +1,32 @@
-//! `DENIALS`: when a denied flow was last told of.
+//! `DENIALS`: when a denied flow was last reported. `EVENT_BUDGETS`: how many events each pod may still cause.
 //!
-//! Sizing: a power of two; about the flows that are denied within a second. Two flows in one slot make events too many.
-//! 16 bytes a slot, always allocated.
+//! Sizing of `DENIALS`: a power of two of sets with four flows each; within a second, one budget takes 250 places at most. Where
+//! all four of a set are taken by flows denied within the last second, one of them is reported too often. 64 bytes a set.
+//! `EVENT_BUDGETS` has two entries of 16 bytes for each endpoint ID, as `COUNTERS` has. Both are always allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
-use netpol_common::Denial;
+use netpol_common::{DenialSet, EventBudget};
 
 use crate::kernel::globals;
 
-/// Slots by default. The loader that sets another number sets `DENIAL_MASK` to one less.
-pub(in crate::kernel) const CAPACITY: usize = 8192;
+/// Sets by default. The loader that sets another number sets `DENIAL_MASK` to one less.
+pub(in crate::kernel) const CAPACITY: usize = 4096;
 
 #[btf_map]
-static DENIALS: Array<Denial, CAPACITY> = Array::new();
+static DENIALS: Array<DenialSet, CAPACITY> = Array::new();
 
-/// The slot of a fingerprint, which another flow may hold.
+#[btf_map]
+static EVENT_BUDGETS: Array<EventBudget, 2050> = Array::new();
+
+/// The set that a denied flow belongs to.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "masked")]
-pub(in crate::kernel) fn slot(fingerprint: u64) -> Option<*mut Denial> {
-    DENIALS.get_ptr_mut((fingerprint >> 32) as u32 & globals::denial_mask())
+pub(in crate::kernel) fn set(index: u32) -> Option<*mut DenialSet> {
+    DENIALS.get_ptr_mut(index & globals::denial_mask())
+}
+
+/// See [`netpol_common::event_budget`].
+#[inline(always)]
+pub(in crate::kernel) fn budget(index: u32) -> Option<*mut EventBudget> {
+    EVENT_BUDGETS.get_ptr_mut(index)
 }
