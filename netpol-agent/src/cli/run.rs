@@ -108,7 +108,7 @@ async fn serve(args: RunArgs) -> Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    task::run(reconciler, inputs, reporter, meter, stop).await?;
+    Box::pin(task::run(reconciler, inputs, reporter, meter, stop)).await?;
     // Held until here: without a desk the loop would spin on a closed channel.
     drop(desk);
     if let Some(events) = events {

@@ -1,19 +1,24 @@
-//! Denied packets, told: one JSON line each, with names for what the kernel knows by number.
+//! Reports of denied packets: one JSON line each, with names for what the kernel knows by number. The kernel limits how many
+//! events one pod causes; what they cost here is shared fairly as well.
 
+mod groups;
 pub mod kubernetes;
 mod out;
+mod shares;
 mod tell;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use netpol_common::{DenyEvent, Reason};
+use netpol_common::{DenyEvent, Direction, Reason};
 use netpol_policy::model::PodKey;
 
 use crate::dataplane::Dataplane;
 use crate::reconcile::Reconciler;
+use groups::{Groups, LimitSummary};
 use kubernetes::Sink;
 pub use out::Lines;
+use shares::Shares;
 pub use tell::{Denial, End, PolicyRef};
 
 /// Turns events into lines.
@@ -23,16 +28,37 @@ pub struct Reporter {
     /// How far the wall clock is ahead of the kernel's boot clock.
     boot: SystemTime,
     told: u64,
-    budget: Budget,
+    /// Lines a second.
+    written: Shares,
+    /// Microseconds a second that go into explanations.
+    explained: Shares,
+    groups: Groups,
+    summarized: Instant,
+    /// What is reported already of packets without an event, by endpoint ID and direction.
+    limited: HashMap<(u32, u32), (PodKey, u64)>,
+    limited_at: Instant,
     /// Names of endpoints that were let go a moment ago: their last events may still be in the ring.
     past: HashMap<u32, PodKey>,
     kubernetes: Option<Sink>,
 }
 
 impl Reporter {
-    /// Tells to `lines`.
+    /// Reports to `lines`.
     pub fn new(lines: Lines) -> Self {
-        Self { lines, boot: boot_time(), told: 0, budget: Budget::default(), past: HashMap::new(), kubernetes: None }
+        let now = Instant::now();
+        Self {
+            lines,
+            boot: boot_time(),
+            told: 0,
+            written: Shares::new(LINES),
+            explained: Shares::new(EXPLAINING),
+            groups: Groups::default(),
+            summarized: now,
+            limited: HashMap::new(),
+            limited_at: now,
+            past: HashMap::new(),
+            kubernetes: None,
+        }
     }
 
     /// Tells the API server as well.
@@ -42,7 +68,7 @@ impl Reporter {
         self
     }
 
-    /// Tells one denied packet.
+    /// Reports one denied packet.
     pub fn deny<D: Dataplane>(&mut self, event: &DenyEvent, reconciler: &Reconciler<D>) {
         let pod = reconciler.held().get(&event.ifindex).and_then(|held| held.pod.clone());
         if let Some(pod) = &pod {
@@ -52,17 +78,66 @@ impl Reporter {
         if self.past.len() > 1024 {
             self.past.clear();
         }
+        let now = Instant::now();
         let mut denial =
             tell::denial(event, pod.as_ref(), reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
+        self.told += 1;
+        if Groups::take(event) {
+            self.groups.count(event, &denial, now);
+            return;
+        }
+        denial.sender = sender(event, &denial, reconciler);
         if let (Some(sink), Some(pod)) = (&self.kubernetes, &pod) {
             sink.denied(event, &denial, pod, reconciler.engine().world());
         }
-        let by_rules = [Reason::NoRule, Reason::NoBackend, Reason::Backend].map(|reason| reason as u8);
-        if let Some(pod) = pod.filter(|_| by_rules.contains(&event.reason) && self.budget.spend()) {
-            tell::explain(&mut denial, event, &pod, reconciler.engine());
+        let spender = event.budget();
+        if !self.written.allow(spender, now) {
+            self.lines.skip();
+            return;
         }
-        self.told += 1;
-        self.lines.push(&denial);
+        self.written.spend(spender, 1);
+        let by_rules = [Reason::NoRule, Reason::NoBackend, Reason::Backend].map(|reason| reason as u8);
+        if let Some(pod) = pod.filter(|_| by_rules.contains(&event.reason) && self.explained.allow(spender, now)) {
+            tell::explain(&mut denial, event, &pod, reconciler.engine());
+            self.explained.spend(spender, u64::try_from(now.elapsed().as_micros()).unwrap_or(u64::MAX));
+        }
+        self.lines.push(spender, &denial);
+    }
+
+    /// Writes the summaries that are due. May be called at any time; costs nothing most times. `suppressed` returns how many
+    /// packets of an endpoint ID have no event.
+    pub fn summarize<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, suppressed: impl Fn(u32, Direction) -> u64) {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.summarized) < SUMMARIES {
+            return;
+        }
+        self.summarized = now;
+        for summary in self.groups.due(now, SystemTime::now()) {
+            self.lines.push(SUMMARY, &summary);
+        }
+        if now.saturating_duration_since(self.limited_at) < LIMITED {
+            return;
+        }
+        self.limited_at = now;
+        let mut limited = HashMap::new();
+        for held in reconciler.held().values() {
+            let Some(pod) = &held.pod else { continue };
+            for direction in Direction::BOTH {
+                let id = (held.endpoint.id, direction as u32);
+                let count = suppressed(held.endpoint.id, direction);
+                // The ID, or the count, may be another pod's by now.
+                let before = self.limited.get(&id).filter(|(of, before)| of == pod && *before <= count);
+                let new = count - before.map_or(0, |(_, before)| *before);
+                if new > 0 {
+                    let summary = LimitSummary::new(SystemTime::now(), pod.to_string(), direction, new);
+                    self.lines.push(SUMMARY, &summary);
+                }
+                if count > 0 {
+                    limited.insert(id, (pod.clone(), count));
+                }
+            }
+        }
+        self.limited = limited;
     }
 
     /// Tells the API server what policies say that was not understood. May be called at any time.
@@ -88,24 +163,26 @@ impl Reporter {
     }
 }
 
-/// Explanations that are given in one second.
-const EXPLANATIONS: u32 = 50;
+/// Lines in one second.
+const LINES: u64 = 1000;
+/// Microseconds in one second for looks at every rule of a pod's policies: explanations must not cost more than enforcement.
+const EXPLAINING: u64 = 200_000;
+/// Summaries are looked for this often …
+const SUMMARIES: Duration = Duration::from_millis(500);
+/// … and those of packets without an event written this often.
+const LIMITED: Duration = Duration::from_secs(10);
+/// No budget's number: summaries have a share of their own of the lines that wait.
+const SUMMARY: u32 = u32::MAX;
 
-/// Keeps explanations from costing more than enforcement.
-#[derive(Debug, Default)]
-struct Budget {
-    since: Option<Instant>,
-    spent: u32,
-}
-
-impl Budget {
-    fn spend(&mut self) -> bool {
-        if self.since.is_none_or(|since| since.elapsed() > Duration::from_secs(1)) {
-            *self = Self { since: Some(Instant::now()), spent: 0 };
-        }
-        self.spent += 1;
-        self.spent <= EXPLANATIONS
+/// The pod of this node that sent a packet in the name of another address.
+fn sender<D: Dataplane>(event: &DenyEvent, denial: &Denial, reconciler: &Reconciler<D>) -> Option<String> {
+    let id = u32::from(event.source_endpoint);
+    if id == 0 || event.direction != Direction::Ingress as u8 {
+        return None;
     }
+    let held = reconciler.held().values().find(|held| held.endpoint.id == id)?;
+    let sender = held.pod.as_ref()?.to_string();
+    (denial.from.pod.as_ref() != Some(&sender)).then_some(sender)
 }
 
 fn boot_time() -> SystemTime {

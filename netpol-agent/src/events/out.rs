@@ -1,9 +1,10 @@
-//! Lines to standard output, from a thread of their own: a reader who stops must not stop enforcement.
+//! Lines to standard output, from a thread of their own: a reader that stops must not stop enforcement. Where lines come faster
+//! than they are read, those of the pods with the most waiting lines are dropped first.
 
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use netpol_policy::text;
 use serde::Serialize;
@@ -14,50 +15,135 @@ const QUEUE: usize = 4096;
 /// Where lines go.
 #[derive(Debug)]
 pub struct Lines {
-    sender: SyncSender<Vec<u8>>,
-    lost: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    lost: AtomicU64,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // No holder panics halfway through a change.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lose(&self, lines: usize) {
+        self.lost.fetch_add(lines as u64, Ordering::Relaxed);
+    }
+}
+
+/// Lines in the order in which they came, and which are each spender's.
+#[derive(Debug, Default)]
+struct Queue {
+    lines: BTreeMap<u64, (u32, Vec<u8>)>,
+    of: HashMap<u32, VecDeque<u64>>,
+    next: u64,
+    /// No more will come.
+    ended: bool,
+    /// No more can be written.
+    failed: bool,
+}
+
+impl Queue {
+    /// Adds a line; whether all lines are still there.
+    fn push(&mut self, spender: u32, line: Vec<u8>) -> bool {
+        let full = self.lines.len() >= QUEUE;
+        if full {
+            let own = self.of.get(&spender).map_or(0, VecDeque::len);
+            let longest = self.of.iter().max_by_key(|(_, lines)| lines.len());
+            let Some((&longest, _)) = longest.filter(|(_, lines)| lines.len() > own + 1) else { return false };
+            let newest = self.of.get_mut(&longest).and_then(VecDeque::pop_back);
+            newest.map(|number| self.lines.remove(&number));
+        }
+        self.lines.insert(self.next, (spender, line));
+        self.of.entry(spender).or_default().push_back(self.next);
+        self.next += 1;
+        !full
+    }
+
+    fn pop(&mut self) -> Option<Vec<u8>> {
+        let (_, (spender, line)) = self.lines.pop_first()?;
+        if let Some(lines) = self.of.get_mut(&spender) {
+            lines.pop_front();
+            if lines.is_empty() {
+                self.of.remove(&spender);
+            }
+        }
+        Some(line)
+    }
 }
 
 impl Lines {
     /// Writes to `out` from a thread. When writing fails, that line and all later ones count as lost.
     pub fn to(mut out: impl Write + Send + 'static) -> Self {
-        let (sender, receiver) = sync_channel::<Vec<u8>>(QUEUE);
-        let lost = Arc::new(AtomicU64::new(0));
-        let unwritten = Arc::clone(&lost);
+        let shared = Arc::new(Shared::default());
+        let writer = Arc::clone(&shared);
         std::thread::spawn(move || {
-            while let Ok(line) = receiver.recv() {
+            while let Some(line) = wait(&writer) {
                 if let Err(error) = out.write_all(&line).and_then(|()| out.flush()) {
-                    tracing::warn!(%error, "cannot write to standard output; denied packets are counted but not told");
-                    unwritten.fetch_add(1, Ordering::Relaxed);
-                    break;
+                    tracing::warn!(%error, "cannot write to standard output; denied packets are counted but not reported");
+                    let mut queue = writer.lock();
+                    queue.failed = true;
+                    writer.lose(1 + queue.lines.len());
+                    *queue = Queue { failed: true, ..Queue::default() };
+                    return;
                 }
             }
-            while receiver.recv().is_ok() {
-                unwritten.fetch_add(1, Ordering::Relaxed);
-            }
         });
-        Self { sender, lost }
+        Self { shared }
     }
 
-    pub(super) fn push(&self, line: &impl Serialize) {
-        let written = serde_json::to_string(line).map(|line| {
-            let mut bytes = text::json(&line).into_owned().into_bytes();
-            bytes.push(b'\n');
-            self.sender.try_send(bytes).is_ok()
-        });
-        if !matches!(written, Ok(true)) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+    /// Adds a line that is charged to a spender, which is any number.
+    pub(super) fn push(&self, spender: u32, line: &impl Serialize) {
+        let Ok(line) = serde_json::to_string(line) else { return self.shared.lose(1) };
+        let mut bytes = text::json(&line).into_owned().into_bytes();
+        bytes.push(b'\n');
+        let mut queue = self.shared.lock();
+        if queue.failed || !queue.push(spender, bytes) {
+            self.shared.lose(1);
         }
+        self.shared.changed.notify_one();
+    }
+
+    /// A line is not even made.
+    pub(super) fn skip(&self) {
+        self.shared.lose(1);
     }
 
     pub(super) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_one();
+    }
+}
+
+/// The next line; `None`: there will be none.
+fn wait(shared: &Shared) -> Option<Vec<u8>> {
+    let mut queue = shared.lock();
+    loop {
+        if let Some(line) = queue.pop() {
+            return Some(line);
+        }
+        if queue.ended {
+            return None;
+        }
+        queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::mpsc::{Sender, channel};
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -80,7 +166,7 @@ mod tests {
     fn every_line_that_is_not_written_is_counted() {
         let lines = Lines::to(Closing(0));
         for _ in 0..100 {
-            lines.push(&"a line");
+            lines.push(1, &"a line");
         }
         let begun = Instant::now();
         while lines.lost() < 99 && begun.elapsed() < Duration::from_secs(10) {
@@ -108,9 +194,46 @@ mod tests {
     fn a_reader_who_stops_stops_nobody() {
         let lines = Lines::to(Stuck);
         for _ in 0..QUEUE + 101 {
-            lines.push(&"a line");
+            lines.push(1, &"a line");
         }
         // The thread holds one, or has not taken it yet.
         assert!((100..=101).contains(&lines.lost()), "{}", lines.lost());
+    }
+
+    /// A reader that starts late.
+    struct Late(Option<std::sync::mpsc::Receiver<()>>, Sender<Vec<u8>>);
+
+    impl Write for Late {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if let Some(start) = self.0.take() {
+                let _ = start.recv();
+            }
+            let _ = self.1.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_flood_of_lines_does_not_push_out_the_lines_of_another_pod() {
+        let (start, started) = channel();
+        let (written, lines_written) = channel();
+        let lines = Lines::to(Late(Some(started), written));
+        for round in 0..3 * QUEUE {
+            lines.push(1, &"flood");
+            if round % 50 == 0 {
+                lines.push(2, &"victim");
+            }
+        }
+        let victims = (3 * QUEUE).div_ceil(50);
+        assert!(lines.lost() >= 2 * QUEUE as u64, "{}", lines.lost());
+        drop(start);
+        drop(lines);
+        let all: Vec<Vec<u8>> = lines_written.iter().collect();
+        assert!(all.len() <= QUEUE + 1, "{}", all.len());
+        assert_eq!(all.iter().filter(|line| line.starts_with(b"\"victim")).count(), victims);
     }
 }

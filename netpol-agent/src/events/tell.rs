@@ -25,6 +25,9 @@ pub struct Denial {
     /// Where it was dropped, `namespace/pod`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+    /// The pod of this node that sent it, where the source address is not that pod's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
     /// The sender.
     pub from: End,
     /// The receiver.
@@ -113,6 +116,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
         direction: direction.map_or("unknown", Direction::name),
         reason: Reason::from_code(event.reason).map_or("unknown", Reason::name),
         at: pod.map(ToString::to_string),
+        sender: None,
         from: end(&event.source, event.source_port, sender),
         to,
         protocol: protocol_name(event.protocol),
@@ -188,7 +192,7 @@ fn protocol_name(number: u8) -> String {
 }
 
 /// Civil date from days since 1970. Source: H. Hinnant, "chrono-compatible low-level date algorithms".
-fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seconds, millis) = (since.as_secs(), since.subsec_millis());
     let (days, second) = (seconds / 86_400, seconds % 86_400);

@@ -37,6 +37,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
             }
         }
     }
+    suppressed(&mut page, reconciler, meter);
     let problems = reconciler.problems();
     page.head("netpol_map_capacity", "gauge", "Entries a map has room for.");
     for map in MapName::ALL {
@@ -110,6 +111,21 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
     page.value("netpol_ready", &[], u8::from(meter.ready));
     page.text
+}
+
+fn suppressed(page: &mut Page, reconciler: &Reconciler<Kernel>, meter: &Meter) {
+    let name = "netpol_deny_events_suppressed_total";
+    page.head(name, "counter", "Denied packets that no event stands for, as their pod's budget of events was spent.");
+    for held in reconciler.held().values() {
+        let Some(pod) = &held.pod else { continue };
+        for direction in Direction::BOTH {
+            let suppressed = meter.counters.suppressed(held.endpoint.id, direction).unwrap_or(0);
+            let labels = [("namespace", &*pod.namespace), ("pod", &*pod.name), ("direction", direction.name())];
+            if suppressed > 0 {
+                page.value(name, &labels, suppressed);
+            }
+        }
+    }
 }
 
 fn convergence(page: &mut Page, convergence: &Convergence) {

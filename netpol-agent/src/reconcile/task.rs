@@ -87,6 +87,7 @@ pub async fn run(
             meter.whole();
         }
         reporter.review(&reconciler);
+        reporter.summarize(&reconciler, |id, direction| meter.counters.suppressed(id, direction).unwrap_or(0));
         inputs.lookout.begin(|| reconciler.known());
         let looking = inputs.lookout.is_looking();
         let waiting = reconciler.is_waiting();

@@ -1,6 +1,7 @@
 //! Attacks: what a pod with raw sockets and control of its own network namespace, or a host outside, tries against a node.
 //! Names begin with `hostile_`, so that `cargo xtask test --filter hostile` runs them.
 
+mod floods;
 mod identity;
 
 use netpol_tests::lab::policy;

@@ -1,6 +1,7 @@
 //! The ring buffer of denied packets.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use netpol_common::DenyEvent;
@@ -11,8 +12,9 @@ use super::maps::pinned;
 use super::names::MapName;
 use super::pins::{Pins, pin_error};
 
-/// Events handed out at once: a flood of them must not keep policies waiting.
+/// Events handed out at once, and how long that may take: a flood of them must not keep policies waiting.
 const BATCH: usize = 256;
+const SLICE: Duration = Duration::from_millis(2);
 
 /// Reads denied packets as they come.
 #[derive(Debug)]
@@ -44,12 +46,13 @@ impl RingReader {
         Ok(Self { ring })
     }
 
-    /// Waits for events and hands out those that are there, up to a limit.
+    /// Waits for events and hands out those that are there, up to a limit, of number and time.
     ///
     /// # Errors
     /// Where waiting fails for good.
     pub async fn read(&mut self, mut each: impl FnMut(DenyEvent)) -> io::Result<()> {
         let mut ready = self.ring.readable_mut().await?;
+        let begun = Instant::now();
         for _ in 0..BATCH {
             let Some(item) = ready.get_inner_mut().0.next() else {
                 ready.clear_ready();
@@ -58,6 +61,9 @@ impl RingReader {
             // A record of another length is of another layout, which the pin path rules out.
             if let Ok(event) = bytemuck::try_pod_read_unaligned(&item) {
                 each(event);
+            }
+            if begun.elapsed() > SLICE {
+                break;
             }
         }
         Ok(())

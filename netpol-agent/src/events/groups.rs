@@ -1,0 +1,261 @@
+//! Denied multicast and broadcast: one summary for each group and minute. A line for each pod that receives a packet and each
+//! sender would report one cause hundreds of times.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use netpol_common::{DenyEvent, Direction, Reason, event_flags};
+use serde::Serialize;
+
+use super::tell::{Denial, End, rfc3339};
+
+/// A first summary waits so long for further senders.
+const SETTLE: Duration = Duration::from_secs(1);
+/// A group is summarized this often.
+const PERIOD: Duration = Duration::from_mins(1);
+/// Groups that are remembered. All others are counted together, without an address.
+const GROUPS: usize = 256;
+/// Senders that a summary names.
+const SENDERS: usize = 10;
+/// Senders that are counted.
+const COUNTED: usize = 1000;
+
+/// What packets have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Topic {
+    direction: &'static str,
+    reason: &'static str,
+    protocol: String,
+    to: Option<(IpAddr, Option<u16>)>,
+}
+
+#[derive(Debug)]
+struct Group {
+    packets: u64,
+    senders: BTreeSet<String>,
+    due: Instant,
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct GroupSummary {
+    time: String,
+    verdict: &'static str,
+    /// Always `multicast`.
+    summary: &'static str,
+    direction: &'static str,
+    reason: &'static str,
+    to: End,
+    protocol: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    /// Since the last summary; the packets of one sender that several pods receive are counted as those of one.
+    packets: u64,
+    /// The first of them.
+    senders: Vec<String>,
+    sender_count: usize,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Groups(HashMap<Topic, Group>);
+
+impl Groups {
+    /// Whether an event is to be summarized rather than reported by itself.
+    pub(super) fn take(event: &DenyEvent) -> bool {
+        let to_group = event.flags & event_flags::GROUP != 0 || is_group(event);
+        event.family != 0 && to_group && Reason::from_code(event.reason).is_some_and(is_by_policy)
+    }
+
+    /// Counts it.
+    pub(super) fn count(&mut self, event: &DenyEvent, denial: &Denial, now: Instant) {
+        let mut topic = Topic {
+            direction: denial.direction,
+            reason: denial.reason,
+            protocol: denial.protocol.clone(),
+            to: denial.to.address.map(|address| (address, denial.port)),
+        };
+        if self.0.len() >= GROUPS && !self.0.contains_key(&topic) {
+            topic.to = None;
+        }
+        let new = || Group { packets: 0, senders: BTreeSet::new(), due: now + SETTLE };
+        let group = self.0.entry(topic).or_insert_with(new);
+        group.packets += 1 + u64::from(event.suppressed);
+        let sender = denial.from.pod.clone().or_else(|| denial.from.address.map(|address| address.to_string()));
+        if let Some(sender) = sender.filter(|_| group.senders.len() < COUNTED) {
+            group.senders.insert(sender);
+        }
+    }
+
+    /// The summaries that are to be written now.
+    pub(super) fn due(&mut self, now: Instant, time: SystemTime) -> Vec<GroupSummary> {
+        // A group that was silent for a whole period starts afresh.
+        self.0.retain(|_, group| group.packets > 0 || group.due > now);
+        let due = self.0.iter_mut().filter(|(_, group)| group.packets > 0 && group.due <= now);
+        due.map(|(topic, group)| {
+            group.due = now + PERIOD;
+            let senders = std::mem::take(&mut group.senders);
+            GroupSummary {
+                time: rfc3339(time),
+                verdict: "deny",
+                summary: "multicast",
+                direction: topic.direction,
+                reason: topic.reason,
+                to: End {
+                    address: topic.to.map(|(address, _)| address),
+                    port: topic.to.and_then(|(_, port)| port),
+                    ..End::default()
+                },
+                protocol: topic.protocol.clone(),
+                port: topic.to.and_then(|(_, port)| port),
+                packets: std::mem::take(&mut group.packets),
+                sender_count: senders.len(),
+                senders: senders.into_iter().take(SENDERS).collect(),
+            }
+        })
+        .collect()
+    }
+}
+
+/// A group by its address, where the frame has a unicast one or the kernel cannot tell, as on tunnels.
+fn is_group(event: &DenyEvent) -> bool {
+    match event.family {
+        4 => event.destination[0] & 0xf0 == 0xe0 || event.destination[..4] == [255; 4],
+        _ => event.destination[0] == 0xff,
+    }
+}
+
+/// Whether a policy denies it. What a pod forges is reported by itself, however it is sent.
+const fn is_by_policy(reason: Reason) -> bool {
+    match reason {
+        Reason::NoRule
+        | Reason::Revoked
+        | Reason::NotIp
+        | Reason::OrphanFragment
+        | Reason::FlowTableFull
+        | Reason::TablesIncomplete
+        | Reason::NoBackend
+        | Reason::Backend
+        | Reason::SomeBackends
+        | Reason::SenderGone
+        | Reason::UnknownPod
+        | Reason::NoEndpoint
+        | Reason::TunnelEndpoint => true,
+        Reason::NotIsolated
+        | Reason::Rule
+        | Reason::Flow
+        | Reason::OwnNode
+        | Reason::Itself
+        | Reason::LinkControl
+        | Reason::IcmpError
+        | Reason::Service
+        | Reason::ForeignSource
+        | Reason::Malformed
+        | Reason::TooManyHeaders
+        | Reason::SpoofedSource
+        | Reason::SpoofedNeighbor
+        | Reason::NeighborRate
+        | Reason::OtherHost => false,
+    }
+}
+
+/// The direction and packets of one pod that no event stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct LimitSummary {
+    pub(super) time: String,
+    pub(super) verdict: &'static str,
+    /// Always `rate-limited`.
+    pub(super) summary: &'static str,
+    /// `egress`: what the pod sent, dropped there or at another pod of the node. `ingress`: what others sent to it.
+    pub(super) direction: &'static str,
+    /// The pod.
+    pub(super) at: String,
+    /// Since the last summary.
+    pub(super) suppressed: u64,
+}
+
+impl LimitSummary {
+    pub(super) fn new(time: SystemTime, at: String, direction: Direction, suppressed: u64) -> Self {
+        let direction = direction.name();
+        Self { time: rfc3339(time), verdict: "deny", summary: "rate-limited", direction, at, suppressed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use netpol_common::protocol;
+    use netpol_policy::compile::{Engine, FirstIds, NodeScope};
+
+    use super::super::tell;
+    use super::*;
+
+    fn event(source: u8, destination: [u8; 4]) -> DenyEvent {
+        let wide = |address: [u8; 4]| {
+            let mut wide = [0; 16];
+            wide[..4].copy_from_slice(&address);
+            wide
+        };
+        DenyEvent {
+            direction: Direction::Ingress as u8,
+            reason: Reason::NoRule as u8,
+            family: 4,
+            protocol: protocol::UDP,
+            source: wide([10, 1, 0, source]),
+            destination: wide(destination),
+            destination_port: 5353_u16.to_be_bytes(),
+            ..DenyEvent::default()
+        }
+    }
+
+    #[test]
+    fn a_group_is_summarized_after_a_second_and_then_once_a_minute() {
+        let engine = Engine::new(NodeScope::All, FirstIds::default());
+        let mut groups = Groups::default();
+        let begun = Instant::now();
+        for second in 0..180 {
+            let now = begun + Duration::from_secs(second);
+            for sender in 0..50 {
+                let event = event(sender, [224, 0, 0, 251]);
+                assert!(Groups::take(&event));
+                groups.count(&event, &tell::denial(&event, None, &engine, UNIX_EPOCH), now);
+            }
+            let lines = groups.due(now, UNIX_EPOCH);
+            let expected = usize::from([1, 61, 121].contains(&second));
+            assert_eq!(lines.len(), expected, "second {second}");
+            if let [line] = &lines[..] {
+                assert_eq!((line.sender_count, line.senders.len(), line.port), (50, SENDERS, Some(5353)));
+                assert_eq!(line.packets, if second == 1 { 100 } else { 3000 });
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_pod_forges_and_what_is_for_one_host_is_reported_by_itself() {
+        let broadcast = event(1, [255; 4]);
+        assert!(Groups::take(&broadcast));
+        assert!(Groups::take(&DenyEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
+        assert!(!Groups::take(&event(1, [10, 1, 0, 255])), "only the frame says that it is a broadcast");
+        assert!(!Groups::take(&DenyEvent { reason: Reason::ForeignSource as u8, ..broadcast }));
+    }
+
+    #[test]
+    fn the_number_of_groups_is_bounded() {
+        let engine = Engine::new(NodeScope::All, FirstIds::default());
+        let mut groups = Groups::default();
+        let now = Instant::now();
+        for number in 0..4 * GROUPS {
+            let [low, high, ..] = number.to_le_bytes();
+            let event = event(1, [239, 1, high, low]);
+            groups.count(&event, &tell::denial(&event, None, &engine, UNIX_EPOCH), now);
+        }
+        let lines = groups.due(now + SETTLE, UNIX_EPOCH);
+        assert_eq!(lines.len(), GROUPS + 1);
+        assert_eq!(lines.iter().map(|line| line.packets).sum::<u64>(), 4 * GROUPS as u64);
+        assert!(groups.due(now + SETTLE + PERIOD, UNIX_EPOCH).is_empty());
+        assert!(groups.0.is_empty(), "silent groups are forgotten");
+    }
+}
