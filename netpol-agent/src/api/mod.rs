@@ -9,8 +9,10 @@ mod desk;
 mod pages;
 mod server;
 mod socket;
+mod thread;
 mod wait;
 
 pub use desk::{About, Desk, Progress, Question, desk};
 pub use server::{serve_health, serve_metrics, serve_socket};
 pub use socket::{Socket, SocketError};
+pub use thread::runtime;

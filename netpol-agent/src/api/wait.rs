@@ -19,6 +19,9 @@ const DEFAULT: Duration = Duration::from_secs(30);
 /// The source may take this long to say what there is, also for who does not want to wait.
 const INQUIRY: Duration = Duration::from_secs(3);
 
+/// The loop answers within this long, unless the policies that are asked about are being evaluated.
+const AT_LEAST: Duration = Duration::from_millis(100);
+
 /// What is waited for, and how long.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Asked {
@@ -115,7 +118,13 @@ async fn watch(condition: &Condition, revision: Revision, until: Instant, desk: 
     let mut progress = desk.progress.clone();
     loop {
         progress.mark_unchanged();
-        let finding = desk.ask(|answer| Question::Check(check.clone(), answer)).await?;
+        // While changes are being evaluated there is no answer yet.
+        let left = until.saturating_duration_since(Instant::now());
+        let asking = desk.ask(|answer| Question::Check(check.clone(), answer));
+        let Ok(finding) = timeout(left.max(AT_LEAST), asking).await else {
+            return Some(Finding::unknown("changes are still being evaluated"));
+        };
+        let finding = finding?;
         let left = until.saturating_duration_since(Instant::now());
         if !matches!(finding.standing, Standing::Not(_)) || left.is_zero() {
             return Some(finding);

@@ -2,25 +2,32 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use netpol_policy::model::Object;
 use netpol_policy::world::Event;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{RunArgs, log, machine};
-use crate::api::{self, About, Desk, Socket, SocketError};
+use crate::api::{self, About, Desk, Progress, Question, Socket, SocketError};
 use crate::conflicts;
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{Known, Lookout, Monitor, Surveyor};
-use crate::events::kubernetes::{self, Handle, Sink};
+use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
 use crate::metrics::Meter;
 use crate::object;
 use crate::reconcile::task::{self, Inputs};
-use crate::reconcile::{Options, Reconciler};
+use crate::reconcile::{Compiler, Options, Reconciler};
+use crate::source::{Batch, Feed};
+
+/// After a signal the agent ends by itself within some milliseconds, with Events of the API server within half a second.
+const STOPPING: Duration = Duration::from_millis(850);
 
 pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     if args.kube_events && args.source.api_client().is_none() {
@@ -29,15 +36,41 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     }
     machine::check("run")?;
     log::start(args.log_format, args.verbose);
-    let runtime =
+    // Three runtimes, each on a thread of its own: parsing objects, enforcing them and answering delay each other in no way.
+    let answers = api::runtime().context(NO_THREAD)?;
+    answers.spawn(end_in_time());
+    let sources =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let served = runtime.block_on(serve(args));
+    let served = sources.block_on(serve(args, &answers));
     // A thread may be in the middle of a write that nobody reads.
-    runtime.shutdown_background();
+    sources.shutdown_background();
     served.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(args: RunArgs) -> Result<()> {
+const NO_THREAD: &str = "cannot start a thread; see the pids limit";
+
+/// Ends the process when it has not ended by itself soon after a signal: the kernel may hold a thread for long (a map of another
+/// size that is being filled, a lock of network devices).
+///
+/// Ending in the middle of a write is as safe as a crash: each write to a map is atomic, their order leaves every endpoint judged
+/// by its old policy or by its new one after each of them, and the next agent takes over whatever is pinned
+/// (ARCHITECTURE.md, "Change").
+async fn end_in_time() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tokio::time::sleep(STOPPING).await;
+    tracing::warn!("stopped in the middle of something that took too long; what is enforced stays enforced");
+    // SAFETY: takes a number. Destructors and other threads are left out on purpose, as they are what takes long.
+    unsafe { libc::_exit(0) };
+}
+
+async fn serve(args: RunArgs, answers: &Handle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
@@ -53,7 +86,10 @@ async fn serve(args: RunArgs) -> Result<()> {
     }
     let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
     let (desk, questions, progress) = api::desk(about, feed.inquiries.clone());
-    let _socket = serve_api(&args, &desk)?;
+    let _socket = {
+        let _on_its_thread = answers.enter();
+        serve_api(&args, &desk)?
+    };
     // A cluster's API server may be away for long.
     let first = tokio::select! {
         first = feed.batches.recv() => first.context("the source ended before it began")?,
@@ -61,15 +97,54 @@ async fn serve(args: RunArgs) -> Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     tracing::info!(source = %args.source, "objects read");
+    let (sink, events) = kube_events(&args)?.unzip();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (ended, mut end) = oneshot::channel();
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the runtime");
+        let stopped = async { drop(stopped.await) };
+        let result = runtime.and_then(|runtime| {
+            runtime.block_on(enforce(&args, object, first, feed, (questions, progress), sink, stopped))
+        });
+        drop(ended.send(result));
+    };
+    std::thread::Builder::new().name("enforce".to_owned()).spawn(work).context(NO_THREAD)?;
+    let result = tokio::select! {
+        result = &mut end => result,
+        _ = terminate.recv() => { drop(stop); end.await }
+        _ = interrupt.recv() => { drop(stop); end.await }
+    };
+    result.unwrap_or_else(|_| bail!("the thread that enforces has died; what is enforced stays enforced"))?;
+    // Held until here: without a desk the loop would spin on a closed channel.
+    drop(desk);
+    if let Some(events) = events {
+        events.finish().await;
+    }
+    tracing::info!("stopped; what is enforced stays enforced");
+    Ok(())
+}
+
+/// Enforces what the source sends, until `stopped`.
+async fn enforce(
+    args: &RunArgs,
+    object: impl AsRef<[u8]>,
+    first: Batch,
+    feed: Feed,
+    (questions, progress): (mpsc::Receiver<Question>, Progress),
+    sink: Option<Sink>,
+    stopped: impl Future<Output = ()>,
+) -> Result<()> {
     warn_of_strange_node(&first.events, &args.node);
     let monitor = Monitor::open()?;
     let mut surveyor = Surveyor::open()?;
+    let looked = Instant::now();
     let survey = surveyor.look(&Known::default(), BTreeSet::new(), true)?;
     tracing::info!(veths = survey.veths.len(), own_addresses = survey.own.len(), "interfaces listed");
 
     let options =
         KernelOptions { pin_path: args.pin_path.clone(), attach: args.attach, capacities: args.sizes.capacities() };
-    let (kernel, outcomes) = Kernel::start(&object, &options)?;
+    let (kernel, outcomes) = Kernel::start(object.as_ref(), &options)?;
     drop(object);
     tracing::info!(pin_path = %args.pin_path.display(), "programs loaded");
     let old = kernel.snapshot()?;
@@ -85,46 +160,32 @@ async fn serve(args: RunArgs) -> Result<()> {
         source_guard: !args.no_source_guard,
         tunnels_to_node: args.allow_tunnels_to_node,
     };
-    let reconciler = Reconciler::start(kernel, reconcile, &old, first.events, survey)?;
-    meter.started(first.revision);
-    drop(old);
-    trim();
-
-    let (sink, events) = kube_events(&args)?.unzip();
+    let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
+    let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, survey, compiler)?;
+    reconciler.looked_at(looked);
     let reporter = Reporter::new(Lines::to(std::io::stdout())).and_to(sink);
     let inputs = Inputs {
         source: feed.batches,
         monitor,
-        lookout: Lookout::start(surveyor).context("cannot start a thread; see the pids limit")?,
+        lookout: Lookout::start(surveyor).context(NO_THREAD)?,
         outcomes,
+        compiled,
         ring,
         questions,
         progress,
-        ready_file: args.ready_file,
+        ready_file: args.ready_file.clone(),
     };
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    Box::pin(task::run(reconciler, inputs, reporter, meter, stop)).await?;
-    // Held until here: without a desk the loop would spin on a closed channel.
-    drop(desk);
-    if let Some(events) = events {
-        events.finish().await;
-    }
-    tracing::info!("stopped; what is enforced stays enforced");
+    Box::pin(task::run(reconciler, inputs, reporter, meter, stopped)).await?;
     Ok(())
 }
 
 /// Starts to write Events of the API server, where that is asked for.
-fn kube_events(args: &RunArgs) -> Result<Option<(Sink, Handle)>> {
+fn kube_events(args: &RunArgs) -> Result<Option<(Sink, kubernetes::Handle)>> {
     let Some(client) = args.source.api_client().filter(|_| args.kube_events) else { return Ok(None) };
     kubernetes::start(&args.node, client).map(Some).context("cannot start a thread for --kube-events")
 }
 
-/// Answers whoever asks, from the loop's start on. Without its socket the agent does its work all the same.
+/// Answers requests, from the loop's start on. Without its socket the agent does its work all the same.
 fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
     if let Some(address) = args.health {
         api::serve_health(address, desk.clone())
@@ -146,15 +207,6 @@ fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
             tracing::error!("{error}; until then nobody can wait for policies on this node");
             Ok(None)
         }
-    }
-}
-
-/// Gives back what parsing and loading took and no longer need; the agent keeps far less for the rest of its life.
-fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number, and touches memory that is free only.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

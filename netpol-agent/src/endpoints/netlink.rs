@@ -25,7 +25,8 @@ use super::tunnels::{TunnelEndpoints, opened_by};
 /// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`.
 /// Source: `include/uapi/linux/rtnetlink.h`.
 const GROUPS: [u32; 6] = [1, 4, 5, 7, 9, 11];
-/// `RTM_DELLINK`.
+/// `RTM_NEWLINK`, `RTM_DELLINK`.
+const NEW_LINK: u16 = 16;
 const DELETED_LINK: u16 = 17;
 /// `RTM_NEWROUTE`, `RTM_DELROUTE`.
 const ROUTES: RangeInclusive<u16> = 24..=25;
@@ -331,6 +332,8 @@ pub struct Changed {
     pub routed: BTreeSet<IfIndex>,
     /// Interfaces that were removed.
     pub gone: BTreeSet<IfIndex>,
+    /// Interfaces that appeared or changed.
+    pub links: BTreeSet<IfIndex>,
     /// Messages were lost: anything may have changed.
     pub anything: bool,
 }
@@ -352,16 +355,19 @@ impl Changed {
             }
             kind => {
                 self.interfaces = true;
-                if kind == Some(DELETED_LINK) {
-                    self.gone.extend(deleted_link(datagram));
+                match kind {
+                    Some(NEW_LINK) => self.links.extend(link_of(datagram)),
+                    Some(DELETED_LINK) => self.gone.extend(link_of(datagram)),
+                    _ => {}
                 }
             }
         }
     }
 }
 
-/// The interface that `RTM_DELLINK` is about. A bridge sends one of its own family (`AF_BRIDGE`) for a port that leaves it.
-fn deleted_link(datagram: &[u8]) -> Option<IfIndex> {
+/// The interface that `RTM_NEWLINK` or `RTM_DELLINK` is about. A bridge sends one of its own family (`AF_BRIDGE`) for a port that
+/// changes or leaves it.
+fn link_of(datagram: &[u8]) -> Option<IfIndex> {
     // Source: `struct nlmsghdr` (16 bytes), then `struct ifinfomsg`: family, pad, type, index.
     let is_link = *datagram.get(16)? == 0;
     let index: [u8; 4] = datagram.get(20..24)?.try_into().ok()?;

@@ -56,8 +56,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     let orphans = held().filter(|held| held.orphaned).count();
     let unknown = held().count() - endpoints - orphans;
     let (conflicts, secondary) = (reconciler.conflicts(), reconciler.secondary_interfaces());
-    let policy_problems: usize =
-        reconciler.engine().world().policies.values().map(|policy| policy.problems.len()).sum();
+    let policy_problems = reconciler.policy_problems();
     for (name, kind, help, value) in [
         ("netpol_map_missing_entries", "gauge", "Entries that could not be written yet.", problems.missing as u64),
         ("netpol_write_errors_total", "counter", "Writes that failed, full maps aside.", problems.failed),
@@ -96,6 +95,9 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
         page.head(name, kind, help);
         page.value(name, &[], value);
     }
+    let name = "netpol_evaluating_seconds";
+    page.head(name, "gauge", "For how long the changes that are being evaluated have been so far; 0: none are.");
+    page.value(name, &[], reconciler.evaluating().unwrap_or_default().as_secs_f64());
     page.head("netpol_apply_seconds_total", "counter", "Time spent enforcing changes.");
     page.value("netpol_apply_seconds_total", &[], meter.applying.as_secs_f64());
     convergence(&mut page, &meter.convergence);
@@ -162,7 +164,7 @@ fn kube_events(page: &mut Page, numbers: &Numbers) {
 
 fn gaps(page: &mut Page, gaps: &Gaps) {
     let name = "netpol_unprotected_seconds";
-    page.head(name, "histogram", "Time from an interface's first sight to its enforcement.");
+    page.head(name, "histogram", "Time from an interface's appearance to its enforcement.");
     for (bound, count) in GAP_BOUNDS.iter().zip(gaps.buckets) {
         let bound = (f64::from(*bound) / 1e3).to_string();
         page.value(&format!("{name}_bucket"), &[("le", &bound)], count);

@@ -205,8 +205,8 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// The pod of this node at an address.
     fn local_pod_at(&self, address: IpAddr) -> Option<PodKey> {
-        let pod = self.engine.pod_at(address)?;
-        self.policies.contains_key(&pod).then_some(pod)
+        let pod = &self.pods.at(address)?.key;
+        (self.policies.contains_key(pod) || !self.pods.is_evaluated(pod)).then(|| pod.clone())
     }
 
     fn name_of(&self, ifindex: IfIndex) -> String {

@@ -12,7 +12,7 @@ use crate::dataplane::{MapName, WriteError};
 
 /// Names an entry, in the order in which entries are written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Entry {
+pub(super) enum Entry {
     Port(PortKey, u32),
     Allow(AllowKey),
     Frontend(Frontend),
@@ -47,8 +47,14 @@ impl Failures {
         self.pending.is_empty()
     }
 
-    pub(super) fn pending(&self) -> Vec<Change> {
-        self.pending.values().cloned().collect()
+    /// The entries that are missing.
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        self.pending.keys().cloned().collect()
+    }
+
+    /// What a missing entry is to be; `None` where it is written by now.
+    pub(super) fn change(&self, entry: &Entry) -> Option<Change> {
+        self.pending.get(entry).cloned()
     }
 
     pub(super) fn succeeded(&mut self, change: &Change) {

@@ -10,7 +10,8 @@ pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 25, 50, 100, 1_000, 10_000];
 pub struct Gaps {
     /// Interfaces.
     pub count: u64,
-    /// Time from the moment the agent saw an interface to the moment its programs ran.
+    /// Time from the appearance of an interface, which the kernel reports, to the moment its programs ran: also through a
+    /// compile. Of interfaces that were there when the agent started, from that moment.
     pub unprotected: Duration,
     /// How many of them took no longer than each of [`BOUNDS`].
     pub buckets: [u64; BOUNDS.len()],

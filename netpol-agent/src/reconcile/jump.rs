@@ -1,47 +1,11 @@
-//! From one state to another that is more than a step away, such that every endpoint is judged by the one or by the other.
+//! From one state to another that is more than a step away: which ids are free, and what the tables say now.
 
 use netpol_common::{Endpoint, PortSetId};
-use netpol_policy::compile::{Engine, FirstIds, UsedIds};
+use netpol_policy::compile::{FirstIds, UsedIds};
 use netpol_policy::tables::{Change, Tables};
-use netpol_policy::world::Event;
 
-use super::{QUARANTINE, Reconciler};
-use crate::dataplane::Dataplane;
-use crate::dataplane::switch::{Snapshot, plan};
-
-impl<D: Dataplane> Reconciler<D> {
-    /// Takes in what became different while nobody looked. Taken in one by one, such events would pass through mixtures of
-    /// before and after that may allow or deny what neither does.
-    pub fn jump(&mut self, events: Vec<Event>) {
-        if let Some(events) = self.engine.one_step(events.clone()) {
-            self.apply(events);
-        } else {
-            self.succeed(events);
-        }
-    }
-
-    /// Goes on with a new engine.
-    pub(super) fn succeed(&mut self, events: Vec<Event>) {
-        let mut old = snapshot_of(self.engine.tables());
-        // Those of pods that are gone go on.
-        self.held.values().for_each(|held| old.note_egress(held.endpoint.egress));
-        let ids = free_ids(&old, self.held.values().map(|held| &held.endpoint));
-        let engine = self.engine.successor(events, ids);
-        self.switch(&old, engine);
-    }
-
-    /// Enforces what an engine says, whose ids are none of those that are in `old` tables and endpoints.
-    pub(super) fn switch(&mut self, old: &Snapshot, engine: Engine) {
-        let new = snapshot_of(engine.tables());
-        let switch = plan(old, &new);
-        self.engine = engine;
-        self.execute(&switch.before);
-        self.policies = self.engine.tables().endpoints().map(|(pod, policy)| (pod.clone(), policy)).collect();
-        self.settle();
-        self.execute(&switch.after);
-        self.settle();
-    }
-}
+use super::QUARANTINE;
+use crate::dataplane::switch::Snapshot;
 
 /// Ids that neither tables nor endpoints use: a rule set that allows nothing stands in its endpoints alone.
 pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &'a Endpoint>) -> FirstIds {
@@ -62,7 +26,7 @@ pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &
     FirstIds::apart_from(&used)
 }
 
-fn snapshot_of(tables: &Tables) -> Snapshot {
+pub(super) fn snapshot_of(tables: &Tables) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for change in tables.entries() {
         match change {

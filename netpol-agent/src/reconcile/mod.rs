@@ -1,25 +1,29 @@
-//! One task owns the engine, the endpoints and the dataplane: events of objects and interfaces in, writes out.
+//! One task owns the endpoints and the dataplane: events of objects and interfaces in, writes out. The engine works on a
+//! thread of its own.
 //!
 //! ```text
-//! source ──► Engine ──► changes ──┐
-//!              ▲  policy of a pod  ├─► Dataplane
-//! survey ──────┴─► who is where ──┘
+//! source ─┬─► Engine ──► changes, in slices ──┐
+//!         └─► pods of this node ─┐             ├─► Dataplane
+//! survey ────────────────────────┴─► endpoints ┘
 //! ```
 //!
 //! Everything is level-triggered: `Reconciler::settle` compares what each veth should have with what it has, and may
 //! be called at any time.
 
 mod binding;
+mod compiler;
 mod devices;
 mod failures;
 mod gaps;
 mod jump;
 mod numbers;
 mod owners;
+mod pods;
 mod settle;
 mod standing;
 mod startup;
 pub mod task;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,21 +31,26 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use netpol_common::{Endpoint, IfIndex, RuleSetId};
-use netpol_policy::compile::Engine;
-use netpol_policy::model::PodKey;
+use netpol_policy::compile::{Engine, NodeScope};
+use netpol_policy::model::{PodKey, PolicyKey};
 use netpol_policy::tables::{Change, EndpointPolicy};
 use netpol_policy::world::Event;
 
 use crate::dataplane::{Dataplane, MapName, Outcome, WriteError};
 use crate::endpoints::{NetlinkError, Survey};
 use binding::Bindings;
+use compiler::Facts;
 use failures::Failures;
 use numbers::Numbers;
+use pods::LocalPods;
+use work::Work;
 
+pub use compiler::{Compiled, Compiler};
 pub use failures::Problems;
 pub use gaps::{BOUNDS as GAP_BOUNDS, Gaps};
 pub use settle::UnknownPods;
 pub use standing::{Check, Finding, Standing};
+pub use work::Origin;
 
 /// Stands for the policies of a pod whose tables cannot tell an exception from its block: allows nothing. Above every id
 /// that is ever given.
@@ -62,6 +71,7 @@ pub struct Options {
 
 /// An interface that has, or had, an endpoint.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each may hold without the others")]
 pub struct Held {
     /// Whose it is; `None`: nobody known.
     pub pod: Option<PodKey>,
@@ -73,6 +83,8 @@ pub struct Held {
     pub orphaned: bool,
     /// Whether programs are on it that mark its packets with its ID: this agent's or an earlier one's.
     pub marks: bool,
+    /// The policies of its pod are not evaluated yet: nothing passes until they are.
+    pub shut: bool,
 }
 
 /// What is being done to an interface and has not ended yet.
@@ -96,7 +108,22 @@ enum Verifying {
 /// See the module.
 #[derive(Debug)]
 pub struct Reconciler<D> {
-    engine: Engine,
+    /// While it is away with a job, one without objects.
+    engine: Box<Engine>,
+    /// What is to be compiled and written.
+    work: Work,
+    /// This node's pods, ahead of the engine.
+    pods: LocalPods,
+    facts: Facts,
+    /// The policies of rule sets in use.
+    names: BTreeMap<RuleSetId, Vec<PolicyKey>>,
+    names_stale: bool,
+    /// Interfaces that were there at the start: they stay as they are until the first objects are compiled.
+    early: BTreeSet<IfIndex>,
+    /// The first objects are not compiled yet.
+    starting: bool,
+    /// When interfaces were last settled.
+    settled_at: Instant,
     dataplane: D,
     options: Options,
     survey: Survey,
@@ -110,8 +137,10 @@ pub struct Reconciler<D> {
     crowded: BTreeMap<IfIndex, bool>,
     /// The node's own devices; whether the program is on them.
     devices: BTreeMap<IfIndex, bool>,
-    /// When each veth was first seen.
+    /// When each veth appeared, as far as the kernel reported it, or else was first seen.
     seen: BTreeMap<IfIndex, Instant>,
+    /// When the kernel first reported links that no look has found yet.
+    heard: BTreeMap<IfIndex, Instant>,
     /// What is being done to interfaces: one thing at a time.
     jobs: BTreeMap<IfIndex, Job>,
     /// Interfaces where that failed: tried again after the next look.
@@ -123,16 +152,6 @@ pub struct Reconciler<D> {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Takes objects in and enforces what they say.
-    pub fn apply(&mut self, events: Vec<Event>) {
-        let changes = self.engine.apply_all(events);
-        self.execute(&changes);
-        self.settle();
-        if self.engine.is_worn() {
-            self.succeed(Vec::new());
-        }
-    }
-
     /// Takes in what netlink tells, and enforces what follows.
     pub fn surveyed(&mut self, survey: Survey) {
         self.failures.no_trouble(IfIndex(0));
@@ -154,6 +173,8 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn gone(&mut self, ifindexes: &BTreeSet<IfIndex>) {
         for ifindex in ifindexes {
             self.bindings.forget(*ifindex);
+            self.seen.remove(ifindex);
+            self.heard.remove(ifindex);
             self.survey.veths.remove(ifindex);
         }
     }
@@ -213,42 +234,40 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Tries again what did not fit.
     pub fn retry(&mut self) {
-        for change in self.failures.pending() {
-            self.write(&change);
-        }
         self.failed.clear();
-        self.settle();
+        if self.failures.is_empty() {
+            self.settle();
+        } else {
+            self.want_retry();
+            self.advance();
+        }
     }
 
-    fn execute(&mut self, changes: &[Change]) {
-        let room_made = changes.iter().any(failures::makes_room);
-        for change in changes {
-            match change {
-                Change::PutEndpoint(pod, policy) => {
-                    self.policies.insert(pod.clone(), *policy);
-                    self.for_endpoints(|_, held| held.pod.as_ref() == Some(pod) && !held.orphaned);
-                }
-                Change::Rejudge(rule_sets) => self.for_endpoints(|endpoint, _| {
-                    rule_sets.iter().any(|set| endpoint.ingress.rule_set == *set || endpoint.egress.rule_set == *set)
-                }),
-                // Released by `settle`, which knows what becomes of the interface.
-                Change::DeleteEndpoint(pod) => {
-                    self.policies.remove(pod);
-                }
-                Change::PutPort { .. }
-                | Change::DeletePort { .. }
-                | Change::PutAllow(..)
-                | Change::DeleteAllow(_)
-                | Change::PutAddress(..)
-                | Change::DeleteAddress(_)
-                | Change::PutPrefix(..)
-                | Change::DeletePrefix(_)
-                | Change::PutFrontend(..)
-                | Change::DeleteFrontend(_) => self.write(change),
+    /// Executes one change.
+    fn make(&mut self, change: Change) {
+        match change {
+            Change::PutEndpoint(pod, policy) => {
+                self.names_stale = true;
+                self.policies.insert(pod.clone(), policy);
+                self.for_endpoints(|_, held| held.pod.as_ref() == Some(&pod) && !held.orphaned);
             }
-        }
-        if room_made && !self.failures.is_empty() {
-            self.retry();
+            Change::Rejudge(rule_sets) => self.for_endpoints(|endpoint, _| {
+                rule_sets.iter().any(|set| endpoint.ingress.rule_set == *set || endpoint.egress.rule_set == *set)
+            }),
+            // Released by `settle`, which knows what becomes of the interface.
+            Change::DeleteEndpoint(pod) => {
+                self.policies.remove(&pod);
+            }
+            Change::PutPort { .. }
+            | Change::DeletePort { .. }
+            | Change::PutAllow(..)
+            | Change::DeleteAllow(_)
+            | Change::PutAddress(..)
+            | Change::DeleteAddress(_)
+            | Change::PutPrefix(..)
+            | Change::DeletePrefix(_)
+            | Change::PutFrontend(..)
+            | Change::DeleteFrontend(_) => self.write(&change),
         }
     }
 
@@ -270,8 +289,10 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Writes the endpoints that `which` names anew, under a new generation.
     fn for_endpoints(&mut self, which: impl Fn(&Endpoint, &Held) -> bool) {
-        let ifindexes: Vec<IfIndex> =
-            self.held.iter().filter(|(_, held)| which(&held.endpoint, held)).map(|(ifindex, _)| *ifindex).collect();
+        // One that is shut stays so until its pod's last object is evaluated: the policies may be those of an earlier pod of
+        // the same name.
+        let concerned = self.held.iter().filter(|(_, held)| !held.shut && which(&held.endpoint, held));
+        let ifindexes: Vec<IfIndex> = concerned.map(|(ifindex, _)| *ifindex).collect();
         for ifindex in ifindexes {
             let Held { pod, endpoint, orphaned, .. } = self.held[&ifindex].clone();
             if orphaned {
@@ -285,9 +306,13 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// The engine, for names.
+    /// The engine, for names. While it is away with a job ([`Self::has_engine`]) one that knows no objects.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    fn scope(&self) -> NodeScope {
+        NodeScope::Node(self.options.node.clone())
     }
 
     /// The dataplane.
@@ -312,13 +337,14 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// How many entries each table should have.
     pub fn entries(&self) -> BTreeMap<MapName, usize> {
-        let mut entries = BTreeMap::from([(MapName::Endpoints, self.held.len())]);
-        for change in self.engine.tables().entries() {
-            if let Some(map) = MapName::written_by(&change) {
-                *entries.entry(map).or_default() += 1;
-            }
-        }
+        let mut entries = if self.has_engine() { compiler::entries(&self.engine) } else { self.facts.entries.clone() };
+        entries.insert(MapName::Endpoints, self.held.len());
         entries
+    }
+
+    /// How many fields of policies are invalid.
+    pub fn policy_problems(&self) -> usize {
+        if self.has_engine() { compiler::problems(&self.engine) } else { self.facts.problems }
     }
 
     /// How long interfaces were there before they were enforced.

@@ -16,6 +16,9 @@ use crate::endpoints::{Known, is_link_local};
 /// An IPv6 link-local address is waited for this long; a pod may have none.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A link that the kernel reported and no look has found for this long is none that has to be enforced.
+const HEARD: Duration = Duration::from_mins(1);
+
 /// What to do with veths whose other end, in another namespace, never had the address of a known pod of this node.
 /// Every veth that leads to another namespace counts, whoever made it. One that was a pod's is not unknown when its pod
 /// goes: what held for that pod holds until the interface goes too, or another pod takes the address.
@@ -50,27 +53,39 @@ impl<D: Dataplane> Reconciler<D> {
         let veths: Vec<IfIndex> = self.survey.veths.keys().copied().collect();
         let now = Instant::now();
         for ifindex in &veths {
-            self.seen.entry(*ifindex).or_insert(now);
+            self.seen.entry(*ifindex).or_insert_with(|| self.heard.remove(ifindex).unwrap_or(now));
         }
+        self.settled_at = now;
         self.bind(looked);
         for ifindex in veths {
             self.settle_one(ifindex);
         }
-        self.settle_devices();
+        // Which bridges pods are on is known after the first compile.
+        if !self.starting {
+            self.settle_devices();
+        }
         self.settle_owners();
     }
 
     fn settle_one(&mut self, ifindex: IfIndex) {
+        if self.early.contains(&ifindex) {
+            return;
+        }
         let pod = self.bindings.pod(ifindex).cloned();
-        if pod.is_none() && self.orphan(ifindex) {
+        let unevaluated = pod.as_ref().filter(|pod| !self.pods.is_evaluated(pod)).cloned();
+        if let Some(pod) = unevaluated {
+            self.settle_unevaluated(ifindex, pod);
+        } else if pod.is_none() && self.orphan(ifindex) {
             // Enforced as it was.
         } else if let Some(body) = self.body(ifindex, pod.as_ref()) {
             let same = self.held.get(&ifindex).is_some_and(|held| {
                 held.pod == pod
                     && !held.orphaned
+                    && !held.shut
                     && Endpoint { generation: body.generation, id: body.id, ..held.endpoint } == body
             });
             if !same {
+                self.note_evaluated(ifindex);
                 self.put(ifindex, pod, body);
             }
             if !self.held.contains_key(&ifindex) {
@@ -86,6 +101,53 @@ impl<D: Dataplane> Reconciler<D> {
         if self.held.get(&ifindex).is_some_and(|held| !held.attached) {
             self.attach(ifindex);
         }
+    }
+
+    /// The pod's policies are still being compiled. What its interface has stays in force; a new one is shut until then, where
+    /// that takes longer than a moment.
+    fn settle_unevaluated(&mut self, ifindex: IfIndex, pod: PodKey) {
+        if self.held.contains_key(&ifindex) || !self.pods.is_overdue(&pod) {
+            return;
+        }
+        let mut body = Endpoint { ifindex, flags: endpoint_flags::INCOMPLETE, ..Endpoint::default() };
+        body.ingress = DirectionPolicy { rule_set: QUARANTINE, any: PortSetId::NONE };
+        body.egress = body.ingress;
+        self.identify(ifindex, &pod, &mut body);
+        self.put(ifindex, Some(pod), body);
+        if let Some(held) = self.held.get_mut(&ifindex) {
+            held.shut = true;
+        } else {
+            self.shut(ifindex, &body);
+        }
+    }
+
+    fn note_evaluated(&self, ifindex: IfIndex) {
+        if let Some(Held { pod: Some(pod), attached: true, shut: true, .. }) = self.held.get(&ifindex) {
+            let interface = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
+            let evaluated_ms = self.seen.get(&ifindex).map(|seen| tenths_of_ms(seen.elapsed()));
+            tracing::info!(%pod, interface, evaluated_ms, "enforced");
+        }
+    }
+
+    /// Links of these indices appeared or changed, as the kernel reports.
+    pub fn heard(&mut self, ifindexes: impl IntoIterator<Item = IfIndex>) {
+        let now = Instant::now();
+        self.heard.retain(|_, at| now.duration_since(*at) < HEARD);
+        for ifindex in ifindexes {
+            if !self.survey.veths.contains_key(&ifindex) {
+                self.heard.entry(ifindex).or_insert(now);
+            }
+        }
+    }
+
+    /// When an interface may have to be shut next, as its pod has waited for its policies for long.
+    pub fn next_overdue(&self) -> Option<Instant> {
+        self.pods.next_overdue(self.settled_at)
+    }
+
+    /// Looks at all interfaces again.
+    pub fn settle_overdue(&mut self) {
+        self.settle();
     }
 
     /// Marks an interface whose pod is gone or finished; false where it was never a pod's. Its rule sets keep their
@@ -117,17 +179,9 @@ impl<D: Dataplane> Reconciler<D> {
             return Some(body);
         };
         let policy = self.policies.get(pod)?;
+        self.pods.get(pod)?;
         (body.ingress, body.egress) = (policy.ingress, policy.egress);
-        for address in &self.engine.world().pods.get(pod)?.addresses {
-            match address {
-                IpAddr::V4(v4) => body.address_v4 = v4.octets(),
-                IpAddr::V6(v6) => body.address_v6 = v6.octets(),
-            }
-        }
-        (body.mac, body.link_local) = self.bindings.link_addresses(ifindex);
-        if self.options.source_guard {
-            body.flags |= endpoint_flags::SOURCE_GUARD;
-        }
+        self.identify(ifindex, pod, &mut body);
         if self.failures.affect(&body) {
             body.flags |= endpoint_flags::INCOMPLETE;
         }
@@ -139,6 +193,20 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         Some(body)
+    }
+
+    /// Fills in what an endpoint's packets may carry.
+    fn identify(&self, ifindex: IfIndex, pod: &PodKey, body: &mut Endpoint) {
+        for address in self.pods.get(pod).into_iter().flat_map(|pod| &pod.addresses) {
+            match address {
+                IpAddr::V4(v4) => body.address_v4 = v4.octets(),
+                IpAddr::V6(v6) => body.address_v6 = v6.octets(),
+            }
+        }
+        (body.mac, body.link_local) = self.bindings.link_addresses(ifindex);
+        if self.options.source_guard {
+            body.flags |= endpoint_flags::SOURCE_GUARD;
+        }
     }
 
     /// Writes an endpoint under a new generation.
@@ -175,7 +243,7 @@ impl<D: Dataplane> Reconciler<D> {
                 if attached {
                     self.failures.no_trouble(ifindex);
                 }
-                let held = Held { pod, endpoint, attached, orphaned: false, marks: marks || attached };
+                let held = Held { pod, endpoint, attached, orphaned: false, marks: marks || attached, shut: false };
                 let before = self.held.insert(ifindex, held);
                 if let Some(before) = before.filter(|before| before.endpoint.id != id) {
                     self.numbers.release(before.endpoint.id);
@@ -253,10 +321,18 @@ impl<D: Dataplane> Reconciler<D> {
         self.gaps.attached(begun.elapsed(), gap, veth.packets);
         let (interface, packets) = (&veth.name, veth.packets);
         let unprotected_ms = tenths_of_ms(gap);
-        if let Some(pod) = &held.pod {
-            tracing::info!(%pod, interface, unprotected_ms, packets, "enforced");
-        } else {
-            tracing::info!(interface, unprotected_ms, packets, "an unknown pod: everything is dropped");
+        match &held.pod {
+            Some(pod) if held.shut => {
+                let known_ms = self.pods.known_for(pod).map(tenths_of_ms);
+                tracing::info!(
+                    %pod, interface, unprotected_ms, known_ms, packets,
+                    "dropping all of its traffic until its policies are evaluated"
+                );
+            }
+            Some(pod) => tracing::info!(%pod, interface, unprotected_ms, packets, "enforced"),
+            None => {
+                tracing::info!(interface, unprotected_ms, packets, "an unknown pod: everything is dropped");
+            }
         }
     }
 
@@ -363,7 +439,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// How many pods of this node have an address and no interface yet, or one that the programs could not be put on.
     pub fn pods_waiting(&self) -> usize {
-        let enforced = self.held.values().filter(|held| held.attached && !held.orphaned);
+        let enforced = self.held.values().filter(|held| held.attached && !held.orphaned && !held.shut);
         let found: BTreeSet<&PodKey> = enforced.filter_map(|held| held.pod.as_ref()).collect();
         self.local().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
     }

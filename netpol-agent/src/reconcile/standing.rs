@@ -47,6 +47,14 @@ pub struct Finding {
     pub pending: Vec<Pending>,
 }
 
+impl Finding {
+    /// What is asked about is not known yet.
+    pub fn unknown(reason: &str) -> Self {
+        let standing = Standing::Not(Some(reason.to_owned()));
+        Self { standing, enforced: Revision::default(), pods: Vec::new(), pending: Vec::new() }
+    }
+}
+
 impl<D: Dataplane> Reconciler<D> {
     /// Looks at one condition; `received` is the last batch that was taken in.
     pub fn check(&self, check: &Check, received: Revision) -> Finding {
@@ -54,6 +62,10 @@ impl<D: Dataplane> Reconciler<D> {
             Finding { standing: Standing::Holds, enforced: received, pods: Vec::new(), pending: Vec::new() };
         if received < check.revision {
             finding.standing = Standing::Not(Some("its last change is not taken in yet".to_owned()));
+            return finding;
+        }
+        if !self.has_engine() {
+            finding.standing = Standing::Not(Some("changes are still being evaluated".to_owned()));
             return finding;
         }
         let world = self.engine.world();
@@ -135,7 +147,8 @@ impl<D: Dataplane> Reconciler<D> {
     /// Every interface with an endpoint, for people.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         let names = |set: RuleSetId| {
-            let policies = self.engine.rule_set(set).unwrap_or_default();
+            let known = || self.names.get(&set).map(Vec::as_slice);
+            let policies = self.engine.rule_set(set).or_else(known).unwrap_or_default();
             policies.iter().map(ToString::to_string).collect()
         };
         let status = |(ifindex, held): (&IfIndex, &Held)| EndpointStatus {
@@ -166,7 +179,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     pub(super) fn local(&self) -> impl Iterator<Item = &Pod> {
-        self.policies.keys().filter_map(|pod| self.engine.world().pods.get(pod))
+        self.pods.iter()
     }
 
     /// Whether a pod can be enforced here at all.
@@ -192,6 +205,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// What keeps a pod of this node from being enforced as it should be.
     fn missing(&self, pod: &Pod) -> Option<String> {
+        const UNEVALUATED: &str = "its policies are still being evaluated";
         let found = self.held.iter().find(|(ifindex, held)| {
             held.pod.as_ref() == Some(&pod.key) && !held.orphaned && self.survey.veths.contains_key(ifindex)
         });
@@ -200,7 +214,9 @@ impl<D: Dataplane> Reconciler<D> {
                 let side = self.survey.veths.get(ifindex).map(|(_, side)| side);
                 side.is_some_and(|side| pod.addresses.iter().any(|address| side.addresses.contains(address)))
             });
-            return Some(if crowded {
+            return Some(if !self.pods.is_evaluated(&pod.key) {
+                UNEVALUATED.to_owned()
+            } else if crowded {
                 "no room for another endpoint; raise --max-endpoints".to_owned()
             } else {
                 "its interface is not there yet".to_owned()
@@ -210,6 +226,9 @@ impl<D: Dataplane> Reconciler<D> {
             let trouble = self.failures.trouble_of(*ifindex);
             return Some(trouble.unwrap_or("the programs are not on its interface yet").to_owned());
         }
+        if held.shut {
+            return Some(format!("{UNEVALUATED}; it drops everything until then"));
+        }
         if [held.endpoint.ingress.rule_set, held.endpoint.egress.rule_set].contains(&QUARANTINE) {
             return Some("a CIDR could not be written, so it drops everything; see netpol_map_full_total".to_owned());
         }
@@ -217,7 +236,8 @@ impl<D: Dataplane> Reconciler<D> {
             let missing = self.failures.problems().missing;
             return Some(format!("{missing} map entries could not be written; see netpol_map_full_total"));
         }
-        let desired = self.engine.endpoint(&pod.key);
+        let desired =
+            if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
         if desired != Some(EndpointPolicy { ingress: held.endpoint.ingress, egress: held.endpoint.egress }) {
             let trouble = self.failures.trouble_of(*ifindex);
             return Some(trouble.unwrap_or("its endpoint has not its last policies yet").to_owned());

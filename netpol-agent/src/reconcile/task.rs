@@ -1,15 +1,17 @@
 //! The loop around a [`Reconciler`]: waits for whatever comes first, drains what else is queued, and settles once. It takes
-//! none of the kernel's locks that others hold for long: threads do what does.
+//! none of the kernel's locks that others hold for long, and compiles nothing: threads do what does. Long lists of writes are
+//! executed in slices. So whatever happens, it is back within milliseconds.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use std::{future, io};
 
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{Instant as Deadline, sleep_until};
 
-use super::Reconciler;
+use super::{Compiled, Origin, Reconciler};
 use crate::api::{Progress, Question};
 use crate::dataplane::{Kernel, Outcome, RingReader};
 use crate::endpoints::{Lookout, Monitor, NetlinkError};
@@ -24,6 +26,10 @@ const RESYNC: Duration = Duration::from_secs(10);
 const FASTEST: Duration = Duration::from_millis(5);
 /// While something is waited for: a look takes about a millisecond, and whatever changes here makes it fast again.
 const SLOWEST: Duration = Duration::from_secs(2);
+/// So long writes are executed before interfaces, outcomes and questions are served again.
+const SLICE: Duration = Duration::from_millis(2);
+/// Denied packets wait this long for the engine, where it has one job after the other.
+const RING_TURN: Duration = Duration::from_millis(50);
 /// What has not come after looks that are this far apart is not waited for before the agent calls itself ready.
 const LATE: Duration = Duration::from_millis(500);
 
@@ -38,6 +44,8 @@ pub struct Inputs {
     pub lookout: Lookout,
     /// What became of what the dataplane began.
     pub outcomes: Outcomes<Outcome>,
+    /// The engine, back from each compile job.
+    pub compiled: Outcomes<Compiled>,
     /// Denied packets.
     pub ring: RingReader,
     /// Questions for whoever asks.
@@ -63,6 +71,7 @@ pub enum LoopError {
 ///
 /// # Errors
 /// Where netlink fails for good, or a thread has died.
+#[expect(clippy::too_many_lines, reason = "a branch for each of a dozen things that it waits for")]
 pub async fn run(
     mut reconciler: Reconciler<Kernel>,
     mut inputs: Inputs,
@@ -77,8 +86,17 @@ pub async fn run(
     let mut last_resync = last_look;
     let mut ready = false;
     let (mut source_open, mut ring_open) = (true, true);
+    // Questions about the objects, which only the engine knows.
+    let mut checks = Vec::new();
+    let mut ring_served = last_look;
     loop {
-        if !ready && reconciler.pods_waiting() == 0 {
+        let more = proceed(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut checks);
+        // Where one job follows the other, denied packets have their turn in between.
+        let starved = reconciler.is_due() && ring_open && ring_served.elapsed() >= RING_TURN;
+        if !starved {
+            reconciler.advance();
+        }
+        if !ready && reconciler.pods_waiting() == 0 && !reconciler.is_starting() {
             ready = true;
             tell_ready(&reconciler, inputs.ready_file.as_deref());
         }
@@ -86,13 +104,12 @@ pub async fn run(
         if reconciler.is_whole() {
             meter.whole();
         }
-        reporter.review(&reconciler);
-        reporter.summarize(&reconciler, |id, direction| meter.counters.suppressed(id, direction).unwrap_or(0));
         inputs.lookout.begin(|| reconciler.known());
         let looking = inputs.lookout.is_looking();
         let waiting = reconciler.is_waiting();
         // Counted from the last look, and asked for before the ring is: denied packets must put nothing off.
         let next_look = if waiting { last_look + back_off } else { last_resync + RESYNC };
+        let overdue = reconciler.next_overdue();
         tokio::select! {
             biased;
             () = &mut stop => return Ok(()),
@@ -102,11 +119,10 @@ pub async fn run(
                     source_open = false;
                     continue;
                 };
-                let mut batches = vec![first];
+                reconciler.take_in(first);
                 while let Ok(more) = inputs.source.try_recv() {
-                    batches.push(more);
+                    reconciler.take_in(more);
                 }
-                take_in(batches, &mut reconciler, &mut meter);
                 // Interfaces tell by themselves when they change; what is behind one is asked where a pod misses its own.
                 if reconciler.is_waiting() {
                     inputs.lookout.want(false);
@@ -129,6 +145,7 @@ pub async fn run(
                 let changed = changed?;
                 reconciler.gone(&changed.gone);
                 inputs.lookout.gone(changed.gone);
+                reconciler.heard(changed.links);
                 let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
                 if changed.interfaces || leads_elsewhere {
                     inputs.lookout.want_routed(changed.routed);
@@ -139,33 +156,48 @@ pub async fn run(
                     reconciler.verify();
                 }
             }
+            compiled = inputs.compiled.next() => {
+                let compiled = compiled?;
+                reconciler.compiled(compiled);
+            }
+            () = sleep_until(Deadline::from_std(overdue.unwrap_or(last_resync))), if overdue.is_some() => {
+                reconciler.settle_overdue();
+            }
             () = sleep_until(Deadline::from_std(next_look)), if !looking => {
-                let resync = last_resync.elapsed() >= RESYNC;
-                inputs.lookout.want(resync);
-                if resync {
+                if last_resync.elapsed() >= RESYNC {
                     last_resync = Instant::now();
                     reconciler.verify();
+                    inputs.lookout.want(true);
+                } else {
+                    inputs.lookout.want(false);
                 }
                 if waiting {
                     back_off = (back_off * 2).min(SLOWEST);
-                    if back_off > LATE {
+                    if back_off > LATE && !reconciler.is_starting() {
                         reconciler.retry();
                         ready_late(&reconciler, &mut ready, inputs.ready_file.as_deref());
                     }
                 }
             }
             Some(question) = inputs.questions.recv() => {
-                answer(question, &reconciler, &meter, &reporter);
+                match question {
+                    Question::Check(..) if !reconciler.has_engine() => checks.push(question),
+                    question => answer(question, &reconciler, &meter, &reporter),
+                }
                 continue;
             }
-            result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)), if ring_open => {
-                if let Err(error) = result {
-                    tracing::error!(%error, "cannot read the ring buffer; denied packets are counted but not told until \
-                        the agent is started again");
-                    ring_open = false;
-                }
+            // Before what is less urgent, and after everything that is more: the next slice.
+            () = future::ready(()), if more => continue,
+            // Names of what is denied are the engine's; meanwhile the ring keeps the events.
+            result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)), if ring_open && reconciler.has_engine() => {
+                ring_open = is_open(&result);
+                ring_served = Instant::now();
                 // The ring never runs dry in a flood, and the runtime has more to do than this loop.
                 yield_now().await;
+                continue;
+            }
+            () = future::ready(()), if starved => {
+                ring_served = Instant::now();
                 continue;
             }
         }
@@ -173,24 +205,53 @@ pub async fn run(
     }
 }
 
-/// Enforces what queued up, as far as it goes at once.
-fn take_in(batches: Vec<Batch>, reconciler: &mut Reconciler<Kernel>, meter: &mut Meter) {
-    let mut events = Vec::new();
-    let begun = Instant::now();
-    for batch in batches {
-        meter.received(batch.revision, batch.received);
-        if batch.after_gap {
-            reconciler.apply(std::mem::take(&mut events));
-            reconciler.jump(batch.events);
-        } else {
-            events.extend(batch.events);
+/// Executes a slice of what is to be written; whether there is more. What only the engine knows is asked before it goes away
+/// with the next job.
+fn proceed(
+    reconciler: &mut Reconciler<Kernel>,
+    meter: &mut Meter,
+    reporter: &mut Reporter,
+    progress: &Progress,
+    checks: &mut Vec<Question>,
+) -> bool {
+    let more = reconciler.execute(SLICE);
+    let finished = reconciler.finished();
+    if !finished.is_empty() {
+        note_finished(finished, meter);
+        progress.made();
+    }
+    if reconciler.has_engine() {
+        reporter.review(reconciler);
+        reporter.summarize(reconciler, |id, direction| meter.counters.suppressed(id, direction).unwrap_or(0));
+        for check in checks.drain(..) {
+            answer(check, reconciler, meter, reporter);
         }
     }
-    reconciler.apply(events);
-    meter.applied(begun.elapsed());
-    if reconciler.is_whole() {
-        meter.whole();
+    more
+}
+
+/// Takes note of batches that are enforced now, as far as they can be.
+fn note_finished(finished: Vec<Origin>, meter: &mut Meter) {
+    for Origin { batches, took, start } in finished {
+        for (revision, at) in &batches {
+            if start {
+                meter.started(*revision);
+            } else {
+                meter.received(*revision, *at);
+            }
+        }
+        if !start && !batches.is_empty() {
+            meter.applied(took);
+        }
     }
+}
+
+fn is_open(ring: &io::Result<()>) -> bool {
+    if let Err(error) = ring {
+        tracing::error!(%error, "cannot read the ring buffer; denied packets are counted but not told until the agent is \
+            started again");
+    }
+    ring.is_ok()
 }
 
 fn answer(question: Question, reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) {
