@@ -1,0 +1,153 @@
+//! While the agent evaluates a set of policies that takes it long, it does everything else at once: a new pod is shut, health,
+//! metrics and status are answered, and SIGTERM ends it.
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_tests::{Cluster, ClusterBuilder, Lab, Outcome, PodSpec, deny_all, policy};
+
+/// Policies that take long to evaluate together: each selects the same pod, and has a block and a port of its own.
+const POLICIES: usize = 12_000;
+/// So long may reading them take.
+const READ: Duration = Duration::from_secs(90);
+/// The bound of what is answered, and of a new pod that is shut (10 ms on a machine at rest): generous, as machines that run
+/// tests are busy with others.
+const SOON: Duration = Duration::from_secs(1);
+
+fn pods() -> ClusterBuilder {
+    Cluster::builder().pods(&[("shop/web", "app=web"), ("free/one", ""), ("free/two", "")])
+}
+
+fn many() -> String {
+    (0..POLICIES).fold(String::new(), |mut text, index| {
+        let (high, low, port) = (index / 250, index % 250, 1024 + index % 50_000);
+        let spec = format!(
+            "{{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{from: [{{ipBlock: {{cidr: 172.16.{high}.{low}/32}}}}], \
+             ports: [{{port: {port}}}]}}]}}"
+        );
+        let _ = text.write_str(&policy(&format!("shop/many-{index}"), &spec));
+        text
+    })
+}
+
+/// For how long the agent has been evaluating, as its metrics say.
+fn evaluating(lab: &Lab) -> Result<f64> {
+    let page = lab.metrics()?;
+    let line = page.lines().find_map(|line| line.strip_prefix("netpol_evaluating_seconds "));
+    line.context("no netpol_evaluating_seconds")?.parse().context("reading it")
+}
+
+/// A lab whose agent has just begun to evaluate [`many`] policies.
+fn busy() -> Result<Lab> {
+    let lab = Lab::start(pods(), &[deny_all("locked")])?;
+    lab.expect("free/one -> free/two 80/TCP\nfree/one -> shop/web 80/TCP")?;
+    lab.cluster.apply("many", &many())?;
+    let start = Instant::now();
+    while evaluating(&lab)? < 0.1 {
+        ensure!(start.elapsed() < READ, "it never begins to evaluate:\n{}", lab.agent_ref().log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(lab)
+}
+
+/// Milliseconds after a word such as `known_ms=`, in the log line that has these words.
+fn milliseconds(log: &str, words: &[&str], field: &str) -> Result<f64> {
+    let line = log.lines().find(|line| words.iter().all(|word| line.contains(word))).context("no such line")?;
+    let value = line.split_whitespace().find_map(|word| word.strip_prefix(field));
+    value.with_context(|| format!("no {field} in {line}"))?.parse().context("reading it")
+}
+
+#[test]
+fn a_new_pod_is_shut_and_everything_is_answered_while_policies_are_evaluated() -> Result<()> {
+    let mut lab = busy()?;
+    lab.cluster.add_pod_quietly(PodSpec::new("locked/new"))?;
+    lab.cluster.announce("locked/new")?;
+    let words = ["pod=locked/new", "dropping all of its traffic until its policies are evaluated"];
+    lab.agent().wait_log(&words)?;
+    let known = milliseconds(&lab.agent().log(), &words, "known_ms=")?;
+    let unprotected = milliseconds(&lab.agent().log(), &words, "unprotected_ms=")?;
+    println!("shut {known} ms after its object was known, {unprotected} ms after its interface appeared");
+    ensure!(known < SOON.as_secs_f64() * 1e3, "it took {known} ms to shut it");
+    for (from, to) in [("locked/new", "free/one"), ("free/one", "locked/new")] {
+        let address = lab.cluster.host(to).addresses()[0];
+        ensure!(lab.cluster.try_tcp(from, to, address, 80)? == Outcome::Dropped, "{from} reaches {to}");
+    }
+    lab.expect("free/one -> free/two 80/TCP")?;
+    let address = lab.cluster.host("shop/web").addresses()[0];
+    ensure!(
+        lab.cluster.try_tcp("free/one", "shop/web", address, 80)? == Outcome::Allowed,
+        "no longer as it was before"
+    );
+
+    for path in ["/healthz", "/readyz", "/metrics", "/v1/status"] {
+        let mut times: Vec<Duration> = Vec::new();
+        for _ in 0..9 {
+            let begun = Instant::now();
+            let answer = lab.agent_ref().get(path)?;
+            times.push(begun.elapsed());
+            if path == "/v1/status" {
+                ensure!(
+                    answer.contains("locked/new: its policies") || answer.contains("still being evaluated"),
+                    "{answer}"
+                );
+            }
+        }
+        times.sort();
+        println!("{path}: median {:?}, at most {:?}", times[4], times[8]);
+        ensure!(times[4] < Duration::from_millis(100) && times[8] < SOON, "{path} took {times:?}");
+    }
+    let begun = Instant::now();
+    let waited = lab.agent_ref().wait(&["policy/shop/many-7", "--timeout", "500ms"])?;
+    ensure!(waited.code != Some(0) && begun.elapsed() < 10 * SOON, "{waited:?} after {:?}", begun.elapsed());
+
+    ensure!(evaluating(&lab)? > 0.1, "it was done too early for this test: it needs more policies");
+    let begun = Instant::now();
+    lab.agent().stop()?;
+    println!("ended {:?} after SIGTERM", begun.elapsed());
+    ensure!(begun.elapsed() < 2 * SOON, "it took {:?} to end", begun.elapsed());
+    let address = lab.cluster.host("locked/new").addresses()[0];
+    ensure!(
+        lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == Outcome::Dropped,
+        "it opened with the agent's end"
+    );
+
+    // Another agent finds all those policies at its start.
+    lab.agent().launch()?;
+    let start = Instant::now();
+    while evaluating(&lab).unwrap_or_default() < 0.1 {
+        ensure!(start.elapsed() < READ, "it never begins to evaluate:\n{}", lab.agent_ref().log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    ensure!(!lab.agent_ref().is_ready(), "it is ready before it has evaluated the policies");
+    ensure!(
+        lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == Outcome::Dropped,
+        "it opened with another agent"
+    );
+    lab.cluster.add_pod(PodSpec::new("locked/newer"))?;
+    lab.agent().wait_log(&["pod=locked/newer", words[1]])?;
+    lab.expect("free/one -> free/two 80/TCP")?;
+    let begun = Instant::now();
+    lab.agent().stop()?;
+    println!("ended {:?} after SIGTERM, at its start", begun.elapsed());
+    ensure!(begun.elapsed() < 2 * SOON, "it took {:?} to end", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_was_shut_is_enforced_once_its_policies_are_evaluated() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[deny_all("locked")])?;
+    lab.cluster.apply("many", &many().split_inclusive("---\n").take(60).collect::<String>())?;
+    for name in ["free/new", "locked/new"] {
+        lab.cluster.add_pod(PodSpec::new(name))?;
+    }
+    lab.expect(
+        "free/one -> free/new   80/TCP
+         free/new -> free/two   80/TCP
+         free/one -x locked/new 80/TCP
+         locked/new -x free/one 80/TCP",
+    )?;
+    let denied = lab.agent().wait_denied(|line| line.to() == "locked/new" && line.from() == "free/one")?;
+    ensure!(["no-rule", "tables-incomplete"].contains(&denied.reason()), "{denied:?}");
+    Ok(())
+}
