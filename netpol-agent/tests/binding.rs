@@ -50,8 +50,13 @@ fn survey<const N: usize>(veths: [(u32, PodSide); N]) -> Survey {
 }
 
 fn start_on(dataplane: Memory, pods: &[String], survey: Survey) -> Reconciler<Memory> {
-    let options =
-        Options { node: "n1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
+    let options = Options {
+        node: "n1".into(),
+        unknown_pods: UnknownPods::Allow,
+        source_guard: true,
+        tunnels_to_node: false,
+        policy_memory: None,
+    };
     Reconciler::start(dataplane, options, &Snapshot::default(), objects(pods), survey).expect("it starts")
 }
 
@@ -233,8 +238,13 @@ fn s29_tunnel_endpoints_follow_the_nodes_devices() {
     assert_eq!(local.ports, [5555].into());
     assert!(others.ports.contains(&5555), "nodes of a cluster are configured alike");
 
-    let options =
-        Options { node: "n1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: true };
+    let options = Options {
+        node: "n1".into(),
+        unknown_pods: UnknownPods::Allow,
+        source_guard: true,
+        tunnels_to_node: true,
+        policy_memory: None,
+    };
     let reconciler = Reconciler::start(Memory::default(), options, &Snapshot::default(), objects(&[]), with(8472))
         .expect("it starts");
     assert!(reconciler.dataplane().tunnels.0.is_empty() && reconciler.dataplane().tunnels.1.is_empty());

@@ -59,8 +59,13 @@ fn batch(revision: u64, events: Vec<Event>) -> Batch {
 
 /// Its first compile is pending.
 fn begin(dataplane: Memory, manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
-    let options =
-        Options { node: "n1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
+    let options = Options {
+        node: "n1".into(),
+        unknown_pods: UnknownPods::Allow,
+        source_guard: true,
+        tunnels_to_node: false,
+        policy_memory: None,
+    };
     let first = batch(1, applied(manifests));
     Reconciler::begin(dataplane, options, Snapshot::default(), first, survey(veths), Compiler::Manual)
         .expect("it begins")

@@ -37,7 +37,7 @@ impl Recorder {
     fn look(&mut self, after: String) {
         let verdicts = self.memory.endpoints.values().filter_map(|endpoint| {
             let (pod, addresses) = self.places.get(&endpoint.ifindex)?;
-            let policy = EndpointPolicy { ingress: endpoint.ingress, egress: endpoint.egress };
+            let policy = EndpointPolicy { ingress: endpoint.ingress, egress: endpoint.egress, incomplete: false };
             let judge = |probe: &Probe| self.tables.judge(policy, addresses, &probe.at(pod)).reason.allows();
             Some((pod.clone(), self.probes.iter().map(judge).collect()))
         });
@@ -181,7 +181,7 @@ proptest! {
 
         let (places, probes) = (places(&old), probes());
         let recorder = Recorder { places: places.clone(), probes: probes.clone(), ..Recorder::default() };
-        let options = Options { node: "node-1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
+        let options = Options { node: "node-1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false, policy_memory: None };
         let objects = vec![Event::Reset(old.objects().collect())];
         let survey = survey(&places, &old.own_addresses);
         let mut reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, survey).expect("it starts");

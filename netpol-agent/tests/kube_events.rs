@@ -68,8 +68,13 @@ impl Bench {
         let objects = manifest::parse(&text, "test.yaml").objects.into_iter().map(|located| located.object).collect();
         let veth = Veth { ifindex: IfIndex(3), name: "veth3".into(), namespace: 0, peer: 2, bridge: None, packets: 0 };
         let veths = [(IfIndex(3), (veth, PodSide::at(vec!["10.0.0.2".parse().expect("an address")])))].into();
-        let options =
-            Options { node: node.into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
+        let options = Options {
+            node: node.into(),
+            unknown_pods: UnknownPods::Allow,
+            source_guard: true,
+            tunnels_to_node: false,
+            policy_memory: None,
+        };
         let survey = Survey { veths, ..Survey::default() };
         let reconciler =
             Reconciler::start(Memory::default(), options, &Snapshot::default(), vec![Event::Reset(objects)], survey);

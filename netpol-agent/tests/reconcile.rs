@@ -59,7 +59,8 @@ fn start(
     manifests: &[&str],
     veths: &[(u32, &str)],
 ) -> Reconciler<Memory> {
-    let options = Options { node: "n1".into(), unknown_pods, source_guard: true, tunnels_to_node: false };
+    let options =
+        Options { node: "n1".into(), unknown_pods, source_guard: true, tunnels_to_node: false, policy_memory: None };
     Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), survey(veths)).expect("it starts")
 }
 

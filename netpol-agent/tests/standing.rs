@@ -40,8 +40,13 @@ fn start(dataplane: Memory, there: bool) -> Reconciler<Memory> {
     let parsed = manifest::parse(OBJECTS, "test.yaml");
     assert!(parsed.errors.is_empty(), "{parsed:?}");
     let objects = parsed.objects.into_iter().map(|located| located.object).collect();
-    let options =
-        Options { node: "n1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
+    let options = Options {
+        node: "n1".into(),
+        unknown_pods: UnknownPods::Allow,
+        source_guard: true,
+        tunnels_to_node: false,
+        policy_memory: None,
+    };
     Reconciler::start(dataplane, options, &Snapshot::default(), vec![Event::Reset(objects)], survey(there))
         .expect("it starts")
 }

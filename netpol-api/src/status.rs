@@ -27,6 +27,25 @@ pub struct Status {
     pub pending: Vec<Pending>,
     /// Every interface with an endpoint.
     pub endpoints: Vec<Endpoint>,
+    /// Policies that are enforced in part, for lack of memory for policies.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// What is left out of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The policy, `namespace/name`.
+    pub policy: String,
+    /// `ipBlock` peers that are not enforced.
+    pub blocks: usize,
+    /// Items of `ports` that are not enforced.
+    pub ports: usize,
+    /// All `ipBlock` peers and items of `ports` of the policy.
+    pub total: usize,
+    /// Map entries that are missing for what its selectors and ports come to.
+    #[serde(default)]
+    pub entries: usize,
 }
 
 /// An interface that is enforced, or is to be.

@@ -1,5 +1,6 @@
 //! Full maps: a pod that a policy isolates is never opened by what did not fit, and all is well once it fits.
 
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -116,6 +117,95 @@ fn ports_that_do_not_fit_open_nothing() -> Result<()> {
         "shop/a -> shop/server 53/UDP\noutside -> shop/server 53/UDP\nshop/a -x shop/server 80/TCP",
         "shop/stranger",
     )
+}
+
+/// Two tenants: `a/hog` and its neighbor, and two pods of `b` whose policies have blocks and selectors.
+fn tenants() -> (ClusterBuilder, Vec<String>) {
+    let cluster = Cluster::builder()
+        .pods(&[("a/hog", "app=hog"), ("a/plain", "app=plain"), ("b/server", "app=server"), ("b/client", "app=client")])
+        .outside("203.0.113.5")
+        .outside("198.51.100.9");
+    let ingress = |app: &str, from: &str| {
+        format!(
+            "{{podSelector: {{matchLabels: {{app: {app}}}}}, policyTypes: [Ingress], ingress: [{{from: [{from}]}}]}}"
+        )
+    };
+    let block = "{ipBlock: {cidr: 203.0.113.0/24}}";
+    let policies = vec![
+        policy("a/plain", &ingress("plain", block)),
+        policy("b/server", &ingress("server", &format!("{{podSelector: {{matchLabels: {{app: client}}}}}}, {block}"))),
+        policy("b/client", &ingress("client", "{ipBlock: {cidr: 0.0.0.0/0, except: [198.51.100.0/24]}}")),
+    ];
+    (cluster, policies)
+}
+
+/// Policies of `a/hog` with so many blocks each, all apart from each other, and the first of them with a host outside in it.
+fn many_blocks(policies: u32, each: u32) -> Vec<String> {
+    let one = |number: u32| {
+        let mut peers = String::from(if number == 0 { "{ipBlock: {cidr: 203.0.113.0/24}}" } else { "" });
+        for index in 0..each {
+            let [a, b, c, d] = (0x6400_0000 + 4 * (number * each + index)).to_be_bytes();
+            let comma = if peers.is_empty() { "" } else { ", " };
+            let _ = write!(peers, "{comma}{{ipBlock: {{cidr: {a}.{b}.{c}.{d}/31}}}}");
+        }
+        let spec = format!(
+            "{{podSelector: {{matchLabels: {{app: hog}}}}, policyTypes: [Ingress], ingress: [{{from: [{peers}]}}]}}"
+        );
+        policy(&format!("a/list-{number}"), &spec)
+    };
+    (0..policies).map(one).collect()
+}
+
+const OTHER_TENANT: &str = "b/client -> b/server 80/TCP
+    203.0.113.5 -> b/server 80/TCP
+    198.51.100.9 -x b/server 80/TCP
+    203.0.113.5 -> b/client 80/TCP
+    198.51.100.9 -x b/client 80/TCP
+    203.0.113.5 -> a/plain 80/TCP
+    b/client -x a/plain 80/TCP";
+
+#[test]
+fn hostile_blocks_beyond_the_memory_for_policies_are_left_out_of_their_own_policies_alone() -> Result<()> {
+    let (cluster, mut policies) = tenants();
+    let options = AgentOptions::default().arguments(&["--max-policy-memory", "1Mi"]);
+    let mut lab = Lab::start_with(cluster, &policies, options)?;
+    let few = policies.clone();
+    policies.extend(many_blocks(2, 2_000));
+    lab.policies(&policies)?;
+    lab.agent().wait_log(&["ERROR", "--max-policy-memory", "a/list-1"])?;
+    lab.expect(OTHER_TENANT)?;
+    // Blocks count in order, so the first one of the hog is enforced. What is denied there says why.
+    lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
+    lab.agent().wait_denied(|line| line.to() == "a/hog" && line.reason() == "tables-incomplete")?;
+    lab.agent().wait_denied(|line| line.to() == "b/server" && line.reason() == "no-rule")?;
+    let page = lab.metrics()?;
+    let left_out = |line: &str| line.starts_with("netpol_policy_left_out{namespace=\"");
+    ensure!(page.lines().any(left_out), "the metrics have no policy in part:\n{page}");
+    ensure!(!page.contains("left_out{namespace=\"b\""), "another namespace is affected:\n{page}");
+    ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
+    let socket = lab.agent_ref().socket();
+    let status = lab.agent().ask("status", &["--api-socket", socket.to_str().unwrap_or_default()])?;
+    ensure!(status.stdout.contains("POLICY IN PART") && status.stdout.contains("a/list-1"), "{status:?}");
+
+    lab.policies(&few)?;
+    lab.agent().wait_log(&["the policy is enforced in full again"])?;
+    lab.expect(OTHER_TENANT)?;
+    lab.expect("198.51.100.9 -> a/hog 80/TCP")
+}
+
+#[test]
+fn hostile_blocks_by_the_ten_thousands_fit_and_leave_other_namespaces_alone() -> Result<()> {
+    let (cluster, mut policies) = tenants();
+    let options = AgentOptions::default().arguments(&["--max-policy-memory", "128Mi"]);
+    let lab = Lab::start_with(cluster, &policies, options)?;
+    policies.extend(many_blocks(35, 2_000));
+    lab.policies(&policies)?;
+    lab.expect(OTHER_TENANT)?;
+    lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
+    let page = lab.metrics()?;
+    ensure!(!page.contains("netpol_policy_left_out{"), "policies are in part:\n{page}");
+    ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
+    lab.expect(OTHER_TENANT)
 }
 
 #[test]

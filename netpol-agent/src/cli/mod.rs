@@ -2,6 +2,7 @@
 
 mod log;
 mod machine;
+mod memory;
 mod run;
 mod status;
 mod uninstall;
@@ -19,6 +20,7 @@ use crate::chain::chain;
 use crate::dataplane::{AttachMode, Capacities, SHARED_PART};
 use crate::reconcile::UnknownPods;
 use crate::source::ObjectSource;
+use memory::PolicyMemory;
 
 /// Nothing to do, or it was done.
 pub const OK: u8 = 0;
@@ -184,21 +186,25 @@ struct Sizes {
     /// IPv6 addresses of the cluster's pods and this node
     #[arg(long, default_value_t = Capacities::default().addresses_v6)]
     max_addresses_v6: u32,
-    /// Distinct CIDRs, excepts included, per family
-    #[arg(long, default_value_t = Capacities::default().prefixes_v4)]
-    max_prefixes: u32,
+    /// Kernel memory for policies, about: bytes, or with Ki, Mi or Gi. Where policies need more, namespaces share it, and
+    /// parts of the policies that need most are not enforced and allow nothing
+    #[arg(long, value_name = "BYTES", default_value_t)]
+    max_policy_memory: PolicyMemory,
+    /// Distinct CIDRs, excepts included, per family; by default as many as fit into the memory for policies
+    #[arg(long)]
+    max_prefixes: Option<u32>,
     /// Ports of Services at IPv4 addresses, hostPorts among them
     #[arg(long, default_value_t = Capacities::default().services_v4)]
     max_services_v4: u32,
     /// Ports of Services at IPv6 addresses, hostPorts among them
     #[arg(long, default_value_t = Capacities::default().services_v6)]
     max_services_v6: u32,
-    /// Pairs of a rule set and a class of peers that it names
-    #[arg(long, default_value_t = Capacities::default().allow)]
-    max_allow: u32,
-    /// Ports of distinct port sets; a range counts as up to 30
-    #[arg(long, default_value_t = Capacities::default().ports)]
-    max_ports: u32,
+    /// Pairs of a rule set and a class of peers that it names; by default as many as fit into the memory for policies
+    #[arg(long)]
+    max_allow: Option<u32>,
+    /// Ports of distinct port sets, a range counting as up to 30; by default as many as fit into the memory for policies
+    #[arg(long)]
+    max_ports: Option<u32>,
     /// IPv4 connections of this node's pods in all; each pod has a share, in which the least recently used make room
     #[arg(long, default_value_t = Capacities::default().flows_v4 * SHARED_PART)]
     max_flows_v4: u32,
@@ -220,6 +226,7 @@ impl Sizes {
     fn capacities(&self) -> Capacities {
         let power = |size: u32| size.clamp(1, 1 << 24).next_power_of_two();
         let endpoints = power(self.max_endpoints);
+        let default = Capacities::default();
         Capacities {
             endpoints,
             endpoints_overflow: endpoints,
@@ -230,12 +237,12 @@ impl Sizes {
             flow_tables_v6: endpoints + 1,
             addresses_v4: self.max_addresses_v4.max(1),
             addresses_v6: self.max_addresses_v6.max(1),
-            prefixes_v4: self.max_prefixes.max(1),
-            prefixes_v6: self.max_prefixes.max(1),
+            prefixes_v4: self.max_prefixes.unwrap_or(default.prefixes_v4).max(1),
+            prefixes_v6: self.max_prefixes.unwrap_or(default.prefixes_v6).max(1),
             services_v4: self.max_services_v4.max(1),
             services_v6: self.max_services_v6.max(1),
-            allow: self.max_allow.max(1),
-            ports: self.max_ports.max(1),
+            allow: self.max_allow.unwrap_or(self.max_policy_memory.allow_entries()).max(1),
+            ports: self.max_ports.unwrap_or(default.ports).max(1),
             flows_v4: (self.max_flows_v4 / SHARED_PART).max(1),
             flows_v6: (self.max_flows_v6 / SHARED_PART).max(1),
             fragments_v4: self.max_fragments.max(1),
@@ -243,7 +250,7 @@ impl Sizes {
             denials: power(self.max_denials / DENIAL_WAYS),
             event_budgets: (endpoints + 1) * 2,
             events: power(self.event_buffer).max(4096),
-            ..Capacities::default()
+            ..default
         }
     }
 }

@@ -159,6 +159,7 @@ async fn enforce(
         unknown_pods: args.unknown_pods,
         source_guard: !args.no_source_guard,
         tunnels_to_node: args.allow_tunnels_to_node,
+        policy_memory: Some(args.sizes.max_policy_memory.0),
     };
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
     let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, survey, compiler)?;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use netpol_api::Client;
+use netpol_api::{Client, LeftOut};
 use netpol_common::Reason;
 use netpol_policy::text::{self, Safe};
 
@@ -17,7 +17,7 @@ use crate::dataplane::{EndpointStatus, Status, read_status};
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     machine::check("status")?;
     let status = read_status(&args.pin_path)?;
-    let pods = pods(&args.api_socket);
+    let (pods, left_out) = ask(&args.api_socket);
     match args.output {
         Output::Json => {
             let mut json = serde_json::to_value(&status)?;
@@ -27,22 +27,39 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
                 endpoint["pod"] = known.and_then(|known| known.pod.clone()).into();
                 endpoint["conflict"] = known.and_then(|known| known.conflict.clone()).into();
             }
+            json["left_out"] = serde_json::to_value(&left_out)?;
             println!("{}", text::json(&format!("{json:#}")));
         }
-        Output::Table => print!("{}", table(&status, &pods)),
+        Output::Table => print!("{}{}", table(&status, &pods), in_part(&left_out)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Pods and conflicts by interface, as the running agent reports them; none where none answers.
-fn pods(socket: &Path) -> BTreeMap<u32, netpol_api::Endpoint> {
+/// Pods and conflicts by interface and policies enforced in part, as the running agent reports them; none where none answers.
+fn ask(socket: &Path) -> (BTreeMap<u32, netpol_api::Endpoint>, Vec<LeftOut>) {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        return BTreeMap::new();
+        return Default::default();
     };
     let client = Client::new(socket);
     let asked = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), client.status()).await });
-    let Ok(Ok(status)) = asked else { return BTreeMap::new() };
-    status.endpoints.into_iter().map(|endpoint| (endpoint.ifindex, endpoint)).collect()
+    let Ok(Ok(status)) = asked else { return Default::default() };
+    let pods = status.endpoints.into_iter().map(|endpoint| (endpoint.ifindex, endpoint)).collect();
+    (pods, status.left_out)
+}
+
+/// Policies that exceed the memory for policies, if any.
+fn in_part(left_out: &[LeftOut]) -> String {
+    if left_out.is_empty() {
+        return String::new();
+    }
+    let mut rows =
+        vec![["POLICY IN PART", "IPBLOCKS LEFT OUT", "PORTS LEFT OUT", "OF", "ENTRIES LEFT OUT"].map(str::to_owned)];
+    rows.extend(left_out.iter().map(|of| {
+        let counts = [of.blocks, of.ports, of.total, of.entries].map(|count| count.to_string());
+        let [blocks, ports, total, entries] = counts;
+        [of.policy.clone(), blocks, ports, total, entries]
+    }));
+    format!("\n{}What is left out allows nothing; raise --max-policy-memory\n", aligned(&rows, 1..5))
 }
 
 /// Two tables, as wide as what is in them.
@@ -135,6 +152,18 @@ fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Range<usize>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn policies_in_part_are_listed() {
+        assert_eq!(in_part(&[]), "");
+        let left_out = LeftOut { policy: "shop/list".into(), blocks: 12_000, ports: 0, total: 70_000, entries: 0 };
+        assert_eq!(
+            in_part(&[left_out]),
+            "\nPOLICY IN PART  IPBLOCKS LEFT OUT  PORTS LEFT OUT     OF  ENTRIES LEFT OUT\n\
+             shop/list                   12000               0  70000                 0\n\
+             What is left out allows nothing; raise --max-policy-memory\n"
+        );
+    }
 
     #[test]
     fn the_table_is_as_wide_as_its_content() {

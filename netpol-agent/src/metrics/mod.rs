@@ -82,6 +82,7 @@ impl Meter {
             last_change_ms: self.convergence.last_change.and_then(|at| u64::try_from(at.as_millis()).ok()),
             pending: reconciler.pending(),
             endpoints: reconciler.endpoints(),
+            left_out: reconciler.left_out_for_status(),
         }
     }
 }

@@ -51,6 +51,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     for (map, count) in &problems.full {
         page.value("netpol_map_full_total", &[("map", map)], count);
     }
+    left_out(&mut page, reconciler);
     let held = || reconciler.held().values().filter(|held| held.attached);
     let endpoints = held().filter(|held| held.pod.is_some() && !held.orphaned).count();
     let orphans = held().filter(|held| held.orphaned).count();
@@ -126,6 +127,20 @@ fn suppressed(page: &mut Page, reconciler: &Reconciler<Kernel>, meter: &Meter) {
             if suppressed > 0 {
                 page.value(name, &labels, suppressed);
             }
+        }
+    }
+}
+
+fn left_out(page: &mut Page, reconciler: &Reconciler<Kernel>) {
+    page.head(
+        "netpol_policy_left_out",
+        "gauge",
+        "Blocks, ports and map entries of a policy that exceed the memory for policies.",
+    );
+    for (policy, counts) in reconciler.left_out() {
+        for (kind, count) in [("block", counts.blocks), ("port", counts.ports), ("entry", counts.entries)] {
+            let labels = [("namespace", &*policy.namespace), ("policy", &*policy.name), ("kind", kind)];
+            page.value("netpol_policy_left_out", &labels, count);
         }
     }
 }

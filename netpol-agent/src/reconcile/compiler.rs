@@ -8,11 +8,12 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use netpol_common::Endpoint;
-use netpol_policy::compile::{Engine, FirstIds, NodeScope};
-use netpol_policy::model::PodKey;
+use netpol_policy::compile::{Engine, FirstIds, LeftOut, NodeScope};
+use netpol_policy::model::{PodKey, PolicyKey};
 use netpol_policy::tables::{Change, EndpointPolicy};
 use netpol_policy::world::Event;
 
+use super::Options;
 use super::jump::{free_ids, snapshot_of};
 use crate::dataplane::MapName;
 use crate::dataplane::switch::{Snapshot, plan};
@@ -72,6 +73,8 @@ pub struct Compiled {
     pub(super) engine: Box<Engine>,
     pub(super) step: Step,
     pub(super) facts: Facts,
+    /// The policies that are enforced in part.
+    pub(super) left_out: BTreeMap<PolicyKey, LeftOut>,
 }
 
 /// How the dataplane follows the engine.
@@ -136,17 +139,19 @@ impl Task {
             Job::Renew => succeed(&mut engine, Vec::new(), &endpoints),
         };
         facts.refresh(&engine);
-        Compiled { engine, step, facts }
+        let left_out = engine.left_out();
+        Compiled { engine, step, facts, left_out }
     }
 }
 
 /// An engine without objects, whose ids are none of those in `old` tables and endpoints.
 pub(super) fn empty<'a>(
-    scope: NodeScope,
+    options: &Options,
     old: &Snapshot,
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
 ) -> Box<Engine> {
-    Box::new(Engine::new(scope, free_ids(old, endpoints)))
+    let scope = NodeScope::Node(options.node.clone());
+    Box::new(Engine::new(scope, free_ids(old, endpoints)).with_policy_memory(options.policy_memory))
 }
 
 /// Stands in for the engine while that is away.

@@ -20,6 +20,7 @@ mod numbers;
 mod owners;
 mod pods;
 mod settle;
+mod shortage;
 mod standing;
 mod startup;
 pub mod task;
@@ -43,6 +44,7 @@ use compiler::Facts;
 use failures::Failures;
 use numbers::Numbers;
 use pods::LocalPods;
+use shortage::Shortage;
 use work::Work;
 
 pub use compiler::{Compiled, Compiler};
@@ -67,6 +69,8 @@ pub struct Options {
     pub source_guard: bool,
     /// Whether pods may send to tunnel endpoints of nodes.
     pub tunnels_to_node: bool,
+    /// Bytes of kernel memory for policies; `None`: no limit.
+    pub policy_memory: Option<u64>,
 }
 
 /// An interface that has, or had, an endpoint.
@@ -149,6 +153,7 @@ pub struct Reconciler<D> {
     numbers: Numbers,
     failures: Failures,
     gaps: Gaps,
+    shortage: Shortage,
 }
 
 impl<D: Dataplane> Reconciler<D> {

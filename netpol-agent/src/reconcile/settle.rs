@@ -182,7 +182,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.pods.get(pod)?;
         (body.ingress, body.egress) = (policy.ingress, policy.egress);
         self.identify(ifindex, pod, &mut body);
-        if self.failures.affect(&body) {
+        if policy.incomplete || self.failures.affect(&body) {
             body.flags |= endpoint_flags::INCOMPLETE;
         }
         if self.failures.blur_prefixes() {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use netpol_api::{Condition, Endpoint as EndpointStatus, Kind, Pending, Target};
-use netpol_common::{IfIndex, RuleSetId, endpoint_flags};
+use netpol_common::{DirectionPolicy, IfIndex, RuleSetId, endpoint_flags};
 use netpol_policy::model::{Pod, PodKey, PolicyKey};
 use netpol_policy::tables::EndpointPolicy;
 
@@ -76,7 +76,7 @@ impl<D: Dataplane> Reconciler<D> {
                     finding.standing = Standing::Absent;
                     return finding;
                 }
-                self.fill(&mut finding, |_, desired| self.names(desired, &policy));
+                self.fill(&mut finding, |_, desired| self.names([desired.ingress, desired.egress], &policy));
             }
             Condition::Enforced(Target { kind: Kind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
@@ -97,9 +97,7 @@ impl<D: Dataplane> Reconciler<D> {
                 // What goes missing while a rule set is replaced, and who still has the old one.
                 for held in self.held.values().filter(|held| !held.orphaned) {
                     let Some(pod) = &held.pod else { continue };
-                    if self
-                        .names(EndpointPolicy { ingress: held.endpoint.ingress, egress: held.endpoint.egress }, &policy)
-                    {
+                    if self.names([held.endpoint.ingress, held.endpoint.egress], &policy) {
                         finding.pods.push(pod.to_string());
                         let reason = "it still has the policy".to_owned();
                         finding.pending.push(Pending { pod: pod.to_string(), reason });
@@ -198,9 +196,10 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    fn names(&self, endpoint: EndpointPolicy, policy: &PolicyKey) -> bool {
-        let sets = [endpoint.ingress.rule_set, endpoint.egress.rule_set];
-        sets.iter().any(|set| self.engine.rule_set(*set).is_some_and(|policies| policies.contains(policy)))
+    fn names(&self, directions: [DirectionPolicy; 2], policy: &PolicyKey) -> bool {
+        directions
+            .iter()
+            .any(|direction| self.engine.rule_set(direction.rule_set).is_some_and(|policies| policies.contains(policy)))
     }
 
     /// What keeps a pod of this node from being enforced as it should be.
@@ -234,11 +233,17 @@ impl<D: Dataplane> Reconciler<D> {
         }
         if held.endpoint.has(endpoint_flags::INCOMPLETE) {
             let missing = self.failures.problems().missing;
-            return Some(format!("{missing} map entries could not be written; see netpol_map_full_total"));
+            if missing > 0 {
+                return Some(format!("{missing} map entries could not be written; see netpol_map_full_total"));
+            }
+            if self.policies.get(&pod.key).is_some_and(|policy| policy.incomplete) {
+                return Some("parts of its policies exceed the memory for policies; see left_out".to_owned());
+            }
         }
         let desired =
             if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
-        if desired != Some(EndpointPolicy { ingress: held.endpoint.ingress, egress: held.endpoint.egress }) {
+        if desired.map(|policy| [policy.ingress, policy.egress]) != Some([held.endpoint.ingress, held.endpoint.egress])
+        {
             let trouble = self.failures.trouble_of(*ifindex);
             return Some(trouble.unwrap_or("its endpoint has not its last policies yet").to_owned());
         }

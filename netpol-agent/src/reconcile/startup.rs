@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use netpol_common::IfIndex;
-use netpol_policy::compile::NodeScope;
 use netpol_policy::world::Event;
 
 use super::binding::Bindings;
@@ -12,6 +11,7 @@ use super::compiler::{self, Compiler, Facts, Job};
 use super::failures::Failures;
 use super::numbers::Numbers;
 use super::pods::LocalPods;
+use super::shortage::Shortage;
 use super::work::{Origin, Work};
 use super::{Gaps, Held, Options, Reconciler, Verifying};
 use crate::dataplane::switch::Snapshot;
@@ -52,7 +52,7 @@ impl<D: Dataplane> Reconciler<D> {
     ) -> Result<Self, WriteError> {
         let endpoints = dataplane.endpoints()?;
         let adopted = dataplane.adopted();
-        let engine = compiler::empty(NodeScope::Node(options.node.clone()), &old, endpoints.values());
+        let engine = compiler::empty(&options, &old, endpoints.values());
         let mut pods = LocalPods::new(options.node.clone());
         let mut events = first.events;
         for event in &events {
@@ -111,6 +111,7 @@ impl<D: Dataplane> Reconciler<D> {
             numbers,
             failures: Failures::default(),
             gaps: Gaps::default(),
+            shortage: Shortage::default(),
         };
         reconciler.put_tunnels();
         reconciler.settle_owners();

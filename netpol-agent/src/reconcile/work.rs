@@ -173,9 +173,10 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Takes the engine back, with what is to be written.
     pub fn compiled(&mut self, compiled: Compiled) {
-        let Compiled { engine, step, facts } = compiled;
+        let Compiled { engine, step, facts, left_out } = compiled;
         self.engine = engine;
         self.facts = facts;
+        self.shortage.review(left_out);
         let Some((origin, ticket, begun)) = self.work.compiling.take() else { return };
         let changes = |changes: Vec<Change>| {
             let makes_room = changes.iter().any(failures::makes_room);

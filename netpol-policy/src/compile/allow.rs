@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use netpol_common::{PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, RuleId};
 
-use crate::model::Protocol;
+use crate::model::{PortRange, Protocol};
 
 /// Ports, as prefixes, each with the first rule that allows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +55,14 @@ impl Contents {
             Self::Of(ports) => Some(ports),
         };
         ports.into_iter().flat_map(BTreeMap::keys).copied()
+    }
+}
+
+/// How many prefixes make up these ports; a name is resolved to one port for each class.
+pub(super) fn prefix_count(ports: &PortRange) -> u64 {
+    match ports {
+        PortRange::Range(first, last) => prefixes(Protocol::Tcp, Some((*first, *last))).len() as u64,
+        PortRange::All | PortRange::Named(_) => 1,
     }
 }
 

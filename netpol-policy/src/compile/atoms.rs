@@ -98,6 +98,11 @@ impl Atoms {
         Some(atom)
     }
 
+    /// Whether an atom is a block.
+    pub(super) fn is_block(&self, id: AtomId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| matches!(entry.atom, Atom::Block(_)))
+    }
+
     /// The id of an atom in use.
     pub(super) fn find(&self, atom: &Atom) -> Option<AtomId> {
         self.ids.get(atom).copied()

@@ -166,7 +166,7 @@ impl Engine {
     }
 
     /// The classes that answer to atoms, and the rules that ask for these.
-    fn classes_asked(&self, deciding: &[(AtomId, usize)]) -> BTreeMap<ClassId, Vec<usize>> {
+    pub(super) fn classes_asked(&self, deciding: &[(AtomId, usize)]) -> BTreeMap<ClassId, Vec<usize>> {
         let mut classes: BTreeMap<ClassId, Vec<usize>> = BTreeMap::new();
         for (atom, index) in deciding {
             for class in self.classes.answering(*atom) {

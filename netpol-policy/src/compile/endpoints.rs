@@ -17,6 +17,11 @@ impl Endpoints {
         self.by_pod.get(pod).copied()
     }
 
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&PodKey, [RuleSetId; 2])> {
+        self.by_pod.iter().map(|(pod, rule_sets)| (pod, *rule_sets))
+    }
+
     /// Notes an endpoint's rule sets; those before.
     pub(super) fn set(&mut self, pod: &PodKey, rule_sets: Option<[RuleSetId; 2]>) -> Option<[RuleSetId; 2]> {
         match rule_sets {

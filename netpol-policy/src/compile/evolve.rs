@@ -70,7 +70,8 @@ impl Engine {
                     let all = matches!(rule_set.any, Contents::All(_));
                     (everything(new) || everything(gone) || all).then(rest).unwrap_or(false) == all
                 };
-                let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && stays_apart(rule_set));
+                let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && stays_apart(rule_set))
+                    && !self.rule_sets.has_refused(id);
                 let safe = new.is_none() || !transaction.new_exceptions;
                 if safe && fits && count == 1 && !after.is_empty() && self.rule_sets.find(direction, &after).is_none() {
                     evolutions.push((direction, Evolution { rule_set: id, parts: after, new, gone }, pods));
@@ -82,12 +83,16 @@ impl Engine {
         let mut alone = Vec::new();
         for (direction, evolution, pods) in evolutions {
             if goals.get(&(direction, evolution.parts.clone())) == Some(&1) {
-                alone.push(evolution);
+                alone.push((evolution, pods));
             } else {
                 flips.extend(pods);
             }
         }
-        (alone, flips)
+        if self.have_room(&policy.namespace, alone.iter().map(|(evolution, _)| evolution)) {
+            return (alone.into_iter().map(|(evolution, _)| evolution).collect(), flips);
+        }
+        flips.extend(alone.into_iter().flat_map(|(_, pods)| pods));
+        (Vec::new(), flips)
     }
 
     /// Parts with this one in place of the policy's own; and that.
@@ -122,7 +127,7 @@ impl Engine {
                 self.gather_growth(evolution.rule_set, new, &mut work, &mut known);
             }
         }
-        self.reallow(transaction, work);
+        self.reallow(transaction, work, evolutions);
     }
 
     /// Takes away what parts that go have allowed.
@@ -137,7 +142,7 @@ impl Engine {
             self.gather_shrinking(evolution.rule_set, gone, &mut work, &mut known);
         }
         let narrowed: Vec<_> = going().map(|(evolution, _)| evolution.rule_set).collect();
-        self.reallow(&mut transaction, work);
+        self.reallow(&mut transaction, work, evolutions);
         if !transaction.changes.is_empty() {
             self.write(&mut transaction, Change::Rejudge(narrowed));
         }
@@ -150,10 +155,13 @@ impl Engine {
     }
 
     /// Writes other contents. A port set of which all users change alike changes itself.
-    fn reallow(&mut self, transaction: &mut Transaction, work: Work) {
+    fn reallow(&mut self, transaction: &mut Transaction, work: Work, evolutions: &[Evolution]) {
+        // All of them are of one policy.
+        let namespace = evolutions.iter().find_map(|one| self.rule_sets.get(one.rule_set)?.namespace().cloned());
+        let Some(namespace) = namespace else { return };
         transaction.known_contents.clear();
         for (key, contents) in work.singles {
-            let entry = self.intern(transaction, &contents);
+            let entry = self.intern(transaction, &contents, &namespace);
             self.set_entry(transaction, key, entry);
         }
         let (mut alike, mut apart) = (Vec::new(), Vec::new());
@@ -171,7 +179,7 @@ impl Engine {
             }
         }
         for (contents, diff, holders) in apart {
-            let entry = self.intern(transaction, &contents);
+            let entry = self.intern(transaction, &contents, &namespace);
             self.hand_out(transaction, entry, &diff, &holders);
         }
         for (base, users, diff, holders) in alike {
@@ -186,7 +194,7 @@ impl Engine {
                 AllowEntry { port_set: base, rule: RuleId::NONE }
             } else {
                 let contents = self.with(base, &diff);
-                self.intern(transaction, &contents)
+                self.intern(transaction, &contents, &namespace)
             };
             self.hand_out(transaction, entry, &diff, &holders);
         }
@@ -236,7 +244,8 @@ impl Engine {
     pub(super) fn endpoint_policy(&self, rule_sets: [RuleSetId; 2]) -> EndpointPolicy {
         let [ingress, egress] =
             rule_sets.map(|id| self.rule_sets.get(id).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy));
-        EndpointPolicy { ingress, egress }
+        let incomplete = rule_sets.into_iter().any(|id| self.rule_sets.is_incomplete(id));
+        EndpointPolicy { ingress, egress, incomplete }
     }
 
     /// Takes away entries that say what holds for anyone.

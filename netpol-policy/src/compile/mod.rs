@@ -20,6 +20,8 @@ mod allow;
 mod atom_set;
 mod atoms;
 mod blocks;
+mod budget;
+mod charges;
 mod classes;
 mod difference;
 mod endpoints;
@@ -27,6 +29,7 @@ mod evolve;
 mod frontends;
 mod identities;
 mod ids;
+mod memory;
 mod parts;
 mod port_sets;
 mod reclassify;
@@ -35,11 +38,13 @@ mod rules;
 mod services;
 mod transaction;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use netpol_common::{Judgement, RuleId, RuleSetId};
 
+pub use budget::{ALLOW_ENTRY, LeftOut};
 pub use ids::{FirstIds, UsedIds};
 pub use rules::RuleName;
 
@@ -86,6 +91,7 @@ pub struct Engine {
     rule_sets: rule_sets::RuleSets,
     port_sets: port_sets::PortSets,
     endpoints: endpoints::Endpoints,
+    budget: budget::Budget,
 }
 
 impl Engine {
@@ -105,7 +111,16 @@ impl Engine {
             rule_sets: rule_sets::RuleSets::new(ids.rule_set),
             port_sets: port_sets::PortSets::new(ids.port_set),
             endpoints: endpoints::Endpoints::default(),
+            budget: budget::Budget::default(),
         }
+    }
+
+    /// Limits the kernel memory that policies may take to about so many bytes; where they need more, blocks and ports are
+    /// left out of those that need most. Call before the first event.
+    #[must_use]
+    pub fn with_policy_memory(mut self, limit: Option<u64>) -> Self {
+        self.budget = budget::Budget::of(limit);
+        self
     }
 
     /// Takes events in, one after the other; see [`Engine::apply`].
@@ -135,7 +150,7 @@ impl Engine {
         for event in events {
             world.apply(event);
         }
-        let mut next = Self::new(self.scope.clone(), ids);
+        let mut next = Self::new(self.scope.clone(), ids).with_policy_memory(self.budget.limit());
         next.apply(Event::OwnAddresses(world.own_addresses.clone()));
         next.apply(Event::Reset(world.into_objects().collect()));
         next.rule_names.inherit(&self.rule_names);
@@ -217,6 +232,18 @@ impl Engine {
     pub fn judge(&self, packet: &Packet) -> Option<Judgement> {
         let own = self.world.pods.get(&packet.pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
         Some(self.tables.judge(self.endpoint(&packet.pod)?, own, packet))
+    }
+
+    /// The policies of which blocks or ports are left out for lack of memory.
+    pub fn left_out(&self) -> BTreeMap<PolicyKey, LeftOut> {
+        let mut left_out: BTreeMap<PolicyKey, LeftOut> =
+            self.budget.cuts().map(|(policy, left_out)| (policy.clone(), left_out)).collect();
+        for rule_set in self.rule_sets.refusals() {
+            for policy in self.rule_sets.policies(rule_set).unwrap_or_default() {
+                left_out.entry(policy.clone()).or_default().entries += 1;
+            }
+        }
+        left_out
     }
 
     /// The pod behind an interface with this address.

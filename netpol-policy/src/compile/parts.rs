@@ -33,6 +33,8 @@ pub(super) struct Part {
     pub(super) deciding: Vec<(AtomId, usize)>,
     /// The rules that are about anyone.
     pub(super) open: Vec<usize>,
+    /// Whether blocks or ports are left out for lack of memory.
+    pub(super) incomplete: bool,
     users: usize,
 }
 
@@ -169,13 +171,13 @@ impl Parts {
         part.map(|(_, id)| *id).ok_or(numbers)
     }
 
-    /// Adds a part, without users. `atom` interns atoms.
+    /// Adds a part, without users: its rules, and whether some of what they say is left out. `atom` interns atoms.
     pub(super) fn add(
         &mut self,
         policy: &Policy,
         direction: Direction,
         numbers: Vec<Vec<u16>>,
-        rules: Vec<ResolvedRule>,
+        (rules, incomplete): (Vec<ResolvedRule>, bool),
         mut atom: impl FnMut(Atom) -> AtomId,
     ) -> PartId {
         let rules: Vec<_> = rules.into_iter().map(|rule| compile(rule, &mut atom)).collect();
@@ -197,7 +199,8 @@ impl Parts {
         let id = PartId(self.next);
         self.next += 1;
         let policy_key = policy.key.clone();
-        self.entries.insert(id, Part { policy: policy_key.clone(), direction, rules, deciding, open, users: 0 });
+        self.entries
+            .insert(id, Part { policy: policy_key.clone(), direction, rules, deciding, open, incomplete, users: 0 });
         let current = &mut self.current.entry(policy_key).or_default()[index(direction)];
         if current.parts.is_empty() {
             current.names = names(policy, direction).into();

@@ -6,7 +6,9 @@ use std::hash::{BuildHasher, RandomState};
 use netpol_common::{AllowEntry, PortEntry, PortKey, PortSetId, RuleId, port_verdict};
 
 use super::allow::{Contents, PortPrefix, Ports};
+use super::charges::Charges;
 use super::ids::Counter;
+use crate::model::NamespaceName;
 use crate::tables::Change;
 
 /// The port sets in use.
@@ -15,6 +17,8 @@ pub(super) struct PortSets {
     /// By the sum of the hashes of their entries, which changes with each of them.
     by_hash: HashMap<u64, Vec<PortSetId>>,
     entries: BTreeMap<PortSetId, PortSet>,
+    /// Entries by the namespace whose rules came first.
+    charges: Charges,
     counter: Counter,
     hasher: RandomState,
 }
@@ -24,6 +28,7 @@ struct PortSet {
     ports: Ports,
     hash: u64,
     users: usize,
+    owner: NamespaceName,
     /// The endpoint of a pod that is gone may have it.
     frozen: bool,
 }
@@ -55,6 +60,7 @@ impl PortSets {
         Self {
             by_hash: HashMap::new(),
             entries: BTreeMap::new(),
+            charges: Charges::default(),
             counter: Counter::starting_at(first.0),
             hasher: RandomState::new(),
         }
@@ -75,6 +81,11 @@ impl PortSets {
         self.entries.get(&id).map_or(0, |set| set.users)
     }
 
+    /// Whether a set is still in use.
+    pub(super) fn is_there(&self, id: PortSetId) -> bool {
+        [PortSetId::NONE, PortSetId::ALL].contains(&id) || self.entries.contains_key(&id)
+    }
+
     /// A user more, if the set is still there; those that are of no one need none.
     pub(super) fn add_user(&mut self, id: PortSetId) -> bool {
         if [PortSetId::NONE, PortSetId::ALL].contains(&id) {
@@ -84,8 +95,23 @@ impl PortSets {
         set.map(|set| set.users += 1).is_some()
     }
 
+    /// Entries of namespaces.
+    pub(super) fn charges(&self) -> &Charges {
+        &self.charges
+    }
+
+    /// How many entries it takes to acquire the set of these ports.
+    pub(super) fn missing(&self, contents: &Contents) -> u64 {
+        match contents {
+            Contents::Of(ports) if self.find(self.hash_of(ports), |known| known == ports).is_none() => {
+                ports.len() as u64
+            }
+            Contents::Of(_) | Contents::All(_) => 0,
+        }
+    }
+
     /// The set of these ports, with a user more; and the writes it takes, if it is new.
-    pub(super) fn acquire(&mut self, contents: &Contents) -> (AllowEntry, Vec<Change>) {
+    pub(super) fn acquire(&mut self, contents: &Contents, owner: &NamespaceName) -> (AllowEntry, Vec<Change>) {
         let ports = match contents {
             Contents::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
             Contents::Of(ports) => ports,
@@ -94,14 +120,15 @@ impl PortSets {
         if ports.is_empty() {
             return (entry(PortSetId::NONE), Vec::new());
         }
-        let hash = ports.iter().fold(0_u64, |sum, one| sum.wrapping_add(self.hash(one)));
+        let hash = self.hash_of(ports);
         if let Some(id) = self.find(hash, |known| known == ports) {
             self.add_user(id);
             return (entry(id), Vec::new());
         }
         let id = PortSetId(self.counter.next());
         self.by_hash.entry(hash).or_default().push(id);
-        self.entries.insert(id, PortSet { ports: ports.clone(), hash, users: 1, frozen: false });
+        self.entries.insert(id, PortSet { ports: ports.clone(), hash, users: 1, owner: owner.clone(), frozen: false });
+        self.charges.add(owner, ports.len() as u64);
         (entry(id), ports.iter().map(|(prefix, rule)| put(id, *prefix, *rule)).collect())
     }
 
@@ -137,7 +164,9 @@ impl PortSets {
         self.forget_hash(id);
         let set = self.entries.get_mut(&id)?;
         set.hash = hash;
+        self.charges.subtract(&set.owner, set.ports.len() as u64);
         diff.apply(&mut set.ports);
+        self.charges.add(&set.owner, set.ports.len() as u64);
         self.by_hash.entry(hash).or_default().push(id);
         let puts = diff.put.iter().map(|(prefix, rule)| put(id, *prefix, *rule));
         Some(puts.chain(diff.delete.iter().map(|prefix| delete(id, *prefix))).collect())
@@ -158,8 +187,13 @@ impl PortSets {
             return Vec::new();
         }
         self.forget_hash(id);
-        let ports = self.entries.remove(&id).map(|set| set.ports).unwrap_or_default();
+        let Some(PortSet { ports, owner, .. }) = self.entries.remove(&id) else { return Vec::new() };
+        self.charges.subtract(&owner, ports.len() as u64);
         ports.keys().map(|prefix| delete(id, *prefix)).collect()
+    }
+
+    fn hash_of(&self, ports: &Ports) -> u64 {
+        ports.iter().fold(0, |sum, one| sum.wrapping_add(self.hash(one)))
     }
 
     fn hash(&self, entry: (&PortPrefix, &RuleId)) -> u64 {

@@ -225,36 +225,64 @@ impl Engine {
         }
     }
 
-    /// Writes what a rule set allows to a class, if that is more than it allows to anyone and not yet written.
-    fn allow(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) {
+    /// Writes what a rule set allows to a class, if that is more than it allows to anyone and not yet written; false where there
+    /// is no room for it.
+    pub(super) fn allow(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) -> bool {
         let key = AllowKey { rule_set, class };
         if self.tables.allow(&key).is_some() {
-            return;
+            return true;
         }
-        let Some(rules) = self.rule_sets.get(rule_set) else { return };
-        let (Contents::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return };
+        self.rule_sets.admit(rule_set, class);
+        let Some(rules) = self.rule_sets.get(rule_set) else { return true };
+        let (Contents::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
-        if matching.is_empty() {
-            return;
-        }
+        let Some(namespace) = rules.namespace().filter(|_| !matching.is_empty()).cloned() else { return true };
+        // An entry for a prefix is part of what its block costs.
+        let entries = u64::from(!self.is_prefix(signature));
         let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
         let known = (matching.len() <= MANY).then(|| {
             let named = if has_names() { signature.ports.iter().copied().collect() } else { Vec::new() };
             (rule_set, matching.clone(), named)
         });
         let found = known.as_ref().and_then(|known| transaction.known_contents.get(known)).copied();
-        let found = found.filter(|entry| entry.is_none_or(|entry| self.port_sets.add_user(entry.port_set)));
+        let is_there = |entry: &AllowEntry| self.port_sets.is_there(entry.port_set);
+        let found = found.filter(|entry| entry.as_ref().is_none_or(is_there));
         let entry = if let Some(found) = found {
+            if found.is_some() && !self.has_room(&namespace, (0, entries)) {
+                self.rule_sets.refuse(rule_set, class);
+                return false;
+            }
+            if let Some(found) = found {
+                self.port_sets.add_user(found.port_set);
+            }
             found
         } else {
             let contents = self.contents(any.clone(), &matching, signature);
             let is_needless = matches!(&contents, Contents::Of(ports) if ports == any);
-            let entry = (!is_needless).then(|| self.intern(transaction, &contents));
+            if !is_needless && !self.has_room(&namespace, (self.port_sets.missing(&contents), entries)) {
+                self.rule_sets.refuse(rule_set, class);
+                return false;
+            }
+            let entry = (!is_needless).then(|| self.intern(transaction, &contents, &namespace));
             transaction.known_contents.extend(known.map(|known| (known, entry)));
             entry
         };
         if let Some(entry) = entry {
+            self.charge(key);
             self.write(transaction, Change::PutAllow(key, entry));
+        }
+        true
+    }
+
+    /// Whether only blocks are in a signature.
+    pub(super) fn is_prefix(&self, signature: &Signature) -> bool {
+        signature.ports.is_empty() && signature.all_atoms().all(|atom| self.atoms.is_block(atom))
+    }
+
+    /// Charges an entry, unless it is part of what a block costs.
+    fn charge(&mut self, AllowKey { rule_set, class }: AllowKey) {
+        if self.classes.signature(class).is_some_and(|signature| !self.is_prefix(signature)) {
+            self.rule_sets.charge(rule_set, class);
         }
     }
 
@@ -263,6 +291,9 @@ impl Engine {
         let before = self.tables.allow(&key);
         if before != Some(entry) {
             self.write(transaction, Change::PutAllow(key, entry));
+        }
+        if before.is_none() {
+            self.charge(key);
         }
         if let Some(before) = before {
             for change in self.port_sets.release(before.port_set) {
@@ -274,6 +305,7 @@ impl Engine {
     /// Takes away what is written for a rule set and a class.
     pub(super) fn disallow(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) {
         let key = AllowKey { rule_set, class };
+        self.rule_sets.discharge(rule_set, class);
         let Some(AllowEntry { port_set, .. }) = self.tables.allow(&key) else { return };
         self.write(transaction, Change::DeleteAllow(key));
         for change in self.port_sets.release(port_set) {

@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use netpol_common::{Direction, DirectionPolicy, PortSetId, RuleSetId};
+use netpol_common::{ClassId, Direction, DirectionPolicy, PortSetId, RuleSetId};
 
 use super::allow::{Contents, PortPrefix};
 use super::atoms::AtomId;
+use super::charges::Charges;
 use super::classes::Signature;
 use super::ids::Counter;
 use super::parts::{PartId, Parts, RuleAt};
 use super::rules::RETIRED;
-use crate::model::PolicyKey;
+use crate::model::{NamespaceName, PolicyKey};
 
 /// How many names of policies are kept for rule sets that are gone.
 const RETIRED_POLICIES: usize = 65_536;
@@ -29,6 +30,10 @@ pub(super) struct RuleSets {
     asking_services: BTreeSet<RuleSetId>,
     /// Those of them that allow some ports to anyone, by the ports.
     by_port_for_anyone: BTreeMap<PortPrefix, BTreeSet<RuleSetId>>,
+    /// Entries of `ALLOW` for classes of pods.
+    charges: Charges,
+    /// Entries for which there is no room.
+    refused: BTreeSet<(RuleSetId, ClassId)>,
     counter: Counter,
     /// Policies of rule sets that are gone, oldest first.
     retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
@@ -48,6 +53,12 @@ pub(super) struct RuleSet {
     users: usize,
     /// A pod with it is gone, and its interface may still be enforced by it: what it allows must not become more.
     frozen: bool,
+    /// How many of its parts leave blocks or ports out for lack of memory.
+    incomplete_parts: usize,
+    /// The classes of pods that an entry is charged for.
+    charged: BTreeSet<ClassId>,
+    /// There was no room for the ports that it allows to anyone.
+    any_refused: bool,
 }
 
 impl RuleSet {
@@ -58,6 +69,11 @@ impl RuleSet {
 
     pub(super) fn parts(&self) -> &Arc<[PartId]> {
         &self.key.1
+    }
+
+    /// The namespace of its policies.
+    pub(super) fn namespace(&self) -> Option<&NamespaceName> {
+        self.policies.first().map(|policy| &policy.namespace)
     }
 
     /// Whether it may change in place where these many pods change alike.
@@ -94,6 +110,8 @@ impl RuleSets {
             by_atom: HashMap::new(),
             asking_services: BTreeSet::new(),
             by_port_for_anyone: BTreeMap::new(),
+            charges: Charges::default(),
+            refused: BTreeSet::new(),
             counter: Counter::starting_at(first.0),
             retired: VecDeque::new(),
             retired_policies: 0,
@@ -135,17 +153,17 @@ impl RuleSets {
         Some(entry.policy)
     }
 
-    /// Adds a rule set, with one user. `any` is what it allows to anyone, interned by `intern`.
+    /// Adds a rule set, with one user. `any` is what it allows to anyone, `any_set` the same as a port set, if there is room for it.
     pub(super) fn add(
         &mut self,
         direction: Direction,
         ids: Arc<[PartId]>,
         parts: &mut Parts,
         any: Contents,
-        any_set: PortSetId,
+        any_set: Option<PortSetId>,
     ) -> DirectionPolicy {
         let id = RuleSetId(self.counter.next());
-        let policy = DirectionPolicy { rule_set: id, any: any_set };
+        let policy = DirectionPolicy { rule_set: id, any: any_set.unwrap_or(PortSetId::NONE) };
         let key = (direction, ids.clone());
         let mut rule_set = RuleSet {
             key: key.clone(),
@@ -155,11 +173,15 @@ impl RuleSets {
             policy,
             users: 1,
             frozen: false,
+            incomplete_parts: 0,
+            charged: BTreeSet::new(),
+            any_refused: any_set.is_none(),
         };
         for part in ids.iter() {
             parts.acquire(*part);
             if let Some(body) = parts.get(*part) {
                 rule_set.policies.push(body.policy.clone());
+                rule_set.incomplete_parts += usize::from(body.incomplete);
                 for (atom, index) in &body.deciding {
                     rule_set.deciding.entry(*atom).or_default().push(RuleAt { part: *part, index: *index });
                 }
@@ -182,7 +204,9 @@ impl RuleSets {
     /// Gives a rule set other parts; [`RuleSets::change`] gives it their rules.
     pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
-        self.ids.remove(&rule_set.key);
+        if self.ids.get(&rule_set.key) == Some(&id) {
+            self.ids.remove(&rule_set.key);
+        }
         rule_set.key.1 = parts;
         self.ids.insert(rule_set.key.clone(), id);
     }
@@ -198,6 +222,7 @@ impl RuleSets {
             PartChange::More(_) => {
                 let place = rule_set.policies.partition_point(|policy| *policy < body.policy);
                 rule_set.policies.insert(place, body.policy.clone());
+                rule_set.incomplete_parts += usize::from(body.incomplete);
                 for (atom, index) in &body.deciding {
                     rule_set.deciding.entry(*atom).or_default().push(RuleAt { part, index: *index });
                     self.by_atom.entry(*atom).or_default().insert(id);
@@ -208,6 +233,7 @@ impl RuleSets {
                 if let Ok(place) = rule_set.policies.binary_search(&body.policy) {
                     rule_set.policies.remove(place);
                 }
+                rule_set.incomplete_parts -= usize::from(body.incomplete);
                 for (atom, _) in &body.deciding {
                     let Some(rules) = rule_set.deciding.get_mut(atom) else { continue };
                     rules.retain(|rule| rule.part != part);
@@ -262,7 +288,14 @@ impl RuleSets {
             return None;
         }
         let rule_set = self.entries.remove(&id)?;
-        self.ids.remove(&rule_set.key);
+        if let Some(namespace) = rule_set.namespace() {
+            self.charges.subtract(namespace, rule_set.charged.len() as u64);
+        }
+        let refused: Vec<_> = self.refused_by(id).collect();
+        for entry in refused {
+            self.refused.remove(&entry);
+        }
+        self.forget_key(&rule_set.key, id);
         self.asking_services.remove(&id);
         for prefix in rule_set.any.prefixes() {
             if let Some(alike) = self.by_port_for_anyone.get_mut(&prefix) {
@@ -281,6 +314,86 @@ impl RuleSets {
 
     pub(super) fn get(&self, id: RuleSetId) -> Option<&RuleSet> {
         self.entries.get(&id)
+    }
+
+    fn forget_key(&mut self, key: &Key, id: RuleSetId) {
+        if self.ids.get(key) == Some(&id) {
+            self.ids.remove(key);
+        }
+    }
+
+    /// Entries of namespaces for classes of pods.
+    pub(super) fn charges(&self) -> &Charges {
+        &self.charges
+    }
+
+    /// Charges an entry for a class of pods.
+    pub(super) fn charge(&mut self, id: RuleSetId, class: ClassId) {
+        let Some(rule_set) = self.entries.get_mut(&id) else { return };
+        if rule_set.charged.insert(class)
+            && let Some(namespace) = rule_set.policies.first().map(|policy| &policy.namespace)
+        {
+            self.charges.add(namespace, 1);
+        }
+    }
+
+    /// The entry for a class is gone, or not needed any more.
+    pub(super) fn discharge(&mut self, id: RuleSetId, class: ClassId) {
+        self.refused.remove(&(id, class));
+        if let Some(rule_set) = self.entries.get_mut(&id)
+            && rule_set.charged.remove(&class)
+            && let Some(namespace) = rule_set.policies.first().map(|policy| &policy.namespace)
+        {
+            self.charges.subtract(namespace, 1);
+        }
+    }
+
+    /// There is no room for an entry.
+    pub(super) fn refuse(&mut self, id: RuleSetId, class: ClassId) {
+        self.refused.insert((id, class));
+    }
+
+    /// There is room for it after all, or no need.
+    pub(super) fn admit(&mut self, id: RuleSetId, class: ClassId) {
+        self.refused.remove(&(id, class));
+    }
+
+    /// The entries for which there is no room.
+    pub(super) fn refused(&self) -> impl Iterator<Item = (RuleSetId, ClassId)> {
+        self.refused.iter().copied()
+    }
+
+    /// The rule set of each entry for which there is no room, what it allows to anyone among them.
+    pub(super) fn refusals(&self) -> impl Iterator<Item = RuleSetId> {
+        let for_anyone = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused).map(|(id, _)| *id);
+        self.refused.iter().map(|(id, _)| *id).chain(for_anyone)
+    }
+
+    fn refused_by(&self, id: RuleSetId) -> impl Iterator<Item = (RuleSetId, ClassId)> {
+        self.refused.range((id, ClassId(0))..=(id, ClassId(u32::MAX))).copied()
+    }
+
+    /// Whether there was no room for some of what it allows.
+    pub(super) fn has_refused(&self, id: RuleSetId) -> bool {
+        self.entries.get(&id).is_some_and(|rule_set| rule_set.any_refused) || self.refused_by(id).next().is_some()
+    }
+
+    /// Those without room for the ports that they allow to anyone.
+    pub(super) fn without_any(&self) -> impl Iterator<Item = (RuleSetId, &RuleSet)> {
+        let refused = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused && rule_set.users > 0);
+        refused.map(|(id, rule_set)| (*id, rule_set))
+    }
+
+    /// Pods with the same rules get another rule set from now on.
+    pub(super) fn replace(&mut self, id: RuleSetId) {
+        if let Some(key) = self.entries.get(&id).map(|rule_set| rule_set.key.clone()) {
+            self.forget_key(&key, id);
+        }
+    }
+
+    /// Whether parts of its policies are left out for lack of memory.
+    pub(super) fn is_incomplete(&self, id: RuleSetId) -> bool {
+        self.entries.get(&id).is_some_and(|rule_set| rule_set.incomplete_parts > 0) || self.has_refused(id)
     }
 
     /// All ids in use.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use netpol_common::{Direction, RuleId};
 
 use super::atoms::{Atom, Namespaces};
+use super::budget::Room;
 use super::ids::Counter;
 use crate::model::{Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
@@ -89,14 +90,21 @@ impl RuleNames {
         }
     }
 
-    /// The rules of a policy in one direction, as they hold for a pod whose named ports are these.
-    pub(super) fn resolve(&mut self, policy: &Policy, direction: Direction, own: &[Vec<u16>]) -> Vec<ResolvedRule> {
+    /// The rules of a policy in one direction, as they hold for a pod whose named ports are these, without the blocks and ports
+    /// that are left out for lack of memory.
+    pub(super) fn resolve(
+        &mut self,
+        policy: &Policy,
+        direction: Direction,
+        own: &[Vec<u16>],
+        room: &mut Room,
+    ) -> Vec<ResolvedRule> {
         let names = names(policy, direction);
         let rules = rules(policy, direction).unwrap_or_default().iter().enumerate();
         let resolve = |(index, rule): (usize, &Rule)| ResolvedRule {
             id: self.id(RuleName { policy: policy.key.clone(), direction, index }),
-            peers: peers(&rule.peers, policy),
-            ports: ports(&rule.ports, direction, &names, own),
+            peers: peers(&rule.peers, policy, room),
+            ports: ports(&rule.ports, direction, &names, own, room),
         };
         rules.map(resolve).collect()
     }
@@ -154,27 +162,37 @@ pub(super) fn rules(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
     }
 }
 
-fn peers(peers: &Peers, policy: &Policy) -> Option<Vec<Atom>> {
+fn peers(peers: &Peers, policy: &Policy, room: &mut Room) -> Option<Vec<Atom>> {
     let Peers::Of(peers) = peers else { return None };
     let atom = |peer: &Peer| match peer {
-        Peer::Pods { namespaces, pods } => Atom::Pods {
+        Peer::Pods { namespaces, pods } => Some(Atom::Pods {
             namespaces: match namespaces {
                 None => Namespaces::Own(policy.key.namespace.clone()),
                 Some(selector) => Namespaces::Selected(selector.clone()),
             },
             pods: pods.clone(),
-        },
-        Peer::Block(block) => Atom::Block(block.clone()),
+        }),
+        // With all its excepts, or not at all: a missing except would allow what the policy does not.
+        Peer::Block(block) => room.admits().then(|| Atom::Block(block.clone())),
     };
-    Some(peers.iter().map(atom).collect())
+    Some(peers.iter().filter_map(atom).collect())
 }
 
 /// A named port is the destination's: for ingress the pod's own, for egress the peer's.
-fn ports(ports: &Ports, direction: Direction, names: &[(Arc<str>, Protocol)], own: &[Vec<u16>]) -> ResolvedPorts {
+fn ports(
+    ports: &Ports,
+    direction: Direction,
+    names: &[(Arc<str>, Protocol)],
+    own: &[Vec<u16>],
+    room: &mut Room,
+) -> ResolvedPorts {
     let Ports::Of(items) = ports else { return ResolvedPorts::All };
     let mut ranges = Vec::new();
     let mut named = Vec::new();
     for item in items {
+        if !room.admits() {
+            continue;
+        }
         match (&item.port, direction) {
             (PortRange::All, _) => ranges.push((item.protocol, None)),
             (PortRange::Range(first, last), _) => ranges.push((item.protocol, Some((*first, *last)))),

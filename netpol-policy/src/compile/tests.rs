@@ -10,7 +10,8 @@ use crate::manifest;
 
 /// An engine for pods of `node-1`.
 fn engine(yaml: &str) -> Engine {
-    let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
+    let mut engine =
+        Engine::new(NodeScope::Node("node-1".into()), FirstIds::default()).with_policy_memory(Some(64 << 20));
     engine.apply(Event::Reset(objects(yaml)));
     engine
 }

@@ -57,6 +57,7 @@ impl Engine {
         let mut transaction = Transaction::default();
         let (mut claims, host_ports, was_here) = (claimed(self), hosted(self), here(self));
         self.world.apply(event);
+        self.budget.note_pod(key, here(self));
         claims.extend(claimed(self));
         for address in claims {
             if self.identities.assign(address, &self.atoms, &self.world) {
@@ -81,6 +82,7 @@ impl Engine {
     pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
         let old = self.world.policies.get(key).cloned();
         self.world.apply(event);
+        self.budget.note_policy(key, self.world.policies.get(key));
         let new = self.world.policies.get(key).cloned();
         for direction in Direction::BOTH {
             let before = old.as_ref().and_then(|policy| rules(policy, direction));
@@ -95,10 +97,21 @@ impl Engine {
         let pods = self.endpoints.of_namespace(&key.namespace);
         let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();
         let mut transaction = Transaction { renaming: true, ..Transaction::default() };
-        let (evolutions, pods) = self.evolutions(&mut transaction, key, pods);
+        let (balanced, others) = self.balance();
+        let (evolutions, pods) = if balanced {
+            // Parts of other policies change, too.
+            (Vec::new(), &pods | &others)
+        } else {
+            self.evolutions(&mut transaction, key, pods)
+        };
         transaction.evolving.clone_from(&evolutions);
         let mut changes = self.commit(transaction, pods);
-        changes.extend(self.shrink(&evolutions));
+        if !evolutions.is_empty() {
+            changes.extend(self.shrink(&evolutions));
+            let mut transaction = Transaction::default();
+            self.settle_memory(&mut transaction);
+            changes.append(&mut transaction.changes);
+        }
         if let Some(old) = old {
             self.rule_names.retire(&old, new.as_ref());
         }
@@ -116,7 +129,8 @@ impl Engine {
         self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
     }
 
-    pub(super) fn commit(&mut self, mut transaction: Transaction, pods: BTreeSet<PodKey>) -> Vec<Change> {
+    pub(super) fn commit(&mut self, mut transaction: Transaction, mut pods: BTreeSet<PodKey>) -> Vec<Change> {
+        pods.append(&mut self.balance().1);
         let evolving = std::mem::take(&mut transaction.evolving);
         self.begin_evolutions(&evolving);
         transaction.growing = evolving.iter().map(|evolution| evolution.rule_set).collect();
@@ -143,6 +157,9 @@ impl Engine {
         self.retire_frontend_classes(&mut transaction);
         self.retire_classes(&mut transaction);
         self.forget(&mut transaction, &dead);
+        if evolving.is_empty() {
+            self.settle_memory(&mut transaction);
+        }
         transaction.changes
     }
 
@@ -167,7 +184,8 @@ impl Engine {
             let known = self.rule_sets.find(direction, &parts).and_then(|id| self.rule_sets.acquire(id));
             known.unwrap_or_else(|| self.add_rule_set(transaction, direction, parts))
         });
-        (key, Some(EndpointPolicy { ingress, egress }))
+        // Whether it is incomplete is known once it is compiled.
+        (key, Some(EndpointPolicy { ingress, egress, incomplete: false }))
     }
 
     /// The parts of the policies that isolate a pod in a direction.
@@ -195,7 +213,7 @@ impl Engine {
         direction: Direction,
         pod: &PodKey,
     ) -> Option<PartId> {
-        let Self { world, parts, rule_names, atoms, .. } = self;
+        let Self { world, parts, rule_names, atoms, budget, .. } = self;
         let (policy, pod) = world.policies.get(policy).zip(world.pods.get(pod))?;
         if !policy.pods.isolates(&pod.labels) || rules(policy, direction).is_none() {
             return None;
@@ -204,9 +222,10 @@ impl Engine {
             Ok(part) => return Some(part),
             Err(numbers) => numbers,
         };
-        let resolved = rule_names.resolve(policy, direction, &numbers);
+        let mut room = budget.room(&policy.key, direction);
+        let resolved = rule_names.resolve(policy, direction, &numbers, &mut room);
         let mut new_atoms = Vec::new();
-        let part = parts.add(policy, direction, numbers, resolved, |atom| {
+        let part = parts.add(policy, direction, numbers, (resolved, room.is_exceeded()), |atom| {
             let (id, new) = atoms.acquire(atom.clone());
             if new {
                 new_atoms.push((id, atom));
@@ -226,7 +245,9 @@ impl Engine {
         parts: Arc<[PartId]>,
     ) -> DirectionPolicy {
         let any = self.for_anyone(&parts);
-        let any_set = self.intern(transaction, &any).port_set;
+        let namespace = parts.first().and_then(|part| self.parts.get(*part)).map(|part| part.policy.namespace.clone());
+        let namespace = namespace.filter(|namespace| self.has_room(namespace, (self.port_sets.missing(&any), 0)));
+        let any_set = namespace.map(|namespace| self.intern(transaction, &any, &namespace).port_set);
         let policy = self.rule_sets.add(direction, parts, &mut self.parts, any, any_set);
         transaction.new_rule_sets.insert(policy.rule_set);
         policy
@@ -241,8 +262,13 @@ impl Engine {
     }
 
     /// The port set with these contents, with a user more.
-    pub(super) fn intern(&mut self, transaction: &mut Transaction, contents: &Contents) -> AllowEntry {
-        let (entry, ports) = self.port_sets.acquire(contents);
+    pub(super) fn intern(
+        &mut self,
+        transaction: &mut Transaction,
+        contents: &Contents,
+        owner: &NamespaceName,
+    ) -> AllowEntry {
+        let (entry, ports) = self.port_sets.acquire(contents, owner);
         for change in ports {
             self.write(transaction, change);
         }

@@ -19,6 +19,8 @@ pub struct EndpointPolicy {
     pub ingress: DirectionPolicy,
     /// What the pod may reach.
     pub egress: DirectionPolicy,
+    /// Whether parts of its policies are left out for lack of memory: less is allowed than they say.
+    pub incomplete: bool,
 }
 
 /// One write. A list of them is applied in order: what is new comes first, endpoints flip to it, what is unused goes

@@ -83,8 +83,13 @@ impl Node {
         let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);
         let watch = Rc::new(RefCell::new(Watch::new(Rc::clone(&runner))));
         let dataplane = Watched::new(kernel, Rc::clone(&watch));
-        let options =
-            Options { node: NODE.into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false };
+        let options = Options {
+            node: NODE.into(),
+            unknown_pods: UnknownPods::Allow,
+            source_guard: true,
+            tunnels_to_node: false,
+            policy_memory: None,
+        };
         let reconciler = Reconciler::start(dataplane, options, &Snapshot::default(), Vec::new(), Survey::default())?;
         let (interfaces, own) = (BTreeMap::new(), Vec::new());
         Ok(Self { reconciler, runner, watch, interfaces, own, round: 0, _pins: pins })

@@ -60,17 +60,17 @@ maps! {
     /// Pod and own-node IPv6 addresses.
     AddressesV6 = "ADDRESSES_V6", 65_536, addresses_v6, "--max-addresses-v6";
     /// IPv4 blocks.
-    PrefixesV4 = "PREFIXES_V4", 65_536, prefixes_v4, "--max-prefixes";
+    PrefixesV4 = "PREFIXES_V4", 16_777_216, prefixes_v4, "--max-prefixes";
     /// IPv6 blocks.
-    PrefixesV6 = "PREFIXES_V6", 65_536, prefixes_v6, "--max-prefixes";
+    PrefixesV6 = "PREFIXES_V6", 16_777_216, prefixes_v6, "--max-prefixes";
     /// Ports of Services at IPv4 addresses.
     ServicesV4 = "SERVICES_V4", 65_536, services_v4, "--max-services-v4";
     /// Ports of Services at IPv6 addresses.
     ServicesV6 = "SERVICES_V6", 32_768, services_v6, "--max-services-v6";
     /// What rule sets allow to classes.
-    Allow = "ALLOW", 262_144, allow, "--max-allow";
+    Allow = "ALLOW", 524_288, allow, "--max-allow";
     /// Ports of port sets.
-    Ports = "PORTS", 262_144, ports, "--max-ports";
+    Ports = "PORTS", 16_777_216, ports, "--max-ports";
     /// IPv4 flows of endpoints that have no table of their own yet.
     FlowsV4 = "FLOWS_V4", 8192, flows_v4, "--max-flows-v4";
     /// IPv6 flows of endpoints that have no table of their own yet.

@@ -9,7 +9,7 @@ use aya_ebpf::macros::btf_map;
 use netpol_common::{AllowEntry, AllowKey};
 
 #[btf_map]
-static ALLOW: HashMap<AllowKey, AllowEntry, 262_144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static ALLOW: HashMap<AllowKey, AllowEntry, 524_288, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// What the rule set allows to the class.
 #[inline(always)]

@@ -1,0 +1,66 @@
+//! Amounts of memory on the command line.
+
+use std::fmt;
+use std::str::FromStr;
+
+use netpol_policy::compile::ALLOW_ENTRY;
+
+/// Units, as Kubernetes writes them.
+const UNITS: [(&str, u32); 3] = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
+
+/// Kernel memory for policies, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PolicyMemory(pub(super) u64);
+
+impl PolicyMemory {
+    /// Room in `ALLOW` for everything that the memory has room for. The other maps of policies are tries, whose size costs
+    /// nothing until it is used; a hash has 16 bytes for each entry from the start.
+    pub(super) fn allow_entries(self) -> u32 {
+        u32::try_from(self.0 / ALLOW_ENTRY).unwrap_or(u32::MAX).min(1 << 26)
+    }
+}
+
+impl Default for PolicyMemory {
+    fn default() -> Self {
+        Self(64 << 20)
+    }
+}
+
+impl FromStr for PolicyMemory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, shift) =
+            UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((text, 0));
+        let wrong = || format!("{text:?} is not an amount of memory; write 67108864, 65536Ki or 64Mi");
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for PolicyMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact = |(_, shift): &&(&str, u32)| self.0 > 0 && self.0.trailing_zeros() >= *shift;
+        match UNITS.iter().find(exact) {
+            Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_read_as_kubernetes_writes_them() {
+        for (text, bytes) in [("0", 0), ("1000", 1000), ("64Ki", 64 << 10), ("64Mi", 64 << 20), ("3Gi", 3 << 30)] {
+            let memory: PolicyMemory = text.parse().expect("an amount");
+            assert_eq!((memory, memory.to_string()), (PolicyMemory(bytes), text.to_owned()));
+        }
+        for text in ["", "Mi", "-1", "64MB", "1.5Gi", "99999999999Gi"] {
+            assert!(text.parse::<PolicyMemory>().is_err(), "{text}");
+        }
+        assert_eq!(PolicyMemory::default().allow_entries(), crate::dataplane::Capacities::default().allow);
+    }
+}

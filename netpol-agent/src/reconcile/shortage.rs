@@ -1,0 +1,83 @@
+//! Policies that are enforced in part, as all policies together exceed the memory for them: logged when that changes, and kept
+//! for status and metrics.
+
+use std::collections::BTreeMap;
+
+use netpol_policy::compile::LeftOut;
+use netpol_policy::model::PolicyKey;
+
+use super::Reconciler;
+use crate::dataplane::Dataplane;
+
+/// Policies that are logged one by one when a batch of changes affects them; the rest is a number.
+const LOGGED: usize = 10;
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shortage {
+    policies: BTreeMap<PolicyKey, LeftOut>,
+}
+
+impl Shortage {
+    /// Logs what changed.
+    pub(super) fn review(&mut self, now: BTreeMap<PolicyKey, LeftOut>) {
+        let mut lines = 0;
+        for (policy, left_out) in &now {
+            if self.policies.get(policy) == Some(left_out) {
+                continue;
+            }
+            lines += 1;
+            if lines <= LOGGED {
+                let LeftOut { blocks, ports, total, entries } = left_out;
+                tracing::error!(%policy, blocks, ports, total, entries,
+                    "policies exceed --max-policy-memory: so many of its ipBlocks, ports and map entries are not enforced and allow nothing");
+            }
+        }
+        if lines > LOGGED {
+            let policies = lines - LOGGED;
+            tracing::error!(policies, "more policies that are enforced in part; `netpol-agent status` lists them");
+        }
+        for policy in self.policies.keys().filter(|policy| !now.contains_key(*policy)).take(LOGGED) {
+            tracing::info!(%policy, "the policy is enforced in full again");
+        }
+        self.policies = now;
+    }
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// The policies that are enforced in part.
+    pub fn left_out(&self) -> &BTreeMap<PolicyKey, LeftOut> {
+        &self.shortage.policies
+    }
+
+    /// The same, for the API.
+    pub fn left_out_for_status(&self) -> Vec<netpol_api::LeftOut> {
+        let convert = |(policy, left_out): (&PolicyKey, &LeftOut)| netpol_api::LeftOut {
+            policy: policy.to_string(),
+            blocks: left_out.blocks,
+            ports: left_out.ports,
+            total: left_out.total,
+            entries: left_out.entries,
+        };
+        self.left_out().iter().map(convert).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_left_out_now_is_kept() {
+        let policy = |name: &str| PolicyKey::new("shop", name);
+        let left_out = LeftOut { blocks: 3, ports: 0, total: 9, entries: 0 };
+        let mut shortage = Shortage::default();
+        let many: Vec<_> = (0..30).map(|index| policy(&format!("p{index}"))).collect();
+        shortage.review(many.iter().map(|policy| (policy.clone(), left_out)).collect());
+        assert_eq!(shortage.policies.len(), 30);
+        shortage.review(BTreeMap::from([(policy("p1"), left_out)]));
+        assert_eq!(shortage.policies, BTreeMap::from([(policy("p1"), left_out)]));
+        shortage.review(BTreeMap::new());
+        assert_eq!(shortage, Shortage::default());
+    }
+}

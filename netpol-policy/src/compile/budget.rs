@@ -1,0 +1,482 @@
+//! Memory for policies: what each policy costs in the maps, and which parts are left out where all of them cost too much.
+//!
+//! Costs follow from the objects alone, before anything is written, so that the same objects always have the same result.
+//! Where the sum is above the limit, namespaces share it max-min fairly: none that costs less than an equal share is
+//! affected, and the others get the same amount each. Within a namespace, policies share in the same way. A policy that
+//! costs more than it gets is cut: its blocks and ports count in order, up to its share. A block is left out with all its
+//! excepts, so that what remains is part of what the policy allows, never more.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{Hash, Hasher};
+
+use ipnet::IpNet;
+use netpol_common::Direction;
+
+use super::allow::prefix_count;
+use super::charges::Charges;
+use super::rules::rules;
+use crate::model::{IpBlock, NamespaceName, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, Ports, Rule};
+use crate::world::World;
+
+/// Bytes of kernel memory that an entry of `PREFIXES_*` or `PORTS` takes: its node of the trie and, at worst, one that only
+/// branches. Measured: see docs/capacity.md.
+const TRIE_ENTRY: u64 = 128;
+/// Bytes that an entry of `ALLOW` takes, its share of the bucket array included.
+pub const ALLOW_ENTRY: u64 = 128;
+/// Significant bits of a share: it changes in steps of an eighth at most, else each change anywhere would move every cut a
+/// little, and each move compiles the policy again.
+const SHARE_BITS: u32 = 4;
+
+/// What is left out of a policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// `ipBlock` peers that match nothing.
+    pub blocks: usize,
+    /// Items of `ports` that match nothing.
+    pub ports: usize,
+    /// All `ipBlock` peers and items of `ports` that the policy has.
+    pub total: usize,
+    /// Entries of `ALLOW`, with their ports, that are missing for its rules and those of policies that select the same pods.
+    pub entries: usize,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Budget {
+    /// Bytes; `None`: no limit.
+    limit: Option<u64>,
+    /// The pods in scope.
+    pods: BTreeMap<NamespaceName, BTreeSet<PodKey>>,
+    /// What each policy has, by direction.
+    sizes: BTreeMap<PolicyKey, [Size; 2]>,
+    /// Prefixes and ports of a namespace's policies.
+    sums: BTreeMap<NamespaceName, (u64, u64)>,
+    /// Where the limit may be exceeded: the policies in use of each namespace.
+    demands: BTreeMap<NamespaceName, Demand>,
+    /// Namespaces with a policy or a pod that changed.
+    changed: BTreeSet<NamespaceName>,
+    cuts: BTreeMap<PolicyKey, Cut>,
+}
+
+/// What a policy has in one direction.
+#[derive(Clone, Debug, Default)]
+struct Size {
+    /// Prefixes of its blocks, by family and length.
+    prefixes: BTreeMap<(bool, u8), u64>,
+    /// Prefixes that its port ranges make up.
+    ports: u64,
+}
+
+/// The policies of a namespace that isolate pods in scope.
+#[derive(Clone, Debug, Default)]
+struct Demand {
+    /// How many rule sets have it, by direction.
+    policies: Vec<(PolicyKey, [u64; 2])>,
+    /// The widest block of each rule set: an address inside it has a class of its own there, whatever block it is in too.
+    widest: Vec<[Option<u8>; 2]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    /// How many blocks and ports count, by direction.
+    items: [usize; 2],
+    left_out: LeftOut,
+}
+
+/// The blocks and ports of one policy in one direction that still fit.
+#[derive(Debug)]
+pub(super) struct Room {
+    left: usize,
+    exceeded: bool,
+}
+
+impl Room {
+    /// Takes the next block or port; whether it fits.
+    pub(super) fn admits(&mut self) -> bool {
+        let fits = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        self.exceeded |= !fits;
+        fits
+    }
+
+    /// Whether some did not fit.
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.exceeded
+    }
+}
+
+impl Budget {
+    pub(super) fn of(limit: Option<u64>) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
+    pub(super) fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// A pod is in scope, or not any more.
+    pub(super) fn note_pod(&mut self, key: &PodKey, in_scope: bool) {
+        if self.limit.is_none() {
+            return;
+        }
+        let pods = self.pods.entry(key.namespace.clone()).or_default();
+        let was_in_scope = if in_scope { !pods.insert(key.clone()) } else { pods.remove(key) };
+        if pods.is_empty() {
+            self.pods.remove(&key.namespace);
+        }
+        if in_scope || was_in_scope {
+            self.changed.insert(key.namespace.clone());
+        }
+    }
+
+    /// A policy is new, changed or gone.
+    pub(super) fn note_policy(&mut self, key: &PolicyKey, policy: Option<&Policy>) {
+        if self.limit.is_none() {
+            return;
+        }
+        let sum = |sizes: &[Size; 2]| {
+            let prefixes = sizes.iter().flat_map(|size| size.prefixes.values()).sum::<u64>();
+            (prefixes, sizes[0].ports + sizes[1].ports)
+        };
+        let after = policy.map(|policy| Direction::BOTH.map(|direction| Size::of(rules(policy, direction))));
+        let (prefixes, ports) = after.as_ref().map(sum).unwrap_or_default();
+        let before = match after {
+            Some(sizes) => self.sizes.insert(key.clone(), sizes),
+            None => self.sizes.remove(key),
+        };
+        let (old_prefixes, old_ports) = before.as_ref().map(sum).unwrap_or_default();
+        let sums = self.sums.entry(key.namespace.clone()).or_default();
+        *sums = (sums.0 + prefixes - old_prefixes, sums.1 + ports - old_ports);
+        self.changed.insert(key.namespace.clone());
+    }
+
+    /// Whether a namespace may have so many more bytes for what is known only once it is compiled: how many port sets and how
+    /// many entries for pods' classes rules come to. Half of the limit is for that: the first half of it for whoever needs it
+    /// first, the rest in equal parts for each namespace with pods in scope, so that it has its part whatever others took.
+    pub(super) fn has_room(
+        &self,
+        namespace: &NamespaceName,
+        (ports, allow): (&Charges, &Charges),
+        (new_ports, new_allow): (u64, u64),
+    ) -> bool {
+        let Some(limit) = self.limit else { return true };
+        let quarter = limit / 4;
+        let bytes = |ports: u64, allow: u64| ports * TRIE_ENTRY + allow * ALLOW_ENTRY;
+        let guaranteed = quarter / (self.pods.len() as u64).max(1);
+        bytes(ports.total() + new_ports, allow.total() + new_allow) <= quarter
+            || bytes(ports.of(namespace) + new_ports, allow.of(namespace) + new_allow) <= guaranteed
+    }
+
+    /// What of a policy counts in one direction.
+    pub(super) fn room(&self, policy: &PolicyKey, direction: Direction) -> Room {
+        let left = self.cuts.get(policy).map_or(usize::MAX, |cut| cut.items[direction as usize]);
+        Room { left, exceeded: false }
+    }
+
+    /// The policies that are cut.
+    pub(super) fn cuts(&self) -> impl Iterator<Item = (&PolicyKey, LeftOut)> {
+        self.cuts.iter().map(|(policy, cut)| (policy, cut.left_out))
+    }
+
+    /// Shares the limit after a change; the policies whose cut is another one from now on.
+    pub(super) fn balance(&mut self, world: &World) -> Vec<PolicyKey> {
+        let changed = std::mem::take(&mut self.changed);
+        // The other half is for what is known only once it is compiled.
+        let Some(limit) = self.limit.filter(|_| !changed.is_empty()).map(|limit| limit / 2) else { return Vec::new() };
+        let cuts = if self.bound() <= limit {
+            self.demands.clear();
+            BTreeMap::new()
+        } else {
+            let all = if self.demands.is_empty() { self.pods.keys().cloned().collect() } else { changed };
+            for namespace in all {
+                match self.pods.get(&namespace) {
+                    Some(pods) => {
+                        let demand = self.demand(world, &namespace, pods);
+                        self.demands.insert(namespace, demand);
+                    }
+                    None => drop(self.demands.remove(&namespace)),
+                }
+            }
+            self.share(world, limit)
+        };
+        let before = std::mem::replace(&mut self.cuts, cuts);
+        let differs = |policy: &PolicyKey| before.get(policy) != self.cuts.get(policy);
+        let keys: BTreeSet<&PolicyKey> = before.keys().chain(self.cuts.keys()).collect();
+        keys.into_iter().filter(|policy| differs(policy)).cloned().collect()
+    }
+
+    /// What all policies cost at most: every pod with rule sets of its own that have an entry for each prefix.
+    fn bound(&self) -> u64 {
+        let pods: u64 = self.pods.values().map(|pods| pods.len() as u64).sum();
+        let cost = |(namespace, own): (&NamespaceName, &BTreeSet<PodKey>)| {
+            let (prefixes, ports) = self.sums.get(namespace).copied().unwrap_or_default();
+            let prefixes = prefixes.saturating_mul(TRIE_ENTRY + ALLOW_ENTRY * 2 * pods);
+            prefixes.saturating_add(ports.saturating_mul(TRIE_ENTRY * 2 * own.len() as u64))
+        };
+        self.pods.iter().map(cost).fold(0, u64::saturating_add)
+    }
+
+    /// Which rule sets the pods of a namespace will have: two pods that the same policies select share theirs.
+    fn demand(&self, world: &World, namespace: &NamespaceName, pods: &BTreeSet<PodKey>) -> Demand {
+        let pods: Vec<&Pod> = pods.iter().filter_map(|key| world.pods.get(key)).collect();
+        // Named ports of ingress are resolved on the pod.
+        let mut rule_sets: Vec<_> = pods.iter().map(|pod| [(hash(&pod.ports), [None; 2]), (0, [None; 2])]).collect();
+        let mut selecting = Vec::new();
+        for policy in policies_of(world, namespace) {
+            let selected: Vec<usize> =
+                (0..pods.len()).filter(|index| policy.pods.isolates(&pods[*index].labels)).collect();
+            let Some(sizes) = self.sizes.get(&policy.key).filter(|_| !selected.is_empty()) else { continue };
+            let name = hash(&policy.key);
+            for direction in Direction::BOTH.into_iter().filter(|direction| rules(policy, *direction).is_some()) {
+                for index in &selected {
+                    let (known_by, widest) = &mut rule_sets[*index][direction as usize];
+                    *known_by = known_by.wrapping_mul(31).wrapping_add(name);
+                    for (ipv6, length) in sizes[direction as usize].prefixes.keys() {
+                        let widest = &mut widest[usize::from(*ipv6)];
+                        *widest = Some(widest.unwrap_or(u8::MAX).min(*length));
+                    }
+                }
+            }
+            selecting.push((policy, selected));
+        }
+        let count = |policy: &Policy, selected: &[usize], direction: Direction| {
+            let distinct = |index: &usize| rule_sets[*index][direction as usize].0;
+            let isolates = rules(policy, direction).is_some();
+            if isolates { selected.iter().map(distinct).collect::<HashSet<u64>>().len() as u64 } else { 0 }
+        };
+        let policies = selecting
+            .iter()
+            .map(|(policy, selected)| {
+                (policy.key.clone(), Direction::BOTH.map(|direction| count(policy, selected, direction)))
+            })
+            .collect();
+        let distinct: BTreeMap<_, _> = Direction::BOTH
+            .into_iter()
+            .flat_map(|direction| {
+                rule_sets
+                    .iter()
+                    .map(move |sets| ((direction as usize, sets[direction as usize].0), sets[direction as usize].1))
+            })
+            .collect();
+        Demand { policies, widest: distinct.into_values().filter(|widest| *widest != [None; 2]).collect() }
+    }
+
+    /// Shares the limit; the policies that cost more than they get.
+    fn share(&self, world: &World, limit: u64) -> BTreeMap<PolicyKey, Cut> {
+        let all = Wide::of(self.demands.values().flat_map(|demand| &demand.widest));
+        let prices: BTreeMap<&NamespaceName, Price<'_>> = self
+            .demands
+            .iter()
+            .map(|(namespace, demand)| (namespace, Price { all: &all, own: Wide::of(&demand.widest) }))
+            .collect();
+        let mut costs: BTreeMap<&NamespaceName, BTreeMap<&PolicyKey, u64>> = BTreeMap::new();
+        for (namespace, demand) in &self.demands {
+            let cost = |(policy, rule_sets): &(PolicyKey, [u64; 2])| {
+                let sizes = self.sizes.get(policy).into_iter().flatten().zip(rule_sets);
+                sizes.map(|(size, rule_sets)| prices[namespace].of_size(size, *rule_sets)).fold(0, u64::saturating_add)
+            };
+            let of_policies = demand.policies.iter().map(|policy| (&policy.0, cost(policy))).collect();
+            costs.insert(namespace, of_policies);
+        }
+        let total = |costs: &BTreeMap<&PolicyKey, u64>| costs.values().copied().fold(0, u64::saturating_add);
+        let level = rounded(fair_share(costs.values().map(total), limit));
+        let mut cuts = BTreeMap::new();
+        for (namespace, policies) in costs.iter().filter(|(_, policies)| total(policies) > level) {
+            let level = rounded(fair_share(policies.values().copied(), level));
+            for policy in policies.iter().filter(|(_, cost)| **cost > level).map(|(policy, _)| *policy) {
+                let rule_sets = self.demands[*namespace].policies.iter().find(|(key, _)| key == policy);
+                if let (Some(policy), Some((_, rule_sets))) = (world.policies.get(policy), rule_sets) {
+                    cuts.insert(policy.key.clone(), prices[namespace].cut(policy, *rule_sets, level));
+                }
+            }
+        }
+        cuts
+    }
+}
+
+impl Size {
+    fn of(rules: Option<&[Rule]>) -> Self {
+        let mut size = Self::default();
+        for item in rules.unwrap_or_default().iter().flat_map(items) {
+            match item {
+                Item::Block(block) => {
+                    for net in nets(block) {
+                        *size.prefixes.entry(family_and_length(net)).or_default() += 1;
+                    }
+                }
+                Item::Port(port) => size.ports += prefix_count(&port.port),
+            }
+        }
+        size
+    }
+}
+
+/// How many rule sets have a wider block than a prefix of some length, by family.
+struct Wide([Vec<u64>; 2]);
+
+impl Wide {
+    fn of<'a>(rule_sets: impl IntoIterator<Item = &'a [Option<u8>; 2]>) -> Self {
+        let mut wide = [vec![0; 130], vec![0; 130]];
+        for widest in rule_sets {
+            for (wide, length) in wide.iter_mut().zip(widest) {
+                if let Some(length) = length {
+                    wide[usize::from(*length) + 1] += 1;
+                }
+            }
+        }
+        for lengths in &mut wide {
+            for length in 1..lengths.len() {
+                lengths[length] += lengths[length - 1];
+            }
+        }
+        Self(wide)
+    }
+
+    fn than(&self, (ipv6, length): (bool, u8)) -> u64 {
+        self.0[usize::from(ipv6)].get(usize::from(length)).copied().unwrap_or(0)
+    }
+}
+
+/// What a namespace's blocks and ports cost.
+struct Price<'a> {
+    all: &'a Wide,
+    own: Wide,
+}
+
+impl Price<'_> {
+    /// A prefix is a class of its own, and so an entry in each rule set that has it or a wider block. That other namespaces
+    /// have wider blocks is a cost of the narrow one: they need no more than their own blocks without it.
+    fn of_prefix(&self, prefix: (bool, u8), rule_sets: u64) -> u64 {
+        let own = self.own.than(prefix);
+        TRIE_ENTRY + ALLOW_ENTRY * (own.max(rule_sets) + self.all.than(prefix) - own)
+    }
+
+    fn of_size(&self, size: &Size, rule_sets: u64) -> u64 {
+        if rule_sets == 0 {
+            return 0;
+        }
+        let prefixes =
+            size.prefixes.iter().map(|(prefix, count)| count.saturating_mul(self.of_prefix(*prefix, rule_sets)));
+        prefixes.fold(0, u64::saturating_add).saturating_add(size.ports.saturating_mul(TRIE_ENTRY * rule_sets))
+    }
+
+    /// What of a policy costs no more than this.
+    fn cut(&self, policy: &Policy, rule_sets: [u64; 2], most: u64) -> Cut {
+        let mut cut = Cut { items: [0; 2], left_out: LeftOut::default() };
+        let mut spent: u64 = 0;
+        for direction in Direction::BOTH {
+            let rule_sets = rule_sets[direction as usize];
+            let mut full = false;
+            for item in rules(policy, direction).unwrap_or_default().iter().flat_map(items) {
+                let cost = match item {
+                    Item::Block(block) => {
+                        nets(block).map(|net| self.of_prefix(family_and_length(net), rule_sets)).sum()
+                    }
+                    Item::Port(port) => prefix_count(&port.port) * TRIE_ENTRY * rule_sets,
+                };
+                full |= rule_sets > 0 && spent.saturating_add(cost) > most;
+                cut.left_out.total += 1;
+                match item {
+                    _ if !full => {
+                        spent += if rule_sets > 0 { cost } else { 0 };
+                        cut.items[direction as usize] += 1;
+                    }
+                    Item::Block(_) => cut.left_out.blocks += 1,
+                    Item::Port(_) => cut.left_out.ports += 1,
+                }
+            }
+        }
+        cut
+    }
+}
+
+fn policies_of<'a>(world: &'a World, namespace: &'a NamespaceName) -> impl Iterator<Item = &'a Policy> {
+    let policies = world.policies.range(PolicyKey::new(namespace.clone(), "")..).map(|(_, policy)| policy);
+    policies.take_while(move |policy| policy.key.namespace == *namespace)
+}
+
+/// What a rule has that costs memory, in the order in which [`Room`] counts it.
+enum Item<'a> {
+    Block(&'a IpBlock),
+    Port(&'a PortMatch),
+}
+
+fn items(rule: &Rule) -> impl Iterator<Item = Item<'_>> {
+    let peers = match &rule.peers {
+        Peers::Any => &[][..],
+        Peers::Of(peers) => peers,
+    };
+    let ports = match &rule.ports {
+        Ports::Any => &[][..],
+        Ports::Of(ports) => ports,
+    };
+    let blocks = peers.iter().filter_map(|peer| match peer {
+        Peer::Block(block) => Some(Item::Block(block)),
+        Peer::Pods { .. } => None,
+    });
+    blocks.chain(ports.iter().map(Item::Port))
+}
+
+fn nets(block: &IpBlock) -> impl Iterator<Item = &IpNet> {
+    std::iter::once(&block.cidr).chain(&block.except)
+}
+
+fn family_and_length(net: &IpNet) -> (bool, u8) {
+    (net.addr().is_ipv6(), net.prefix_len())
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Rounded down to [`SHARE_BITS`].
+fn rounded(share: u64) -> u64 {
+    let dropped = (u64::BITS - share.leading_zeros()).saturating_sub(SHARE_BITS);
+    share >> dropped << dropped
+}
+
+/// The most that each of these may have such that all together have no more than the limit: who wants less gets it, and the
+/// others the same amount each.
+fn fair_share(wanted: impl Iterator<Item = u64>, limit: u64) -> u64 {
+    let mut wanted: Vec<u64> = wanted.collect();
+    wanted.sort_unstable();
+    let mut left = limit;
+    for (done, wants) in wanted.iter().enumerate() {
+        let share = left / (wanted.len() - done) as u64;
+        if *wants > share {
+            return share;
+        }
+        left -= wants;
+    }
+    u64::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_little_gets_it_and_the_others_share_the_rest() {
+        let cases: [(&[u64], u64, u64); 6] = [
+            (&[], 10, u64::MAX),
+            (&[3, 7], 10, u64::MAX),
+            (&[3, 8], 10, 7),
+            (&[100, 100], 10, 5),
+            (&[1, 100, 2, 100], 23, 10),
+            (&[5, 5, 5], 14, 4),
+        ];
+        for (wanted, limit, share) in cases {
+            assert_eq!(fair_share(wanted.iter().copied(), limit), share, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn shares_change_in_steps() {
+        for (share, expected) in [(0, 0), (7, 7), (15, 15), (17, 16), (31, 30), (1_000_000, 983_040)] {
+            assert_eq!(rounded(share), expected, "{share}");
+        }
+    }
+}

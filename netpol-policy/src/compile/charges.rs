@@ -1,0 +1,37 @@
+//! Who map entries are for, where that is known only once rules are compiled.
+
+use std::collections::BTreeMap;
+
+use crate::model::NamespaceName;
+
+/// Entries of a map, by the namespace that they are for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Charges {
+    total: u64,
+    of: BTreeMap<NamespaceName, u64>,
+}
+
+impl Charges {
+    pub(super) fn add(&mut self, namespace: &NamespaceName, entries: u64) {
+        self.total += entries;
+        *self.of.entry(namespace.clone()).or_default() += entries;
+    }
+
+    pub(super) fn subtract(&mut self, namespace: &NamespaceName, entries: u64) {
+        self.total -= entries;
+        if let Some(of) = self.of.get_mut(namespace) {
+            *of -= entries;
+            if *of == 0 {
+                self.of.remove(namespace);
+            }
+        }
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub(super) fn of(&self, namespace: &NamespaceName) -> u64 {
+        self.of.get(namespace).copied().unwrap_or(0)
+    }
+}

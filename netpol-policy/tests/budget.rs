@@ -1,0 +1,327 @@
+//! Policies that cost more memory than there is: namespaces share fairly, what is left out allows less, never more, and comes
+//! back once there is room.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use netpol_common::{Direction, Reason, protocol};
+use netpol_policy::compile::{Engine, FirstIds, LeftOut, NodeScope};
+use netpol_policy::manifest;
+use netpol_policy::model::{Object, PodKey, PolicyKey};
+use netpol_policy::reference::{Packet, evaluate};
+use netpol_policy::testing::{event, expected, probes};
+use netpol_policy::world::Event;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn engine(limit: u64) -> Engine {
+    Engine::new(NodeScope::Node("node-1".into()), FirstIds::default()).with_policy_memory(Some(limit))
+}
+
+fn objects(yaml: &str) -> Vec<Object> {
+    let parsed = manifest::parse(yaml, "test.yaml");
+    assert_eq!(parsed.errors, []);
+    parsed.objects.into_iter().map(|located| located.object).collect()
+}
+
+fn pod(namespace: &str, name: &str, address: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}, \
+         spec: {{nodeName: node-1, containers: [{{name: c}}]}}, status: {{podIP: {address}}}}}\n"
+    )
+}
+
+/// Ingress from these blocks to the pod with this name.
+fn policy(namespace: &str, name: &str, app: &str, blocks: impl IntoIterator<Item = String>) -> String {
+    let mut peers = String::new();
+    for block in blocks {
+        let _ = write!(peers, "{{ipBlock: {block}}}, ");
+    }
+    format!(
+        "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: {namespace}}}, \
+         spec: {{podSelector: {{matchLabels: {{app: {app}}}}}, ingress: [{{from: [{peers}]}}]}}}}\n"
+    )
+}
+
+/// Blocks of two addresses each, apart from each other.
+fn many(count: u32) -> impl Iterator<Item = String> {
+    (0..count).map(|index| format!("{{cidr: {}/31}}", address(4 * index)))
+}
+
+fn address(offset: u32) -> IpAddr {
+    IpAddr::from((0x6400_0000 + offset).to_be_bytes())
+}
+
+fn reason(engine: &Engine, pod: (&str, &str), remote: IpAddr) -> Reason {
+    let packet = Packet {
+        pod: PodKey::new(pod.0, pod.1),
+        direction: Direction::Ingress,
+        remote,
+        protocol: protocol::TCP,
+        port: 80,
+        from_node: false,
+        via_own: false,
+        behind: false,
+    };
+    engine.judge(&packet).expect("the pod is on this node").reason
+}
+
+fn incomplete(engine: &Engine, namespace: &str, name: &str) -> bool {
+    engine.endpoint(&PodKey::new(namespace, name)).expect("the pod is on this node").incomplete
+}
+
+fn left_out(engine: &Engine) -> BTreeMap<String, LeftOut> {
+    engine.left_out().into_iter().map(|(policy, left_out)| (policy.to_string(), left_out)).collect()
+}
+
+#[test]
+fn a_namespace_with_too_many_blocks_is_cut_and_no_other() {
+    let mut engine = engine(4 << 20);
+    let small = [
+        pod("a", "big", "10.0.0.1"),
+        pod("a", "small", "10.0.0.2"),
+        pod("b", "other", "10.0.0.3"),
+        policy("a", "small", "small", ["{cidr: 192.0.2.0/24}".to_owned()]),
+        policy("b", "wide", "other", ["{cidr: 0.0.0.0/0, except: [100.64.0.0/10]}".to_owned()]),
+    ];
+    engine.apply(Event::Reset(objects(&small.concat())));
+    engine.apply_all(objects(&policy("a", "big", "big", many(20_000))).into_iter().map(Event::Apply));
+
+    let left = left_out(&engine);
+    assert_eq!(left.keys().collect::<Vec<_>>(), ["a/big"], "{left:?}");
+    let LeftOut { blocks, ports: 0, total: 20_000, entries: 0 } = left["a/big"] else { panic!("{left:?}") };
+    assert!((10_000..18_000).contains(&blocks), "{left:?}");
+    // Each block has a prefix, and an entry for the pod and for the one with the wide block.
+    let entries = engine.tables().entries().count();
+    assert!(entries < 3 * (20_000 - blocks) + 100, "{left:?}, {entries}");
+    assert!(
+        incomplete(&engine, "a", "big") && !incomplete(&engine, "a", "small") && !incomplete(&engine, "b", "other")
+    );
+
+    // Blocks count in order; the ones after the share match nothing.
+    assert_eq!(reason(&engine, ("a", "big"), address(0)), Reason::Rule);
+    assert_eq!(reason(&engine, ("a", "big"), address(4 * 19_999)), Reason::NoRule);
+    assert_eq!(reason(&engine, ("a", "big"), address(2)), Reason::NoRule);
+    // In the other pods' rules every address is what it was.
+    assert_eq!(reason(&engine, ("a", "small"), [192, 0, 2, 7].into()), Reason::Rule);
+    for offset in [0, 4 * 19_999] {
+        assert_eq!(reason(&engine, ("b", "other"), address(offset)), Reason::Rule);
+    }
+    assert_eq!(reason(&engine, ("b", "other"), [100, 64, 0, 1].into()), Reason::NoRule);
+
+    // Less to ask for: everything is in again.
+    engine.apply_all(objects(&policy("a", "big", "big", many(1_000))).into_iter().map(Event::Apply));
+    assert_eq!(left_out(&engine), BTreeMap::new());
+    assert!(!incomplete(&engine, "a", "big"));
+    assert_eq!(reason(&engine, ("a", "big"), address(4 * 999)), Reason::Rule);
+}
+
+#[test]
+fn namespaces_that_need_too_much_share_and_the_rest_comes_in_when_one_goes() {
+    let mut engine = engine(2 << 20);
+    let yaml = ["a", "b"].map(|namespace| {
+        let address = format!("10.0.0.{}", namespace.as_bytes()[0]);
+        pod(namespace, "web", &address) + &policy(namespace, "list", "web", many(4_000))
+    });
+    engine.apply(Event::Reset(objects(&yaml.concat())));
+    let left = left_out(&engine);
+    assert_eq!(left["a/list"], left["b/list"], "{left:?}");
+    assert!((1_000..3_500).contains(&left["a/list"].blocks), "{left:?}");
+
+    engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Policy(PolicyKey::new("b", "list"))));
+    assert_eq!(left_out(&engine), BTreeMap::new());
+    assert_eq!(reason(&engine, ("a", "web"), address(4 * 3_999)), Reason::Rule);
+
+    // What selects no pod of this node costs nothing.
+    engine.apply_all(objects(&policy("b", "list", "other", many(60_000))).into_iter().map(Event::Apply));
+    assert_eq!(left_out(&engine), BTreeMap::new());
+}
+
+#[test]
+fn a_block_is_left_out_with_its_excepts() {
+    for limit in (0..12_000).step_by(200) {
+        let mut engine = engine(limit);
+        let blocks = [
+            "{cidr: 10.1.0.0/16, except: [10.1.1.0/24, 10.1.2.0/24, 10.1.3.0/24]}",
+            "{cidr: 10.2.0.0/16, except: [10.2.1.0/24, 10.2.2.0/24, 10.2.3.0/24]}",
+            "{cidr: 10.0.0.0/8, except: [10.3.0.0/16, 10.1.1.0/25]}",
+        ];
+        let yaml = pod("a", "web", "10.0.0.1") + &policy("a", "list", "web", blocks.map(str::to_owned));
+        engine.apply(Event::Reset(objects(&yaml)));
+        for remote in
+            [[10, 1, 1, 5], [10, 1, 2, 5], [10, 1, 9, 5], [10, 2, 3, 5], [10, 2, 9, 5], [10, 3, 0, 5], [10, 9, 9, 9]]
+        {
+            let packet = Packet {
+                pod: PodKey::new("a", "web"),
+                direction: Direction::Ingress,
+                remote: remote.into(),
+                protocol: protocol::TCP,
+                port: 80,
+                from_node: false,
+                via_own: false,
+                behind: false,
+            };
+            let (found, meant) =
+                (reason(&engine, ("a", "web"), remote.into()), evaluate(engine.world(), &packet).reason);
+            let expected =
+                if incomplete(&engine, "a", "web") { !found.allows() || meant.allows() } else { found == meant };
+            assert!(expected, "{limit} bytes, {remote:?}: {found:?}, {meant:?}");
+        }
+        assert_eq!(incomplete(&engine, "a", "web"), engine.left_out().len() == 1);
+    }
+}
+
+/// What selectors and ports come to is known only once it is compiled: each pod with these rules has a class of its own, and a
+/// port set of its own.
+#[test]
+fn a_namespace_whose_ports_multiply_takes_no_room_from_others() {
+    let mut engine = engine(256 << 10);
+    let mut yaml = pod("a", "web", "10.0.0.1") + &pod("b", "web", "10.0.0.2") + &pod("c", "web", "10.0.0.3");
+    let mut rules = String::new();
+    for index in 0..40 {
+        // Peer `index` has all labels up to its number.
+        let labels: Vec<_> = (0..=index).map(|label| format!("l{label}: x")).collect();
+        let _ = write!(
+            yaml,
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p{index}, namespace: a, labels: {{{}}}}}, spec: {{nodeName: \
+             node-2, containers: [{{name: c}}]}}, status: {{podIP: 10.1.0.{index}}}}}\n",
+            labels.join(", ")
+        );
+        let ports: Vec<_> = (0..10).map(|port| format!("{{port: {}}}", 2 * (10 * index + port) + 1)).collect();
+        let from = format!("{{podSelector: {{matchLabels: {{l{index}: x}}}}}}");
+        let _ = write!(rules, "{{from: [{from}], ports: [{}]}}, ", ports.join(", "));
+    }
+    let _ = write!(
+        yaml,
+        "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: many, namespace: a}}, spec: \
+         {{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{rules}]}}}}\n"
+    );
+    engine.apply(Event::Reset(objects(&yaml)));
+    let left = left_out(&engine);
+    assert_eq!(left.keys().collect::<Vec<_>>(), ["a/many"], "{left:?}");
+    assert!(left["a/many"].entries > 0 && incomplete(&engine, "a", "web"), "{left:?}");
+    let ports =
+        engine.tables().entries().filter(|entry| matches!(entry, netpol_policy::tables::Change::PutPort { .. }));
+    assert!(ports.count() < 1_000, "the limit holds");
+
+    // Others have their part.
+    let other = |namespace: &str| {
+        format!(
+            "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: few, namespace: {namespace}}}, spec: \
+             {{podSelector: {{}}, ingress: [{{from: [{{namespaceSelector: {{}}}}], ports: [{{port: 80}}, {{port: 8080}}]}}]}}}}\n"
+        )
+    };
+    engine.apply_all(objects(&(other("b") + &other("c"))).into_iter().map(Event::Apply));
+    assert_eq!(left_out(&engine).keys().collect::<Vec<_>>(), ["a/many"]);
+    assert_eq!(reason(&engine, ("b", "web"), [10, 1, 0, 39].into()), Reason::Rule);
+    assert!(!incomplete(&engine, "b", "web"));
+
+    // Fewer of these pods: everything is in again.
+    for index in 5..40 {
+        let key = PodKey::new("a", format!("p{index}"));
+        engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Pod(key)));
+    }
+    assert_eq!(left_out(&engine), BTreeMap::new());
+    assert!(!incomplete(&engine, "a", "web"));
+}
+
+/// Policies that come one by one change rule sets in place, which must not take more than there is.
+#[test]
+fn policies_that_come_one_by_one_take_no_more_than_the_limit() {
+    const LIMIT: u64 = 64 << 10;
+    let mut engine = engine(LIMIT);
+    let mut yaml = pod("a", "web", "10.0.0.1") + &pod("b", "web", "10.0.0.2");
+    for index in 0..30 {
+        let labels: Vec<_> = (0..=index).map(|label| format!("l{label}: x")).collect();
+        let _ = write!(
+            yaml,
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: p{index}, namespace: a, labels: {{{}}}}}, spec: {{nodeName: \
+             node-2, containers: [{{name: c}}]}}, status: {{podIP: 10.1.0.{index}}}}}\n",
+            labels.join(", ")
+        );
+    }
+    let other = policy("b", "few", "web", ["{cidr: 10.1.0.0/16}".to_owned()]);
+    engine.apply(Event::Reset(objects(&(yaml + &other))));
+    let one = |index: u32, port: u32| {
+        format!(
+            "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: n{index}, namespace: a}}, spec: \
+             {{podSelector: {{}}, ingress: [{{from: [{{podSelector: {{matchLabels: {{l{index}: x}}}}}}], ports: [{{port: {port}}}, \
+             {{port: {}}}]}}]}}}}\n",
+            port + 2
+        )
+    };
+    let check = |engine: &Engine, complete: bool| {
+        let bytes = engine.tables().entries().filter(|entry| {
+            use netpol_policy::tables::Change;
+            matches!(entry, Change::PutPort { .. } | Change::PutAllow(..) | Change::PutPrefix(..))
+        });
+        assert!(bytes.count() as u64 * 128 <= LIMIT);
+        assert_eq!(incomplete(engine, "a", "web"), !complete, "{:?}", left_out(engine));
+        assert_eq!(left_out(engine).is_empty(), complete);
+        assert!(!incomplete(engine, "b", "web"));
+        assert_eq!(reason(engine, ("b", "web"), [10, 1, 0, 3].into()), Reason::Rule);
+    };
+    for index in 0..30 {
+        engine.apply_all(objects(&one(index, 80 + 3 * index)).into_iter().map(Event::Apply));
+        if !(3..25).contains(&index) {
+            check(&engine, index < 3);
+        }
+    }
+    // They change, in place where there is room.
+    for index in 0..30 {
+        engine.apply_all(objects(&one(index, 78 + 3 * index)).into_iter().map(Event::Apply));
+        check(&engine, false);
+    }
+    for index in (3..30).rev() {
+        engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Policy(PolicyKey::new("a", format!("n{index}")))));
+    }
+    check(&engine, true);
+    assert_eq!(reason(&engine, ("a", "web"), [10, 1, 0, 29].into()), Reason::Rule);
+}
+
+fn cases() -> u32 {
+    std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// With any limit: an endpoint that is not marked has the verdicts of the reference, and a marked one allows no more.
+    #[test]
+    fn what_is_left_out_allows_less_and_is_marked(events in vec(event(), 1..16), limit in 0u64..12_000) {
+        let probes = probes();
+        let mut engine = engine(limit);
+        for event in events {
+            engine.apply(event);
+            for (pod, policy) in engine.tables().endpoints() {
+                for probe in &probes {
+                    let packet = probe.at(pod);
+                    let found = engine.judge(&packet).map(|judgement| (judgement.reason, judgement.again)).expect("an endpoint");
+                    let meant = expected(engine.world(), engine.tables(), &packet);
+                    if policy.incomplete {
+                        prop_assert!(!found.0.allows() || meant.0.allows(), "{pod} {probe:?}: {found:?}, {meant:?}");
+                    } else {
+                        prop_assert_eq!(found, meant, "{} {:?}", pod, probe);
+                    }
+                }
+            }
+        }
+        // The same objects have the same blocks and ports, however they came about.
+        let mut fresh = self::engine(limit);
+        fresh.apply(Event::OwnAddresses(engine.world().own_addresses.clone()));
+        fresh.apply(Event::Reset(engine.world().objects().collect()));
+        let refused = |engine: &Engine| left_out(engine).values().any(|left_out| left_out.entries > 0);
+        let cuts = |engine: &Engine| -> BTreeMap<String, LeftOut> {
+            let all = left_out(engine).into_iter().map(|(policy, left_out)| (policy, LeftOut { entries: 0, ..left_out }));
+            all.filter(|(_, left_out)| *left_out != LeftOut::default()).collect()
+        };
+        prop_assert_eq!(cuts(&fresh), cuts(&engine));
+        if !refused(&fresh) && !refused(&engine) {
+            prop_assert_eq!(fresh.tables().entries().count(), engine.tables().entries().count());
+        }
+        engine.apply(Event::OwnAddresses(Vec::new()));
+        engine.apply(Event::Reset(Vec::new()));
+        prop_assert!(engine.tables().is_empty() && left_out(&engine).is_empty());
+    }
+}
