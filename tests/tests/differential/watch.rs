@@ -2,9 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Kernel, Role, WriteError};
+use netpol_agent::endpoints::TunnelEndpoints;
 use netpol_common::{Direction, Endpoint, Generation, IfIndex};
 use netpol_policy::tables::Change;
 
@@ -81,6 +83,18 @@ impl Dataplane for Watched {
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         self.kernel.delete_endpoint(ifindex)?;
         self.look(|| format!("deleting the endpoint of {ifindex}"));
+        Ok(())
+    }
+
+    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        self.kernel.own_address(address, id)?;
+        self.look(|| format!("the endpoint ID {id} of {address}"));
+        Ok(())
+    }
+
+    fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
+        self.kernel.put_tunnels(local, others)?;
+        self.look(|| "the tunnel endpoints".to_owned());
         Ok(())
     }
 
