@@ -12,6 +12,7 @@ mod table;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use netpol_common::{Direction, FlowKey, IfIndex, Reason};
@@ -31,16 +32,33 @@ const AHEAD: usize = 16;
 /// The shared table is this part of `--max-flows-v4` and `--max-flows-v6`.
 pub const SHARED_PART: u32 = 16;
 
-/// What the thread receives.
-#[derive(Clone, Copy)]
-enum Message {
-    Used(u32, IfIndex),
-    Gone(IfIndex),
+/// The endpoints of now. The thread reads them while it replaces tables too: an endpoint that is attached in between records its
+/// flows in the old table, and they have to come along.
+#[derive(Clone)]
+struct Endpoints(Arc<Mutex<BTreeMap<u32, IfIndex>>>);
+
+impl Endpoints {
+    /// The interface of each ID in use.
+    fn by_id(&self) -> BTreeMap<u32, IfIndex> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remove(&self, ifindex: IfIndex) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, other| *other != ifindex);
+    }
+
+    fn insert(&self, id: u32, ifindex: IfIndex) {
+        let mut by_id = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        by_id.retain(|_, other| *other != ifindex);
+        by_id.insert(id, ifindex);
+    }
 }
 
 /// The thread that has the tables.
 pub(super) struct FlowTables {
-    messages: Sender<Message>,
+    /// Wakes the thread.
+    changed: Sender<()>,
+    endpoints: Endpoints,
     known: BTreeMap<IfIndex, u32>,
 }
 
@@ -72,40 +90,43 @@ fn floor() -> u32 {
 impl Opened {
     /// Starts the thread; `used` are the endpoints that are there.
     pub(super) fn start(self, maps: Maps, used: &BTreeMap<IfIndex, u32>) -> io::Result<FlowTables> {
-        let (messages, received) = mpsc::channel();
+        let (changed, received) = mpsc::channel();
         let by_id = used.iter().map(|(ifindex, id)| (*id, *ifindex)).collect();
+        let endpoints = Endpoints(Arc::new(Mutex::new(by_id)));
         let mut keeper = Keeper {
             v4: self.v4,
             v6: self.v6,
             maps,
-            used: by_id,
+            endpoints: endpoints.clone(),
             opened: BTreeMap::new(),
             counted: BTreeMap::new(),
             last_count: Instant::now(),
             last_warning: None,
         };
         std::thread::Builder::new().name("flow-tables".to_owned()).spawn(move || keeper.run(&received))?;
-        Ok(FlowTables { messages, known: used.clone() })
+        Ok(FlowTables { changed, endpoints, known: used.clone() })
     }
 }
 
 impl FlowTables {
-    /// An endpoint has this ID.
+    /// An endpoint has this ID. Call before its programs run.
     pub(super) fn used(&mut self, id: u32, ifindex: IfIndex) {
         if self.known.insert(ifindex, id) != Some(id) {
-            self.send(Message::Used(id, ifindex));
+            self.endpoints.insert(id, ifindex);
+            self.wake();
         }
     }
 
     /// An endpoint is gone.
     pub(super) fn gone(&mut self, ifindex: IfIndex) {
         if self.known.remove(&ifindex).is_some() {
-            self.send(Message::Gone(ifindex));
+            self.endpoints.remove(ifindex);
+            self.wake();
         }
     }
 
-    fn send(&self, message: Message) {
-        if self.messages.send(message).is_err() {
+    fn wake(&self) {
+        if self.changed.send(()).is_err() {
             tracing::error!(
                 "the thread that makes flow tables has died; new endpoints share one until the agent is restarted"
             );
@@ -117,7 +138,7 @@ struct Keeper {
     v4: Tables<FlowKey<[u8; 4]>>,
     v6: Tables<FlowKey<[u8; 16]>>,
     maps: Maps,
-    used: BTreeMap<u32, IfIndex>,
+    endpoints: Endpoints,
     /// Packets that may have opened flows, by ID, as they were last read, and when tables were last counted.
     opened: BTreeMap<u32, u64>,
     counted: BTreeMap<u32, u64>,
@@ -126,16 +147,13 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn run(&mut self, received: &Receiver<Message>) {
+    fn run(&mut self, changed: &Receiver<()>) {
         let mut next_look = Instant::now();
         loop {
             self.provide();
-            match received.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
-                Ok(message) => {
-                    self.take(message);
-                    while let Ok(message) = received.try_recv() {
-                        self.take(message);
-                    }
+            match changed.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
+                Ok(()) => {
+                    while changed.try_recv().is_ok() {}
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -148,21 +166,12 @@ impl Keeper {
         }
     }
 
-    fn take(&mut self, message: Message) {
-        match message {
-            Message::Used(id, ifindex) => {
-                self.used.retain(|_, other| *other != ifindex);
-                self.used.insert(id, ifindex);
-            }
-            Message::Gone(ifindex) => self.used.retain(|_, other| *other != ifindex),
-        }
-    }
-
     /// Tables for all endpoints, and for those to come.
     fn provide(&mut self) {
-        let spare = (1..).filter(|id| !self.used.contains_key(id)).take(AHEAD);
-        let ids: BTreeSet<u32> = self.used.keys().copied().chain(spare).collect();
-        let (v4, v6) = (self.v4.provide(&ids, &self.used), self.v6.provide(&ids, &self.used));
+        let used = self.endpoints.by_id();
+        let spare = (1..).filter(|id| !used.contains_key(id)).take(AHEAD);
+        let ids: BTreeSet<u32> = used.keys().copied().chain(spare).collect();
+        let (v4, v6) = (self.v4.provide(&ids, &self.endpoints), self.v6.provide(&ids, &self.endpoints));
         for result in [v4, v6] {
             if let Err(error) = result {
                 self.warn(&error);
@@ -173,7 +182,8 @@ impl Keeper {
     fn look(&mut self) -> io::Result<()> {
         let mut busy = false;
         let seldom = self.last_count.elapsed() > SELDOM;
-        for id in self.used.keys() {
+        let used = self.endpoints.by_id();
+        for id in used.keys() {
             let opened = self.opening(*id)?;
             self.opened.insert(*id, opened);
             let since = opened.wrapping_sub(self.counted.get(id).copied().unwrap_or(0));
@@ -183,14 +193,14 @@ impl Keeper {
         if busy {
             self.counted.clone_from(&self.opened);
             self.last_count = Instant::now();
-            let needs = self.v4.needs(&self.used)?;
+            let needs = self.v4.needs(&used)?;
             let changes = plan::resize(&needs, self.v4.budget, self.v4.floor);
             note(4, &needs, &changes);
-            self.v4.resize(&changes, &self.used)?;
-            let needs = self.v6.needs(&self.used)?;
+            self.v4.resize(&changes, &self.endpoints)?;
+            let needs = self.v6.needs(&used)?;
             let changes = plan::resize(&needs, self.v6.budget, self.v6.floor);
             note(6, &needs, &changes);
-            self.v6.resize(&changes, &self.used)?;
+            self.v6.resize(&changes, &self.endpoints)?;
         }
         Ok(())
     }

@@ -11,8 +11,8 @@ use aya::maps::{MapData, MapInfo};
 use aya_obj::Map as Definition;
 use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, protocol};
 
-use super::calls;
 use super::plan::{self, Need};
+use super::{Endpoints, calls};
 use crate::chain::chain;
 use crate::dataplane::kernel::names::MapName;
 use crate::dataplane::kernel::pins::{Pins, make, names, pin_error, unpin};
@@ -157,7 +157,7 @@ impl<K: Family> Tables<K> {
     }
 
     /// Makes tables for those of these IDs that have none. Flows of interfaces that used the shared table until now come along.
-    pub(super) fn provide(&mut self, ids: &BTreeSet<u32>, used: &BTreeMap<u32, IfIndex>) -> io::Result<()> {
+    pub(super) fn provide(&mut self, ids: &BTreeSet<u32>, endpoints: &Endpoints) -> io::Result<()> {
         let mut made = BTreeMap::new();
         let mut failed = Ok(());
         for id in ids.iter().filter(|id| **id < self.length && !self.own.contains_key(id)) {
@@ -171,15 +171,15 @@ impl<K: Family> Tables<K> {
                 Err(error) => failed = Err(error),
             }
         }
-        self.swap(made, used)?;
+        self.swap(made, endpoints)?;
         failed
     }
 
     /// Replaces tables by others of these sizes, with the flows in them.
-    pub(super) fn resize(&mut self, changes: &[(u32, u32)], used: &BTreeMap<u32, IfIndex>) -> io::Result<()> {
+    pub(super) fn resize(&mut self, changes: &[(u32, u32)], endpoints: &Endpoints) -> io::Result<()> {
         for (id, size) in changes {
             let table = Self::make(*size, &self.next_pin(*id))?;
-            self.swap(BTreeMap::from([(*id, table)]), used)?;
+            self.swap(BTreeMap::from([(*id, table)]), endpoints)?;
             fs::rename(self.next_pin(*id), self.pin(*id))?;
         }
         Ok(())
@@ -195,18 +195,23 @@ impl<K: Family> Tables<K> {
     }
 
     /// Puts tables into their slots, with the flows of those that are there now. Programs go on meanwhile: what they open in the old
-    /// table until the kernel says that none uses it any more is copied too.
-    fn swap(&mut self, made: BTreeMap<u32, Table>, used: &BTreeMap<u32, IfIndex>) -> io::Result<()> {
+    /// table until the kernel says that none uses it any more is copied too, of endpoints that are attached meanwhile as well.
+    fn swap(&mut self, made: BTreeMap<u32, Table>, endpoints: &Endpoints) -> io::Result<()> {
         if made.is_empty() {
             return Ok(());
         }
-        let by_interface: HashMap<IfIndex, u32> = made.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
-        let is_first = made.keys().any(|id| used.contains_key(id) && !self.own.contains_key(id));
+        let is_first = made.keys().any(|id| !self.own.contains_key(id));
         let shared = is_first.then_some(&self.shared);
         let old: Vec<&MapData> = made.keys().filter_map(|id| Some(&self.own.get(id)?.map)).chain(shared).collect();
         let mut copied = HashSet::new();
         let mut copy = || -> io::Result<()> {
             let now = jiffies(self.hz);
+            let used = endpoints.by_id();
+            let by_interface: HashMap<IfIndex, u32> =
+                made.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
+            if by_interface.is_empty() {
+                return Ok(());
+            }
             for map in &old {
                 let mut found: Vec<(K, FlowEntry)> = calls::entries::<K, FlowEntry>(map.fd().as_fd())?
                     .into_iter()
