@@ -1,15 +1,17 @@
 //! What an attempt looks like on the wire, and what the loaded programs make of it.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use netpol_agent::dataplane::CounterReader;
-use netpol_common::{Counters, Direction, Endpoint, Reason, protocol};
+use netpol_common::{Counters, Direction, Endpoint, FlowEntry, FlowKey, Reason, protocol};
 use netpol_policy::testing::Probe;
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, frame};
+use netpol_tests::program::Wire;
 
 /// Came in by an interface that is neither the pod's nor its bridge.
 const ELSEWHERE: u32 = 4000;
@@ -80,6 +82,8 @@ pub(crate) fn came_by(endpoint: &Endpoint, probe: &Probe, kind: Kind) -> u32 {
 pub(crate) struct Runner {
     programs: [SchedClassifier; 2],
     counters: CounterReader,
+    /// Where the endpoints' flow tables are pinned.
+    flows: PathBuf,
 }
 
 impl Runner {
@@ -89,7 +93,11 @@ impl Runner {
             let path = root.join("programs").join(format!("netpol_{}", direction.name()));
             SchedClassifier::from_pin(&path).with_context(|| format!("opening {}", path.display()))
         };
-        Ok(Self { programs: [open(Direction::Ingress)?, open(Direction::Egress)?], counters })
+        Ok(Self {
+            programs: [open(Direction::Ingress)?, open(Direction::Egress)?],
+            counters,
+            flows: root.join("flows"),
+        })
     }
 
     /// Whether a frame passes at an interface.
@@ -108,6 +116,29 @@ impl Runner {
             2 => Ok(false),
             other => bail!("the program returned {other}"),
         }
+    }
+
+    /// Removes the flows of this port from an endpoint's tables: some thousand probes would evict conversations.
+    pub(crate) fn forget(&self, endpoint: &Endpoint, port: u16) -> Result<()> {
+        self.forget_in::<[u8; 4]>("v4", endpoint, port)?;
+        self.forget_in::<[u8; 16]>("v6", endpoint, port)
+    }
+
+    fn forget_in<A>(&self, family: &str, endpoint: &Endpoint, port: u16) -> Result<()>
+    where
+        Wire<FlowKey<A>>: aya::Pod,
+    {
+        // Where there is none, the endpoint still uses the shared table, which is large.
+        let Ok(map) = MapData::from_pin(self.flows.join(format!("{family}-{}", endpoint.id))) else { return Ok(()) };
+        let mut table = HashMap::<_, Wire<FlowKey<A>>, Wire<FlowEntry>>::try_from(Map::LruHashMap(map))?;
+        let keys: Vec<Wire<FlowKey<A>>> = table.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            if [key.0.pod_port, key.0.remote_port].contains(&port.to_be_bytes()) {
+                // It may have been evicted meanwhile.
+                let _ = table.remove(&key);
+            }
+        }
+        Ok(())
     }
 
     /// What becomes of a frame at an endpoint, as its counters tell; they and the verdict must agree.

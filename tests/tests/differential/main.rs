@@ -165,6 +165,7 @@ fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
             );
             *tally.entry(program).or_default() += 1;
         }
+        node.runner.forget(&endpoint, PROBE_PORTS + node.round)?;
     }
     Ok(())
 }

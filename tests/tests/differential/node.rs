@@ -25,8 +25,8 @@ use crate::watch::{Watch, Watched};
 const NODE: &str = "node-1";
 /// Index of the first interface.
 const FIRST: u32 = 11;
-/// As many as there are names of pods.
-const INTERFACES: u32 = 9;
+/// More than nine pods have in a few events: an index is used again only after all others.
+const INTERFACES: u32 = 64;
 /// Fewer slots than interfaces: some endpoints go to the overflow map.
 const SLOTS: u32 = 4;
 
@@ -44,7 +44,10 @@ pub(crate) struct Node {
     reconciler: Reconciler<Watched>,
     pub(crate) runner: Rc<Runner>,
     pub(crate) watch: Rc<RefCell<Watch>>,
-    interfaces: BTreeMap<PodKey, IfIndex>,
+    /// The veth of each pod, and the addresses that its sandbox got.
+    interfaces: BTreeMap<PodKey, (IfIndex, Vec<IpAddr>)>,
+    /// Veths that were made.
+    made: u32,
     own: Vec<IpAddr>,
     /// How many worlds this node has been through.
     pub(crate) round: u16,
@@ -92,7 +95,7 @@ impl Node {
         };
         let reconciler = Reconciler::start(dataplane, options, &Snapshot::default(), Vec::new(), Survey::default())?;
         let (interfaces, own) = (BTreeMap::new(), Vec::new());
-        Ok(Self { reconciler, runner, watch, interfaces, own, round: 0, _pins: pins })
+        Ok(Self { reconciler, runner, watch, interfaces, made: 0, own, round: 0, _pins: pins })
     }
 
     /// Forgets all objects, interfaces and addresses, and checks that nothing is left of them; ids go on.
@@ -133,18 +136,30 @@ impl Node {
         held.filter_map(|(ifindex, held)| Some((*ifindex, (held.pod.clone()?, held.endpoint)))).collect()
     }
 
-    /// Each pod here has a veth, and behind it those of its addresses that no other pod has taken over.
+    /// Each pod here has a veth, and behind it those of its addresses that no other pod has taken over. A veth stays bound to
+    /// its addresses, so a pod that lost one of them has another sandbox with another veth.
     fn survey(&mut self) -> Survey {
         let world = self.reconciler.engine().world();
         let here = |pod: &&Pod| pod.participates() && pod.node.as_deref() == Some(NODE);
         let mut veths = BTreeMap::new();
         for pod in world.pods.values().filter(here) {
-            let next = FIRST + u32::try_from(self.interfaces.len()).unwrap_or(u32::MAX);
-            let ifindex = *self.interfaces.entry(pod.key.clone()).or_insert(IfIndex(next));
+            let addresses = owned(world, &pod.key);
+            let same = self.interfaces.get(&pod.key).filter(|(_, had)| had.iter().all(|had| addresses.contains(had)));
+            let ifindex = match same {
+                Some((ifindex, _)) => *ifindex,
+                None => loop {
+                    let next = IfIndex(FIRST + self.made % INTERFACES);
+                    self.made += 1;
+                    if self.interfaces.values().all(|(used, _)| *used != next) {
+                        break next;
+                    }
+                },
+            };
+            self.interfaces.insert(pod.key.clone(), (ifindex, addresses.clone()));
             // Every other one is a port of a bridge.
             let bridge = ifindex.0.is_multiple_of(2).then_some(IfIndex(1000 + ifindex.0));
             let veth = Veth { ifindex, name: format!("npt{ifindex}"), namespace: 0, peer: 2, bridge, packets: 0 };
-            veths.insert(ifindex, (veth, PodSide::at(owned(world, &pod.key))));
+            veths.insert(ifindex, (veth, PodSide::at(addresses)));
         }
         Survey { veths, own: self.own.clone(), ..Survey::default() }
     }
@@ -164,7 +179,7 @@ impl Node {
         same("an endpoint", &found, &expected)?;
         let numbers: BTreeSet<u32> = held.values().map(|held| held.endpoint.id).collect();
         ensure!(numbers.len() == held.len(), "two endpoints have one number: {held:#?}");
-        for (pod, ifindex) in &self.interfaces {
+        for (pod, (ifindex, _)) in &self.interfaces {
             let known = self.world().pods.get(pod).is_some_and(|pod| {
                 pod.participates() && pod.node.as_deref() == Some(NODE) && !owned(self.world(), &pod.key).is_empty()
             });
