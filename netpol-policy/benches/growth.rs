@@ -32,7 +32,7 @@ const SHAPES: [Shape; 9] = [
     ("one named port each", |count| policies(count, |i| rule(app("front"), named(i)))),
     ("as many blocks and half as many port ranges in one rule", |count| {
         let peers = (0..count).map(|i| block(subnet(i), &[])).collect();
-        let ports = (0..count / 2).map(|i| range(i)).collect();
+        let ports = (0..count / 2).map(range).collect();
         policies(1, |_| Rule { peers: Peers::Of(peers), ports: Ports::Of(ports) })
     }),
 ];

@@ -230,7 +230,7 @@ impl Engine {
             let now = if going.len() > FEW {
                 gathered.get(prefix).copied().or_else(|| for_anyone(prefix))
             } else {
-                let having = rest.iter().filter(|rule| rule.has_port_at(signature, prefix));
+                let having = rest.iter().filter(|rule| rule.has_port_at(signature, *prefix));
                 having.fold(for_anyone(prefix), |one, rule| first(one, rule))
             };
             match now {

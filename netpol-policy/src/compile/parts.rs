@@ -76,10 +76,10 @@ impl CompiledRule {
     }
 
     /// Whether one of its ports there is this one.
-    pub(super) fn has_port_at(&self, signature: Option<&Signature>, port: &PortPrefix) -> bool {
+    pub(super) fn has_port_at(&self, signature: Option<&Signature>, port: PortPrefix) -> bool {
         match &self.ports {
-            CompiledPorts::Of { prefixes, named } if named.is_empty() => prefixes.binary_search(port).is_ok(),
-            _ => self.ports_at(signature).any(|known| known == *port),
+            CompiledPorts::Of { prefixes, named } if named.is_empty() => prefixes.binary_search(&port).is_ok(),
+            _ => self.ports_at(signature).any(|known| known == port),
         }
     }
 

@@ -157,14 +157,14 @@ impl RuleSets {
     pub(super) fn add(
         &mut self,
         direction: Direction,
-        ids: Arc<[PartId]>,
+        ids: &Arc<[PartId]>,
         parts: &mut Parts,
         any: Contents,
         any_set: Option<PortSetId>,
     ) -> DirectionPolicy {
         let id = RuleSetId(self.counter.next());
         let policy = DirectionPolicy { rule_set: id, any: any_set.unwrap_or(PortSetId::NONE) };
-        let key = (direction, ids.clone());
+        let key = (direction, Arc::clone(ids));
         let mut rule_set = RuleSet {
             key: key.clone(),
             policies: Vec::new(),

@@ -146,8 +146,9 @@ fn a_policy_costs_the_same_whatever_other_policies_its_pods_have() {
 #[test]
 fn ten_thousand_blocks_share_a_changed_port() {
     let with = |ports: &str| {
-        let blocks: String =
-            (0..10_000).map(|i| format!("{{ipBlock: {{cidr: 10.{}.{}.0/24}}}}, ", i / 256, i % 256)).collect();
+        let blocks: Vec<String> =
+            (0..10_000).map(|i| format!("{{ipBlock: {{cidr: 10.{}.{}.0/24}}}}", i / 256, i % 256)).collect();
+        let blocks = blocks.join(", ");
         policy("p", &format!("podSelector: {{}}, ingress: [{{from: [{blocks}], ports: [{ports}]}}]"))
     };
     let mut engine = engine(&[pod("web", 1, "web", "192.168.0.1", ""), with("{port: 80}, {port: 90}")].concat());

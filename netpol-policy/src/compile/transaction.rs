@@ -18,6 +18,9 @@ use crate::model::{Frontend, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 use crate::world::Event;
 
+/// A rule set, and the rules and named ports that decide at an address.
+pub(super) type ContentsKey = (RuleSetId, Vec<RuleAt>, Vec<(AtomId, u16)>);
+
 /// What an event touches, and the writes made so far.
 #[derive(Default)]
 pub(super) struct Transaction {
@@ -43,7 +46,7 @@ pub(super) struct Transaction {
     /// Rule sets that only get more.
     pub(super) growing: BTreeSet<RuleSetId>,
     /// What rule sets allow by these rules and named ports; `None`: what they allow to anyone.
-    pub(super) known_contents: HashMap<(RuleSetId, Vec<RuleAt>, Vec<(AtomId, u16)>), Option<AllowEntry>>,
+    pub(super) known_contents: HashMap<ContentsKey, Option<AllowEntry>>,
 }
 
 impl Engine {
@@ -182,7 +185,7 @@ impl Engine {
             }
             let parts: Arc<[PartId]> = parts.into();
             let known = self.rule_sets.find(direction, &parts).and_then(|id| self.rule_sets.acquire(id));
-            known.unwrap_or_else(|| self.add_rule_set(transaction, direction, parts))
+            known.unwrap_or_else(|| self.add_rule_set(transaction, direction, &parts))
         });
         // Whether it is incomplete is known once it is compiled.
         (key, Some(EndpointPolicy { ingress, egress, incomplete: false }))
@@ -242,9 +245,9 @@ impl Engine {
         &mut self,
         transaction: &mut Transaction,
         direction: Direction,
-        parts: Arc<[PartId]>,
+        parts: &Arc<[PartId]>,
     ) -> DirectionPolicy {
-        let any = self.for_anyone(&parts);
+        let any = self.for_anyone(parts);
         let namespace = parts.first().and_then(|part| self.parts.get(*part)).map(|part| part.policy.namespace.clone());
         let namespace = namespace.filter(|namespace| self.has_room(namespace, (self.port_sets.missing(&any), 0)));
         let any_set = namespace.map(|namespace| self.intern(transaction, &any, &namespace).port_set);
@@ -316,7 +319,9 @@ impl Engine {
             if rule_sets.is_none() {
                 self.rule_sets.freeze(rule_set);
                 let any = self.rule_sets.get(rule_set).map(|rule_set| rule_set.policy.any);
-                any.into_iter().for_each(|any| self.port_sets.freeze(any));
+                if let Some(any) = any {
+                    self.port_sets.freeze(any);
+                }
             }
             if self.rule_sets.release(rule_set) {
                 transaction.unused_rule_sets.insert(rule_set);

@@ -3,7 +3,7 @@
 //!
 //! New ids are none of the old ones. Each address first moves to a transitional class for its (old class, new class)
 //! pair, which has what old rule sets allow to the old class and what new rule sets allow to the new one; then endpoints
-//! flip; then addresses move on to their new class, and the rest is deleted. Ports of Services: see [`frontends`].
+//! flip; then addresses move on to their new class, and the rest is deleted. Ports of Services: see `frontends`.
 
 mod frontends;
 
