@@ -32,6 +32,8 @@ impl DirectionPolicy {
 
 /// The highest [`Endpoint::id`]: 15 bits of `skb->tc_index` carry it.
 pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
+/// The bit of `skb->tc_index` above the source endpoint ID: the packet is to be evaluated again after address translation.
+pub const RECHECK: u32 = 0x8000;
 
 /// Value of `ENDPOINTS` (an array indexed by `ifindex & mask`) and of `ENDPOINTS_OVERFLOW` (a hash by ifindex, for
 /// interfaces whose array slot another one holds).

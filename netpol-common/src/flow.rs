@@ -44,11 +44,15 @@ pub struct FlowEntry {
     pub opener: u8,
     /// See [`flow_state`].
     pub state: u8,
-    /// The remote's source endpoint ID, where it is a pod of this node and its packets carry it; else 0.
+    /// The source endpoint ID that the remote's packets carry: that of another pod of this node. 0: none so far;
+    /// [`ANY_REMOTE`]: the remote is a Service's address, whose packets come from any of its backends.
     pub remote_endpoint: u16,
 }
 
 const _: () = assert!(size_of::<FlowEntry>() == 12);
+
+/// [`FlowEntry::remote_endpoint`] of a flow to a Service's address. No endpoint has this ID.
+pub const ANY_REMOTE: u16 = u16::MAX;
 
 /// Bits of [`FlowEntry::state`].
 pub mod flow_state {

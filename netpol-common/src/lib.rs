@@ -22,19 +22,21 @@ mod flow;
 mod frontend;
 mod ids;
 mod judge;
+mod neighbor;
 mod reason;
 mod tables;
 mod tunnels;
 
-pub use endpoint::{DirectionPolicy, Endpoint, MAX_ENDPOINT_ID, endpoint_flags};
+pub use endpoint::{DirectionPolicy, Endpoint, MAX_ENDPOINT_ID, RECHECK, endpoint_flags};
 pub use event::{
     DENIAL_KEY_WORDS, DENIAL_WAYS, Denial, DenialSet, DenyEvent, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_RATE,
     EventBudget, event_budget, event_flags,
 };
-pub use flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout};
+pub use flow::{ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, Generation, IfIndex, PortSetId, RuleId, RuleSetId};
-pub use judge::{Address, Attempt, Judgement, Tables, judge};
+pub use judge::{Address, Attempt, Judgement, SourceCheck, Tables, judge};
+pub use neighbor::{NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget};
 pub use reason::{Counters, NO_REASON, REASON_MASK, REASONS, Reason};
 pub use tables::{
     AddressEntry, AllowEntry, AllowKey, PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, PortEntry, PortKey, address_flags,

@@ -1,8 +1,8 @@
 //! Reports of denied packets: once a second for each flow, with a count of those not reported, within a budget for each pod.
 
 use netpol_common::{
-    DENIAL_WAYS, DenyEvent, Direction, EVENT_BURST, EVENT_INTERVAL_NS, Endpoint, IfIndex, MAX_ENDPOINT_ID, Reason,
-    RuleSetId, event_budget, event_flags,
+    DENIAL_WAYS, DenyEvent, Direction, EVENT_BURST, EVENT_INTERVAL_NS, Endpoint, IfIndex, Reason, RuleSetId,
+    event_budget, event_flags,
 };
 
 use crate::Surroundings;
@@ -187,8 +187,7 @@ pub(crate) fn report<S: Surroundings>(surroundings: S, direction: Direction, rea
     if reason == Reason::OtherHost {
         return;
     }
-    let (ifindex, source, group) =
-        (surroundings.ifindex(), surroundings.sender() & MAX_ENDPOINT_ID, surroundings.is_group());
+    let (ifindex, source, group) = (surroundings.ifindex(), surroundings.sender(), surroundings.is_group());
     let endpoint = surroundings.endpoint();
     let place = Place { endpoint, ifindex, source, group, direction, reason };
     let Some(endpoint) = endpoint else { return report_as(surroundings, place, &Subject::FRAME) };
@@ -212,7 +211,7 @@ pub(crate) fn report<S: Surroundings>(surroundings: S, direction: Direction, rea
                 return report_as(surroundings, place, &subject);
             }
         }
-        Ok(link::Content::Arp) | Err(_) => {}
+        Ok(link::Content::Arp(_)) | Err(_) => {}
     }
     report_as(surroundings, place, &Subject::FRAME);
 }

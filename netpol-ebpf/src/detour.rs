@@ -1,13 +1,17 @@
 //! The way of all packets that are not plain: tags, options, extension headers, fragments, ICMP, and what is not IP.
 
-use netpol_common::{Attempt, ClassId, Direction, Endpoint, FlowKey, Generation, NO_REASON, REASON_MASK, Reason};
+use netpol_common::{
+    ANY_REMOTE, Attempt, Direction, Endpoint, FlowEntry, FlowKey, Generation, NO_REASON, REASON_MASK, Reason,
+    SourceCheck, endpoint_flags,
+};
 
 use crate::barrier::barrier;
 use crate::flow::{self, Known, Role};
 use crate::packet::{self, Fragment, Icmp, Packet, Parse, TcpFlags, link};
 use crate::process::conclude;
+use crate::slot::Slot;
 use crate::surroundings::PacketAddress;
-use crate::verdict::{self, Opening, Stale, Verdict, unless_open};
+use crate::verdict::{self, Opening, Stale, unless_open};
 use crate::{Family, Surroundings, fragment, guard};
 
 /// What a frame turned out to be.
@@ -28,8 +32,8 @@ pub enum Quoted {
     NotAsked,
     /// It belongs to no known flow.
     Nothing,
-    /// The verdict of its flow, and the class of the remote where it was looked up.
-    Judged(Reason, ClassId),
+    /// The verdict of its flow.
+    Judged(Reason),
 }
 
 /// Judges a frame that is not a plain packet.
@@ -56,15 +60,28 @@ fn ip<A, S: Surroundings + Family<A>>(surroundings: S, direction: Direction, sta
 #[inline(always)]
 pub(crate) fn find<S: Surroundings>(surroundings: S, direction: Direction) -> Content {
     let Some(endpoint) = surroundings.endpoint() else { return Content::Judged(no_endpoint(surroundings, direction)) };
+    if direction == Direction::Ingress && guard::is_for_another(&surroundings, endpoint) {
+        return frame(surroundings, endpoint, direction, Reason::OtherHost);
+    }
+    let from_pod = direction == Direction::Egress && !surroundings.is_behind();
+    if from_pod && guard::has_foreign_mac(&surroundings, endpoint) {
+        return frame(surroundings, endpoint, direction, Reason::SpoofedNeighbor);
+    }
     let reason = match packet::find(&surroundings) {
         Ok(link::Content::Ipv4(start)) if <[u8; 4]>::is_readable(&surroundings, start) => return Content::V4(start),
         Ok(link::Content::Ipv6(start)) if <[u8; 16]>::is_readable(&surroundings, start) => return Content::V6(start),
         Ok(link::Content::Ipv4(_) | link::Content::Ipv6(_)) => unless_open(endpoint, direction, Reason::Malformed),
-        Ok(link::Content::Arp) => Reason::LinkControl,
+        Ok(link::Content::Arp(start)) if from_pod => verdict::reason(surroundings.check_arp(start)),
+        Ok(link::Content::Arp(_)) => Reason::LinkControl,
         Err(reason) => unless_open(endpoint, direction, reason),
     };
-    let found = (reason, ClassId::NOBODY);
-    Content::Judged(conclude(&surroundings, endpoint, direction, found))
+    frame(surroundings, endpoint, direction, reason)
+}
+
+/// Concludes on a frame, whatever is in it.
+#[inline(always)]
+fn frame<S: Surroundings>(surroundings: S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Content {
+    Content::Judged(conclude(&surroundings, endpoint, direction, reason))
 }
 
 #[inline(always)]
@@ -85,17 +102,25 @@ where
     // Never: `find` asked before.
     let Some(mut packet) = A::parse(&surroundings, start, false) else { return Some(Reason::Malformed) };
     forget_how(&surroundings, &mut packet);
-    let decided =
-        without_policy(&surroundings, endpoint, direction, &mut packet).map(|reason| (reason, ClassId::NOBODY));
+    let decided = without_policy(&surroundings, endpoint, direction, &mut packet);
     let icmp = packet.icmp();
     let decided = match quoted {
         Quoted::NotAsked if decided.is_none() && icmp == Some(Icmp::Error) && packet.fragment == Fragment::Whole => {
             return None;
         }
-        Quoted::Judged(reason, class) => decided.or(Some((reason, class))),
+        Quoted::Judged(reason) => decided.or(Some(reason)),
         Quoted::NotAsked | Quoted::Nothing => decided,
     };
-    let case = Case::new(direction, &packet, icmp, decided);
+    let mut case = Case::new(direction, &packet, icmp, decided);
+    if !case.is_decided() {
+        case.take(Family::<A>::recall(
+            surroundings,
+            direction,
+            start,
+            (case.ports >> 32) as u32,
+            (case.bits >> 8) as u32,
+        ));
+    }
     let reason = Family::<A>::settle(surroundings, direction, case);
     if let Fragment::First { identification } = packet.fragment
         && reason.allows()
@@ -135,10 +160,22 @@ where
     A: PacketAddress + Parse,
     S: Surroundings + Family<A>,
 {
+    if surroundings.is_behind() && surroundings.is_spoofed() {
+        return Some(Reason::SpoofedSource);
+    }
     let discovers = packet.icmp() == Some(Icmp::Discovery);
+    let from_pod = direction == Direction::Egress && !surroundings.is_behind();
     // RFC 6980: discovery is never fragmented.
     if discovers && packet.problem.is_none() && packet.fragment == Fragment::Whole {
-        return Some(Reason::LinkControl);
+        let allowed = Reason::LinkControl;
+        return Some(if from_pod {
+            verdict::reason(surroundings.check_discovery(packet.start, packet.payload))
+        } else {
+            allowed
+        });
+    }
+    if discovers && from_pod && endpoint.has(endpoint_flags::SOURCE_GUARD) {
+        return Some(Reason::SpoofedNeighbor);
     }
     let problem = packet.problem.or_else(|| follow(surroundings, direction, packet).err())?;
     Some(unless_open(endpoint, direction, problem))
@@ -168,12 +205,10 @@ where
 /// it can be handed to a function that the verifier looks at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// From the low byte on: where the IP header starts, protocol, flags, `role`, and a reason or `UNDECIDED`.
+    /// From the low byte on: where the IP header starts, protocol, flags, `role` with a [`SourceCheck`], and a reason or `UNDECIDED`.
     pub bits: u64,
     /// From the low bytes on: the packet's source and destination port, the pod's and the remote's in the flow's key.
     pub ports: u64,
-    /// Where it is decided: the remote's class.
-    pub class: u32,
 }
 
 /// What a packet is to its flow.
@@ -186,6 +221,8 @@ mod role {
     pub(super) const FRESH: u8 = 4;
     /// It may come from nobody: a pod that has no address yet asks whether one is free, and only that (RFC 4862, 5.4).
     pub(super) const DISCOVERS: u8 = 8;
+    /// Where its [`SourceCheck`](netpol_common::SourceCheck) starts.
+    pub(super) const CHECK: u32 = 4;
 }
 
 /// No reason's code.
@@ -198,7 +235,7 @@ impl Case {
         direction: Direction,
         packet: &Packet<A>,
         icmp: Option<Icmp>,
-        decided: Option<Verdict>,
+        decided: Option<Reason>,
     ) -> Self {
         let (flow_role, (pod_port, remote_port)) = flow::identify(direction, packet, icmp);
         let role = match flow_role {
@@ -208,7 +245,7 @@ impl Case {
             Role::Stranger => 0,
         };
         let role = role | if icmp == Some(Icmp::Discovery) { role::DISCOVERS } else { 0 };
-        let (decided, class) = decided.map_or((UNDECIDED, 0), |(reason, class)| (reason as u8, class.0));
+        let decided = decided.map_or(UNDECIDED, |reason| reason as u8);
         let [a, b] = packet.transport.source_port;
         let [c, d] = packet.transport.destination_port;
         let ports = u64::from(u32::from_le_bytes([a, b, c, d]));
@@ -224,7 +261,22 @@ impl Case {
                 0,
             ]),
             ports: ports | u64::from(flow::ports(pod_port, remote_port)) << 32,
-            class,
+        }
+    }
+
+    /// Whether it has a verdict.
+    #[inline(always)]
+    const fn is_decided(&self) -> bool {
+        (self.bits >> 32) as u8 != UNDECIDED
+    }
+
+    /// Takes what [`Family::recall`] found.
+    #[inline(always)]
+    fn take(&mut self, found: u64) {
+        if found & KNOWN == 0 {
+            self.bits |= (found & 3) << (24 + role::CHECK);
+        } else {
+            self.bits = self.bits & !(0xff << 32) | (found & 0xff) << 32;
         }
     }
 }
@@ -236,36 +288,53 @@ where
     A: PacketAddress + Parse,
     S: Surroundings + Family<A>,
 {
-    let [start, protocol, flags, role, decided, ..] = case.bits.to_le_bytes();
-    let [_, _, c, d, ..] = case.ports.to_le_bytes();
-    let (start, flags, destination_port) = (u32::from(start), TcpFlags(flags), [c, d]);
+    let [start, protocol, _, role, ..] = case.bits.to_le_bytes();
     // Never: who made the case asked before.
     let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
-    let Some((source, destination)) = A::ends(&surroundings, start) else { return Reason::Malformed };
+    let Some((source, destination)) = A::ends(&surroundings, u32::from(start)) else { return Reason::Malformed };
     let generation = verdict::generation(endpoint);
-    let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let behind = surroundings.is_behind();
-    // Behind, it may go in its node's name.
-    let masqueraded = behind && !source.belongs_to(endpoint);
-    let pod = if masqueraded { A::own(barrier(endpoint)) } else { pod };
-    let key = A::flow_key(endpoint.ifindex.0, pod, remote, (case.ports >> 32) as u32, protocol);
+    let is_own = source.belongs_to(endpoint);
     let from_nobody = role & role::DISCOVERS != 0 && source.is_zero();
-    let found = if !behind && !from_nobody && guard::is_foreign(endpoint, direction, &source) {
-        (Reason::ForeignSource, ClassId::NOBODY)
-    } else if decided != UNDECIDED {
-        (verdict::reason(u32::from(decided)), ClassId(case.class))
-    } else if (behind || role & role::MEMBER != 0)
-        && !masqueraded
-        && let Some(known) = judge_known(&surroundings, endpoint, generation, direction, &key, Some(flags))
-    {
-        known
+    let (pod, remote) = flow::pod_and_remote(direction, source, destination);
+    let mut key = A::flow_key(endpoint.ifindex.0, pod, remote, (case.ports >> 32) as u32, protocol);
+    // Behind, it may go in its node's name.
+    let masqueraded = behind && !is_own;
+    if masqueraded {
+        key.pod_address = A::own(barrier(endpoint));
+    }
+    let is_foreign = direction == Direction::Egress && endpoint.has(endpoint_flags::SOURCE_GUARD) && !is_own;
+    let found = if !behind && !from_nobody && is_foreign {
+        Reason::ForeignSource
+    } else if case.is_decided() {
+        verdict::reason((unfold(case.bits) >> 32) as u32 & 0xff)
     } else {
+        let [_, _, flags, role, ..] = unfold(case.bits).to_le_bytes();
+        let [_, _, c, d, ..] = unfold(case.ports).to_le_bytes();
+        let source = SourceCheck(role >> role::CHECK & 3);
         // The port of one that goes in its node's name is not the pod's.
-        let opening = Opening { opens: role & role::OPENS != 0 && !masqueraded, fresh: role & role::FRESH != 0, flags };
-        let attempt = Attempt { port: destination_port, ..verdict::attempt(&surroundings, direction, &key) };
+        let opening = Opening {
+            opens: role & role::OPENS != 0 && !masqueraded,
+            fresh: role & role::FRESH != 0,
+            flags: TcpFlags(flags),
+        };
+        let attempt = Attempt { port: [c, d], ..verdict::attempt(&surroundings, direction, &key, source) };
         verdict::admit(&surroundings, endpoint, generation, &attempt, &key, opening)
     };
     conclude(&surroundings, endpoint, direction, found)
+}
+
+/// The value itself, which the compiler takes apart again where it is used, rather than keep its parts on the stack meanwhile.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "in the kernel it goes through a register"))]
+fn unfold(mut value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: computes in a register only; not `pure`, so that two of them are not taken for one. Not empty, as the kernel refuses
+    // two lines of source for one instruction.
+    unsafe {
+        core::arch::asm!("{value} = {value}", value = inout(reg) value, options(nomem, nostack, preserves_flags));
+    }
+    value
 }
 
 /// The verdict of a flow, where it is known. Without flags: on an error that quotes a packet of it, which is none itself.
@@ -277,7 +346,7 @@ fn judge_known<A, S>(
     direction: Direction,
     key: &FlowKey<A>,
     flags: Option<TcpFlags>,
-) -> Option<Verdict>
+) -> Option<Reason>
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
@@ -301,7 +370,7 @@ where
             known.touch(slot, direction, flags, now, hz);
             verdict::follow(surroundings, endpoint, direction, known.is_judged_behind());
         }
-        return Some((passes, ClassId::NOBODY));
+        return Some(passes);
     }
     let mut stale = Stale { opener: known.opener, state: known.state };
     if let Some(flags) = flags {
@@ -309,6 +378,76 @@ where
         stale.state = known.after(direction, flags);
     }
     Some(verdict::rejudge(surroundings, endpoint, generation, direction, key, stale, passes))
+}
+
+/// See [`Family::recall`].
+#[inline(always)]
+pub(crate) fn recall<A, S>(surroundings: S, direction: Direction, start: u32, ports: u32, bits: u32) -> u64
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    let [protocol, flags, role, _] = bits.to_le_bytes();
+    let Some(endpoint) = surroundings.endpoint() else { return 0 };
+    let generation = verdict::generation(endpoint);
+    let Some((source, destination)) = A::ends(&surroundings, start) else { return 0 };
+    // What a pod sends from another's address is of no flow; after translation, what has the node's is not found.
+    if direction == Direction::Egress
+        && !source.belongs_to(endpoint)
+        && (surroundings.is_behind() || endpoint.has(endpoint_flags::SOURCE_GUARD))
+    {
+        return 0;
+    }
+    let (pod, remote) = flow::pod_and_remote(direction, source, destination);
+    let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
+    let check = match direction {
+        Direction::Ingress => verdict::check_source(&surroundings, &key.remote_address),
+        Direction::Egress => SourceCheck::NONE,
+    };
+    let unknown = u64::from(check.0);
+    if !surroundings.is_behind() && role & role::MEMBER == 0 {
+        return unknown;
+    }
+    if direction == Direction::Ingress
+        && let Some(slot) = surroundings.flow(endpoint, &key)
+        && is_from_another(&surroundings, slot, &key, check)
+    {
+        return unknown;
+    }
+    match judge_known(&surroundings, endpoint, generation, direction, &key, Some(TcpFlags(flags))) {
+        Some(reason) => KNOWN | reason as u64,
+        None => unknown,
+    }
+}
+
+/// In what [`Family::recall`] returns: a reason's code is in the low byte. Else it is the number of a
+/// [`SourceCheck`].
+const KNOWN: u64 = 1 << 31;
+
+/// Whether a packet towards a pod does not come from where the flow's remote sends. If it does with another source endpoint ID, that
+/// is noted.
+#[inline(always)]
+fn is_from_another<A, S>(surroundings: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, source: SourceCheck) -> bool
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    let (known, sender) = (Known::read(slot), surroundings.sender());
+    let remote = flow::remote_endpoint(slot);
+    if remote == sender || remote == u32::from(ANY_REMOTE) {
+        return false;
+    }
+    match source {
+        SourceCheck::NONE => flow::learn(slot, sender),
+        SourceCheck::FROM_ELSEWHERE
+            if surroundings.exact_address(&key.remote_address).unwrap_or_default().endpoint == 0 =>
+        {
+            flow::learn(slot, sender);
+        }
+        SourceCheck::TRANSLATED if known.may_have_any_remote(slot) => flow::learn(slot, u32::from(ANY_REMOTE)),
+        _ => return true,
+    }
+    false
 }
 
 /// See [`Family::judge_quoted`]. The error goes to who sent the quoted packet, so that packet went the other way; an error
@@ -340,7 +479,7 @@ where
     let ports = flow::ports(pod_port, remote_port);
     let key = A::flow_key(surroundings.ifindex(), pod, remote, ports, quoted.protocol);
     match judge_known(&surroundings, endpoint, generation, direction, &key, None) {
-        Some((reason, class)) => Quoted::Judged(reason, class),
+        Some(reason) => Quoted::Judged(reason),
         None => Quoted::Nothing,
     }
 }

@@ -96,6 +96,13 @@ impl Known {
         self.state & flow_state::JUDGED_BEHIND != 0
     }
 
+    /// Whether replies may come from any endpoint, as they do through a Service: the pod started the flow, and no endpoint has
+    /// replied from that address as its own.
+    #[inline(always)]
+    pub(crate) fn may_have_any_remote(&self, slot: Slot<'_, FlowEntry>) -> bool {
+        remote_endpoint(slot) == 0 && self.opener == Direction::Egress
+    }
+
     /// Notes a packet of the flow. Written only where something changes: the entry is shared between CPUs.
     #[inline(always)]
     pub(crate) fn touch(&self, slot: Slot<'_, FlowEntry>, direction: Direction, flags: TcpFlags, now: u32, hz: u32) {
@@ -124,6 +131,19 @@ impl Known {
         }
         state
     }
+}
+
+/// See [`FlowEntry::remote_endpoint`].
+#[inline(always)]
+pub(crate) fn remote_endpoint(slot: Slot<'_, FlowEntry>) -> u32 {
+    u32::from(slot.read(field!(remote_endpoint)))
+}
+
+/// Notes the source endpoint ID that the remote's packets carry.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "16 bits")]
+pub(crate) fn learn(slot: Slot<'_, FlowEntry>, endpoint: u32) {
+    slot.write(field!(remote_endpoint), endpoint as u16);
 }
 
 /// Whether its node or the pod itself opened it towards the pod: its packets are looked at more closely.

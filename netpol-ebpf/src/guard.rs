@@ -1,11 +1,271 @@
-//! The source guard: a pod sends from its own addresses only, so that nobody borrows a peer's identity.
+//! Anti-spoofing: a pod sends with its own addresses only, in IP, Ethernet, ARP and neighbor discovery.
 
-use netpol_common::{Direction, Endpoint, endpoint_flags};
+use netpol_common::{
+    Address, Direction, Endpoint, NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget, Reason, address_flags, endpoint_flags,
+};
 
+use crate::packet::{self, Parse, link};
+use crate::slot::field;
 use crate::surroundings::PacketAddress;
+use crate::{Bytes, Family, Slot, Surroundings, Window};
 
 /// Whether a packet has a source address that the pod may not use.
 #[inline(always)]
 pub(crate) fn is_foreign<A: PacketAddress>(endpoint: &Endpoint, direction: Direction, source: &A) -> bool {
     direction == Direction::Egress && endpoint.has(endpoint_flags::SOURCE_GUARD) && !source.belongs_to(endpoint)
+}
+
+/// A MAC address in two parts, as it is compared.
+pub(crate) type Mac = ([u8; 4], [u8; 2]);
+
+/// The MAC address of the pod's end of the veth; zeros: not known.
+#[inline(always)]
+fn own_mac(endpoint: &Endpoint) -> Mac {
+    let [a, b, c, d, e, f] = endpoint.mac;
+    ([a, b, c, d], [e, f])
+}
+
+#[inline(always)]
+fn is_same(one: Mac, other: Mac) -> bool {
+    u32::from_ne_bytes(one.0) == u32::from_ne_bytes(other.0) && u16::from_ne_bytes(one.1) == u16::from_ne_bytes(other.1)
+}
+
+/// Whether a frame from a pod has an Ethernet source that is not the pod's.
+#[inline(always)]
+pub(crate) fn is_foreign_mac(endpoint: &Endpoint, source: Mac) -> bool {
+    let own = own_mac(endpoint);
+    !is_same(source, own) && !is_same(own, ([0; 4], [0; 2])) && endpoint.has(endpoint_flags::SOURCE_GUARD)
+}
+
+/// Reads the MAC address at an offset.
+#[inline(always)]
+fn mac_at<S: Surroundings>(surroundings: &S, offset: u32) -> Option<Mac> {
+    let Bytes([a, b, c, d, e, f]) = surroundings.load::<6>(offset)?;
+    Some(([a, b, c, d], [e, f]))
+}
+
+/// The same of a frame whose source was not read yet.
+#[inline(always)]
+pub(crate) fn has_foreign_mac<S: Surroundings>(surroundings: &S, endpoint: &Endpoint) -> bool {
+    mac_at(surroundings, link::SOURCE).is_none_or(|source| is_foreign_mac(endpoint, source))
+}
+
+/// Whether a frame towards a pod is for another host: a bridge floods what it does not know the port of. Multicast and broadcast
+/// are for everyone.
+#[inline(always)]
+pub(crate) fn is_for_another<S: Surroundings>(surroundings: &S, endpoint: &Endpoint) -> bool {
+    let own = own_mac(endpoint);
+    let Some(destination) = mac_at(surroundings, link::DESTINATION) else { return false };
+    destination.0[0] & 1 == 0 && !is_same(destination, own) && !is_same(own, ([0; 4], [0; 2]))
+}
+
+/// Whether a packet that left its pod has a source address that is neither that pod's nor the local node's, which masquerades,
+/// nor a Service's, whose replies go to clients outside. [`Surroundings::is_behind`] holds.
+///
+/// What came straight from the pod's veth was checked there, and only the node has translated it since.
+#[inline(always)]
+pub(crate) fn is_spoofed<S: Surroundings>(surroundings: &S) -> bool {
+    let Some(endpoint) = surroundings.endpoint() else { return false };
+    if !endpoint.has(endpoint_flags::SOURCE_GUARD) || surroundings.ingress_ifindex() == endpoint.ifindex.0 {
+        return false;
+    }
+    match packet::find(surroundings) {
+        Ok(link::Content::Ipv4(start)) => is_spoofed_source::<[u8; 4], S>(surroundings, endpoint, start),
+        Ok(link::Content::Ipv6(start)) => is_spoofed_source::<[u8; 16], S>(surroundings, endpoint, start),
+        Ok(link::Content::Arp(_)) | Err(_) => false,
+    }
+}
+
+#[inline(always)]
+fn is_spoofed_source<A, S>(surroundings: &S, endpoint: &Endpoint, start: u32) -> bool
+where
+    A: PacketAddress + Parse,
+    S: Surroundings + Family<A>,
+{
+    A::ends(surroundings, start).is_some_and(|(source, _)| is_translated(surroundings, endpoint, &source))
+}
+
+/// Whether this source address is not the endpoint's, and none that address translation gives its packets.
+#[inline(always)]
+pub(crate) fn is_translated<A, S>(surroundings: &S, endpoint: &Endpoint, source: &A) -> bool
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    const TRANSLATED: u16 = address_flags::OWN_NODE | address_flags::SERVICE;
+    !source.belongs_to(endpoint) && surroundings.exact_address(source).unwrap_or_default().flags & TRANSLATED == 0
+}
+
+/// ARP as pods need it. RFC 826, and RFC 5227 for probes.
+mod arp {
+    pub(super) const LENGTH: u32 = 28;
+    /// Up to the sender's MAC address.
+    pub(super) const HEAD: usize = 14;
+    pub(super) const REQUEST: u16 = 1;
+    pub(super) const REPLY: u16 = 2;
+    /// A frame is padded to 60 bytes without its checksum (IEEE 802.3, 4A.4.2), to 64 by those that keep room for a tag.
+    pub(super) const FRAME: u32 = 64;
+}
+
+/// Checks the ARP packet at an offset that a pod sends: its own MAC and IPv4 address as the sender's, or a probe.
+#[inline(always)]
+pub(crate) fn arp<S: Surroundings>(surroundings: &S, start: u32) -> Reason {
+    let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
+    if !endpoint.has(endpoint_flags::SOURCE_GUARD) {
+        return Reason::LinkControl;
+    }
+    let Some(head) = surroundings.load::<{ arp::HEAD }>(start) else { return Reason::Malformed };
+    // On its own, as the verifier demands that words on the stack are aligned.
+    let Some(Bytes(sender)) = surroundings.load::<4>(start + arp::HEAD as u32) else { return Reason::Malformed };
+    let packet = Window::of(&head.0);
+    let operation = packet.number::<6>();
+    // Ethernet, IPv4, and the lengths of their addresses.
+    let kind = u32::from_be_bytes(packet.quad::<0>()) == 0x0001_0800 && packet.number::<4>() == 0x0604;
+    let own = sender.belongs_to(endpoint) || (sender.is_zero() && operation == arp::REQUEST);
+    if !kind
+        || !matches!(operation, arp::REQUEST | arp::REPLY)
+        || !own
+        || is_foreign_mac(endpoint, (packet.quad::<8>(), packet.pair::<12>()))
+    {
+        return Reason::SpoofedNeighbor;
+    }
+    let length = surroundings.length();
+    within_budget(surroundings, endpoint, length >= start + arp::LENGTH && length <= arp::FRAME)
+}
+
+/// Neighbor discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810) as pods need them.
+mod icmpv6 {
+    pub(super) const LISTENER_REPORT: u8 = 131;
+    pub(super) const LISTENER_DONE: u8 = 132;
+    pub(super) const ROUTER_SOLICITATION: u8 = 133;
+    pub(super) const NEIGHBOR_SOLICITATION: u8 = 135;
+    pub(super) const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+    pub(super) const LISTENER_REPORT_V2: u8 = 143;
+    /// Header, target, a link-layer address and a nonce (RFC 7527, 4.1).
+    pub(super) const LONGEST: u32 = 24 + 8 + 8;
+    /// Header and 16 records without sources; Linux sends more groups in more reports.
+    pub(super) const LONGEST_REPORT: u32 = 8 + 16 * 20;
+    /// The IPv6 header, and the router alert that listener discovery has (RFC 2711).
+    pub(super) const HEADER: u32 = 40;
+    pub(super) const ROUTER_ALERT: u32 = 8;
+    /// Options: source and target link-layer address, nonce. <https://www.iana.org/assignments/icmpv6-parameters/>.
+    pub(super) const SOURCE_ADDRESS: u8 = 1;
+    pub(super) const TARGET_ADDRESS: u8 = 2;
+    pub(super) const NONCE: u8 = 14;
+}
+
+/// Checks the message of neighbor or listener discovery that a pod sends: its own addresses and MAC as sender and target, to the
+/// link only, and no longer than the protocols need. Routers advertise, redirect and query; pods do not.
+#[inline(always)]
+pub(crate) fn discovery<S: Surroundings>(surroundings: &S, start: u32, payload: u32) -> Reason {
+    let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
+    if !endpoint.has(endpoint_flags::SOURCE_GUARD) {
+        return Reason::LinkControl;
+    }
+    let Some((source, destination)) = <[u8; 16]>::ends(surroundings, start) else { return Reason::Malformed };
+    let Some(Bytes([kind])) = surroundings.load::<1>(payload) else { return Reason::Malformed };
+    let headers = payload.wrapping_sub(start);
+    let length = surroundings.length().wrapping_sub(payload);
+    if matches!(kind, icmpv6::LISTENER_REPORT | icmpv6::LISTENER_DONE | icmpv6::LISTENER_REPORT_V2) {
+        if destination[0] != 0xff || !(source.belongs_to(endpoint) || source.is_zero()) {
+            return Reason::SpoofedNeighbor;
+        }
+        let fits = headers <= icmpv6::HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
+        return within_budget(surroundings, endpoint, fits);
+    }
+    // Who has no address yet asks whether one is free (RFC 4862, 5.4), and asks for a router (RFC 4861, 4.1).
+    let unspecified = source.is_zero();
+    if !(source.belongs_to(endpoint) || unspecified) {
+        return Reason::SpoofedNeighbor;
+    }
+    let valid = match kind {
+        icmpv6::ROUTER_SOLICITATION => is_link_scope(&destination),
+        icmpv6::NEIGHBOR_SOLICITATION => target(surroundings, payload).is_some_and(|target| {
+            let asks = if unspecified { target.belongs_to(endpoint) } else { true };
+            asks && is_asked_at(surroundings, &destination, &target)
+        }),
+        icmpv6::NEIGHBOR_ADVERTISEMENT => target(surroundings, payload).is_some_and(|target| {
+            !unspecified && target.belongs_to(endpoint) && is_on_link(surroundings, &destination)
+        }),
+        _ => false,
+    };
+    let options = payload + if kind == icmpv6::ROUTER_SOLICITATION { 8 } else { 24 };
+    if !valid || !are_own_options(surroundings, endpoint, options) {
+        return Reason::SpoofedNeighbor;
+    }
+    within_budget(surroundings, endpoint, headers == icmpv6::HEADER && length <= icmpv6::LONGEST)
+}
+
+#[inline(always)]
+fn target<S: Surroundings>(surroundings: &S, payload: u32) -> Option<[u8; 16]> {
+    surroundings.load::<16>(payload + 8).map(|Bytes(target)| target)
+}
+
+/// `fe80::/10`, and multicast of link scope.
+#[inline(always)]
+fn is_link_scope(address: &[u8; 16]) -> bool {
+    (address[0] == 0xfe && address[1] & 0xc0 == 0x80) || (address[0] == 0xff && address[1] & 0x0f == 2)
+}
+
+/// Link scope, or a neighbor: the local node, or a pod of this node.
+#[inline(always)]
+fn is_on_link<S: Surroundings>(surroundings: &S, address: &[u8; 16]) -> bool {
+    is_link_scope(address) || {
+        let entry = surroundings.exact_address(address).unwrap_or_default();
+        entry.flags & address_flags::OWN_NODE != 0 || entry.endpoint != 0
+    }
+}
+
+/// Whether a solicitation goes where its target is: to the target itself, or to its solicited-node multicast address, which ends
+/// in the same 24 bits (RFC 4291, 2.7.1).
+#[inline(always)]
+fn is_asked_at<S: Surroundings>(surroundings: &S, destination: &[u8; 16], target: &[u8; 16]) -> bool {
+    let (to, of): ([u32; 4], [u32; 4]) = (bytemuck::cast(*destination), bytemuck::cast(*target));
+    let solicited = to[0] == 0xff02_0000_u32.to_be()
+        && to[1] == 0
+        && to[2] == 1_u32.to_be()
+        && to[3] == of[3] | 0xff00_0000_u32.to_be();
+    solicited
+        || (u128::from_ne_bytes(*destination) == u128::from_ne_bytes(*target) && is_on_link(surroundings, destination))
+}
+
+/// Whether there are at most two options, each the pod's MAC address or a nonce, of eight bytes.
+#[inline(always)]
+fn are_own_options<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, start: u32) -> bool {
+    let mut at = start;
+    for _ in 0..2 {
+        if at >= surroundings.length() {
+            return true;
+        }
+        let Some(Bytes([kind, words, a, b, c, d, e, f])) = surroundings.load::<8>(at) else { return false };
+        let own = match kind {
+            icmpv6::SOURCE_ADDRESS | icmpv6::TARGET_ADDRESS => !is_foreign_mac(endpoint, ([a, b, c, d], [e, f])),
+            icmpv6::NONCE => true,
+            _ => false,
+        };
+        if words != 1 || !own {
+            return false;
+        }
+        at += 8;
+    }
+    at >= surroundings.length()
+}
+
+/// Takes a token for a packet that is valid. CPUs that take one at the same time may take the same: the bound is not exact.
+#[inline(always)]
+fn within_budget<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, fits: bool) -> Reason {
+    let taken = fits && surroundings.neighbor_budget(endpoint.id).is_none_or(|slot| take(surroundings, slot));
+    if taken { Reason::LinkControl } else { Reason::NeighborRate }
+}
+
+#[inline(always)]
+fn take<S: Surroundings>(surroundings: &S, slot: Slot<'_, NeighborBudget>) -> bool {
+    let (now, hz) = (surroundings.now(), surroundings.hz());
+    let full = NEIGHBOR_BURST * hz;
+    let elapsed = now.wrapping_sub(slot.read(field!(last))).min(full / NEIGHBOR_RATE);
+    let tokens = (slot.read(field!(tokens)) + elapsed * NEIGHBOR_RATE).min(full);
+    slot.write(field!(last), now);
+    let enough = tokens >= hz;
+    slot.write(field!(tokens), if enough { tokens - hz } else { tokens });
+    enough
 }

@@ -36,6 +36,6 @@ pub mod memory;
 pub use detour::{Case, Content, Quoted};
 pub use flow::timeout;
 pub use packet::{Bytes, Window};
-pub use process::{process, process_behind};
+pub use process::{process, process_behind, process_source};
 pub use slot::Slot;
 pub use surroundings::{Family, Surroundings};

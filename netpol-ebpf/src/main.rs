@@ -48,12 +48,12 @@ mod programs {
         behind(&context, hook::BARE)
     }
 
-    /// What pods send, and whose number it carries then.
+    /// What pods send, and the source endpoint ID and recheck bit that it carries then.
     #[classifier]
     fn netpol_marked(context: TcContext) -> i32 {
         let verdict = run(&context, Direction::Egress);
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*context.skb.skb).mark = at(&context, hook::EGRESS).sender() };
+        unsafe { (*context.skb.skb).mark = at(&context, hook::EGRESS).carried() };
         verdict
     }
 
@@ -92,14 +92,17 @@ mod programs {
     #[inline(always)]
     fn take_mark(context: &TcContext) {
         // SAFETY: the context is valid while the program runs.
-        at(context, hook::EGRESS).set_sender(unsafe { (*context.skb.skb).mark });
+        at(context, hook::EGRESS).carry(unsafe { (*context.skb.skb).mark });
     }
 
     /// What a pod of this node sent is judged for its sender first. Whatever the pod it reaches makes of it starts anew.
     #[inline(always)]
     fn ingress(context: &TcContext) -> i32 {
         let skb = at(context, hook::BEHIND);
-        if skb.sender() != 0 && !netpol_ebpf::process_behind(skb).allows() {
+        if skb.wants_recheck()
+            && !at(context, hook::INGRESS).is_for_another()
+            && !netpol_ebpf::process_behind(skb).allows()
+        {
             return TC_ACT_SHOT;
         }
         run(context, Direction::Ingress)
@@ -109,13 +112,17 @@ mod programs {
     #[inline(always)]
     fn behind(context: &TcContext, hook: u32) -> i32 {
         let skb = at(context, hook);
-        if skb.sender() == 0 {
+        if skb.carried() == 0 {
             return TC_ACT_UNSPEC;
         }
-        if !netpol_ebpf::process_behind(skb).allows() {
+        let spoofed = netpol_ebpf::process_source(skb);
+        if spoofed.is_some_and(|reason| !reason.allows()) {
             return TC_ACT_SHOT;
         }
-        skb.set_sender(0);
+        if skb.wants_recheck() && !netpol_ebpf::process_behind(skb).allows() {
+            return TC_ACT_SHOT;
+        }
+        skb.carry(0);
         TC_ACT_UNSPEC
     }
 

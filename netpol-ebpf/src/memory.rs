@@ -6,14 +6,14 @@ use std::hash::Hash;
 
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, DENIAL_KEY_WORDS, DenialSet, DenyEvent, Direction, Endpoint, EventBudget,
-    FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, PORT_PREFIX_EXACT, PortEntry, PortKey,
-    Reason, Tables,
+    FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, NeighborBudget, PORT_PREFIX_EXACT,
+    PortEntry, PortKey, Reason, Tables,
 };
 
 use crate::detour::{Case, Quoted};
 use crate::packet::Parse;
 use crate::surroundings::mix;
-use crate::{Bytes, Family, Slot, Surroundings, Window, detour, fragment, process, process_behind};
+use crate::{Bytes, Family, Slot, Surroundings, Window, detour, fragment, process, process_behind, process_source};
 
 /// Jiffies per second, unless a test sets others.
 pub const HZ: u32 = 250;
@@ -35,7 +35,7 @@ pub struct Memory {
     pub v6: Maps<[u8; 16]>,
     /// Jiffies.
     pub now: Cell<u32>,
-    /// The number of its sender that the packet carries: before a run, and after it.
+    /// The source endpoint ID and recheck bit that the packet carries: before a run, and after it.
     pub sender: Cell<u32>,
     /// Whether flows find room.
     pub room: Cell<bool>,
@@ -47,6 +47,7 @@ pub struct Memory {
     pub denial_key: [u32; DENIAL_KEY_WORDS],
     denials: Vec<UnsafeCell<DenialSet>>,
     budgets: Vec<UnsafeCell<EventBudget>>,
+    neighbors: Vec<UnsafeCell<NeighborBudget>>,
 }
 
 /// The maps of one family.
@@ -92,6 +93,7 @@ impl Default for Memory {
             denial_key: std::array::from_fn(|word| u32::try_from(mix(word as u64 + 1) >> 32).unwrap_or_default()),
             denials: (0..4096).map(|_| UnsafeCell::default()).collect(),
             budgets: (0..2050).map(|_| UnsafeCell::default()).collect(),
+            neighbors: (0..1025).map(|_| UnsafeCell::default()).collect(),
         }
     }
 }
@@ -107,14 +109,16 @@ impl Memory {
 
     /// Runs a frame that the pod at an interface sent through the program behind all rewriting.
     pub fn run_behind(&self, frame: &[u8], ifindex: u32) -> Reason {
-        process_behind(Frame {
-            memory: self,
-            bytes: frame,
-            ifindex,
-            ingress_ifindex: ELSEWHERE,
-            linear: frame.len(),
-            behind: true,
-        })
+        process_behind(self.behind(frame, ifindex))
+    }
+
+    /// Checks the source of such a frame only; `None`: it may go on.
+    pub fn run_source(&self, frame: &[u8], ifindex: u32) -> Option<Reason> {
+        process_source(self.behind(frame, ifindex))
+    }
+
+    fn behind<'a>(&'a self, frame: &'a [u8], ifindex: u32) -> Frame<'a> {
+        Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear: frame.len(), behind: true }
     }
 
     /// The same for a frame of which only so many bytes are at hand directly.
@@ -172,12 +176,12 @@ impl Surroundings for Frame<'_> {
         self.ingress_ifindex
     }
 
-    fn sender(&self) -> u32 {
+    fn carried(&self) -> u32 {
         self.memory.sender.get()
     }
 
-    fn set_sender(&self, endpoint: u32) {
-        self.memory.sender.set(endpoint);
+    fn carry(&self, word: u32) {
+        self.memory.sender.set(word);
     }
 
     fn is_behind(&self) -> bool {
@@ -186,6 +190,16 @@ impl Surroundings for Frame<'_> {
 
     fn endpoint(&self) -> Option<&Endpoint> {
         self.memory.endpoints.get(&self.ifindex)
+    }
+
+    fn endpoint_of(&self, id: u32) -> Option<&Endpoint> {
+        self.memory.endpoints.values().find(|endpoint| endpoint.id == id && id != 0)
+    }
+
+    fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>> {
+        let slot = self.memory.neighbors.get(endpoint as usize)?;
+        // SAFETY: lives as long as `memory`, which is not shared between threads; only slots reach it.
+        Some(unsafe { Slot::new(slot.get()) })
     }
 
     fn now(&self) -> u32 {
@@ -270,6 +284,10 @@ impl<A: InMemory> Family<A> for Frame<'_> {
         detour::judge_quoted::<A, Self>(self, direction, start)
     }
 
+    fn recall(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
+        detour::recall::<A, Self>(self, direction, start, ports, bits)
+    }
+
     fn settle(self, direction: Direction, case: Case) -> Reason {
         detour::settle::<A, Self>(self, direction, case)
     }
@@ -309,6 +327,10 @@ impl<A: InMemory> Tables<A> for Frame<'_> {
         let maps = A::maps(self.memory);
         let exact = maps.addresses.get(address);
         exact.or_else(|| (0..=A::BITS).rev().find_map(|bits| maps.prefixes.get(&(bits, address.masked(bits))))).copied()
+    }
+
+    fn exact_address(&self, address: &A) -> Option<AddressEntry> {
+        A::maps(self.memory).addresses.get(address).copied()
     }
 
     fn frontend(&self, key: &FrontendKey<A>) -> Option<FrontendEntry> {

@@ -7,7 +7,9 @@
 //! [`admit`]: verdict::admit
 //! [`rejudge`]: verdict::rejudge
 
-use netpol_common::{ClassId, Direction, Endpoint, FlowKey, Generation, Reason, protocol};
+use netpol_common::{
+    ANY_REMOTE, Direction, Endpoint, FlowKey, Generation, Reason, SourceCheck, endpoint_flags, protocol,
+};
 
 use crate::flow::{self, Known};
 use crate::packet::{self, Plain, TcpFlags};
@@ -23,6 +25,16 @@ pub fn process<S: Surroundings>(surroundings: S, direction: Direction) -> Reason
         Direction::Egress => process_at::<true, S>(surroundings),
     };
     reported(surroundings, direction, reason)
+}
+
+/// Checks the source address of a packet that left its pod, where it goes now. `None`: it may go on.
+/// [`Surroundings::is_behind`] holds.
+#[inline(always)]
+pub fn process_source<S: Surroundings>(surroundings: S) -> Option<Reason> {
+    // Denied where it is parsed in full, by the same check.
+    surroundings
+        .is_spoofed()
+        .then(|| reported(surroundings, Direction::Egress, detour::judge_frame(surroundings, Direction::Egress)))
 }
 
 /// Judges a packet that carries its sender's number, where it goes now, by the sender's egress. [`Surroundings::is_behind`] holds.
@@ -79,11 +91,11 @@ where
 /// The direction as a constant: a key is built from the packet without asking which end is the pod's.
 #[inline(always)]
 fn process_at<const EGRESS: bool, S: Surroundings>(surroundings: S) -> Reason {
-    if EGRESS && surroundings.sender() != 0 {
-        // Nobody sends in another pod's name.
-        surroundings.set_sender(0);
-    }
     if let Some(endpoint) = surroundings.endpoint() {
+        if EGRESS {
+            // Whatever the pod itself made of it.
+            surroundings.carry(endpoint.id);
+        }
         let generation = verdict::generation(endpoint);
         if let Some(packet) = packet::parse_plain_v4(&surroundings) {
             if let Some(reason) = process_plain::<EGRESS, _, S>(surroundings, endpoint, generation, &packet) {
@@ -131,17 +143,21 @@ where
     let direction = towards::<EGRESS>();
     let key = key::<EGRESS, A>(surroundings.ifindex(), packet);
     if guard::is_foreign(endpoint, direction, &packet.source) {
-        let found = (Reason::ForeignSource, ClassId::NOBODY);
-        return Some(conclude(&surroundings, endpoint, Direction::Egress, found));
+        return Some(conclude(&surroundings, endpoint, Direction::Egress, Reason::ForeignSource));
+    }
+    if EGRESS && guard::is_foreign_mac(endpoint, packet.link_source) {
+        return Some(conclude(&surroundings, endpoint, Direction::Egress, Reason::SpoofedNeighbor));
     }
     let fresh = packet.protocol == protocol::TCP && packet.flags.opens();
     if !fresh && let Some(slot) = surroundings.flow(endpoint, &key) {
+        // Rare, and for the slow path but for a new source endpoint ID.
+        if !EGRESS && (flow::is_from_here(slot) || flow::remote_endpoint(slot) != surroundings.sender()) {
+            let code = plain_changed(surroundings, endpoint, generation, &key, packet.flags.0);
+            return (code != NOT_PLAIN).then(|| verdict::reason(code));
+        }
         let (now, hz) = (surroundings.now(), surroundings.hz());
         let known = Known::read(slot);
         if known.is_alive(packet.protocol, now, hz) {
-            if !EGRESS && flow::is_from_here(slot) {
-                return None;
-            }
             if known.generation == generation {
                 known.touch(slot, direction, packet.flags, now, hz);
                 verdict::follow(&surroundings, endpoint, direction, known.is_judged_behind());
@@ -154,6 +170,36 @@ where
         }
     }
     Some(plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, packet.flags.0))
+}
+
+/// A plain packet towards a pod, of a known flow whose remote had another source endpoint ID before. It may: where the address is
+/// that endpoint's, as pods come to be enforced, and get new IDs, while flows go on; and where the flow may have any. All else is
+/// for the slow path, as is a stale flow.
+#[inline(never)]
+fn plain_changed<A, S>(surroundings: S, endpoint: &Endpoint, generation: Generation, key: &FlowKey<A>, flags: u8) -> u32
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    let Some(slot) = surroundings.flow(endpoint, key) else { return NOT_PLAIN };
+    let (known, sender) = (Known::read(slot), surroundings.sender());
+    let (now, hz) = (surroundings.now(), surroundings.hz());
+    if known.generation != generation || flow::is_from_here(slot) || !known.is_alive(key.protocol, now, hz) {
+        return NOT_PLAIN;
+    }
+    if flow::remote_endpoint(slot) != u32::from(ANY_REMOTE) {
+        let Some(remote) = surroundings.endpoint_of(sender) else { return NOT_PLAIN };
+        if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::SOURCE_GUARD) {
+            flow::learn(slot, sender);
+        } else if known.may_have_any_remote(slot) {
+            flow::learn(slot, u32::from(ANY_REMOTE));
+        } else {
+            return NOT_PLAIN;
+        }
+    }
+    known.touch(slot, Direction::Ingress, TcpFlags(flags), now, hz);
+    surroundings.count(endpoint.id, Direction::Ingress, Reason::Flow);
+    Reason::Flow as u32
 }
 
 #[inline(always)]
@@ -180,9 +226,17 @@ where
     S: Surroundings + Family<A>,
 {
     let direction = towards::<EGRESS>();
+    if !EGRESS && guard::is_for_another(&surroundings, endpoint) {
+        return conclude(&surroundings, endpoint, direction, Reason::OtherHost);
+    }
     let flags = TcpFlags(flags);
     let opening = Opening { opens: true, fresh: key.protocol == protocol::TCP && flags.opens(), flags };
-    let attempt = verdict::attempt(&surroundings, direction, key);
+    let source = match direction {
+        Direction::Ingress => verdict::check_source(&surroundings, &key.remote_address),
+        Direction::Egress => SourceCheck::NONE,
+    };
+    let source = SourceCheck(surroundings.blur::<3>(source.0));
+    let attempt = verdict::attempt(&surroundings, direction, key, source);
     let found = verdict::admit(&surroundings, endpoint, generation, &attempt, key, opening);
     conclude(&surroundings, endpoint, direction, found)
 }
@@ -212,7 +266,7 @@ pub(crate) fn conclude<S: Surroundings>(
     surroundings: &S,
     endpoint: &Endpoint,
     direction: Direction,
-    (reason, _): verdict::Verdict,
+    reason: Reason,
 ) -> Reason {
     let reason = verdict::blur(surroundings, reason);
     let reason = if surroundings.is_behind() && reason == Reason::NoRule { Reason::Backend } else { reason };

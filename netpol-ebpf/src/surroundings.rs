@@ -2,11 +2,11 @@
 
 use netpol_common::{
     Address, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-    Reason, Tables,
+    MAX_ENDPOINT_ID, NeighborBudget, RECHECK, Reason, Tables,
 };
 
 use crate::detour::{self, Case, Content, Quoted};
-use crate::{Bytes, Slot, Window, denied, packet, process};
+use crate::{Bytes, Slot, Window, denied, guard, packet, process};
 
 /// One packet at one interface, and everything that is looked up or recorded for it.
 pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
@@ -20,10 +20,20 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn ifindex(&self) -> u32;
     /// The interface it came in by; 0: this node originated it.
     fn ingress_ifindex(&self) -> u32;
-    /// The number of the pod of this node that sent it; 0: nobody says.
-    fn sender(&self) -> u32;
-    /// Has the packet carry the number of the pod that sent it; 0: none.
-    fn set_sender(&self, endpoint: u32);
+    /// What the packet carries: a source endpoint ID, and [`RECHECK`].
+    fn carried(&self) -> u32;
+    /// Has the packet carry that.
+    fn carry(&self, word: u32);
+    /// Its source endpoint ID: [`Endpoint::id`] of the pod of this node that sent it; 0: none.
+    #[inline(always)]
+    fn sender(&self) -> u32 {
+        self.carried() & MAX_ENDPOINT_ID
+    }
+    /// Whether it is to be evaluated again after address translation.
+    #[inline(always)]
+    fn wants_recheck(&self) -> bool {
+        self.carried() & RECHECK != 0
+    }
     /// The Ethernet type of a packet that has no link header, as on tunnels; `None`: it has one.
     fn bare_type(&self) -> Option<u16> {
         None
@@ -33,6 +43,10 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn is_behind(&self) -> bool;
     /// The endpoint at [`Self::ifindex`].
     fn endpoint(&self) -> Option<&Endpoint>;
+    /// The endpoint with this ID.
+    fn endpoint_of(&self, id: u32) -> Option<&Endpoint>;
+    /// The state that bounds an endpoint's neighbor discovery.
+    fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>>;
     /// Low 32 bits of jiffies.
     fn now(&self) -> u32;
     /// Jiffies per second.
@@ -77,6 +91,26 @@ pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn walk(self, start: u32, first: u8) -> u64 {
         packet::walk(&self, start, first)
     }
+    /// Checks an ARP packet from a pod, see [`guard::arp`]; returns the reason's code.
+    #[inline(always)]
+    fn check_arp(self, start: u32) -> u32 {
+        guard::arp(&self, start) as u32
+    }
+    /// Checks a message of neighbor discovery from a pod, see [`guard::discovery`]; returns the reason's code.
+    #[inline(always)]
+    fn check_discovery(self, start: u32, payload: u32) -> u32 {
+        guard::discovery(&self, start, payload) as u32
+    }
+    /// Whether a frame towards a pod is for another host, see [`guard::is_for_another`].
+    #[inline(always)]
+    fn is_for_another(self) -> bool {
+        self.endpoint().is_some_and(|endpoint| guard::is_for_another(&self, endpoint))
+    }
+    /// Whether the source address of a packet that left its pod is spoofed, see [`guard::is_spoofed`].
+    #[inline(always)]
+    fn is_spoofed(self) -> bool {
+        guard::is_spoofed(&self)
+    }
     /// Reads a transport header.
     #[inline(always)]
     fn transport(self, offset: u32, protocol: u8, quoted: bool) -> u64 {
@@ -97,6 +131,9 @@ pub trait Family<A>: Tables<A> {
     fn judge_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason>;
     /// Judges the ICMP error in the IP packet at an offset of the frame by the flow that it quotes a packet of.
     fn judge_quoted(self, direction: Direction, start: u32) -> Quoted;
+    /// The verdict of the flow that the packet belongs to; where it belongs to none, how its source address is checked. Ports are
+    /// as in the flow's key, bits are those of the case from the protocol on. Packed by `detour::recall`.
+    fn recall(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64;
     /// Decides a case, counts it, and tells if it is denied.
     fn settle(self, direction: Direction, case: Case) -> Reason;
     /// What holds for a fragment.

@@ -1,7 +1,7 @@
 //! What the policy says of a flow, and what of it is remembered.
 
 use netpol_common::{
-    Attempt, ClassId, Direction, Endpoint, FlowEntry, FlowKey, Generation, Judgement, REASON_MASK, Reason,
+    Attempt, Direction, Endpoint, FlowEntry, FlowKey, Generation, Judgement, REASON_MASK, RECHECK, Reason, SourceCheck,
     endpoint_flags, flow_state, judge, protocol,
 };
 
@@ -12,9 +12,6 @@ use crate::{Family, Surroundings};
 
 /// [`Attempt::ingress_ifindex`] for "by another interface": no interface has this index.
 const ELSEWHERE: u32 = u32::MAX;
-
-/// A verdict, with the remote's class where it was looked up.
-pub(crate) type Verdict = (Reason, ClassId);
 
 /// Reads the generation before anything else of the endpoint: the agent writes it after everything else, so a change in
 /// between leaves a flow under the old one, and it is judged again.
@@ -79,31 +76,34 @@ pub(crate) fn admit<A, S>(
     attempt: &Attempt<A>,
     key: &FlowKey<A>,
     opening: Opening,
-) -> Verdict
+) -> Reason
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
 {
     let judgement = judge(surroundings, endpoint, attempt);
     let reason = blur(surroundings, judgement.reason);
-    let class = judgement.class;
     if !reason.allows() {
         let answers = opening.fresh && opened_by_other(surroundings, endpoint, key, generation, attempt.direction);
-        return (if answers { Reason::Flow } else { reason }, class);
+        return if answers { Reason::Flow } else { reason };
     }
     follow(surroundings, endpoint, attempt.direction, true);
-    if opening.opens {
+    let reply = attempt.direction == Direction::Ingress && judgement.again;
+    if opening.opens && !reply {
         let state = flow::tcp_state(opening.flags, false)
             | origin(endpoint, attempt)
-            | again(surroundings, endpoint, attempt.direction, key.protocol, &judgement);
-        let entry = entry(generation, surroundings.now(), attempt.direction, state);
+            | again(surroundings, attempt.direction, key.protocol, &judgement);
+        let entry = FlowEntry {
+            remote_endpoint: remote_endpoint(surroundings, attempt.direction),
+            ..entry(generation, surroundings.now(), attempt.direction, state)
+        };
         if !surroundings.insert_flow(endpoint, key, &entry)
             && (endpoint.ingress.isolated() || endpoint.egress.isolated())
         {
-            return (Reason::FlowTableFull, class);
+            return Reason::FlowTableFull;
         }
     }
-    (reason, class)
+    reason
 }
 
 /// A flow that was judged under another generation.
@@ -140,7 +140,7 @@ pub(crate) fn rejudge<A, S>(
     key: &FlowKey<A>,
     stale: Stale,
     passes: Reason,
-) -> Verdict
+) -> Reason
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
@@ -148,45 +148,37 @@ where
     let judgement = judge(surroundings, endpoint, &reopen(endpoint, key, stale, surroundings.is_behind()));
     if !blur(surroundings, judgement.reason).allows() {
         // Its entry stays, and stays stale: without it, the next packet of the other side might open a flow of its own.
-        return (Reason::Revoked, judgement.class);
+        return Reason::Revoked;
     }
     follow(surroundings, endpoint, direction, true);
     // Whom it was sent to when it opened may no longer be behind the Service, and all those that are say nothing of it.
     let through_service = matches!(judgement.reason, Reason::Service);
     let judgement = Judgement { again: judgement.again || through_service, ..judgement };
-    let state = stale.state & !flow_state::JUDGED_BEHIND
-        | again(surroundings, endpoint, stale.opener, key.protocol, &judgement);
+    let state = stale.state & !flow_state::JUDGED_BEHIND | again(surroundings, stale.opener, key.protocol, &judgement);
     // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
-    surroundings.insert_flow(endpoint, key, &entry(generation, surroundings.now(), stale.opener, state));
-    (passes, judgement.class)
+    let entry = FlowEntry {
+        // What the pod sends does not say: the next packet towards it does.
+        remote_endpoint: remote_endpoint(surroundings, direction),
+        ..entry(generation, surroundings.now(), stale.opener, state)
+    };
+    surroundings.insert_flow(endpoint, key, &entry);
+    passes
 }
 
 /// Has an allowed packet from a pod judged again where it goes then, or not. What opens a flow always is: what is known here of
-/// Services may be older than what sends it on. Its sender's number also tells a pod that it hears itself.
+/// Services may be older than what sends it on.
 #[inline(always)]
 pub(crate) fn follow<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, direction: Direction, again: bool) {
-    let isolated = endpoint.ingress.isolated() || endpoint.egress.isolated();
-    if direction == Direction::Egress && !surroundings.is_behind() && again && isolated {
-        surroundings.set_sender(endpoint.id);
+    if direction == Direction::Egress && !surroundings.is_behind() && again && endpoint.egress.isolated() {
+        surroundings.carry(endpoint.id | RECHECK);
     }
 }
 
 /// Whether each packet of a flow is judged behind. So is each datagram to a Service: conntrack forgets them sooner than netpol does,
-/// and the next one is sent to another backend, which nobody here may know of yet. So is each that may reach its own pod again:
-/// there, unlike a TCP connection's, nothing else tells it from a stranger's that is masqueraded the same way.
+/// and the next one is sent to another backend, which nobody here may know of yet.
 #[inline(always)]
-fn again<S: Surroundings>(
-    surroundings: &S,
-    endpoint: &Endpoint,
-    direction: Direction,
-    protocol: u8,
-    judgement: &Judgement,
-) -> u8 {
-    let may_turn = match judgement.reason {
-        Reason::Service => true,
-        Reason::NotIsolated => endpoint.ingress.isolated(),
-        _ => false,
-    };
+fn again<S: Surroundings>(surroundings: &S, direction: Direction, protocol: u8, judgement: &Judgement) -> u8 {
+    let may_turn = matches!(judgement.reason, Reason::Service);
     let datagram = direction == Direction::Egress && may_turn && surroundings.blur::<255>(protocol) != protocol::TCP;
     surroundings.blur::<255>(if judgement.again || datagram { flow_state::JUDGED_BEHIND } else { 0 })
 }
@@ -228,6 +220,7 @@ pub(crate) fn attempt<A: PacketAddress, S: Surroundings>(
     surroundings: &S,
     direction: Direction,
     key: &FlowKey<A>,
+    source: SourceCheck,
 ) -> Attempt<A> {
     let (port, ingress_ifindex) = match direction {
         Direction::Ingress => (key.pod_port, surroundings.ingress_ifindex()),
@@ -235,7 +228,41 @@ pub(crate) fn attempt<A: PacketAddress, S: Surroundings>(
     };
     let (remote, protocol) = (key.remote_address, key.protocol);
     let (sender, behind) = (surroundings.sender(), surroundings.is_behind());
-    Attempt { direction, remote, protocol, port, ingress_ifindex, sender, behind }
+    Attempt { direction, remote, protocol, port, ingress_ifindex, sender, source, behind }
+}
+
+/// How the source address of a packet that reaches a pod is to be checked. What came straight from the veth of its source endpoint
+/// was checked there, and only the node has translated it since.
+#[inline(always)]
+pub(crate) fn check_source<A: PacketAddress, S: Surroundings>(surroundings: &S, remote: &A) -> SourceCheck {
+    let (sender, ingress_ifindex) = (surroundings.sender(), surroundings.ingress_ifindex());
+    if ingress_ifindex == 0 {
+        return SourceCheck::NONE;
+    }
+    if sender == 0 {
+        return SourceCheck::FROM_ELSEWHERE;
+    }
+    match surroundings.endpoint_of(sender) {
+        None => SourceCheck::FROM_ELSEWHERE,
+        Some(sender)
+            if ingress_ifindex == sender.ifindex.0
+                || remote.belongs_to(sender)
+                || !sender.has(endpoint_flags::SOURCE_GUARD) =>
+        {
+            SourceCheck::NONE
+        }
+        Some(_) => SourceCheck::TRANSLATED,
+    }
+}
+
+/// What a flow notes of its remote by a packet in this direction.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "15 bits")]
+fn remote_endpoint<S: Surroundings>(surroundings: &S, direction: Direction) -> u16 {
+    match direction {
+        Direction::Ingress => surroundings.sender() as u16,
+        Direction::Egress => 0,
+    }
 }
 
 /// The attempt that opened a known flow.
@@ -253,7 +280,7 @@ fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale,
         Direction::Egress => key.remote_port,
     };
     let (direction, remote, protocol) = (stale.opener, key.remote_address, key.protocol);
-    Attempt { direction, remote, protocol, port, ingress_ifindex, sender: 0, behind }
+    Attempt { direction, remote, protocol, port, ingress_ifindex, sender: 0, source: SourceCheck::NONE, behind }
 }
 
 /// What [`reopen`] has to know of the packet that opened the flow.

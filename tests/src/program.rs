@@ -129,7 +129,7 @@ impl Programs {
         self.run_program(name, frame, ingress_ifindex, repeat)
     }
 
-    /// Runs a frame through the program that judges what a pod sends; the number of its sender that it carries then.
+    /// Runs a frame through the program that judges what a pod sends; the source endpoint ID and recheck bit that it carries then.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -265,6 +265,26 @@ impl Programs {
             }
         }
         Ok(())
+    }
+
+    /// Sets an endpoint at another interface, with its ID.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_endpoint_at(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<()> {
+        let mut map: Array<&mut MapData, Wire<Endpoint>> =
+            self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
+        map.set(ifindex, Wire(*endpoint), 0)?;
+        self.set_sender(endpoint.id, ifindex)
+    }
+
+    /// Sets a word of the tunnels' bitmap.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_tunnels(&mut self, index: u32, word: u64) -> Result<()> {
+        let mut map: Array<&mut MapData, u64> = self.bpf.map_mut("TUNNELS").context("TUNNELS")?.try_into()?;
+        Ok(map.set(index, word, 0)?)
     }
 
     /// Sets the endpoint in the overflow map, and another in its slot.

@@ -235,6 +235,7 @@ impl Sizes {
             senders: endpoints + 1,
             flow_tables_v4: endpoints + 1,
             flow_tables_v6: endpoints + 1,
+            neighbors: endpoints + 1,
             addresses_v4: self.max_addresses_v4.max(1),
             addresses_v6: self.max_addresses_v6.max(1),
             prefixes_v4: self.max_prefixes.unwrap_or(default.prefixes_v4).max(1),

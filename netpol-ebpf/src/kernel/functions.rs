@@ -4,10 +4,10 @@
 //! results can only be the context and numbers, so here is how those are packed.
 
 use aya_ebpf::bindings::__sk_buff;
-use netpol_common::{ClassId, Direction, Reason};
+use netpol_common::{Direction, Reason};
 
 use super::{Skb, hook};
-use crate::{Case, Content, Quoted, denied, detour, fragment, packet, process, verdict};
+use crate::{Case, Content, Quoted, Surroundings as _, denied, detour, fragment, guard, packet, process, verdict};
 
 /// Kinds of [`Content`], above the reason or the offset.
 const V4: u32 = 1 << 8;
@@ -40,7 +40,7 @@ fn pack(quoted: Quoted) -> u64 {
     match quoted {
         Quoted::NotAsked => NOT_ASKED,
         Quoted::Nothing => NOTHING,
-        Quoted::Judged(reason, class) => u64::from(class.0) << 32 | reason as u64,
+        Quoted::Judged(reason) => reason as u64,
     }
 }
 
@@ -50,7 +50,7 @@ fn unpack(word: u64) -> Quoted {
     match word {
         NOT_ASKED => Quoted::NotAsked,
         NOTHING => Quoted::Nothing,
-        _ => Quoted::Judged(verdict::reason(word as u32), ClassId((word >> 32) as u32)),
+        _ => Quoted::Judged(verdict::reason(word as u32)),
     }
 }
 
@@ -80,6 +80,35 @@ extern "C" fn netpol_find(skb: *mut __sk_buff, hook: u32) -> u32 {
 #[inline(never)]
 pub(super) extern "C" fn netpol_known(skb: *mut __sk_buff, hook: u32) -> u32 {
     u32::from(process::is_known(Skb::new(skb, hook)))
+}
+
+/// See [`crate::Surroundings::check_arp`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_arp(skb: *mut __sk_buff, hook: u32, start: u32) -> u32 {
+    guard::arp(&Skb::new(skb, hook), start) as u32
+}
+
+/// See [`crate::Surroundings::check_discovery`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_discovery(skb: *mut __sk_buff, hook: u32, start: u32, payload: u32) -> u32 {
+    guard::discovery(&Skb::new(skb, hook), start, payload) as u32
+}
+
+/// See [`crate::Surroundings::is_for_another`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_for_another(skb: *mut __sk_buff) -> u32 {
+    let skb = Skb::new(skb, hook::INGRESS);
+    u32::from(skb.endpoint().is_some_and(|endpoint| guard::is_for_another(&skb, endpoint)))
+}
+
+/// See [`crate::Surroundings::is_spoofed`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn netpol_spoofed(skb: *mut __sk_buff, hook: u32) -> u32 {
+    u32::from(guard::is_spoofed(&Skb::new(skb, hook)))
 }
 
 /// See [`crate::Surroundings::walk`].
@@ -113,7 +142,7 @@ pub(super) extern "C" fn netpol_limit(hash: u64, budget: u32) -> u64 {
 }
 
 macro_rules! family {
-    ($address:ty, $judge_ip:ident, $netpol_ip:ident, $judge_quoted:ident, $netpol_quoted:ident, $settle:ident,
+    ($address:ty, $judge_ip:ident, $netpol_ip:ident, $judge_quoted:ident, $netpol_quoted:ident, $recall:ident, $settle:ident,
      $netpol_settle:ident, $resolve:ident, $record:ident) => {
         /// See [`crate::Family::judge_ip`].
         #[inline(always)]
@@ -141,16 +170,23 @@ macro_rules! family {
             pack(detour::judge_quoted::<$address, Skb>(Skb::new(skb, hook), direction(hook), start))
         }
 
+        /// See [`crate::Family::recall`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(super) extern "C" fn $recall(skb: *mut __sk_buff, hook: u32, start: u32, ports: u32, bits: u32) -> u64 {
+            detour::recall::<$address, Skb>(Skb::new(skb, hook), direction(hook), start, ports, bits)
+        }
+
         /// See [`crate::Family::settle`].
         #[inline(always)]
         pub(super) fn $settle(skb: Skb, case: Case) -> Reason {
-            verdict::reason($netpol_settle(skb.context(), skb.hook(), case.bits, case.ports, case.class))
+            verdict::reason($netpol_settle(skb.context(), skb.hook(), case.bits, case.ports))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $netpol_settle(skb: *mut __sk_buff, hook: u32, bits: u64, ports: u64, class: u32) -> u32 {
-            detour::settle::<$address, Skb>(Skb::new(skb, hook), direction(hook), Case { bits, ports, class }) as u32
+        extern "C" fn $netpol_settle(skb: *mut __sk_buff, hook: u32, bits: u64, ports: u64) -> u32 {
+            detour::settle::<$address, Skb>(Skb::new(skb, hook), direction(hook), Case { bits, ports }) as u32
         }
 
         /// See [`crate::Family::resolve`].
@@ -178,6 +214,7 @@ family!(
     netpol_v4,
     judge_quoted_v4,
     netpol_quoted_v4,
+    netpol_recall_v4,
     settle_v4,
     netpol_settle_v4,
     netpol_resolve_v4,
@@ -189,6 +226,7 @@ family!(
     netpol_v6,
     judge_quoted_v6,
     netpol_quoted_v6,
+    netpol_recall_v6,
     settle_v6,
     netpol_settle_v6,
     netpol_resolve_v6,

@@ -4,12 +4,13 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey,
-    FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, IfIndex, PortEntry, PortKey, Reason, Tables,
+    FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, IfIndex, NeighborBudget, PortEntry, PortKey, Reason,
+    Tables,
 };
 
 use super::maps::{
-    addresses, allow, counters, denials, endpoints, events, flows, fragments, ports, prefixes, senders, services,
-    tunnels,
+    addresses, allow, counters, denials, endpoints, events, flows, fragments, neighbors, ports, prefixes, senders,
+    services, tunnels,
 };
 use super::{functions, globals};
 use crate::{Bytes, Case, Content, Family, Quoted, Slot, Surroundings, Window};
@@ -20,7 +21,7 @@ const PACKET_MULTICAST: u32 = 2;
 
 /// One packet in the kernel.
 ///
-/// Its sender's number is in `skb->tc_index`: 16 bits that go with the packet through bridge, routing and address translation,
+/// Its source endpoint ID and [`RECHECK`](netpol_common::RECHECK) are in `skb->tc_index`: 16 bits that go with the packet through bridge, routing and address translation,
 /// that a clone and a fragment get too, and that nobody else in the kernel has used since Linux 6.3 took the schedulers out that
 /// did. What else is on the same hooks must not end them with `TC_ACT_OK`, which overwrites it.
 /// Source: `tcf_classify` in <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
@@ -105,14 +106,14 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn sender(&self) -> u32 {
+    fn carried(&self) -> u32 {
         self.field(|skb| skb.tc_index)
     }
 
     #[inline(always)]
-    fn set_sender(&self, endpoint: u32) {
+    fn carry(&self, word: u32) {
         // SAFETY: as above; volatile, so that the whole word is written.
-        unsafe { (&raw mut (*self.skb).tc_index).write_volatile(endpoint) };
+        unsafe { (&raw mut (*self.skb).tc_index).write_volatile(word) };
     }
 
     #[inline(always)]
@@ -130,6 +131,18 @@ impl Surroundings for Skb {
         let ifindex = IfIndex(self.ifindex());
         // Nobody's slots in the array say so too.
         if self.is_behind() && ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn endpoint_of(&self, id: u32) -> Option<&Endpoint> {
+        let ifindex = senders::get(id);
+        if ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>> {
+        // SAFETY: array values live as long as the map, and only slots reach them.
+        neighbors::slot(endpoint).map(|slot| unsafe { Slot::new(slot) })
     }
 
     #[inline(always)]
@@ -202,6 +215,26 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
+    fn check_arp(self, start: u32) -> u32 {
+        functions::netpol_arp(self.context(), self.hook(), start)
+    }
+
+    #[inline(always)]
+    fn check_discovery(self, start: u32, payload: u32) -> u32 {
+        functions::netpol_discovery(self.context(), self.hook(), start, payload)
+    }
+
+    #[inline(always)]
+    fn is_for_another(self) -> bool {
+        functions::netpol_for_another(self.context()) != 0
+    }
+
+    #[inline(always)]
+    fn is_spoofed(self) -> bool {
+        functions::netpol_spoofed(self.context(), self.hook()) != 0
+    }
+
+    #[inline(always)]
     fn transport(self, offset: u32, protocol: u8, quoted: bool) -> u64 {
         functions::netpol_transport(self.skb, offset, u32::from(protocol), u32::from(quoted))
     }
@@ -234,7 +267,7 @@ impl Surroundings for Skb {
 
 macro_rules! family {
     ($address:ty, $frontend:ident, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident,
-     $judge_ip:ident, $judge_quoted:ident, $settle:ident, $resolve:ident, $record:ident) => {
+     $judge_ip:ident, $judge_quoted:ident, $recall:ident, $settle:ident, $resolve:ident, $record:ident) => {
         impl Family<$address> for Skb {
             #[inline(always)]
             fn judge_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
@@ -244,6 +277,11 @@ macro_rules! family {
             #[inline(always)]
             fn judge_quoted(self, _direction: Direction, start: u32) -> Quoted {
                 functions::$judge_quoted(self, start)
+            }
+
+            #[inline(always)]
+            fn recall(self, _direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
+                functions::$recall(self.context(), self.hook(), start, ports, bits)
             }
 
             #[inline(always)]
@@ -291,6 +329,16 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn exact_address(&self, address: &$address) -> Option<AddressEntry> {
+                addresses::$get(address)
+            }
+
+            #[inline(always)]
+            fn prefix(&self, address: &$address) -> Option<AddressEntry> {
+                prefixes::$get(address)
+            }
+
+            #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<FrontendEntry> {
                 services::$frontend(key)
             }
@@ -303,6 +351,11 @@ macro_rules! family {
             #[inline(always)]
             fn port(&self, key: &PortKey) -> Option<PortEntry> {
                 ports::get(key)
+            }
+
+            #[inline(always)]
+            fn barrier(&self, value: u8) -> u8 {
+                self.blur::<255>(value)
             }
 
             #[inline(always)]
@@ -321,6 +374,7 @@ family!(
     insert_v4,
     judge_v4,
     judge_quoted_v4,
+    netpol_recall_v4,
     settle_v4,
     netpol_resolve_v4,
     netpol_record_v4
@@ -334,6 +388,7 @@ family!(
     insert_v6,
     judge_v6,
     judge_quoted_v6,
+    netpol_recall_v6,
     settle_v6,
     netpol_resolve_v6,
     netpol_record_v6

@@ -35,7 +35,8 @@ pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8
         return None;
     }
     let head = frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>();
-    Some(Plain::new(header.quad::<12>(), header.quad::<16>(), protocol, head))
+    let link_source = (frame.quad::<6>(), frame.pair::<10>());
+    Some(Plain::new(link_source, header.quad::<12>(), header.quad::<16>(), protocol, head))
 }
 
 impl Parse for [u8; 4] {

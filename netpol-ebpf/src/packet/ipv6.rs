@@ -40,7 +40,8 @@ pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8
         return None;
     }
     let head = frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>();
-    Some(Plain::new(header.sixteen::<8>(), header.sixteen::<24>(), protocol, head))
+    let link_source = (frame.quad::<6>(), frame.pair::<10>());
+    Some(Plain::new(link_source, header.sixteen::<8>(), header.sixteen::<24>(), protocol, head))
 }
 
 impl Parse for [u8; 16] {

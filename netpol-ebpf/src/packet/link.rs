@@ -6,6 +6,10 @@ use crate::Surroundings;
 
 /// Length of an Ethernet header without tags.
 pub(super) const ETHERNET: usize = 14;
+/// Where the destination's MAC address is.
+pub(crate) const DESTINATION: u32 = 0;
+/// Where the source's MAC address is.
+pub(crate) const SOURCE: u32 = 6;
 /// VLAN tags that are walked, besides one that the kernel took off already.
 const TAGS: usize = 2;
 
@@ -20,8 +24,8 @@ pub(super) mod ether_type {
 
 /// What the frame carries, and where.
 pub(crate) enum Content {
-    /// ARP.
-    Arp,
+    /// ARP at this offset.
+    Arp(u32),
     /// An IPv4 header at this offset.
     Ipv4(u32),
     /// An IPv6 header at this offset.
@@ -44,7 +48,7 @@ pub(crate) fn parse<S: Surroundings>(surroundings: &S) -> Result<Content, Reason
         match kind {
             ether_type::IPV4 => return Ok(Content::Ipv4(end)),
             ether_type::IPV6 => return Ok(Content::Ipv6(end)),
-            ether_type::ARP => return Ok(Content::Arp),
+            ether_type::ARP => return Ok(Content::Arp(end)),
             ether_type::VLAN | ether_type::SERVICE_VLAN if tags < TAGS => end += 4,
             ether_type::VLAN | ether_type::SERVICE_VLAN => return Err(Reason::TooManyHeaders),
             _ => return Err(Reason::NotIp),

@@ -19,10 +19,13 @@ pub(crate) use transport::read_packed;
 pub use window::{Bytes, Window};
 
 use crate::Surroundings;
+use crate::guard::Mac;
 use crate::surroundings::PacketAddress;
 
 /// A packet of a protocol with ports whose headers are just Ethernet, IP and transport.
 pub(crate) struct Plain<A> {
+    /// The Ethernet source.
+    pub(crate) link_source: Mac,
     pub(crate) source: A,
     pub(crate) destination: A,
     pub(crate) source_port: [u8; 2],
@@ -33,9 +36,10 @@ pub(crate) struct Plain<A> {
 
 impl<A> Plain<A> {
     #[inline(always)]
-    fn new(source: A, destination: A, protocol: u8, head: Window<'_, { transport::HEAD }>) -> Self {
+    fn new(link_source: Mac, source: A, destination: A, protocol: u8, head: Window<'_, { transport::HEAD }>) -> Self {
         let flags = if protocol == protocol::TCP { head.byte::<13>() } else { 0 };
         Self {
+            link_source,
             source,
             destination,
             source_port: head.pair::<0>(),

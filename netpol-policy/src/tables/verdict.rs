@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netpol_common::{Attempt, Direction, DirectionPolicy, Endpoint, IfIndex, Judgement, judge};
+use netpol_common::{Attempt, Direction, DirectionPolicy, Endpoint, IfIndex, Judgement, SourceCheck, judge};
 
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
@@ -39,7 +39,16 @@ impl Tables {
     pub fn judge_egress(&self, egress: DirectionPolicy, remote: IpAddr, protocol: u8, port: u16) -> Judgement {
         fn to<A>(remote: A, protocol: u8, port: u16) -> Attempt<A> {
             let (direction, port) = (Direction::Egress, port.to_be_bytes());
-            Attempt { direction, remote, protocol, port, ingress_ifindex: OTHER, sender: 0, behind: false }
+            Attempt {
+                direction,
+                remote,
+                protocol,
+                port,
+                ingress_ifindex: OTHER,
+                sender: 0,
+                source: SourceCheck::NONE,
+                behind: false,
+            }
         }
         let endpoint = Endpoint { ifindex: OWN, egress, ..Endpoint::default() };
         match remote {
@@ -51,5 +60,14 @@ impl Tables {
 
 fn attempt<A>(packet: &Packet, remote: A, ingress_ifindex: u32) -> Attempt<A> {
     let (direction, protocol, port) = (packet.direction, packet.protocol, packet.port.to_be_bytes());
-    Attempt { direction, remote, protocol, port, ingress_ifindex, sender: 0, behind: packet.behind }
+    Attempt {
+        direction,
+        remote,
+        protocol,
+        port,
+        ingress_ifindex,
+        sender: 0,
+        source: SourceCheck::NONE,
+        behind: packet.behind,
+    }
 }

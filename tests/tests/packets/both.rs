@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
-    Generation, IfIndex, PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, Reason, RuleId, RuleSetId, address_flags,
-    endpoint_flags, frontend_scope, port_verdict, protocol,
+    Generation, IfIndex, PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, RECHECK, Reason, RuleId, RuleSetId,
+    address_flags, endpoint_flags, frontend_scope, port_verdict, protocol,
 };
 use netpol_ebpf::memory::Memory;
 use netpol_tests::cluster::Mac;
@@ -165,7 +165,7 @@ impl Both {
         }
     }
 
-    /// Runs what the pod sends in both; the reason, and whose number it carries then.
+    /// Runs what the pod sends in both; the reason, and the source endpoint ID and recheck bit that it carries then.
     pub(crate) fn send(&mut self, packet: &[u8]) -> (Reason, u32) {
         let frame = wire(packet);
         let reason = self.memory.run(Egress, &frame, INTERFACE, 0);
@@ -182,7 +182,7 @@ impl Both {
         let reason = self.memory.run_behind(&frame, ifindex);
         let counter = if reason == Reason::SenderGone { 0 } else { sender };
         let before = self.kernel.counted(counter, Egress, reason).unwrap();
-        let ran = self.kernel.run_behind(&frame, sender, 1).expect("the kernel runs the frame");
+        let ran = self.kernel.run_behind(&frame, sender | RECHECK, 1).expect("the kernel runs the frame");
         let counted = self.kernel.counted(counter, Egress, reason).unwrap() - before;
         assert_eq!((ran.passed, counted), (reason.allows(), u64::from(!reason.allows())), "memory says {reason:?}");
         reason
@@ -211,6 +211,7 @@ impl Both {
     }
 
     pub(crate) fn run_from(&mut self, ingress_ifindex: u32, direction: Direction, frame: &[u8]) -> Reason {
+        self.memory.sender.set(0);
         let reason = self.memory.run(direction, frame, INTERFACE, ingress_ifindex);
         let before = self.kernel.counted(1, direction, reason).unwrap();
         let ran = self.kernel.run(direction, frame, ingress_ifindex, 1).expect("the kernel runs the frame");

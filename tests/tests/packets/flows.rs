@@ -92,10 +92,12 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
         // Much longer than UDP flows are known, but never without a packet for that long.
         for _ in 0..4 {
             both.memory.wait(120);
+            both.memory.sender.set(0);
             let late = both.memory.run(opens.opposite(), &wire(&udp[1]), INTERFACE, FORWARDED);
             assert_eq!(late, Reason::Revoked, "packets keep it");
         }
         both.memory.wait(181);
+        both.memory.sender.set(0);
         let silence = both.memory.run(opens.opposite(), &wire(&udp[1]), INTERFACE, FORWARDED);
         assert_eq!(silence, Reason::NotIsolated, "after silence it is a flow of the side that is free to open");
 

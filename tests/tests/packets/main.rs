@@ -4,5 +4,7 @@
 mod both;
 mod flows;
 mod headers;
+mod identity;
+mod neighbors;
 mod services;
 mod surroundings;

@@ -1,11 +1,13 @@
 //! Connections through Services: by what their backends are at the pod's veth, by where they go behind it.
 
 use netpol_common::Direction::{Egress, Ingress};
-use netpol_common::{PortSetId, Reason, protocol};
+use netpol_common::{PortSetId, RECHECK, Reason, protocol};
 
 use super::both::{ACK, Both, FAMILIES, SYN, ip, wire};
 
 const POD: u32 = 1;
+/// The pod's source endpoint ID, to be evaluated again after address translation.
+const AGAIN: u32 = POD | RECHECK;
 const SOMEBODY: u32 = 2;
 const ALL: u32 = 11;
 const SOME: u32 = 12;
@@ -32,15 +34,15 @@ fn s21_a_service_is_judged_by_its_backends() {
     for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
         let mut both = both(service);
         let to = ip(addresses.pod, service);
-        assert_eq!(both.send(&to.tcp(1000, 1, SYN, b"")), (Reason::Service, POD), "all are allowed");
-        assert_eq!(both.send(&to.tcp(1000, 3, SYN, b"")), (Reason::NoBackend, 0), "none is");
-        assert_eq!(both.send(&to.udp(1000, 3, b"")), (Reason::NoBackend, 0), "none is");
-        assert_eq!(both.send(&to.tcp(1000, 4, SYN, b"")), (Reason::NoRule, 0), "no port of the Service");
-        // Its number goes with what opens the flow, and no further.
-        assert_eq!(both.send(&to.tcp(1000, 1, ACK, b"")), (Reason::Flow, 0));
+        assert_eq!(both.send(&to.tcp(1000, 1, SYN, b"")), (Reason::Service, AGAIN), "all are allowed");
+        assert_eq!(both.send(&to.tcp(1000, 3, SYN, b"")), (Reason::NoBackend, POD), "none is");
+        assert_eq!(both.send(&to.udp(1000, 3, b"")), (Reason::NoBackend, POD), "none is");
+        assert_eq!(both.send(&to.tcp(1000, 4, SYN, b"")), (Reason::NoRule, POD), "no port of the Service");
+        // What opens the flow is evaluated again, and no more.
+        assert_eq!(both.send(&to.tcp(1000, 1, ACK, b"")), (Reason::Flow, POD));
         // The next datagram may be sent elsewhere.
-        assert_eq!(both.send(&to.udp(1000, 1, b"")), (Reason::Service, POD));
-        assert_eq!(both.send(&to.udp(1000, 1, b"")), (Reason::Flow, POD));
+        assert_eq!(both.send(&to.udp(1000, 1, b"")), (Reason::Service, AGAIN));
+        assert_eq!(both.send(&to.udp(1000, 1, b"")), (Reason::Flow, AGAIN));
     }
 }
 
@@ -49,8 +51,8 @@ fn s22_each_packet_is_judged_by_where_it_goes_when_only_some_backends_are_allowe
     for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
         let mut both = both(service);
         let to = ip(addresses.pod, service);
-        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Service, POD));
-        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD), "and the next one too");
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Service, AGAIN));
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, AGAIN), "and the next one too");
         let (friend, stranger) = (ip(addresses.pod, addresses.friend), ip(addresses.pod, addresses.stranger));
         assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Rule, "allowed there");
         assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Flow, "remembered");
@@ -74,14 +76,14 @@ fn s23_what_opens_a_flow_is_judged_by_where_it_goes_whatever_is_known_of_service
         let mut both = Both::isolated(&[Egress]);
         let (node, friend) = (ip(addresses.pod, addresses.node), ip(addresses.pod, addresses.friend));
         // NodePorts and hostPorts are at the node's own addresses.
-        assert_eq!(both.send(&node.tcp(1000, 30080, SYN, b"")), (Reason::OwnNode, POD));
-        assert_eq!(both.send(&node.tcp(1000, 30080, ACK, b"")), (Reason::Flow, POD));
+        assert_eq!(both.send(&node.tcp(1000, 30080, SYN, b"")), (Reason::OwnNode, AGAIN));
+        assert_eq!(both.send(&node.tcp(1000, 30080, ACK, b"")), (Reason::Flow, AGAIN));
         let stranger = ip(addresses.pod, addresses.stranger);
         assert_eq!(both.goes(&stranger.tcp(1000, 80, SYN, b""), POD), Reason::Backend);
         // What is sent to where it goes is the same flow there.
-        assert_eq!(both.send(&friend.tcp(1000, 80, SYN, b"")), (Reason::Rule, POD));
+        assert_eq!(both.send(&friend.tcp(1000, 80, SYN, b"")), (Reason::Rule, AGAIN));
         assert_eq!(both.goes(&friend.tcp(1000, 80, SYN, b""), POD), Reason::Flow);
-        assert_eq!(both.send(&friend.tcp(1000, 80, ACK, b"")), (Reason::Flow, 0));
+        assert_eq!(both.send(&friend.tcp(1000, 80, ACK, b"")), (Reason::Flow, POD));
     }
 }
 
@@ -90,21 +92,21 @@ fn s22_a_changed_policy_reaches_flows_that_are_judged_behind() {
     for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
         let mut both = both(service);
         let (to, friend) = (ip(addresses.pod, service), ip(addresses.pod, addresses.friend));
-        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Service, POD));
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Service, AGAIN));
         assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Rule);
         both.allow(1, PortSetId::NONE);
         both.change(|_| {});
-        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD), "some may still be allowed");
+        assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, AGAIN), "some may still be allowed");
         assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Revoked);
         // Whoever is behind the Service by now is allowed; the friend that this flow was sent to may not be there any more.
         both.allow(SOME, PortSetId::ALL);
         both.change(|_| {});
         for _ in 0..2 {
-            assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, POD));
+            assert_eq!(both.send(&to.udp(1000, 2, b"")), (Reason::Flow, AGAIN));
             assert_eq!(both.goes(&friend.udp(1000, 53, b""), POD), Reason::Revoked);
         }
-        assert_eq!(both.send(&to.tcp(1001, 2, SYN, b"")), (Reason::Service, POD));
-        assert_eq!(both.send(&to.tcp(1001, 2, ACK, b"")), (Reason::Flow, 0), "a flow that was opened since");
+        assert_eq!(both.send(&to.tcp(1001, 2, SYN, b"")), (Reason::Service, AGAIN));
+        assert_eq!(both.send(&to.tcp(1001, 2, ACK, b"")), (Reason::Flow, POD), "a flow that was opened since");
     }
 }
 
@@ -136,7 +138,7 @@ fn s15_a_masqueraded_stranger_is_not_of_a_flow_that_had_its_port_before() {
         assert_eq!(both.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::OwnNode);
         assert_eq!(both.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::Flow);
         assert_eq!(both.arrives(&packet.udp(1001, 8080, b""), 0), Reason::NoRule);
-        // So that the pod can tell, each datagram that may come back to it carries its number.
+        // So that the pod can be identified, each datagram that may come back to it carries its ID.
         let out = ip(addresses.pod, addresses.stranger);
         assert_eq!(both.send(&out.udp(1000, 80, b"")), (Reason::NotIsolated, POD));
         assert_eq!(both.send(&out.udp(1000, 80, b"")), (Reason::Flow, POD));
@@ -150,7 +152,7 @@ fn a_pod_sends_in_nobodys_name() {
     let packet = ip(addresses.pod, addresses.stranger);
     both.send(&packet.tcp(1000, 80, SYN, b""));
     both.memory.sender.set(SOMEBODY);
-    assert_eq!(both.send(&packet.tcp(1000, 80, ACK, b"")), (Reason::Flow, 0));
+    assert_eq!(both.send(&packet.tcp(1000, 80, ACK, b"")), (Reason::Flow, POD));
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn a_full_flow_table_drops_at_isolated_pods_only() {
     }
 }
 
-/// Linux 5.10 looks at a million at most, and at more than newer kernels, which tell how many it were: 190,000 here, of which
+/// Linux 5.10 looks at a million at most, and at more than newer kernels, which tell how many it were: 300,000 here, of which
 /// 100,000 are to judge by where a Service sent a packet, and 10,000 more or less where the compiler lays the same code out
 /// another way.
 #[test]
@@ -56,6 +56,6 @@ fn the_verifier_has_little_to_do() {
     let mut kernel = Programs::load().unwrap();
     for (name, count) in kernel.verified_instructions().unwrap() {
         println!("{name}: {count} instructions");
-        assert!(count < 220_000, "{name} takes {count} of the million instructions that the verifier looks at");
+        assert!(count < 330_000, "{name} takes {count} of the million instructions that the verifier looks at");
     }
 }

@@ -91,6 +91,8 @@ maps! {
     Counters = "COUNTERS", 2050, counters, "--max-endpoints";
     /// Interfaces by the number of their endpoint.
     Senders = "SENDERS", 1025, senders, "--max-endpoints";
+    /// What endpoints may still send of neighbor discovery.
+    Neighbors = "NEIGHBORS", 1025, neighbors, "--max-endpoints";
     /// Tunnel endpoints of nodes.
     Tunnels = "TUNNELS", 2056, tunnels, "(fixed)";
     /// Events of denied packets.

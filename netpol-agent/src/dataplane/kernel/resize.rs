@@ -48,6 +48,8 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             MapName::Counters => counters(old, new, capacities)?,
             // Written with `ENDPOINTS`.
             MapName::EndpointsOverflow | MapName::Senders
+            // Filled again within seconds.
+            | MapName::Neighbors
             // Its size is fixed.
             | MapName::Tunnels
             // By now, and again when the programs have been swapped.

@@ -127,6 +127,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             | MapName::EventBudgets
             | MapName::Counters
             | MapName::Senders
+            | MapName::Neighbors
             | MapName::Tunnels
             | MapName::Events
             | MapName::LostEvents => None,

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use netpol_common::{
     Address, AddressEntry, AllowEntry, AllowKey, Attempt, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry,
-    FrontendKey, PortEntry, PortKey, PortSetId, RuleId, RuleSetId, Tables, address_flags, judge,
+    FrontendKey, PortEntry, PortKey, PortSetId, RuleId, RuleSetId, SourceCheck, Tables, address_flags, judge,
 };
 use netpol_policy::model::{Frontend, Place};
 use netpol_policy::tables::{Change, prefixes_of};
@@ -131,7 +131,16 @@ impl Snapshot {
         let endpoint = Endpoint { egress, ..Endpoint::default() };
         let (protocol, port) = (asked.protocol, asked.port.to_be_bytes());
         let direction = Direction::Egress;
-        let attempt = Attempt { direction, remote, protocol, port, ingress_ifindex: 0, sender: 0, behind: false };
+        let attempt = Attempt {
+            direction,
+            remote,
+            protocol,
+            port,
+            ingress_ifindex: 0,
+            sender: 0,
+            source: SourceCheck::NONE,
+            behind: false,
+        };
         judge(self, &endpoint, &attempt).port_set()
     }
 }

@@ -5,7 +5,7 @@
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
-use netpol_common::{Counters, Direction, REASONS, Reason};
+use netpol_common::{Counters, Direction, REASON_MASK, REASONS, Reason};
 
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, 2050> = PerCpuArray::new();
@@ -36,8 +36,9 @@ fn index(reason: Reason) -> usize {
     // SAFETY: computes in a register only.
     unsafe {
         core::arch::asm!(
-            "/* {index} */",
+            "{index} &= {mask}",
             index = inout(reg) index,
+            mask = const REASON_MASK as i32,
             options(pure, nomem, nostack, preserves_flags),
         );
     }

@@ -11,6 +11,7 @@ pub(super) mod endpoints;
 pub(super) mod events;
 pub(super) mod flows;
 pub(super) mod fragments;
+pub(super) mod neighbors;
 pub(super) mod ports;
 pub(super) mod prefixes;
 pub(super) mod senders;

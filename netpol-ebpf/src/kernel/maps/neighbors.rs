@@ -1,0 +1,16 @@
+//! `NEIGHBORS`: how much each endpoint may still send of ARP, neighbor discovery and multicast listener discovery.
+//!
+//! Sizing: as `SENDERS`: one per endpoint ID, from 1; 8 bytes each, always allocated.
+
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::macros::btf_map;
+use netpol_common::NeighborBudget;
+
+#[btf_map]
+static NEIGHBORS: Array<NeighborBudget, 1025> = Array::new();
+
+/// The bucket of an endpoint.
+#[inline(always)]
+pub(in crate::kernel) fn slot(endpoint: u32) -> Option<*mut NeighborBudget> {
+    NEIGHBORS.get_ptr_mut(endpoint)
+}
