@@ -27,6 +27,23 @@ fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: boo
 }
 
 #[test]
+fn hostile_a_pods_address_is_believed_only_from_that_pod() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_client()])?;
+    // A veth that no agent manages: no pod is known at its address.
+    lab.cluster.add_pod_quietly(PodSpec::new("shop/unmanaged"))?;
+    let cluster = &lab.cluster;
+    for to in ["shop/server", "shop/open"] {
+        expect(cluster, "shop/client", "shop/client", to, true)?;
+        expect(cluster, "outside", "shop/client", to, false)?;
+        expect(cluster, "shop/unmanaged", "shop/client", to, false)?;
+    }
+    lab.agent().wait_denied(|line| line.reason() == "spoofed-source" && line.to() == "shop/server")?;
+    // What stays believed: addresses that are no local pod's.
+    expect(&lab.cluster, "outside", "outside", "shop/open", true)?;
+    expect(&lab.cluster, "shop/unmanaged", "shop/unmanaged", "shop/open", true)
+}
+
+#[test]
 fn hostile_a_pod_that_takes_another_pods_address_does_not_take_its_identity() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/rogue -x shop/server 80/TCP")?;

@@ -3,6 +3,8 @@
 
 mod floods;
 mod identity;
+mod neighbors;
+mod tunnels;
 
 use netpol_tests::lab::policy;
 use netpol_tests::{Cluster, ClusterBuilder, Families};

@@ -1,0 +1,245 @@
+//! ARP, neighbor discovery and Ethernet sources: what a pod may say on its link, and how much.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Result, ensure};
+use netpol_tests::cluster::Mac;
+use netpol_tests::packet::{Ip, Marker, frame};
+use netpol_tests::raw::{Link, Shot, check};
+use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
+
+use super::pods;
+
+/// ARP requests of a flood.
+const SENT: u32 = 20_000;
+
+/// An ARP message (RFC 826) in an Ethernet frame, with what follows it.
+#[derive(Clone, Copy)]
+struct Arp {
+    /// 1: request; 2: reply.
+    operation: u8,
+    source: Mac,
+    sender: (Mac, Ipv4Addr),
+    target: (Mac, Ipv4Addr),
+}
+
+impl Arp {
+    fn frame(&self, to: Mac, padding: &[u8]) -> Vec<u8> {
+        let mut bytes = [&to.0[..], &self.source.0, &[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, self.operation]].concat();
+        for (mac, address) in [self.sender, self.target] {
+            bytes.extend(mac.0);
+            bytes.extend(address.octets());
+        }
+        bytes.extend(padding);
+        bytes
+    }
+}
+
+/// Rows of frames from `rogue` to one host: what, whether it arrives, and the frame around a marker.
+struct Rows<'c> {
+    cluster: &'c Cluster,
+    to: &'static str,
+    shots: Vec<(Shot, bool)>,
+}
+
+impl<'c> Rows<'c> {
+    fn to(cluster: &'c Cluster, to: &'static str) -> Self {
+        Self { cluster, to, shots: Vec::new() }
+    }
+
+    fn row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<u8>) {
+        let marker = Marker::new();
+        self.shots.push((Shot::of_frames(what, marker, vec![make(&marker.0)]), arrives));
+    }
+
+    fn check(self) -> Result<()> {
+        check(self.cluster, "shop/rogue", self.to, &self.shots)
+    }
+}
+
+/// A message of neighbor discovery: hop limit 255.
+fn discovery(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = Ip::new(from.into(), to.into()).icmp(kind, 0, [0; 4], body);
+    packet[7] = 255;
+    packet
+}
+
+/// A link-layer address option (RFC 4861, 4.6.1): 1 source, 2 target.
+fn link_layer(kind: u8, mac: Mac) -> Vec<u8> {
+    [&[kind, 1][..], &mac.0].concat()
+}
+
+/// Stuffing of some hundred bytes, the marker first.
+fn stuffed(marker: &[u8]) -> Vec<u8> {
+    [marker, &[0x5a; 600][..]].concat()
+}
+
+#[test]
+fn hostile_neighbor_discovery_carries_no_data_beyond_the_link() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
+    let cluster = &lab.cluster;
+    let (rogue, outside) = (cluster.host("shop/rogue"), cluster.host("outside"));
+    let next_hop = rogue.next_hop(outside, cluster.topology());
+    let mut rows = Rows::to(cluster, "outside");
+    for kind in 133..=137 {
+        let to_outside =
+            |body: &[u8]| frame(next_hop, rogue.mac(), &[], &discovery(rogue.v6(), outside.v6(), kind, body));
+        rows.row(&format!("type {kind}, stuffed"), false, |marker| to_outside(&stuffed(marker)));
+        // Its target is the destination, and it is as short as they come.
+        rows.row(&format!("type {kind}"), false, |marker| {
+            to_outside(&[&outside.v6().octets()[..], &[14, 2], marker, &[0; 6]].concat())
+        });
+    }
+    rows.check()?;
+    lab.agent().wait_denied(|line| line.from() == "shop/rogue" && line.reason() == "spoofed-neighbor")?;
+    Ok(())
+}
+
+#[test]
+fn hostile_arp_and_neighbor_discovery_carry_no_data_on_the_link() -> Result<()> {
+    for policies in [vec![deny_all("shop")], vec![]] {
+        let lab = Lab::start(pods(), &policies)?;
+        let cluster = &lab.cluster;
+        let (rogue, open) = (cluster.host("shop/rogue"), cluster.host("shop/open"));
+        let request = Arp {
+            operation: 1,
+            source: rogue.mac(),
+            sender: (rogue.mac(), rogue.v4()),
+            target: (Mac::default(), open.v4()),
+        };
+        let mut rows = Rows::to(cluster, "shop/open");
+        rows.row("an ARP request, padded as Ethernet pads it", true, |marker| request.frame(open.mac(), marker));
+        rows.row("a stuffed ARP request", false, |marker| request.frame(open.mac(), &stuffed(marker)));
+        let solicit = |marker: &[u8]| [&open.v6().octets()[..], &stuffed(marker)].concat();
+        rows.row("a stuffed neighbor solicitation", false, |marker| {
+            frame(open.mac(), rogue.mac(), &[], &discovery(rogue.v6(), open.v6(), 135, &solicit(marker)))
+        });
+        rows.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
+    // No policy isolates it.
+    let mut lab = Lab::start(pods(), &[])?;
+    let cluster = &lab.cluster;
+    let (rogue, open, client) = (cluster.host("shop/rogue"), cluster.host("shop/open"), cluster.host("shop/client"));
+    let gateway: Ipv4Addr = "10.244.1.1".parse()?;
+    let gateway_v6: Ipv6Addr = "fd77:0:0:1::1".parse()?;
+    let all_nodes: Ipv6Addr = "ff02::1".parse()?;
+    let own = (rogue.mac(), rogue.v4());
+    let mut rows = Rows::to(cluster, "shop/open");
+    for operation in [1, 2] {
+        let says =
+            |source: Mac, sender: (Mac, Ipv4Addr)| Arp { operation, source, sender, target: (open.mac(), open.v4()) };
+        for (what, arrives, arp) in [
+            ("its own", true, says(rogue.mac(), own)),
+            ("the gateway's address", false, says(rogue.mac(), (rogue.mac(), gateway))),
+            ("another pod's address", false, says(rogue.mac(), (rogue.mac(), client.v4()))),
+            ("another pod's MAC", false, says(rogue.mac(), (client.mac(), rogue.v4()))),
+            ("another pod's Ethernet source", false, says(client.mac(), own)),
+        ] {
+            rows.row(&format!("ARP operation {operation}, {what}"), arrives, |marker| arp.frame(open.mac(), marker));
+        }
+    }
+    let neighbor = |source: Mac, from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]| {
+        frame(open.mac(), source, &[], &discovery(from, to, kind, body))
+    };
+    let advertise = |target: Ipv6Addr, mac: Mac, marker: &[u8]| {
+        // A nonce (RFC 3971), so that the frame is recognised.
+        [&target.octets()[..], &link_layer(2, mac), &[14, 2], marker, &[0; 6]].concat()
+    };
+    for (what, target, mac) in [
+        ("the gateway's address", gateway_v6, rogue.mac()),
+        ("another pod's address", client.v6(), rogue.mac()),
+        ("another pod's MAC", rogue.v6(), client.mac()),
+    ] {
+        rows.row(&format!("a neighbor advertisement, {what}"), false, |marker| {
+            neighbor(rogue.mac(), rogue.v6(), open.v6(), 136, &advertise(target, mac, marker))
+        });
+    }
+    rows.row("a neighbor solicitation with another pod's MAC", false, |marker| {
+        let body = [&open.v6().octets()[..], &link_layer(1, client.mac()), &[14, 2], marker, &[0; 6]].concat();
+        neighbor(rogue.mac(), rogue.v6(), open.v6(), 135, &body)
+    });
+    // The class of CVE-2020-10749.
+    for to in [open.v6(), all_nodes] {
+        rows.row(&format!("a router advertisement to {to}"), false, |marker| {
+            neighbor(rogue.mac(), rogue.v6(), to, 134, &[&[0; 8][..], marker].concat())
+        });
+        rows.row(&format!("a redirect to {to}"), false, |marker| {
+            let body = [&client.v6().octets()[..], &client.v6().octets(), marker].concat();
+            neighbor(rogue.mac(), rogue.v6(), to, 137, &body)
+        });
+    }
+    // Any other packet moves a bridge's entry just as well.
+    let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
+    rows.row("a datagram with its own Ethernet source", true, |marker| {
+        frame(open.mac(), rogue.mac(), &[], &packet(marker))
+    });
+    rows.row("a datagram with another pod's Ethernet source", false, |marker| {
+        frame(open.mac(), client.mac(), &[], &packet(marker))
+    });
+    rows.check()?;
+    lab.agent().wait_denied(|line| line.reason() == "spoofed-neighbor")?;
+    // The others still reach each other: nothing was poisoned.
+    lab.expect("shop/client -> shop/open 80/TCP\nshop/open -> shop/client 80/TCP")?;
+    // A pod that changes its MAC address does not get the new one believed.
+    let renamed = Mac([2, 0x77, 9, 9, 9, 9]);
+    std::thread::sleep(std::time::Duration::from_secs(16));
+    lab.cluster.host("shop/rogue").netns().ip(&format!("link set eth0 address {renamed}"))?;
+    std::thread::sleep(std::time::Duration::from_secs(11));
+    let (rogue, open) = (lab.cluster.host("shop/rogue"), lab.cluster.host("shop/open"));
+    let mut rows = Rows::to(&lab.cluster, "shop/open");
+    let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
+    rows.row("a datagram with a changed MAC", false, |marker| frame(open.mac(), renamed, &[], &packet(marker)));
+    rows.row("a datagram with the MAC it had", true, |marker| frame(open.mac(), rogue.mac(), &[], &packet(marker)));
+    rows.check()
+}
+
+#[test]
+fn hostile_arp_is_limited_in_rate() -> Result<()> {
+    let lab = Lab::start(pods(), &[])?;
+    let (rogue, open) = (lab.cluster.host("shop/rogue"), lab.cluster.host("shop/open"));
+    let (sender, receiver) = (Link::open(rogue)?, Link::open(open)?);
+    let arp = Arp {
+        operation: 1,
+        source: rogue.mac(),
+        sender: (rogue.mac(), rogue.v4()),
+        target: (Mac::default(), open.v4()),
+    };
+    let mut arrived = 0_u32;
+    let mut drain = || {
+        while let Some(frame) = receiver.receive() {
+            arrived += u32::from(frame.windows(8).any(|bytes| bytes == *b"flooding"));
+        }
+    };
+    for sent in 0..SENT {
+        sender.send(&arp.frame(open.mac(), b"flooding"))?;
+        if sent % 64 == 0 {
+            drain();
+        }
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    drain();
+    ensure!(arrived > 0 && arrived < SENT / 4, "{arrived} of {SENT} ARP requests arrived");
+    // What it needs of the link still works.
+    lab.expect("shop/rogue -> shop/open 80/TCP")
+}
+
+#[test]
+fn hostile_checks_of_the_link_are_switched_off_with_anti_spoofing() -> Result<()> {
+    let options = AgentOptions::default().arguments(&["--no-source-guard"]);
+    let lab = Lab::start_with(pods(), &[], options)?;
+    let cluster = &lab.cluster;
+    let (rogue, open, client) = (cluster.host("shop/rogue"), cluster.host("shop/open"), cluster.host("shop/client"));
+    let mut rows = Rows::to(cluster, "shop/open");
+    let arp =
+        Arp { operation: 2, source: rogue.mac(), sender: (rogue.mac(), client.v4()), target: (open.mac(), open.v4()) };
+    rows.row("an ARP reply for another pod", true, |marker| arp.frame(open.mac(), &stuffed(marker)));
+    rows.row("a router advertisement", true, |marker| {
+        frame(open.mac(), rogue.mac(), &[], &discovery(rogue.v6(), open.v6(), 134, &[&[0; 8][..], marker].concat()))
+    });
+    rows.check()
+}

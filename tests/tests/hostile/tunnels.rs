@@ -1,0 +1,149 @@
+//! Packets inside packets: a pod that reaches a tunnel endpoint of a node could inject packets from anyone.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use netpol_tests::cluster::Mac;
+use netpol_tests::packet::{Ip, Marker, frame, protocol};
+use netpol_tests::raw::{Link, Shot, check};
+use netpol_tests::{AgentOptions, Between, Cluster, ClusterBuilder, Lab};
+
+use super::{pods, rogue_sends_nothing, server_from_client};
+
+/// The port of the harness' VXLAN devices.
+const PORT: u16 = 8472;
+
+fn nodes() -> ClusterBuilder {
+    pods().nodes(2).between(Between::Vxlan)
+}
+
+/// A frame of `rogue` to a node's VXLAN endpoint that carries an IP packet of the overlay.
+fn encapsulated(cluster: &Cluster, node: &str, port: u16, inner: &[u8]) -> Vec<u8> {
+    let (rogue, node_host) = (cluster.host("shop/rogue"), cluster.host(node));
+    // RFC 7348: a VNI follows; the harness' is 1.
+    let header = [8, 0, 0, 0, 0, 0, 1, 0];
+    let number = if node == "node-1" { 1 } else { 2 };
+    let payload = [&header[..], &frame(Mac::of_overlay(number), Mac::of_overlay(3 - number), &[], inner)].concat();
+    let packet = Ip::new(rogue.v4().into(), node_host.v4().into()).udp(50_000, port, &payload);
+    frame(rogue.next_hop(node_host, cluster.topology()), rogue.mac(), &[], &packet)
+}
+
+/// A datagram that a tunnel of the first node is to deliver to `to` in the name of `from`.
+fn tunneled(cluster: &Cluster, from: &str, to: &str) -> Shot {
+    let marker = Marker::new();
+    let inner = Ip::new(cluster.host(from).v4().into(), cluster.host(to).v4().into()).udp(53, 4000, &marker.0);
+    Shot::of_frames(&format!("{from} to {to}"), marker, vec![encapsulated(cluster, "node-1", PORT, &inner)])
+}
+
+#[test]
+fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
+    // No policy isolates the sender.
+    let mut lab = Lab::start(nodes(), &[server_from_client()])?;
+    let cluster = &lab.cluster;
+    // In the name of an allowed pod, of a stranger, and of the network: to an isolated pod and to an open one.
+    for (from, to) in [("shop/client", "shop/server"), ("shop/client", "shop/open"), ("outside", "shop/open")] {
+        check(cluster, "shop/rogue", to, &[(tunneled(cluster, from, to), false)])?;
+    }
+    lab.agent().wait_denied(|line| line.from() == "shop/rogue" && line.reason() == "tunnel-endpoint")?;
+    Ok(())
+}
+
+#[test]
+fn hostile_a_pod_does_not_open_its_egress_with_a_packet_from_a_tunnel() -> Result<()> {
+    let lab = Lab::start(nodes(), &[rogue_sends_nothing()])?;
+    let cluster = &lab.cluster;
+    // What seems to come from the target opens a flow, and the rest answers it.
+    let (rogue, target) = (cluster.host("shop/rogue"), cluster.host("outside"));
+    let inner = Ip::new(target.v4().into(), rogue.v4().into());
+    let next_hop = rogue.next_hop(target, cluster.topology());
+    let answer = |marker: &Marker| {
+        let packet = Ip::new(rogue.v4().into(), target.v4().into()).udp(4000, 53, &marker.0);
+        frame(next_hop, rogue.mac(), &[], &packet)
+    };
+    let link = Link::open(rogue)?;
+    link.send(&encapsulated(cluster, "node-1", PORT, &inner.udp(53, 4000, b"opens")))?;
+    std::thread::sleep(Duration::from_millis(200));
+    let marker = Marker::new();
+    let shot = Shot::of_frames("UDP that answers it", marker, vec![answer(&marker)]);
+    check(cluster, "shop/rogue", "outside", &[(shot, false)])?;
+    // With TCP a bad checksum keeps the pod's own stack silent, and its SYN passes as a simultaneous open.
+    let mut segment = inner.tcp(80, 4001, 16, b"");
+    segment[37] ^= 0xff;
+    link.send(&encapsulated(cluster, "node-1", PORT, &segment))?;
+    std::thread::sleep(Duration::from_millis(200));
+    let marker = Marker::new();
+    let syn = Ip::new(rogue.v4().into(), target.v4().into()).tcp(4001, 80, 2, &marker.0);
+    let shot = Shot::of_frames("a SYN that answers it", marker, vec![frame(next_hop, rogue.mac(), &[], &syn)]);
+    check(cluster, "shop/rogue", "outside", &[(shot, false)])
+}
+
+#[test]
+fn hostile_a_pod_reaches_no_tunnel_endpoint_of_another_node() -> Result<()> {
+    // No policy isolates the sender.
+    let mut lab = Lab::start(nodes(), &[server_from_client()])?;
+    let cluster = &lab.cluster;
+    let (rogue, node) = (cluster.host("shop/rogue"), cluster.host("node-2"));
+    let ip = Ip::new(rogue.v4().into(), node.v4().into());
+    let mut rows = Vec::new();
+    let mut row = |what: &str, arrives: bool, make: &dyn Fn(&[u8]) -> Vec<u8>| {
+        let marker = Marker::new();
+        rows.push((Shot::new(cluster, "shop/rogue", "node-2", what, marker, &[make(&marker.0)]), arrives));
+    };
+    for port in [4789, 8472, 6081, 51_820, 51_821, 1701] {
+        row(&format!("UDP port {port}"), false, &|marker| ip.udp(50_000, port, marker));
+    }
+    for number in [4, 41, protocol::GRE, 115] {
+        row(&format!("IP protocol {number}"), false, &|marker| ip.carrying(number, marker));
+    }
+    row("UDP port 8473", true, &|marker| ip.udp(50_000, 8473, marker));
+    row("TCP port 8472", true, &|marker| ip.tcp(50_000, 8472, 2, marker));
+    check(cluster, "shop/rogue", "node-2", &rows)?;
+    lab.agent().wait_denied(|line| line.reason() == "tunnel-endpoint" && line.port() == Some(6081))?;
+    Ok(())
+}
+
+#[test]
+fn hostile_tunnel_devices_are_noticed_as_they_come_and_go() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[])?;
+    let node = lab.cluster.host("node-1").netns().clone();
+    passes(&lab).context("without a device")?;
+    node.ip("link add nplate type vxlan id 7 dstport 5555 dev uplink\nlink set nplate up")?;
+    lab.agent().wait_log(&["tunnel endpoints of this node", "5555"])?;
+    send(&lab)?;
+    lab.agent().wait_denied(|line| line.reason() == "tunnel-endpoint" && line.port() == Some(5555))?;
+    node.ip("link del nplate")?;
+    lab.agent().wait_log(&["tunnel endpoints of this node", "ports={}"])?;
+    passes(&lab).context("without it again")
+}
+
+/// A datagram of `rogue` to a port of its node.
+fn send(lab: &Lab) -> Result<()> {
+    let (rogue, node) = (lab.cluster.host("shop/rogue"), lab.cluster.host("node-1"));
+    let target = (node.v4(), 5555);
+    rogue.netns().run(|| {
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(b"hostile", target)?;
+        Ok(())
+    })
+}
+
+fn passes(lab: &Lab) -> Result<()> {
+    let node = lab.cluster.host("node-1").netns();
+    let socket = node.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5555))?))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    send(lab)?;
+    socket.recv(&mut [0; 16]).map(drop).context("it does not arrive")
+}
+
+#[test]
+fn hostile_tunnels_can_be_allowed_and_still_carry_no_other_name() -> Result<()> {
+    let options = AgentOptions::default().arguments(&["--allow-tunnels-to-node"]);
+    let lab = Lab::start_with(nodes(), &[server_from_client()], options)?;
+    let cluster = &lab.cluster;
+    // What leaves the tunnel still carries the sender's endpoint ID: only its own address is believed.
+    check(cluster, "shop/rogue", "shop/open", &[(tunneled(cluster, "shop/rogue", "shop/open"), true)])?;
+    for (from, to) in [("shop/client", "shop/server"), ("shop/client", "shop/open"), ("outside", "shop/open")] {
+        check(cluster, "shop/rogue", to, &[(tunneled(cluster, from, to), false)])?;
+    }
+    Ok(())
+}
