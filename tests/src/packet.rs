@@ -29,7 +29,8 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
-/// Bytes by which a packet is recognised where it arrives.
+/// Bytes by which a packet is recognised where it arrives. They are a nonce option too (RFC 3971, 5.3.2), so that a message of
+/// neighbor discovery can carry them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marker(pub [u8; 8]);
 
@@ -38,7 +39,7 @@ impl Marker {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let [a, b, c, d] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        Self([b'n', b'p', b't', b'!', a, b, c, d])
+        Self([14, 1, b'n', b'p', a, b, c, d])
     }
 }
 

@@ -41,6 +41,21 @@ impl Pinned {
         there(self.overflow.get(&ifindex.0, 0))
     }
 
+    /// All endpoints but those in the overflow map.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn endpoints(&self) -> Result<Vec<Endpoint>> {
+        let mut endpoints = Vec::new();
+        for slot in 0..self.endpoints.len() {
+            let Wire(endpoint) = self.endpoints.get(&slot, 0)?;
+            if endpoint.ifindex != IfIndex(0) {
+                endpoints.push(endpoint);
+            }
+        }
+        Ok(endpoints)
+    }
+
     /// What is known of an address.
     ///
     /// # Errors

@@ -408,8 +408,10 @@ impl<D: Dataplane> Reconciler<D> {
     /// The veths that need no closer look: their pod is known or was, enforced, and has all its addresses.
     pub fn settled(&self) -> BTreeSet<IfIndex> {
         let settled = self.held.iter().filter(|(ifindex, held)| {
-            let complete = (held.endpoint.link_local != [0; 16] && held.endpoint.mac != [0; 6])
-                || self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() > PATIENCE);
+            // Every veth has a MAC address; an interface without IPv6 never gets a link-local one.
+            let is_older = |age| self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() > age);
+            let complete = (held.endpoint.mac != [0; 6] || is_older(LEARNING))
+                && (held.endpoint.link_local != [0; 16] || is_older(PATIENCE));
             held.attached && (held.orphaned || held.pod.is_some() && complete)
         });
         settled.map(|(ifindex, _)| *ifindex).collect()

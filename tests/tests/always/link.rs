@@ -23,31 +23,32 @@ fn s16_discovery_passes_only_where_it_comes_from_the_link() -> Result<()> {
     let lab = Lab::start(pods(), &[deny_all("shop")])?;
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/server").v6());
-    let ip = Ip::new(from.into(), to.into());
-    // A router alert (RFC 2711), as multicast listener discovery comes with.
-    let report = ip.clone().extension(protocol::HOP_BY_HOP, 0);
+    let ip = |to: Ipv6Addr| Ip::new(from.into(), to.into());
     let about = |target: Ipv6Addr| target.octets().to_vec();
-    let group = || about("ff02::1:ff00:77".parse().expect("an address"));
-    // What, ICMPv6 type, what follows its first word, the hop limit it has on the link, and the packet around it.
+    let [routers, reports, group] = ["ff02::2", "ff02::16", "ff02::1:ff00:77"].map(|text| text.parse().expect("one"));
+    // A router alert (RFC 2711), as multicast listener discovery comes with.
+    let report = |to| ip(to).extension(protocol::HOP_BY_HOP, 0);
+    // What, ICMPv6 type, what follows its first word, the hop limit it has on the link, the packet around it, and whether a pod
+    // may send it (32).
     let kinds = [
-        ("a router solicitation", 133, vec![], 255, &ip),
-        ("a router advertisement", 134, vec![0; 8], 255, &ip),
-        ("a neighbour solicitation", 135, about(to), 255, &ip),
-        ("a neighbour advertisement", 136, about(from), 255, &ip),
-        ("a redirect", 137, [about(to), about(to)].concat(), 255, &ip),
-        ("a listener query", 130, group(), 1, &report),
-        ("a listener report", 131, group(), 1, &report),
-        ("a listener's farewell", 132, group(), 1, &report),
-        ("a listener report, version 2", 143, group(), 1, &report),
+        ("a router solicitation", 133, vec![], 255, ip(routers), true),
+        ("a router advertisement", 134, vec![0; 8], 255, ip(to), false),
+        ("a neighbor solicitation", 135, about(to), 255, ip(to), true),
+        ("a neighbor advertisement", 136, about(from), 255, ip(to), true),
+        ("a redirect", 137, [about(to), about(to)].concat(), 255, ip(to), false),
+        ("a listener query", 130, about(group), 1, report(group), false),
+        ("a listener report", 131, about(group), 1, report(group), true),
+        ("a listener's farewell", 132, about(group), 1, report(routers), true),
+        ("a listener report, version 2", 143, about(group), 1, report(reports), true),
     ];
     let mut shots = Shots::new(cluster, "shop/client", "shop/server");
-    for (what, kind, body, hops, ip) in &kinds {
+    for (what, kind, body, hops, ip, allowed) in &kinds {
         let packet = |hops: u8, mark: &[u8]| {
             let mut packet = ip.icmp(*kind, 0, [0; 4], &[body, mark].concat());
             packet[7] = hops;
             vec![packet]
         };
-        shots.row(what, true, |mark| packet(*hops, mark));
+        shots.row(what, *allowed, |mark| packet(*hops, mark));
         shots.row(&format!("{what} that came through a router"), false, |mark| packet(64, mark));
     }
     shots.check()

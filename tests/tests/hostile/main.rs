@@ -6,8 +6,12 @@ mod identity;
 mod neighbors;
 mod tunnels;
 
-use netpol_tests::lab::policy;
-use netpol_tests::{Cluster, ClusterBuilder, Families};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use netpol_tests::lab::{PATIENCE, policy};
+use netpol_tests::pinned::Pinned;
+use netpol_tests::{Cluster, ClusterBuilder, Families, Lab};
 
 /// `rogue` is the attacker; `server` takes anything from `client` and nothing else; no policy isolates `open`.
 fn pods() -> ClusterBuilder {
@@ -30,4 +34,15 @@ fn server_from_client() -> String {
 /// `rogue` may send nothing; anything may reach it.
 fn rogue_sends_nothing() -> String {
     policy("shop/rogue-sends-nothing", "{podSelector: {matchLabels: {app: rogue}}, policyTypes: [Egress]}")
+}
+
+/// Waits until the pods' MAC addresses are learned, which takes a look at interfaces more than enforcing does.
+fn wait_for_macs(lab: &mut Lab) -> Result<()> {
+    let pinned = Pinned::open(lab.agent().pin_path())?;
+    let deadline = Instant::now() + PATIENCE;
+    while pinned.endpoints()?.iter().any(|endpoint| endpoint.mac == [0; 6]) {
+        ensure!(Instant::now() < deadline, "the agent does not learn the pods' MAC addresses");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }

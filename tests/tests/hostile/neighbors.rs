@@ -8,7 +8,7 @@ use netpol_tests::packet::{Ip, Marker, frame};
 use netpol_tests::raw::{Link, Shot, check};
 use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
 
-use super::pods;
+use super::{pods, wait_for_macs};
 
 /// ARP requests of a flood.
 const SENT: u32 = 20_000;
@@ -123,6 +123,7 @@ fn hostile_arp_and_neighbor_discovery_carry_no_data_on_the_link() -> Result<()> 
 fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
     // No policy isolates it.
     let mut lab = Lab::start(pods(), &[])?;
+    wait_for_macs(&mut lab)?;
     let cluster = &lab.cluster;
     let (rogue, open, client) = (cluster.host("shop/rogue"), cluster.host("shop/open"), cluster.host("shop/client"));
     let gateway: Ipv4Addr = "10.244.1.1".parse()?;
@@ -146,21 +147,20 @@ fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
     let neighbor = |source: Mac, from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]| {
         frame(open.mac(), source, &[], &discovery(from, to, kind, body))
     };
-    let advertise = |target: Ipv6Addr, mac: Mac, marker: &[u8]| {
-        // A nonce (RFC 3971), so that the frame is recognised.
-        [&target.octets()[..], &link_layer(2, mac), &[14, 2], marker, &[0; 6]].concat()
-    };
-    for (what, target, mac) in [
-        ("the gateway's address", gateway_v6, rogue.mac()),
-        ("another pod's address", client.v6(), rogue.mac()),
-        ("another pod's MAC", rogue.v6(), client.mac()),
+    let advertise =
+        |target: Ipv6Addr, mac: Mac, marker: &[u8]| [&target.octets()[..], &link_layer(2, mac), marker].concat();
+    for (what, arrives, target, mac) in [
+        ("its own", true, rogue.v6(), rogue.mac()),
+        ("the gateway's address", false, gateway_v6, rogue.mac()),
+        ("another pod's address", false, client.v6(), rogue.mac()),
+        ("another pod's MAC", false, rogue.v6(), client.mac()),
     ] {
-        rows.row(&format!("a neighbor advertisement, {what}"), false, |marker| {
+        rows.row(&format!("a neighbor advertisement, {what}"), arrives, |marker| {
             neighbor(rogue.mac(), rogue.v6(), open.v6(), 136, &advertise(target, mac, marker))
         });
     }
     rows.row("a neighbor solicitation with another pod's MAC", false, |marker| {
-        let body = [&open.v6().octets()[..], &link_layer(1, client.mac()), &[14, 2], marker, &[0; 6]].concat();
+        let body = [&open.v6().octets()[..], &link_layer(1, client.mac()), marker].concat();
         neighbor(rogue.mac(), rogue.v6(), open.v6(), 135, &body)
     });
     // The class of CVE-2020-10749.
