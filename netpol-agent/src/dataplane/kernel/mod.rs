@@ -145,12 +145,12 @@ impl Kernel {
         let generation = noted.max(highest);
         diagnostics::pass_on(&mut ebpf);
         let programs = attach::ids(&mut ebpf);
-        let flow_tables = flows::open(&pins, &capacities)?;
+        let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
+        let flow_tables = flows::open(&pins, &capacities, &ids)?;
         let mut attacher = Attacher { ebpf, pins: pins.clone(), mode: options.attach };
         let adopted = attacher.adopt();
         earlier::clear(&pins);
         resize::take_over(&mut pins)?;
-        let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
         let flows = flow_tables.start(Maps::open(&pins)?, &ids).map_err(KernelError::Thread)?;
         let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
         Ok((Self { attacher, adopted, maps, meta, pins, capacities, flows, programs, slots, generation }, outcomes))

@@ -68,13 +68,16 @@ pub(super) struct Opened {
     v6: Tables<FlowKey<[u8; 16]>>,
 }
 
-/// Opens what is pinned, and fills each slot. Call before programs run on these maps.
-pub(super) fn open(pins: &Pins, capacities: &Capacities) -> Result<Opened, KernelError> {
+/// Opens what is pinned, and fills each slot; those of the next unused IDs with own tables already, as the first pods of a node are
+/// attached at once. Call before programs run on these maps.
+pub(super) fn open(pins: &Pins, capacities: &Capacities, used: &BTreeMap<IfIndex, u32>) -> Result<Opened, KernelError> {
+    let used: BTreeSet<u32> = used.values().copied().collect();
+    let spare: BTreeSet<u32> = (1..).filter(|id| !used.contains(id)).take(AHEAD).collect();
     let budget = |shared: u32| shared.saturating_mul(SHARED_PART - 1);
     let floor = floor();
     Ok(Opened {
-        v4: Tables::open(pins, budget(capacities.of(MapName::FlowsV4)), floor)?,
-        v6: Tables::open(pins, budget(capacities.of(MapName::FlowsV6)), floor)?,
+        v4: Tables::open(pins, budget(capacities.of(MapName::FlowsV4)), floor, &spare)?,
+        v6: Tables::open(pins, budget(capacities.of(MapName::FlowsV6)), floor, &spare)?,
     })
 }
 

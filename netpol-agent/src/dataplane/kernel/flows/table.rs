@@ -75,7 +75,7 @@ fn directory(pins: &Pins) -> PathBuf {
 
 impl<K: Family> Tables<K> {
     /// Opens what is pinned, and sees to it that each slot has a table: an own one, or the shared one. Call before programs run.
-    pub(super) fn open(pins: &Pins, budget: u32, floor: u32) -> Result<Self, KernelError> {
+    pub(super) fn open(pins: &Pins, budget: u32, floor: u32, spare: &BTreeSet<u32>) -> Result<Self, KernelError> {
         let open = |map: MapName| {
             let path = pins.map(map);
             MapData::from_pin(&path).map_err(|error| pin_error("open the map", &path, &chain(&error)))
@@ -109,6 +109,9 @@ impl<K: Family> Tables<K> {
                 unpin(&tables.directory.join(name))?;
             }
         }
+        // Where memory is short, the thread reports it when it tries again.
+        let (made, _) = tables.make_missing(spare);
+        tables.own.extend(made);
         tables.fill().map_err(|error| pin_error("write to the map", &pins.map(K::TABLES), &error))?;
         Ok(tables)
     }
@@ -158,6 +161,13 @@ impl<K: Family> Tables<K> {
 
     /// Makes tables for those of these IDs that have none. Flows of interfaces that used the shared table until now come along.
     pub(super) fn provide(&mut self, ids: &BTreeSet<u32>, endpoints: &Endpoints) -> io::Result<()> {
+        let (made, failed) = self.make_missing(ids);
+        self.swap(made, endpoints)?;
+        failed
+    }
+
+    /// Makes tables for those of these IDs that have none, in no slot yet.
+    fn make_missing(&self, ids: &BTreeSet<u32>) -> (BTreeMap<u32, Table>, io::Result<()>) {
         let mut made = BTreeMap::new();
         let mut failed = Ok(());
         for id in ids.iter().filter(|id| **id < self.length && !self.own.contains_key(id)) {
@@ -171,8 +181,7 @@ impl<K: Family> Tables<K> {
                 Err(error) => failed = Err(error),
             }
         }
-        self.swap(made, endpoints)?;
-        failed
+        (made, failed)
     }
 
     /// Replaces tables by others of these sizes, with the flows in them.
