@@ -57,7 +57,7 @@ impl Bindings {
         let adopt = |(ifindex, held): (&IfIndex, &Held)| {
             let Endpoint { mac, link_local, .. } = held.endpoint;
             let addresses: Vec<IpAddr> = addresses_of(&held.endpoint).collect();
-            let is_bound = held.marks && !addresses.is_empty() && !held.endpoint.has(endpoint_flags::UNKNOWN);
+            let is_bound = held.attached && !addresses.is_empty() && !held.endpoint.has(endpoint_flags::UNKNOWN);
             is_bound.then_some((*ifindex, Binding { addresses, pod: None, mac, link_local, adopted: true }))
         };
         Self { bound: held.into_iter().filter_map(adopt).collect(), ..Self::default() }
