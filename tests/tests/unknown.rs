@@ -1,5 +1,7 @@
 //! Interfaces whose pod is not known, not yet or no more: line 27 of docs/semantics.md.
 
+use std::net::Ipv6Addr;
+
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::Stream;
@@ -59,14 +61,18 @@ fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
     // The link itself works: somebody finds it before anything else can be asked of it.
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/late").v6());
-    let ip = Ip::new(from.into(), to.into());
-    let shot = |what: &str, kind: u8, hops: u8| {
+    // RFC 4291, 2.7.1.
+    let [.., a, b, c] = to.octets();
+    let solicited = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
+    let shot = |what: &str, kind: u8, destination: Ipv6Addr, hops: u8| {
         let marker = Marker::new();
+        let ip = Ip::new(from.into(), destination.into());
         let mut packet = ip.icmp(kind, 0, [0; 4], &[&to.octets()[..], &marker.0].concat());
         packet[7] = hops;
         Shot::new(cluster, "shop/client", "shop/late", what, marker, &[packet])
     };
-    let shots = [(shot("a neighbour solicitation", 135, 255), true), (shot("an echo request", 128, 64), false)];
+    let shots =
+        [(shot("a neighbor solicitation", 135, solicited, 255), true), (shot("an echo request", 128, to, 64), false)];
     check(cluster, "shop/client", "shop/late", &shots)?;
 
     lab.cluster.announce("shop/late")?;
