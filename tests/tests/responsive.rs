@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use netpol_tests::{Cluster, ClusterBuilder, Lab, Outcome, PodSpec, deny_all, policy};
 
 /// Policies that take long to evaluate together: each selects the same pod, and has a block and a port of its own.
-const POLICIES: usize = 12_000;
+const POLICIES: usize = 40_000;
 /// So long may reading them take.
 const READ: Duration = Duration::from_secs(90);
 /// The bound of what is answered, and of a new pod that is shut (10 ms on a machine at rest): generous, as machines that run
