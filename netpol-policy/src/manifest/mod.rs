@@ -8,6 +8,7 @@
 //! A document that cannot be read never takes another one with it: files are cut at their `---` lines before anything is parsed.
 
 mod diagnostics;
+mod nulls;
 mod object;
 mod path;
 mod salvage;
@@ -110,8 +111,16 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     let mut reader = object::Reader::new(file);
     let mut aliased = 0;
     for piece in split::documents(text) {
+        reader.faults(&piece.faults);
         match tree::read(&piece, &mut aliased) {
-            Ok(mut trees) => trees.iter_mut().for_each(|tree| reader.document(tree)),
+            Ok(trees) => {
+                for (index, mut tree) in trees.into_iter().enumerate() {
+                    if index > 0 {
+                        reader.after_end(&tree);
+                    }
+                    reader.document(&mut tree);
+                }
+            }
             Err(error) => reader.unreadable(&error),
         }
     }

@@ -2,14 +2,14 @@
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1::NetworkPolicy};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::diagnostics::Diagnostics;
 use super::path::{FieldPath, Step};
-use super::salvage;
-use super::size;
+use super::split::Fault;
 use super::tree::{SyntaxError, Tree};
 use super::{Ignored, Located, Parsed};
+use super::{nulls, salvage, size};
 use crate::model::{EndpointSlice, Namespace, Node, Object, Pod, Policy, Problem, Service, Severity};
 
 /// Faults of one policy that are given up one by one. Each costs a look at the whole policy, so that a policy with more of
@@ -31,7 +31,7 @@ struct Place<'t> {
 }
 
 /// Something wrong with a field.
-struct Fault {
+struct FieldFault {
     severity: Severity,
     path: FieldPath,
     message: String,
@@ -50,7 +50,27 @@ impl Reader {
         self.document += 1;
         self.parsed.left_out += 1;
         let message = format!("document {} {}; nothing of this document is used", self.document, error.message);
-        self.diagnostics.add(Severity::Error, self.document, None, &message, || (error.line, None));
+        self.outside_objects(Severity::Error, error.line, &message);
+    }
+
+    /// Reports what stands before the next document.
+    pub(super) fn faults(&mut self, faults: &[Fault]) {
+        for fault in faults {
+            if fault.severity == Severity::Error {
+                self.parsed.left_out += 1;
+            }
+            self.outside_objects(fault.severity, fault.line, fault.message);
+        }
+    }
+
+    /// Reports a document that follows an end marker. `kubectl` reads one YAML document up to each `---`, and silently ignores the rest.
+    pub(super) fn after_end(&mut self, tree: &Tree) {
+        let message = "kubectl ignores a document after `...`; write `---` before it";
+        self.outside_objects(Severity::Warning, tree.lines.of(&FieldPath::default()), message);
+    }
+
+    fn outside_objects(&mut self, severity: Severity, line: usize, message: &str) {
+        self.diagnostics.add(severity, self.document, None, message, || (line, None));
     }
 
     pub(super) fn document(&mut self, tree: &mut Tree) {
@@ -102,13 +122,12 @@ impl Reader {
             self.error(&place, &FieldPath::default().key("apiVersion"), &message);
             map.insert("apiVersion".into(), expected.into());
         }
-        let name = map.get("metadata").and_then(|metadata| metadata.get("name"));
-        if name.and_then(Value::as_str).is_none_or(str::is_empty) {
-            return self.left_out(
-                &place,
-                &FieldPath::default().key("metadata").key("name"),
-                "is absent; the object is left out",
-            );
+        if let Err(message) = self.complete_name(&place, map) {
+            return self.left_out(&place, &FieldPath::default().key("metadata").key("name"), &message);
+        }
+        place.name = Some(title(&kind, map));
+        for path in nulls::replace(&mut value) {
+            self.warning(&place, &path, "is null, which the API server reads as empty; write what is meant");
         }
         // A policy must isolate whatever its size: it is given up below, not left out.
         if kind != "NetworkPolicy" && size::is_too_large(&value) {
@@ -119,6 +138,25 @@ impl Reader {
             );
         }
         self.of_kind(&place, &kind, value);
+    }
+
+    /// Gives an object with `generateName` a name that no other object has, as the API server will.
+    fn complete_name(&self, place: &Place<'_>, map: &mut Map<String, Value>) -> Result<(), String> {
+        let metadata = map.get_mut("metadata").and_then(Value::as_object_mut);
+        let Some(metadata) = metadata else { return Err("is absent; the object is left out".to_owned()) };
+        match metadata.get("name") {
+            Some(Value::String(name)) if !name.is_empty() => return Ok(()),
+            Some(Value::String(_) | Value::Null) | None => {}
+            Some(other) => return Err(format!("`{other}` is not a string: put it in quotes; the object is left out")),
+        }
+        match metadata.get("generateName") {
+            Some(Value::String(prefix)) if !prefix.is_empty() => {
+                let name = format!("{prefix}*({}:{})", self.diagnostics.file(), place.tree.lines.of(&place.root));
+                metadata.insert("name".to_owned(), name.into());
+                Ok(())
+            }
+            _ => Err("is absent; the object is left out".to_owned()),
+        }
     }
 
     fn of_kind(&mut self, place: &Place<'_>, kind: &str, value: Value) {
@@ -175,7 +213,7 @@ impl Reader {
     }
 
     fn policy(&mut self, place: &Place<'_>, mut value: Value) {
-        let mut faults: Vec<Fault> = Vec::new();
+        let mut faults: Vec<FieldFault> = Vec::new();
         let mut given_up: Vec<FieldPath> = Vec::new();
         let repeated = place.tree.repeated_below(&place.root);
         let mut found: Vec<(FieldPath, String)> = repeated.map(|path| (path, "stands twice".to_owned())).collect();
@@ -194,7 +232,7 @@ impl Reader {
                 };
                 let matters = path.to_string().starts_with("spec");
                 let severity = if matters { Severity::Error } else { Severity::Warning };
-                faults.push(Fault { severity, path, message: format!("{message}; {consequence}") });
+                faults.push(FieldFault { severity, path, message: format!("{message}; {consequence}") });
                 if matters {
                     given_up.push(place_given_up);
                 }
@@ -218,7 +256,7 @@ impl Reader {
         policy.problems.retain(|problem| !given_up.iter().any(|place| is_within(&problem.field, place)));
         let own: Vec<Problem> = policy.problems.clone();
         for fault in faults {
-            let Fault { severity, path, message } = fault;
+            let FieldFault { severity, path, message } = fault;
             self.at(place, severity, &path, &message);
             policy.problems.push(Problem { severity, field: path.to_string(), message });
         }
@@ -299,7 +337,7 @@ fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     }
 }
 
-fn title(kind: &str, map: &serde_json::Map<String, Value>) -> String {
+fn title(kind: &str, map: &Map<String, Value>) -> String {
     let metadata = |key| map.get("metadata").and_then(|metadata| metadata.get(key)).and_then(Value::as_str);
     let name = metadata("name").unwrap_or("(without a name)");
     match kind {

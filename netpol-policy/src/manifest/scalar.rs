@@ -1,7 +1,13 @@
-//! What a plain YAML scalar is. Read as Kubernetes' own reader does, YAML 1.1 booleans included: `enabled: on` is `true` there, so
-//! that a label `on` without quotes must be refused here too.
+//! The value of a plain YAML scalar.
+//!
+//! Resolved as the YAML reader of Kubernetes does, YAML 1.1 booleans and digit separators included: `enabled: on` is `true` there, so
+//! that a label `on` without quotes must be refused here too. Source: `resolve` in
+//! <https://github.com/kubernetes-sigs/yaml/blob/v1.4.0/goyaml.v2/resolve.go>.
 
 use serde_json::Value;
+
+/// Integers that a double holds exactly.
+const EXACT: f64 = 9_007_199_254_740_992.0;
 
 pub(super) fn resolve(text: &str) -> Value {
     match text {
@@ -12,7 +18,13 @@ pub(super) fn resolve(text: &str) -> Value {
         }
         _ => {}
     }
-    integer(text).or_else(|| float(text)).unwrap_or_else(|| Value::String(text.to_owned()))
+    if text.starts_with(|first: char| first.is_ascii_digit() || matches!(first, '+' | '-' | '.')) {
+        let plain = text.replace('_', "");
+        if let Some(number) = integer(&plain).or_else(|| float(&plain)) {
+            return number;
+        }
+    }
+    Value::String(text.to_owned())
 }
 
 fn integer(text: &str) -> Option<Value> {
@@ -22,9 +34,9 @@ fn integer(text: &str) -> Option<Value> {
         _ => (false, text),
     };
     let (radix, digits) = match digits.as_bytes() {
-        [b'0', b'x', ..] => (16, &digits[2..]),
-        [b'0', b'o', ..] => (8, &digits[2..]),
-        [b'0', b'b', ..] => (2, &digits[2..]),
+        [b'0', b'x' | b'X', ..] => (16, &digits[2..]),
+        [b'0', b'o' | b'O', ..] => (8, &digits[2..]),
+        [b'0', b'b' | b'B', ..] => (2, &digits[2..]),
         [b'0', _, ..] => (8, &digits[1..]),
         _ => (10, digits),
     };
@@ -36,10 +48,15 @@ fn integer(text: &str) -> Option<Value> {
     i64::try_from(value).map(Value::from).or_else(|_| u64::try_from(value).map(Value::from)).ok()
 }
 
+/// A float without a fraction is an integer: JSON does not tell them apart, and Kubernetes reads `port: 8080.0` as 8080.
+#[expect(clippy::cast_possible_truncation, reason = "integral, and within the range that is exact")]
 fn float(text: &str) -> Option<Value> {
     // Not `inf`, `nan` and the like, which are names here.
     let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
     let number = text.parse::<f64>().ok().filter(|_| numeric && text.bytes().any(|byte| byte.is_ascii_digit()))?;
+    if number.fract() == 0.0 && number.abs() < EXACT {
+        return Some(Value::from(number as i64));
+    }
     serde_json::Number::from_f64(number).map(Value::Number)
 }
 
@@ -62,9 +79,16 @@ mod tests {
             ("-1", json!(-1)),
             ("0x50", json!(80)),
             ("0120", json!(80)),
+            ("0o120", json!(80)),
+            ("08080", json!(8080)),
+            ("8_080", json!(8080)),
+            ("8080.0", json!(8080)),
+            ("8e3", json!(8000)),
+            ("_8080", json!("_8080")),
             ("18446744073709551615", json!(u64::MAX)),
             ("1.10", json!(1.1)),
-            ("1e3", json!(1000.0)),
+            ("1e3", json!(1000)),
+            ("1e30", json!(1e30)),
             ("1.2.3", json!("1.2.3")),
             ("10.0.0.0/8", json!("10.0.0.0/8")),
             ("inf", json!("inf")),

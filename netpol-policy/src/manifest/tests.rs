@@ -1,5 +1,7 @@
 //! What files may hold, and what is said about it.
 
+mod odd;
+
 use super::*;
 use crate::model::{Peers, Policy, Ports};
 

@@ -34,8 +34,39 @@ pub(super) fn block(api: &IPBlock, field: &str, problems: &mut Problems) -> Opti
     cidr.filter(|_| understood).map(|cidr| IpBlock { cidr, except })
 }
 
+/// The text with its decimal numbers as the API server reads them: leading zeros do not make them octal. `None`: it has none.
+///
+/// Source: `ParseCIDRSloppy` in <https://github.com/kubernetes/utils/blob/master/net/parse.go>.
+fn without_leading_zeros(text: &str) -> Option<String> {
+    let (address, length) = text.split_once('/')?;
+    let decimal = |number: &str| {
+        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        let significant = number.trim_start_matches('0');
+        if digits && significant.is_empty() {
+            "0".to_owned()
+        } else if digits {
+            significant.to_owned()
+        } else {
+            number.to_owned()
+        }
+    };
+    // IPv6 groups are hexadecimal, and may have leading zeros anyway.
+    let address = if address.contains(':') {
+        address.to_owned()
+    } else {
+        address.split('.').map(decimal).collect::<Vec<_>>().join(".")
+    };
+    let plain = format!("{address}/{}", decimal(length));
+    (plain != text).then_some(plain)
+}
+
 fn network(text: &str, field: &str, problems: &mut Problems) -> Option<IpNet> {
-    let Ok(network) = text.parse::<IpNet>() else {
+    let parsed = text.parse::<IpNet>().ok().or_else(|| {
+        let network = without_leading_zeros(text)?.parse().ok()?;
+        problems.warning(field, format!("{text} has leading zeros, which the API server ignores; write {network}"));
+        Some(network)
+    });
+    let Some(network) = parsed else {
         let advice = match text.parse() {
             Ok(std::net::IpAddr::V4(_)) => format!("write {text}/32"),
             Ok(std::net::IpAddr::V6(_)) => format!("write {text}/128"),

@@ -1,0 +1,48 @@
+//! Nulls where an item or a label value should be.
+//!
+//! The API server decodes a null item as an empty one: `ports: [null]` is `ports: [{}]`, every TCP port. Source: `Unmarshal` in
+//! <https://pkg.go.dev/encoding/json>, "the JSON null value unmarshals into … no effect", on an item that begins as its zero value.
+
+use serde_json::Value;
+
+use super::path::FieldPath;
+
+/// Lists whose items are strings.
+const STRINGS: [&str; 9] =
+    ["except", "values", "policyTypes", "finalizers", "addresses", "externalIPs", "clusterIPs", "ipFamilies", "args"];
+/// Maps whose values are strings.
+const STRING_MAPS: [&str; 5] = ["labels", "annotations", "matchLabels", "nodeSelector", "selector"];
+
+/// Replaces null items and null label values by empty ones; where they were.
+pub(super) fn replace(value: &mut Value) -> Vec<FieldPath> {
+    let mut found = Vec::new();
+    visit(value, "", &FieldPath::default(), &mut found);
+    found
+}
+
+fn visit(value: &mut Value, field: &str, path: &FieldPath, found: &mut Vec<FieldPath>) {
+    match value {
+        Value::Array(items) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                if item.is_null() {
+                    *item =
+                        if STRINGS.contains(&field) { Value::from("") } else { Value::Object(serde_json::Map::new()) };
+                    found.push(path.index(index));
+                } else if item.is_object() || item.is_array() {
+                    visit(item, field, &path.index(index), found);
+                }
+            }
+        }
+        Value::Object(map) => {
+            for (key, below) in map {
+                if below.is_null() && STRING_MAPS.contains(&field) {
+                    *below = Value::from("");
+                    found.push(path.key(key));
+                } else if below.is_object() || below.is_array() {
+                    visit(below, key, &path.key(key), found);
+                }
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}

@@ -1,0 +1,76 @@
+//! Odd files and fields, as the API server and `kubectl` read them.
+
+use super::{keys, messages, only_policy, policy};
+use crate::manifest::parse;
+use crate::model::{Peers, Ports, Severity};
+
+#[test]
+fn json_objects_one_after_the_other_are_all_read() {
+    let pod = |name: &str| format!(r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}"}}}}"#);
+    let parsed = parse(&format!("{}\n{}{}\n", pod("a"), pod("b"), pod("c")), "f.json");
+    assert_eq!(
+        (keys(&parsed).join(" "), messages(&parsed).len()),
+        ("1:Pod default/a 2:Pod default/b 2:Pod default/c".into(), 0)
+    );
+    let parsed = parse(&format!("{}\nkind: Pod\n", pod("a")), "f.json");
+    assert_eq!(keys(&parsed), ["1:Pod default/a"]);
+    assert_eq!(
+        messages(&parsed),
+        ["f.json:1: error: invalid JSON after a JSON object; nothing of the rest of this document is used"]
+    );
+}
+
+#[test]
+fn a_generated_name_is_completed_so_that_every_object_counts() {
+    let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {generateName: deny-}\nspec: {podSelector: {}}\n";
+    let parsed = parse(&format!("{text}---\n{text}"), "f");
+    assert_eq!(keys(&parsed), ["1:NetworkPolicy default/deny-*(f:1)", "6:NetworkPolicy default/deny-*(f:6)"]);
+    assert_eq!(messages(&parsed), [""; 0]);
+}
+
+#[test]
+fn a_name_that_is_no_string_is_named_as_such() {
+    let cases = [
+        ("y", "`true` is not a string: put it in quotes; the object is left out"),
+        ("123", "`123` is not a string: put it in quotes; the object is left out"),
+        ("null", "is absent; the object is left out"),
+    ];
+    for (name, expected) in cases {
+        let parsed = parse(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n"), "f");
+        assert_eq!(parsed.objects.len(), 0, "{name}");
+        let found: Vec<_> = parsed.errors.iter().map(|error| error.message.as_str()).collect();
+        assert_eq!(found, [expected], "{name}");
+    }
+}
+
+#[test]
+fn null_items_and_label_values_are_empty_ones_as_in_the_api() {
+    let parsed = policy("  podSelector: {matchLabels: {app: }}\n  ingress:\n  - ports: [null]");
+    let found = only_policy(&parsed);
+    let rules = found.ingress.as_ref().expect("it isolates for ingress");
+    assert_eq!(parsed.errors.iter().map(|error| error.severity).collect::<Vec<_>>(), [Severity::Warning; 2]);
+    assert!(matches!(rules[0].peers, Peers::Any) && !matches!(rules[0].ports, Ports::Any), "{rules:?}");
+    assert!(!found.pods.invalid && found.pods.requirements.len() == 1, "{:?}", found.pods);
+    let parsed = policy("  podSelector: {}\n  ingress:\n  - from: [null]");
+    assert!(
+        matches!(&only_policy(&parsed).ingress.as_ref().expect("isolated")[0].peers, Peers::Of(peers) if peers.is_empty())
+            || parsed.errors.iter().any(|error| error.severity == Severity::Error),
+        "{parsed:?}"
+    );
+}
+
+#[test]
+fn numbers_and_blocks_are_read_as_the_api_reads_them() {
+    for port in ["08080", "8_080", "8080.0", "8.08e3", "0x1f90"] {
+        let odd = policy(&format!("  podSelector: {{}}\n  ingress:\n  - ports: [{{port: {port}}}]"));
+        let plain = policy("  podSelector: {}\n  ingress:\n  - ports: [{port: 8080}]");
+        assert_eq!(only_policy(&odd).ingress, only_policy(&plain).ingress, "{port}");
+        assert_eq!(messages(&odd), [""; 0], "{port}");
+    }
+    for block in ["010.001.1.0/024", "10.1.1.0/024"] {
+        let odd = policy(&format!("  podSelector: {{}}\n  ingress:\n  - from: [{{ipBlock: {{cidr: {block}}}}}]"));
+        let plain = policy("  podSelector: {}\n  ingress:\n  - from: [{ipBlock: {cidr: 10.1.1.0/24}}]");
+        assert_eq!(only_policy(&odd).ingress, only_policy(&plain).ingress, "{block}");
+        assert_eq!(odd.errors.iter().map(|error| error.severity).collect::<Vec<_>>(), [Severity::Warning], "{block}");
+    }
+}
