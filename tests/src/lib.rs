@@ -19,6 +19,7 @@ pub mod cleanup;
 pub mod cluster;
 pub mod examples;
 pub mod flow;
+pub mod kubectl;
 pub mod lab;
 pub mod load;
 pub mod manifests;

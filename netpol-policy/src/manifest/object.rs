@@ -10,6 +10,7 @@ use super::split::Fault;
 use super::tree::{SyntaxError, Tree};
 use super::{Ignored, Located, Parsed};
 use super::{nulls, salvage, size};
+use crate::model::names;
 use crate::model::{EndpointSlice, Namespace, Node, Object, Pod, Policy, Problem, Service, Severity};
 
 /// Faults of one policy that are given up one by one. Each costs a look at the whole policy, so that a policy with more of
@@ -126,6 +127,7 @@ impl Reader {
             return self.left_out(&place, &FieldPath::default().key("metadata").key("name"), &message);
         }
         place.name = Some(title(&kind, map));
+        self.refused(&place, &kind, map);
         for path in nulls::replace(&mut value) {
             self.warning(&place, &path, "is null, which the API server reads as empty; write what is meant");
         }
@@ -138,6 +140,27 @@ impl Reader {
             );
         }
         self.of_kind(&place, &kind, value);
+    }
+
+    /// Reports a name and labels that the API server refuses. The object counts all the same.
+    fn refused(&mut self, place: &Place<'_>, kind: &str, map: &Map<String, Value>) {
+        let Some(Value::Object(metadata)) = map.get("metadata") else { return };
+        let root = FieldPath::default().key("metadata");
+        let mut refuse = |path: &FieldPath, message: String| {
+            self.error(place, path, &format!("{message}; the API server refuses this object"));
+        };
+        let generated = metadata.get("generateName").is_some_and(|prefix| !prefix.is_null());
+        let name = metadata.get("name").and_then(Value::as_str).filter(|_| !generated);
+        if let Some(message) = name.and_then(|name| names::refused_name(kind, name)) {
+            refuse(&root.key("name"), message);
+        }
+        let Some(Value::Object(labels)) = metadata.get("labels") else { return };
+        for (key, value) in labels {
+            let value = value.as_str().unwrap_or_default();
+            if let Some(message) = names::refused_label_key(key).or_else(|| names::refused_label_value(value)) {
+                refuse(&root.key("labels").key(key), message);
+            }
+        }
     }
 
     /// Gives an object with `generateName` a name that no other object has, as the API server will.

@@ -3,6 +3,7 @@
 
 mod key;
 mod labels;
+pub(crate) mod names;
 mod node;
 mod pod;
 mod policy;

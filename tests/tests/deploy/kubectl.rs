@@ -1,13 +1,11 @@
 //! `kubectl kustomize`, without a cluster.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use netpol_tests::kubectl;
 use serde_json::Value;
-
-/// Names a kubectl to use.
-const OVERRIDE: &str = "NETPOL_KUBECTL";
 
 pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize().expect("deploy/ is beside tests/")
@@ -37,27 +35,10 @@ pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
 }
 
 fn run(folder: &Path) -> Result<Vec<Value>> {
-    let program = program();
-    let output = Command::new(&program).arg("kustomize").arg(folder).output().with_context(|| {
-        format!(
-            "cannot start {}: run `cargo xtask setup`, or name a kubectl of 1.22 or later in {OVERRIDE}",
-            program.display()
-        )
-    })?;
+    let output = kubectl::run([OsStr::new("kustomize"), folder.as_os_str()])?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{} kustomize {}: {said}", program.display(), folder.display());
+    ensure!(output.status.success(), "kubectl kustomize {}: {said}", folder.display());
     ensure!(said.trim().is_empty(), "kustomize warns of {}: {said}", folder.display());
     let text = String::from_utf8(output.stdout).context("kustomize writes UTF-8")?;
     serde_saphyr::from_multiple(&text).with_context(|| format!("reading what is built of {}", folder.display()))
-}
-
-/// As named, or as `cargo xtask setup` put it, or from the PATH.
-fn program() -> PathBuf {
-    if let Some(named) = std::env::var_os(OVERRIDE) {
-        return named.into();
-    }
-    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
-    let own = target.join("tools/kubectl").join("root/usr/bin/kubectl");
-    if own.is_file() { own } else { "kubectl".into() }
 }

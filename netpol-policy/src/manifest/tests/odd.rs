@@ -74,3 +74,21 @@ fn numbers_and_blocks_are_read_as_the_api_reads_them() {
         assert_eq!(odd.errors.iter().map(|error| error.severity).collect::<Vec<_>>(), [Severity::Warning], "{block}");
     }
 }
+
+#[test]
+fn names_and_labels_that_the_api_refuses_are_reported() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: Bad_Name\n  labels: {app@b: x, app: \"a b\"}\n";
+    let parsed = parse(text, "f");
+    assert_eq!(parsed.objects.len(), 1);
+    let lines: Vec<_> = parsed.errors.iter().map(|error| (error.line, error.severity)).collect();
+    assert_eq!(lines, [(4, Severity::Error), (5, Severity::Error), (5, Severity::Error)], "{:?}", messages(&parsed));
+    assert!(parsed.errors.iter().all(|error| error.message.ends_with("the API server refuses this object")));
+    let parsed = policy(
+        "  podSelector: {matchLabels: {app@b: x}}\n  ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: In, values: [\"b c\"]}]}}]}]",
+    );
+    let found = only_policy(&parsed);
+    assert!(found.pods.invalid, "a selector that the API server refuses isolates every pod of the namespace");
+    let fields: Vec<_> = parsed.errors.iter().filter_map(|error| error.field.as_deref()).collect();
+    assert!(fields.contains(&"spec.podSelector.matchLabels.app@b"), "{fields:?}");
+    assert!(fields.contains(&"spec.ingress[0].from[0].podSelector.matchExpressions[0]"), "{fields:?}");
+}

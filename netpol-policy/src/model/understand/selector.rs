@@ -5,13 +5,18 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 use super::Problems;
-use crate::model::{Requirement, Selector};
+use crate::model::{Requirement, Selector, names};
 
 /// The selector at `field`; absent means everything.
 pub(super) fn selector(api: Option<&LabelSelector>, field: &str, problems: &mut Problems) -> Selector {
     let mut result = Selector::everything();
     let Some(api) = api else { return result };
     for (key, value) in api.match_labels.iter().flatten() {
+        if let Some(message) = names::refused_label_key(key).or_else(|| names::refused_label_value(value)) {
+            problems.error(format!("{field}.matchLabels.{key}"), message);
+            result.invalid = true;
+            continue;
+        }
         result.requirements.push(Requirement::In(key.as_str().into(), vec![value.as_str().into()]));
     }
     for (index, expression) in api.match_expressions.iter().flatten().enumerate() {
@@ -36,6 +41,10 @@ fn requirement(api: &LabelSelectorRequirement) -> Result<Requirement, String> {
     let key: Arc<str> = api.key.as_str().into();
     if key.is_empty() {
         return Err("has no key; name the label it is about".into());
+    }
+    let refused_value = || api.values.iter().flatten().find_map(|value| names::refused_label_value(value));
+    if let Some(message) = names::refused_label_key(&key).or_else(refused_value) {
+        return Err(message);
     }
     let mut values: Vec<Arc<str>> = api.values.iter().flatten().map(|value| value.as_str().into()).collect();
     values.sort();

@@ -1,0 +1,113 @@
+//! What the API server accepts as a name, a label key and a label value.
+//!
+//! Source: <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/> and
+//! <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set>.
+
+/// The longest DNS label, and the longest name and value of a label, in bytes.
+const LABEL: usize = 63;
+/// The longest DNS subdomain, in bytes.
+const SUBDOMAIN: usize = 253;
+
+/// Why the API server refuses an object of this kind and name.
+pub(crate) fn refused_name(kind: &str, name: &str) -> Option<String> {
+    match kind {
+        "Namespace" | "Service" if name.len() > LABEL => Some(too_long(name, LABEL)),
+        "Namespace" | "Service" if !is_dns_label(name) => Some(format!(
+            "`{name}` is not a valid name: use lower-case letters, digits and `-`, and begin and end with a letter or digit"
+        )),
+        _ if name.len() > SUBDOMAIN => Some(too_long(name, SUBDOMAIN)),
+        _ if !name.split('.').all(is_dns_label) => Some(format!(
+            "`{name}` is not a valid name: use lower-case letters, digits, `-` and `.`, and begin and end each part with a letter or digit"
+        )),
+        _ => None,
+    }
+}
+
+/// Why the API server refuses a label key.
+pub(crate) fn refused_label_key(key: &str) -> Option<String> {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    if let Some(prefix) = prefix
+        && (prefix.len() > SUBDOMAIN || !prefix.split('.').all(is_dns_label))
+    {
+        return Some(format!("label key `{key}`: `{prefix}` is not a DNS name"));
+    }
+    if name.is_empty() {
+        return Some(format!("label key `{key}` has no name"));
+    }
+    refused_part(name).map(|message| format!("label key {message}"))
+}
+
+/// Why the API server refuses a label value.
+pub(crate) fn refused_label_value(value: &str) -> Option<String> {
+    if value.is_empty() { None } else { refused_part(value).map(|message| format!("label value {message}")) }
+}
+
+fn refused_part(text: &str) -> Option<String> {
+    if text.len() > LABEL {
+        return Some(too_long(text, LABEL));
+    }
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let ends = [text.bytes().next(), text.bytes().last()];
+    let valid = text.bytes().all(inner) && ends.into_iter().flatten().all(|byte| byte.is_ascii_alphanumeric());
+    (!valid).then(|| {
+        format!(
+            "`{text}` is not valid: use letters, digits, `-`, `_` and `.`, and begin and end with a letter or digit"
+        )
+    })
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty() && text.len() <= LABEL && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+fn too_long(text: &str, most: usize) -> String {
+    format!("`{text}` is {} characters long; {most} are allowed", text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_api() {
+        let long = "a".repeat(64);
+        for (kind, name, valid) in [
+            ("Pod", "web-0", true),
+            ("Pod", "web.v1", true),
+            ("Pod", "Bad_Name", false),
+            ("Pod", "web..v1", false),
+            ("Pod", "-web", false),
+            ("Namespace", "shop.v1", false),
+            ("Namespace", &long, false),
+            ("NetworkPolicy", &long[..63], true),
+            ("NetworkPolicy", &"a.".repeat(130), false),
+        ] {
+            assert_eq!(refused_name(kind, name).is_none(), valid, "{kind} {name}");
+        }
+    }
+
+    #[test]
+    fn labels_follow_the_api() {
+        let long = "a".repeat(64);
+        for (key, valid) in [
+            ("app", true),
+            ("app.kubernetes.io/name", true),
+            ("App_1.x-y", true),
+            ("app@b", false),
+            ("a/b/c", false),
+            ("/name", false),
+            ("example.com/", false),
+            ("Example.com/name", false),
+            ("", false),
+            (&long, false),
+        ] {
+            assert_eq!(refused_label_key(key).is_none(), valid, "{key}");
+        }
+        for (value, valid) in
+            [("", true), ("web", true), ("a b", false), ("-web", false), ("v1.2_3", true), (&long, false)]
+        {
+            assert_eq!(refused_label_value(value).is_none(), valid, "{value}");
+        }
+    }
+}

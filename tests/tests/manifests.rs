@@ -1,0 +1,125 @@
+//! Odd files, as netpol reads them beside kubectl's own reader.
+//!
+//! `kubectl label --local` reads files as `kubectl apply` does and prints the objects as JSON, without a cluster. Every object that it
+//! reads, netpol reads the same. Where it refuses or ignores a part of a file, netpol reports that.
+
+use anyhow::{Context as _, Result, ensure};
+use netpol_policy::manifest::{self, Parsed};
+use netpol_policy::model::{Object, ObjectKey};
+use netpol_tests::kubectl;
+use serde_json::Value;
+
+/// What kubectl does with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reads {
+    /// It reads all of it.
+    All,
+    /// It refuses or ignores a part of it.
+    Part,
+}
+use Reads::{All, Part};
+
+/// A NetworkPolicy as YAML, indented by spaces.
+fn yaml(name: &str, indent: usize) -> String {
+    let lines = [
+        "apiVersion: networking.k8s.io/v1".to_owned(),
+        "kind: NetworkPolicy".to_owned(),
+        format!("metadata: {{name: {name}, namespace: shop}}"),
+        "spec: {podSelector: {}}".to_owned(),
+    ];
+    lines.map(|line| format!("{}{line}\n", " ".repeat(indent))).concat()
+}
+
+fn json(name: &str) -> String {
+    let metadata = format!(r#"{{"name":"{name}","namespace":"shop"}}"#);
+    format!(
+        r#"{{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{metadata},"spec":{{"podSelector":{{}}}}}}"#
+    )
+}
+
+/// A policy with one port, written as given.
+fn port(port: &str) -> String {
+    yaml("a", 0)
+        .replace("{podSelector: {}}", &format!("{{podSelector: {{}}, ingress: [{{ports: [{{port: {port}}}]}}]}}"))
+}
+
+#[test]
+fn odd_files_are_read_as_kubectl_reads_them() -> Result<()> {
+    let (a, b, mark) = (yaml("a", 0), yaml("b", 0), "\u{feff}");
+    let files = [
+        ("separator", format!("{a}---\n{b}"), All),
+        ("separator with a comment", format!("{a}---# comment\n{b}"), All),
+        ("separator with a space and a comment", format!("{a}--- # comment\n{b}"), All),
+        ("separators with blanks", format!("--- \n{a}---\t\n{b}"), All),
+        ("carriage returns", format!("{a}---\n{b}").replace('\n', "\r\n"), All),
+        ("byte order mark", format!("{mark}{a}---\n{b}"), All),
+        ("byte order mark after a separator", format!("{a}---\n{mark}{b}"), All),
+        ("empty documents", format!("---\n---\n{a}---\n\n# comment\n---\n{b}---\n"), All),
+        ("indented document", format!("{a}---\n{}", yaml("b", 2)), All),
+        ("JSON lines", format!("{}\n{}\n", json("a"), json("b")), All),
+        ("JSON without anything between", format!("{}{}", json("a"), json("b")), All),
+        ("JSON after blank lines", format!(" \n\n  {}\n{}", json("a"), json("b")), All),
+        ("JSON and YAML", format!("{}\n{b}", json("a")), Part),
+        ("end marker", format!("{a}...\n{b}"), Part),
+        ("four dashes", format!("{a}----\n{b}"), Part),
+        ("separator with text", format!("{a}---text\n{b}"), Part),
+        ("content on the separator's line", format!("--- {}\n---\n{b}", json("a")), Part),
+        ("list of objects", format!("[{},{}]", json("a"), json("b")), Part),
+        ("leading zero", port("08080"), All),
+        ("octal", port("0120"), All),
+        ("digit separator", port("8_080"), All),
+        ("float", port("8080.0"), All),
+        ("exponent", port("8e3"), All),
+        ("hexadecimal", port("0x50"), All),
+        ("quoted number", port("\"80\""), All),
+        ("name that is a boolean", yaml("y", 0), Part),
+        ("name that is a number", yaml("123", 0), Part),
+    ];
+    let mut failures = Vec::new();
+    for (name, text, reads) in &files {
+        if let Err(error) = compare(text, *reads) {
+            failures.push(format!("{name}: {error:#}"));
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+fn compare(text: &str, reads: Reads) -> Result<()> {
+    let ours = manifest::parse(text, "odd.yaml");
+    let (theirs, whole) = by_kubectl(text)?;
+    ensure!(whole == (reads == All), "kubectl reads {} of it", if whole { "all" } else { "a part" });
+    for (key, object) in objects(&theirs) {
+        let found = objects(&ours).into_iter().find(|(ours, _)| *ours == key);
+        ensure!(
+            found.as_ref().is_some_and(|(_, ours)| *ours == object),
+            "{key}: kubectl reads {object:?}, netpol {found:?}"
+        );
+    }
+    let reported = !ours.errors.is_empty();
+    ensure!(reported == (reads == Part), "{:?}", ours.errors);
+    Ok(())
+}
+
+fn objects(parsed: &Parsed) -> Vec<(ObjectKey, &Object)> {
+    parsed.objects.iter().map(|located| (located.object.key(), &located.object)).collect()
+}
+
+/// The objects that kubectl reads, and whether these are all of the file: it ignores without a word what follows an end marker.
+fn by_kubectl(text: &str) -> Result<(Parsed, bool)> {
+    let file = tempfile::Builder::new().prefix("netpol-").suffix(".yaml").tempfile().context("making a file")?;
+    std::fs::write(file.path(), text)?;
+    let path = file.path().display().to_string();
+    let output = kubectl::run(["label", "--local", "-f", &path, "read-by=kubectl", "-o", "json"])?;
+    let mut parsed = Parsed::default();
+    for value in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
+        let mut value = value.context("kubectl writes JSON")?;
+        if let Some(metadata) = value.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+            metadata.remove("labels");
+        }
+        parsed.objects.extend(manifest::read(value, "kubectl").objects);
+    }
+    let refused = !output.status.success();
+    let ignored = text.contains("\n...\n");
+    Ok((parsed, !refused && !ignored))
+}
