@@ -13,7 +13,8 @@ use super::{Protocol, ServiceKey, SliceKey};
 pub struct Service {
     /// Its namespace and name.
     pub key: ServiceKey,
-    /// Cluster IPs, `externalIPs` and the addresses of its load balancer; sorted, each once. None where it is headless or a name.
+    /// Cluster IPs, `externalIPs` and the addresses of its load balancer that kube-proxy translates (`ipMode` is not `Proxy`); sorted, each
+    /// once. None where it is headless or a name.
     pub addresses: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,

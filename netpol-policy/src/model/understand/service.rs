@@ -54,7 +54,10 @@ fn addresses(api: &core::Service, problems: &mut Problems) -> Vec<IpAddr> {
     }
     let balancer = api.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten()).enumerate();
-    texts.extend(ingress.filter_map(|(index, ingress)| {
+    // kube-proxy does not translate an address of mode Proxy: packets to it go to the load balancer itself. KEP-1860,
+    // https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1860-kube-proxy-IP-node-binding.
+    let translated = ingress.filter(|(_, ingress)| ingress.ip_mode.as_deref() != Some("Proxy"));
+    texts.extend(translated.filter_map(|(index, ingress)| {
         Some((format!("status.loadBalancer.ingress[{index}].ip"), ingress.ip.as_deref()?))
     }));
     let some = texts.into_iter().filter(|(_, text)| !matches!(*text, "" | "None"));

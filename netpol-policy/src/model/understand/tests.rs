@@ -142,6 +142,11 @@ fn a_services_addresses_are_those_that_lead_to_its_backends() {
             "{loadBalancer: {ingress: [{ip: 203.0.113.1}, {hostname: lb.example.org}]}}",
             &["10.96.0.7", "203.0.113.1"],
         ),
+        (
+            "{type: LoadBalancer, clusterIPs: [10.96.0.7]}",
+            "{loadBalancer: {ingress: [{ip: 203.0.113.1, ipMode: VIP}, {ip: 203.0.113.2, ipMode: Proxy}]}}",
+            &["10.96.0.7", "203.0.113.1"],
+        ),
     ] {
         let (service, errors) = service(spec, status);
         let wanted: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();

@@ -14,7 +14,7 @@ spec:
   clusterIPs: [10.96.0.1, 'fd96::1']
   externalIPs: [198.51.100.7]
   ports: [{name: http, port: 80, nodePort: 30080}]
-status: {loadBalancer: {ingress: [{ip: 203.0.113.7}]}}
+status: {loadBalancer: {ingress: [{ip: 203.0.113.7}, {ip: 203.0.113.8, ipMode: Proxy}]}}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -211,6 +211,15 @@ fn s23_every_address_that_leads_to_a_service() {
     }
     // A headless Service has no address: who asks its name connects to a pod.
     assert_eq!(sent(&web, "ops/probe", "10.0.0.1", 8080, false).reason, Reason::Rule);
+}
+
+#[test]
+fn s23_a_load_balancer_address_of_mode_proxy_is_a_plain_address() {
+    for (rules, reason) in
+        [("{to: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: 80}]}", Reason::Rule), (TO_WEB, Reason::NoRule)]
+    {
+        assert_eq!(sent(&services(rules), "ops/probe", "203.0.113.8", 80, false).reason, reason, "{rules}");
+    }
 }
 
 #[test]
