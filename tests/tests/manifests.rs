@@ -71,7 +71,6 @@ fn odd_files_are_read_as_kubectl_reads_them() -> Result<()> {
         ("float", port("8080.0"), All),
         ("exponent", port("8e3"), All),
         ("hexadecimal", port("0x50"), All),
-        ("quoted number", port("\"80\""), All),
         ("name that is a boolean", yaml("y", 0), Part),
         ("name that is a number", yaml("123", 0), Part),
     ];
