@@ -31,15 +31,27 @@ pub mod protocol {
 
 /// Bytes by which a packet is recognised where it arrives. They are a nonce option too (RFC 3971, 5.3.2), so that a message of
 /// neighbor discovery can carry them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Marker(pub [u8; 8]);
 
 impl Marker {
+    /// The first bytes of every marker.
+    const PREFIX: [u8; 4] = [14, 1, b'n', b'p'];
+
+    /// Finds the first marker in bytes.
+    pub fn find(bytes: &[u8]) -> Option<Self> {
+        bytes.windows(8).find_map(|found| {
+            let found: [u8; 8] = found.try_into().ok()?;
+            found.starts_with(&Self::PREFIX).then_some(Self(found))
+        })
+    }
+
     /// A new one, like no other of this process.
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let [a, b, c, d] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        Self([14, 1, b'n', b'p', a, b, c, d])
+        let [p, q, r, s] = Self::PREFIX;
+        Self([p, q, r, s, a, b, c, d])
     }
 }
 
@@ -73,6 +85,12 @@ impl Ip {
         Self { source, destination, options: Vec::new(), extensions: Vec::new(), fragment: None }
     }
 
+    /// The other way, as plain as it was made.
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self::new(self.destination, self.source)
+    }
+
     /// With IPv4 options; a multiple of four bytes.
     ///
     /// # Panics
@@ -91,9 +109,11 @@ impl Ip {
     #[must_use]
     pub fn extension(mut self, kind: u8, words: u8) -> Self {
         let mut body = vec![0; 6 + usize::from(words) * 8];
-        // One PadN option fills it; of a routing header these bytes are a type without segments left.
-        body[0] = 1;
-        body[1] = u8::try_from(body.len() - 2).expect("padding of at most 255 bytes");
+        // A routing header is of type 0, without segments left. One PadN option fills the other headers.
+        if kind != protocol::ROUTING {
+            body[0] = 1;
+            body[1] = u8::try_from(body.len() - 2).expect("padding of at most 255 bytes");
+        }
         let mut header = vec![words];
         header.extend(body);
         self.extensions.push((kind, header));
@@ -129,9 +149,8 @@ impl Ip {
                 packet[12..16].copy_from_slice(&source.octets());
                 packet[16..20].copy_from_slice(&destination.octets());
                 packet[20..].copy_from_slice(&self.options);
-                let sum = checksum(&[&packet]);
-                packet[10..12].copy_from_slice(&sum.to_be_bytes());
                 packet.extend_from_slice(payload);
+                correct_header_checksum(&mut packet);
                 packet
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -238,6 +257,14 @@ impl Ip {
         // Zero would mean "no checksum" to UDP.
         if sum == 0 { 0xffff } else { sum }
     }
+}
+
+/// Writes an IPv4 packet's header checksum, over as much of the header as there is.
+pub fn correct_header_checksum(packet: &mut [u8]) {
+    let length = (usize::from(packet[0] & 15) * 4).clamp(20, packet.len());
+    packet[10..12].fill(0);
+    let sum = checksum(&[&packet[..length]]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// The Internet checksum over parts of even length, but for the last.

@@ -1,5 +1,6 @@
 //! Frames sent and seen as they are on the link.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -138,31 +139,37 @@ impl Shot {
     }
 }
 
-/// Sends each shot and says of each whether its last packet arrived. Waits for those that should.
+/// Shots sent before the receiver is looked at, so that none is lost because its socket is full.
+const AT_ONCE: usize = 64;
+
+/// Sends shots and returns for each whether its last packet arrived. Waits for those that should.
 fn fire(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> Result<Vec<bool>> {
     let sender = Link::open(cluster.host(from))?;
     let receiver = Link::open(cluster.host(to))?;
-    for (shot, _) in table {
-        for frame in &shot.frames {
-            sender.send(frame).with_context(|| shot.what.clone())?;
+    let mut arrived = HashSet::new();
+    let mut batches = table.chunks(AT_ONCE).peekable();
+    while let Some(some) = batches.next() {
+        // Frames of all but the last batch have time to arrive while the next ones are sent.
+        let grace = if batches.peek().is_some() { Duration::ZERO } else { GRACE };
+        for (shot, _) in some {
+            for frame in &shot.frames {
+                sender.send(frame).with_context(|| shot.what.clone())?;
+            }
         }
-    }
-    let mut arrived = vec![false; table.len()];
-    let start = Instant::now();
-    let mut complete = None;
-    while start.elapsed() < PATIENCE && complete.is_none_or(|at: Instant| at.elapsed() < GRACE) {
-        let Some(frame) = receiver.receive() else {
-            if complete.is_none() && table.iter().zip(&arrived).all(|((_, expected), arrived)| !expected || *arrived) {
+        let start = Instant::now();
+        let mut complete = None;
+        while start.elapsed() < PATIENCE && complete.is_none_or(|at: Instant| at.elapsed() < grace) {
+            if let Some(frame) = receiver.receive() {
+                arrived.extend(Marker::find(&frame));
+                continue;
+            }
+            if complete.is_none() && some.iter().all(|(shot, expected)| !expected || arrived.contains(&shot.marker)) {
                 complete = Some(Instant::now());
             }
             std::thread::sleep(Duration::from_millis(2));
-            continue;
-        };
-        for ((shot, _), arrived) in table.iter().zip(&mut arrived) {
-            *arrived |= frame.windows(8).any(|bytes| bytes == shot.marker.0);
         }
     }
-    Ok(arrived)
+    Ok(table.iter().map(|(shot, _)| arrived.contains(&shot.marker)).collect())
 }
 
 /// Fires shots and checks what becomes of each: a table of (shot, whether it arrives).

@@ -4,6 +4,7 @@
 mod floods;
 mod identity;
 mod neighbors;
+mod shapes;
 mod tunnels;
 
 use std::time::{Duration, Instant};
