@@ -21,9 +21,6 @@ struct Subject<A> {
     start: u32,
 }
 
-/// Where the IP header of a plain packet starts.
-const PLAIN: u32 = 14;
-
 impl Subject<[u8; 4]> {
     /// A frame that is not IP, or not known to be.
     const FRAME: Self = Self {
@@ -33,7 +30,7 @@ impl Subject<[u8; 4]> {
         destination_port: [0; 2],
         source: [0; 4],
         destination: [0; 4],
-        start: PLAIN,
+        start: packet::PLAIN_START,
     };
 }
 
@@ -64,7 +61,7 @@ impl<A: PacketAddress + Parse> Subject<A> {
             destination_port: packet.destination_port,
             source: Self::unmasqueraded(surroundings, endpoint, packet.source),
             destination: packet.destination,
-            start: PLAIN,
+            start: packet::PLAIN_START,
         }
     }
 

@@ -1,8 +1,8 @@
 //! The way of all packets that are not plain: tags, options, extension headers, fragments, ICMP, and what is not IP.
 
 use netpol_common::{
-    ANY_REMOTE, Attempt, Direction, Endpoint, FlowEntry, FlowKey, Generation, NO_REASON, REASON_MASK, Reason,
-    SourceCheck, endpoint_flags,
+    ANY_REMOTE, Attempt, Direction, Endpoint, FlowEntry, FlowKey, NO_REASON, REASON_MASK, Reason, SourceCheck,
+    endpoint_flags,
 };
 
 use crate::barrier::barrier;
@@ -11,7 +11,7 @@ use crate::packet::{self, Fragment, Icmp, Packet, Parse, TcpFlags, link};
 use crate::process::conclude;
 use crate::slot::Slot;
 use crate::surroundings::PacketAddress;
-use crate::verdict::{self, Opening, Stale, unless_open};
+use crate::verdict::{self, Opening, Recheck, Stale, unless_open};
 use crate::{Family, Surroundings, fragment, guard};
 
 /// What a frame turned out to be.
@@ -113,13 +113,17 @@ where
     };
     let mut case = Case::new(direction, &packet, icmp, decided);
     if !case.is_decided() {
-        case.take(Family::<A>::recall(
-            surroundings,
-            direction,
-            start,
-            (case.ports >> 32) as u32,
-            (case.bits >> 8) as u32,
-        ));
+        let ports = (case.ports >> 32) as u32;
+        let found = Family::<A>::recall(surroundings, direction, start, ports, (case.bits >> 8) as u32);
+        if found & STALE != 0 {
+            // Not in there: both together need more stack than there is.
+            let allowed = Family::<A>::is_still_allowed(surroundings, start, ports, found as u32);
+            case.decide(if allowed { Reason::Flow } else { Reason::Revoked });
+        } else if found & KNOWN != 0 {
+            case.decide(Reason::Flow);
+        } else {
+            case.check(found);
+        }
     }
     let reason = Family::<A>::settle(surroundings, direction, case);
     if let Fragment::First { identification } = packet.fragment
@@ -270,14 +274,16 @@ impl Case {
         (self.bits >> 32) as u8 != UNDECIDED
     }
 
-    /// Takes what [`Family::recall`] found.
+    /// Gives it a verdict.
     #[inline(always)]
-    fn take(&mut self, found: u64) {
-        if found & KNOWN == 0 {
-            self.bits |= (found & 3) << (24 + role::CHECK);
-        } else {
-            self.bits = self.bits & !(0xff << 32) | (found & 0xff) << 32;
-        }
+    fn decide(&mut self, reason: Reason) {
+        self.bits = self.bits & !(0xff << 32) | (reason as u64) << 32;
+    }
+
+    /// Notes how its source address is to be checked.
+    #[inline(always)]
+    fn check(&mut self, source: u64) {
+        self.bits |= (source & 3) << (24 + role::CHECK);
     }
 }
 
@@ -337,20 +343,28 @@ fn unfold(mut value: u64) -> u64 {
     value
 }
 
-/// The verdict of a flow, where it is known. Without flags: on an error that quotes a packet of it, which is none itself.
+/// What is known of a flow.
+enum Found {
+    /// It is allowed.
+    Allowed,
+    /// It was evaluated under another generation.
+    Stale(Recheck),
+}
+
+/// What is known of a flow. Without flags: for an error that quotes a packet of it, which is none itself.
 #[inline(always)]
-fn judge_known<A, S>(
+fn find_known<A, S>(
     surroundings: &S,
     endpoint: &Endpoint,
-    generation: Generation,
     direction: Direction,
     key: &FlowKey<A>,
     flags: Option<TcpFlags>,
-) -> Option<Reason>
+) -> Option<Found>
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
 {
+    let generation = verdict::generation(endpoint);
     let slot = surroundings.flow(endpoint, key)?;
     let (now, hz) = (surroundings.now(), surroundings.hz());
     let known = Known::read(slot);
@@ -364,20 +378,19 @@ where
     {
         return None;
     }
-    let passes = if flags.is_some() { Reason::Flow } else { Reason::IcmpError };
     if known.generation == generation {
         if let Some(flags) = flags {
             known.touch(slot, direction, flags, now, hz);
             verdict::follow(surroundings, endpoint, direction, known.is_judged_behind());
         }
-        return Some(passes);
+        return Some(Found::Allowed);
     }
     let mut stale = Stale { opener: known.opener, state: known.state };
     if let Some(flags) = flags {
         known.keep(slot, now, hz);
         stale.state = known.after(direction, flags);
     }
-    Some(verdict::rejudge(surroundings, endpoint, generation, direction, key, stale, passes))
+    Some(Found::Stale(Recheck { direction, protocol: key.protocol, stale }))
 }
 
 /// See [`Family::recall`].
@@ -389,7 +402,6 @@ where
 {
     let [protocol, flags, role, _] = bits.to_le_bytes();
     let Some(endpoint) = surroundings.endpoint() else { return 0 };
-    let generation = verdict::generation(endpoint);
     let Some((source, destination)) = A::ends(&surroundings, start) else { return 0 };
     // What a pod sends from another's address is of no flow; after translation, what has the node's is not found.
     if direction == Direction::Egress
@@ -414,15 +426,18 @@ where
     {
         return unknown;
     }
-    match judge_known(&surroundings, endpoint, generation, direction, &key, Some(TcpFlags(flags))) {
-        Some(reason) => KNOWN | reason as u64,
+    match find_known(&surroundings, endpoint, direction, &key, Some(TcpFlags(flags))) {
+        Some(Found::Allowed) => KNOWN,
+        Some(Found::Stale(recheck)) => STALE | u64::from(recheck.pack()),
         None => unknown,
     }
 }
 
-/// In what [`Family::recall`] returns: a reason's code is in the low byte. Else it is the number of a
+/// In what [`Family::recall`] returns: it belongs to a flow that is allowed. Without this and the next, it is the number of a
 /// [`SourceCheck`].
-const KNOWN: u64 = 1 << 31;
+const KNOWN: u64 = 1 << 32;
+/// It belongs to a flow that has to be evaluated again, by the [`Recheck`] in the low half.
+const STALE: u64 = 1 << 33;
 
 /// Whether a packet towards a pod does not come from where the flow's remote sends. If it does with another source endpoint ID, that
 /// is noted.
@@ -461,7 +476,6 @@ where
     /// Length of the ICMP header before the quoted packet.
     const ICMP: u32 = 8;
     let Some(endpoint) = surroundings.endpoint() else { return Quoted::Nothing };
-    let generation = verdict::generation(endpoint);
     let Some(error) = A::parse(&surroundings, start, false) else { return Quoted::Nothing };
     let Some(quoted) = A::parse(&surroundings, error.payload + ICMP, true) else { return Quoted::Nothing };
     let told = quoted.problem.is_none() && !matches!(quoted.fragment, Fragment::Later { .. });
@@ -478,8 +492,12 @@ where
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let ports = flow::ports(pod_port, remote_port);
     let key = A::flow_key(surroundings.ifindex(), pod, remote, ports, quoted.protocol);
-    match judge_known(&surroundings, endpoint, generation, direction, &key, None) {
-        Some(reason) => Quoted::Judged(reason),
+    match find_known(&surroundings, endpoint, direction, &key, None) {
+        Some(Found::Allowed) => Quoted::Judged(Reason::IcmpError),
+        Some(Found::Stale(recheck)) => {
+            let allowed = Family::<A>::is_still_allowed(surroundings, quoted.start, ports, recheck.pack());
+            Quoted::Judged(if allowed { Reason::IcmpError } else { Reason::Revoked })
+        }
         None => Quoted::Nothing,
     }
 }

@@ -13,7 +13,9 @@ use netpol_common::{
 use crate::detour::{Case, Quoted};
 use crate::packet::Parse;
 use crate::surroundings::mix;
-use crate::{Bytes, Family, Slot, Surroundings, Window, detour, fragment, process, process_behind, process_source};
+use crate::{
+    Bytes, Family, Slot, Surroundings, Window, detour, fragment, process, process_behind, process_source, verdict,
+};
 
 /// Jiffies per second, unless a test sets others.
 pub const HZ: u32 = 250;
@@ -286,6 +288,10 @@ impl<A: InMemory> Family<A> for Frame<'_> {
 
     fn recall(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
         detour::recall::<A, Self>(self, direction, start, ports, bits)
+    }
+
+    fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
+        verdict::is_still_allowed::<A, Self>(self, start, ports, verdict::Recheck::unpack(word))
     }
 
     fn settle(self, direction: Direction, case: Case) -> Reason {

@@ -14,7 +14,7 @@ use netpol_common::{
 use crate::flow::{self, Known};
 use crate::packet::{self, Plain, TcpFlags};
 use crate::surroundings::PacketAddress;
-use crate::verdict::{self, Opening, Stale};
+use crate::verdict::{self, Opening, Recheck, Stale};
 use crate::{Family, Surroundings, detour, guard};
 
 /// Judges a packet at a pod's veth, counts it, and reports it if it is denied.
@@ -166,7 +166,7 @@ where
             }
             known.keep(slot, now, hz);
             let stale = Stale { opener: known.opener, state: known.after(direction, packet.flags) };
-            return Some(plain_stale::<EGRESS, A, S>(surroundings, endpoint, generation, &key, stale.pack()));
+            return Some(plain_stale::<EGRESS, A, S>(surroundings, endpoint, &key, stale.pack()));
         }
     }
     Some(plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, packet.flags.0))
@@ -243,21 +243,16 @@ where
 
 /// A plain packet of a flow that was judged under another generation.
 #[inline(never)]
-fn plain_stale<const EGRESS: bool, A, S>(
-    surroundings: S,
-    endpoint: &Endpoint,
-    generation: Generation,
-    key: &FlowKey<A>,
-    stale: u32,
-) -> Reason
+fn plain_stale<const EGRESS: bool, A, S>(surroundings: S, endpoint: &Endpoint, key: &FlowKey<A>, stale: u32) -> Reason
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
 {
     let direction = towards::<EGRESS>();
-    let stale = Stale::unpack(stale);
-    let found = verdict::rejudge(&surroundings, endpoint, generation, direction, key, stale, Reason::Flow);
-    conclude(&surroundings, endpoint, direction, found)
+    let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale) };
+    let ports = flow::ports(key.pod_port, key.remote_port);
+    let allowed = Family::<A>::is_still_allowed(surroundings, packet::PLAIN_START, ports, recheck.pack());
+    conclude(&surroundings, endpoint, direction, if allowed { Reason::Flow } else { Reason::Revoked })
 }
 
 /// Counts a packet.

@@ -134,6 +134,9 @@ pub trait Family<A>: Tables<A> {
     /// The verdict of the flow that the packet belongs to; where it belongs to none, how its source address is checked. Ports are
     /// as in the flow's key, bits are those of the case from the protocol on. Packed by `detour::recall`.
     fn recall(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64;
+    /// Evaluates a known flow again, in its opener's direction; whether it is still allowed. Its packet's IP header is at an offset of the
+    /// frame; ports are as in its key, and the word is packed by `verdict::Recheck`.
+    fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool;
     /// Decides a case, counts it, and tells if it is denied.
     fn settle(self, direction: Direction, case: Case) -> Reason;
     /// What holds for a fragment.

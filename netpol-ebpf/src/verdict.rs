@@ -6,7 +6,7 @@ use netpol_common::{
 };
 
 use crate::flow::{self, Known};
-use crate::packet::TcpFlags;
+use crate::packet::{Parse, TcpFlags};
 use crate::surroundings::PacketAddress;
 use crate::{Family, Surroundings};
 
@@ -130,39 +130,67 @@ impl Stale {
     }
 }
 
-/// Judges a known flow again, in its opener's direction.
+/// What evaluates a known flow again, in its opener's direction, as one word: a function of its own takes it, so that the verifier
+/// walks through the policy once and not once for each way that leads there.
+#[derive(Clone, Copy)]
+pub(crate) struct Recheck {
+    /// The direction of the packet in [`Self::start`].
+    pub(crate) direction: Direction,
+    pub(crate) protocol: u8,
+    pub(crate) stale: Stale,
+}
+
+impl Recheck {
+    /// As one word.
+    #[inline(always)]
+    pub(crate) const fn pack(self) -> u32 {
+        self.stale.pack() | (self.protocol as u32) << 16 | (self.direction as u32) << 24
+    }
+
+    /// The reverse.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "bytes of the word")]
+    pub(crate) const fn unpack(word: u32) -> Self {
+        Self {
+            direction: if word >> 24 == 0 { Direction::Ingress } else { Direction::Egress },
+            protocol: (word >> 16) as u8,
+            stale: Stale::unpack(word & 0xffff),
+        }
+    }
+}
+
+/// See [`Family::is_still_allowed`].
 #[inline(always)]
-pub(crate) fn rejudge<A, S>(
-    surroundings: &S,
-    endpoint: &Endpoint,
-    generation: Generation,
-    direction: Direction,
-    key: &FlowKey<A>,
-    stale: Stale,
-    passes: Reason,
-) -> Reason
+pub(crate) fn is_still_allowed<A, S>(surroundings: S, start: u32, ports: u32, recheck: Recheck) -> bool
 where
-    A: PacketAddress,
+    A: PacketAddress + Parse,
     S: Surroundings + Family<A>,
 {
-    let judgement = judge(surroundings, endpoint, &reopen(endpoint, key, stale, surroundings.is_behind()));
-    if !blur(surroundings, judgement.reason).allows() {
+    let Recheck { direction, protocol, stale } = recheck;
+    // Never: the flow was found by both.
+    let Some(endpoint) = surroundings.endpoint() else { return false };
+    let Some((source, destination)) = A::ends(&surroundings, start) else { return false };
+    let generation = generation(endpoint);
+    let (pod, remote) = flow::pod_and_remote(direction, source, destination);
+    let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
+    let judgement = judge(&surroundings, endpoint, &reopen(endpoint, &key, stale, surroundings.is_behind()));
+    if !blur(&surroundings, judgement.reason).allows() {
         // Its entry stays, and stays stale: without it, the next packet of the other side might open a flow of its own.
-        return Reason::Revoked;
+        return false;
     }
-    follow(surroundings, endpoint, direction, true);
+    follow(&surroundings, endpoint, direction, true);
     // Whom it was sent to when it opened may no longer be behind the Service, and all those that are say nothing of it.
     let through_service = matches!(judgement.reason, Reason::Service);
     let judgement = Judgement { again: judgement.again || through_service, ..judgement };
-    let state = stale.state & !flow_state::JUDGED_BEHIND | again(surroundings, stale.opener, key.protocol, &judgement);
+    let state = stale.state & !flow_state::JUDGED_BEHIND | again(&surroundings, stale.opener, protocol, &judgement);
     // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
     let entry = FlowEntry {
         // What the pod sends does not say: the next packet towards it does.
-        remote_endpoint: remote_endpoint(surroundings, direction),
+        remote_endpoint: remote_endpoint(&surroundings, direction),
         ..entry(generation, surroundings.now(), stale.opener, state)
     };
-    surroundings.insert_flow(endpoint, key, &entry);
-    passes
+    surroundings.insert_flow(endpoint, &key, &entry);
+    true
 }
 
 /// Has an allowed packet from a pod judged again where it goes then, or not. What opens a flow always is: what is known here of

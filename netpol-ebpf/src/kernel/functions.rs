@@ -142,8 +142,8 @@ pub(super) extern "C" fn netpol_limit(hash: u64, budget: u32) -> u64 {
 }
 
 macro_rules! family {
-    ($address:ty, $judge_ip:ident, $netpol_ip:ident, $judge_quoted:ident, $netpol_quoted:ident, $recall:ident, $settle:ident,
-     $netpol_settle:ident, $resolve:ident, $record:ident) => {
+    ($address:ty, $judge_ip:ident, $netpol_ip:ident, $judge_quoted:ident, $netpol_quoted:ident, $recall:ident,
+     $still_allowed:ident, $settle:ident, $netpol_settle:ident, $resolve:ident, $record:ident) => {
         /// See [`crate::Family::judge_ip`].
         #[inline(always)]
         pub(super) fn $judge_ip(skb: Skb, start: u32, quoted: Quoted) -> Option<Reason> {
@@ -175,6 +175,20 @@ macro_rules! family {
         #[inline(never)]
         pub(super) extern "C" fn $recall(skb: *mut __sk_buff, hook: u32, start: u32, ports: u32, bits: u32) -> u64 {
             detour::recall::<$address, Skb>(Skb::new(skb, hook), direction(hook), start, ports, bits)
+        }
+
+        /// See [`crate::Family::is_still_allowed`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(super) extern "C" fn $still_allowed(
+            skb: *mut __sk_buff,
+            hook: u32,
+            start: u32,
+            ports: u32,
+            word: u32,
+        ) -> u32 {
+            let recheck = verdict::Recheck::unpack(word);
+            u32::from(verdict::is_still_allowed::<$address, Skb>(Skb::new(skb, hook), start, ports, recheck))
         }
 
         /// See [`crate::Family::settle`].
@@ -215,6 +229,7 @@ family!(
     judge_quoted_v4,
     netpol_quoted_v4,
     netpol_recall_v4,
+    netpol_still_allowed_v4,
     settle_v4,
     netpol_settle_v4,
     netpol_resolve_v4,
@@ -227,6 +242,7 @@ family!(
     judge_quoted_v6,
     netpol_quoted_v6,
     netpol_recall_v6,
+    netpol_still_allowed_v6,
     settle_v6,
     netpol_settle_v6,
     netpol_resolve_v6,

@@ -267,7 +267,8 @@ impl Surroundings for Skb {
 
 macro_rules! family {
     ($address:ty, $frontend:ident, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident,
-     $judge_ip:ident, $judge_quoted:ident, $recall:ident, $settle:ident, $resolve:ident, $record:ident) => {
+     $judge_ip:ident, $judge_quoted:ident, $recall:ident, $still_allowed:ident, $settle:ident, $resolve:ident,
+     $record:ident) => {
         impl Family<$address> for Skb {
             #[inline(always)]
             fn judge_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
@@ -282,6 +283,11 @@ macro_rules! family {
             #[inline(always)]
             fn recall(self, _direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
                 functions::$recall(self.context(), self.hook(), start, ports, bits)
+            }
+
+            #[inline(always)]
+            fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
+                functions::$still_allowed(self.context(), self.hook(), start, ports, word) != 0
             }
 
             #[inline(always)]
@@ -375,6 +381,7 @@ family!(
     judge_v4,
     judge_quoted_v4,
     netpol_recall_v4,
+    netpol_still_allowed_v4,
     settle_v4,
     netpol_resolve_v4,
     netpol_record_v4
@@ -389,6 +396,7 @@ family!(
     judge_v6,
     judge_quoted_v6,
     netpol_recall_v6,
+    netpol_still_allowed_v6,
     settle_v6,
     netpol_resolve_v6,
     netpol_record_v6

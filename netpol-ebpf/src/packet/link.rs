@@ -5,7 +5,7 @@ use netpol_common::Reason;
 use crate::Surroundings;
 
 /// Length of an Ethernet header without tags.
-pub(super) const ETHERNET: usize = 14;
+pub(crate) const ETHERNET: usize = 14;
 /// Where the destination's MAC address is.
 pub(crate) const DESTINATION: u32 = 0;
 /// Where the source's MAC address is.

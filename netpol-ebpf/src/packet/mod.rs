@@ -22,6 +22,9 @@ use crate::Surroundings;
 use crate::guard::Mac;
 use crate::surroundings::PacketAddress;
 
+/// Where the IP header of a [`Plain`] packet starts.
+pub(crate) const PLAIN_START: u32 = link::ETHERNET as u32;
+
 /// A packet of a protocol with ports whose headers are just Ethernet, IP and transport.
 pub(crate) struct Plain<A> {
     /// The Ethernet source.
