@@ -35,12 +35,12 @@ pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
 /// The bit of `skb->tc_index` above the source endpoint ID: the packet is to be evaluated again after address translation.
 pub const RECHECK: u32 = 0x8000;
 
-/// Value of `ENDPOINTS` (an array indexed by `ifindex & mask`) and of `ENDPOINTS_OVERFLOW` (a hash by ifindex, for
-/// interfaces whose array slot another one holds).
+/// Value of `ENDPOINTS`: an array indexed by `ifindex & mask`, or, for interfaces whose slot another one holds, by the number that
+/// `ENDPOINTS_OVERFLOW` has for the ifindex.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
-    /// Whose slot this is; another value than the packet's interface means: look in the overflow map.
+    /// Whose slot this is; another value than the packet's interface means: look in `ENDPOINTS_OVERFLOW`.
     pub ifindex: IfIndex,
     /// Raised, after everything else is written, by each change that touches this endpoint. Never reused for another
     /// endpoint, so that flows of an earlier interface of the same index are not taken over.

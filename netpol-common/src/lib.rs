@@ -46,7 +46,7 @@ pub use tunnels::{TUNNEL_WORDS, TunnelScope, TunnelWord};
 
 /// Raised whenever the layout or the meaning of a map changes. Part of the pin path, so that an agent adopts only
 /// maps it understands.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// IP protocol numbers with ports that policies can name.
 /// Source: <https://www.iana.org/assignments/protocol-numbers/>.

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use netpol_common::{AddressEntry, Endpoint, IfIndex, LAYOUT_VERSION};
 
 use crate::program::Wire;
@@ -12,7 +12,9 @@ use crate::program::Wire;
 /// See the module.
 pub struct Pinned {
     endpoints: Array<MapData, Wire<Endpoint>>,
-    overflow: HashMap<MapData, u32, Wire<Endpoint>>,
+    overflow: HashMap<MapData, u32, u32>,
+    /// Slots of `endpoints` that an ifindex leads to.
+    slots: u32,
     addresses: HashMap<MapData, [u8; 4], Wire<AddressEntry>>,
 }
 
@@ -22,8 +24,12 @@ impl Pinned {
     /// # Errors
     /// Where there is no such agent.
     pub fn open(pins: &Path) -> Result<Self> {
+        let endpoints: Array<MapData, Wire<Endpoint>> = open(pins, "ENDPOINTS")?;
+        let path = pins.join(format!("v{LAYOUT_VERSION}")).join("ENDPOINTS_OVERFLOW");
+        let slots = endpoints.len().saturating_sub(MapInfo::from_pin(path)?.max_entries());
         Ok(Self {
-            endpoints: open(pins, "ENDPOINTS")?,
+            endpoints,
+            slots,
             overflow: open(pins, "ENDPOINTS_OVERFLOW")?,
             addresses: open(pins, "ADDRESSES_V4")?,
         })
@@ -34,11 +40,14 @@ impl Pinned {
     /// # Errors
     /// Where a map cannot be read.
     pub fn endpoint(&self, ifindex: IfIndex) -> Result<Option<Endpoint>> {
-        let Wire(slot) = self.endpoints.get(&(ifindex.0 & (self.endpoints.len() - 1)), 0)?;
-        if slot.ifindex == ifindex {
-            return Ok(Some(slot));
+        let at = |index: u32| -> Result<Option<Endpoint>> {
+            let Wire(slot) = self.endpoints.get(&index, 0)?;
+            Ok(Some(slot).filter(|slot| slot.ifindex == ifindex))
+        };
+        if let Some(endpoint) = at(ifindex.0 & (self.slots - 1))? {
+            return Ok(Some(endpoint));
         }
-        there(self.overflow.get(&ifindex.0, 0))
+        there(self.overflow.get(&ifindex.0, 0).map(Wire))?.map_or(Ok(None), at)
     }
 
     /// All endpoints but those in the overflow map.
@@ -47,7 +56,7 @@ impl Pinned {
     /// Where a map cannot be read.
     pub fn endpoints(&self) -> Result<Vec<Endpoint>> {
         let mut endpoints = Vec::new();
-        for slot in 0..self.endpoints.len() {
+        for slot in 0..self.slots {
             let Wire(endpoint) = self.endpoints.get(&slot, 0)?;
             if endpoint.ifindex != IfIndex(0) {
                 endpoints.push(endpoint);

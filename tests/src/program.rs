@@ -91,10 +91,14 @@ impl Programs {
     /// # Errors
     /// Where the kernel does not tell.
     pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>> {
-        ["netpol_ingress", "netpol_egress"]
+        ["netpol_ingress", "netpol_egress", "netpol_behind", "netpol_behind_bare"]
             .into_iter()
             .map(|name| {
-                let info = classifier(&mut self.bpf, name)?.info()?;
+                let program = classifier(&mut self.bpf, name)?;
+                if program.info().is_err() {
+                    program.load().with_context(|| format!("the verifier refused {name}"))?;
+                }
+                let info = program.info()?;
                 Ok((name, info.verified_instruction_count().context("this kernel does not tell (before 5.16)")?))
             })
             .collect()
@@ -292,8 +296,13 @@ impl Programs {
     /// # Errors
     /// As above.
     pub fn set_endpoint_in_overflow(&mut self, endpoint: &Endpoint, other: &Endpoint) -> Result<()> {
+        /// The first slot behind those that an ifindex leads to.
+        const BEHIND: u32 = 1024;
         self.set_endpoint(other)?;
-        self.insert("ENDPOINTS_OVERFLOW", IfIndex(INTERFACE), *endpoint)
+        let mut map: Array<&mut MapData, Wire<Endpoint>> =
+            self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
+        map.set(BEHIND, Wire(*endpoint), 0)?;
+        self.insert("ENDPOINTS_OVERFLOW", IfIndex(INTERFACE), BEHIND)
     }
 
     /// Sets an address, of either family by its size.

@@ -48,14 +48,13 @@ fn a_full_flow_table_drops_at_isolated_pods_only() {
     }
 }
 
-/// Linux 5.10 looks at a million at most, and at more than newer kernels, which tell how many it were: 300,000 here, of which
-/// 100,000 are to judge by where a Service sent a packet, and 10,000 more or less where the compiler lays the same code out
-/// another way.
+/// Linux 5.10 looks at a million at most, and at more than newer kernels, which report how many it were: some 120,000 on 6.18, and
+/// 10,000 more or less where the compiler lays the same code out another way.
 #[test]
 fn the_verifier_has_little_to_do() {
     let mut kernel = Programs::load().unwrap();
     for (name, count) in kernel.verified_instructions().unwrap() {
         println!("{name}: {count} instructions");
-        assert!(count < 330_000, "{name} takes {count} of the million instructions that the verifier looks at");
+        assert!(count < 220_000, "{name} takes {count} of the million instructions that the verifier looks at");
     }
 }

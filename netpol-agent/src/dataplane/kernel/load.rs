@@ -90,7 +90,7 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
     // The programs read no kernel structure: parsing the kernel's own types would be most of the start.
     loader.btf(None);
     for &map in MapName::ALL {
-        loader.map_max_entries(map.name(), capacities.of(map));
+        loader.map_max_entries(map.name(), capacities.entries(map));
         loader.map_pin_path(map.name(), pins.map(map));
     }
     for (global, value) in

@@ -31,7 +31,10 @@ unsafe impl<T: bytemuck::Pod> aya::Pod for Raw<T> {}
 /// The maps the agent writes, and those it reads.
 pub(super) struct Maps {
     pub(super) endpoints: Array<MapData, Raw<Endpoint>>,
-    pub(super) overflow: HashMap<MapData, u32, Raw<Endpoint>>,
+    /// Slots that an ifindex leads to; the rest of `endpoints` is for interfaces whose slot another one holds.
+    pub(super) slots: u32,
+    /// The index in `endpoints` of those.
+    pub(super) overflow: HashMap<MapData, u32, u32>,
     addresses_v4: HashMap<MapData, [u8; 4], Raw<AddressEntry>>,
     addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,
     prefixes_v4: LpmTrie<MapData, [u8; 4], Raw<AddressEntry>>,
@@ -56,9 +59,13 @@ pub(super) fn pinned<T: TryFrom<Map, Error = MapError>>(pins: &Pins, map: MapNam
     opened.map_err(|error| pin_error("open the map", &path, &chain(&error)))
 }
 
-/// How many entries a pinned map has room for; `None` where it is not pinned.
+/// The capacity of a pinned map, see [`Capacities`](super::Capacities); `None` where it is not pinned.
 pub(super) fn pinned_capacity(pins: &Pins, map: MapName) -> Option<u32> {
-    Some(MapInfo::from_pin(pins.map(map)).ok()?.max_entries())
+    let entries = |map| Some(MapInfo::from_pin(pins.map(map)).ok()?.max_entries());
+    match map {
+        MapName::Endpoints => Some(entries(map)?.saturating_sub(entries(MapName::EndpointsOverflow)?)),
+        _ => entries(map),
+    }
 }
 
 impl Maps {
@@ -66,6 +73,7 @@ impl Maps {
     pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
         Ok(Self {
             endpoints: pinned(pins, MapName::Endpoints)?,
+            slots: pinned_capacity(pins, MapName::Endpoints).unwrap_or(1),
             overflow: pinned(pins, MapName::EndpointsOverflow)?,
             addresses_v4: pinned(pins, MapName::AddressesV4)?,
             addresses_v6: pinned(pins, MapName::AddressesV6)?,
@@ -227,15 +235,17 @@ impl Maps {
     /// Every endpoint that is there.
     pub(super) fn read_endpoints(&self) -> Result<BTreeMap<netpol_common::IfIndex, Endpoint>, WriteError> {
         let mut endpoints = BTreeMap::new();
-        for endpoint in self.endpoints.iter() {
-            let Raw(endpoint) = endpoint.map_err(|error| write_error(MapName::Endpoints, error))?;
+        let mut indices: Vec<u32> = (0..self.slots).collect();
+        for entry in &self.overflow {
+            let (_, index) = entry.map_err(|error| write_error(MapName::EndpointsOverflow, error))?;
+            indices.push(index);
+        }
+        for index in indices {
+            let read = self.endpoints.get(&index, 0);
+            let Raw(endpoint) = read.map_err(|error| write_error(MapName::Endpoints, error))?;
             if endpoint.ifindex.0 != 0 {
                 endpoints.insert(endpoint.ifindex, endpoint);
             }
-        }
-        for entry in &self.overflow {
-            let (_, Raw(endpoint)) = entry.map_err(|error| write_error(MapName::EndpointsOverflow, error))?;
-            endpoints.insert(endpoint.ifindex, endpoint);
         }
         Ok(endpoints)
     }

@@ -223,13 +223,46 @@ impl CounterReader {
 impl Maps {
     /// Its number may be another one's by now.
     fn forget_sender(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
-        let slot = self.endpoints.get(&(ifindex.0 & (self.endpoints.len() - 1)), 0).ok();
-        let held = slot.filter(|Raw(endpoint)| endpoint.ifindex == ifindex);
-        let Some(Raw(endpoint)) = held.or_else(|| self.overflow.get(&ifindex.0, 0).ok()) else { return Ok(()) };
+        let slot = Some(ifindex.0 & (self.slots - 1));
+        let overflow = self.overflow.get(&ifindex.0, 0).ok();
+        let found = [slot, overflow].into_iter().flatten().filter_map(|index| self.endpoints.get(&index, 0).ok());
+        let Some(Raw(endpoint)) = found.into_iter().find(|Raw(endpoint)| endpoint.ifindex == ifindex) else {
+            return Ok(());
+        };
         if self.senders.get(&endpoint.id, 0).ok() == Some(ifindex.0) {
             done(MapName::Senders, self.senders.set(endpoint.id, 0, 0))?;
         }
         Ok(())
+    }
+
+    /// Writes an endpoint to a slot. A packet between the two writes is evaluated by the new policy and recorded under the old
+    /// generation: evaluated again.
+    fn set_endpoint(&mut self, index: u32, endpoint: &Endpoint) -> Result<(), WriteError> {
+        let before = self.endpoints.get(&index, 0).ok().filter(|Raw(before)| before.ifindex == endpoint.ifindex);
+        if let Some(Raw(before)) = before {
+            let body = Endpoint { generation: before.generation, ..*endpoint };
+            done(MapName::Endpoints, self.endpoints.set(index, Raw(body), 0))?;
+        }
+        done(MapName::Endpoints, self.endpoints.set(index, Raw(*endpoint), 0))
+    }
+
+    fn clear_endpoint(&mut self, index: u32) -> Result<(), WriteError> {
+        done(MapName::Endpoints, self.endpoints.set(index, Raw(Endpoint::default()), 0))
+    }
+
+    /// Writes an endpoint whose slot another interface holds, to the slot of its ID behind those.
+    pub(super) fn put_overflow(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
+        let index = self.slots.saturating_add(endpoint.id).saturating_sub(1);
+        let before = self.overflow.get(&endpoint.ifindex.0, 0).ok();
+        self.set_endpoint(index, endpoint)?;
+        done(MapName::EndpointsOverflow, self.overflow.insert(endpoint.ifindex.0, index, 0))?;
+        before.filter(|before| *before != index).map_or(Ok(()), |before| self.clear_endpoint(before))
+    }
+
+    fn delete_overflow(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        let Ok(index) = self.overflow.get(&ifindex.0, 0) else { return Ok(()) };
+        gone(MapName::EndpointsOverflow, self.overflow.remove(&ifindex.0))?;
+        self.clear_endpoint(index)
     }
 
     fn slot_holder(&self, slot: u32) -> Option<IfIndex> {
@@ -248,18 +281,12 @@ impl Dataplane for Kernel {
         done(MapName::Senders, self.maps.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (self.capacities.endpoints - 1);
         if *self.slots.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
-            let written = self.maps.overflow.insert(endpoint.ifindex.0, Raw(*endpoint), 0);
-            return done(MapName::EndpointsOverflow, written);
+            return self.maps.put_overflow(endpoint);
         }
-        // A packet between the two writes is judged by the new policy and recorded under the old generation: judged again.
-        if let Some(Raw(before)) = self.maps.endpoints.get(&slot, 0).ok().filter(|Raw(before)| before.ifindex.0 != 0) {
-            let body = Endpoint { generation: before.generation, ..*endpoint };
-            done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(body), 0))?;
-        }
-        done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(*endpoint), 0))?;
+        self.maps.set_endpoint(slot, endpoint)?;
         if self.slots.insert(slot, endpoint.ifindex).is_none() {
             // It may have been in the overflow map while another one held the slot; what is left there would outlive it.
-            gone(MapName::EndpointsOverflow, self.maps.overflow.remove(&endpoint.ifindex.0))?;
+            self.maps.delete_overflow(endpoint.ifindex)?;
         }
         Ok(())
     }
@@ -269,11 +296,11 @@ impl Dataplane for Kernel {
         self.maps.forget_sender(ifindex)?;
         let slot = ifindex.0 & (self.capacities.endpoints - 1);
         if self.slots.get(&slot) == Some(&ifindex) {
-            done(MapName::Endpoints, self.maps.endpoints.set(slot, Raw(Endpoint::default()), 0))?;
+            self.maps.clear_endpoint(slot)?;
             self.slots.remove(&slot);
             return Ok(());
         }
-        gone(MapName::EndpointsOverflow, self.maps.overflow.remove(&ifindex.0))
+        self.maps.delete_overflow(ifindex)
     }
 
     fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {

@@ -26,7 +26,7 @@ macro_rules! maps {
             }
         }
 
-        /// `max_entries` of every map; bytes for `EVENTS`.
+        /// What every map has room for; bytes for `EVENTS`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub struct Capacities { $($(#[$doc])* pub $field: u32,)* }
 
@@ -40,6 +40,14 @@ macro_rules! maps {
             /// The capacity of one map.
             pub const fn of(&self, map: MapName) -> u32 {
                 match map { $(MapName::$variant => self.$field),* }
+            }
+
+            /// `max_entries` of one map. `ENDPOINTS` has the slots of `ENDPOINTS_OVERFLOW` too.
+            pub const fn entries(&self, map: MapName) -> u32 {
+                match map {
+                    MapName::Endpoints => self.endpoints + self.endpoints_overflow,
+                    _ => self.of(map),
+                }
             }
 
             /// Sets the capacity of one map.

@@ -154,7 +154,7 @@ fn place(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelEr
         if holder.ifindex.0 == 0 {
             done(MapName::Endpoints, to.endpoints.set(slot, Raw(*endpoint), 0))?;
         } else {
-            done(MapName::EndpointsOverflow, to.overflow.insert(endpoint.ifindex.0, Raw(*endpoint), 0))?;
+            to.put_overflow(endpoint)?;
         }
     }
     Ok(())
