@@ -15,6 +15,7 @@ mod salvage;
 mod scalar;
 mod size;
 mod split;
+mod stray;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,18 @@ pub struct Parsed {
     pub left_out: usize,
     /// Objects of kinds that netpol does not use.
     pub ignored: Vec<Ignored>,
+    /// The file, where it holds no Kubernetes object at all or is a template that has to be rendered first.
+    pub skipped: Option<SkipReason>,
+}
+
+/// Why a file, or a part of it, is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SkipReason {
+    /// No document of it looks like a Kubernetes object: Helm values, the configuration of another program.
+    NotKubernetes,
+    /// At least one document is a template: the objects that it renders to are not known.
+    Template,
 }
 
 /// Something and where it stands.
@@ -121,7 +134,7 @@ pub fn parse(text: &str, file: &str) -> Parsed {
                     reader.document(&mut tree);
                 }
             }
-            Err(error) => reader.unreadable(&error),
+            Err(error) => reader.unreadable(piece.text, &error),
         }
     }
     reader.finish()

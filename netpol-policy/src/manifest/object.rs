@@ -8,8 +8,8 @@ use super::diagnostics::Diagnostics;
 use super::path::{FieldPath, Step};
 use super::split::Fault;
 use super::tree::{SyntaxError, Tree};
-use super::{Ignored, Located, Parsed};
-use super::{nulls, salvage, size};
+use super::{Ignored, Located, Parsed, SkipReason};
+use super::{nulls, salvage, size, stray};
 use crate::model::names;
 use crate::model::{EndpointSlice, Namespace, Node, Object, Pod, Policy, Problem, Service, Severity};
 
@@ -22,6 +22,17 @@ pub(super) struct Reader {
     document: usize,
     parsed: Parsed,
     diagnostics: Diagnostics,
+    /// Documents that do not look like Kubernetes objects: errors in a file that holds other documents that do.
+    stray: Vec<Stray>,
+    /// A document looks like a Kubernetes object.
+    is_kubernetes: bool,
+}
+
+/// A document that does not look like a Kubernetes object.
+struct Stray {
+    document: usize,
+    line: usize,
+    message: String,
 }
 
 /// An object within a document: its place, for lines, and its name, for messages.
@@ -40,18 +51,55 @@ struct FieldFault {
 
 impl Reader {
     pub(super) fn new(file: &str) -> Self {
-        Self { document: 0, parsed: Parsed::default(), diagnostics: Diagnostics::new(file) }
+        let (parsed, diagnostics) = (Parsed::default(), Diagnostics::new(file));
+        Self { document: 0, parsed, diagnostics, stray: Vec::new(), is_kubernetes: false }
     }
 
-    pub(super) fn finish(self) -> Parsed {
+    pub(super) fn finish(mut self) -> Parsed {
+        if !self.stray.is_empty() && self.parsed.skipped.is_none() {
+            self.parsed.skipped = Some(SkipReason::NotKubernetes);
+        }
         Parsed { errors: self.diagnostics.finish(), ..self.parsed }
     }
 
-    pub(super) fn unreadable(&mut self, error: &SyntaxError) {
+    pub(super) fn unreadable(&mut self, text: &str, error: &SyntaxError) {
         self.document += 1;
+        if stray::is_template(text) {
+            return self.template(error.line);
+        }
+        if !stray::mentions_kubernetes(text) {
+            return self.stray(error.line, format!("document {} {}", self.document, error.message));
+        }
+        self.kubernetes();
         self.parsed.left_out += 1;
         let message = format!("document {} {}; nothing of this document is used", self.document, error.message);
         self.outside_objects(Severity::Error, error.line, &message);
+    }
+
+    /// Reports the first template of a file: the others have the same remedy.
+    fn template(&mut self, line: usize) {
+        if self.parsed.skipped != Some(SkipReason::Template) {
+            self.parsed.skipped = Some(SkipReason::Template);
+            self.outside_objects(Severity::Warning, line, stray::TEMPLATE);
+        }
+    }
+
+    fn stray(&mut self, line: usize, message: String) {
+        let stray = Stray { document: self.document, line, message };
+        if self.is_kubernetes { self.report_stray(&stray) } else { self.stray.push(stray) }
+    }
+
+    /// The file holds a Kubernetes object: other documents should be objects too.
+    fn kubernetes(&mut self) {
+        self.is_kubernetes = true;
+        for stray in std::mem::take(&mut self.stray) {
+            self.report_stray(&stray);
+        }
+    }
+
+    fn report_stray(&mut self, Stray { document, line, message }: &Stray) {
+        self.parsed.left_out += 1;
+        self.diagnostics.add(Severity::Error, *document, None, message, || (*line, None));
     }
 
     /// Reports what stands before the next document.
@@ -80,6 +128,15 @@ impl Reader {
         }
         self.document += 1;
         let value = tree.value.take();
+        let line = tree.lines.of(&FieldPath::default());
+        if !stray::looks_like_kubernetes(&value) {
+            let what = if value.is_object() { "has no `kind`" } else { "is not an object" };
+            return self.stray(line, format!("{what}; a Kubernetes object needs apiVersion, kind and metadata"));
+        }
+        self.kubernetes();
+        if stray::has_template_name(&value) {
+            return self.template(line);
+        }
         self.object(tree, value, FieldPath::default(), None);
     }
 

@@ -117,7 +117,7 @@ fn a_document_that_is_not_yaml_loses_only_itself() {
 #[test]
 fn what_is_no_object_is_named() {
     let cases = [
-        ("just words", "f:1: error: is not an object; it needs apiVersion, kind and metadata"),
+        ("[{kind: Pod}]", "f:1: error: is not an object; it needs apiVersion, kind and metadata"),
         ("apiVersion: v1", "f:1: error: has no `kind`; it is left out"),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {}",
@@ -133,7 +133,7 @@ fn what_is_no_object_is_named() {
         ),
         (
             "{{ .Values.x }}: 1",
-            "f:1: error: document 1 has a map or list for a key; is a template's `{{ }}` left in it?; nothing of this document is used",
+            "f:1: warning: is a template, and is not read; render it first: `helm template CHART | netpol lint -f -`",
         ),
     ];
     for (text, expected) in cases {
@@ -234,13 +234,13 @@ metadata:
 
 #[test]
 fn aliases_that_multiply_and_deep_nesting_are_refused() {
-    let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+    let mut bomb = String::from("kind: Pod\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
     for level in 1..12 {
         let below = format!("*a{}", level - 1);
         let ten = [below.as_str(); 10].join(",");
         bomb.push_str(&["a", &level.to_string(), ": &a", &level.to_string(), " [", &ten, "]\n"].concat());
     }
-    let deep = format!("a: {}{}", "[".repeat(200), "]".repeat(200));
+    let deep = format!("kind: {}{}", "[".repeat(200), "]".repeat(200));
     for text in [bomb, deep] {
         assert_eq!(parse(&text, "f").errors.len(), 1);
     }
@@ -320,7 +320,7 @@ fn a_policy_that_is_too_large_or_has_too_many_faults_isolates_every_pod() {
 fn aliases_are_limited_for_a_file_as_a_whole() {
     let list = vec!["0"; 1000].join(", ");
     let aliases = vec!["*a"; 100].join(", ");
-    let document = format!("---\n{{x: &a [{list}], y: [{aliases}]}}\n");
+    let document = format!("---\n{{apiVersion: v1, x: &a [{list}], y: [{aliases}]}}\n");
     let parsed = parse(&document.repeat(10), "f");
     assert!(parsed.errors.iter().any(|error| error.message.contains("aliases")), "{:?}", parsed.errors);
 }

@@ -214,7 +214,7 @@ impl<'t, 'f> Reader<'t, 'f> {
                 Event::MappingEnd => break,
                 Event::Scalar(text, ..) => text.into_owned(),
                 _ => {
-                    let message = "has a map or list for a key; is a template's `{{ }}` left in it?".to_owned();
+                    let message = "has a map or list for a key, which no Kubernetes object has".to_owned();
                     return Err(SyntaxError { line: self.line(span), message });
                 }
             };

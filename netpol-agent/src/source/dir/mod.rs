@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use netpol_files::{Limits, ReadError, read_regular};
-use netpol_policy::manifest;
+use netpol_policy::manifest::{self, SkipReason};
 use netpol_policy::model::Object;
 use netpol_policy::world::Event;
 use tokio::sync::mpsc;
@@ -251,8 +251,13 @@ impl Tree {
 fn understand(text: &str, path: &Path) -> Content {
     let parsed = manifest::parse(text, &path.to_string_lossy());
     let objects: Vec<Object> = parsed.objects.into_iter().map(|located| located.object).collect();
-    let errors = parsed.errors.iter().map(ToString::to_string).collect();
-    Content { objects, errors, broken: parsed.left_out > 0 }
+    let mut errors: Vec<String> = parsed.errors.iter().map(ToString::to_string).collect();
+    if parsed.skipped == Some(SkipReason::NotKubernetes) {
+        errors.push(format!("{}: has no Kubernetes object in it; the file is skipped", path.display()));
+    }
+    // What replaces a policy and is none is a mistake rather than its removal.
+    let broken = parsed.left_out > 0 || parsed.skipped.is_some();
+    Content { objects, errors, broken }
 }
 
 fn collect(outcome: Outcome, events: &mut Vec<Event>, warnings: &mut Vec<String>) {
