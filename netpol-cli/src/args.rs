@@ -15,7 +15,9 @@ Exit codes:
   0  done; explain: allowed; lint: no errors; wait: enforced
   1  explain: denied, or allowed to some of a Service's backends only; lint: errors found; wait: timed out, not found, or never
   2  wrong usage
-  3  some input could not be read, or it has not what was asked for; wait: no agent answers
+  3  a file, a document or an object of the input could not be read, or the requested object is not in the input; explain and
+     matrix: also if a part of an object has an error, or a template was skipped (the answer is printed, and may be wrong);
+     wait: no agent answers
   70 a defect of netpol: two readings of the same policies differ";
 
 /// What network policies mean: who reaches whom, and why (not). Works on manifests, without a cluster; `wait` asks the

@@ -3,15 +3,24 @@
 use std::io::Write;
 
 use anyhow::Result;
-use netpol_policy::explain::Verdict;
+use netpol_policy::explain::{Explanation, Verdict};
 use netpol_policy::text;
+use serde::Serialize;
 
 use crate::Exit;
 use crate::args::{ExplainOptions, Output};
 use crate::color::Color;
-use crate::input::Input;
+use crate::input::{Input, InputReport};
 use crate::placeholder;
 use crate::verdict::Judge;
+
+/// What `-o json` prints.
+#[derive(Serialize)]
+struct Answer<'a> {
+    #[serde(flatten)]
+    explanation: &'a Explanation,
+    input: InputReport<'a>,
+}
 
 pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit> {
     let input = Input::read(&options.input);
@@ -22,7 +31,11 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
     let explanation = judge.explain(&options.from, &options.to, options.port)?;
     match options.output {
         Output::Json => {
-            writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&explanation)?))?;
+            writeln!(
+                out,
+                "{}",
+                text::json(&serde_json::to_string_pretty(&Answer { explanation: &explanation, input: input.json() })?)
+            )?;
         }
         Output::Table => {
             let shown = explanation.to_string();
@@ -33,7 +46,7 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
         }
     }
     Ok(match explanation.verdict {
-        _ if !input.unreadable.is_empty() => Exit::Input,
+        _ if !input.is_complete() => Exit::Input,
         Verdict::Allow => Exit::Ok,
         Verdict::Some | Verdict::Deny => Exit::No,
     })

@@ -6,10 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use netpol_files::{is_manifest, read_any, read_regular, read_stream};
-use netpol_policy::manifest::{self, Located, ManifestError, Parsed};
-use netpol_policy::model::Object;
+use netpol_policy::manifest::{self, Located, ManifestError, Parsed, SkipReason};
+use netpol_policy::model::{Object, Severity};
 use netpol_policy::text::Safe;
 use netpol_policy::world::World;
+use serde::Serialize;
 
 use crate::args::InputOptions;
 
@@ -19,6 +20,26 @@ pub(crate) struct Input {
     pub(crate) parsed: Parsed,
     /// Files and directories that could not be read, and why.
     pub(crate) unreadable: Vec<String>,
+    /// Files that were found in a directory and are not used.
+    pub(crate) skipped: Vec<SkippedFile>,
+}
+
+/// A file that is not used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct SkippedFile {
+    pub(crate) file: String,
+    pub(crate) reason: SkipReason,
+}
+
+/// What of the input is missing in an answer: `input` in JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct InputReport<'i> {
+    /// Whether every object was read in full. If not, the answer may be wrong.
+    complete: bool,
+    /// Files and directories that could not be read.
+    unread: &'i [String],
+    diagnostics: Vec<ManifestError>,
+    skipped: &'i [SkippedFile],
 }
 
 impl Input {
@@ -31,7 +52,7 @@ impl Input {
                 match read_stream(io::stdin().lock(), before, limits) {
                     Ok(bytes) => {
                         before += bytes.len() as u64;
-                        input.text("<stdin>", bytes);
+                        input.text("<stdin>", bytes, true);
                     }
                     Err(error) => input.unreadable.push(format!("standard input {error}")),
                 }
@@ -45,7 +66,7 @@ impl Input {
             match read(&file, before, limits) {
                 Ok(bytes) => {
                     before += bytes.len() as u64;
-                    input.text(&file.display().to_string(), bytes);
+                    input.text(&file.display().to_string(), bytes, named);
                 }
                 Err(error) => input.unreadable.push(format!("{} {error}", file.display())),
             }
@@ -62,6 +83,31 @@ impl Input {
         }
         for error in &self.parsed.errors {
             eprintln!("{error}");
+        }
+        if !self.is_complete() {
+            eprintln!("netpol: not all of the input was read: this answer may be wrong (exit code 3)");
+        }
+    }
+
+    /// Whether a file, a document or an object is missing.
+    pub(crate) fn is_lossy(&self) -> bool {
+        !self.unreadable.is_empty() || self.parsed.left_out > 0
+    }
+
+    /// Whether every object was read in full. A template counts: it may render to a policy.
+    pub(crate) fn is_complete(&self) -> bool {
+        let is_error = |error: &ManifestError| error.severity == Severity::Error;
+        let has_template = self.skipped.iter().any(|skipped| skipped.reason == SkipReason::Template);
+        !self.is_lossy() && !has_template && !self.parsed.errors.iter().any(is_error)
+    }
+
+    /// For JSON.
+    pub(crate) fn json(&self) -> InputReport<'_> {
+        InputReport {
+            complete: self.is_complete(),
+            unread: &self.unreadable,
+            diagnostics: self.errors(),
+            skipped: &self.skipped,
         }
     }
 
@@ -81,13 +127,27 @@ impl Input {
         errors
     }
 
-    fn text(&mut self, name: &str, bytes: Vec<u8>) {
+    fn text(&mut self, name: &str, bytes: Vec<u8>, named: bool) {
         match String::from_utf8(bytes) {
             Ok(text) => {
-                let Parsed { objects, errors, ignored, .. } = manifest::parse(&text, name);
+                let Parsed { objects, errors, ignored, left_out, skipped } = manifest::parse(&text, name);
                 self.parsed.objects.extend(objects);
                 self.parsed.errors.extend(errors);
                 self.parsed.ignored.extend(ignored);
+                self.parsed.left_out += left_out;
+                match skipped {
+                    // A file that was asked for should have what is asked of it.
+                    Some(SkipReason::NotKubernetes) if named => {
+                        self.unreadable.push(format!("{name} has no Kubernetes object in it; check the path"));
+                    }
+                    Some(SkipReason::Template) if named => {
+                        let reason = "is a template; render it first: `helm template CHART | netpol lint -f -`";
+                        self.unreadable.push(format!("{name} {reason}"));
+                        self.parsed.errors.retain(|error| *error.file != *name || error.severity == Severity::Error);
+                    }
+                    Some(reason) => self.skipped.push(SkippedFile { file: name.to_owned(), reason }),
+                    None => {}
+                }
             }
             Err(_) => self.unreadable.push(format!("{name} is not UTF-8 text; save it as UTF-8")),
         }

@@ -5,13 +5,25 @@ use std::io::Write;
 
 use anyhow::Result;
 use netpol_policy::explain;
-use netpol_policy::manifest::ManifestError;
+use netpol_policy::manifest::{ManifestError, SkipReason};
 use netpol_policy::model::{ObjectKey, Severity};
 use netpol_policy::text::{self, Safe};
+use serde::Serialize;
 
 use crate::Exit;
 use crate::args::{LintOptions, Output};
-use crate::input::Input;
+use crate::input::{Input, InputReport};
+
+/// Skipped files that are listed by name.
+const LISTED: usize = 5;
+
+/// What `-o json` prints.
+#[derive(Serialize)]
+struct Answer<'a> {
+    objects: usize,
+    #[serde(flatten)]
+    input: InputReport<'a>,
+}
 
 pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     let mut input = Input::read(&options.input);
@@ -37,13 +49,20 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     let errors = input.errors();
     match options.output {
         Output::Json => {
-            writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&errors)?))?;
+            writeln!(
+                out,
+                "{}",
+                text::json(&serde_json::to_string_pretty(&Answer {
+                    objects: input.parsed.objects.len(),
+                    input: input.json()
+                })?)
+            )?;
         }
         Output::Table => print(out, &input, &errors)?,
     }
     let failed = errors.iter().any(|error| error.severity == Severity::Error);
     Ok(match failed {
-        _ if !input.unreadable.is_empty() => Exit::Input,
+        _ if input.is_lossy() => Exit::Input,
         true => Exit::No,
         false => Exit::Ok,
     })
@@ -71,6 +90,19 @@ fn print(out: &mut impl Write, input: &Input, errors: &[ManifestError]) -> Resul
     if !kinds.is_empty() {
         let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
         writeln!(out, "not looked at: {}", Safe(kinds.join(", ")))?;
+    }
+    for (reason, one, many) in [
+        (SkipReason::NotKubernetes, "file that is no Kubernetes object", "files that are no Kubernetes objects"),
+        (SkipReason::Template, "template", "templates"),
+    ] {
+        let files: Vec<&str> =
+            input.skipped.iter().filter(|file| file.reason == reason).map(|file| &*file.file).collect();
+        if !files.is_empty() {
+            let shown = files.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
+            let more = if files.len() > LISTED { ", …" } else { "" };
+            let what = if files.len() == 1 { one } else { many };
+            writeln!(out, "skipped {} {what}: {}{more}", files.len(), Safe(shown))?;
+        }
     }
     Ok(())
 }

@@ -9,10 +9,11 @@ use netpol_policy::world::{Event, World};
 /// Source: <https://www.rfc-editor.org/rfc/rfc1112#section-4>.
 const FIRST: u32 = 0xf000_0001;
 
-/// Where no pod at all has an address, as in manifests that never were in a cluster, each gets one; else a pod without is
-/// one that is not up yet, and stays no peer. Returns how many got one.
+/// Where no ordinary pod has an address, as in manifests that never were in a cluster, each gets one; else a pod without is
+/// one that is not up yet, and stays no peer. Pods on the host network have their node's address anywhere, and finished ones had one:
+/// neither counts. Returns how many got one.
 pub(crate) fn fill_in(world: &mut World) -> usize {
-    if world.pods.values().any(|pod| !pod.addresses.is_empty()) {
+    if world.pods.values().any(|pod| pod.participates() && !pod.addresses.is_empty()) {
         return 0;
     }
     let pods: Vec<_> = world.pods.values().filter(|pod| pod.participates()).cloned().collect();

@@ -1,0 +1,54 @@
+//! Runs the program on directories of manifests.
+
+#![allow(dead_code, reason = "not every test uses all of it")]
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+pub(crate) struct Run {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// A directory of manifests, gone at the end of the test.
+pub(crate) struct Manifests(TempDir);
+
+impl Manifests {
+    pub(crate) fn of(files: &[(&str, &str)]) -> Self {
+        let directory = TempDir::new().expect("a directory for the test");
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a subdirectory");
+            fs::write(path, text).expect("a manifest");
+        }
+        Self(directory)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Runs `netpol VERB -f DIRECTORY …`; in what it says, the directory is `DIR`.
+    pub(crate) fn run(&self, verb: &str, arguments: &[&str]) -> Run {
+        let directory = self.0.path().to_str().expect("text");
+        let mut run = netpol(&[&[verb, "-f", directory], arguments].concat(), "");
+        run.out = run.out.replace(directory, "DIR");
+        run.err = run.err.replace(directory, "DIR");
+        run
+    }
+}
+
+pub(crate) fn netpol(arguments: &[&str], input: &str) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("netpol starts");
+    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
+}
