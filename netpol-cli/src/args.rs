@@ -55,7 +55,9 @@ const EXPLAIN_EXAMPLES: &str = "\
 Examples:
   netpol explain -f manifests/ --from shop/frontend --to shop/backend --port 8080/TCP
   netpol explain -f manifests/ --from shop/frontend --to service/shop/backend --port 80/TCP
-  netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json";
+  netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json
+
+Where both ends have an IPv4 and an IPv6 address, each family is evaluated; the verdict is the worse of the two.";
 
 const LINT_EXAMPLES: &str = "\
 Examples:

@@ -40,7 +40,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     }
     let judge = Judge::new(&world);
     let mut explanations: Vec<Explanation> = Vec::new();
-    let mut unanswered = false;
+    let (mut unanswered, mut one_family) = (false, false);
     for &port in &options.ports {
         let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to)));
         match options.output {
@@ -53,6 +53,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
                 let cells: Vec<_> =
                     pairs.map(|(from, to)| answered(judge.sides(from, to, port))).collect::<Result<_, _>>()?;
                 unanswered |= cells.contains(&None);
+                one_family |= cells.iter().flatten().any(|sides| sides.only.is_some());
                 table::print(out, &port.to_string(), &ends, &cells, Color::detect(), table::terminal_width())?;
             }
         }
@@ -70,7 +71,9 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
             )?;
         }
         Output::Table => {
-            writeln!(out, "{}{}", table::LEGEND, if unanswered { table::NO_COMMON_FAMILY } else { "" })?;
+            let families = if one_family { table::ONE_FAMILY } else { "" };
+            let none = if unanswered { table::NO_COMMON_FAMILY } else { "" };
+            writeln!(out, "{}{families}{none}", table::LEGEND)?;
             print_left_out(out, &left_out)?;
         }
     }

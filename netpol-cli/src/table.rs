@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use netpol_policy::explain::Family;
 use netpol_policy::reference::End;
 use netpol_policy::text::Safe;
 
@@ -11,6 +12,9 @@ use crate::verdict::Sides;
 
 /// What a cell without verdict means; said where there is one.
 pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
+
+/// What the cells of dual-stack pods mean; printed if there are any.
+pub(crate) const ONE_FAMILY: &str = "    4 allowed by IPv4 only    6 allowed by IPv6 only";
 
 /// What the cells mean.
 pub(crate) const LEGEND: &str =
@@ -65,10 +69,12 @@ pub(crate) fn print(
 fn cell(sides: Option<Sides>) -> (&'static str, bool) {
     match sides {
         None => ("-", false),
-        Some(Sides { egress: true, ingress: true }) => ("+", true),
-        Some(Sides { egress: false, ingress: true }) => ("e", false),
-        Some(Sides { egress: true, ingress: false }) => ("i", false),
-        Some(Sides { egress: false, ingress: false }) => ("x", false),
+        Some(Sides { only: Some(Family::V4), .. }) => ("4", false),
+        Some(Sides { only: Some(Family::V6), .. }) => ("6", false),
+        Some(Sides { egress: true, ingress: true, .. }) => ("+", true),
+        Some(Sides { egress: false, ingress: true, .. }) => ("e", false),
+        Some(Sides { egress: true, ingress: false, .. }) => ("i", false),
+        Some(Sides { egress: false, ingress: false, .. }) => ("x", false),
     }
 }
 

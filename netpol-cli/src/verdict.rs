@@ -3,7 +3,7 @@
 
 use netpol_common::Reason;
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
-use netpol_policy::explain::{self, Explanation};
+use netpol_policy::explain::{self, Explanation, Family};
 use netpol_policy::reference::{self, ConnectionError, End, Evaluation, Packet};
 use netpol_policy::world::{Event, World};
 
@@ -14,13 +14,15 @@ pub(crate) struct Judge {
     engine: Engine,
 }
 
-/// What each side allows.
+/// What each side allows, of two address families what both allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sides {
     /// The source; true where it is no pod.
     pub(crate) egress: bool,
     /// The destination; true where it is no pod.
     pub(crate) ingress: bool,
+    /// The only address family of two that both sides allow.
+    pub(crate) only: Option<Family>,
 }
 
 /// Why there is no answer.
@@ -59,9 +61,9 @@ impl Judge {
     /// What the tables allow at each side, through a Service at all who may be behind it; an error where the reference does not say
     /// the same.
     pub(crate) fn sides(&self, from: &End, to: &End, asked: AskedPort) -> Result<Sides, NoAnswer> {
-        let connection = reference::connection(self.engine.world(), from, to, asked.protocol.number(), asked.port)?;
-        let side = |judged: &Option<(Packet, Evaluation)>| {
-            let Some((packet, evaluation)) = judged else { return Ok(true) };
+        let connections = reference::connections(self.engine.world(), from, to, asked.protocol.number(), asked.port)?;
+        let side = |evaluated: &Option<(Packet, Evaluation)>| {
+            let Some((packet, evaluation)) = evaluated else { return Ok(true) };
             let tables = match self.engine.judge(packet) {
                 Some(judgement) => judgement.reason,
                 None if self.is_on_host_network(packet) => Reason::NotIsolated,
@@ -74,12 +76,18 @@ impl Judge {
             let (tables, reference) = (tables.name(), evaluation.reason.name());
             Err(NoAnswer::Disagreement { from, to, port: asked, tables, reference })
         };
-        let mut sides = Sides { egress: side(&connection.egress)?, ingress: side(&connection.ingress)? };
-        for reached in &connection.reached {
-            sides.egress &= side(&reached.egress)?;
-            sides.ingress &= side(&reached.ingress)?;
+        let (mut all, mut families) = (Sides { egress: true, ingress: true, only: None }, Vec::new());
+        for connection in &connections {
+            let (mut egress, mut ingress) = (side(&connection.egress)?, side(&connection.ingress)?);
+            for reached in &connection.reached {
+                egress &= side(&reached.egress)?;
+                ingress &= side(&reached.ingress)?;
+            }
+            families.push((Family::of(connection.destination), egress && ingress));
+            all.egress &= egress;
+            all.ingress &= ingress;
         }
-        Ok(sides)
+        Ok(Sides { only: Family::only(families), ..all })
     }
 
     /// Such a pod has no interface of its own to enforce anything at.

@@ -166,3 +166,30 @@ fn placeholder_addresses_depend_on_ordinary_pods_alone() {
     let run = netpol(&[&["explain", "-f", "-"], &EXPLAIN[..]].concat(), &other("", "podIP: 10.0.0.9"));
     assert!(run.code == 3 && run.err.contains("pod shop/a has no address"), "{}", run.err);
 }
+
+#[test]
+fn both_address_families_of_dual_stack_pods_are_answered() {
+    let dual = PODS
+        .replace("podIP: 10.0.0.1", "podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]")
+        .replace("podIP: 10.0.0.2", "podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]");
+    let rule =
+        policy("[]").replace("ingress: []", "policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]");
+    let manifests = Manifests::of(&[("pods.yaml", &dual), ("policy.yaml", &rule)]);
+    let run = manifests.run("explain", &EXPLAIN);
+    assert!(run.code == 1 && run.out.starts_with("DENY  shop/a -> shop/b, 80/TCP  (IPv4 only)\n"), "{}", run.out);
+    let answer = json_of(&manifests.run("explain", &[&EXPLAIN[..], &["-o", "json"]].concat()));
+    assert_eq!((&answer["verdict"], &answer["only"]), (&json!("deny"), &json!("IPv4")));
+    let families = answer["families"].as_array().expect("a list").iter();
+    let brief: Vec<String> = families.map(|family| format!("{} {}", family["family"], family["verdict"])).collect();
+    assert_eq!(brief, ["\"IPv4\" \"allow\"", "\"IPv6\" \"deny\""]);
+    let run = manifests.run("matrix", &MATRIX);
+    let expected = "\
+80/TCP  1 2
+shop
+  1 a  + 4
+  2 b  4 +
+
+rows: from, columns: to    + allowed    e denied by egress    i denied by ingress    x denied by both    4 allowed by IPv4 only    6 allowed by IPv6 only
+";
+    assert_eq!((run.out.as_str(), run.code), (expected, 0));
+}

@@ -78,7 +78,7 @@ fn compare(example: &Example) -> Result<()> {
     command.args(example.command()).args(["-o", "json"]).current_dir(examples::root().join(".."));
     let rows: Value = serde_json::from_slice(&command.output()?.stdout).context("reading its JSON")?;
     let mut answers = BTreeMap::new();
-    for row in rows.as_array().context("its JSON is no list")? {
+    for row in rows["connections"].as_array().context("its JSON has no list of connections")? {
         let text = |key: &str| row[key].as_str().with_context(|| format!("no {key} in {row}"));
         let protocol = Protocol::from_name(text("protocol")?).context("a protocol")?;
         let port = row["port"].as_u64().and_then(|port| u16::try_from(port).ok()).context("a port")?;

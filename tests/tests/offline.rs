@@ -62,7 +62,7 @@ fn matrix_says_what_is_measured() -> Result<()> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let rows: Value = serde_json::from_slice(&output.stdout).context("reading what matrix prints")?;
     let mut said = BTreeMap::new();
-    for row in rows.as_array().context("matrix prints no list")? {
+    for row in rows["connections"].as_array().context("matrix prints no connections")? {
         let text = |key: &str| row[key].as_str().with_context(|| format!("no {key} in {row}")).map(str::to_owned);
         let protocol = Protocol::from_name(&text("protocol")?).context("an unknown protocol")?;
         let port = u16::try_from(row["port"].as_u64().context("no port")?)?;

@@ -7,37 +7,58 @@ use netpol_common::Reason;
 
 use crate::text::line;
 
-use super::{Cause, Explanation, NearestRule, Side, Verdict};
+use super::{Cause, Explanation, FamilyPath, NearestRule, Path, Side, Verdict};
 
 /// So many of those behind a Service are shown, denied ones first.
 const SHOWN: usize = 8;
 
-/// One line with the verdict, then some for each side; through a Service, some for each of those behind it.
+/// One line with the verdict, then some for each side; through a Service, some for each of those behind it. Of two address families
+/// each is shown, unless they differ in nothing.
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = self.protocol.name();
         let verdict = self.verdict.name().to_uppercase();
-        line(f, format_args!("{verdict}  {} -> {}, {}/{protocol}", self.from, self.to, self.port))?;
-        side(f, "", "egress", &self.from, &self.egress)?;
-        let Some(through) = &self.through else { return side(f, "", "ingress", &self.to, &self.ingress) };
-        let owners = through.owners.join(" and ");
-        let all = through.backends.len();
-        let reached = through.backends.iter().filter(|backend| backend.verdict == Verdict::Allow).count();
-        line(f, format_args!("  through {owners} at {}: {}", through.address, told(reached, all, through.verdict)))?;
-        let mut backends: Vec<_> = through.backends.iter().collect();
-        backends.sort_by_key(|backend| std::cmp::Reverse(backend.verdict));
-        for backend in backends.iter().take(SHOWN) {
-            let place = SocketAddr::from((backend.address, backend.port));
-            let end = backend.pod.as_ref().map_or_else(|| backend.address.to_string(), ToString::to_string);
-            line(f, format_args!("    {:<6}{end} at {place}", backend.verdict.name()))?;
-            side(f, "    ", "egress", &self.from, &backend.egress)?;
-            side(f, "    ", "ingress", &end, &backend.ingress)?;
+        let only = self.only.map(|family| format!("  ({} only)", family.name())).unwrap_or_default();
+        line(f, format_args!("{verdict}  {} -> {}, {}/{protocol}{only}", self.from, self.to, self.port))?;
+        let (first, others) = match self.families.split_first() {
+            None => return path(f, self, "", &self.path),
+            Some(families) => families,
+        };
+        if others.iter().all(|other| other.path == first.path) {
+            line(f, format_args!("  IPv4 and IPv6:"))?;
+            return path(f, self, "", &first.path);
         }
-        if all > SHOWN {
-            line(f, format_args!("    and {} more: -o json has them all", all - SHOWN))?;
+        for FamilyPath { family, source, destination, verdict, path: own } in &self.families {
+            line(f, format_args!("  {} {}: {source} -> {destination}", family.name(), verdict.name()))?;
+            path(f, self, "  ", own)?;
         }
         Ok(())
     }
+}
+
+fn path(f: &mut fmt::Formatter<'_>, explained: &Explanation, indent: &str, path: &Path) -> fmt::Result {
+    let Path { egress, ingress, through } = path;
+    side(f, indent, "egress", &explained.from, egress)?;
+    let Some(through) = through else { return side(f, indent, "ingress", &explained.to, ingress) };
+    let owners = through.owners.join(" and ");
+    let all = through.backends.len();
+    let reached = through.backends.iter().filter(|backend| backend.verdict == Verdict::Allow).count();
+    let outcome = told(reached, all, through.verdict);
+    line(f, format_args!("{indent}  through {owners} at {}: {outcome}", through.address))?;
+    let mut backends: Vec<_> = through.backends.iter().collect();
+    backends.sort_by_key(|backend| std::cmp::Reverse(backend.verdict));
+    let below = format!("{indent}    ");
+    for backend in backends.iter().take(SHOWN) {
+        let place = SocketAddr::from((backend.address, backend.port));
+        let end = backend.pod.as_ref().map_or_else(|| backend.address.to_string(), ToString::to_string);
+        line(f, format_args!("{below}{:<6}{end} at {place}", backend.verdict.name()))?;
+        side(f, &below, "egress", &explained.from, &backend.egress)?;
+        side(f, &below, "ingress", &end, &backend.ingress)?;
+    }
+    if all > SHOWN {
+        line(f, format_args!("{below}and {} more: -o json has them all", all - SHOWN))?;
+    }
+    Ok(())
 }
 
 fn told(reached: usize, all: usize, verdict: Verdict) -> String {

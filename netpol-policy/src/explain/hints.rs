@@ -1,5 +1,7 @@
 //! What is often overlooked.
 
+use std::net::IpAddr;
+
 use netpol_common::{Direction, Reason, protocol};
 
 use crate::model::{
@@ -96,7 +98,9 @@ fn block_for_service(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> O
     let before = world.services_behind(behind, packet.protocol);
     let services = before.iter().filter_map(|key| world.services.get(key));
     let mut addresses = services.flat_map(|service| service.addresses.iter().map(move |address| (service, address)));
-    let (service, address) = addresses.find(|(_, address)| block.contains(**address))?;
+    let in_block = |address: IpAddr| block.cidr.prefix_len() > 0 && block.contains(address);
+    let (service, address) =
+        addresses.find(|(_, address)| address.is_ipv4() == packet.remote.is_ipv4() && in_block(**address))?;
     Some(format!(
         "{address} is the address of Service {}: policies are judged by who is behind it, so name those instead",
         service.key

@@ -8,6 +8,8 @@ mod lint;
 mod nearest;
 mod through;
 
+use std::net::IpAddr;
+
 use netpol_common::{Direction, Reason};
 use serde::{Serialize, Serializer};
 
@@ -15,7 +17,7 @@ pub use lint::lint;
 pub use through::{Through, ThroughBackend};
 
 use crate::model::{PolicyKey, Protocol};
-use crate::reference::{self, ConnectionError, End, Evaluation, Packet, RuleRef};
+use crate::reference::{self, Connection, ConnectionError, End, Evaluation, Packet, RuleRef};
 use crate::world::World;
 
 /// Whether a connection, or one side of it, is let through.
@@ -46,13 +48,14 @@ impl Verdict {
     }
 }
 
-/// What becomes of a connection, and why. Serialises to what `netpol explain -o json` prints.
+/// What becomes of a connection, and why. Serializes to what `netpol explain -o json` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// Who opens it: `namespace/pod` or an address.
+    /// Source: `namespace/pod` or an address.
     #[serde(serialize_with = "as_text")]
     pub from: End,
-    /// Towards whom.
+    /// Destination.
     #[serde(serialize_with = "as_text")]
     pub to: End,
     /// The destination port.
@@ -60,8 +63,22 @@ pub struct Explanation {
     /// Its protocol.
     #[serde(serialize_with = "as_protocol_name")]
     pub protocol: Protocol,
-    /// Allowed only if both sides allow.
+    /// Allowed only if both sides allow. Where both ends have two address families: the worse verdict of the two.
     pub verdict: Verdict,
+    /// The only address family of two that is allowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub only: Option<Family>,
+    /// The address family that has the verdict, the first if both have.
+    #[serde(flatten)]
+    pub path: Path,
+    /// Where both ends have two address families: each of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub families: Vec<FamilyPath>,
+}
+
+/// A connection in one address family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Path {
     /// At the source.
     pub egress: Side,
     /// At the destination.
@@ -69,6 +86,57 @@ pub struct Explanation {
     /// Where a Service or a hostPort is in between: who may be behind it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub through: Option<Through>,
+}
+
+/// One of two address families.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FamilyPath {
+    /// Which.
+    pub family: Family,
+    /// The source's address.
+    pub source: IpAddr,
+    /// The destination's address.
+    pub destination: IpAddr,
+    /// Allowed only if both sides allow.
+    pub verdict: Verdict,
+    /// Why.
+    #[serde(flatten)]
+    pub path: Path,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Family {
+    /// IPv4.
+    #[serde(rename = "IPv4")]
+    V4,
+    /// IPv6.
+    #[serde(rename = "IPv6")]
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub const fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// `IPv4` or `IPv6`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    /// The only family that is allowed, of those with these verdicts.
+    pub fn only(verdicts: impl IntoIterator<Item = (Self, bool)>) -> Option<Self> {
+        let (allowed, denied): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(|(_, allowed)| *allowed);
+        match allowed[..] {
+            [(family, _)] if !denied.is_empty() => Some(family),
+            _ => None,
+        }
+    }
 }
 
 /// What one end's policies say.
@@ -152,18 +220,35 @@ pub fn explain(
     protocol: Protocol,
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
-    let connection = reference::connection(world, from, to, protocol.number(), port)?;
-    let through = through::through(world, &connection, protocol, port);
-    Ok(Explanation {
-        from: from.clone(),
-        to: to.clone(),
-        port,
-        protocol,
-        verdict: through.as_ref().map_or_else(|| Verdict::of(connection.allowed()), |through| through.verdict),
-        egress: explain_end(world, connection.egress.as_ref()),
-        ingress: explain_end(world, connection.ingress.as_ref()),
-        through,
-    })
+    let connections = reference::connections(world, from, to, protocol.number(), port)?;
+    let mut families: Vec<FamilyPath> =
+        connections.iter().map(|connection| explain_family(world, connection, protocol, port)).collect();
+    let in_part = families.iter().any(|each| each.verdict == Verdict::Some);
+    let only = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
+    let only = only.filter(|_| !in_part);
+    // The first of the worst.
+    let worst = (1..families.len())
+        .fold(0, |worst, index| if families[index].verdict > families[worst].verdict { index } else { worst });
+    let verdict = families[worst].verdict;
+    let path = families[worst].path.clone();
+    if families.len() == 1 {
+        families.clear();
+    }
+    Ok(Explanation { from: from.clone(), to: to.clone(), port, protocol, verdict, only, path, families })
+}
+
+fn explain_family(world: &World, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
+    let through = through::through(world, connection, protocol, port);
+    let verdict = through.as_ref().map_or_else(|| Verdict::of(connection.allowed()), |through| through.verdict);
+    let egress = explain_end(world, connection.egress.as_ref());
+    let ingress = explain_end(world, connection.ingress.as_ref());
+    FamilyPath {
+        family: Family::of(connection.destination),
+        source: connection.source,
+        destination: connection.destination,
+        verdict,
+        path: Path { egress, ingress, through },
+    }
 }
 
 /// Explains what one end's policies say of a packet. Of one for a Service, what is lacking is told for the first backend that is

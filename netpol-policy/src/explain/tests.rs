@@ -1,5 +1,6 @@
 //! What people are told.
 
+mod families;
 mod services;
 
 use crate::manifest;
@@ -48,7 +49,7 @@ fn ingress(rules: &str, from: &str, port: u16) -> Side {
         None => End::Address(from.parse().expect("an address")),
     };
     let to = End::Pod(crate::model::PodKey::new("shop", "web"));
-    explain(&world, &from, &to, Protocol::Tcp, port).expect("both ends have addresses").ingress
+    explain(&world, &from, &to, Protocol::Tcp, port).expect("both ends have addresses").path.ingress
 }
 
 fn lacks(side: &Side) -> String {

@@ -111,12 +111,27 @@ impl Connection {
     }
 }
 
-/// Judges a connection at both ends. Where both ends have two address families, the first of the destination's that the
+/// Evaluates a connection at both ends. Where both ends have two address families, the first of the destination's that the
 /// source has too is used, as resolvers commonly do.
 ///
 /// # Errors
 /// When an end is no pod of the world, has finished, has no address, or shares no address family with the other.
 pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) -> Result<Connection, ConnectionError> {
+    let mut all = connections(world, from, to, protocol, port)?;
+    Ok(all.swap_remove(0))
+}
+
+/// Evaluates a connection at both ends in each address family that they have in common; never empty. A client may use either.
+///
+/// # Errors
+/// As [`connection`].
+pub fn connections(
+    world: &World,
+    from: &End,
+    to: &End,
+    protocol: u8,
+    port: u16,
+) -> Result<Vec<Connection>, ConnectionError> {
     if let End::Service(key) = from {
         return Err(ConnectionError::FromService(key.clone()));
     }
@@ -125,11 +140,31 @@ pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) 
     if let End::Service(key) = to {
         has_port(world, key, protocol, port)?;
     }
-    let pair = destinations.iter().find_map(|&destination| {
-        let source = sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4())?;
-        Some((*source, destination))
-    });
-    let (source, destination) = pair.ok_or_else(|| ConnectionError::NoCommonFamily(from.clone(), to.clone()))?;
+    let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
+    for destination in destinations {
+        let Some(source) = sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4()) else { continue };
+        if pairs.iter().all(|(_, known)| known.is_ipv4() != destination.is_ipv4()) {
+            pairs.push((*source, destination));
+        }
+    }
+    if pairs.is_empty() {
+        return Err(ConnectionError::NoCommonFamily(from.clone(), to.clone()));
+    }
+    let ends = (source_pod, destination_pod);
+    Ok(pairs
+        .into_iter()
+        .map(|(source, destination)| between(world, ends, source, destination, protocol, port))
+        .collect())
+}
+
+fn between(
+    world: &World,
+    (source_pod, destination_pod): (Option<&Pod>, Option<&Pod>),
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    port: u16,
+) -> Connection {
     let judged = |pod: &Pod, direction, remote, port, behind| {
         let via_own = direction == Direction::Ingress && source_pod.is_some_and(|source| source.key == pod.key);
         let packet =
@@ -151,13 +186,13 @@ pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) 
         let denied = past.filter(|(_, evaluation)| evaluation.reason == Reason::SomeBackends);
         denied.unwrap_or_else(|| judged(pod, Direction::Egress, destination, port, false))
     };
-    Ok(Connection {
+    Connection {
         source,
         destination,
         egress: source_pod.map(egress),
         ingress: destination_pod.map(|pod| judged(pod, Direction::Ingress, source, port, false)),
         reached: reached.collect(),
-    })
+    }
 }
 
 fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w Pod>), ConnectionError> {

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason};
 
-pub use connection::{Connection, ConnectionError, End, Reached, connection};
+pub use connection::{Connection, ConnectionError, End, Reached, connection, connections};
 pub use matching::{Remote, allows_peer, allows_port, peer_matches, port_matches};
 pub use service::Candidate;
 

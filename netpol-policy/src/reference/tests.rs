@@ -111,6 +111,21 @@ fn s1_isolation_is_per_direction_and_policies_add_up() {
 }
 
 #[test]
+fn s14_each_address_family_of_two_pods_is_evaluated() {
+    let v4 =
+        "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]";
+    let world = cluster(&[v4]);
+    let allowed = |from: &str, to: &str| -> Vec<bool> {
+        let all = connections(&world, &end(from), &end(to), protocol::TCP, 80).expect("ends with addresses");
+        all.iter().map(Connection::allowed).collect()
+    };
+    assert_eq!(allowed("shop/web", "shop/api"), [true, false]);
+    assert_eq!(allowed("shop/api", "shop/web"), [true, true]);
+    assert_eq!(allowed("shop/web", "ops/probe"), [true]);
+    assert_eq!(allowed("shop/web", "fd00::2"), [false]);
+}
+
+#[test]
 fn s2_without_policy_types_egress_needs_a_rule_to_be_isolated() {
     check(&[
         (&["podSelector: {}"], "ops/probe", "shop/web:80", false),

@@ -63,8 +63,8 @@ fn the_verdict_is_that_of_all_of_some_or_of_none() {
         let world = shop(egress);
         let by_name = to(&world, &service("db"), 80).expect("it has an address");
         let by_address = to(&world, &End::Address([10, 96, 0, 7].into()), 80).expect("it is one");
-        assert_eq!(by_name.through, by_address.through);
-        let through = by_name.through.expect("a Service is in between");
+        assert_eq!(by_name.path.through, by_address.path.through);
+        let through = by_name.path.through.expect("a Service is in between");
         let found: Vec<_> = through.backends.iter().map(|backend| backend.verdict).collect();
         assert_eq!((by_name.verdict, found), (verdict, backends.to_vec()), "{egress}");
     }
@@ -97,7 +97,7 @@ SOME  shop/web -> service/shop/db, 80/TCP
 fn the_port_and_the_address_of_a_service_are_not_those_of_who_is_behind_it() {
     let hints = |egress: &str| {
         let explanation = to(&shop(egress), &service("db"), 80).expect("it has an address");
-        explanation.through.expect("a Service is in between").backends.remove(0).egress.hints
+        explanation.path.through.expect("a Service is in between").backends.remove(0).egress.hints
     };
     assert_eq!(
         hints("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]"),
@@ -153,7 +153,7 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
     ] {
         let address = End::Address([192, 0, 2, node].into());
         let explanation = to(&with_nodes(egress), &address, port).expect("it can be");
-        let through = explanation.through.as_ref().expect("something is in between");
+        let through = explanation.path.through.as_ref().expect("something is in between");
         assert_eq!(
             (explanation.verdict, through.owners.as_slice()),
             (verdict, &[owner.to_owned()][..]),

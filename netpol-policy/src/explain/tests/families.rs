@@ -1,0 +1,94 @@
+//! Pods that have an address of each family.
+
+use super::*;
+use crate::model::PodKey;
+
+const PODS: &str = "
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db, namespace: shop, labels: {app: db}}, status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: old, namespace: shop}, status: {podIP: 10.0.0.3}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIPs: [10.96.0.1, 'fd96::1'], ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-4, namespace: shop, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.2]}]
+ports: [{port: 80}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-6, namespace: shop, labels: {kubernetes.io/service-name: db}}
+addressType: IPv6
+endpoints: [{addresses: ['fd00::2']}]
+ports: [{port: 80}]
+---
+";
+
+/// Of `shop/web`, whose egress rules these are, to an end.
+fn egress(rules: &str, to: End) -> Explanation {
+    let policy = format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}}, \
+         spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{rules}]}}}}"
+    );
+    let parsed = manifest::parse(&format!("{PODS}{policy}"), "f");
+    assert_eq!(parsed.errors, []);
+    let world = World::of(parsed.objects.into_iter().map(|located| located.object));
+    let from = End::Pod(PodKey::new("shop", "web"));
+    explain(&world, &from, &to, Protocol::Tcp, 80).expect("both ends have addresses")
+}
+
+fn pod(name: &str) -> End {
+    End::Pod(PodKey::new("shop", name))
+}
+
+#[test]
+fn the_summary_is_the_worse_of_two_families_and_names_the_other() {
+    let service = || End::Service(crate::model::ServiceKey::new("shop", "db"));
+    for to in [pod("db"), service()] {
+        for (rules, verdict, only) in [
+            ("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", Verdict::Deny, Some(Family::V4)),
+            ("{to: [{ipBlock: {cidr: '::/0'}}]}", Verdict::Deny, Some(Family::V6)),
+            ("{to: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: '::/0'}}]}", Verdict::Allow, None),
+            ("{to: [{podSelector: {}}]}", Verdict::Allow, None),
+            ("", Verdict::Deny, None),
+        ] {
+            let explanation = egress(rules, to.clone());
+            assert_eq!((explanation.verdict, explanation.only), (verdict, only), "{rules} {to}");
+            assert_eq!(explanation.families.len(), 2);
+            let worse = explanation.families.iter().find(|family| family.verdict == verdict).expect("one has it");
+            assert_eq!(explanation.path, worse.path);
+        }
+    }
+}
+
+#[test]
+fn both_families_are_shown_where_they_differ() {
+    let shown = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", pod("db")).to_string();
+    let expected = "\
+DENY  shop/web -> shop/db, 80/TCP  (IPv4 only)
+  IPv4 allow: 10.0.0.1 -> 10.0.0.2
+    egress  allow rule 0 of shop/p allows addresses in 0.0.0.0/0, every protocol and port
+    ingress allow no policy isolates shop/db for ingress
+  IPv6 deny: fd00::1 -> fd00::2
+    egress  deny  shop/web is isolated by shop/p, and no rule allows this
+                  nearest: rule 0 of shop/p allows this port, but not this peer: fd00::2 is not in 0.0.0.0/0
+                  hint: fd00::2 is pod shop/db: pods' addresses change, so name pods with a podSelector, not an ipBlock
+    ingress allow no policy isolates shop/db for ingress
+";
+    assert_eq!(shown, expected);
+    let same = egress("{}", pod("db")).to_string();
+    assert!(same.starts_with("ALLOW  shop/web -> shop/db, 80/TCP\n  IPv4 and IPv6:\n  egress  allow rule 0"), "{same}");
+}
+
+#[test]
+fn a_family_that_only_one_end_has_is_not_evaluated() {
+    let explanation = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", pod("old"));
+    assert_eq!((explanation.verdict, explanation.only, explanation.families.len()), (Verdict::Allow, None, 0));
+    let explanation =
+        egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", End::Address("fd00::2".parse().expect("an address")));
+    assert_eq!((explanation.verdict, explanation.only), (Verdict::Deny, None));
+}
