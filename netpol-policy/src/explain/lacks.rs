@@ -1,6 +1,6 @@
 //! What a peer or the ports of a rule lack to match.
 
-use crate::model::{Labels, Peer, Pod, Policy, PortMatch, PortRange, Requirement, Selector};
+use crate::model::{Labels, NamedPort, Peer, Pod, Policy, PortMatch, PortRange, Requirement, Selector};
 use crate::reference::{Packet, Remote};
 use crate::world::World;
 
@@ -102,17 +102,14 @@ fn of_name(name: &str, port: &PortMatch, destination: Option<&Pod>) -> String {
     let Some(pod) = destination else {
         return format!(" (\"{name}\" is a name, and only pods have named ports)");
     };
-    let numbers: Vec<String> = pod
-        .ports
-        .iter()
-        .filter(|named| *named.name == *name && named.protocol == port.protocol)
-        .map(|named| named.port.to_string())
-        .collect();
-    if numbers.is_empty() {
-        format!(" (pod {} has no {protocol} port named \"{name}\")", pod.key)
-    } else {
-        format!(" (\"{name}\" is {}/{protocol} at pod {})", numbers.join(", "), pod.key)
-    }
+    let named = || pod.ports.iter().filter(|named| *named.name == *name);
+    let numbers = |ports: &mut dyn Iterator<Item = &NamedPort>| {
+        let numbers: Vec<String> = ports.map(|named| format!("{}/{}", named.port, named.protocol.name())).collect();
+        (!numbers.is_empty()).then(|| format!(" (\"{name}\" is {} at pod {})", numbers.join(", "), pod.key))
+    };
+    numbers(&mut named().filter(|named| named.protocol == port.protocol))
+        .or_else(|| numbers(&mut named()))
+        .unwrap_or_else(|| format!(" (pod {} has no {protocol} port named \"{name}\")", pod.key))
 }
 
 /// `allows this peer, but only on …`: all that a rule lacks, one clause each.

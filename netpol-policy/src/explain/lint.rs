@@ -1,11 +1,12 @@
 //! What a policy says that nothing there answers to: most likely a slip, and never visible from the policy alone.
 
 mod advice;
+mod ports;
 mod services;
 
 use netpol_common::Direction;
 
-use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Problem, Rule, Selector, Severity};
+use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, Problem, Rule, Selector, Severity};
 use crate::reference;
 use crate::world::World;
 
@@ -39,12 +40,9 @@ pub fn lint(world: &World) -> Vec<(PolicyKey, Problem)> {
             for (index, rule) in reference::rules(policy, direction).iter().enumerate() {
                 let field = format!("spec.{}[{index}]", direction.name());
                 let destinations = if direction == Direction::Ingress { Some(selected.as_slice()) } else { None };
-                unanswered_ports(world, rule, destinations).for_each(|name| {
-                    warn(
-                        format!("{field}.ports"),
-                        format!("port name \"{name}\" is no port of any pod it is looked up on"),
-                    );
-                });
+                for message in ports::unresolved(world, rule, destinations) {
+                    warn(format!("{field}.ports"), message);
+                }
                 unanswered_namespaces(world, rule).for_each(|selector| {
                     warn(field.clone(), format!("namespaceSelector {selector} selects no namespace"));
                 });
@@ -56,27 +54,6 @@ pub fn lint(world: &World) -> Vec<(PolicyKey, Problem)> {
 
 fn selects(policy: &Policy, pod: &Pod) -> bool {
     pod.participates() && pod.key.namespace == policy.key.namespace && policy.pods.isolates(&pod.labels)
-}
-
-/// Port names that none of `destinations` has (`None`: any pod may be one).
-fn unanswered_ports<'a>(
-    world: &'a World,
-    rule: &'a Rule,
-    destinations: Option<&'a [&'a Pod]>,
-) -> impl Iterator<Item = &'a str> {
-    let ports = match &rule.ports {
-        Ports::Any => &[][..],
-        Ports::Of(ports) => ports.as_slice(),
-    };
-    ports.iter().filter_map(move |port| {
-        let PortRange::Named(name) = &port.port else { return None };
-        let has = |pod: &Pod| pod.ports.iter().any(|named| named.name == *name && named.protocol == port.protocol);
-        let answered = match destinations {
-            Some(pods) => pods.is_empty() || pods.iter().any(|pod| has(pod)),
-            None => world.pods.values().any(has),
-        };
-        (!answered).then_some(&**name)
-    })
 }
 
 fn unanswered_namespaces<'a>(world: &'a World, rule: &'a Rule) -> impl Iterator<Item = String> + 'a {

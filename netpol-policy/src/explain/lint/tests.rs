@@ -185,3 +185,45 @@ fn the_api_server_is_no_pod_and_has_its_nodes_address() {
     );
     assert_eq!(lint(&with_dns("{to: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 6443}]}")), [""; 0]);
 }
+
+#[test]
+fn a_port_name_that_resolves_nowhere_is_reported() {
+    let pods = "---\n{apiVersion: v1, kind: Pod, metadata: {name: named, namespace: shop, labels: {app: named}}, spec: {containers: \
+                [{name: c, ports: [{name: web, containerPort: 80}, {name: query, containerPort: 53, protocol: UDP}]}]}, \
+                status: {podIP: 10.1.0.20}}\n---\n";
+    let check = |rule: &str, expected: &[&str]| {
+        let policies = with_dns(rule);
+        let parsed = manifest::parse(&format!("{CLUSTER}{pods}{}", policies.join("\n---\n")), "f");
+        assert_eq!(parsed.errors, []);
+        let world = World::of(parsed.objects.into_iter().map(|located| located.object));
+        let said: Vec<String> = super::lint(&world).into_iter().map(|(_, problem)| problem.to_string()).collect();
+        assert_eq!(said, expected, "{rule}");
+    };
+    let pod = "{podSelector: {matchLabels: {app: named}}}";
+    let outside = "spec.egress[0].ports: port name \"web\" is looked up on pods, and no pod in 203.0.113.0/24 has it: it allows \
+                   nothing there; write the number of the port";
+    let other = "spec.egress[0].ports: port name \"query\" is 53/UDP at pod shop/named, and the rule is for TCP: write `protocol: \
+                 UDP`, or add the name to a TCP port of the pod";
+    check(&format!("{{to: [{pod}], ports: [{{port: web}}]}}"), &[]);
+    check(&format!("{{to: [{pod}, {{ipBlock: {{cidr: 203.0.113.0/24}}}}], ports: [{{port: web}}]}}"), &[outside]);
+    check("{to: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}, {port: 80}]}", &[outside]);
+    check("{to: [{ipBlock: {cidr: 10.1.0.0/24}}], ports: [{port: web}]}", &[]);
+    check(
+        "{to: [{ipBlock: {cidr: 10.1.0.0/24, except: [10.1.0.20/32]}}], ports: [{port: web}]}",
+        &[&outside.replace("203.0.113.0/24", "10.1.0.0/24")],
+    );
+    check(&format!("{{to: [{pod}], ports: [{{port: query}}]}}"), &[other]);
+    check(&format!("{{to: [{pod}], ports: [{{port: query, protocol: UDP}}]}}"), &[]);
+    check(
+        &format!("{{to: [{pod}], ports: [{{port: nothing}}]}}"),
+        &["spec.egress[0].ports: port name \"nothing\" is no port of any pod it is looked up on"],
+    );
+    // An ingress name is the selected pod's, whoever the peer is.
+    let ingress = egress("p", "").replace(
+        "[Egress], egress: []",
+        "[Ingress], ingress: [{from: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}]}]",
+    );
+    let of_n = ingress.replace("app: web", "app: named");
+    let parsed = manifest::parse(&format!("{CLUSTER}{pods}{of_n}"), "f");
+    assert_eq!(super::lint(&World::of(parsed.objects.into_iter().map(|located| located.object))), []);
+}
