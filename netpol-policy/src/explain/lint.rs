@@ -1,6 +1,6 @@
 //! What a policy says that nothing there answers to: most likely a slip, and never visible from the policy alone.
 
-mod advice;
+pub(super) mod advice;
 mod ports;
 mod services;
 

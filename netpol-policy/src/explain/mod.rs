@@ -271,6 +271,7 @@ fn explain_end(world: &World, judged: Option<&(Packet, Evaluation)>) -> Side {
 fn explain_side(world: &World, packet: &Packet, evaluation: &Evaluation) -> Side {
     let nearest = (evaluation.reason == Reason::NoRule).then(|| nearest::nearest(world, packet)).flatten();
     let hints = if evaluation.reason.allows() { Vec::new() } else { hints::hints(world, packet, nearest.as_ref()) };
+    let hints = hints.into_iter().map(|hint| hint.text).collect();
     Side {
         verdict: Verdict::of(evaluation.reason.allows()),
         reason: Cause::Judged(evaluation.reason),

@@ -146,7 +146,8 @@ pub fn rules(policy: &Policy, direction: Direction) -> &[Rule] {
     .unwrap_or_default()
 }
 
-fn allows(world: &World, policy: &Policy, rule: &Rule, pod: &Pod, packet: &Packet) -> bool {
+/// Whether a rule of a policy that isolates the pod allows a packet.
+pub(crate) fn allows(world: &World, policy: &Policy, rule: &Rule, pod: &Pod, packet: &Packet) -> bool {
     let remote = Remote::of(world, packet.remote);
     // 9: a named port is the destination's.
     let destination = match packet.direction {

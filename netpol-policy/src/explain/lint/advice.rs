@@ -52,7 +52,7 @@ fn peers(world: &World, targets: &BTreeSet<(Backend, Protocol)>) -> String {
 }
 
 /// A block for each address.
-pub(super) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> String {
+pub(in crate::explain) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> String {
     let addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
     let block = |address: &IpAddr| {
         let bits = if address.is_ipv4() { 32 } else { 128 };

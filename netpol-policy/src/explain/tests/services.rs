@@ -104,8 +104,8 @@ fn the_port_and_the_address_of_a_service_are_not_those_of_who_is_behind_it() {
         ["80/TCP is the port of Service shop/db: policies see the port of the pods behind it, so write 5432/TCP"]
     );
     let of_block = hints("[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]");
-    let said =
-        "10.96.0.7 is the address of Service shop/db: policies are judged by who is behind it, so name those instead";
+    let said = "10.96.0.7 is the address of Service shop/db, and policies are evaluated for its backends: select its backends \
+                with a podSelector";
     assert!(of_block.iter().any(|hint| hint == said), "{of_block:?}");
 }
 
