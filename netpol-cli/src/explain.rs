@@ -11,7 +11,6 @@ use crate::Exit;
 use crate::args::{ExplainOptions, Output};
 use crate::color::Color;
 use crate::input::{Input, InputReport};
-use crate::placeholder;
 use crate::verdict::Judge;
 
 /// What `-o json` prints.
@@ -25,8 +24,7 @@ struct Answer<'a> {
 pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit> {
     let input = Input::read(&options.input);
     input.report();
-    let mut world = input.world();
-    placeholder::fill_in(&mut world);
+    let world = input.world(true);
     let judge = Judge::new(&world);
     let explanation = judge.explain(&options.from, &options.to, options.port)?;
     match options.output {

@@ -6,13 +6,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use netpol_files::{is_manifest, read_any, read_regular, read_stream};
+use netpol_policy::derived;
 use netpol_policy::manifest::{self, Located, ManifestError, Parsed, SkipReason};
 use netpol_policy::model::{Object, Severity};
 use netpol_policy::text::Safe;
-use netpol_policy::world::World;
+use netpol_policy::world::{Event, World};
 use serde::Serialize;
 
 use crate::args::InputOptions;
+use crate::placeholder;
 
 /// All that was read.
 #[derive(Debug, Default)]
@@ -111,8 +113,17 @@ impl Input {
         }
     }
 
-    pub(crate) fn world(&self) -> World {
-        World::of(self.parsed.objects.iter().map(|located| located.object.clone()))
+    /// The objects, and the addresses and `EndpointSlices` that a cluster would add.
+    pub(crate) fn world(&self, placeholders: bool) -> World {
+        let mut world = World::of(self.parsed.objects.iter().map(|located| located.object.clone()));
+        if placeholders {
+            placeholder::fill_in(&mut world);
+        }
+        let objects: Vec<Object> = world.objects().collect();
+        for slice in derived::endpoint_slices(&objects) {
+            world.apply(Event::Apply(Object::Slice(slice)));
+        }
+        world
     }
 
     /// Where an object was read from; the last place counts.

@@ -30,7 +30,7 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     for message in &input.unreadable {
         eprintln!("netpol: {}", Safe(message));
     }
-    let world = input.world();
+    let world = input.world(false);
     for (policy, problem) in explain::lint(&world) {
         let key = ObjectKey::Policy(policy);
         let Some(place) = input.place(&key) else { continue };

@@ -13,8 +13,8 @@ use crate::Exit;
 use crate::args::{MatrixOptions, Output};
 use crate::color::Color;
 use crate::input::{Input, InputReport};
+use crate::table;
 use crate::verdict::{Judge, NoAnswer};
-use crate::{placeholder, table};
 
 /// Pods of a kind that are left out and listed by name.
 const LISTED: usize = 10;
@@ -31,8 +31,7 @@ struct Answer<'a> {
 pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit> {
     let input = Input::read(&options.input);
     input.report();
-    let mut world = input.world();
-    placeholder::fill_in(&mut world);
+    let world = input.world(true);
     let (ends, left_out) = ends(&world, options);
     if ends.is_empty() {
         print_left_out(&mut io::stderr(), &left_out)?;

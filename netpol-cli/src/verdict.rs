@@ -4,6 +4,7 @@
 use netpol_common::Reason;
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::explain::{self, Explanation, Family};
+use netpol_policy::model::PodKey;
 use netpol_policy::reference::{self, ConnectionError, End, Evaluation, Packet};
 use netpol_policy::world::{Event, World};
 
@@ -72,6 +73,9 @@ impl Judge {
             if tables == evaluation.reason {
                 return Ok(tables.allows());
             }
+            if evaluation.reason == Reason::NoBackend && self.is_like_a_backend(packet) {
+                return Ok(false);
+            }
             let (from, to) = (from.clone(), to.clone());
             let (tables, reference) = (tables.name(), evaluation.reason.name());
             Err(NoAnswer::Disagreement { from, to, port: asked, tables, reference })
@@ -88,6 +92,18 @@ impl Judge {
             all.ingress &= ingress;
         }
         Ok(Sides { only: Family::only(families), ..all })
+    }
+
+    /// Whether a pod with the same rules is a backend of the Service that a packet is for. Pods with the same rules share their entries,
+    /// and that pod reaches itself: the tables let such a packet through to the backend, where it is denied.
+    fn is_like_a_backend(&self, packet: &Packet) -> bool {
+        let world = self.engine.world();
+        let rules = |pod: &PodKey| Some(self.engine.endpoint(pod)?.egress.rule_set);
+        let own = rules(&packet.pod);
+        let frontend = world.frontend_at(packet.remote, packet.protocol, packet.port);
+        let backends = frontend.map(|frontend| world.backends(&frontend)).unwrap_or_default();
+        let mut pods = backends.iter().filter_map(|backend| world.claimant(backend.address));
+        own.is_some() && pods.any(|pod| pod.key != packet.pod && rules(&pod.key) == own)
     }
 
     /// Such a pod has no interface of its own to enforce anything at.

@@ -193,3 +193,37 @@ rows: from, columns: to    + allowed    e denied by egress    i denied by ingres
 ";
     assert_eq!((run.out.as_str(), run.code), (expected, 0));
 }
+
+#[test]
+fn a_service_of_a_repository_has_the_pods_it_selects_behind_it() {
+    let by_hand = PODS.replace(", status: {podIP: 10.0.0.1}", "").replace(", status: {podIP: 10.0.0.2}", "");
+    let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: b, namespace: shop}, spec: {type: NodePort, selector: {app: b}, ports: [{port: 80, targetPort: 8080}]}}\n";
+    let rule = policy("[]").replace(
+        "ingress: []",
+        "policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: b}}}], ports: [{port: PORT}]}]",
+    );
+    let ask = ["explain", "-f", "-", "--from", "shop/a", "--to", "service/shop/b", "--port", "80"];
+    for (pods, port, code) in [(PODS, "8080", 0), (PODS, "80", 1), (&by_hand, "8080", 0), (&by_hand, "80", 1)] {
+        for service in [service.to_owned(), service.replace("type: NodePort", "clusterIP: 10.96.0.1")] {
+            let text = format!("{pods}{service}---\n{}", rule.replace("PORT", port));
+            let run = netpol(&ask, &text);
+            assert_eq!(run.code, code, "{port}: {} {}", run.out, run.err);
+            assert!(run.out.contains("shop/b at") && run.out.contains(":8080"), "{}", run.out);
+        }
+    }
+    let wrong = format!(
+        "{PODS}{}---\n{}",
+        service.replace("type: NodePort", "clusterIP: 10.96.0.1"),
+        rule.replace("PORT", "80")
+    );
+    let run = netpol(&["lint", "-f", "-"], &wrong);
+    assert!(run.out.contains("80/TCP is the port of Service shop/b"), "{}", run.out);
+    // Dual stack, where it is asked for.
+    let dual = PODS.replace("podIP: 10.0.0.1", "podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]");
+    let dual = dual.replace("podIP: 10.0.0.2", "podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]");
+    for (asked, families) in [("type: NodePort", 0), ("ipFamilyPolicy: PreferDualStack", 2)] {
+        let text = format!("{dual}{}", service.replace("type: NodePort", asked));
+        let run = netpol(&[&ask[..], &["-o", "json"]].concat(), &text);
+        assert_eq!(json_of(&run)["families"].as_array().map_or(0, Vec::len), families, "{asked}");
+    }
+}

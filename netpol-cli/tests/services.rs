@@ -92,3 +92,32 @@ fn the_example_has_no_slip_and_each_mistake_people_make_there_is_told() {
         assert!(out.contains(said) && out.contains("0 errors, 1 warnings"), "{out}");
     }
 }
+
+#[test]
+fn a_backend_with_the_same_policies_as_the_client_has_an_answer() {
+    // Pods that a policy of the whole namespace isolates share their rules; one of them is the Service's only backend.
+    let more = "
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: all}, status: {podIP: 10.9.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: all}, status: {podIP: 10.9.0.2}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: b, namespace: all}, spec: {clusterIP: 10.96.9.1, ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: b-1, namespace: all, labels: {kubernetes.io/service-name: b}}
+addressType: IPv4
+endpoints: [{addresses: [10.9.0.2]}]
+ports: [{port: 8080}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, namespace: all}
+spec: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}], ports: [{port: 80}]}]}
+";
+    let (code, out, err) = netpol("explain", &["--from", "all/a", "--to", "svc/all/b", "--port", "80"], more);
+    assert_eq!((code, err.as_str()), (1, ""));
+    assert!(out.starts_with("DENY") && out.contains("write 8080/TCP"), "{out}");
+    let (code, _, err) = netpol("matrix", &["-p", "80", "-n", "all", "-a", "10.96.9.1"], more);
+    assert_eq!((code, err.as_str()), (0, ""));
+}

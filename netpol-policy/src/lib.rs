@@ -11,6 +11,7 @@
 //! always; property tests say so.
 
 pub mod compile;
+pub mod derived;
 pub mod explain;
 pub mod manifest;
 pub mod model;

@@ -19,7 +19,9 @@ pub use pod::{HostPort, HostPorts, NAMESPACE_NAME_LABEL, NamedPort, Namespace, P
 pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
 pub use problem::{Problem, Severity};
 pub use selector::{Requirement, Selector};
-pub use service::{Backend, EndpointSlice, Frontend, Place, Service, ServicePort, SliceEndpoint, SlicePort};
+pub use service::{
+    Backend, EndpointSlice, Frontend, Place, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort, Unassigned,
+};
 
 /// Any object the World holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use netpol_common::{FrontendKey, frontend_scope};
 
-use super::{Protocol, ServiceKey, SliceKey};
+use super::{Labels, Protocol, ServiceKey, SliceKey};
 
 /// A Service. What only says how kube-proxy chooses among backends (session affinity, traffic policies) is left out: a connection
 /// is judged by the backend it goes to.
@@ -18,6 +18,20 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
+    /// `spec.selector`, by which its backends are found where there are no slices of it. Empty: somebody else writes the slices. Objects
+    /// of an API server come without, as it has the slices.
+    pub selector: Labels,
+    /// It has no cluster IP yet, and will be assigned one: as in files that were never in a cluster.
+    pub unassigned: Option<Unassigned>,
+}
+
+/// The address families of the cluster IPs that a Service asks for; neither: the cluster's first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Unassigned {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
 }
 
 impl Service {
@@ -47,6 +61,17 @@ pub struct ServicePort {
     pub port: u16,
     /// At every node's addresses.
     pub node_port: Option<u16>,
+    /// `targetPort`: the port of the pods that its selector selects.
+    pub target: TargetPort,
+}
+
+/// A port of the pods that a Service selects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TargetPort {
+    /// This one.
+    Number(u16),
+    /// The one that each pod has by this name and the port's protocol.
+    Name(Arc<str>),
 }
 
 /// Some of a Service's backends.

@@ -12,7 +12,7 @@ use proptest::sample::{select, subsequence};
 use crate::model::{
     EndpointSlice, HostPort, HostPorts, IpBlock, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Object,
     ObjectKey, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement, Rule,
-    Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
+    Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort, TargetPort,
 };
 use crate::world::Event;
 
@@ -182,10 +182,16 @@ fn host_ports() -> impl Strategy<Value = HostPorts> {
 /// A Service.
 pub fn service() -> impl Strategy<Value = Service> {
     let node_port = option::weighted(0.5, select(&PORTS[..]));
-    let port = (name(&PORT_NAMES), protocol(), select(&PORTS[..]), node_port)
-        .prop_map(|(name, protocol, port, node_port)| ServicePort { name, protocol, port, node_port });
+    let port =
+        (name(&PORT_NAMES), protocol(), select(&PORTS[..]), node_port).prop_map(|(name, protocol, port, node_port)| {
+            let target = TargetPort::Number(port);
+            ServicePort { name, protocol, port, node_port, target }
+        });
     (name(&NAMESPACES[..2]), name(&SERVICES), addresses(&SERVICE_ADDRESSES, 3), vec(port, 1..=2)).prop_map(
-        |(namespace, name, addresses, ports)| Service { key: ServiceKey::new(namespace, name), addresses, ports },
+        |(namespace, name, addresses, ports)| {
+            let key = ServiceKey::new(namespace, name);
+            Service { key, addresses, ports, selector: Labels::new(), unassigned: None }
+        },
     )
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::cluster;
 use crate::model::{
-    EndpointSlice, Object, Peer, Peers, Pod, Policy, PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement,
-    Rule, Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
+    EndpointSlice, Labels, Object, Peer, Peers, Pod, Policy, PolicyKey, PortMatch, PortRange, Ports, Protocol,
+    Requirement, Rule, Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort, TargetPort,
 };
 
 /// A [`cluster`] of `pods` pods, where `services` Services have each an equal share of them behind, and every namespace a policy for the
@@ -64,7 +64,15 @@ fn service(index: usize, behind: &[Pod]) -> Service {
     Service {
         key: ServiceKey::new(behind[0].key.namespace.clone(), name(index)),
         addresses: vec![IpAddr::V4(address)],
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        ports: vec![ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: None,
+            target: TargetPort::Number(8080),
+        }],
+        selector: Labels::new(),
+        unassigned: None,
     }
 }
 

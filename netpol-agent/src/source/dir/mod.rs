@@ -209,6 +209,9 @@ impl Tree {
         for (path, error) in unreadable {
             troubles.insert(path, format!("this file {error}; what it said last stays in force"));
         }
+        if !events.is_empty() {
+            events.extend(self.store.derive());
+        }
         self.told(troubles);
         log(&warnings);
         events

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use netpol_policy::derived;
 use netpol_policy::model::{Object, ObjectKey};
 use netpol_policy::world::Event;
 
@@ -35,6 +36,8 @@ pub(super) struct Outcome {
 pub(super) struct Store {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
     holders: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
+    /// The slices of Services that have none in any file.
+    derived: BTreeMap<ObjectKey, Object>,
 }
 
 impl Store {
@@ -76,9 +79,25 @@ impl Store {
         self.files.keys().map(PathBuf::as_path)
     }
 
-    /// Every object that is believed.
+    /// Every object that is believed, and those that are derived from them.
     pub(super) fn objects(&self) -> Vec<Object> {
-        self.holders.keys().filter_map(|key| self.believed(key)).cloned().collect()
+        self.of_files().chain(self.derived.values()).cloned().collect()
+    }
+
+    fn of_files(&self) -> impl Iterator<Item = &Object> {
+        self.holders.keys().filter_map(|key| self.believed(key))
+    }
+
+    /// Derives the slices of Services that have none, after files changed. Returns how the derived slices changed.
+    pub(super) fn derive(&mut self) -> Vec<Event> {
+        let slices = derived::endpoint_slices(self.of_files()).into_iter().map(Object::Slice);
+        let now: BTreeMap<ObjectKey, Object> = slices.map(|slice| (slice.key(), slice)).collect();
+        let before = std::mem::replace(&mut self.derived, now);
+        let gone = before.keys().filter(|key| !self.derived.contains_key(*key));
+        let mut events: Vec<Event> = gone.cloned().map(Event::Delete).collect();
+        let changed = self.derived.iter().filter(|(key, slice)| before.get(*key) != Some(*slice));
+        events.extend(changed.map(|(_, slice)| Event::Apply(slice.clone())));
+        events
     }
 
     /// Whether any file has this object.
@@ -163,6 +182,40 @@ mod tests {
         let outcome = store.put(path, good(&[node("n1"), node("n3")]));
         assert_eq!(outcome.events, [deleted("n2"), Event::Apply(node("n3"))]);
         assert_eq!(store.remove(path).events, [deleted("n1"), deleted("n3")]);
+    }
+
+    #[test]
+    fn s37_slices_are_derived_until_a_file_has_some() {
+        let objects = |text: &str| {
+            let parsed = netpol_policy::manifest::parse(text, "f");
+            assert_eq!(parsed.errors, []);
+            parsed.objects.into_iter().map(|located| located.object).collect::<Vec<_>>()
+        };
+        let pod = |name: &str, address: &str| {
+            format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: db}}}}, status: {{podIP: {address}}}}}\n---\n"
+            )
+        };
+        let service = "{apiVersion: v1, kind: Service, metadata: {name: db}, spec: {clusterIP: 10.96.0.1, selector: {app: db}, ports: [{port: 80}]}}";
+        let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: db-x, labels: {kubernetes.io/service-name: db}}, addressType: IPv4, endpoints: [], ports: []}";
+        let mut store = Store::default();
+        let (pods, services, slices) = (Path::new("a.yaml"), Path::new("b.yaml"), Path::new("c.yaml"));
+        store.put(services, good(&objects(service)));
+        assert_eq!(store.derive(), []);
+        store.put(pods, good(&objects(&pod("a", "10.0.0.1"))));
+        let endpoints = |events: &[Event]| match events {
+            [Event::Apply(Object::Slice(slice))] => slice.endpoints.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(endpoints(&store.derive()), 1);
+        assert_eq!(store.derive(), []);
+        store.put(pods, good(&objects(&[pod("a", "10.0.0.1"), pod("b", "10.0.0.2")].concat())));
+        assert_eq!(endpoints(&store.derive()), 2);
+        assert_eq!(store.objects().len(), 4);
+        store.put(slices, good(&objects(slice)));
+        assert!(matches!(store.derive()[..], [Event::Delete(ObjectKey::Slice(_))]));
+        store.remove(slices);
+        assert_eq!(endpoints(&store.derive()), 2);
     }
 
     #[test]

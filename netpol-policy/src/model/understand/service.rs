@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Problems;
 use super::pod::{address, name, namespace};
 use super::ports::{number, protocol};
-use crate::model::{EndpointSlice, Problem, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort};
+use crate::model::{
+    EndpointSlice, Problem, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort, TargetPort,
+    Unassigned,
+};
 
 /// The label with the name of the Service that a slice is of.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -31,14 +35,34 @@ impl Service {
                 port.node_port = None;
             }
         }
-        (Self { key, addresses, ports }, problems.0)
+        let spec = api.spec.as_ref();
+        let selector = spec.and_then(|spec| spec.selector.as_ref()).filter(|_| !is_name(api)).into_iter().flatten();
+        let selector = selector.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
+        let unassigned = unassigned(api);
+        (Self { key, addresses, ports, selector, unassigned }, problems.0)
     }
+}
+
+fn is_name(api: &core::Service) -> bool {
+    api.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"))
+}
+
+/// What the API server assigns to a Service that asks for nothing: <https://kubernetes.io/docs/concepts/services-networking/dual-stack/>.
+fn unassigned(api: &core::Service) -> Option<Unassigned> {
+    let spec = api.spec.as_ref().filter(|_| !is_name(api))?;
+    let mut given = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    if given.any(|text| !text.is_empty()) {
+        return None;
+    }
+    let both = matches!(spec.ip_family_policy.as_deref(), Some("PreferDualStack" | "RequireDualStack"));
+    let asks = |family: &str| both || spec.ip_families.iter().flatten().any(|asked| asked == family);
+    Some(Unassigned { v4: asks("IPv4"), v6: asks("IPv6") })
 }
 
 fn proxied(api: &core::Service) -> bool {
     let Some(spec) = &api.spec else { return false };
     let mut cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    spec.type_.as_deref() != Some("ExternalName") && cluster_ips.any(|text| !matches!(text.as_str(), "" | "None"))
+    !is_name(api) && cluster_ips.any(|text| !matches!(text.as_str(), "" | "None"))
 }
 
 fn addresses(api: &core::Service, problems: &mut Problems) -> Vec<IpAddr> {
@@ -68,10 +92,18 @@ fn addresses(api: &core::Service, problems: &mut Problems) -> Vec<IpAddr> {
 }
 
 fn service_port(api: &core::ServicePort, field: &str, problems: &mut Problems) -> Option<ServicePort> {
+    let port = number(api.port, &format!("{field}.port"), problems)?;
     Some(ServicePort {
         name: api.name.as_deref().unwrap_or_default().into(),
         protocol: protocol(api.protocol.as_deref(), field, problems)?,
-        port: number(api.port, &format!("{field}.port"), problems)?,
+        port,
+        target: match &api.target_port {
+            None | Some(IntOrString::Int(0)) => TargetPort::Number(port),
+            Some(IntOrString::Int(target)) => {
+                TargetPort::Number(number(*target, &format!("{field}.targetPort"), problems)?)
+            }
+            Some(IntOrString::String(name)) => TargetPort::Name(name.as_str().into()),
+        },
         node_port: match api.node_port {
             None | Some(0) => None,
             Some(port) => Some(number(port, &format!("{field}.nodePort"), problems)?),
