@@ -16,6 +16,7 @@ pub struct Service {
     addresses: Vec<IpAddr>,
     ports: Vec<ServicePort>,
     backends: Vec<IpAddr>,
+    selector: Option<String>,
 }
 
 /// A port of a [`Service`].
@@ -43,7 +44,15 @@ impl Service {
             addresses: addresses.to_vec(),
             ports: Vec::new(),
             backends: Vec::new(),
+            selector: None,
         }
+    }
+
+    /// Selects its backends by a label, such as `app: good`; its manifest then has no `EndpointSlice`, as in a repository.
+    #[must_use]
+    pub fn selecting(mut self, label: &str) -> Self {
+        self.selector = Some(label.to_owned());
+        self
     }
 
     /// A port, and the one it leads to.
@@ -120,6 +129,10 @@ impl Service {
                 "  - {{name: {}, protocol: {protocol}, port: {port}, targetPort: {target}{node_port}}}",
                 port_name(protocol, *port)
             );
+        }
+        if let Some(selector) = &self.selector {
+            let _ = writeln!(yaml, "  selector: {{{selector}}}");
+            return yaml;
         }
         for (family, is_ipv4) in [("IPv4", true), ("IPv6", false)] {
             if self.addresses.iter().any(|address| address.is_ipv4() == is_ipv4) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use netpol_tests::flow::Conversation;
 use netpol_tests::load::Load;
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
@@ -50,6 +50,40 @@ fn s24_pods_come_and_go() -> Result<()> {
     lab.cluster.remove_pod("shop/new")?;
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=other").number(number))?;
     lab.expect("shop/heir -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")
+}
+
+/// A sandbox that failed is replaced: the same pod, another namespace and interface, with the same address or another one. What the
+/// kubelet publishes comes later than each.
+#[test]
+fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
+    let mut lab = Lab::start(pods(), &[server_from_clients()])?;
+    let server = || PodSpec::new("shop/server").labels("app=server");
+    let verdicts =
+        "shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP\nblog/web -x shop/server 80/TCP";
+    lab.expect(verdicts)?;
+    for round in 0..4 {
+        // The address stays: enforced as soon as the interface is there, as the object says already.
+        let number = lab.cluster.host("shop/server").v4().octets()[3];
+        for _ in 0..2 {
+            lab.cluster.remove_pod_quietly("shop/server")?;
+            lab.cluster.add_pod_quietly(server().number(number))?;
+        }
+        lab.expect(verdicts).with_context(|| format!("the same address, round {round}"))?;
+        // Each has an address of its own, and only the last one is published.
+        for _ in 0..2 {
+            lab.cluster.remove_pod_quietly("shop/server")?;
+            lab.cluster.add_pod_quietly(server())?;
+        }
+        lab.cluster.announce("shop/server")?;
+        lab.expect(verdicts).with_context(|| format!("another address, round {round}"))?;
+    }
+    // A pod that later gets an address of an earlier sandbox is that pod.
+    let earlier = lab.cluster.host("shop/server").v4().octets()[3];
+    lab.cluster.remove_pod_quietly("shop/server")?;
+    lab.cluster.add_pod_quietly(server())?;
+    lab.cluster.announce("shop/server")?;
+    lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(earlier))?;
+    lab.expect(&format!("{verdicts}\nshop/other -> shop/heir 80/TCP\nshop/heir -x shop/server 80/TCP"))
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod hairpin;
 mod load;
 mod masquerade;
 mod node_ports;
+mod selected;
 mod shop;
 
 use anyhow::{Context, Result};

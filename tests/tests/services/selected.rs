@@ -1,0 +1,81 @@
+//! Services whose manifests have a selector and no `EndpointSlices`, and pods on the host network behind them.
+
+use anyhow::{Context, Result};
+use netpol_tests::{Between, Cluster, Mode, Topology, policy};
+
+use super::Shape;
+use super::shop::{Shop, number};
+
+const SHAPE: Shape = Shape { topology: Topology::Bridge, between: Between::Vxlan, mode: Mode::Nftables };
+
+/// Has a Service select its backends, and kube-proxy translate to them.
+fn select(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Result<()> {
+    let selecting = Shop::service(service).selecting(label).backends(shop.cluster(), backends);
+    selecting.announce(shop.cluster())?;
+    shop.proxy.sync(&[selecting])
+}
+
+#[test]
+fn s37_a_service_without_slices_leads_to_the_pods_it_selects() -> Result<()> {
+    let mut shop = Shop::open(SHAPE)?;
+    select(&shop, number::GOOD, "app: good", &["shop/near", "shop/far"])?;
+    shop.settle()?;
+    shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])?;
+    // None of them is allowed: known at the sender's interface, so that kube-proxy sees nothing.
+    select(&shop, number::BAD, "app: bad", &["shop/bad", "shop/worse"])?;
+    shop.settle()?;
+    shop.nowhere("shop/client", &Shop::cluster_ips(number::BAD))?;
+    for (_, target) in Shop::cluster_ips(number::BAD) {
+        shop.denied_through(number::BAD, "no-backend", "shop/client", &target.ip().to_string())?;
+    }
+    // A pod that the selector no longer selects is no backend, and the only one left is allowed.
+    shop.lab.cluster.edit_pod("shop/bad", |pod| pod.labels("app=good,tier=one"))?;
+    select(&shop, number::BAD, "tier: one", &["shop/bad"])?;
+    shop.settle()?;
+    shop.through("shop/client", &Shop::cluster_ips(number::BAD), &["shop/bad"])
+}
+
+/// Writes a pod that runs on a node's own network.
+fn on_host_network(cluster: &Cluster, node: &str, labels: &str) -> Result<()> {
+    let addresses: Vec<String> =
+        cluster.host(node).addresses().iter().map(|address| format!("{{ip: '{address}'}}")).collect();
+    let pod = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, name: on-{node}, labels: {{{labels}}}}}, \
+         spec: {{nodeName: {node}, hostNetwork: true, containers: []}}, \
+         status: {{phase: Running, podIPs: [{}]}}}}",
+        addresses.join(", ")
+    );
+    cluster.manifests().write(&format!("on-{node}.yaml"), &pod)
+}
+
+#[test]
+fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Result<()> {
+    let shop = Shop::open(SHAPE)?;
+    on_host_network(shop.cluster(), "node-2", "app: good, net: host")?;
+    select(&shop, number::GOOD, "net: host", &["node-2"])?;
+    shop.settle()?;
+    // The rule selects the pod's labels, and a pod on the host network is no peer.
+    shop.nowhere("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
+    shop.denied_through(number::GOOD, "no-backend", "shop/client", "10.96.0.10")?;
+    let blocks: Vec<String> = shop.cluster().host("node-2").addresses().iter().map(block).collect();
+    let to_node = policy(
+        "shop/client-to-node",
+        &format!(
+            "{{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{{to: [{}]}}]}}",
+            blocks.join(", ")
+        ),
+    );
+    shop.cluster().apply("second", &to_node)?;
+    shop.settle()?;
+    shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["node-2"]).context("by its node's addresses")?;
+    // On the client's own node it is the local node, which no rule has to allow.
+    shop.cluster().withdraw("second")?;
+    on_host_network(shop.cluster(), "node-1", "app: bad, net: here")?;
+    select(&shop, number::GOOD, "net: here", &["node-1"])?;
+    shop.settle()?;
+    shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["node-1"]).context("on the local node")
+}
+
+fn block(address: &std::net::IpAddr) -> String {
+    format!("{{ipBlock: {{cidr: '{address}/{}'}}}}", if address.is_ipv4() { 32 } else { 128 })
+}
