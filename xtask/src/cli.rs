@@ -71,8 +71,9 @@ enum Verb {
 /// Options of `image`.
 #[derive(Args, Debug)]
 pub(crate) struct ImageArgs {
-    /// Its name; deploy/ expects the default.
-    #[arg(long, default_value = "netpol:latest")]
+    /// Its name and tag. The default, with the version of this checkout, is what deploy/ runs: `localhost` is no registry that anyone
+    /// else can push to.
+    #[arg(long, default_value = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION")))]
     pub(crate) tag: String,
     /// Where to write it; target/netpol-image.tar unless named.
     #[arg(long, value_name = "FILE")]

@@ -16,7 +16,7 @@ pub(crate) fn run(args: &ImageArgs) -> Result<()> {
     let programs = [release.join("netpol-agent"), release.join("netpol")];
     let output = args.output.clone().unwrap_or_else(|| workspace::target().join("netpol-image.tar"));
     pack(&programs, &args.tag, &workspace::target().join("image"), &output)?;
-    println!("{}", output.display());
+    println!("{}: {}", output.display(), args.tag);
     Ok(())
 }
 

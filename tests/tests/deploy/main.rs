@@ -107,6 +107,38 @@ fn the_agent_understands_its_arguments() -> Result<()> {
     Ok(())
 }
 
+/// A tag that stays the same rolls nothing on an upgrade, and a name without a registry is somebody's on Docker Hub.
+#[test]
+fn every_image_has_this_version_and_is_never_pulled() -> Result<()> {
+    let expected = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"));
+    for folder in FOLDERS {
+        let objects = checked(&kubectl::build(folder, &[])?)?;
+        let spec = only("DaemonSet", objects.daemon_sets)?.spec.context("a spec")?.template.spec.context("a pod")?;
+        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+            let (image, pull) = (container.image.as_deref(), container.image_pull_policy.as_deref());
+            ensure!(
+                (image, pull) == (Some(expected), Some("Never")),
+                "deploy/{folder}, {}: {image:?}, {pull:?}; expected {expected}, Never",
+                container.name
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What `cargo xtask image` makes is what the manifests run.
+#[test]
+fn the_image_is_tagged_as_the_manifests_name_it() -> Result<()> {
+    let source = std::fs::read_to_string(kubectl::deploy().join("../xtask/src/cli.rs"))?;
+    ensure!(source.contains(r#"default_value = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"))"#));
+    let files = ["Dockerfile", "README.md", "UPGRADE.md", "../README.md"];
+    for file in files {
+        let text = std::fs::read_to_string(kubectl::deploy().join(file)).with_context(|| file.to_owned())?;
+        ensure!(!text.contains("netpol:latest"), "deploy/{file} names netpol:latest");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_argument_that_the_agent_has_not_got_is_noticed() -> Result<()> {
     for wrong in ["--no-such-option", "--metrics=nowhere", "--log-format=yaml"] {
