@@ -113,12 +113,13 @@ impl Input {
         }
     }
 
-    /// The objects, and the addresses and `EndpointSlices` that a cluster would add.
-    pub(crate) fn world(&self, placeholders: bool) -> World {
+    /// The objects, and what a cluster would add: addresses of Services, their `EndpointSlices`, and, if asked for, addresses of pods.
+    pub(crate) fn world(&self, addresses_of_pods: bool) -> World {
         let mut world = World::of(self.parsed.objects.iter().map(|located| located.object.clone()));
-        if placeholders {
-            placeholder::fill_in(&mut world);
+        if addresses_of_pods {
+            placeholder::pods(&mut world);
         }
+        placeholder::services(&mut world);
         let objects: Vec<Object> = world.objects().collect();
         for slice in derived::endpoint_slices(&objects) {
             world.apply(Event::Apply(Object::Slice(slice)));

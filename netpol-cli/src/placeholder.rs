@@ -5,23 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netpol_policy::model::{Labels, Object, Pod, Service, Unassigned};
 use netpol_policy::world::{Event, World};
 
-/// Of 240.0.0.0/4, which nobody uses and so only blocks for everyone cover.
+/// Of `240.0.0.0/4`, which nobody uses and so only blocks for everyone cover.
 /// Source: <https://www.rfc-editor.org/rfc/rfc1112#section-4>.
 const FIRST_POD: u32 = 0xf000_0001;
 const FIRST_SERVICE_V4: u32 = 0xf800_0001;
-/// Of 100::/64, which is for discarding. Source: <https://www.rfc-editor.org/rfc/rfc6666>.
+/// Of `100::/64`, which is for discarding. Source: <https://www.rfc-editor.org/rfc/rfc6666>.
 const FIRST_SERVICE_V6: u128 = 0x0100_0000_0000_0000_0000_0000_0000_0001;
-
-/// Gives addresses to pods and to Services.
-pub(crate) fn fill_in(world: &mut World) {
-    pods(world);
-    services(world);
-}
 
 /// Where no ordinary pod has an address, as in manifests that never were in a cluster, each gets one; else a pod without is
 /// one that is not up yet, and stays no peer. Pods on the host network have their node's address anywhere, and finished ones had one:
 /// neither counts.
-fn pods(world: &mut World) {
+pub(crate) fn pods(world: &mut World) {
     if world.pods.values().any(|pod| pod.participates() && !pod.addresses.is_empty()) {
         return;
     }
@@ -38,7 +32,7 @@ fn pods(world: &mut World) {
 }
 
 /// A Service gets cluster IPs when it is created: one that has none was never in a cluster.
-fn services(world: &mut World) {
+pub(crate) fn services(world: &mut World) {
     let unassigned = world.services.values().filter_map(|service| Some((service.clone(), service.unassigned?)));
     let unassigned: Vec<(Service, Unassigned)> = unassigned.collect();
     for ((mut service, asked), offset) in unassigned.into_iter().zip(0_u32..) {

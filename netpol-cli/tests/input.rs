@@ -211,13 +211,15 @@ fn a_service_of_a_repository_has_the_pods_it_selects_behind_it() {
             assert!(run.out.contains("shop/b at") && run.out.contains(":8080"), "{}", run.out);
         }
     }
-    let wrong = format!(
-        "{PODS}{}---\n{}",
-        service.replace("type: NodePort", "clusterIP: 10.96.0.1"),
-        rule.replace("PORT", "80")
-    );
-    let run = netpol(&["lint", "-f", "-"], &wrong);
-    assert!(run.out.contains("80/TCP is the port of Service shop/b"), "{}", run.out);
+    for service in [service.to_owned(), service.replace("type: NodePort", "clusterIP: 10.96.0.1")] {
+        let run = netpol(&["lint", "-f", "-"], &format!("{PODS}{service}---\n{}", rule.replace("PORT", "80")));
+        assert!(
+            run.out.contains("80/TCP is the port of Service shop/b") && run.err.is_empty(),
+            "{} {}",
+            run.out,
+            run.err
+        );
+    }
     // Dual stack, where it is asked for.
     let dual = PODS.replace("podIP: 10.0.0.1", "podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]");
     let dual = dual.replace("podIP: 10.0.0.2", "podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]");

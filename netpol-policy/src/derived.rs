@@ -10,7 +10,7 @@ use crate::model::{
 /// The `EndpointSlices` of all Services that have a selector and none of whose slices is among the objects (37). The pods they select
 /// are their backends: those that have an address and are not finished, whatever their readiness, which may change any time.
 ///
-/// Source: the EndpointSlice controller,
+/// Source: the `EndpointSlice` controller,
 /// <https://github.com/kubernetes/endpointslice/blob/v0.32.0/reconciler.go>.
 pub fn endpoint_slices<'o>(objects: impl IntoIterator<Item = &'o Object>) -> Vec<EndpointSlice> {
     let (mut services, mut pods) = (Vec::new(), HashMap::<&NamespaceName, Vec<&Pod>>::new());

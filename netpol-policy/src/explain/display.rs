@@ -20,10 +20,7 @@ impl fmt::Display for Explanation {
         let verdict = self.verdict.name().to_uppercase();
         let only = self.only.map(|family| format!("  ({} only)", family.name())).unwrap_or_default();
         line(f, format_args!("{verdict}  {} -> {}, {}/{protocol}{only}", self.from, self.to, self.port))?;
-        let (first, others) = match self.families.split_first() {
-            None => return path(f, self, "", &self.path),
-            Some(families) => families,
-        };
+        let Some((first, others)) = self.families.split_first() else { return path(f, self, "", &self.path) };
         if others.iter().all(|other| other.path == first.path) {
             line(f, format_args!("  IPv4 and IPv6:"))?;
             return path(f, self, "", &first.path);

@@ -169,15 +169,11 @@ fn block_for_service(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> O
         addresses.find(|(_, address)| address.is_ipv4() == packet.remote.is_ipv4() && in_block(**address))?;
     let port =
         if nearest.rule.port_matches { String::new() } else { format!(" and the port {}", describe::asked(packet)) };
-    let (instead, peer) = match world.peer_at(packet.remote) {
-        Some(pod) => (format!("select its backends with a podSelector{port}"), pod_peer(pod)),
-        None => {
-            let block = IpBlock { cidr: packet.remote.into(), except: Vec::new() };
-            (
-                format!("write the addresses of its backends{port}: {}", advice::blocks([packet.remote])),
-                Peer::Block(block),
-            )
-        }
+    let (instead, peer) = if let Some(pod) = world.peer_at(packet.remote) {
+        (format!("select its backends with a podSelector{port}"), pod_peer(pod))
+    } else {
+        let block = IpBlock { cidr: packet.remote.into(), except: Vec::new() };
+        (format!("write the addresses of its backends{port}: {}", advice::blocks([packet.remote])), Peer::Block(block))
     };
     let text = format!(
         "{address} is the address of Service {}, and policies are evaluated for its backends: {instead}",

@@ -40,7 +40,7 @@ impl Fix {
 }
 
 /// The index of the rule that a field of a policy is in, and the rest of the field; `None` where it is in no rule of this direction.
-pub(super) fn rule_of<'f>(field: &'f str, direction: Direction) -> Option<(usize, &'f str)> {
+pub(super) fn rule_of(field: &str, direction: Direction) -> Option<(usize, &str)> {
     let rest = field.strip_prefix("spec.")?.strip_prefix(direction.name())?.strip_prefix('[')?;
     let (index, rest) = rest.split_once(']')?;
     Some((index.parse().ok()?, rest))

@@ -29,7 +29,7 @@ ports: [{port: 80}]
 ";
 
 /// Of `shop/web`, whose egress rules these are, to an end.
-fn egress(rules: &str, to: End) -> Explanation {
+fn egress(rules: &str, to: &End) -> Explanation {
     let policy = format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}}, \
          spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{rules}]}}}}"
@@ -38,7 +38,7 @@ fn egress(rules: &str, to: End) -> Explanation {
     assert_eq!(parsed.errors, []);
     let world = World::of(parsed.objects.into_iter().map(|located| located.object));
     let from = End::Pod(PodKey::new("shop", "web"));
-    explain(&world, &from, &to, Protocol::Tcp, 80).expect("both ends have addresses")
+    explain(&world, &from, to, Protocol::Tcp, 80).expect("both ends have addresses")
 }
 
 fn pod(name: &str) -> End {
@@ -56,7 +56,7 @@ fn the_summary_is_the_worse_of_two_families_and_names_the_other() {
             ("{to: [{podSelector: {}}]}", Verdict::Allow, None),
             ("", Verdict::Deny, None),
         ] {
-            let explanation = egress(rules, to.clone());
+            let explanation = egress(rules, &to);
             assert_eq!((explanation.verdict, explanation.only), (verdict, only), "{rules} {to}");
             assert_eq!(explanation.families.len(), 2);
             let worse = explanation.families.iter().find(|family| family.verdict == verdict).expect("one has it");
@@ -67,7 +67,7 @@ fn the_summary_is_the_worse_of_two_families_and_names_the_other() {
 
 #[test]
 fn both_families_are_shown_where_they_differ() {
-    let shown = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", pod("db")).to_string();
+    let shown = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("db")).to_string();
     let expected = "\
 DENY  shop/web -> shop/db, 80/TCP  (IPv4 only)
   IPv4 allow: 10.0.0.1 -> 10.0.0.2
@@ -80,15 +80,15 @@ DENY  shop/web -> shop/db, 80/TCP  (IPv4 only)
     ingress allow no policy isolates shop/db for ingress
 ";
     assert_eq!(shown, expected);
-    let same = egress("{}", pod("db")).to_string();
+    let same = egress("{}", &pod("db")).to_string();
     assert!(same.starts_with("ALLOW  shop/web -> shop/db, 80/TCP\n  IPv4 and IPv6:\n  egress  allow rule 0"), "{same}");
 }
 
 #[test]
 fn a_family_that_only_one_end_has_is_not_evaluated() {
-    let explanation = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", pod("old"));
+    let explanation = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("old"));
     assert_eq!((explanation.verdict, explanation.only, explanation.families.len()), (Verdict::Allow, None, 0));
     let explanation =
-        egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", End::Address("fd00::2".parse().expect("an address")));
+        egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &End::Address("fd00::2".parse().expect("an address")));
     assert_eq!((explanation.verdict, explanation.only), (Verdict::Deny, None));
 }
