@@ -375,6 +375,16 @@ mod tests {
         );
     }
 
+    /// From an API server, slices alone say which backends a Service has.
+    #[test]
+    fn s37_a_service_of_an_api_server_has_no_selector() {
+        let text = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"},
+            "spec": {"clusterIP": "10.96.0.7", "selector": {"app": "a"}, "ports": [{"port": 80}]}});
+        let seen = understand(Resource::Services, &text.to_string()).expect("it has a name");
+        let Some(Object::Service(service)) = seen.object else { panic!("{:?}", seen.problems) };
+        assert!(service.selector.is_empty() && service.addresses.len() == 1, "{service:?}");
+    }
+
     #[test]
     fn fields_of_the_wrong_type_cost_a_pod_but_not_its_name() {
         let text =
