@@ -97,6 +97,10 @@ pub mod flow_timeout {
     pub const ICMP: u32 = 30;
     /// SCTP, whose peers send heartbeats, and all others.
     pub const OTHER: u32 = 600;
+    /// Seconds without an allowed packet after which the side that did not open a revoked flow may open one with the same addresses and
+    /// ports, where the protocol does not show which packet starts a flow. Long enough that what it sends then answers nothing that was
+    /// allowed before: QUIC connections and conntrack's one-sided UDP flows do not last longer.
+    pub const REVERSAL: u32 = 30;
     /// The shortest of them.
     pub const SHORTEST: u32 = TCP_RESET;
 

@@ -67,4 +67,10 @@ pub mod protocol {
     pub const fn has_ports(protocol: u8) -> bool {
         matches!(protocol, TCP | UDP | SCTP)
     }
+
+    /// Whether a packet shows that it starts a flow: by SYN, or an INIT chunk.
+    #[inline(always)]
+    pub const fn has_handshake(protocol: u8) -> bool {
+        matches!(protocol, TCP | SCTP)
+    }
 }

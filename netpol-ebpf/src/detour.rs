@@ -117,8 +117,17 @@ where
         let found = Family::<A>::recall(surroundings, direction, start, ports, (case.bits >> 8) as u32);
         if found & STALE != 0 {
             // Not in there: both together need more stack than there is.
-            let allowed = Family::<A>::is_still_allowed(surroundings, start, ports, found as u32);
-            case.decide(if allowed { Reason::Flow } else { Reason::Revoked });
+            if Family::<A>::is_still_allowed(surroundings, start, ports, found as u32) {
+                case.decide(Reason::Flow);
+            } else if found & REVERSIBLE == 0 {
+                case.decide(Reason::Revoked);
+            } else {
+                case.check(found >> CHECK);
+                case.bits |= u64::from(role::REVERSED) << ROLE;
+                if found & REOPENS == 0 {
+                    case.bits &= !(u64::from(role::OPENS) << ROLE);
+                }
+            }
         } else if found & KNOWN != 0 {
             case.decide(Reason::Flow);
         } else {
@@ -225,10 +234,14 @@ mod role {
     pub(super) const FRESH: u8 = 4;
     /// It may come from nobody: a pod that has no address yet asks whether one is free, and only that (RFC 4862, 5.4).
     pub(super) const DISCOVERS: u8 = 8;
-    /// Where its [`SourceCheck`](netpol_common::SourceCheck) starts.
+    /// A revoked flow has its addresses and ports.
+    pub(super) const REVERSED: u8 = 64;
+    /// Where its [`SourceCheck`](netpol_common::SourceCheck) starts, of two bits.
     pub(super) const CHECK: u32 = 4;
 }
 
+/// Where the role starts in [`Case::bits`].
+const ROLE: u32 = 24;
 /// No reason's code.
 const UNDECIDED: u8 = NO_REASON;
 
@@ -283,7 +296,7 @@ impl Case {
     /// Notes how its source address is to be checked.
     #[inline(always)]
     fn check(&mut self, source: u64) {
-        self.bits |= (source & 3) << (24 + role::CHECK);
+        self.bits |= (source & 3) << (ROLE + role::CHECK);
     }
 }
 
@@ -325,7 +338,8 @@ where
             flags: TcpFlags(flags),
         };
         let attempt = Attempt { port: [c, d], ..verdict::attempt(&surroundings, direction, &key, source) };
-        verdict::admit(&surroundings, endpoint, generation, &attempt, &key, opening)
+        let found = verdict::admit(&surroundings, endpoint, generation, &attempt, &key, opening);
+        verdict::unless_reversed(role & role::REVERSED != 0, found)
     };
     conclude(&surroundings, endpoint, direction, found)
 }
@@ -347,8 +361,8 @@ fn unfold(mut value: u64) -> u64 {
 enum Found {
     /// It is allowed.
     Allowed,
-    /// It was evaluated under another generation.
-    Stale(Recheck),
+    /// It was evaluated under another generation; see [`REVERSIBLE`] and [`REOPENS`].
+    Stale(Recheck, u64),
 }
 
 /// What is known of a flow. Without flags: for an error that quotes a packet of it, which is none itself.
@@ -386,11 +400,14 @@ where
         return Some(Found::Allowed);
     }
     let mut stale = Stale { opener: known.opener, state: known.state };
+    let mut reversal = 0;
     if let Some(flags) = flags {
-        known.keep(slot, now, hz);
+        known.keep_stale(slot, key.protocol, now, hz);
         stale.state = known.after(direction, flags);
+        reversal = if known.may_be_reversed(direction, key.protocol) { REVERSIBLE } else { 0 }
+            | if known.reopens(now, hz) { REOPENS } else { 0 };
     }
-    Some(Found::Stale(Recheck { direction, protocol: key.protocol, stale }))
+    Some(Found::Stale(Recheck { direction, protocol: key.protocol, stale }, reversal))
 }
 
 /// See [`Family::recall`].
@@ -428,7 +445,7 @@ where
     }
     match find_known(&surroundings, endpoint, direction, &key, Some(TcpFlags(flags))) {
         Some(Found::Allowed) => KNOWN,
-        Some(Found::Stale(recheck)) => STALE | u64::from(recheck.pack()),
+        Some(Found::Stale(recheck, reversal)) => STALE | reversal | unknown << CHECK | u64::from(recheck.pack()),
         None => unknown,
     }
 }
@@ -438,6 +455,12 @@ where
 const KNOWN: u64 = 1 << 32;
 /// It belongs to a flow that has to be evaluated again, by the [`Recheck`] in the low half.
 const STALE: u64 = 1 << 33;
+/// With that: where the flow is no longer allowed, the packet may be the other side's own, see [`Known::may_be_reversed`].
+const REVERSIBLE: u64 = 1 << 34;
+/// With that: see [`Known::reopens`].
+const REOPENS: u64 = 1 << 35;
+/// With that: where the number of the [`SourceCheck`] starts.
+const CHECK: u32 = 36;
 
 /// Whether a packet towards a pod does not come from where the flow's remote sends. If it does with another source endpoint ID, that
 /// is noted.
@@ -494,7 +517,7 @@ where
     let key = A::flow_key(surroundings.ifindex(), pod, remote, ports, quoted.protocol);
     match find_known(&surroundings, endpoint, direction, &key, None) {
         Some(Found::Allowed) => Quoted::Judged(Reason::IcmpError),
-        Some(Found::Stale(recheck)) => {
+        Some(Found::Stale(recheck, _)) => {
             let allowed = Family::<A>::is_still_allowed(surroundings, quoted.start, ports, recheck.pack());
             Quoted::Judged(if allowed { Reason::IcmpError } else { Reason::Revoked })
         }

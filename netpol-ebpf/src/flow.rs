@@ -90,6 +90,28 @@ impl Known {
         idle < timeout::SHORTEST * hz || idle < timeout::of(protocol, self.state) * hz
     }
 
+    /// Whether a packet in this direction, of a flow that is no longer allowed, may be the other side's own: the protocol does not show
+    /// which packet starts a flow, and isolation is per direction.
+    #[inline(always)]
+    pub(crate) fn may_be_reversed(&self, direction: Direction, protocol: u8) -> bool {
+        direction != self.opener && !protocol::has_handshake(protocol)
+    }
+
+    /// Whether that side may start a flow by it: what it sends now answers nothing that was allowed before.
+    #[inline(always)]
+    pub(crate) fn reopens(&self, now: u32, hz: u32) -> bool {
+        now.wrapping_sub(self.last_used) >= timeout::REVERSAL * hz
+    }
+
+    /// Notes that packets still come of a flow that has to be evaluated again. Where the protocol does not show which packet starts a
+    /// flow, only allowed ones count.
+    #[inline(always)]
+    pub(crate) fn keep_stale(&self, slot: Slot<'_, FlowEntry>, protocol: u8, now: u32, hz: u32) {
+        if protocol::has_handshake(protocol) {
+            self.keep(slot, now, hz);
+        }
+    }
+
     /// Whether its packets are judged again by where they go.
     #[inline(always)]
     pub(crate) const fn is_judged_behind(&self) -> bool {
@@ -113,7 +135,7 @@ impl Known {
         self.keep(slot, now, hz);
     }
 
-    /// Notes that packets still come, of a flow that is allowed or of one that no longer is.
+    /// Notes that packets still come.
     #[inline(always)]
     pub(crate) fn keep(&self, slot: Slot<'_, FlowEntry>, now: u32, hz: u32) {
         if now.wrapping_sub(self.last_used) >= hz {
@@ -168,5 +190,5 @@ pub(crate) const fn tcp_state(flags: TcpFlags, answers: bool) -> u8 {
 /// Whether a packet is judged without asking for its flow.
 #[inline(always)]
 pub(crate) fn is_fresh<A>(packet: &Packet<A>) -> bool {
-    packet.protocol == protocol::TCP && packet.transport.flags.opens()
+    packet.transport.flags.opens()
 }

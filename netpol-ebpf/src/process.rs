@@ -7,9 +7,7 @@
 //! [`admit`]: verdict::admit
 //! [`rejudge`]: verdict::rejudge
 
-use netpol_common::{
-    ANY_REMOTE, Direction, Endpoint, FlowKey, Generation, Reason, SourceCheck, endpoint_flags, protocol,
-};
+use netpol_common::{ANY_REMOTE, Direction, Endpoint, FlowKey, Generation, Reason, SourceCheck, endpoint_flags};
 
 use crate::flow::{self, Known};
 use crate::packet::{self, Plain, TcpFlags};
@@ -148,7 +146,8 @@ where
     if EGRESS && guard::is_foreign_mac(endpoint, packet.link_source) {
         return Some(conclude(&surroundings, endpoint, Direction::Egress, Reason::SpoofedNeighbor));
     }
-    let fresh = packet.protocol == protocol::TCP && packet.flags.opens();
+    let fresh = packet.flags.opens();
+    let mut bits = u32::from(packet.flags.0) | MAY_OPEN;
     if !fresh && let Some(slot) = surroundings.flow(endpoint, &key) {
         // Rare, and for the slow path but for a new source endpoint ID.
         if !EGRESS && (flow::is_from_here(slot) || flow::remote_endpoint(slot) != surroundings.sender()) {
@@ -164,12 +163,16 @@ where
                 surroundings.count(endpoint.id, direction, Reason::Flow);
                 return Some(Reason::Flow);
             }
-            known.keep(slot, now, hz);
+            known.keep_stale(slot, packet.protocol, now, hz);
             let stale = Stale { opener: known.opener, state: known.after(direction, packet.flags) };
-            return Some(plain_stale::<EGRESS, A, S>(surroundings, endpoint, &key, stale.pack()));
+            let code = plain_stale::<EGRESS, A, S>(surroundings, &key, stale.pack());
+            if code != Reason::Revoked as u32 || !known.may_be_reversed(direction, packet.protocol) {
+                return Some(conclude(&surroundings, endpoint, direction, verdict::reason(code)));
+            }
+            bits = u32::from(packet.flags.0) | REVERSED | if known.reopens(now, hz) { MAY_OPEN } else { 0 };
         }
     }
-    Some(plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, packet.flags.0))
+    Some(plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, bits))
 }
 
 /// A plain packet towards a pod, of a known flow whose remote had another source endpoint ID before. It may: where the address is
@@ -212,14 +215,20 @@ fn key<const EGRESS: bool, A: PacketAddress>(ifindex: u32, packet: &Plain<A>) ->
     A::flow_key(ifindex, pod_address, remote_address, flow::ports(pod_port, remote_port), packet.protocol)
 }
 
+/// Above the TCP flags that [`plain_new`] takes: the packet may start a flow.
+const MAY_OPEN: u32 = 1 << 8;
+/// There too: a revoked flow has its addresses and ports.
+const REVERSED: u32 = 1 << 9;
+
 /// A plain packet of no known flow.
 #[inline(never)]
+#[expect(clippy::cast_possible_truncation, reason = "the flags are the lower byte")]
 fn plain_new<const EGRESS: bool, A, S>(
     surroundings: S,
     endpoint: &Endpoint,
     generation: Generation,
     key: &FlowKey<A>,
-    flags: u8,
+    bits: u32,
 ) -> Reason
 where
     A: PacketAddress,
@@ -229,8 +238,9 @@ where
     if !EGRESS && guard::is_for_another(&surroundings, endpoint) {
         return conclude(&surroundings, endpoint, direction, Reason::OtherHost);
     }
-    let flags = TcpFlags(flags);
-    let opening = Opening { opens: true, fresh: key.protocol == protocol::TCP && flags.opens(), flags };
+    let flags = TcpFlags(bits as u8);
+    let opens = bits & MAY_OPEN != 0;
+    let opening = Opening { opens, fresh: flags.opens(), flags };
     let source = match direction {
         Direction::Ingress => verdict::check_source(&surroundings, &key.remote_address),
         Direction::Egress => SourceCheck::NONE,
@@ -238,12 +248,13 @@ where
     let source = SourceCheck(surroundings.blur::<3>(source.0));
     let attempt = verdict::attempt(&surroundings, direction, key, source);
     let found = verdict::admit(&surroundings, endpoint, generation, &attempt, key, opening);
+    let found = verdict::unless_reversed(bits & REVERSED != 0, found);
     conclude(&surroundings, endpoint, direction, found)
 }
 
-/// A plain packet of a flow that was judged under another generation.
+/// A plain packet of a flow that was evaluated under another generation: the code of `Flow`, or of `Revoked`.
 #[inline(never)]
-fn plain_stale<const EGRESS: bool, A, S>(surroundings: S, endpoint: &Endpoint, key: &FlowKey<A>, stale: u32) -> Reason
+fn plain_stale<const EGRESS: bool, A, S>(surroundings: S, key: &FlowKey<A>, stale: u32) -> u32
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
@@ -252,7 +263,7 @@ where
     let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale) };
     let ports = flow::ports(key.pod_port, key.remote_port);
     let allowed = Family::<A>::is_still_allowed(surroundings, packet::PLAIN_START, ports, recheck.pack());
-    conclude(&surroundings, endpoint, direction, if allowed { Reason::Flow } else { Reason::Revoked })
+    (if allowed { Reason::Flow } else { Reason::Revoked }) as u32
 }
 
 /// Counts a packet.

@@ -106,6 +106,12 @@ where
     reason
 }
 
+/// The reason to report of a packet that neither a revoked flow with its addresses and ports nor its own direction allows.
+#[inline(always)]
+pub(crate) fn unless_reversed(reversed: bool, found: Reason) -> Reason {
+    if reversed && found == Reason::NoRule { Reason::Revoked } else { found }
+}
+
 /// A flow that was judged under another generation.
 #[derive(Clone, Copy)]
 pub(crate) struct Stale {

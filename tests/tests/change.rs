@@ -1,8 +1,9 @@
 //! What changes takes effect, and nothing else does: lines 24 to 26 of docs/semantics.md.
 
-use std::time::Duration;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use netpol_tests::flow::Conversation;
 use netpol_tests::load::Load;
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
@@ -159,6 +160,39 @@ fn s25_a_revoked_connection_stops_and_another_goes_on() -> Result<()> {
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect("blog/web -x shop/other 80/TCP")?;
     assert!(!early.echoes(SOON)?, "a connection older than the policy still answers");
+    Ok(())
+}
+
+/// Two pods that send to each other from and to one UDP port, as gossip, SIP and WireGuard do.
+#[test]
+fn s25_a_revoked_flow_shuts_no_direction_that_is_not_isolated() -> Result<()> {
+    const PORT: u16 = 7946;
+    let lab = Lab::start(pods(), &[])?;
+    let open = |name: &str| -> Result<(UdpSocket, SocketAddr)> {
+        let host = lab.cluster.host(name);
+        let address = SocketAddr::new(host.v4().into(), PORT);
+        let socket = host.netns().run(|| Ok(UdpSocket::bind(address)?))?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        Ok((socket, address))
+    };
+    let ((server, to_server), (other, to_other)) = (open("shop/server")?, open("shop/other")?);
+    let reaches = |from: &UdpSocket, to: SocketAddr, at: &UdpSocket| -> Result<bool> {
+        from.send_to(b"gossip", to)?;
+        Ok(at.recv_from(&mut [0; 64]).is_ok())
+    };
+    ensure!(reaches(&other, to_server, &server)? && reaches(&server, to_other, &other)?, "nothing isolates them yet");
+
+    lab.policies(&[server_from_clients()])?;
+    lab.expect("shop/other -x shop/server 80/TCP")?;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(33) {
+        let into = reaches(&other, to_server, &server)?;
+        ensure!(reaches(&server, to_other, &other)?, "shut after {:?}", start.elapsed());
+        let early = start.elapsed() < Duration::from_secs(28);
+        ensure!(!into || !early, "the revoked flow goes on after {:?}", start.elapsed());
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    ensure!(reaches(&other, to_server, &server)?, "what the server opened is not answered");
     Ok(())
 }
 

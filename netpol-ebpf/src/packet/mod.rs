@@ -40,7 +40,11 @@ pub(crate) struct Plain<A> {
 impl<A> Plain<A> {
     #[inline(always)]
     fn new(link_source: Mac, source: A, destination: A, protocol: u8, head: Window<'_, { transport::HEAD }>) -> Self {
-        let flags = if protocol == protocol::TCP { head.byte::<13>() } else { 0 };
+        let flags = match protocol {
+            protocol::TCP => TcpFlags(head.byte::<13>()),
+            protocol::SCTP => TcpFlags::of_chunk(head.byte::<{ transport::CHUNK }>()),
+            _ => TcpFlags(0),
+        };
         Self {
             link_source,
             source,
@@ -48,7 +52,7 @@ impl<A> Plain<A> {
             source_port: head.pair::<0>(),
             destination_port: head.pair::<2>(),
             protocol,
-            flags: TcpFlags(flags),
+            flags,
         }
     }
 }
@@ -96,11 +100,11 @@ pub(crate) struct Transport {
     pub(crate) source_port: [u8; 2],
     /// ICMP: the identifier.
     pub(crate) destination_port: [u8; 2],
-    /// TCP only.
+    /// TCP, and SCTP's INIT.
     pub(crate) flags: TcpFlags,
 }
 
-/// The flags byte of a TCP header. RFC 9293, 3.1.
+/// The flags byte of a TCP header. RFC 9293, 3.1. SCTP's INIT counts as a SYN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcpFlags(pub(crate) u8);
 
@@ -109,6 +113,15 @@ impl TcpFlags {
     pub(crate) const SYN: u8 = 0x02;
     pub(crate) const RST: u8 = 0x04;
     pub(crate) const ACK: u8 = 0x10;
+
+    /// The flags that an SCTP packet with this first chunk counts as having: INIT starts an association, and is alone in its packet
+    /// (RFC 9260, 6.10).
+    #[inline(always)]
+    pub(crate) const fn of_chunk(kind: u8) -> Self {
+        /// RFC 9260, 3.2.
+        const INIT: u8 = 1;
+        Self(if kind == INIT { Self::SYN } else { 0 })
+    }
 
     /// Whether a bit is set.
     #[inline(always)]

@@ -9,6 +9,8 @@ use crate::Surroundings;
 pub(super) const HEAD: usize = 14;
 /// Bytes of UDP and SCTP up to the ports, and of TCP that an ICMP error is sure to quote.
 const PORTS: usize = 4;
+/// Where the type of an SCTP packet's first chunk is.
+pub(super) const CHUNK: usize = 12;
 /// Bytes of an ICMP header.
 const ICMP: usize = 8;
 
@@ -57,6 +59,10 @@ fn read<S: Surroundings>(surroundings: &S, offset: u32, protocol: u8, quoted: bo
             let Bytes(head): &Bytes<HEAD> = &surroundings.load(offset)?;
             let head = Window::of(head);
             Transport { flags: TcpFlags(head.byte::<13>()), ..ports(head.part::<0, PORTS>()) }
+        }
+        protocol::SCTP if !quoted => {
+            let chunk = surroundings.load::<1>(offset + CHUNK as u32).map_or(0, |Bytes([kind])| kind);
+            Transport { flags: TcpFlags::of_chunk(chunk), ..ports(Window::of(&surroundings.load(offset)?.0)) }
         }
         protocol::TCP | protocol::UDP | protocol::SCTP => ports(Window::of(&surroundings.load(offset)?.0)),
         protocol::ICMP | protocol::ICMPV6 => icmp(Window::of(&surroundings.load(offset)?.0)),

@@ -1,8 +1,11 @@
 //! What opens a flow, what answers it, and what ends it.
 
+use std::time::Duration;
+
 use crate::both::{ACK, Both, FAMILIES, FORWARDED, RST, RULES, SYN, SYN_ACK, ip, wire};
 use netpol_common::Direction::{Egress, Ingress};
-use netpol_common::{Endpoint, Reason, RuleSetId};
+use netpol_common::{Direction, Endpoint, Reason, RuleSetId};
+use netpol_tests::packet::Ip;
 use netpol_tests::program::INTERFACE;
 
 #[test]
@@ -58,50 +61,50 @@ fn a_change_reaches_open_flows() {
     }
 }
 
-/// Where the other direction is open, neither side's next packet makes a new flow of a revoked one.
+/// Where the other direction is open, neither side's next packet makes a new flow of a revoked one, where packets show which of them
+/// starts a flow.
 #[test]
 fn a_revoked_flow_stays_revoked_on_both_sides() {
     for (opens, a) in [Ingress, Egress].into_iter().flat_map(|opens| FAMILIES.map(|a| (opens, a))) {
         let mut both = Both::isolated(&[opens]);
         let (opener, answerer) = match opens {
-            Ingress => (ip(a.friend, a.pod), ip(a.pod, a.friend)),
-            Egress => (ip(a.pod, a.friend), ip(a.friend, a.pod)),
+            Ingress => (ip(a.partner, a.pod), ip(a.pod, a.partner)),
+            Egress => (ip(a.pod, a.partner), ip(a.partner, a.pod)),
         };
-        let policy = |rules| {
-            move |endpoint: &mut Endpoint| match opens {
-                Ingress => endpoint.ingress.rule_set = rules,
-                Egress => endpoint.egress.rule_set = rules,
-            }
-        };
+        let data = sctp_data;
         let tcp = [opener.tcp(1000, 80, ACK, b"data"), answerer.tcp(80, 1000, ACK, b"data")];
-        let udp = [opener.udp(1000, 53, b"12345678"), answerer.udp(53, 1000, b"12345678")];
+        let sctp = [data(&opener, 1000, 80), data(&answerer, 80, 1000)];
         both.expect(opens, &opener.tcp(1000, 80, SYN, b""), Reason::Rule, "TCP opens");
-        both.expect(opens, &udp[0], Reason::Rule, "UDP opens");
-        for packets in [&tcp, &udp] {
+        both.expect(opens, &opener.sctp_init(1000, 80, b""), Reason::Rule, "SCTP opens");
+        for packets in [&tcp, &sctp] {
             both.expect(opens.opposite(), &packets[1], Reason::Flow, "an answer");
         }
 
-        both.change(policy(RuleSetId(99)));
-        for [opener, answerer] in [&tcp, &udp] {
+        both.change(rules(opens, RuleSetId(99)));
+        for [opener, answerer] in [&tcp, &sctp] {
             for _ in 0..2 {
                 both.expect(opens.opposite(), answerer, Reason::Revoked, "the other side's data");
                 both.expect(opens, opener, Reason::Revoked, "the opener's data");
             }
         }
         both.expect(opens, &opener.tcp(1000, 80, SYN, b""), Reason::NoRule, "a SYN starts afresh, and is denied");
-        // Much longer than UDP flows are known, but never without a packet for that long.
+        both.expect(opens, &opener.sctp_init(1000, 80, b""), Reason::NoRule, "so does an INIT");
+        // Much longer than SCTP flows are known, but never without a packet for that long.
         for _ in 0..4 {
-            both.memory.wait(120);
+            both.memory.wait(500);
             both.memory.sender.set(0);
-            let late = both.memory.run(opens.opposite(), &wire(&udp[1]), INTERFACE, FORWARDED);
+            let late = both.memory.run(opens.opposite(), &wire(&sctp[1]), INTERFACE, FORWARDED);
             assert_eq!(late, Reason::Revoked, "packets keep it");
         }
-        both.memory.wait(181);
-        both.memory.sender.set(0);
-        let silence = both.memory.run(opens.opposite(), &wire(&udp[1]), INTERFACE, FORWARDED);
-        assert_eq!(silence, Reason::NotIsolated, "after silence it is a flow of the side that is free to open");
+        both.expect(
+            opens.opposite(),
+            &answerer.sctp_init(80, 1000, b""),
+            Reason::NotIsolated,
+            "an INIT of the free side starts afresh",
+        );
+        both.expect(opens, &sctp[0], Reason::Flow, "and is answered");
 
-        both.change(policy(RULES));
+        both.change(rules(opens, RULES));
         both.expect(opens, &tcp[0], Reason::Flow, "allowed again");
         both.expect(
             opens.opposite(),
@@ -109,6 +112,80 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
             Reason::NotIsolated,
             "a SYN of the free side starts afresh",
         );
+    }
+}
+
+/// An SCTP packet with a DATA chunk.
+fn sctp_data(ip: &Ip, from: u16, to: u16) -> Vec<u8> {
+    let mut packet = ip.sctp_init(from, to, b"");
+    let chunk = packet.len() - 20;
+    packet[chunk] = 0;
+    packet
+}
+
+/// Gives the pod other rules in the direction that a flow is opened in.
+fn rules(opens: Direction, rules: RuleSetId) -> impl FnOnce(&mut Endpoint) {
+    move |endpoint| match opens {
+        Ingress => endpoint.ingress.rule_set = rules,
+        Egress => endpoint.egress.rule_set = rules,
+    }
+}
+
+#[test]
+fn s25_a_revoked_flow_into_a_pod_leaves_the_way_out_open() {
+    a_revoked_flow_shuts_no_open_direction(Ingress);
+}
+
+#[test]
+fn s25_a_revoked_flow_out_of_a_pod_leaves_the_way_in_open() {
+    a_revoked_flow_shuts_no_open_direction(Egress);
+}
+
+/// Isolation is per direction: where a protocol does not show which packet starts a flow, the side that may send, may.
+fn a_revoked_flow_shuts_no_open_direction(opens: Direction) {
+    let mut both = Both::isolated(&[opens]);
+    let packets = |from: Ip, to: Ip| {
+        [
+            [from.udp(7946, 7946, b"12345678"), to.udp(7946, 7946, b"12345678")],
+            [from.carrying(47, b"12345678"), to.carrying(47, b"12345678")],
+            [from.carrying(50, b"12345678"), to.carrying(50, b"12345678")],
+            [from.clone().fragment(7, 0, true).udp(53, 53, b"1234567812345678"), to.udp(53, 53, b"12345678")],
+        ]
+    };
+    let flows: Vec<[Vec<u8>; 2]> = FAMILIES
+        .iter()
+        .flat_map(|a| match opens {
+            Ingress => packets(ip(a.partner, a.pod), ip(a.pod, a.partner)),
+            Egress => packets(ip(a.pod, a.partner), ip(a.partner, a.pod)),
+        })
+        .collect();
+    for [opener, _] in &flows {
+        both.expect(opens, opener, Reason::Rule, "opens");
+    }
+    both.change(rules(opens, RuleSetId(99)));
+    let wait = |both: &Both, seconds: u32| {
+        both.memory.wait(seconds);
+        std::thread::sleep(Duration::from_secs(seconds.into()));
+    };
+    for seconds in [0, 15] {
+        wait(&both, seconds);
+        for [opener, other] in &flows {
+            both.expect(opens, opener, Reason::Revoked, "what was revoked");
+            both.expect(opens.opposite(), other, Reason::NotIsolated, "what the other side may send");
+            both.expect(
+                opens,
+                opener,
+                Reason::Revoked,
+                "it may be an answer to what was allowed: it opens nothing yet",
+            );
+        }
+    }
+    // What is dropped meanwhile does not count.
+    wait(&both, 17);
+    for [opener, other] in &flows {
+        both.expect(opens, opener, Reason::Revoked, "what was revoked stays so");
+        both.expect(opens.opposite(), other, Reason::NotIsolated, "the other side opens");
+        both.expect(opens, opener, Reason::Flow, "its answer");
     }
 }
 
