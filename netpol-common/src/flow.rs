@@ -4,7 +4,7 @@ use core::mem::size_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Generation, IfIndex};
+use crate::{Generation, IfIndex, protocol};
 
 /// Key of `FLOWS_V4`, `FLOWS_V6` and the flow tables of endpoints; `A` is the address, 4 or 16 bytes. Seen from the pod, so that both directions of
 /// a flow have the same key.
@@ -58,7 +58,7 @@ pub const ANY_REMOTE: u16 = u16::MAX;
 pub mod flow_state {
     /// The other side has answered.
     pub const ANSWERED: u8 = 1 << 0;
-    /// TCP: the opener sent FIN.
+    /// TCP: the opener sent FIN. This and the next two say how a flow looks, see [`super::looks_closed`].
     pub const OPENER_FIN: u8 = 1 << 1;
     /// TCP: the other side sent FIN.
     pub const ANSWERER_FIN: u8 = 1 << 2;
@@ -74,21 +74,17 @@ pub mod flow_state {
 }
 
 /// Seconds without a packet after which a flow is no longer known. Linux' conntrack keeps most for the same time or
-/// longer; a flow that outlives its entry is judged again, in the direction of its next packet.
+/// longer; a flow that outlives its entry is evaluated again, in the direction of its next packet.
+///
+/// FIN and RST do not shorten it: an endpoint ignores those outside its window (RFC 5961), and nothing here knows which they are.
 pub mod flow_timeout {
     use super::flow_state;
     use crate::protocol;
 
-    /// TCP: answered and open.
+    /// TCP: answered.
     pub const TCP_OPEN: u32 = 24 * 3600;
-    /// TCP: one side sent FIN.
-    pub const TCP_HALF_CLOSED: u32 = 3600;
-    /// TCP: nobody answered yet.
+    /// TCP: not answered yet.
     pub const TCP_UNANSWERED: u32 = 60;
-    /// TCP: both sides sent FIN.
-    pub const TCP_CLOSED: u32 = 60;
-    /// TCP: reset.
-    pub const TCP_RESET: u32 = 10;
     /// UDP: both sides spoke.
     pub const UDP_ANSWERED: u32 = 180;
     /// UDP: one side spoke.
@@ -102,32 +98,44 @@ pub mod flow_timeout {
     /// allowed before: QUIC connections and conntrack's one-sided UDP flows do not last longer.
     pub const REVERSAL: u32 = 30;
     /// The shortest of them.
-    pub const SHORTEST: u32 = TCP_RESET;
+    pub const SHORTEST: u32 = ICMP;
 
     /// The timeout of a flow in this state.
     #[inline(always)]
     pub const fn of(protocol: u8, state: u8) -> u32 {
-        const CLOSED: u8 = flow_state::OPENER_FIN | flow_state::ANSWERER_FIN;
+        let answered = state & flow_state::ANSWERED != 0;
         match protocol {
-            protocol::TCP => {
-                if state & flow_state::RESET != 0 {
-                    TCP_RESET
-                } else if state & flow_state::ANSWERED == 0 {
-                    TCP_UNANSWERED
-                } else if state & CLOSED == CLOSED {
-                    TCP_CLOSED
-                } else if state & CLOSED != 0 {
-                    TCP_HALF_CLOSED
-                } else {
-                    TCP_OPEN
-                }
-            }
-            protocol::UDP if state & flow_state::ANSWERED != 0 => UDP_ANSWERED,
+            protocol::TCP if answered => TCP_OPEN,
+            protocol::TCP => TCP_UNANSWERED,
+            protocol::UDP if answered => UDP_ANSWERED,
             protocol::UDP => UDP_UNANSWERED,
             protocol::ICMP | protocol::ICMPV6 => ICMP,
             _ => OTHER,
         }
     }
+
+    /// TCP: both sides sent FIN, or one sent RST.
+    pub const TCP_CLOSED: u32 = 60;
+    /// TCP: one side sent FIN.
+    pub const TCP_HALF_CLOSED: u32 = 3600;
+
+    /// Seconds without a packet after which no room has to be kept for a flow in this state. It is known for longer where there is.
+    pub const fn of_room(protocol: u8, state: u8) -> u32 {
+        if super::looks_closed(protocol, state) {
+            TCP_CLOSED
+        } else if protocol == protocol::TCP && state & (flow_state::OPENER_FIN | flow_state::ANSWERER_FIN) != 0 {
+            TCP_HALF_CLOSED
+        } else {
+            of(protocol, state)
+        }
+    }
+}
+
+/// Whether a connection looks closed: both sides sent FIN, or one sent RST. Packets of others may have been forged, so no verdict depends
+/// on it.
+pub const fn looks_closed(protocol: u8, state: u8) -> bool {
+    const BOTH: u8 = flow_state::OPENER_FIN | flow_state::ANSWERER_FIN;
+    protocol == protocol::TCP && (state & BOTH == BOTH || state & flow_state::RESET != 0)
 }
 
 /// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what the fragments of one datagram have in common.

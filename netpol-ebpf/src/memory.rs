@@ -66,6 +66,18 @@ pub struct Maps<A> {
     fragments: RefCell<HashMap<FragmentKey<A>, FragmentEntry>>,
 }
 
+impl<A> Maps<A>
+where
+    FlowKey<A>: Eq + Hash,
+{
+    /// A flow's entry.
+    pub fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry> {
+        let flows = self.flows.borrow();
+        // SAFETY: the engine writes to entries only while it runs a packet, and nothing keeps a reference meanwhile.
+        flows.get(key).map(|entry| unsafe { *entry.get() })
+    }
+}
+
 impl<A> Default for Maps<A> {
     fn default() -> Self {
         Self {
@@ -312,11 +324,13 @@ impl<A: InMemory> Family<A> for Frame<'_> {
         Some(unsafe { Slot::new(entry) })
     }
 
-    fn insert_flow(&self, _endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool {
-        if self.memory.room.get() {
-            A::maps(self.memory).flows.borrow_mut().insert(*key, Box::new(UnsafeCell::new(*entry)));
+    fn insert_flow(&self, _endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry, replaces: bool) -> bool {
+        let mut flows = A::maps(self.memory).flows.borrow_mut();
+        let recorded = self.memory.room.get() && (replaces || !flows.contains_key(key));
+        if recorded {
+            flows.insert(*key, Box::new(UnsafeCell::new(*entry)));
         }
-        self.memory.room.get()
+        recorded
     }
 
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry> {

@@ -145,8 +145,8 @@ pub trait Family<A>: Tables<A> {
     fn record(self, direction: Direction, start: u32, identification: u32, said: u64);
     /// What is known of a flow of this endpoint.
     fn flow(&self, endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>>;
-    /// Records a flow of this endpoint; whether there was room.
-    fn insert_flow(&self, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool;
+    /// Records a flow of this endpoint, in place of one that is there where it `replaces`; whether it is recorded.
+    fn insert_flow(&self, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry, replaces: bool) -> bool;
     /// What a datagram's first fragment said.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry>;
     /// Records a first fragment, where there is room.

@@ -7,6 +7,7 @@ use netpol_common::{
 
 use crate::flow::{self, Known};
 use crate::packet::{Parse, TcpFlags};
+use crate::slot::field;
 use crate::surroundings::PacketAddress;
 use crate::{Family, Surroundings};
 
@@ -97,13 +98,46 @@ where
             remote_endpoint: remote_endpoint(surroundings, attempt.direction),
             ..entry(generation, surroundings.now(), attempt.direction, state)
         };
-        if !surroundings.insert_flow(endpoint, key, &entry)
-            && (endpoint.ingress.isolated() || endpoint.egress.isolated())
-        {
+        // What starts a connection may be forged, or what its endpoints ignore: a flow that is there goes on.
+        let recorded = if opening.fresh {
+            surroundings.insert_flow(endpoint, key, &entry, false) || renew(surroundings, endpoint, key, &entry)
+        } else {
+            surroundings.insert_flow(endpoint, key, &entry, true)
+        };
+        if !recorded && (endpoint.ingress.isolated() || endpoint.egress.isolated()) {
             return Reason::FlowTableFull;
         }
     }
     reason
+}
+
+/// Records an allowed packet that starts a connection, where a flow with its addresses and ports is there; whether it is. An endpoint
+/// ignores a SYN in a connection that it has (RFC 5961, 4): what the flow was before stays true unless a new one replaced it.
+#[inline(always)]
+fn renew<A, S>(surroundings: &S, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool
+where
+    A: PacketAddress,
+    S: Surroundings + Family<A>,
+{
+    let Some(slot) = surroundings.flow(endpoint, key) else { return false };
+    let (known, hz) = (Known::read(slot), surroundings.hz());
+    let mut state = entry.state;
+    if known.is_alive(key.protocol, entry.last_used, hz) {
+        if known.opener as u8 == entry.opener {
+            state |= known.state & flow_state::ANSWERED;
+        } else if known.generation == entry.generation {
+            // Evaluated in its opener's direction, it is allowed: this packet does not make it the other side's.
+            slot.write(field!(last_used), entry.last_used);
+            slot.write(field!(state), known.state | flow_state::ANSWERED);
+            return true;
+        }
+    }
+    slot.write(field!(state), state);
+    slot.write(field!(opener), entry.opener);
+    slot.write(field!(remote_endpoint), entry.remote_endpoint);
+    slot.write(field!(last_used), entry.last_used);
+    slot.write(field!(generation), entry.generation);
+    true
 }
 
 /// The reason to report of a packet that neither a revoked flow with its addresses and ports nor its own direction allows.
@@ -195,7 +229,7 @@ where
         remote_endpoint: remote_endpoint(&surroundings, direction),
         ..entry(generation, surroundings.now(), stale.opener, state)
     };
-    surroundings.insert_flow(endpoint, &key, &entry);
+    surroundings.insert_flow(endpoint, &key, &entry, true);
     true
 }
 

@@ -16,6 +16,7 @@ const RULES: RuleSetId = RuleSetId(3);
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const FIN: u8 = 0x11;
+const RST: u8 = 0x04;
 
 /// A pod that is isolated for ingress, whose friend may send it everything.
 fn pod() -> Memory {
@@ -78,7 +79,7 @@ fn a_revoked_flow_is_not_the_free_sides_new_one() {
     }
     // Nor does pretending that it ended help.
     assert_eq!(answers(&memory, FIN), Reason::Revoked);
-    memory.wait(timeout::TCP_HALF_CLOSED + 1);
+    memory.wait(timeout::TCP_OPEN - 1);
     assert_eq!(answers(&memory, ACK), Reason::Revoked);
     assert_eq!(answers(&memory, SYN), Reason::NotIsolated, "a connection of its own");
     assert_eq!(asks(&memory, SYN | ACK), Reason::Flow);
@@ -89,9 +90,13 @@ fn flows_live_as_long_as_their_state_says_also_where_jiffies_wrap() {
     for (packets, seconds) in [
         (&[SYN][..], timeout::TCP_UNANSWERED),
         (&[SYN, ACK, ACK], timeout::TCP_OPEN),
-        (&[SYN, ACK, FIN], timeout::TCP_HALF_CLOSED),
-        (&[SYN, FIN, FIN], timeout::TCP_CLOSED),
-        (&[SYN, 0x14], timeout::TCP_RESET),
+        // Each of these may be forged, or be ignored by the endpoints.
+        (&[SYN, ACK, FIN], timeout::TCP_OPEN),
+        (&[SYN, FIN, FIN], timeout::TCP_OPEN),
+        (&[SYN, 0x14], timeout::TCP_OPEN),
+        (&[SYN, ACK, RST], timeout::TCP_OPEN),
+        (&[SYN, ACK, SYN], timeout::TCP_OPEN),
+        (&[SYN, ACK, ACK, SYN], timeout::TCP_OPEN),
     ] {
         for (later, expected) in [(seconds - 1, Reason::Flow), (seconds + 1, Reason::NotIsolated)] {
             let memory = pod();

@@ -362,6 +362,25 @@ impl Programs {
         self.insert_prefix("PORTS", bits, key, entry)
     }
 
+    /// A flow's entry.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn flow<A>(&self, key: FlowKey<A>) -> Result<Option<FlowEntry>>
+    where
+        FlowKey<A>: NoUninit + AnyBitPattern,
+    {
+        let tables = if size_of::<A>() == 4 { &self.flows_v4 } else { &self.flows_v6 };
+        for table in tables.values() {
+            let table = Map::from_map_data(MapData::from_id(table.info()?.id())?)?;
+            let table: HashMap<MapData, Wire<FlowKey<A>>, Wire<FlowEntry>> = table.try_into()?;
+            if let Ok(Wire(entry)) = table.get(&Wire(key), 0) {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+
     /// Forgets a flow; whether there was one.
     ///
     /// # Errors

@@ -313,8 +313,14 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn insert_flow(&self, endpoint: &Endpoint, key: &FlowKey<$address>, entry: &FlowEntry) -> bool {
-                flows::$insert_flow(endpoint, key, entry)
+            fn insert_flow(
+                &self,
+                endpoint: &Endpoint,
+                key: &FlowKey<$address>,
+                entry: &FlowEntry,
+                replaces: bool,
+            ) -> bool {
+                flows::$insert_flow(endpoint, key, entry, replaces)
             }
 
             #[inline(always)]

@@ -1,13 +1,15 @@
 //! Answers.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use netpol_tests::flow::Conversation;
 use netpol_tests::packet::Ip;
-use netpol_tests::{Lab, Topology, policy};
+use netpol_tests::{Lab, Topology, deny_all, policy};
 
-use super::{Shots, one_way_in, pods};
+use super::{Shots, one_way_in, pairs, pods};
 
 #[test]
 fn s18_replies_pass_whatever_the_other_direction_says() -> Result<()> {
@@ -41,6 +43,59 @@ fn s18_what_one_pod_opened_admits_nothing_at_another() -> Result<()> {
     shots.row("an answer at another pod", false, |mark| vec![ip.tcp(80, client.port(), 16, mark)]);
     shots.row("a datagram at another pod", false, |mark| vec![ip.udp(53, client.port(), mark)]);
     shots.check()
+}
+
+/// Endpoints ignore RST, FIN and SYN outside their window (RFC 5961); so must what is between them.
+#[test]
+fn s18_forged_resets_end_no_connection() -> Result<()> {
+    const PORT: u16 = 8080;
+    let policies = [
+        deny_all("shop"),
+        policy(
+            "shop/server",
+            "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],
+              ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 8080}]}]}",
+        ),
+        policy(
+            "shop/client",
+            "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress],
+              egress: [{to: [{podSelector: {matchLabels: {app: server}}}], ports: [{port: 8080}]}]}",
+        ),
+    ];
+    let lab = Lab::start(pods(), &policies)?;
+    lab.expect("shop/client -x shop/server 80/TCP")?;
+    let mut open = Vec::new();
+    for (client, server) in pairs(&lab.cluster, "shop/client", "shop/server") {
+        let listener =
+            lab.cluster.host("shop/server").netns().run(|| Ok(TcpListener::bind(SocketAddr::new(server, PORT))?))?;
+        let one = lab.cluster.host("shop/client").netns().run(|| {
+            let target = SocketAddr::new(server, PORT);
+            TcpStream::connect_timeout(&target, Duration::from_secs(2)).with_context(|| format!("to {target}"))
+        })?;
+        let (other, _) = listener.accept()?;
+        let port = one.local_addr()?.port();
+        let (mut there, mut back) = (
+            Shots::new(&lab.cluster, "shop/client", "shop/server"),
+            Shots::new(&lab.cluster, "shop/server", "shop/client"),
+        );
+        for (what, flags) in [("RST", 0x04), ("FIN", 0x11), ("SYN", 0x02)] {
+            there.row(what, true, |mark| vec![Ip::new(client, server).tcp(port, PORT, flags, mark)]);
+        }
+        for (what, flags) in [("RST", 0x04), ("FIN", 0x11)] {
+            back.row(what, true, |mark| vec![Ip::new(server, client).tcp(PORT, port, flags, mark)]);
+        }
+        there.check()?;
+        back.check()?;
+        open.push((one, other));
+    }
+    // Longer than a flow was known once one of its packets was an RST.
+    std::thread::sleep(Duration::from_secs(12));
+    for (one, other) in &mut open {
+        other.write_all(b"late")?;
+        one.set_read_timeout(Some(Duration::from_secs(2)))?;
+        one.read_exact(&mut [0; 4]).context("what the server sends first, long after the RST")?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
-    Generation, IfIndex, PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, RECHECK, Reason, RuleId, RuleSetId,
-    address_flags, endpoint_flags, frontend_scope, port_verdict, protocol,
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FlowEntry, FlowKey,
+    FrontendEntry, FrontendKey, Generation, IfIndex, PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, RECHECK, Reason,
+    RuleId, RuleSetId, address_flags, endpoint_flags, flow_timeout, frontend_scope, port_verdict, protocol,
 };
 use netpol_ebpf::memory::Memory;
 use netpol_tests::cluster::Mac;
@@ -64,6 +64,18 @@ pub(crate) fn ip(from: &str, to: &str) -> Ip {
 
 pub(crate) fn wire(packet: &[u8]) -> Vec<u8> {
     frame(Mac([2; 6]), Mac([4; 6]), &[], packet)
+}
+
+fn flow_key<A>(pod_address: A, remote_address: A, pod_port: u16, remote_port: u16) -> FlowKey<A> {
+    FlowKey {
+        ifindex: IfIndex(INTERFACE),
+        pod_address,
+        remote_address,
+        pod_port: pod_port.to_be_bytes(),
+        remote_port: remote_port.to_be_bytes(),
+        protocol: protocol::TCP,
+        zero: [0; 3],
+    }
 }
 
 /// The kernel and memory side by side, with the same in their tables.
@@ -218,6 +230,25 @@ impl Both {
         let counted = self.kernel.counted(1, direction, reason).unwrap() - before;
         assert_eq!((ran.passed, counted), (reason.allows(), 1), "memory says {reason:?}; frame {frame:02x?}");
         reason
+    }
+
+    /// Which direction opened a TCP flow of the pod with its partner, and how many seconds it is known: in the kernel and in memory. Ports
+    /// are the pod's and the partner's.
+    pub(crate) fn tcp_flow(&self, a: &Addresses, (pod_port, remote_port): (u16, u16)) -> ((u8, u32), (u8, u32)) {
+        let about = |entry: FlowEntry| (entry.opener, flow_timeout::of(protocol::TCP, entry.state));
+        match (a.pod.parse().unwrap(), a.partner.parse().unwrap()) {
+            (IpAddr::V4(pod), IpAddr::V4(partner)) => {
+                let key = flow_key(pod.octets(), partner.octets(), pod_port, remote_port);
+                let kernel = self.kernel.flow(key).unwrap().expect("the kernel has the flow");
+                (about(kernel), about(self.memory.v4.flow(&key).expect("memory has the flow")))
+            }
+            (IpAddr::V6(pod), IpAddr::V6(partner)) => {
+                let key = flow_key(pod.octets(), partner.octets(), pod_port, remote_port);
+                let kernel = self.kernel.flow(key).unwrap().expect("the kernel has the flow");
+                (about(kernel), about(self.memory.v6.flow(&key).expect("memory has the flow")))
+            }
+            _ => unreachable!("one family"),
+        }
     }
 
     pub(crate) fn expect(&mut self, direction: Direction, packet: &[u8], expected: Reason, what: &str) {

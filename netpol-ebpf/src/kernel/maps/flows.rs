@@ -8,7 +8,7 @@
 //! one declared here are accepted since Linux 5.10:
 //! <https://github.com/torvalds/linux/commit/134fede4eecfcbe7900e789f625fa6f9c3a8cd0e>.
 
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{ArrayOfMaps, LruHashMap};
 use aya_ebpf::helpers::bpf_map_lookup_elem;
 use aya_ebpf::macros::btf_map;
@@ -51,10 +51,16 @@ macro_rules! accessors {
             own(&$tables, endpoint)?.get_ptr_mut(key)
         }
 
-        /// Records a flow; whether there was room.
+        /// Records a flow; whether it is recorded.
         #[inline(always)]
-        pub(in crate::kernel) fn $insert(endpoint: &Endpoint, key: &FlowKey<$address>, entry: &FlowEntry) -> bool {
-            own(&$tables, endpoint).is_some_and(|table| table.insert(key, entry, u64::from(BPF_ANY)).is_ok())
+        pub(in crate::kernel) fn $insert(
+            endpoint: &Endpoint,
+            key: &FlowKey<$address>,
+            entry: &FlowEntry,
+            replaces: bool,
+        ) -> bool {
+            let flags = u64::from(if replaces { BPF_ANY } else { BPF_NOEXIST });
+            own(&$tables, endpoint).is_some_and(|table| table.insert(key, entry, flags).is_ok())
         }
     };
 }

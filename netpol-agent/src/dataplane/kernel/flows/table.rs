@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo};
 use aya_obj::Map as Definition;
-use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, protocol};
+use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, looks_closed};
 
 use super::plan::{self, Need};
 use super::{Endpoints, calls};
@@ -226,7 +226,7 @@ impl<K: Family> Tables<K> {
                     .into_iter()
                     .filter(|(key, entry)| {
                         by_interface.contains_key(&key.about().0)
-                            && is_alive(key, entry, now, self.hz)
+                            && idle(entry, now, self.hz) < known_for(key, entry, self.hz)
                             && copied.insert(*key)
                     })
                     .collect();
@@ -262,7 +262,7 @@ impl<K: Family> Tables<K> {
             let mut need = Need { size: table.size, ..Need::default() };
             if let Some(ifindex) = used.get(id) {
                 for (key, entry) in calls::entries::<K, FlowEntry>(table.map.fd().as_fd())? {
-                    if key.about().0 == *ifindex && is_alive(&key, &entry, now, self.hz) {
+                    if key.about().0 == *ifindex && idle(&entry, now, self.hz) < worth_room_for(&key, &entry, self.hz) {
                         need.alive += 1;
                         need.established += u32::from(is_established(&key, &entry));
                     }
@@ -302,16 +302,24 @@ fn jiffies(hz: u32) -> u32 {
     (ticks as u32).wrapping_sub(300 * hz)
 }
 
-fn is_alive<K: Family>(key: &K, entry: &FlowEntry, now: u32, hz: u32) -> bool {
-    /// Jiffies by which the two clocks may differ.
-    const SLACK: u32 = 2;
-    let idle = now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz);
-    idle < (flow_timeout::of(key.about().1, entry.state) + 2 * SLACK) * hz
+/// Seconds by which the agent's clock and the programs' may differ.
+const SLACK: u32 = 2;
+
+/// Jiffies since the last packet, and [`SLACK`].
+fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
+    now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz)
+}
+
+/// Idle jiffies after which programs do not know a flow any more.
+fn known_for<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
+    (flow_timeout::of(key.about().1, entry.state) + 2 * SLACK) * hz
+}
+
+/// Idle jiffies after which a table need not have room for a flow.
+fn worth_room_for<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
+    (flow_timeout::of_room(key.about().1, entry.state) + 2 * SLACK) * hz
 }
 
 fn is_established<K: Family>(key: &K, entry: &FlowEntry) -> bool {
-    const CLOSED: u8 = flow_state::OPENER_FIN | flow_state::ANSWERER_FIN;
-    let open =
-        key.about().1 != protocol::TCP || (entry.state & CLOSED != CLOSED && entry.state & flow_state::RESET == 0);
-    entry.state & flow_state::ANSWERED != 0 && open
+    entry.state & flow_state::ANSWERED != 0 && !looks_closed(key.about().1, entry.state)
 }
