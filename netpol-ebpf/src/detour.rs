@@ -194,7 +194,7 @@ where
     Some(unless_open(endpoint, direction, problem))
 }
 
-/// Gives a later fragment what its first fragment said.
+/// Gives a later fragment what its first fragment said, or no ports.
 #[inline(always)]
 fn follow<A, S>(surroundings: &S, direction: Direction, packet: &mut Packet<A>) -> Result<(), Reason>
 where
@@ -236,6 +236,8 @@ mod role {
     pub(super) const DISCOVERS: u8 = 8;
     /// A revoked flow has its addresses and ports.
     pub(super) const REVERSED: u8 = 64;
+    /// It is a later fragment whose first is not known.
+    pub(super) const ORPHAN: u8 = 128;
     /// Where its [`SourceCheck`](netpol_common::SourceCheck) starts, of two bits.
     pub(super) const CHECK: u32 = 4;
 }
@@ -256,6 +258,8 @@ impl Case {
     ) -> Self {
         let (flow_role, (pod_port, remote_port)) = flow::identify(direction, packet, icmp);
         let role = match flow_role {
+            // It may belong to any flow.
+            _ if fragment::is_orphan(packet) => role::ORPHAN,
             Role::Member if flow::is_fresh(packet) => role::OPENS | role::FRESH,
             Role::Member => role::MEMBER | role::OPENS,
             Role::AnswerOnly => role::MEMBER,
@@ -339,7 +343,12 @@ where
         };
         let attempt = Attempt { port: [c, d], ..verdict::attempt(&surroundings, direction, &key, source) };
         let found = verdict::admit(&surroundings, endpoint, generation, &attempt, &key, opening);
-        verdict::unless_reversed(role & role::REVERSED != 0, found)
+        // Its ports are zeros: what is allowed then is allowed at all ports.
+        if role & role::ORPHAN != 0 && found == Reason::NoRule {
+            Reason::OrphanFragment
+        } else {
+            verdict::unless_reversed(role & role::REVERSED != 0, found)
+        }
     };
     conclude(&surroundings, endpoint, direction, found)
 }

@@ -2,7 +2,7 @@
 
 use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 
-use crate::packet::{Packet, Parse, TcpFlags, Transport};
+use crate::packet::{Fragment, Packet, Parse, TcpFlags, Transport};
 use crate::surroundings::PacketAddress;
 use crate::{Family, Surroundings};
 
@@ -24,7 +24,7 @@ impl Said {
         Self { protocol: packet.protocol, transport: packet.transport }
     }
 
-    /// As one word, which fits a register: ports, flags, protocol, and 0 for "no problem".
+    /// As one word, which fits a register: ports, flags and protocol.
     #[inline(always)]
     pub(crate) fn pack(self) -> u64 {
         let [a, b] = self.transport.source_port;
@@ -35,11 +35,9 @@ impl Said {
     /// The reverse.
     #[inline(always)]
     pub(crate) fn unpack(word: u64) -> Result<Self, Reason> {
-        let [a, b, c, d, flags, protocol, problem, _] = word.to_le_bytes();
-        match problem {
-            0 => {}
-            1 => return Err(Reason::Malformed),
-            _ => return Err(Reason::OrphanFragment),
+        let [a, b, c, d, flags, protocol, ..] = word.to_le_bytes();
+        if word & MALFORMED != 0 {
+            return Err(Reason::Malformed);
         }
         Ok(Self {
             protocol,
@@ -47,14 +45,24 @@ impl Said {
         })
     }
 
+    /// What is known of a later fragment whose first was not seen: no ports, and none of the flags that all others have.
     #[inline(always)]
-    fn problem(reason: Reason) -> u64 {
-        (if reason == Reason::Malformed { 1 } else { 2 }) << 48
+    fn unknown(protocol: u8) -> Self {
+        Self { protocol, transport: Transport::default() }
     }
 }
 
-/// What holds for a fragment: of a later one, what its first fragment said; a problem where that is not known, or where two
-/// first fragments contradict each other. As packed by [`Said`].
+/// Whether a packet is a later fragment whose first is not known: see [`Said::unknown`].
+#[inline(always)]
+pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
+    matches!(packet.fragment, Fragment::Later { .. }) && packet.transport.flags.0 == 0
+}
+
+/// In what [`resolve`] returns: the fragment is malformed.
+const MALFORMED: u64 = 1 << 48;
+
+/// What holds for a fragment: of a later one, what its first fragment said, or where that is not known [`Said::unknown`]; a problem where
+/// two first fragments contradict each other. As packed by [`Said`].
 #[inline(always)]
 pub(crate) fn resolve<A, S>(
     surroundings: S,
@@ -68,16 +76,17 @@ where
     A: PacketAddress + Parse,
     S: Surroundings + Family<A>,
 {
-    let orphan = Said::problem(Reason::OrphanFragment);
-    let Ok(own) = Said::unpack(said) else { return orphan };
-    let Some(ends) = A::ends(&surroundings, start) else { return orphan };
+    // Never: both were read before.
+    let Ok(own) = Said::unpack(said) else { return MALFORMED };
+    let Some(ends) = A::ends(&surroundings, start) else { return MALFORMED };
+    let orphan = Said::unknown(own.protocol).pack();
     let known = surroundings.fragment(&key(surroundings.ifindex(), direction, ends, own.protocol, identification));
     let Some(entry) = known else { return if first { said } else { orphan } };
     let age = surroundings.now().wrapping_sub(entry.seen);
     if first {
         // Within a second nobody reuses an identification: this is one datagram with two beginnings. Later it is another.
         let contradicts = age < surroundings.hz() && differs(&entry, own);
-        return if contradicts { Said::problem(Reason::Malformed) } else { said };
+        return if contradicts { MALFORMED } else { said };
     }
     if age >= TIMEOUT * surroundings.hz() {
         return orphan;

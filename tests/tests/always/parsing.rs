@@ -1,10 +1,10 @@
 //! Packets that are not plain.
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::Lab;
 use netpol_tests::flow::echo_datagram;
 use netpol_tests::packet::{Ip, frame, protocol};
 use netpol_tests::raw::Link;
+use netpol_tests::{Lab, Topology, policy};
 
 use super::{Shots, one_way_in, pairs, pods};
 
@@ -30,6 +30,57 @@ fn s19_fragments_follow_their_first() -> Result<()> {
         });
     }
     shots.check()
+}
+
+/// Where a rule names ports, a later fragment needs its first; where the node tracks connections, the kernel puts datagrams together
+/// before they get to a pod's interface, in whatever order their fragments came.
+#[test]
+fn s19_fragments_out_of_order() -> Result<()> {
+    for (ports, tracked, arrives) in [
+        (", ports: [{protocol: UDP, port: 53}]", false, false),
+        (", ports: [{protocol: UDP}]", false, true),
+        ("", false, true),
+        (", ports: [{protocol: UDP, port: 53}]", true, true),
+    ] {
+        let from_client = format!(
+            "{{podSelector: {{matchLabels: {{app: server}}}}, policyTypes: [Ingress],
+               ingress: [{{from: [{{podSelector: {{matchLabels: {{app: client}}}}}}]{ports}}}]}}"
+        );
+        let lab = Lab::start(pods().topology(Topology::Routed), &[policy("shop/server", &from_client)])?;
+        lab.expect("shop/client -> shop/server 53/UDP\nshop/other -x shop/server 53/UDP")?;
+        if tracked {
+            lab.cluster.host("node-1").netns().nft(
+                "table inet tracked { chain forward { type filter hook forward priority 0; ct state established,new accept; }; }",
+            )?;
+        }
+        let mut shots = Shots::new(&lab.cluster, "shop/client", "shop/server");
+        for (source, destination) in pairs(&lab.cluster, "shop/client", "shop/server") {
+            let ip = Ip::new(source, destination);
+            let datagram = |port: u16, mark: &[u8]| ip.udp_body(4444, port, &[&[0; 24], mark].concat());
+            let reversed = move |id: u16, datagram: Vec<u8>| {
+                let part = |offset: u16, more: bool, bytes: &[u8]| {
+                    Ip::new(source, destination).fragment(id, offset, more).carrying(protocol::UDP, bytes)
+                };
+                vec![part(32, false, &datagram[32..]), part(0, true, &datagram[..32])]
+            };
+            shots.row(&format!("the last fragment first{ports}, tracked: {tracked}"), arrives, |mark| {
+                reversed(601, datagram(53, mark))
+            });
+            if tracked {
+                shots.row("of a denied datagram", false, |mark| reversed(602, datagram(54, mark)));
+            }
+        }
+        shots.check()?;
+        let mut shots = Shots::new(&lab.cluster, "shop/other", "shop/server");
+        for (source, destination) in pairs(&lab.cluster, "shop/other", "shop/server") {
+            let ip = Ip::new(source, destination).fragment(603, 32, false);
+            shots.row("a later fragment from one not allowed", false, |mark| {
+                vec![ip.clone().carrying(protocol::UDP, mark)]
+            });
+        }
+        shots.check()?;
+    }
+    Ok(())
 }
 
 #[test]

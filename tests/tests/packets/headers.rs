@@ -1,8 +1,8 @@
 //! What headers say, hide and leave out.
 
-use crate::both::{Both, FAMILIES, FORWARDED, SYN, ip, wire};
+use crate::both::{Both, FAMILIES, FORWARDED, SYN, WEB, ip, wire};
 use netpol_common::Direction::{Egress, Ingress};
-use netpol_common::{Reason, endpoint_flags};
+use netpol_common::{PORT_PREFIX_PROTOCOL, PortEntry, PortKey, Reason, RuleId, endpoint_flags, port_verdict, protocol};
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::frame;
 use netpol_tests::program::INTERFACE;
@@ -102,6 +102,43 @@ fn fragments_follow_their_first() {
         both.memory.wait(31);
         let late = wire(&from(1, 32, false).carrying(17, &body[32..]));
         assert_eq!(both.memory.run(Ingress, &late, INTERFACE, 0), Reason::OrphanFragment, "half a minute later");
+    }
+}
+
+/// A later fragment before its first: its ports are not known, so it passes where all of them are allowed.
+#[test]
+fn s19_a_fragment_before_its_first_passes_where_ports_do_not_matter() {
+    for direction in [Ingress, Egress] {
+        let mut both = Both::isolated(&[direction]);
+        let all_of_udp = PortKey { set: WEB, protocol: protocol::UDP, zero: 0, port: [0; 2] };
+        for a in FAMILIES {
+            let packet = |peer: &str| if direction == Ingress { ip(peer, a.pod) } else { ip(a.pod, peer) };
+            let body = packet(a.friend).udp_body(1000, 54, &[7; 64]);
+            for (peer, kind, expected, what) in [
+                (a.partner, 17, Reason::Rule, "UDP from a peer that everything is allowed to"),
+                (a.partner, 6, Reason::Rule, "TCP from there"),
+                (a.partner, 47, Reason::Rule, "GRE from there"),
+                (a.partner, a.icmp(), Reason::Rule, "a long echo from there"),
+                (a.friend, 17, Reason::OrphanFragment, "UDP from a peer that one port is allowed to"),
+                (a.friend, 47, Reason::OrphanFragment, "GRE from there"),
+                (a.stranger, 17, Reason::OrphanFragment, "UDP from a stranger"),
+            ] {
+                let later = packet(peer).fragment(1, 32, false).carrying(kind, &body[32..]);
+                both.expect(direction, &later, expected, what);
+                both.expect(direction, &later, expected, "it made no flow");
+            }
+            let whole = packet(a.partner).udp(1000, 54, b"12345678");
+            both.expect(direction, &whole, Reason::Rule, "nor admits it anything");
+        }
+        let entry = PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(2) };
+        both.kernel.set_port(PORT_PREFIX_PROTOCOL, all_of_udp, entry).unwrap();
+        both.memory.ports.insert((PORT_PREFIX_PROTOCOL, all_of_udp), entry);
+        for a in FAMILIES {
+            let packet = if direction == Ingress { ip(a.friend, a.pod) } else { ip(a.pod, a.friend) };
+            let later = |kind| packet.clone().fragment(2, 32, false).carrying(kind, &[7; 32]);
+            both.expect(direction, &later(17), Reason::Rule, "where all of UDP is allowed");
+            both.expect(direction, &later(6), Reason::OrphanFragment, "and one port of TCP");
+        }
     }
 }
 
