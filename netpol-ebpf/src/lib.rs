@@ -17,6 +17,7 @@
 )]
 
 mod barrier;
+mod case;
 mod denied;
 mod detour;
 mod flow;
@@ -33,7 +34,8 @@ pub mod kernel;
 #[cfg(not(target_arch = "bpf"))]
 pub mod memory;
 
-pub use detour::{Case, Content, Quoted};
+pub use case::Case;
+pub use detour::{Content, Quoted};
 pub use flow::timeout;
 pub use packet::{Bytes, Window};
 pub use process::{process, process_behind, process_source};

@@ -10,7 +10,8 @@ use netpol_common::{
     PortEntry, PortKey, Reason, Tables,
 };
 
-use crate::detour::{Case, Quoted};
+use crate::case::Case;
+use crate::detour::Quoted;
 use crate::packet::Parse;
 use crate::surroundings::mix;
 use crate::{

@@ -5,7 +5,8 @@ use netpol_common::{
     MAX_ENDPOINT_ID, NeighborBudget, RECHECK, Reason, Tables,
 };
 
-use crate::detour::{self, Case, Content, Quoted};
+use crate::case::Case;
+use crate::detour::{self, Content, Quoted};
 use crate::{Bytes, Slot, Window, denied, guard, packet, process};
 
 /// One packet at one interface, and everything that is looked up or recorded for it.
