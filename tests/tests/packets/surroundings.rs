@@ -48,7 +48,7 @@ fn a_full_flow_table_drops_at_isolated_pods_only() {
     }
 }
 
-/// Linux 5.10 looks at a million at most, and at more than newer kernels, which report how many it were: some 120,000 on 6.18, and
+/// Linux 5.10 looks at a million at most, and at more than newer kernels, which report how many it were: some 150,000 on 6.18, and
 /// 10,000 more or less where the compiler lays the same code out another way.
 #[test]
 fn the_verifier_has_little_to_do() {
