@@ -231,6 +231,44 @@ fn programs_that_somebody_took_off_are_put_on_again() {
 }
 
 #[test]
+fn the_gap_of_programs_that_were_detached_is_from_then_on_and_not_from_the_interfaces_appearance() {
+    let passed = |packets| {
+        let mut survey = survey(&[(3, "10.0.0.2")]);
+        survey.veths.values_mut().for_each(|(veth, _)| veth.packets = packets);
+        survey
+    };
+    let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
+    reconciler.surveyed(passed(7));
+    assert_eq!((reconciler.gaps().count, reconciler.gaps().packets), (1, 7));
+    let before = reconciler.gaps().unprotected;
+    let pause = std::time::Duration::from_millis(200);
+    std::thread::sleep(pause);
+    reconciler.surveyed(passed(1_000_000));
+    reconciler.dataplane_mut().attached.clear();
+    reconciler.verify();
+    let gaps = reconciler.gaps();
+    assert_eq!((gaps.count, gaps.attached, gaps.packets), (2, 2, 7), "a protected packet was counted");
+    assert!(gaps.unprotected - before < pause, "{gaps:?}");
+}
+
+#[test]
+fn an_interface_that_was_there_before_the_agent_has_a_gap_and_packets_from_its_start_on() {
+    let mut early = survey(&[(3, "10.0.0.2")]);
+    early.veths.values_mut().for_each(|(veth, _)| veth.packets = 500);
+    let options = Options {
+        node: "n1".into(),
+        unknown_pods: UnknownPods::Allow,
+        source_guard: true,
+        tunnels_to_node: false,
+        policy_memory: None,
+    };
+    let dataplane = Memory::default();
+    let reconciler =
+        Reconciler::start(dataplane, options, &Snapshot::default(), objects(&[PODS]), early).expect("it starts");
+    assert_eq!((reconciler.gaps().count, reconciler.gaps().packets), (1, 0));
+}
+
+#[test]
 fn a_pod_without_its_programs_is_waited_for() {
     let mut refusing = Memory::default();
     refusing.refuses = true;
@@ -255,7 +293,7 @@ fn policies_do_not_wait_while_programs_are_put_on_an_interface() {
 }
 
 fn attached(result: Result<(), AttachError>) -> Outcome {
-    Outcome::Attached { ifindex: IfIndex(3), result }
+    Outcome::Attached { ifindex: IfIndex(3), result, packets: None }
 }
 
 fn detached(result: Result<(), AttachError>) -> Outcome {

@@ -43,6 +43,61 @@ fn s27_a_pod_whose_manifest_comes_late_is_enforced_from_then_on_and_the_gap_is_t
     lab.agent().wait_log(&["enforced", "pod=shop/late", "unprotected_ms="])
 }
 
+/// The value of a field of a log line.
+fn field(line: &str, name: &str) -> Result<f64> {
+    let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    value.with_context(|| format!("no {name} in {line}"))?.parse().with_context(|| format!("reading {name} of {line}"))
+}
+
+#[test]
+fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_for() -> Result<()> {
+    const CONNECTIONS: usize = 5;
+    let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
+    let sums = |lab: &Lab| -> Result<[f64; 2]> {
+        let page = lab.metrics()?;
+        let value = |name: &str| -> Result<f64> {
+            let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.with_context(|| format!("no {name}"))?.parse().with_context(|| format!("reading {name}"))
+        };
+        Ok([value("netpol_unprotected_seconds_sum")?, value("netpol_unprotected_packets_total")?])
+    };
+    let before = sums(&lab)?;
+    let appeared = std::time::Instant::now();
+    lab.cluster.add_pod_quietly(PodSpec::new("shop/late").labels("app=late"))?;
+    let probe = lab.cluster.probe("blog/web", "shop/late", Tcp, 80);
+    for _ in 0..CONNECTIONS {
+        lab.cluster.try_all(std::slice::from_ref(&probe))?;
+    }
+    lab.cluster.announce("shop/late")?;
+    let words = [" enforced ", "pod=shop/late", "unprotected_ms="];
+    lab.agent().wait_log(&words)?;
+    let really = appeared.elapsed().as_secs_f64();
+    let after = sums(&lab)?;
+    let log = lab.agent().log();
+    let line = log.lines().find(|line| words.iter().all(|word| line.contains(word))).context("no such line")?;
+    let (time, packets) = (field(line, "unprotected_ms")? / 1e3, field(line, "packets")?);
+    ensure!(time <= really + 0.05 && time > really / 2.0, "open for about {really} s, and the log has {time} s: {line}");
+    // A connection has three packets at least.
+    ensure!(packets >= (3 * CONNECTIONS) as f64, "{packets} packets of {CONNECTIONS} connections: {line}");
+    ensure!((after[0] - before[0] - time).abs() < 0.001, "metrics {before:?} -> {after:?}, and the log has {line}");
+    ensure!((after[1] - before[1] - packets).abs() < 0.5, "metrics {before:?} -> {after:?}, and the log has {line}");
+
+    // Programs that another process detaches: what passed while they ran is not counted.
+    let veth = lab.cluster.host("shop/late").veth().to_owned();
+    let removed = lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "del", "dev", &veth, "clsact"]).status()?;
+    ensure!(removed.success(), "tc qdisc del failed");
+    lab.agent().wait_log(&["put on again", &veth])?;
+    let start = std::time::Instant::now();
+    while lab.agent().log().matches("pod=shop/late").count() < 2 {
+        ensure!(start.elapsed() < netpol_tests::lab::PATIENCE, "not enforced again:\n{}", lab.agent().log());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let again = sums(&lab)?;
+    let gap = again[0] - after[0];
+    ensure!(gap > 0.0 && gap < 1.0, "it was without programs for {gap} s");
+    Ok(())
+}
+
 #[test]
 fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
     let mut lab = Lab::start_with(pods().families(Families::Dual), &[deny_all("blog")], denying())?;
@@ -76,7 +131,11 @@ fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
     check(cluster, "shop/client", "shop/late", &shots)?;
 
     lab.cluster.announce("shop/late")?;
-    lab.expect("shop/client -> shop/late 80/TCP\nblog/web -x shop/late 80/TCP\nshop/late -> shop/server 53/UDP")
+    lab.expect("shop/client -> shop/late 80/TCP\nblog/web -x shop/late 80/TCP\nshop/late -> shop/server 53/UDP")?;
+    for pod in ["shop/client", "shop/server", "shop/other", "blog/web", "shop/late"] {
+        lab.agent().wait_log(&[" enforced ", &format!("pod={pod} "), "unprotected_ms="])?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub enum Outcome {
         ifindex: IfIndex,
         /// What became of it.
         result: Result<(), AttachError>,
+        /// Packets that the interface had passed right after; `None`: not known.
+        packets: Option<u64>,
     },
     /// Of [`Dataplane::detach`].
     Detached {

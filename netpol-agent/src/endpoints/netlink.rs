@@ -172,6 +172,26 @@ impl Netlink {
         Ok(mac)
     }
 
+    /// The packets an interface of this namespace has passed so far, both ways.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, as it does when the interface has just gone.
+    pub fn packets(&mut self, ifindex: IfIndex) -> Result<Option<u64>, NetlinkError> {
+        let mut request = LinkMessage::default();
+        request.header.index = ifindex.0;
+        let mut packets = None;
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        self.ask("read packet counters", flags, RouteNetlinkMessage::GetLink(request), |message| {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                packets = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Stats64(stats) => Some(stats.rx_packets + stats.tx_packets),
+                    _ => None,
+                });
+            }
+        })?;
+        Ok(packets)
+    }
+
     /// The addresses of every interface and their networks, by interface: of this namespace, or of the one with this id.
     ///
     /// # Errors

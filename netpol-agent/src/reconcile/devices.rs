@@ -63,7 +63,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         self.jobs.insert(ifindex, Job::Attach(Instant::now()));
         if let Some(result) = self.dataplane.attach(ifindex, name, role) {
-            self.attach_ended(ifindex, result);
+            self.attach_ended(ifindex, result, None);
         }
     }
 

@@ -49,6 +49,7 @@ use work::Work;
 
 pub use compiler::{Compiled, Compiler};
 pub use failures::Problems;
+use gaps::OpenInterfaces;
 pub use gaps::{BOUNDS as GAP_BOUNDS, Gaps};
 pub use settle::UnknownPods;
 pub use standing::{Check, Finding, Standing};
@@ -150,9 +151,12 @@ pub struct Reconciler<D> {
     /// Interfaces where that failed: tried again after the next look.
     failed: BTreeSet<IfIndex>,
     verifying: Verifying,
+    /// When the verification that is under way began.
+    verified_at: Instant,
     numbers: Numbers,
     failures: Failures,
     gaps: Gaps,
+    open: OpenInterfaces,
     shortage: Shortage,
 }
 
@@ -193,7 +197,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn ended(&mut self, outcomes: impl IntoIterator<Item = Outcome>) {
         for outcome in outcomes {
             match outcome {
-                Outcome::Attached { ifindex, result } => self.attach_ended(ifindex, result),
+                Outcome::Attached { ifindex, result, packets } => self.attach_ended(ifindex, result, packets),
                 Outcome::Detached { ifindex, result } => self.detach_ended(ifindex, result),
                 Outcome::Missing(ifindexes) => self.verify_ended(&ifindexes),
             }
@@ -208,6 +212,7 @@ impl<D: Dataplane> Reconciler<D> {
             return;
         }
         self.verifying = Verifying::Yes;
+        self.verified_at = Instant::now();
         let pods = self.held.iter().filter(|(_, held)| held.attached).map(|(ifindex, _)| *ifindex);
         let devices = self.devices.iter().filter(|(_, attached)| **attached).map(|(ifindex, _)| *ifindex);
         let attached = pods.chain(devices).collect();
@@ -228,6 +233,7 @@ impl<D: Dataplane> Reconciler<D> {
             {
                 self.disown(*ifindex);
                 if let Some((veth, _)) = self.survey.veths.get(ifindex) {
+                    self.open.opened(*ifindex, self.verified_at, veth.packets);
                     tracing::warn!(interface = veth.name, "its programs were taken off by somebody else; put on again");
                 }
             }

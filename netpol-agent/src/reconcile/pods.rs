@@ -23,6 +23,8 @@ pub(super) struct LocalPods {
     node: Arc<str>,
     pods: BTreeMap<PodKey, Local>,
     claims: BTreeMap<IpAddr, BTreeSet<PodKey>>,
+    /// The names of all Node objects.
+    nodes: BTreeSet<Arc<str>>,
     /// Pods whose last change is not enforced yet.
     unevaluated: BTreeSet<PodKey>,
     /// The last change.
@@ -42,6 +44,7 @@ impl LocalPods {
             node,
             pods: BTreeMap::new(),
             claims: BTreeMap::new(),
+            nodes: BTreeSet::new(),
             unevaluated: BTreeSet::new(),
             last: Ticket::default(),
         }
@@ -52,7 +55,20 @@ impl LocalPods {
         match event {
             Event::Apply(Object::Pod(pod)) => self.put(pod),
             Event::Delete(ObjectKey::Pod(key)) => self.remove(key),
+            Event::Apply(Object::Node(node)) => {
+                self.nodes.insert(node.name.clone());
+                false
+            }
+            Event::Delete(ObjectKey::Node(name)) => {
+                self.nodes.remove(name);
+                false
+            }
             Event::Reset(objects) => {
+                let nodes = objects.iter().filter_map(|object| match object {
+                    Object::Node(node) => Some(node.name.clone()),
+                    _ => None,
+                });
+                self.nodes = nodes.collect();
                 let pods = objects.iter().filter_map(|object| match object {
                     Object::Pod(pod) => Some(pod),
                     _ => None,
@@ -135,6 +151,11 @@ impl LocalPods {
         overdue.filter(|at| *at > since).min()
     }
 
+    /// Whether there are Node objects, and none of them is this node.
+    pub(super) fn is_node_unknown(&self) -> bool {
+        !self.nodes.is_empty() && !self.nodes.contains(&self.node)
+    }
+
     /// The pod at this address. Where several claim it: the one that is not being deleted, then the youngest, then the one
     /// with the greatest key, as `World::claimant` has it.
     pub(super) fn at(&self, address: IpAddr) -> Option<&Pod> {
@@ -153,7 +174,7 @@ impl LocalPods {
 
 #[cfg(test)]
 mod tests {
-    use netpol_policy::model::Labels;
+    use netpol_policy::model::{Labels, Node};
 
     use super::*;
 
@@ -196,6 +217,23 @@ mod tests {
         assert_eq!([at(&pods, 1), at(&pods, 3)], [None, Some("c")]);
         assert!(pods.apply(&Event::Delete(ObjectKey::Pod(PodKey::new("shop", "c")))));
         assert!(pods.claims.is_empty() && pods.unevaluated.is_empty());
+    }
+
+    #[test]
+    fn a_node_is_unknown_only_where_others_are_known() {
+        let node = |name: &str| Object::Node(Node { name: name.into(), addresses: Vec::new() });
+        let mut pods = LocalPods::new("n1".into());
+        assert!(!pods.is_node_unknown(), "files need no Node objects");
+        pods.apply(&Event::Apply(node("n2")));
+        assert!(pods.is_node_unknown());
+        pods.apply(&Event::Apply(node("n1")));
+        assert!(!pods.is_node_unknown());
+        pods.apply(&Event::Delete(ObjectKey::Node("n1".into())));
+        assert!(pods.is_node_unknown());
+        pods.apply(&Event::Reset(vec![node("n1"), node("n3")]));
+        assert!(!pods.is_node_unknown());
+        pods.apply(&Event::Reset(Vec::new()));
+        assert!(!pods.is_node_unknown());
     }
 
     #[test]

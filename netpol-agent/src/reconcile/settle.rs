@@ -50,10 +50,15 @@ impl<D: Dataplane> Reconciler<D> {
             self.leave(ifindex);
         }
         self.seen.retain(|ifindex, _| self.survey.veths.contains_key(ifindex));
+        self.open.retain(|ifindex| self.survey.veths.contains_key(ifindex));
         let veths: Vec<IfIndex> = self.survey.veths.keys().copied().collect();
         let now = Instant::now();
         for ifindex in &veths {
-            self.seen.entry(*ifindex).or_insert_with(|| self.heard.remove(ifindex).unwrap_or(now));
+            self.seen.entry(*ifindex).or_insert_with(|| {
+                let appeared = self.heard.remove(ifindex).unwrap_or(now);
+                self.open.opened(*ifindex, appeared, 0);
+                appeared
+            });
         }
         self.settled_at = now;
         self.bind(looked);
@@ -85,8 +90,8 @@ impl<D: Dataplane> Reconciler<D> {
                     && Endpoint { generation: body.generation, id: body.id, ..held.endpoint } == body
             });
             if !same {
-                self.note_evaluated(ifindex);
                 self.put(ifindex, pod, body);
+                self.note_enforced(ifindex);
             }
             if !self.held.contains_key(&ifindex) {
                 self.shut(ifindex, &body);
@@ -121,12 +126,14 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    fn note_evaluated(&self, ifindex: IfIndex) {
-        if let Some(Held { pod: Some(pod), attached: true, shut: true, .. }) = self.held.get(&ifindex) {
-            let interface = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
-            let evaluated_ms = self.seen.get(&ifindex).map(|seen| tenths_of_ms(seen.elapsed()));
-            tracing::info!(%pod, interface, evaluated_ms, "enforced");
-        }
+    /// An interface whose traffic was all dropped, as its pod was unknown or its policies were not evaluated, is its pod's now.
+    fn note_enforced(&mut self, ifindex: IfIndex) {
+        let Some(Held { pod: Some(pod), attached: true, shut: false, .. }) = self.held.get(&ifindex) else { return };
+        let Some(gap) = self.open.enforced(ifindex) else { return };
+        let interface = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
+        let evaluated_ms = self.seen.get(&ifindex).map(|seen| tenths_of_ms(seen.elapsed()));
+        let (unprotected_ms, packets) = (tenths_of_ms(gap.time), gap.packets);
+        tracing::info!(%pod, interface, evaluated_ms, unprotected_ms, packets, "enforced");
     }
 
     /// Links of these indices appeared or changed, as the kernel reports.
@@ -296,12 +303,12 @@ impl<D: Dataplane> Reconciler<D> {
         self.devices.remove(&ifindex);
         self.jobs.insert(ifindex, Job::Attach(Instant::now()));
         if let Some(result) = self.dataplane.attach(ifindex, &veth.name, Role::Pod) {
-            self.attach_ended(ifindex, result);
+            self.attach_ended(ifindex, result, None);
         }
     }
 
-    /// What began with [`Self::attach`] has ended.
-    pub(super) fn attach_ended(&mut self, ifindex: IfIndex, result: Result<(), AttachError>) {
+    /// What began with [`Self::attach`] has ended. The interface has passed these packets by then, as far as that is known.
+    pub(super) fn attach_ended(&mut self, ifindex: IfIndex, result: Result<(), AttachError>, packets: Option<u64>) {
         let Some(Job::Attach(begun)) = self.jobs.remove(&ifindex) else { return };
         if self.device_attached(ifindex, &result) {
             return;
@@ -309,6 +316,9 @@ impl<D: Dataplane> Reconciler<D> {
         if let Err(error) = result {
             return self.not_attached(ifindex, &error);
         }
+        let passed = self.survey.veths.get(&ifindex).map_or(0, |(veth, _)| veth.packets);
+        let gap = self.open.closed(ifindex, packets.unwrap_or(passed));
+        self.gaps.attached(begun.elapsed(), gap);
         if let Some(shut) = self.crowded.get_mut(&ifindex) {
             *shut = true;
         }
@@ -317,10 +327,12 @@ impl<D: Dataplane> Reconciler<D> {
         held.marks = true;
         self.failures.no_trouble(ifindex);
         let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
-        let gap = self.seen.get(&ifindex).map(Instant::elapsed).unwrap_or_default();
-        self.gaps.attached(begun.elapsed(), gap, veth.packets);
-        let (interface, packets) = (&veth.name, veth.packets);
-        let unprotected_ms = tenths_of_ms(gap);
+        let gap = gap.unwrap_or_default();
+        if held.shut || held.pod.is_none() {
+            self.open.denied(ifindex, gap);
+        }
+        let (interface, packets) = (&veth.name, gap.packets);
+        let unprotected_ms = tenths_of_ms(gap.time);
         match &held.pod {
             Some(pod) if held.shut => {
                 let known_ms = self.pods.known_for(pod).map(tenths_of_ms);
@@ -331,7 +343,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             Some(pod) => tracing::info!(%pod, interface, unprotected_ms, packets, "enforced"),
             None => {
-                tracing::info!(interface, unprotected_ms, packets, "an unknown pod: everything is dropped");
+                tracing::info!(interface, unprotected_ms, packets, "the pod is unknown: dropping all of its traffic");
             }
         }
     }
@@ -353,6 +365,9 @@ impl<D: Dataplane> Reconciler<D> {
             return;
         }
         self.jobs.insert(ifindex, Job::Detach(why));
+        if let Some((veth, _)) = self.survey.veths.get(&ifindex) {
+            self.open.opened(ifindex, Instant::now(), veth.packets);
+        }
         self.disown(ifindex);
         if let Some(held) = self.held.get_mut(&ifindex) {
             held.attached = false;
@@ -437,6 +452,16 @@ impl<D: Dataplane> Reconciler<D> {
                 && (!held.attached || !held.endpoint.has(endpoint_flags::UNKNOWN))
         };
         self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
+    }
+
+    /// Whether there are Node objects, and none of them is this node: `--node` names another one, or nothing.
+    pub fn is_node_unknown(&self) -> bool {
+        self.pods.is_node_unknown()
+    }
+
+    /// This node's name.
+    pub fn node(&self) -> &str {
+        &self.options.node
     }
 
     /// How many pods of this node have an address and no interface yet, or one that the programs could not be put on.

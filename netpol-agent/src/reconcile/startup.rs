@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use netpol_common::IfIndex;
+use netpol_common::{IfIndex, endpoint_flags};
 use netpol_policy::world::Event;
 
 use super::binding::Bindings;
 use super::compiler::{self, Compiler, Facts, Job};
 use super::failures::Failures;
+use super::gaps::{Gap, OpenInterfaces};
 use super::numbers::Numbers;
 use super::pods::LocalPods;
 use super::shortage::Shortage;
@@ -79,6 +80,14 @@ impl<D: Dataplane> Reconciler<D> {
         let strays: Vec<_> = adopted.into_keys().filter(|ifindex| !held.contains_key(ifindex)).collect();
         let now = Instant::now();
         let early: BTreeSet<_> = survey.veths.keys().copied().collect();
+        let mut open = OpenInterfaces::default();
+        for (ifindex, (veth, _)) in &survey.veths {
+            if !held.get(ifindex).is_some_and(|held| held.attached) {
+                open.opened(*ifindex, now, veth.packets);
+            } else if held[ifindex].endpoint.has(endpoint_flags::UNKNOWN) {
+                open.denied(*ifindex, Gap::default());
+            }
+        }
         let mut work = Work::new(compiler);
         work.strays = strays;
         let origin = Origin { batches: vec![(first.revision, first.received)], start: true, ..Origin::default() };
@@ -108,9 +117,11 @@ impl<D: Dataplane> Reconciler<D> {
             jobs: BTreeMap::new(),
             failed: BTreeSet::new(),
             verifying: Verifying::No,
+            verified_at: now,
             numbers,
             failures: Failures::default(),
             gaps: Gaps::default(),
+            open,
             shortage: Shortage::default(),
         };
         reconciler.put_tunnels();
@@ -122,6 +133,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// When interfaces were looked at before the start: loading the programs took its time since.
     pub fn looked_at(&mut self, at: Instant) {
         self.seen.values_mut().for_each(|seen| *seen = at.min(*seen));
+        self.open.backdate(at);
     }
 
     /// Detaches what an earlier agent left and nothing has needed since.

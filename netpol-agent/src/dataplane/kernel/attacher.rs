@@ -13,6 +13,7 @@ use super::earlier;
 use super::pins::Pins;
 use super::program::Role;
 use crate::dataplane::{Adopted, AttachError, Outcome};
+use crate::endpoints::Netlink;
 use crate::worker::{Outcomes, Worker};
 
 /// Has the programs.
@@ -20,6 +21,8 @@ pub(super) struct Attacher {
     pub(super) ebpf: Ebpf,
     pub(super) pins: Pins,
     pub(super) mode: AttachMode,
+    /// For packet counters alone: without it, the last look's are taken.
+    pub(super) netlink: Option<Netlink>,
 }
 
 /// What it can be asked for.
@@ -62,7 +65,9 @@ impl Attacher {
     fn work(&mut self, job: Job) -> Outcome {
         match job {
             Job::Attach(ifindex, name, role) => {
-                Outcome::Attached { ifindex, result: self.attach(ifindex, &name, role) }
+                let result = self.attach(ifindex, &name, role);
+                let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
+                Outcome::Attached { ifindex, result, packets }
             }
             Job::Detach(ifindex) => {
                 Outcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
@@ -72,6 +77,14 @@ impl Attacher {
                 Outcome::Missing(ifindexes)
             }
         }
+    }
+
+    /// The packets an interface has passed so far.
+    fn packets(&mut self, ifindex: IfIndex) -> Option<u64> {
+        self.netlink.as_mut()?.packets(ifindex).unwrap_or_else(|error| {
+            tracing::debug!(interface = %ifindex, %error, "cannot read an interface's packet counters");
+            None
+        })
     }
 
     /// The kernel takes names, and by the time a job is taken up the name may be another interface's.

@@ -30,7 +30,7 @@ use thiserror::Error;
 
 use super::switch::Snapshot;
 use super::{Adopted, AttachError, Dataplane, Outcome, WriteError};
-use crate::endpoints::TunnelEndpoints;
+use crate::endpoints::{Netlink, TunnelEndpoints};
 use crate::object::ObjectError;
 use crate::worker::{Outcomes, Worker};
 
@@ -147,7 +147,7 @@ impl Kernel {
         let programs = attach::ids(&mut ebpf);
         let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
         let flow_tables = flows::open(&pins, &capacities, &ids)?;
-        let mut attacher = Attacher { ebpf, pins: pins.clone(), mode: options.attach };
+        let mut attacher = Attacher { ebpf, pins: pins.clone(), mode: options.attach, netlink: Netlink::open().ok() };
         let adopted = attacher.adopt();
         earlier::clear(&pins);
         resize::take_over(&mut pins)?;
