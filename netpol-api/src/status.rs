@@ -30,6 +30,9 @@ pub struct Status {
     /// Policies that are enforced in part, for lack of memory for policies.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
+    /// What keeps the agent from doing all that it was configured for, and the next step.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// What is left out of a policy.

@@ -39,7 +39,7 @@ fn status_tells_people_and_programs_what_is_enforced() -> Result<()> {
         let said = lab.agent().ask("status", &["--api-socket", &socket])?;
         ensure!(said.code == Some(0), "status failed, running: {running}: {said:?}");
         let line = said.stdout.lines().find(|line| line.contains(&address)).context("no line of shop/back")?;
-        ensure!(line.contains(lab.cluster.host("shop/back").veth()) && line.contains("set "), "of shop/back: {line}");
+        ensure!(line.contains(lab.cluster.host("shop/back").veth()) && line.contains(if running { " deny-all " } else { "set " }), "of shop/back: {line}");
         ensure!(line.contains("shop/back") == running, "the pod's name is the agent's, running: {running}: {line}");
         ensure!(line.contains("ingress no-rule "), "no denied packets are counted:\n{}", said.stdout);
         ensure!(said.stdout.contains("FLOWS_V4") && said.stdout.contains("events lost: "), "{}", said.stdout);
@@ -56,6 +56,76 @@ fn status_tells_people_and_programs_what_is_enforced() -> Result<()> {
         ensure!(status["maps"]["ENDPOINTS"]["entries"] == 9, "{status:#}");
     }
     Ok(())
+}
+
+#[test]
+fn commands_whose_output_is_closed_early_do_their_work() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    let pins = lab.agent().pin_path().to_owned();
+    let run = |lab: &Lab, arguments: &[&str]| -> Result<std::process::Output> {
+        // The reading ends are closed before the first line.
+        let (out, error) = (nix::unistd::pipe()?, nix::unistd::pipe()?);
+        drop((out.0, error.0));
+        let mut command = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
+        command.args(arguments).arg("--pin-path").arg(&pins).stdin(Stdio::null());
+        let child = command.stdout(Stdio::from(out.1)).stderr(Stdio::from(error.1)).spawn()?;
+        Ok(child.wait_with_output()?)
+    };
+    for arguments in [&["status"][..], &["status", "-o", "json"]] {
+        let ended = run(&lab, arguments)?;
+        ensure!(ended.status.code() == Some(0), "{arguments:?}: {}", ended.status);
+    }
+    let early = run(&lab, &["uninstall"])?;
+    ensure!(early.status.code() == Some(3), "{}", early.status);
+    lab.agent().stop()?;
+    let ended = run(&lab, &["uninstall"])?;
+    ensure!(ended.status.code() == Some(0) && !pins.exists(), "{}", ended.status);
+    Ok(())
+}
+
+#[test]
+fn an_agent_whose_node_does_not_exist_is_not_ready_until_it_does() -> Result<()> {
+    let cluster = demo_sized().build()?;
+    cluster.apply("first", &deny_all("shop"))?;
+    let node = cluster.host("node-1").name().to_owned();
+    let manifest = cluster.manifests().path().join(format!("{node}.yaml"));
+    let text = std::fs::read_to_string(&manifest)?;
+    cluster.manifests().write(&format!("{node}.yaml"), &text.replace(&node, "node-of-another-name"))?;
+    let options = AgentOptions::default();
+    let mut agent = Agent::prepare(&cluster, options)?;
+    agent.launch()?;
+    agent.wait_log(&["not ready: no Node object is named node-1", "--node"])?;
+    // Longer than pods without an interface are waited for.
+    std::thread::sleep(Duration::from_secs(4));
+    ensure!(!agent.is_ready(), "it is ready:\n{}", agent.log());
+    ensure!(agent.get("/readyz").is_err_and(|error| format!("{error:#}").contains("no Node object is named node-1")));
+    let status: Value = serde_json::from_str(&agent.get("/v1/status")?)?;
+    ensure!(status["ready"] == false && status["warnings"][0].as_str().is_some_and(|text| text.contains("--node")), "{status:#}");
+    ensure!(agent.get("/metrics")?.contains("netpol_ready 0"));
+    cluster.manifests().write(&format!("{node}.yaml"), &text)?;
+    agent.wait_log(&["the Node object of this node is there"])?;
+    ensure!(agent.get("/readyz")? == "ok\n");
+    let mut lab = Lab::of(cluster, agent);
+    lab.agent().wait_log(&[" ready "])?;
+    lab.expect("shop/front -x shop/back 80/TCP")
+}
+
+#[test]
+fn a_metrics_port_in_use_keeps_nothing_from_being_enforced() -> Result<()> {
+    let cluster = demo_sized().build()?;
+    cluster.apply("first", &deny_all("shop"))?;
+    let taken = cluster.host("node-1").netns().run(|| Ok(std::net::TcpListener::bind("127.0.0.1:9464")?))?;
+    let options = AgentOptions::default().arguments(&["--metrics", "127.0.0.1:9464", "--health", "127.0.0.1:9464"]);
+    let agent = Agent::start_with(&cluster, options)?;
+    let mut lab = Lab::of(cluster, agent);
+    lab.expect("shop/front -x shop/back 80/TCP\nblog/front -> ops/back 80/TCP")?;
+    lab.agent().wait_log(&["cannot serve metrics on 127.0.0.1:9464", "--metrics"])?;
+    lab.agent().wait_log(&["cannot serve health on 127.0.0.1:9464", "--health"])?;
+    let socket = lab.agent().socket().display().to_string();
+    let said = lab.agent().ask("status", &["--api-socket", &socket])?;
+    ensure!(said.stdout.contains("warning: cannot serve metrics on 127.0.0.1:9464"), "{}", said.stdout);
+    drop(taken);
+    lab.agent().wait_log(&[" served", "address=127.0.0.1:9464"])
 }
 
 #[test]

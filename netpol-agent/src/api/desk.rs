@@ -1,6 +1,7 @@
 //! Between those who ask and the loop that knows.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netpol_api::Status;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -16,12 +17,23 @@ pub(super) const WAITERS: usize = 64;
 pub enum Question {
     /// The metrics page.
     Metrics(oneshot::Sender<String>),
-    /// Whether everything known at the start is enforced.
-    Ready(oneshot::Sender<bool>),
+    /// Whether the agent is ready.
+    Ready(oneshot::Sender<Readiness>),
     /// How the agent is; who it is, the desk fills in.
     Status(oneshot::Sender<Status>),
     /// Whether a condition holds now.
     Check(Check, oneshot::Sender<Finding>),
+}
+
+/// Whether the agent is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Everything known at the start is enforced.
+    Ready,
+    /// Not everything is enforced yet.
+    Starting,
+    /// There are Node objects, and none has the agent's node name: the pods of that name are none of this node's.
+    UnknownNode,
 }
 
 /// The loop's end: tells that something changed.
@@ -55,7 +67,31 @@ pub struct Desk {
     pub(super) waiters: Arc<Semaphore>,
     /// Held by the one request for metrics that the loop is answering.
     pub(super) metrics_turn: Arc<Semaphore>,
+    pub(super) warnings: Warnings,
     questions: mpsc::Sender<Question>,
+}
+
+/// What keeps the agent from doing all that it was configured for, by subject. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Warnings(Arc<Mutex<BTreeMap<&'static str, String>>>);
+
+impl Warnings {
+    pub(super) fn set(&self, subject: &'static str, warning: String) {
+        self.lock().insert(subject, warning);
+    }
+
+    pub(super) fn clear(&self, subject: &'static str) {
+        self.lock().remove(subject);
+    }
+
+    pub(super) fn all(&self) -> Vec<String> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+        // Whole after each change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A desk; the questions that are asked there, and where to tell of progress.
@@ -64,7 +100,8 @@ pub fn desk(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Desk, mpsc::Rece
     let (teller, progress) = watch::channel(0);
     let waiters = Arc::new(Semaphore::new(WAITERS));
     let metrics_turn = Arc::new(Semaphore::new(1));
-    let desk = Desk { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, questions };
+    let warnings = Warnings::default();
+    let desk = Desk { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, warnings, questions };
     (desk, asked, Progress(teller))
 }
 

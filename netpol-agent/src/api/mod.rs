@@ -12,7 +12,8 @@ mod socket;
 mod thread;
 mod wait;
 
-pub use desk::{About, Desk, Progress, Question, desk};
+pub use desk::{About, Desk, Progress, Question, Readiness, desk};
+pub use pages::unknown_node;
 pub use server::{serve_health, serve_metrics, serve_socket};
 pub use socket::{Socket, SocketError};
 pub use thread::runtime;

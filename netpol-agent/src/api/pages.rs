@@ -11,7 +11,7 @@ use netpol_policy::text::{self, Safe};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::desk::{Desk, Question};
+use super::desk::{Desk, Question, Readiness};
 use super::wait;
 use crate::metrics;
 
@@ -66,16 +66,21 @@ async fn short(path: &str, desk: &Desk, pages: Pages) -> Page {
             desk.ask(Question::Metrics).await.map(|text| page(StatusCode::OK, EXPOSITION, text))
         }
         "/healthz" => desk.ask(Question::Ready).await.map(|_| page(StatusCode::OK, TEXT, "ok\n".to_owned())),
-        "/readyz" => desk.ask(Question::Ready).await.map(|ready| {
-            if ready {
-                page(StatusCode::OK, TEXT, "ok\n".to_owned())
-            } else {
+        "/readyz" => desk.ask(Question::Ready).await.map(|readiness| match readiness {
+            Readiness::Ready => page(StatusCode::OK, TEXT, "ok\n".to_owned()),
+            Readiness::Starting => {
                 page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not everything is enforced yet\n".to_owned())
+            }
+            Readiness::UnknownNode => {
+                let text = unknown_node(&desk.about.node);
+                page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", Safe(text)))
             }
         }),
         "/v1/status" if pages == Pages::All => desk.ask(Question::Status).await.map(|status| {
             let (node, source) = (desk.about.node.clone(), desk.about.source.clone());
-            json(StatusCode::OK, &Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status })
+            let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status };
+            status.warnings.extend(desk.warnings.all());
+            json(StatusCode::OK, &status)
         }),
         _ => {
             let paths = match pages {
@@ -87,6 +92,11 @@ async fn short(path: &str, desk: &Desk, pages: Pages) -> Page {
         }
     };
     page.unwrap_or_else(|| self::page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the agent is stopping\n".to_owned()))
+}
+
+/// Why an agent whose node does not exist is not ready.
+pub fn unknown_node(node: &str) -> String {
+    format!("no Node object is named {node}; set --node to the name of this node as in spec.nodeName of its pods")
 }
 
 async fn wait(query: &str, desk: &Desk) -> Page {

@@ -20,6 +20,8 @@ use super::pages::{self, Pages};
 
 /// A connection is closed when the request's head is not there after this long, or the answer not read.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// An address that cannot be bound is tried again after this long.
+const RETRY: Duration = Duration::from_secs(1);
 /// Bytes of a request's head, at least; hyper takes no less.
 const HEAD: usize = 8192;
 /// For each TCP listener. Connections must not use up the agent's file descriptors.
@@ -31,30 +33,24 @@ const BACKLOG: u32 = 1024;
 /// they are not closed for another one.
 const SOCKET: Limits = Limits { all: 2 * WAITERS, per_peer: 2 * WAITERS };
 
-/// Serves `/metrics`, `/healthz` and `/readyz` in a task.
-///
-/// # Errors
-/// Where the address cannot be bound.
-pub fn serve_metrics(address: SocketAddr, desk: Desk) -> io::Result<()> {
-    serve_tcp(address, desk, Pages::Open)
+/// Serves `/metrics`, `/healthz` and `/readyz` in a task: see [`serve_health`].
+pub fn serve_metrics(address: SocketAddr, desk: Desk) {
+    serve_tcp(address, desk, Pages::Open);
 }
 
 /// Serves `/healthz` and `/readyz` in a task, on a listener of its own: clients of another listener do not delay them.
-///
-/// # Errors
-/// Where the address cannot be bound.
-pub fn serve_health(address: SocketAddr, desk: Desk) -> io::Result<()> {
-    serve_tcp(address, desk, Pages::Health)
+/// While the address cannot be bound (its port is in use), that is logged and reported, and retried: enforcement must not depend on a port.
+pub fn serve_health(address: SocketAddr, desk: Desk) {
+    serve_tcp(address, desk, Pages::Health);
 }
 
-fn serve_tcp(address: SocketAddr, desk: Desk, pages: Pages) -> io::Result<()> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // An agent that is started again finds connections of the last one in TIME-WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?;
-    defer_accept(&listener);
+fn serve_tcp(address: SocketAddr, desk: Desk, pages: Pages) {
+    let what = if pages == Pages::Health { "health" } else { "metrics" };
+    // The first attempt is made here: where it succeeds, it answers before anything else starts.
+    let first = listen(address);
     tokio::spawn(async move {
+        let listener = listener(first, address, what, &desk).await;
+        tracing::info!(%address, "{what} served");
         let connections = Connections::new(TCP);
         loop {
             // After each connection the runtime reads what has arrived: a request that is there in full is answered before
@@ -67,7 +63,40 @@ fn serve_tcp(address: SocketAddr, desk: Desk, pages: Pages) -> io::Result<()> {
             tokio::spawn(admitted.run(timeout(2 * PATIENCE, talk)));
         }
     });
-    Ok(())
+}
+
+/// The listener, as soon as the address can be bound.
+async fn listener(first: io::Result<TcpListener>, address: SocketAddr, what: &'static str, desk: &Desk) -> TcpListener {
+    let mut result = first;
+    let mut reported = None;
+    loop {
+        match result {
+            Ok(listener) => {
+                desk.warnings.clear(what);
+                return listener;
+            }
+            Err(error) => {
+                let text = format!("cannot serve {what} on {address}: {error}; retrying; free the port, or choose another --{what}");
+                if reported.as_ref() != Some(&text) {
+                    tracing::error!("{text}");
+                    desk.warnings.set(what, text.clone());
+                    reported = Some(text);
+                }
+            }
+        }
+        sleep(RETRY).await;
+        result = listen(address);
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // An agent that is started again finds connections of the last one in TIME-WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?;
+    defer_accept(&listener);
+    Ok(listener)
 }
 
 /// Serves everything, in a task.
@@ -133,7 +162,7 @@ mod tests {
     use tokio::net::UnixStream;
     use tokio::sync::mpsc;
 
-    use super::super::desk::{About, Progress, Question, desk};
+    use super::super::desk::{About, Progress, Question, Readiness, desk};
     use super::super::socket::Socket;
     use super::*;
     use crate::source::{Inquiry, SourceState};
@@ -180,7 +209,11 @@ mod tests {
         assert_eq!(ask(&bare.directory, &get("/healthz")).await, "HTTP/1.1 200 OK");
         assert_eq!(ask(&bare.directory, &get("/readyz")).await, "HTTP/1.1 503 Service Unavailable");
         bare.progress.made();
-        for (ready, line) in [(true, "HTTP/1.1 200 OK"), (false, "HTTP/1.1 503 Service Unavailable")] {
+        for (ready, line) in [
+            (Readiness::Ready, "HTTP/1.1 200 OK"),
+            (Readiness::Starting, "HTTP/1.1 503 Service Unavailable"),
+            (Readiness::UnknownNode, "HTTP/1.1 503 Service Unavailable"),
+        ] {
             let request = get("/readyz");
             let (answered, ()) = tokio::join!(ask(&bare.directory, &request), async {
                 let Some(Question::Ready(asker)) = bare.questions.recv().await else { panic!("another question") };
@@ -188,6 +221,23 @@ mod tests {
             });
             assert_eq!(answered, line);
         }
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_reported_and_bound_once_it_is_free() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = taken.local_addr().expect("an address");
+        let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
+        let (desk, _questions, _progress) = desk(about, mpsc::channel(1).0);
+        serve_metrics(address, desk.clone());
+        sleep(RETRY / 4).await;
+        let warnings = desk.warnings.all();
+        assert!(warnings.len() == 1 && warnings[0].contains(&address.to_string()), "{warnings:?}");
+        assert!(warnings[0].contains("--metrics"), "{warnings:?}");
+        drop(taken);
+        sleep(RETRY * 2).await;
+        assert!(desk.warnings.all().is_empty());
+        tokio::net::TcpStream::connect(address).await.expect("it is served now");
     }
 
     #[tokio::test]

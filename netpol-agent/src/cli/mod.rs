@@ -3,6 +3,7 @@
 mod log;
 mod machine;
 mod memory;
+mod print;
 mod run;
 mod status;
 mod uninstall;
@@ -83,7 +84,8 @@ Examples:
 
 Read from what is pinned, so it has addresses and interfaces whether or not an agent runs; pods' names are the agent's, where
 one answers on --api-socket.
-INGRESS and EGRESS: open, or the number of the rule set that isolates the pod. CONFLICT under NOTES: the interface has an address
+INGRESS and EGRESS: open, or the policies that isolate the pod (names in its namespace; the first three). Where no agent
+answers: the number of the rule set. CONFLICT under NOTES: the interface has an address
 of a pod that another interface is bound to. Exit code 1: nothing is pinned there.";
 
 const UNINSTALL_HELP: &str = "\
@@ -298,7 +300,7 @@ pub fn main(cli: Cli) -> ExitCode {
     result.unwrap_or_else(|error| {
         // What the verifier says has many lines.
         let text = format!("error: {}", chain(error.as_ref()));
-        text.lines().for_each(|line| eprintln!("{}", Safe(line)));
+        text.lines().for_each(|line| print::error_line(Safe(line)));
         ExitCode::from(code(&error))
     })
 }

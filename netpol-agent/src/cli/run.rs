@@ -189,14 +189,10 @@ fn kube_events(args: &RunArgs) -> Result<Option<(Sink, kubernetes::Handle)>> {
 /// Answers requests, from the loop's start on. Without its socket the agent does its work all the same.
 fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
     if let Some(address) = args.health {
-        api::serve_health(address, desk.clone())
-            .with_context(|| format!("cannot serve health on {address}; choose another --health"))?;
-        tracing::info!(%address, "health served");
+        api::serve_health(address, desk.clone());
     }
     if let Some(address) = args.metrics {
-        api::serve_metrics(address, desk.clone())
-            .with_context(|| format!("cannot serve metrics on {address}; choose another --metrics"))?;
-        tracing::info!(%address, "metrics served");
+        api::serve_metrics(address, desk.clone());
     }
     match Socket::listen(&args.api_socket) {
         Ok((socket, listener)) => {

@@ -11,13 +11,16 @@ use netpol_api::{Client, LeftOut};
 use netpol_common::Reason;
 use netpol_policy::text::{self, Safe};
 
-use super::{Output, StatusArgs, machine};
+use super::{Output, StatusArgs, machine, print};
 use crate::dataplane::{EndpointStatus, Status, read_status};
 
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     machine::check("status")?;
     let status = read_status(&args.pin_path)?;
-    let (pods, left_out) = ask(&args.api_socket);
+    let known = ask(&args.api_socket);
+    let pods = by_interface(known.as_ref());
+    let left_out = known.as_ref().map_or(&[][..], |known| &known.left_out);
+    let warnings = known.as_ref().map_or(&[][..], |known| &known.warnings);
     match args.output {
         Output::Json => {
             let mut json = serde_json::to_value(&status)?;
@@ -26,25 +29,31 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
                 let known = ifindex.and_then(|ifindex| pods.get(&ifindex));
                 endpoint["pod"] = known.and_then(|known| known.pod.clone()).into();
                 endpoint["conflict"] = known.and_then(|known| known.conflict.clone()).into();
+                endpoint["policies"] = serde_json::to_value(known.map(|known| &known.policies))?;
             }
-            json["left_out"] = serde_json::to_value(&left_out)?;
-            println!("{}", text::json(&format!("{json:#}")));
+            json["left_out"] = serde_json::to_value(left_out)?;
+            json["warnings"] = serde_json::to_value(warnings)?;
+            print::out(format_args!("{}\n", text::json(&format!("{json:#}"))))?;
         }
-        Output::Table => print!("{}{}", table(&status, &pods), in_part(&left_out)),
+        Output::Table => {
+            let warnings: String = warnings.iter().map(|text| format!("warning: {}\n", Safe(text))).collect();
+            print::out(format_args!("{}{}{warnings}", table(&status, &pods), in_part(left_out)))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Pods and conflicts by interface and policies enforced in part, as the running agent reports them; none where none answers.
-fn ask(socket: &Path) -> (BTreeMap<u32, netpol_api::Endpoint>, Vec<LeftOut>) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        return Default::default();
-    };
+/// What the running agent reports; nothing where none answers.
+fn ask(socket: &Path) -> Option<netpol_api::Status> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let client = Client::new(socket);
     let asked = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), client.status()).await });
-    let Ok(Ok(status)) = asked else { return Default::default() };
-    let pods = status.endpoints.into_iter().map(|endpoint| (endpoint.ifindex, endpoint)).collect();
-    (pods, status.left_out)
+    asked.ok()?.ok()
+}
+
+fn by_interface(status: Option<&netpol_api::Status>) -> BTreeMap<u32, &netpol_api::Endpoint> {
+    let endpoints = status.into_iter().flat_map(|status| &status.endpoints);
+    endpoints.map(|endpoint| (endpoint.ifindex, endpoint)).collect()
 }
 
 /// Policies that exceed the memory for policies, if any.
@@ -63,11 +72,11 @@ fn in_part(left_out: &[LeftOut]) -> String {
 }
 
 /// Two tables, as wide as what is in them.
-fn table(status: &Status, pods: &BTreeMap<u32, netpol_api::Endpoint>) -> String {
+fn table(status: &Status, pods: &BTreeMap<u32, &netpol_api::Endpoint>) -> String {
     let mut rows =
         vec![["INTERFACE", "POD", "ADDRESS", "INGRESS", "EGRESS", "ALLOWED", "DROPPED", "NOTES"].map(str::to_owned)];
     for endpoint in &status.endpoints {
-        rows.extend(rows_of(endpoint, pods.get(&endpoint.ifindex)));
+        rows.extend(rows_of(endpoint, pods.get(&endpoint.ifindex).copied()));
     }
     let mut text = aligned(&rows, 5..7);
     if status.endpoints.is_empty() {
@@ -88,7 +97,12 @@ fn table(status: &Status, pods: &BTreeMap<u32, netpol_api::Endpoint>) -> String 
 
 /// A row for each address; the first has everything else.
 fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> Vec<[String; 8]> {
-    let set = |id: u32| if id == 0 { "open".to_owned() } else { format!("set {id}") };
+    let isolated_by = |set: u32, names: Option<&Vec<String>>| match names {
+        _ if set == 0 => "open".to_owned(),
+        Some(names) if !names.is_empty() => policy_names(names),
+        _ => format!("set {set}"),
+    };
+    let policies = known.map(|known| &known.policies);
     let (mut allowed, mut dropped, mut notes) = (0, 0, Vec::new());
     if !endpoint.attached {
         notes.push("NOT ATTACHED".to_owned());
@@ -113,8 +127,8 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
         endpoint.interface.clone().unwrap_or_else(|| format!("({})", endpoint.ifindex)),
         known.and_then(|known| known.pod.clone()).unwrap_or_else(|| "-".into()),
         addresses.next().unwrap_or_else(|| "-".into()),
-        set(endpoint.ingress_rule_set),
-        set(endpoint.egress_rule_set),
+        isolated_by(endpoint.ingress_rule_set, policies.map(|policies| &policies.ingress)),
+        isolated_by(endpoint.egress_rule_set, policies.map(|policies| &policies.egress)),
         allowed.to_string(),
         dropped.to_string(),
         notes.join(", "),
@@ -125,6 +139,18 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
         row
     });
     std::iter::once(first).chain(others).collect()
+}
+
+/// The policies of a pod are in its namespace, which has a column of its own.
+fn policy_names(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let short = names.iter().take(SHOWN).map(|name| name.split_once('/').map_or(&**name, |(_, name)| name));
+    let mut text = short.collect::<Vec<_>>().join(",");
+    if names.len() > SHOWN {
+        // Writing to a string does not fail.
+        let _ = write!(text, ",+{}", names.len() - SHOWN);
+    }
+    text
 }
 
 /// Columns two blanks apart; those in `right` end at the same place. Cells are made safe.
@@ -194,15 +220,20 @@ mod tests {
             attached: true,
             orphaned: false,
             conflict: None,
-            policies: netpol_api::Directions::default(),
+            policies: netpol_api::Directions {
+                ingress: ["shop/a", "shop/b", "shop/c", "shop/d", "shop/e"].map(str::to_owned).to_vec(),
+                egress: Vec::new(),
+            },
         };
-        let table = table(&status, &BTreeMap::from([(7, known)]));
+        let without_names = table(&status, &BTreeMap::new());
+        assert!(without_names.contains("10.1.0.5  set 12   open"), "{without_names}");
+        let table = table(&status, &BTreeMap::from([(7, &known)]));
         let lines: Vec<&str> = table.lines().take(5).collect();
         assert_eq!(
             lines,
             [
-                "INTERFACE     POD       ADDRESS   INGRESS  EGRESS  ALLOWED  DROPPED  NOTES",
-                "veth0a1b2c3d  shop/web  10.1.0.5  set 12   open         42        9  ingress no-rule 9",
+                "INTERFACE     POD       ADDRESS   INGRESS   EGRESS  ALLOWED  DROPPED  NOTES",
+                "veth0a1b2c3d  shop/web  10.1.0.5  a,b,c,+2  open         42        9  ingress no-rule 9",
                 "                        fd00::5",
                 "",
                 "what Services send on is judged on eth0, flannel.1 too",

@@ -6,24 +6,25 @@ use anyhow::{Context, Result};
 use netpol_policy::text::Safe;
 use nix::sys::signal::{SigSet, Signal};
 
-use super::{FAILED, UninstallArgs, machine};
+use super::{FAILED, UninstallArgs, machine, print};
 use crate::dataplane::uninstall;
 
 pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     machine::check("uninstall")?;
     let report = uninstall(&args.pin_path)?;
     for line in &report.removed {
-        println!("removed {}", Safe(line));
+        print::out(format_args!("removed {}\n", Safe(line)))?;
     }
     if report.remains.is_empty() {
-        println!("nothing of netpol remains below {}, nor on any interface", args.pin_path.display());
+        let pin_path = args.pin_path.display();
+        print::out(format_args!("nothing of netpol remains below {pin_path}, nor on any interface\n"))?;
         if args.then_stay {
             stay()?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     for line in &report.remains {
-        eprintln!("remains: {}", Safe(line));
+        print::error_line(format_args!("remains: {}", Safe(line)));
     }
     Ok(ExitCode::from(FAILED))
 }
@@ -32,7 +33,7 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
 fn stay() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block SIGTERM")?;
-    println!("stays until SIGTERM");
+    print::out("stays until SIGTERM\n")?;
     signals.wait().context("cannot wait for SIGTERM")?;
     Ok(())
 }

@@ -7,6 +7,7 @@ mod source;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::api::{Readiness, unknown_node};
 use crate::conflicts::Counts;
 use crate::dataplane::{CounterReader, Kernel};
 use crate::reconcile::Reconciler;
@@ -20,8 +21,8 @@ pub use source::render_waiting;
 pub struct Meter {
     /// Reads what the programs count.
     pub counters: CounterReader,
-    /// Everything known at the start is enforced.
-    pub ready: bool,
+    /// Whether the agent is ready.
+    pub readiness: Readiness,
     /// Who else enforces here.
     pub conflicts: Arc<Counts>,
     convergence: Convergence,
@@ -35,7 +36,7 @@ impl Meter {
     pub fn new(counters: CounterReader, source: SourceState) -> Self {
         Self {
             counters,
-            ready: false,
+            readiness: Readiness::Starting,
             conflicts: Arc::default(),
             convergence: Convergence::default(),
             source,
@@ -76,13 +77,17 @@ impl Meter {
             version: String::new(),
             node: String::new(),
             source: String::new(),
-            ready: self.ready,
+            ready: self.readiness == Readiness::Ready,
             generation_received: self.convergence.received.0,
             generation: self.convergence.enforced.0,
             last_change_ms: self.convergence.last_change.and_then(|at| u64::try_from(at.as_millis()).ok()),
             pending: reconciler.pending(),
             endpoints: reconciler.endpoints(),
             left_out: reconciler.left_out_for_status(),
+            warnings: match self.readiness {
+                Readiness::UnknownNode => vec![unknown_node(reconciler.node())],
+                Readiness::Ready | Readiness::Starting => Vec::new(),
+            },
         }
     }
 }

@@ -7,6 +7,7 @@ use netpol_policy::text::Safe;
 
 use super::Meter;
 use super::convergence::{BOUNDS, Convergence};
+use crate::api::Readiness;
 use crate::conflicts::Kind;
 use crate::dataplane::{Kernel, MapName};
 use crate::events::Reporter;
@@ -112,7 +113,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
         page.value("netpol_conflicts", &[("kind", kind.name())], meter.conflicts.of(kind));
     }
     page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
-    page.value("netpol_ready", &[], u8::from(meter.ready));
+    page.value("netpol_ready", &[], u8::from(meter.readiness == Readiness::Ready));
     page.text
 }
 
@@ -187,11 +188,11 @@ fn gaps(page: &mut Page, gaps: &Gaps) {
     page.value(&format!("{name}_bucket"), &[("le", "+Inf")], gaps.count);
     page.value(&format!("{name}_sum"), &[], gaps.unprotected.as_secs_f64());
     page.value(&format!("{name}_count"), &[], gaps.count);
-    page.head("netpol_unprotected_packets_total", "counter", "Packets that interfaces passed before enforcement.");
+    page.head("netpol_unprotected_packets_total", "counter", "Packets that interfaces passed while they were unprotected.");
     page.value("netpol_unprotected_packets_total", &[], gaps.packets);
     page.head("netpol_attach_seconds", "summary", "Time to put the programs on an interface.");
     page.value("netpol_attach_seconds_sum", &[], gaps.attaching.as_secs_f64());
-    page.value("netpol_attach_seconds_count", &[], gaps.count);
+    page.value("netpol_attach_seconds_count", &[], gaps.attached);
 }
 
 /// A label's value without what a person cannot see, and then as the exposition format wants it: of its three characters, line

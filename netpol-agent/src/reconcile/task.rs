@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::{Compiled, Origin, Reconciler};
-use crate::api::{Progress, Question};
+use crate::api::{Progress, Question, Readiness, unknown_node};
 use crate::dataplane::{Kernel, Outcome, RingReader};
 use crate::endpoints::{Lookout, Monitor, NetlinkError};
 use crate::events::Reporter;
@@ -85,6 +85,7 @@ pub async fn run(
     let mut last_look = Instant::now();
     let mut last_resync = last_look;
     let mut ready = false;
+    let mut node_was_unknown = false;
     let (mut source_open, mut ring_open) = (true, true);
     // Questions about the objects, which only the engine knows.
     let mut checks = Vec::new();
@@ -96,11 +97,23 @@ pub async fn run(
         if !starved {
             reconciler.advance();
         }
-        if !ready && reconciler.pods_waiting() == 0 && !reconciler.is_starting() {
+        let node_unknown = reconciler.is_node_unknown();
+        if !ready && !node_unknown && reconciler.pods_waiting() == 0 && !reconciler.is_starting() {
             ready = true;
             tell_ready(&reconciler, inputs.ready_file.as_deref());
         }
-        meter.ready = ready;
+        meter.readiness = match (node_unknown, ready) {
+            (true, _) => Readiness::UnknownNode,
+            (false, true) => Readiness::Ready,
+            (false, false) => Readiness::Starting,
+        };
+        if node_unknown != std::mem::replace(&mut node_was_unknown, node_unknown) {
+            if node_unknown {
+                tracing::error!("not ready: {}", unknown_node(reconciler.node()));
+            } else {
+                tracing::info!(node = reconciler.node(), "the Node object of this node is there");
+            }
+        }
         if reconciler.is_whole() {
             meter.whole();
         }
@@ -258,7 +271,7 @@ fn answer(question: Question, reconciler: &Reconciler<Kernel>, meter: &Meter, re
     // Whoever asked may have gone.
     match question {
         Question::Metrics(asker) => drop(asker.send(metrics::render(reconciler, meter, reporter))),
-        Question::Ready(asker) => drop(asker.send(meter.ready)),
+        Question::Ready(asker) => drop(asker.send(meter.readiness.clone())),
         Question::Status(asker) => drop(asker.send(meter.status(reconciler))),
         Question::Check(check, asker) => drop(asker.send(reconciler.check(&check, meter.last_received()))),
     }
@@ -266,6 +279,9 @@ fn answer(question: Question, reconciler: &Reconciler<Kernel>, meter: &Meter, re
 
 /// A pod whose interface never comes does not keep the rest from being called ready.
 fn ready_late(reconciler: &Reconciler<Kernel>, ready: &mut bool, file: Option<&std::path::Path>) {
+    if reconciler.is_node_unknown() {
+        return;
+    }
     if !std::mem::replace(ready, true) {
         tracing::warn!(
             pods = reconciler.pods_waiting(),

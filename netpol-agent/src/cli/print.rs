@@ -1,0 +1,44 @@
+//! Output of commands. A reader that closes it early (`netpol-agent status | head -1`) ends nothing: `println!` would panic.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+
+/// Writes to standard output; a closed one is no error.
+pub(super) fn out(text: impl Display) -> io::Result<()> {
+    write(&mut io::stdout().lock(), text)
+}
+
+/// Writes a line to standard error. Where that fails there is no other place to report it.
+pub(super) fn error_line(text: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+fn write(out: &mut impl Write, text: impl Display) -> io::Result<()> {
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Failing(ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_error_and_a_full_disk_is() {
+        assert!(write(&mut Failing(ErrorKind::BrokenPipe), "text").is_ok());
+        assert!(write(&mut Failing(ErrorKind::StorageFull), "text").is_err());
+    }
+}
