@@ -2,7 +2,7 @@
 
 mod kube_cluster;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use kube_cluster::{Cluster, hasty, keys, pod, policy, server};
@@ -10,12 +10,16 @@ use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options, Resource, Rul
 use tokio::time::sleep;
 
 async fn cluster() -> Cluster {
+    cluster_of(Options::default()).await
+}
+
+async fn cluster_of(options: Options) -> Cluster {
     let fill = |server: &ApiServer| {
         server.apply(pod("web", "web", "10.1.0.1")).expect("a pod");
         server.apply(pod("db", "db", "10.1.0.2")).expect("a pod");
         server.apply(policy("all")).expect("a policy");
     };
-    let cluster = Cluster::start(Options::default(), fill).await;
+    let cluster = Cluster::start(options, fill).await;
     cluster.watching().await;
     cluster
 }
@@ -36,8 +40,8 @@ async fn a_torn_event_is_heard_again_and_is_no_gap() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_watch_that_falls_silent_is_noticed() -> Result<()> {
-    let mut cluster = cluster().await;
+async fn a_watch_over_http_1_that_falls_silent_is_noticed() -> Result<()> {
+    let mut cluster = cluster_of(Options { http2: false, ..Options::default() }).await;
     cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Hang);
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
     cluster.until_same().await;
@@ -45,9 +49,33 @@ async fn a_watch_that_falls_silent_is_noticed() -> Result<()> {
     Ok(())
 }
 
+/// No bookmark comes while nothing changes: kube-apiserver sends none for a version that it has sent.
+#[tokio::test]
+async fn idle_watches_are_kept_and_a_dead_connection_is_noticed_within_30_seconds() -> Result<()> {
+    let mut cluster = cluster().await;
+    let watches = cluster.asked("watch=1");
+    sleep(hasty().idle * 2).await;
+    assert_eq!(cluster.asked("watch=1"), watches, "an idle watch was made anew");
+    let errors = |cluster: &Cluster| cluster.feed.state.kinds().values().filter(|kind| !kind.errors.is_empty()).count();
+    assert_eq!(errors(&cluster), 0);
+
+    // The kernel acknowledges what it receives, and the server does not answer.
+    cluster.server.network(Network::BlackHole);
+    let begun = Instant::now();
+    let kinds = cluster.feed.state.kinds().len();
+    cluster.eventually("all kinds notice", || errors(&cluster) == kinds).await;
+    println!("noticed after {:.1} s", begun.elapsed().as_secs_f64());
+    assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
+    cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
+    cluster.server.network(Network::Up);
+    cluster.until_same().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn gone_as_an_event_or_as_a_status_is_listed_anew_and_only_what_differs_is_told() -> Result<()> {
-    let mut cluster = cluster().await;
+    // A watch that hangs is given up soon over HTTP/1.1 only.
+    let mut cluster = cluster_of(Options { http2: false, ..Options::default() }).await;
     cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Hang);
     cluster.server.delete(Resource::Pods, "shop", "db");
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;

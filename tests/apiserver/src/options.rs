@@ -24,6 +24,8 @@ pub struct Options {
     pub names: Vec<String>,
     /// The version before the first object's.
     pub first_version: u64,
+    /// Whether it offers HTTP/2, as every API server does; a proxy before it may not.
+    pub http2: bool,
 }
 
 impl Default for Options {
@@ -38,6 +40,7 @@ impl Default for Options {
             user: "system:serviceaccount:kube-system:netpol-agent".to_owned(),
             names: Vec::new(),
             first_version: 1,
+            http2: true,
         }
     }
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use nix::sys::socket::{Backlog, Shutdown, SockaddrStorage, bind, listen, shutdown};
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -68,7 +68,7 @@ impl ApiServer {
     pub fn start(listener: TcpListener, options: Options) -> Result<Self, StartError> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        let identity = tls::identity(address, &options.names)?;
+        let identity = tls::identity(address, &options.names, options.http2)?;
         let shared = Arc::new(Shared::new(options, Credentials::new(identity.authority, address)));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
@@ -163,7 +163,11 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, acceptor: TlsAccepto
         let Ok(stream) = acceptor.accept(stream).await else { return };
         let service = service_fn(|request| respond(requests.clone(), request));
         // An error is a client that went away or a fault that was asked for.
-        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        } else {
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        }
     });
     loop {
         let black_hole = *network.borrow_and_update() == Network::BlackHole;

@@ -19,7 +19,7 @@ pub(crate) struct Identity {
 }
 
 /// A certificate for an address, for the names of a server within a cluster, and for others, by an authority of its own.
-pub(crate) fn identity(address: SocketAddr, names: &[String]) -> Result<Identity, StartError> {
+pub(crate) fn identity(address: SocketAddr, names: &[String], http2: bool) -> Result<Identity, StartError> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "netpol test authority");
@@ -36,9 +36,11 @@ pub(crate) fn identity(address: SocketAddr, names: &[String]) -> Result<Identity
     let certificate = params.signed_by(&key, &authority)?;
 
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], key)?;
+    let protocols: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Identity { acceptor: TlsAcceptor::from(Arc::new(config)), authority: authority.pem() })
 }

@@ -123,10 +123,10 @@ fn refused_lists_of_a_server_without_streaming_lists_neither() -> Result<()> {
     suffer(&REQUESTS, StreamingLists::Forbidden)
 }
 
-/// Slow: nothing short of silence for longer than between two bookmarks tells that such a watch is dead.
+/// Slow: over HTTP/1.1 nothing short of silence for longer than between two bookmarks tells that such a watch is dead.
 #[test]
 fn watches_that_fall_silent_are_found_out() -> Result<()> {
-    let lab = lab(options()?, &[server_from("")])?;
+    let lab = lab(netpol_apiserver::Options { http2: false, ..options()? }, &[server_from("")])?;
     let load = load(&lab)?;
     lab.api_server().watch_fault(None, WatchFault::Hang);
     lab.policies(&[server_from(", {podSelector: {matchLabels: {app: other}}}")])?;

@@ -47,7 +47,7 @@ pub struct Options {
     pub spread: Duration,
     /// An answer must begin within this time.
     pub answer: Duration,
-    /// A watch on which nothing comes for so long is dead: the server sends a bookmark a minute.
+    /// A list that pauses for so long is dead, and so is a watch over HTTP/1.1, which has no pings.
     pub idle: Duration,
     /// Watches are made anew after this time, or up to twice as long.
     pub watch: Duration,

@@ -299,9 +299,16 @@ impl Watcher {
             }
             self.recovered();
         }
+        // HTTP/2 pings find a dead connection. An API server sends no bookmark while a kind's version stays the same
+        // (`k8s.io/apiserver/pkg/storage/cacher`), so silence means nothing before the watch's time is over.
+        let silence = if response.version() == http::Version::HTTP_2 {
+            Duration::from_secs(seconds) + self.options.answer
+        } else {
+            self.options.idle
+        };
         let mut lines = Lines::of(response.into_body());
         loop {
-            let idle = if listing { self.options.patience } else { self.options.idle };
+            let idle = if listing { self.options.patience } else { silence };
             let (line, received) = match timeout(idle, lines.next()).await {
                 Err(_) if listing => return Ok(End::NoStreaming(false)),
                 Err(_) => return Err(Failure::Silent(idle)),
