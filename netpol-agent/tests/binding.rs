@@ -206,6 +206,39 @@ fn the_mac_is_learned_once_and_two_pods_of_a_bridge_do_not_share_one() {
 }
 
 #[test]
+fn s32_a_link_local_address_is_followed_but_not_to_a_neighbors() {
+    let own: IpAddr = "fe80::254".parse().expect("an address");
+    let link_local = |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
+    let with = |addresses: &[&str]| Survey {
+        own: vec![own],
+        ..survey([(3, at(addresses)), (4, at(&[B, "fe80::4"]))])
+    };
+    let pods = [pod("a", A), pod("b", B)];
+    let mut reconciler = start(&pods, with(&[A, "fe80::3"]));
+    for (addresses, last) in [
+        (&[A, "fe80::33"][..], 0x33),
+        // An interface that is down has none for a while.
+        (&[A], 0x33),
+        (&[A, "fe80::34", "fe80::33"], 0x33),
+        (&[A, "fe80::4"], 0x33),
+        (&[A, "fe80::254"], 0x33),
+        (&[A, "fe80::4", "fe80::254", "fe80::35"], 0x35),
+    ] {
+        reconciler.surveyed(with(addresses));
+        assert_eq!(link_local(&reconciler, 3), [0, last], "{addresses:?}");
+    }
+    assert_eq!(link_local(&reconciler, 4), [0, 4]);
+
+    // One that an earlier agent knew is followed too.
+    let mut adopting = Memory::default();
+    adopting.endpoints = reconciler.dataplane().endpoints.clone();
+    adopting.attached = reconciler.dataplane().attached.clone();
+    let mut next = start_on(adopting, &pods, with(&[A, "fe80::35"]));
+    next.surveyed(with(&[A, "fe80::36"]));
+    assert_eq!(link_local(&next, 3), [0, 0x36]);
+}
+
+#[test]
 fn an_endpoint_id_stands_at_an_address_while_programs_mark_the_pods_packets() {
     let address = parsed(&[A])[0];
     let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));

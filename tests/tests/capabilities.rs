@@ -45,8 +45,8 @@ fn the_capabilities_of_the_daemon_set_are_enough_to_enforce_and_to_take_over() -
         let status = std::fs::read_to_string(format!("/proc/{}/status", lab.agent().pid().context("it runs")?))?;
         let held = status.lines().find(|line| line.starts_with("CapEff:")).context("CapEff")?;
         ensure!(
-            held.ends_with("000000c000001000"),
-            "the agent has other capabilities than CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN: {held}"
+            held.ends_with("000000c000001800"),
+            "the agent has other capabilities than CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_BROADCAST: {held}"
         );
         lab.expect("shop/a -x shop/b 80/TCP")?;
 

@@ -19,6 +19,8 @@ pub struct Lookout {
     routed: BTreeSet<IfIndex>,
     /// What was removed since the last look began: interfaces of these indices are others from then on.
     gone: BTreeSet<IfIndex>,
+    /// Interfaces behind which addresses changed since the last look began.
+    changed: BTreeSet<IfIndex>,
     looking: bool,
 }
 
@@ -42,7 +44,7 @@ impl Lookout {
             surveyor.look(&known, routed, all)
         };
         let (worker, seen) = Worker::start("survey", "looks at interfaces", look)?;
-        Ok(Self { worker, seen, wanted: None, routed: BTreeSet::new(), gone: BTreeSet::new(), looking: false })
+        Ok(Self { worker, seen, wanted: None, routed: BTreeSet::new(), gone: BTreeSet::new(), changed: BTreeSet::new(), looking: false })
     }
 
     /// Wants a look, or one that takes nothing for known: see [`Surveyor::look`].
@@ -53,6 +55,14 @@ impl Lookout {
     /// The next look is to know that routes lead to these interfaces.
     pub fn want_routed(&mut self, routed: BTreeSet<IfIndex>) {
         self.routed.extend(routed);
+    }
+
+    /// Wants a look, which takes nothing for known of these interfaces: addresses behind them changed.
+    pub fn want_addresses(&mut self, changed: impl IntoIterator<Item = IfIndex>) {
+        self.changed.extend(changed);
+        if !self.changed.is_empty() {
+            self.want(false);
+        }
     }
 
     /// These interfaces were removed: what a look that is under way sees of them is outdated.
@@ -66,7 +76,10 @@ impl Lookout {
             && let Some(all) = self.wanted.take()
         {
             let (routed, gone) = (std::mem::take(&mut self.routed), std::mem::take(&mut self.gone));
-            self.worker.give(Look { known: known(), routed, gone, all });
+            let mut known = known();
+            let changed = std::mem::take(&mut self.changed);
+            known.settled.retain(|ifindex| !changed.contains(ifindex));
+            self.worker.give(Look { known, routed, gone, all });
             self.looking = true;
         }
     }

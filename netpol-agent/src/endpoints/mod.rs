@@ -4,6 +4,7 @@
 //! yields the same answer however the hints were lost or merged.
 
 mod clsact;
+mod elsewhere;
 mod lookout;
 mod netlink;
 mod routes;
@@ -11,6 +12,7 @@ mod survey;
 mod tunnels;
 
 pub use clsact::{BpfFilter, Hook};
+pub use elsewhere::Elsewhere;
 pub use lookout::Lookout;
 pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use survey::{Known, PodSide, Survey, Surveyor};

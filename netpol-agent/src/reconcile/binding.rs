@@ -17,8 +17,8 @@ use super::{Held, Reconciler};
 use crate::dataplane::Dataplane;
 use crate::endpoints::{PodSide, Veth};
 
-/// For this long after an interface appeared its MAC and link-local address are followed: plugins of a CNI chain (`tuning`)
-/// may change them after the first.
+/// For this long after an interface appeared its MAC address is followed: plugins of a CNI chain (`tuning`) may change it after
+/// the first.
 /// Longer than interfaces go unlisted.
 pub(super) const LEARNING: Duration = Duration::from_secs(15);
 
@@ -31,9 +31,9 @@ struct Binding {
     pod: Option<PodKey>,
     /// The pod's Ethernet address; zeros: not known.
     mac: [u8; 6],
-    /// Its IPv6 link-local address; zeros: none.
+    /// Its IPv6 link-local address, which is followed; zeros: none.
     link_local: [u8; 16],
-    /// Taken over from an earlier agent: both are learned, and followed no more.
+    /// Taken over from an earlier agent: the MAC address is learned, and followed no more.
     adopted: bool,
 }
 
@@ -223,7 +223,18 @@ impl<D: Dataplane> Reconciler<D> {
         Some(format!("it has the MAC address of {}", self.name_of(other)))
     }
 
-    /// Takes the MAC and the link-local address of bound interfaces, and follows them while the interface is new.
+    /// Whether a link-local address is the local node's, or that of another pod on the same bridge: a pod that takes it does not
+    /// become its neighbor.
+    fn is_neighbors(&self, bindings: &Bindings, veth: &Veth, address: IpAddr) -> bool {
+        let has_it = |bound: &Binding| matches!(address, IpAddr::V6(v6) if v6.octets() == bound.link_local);
+        let bridge = |ifindex: &IfIndex| self.survey.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
+        let mut others = bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && has_it(bound));
+        self.survey.own.contains(&address)
+            || others.any(|(ifindex, _)| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)
+    }
+
+    /// Takes the MAC and the link-local address of bound interfaces. The MAC address is followed while the interface is new, the
+    /// link-local address always.
     fn learn(&self, bindings: &mut Bindings) {
         let mut learned: Vec<(IfIndex, [u8; 6], [u8; 16])> = Vec::new();
         let mut shut: Vec<(IfIndex, &Veth, String)> = Vec::new();
@@ -240,10 +251,13 @@ impl<D: Dataplane> Reconciler<D> {
                     Some(_) => {}
                 }
             }
-            if let Some(IpAddr::V6(found)) = side.addresses.iter().find(|address| is_any_link_local(address))
-                && (is_new || link_local == [0; 16])
+            // What is known stays while the interface has it; an interface that has none just now may get it back.
+            let found = || side.addresses.iter().filter(|address| is_any_link_local(address));
+            let is_known = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.octets() == link_local);
+            if !found().any(is_known)
+                && let Some(IpAddr::V6(free)) = found().find(|address| !self.is_neighbors(bindings, veth, **address))
             {
-                link_local = found.octets();
+                link_local = free.octets();
             }
             if (mac, link_local) != (bound.mac, bound.link_local) {
                 learned.push((ifindex, mac, link_local));

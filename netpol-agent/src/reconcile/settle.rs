@@ -420,6 +420,12 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
+    /// The veths that lead to these namespaces.
+    pub fn interfaces_to(&self, namespaces: &BTreeSet<i32>) -> Vec<IfIndex> {
+        let veths = self.survey.veths.iter().filter(|(_, (veth, _))| namespaces.contains(&veth.namespace));
+        veths.map(|(ifindex, _)| *ifindex).collect()
+    }
+
     /// The veths that need no closer look: their pod is known or was, enforced, and has all its addresses.
     pub fn settled(&self) -> BTreeSet<IfIndex> {
         let settled = self.held.iter().filter(|(ifindex, held)| {

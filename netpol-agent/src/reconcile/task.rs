@@ -14,7 +14,7 @@ use tokio::time::{Instant as Deadline, sleep_until};
 use super::{Compiled, Origin, Reconciler};
 use crate::api::{Progress, Question, Readiness, unknown_node};
 use crate::dataplane::{Kernel, Outcome, RingReader};
-use crate::endpoints::{Lookout, Monitor, NetlinkError};
+use crate::endpoints::{Elsewhere, Lookout, Monitor, NetlinkError};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use crate::source::Batch;
@@ -40,6 +40,8 @@ pub struct Inputs {
     pub source: mpsc::Receiver<Batch>,
     /// Links and addresses.
     pub monitor: Monitor,
+    /// Addresses in pods' namespaces.
+    pub elsewhere: Elsewhere,
     /// Looks at them.
     pub lookout: Lookout,
     /// What became of what the dataplane began.
@@ -168,6 +170,10 @@ pub async fn run(
                 if changed.filters {
                     reconciler.verify();
                 }
+            }
+            namespaces = inputs.elsewhere.changed() => {
+                inputs.lookout.want_addresses(reconciler.interfaces_to(&namespaces?));
+                continue;
             }
             compiled = inputs.compiled.next() => {
                 let compiled = compiled?;

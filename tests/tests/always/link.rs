@@ -1,8 +1,9 @@
 //! What the link itself needs.
 
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use netpol_tests::packet::{Ip, protocol};
 use netpol_tests::{Lab, deny_all};
 
@@ -52,6 +53,48 @@ fn s16_discovery_passes_only_where_it_comes_from_the_link() -> Result<()> {
         shots.row(&format!("{what} that came through a router"), false, |mark| packet(64, mark));
     }
     shots.check()
+}
+
+/// As `tuning`, a sysctl or the pod itself changes it, long after the interface appeared.
+#[test]
+fn s32_a_link_local_address_that_changes_is_learned_at_once() -> Result<()> {
+    let lab = Lab::start(pods(), &[])?;
+    let cluster = &lab.cluster;
+    let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
+    // Longer than an interface is new.
+    std::thread::sleep(Duration::from_secs(16));
+    let new: Ipv6Addr = "fe80::7:7".parse()?;
+    let old = client.netns().ip_output(&["-o", "-6", "address", "show", "dev", "eth0", "scope", "link"])?;
+    let old = old.split_whitespace().find(|word| word.starts_with("fe80::")).context("no link-local address")?;
+    let [routers, group] = ["ff02::2", "ff02::1:ff00:77"].map(|text| text.parse::<Ipv6Addr>().expect("one"));
+    let send = |from: Ipv6Addr, arrives: bool| {
+        let mut shots = Shots::new(cluster, "shop/client", "shop/server");
+        let kinds = [
+            ("a router solicitation", 133, vec![], 255, Ip::new(from.into(), routers.into())),
+            ("a neighbor solicitation", 135, server.v6().octets().to_vec(), 255, Ip::new(from.into(), server.v6().into())),
+            ("a listener report", 131, group.octets().to_vec(), 1, Ip::new(from.into(), group.into())),
+        ];
+        for (what, kind, body, hops, ip) in kinds {
+            shots.row(&format!("{what} from {from}"), arrives, |mark| {
+                let mut packet = ip.icmp(kind, 0, [0; 4], &[&body[..], mark].concat());
+                packet[7] = hops;
+                vec![packet]
+            });
+        }
+        shots.check()
+    };
+    send(new, false)?;
+    client.netns().ip(&format!("address delete {old} dev eth0\naddress add {new}/64 dev eth0 nodad"))?;
+    // Far sooner than the regular look, which is every 10 s.
+    std::thread::sleep(Duration::from_millis(300));
+    send(new, true)?;
+    // The node's own is not the pod's, whatever the pod says.
+    let node = cluster.host("node-1").netns().ip_output(&["-o", "-6", "address", "show", "dev", "cni0", "scope", "link"])?;
+    let node = node.split_whitespace().find(|word| word.starts_with("fe80::")).context("no link-local address")?;
+    client.netns().ip(&format!("address delete {new}/64 dev eth0\naddress add {node} dev eth0 nodad"))?;
+    std::thread::sleep(Duration::from_millis(1500));
+    let (node, _) = node.split_once('/').context("a prefix")?;
+    send(node.parse()?, false)
 }
 
 #[test]

@@ -1,0 +1,153 @@
+//! Changes of IPv6 addresses in the network namespaces of pods, as the kernel reports them (`NETLINK_LISTEN_ALL_NSID`, Linux 4.2).
+//!
+//! The kernel sends them only to a process with `CAP_NET_BROADCAST` (`do_one_broadcast`, `net/netlink/af_netlink.c`). Without it
+//! nothing comes, and the regular look at everything finds the change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+
+use super::NetlinkError;
+
+/// `RTNLGRP_IPV6_IFADDR`. Source: `include/uapi/linux/rtnetlink.h`.
+const IPV6_ADDRESSES: u32 = 9;
+/// Source: `include/linux/socket.h`, `include/uapi/linux/netlink.h`.
+const SOL_NETLINK: libc::c_int = 270;
+/// A pod that changes its addresses all the time is looked at no more often.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Wakes when an IPv6 address changes in a namespace that has an ID here, as those behind veths have.
+#[derive(Debug)]
+pub struct Elsewhere {
+    socket: AsyncFd<Socket>,
+    reported: Reported,
+}
+
+/// Which namespaces are reported, and when.
+#[derive(Debug, Default)]
+struct Reported {
+    last: BTreeMap<i32, Instant>,
+    later: BTreeSet<i32>,
+}
+
+impl Reported {
+    /// Takes changes in, and returns those that are due.
+    fn due(&mut self, changed: impl IntoIterator<Item = i32>, now: Instant) -> BTreeSet<i32> {
+        self.later.extend(changed);
+        self.last.retain(|_, at| now.duration_since(*at) < PAUSE);
+        let due: BTreeSet<i32> = self.later.iter().filter(|id| !self.last.contains_key(id)).copied().collect();
+        self.later.retain(|id| !due.contains(id));
+        self.last.extend(due.iter().map(|id| (*id, now)));
+        due
+    }
+
+    /// When the next one is due.
+    fn next(&self) -> Option<Instant> {
+        self.later.iter().filter_map(|id| self.last.get(id)).min().map(|at| *at + PAUSE)
+    }
+}
+
+impl Elsewhere {
+    /// Subscribes.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a socket.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
+        socket.bind_auto().map_err(NetlinkError::Open)?;
+        socket.set_listen_all_namespaces(true).map_err(NetlinkError::Open)?;
+        socket.add_membership(IPV6_ADDRESSES).map_err(NetlinkError::Open)?;
+        socket.set_non_blocking(true).map_err(NetlinkError::Open)?;
+        // SAFETY: the descriptor lives as long as the socket, which `AsyncFd` owns and nobody replaces.
+        let socket = unsafe { AsyncFd::register(socket) };
+        Ok(Self { socket: socket.map_err(|error| NetlinkError::Open(error.into()))?, reported: Reported::default() })
+    }
+
+    /// Waits until addresses have changed, and returns the IDs of the namespaces; each at most once a second. Where messages were
+    /// lost, the regular look finds what they were about. It is safe to drop the future.
+    ///
+    /// # Errors
+    /// Where the socket fails for good.
+    pub async fn changed(&mut self) -> Result<BTreeSet<i32>, NetlinkError> {
+        loop {
+            let next = self.reported.next();
+            let late = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into());
+            tokio::select! {
+                ready = self.socket.readable() => {
+                    let failed = |source| NetlinkError::Talk { request: "watch addresses of pods", source };
+                    let mut ready = ready.map_err(failed)?;
+                    let mut changed = BTreeSet::new();
+                    loop {
+                        match receive(ready.get_inner().as_raw_fd()) {
+                            Ok(namespace) => changed.extend(namespace),
+                            Err(Errno::ENOBUFS | Errno::EINTR) => {}
+                            Err(Errno::EAGAIN) => break,
+                            Err(error) => return Err(failed(error.into())),
+                        }
+                    }
+                    ready.clear_ready();
+                    self.reported.later.extend(changed);
+                }
+                () = late, if next.is_some() => {}
+            }
+            let due = self.reported.due([], Instant::now());
+            if !due.is_empty() {
+                return Ok(due);
+            }
+        }
+    }
+}
+
+/// Receives one message; the ID of its namespace. `None`: it is about this namespace.
+fn receive(fd: libc::c_int) -> Result<Option<i32>, Errno> {
+    // The message itself does not matter: what it is about is read anew.
+    let mut head = [0_u8; 16];
+    let mut control = [0_u64; 8];
+    let mut part = libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() };
+    // SAFETY: all of its fields may be zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: `message` points to buffers of the lengths it has, which outlive the call.
+    if unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) } < 0 {
+        return Err(Errno::from_raw(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)));
+    }
+    // SAFETY: the kernel has filled in `message`, and `control` is aligned as control messages are.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !header.is_null() {
+        // SAFETY: it is not null, and within `control`.
+        let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
+        if level == SOL_NETLINK && kind == libc::NETLINK_LISTEN_ALL_NSID {
+            // SAFETY: the kernel puts an int there (`netlink_cmsg_listen_all_nsid`); it may be unaligned for the type.
+            return Ok(Some(unsafe { libc::CMSG_DATA(header).cast::<i32>().read_unaligned() }));
+        }
+        // SAFETY: as above.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_reported_at_once_and_then_once_a_second() {
+        let mut reported = Reported::default();
+        let start = Instant::now();
+        assert_eq!(reported.due([1], start), [1].into());
+        let soon = start + PAUSE / 10;
+        assert_eq!(reported.due([1, 2], soon), [2].into(), "another one is not held back");
+        assert_eq!(reported.next(), Some(start + PAUSE));
+        assert_eq!(reported.due([], start + PAUSE), [1].into(), "nothing is lost");
+        assert!(reported.due([], start + PAUSE * 3).is_empty() && reported.next().is_none());
+    }
+}
