@@ -208,11 +208,9 @@ fn the_mac_is_learned_once_and_two_pods_of_a_bridge_do_not_share_one() {
 #[test]
 fn s32_a_link_local_address_is_followed_but_not_to_a_neighbors() {
     let own: IpAddr = "fe80::254".parse().expect("an address");
-    let link_local = |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
-    let with = |addresses: &[&str]| Survey {
-        own: vec![own],
-        ..survey([(3, at(addresses)), (4, at(&[B, "fe80::4"]))])
-    };
+    let link_local =
+        |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
+    let with = |addresses: &[&str]| Survey { own: vec![own], ..survey([(3, at(addresses)), (4, at(&[B, "fe80::4"]))]) };
     let pods = [pod("a", A), pod("b", B)];
     let mut reconciler = start(&pods, with(&[A, "fe80::3"]));
     for (addresses, last) in [

@@ -218,7 +218,8 @@ where
         // Its entry stays, and stays stale: without it, the next packet of the other side might open a flow of its own.
         return false;
     }
-    follow(&surroundings, endpoint, direction, true);
+    // A reply is no matter of the sender's egress, and has a Service's address by the time it would be asked again.
+    follow(&surroundings, endpoint, direction, stale.opener == Direction::Egress);
     // Whom it was sent to when it opened may no longer be behind the Service, and all those that are say nothing of it.
     let through_service = matches!(judgement.reason, Reason::Service);
     let judgement = Judgement { again: judgement.again || through_service, ..judgement };

@@ -76,7 +76,10 @@ fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_
     let log = lab.agent().log();
     let line = log.lines().find(|line| words.iter().all(|word| line.contains(word))).context("no such line")?;
     let (time, packets) = (field(line, "unprotected_ms")? / 1e3, field(line, "packets")?);
-    ensure!(time <= really + 0.05 && time > really / 2.0, "open for about {really} s, and the log has {time} s: {line}");
+    ensure!(
+        time <= really + 0.05 && time > really / 2.0,
+        "open for about {really} s, and the log has {time} s: {line}"
+    );
     // A connection has three packets at least.
     ensure!(packets >= (3 * CONNECTIONS) as f64, "{packets} packets of {CONNECTIONS} connections: {line}");
     ensure!((after[0] - before[0] - time).abs() < 0.001, "metrics {before:?} -> {after:?}, and the log has {line}");
@@ -84,7 +87,8 @@ fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_
 
     // Programs that another process detaches: what passed while they ran is not counted.
     let veth = lab.cluster.host("shop/late").veth().to_owned();
-    let removed = lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "del", "dev", &veth, "clsact"]).status()?;
+    let removed =
+        lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "del", "dev", &veth, "clsact"]).status()?;
     ensure!(removed.success(), "tc qdisc del failed");
     lab.agent().wait_log(&["put on again", &veth])?;
     let start = std::time::Instant::now();

@@ -39,7 +39,11 @@ fn status_tells_people_and_programs_what_is_enforced() -> Result<()> {
         let said = lab.agent().ask("status", &["--api-socket", &socket])?;
         ensure!(said.code == Some(0), "status failed, running: {running}: {said:?}");
         let line = said.stdout.lines().find(|line| line.contains(&address)).context("no line of shop/back")?;
-        ensure!(line.contains(lab.cluster.host("shop/back").veth()) && line.contains(if running { " deny-all " } else { "set " }), "of shop/back: {line}");
+        ensure!(
+            line.contains(lab.cluster.host("shop/back").veth())
+                && line.contains(if running { " deny-all " } else { "set " }),
+            "of shop/back: {line}"
+        );
         ensure!(line.contains("shop/back") == running, "the pod's name is the agent's, running: {running}: {line}");
         ensure!(line.contains("ingress no-rule "), "no denied packets are counted:\n{}", said.stdout);
         ensure!(said.stdout.contains("FLOWS_V4") && said.stdout.contains("events lost: "), "{}", said.stdout);
@@ -100,7 +104,10 @@ fn an_agent_whose_node_does_not_exist_is_not_ready_until_it_does() -> Result<()>
     ensure!(!agent.is_ready(), "it is ready:\n{}", agent.log());
     ensure!(agent.get("/readyz").is_err_and(|error| format!("{error:#}").contains("no Node object is named node-1")));
     let status: Value = serde_json::from_str(&agent.get("/v1/status")?)?;
-    ensure!(status["ready"] == false && status["warnings"][0].as_str().is_some_and(|text| text.contains("--node")), "{status:#}");
+    ensure!(
+        status["ready"] == false && status["warnings"][0].as_str().is_some_and(|text| text.contains("--node")),
+        "{status:#}"
+    );
     ensure!(agent.get("/metrics")?.contains("netpol_ready 0"));
     cluster.manifests().write(&format!("{node}.yaml"), &text)?;
     agent.wait_log(&["the Node object of this node is there"])?;

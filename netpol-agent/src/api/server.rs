@@ -76,7 +76,9 @@ async fn listener(first: io::Result<TcpListener>, address: SocketAddr, what: &'s
                 return listener;
             }
             Err(error) => {
-                let text = format!("cannot serve {what} on {address}: {error}; retrying; free the port, or choose another --{what}");
+                let text = format!(
+                    "cannot serve {what} on {address}: {error}; retrying; free the port, or choose another --{what}"
+                );
                 if reported.as_ref() != Some(&text) {
                     tracing::error!("{text}");
                     desk.warnings.set(what, text.clone());

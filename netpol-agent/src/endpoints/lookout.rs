@@ -44,7 +44,15 @@ impl Lookout {
             surveyor.look(&known, routed, all)
         };
         let (worker, seen) = Worker::start("survey", "looks at interfaces", look)?;
-        Ok(Self { worker, seen, wanted: None, routed: BTreeSet::new(), gone: BTreeSet::new(), changed: BTreeSet::new(), looking: false })
+        Ok(Self {
+            worker,
+            seen,
+            wanted: None,
+            routed: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            looking: false,
+        })
     }
 
     /// Wants a look, or one that takes nothing for known: see [`Surveyor::look`].

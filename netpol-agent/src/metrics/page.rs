@@ -188,7 +188,11 @@ fn gaps(page: &mut Page, gaps: &Gaps) {
     page.value(&format!("{name}_bucket"), &[("le", "+Inf")], gaps.count);
     page.value(&format!("{name}_sum"), &[], gaps.unprotected.as_secs_f64());
     page.value(&format!("{name}_count"), &[], gaps.count);
-    page.head("netpol_unprotected_packets_total", "counter", "Packets that interfaces passed while they were unprotected.");
+    page.head(
+        "netpol_unprotected_packets_total",
+        "counter",
+        "Packets that interfaces passed while they were unprotected.",
+    );
     page.value("netpol_unprotected_packets_total", &[], gaps.packets);
     page.head("netpol_attach_seconds", "summary", "Time to put the programs on an interface.");
     page.value("netpol_attach_seconds_sum", &[], gaps.attaching.as_secs_f64());

@@ -71,7 +71,13 @@ fn s32_a_link_local_address_that_changes_is_learned_at_once() -> Result<()> {
         let mut shots = Shots::new(cluster, "shop/client", "shop/server");
         let kinds = [
             ("a router solicitation", 133, vec![], 255, Ip::new(from.into(), routers.into())),
-            ("a neighbor solicitation", 135, server.v6().octets().to_vec(), 255, Ip::new(from.into(), server.v6().into())),
+            (
+                "a neighbor solicitation",
+                135,
+                server.v6().octets().to_vec(),
+                255,
+                Ip::new(from.into(), server.v6().into()),
+            ),
             ("a listener report", 131, group.octets().to_vec(), 1, Ip::new(from.into(), group.into())),
         ];
         for (what, kind, body, hops, ip) in kinds {
@@ -89,7 +95,8 @@ fn s32_a_link_local_address_that_changes_is_learned_at_once() -> Result<()> {
     std::thread::sleep(Duration::from_millis(300));
     send(new, true)?;
     // The node's own is not the pod's, whatever the pod says.
-    let node = cluster.host("node-1").netns().ip_output(&["-o", "-6", "address", "show", "dev", "cni0", "scope", "link"])?;
+    let node =
+        cluster.host("node-1").netns().ip_output(&["-o", "-6", "address", "show", "dev", "cni0", "scope", "link"])?;
     let node = node.split_whitespace().find(|word| word.starts_with("fe80::")).context("no link-local address")?;
     client.netns().ip(&format!("address delete {new}/64 dev eth0\naddress add {node} dev eth0 nodad"))?;
     std::thread::sleep(Duration::from_millis(1500));

@@ -12,7 +12,8 @@ const HOST_PATHS: [&str; 8] =
     ["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket", "CharDevice", "BlockDevice"];
 const SECCOMP: [&str; 3] = ["RuntimeDefault", "Localhost", "Unconfined"];
 /// Of capabilities(7), what anything here could ask for.
-const CAPABILITIES: [&str; 8] = ["ALL", "BPF", "NET_ADMIN", "NET_BROADCAST", "PERFMON", "NET_RAW", "SYS_ADMIN", "SYS_RESOURCE"];
+const CAPABILITIES: [&str; 8] =
+    ["ALL", "BPF", "NET_ADMIN", "NET_BROADCAST", "PERFMON", "NET_RAW", "SYS_ADMIN", "SYS_RESOURCE"];
 /// Those of a pod that an environment variable may name.
 const FIELDS: [&str; 7] = [
     "metadata.name",

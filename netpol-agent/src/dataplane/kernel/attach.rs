@@ -2,6 +2,7 @@
 //! pinned, where somebody is, as they run before any filter. A TCX link costs some 26 ms under the kernel's lock of network
 //! devices when it is made and again when its interface goes; filters cost one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -12,7 +13,7 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandl
 use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use netpol_common::IfIndex;
-use nix::net::if_::if_indextoname;
+use nix::net::if_::{if_indextoname, if_nameindex};
 
 use super::pins::{Pins, unpin};
 use super::program::{Program, Role};
@@ -215,6 +216,11 @@ pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, Attac
 }
 
 /// What an interface is called. nix takes the null pointer that says there is none for success, and the name for empty.
+/// All interfaces of this namespace.
+pub(super) fn interfaces() -> BTreeSet<IfIndex> {
+    if_nameindex().map(|all| (&all).into_iter().map(|one| IfIndex(one.index())).collect()).unwrap_or_default()
+}
+
 pub(super) fn name_of(ifindex: IfIndex) -> Option<String> {
     if_indextoname(ifindex.0).ok()?.into_string().ok().filter(|name| !name.is_empty())
 }

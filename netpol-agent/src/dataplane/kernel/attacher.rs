@@ -2,14 +2,16 @@
 //! devices, and with TCX the kernel holds that for a grace period per program (`tcx_entry_sync`, `include/net/tcx.h`), some
 //! 13 ms each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::mpsc::Sender;
 
 use aya::Ebpf;
-use netpol_common::IfIndex;
+use netpol_common::{Endpoint, IfIndex};
 
 use super::attach::{self, AttachMode};
 use super::earlier;
+use super::flows::takeover::TakeOver;
 use super::pins::Pins;
 use super::program::Role;
 use crate::dataplane::{Adopted, AttachError, Outcome};
@@ -23,13 +25,20 @@ pub(super) struct Attacher {
     pub(super) mode: AttachMode,
     /// For packet counters alone: without it, the last look's are taken.
     pub(super) netlink: Option<Netlink>,
+    /// Interfaces that were there when the agent started.
+    pub(super) early: BTreeSet<IfIndex>,
+    /// Takes over connections before programs are attached,
+    pub(super) take_over: Option<TakeOver>,
+    /// and those that were started in between, after.
+    pub(super) take_over_later: Option<Sender<Endpoint>>,
 }
 
 /// What it can be asked for.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Put the programs on the interface, which had this name when it was last looked at.
-    Attach(IfIndex, String, Role),
+    /// Put the programs on the interface, which had this name when it was last looked at. A pod's endpoint, whose connections are
+    /// taken over.
+    Attach(IfIndex, String, Role, Option<Endpoint>),
     /// Take them off.
     Detach(IfIndex),
     /// Tell on which of these they do not run.
@@ -64,9 +73,18 @@ impl Attacher {
 
     fn work(&mut self, job: Job) -> Outcome {
         match job {
-            Job::Attach(ifindex, name, role) => {
+            Job::Attach(ifindex, name, role, endpoint) => {
+                // What was there before the agent has connections that must not be taken for new ones in the meantime. A new
+                // interface has few, and its enforcement must not wait for the kernel to walk through its table.
+                if let Some(endpoint) = endpoint.filter(|endpoint| self.early.contains(&endpoint.ifindex)) {
+                    self.take_over(endpoint);
+                }
                 let result = self.attach(ifindex, &name, role);
                 let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
+                if let (Ok(()), Some(endpoint), Some(later)) = (&result, &endpoint, &self.take_over_later) {
+                    // Should its thread have died, connections of new pods are evaluated by their next packets.
+                    let _ = later.send(*endpoint);
+                }
                 Outcome::Attached { ifindex, result, packets }
             }
             Job::Detach(ifindex) => {
@@ -76,6 +94,17 @@ impl Attacher {
                 ifindexes.retain(|ifindex| !self.runs(*ifindex) && attach::name_of(*ifindex).is_some());
                 Outcome::Missing(ifindexes)
             }
+        }
+    }
+
+    fn take_over(&mut self, endpoint: Endpoint) {
+        let Some(take_over) = &mut self.take_over else { return };
+        match take_over.take_over(&[endpoint]) {
+            Ok(flows) => {
+                tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack")
+            }
+            // The thread that does it again after attaching logs it.
+            Err(error) => tracing::debug!(interface = %endpoint.ifindex, %error, "cannot read nf_conntrack"),
         }
     }
 

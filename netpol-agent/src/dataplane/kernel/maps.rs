@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpu
 use ipnet::IpNet;
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Counters, Endpoint, EventBudget, FrontendEntry, FrontendKey,
-    PortEntry, PortKey, Reason,
+    PortEntry, PortKey, Reason, address_flags,
 };
 use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
@@ -90,6 +90,15 @@ impl Maps {
             lost_events: pinned(pins, MapName::LostEvents)?,
             event_budgets: pinned(pins, MapName::EventBudgets)?,
         })
+    }
+
+    /// Whether an address is the local node's.
+    pub(super) fn is_local_node(&self, address: IpAddr) -> bool {
+        let entry = match address {
+            IpAddr::V4(v4) => self.addresses_v4.get(&v4.octets(), 0),
+            IpAddr::V6(v6) => self.addresses_v6.get(&v6.octets(), 0),
+        };
+        entry.is_ok_and(|Raw(entry)| entry.flags & address_flags::OWN_NODE != 0)
     }
 
     /// Writes or deletes one table entry.

@@ -39,6 +39,7 @@ use attacher::{Attacher, Job};
 pub use aya::util::KernelVersion;
 use flows::FlowTables;
 pub use flows::SHARED_PART;
+use flows::takeover::{self, TakeOver};
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
 use maps::{Maps, Raw, done, gone, write_error};
 pub use names::{Capacities, MapName};
@@ -147,11 +148,23 @@ impl Kernel {
         let programs = attach::ids(&mut ebpf);
         let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
         let flow_tables = flows::open(&pins, &capacities, &ids)?;
-        let mut attacher = Attacher { ebpf, pins: pins.clone(), mode: options.attach, netlink: Netlink::open().ok() };
+        let mut attacher = Attacher {
+            ebpf,
+            pins: pins.clone(),
+            mode: options.attach,
+            netlink: Netlink::open().ok(),
+            early: attach::interfaces(),
+            take_over: None,
+            take_over_later: None,
+        };
         let adopted = attacher.adopt();
         earlier::clear(&pins);
         resize::take_over(&mut pins)?;
         let flows = flow_tables.start(Maps::open(&pins)?, &ids).map_err(KernelError::Thread)?;
+        match TakeOver::open(&pins).and_then(|first| Ok((first, takeover::start(TakeOver::open(&pins)?)?))) {
+            Ok((first, later)) => (attacher.take_over, attacher.take_over_later) = (Some(first), Some(later)),
+            Err(error) => tracing::warn!(%error, "cannot take over connections from nf_conntrack"),
+        }
         let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
         Ok((Self { attacher, adopted, maps, meta, pins, capacities, flows, programs, slots, generation }, outcomes))
     }
@@ -223,12 +236,7 @@ impl CounterReader {
 impl Maps {
     /// Its number may be another one's by now.
     fn forget_sender(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
-        let slot = Some(ifindex.0 & (self.slots - 1));
-        let overflow = self.overflow.get(&ifindex.0, 0).ok();
-        let found = [slot, overflow].into_iter().flatten().filter_map(|index| self.endpoints.get(&index, 0).ok());
-        let Some(Raw(endpoint)) = found.into_iter().find(|Raw(endpoint)| endpoint.ifindex == ifindex) else {
-            return Ok(());
-        };
+        let Some(endpoint) = self.endpoint(ifindex) else { return Ok(()) };
         if self.senders.get(&endpoint.id, 0).ok() == Some(ifindex.0) {
             done(MapName::Senders, self.senders.set(endpoint.id, 0, 0))?;
         }
@@ -263,6 +271,14 @@ impl Maps {
         let Ok(index) = self.overflow.get(&ifindex.0, 0) else { return Ok(()) };
         gone(MapName::EndpointsOverflow, self.overflow.remove(&ifindex.0))?;
         self.clear_endpoint(index)
+    }
+
+    /// The endpoint of an interface.
+    fn endpoint(&self, ifindex: IfIndex) -> Option<Endpoint> {
+        let slot = Some(ifindex.0 & (self.slots - 1));
+        let overflow = self.overflow.get(&ifindex.0, 0).ok();
+        let endpoints = [slot, overflow].into_iter().flatten().filter_map(|index| self.endpoints.get(&index, 0).ok());
+        endpoints.map(|Raw(endpoint)| endpoint).find(|endpoint| endpoint.ifindex == ifindex)
     }
 
     fn slot_holder(&self, slot: u32) -> Option<IfIndex> {
@@ -329,7 +345,8 @@ impl Dataplane for Kernel {
     }
 
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
-        self.attacher.give(Job::Attach(ifindex, name.to_owned(), role));
+        let endpoint = if role == Role::Pod { self.maps.endpoint(ifindex) } else { None };
+        self.attacher.give(Job::Attach(ifindex, name.to_owned(), role, endpoint));
         None
     }
 

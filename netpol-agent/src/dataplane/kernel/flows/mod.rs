@@ -6,8 +6,10 @@
 //! table; the interface in a flow's key tells them apart.
 
 mod calls;
+mod conntrack;
 mod plan;
 mod table;
+pub(super) mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -69,7 +69,7 @@ pub(super) struct Tables<K> {
 }
 
 /// The pin of each table below the directory of the layout version.
-fn directory(pins: &Pins) -> PathBuf {
+pub(super) fn directory(pins: &Pins) -> PathBuf {
     pins.root.join("flows")
 }
 
@@ -294,7 +294,7 @@ fn as_u32(size: usize) -> u32 {
 /// The kernel's jiffies now, as flows have them: they began 5 minutes before their low 32 bits wrap around, and go on while the
 /// monotonic clock does. Source: `INITIAL_JIFFIES`, `include/linux/jiffies.h`.
 #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits")]
-fn jiffies(hz: u32) -> u32 {
+pub(super) fn jiffies(hz: u32) -> u32 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is ours; the clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
@@ -302,8 +302,8 @@ fn jiffies(hz: u32) -> u32 {
     (ticks as u32).wrapping_sub(300 * hz)
 }
 
-/// Seconds by which the agent's clock and the programs' may differ.
-const SLACK: u32 = 2;
+/// Seconds by which the kernel's jiffies and [`jiffies`] may differ.
+pub(super) const SLACK: u32 = 2;
 
 /// Jiffies since the last packet, and [`SLACK`].
 fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
