@@ -53,6 +53,8 @@ pub const LAYOUT_VERSION: u32 = 4;
 pub mod protocol {
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
+    /// Internet Group Management Protocol: multicast listener discovery for IPv4.
+    pub const IGMP: u8 = 2;
     /// Transmission Control Protocol.
     pub const TCP: u8 = 6;
     /// User Datagram Protocol.

@@ -2,6 +2,7 @@
 
 use netpol_common::{
     ANY_REMOTE, Attempt, Direction, Endpoint, FlowEntry, FlowKey, REASON_MASK, Reason, SourceCheck, endpoint_flags,
+    protocol,
 };
 
 use crate::barrier::barrier;
@@ -11,7 +12,7 @@ use crate::packet::{self, Fragment, Icmp, Packet, Parse, TcpFlags, link};
 use crate::process::conclude;
 use crate::slot::Slot;
 use crate::surroundings::PacketAddress;
-use crate::verdict::{self, Opening, Recheck, Stale, unless_open};
+use crate::verdict::{self, Opening, Recheck, Stale, blur, unless_open};
 use crate::{Family, Surroundings, fragment, guard};
 
 /// What a frame turned out to be.
@@ -186,6 +187,14 @@ where
         } else {
             allowed
         });
+    }
+    if A::FAMILY == 4
+        && packet.protocol == protocol::IGMP
+        && packet.problem.is_none()
+        && packet.fragment == Fragment::Whole
+        && let Some(reason) = guard::membership(surroundings, endpoint, from_pod, packet.start, packet.payload)
+    {
+        return Some(blur(surroundings, reason));
     }
     if discovers && from_pod && endpoint.has(endpoint_flags::SOURCE_GUARD) {
         return Some(Reason::SpoofedNeighbor);

@@ -2,9 +2,10 @@
 
 use netpol_common::{
     Address, Direction, Endpoint, NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget, Reason, address_flags, endpoint_flags,
+    protocol,
 };
 
-use crate::packet::{self, Parse, link};
+use crate::packet::{self, Parse, Plain, link};
 use crate::slot::field;
 use crate::surroundings::PacketAddress;
 use crate::{Bytes, Family, Slot, Surroundings, Window};
@@ -13,6 +14,20 @@ use crate::{Bytes, Family, Slot, Surroundings, Window};
 #[inline(always)]
 pub(crate) fn is_foreign<A: PacketAddress>(endpoint: &Endpoint, direction: Direction, source: &A) -> bool {
     direction == Direction::Egress && endpoint.has(endpoint_flags::SOURCE_GUARD) && !source.belongs_to(endpoint)
+}
+
+/// Whether a packet is a DHCP client's that has no address yet, or asks for its own anew (RFC 2131, 4.1): from nobody, broadcast,
+/// from port 68 to 67. Policy decides on it.
+#[inline(always)]
+pub(crate) fn is_dhcp_request<A: PacketAddress>(packet: &Plain<A>) -> bool {
+    const CLIENT: [u8; 2] = 68_u16.to_be_bytes();
+    const SERVER: [u8; 2] = 67_u16.to_be_bytes();
+    A::FAMILY == 4
+        && packet.protocol == protocol::UDP
+        && packet.source.is_zero()
+        && packet.destination.words()[0] == u32::MAX
+        && u16::from_ne_bytes(packet.source_port) == u16::from_ne_bytes(CLIENT)
+        && u16::from_ne_bytes(packet.destination_port) == u16::from_ne_bytes(SERVER)
 }
 
 /// A MAC address in two parts, as it is compared.
@@ -194,6 +209,41 @@ pub(crate) fn discovery<S: Surroundings>(surroundings: &S, start: u32, payload: 
         return Reason::SpoofedNeighbor;
     }
     within_budget(surroundings, endpoint, headers == icmpv6::HEADER && length <= icmpv6::LONGEST)
+}
+
+/// IGMP: the types that hosts send (RFC 1112, RFC 2236, RFC 3376).
+mod igmp {
+    pub(super) const REPORT_V1: u8 = 0x12;
+    pub(super) const REPORT_V2: u8 = 0x16;
+    pub(super) const LEAVE: u8 = 0x17;
+    pub(super) const REPORT_V3: u8 = 0x22;
+    /// Where an IPv4 header has its destination.
+    pub(super) const DESTINATION: u32 = 16;
+}
+
+/// Decides on the IGMP message to a multicast group with its IPv4 header at `start`: a pod reports to which groups it listens, no
+/// longer than that needs; routers query, pods do not. `None`: policy decides.
+#[inline(always)]
+pub(crate) fn membership<S: Surroundings>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    from_pod: bool,
+    start: u32,
+    payload: u32,
+) -> Option<Reason> {
+    let Bytes([first]) = surroundings.load::<1>(start + igmp::DESTINATION)?;
+    let Bytes([kind]) = surroundings.load::<1>(payload)?;
+    if first & 0xf0 != 0xe0 {
+        return None;
+    }
+    if !from_pod || !endpoint.has(endpoint_flags::SOURCE_GUARD) {
+        return Some(Reason::LinkControl);
+    }
+    if !matches!(kind, igmp::REPORT_V1 | igmp::REPORT_V2 | igmp::LEAVE | igmp::REPORT_V3) {
+        return Some(Reason::SpoofedNeighbor);
+    }
+    let fits = surroundings.length().wrapping_sub(payload) <= icmpv6::LONGEST_REPORT;
+    Some(within_budget(surroundings, endpoint, fits))
 }
 
 #[inline(always)]

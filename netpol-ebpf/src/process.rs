@@ -140,7 +140,7 @@ where
 {
     let direction = towards::<EGRESS>();
     let key = key::<EGRESS, A>(surroundings.ifindex(), packet);
-    if guard::is_foreign(endpoint, direction, &packet.source) {
+    if guard::is_foreign(endpoint, direction, &packet.source) && !guard::is_dhcp_request(packet) {
         return Some(conclude(&surroundings, endpoint, Direction::Egress, Reason::ForeignSource));
     }
     if EGRESS && guard::is_foreign_mac(endpoint, packet.link_source) {

@@ -1,11 +1,11 @@
 //! What the link itself needs.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use netpol_tests::packet::{Ip, protocol};
-use netpol_tests::{Lab, deny_all};
+use netpol_tests::{Lab, deny_all, policy};
 
 use super::{Shots, pods};
 
@@ -117,4 +117,58 @@ fn s16_echo_and_all_other_icmp_needs_a_rule() -> Result<()> {
     shots.row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
     shots.row("an ICMPv6 type of no use", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
     shots.check()
+}
+
+#[test]
+fn s35_igmp_reports_pass_as_listener_reports_do() -> Result<()> {
+    let lab = Lab::start(pods(), &[deny_all("shop")])?;
+    let cluster = &lab.cluster;
+    let (client, server, other) =
+        (cluster.host("shop/client").v4(), cluster.host("shop/server").v4(), cluster.host("shop/other").v4());
+    let [group, routers, all] = ["239.1.2.3", "224.0.0.22", "224.0.0.1"].map(|text| text.parse().expect("one"));
+    // Router alert (RFC 2113), as Linux sends it.
+    let ip = |from: Ipv4Addr, to: Ipv4Addr| Ip::new(from.into(), to.into()).options(&[0x94, 4, 0, 0]);
+    // Type, maximum response time, checksum, and what follows.
+    let message = |kind: u8, rest: &[u8]| [&[kind, 0, 0, 0][..], rest].concat();
+    let rows = [
+        ("a report, version 3", ip(client, routers), 0x22, vec![0, 0, 0, 1], true),
+        ("a report, version 2", ip(client, group), 0x16, group.octets().to_vec(), true),
+        ("a report, version 1", ip(client, group), 0x12, group.octets().to_vec(), true),
+        ("a leave message", ip(client, routers), 0x17, group.octets().to_vec(), true),
+        ("a query", ip(client, all), 0x11, vec![0; 4], false),
+        ("a report to a host", ip(client, server), 0x22, vec![0, 0, 0, 1], false),
+        ("a report from another pod's address", ip(other, routers), 0x22, vec![0, 0, 0, 1], false),
+        ("a report with much behind it", ip(client, routers), 0x22, vec![0; 600], false),
+    ];
+    let mut shots = Shots::new(cluster, "shop/client", "shop/server");
+    for (what, ip, kind, rest, arrives) in &rows {
+        shots.row(what, *arrives, |mark| vec![ip.carrying(2, &message(*kind, &[&rest[..], mark].concat()))]);
+    }
+    shots.check()
+}
+
+#[test]
+fn s35_dhcp_from_no_address_needs_a_rule_and_nothing_else_comes_from_there() -> Result<()> {
+    let isolated = |rules: &str| {
+        policy("shop/client", &format!("{{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress]{rules}}}"))
+    };
+    let rule = ", egress: [{to: [{ipBlock: {cidr: 255.255.255.255/32}}], ports: [{protocol: UDP, port: 67}]}]";
+    let broadcast = Ip::new("0.0.0.0".parse()?, "255.255.255.255".parse()?);
+    for (policies, allowed) in [(vec![], true), (vec![isolated("")], false), (vec![isolated(rule)], true)] {
+        let lab = Lab::start(pods(), &policies)?;
+        let cluster = &lab.cluster;
+        let unicast = Ip::new("0.0.0.0".parse()?, cluster.host("shop/server").v4().into());
+        let mut shots = Shots::new(cluster, "shop/client", "shop/server");
+        shots.row("a DHCP request", allowed, |mark| vec![broadcast.udp(68, 67, mark)]);
+        shots.row("a broadcast to another port", false, |mark| vec![broadcast.udp(68, 69, mark)]);
+        shots.row("a broadcast from another port", false, |mark| vec![broadcast.udp(4000, 67, mark)]);
+        shots.row("one to a host", false, |mark| vec![unicast.udp(68, 67, mark)]);
+        shots.check()?;
+        // What a server broadcasts reaches a pod that is isolated for egress alone.
+        let server = Ip::new(cluster.host("shop/server").v4().into(), "255.255.255.255".parse()?);
+        let mut shots = Shots::new(cluster, "shop/server", "shop/client");
+        shots.row("a DHCP offer", true, |mark| vec![server.udp(67, 68, mark)]);
+        shots.check()?;
+    }
+    Ok(())
 }
