@@ -60,6 +60,9 @@ pub struct End {
     /// `own`: an address of this node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<&'static str>,
+    /// The node put its own address in place of the sender's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub masqueraded: bool,
     /// The address, where the packet has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
@@ -94,6 +97,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
         End {
             pod: own.map(ToString::to_string).or_else(|| known.map(|pod| pod.to_string())),
             node: node.filter(|_| own.is_none()),
+            masqueraded: false,
             address,
             port: ports.then(|| u16::from_be_bytes(port)),
             services: Box::default(),
@@ -110,6 +114,8 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
     if direction == Some(Direction::Egress) {
         name_services(&mut to, event, engine.world());
     }
+    let mut from = end(&event.source, event.source_port, sender);
+    let hint = (direction == Some(Direction::Ingress)).then(|| masqueraded(&mut from, &to, event, engine.world()));
     Denial {
         time: rfc3339(time),
         verdict: "deny",
@@ -117,7 +123,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
         reason: Reason::from_code(event.reason).map_or("unknown", Reason::name),
         at: pod.map(ToString::to_string),
         sender: None,
-        from: end(&event.source, event.source_port, sender),
+        from,
         to,
         protocol: protocol_name(event.protocol),
         port: ports.then(|| u16::from_be_bytes(event.destination_port)),
@@ -126,10 +132,32 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
             .map(|key| PolicyRef { namespace: key.namespace.to_string(), name: key.name.to_string() })
             .collect(),
         nearest: None,
-        hints: Vec::new(),
+        hints: hint.flatten().into_iter().collect(),
         suppressed: event.suppressed,
         length: event.length,
     }
+}
+
+/// A packet towards a pod from an address of this node. What the node itself sends always passes, so that policy denies only what
+/// it forwards under its address.
+fn masqueraded(from: &mut End, to: &End, event: &DenyEvent, world: &World) -> Option<String> {
+    let by_policy = [Reason::NoRule, Reason::Revoked].iter().any(|reason| *reason as u8 == event.reason);
+    let address = from.address.filter(|_| from.node.is_some() && by_policy)?;
+    from.masqueraded = true;
+    let backend = to.address.zip(to.port).map(|(address, port)| Backend { address, port });
+    let services = backend.map(|backend| world.services_behind(backend, event.protocol)).unwrap_or_default();
+    let services: Vec<String> = services.iter().map(ToString::to_string).collect();
+    let of = if services.is_empty() {
+        "the Service that it came through".to_owned()
+    } else {
+        format!("Service {}", services.join(" or "))
+    };
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    Some(format!(
+        "this node masqueraded the packet: {address} is not its sender. If it came from outside through a NodePort or a load \
+         balancer, set `externalTrafficPolicy: Local` on {of}, which keeps the sender's address, and allow that; or allow what this \
+         node masquerades, from whatever sender, with an ipBlock {address}/{length}"
+    ))
 }
 
 /// The Services that a pod's packet is for. Past the place where a Service sends it on, it carries a backend's address.
@@ -168,7 +196,8 @@ pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engi
     let side = explain_packet(engine.world(), &packet);
     // Policies may have changed since: an explanation of another verdict would mislead.
     if side.verdict == Verdict::Deny {
-        (denial.nearest, denial.hints) = (side.nearest, side.hints);
+        denial.nearest = side.nearest;
+        denial.hints.extend(side.hints);
     }
 }
 
@@ -260,6 +289,48 @@ ports: [{port: 5432}]
             let to = denial(&event, None, &engine, UNIX_EPOCH).to;
             let texts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Box<[_]>>();
             assert_eq!((to.services, to.behind), (texts(services), texts(behind)), "{reason:?} {port}");
+        }
+    }
+
+    #[test]
+    fn what_the_node_masqueraded_is_named_so_with_what_to_do() {
+        let mut engine = Engine::new(NodeScope::All, FirstIds::default());
+        let objects = manifest::parse(SHOP, "f").objects.into_iter().map(|located| located.object).collect();
+        engine.apply(Event::Reset(objects));
+        engine.apply(Event::OwnAddresses(vec![[192, 0, 2, 1].into()]));
+        let event = |direction: Direction, reason: Reason, source: [u8; 4]| {
+            let (mut from, mut to) = ([0; 16], [0; 16]);
+            from[..4].copy_from_slice(&source);
+            to[..4].copy_from_slice(&[10, 1, 0, 2]);
+            DenyEvent {
+                direction: direction as u8,
+                reason: reason as u8,
+                family: 4,
+                protocol: protocol::TCP,
+                source: from,
+                destination: to,
+                destination_port: 5432_u16.to_be_bytes(),
+                ..DenyEvent::default()
+            }
+        };
+        let node = [192, 0, 2, 1];
+        let pod = PodKey::new("shop", "db-0");
+        for (direction, reason, source, masqueraded) in [
+            (Direction::Ingress, Reason::NoRule, node, true),
+            (Direction::Ingress, Reason::Revoked, node, true),
+            (Direction::Ingress, Reason::NoRule, [203, 0, 113, 7], false),
+            (Direction::Ingress, Reason::Malformed, node, false),
+            (Direction::Egress, Reason::NoRule, node, false),
+        ] {
+            let denial = denial(&event(direction, reason, source), Some(&pod), &engine, UNIX_EPOCH);
+            assert_eq!(denial.from.masqueraded, masqueraded, "{direction:?} {reason:?} {source:?}");
+            assert_eq!(denial.hints.len(), usize::from(masqueraded));
+        }
+        let told = denial(&event(Direction::Ingress, Reason::NoRule, node), Some(&pod), &engine, UNIX_EPOCH);
+        let json = serde_json::to_string(&told).expect("JSON");
+        assert!(json.contains(r#""node":"own","masqueraded":true"#), "{json}");
+        for part in ["externalTrafficPolicy: Local", "Service shop/db", "ipBlock 192.0.2.1/32"] {
+            assert!(told.hints[0].contains(part), "{}", told.hints[0]);
         }
     }
 

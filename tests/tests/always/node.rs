@@ -1,6 +1,6 @@
 //! A pod, its own node, and itself.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::{Families, Lab, Outcome, Topology, deny_all, policy};
 
@@ -56,7 +56,7 @@ fn s15_a_pod_reaches_itself_through_a_service_it_backs() -> Result<()> {
 fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed] {
         for bridge_nf in ["1", "0"] {
-            let lab = Lab::start(pods().topology(topology).nodes(2), &[deny_all("shop")])?;
+            let mut lab = Lab::start(pods().topology(topology).nodes(2), &[deny_all("shop")])?;
             let node = lab.cluster.host("node-1").netns();
             node.nft(
                 "table inet npt {
@@ -77,7 +77,12 @@ fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
             )
             .with_context(|| format!("{topology:?}, bridge-nf {bridge_nf}"))?;
 
-            // A rule for the address it is masqueraded as lets it in: it is judged as what it carries.
+            let denied = lab.agent().wait_denied(|line| {
+                line.to() == "shop/server" && line.0["from"]["masqueraded"] == true && line.direction() == "ingress"
+            })?;
+            let hint = denied.0["hints"][0].as_str().context("a hint")?;
+            ensure!(hint.contains("externalTrafficPolicy: Local") && hint.contains("ipBlock"), "{hint}");
+            // A rule for the address it is masqueraded as, as the hint has it, lets it in: it is judged as what it carries.
             lab.policies(&[policy(
                 "shop/from-gateway",
                 "{podSelector: {}, policyTypes: [Ingress],
