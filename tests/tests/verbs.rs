@@ -88,6 +88,19 @@ fn commands_whose_output_is_closed_early_do_their_work() -> Result<()> {
 }
 
 #[test]
+fn uninstall_removes_the_socket_that_a_killed_agent_left() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[])?;
+    let socket = lab.agent().socket();
+    let text = socket.display().to_string();
+    lab.agent().crash()?;
+    ensure!(socket.exists(), "a killed agent removes nothing");
+    let said = lab.agent().ask("uninstall", &["--api-socket", &text])?;
+    ensure!(said.code == Some(0) && said.stdout.contains("removed socket "), "{said:?}");
+    ensure!(!socket.exists(), "{said:?}");
+    Ok(())
+}
+
+#[test]
 fn an_agent_whose_node_does_not_exist_is_not_ready_until_it_does() -> Result<()> {
     let cluster = demo_sized().build()?;
     cluster.apply("first", &deny_all("shop"))?;

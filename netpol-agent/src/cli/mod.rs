@@ -285,6 +285,9 @@ struct UninstallArgs {
     /// Directory on a BPF filesystem that the agent was given
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
+    /// The API socket that the agent was given: one that a killed agent left is removed, and its directory if it is empty
+    #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
+    api_socket: PathBuf,
     /// When all is removed, wait for SIGTERM instead of ending: a pod that is ready tells that its node is clean
     #[arg(long)]
     then_stay: bool,

@@ -1,5 +1,10 @@
 //! `netpol-agent uninstall`.
 
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -11,7 +16,10 @@ use crate::dataplane::uninstall;
 
 pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     machine::check("uninstall")?;
-    let report = uninstall(&args.pin_path)?;
+    let mut report = uninstall(&args.pin_path)?;
+    let (removed, remains) = remove_socket(&args.api_socket);
+    report.removed.extend(removed);
+    report.remains.extend(remains);
     for line in &report.removed {
         print::out(format_args!("removed {}\n", Safe(line)))?;
     }
@@ -29,6 +37,30 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(FAILED))
 }
 
+/// Removes the socket of an agent that was killed, and the directory that the agent made for it. What was removed, and what remains.
+fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
+    let mut removed = Vec::new();
+    let failed = |path: &Path, error: io::Error| Some(format!("{}: {error}", path.display()));
+    let refuses = UnixStream::connect(socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    if refuses && fs::symlink_metadata(socket).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        match fs::remove_file(socket) {
+            Ok(()) => removed.push(format!("socket {}", socket.display())),
+            Err(error) => return (removed, failed(socket, error)),
+        }
+    }
+    let Some(directory) = socket.parent().filter(|directory| directory.file_name().is_some_and(|name| name == "netpol")) else {
+        return (removed, None);
+    };
+    match fs::remove_dir(directory) {
+        Ok(()) => removed.push(format!("directory {}", directory.display())),
+        // Not there, in use by others, or a volume of this container.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy) => {}
+        Err(error) => return (removed, failed(directory, error)),
+    }
+    (removed, None)
+}
+
 /// Waits for SIGTERM or SIGINT. Blocked rather than left to their default, which the first process of a container ignores.
 fn stay() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
@@ -36,4 +68,40 @@ fn stay() -> Result<()> {
     print::out("stays until SIGTERM\n")?;
     signals.wait().context("cannot wait for SIGTERM")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_dead_agents_socket_and_its_empty_directory_are_removed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = root.path().join("netpol");
+        let socket = directory.join("agent.sock");
+        assert_eq!(remove_socket(&socket), (Vec::new(), None), "nothing is there");
+        fs::create_dir(&directory).expect("it is made");
+        let listener = UnixListener::bind(&socket).expect("it listens");
+        assert_eq!(remove_socket(&socket), (Vec::new(), None), "an agent answers there");
+        assert!(socket.exists());
+        drop(listener);
+        fs::write(directory.join("other"), "").expect("a file");
+        assert_eq!(remove_socket(&socket).0.len(), 1, "the directory has something else");
+        fs::remove_file(directory.join("other")).expect("it is removed");
+        assert_eq!(remove_socket(&socket).0.len(), 1);
+        assert!(!directory.exists());
+        fs::create_dir(&directory).expect("it is made");
+        fs::write(&socket, "precious").expect("a file");
+        assert_eq!(remove_socket(&socket), (Vec::new(), None), "no socket");
+        assert!(socket.exists());
+    }
+
+    #[test]
+    fn a_directory_of_another_name_is_not_the_agents() {
+        let root = tempfile::tempdir().expect("a directory");
+        assert_eq!(remove_socket(&root.path().join("agent.sock")), (Vec::new(), None));
+        assert!(root.path().exists());
+    }
 }

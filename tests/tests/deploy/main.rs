@@ -18,7 +18,8 @@ use serde_json::Value;
 use check::Objects;
 
 /// Every folder that people apply.
-const FOLDERS: [&str; 5] = ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kind", "uninstall"];
+const FOLDERS: [&str; 6] =
+    ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kubeadm-events", "overlays/kind", "uninstall"];
 
 /// What the agent reads, by API group.
 const READ: [(&str, &[&str]); 3] = [
