@@ -237,6 +237,31 @@ fn s32_a_link_local_address_is_followed_but_not_to_a_neighbors() {
 }
 
 #[test]
+fn s36_addresses_that_the_api_does_not_list_are_reported() {
+    let mut reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, at(&[A, "fe80::3"])), (4, at(&[B]))]));
+    let unlisted = |reconciler: &Reconciler<Memory>| {
+        let found =
+            reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).expect("an endpoint").unlisted;
+        assert_eq!(reconciler.unlisted_addresses(), found.len());
+        found
+    };
+    for (addresses, found) in [
+        (&[A, "10.0.0.9", "fd00::9", "fe80::3"][..], &["10.0.0.9", "fd00::9"][..]),
+        // Another pod's is a conflict, which is reported as such.
+        (&[A, B], &[]),
+        (&[A, "10.0.0.9"], &["10.0.0.9"]),
+        (&[A], &[]),
+    ] {
+        reconciler.surveyed(survey([(3, at(addresses)), (4, at(&[B]))]));
+        assert_eq!(unlisted(&reconciler), parsed(found), "{addresses:?}");
+        assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
+    }
+    reconciler.surveyed(survey([(3, at(&[A, "10.0.0.9"])), (4, at(&[B]))]));
+    reconciler.surveyed(survey([(4, at(&[B]))]));
+    assert_eq!(reconciler.unlisted_addresses(), 0, "the interface is gone");
+}
+
+#[test]
 fn an_endpoint_id_stands_at_an_address_while_programs_mark_the_pods_packets() {
     let address = parsed(&[A])[0];
     let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));

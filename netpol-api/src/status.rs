@@ -69,6 +69,9 @@ pub struct Endpoint {
     /// Why it is not enforced as the pod it has an address of: another interface is bound to that pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conflict: Option<String>,
+    /// Addresses of its pod that the pod's object does not list: what is sent from them is dropped as spoofed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unlisted: Vec<IpAddr>,
     /// The policies that isolate it.
     pub policies: Directions,
 }

@@ -86,7 +86,7 @@ Read from what is pinned, so it has addresses and interfaces whether or not an a
 one answers on --api-socket.
 INGRESS and EGRESS: open, or the policies that isolate the pod (names in its namespace; the first three). Where no agent
 answers: the number of the rule set. CONFLICT under NOTES: the interface has an address
-of a pod that another interface is bound to. Exit code 1: nothing is pinned there.";
+of a pod that another interface is bound to. UNLISTED: an address of the pod that its object does not list. Exit code 1: nothing is pinned there.";
 
 const UNINSTALL_HELP: &str = "\
 Examples:

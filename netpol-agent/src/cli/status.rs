@@ -29,6 +29,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
                 let known = ifindex.and_then(|ifindex| pods.get(&ifindex));
                 endpoint["pod"] = known.and_then(|known| known.pod.clone()).into();
                 endpoint["conflict"] = known.and_then(|known| known.conflict.clone()).into();
+                endpoint["unlisted"] = serde_json::to_value(known.map(|known| &known.unlisted))?;
                 endpoint["policies"] = serde_json::to_value(known.map(|known| &known.policies))?;
             }
             json["left_out"] = serde_json::to_value(left_out)?;
@@ -111,6 +112,7 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
     if let Some(conflict) = known.and_then(|known| known.conflict.as_ref()) {
         notes.push(format!("CONFLICT: {conflict}"));
     }
+    notes.extend(known.iter().flat_map(|known| &known.unlisted).map(|address| format!("UNLISTED {address}")));
     for (direction, reasons) in &endpoint.packets {
         for (name, packets) in reasons {
             if Reason::ALL.iter().any(|reason| reason.name() == *name && reason.allows()) {
@@ -220,6 +222,7 @@ mod tests {
             attached: true,
             orphaned: false,
             conflict: None,
+            unlisted: vec!["10.1.0.6".parse().expect("an address")],
             policies: netpol_api::Directions {
                 ingress: ["shop/a", "shop/b", "shop/c", "shop/d", "shop/e"].map(str::to_owned).to_vec(),
                 egress: Vec::new(),
@@ -233,7 +236,7 @@ mod tests {
             lines,
             [
                 "INTERFACE     POD       ADDRESS   INGRESS   EGRESS  ALLOWED  DROPPED  NOTES",
-                "veth0a1b2c3d  shop/web  10.1.0.5  a,b,c,+2  open         42        9  ingress no-rule 9",
+                "veth0a1b2c3d  shop/web  10.1.0.5  a,b,c,+2  open         42        9  UNLISTED 10.1.0.6, ingress no-rule 9",
                 "                        fd00::5",
                 "",
                 "what Services send on is judged on eth0, flannel.1 too",

@@ -48,14 +48,17 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
             Err(error) => return (removed, failed(socket, error)),
         }
     }
-    let Some(directory) = socket.parent().filter(|directory| directory.file_name().is_some_and(|name| name == "netpol")) else {
+    let Some(directory) =
+        socket.parent().filter(|directory| directory.file_name().is_some_and(|name| name == "netpol"))
+    else {
         return (removed, None);
     };
     match fs::remove_dir(directory) {
         Ok(()) => removed.push(format!("directory {}", directory.display())),
         // Not there, in use by others, or a volume of this container.
         Err(error)
-            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy) => {}
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy) => {
+        }
         Err(error) => return (removed, failed(directory, error)),
     }
     (removed, None)

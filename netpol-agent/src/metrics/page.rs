@@ -83,6 +83,12 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
             "Further interfaces of pods' namespaces, which policies do not apply to.",
             secondary as u64,
         ),
+        (
+            "netpol_unlisted_addresses",
+            "gauge",
+            "Addresses of pods that their objects do not list.",
+            reconciler.unlisted_addresses() as u64,
+        ),
         ("netpol_policy_problems", "gauge", "What policies say that was not understood.", policy_problems as u64),
         ("netpol_denials_told_total", "counter", "Events of denied packets.", reporter.told()),
         (

@@ -49,6 +49,8 @@ pub(super) struct Bindings {
     shut: BTreeSet<IfIndex>,
     /// Further interfaces of pods' namespaces, which have no pod's address.
     secondary: BTreeMap<IfIndex, PodKey>,
+    /// Addresses of bound interfaces that their pods' objects do not list.
+    unlisted: BTreeMap<IfIndex, Vec<IpAddr>>,
 }
 
 impl Bindings {
@@ -88,6 +90,16 @@ impl Bindings {
         self.secondary.len()
     }
 
+    /// Addresses of an interface that its pod's object does not list.
+    pub(super) fn unlisted(&self, ifindex: IfIndex) -> &[IpAddr] {
+        self.unlisted.get(&ifindex).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many such addresses there are.
+    pub(super) fn all_unlisted(&self) -> usize {
+        self.unlisted.values().map(Vec::len).sum()
+    }
+
     /// The Ethernet and the link-local address of an interface's pod.
     pub(super) fn link_addresses(&self, ifindex: IfIndex) -> ([u8; 6], [u8; 16]) {
         self.bound.get(&ifindex).map_or_else(Default::default, |bound| (bound.mac, bound.link_local))
@@ -100,6 +112,7 @@ impl Bindings {
         self.conflicts.remove(&ifindex);
         self.shut.remove(&ifindex);
         self.secondary.remove(&ifindex);
+        self.unlisted.remove(&ifindex);
     }
 
     fn report(&mut self, ifindex: IfIndex, veth: &Veth, conflict: Option<String>) {
@@ -296,6 +309,29 @@ impl<D: Dataplane> Reconciler<D> {
         for (ifindex, veth, conflict) in conflicts {
             bindings.report(ifindex, veth, conflict);
         }
+        let mut unlisted = BTreeMap::new();
+        for ifindex in bindings.bound.keys() {
+            let Some((veth, side)) = self.survey.veths.get(ifindex) else { continue };
+            let Some(pod) = bindings.pods.get(ifindex).and_then(|pod| self.pods.get(pod)) else { continue };
+            let is_unlisted = |address: &&IpAddr| {
+                !address.is_loopback()
+                    && !is_any_link_local(address)
+                    && !pod.addresses.contains(address)
+                    && self.local_pod_at(**address).is_none()
+            };
+            let found: Vec<IpAddr> = side.addresses.iter().filter(is_unlisted).copied().collect();
+            if !found.is_empty() {
+                if bindings.unlisted(*ifindex) != found {
+                    let (pod, interface) = (&pod.key, &veth.name);
+                    tracing::warn!(
+                        %pod, interface, addresses = ?found,
+                        "the pod has addresses that its object does not list; what it sends from them is dropped as spoofed"
+                    );
+                }
+                unlisted.insert(*ifindex, found);
+            }
+        }
+        bindings.unlisted = unlisted;
         let mut secondary = BTreeMap::new();
         for (ifindex, (veth, _)) in &self.survey.veths {
             if let Some(pod) = namespaces.get(&veth.namespace)

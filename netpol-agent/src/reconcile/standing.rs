@@ -137,6 +137,11 @@ impl<D: Dataplane> Reconciler<D> {
         self.bindings.conflicts()
     }
 
+    /// How many addresses pods have that their objects do not list.
+    pub fn unlisted_addresses(&self) -> usize {
+        self.bindings.all_unlisted()
+    }
+
     /// How many further interfaces the namespaces of pods have.
     pub fn secondary_interfaces(&self) -> usize {
         self.bindings.secondary()
@@ -157,6 +162,7 @@ impl<D: Dataplane> Reconciler<D> {
             attached: held.attached,
             orphaned: held.orphaned,
             conflict: self.bindings.conflict(*ifindex).map(str::to_owned),
+            unlisted: self.bindings.unlisted(*ifindex).to_vec(),
             policies: netpol_api::Directions {
                 ingress: names(held.endpoint.ingress.rule_set),
                 egress: names(held.endpoint.egress.rule_set),

@@ -150,7 +150,10 @@ fn s35_igmp_reports_pass_as_listener_reports_do() -> Result<()> {
 #[test]
 fn s35_dhcp_from_no_address_needs_a_rule_and_nothing_else_comes_from_there() -> Result<()> {
     let isolated = |rules: &str| {
-        policy("shop/client", &format!("{{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress]{rules}}}"))
+        policy(
+            "shop/client",
+            &format!("{{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress]{rules}}}"),
+        )
     };
     let rule = ", egress: [{to: [{ipBlock: {cidr: 255.255.255.255/32}}], ports: [{protocol: UDP, port: 67}]}]";
     let broadcast = Ip::new("0.0.0.0".parse()?, "255.255.255.255".parse()?);
