@@ -37,8 +37,12 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
             print::out(format_args!("{}\n", text::json(&format!("{json:#}"))))?;
         }
         Output::Table => {
-            let warnings: String = warnings.iter().map(|text| format!("warning: {}\n", Safe(text))).collect();
-            print::out(format_args!("{}{}{warnings}", table(&status, &pods), in_part(left_out)))?;
+            let mut text = format!("{}{}", table(&status, &pods), in_part(left_out));
+            for warning in warnings {
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "warning: {}", Safe(warning));
+            }
+            print::out(text)?;
         }
     }
     Ok(ExitCode::SUCCESS)

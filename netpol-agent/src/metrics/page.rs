@@ -83,12 +83,6 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
             "Further interfaces of pods' namespaces, which policies do not apply to.",
             secondary as u64,
         ),
-        (
-            "netpol_unlisted_addresses",
-            "gauge",
-            "Addresses of pods that their objects do not list.",
-            reconciler.unlisted_addresses() as u64,
-        ),
         ("netpol_policy_problems", "gauge", "What policies say that was not understood.", policy_problems as u64),
         ("netpol_denials_told_total", "counter", "Events of denied packets.", reporter.told()),
         (
@@ -103,6 +97,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
         page.head(name, kind, help);
         page.value(name, &[], value);
     }
+    unlisted(&mut page, reconciler.unlisted_addresses());
     let name = "netpol_evaluating_seconds";
     page.head(name, "gauge", "For how long the changes that are being evaluated have been so far; 0: none are.");
     page.value(name, &[], reconciler.evaluating().unwrap_or_default().as_secs_f64());
@@ -121,6 +116,11 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
     page.value("netpol_ready", &[], u8::from(meter.readiness == Readiness::Ready));
     page.text
+}
+
+fn unlisted(page: &mut Page, addresses: usize) {
+    page.head("netpol_unlisted_addresses", "gauge", "Addresses of pods that their objects do not list.");
+    page.value("netpol_unlisted_addresses", &[], addresses);
 }
 
 fn suppressed(page: &mut Page, reconciler: &Reconciler<Kernel>, meter: &Meter) {

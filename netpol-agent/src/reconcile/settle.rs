@@ -460,16 +460,6 @@ impl<D: Dataplane> Reconciler<D> {
         self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
     }
 
-    /// Whether there are Node objects, and none of them is this node: `--node` names another one, or nothing.
-    pub fn is_node_unknown(&self) -> bool {
-        self.pods.is_node_unknown()
-    }
-
-    /// This node's name.
-    pub fn node(&self) -> &str {
-        &self.options.node
-    }
-
     /// How many pods of this node have an address and no interface yet, or one that the programs could not be put on.
     pub fn pods_waiting(&self) -> usize {
         let enforced = self.held.values().filter(|held| held.attached && !held.orphaned && !held.shut);

@@ -132,6 +132,16 @@ impl<D: Dataplane> Reconciler<D> {
         self.failures.is_empty() && !self.failures.has_trouble()
     }
 
+    /// Whether there are Node objects, and none of them is this node: `--node` names another one, or nothing.
+    pub fn is_node_unknown(&self) -> bool {
+        self.pods.is_node_unknown()
+    }
+
+    /// This node's name.
+    pub fn node(&self) -> &str {
+        &self.options.node
+    }
+
     /// How many interfaces claim a pod or an address that another one is bound to.
     pub fn conflicts(&self) -> usize {
         self.bindings.conflicts()

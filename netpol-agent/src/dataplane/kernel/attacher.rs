@@ -101,7 +101,7 @@ impl Attacher {
         let Some(take_over) = &mut self.take_over else { return };
         match take_over.take_over(&[endpoint]) {
             Ok(flows) => {
-                tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack")
+                tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack");
             }
             // The thread that does it again after attaching logs it.
             Err(error) => tracing::debug!(interface = %endpoint.ifindex, %error, "cannot read nf_conntrack"),

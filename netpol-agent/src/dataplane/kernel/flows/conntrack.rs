@@ -1,4 +1,4 @@
-//! What nf_conntrack has recorded of a pod's connections (ctnetlink).
+//! What `nf_conntrack` has recorded of a pod's connections (ctnetlink).
 //!
 //! Source: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `nf_conntrack_common.h`, `nf_conntrack_tcp.h`.
 
@@ -78,7 +78,7 @@ pub(super) struct Connection {
     pub(super) state: u8,
 }
 
-/// Asks nf_conntrack.
+/// Asks `nf_conntrack`.
 pub(super) struct Conntrack {
     socket: Socket,
     sequence: u32,

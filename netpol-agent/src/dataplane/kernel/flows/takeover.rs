@@ -1,4 +1,4 @@
-//! Connections that are older than a pod's enforcement: what nf_conntrack has recorded of them becomes flows.
+//! Connections that are older than a pod's enforcement: what `nf_conntrack` has recorded of them becomes flows.
 //!
 //! Programs see a connection from the packet on that comes after they are attached, and that may be a reply: evaluated as what it
 //! looks like, it would be denied, or allowed in the wrong direction. The flows are written under generation 0, which no endpoint
@@ -110,7 +110,7 @@ fn run(work: &mut TakeOver, given: &Receiver<Endpoint>) {
         let endpoints: Vec<Endpoint> = std::iter::once(first).chain(given.try_iter()).collect();
         match work.take_over(&endpoints) {
             Ok(flows) => {
-                tracing::debug!(endpoints = endpoints.len(), flows, "connections taken over from nf_conntrack")
+                tracing::debug!(endpoints = endpoints.len(), flows, "connections taken over from nf_conntrack");
             }
             Err(error) if !std::mem::replace(&mut failed, true) => {
                 tracing::warn!(%error, "cannot read nf_conntrack; replies of connections that are older than their pod's \
