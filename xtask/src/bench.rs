@@ -1,30 +1,30 @@
-//! What things cost.
+//! Benchmarks of packets, policy changes, pod churn, memory and traffic.
 
 mod changes;
 mod churn;
 mod convergence;
-mod ground;
+mod map_watcher;
 mod memory;
 mod net;
 mod packets;
 mod report;
 mod services;
-mod watch;
+mod testbed;
 mod world;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::cli::{BenchArgs, Measured};
+use crate::cli::{BenchArgs, Benchmark};
 
-/// Measures.
+/// Runs the selected benchmark.
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match args.what {
-        Measured::Packets => packets::run(args),
-        Measured::Convergence => convergence::run(args),
-        Measured::Churn => churn::run(args),
-        Measured::Memory => memory::run(args),
-        Measured::Net => net::run(args),
+        Benchmark::Packets => packets::run(args),
+        Benchmark::Convergence => convergence::run(args),
+        Benchmark::Churn => churn::run(args),
+        Benchmark::Memory => memory::run(args),
+        Benchmark::Net => net::run(args),
     }
 }

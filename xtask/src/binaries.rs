@@ -1,10 +1,10 @@
-//! `build`: what a user runs.
+//! `build`: the binaries for users.
 
 use anyhow::Result;
 
 use crate::{ebpf, run};
 
-/// Builds the BPF object, then the agent with it inside, and the CLI.
+/// Builds the BPF object, then the agent with the object embedded, and the CLI.
 pub(crate) fn build() -> Result<()> {
     ebpf::build()?;
     run::step(

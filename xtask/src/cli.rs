@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::lab;
 use crate::{binaries, doctor, ebpf, image, kernels, setup, test, tidy};
 
-/// Every verb a developer or CI needs.
+/// Commands for developers and CI.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 pub(crate) struct Cli {
@@ -19,7 +19,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Install what building and testing need: the BPF toolchain and Debian packages. Does nothing when all is there.
+    /// Install what building and testing need: the BPF toolchain and Debian packages. Does nothing if all are
+    /// installed.
     #[command(after_help = "Examples:\n  cargo xtask setup")]
     Setup,
     /// Build the BPF object, target/bpf/netpol.o.
@@ -27,43 +28,46 @@ enum Verb {
         after_help = "Examples:\n  cargo xtask ebpf && bpftool btf dump file target/bpf/netpol.o\n  cargo xtask ebpf --log && netpol-agent run --bpf-object target/bpf/netpol-log.o …"
     )]
     Ebpf {
-        /// Build target/bpf/netpol-log.o instead, whose programs tell the agent's log what should never happen
+        /// Build target/bpf/netpol-log.o instead. Its programs log errors that should never happen to the agent's
+        /// log.
         #[arg(long)]
         log: bool,
     },
-    /// Build target/release/netpol and target/release/netpol-agent, the BPF object inside.
+    /// Build target/release/netpol and target/release/netpol-agent, with the BPF object embedded.
     #[command(after_help = "Examples:\n  cargo xtask build && target/release/netpol-agent --help")]
     Build,
-    /// Pack both into an image, without docker: an archive that `docker load`, `ctr images import` and kind read.
+    /// Build a container image of both without Docker: an archive for `docker load`, `ctr images import` and kind.
     #[command(after_help = "Examples:\n  cargo xtask image\n  k3s ctr images import target/netpol-image.tar")]
     Image(ImageArgs),
-    /// Make a small cluster of network namespaces, and show what policies do to it. Needs root.
+    /// Create a small cluster of network namespaces, and show what policies do to its traffic. Needs root.
     #[command(after_help = "Examples:\n  cargo xtask demo")]
     Demo(DemoArgs),
-    /// Run all tests; those that need root, too. Sets up and builds before. Its last line: N passed, N failed.
+    /// Run all tests, including those that need root. Sets up and builds first. The last line is "N passed, N
+    /// failed".
     #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --filter s17_ --filter s18_\n  \
-        cargo xtask test --filter agree --cases 5000\n\nExit code 1 when one fails.")]
+        cargo xtask test --filter agree --cases 5000\n\nExit code 1 if a test fails.")]
     Test(TestArgs),
-    /// Measure what a packet costs; or how long a change takes, or how much memory the agent, in a big cluster. Needs root.
+    /// Measure the cost of a packet, the time a change takes, or the agent's memory in a large cluster. Needs root.
     #[command(
         after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench -o json\n  cargo xtask bench convergence\n  \
         cargo xtask bench memory --pods 20000"
     )]
     Bench(BenchArgs),
-    /// Boot kernels 5.10, 6.1 and 6.12 in emulated machines, and see netpol work there; then on this one. Needs root.
+    /// Boot kernels 5.10, 6.1 and 6.12 in virtual machines and test netpol there, then on the running kernel. Needs
+    /// root.
     #[command(after_help = "Examples:\n  cargo xtask kernels\n  cargo xtask kernels --only 5.10 --only running\n\n\
-        Kernels are kept in target/kernels, each with the console.log of its last run. Exit code 1 when a check fails.")]
+        Kernels are stored in target/kernels, each with the console.log of its last run. Exit code 1 if a check fails.")]
     Kernels(KernelsArgs),
-    /// Tell which tools, kernel features and permissions are there, which are missing, and the line that brings them.
+    /// List the tools, kernel features and permissions that netpol needs, and how to get those that are missing.
     #[command(
         after_help = "Examples:\n  cargo xtask doctor\n  cargo xtask doctor -o json | jq '.[] | select(.state == \
-        \"missing\")'\n\nExit code 1 when something needed is missing."
+        \"missing\")'\n\nExit code 1 if something required is missing."
     )]
     Doctor(DoctorArgs),
-    /// Check what reviewers should not have to: format, lints, who may name what, docs of every reason, option and metric,
-    /// tests of every line.
+    /// Check format, lints, dependencies between crates, documentation of each reason, option and metric, and that
+    /// each line of docs/semantics.md has a test.
     #[command(
-        after_help = "Examples:\n  cargo xtask tidy\n\nExit code 1 when something is to be done; each finding says what."
+        after_help = "Examples:\n  cargo xtask tidy\n\nExit code 1 if there are findings; each finding states the fix."
     )]
     Tidy,
 }
@@ -71,11 +75,11 @@ enum Verb {
 /// Options of `image`.
 #[derive(Args, Debug)]
 pub(crate) struct ImageArgs {
-    /// Its name and tag. The default, with the version of this checkout, is what deploy/ runs: `localhost` is no registry that anyone
-    /// else can push to.
+    /// Name and tag of the image. The default has the version of this checkout and is what deploy/ runs; nobody can push to a
+    /// registry named `localhost`.
     #[arg(long, default_value = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION")))]
     pub(crate) tag: String,
-    /// Where to write it; target/netpol-image.tar unless named.
+    /// File to write; default target/netpol-image.tar.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<std::path::PathBuf>,
 }
@@ -83,13 +87,13 @@ pub(crate) struct ImageArgs {
 /// Options of `test`.
 #[derive(Args, Debug)]
 pub(crate) struct TestArgs {
-    /// Only tests with this in their path; may be given more than once.
+    /// Run only tests whose path contains this text; can be repeated.
     #[arg(short, long, value_name = "PART")]
     pub(crate) filter: Vec<String>,
-    /// Random cases per property, instead of each property's own number.
+    /// Number of random cases for each property, instead of the property's own number.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cases: Option<u32>,
-    /// Tests at a time; by default as many as CPUs, live ones twice that.
+    /// Number of tests to run in parallel; the default is the number of CPUs, and twice that for live tests.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 }
@@ -97,10 +101,10 @@ pub(crate) struct TestArgs {
 /// Options of `kernels`.
 #[derive(Args, Debug)]
 pub(crate) struct KernelsArgs {
-    /// Only this one (5.10, 6.1, 6.12, running); may be given more than once.
+    /// Test only this kernel (5.10, 6.1, 6.12, running); can be repeated.
     #[arg(long, value_name = "KERNEL")]
     pub(crate) only: Vec<String>,
-    /// Download the newest kernel of each series, instead of using what was downloaded before.
+    /// Download the newest kernel of each series, even if an older one was downloaded before.
     #[arg(long)]
     pub(crate) update: bool,
 }
@@ -121,18 +125,18 @@ pub(crate) struct DemoArgs {}
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
     /// What to measure.
-    #[arg(value_enum, default_value_t = Measured::Packets)]
-    pub(crate) what: Measured,
-    /// Pods of the cluster; unless told, 10,000 for convergence and churn, 100,000 for memory
+    #[arg(value_enum, default_value_t = Benchmark::Packets)]
+    pub(crate) what: Benchmark,
+    /// Number of pods in the cluster; default 10,000 for convergence and churn, 100,000 for memory
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..=1_000_000))]
     pub(crate) pods: Option<u32>,
-    /// Policies of the cluster
+    /// Number of policies in the cluster
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     pub(crate) policies: u32,
-    /// Services of the cluster, with all of its pods behind them; unless told, 5,000 for memory and none else
+    /// Number of Services, with all pods as their backends; default 5,000 for memory and none otherwise
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=60_000))]
     pub(crate) services: Option<u32>,
-    /// How long changes are made, for convergence; pods come and go at each rate, for churn; and each kind of traffic runs, for net
+    /// Seconds of changes for convergence, of each rate for churn, and of all traffic for net
     #[arg(long, value_name = "S", default_value_t = 25)]
     pub(crate) seconds: u32,
     /// How to print.
@@ -142,29 +146,30 @@ pub(crate) struct BenchArgs {
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Measured {
-    /// Nanoseconds a packet, with `BPF_PROG_TEST_RUN`
+pub(crate) enum Benchmark {
+    /// Nanoseconds per packet, measured with `BPF_PROG_TEST_RUN`
     Packets,
-    /// Milliseconds from a watch event to the kernel's tables, while pods come and go
+    /// Milliseconds from a watch event to the BPF maps, while pods are added and removed
     Convergence,
-    /// Pods a second that come and go and are enforced
+    /// Pods added and removed per second that the agent can enforce
     Churn,
     /// The agent's resident memory
     Memory,
-    /// Gbit/s, requests and connections a second between two pods, beside packet filters, and programs' time on real traffic
+    /// Gbit/s, requests and connections per second between two pods, compared with packet filters; program time on
+    /// real traffic
     Net,
 }
 
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
-/// Does what was asked for.
+/// Runs the command.
 pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Setup => setup::run()?,
@@ -187,12 +192,12 @@ fn demo(args: &DemoArgs) -> Result<ExitCode> {
     crate::demo::run(args)
 }
 
-/// Builds the binaries that the demo runs, then the demo.
+/// Builds the binaries for the demo, then runs the demo.
 #[cfg(not(feature = "lab"))]
 fn demo(_args: &DemoArgs) -> Result<ExitCode> {
     setup::run()?;
     binaries::build()?;
-    match lab::again(lab::Profile::Dev)? {}
+    match lab::rerun(lab::Profile::Dev)? {}
 }
 
 #[cfg(feature = "lab")]
@@ -200,13 +205,13 @@ fn bench(args: &BenchArgs) -> Result<ExitCode> {
     crate::bench::run(args)
 }
 
-/// Builds what is measured, then the bench.
+/// Builds what is measured, then runs the benchmark.
 #[cfg(not(feature = "lab"))]
 fn bench(args: &BenchArgs) -> Result<ExitCode> {
     setup::run()?;
     match args.what {
-        Measured::Packets => drop(ebpf::build()?),
-        Measured::Convergence | Measured::Churn | Measured::Memory | Measured::Net => binaries::build()?,
+        Benchmark::Packets => drop(ebpf::build()?),
+        Benchmark::Convergence | Benchmark::Churn | Benchmark::Memory | Benchmark::Net => binaries::build()?,
     }
-    match lab::again(lab::Profile::Release)? {}
+    match lab::rerun(lab::Profile::Release)? {}
 }

@@ -1,4 +1,5 @@
-//! Packages of any suite of Debian, unpacked to a folder of ours, without touching the system's own sources or packages.
+//! Downloads packages of any Debian suite and unpacks them to a folder of the project. The system's sources and
+//! packages stay unchanged.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,28 +10,28 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 
-/// A mirror of Debian to use instead of this machine's own; old suites move to another one than new ones.
+/// Environment variable with a Debian mirror to use instead of this machine's. Old suites are on another mirror than current ones.
 const MIRROR: &str = "NETPOL_DEBIAN_MIRROR";
-/// Signs every suite; part of every Debian.
+/// Keys that sign every suite. Every Debian has this file.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// What one suite has, by lists of our own.
+/// The packages of one suite, with private apt lists.
 pub(crate) struct Packages {
     private: PathBuf,
 }
 
 impl Packages {
-    /// What apt-cache says.
-    pub(crate) fn ask(&self, what: &str, words: &[&str]) -> Result<String> {
+    /// Runs `apt-cache` and returns its output.
+    pub(crate) fn cache(&self, what: &str, words: &[&str]) -> Result<String> {
         run::output(what, &mut self.apt("apt-cache", words))
     }
 
-    fn of(suite: &str, folder: &Path, mirror: &str) -> Result<Self> {
+    fn update(suite: &str, folder: &Path, mirror: &str) -> Result<Self> {
         let private = folder.join("apt");
         for part in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(private.join(part)).with_context(|| format!("creating {}", private.display()))?;
         }
-        // Lists of old suites are not renewed any more.
+        // The lists of old suites have expired.
         let source = format!("deb [signed-by={KEYRING} check-valid-until=no] {mirror} {suite} main\n");
         fs::write(private.join("sources.list"), source).context("writing a private sources.list")?;
         let packages = Self { private };
@@ -38,19 +39,19 @@ impl Packages {
         Ok(packages)
     }
 
-    /// One of apt's programs, with sources and lists of its own.
+    /// Returns a command for one of apt's programs, with private sources and lists.
     fn apt(&self, program: &str, words: &[&str]) -> Command {
         let mut command = run::command::<&str>(program, []);
-        let own = self.private.display();
+        let private_folder = self.private.display();
         for option in [
-            format!("Dir::Etc::SourceList={own}/sources.list"),
+            format!("Dir::Etc::SourceList={private_folder}/sources.list"),
             "Dir::Etc::SourceParts=/dev/null".into(),
-            format!("Dir::State={own}"),
-            format!("Dir::State::Lists={own}/lists"),
+            format!("Dir::State={private_folder}"),
+            format!("Dir::State::Lists={private_folder}/lists"),
             "Dir::State::status=/dev/null".into(),
-            format!("Dir::Cache={own}"),
+            format!("Dir::Cache={private_folder}"),
             "APT::Architecture=amd64".into(),
-            // Root's downloads go to a folder that is not apt's own.
+            // The download folder is not readable for apt's own user.
             "APT::Sandbox::User=root".into(),
         ] {
             command.arg("-o").arg(option);
@@ -61,7 +62,7 @@ impl Packages {
 
     fn unpack(&self, package: &str, folder: &Path) -> Result<()> {
         let downloads = folder.join("download");
-        // An earlier attempt may have been cut short.
+        // An earlier download may have been interrupted.
         let _ = fs::remove_dir_all(&downloads);
         fs::create_dir_all(&downloads)?;
         run::output(
@@ -79,31 +80,33 @@ impl Packages {
     }
 }
 
-/// Unpacks a package of a suite to `root` in the folder, from the first mirror that has it.
+/// Unpacks a package of a suite to `root` in the folder, from the first mirror that has the package.
 pub(crate) fn fetch(suite: &str, folder: &Path, choose: impl Fn(&Packages) -> Result<String>) -> Result<()> {
     let mut errors = Vec::new();
     for mirror in mirrors()? {
-        let packages = Packages::of(suite, folder, &mirror);
+        let packages = Packages::update(suite, folder, &mirror);
         match packages.and_then(|packages| packages.unpack(&choose(&packages)?, folder)) {
             Ok(()) => return Ok(()),
             Err(error) => errors.push(format!("{mirror}: {error:#}")),
         }
     }
     let tried = errors.join("\n");
-    bail!("no mirror gave it; is the network up? Or name a mirror of Debian's {suite} in {MIRROR}\n{tried}")
+    bail!(
+        "download failed from all mirrors. Check the network, or set {MIRROR} to a mirror of Debian's {suite}:\n{tried}"
+    )
 }
 
-/// Where Debian's packages come from: where apt on this machine gets them.
+/// Returns the Debian mirrors that apt uses on this machine.
 fn mirrors() -> Result<Vec<String>> {
     if let Ok(mirror) = std::env::var(MIRROR) {
         return Ok(vec![mirror]);
     }
-    let mut ask = run::command("apt-get", ["indextargets", "--format", "$(REPO_URI)"]);
-    ask.args(["Created-By: Packages", "Origin: Debian", "Label: Debian"]);
-    let answer = run::output("asking apt for its mirrors of Debian", &mut ask)?;
-    let mirrors: BTreeSet<String> = answer.lines().map(str::to_owned).collect();
+    let mut query = run::command("apt-get", ["indextargets", "--format", "$(REPO_URI)"]);
+    query.args(["Created-By: Packages", "Origin: Debian", "Label: Debian"]);
+    let output = run::output("listing apt's Debian mirrors", &mut query)?;
+    let mirrors: BTreeSet<String> = output.lines().map(str::to_owned).collect();
     if mirrors.is_empty() {
-        bail!("apt knows no mirror of Debian: run `apt-get update`, or name one in {MIRROR}");
+        bail!("apt has no Debian mirror: run `apt-get update`, or set {MIRROR} to a mirror");
     }
     Ok(mirrors.into_iter().collect())
 }

@@ -1,4 +1,4 @@
-//! `doctor`: what is needed, what of it is missing, and the line that brings it.
+//! `doctor`: lists what netpol needs, what is missing, and how to get it.
 
 mod kernel;
 mod permissions;
@@ -11,19 +11,19 @@ use serde::Serialize;
 
 use crate::cli::{DoctorArgs, Output};
 
-/// One thing that was looked for.
+/// Result for one requirement.
 #[derive(Debug, Serialize)]
 struct Finding {
     /// `tools`, `kernel` or `permissions`.
     group: &'static str,
-    /// What was looked for.
+    /// The requirement.
     name: String,
     state: State,
-    /// What was found, or how it was noticed that it is missing.
+    /// What was found, or why it counts as missing.
     found: String,
     /// What needs it.
     used_by: &'static str,
-    /// A line to run, or what to do.
+    /// A command line or advice.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -31,23 +31,23 @@ struct Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum State {
-    /// There.
+    /// Found.
     Ok,
-    /// Missing, and something else does; or one verb of several goes without.
+    /// Missing, but there is a substitute, or only one command needs it.
     Optional,
-    /// Only root can try.
+    /// Only root can test it.
     Unknown,
-    /// Missing, and needed to build or to test.
+    /// Missing, and required to build or to test.
     Missing,
 }
 
-/// Where something may be missing: what to do then.
+/// Result where a requirement is missing.
 struct Absence {
     state: State,
     fix: String,
 }
 
-fn needed(fix: impl Into<String>) -> Absence {
+fn required(fix: impl Into<String>) -> Absence {
     Absence { state: State::Missing, fix: fix.into() }
 }
 
@@ -56,7 +56,7 @@ fn optional(fix: impl Into<String>) -> Absence {
 }
 
 impl Finding {
-    /// `found` tells what is there, or else how that was noticed.
+    /// Creates a finding. `found` is what was found, or why it counts as missing.
     fn new(
         group: &'static str,
         name: impl Into<String>,
@@ -66,24 +66,24 @@ impl Finding {
     ) -> Self {
         let (state, found, fix) = match found {
             Ok(found) => (State::Ok, found, None),
-            Err(why) => (absence.state, why, Some(absence.fix)),
+            Err(reason) => (absence.state, reason, Some(absence.fix)),
         };
         Self { group, name: name.into(), state, found, used_by, fix }
     }
 }
 
-/// Looks and prints.
+/// Checks all requirements and prints the findings.
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
-    let findings: Vec<_> = [tools::look(), kernel::look(), permissions::look()].into_iter().flatten().collect();
+    let findings: Vec<_> = [tools::check(), kernel::check(), permissions::check()].into_iter().flatten().collect();
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
-        Output::Text => print(&findings),
+        Output::Text => print_findings(&findings),
     }
     let missing = findings.iter().any(|finding| matches!(finding.state, State::Missing | State::Unknown));
     Ok(if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn print(findings: &[Finding]) {
+fn print_findings(findings: &[Finding]) {
     let mut group = "";
     for finding in findings {
         if finding.group != group {
@@ -105,8 +105,8 @@ fn print(findings: &[Finding]) {
     let count = |state| findings.iter().filter(|finding| finding.state == state).count();
     println!();
     match (count(State::Missing), count(State::Optional)) {
-        (0, 0) => println!("All is there."),
-        (0, optional) => println!("All that is needed is there; {optional} optional not."),
-        (missing, _) => println!("{missing} missing: `cargo xtask setup` installs tools; for the rest see above."),
+        (0, 0) => println!("Everything was found."),
+        (0, optional) => println!("All requirements were found. Optional and missing: {optional}."),
+        (missing, _) => println!("Missing: {missing}. `cargo xtask setup` installs tools; see above for the rest."),
     }
 }

@@ -1,4 +1,4 @@
-//! Builds the BPF object.
+//! Builds and checks the BPF object.
 
 mod calls;
 mod lines;
@@ -10,13 +10,14 @@ use anyhow::{Context, Result};
 
 use crate::{run, toolchain, workspace};
 
-/// Builds netpol-ebpf for the kernel and returns the object's path. The object is written only when it changed, so that
-/// the agent, whose build embeds it, is not rebuilt for nothing.
+/// Builds netpol-ebpf for the kernel and returns the object's path. Writes the object only if it changed: the agent
+/// embeds it and is rebuilt after each write.
 pub(crate) fn build() -> Result<PathBuf> {
     build_as(workspace::bpf_object(), &[])
 }
 
-/// The same with `aya-log` inside, as an object of its own: libbpf and bpftool refuse it, since its ring buffer has no BTF.
+/// Builds the object with `aya-log`, in another file. libbpf and bpftool reject this object, because its ring buffer
+/// has no BTF.
 pub(crate) fn build_with_log() -> Result<PathBuf> {
     build_as(workspace::bpf_object().with_file_name("netpol-log.o"), &["--features", "log"])
 }
@@ -26,9 +27,9 @@ fn build_as(object: PathBuf, features: &[&str]) -> Result<PathBuf> {
     let mut cargo = toolchain::compiler()?.cargo();
     cargo.args(["build", "--package", "netpol-ebpf", "--bin", "netpol-ebpf", "--profile", "bpf"]);
     cargo.args(features);
-    cargo.args(["--target", toolchain::TARGET, "--target-dir"]).arg(products());
+    cargo.args(["--target", toolchain::TARGET, "--target-dir"]).arg(target_directory());
     run::step("building the BPF object", &mut cargo)?;
-    let built = products().join(toolchain::TARGET).join("bpf/netpol-ebpf");
+    let built = target_directory().join(toolchain::TARGET).join("bpf/netpol-ebpf");
     let mut new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
     lines::keep_one_for_each_instruction(&mut new)?;
     calls::check(&new)?;
@@ -36,16 +37,16 @@ fn build_as(object: PathBuf, features: &[&str]) -> Result<PathBuf> {
     if std::fs::read(&object).is_ok_and(|old| old == new) {
         return Ok(object);
     }
-    let folder = object.parent().context("the object's path names no folder")?;
+    let folder = object.parent().context("the object's path has no folder")?;
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-    // By way of another name: who reads meanwhile sees the old object or the new one.
+    // Renaming is atomic: a concurrent reader gets the old object or the new one.
     let temporary = object.with_extension("o.new");
     std::fs::write(&temporary, &new).with_context(|| format!("writing {}", temporary.display()))?;
     std::fs::rename(&temporary, &object).with_context(|| format!("replacing {}", object.display()))?;
     Ok(object)
 }
 
-/// A target directory of its own: another compiler would make cargo rebuild everything each time.
-fn products() -> PathBuf {
+/// Returns a separate target directory: with another compiler, cargo would rebuild everything each time.
+fn target_directory() -> PathBuf {
     workspace::target().join("bpf-build")
 }

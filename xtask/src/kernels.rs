@@ -1,4 +1,5 @@
-//! Does netpol work on other kernels? Boots them in emulated machines and runs `netpol-smoke` there, and here.
+//! Tests netpol on several kernels: boots them in virtual machines and runs `netpol-smoke` there, and on the running
+//! kernel.
 
 mod image;
 mod machine;
@@ -15,17 +16,17 @@ use crate::{binaries, run, setup, workspace};
 use report::Report;
 use suite::Suite;
 
-/// Debian's cloud kernels, by the suite whose current kernel they are. All attach by clsact; TCX is tried on the one
-/// that this runs on.
+/// Debian's cloud kernels, each with the suite that has it. All attach with clsact. TCX is tested on the running
+/// kernel.
 const SUITES: &[Suite] = &[
     Suite { version: "5.10", name: "bullseye" },
     Suite { version: "6.1", name: "bookworm" },
     Suite { version: "6.12", name: "bookworm-backports" },
 ];
-/// The kernel that this runs on.
+/// The running kernel.
 const RUNNING: &str = "running";
 
-/// What runs on each kernel.
+/// Files that each machine needs.
 #[derive(Debug)]
 struct Programs {
     smoke: PathBuf,
@@ -33,26 +34,26 @@ struct Programs {
     object: PathBuf,
 }
 
-/// Checks all kernels, or those asked for, and prints a table.
+/// Tests all kernels, or those selected by options, and prints a table.
 pub(crate) fn run(args: &KernelsArgs) -> Result<ExitCode> {
-    let known = || SUITES.iter().map(|suite| suite.version).chain([RUNNING]);
-    if let Some(unknown) = args.only.iter().find(|only| !known().any(|version| version == **only)) {
-        bail!("no kernel {unknown:?}; there are {}", known().collect::<Vec<_>>().join(", "));
+    let versions = || SUITES.iter().map(|suite| suite.version).chain([RUNNING]);
+    if let Some(unknown) = args.only.iter().find(|only| !versions().any(|version| version == **only)) {
+        bail!("unknown kernel {unknown:?}; available: {}", versions().collect::<Vec<_>>().join(", "));
     }
-    let wanted = |version: &str| args.only.is_empty() || args.only.iter().any(|only| only == version);
+    let selected = |version: &str| args.only.is_empty() || args.only.iter().any(|only| only == version);
 
     setup::run()?;
     setup::packages(setup::KERNEL_TOOLS)?;
     let programs = build()?;
     let mut reports = Vec::new();
-    for suite in SUITES.iter().filter(|suite| wanted(suite.version)) {
+    for suite in SUITES.iter().filter(|suite| selected(suite.version)) {
         let kernel = suite.kernel(args.update)?;
-        let image = image::make(&kernel, &programs)?;
+        let image = image::build(&kernel, &programs)?;
         reports.push(machine::boot(&kernel, &image)?);
     }
-    if wanted(RUNNING) {
+    if selected(RUNNING) {
         for attach in ["tcx", "tc"] {
-            reports.push(here(&programs, attach)?);
+            reports.push(test_running_kernel(&programs, attach)?);
         }
     }
     print!("{}", report::table(&reports));
@@ -62,7 +63,7 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<ExitCode> {
     Ok(if reports.iter().all(Report::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The agent as users get it, and the smoke test.
+/// Builds the release agent and the smoke test.
 fn build() -> Result<Programs> {
     binaries::build()?;
     run::step(
@@ -77,22 +78,22 @@ fn build() -> Result<Programs> {
 }
 
 /// Runs the smoke test on this machine's kernel.
-fn here(programs: &Programs, attach: &str) -> Result<Report> {
+fn test_running_kernel(programs: &Programs, attach: &str) -> Result<Report> {
     if !run::is_root() {
-        bail!("the running kernel's check makes network namespaces: run as root, or leave it out with --only");
+        bail!("the test on the running kernel creates network namespaces: run as root, or exclude it with --only");
     }
     setup::mount_bpffs()?;
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel's version")?;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel release")?;
     let title = format!("{} (running, --attach {attach})", release.trim());
-    run::say(&format!("checking {title}"));
+    run::announce(&format!("checking {title}"));
     let mut smoke = run::command(path(&programs.smoke)?, ["--attach", attach]);
     let output = smoke
         .env("NETPOL_AGENT", &programs.agent)
         .env("NETPOL_BPF_OBJECT", &programs.object)
         .output()
         .with_context(|| format!("starting {}", programs.smoke.display()))?;
-    let said = [output.stdout, output.stderr].concat();
-    Ok(Report::read(title, &String::from_utf8_lossy(&said)))
+    let output_text = [output.stdout, output.stderr].concat();
+    Ok(Report::read(title, &String::from_utf8_lossy(&output_text)))
 }
 
 fn path(path: &Path) -> Result<&str> {

@@ -1,12 +1,13 @@
-//! The verbs that need the test cluster and aya are compiled only when used: xtask runs itself again with feature `lab`.
+//! Runs xtask again with feature `lab`. Commands that need the test cluster and aya are compiled only when they are
+//! used.
 
 use anyhow::Result;
 
 use crate::run;
 
-/// Becomes this xtask, built with feature `lab`, on the same command line.
-pub(crate) fn again(profile: Profile) -> Result<std::convert::Infallible> {
-    run::say("building this verb");
+/// Replaces this process by xtask built with feature `lab`, with the same command line.
+pub(crate) fn rerun(profile: Profile) -> Result<std::convert::Infallible> {
+    run::announce("building this command");
     let mut args = vec!["run", "--package", "xtask", "--features", "lab"];
     if matches!(profile, Profile::Release) {
         args.push("--release");
@@ -17,11 +18,11 @@ pub(crate) fn again(profile: Profile) -> Result<std::convert::Infallible> {
     Err(run::become_command("building xtask with feature lab", command))
 }
 
-/// How the verb itself is compiled.
+/// Cargo profile of the command.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Profile {
-    /// Quickly.
+    /// Compiles quickly.
     Dev,
-    /// For numbers.
+    /// Optimized, for measurements.
     Release,
 }

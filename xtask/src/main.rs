@@ -1,4 +1,4 @@
-//! Every verb a developer or CI needs: `cargo xtask --help`.
+//! Commands for developers and CI: see `cargo xtask --help`.
 
 #[cfg(feature = "lab")]
 mod bench;

@@ -1,4 +1,4 @@
-//! `test`: all of them, those that need root included.
+//! `test`: runs all tests, including those that need root.
 
 mod executables;
 mod tally;
@@ -16,19 +16,19 @@ use crate::{binaries, run, setup, workspace};
 use executables::{Executable, Source};
 use tally::Tally;
 
-/// Live tests mostly wait for packets that do not come: more of them at once than there are CPUs.
+/// Live tests mostly wait for packets that are dropped, so more of them run in parallel than there are CPUs.
 const LIVE_PER_CPU: usize = 2;
 
-/// How long an executable may say nothing before it counts as hung.
+/// How long an executable may run without output before it counts as hung.
 const SILENCE: Duration = Duration::from_mins(5);
 
-/// Sets up, builds, runs all tests and prints the sum.
+/// Sets up, builds, runs all tests and prints the totals.
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     if !run::is_root() {
         bail!(
-            "the tests make network namespaces and load BPF programs, and none is left out in silence: run as root, \
-             for example\n  sudo -E env \"PATH=$PATH\" cargo xtask test\n`cargo xtask doctor` tells what else is missing; \
-             `cargo test -p netpol-policy -p netpol-cli` needs nothing"
+            "the tests create network namespaces and load BPF programs, and no test is skipped silently: run as root, \
+             for example\n  sudo -E env \"PATH=$PATH\" cargo xtask test\n`cargo xtask doctor` lists other missing requirements; \
+             `cargo test -p netpol-policy -p netpol-cli` does not need root"
         );
     }
     let start = Instant::now();
@@ -36,29 +36,29 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     setup::mount_bpffs()?;
     binaries::build()?;
     let executables = executables::build()?;
-    let built = start.elapsed();
+    let build_time = start.elapsed();
 
     let mut tally = Tally::default();
     for executable in &executables {
         run_one(executable, args, &mut tally)?;
     }
-    run::say("documentation tests");
+    run::announce("documentation tests");
     let mut doc = run::cargo(["test", "--workspace", "--all-features", "--doc", "--no-fail-fast", "--"]);
     doc.args(&args.filter);
     follow(&mut doc, "documentation", &mut tally)?;
 
-    report(&tally, args, start.elapsed().saturating_sub(built), built)
+    report(&tally, args, start.elapsed().saturating_sub(build_time), build_time)
 }
 
 fn run_one(executable: &Executable, args: &TestArgs, tally: &mut Tally) -> Result<()> {
-    run::say(&executable.to_string());
+    run::announce(&executable.to_string());
     let mut command = std::process::Command::new(&executable.path);
-    // As cargo would: some tests find their data by it.
+    // Same as cargo. Some tests find their data with it.
     command.current_dir(&executable.folder).env("CARGO_MANIFEST_DIR", &executable.folder);
     command.env("NETPOL_AGENT", workspace::target().join("release/netpol-agent"));
     command.env("NETPOL_BPF_OBJECT", workspace::bpf_object());
     match executable.source {
-        Source::Own => command.env_remove("NETPOL_TEST_SOURCE"),
+        Source::Default => command.env_remove("NETPOL_TEST_SOURCE"),
         Source::ApiServer => command.env("NETPOL_TEST_SOURCE", "kube"),
     };
     if let Some(cases) = args.cases {
@@ -71,15 +71,15 @@ fn run_one(executable: &Executable, args: &TestArgs, tally: &mut Tally) -> Resul
 
 fn threads(executable: &Executable, args: &TestArgs) -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let usual = if executable.is_live() { cpus * LIVE_PER_CPU } else { cpus };
-    args.threads.unwrap_or(usual)
+    let default = if executable.is_live() { cpus * LIVE_PER_CPU } else { cpus };
+    args.threads.unwrap_or(default)
 }
 
-/// Shows what the tests print, and counts. Whatever ends without having told a result counts as failed.
+/// Prints the output of the tests and counts results. An executable that ends without a result counts as failed.
 fn follow(command: &mut std::process::Command, name: &str, tally: &mut Tally) -> Result<()> {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("starting {name}"))?;
-    let stdout = child.stdout.take().context("the tests' output is a pipe")?;
+    let stdout = child.stdout.take().context("the tests' stdout is not a pipe")?;
     let (sender, lines) = mpsc::channel();
     let reader = std::thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -98,8 +98,8 @@ fn follow(command: &mut std::process::Command, name: &str, tally: &mut Tally) ->
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                println!("{name} said nothing for {} s: ended", SILENCE.as_secs());
-                child.kill().with_context(|| format!("ending {name}"))?;
+                println!("{name} printed nothing for {} s and was stopped", SILENCE.as_secs());
+                child.kill().with_context(|| format!("stopping {name}"))?;
                 tally.hung();
                 break;
             }
@@ -107,7 +107,7 @@ fn follow(command: &mut std::process::Command, name: &str, tally: &mut Tally) ->
     }
     let status = child.wait().with_context(|| format!("waiting for {name}"))?;
     tally.end(status.success());
-    // After a kill a grandchild may still hold the pipe; nothing is read from it any more.
+    // After a kill, a grandchild process may still have the pipe open, but nothing reads from it.
     drop(lines);
     if reader.is_finished() {
         reader.join().ok();
@@ -115,20 +115,20 @@ fn follow(command: &mut std::process::Command, name: &str, tally: &mut Tally) ->
     Ok(())
 }
 
-fn report(tally: &Tally, args: &TestArgs, tests: Duration, built: Duration) -> Result<ExitCode> {
+fn report(tally: &Tally, args: &TestArgs, test_time: Duration, build_time: Duration) -> Result<ExitCode> {
     println!();
     for failure in tally.failures() {
         println!("failed: {failure}");
     }
     if let Some(first) = tally.first_failed_test() {
-        println!("to run one again: cargo xtask test --filter {first}");
+        println!("to run a failed test again: cargo xtask test --filter {first}");
     }
-    println!("set-up and build {}, tests {}", minutes(built), minutes(tests));
+    println!("setup and build {}, tests {}", minutes(build_time), minutes(test_time));
     if tally.passed + tally.failed == 0 {
-        bail!("no test is named like {}: a filter is a part of a test's path", args.filter.join(" or "));
+        bail!("no test matches {}: a filter is a part of a test's path", args.filter.join(" or "));
     }
     if tally.ignored > 0 {
-        println!("{} tests are marked as ignored, which is not done here: let them run or remove them", tally.ignored);
+        println!("tests marked #[ignore]: {}. Run them always, or remove them", tally.ignored);
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(if tally.failed == 0 && tally.ignored == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -143,7 +143,7 @@ fn minutes(time: Duration) -> String {
     }
 }
 
-/// A path as one reads it: within the checkout.
+/// Formats a path relative to the checkout.
 fn short(path: &Path) -> String {
     path.strip_prefix(workspace::root()).unwrap_or(path).display().to_string()
 }

@@ -1,4 +1,4 @@
-//! `tidy`: what reviewers should not have to look for.
+//! `tidy`: checks that reviewers do not have to do by hand.
 
 mod layers;
 mod papers;
@@ -10,44 +10,44 @@ use anyhow::Result;
 
 use crate::run;
 
-/// Tells what is to be done, a line each.
+/// Returns one line for each finding.
 type Check = fn() -> Result<Vec<String>>;
 
-/// Runs all checks, whatever the first ones find.
+/// Runs all checks, even if some have findings.
 pub(crate) fn run() -> Result<ExitCode> {
     let checks: [(&str, Check); 12] = [
-        ("sources are small, and have no leftovers", sources::look),
-        ("aya is named only by those who may", layers::who_names_aya),
-        ("netpol-policy is pure, netpol-common lean", layers::pure_crates),
+        ("sources are small and have no leftovers", sources::check),
+        ("aya is used only where it is allowed", layers::aya_users),
+        ("netpol-policy does no I/O, netpol-common has few dependencies", layers::pure_crates),
         ("every reason is explained in docs/", papers::reasons),
         ("every option and metric of the agent is in docs/", papers::agent),
         ("every line of docs/semantics.md has a test", papers::semantics),
-        ("every example is listed, and links lead somewhere", papers::links),
-        ("every verb is in CONTRIBUTING.md", papers::verbs),
+        ("every example is listed, and links have a target", papers::links),
+        ("every command is in CONTRIBUTING.md", papers::verbs),
         ("every test named in docs/threat-model.md exists", papers::threat_model),
         ("formatted", || cargo("fmt --all --check --quiet", "run: cargo fmt --all")),
         ("clippy, and docs of public items", || {
             let words = "clippy --workspace --all-targets --all-features --keep-going --quiet -- -D warnings";
-            cargo(words, "see above; `cargo clippy --fix` does some of it")
+            cargo(words, "see above; `cargo clippy --fix` can fix some of them")
         }),
         ("documentation builds without warnings", documentation),
     ];
     let mut all = 0;
-    for (what, look) in checks {
-        let findings = look()?;
-        println!("{:<8}{what}", if findings.is_empty() { "ok" } else { "TO DO" });
+    for (what, check) in checks {
+        let findings = check()?;
+        println!("{:<8}{what}", if findings.is_empty() { "ok" } else { "FAILED" });
         for finding in &findings {
             println!("        {finding}");
         }
         all += findings.len();
     }
     if all > 0 {
-        println!("\n{all} to do.");
+        println!("\nFindings: {all}");
     }
     Ok(if all == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A cargo whose failure is a finding; what it says is shown.
+/// Runs cargo with its output shown. A failure is a finding.
 fn cargo(words: &str, advice: &str) -> Result<Vec<String>> {
     finding(&mut run::cargo(words.split(' ')), advice)
 }

@@ -1,11 +1,11 @@
-//! The BPF toolchain: found, or installed.
+//! Finds or installs the BPF toolchain.
 //!
-//! BPF is a target without a prebuilt `core` in rustup. In this order:
-//! 1. `NETPOL_BPF_RUSTC`: a rustc that has `core` for BPF;
-//! 2. rustup's nightly with `rust-src`, which builds `core` along;
-//! 3. Debian's `rustc-web`, which has it prebuilt.
+//! rustup has no prebuilt `core` for BPF. The first compiler found is used:
+//! 1. `NETPOL_BPF_RUSTC`: a rustc that has `core` for BPF
+//! 2. rustup's nightly with `rust-src`, which builds `core` from source
+//! 3. Debian's `rustc-web`, with a prebuilt `core`
 //!
-//! All need bpf-linker, of a version whose LLVM reads what the compiler writes.
+//! All need bpf-linker, in a version whose LLVM reads the compiler's bitcode.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,43 +14,45 @@ use anyhow::{Result, bail};
 
 use crate::run;
 
-/// What the object is built for.
+/// Target triple of the BPF object.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
-/// Names a compiler to use.
+/// Environment variable with the path of a compiler to use.
 pub(crate) const OVERRIDE: &str = "NETPOL_BPF_RUSTC";
-/// Uses rustup's own LLVM 22, so that it needs no LLVM of the system.
+/// Version of bpf-linker. It uses LLVM 22 of rustup and needs no LLVM on the system.
 const LINKER_VERSION: &str = "0.10.3";
-/// Debian's compiler.
+/// Path of Debian's compiler.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_LINE: &str = "apt-get install -y --no-install-recommends rustc-web libstd-rust-web-dev-bpf";
 
 const FLAGS: &[&str] = &[
-    // Debug information becomes BTF, which names maps' fields for bpftool and lets the loader make the maps.
+    // Debug information becomes BTF. bpftool gets the names of map fields from BTF, and the loader creates maps from
+    // it.
     "-Cdebuginfo=2",
     "-Clink-arg=--btf",
-    // Else clearing a few bytes is a call of `memset`: slower, and its loop is walked for each caller by the verifier, which
-    // before 6.2 then looks at ten times as much. `ebpf` fails where there is such a call all the same.
+    // Without this flag, clearing a few bytes calls `memset`. That is slower, and the verifier walks its loop for
+    // each caller; before 6.2 it then processes ten times as many instructions. `ebpf` fails if such a call remains.
     "-Clink-arg=--disable-expand-memcpy-in-order",
-    // Puts the end of a loop before its start to save a jump. Before 6.4 a loop must go back with a jump.
+    // Without this flag, LLVM places the end of a loop before its start to save a jump. Before Linux 6.4 a loop must
+    // end with a backward jump.
     "-Clink-arg=--llvm-args=-disable-block-placement",
 ];
 
-/// A way to compile for BPF.
+/// A compiler for BPF.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Compiler {
     /// A rustc with a prebuilt `core`.
     Prebuilt(PathBuf),
-    /// rustup's nightly, with `rust-src`.
+    /// rustup's nightly with `rust-src`.
     Nightly,
 }
 
 impl Compiler {
-    /// A cargo that compiles so.
+    /// Returns a cargo command that uses this compiler.
     pub(crate) fn cargo(&self) -> Command {
         let mut cargo = match self {
             Self::Prebuilt(rustc) => {
                 let mut cargo = run::cargo::<&str>([]);
-                // BPF's inline assembly is unstable in every release so far.
+                // Inline assembly for BPF is unstable in all releases so far.
                 cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
                 cargo
             }
@@ -67,13 +69,13 @@ impl Compiler {
     }
 }
 
-/// The compiler that builds BPF objects here.
+/// Returns the compiler for BPF objects on this machine.
 pub(crate) fn compiler() -> Result<Compiler> {
     if let Some(rustc) = std::env::var_os(OVERRIDE) {
         let rustc = PathBuf::from(rustc);
         if !has_core(&rustc) {
             bail!(
-                "{OVERRIDE} names {}, which has no `core` for {TARGET}: name another rustc, or unset it",
+                "{OVERRIDE} is {}, which has no `core` for {TARGET}: set it to another rustc, or unset it",
                 rustc.display()
             );
         }
@@ -89,7 +91,7 @@ pub(crate) fn compiler() -> Result<Compiler> {
     bail!("{}", advice("no Rust compiler for BPF found"))
 }
 
-/// Makes sure that BPF objects can be built; does nothing when they can.
+/// Installs what is needed to build BPF objects. Does nothing if all is installed.
 pub(crate) fn setup() -> Result<()> {
     if std::env::var_os(OVERRIDE).is_none() && compiler().is_err() {
         install_compiler()?;
@@ -103,7 +105,7 @@ pub(crate) fn setup() -> Result<()> {
 
 fn install_compiler() -> Result<()> {
     if !run::is_root() || !Path::new("/etc/debian_version").exists() || run::find("apt-get").is_none() {
-        bail!("{}", advice("no Rust compiler for BPF found, and not root on Debian to install one"));
+        bail!("{}", advice("no Rust compiler for BPF found, and it can be installed only as root on Debian"));
     }
     if Command::new("apt-cache")
         .args(["show", "rustc-web"])
@@ -130,7 +132,7 @@ fn install_linker() -> Result<()> {
     Ok(())
 }
 
-/// Whether this rustc has `core` for the target.
+/// Reports whether this rustc has `core` for the target.
 fn has_core(rustc: &Path) -> bool {
     let Ok(output) =
         Command::new(rustc).args(["--print", "target-libdir", "--target", TARGET]).stderr(Stdio::null()).output()
@@ -142,7 +144,7 @@ fn has_core(rustc: &Path) -> bool {
     files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
 }
 
-/// Whether rustup's nightly has the library's source.
+/// Reports whether rustup's nightly has the source of `core`.
 fn nightly_has_source() -> bool {
     let Ok(output) =
         Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).stderr(Stdio::null()).output()
@@ -156,6 +158,6 @@ fn nightly_has_source() -> bool {
 fn advice(problem: &str) -> String {
     format!(
         "{problem}. Run one of\n  on Debian, as root:  {DEBIAN_LINE}\n  with rustup:         rustup toolchain install \
-         nightly --component rust-src\nor name a compiler in {OVERRIDE}; then: cargo xtask setup"
+         nightly --component rust-src\nor set {OVERRIDE} to a compiler; then run cargo xtask setup"
     )
 }

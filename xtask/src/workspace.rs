@@ -1,18 +1,19 @@
-//! Where things are.
+//! Paths in the workspace.
 
 use std::path::{Path, PathBuf};
 
-/// The checkout this xtask was built from.
+/// Returns the checkout that this xtask was built from.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is not in a folder")
 }
 
-/// The workspace's target directory: build products, downloads, unpacked kernels. Deleting it loses nothing but time.
+/// Returns the workspace's target directory: build products, downloads and unpacked kernels. All of it can be
+/// rebuilt.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
-/// The BPF object: `ebpf` writes it, the agent's build script embeds it.
+/// Returns the path of the BPF object. `ebpf` writes it, and the agent's build script embeds it.
 pub(crate) fn bpf_object() -> PathBuf {
     target().join("bpf/netpol.o")
 }

@@ -1,4 +1,4 @@
-//! What the agent needs for a big cluster.
+//! The agent's memory for a large cluster.
 
 use std::process::ExitCode;
 
@@ -6,48 +6,48 @@ use anyhow::{Result, ensure};
 use netpol_apiserver::{Resource, StreamingLists};
 use serde::Serialize;
 
-use super::ground::{Ground, LOCAL_NAMESPACES};
 use super::report::Machine;
+use super::testbed::{LOCAL_NAMESPACES, Testbed};
 use super::world::{APPS, World};
 use crate::cli::{BenchArgs, Output};
 
-/// MB, a million bytes each.
-const AIM: f64 = 200.0;
+/// Target of the peak, in megabytes of a million bytes.
+const TARGET: f64 = 200.0;
 
-/// An agent that got the cluster in one way. Megabytes are a million bytes.
+/// Result for one way of listing objects. Megabytes are a million bytes.
 #[derive(Debug, Serialize)]
 struct Line {
     list: &'static str,
     pods: usize,
     policies: usize,
     services: usize,
-    /// From its start until everything was enforced.
+    /// From the agent's start until everything is enforced.
     ready_s: f64,
-    /// Resident a few seconds after.
+    /// Resident memory a few seconds later.
     resident_mb: f64,
-    /// Of it, what is not part of a file.
+    /// Resident memory that no file backs.
     anonymous_mb: f64,
-    /// The most that was resident at any time.
+    /// Peak of the resident memory.
     peak_mb: f64,
     machine: Machine,
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let world = World::asked(args, 100_000, 5_000)?;
-    let mut ground = Ground::prepare(world, &[])?;
+    let world = World::from_args(args, 100_000, 5_000)?;
+    let mut testbed = Testbed::prepare(world, &[])?;
     let mut lines = Vec::new();
     for (list, streaming) in [("streamed", StreamingLists::Served), ("in pages", StreamingLists::Forbidden)] {
-        ground.server()?.set_streaming_lists(streaming);
+        testbed.server()?.set_streaming_lists(streaming);
         let machine = Machine::now()?;
-        eprintln!("starting the agent, its objects {list} …");
-        let ready = ground.start()?;
+        eprintln!("starting the agent, objects {list} …");
+        let ready = testbed.start()?;
         let pods = world.pods + LOCAL_NAMESPACES * APPS;
-        for (resource, wanted) in [(Resource::Pods, pods), (Resource::Services, world.services)] {
-            let known = ground.known(resource)?;
-            ensure!(known == wanted, "the agent is ready and knows {known} {} of {wanted}", resource.plural());
+        for (resource, expected) in [(Resource::Pods, pods), (Resource::Services, world.services)] {
+            let found = testbed.objects(resource)?;
+            ensure!(found == expected, "the agent is ready, but has {found} of {expected} {}", resource.plural());
         }
         #[expect(clippy::cast_precision_loss, reason = "kilobytes of one process")]
-        let megabytes = |name: &str| Ok::<_, anyhow::Error>(ground.agent.memory_kib(name)? as f64 * 1024.0 / 1e6);
+        let megabytes = |name: &str| Ok::<_, anyhow::Error>(testbed.agent.memory_kib(name)? as f64 * 1024.0 / 1e6);
         lines.push(Line {
             list,
             pods,
@@ -70,8 +70,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
             );
             for line in &lines {
                 let Line { list, ready_s, resident_mb, anonymous_mb, peak_mb, .. } = line;
-                let verdict = if *peak_mb < AIM { "below the aim of 200" } else { "above the aim of 200" };
-                println!("{list:<12}{ready_s:>10.1}{resident_mb:>14.0}{anonymous_mb:>14.0}{peak_mb:>10.0}  {verdict}");
+                let comparison = if *peak_mb < TARGET { "below the target of 200" } else { "above the target of 200" };
+                println!(
+                    "{list:<12}{ready_s:>10.1}{resident_mb:>14.0}{anonymous_mb:>14.0}{peak_mb:>10.0}  {comparison}"
+                );
             }
         }
     }

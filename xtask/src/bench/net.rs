@@ -1,5 +1,5 @@
-//! What enforcement takes from real traffic: between two pods of a node, with nothing in the way, an empty program, netpol, and
-//! packet filters that do something like it. In shuffled order, several rounds, medians.
+//! Cost of enforcement for real traffic between two pods of a node. Compares no filter, an empty program, netpol, and
+//! packet filters with similar rules. Runs several rounds in shuffled order and prints medians.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -16,15 +16,15 @@ use serde::Serialize;
 use crate::cli::{BenchArgs, Output};
 
 const ROUNDS: usize = 5;
-/// Rules beside the one that matters, where there are many.
+/// Number of rules that do not match the traffic, where there are many.
 const MANY: usize = 998;
 const CLIENT: &str = "bench/client";
 const SERVER: &str = "bench/server";
 const PROGRAMS: [&str; 2] = ["netpol_ingress", "netpol_egress"];
 
-/// What is in the way.
+/// What filters the traffic between the two pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Way {
+enum Setup {
     Nothing,
     EmptyProgram,
     FewPolicies,
@@ -33,13 +33,13 @@ enum Way {
     Iptables,
 }
 
-impl Way {
+impl Setup {
     const ALL: [Self; 6] =
         [Self::Nothing, Self::EmptyProgram, Self::FewPolicies, Self::ManyPolicies, Self::Nftables, Self::Iptables];
 
     const fn name(self) -> &'static str {
         match self {
-            Self::Nothing => "nothing",
+            Self::Nothing => "no filter",
             Self::EmptyProgram => "empty program, 4 hooks",
             Self::FewPolicies => "netpol, 2 policies",
             Self::ManyPolicies => "netpol, 1,000 policies",
@@ -49,28 +49,28 @@ impl Way {
     }
 }
 
-/// What a way comes to.
+/// Result for one setup.
 #[derive(Debug, Serialize)]
 struct Line {
     way: &'static str,
     gigabits: f64,
     requests: f64,
     connections: f64,
-    /// Nanoseconds of a program's run with established flows, above the empty program, at both hooks.
+    /// Mean nanoseconds of one program run for established flows, above the empty program, at both hooks.
     ingress_ns: Option<f64>,
     egress_ns: Option<f64>,
-    /// Microseconds of all programs for one connection, above the empty program.
+    /// Microseconds of all program runs for one connection, above the empty program.
     connection_us: Option<f64>,
 }
 
-/// What stands in the way, until this is dropped or taken away.
+/// What is installed for a setup, until it is dropped or removed.
 enum Standing {
     Nothing,
     Programs(Box<Programs>),
     Agent(Box<Agent>),
 }
 
-/// Measures.
+/// Runs the benchmark.
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let cluster = Cluster::builder()
         .topology(Topology::Routed)
@@ -78,38 +78,40 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         .serve(&[])
         .build()?;
     cluster.host(CLIENT).netns().sysctl(&[("ipv4/ip_local_port_range", "10000 65000")])?;
-    // Five rounds of six ways and three loads, and two more for each way with programs.
-    let time = Duration::from_millis(u64::from(args.seconds) * 1000 / 25);
-    let mut rates = vec![[const { Vec::new() }; Load::ALL.len()]; Way::ALL.len()];
-    let mut costs = vec![Vec::new(); Way::ALL.len()];
+    // Five rounds of six setups and three loads, and two more loads for each setup with programs.
+    let duration = Duration::from_millis(u64::from(args.seconds) * 1000 / 25);
+    let mut rates = vec![[const { Vec::new() }; Load::ALL.len()]; Setup::ALL.len()];
+    let mut costs = vec![Vec::new(); Setup::ALL.len()];
     let mut random = Random::new();
     for round in 0..ROUNDS {
-        let mut order = Way::ALL;
+        let mut order = Setup::ALL;
         random.shuffle(&mut order);
-        for way in order {
-            eprintln!("round {} of {ROUNDS}: {} …", round + 1, way.name());
-            let mut standing = put_in_the_way(&cluster, way)?;
-            let index = Way::ALL.iter().position(|other| *other == way).context("one of them")?;
+        for setup in order {
+            eprintln!("round {} of {ROUNDS}: {} …", round + 1, setup.name());
+            let mut standing = install(&cluster, setup)?;
+            let index = Setup::ALL.iter().position(|other| *other == setup).context("unknown setup")?;
             for (load, rates) in Load::ALL.into_iter().zip(&mut rates[index]) {
-                let (count, took) = load.run(cluster.host(CLIENT), cluster.host(SERVER), time)?;
-                rates.push(rate(load, count, took));
+                let (count, elapsed) = load.run(cluster.host(CLIENT), cluster.host(SERVER), duration)?;
+                rates.push(rate(load, count, elapsed));
             }
-            costs[index].extend(cost(&cluster, &standing, time)?);
-            take_away(&cluster, way, &mut standing)?;
+            costs[index].extend(cost(&cluster, &standing, duration)?);
+            remove(&cluster, setup, &mut standing)?;
         }
     }
-    let empty = median_cost(&costs[Way::EmptyProgram as usize]).unwrap_or_default();
-    let lines: Vec<Line> =
-        Way::ALL.iter().map(|way| line(*way, &mut rates[*way as usize], &costs[*way as usize], empty)).collect();
+    let empty = median_cost(&costs[Setup::EmptyProgram as usize]).unwrap_or_default();
+    let lines: Vec<Line> = Setup::ALL
+        .iter()
+        .map(|setup| line(*setup, &mut rates[*setup as usize], &costs[*setup as usize], empty))
+        .collect();
     print(&lines, args.output)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn line(way: Way, rates: &mut [Vec<f64>; 3], costs: &[Cost], empty: Cost) -> Line {
+fn line(setup: Setup, rates: &mut [Vec<f64>; 3], costs: &[Cost], empty: Cost) -> Line {
     let [gigabits, requests, connections] = rates.each_mut().map(|rates| median(rates));
-    let cost = median_cost(costs).filter(|_| way != Way::EmptyProgram);
+    let cost = median_cost(costs).filter(|_| setup != Setup::EmptyProgram);
     Line {
-        way: way.name(),
+        way: setup.name(),
         gigabits,
         requests,
         connections,
@@ -128,7 +130,7 @@ fn print(lines: &[Line], output: Output) -> Result<()> {
         "{:<26}{:>8}{:>7}{:>12}{:>7}{:>15}{:>7}{:>12}{:>12}{:>15}",
         "", "Gbit/s", "", "requests/s", "", "connections/s", "", "ingress ns", "egress ns", "connection µs"
     );
-    let first = lines.first().context("no line")?;
+    let first = lines.first().context("there are no results")?;
     for line in lines {
         let shown = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1}"));
         println!(
@@ -146,29 +148,29 @@ fn print(lines: &[Line], output: Output) -> Result<()> {
         );
     }
     println!(
-        "medians of {ROUNDS} rounds in shuffled order, beside ratios to nothing; programs' times are above the empty program's"
+        "medians of {ROUNDS} rounds in shuffled order, each with its ratio to no filter; program times are above the empty program's"
     );
     Ok(())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a measurement")]
-fn rate(load: Load, count: u64, took: Duration) -> f64 {
+fn rate(load: Load, count: u64, elapsed: Duration) -> f64 {
     let count = if load == Load::Stream { count as f64 * 8.0 / 1e9 } else { count as f64 };
-    count / took.as_secs_f64()
+    count / elapsed.as_secs_f64()
 }
 
-/// What programs took in one round.
+/// Cost of the programs in one round.
 #[derive(Clone, Copy, Default)]
 struct Cost {
     ingress_ns: f64,
     egress_ns: f64,
     connection_ns: f64,
-    /// Runs for a connection.
+    /// Program runs for one connection.
     runs: f64,
 }
 
-/// Has the kernel count the programs' runs, which makes traffic slower.
-fn cost(cluster: &Cluster, standing: &Standing, time: Duration) -> Result<Option<Cost>> {
+/// Measures with `BPF_ENABLE_STATS`, which slows the traffic down.
+fn cost(cluster: &Cluster, standing: &Standing, duration: Duration) -> Result<Option<Cost>> {
     let read = || -> Result<Option<[Runs; 2]>> {
         match standing {
             Standing::Nothing => Ok(None),
@@ -181,20 +183,21 @@ fn cost(cluster: &Cluster, standing: &Standing, time: Duration) -> Result<Option
     };
     let _counted = Runs::counted()?;
     let Some(before) = read()? else { return Ok(None) };
-    Load::Requests.run(cluster.host(CLIENT), cluster.host(SERVER), time)?;
-    let between = read()?.context("programs are gone")?;
-    let (connections, _) = Load::Connections.run(cluster.host(CLIENT), cluster.host(SERVER), time)?;
-    let after = read()?.context("programs are gone")?;
-    ensure!(connections > 0, "no connection was made");
+    Load::Requests.run(cluster.host(CLIENT), cluster.host(SERVER), duration)?;
+    let between = read()?.context("the programs are no longer loaded")?;
+    let (connections, _) = Load::Connections.run(cluster.host(CLIENT), cluster.host(SERVER), duration)?;
+    let after = read()?.context("the programs are no longer loaded")?;
+    ensure!(connections > 0, "no connection was established");
     let [ingress, egress] = [0, 1].map(|hook| between[hook].since(before[hook]).mean());
-    // The empty program is one and the same at both hooks.
+    // The same empty program is attached at both hooks.
     let hooks = if matches!(standing, Standing::Programs(_)) { &[0][..] } else { &[0, 1] };
     let ran = hooks.iter().map(|hook| after[*hook].since(between[*hook]));
-    let (count, time) = ran.fold((0, Duration::ZERO), |(count, time), ran| (count + ran.count, time + ran.time));
+    let (count, duration) =
+        ran.fold((0, Duration::ZERO), |(count, duration), ran| (count + ran.count, duration + ran.time));
     Ok(Some(Cost {
         ingress_ns: ingress,
         egress_ns: egress,
-        connection_ns: time.as_secs_f64() * 1e9 / as_f64(connections),
+        connection_ns: duration.as_secs_f64() * 1e9 / as_f64(connections),
         runs: as_f64(count) / as_f64(connections),
     }))
 }
@@ -219,12 +222,12 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn put_in_the_way(cluster: &Cluster, way: Way) -> Result<Standing> {
+fn install(cluster: &Cluster, setup: Setup) -> Result<Standing> {
     let node = cluster.host(&node_name(1)).netns();
     let (client, server) = (cluster.host(CLIENT).v4(), cluster.host(SERVER).v4());
-    match way {
-        Way::Nothing => {}
-        Way::EmptyProgram => {
+    match setup {
+        Setup::Nothing => {}
+        Setup::EmptyProgram => {
             let mut programs = Programs::load()?;
             for pod in [CLIENT, SERVER] {
                 let veth = cluster.host(pod).veth();
@@ -235,7 +238,7 @@ fn put_in_the_way(cluster: &Cluster, way: Way) -> Result<Standing> {
             }
             return Ok(Standing::Programs(Box::new(programs)));
         }
-        Way::FewPolicies | Way::ManyPolicies => {
+        Setup::FewPolicies | Setup::ManyPolicies => {
             let mut policies = vec![
                 policy(
                     SERVER,
@@ -246,7 +249,7 @@ fn put_in_the_way(cluster: &Cluster, way: Way) -> Result<Standing> {
                     "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress, Egress], egress: [{to: [{podSelector: {matchLabels: {app: server}}}], ports: [{port: 5201}]}]}",
                 ),
             ];
-            if way == Way::ManyPolicies {
+            if setup == Setup::ManyPolicies {
                 policies.extend((0..MANY).map(|number| {
                     policy(
                         &format!("bench/other-{number}"),
@@ -261,7 +264,7 @@ fn put_in_the_way(cluster: &Cluster, way: Way) -> Result<Standing> {
             cluster.apply("bench", &policies.join("---\n"))?;
             return Ok(Standing::Agent(Box::new(Agent::start(cluster)?)));
         }
-        Way::Nftables => {
+        Setup::Nftables => {
             let others: String = (0..MANY).fold(String::new(), |mut text, number| {
                 let _ = write!(text, ", {} . {server} . {} : accept", other(number), 6000 + number % 10);
                 text
@@ -280,7 +283,7 @@ fn put_in_the_way(cluster: &Cluster, way: Way) -> Result<Standing> {
                  }}"
             ))?;
         }
-        Way::Iptables => {
+        Setup::Iptables => {
             let mut rules = "*filter\n:NETPOL-BENCH - [0:0]\n-A NETPOL-BENCH -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n".to_owned();
             for number in 0..MANY {
                 let _ = writeln!(
@@ -298,19 +301,19 @@ fn put_in_the_way(cluster: &Cluster, way: Way) -> Result<Standing> {
     Ok(Standing::Nothing)
 }
 
-fn take_away(cluster: &Cluster, way: Way, standing: &mut Standing) -> Result<()> {
+fn remove(cluster: &Cluster, setup: Setup, standing: &mut Standing) -> Result<()> {
     let node = cluster.host(&node_name(1)).netns();
-    match way {
-        Way::Nothing | Way::EmptyProgram => {}
-        Way::FewPolicies | Way::ManyPolicies => {
+    match setup {
+        Setup::Nothing | Setup::EmptyProgram => {}
+        Setup::FewPolicies | Setup::ManyPolicies => {
             cluster.withdraw("bench")?;
             if let Standing::Agent(agent) = standing {
-                let (removed, said) = agent.uninstall()?;
-                ensure!(removed, "the agent could not be uninstalled:\n{said}");
+                let (removed, output) = agent.uninstall()?;
+                ensure!(removed, "the agent could not be uninstalled:\n{output}");
             }
         }
-        Way::Nftables => node.nft("delete table ip netpol-bench")?,
-        Way::Iptables => node.iptables(
+        Setup::Nftables => node.nft("delete table ip netpol-bench")?,
+        Setup::Iptables => node.iptables(
             "iptables-nft-restore",
             "*filter\n-D FORWARD -j NETPOL-BENCH\n-F NETPOL-BENCH\n-X NETPOL-BENCH\nCOMMIT\n",
         )?,
@@ -319,12 +322,12 @@ fn take_away(cluster: &Cluster, way: Way, standing: &mut Standing) -> Result<()>
     Ok(())
 }
 
-/// An address that is nobody's.
+/// Returns an address that no pod has.
 fn other(number: usize) -> String {
     format!("198.18.{}.{}", number / 250, number % 250)
 }
 
-/// Shuffles, differently each time.
+/// Shuffles in a different order at each run.
 struct Random(u64);
 
 impl Random {

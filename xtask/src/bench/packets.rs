@@ -1,7 +1,8 @@
-//! What a packet costs.
+//! Cost of a packet in the eBPF programs.
 //!
-//! `BPF_PROG_TEST_RUN` runs a program on one frame again and again and tells the mean. Each figure is the median of
-//! rounds, less the median of the program that does nothing; rounds of both alternate, so that both see the same machine.
+//! `BPF_PROG_TEST_RUN` runs a program on one frame many times and returns the mean. Each figure is the median of
+//! several rounds, less the median of a program that does nothing. Rounds of both alternate, so that both see the
+//! same load on the machine.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
@@ -24,19 +25,19 @@ use crate::cli::{BenchArgs, Output};
 pub(super) const ROUNDS: usize = 15;
 /// Runs of one frame per round.
 pub(super) const REPEAT: u32 = 200_000;
-/// Flows opened one by one per round, where each run needs a flow of its own.
+/// Flows created per round where each run needs a flow of its own.
 const SINGLE: u16 = 2_000;
 
-/// Nanoseconds to stay below, at one peer or at ten thousand.
-pub(super) const AIM_ESTABLISHED: f64 = 45.0;
-pub(super) const AIM_NEW: f64 = 330.0;
-const AIM_DENIED: f64 = 100.0;
+/// Targets in nanoseconds, with one peer and with ten thousand.
+pub(super) const TARGET_ESTABLISHED: f64 = 45.0;
+pub(super) const TARGET_NEW: f64 = 330.0;
+const TARGET_DENIED: f64 = 100.0;
 
 const RULE_SET: RuleSetId = RuleSetId(7);
-const FRIENDS: ClassId = ClassId(1);
+const PEERS: ClassId = ClassId(1);
 const PORTS: PortSetId = PortSetId(1);
 const ALLOWED_PORT: u16 = 8080;
-const ELSEWHERE: u32 = 4000;
+const OTHER_INTERFACE: u32 = 4000;
 
 /// One line of the table.
 #[derive(Debug, Serialize)]
@@ -44,16 +45,16 @@ pub(super) struct Line {
     pub(super) family: u8,
     pub(super) peers: u32,
     pub(super) case: &'static str,
-    /// Above the empty program.
+    /// Median above the empty program.
     pub(super) ns: f64,
     /// Half of the distance between the quartiles.
     pub(super) spread: f64,
-    /// The empty program itself.
+    /// Median of the empty program.
     pub(super) empty_ns: f64,
     pub(super) aim_ns: f64,
 }
 
-/// Measures.
+/// Runs the benchmark.
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let mut lines = Vec::new();
     for family in [Family::V4, Family::V6] {
@@ -67,7 +68,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
         Output::Text => {
-            println!("{:<7}{:>7}  {:<22}{:>8}{:>8}{:>7}{:>8}", "family", "peers", "case", "ns", "±", "aim", "empty");
+            println!("{:<7}{:>7}  {:<22}{:>8}{:>8}{:>7}{:>8}", "family", "peers", "case", "ns", "±", "target", "empty");
             for line in &lines {
                 println!(
                     "IPv{:<4}{:>7}  {:<22}{:>8.1}{:>8.1}{:>7.0}{:>8.1}{}",
@@ -78,7 +79,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
                     line.spread,
                     line.aim_ns,
                     line.empty_ns,
-                    if line.ns > line.aim_ns { "  above the aim" } else { "" }
+                    if line.ns > line.aim_ns { "  above the target" } else { "" }
                 );
             }
         }
@@ -100,13 +101,13 @@ impl Family {
         }
     }
 
-    /// The pod, a peer by number, and somebody whom no policy names.
+    /// Returns the address of the pod, of a peer, or of a host that no policy matches.
     #[expect(clippy::cast_possible_truncation, reason = "split into parts")]
-    fn address(self, who: Who) -> IpAddr {
-        let number = match who {
-            Who::Pod => 1,
-            Who::Peer(number) => 0x1_0000 + number,
-            Who::Stranger => 0x20_0000,
+    fn address(self, host: Host) -> IpAddr {
+        let number = match host {
+            Host::Pod => 1,
+            Host::Peer(number) => 0x1_0000 + number,
+            Host::Unknown => 0x20_0000,
         };
         match self {
             Self::V4 => Ipv4Addr::from(0x0a00_0000 + number).into(),
@@ -116,34 +117,34 @@ impl Family {
 }
 
 #[derive(Clone, Copy)]
-enum Who {
+enum Host {
     Pod,
     Peer(u32),
-    Stranger,
+    Unknown,
 }
 
 fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     let mut programs = Programs::load()?;
     fill(&mut programs, family, peers)?;
-    let from = |who| Ip::new(family.address(who), family.address(Who::Pod));
-    let peer = Who::Peer(peers / 2);
+    let from = |host| Ip::new(family.address(host), family.address(Host::Pod));
+    let peer = Host::Peer(peers / 2);
     let syn = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x02, b""));
     let ack = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x10, b"12345678"));
     let mut add = |case, aim_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
         lines.push(Line { family: family.number(), peers, case, ns, spread, empty_ns, aim_ns });
     };
 
-    ensure!(programs.run(Direction::Ingress, &syn, ELSEWHERE, 1)?.passed, "the flow to measure was denied");
-    add("established, TCP", AIM_ESTABLISHED, compare(&mut programs, &ack, true)?);
-    add("new, TCP SYN", AIM_NEW, compare(&mut programs, &syn, true)?);
-    add("new, UDP", AIM_NEW, compare_new(&mut programs, family, peer)?);
+    ensure!(programs.run(Direction::Ingress, &syn, OTHER_INTERFACE, 1)?.passed, "the flow to measure was denied");
+    add("established, TCP", TARGET_ESTABLISHED, compare(&mut programs, &ack, true)?);
+    add("new, TCP SYN", TARGET_NEW, compare(&mut programs, &syn, true)?);
+    add("new, UDP", TARGET_NEW, compare_new(&mut programs, family, peer)?);
     for (case, packet) in [
         ("denied port, TCP SYN", from(peer).tcp(40_000, 22, 0x02, b"")),
         ("denied port, UDP", from(peer).udp(40_000, 22, b"12345678")),
-        ("stranger, TCP SYN", from(Who::Stranger).tcp(40_000, 22, 0x02, b"")),
-        ("stranger, UDP", from(Who::Stranger).udp(40_000, 22, b"12345678")),
+        ("unknown peer, TCP SYN", from(Host::Unknown).tcp(40_000, 22, 0x02, b"")),
+        ("unknown peer, UDP", from(Host::Unknown).udp(40_000, 22, b"12345678")),
     ] {
-        add(case, AIM_DENIED, compare(&mut programs, &wire(&packet), false)?);
+        add(case, TARGET_DENIED, compare(&mut programs, &wire(&packet), false)?);
     }
     Ok(())
 }
@@ -152,7 +153,7 @@ pub(super) fn wire(packet: &[u8]) -> Vec<u8> {
     frame(Mac([2; 6]), Mac([4; 6]), &[], packet)
 }
 
-/// One pod that peers may reach at one port, each peer an address of its own.
+/// Fills the maps: one pod that all peers may reach at one port. Each peer has an address of its own.
 fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
     let mut endpoint = Endpoint {
         ifindex: IfIndex(INTERFACE),
@@ -163,21 +164,19 @@ fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
         id: 1,
         ..Endpoint::default()
     };
-    let friend = AddressEntry { class: FRIENDS, flags: 0, endpoint: 0 };
-    match family.address(Who::Pod) {
+    let peer_entry = AddressEntry { class: PEERS, flags: 0, endpoint: 0 };
+    match family.address(Host::Pod) {
         IpAddr::V4(address) => endpoint.address_v4 = address.octets(),
         IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
     }
     for number in 0..peers {
-        match family.address(Who::Peer(number)) {
-            IpAddr::V4(address) => programs.set_address(address.octets(), friend)?,
-            IpAddr::V6(address) => programs.set_address(address.octets(), friend)?,
+        match family.address(Host::Peer(number)) {
+            IpAddr::V4(address) => programs.set_address(address.octets(), peer_entry)?,
+            IpAddr::V6(address) => programs.set_address(address.octets(), peer_entry)?,
         }
     }
-    programs.set_allow(
-        AllowKey { rule_set: RULE_SET, class: FRIENDS },
-        AllowEntry { port_set: PORTS, rule: RuleId::NONE },
-    )?;
+    programs
+        .set_allow(AllowKey { rule_set: RULE_SET, class: PEERS }, AllowEntry { port_set: PORTS, rule: RuleId::NONE })?;
     for protocol in [protocol::TCP, protocol::UDP] {
         let key = PortKey { set: PORTS, protocol, zero: 0, port: ALLOWED_PORT.to_be_bytes() };
         programs.set_port(PORT_PREFIX_EXACT, key, PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(1) })?;
@@ -185,49 +184,49 @@ fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
     programs.set_endpoint(&endpoint)
 }
 
-/// Median above the empty program, spread, and the empty program's median; all in nanoseconds.
+/// Returns the median above the empty program, the spread, and the empty program's median, in nanoseconds.
 fn compare(programs: &mut Programs, frame: &[u8], passes: bool) -> Result<(f64, f64, f64)> {
     let mut empty = Vec::new();
     let mut full = Vec::new();
     for _ in 0..ROUNDS {
         empty.push(nanoseconds(programs.run_empty(frame, REPEAT)?));
-        let ran = programs.run(Direction::Ingress, frame, ELSEWHERE, REPEAT)?;
+        let ran = programs.run(Direction::Ingress, frame, OTHER_INTERFACE, REPEAT)?;
         ensure!(ran.passed == passes, "the frame to measure should {}", if passes { "pass" } else { "be denied" });
         full.push(nanoseconds(ran.time));
     }
     Ok(difference(full, empty))
 }
 
-/// The same where each run opens a flow of its own: many programs' runs of one packet each, whose set-up counts on both
-/// sides and falls away.
-fn compare_new(programs: &mut Programs, family: Family, peer: Who) -> Result<(f64, f64, f64)> {
+/// Compares where each run creates a flow of its own: many runs of one packet each. Both sides include the overhead
+/// of a run, so that it cancels out.
+fn compare_new(programs: &mut Programs, family: Family, peer: Host) -> Result<(f64, f64, f64)> {
     let mut empty = Vec::new();
     let mut full = Vec::new();
-    let (source, pod) = (family.address(peer), family.address(Who::Pod));
+    let (source, pod) = (family.address(peer), family.address(Host::Pod));
     for _ in 0..ROUNDS {
         let mut sums = [Duration::ZERO; 2];
         for port in 10_000..10_000 + SINGLE {
             let frame = wire(&Ip::new(source, pod).udp(port, ALLOWED_PORT, b"12345678"));
             sums[0] += programs.run_empty(&frame, 1)?;
-            let ran = programs.run(Direction::Ingress, &frame, ELSEWHERE, 1)?;
+            let ran = programs.run(Direction::Ingress, &frame, OTHER_INTERFACE, 1)?;
             ensure!(ran.passed, "a new flow was denied");
             sums[1] += ran.time;
         }
         empty.push(nanoseconds(sums[0]) / f64::from(SINGLE));
         full.push(nanoseconds(sums[1]) / f64::from(SINGLE));
-        forget(programs, source, pod).context("forgetting the flows of a round")?;
+        delete_flows(programs, source, pod).context("deleting the flows of a round")?;
     }
     Ok(difference(full, empty))
 }
 
-fn forget(programs: &mut Programs, source: IpAddr, pod: IpAddr) -> Result<()> {
+fn delete_flows(programs: &mut Programs, source: IpAddr, pod: IpAddr) -> Result<()> {
     for port in 10_000..10_000 + SINGLE {
-        let there = match (source, pod) {
+        let existed = match (source, pod) {
             (IpAddr::V4(remote), IpAddr::V4(pod)) => programs.forget_flow(key(pod.octets(), remote.octets(), port))?,
             (IpAddr::V6(remote), IpAddr::V6(pod)) => programs.forget_flow(key(pod.octets(), remote.octets(), port))?,
             _ => false,
         };
-        ensure!(there, "the flow from port {port} was not recorded");
+        ensure!(existed, "the flow from port {port} was not recorded");
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Figures, and the machine they are from.
+//! Rows of figures, and the machine that they were measured on.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// One row.
+/// Percentiles of one kind of change.
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     pub(super) change: &'static str,
@@ -17,7 +17,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Of at least one time.
+    /// Computes the percentiles. `times` has at least one entry.
     pub(super) fn of(change: &'static str, times: &[Duration]) -> Self {
         let mut sorted = times.to_vec();
         sorted.sort_unstable();
@@ -28,7 +28,7 @@ impl Row {
         Self { change, count: sorted.len(), median_ms: at(50), p95_ms: at(95), p99_ms: at(99), max_ms: at(100) }
     }
 
-    pub(super) fn head() {
+    pub(super) fn print_header() {
         println!("{:<36}{:>7}{:>9}{:>9}{:>9}{:>9}", "milliseconds", "count", "median", "p95", "p99", "max");
     }
 
@@ -38,11 +38,11 @@ impl Row {
     }
 }
 
-/// What else the machine had to do.
+/// The machine and its load.
 #[derive(Debug, Serialize)]
 pub(super) struct Machine {
     pub(super) cpus: usize,
-    /// Of the last minute.
+    /// Load average of the last minute.
     pub(super) load: f64,
 }
 
@@ -66,12 +66,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_slowest_in_a_hundred_is_the_hundredth() {
+    fn percentiles_are_nearest_ranks() {
         let times: Vec<_> = (1..=200).rev().map(Duration::from_millis).collect();
         let row = Row::of("a change", &times);
         let figures = [row.median_ms, row.p95_ms, row.p99_ms, row.max_ms].map(f64::round);
         assert_eq!(figures.map(|figure| format!("{figure}")), ["100", "190", "198", "200"]);
         assert_eq!(row.count, 200);
-        assert!((Row::of("one", &times[..1]).p99_ms - 200.0).abs() < 1e-9, "of one, all are that one");
+        assert!((Row::of("one", &times[..1]).p99_ms - 200.0).abs() < 1e-9, "every percentile of one time is that time");
     }
 }

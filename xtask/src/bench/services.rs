@@ -1,4 +1,4 @@
-//! What a packet through a Service costs, at the pod's veth and behind it.
+//! Cost of a packet to a Service, at the pod's veth and post-DNAT.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use netpol_common::{
 use netpol_tests::packet::Ip;
 use netpol_tests::program::{INTERFACE, Programs, Ran};
 
-use super::packets::{AIM_ESTABLISHED, AIM_NEW, Line, REPEAT, ROUNDS, difference, nanoseconds, wire};
+use super::packets::{Line, REPEAT, ROUNDS, TARGET_ESTABLISHED, TARGET_NEW, difference, nanoseconds, wire};
 
 const RULE_SET: RuleSetId = RuleSetId(7);
 const BACKENDS: ClassId = ClassId(1);
@@ -21,7 +21,7 @@ const POD: u32 = 1;
 /// The pod, a Service, and one of its backends.
 const ENDS: [[&str; 3]; 2] = [["10.0.0.1", "10.96.0.10", "10.0.0.2"], ["fd00::1", "fd00:96::10", "fd00::2"]];
 
-/// Measures both families.
+/// Measures both address families.
 pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
     for [pod, service, backend] in ENDS {
         let mut programs = Programs::load()?;
@@ -31,25 +31,26 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
         let mut add = |case, aim_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
             lines.push(Line { family, peers: 1, case, ns, spread, empty_ns, aim_ns });
         };
-        let sends = |programs: &mut Programs, frame: &[u8], repeat| programs.run(Direction::Egress, frame, 0, repeat);
-        let leaves = |programs: &mut Programs, frame: &[u8], repeat| programs.run_behind(frame, POD, repeat);
-        let passes_by = |programs: &mut Programs, frame: &[u8], repeat| programs.run_behind(frame, 0, repeat);
+        let egress = |programs: &mut Programs, frame: &[u8], repeat| programs.run(Direction::Egress, frame, 0, repeat);
+        let recheck = |programs: &mut Programs, frame: &[u8], repeat| programs.run_behind(frame, POD, repeat);
+        let not_from_pod = |programs: &mut Programs, frame: &[u8], repeat| programs.run_behind(frame, 0, repeat);
         let ack = |to: IpAddr, port| wire(&Ip::new(pod, to).tcp(40_000, port, 0x10, b"12345678"));
         let syn = |to: IpAddr, port| wire(&Ip::new(pod, to).tcp(40_000, port, 0x02, b""));
-        for (frame, opens) in [(syn(backend, 80), true), (syn(service, 1), true), (syn(service, 2), true)] {
-            ensure!(!opens || sends(&mut programs, &frame, 1)?.passed, "the flow to measure was denied");
+        for (frame, initiates) in [(syn(backend, 80), true), (syn(service, 1), true), (syn(service, 2), true)] {
+            ensure!(!initiates || egress(&mut programs, &frame, 1)?.passed, "the flow to measure was denied");
         }
-        add("established, to a pod", AIM_ESTABLISHED, compare(&mut programs, &ack(backend, 80), sends)?);
-        add("established, Service", AIM_ESTABLISHED, compare(&mut programs, &ack(service, 1), sends)?);
-        add("… some backends", AIM_ESTABLISHED, compare(&mut programs, &ack(service, 2), sends)?);
-        add("… where it goes", AIM_ESTABLISHED, compare(&mut programs, &ack(backend, 80), leaves)?);
-        add("new, SYN to a Service", AIM_NEW, compare(&mut programs, &syn(service, 1), sends)?);
-        add("device, not a pod's", AIM_ESTABLISHED, compare(&mut programs, &ack(backend, 80), passes_by)?);
+        add("established, to a pod", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), egress)?);
+        add("established, Service", TARGET_ESTABLISHED, compare(&mut programs, &ack(service, 1), egress)?);
+        add("… some backends", TARGET_ESTABLISHED, compare(&mut programs, &ack(service, 2), egress)?);
+        add("… post-DNAT", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), recheck)?);
+        add("new, SYN to a Service", TARGET_NEW, compare(&mut programs, &syn(service, 1), egress)?);
+        add("device, not from a pod", TARGET_ESTABLISHED, compare(&mut programs, &ack(backend, 80), not_from_pod)?);
     }
     Ok(())
 }
 
-/// A pod whose egress is isolated: it may reach the backend, all backends of the Service at port 1, some at port 2.
+/// Fills the maps: a pod isolated for egress. It may reach the backend, all backends of the Service at port 1, and
+/// some at port 2.
 fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) -> Result<()> {
     let mut endpoint = Endpoint {
         ifindex: IfIndex(INTERFACE),
@@ -60,22 +61,22 @@ fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) 
         id: POD,
         ..Endpoint::default()
     };
-    let known = AddressEntry { class: BACKENDS, flags: 0, endpoint: 0 };
-    let served = AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() };
+    let backend_entry = AddressEntry { class: BACKENDS, flags: 0, endpoint: 0 };
+    let service_entry = AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() };
     let ports = [(1_u16, ALL), (2, SOME)];
     match (pod, service, backend) {
         (IpAddr::V4(pod), IpAddr::V4(service), IpAddr::V4(backend)) => {
             endpoint.address_v4 = pod.octets();
-            programs.set_address(backend.octets(), known)?;
-            programs.set_address(service.octets(), served)?;
+            programs.set_address(backend.octets(), backend_entry)?;
+            programs.set_address(service.octets(), service_entry)?;
             for (port, class) in ports {
                 programs.set_frontend(key(service.octets(), port), FrontendEntry { class })?;
             }
         }
         (IpAddr::V6(pod), IpAddr::V6(service), IpAddr::V6(backend)) => {
             endpoint.address_v6 = pod.octets();
-            programs.set_address(backend.octets(), known)?;
-            programs.set_address(service.octets(), served)?;
+            programs.set_address(backend.octets(), backend_entry)?;
+            programs.set_address(service.octets(), service_entry)?;
             for (port, class) in ports {
                 programs.set_frontend(key(service.octets(), port), FrontendEntry { class })?;
             }
@@ -93,7 +94,7 @@ const fn key<A>(address: A, port: u16) -> FrontendKey<A> {
     FrontendKey { address, port: port.to_be_bytes(), protocol: protocol::TCP, scope: frontend_scope::ADDRESS }
 }
 
-/// Median above the empty program, spread, and the empty program's median; all in nanoseconds.
+/// Returns the median above the empty program, the spread, and the empty program's median, in nanoseconds.
 fn compare(
     programs: &mut Programs,
     frame: &[u8],

@@ -1,4 +1,4 @@
-//! The objects of a big cluster, in the size and with the parts that a real API server's have.
+//! The objects of a large cluster, with the size and the fields of a real API server's objects.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -14,21 +14,21 @@ pub(super) const APPS: usize = 10;
 /// Pods in each namespace.
 const PER_NAMESPACE: usize = 100;
 
-/// Endpoints in each slice, as the controller that writes them has it.
+/// Endpoints in each slice, the default of the EndpointSlice controller.
 const PER_SLICE: usize = 100;
 
-/// How much there is.
+/// The size of the cluster.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct World {
     pub(super) pods: usize,
     pub(super) policies: usize,
-    /// Services; every pod is behind one of them.
+    /// Number of Services. Every pod is a backend of one of them.
     pub(super) services: usize,
 }
 
 impl World {
-    /// As asked for, or so many pods and Services.
-    pub(super) fn asked(args: &BenchArgs, pods: u32, services: u32) -> Result<Self> {
+    /// Returns the size given by options, or else with these numbers of pods and Services.
+    pub(super) fn from_args(args: &BenchArgs, pods: u32, services: u32) -> Result<Self> {
         Ok(Self {
             pods: usize::try_from(args.pods.unwrap_or(pods))?,
             policies: usize::try_from(args.policies)?,
@@ -40,7 +40,8 @@ impl World {
         self.pods.div_ceil(PER_NAMESPACE).max(1)
     }
 
-    /// Gives a server all of it. The pods are on other nodes; those of `ns-0`, `ns-1` … that are on this one come besides.
+    /// Adds all objects to a server. The pods are on other nodes; local pods of `ns-0`, `ns-1`, … are added
+    /// separately.
     pub(super) fn fill(self, server: &ApiServer) -> Result<()> {
         for index in 0..self.namespaces() {
             apply(server, namespace(index, index))?;
@@ -63,8 +64,8 @@ impl World {
         Ok(())
     }
 
-    /// A policy that lets one app of its namespace be reached by another one and by one namespace. The first ten of every
-    /// `namespaces()` policies differ in the app they select.
+    /// Returns a policy that allows ingress to one app of its namespace from another app and from one namespace. The
+    /// first ten of every `namespaces()` policies differ in the app they select.
     pub(super) fn policy(self, index: usize, port: usize) -> Value {
         let namespaces = self.namespaces();
         let (home, app) = (index % namespaces, index / namespaces);
@@ -86,7 +87,7 @@ impl World {
 }
 
 pub(super) fn apply(server: &ApiServer, object: Value) -> Result<u64> {
-    Ok(server.apply(object).context("giving the API server double an object")?.version)
+    Ok(server.apply(object).context("adding an object to the API server double")?.version)
 }
 
 pub(super) fn namespace_name(index: usize) -> String {
@@ -101,7 +102,7 @@ fn team_name(index: usize) -> String {
     format!("team-{index}")
 }
 
-/// A namespace that belongs to a team; unless it is moved, to its own.
+/// Returns a namespace with a team label. By default each namespace has a team of its own.
 pub(super) fn namespace(index: usize, team: usize) -> Value {
     let name = namespace_name(index);
     json!({
@@ -111,19 +112,20 @@ pub(super) fn namespace(index: usize, team: usize) -> Value {
     })
 }
 
-/// Where remote pods live: nowhere near the pods that are real.
+/// Returns the address of a remote pod, in a range that no real pod uses.
 pub(super) fn address(index: usize) -> Ipv4Addr {
     let offset = u32::try_from(index).unwrap_or(u32::MAX);
     Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 2).to_bits().wrapping_add(offset))
 }
 
-/// A remote pod; a hundred to a namespace, and to a node.
+/// Returns a remote pod. A namespace has a hundred pods, and so has a node.
 pub(super) fn pod(index: usize, app: usize) -> Value {
     let home = namespace_name(index / PER_NAMESPACE);
     pod_in(&home, &format!("pod-{index}"), &format!("remote-{}", index / PER_NAMESPACE), app, address(index))
 }
 
-/// A pod as a Deployment's, or one in ten as a `StatefulSet`'s, after its kubelet told of it: some 6 KB.
+/// Returns a running pod of a Deployment, or for one in ten of a `StatefulSet`, with the status that a kubelet
+/// writes: about 6 KB.
 pub(super) fn pod_in(namespace: &str, name: &str, node: &str, app: usize, address: Ipv4Addr) -> Value {
     let app = app_name(app);
     let mut labels = json!({
@@ -191,7 +193,7 @@ fn service_name(index: usize) -> String {
     format!("service-{index}")
 }
 
-/// A Service with two ports.
+/// Returns a Service with two ports.
 fn service(namespace: &str, index: usize) -> Value {
     let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 0, 10).to_bits() + u32::try_from(index).unwrap_or(0));
     json!({
@@ -209,7 +211,7 @@ fn service(namespace: &str, index: usize) -> Value {
     })
 }
 
-/// Some of the pods behind a Service, which are there already.
+/// Returns an EndpointSlice with some backends of a Service. The pods must exist already.
 fn slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value {
     let service = service_name(index);
     let endpoint = |&pod: &usize| {
@@ -234,7 +236,7 @@ fn slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value 
     })
 }
 
-/// Who set what: a good part of a real pod's bytes.
+/// Returns an entry of `managedFields`, which make up much of a real pod's size.
 fn managed(manager: &str, subresource: Option<&str>) -> Value {
     let mut fields = json!({});
     for name in ["env", "image", "imagePullPolicy", "livenessProbe", "ports", "resources", "volumeMounts"] {
@@ -267,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_as_big_as_a_real_one() {
+    fn a_pod_has_the_size_of_a_real_one() {
         let bytes = pod(77, 7).to_string().len();
         assert!((5_000..8_000).contains(&bytes), "{bytes} bytes");
     }

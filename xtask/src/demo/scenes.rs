@@ -1,21 +1,21 @@
-//! The policies people write first.
+//! Scenes of the demo: the policies that users write first.
 
 use netpol_tests::{Cluster, ClusterBuilder};
 
 use super::PORTS;
 
-/// One step of the walk: what is applied, and what it is about.
+/// One step of the demo.
 pub(super) struct Scene {
     pub(super) title: &'static str,
     pub(super) about: &'static str,
-    /// Files to write, and what is in them. What earlier scenes wrote stays.
+    /// Files to write, with their content. Files of earlier scenes stay.
     pub(super) apply: &'static [(&'static str, &'static str)],
 }
 
-/// Names for addresses that would not fit the tables.
+/// Names for addresses that do not fit the tables.
 pub(super) const ALIASES: [(&str, &str); 1] = [("203.0.113.66", "partner")];
 
-/// Three namespaces with three pods each, and three addresses outside.
+/// Builds three namespaces with three pods each, and three external addresses.
 pub(super) fn cluster() -> ClusterBuilder {
     Cluster::builder()
         .namespace("shop", "team=shop")
@@ -38,30 +38,30 @@ pub(super) fn cluster() -> ClusterBuilder {
 
 pub(super) fn all() -> [Scene; 6] {
     [
-        Scene { title: "Before any policy", about: "Nothing is isolated: everyone reaches everyone.", apply: &[] },
+        Scene { title: "Before any policy", about: "No pod is isolated: all traffic is allowed.", apply: &[] },
         Scene {
             title: "Deny all",
-            about: "Nothing enters or leaves the pods of shop. The other namespaces are as open as before.",
+            about: "Pods of shop receive and send nothing. Pods of other namespaces are not isolated.",
             apply: &[("shop", include_str!("policies/deny-all.yaml"))],
         },
         Scene {
             title: "Allow from a namespace",
-            about: "The pods of ops, and no others, reach those of shop.",
+            about: "Only the pods of ops reach the pods of shop.",
             apply: &[("ops-to-shop", include_str!("policies/from-namespace.yaml"))],
         },
         Scene {
             title: "Frontend, backend, database, and DNS",
-            about: "Each tier is reached by the one before it; all of shop asks the DNS in ops, and nobody else.",
+            about: "Each tier is reached only by the tier before it. All pods of shop reach only the DNS server in ops.",
             apply: &[("ops-to-shop", ""), ("tiers", include_str!("policies/tiers.yaml"))],
         },
         Scene {
             title: "A CIDR with an exception",
-            about: "The outside reaches the frontend on 80/TCP, but for 203.0.113.64/30, where the partner is.",
+            about: "External hosts reach the frontend on 80/TCP, except 203.0.113.64/30, which includes the partner.",
             apply: &[("outside", include_str!("policies/cidr-except.yaml"))],
         },
         Scene {
             title: "Limits on egress",
-            about: "The crawler of blog asks the DNS and reads the web outside, but nothing of the cluster.",
+            about: "The crawler of blog reaches the DNS server and external web servers, but no other pods.",
             apply: &[("crawler", include_str!("policies/egress.yaml"))],
         },
     ]

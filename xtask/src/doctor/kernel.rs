@@ -1,9 +1,9 @@
-//! What the running kernel can do: tried where it can be tried, not read from its configuration.
+//! Checks features of the running kernel. Tests them where possible, instead of reading the kernel's configuration.
 
 use std::fs;
 use std::process::Command;
 
-use super::{Absence, Finding, State, needed, optional};
+use super::{Absence, Finding, State, optional, required};
 use crate::{run, setup};
 
 const GROUP: &str = "kernel";
@@ -11,59 +11,59 @@ const AGENT: &str = "netpol-agent";
 /// The oldest kernel that `kernels` tests.
 const OLDEST: (u32, u32) = (5, 10);
 
-pub(super) fn look() -> Vec<Finding> {
+pub(super) fn check() -> Vec<Finding> {
     let finding = |name: &str, used_by, found, absence: Absence| Finding::new(GROUP, name, used_by, found, absence);
-    // What is tried in a namespace, root may try.
-    let tried = |name: &str, used_by, found: fn() -> Result<String, String>, fix: &str| {
+    // Tests in a network namespace need root.
+    let tested = |name: &str, used_by, found: fn() -> Result<String, String>, fix: &str| {
         if run::is_root() {
-            return finding(name, used_by, found(), needed(fix));
+            return finding(name, used_by, found(), required(fix));
         }
         let absence = Absence { state: State::Unknown, fix: "run doctor as root".into() };
-        finding(name, used_by, Err("not tried: run doctor as root".into()), absence)
+        finding(name, used_by, Err("not tested: run doctor as root".into()), absence)
     };
     vec![
-        finding("Linux 5.10 or later", AGENT, release(), needed("boot a newer kernel")),
+        finding("Linux 5.10 or later", AGENT, release(), required("boot a newer kernel")),
         finding(
             "BTF",
             AGENT,
             readable("/sys/kernel/btf/vmlinux"),
-            needed("boot a kernel with CONFIG_DEBUG_INFO_BTF=y, as distributions' are"),
+            required("boot a kernel with CONFIG_DEBUG_INFO_BTF=y, which distributions set"),
         ),
         finding(
             "BPF JIT",
             "speed",
             jit(),
-            needed("sysctl -w net.core.bpf_jit_enable=1 (or a kernel with CONFIG_BPF_JIT=y)"),
+            required("sysctl -w net.core.bpf_jit_enable=1 (or a kernel with CONFIG_BPF_JIT=y)"),
         ),
-        finding("bpffs", "pins: what outlives the agent", bpffs(), needed("mount -t bpf bpf /sys/fs/bpf")),
+        finding("bpffs", "pinned maps and links", bpffs(), required("mount -t bpf bpf /sys/fs/bpf")),
         finding(
             "TCX",
-            "attaching where others attach too (6.6 and later)",
+            "attaching together with other programs (6.6 and later)",
             tcx(),
-            optional("nothing to do: clsact is used"),
+            optional("no action needed: clsact is used"),
         ),
-        tried(
+        tested(
             "network namespaces, veth",
             "tests and demo",
-            || try_in_namespace("ip link add npt-a type veth peer name npt-b"),
+            || run_in_namespace("ip link add npt-a type veth peer name npt-b"),
             "modprobe veth (CONFIG_VETH, CONFIG_NET_NS)",
         ),
-        tried(
+        tested(
             "bridge",
             "tests and demo",
-            || try_in_namespace("ip link add npt-a type bridge"),
+            || run_in_namespace("ip link add npt-a type bridge"),
             "modprobe bridge (CONFIG_BRIDGE)",
         ),
-        tried(
+        tested(
             "clsact, cls_bpf",
             "attaching",
             clsact,
             "modprobe -a sch_ingress cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)",
         ),
-        tried(
+        tested(
             "nftables NAT",
             "tests of masqueraded traffic",
-            || try_in_namespace("nft 'add table ip t; add chain ip t c { type nat hook postrouting priority 100; }'"),
+            || run_in_namespace("nft 'add table ip t; add chain ip t c { type nat hook postrouting priority 100; }'"),
             "modprobe -a nf_tables nft_chain_nat (CONFIG_NF_TABLES, CONFIG_NFT_NAT)",
         ),
     ]
@@ -79,7 +79,7 @@ fn release() -> Result<String, String> {
 }
 
 fn jit() -> Result<String, String> {
-    // Readable by root only; a kernel that always compiles shows 1.
+    // Only root can read it. A kernel that always compiles shows 1.
     match read("/proc/sys/net/core/bpf_jit_enable")?.as_str() {
         "0" => Err("off".into()),
         _ => Ok("on".into()),
@@ -93,31 +93,31 @@ fn bpffs() -> Result<String, String> {
 fn tcx() -> Result<String, String> {
     let symbols = fs::read_to_string("/proc/kallsyms").map_err(|error| format!("/proc/kallsyms: {error}"))?;
     if symbols.lines().any(|line| line.split(' ').nth(2) == Some("tcx_link_attach")) {
-        Ok("there".into())
+        Ok("supported".into())
     } else {
         Err("not in this kernel".into())
     }
 }
 
 fn clsact() -> Result<String, String> {
-    let found = try_in_namespace("ip link add npt-a type veth peer name npt-b && tc qdisc add dev npt-a clsact")?;
+    let found = run_in_namespace("ip link add npt-a type veth peer name npt-b && tc qdisc add dev npt-a clsact")?;
     if read("/proc/kallsyms")?.contains("cls_bpf_classify") {
         return Ok(found);
     }
     let loaded = Command::new("modprobe").arg("cls_bpf").output().is_ok_and(|output| output.status.success());
-    if loaded { Ok(found) } else { Err("clsact is there, cls_bpf not".into()) }
+    if loaded { Ok(found) } else { Err("clsact found, cls_bpf not found".into()) }
 }
 
-/// Runs a line in a network namespace that goes with it.
-fn try_in_namespace(line: &str) -> Result<String, String> {
+/// Runs a shell line in a temporary network namespace.
+fn run_in_namespace(line: &str) -> Result<String, String> {
     let mut command = Command::new("unshare");
     command.args(["--net", "sh", "-ec", line]);
     let output = command.output().map_err(|error| format!("unshare: {error}"))?;
     if output.status.success() {
-        return Ok("tried".into());
+        return Ok("tested".into());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(said.lines().next().unwrap_or("it failed").to_owned())
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(stderr.lines().next().unwrap_or("command failed").to_owned())
 }
 
 fn readable(path: &str) -> Result<String, String> {

@@ -1,8 +1,8 @@
-//! What this process may do.
+//! Checks permissions of this process.
 
 use std::fs;
 
-use super::{Finding, needed};
+use super::{Finding, required};
 use crate::run;
 
 const GROUP: &str = "permissions";
@@ -10,34 +10,34 @@ const AS_ROOT: &str = "run as root: sudo -E env \"PATH=$PATH\" cargo xtask …";
 
 /// Bits of `CapEff`, from linux/capability.h.
 const CAPABILITIES: [(&str, u32, &str); 3] = [
-    ("CAP_NET_ADMIN", 12, "links, and attaching to them"),
+    ("CAP_NET_ADMIN", 12, "creating links, attaching programs"),
     ("CAP_SYS_ADMIN", 21, "network namespaces, and mounting bpffs"),
     ("CAP_BPF", 39, "loading programs and maps"),
 ];
 
-pub(super) fn look() -> Vec<Finding> {
+pub(super) fn check() -> Vec<Finding> {
     let mut findings = vec![Finding::new(
         GROUP,
         "root",
         "test, demo, bench",
         if run::is_root() { Ok("yes".into()) } else { Err("no".into()) },
-        needed(AS_ROOT),
+        required(AS_ROOT),
     )];
     let effective = effective();
     for (name, bit, used_by) in CAPABILITIES {
         let found = match effective {
             Ok(mask) if mask >> bit & 1 == 1 => Ok("effective".into()),
             Ok(mask) => Err(format!("not among the effective capabilities {mask:x}")),
-            Err(ref why) => Err(why.clone()),
+            Err(ref reason) => Err(reason.clone()),
         };
-        findings.push(Finding::new(GROUP, name, used_by, found, needed(AS_ROOT)));
+        findings.push(Finding::new(GROUP, name, used_by, found, required(AS_ROOT)));
     }
     findings.push(Finding::new(
         GROUP,
         "locked memory",
         "maps, before Linux 5.11",
         memlock(),
-        needed("ulimit -l unlimited"),
+        required("ulimit -l unlimited"),
     ));
     findings
 }
@@ -48,7 +48,8 @@ fn effective() -> Result<u64, String> {
     u64::from_str_radix(line.trim(), 16).map_err(|error| format!("CapEff {line:?}: {error}"))
 }
 
-/// Since 5.11 maps count against the cgroup; before, against a limit that only root may raise, as the agent does.
+/// Checks the limit of locked memory. Before Linux 5.11 maps count against it; the agent raises it as root. Later
+/// kernels count maps in the cgroup.
 fn memlock() -> Result<String, String> {
     let limits = fs::read_to_string("/proc/self/limits").map_err(|error| format!("/proc/self/limits: {error}"))?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")).unwrap_or_default();
@@ -60,7 +61,7 @@ fn memlock() -> Result<String, String> {
     if counted_by_cgroup {
         Ok("counted by cgroup".into())
     } else if limit == "unlimited" || run::is_root() {
-        Ok(format!("{limit}; root may raise it"))
+        Ok(format!("{limit}; root can raise it"))
     } else {
         Err(format!("limited to {limit} bytes"))
     }

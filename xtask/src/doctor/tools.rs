@@ -1,33 +1,33 @@
-//! Programs.
+//! Checks tools and build products.
 
 use std::process::Command;
 
-use super::{Absence, Finding, needed, optional};
+use super::{Absence, Finding, optional, required};
 use crate::setup::{KERNEL_TOOLS, TOOLS, Tool};
 use crate::toolchain::{self, Compiler};
 use crate::{kubectl, run, workspace};
 
 const GROUP: &str = "tools";
 
-pub(super) fn look() -> Vec<Finding> {
+pub(super) fn check() -> Vec<Finding> {
     let mut findings = vec![
-        finding("cargo", "everything", version("cargo"), needed("install rustup: https://rustup.rs")),
-        finding("rustc", "everything", rustc(), needed("rustup toolchain install stable")),
+        finding("cargo", "everything", version("cargo"), required("install rustup: https://rustup.rs")),
+        finding("rustc", "everything", rustc(), required("rustup toolchain install stable")),
         finding(
             "C compiler",
             "linking, and building bpf-linker",
             version("cc"),
-            needed("apt-get install -y gcc libc6-dev"),
+            required("apt-get install -y gcc libc6-dev"),
         ),
         finding("rustfmt", "tidy", version("rustfmt"), optional("rustup component add rustfmt")),
         finding("clippy", "tidy", version("cargo-clippy"), optional("rustup component add clippy")),
         finding("git", "tidy", version("git"), optional("apt-get install -y git")),
-        finding("Rust compiler for BPF", "ebpf, build, test", compiler(), needed("cargo xtask setup")),
-        finding("bpf-linker", "ebpf, build, test", version("bpf-linker"), needed("cargo xtask setup")),
-        finding("BPF object", "the agent has it inside", object(), optional("cargo xtask build")),
+        finding("Rust compiler for BPF", "ebpf, build, test", compiler(), required("cargo xtask setup")),
+        finding("bpf-linker", "ebpf, build, test", version("bpf-linker"), required("cargo xtask setup")),
+        finding("BPF object", "embedded in the agent", object(), optional("cargo xtask build")),
     ];
-    findings.push(finding("kubectl", "tests of deploy/", kubectl::look(), needed("cargo xtask setup")));
-    findings.extend(TOOLS.iter().map(|tool| program(tool, needed)));
+    findings.push(finding("kubectl", "tests of deploy/", kubectl::describe(), required("cargo xtask setup")));
+    findings.extend(TOOLS.iter().map(|tool| program(tool, required)));
     findings.extend(KERNEL_TOOLS.iter().map(|tool| program(tool, optional)));
     findings
 }
@@ -42,28 +42,28 @@ fn program(tool: &Tool, absence: impl Fn(String) -> Absence) -> Finding {
     finding(tool.program, tool.used_by, found, absence(line))
 }
 
-/// The first line of what `--version` says.
+/// Returns the first line of the output of `--version`.
 fn version(program: &str) -> Result<String, String> {
     let path = run::find(program).ok_or("not on the PATH")?;
     let output = Command::new(path).arg("--version").output().map_err(|error| error.to_string())?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    match said.lines().next() {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    match stdout.lines().next() {
         Some(line) if output.status.success() => Ok(line.to_owned()),
         _ => Err(format!("{program} --version: {}", output.status)),
     }
 }
 
-/// rustc, where it is as new as the workspace asks for.
+/// Checks that rustc has at least the version in Cargo.toml.
 fn rustc() -> Result<String, String> {
     let line = version("rustc")?;
-    let found = line.split(' ').nth(1).and_then(numbers).ok_or_else(|| format!("cannot read {line:?}"))?;
+    let found = line.split(' ').nth(1).and_then(numbers).ok_or_else(|| format!("cannot parse {line:?}"))?;
     let manifest = std::fs::read_to_string(workspace::root().join("Cargo.toml")).map_err(|error| error.to_string())?;
-    let wanted = manifest.lines().find_map(|line| line.strip_prefix("rust-version = "));
-    let wanted = wanted.and_then(|text| numbers(text.trim_matches('"'))).ok_or("Cargo.toml has no rust-version")?;
-    if found < wanted { Err(format!("{line}, but {}.{} is needed", wanted.0, wanted.1)) } else { Ok(line) }
+    let minimum = manifest.lines().find_map(|line| line.strip_prefix("rust-version = "));
+    let minimum = minimum.and_then(|text| numbers(text.trim_matches('"'))).ok_or("Cargo.toml has no rust-version")?;
+    if found < minimum { Err(format!("{line}, but {}.{} is required", minimum.0, minimum.1)) } else { Ok(line) }
 }
 
-/// Major and minor of a version.
+/// Returns the major and minor number of a version.
 fn numbers(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))

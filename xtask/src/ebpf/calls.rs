@@ -1,48 +1,49 @@
-//! What the programs call. The compiler makes calls of `memcpy` and the like where nobody wrote one, and
-//! [`crate::toolchain`]'s flags keep it from that: this notices where they no longer do.
+//! Checks that the programs do not call library functions. The compiler can generate calls of `memcpy` and similar
+//! functions. The flags in [`crate::toolchain`] prevent that; this check detects where they do not.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind, SymbolKind};
 
-/// What compilers call on their own. Each is a loop of bytes, which the verifier walks anew for each caller.
+/// Functions that compilers call on their own. Each is a loop over bytes, which the verifier walks again for each
+/// caller.
 const LIBRARY: [&str; 5] = ["memcpy", "memmove", "memset", "memcmp", "bcmp"];
 
-/// Bytes of an instruction.
+/// Bytes in an instruction.
 const INSTRUCTION: u64 = 8;
 /// `BPF_JMP | BPF_CALL`, from linux/bpf.h.
 const CALL: u8 = 0x85;
-/// `BPF_PSEUDO_CALL`, as source register: what is called is a function of the object, not a helper of the kernel.
+/// `BPF_PSEUDO_CALL` as source register: calls a function of the object, not a kernel helper.
 const FUNCTION: u8 = 1;
 
-/// A place in the object: a section's index, and bytes from its start.
-pub(super) type Place = (usize, u64);
+/// A position in the object: section index, and bytes from the section's start.
+pub(super) type Position = (usize, u64);
 
-/// An error where a function of the object calls one of [`LIBRARY`].
+/// Returns an error if a function of the object calls one of [`LIBRARY`].
 pub(super) fn check(object: &[u8]) -> Result<()> {
     let found = library_calls(object)?;
     ensure!(
         found.is_empty(),
-        "in the BPF object {}: too much for verifiers before Linux 6.2. Clear and copy fields or fixed lengths there, and see \
+        "BPF object: {}, which verifiers before Linux 6.2 may reject. Clear and copy single fields or fixed lengths there; see \
          the flags in xtask/src/toolchain.rs",
         found.join(", ")
     );
     Ok(())
 }
 
-/// `netpol_egress calls memset`, once for each pair.
+/// Returns, for example, `netpol_egress calls memset`, once for each pair.
 fn library_calls(object: &[u8]) -> Result<Vec<String>> {
     let file = object::File::parse(object).context("reading the BPF object as ELF")?;
     let functions = functions(&file);
-    // Without names nothing would be found, ever.
-    ensure!(!functions.is_empty(), "the BPF object names no functions; was it stripped?");
+    // Without names the check would find nothing.
+    ensure!(!functions.is_empty(), "the BPF object has no functions in its symbol table (stripped?)");
 
     let mut found = Vec::new();
     for (caller, callee) in calls(&file)? {
         let Some(name) = functions.get(&callee).filter(|name| LIBRARY.contains(name)) else { continue };
         let caller = functions.range((caller.0, 0)..=caller).next_back().map_or("code", |(_, name)| *name);
-        // They may call one another; what matters is who else does.
+        // Calls among these functions do not matter, only calls by other functions.
         if !LIBRARY.contains(&caller) {
             found.push(format!("{caller} calls {name}"));
         }
@@ -52,14 +53,14 @@ fn library_calls(object: &[u8]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The names of functions, by where they begin.
-pub(super) fn functions<'a>(file: &'a object::File) -> BTreeMap<Place, &'a str> {
+/// Returns the names of functions by position.
+pub(super) fn functions<'a>(file: &'a object::File) -> BTreeMap<Position, &'a str> {
     let symbols = file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text);
     symbols.filter_map(|symbol| Some(((symbol.section_index()?.0, symbol.address()), symbol.name().ok()?))).collect()
 }
 
-/// Each call of a function of the object: from where, and to where.
-pub(super) fn calls(file: &object::File) -> Result<Vec<(Place, Place)>> {
+/// Returns each call of a function of the object: caller and callee.
+pub(super) fn calls(file: &object::File) -> Result<Vec<(Position, Position)>> {
     let mut calls = Vec::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
         let code = section.data().with_context(|| format!("reading section {:?}", section.name()))?;
@@ -92,8 +93,8 @@ mod tests {
 
     use super::*;
 
-    /// An object whose `program`, in a section of its own, calls the second function of `.text`: by a relocation against
-    /// the function, or against the section.
+    /// Returns an object whose `program`, in a section of its own, calls the second function of `.text`, with a
+    /// relocation against the function or against the section.
     fn program_that_calls(name: &str, by_section: bool) -> Vec<u8> {
         let exit = [0x95, 0, 0, 0, 0, 0, 0, 0];
         let mut file = write::Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_nobody_wrote_are_found() {
+    fn calls_generated_by_the_compiler_are_found() {
         for by_section in [false, true] {
             let object = |name| program_that_calls(name, by_section);
             assert_eq!(library_calls(&object("memset")).unwrap(), ["program calls memset"], "{by_section}");
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_without_names_does_not_pass() {
+    fn an_object_without_symbols_is_rejected() {
         let file = write::Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
         assert!(check(&file.write().expect("an ELF file")).unwrap_err().to_string().contains("no functions"));
     }

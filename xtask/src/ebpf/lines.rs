@@ -1,5 +1,6 @@
-//! Line info of the BPF object that the kernel accepts: instruction offsets in it must rise (`check_btf_line`). Inline assembly
-//! without an instruction, which hides a value from the compiler, leaves a second entry for the instruction after it.
+//! Corrects the line info of the BPF object: the kernel requires ascending instruction offsets (`check_btf_line`).
+//! Inline assembly without an instruction, which hides a value from the compiler, leaves a second entry for the next
+//! instruction.
 //!
 //! Source: <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/verifier.c>; the layout of `.BTF.ext`:
 //! <https://docs.kernel.org/bpf/btf.html#btf-ext-section>.
@@ -7,14 +8,16 @@
 use anyhow::{Context, Result};
 use object::{Object, ObjectSection};
 
-/// Where the header of `.BTF.ext` has its own length, and offset and length of the line info, which counts from its end.
+/// Offsets in the header of `.BTF.ext`: its own length, and offset and length of the line info. The line info's
+/// offset counts from the end of the header.
 const HEADER_LENGTH: usize = 4;
 const LINE_OFFSET: usize = 16;
 const LINE_LENGTH: usize = 20;
-/// The header of a section's entries: name, number of entries.
+/// Size of the header of a section's entries: name and number of entries.
 const SECTION_HEADER: usize = 8;
 
-/// Keeps the last of several entries for one instruction. The object keeps its length, since what is left over is zeroed.
+/// Keeps only the last entry for each instruction. The object keeps its length, and the unused rest is filled with
+/// zeros.
 pub(super) fn keep_one_for_each_instruction(object: &mut [u8]) -> Result<()> {
     let range = {
         let file = object::File::parse(&*object).context("reading the BPF object as ELF")?;

@@ -1,5 +1,6 @@
-//! How much stack the programs take, as the verifier of Linux 5.10 counts: each function's frame rounded up, and no chain of calls
-//! above 512 bytes. Later kernels round less, so that only a machine with the old one would notice.
+//! Checks the stack size of the programs by the rules of the Linux 5.10 verifier: each function's frame is rounded
+//! up, and no call chain may use more than 512 bytes. Later kernels round less, so that a test on a newer kernel does
+//! not find the error.
 //!
 //! Source: `check_max_stack_depth`, <https://github.com/torvalds/linux/blob/v5.10/kernel/bpf/verifier.c>.
 
@@ -8,16 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection, SectionKind};
 
-use super::calls::{Place, calls, functions};
+use super::calls::{Position, calls, functions};
 
 /// `MAX_BPF_STACK`.
-const MOST: u32 = 512;
-/// Frames are multiples of it.
+const LIMIT: u32 = 512;
+/// Frame sizes are rounded up to a multiple of this.
 const ROUND: u32 = 32;
-/// The register that points above the frame.
+/// Register of the frame pointer.
 const FRAME_POINTER: u8 = 10;
 
-/// Classes of instructions, and two whole ones; from linux/bpf.h.
+/// Instruction classes, and two complete opcodes; from linux/bpf.h.
 const CLASS: u8 = 0x07;
 const LDX: u8 = 0x01;
 const ST: u8 = 0x02;
@@ -25,13 +26,13 @@ const STX: u8 = 0x03;
 const MOVE: u8 = 0xbf;
 const ADD: u8 = 0x07;
 
-/// An error where a chain of calls takes more than there is.
+/// Returns an error if a call chain uses more stack than the limit.
 pub(super) fn check(object: &[u8]) -> Result<()> {
     let file = object::File::parse(object).context("reading the BPF object as ELF")?;
     let functions = functions(&file);
     let mut graph = Graph::default();
-    for (place, depth) in depths(&file, &functions)? {
-        graph.frames.insert(place, depth);
+    for (position, depth) in depths(&file, &functions)? {
+        graph.frames.insert(position, depth);
     }
     for (caller, callee) in calls(&file)? {
         if let Some((caller, _)) = functions.range((caller.0, 0)..=caller).next_back() {
@@ -40,14 +41,14 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
     }
     let chains = functions.keys().map(|function| graph.deepest(*function, &mut Vec::new()));
     let Some((bytes, chain)) = chains.max() else { return Ok(()) };
-    let named = |place: &Place| {
-        let (name, frame) = (functions.get(place)?, graph.frames.get(place).copied().unwrap_or(0));
+    let label = |position: &Position| {
+        let (name, frame) = (functions.get(position)?, graph.frames.get(position).copied().unwrap_or(0));
         Some(format!("{name} ({frame})"))
     };
-    let names: Vec<String> = chain.iter().filter_map(named).collect();
+    let names: Vec<String> = chain.iter().filter_map(label).collect();
     ensure!(
-        bytes <= MOST,
-        "in the BPF object {} take {bytes} bytes of stack, of {MOST} that Linux 5.10 gives: keep fewer values across calls there",
+        bytes <= LIMIT,
+        "BPF object: {} use {bytes} bytes of stack, but Linux 5.10 allows {LIMIT}: keep fewer values across calls there",
         names.join(" → ")
     );
     Ok(())
@@ -55,44 +56,45 @@ pub(super) fn check(object: &[u8]) -> Result<()> {
 
 #[derive(Default)]
 struct Graph {
-    frames: BTreeMap<Place, u32>,
-    calls: BTreeMap<Place, BTreeSet<Place>>,
+    frames: BTreeMap<Position, u32>,
+    calls: BTreeMap<Position, BTreeSet<Position>>,
 }
 
 impl Graph {
-    /// The chain of calls from here that takes most. Programs do not recurse.
-    fn deepest(&self, from: Place, path: &mut Vec<Place>) -> (u32, Vec<Place>) {
-        let own = self.frames.get(&from).copied().unwrap_or(0).max(1).next_multiple_of(ROUND);
+    /// Returns the call chain from this function that uses the most stack. Programs do not recurse.
+    fn deepest(&self, from: Position, path: &mut Vec<Position>) -> (u32, Vec<Position>) {
+        let frame = self.frames.get(&from).copied().unwrap_or(0).max(1).next_multiple_of(ROUND);
         path.push(from);
         let callees = self.calls.get(&from).into_iter().flatten().filter(|callee| !path.contains(callee));
-        let callees: Vec<Place> = callees.copied().collect();
+        let callees: Vec<Position> = callees.copied().collect();
         let below = callees.into_iter().map(|callee| self.deepest(callee, path)).max().unwrap_or_default();
         path.pop();
-        (own + below.0, std::iter::once(from).chain(below.1).collect())
+        (frame + below.0, std::iter::once(from).chain(below.1).collect())
     }
 }
 
-/// The bytes of stack that each function touches.
-fn depths(file: &object::File, functions: &BTreeMap<Place, &str>) -> Result<BTreeMap<Place, u32>> {
-    let mut depths: BTreeMap<Place, u32> = BTreeMap::new();
+/// Returns the bytes of stack that each function uses.
+fn depths(file: &object::File, functions: &BTreeMap<Position, &str>) -> Result<BTreeMap<Position, u32>> {
+    let mut depths: BTreeMap<Position, u32> = BTreeMap::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
         let code = section.data().with_context(|| format!("reading section {:?}", section.name()))?;
         let mut pointers = BTreeSet::new();
         for (at, instruction) in (0..).step_by(8).zip(code.chunks_exact(8)) {
-            let place = (section.index().0, at);
-            let Some((function, _)) = functions.range((place.0, 0)..=place).next_back() else { continue };
-            if *function == place {
+            let position = (section.index().0, at);
+            let Some((function, _)) = functions.range((position.0, 0)..=position).next_back() else { continue };
+            if *function == position {
                 pointers.clear();
             }
             let deepest = depths.entry(*function).or_default();
-            *deepest = (*deepest).max(touched(instruction, &mut pointers));
+            *deepest = (*deepest).max(depth_used(instruction, &mut pointers));
         }
     }
     Ok(depths)
 }
 
-/// How far below the frame pointer an instruction reaches. `pointers` are the registers that have its value.
-fn touched(instruction: &[u8], pointers: &mut BTreeSet<u8>) -> u32 {
+/// Returns how far below the frame pointer an instruction reaches. `pointers` are the registers that have the frame
+/// pointer's value.
+fn depth_used(instruction: &[u8], pointers: &mut BTreeSet<u8>) -> u32 {
     let (code, registers) = (instruction[0], instruction[1]);
     let (destination, source) = (registers & 0x0f, registers >> 4);
     let offset = i32::from(i16::from_le_bytes([instruction[2], instruction[3]]));
@@ -115,16 +117,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_stored_loaded_and_pointed_to_counts() {
+    fn stores_loads_and_stack_pointers_count() {
         let mut pointers = BTreeSet::new();
-        let mut touch = |bytes: [u8; 8]| touched(&bytes, &mut pointers);
+        let mut depth_of = |bytes: [u8; 8]| depth_used(&bytes, &mut pointers);
         // *(u64 *)(r10 - 48) = r2, and r2 = *(u64 *)(r10 - 24).
-        assert_eq!(touch([0x7b, 0x2a, 0xd0, 0xff, 0, 0, 0, 0]), 48);
-        assert_eq!(touch([0x79, 0xa2, 0xe8, 0xff, 0, 0, 0, 0]), 24);
-        // r2 = r10, r2 += -64; r3 += -64 is no pointer.
-        assert_eq!(touch([0xbf, 0xa2, 0, 0, 0, 0, 0, 0]), 0);
-        assert_eq!(touch([0x07, 0x02, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 64);
-        assert_eq!(touch([0x07, 0x03, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 0);
+        assert_eq!(depth_of([0x7b, 0x2a, 0xd0, 0xff, 0, 0, 0, 0]), 48);
+        assert_eq!(depth_of([0x79, 0xa2, 0xe8, 0xff, 0, 0, 0, 0]), 24);
+        // r2 = r10, r2 += -64; r3 is not a stack pointer, so that r3 += -64 does not count.
+        assert_eq!(depth_of([0xbf, 0xa2, 0, 0, 0, 0, 0, 0]), 0);
+        assert_eq!(depth_of([0x07, 0x02, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 64);
+        assert_eq!(depth_of([0x07, 0x03, 0, 0, 0xc0, 0xff, 0xff, 0xff]), 0);
     }
 
     #[test]
@@ -135,6 +137,6 @@ mod tests {
             calls: BTreeMap::from([(main, BTreeSet::from([shallow, deep])), (deep, BTreeSet::from([leaf]))]),
         };
         assert_eq!(graph.deepest(main, &mut Vec::new()), (96 + 160 + 288, vec![main, deep, leaf]));
-        assert_eq!(graph.deepest((9, 0), &mut Vec::new()).0, 32, "one without a frame takes one all the same");
+        assert_eq!(graph.deepest((9, 0), &mut Vec::new()).0, 32, "a function without a frame counts as one unit");
     }
 }

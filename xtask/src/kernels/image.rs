@@ -1,4 +1,4 @@
-//! The initial file system: busybox, the kernel's modules, iproute2, our programs, and the libraries all of them name.
+//! Builds the initramfs: busybox, kernel modules, iproute2, netpol's programs, and their libraries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,38 +11,41 @@ use super::{Programs, path};
 use crate::kernels::suite::Kernel;
 use crate::run;
 
-/// What the test cluster and clsact need; some kernels have some of them built in.
+/// Modules for the test cluster and clsact. Some kernels have some of them built in.
 const MODULES: &[&str] = &["veth", "bridge", "sch_ingress", "cls_bpf"];
-/// Called by the smoke test.
+/// Tools that the smoke test runs.
 const TOOLS: &[&str] = &["ip", "tc"];
 
-/// Makes it, and tells where.
-pub(super) fn make(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
+/// Builds the initramfs and returns its path.
+pub(super) fn build(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
     let root = kernel.folder.join("image");
     let _ = fs::remove_dir_all(&root);
     for folder in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
         fs::create_dir_all(root.join(folder)).with_context(|| format!("creating {}", root.display()))?;
     }
-    copy(&run::find("busybox").context("no busybox: apt-get install busybox-static")?, &root.join("bin/busybox"))?;
+    copy(
+        &run::find("busybox").context("busybox not found: run apt-get install busybox-static")?,
+        &root.join("bin/busybox"),
+    )?;
     copy(&programs.object, &root.join("netpol.o"))?;
     let mut dynamic = Vec::new();
     for program in [&programs.smoke, &programs.agent] {
-        let name = program.file_name().context("a program has a name")?;
+        let name = program.file_name().context("the program has no file name")?;
         let target = root.join("bin").join(name);
-        // Debug information would be nine tenths of it.
+        // Without stripping, nine tenths of the file would be debug information.
         let mut strip = run::command("strip", ["-o"]);
         run::output(&format!("stripping {}", program.display()), strip.arg(&target).arg(program))?;
         dynamic.push(target);
     }
     for tool in TOOLS {
-        let found = run::find(tool).with_context(|| format!("no {tool}: apt-get install iproute2"))?;
+        let found = run::find(tool).with_context(|| format!("{tool} not found: run apt-get install iproute2"))?;
         let target = root.join("bin").join(tool);
         copy(&found, &target)?;
         dynamic.push(target);
     }
     for library in libraries(&dynamic)? {
         let target = root.join(library.strip_prefix("/").unwrap_or(&library));
-        fs::create_dir_all(target.parent().context("a library is in a folder")?)?;
+        fs::create_dir_all(target.parent().context("the library's path has no folder")?)?;
         copy(&library, &target)?;
     }
     let modules = modules(kernel, &root.join("modules"))?;
@@ -51,7 +54,7 @@ pub(super) fn make(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
     pack(&root, &kernel.folder.join("initrd"))
 }
 
-/// Runs the smoke test as process 1's child, and ends the machine.
+/// Returns the script for process 1: runs the smoke test, then stops the machine.
 fn init(modules: &[String]) -> String {
     let load = modules.join(" ");
     format!(
@@ -77,15 +80,15 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All libraries that the programs name, and their loader.
+/// Returns all libraries that the programs link to, and their loader.
 fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
-    let said = run::output("listing libraries", run::command::<&str>("ldd", []).args(programs))?;
+    let output = run::output("listing libraries", run::command::<&str>("ldd", []).args(programs))?;
     // `name => /path (0x…)`, `/path/of/the/loader (0x…)`, and `/program:` above each list.
-    let words = said.lines().filter(|line| line.starts_with('\t')).flat_map(str::split_whitespace);
+    let words = output.lines().filter(|line| line.starts_with('\t')).flat_map(str::split_whitespace);
     Ok(words.filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
-/// Copies the modules with those they depend on, and tells their file names in the order to load them.
+/// Copies the modules and their dependencies. Returns their file names in load order.
 fn modules(kernel: &Kernel, to: &Path) -> Result<Vec<String>> {
     let mut files = BTreeMap::new();
     find_modules(&kernel.modules, &mut files)?;
@@ -110,7 +113,7 @@ fn add(
     if builtin.contains(module) || order.contains(&file_name) {
         return Ok(());
     }
-    let file = files.get(module).context("the kernel has no such module")?;
+    let file = files.get(module).context("the kernel does not have this module")?;
     let target = to.join(&file_name);
     if file.extension().is_some_and(|extension| extension == "xz") {
         let file = path(file)?;
@@ -125,18 +128,18 @@ fn add(
     Ok(())
 }
 
-/// `depends=` of a module's `.modinfo`, where strings end in zeros.
+/// Reads `depends=` in a module's `.modinfo`, where strings are terminated by zeros.
 fn dependencies(module: &[u8]) -> Result<Vec<String>> {
     const KEY: &[u8] = b"\0depends=";
     let Some(start) = module.windows(KEY.len()).position(|window| window == KEY) else {
-        bail!("it does not tell what it depends on");
+        bail!("its .modinfo has no depends= entry");
     };
     let value = module[start + KEY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
     let value = String::from_utf8_lossy(value);
     Ok(value.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
 }
 
-/// Modules below a folder, by name.
+/// Finds the modules below a folder, by name.
 fn find_modules(folder: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
         let entry = entry?;
@@ -149,7 +152,7 @@ fn find_modules(folder: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<
     Ok(())
 }
 
-/// What `lsmod` calls a module's file.
+/// Returns the name of a module's file in the output of `lsmod`.
 fn name(file: &Path) -> Option<String> {
     let file = file.file_name()?.to_str()?;
     Some(file.strip_suffix(".ko").or_else(|| file.strip_suffix(".ko.xz"))?.replace('-', "_"))
@@ -157,7 +160,7 @@ fn name(file: &Path) -> Option<String> {
 
 fn pack(root: &Path, to: &Path) -> Result<PathBuf> {
     let line = "cd \"$0\" && find . | cpio --quiet -o -H newc >\"$1\"";
-    run::output("packing the initial file system", &mut run::command("sh", ["-c", line, path(root)?, path(to)?]))?;
+    run::output("packing the initramfs", &mut run::command("sh", ["-c", line, path(root)?, path(to)?]))?;
     Ok(to.to_owned())
 }
 
@@ -166,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_tells_what_it_depends_on() {
+    fn dependencies_are_read_from_modinfo() {
         assert_eq!(dependencies(b"x\0alias=y\0depends=stp,llc\0name=bridge\0").unwrap(), ["stp", "llc"]);
         assert_eq!(dependencies(b"x\0depends=\0name=llc\0").unwrap(), [""; 0]);
         assert!(dependencies(b"not a module").is_err());

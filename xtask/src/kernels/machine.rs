@@ -1,4 +1,4 @@
-//! An emulated machine.
+//! Boots a kernel in a virtual machine.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -13,26 +13,27 @@ use super::report::Report;
 use super::suite::Kernel;
 use crate::run;
 
-/// How long it may run. A verifier on an emulated processor takes a minute for a second's work.
-const PATIENCE: Duration = Duration::from_mins(10);
+/// How long the machine may run. On an emulated CPU the verifier needs a minute for one second's work.
+const TIME_LIMIT: Duration = Duration::from_mins(10);
 
-/// Boots the kernel, waits for its end, and reads what it said.
+/// Boots the kernel, waits until the machine stops, and reads its console.
 pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
-    run::say(&format!("booting {}", kernel.release));
+    run::announce(&format!("booting {}", kernel.release));
     let console = kernel.folder.join("console.log");
     let output = File::create(&console).with_context(|| format!("creating {}", console.display()))?;
     let start = Instant::now();
     let mut machine = run::command(
         "qemu-system-x86_64",
         [
-            // No KVM needed. Without cx16: qemu 7 loses flags in cmpxchg16b, and 6.12 uses it wherever there is one.
+            // Runs without KVM. cx16 is disabled because qemu 7 computes wrong flags for cmpxchg16b, and Linux 6.12
+            // uses that instruction wherever the CPU has it.
             "-accel",
             "tcg",
             "-cpu",
             "max,-cx16",
             "-m",
             "1024",
-            // A panic reboots, and a reboot ends it.
+            // A panic reboots, and `-no-reboot` turns that into an exit.
             "-no-reboot",
             "-nographic",
             "-nic",
@@ -46,7 +47,7 @@ pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
         ],
     )
     .stdin(Stdio::null())
-    .stdout(output.try_clone().context("sharing the console's file")?)
+    .stdout(output.try_clone().context("duplicating the console's file descriptor")?)
     .stderr(output)
     .spawn()
     .context("starting qemu-system-x86_64")?;
@@ -54,8 +55,8 @@ pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
         if machine.try_wait().context("waiting for the machine")?.is_some() {
             break true;
         }
-        if start.elapsed() > PATIENCE {
-            machine.kill().context("ending the machine")?;
+        if start.elapsed() > TIME_LIMIT {
+            machine.kill().context("stopping the machine")?;
             machine.wait().context("waiting for the machine")?;
             break false;
         }
@@ -63,9 +64,9 @@ pub(super) fn boot(kernel: &Kernel, image: &Path) -> Result<Report> {
     };
     eprintln!("    {:.1} s", start.elapsed().as_secs_f64());
     let bytes = fs::read(&console).with_context(|| format!("reading {}", console.display()))?;
-    let mut said = String::from_utf8_lossy(&bytes).replace('\r', "");
+    let mut text = String::from_utf8_lossy(&bytes).replace('\r', "");
     if !ended {
-        let _ = writeln!(said, "\nthe machine was still running after {PATIENCE:?}");
+        let _ = writeln!(text, "\nthe machine did not stop within {TIME_LIMIT:?}");
     }
-    Ok(Report::read(kernel.release.clone(), &said))
+    Ok(Report::read(kernel.release.clone(), &text))
 }

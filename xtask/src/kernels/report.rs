@@ -1,47 +1,47 @@
-//! What the smoke test said on a kernel.
+//! Results of the smoke test on each kernel.
 
 use std::fmt::Write;
 
-/// The checks, in the order they run; as `netpol-smoke` names them.
+/// The checks of `netpol-smoke`, in order.
 const CHECKS: &[&str] = &["verifier", "attach", "allow", "deny", "event", "reply", "change", "restart", "uninstall"];
-/// How much of a console is shown.
+/// Number of console lines in a failure report.
 const TAIL: usize = 30;
 
-/// One kernel.
+/// Results on one kernel.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) kernel: String,
-    /// In the order of [`CHECKS`]: what was found, or that it failed. Shorter where one failed.
-    found: Vec<Result<String, String>>,
-    said: String,
+    /// Results in the order of [`CHECKS`]: a detail, or the error. Shorter if a check failed.
+    results: Vec<Result<String, String>>,
+    console: String,
 }
 
 impl Report {
-    /// Reads the lines `check NAME ok|FAILED WHAT` among others.
-    pub(super) fn read(kernel: String, said: &str) -> Self {
-        let found = CHECKS.iter().map_while(|check| {
-            said.lines().find_map(|line| {
+    /// Parses the lines `check NAME ok|FAILED DETAIL` and ignores all others.
+    pub(super) fn read(kernel: String, console: &str) -> Self {
+        let results = CHECKS.iter().map_while(|check| {
+            console.lines().find_map(|line| {
                 let rest = line.split_once("check ")?.1.strip_prefix(check)?;
-                let what = |verdict| rest.strip_prefix(verdict).map(|what: &str| what.trim().to_owned());
-                what(" ok").map(Ok).or_else(|| what(" FAILED").map(Err))
+                let detail = |verdict| rest.strip_prefix(verdict).map(|detail: &str| detail.trim().to_owned());
+                detail(" ok").map(Ok).or_else(|| detail(" FAILED").map(Err))
             })
         });
-        Self { kernel, found: found.collect(), said: said.to_owned() }
+        Self { kernel, results: results.collect(), console: console.to_owned() }
     }
 
-    /// Whether all checks did.
+    /// Reports whether all checks passed.
     pub(super) fn passed(&self) -> bool {
-        self.found.len() == CHECKS.len() && self.found.iter().all(Result::is_ok)
+        self.results.len() == CHECKS.len() && self.results.iter().all(Result::is_ok)
     }
 
-    /// What went wrong, and the end of what was said.
+    /// Describes the failure, with the last lines of the console.
     pub(super) fn failure(&self) -> String {
-        let mut text = match self.found.iter().zip(CHECKS).find(|(found, _)| found.is_err()) {
-            Some((Err(what), check)) => format!("{check} failed: {what}"),
-            _ => format!("ended before {}", CHECKS.get(self.found.len()).unwrap_or(&"its end")),
+        let mut text = match self.results.iter().zip(CHECKS).find(|(results, _)| results.is_err()) {
+            Some((Err(detail), check)) => format!("{check} failed: {detail}"),
+            _ => format!("stopped before {}", CHECKS.get(self.results.len()).unwrap_or(&"the end")),
         };
-        text += "\nthe last it said:\n";
-        let lines: Vec<_> = self.said.lines().collect();
+        text += "\nlast lines of the console:\n";
+        let lines: Vec<_> = self.console.lines().collect();
         for line in &lines[lines.len().saturating_sub(TAIL)..] {
             let _ = writeln!(text, "  {line}");
         }
@@ -49,8 +49,8 @@ impl Report {
     }
 
     fn cell(&self, index: usize) -> &str {
-        match (self.found.get(index), CHECKS[index]) {
-            // Which hook it was is worth a word.
+        match (self.results.get(index), CHECKS[index]) {
+            // Shows the hook that was used.
             (Some(Ok(hook)), "attach") => hook,
             (Some(Ok(_)), _) => "ok",
             (Some(Err(_)), _) => "FAILED",
@@ -59,7 +59,7 @@ impl Report {
     }
 }
 
-/// Kernel by check, and below what the verifier told.
+/// Formats a table of kernels and checks, followed by the verifier's statistics.
 pub(super) fn table(reports: &[Report]) -> String {
     let width = reports.iter().map(|report| report.kernel.len()).max().unwrap_or_default().max("kernel".len());
     let mut text = format!("\n{:width$}", "kernel");
@@ -74,8 +74,8 @@ pub(super) fn table(reports: &[Report]) -> String {
     }
     text += "\n\nverifier:\n";
     for report in reports {
-        if let Some(Ok(found)) = report.found.first() {
-            let _ = writeln!(text, "{:width$}  {found}", report.kernel);
+        if let Some(Ok(results)) = report.results.first() {
+            let _ = writeln!(text, "{:width$}  {results}", report.kernel);
         }
     }
     text
@@ -90,19 +90,19 @@ mod tests {
     }
 
     #[test]
-    fn all_checks_must_be_there_and_have_passed() {
-        let report = |said: &str| Report::read("6.1".into(), said);
+    fn a_report_passes_only_if_all_checks_passed() {
+        let report = |console: &str| Report::read("6.1".into(), console);
         assert!(report(&lines(CHECKS)).passed());
         assert!(!report(&lines(&CHECKS[..8])).passed());
         assert!(!report("").passed());
         let failed = report(&(lines(&CHECKS[..8]) + "check uninstall FAILED a pin remains\n"));
         assert!(!failed.passed());
         assert!(failed.failure().starts_with("uninstall failed: a pin remains"), "{}", failed.failure());
-        assert!(report("Kernel panic\n").failure().contains("ended before verifier"));
+        assert!(report("Kernel panic\n").failure().contains("stopped before verifier"));
     }
 
     #[test]
-    fn the_table_has_a_line_per_kernel() {
+    fn the_table_has_one_line_per_kernel() {
         let reports =
             [Report::read("5.10".into(), &lines(CHECKS)), Report::read("6.1".into(), "check verifier FAILED")];
         let table = table(&reports);

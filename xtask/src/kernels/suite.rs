@@ -1,4 +1,4 @@
-//! Kernels from Debian's archive, downloaded once.
+//! Downloads kernels from Debian's archive, once each.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 
 use crate::{debian, run, workspace};
 
-/// Depends on the suite's current kernel.
+/// Metapackage that depends on the suite's current kernel.
 const CURRENT: &str = "linux-image-cloud-amd64";
 
-/// A suite of Debian, and the series of its kernels.
+/// A Debian suite, and the series of its kernels.
 #[derive(Debug)]
 pub(super) struct Suite {
     pub(super) version: &'static str,
@@ -20,28 +20,28 @@ pub(super) struct Suite {
 /// An unpacked kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// As `uname -r` tells it.
+    /// Output of `uname -r`.
     pub(super) release: String,
-    /// What to boot.
+    /// The kernel image.
     pub(super) image: PathBuf,
-    /// Its modules.
+    /// Folder of its modules.
     pub(super) modules: PathBuf,
-    /// Where everything about it is kept.
+    /// Folder with everything about this kernel.
     pub(super) folder: PathBuf,
 }
 
 impl Suite {
-    /// The kernel: what was unpacked before, or else downloaded; the newest one if `update`.
+    /// Returns the kernel that was unpacked before, or downloads one. `update` downloads the newest one.
     pub(super) fn kernel(&self, update: bool) -> Result<Kernel> {
         let folder = workspace::target().join("kernels").join(self.name);
         if update || !folder.join("root").is_dir() {
-            run::say(&format!("downloading Debian's kernel {} ({})", self.version, self.name));
+            run::announce(&format!("downloading Debian's kernel {} ({})", self.version, self.name));
             debian::fetch(self.name, &folder, |packages| {
-                let depends = packages.ask("asking for the newest kernel", &["depends", CURRENT])?;
+                let depends = packages.cache("looking up the newest kernel", &["depends", CURRENT])?;
                 let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
                 package.map(str::to_owned).with_context(|| format!("{CURRENT} of {} depends on no kernel", self.name))
             })
-            .with_context(|| format!("no kernel {}", self.version))?;
+            .with_context(|| format!("cannot get kernel {}", self.version))?;
         }
         Kernel::find(&folder)
     }
@@ -53,8 +53,10 @@ impl Kernel {
         let release = fs::read_dir(&boot)
             .with_context(|| format!("listing {}", boot.display()))?
             .find_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("vmlinuz-").map(str::to_owned))
-            .with_context(|| format!("no kernel in {}: remove that folder and run this again", boot.display()))?;
-        // Of late it is below /usr.
+            .with_context(|| {
+                format!("no kernel in {}: remove this folder and run the command again", boot.display())
+            })?;
+        // Newer packages have it below /usr.
         let modules = ["lib/modules", "usr/lib/modules"].map(|path| folder.join("root").join(path).join(&release));
         let modules = modules.into_iter().find(|path| path.is_dir());
         Ok(Self {

@@ -1,4 +1,4 @@
-//! What there is to run, as cargo tells it.
+//! Lists the test executables, from cargo's messages.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,38 +9,38 @@ use serde::Deserialize;
 
 use crate::run;
 
-/// The crate whose integration tests make clusters.
+/// The crate with the live integration tests.
 const LIVE: &str = "tests";
 
-/// Those of its executables that run once more, unchanged, with an agent that has its objects from an API server.
-const ONCE_MORE: [&str; 4] = ["always", "change", "selection", "unknown"];
+/// Live executables that run a second time, unchanged, with an agent that reads its objects from an API server.
+const ALSO_WITH_API_SERVER: [&str; 4] = ["always", "change", "selection", "unknown"];
 
-/// Where the agents under test get their objects from.
+/// Source of the objects of the agents under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
-    /// Where the test says.
-    Own,
-    /// An API server that says what the test's manifests say.
+    /// The source that the test selects.
+    Default,
+    /// An API server double that serves the test's manifests.
     ApiServer,
 }
 
-/// One executable full of tests.
+/// An executable with tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Executable {
     /// The crate's folder.
     pub(super) folder: PathBuf,
-    /// The crate's target.
+    /// The cargo target.
     pub(super) target: String,
-    /// Whether it is a crate's `tests/*.rs`, not what is tested within its sources.
+    /// Whether it is from `tests/*.rs` of the crate, and not the unit tests of its sources.
     pub(super) integration: bool,
     /// The file to run.
     pub(super) path: PathBuf,
-    /// By what source.
+    /// Source of the agents' objects.
     pub(super) source: Source,
 }
 
 impl Executable {
-    /// Whether its tests spend their time waiting for packets.
+    /// Reports whether its tests mostly wait for packets.
     pub(super) fn is_live(&self) -> bool {
         self.integration && self.folder.ends_with(LIVE)
     }
@@ -55,15 +55,15 @@ impl fmt::Display for Executable {
             write!(formatter, "{folder}, {}", self.target)?;
         }
         match self.source {
-            Source::Own => Ok(()),
+            Source::Default => Ok(()),
             Source::ApiServer => formatter.write_str(", with objects from an API server"),
         }
     }
 }
 
-/// Builds all tests; returns them with the quick ones first.
+/// Builds all tests and returns them, fast ones first.
 pub(super) fn build() -> Result<Vec<Executable>> {
-    run::say("building the tests");
+    run::announce("building the tests");
     let mut cargo = run::cargo(["test", "--workspace", "--all-features", "--no-run"]);
     cargo.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = cargo.output().context("building the tests: cannot start cargo")?;
@@ -74,25 +74,26 @@ pub(super) fn build() -> Result<Vec<Executable>> {
         .lines()
         .filter_map(|line| parse(line).transpose())
         .collect::<Result<Vec<_>>>()?;
-    executables.extend(once_more(&executables)?);
+    executables.extend(with_api_server(&executables)?);
     executables.sort_by_key(|one| (one.is_live(), one.source, one.integration, one.folder.clone(), one.target.clone()));
     Ok(executables)
 }
 
-/// Those that are to run by an API server too.
-fn once_more(executables: &[Executable]) -> Result<Vec<Executable>> {
+/// Returns the executables that run a second time, with an API server.
+fn with_api_server(executables: &[Executable]) -> Result<Vec<Executable>> {
     let find = |name: &&str| {
         let found = executables.iter().find(|one| one.is_live() && one.target == *name);
-        let found =
-            found.with_context(|| format!("no tests named {name} to run once more: ONCE_MORE has an old name"))?;
+        let found = found.with_context(|| {
+            format!("ALSO_WITH_API_SERVER has {name}, but there is no test executable of this name")
+        })?;
         Ok(Executable { source: Source::ApiServer, ..found.clone() })
     };
-    ONCE_MORE.iter().map(find).collect()
+    ALSO_WITH_API_SERVER.iter().map(find).collect()
 }
 
-/// One line of cargo's messages, where it names an executable of tests.
+/// Parses one line of cargo's messages. Returns a test executable if the line has one.
 fn parse(line: &str) -> Result<Option<Executable>> {
-    let message: Message = serde_json::from_str(line).with_context(|| format!("reading cargo's message {line}"))?;
+    let message: Message = serde_json::from_str(line).with_context(|| format!("parsing cargo's message {line}"))?;
     let (Some(path), Some(manifest), Some(target), Some(profile)) =
         (message.executable, message.manifest_path, message.target, message.profile)
     else {
@@ -101,9 +102,9 @@ fn parse(line: &str) -> Result<Option<Executable>> {
     if !profile.test {
         return Ok(None);
     }
-    let folder = manifest.parent().context("a manifest is in a folder")?.to_owned();
+    let folder = manifest.parent().context("the manifest's path has no folder")?.to_owned();
     let integration = target.kind.iter().any(|kind| kind == "test");
-    Ok(Some(Executable { folder, target: target.name, integration, path, source: Source::Own }))
+    Ok(Some(Executable { folder, target: target.name, integration, path, source: Source::Default }))
 }
 
 #[derive(Deserialize)]
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cargo_tells_which_executables_are_tests() {
+    fn test_executables_are_read_from_cargo_messages() {
         let artifact = |kind: &str, test: bool| {
             format!(
                 r#"{{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","executable":"/t/x-1",
@@ -147,18 +148,18 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_once_more_is_found_and_named_so() {
+    fn executables_that_also_run_with_an_api_server_are_found_and_labeled() {
         let one = |target: &str| Executable {
             folder: "/w/tests".into(),
             target: target.to_owned(),
             integration: true,
             path: "/t/x-1".into(),
-            source: Source::Own,
+            source: Source::Default,
         };
-        let all: Vec<_> = ONCE_MORE.iter().map(|target| one(target)).collect();
-        let again = once_more(&all).unwrap();
-        assert_eq!(again.len(), ONCE_MORE.len());
-        assert!(again[0].to_string().ends_with("always.rs, with objects from an API server"), "{}", again[0]);
-        assert!(once_more(&all[1..]).is_err(), "one of another name is missed");
+        let all: Vec<_> = ALSO_WITH_API_SERVER.iter().map(|target| one(target)).collect();
+        let repeated = with_api_server(&all).unwrap();
+        assert_eq!(repeated.len(), ALSO_WITH_API_SERVER.len());
+        assert!(repeated[0].to_string().ends_with("always.rs, with objects from an API server"), "{}", repeated[0]);
+        assert!(with_api_server(&all[1..]).is_err(), "a missing executable is an error");
     }
 }

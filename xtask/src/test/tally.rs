@@ -1,6 +1,6 @@
-//! Counting, by what the test executables print.
+//! Counts test results in the output of the test executables.
 
-/// What passed and what did not, over all executables.
+/// Totals of all executables.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) passed: usize,
@@ -10,7 +10,7 @@ pub(super) struct Tally {
     current: Current,
 }
 
-/// The executable that runs now.
+/// The executable that is running.
 #[derive(Debug, Default)]
 struct Current {
     name: String,
@@ -20,18 +20,18 @@ struct Current {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Failure {
-    place: String,
+    executable: String,
     test: Option<String>,
-    what: &'static str,
+    error: &'static str,
 }
 
 impl Tally {
-    /// An executable starts.
+    /// Starts the count of an executable.
     pub(super) fn begin(&mut self, name: &str) {
         self.current = Current { name: name.to_owned(), ..Current::default() };
     }
 
-    /// Counts a line; whether it is worth showing.
+    /// Counts a line. Returns whether to print it.
     pub(super) fn line(&mut self, line: &str) -> bool {
         if let Some(counts) = line.strip_prefix("test result: ") {
             let count = |word: &str| number_before(counts, word);
@@ -43,48 +43,48 @@ impl Tally {
             return count("passed") + count("failed") > 0;
         }
         if let Some(test) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
-            let failure = Failure { place: self.current.name.clone(), test: Some(test.to_owned()), what: "" };
+            let failure = Failure { executable: self.current.name.clone(), test: Some(test.to_owned()), error: "" };
             self.failures.push(failure);
         }
         !line.is_empty() && line != "running 0 tests"
     }
 
-    /// The executable was ended because it hung.
+    /// Counts an executable that hung and was stopped.
     pub(super) fn hung(&mut self) {
-        self.count_whole("hung, and was ended");
+        self.fail_executable("hung and was stopped");
         self.current.told_result = true;
         self.current.failed += 1;
     }
 
-    /// The executable ended.
+    /// Ends the count of an executable.
     pub(super) fn end(&mut self, success: bool) {
         if !self.current.told_result {
-            self.count_whole("ended without a result: it crashed, or does not compile");
+            self.fail_executable("ended without a result: it crashed or does not compile");
         } else if !success && self.current.failed == 0 {
-            self.count_whole("ended with an error after its tests");
+            self.fail_executable("ended with an error after its tests");
         }
     }
 
-    fn count_whole(&mut self, what: &'static str) {
+    fn fail_executable(&mut self, error: &'static str) {
         self.failed += 1;
-        self.failures.push(Failure { place: self.current.name.clone(), test: None, what });
+        self.failures.push(Failure { executable: self.current.name.clone(), test: None, error });
     }
 
-    /// What failed, a line each.
+    /// Returns one line for each failure.
     pub(super) fn failures(&self) -> impl Iterator<Item = String> {
         self.failures.iter().map(|failure| match &failure.test {
-            Some(test) => format!("{}: {test}", failure.place),
-            None => format!("{} {}", failure.place, failure.what),
+            Some(test) => format!("{}: {test}", failure.executable),
+            None => format!("{} {}", failure.executable, failure.error),
         })
     }
 
-    /// A test to name as an example.
+    /// Returns a failed test for the example command line.
     pub(super) fn first_failed_test(&self) -> Option<&str> {
         self.failures.iter().find_map(|failure| failure.test.as_deref())
     }
 }
 
-/// `3` of `ok. 12 passed; 3 failed; …` for `failed`.
+/// Returns the number before a word: `3` for `failed` in `ok. 12 passed; 3 failed; …`.
 fn number_before(counts: &str, word: &str) -> usize {
     let words: Vec<_> = counts.split([' ', ';']).filter(|part| !part.is_empty()).collect();
     words.windows(2).find(|pair| pair[1] == word).and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_passes_in_silence() {
+    fn an_executable_without_a_result_fails() {
         let ok = "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
         for (lines, success, failed) in
             [(&[ok][..], true, 0), (&[][..], true, 1), (&["test a ... ok"][..], false, 1), (&[ok][..], false, 1)]

@@ -1,14 +1,14 @@
-//! Who may name whom.
+//! Checks dependencies between crates and modules.
 
 use anyhow::Result;
 
 use super::sources;
 use crate::run;
 
-/// Where aya may be named. The agent's object is there for its alignment alone.
+/// Where aya may be used. object.rs of the agent uses it only for alignment.
 const AYA: [&str; 4] = ["netpol-agent/src/dataplane/kernel", "netpol-agent/src/object.rs", "netpol-ebpf/src", "tests/"];
 
-/// What reads files, opens sockets, asks the kernel or the clock.
+/// Names of the standard library that do I/O or read the clock.
 const IMPURE: [&str; 9] = [
     "std::fs",
     "std::process",
@@ -21,10 +21,10 @@ const IMPURE: [&str; 9] = [
     "SystemTime",
 ];
 
-/// Crates that do, by how their names begin.
+/// Prefixes of the names of crates that do I/O.
 const IMPURE_CRATES: [&str; 9] = ["aya", "tokio", "nix", "rustix", "libc", "mio", "socket2", "netlink", "inotify"];
 
-pub(super) fn who_names_aya() -> Result<Vec<String>> {
+pub(super) fn aya_users() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for (path, text) in sources::rust()? {
         if path.ends_with(file!()) || AYA.iter().any(|allowed| path.starts_with(allowed)) {
@@ -33,7 +33,7 @@ pub(super) fn who_names_aya() -> Result<Vec<String>> {
         for (number, line) in (1..).zip(text.lines()) {
             if code(line).contains("aya::") || code(line).contains("aya_") {
                 let shown = path.display();
-                findings.push(format!("{shown}:{number}: only the dataplane, netpol-ebpf and the tests name aya"));
+                findings.push(format!("{shown}:{number}: only the data plane, netpol-ebpf and the tests may use aya"));
             }
         }
     }
@@ -52,12 +52,12 @@ pub(super) fn pure_crates() -> Result<Vec<String>> {
     }
     for package in ["netpol-api", "netpol-cli"] {
         for name in dependencies(package)?.iter().filter(|name| name.starts_with("aya") || *name == "netpol-agent") {
-            findings.push(format!("{package} depends on {name}: who asks an agent is not built with one"));
+            findings.push(format!("{package} depends on {name}: clients must not depend on the agent"));
         }
     }
     let lean = ["bytemuck", "bytemuck_derive", "netpol-common", "proc-macro2", "quote", "syn", "unicode-ident"];
     for name in dependencies("netpol-common")?.iter().filter(|name| !lean.contains(&name.as_str())) {
-        findings.push(format!("netpol-common depends on {name}: the kernel's programs are built with it"));
+        findings.push(format!("netpol-common depends on {name}: the eBPF programs are built with it"));
     }
     for (path, text) in sources::rust()? {
         if !path.starts_with("netpol-policy/src") {
@@ -72,7 +72,7 @@ pub(super) fn pure_crates() -> Result<Vec<String>> {
     Ok(findings)
 }
 
-/// Everything a crate is built with, itself included, tests aside.
+/// Returns all dependencies of a crate and the crate itself, without development dependencies.
 fn dependencies(package: &str) -> Result<Vec<String>> {
     let words = ["tree", "--package", package, "--edges", "normal", "--prefix", "none", "--format", "{p}"];
     let tree = run::output("listing dependencies", &mut run::cargo(words))?;
@@ -82,7 +82,7 @@ fn dependencies(package: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A line without its comment.
+/// Returns a line without its comment.
 fn code(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
 }

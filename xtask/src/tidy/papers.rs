@@ -1,4 +1,4 @@
-//! What the papers promise.
+//! Checks that the docs are complete and that their references exist.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::sources;
 use crate::cli::Cli;
 use crate::workspace;
 
-/// Every reason a packet passes or is dropped for, as users meet it, stands in docs/.
+/// Checks that docs/ explains every reason.
 pub(super) fn reasons() -> Result<Vec<String>> {
     let list = sources::read(Path::new("netpol-common/src/reason.rs"))?;
     let reasons: Vec<_> = list.lines().filter_map(reason).collect();
@@ -20,7 +20,7 @@ pub(super) fn reasons() -> Result<Vec<String>> {
     Ok(untold.map(|reason| format!("docs/ does not explain `{reason}`")).collect())
 }
 
-/// Every option and metric of the agent stands in docs/.
+/// Checks that docs/ has every option and metric of the agent.
 pub(super) fn agent() -> Result<Vec<String>> {
     let options = sources::read(Path::new("netpol-agent/src/cli/mod.rs"))?;
     let metrics = sources::read(Path::new("netpol-agent/src/metrics/page.rs"))?;
@@ -31,29 +31,29 @@ pub(super) fn agent() -> Result<Vec<String>> {
     ensure!(names.len() > count + 10, "netpol-agent/src/metrics/page.rs no longer names metrics as `\"netpol_…\"`");
     let docs = docs()?;
     let untold = names.into_iter().filter(|name| !docs.contains(&format!("`{name}`")));
-    Ok(untold.map(|name| format!("docs/ does not tell of `{name}`")).collect())
+    Ok(untold.map(|name| format!("docs/ does not describe `{name}`")).collect())
 }
 
-/// `--pin-path` of `#[arg(long)]`, and `pin_path: PathBuf,` in the line after it.
+/// Returns options: `--pin-path` for `#[arg(long)]` with `pin_path: PathBuf,` in the next line.
 fn options_of(text: &str) -> BTreeSet<String> {
     let is_long = |line: &str| line.trim_start().starts_with("#[arg(") && line.contains("long");
     let pairs = text.lines().zip(text.lines().skip(1)).filter(|(line, _)| is_long(line));
     pairs.filter_map(|(_, field)| Some(format!("--{}", field.trim().split_once(':')?.0.replace('_', "-")))).collect()
 }
 
-/// Literals that name a metric, without what summaries and histograms append.
+/// Returns the names of metrics in string literals, without the suffixes of summaries and histograms.
 fn metrics_of(text: &str) -> BTreeSet<String> {
     let literals = text.split('"').filter(|literal| literal.starts_with("netpol_"));
     literals.map(|name| name.trim_end_matches("_sum").trim_end_matches("_count").to_owned()).collect()
 }
 
-/// All of docs/ in one.
+/// Returns the text of all files in docs/.
 fn docs() -> Result<String> {
     let files = sources::tracked()?.into_iter().filter(|path| path.starts_with("docs"));
     files.map(|path| sources::read(&path)).collect()
 }
 
-/// `no-rule` of `NoRule = 16, "no-rule", false;`.
+/// Returns `no-rule` for `NoRule = 16, "no-rule", false;`.
 fn reason(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once(" = ")?;
     let mut parts = rest.strip_suffix(';')?.split(", ");
@@ -61,7 +61,7 @@ fn reason(line: &str) -> Option<&str> {
     parts.next()?.strip_prefix('"')?.strip_suffix('"')
 }
 
-/// A test of line 17 has `s17_` in its name.
+/// Checks that each line of docs/semantics.md has a test: a test of line 17 has `s17_` in its name.
 pub(super) fn semantics() -> Result<Vec<String>> {
     let text = sources::read(Path::new("docs/semantics.md"))?;
     let mut tested = BTreeSet::new();
@@ -76,7 +76,7 @@ pub(super) fn semantics() -> Result<Vec<String>> {
     Ok(untested.map(|line| format!("no test is named s{line}_…")).collect())
 }
 
-/// 11 and 12 of `11_and_s12_excepts()`, which stood after `fn s`.
+/// Returns 11 and 12 for `11_and_s12_excepts()`, the text after `fn s`.
 fn lines_of(name: &str) -> Vec<u32> {
     name.split('_')
         .map_while(|part| if part == "and" { Some(None) } else { number(part).map(Some) })
@@ -88,7 +88,7 @@ fn number(part: &str) -> Option<u32> {
     part.strip_prefix('s').unwrap_or(part).parse().ok()
 }
 
-/// Links between the papers, and the list of examples.
+/// Checks the links between the docs, and the list of examples.
 pub(super) fn links() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     let tracked = sources::tracked()?;
@@ -112,7 +112,7 @@ pub(super) fn links() -> Result<Vec<String>> {
     Ok(findings)
 }
 
-/// Every promise is tested by the tests that it names: long names in backticks, as no other word there is.
+/// Checks that tests named in the threat model exist. Long names in backticks are names of tests.
 pub(super) fn threat_model() -> Result<Vec<String>> {
     let text = sources::read(Path::new("docs/threat-model.md"))?;
     let names: BTreeSet<&str> = text.split('`').skip(1).step_by(2).filter(|word| is_test_name(word)).collect();
@@ -132,12 +132,12 @@ fn is_test_name(word: &str) -> bool {
     word.matches('_').count() > 4 && word.bytes().all(plain)
 }
 
-/// Who contributes finds every verb.
+/// Checks that CONTRIBUTING.md has every command.
 pub(super) fn verbs() -> Result<Vec<String>> {
     let text = sources::read(Path::new("CONTRIBUTING.md"))?;
     let cli = Cli::command();
     let untold = cli.get_subcommands().map(clap::Command::get_name).filter(|verb| !text.contains(&format!("`{verb}`")));
-    Ok(untold.map(|verb| format!("CONTRIBUTING.md does not tell of `{verb}`")).collect())
+    Ok(untold.map(|verb| format!("CONTRIBUTING.md does not describe `{verb}`")).collect())
 }
 
 #[cfg(test)]
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_tests_tell_their_lines() {
+    fn line_numbers_are_read_from_test_names() {
         for (name, lines) in [
             ("17_rules() {", &[17][..]),
             ("07_x() {", &[7]),
@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn options_and_metrics_are_read_from_the_agent() {
-        let options = options_of("    /// Here\n    #[arg(long, short)]\n    pin_path: PathBuf,\n    verb: Verb,\n");
+        let options =
+            options_of("    /// Here\n    #[arg(long, short)]\n    pin_path: PathBuf,\n    command: Command,\n");
         assert_eq!(options, ["--pin-path".to_owned()].into());
         let metrics =
             metrics_of("page.value(\"netpol_a_seconds_sum\", &[]); page.head(\"netpol_b\", \"gauge\", \"B.\");");

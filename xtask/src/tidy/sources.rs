@@ -1,4 +1,4 @@
-//! Each file by itself.
+//! Checks each file by itself.
 
 use std::path::{Path, PathBuf};
 
@@ -6,35 +6,35 @@ use anyhow::{Context, Result};
 
 use crate::{run, workspace};
 
-/// What a file may be long: what one can hold in the head.
+/// Maximum lines in a file.
 const LINES: usize = 500;
 
-/// Names that say nothing about what is inside.
+/// File names that do not describe the content.
 const EMPTY_NAMES: [&str; 4] = ["util.rs", "utils.rs", "helpers.rs", "misc.rs"];
 
-/// What is not to be left behind, and what to do instead.
+/// Leftovers, and what to do instead.
 const LEFTOVERS: [(&str, &str); 6] = [
     ("todo!(", "write it"),
     ("unimplemented!(", "write it"),
     ("dbg!(", "remove it"),
     ("#[ignore", "run the test or remove it"),
-    ("FIXME", "do it"),
-    ("XXX", "do it"),
+    ("FIXME", "fix it"),
+    ("XXX", "fix it"),
 ];
 
-/// Homes and checkouts of one machine.
+/// Paths that exist only on one machine.
 const MACHINE_PATHS: [&str; 2] = ["/home/", "/root/"];
 
-pub(super) fn look() -> Result<Vec<String>> {
+pub(super) fn check() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for path in tracked()? {
         let text = read(&path)?;
-        look_at(&path, &text, &mut findings);
+        check_file(&path, &text, &mut findings);
     }
     Ok(findings)
 }
 
-fn look_at(path: &Path, text: &str, findings: &mut Vec<String>) {
+fn check_file(path: &Path, text: &str, findings: &mut Vec<String>) {
     let shown = path.display();
     let own_checkout = workspace::root().to_string_lossy();
     let is_rust = path.extension().is_some_and(|extension| extension == "rs");
@@ -42,7 +42,7 @@ fn look_at(path: &Path, text: &str, findings: &mut Vec<String>) {
         findings.push(format!("{shown} has {} lines, over {LINES}: split it", text.lines().count()));
     }
     if path.file_name().is_some_and(|name| EMPTY_NAMES.iter().any(|empty| name == *empty)) {
-        findings.push(format!("{shown}: name it after what it does"));
+        findings.push(format!("{shown}: rename the file after what it does"));
     }
     if path.ends_with(file!()) {
         return;
@@ -55,25 +55,25 @@ fn look_at(path: &Path, text: &str, findings: &mut Vec<String>) {
         }
         let mut paths = MACHINE_PATHS.iter().copied().chain([&*own_checkout]);
         if paths.any(|path| line.contains(path)) {
-            findings.push(format!("{shown}:{number}: a path of one machine"));
+            findings.push(format!("{shown}:{number}: a path that exists only on one machine"));
         }
     }
 }
 
-/// Files in git, from the workspace's root, that are text.
+/// Returns the text files in git, relative to the workspace's root.
 pub(super) fn tracked() -> Result<Vec<PathBuf>> {
     let list = run::output("listing the files in git", &mut run::command("git", ["ls-files", "-z"]))?;
     let exists = |path: &PathBuf| workspace::root().join(path).is_file();
     Ok(list.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).filter(exists).collect())
 }
 
-/// Rust files among them.
+/// Returns the Rust files in git, with their text.
 pub(super) fn rust() -> Result<Vec<(PathBuf, String)>> {
     let files = tracked()?.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
     files.map(|path| read(&path).map(|text| (path, text))).collect()
 }
 
-/// A file's text.
+/// Returns the text of a file.
 pub(super) fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(workspace::root().join(path)).with_context(|| format!("reading {}", path.display()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -87,11 +87,11 @@ mod tests {
     fn leftovers_are_found_by_line() {
         for (path, text, expected) in [
             ("a/src/lib.rs", "fn a() {\n    todo!()\n}\n", "a/src/lib.rs:2: `todo!(`: write it"),
-            ("a/src/utils.rs", "", "a/src/utils.rs: name it after what it does"),
-            ("README.md", "cd /home/me\n", "README.md:1: a path of one machine"),
+            ("a/src/utils.rs", "", "a/src/utils.rs: rename the file after what it does"),
+            ("README.md", "cd /home/me\n", "README.md:1: a path that exists only on one machine"),
         ] {
             let mut findings = Vec::new();
-            look_at(Path::new(path), text, &mut findings);
+            check_file(Path::new(path), text, &mut findings);
             assert_eq!(findings, [expected]);
         }
     }

@@ -1,4 +1,4 @@
-//! What the demo prints: at most 100 columns, in colour only on a terminal.
+//! Prints the demo's output: at most 100 columns, in color only on a terminal.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -6,18 +6,18 @@ use std::time::Duration;
 use netpol_tests::{Cell, Matrix, Protocol};
 
 use super::drops::Drops;
+use super::inventory::Inventory;
 use super::scenes::{ALIASES, Scene};
-use super::traces::Traces;
 
 const WIDTH: usize = 100;
 const NAME: usize = 9;
-/// Lines about drops per scene; the rest is summed up.
-const PLACES: usize = 10;
+/// Lines about drops in each scene. The rest is summed up.
+const POINTS: usize = 10;
 
 type Port = (char, Protocol, u16);
 
-pub(super) struct Page {
-    colour: bool,
+pub(super) struct Printer {
+    color: bool,
 }
 
 /// SGR parameters.
@@ -42,13 +42,13 @@ impl Style {
     }
 }
 
-impl Page {
+impl Printer {
     pub(super) fn new() -> Self {
-        Self { colour: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+        Self { color: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
     }
 
     fn paint(&self, style: Style, text: &str) -> String {
-        if self.colour { format!("\x1b[{}m{text}\x1b[0m", style.code()) } else { text.to_owned() }
+        if self.color { format!("\x1b[{}m{text}\x1b[0m", style.code()) } else { text.to_owned() }
     }
 
     pub(super) fn title(&self, text: &str) {
@@ -57,7 +57,7 @@ impl Page {
 
     pub(super) fn progress(&self, what: &str) {
         print!("  {} {what} … ", self.paint(Style::Accent, "›"));
-        // Where stdout is closed the next line fails all the same.
+        // If stdout is closed, the next line fails too.
         let _ = std::io::stdout().flush();
     }
 
@@ -73,7 +73,7 @@ impl Page {
             })
             .collect();
         println!(
-            "\n  In the tables, rows connect to columns: {}.\n  A letter got through, {} was dropped, {} is not as meant.",
+            "\n  In the tables, each row connects to each column: {}.\n  A letter was allowed, {} was dropped, {} is not as expected.",
             letters.join(", "),
             self.paint(Style::Dim, "·"),
             self.paint(Style::Bad, "!"),
@@ -98,7 +98,7 @@ impl Page {
         }
     }
 
-    /// Short ones whole; of long ones what they are called.
+    /// Prints short policies in full, and only the names of long ones.
     fn policies(&self, yaml: &str) {
         let spec: Vec<_> = yaml.lines().skip_while(|line| !line.starts_with("metadata")).collect();
         if yaml.contains("\n---") {
@@ -113,13 +113,13 @@ impl Page {
         }
     }
 
-    /// Measured on the left, meant on the right.
+    /// Prints two tables: measured on the left, expected on the right.
     pub(super) fn tables(&self, ends: &[String], ports: &[Port], measured: &Matrix, meant: &Matrix) {
         let letter = |index: usize| char::from(b'A' + u8::try_from(index).unwrap_or_default());
         let header: Vec<_> = (0..ends.len()).map(|index| format!("{:<4}", letter(index))).collect();
         let header = header.concat();
         let table = ends.len() * 4;
-        println!("\n  {:NAME$}{:<table$} meant", "", "measured");
+        println!("\n  {:NAME$}{:<table$} expected", "", "measured");
         println!("  {:NAME$}{} {}", "", self.paint(Style::Bold, &header), self.paint(Style::Bold, header.trim_end()));
         let mut group = "";
         for (index, from) in ends.iter().enumerate() {
@@ -154,33 +154,38 @@ impl Page {
             .collect()
     }
 
-    pub(super) fn count(&self, measured: &Matrix, different: usize, took: Duration) {
-        let all = if different == 0 {
-            self.paint(Style::Good, "all as meant")
+    pub(super) fn summary(&self, measured: &Matrix, different: usize, elapsed: Duration) {
+        let summary = if different == 0 {
+            self.paint(Style::Good, "all as expected")
         } else {
-            self.paint(Style::Bad, &format!("{different} NOT as meant"))
+            self.paint(Style::Bad, &format!("{different} NOT as expected"))
         };
         println!(
-            "\n  {} of {} connections got through, tried in {:.1} s: {all}.",
+            "\n  {} of {} connections were allowed, measured in {:.1} s: {summary}.",
             measured.allowed(),
             measured.0.len(),
-            took.as_secs_f64()
+            elapsed.as_secs_f64()
         );
     }
 
     pub(super) fn drops(&self, drops: &Drops) {
-        if drops.places.is_empty() && drops.untold.is_empty() {
+        if drops.points.is_empty() && drops.untold.is_empty() {
             return;
         }
-        println!("  The agent tells where each of the others was dropped, and why:");
-        for (place, cells) in drops.places.iter().take(PLACES) {
-            let way = if place.direction == "egress" { "leaving" } else { "entering" };
+        println!("  Where and why the others were dropped, as reported by the agent:");
+        for (drop_point, cells) in drops.points.iter().take(POINTS) {
+            let movement = if drop_point.direction == "egress" { "leaving" } else { "entering" };
             let policies: Vec<_> =
-                place.policies.iter().map(|name| name.split('/').next_back().unwrap_or(name)).collect();
-            let line =
-                format!("{:>4}  {way:<8} {:<14} {}: {}", cells.len(), place.pod, place.reason, policies.join(", "));
+                drop_point.policies.iter().map(|name| name.split('/').next_back().unwrap_or(name)).collect();
+            let line = format!(
+                "{:>4}  {movement:<8} {:<14} {}: {}",
+                cells.len(),
+                drop_point.pod,
+                drop_point.reason,
+                policies.join(", ")
+            );
             let example = cells.last().map(|cell| {
-                let other = if place.direction == "egress" {
+                let other = if drop_point.direction == "egress" {
                     format!("e.g. to {}", cell.to)
                 } else {
                     format!("e.g. from {}", cell.from)
@@ -189,35 +194,35 @@ impl Page {
             });
             println!("  {:<64}{}", shortened(&line, 62), self.paint(Style::Dim, &example.unwrap_or_default()));
         }
-        if drops.places.len() > PLACES {
-            let rest: usize = drops.places.values().skip(PLACES).map(Vec::len).sum();
-            println!("  {rest:>4}  at {} further places", drops.places.len() - PLACES);
+        if drops.points.len() > POINTS {
+            let rest: usize = drops.points.values().skip(POINTS).map(Vec::len).sum();
+            println!("  {rest:>4}  at {} more interfaces", drops.points.len() - POINTS);
         }
         if !drops.untold.is_empty() {
-            let line = format!("{:>4}  were dropped without a line, {} first", drops.untold.len(), drops.untold[0]);
+            let line =
+                format!("{:>4}  were dropped without a deny event, first {}", drops.untold.len(), drops.untold[0]);
             println!("  {}", self.paint(Style::Bad, &line));
         }
     }
 
-    pub(super) fn clean(&self, traces: &Traces, left: &[String]) {
-        println!("  There were {}.", traces.all());
-        if left.is_empty() {
-            println!("  {}", self.paint(Style::Good, "Nothing is left of them: the kernel was asked for each."));
+    pub(super) fn clean(&self, inventory: &Inventory, remaining: &[String]) {
+        println!("  Created: {}.", inventory.description());
+        if remaining.is_empty() {
+            println!("  {}", self.paint(Style::Good, "All of them are gone, as checked in the kernel."));
         }
-        for thing in left {
-            println!("  {} {thing}", self.paint(Style::Bad, "still there:"));
+        for object in remaining {
+            println!("  {} {object}", self.paint(Style::Bad, "left behind:"));
         }
     }
 
-    pub(super) fn verdict(&self, good: bool, wrong: usize, took: Duration) {
-        let seconds = took.as_secs_f64();
+    pub(super) fn verdict(&self, good: bool, wrong: usize, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
         if good {
-            println!(
-                "\n{} {seconds:.1} s.\n",
-                self.paint(Style::Good, "What was measured is what the policies mean, everywhere.")
-            );
+            println!("\n{} {seconds:.1} s.\n", self.paint(Style::Good, "All measured connections match the policies."));
         } else {
-            let text = format!("{wrong} connections were not as meant or not explained, or something was left behind.");
+            let text = format!(
+                "Connections not as expected or not explained: {wrong}. See above, also for objects left behind."
+            );
             println!("\n{} {seconds:.1} s.\n", self.paint(Style::Bad, &text));
         }
     }

@@ -1,0 +1,155 @@
+//! Polls the kernel's maps to find out when each change has arrived.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use netpol_common::{AddressEntry, DirectionPolicy, IfIndex};
+use netpol_tests::pinned::Pinned;
+
+/// Time between two polls.
+const INTERVAL: Duration = Duration::from_micros(100);
+
+/// Kinds of change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ChangeKind {
+    Policy,
+    LocalLabels,
+    LocalPodAdded,
+    RemotePodAdded,
+    RemotePodRemoved,
+    RemoteLabels,
+    NamespaceLabels,
+}
+
+impl ChangeKind {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Policy,
+        Self::LocalLabels,
+        Self::RemotePodAdded,
+        Self::RemotePodRemoved,
+        Self::RemoteLabels,
+        Self::NamespaceLabels,
+        Self::LocalPodAdded,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy of a local pod",
+            Self::LocalLabels => "labels of a local pod",
+            Self::RemotePodAdded => "remote pod added",
+            Self::RemotePodRemoved => "remote pod removed",
+            Self::RemoteLabels => "labels of a remote pod",
+            Self::NamespaceLabels => "labels of a namespace with 100 pods",
+            Self::LocalPodAdded => "local pod added, /v1/wait",
+        }
+    }
+}
+
+/// The expected state of the maps.
+pub(super) enum Sight {
+    /// The endpoint of an interface has another ingress policy than this. The endpoint is written after all entries
+    /// that it refers to.
+    Ingress(IfIndex, DirectionPolicy),
+    /// The address has an entry.
+    Present(Ipv4Addr),
+    /// The address has no entry.
+    Absent(Ipv4Addr),
+    /// All of these addresses have other entries than these.
+    Changed(Vec<(Ipv4Addr, Option<AddressEntry>)>),
+}
+
+impl Sight {
+    /// Reports whether the maps are in this state.
+    fn is_reached(&mut self, maps: &Pinned) -> Result<bool> {
+        Ok(match self {
+            Self::Ingress(ifindex, before) => {
+                maps.endpoint(*ifindex)?.is_some_and(|endpoint| endpoint.ingress != *before)
+            }
+            Self::Present(address) => maps.address(*address)?.is_some(),
+            Self::Absent(address) => maps.address(*address)?.is_none(),
+            Self::Changed(addresses) => {
+                while let Some((address, before)) = addresses.last() {
+                    if maps.address(*address)? == *before {
+                        return Ok(false);
+                    }
+                    addresses.pop();
+                }
+                true
+            }
+        })
+    }
+}
+
+/// A change, and the resource version with which it was sent.
+pub(super) struct SentChange {
+    pub(super) kind: ChangeKind,
+    pub(super) version: u64,
+}
+
+/// Changes that are not in the maps yet, and those that were found, with the time.
+#[derive(Default)]
+pub(super) struct MapWatcher {
+    open: Mutex<Vec<(SentChange, Sight)>>,
+    found: Mutex<Vec<(SentChange, Instant)>>,
+    stopped: AtomicBool,
+}
+
+impl MapWatcher {
+    pub(super) fn expect(&self, change: SentChange, sight: Sight) {
+        locked(&self.open).push((change, sight));
+    }
+
+    pub(super) fn found(&self, change: SentChange, at: Instant) {
+        locked(&self.found).push((change, at));
+    }
+
+    /// Returns how many changes are not in the maps yet.
+    pub(super) fn open_count(&self) -> usize {
+        locked(&self.open).len()
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take(&self) -> Vec<(SentChange, Instant)> {
+        std::mem::take(&mut locked(&self.found))
+    }
+
+    /// Polls until [`Self::stop`]. Returns the times between polls: each figure may be too high by this much.
+    pub(super) fn poll(&self, pins: &Path) -> Result<Vec<Duration>> {
+        let maps = Pinned::open(pins)?;
+        let mut intervals = Vec::new();
+        let mut last = Instant::now();
+        while !self.is_stopped() {
+            let mut open = std::mem::take(&mut *locked(&self.open));
+            let mut remaining = Vec::new();
+            for (change, mut sight) in open.drain(..) {
+                if sight.is_reached(&maps)? {
+                    self.found(change, Instant::now());
+                } else {
+                    remaining.push((change, sight));
+                }
+            }
+            if !remaining.is_empty() {
+                intervals.push(last.elapsed());
+                locked(&self.open).append(&mut remaining);
+            }
+            last = Instant::now();
+            std::thread::sleep(INTERVAL);
+        }
+        Ok(intervals)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,83 @@
+//! Kernel objects, files and processes that the demo creates, and whether they are gone at its end.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use netpol_tests::objects::{self, Kind as ObjectKind};
+use netpol_tests::{Agent, Cluster};
+
+/// How long the kernel may take: it frees programs and namespaces after an RCU grace period.
+const WAIT_LIMIT: Duration = Duration::from_secs(3);
+
+pub(super) struct Inventory {
+    agent: u32,
+    namespaces: BTreeSet<u64>,
+    objects: BTreeSet<(ObjectKind, u32)>,
+    paths: [PathBuf; 2],
+}
+
+impl Inventory {
+    /// Records all of them while they exist.
+    pub(super) fn take(cluster: &Cluster, agent: &Agent) -> Result<Self> {
+        let pid = agent.pid().context("the agent is not running")?;
+        Ok(Self {
+            agent: pid,
+            namespaces: cluster.inodes()?.into_iter().collect(),
+            objects: &objects::held_by(pid)? | &objects::pinned_below(agent.pin_path())?,
+            paths: [agent.pin_path().to_owned(), cluster.manifests().path().to_owned()],
+        })
+    }
+
+    fn count(&self, kind: ObjectKind) -> usize {
+        self.objects.iter().filter(|(found, _)| *found == kind).count()
+    }
+
+    /// Returns, for example, `3 programs, 17 maps, 18 links`.
+    pub(super) fn summary(&self) -> String {
+        let [programs, maps, links] =
+            [ObjectKind::Program, ObjectKind::Map, ObjectKind::Link].map(|kind| self.count(kind));
+        format!("{programs} programs, {maps} maps, {links} links")
+    }
+
+    /// Describes everything that was created.
+    pub(super) fn description(&self) -> String {
+        format!("{} namespaces, {}, 1 agent, its pins", self.namespaces.len(), self.summary())
+    }
+
+    /// Returns what still exists after a while.
+    pub(super) fn remaining(&self) -> Result<Vec<String>> {
+        let start = Instant::now();
+        loop {
+            let remaining = self.remaining_now()?;
+            if remaining.is_empty() || start.elapsed() > WAIT_LIMIT {
+                return Ok(remaining);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn remaining_now(&self) -> Result<Vec<String>> {
+        let mut remaining = Vec::new();
+        for &(kind, id) in &self.objects {
+            if objects::exists(kind, id)? {
+                remaining.push(format!("BPF {kind:?} {id}").to_lowercase());
+            }
+        }
+        remaining.extend(self.paths.iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
+        if Path::new(&format!("/proc/{}", self.agent)).exists() {
+            remaining.push(format!("process {}", self.agent));
+        }
+        for entry in fs::read_dir("/proc").context("listing processes")?.flatten() {
+            // A process may end between the two reads.
+            let inode = fs::metadata(entry.path().join("ns/net")).map(|data| data.ino()).unwrap_or_default();
+            if self.namespaces.contains(&inode) {
+                remaining.push(format!("a network namespace, used by process {}", entry.file_name().to_string_lossy()));
+            }
+        }
+        Ok(remaining)
+    }
+}
