@@ -1,4 +1,4 @@
-//! Who answers at an address that many are behind.
+//! Connects to an address with several backends and counts which host responds.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -11,90 +11,90 @@ use netpol_policy::model::Protocol;
 use crate::cluster::Cluster;
 use crate::probe::{Outcome, Probe};
 
-/// What became of some connections: how many each host answered, and how many nobody did.
+/// Responses to several connections to one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
-    /// By the name of who answered.
+    /// Number of responses by name of the responding host.
     pub by: BTreeMap<String, u64>,
-    /// The others.
+    /// Number of connections without a response.
     pub dropped: u64,
 }
 
-/// Connects so many times to each target, all at once.
+/// Connects to each target `times` times, all in parallel.
 ///
 /// # Errors
-/// Where a socket cannot be made.
+/// Returns an error if a socket cannot be created.
 pub fn ask(cluster: &Cluster, from: &str, targets: &[(Protocol, SocketAddr)], times: usize) -> Result<Vec<Answers>> {
-    let to_anyone = |&(protocol, target): &(Protocol, SocketAddr)| Probe {
+    let probe_of = |&(protocol, target): &(Protocol, SocketAddr)| Probe {
         from: from.into(),
-        // Nobody is called that, so that each answer tells by whom it is.
+        // No host has this name, so that each result contains the name of the responding host.
         to: "anyone".into(),
         address: target.ip(),
         protocol,
         port: target.port(),
     };
-    let probes: Vec<_> = targets.iter().flat_map(|target| std::iter::repeat_n(to_anyone(target), times)).collect();
+    let probes: Vec<_> = targets.iter().flat_map(|target| std::iter::repeat_n(probe_of(target), times)).collect();
     let outcomes = cluster.try_all(&probes)?;
     let mut answers = Vec::new();
     for (outcomes, probes) in outcomes.chunks(times).zip(probes.chunks(times)) {
-        let mut found = Answers::default();
+        let mut responses = Answers::default();
         for (outcome, probe) in outcomes.iter().zip(probes) {
             match outcome {
-                Outcome::Misled(name) => *found.by.entry(name.clone()).or_default() += 1,
-                // Where nobody is behind the target, it may be the node that says so.
-                Outcome::Dropped | Outcome::Refused | Outcome::Failed(_) => found.dropped += 1,
+                Outcome::Misled(name) => *responses.by.entry(name.clone()).or_default() += 1,
+                // If the target has no backends, the node may reject the connection.
+                Outcome::Dropped | Outcome::Refused | Outcome::Failed(_) => responses.dropped += 1,
                 Outcome::Allowed => bail!("{probe}: {outcome:?}"),
             }
         }
-        answers.push(found);
+        answers.push(responses);
     }
     Ok(answers)
 }
 
-/// A UDP socket that stays: whoever is behind its target may change.
+/// A UDP client with one socket, for targets whose backends change.
 #[derive(Debug)]
 pub struct Caller {
     socket: UdpSocket,
-    asked: u64,
+    sent: u64,
 }
 
 impl Caller {
-    /// One from a host to a target.
+    /// Creates a client on a host for a target.
     ///
     /// # Errors
-    /// Where the socket cannot be made.
+    /// Returns an error if the socket cannot be created.
     pub fn new(cluster: &Cluster, from: &str, target: SocketAddr) -> Result<Self> {
         let host = cluster.host(from);
         let socket = host.netns().run(|| {
-            let source = host.source_for(target.ip()).context("a host to send from")?;
+            let source = host.source_for(target.ip()).context("the host has no address of this family")?;
             let socket = UdpSocket::bind(SocketAddr::new(source, 0))?;
-            socket.connect(target).with_context(|| format!("choosing {target}"))?;
+            socket.connect(target).with_context(|| format!("connecting the socket to {target}"))?;
             Ok(socket)
         })?;
-        Ok(Self { socket, asked: 0 })
+        Ok(Self { socket, sent: 0 })
     }
 
-    /// Who answers one datagram within `patience`.
+    /// Sends one datagram and returns the name of the host that responds within the timeout.
     ///
     /// # Errors
-    /// Where the socket fails.
-    pub fn who(&mut self, patience: Duration) -> Result<Option<String>> {
-        self.asked += 1;
-        let question = self.asked.to_string();
-        self.socket.set_read_timeout(Some(patience))?;
-        self.socket.send(question.as_bytes()).context("asking who is there")?;
+    /// Returns an error if the socket fails.
+    pub fn who(&mut self, timeout: Duration) -> Result<Option<String>> {
+        self.sent += 1;
+        let payload = self.sent.to_string();
+        self.socket.set_read_timeout(Some(timeout))?;
+        self.socket.send(payload.as_bytes()).context("sending a datagram")?;
         let mut buffer = [0; 256];
         loop {
             match self.socket.recv(&mut buffer) {
                 Ok(length) => {
                     let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                    // An answer to an earlier question came late.
-                    if let Some(name) = answer.strip_suffix(&question).and_then(|rest| rest.strip_suffix('\n')) {
+                    // Ignores late responses to earlier datagrams.
+                    if let Some(name) = answer.strip_suffix(&payload).and_then(|rest| rest.strip_suffix('\n')) {
                         return Ok(Some(name.to_owned()));
                     }
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
-                Err(error) => return Err(error).context("hearing who is there"),
+                Err(error) => return Err(error).context("receiving a response"),
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Pods that come and go faster than processes can be started to make them: namespaces that are ready, and veths made over
-//! rtnetlink, as plugins make them.
+//! Prepared network namespaces for pods. Wires them over rtnetlink as CNI plugins do, so that pods can be added
+//! faster than processes can be started.
 
 use std::net::Ipv4Addr;
 
@@ -16,55 +16,54 @@ use netlink_sys::{Socket, SocketAddr};
 use crate::cluster::{Cluster, node_name};
 use crate::netns::Netns;
 
-/// Their addresses on the network of the first node's pods end with this and what follows, which a cluster's own pods reach
-/// last.
+/// Last part of the first address in the pod network of the first node. A cluster's own pods use these numbers last.
 const FIRST: u8 = 120;
 
-/// A namespace that is ready to be a pod's.
+/// A prepared namespace for one pod.
 #[derive(Debug)]
-struct Berth {
+struct Slot {
     netns: Netns,
-    inside: Rtnetlink,
+    pod_netlink: Rtnetlink,
     address: Ipv4Addr,
 }
 
-/// Places for pods on the bridge of a cluster's first node.
+/// Prepared namespaces for pods on the bridge of a cluster's first node.
 #[derive(Debug)]
 pub struct Berths {
-    node: Rtnetlink,
+    node_netlink: Rtnetlink,
     bridge: u32,
-    places: Vec<Berth>,
+    slots: Vec<Slot>,
 }
 
 impl Berths {
-    /// Makes this many.
+    /// Creates this many namespaces.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// Returns an error if a kernel request fails.
     pub fn prepare(cluster: &Cluster, count: u8) -> Result<Self> {
         let netns = cluster.host(&node_name(1)).netns();
-        let bridge = netns.run(|| nix::net::if_::if_nametoindex("cni0").context("the node has a bridge"))?;
-        let berth = |number| {
-            let netns = Netns::new("a berth")?;
+        let bridge = netns.run(|| nix::net::if_::if_nametoindex("cni0").context("the node has no bridge cni0"))?;
+        let slot = |number| {
+            let netns = Netns::new("a prepared pod")?;
             netns.sysctl(&[("ipv6/conf/default/disable_ipv6", "1")])?;
-            let inside = Rtnetlink::open(&netns)?;
-            Ok(Berth { netns, inside, address: Ipv4Addr::new(10, 244, 1, FIRST + number) })
+            let pod_netlink = Rtnetlink::open(&netns)?;
+            Ok(Slot { netns, pod_netlink, address: Ipv4Addr::new(10, 244, 1, FIRST + number) })
         };
-        let places = (0..count).map(berth).collect::<Result<_>>()?;
-        Ok(Self { node: Rtnetlink::open(netns)?, bridge, places })
+        let slots = (0..count).map(slot).collect::<Result<_>>()?;
+        Ok(Self { node_netlink: Rtnetlink::open(netns)?, bridge, slots })
     }
 
-    /// How many there are.
+    /// Returns the number of namespaces.
     pub fn count(&self) -> usize {
-        self.places.len()
+        self.slots.len()
     }
 
-    /// Wires one to the bridge, by a veth of this name and group; its address.
+    /// Connects a namespace to the bridge with a veth of this name and interface group. Returns the pod's address.
     ///
     /// # Errors
-    /// Where the kernel refuses.
-    pub fn come(&mut self, berth: usize, veth: &str, group: u32) -> Result<Ipv4Addr> {
-        let Berth { netns, inside, address } = &mut self.places[berth];
+    /// Returns an error if a kernel request fails.
+    pub fn come(&mut self, slot: usize, veth: &str, group: u32) -> Result<Ipv4Addr> {
+        let Slot { netns, pod_netlink, address } = &mut self.slots[slot];
         let mut peer = LinkMessage::default();
         peer.attributes = vec![LinkAttribute::IfName("eth0".into()), LinkAttribute::NetNsFd(netns.as_raw_fd())];
         let mut link = LinkMessage::default();
@@ -79,40 +78,45 @@ impl Berths {
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ];
-        self.node.ask(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL).context("making a veth")?;
-        let index = netns.run(|| nix::net::if_::if_nametoindex("eth0").context("a berth has an interface"))?;
+        self.node_netlink
+            .request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
+            .context("creating a veth")?;
+        let index = netns.run(|| nix::net::if_::if_nametoindex("eth0").context("the namespace has no eth0"))?;
         let mut up = LinkMessage::default();
         up.header.index = index;
         up.header.flags = LinkFlags::Up;
         up.header.change_mask = LinkFlags::Up;
-        inside.ask(RouteNetlinkMessage::SetLink(up), 0).context("setting an interface up")?;
-        let mut own = AddressMessage::default();
-        own.header.family = AddressFamily::Inet;
-        own.header.prefix_len = 24;
-        own.header.index = index;
-        own.attributes = vec![AddressAttribute::Local((*address).into()), AddressAttribute::Address((*address).into())];
-        inside.ask(RouteNetlinkMessage::NewAddress(own), NLM_F_CREATE | NLM_F_EXCL).context("giving an address")?;
+        pod_netlink.request(RouteNetlinkMessage::SetLink(up), 0).context("setting an interface up")?;
+        let mut pod_address = AddressMessage::default();
+        pod_address.header.family = AddressFamily::Inet;
+        pod_address.header.prefix_len = 24;
+        pod_address.header.index = index;
+        pod_address.attributes =
+            vec![AddressAttribute::Local((*address).into()), AddressAttribute::Address((*address).into())];
+        pod_netlink
+            .request(RouteNetlinkMessage::NewAddress(pod_address), NLM_F_CREATE | NLM_F_EXCL)
+            .context("adding an address")?;
         Ok(*address)
     }
 
-    /// Takes the veths of a group away, all at once, as the kernel does when several namespaces go (`cleanup_net`,
-    /// `net/core/net_namespace.c`): one by one it takes some 20 ms for each.
+    /// Removes all veths of a group in one request, as the kernel does when several namespaces are removed
+    /// (`cleanup_net`, `net/core/net_namespace.c`). One by one, each veth takes about 20 ms.
     ///
     /// # Errors
-    /// Where there are none.
+    /// Returns an error if there are none.
     pub fn go(&mut self, group: u32) -> Result<()> {
         let mut links = LinkMessage::default();
         links.attributes = vec![LinkAttribute::Group(group)];
-        self.node.ask(RouteNetlinkMessage::DelLink(links), 0).context("taking veths away")
+        self.node_netlink.request(RouteNetlinkMessage::DelLink(links), 0).context("removing veths")
     }
 
-    /// The namespace of one.
-    pub fn netns(&self, berth: usize) -> &Netns {
-        &self.places[berth].netns
+    /// Returns a namespace.
+    pub fn netns(&self, slot: usize) -> &Netns {
+        &self.slots[slot].netns
     }
 }
 
-/// A socket that stays in its namespace.
+/// An rtnetlink socket in a network namespace.
 #[derive(Debug)]
 struct Rtnetlink {
     socket: Socket,
@@ -130,8 +134,8 @@ impl Rtnetlink {
         netns.run(open)
     }
 
-    /// Has the kernel do something, and waits until it is done.
-    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
+    /// Sends a request and waits for the kernel's acknowledgment.
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
         self.sequence += 1;
         let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
         message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
@@ -141,13 +145,13 @@ impl Rtnetlink {
         message.serialize(&mut bytes);
         let sent = self.socket.send(&bytes, 0).context("sending a request")?;
         ensure!(sent == bytes.len(), "only {sent} bytes of {} were sent", bytes.len());
-        let (answer, _) = self.socket.recv_from_full().context("receiving an answer")?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)?;
-        ensure!(answer.header.sequence_number == self.sequence, "an answer to another request: {answer:?}");
-        match answer.payload {
+        let (response, _) = self.socket.recv_from_full().context("receiving the response")?;
+        let response = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&response)?;
+        ensure!(response.header.sequence_number == self.sequence, "response to another request: {response:?}");
+        match response.payload {
             NetlinkPayload::Error(error) if error.code.is_none() => Ok(()),
             NetlinkPayload::Error(error) => Err(error.to_io().into()),
-            other => bail!("an unexpected answer: {other:?}"),
+            other => bail!("unexpected response: {other:?}"),
         }
     }
 }

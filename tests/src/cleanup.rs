@@ -1,4 +1,4 @@
-//! What outlives a process, and how it goes away: by guards, on an interrupt, or swept by the next run.
+//! Removes what outlives a process: by guards, on an interrupt, or in the next run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,27 +10,27 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
-/// Where bpffs is.
+/// Mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// How names of everything made here begin.
+/// Prefix of all names that the harness creates.
 pub const PREFIX: &str = "npt-";
 
 #[derive(Default)]
 struct Registry {
     processes: BTreeSet<i32>,
     paths: BTreeSet<PathBuf>,
-    farewell: Option<fn(&Remains)>,
+    callback: Option<fn(&Remains)>,
 }
 
-/// What was still there when an interrupt came, and is gone now.
+/// What was removed on an interrupt.
 #[derive(Debug, Default)]
 pub struct Remains {
-    /// Processes that were ended.
+    /// Number of processes that were killed.
     pub processes: usize,
-    /// Pins and directories that were removed.
+    /// Number of pins and directories that were removed.
     pub paths: usize,
-    /// What could not be removed.
+    /// What could not be removed, with the error.
     pub left: Vec<String>,
 }
 
@@ -39,31 +39,31 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.get_or_init(Mutex::default).lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Says a last word when the process is interrupted, after everything was removed.
-pub fn on_interrupt(farewell: fn(&Remains)) {
-    registry().farewell = Some(farewell);
+/// Sets a callback for an interrupt, which runs after everything was removed.
+pub fn on_interrupt(callback: fn(&Remains)) {
+    registry().callback = Some(callback);
 }
 
-/// A name for something that may outlive the process: `npt-PID-NUMBER-WORD`.
+/// Returns a unique name for something that may outlive the process: `npt-PID-NUMBER-WORD`.
 pub fn unique(word: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{PREFIX}{}-{}-{word}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Removes a path with all below it when dropped, or on an interrupt.
+/// Removes a path recursively when dropped or on an interrupt.
 #[derive(Debug)]
 pub struct PathGuard(PathBuf);
 
 impl PathGuard {
-    /// Guards a path that may or may not be there yet.
+    /// Guards a path, which need not exist yet.
     pub fn new(path: PathBuf) -> Self {
         prepare();
         registry().paths.insert(path.clone());
         Self(path)
     }
 
-    /// The path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -73,19 +73,19 @@ impl Drop for PathGuard {
     fn drop(&mut self) {
         registry().paths.remove(&self.0);
         if let Err(error) = remove(&self.0) {
-            eprintln!("removing {}: {error}; remove it by hand", self.0.display());
+            eprintln!("cannot remove {}: {error}; remove it by hand", self.0.display());
         }
     }
 }
 
-/// Notes a process that must not outlive this one.
-pub(crate) fn watch_process(pid: u32) {
+/// Registers a process that must not outlive this one.
+pub(crate) fn register_process(pid: u32) {
     prepare();
     registry().processes.insert(pid.cast_signed());
 }
 
-/// The process has ended.
-pub(crate) fn forget_process(pid: u32) {
+/// Unregisters a process that has ended.
+pub(crate) fn unregister_process(pid: u32) {
     registry().processes.remove(&pid.cast_signed());
 }
 
@@ -96,12 +96,12 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Where directories that outlive nothing are made.
+/// Returns the parent of temporary directories.
 pub fn temporary_root() -> PathBuf {
     std::env::temp_dir()
 }
 
-/// Once per process: sweeps what dead runs left, and arranges for interrupts.
+/// Removes what dead runs left, and installs the interrupt handler. Runs once in a process.
 pub fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -109,12 +109,12 @@ pub fn prepare() {
             sweep(root);
         }
         if let Err(error) = catch_interrupts() {
-            eprintln!("interrupts will leave pins behind: {error:#}");
+            eprintln!("no interrupt handler, so an interrupt will leave pins behind: {error:#}");
         }
     });
 }
 
-/// Removes entries named after processes that are gone.
+/// Removes entries with the ID of a process that no longer exists.
 fn sweep(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.flatten() {
@@ -124,7 +124,7 @@ fn sweep(root: &Path) {
             && !Path::new(&format!("/proc/{owner}")).exists()
             && let Err(error) = remove(&entry.path())
         {
-            eprintln!("sweeping {} of a run that died: {error}", entry.path().display());
+            eprintln!("cannot remove {} of a dead run: {error}", entry.path().display());
         }
     }
 }
@@ -133,14 +133,14 @@ static WAKE: OnceLock<std::os::fd::OwnedFd> = OnceLock::new();
 
 extern "C" fn wake_cleaner(_signal: i32) {
     if let Some(pipe) = WAKE.get() {
-        // Nothing to do about a full pipe: the cleaner is awake already.
+        // If the pipe is full, the cleaner thread is already awake.
         let _ = nix::unistd::write(pipe, b"!");
     }
 }
 
 fn catch_interrupts() -> Result<()> {
-    let (reader, writer) = nix::unistd::pipe().context("making a pipe")?;
-    WAKE.set(writer).map_err(|_| anyhow::anyhow!("interrupts are caught already"))?;
+    let (reader, writer) = nix::unistd::pipe().context("creating a pipe")?;
+    WAKE.set(writer).map_err(|_| anyhow::anyhow!("the interrupt handler is already installed"))?;
     std::thread::Builder::new()
         .name("cleaner".into())
         .spawn(move || {
@@ -161,7 +161,7 @@ fn clean_and_exit() -> ! {
     let mut registry = registry();
     let mut remains = Remains { processes: registry.processes.len(), ..Remains::default() };
     for &pid in &registry.processes {
-        // They may have ended by themselves.
+        // The process may have ended by itself.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(Pid::from_raw(pid), None);
     }
@@ -171,9 +171,9 @@ fn clean_and_exit() -> ! {
             Err(error) => remains.left.push(format!("{}: {error}", path.display())),
         }
     }
-    if let Some(farewell) = registry.farewell {
-        farewell(&remains);
+    if let Some(callback) = registry.callback {
+        callback(&remains);
     }
-    // The namespaces go with the process.
+    // The kernel removes the namespaces with the process.
     std::process::exit(130);
 }

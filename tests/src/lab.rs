@@ -1,4 +1,4 @@
-//! A cluster with an agent on it, and tables of who is to reach whom.
+//! A cluster with an agent, and checks of which connections are allowed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,25 +13,25 @@ use crate::matrix::{Cell, Matrix, settle};
 use crate::port;
 use crate::probe::{Outcome, Probe};
 
-/// How long a change may take to show, on a machine that is busy with other tests.
+/// How long a change may take to show on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A cluster, and the agent on its first node.
 #[derive(Debug)]
 pub struct Lab {
-    // Dropped first: the agent ends while its node is there.
+    // Dropped first: the agent ends while its node still exists.
     agent: Option<Agent>,
     /// The cluster.
     pub cluster: Cluster,
 }
 
-/// A policy by `namespace/name`, and its `spec` as YAML.
+/// Returns a policy by `namespace/name`, with its `spec` as YAML.
 ///
 /// # Panics
-/// Where the name is not of that form.
+/// Panics if the name has another form.
 pub fn policy(name: &str, spec: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap_or_else(|| panic!("{name:?} is not namespace/name"));
-    // The first line may stand right after the quote; the others have the margin of the test's own indentation.
+    // The first line may directly follow the quote. The other lines have the indentation of the test.
     let lines: Vec<_> = spec.lines().filter(|line| !line.trim().is_empty()).collect();
     let margin = lines.iter().skip(1).map(|line| line.len() - line.trim_start().len()).min().unwrap_or(0);
     let spec: Vec<_> = lines
@@ -46,24 +46,24 @@ pub fn policy(name: &str, spec: &str) -> String {
     )
 }
 
-/// Denies everything to and from all pods of a namespace.
+/// Returns a policy that denies all traffic to and from all pods of a namespace.
 pub fn deny_all(namespace: &str) -> String {
     policy(&format!("{namespace}/deny-all"), "podSelector: {}\npolicyTypes: [Ingress, Egress]")
 }
 
 impl Lab {
-    /// A cluster with these policies from the start, enforced before this returns.
+    /// Creates a cluster and an agent that enforces these policies when this returns.
     ///
     /// # Errors
-    /// Where the cluster cannot be made or the agent does not get ready.
+    /// Returns an error if the cluster cannot be created or the agent does not become ready.
     pub fn start(cluster: ClusterBuilder, policies: &[String]) -> Result<Self> {
         Self::start_with(cluster, policies, AgentOptions::default())
     }
 
-    /// The same, with the agent told how.
+    /// Creates a cluster and an agent with options.
     ///
     /// # Errors
-    /// Like [`Self::start`].
+    /// Same as [`Self::start`].
     pub fn start_with(cluster: ClusterBuilder, policies: &[String], options: AgentOptions) -> Result<Self> {
         let cluster = cluster.build()?;
         cluster.apply("first", &policies.concat())?;
@@ -71,86 +71,92 @@ impl Lab {
         Ok(Self { agent: Some(agent), cluster })
     }
 
-    /// Of a cluster that is there, and the agent on it.
+    /// Combines an existing cluster and the agent on it.
     pub const fn of(cluster: Cluster, agent: Agent) -> Self {
         Self { agent: Some(agent), cluster }
     }
 
-    /// The agent.
+    /// Returns the agent.
     ///
     /// # Panics
-    /// Never: it is there until the lab goes.
+    /// Never: a lab always has an agent.
     pub fn agent(&mut self) -> &mut Agent {
-        self.agent.as_mut().expect("a lab has an agent")
+        self.agent.as_mut().expect("the lab has no agent")
     }
 
-    /// The agent, to ask.
+    /// Returns the agent for reading.
     ///
     /// # Panics
-    /// Never: it is there until the lab goes.
+    /// Never: a lab always has an agent.
     pub fn agent_ref(&self) -> &Agent {
-        self.agent.as_ref().expect("a lab has an agent")
+        self.agent.as_ref().expect("the lab has no agent")
     }
 
-    /// The API server that the agent was given.
+    /// Returns the agent's API server double.
     ///
     /// # Panics
-    /// Where it was given none.
+    /// Panics if it has none.
     pub fn api_server(&self) -> &ApiServer {
-        self.agent.as_ref().and_then(Agent::api_server).expect("the test gave the agent an API server")
+        self.agent.as_ref().and_then(Agent::api_server).expect("the agent does not use an API server")
     }
 
-    /// The agent's metrics page.
+    /// Returns the agent's metrics.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// Returns an error if the agent does not respond.
     ///
     /// # Panics
-    /// Never: it is there until the lab goes.
+    /// Never: a lab always has an agent.
     pub fn metrics(&self) -> Result<String> {
-        self.agent.as_ref().expect("a lab has an agent").get("/metrics")
+        self.agent.as_ref().expect("the lab has no agent").get("/metrics")
     }
 
     /// Replaces the policies given at the start.
     ///
     /// # Errors
-    /// Where they cannot be written.
+    /// Returns an error if they cannot be written.
     pub fn policies(&self, policies: &[String]) -> Result<()> {
         self.cluster.apply("first", &policies.concat())
     }
 
-    /// Waits until what is measured between all ends is what the policies mean.
+    /// Waits until the measured connections between all hosts match the policies.
     ///
     /// # Errors
-    /// Where it stays different.
+    /// Returns an error if they do not match in time.
     pub fn settles(&self, ports: &[(Protocol, u16)]) -> Result<Matrix> {
         settle(&self.cluster, ports, PATIENCE)
     }
 
-    /// Waits until a table holds. One line per connection: `from -> to 80/TCP` passes, `from -x to 80/TCP` is dropped.
-    /// Between pods and outside ends, the policies must mean the same.
+    /// Waits until the measured connections match a table, with one line for each connection: `from -> to 80/TCP` is
+    /// allowed, `from -x to 80/TCP` is dropped. Between pods and external hosts, the reference must yield the same.
     ///
     /// # Errors
-    /// Where it does not hold in time, or the policies mean something else.
+    /// Returns an error if they do not match in time, or the reference yields something else.
     pub fn expect(&self, table: &str) -> Result<()> {
         let rows = parse(table);
-        let known = |name: &String| name.contains('/') || self.cluster.host(name).is_outside();
-        let cells: Vec<_> = rows.keys().filter(|cell| known(&cell.from) && known(&cell.to)).cloned().collect();
+        let in_reference = |name: &String| name.contains('/') || self.cluster.host(name).is_outside();
+        let cells: Vec<_> =
+            rows.keys().filter(|cell| in_reference(&cell.from) && in_reference(&cell.to)).cloned().collect();
         for (cell, meant) in Matrix::meant(&self.cluster, &cells)?.0 {
-            ensure!(rows[&cell] == meant, "the test expects {} of {cell}, the policies mean {meant}", rows[&cell]);
+            ensure!(
+                rows[&cell] == meant,
+                "the test expects {} for {cell}, but the reference yields {meant}",
+                rows[&cell]
+            );
         }
-        self.measures(&rows)
+        self.wait_for_rows(&rows)
     }
 
-    /// The same, without asking what the policies mean: for what is no matter of policy, such as a node that masquerades.
+    /// Waits until the measured connections match a table that the reference cannot evaluate, for example with a
+    /// masquerading node.
     ///
     /// # Errors
-    /// Where it does not hold in time.
+    /// Returns an error if they do not match in time.
     pub fn expect_beyond_policy(&self, table: &str) -> Result<()> {
-        self.measures(&parse(table))
+        self.wait_for_rows(&parse(table))
     }
 
-    fn measures(&self, rows: &BTreeMap<Cell, bool>) -> Result<()> {
+    fn wait_for_rows(&self, rows: &BTreeMap<Cell, bool>) -> Result<()> {
         let probes: Vec<(Probe, bool)> = rows
             .iter()
             .flat_map(|(cell, passes)| {
@@ -158,10 +164,10 @@ impl Lab {
                 probes.into_iter().map(|probe| (probe, *passes))
             })
             .collect();
-        let questions: Vec<_> = probes.iter().map(|(probe, _)| probe.clone()).collect();
+        let only_probes: Vec<_> = probes.iter().map(|(probe, _)| probe.clone()).collect();
         let start = Instant::now();
         loop {
-            let outcomes = self.cluster.try_all(&questions)?;
+            let outcomes = self.cluster.try_all(&only_probes)?;
             let wrong: Vec<_> = probes
                 .iter()
                 .zip(&outcomes)
@@ -172,25 +178,25 @@ impl Lab {
                 return Ok(());
             }
             let log = self.agent.as_ref().map(Agent::log).unwrap_or_default();
-            ensure!(start.elapsed() < PATIENCE, "after {PATIENCE:?}:\n{}\nthe agent says:\n{log}", wrong.join("\n"));
+            ensure!(start.elapsed() < PATIENCE, "after {PATIENCE:?}:\n{}\nAgent log:\n{log}", wrong.join("\n"));
         }
     }
 
-    /// Probes an address that is no host's own.
+    /// Probes an address that no host has.
     ///
     /// # Errors
-    /// Where a socket cannot be made.
+    /// Returns an error if a socket cannot be created.
     pub fn try_at(&self, from: &str, to: &str, address: &str, protocol: Protocol, port: u16) -> Result<Outcome> {
-        let address = address.parse().with_context(|| format!("{address:?} is no address"))?;
+        let address = address.parse().with_context(|| format!("{address:?} is not an address"))?;
         let probe = Probe { from: from.into(), to: to.into(), address, protocol, port };
         Ok(self.cluster.try_all(&[probe])?.remove(0))
     }
 
-    /// What becomes of a connection of `server`, and of one of `other`, to a Service that only `server` is behind. The node
-    /// translates as kube-proxy does: who reaches itself is masqueraded.
+    /// Probes a Service with `server` as its only backend, from `server` and from `other`. The node translates
+    /// addresses as kube-proxy does, and masquerades hairpin traffic.
     ///
     /// # Errors
-    /// Where the node has no nftables, or a socket cannot be made.
+    /// Returns an error if the node has no nftables, or a socket cannot be created.
     pub fn through_service_of(&self, server: &str, other: &str) -> Result<[Outcome; 2]> {
         let backend = self.cluster.host(server).v4();
         self.cluster.host("node-1").netns().nft(&format!(

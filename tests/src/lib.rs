@@ -1,5 +1,5 @@
-//! A small cluster of network namespaces: nodes, pods on a bridge or routed, a host outside; the agent on it, real
-//! sockets to probe with, and raw packets where sockets cannot.
+//! Test harness: clusters of network namespaces with nodes, pods (bridged or routed) and an external host. Runs the
+//! agent on a node, probes connections with sockets, and sends raw packets that sockets cannot send.
 //!
 //! ```text
 //!  pod ns ─eth0──veth─┐
@@ -8,9 +8,9 @@
 //!                       node ns ─uplink──┘
 //! ```
 //!
-//! Namespaces have no names and are held by file descriptors only: when the process ends, however it ends, the kernel
-//! takes them down with every link in them. What outlives a process (pins on bpffs, directories) is named after the
-//! process and removed by guards, on an interrupt, or by the next run.
+//! Namespaces have no names. Only file descriptors refer to them, so that the kernel removes them and their links when
+//! the process ends for any reason. Pins on bpffs and directories outlive the process. Their names include the process
+//! ID, and guards, an interrupt handler or the next run remove them.
 
 pub mod agent;
 pub mod answers;

@@ -1,11 +1,11 @@
-//! Flows that count every datagram while a test does its worst.
+//! Background flows that count every datagram during a test.
 
 use anyhow::{Result, ensure};
 
 use crate::cluster::Cluster;
 use crate::flow::Stream;
 
-/// One open flow and many new ones that stay allowed, and as many that never are; all by UDP to port 53.
+/// One long-lived flow and many new flows that stay allowed, and the same that stay denied. All use UDP port 53.
 #[derive(Debug)]
 pub struct Load {
     allowed: [Stream; 2],
@@ -13,10 +13,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts it: from who is allowed and from who is denied, to a server.
+    /// Starts the flows from an allowed and from a denied host to a server.
     ///
     /// # Errors
-    /// Where a socket cannot be made.
+    /// Returns an error if a socket cannot be created.
     pub fn start(cluster: &Cluster, allowed: &str, denied: &str, server: &str) -> Result<Self> {
         let both = |from| -> Result<[Stream; 2]> {
             Ok([Stream::start(cluster, from, server, 53)?, Stream::of_new_flows(cluster, from, server, 53)?])
@@ -24,10 +24,10 @@ impl Load {
         Ok(Self { allowed: both(allowed)?, denied: both(denied)? })
     }
 
-    /// Ends it: nothing was lost, and nothing let through.
+    /// Stops the flows and checks that all allowed datagrams and no denied ones passed.
     ///
     /// # Errors
-    /// With the numbers, where something was.
+    /// Returns an error with the counts if allowed datagrams were lost or denied ones were delivered.
     pub fn finish(self) -> Result<()> {
         for tally in self.allowed.into_iter().map(Stream::finish) {
             let tally = tally?;
@@ -35,7 +35,7 @@ impl Load {
         }
         for tally in self.denied.into_iter().map(Stream::finish) {
             let tally = tally?;
-            ensure!(tally.sent > 100 && tally.answered == 0, "a stranger got through: {tally:?}");
+            ensure!(tally.sent > 100 && tally.answered == 0, "denied datagrams were delivered: {tally:?}");
         }
         Ok(())
     }

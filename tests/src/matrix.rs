@@ -1,4 +1,4 @@
-//! Who reaches whom: measured with sockets, or meant by the policies.
+//! Connection matrices: measured with sockets, or expected by the policies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,16 +14,16 @@ use netpol_policy::world::World;
 use crate::cluster::Cluster;
 use crate::probe::{Outcome, Probe};
 
-/// One question of a matrix.
+/// One connection in a matrix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cell {
     /// `namespace/name`, or a name outside.
     pub from: String,
     /// `namespace/name`, or a name outside.
     pub to: String,
-    /// With what.
+    /// The protocol.
     pub protocol: Protocol,
-    /// The port at the destination.
+    /// The destination port.
     pub port: u16,
 }
 
@@ -33,12 +33,12 @@ impl std::fmt::Display for Cell {
     }
 }
 
-/// Answers by question: whether it passes.
+/// Whether each connection is allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Matrix(pub BTreeMap<Cell, bool>);
 
 impl Matrix {
-    /// All questions between different ends of a cluster, but not from outside to outside.
+    /// Returns all cells between different hosts of a cluster, except between external hosts.
     pub fn questions(cluster: &Cluster, ports: &[(Protocol, u16)]) -> Vec<Cell> {
         let ends = cluster.ends();
         let is_outside = |name: &String| cluster.host(name).is_outside();
@@ -53,10 +53,10 @@ impl Matrix {
         cells
     }
 
-    /// Measures with real connections, over every address family both ends have; they must agree.
+    /// Measures real connections over every address family that both hosts have. The families must agree.
     ///
     /// # Errors
-    /// Where families disagree, or somebody else answers.
+    /// Returns an error if address families differ, or another host responds.
     pub fn measure(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
         let mut probes = Vec::new();
         let mut owners = Vec::new();
@@ -75,27 +75,31 @@ impl Matrix {
                 Outcome::Refused | Outcome::Misled(_) | Outcome::Failed(_) => bail!("{probe}: {outcome:?}"),
             };
             if let Some(before) = found.insert(cell.clone(), passed) {
-                ensure!(before == passed, "{cell}: IPv4 and IPv6 disagree: {before}, then {passed} with {probe}");
+                ensure!(before == passed, "{cell}: IPv4 and IPv6 differ: {before}, then {passed} with {probe}");
             }
         }
         Ok(Self(found))
     }
 
-    /// What the policies in the cluster's manifests mean, read as the standard is written.
+    /// Evaluates the policies in the cluster's manifests with the reference.
     ///
     /// # Errors
-    /// Where an end cannot be named to the reference. A manifest that is not understood is no error: it may be meant so.
+    /// Returns an error if the reference does not accept an address. Manifests with diagnostics are not errors,
+    /// because tests use them.
     pub fn meant(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
         let world = world_of(cluster)?;
         let mut found = BTreeMap::new();
         for cell in cells {
             let mut passes = Vec::new();
             for Probe { address, .. } in cluster.probes(&cell.from, &cell.to, cell.protocol, cell.port) {
-                // By addresses, so that every family is asked about; one that a pod has means that pod.
-                let source = cluster.host(&cell.from).address_like(address).context("a probe has a source")?;
+                // Evaluates by address, so that every family is included. The reference finds the pod of an address.
+                let source = cluster
+                    .host(&cell.from)
+                    .address_like(address)
+                    .context("the source has no address of this family")?;
                 let (from, to) = (End::Address(source), End::Address(address));
                 let connection = reference::connection(&world, &from, &to, cell.protocol.number(), cell.port)
-                    .with_context(|| format!("asking the reference about {cell}"))?;
+                    .with_context(|| format!("evaluating {cell} with the reference"))?;
                 passes.push(connection.allowed());
             }
             found.insert(cell.clone(), passes.into_iter().all(|pass| pass));
@@ -103,22 +107,22 @@ impl Matrix {
         Ok(Self(found))
     }
 
-    /// Where two matrices differ: the question, this answer, the other's.
+    /// Returns the cells that differ, with the values of this matrix and the other.
     pub fn differences<'m>(&'m self, other: &'m Self) -> Vec<(&'m Cell, bool, bool)> {
         let pairs = self.0.iter().filter_map(|(cell, mine)| other.0.get(cell).map(|theirs| (cell, *mine, *theirs)));
         pairs.filter(|(_, mine, theirs)| mine != theirs).collect()
     }
 
-    /// How many pass.
+    /// Returns the number of allowed connections.
     pub fn allowed(&self) -> usize {
         self.0.values().filter(|passes| **passes).count()
     }
 }
 
-/// The objects in the cluster's directory.
+/// Returns the cluster state from the cluster's manifests.
 ///
 /// # Errors
-/// Where a file cannot be read.
+/// Returns an error if a file cannot be read.
 pub fn world_of(cluster: &Cluster) -> Result<World> {
     let mut objects: Vec<Object> = Vec::new();
     let directory = cluster.manifests().path();
@@ -134,20 +138,20 @@ pub fn world_of(cluster: &Cluster) -> Result<World> {
     Ok(World::of(objects))
 }
 
-/// Measures until what is measured is what is meant; policies take effect within milliseconds, not at once.
+/// Measures until the connections match the policies, which take effect after some milliseconds.
 ///
 /// # Errors
-/// After `within`, with the differences.
+/// Returns the differences if the connections do not match within `within`.
 pub fn settle(cluster: &Cluster, ports: &[(Protocol, u16)], within: Duration) -> Result<Matrix> {
     let cells = Matrix::questions(cluster, ports);
     let meant = Matrix::meant(cluster, &cells)?;
     settle_on(cluster, &meant, within)
 }
 
-/// The same, for an expected matrix.
+/// Measures until the connections match a matrix.
 ///
 /// # Errors
-/// After `within`, with the differences.
+/// Returns the differences if the connections do not match within `within`.
 pub fn settle_on(cluster: &Cluster, meant: &Matrix, within: Duration) -> Result<Matrix> {
     let start = Instant::now();
     let cells: Vec<_> = meant.0.keys().cloned().collect();
@@ -158,7 +162,10 @@ pub fn settle_on(cluster: &Cluster, meant: &Matrix, within: Duration) -> Result<
             Ok(found) => describe(&meant.differences(found)),
             Err(error) => format!("{error:#}"),
         };
-        ensure!(start.elapsed() < within, "after {within:?} what is measured is still not what is meant:\n{error}");
+        ensure!(
+            start.elapsed() < within,
+            "after {within:?} the measured connections do not match the expected ones:\n{error}"
+        );
     }
 }
 
@@ -166,7 +173,7 @@ fn describe(differences: &[(&Cell, bool, bool)]) -> String {
     let word = |passes: bool| if passes { "allowed" } else { "dropped" };
     let mut text = String::new();
     for (cell, meant, measured) in differences {
-        let _ = writeln!(text, "  {cell}: meant {}, measured {}", word(*meant), word(*measured));
+        let _ = writeln!(text, "  {cell}: expected {}, measured {}", word(*meant), word(*measured));
     }
     text
 }

@@ -1,4 +1,4 @@
-//! Network namespaces, held by file descriptors.
+//! Network namespaces that only file descriptors refer to.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace. It is gone when the last clone is dropped and nothing runs in it any more.
+/// A network namespace. The kernel removes it when the last clone is dropped and no process runs in it.
 #[derive(Clone, Debug)]
 pub struct Netns {
     name: Arc<str>,
@@ -19,17 +19,17 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// A new, empty namespace with `lo` up. `name` is only for messages.
+    /// Creates a namespace with `lo` up. `name` is used only in messages.
     ///
     /// # Panics
-    /// Never: the thread that makes it returns its errors.
+    /// Never: the thread that creates it returns its errors.
     ///
     /// # Errors
-    /// Without root, or where the kernel refuses.
+    /// Returns an error without root, or if a kernel request fails.
     pub fn new(name: &str) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
-            "making a network namespace for {name} needs root: run this as root, or `sudo -E cargo xtask test`"
+            "creating a network namespace for {name} needs root: run as root, or use `sudo -E cargo xtask test`"
         );
         let file = std::thread::scope(|scope| {
             scope
@@ -39,43 +39,43 @@ impl Netns {
                     File::open("/proc/thread-self/ns/net").context("opening the new network namespace")
                 })
                 .join()
-                .expect("the thread that makes a namespace does not panic")
+                .expect("the thread that creates a namespace panicked")
         })?;
         let namespace = Self { name: name.into(), file: Arc::new(file) };
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }
 
-    /// What it is called in messages.
+    /// Returns its name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The kernel's number for it, as `ls -l /proc/PID/ns/net` shows.
+    /// Returns its inode number, as `ls -l /proc/PID/ns/net` shows it.
     ///
     /// # Errors
-    /// Where the kernel does not tell.
+    /// Returns an error if the kernel does not report it.
     pub fn inode(&self) -> Result<u64> {
         Ok(self.file.metadata().context("reading a namespace's inode")?.ino())
     }
 
-    /// A path by which another process (`ip link … netns PATH`) finds it.
+    /// Returns a path by which another process can open it, for example `ip link … netns PATH`.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 
-    /// The descriptor that holds it, for as long as this lives.
+    /// Returns its file descriptor, which is valid while this value exists.
     pub fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Runs `work` on a thread of its own inside the namespace. Sockets it makes stay there.
+    /// Runs `work` on a new thread inside the namespace. Sockets created there stay in the namespace.
     ///
     /// # Panics
-    /// Where `work` panics.
+    /// Panics if `work` panics.
     ///
     /// # Errors
-    /// Where the namespace cannot be entered; what `work` returns.
+    /// Returns an error if the namespace cannot be entered, or the error of `work`.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
@@ -89,58 +89,59 @@ impl Netns {
         })
     }
 
-    /// Moves the calling thread into the namespace, for good.
+    /// Moves the calling thread into the namespace permanently.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// Returns an error if a kernel request fails.
     pub fn enter(&self) -> Result<()> {
         setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)
             .with_context(|| format!("entering the network namespace of {}", self.name))
     }
 
-    /// A command that will run inside. Mounts stay as they are, so that it sees the same bpffs.
+    /// Returns a command that runs inside the namespace. The mount namespace stays the same, so that it uses the same
+    /// bpffs.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let file = Arc::clone(&self.file);
-        // SAFETY: between fork and exec, setns is a plain system call on a descriptor the child has inherited; it
-        // neither allocates nor locks.
+        // SAFETY: between fork and exec, setns is a plain system call on an inherited descriptor. It does not
+        // allocate or lock.
         unsafe {
             command.pre_exec(move || setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from));
         }
         command
     }
 
-    /// Runs lines of `ip` (without the word itself).
+    /// Runs lines of `ip`, without the word `ip`.
     ///
     /// # Errors
-    /// Says which line failed and why.
+    /// Returns the failed line and the reason.
     pub fn ip(&self, lines: &str) -> Result<()> {
         self.pipe("ip", &["-batch", "-"], lines)
-            .with_context(|| format!("in the namespace of {}, given these lines:\n{lines}", self.name))
+            .with_context(|| format!("in the namespace of {}, with these lines:\n{lines}", self.name))
     }
 
-    /// Runs lines of `bridge`, as [`Self::ip`] does those of `ip`.
+    /// Runs lines of `bridge`, without the word `bridge`.
     ///
     /// # Errors
-    /// Says which line failed and why.
+    /// Returns the failed line and the reason.
     pub fn bridge(&self, lines: &str) -> Result<()> {
         self.pipe("bridge", &["-batch", "-"], lines)
-            .with_context(|| format!("in the namespace of {}, given these lines:\n{lines}", self.name))
+            .with_context(|| format!("in the namespace of {}, with these lines:\n{lines}", self.name))
     }
 
-    /// Has a program of the iptables package load rules, next to those there are: `iptables-nft-restore`, or the one for IPv6.
+    /// Adds iptables rules to the existing ones. `program` is `iptables-nft-restore` or the one for IPv6.
     ///
     /// # Errors
-    /// Says what it says.
+    /// Returns the program's error message.
     pub fn iptables(&self, program: &str, rules: &str) -> Result<()> {
         self.pipe(program, &["--noflush"], rules)
-            .with_context(|| format!("in the namespace of {}, given these rules:\n{rules}", self.name))
+            .with_context(|| format!("in the namespace of {}, with these rules:\n{rules}", self.name))
     }
 
     /// Loads an nftables ruleset.
     ///
     /// # Errors
-    /// Says what nft says.
+    /// Returns nft's error message.
     pub fn nft(&self, ruleset: &str) -> Result<()> {
         self.pipe("nft", &["-f", "-"], ruleset).with_context(|| format!("loading nftables rules in {}", self.name))
     }
@@ -153,9 +154,9 @@ impl Netns {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("starting {program}; install it with `cargo xtask setup`"))?;
-        // A short write means the child died early; its stderr says why.
-        let _ = child.stdin.take().context("the child has a stdin")?.write_all(input.as_bytes());
+            .with_context(|| format!("cannot start {program}: install it with `cargo xtask setup`"))?;
+        // A short write means that the child ended early; its stderr has the reason.
+        let _ = child.stdin.take().context("the child's stdin is not a pipe")?.write_all(input.as_bytes());
         let output = child.wait_with_output().with_context(|| format!("waiting for {program}"))?;
         if !output.status.success() {
             bail!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -163,18 +164,18 @@ impl Netns {
         Ok(())
     }
 
-    /// What `ip ARGUMENTS` prints.
+    /// Returns the output of `ip ARGUMENTS`.
     ///
     /// # Errors
-    /// Where it fails.
+    /// Returns an error if it fails.
     pub fn ip_output(&self, arguments: &[&str]) -> Result<String> {
         self.output("ip", arguments)
     }
 
-    /// What a program prints.
+    /// Returns the output of a program.
     ///
     /// # Errors
-    /// Where it fails.
+    /// Returns an error if it fails.
     pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let output = self.command(program).args(arguments).output().with_context(|| format!("starting {program}"))?;
         ensure!(
@@ -187,10 +188,10 @@ impl Netns {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Sets sysctls: (path under `/proc/sys/net`, value).
+    /// Sets sysctls, given as (path below `/proc/sys/net`, value).
     ///
     /// # Errors
-    /// Names the one that could not be set.
+    /// Returns an error that names the sysctl that could not be set.
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
             for (path, value) in settings {

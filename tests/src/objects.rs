@@ -1,4 +1,4 @@
-//! The BPF objects a process holds, and whether they are still there when it is gone.
+//! BPF objects of a process, and checks that they are gone after its end.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -10,21 +10,21 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// What kind of BPF object.
+/// Kind of a BPF object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A map.
     Map,
     /// A program.
     Program,
-    /// A link: a program attached.
+    /// A link, which attaches a program.
     Link,
 }
 
 impl Kind {
     const ALL: [Self; 3] = [Self::Map, Self::Program, Self::Link];
 
-    /// The key in `/proc/PID/fdinfo/FD`.
+    /// Returns the key in `/proc/PID/fdinfo/FD`.
     const fn key(self) -> &'static str {
         match self {
             Self::Map => "map_id:",
@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// The command of `bpf(2)` that opens one by its id.
+    /// Returns the command of `bpf(2)` that opens an object by its ID.
     const fn open_by_id(self) -> i32 {
         match self {
             Self::Program => 13,
@@ -43,25 +43,25 @@ impl Kind {
     }
 }
 
-/// The objects a process holds, by kind and id.
+/// Returns the objects that a process has open, by kind and ID.
 ///
 /// # Errors
-/// Where the process cannot be looked into.
+/// Returns an error if the process cannot be inspected.
 pub fn held_by(pid: u32) -> Result<BTreeSet<(Kind, u32)>> {
     let directory = format!("/proc/{pid}/fdinfo");
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("listing {directory}"))?.flatten() {
-        // A descriptor may be closed while we look.
+        // A descriptor may be closed between the two reads.
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
         found.extend(ids_in(&text));
     }
     Ok(found)
 }
 
-/// The objects pinned below a directory of bpffs.
+/// Returns the objects pinned below a directory of bpffs.
 ///
 /// # Errors
-/// Where a pin cannot be opened.
+/// Returns an error if a pin cannot be opened.
 pub fn pinned_below(directory: &Path) -> Result<BTreeSet<(Kind, u32)>> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))? {
@@ -77,7 +77,7 @@ pub fn pinned_below(directory: &Path) -> Result<BTreeSet<(Kind, u32)>> {
     Ok(found)
 }
 
-/// A link's entry names its program too.
+/// Returns all IDs in an entry. A link's entry also has the ID of its program.
 fn ids_in(info: &str) -> impl Iterator<Item = (Kind, u32)> {
     Kind::ALL.into_iter().filter_map(move |kind| {
         let id = info.lines().find_map(|line| line.strip_prefix(kind.key()))?;
@@ -88,38 +88,38 @@ fn ids_in(info: &str) -> impl Iterator<Item = (Kind, u32)> {
 fn open_pin(path: &Path) -> Result<OwnedFd> {
     const OBJ_GET: i32 = 7;
     const SIZE: libc::c_uint = 16;
-    let path = CString::new(path.as_os_str().as_bytes()).context("a path has no zero byte")?;
-    // As much of `union bpf_attr` as this command reads: the path's address, then a descriptor and flags.
+    let path = CString::new(path.as_os_str().as_bytes()).context("the path has a zero byte")?;
+    // The part of `union bpf_attr` that this command reads: the path's address, a descriptor and flags.
     let attributes: [u64; 2] = [path.as_ptr().addr() as u64, 0];
-    // SAFETY: the pointer and size are those of `attributes`, and the path it points to lives through the call.
+    // SAFETY: the pointer and size are those of `attributes`, and the path is valid during the call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, attributes.as_ptr(), SIZE) };
     if fd < 0 {
         return Err(io::Error::last_os_error().into());
     }
-    let fd = i32::try_from(fd).context("a descriptor fits")?;
-    // SAFETY: the descriptor was just made and nobody else owns it.
+    let fd = i32::try_from(fd).context("the descriptor does not fit into i32")?;
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Whether the kernel still has an object of this id.
+/// Reports whether the kernel still has an object of this ID.
 ///
 /// # Errors
-/// Where the kernel does not tell.
+/// Returns an error if the kernel does not report it.
 pub fn exists(kind: Kind, id: u32) -> Result<bool> {
     const SIZE: libc::c_uint = 16;
-    // As much of `union bpf_attr` as these commands read: the id, the next id, flags.
+    // The part of `union bpf_attr` that these commands read: the ID, the next ID and flags.
     let attributes: [u32; 4] = [id, 0, 0, 0];
-    // SAFETY: the pointer and size are those of `attributes`; the kernel reads it and returns a descriptor.
+    // SAFETY: the pointer and size are those of `attributes`. The kernel reads it and returns a descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, kind.open_by_id(), attributes.as_ptr(), SIZE) };
     if fd >= 0 {
-        let fd = i32::try_from(fd).context("a descriptor fits")?;
-        // SAFETY: the descriptor was just made and nobody else owns it.
+        let fd = i32::try_from(fd).context("the descriptor does not fit into i32")?;
+        // SAFETY: the descriptor is new and has no other owner.
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
         return Ok(true);
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
         Some(libc::ENOENT) => Ok(false),
-        _ => Err(error).with_context(|| format!("asking the kernel about {kind:?} {id}")),
+        _ => Err(error).with_context(|| format!("opening {kind:?} {id}")),
     }
 }

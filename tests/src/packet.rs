@@ -1,4 +1,4 @@
-//! Packets made by hand, where sockets cannot make them.
+//! Builds packets that sockets cannot send.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,8 +29,8 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
-/// Bytes by which a packet is recognised where it arrives. They are a nonce option too (RFC 3971, 5.3.2), so that a message of
-/// neighbor discovery can carry them.
+/// Bytes that identify a packet where it arrives. They are also a valid nonce option (RFC 3971, section 5.3.2), so
+/// that neighbor discovery messages can contain them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Marker(pub [u8; 8]);
 
@@ -46,7 +46,7 @@ impl Marker {
         })
     }
 
-    /// A new one, like no other of this process.
+    /// Returns a marker that is unique in this process.
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let [a, b, c, d] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -61,7 +61,7 @@ impl Default for Marker {
     }
 }
 
-/// An IP packet in the making.
+/// Builder of an IP packet.
 #[derive(Clone, Debug)]
 pub struct Ip {
     source: IpAddr,
@@ -80,21 +80,21 @@ struct Fragment {
 }
 
 impl Ip {
-    /// Between two addresses of one family.
+    /// Builds a packet between two addresses of one family.
     pub const fn new(source: IpAddr, destination: IpAddr) -> Self {
         Self { source, destination, options: Vec::new(), extensions: Vec::new(), fragment: None }
     }
 
-    /// The other way, as plain as it was made.
+    /// Returns a builder for the opposite direction, without options.
     #[must_use]
     pub const fn reversed(&self) -> Self {
         Self::new(self.destination, self.source)
     }
 
-    /// With IPv4 options; a multiple of four bytes.
+    /// Adds IPv4 options; the length is a multiple of four bytes.
     ///
     /// # Panics
-    /// Where they are not.
+    /// Panics if the length is not a multiple of four.
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
         assert!(options.len().is_multiple_of(4) && options.len() <= 40, "IPv4 options come in words, ten at most");
@@ -102,14 +102,14 @@ impl Ip {
         self
     }
 
-    /// With an IPv6 extension header of `words` further eight-byte words, filled with padding.
+    /// Adds an IPv6 extension header of `words` additional eight-byte words, filled with padding.
     ///
     /// # Panics
-    /// Where that is more than one option can fill.
+    /// Panics if one option cannot fill it.
     #[must_use]
     pub fn extension(mut self, kind: u8, words: u8) -> Self {
         let mut body = vec![0; 6 + usize::from(words) * 8];
-        // A routing header is of type 0, without segments left. One PadN option fills the other headers.
+        // A routing header has type 0 and no segments left. Other headers have one PadN option.
         if kind != protocol::ROUTING {
             body[0] = 1;
             body[1] = u8::try_from(body.len() - 2).expect("padding of at most 255 bytes");
@@ -120,17 +120,17 @@ impl Ip {
         self
     }
 
-    /// As a fragment: `offset` in bytes, a multiple of eight.
+    /// Makes the packet a fragment. `offset` is in bytes, a multiple of eight.
     #[must_use]
     pub const fn fragment(mut self, id: u16, offset: u16, more: bool) -> Self {
         self.fragment = Some(Fragment { id, offset: offset / 8, more });
         self
     }
 
-    /// The packet around a payload of an IP protocol.
+    /// Returns the packet with a payload of an IP protocol.
     ///
     /// # Panics
-    /// Where it would be longer than IP can say.
+    /// Panics if it is longer than IP allows.
     pub fn carrying(&self, protocol: u8, payload: &[u8]) -> Vec<u8> {
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -182,18 +182,18 @@ impl Ip {
         }
     }
 
-    /// A UDP datagram that is understood by sockets.
+    /// Returns a valid UDP datagram.
     ///
     /// # Panics
-    /// Where it would be longer than UDP can say.
+    /// Panics if it is longer than UDP allows.
     pub fn udp(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
         self.carrying(protocol::UDP, &self.udp_body(from, to, payload))
     }
 
-    /// A UDP header and its payload, with the checksum over the whole.
+    /// Returns a UDP header and payload with a checksum.
     ///
     /// # Panics
-    /// Where it would be longer than UDP can say.
+    /// Panics if it is longer than UDP allows.
     pub fn udp_body(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
         let length = u16::try_from(8 + payload.len()).expect("at most 65,535 bytes");
         let mut body = [from.to_be_bytes(), to.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
@@ -203,7 +203,7 @@ impl Ip {
         body
     }
 
-    /// A TCP segment with these flags (2 is SYN, 16 ACK, 4 RST) and a payload.
+    /// Returns a TCP segment with these flags (2 is SYN, 16 ACK, 4 RST) and a payload.
     pub fn tcp(&self, from: u16, to: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut body = vec![0; 20];
         body[0..2].copy_from_slice(&from.to_be_bytes());
@@ -218,7 +218,7 @@ impl Ip {
         self.carrying(protocol::TCP, &body)
     }
 
-    /// An SCTP INIT chunk, with `payload` after it. Its CRC is zero: nobody here has SCTP to check it.
+    /// Returns an SCTP INIT chunk followed by `payload`. Its CRC is zero, because no receiver in the tests checks it.
     pub fn sctp_init(&self, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
         let mut body = [from.to_be_bytes(), to.to_be_bytes()].concat();
         body.extend([0; 8]);
@@ -228,7 +228,7 @@ impl Ip {
         self.carrying(protocol::SCTP, &body)
     }
 
-    /// An ICMP or `ICMPv6` message: type, code, the four bytes after the checksum, the rest.
+    /// Returns an ICMP or `ICMPv6` message: type, code, the four bytes after the checksum, and the rest.
     pub fn icmp(&self, kind: u8, code: u8, word: [u8; 4], rest: &[u8]) -> Vec<u8> {
         let mut body = vec![kind, code, 0, 0];
         body.extend(word);
@@ -254,12 +254,12 @@ impl Ip {
             }
             (source, destination) => panic!("{source} and {destination} are of different families"),
         };
-        // Zero would mean "no checksum" to UDP.
+        // In UDP, zero means "no checksum".
         if sum == 0 { 0xffff } else { sum }
     }
 }
 
-/// Writes an IPv4 packet's header checksum, over as much of the header as there is.
+/// Sets an IPv4 packet's header checksum, even if the header is truncated.
 pub fn correct_header_checksum(packet: &mut [u8]) {
     let length = (usize::from(packet[0] & 15) * 4).clamp(20, packet.len());
     packet[10..12].fill(0);
@@ -267,7 +267,7 @@ pub fn correct_header_checksum(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// The Internet checksum over parts of even length, but for the last.
+/// Computes the Internet checksum of several parts. All parts except the last have an even length.
 fn checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u32;
     for part in parts {
@@ -281,7 +281,7 @@ fn checksum(parts: &[&[u8]]) -> u16 {
     !u16::try_from(sum).expect("folded to 16 bits")
 }
 
-/// An Ethernet frame around an IP packet, below as many VLAN tags as are given.
+/// Returns an Ethernet frame with an IP packet, and with these VLAN tags.
 pub fn frame(to: Mac, from: Mac, vlans: &[u16], packet: &[u8]) -> Vec<u8> {
     let mut frame = [to.0, from.0].concat();
     for vlan in vlans {
@@ -299,11 +299,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_as_long_as_they_say() {
+    fn lengths_in_headers_are_correct() {
         let (a, b) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let packet = Ip::new(a, b).options(&[1, 1, 1, 0]).udp(1, 2, b"abc");
         assert_eq!((packet[0], packet.len()), (0x46, 20 + 4 + 8 + 3));
-        assert_eq!(checksum(&[&packet[..24]]), 0, "a header with its checksum sums to zero");
+        assert_eq!(checksum(&[&packet[..24]]), 0, "the sum of a header with its checksum is not zero");
 
         let (a, b) = ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
         let packet = Ip::new(a, b).extension(protocol::HOP_BY_HOP, 1).fragment(7, 0, true).udp(1, 2, b"abc");

@@ -1,4 +1,4 @@
-//! The tables that a running agent has pinned, read from outside: what the kernel has, whatever the agent says.
+//! Reads the pinned maps of a running agent: the kernel's state, independent of the agent's output.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -9,20 +9,20 @@ use netpol_common::{AddressEntry, Endpoint, IfIndex, LAYOUT_VERSION};
 
 use crate::program::Wire;
 
-/// See the module.
+/// Pinned maps of an agent.
 pub struct Pinned {
     endpoints: Array<MapData, Wire<Endpoint>>,
     overflow: HashMap<MapData, u32, u32>,
-    /// Slots of `endpoints` that an ifindex leads to.
+    /// Number of slots in `endpoints` that are indexed by ifindex.
     slots: u32,
     addresses: HashMap<MapData, [u8; 4], Wire<AddressEntry>>,
 }
 
 impl Pinned {
-    /// Opens what an agent has pinned below its `--pin-path`.
+    /// Opens the maps that an agent has pinned below its `--pin-path`.
     ///
     /// # Errors
-    /// Where there is no such agent.
+    /// Returns an error if there are no such pins.
     pub fn open(pins: &Path) -> Result<Self> {
         let endpoints: Array<MapData, Wire<Endpoint>> = open(pins, "ENDPOINTS")?;
         let path = pins.join(format!("v{LAYOUT_VERSION}")).join("ENDPOINTS_OVERFLOW");
@@ -35,10 +35,10 @@ impl Pinned {
         })
     }
 
-    /// The endpoint of an interface, as the programs find it.
+    /// Returns the endpoint of an interface, found as the programs find it.
     ///
     /// # Errors
-    /// Where a map cannot be read.
+    /// Returns an error if a map cannot be read.
     pub fn endpoint(&self, ifindex: IfIndex) -> Result<Option<Endpoint>> {
         let at = |index: u32| -> Result<Option<Endpoint>> {
             let Wire(slot) = self.endpoints.get(&index, 0)?;
@@ -47,13 +47,13 @@ impl Pinned {
         if let Some(endpoint) = at(ifindex.0 & (self.slots - 1))? {
             return Ok(Some(endpoint));
         }
-        there(self.overflow.get(&ifindex.0, 0).map(Wire))?.map_or(Ok(None), at)
+        optional(self.overflow.get(&ifindex.0, 0).map(Wire))?.map_or(Ok(None), at)
     }
 
-    /// All endpoints but those in the overflow map.
+    /// Returns all endpoints except those in the overflow map.
     ///
     /// # Errors
-    /// Where a map cannot be read.
+    /// Returns an error if a map cannot be read.
     pub fn endpoints(&self) -> Result<Vec<Endpoint>> {
         let mut endpoints = Vec::new();
         for slot in 0..self.slots {
@@ -65,12 +65,12 @@ impl Pinned {
         Ok(endpoints)
     }
 
-    /// What is known of an address.
+    /// Returns the entry of an address.
     ///
     /// # Errors
-    /// Where the map cannot be read.
+    /// Returns an error if the map cannot be read.
     pub fn address(&self, address: Ipv4Addr) -> Result<Option<AddressEntry>> {
-        there(self.addresses.get(&address.octets(), 0))
+        optional(self.addresses.get(&address.octets(), 0))
     }
 }
 
@@ -80,13 +80,13 @@ fn open<T: TryFrom<Map, Error = MapError>>(pins: &Path, map: &str) -> Result<T> 
     opened.with_context(|| format!("opening the map pinned at {}", path.display()))
 }
 
-fn there<V>(value: Result<Wire<V>, MapError>) -> Result<Option<V>>
+fn optional<V>(value: Result<Wire<V>, MapError>) -> Result<Option<V>>
 where
     Wire<V>: aya::Pod,
 {
     match value {
         Ok(Wire(value)) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(error).context("looking into a pinned map"),
+        Err(error) => Err(error).context("reading a pinned map"),
     }
 }

@@ -1,4 +1,4 @@
-//! Real sockets that connect or do not, many at once.
+//! Probes connections with real sockets, many in parallel.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,19 +15,20 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage,
 
 use crate::cluster::{Cluster, Host};
 
-/// How long silence lasts before it counts as a drop: below TCP's first retransmission, so that one lost packet shows.
+/// How long to wait for a response before the probe counts as dropped. Shorter than TCP's first retransmission
+/// timeout, so that one lost packet shows.
 pub const PATIENCE: Duration = Duration::from_millis(600);
 
-/// One attempt.
+/// One connection to try.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Probe {
-    /// Who tries.
+    /// The source host.
     pub from: String,
-    /// Who should answer.
+    /// The host that should respond.
     pub to: String,
-    /// Where.
+    /// The destination address.
     pub address: IpAddr,
-    /// With what; SCTP takes raw packets instead.
+    /// The protocol. SCTP is tested with raw packets instead.
     pub protocol: Protocol,
     /// The port.
     pub port: u16,
@@ -41,23 +42,23 @@ impl fmt::Display for Probe {
     }
 }
 
-/// What came of it.
+/// Result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The one who should have answered did.
+    /// The expected host responded.
     Allowed,
-    /// Silence.
+    /// No response.
     Dropped,
-    /// Somebody said no: a packet got through, and nobody listens there.
+    /// Connection refused: the packet was delivered, but no process listens there.
     Refused,
-    /// Somebody else answered.
+    /// Another host responded.
     Misled(String),
-    /// The kernel would not even try.
+    /// The kernel returned an error.
     Failed(String),
 }
 
 impl Outcome {
-    /// Whether packets got through, both ways.
+    /// Reports whether packets were delivered in both directions.
     pub const fn passed(&self) -> bool {
         matches!(self, Self::Allowed | Self::Refused)
     }
@@ -65,8 +66,8 @@ impl Outcome {
 
 enum Stage {
     Connecting(OwnedFd),
-    Greeting(TcpStream, String),
-    Asking(UdpSocket, Instant),
+    AwaitingGreeting(TcpStream, String),
+    AwaitingEcho(UdpSocket, Instant),
     Done(Outcome),
 }
 
@@ -81,13 +82,13 @@ pub(crate) fn probe_all(cluster: &Cluster, probes: &[Probe]) -> Result<Vec<Outco
         for (source, indexes) in by_source {
             let host = cluster.host(source);
             workers.push(scope.spawn(move || {
-                let mine: Vec<_> = indexes.iter().map(|&index| &probes[index]).collect();
-                let found = host.netns().run(|| probe_from(host, &mine, PATIENCE))?;
+                let own_probes: Vec<_> = indexes.iter().map(|&index| &probes[index]).collect();
+                let found = host.netns().run(|| probe_from(host, &own_probes, PATIENCE))?;
                 anyhow::Ok(indexes.into_iter().zip(found).collect::<Vec<_>>())
             }));
         }
         for worker in workers {
-            for (index, outcome) in worker.join().expect("a prober does not panic")? {
+            for (index, outcome) in worker.join().expect("a probing thread panicked")? {
                 outcomes[index] = outcome;
             }
         }
@@ -96,19 +97,19 @@ pub(crate) fn probe_all(cluster: &Cluster, probes: &[Probe]) -> Result<Vec<Outco
     Ok(outcomes)
 }
 
-/// Runs inside the source's namespace.
-fn probe_from(host: &Host, probes: &[&Probe], patience: Duration) -> Result<Vec<Outcome>> {
+/// Runs the probes of one source, in its namespace.
+fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<Outcome>> {
     let start = Instant::now();
     let mut stages = probes
         .iter()
         .map(|probe| begin(host, probe).with_context(|| format!("trying {probe}")))
         .collect::<Result<Vec<_>>>()?;
     loop {
-        let left = patience.saturating_sub(start.elapsed());
+        let left = timeout.saturating_sub(start.elapsed());
         let mut waiting = Vec::new();
         let mut fds = Vec::new();
         for (index, stage) in stages.iter().enumerate() {
-            if let Some((fd, events)) = stage.awaits() {
+            if let Some((fd, events)) = stage.poll_events() {
                 waiting.push(index);
                 fds.push(PollFd::new(fd, events));
             }
@@ -116,28 +117,28 @@ fn probe_from(host: &Host, probes: &[&Probe], patience: Duration) -> Result<Vec<
         if waiting.is_empty() || left.is_zero() {
             break;
         }
-        let nap = left.min(Duration::from_millis(50));
-        match poll(&mut fds, PollTimeout::try_from(nap).unwrap_or(PollTimeout::ZERO)) {
+        let wait = left.min(Duration::from_millis(50));
+        match poll(&mut fds, PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO)) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error).context("waiting for answers"),
+            Err(error) => return Err(error).context("polling sockets"),
         }
         let ready: Vec<_> = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
         drop(fds);
         for (index, ready) in waiting.into_iter().zip(ready) {
             let stage = std::mem::replace(&mut stages[index], Stage::Done(Outcome::Dropped));
-            stages[index] = if ready { stage.proceed(probes[index]) } else { stage.repeat(patience) };
+            stages[index] = if ready { stage.advance(probes[index]) } else { stage.repeat(timeout) };
         }
     }
     Ok(stages
         .into_iter()
         .map(|stage| match stage {
             Stage::Done(outcome) => outcome,
-            Stage::Connecting(_) | Stage::Greeting(..) | Stage::Asking(..) => Outcome::Dropped,
+            Stage::Connecting(_) | Stage::AwaitingGreeting(..) | Stage::AwaitingEcho(..) => Outcome::Dropped,
         })
         .collect())
 }
 
-const QUESTION: &[u8] = b"who are you?";
+const PAYLOAD: &[u8] = b"name?";
 
 fn begin(host: &Host, probe: &Probe) -> Result<Stage> {
     let any: IpAddr = if probe.address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -154,10 +155,10 @@ fn begin(host: &Host, probe: &Probe) -> Result<Stage> {
         Protocol::Udp => {
             let socket = UdpSocket::bind(source)?;
             socket.set_nonblocking(true)?;
-            if let Err(error) = socket.connect(target).and_then(|()| socket.send(QUESTION)) {
+            if let Err(error) = socket.connect(target).and_then(|()| socket.send(PAYLOAD)) {
                 return Ok(Stage::Done(failed(&error)));
             }
-            Ok(Stage::Asking(socket, Instant::now()))
+            Ok(Stage::AwaitingEcho(socket, Instant::now()))
         }
         Protocol::Sctp => anyhow::bail!("SCTP is probed with raw packets: see `raw`"),
     }
@@ -166,8 +167,8 @@ fn begin(host: &Host, probe: &Probe) -> Result<Stage> {
 pub(crate) fn tcp_socket(source: SocketAddr) -> Result<OwnedFd> {
     let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let fd = socket::socket(family, SockType::Stream, flags, None).context("making a TCP socket")?;
-    // Closing resets at once, so that thousands of probes leave no TIME_WAIT behind.
+    let fd = socket::socket(family, SockType::Stream, flags, None).context("creating a TCP socket")?;
+    // Closing sends a reset, so that thousands of probes leave no sockets in TIME_WAIT.
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     socket::setsockopt(&fd, sockopt::Linger, &linger).context("setting SO_LINGER")?;
     socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(source)).with_context(|| format!("binding to {source}"))?;
@@ -187,45 +188,45 @@ fn judge_name(name: &str, probe: &Probe) -> Outcome {
 }
 
 impl Stage {
-    fn awaits(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+    fn poll_events(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match self {
             Self::Connecting(fd) => Some((fd.as_fd(), PollFlags::POLLOUT)),
-            Self::Greeting(stream, _) => Some((stream.as_fd(), PollFlags::POLLIN)),
-            Self::Asking(socket, _) => Some((socket.as_fd(), PollFlags::POLLIN)),
+            Self::AwaitingGreeting(stream, _) => Some((stream.as_fd(), PollFlags::POLLIN)),
+            Self::AwaitingEcho(socket, _) => Some((socket.as_fd(), PollFlags::POLLIN)),
             Self::Done(_) => None,
         }
     }
 
-    fn proceed(self, probe: &Probe) -> Self {
+    fn advance(self, probe: &Probe) -> Self {
         match self {
             Self::Connecting(fd) => match socket::getsockopt(&fd, sockopt::SocketError) {
-                Ok(0) => Self::Greeting(TcpStream::from(fd), String::new()),
+                Ok(0) => Self::AwaitingGreeting(TcpStream::from(fd), String::new()),
                 Ok(code) => Self::Done(failed(&std::io::Error::from_raw_os_error(code))),
                 Err(error) => Self::Done(failed(&error.into())),
             },
-            Self::Greeting(mut stream, mut heard) => {
+            Self::AwaitingGreeting(mut stream, mut received) => {
                 let mut buffer = [0; 256];
                 match stream.read(&mut buffer) {
                     Ok(0) => Self::Done(Outcome::Failed("connected, then closed without a greeting".into())),
                     Ok(length) => {
-                        heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
-                        match heard.split_once('\n') {
+                        received.push_str(&String::from_utf8_lossy(&buffer[..length]));
+                        match received.split_once('\n') {
                             Some((name, _)) => Self::Done(judge_name(name, probe)),
-                            None => Self::Greeting(stream, heard),
+                            None => Self::AwaitingGreeting(stream, received),
                         }
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => Self::Greeting(stream, heard),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => Self::AwaitingGreeting(stream, received),
                     Err(error) => Self::Done(failed(&error)),
                 }
             }
-            Self::Asking(socket, asked) => {
+            Self::AwaitingEcho(socket, sent_at) => {
                 let mut buffer = [0; 2048];
                 match socket.recv(&mut buffer) {
                     Ok(length) => {
-                        let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                        Self::Done(judge_name(answer.split('\n').next().unwrap_or_default(), probe))
+                        let response = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                        Self::Done(judge_name(response.split('\n').next().unwrap_or_default(), probe))
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => Self::Asking(socket, asked),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => Self::AwaitingEcho(socket, sent_at),
                     Err(error) => Self::Done(failed(&error)),
                 }
             }
@@ -233,12 +234,12 @@ impl Stage {
         }
     }
 
-    /// UDP asks again once: the first datagram may have been lost to neighbour discovery under load.
-    fn repeat(self, patience: Duration) -> Self {
+    /// Sends a UDP datagram a second time: under load, neighbor discovery may lose the first one.
+    fn repeat(self, timeout: Duration) -> Self {
         match self {
-            Self::Asking(socket, asked) if asked.elapsed() > patience / 2 => {
-                let _ = socket.send(QUESTION);
-                Self::Asking(socket, asked + patience)
+            Self::AwaitingEcho(socket, sent_at) if sent_at.elapsed() > timeout / 2 => {
+                let _ = socket.send(PAYLOAD);
+                Self::AwaitingEcho(socket, sent_at + timeout)
             }
             other => other,
         }

@@ -1,4 +1,4 @@
-//! The programs, loaded and run on hand-made frames with `BPF_PROG_TEST_RUN`: no link, no namespace, no agent.
+//! Loads the programs and runs them on frames with `BPF_PROG_TEST_RUN`, without links, namespaces or an agent.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,28 +18,28 @@ use netpol_common::{
     FrontendKey, IfIndex, PortEntry, PortKey, Reason,
 };
 
-/// The only interface that every network namespace has: `lo`.
+/// Ifindex of `lo`, the only interface in every network namespace.
 pub const INTERFACE: u32 = 1;
-/// What a program returns for a packet that passes.
+/// Return value for an allowed packet (`TC_ACT_UNSPEC`).
 const PASSED: u32 = u32::MAX;
-/// What a program returns for a packet that does not.
+/// Return value for a dropped packet (`TC_ACT_SHOT`).
 const DROPPED: u32 = 2;
 
 use crate::runs::Runs;
 
 /// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
 const LRU_HASH: u32 = 9;
-/// Entries of an endpoint's flow table.
+/// Number of entries of an endpoint's flow table.
 const FLOWS: u32 = 4096;
 
-/// One of ours, as aya's maps take it.
+/// Wraps a shared type for aya's maps.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Wire<T>(pub T);
-// SAFETY: `bytemuck` knows that it is plain bytes without padding.
+// SAFETY: the `bytemuck` bounds ensure plain bytes without padding.
 unsafe impl<T: NoUninit + AnyBitPattern> aya::Pod for Wire<T> {}
 
-/// Where the object is.
+/// Returns the path of the BPF object.
 pub fn object() -> PathBuf {
     std::env::var_os("NETPOL_BPF_OBJECT").map_or_else(
         || {
@@ -60,12 +60,12 @@ pub struct Programs {
     flows_v6: BTreeMap<u32, MapData>,
 }
 
-/// What happened to a frame.
+/// Result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ran {
-    /// Whether it passed.
+    /// Whether the frame was allowed.
     pub passed: bool,
-    /// Mean time of a run.
+    /// Mean time of one run.
     pub time: Duration,
 }
 
@@ -73,46 +73,50 @@ impl Programs {
     /// Loads maps and programs.
     ///
     /// # Errors
-    /// Without the object, without root, or where the verifier refuses it.
+    /// Returns an error without the object, without root, or if the verifier rejects a program.
     pub fn load() -> Result<Self> {
         let path = object();
         let bytes = std::fs::read(&path)
-            .with_context(|| format!("no BPF object at {}: run `cargo xtask ebpf`", path.display()))?;
+            .with_context(|| format!("BPF object not found at {}: run `cargo xtask ebpf`", path.display()))?;
         let mut bpf =
             EbpfLoader::new().load(&bytes).context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
         for name in ["netpol_ingress", "netpol_egress", "netpol_empty"] {
-            classifier(&mut bpf, name)?.load().with_context(|| format!("the verifier refused {name}"))?;
+            classifier(&mut bpf, name)?.load().with_context(|| format!("the verifier rejected {name}"))?;
         }
         Ok(Self { bpf, flows_v4: BTreeMap::new(), flows_v6: BTreeMap::new() })
     }
 
-    /// Instructions the verifier looked at, per program.
+    /// Returns the number of instructions that the verifier processed, for each program.
     ///
     /// # Errors
-    /// Where the kernel does not tell.
+    /// Returns an error if the kernel does not report it.
     pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>> {
         ["netpol_ingress", "netpol_egress", "netpol_behind", "netpol_behind_bare"]
             .into_iter()
             .map(|name| {
                 let program = classifier(&mut self.bpf, name)?;
                 if program.info().is_err() {
-                    program.load().with_context(|| format!("the verifier refused {name}"))?;
+                    program.load().with_context(|| format!("the verifier rejected {name}"))?;
                 }
                 let info = program.info()?;
-                Ok((name, info.verified_instruction_count().context("this kernel does not tell (before 5.16)")?))
+                Ok((
+                    name,
+                    info.verified_instruction_count()
+                        .context("kernels before 5.16 do not report verified instructions")?,
+                ))
             })
             .collect()
     }
 
-    /// Bytes of kernel memory per map, as empty as they are loaded.
+    /// Returns the kernel memory of each empty map, in bytes.
     ///
     /// # Errors
-    /// Where the kernel does not tell.
+    /// Returns an error if the kernel does not report it.
     pub fn kernel_memory(&self) -> Result<Vec<(String, u64)>> {
         self.bpf
             .maps()
             .map(|(name, map)| {
-                // `memlock` counts what the map really takes since Linux 6.4; before, an estimate.
+                // Since Linux 6.4, `memlock` is the real size of the map. Before, it is an estimate.
                 let path = format!("/proc/self/fdinfo/{}", descriptor(map)?.as_raw_fd());
                 let info = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
                 let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
@@ -124,7 +128,7 @@ impl Programs {
     /// Runs a frame through a program at [`INTERFACE`].
     ///
     /// # Errors
-    /// Where the kernel cannot run it: frames below 14 bytes.
+    /// Returns an error if the kernel cannot run it, for example with a frame shorter than 14 bytes.
     pub fn run(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {
         let name = match direction {
             Direction::Ingress => "netpol_ingress",
@@ -133,31 +137,32 @@ impl Programs {
         self.run_program(name, frame, ingress_ifindex, repeat)
     }
 
-    /// Runs a frame through the program that judges what a pod sends; the source endpoint ID and recheck bit that it carries then.
+    /// Runs a frame from a pod through the egress program. Returns also the source endpoint ID and recheck bit that
+    /// the packet carries after it.
     ///
     /// # Errors
-    /// As [`Self::run`].
+    /// Same as [`Self::run`].
     pub fn run_marked(&mut self, frame: &[u8], repeat: u32) -> Result<(Ran, u32)> {
         self.run_with_mark("netpol_marked", frame, 0, 0, repeat)
     }
 
-    /// Runs a frame that a pod of this number sent through the program that judges what reaches the pod at [`INTERFACE`].
+    /// Runs a frame with this source endpoint ID through the ingress program at [`INTERFACE`].
     ///
     /// # Errors
-    /// As [`Self::run`].
+    /// Same as [`Self::run`].
     pub fn run_from_sender(&mut self, frame: &[u8], sender: u32, ingress_ifindex: u32) -> Result<Ran> {
         Ok(self.run_with_mark("netpol_ingress_marked", frame, sender, ingress_ifindex, 1)?.0)
     }
 
-    /// Runs a frame that a pod of this number sent through the program on the node's own devices.
+    /// Runs a frame with this source endpoint ID through the recheck program of the node's devices.
     ///
     /// # Errors
-    /// As [`Self::run`].
+    /// Same as [`Self::run`].
     pub fn run_behind(&mut self, frame: &[u8], sender: u32, repeat: u32) -> Result<Ran> {
         Ok(self.run_with_mark("netpol_behind_marked", frame, sender, 0, repeat)?.0)
     }
 
-    /// What is not loaded is loaded where it is asked for: the verifier takes its time.
+    /// Runs a program, and loads it first if necessary: verification takes time.
     fn run_with_mark(
         &mut self,
         name: &str,
@@ -168,18 +173,18 @@ impl Programs {
     ) -> Result<(Ran, u32)> {
         let program = classifier(&mut self.bpf, name)?;
         if program.info().is_err() {
-            program.load().with_context(|| format!("the verifier refused {name}"))?;
+            program.load().with_context(|| format!("the verifier rejected {name}"))?;
         }
-        // struct __sk_buff of linux/bpf.h, of which little else may be set: mark, ingress_ifindex and ifindex.
+        // struct __sk_buff of linux/bpf.h. Sets mark, ingress_ifindex and ifindex; few other fields can be set.
         let mut context = [0_u8; 192];
         context[8..12].copy_from_slice(&mark.to_ne_bytes());
         context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&INTERFACE.to_ne_bytes());
-        let mut left = [0_u8; 192];
+        let mut context_out = [0_u8; 192];
         let options = TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(&context),
-            ctx_out: Some(&mut left),
+            ctx_out: Some(&mut context_out),
             repeat,
             ..Default::default()
         };
@@ -191,23 +196,23 @@ impl Programs {
             DROPPED => false,
             other => bail!("{name} returned {other}"),
         };
-        let mark = u32::from_ne_bytes([left[8], left[9], left[10], left[11]]);
+        let mark = u32::from_ne_bytes([context_out[8], context_out[9], context_out[10], context_out[11]]);
         Ok((Ran { passed, time: result.duration }, mark))
     }
 
-    /// Runs a frame through the program that does nothing.
+    /// Runs a frame through the empty program.
     ///
     /// # Errors
-    /// As [`Self::run`].
+    /// Same as [`Self::run`].
     pub fn run_empty(&mut self, frame: &[u8], repeat: u32) -> Result<Duration> {
         Ok(self.run_program("netpol_empty", frame, 0, repeat)?.time)
     }
 
-    /// Puts the program that does nothing where an interface's packets come in, first or last by TCX, for as long as this
-    /// lives. To be called in the interface's namespace.
+    /// Attaches the empty program to an interface's ingress, first or last with TCX, until this value is dropped.
+    /// Must be called in the interface's namespace.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// Returns an error if a kernel request fails.
     pub fn attach_empty(&mut self, interface: &str, first: bool) -> Result<()> {
         let order = TcAttachOptions::TcxOrder(if first { LinkOrder::first() } else { LinkOrder::last() });
         let program = classifier(&mut self.bpf, "netpol_empty")?;
@@ -217,10 +222,11 @@ impl Programs {
         Ok(())
     }
 
-    /// Puts the program that does nothing where an interface's packets go out, last by TCX. To be called in the interface's namespace.
+    /// Attaches the empty program to an interface's egress, last with TCX. Must be called in the interface's
+    /// namespace.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// Returns an error if a kernel request fails.
     pub fn attach_empty_to_egress(&mut self, interface: &str) -> Result<()> {
         let order = TcAttachOptions::TcxOrder(LinkOrder::last());
         let program = classifier(&mut self.bpf, "netpol_empty")?;
@@ -230,10 +236,10 @@ impl Programs {
         Ok(())
     }
 
-    /// Runs of the program that does nothing, wherever it is attached.
+    /// Returns the runs of the empty program, at all hooks.
     ///
     /// # Errors
-    /// Where the kernel does not tell.
+    /// Returns an error if the kernel does not report it.
     pub fn empty_runs(&self) -> Result<Runs> {
         let program: &SchedClassifier = self.bpf.program("netpol_empty").context("netpol_empty")?.try_into()?;
         Ok(Runs::of(&program.info()?))
@@ -246,7 +252,7 @@ impl Programs {
     /// Sets the endpoint at [`INTERFACE`].
     ///
     /// # Errors
-    /// Where the kernel refuses it; so with all below.
+    /// Returns an error if the kernel rejects it.
     pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<()> {
         self.make_flow_tables(endpoint.id)?;
         let mut map: Array<&mut MapData, Wire<Endpoint>> =
@@ -254,9 +260,9 @@ impl Programs {
         Ok(map.set(INTERFACE, Wire(*endpoint), 0)?)
     }
 
-    /// Gives the endpoint of this ID flow tables of its own, as the agent does.
+    /// Creates flow tables for the endpoint of this ID, as the agent does.
     fn make_flow_tables(&mut self, id: u32) -> Result<()> {
-        // Of a `FlowKey` and of a `FlowEntry`, which `netpol-common` asserts.
+        // Sizes of `FlowKey` and `FlowEntry`, asserted in `netpol-common`.
         for (tables, flows, key) in
             [("FLOW_TABLES_V4", &mut self.flows_v4, 20_u32), ("FLOW_TABLES_V6", &mut self.flows_v6, 44)]
         {
@@ -271,10 +277,10 @@ impl Programs {
         Ok(())
     }
 
-    /// Sets an endpoint at another interface, with its ID.
+    /// Sets an endpoint at another interface, and its ID.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_endpoint_at(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<()> {
         let mut map: Array<&mut MapData, Wire<Endpoint>> =
             self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
@@ -282,41 +288,41 @@ impl Programs {
         self.set_sender(endpoint.id, ifindex)
     }
 
-    /// Sets a word of the tunnels' bitmap.
+    /// Sets a word of the tunnel bitmap.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_tunnels(&mut self, index: u32, word: u64) -> Result<()> {
         let mut map: Array<&mut MapData, u64> = self.bpf.map_mut("TUNNELS").context("TUNNELS")?.try_into()?;
         Ok(map.set(index, word, 0)?)
     }
 
-    /// Sets the endpoint in the overflow map, and another in its slot.
+    /// Sets an endpoint in the overflow map, and another one in its array slot.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_endpoint_in_overflow(&mut self, endpoint: &Endpoint, other: &Endpoint) -> Result<()> {
-        /// The first slot behind those that an ifindex leads to.
-        const BEHIND: u32 = 1024;
+        /// The first slot after those that are indexed by ifindex.
+        const FIRST_OVERFLOW: u32 = 1024;
         self.set_endpoint(other)?;
         let mut map: Array<&mut MapData, Wire<Endpoint>> =
             self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
-        map.set(BEHIND, Wire(*endpoint), 0)?;
-        self.insert("ENDPOINTS_OVERFLOW", IfIndex(INTERFACE), BEHIND)
+        map.set(FIRST_OVERFLOW, Wire(*endpoint), 0)?;
+        self.insert("ENDPOINTS_OVERFLOW", IfIndex(INTERFACE), FIRST_OVERFLOW)
     }
 
-    /// Sets an address, of either family by its size.
+    /// Sets an address entry. The size of the address selects the family.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_address<A: NoUninit + AnyBitPattern>(&mut self, address: A, entry: AddressEntry) -> Result<()> {
         self.insert(if size_of::<A>() == 4 { "ADDRESSES_V4" } else { "ADDRESSES_V6" }, address, entry)
     }
 
-    /// Sets a Service's port, of either family by its address' size.
+    /// Sets a frontend. The size of its address selects the family.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_frontend<A>(&mut self, key: FrontendKey<A>, entry: FrontendEntry) -> Result<()>
     where
         FrontendKey<A>: NoUninit + AnyBitPattern,
@@ -324,19 +330,19 @@ impl Programs {
         self.insert(if size_of::<A>() == 4 { "SERVICES_V4" } else { "SERVICES_V6" }, key, entry)
     }
 
-    /// Says which interface the pod with this number has; 0: none.
+    /// Sets the interface of an endpoint ID; 0 removes it.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_sender(&mut self, endpoint: u32, ifindex: u32) -> Result<()> {
         let mut map: Array<&mut MapData, u32> = self.bpf.map_mut("SENDERS").context("SENDERS")?.try_into()?;
         Ok(map.set(endpoint, ifindex, 0)?)
     }
 
-    /// Sets a prefix, of either family by its size.
+    /// Sets a prefix entry. The size of the address selects the family.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_prefix<A: NoUninit + AnyBitPattern>(
         &mut self,
         bits: u32,
@@ -349,7 +355,7 @@ impl Programs {
     /// Sets what a rule set allows to a class.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_allow(&mut self, key: AllowKey, entry: AllowEntry) -> Result<()> {
         self.insert("ALLOW", key, entry)
     }
@@ -357,7 +363,7 @@ impl Programs {
     /// Sets a port prefix.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn set_port(&mut self, bits: u32, key: PortKey, entry: PortEntry) -> Result<()> {
         self.insert_prefix("PORTS", bits, key, entry)
     }
@@ -381,10 +387,10 @@ impl Programs {
         Ok(None)
     }
 
-    /// Forgets a flow; whether there was one.
+    /// Deletes a flow. Returns whether it existed.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn forget_flow<A>(&mut self, key: FlowKey<A>) -> Result<bool>
     where
         FlowKey<A>: NoUninit + AnyBitPattern,
@@ -400,20 +406,20 @@ impl Programs {
         Ok(false)
     }
 
-    /// How many packets were counted for an endpoint.
+    /// Returns the packets counted for an endpoint.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn counted(&mut self, endpoint: u32, direction: Direction, reason: Reason) -> Result<u64> {
         let map: PerCpuArray<&MapData, Wire<Counters>> = self.bpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
         let values = map.get(&(endpoint * 2 + direction as u32), 0)?;
         Ok(values.iter().map(|Wire(counters)| counters.packets[reason as usize]).sum())
     }
 
-    /// Takes the events told so far.
+    /// Removes and returns the deny events so far.
     ///
     /// # Errors
-    /// As above.
+    /// Same as [`Self::set_endpoint`].
     pub fn events(&mut self) -> Result<Vec<DenyEvent>> {
         let mut ring: RingBuf<&mut MapData> = self.bpf.map_mut("EVENTS").context("EVENTS")?.try_into()?;
         let mut events = Vec::new();
@@ -446,7 +452,7 @@ impl Programs {
     }
 }
 
-/// The descriptor of a map of any kind we use.
+/// Returns the descriptor of a map, of the kinds that netpol uses.
 fn descriptor(map: &Map) -> Result<BorrowedFd<'_>> {
     let (Map::Array(data)
     | Map::PerCpuArray(data)
@@ -456,7 +462,7 @@ fn descriptor(map: &Map) -> Result<BorrowedFd<'_>> {
     | Map::ArrayOfMaps(data)
     | Map::RingBuf(data)) = map
     else {
-        bail!("a map of another kind: {map:?}");
+        bail!("unexpected kind of map: {map:?}");
     };
     Ok(data.fd().as_fd())
 }

@@ -1,4 +1,4 @@
-//! Frames sent and seen as they are on the link.
+//! Sends and receives raw frames.
 
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -10,13 +10,14 @@ use anyhow::{Context, Result, ensure};
 use crate::cluster::{Cluster, Host};
 use crate::packet::{Marker, frame};
 
-/// How long a frame may take to arrive, on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a frame may take to arrive on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long those that should not arrive are waited for after those that should: they were sent at the same time.
+/// How long to wait for frames that should be dropped, after the expected ones have arrived. All are sent at the same
+/// time.
 const GRACE: Duration = Duration::from_millis(250);
 
-// The C headers have these as other integers than the fields they go into.
+// The C headers use other integer types for these than the fields that they go into.
 const EVERY_PROTOCOL: u16 = 3;
 const PACKET_FAMILY: libc::sa_family_t = 17;
 const ADDRESS_LENGTH: libc::socklen_t = 20;
@@ -26,17 +27,17 @@ const _: () = assert!(
         && ADDRESS_LENGTH as usize == size_of::<libc::sockaddr_ll>()
 );
 
-/// A socket that sends and receives whole frames at a host's interface.
+/// A packet socket on a host's interface.
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
 }
 
 impl Link {
-    /// Opens it.
+    /// Opens the socket.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// Returns an error if a kernel request fails.
     pub fn open(host: &Host) -> Result<Self> {
         host.netns()
             .run(|| {
@@ -45,10 +46,10 @@ impl Link {
                 // SAFETY: takes no pointers.
                 let fd = unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(every_protocol)) };
                 ensure!(fd >= 0, "opening a packet socket: {}", std::io::Error::last_os_error());
-                // SAFETY: the descriptor was just made and nobody else owns it.
+                // SAFETY: the descriptor is new and has no other owner.
                 let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-                let name = CString::new(host.interface()).context("an interface's name has no zero byte")?;
-                // SAFETY: `name` is a C string that lives through the call.
+                let name = CString::new(host.interface()).context("the interface's name has a zero byte")?;
+                // SAFETY: `name` is a C string that is valid during the call.
                 let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
                 ensure!(index != 0, "no interface {}", host.interface());
                 // SAFETY: all bytes zero is a valid sockaddr_ll.
@@ -67,7 +68,7 @@ impl Link {
     /// Sends a frame.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// Returns an error if a kernel request fails.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         // SAFETY: the pointer and length are those of `frame`.
         let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
@@ -75,7 +76,7 @@ impl Link {
         Ok(())
     }
 
-    /// The next frame that arrived, if one has.
+    /// Returns the next frame that has arrived.
     pub fn receive(&self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -94,7 +95,7 @@ impl Link {
                 )
             };
             let length = usize::try_from(length).ok()?;
-            // What this host sends itself is seen here too.
+            // Packet sockets also receive this host's own frames.
             if from.sll_pkttype != libc::PACKET_OUTGOING {
                 buffer.truncate(length);
                 return Some(buffer);
@@ -103,31 +104,38 @@ impl Link {
     }
 }
 
-/// A packet, or several that belong together, whose last carries a marker.
+/// A packet or a sequence of packets. The last one contains a marker.
 #[derive(Clone, Debug)]
 pub struct Shot {
-    what: String,
+    description: String,
     frames: Vec<Vec<u8>>,
     marker: Marker,
 }
 
 impl Shot {
-    /// IP packets from one host to another, sent in order; the last one carries the marker.
-    pub fn new(cluster: &Cluster, from: &str, to: &str, what: &str, marker: Marker, packets: &[Vec<u8>]) -> Self {
-        Self::tagged(cluster, from, to, what, marker, packets, &[])
+    /// Creates IP packets from one host to another, sent in order. The last one contains the marker.
+    pub fn new(
+        cluster: &Cluster,
+        from: &str,
+        to: &str,
+        description: &str,
+        marker: Marker,
+        packets: &[Vec<u8>],
+    ) -> Self {
+        Self::tagged(cluster, from, to, description, marker, packets, &[])
     }
 
-    /// Whole frames, sent in order; the last one carries the marker.
-    pub fn of_frames(what: &str, marker: Marker, frames: Vec<Vec<u8>>) -> Self {
-        Self { what: what.to_owned(), frames, marker }
+    /// Creates complete frames, sent in order. The last one contains the marker.
+    pub fn of_frames(description: &str, marker: Marker, frames: Vec<Vec<u8>>) -> Self {
+        Self { description: description.to_owned(), frames, marker }
     }
 
-    /// The same as [`Self::new`] below VLAN tags.
+    /// Creates IP packets with VLAN tags, like [`Self::new`].
     pub fn tagged(
         cluster: &Cluster,
         from: &str,
         to: &str,
-        what: &str,
+        description: &str,
         marker: Marker,
         packets: &[Vec<u8>],
         vlans: &[u16],
@@ -135,30 +143,30 @@ impl Shot {
         let (source, destination) = (cluster.host(from), cluster.host(to));
         let next_hop = source.next_hop(destination, cluster.topology());
         let frames = packets.iter().map(|packet| frame(next_hop, source.mac(), vlans, packet)).collect();
-        Self { what: what.to_owned(), frames, marker }
+        Self { description: description.to_owned(), frames, marker }
     }
 }
 
-/// Shots sent before the receiver is looked at, so that none is lost because its socket is full.
-const AT_ONCE: usize = 64;
+/// Number of shots sent before the receiver is read, so that its socket buffer does not overflow.
+const BATCH: usize = 64;
 
-/// Sends shots and returns for each whether its last packet arrived. Waits for those that should.
-fn fire(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> Result<Vec<bool>> {
+/// Sends all shots, waits for the expected ones, and returns for each whether its last packet arrived.
+fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> Result<Vec<bool>> {
     let sender = Link::open(cluster.host(from))?;
     let receiver = Link::open(cluster.host(to))?;
     let mut arrived = HashSet::new();
-    let mut batches = table.chunks(AT_ONCE).peekable();
+    let mut batches = table.chunks(BATCH).peekable();
     while let Some(some) = batches.next() {
-        // Frames of all but the last batch have time to arrive while the next ones are sent.
+        // Earlier batches have time to arrive while the next ones are sent.
         let grace = if batches.peek().is_some() { Duration::ZERO } else { GRACE };
         for (shot, _) in some {
             for frame in &shot.frames {
-                sender.send(frame).with_context(|| shot.what.clone())?;
+                sender.send(frame).with_context(|| shot.description.clone())?;
             }
         }
         let start = Instant::now();
         let mut complete = None;
-        while start.elapsed() < PATIENCE && complete.is_none_or(|at: Instant| at.elapsed() < grace) {
+        while start.elapsed() < TIMEOUT && complete.is_none_or(|at: Instant| at.elapsed() < grace) {
             if let Some(frame) = receiver.receive() {
                 arrived.extend(Marker::find(&frame));
                 continue;
@@ -172,19 +180,19 @@ fn fire(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> Resu
     Ok(table.iter().map(|(shot, _)| arrived.contains(&shot.marker)).collect())
 }
 
-/// Fires shots and checks what becomes of each: a table of (shot, whether it arrives).
+/// Sends shots and checks a table of (shot, whether it arrives).
 ///
 /// # Errors
-/// Names those that fared otherwise.
+/// Returns an error that names the shots with another result.
 pub fn check(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> Result<()> {
-    let arrived = fire(cluster, from, to, table)?;
+    let arrived = send_all(cluster, from, to, table)?;
     let word = |passes: bool| if passes { "arrive" } else { "be dropped" };
     let wrong: Vec<_> = table
         .iter()
         .zip(&arrived)
         .filter(|((_, expected), arrived)| expected != *arrived)
         .map(|((shot, expected), arrived)| {
-            format!("{} was to {}, but did {}", shot.what, word(*expected), word(*arrived))
+            format!("{}: expected to {}, but it did {}", shot.description, word(*expected), word(*arrived))
         })
         .collect();
     ensure!(wrong.is_empty(), "from {from} to {to}:\n  {}", wrong.join("\n  "));

@@ -1,4 +1,4 @@
-//! How often programs ran, and for how long, as the kernel counts it.
+//! Run counts and run times of programs, from kernel statistics.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,45 +9,45 @@ use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use netpol_common::LAYOUT_VERSION;
 
-/// Runs of some programs, and their time in all.
+/// Runs of a program, and their total time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
-    /// How many.
+    /// Number of runs.
     pub count: u64,
-    /// Their time.
+    /// Total time.
     pub time: Duration,
 }
 
 impl Runs {
-    /// Has the kernel count, for as long as the result lives.
+    /// Enables the kernel's run statistics until the result is dropped.
     ///
     /// # Errors
-    /// Where it refuses.
+    /// Returns an error if the kernel does not support them.
     pub fn counted() -> Result<OwnedFd> {
-        enable_stats(Stats::RunTime).context("having the kernel count programs' runs")
+        enable_stats(Stats::RunTime).context("enabling BPF run statistics")
     }
 
-    /// Of a program that an agent has pinned below its `--pin-path`.
+    /// Reads the runs of a program that an agent has pinned below its `--pin-path`.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Returns an error if it does not exist.
     pub fn pinned(pins: &Path, program: &str) -> Result<Self> {
         let path = pins.join(format!("v{LAYOUT_VERSION}/programs/{program}"));
         Ok(Self::of(&ProgramInfo::from_pin(&path).with_context(|| path.display().to_string())?))
     }
 
-    /// Of a program.
+    /// Reads the runs of a program.
     pub const fn of(program: &ProgramInfo) -> Self {
         Self { count: program.run_count(), time: program.run_time() }
     }
 
-    /// What has come since an earlier reading.
+    /// Returns the difference to an earlier reading.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         Self { count: self.count.saturating_sub(earlier.count), time: self.time.saturating_sub(earlier.time) }
     }
 
-    /// Nanoseconds of one.
+    /// Returns the mean time of a run in nanoseconds.
     #[expect(clippy::cast_precision_loss, reason = "a measurement")]
     pub fn mean(self) -> f64 {
         self.time.as_secs_f64() * 1e9 / self.count.max(1) as f64

@@ -1,4 +1,5 @@
-//! Servers that name themselves: TCP greets with the host's name and echoes, UDP echoes with the name in front.
+//! Test servers. A TCP server sends the host's name and then echoes. A UDP server echoes datagrams with the name in
+//! front.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,13 +17,13 @@ use crate::cluster::Host;
 /// All servers of a cluster, on one thread.
 #[derive(Debug)]
 pub struct Servers {
-    orders: Option<Sender<Order>>,
+    commands: Option<Sender<Command>>,
     wake: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-enum Order {
+enum Command {
     Add(Vec<Server>),
     Stop { host: Arc<str>, done: Sender<()> },
 }
@@ -44,21 +45,22 @@ impl Servers {
     /// Starts the thread.
     ///
     /// # Errors
-    /// Where the system gives no pipe or thread.
+    /// Returns an error if a pipe or a thread cannot be created.
     pub fn start() -> Result<Self> {
-        let (reader, wake) = nix::unistd::pipe().context("making a pipe")?;
-        let (orders, inbox) = channel();
+        let (reader, wake) = nix::unistd::pipe().context("creating a pipe")?;
+        let (commands, inbox) = channel();
         let thread = std::thread::Builder::new()
             .name("servers".into())
-            .spawn(move || serve_until_hung_up(&reader, &inbox))
+            .spawn(move || serve_until_disconnected(&reader, &inbox))
             .context("starting the servers' thread")?;
-        Ok(Self { orders: Some(orders), wake, thread: Some(thread) })
+        Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
     }
 
     /// Serves ports at all addresses of a host.
     ///
     /// # Errors
-    /// Names what could not be bound. SCTP cannot: this kernel may have no sockets for it.
+    /// Returns an error that names the port that could not be bound. SCTP is not supported, because the kernel may
+    /// have no SCTP sockets.
     pub fn serve(&self, host: &Host, ports: &[(Protocol, u16)]) -> Result<()> {
         let name: Arc<str> = host.name().into();
         let servers = host.netns().run(|| {
@@ -73,20 +75,25 @@ impl Servers {
             }
             Ok(servers)
         })?;
-        self.order(Order::Add(servers))
+        self.send(Command::Add(servers))
     }
 
-    /// Closes all sockets of a host, and returns when they are closed.
+    /// Closes all sockets of a host, and waits until they are closed.
     pub fn stop(&self, host: &str) {
         let (done, closed) = channel();
-        if self.order(Order::Stop { host: host.into(), done }).is_ok() {
-            // An error means the thread has ended, and the sockets with it.
+        if self.send(Command::Stop { host: host.into(), done }).is_ok() {
+            // An error means that the thread and its sockets are gone.
             let _ = closed.recv();
         }
     }
 
-    fn order(&self, order: Order) -> Result<()> {
-        self.orders.as_ref().context("the servers have stopped")?.send(order).ok().context("the servers have died")?;
+    fn send(&self, command: Command) -> Result<()> {
+        self.commands
+            .as_ref()
+            .context("the servers were stopped")?
+            .send(command)
+            .ok()
+            .context("the servers' thread has ended")?;
         nix::unistd::write(&self.wake, b"!").context("waking the servers")?;
         Ok(())
     }
@@ -94,7 +101,7 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        drop(self.orders.take());
+        drop(self.commands.take());
         let _ = nix::unistd::write(&self.wake, b"!");
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -112,7 +119,7 @@ fn bind(protocol: Protocol, at: SocketAddr) -> Result<Socket> {
         Protocol::Udp => {
             let socket = UdpSocket::bind(at)?;
             socket.set_nonblocking(true)?;
-            crate::flow::make_room(&socket)?;
+            crate::flow::enlarge_receive_buffer(&socket)?;
             Ok(Socket::Datagrams(socket))
         }
         Protocol::Sctp => anyhow::bail!("SCTP is tested with raw packets, not served"),
@@ -128,12 +135,12 @@ impl Server {
         }
     }
 
-    /// Handles what is ready. Returns a new connection, and whether this socket stays.
-    fn work(&mut self, buffer: &mut [u8]) -> (Option<Self>, bool) {
+    /// Handles a ready socket. Returns a new connection, and whether to keep the socket.
+    fn handle(&mut self, buffer: &mut [u8]) -> (Option<Self>, bool) {
         match &mut self.socket {
             Socket::Listener(listener) => {
                 let Ok((mut stream, _)) = listener.accept() else { return (None, true) };
-                // A client that has gone already is no concern of the server.
+                // Errors mean that the client has closed the connection.
                 let _ = stream.set_nonblocking(true);
                 let _ = stream.set_nodelay(true);
                 let _ = stream.write_all(format!("{}\n", self.host).as_bytes());
@@ -145,11 +152,11 @@ impl Server {
                 Err(error) => (None, matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)),
             },
             Socket::Datagrams(socket) => {
-                // Errors here are ICMP about earlier answers.
+                // Errors are ICMP messages about earlier responses.
                 if let Ok((length, from)) = socket.recv_from(buffer) {
-                    let mut answer = format!("{}\n", self.host).into_bytes();
-                    answer.extend_from_slice(&buffer[..length]);
-                    let _ = socket.send_to(&answer, from);
+                    let mut response = format!("{}\n", self.host).into_bytes();
+                    response.extend_from_slice(&buffer[..length]);
+                    let _ = socket.send_to(&response, from);
                 }
                 (None, true)
             }
@@ -157,7 +164,7 @@ impl Server {
     }
 }
 
-fn serve_until_hung_up(wake: &OwnedFd, inbox: &Receiver<Order>) {
+fn serve_until_disconnected(wake: &OwnedFd, inbox: &Receiver<Command>) {
     let mut servers: Vec<Server> = Vec::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
@@ -173,15 +180,15 @@ fn serve_until_hung_up(wake: &OwnedFd, inbox: &Receiver<Order>) {
             ready.extend(fds.iter().enumerate().filter(|(_, fd)| is_ready(fd)).map(|(index, _)| index));
             woken
         };
-        let mut gone = Vec::new();
+        let mut closed = Vec::new();
         for index in ready {
-            let (connection, stays) = servers[index].work(&mut buffer);
+            let (connection, stays) = servers[index].handle(&mut buffer);
             servers.extend(connection);
             if !stays {
-                gone.push(index);
+                closed.push(index);
             }
         }
-        for index in gone.into_iter().rev() {
+        for index in closed.into_iter().rev() {
             servers.swap_remove(index);
         }
         if woken {
@@ -189,8 +196,8 @@ fn serve_until_hung_up(wake: &OwnedFd, inbox: &Receiver<Order>) {
             let _ = nix::unistd::read(wake, &mut bytes);
             loop {
                 match inbox.try_recv() {
-                    Ok(Order::Add(more)) => servers.extend(more),
-                    Ok(Order::Stop { host, done }) => {
+                    Ok(Command::Add(more)) => servers.extend(more),
+                    Ok(Command::Stop { host, done }) => {
                         servers.retain(|server| server.host != host);
                         let _ = done.send(());
                     }

@@ -1,4 +1,4 @@
-//! Services and their backends, as manifests tell of them and as [`crate::proxy`] translates.
+//! Services and their backends, for manifests and for [`crate::proxy`].
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,7 @@ use netpol_policy::model::Protocol;
 
 use crate::cluster::Cluster;
 
-/// A Service, with the addresses of its backends.
+/// A Service with the addresses of its backends.
 #[derive(Clone, Debug)]
 pub struct Service {
     namespace: String,
@@ -23,19 +23,19 @@ pub struct Service {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ServicePort {
     pub(crate) protocol: Protocol,
-    /// At the Service's addresses.
+    /// Port at the Service's addresses.
     pub(crate) port: u16,
-    /// At its backends.
+    /// Port at the backends.
     pub(crate) target: u16,
-    /// At every node's addresses.
+    /// Port at every node's addresses.
     pub(crate) node_port: Option<u16>,
 }
 
 impl Service {
-    /// One by `namespace/name`, at its addresses: IPv4, IPv6, or both.
+    /// Creates a Service by `namespace/name`, at IPv4, IPv6, or both addresses.
     ///
     /// # Panics
-    /// Where the name is not of that form.
+    /// Panics if the name has another form.
     pub fn new(name: &str, addresses: &[IpAddr]) -> Self {
         let (namespace, name) = name.split_once('/').unwrap_or_else(|| panic!("{name:?} is not namespace/name"));
         Self {
@@ -48,46 +48,46 @@ impl Service {
         }
     }
 
-    /// Selects its backends by a label, such as `app: good`; its manifest then has no `EndpointSlice`, as in a repository.
+    /// Selects backends by a label, such as `app: good`, and writes no `EndpointSlice`, as manifests in a repository.
     #[must_use]
     pub fn selecting(mut self, label: &str) -> Self {
         self.selector = Some(label.to_owned());
         self
     }
 
-    /// A port, and the one it leads to.
+    /// Adds a port and its target port.
     #[must_use]
     pub fn port(mut self, protocol: Protocol, port: u16, target: u16) -> Self {
         self.ports.push(ServicePort { protocol, port, target, node_port: None });
         self
     }
 
-    /// The same, which every node has too.
+    /// Adds a port with a NodePort.
     #[must_use]
     pub fn node_port(mut self, protocol: Protocol, port: u16, target: u16, node_port: u16) -> Self {
         self.ports.push(ServicePort { protocol, port, target, node_port: Some(node_port) });
         self
     }
 
-    /// Its backends, by name, instead of those it had: pods, or nodes for what runs in their network.
+    /// Sets the backends by name: pods, or nodes for host-network backends.
     #[must_use]
     pub fn backends(mut self, cluster: &Cluster, names: &[&str]) -> Self {
         self.backends = names.iter().flat_map(|name| cluster.host(name).addresses().to_vec()).collect();
         self
     }
 
-    /// Tells of it, and of its backends as they are.
+    /// Writes the manifest with the current backends.
     ///
     /// # Errors
-    /// Where its manifest cannot be written.
+    /// Returns an error if the manifest cannot be written.
     pub fn announce(&self, cluster: &Cluster) -> Result<()> {
         cluster.manifests().write(&self.file(), &self.manifest())
     }
 
-    /// Takes its manifest away.
+    /// Removes the manifest.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Returns an error if it does not exist.
     pub fn conceal(&self, cluster: &Cluster) -> Result<()> {
         cluster.manifests().remove(&self.file())
     }
@@ -104,10 +104,10 @@ impl Service {
         &self.ports
     }
 
-    /// Where a port leads, of the family of a Service's address.
+    /// Returns the backend addresses and target port of a port, for one family.
     pub(crate) fn targets(&self, is_ipv4: bool, port: &ServicePort) -> Vec<SocketAddr> {
-        let alike = self.backends.iter().filter(|address| address.is_ipv4() == is_ipv4);
-        alike.map(|address| SocketAddr::new(*address, port.target)).collect()
+        let of_family = self.backends.iter().filter(|address| address.is_ipv4() == is_ipv4);
+        of_family.map(|address| SocketAddr::new(*address, port.target)).collect()
     }
 
     fn manifest(&self) -> String {
@@ -155,12 +155,12 @@ impl Service {
             let _ = writeln!(yaml, "- {{name: {name}, protocol: {protocol}, port: {target}}}");
         }
         yaml += "endpoints:\n";
-        let mut some = false;
+        let mut has_backends = false;
         for address in self.backends.iter().filter(|address| address.is_ipv4() == is_ipv4) {
-            some = true;
+            has_backends = true;
             let _ = writeln!(yaml, "- {{addresses: ['{address}'], conditions: {{ready: true}}}}");
         }
-        if !some {
+        if !has_backends {
             yaml = yaml.trim_end().to_owned() + " []\n";
         }
         yaml

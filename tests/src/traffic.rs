@@ -1,4 +1,4 @@
-//! Traffic between two hosts of a cluster that is as much as they can, for benches.
+//! Generates as much traffic as possible between two hosts, for benchmarks.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,54 +10,54 @@ use anyhow::{Context, Result, anyhow};
 use crate::cluster::Host;
 
 const PORT: u16 = 5201;
-/// Bytes written at once where much is sent.
+/// Bytes in one write of a stream.
 const BULK: usize = 256 << 10;
-/// Clients that connect at the same time.
+/// Number of parallel clients for new connections.
 const CLIENTS: usize = 2;
 
-/// What traffic does.
+/// Kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// One connection that sends as much as it can; counted in bytes.
+    /// One connection that sends as much as possible. The unit is bytes.
     Stream,
-    /// One connection, a byte each way in turn; counted in requests.
+    /// One connection with one byte in each direction by turns. The unit is requests.
     Requests,
-    /// A new connection for each request, closed by the server; counted in connections.
+    /// A new connection for each request, closed by the server. The unit is connections.
     Connections,
 }
 
 impl Load {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Stream, Self::Requests, Self::Connections];
 
-    /// Runs it from one host to another for some time; how many, and in what time.
+    /// Runs the traffic from one host to another for a time. Returns the number of units and the actual time.
     ///
     /// # Errors
-    /// Where a connection cannot be made, or is lost.
+    /// Returns an error if a connection fails.
     pub fn run(self, client: &Host, server: &Host, time: Duration) -> Result<(u64, Duration)> {
         let address = SocketAddr::new(IpAddr::V4(server.v4()), PORT);
         let listener = server.netns().run(|| TcpListener::bind(address).context("listening"))?;
         let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            let serving = scope.spawn(|| self.serve(&listener, &stop, &served));
+            let server_thread = scope.spawn(|| self.serve(&listener, &stop, &served));
             let clients = if self == Self::Connections { CLIENTS } else { 1 };
-            let begun = Instant::now();
-            let asking: Vec<_> = (0..clients)
+            let start = Instant::now();
+            let client_threads: Vec<_> = (0..clients)
                 .map(|_| {
                     scope.spawn(move || {
                         client.netns().enter()?;
-                        self.ask(address, begun + time)
+                        self.connect(address, start + time)
                     })
                 })
                 .collect();
-            let asked: Result<Vec<u64>> = asking.into_iter().map(|thread| joined(thread.join())).collect();
-            let took = begun.elapsed();
+            let counts: Result<Vec<u64>> = client_threads.into_iter().map(|thread| joined(thread.join())).collect();
+            let elapsed = start.elapsed();
             stop.store(true, Ordering::Relaxed);
-            // Wakes the server up. It may have ended already.
+            // Wakes the server, which may have ended already.
             drop(client.netns().run(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?)));
-            joined(serving.join())?;
-            let count = if self == Self::Stream { served.load(Ordering::Relaxed) } else { asked?.iter().sum() };
-            Ok((count, took))
+            joined(server_thread.join())?;
+            let count = if self == Self::Stream { served.load(Ordering::Relaxed) } else { counts?.iter().sum() };
+            Ok((count, elapsed))
         })
     }
 
@@ -89,7 +89,7 @@ impl Load {
         }
     }
 
-    fn ask(self, address: SocketAddr, until: Instant) -> Result<u64> {
+    fn connect(self, address: SocketAddr, until: Instant) -> Result<u64> {
         let open = || -> Result<TcpStream> {
             let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("connecting")?;
             stream.set_nodelay(true)?;
@@ -102,7 +102,7 @@ impl Load {
                 let mut stream = open()?;
                 stream.write_all(&byte)?;
                 stream.read_exact(&mut byte)?;
-                // The server closes first, and its port is free again for the same client.
+                // The server closes first, so that the client's port is free again.
                 let _ = stream.read(&mut byte)?;
                 count += 1;
             }
@@ -126,5 +126,5 @@ impl Load {
 }
 
 fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
-    result.map_err(|_| anyhow!("a thread of the traffic panicked"))?
+    result.map_err(|_| anyhow!("a traffic thread panicked"))?
 }

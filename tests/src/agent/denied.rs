@@ -1,8 +1,8 @@
-//! What the agent tells of denied flows.
+//! Deny events of the agent.
 
 use serde_json::Value;
 
-/// A line the agent printed about a denied flow.
+/// A deny event that the agent printed.
 #[derive(Clone, Debug)]
 pub struct Denied(pub Value);
 
@@ -11,27 +11,28 @@ impl Denied {
         self.0.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// `ingress` or `egress`.
+    /// Returns `ingress` or `egress`.
     pub fn direction(&self) -> &str {
         self.text("/direction")
     }
 
-    /// Why, as `netpol_common::Reason` names it.
+    /// Returns the reason, with its name in `netpol_common::Reason`.
     pub fn reason(&self) -> &str {
         self.text("/reason")
     }
 
-    /// Who sent it: `namespace/name`, or its address.
+    /// Returns the source: `namespace/name` of a pod, or an address.
     pub fn from(&self) -> &str {
         self.end("from")
     }
 
-    /// Whom it was for.
+    /// Returns the destination: `namespace/name` of a pod, or an address.
     pub fn to(&self) -> &str {
         self.end("to")
     }
 
-    /// Whether it was for this Service (`namespace/name`), or may have been sent on by it.
+    /// Reports whether the event names this Service (`namespace/name`) as the destination or as one that may have
+    /// selected it as a backend.
     pub fn names_service(&self, service: &str) -> bool {
         let lists = ["/to/services", "/to/behind"].map(|list| self.0.pointer(list).and_then(Value::as_array));
         lists.into_iter().flatten().flatten().any(|name| name == service)
@@ -42,17 +43,17 @@ impl Denied {
         if by_name.is_empty() { self.text(&format!("/{which}/address")) } else { by_name }
     }
 
-    /// The destination port.
+    /// Returns the destination port.
     pub fn port(&self) -> Option<u16> {
         self.0.pointer("/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok())
     }
 
-    /// `TCP`, `UDP`, …
+    /// Returns `TCP`, `UDP`, ….
     pub fn protocol(&self) -> &str {
         self.text("/protocol")
     }
 
-    /// The policies that isolate the pod in that direction, as `namespace/name`.
+    /// Returns the policies that isolate the pod in this direction, as `namespace/name`.
     pub fn policies(&self) -> Vec<String> {
         let list = self.0.pointer("/policies").and_then(Value::as_array);
         let name = |item: &Value| Some(format!("{}/{}", item.get("namespace")?.as_str()?, item.get("name")?.as_str()?));

@@ -1,36 +1,36 @@
-//! The executables under test.
+//! Paths of the executables under test.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-/// The agent: `NETPOL_AGENT`, else the one Cargo put beside this executable.
+/// Returns the agent's path: `NETPOL_AGENT`, else the one that Cargo built next to this executable.
 ///
 /// # Errors
-/// Where there is none, with the line that builds it.
+/// Returns an error with the command that builds it if it does not exist.
 pub fn agent() -> Result<PathBuf> {
     let path = if let Some(path) = std::env::var_os("NETPOL_AGENT") {
         PathBuf::from(path)
     } else {
-        let own = std::env::current_exe().context("finding this executable")?;
-        let directory = own.parent().context("this executable is in a directory")?;
+        let this = std::env::current_exe().context("finding this executable")?;
+        let directory = this.parent().context("this executable's path has no directory")?;
         let directory = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
         directory.join("netpol-agent")
     };
     ensure!(
         path.is_file(),
-        "there is no agent at {}: build it with `cargo xtask ebpf && cargo build -p netpol-agent`, or name one in NETPOL_AGENT",
+        "netpol-agent not found at {}: build it with `cargo xtask ebpf && cargo build -p netpol-agent`, or set NETPOL_AGENT to its path",
         path.display()
     );
     Ok(path)
 }
 
-/// `netpol`, beside the agent.
+/// Returns the path of `netpol`, next to the agent.
 ///
 /// # Errors
-/// Where there is none, with the line that builds it.
+/// Returns an error with the command that builds it if it does not exist.
 pub fn netpol() -> Result<PathBuf> {
     let path = agent()?.with_file_name("netpol");
-    ensure!(path.is_file(), "there is no netpol at {}: build it with `cargo build -p netpol-cli`", path.display());
+    ensure!(path.is_file(), "netpol not found at {}: build it with `cargo build -p netpol-cli`", path.display());
     Ok(path)
 }

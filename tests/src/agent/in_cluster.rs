@@ -1,4 +1,4 @@
-//! An agent that finds who it is, and where the API server is, as a process in a pod does.
+//! Runs an agent with in-cluster configuration: API server address and credentials as in a pod.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -6,13 +6,14 @@ use std::process::Command;
 
 use crate::netns::Netns;
 
-/// Where kubelet mounts a pod's service account.
+/// Where the kubelet mounts a pod's service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Mounts the credentials (`$0`) there, in a mount namespace of its own, and becomes the command.
+/// Script that bind-mounts the credentials (`$0`) there, in a private mount namespace, and then executes the command.
 const MOUNT: &str = r#"mount -t tmpfs none /run && mkdir -p "$ACCOUNT" && mount --bind "$0" "$ACCOUNT" && exec "$@""#;
 
-/// A command as which `binary` runs in a pod with these credentials. No home, so no kubeconfig of somebody else.
+/// Returns a command that runs `binary` as in a pod with these credentials. HOME is unset, so that no other
+/// kubeconfig is used.
 pub(super) fn command(netns: &Netns, binary: &Path, credentials: &Path, server: SocketAddr) -> Command {
     let mut command = netns.command("unshare");
     command.args(["--mount", "sh", "-c", MOUNT]).arg(credentials).arg(binary);

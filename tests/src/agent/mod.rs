@@ -1,4 +1,4 @@
-//! The agent on a node, as a process.
+//! Runs the agent on a node as a process.
 
 mod denied;
 mod executable;
@@ -26,26 +26,26 @@ pub use executable::{agent as binary, netpol};
 pub use options::AgentOptions;
 pub use upstream::{SOURCE, as_deployed};
 
-use crate::cleanup::{BPFFS, PathGuard, forget_process, temporary_root, unique, watch_process};
+use crate::cleanup::{BPFFS, PathGuard, register_process, temporary_root, unique, unregister_process};
 use crate::cluster::{Cluster, node_name};
 use output::{Output, read_denials, read_log};
 use upstream::Upstream;
 
-/// How long a line it is to print may take, on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an expected line of output may take on a busy machine.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a verb of the agent answered.
+/// Result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// Its exit code; none where a signal ended it.
+    /// Its exit code, or `None` if a signal ended it.
     pub code: Option<i32>,
-    /// For programs and people.
+    /// Its standard output.
     pub stdout: String,
-    /// What went wrong.
+    /// Its standard error.
     pub stderr: String,
 }
 
-/// A running agent. Dropping it ends the process and removes its pins.
+/// A running agent. Dropping it kills the process and removes its pins.
 #[derive(Debug)]
 pub struct Agent {
     options: AgentOptions,
@@ -54,7 +54,7 @@ pub struct Agent {
     child: Option<Child>,
     output: Arc<Mutex<Output>>,
     command: Launch,
-    // Dropped while no process is left to miss it.
+    // Dropped last, when no process uses it.
     upstream: Option<Upstream>,
 }
 
@@ -66,31 +66,32 @@ struct Launch {
 }
 
 impl Agent {
-    /// Starts one on the cluster's first node, and waits until it enforces.
+    /// Starts an agent on the cluster's first node, and waits until it is ready.
     ///
     /// # Errors
-    /// Where there is no executable, or it does not get ready; then with what it logged.
+    /// Returns an error if there is no executable. Returns an error with the log if the agent does not become ready.
     pub fn start(cluster: &Cluster) -> Result<Self> {
         Self::start_with(cluster, AgentOptions::default())
     }
 
-    /// The same, told how.
+    /// Starts an agent with options, and waits until it is ready.
     ///
     /// # Errors
-    /// Like [`Self::start`].
+    /// Same as [`Self::start`].
     pub fn start_with(cluster: &Cluster, options: AgentOptions) -> Result<Self> {
         let mut agent = Self::prepare(cluster, options)?;
         agent.restart()?;
         Ok(agent)
     }
 
-    /// Makes all it needs, without starting the process yet: [`Self::launch`] does.
+    /// Creates what the agent needs, without starting the process. [`Self::launch`] starts it.
     ///
     /// # Errors
-    /// Where there is no executable, or its API server cannot be had.
+    /// Returns an error if there is no executable, or its API server double cannot be started.
     pub fn prepare(cluster: &Cluster, options: AgentOptions) -> Result<Self> {
         let (netns, manifests) = (cluster.host(&node_name(options.node)).netns().clone(), cluster.manifests().path());
-        let server = options.api_server.clone().map_or_else(upstream::asked, |server| Ok(Some(server)))?;
+        let server =
+            options.api_server.clone().map_or_else(upstream::options_from_environment, |server| Ok(Some(server)))?;
         let upstream = server.map(|server| Upstream::start(&netns, manifests, server)).transpose()?;
         Ok(Self {
             pins: PathGuard::new(Path::new(BPFFS).join(unique("pins"))),
@@ -107,39 +108,39 @@ impl Agent {
         })
     }
 
-    /// Starts the process (again), and waits until it enforces.
+    /// Starts or restarts the process, and waits until it is ready.
     ///
     /// # Errors
-    /// Like [`Self::start`].
+    /// Same as [`Self::start`].
     pub fn restart(&mut self) -> Result<()> {
         self.launch()?;
         self.wait_ready()
     }
 
-    /// Waits until the process enforces.
+    /// Waits until the process is ready.
     ///
     /// # Errors
-    /// Like [`Self::start`].
+    /// Same as [`Self::start`].
     pub fn wait_ready(&mut self) -> Result<()> {
-        let (start, patience) = (Instant::now(), self.options.patience);
+        let (start, timeout) = (Instant::now(), self.options.patience);
         while !self.is_ready() {
-            if let Some(status) = self.child.as_mut().context("the agent was just started")?.try_wait()? {
-                bail!("the agent ended with {status} before it was ready; it said:\n{}", self.log());
+            if let Some(status) = self.child.as_mut().context("the agent was not started")?.try_wait()? {
+                bail!("the agent ended with {status} before it was ready. Its log:\n{}", self.log());
             }
-            ensure!(start.elapsed() < patience, "the agent was not ready after {patience:?}; it said:\n{}", self.log());
+            ensure!(start.elapsed() < timeout, "the agent was not ready after {timeout:?}. Its log:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     }
 
-    /// Starts the process (again), without waiting.
+    /// Starts or restarts the process, without waiting.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn launch(&mut self) -> Result<()> {
-        self.end(Signal::SIGKILL)?;
-        fs::create_dir_all(self.ready.path()).context("making a directory for the agent's ready file")?;
-        // The one of the run before tells nothing about this one.
+        self.terminate(Signal::SIGKILL)?;
+        fs::create_dir_all(self.ready.path()).context("creating a directory for the agent's ready file")?;
+        // Removes the ready file of the previous process.
         let _ = fs::remove_file(self.ready_file());
         let Launch { netns, binary, source } = &self.command;
         let mut command = match self.upstream.as_ref().filter(|_| self.options.in_cluster) {
@@ -153,16 +154,16 @@ impl Agent {
         command.arg("--ready-file").arg(self.ready_file());
         command.arg("--api-socket").arg(self.socket());
         command.args(&self.options.arguments);
-        die_with_us(&mut command);
+        kill_with_parent(&mut command);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {}", self.command.binary.display()))?;
-        watch_process(child.id());
-        let stdout = child.stdout.take().context("the agent has a stdout")?;
-        let stderr = child.stderr.take().context("the agent has a stderr")?;
+        register_process(child.id());
+        let stdout = child.stdout.take().context("the agent's stdout is not a pipe")?;
+        let stderr = child.stderr.take().context("the agent's stderr is not a pipe")?;
         self.child = Some(child);
         let output = Arc::clone(&self.output);
         std::thread::spawn(move || read_denials(stdout, &output));
@@ -171,7 +172,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether it says that it enforces.
+    /// Reports whether the agent is ready.
     pub fn is_ready(&self) -> bool {
         self.ready_file().exists()
     }
@@ -180,76 +181,76 @@ impl Agent {
         self.ready.path().join("ready")
     }
 
-    /// The API server it gets its objects from, where that is one.
+    /// Returns the API server double, if the agent uses one.
     pub fn api_server(&self) -> Option<&ApiServer> {
         self.upstream.as_ref().map(|upstream| &upstream.server)
     }
 
-    /// Lets that server say what the manifests say by now, rather than in some milliseconds.
+    /// Updates the API server double from the manifests now. By itself it follows within milliseconds.
     ///
     /// # Errors
-    /// Where it would not take them.
+    /// Returns an error if an API server would reject a manifest.
     pub fn sync_api_server(&self) -> Result<()> {
         self.upstream.as_ref().map_or(Ok(()), Upstream::sync)
     }
 
-    /// Where it answers `netpol wait`.
+    /// Returns the path of the agent's API socket.
     pub fn socket(&self) -> PathBuf {
         self.ready.path().join("agent.sock")
     }
 
-    /// Runs `netpol wait` on its socket, in a process of its own, to its end.
+    /// Runs `netpol wait` on the agent's socket and waits until it ends.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn wait(&self, arguments: &[&str]) -> Result<Said> {
         let mut command = Command::new(netpol()?);
         command.arg("wait").arg("--socket").arg(self.socket()).args(arguments).stdin(Stdio::null());
-        said(command.output().context("starting netpol wait")?)
+        command_result(command.output().context("starting netpol wait")?)
     }
 
-    /// Asks for a page on its socket, such as `/metrics`.
+    /// Returns the response to a GET request on the agent's socket, for example of `/metrics`.
     ///
     /// # Errors
-    /// Where it does not answer with status 200.
+    /// Returns an error if the status is not 200.
     pub fn get(&self, path: &str) -> Result<String> {
         let socket = self.socket();
         let mut stream = UnixStream::connect(&socket).with_context(|| format!("connecting to {}", socket.display()))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).context("reading the agent's answer")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no end of the answer's head")?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).context("reading the agent's response")?;
+        let (head, body) = response.split_once("\r\n\r\n").context("the response has no end of its header")?;
         ensure!(head.starts_with("HTTP/1.1 200 "), "GET {path}: {head}\n{body}");
         Ok(body.to_owned())
     }
 
-    /// Where it pins.
+    /// Returns the directory of the agent's pins.
     pub fn pin_path(&self) -> &Path {
         self.pins.path()
     }
 
-    /// Its process id, while it runs.
+    /// Returns the process ID while the agent is running.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Ends it as a crash would: it gets no chance to do anything.
+    /// Kills the process, as in a crash.
     ///
     /// # Errors
-    /// Where it cannot be signalled.
+    /// Returns an error if it cannot be signaled.
     pub fn crash(&mut self) -> Result<()> {
-        self.end(Signal::SIGKILL)
+        self.terminate(Signal::SIGKILL)
     }
 
-    /// Asks it to end, and waits.
+    /// Stops the process with SIGTERM, and waits.
     ///
     /// # Errors
-    /// Where it cannot be signalled or does not end in time.
+    /// Returns an error if it cannot be signaled or does not end in time.
     pub fn stop(&mut self) -> Result<()> {
-        self.end(Signal::SIGTERM)
+        self.terminate(Signal::SIGTERM)
     }
 
-    fn end(&mut self, signal: Signal) -> Result<()> {
+    fn terminate(&mut self, signal: Signal) -> Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let pid = child.id();
         kill(Pid::from_raw(pid.cast_signed()), signal).with_context(|| format!("sending {signal} to the agent"))?;
@@ -264,69 +265,69 @@ impl Agent {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        forget_process(pid);
-        ensure!(!late, "the agent was still running 5 s after {signal}; it said:\n{}", self.log());
+        unregister_process(pid);
+        ensure!(!late, "the agent was still running 5 s after {signal}. Its log:\n{}", self.log());
         Ok(())
     }
 
-    /// Stops it, runs `netpol-agent uninstall` in the node, and returns whether it succeeded and what it printed.
+    /// Stops the agent and runs `netpol-agent uninstall` in the node. Returns whether that succeeded, and its output.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn uninstall(&mut self) -> Result<(bool, String)> {
-        self.end(Signal::SIGTERM)?;
-        let said = self.ask("uninstall", &[])?;
-        Ok((said.code == Some(0), said.stdout + &said.stderr))
+        self.terminate(Signal::SIGTERM)?;
+        let result = self.ask("uninstall", &[])?;
+        Ok((result.code == Some(0), result.stdout + &result.stderr))
     }
 
-    /// Runs another verb of `netpol-agent` on the same pins, in the node.
+    /// Runs another subcommand of `netpol-agent` with the same pins, in the node.
     ///
     /// # Errors
-    /// Where it cannot be started.
-    pub fn ask(&self, verb: &str, arguments: &[&str]) -> Result<Said> {
+    /// Returns an error if it cannot be started.
+    pub fn ask(&self, subcommand: &str, arguments: &[&str]) -> Result<Said> {
         let mut command = self.command.netns.command(&self.command.binary);
-        command.arg(verb).arg("--pin-path").arg(self.pins.path()).args(arguments);
-        said(command.output().with_context(|| format!("starting netpol-agent {verb}"))?)
+        command.arg(subcommand).arg("--pin-path").arg(self.pins.path()).args(arguments);
+        command_result(command.output().with_context(|| format!("starting netpol-agent {subcommand}"))?)
     }
 
-    /// The denied flows it has told of so far.
+    /// Returns the deny events so far.
     pub fn denied(&self) -> Vec<Denied> {
         self.locked().denied.clone()
     }
 
-    /// Forgets them.
+    /// Clears the deny events.
     pub fn forget_denied(&self) {
         self.locked().denied.clear();
     }
 
-    /// Waits for a line about a denied flow.
+    /// Waits for a deny event.
     ///
     /// # Errors
-    /// Where none comes, with those that came instead.
-    pub fn wait_denied(&self, wanted: impl Fn(&Denied) -> bool) -> Result<Denied> {
+    /// Returns an error with the other events if no such event is reported.
+    pub fn wait_denied(&self, matches: impl Fn(&Denied) -> bool) -> Result<Denied> {
         let start = Instant::now();
         loop {
             let denied = self.denied();
-            if let Some(found) = denied.iter().find(|line| wanted(line)) {
+            if let Some(found) = denied.iter().find(|line| matches(line)) {
                 return Ok(found.clone());
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > OUTPUT_TIMEOUT {
                 let lines: Vec<_> = denied.iter().map(|line| line.0.to_string()).collect();
-                bail!("no such denial was told; these were:\n{}\nlog:\n{}", lines.join("\n"), self.log());
+                bail!("no matching deny event was reported. Reported:\n{}\nLog:\n{}", lines.join("\n"), self.log());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
         self.locked().log.clone()
     }
 
-    /// Waits for words in its log.
+    /// Waits for a log line that contains all of these words.
     ///
     /// # Errors
-    /// Where none comes, with the log.
+    /// Returns an error with the log if no such line is logged.
     pub fn wait_log(&self, words: &[&str]) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -334,28 +335,28 @@ impl Agent {
             if log.lines().any(|line| words.iter().all(|word| line.contains(word))) {
                 return Ok(());
             }
-            ensure!(start.elapsed() < PATIENCE, "no log line has all of {words:?}:\n{log}");
+            ensure!(start.elapsed() < OUTPUT_TIMEOUT, "no log line has all of {words:?}:\n{log}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Its resident memory in KiB.
+    /// Returns the resident memory in KiB.
     ///
     /// # Errors
-    /// Where it does not run.
+    /// Returns an error if the agent is not running.
     pub fn resident_kib(&self) -> Result<u64> {
         self.memory_kib("VmRSS")
     }
 
-    /// A line of its `/proc/PID/status` that is in KiB.
+    /// Returns a value of `/proc/PID/status` that is in KiB.
     ///
     /// # Errors
-    /// Where it does not run, or there is no such line.
+    /// Returns an error if the agent is not running or the value does not exist.
     pub fn memory_kib(&self, name: &str) -> Result<u64> {
-        let pid = self.pid().context("the agent does not run")?;
+        let pid = self.pid().context("the agent is not running")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading the agent's status")?;
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let line = line.with_context(|| format!("no {name} in it"))?;
+        let line = line.with_context(|| format!("/proc/{pid}/status has no {name}"))?;
         line.trim().trim_end_matches(" kB").parse().with_context(|| format!("reading {name}"))
     }
 
@@ -366,11 +367,11 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        if let Err(error) = self.end(Signal::SIGKILL) {
-            eprintln!("ending the agent: {error:#}");
+        if let Err(error) = self.terminate(Signal::SIGKILL) {
+            eprintln!("stopping the agent: {error:#}");
         }
         if std::thread::panicking() {
-            eprintln!("--- the agent's log ---\n{}--- its denials ---", self.log());
+            eprintln!("--- the agent's log ---\n{}--- its deny events ---", self.log());
             for line in self.denied().iter().rev().take(40).rev() {
                 eprintln!("{}", line.0);
             }
@@ -378,17 +379,17 @@ impl Drop for Agent {
     }
 }
 
-fn said(output: std::process::Output) -> Result<Said> {
-    let stdout = String::from_utf8(output.stdout).context("reading what was printed")?;
-    let stderr = String::from_utf8(output.stderr).context("reading what went wrong")?;
+fn command_result(output: std::process::Output) -> Result<Said> {
+    let stdout = String::from_utf8(output.stdout).context("stdout is not UTF-8")?;
+    let stderr = String::from_utf8(output.stderr).context("stderr is not UTF-8")?;
     Ok(Said { code: output.status.code(), stdout, stderr })
 }
 
-/// The agent dies with the thread that started it, and keeps out of the terminal's process group: a Ctrl-C is ours to
-/// handle.
-fn die_with_us(command: &mut Command) {
+/// Has the kernel kill the agent when the thread that started it ends. The agent gets its own process group, so that
+/// Ctrl-C does not reach it.
+fn kill_with_parent(command: &mut Command) {
     command.process_group(0);
-    // SAFETY: prctl is a plain system call; it neither allocates nor locks.
+    // SAFETY: prctl is a plain system call. It does not allocate or lock.
     unsafe {
         command.pre_exec(|| {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {

@@ -1,12 +1,12 @@
-//! How to start an agent.
+//! Options of an agent under test.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long an agent may take to enforce what it finds when it starts.
-const START: Duration = Duration::from_secs(40);
+/// How long an agent may take to become ready.
+const START_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// How to start one.
+/// Options of an agent.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     pub(super) node: u8,
@@ -19,41 +19,48 @@ pub struct AgentOptions {
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { node: 1, arguments: Vec::new(), binary: None, patience: START, api_server: None, in_cluster: false }
+        Self {
+            node: 1,
+            arguments: Vec::new(),
+            binary: None,
+            patience: START_TIMEOUT,
+            api_server: None,
+            in_cluster: false,
+        }
     }
 }
 
 impl AgentOptions {
-    /// The node it is for; the first unless told.
+    /// Sets the agent's node. The default is the first node.
     #[must_use]
     pub const fn node(mut self, node: u8) -> Self {
         self.node = node;
         self
     }
 
-    /// Further arguments of `netpol-agent run`.
+    /// Adds arguments of `netpol-agent run`.
     #[must_use]
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
         self
     }
 
-    /// The executable, where it is not the one beside this test.
+    /// Sets the executable. The default is the one next to this test.
     #[must_use]
     pub fn binary(mut self, path: &Path) -> Self {
         self.binary = Some(path.to_owned());
         self
     }
 
-    /// Lets it get its objects from such an API server in its node, which says what the cluster's manifests say.
-    /// [`super::as_deployed`] is one; without this, [`super::SOURCE`] decides.
+    /// Uses an API server double in the agent's node, which serves the cluster's manifests. [`super::as_deployed`]
+    /// returns options for one. Without this option, [`super::SOURCE`] selects the source.
     #[must_use]
     pub fn api_server(mut self, options: netpol_apiserver::Options) -> Self {
         self.api_server = Some(options);
         self
     }
 
-    /// Lets it find its API server and its credentials as in a pod: by environment and mounted service account. Only with
+    /// Uses in-cluster configuration: API server address from the environment and a mounted service account. Requires
     /// [`Self::api_server`].
     #[must_use]
     pub const fn in_cluster(mut self) -> Self {
@@ -61,7 +68,7 @@ impl AgentOptions {
         self
     }
 
-    /// How long it may take to get ready, where the machine is an emulated one.
+    /// Sets how long the agent may take to become ready, for virtual machines.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;

@@ -1,11 +1,11 @@
-//! What the agent prints, read on threads of their own.
+//! Reads the agent's output on separate threads.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Mutex, PoisonError};
 
 use super::Denied;
 
-/// All of it so far.
+/// The output so far.
 #[derive(Debug, Default)]
 pub(super) struct Output {
     pub(super) denied: Vec<Denied>,

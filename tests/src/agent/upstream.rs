@@ -1,4 +1,4 @@
-//! An API server in the agent's node, which says what the cluster's manifests say.
+//! An API server double in the agent's node, which serves the cluster's manifests.
 
 use std::env::{self, VarError};
 use std::net::TcpListener;
@@ -10,32 +10,33 @@ use netpol_apiserver::{ApiServer, Mirror, Options, Rules};
 use crate::cleanup::{PathGuard, temporary_root, unique};
 use crate::netns::Netns;
 
-/// The environment variable that says where agents get their objects from when the test does not: `dir`, the manifests
-/// themselves, or `kube`, an API server that says the same.
+/// Environment variable that selects the source of agents if the test does not: `dir`, the manifests themselves, or
+/// `kube`, an API server double that serves the same objects.
 pub const SOURCE: &str = "NETPOL_TEST_SOURCE";
 
-/// What users install: a test through it fails where the role does not allow enough.
+/// The role that users install. A test with the API server double fails if the role does not allow enough.
 const ROLE: &str = include_str!("../../../deploy/base/rbac.yaml");
 
-/// A server whose user may do what the agent's `ClusterRole` in `deploy/` allows, and nothing else.
+/// Returns options for a server whose user has only the permissions of the agent's `ClusterRole` in `deploy/`.
 ///
 /// # Errors
-/// Where there is no such role.
+/// Returns an error if the role is missing or invalid.
 pub fn as_deployed() -> Result<Options> {
-    let rules = Rules::of_cluster_role(ROLE).context("reading deploy/base/rbac.yaml")?;
+    let rules = Rules::of_cluster_role(ROLE).context("parsing deploy/base/rbac.yaml")?;
     Ok(Options { rules, ..Options::default() })
 }
 
-/// What [`SOURCE`] asks for.
-pub(super) fn asked() -> Result<Option<Options>> {
+/// Returns the options for the source that [`SOURCE`] selects.
+pub(super) fn options_from_environment() -> Result<Option<Options>> {
     match env::var(SOURCE).as_deref() {
         Err(VarError::NotPresent) | Ok("dir") => Ok(None),
         Ok("kube") => as_deployed().map(Some),
-        other => bail!("{SOURCE} is {other:?}; it may be dir or kube"),
+        other => bail!("{SOURCE} is {other:?}: set it to dir or kube"),
     }
 }
 
-/// It lives as long as the [`super::Agent`], over restarts of its process.
+/// The server and its mirror of the manifests. Exists as long as the [`super::Agent`], across restarts of its
+/// process.
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) server: ApiServer,
@@ -45,7 +46,7 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    /// One that listens in a namespace, on a port of the kernel's choice.
+    /// Starts a server in a namespace, on a port that the kernel selects.
     pub(super) fn start(netns: &Netns, manifests: &Path, options: Options) -> Result<Self> {
         let listener =
             netns.run(|| TcpListener::bind(("127.0.0.1", 0)).context("listening for the API server double"))?;
@@ -56,19 +57,23 @@ impl Upstream {
         Ok(Self { server, mirror, kubeconfig: kubeconfig.display().to_string(), credentials })
     }
 
-    /// As `--source` takes it.
+    /// Returns the value of `--source`.
     pub(super) fn source(&self) -> String {
         format!("kube:{}", self.kubeconfig)
     }
 
-    /// A directory as a pod has it of its service account.
+    /// Returns a directory with the files of a pod's service account.
     pub(super) fn credentials(&self) -> &Path {
         self.credentials.path()
     }
 
-    /// Lets the server say what the manifests say by now.
+    /// Updates the server from the manifests now.
     pub(super) fn sync(&self) -> Result<()> {
         let problems = self.mirror.sync()?;
-        if problems.is_empty() { Ok(()) } else { bail!("no server would have taken these: {}", problems.join("\n")) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            bail!("an API server would reject these objects: {}", problems.join("\n"))
+        }
     }
 }

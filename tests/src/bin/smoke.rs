@@ -1,7 +1,7 @@
-//! Whether netpol works on the kernel that this runs on: the least that must hold, one line per check.
+//! Smoke test: checks that netpol works on the running kernel, with one line of output for each check.
 //!
-//! `cargo xtask kernels` runs it in virtual machines, and here. Each line is `check NAME ok|FAILED WHAT`; checks after a
-//! failure are not run, as each builds on the one before.
+//! `cargo xtask kernels` runs it in virtual machines and on the running kernel. Each line is `check NAME ok|FAILED
+//! DETAIL`. Each check builds on the one before, so the first failure ends the test.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -18,21 +18,21 @@ use netpol_tests::{AgentOptions, Cluster, Families, Lab, deny_all, policy};
 
 const USAGE: &str = "usage: netpol-smoke [--attach auto|tcx|tc] [--alone]
   --attach  how the agent attaches its programs (auto)
-  --alone   nothing else uses netpol on this kernel: none of its maps and programs may remain";
+  --alone   netpol is not used otherwise on this kernel: check that no maps and programs of it remain";
 
-/// How the kernel's names of our programs begin.
+/// Prefix of the names of netpol's programs in the kernel.
 const PROGRAM_PREFIX: &str = "netpol_";
-/// Emulated processors are slow, and the kernel frees maps when it likes.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// An emulated processor takes a minute for what the verifier does in a second.
-const START: Duration = Duration::from_mins(3);
+/// How long to wait: emulated CPUs are slow, and the kernel frees maps asynchronously.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the agent may take to become ready. On an emulated CPU the verifier needs a minute for one second's work.
+const START_TIMEOUT: Duration = Duration::from_mins(3);
 
 fn main() -> ExitCode {
     let mut attach = "auto".to_owned();
     let mut alone = false;
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        match (word.as_str(), words.by_ref()) {
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match (argument.as_str(), arguments.by_ref()) {
             ("--alone", _) => alone = true,
             ("--attach", rest) => attach = rest.next().unwrap_or_default(),
             _ => {
@@ -68,7 +68,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("uninstall", Smoke::uninstall),
 ];
 
-/// What the checks have built so far.
+/// State that the checks share.
 struct Smoke {
     attach: String,
     alone: bool,
@@ -78,48 +78,49 @@ struct Smoke {
 
 impl Smoke {
     fn lab(&mut self) -> Result<&mut Lab> {
-        self.lab.as_mut().context("no cluster")
+        self.lab.as_mut().context("the cluster was not created")
     }
 
-    /// The verifier takes the programs.
+    /// Checks that the verifier accepts the programs.
     #[expect(clippy::unused_self, reason = "a check like the others")]
     fn verifier(&mut self) -> Result<String> {
-        let object = std::fs::read(object()).context("no BPF object: run `cargo xtask ebpf`")?;
-        // Its full log would take an emulated processor minutes.
+        let object = std::fs::read(object()).context("BPF object not found: run `cargo xtask ebpf`")?;
+        // On an emulated CPU, the verifier's full log would take minutes.
         let mut bpf =
-            EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(&object).context("the maps")?;
+            EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(&object).context("loading the maps")?;
         let mut found = Vec::new();
         for name in ["netpol_ingress", "netpol_egress"] {
-            let program: &mut SchedClassifier = bpf.program_mut(name).context("missing from the object")?.try_into()?;
+            let program: &mut SchedClassifier =
+                bpf.program_mut(name).context("the BPF object does not have this program")?.try_into()?;
             let start = Instant::now();
             program.load().with_context(|| format!("{name}, after {:.1} s", start.elapsed().as_secs_f64()))?;
-            let took = start.elapsed().as_secs_f64();
-            // Before 5.16 the kernel does not tell.
+            let elapsed = start.elapsed().as_secs_f64();
+            // Kernels before 5.16 do not report it.
             let count = program.info()?.verified_instruction_count();
             let count = count.map_or_else(String::new, |count| format!("{count} instructions, "));
-            found.push(format!("{name}: {count}{took:.1} s"));
+            found.push(format!("{name}: {count}{elapsed:.1} s"));
         }
         Ok(found.join("; "))
     }
 
-    /// The agent gets ready, and both programs are on each veth.
+    /// Checks that the agent becomes ready and attaches both programs to each veth.
     fn attach(&mut self) -> Result<String> {
         let cluster = Cluster::builder().families(Families::Dual).serve(&[(Tcp, 80), (Tcp, 81), (Udp, 53)]).pods(&[
             ("shop/client", "app=client"),
             ("shop/server", "app=server"),
             ("shop/other", "app=other"),
         ]);
-        let options = AgentOptions::default().arguments(&["--attach", &self.attach]).patience(START);
-        self.lab = Some(Lab::start_with(cluster, &only_the_client(), options)?);
+        let options = AgentOptions::default().arguments(&["--attach", &self.attach]).patience(START_TIMEOUT);
+        self.lab = Some(Lab::start_with(cluster, &allow_only_client(), options)?);
         let (tcx, filters) = self.attached()?;
         match (tcx, filters) {
             (6, 0) => Ok("tcx".into()),
             (0, 6) => Ok("clsact".into()),
-            _ => bail!("3 veths have {tcx} TCX programs and {filters} clsact filters; it is to be 6 of one kind"),
+            _ => bail!("3 veths have {tcx} TCX programs and {filters} clsact filters, expected 6 of one kind"),
         }
     }
 
-    /// Programs of ours on the pods' veths: by TCX, by clsact.
+    /// Returns how many of netpol's programs are attached to the pods' veths: with TCX, and with clsact.
     fn attached(&mut self) -> Result<(usize, usize)> {
         let lab = self.lab()?;
         let veths: Vec<_> =
@@ -127,15 +128,15 @@ impl Smoke {
         let node = lab.cluster.host("node-1").netns();
         let (mut tcx, mut filters) = (0, 0);
         for veth in &veths {
-            for (hook, word) in [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")] {
+            for (hook, argument) in [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")] {
                 tcx += node.run(|| {
-                    // Before 6.6 there is nothing to ask.
+                    // Kernels before 6.6 do not have TCX.
                     let found = SchedClassifier::query_tcx(veth, hook).map(|(_, programs)| programs);
                     let ours = |name: Option<&str>| name.is_some_and(|name| name.starts_with(PROGRAM_PREFIX));
                     Ok(found.unwrap_or_default().iter().filter(|program| ours(program.name_as_str())).count())
                 })?;
-                let output = node.command("tc").args(["filter", "show", "dev", veth, word]).output();
-                let output = output.context("starting tc; it comes with iproute2")?;
+                let output = node.command("tc").args(["filter", "show", "dev", veth, argument]).output();
+                let output = output.context("starting tc: install iproute2")?;
                 let shown = String::from_utf8_lossy(&output.stdout);
                 filters += shown.lines().filter(|line| line.contains(PROGRAM_PREFIX)).count();
             }
@@ -162,17 +163,17 @@ impl Smoke {
         Ok("by peer and by port".into())
     }
 
-    /// The ring buffer tells who was denied.
+    /// Checks that a deny event arrives through the ring buffer.
     fn event(&mut self) -> Result<String> {
         let denied =
             self.lab()?.agent().wait_denied(|line| line.from() == "shop/other" && line.to() == "shop/server")?;
         Ok(denied.reason().to_owned())
     }
 
-    /// What a pod that may open nothing itself answers still passes.
+    /// Checks that a pod isolated for egress can still reply.
     fn reply(&mut self) -> Result<String> {
         let lab = self.lab()?;
-        let mut policies = only_the_client();
+        let mut policies = allow_only_client();
         policies.push(policy("shop/silent", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Egress]}"));
         lab.policies(&policies)?;
         lab.expect(
@@ -181,64 +182,66 @@ impl Smoke {
              shop/client -> shop/server 53/UDP",
         )?;
         let mut open = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
-        ensure!(open.echoes(PATIENCE)?, "an open connection got no answer");
+        ensure!(open.echoes(TIMEOUT)?, "an established connection got no response");
         self.open.push(open);
-        Ok("from a pod that may open nothing".into())
+        Ok("from a pod isolated for egress".into())
     }
 
-    /// A policy that comes later stops what was open before; without it, the same connection goes on.
+    /// Checks that a new policy stops an established connection, and that the connection continues without the
+    /// policy.
     fn change(&mut self) -> Result<String> {
         let lab = self.lab()?;
         let mut open = Conversation::open(&lab.cluster, "shop/other", "shop/client", 80)?;
-        ensure!(open.echoes(PATIENCE)?, "an open connection got no answer");
+        ensure!(open.echoes(TIMEOUT)?, "an established connection got no response");
         let start = Instant::now();
         lab.cluster.apply("late", &deny_all("shop"))?;
         lab.expect("shop/other -x shop/client 80/TCP")?;
-        ensure!(!open.echoes(Duration::from_millis(500))?, "an open connection outlived its permission");
-        let took = start.elapsed();
+        ensure!(!open.echoes(Duration::from_millis(500))?, "an established connection continued after it was denied");
+        let elapsed = start.elapsed();
         lab.cluster.withdraw("late")?;
         lab.expect("shop/other -> shop/client 80/TCP")?;
-        Ok(format!("an open connection stopped, seen after {:.1} s", took.as_secs_f64()))
+        Ok(format!("an established connection stopped within {:.1} s", elapsed.as_secs_f64()))
     }
 
-    /// Verdicts stay in force while the agent is dead, and the next one takes over maps, programs and connections.
+    /// Checks that verdicts stay in force after the agent is killed, and that the next agent adopts maps, programs
+    /// and connections.
     fn restart(&mut self) -> Result<String> {
         let before = self.flow_map()?;
         self.lab()?.agent().crash()?;
-        self.holds().context("while the agent is dead")?;
+        self.check_verdicts().context("after the agent was killed")?;
         self.lab()?.agent().restart()?;
-        self.holds().context("after the restart")?;
-        ensure!(self.flow_map()? == before, "the agent made a new map of flows instead of adopting the pinned one");
+        self.check_verdicts().context("after the restart")?;
+        ensure!(self.flow_map()? == before, "the agent created a new flow map instead of adopting the pinned one");
         let (tcx, filters) = self.attached()?;
         ensure!(tcx + filters == 6, "after the restart, 3 veths have {tcx} TCX programs and {filters} clsact filters");
-        Ok("pins adopted, an open connection went on".into())
+        Ok("pins adopted, an established connection continued".into())
     }
 
-    fn holds(&mut self) -> Result<()> {
+    fn check_verdicts(&mut self) -> Result<()> {
         self.lab()?.expect(
             "shop/client -> shop/server 80/TCP
              shop/other -x shop/server 80/TCP
              shop/server -x shop/client 80/TCP",
         )?;
         for open in &mut self.open {
-            ensure!(open.echoes(PATIENCE)?, "an open connection got no answer");
+            ensure!(open.echoes(TIMEOUT)?, "an established connection got no response");
         }
         Ok(())
     }
 
-    /// The kernel's number of the pinned map.
+    /// Returns the ID of the pinned flow map.
     fn flow_map(&mut self) -> Result<u32> {
         let path = self.lab()?.agent().pin_path().join(format!("v{LAYOUT_VERSION}/FLOWS_V4"));
         let map = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
-        Ok(map.info().context("asking for the map's number")?.id())
+        Ok(map.info().context("reading the map's ID")?.id())
     }
 
-    /// Nothing remains: no filter, qdisc, pin, program or map; and everything is open.
+    /// Checks that no filter, qdisc, pin, program or map remains, and that all traffic is allowed.
     fn uninstall(&mut self) -> Result<String> {
         let alone = self.alone;
         let lab = self.lab()?;
-        let (done, said) = lab.agent().uninstall()?;
-        ensure!(done, "netpol-agent uninstall failed; it said:\n{said}");
+        let (done, output) = lab.agent().uninstall()?;
+        ensure!(done, "netpol-agent uninstall failed:\n{output}");
         lab.expect_beyond_policy("shop/other -> shop/server 80/TCP\nshop/server -> shop/client 80/TCP")?;
         let left = std::fs::read_dir(lab.agent().pin_path()).map_or(0, Iterator::count);
         ensure!(left == 0, "{left} entries remain below {}", lab.agent().pin_path().display());
@@ -257,13 +260,13 @@ impl Smoke {
             if remains.is_empty() {
                 return Ok("no pin, filter, qdisc, program or map".into());
             }
-            ensure!(start.elapsed() < PATIENCE, "still in the kernel: {}", remains.join(", "));
+            ensure!(start.elapsed() < TIMEOUT, "remaining in the kernel: {}", remains.join(", "));
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 }
 
-/// Programs and maps of netpol that the kernel holds.
+/// Returns netpol's programs and maps in the kernel.
 fn loaded() -> Vec<String> {
     let programs = loaded_programs().filter_map(Result::ok).filter_map(|program| {
         let name = program.name_as_str()?;
@@ -276,8 +279,8 @@ fn loaded() -> Vec<String> {
     programs.chain(maps).collect()
 }
 
-/// `server` takes 80/TCP and 53/UDP from `client`, and nothing else.
-fn only_the_client() -> Vec<String> {
+/// Returns a policy that allows only `client` to reach `server`, on 80/TCP and 53/UDP.
+fn allow_only_client() -> Vec<String> {
     vec![policy(
         "shop/server-from-client",
         "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],

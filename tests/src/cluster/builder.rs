@@ -1,4 +1,4 @@
-//! Describing a cluster.
+//! Builds clusters from a description.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::manifests::Manifests;
 use crate::netns::Netns;
 use crate::serve::Servers;
 
-/// What a cluster is to be.
+/// Description of a cluster.
 #[derive(Debug)]
 pub struct ClusterBuilder {
     topology: Topology,
@@ -43,76 +43,77 @@ impl Default for ClusterBuilder {
 }
 
 impl ClusterBuilder {
-    /// How pods are connected; a bridge unless told.
+    /// Sets how pods are connected to their node. The default is a bridge.
     #[must_use]
     pub const fn topology(mut self, topology: Topology) -> Self {
         self.topology = topology;
         self
     }
 
-    /// How nodes reach each other's pods; by routes unless told.
+    /// Sets how nodes reach each other's pods. The default is routes.
     #[must_use]
     pub const fn between(mut self, between: Between) -> Self {
         self.between = between;
         self
     }
 
-    /// Address families; IPv4 unless told.
+    /// Sets the address families. The default is IPv4.
     #[must_use]
     pub const fn families(mut self, families: Families) -> Self {
         self.families = families;
         self
     }
 
-    /// How many nodes; one unless told.
+    /// Sets the number of nodes. The default is one.
     #[must_use]
     pub const fn nodes(mut self, nodes: u8) -> Self {
         self.nodes = nodes;
         self
     }
 
-    /// A namespace with labels. Those that only pods name get none.
+    /// Adds a namespace with labels. Other namespaces of pods have no labels.
     #[must_use]
     pub fn namespace(mut self, name: &str, labels: &str) -> Self {
         self.namespaces.push((name.into(), labels.into()));
         self
     }
 
-    /// A pod.
+    /// Adds a pod.
     #[must_use]
     pub fn pod(mut self, pod: PodSpec) -> Self {
         self.pods.push(pod);
         self
     }
 
-    /// Pods by `namespace/name`, labels.
+    /// Adds pods, each with `namespace/name` and labels.
     #[must_use]
     pub fn pods(mut self, pods: &[(&str, &str)]) -> Self {
         self.pods.extend(pods.iter().map(|(name, labels)| PodSpec::new(name).labels(labels)));
         self
     }
 
-    /// A further address of the outside host, which it serves and connects from. Of a family not in use: ignored.
+    /// Adds an address to the external host, which serves at this address and connects from it. Ignored if its family
+    /// is not in use.
     ///
     /// # Panics
-    /// Where it is not an address.
+    /// Panics if it is not an address.
     #[must_use]
     pub fn outside(mut self, address: &str) -> Self {
         self.outside.push(address.parse().unwrap_or_else(|error| panic!("{address:?}: {error}")));
         self
     }
 
-    /// The ports that every pod and outside host serves; 80/TCP and 53/UDP unless told.
+    /// Sets the ports that every pod and external host serves. The default is 80/TCP and 53/UDP.
     #[must_use]
     pub fn serve(mut self, ports: &[(Protocol, u16)]) -> Self {
         self.serve = ports.to_vec();
         self
     }
 
-    /// Makes it.
+    /// Creates the cluster.
     ///
     /// # Errors
-    /// Without root, or where the kernel refuses.
+    /// Returns an error without root, or if a kernel request fails.
     pub fn build(self) -> Result<Cluster> {
         cleanup::prepare();
         let fabric = Netns::new("the fabric")?;
@@ -121,7 +122,7 @@ impl ClusterBuilder {
         let mut hosts = BTreeMap::new();
         for node in 1..=self.nodes {
             let host = wiring::wire_node(&fabric, node, self.nodes, (self.topology, self.between), self.families)
-                .with_context(|| format!("making {}", node_name(node)))?;
+                .with_context(|| format!("creating {}", node_name(node)))?;
             manifests.write(
                 &format!("{}.yaml", host.name()),
                 &pod::node_manifest(host.name(), &host::uplink_addresses(node, self.families)),
@@ -131,13 +132,15 @@ impl ClusterBuilder {
         let tunnel = match (self.between, self.nodes) {
             (Between::Tun, 2) => {
                 let [one, other] = [1, 2].map(|node| hosts[&node_name(node)].netns());
-                Some(Tunnel::between(one, other).context("tunnelling between the nodes")?)
+                Some(Tunnel::between(one, other).context("creating the tunnel between the nodes")?)
             }
-            (Between::Tun, nodes) => bail!("a tunnel is between two nodes, not {nodes}"),
+            (Between::Tun, nodes) => bail!("a tun device needs exactly two nodes, not {nodes}"),
             _ => None,
         };
-        let further: Vec<_> = self.outside.into_iter().filter(|address| self.families.has(*address)).collect();
-        for host in wiring::wire_outside(&fabric, self.nodes, &further, self.families).context("making the outside")? {
+        let extra_addresses: Vec<_> = self.outside.into_iter().filter(|address| self.families.has(*address)).collect();
+        for host in wiring::wire_outside(&fabric, self.nodes, &extra_addresses, self.families)
+            .context("creating the external host")?
+        {
             hosts.insert(host.name().to_owned(), host);
         }
         let servers = Servers::start()?;

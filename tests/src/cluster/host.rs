@@ -1,4 +1,4 @@
-//! Anything with addresses.
+//! Hosts with addresses: pods, nodes and external hosts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::netns::Netns;
 
-/// The host outside the cluster.
+/// Name of the external host.
 pub const OUTSIDE: &str = "outside";
 
 /// How pods are connected to their node.
@@ -14,16 +14,16 @@ pub const OUTSIDE: &str = "outside";
 pub enum Topology {
     /// Veths are ports of one bridge, as with the bridge plugin or Flannel.
     Bridge,
-    /// A route per pod and the gateway's address on each veth, as with the ptp plugin.
+    /// Each pod has a route, and each veth has the gateway's address, as with the ptp plugin.
     Routed,
-    /// The bridge plugin itself, with `ipMasq`: what leaves a node's pods for elsewhere carries the node's address.
+    /// The bridge plugin itself, with `ipMasq`: packets from pods to other networks have the node's address.
     BridgePlugin,
-    /// The ptp plugin itself, with `ipMasq` too.
+    /// The ptp plugin itself, with `ipMasq`.
     PtpPlugin,
 }
 
 impl Topology {
-    /// Whether veths are ports of a bridge, `cni0`.
+    /// Reports whether veths are ports of a bridge, `cni0`.
     pub const fn is_bridged(self) -> bool {
         match self {
             Self::Bridge | Self::BridgePlugin => true,
@@ -44,7 +44,7 @@ pub enum Families {
 }
 
 impl Families {
-    /// Those of `addresses` that are in use.
+    /// Returns the addresses of families in use.
     pub fn pick(self, v4: Ipv4Addr, v6: Ipv6Addr) -> Vec<IpAddr> {
         match self {
             Self::V4 => vec![v4.into()],
@@ -53,7 +53,7 @@ impl Families {
         }
     }
 
-    /// Whether the family of `address` is in use.
+    /// Reports whether the family of `address` is in use.
     pub const fn has(self, address: IpAddr) -> bool {
         match self {
             Self::V4 => address.is_ipv4(),
@@ -68,28 +68,28 @@ impl Families {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// The pod's end of a veth. Numbered, so that raw frames need no neighbour discovery and a reused address keeps its
-    /// link-layer address.
+    /// Returns the MAC address of the pod's end of a veth. It depends on the pod's number, so that raw frames need no
+    /// neighbor discovery and a reused IP address keeps its MAC address.
     pub const fn of_pod(node: u8, number: u8) -> Self {
         Self([2, 0x77, node, number, 0, 1])
     }
 
-    /// The node's end of it.
+    /// Returns the MAC address of the node's end of a veth.
     pub const fn of_veth(node: u8, number: u8) -> Self {
         Self([2, 0x77, node, number, 0, 2])
     }
 
-    /// The node's bridge.
+    /// Returns the MAC address of the node's bridge.
     pub const fn of_bridge(node: u8) -> Self {
         Self([2, 0x77, node, 0, 0, 3])
     }
 
-    /// A node's VXLAN device.
+    /// Returns the MAC address of a node's VXLAN device.
     pub const fn of_overlay(node: u8) -> Self {
         Self([2, 0x77, node, 0, 0, 5])
     }
 
-    /// The uplink of a node; 100 is the outside.
+    /// Returns the MAC address of a node's uplink. Number 100 is the external host.
     pub const fn of_uplink(number: u8) -> Self {
         Self([2, 0x77, number, 0, 0, 4])
     }
@@ -108,26 +108,26 @@ impl std::str::FromStr for Mac {
     fn from_str(text: &str) -> anyhow::Result<Self> {
         let bytes: Result<Vec<_>, _> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
         let bytes = bytes.ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.map(Self).with_context(|| format!("{text:?} is no Ethernet address"))
+        bytes.map(Self).with_context(|| format!("{text:?} is not a MAC address"))
     }
 }
 
-/// What a node is called.
+/// Returns the name of a node.
 pub fn node_name(node: u8) -> String {
     format!("node-{node}")
 }
 
-/// The gateway's addresses on a node: the bridge's, or those on each routed veth.
+/// Returns the gateway's addresses on a node: of the bridge, or of each routed veth.
 pub fn gateway(node: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(10, 244, node, 1), pod_v6(node, 1))
 }
 
-/// The addresses of a pod; number 0 is the node's network of pods.
+/// Returns the addresses of a pod. Number 0 is the node's pod network.
 pub(super) fn pod_addresses(node: u8, number: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(10, 244, node, number), pod_v6(node, number))
 }
 
-/// The addresses on the network between nodes.
+/// Returns a node's addresses on the network between nodes.
 pub(super) fn uplink_addresses(number: u8, families: Families) -> Vec<IpAddr> {
     families.pick(Ipv4Addr::new(172, 31, 77, number), Ipv6Addr::new(0xfd31, 0x77, 0, 0, 0, 0, 0, u16::from(number)))
 }
@@ -136,48 +136,48 @@ const fn pod_v6(node: u8, number: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd77, 0, 0, node as u16, 0, 0, 0, number as u16)
 }
 
-/// Something with addresses in a namespace: a pod, a node, or a host outside.
+/// A pod, a node, or an external host, with its network namespace and addresses.
 #[derive(Clone, Debug)]
 pub struct Host {
     pub(super) name: String,
     pub(super) netns: Netns,
     pub(super) addresses: Vec<IpAddr>,
-    /// The interface raw frames leave by, and both ends' link-layer addresses on it.
+    /// The interface for raw frames, and the MAC addresses of both its ends.
     pub(super) interface: &'static str,
     pub(super) mac: Mac,
     pub(super) gateway: Mac,
-    pub(super) kind: Kind,
+    pub(super) kind: HostKind,
     pub(super) node: u8,
     pub(super) veth: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum HostKind {
     Pod,
     Node,
     Outside,
 }
 
 impl Host {
-    /// `namespace/name`, `node-1`, `outside`, or an address.
+    /// Returns `namespace/name`, `node-1`, `outside`, or an address.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where it lives.
+    /// Returns its network namespace.
     pub const fn netns(&self) -> &Netns {
         &self.netns
     }
 
-    /// Its addresses, IPv4 first.
+    /// Returns its addresses, IPv4 first.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
 
-    /// Its IPv4 address.
+    /// Returns its IPv4 address.
     ///
     /// # Panics
-    /// Where it has none.
+    /// Panics if it has none.
     pub fn v4(&self) -> Ipv4Addr {
         let address = self.addresses.iter().find_map(|address| match address {
             IpAddr::V4(v4) => Some(*v4),
@@ -186,10 +186,10 @@ impl Host {
         address.unwrap_or_else(|| panic!("{} has no IPv4 address", self.name))
     }
 
-    /// Its IPv6 address.
+    /// Returns its IPv6 address.
     ///
     /// # Panics
-    /// Where it has none.
+    /// Panics if it has none.
     pub fn v6(&self) -> Ipv6Addr {
         let address = self.addresses.iter().find_map(|address| match address {
             IpAddr::V6(v6) => Some(*v6),
@@ -198,46 +198,48 @@ impl Host {
         address.unwrap_or_else(|| panic!("{} has no IPv6 address", self.name))
     }
 
-    /// Its address of the same family.
+    /// Returns its address of the same family.
     pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == other.is_ipv4())
     }
 
-    /// The address its sockets bind to; a node lets the kernel choose, as host processes do.
+    /// Returns the address that its sockets bind to. On a node the kernel selects it, as for host processes.
     pub fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
         match self.kind {
-            Kind::Node => None,
-            Kind::Pod | Kind::Outside => self.address_like(destination),
+            HostKind::Node => None,
+            HostKind::Pod | HostKind::Outside => self.address_like(destination),
         }
     }
 
-    /// Whether it is outside the cluster.
+    /// Reports whether it is an external host.
     pub fn is_outside(&self) -> bool {
-        self.kind == Kind::Outside
+        self.kind == HostKind::Outside
     }
 
-    /// Its interface for raw frames.
+    /// Returns its interface for raw frames.
     pub const fn interface(&self) -> &'static str {
         self.interface
     }
 
-    /// Its link-layer address.
+    /// Returns its MAC address.
     pub const fn mac(&self) -> Mac {
         self.mac
     }
 
-    /// The node's end of a pod's veth, by name.
+    /// Returns the name of the node's end of a pod's veth.
     pub fn veth(&self) -> &str {
         &self.veth
     }
 
-    /// The link-layer address frames to `other` go to.
+    /// Returns the destination MAC address of frames to `other`.
     pub fn next_hop(&self, other: &Self, topology: Topology) -> Mac {
-        let neighbours =
-            topology.is_bridged() && self.kind == Kind::Pod && other.kind == Kind::Pod && self.node == other.node;
-        if neighbours || self.kind == Kind::Outside && other.kind == Kind::Outside {
+        let on_same_bridge = topology.is_bridged()
+            && self.kind == HostKind::Pod
+            && other.kind == HostKind::Pod
+            && self.node == other.node;
+        if on_same_bridge || self.kind == HostKind::Outside && other.kind == HostKind::Outside {
             other.mac
-        } else if self.kind == Kind::Outside {
+        } else if self.kind == HostKind::Outside {
             Mac::of_uplink(other.node)
         } else {
             self.gateway

@@ -1,4 +1,4 @@
-//! Nodes, pods and a host outside, wired and serving.
+//! Clusters with nodes, pods and an external host, connected and serving.
 
 mod builder;
 mod host;
@@ -27,7 +27,7 @@ use crate::netns::Netns;
 use crate::probe::{Outcome, Probe, probe_all};
 use crate::serve::Servers;
 
-/// A running cluster. Dropping it takes everything down.
+/// A running cluster. Dropping it removes everything.
 #[derive(Debug)]
 pub struct Cluster {
     topology: Topology,
@@ -38,84 +38,84 @@ pub struct Cluster {
     specs: BTreeMap<String, PodSpec>,
     next_number: u8,
     next_link: u32,
-    /// Who wires pods, where that is not the harness.
+    /// The CNI plugin that connects pods, if the harness does not.
     plugin: Option<Plugin>,
     servers: Servers,
     manifests: Manifests,
-    // Where nodes reach each other's pods by one.
+    // The tunnel between nodes, if they use one.
     _tunnel: Option<tunnel::Tunnel>,
-    // The switch between nodes lives as long as this.
+    // The switch between nodes.
     _fabric: Netns,
 }
 
 impl Cluster {
-    /// Starts describing one.
+    /// Returns a builder.
     pub fn builder() -> ClusterBuilder {
         ClusterBuilder::default()
     }
 
-    /// Families in use.
+    /// Returns the address families in use.
     pub const fn families(&self) -> Families {
         self.families
     }
 
-    /// How pods are connected to their node.
+    /// Returns how pods are connected to their node.
     pub const fn topology(&self) -> Topology {
         self.topology
     }
 
-    /// How nodes reach each other's pods.
+    /// Returns how nodes reach each other's pods.
     pub const fn between(&self) -> Between {
         self.between
     }
 
-    /// The directory of manifests that tells of this cluster.
+    /// Returns the directory with this cluster's manifests.
     pub const fn manifests(&self) -> &Manifests {
         &self.manifests
     }
 
-    /// A pod (`namespace/name`), a node (`node-1`), [`OUTSIDE`] or one of the outside's further addresses.
+    /// Returns a pod (`namespace/name`), a node (`node-1`), [`OUTSIDE`] or another address of the external host.
     ///
     /// # Panics
-    /// Where there is none of that name: a mistake in the test.
+    /// Panics if no host has this name, which is an error in the test.
     pub fn host(&self, name: &str) -> &Host {
-        self.hosts.get(name).unwrap_or_else(|| panic!("no host {name:?}; there are {:?}", self.hosts.keys()))
+        self.hosts.get(name).unwrap_or_else(|| panic!("no host {name:?}; hosts: {:?}", self.hosts.keys()))
     }
 
-    /// The nodes there are.
+    /// Returns the nodes.
     pub fn nodes(&self) -> impl Iterator<Item = &Host> {
-        self.hosts.values().filter(|host| host.kind == host::Kind::Node)
+        self.hosts.values().filter(|host| host.kind == host::HostKind::Node)
     }
 
-    /// Who has an address: a pod, a node, or an outside host.
+    /// Returns the pod, node or external host that has an address.
     pub fn host_at(&self, address: IpAddr) -> Option<&Host> {
         self.hosts.values().find(|host| host.addresses().contains(&address))
     }
 
-    /// The pods there are, by `namespace/name`.
+    /// Returns the pods, sorted by `namespace/name`.
     pub fn pods(&self) -> impl Iterator<Item = &PodSpec> {
         self.specs.values()
     }
 
-    /// Names of pods and outside addresses, in the order tables show them.
+    /// Returns the names of pods and external hosts, in the order of tables.
     pub fn ends(&self) -> Vec<String> {
         let outside = self.hosts.values().filter(|host| host.is_outside()).map(|host| host.name().to_owned());
         self.specs.keys().cloned().chain(outside).collect()
     }
 
-    /// Makes a pod: namespace, veth, addresses, servers, and last its manifest, as a kubelet reports an address after
-    /// the network plugin is done.
+    /// Adds a pod: namespace, veth, addresses, servers, and last its manifest, because a kubelet reports an address
+    /// after the CNI plugin has ended.
     ///
     /// # Errors
-    /// Where the kernel refuses, or the name is taken.
+    /// Returns an error if a kernel request fails, or the name is in use.
     pub fn add_pod(&mut self, spec: PodSpec) -> Result<()> {
         self.add_pods(vec![spec])
     }
 
-    /// Makes pods, all at once.
+    /// Adds pods in parallel.
     ///
     /// # Errors
-    /// Like [`Self::add_pod`]; those that could be made are there then.
+    /// Same as [`Self::add_pod`]. Pods that could be created then exist.
     pub fn add_pods(&mut self, specs: Vec<PodSpec>) -> Result<()> {
         for name in self.wire_pods(specs)? {
             self.announce(&name)?;
@@ -123,37 +123,37 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes a pod that the manifests do not tell of yet; [`Self::announce`] does.
+    /// Adds a pod without a manifest; [`Self::announce`] writes it.
     ///
     /// # Errors
-    /// Like [`Self::add_pod`].
+    /// Same as [`Self::add_pod`].
     pub fn add_pod_quietly(&mut self, spec: PodSpec) -> Result<()> {
         self.wire_pods(vec![spec]).map(|_| ())
     }
 
     fn wire_pods(&mut self, mut specs: Vec<PodSpec>) -> Result<Vec<String>> {
-        let asked: BTreeSet<u8> = specs.iter().filter_map(|spec| spec.number).collect();
+        let requested: BTreeSet<u8> = specs.iter().filter_map(|spec| spec.number).collect();
         let mut links = Vec::new();
         for spec in &mut specs {
             let name = spec.full_name();
             if self.hosts.contains_key(&name) {
-                bail!("there is a pod {name} already");
+                bail!("pod {name} already exists");
             }
-            // A plugin numbers by itself.
+            // A CNI plugin selects addresses by itself.
             if self.plugin.is_none() && spec.number.is_none() {
-                spec.number = Some(self.free_number(&asked)?);
+                spec.number = Some(self.free_number(&requested)?);
             }
             self.next_link += 1;
             links.push(self.next_link);
         }
         let cluster = &*self;
-        let wired: Vec<Result<Host>> = std::thread::scope(|scope| {
+        let connected: Vec<Result<Host>> = std::thread::scope(|scope| {
             let wire = |(spec, link)| scope.spawn(move || cluster.wire_pod(spec, link));
             let workers: Vec<_> = specs.iter().zip(links).map(wire).collect();
-            workers.into_iter().map(|worker| worker.join().expect("who wires a pod does not panic")).collect()
+            workers.into_iter().map(|worker| worker.join().expect("the thread that connects a pod panicked")).collect()
         });
         let mut names = Vec::new();
-        for (spec, host) in specs.into_iter().zip(wired) {
+        for (spec, host) in specs.into_iter().zip(connected) {
             let host = host?;
             let name = spec.full_name();
             self.servers.serve(&host, &self.serve)?;
@@ -173,44 +173,44 @@ impl Cluster {
             }
             (None, None) => bail!("pod {name} has no number"),
         };
-        host.with_context(|| format!("wiring pod {name} to {}", node.name()))
+        host.with_context(|| format!("connecting pod {name} to {}", node.name()))
     }
 
-    /// The next number that no pod has or is asked for; those of pods that are gone come last.
-    fn free_number(&mut self, asked: &BTreeSet<u8>) -> Result<u8> {
+    /// Returns the next number that no pod has or requests. Numbers of removed pods are reused last.
+    fn free_number(&mut self, requested: &BTreeSet<u8>) -> Result<u8> {
         const FIRST: u8 = 10;
         for _ in FIRST..=u8::MAX {
             let number = self.next_number;
             self.next_number = number.checked_add(1).unwrap_or(FIRST);
-            if !asked.contains(&number) && self.specs.values().all(|spec| spec.number != Some(number)) {
+            if !requested.contains(&number) && self.specs.values().all(|spec| spec.number != Some(number)) {
                 return Ok(number);
             }
         }
-        bail!("every number is a pod's")
+        bail!("all pod numbers are in use")
     }
 
-    /// Takes a pod away: its manifest, its servers, its namespace and veth.
+    /// Removes a pod: its manifest, servers, namespace and veth.
     ///
     /// # Errors
-    /// Where there is none, or its manifest or link cannot be removed.
+    /// Returns an error if it does not exist, or its manifest or link cannot be removed.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         self.manifests.remove(&pod_file(name))?;
         self.remove_pod_quietly(name)
     }
 
-    /// Takes pods away, all at once: first what is on the network, then the manifests, as a kubelet does.
+    /// Removes pods in parallel: first their network, then their manifests, as a kubelet does.
     ///
     /// # Errors
-    /// Like [`Self::remove_pod`].
+    /// Same as [`Self::remove_pod`].
     pub fn remove_pods(&mut self, names: &[String]) -> Result<()> {
         self.unwire_pods(names)?;
         names.iter().try_for_each(|name| self.manifests.remove(&pod_file(name)))
     }
 
-    /// Takes a pod away, but leaves its manifest.
+    /// Removes a pod, but keeps its manifest.
     ///
     /// # Errors
-    /// Where there is none, or its link cannot be removed.
+    /// Returns an error if it does not exist, or its link cannot be removed.
     pub fn remove_pod_quietly(&mut self, name: &str) -> Result<()> {
         self.unwire_pods(&[name.to_owned()])
     }
@@ -218,64 +218,67 @@ impl Cluster {
     fn unwire_pods(&mut self, names: &[String]) -> Result<()> {
         let mut pods = Vec::new();
         for name in names {
-            pods.push(self.hosts.remove(name).with_context(|| format!("no pod {name} to remove"))?);
+            pods.push(self.hosts.remove(name).with_context(|| format!("no pod {name}"))?);
             self.specs.remove(name);
             self.servers.stop(name);
         }
         let cluster = &*self;
         std::thread::scope(|scope| {
             let workers: Vec<_> = pods.iter().map(|pod| scope.spawn(move || cluster.unwire_pod(pod))).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("who unwires a pod does not panic"))
+            workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().expect("the thread that disconnects a pod panicked"))
         })
     }
 
     fn unwire_pod(&self, pod: &Host) -> Result<()> {
         match &self.plugin {
             Some(plugin) => plugin.unwire_pod(self.host(&node_name(pod.node)), pod),
-            // Explicitly, as the namespace itself goes some milliseconds after its last descriptor.
+            // Deletes the link explicitly, because the kernel removes the namespace some milliseconds after its last
+            // descriptor is closed.
             None => pod.netns().ip("link delete eth0"),
         }
     }
 
-    /// Writes a pod's manifest as it is now.
+    /// Writes a pod's current manifest.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn announce(&self, name: &str) -> Result<()> {
-        let spec = self.specs.get(name).with_context(|| format!("no pod {name} to announce"))?;
+        let spec = self.specs.get(name).with_context(|| format!("no pod {name}"))?;
         self.manifests.write(&pod_file(name), &spec.manifest(self.host(name).addresses()))
     }
 
-    /// Takes a pod's manifest away, and leaves the pod.
+    /// Removes a pod's manifest, but keeps the pod.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Returns an error if it does not exist.
     pub fn conceal(&self, name: &str) -> Result<()> {
         self.manifests.remove(&pod_file(name))
     }
 
-    /// Changes a pod's description and tells of it.
+    /// Changes a pod's description and writes its manifest.
     ///
     /// # Errors
-    /// Where there is no such pod or its manifest cannot be written.
+    /// Returns an error if the pod does not exist or its manifest cannot be written.
     pub fn edit_pod(&mut self, name: &str, edit: impl FnOnce(PodSpec) -> PodSpec) -> Result<()> {
-        let spec = self.specs.remove(name).with_context(|| format!("no pod {name} to edit"))?;
+        let spec = self.specs.remove(name).with_context(|| format!("no pod {name}"))?;
         self.specs.insert(name.to_owned(), edit(spec));
         self.announce(name)
     }
 
-    /// Writes (or replaces) a namespace.
+    /// Writes or replaces the manifest of a namespace.
     ///
     /// # Errors
-    /// Where its manifest cannot be written.
+    /// Returns an error if the manifest cannot be written.
     pub fn label_namespace(&self, name: &str, labels: &str) -> Result<()> {
         self.manifests.write(&format!("namespace-{name}.yaml"), &pod::namespace_manifest(name, labels))
     }
 
-    /// Writes (or replaces) a file of policies.
+    /// Writes or replaces a file of policies.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn apply(&self, file: &str, yaml: &str) -> Result<()> {
         self.manifests.write(&format!("policy-{file}.yaml"), yaml)
     }
@@ -283,15 +286,15 @@ impl Cluster {
     /// Removes a file of policies.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Returns an error if it does not exist.
     pub fn withdraw(&self, file: &str) -> Result<()> {
         self.manifests.remove(&format!("policy-{file}.yaml"))
     }
 
-    /// What a probe by names comes to: the destination's address of the first family both have.
+    /// Returns a probe between two hosts, to the destination's address of the first family that both have.
     ///
     /// # Panics
-    /// Where a host is unknown, or two have no family in common.
+    /// Panics if a host does not exist, or the two have no common family.
     pub fn probe(&self, from: &str, to: &str, protocol: Protocol, port: u16) -> Probe {
         let (source, destination) = (self.host(from), self.host(to));
         let address = destination
@@ -299,47 +302,47 @@ impl Cluster {
             .iter()
             .copied()
             .find(|address| source.address_like(*address).is_some())
-            .unwrap_or_else(|| panic!("{from} and {to} have no address family in common"));
+            .unwrap_or_else(|| panic!("{from} and {to} have no common address family"));
         Probe { from: from.into(), to: to.into(), address, protocol, port }
     }
 
-    /// The same probe to each address of the destination.
+    /// Returns a probe to each address of the destination.
     pub fn probes(&self, from: &str, to: &str, protocol: Protocol, port: u16) -> Vec<Probe> {
         let (source, destination) = (self.host(from), self.host(to));
         let reachable = destination.addresses().iter().filter(|address| source.address_like(**address).is_some());
         reachable.map(|&address| Probe { from: from.into(), to: to.into(), address, protocol, port }).collect()
     }
 
-    /// Tries them all at once.
+    /// Runs all probes in parallel.
     ///
     /// # Errors
-    /// Where a socket cannot even be made.
+    /// Returns an error if a socket cannot be created.
     pub fn try_all(&self, probes: &[Probe]) -> Result<Vec<Outcome>> {
         probe_all(self, probes)
     }
 
-    /// Tries TCP to one address.
+    /// Probes TCP at one address.
     ///
     /// # Errors
-    /// Where a socket cannot even be made.
+    /// Returns an error if a socket cannot be created.
     pub fn try_tcp(&self, from: &str, to: &str, address: IpAddr, port: u16) -> Result<Outcome> {
         let probe = Probe { from: from.into(), to: to.into(), address, protocol: Protocol::Tcp, port };
         Ok(self.try_all(&[probe])?.remove(0))
     }
 
-    /// Serves further ports at a host.
+    /// Serves additional ports at a host.
     ///
     /// # Errors
-    /// Where one cannot be bound.
+    /// Returns an error if a port cannot be bound.
     pub fn serve_at(&mut self, name: &str, ports: &[(Protocol, u16)]) -> Result<()> {
         let host = self.host(name).clone();
         self.servers.serve(&host, ports)
     }
 
-    /// The cluster's namespaces by their inode, to look for them when it is gone.
+    /// Returns the inodes of the cluster's network namespaces, to check later that they are gone.
     ///
     /// # Errors
-    /// Where the kernel does not tell.
+    /// Returns an error if the kernel does not report it.
     pub fn inodes(&self) -> Result<Vec<u64>> {
         self.hosts.values().map(|host| host.netns().inode()).collect()
     }

@@ -1,4 +1,4 @@
-//! How nodes reach each other's pods.
+//! Routes, VXLAN or a tunnel between the pods of different nodes.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -10,17 +10,17 @@ use super::{Families, tunnel};
 /// How nodes reach each other's pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Between {
-    /// A route to each node's pods by its uplink, as with Flannel's host-gw.
+    /// A route to each node's pods through its uplink, as with Flannel's host-gw.
     #[default]
     Routes,
-    /// A VXLAN device whose peers are written down, as with Flannel's vxlan. What it carries has the uplink's addresses.
+    /// A VXLAN device with static peers, as with Flannel's vxlan. Outer packets have the uplink's addresses.
     Vxlan,
-    /// A `tun` device, as with Flannel's udp, between two nodes. Its packets have no link header.
+    /// A `tun` device between two nodes, as with Flannel's udp. Its packets have no link-layer header.
     Tun,
 }
 
 impl Between {
-    /// The device that packets to pods of other nodes leave by.
+    /// Returns the device for packets to pods of other nodes.
     pub const fn device(self) -> &'static str {
         match self {
             Self::Routes => "uplink",
@@ -30,7 +30,7 @@ impl Between {
     }
 }
 
-/// Lines of `ip` for a node's ways to the pods of others.
+/// Returns lines of `ip` for a node's routes to the pods of other nodes.
 pub(super) fn routes(between: Between, node: u8, nodes: u8, families: Families) -> String {
     let others = (1..=nodes).filter(|other| *other != node);
     let mut lines = String::new();
@@ -67,7 +67,7 @@ pub(super) fn routes(between: Between, node: u8, nodes: u8, families: Families) 
     lines
 }
 
-/// Its address is that of the node's network of pods, as Flannel has it.
+/// Returns lines of `ip` for the VXLAN device. Its address is that of the node's pod network, as with Flannel.
 fn device(node: u8, families: Families) -> String {
     let local = underlay(node, families);
     let mut lines = format!(
@@ -90,14 +90,14 @@ fn peer(other: u8, families: Families) -> String {
     lines
 }
 
-/// Entries of the forwarding database are the business of `bridge`, not of `ip`.
+/// Returns lines of `bridge` for the forwarding database, which `ip` cannot change.
 pub(super) fn forwarding(between: Between, node: u8, nodes: u8, families: Families) -> String {
     let others = (1..=nodes).filter(|other| between == Between::Vxlan && *other != node);
     let line = |other| format!("fdb add {} dev npflannel dst {}\n", Mac::of_overlay(other), underlay(other, families));
     others.map(line).collect()
 }
 
-/// Both families' packets go in packets of one.
+/// Returns the address for outer packets. Packets of both families use one outer family.
 fn underlay(node: u8, families: Families) -> IpAddr {
     uplink_addresses(node, families)[0]
 }

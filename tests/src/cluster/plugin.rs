@@ -1,7 +1,7 @@
-//! Pods wired by the CNI plugins bridge and ptp themselves, called as a container runtime calls them.
+//! Connects pods with the CNI plugins bridge and ptp, called as a container runtime calls them.
 //!
-//! Source: <https://www.cni.dev/docs/spec/>. Leases are in a directory of the cluster's; links, addresses, and the
-//! masquerading rules are in the node's network namespace and go with it.
+//! Source: <https://www.cni.dev/docs/spec/>. Leases are in a directory of the cluster. Links, addresses and
+//! masquerading rules are in the node's network namespace and are removed with it.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -10,19 +10,19 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::host::{Kind, pod_addresses};
-use super::wiring::{network_prefix, quiet};
+use super::host::{HostKind, pod_addresses};
+use super::wiring::{network_prefix, set_sysctls};
 use super::{Families, Host, Mac, Topology};
 use crate::cleanup::{PathGuard, temporary_root, unique};
 use crate::netns::Netns;
 
-/// Where Debian's containernetworking-plugins are.
+/// Path of Debian's containernetworking-plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// The pod's end of a veth, as runtimes name it.
+/// Name of the pod's end of a veth in container runtimes.
 pub(super) const INTERFACE: &str = "eth0";
 
-/// A plugin, as the nodes of one cluster are configured to call it.
+/// A plugin and its configuration for one cluster.
 #[derive(Debug)]
 pub(super) struct Plugin {
     name: &'static str,
@@ -30,7 +30,7 @@ pub(super) struct Plugin {
     leases: PathGuard,
 }
 
-/// What a runtime tells a plugin to do.
+/// CNI command.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Verb {
     Add,
@@ -47,7 +47,7 @@ impl Verb {
 }
 
 impl Plugin {
-    /// The plugin of a topology, where it has one.
+    /// Returns the plugin of a topology, if it uses one.
     pub(super) fn of(topology: Topology, families: Families) -> Option<Self> {
         let name = match topology {
             Topology::Bridge | Topology::Routed => return None,
@@ -57,16 +57,16 @@ impl Plugin {
         Some(Self { name, families, leases: PathGuard::new(temporary_root().join(unique("leases"))) })
     }
 
-    /// Makes a pod's namespace and has it wired. Its addresses are host-local's choice, unless a number is asked for.
+    /// Creates a pod's namespace and connects it. host-local selects the addresses unless a number is given.
     pub(super) fn wire_pod(&self, node: &Host, name: &str, number: Option<u8>) -> Result<Host> {
         let netns = Netns::new(name)?;
-        // Detection of duplicate addresses would make each ADD take one to two seconds.
-        quiet(&netns, "0")?;
-        let answer = self.call(Verb::Add, node, name, &netns, number).and_then(|answer| {
-            let answer: Value = serde_json::from_slice(&answer).context("reading the plugin's result")?;
-            attachment(&answer).with_context(|| format!("in the plugin's result {answer}"))
+        // Duplicate address detection would delay each ADD by one to two seconds.
+        set_sysctls(&netns, "0")?;
+        let result = self.call(Verb::Add, node, name, &netns, number).and_then(|result| {
+            let result: Value = serde_json::from_slice(&result).context("parsing the plugin's result")?;
+            attachment(&result).with_context(|| format!("in the plugin's result {result}"))
         });
-        match answer {
+        match result {
             Ok(Attachment { addresses, mac, gateway, veth }) => Ok(Host {
                 name: name.to_owned(),
                 netns,
@@ -74,19 +74,19 @@ impl Plugin {
                 interface: INTERFACE,
                 mac,
                 gateway,
-                kind: Kind::Pod,
+                kind: HostKind::Pod,
                 node: node.node,
                 veth,
             }),
             Err(error) => {
-                // As runtimes do: what an ADD left half done is taken back. The first error is the one to tell.
+                // Cleans up a failed ADD, as runtimes do. The first error is reported.
                 let _ = self.call(Verb::Delete, node, name, &netns, None);
                 Err(error)
             }
         }
     }
 
-    /// Takes a pod's interface, lease and rules away.
+    /// Removes a pod's interface, lease and rules.
     pub(super) fn unwire_pod(&self, node: &Host, pod: &Host) -> Result<()> {
         self.call(Verb::Delete, node, pod.name(), pod.netns(), None).map(|_| ())
     }
@@ -95,7 +95,7 @@ impl Plugin {
         call(self.name, verb, node, pod, netns, &self.configuration(node, number))
     }
 
-    /// What a node's `/etc/cni/net.d` would have.
+    /// Returns the plugin's configuration, as in a node's `/etc/cni/net.d`.
     fn configuration(&self, node: &Host, number: Option<u8>) -> Value {
         let networks = pod_addresses(node.node, 0, self.families);
         let ranges: Vec<_> = networks
@@ -106,7 +106,8 @@ impl Plugin {
             .iter()
             .map(|network| json!({"dst": if network.is_ipv4() { "0.0.0.0/0" } else { "::/0" }}))
             .collect();
-        let wanted = number.map(|number| pod_addresses(node.node, number, self.families)).unwrap_or_default();
+        let requested_addresses =
+            number.map(|number| pod_addresses(node.node, number, self.families)).unwrap_or_default();
         json!({
             "cniVersion": "1.0.0",
             "name": node.name(),
@@ -121,12 +122,12 @@ impl Plugin {
                 "ranges": ranges,
                 "routes": routes,
             },
-            "args": {"cni": {"ips": wanted}},
+            "args": {"cni": {"ips": requested_addresses}},
         })
     }
 }
 
-/// Calls a plugin for a pod; what it prints is its result.
+/// Calls a plugin for a pod and returns its result.
 pub(super) fn call(
     name: &str,
     verb: Verb,
@@ -146,48 +147,53 @@ pub(super) fn call(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("starting {PLUGINS}/{name}; install it with `cargo xtask setup`"))?;
-    // A short write means the plugin died early; what it printed says why.
-    let _ = child.stdin.take().context("the plugin has a stdin")?.write_all(configuration.to_string().as_bytes());
+        .with_context(|| format!("cannot start {PLUGINS}/{name}: install it with `cargo xtask setup`"))?;
+    // A short write means that the plugin ended early; its output has the reason.
+    let _ =
+        child.stdin.take().context("the plugin's stdin is not a pipe")?.write_all(configuration.to_string().as_bytes());
     let output = child.wait_with_output().with_context(|| format!("waiting for the plugin {name}"))?;
     if !output.status.success() {
-        let said = [&output.stdout[..], &output.stderr].concat();
-        bail!("{name} {} of {pod}: {}", verb.name(), String::from_utf8_lossy(&said).trim());
+        let plugin_output = [&output.stdout[..], &output.stderr].concat();
+        bail!("{name} {} of {pod}: {}", verb.name(), String::from_utf8_lossy(&plugin_output).trim());
     }
     Ok(output.stdout)
 }
 
-/// What a plugin made.
+/// What a plugin created.
 #[derive(Debug, PartialEq, Eq)]
 struct Attachment {
     addresses: Vec<IpAddr>,
-    /// The pod's end.
+    /// MAC address of the pod's end.
     mac: Mac,
-    /// Where the pod's packets to elsewhere go: the bridge, or the node's end.
+    /// MAC address for the pod's packets to other hosts: the bridge, or the node's end.
     gateway: Mac,
-    /// The node's end.
+    /// Name of the node's end.
     veth: String,
 }
 
-fn attachment(answer: &Value) -> Result<Attachment> {
+fn attachment(result: &Value) -> Result<Attachment> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let list = |key: &str| answer.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let list = |key: &str| result.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let interfaces = list("interfaces");
-    let (inner, outer): (Vec<_>, Vec<_>) = interfaces.iter().partition(|one| !text(one, "sandbox").is_empty());
-    let inner = inner.first().context("no interface in the pod")?;
-    let veth = outer.iter().find(|one| text(one, "name").starts_with("veth")).context("no veth on the node")?;
-    // The bridge is told first, where there is one.
-    let gateway = outer.first().context("no interface on the node")?;
+    let (pod_interfaces, node_interfaces): (Vec<_>, Vec<_>) =
+        interfaces.iter().partition(|one| !text(one, "sandbox").is_empty());
+    let pod_interfaces = pod_interfaces.first().context("the result has no interface in the pod")?;
+    let veth = node_interfaces
+        .iter()
+        .find(|one| text(one, "name").starts_with("veth"))
+        .context("the result has no veth on the node")?;
+    // The bridge, if there is one, is first in the result.
+    let gateway = node_interfaces.first().context("the result has no interface on the node")?;
     let mut addresses = Vec::new();
     for ip in list("ips") {
         let address = text(&ip, "address");
         let address = address.split('/').next().unwrap_or_default();
-        addresses.push(address.parse().with_context(|| format!("{address:?} is no address"))?);
+        addresses.push(address.parse().with_context(|| format!("{address:?} is not an address"))?);
     }
-    ensure!(!addresses.is_empty(), "no address");
+    ensure!(!addresses.is_empty(), "the result has no address");
     Ok(Attachment {
         addresses,
-        mac: text(inner, "mac").parse()?,
+        mac: text(pod_interfaces, "mac").parse()?,
         gateway: text(gateway, "mac").parse()?,
         veth: text(veth, "name"),
     })
@@ -198,8 +204,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_result_tells_who_is_who() -> Result<()> {
-        let answer = json!({
+    fn addresses_and_interfaces_are_read_from_the_result() -> Result<()> {
+        let result = json!({
             "interfaces": [
                 {"name": "cni0", "mac": "02:00:00:00:00:01"},
                 {"name": "veth5", "mac": "02:00:00:00:00:02"},
@@ -207,11 +213,14 @@ mod tests {
             ],
             "ips": [{"interface": 2, "address": "10.0.0.5/24"}, {"interface": 2, "address": "fd00::5/64"}],
         });
-        let wired = attachment(&answer)?;
-        assert_eq!(wired.addresses, ["10.0.0.5".parse::<IpAddr>()?, "fd00::5".parse()?]);
-        assert_eq!((wired.gateway, wired.mac), (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 3])));
-        assert_eq!(wired.veth, "veth5");
-        assert!(attachment(&json!({"interfaces": answer["interfaces"]})).is_err(), "a pod has an address");
+        let attached = attachment(&result)?;
+        assert_eq!(attached.addresses, ["10.0.0.5".parse::<IpAddr>()?, "fd00::5".parse()?]);
+        assert_eq!((attached.gateway, attached.mac), (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 3])));
+        assert_eq!(attached.veth, "veth5");
+        assert!(
+            attachment(&json!({"interfaces": result["interfaces"]})).is_err(),
+            "a result without an address is an error"
+        );
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Pods and namespaces as manifests tell of them.
+//! Descriptions and manifests of pods, namespaces and nodes.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use netpol_policy::model::Protocol;
 use super::Families;
 use super::host::{node_name, uplink_addresses};
 
-/// A pod to be made.
+/// Description of a pod.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     namespace: String,
@@ -24,10 +24,10 @@ pub struct PodSpec {
 }
 
 impl PodSpec {
-    /// A pod on the first node, by `namespace/name`.
+    /// Describes a pod on the first node, by `namespace/name`.
     ///
     /// # Panics
-    /// Where the name is not of that form.
+    /// Panics if the name has another form.
     pub fn new(name: &str) -> Self {
         let (namespace, name) = name.split_once('/').unwrap_or_else(|| panic!("{name:?} is not namespace/name"));
         Self {
@@ -44,74 +44,74 @@ impl PodSpec {
         }
     }
 
-    /// Its labels: `app=web,tier=front`.
+    /// Sets the labels, for example `app=web,tier=front`.
     #[must_use]
     pub fn labels(mut self, labels: &str) -> Self {
         labels.clone_into(&mut self.labels);
         self
     }
 
-    /// A named container port.
+    /// Adds a named container port.
     #[must_use]
     pub fn port(mut self, name: &str, protocol: Protocol, port: u16) -> Self {
         self.ports.push((name.into(), protocol, port));
         self
     }
 
-    /// A container port that is to be had at a port of its node too: `(protocol, container's, node's)`. Who makes that true is
-    /// [`crate::Cluster::map_host_ports`].
+    /// Adds a container port with a hostPort: `(protocol, container port, host port)`.
+    /// [`crate::Cluster::map_host_ports`] creates the translation.
     #[must_use]
     pub fn host_port(mut self, protocol: Protocol, port: u16, host_port: u16) -> Self {
         self.host_ports.push((protocol, port, host_port));
         self
     }
 
-    /// The node it runs on, from 1.
+    /// Sets the node, from 1.
     #[must_use]
     pub const fn node(mut self, node: u8) -> Self {
         self.node = node;
         self
     }
 
-    /// The last part of its addresses, instead of the next free one.
+    /// Sets the last part of the addresses, instead of the next free number.
     #[must_use]
     pub const fn number(mut self, number: u8) -> Self {
         self.number = Some(number);
         self
     }
 
-    /// Its `status.phase`.
+    /// Sets `status.phase`.
     #[must_use]
     pub const fn phase(mut self, phase: &'static str) -> Self {
         self.phase = phase;
         self
     }
 
-    /// Its `metadata.creationTimestamp`; unless told, there is none, or an API server sets it.
+    /// Sets `metadata.creationTimestamp`. By default it is absent, or an API server sets it.
     #[must_use]
     pub const fn created(mut self, time: &'static str) -> Self {
         self.created = time;
         self
     }
 
-    /// Listed in its `status.podIPs` before the addresses that it has.
+    /// Adds an address to `status.podIPs`, before the pod's own addresses.
     #[must_use]
     pub const fn odd_ip(mut self, address: &'static str) -> Self {
         self.odd_ip = address;
         self
     }
 
-    /// `namespace/name`.
+    /// Returns `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// Its namespace.
+    /// Returns the namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// Its manifest, with the addresses it got; that of its node is of the same families.
+    /// Returns the manifest with these addresses. `hostIPs` has the same families.
     pub fn manifest(&self, addresses: &[IpAddr]) -> String {
         let Self { namespace, name, .. } = self;
         let mut yaml = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
@@ -136,8 +136,8 @@ impl PodSpec {
             let _ = writeln!(yaml, "    - {{protocol: {protocol}, containerPort: {port}, hostPort: {host_port}}}");
         }
         let _ = writeln!(yaml, "status:\n  phase: {}", self.phase);
-        let is_alike = |host: &IpAddr| addresses.iter().any(|address| address.is_ipv4() == host.is_ipv4());
-        let hosts = uplink_addresses(self.node, Families::Dual).into_iter().filter(is_alike);
+        let is_same_family = |host: &IpAddr| addresses.iter().any(|address| address.is_ipv4() == host.is_ipv4());
+        let hosts = uplink_addresses(self.node, Families::Dual).into_iter().filter(is_same_family);
         for (index, host) in hosts.enumerate() {
             if index == 0 {
                 let _ = writeln!(yaml, "  hostIP: \"{host}\"\n  hostIPs:");
@@ -157,12 +157,12 @@ impl PodSpec {
     }
 }
 
-/// A namespace's manifest.
+/// Returns a namespace's manifest.
 pub(super) fn namespace_manifest(name: &str, labels: &str) -> String {
     format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n{}", labels_yaml(labels))
 }
 
-/// A node's manifest.
+/// Returns a node's manifest.
 pub(super) fn node_manifest(name: &str, addresses: &[IpAddr]) -> String {
     let mut yaml = format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\nstatus:\n  addresses:\n");
     for address in addresses {

@@ -1,6 +1,7 @@
-//! hostPorts, by the CNI plugin portmap itself, which a runtime calls after the one that wired the pod.
+//! Maps hostPorts with the CNI plugin portmap. A runtime calls it after the plugin that connects the pod.
 //!
-//! Source: <https://www.cni.dev/plugins/current/meta/portmap/>. Its rules are in the node's network namespace and go with it.
+//! Source: <https://www.cni.dev/plugins/current/meta/portmap/>. Its rules are in the node's network namespace and are
+//! removed with it.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -9,12 +10,12 @@ use super::plugin::{INTERFACE, Verb, call};
 use super::{Cluster, PodSpec, node_name};
 
 impl Cluster {
-    /// Has a pod's container ports be had at its node's: those that [`PodSpec::host_port`] told of.
+    /// Maps the host ports of a pod that [`PodSpec::host_port`] added.
     ///
     /// # Errors
-    /// Where there is no such pod, or the plugin fails.
+    /// Returns an error if the pod does not exist, or the plugin fails.
     pub fn map_host_ports(&self, pod: &str) -> Result<()> {
-        let spec = self.specs.get(pod).with_context(|| format!("no pod {pod} to map ports of"))?;
+        let spec = self.specs.get(pod).with_context(|| format!("no pod {pod}"))?;
         let (node, host) = (self.host(&node_name(spec.node)), self.host(pod));
         let configuration = configuration(spec, host.netns().path().as_str(), host.addresses());
         call("portmap", Verb::Add, node, pod, host.netns(), &configuration).map(|_| ())

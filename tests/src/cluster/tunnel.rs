@@ -1,5 +1,5 @@
-//! A tunnel of user space between two nodes, as Flannel's udp: what one's `tun` device sends comes out of the other's. Its packets
-//! have no link header.
+//! A user-space tunnel between two nodes, as with Flannel's udp: packets that one node sends to its `tun` device
+//! arrive at the other's. They have no link-layer header.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,42 +13,42 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::netns::Netns;
 
-/// The device on either side.
+/// Name of the device on both nodes.
 pub(super) const DEVICE: &str = "nptun";
-/// How often it is asked whether to end.
-const PATIENCE_MS: u16 = 50;
-/// More than any packet here.
-const LARGEST: usize = 65_536;
+/// Interval of checks for the end, in milliseconds.
+const POLL_MS: u16 = 50;
+/// Buffer size, larger than any packet in tests.
+const BUFFER_SIZE: usize = 65_536;
 
-/// Carries packets for as long as this lives.
+/// Forwards packets until it is dropped.
 #[derive(Debug)]
 pub(super) struct Tunnel {
-    end: Arc<AtomicBool>,
-    carrier: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    forwarder: Option<JoinHandle<()>>,
 }
 
 impl Tunnel {
-    /// Between two nodes that have the device already.
+    /// Starts a tunnel between two nodes that have the device.
     pub(super) fn between(one: &Netns, other: &Netns) -> Result<Self> {
         let ends = [one.run(open)?, other.run(open)?];
-        let end = Arc::new(AtomicBool::new(false));
-        let told = end.clone();
-        let carrier = std::thread::Builder::new().name("tunnel".into()).spawn(move || carry(&ends, &told))?;
-        Ok(Self { end, carrier: Some(carrier) })
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let forwarder = std::thread::Builder::new().name("tunnel".into()).spawn(move || forward(&ends, &told))?;
+        Ok(Self { stop, forwarder: Some(forwarder) })
     }
 }
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        drop(self.carrier.take().map(JoinHandle::join));
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.forwarder.take().map(JoinHandle::join));
     }
 }
 
-/// Opens the device of the namespace that the calling thread is in. Source: `linux/if_tun.h`.
+/// Opens the device in the calling thread's namespace. Source: `linux/if_tun.h`.
 fn open() -> Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
-    // SAFETY: all zeros are a request.
+    // SAFETY: all bytes zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
         *to = from.cast_signed();
@@ -56,21 +56,21 @@ fn open() -> Result<File> {
     #[expect(clippy::cast_possible_truncation, reason = "flags of 16 bits")]
     let flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
     request.ifr_ifru.ifru_flags = flags;
-    // SAFETY: the request lives as long as the call.
+    // SAFETY: the request is valid during the call.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if done < 0 {
-        return Err(io::Error::last_os_error()).with_context(|| format!("taking the device {DEVICE}"));
+        return Err(io::Error::last_os_error()).with_context(|| format!("attaching to the device {DEVICE}"));
     }
     Ok(file)
 }
 
-/// A packet that the other side does not take is lost, as packets are.
-fn carry(ends: &[File; 2], end: &AtomicBool) {
-    let mut packet = vec![0; LARGEST];
-    while !end.load(Ordering::Relaxed) {
+/// Forwards packets. A packet that cannot be written is dropped, as on a link.
+fn forward(ends: &[File; 2], stop: &AtomicBool) {
+    let mut packet = vec![0; BUFFER_SIZE];
+    while !stop.load(Ordering::Relaxed) {
         let mut waiting =
             [PollFd::new(ends[0].as_fd(), PollFlags::POLLIN), PollFd::new(ends[1].as_fd(), PollFlags::POLLIN)];
-        if poll(&mut waiting, PollTimeout::from(PATIENCE_MS)).is_err() {
+        if poll(&mut waiting, PollTimeout::from(POLL_MS)).is_err() {
             return;
         }
         let ready = waiting.map(|one| one.revents().is_some_and(|events| events.contains(PollFlags::POLLIN)));

@@ -1,4 +1,4 @@
-//! Links, addresses and routes.
+//! Creates links, addresses and routes.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::host::{Kind, Mac, OUTSIDE, gateway, node_name, pod_addresses, uplink_addresses};
+use super::host::{HostKind, Mac, OUTSIDE, gateway, node_name, pod_addresses, uplink_addresses};
 use super::overlay::{self, Between};
 use super::{Families, Host, Topology};
 use crate::netns::Netns;
 
-/// The outside host's number on the network between nodes.
+/// Number of the external host on the network between nodes.
 const OUTSIDE_NUMBER: u8 = 100;
 
-/// How long an interface may take to carry packets, on a machine that is busy with other tests.
-const CARRYING: Duration = Duration::from_secs(10);
+/// How long an interface may take to become operational on a busy machine.
+const OPERATIONAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) const fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
@@ -25,12 +25,12 @@ pub(super) const fn network_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 24 } else { 64 }
 }
 
-/// Addresses are usable at once: nobody else here could have them.
+/// Returns flags for an address. Duplicate address detection is not needed and would delay its use.
 pub(super) const fn flags(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "" } else { " nodad" }
 }
 
-/// Plugs a namespace into the switch and gives it its addresses there.
+/// Connects a namespace to the switch and adds its addresses there.
 fn wire_uplink(fabric: &Netns, netns: &Netns, number: u8, addresses: &[IpAddr]) -> Result<()> {
     fabric.ip(&format!(
         "link add port{number} type veth peer name uplink address {mac} netns {path}\n\
@@ -46,14 +46,14 @@ fn wire_uplink(fabric: &Netns, netns: &Netns, number: u8, addresses: &[IpAddr]) 
     netns.ip(&lines)
 }
 
-pub(super) fn quiet(netns: &Netns, forwarding: &str) -> Result<()> {
+pub(super) fn set_sysctls(netns: &Netns, forwarding: &str) -> Result<()> {
     netns.sysctl(&[
         ("ipv6/conf/all/accept_dad", "0"),
         ("ipv6/conf/default/accept_dad", "0"),
         ("ipv6/conf/all/forwarding", forwarding),
         ("ipv6/conf/default/forwarding", forwarding),
         ("ipv4/ip_forward", forwarding),
-        // Tests spoof; what stops them is to be netpol, not the kernel.
+        // Tests send spoofed packets, which netpol must drop, not the kernel.
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
     ])
@@ -68,7 +68,7 @@ pub(super) fn wire_node(
 ) -> Result<Host> {
     let name = node_name(node);
     let netns = Netns::new(&name)?;
-    quiet(&netns, "1")?;
+    set_sysctls(&netns, "1")?;
     let uplink = uplink_addresses(node, families);
     wire_uplink(fabric, &netns, node, &uplink)?;
     let mut lines = String::new();
@@ -98,15 +98,20 @@ pub(super) fn wire_node(
         interface: "uplink",
         mac: Mac::of_uplink(node),
         gateway: Mac::of_uplink(OUTSIDE_NUMBER),
-        kind: Kind::Node,
+        kind: HostKind::Node,
         node,
         veth: "uplink".into(),
     })
 }
 
-pub(super) fn wire_outside(fabric: &Netns, nodes: u8, further: &[IpAddr], families: Families) -> Result<Vec<Host>> {
+pub(super) fn wire_outside(
+    fabric: &Netns,
+    nodes: u8,
+    extra_addresses: &[IpAddr],
+    families: Families,
+) -> Result<Vec<Host>> {
     let netns = Netns::new(OUTSIDE)?;
-    quiet(&netns, "0")?;
+    set_sysctls(&netns, "0")?;
     let addresses = uplink_addresses(OUTSIDE_NUMBER, families);
     wire_uplink(fabric, &netns, OUTSIDE_NUMBER, &addresses)?;
     let mut lines = String::new();
@@ -115,7 +120,7 @@ pub(super) fn wire_outside(fabric: &Netns, nodes: u8, further: &[IpAddr], famili
             let _ = writeln!(lines, "route add {address}/{} via {via}", network_prefix(address));
         }
     }
-    for &address in further {
+    for &address in extra_addresses {
         let _ = writeln!(lines, "addr add {address}/{} dev lo{}", host_prefix(address), flags(address));
     }
     netns.ip(&lines)?;
@@ -126,12 +131,14 @@ pub(super) fn wire_outside(fabric: &Netns, nodes: u8, further: &[IpAddr], famili
         interface: "uplink",
         mac: Mac::of_uplink(OUTSIDE_NUMBER),
         gateway: Mac::of_uplink(1),
-        kind: Kind::Outside,
+        kind: HostKind::Outside,
         node: OUTSIDE_NUMBER,
         veth: "uplink".into(),
     };
     let first = host(OUTSIDE.into(), addresses);
-    Ok(std::iter::once(first).chain(further.iter().map(|address| host(address.to_string(), vec![*address]))).collect())
+    Ok(std::iter::once(first)
+        .chain(extra_addresses.iter().map(|address| host(address.to_string(), vec![*address])))
+        .collect())
 }
 
 pub(super) fn wire_pod(
@@ -144,8 +151,8 @@ pub(super) fn wire_pod(
     families: Families,
 ) -> Result<Host> {
     let netns = Netns::new(name)?;
-    quiet(&netns, "0")?;
-    // As plugins name them: nothing in the name tells whose it is.
+    set_sysctls(&netns, "0")?;
+    // CNI plugins use similar names, which do not identify the pod.
     let veth = format!("veth{:08x}", u32::from(node) << 24 | link);
     let addresses = pod_addresses(node, number, families);
     let gateways = gateway(node, families);
@@ -183,8 +190,8 @@ pub(super) fn wire_pod(
         let _ = writeln!(lines, "route add default via {address} dev eth0");
     }
     netns.ip(&lines)?;
-    wait_until_carrying(&node_host.netns, &veth, topology.is_bridged())?;
-    wait_until_carrying(&netns, "eth0", false)?;
+    wait_until_operational(&node_host.netns, &veth, topology.is_bridged())?;
+    wait_until_operational(&netns, "eth0", false)?;
     Ok(Host {
         name: name.to_owned(),
         netns,
@@ -192,22 +199,25 @@ pub(super) fn wire_pod(
         interface: "eth0",
         mac: Mac::of_pod(node, number),
         gateway: if topology.is_bridged() { Mac::of_bridge(node) } else { Mac::of_veth(node, number) },
-        kind: Kind::Pod,
+        kind: HostKind::Pod,
         node,
         veth,
     })
 }
 
-/// Waits until an interface that was set up carries packets, as the bridge plugin does: the kernel gets to it on a worker's
-/// time (`net/core/link_watch.c`), and what is sent before is dropped, the first SYN of a probe for one.
-fn wait_until_carrying(netns: &Netns, interface: &str, is_port: bool) -> Result<()> {
+/// Waits until an interface is operational, as the bridge plugin does. The kernel does this on a worker thread
+/// (`net/core/link_watch.c`) and drops packets sent before, for example the first SYN of a probe.
+fn wait_until_operational(netns: &Netns, interface: &str, is_port: bool) -> Result<()> {
     let start = Instant::now();
     loop {
         let link = netns.ip_output(&["-d", "-o", "link", "show", "dev", interface])?;
         if link.contains(" state UP ") && (!is_port || link.contains(" state forwarding ")) {
             return Ok(());
         }
-        ensure!(start.elapsed() < CARRYING, "{interface} was set up, and carries nothing after {CARRYING:?}: {link}");
+        ensure!(
+            start.elapsed() < OPERATIONAL_TIMEOUT,
+            "{interface} is not operational after {OPERATIONAL_TIMEOUT:?}: {link}"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }

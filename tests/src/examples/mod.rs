@@ -1,4 +1,4 @@
-//! `examples/`: clusters, policies, and the table each README promises.
+//! Loads `examples/`: clusters, policies, and the table in each README.
 
 mod readme;
 
@@ -23,15 +23,15 @@ pub struct Example {
     readme: Readme,
 }
 
-/// Where they are.
+/// Returns the path of `examples/`.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
 }
 
-/// All of them, by name.
+/// Loads all examples, sorted by name.
 ///
 /// # Errors
-/// Names the file that is not as it should be.
+/// Returns an error that names the invalid file.
 pub fn all() -> Result<Vec<Example>> {
     let root = root();
     let mut directories = Vec::new();
@@ -78,25 +78,26 @@ impl Example {
         Ok(Self { directory: directory.to_owned(), pods, namespaces, readme: Readme::parse(&text)? })
     }
 
-    /// The directory's name.
+    /// Returns the directory's name.
     pub fn name(&self) -> String {
         self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The arguments of the `netpol` that its README says to run, from the directory above `examples/`.
+    /// Returns the arguments of the `netpol` command in its README. The working directory is the parent of
+    /// `examples/`.
     pub fn command(&self) -> &[String] {
         &self.readme.command
     }
 
-    /// The ports its table is about.
+    /// Returns the ports of its table.
     pub fn ports(&self) -> &[(Protocol, u16)] {
         &self.readme.ports
     }
 
-    /// A cluster with these pods, at the addresses their manifests have. Without policies yet.
+    /// Creates a cluster with these pods, at the addresses in their manifests, without policies.
     ///
     /// # Errors
-    /// Where it cannot be made, or an address comes out another.
+    /// Returns an error if it cannot be created, or a pod gets another address.
     pub fn cluster(&self) -> Result<Cluster> {
         let mut builder = Cluster::builder().serve(self.ports());
         for (name, labels) in &self.namespaces {
@@ -119,7 +120,7 @@ impl Example {
             let live = cluster.host(&pod.key.to_string()).addresses();
             ensure!(
                 live == pod.addresses,
-                "{} is at {live:?} live, and at {:?} in the manifest",
+                "{} has the addresses {live:?}, but {:?} in its manifest",
                 pod.key,
                 pod.addresses
             );
@@ -127,10 +128,10 @@ impl Example {
         Ok(cluster)
     }
 
-    /// Applies the example's policies, as they are written.
+    /// Applies the example's policies.
     ///
     /// # Errors
-    /// Where they cannot be read.
+    /// Returns an error if they cannot be read.
     pub fn apply(&self, cluster: &Cluster) -> Result<()> {
         cluster.apply("example", &fs::read_to_string(self.directory.join("policies.yaml"))?)
     }
@@ -139,7 +140,7 @@ impl Example {
         self.pods.iter().map(|pod| pod.key.to_string()).chain(self.readme.outside.iter().cloned()).collect()
     }
 
-    /// All questions its table answers: not who reaches itself, nor what happens outside.
+    /// Returns all cells of its table. A host to itself and external hosts among each other have no cell.
     pub fn questions(&self) -> Vec<Cell> {
         let outside = |end: &String| self.readme.outside.contains(end);
         let ends = self.ends();
@@ -154,26 +155,29 @@ impl Example {
         cells
     }
 
-    /// The table its README promises.
+    /// Returns the table in its README.
     ///
     /// # Errors
-    /// Where it leaves a question open, or answers one that nobody asks.
+    /// Returns an error if the table lacks a cell, or has one too many.
     pub fn promised(&self) -> Result<Matrix> {
         let promised = self.readme.table().context("the table in README.md")?;
         let questions = self.questions();
         for cell in &questions {
-            ensure!(promised.0.contains_key(cell), "the table in README.md says nothing of {cell}");
+            ensure!(promised.0.contains_key(cell), "the table in README.md has no cell for {cell}");
         }
-        ensure!(promised.0.len() == questions.len(), "the table in README.md has more than the manifests' ends");
+        ensure!(
+            promised.0.len() == questions.len(),
+            "the table in README.md has cells for hosts that are not in the manifests"
+        );
         Ok(promised)
     }
 
-    /// Rewrites the README's table after a matrix that somebody will look at.
+    /// Rewrites the README's table from a matrix. A person must review the result.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn bless(&mut self, matrix: &Matrix) -> Result<()> {
-        self.readme.put_table(&self.ends(), matrix);
+        self.readme.set_table(&self.ends(), matrix);
         fs::write(self.directory.join("README.md"), self.readme.text()).context("writing README.md")
     }
 }

@@ -1,4 +1,4 @@
-//! What an example's README promises: a command, and a table that people and tests read alike.
+//! Parses an example's README: a command, and a table for people and tests.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,12 +12,12 @@ use crate::port;
 const BEGIN: &str = "<!-- table -->\n";
 const END: &str = "<!-- /table -->";
 
-/// Who is not asked: an end by itself, or two ends outside.
-const NOT_ASKED: &str = "·";
+/// Cell without a probe: a host to itself, or two external hosts.
+const NO_PROBE: &str = "·";
 const NOTHING: &str = "–";
 const EVERYTHING: &str = "all";
 
-/// A README, taken apart.
+/// A parsed README.
 #[derive(Debug)]
 pub(super) struct Readme {
     before: String,
@@ -40,7 +40,7 @@ impl Readme {
             pairs.map(|pair| pair[1].clone()).collect::<Vec<_>>()
         };
         let ports = values("-p").iter().map(|text| port::parse(text)).collect::<Result<Vec<_>>>()?;
-        ensure!(!ports.is_empty(), "the command in README.md asks for no port");
+        ensure!(!ports.is_empty(), "the command in README.md has no port (-p)");
         let outside = values("-a");
         let [before, table, after] = [before, table, after].map(str::to_owned);
         Ok(Self { before, table, after, command, ports, outside })
@@ -50,24 +50,29 @@ impl Readme {
         format!("{}{BEGIN}{}{END}{}", self.before, self.table, self.after)
     }
 
-    /// What the table says.
+    /// Parses the table.
     pub(super) fn table(&self) -> Result<Matrix> {
         let mut rows = self.table.lines().map(words);
-        let header = rows.next().context("it is empty")?;
-        let tos = header.get(1..).context("it has no columns")?;
+        let header = rows.next().context("the table is empty")?;
+        let destinations = header.get(1..).context("the table has no columns")?;
         let mut found = BTreeMap::new();
         for row in rows.skip(1) {
             let (from, cells) = row.split_first().context("a row is empty")?;
-            ensure!(cells.len() == tos.len(), "the row of {from} has {} cells for {} ends", cells.len(), tos.len());
-            for (to, &cell) in tos.iter().zip(cells) {
+            ensure!(
+                cells.len() == destinations.len(),
+                "the row of {from} has {} cells for {} columns",
+                cells.len(),
+                destinations.len()
+            );
+            for (to, &cell) in destinations.iter().zip(cells) {
                 let allowed = match cell {
-                    NOT_ASKED => continue,
+                    NO_PROBE => continue,
                     NOTHING => Vec::new(),
                     EVERYTHING => self.ports.clone(),
                     list => list.split(", ").map(port::parse).collect::<Result<_>>()?,
                 };
                 if let Some(other) = allowed.iter().find(|port| !self.ports.contains(port)) {
-                    bail!("{from} to {to}: {} is not among the ports of the command", port::text(*other));
+                    bail!("{from} to {to}: the command has no port {}", port::text(*other));
                 }
                 for &(protocol, port) in &self.ports {
                     let cell = Cell { from: (*from).to_owned(), to: (*to).to_owned(), protocol, port };
@@ -78,7 +83,7 @@ impl Readme {
         Ok(Matrix(found))
     }
 
-    pub(super) fn put_table(&mut self, ends: &[String], matrix: &Matrix) {
+    pub(super) fn set_table(&mut self, ends: &[String], matrix: &Matrix) {
         let mut text = format!("| from ↓ to → | {} |\n|---|{}\n", ends.join(" | "), "---|".repeat(ends.len()));
         for from in ends {
             let cells: Vec<_> = ends.iter().map(|to| self.cell(matrix, from, to)).collect();
@@ -88,13 +93,13 @@ impl Readme {
     }
 
     fn cell(&self, matrix: &Matrix, from: &str, to: &str) -> String {
-        let answer = |&(protocol, port): &(Protocol, u16)| {
+        let verdict = |&(protocol, port): &(Protocol, u16)| {
             matrix.0.get(&Cell { from: from.to_owned(), to: to.to_owned(), protocol, port })
         };
-        if self.ports.iter().all(|port| answer(port).is_none()) {
-            return NOT_ASKED.to_owned();
+        if self.ports.iter().all(|port| verdict(port).is_none()) {
+            return NO_PROBE.to_owned();
         }
-        let allowed: Vec<_> = self.ports.iter().filter(|port| answer(port) == Some(&true)).copied().collect();
+        let allowed: Vec<_> = self.ports.iter().filter(|port| verdict(port) == Some(&true)).copied().collect();
         if allowed.is_empty() {
             NOTHING.to_owned()
         } else if allowed.len() == self.ports.len() {
@@ -118,13 +123,13 @@ mod tests {
         <!-- /table -->\n\n`netpol matrix -f examples/x -p 80/TCP -p 53/UDP -a 192.0.2.1` prints it.\n";
 
     #[test]
-    fn a_table_is_read_as_it_is_written() -> Result<()> {
+    fn parsing_and_writing_a_table_are_inverse() -> Result<()> {
         let mut readme = Readme::parse(TEXT)?;
         assert_eq!(readme.outside, ["192.0.2.1"]);
         let matrix = readme.table()?;
-        let said: Vec<_> = matrix.0.iter().map(|(cell, passes)| format!("{cell}: {passes}")).collect();
+        let lines: Vec<_> = matrix.0.iter().map(|(cell, passes)| format!("{cell}: {passes}")).collect();
         assert_eq!(
-            said,
+            lines,
             [
                 "192.0.2.1 -> a/b 80/TCP: true",
                 "192.0.2.1 -> a/b 53/UDP: true",
@@ -132,7 +137,7 @@ mod tests {
                 "a/b -> 192.0.2.1 53/UDP: false",
             ]
         );
-        readme.put_table(&["a/b".to_owned(), "192.0.2.1".to_owned()], &matrix);
+        readme.set_table(&["a/b".to_owned(), "192.0.2.1".to_owned()], &matrix);
         assert_eq!(readme.text(), TEXT);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! kube-proxy's mode iptables: a chain per frontend and per endpoint, and one endpoint after the other is asked by chance.
+//! kube-proxy's iptables mode: a chain for each frontend and endpoint, and a random choice between endpoints.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use crate::netns::Netns;
 const PROGRAMS: [(bool, &str, &str); 2] =
     [(true, "iptables-nft-restore", "iptables-nft-save"), (false, "ip6tables-nft-restore", "ip6tables-nft-save")];
 
-/// The jumps to its chains, once.
+/// Adds the jumps to kube-proxy's chains, once.
 pub(super) fn prepare(node: &Netns) -> Result<()> {
     for (is_ipv4, ..) in PROGRAMS {
         let rules = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-POSTROUTING - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j \
@@ -20,13 +20,13 @@ pub(super) fn prepare(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Loads rules; the chains they name are emptied first.
+/// Loads rules. Chains that they name are emptied first.
 pub(super) fn restore(node: &Netns, is_ipv4: bool, rules: &str) -> Result<()> {
     let (_, program, _) = PROGRAMS[usize::from(!is_ipv4)];
     node.iptables(program, rules)
 }
 
-/// All chains. Those of endpoints that are gone stay, and nothing leads there.
+/// Returns all chains. Chains of removed endpoints stay, but no rule jumps to them.
 pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     let mut chains = "*nat\n".to_owned();
     for name in ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"] {
@@ -57,13 +57,13 @@ pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
         for (number, target) in targets.iter().enumerate() {
             let chain = format!("KUBE-SEP-{index}-{number}");
             let _ = writeln!(chains, ":{chain} - [0:0]");
-            let chance = match targets.len() - number {
+            let probability = match targets.len() - number {
                 1 => String::new(),
                 left => format!("-m statistic --mode random --probability 0.{:010} ", 10_000_000_000 / left),
             };
             let _ = writeln!(
                 rules,
-                "-A KUBE-SVC-{index} {chance}-j {chain}
+                "-A KUBE-SVC-{index} {probability}-j {chain}
                  -A {chain} -s {} -j KUBE-MARK-MASQ
                  -A {chain} -p {protocol} -m {protocol} -j DNAT --to-destination {target}",
                 target.ip()
@@ -75,13 +75,13 @@ pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     chains + &rules + "COMMIT\n"
 }
 
-/// The rules, with how many packets each has seen: those of new connections, as NAT asks no more then.
-pub(super) fn counted(node: &Netns) -> Result<String> {
+/// Returns the rules with packet counts. NAT rules count only the first packet of each connection.
+pub(super) fn rules_with_counts(node: &Netns) -> Result<String> {
     PROGRAMS.iter().map(|(_, _, program)| node.output(program, &["-c", "-t", "nat"])).collect()
 }
 
 pub(super) fn backend(line: &str) -> Option<&str> {
-    // Those of hostPorts are in the same table.
+    // The table also has the rules of hostPorts.
     line.split_once("-A KUBE-SEP-")?.1.split_once("--to-destination ")?.1.split(' ').next()
 }
 

@@ -1,7 +1,7 @@
-//! kube-proxy by hand: the rules that it writes for Services, in its modes nftables and iptables.
+//! Writes the rules that kube-proxy writes for Services, in its nftables and iptables modes.
 //!
-//! Left out is what no verdict depends on: session affinity, traffic policies, and the rejection of what has no backend.
-//! Source: <https://github.com/kubernetes/kubernetes/tree/v1.33.0/pkg/proxy>.
+//! Features that do not affect verdicts are missing: session affinity, traffic policies, and rejection at Services
+//! without backends. Source: <https://github.com/kubernetes/kubernetes/tree/v1.33.0/pkg/proxy>.
 
 mod iptables;
 mod nftables;
@@ -16,20 +16,20 @@ use crate::cluster::Cluster;
 use crate::netns::Netns;
 use crate::service::Service;
 
-/// How it has the kernel translate addresses.
+/// kube-proxy's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Verdict maps.
     Nftables,
-    /// Chains, by `iptables-nft`.
+    /// Chains, with `iptables-nft`.
     Iptables,
 }
 
-/// The bit of a packet's mark that asks for the node's address: `masqueradeAll` aside, what comes by a `NodePort`, from outside
-/// the cluster, or from a backend to itself.
+/// Mark bit of packets to masquerade: from NodePorts, from outside the cluster, and from a backend to itself.
+/// `masqueradeAll` is not used.
 const MASQUERADE: &str = "0x4000";
 
-/// Where all pods are.
+/// Returns the network of all pods.
 const fn pods(is_ipv4: bool) -> &'static str {
     if is_ipv4 { "10.244.0.0/16" } else { "fd77::/32" }
 }
@@ -52,10 +52,10 @@ struct Frontend {
 }
 
 impl KubeProxy {
-    /// One per node, which knows of no Service yet.
+    /// Starts kube-proxy on every node, without Services.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// Returns an error if a kernel request fails.
     pub fn start(cluster: &Cluster, mode: Mode) -> Result<Self> {
         let proxy = Self { mode, nodes: cluster.nodes().map(|node| node.netns().clone()).collect() };
         for node in &proxy.nodes {
@@ -67,34 +67,34 @@ impl KubeProxy {
         Ok(proxy)
     }
 
-    /// Has every node translate these Services, and no others. Connections that are there stay as they are.
+    /// Sets the Services that every node translates. Established connections stay as they are.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// Returns an error if a kernel request fails.
     pub fn sync(&self, services: &[Service]) -> Result<()> {
         let frontends: Vec<_> = services.iter().flat_map(frontends).collect();
         for node in &self.nodes {
             for is_ipv4 in [true, false] {
-                let alike: Vec<_> = frontends.iter().filter(|one| one.address.is_ipv4() == is_ipv4).collect();
+                let of_family: Vec<_> = frontends.iter().filter(|one| one.address.is_ipv4() == is_ipv4).collect();
                 match self.mode {
-                    Mode::Nftables => node.nft(&nftables::rules(&alike, is_ipv4))?,
-                    Mode::Iptables => iptables::restore(node, is_ipv4, &iptables::rules(&alike, is_ipv4))?,
+                    Mode::Nftables => node.nft(&nftables::rules(&of_family, is_ipv4))?,
+                    Mode::Iptables => iptables::restore(node, is_ipv4, &iptables::rules(&of_family, is_ipv4))?,
                 }
             }
         }
         Ok(())
     }
 
-    /// How many connections the nodes have sent to each backend since [`Self::sync`].
+    /// Returns how many connections the nodes have sent to each backend since [`Self::sync`].
     ///
     /// # Errors
-    /// Where the kernel does not tell.
+    /// Returns an error if the kernel does not report it.
     pub fn sent(&self) -> Result<BTreeMap<SocketAddr, u64>> {
         let mut sent = BTreeMap::new();
         for node in &self.nodes {
             let rules = match self.mode {
-                Mode::Nftables => nftables::counted(node)?,
-                Mode::Iptables => iptables::counted(node)?,
+                Mode::Nftables => nftables::rules_with_counts(node)?,
+                Mode::Iptables => iptables::rules_with_counts(node)?,
             };
             for line in rules.lines() {
                 let (backend, count) = match self.mode {
@@ -102,7 +102,7 @@ impl KubeProxy {
                     Mode::Iptables => (iptables::backend(line), iptables::count(line)),
                 };
                 let Some(backend) = backend else { continue };
-                let backend = backend.parse().with_context(|| format!("a backend in {line:?}"))?;
+                let backend = backend.parse().with_context(|| format!("parsing the backend in {line:?}"))?;
                 *sent.entry(backend).or_default() += count.with_context(|| format!("no count in {line:?}"))?;
             }
         }
@@ -110,10 +110,10 @@ impl KubeProxy {
     }
 }
 
-/// Has iptables and nftables see what goes through a bridge, as kube-proxy asks for, or not.
+/// Sets whether iptables and nftables process bridged packets, which kube-proxy requires.
 ///
 /// # Errors
-/// Where the kernel refuses.
+/// Returns an error if a kernel request fails.
 pub fn see_bridged(node: &Netns, seen: bool) -> Result<()> {
     let names = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"];
     node.sysctl(&names.map(|name| (name, if seen { "1" } else { "0" })))
@@ -131,7 +131,7 @@ fn frontends(service: &Service) -> impl Iterator<Item = Frontend> {
     })
 }
 
-/// As rules have it.
+/// Returns the name of a protocol in rules.
 fn protocol_name(protocol: Protocol) -> String {
     protocol.name().to_lowercase()
 }

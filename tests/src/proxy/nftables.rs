@@ -1,4 +1,4 @@
-//! kube-proxy's mode nftables: a table per family, with maps from frontends to chains of endpoints.
+//! kube-proxy's nftables mode: a table for each family, with maps from frontends to endpoint chains.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{Frontend, MASQUERADE, pods, protocol_name};
 use crate::netns::Netns;
 
-/// The table, new as a whole.
+/// Returns the rules that replace the table.
 pub(super) fn rules(frontends: &[&Frontend], is_ipv4: bool) -> String {
     let (ip, kind, loopback) = if is_ipv4 { ("ip", "ipv4_addr", "127.0.0.0/8") } else { ("ip6", "ipv6_addr", "::1") };
     let (mut chains, mut cluster_ips, mut node_ports) = (String::new(), String::new(), String::new());
@@ -50,7 +50,7 @@ fn elements(list: &str) -> String {
     if list.is_empty() { String::new() } else { format!("elements = {{ {list} }}") }
 }
 
-/// The chains of a frontend: who came by a node's port, the choice, and each backend.
+/// Returns the chains of a frontend: for NodePorts, for the choice of a backend, and for each backend.
 fn service(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -> String {
     let Frontend { address, targets, .. } = frontend;
     let mut choices = String::new();
@@ -80,8 +80,8 @@ fn service(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -> String
     chains
 }
 
-/// The rules, with how many packets each has seen: those of new connections, as NAT asks no more then.
-pub(super) fn counted(node: &Netns) -> Result<String> {
+/// Returns the rules with packet counts. NAT rules count only the first packet of each connection.
+pub(super) fn rules_with_counts(node: &Netns) -> Result<String> {
     let list = |ip| node.output("nft", &["-n", "list", "table", ip, "npt_proxy"]);
     Ok(list("ip")? + &list("ip6")?)
 }
