@@ -20,18 +20,18 @@ pub const PREFIX: &str = "npt-";
 struct Registry {
     processes: BTreeSet<i32>,
     paths: BTreeSet<PathBuf>,
-    callback: Option<fn(&Remains)>,
+    callback: Option<fn(&CleanupReport)>,
 }
 
 /// What was removed on an interrupt.
 #[derive(Debug, Default)]
-pub struct Remains {
+pub struct CleanupReport {
     /// Number of processes that were killed.
     pub processes: usize,
     /// Number of pins and directories that were removed.
     pub paths: usize,
     /// What could not be removed, with the error.
-    pub left: Vec<String>,
+    pub not_removed: Vec<String>,
 }
 
 fn registry() -> MutexGuard<'static, Registry> {
@@ -40,7 +40,7 @@ fn registry() -> MutexGuard<'static, Registry> {
 }
 
 /// Sets a callback for an interrupt, which runs after everything was removed.
-pub fn on_interrupt(callback: fn(&Remains)) {
+pub fn on_interrupt(callback: fn(&CleanupReport)) {
     registry().callback = Some(callback);
 }
 
@@ -159,7 +159,7 @@ fn catch_interrupts() -> Result<()> {
 
 fn clean_and_exit() -> ! {
     let mut registry = registry();
-    let mut remains = Remains { processes: registry.processes.len(), ..Remains::default() };
+    let mut report = CleanupReport { processes: registry.processes.len(), ..CleanupReport::default() };
     for &pid in &registry.processes {
         // The process may have ended by itself.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -167,12 +167,12 @@ fn clean_and_exit() -> ! {
     }
     for path in std::mem::take(&mut registry.paths) {
         match remove(&path) {
-            Ok(()) => remains.paths += 1,
-            Err(error) => remains.left.push(format!("{}: {error}", path.display())),
+            Ok(()) => report.paths += 1,
+            Err(error) => report.not_removed.push(format!("{}: {error}", path.display())),
         }
     }
     if let Some(callback) = registry.callback {
-        callback(&remains);
+        callback(&report);
     }
     // The kernel removes the namespaces with the process.
     std::process::exit(130);

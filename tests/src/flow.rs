@@ -17,13 +17,13 @@ use crate::cluster::Cluster;
 
 /// An open TCP connection to an echo server.
 #[derive(Debug)]
-pub struct Conversation {
+pub struct EchoConnection {
     reader: BufReader<TcpStream>,
     from: String,
     to: String,
 }
 
-impl Conversation {
+impl EchoConnection {
     /// Connects and checks the server's name in its greeting.
     ///
     /// # Errors

@@ -9,12 +9,12 @@ use netpol_policy::model::Protocol;
 
 use crate::agent::{Agent, AgentOptions};
 use crate::cluster::{Cluster, ClusterBuilder};
-use crate::matrix::{Cell, Matrix, settle};
+use crate::matrix::{Cell, Matrix, wait_until_expected};
 use crate::port;
-use crate::probe::{Outcome, Probe};
+use crate::probe::{Probe, ProbeResult};
 
 /// How long a change may take to show on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A cluster, and the agent on its first node.
 #[derive(Debug)]
@@ -123,8 +123,8 @@ impl Lab {
     ///
     /// # Errors
     /// Returns an error if they do not match in time.
-    pub fn settles(&self, ports: &[(Protocol, u16)]) -> Result<Matrix> {
-        settle(&self.cluster, ports, PATIENCE)
+    pub fn wait_until_expected(&self, ports: &[(Protocol, u16)]) -> Result<Matrix> {
+        wait_until_expected(&self.cluster, ports, TIMEOUT)
     }
 
     /// Waits until the measured connections match a table, with one line for each connection: `from -> to 80/TCP` is
@@ -152,7 +152,7 @@ impl Lab {
     ///
     /// # Errors
     /// Returns an error if they do not match in time.
-    pub fn expect_beyond_policy(&self, table: &str) -> Result<()> {
+    pub fn expect_without_reference(&self, table: &str) -> Result<()> {
         self.wait_for_rows(&parse(table))
     }
 
@@ -171,14 +171,16 @@ impl Lab {
             let wrong: Vec<_> = probes
                 .iter()
                 .zip(&outcomes)
-                .filter(|((_, passes), outcome)| **outcome != if *passes { Outcome::Allowed } else { Outcome::Dropped })
+                .filter(|((_, passes), outcome)| {
+                    **outcome != if *passes { ProbeResult::Allowed } else { ProbeResult::Dropped }
+                })
                 .map(|((probe, passes), outcome)| format!("  {probe}: expected {passes}, measured {outcome:?}"))
                 .collect();
             if wrong.is_empty() {
                 return Ok(());
             }
             let log = self.agent.as_ref().map(Agent::log).unwrap_or_default();
-            ensure!(start.elapsed() < PATIENCE, "after {PATIENCE:?}:\n{}\nAgent log:\n{log}", wrong.join("\n"));
+            ensure!(start.elapsed() < TIMEOUT, "after {TIMEOUT:?}:\n{}\nAgent log:\n{log}", wrong.join("\n"));
         }
     }
 
@@ -186,7 +188,7 @@ impl Lab {
     ///
     /// # Errors
     /// Returns an error if a socket cannot be created.
-    pub fn try_at(&self, from: &str, to: &str, address: &str, protocol: Protocol, port: u16) -> Result<Outcome> {
+    pub fn try_at(&self, from: &str, to: &str, address: &str, protocol: Protocol, port: u16) -> Result<ProbeResult> {
         let address = address.parse().with_context(|| format!("{address:?} is not an address"))?;
         let probe = Probe { from: from.into(), to: to.into(), address, protocol, port };
         Ok(self.cluster.try_all(&[probe])?.remove(0))
@@ -197,7 +199,7 @@ impl Lab {
     ///
     /// # Errors
     /// Returns an error if the node has no nftables, or a socket cannot be created.
-    pub fn through_service_of(&self, server: &str, other: &str) -> Result<[Outcome; 2]> {
+    pub fn probe_through_service(&self, server: &str, other: &str) -> Result<[ProbeResult; 2]> {
         let backend = self.cluster.host(server).v4();
         self.cluster.host("node-1").netns().nft(&format!(
             "table ip npt {{

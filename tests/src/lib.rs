@@ -13,8 +13,6 @@
 //! ID, and guards, an interrupt handler or the next run remove them.
 
 pub mod agent;
-pub mod answers;
-pub mod berth;
 pub mod cleanup;
 pub mod cluster;
 pub mod examples;
@@ -28,23 +26,25 @@ pub mod netns;
 pub mod objects;
 pub mod packet;
 pub mod pinned;
+pub mod pod_slots;
 pub mod port;
 pub mod probe;
 pub mod program;
 pub mod proxy;
 pub mod raw;
+pub mod responses;
 pub mod runs;
 pub mod serve;
 pub mod service;
 pub mod traffic;
 
 pub use agent::{Agent, AgentOptions, Denied};
-pub use berth::Berths;
-pub use cluster::{Between, Cluster, ClusterBuilder, Families, Host, PodSpec, Topology};
+pub use cluster::{Cluster, ClusterBuilder, Families, Host, Interconnect, PodSpec, Topology};
 pub use lab::{Lab, deny_all, policy};
 pub use matrix::{Cell, Matrix};
 pub use netns::Netns;
 pub use netpol_policy::model::Protocol;
-pub use probe::{Outcome, Probe};
+pub use pod_slots::PodSlots;
+pub use probe::{Probe, ProbeResult};
 pub use proxy::{KubeProxy, Mode};
 pub use service::Service;

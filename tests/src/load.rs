@@ -7,12 +7,12 @@ use crate::flow::Stream;
 
 /// One long-lived flow and many new flows that stay allowed, and the same that stay denied. All use UDP port 53.
 #[derive(Debug)]
-pub struct Load {
+pub struct BackgroundFlows {
     allowed: [Stream; 2],
     denied: [Stream; 2],
 }
 
-impl Load {
+impl BackgroundFlows {
     /// Starts the flows from an allowed and from a denied host to a server.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use netpol_policy::reference::{self, End};
 use netpol_policy::world::World;
 
 use crate::cluster::Cluster;
-use crate::probe::{Outcome, Probe};
+use crate::probe::{Probe, ProbeResult};
 
 /// One connection in a matrix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,7 +39,7 @@ pub struct Matrix(pub BTreeMap<Cell, bool>);
 
 impl Matrix {
     /// Returns all cells between different hosts of a cluster, except between external hosts.
-    pub fn questions(cluster: &Cluster, ports: &[(Protocol, u16)]) -> Vec<Cell> {
+    pub fn cells(cluster: &Cluster, ports: &[(Protocol, u16)]) -> Vec<Cell> {
         let ends = cluster.ends();
         let is_outside = |name: &String| cluster.host(name).is_outside();
         let mut cells = Vec::new();
@@ -70,9 +70,11 @@ impl Matrix {
         let mut found = BTreeMap::new();
         for ((probe, outcome), cell) in probes.iter().zip(&outcomes).zip(owners) {
             let passed = match outcome {
-                Outcome::Allowed => true,
-                Outcome::Dropped => false,
-                Outcome::Refused | Outcome::Misled(_) | Outcome::Failed(_) => bail!("{probe}: {outcome:?}"),
+                ProbeResult::Allowed => true,
+                ProbeResult::Dropped => false,
+                ProbeResult::Refused | ProbeResult::WrongHost(_) | ProbeResult::Failed(_) => {
+                    bail!("{probe}: {outcome:?}")
+                }
             };
             if let Some(before) = found.insert(cell.clone(), passed) {
                 ensure!(before == passed, "{cell}: IPv4 and IPv6 differ: {before}, then {passed} with {probe}");
@@ -142,17 +144,17 @@ pub fn world_of(cluster: &Cluster) -> Result<World> {
 ///
 /// # Errors
 /// Returns the differences if the connections do not match within `within`.
-pub fn settle(cluster: &Cluster, ports: &[(Protocol, u16)], within: Duration) -> Result<Matrix> {
-    let cells = Matrix::questions(cluster, ports);
+pub fn wait_until_expected(cluster: &Cluster, ports: &[(Protocol, u16)], within: Duration) -> Result<Matrix> {
+    let cells = Matrix::cells(cluster, ports);
     let meant = Matrix::meant(cluster, &cells)?;
-    settle_on(cluster, &meant, within)
+    wait_until_equal(cluster, &meant, within)
 }
 
 /// Measures until the connections match a matrix.
 ///
 /// # Errors
 /// Returns the differences if the connections do not match within `within`.
-pub fn settle_on(cluster: &Cluster, meant: &Matrix, within: Duration) -> Result<Matrix> {
+pub fn wait_until_equal(cluster: &Cluster, meant: &Matrix, within: Duration) -> Result<Matrix> {
     let start = Instant::now();
     let cells: Vec<_> = meant.0.keys().cloned().collect();
     loop {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 /// Kind of a BPF object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum ObjectKind {
     /// A map.
     Map,
     /// A program.
@@ -21,7 +21,7 @@ pub enum Kind {
     Link,
 }
 
-impl Kind {
+impl ObjectKind {
     const ALL: [Self; 3] = [Self::Map, Self::Program, Self::Link];
 
     /// Returns the key in `/proc/PID/fdinfo/FD`.
@@ -47,7 +47,7 @@ impl Kind {
 ///
 /// # Errors
 /// Returns an error if the process cannot be inspected.
-pub fn held_by(pid: u32) -> Result<BTreeSet<(Kind, u32)>> {
+pub fn held_by(pid: u32) -> Result<BTreeSet<(ObjectKind, u32)>> {
     let directory = format!("/proc/{pid}/fdinfo");
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("listing {directory}"))?.flatten() {
@@ -62,7 +62,7 @@ pub fn held_by(pid: u32) -> Result<BTreeSet<(Kind, u32)>> {
 ///
 /// # Errors
 /// Returns an error if a pin cannot be opened.
-pub fn pinned_below(directory: &Path) -> Result<BTreeSet<(Kind, u32)>> {
+pub fn pinned_below(directory: &Path) -> Result<BTreeSet<(ObjectKind, u32)>> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))? {
         let path = entry?.path();
@@ -78,8 +78,8 @@ pub fn pinned_below(directory: &Path) -> Result<BTreeSet<(Kind, u32)>> {
 }
 
 /// Returns all IDs in an entry. A link's entry also has the ID of its program.
-fn ids_in(info: &str) -> impl Iterator<Item = (Kind, u32)> {
-    Kind::ALL.into_iter().filter_map(move |kind| {
+fn ids_in(info: &str) -> impl Iterator<Item = (ObjectKind, u32)> {
+    ObjectKind::ALL.into_iter().filter_map(move |kind| {
         let id = info.lines().find_map(|line| line.strip_prefix(kind.key()))?;
         Some((kind, id.trim().parse().ok()?))
     })
@@ -105,7 +105,7 @@ fn open_pin(path: &Path) -> Result<OwnedFd> {
 ///
 /// # Errors
 /// Returns an error if the kernel does not report it.
-pub fn exists(kind: Kind, id: u32) -> Result<bool> {
+pub fn exists(kind: ObjectKind, id: u32) -> Result<bool> {
     const SIZE: libc::c_uint = 16;
     // The part of `union bpf_attr` that these commands read: the ID, the next ID and flags.
     let attributes: [u32; 4] = [id, 0, 0, 0];

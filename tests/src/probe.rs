@@ -17,7 +17,7 @@ use crate::cluster::{Cluster, Host};
 
 /// How long to wait for a response before the probe counts as dropped. Shorter than TCP's first retransmission
 /// timeout, so that one lost packet shows.
-pub const PATIENCE: Duration = Duration::from_millis(600);
+pub const TIMEOUT: Duration = Duration::from_millis(600);
 
 /// One connection to try.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,7 +44,7 @@ impl fmt::Display for Probe {
 
 /// Result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ProbeResult {
     /// The expected host responded.
     Allowed,
     /// No response.
@@ -52,12 +52,12 @@ pub enum Outcome {
     /// Connection refused: the packet was delivered, but no process listens there.
     Refused,
     /// Another host responded.
-    Misled(String),
+    WrongHost(String),
     /// The kernel returned an error.
     Failed(String),
 }
 
-impl Outcome {
+impl ProbeResult {
     /// Reports whether packets were delivered in both directions.
     pub const fn passed(&self) -> bool {
         matches!(self, Self::Allowed | Self::Refused)
@@ -68,22 +68,22 @@ enum Stage {
     Connecting(OwnedFd),
     AwaitingGreeting(TcpStream, String),
     AwaitingEcho(UdpSocket, Instant),
-    Done(Outcome),
+    Done(ProbeResult),
 }
 
-pub(crate) fn probe_all(cluster: &Cluster, probes: &[Probe]) -> Result<Vec<Outcome>> {
+pub(crate) fn probe_all(cluster: &Cluster, probes: &[Probe]) -> Result<Vec<ProbeResult>> {
     let mut by_source: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, probe) in probes.iter().enumerate() {
         by_source.entry(&probe.from).or_default().push(index);
     }
-    let mut outcomes = vec![Outcome::Dropped; probes.len()];
+    let mut outcomes = vec![ProbeResult::Dropped; probes.len()];
     std::thread::scope(|scope| -> Result<()> {
         let mut workers = Vec::new();
         for (source, indexes) in by_source {
             let host = cluster.host(source);
             workers.push(scope.spawn(move || {
                 let own_probes: Vec<_> = indexes.iter().map(|&index| &probes[index]).collect();
-                let found = host.netns().run(|| probe_from(host, &own_probes, PATIENCE))?;
+                let found = host.netns().run(|| probe_from(host, &own_probes, TIMEOUT))?;
                 anyhow::Ok(indexes.into_iter().zip(found).collect::<Vec<_>>())
             }));
         }
@@ -98,7 +98,7 @@ pub(crate) fn probe_all(cluster: &Cluster, probes: &[Probe]) -> Result<Vec<Outco
 }
 
 /// Runs the probes of one source, in its namespace.
-fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<Outcome>> {
+fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<ProbeResult>> {
     let start = Instant::now();
     let mut stages = probes
         .iter()
@@ -125,7 +125,7 @@ fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<O
         let ready: Vec<_> = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
         drop(fds);
         for (index, ready) in waiting.into_iter().zip(ready) {
-            let stage = std::mem::replace(&mut stages[index], Stage::Done(Outcome::Dropped));
+            let stage = std::mem::replace(&mut stages[index], Stage::Done(ProbeResult::Dropped));
             stages[index] = if ready { stage.advance(probes[index]) } else { stage.repeat(timeout) };
         }
     }
@@ -133,7 +133,7 @@ fn probe_from(host: &Host, probes: &[&Probe], timeout: Duration) -> Result<Vec<O
         .into_iter()
         .map(|stage| match stage {
             Stage::Done(outcome) => outcome,
-            Stage::Connecting(_) | Stage::AwaitingGreeting(..) | Stage::AwaitingEcho(..) => Outcome::Dropped,
+            Stage::Connecting(_) | Stage::AwaitingGreeting(..) | Stage::AwaitingEcho(..) => ProbeResult::Dropped,
         })
         .collect())
 }
@@ -175,16 +175,16 @@ pub(crate) fn tcp_socket(source: SocketAddr) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn failed(error: &std::io::Error) -> Outcome {
+fn failed(error: &std::io::Error) -> ProbeResult {
     match error.kind() {
-        ErrorKind::ConnectionRefused => Outcome::Refused,
-        ErrorKind::TimedOut => Outcome::Dropped,
-        _ => Outcome::Failed(error.to_string()),
+        ErrorKind::ConnectionRefused => ProbeResult::Refused,
+        ErrorKind::TimedOut => ProbeResult::Dropped,
+        _ => ProbeResult::Failed(error.to_string()),
     }
 }
 
-fn judge_name(name: &str, probe: &Probe) -> Outcome {
-    if name == probe.to { Outcome::Allowed } else { Outcome::Misled(name.to_owned()) }
+fn judge_name(name: &str, probe: &Probe) -> ProbeResult {
+    if name == probe.to { ProbeResult::Allowed } else { ProbeResult::WrongHost(name.to_owned()) }
 }
 
 impl Stage {
@@ -207,7 +207,7 @@ impl Stage {
             Self::AwaitingGreeting(mut stream, mut received) => {
                 let mut buffer = [0; 256];
                 match stream.read(&mut buffer) {
-                    Ok(0) => Self::Done(Outcome::Failed("connected, then closed without a greeting".into())),
+                    Ok(0) => Self::Done(ProbeResult::Failed("connected, then closed without a greeting".into())),
                     Ok(length) => {
                         received.push_str(&String::from_utf8_lossy(&buffer[..length]));
                         match received.split_once('\n') {

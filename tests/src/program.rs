@@ -62,7 +62,7 @@ pub struct Programs {
 
 /// Result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ran {
+pub struct RunResult {
     /// Whether the frame was allowed.
     pub passed: bool,
     /// Mean time of one run.
@@ -129,7 +129,7 @@ impl Programs {
     ///
     /// # Errors
     /// Returns an error if the kernel cannot run it, for example with a frame shorter than 14 bytes.
-    pub fn run(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {
+    pub fn run(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<RunResult> {
         let name = match direction {
             Direction::Ingress => "netpol_ingress",
             Direction::Egress => "netpol_egress",
@@ -142,7 +142,7 @@ impl Programs {
     ///
     /// # Errors
     /// Same as [`Self::run`].
-    pub fn run_marked(&mut self, frame: &[u8], repeat: u32) -> Result<(Ran, u32)> {
+    pub fn run_marked(&mut self, frame: &[u8], repeat: u32) -> Result<(RunResult, u32)> {
         self.run_with_mark("netpol_marked", frame, 0, 0, repeat)
     }
 
@@ -150,7 +150,7 @@ impl Programs {
     ///
     /// # Errors
     /// Same as [`Self::run`].
-    pub fn run_from_sender(&mut self, frame: &[u8], sender: u32, ingress_ifindex: u32) -> Result<Ran> {
+    pub fn run_from_sender(&mut self, frame: &[u8], sender: u32, ingress_ifindex: u32) -> Result<RunResult> {
         Ok(self.run_with_mark("netpol_ingress_marked", frame, sender, ingress_ifindex, 1)?.0)
     }
 
@@ -158,7 +158,7 @@ impl Programs {
     ///
     /// # Errors
     /// Same as [`Self::run`].
-    pub fn run_behind(&mut self, frame: &[u8], sender: u32, repeat: u32) -> Result<Ran> {
+    pub fn run_behind(&mut self, frame: &[u8], sender: u32, repeat: u32) -> Result<RunResult> {
         Ok(self.run_with_mark("netpol_behind_marked", frame, sender, 0, repeat)?.0)
     }
 
@@ -170,7 +170,7 @@ impl Programs {
         mark: u32,
         ingress_ifindex: u32,
         repeat: u32,
-    ) -> Result<(Ran, u32)> {
+    ) -> Result<(RunResult, u32)> {
         let program = classifier(&mut self.bpf, name)?;
         if program.info().is_err() {
             program.load().with_context(|| format!("the verifier rejected {name}"))?;
@@ -197,7 +197,7 @@ impl Programs {
             other => bail!("{name} returned {other}"),
         };
         let mark = u32::from_ne_bytes([context_out[8], context_out[9], context_out[10], context_out[11]]);
-        Ok((Ran { passed, time: result.duration }, mark))
+        Ok((RunResult { passed, time: result.duration }, mark))
     }
 
     /// Runs a frame through the empty program.
@@ -245,7 +245,7 @@ impl Programs {
         Ok(Runs::of(&program.info()?))
     }
 
-    fn run_program(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<Ran> {
+    fn run_program(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<RunResult> {
         Ok(self.run_with_mark(name, frame, 0, ingress_ifindex, repeat)?.0)
     }
 
@@ -391,7 +391,7 @@ impl Programs {
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
-    pub fn forget_flow<A>(&mut self, key: FlowKey<A>) -> Result<bool>
+    pub fn delete_flow<A>(&mut self, key: FlowKey<A>) -> Result<bool>
     where
         FlowKey<A>: NoUninit + AnyBitPattern,
     {
@@ -410,7 +410,7 @@ impl Programs {
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
-    pub fn counted(&mut self, endpoint: u32, direction: Direction, reason: Reason) -> Result<u64> {
+    pub fn packet_count(&mut self, endpoint: u32, direction: Direction, reason: Reason) -> Result<u64> {
         let map: PerCpuArray<&MapData, Wire<Counters>> = self.bpf.map("COUNTERS").context("COUNTERS")?.try_into()?;
         let values = map.get(&(endpoint * 2 + direction as u32), 0)?;
         Ok(values.iter().map(|Wire(counters)| counters.packets[reason as usize]).sum())

@@ -106,13 +106,13 @@ impl Link {
 
 /// A packet or a sequence of packets. The last one contains a marker.
 #[derive(Clone, Debug)]
-pub struct Shot {
+pub struct TestPacket {
     description: String,
     frames: Vec<Vec<u8>>,
     marker: Marker,
 }
 
-impl Shot {
+impl TestPacket {
     /// Creates IP packets from one host to another, sent in order. The last one contains the marker.
     pub fn new(
         cluster: &Cluster,
@@ -147,11 +147,11 @@ impl Shot {
     }
 }
 
-/// Number of shots sent before the receiver is read, so that its socket buffer does not overflow.
+/// Number of test packets sent before the receiver is read, so that its socket buffer does not overflow.
 const BATCH: usize = 64;
 
-/// Sends all shots, waits for the expected ones, and returns for each whether its last packet arrived.
-fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> Result<Vec<bool>> {
+/// Sends all test packets, waits for the expected ones, and returns for each whether its last packet arrived.
+fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)]) -> Result<Vec<bool>> {
     let sender = Link::open(cluster.host(from))?;
     let receiver = Link::open(cluster.host(to))?;
     let mut arrived = HashSet::new();
@@ -159,9 +159,9 @@ fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> 
     while let Some(some) = batches.next() {
         // Earlier batches have time to arrive while the next ones are sent.
         let grace = if batches.peek().is_some() { Duration::ZERO } else { GRACE };
-        for (shot, _) in some {
-            for frame in &shot.frames {
-                sender.send(frame).with_context(|| shot.description.clone())?;
+        for (test_packet, _) in some {
+            for frame in &test_packet.frames {
+                sender.send(frame).with_context(|| test_packet.description.clone())?;
             }
         }
         let start = Instant::now();
@@ -171,28 +171,30 @@ fn send_all(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> 
                 arrived.extend(Marker::find(&frame));
                 continue;
             }
-            if complete.is_none() && some.iter().all(|(shot, expected)| !expected || arrived.contains(&shot.marker)) {
+            if complete.is_none()
+                && some.iter().all(|(test_packet, expected)| !expected || arrived.contains(&test_packet.marker))
+            {
                 complete = Some(Instant::now());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
     }
-    Ok(table.iter().map(|(shot, _)| arrived.contains(&shot.marker)).collect())
+    Ok(table.iter().map(|(test_packet, _)| arrived.contains(&test_packet.marker)).collect())
 }
 
-/// Sends shots and checks a table of (shot, whether it arrives).
+/// Sends test packets and checks a table of (test packet, whether it arrives).
 ///
 /// # Errors
-/// Returns an error that names the shots with another result.
-pub fn check(cluster: &Cluster, from: &str, to: &str, table: &[(Shot, bool)]) -> Result<()> {
+/// Returns an error that names the test packets with another result.
+pub fn check(cluster: &Cluster, from: &str, to: &str, table: &[(TestPacket, bool)]) -> Result<()> {
     let arrived = send_all(cluster, from, to, table)?;
     let word = |passes: bool| if passes { "arrive" } else { "be dropped" };
     let wrong: Vec<_> = table
         .iter()
         .zip(&arrived)
         .filter(|((_, expected), arrived)| expected != *arrived)
-        .map(|((shot, expected), arrived)| {
-            format!("{}: expected to {}, but it did {}", shot.description, word(*expected), word(*arrived))
+        .map(|((test_packet, expected), arrived)| {
+            format!("{}: expected to {}, but it did {}", test_packet.description, word(*expected), word(*arrived))
         })
         .collect();
     ensure!(wrong.is_empty(), "from {from} to {to}:\n  {}", wrong.join("\n  "));

@@ -23,7 +23,7 @@ impl Runs {
     ///
     /// # Errors
     /// Returns an error if the kernel does not support them.
-    pub fn counted() -> Result<OwnedFd> {
+    pub fn enable() -> Result<OwnedFd> {
         enable_stats(Stats::RunTime).context("enabling BPF run statistics")
     }
 

@@ -62,7 +62,7 @@ impl Service {
         self
     }
 
-    /// Adds a port with a NodePort.
+    /// Adds a port with a `NodePort`.
     #[must_use]
     pub fn node_port(mut self, protocol: Protocol, port: u16, target: u16, node_port: u16) -> Self {
         self.ports.push(ServicePort { protocol, port, target, node_port: Some(node_port) });
@@ -80,7 +80,7 @@ impl Service {
     ///
     /// # Errors
     /// Returns an error if the manifest cannot be written.
-    pub fn announce(&self, cluster: &Cluster) -> Result<()> {
+    pub fn write_manifest(&self, cluster: &Cluster) -> Result<()> {
         cluster.manifests().write(&self.file(), &self.manifest())
     }
 
@@ -88,7 +88,7 @@ impl Service {
     ///
     /// # Errors
     /// Returns an error if it does not exist.
-    pub fn conceal(&self, cluster: &Cluster) -> Result<()> {
+    pub fn remove_manifest(&self, cluster: &Cluster) -> Result<()> {
         cluster.manifests().remove(&self.file())
     }
 

@@ -61,7 +61,7 @@ fn the_capabilities_of_the_daemon_set_are_enough_to_enforce_and_to_take_over() -
         lab.agent().wait_log(&["conflict", "TC program"])?;
         let log = lab.agent().log();
         ensure!(!log.contains("ERROR") && !log.contains("cannot"), "{log}");
-        let status = lab.agent().ask("status", &[])?;
+        let status = lab.agent().run_subcommand("status", &[])?;
         ensure!(status.code == Some(0) && status.stdout.contains(&veth), "{status:?}");
         let (done, told) = lab.agent().uninstall()?;
         ensure!(done && told.contains(if attach == "tcx" { "TCX link" } else { "clsact filter" }), "{told}");

@@ -4,8 +4,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::flow::Conversation;
-use netpol_tests::load::Load;
+use netpol_tests::flow::EchoConnection;
+use netpol_tests::load::BackgroundFlows;
 use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, deny_all, policy};
 
 const SOON: Duration = Duration::from_secs(1);
@@ -29,8 +29,8 @@ fn server_from(peer: &str) -> String {
     )
 }
 
-fn load(lab: &Lab) -> Result<Load> {
-    Load::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
+fn load(lab: &Lab) -> Result<BackgroundFlows> {
+    BackgroundFlows::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
 }
 
 fn server_from_clients() -> String {
@@ -66,23 +66,23 @@ fn s28_two_sandboxes_in_quick_succession_are_one_pod() -> Result<()> {
         // The address stays: enforced as soon as the interface is there, as the object says already.
         let number = lab.cluster.host("shop/server").v4().octets()[3];
         for _ in 0..2 {
-            lab.cluster.remove_pod_quietly("shop/server")?;
-            lab.cluster.add_pod_quietly(server().number(number))?;
+            lab.cluster.remove_pod_keep_manifest("shop/server")?;
+            lab.cluster.add_pod_without_manifest(server().number(number))?;
         }
         lab.expect(verdicts).with_context(|| format!("the same address, round {round}"))?;
         // Each has an address of its own, and only the last one is published.
         for _ in 0..2 {
-            lab.cluster.remove_pod_quietly("shop/server")?;
-            lab.cluster.add_pod_quietly(server())?;
+            lab.cluster.remove_pod_keep_manifest("shop/server")?;
+            lab.cluster.add_pod_without_manifest(server())?;
         }
-        lab.cluster.announce("shop/server")?;
+        lab.cluster.write_manifest("shop/server")?;
         lab.expect(verdicts).with_context(|| format!("another address, round {round}"))?;
     }
     // A pod that later gets an address of an earlier sandbox is that pod.
     let earlier = lab.cluster.host("shop/server").v4().octets()[3];
-    lab.cluster.remove_pod_quietly("shop/server")?;
-    lab.cluster.add_pod_quietly(server())?;
-    lab.cluster.announce("shop/server")?;
+    lab.cluster.remove_pod_keep_manifest("shop/server")?;
+    lab.cluster.add_pod_without_manifest(server())?;
+    lab.cluster.write_manifest("shop/server")?;
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(earlier))?;
     lab.expect(&format!("{verdicts}\nshop/other -> shop/heir 80/TCP\nshop/heir -x shop/server 80/TCP"))
 }
@@ -114,7 +114,7 @@ fn s24_policies_change() -> Result<()> {
     lab.expect("shop/client -> shop/server 80/TCP\nshop/client -x blog/web 80/TCP\nblog/web -x shop/other 80/TCP")?;
     lab.policies(&[server_from("{podSelector: {matchLabels: {app: other}}}")])?;
     lab.expect("shop/client -x shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
-    lab.cluster.withdraw("second")?;
+    lab.cluster.delete("second")?;
     lab.expect("shop/other -> blog/web 80/TCP\nblog/web -> shop/other 80/TCP\nblog/web -x shop/server 80/TCP")
 }
 
@@ -144,8 +144,8 @@ fn s24_what_stays_allowed_loses_nothing_while_all_else_changes() -> Result<()> {
 fn s25_a_revoked_connection_stops_and_another_goes_on() -> Result<()> {
     let both = server_from("{podSelector: {matchLabels: {app: client}}}, {podSelector: {matchLabels: {app: other}}}");
     let mut lab = Lab::start(pods(), &[both])?;
-    let mut kept = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
-    let mut revoked = Conversation::open(&lab.cluster, "shop/other", "shop/server", 80)?;
+    let mut kept = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+    let mut revoked = EchoConnection::open(&lab.cluster, "shop/other", "shop/server", 80)?;
     assert!(kept.echoes(SOON)? && revoked.echoes(SOON)?);
 
     lab.policies(&[server_from_clients()])?;
@@ -155,7 +155,7 @@ fn s25_a_revoked_connection_stops_and_another_goes_on() -> Result<()> {
     lab.agent().wait_denied(|line| line.reason() == "revoked" && line.from() == "shop/other")?;
 
     // Also where no policy was there when it was opened, and from the server's side.
-    let mut early = Conversation::open(&lab.cluster, "blog/web", "shop/other", 80)?;
+    let mut early = EchoConnection::open(&lab.cluster, "blog/web", "shop/other", 80)?;
     assert!(early.echoes(SOON)?);
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect("blog/web -x shop/other 80/TCP")?;
@@ -199,7 +199,7 @@ fn s25_a_revoked_flow_shuts_no_direction_that_is_not_isolated() -> Result<()> {
 #[test]
 fn s26_a_crash_under_load_loses_nothing_and_opens_nothing() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
-    let mut open = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+    let mut open = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
     let load = load(&lab)?;
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(100));
@@ -228,7 +228,7 @@ fn s26_a_stopped_agent_leaves_verdicts_and_a_new_one_takes_up_what_changed_meanw
     lab.cluster.remove_pod("shop/other")?;
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
     // Probed beyond what the policies now mean: the old ones are still in force.
-    lab.expect_beyond_policy("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP")?;
+    lab.expect_without_reference("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP")?;
 
     lab.agent().restart()?;
     lab.expect(

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::lab::PATIENCE;
+use netpol_tests::lab::TIMEOUT;
 use netpol_tests::program::Programs;
-use netpol_tests::{Agent, AgentOptions, Cluster, Netns, Outcome, Protocol, deny_all};
+use netpol_tests::{Agent, AgentOptions, Cluster, Netns, ProbeResult, Protocol, deny_all};
 
 const KINDS: [&str; 3] = ["program", "chains", "cni"];
 
@@ -38,7 +38,7 @@ fn counts(agent: &Agent, wanted: [u64; 3]) -> Result<()> {
             return Ok(());
         }
         let now: Vec<_> = page.lines().filter(|line| line.starts_with("netpol_conflicts{")).collect();
-        ensure!(start.elapsed() < PATIENCE, "{now:?} rather than {lines:?}; the agent says:\n{}", agent.log());
+        ensure!(start.elapsed() < TIMEOUT, "{now:?} rather than {lines:?}; the agent says:\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -84,7 +84,7 @@ fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Resul
 
     let probe = cluster.probe("shop/a", "shop/b", Protocol::Tcp, 80);
     let outcomes = cluster.try_all(&[probe])?;
-    ensure!(outcomes == [Outcome::Dropped], "{outcomes:?}: a conflict stops enforcement");
+    ensure!(outcomes == [ProbeResult::Dropped], "{outcomes:?}: a conflict stops enforcement");
     std::fs::remove_dir_all(&cni)?;
     Ok(())
 }

@@ -9,8 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, ensure};
 use netpol_tests::agent::netpol;
 use netpol_tests::examples::{self, Example};
-use netpol_tests::lab::PATIENCE;
-use netpol_tests::matrix::settle_on;
+use netpol_tests::lab::TIMEOUT;
+use netpol_tests::matrix::wait_until_equal;
 use netpol_tests::{Agent, Cell, Cluster, Matrix, Protocol};
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ fn every_table_is_what_the_policies_mean_and_what_is_measured() -> Result<()> {
     if std::env::var_os("NETPOL_BLESS").is_some() {
         for example in &mut examples {
             let (_cluster, meant) = cluster_and_meaning(example)?;
-            example.bless(&meant)?;
+            example.update_table(&meant)?;
         }
     }
     // A few at a time: most of it is waiting for what is dropped.
@@ -41,18 +41,18 @@ fn every_table_is_what_the_policies_mean_and_what_is_measured() -> Result<()> {
 fn cluster_and_meaning(example: &Example) -> Result<(Cluster, Matrix)> {
     let cluster = example.cluster()?;
     example.apply(&cluster)?;
-    let meant = Matrix::meant(&cluster, &example.questions())?;
+    let meant = Matrix::meant(&cluster, &example.cells())?;
     Ok((cluster, meant))
 }
 
 fn check(example: &Example) -> Result<()> {
     let (cluster, meant) = cluster_and_meaning(example)?;
-    let promised = example.promised()?;
-    for (cell, promised, meant) in promised.differences(&meant) {
-        ensure!(promised == meant, "{cell}: the README says {promised}, the policies mean {meant}");
+    let documented = example.documented()?;
+    for (cell, documented, meant) in documented.differences(&meant) {
+        ensure!(documented == meant, "{cell}: the README says {documented}, the policies mean {meant}");
     }
     let agent = Agent::start(&cluster)?;
-    settle_on(&cluster, &promised, PATIENCE).with_context(|| agent.log())?;
+    wait_until_equal(&cluster, &documented, TIMEOUT).with_context(|| agent.log())?;
     Ok(())
 }
 
@@ -70,7 +70,7 @@ fn compare(example: &Example) -> Result<()> {
     let complaints = String::from_utf8_lossy(&table.stderr).into_owned();
     // What an example gets wrong on purpose would be the exception; none does.
     ensure!(table.status.success() && complaints.is_empty(), "{}: {complaints}", table.status);
-    for pod in example.promised()?.0.keys().map(|cell| cell.from.rsplit('/').next().unwrap_or_default()) {
+    for pod in example.documented()?.0.keys().map(|cell| cell.from.rsplit('/').next().unwrap_or_default()) {
         ensure!(String::from_utf8_lossy(&table.stdout).contains(pod), "{pod} is not in what it prints");
     }
     // For programs.
@@ -85,9 +85,9 @@ fn compare(example: &Example) -> Result<()> {
         let cell = Cell { from: text("from")?.to_owned(), to: text("to")?.to_owned(), protocol, port };
         answers.insert(cell, text("verdict")? == "allow");
     }
-    for (cell, promised) in &example.promised()?.0 {
+    for (cell, documented) in &example.documented()?.0 {
         let answer = answers.get(cell).with_context(|| format!("no answer about {cell}"))?;
-        ensure!(answer == promised, "{cell}: the README says {promised}, netpol {answer}");
+        ensure!(answer == documented, "{cell}: the README says {documented}, netpol {answer}");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Bad input changes nothing else, and is reported with its file and line.
 
 use anyhow::Result;
-use netpol_tests::Outcome::{Allowed, Dropped};
+use netpol_tests::ProbeResult::{Allowed, Dropped};
 use netpol_tests::{Cluster, ClusterBuilder, Lab, deny_all, policy};
 
 fn pods() -> ClusterBuilder {
@@ -17,11 +17,11 @@ fn half_written_files_keep_what_the_file_said_before() -> Result<()> {
     let whole = deny_all("shop");
     lab.cluster.manifests().write_in_place("policy-first.yaml", &format!("{whole}  ingress: [{{from"))?;
     lab.agent().wait_log(&["policy-first.yaml:"])?;
-    lab.expect_beyond_policy("shop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
+    lab.expect_without_reference("shop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
 
     // Others go on changing meanwhile.
     lab.cluster.apply("second", &deny_all("blog"))?;
-    lab.expect_beyond_policy("blog/web -x shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
+    lab.expect_without_reference("blog/web -x shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
 
     // Put right, it counts again.
     lab.policies(&[policy(
@@ -63,10 +63,10 @@ fn files_can_be_renamed_and_removed() -> Result<()> {
     std::fs::rename(directory.join("policy-first.yaml"), directory.join("policy-renamed.yaml"))?;
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect("blog/web -x shop/client 80/TCP\nshop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
-    lab.cluster.withdraw("renamed")?;
+    lab.cluster.delete("renamed")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
     // A directory below, as a mounted volume may have.
     std::fs::create_dir(directory.join("more"))?;
     std::fs::write(directory.join("more/policy.yaml"), deny_all("shop"))?;
-    lab.expect_beyond_policy("shop/client -x shop/server 80/TCP")
+    lab.expect_without_reference("shop/client -x shop/server 80/TCP")
 }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::flow::{Conversation, Stream};
-use netpol_tests::lab::PATIENCE;
-use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, Outcome, PodSpec, deny_all, policy};
+use netpol_tests::flow::{EchoConnection, Stream};
+use netpol_tests::lab::TIMEOUT;
+use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, deny_all, policy};
 
 fn pods() -> ClusterBuilder {
     Cluster::builder()
@@ -69,13 +69,13 @@ fn recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Result<(
     let start = Instant::now();
     let stranger_told = told_as(lab, stranger);
     loop {
-        lab.agent().forget_denied();
+        lab.agent().clear_denied();
         lab.expect(&format!("{stranger} -x shop/server 80/TCP"))?;
         let told = lab.agent().wait_denied(|line| line.from() == stranger_told && line.to() == "shop/server")?;
         if told.reason() == "no-rule" {
             return Ok(());
         }
-        ensure!(start.elapsed() < PATIENCE, "still {} after everything fits", told.reason());
+        ensure!(start.elapsed() < TIMEOUT, "still {} after everything fits", told.reason());
     }
 }
 
@@ -184,7 +184,7 @@ fn hostile_blocks_beyond_the_memory_for_policies_are_left_out_of_their_own_polic
     ensure!(!page.contains("left_out{namespace=\"b\""), "another namespace is affected:\n{page}");
     ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
     let socket = lab.agent_ref().socket();
-    let status = lab.agent().ask("status", &["--api-socket", socket.to_str().unwrap_or_default()])?;
+    let status = lab.agent().run_subcommand("status", &["--api-socket", socket.to_str().unwrap_or_default()])?;
     ensure!(status.stdout.contains("POLICY IN PART") && status.stdout.contains("a/list-1"), "{status:?}");
 
     lab.policies(&few)?;
@@ -234,7 +234,7 @@ fn pods_for_which_there_is_no_room_are_shut_where_a_policy_isolates_them() -> Re
 fn flows_under_pressure_go_on_and_admit_nobody() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--max-flows-v4", "256"]);
     let lab = Lab::start_with(pods(), &[server_takes(&from_app("a")), no_ingress("a")], options)?;
-    let mut open = Conversation::open(&lab.cluster, "shop/a", "shop/server", 80)?;
+    let mut open = EchoConnection::open(&lab.cluster, "shop/a", "shop/server", 80)?;
     let stranger = Stream::of_new_flows(&lab.cluster, "shop/stranger", "shop/server", 53)?;
     let steady = Stream::start(&lab.cluster, "shop/a", "shop/server", 53)?;
     // Many times the flows there is room for, each judged alike.
@@ -278,7 +278,7 @@ fn a_limited_ring_of_events_loses_events_and_no_verdict() -> Result<()> {
     }
     lab.expect("shop/a -> shop/server 80/TCP\nshop/stranger -x shop/server 80/TCP")?;
     let refused = lab.try_at("shop/a", "shop/server", &lab.cluster.host("shop/server").v4().to_string(), Tcp, 81)?;
-    assert_eq!(refused, Outcome::Refused);
+    assert_eq!(refused, ProbeResult::Refused);
     lab.cluster.add_pod(PodSpec::new("shop/late").labels("app=a").port("dns", Udp, 53))?;
     lab.expect("shop/late -> shop/server 80/TCP")?;
     lab.agent().wait_denied(|line| line.to() == "shop/server").map(|_| ())

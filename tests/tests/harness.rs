@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::flow::{Conversation, echo_datagram};
-use netpol_tests::matrix::settle;
+use netpol_tests::flow::{EchoConnection, echo_datagram};
+use netpol_tests::matrix::wait_until_expected;
 use netpol_tests::packet::{Ip, Marker, protocol};
-use netpol_tests::raw::{Shot, check};
-use netpol_tests::{Cluster, Families, Outcome, PodSpec, Topology};
+use netpol_tests::raw::{TestPacket, check};
+use netpol_tests::{Cluster, Families, PodSpec, ProbeResult, Topology};
 
 fn cluster(topology: Topology, families: Families) -> Result<Cluster> {
     Cluster::builder()
@@ -27,10 +27,10 @@ fn everything_reaches_everything_in_every_shape() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed, Topology::BridgePlugin, Topology::PtpPlugin] {
         for families in [Families::V4, Families::V6, Families::Dual] {
             let cluster = cluster(topology, families)?;
-            let matrix = settle(&cluster, &[(Tcp, 80), (Udp, 53)], Duration::from_secs(3))?;
+            let matrix = wait_until_expected(&cluster, &[(Tcp, 80), (Udp, 53)], Duration::from_secs(3))?;
             assert_eq!(matrix.allowed(), matrix.0.len(), "{topology:?} {families:?}");
             let closed = cluster.probe("a/one", "b/far", Tcp, 81);
-            assert_eq!(cluster.try_all(&[closed])?, [Outcome::Refused]);
+            assert_eq!(cluster.try_all(&[closed])?, [ProbeResult::Refused]);
         }
     }
     Ok(())
@@ -39,7 +39,7 @@ fn everything_reaches_everything_in_every_shape() -> Result<()> {
 #[test]
 fn flows_and_large_datagrams_and_raw_packets_go_through() -> Result<()> {
     let cluster = cluster(Topology::Bridge, Families::Dual)?;
-    let mut conversation = Conversation::open(&cluster, "a/one", "b/far", 80)?;
+    let mut conversation = EchoConnection::open(&cluster, "a/one", "b/far", 80)?;
     assert!(conversation.echoes(Duration::from_secs(1))?);
     conversation.echo_bulk(200_000)?;
     assert_eq!(conversation.path_mtu()?, 1500);
@@ -48,7 +48,7 @@ fn flows_and_large_datagrams_and_raw_packets_go_through() -> Result<()> {
         for (source, destination) in cluster.host(from).addresses().iter().zip(cluster.host(to).addresses()) {
             let marker = Marker::new();
             let packet = Ip::new(*source, *destination).carrying(protocol::GRE, &marker.0);
-            let shot = Shot::new(&cluster, from, to, "GRE", marker, &[packet]);
+            let shot = TestPacket::new(&cluster, from, to, "GRE", marker, &[packet]);
             check(&cluster, from, to, &[(shot, true)])?;
         }
     }
@@ -62,7 +62,7 @@ fn an_address_can_move_to_another_pod() -> Result<()> {
     cluster.remove_pod("a/two")?;
     cluster.add_pod(PodSpec::new("b/new").number(address.octets()[3]))?;
     assert_eq!(cluster.host("b/new").v4(), address);
-    let matrix = settle(&cluster, &[(Tcp, 80)], Duration::from_secs(3))?;
+    let matrix = wait_until_expected(&cluster, &[(Tcp, 80)], Duration::from_secs(3))?;
     assert_eq!(matrix.allowed(), matrix.0.len());
     Ok(())
 }

@@ -55,7 +55,7 @@ fn end(lab: &Lab, name: &str) -> String {
 #[test]
 fn matrix_says_what_is_measured() -> Result<()> {
     let lab = start()?;
-    let measured = lab.settles(&[(Tcp, 80), (Udp, 53)])?;
+    let measured = lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     let outside = end(&lab, "outside");
     let arguments = ["-p", "80/TCP", "-p", "53/UDP", "-a", &outside, "-a", "203.0.113.5", "-o", "json"];
     let output = run(&lab, "matrix", &arguments)?;

@@ -249,13 +249,13 @@ fn s34_a_pod_that_connects_before_its_address_is_published_gets_its_answers() ->
     let mut lab = Lab::of(cluster, agent);
     for round in 0..3_u16 {
         let name = format!("shop/new-{round}");
-        lab.cluster.add_pod_quietly(PodSpec::new(&name).labels("app=client"))?;
+        lab.cluster.add_pod_without_manifest(PodSpec::new(&name).labels("app=client"))?;
         let mut early = open(&lab.cluster, &name, "outside", 7000 + round, None)?;
         // A pod of this node answers a neighbor solicitation over IPv6 once it knows the address as a neighbor's (32).
         let server = IpAddr::from(lab.cluster.host("shop/server").v4());
         early.extend(open(&lab.cluster, &name, "shop/server", 7100 + round, Some(server))?);
         let denied = open(&lab.cluster, "outside", &name, 7200 + round, None)?;
-        lab.cluster.announce(&name)?;
+        lab.cluster.write_manifest(&name)?;
         lab.agent().wait_log(&[" enforced ", &format!("pod={name} ")])?;
         // Longer than connections are taken over after that.
         std::thread::sleep(Duration::from_millis(200));

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::{Cluster, ClusterBuilder, Lab, Outcome, PodSpec, deny_all, policy};
+use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, deny_all, policy};
 
 /// Policies that take long to evaluate together: each selects the same pod, and has a block and a port of its own.
 const POLICIES: usize = 40_000;
@@ -61,8 +61,8 @@ fn milliseconds(log: &str, words: &[&str], field: &str) -> Result<f64> {
 #[test]
 fn a_new_pod_is_shut_and_everything_is_answered_while_policies_are_evaluated() -> Result<()> {
     let mut lab = busy()?;
-    lab.cluster.add_pod_quietly(PodSpec::new("locked/new"))?;
-    lab.cluster.announce("locked/new")?;
+    lab.cluster.add_pod_without_manifest(PodSpec::new("locked/new"))?;
+    lab.cluster.write_manifest("locked/new")?;
     let words = ["pod=locked/new", "dropping all of its traffic until its policies are evaluated"];
     lab.agent().wait_log(&words)?;
     let known = milliseconds(&lab.agent().log(), &words, "known_ms=")?;
@@ -71,12 +71,12 @@ fn a_new_pod_is_shut_and_everything_is_answered_while_policies_are_evaluated() -
     ensure!(known < SOON.as_secs_f64() * 1e3, "it took {known} ms to shut it");
     for (from, to) in [("locked/new", "free/one"), ("free/one", "locked/new")] {
         let address = lab.cluster.host(to).addresses()[0];
-        ensure!(lab.cluster.try_tcp(from, to, address, 80)? == Outcome::Dropped, "{from} reaches {to}");
+        ensure!(lab.cluster.try_tcp(from, to, address, 80)? == ProbeResult::Dropped, "{from} reaches {to}");
     }
     lab.expect("free/one -> free/two 80/TCP")?;
     let address = lab.cluster.host("shop/web").addresses()[0];
     ensure!(
-        lab.cluster.try_tcp("free/one", "shop/web", address, 80)? == Outcome::Allowed,
+        lab.cluster.try_tcp("free/one", "shop/web", address, 80)? == ProbeResult::Allowed,
         "no longer as it was before"
     );
 
@@ -108,7 +108,7 @@ fn a_new_pod_is_shut_and_everything_is_answered_while_policies_are_evaluated() -
     ensure!(begun.elapsed() < 2 * SOON, "it took {:?} to end", begun.elapsed());
     let address = lab.cluster.host("locked/new").addresses()[0];
     ensure!(
-        lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == Outcome::Dropped,
+        lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == ProbeResult::Dropped,
         "it opened with the agent's end"
     );
 
@@ -121,7 +121,7 @@ fn a_new_pod_is_shut_and_everything_is_answered_while_policies_are_evaluated() -
     }
     ensure!(!lab.agent_ref().is_ready(), "it is ready before it has evaluated the policies");
     ensure!(
-        lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == Outcome::Dropped,
+        lab.cluster.try_tcp("free/one", "locked/new", address, 80)? == ProbeResult::Dropped,
         "it opened with another agent"
     );
     lab.cluster.add_pod(PodSpec::new("locked/newer"))?;

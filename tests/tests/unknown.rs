@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::Stream;
 use netpol_tests::packet::{Ip, Marker};
-use netpol_tests::raw::{Shot, check};
-use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Families, Lab, Outcome, PodSpec, deny_all, policy};
+use netpol_tests::raw::{TestPacket, check};
+use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Families, Lab, ProbeResult, PodSpec, deny_all, policy};
 
 fn pods() -> ClusterBuilder {
     Cluster::builder().pods(&[
@@ -33,13 +33,13 @@ fn server_from_client() -> String {
 #[test]
 fn s27_a_pod_whose_manifest_comes_late_is_enforced_from_then_on_and_the_gap_is_told() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
-    lab.cluster.add_pod_quietly(PodSpec::new("shop/late").labels("app=late"))?;
+    lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late").labels("app=late"))?;
     let probe = lab.cluster.probe("blog/web", "shop/late", Tcp, 80);
     let before = lab.cluster.try_all(&[probe])?;
-    ensure!(before == [Outcome::Allowed], "unknown pods are allowed unless told otherwise: {before:?}");
-    lab.cluster.announce("shop/late")?;
+    ensure!(before == [ProbeResult::Allowed], "unknown pods are allowed unless told otherwise: {before:?}");
+    lab.cluster.write_manifest("shop/late")?;
     lab.expect("blog/web -x shop/late 80/TCP\nblog/web -x shop/server 53/UDP").context("once it is known")?;
-    lab.settles(&[(Tcp, 80), (Udp, 53)])?;
+    lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     lab.agent().wait_log(&["enforced", "pod=shop/late", "unprotected_ms="])
 }
 
@@ -63,12 +63,12 @@ fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_
     };
     let before = sums(&lab)?;
     let appeared = std::time::Instant::now();
-    lab.cluster.add_pod_quietly(PodSpec::new("shop/late").labels("app=late"))?;
+    lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late").labels("app=late"))?;
     let probe = lab.cluster.probe("blog/web", "shop/late", Tcp, 80);
     for _ in 0..CONNECTIONS {
         lab.cluster.try_all(std::slice::from_ref(&probe))?;
     }
-    lab.cluster.announce("shop/late")?;
+    lab.cluster.write_manifest("shop/late")?;
     let words = [" enforced ", "pod=shop/late", "unprotected_ms="];
     lab.agent().wait_log(&words)?;
     let really = appeared.elapsed().as_secs_f64();
@@ -93,7 +93,7 @@ fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_
     lab.agent().wait_log(&["put on again", &veth])?;
     let start = std::time::Instant::now();
     while lab.agent().log().matches("pod=shop/late").count() < 2 {
-        ensure!(start.elapsed() < netpol_tests::lab::PATIENCE, "not enforced again:\n{}", lab.agent().log());
+        ensure!(start.elapsed() < netpol_tests::lab::TIMEOUT, "not enforced again:\n{}", lab.agent().log());
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     let again = sums(&lab)?;
@@ -105,8 +105,8 @@ fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_
 #[test]
 fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
     let mut lab = Lab::start_with(pods().families(Families::Dual), &[deny_all("blog")], denying())?;
-    lab.cluster.add_pod_quietly(PodSpec::new("shop/late"))?;
-    lab.expect_beyond_policy(
+    lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late"))?;
+    lab.expect_without_reference(
         "shop/client -x shop/late   80/TCP
          shop/client -x shop/late   53/UDP
          shop/late   -x shop/client 80/TCP
@@ -128,13 +128,13 @@ fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
         let ip = Ip::new(from.into(), destination.into());
         let mut packet = ip.icmp(kind, 0, [0; 4], &[&to.octets()[..], &marker.0].concat());
         packet[7] = hops;
-        Shot::new(cluster, "shop/client", "shop/late", what, marker, &[packet])
+        TestPacket::new(cluster, "shop/client", "shop/late", what, marker, &[packet])
     };
     let shots =
         [(shot("a neighbor solicitation", 135, solicited, 255), true), (shot("an echo request", 128, to, 64), false)];
     check(cluster, "shop/client", "shop/late", &shots)?;
 
-    lab.cluster.announce("shop/late")?;
+    lab.cluster.write_manifest("shop/late")?;
     lab.expect("shop/client -> shop/late 80/TCP\nblog/web -x shop/late 80/TCP\nshop/late -> shop/server 53/UDP")?;
     for pod in ["shop/client", "shop/server", "shop/other", "blog/web", "shop/late"] {
         lab.agent().wait_log(&[" enforced ", &format!("pod={pod} "), "unprotected_ms="])?;
@@ -145,14 +145,14 @@ fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
 #[test]
 fn s27_who_was_there_before_the_agent_is_denied_too_and_stays_so_over_a_crash() -> Result<()> {
     let mut cluster = pods().build()?;
-    cluster.add_pod_quietly(PodSpec::new("shop/early"))?;
+    cluster.add_pod_without_manifest(PodSpec::new("shop/early"))?;
     let mut agent = netpol_tests::Agent::start_with(&cluster, denying())?;
     let questions = [
         cluster.probe("shop/client", "shop/early", Tcp, 80),
         cluster.probe("shop/early", "shop/client", Udp, 53),
         cluster.probe("shop/client", "shop/server", Tcp, 80),
     ];
-    let expected = [Outcome::Dropped, Outcome::Dropped, Outcome::Allowed];
+    let expected = [ProbeResult::Dropped, ProbeResult::Dropped, ProbeResult::Allowed];
     assert_eq!(cluster.try_all(&questions)?, expected, "while the agent runs");
     agent.crash()?;
     assert_eq!(cluster.try_all(&questions)?, expected, "after it crashed");
@@ -168,20 +168,20 @@ fn s27_a_pod_that_loses_its_manifest_is_not_opened_while_its_interface_stays() -
     let stranger = Stream::of_new_flows(&lab.cluster, "shop/other", "shop/server", 53)?;
     let shut = "shop/other -x shop/server 80/TCP\nblog/web -x shop/server 53/UDP\noutside -x shop/server 80/TCP";
 
-    lab.cluster.conceal("shop/server")?;
+    lab.cluster.remove_manifest("shop/server")?;
     lab.agent().wait_log(&["its pod is gone", "shop/server"])?;
-    lab.expect_beyond_policy(shut).context("without its manifest")?;
+    lab.expect_without_reference(shut).context("without its manifest")?;
     lab.policies(&[])?;
     lab.cluster.label_namespace("blog", "changed=yes")?;
-    lab.expect_beyond_policy(shut).context("without its policy too: nobody knows whether it is the same pod")?;
+    lab.expect_without_reference(shut).context("without its policy too: nobody knows whether it is the same pod")?;
     lab.agent().restart()?;
-    lab.expect_beyond_policy(shut).context("under an agent that never knew it")?;
+    lab.expect_without_reference(shut).context("under an agent that never knew it")?;
     let tally = stranger.finish()?;
     ensure!(tally.sent > 100 && tally.answered == 0, "a stranger got through: {tally:?}");
 
     // Known again, it is what its policies say.
     lab.policies(&[server_from_client()])?;
-    lab.cluster.announce("shop/server")?;
+    lab.cluster.write_manifest("shop/server")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     lab.policies(&[])?;
     lab.expect("shop/other -> shop/server 80/TCP")?;

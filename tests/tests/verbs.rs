@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::lab::PATIENCE;
-use netpol_tests::objects::{self, Kind};
+use netpol_tests::lab::TIMEOUT;
+use netpol_tests::objects::{self, ObjectKind};
 use netpol_tests::{Agent, AgentOptions, Cluster, ClusterBuilder, Lab, deny_all};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,7 +36,7 @@ fn status_tells_people_and_programs_what_is_enforced() -> Result<()> {
             lab.agent().stop()?;
         }
         let socket = lab.agent().socket().display().to_string();
-        let said = lab.agent().ask("status", &["--api-socket", &socket])?;
+        let said = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
         ensure!(said.code == Some(0), "status failed, running: {running}: {said:?}");
         let line = said.stdout.lines().find(|line| line.contains(&address)).context("no line of shop/back")?;
         ensure!(
@@ -48,7 +48,7 @@ fn status_tells_people_and_programs_what_is_enforced() -> Result<()> {
         ensure!(line.contains("ingress no-rule "), "no denied packets are counted:\n{}", said.stdout);
         ensure!(said.stdout.contains("FLOWS_V4") && said.stdout.contains("events lost: "), "{}", said.stdout);
 
-        let said = lab.agent().ask("status", &["-o", "json", "--api-socket", &socket])?;
+        let said = lab.agent().run_subcommand("status", &["-o", "json", "--api-socket", &socket])?;
         let status: Value = serde_json::from_str(&said.stdout).context("reading status as JSON")?;
         let endpoints = status["endpoints"].as_array().context("no endpoints")?;
         ensure!(endpoints.len() == 9, "{} endpoints of 9", endpoints.len());
@@ -94,7 +94,7 @@ fn uninstall_removes_the_socket_that_a_killed_agent_left() -> Result<()> {
     let text = socket.display().to_string();
     lab.agent().crash()?;
     ensure!(socket.exists(), "a killed agent removes nothing");
-    let said = lab.agent().ask("uninstall", &["--api-socket", &text])?;
+    let said = lab.agent().run_subcommand("uninstall", &["--api-socket", &text])?;
     ensure!(said.code == Some(0) && said.stdout.contains("removed socket "), "{said:?}");
     ensure!(!socket.exists(), "{said:?}");
     Ok(())
@@ -142,7 +142,7 @@ fn a_metrics_port_in_use_keeps_nothing_from_being_enforced() -> Result<()> {
     lab.agent().wait_log(&["cannot serve metrics on 127.0.0.1:9464", "--metrics"])?;
     lab.agent().wait_log(&["cannot serve health on 127.0.0.1:9464", "--health"])?;
     let socket = lab.agent().socket().display().to_string();
-    let said = lab.agent().ask("status", &["--api-socket", &socket])?;
+    let said = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
     ensure!(said.stdout.contains("warning: cannot serve metrics on 127.0.0.1:9464"), "{}", said.stdout);
     drop(taken);
     lab.agent().wait_log(&[" served", "address=127.0.0.1:9464"])
@@ -156,16 +156,16 @@ fn s26_uninstall_opens_everything_leaves_nothing_and_says_so() -> Result<()> {
         lab.expect("shop/front -x shop/back 80/TCP")?;
         let pins = lab.agent().pin_path().to_owned();
         let ours = ours(lab.agent())?;
-        for kind in [Kind::Map, Kind::Program] {
+        for kind in [ObjectKind::Map, ObjectKind::Program] {
             ensure!(ours.iter().any(|(one, _)| *one == kind), "no {kind:?} is known to be ours: {ours:?}");
         }
 
-        let early = lab.agent().ask("uninstall", &[])?;
+        let early = lab.agent().run_subcommand("uninstall", &[])?;
         ensure!(early.code == Some(3), "it must not uninstall below a running agent: {early:?}");
         lab.expect("shop/front -x shop/back 80/TCP")?;
 
         lab.agent().stop()?;
-        let said = lab.agent().ask("uninstall", &[])?;
+        let said = lab.agent().run_subcommand("uninstall", &[])?;
         ensure!(said.code == Some(0) && said.stderr.is_empty(), "{said:?}");
         for words in ["removed ", "nothing of netpol remains"] {
             ensure!(said.stdout.contains(words), "uninstall does not say {words:?}:\n{}", said.stdout);
@@ -175,18 +175,18 @@ fn s26_uninstall_opens_everything_leaves_nothing_and_says_so() -> Result<()> {
         let start = Instant::now();
         for (kind, id) in ours {
             while objects::exists(kind, id)? {
-                ensure!(start.elapsed() < PATIENCE, "{kind:?} {id} is still there ({attach})");
+                ensure!(start.elapsed() < TIMEOUT, "{kind:?} {id} is still there ({attach})");
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        lab.expect_beyond_policy("shop/front -> shop/back 80/TCP\nblog/front -> shop/back 53/UDP")?;
+        lab.expect_without_reference("shop/front -> shop/back 80/TCP\nblog/front -> shop/back 53/UDP")?;
         let qdiscs = lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "show"]).output()?;
         let qdiscs = String::from_utf8_lossy(&qdiscs.stdout).into_owned();
         ensure!(!qdiscs.contains("clsact"), "{attach}: a qdisc is still there:\n{qdiscs}");
 
-        let again = lab.agent().ask("uninstall", &[])?;
+        let again = lab.agent().run_subcommand("uninstall", &[])?;
         ensure!(again.code == Some(0), "a second time there is nothing to do: {again:?}");
-        let status = lab.agent().ask("status", &[])?;
+        let status = lab.agent().run_subcommand("status", &[])?;
         ensure!(status.code == Some(1) && status.stderr.contains("nothing"), "{status:?}");
     }
     Ok(())
@@ -195,7 +195,7 @@ fn s26_uninstall_opens_everything_leaves_nothing_and_says_so() -> Result<()> {
 #[test]
 fn uninstall_that_is_to_stay_does_so_only_where_nothing_remains() -> Result<()> {
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
-    let early = lab.agent().ask("uninstall", &["--then-stay"])?;
+    let early = lab.agent().run_subcommand("uninstall", &["--then-stay"])?;
     ensure!(early.code == Some(3), "it must not stay where an agent still runs: {early:?}");
     lab.agent().stop()?;
     let mut stays = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
@@ -209,11 +209,11 @@ fn uninstall_that_is_to_stay_does_so_only_where_nothing_remains() -> Result<()> 
     ensure!(ended.is_none(), "it did not stay: {ended:?}");
     ensure!(said.iter().any(|line| line.starts_with("nothing of netpol remains")), "it says no such thing: {said:?}");
     ensure!(code == Some(0), "SIGTERM is how it is to end, but it ended with {code:?}");
-    lab.expect_beyond_policy("shop/front -> shop/back 80/TCP")
+    lab.expect_without_reference("shop/front -> shop/back 80/TCP")
 }
 
 /// What the agent holds and pins.
-fn ours(agent: &Agent) -> Result<BTreeSet<(Kind, u32)>> {
+fn ours(agent: &Agent) -> Result<BTreeSet<(ObjectKind, u32)>> {
     let mut ours = objects::held_by(agent.pid().context("the agent runs")?)?;
     ours.extend(objects::pinned_below(agent.pin_path())?);
     Ok(ours)

@@ -4,8 +4,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::agent::Said;
-use netpol_tests::{Cluster, ClusterBuilder, Lab, Outcome, PodSpec, Protocol, deny_all, policy};
+use netpol_tests::agent::CommandOutput;
+use netpol_tests::{Cluster, ClusterBuilder, Lab, PodSpec, ProbeResult, Protocol, deny_all, policy};
 use serde_json::Value;
 
 /// Long enough for a machine that is busy with other tests.
@@ -15,7 +15,7 @@ fn two_pods() -> ClusterBuilder {
     Cluster::builder().pods(&[("shop/client", "app=client"), ("shop/server", "app=server")])
 }
 
-fn wait(lab: &mut Lab, conditions: &[&str]) -> Result<Said> {
+fn wait(lab: &mut Lab, conditions: &[&str]) -> Result<CommandOutput> {
     let mut arguments = TIMEOUT.to_vec();
     for condition in conditions {
         arguments.extend(["--for", condition]);
@@ -23,7 +23,7 @@ fn wait(lab: &mut Lab, conditions: &[&str]) -> Result<Said> {
     lab.agent().wait(&arguments)
 }
 
-fn one_probe(lab: &Lab) -> Result<Outcome> {
+fn one_probe(lab: &Lab) -> Result<ProbeResult> {
     let probes = lab.cluster.probes("shop/client", "shop/server", Protocol::Tcp, 80);
     Ok(lab.cluster.try_all(&probes[..1])?.remove(0))
 }
@@ -37,13 +37,21 @@ fn the_next_packet_is_judged_by_what_was_waited_for() -> Result<()> {
         let said = wait(&mut lab, &[&format!("policy/shop/denies-{round}")])?;
         ensure!(said.code == Some(0) && said.stdout.contains("enforced on node-1"), "round {round}: {said:?}");
         let outcome = one_probe(&lab)?;
-        ensure!(outcome == Outcome::Dropped, "round {round}: after `{}` a probe was {outcome:?}", said.stdout.trim());
+        ensure!(
+            outcome == ProbeResult::Dropped,
+            "round {round}: after `{}` a probe was {outcome:?}",
+            said.stdout.trim()
+        );
 
-        lab.cluster.withdraw("denies")?;
+        lab.cluster.delete("denies")?;
         let said = wait(&mut lab, &[&format!("delete=policy/shop/denies-{round}")])?;
         ensure!(said.code == Some(0) && said.stdout.contains("gone from node-1"), "round {round}: {said:?}");
         let outcome = one_probe(&lab)?;
-        ensure!(outcome == Outcome::Allowed, "round {round}: after `{}` a probe was {outcome:?}", said.stdout.trim());
+        ensure!(
+            outcome == ProbeResult::Allowed,
+            "round {round}: after `{}` a probe was {outcome:?}",
+            said.stdout.trim()
+        );
     }
     Ok(())
 }
@@ -99,7 +107,7 @@ fn a_pod_without_its_interface_is_named_when_time_runs_out() -> Result<()> {
     }
     let said = wait(&mut lab, &["pod/shop/server"])?;
     ensure!(said.code == Some(0), "another pod's missing interface is none of its business: {said:?}");
-    lab.cluster.withdraw("ghost")?;
+    lab.cluster.delete("ghost")?;
     let said = wait(&mut lab, &["sync", "policy/shop/deny-all"])?;
     ensure!(said.code == Some(0), "{said:?}");
     Ok(())

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::cleanup::{self, Remains};
+use netpol_tests::cleanup::{self, CleanupReport};
 use netpol_tests::{Agent, AgentOptions, Cluster, Matrix, Protocol};
 
 use crate::cli::DemoArgs;
@@ -67,13 +67,13 @@ fn run_scene(printer: &Printer, cluster: &Cluster, agent: &Agent, scene: &Scene)
         cluster.apply(file, policies)?;
     }
     let ports = PORTS.map(|(_, protocol, port)| (protocol, port));
-    let cells = Matrix::questions(cluster, &ports);
+    let cells = Matrix::cells(cluster, &ports);
     let meant = Matrix::meant(cluster, &cells)?;
     let start = Instant::now();
     let (measured, elapsed) = loop {
         // A change takes effect within milliseconds. The table shows one complete measurement after it.
         std::thread::sleep(Duration::from_millis(100));
-        agent.forget_denied();
+        agent.clear_denied();
         let measurement_start = Instant::now();
         let measured = Matrix::measure(cluster, &cells)?;
         if measured == meant || start.elapsed() > WAIT_LIMIT {
@@ -89,12 +89,12 @@ fn run_scene(printer: &Printer, cluster: &Cluster, agent: &Agent, scene: &Scene)
     Ok(different + drops.untold.len())
 }
 
-fn report_interrupted(remains: &Remains) {
+fn report_interrupted(report: &CleanupReport) {
     eprintln!(
         "\n\nInterrupted. Processes ended: {}. Pins and directories removed: {}. Namespaces and links are removed with this process.",
-        remains.processes, remains.paths
+        report.processes, report.paths
     );
-    for left in &remains.left {
-        eprintln!("  left behind: {left}");
+    for path in &report.not_removed {
+        eprintln!("  not removed: {path}");
     }
 }

@@ -36,7 +36,7 @@ const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct CommandOutput {
     /// Its exit code, or `None` if a signal ended it.
     pub code: Option<i32>,
     /// Its standard output.
@@ -122,7 +122,7 @@ impl Agent {
     /// # Errors
     /// Same as [`Self::start`].
     pub fn wait_ready(&mut self) -> Result<()> {
-        let (start, timeout) = (Instant::now(), self.options.patience);
+        let (start, timeout) = (Instant::now(), self.options.start_timeout);
         while !self.is_ready() {
             if let Some(status) = self.child.as_mut().context("the agent was not started")?.try_wait()? {
                 bail!("the agent ended with {status} before it was ready. Its log:\n{}", self.log());
@@ -203,7 +203,7 @@ impl Agent {
     ///
     /// # Errors
     /// Returns an error if it cannot be started.
-    pub fn wait(&self, arguments: &[&str]) -> Result<Said> {
+    pub fn wait(&self, arguments: &[&str]) -> Result<CommandOutput> {
         let mut command = Command::new(netpol()?);
         command.arg("wait").arg("--socket").arg(self.socket()).args(arguments).stdin(Stdio::null());
         command_result(command.output().context("starting netpol wait")?)
@@ -276,7 +276,7 @@ impl Agent {
     /// Returns an error if it cannot be started.
     pub fn uninstall(&mut self) -> Result<(bool, String)> {
         self.terminate(Signal::SIGTERM)?;
-        let result = self.ask("uninstall", &[])?;
+        let result = self.run_subcommand("uninstall", &[])?;
         Ok((result.code == Some(0), result.stdout + &result.stderr))
     }
 
@@ -284,7 +284,7 @@ impl Agent {
     ///
     /// # Errors
     /// Returns an error if it cannot be started.
-    pub fn ask(&self, subcommand: &str, arguments: &[&str]) -> Result<Said> {
+    pub fn run_subcommand(&self, subcommand: &str, arguments: &[&str]) -> Result<CommandOutput> {
         let mut command = self.command.netns.command(&self.command.binary);
         command.arg(subcommand).arg("--pin-path").arg(self.pins.path()).args(arguments);
         command_result(command.output().with_context(|| format!("starting netpol-agent {subcommand}"))?)
@@ -296,7 +296,7 @@ impl Agent {
     }
 
     /// Clears the deny events.
-    pub fn forget_denied(&self) {
+    pub fn clear_denied(&self) {
         self.locked().denied.clear();
     }
 
@@ -379,10 +379,10 @@ impl Drop for Agent {
     }
 }
 
-fn command_result(output: std::process::Output) -> Result<Said> {
+fn command_result(output: std::process::Output) -> Result<CommandOutput> {
     let stdout = String::from_utf8(output.stdout).context("stdout is not UTF-8")?;
     let stderr = String::from_utf8(output.stderr).context("stderr is not UTF-8")?;
-    Ok(Said { code: output.status.code(), stdout, stderr })
+    Ok(CommandOutput { code: output.status.code(), stdout, stderr })
 }
 
 /// Has the kernel kill the agent when the thread that started it ends. The agent gets its own process group, so that

@@ -12,7 +12,7 @@ pub struct AgentOptions {
     pub(super) node: u8,
     pub(super) arguments: Vec<String>,
     pub(super) binary: Option<PathBuf>,
-    pub(super) patience: Duration,
+    pub(super) start_timeout: Duration,
     pub(super) api_server: Option<netpol_apiserver::Options>,
     pub(super) in_cluster: bool,
 }
@@ -23,7 +23,7 @@ impl Default for AgentOptions {
             node: 1,
             arguments: Vec::new(),
             binary: None,
-            patience: START_TIMEOUT,
+            start_timeout: START_TIMEOUT,
             api_server: None,
             in_cluster: false,
         }
@@ -70,8 +70,8 @@ impl AgentOptions {
 
     /// Sets how long the agent may take to become ready, for virtual machines.
     #[must_use]
-    pub const fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub const fn start_timeout(mut self, start_timeout: Duration) -> Self {
+        self.start_timeout = start_timeout;
         self
     }
 }

@@ -12,7 +12,7 @@ use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use aya::{EbpfLoader, VerifierLogLevel};
 use netpol_common::LAYOUT_VERSION;
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::flow::Conversation;
+use netpol_tests::flow::EchoConnection;
 use netpol_tests::program::object;
 use netpol_tests::{AgentOptions, Cluster, Families, Lab, deny_all, policy};
 
@@ -73,7 +73,7 @@ struct Smoke {
     attach: String,
     alone: bool,
     lab: Option<Lab>,
-    open: Vec<Conversation>,
+    open: Vec<EchoConnection>,
 }
 
 impl Smoke {
@@ -110,7 +110,7 @@ impl Smoke {
             ("shop/server", "app=server"),
             ("shop/other", "app=other"),
         ]);
-        let options = AgentOptions::default().arguments(&["--attach", &self.attach]).patience(START_TIMEOUT);
+        let options = AgentOptions::default().arguments(&["--attach", &self.attach]).start_timeout(START_TIMEOUT);
         self.lab = Some(Lab::start_with(cluster, &allow_only_client(), options)?);
         let (tcx, filters) = self.attached()?;
         match (tcx, filters) {
@@ -181,7 +181,7 @@ impl Smoke {
              shop/client -> shop/server 80/TCP
              shop/client -> shop/server 53/UDP",
         )?;
-        let mut open = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+        let mut open = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
         ensure!(open.echoes(TIMEOUT)?, "an established connection got no response");
         self.open.push(open);
         Ok("from a pod isolated for egress".into())
@@ -191,14 +191,14 @@ impl Smoke {
     /// policy.
     fn change(&mut self) -> Result<String> {
         let lab = self.lab()?;
-        let mut open = Conversation::open(&lab.cluster, "shop/other", "shop/client", 80)?;
+        let mut open = EchoConnection::open(&lab.cluster, "shop/other", "shop/client", 80)?;
         ensure!(open.echoes(TIMEOUT)?, "an established connection got no response");
         let start = Instant::now();
         lab.cluster.apply("late", &deny_all("shop"))?;
         lab.expect("shop/other -x shop/client 80/TCP")?;
         ensure!(!open.echoes(Duration::from_millis(500))?, "an established connection continued after it was denied");
         let elapsed = start.elapsed();
-        lab.cluster.withdraw("late")?;
+        lab.cluster.delete("late")?;
         lab.expect("shop/other -> shop/client 80/TCP")?;
         Ok(format!("an established connection stopped within {:.1} s", elapsed.as_secs_f64()))
     }
@@ -242,7 +242,7 @@ impl Smoke {
         let lab = self.lab()?;
         let (done, output) = lab.agent().uninstall()?;
         ensure!(done, "netpol-agent uninstall failed:\n{output}");
-        lab.expect_beyond_policy("shop/other -> shop/server 80/TCP\nshop/server -> shop/client 80/TCP")?;
+        lab.expect_without_reference("shop/other -> shop/server 80/TCP\nshop/server -> shop/client 80/TCP")?;
         let left = std::fs::read_dir(lab.agent().pin_path()).map_or(0, Iterator::count);
         ensure!(left == 0, "{left} entries remain below {}", lab.agent().pin_path().display());
         let qdiscs = lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "show"]).output()?;

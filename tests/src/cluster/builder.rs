@@ -8,7 +8,7 @@ use netpol_policy::model::Protocol;
 
 use super::plugin::Plugin;
 use super::tunnel::Tunnel;
-use super::{Between, Cluster, Families, PodSpec, Topology, host, node_name, pod, wiring};
+use super::{Cluster, Families, Interconnect, PodSpec, Topology, host, node_name, pod, wiring};
 use crate::cleanup;
 use crate::manifests::Manifests;
 use crate::netns::Netns;
@@ -18,7 +18,7 @@ use crate::serve::Servers;
 #[derive(Debug)]
 pub struct ClusterBuilder {
     topology: Topology,
-    between: Between,
+    interconnect: Interconnect,
     families: Families,
     nodes: u8,
     namespaces: Vec<(String, String)>,
@@ -31,7 +31,7 @@ impl Default for ClusterBuilder {
     fn default() -> Self {
         Self {
             topology: Topology::Bridge,
-            between: Between::Routes,
+            interconnect: Interconnect::Routes,
             families: Families::V4,
             nodes: 1,
             namespaces: Vec::new(),
@@ -52,8 +52,8 @@ impl ClusterBuilder {
 
     /// Sets how nodes reach each other's pods. The default is routes.
     #[must_use]
-    pub const fn between(mut self, between: Between) -> Self {
-        self.between = between;
+    pub const fn interconnect(mut self, interconnect: Interconnect) -> Self {
+        self.interconnect = interconnect;
         self
     }
 
@@ -121,7 +121,7 @@ impl ClusterBuilder {
         let manifests = Manifests::new()?;
         let mut hosts = BTreeMap::new();
         for node in 1..=self.nodes {
-            let host = wiring::wire_node(&fabric, node, self.nodes, (self.topology, self.between), self.families)
+            let host = wiring::wire_node(&fabric, node, self.nodes, (self.topology, self.interconnect), self.families)
                 .with_context(|| format!("creating {}", node_name(node)))?;
             manifests.write(
                 &format!("{}.yaml", host.name()),
@@ -129,12 +129,12 @@ impl ClusterBuilder {
             )?;
             hosts.insert(host.name().to_owned(), host);
         }
-        let tunnel = match (self.between, self.nodes) {
-            (Between::Tun, 2) => {
+        let tunnel = match (self.interconnect, self.nodes) {
+            (Interconnect::Tun, 2) => {
                 let [one, other] = [1, 2].map(|node| hosts[&node_name(node)].netns());
                 Some(Tunnel::between(one, other).context("creating the tunnel between the nodes")?)
             }
-            (Between::Tun, nodes) => bail!("a tun device needs exactly two nodes, not {nodes}"),
+            (Interconnect::Tun, nodes) => bail!("a tun device needs exactly two nodes, not {nodes}"),
             _ => None,
         };
         let extra_addresses: Vec<_> = self.outside.into_iter().filter(|address| self.families.has(*address)).collect();
@@ -149,7 +149,7 @@ impl ClusterBuilder {
         }
         let mut cluster = Cluster {
             topology: self.topology,
-            between: self.between,
+            interconnect: self.interconnect,
             families: self.families,
             serve: self.serve,
             hosts,

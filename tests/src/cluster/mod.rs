@@ -17,21 +17,21 @@ use netpol_policy::model::Protocol;
 
 pub use builder::ClusterBuilder;
 pub use host::{Families, Host, Mac, OUTSIDE, Topology, gateway, node_name};
-pub use overlay::Between;
+pub use overlay::Interconnect;
 pub use pod::PodSpec;
 
 use plugin::Plugin;
 
 use crate::manifests::Manifests;
 use crate::netns::Netns;
-use crate::probe::{Outcome, Probe, probe_all};
+use crate::probe::{Probe, ProbeResult, probe_all};
 use crate::serve::Servers;
 
 /// A running cluster. Dropping it removes everything.
 #[derive(Debug)]
 pub struct Cluster {
     topology: Topology,
-    between: Between,
+    interconnect: Interconnect,
     families: Families,
     serve: Vec<(Protocol, u16)>,
     hosts: BTreeMap<String, Host>,
@@ -65,8 +65,8 @@ impl Cluster {
     }
 
     /// Returns how nodes reach each other's pods.
-    pub const fn between(&self) -> Between {
-        self.between
+    pub const fn interconnect(&self) -> Interconnect {
+        self.interconnect
     }
 
     /// Returns the directory with this cluster's manifests.
@@ -118,16 +118,16 @@ impl Cluster {
     /// Same as [`Self::add_pod`]. Pods that could be created then exist.
     pub fn add_pods(&mut self, specs: Vec<PodSpec>) -> Result<()> {
         for name in self.wire_pods(specs)? {
-            self.announce(&name)?;
+            self.write_manifest(&name)?;
         }
         Ok(())
     }
 
-    /// Adds a pod without a manifest; [`Self::announce`] writes it.
+    /// Adds a pod without a manifest; [`Self::write_manifest`] writes it.
     ///
     /// # Errors
     /// Same as [`Self::add_pod`].
-    pub fn add_pod_quietly(&mut self, spec: PodSpec) -> Result<()> {
+    pub fn add_pod_without_manifest(&mut self, spec: PodSpec) -> Result<()> {
         self.wire_pods(vec![spec]).map(|_| ())
     }
 
@@ -195,7 +195,7 @@ impl Cluster {
     /// Returns an error if it does not exist, or its manifest or link cannot be removed.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         self.manifests.remove(&pod_file(name))?;
-        self.remove_pod_quietly(name)
+        self.remove_pod_keep_manifest(name)
     }
 
     /// Removes pods in parallel: first their network, then their manifests, as a kubelet does.
@@ -211,7 +211,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Returns an error if it does not exist, or its link cannot be removed.
-    pub fn remove_pod_quietly(&mut self, name: &str) -> Result<()> {
+    pub fn remove_pod_keep_manifest(&mut self, name: &str) -> Result<()> {
         self.unwire_pods(&[name.to_owned()])
     }
 
@@ -244,7 +244,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Returns an error if it cannot be written.
-    pub fn announce(&self, name: &str) -> Result<()> {
+    pub fn write_manifest(&self, name: &str) -> Result<()> {
         let spec = self.specs.get(name).with_context(|| format!("no pod {name}"))?;
         self.manifests.write(&pod_file(name), &spec.manifest(self.host(name).addresses()))
     }
@@ -253,7 +253,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Returns an error if it does not exist.
-    pub fn conceal(&self, name: &str) -> Result<()> {
+    pub fn remove_manifest(&self, name: &str) -> Result<()> {
         self.manifests.remove(&pod_file(name))
     }
 
@@ -264,7 +264,7 @@ impl Cluster {
     pub fn edit_pod(&mut self, name: &str, edit: impl FnOnce(PodSpec) -> PodSpec) -> Result<()> {
         let spec = self.specs.remove(name).with_context(|| format!("no pod {name}"))?;
         self.specs.insert(name.to_owned(), edit(spec));
-        self.announce(name)
+        self.write_manifest(name)
     }
 
     /// Writes or replaces the manifest of a namespace.
@@ -287,7 +287,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Returns an error if it does not exist.
-    pub fn withdraw(&self, file: &str) -> Result<()> {
+    pub fn delete(&self, file: &str) -> Result<()> {
         self.manifests.remove(&format!("policy-{file}.yaml"))
     }
 
@@ -317,7 +317,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Returns an error if a socket cannot be created.
-    pub fn try_all(&self, probes: &[Probe]) -> Result<Vec<Outcome>> {
+    pub fn try_all(&self, probes: &[Probe]) -> Result<Vec<ProbeResult>> {
         probe_all(self, probes)
     }
 
@@ -325,7 +325,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Returns an error if a socket cannot be created.
-    pub fn try_tcp(&self, from: &str, to: &str, address: IpAddr, port: u16) -> Result<Outcome> {
+    pub fn try_tcp(&self, from: &str, to: &str, address: IpAddr, port: u16) -> Result<ProbeResult> {
         let probe = Probe { from: from.into(), to: to.into(), address, protocol: Protocol::Tcp, port };
         Ok(self.try_all(&[probe])?.remove(0))
     }

@@ -9,7 +9,7 @@ use super::{Families, tunnel};
 
 /// How nodes reach each other's pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Between {
+pub enum Interconnect {
     /// A route to each node's pods through its uplink, as with Flannel's host-gw.
     #[default]
     Routes,
@@ -19,7 +19,7 @@ pub enum Between {
     Tun,
 }
 
-impl Between {
+impl Interconnect {
     /// Returns the device for packets to pods of other nodes.
     pub const fn device(self) -> &'static str {
         match self {
@@ -31,11 +31,11 @@ impl Between {
 }
 
 /// Returns lines of `ip` for a node's routes to the pods of other nodes.
-pub(super) fn routes(between: Between, node: u8, nodes: u8, families: Families) -> String {
+pub(super) fn routes(interconnect: Interconnect, node: u8, nodes: u8, families: Families) -> String {
     let others = (1..=nodes).filter(|other| *other != node);
     let mut lines = String::new();
-    match between {
-        Between::Routes => {
+    match interconnect {
+        Interconnect::Routes => {
             for other in others {
                 for (network, via) in
                     pod_addresses(other, 0, families).into_iter().zip(uplink_addresses(other, families))
@@ -44,11 +44,11 @@ pub(super) fn routes(between: Between, node: u8, nodes: u8, families: Families) 
                 }
             }
         }
-        Between::Vxlan => {
+        Interconnect::Vxlan => {
             lines += &device(node, families);
             others.for_each(|other| lines += &peer(other, families));
         }
-        Between::Tun => {
+        Interconnect::Tun => {
             let _ = writeln!(lines, "tuntap add dev {} mode tun\nlink set {} up", tunnel::DEVICE, tunnel::DEVICE);
             for address in pod_addresses(node, 0, families) {
                 let _ = writeln!(
@@ -91,8 +91,8 @@ fn peer(other: u8, families: Families) -> String {
 }
 
 /// Returns lines of `bridge` for the forwarding database, which `ip` cannot change.
-pub(super) fn forwarding(between: Between, node: u8, nodes: u8, families: Families) -> String {
-    let others = (1..=nodes).filter(|other| between == Between::Vxlan && *other != node);
+pub(super) fn forwarding(interconnect: Interconnect, node: u8, nodes: u8, families: Families) -> String {
+    let others = (1..=nodes).filter(|other| interconnect == Interconnect::Vxlan && *other != node);
     let line = |other| format!("fdb add {} dev npflannel dst {}\n", Mac::of_overlay(other), underlay(other, families));
     others.map(line).collect()
 }

@@ -18,7 +18,7 @@ pub struct PodSpec {
     pub(super) host_ports: Vec<(Protocol, u16, u16)>,
     phase: &'static str,
     created: &'static str,
-    odd_ip: &'static str,
+    extra_pod_ip: &'static str,
     pub(super) node: u8,
     pub(super) number: Option<u8>,
 }
@@ -38,7 +38,7 @@ impl PodSpec {
             host_ports: Vec::new(),
             phase: "Running",
             created: "",
-            odd_ip: "",
+            extra_pod_ip: "",
             node: 1,
             number: None,
         }
@@ -96,8 +96,8 @@ impl PodSpec {
 
     /// Adds an address to `status.podIPs`, before the pod's own addresses.
     #[must_use]
-    pub const fn odd_ip(mut self, address: &'static str) -> Self {
-        self.odd_ip = address;
+    pub const fn extra_pod_ip(mut self, address: &'static str) -> Self {
+        self.extra_pod_ip = address;
         self
     }
 
@@ -146,8 +146,8 @@ impl PodSpec {
         }
         if let Some(first) = addresses.first() {
             let _ = writeln!(yaml, "  podIP: \"{first}\"\n  podIPs:");
-            if !self.odd_ip.is_empty() {
-                let _ = writeln!(yaml, "  - ip: \"{}\"", self.odd_ip);
+            if !self.extra_pod_ip.is_empty() {
+                let _ = writeln!(yaml, "  - ip: \"{}\"", self.extra_pod_ip);
             }
             for address in addresses {
                 let _ = writeln!(yaml, "  - ip: \"{address}\"");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::host::{HostKind, Mac, OUTSIDE, gateway, node_name, pod_addresses, uplink_addresses};
-use super::overlay::{self, Between};
+use super::overlay::{self, Interconnect};
 use super::{Families, Host, Topology};
 use crate::netns::Netns;
 
@@ -63,7 +63,7 @@ pub(super) fn wire_node(
     fabric: &Netns,
     node: u8,
     nodes: u8,
-    (topology, between): (Topology, Between),
+    (topology, interconnect): (Topology, Interconnect),
     families: Families,
 ) -> Result<Host> {
     let name = node_name(node);
@@ -82,12 +82,12 @@ pub(super) fn wire_node(
             let _ = writeln!(lines, "addr add {address}/{} dev cni0{}", network_prefix(address), flags(address));
         }
     }
-    lines += &overlay::routes(between, node, nodes, families);
+    lines += &overlay::routes(interconnect, node, nodes, families);
     for via in uplink_addresses(OUTSIDE_NUMBER, families) {
         let _ = writeln!(lines, "route add default via {via}");
     }
     netns.ip(&lines)?;
-    let forwarding = overlay::forwarding(between, node, nodes, families);
+    let forwarding = overlay::forwarding(interconnect, node, nodes, families);
     if !forwarding.is_empty() {
         netns.bridge(&forwarding)?;
     }

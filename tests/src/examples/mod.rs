@@ -141,7 +141,7 @@ impl Example {
     }
 
     /// Returns all cells of its table. A host to itself and external hosts among each other have no cell.
-    pub fn questions(&self) -> Vec<Cell> {
+    pub fn cells(&self) -> Vec<Cell> {
         let outside = |end: &String| self.readme.outside.contains(end);
         let ends = self.ends();
         let mut cells = Vec::new();
@@ -159,24 +159,24 @@ impl Example {
     ///
     /// # Errors
     /// Returns an error if the table lacks a cell, or has one too many.
-    pub fn promised(&self) -> Result<Matrix> {
-        let promised = self.readme.table().context("the table in README.md")?;
-        let questions = self.questions();
-        for cell in &questions {
-            ensure!(promised.0.contains_key(cell), "the table in README.md has no cell for {cell}");
+    pub fn documented(&self) -> Result<Matrix> {
+        let documented = self.readme.table().context("the table in README.md")?;
+        let cells = self.cells();
+        for cell in &cells {
+            ensure!(documented.0.contains_key(cell), "the table in README.md has no cell for {cell}");
         }
         ensure!(
-            promised.0.len() == questions.len(),
+            documented.0.len() == cells.len(),
             "the table in README.md has cells for hosts that are not in the manifests"
         );
-        Ok(promised)
+        Ok(documented)
     }
 
     /// Rewrites the README's table from a matrix. A person must review the result.
     ///
     /// # Errors
     /// Returns an error if it cannot be written.
-    pub fn bless(&mut self, matrix: &Matrix) -> Result<()> {
+    pub fn update_table(&mut self, matrix: &Matrix) -> Result<()> {
         self.readme.set_table(&self.ends(), matrix);
         fs::write(self.directory.join("README.md"), self.readme.text()).context("writing README.md")
     }

@@ -25,7 +25,7 @@ pub enum Mode {
     Iptables,
 }
 
-/// Mark bit of packets to masquerade: from NodePorts, from outside the cluster, and from a backend to itself.
+/// Mark bit of packets to masquerade: from `NodePort`s, from outside the cluster, and from a backend to itself.
 /// `masqueradeAll` is not used.
 const MASQUERADE: &str = "0x4000";
 
@@ -59,7 +59,7 @@ impl KubeProxy {
     pub fn start(cluster: &Cluster, mode: Mode) -> Result<Self> {
         let proxy = Self { mode, nodes: cluster.nodes().map(|node| node.netns().clone()).collect() };
         for node in &proxy.nodes {
-            see_bridged(node, true)?;
+            set_bridge_netfilter(node, true)?;
             if mode == Mode::Iptables {
                 iptables::prepare(node)?;
             }
@@ -114,7 +114,7 @@ impl KubeProxy {
 ///
 /// # Errors
 /// Returns an error if a kernel request fails.
-pub fn see_bridged(node: &Netns, seen: bool) -> Result<()> {
+pub fn set_bridge_netfilter(node: &Netns, seen: bool) -> Result<()> {
     let names = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"];
     node.sysctl(&names.map(|name| (name, if seen { "1" } else { "0" })))
 }

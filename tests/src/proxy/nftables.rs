@@ -50,7 +50,7 @@ fn elements(list: &str) -> String {
     if list.is_empty() { String::new() } else { format!("elements = {{ {list} }}") }
 }
 
-/// Returns the chains of a frontend: for NodePorts, for the choice of a backend, and for each backend.
+/// Returns the chains of a frontend: for `NodePort`s, for the choice of a backend, and for each backend.
 fn service(index: usize, frontend: &Frontend, ip: &str, is_ipv4: bool) -> String {
     let Frontend { address, targets, .. } = frontend;
     let mut choices = String::new();

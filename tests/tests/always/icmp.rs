@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::flow::Conversation;
+use netpol_tests::flow::EchoConnection;
 use netpol_tests::packet::{Ip, protocol};
 use netpol_tests::{Families, Lab, PodSpec, Topology, deny_all, policy};
 
@@ -60,7 +60,7 @@ fn s17_icmp_errors_reach_the_flow_they_are_about_and_no_other() -> Result<()> {
     )?;
     let cluster = &lab.cluster;
     for (outside, server) in pairs(cluster, "outside", "shop/server") {
-        let flow = Conversation::open_at(cluster, "outside", "shop/server", SocketAddr::new(server, 80))?;
+        let flow = EchoConnection::open_at(cluster, "outside", "shop/server", SocketAddr::new(server, 80))?;
         let port = flow.ends()?.0.port();
         let mut shots = Shots::new(cluster, "outside", "shop/server");
         let (back, error) = (Ip::new(server, outside), Ip::new(outside, server));
@@ -99,7 +99,7 @@ fn s17_a_pod_that_takes_nothing_in_learns_the_path_mtu_of_what_it_sends() -> Res
             let narrow = format!("route replace {address}/{length} dev {device} mtu 1300");
             lab.cluster.host("node-2").netns().ip(&narrow)?;
             let mut flow =
-                Conversation::open_at(&lab.cluster, "shop/server", "far/away", SocketAddr::new(address, 80))?;
+                EchoConnection::open_at(&lab.cluster, "shop/server", "far/away", SocketAddr::new(address, 80))?;
             ensure!(flow.path_mtu()? == 1500, "before anything large, {} on the way to {address}", flow.path_mtu()?);
             flow.echo_bulk(200_000).with_context(|| format!("{topology:?} to {address}"))?;
             ensure!(flow.path_mtu()? == 1300, "a path MTU of {} is known to {address}", flow.path_mtu()?);

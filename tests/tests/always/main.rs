@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::packet::Marker;
-use netpol_tests::raw::{Shot, check};
+use netpol_tests::raw::{TestPacket, check};
 use netpol_tests::{Cluster, ClusterBuilder, Families, deny_all, policy};
 
 fn pods() -> ClusterBuilder {
@@ -52,7 +52,7 @@ struct Shots<'c> {
     cluster: &'c Cluster,
     from: &'static str,
     to: &'static str,
-    rows: Vec<(Shot, bool)>,
+    rows: Vec<(TestPacket, bool)>,
 }
 
 impl<'c> Shots<'c> {
@@ -66,7 +66,7 @@ impl<'c> Shots<'c> {
 
     fn tagged(&mut self, what: &str, vlans: &[u16], arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
         let marker = Marker::new();
-        let shot = Shot::tagged(self.cluster, self.from, self.to, what, marker, &make(&marker.0), vlans);
+        let shot = TestPacket::tagged(self.cluster, self.from, self.to, what, marker, &make(&marker.0), vlans);
         self.rows.push((shot, arrives));
     }
 

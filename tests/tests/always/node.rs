@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::{Families, Lab, Outcome, Topology, deny_all, policy};
+use netpol_tests::{Families, Lab, ProbeResult, Topology, deny_all, policy};
 
 use super::pods;
 
@@ -13,7 +13,7 @@ fn s15_a_pod_and_its_own_node_always_reach_each_other_but_not_another_node() -> 
         for node in ["node-1", "node-2"] {
             lab.cluster.serve_at(node, &[(Tcp, 80), (Udp, 53)])?;
         }
-        lab.expect_beyond_policy(
+        lab.expect_without_reference(
             "node-1      -> shop/server 80/TCP
              node-1      -> shop/server 53/UDP
              shop/client -> node-1      80/TCP
@@ -27,7 +27,7 @@ fn s15_a_pod_and_its_own_node_always_reach_each_other_but_not_another_node() -> 
         // The gateway is the node too; that nobody listens there is an answer.
         for gateway in ["10.244.1.1", "fd77:0:0:1::1"] {
             let outcome = lab.try_at("shop/client", "node-1", gateway, Tcp, 81)?;
-            assert_eq!(outcome, Outcome::Refused, "the gateway {gateway}, {topology:?}");
+            assert_eq!(outcome, ProbeResult::Refused, "the gateway {gateway}, {topology:?}");
         }
     }
     Ok(())
@@ -45,9 +45,9 @@ fn s15_a_pod_reaches_itself_through_a_service_it_backs() -> Result<()> {
         // Whatever reaches the server has to be the server: what comes back masqueraded carries the node's address.
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
-        let [own, other] = lab.through_service_of("shop/server", "shop/client")?;
-        assert_eq!(own, Outcome::Allowed, "the server through its own Service, {topology:?}");
-        assert_eq!(other, Outcome::Dropped, "a neighbour through the same Service, {topology:?}");
+        let [own, other] = lab.probe_through_service("shop/server", "shop/client")?;
+        assert_eq!(own, ProbeResult::Allowed, "the server through its own Service, {topology:?}");
+        assert_eq!(other, ProbeResult::Dropped, "a neighbour through the same Service, {topology:?}");
     }
     Ok(())
 }
@@ -69,7 +69,7 @@ fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
             if std::path::Path::new("/proc/sys/net/bridge").exists() {
                 node.sysctl(&[("bridge/bridge-nf-call-iptables", bridge_nf)])?;
             }
-            lab.expect_beyond_policy(
+            lab.expect_without_reference(
                 "outside -x shop/server 80/TCP
                  outside -x shop/server 53/UDP
                  node-2  -x shop/server 80/TCP
@@ -88,7 +88,7 @@ fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
                 "{podSelector: {}, policyTypes: [Ingress],
                   ingress: [{from: [{ipBlock: {cidr: 10.244.1.1/32}}, {ipBlock: {cidr: 'fd77:0:0:1::1/128'}}]}]}",
             )])?;
-            lab.expect_beyond_policy("outside -> shop/server 80/TCP\nnode-1 -> shop/server 80/TCP")
+            lab.expect_without_reference("outside -> shop/server 80/TCP\nnode-1 -> shop/server 80/TCP")
                 .with_context(|| format!("{topology:?}, bridge-nf {bridge_nf}"))?;
         }
     }
@@ -116,12 +116,12 @@ fn s15_through_its_own_nodes_port_a_pod_is_judged_by_where_it_goes() -> Result<(
         lab.expect("shop/client -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
         // Egress sees the node's address, which is allowed; the node sends it on to a pod that is not.
         let through = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
-        assert_eq!(through, Outcome::Dropped, "through the node's port, {topology:?}");
+        assert_eq!(through, ProbeResult::Dropped, "through the node's port, {topology:?}");
         // The server's own ingress judges what the node forwards by the address it carries, and that is no peer.
         lab.cluster.apply("second", &policy("shop/all", "{podSelector: {}, policyTypes: [Ingress]}"))?;
         lab.expect("shop/other -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
         let through = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
-        assert_eq!(through, Outcome::Dropped, "through the node's port to an isolated pod, {topology:?}");
+        assert_eq!(through, ProbeResult::Dropped, "through the node's port to an isolated pod, {topology:?}");
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netpol_tests::flow::Conversation;
+use netpol_tests::flow::EchoConnection;
 use netpol_tests::packet::Ip;
 use netpol_tests::{Lab, Topology, deny_all, policy};
 
@@ -24,7 +24,7 @@ fn s18_replies_pass_whatever_the_other_direction_says() -> Result<()> {
              shop/client -x shop/other  80/TCP
              shop/other  -x shop/server 80/TCP",
         )?;
-        let mut flow = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+        let mut flow = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
         flow.echo_bulk(300_000)?;
         assert!(flow.echoes(Duration::from_secs(1))?, "{topology:?}");
     }
@@ -34,7 +34,7 @@ fn s18_replies_pass_whatever_the_other_direction_says() -> Result<()> {
 #[test]
 fn s18_what_one_pod_opened_admits_nothing_at_another() -> Result<()> {
     let lab = Lab::start(pods(), &one_way_in())?;
-    let flow = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+    let flow = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
     let (client, server) = flow.ends()?;
     // Same ports, as if it were an answer, but to the neighbour.
     let mut shots = Shots::new(&lab.cluster, "shop/server", "shop/other");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use netpol_apiserver::{Options, Resource, Verb, WatchFault};
 use netpol_tests::agent::as_deployed;
-use netpol_tests::{Agent, AgentOptions, Lab, Outcome, Protocol};
+use netpol_tests::{Agent, AgentOptions, Lab, ProbeResult, Protocol};
 
 use super::{lab, load, options, pods, server_from, until};
 
@@ -75,7 +75,10 @@ fn a_missing_permission_is_named_as_the_role_would_have_it_and_once_granted_the_
     agent.api_server().expect("it was given one").set_rules(granted);
     agent.wait_ready()?;
     let probes = ["shop/client", "shop/never"].map(|from| cluster.probe(from, "shop/server", Protocol::Tcp, 80));
-    ensure!(cluster.try_all(&probes)? == [Outcome::Allowed, Outcome::Dropped], "it is ready, and does not enforce");
+    ensure!(
+        cluster.try_all(&probes)? == [ProbeResult::Allowed, ProbeResult::Dropped],
+        "it is ready, and does not enforce"
+    );
     Ok(())
 }
 
@@ -88,7 +91,7 @@ fn a_permission_that_is_withdrawn_leaves_verdicts_and_one_granted_again_lets_cha
     lab.api_server().end_forbidden_watches();
     lab.policies(&[server_from(FROM_OTHER)])?;
     lab.agent().wait_log(&["cannot", "networkpolicies", "ClusterRole"])?;
-    lab.expect_beyond_policy("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
+    lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     lab.api_server().set_rules(granted);
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
     let forbidden = |request: &netpol_apiserver::Request| request.status == Some(403);

@@ -51,7 +51,7 @@ fn jump(lab: &mut Lab) -> Result<()> {
 
 /// The same, but for what would be wrong half done.
 fn edit(lab: &mut Lab, side: &str) -> Result<()> {
-    lab.cluster.withdraw("second")?;
+    lab.cluster.delete("second")?;
     lab.cluster.apply(
         "third",
         &netpol_tests::policy("shop/other", "{podSelector: {matchLabels: {app: other}}, policyTypes: [Ingress]}"),
@@ -73,7 +73,7 @@ fn a_server_that_comes_back_different_is_followed_without_a_mixture() -> Result<
             lab.api_server().compact();
         }
         std::thread::sleep(Duration::from_secs(3));
-        lab.expect_beyond_policy(BEFORE).context("while the server is away")?;
+        lab.expect_without_reference(BEFORE).context("while the server is away")?;
         lab.api_server().network(Network::Up);
         lab.expect(AFTER).with_context(|| format!("after it is back; changes forgotten: {forget}"))?;
         load.finish().with_context(|| {
@@ -91,7 +91,7 @@ fn a_network_that_swallows_everything_for_a_while_is_survived() -> Result<()> {
     lab.api_server().network(Network::BlackHole);
     edit(&mut lab, SIDES[0])?;
     std::thread::sleep(Duration::from_secs(3));
-    lab.expect_beyond_policy(BEFORE).context("while nothing comes through")?;
+    lab.expect_without_reference(BEFORE).context("while nothing comes through")?;
     lab.api_server().network(Network::Up);
     lab.expect(AFTER)?;
     load.finish()
@@ -110,7 +110,7 @@ fn a_server_that_is_back_and_refuses_one_kind_for_a_while_makes_no_mixture() -> 
         lab.api_server().set_rules(granted.clone().without(refused, None));
         lab.api_server().network(Network::Up);
         std::thread::sleep(Duration::from_secs(8));
-        lab.expect_beyond_policy(BEFORE).with_context(|| format!("while {refused:?} are refused"))?;
+        lab.expect_without_reference(BEFORE).with_context(|| format!("while {refused:?} are refused"))?;
         lab.api_server().set_rules(granted.clone());
         let again = Instant::now();
         lab.expect(AFTER)?;
@@ -146,7 +146,7 @@ fn a_long_outage_with_many_changes_new_tokens_and_other_versions_ends_in_bounded
             lab.api_server().network(Network::Refuse);
         }
         std::thread::sleep(AWAY.saturating_sub(gone.elapsed()));
-        lab.expect_beyond_policy(before).context("while the server is away")?;
+        lab.expect_without_reference(before).context("while the server is away")?;
         lab.api_server().network(Network::Up);
         let back = Instant::now();
         lab.expect(after).with_context(|| format!("the agent says:\n{}", lab.agent().log()))?;
@@ -164,7 +164,7 @@ fn step(lab: &mut Lab, end: usize) -> Result<()> {
         lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;
     }
     lab.cluster.apply("second", &deny_all("blog"))?;
-    lab.cluster.withdraw("third")?;
+    lab.cluster.delete("third")?;
     lab.policies(&[server_from(SIDES[0])])?;
     lab.cluster.label_namespace("blog", "stage=test")?;
     lab.cluster.edit_pod("shop/other", |pod| pod.labels("app=other"))?;
@@ -189,7 +189,7 @@ fn a_server_that_vanishes_without_a_word_is_noticed_within_half_a_minute() -> Re
     let noticed = |log: &str| log.lines().any(|line| line.contains("cannot watch nodes") && line.contains("timed out"));
     until("the silence is noticed", Duration::from_secs(45), || Ok(noticed(&lab.agent().log())))?;
     ensure!(vanished.elapsed() > Duration::from_secs(5), "what was noticed is something else:\n{}", lab.agent().log());
-    lab.expect_beyond_policy(BEFORE).context("while the server is not there")?;
+    lab.expect_without_reference(BEFORE).context("while the server is not there")?;
     lab.cluster.host("node-1").netns().nft("delete table inet vanished")?;
     lab.expect(AFTER)?;
     load.finish()
@@ -207,7 +207,7 @@ fn a_server_restored_from_a_backup_is_believed_without_a_mixture() -> Result<()>
     lab.api_server().network(Network::Up);
     lab.expect(AFTER)?;
     lab.api_server().restore(backup);
-    lab.expect_beyond_policy(BEFORE)?;
+    lab.expect_without_reference(BEFORE)?;
     load.finish()
 }
 
@@ -217,13 +217,13 @@ fn an_agent_killed_while_the_server_is_away_enforces_on_and_gets_ready_once_it_i
     let load = load(&lab)?;
     lab.api_server().network(Network::Refuse);
     lab.agent().crash()?;
-    lab.expect_beyond_policy(BEFORE).context("without an agent")?;
+    lab.expect_without_reference(BEFORE).context("without an agent")?;
     lab.agent().launch()?;
     jump(&mut lab)?;
     lab.agent().wait_log(&["is the API server up"])?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(!lab.agent().is_ready(), "an agent that knows nothing yet says that it is ready");
-    lab.expect_beyond_policy(BEFORE).context("under an agent that knows nothing yet")?;
+    lab.expect_without_reference(BEFORE).context("under an agent that knows nothing yet")?;
     lab.api_server().network(Network::Up);
     lab.agent().wait_ready()?;
     lab.expect(AFTER)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use netpol_apiserver::{ApiServer, Effect, Fault, Resource, StreamingLists, Verb, WatchFault};
 use netpol_tests::Lab;
-use netpol_tests::lab::PATIENCE;
+use netpol_tests::lab::TIMEOUT;
 use serde_json::{Value, json};
 
 use super::{PROD_AND_FRIENDS, lab, load, options, server_from, until};
@@ -94,7 +94,7 @@ fn settle(server: &ApiServer) -> Result<()> {
     ] {
         let kind = object["kind"].to_string();
         let version = server.apply(object)?.version;
-        until(&format!("a change of a {kind} is told"), PATIENCE, || Ok(server.sent_at(version).is_some()))?;
+        until(&format!("a change of a {kind} is told"), TIMEOUT, || Ok(server.sent_at(version).is_some()))?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use netpol_apiserver::Options;
 use netpol_tests::agent::as_deployed;
-use netpol_tests::load::Load;
+use netpol_tests::load::BackgroundFlows;
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, policy};
 
 fn pods() -> ClusterBuilder {
@@ -53,8 +53,8 @@ fn lab_of(cluster: ClusterBuilder, options: Options, policies: &[String]) -> Res
     Lab::start_with(cluster, policies, AgentOptions::default().api_server(options))
 }
 
-fn load(lab: &Lab) -> Result<Load> {
-    Load::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
+fn load(lab: &Lab) -> Result<BackgroundFlows> {
+    BackgroundFlows::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
 }
 
 /// Waits until something is so.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::flow::{Conversation, Stream};
+use netpol_tests::flow::{EchoConnection, Stream};
 use netpol_tests::{AgentOptions, Cluster, Families, Lab, PodSpec, Topology, deny_all};
 
 use super::{server_from_client, wait_metrics};
@@ -46,7 +46,7 @@ impl Churn {
             AgentOptions::default().arguments(&["--attach", self.attach]),
         )?;
         lab.expect("shop/client -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP")?;
-        let mut open = Conversation::open(&lab.cluster, "shop/client", "shop/server", 80)?;
+        let mut open = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
         let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
         let denied = [
             Stream::start(&lab.cluster, "shop/never", "shop/server", 53)?,
@@ -124,7 +124,7 @@ fn leaves_nothing(lab: &mut Lab, attach: &str) -> Result<()> {
         &["netpol_endpoints 3", "netpol_endpoints_orphaned 0", "netpol_pods_waiting 0", "netpol_write_errors_total 0"],
     )?;
     ensure!(!page.contains("pod=\"job-"), "counters of pods that are gone:\n{page}");
-    let status = lab.agent().ask("status", &[])?;
+    let status = lab.agent().run_subcommand("status", &[])?;
     ensure!(!status.stdout.contains("job-"), "endpoints of pods that are gone:\n{}", status.stdout);
     let mut links = Vec::new();
     pins_below(lab.agent().pin_path(), &mut links)?;
@@ -136,7 +136,7 @@ fn leaves_nothing(lab: &mut Lab, attach: &str) -> Result<()> {
         (devices.len(), pods.len()) == expected,
         "the uplink and the three pods have {expected:?} links: {devices:?}, {pods:?}"
     );
-    lab.settles(&[(Tcp, 80), (Udp, 53)])?;
+    lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     let log = lab.agent().log();
     let complaints: Vec<_> = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN")).collect();
     ensure!(complaints.is_empty(), "pods that come and go are nothing to complain of:\n{}", complaints.join("\n"));

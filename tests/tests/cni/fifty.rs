@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::Stream;
-use netpol_tests::{AgentOptions, Berths, Cluster, Lab, PodSpec, deny_all};
+use netpol_tests::{AgentOptions, Cluster, Lab, PodSlots, PodSpec, deny_all};
 
 use super::{server_from_client, wait_metrics};
 
@@ -18,7 +18,7 @@ const ALIVE: usize = 50;
 const TOGETHER: u32 = 10;
 /// An address is another pod's only after a while, as plugins give them: else the agent takes the one that comes for the one
 /// that went, and goes over to its policies when it is told.
-const BERTHS: u8 = 110;
+const SLOTS: u8 = 110;
 /// How often a pod knocks, at a port of the server that no policy opens to it.
 const KNOCKS: usize = 3;
 
@@ -31,7 +31,7 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
         ("shop/never", "app=never"),
     ]);
     let mut lab = Lab::start_with(pods, &[server_from_client(), deny_all("jobs")], AgentOptions::default())?;
-    let mut berths = Berths::prepare(&lab.cluster, BERTHS)?;
+    let mut slots = PodSlots::prepare(&lab.cluster, SLOTS)?;
     let allowed = Stream::start(&lab.cluster, "shop/client", "shop/server", 53)?;
     let denied = Stream::of_new_flows(&lab.cluster, "shop/never", "shop/server", 53)?;
 
@@ -39,16 +39,16 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
     let begun = Instant::now();
     for number in 0..PODS {
         std::thread::sleep((begun + APART * number).saturating_duration_since(Instant::now()));
-        let berth = usize::try_from(number)? % berths.count();
+        let slot = usize::try_from(number)? % slots.count();
         // The default group is 0.
         let group = number / TOGETHER + 1;
         if number % TOGETHER == 0 && alive.len() == ALIVE {
-            go(&mut lab, &mut berths, &mut alive)?;
+            go(&mut lab, &mut slots, &mut alive)?;
         }
         let name = format!("jobs/swift-{number}");
-        let address = berths.come(berth, &format!("swift{number}"), group)?;
+        let address = slots.attach(slot, &format!("swift{number}"), group)?;
         lab.cluster.manifests().write(&file_of(&name), &PodSpec::new(&name).manifest(&[address.into()]))?;
-        alive.push_back((berth, group, name));
+        alive.push_back((slot, group, name));
     }
     let rate = f64::from(PODS) / begun.elapsed().as_secs_f64();
     let all = 3 + alive.len();
@@ -81,10 +81,10 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
         gaps.last().copied().unwrap_or_default()
     );
     ensure!(missed.is_empty(), "never enforced: {missed:?}\n{log}");
-    knocks_in_vain(&lab, &berths, alive.iter().map(|(berth, ..)| *berth))?;
+    knocks_in_vain(&lab, &slots, alive.iter().map(|(slot, ..)| *slot))?;
 
     while !alive.is_empty() {
-        go(&mut lab, &mut berths, &mut alive)?;
+        go(&mut lab, &mut slots, &mut alive)?;
     }
     let (allowed, denied) = (allowed.finish()?, denied.finish()?);
     ensure!(allowed.sent > 500 && allowed.answered == allowed.sent, "the old flow lost packets: {allowed:?}");
@@ -92,17 +92,17 @@ fn s24_fifty_pods_a_second_are_enforced_one_and_all() -> Result<()> {
     wait_metrics(&mut lab, &["netpol_endpoints 3", "netpol_pods_waiting 0", "netpol_write_errors_total 0"])?;
     let page = lab.metrics()?;
     ensure!(!page.contains("pod=\"swift-"), "counters of pods that are gone:\n{page}");
-    lab.settles(&[(Tcp, 80), (Udp, 53)])?;
+    lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     Ok(())
 }
 
-/// By berth, group and name, the oldest first.
+/// By slot, group and name, the oldest first.
 type Alive = VecDeque<(usize, u32, String)>;
 
 /// The oldest group goes as a kubelet has it go: first the network, then the objects.
-fn go(lab: &mut Lab, berths: &mut Berths, alive: &mut Alive) -> Result<()> {
+fn go(lab: &mut Lab, slots: &mut PodSlots, alive: &mut Alive) -> Result<()> {
     let oldest = alive.front().context("there is one")?.1;
-    berths.go(oldest)?;
+    slots.detach_group(oldest)?;
     while let Some((_, _, name)) = alive.pop_front_if(|(_, group, _)| *group == oldest) {
         lab.cluster.manifests().remove(&file_of(&name))?;
     }
@@ -114,17 +114,17 @@ fn file_of(name: &str) -> String {
 }
 
 /// Each pod that is there sends to the server, and none of it gets out.
-fn knocks_in_vain(lab: &Lab, berths: &Berths, alive: impl Iterator<Item = usize>) -> Result<()> {
+fn knocks_in_vain(lab: &Lab, slots: &PodSlots, alive: impl Iterator<Item = usize>) -> Result<()> {
     let server = lab.cluster.host("shop/server").v4();
-    for berth in alive {
-        let answer = berths.netns(berth).run(|| {
+    for slot in alive {
+        let answer = slots.netns(slot).run(|| {
             let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
             socket.connect((server, 53))?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             (0..KNOCKS).try_for_each(|_| socket.send(b"knock").map(drop))?;
             Ok(socket.recv(&mut [0; 16]))
         })?;
-        ensure!(answer.is_err(), "the server answers the pod in berth {berth}");
+        ensure!(answer.is_err(), "the server answers the pod in slot {slot}");
     }
     let page = lab.metrics()?;
     let dropped = page.lines().filter(|line| {

@@ -10,7 +10,7 @@ mod vanish;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use netpol_tests::lab::PATIENCE;
+use netpol_tests::lab::TIMEOUT;
 use netpol_tests::{Lab, policy};
 
 /// `server` may be connected to by `client`, and by nobody else.
@@ -31,7 +31,7 @@ fn wait_metrics(lab: &mut Lab, lines: &[&str]) -> Result<String> {
             return Ok(page);
         }
         let log = lab.agent().log();
-        ensure!(start.elapsed() < PATIENCE, "the metrics never had all of {lines:?}:\n{page}\nthe agent says:\n{log}");
+        ensure!(start.elapsed() < TIMEOUT, "the metrics never had all of {lines:?}:\n{page}\nthe agent says:\n{log}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

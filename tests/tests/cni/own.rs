@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::Tcp;
-use netpol_tests::lab::PATIENCE;
-use netpol_tests::{Cluster, Families, Lab, Netns, Outcome, PodSpec, Topology, deny_all};
+use netpol_tests::lab::TIMEOUT;
+use netpol_tests::{Cluster, Families, Lab, Netns, PodSpec, ProbeResult, Topology, deny_all};
 
 /// How long a datagram may take, on a machine that is busy with other tests.
 const SOON: Duration = Duration::from_millis(400);
@@ -47,7 +47,7 @@ fn settles(pod: &UdpSocket, other: &UdpSocket, passes: bool) -> Result<()> {
         if found == (passes, passes) {
             return Ok(());
         }
-        ensure!(start.elapsed() < PATIENCE, "to the pod and from it: {found:?}, expected {passes}");
+        ensure!(start.elapsed() < TIMEOUT, "to the pod and from it: {found:?}, expected {passes}");
     }
 }
 
@@ -68,7 +68,7 @@ fn moves(topology: Topology, address: IpAddr) -> Result<()> {
         let server = socket(node, there)?;
         settles(&pod, &server, true).with_context(|| format!("the node has it, round {round}"))?;
         let refused = lab.try_at("shop/client", "node-1", &address.to_string(), Tcp, 81)?;
-        ensure!(refused == Outcome::Refused, "the node answers at its new address: {refused:?}");
+        ensure!(refused == ProbeResult::Refused, "the node answers at its new address: {refused:?}");
         drop(server);
 
         // Not even the flow that was open goes on: its ends have the same addresses and ports.
@@ -77,7 +77,7 @@ fn moves(topology: Topology, address: IpAddr) -> Result<()> {
         let server = socket(outside, there)?;
         settles(&pod, &server, false).with_context(|| format!("a stranger has it, round {round}"))?;
         let dropped = lab.try_at("shop/client", "outside", &address.to_string(), Tcp, 81)?;
-        ensure!(dropped == Outcome::Dropped, "a stranger answers at what was the node's address: {dropped:?}");
+        ensure!(dropped == ProbeResult::Dropped, "a stranger answers at what was the node's address: {dropped:?}");
         drop(server);
         outside.ip(&remove)?;
     }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::{
-    AgentOptions, Cluster, ClusterBuilder, Families, Lab, Outcome, PodSpec, Topology, deny_all, policy,
+    AgentOptions, Cluster, ClusterBuilder, Families, Lab, PodSpec, ProbeResult, Topology, deny_all, policy,
 };
 
 use super::{server_from_client, wait_metrics};
@@ -60,7 +60,7 @@ fn host_network_pod(lab: &Lab) -> Result<()> {
     )
 }
 
-fn see_bridged(lab: &Lab, seen: &str) -> Result<()> {
+fn set_bridge_netfilter(lab: &Lab, seen: &str) -> Result<()> {
     let names = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"];
     lab.cluster.host("node-1").netns().sysctl(&names.map(|name| (name, seen)))
 }
@@ -72,14 +72,14 @@ fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result
     // On a node it is 1; without kube-proxy's or the plugins' needs it may be 0.
     let settings: &[&str] = if topology.is_bridged() { &["1", "0"] } else { &["1"] };
     for seen in settings {
-        see_bridged(&lab, seen)?;
+        set_bridge_netfilter(&lab, seen)?;
         let matrix = lab
-            .settles(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
+            .wait_until_expected(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
             .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {seen}, {arguments:?}"))?;
         let allowed = matrix.allowed();
         assert!(allowed > 10 && allowed < matrix.0.len() / 2, "{allowed} of {}", matrix.0.len());
         // What no matrix asks: the node's probes come from the gateway.
-        lab.expect_beyond_policy(
+        lab.expect_without_reference(
             "node-1      -> shop/server 80/TCP
              node-1      -> shop/other  53/UDP
              shop/other  -> node-1      80/TCP
@@ -134,7 +134,7 @@ fn s14_a_pod_that_its_node_masquerades_is_judged_by_the_nodes_address() -> Resul
     for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
         let pods = pods(topology, Families::Dual).nodes(2).pod(PodSpec::new("shop/far").labels("app=client").node(2));
         let lab = Lab::start(pods, &[server_from_client()])?;
-        lab.expect_beyond_policy("shop/client -> shop/server 80/TCP\nshop/far -x shop/server 80/TCP")
+        lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/far -x shop/server 80/TCP")
             .with_context(|| format!("{topology:?}: its labels do not come along"))?;
         lab.cluster.apply(
             "second",
@@ -144,7 +144,7 @@ fn s14_a_pod_that_its_node_masquerades_is_judged_by_the_nodes_address() -> Resul
                   ingress: [{from: [{ipBlock: {cidr: 172.31.77.2/32}}, {ipBlock: {cidr: 'fd31:77::2/128'}}]}]}",
             ),
         )?;
-        lab.expect_beyond_policy("shop/far -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")
+        lab.expect_without_reference("shop/far -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")
             .with_context(|| format!("{topology:?}: a rule for the node lets them in"))?;
     }
     Ok(())
@@ -156,10 +156,10 @@ fn s15_a_pod_that_a_plugin_wired_reaches_itself_through_a_service_it_backs() -> 
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods(topology, Families::V4), &[deny])?;
         // As on a node. With 0 the bridge is all that is seen of where the packet came from, and it is taken for the node's.
-        see_bridged(&lab, "1")?;
-        let [own, other] = lab.through_service_of("shop/server", "shop/client")?;
-        assert_eq!(own, Outcome::Allowed, "the server through its own Service, {topology:?}");
-        assert_eq!(other, Outcome::Dropped, "a neighbour through the same Service, {topology:?}");
+        set_bridge_netfilter(&lab, "1")?;
+        let [own, other] = lab.probe_through_service("shop/server", "shop/client")?;
+        assert_eq!(own, ProbeResult::Allowed, "the server through its own Service, {topology:?}");
+        assert_eq!(other, ProbeResult::Dropped, "a neighbour through the same Service, {topology:?}");
     }
     Ok(())
 }

@@ -96,7 +96,7 @@ fn s24_interfaces_that_vanish_at_once_disturb_nobody() -> Result<()> {
     ensure!(allowed.sent > 500 && allowed.answered == allowed.sent, "an old flow lost packets: {allowed:?}");
     let denied = denied.finish()?;
     ensure!(denied.sent > 100 && denied.answered == 0, "a stranger got through: {denied:?}");
-    lab.settles(&[(Udp, 53)])?;
+    lab.wait_until_expected(&[(Udp, 53)])?;
     complains_of_nothing(lab.agent())
 }
 

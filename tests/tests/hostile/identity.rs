@@ -3,20 +3,20 @@
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::Tcp;
 use netpol_tests::packet::{Ip, Marker, frame};
-use netpol_tests::raw::{Shot, check};
-use netpol_tests::{Cluster, Lab, Outcome, PodSpec};
+use netpol_tests::raw::{TestPacket, check};
+use netpol_tests::{Cluster, Lab, PodSpec, ProbeResult};
 
 use super::{pods, rogue_sends_nothing, server_from_client};
 
 /// A datagram from `sender`'s interface with the addresses of `claimed`, to `to`: IPv4 and IPv6.
-fn in_the_name_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<Shot> {
+fn in_the_name_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
     let (interface, source, destination) = (cluster.host(sender), cluster.host(claimed), cluster.host(to));
     let next_hop = interface.next_hop(destination, cluster.topology());
     let pairs = destination.addresses().iter().filter_map(|to| Some((source.address_like(*to)?, *to)));
     let shot = |(from, to)| {
         let marker = Marker::new();
         let packet = Ip::new(from, to).udp(4000, 53, &marker.0);
-        Shot::of_frames(&format!("{from} to {to}"), marker, vec![frame(next_hop, interface.mac(), &[], &packet)])
+        TestPacket::of_frames(&format!("{from} to {to}"), marker, vec![frame(next_hop, interface.mac(), &[], &packet)])
     };
     pairs.map(shot).collect()
 }
@@ -30,7 +30,7 @@ fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: boo
 fn hostile_a_pods_address_is_believed_only_from_that_pod() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
     // A veth that no agent manages: no pod is known at its address.
-    lab.cluster.add_pod_quietly(PodSpec::new("shop/unmanaged"))?;
+    lab.cluster.add_pod_without_manifest(PodSpec::new("shop/unmanaged"))?;
     let cluster = &lab.cluster;
     for to in ["shop/server", "shop/open"] {
         expect(cluster, "shop/client", "shop/client", to, true)?;
@@ -66,7 +66,7 @@ fn hostile_a_pod_that_takes_another_pods_address_does_not_take_its_identity() ->
 fn hostile_a_second_interface_with_a_pods_address_is_shut() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
     // An unknown interface would be left alone.
-    lab.cluster.add_pod_quietly(PodSpec::new("shop/twin"))?;
+    lab.cluster.add_pod_without_manifest(PodSpec::new("shop/twin"))?;
     let (own, taken) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;
     lab.cluster.host("shop/twin").netns().ip(&format!("addr del {own}/24 dev eth0\naddr add {taken}/24 dev eth0"))?;
@@ -85,7 +85,7 @@ fn hostile_a_second_interface_with_a_pods_address_is_shut() -> Result<()> {
 #[test]
 fn hostile_a_pod_that_hides_its_address_on_lo_is_enforced() -> Result<()> {
     let mut lab = Lab::start(pods(), &[rogue_sends_nothing()])?;
-    lab.cluster.add_pod_quietly(PodSpec::new("shop/hider").labels("app=rogue"))?;
+    lab.cluster.add_pod_without_manifest(PodSpec::new("shop/hider").labels("app=rogue"))?;
     let own = lab.cluster.host("shop/hider").v4();
     lab.cluster.host("shop/hider").netns().ip(&format!(
         "addr del {own}/24 dev eth0\naddr add {own}/32 dev lo\nroute add 10.244.1.1 dev eth0\n\
@@ -93,7 +93,7 @@ fn hostile_a_pod_that_hides_its_address_on_lo_is_enforced() -> Result<()> {
     ))?;
     let probe = lab.cluster.probe("shop/hider", "outside", Tcp, 80);
     let before = lab.cluster.try_all(&[probe])?;
-    ensure!(before == [Outcome::Allowed], "it is not known yet: {before:?}");
-    lab.cluster.announce("shop/hider")?;
+    ensure!(before == [ProbeResult::Allowed], "it is not known yet: {before:?}");
+    lab.cluster.write_manifest("shop/hider")?;
     lab.expect("shop/hider -x outside 80/TCP\nshop/rogue -x outside 80/TCP")
 }

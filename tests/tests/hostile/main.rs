@@ -10,7 +10,7 @@ mod tunnels;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use netpol_tests::lab::{PATIENCE, policy};
+use netpol_tests::lab::{TIMEOUT, policy};
 use netpol_tests::pinned::Pinned;
 use netpol_tests::{Cluster, ClusterBuilder, Families, Lab};
 
@@ -40,7 +40,7 @@ fn rogue_sends_nothing() -> String {
 /// Waits until the pods' MAC addresses are learned, which takes a look at interfaces more than enforcing does.
 fn wait_for_macs(lab: &mut Lab) -> Result<()> {
     let pinned = Pinned::open(lab.agent().pin_path())?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while pinned.endpoints()?.iter().any(|endpoint| endpoint.mac == [0; 6]) {
         ensure!(Instant::now() < deadline, "the agent does not learn the pods' MAC addresses");
         std::thread::sleep(Duration::from_millis(20));

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::{Result, ensure};
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, Marker, frame};
-use netpol_tests::raw::{Link, Shot, check};
+use netpol_tests::raw::{Link, TestPacket, check};
 use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
 
 use super::{pods, wait_for_macs};
@@ -39,7 +39,7 @@ impl Arp {
 struct Rows<'c> {
     cluster: &'c Cluster,
     to: &'static str,
-    shots: Vec<(Shot, bool)>,
+    shots: Vec<(TestPacket, bool)>,
 }
 
 impl<'c> Rows<'c> {
@@ -49,7 +49,7 @@ impl<'c> Rows<'c> {
 
     fn row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<u8>) {
         let marker = Marker::new();
-        self.shots.push((Shot::of_frames(what, marker, vec![make(&marker.0)]), arrives));
+        self.shots.push((TestPacket::of_frames(what, marker, vec![make(&marker.0)]), arrives));
     }
 
     fn check(self) -> Result<()> {

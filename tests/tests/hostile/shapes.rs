@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use netpol_tests::packet::{Ip, Marker, correct_header_checksum, frame, protocol};
-use netpol_tests::raw::{Shot, check};
+use netpol_tests::raw::{TestPacket, check};
 use netpol_tests::{Cluster, Lab};
 
 use super::{pods, rogue_sends_nothing, server_from_client};
@@ -265,7 +265,7 @@ fn is_link_scope(transport: &str, wrap: &str) -> bool {
 }
 
 /// The whole table between two pods: every form, and whether it can be parsed.
-fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(Shot, bool)> {
+fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
     let (source, destination) = (cluster.host(from), cluster.host(to));
     let mut rows = Vec::new();
     for to_address in destination.addresses() {
@@ -277,7 +277,7 @@ fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(Shot, bool)> {
                 let marker = Marker::new();
                 let packets = (wrap.make)(&ip, *number, &(transport.make)(&ip, &marker.0));
                 let what = format!("{from_address}: {}, {}", transport.what, wrap.what);
-                let shot = Shot::new(cluster, from, to, &what, marker, &packets);
+                let shot = TestPacket::new(cluster, from, to, &what, marker, &packets);
                 let link_scope = *number == protocol::ICMPV6 && is_link_scope(transport.what, wrap.what);
                 rows.push((shot, transport.parsable && wrap.parsable && !link_scope));
             }
@@ -285,7 +285,7 @@ fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(Shot, bool)> {
                 let marker = Marker::new();
                 let packet = ip.carrying(*number, &(transport.make)(&ip, &marker.0));
                 let what = format!("{from_address}: {}, below {} tags", transport.what, tags.len());
-                let shot = Shot::tagged(cluster, from, to, &what, marker, &[packet], tags);
+                let shot = TestPacket::tagged(cluster, from, to, &what, marker, &[packet], tags);
                 rows.push((shot, transport.parsable && *parsable));
             }
         }
@@ -301,7 +301,7 @@ fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(Shot, bool)> {
                 &ip.carrying(protocol::UDP, &udp(40_000, 54, 32, &marker.0)),
             );
             bytes[12..14].copy_from_slice(&kind.to_be_bytes());
-            rows.push((Shot::of_frames(&format!("{from_address}: {what}"), marker, vec![bytes]), false));
+            rows.push((TestPacket::of_frames(&format!("{from_address}: {what}"), marker, vec![bytes]), false));
         }
     }
     rows

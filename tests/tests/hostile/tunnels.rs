@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, Marker, frame, protocol};
-use netpol_tests::raw::{Link, Shot, check};
-use netpol_tests::{AgentOptions, Between, Cluster, ClusterBuilder, Lab};
+use netpol_tests::raw::{Link, TestPacket, check};
+use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Interconnect, Lab};
 
 use super::{pods, rogue_sends_nothing, server_from_client};
 
@@ -15,7 +15,7 @@ use super::{pods, rogue_sends_nothing, server_from_client};
 const PORT: u16 = 8472;
 
 fn nodes() -> ClusterBuilder {
-    pods().nodes(2).between(Between::Vxlan)
+    pods().nodes(2).interconnect(Interconnect::Vxlan)
 }
 
 /// A frame of `rogue` to a node's VXLAN endpoint that carries an IP packet of the overlay.
@@ -30,10 +30,10 @@ fn encapsulated(cluster: &Cluster, node: &str, port: u16, inner: &[u8]) -> Vec<u
 }
 
 /// A datagram that a tunnel of the first node is to deliver to `to` in the name of `from`.
-fn tunneled(cluster: &Cluster, from: &str, to: &str) -> Shot {
+fn tunneled(cluster: &Cluster, from: &str, to: &str) -> TestPacket {
     let marker = Marker::new();
     let inner = Ip::new(cluster.host(from).v4().into(), cluster.host(to).v4().into()).udp(53, 4000, &marker.0);
-    Shot::of_frames(&format!("{from} to {to}"), marker, vec![encapsulated(cluster, "node-1", PORT, &inner)])
+    TestPacket::of_frames(&format!("{from} to {to}"), marker, vec![encapsulated(cluster, "node-1", PORT, &inner)])
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn hostile_a_pod_does_not_open_its_egress_with_a_packet_from_a_tunnel() -> Resul
     link.send(&encapsulated(cluster, "node-1", PORT, &inner.udp(53, 4000, b"opens")))?;
     std::thread::sleep(Duration::from_millis(200));
     let marker = Marker::new();
-    let shot = Shot::of_frames("UDP that answers it", marker, vec![answer(&marker)]);
+    let shot = TestPacket::of_frames("UDP that answers it", marker, vec![answer(&marker)]);
     check(cluster, "shop/rogue", "outside", &[(shot, false)])?;
     // With TCP a bad checksum keeps the pod's own stack silent, and its SYN passes as a simultaneous open.
     let mut segment = inner.tcp(80, 4001, 16, b"");
@@ -74,7 +74,7 @@ fn hostile_a_pod_does_not_open_its_egress_with_a_packet_from_a_tunnel() -> Resul
     std::thread::sleep(Duration::from_millis(200));
     let marker = Marker::new();
     let syn = Ip::new(rogue.v4().into(), target.v4().into()).tcp(4001, 80, 2, &marker.0);
-    let shot = Shot::of_frames("a SYN that answers it", marker, vec![frame(next_hop, rogue.mac(), &[], &syn)]);
+    let shot = TestPacket::of_frames("a SYN that answers it", marker, vec![frame(next_hop, rogue.mac(), &[], &syn)]);
     check(cluster, "shop/rogue", "outside", &[(shot, false)])
 }
 
@@ -88,7 +88,7 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_another_node() -> Result<()> {
     let mut rows = Vec::new();
     let mut row = |what: &str, arrives: bool, make: &dyn Fn(&[u8]) -> Vec<u8>| {
         let marker = Marker::new();
-        rows.push((Shot::new(cluster, "shop/rogue", "node-2", what, marker, &[make(&marker.0)]), arrives));
+        rows.push((TestPacket::new(cluster, "shop/rogue", "node-2", what, marker, &[make(&marker.0)]), arrives));
     };
     for port in [4789, 8472, 6081, 51_820, 51_821, 1701] {
         row(&format!("UDP port {port}"), false, &|marker| ip.udp(50_000, port, marker));

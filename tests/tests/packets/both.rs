@@ -193,9 +193,9 @@ impl Both {
         self.memory.sender.set(sender);
         let reason = self.memory.run_behind(&frame, ifindex);
         let counter = if reason == Reason::SenderGone { 0 } else { sender };
-        let before = self.kernel.counted(counter, Egress, reason).unwrap();
+        let before = self.kernel.packet_count(counter, Egress, reason).unwrap();
         let ran = self.kernel.run_behind(&frame, sender | RECHECK, 1).expect("the kernel runs the frame");
-        let counted = self.kernel.counted(counter, Egress, reason).unwrap() - before;
+        let counted = self.kernel.packet_count(counter, Egress, reason).unwrap() - before;
         assert_eq!((ran.passed, counted), (reason.allows(), u64::from(!reason.allows())), "memory says {reason:?}");
         reason
     }
@@ -225,9 +225,9 @@ impl Both {
     pub(crate) fn run_from(&mut self, ingress_ifindex: u32, direction: Direction, frame: &[u8]) -> Reason {
         self.memory.sender.set(0);
         let reason = self.memory.run(direction, frame, INTERFACE, ingress_ifindex);
-        let before = self.kernel.counted(1, direction, reason).unwrap();
+        let before = self.kernel.packet_count(1, direction, reason).unwrap();
         let ran = self.kernel.run(direction, frame, ingress_ifindex, 1).expect("the kernel runs the frame");
-        let counted = self.kernel.counted(1, direction, reason).unwrap() - before;
+        let counted = self.kernel.packet_count(1, direction, reason).unwrap() - before;
         assert_eq!((ran.passed, counted), (reason.allows(), 1), "memory says {reason:?}; frame {frame:02x?}");
         reason
     }

@@ -32,7 +32,7 @@ fn endpoints_are_found_where_they_are() {
     let other = Endpoint { ifindex: IfIndex(INTERFACE + 1024), id: 2, ..both.endpoint };
     both.kernel.set_endpoint(&other).unwrap();
     assert!(!both.kernel.run(Ingress, &packet, FORWARDED, 1).unwrap().passed, "no endpoint");
-    assert_eq!(both.kernel.counted(0, Ingress, Reason::NoEndpoint).unwrap(), 1);
+    assert_eq!(both.kernel.packet_count(0, Ingress, Reason::NoEndpoint).unwrap(), 1);
     let endpoint = both.endpoint;
     both.kernel.set_endpoint_in_overflow(&endpoint, &other).unwrap();
     assert_eq!(both.run(Ingress, &packet), Reason::Rule, "from the overflow map");

@@ -35,7 +35,7 @@ fn s01_isolation_is_per_direction_and_policies_add_up() -> Result<()> {
          shop/api  -x outside   53/UDP
          outside   -> shop/api  53/UDP",
     )?;
-    lab.settles(&[(Tcp, 80), (Tcp, 443), (Udp, 53)])?;
+    lab.wait_until_expected(&[(Tcp, 80), (Tcp, 443), (Udp, 53)])?;
     Ok(())
 }
 

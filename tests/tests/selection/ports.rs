@@ -3,7 +3,7 @@
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Sctp, Tcp, Udp};
 use netpol_tests::packet::{Ip, Marker};
-use netpol_tests::raw::{Shot, check};
+use netpol_tests::raw::{TestPacket, check};
 use netpol_tests::{Lab, PodSpec, policy};
 
 use super::shop_and_blog;
@@ -26,7 +26,7 @@ fn s08_protocols_and_ranges_of_ports() -> Result<()> {
          shop/web -> shop/db 1003/TCP
          shop/web -x shop/db 1004/TCP",
     )?;
-    lab.settles(&served)?;
+    lab.wait_until_expected(&served)?;
     Ok(())
 }
 
@@ -104,7 +104,7 @@ fn s08_sctp_is_a_protocol_of_its_own() -> Result<()> {
     let ip = Ip::new(lab.cluster.host("shop/web").v4().into(), lab.cluster.host("shop/db").v4().into());
     let shot = |what: &str, make: &dyn Fn(&[u8]) -> Vec<u8>| {
         let marker = Marker::new();
-        Shot::new(&lab.cluster, "shop/web", "shop/db", what, marker, &[make(&marker.0)])
+        TestPacket::new(&lab.cluster, "shop/web", "shop/db", what, marker, &[make(&marker.0)])
     };
     check(
         &lab.cluster,

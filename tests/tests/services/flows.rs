@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use netpol_tests::answers::Caller;
-use netpol_tests::flow::Conversation;
-use netpol_tests::{Between, Mode, Service, Topology, policy};
+use netpol_tests::flow::EchoConnection;
+use netpol_tests::responses::UdpClient;
+use netpol_tests::{Interconnect, Mode, Service, Topology, policy};
 
 use super::Shape;
 use super::shop::{Shop, number};
@@ -18,8 +18,8 @@ const ECHO: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_millis(300);
 
 const SHAPES: [Shape; 2] = [
-    Shape { topology: Topology::Bridge, between: Between::Vxlan, mode: Mode::Iptables },
-    Shape { topology: Topology::Routed, between: Between::Routes, mode: Mode::Nftables },
+    Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Iptables },
+    Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Nftables },
 ];
 
 /// On this node and on the other.
@@ -34,7 +34,7 @@ fn frontends(service: u16) -> [SocketAddr; 2] {
 /// What the manifests say, and kube-proxy does, of the Service.
 fn backends(shop: &Shop, names: &[&str]) -> Result<()> {
     let service = behind(shop, names);
-    service.announce(shop.cluster())?;
+    service.write_manifest(shop.cluster())?;
     shop.proxy.sync(&[service])
 }
 
@@ -43,15 +43,15 @@ fn behind(shop: &Shop, names: &[&str]) -> Service {
 }
 
 /// A flow by TCP and one by UDP to each backend, through the Service.
-fn open(shop: &Shop) -> Result<Vec<(&'static str, Conversation, Caller)>> {
+fn open(shop: &Shop) -> Result<Vec<(&'static str, EchoConnection, UdpClient)>> {
     let [tcp, udp] = frontends(number::GOOD);
     let mut flows = Vec::new();
     for name in BACKENDS {
         backends(shop, &[name])?;
         shop.settle()?;
-        let conversation = Conversation::open_at(shop.cluster(), "shop/client", name, tcp)?;
-        let mut caller = Caller::new(shop.cluster(), "shop/client", udp)?;
-        ensure!(caller.who(ECHO)?.as_deref() == Some(name), "{name} does not answer");
+        let conversation = EchoConnection::open_at(shop.cluster(), "shop/client", name, tcp)?;
+        let mut caller = UdpClient::new(shop.cluster(), "shop/client", udp)?;
+        ensure!(caller.responder(ECHO)?.as_deref() == Some(name), "{name} does not answer");
         flows.push((name, conversation, caller));
     }
     Ok(flows)
@@ -68,7 +68,7 @@ fn goes_on(shape: Shape) -> Result<()> {
     let mut go_on = |what: &str| -> Result<()> {
         for (name, conversation, caller) in &mut flows {
             ensure!(conversation.echoes(ECHO)?, "{name} by TCP stopped: {what}");
-            let who = caller.who(ECHO)?;
+            let who = caller.responder(ECHO)?;
             ensure!(who.as_deref() == Some(*name), "{name} by UDP stopped, {who:?} answers: {what}");
         }
         Ok(())
@@ -82,7 +82,7 @@ fn goes_on(shape: Shape) -> Result<()> {
     shop.cluster().apply("second", &policy("shop/wider", wider))?;
     shop.settle()?;
     go_on("a policy more")?;
-    shop.cluster().withdraw("second")?;
+    shop.cluster().delete("second")?;
     shop.settle()?;
     go_on("a policy less")?;
     shop.lab.agent().crash()?;
@@ -108,7 +108,7 @@ fn stops(shape: Shape) -> Result<()> {
     for others in [&["shop/free"][..], &["shop/free", "shop/bad"], &["shop/bad"], &[]] {
         let mut flows = open(&shop)?;
         // They leave the Service; their flows stay open, as kube-proxy leaves them.
-        behind(&shop, others).announce(shop.cluster())?;
+        behind(&shop, others).write_manifest(shop.cluster())?;
         shop.settle()?;
         for name in BACKENDS {
             shop.lab.cluster.edit_pod(name, |pod| pod.labels("app=bad"))?;
@@ -119,7 +119,7 @@ fn stops(shape: Shape) -> Result<()> {
             // TCP sends again.
             ensure!(!conversation.echoes(SILENCE)? && !conversation.echoes(SILENCE)?, went_on("TCP"));
             for _ in 0..3 {
-                ensure!(caller.who(SILENCE)?.is_none(), went_on("UDP"));
+                ensure!(caller.responder(SILENCE)?.is_none(), went_on("UDP"));
             }
         }
         for name in BACKENDS {
@@ -142,16 +142,16 @@ fn sent_elsewhere(shape: Shape) -> Result<()> {
         node.netns().sysctl(&[(FORGET, "1")])?;
     }
     let everybody = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
-    behind(&shop, &everybody).announce(shop.cluster())?;
+    behind(&shop, &everybody).write_manifest(shop.cluster())?;
     let [_, target] = frontends(number::GOOD);
     shop.proxy.sync(&[behind(&shop, &["shop/near"])])?;
-    let mut caller = Caller::new(shop.cluster(), "shop/client", target)?;
-    ensure!(caller.who(ECHO)?.as_deref() == Some("shop/near"), "near does not answer");
+    let mut caller = UdpClient::new(shop.cluster(), "shop/client", target)?;
+    ensure!(caller.responder(ECHO)?.as_deref() == Some("shop/near"), "near does not answer");
     for name in ["shop/bad", "shop/far", "shop/worse", "node-1", "node-2", "shop/near"] {
         shop.proxy.sync(&[behind(&shop, &[name])])?;
         let expected = ["shop/near", "shop/far", "node-1"].contains(&name).then_some(name);
         std::thread::sleep(Duration::from_millis(1200));
-        let who = caller.who(if expected.is_some() { ECHO } else { SILENCE })?;
+        let who = caller.responder(if expected.is_some() { ECHO } else { SILENCE })?;
         ensure!(who.as_deref() == expected, "sent to {name}, and {who:?} answers");
         let sent: u64 = shop.proxy.sent()?.values().sum();
         ensure!(sent == 1, "{sent} flows were sent to {name}");

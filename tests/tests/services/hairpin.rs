@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::Udp;
 use netpol_tests::packet::{Ip, Marker};
-use netpol_tests::proxy::see_bridged;
-use netpol_tests::raw::{Shot, check};
-use netpol_tests::{Between, Mode, Topology};
+use netpol_tests::proxy::set_bridge_netfilter;
+use netpol_tests::raw::{TestPacket, check};
+use netpol_tests::{Interconnect, Mode, Topology};
 
 use super::Shape;
 use super::shop::{Shop, number, targets};
@@ -14,7 +14,7 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
     let node = shop.cluster().host("node-1");
     let seen: &[bool] = if shop.cluster().topology().is_bridged() { &[false, true] } else { &[true] };
     for &seen in seen {
-        see_bridged(node.netns(), seen)?;
+        set_bridge_netfilter(node.netns(), seen)?;
         let own = Shop::cluster_ips(number::GUARDED);
         let by_node = targets(node.addresses(), &Shop::node_ports(number::GUARDED));
         for at in [&own, &by_node] {
@@ -29,7 +29,7 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
 #[test]
 fn s15_who_sends_in_a_pods_name_does_not_get_in_through_its_service() -> Result<()> {
     for (topology, mode) in [(Topology::Bridge, Mode::Nftables), (Topology::Routed, Mode::Iptables)] {
-        let shape = Shape { topology, between: Between::Routes, mode };
+        let shape = Shape { topology, interconnect: Interconnect::Routes, mode };
         in_anothers_name(shape).with_context(|| format!("{shape:?}"))?;
     }
     Ok(())
@@ -50,7 +50,7 @@ fn in_anothers_name(shape: Shape) -> Result<()> {
             let packet = Ip::new(source, service.ip()).udp(4000, service.port(), &marker.0);
             // To the node, which sends it on.
             let what = format!("in the name of {name} to {service}");
-            table.push((Shot::new(cluster, "shop/free", "node-1", &what, marker, &[packet]), arrives));
+            table.push((TestPacket::new(cluster, "shop/free", "node-1", &what, marker, &[packet]), arrives));
         }
     }
     check(cluster, "shop/free", "shop/guarded", &table)?;

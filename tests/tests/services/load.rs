@@ -4,20 +4,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use netpol_tests::answers::ask;
-use netpol_tests::{Between, Mode, PodSpec, Topology};
+use netpol_tests::responses::connect_all;
+use netpol_tests::{Interconnect, Mode, PodSpec, Topology};
 
 use super::Shape;
 use super::shop::{ALL, Shop, number};
 
 #[test]
 fn s22_s24_no_denied_backend_ever_answers_on_a_bridge() -> Result<()> {
-    measure(Shape { topology: Topology::Bridge, between: Between::Vxlan, mode: Mode::Nftables })
+    measure(Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables })
 }
 
 #[test]
 fn s22_s24_no_denied_backend_ever_answers_routed() -> Result<()> {
-    measure(Shape { topology: Topology::Routed, between: Between::Routes, mode: Mode::Iptables })
+    measure(Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Iptables })
 }
 
 /// Who may answer the client.
@@ -54,10 +54,10 @@ fn measure(shape: Shape) -> Result<()> {
     ensure!(answered > 0, "nobody was answered by {LEAVER}");
     // Rules and manifests still name its address.
     shop.lab.cluster.remove_pod(LEAVER)?;
-    shop.lab.cluster.add_pod_quietly(PodSpec::new(HEIR).labels("app=bad").number(NUMBER))?;
+    shop.lab.cluster.add_pod_without_manifest(PodSpec::new(HEIR).labels("app=bad").number(NUMBER))?;
     let answered = under_load(&shop, || {
         std::thread::sleep(WHILE);
-        shop.cluster().announce(HEIR)?;
+        shop.cluster().write_manifest(HEIR)?;
         std::thread::sleep(WHILE);
         Ok(())
     })?;
@@ -72,7 +72,7 @@ fn change(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()> {
         if rules {
             shop.proxy.sync(std::slice::from_ref(&service))?;
         } else {
-            service.announce(shop.cluster())?;
+            service.write_manifest(shop.cluster())?;
         }
         std::thread::sleep(WHILE);
     }
@@ -94,8 +94,8 @@ fn under_load(shop: &Shop, work: impl FnOnce() -> Result<()>) -> Result<u64> {
 fn ask_until(shop: &Shop, done: &AtomicBool) -> Result<u64> {
     let mut answered = 0;
     while !done.load(Ordering::Relaxed) {
-        for found in ask(shop.cluster(), "shop/client", &Shop::cluster_ips(number::MIXED), 24)? {
-            for (name, count) in found.by {
+        for found in connect_all(shop.cluster(), "shop/client", &Shop::cluster_ips(number::MIXED), 24)? {
+            for (name, count) in found.by_host {
                 ensure!(ALLOWED.contains(&name.as_str()), "{name} answered {count} times");
                 answered += count;
             }

@@ -11,7 +11,7 @@ mod selected;
 mod shop;
 
 use anyhow::{Context, Result};
-use netpol_tests::{Between, Mode, Topology};
+use netpol_tests::{Interconnect, Mode, Topology};
 
 use shop::Shop;
 
@@ -19,13 +19,13 @@ use shop::Shop;
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     topology: Topology,
-    between: Between,
+    interconnect: Interconnect,
     mode: Mode,
 }
 
 /// All that holds for a cluster that does not change.
-fn measure(topology: Topology, between: Between, mode: Mode) -> Result<()> {
-    let shop = Shop::open(Shape { topology, between, mode })?;
+fn measure(topology: Topology, interconnect: Interconnect, mode: Mode) -> Result<()> {
+    let shop = Shop::open(Shape { topology, interconnect, mode })?;
     let cases: [fn(&Shop) -> Result<()>; 4] =
         [cluster_ips::measure, node_ports::measure, masquerade::measure, hairpin::measure];
     cases.iter().try_for_each(|case| case(&shop)).with_context(|| format!("the agent says:\n{}", shop.agent().log()))
@@ -35,25 +35,25 @@ fn measure(topology: Topology, between: Between, mode: Mode) -> Result<()> {
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_vxlan_and_nftables() -> Result<()> {
-    measure(Topology::Bridge, Between::Vxlan, Mode::Nftables)
+    measure(Topology::Bridge, Interconnect::Vxlan, Mode::Nftables)
 }
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_routes_and_iptables() -> Result<()> {
-    measure(Topology::Bridge, Between::Routes, Mode::Iptables)
+    measure(Topology::Bridge, Interconnect::Routes, Mode::Iptables)
 }
 
 #[test]
 fn s15_s21_s22_s23_routed_with_vxlan_and_iptables() -> Result<()> {
-    measure(Topology::Routed, Between::Vxlan, Mode::Iptables)
+    measure(Topology::Routed, Interconnect::Vxlan, Mode::Iptables)
 }
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_a_tunnel_without_link_headers() -> Result<()> {
-    measure(Topology::Bridge, Between::Tun, Mode::Nftables)
+    measure(Topology::Bridge, Interconnect::Tun, Mode::Nftables)
 }
 
 #[test]
 fn s15_s21_s22_s23_routed_with_routes_and_nftables() -> Result<()> {
-    measure(Topology::Routed, Between::Routes, Mode::Nftables)
+    measure(Topology::Routed, Interconnect::Routes, Mode::Nftables)
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::Outcome::{Allowed, Dropped};
+use netpol_tests::ProbeResult::{Allowed, Dropped};
 use netpol_tests::cluster::gateway;
 
 use super::shop::{ALL, Shop, number, targets};

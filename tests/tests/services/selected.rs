@@ -1,17 +1,17 @@
 //! Services whose manifests have a selector and no `EndpointSlices`, and pods on the host network behind them.
 
 use anyhow::{Context, Result};
-use netpol_tests::{Between, Cluster, Mode, Topology, policy};
+use netpol_tests::{Interconnect, Cluster, Mode, Topology, policy};
 
 use super::Shape;
 use super::shop::{Shop, number};
 
-const SHAPE: Shape = Shape { topology: Topology::Bridge, between: Between::Vxlan, mode: Mode::Nftables };
+const SHAPE: Shape = Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables };
 
 /// Has a Service select its backends, and kube-proxy translate to them.
 fn select(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Result<()> {
     let selecting = Shop::service(service).selecting(label).backends(shop.cluster(), backends);
-    selecting.announce(shop.cluster())?;
+    selecting.write_manifest(shop.cluster())?;
     shop.proxy.sync(&[selecting])
 }
 
@@ -69,7 +69,7 @@ fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Res
     shop.settle()?;
     shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["node-2"]).context("by its node's addresses")?;
     // On the client's own node it is the local node, which no rule has to allow.
-    shop.cluster().withdraw("second")?;
+    shop.cluster().delete("second")?;
     on_host_network(shop.cluster(), "node-1", "app: bad, net: here")?;
     select(&shop, number::GOOD, "net: here", &["node-1"])?;
     shop.settle()?;

@@ -8,8 +8,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol;
 use netpol_policy::model::Protocol::{Tcp, Udp};
-use netpol_tests::answers::{Answers, ask};
-use netpol_tests::lab::PATIENCE;
+use netpol_tests::lab::TIMEOUT;
+use netpol_tests::responses::{Responses, connect_all};
 use netpol_tests::{Agent, AgentOptions, Cluster, Denied, Families, KubeProxy, Lab, PodSpec, Service, policy};
 
 use super::Shape;
@@ -38,7 +38,7 @@ pub(super) struct Shop {
 fn pods(shape: Shape) -> Result<Cluster> {
     let mut cluster = Cluster::builder()
         .topology(shape.topology)
-        .between(shape.between)
+        .interconnect(shape.interconnect)
         .families(Families::Dual)
         .nodes(2)
         .pods(&[("shop/client", "app=client"), ("shop/free", "app=free"), ("shop/guarded", "app=guarded")])
@@ -139,7 +139,7 @@ impl Shop {
         let proxy = KubeProxy::start(&cluster, shape.mode)?;
         let services = SERVICES.map(|(number, name, backends)| service(number, name).backends(&cluster, backends));
         proxy.sync(&services)?;
-        services.iter().try_for_each(|service| service.announce(&cluster))?;
+        services.iter().try_for_each(|service| service.write_manifest(&cluster))?;
         cluster.apply("first", &[client_to_good(), guarded_from_visitor()].concat())?;
         // Both at once.
         let mut agents =
@@ -193,23 +193,23 @@ impl Shop {
         let start = Instant::now();
         loop {
             let before = self.proxy.sent()?;
-            let answers = ask(self.cluster(), from, targets, TIMES)?;
+            let answers = connect_all(self.cluster(), from, targets, TIMES)?;
             let sent = self.sent_since(&before)?;
             let found = sum(&answers);
-            for (name, count) in &found.by {
+            for (name, count) in &found.by_host {
                 ensure!(allowed.contains(&name.as_str()), "{name} answered {from} {count} times through {targets:?}");
             }
             let (good, bad): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 sent.into_iter().partition(|(name, _)| allowed.contains(&name.as_str()));
             // A source port that is used again is not counted again: more may be answered than were counted, never fewer.
-            let all_chosen = answers.iter().all(|target| target.by.len() == allowed.len());
-            let all_answered = good.iter().all(|(name, count)| found.by.get(name) >= Some(count));
+            let all_chosen = answers.iter().all(|target| target.by_host.len() == allowed.len());
+            let all_answered = good.iter().all(|(name, count)| found.by_host.get(name) >= Some(count));
             if all_chosen && all_answered && bad.is_empty() == (found.dropped == 0) {
                 return Ok(());
             }
             // A machine that is busy with other tests loses some.
             ensure!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < TIMEOUT,
                 "{from} through {targets:?}: of those allowed {good:?} were chosen, of the others {bad:?}; {found:?}"
             );
         }
@@ -218,9 +218,9 @@ impl Shop {
     /// Of some connections to each target, kube-proxy sees none.
     pub(super) fn nowhere(&self, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<()> {
         let before = self.proxy.sent()?;
-        let found = sum(&ask(self.cluster(), from, targets, TIMES)?);
+        let found = sum(&connect_all(self.cluster(), from, targets, TIMES)?);
         let sent = self.sent_since(&before)?;
-        ensure!(found.by.is_empty() && sent.is_empty(), "{from} through {targets:?}: sent to {sent:?}, {found:?}");
+        ensure!(found.by_host.is_empty() && sent.is_empty(), "{from} through {targets:?}: sent to {sent:?}, {found:?}");
         Ok(())
     }
 
@@ -240,7 +240,7 @@ impl Shop {
             if passes != rule.is_empty() {
                 return Ok(());
             }
-            ensure!(start.elapsed() < PATIENCE, "the agent does not take up the policy {fence}");
+            ensure!(start.elapsed() < TIMEOUT, "the agent does not take up the policy {fence}");
         }
     }
 
@@ -289,12 +289,12 @@ pub(super) fn targets(addresses: &[IpAddr], ports: &[(Protocol, u16)]) -> Vec<(P
     addresses.iter().flat_map(at).collect()
 }
 
-fn sum(answers: &[Answers]) -> Answers {
-    let mut sum = Answers::default();
+fn sum(answers: &[Responses]) -> Responses {
+    let mut sum = Responses::default();
     for one in answers {
         sum.dropped += one.dropped;
-        for (name, count) in &one.by {
-            *sum.by.entry(name.clone()).or_default() += count;
+        for (name, count) in &one.by_host {
+            *sum.by_host.entry(name.clone()).or_default() += count;
         }
     }
     sum

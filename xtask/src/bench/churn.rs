@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use netpol_apiserver::Resource;
-use netpol_tests::Berths;
+use netpol_tests::PodSlots;
 use netpol_tests::cluster::node_name;
 use serde::Serialize;
 
@@ -63,7 +63,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         }
         eprintln!("starting the agent with --attach {attach} …");
         testbed.start()?;
-        let mut slots = Berths::prepare(&testbed.cluster, SLOTS)?;
+        let mut slots = PodSlots::prepare(&testbed.cluster, SLOTS)?;
         for rate in RATES {
             eprintln!("adding and removing {rate} pods a second for {} s …", args.seconds);
             runs.push(at_rate(&testbed, &mut slots, attach, rate, Duration::from_secs(args.seconds.into()))?);
@@ -94,7 +94,13 @@ fn print_report(report: &Report) {
     }
 }
 
-fn at_rate(testbed: &Testbed, slots: &mut Berths, attach: &'static str, rate: u32, duration: Duration) -> Result<Run> {
+fn at_rate(
+    testbed: &Testbed,
+    slots: &mut PodSlots,
+    attach: &'static str,
+    rate: u32,
+    duration: Duration,
+) -> Result<Run> {
     let server = testbed.server()?;
     let namespace = namespace_name(0);
     let mut told = BTreeMap::new();
@@ -102,9 +108,9 @@ fn at_rate(testbed: &Testbed, slots: &mut Berths, attach: &'static str, rate: u3
     let start = Instant::now();
     let group_size = rate / REMOVALS_PER_SECOND;
     // Removes the oldest group as a kubelet does: first the network, then the objects.
-    let remove_oldest = |slots: &mut Berths, present: &mut VecDeque<(u32, String)>| -> Result<()> {
+    let remove_oldest = |slots: &mut PodSlots, present: &mut VecDeque<(u32, String)>| -> Result<()> {
         let Some((oldest, _)) = present.front().cloned() else { return Ok(()) };
-        slots.go(oldest)?;
+        slots.detach_group(oldest)?;
         while let Some((_, name)) = present.pop_front_if(|(group, _)| *group == oldest) {
             server.delete(Resource::Pods, &namespace, &name);
         }
@@ -123,7 +129,7 @@ fn at_rate(testbed: &Testbed, slots: &mut Berths, attach: &'static str, rate: u3
         let name = format!("{attach}-{rate}-{number}");
         // The default group is 0.
         let group = number / group_size + 1;
-        let address = slots.come(slot, &format!("swift{number}"), group)?;
+        let address = slots.attach(slot, &format!("swift{number}"), group)?;
         let at = time_of_day()?;
         apply(server, pod_in(&namespace, &name, &node_name(1), 3, address))?;
         told.insert(name.clone(), at);

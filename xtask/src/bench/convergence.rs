@@ -155,7 +155,7 @@ fn add_local_pods(
         }
         let short_name = format!("late-{number}");
         let name = format!("{namespace}/{short_name}");
-        cluster.add_pod_quietly(PodSpec::new(&name))?;
+        cluster.add_pod_without_manifest(PodSpec::new(&name))?;
         let address = cluster.host(&name).v4();
         let object = world::pod_in(&namespace, &short_name, &netpol_tests::cluster::node_name(1), 3, address);
         let version = world::apply(server, object)?;
@@ -164,7 +164,7 @@ fn add_local_pods(
         let answer: Value = serde_json::from_str(&answer).context("parsing the response of /v1/wait")?;
         ensure!(answer.pointer("/results/0/result").is_some_and(|result| result == "met"), "{name}: {answer}");
         watcher.found(SentChange { kind: ChangeKind::LocalPodAdded, version }, at);
-        cluster.remove_pod_quietly(&name)?;
+        cluster.remove_pod_keep_manifest(&name)?;
         server.delete(Resource::Pods, &namespace, &short_name);
         std::thread::sleep(PAUSE);
     }

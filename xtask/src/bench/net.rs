@@ -181,7 +181,7 @@ fn cost(cluster: &Cluster, standing: &Standing, duration: Duration) -> Result<Op
             }
         }
     };
-    let _counted = Runs::counted()?;
+    let _enabled = Runs::enable()?;
     let Some(before) = read()? else { return Ok(None) };
     Load::Requests.run(cluster.host(CLIENT), cluster.host(SERVER), duration)?;
     let between = read()?.context("the programs are no longer loaded")?;
@@ -306,7 +306,7 @@ fn remove(cluster: &Cluster, setup: Setup, standing: &mut Standing) -> Result<()
     match setup {
         Setup::Nothing | Setup::EmptyProgram => {}
         Setup::FewPolicies | Setup::ManyPolicies => {
-            cluster.withdraw("bench")?;
+            cluster.delete("bench")?;
             if let Standing::Agent(agent) = standing {
                 let (removed, output) = agent.uninstall()?;
                 ensure!(removed, "the agent could not be uninstalled:\n{output}");

@@ -222,8 +222,8 @@ fn compare_new(programs: &mut Programs, family: Family, peer: Host) -> Result<(f
 fn delete_flows(programs: &mut Programs, source: IpAddr, pod: IpAddr) -> Result<()> {
     for port in 10_000..10_000 + SINGLE {
         let existed = match (source, pod) {
-            (IpAddr::V4(remote), IpAddr::V4(pod)) => programs.forget_flow(key(pod.octets(), remote.octets(), port))?,
-            (IpAddr::V6(remote), IpAddr::V6(pod)) => programs.forget_flow(key(pod.octets(), remote.octets(), port))?,
+            (IpAddr::V4(remote), IpAddr::V4(pod)) => programs.delete_flow(key(pod.octets(), remote.octets(), port))?,
+            (IpAddr::V6(remote), IpAddr::V6(pod)) => programs.delete_flow(key(pod.octets(), remote.octets(), port))?,
             _ => false,
         };
         ensure!(existed, "the flow from port {port} was not recorded");

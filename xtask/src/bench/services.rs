@@ -8,7 +8,7 @@ use netpol_common::{
     Generation, IfIndex, PortSetId, RuleId, RuleSetId, address_flags, endpoint_flags, frontend_scope, protocol,
 };
 use netpol_tests::packet::Ip;
-use netpol_tests::program::{INTERFACE, Programs, Ran};
+use netpol_tests::program::{INTERFACE, Programs, RunResult};
 
 use super::packets::{Line, REPEAT, ROUNDS, TARGET_ESTABLISHED, TARGET_NEW, difference, nanoseconds, wire};
 
@@ -98,7 +98,7 @@ const fn key<A>(address: A, port: u16) -> FrontendKey<A> {
 fn compare(
     programs: &mut Programs,
     frame: &[u8],
-    run: impl Fn(&mut Programs, &[u8], u32) -> Result<Ran>,
+    run: impl Fn(&mut Programs, &[u8], u32) -> Result<RunResult>,
 ) -> Result<(f64, f64, f64)> {
     let (mut empty, mut full) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {

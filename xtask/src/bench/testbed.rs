@@ -35,7 +35,7 @@ impl Testbed {
         }
         let cluster = cluster.build()?;
         let server = Options { history: 50_000, ..as_deployed()? };
-        let options = AgentOptions::default().api_server(server).patience(READY_LIMIT).arguments(arguments);
+        let options = AgentOptions::default().api_server(server).start_timeout(READY_LIMIT).arguments(arguments);
         let mut agent = Agent::start_with(&cluster, options)?;
         let (removed, output) = agent.uninstall()?;
         ensure!(removed, "the first agent, which created the API server double, could not be uninstalled:\n{output}");

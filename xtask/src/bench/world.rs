@@ -14,7 +14,7 @@ pub(super) const APPS: usize = 10;
 /// Pods in each namespace.
 const PER_NAMESPACE: usize = 100;
 
-/// Endpoints in each slice, the default of the EndpointSlice controller.
+/// Endpoints in each slice, the default of the `EndpointSlice` controller.
 const PER_SLICE: usize = 100;
 
 /// The size of the cluster.
@@ -211,7 +211,7 @@ fn service(namespace: &str, index: usize) -> Value {
     })
 }
 
-/// Returns an EndpointSlice with some backends of a Service. The pods must exist already.
+/// Returns an `EndpointSlice` with some backends of a Service. The pods must exist already.
 fn slice(namespace: &str, index: usize, number: usize, pods: &[usize]) -> Value {
     let service = service_name(index);
     let endpoint = |&pod: &usize| {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use netpol_tests::objects::{self, Kind as ObjectKind};
+use netpol_tests::objects::{self, ObjectKind};
 use netpol_tests::{Agent, Cluster};
 
 /// How long the kernel may take: it frees programs and namespaces after an RCU grace period.

@@ -29,13 +29,13 @@ struct Slot {
 
 /// Prepared namespaces for pods on the bridge of a cluster's first node.
 #[derive(Debug)]
-pub struct Berths {
+pub struct PodSlots {
     node_netlink: Rtnetlink,
     bridge: u32,
     slots: Vec<Slot>,
 }
 
-impl Berths {
+impl PodSlots {
     /// Creates this many namespaces.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Berths {
     ///
     /// # Errors
     /// Returns an error if a kernel request fails.
-    pub fn come(&mut self, slot: usize, veth: &str, group: u32) -> Result<Ipv4Addr> {
+    pub fn attach(&mut self, slot: usize, veth: &str, group: u32) -> Result<Ipv4Addr> {
         let Slot { netns, pod_netlink, address } = &mut self.slots[slot];
         let mut peer = LinkMessage::default();
         peer.attributes = vec![LinkAttribute::IfName("eth0".into()), LinkAttribute::NetNsFd(netns.as_raw_fd())];
@@ -104,7 +104,7 @@ impl Berths {
     ///
     /// # Errors
     /// Returns an error if there are none.
-    pub fn go(&mut self, group: u32) -> Result<()> {
+    pub fn detach_group(&mut self, group: u32) -> Result<()> {
         let mut links = LinkMessage::default();
         links.attributes = vec![LinkAttribute::Group(group)];
         self.node_netlink.request(RouteNetlinkMessage::DelLink(links), 0).context("removing veths")

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, bail};
 use netpol_policy::model::Protocol;
 
 use crate::cluster::Cluster;
-use crate::probe::{Outcome, Probe};
+use crate::probe::{Probe, ProbeResult};
 
 /// Responses to several connections to one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answers {
+pub struct Responses {
     /// Number of responses by name of the responding host.
-    pub by: BTreeMap<String, u64>,
+    pub by_host: BTreeMap<String, u64>,
     /// Number of connections without a response.
     pub dropped: u64,
 }
@@ -24,7 +24,12 @@ pub struct Answers {
 ///
 /// # Errors
 /// Returns an error if a socket cannot be created.
-pub fn ask(cluster: &Cluster, from: &str, targets: &[(Protocol, SocketAddr)], times: usize) -> Result<Vec<Answers>> {
+pub fn connect_all(
+    cluster: &Cluster,
+    from: &str,
+    targets: &[(Protocol, SocketAddr)],
+    times: usize,
+) -> Result<Vec<Responses>> {
     let probe_of = |&(protocol, target): &(Protocol, SocketAddr)| Probe {
         from: from.into(),
         // No host has this name, so that each result contains the name of the responding host.
@@ -35,30 +40,30 @@ pub fn ask(cluster: &Cluster, from: &str, targets: &[(Protocol, SocketAddr)], ti
     };
     let probes: Vec<_> = targets.iter().flat_map(|target| std::iter::repeat_n(probe_of(target), times)).collect();
     let outcomes = cluster.try_all(&probes)?;
-    let mut answers = Vec::new();
+    let mut all = Vec::new();
     for (outcomes, probes) in outcomes.chunks(times).zip(probes.chunks(times)) {
-        let mut responses = Answers::default();
+        let mut responses = Responses::default();
         for (outcome, probe) in outcomes.iter().zip(probes) {
             match outcome {
-                Outcome::Misled(name) => *responses.by.entry(name.clone()).or_default() += 1,
+                ProbeResult::WrongHost(name) => *responses.by_host.entry(name.clone()).or_default() += 1,
                 // If the target has no backends, the node may reject the connection.
-                Outcome::Dropped | Outcome::Refused | Outcome::Failed(_) => responses.dropped += 1,
-                Outcome::Allowed => bail!("{probe}: {outcome:?}"),
+                ProbeResult::Dropped | ProbeResult::Refused | ProbeResult::Failed(_) => responses.dropped += 1,
+                ProbeResult::Allowed => bail!("{probe}: {outcome:?}"),
             }
         }
-        answers.push(responses);
+        all.push(responses);
     }
-    Ok(answers)
+    Ok(all)
 }
 
 /// A UDP client with one socket, for targets whose backends change.
 #[derive(Debug)]
-pub struct Caller {
+pub struct UdpClient {
     socket: UdpSocket,
     sent: u64,
 }
 
-impl Caller {
+impl UdpClient {
     /// Creates a client on a host for a target.
     ///
     /// # Errors
@@ -78,7 +83,7 @@ impl Caller {
     ///
     /// # Errors
     /// Returns an error if the socket fails.
-    pub fn who(&mut self, timeout: Duration) -> Result<Option<String>> {
+    pub fn responder(&mut self, timeout: Duration) -> Result<Option<String>> {
         self.sent += 1;
         let payload = self.sent.to_string();
         self.socket.set_read_timeout(Some(timeout))?;
