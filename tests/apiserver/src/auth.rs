@@ -1,12 +1,12 @@
-//! Who may do what.
+//! Permissions of the user.
 
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::resource::{Resource, Verb};
 
-/// What a user may do: anything that one of its rules allows. As in RBAC, nothing can be taken away by a rule; unlike there,
-/// [`Rules::without`] can.
+/// Permissions of a user: everything that at least one rule allows. As in RBAC, rules only add permissions. Unlike in
+/// RBAC, [`Rules::without`] removes a permission.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     allowed: Vec<Rule>,
@@ -20,68 +20,68 @@ struct Rule {
     verbs: Vec<String>,
 }
 
-/// Why a text is no role.
+/// Why a text could not be read as a role.
 #[derive(Debug, Error)]
 pub enum RulesError {
-    /// It is no YAML.
-    #[error("cannot read a role: {0}")]
+    /// The text is not valid YAML.
+    #[error("cannot parse a role as YAML: {0}")]
     Yaml(String),
-    /// There is nothing in it of kind `ClusterRole` or `Role`.
-    #[error("there is no ClusterRole and no Role in it")]
+    /// The text contains no object of kind `ClusterRole` or `Role`.
+    #[error("found no ClusterRole or Role in the manifests; add one")]
     NoRole,
 }
 
 impl Rules {
-    /// Everything is allowed.
+    /// Allows everything.
     pub fn all() -> Self {
         Self::none().allow(&["*"], &["*"], &["*"])
     }
 
-    /// Nothing is.
+    /// Allows nothing.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Allows these verbs on these resources of these groups; `*` stands for all.
+    /// Allows these verbs on these resources of these API groups; `*` matches all.
     #[must_use]
     pub fn allow(mut self, groups: &[&str], resources: &[&str], verbs: &[&str]) -> Self {
-        let own = |list: &[&str]| list.iter().map(|&one| one.to_owned()).collect();
-        self.allowed.push(Rule { groups: own(groups), resources: own(resources), verbs: own(verbs) });
+        let owned = |list: &[&str]| list.iter().map(|&one| one.to_owned()).collect();
+        self.allowed.push(Rule { groups: owned(groups), resources: owned(resources), verbs: owned(verbs) });
         self
     }
 
-    /// Takes a verb on a resource away, or all of them.
+    /// Removes one verb on a resource, or all verbs.
     #[must_use]
     pub fn without(mut self, resource: Resource, verb: Option<Verb>) -> Self {
         self.denied.push((resource, verb));
         self
     }
 
-    /// The rules of all roles among a role, a list of objects, or the like.
+    /// Returns the rules of all roles in `object`, which may be one role or a list of objects.
     ///
     /// # Errors
-    /// Where there is no role.
+    /// If it contains no role.
     pub fn of_role(object: &Value) -> Result<Self, RulesError> {
         let mut rules = Self::none();
-        if rules.take(object) { Ok(rules) } else { Err(RulesError::NoRole) }
+        if rules.add_roles(object) { Ok(rules) } else { Err(RulesError::NoRole) }
     }
 
-    /// The rules of all roles in manifests.
+    /// Returns the rules of all roles in YAML manifests.
     ///
     /// # Errors
-    /// Where it is no YAML, or there is no role in it.
+    /// If the text is not valid YAML, or contains no role.
     pub fn of_cluster_role(yaml: &str) -> Result<Self, RulesError> {
         let objects: Vec<Value> =
             serde_saphyr::from_multiple(yaml).map_err(|error| RulesError::Yaml(error.to_string()))?;
         Self::of_role(&Value::Array(objects))
     }
 
-    fn take(&mut self, object: &Value) -> bool {
+    fn add_roles(&mut self, object: &Value) -> bool {
         if let Some(objects) = object.as_array().or_else(|| object.get("items").and_then(Value::as_array)) {
             let mut found = false;
             for object in objects {
-                // All of them: each that is a role adds its rules.
-                found |= self.take(object);
+                // No early return: each role adds its rules.
+                found |= self.add_roles(object);
             }
             return found;
         }
@@ -101,15 +101,15 @@ impl Rules {
         true
     }
 
-    /// Whether a verb on a resource is allowed.
+    /// Returns whether a verb on a resource is allowed.
     pub fn allows(&self, verb: Verb, resource: Resource) -> bool {
-        let among = |list: &[String], wanted: &str| list.iter().any(|one| one == "*" || one == wanted);
+        let contains = |list: &[String], wanted: &str| list.iter().any(|one| one == "*" || one == wanted);
         let denied =
             |(what, which): &(Resource, Option<Verb>)| *what == resource && which.is_none_or(|one| one == verb);
         let allowed = |rule: &Rule| {
-            among(&rule.groups, resource.group())
-                && among(&rule.resources, resource.plural())
-                && among(&rule.verbs, verb.name())
+            contains(&rule.groups, resource.group())
+                && contains(&rule.resources, resource.plural())
+                && contains(&rule.verbs, verb.name())
         };
         !self.denied.iter().any(denied) && self.allowed.iter().any(allowed)
     }
@@ -126,7 +126,7 @@ mod tests {
              - {apiGroups: [\"\"], resources: [pods, namespaces], verbs: [list, watch]}\n\
              - {apiGroups: [events.k8s.io], resources: [events], verbs: [create]}\n",
         )
-        .expect("a role is in it");
+        .expect("the manifests contain a role");
         assert!(rules.allows(Verb::Watch, Resource::Pods));
         assert!(rules.allows(Verb::Create, Resource::Events));
         assert!(!rules.allows(Verb::Create, Resource::CoreEvents));

@@ -1,4 +1,4 @@
-//! Bodies of answers: whole, or as they come.
+//! Response bodies: complete, or streamed in parts.
 
 use std::io;
 use std::pin::Pin;
@@ -11,30 +11,30 @@ use tokio::sync::mpsc;
 
 use crate::shared::Shared;
 
-/// How far a writer may be ahead of the socket.
-const AHEAD: usize = 32;
+/// Parts that may wait for the socket.
+const MAX_PENDING_PARTS: usize = 32;
 
-/// Some bytes, and the version they tell of.
+/// Some bytes, and the version of the event that they contain.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) bytes: Vec<u8>,
     pub(crate) version: Option<u64>,
 }
 
-/// A body.
+/// A response body.
 #[derive(Debug)]
 pub(crate) enum Body {
     Whole(Option<Bytes>),
     Parts { parts: mpsc::Receiver<io::Result<Chunk>>, shared: Arc<Shared> },
 }
 
-/// Writes a body part by part. Dropping it ends the body.
+/// Writes a body in parts. Dropping it ends the body.
 #[derive(Debug)]
 pub(crate) struct Writer(mpsc::Sender<io::Result<Chunk>>);
 
-/// The client is not there any more.
+/// The client has disconnected.
 #[derive(Debug)]
-pub(crate) struct Gone;
+pub(crate) struct Disconnected;
 
 impl Body {
     pub(crate) fn whole(bytes: Vec<u8>) -> Self {
@@ -42,25 +42,25 @@ impl Body {
     }
 
     pub(crate) fn parts(shared: Arc<Shared>) -> (Writer, Self) {
-        let (sender, parts) = mpsc::channel(AHEAD);
+        let (sender, parts) = mpsc::channel(MAX_PENDING_PARTS);
         (Writer(sender), Self::Parts { parts, shared })
     }
 }
 
 impl Writer {
-    pub(crate) async fn write(&self, bytes: Vec<u8>, version: Option<u64>) -> Result<(), Gone> {
-        self.0.send(Ok(Chunk { bytes, version })).await.map_err(|_| Gone)
+    pub(crate) async fn write(&self, bytes: Vec<u8>, version: Option<u64>) -> Result<(), Disconnected> {
+        self.0.send(Ok(Chunk { bytes, version })).await.map_err(|_| Disconnected)
     }
 
-    /// Breaks the connection off, once what was written has gone out.
+    /// Aborts the connection after the written parts were sent.
     pub(crate) async fn tear(self) {
-        // An error at once would make hyper throw away what it has not yet written.
+        // An immediate error would make hyper discard data that is not sent yet.
         tokio::time::sleep(Duration::from_millis(30)).await;
         let _ = self.0.send(Err(io::ErrorKind::ConnectionAborted.into())).await;
     }
 
-    /// Waits until the client goes away.
-    pub(crate) async fn gone(&self) {
+    /// Waits until the client disconnects.
+    pub(crate) async fn disconnected(&self) {
         self.0.closed().await;
     }
 }

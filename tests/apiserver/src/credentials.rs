@@ -1,4 +1,4 @@
-//! What clients prove themselves with.
+//! Credentials of clients.
 
 use std::fs;
 use std::io;
@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 /// Bearer tokens, and the directories they are written to.
 #[derive(Debug)]
 pub(crate) struct Credentials {
-    /// The newest last.
+    /// Valid tokens, newest last.
     valid: Vec<String>,
-    made: usize,
+    issued: usize,
     authority: String,
     url: String,
     directories: Vec<PathBuf>,
@@ -19,14 +19,14 @@ pub(crate) struct Credentials {
 impl Credentials {
     pub(crate) fn new(authority: String, address: SocketAddr) -> Self {
         let url = format!("https://{address}");
-        let mut credentials = Self { valid: Vec::new(), made: 0, authority, url, directories: Vec::new() };
+        let mut credentials = Self { valid: Vec::new(), issued: 0, authority, url, directories: Vec::new() };
         credentials.issue();
         credentials
     }
 
     fn issue(&mut self) {
-        self.made += 1;
-        self.valid.push(format!("token-{}-of-a-test", self.made));
+        self.issued += 1;
+        self.valid.push(format!("token-{}-of-a-test", self.issued));
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -38,10 +38,10 @@ impl Credentials {
     }
 
     pub(crate) fn accepts(&self, token: &str) -> bool {
-        self.valid.iter().any(|one| one == token)
+        self.valid.iter().any(|valid| valid == token)
     }
 
-    /// A directory as a pod has it of its service account, and a kubeconfig beside; returns the latter's path.
+    /// Writes a directory as a pod finds its service account, and a kubeconfig; returns the path of the latter.
     pub(crate) fn write(&mut self, directory: &Path) -> io::Result<PathBuf> {
         fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;
@@ -50,7 +50,7 @@ impl Credentials {
         replace(&directory.join("token"), self.newest())?;
         let kubeconfig = directory.join("kubeconfig");
         let (ca, token) = (directory.join("ca.crt"), directory.join("token"));
-        // JSON is YAML, and is right whatever a path contains.
+        // JSON is valid YAML, and quotes any path correctly.
         let text = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -66,19 +66,19 @@ impl Credentials {
         Ok(kubeconfig)
     }
 
-    /// A new token wherever the old one was written; both are good.
+    /// Issues a new token and writes it to all directories; both tokens are valid.
     pub(crate) fn rotate(&mut self) -> io::Result<()> {
         self.issue();
         self.directories.iter().try_for_each(|directory| replace(&directory.join("token"), self.newest()))
     }
 
-    /// All but the newest token are good no longer.
+    /// Makes all tokens invalid except the newest.
     pub(crate) fn expire_old(&mut self) {
         self.valid.drain(..self.valid.len() - 1);
     }
 }
 
-/// In one step, as kubelet does.
+/// Replaces a file atomically, as kubelet does.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let partial = path.with_extension("partial");
     fs::write(&partial, text)?;

@@ -1,13 +1,13 @@
-//! What a real server fills in, and what it leaves out.
+//! Fields that a real server adds or removes.
 
 use serde_json::{Map, Value, json};
 
 use crate::resource::Resource;
 
-/// Maps that mean nothing when empty, by name. Selectors and rules do mean something.
-const EMPTY_MEANS_NOTHING: [&str; 5] = ["matchLabels", "labels", "annotations", "nodeSelector", "status"];
+/// Maps that are removed when empty, by name. Empty selectors and rules have a meaning and stay.
+const REMOVED_IF_EMPTY: [&str; 5] = ["matchLabels", "labels", "annotations", "nodeSelector", "status"];
 
-/// Brings an object into the form in which a server keeps it.
+/// Normalizes an object as a server stores it.
 pub(crate) fn fill(resource: Resource, object: &mut Map<String, Value>) {
     prune(object);
     match resource {
@@ -26,7 +26,7 @@ pub(crate) fn fill(resource: Resource, object: &mut Map<String, Value>) {
     }
 }
 
-/// Whether a server counts the changes of its specification in `metadata.generation`.
+/// Returns whether a server counts changes of the spec in `metadata.generation`.
 pub(crate) const fn has_generation(resource: Resource) -> bool {
     match resource {
         Resource::Pods | Resource::NetworkPolicies | Resource::EndpointSlices => true,
@@ -45,7 +45,7 @@ fn prune(object: &mut Map<String, Value>) {
     object.retain(|name, value| match value {
         Value::Null => false,
         Value::Array(items) => !items.is_empty(),
-        Value::Object(inner) => !inner.is_empty() || !EMPTY_MEANS_NOTHING.contains(&name.as_str()),
+        Value::Object(inner) => !inner.is_empty() || !REMOVED_IF_EMPTY.contains(&name.as_str()),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
     });
 }

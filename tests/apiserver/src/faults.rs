@@ -1,15 +1,15 @@
-//! What a test does to requests.
+//! Faults that a test injects into requests.
 
 use std::time::Duration;
 
 use crate::resource::{Resource, Verb};
 
-/// What becomes of a request.
+/// The effect of a fault on a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Effect(pub(crate) Kind);
+pub struct Effect(pub(crate) EffectKind);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum EffectKind {
     Status { code: u16, retry_after: Option<u32> },
     Delay(Duration),
     Cut,
@@ -20,101 +20,106 @@ pub(crate) enum Kind {
 }
 
 impl Effect {
-    /// Answers with a `Status` of this code; 410 is the one of an expired version.
+    /// Responds with a `Status` of this code; 410 is the one for an expired version.
     pub const fn status(code: u16) -> Self {
-        Self(Kind::Status { code, retry_after: None })
+        Self(EffectKind::Status { code, retry_after: None })
     }
 
     /// Adds `Retry-After`, in seconds, to a status.
     #[must_use]
     pub const fn retry_after(self, seconds: u32) -> Self {
         match self.0 {
-            Kind::Status { code, .. } => Self(Kind::Status { code, retry_after: Some(seconds) }),
-            Kind::Delay(_) | Kind::Cut | Kind::CutMiddle | Kind::Hang | Kind::Empty | Kind::Garbage => self,
+            EffectKind::Status { code, .. } => Self(EffectKind::Status { code, retry_after: Some(seconds) }),
+            EffectKind::Delay(_)
+            | EffectKind::Cut
+            | EffectKind::CutMiddle
+            | EffectKind::Hang
+            | EffectKind::Empty
+            | EffectKind::Garbage => self,
         }
     }
 
-    /// Answers rightly, but late.
+    /// Responds normally after a delay.
     pub const fn delay(time: Duration) -> Self {
-        Self(Kind::Delay(time))
+        Self(EffectKind::Delay(time))
     }
 
-    /// Cuts the connection instead of answering.
+    /// Closes the connection without a response.
     pub const fn cut() -> Self {
-        Self(Kind::Cut)
+        Self(EffectKind::Cut)
     }
 
-    /// Cuts the connection in the middle of the answer: half of a list, half of a watch's first event.
+    /// Closes the connection in the middle of the response: after half of a list, or half of a watch's first event.
     pub const fn cut_in_the_middle() -> Self {
-        Self(Kind::CutMiddle)
+        Self(EffectKind::CutMiddle)
     }
 
-    /// Sends the head of an answer of status 200, and nothing more.
+    /// Sends the headers of a 200 response, and nothing more.
     pub const fn hang() -> Self {
-        Self(Kind::Hang)
+        Self(EffectKind::Hang)
     }
 
-    /// Status 200 and an empty body: a watch that ends at once.
+    /// Responds with status 200 and an empty body: a watch that ends immediately.
     pub const fn empty() -> Self {
-        Self(Kind::Empty)
+        Self(EffectKind::Empty)
     }
 
-    /// Status 200 and a body that is no JSON.
+    /// Responds with status 200 and a body that is not JSON.
     pub const fn garbage() -> Self {
-        Self(Kind::Garbage)
+        Self(EffectKind::Garbage)
     }
 }
 
-/// A fault to inject; without further words it meets every request, for good.
+/// A fault to inject. Without filters it applies to every request, permanently.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     effect: Effect,
     verb: Option<Verb>,
     resource: Option<Resource>,
     page: Option<usize>,
-    left: Option<usize>,
+    remaining: Option<usize>,
 }
 
-/// Which fault, to take it back.
+/// Identifies a fault, to remove it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FaultId(u64);
 
 impl Fault {
-    /// With this effect.
+    /// A fault with this effect.
     pub const fn on(effect: Effect) -> Self {
-        Self { effect, verb: None, resource: None, page: None, left: None }
+        Self { effect, verb: None, resource: None, page: None, remaining: None }
     }
 
-    /// Only requests with this verb.
+    /// Applies only to requests with this verb.
     #[must_use]
     pub const fn verb(mut self, verb: Verb) -> Self {
         self.verb = Some(verb);
         self
     }
 
-    /// Only requests for this resource.
+    /// Applies only to requests for this resource.
     #[must_use]
     pub const fn resource(mut self, resource: Resource) -> Self {
         self.resource = Some(resource);
         self
     }
 
-    /// Only this page of a list; the first is 1.
+    /// Applies only to this page of a list; the first page is 1.
     #[must_use]
     pub const fn page(mut self, page: usize) -> Self {
         self.page = Some(page);
         self
     }
 
-    /// Only so many times.
+    /// Applies only to this many requests.
     #[must_use]
     pub const fn times(mut self, times: usize) -> Self {
-        self.left = Some(times);
+        self.remaining = Some(times);
         self
     }
 }
 
-/// The faults in force.
+/// The active faults.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     next: u64,
@@ -136,16 +141,16 @@ impl Faults {
         self.faults.clear();
     }
 
-    /// What meets a request: the oldest fault that matches, which thereby happens once more.
-    pub(crate) fn meet(&mut self, verb: Verb, resource: Resource, page: usize) -> Option<Effect> {
+    /// Returns the effect of the oldest fault that matches a request, and counts it.
+    pub(crate) fn next_effect(&mut self, verb: Verb, resource: Resource, page: usize) -> Option<Effect> {
         let matches = |fault: &Fault| {
             fault.verb.is_none_or(|one| one == verb)
                 && fault.resource.is_none_or(|one| one == resource)
                 && fault.page.is_none_or(|one| verb == Verb::List && one == page)
-                && fault.left != Some(0)
+                && fault.remaining != Some(0)
         };
         let (_, fault) = self.faults.iter_mut().find(|(_, fault)| matches(fault))?;
-        fault.left = fault.left.map(|left| left - 1);
+        fault.remaining = fault.remaining.map(|remaining| remaining - 1);
         Some(fault.effect.clone())
     }
 }
@@ -155,15 +160,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_meets_what_it_names_and_so_often() {
+    fn a_fault_applies_only_to_matching_requests_and_the_given_number_of_times() {
         let mut faults = Faults::default();
         let fault = Fault::on(Effect::status(429).retry_after(3)).verb(Verb::List).resource(Resource::Pods);
         let id = faults.inject(fault.page(2).times(1));
-        assert_eq!(faults.meet(Verb::Watch, Resource::Pods, 1), None);
-        assert_eq!(faults.meet(Verb::List, Resource::Pods, 1), None);
-        let effect = Effect(Kind::Status { code: 429, retry_after: Some(3) });
-        assert_eq!(faults.meet(Verb::List, Resource::Pods, 2), Some(effect));
-        assert_eq!(faults.meet(Verb::List, Resource::Pods, 2), None, "only once");
+        assert_eq!(faults.next_effect(Verb::Watch, Resource::Pods, 1), None);
+        assert_eq!(faults.next_effect(Verb::List, Resource::Pods, 1), None);
+        let effect = Effect(EffectKind::Status { code: 429, retry_after: Some(3) });
+        assert_eq!(faults.next_effect(Verb::List, Resource::Pods, 2), Some(effect));
+        assert_eq!(faults.next_effect(Verb::List, Resource::Pods, 2), None, "only once");
         faults.withdraw(id);
         assert!(faults.faults.is_empty());
     }

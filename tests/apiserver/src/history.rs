@@ -1,4 +1,4 @@
-//! What happened to one resource, as far back as it is kept.
+//! The history of one resource's changes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -15,19 +15,19 @@ pub(crate) struct Change {
     pub(crate) after: Option<Arc<Object>>,
 }
 
-/// A version is asked for that is older than what is kept.
+/// The requested version is older than the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooOld {
-    /// The oldest one whose successors are all known.
+    /// The oldest version from which the history is complete.
     pub(crate) oldest: u64,
 }
 
-/// Changes by version, the newest last.
+/// Changes by version, newest last.
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     changes: VecDeque<Change>,
     capacity: usize,
-    /// All later changes are here.
+    /// All changes after this version are in `changes`.
     floor: u64,
 }
 
@@ -45,14 +45,14 @@ impl History {
         }
     }
 
-    /// Forgets all changes up to this version.
+    /// Removes all changes up to this version.
     pub(crate) fn compact(&mut self, version: u64) {
-        let gone = self.changes.partition_point(|change| change.version <= version);
-        self.changes.drain(..gone);
+        let removed = self.changes.partition_point(|change| change.version <= version);
+        self.changes.drain(..removed);
         self.floor = self.floor.max(version);
     }
 
-    /// Changes later than a version.
+    /// Returns the changes after a version.
     pub(crate) fn since(&self, version: u64) -> Result<impl Iterator<Item = &Change>, TooOld> {
         if version < self.floor {
             return Err(TooOld { oldest: self.floor });
@@ -61,7 +61,7 @@ impl History {
         Ok(self.changes.range(first..))
     }
 
-    /// What keys were that have changed since a version: the way back to it.
+    /// Returns the objects as they were at `version`, for each key that has changed since.
     pub(crate) fn undo(&self, version: u64) -> Result<BTreeMap<&str, Option<&Arc<Object>>>, TooOld> {
         let mut undo = BTreeMap::new();
         for change in self.since(version)? {

@@ -1,23 +1,23 @@
-//! Collections as they are, or were.
+//! Responses to list requests, for the current or an earlier version.
 
 use std::sync::Arc;
 
-use crate::body::{Body, Gone, Writer};
+use crate::body::{Body, Disconnected, Writer};
+use crate::continue_token::ContinueToken;
 use crate::object::{Form, Object};
-use crate::page::Page;
 use crate::resource::Resource;
 use crate::route::Target;
 use crate::shared::{Shared, State};
 use crate::status::Status;
 
 /// Bytes sent at a time.
-const PART: usize = 128 * 1024;
+const PART_SIZE: usize = 128 * 1024;
 
-/// Which version is wanted.
+/// The version to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
-    Now,
-    Exactly(u64),
+enum ListVersion {
+    Current,
+    Exact(u64),
 }
 
 struct Listing {
@@ -38,25 +38,25 @@ fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status
     let selector = target.selector()?;
     let requested = target.version()?;
     let limit = target.number("limit")?.unwrap_or(0);
-    let (wanted, page) = wanted(state, target, requested)?;
-    let version = match wanted {
-        Wanted::Now => state.store.version(),
-        Wanted::Exactly(version) => version,
+    let (list_version, token) = list_version(state, target, requested)?;
+    let version = match list_version {
+        ListVersion::Current => state.store.version(),
+        ListVersion::Exact(version) => version,
     };
-    let start = page.as_ref().map_or("", |page| page.start.as_str());
-    let found = state.store.at(target.resource, version, &target.prefix(), start).map_err(|_| match &page {
-        Some(page) => Status::expired_page(&page.inconsistent().token()),
+    let start = token.as_ref().map_or("", |token| token.start.as_str());
+    let found = state.store.at(target.resource, version, &target.prefix(), start).map_err(|_| match &token {
+        Some(token) => Status::expired_page(&token.inconsistent().encode()),
         None => Status::expired_list(),
     })?;
     let mut objects: Vec<_> = found.into_iter().filter(|object| selector.matches(object)).cloned().collect();
     let mut metadata = format!("{{\"resourceVersion\":\"{version}\"");
-    // A list from the cache comes whole.
+    // A list from the cache is not paginated.
     let limit = if requested == Some(0) { 0 } else { usize::try_from(limit).unwrap_or(0) };
     if limit > 0 && objects.len() > limit {
         let remaining = objects.len() - limit;
         objects.truncate(limit);
         let last = objects.last().map_or("", |object| &object.key);
-        metadata.extend([",\"continue\":\"", &Page::after(version, last).token(), "\""]);
+        metadata.extend([",\"continue\":\"", &ContinueToken::after(version, last).encode(), "\""]);
         if selector.is_everything() {
             metadata.extend([",\"remainingItemCount\":", &remaining.to_string()]);
         }
@@ -65,7 +65,11 @@ fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status
     Ok(Listing { head: head(target.resource, form, &metadata), objects, form })
 }
 
-fn wanted(state: &State, target: &Target, requested: Option<u64>) -> Result<(Wanted, Option<Page>), Status> {
+fn list_version(
+    state: &State,
+    target: &Target,
+    requested: Option<u64>,
+) -> Result<(ListVersion, Option<ContinueToken>), Status> {
     let current = state.store.version();
     let matching = target.option("resourceVersionMatch");
     if let Some(token) = target.option("continue") {
@@ -73,9 +77,9 @@ fn wanted(state: &State, target: &Target, requested: Option<u64>) -> Result<(Wan
             let why = "specifying resource version is not allowed when using continue";
             return Err(Status::bad_request(why));
         }
-        let page = Page::parse(token).ok_or_else(|| Status::bad_request("continue key is not valid"))?;
-        let wanted = page.version.map_or(Wanted::Now, Wanted::Exactly);
-        return Ok((wanted, Some(page)));
+        let token = ContinueToken::parse(token).ok_or_else(|| Status::bad_request("continue key is not valid"))?;
+        let list_version = token.version.map_or(ListVersion::Current, ListVersion::Exact);
+        return Ok((list_version, Some(token)));
     }
     match (matching, requested) {
         (Some(_), None) => {
@@ -87,8 +91,8 @@ fn wanted(state: &State, target: &Target, requested: Option<u64>) -> Result<(Wan
             let why = "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"";
             Err(Status::forbidden_option("resourceVersionMatch", why))
         }
-        (Some("Exact"), Some(version)) => Ok((Wanted::Exactly(version), None)),
-        (None | Some("NotOlderThan"), _) => Ok((Wanted::Now, None)),
+        (Some("Exact"), Some(version)) => Ok((ListVersion::Exact(version), None)),
+        (None | Some("NotOlderThan"), _) => Ok((ListVersion::Current, None)),
         (Some(other), Some(_)) => {
             Err(Status::forbidden_option("resourceVersionMatch", &format!("{other:?} is not supported")))
         }
@@ -110,20 +114,20 @@ impl Listing {
         }
     }
 
-    async fn send_to(self, shared: &Shared, writer: &Writer, tear: bool) -> Result<(), Gone> {
+    async fn send_to(self, shared: &Shared, writer: &Writer, tear: bool) -> Result<(), Disconnected> {
         let form = match self.form {
             Form::Metadata => Form::Metadata,
             Form::Item | Form::Whole => Form::Item,
         };
         let mut out = self.head.into_bytes();
-        let wanted = if tear { self.objects.len() / 2 } else { self.objects.len() };
-        for (index, object) in self.objects.iter().take(wanted).enumerate() {
+        let count = if tear { self.objects.len() / 2 } else { self.objects.len() };
+        for (index, object) in self.objects.iter().take(count).enumerate() {
             if index > 0 {
                 out.push(b',');
             }
             object.write(&mut out, object.version, form);
-            if out.len() >= PART {
-                shared.pace().await;
+            if out.len() >= PART_SIZE {
+                shared.throttle().await;
                 writer.write(std::mem::take(&mut out), None).await?;
             }
         }

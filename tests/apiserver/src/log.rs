@@ -1,27 +1,27 @@
-//! What was asked, for tests to look at.
+//! The request log for tests.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::resource::{Resource, Verb};
 
-/// A request that came.
+/// A request that the server received.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// When.
+    /// The time of arrival.
     pub at: Instant,
-    /// Path and query as they came.
+    /// Path and query as received.
     pub path: String,
-    /// What was wanted; none for paths that are no resource's.
+    /// The verb; `None` for paths that are not a resource's.
     pub verb: Option<Verb>,
-    /// Of what.
+    /// The resource.
     pub resource: Option<Resource>,
-    /// Where; empty for all namespaces.
+    /// The namespace; empty for all namespaces.
     pub namespace: String,
-    /// Which; empty for a collection.
+    /// The object's name; empty for a collection.
     pub name: String,
-    /// The query.
+    /// The query parameters.
     pub query: BTreeMap<String, String>,
-    /// The answer's status; none as long as there is no answer.
+    /// The status of the response; `None` until there is one.
     pub status: Option<u16>,
 }

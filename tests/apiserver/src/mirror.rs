@@ -1,4 +1,4 @@
-//! A directory of manifests, as the server's objects.
+//! Mirrors a directory of manifests to the server's objects.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -20,24 +20,24 @@ use crate::resource::Resource;
 use crate::shared::Shared;
 use crate::store::identify;
 
-/// How often the thread looks whether it is still wanted, in milliseconds.
-const LOOK: u16 = 100;
+/// How often the thread checks whether it should stop, in milliseconds.
+const POLL_MILLISECONDS: u16 = 100;
 
-/// A stamp younger than this may be the same after one more write.
-const YOUNG: Duration = Duration::from_secs(1);
+/// Another write may leave the same stamp if the file is younger than this.
+const RECENT: Duration = Duration::from_secs(1);
 
 /// Why a directory cannot be mirrored.
 #[derive(Debug, Error)]
-#[error("mirroring {directory}: {source}; it is to be a directory of YAML or JSON files")]
+#[error("cannot mirror {directory}: {source}; it must be a directory of YAML or JSON files")]
 pub struct MirrorError {
     /// The directory.
     pub directory: PathBuf,
-    /// Why not.
+    /// The cause.
     #[source]
     pub source: io::Error,
 }
 
-/// Keeps a server's objects as a directory has them, until dropped. Objects that came in another way are left alone.
+/// Keeps a server's objects in sync with a directory, until dropped. Objects from other sources are not changed.
 #[derive(Debug)]
 pub struct Mirror {
     directory: Arc<Mutex<Directory>>,
@@ -52,9 +52,9 @@ struct Directory {
     shared: Arc<Shared>,
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    /// What was applied last.
+    /// The objects applied last.
     applied: BTreeMap<Key, Value>,
-    /// What is wrong, by file.
+    /// Errors by file.
     problems: BTreeMap<PathBuf, String>,
 }
 
@@ -73,23 +73,24 @@ impl Mirror {
         inotify.watches().add(path, mask).map_err(failed)?;
         let (files, applied, problems) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut directory = Directory { shared, path: path.to_owned(), files, applied, problems };
-        directory.look().map_err(failed)?;
+        directory.rescan().map_err(failed)?;
         let directory = Arc::new(Mutex::new(directory));
         let stop = Arc::new(AtomicBool::new(false));
-        let (own, stopped) = (directory.clone(), stop.clone());
+        let (shared_directory, stopped) = (directory.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("apiserver-mirror".to_owned());
-        let thread = thread.spawn(move || follow(inotify, &own, &stopped)).map_err(failed)?;
+        let thread = thread.spawn(move || follow(inotify, &shared_directory, &stopped)).map_err(failed)?;
         Ok(Self { directory, stop, thread: Some(thread) })
     }
 
-    /// Applies what was written so far, and returns what could not be: files that cannot be read keep what they said before.
+    /// Applies the current content of the directory and returns the errors. A file that cannot be read keeps its previous
+    /// objects.
     ///
     /// # Errors
-    /// Where the directory cannot be listed.
+    /// If the directory cannot be listed.
     pub fn sync(&self) -> Result<Vec<String>, MirrorError> {
         let mut directory = locked(&self.directory);
         let path = directory.path.clone();
-        directory.look().map_err(|source| MirrorError { directory: path, source })?;
+        directory.rescan().map_err(|source| MirrorError { directory: path, source })?;
         Ok(directory.problems.iter().map(|(path, problem)| format!("{}: {problem}", path.display())).collect())
     }
 }
@@ -111,18 +112,18 @@ fn follow(mut inotify: Inotify, directory: &Mutex<Directory>, stop: &AtomicBool)
     let mut buffer = [0; 4096];
     while !stop.load(Ordering::Relaxed) {
         let mut events = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut events, PollTimeout::from(LOOK)).is_ok_and(|ready| ready == 0) {
+        if poll(&mut events, PollTimeout::from(POLL_MILLISECONDS)).is_ok_and(|ready| ready == 0) {
             continue;
         }
-        // What happened is found by looking; the events only say that something did.
+        // A scan finds the changes; inotify events only trigger it.
         while inotify.read_events(&mut buffer).is_ok_and(|mut events| events.next().is_some()) {}
-        // A directory that went away leaves everything as it was.
-        let _ = locked(directory).look();
+        // If the directory was removed, all objects stay.
+        let _ = locked(directory).rescan();
     }
 }
 
 impl Directory {
-    fn look(&mut self) -> io::Result<()> {
+    fn rescan(&mut self) -> io::Result<()> {
         let mut present = BTreeMap::new();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
@@ -136,15 +137,15 @@ impl Directory {
         for (path, metadata) in present {
             self.read(path, &metadata);
         }
-        self.bring();
+        self.apply_changes();
         Ok(())
     }
 
     fn read(&mut self, path: PathBuf, metadata: &Metadata) {
         let stamp = (metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec());
-        let young =
-            metadata.modified().is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < YOUNG));
-        if !young && self.files.get(&path).is_some_and(|file| file.stamp == stamp) {
+        let recent =
+            metadata.modified().is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < RECENT));
+        if !recent && self.files.get(&path).is_some_and(|file| file.stamp == stamp) {
             return;
         }
         let Ok(text) = fs::read_to_string(&path) else { return };
@@ -170,8 +171,8 @@ impl Directory {
         }
     }
 
-    /// Where an object stands twice, the file whose name sorts last counts.
-    fn bring(&mut self) {
+    /// Applies the difference to the server. If two files contain the same object, the file that sorts last wins.
+    fn apply_changes(&mut self) {
         let objects = self.files.values().flat_map(|file| &file.objects);
         let wanted: BTreeMap<_, _> = objects.map(|(key, value)| (key, value)).collect();
         let gone: Vec<Key> = self.applied.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
@@ -185,7 +186,7 @@ impl Directory {
         }
         self.shared.change(|state| {
             for (key, value) in new {
-                // It was identified when it was read.
+                // The object was already checked when the file was read.
                 let _ = state.store.apply(value.clone());
                 self.applied.insert(key, value);
             }

@@ -1,4 +1,4 @@
-//! An object as it is kept: as text, with what it is selected by beside it.
+//! An object as the server stores it: JSON text, with the fields for selectors parsed.
 
 use std::collections::BTreeMap;
 
@@ -6,35 +6,35 @@ use serde_json::{Map, Value};
 
 use crate::resource::Resource;
 
-/// How an object is written.
+/// The form in which an object is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Without kind and version, as within a list.
+    /// Without kind and API version, as in a list.
     Item,
-    /// On its own.
+    /// Complete, with kind and API version.
     Whole,
-    /// Only its metadata, as `PartialObjectMetadata`.
+    /// Only the metadata, as `PartialObjectMetadata`.
     Metadata,
 }
 
-/// A version of an object. The text of its metadata is apart, and has no version: an event may have to tell of it with a newer
-/// one.
+/// One version of an object. The metadata text is separate and without a version, because an event may need to send the
+/// object with a newer version.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) resource: Resource,
-    /// `namespace/name`, or the name alone; sorts as etcd's keys do.
+    /// `namespace/name`, or only the name; sorts in the order of etcd's keys.
     pub(crate) key: Box<str>,
     pub(crate) version: u64,
     pub(crate) labels: BTreeMap<Box<str>, Box<str>>,
     pub(crate) node: Option<Box<str>>,
     /// Members of `metadata`.
     metadata: Box<str>,
-    /// Members beside `metadata`, each after a comma.
+    /// Other members, each after a comma.
     rest: Box<str>,
 }
 
 impl Object {
-    /// Takes a value that has been filled in.
+    /// Creates an object from a value with defaults applied.
     pub(crate) fn new(resource: Resource, key: &str, version: u64, mut value: Map<String, Value>) -> Self {
         value.remove("kind");
         value.remove("apiVersion");
@@ -62,7 +62,7 @@ impl Object {
         }
     }
 
-    /// The same, as of another version.
+    /// Returns a copy with another version.
     pub(crate) fn at(&self, version: u64) -> Self {
         Self { version, ..self.clone() }
     }
@@ -75,12 +75,12 @@ impl Object {
         self.key.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Whether only the version differs.
-    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+    /// Returns whether only the version differs.
+    pub(crate) fn has_same_content(&self, other: &Self) -> bool {
         self.metadata == other.metadata && self.rest == other.rest
     }
 
-    /// Appends its JSON, with this version.
+    /// Appends the JSON, with the given version.
     pub(crate) fn write(&self, out: &mut Vec<u8>, version: u64, form: Form) {
         match form {
             Form::Item => out.push(b'{'),
@@ -101,15 +101,15 @@ impl Object {
         out.push(b'}');
     }
 
-    /// On its own, as bytes.
+    /// Returns the JSON with the object's own version.
     pub(crate) fn bytes(&self, form: Form) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.metadata.len() + self.rest.len() + 100);
         self.write(&mut out, self.version, form);
         out
     }
 
-    /// As a value, kind and version included.
+    /// Returns the complete object as a value.
     pub(crate) fn value(&self) -> Value {
-        serde_json::from_slice(&self.bytes(Form::Whole)).expect("what was made from JSON is JSON")
+        serde_json::from_slice(&self.bytes(Form::Whole)).expect("the stored text is valid JSON")
     }
 }

@@ -1,35 +1,35 @@
-//! What kind of server it is.
+//! Options of a server.
 
 use std::time::Duration;
 
 use crate::auth::Rules;
 
-/// How a server is set up. What may change while it runs has a function of its own.
+/// The configuration of a server. Settings that can change at runtime have functions on `ApiServer`.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Changes kept for each resource; who wants to know of older ones is told 410.
+    /// Number of changes kept for each resource; a watch from an older version gets 410.
     pub history: usize,
-    /// How often a watch that asked for bookmarks gets one, if there is anything new to say.
+    /// Interval of bookmarks on watches that requested them, if the version has changed.
     pub bookmark_every: Duration,
-    /// How long a watch lasts that did not ask for a time.
+    /// Duration of a watch without `timeoutSeconds`.
     pub watch_timeout: Duration,
-    /// What becomes of a watch that asks for a list first.
+    /// How watches that request an initial list are served.
     pub streaming_lists: StreamingLists,
-    /// What its user may do.
+    /// The user's permissions.
     pub rules: Rules,
-    /// Who bears the tokens.
+    /// The user that the tokens authenticate.
     pub user: String,
-    /// Further names or addresses its certificate is for, besides the listener's address, those of the loopback interface and
+    /// Additional names or addresses for the certificate, besides the listener's address, the loopback addresses and
     /// `kubernetes.default.svc`.
     pub names: Vec<String>,
-    /// The version before the first object's.
+    /// The version before the first object.
     pub first_version: u64,
     /// Whether it offers HTTP/2, as every API server does; a proxy before it may not.
     pub http2: bool,
 }
 
 impl Default for Options {
-    /// kube-apiserver's own times; everything is allowed.
+    /// Intervals of kube-apiserver; everything is allowed.
     fn default() -> Self {
         Self {
             history: 10_000,
@@ -45,16 +45,16 @@ impl Default for Options {
     }
 }
 
-/// What becomes of a watch with `sendInitialEvents`.
+/// How a watch with `sendInitialEvents` is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamingLists {
-    /// Objects, then a bookmark that says these were all.
+    /// Sends the objects, then a bookmark that marks the end of the initial events.
     Served,
-    /// The server has them, its storage does not: an ERROR event in an answer of status 200.
+    /// The storage does not support it: an ERROR event in a response of status 200.
     NoStorageSupport,
-    /// A server whose feature gate is off: status 422.
+    /// The feature gate is off: status 422.
     Forbidden,
-    /// A server, or a proxy before it, that does not know the option: objects as after any watch without a version, and no word
-    /// that these were all.
+    /// The server, or a proxy before it, ignores the option: it sends the objects as for any watch without a version,
+    /// and no bookmark that marks their end.
     Ignored,
 }

@@ -1,8 +1,8 @@
-//! Which resources there are.
+//! The resources that the server supports.
 
 use std::fmt;
 
-/// A resource that is served.
+/// A supported resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
     /// `v1` Pods.
@@ -17,28 +17,28 @@ pub enum Resource {
     CoreEvents,
     /// `events.k8s.io/v1` Events.
     Events,
-    /// `networking.k8s.io/v1` network policies.
+    /// `networking.k8s.io/v1` `NetworkPolicies`.
     NetworkPolicies,
-    /// `discovery.k8s.io/v1` endpoint slices.
+    /// `discovery.k8s.io/v1` `EndpointSlices`.
     EndpointSlices,
 }
 
-/// What is asked for.
+/// The verb of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verb {
-    /// One object.
+    /// Read one object.
     Get,
-    /// A collection.
+    /// Read a collection.
     List,
-    /// A collection and what becomes of it.
+    /// Watch a collection.
     Watch,
-    /// A new object.
+    /// Create an object.
     Create,
-    /// An object in place of another.
+    /// Replace an object.
     Update,
-    /// Parts of an object.
+    /// Change parts of an object.
     Patch,
-    /// An object's end.
+    /// Delete an object.
     Delete,
 }
 
@@ -51,7 +51,7 @@ struct Facts {
 }
 
 impl Resource {
-    /// All of them.
+    /// All resources.
     pub const ALL: [Self; 8] = [
         Self::Pods,
         Self::Namespaces,
@@ -81,43 +81,43 @@ impl Resource {
         Facts { group, api_version, kind, plural, namespaced }
     }
 
-    /// Its API group; empty for the core one.
+    /// Returns the API group; empty for the core group.
     pub const fn group(self) -> &'static str {
         self.facts().group
     }
 
-    /// As objects have it.
+    /// Returns `apiVersion` of the objects.
     pub const fn api_version(self) -> &'static str {
         self.facts().api_version
     }
 
-    /// As objects have it.
+    /// Returns `kind` of the objects.
     pub const fn kind(self) -> &'static str {
         self.facts().kind
     }
 
-    /// As paths and roles have it.
+    /// Returns the plural name, as used in paths and roles.
     pub const fn plural(self) -> &'static str {
         self.facts().plural
     }
 
-    /// Whether its objects are in namespaces.
+    /// Returns whether the objects are namespaced.
     pub const fn is_namespaced(self) -> bool {
         self.facts().namespaced
     }
 
-    /// The one an object with this head is of.
+    /// Finds a resource by `apiVersion` and `kind`.
     pub fn of_kind(api_version: &str, kind: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| resource.api_version() == api_version && resource.kind() == kind)
     }
 
-    /// The one a path names.
+    /// Finds a resource by API version and plural name, as in a path.
     pub(crate) fn of_path(api_version: &str, plural: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| resource.api_version() == api_version && resource.plural() == plural)
     }
 }
 
-/// As error messages name it: `pods`, `networkpolicies.networking.k8s.io`.
+/// The name in error messages: `pods`, `networkpolicies.networking.k8s.io`.
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.plural())?;
@@ -126,7 +126,7 @@ impl fmt::Display for Resource {
 }
 
 impl Verb {
-    /// As roles have it.
+    /// Returns the name, as used in roles.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Get => "get",

@@ -1,4 +1,4 @@
-//! From a request to its answer.
+//! Handles requests.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AF
 use hyper::{Request, Response, StatusCode};
 
 use crate::body::Body;
-use crate::faults::Kind;
+use crate::faults::EffectKind;
 use crate::list::list;
 use crate::log;
 use crate::object::Form;
@@ -20,76 +20,78 @@ use crate::status::Status;
 use crate::watch::watch;
 use crate::write::write;
 
-/// What a real server calls those that do not say who they are.
+/// The user name that a real server gives to requests without credentials.
 const ANONYMOUS: &str = "system:anonymous";
 
-/// Answers; an error cuts the connection.
+/// Responds to a request; an error closes the connection.
 pub(crate) async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
     let query = route::query(request.uri().query());
     let target = Target::parse(request.method(), request.uri().path(), &query);
-    let known = target.as_ref().and_then(|target| target.as_ref().ok());
+    let parsed = target.as_ref().and_then(|target| target.as_ref().ok());
     let number = {
         let mut state = shared.lock();
         state.requests.push(log::Request {
             at: Instant::now(),
             path: request.uri().to_string(),
-            verb: known.map(|target| target.verb),
-            resource: known.map(|target| target.resource),
-            namespace: known.map(|target| target.namespace.clone()).unwrap_or_default(),
-            name: known.map(|target| target.name.clone()).unwrap_or_default(),
+            verb: parsed.map(|target| target.verb),
+            resource: parsed.map(|target| target.resource),
+            namespace: parsed.map(|target| target.namespace.clone()).unwrap_or_default(),
+            name: parsed.map(|target| target.name.clone()).unwrap_or_default(),
             query,
             status: None,
         });
         state.requests.len() - 1
     };
-    shared.pace().await;
-    let response = answer(&shared, request, target).await?;
-    // The log may have been forgotten meanwhile.
+    shared.throttle().await;
+    let response = handle(&shared, request, target).await?;
+    // The log may have been cleared in the meantime.
     if let Some(request) = shared.lock().requests.get_mut(number) {
         request.status = Some(response.status().as_u16());
     }
     Ok(response)
 }
 
-async fn answer(
+async fn handle(
     shared: &Arc<Shared>,
     request: Request<Incoming>,
     target: Option<Result<Target, Status>>,
 ) -> io::Result<Response<Body>> {
-    let user = match user(shared, &request) {
+    let user = match authenticate(shared, &request) {
         Ok(user) => user,
-        Err(status) => return Ok(refuse(&status)),
+        Err(status) => return Ok(error_response(&status)),
     };
     let target = match target {
         Some(Ok(target)) => target,
-        Some(Err(status)) => return Ok(refuse(&status)),
-        None => return Ok(other(request.uri().path())),
+        Some(Err(status)) => return Ok(error_response(&status)),
+        None => return Ok(non_resource(request.uri().path())),
     };
-    if let Err(status) = permit(shared, &user, &target) {
-        return Ok(refuse(&status));
+    if let Err(status) = authorize(shared, &user, &target) {
+        return Ok(error_response(&status));
     }
-    let met = meet(shared, &target);
+    let effect = injected_effect(shared, &target);
     let mut tear = false;
-    match met {
+    match effect {
         None => {}
-        Some(Kind::Delay(time)) => tokio::time::sleep(time).await,
-        Some(Kind::Status { code, retry_after }) => return Ok(refuse(&Status::injected(code, retry_after))),
-        Some(Kind::Cut) => return Err(io::ErrorKind::ConnectionAborted.into()),
-        Some(Kind::CutMiddle) => tear = true,
-        Some(Kind::Hang) => {
+        Some(EffectKind::Delay(time)) => tokio::time::sleep(time).await,
+        Some(EffectKind::Status { code, retry_after }) => {
+            return Ok(error_response(&Status::injected(code, retry_after)));
+        }
+        Some(EffectKind::Cut) => return Err(io::ErrorKind::ConnectionAborted.into()),
+        Some(EffectKind::CutMiddle) => tear = true,
+        Some(EffectKind::Hang) => {
             let (writer, body) = Body::parts(shared.clone());
-            tokio::spawn(async move { writer.gone().await });
+            tokio::spawn(async move { writer.disconnected().await });
             return Ok(ok(body));
         }
-        Some(Kind::Empty) => return Ok(ok(Body::whole(Vec::new()))),
-        Some(Kind::Garbage) => return Ok(ok(Body::whole(b"<html>upstream \xff\xfe{\"type\":\n".to_vec()))),
+        Some(EffectKind::Empty) => return Ok(ok(Body::whole(Vec::new()))),
+        Some(EffectKind::Garbage) => return Ok(ok(Body::whole(b"<html>upstream \xff\xfe{\"type\":\n".to_vec()))),
     }
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let answer = match route::form(accept) {
+    let response = match route::form(accept) {
         Ok(form) => dispatch(shared, request, &target, form, tear).await,
         Err(status) => Err(status),
     };
-    Ok(answer.unwrap_or_else(|status| refuse(&status)))
+    Ok(response.unwrap_or_else(|status| error_response(&status)))
 }
 
 async fn dispatch(
@@ -109,14 +111,14 @@ async fn dispatch(
             Ok(json(StatusCode::OK, object.bytes(form)))
         }
         Verb::Create | Verb::Update | Verb::Patch | Verb::Delete => {
-            let answer = write(shared, target, request).await?;
-            // Watches may tell of it before this answer is written, or after, as with a real server.
-            Ok(json(answer.code, answer.body))
+            let response = write(shared, target, request).await?;
+            // Watches may send the event before or after this response, as with a real server.
+            Ok(json(response.code, response.body))
         }
     }
 }
 
-fn user(shared: &Shared, request: &Request<Incoming>) -> Result<String, Status> {
+fn authenticate(shared: &Shared, request: &Request<Incoming>) -> Result<String, Status> {
     let Some(header) = request.headers().get(AUTHORIZATION) else { return Ok(ANONYMOUS.to_owned()) };
     let state = shared.lock();
     match header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")) {
@@ -125,24 +127,24 @@ fn user(shared: &Shared, request: &Request<Incoming>) -> Result<String, Status> 
     }
 }
 
-fn permit(shared: &Shared, user: &str, target: &Target) -> Result<(), Status> {
+fn authorize(shared: &Shared, user: &str, target: &Target) -> Result<(), Status> {
     let allowed = user != ANONYMOUS && shared.lock().rules.allows(target.verb, target.resource);
-    let refusal = || Status::forbidden(user, target.verb, target.resource, &target.namespace, &target.name);
-    if allowed { Ok(()) } else { Err(refusal()) }
+    let denied = || Status::forbidden(user, target.verb, target.resource, &target.namespace, &target.name);
+    if allowed { Ok(()) } else { Err(denied()) }
 }
 
-fn meet(shared: &Shared, target: &Target) -> Option<Kind> {
+fn injected_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     let mut state = shared.lock();
     let page = state.pages.entry(target.resource).or_default();
     if target.verb == Verb::List {
         *page = if target.option("continue").is_some() { *page + 1 } else { 1 };
     }
     let page = *page;
-    state.faults.meet(target.verb, target.resource, page).map(|effect| effect.0)
+    state.faults.next_effect(target.verb, target.resource, page).map(|effect| effect.0)
 }
 
-/// Paths that are no resource's.
-fn other(path: &str) -> Response<Body> {
+/// Responds to paths that are not a resource's.
+fn non_resource(path: &str) -> Response<Body> {
     match path {
         "/healthz" | "/readyz" | "/livez" => plain(StatusCode::OK, "ok"),
         "/version" => {
@@ -154,7 +156,7 @@ fn other(path: &str) -> Response<Body> {
     }
 }
 
-pub(crate) fn refuse(status: &Status) -> Response<Body> {
+pub(crate) fn error_response(status: &Status) -> Response<Body> {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json(code, status.body.to_string().into_bytes());
     if let Some(seconds) = status.retry_after {

@@ -1,4 +1,4 @@
-//! What a request is for.
+//! Parses the path and query of a request.
 
 use std::collections::BTreeMap;
 
@@ -15,20 +15,20 @@ use crate::store::key_of;
 pub(crate) struct Target {
     pub(crate) verb: Verb,
     pub(crate) resource: Resource,
-    /// Empty for all.
+    /// Empty for all namespaces.
     pub(crate) namespace: String,
     /// Empty for a collection.
     pub(crate) name: String,
     pub(crate) query: BTreeMap<String, String>,
 }
 
-/// The query of a URI.
+/// Parses the query of a URI.
 pub(crate) fn query(text: Option<&str>) -> BTreeMap<String, String> {
     form_urlencoded::parse(text.unwrap_or_default().as_bytes()).into_owned().collect()
 }
 
 impl Target {
-    /// None where no resource is meant; an error where it is not to be asked for in this way.
+    /// Parses a request. Returns `None` if the path is not a resource's, and an error if the method is not allowed.
     pub(crate) fn parse(method: &Method, path: &str, query: &BTreeMap<String, String>) -> Option<Result<Self, Status>> {
         let parts: Vec<_> = path.trim_matches('/').split('/').collect();
         let (api_version, rest) = match parts.as_slice() {
@@ -67,7 +67,7 @@ impl Target {
         key_of(&self.namespace, &self.name)
     }
 
-    /// How all keys of the collection begin.
+    /// Returns the prefix of all keys in the collection.
     pub(crate) fn prefix(&self) -> String {
         if self.namespace.is_empty() { String::new() } else { format!("{}/", self.namespace) }
     }
@@ -82,11 +82,11 @@ impl Target {
 
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, Status> {
         let parse =
-            |value: &str| value.parse().map_err(|_| Status::bad_request(&format!("{name}: {value:?} is no number")));
+            |value: &str| value.parse().map_err(|_| Status::bad_request(&format!("{name}: {value:?} is not a number")));
         self.option(name).map(parse).transpose()
     }
 
-    /// The version asked for, where there is one.
+    /// Returns `resourceVersion`, if it is set.
     pub(crate) fn version(&self) -> Result<Option<u64>, Status> {
         let parse = |value: &str| value.parse().map_err(|_| Status::bad_version(value));
         self.option("resourceVersion").map(parse).transpose()
@@ -98,7 +98,7 @@ impl Target {
     }
 }
 
-/// In which form objects are wanted, going by `Accept`. A `Table` is for people, and not had here.
+/// Returns the requested form of objects, from the `Accept` header. `Table` is not supported.
 pub(crate) fn form(accept: &str) -> Result<Form, Status> {
     for kind in accept.split(',').map(str::trim) {
         let whole = !kind.contains("as=");

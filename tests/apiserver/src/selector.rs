@@ -1,20 +1,20 @@
-//! Label and field selectors as queries have them.
+//! Label and field selectors in queries.
 
 use crate::object::Object;
 
-/// What a query restricts a collection to.
+/// The selectors of a query.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selector {
-    labels: Vec<(String, Wanted)>,
+    labels: Vec<(String, Requirement)>,
     fields: Vec<(Field, bool, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Wanted {
+enum Requirement {
     In(Vec<String>),
     NotIn(Vec<String>),
     Exists,
-    Absent,
+    DoesNotExist,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,27 +25,27 @@ enum Field {
 }
 
 impl Selector {
-    /// Reads both kinds; an error is the message for the client.
+    /// Parses both selectors; the error is the message for the client.
     pub(crate) fn parse(labels: Option<&str>, fields: Option<&str>) -> Result<Self, String> {
         let labels = split(labels.unwrap_or_default()).into_iter().map(requirement).collect::<Result<_, _>>()?;
         let fields = split(fields.unwrap_or_default()).into_iter().map(field).collect::<Result<_, _>>()?;
         Ok(Self { labels, fields })
     }
 
-    /// Whether it restricts nothing.
+    /// Returns whether it selects everything.
     pub(crate) const fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
     }
 
     pub(crate) fn matches(&self, object: &Object) -> bool {
-        let label = |(key, wanted): &(String, Wanted)| {
+        let label = |(key, wanted): &(String, Requirement)| {
             let value = object.labels.get(key.as_str());
-            let among = |values: &[String]| value.is_some_and(|value| values.iter().any(|one| **one == **value));
+            let is_in = |values: &[String]| value.is_some_and(|value| values.iter().any(|one| **one == **value));
             match wanted {
-                Wanted::In(values) => among(values),
-                Wanted::NotIn(values) => !among(values),
-                Wanted::Exists => value.is_some(),
-                Wanted::Absent => value.is_none(),
+                Requirement::In(values) => is_in(values),
+                Requirement::NotIn(values) => !is_in(values),
+                Requirement::Exists => value.is_some(),
+                Requirement::DoesNotExist => value.is_none(),
             }
         };
         let field = |(field, equal, wanted): &(Field, bool, String)| {
@@ -60,7 +60,7 @@ impl Selector {
     }
 }
 
-/// At commas that are not within parentheses.
+/// Splits at commas outside parentheses.
 fn split(text: &str) -> Vec<&str> {
     let mut depth = 0_usize;
     let parts = text.split(|c| {
@@ -74,31 +74,31 @@ fn split(text: &str) -> Vec<&str> {
     parts.map(str::trim).filter(|part| !part.is_empty()).collect()
 }
 
-fn requirement(text: &str) -> Result<(String, Wanted), String> {
+fn requirement(text: &str) -> Result<(String, Requirement), String> {
     let set = |values: &str| -> Result<Vec<String>, String> {
         let inner = values.trim().strip_prefix('(').and_then(|values| values.strip_suffix(')'));
         let inner = inner.ok_or_else(|| format!("unable to parse requirement: {text}"))?;
         Ok(inner.split(',').map(|value| value.trim().to_owned()).collect())
     };
     if let Some(key) = text.strip_prefix('!') {
-        return Ok((key.trim().to_owned(), Wanted::Absent));
+        return Ok((key.trim().to_owned(), Requirement::DoesNotExist));
     }
     if let Some((key, values)) = text.split_once(" notin ").or_else(|| text.split_once(" notin(")) {
-        return Ok((key.trim().to_owned(), Wanted::NotIn(set(&reopened(values))?)));
+        return Ok((key.trim().to_owned(), Requirement::NotIn(set(&with_opening_parenthesis(values))?)));
     }
     if let Some((key, values)) = text.split_once(" in ").or_else(|| text.split_once(" in(")) {
-        return Ok((key.trim().to_owned(), Wanted::In(set(&reopened(values))?)));
+        return Ok((key.trim().to_owned(), Requirement::In(set(&with_opening_parenthesis(values))?)));
     }
     if let Some((key, value)) = text.split_once("!=") {
-        return Ok((key.trim().to_owned(), Wanted::NotIn(vec![value.trim().to_owned()])));
+        return Ok((key.trim().to_owned(), Requirement::NotIn(vec![value.trim().to_owned()])));
     }
     if let Some((key, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
-        return Ok((key.trim().to_owned(), Wanted::In(vec![value.trim().to_owned()])));
+        return Ok((key.trim().to_owned(), Requirement::In(vec![value.trim().to_owned()])));
     }
-    Ok((text.to_owned(), Wanted::Exists))
+    Ok((text.to_owned(), Requirement::Exists))
 }
 
-fn reopened(values: &str) -> String {
+fn with_opening_parenthesis(values: &str) -> String {
     if values.trim_start().starts_with('(') { values.to_owned() } else { format!("({values}") }
 }
 
@@ -127,7 +127,7 @@ mod tests {
     use crate::resource::Resource;
 
     #[test]
-    fn selectors_select_as_the_api_says() {
+    fn selectors_select_as_the_api_documents() {
         let web = json!({"metadata": {"labels": {"app": "web", "tier": "front"}}, "spec": {"nodeName": "one"}});
         let web = Object::new(Resource::Pods, "shop/web", 1, web.as_object().cloned().unwrap_or_default());
         for (labels, fields, expected) in [
@@ -141,7 +141,7 @@ mod tests {
             ("", "spec.nodeName!=one", false),
             ("missing notin (x)", "", true),
         ] {
-            let selector = Selector::parse(Some(labels), Some(fields)).expect("a good selector");
+            let selector = Selector::parse(Some(labels), Some(fields)).expect("the selector is valid");
             assert_eq!(selector.matches(&web), expected, "{labels:?} {fields:?}");
         }
         assert!(Selector::parse(None, Some("status.phase=Running")).is_err());

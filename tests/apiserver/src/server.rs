@@ -1,4 +1,4 @@
-//! The thread that serves.
+//! The server thread.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -23,30 +23,30 @@ use crate::respond::respond;
 use crate::shared::Shared;
 use crate::tls;
 
-/// What the network between a server and its clients is like.
+/// The state of the network between a server and its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// As it should.
+    /// Works normally.
     Up,
-    /// Open connections are cut, new ones refused: no process listens.
+    /// Open connections are closed and new ones refused, as when no process listens.
     Refuse,
-    /// Connections stay and can be made, yet not a byte comes back.
+    /// Connections stay open and new ones are accepted, but no data comes back.
     BlackHole,
-    /// Every answer, every event and every part of a long list takes this much longer.
+    /// Every response, every event and every part of a long list is delayed by this time.
     Slow(Duration),
 }
 
 /// Why a server cannot start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The socket or the thread.
-    #[error("starting the API server double: {0}")]
+    /// The socket or the thread failed.
+    #[error("cannot start the API server double: {0}")]
     Io(#[from] io::Error),
-    /// A certificate cannot be made.
-    #[error("making the API server double's certificate: {0}")]
+    /// The certificate could not be created.
+    #[error("cannot create the certificate of the API server double: {0}")]
     Certificate(#[from] rcgen::Error),
-    /// A certificate is not taken.
-    #[error("setting up TLS for the API server double: {0}")]
+    /// The certificate was rejected.
+    #[error("cannot set up TLS for the API server double: {0}")]
     Tls(#[from] tokio_rustls::rustls::Error),
 }
 
@@ -61,10 +61,10 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Serves on a socket, in whatever network namespace that was bound.
+    /// Serves on a socket, in the network namespace in which it was bound.
     ///
     /// # Errors
-    /// Where the socket is no listening one, or there is no thread to be had.
+    /// If the socket is not listening, or the thread cannot be started.
     pub fn start(listener: TcpListener, options: Options) -> Result<Self, StartError> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
@@ -72,44 +72,44 @@ impl ApiServer {
         let shared = Arc::new(Shared::new(options, Credentials::new(identity.authority, address)));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
-        let (serving, own, acceptor) = (shared.clone(), listener.try_clone()?, identity.acceptor);
+        let (serving, socket, acceptor) = (shared.clone(), listener.try_clone()?, identity.acceptor);
         let thread = std::thread::Builder::new().name("apiserver".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 tokio::select! {
                     _ = stopped => {}
-                    () = serve(&serving, &own, &acceptor) => {}
+                    () = serve(&serving, &socket, &acceptor) => {}
                 }
             });
         })?;
         Ok(Self { shared, listener, address, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes the network. Other than by [`Network::Refuse`], open connections are not cut.
+    /// Changes the state of the network. Only [`Network::Refuse`] closes open connections.
     ///
     /// # Panics
-    /// Where the port was taken by somebody else while nobody listened.
+    /// If another process has taken the port in the meantime.
     pub fn network(&self, network: Network) {
         let before = *self.shared.network.borrow();
         if before == Network::Refuse && network != Network::Refuse {
-            // The kernel has forgotten the port if it had chosen it, and has not otherwise: then this fails, and need not
-            // succeed.
+            // A port that the kernel chose is unbound by the shutdown. Any other port is still bound, and `bind` fails,
+            // which is fine.
             let _ = bind(self.listener.as_raw_fd(), &SockaddrStorage::from(self.address));
-            listen(&self.listener, Backlog::MAXCONN).expect("listening again");
+            listen(&self.listener, Backlog::MAXCONN).expect("cannot listen again on the API server's socket");
             assert_eq!(self.listener.local_addr().ok(), Some(self.address), "the same port as before");
         }
         self.shared.network.send_replace(network);
         if network == Network::Refuse && before != Network::Refuse {
-            shutdown(self.listener.as_raw_fd(), Shutdown::Both).expect("a listening socket can be shut down");
+            shutdown(self.listener.as_raw_fd(), Shutdown::Both).expect("cannot shut down the listening socket");
             self.disconnect();
         }
     }
 
-    /// Cuts all connections, as a server that is killed does.
+    /// Closes all connections, as when a server is killed.
     pub fn disconnect(&self) {
         self.shared.cuts.send_replace(());
     }
@@ -119,7 +119,7 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic there was printed there.
+            // A panic of the thread was already printed.
             let _ = thread.join();
         }
     }
@@ -134,15 +134,15 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAccep
             }
             continue;
         }
-        // Anew after each change: the runtime takes a socket that was once shut down for ready for ever.
-        let Ok(own) = listener.try_clone().and_then(tokio::net::TcpListener::from_std) else { return };
+        // Registered again after each change: the runtime reports a socket that was shut down as ready forever.
+        let Ok(socket) = listener.try_clone().and_then(tokio::net::TcpListener::from_std) else { return };
         loop {
             tokio::select! {
                 changed = network.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return,
                 },
-                accepted = own.accept() => match accepted {
+                accepted = socket.accept() => match accepted {
                     Ok((stream, _)) => {
                         let cuts = shared.cuts.subscribe();
                         tokio::spawn(connection(shared.clone(), stream, acceptor.clone(), cuts));
@@ -155,14 +155,14 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAccep
 }
 
 async fn connection(shared: Arc<Shared>, stream: TcpStream, acceptor: TlsAcceptor, mut cuts: watch::Receiver<()>) {
-    // Events are short, and their latency is measured.
+    // Events are short, and tests measure their latency.
     let _ = stream.set_nodelay(true);
     let mut network = shared.network.subscribe();
     let requests = shared.clone();
     let mut serving = pin!(async move {
         let Ok(stream) = acceptor.accept(stream).await else { return };
         let service = service_fn(|request| respond(requests.clone(), request));
-        // An error is a client that went away or a fault that was asked for.
+        // An error is a client that disconnected, or an injected fault.
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
         } else {

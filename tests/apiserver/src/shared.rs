@@ -1,4 +1,4 @@
-//! What the server's thread and its users share.
+//! State shared between the server thread and its users.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use crate::server::Network;
 use crate::store::Store;
 use crate::watch::WatchFault;
 
-/// Everything that may change while a server runs.
+/// Everything that can change while a server runs.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) store: Store,
@@ -25,20 +25,20 @@ pub(crate) struct State {
     pub(crate) credentials: Credentials,
     pub(crate) faults: Faults,
     pub(crate) requests: Vec<Request>,
-    /// When events were handed over to a socket first.
+    /// When each event was first handed to a socket.
     pub(crate) sent: BTreeMap<u64, Instant>,
-    /// The page that was asked for last.
+    /// The page requested last, by resource.
     pub(crate) pages: BTreeMap<Resource, usize>,
-    /// What was done to watches, in order.
-    pub(crate) spoiled: Vec<(Option<Resource>, WatchFault)>,
-    pub(crate) open: BTreeMap<Resource, usize>,
+    /// Faults applied to watches, in order.
+    pub(crate) watch_faults: Vec<(Option<Resource>, WatchFault)>,
+    pub(crate) open_watches: BTreeMap<Resource, usize>,
     pub(crate) delay: Duration,
     pub(crate) streaming: StreamingLists,
     pub(crate) bookmark_every: Duration,
     pub(crate) watch_timeout: Duration,
 }
 
-/// The state, and what wakes those that wait for it to change.
+/// The state, and channels that notify about changes.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
@@ -58,8 +58,8 @@ impl Shared {
             requests: Vec::new(),
             sent: BTreeMap::new(),
             pages: BTreeMap::new(),
-            spoiled: Vec::new(),
-            open: BTreeMap::new(),
+            watch_faults: Vec::new(),
+            open_watches: BTreeMap::new(),
             delay: Duration::ZERO,
             streaming: options.streaming_lists,
             bookmark_every: options.bookmark_every,
@@ -77,15 +77,15 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, and lets watches look.
+    /// Changes the state and wakes the watches.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.lock());
         self.changed.send_replace(());
         result
     }
 
-    /// How slow the network is.
-    pub(crate) async fn pace(&self) {
+    /// Waits for the delay of a slow network.
+    pub(crate) async fn throttle(&self) {
         let network = *self.network.borrow();
         match network {
             Network::Slow(time) => tokio::time::sleep(time).await,

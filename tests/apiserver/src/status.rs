@@ -1,10 +1,10 @@
-//! Refusals, as `Status` objects.
+//! Error responses, as `Status` objects.
 
 use serde_json::{Map, Value, json};
 
 use crate::resource::{Resource, Verb};
 
-/// A refusal: what a client is told instead of what it asked for.
+/// An error response.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
     pub(crate) code: u16,
@@ -87,7 +87,7 @@ impl Status {
         Self::new(415, "UnsupportedMediaType", message, None)
     }
 
-    /// A version that is no number.
+    /// The version is not a number.
     pub(crate) fn bad_version(version: &str) -> Self {
         let message = format!(
             "resourceVersion: Invalid value: \"{version}\": strconv.ParseUint: parsing \"{version}\": invalid syntax"
@@ -95,7 +95,7 @@ impl Status {
         Self::new(500, "", &message, None)
     }
 
-    /// Query parameters that do not go together.
+    /// Query parameters that cannot be combined.
     pub(crate) fn forbidden_option(field: &str, why: &str) -> Self {
         let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}");
         let cause = json!({"reason": "FieldValueForbidden", "message": format!("Forbidden: {why}"), "field": field});
@@ -103,7 +103,7 @@ impl Status {
         Self::new(422, "Invalid", &message, Some(details))
     }
 
-    /// The list a page is asked of is no longer known; the token goes on without being consistent.
+    /// The version of a paginated list has expired; the token continues with the current objects.
     pub(crate) fn expired_page(token: &str) -> Self {
         let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list \
                        without the continue parameter, or use the continue token in this response to retrieve the remainder of \
@@ -119,7 +119,7 @@ impl Status {
         Self::new(410, "Expired", "The resourceVersion for the provided list is too old.", None)
     }
 
-    /// What a watch ends with that begins before the oldest known version.
+    /// Ends a watch that starts before the oldest version in the history.
     pub(crate) fn expired_watch(version: u64, oldest: u64) -> Self {
         Self::new(410, "Expired", &format!("too old resource version: {version} ({oldest})"), None)
     }
@@ -138,7 +138,7 @@ impl Status {
         status
     }
 
-    /// One that a test asked for.
+    /// A status that a test injected.
     pub(crate) fn injected(code: u16, retry_after: Option<u32>) -> Self {
         let (reason, message) = match code {
             401 => ("Unauthorized", "Unauthorized"),

@@ -1,4 +1,4 @@
-//! The objects, and one counter of versions for all.
+//! The objects, and one version counter for all resources.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -13,26 +13,26 @@ use crate::history::{Change, History, TooOld};
 use crate::object::Object;
 use crate::resource::Resource;
 
-/// What became of an object that was applied.
+/// The result of applying an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// Its resource version now.
+    /// The object's resource version.
     pub version: u64,
-    /// Whether it differs from before: otherwise nothing was sent to anyone.
+    /// Whether the object changed. If not, no event was sent.
     pub changed: bool,
-    /// When this was so.
+    /// The time of the change.
     pub at: Instant,
 }
 
-/// Why an object is not taken.
+/// Why an object was rejected.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// It is not an object with kind, version and name.
-    #[error("no object with apiVersion, kind and metadata.name: {0}")]
-    Headless(String),
-    /// Its kind is not among [`Resource`].
-    #[error("{kind} of {api_version} is not served here")]
-    Unserved {
+    /// It does not have `apiVersion`, `kind` and `metadata.name`.
+    #[error("the object has no apiVersion, kind or metadata.name: {0}")]
+    Incomplete(String),
+    /// Its kind is not in [`Resource`].
+    #[error("the API server double does not support {kind} of {api_version}; see Resource")]
+    Unsupported {
         /// Its `apiVersion`.
         api_version: String,
         /// Its `kind`.
@@ -40,7 +40,7 @@ pub enum ApplyError {
     },
 }
 
-/// Everything a server knew at one time.
+/// All objects of a server at one time.
 #[derive(Clone, Debug)]
 pub struct Backup {
     version: u64,
@@ -58,11 +58,11 @@ pub(crate) struct Store {
     collections: BTreeMap<Resource, Collection>,
     version: u64,
     capacity: usize,
-    /// Never goes back: uids stay distinct over a restore.
-    made: u64,
+    /// Not reset by a restore, so that UIDs stay unique.
+    created: u64,
 }
 
-/// A resource and the key of an object in it.
+/// Returns the key of an object.
 pub(crate) fn key_of(namespace: &str, name: &str) -> String {
     if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
 }
@@ -71,11 +71,11 @@ impl Store {
     pub(crate) fn new(capacity: usize, version: u64) -> Self {
         let collection = || Collection { objects: BTreeMap::new(), history: History::new(capacity, version) };
         let collections = Resource::ALL.into_iter().map(|resource| (resource, collection())).collect();
-        Self { collections, version, capacity, made: 0 }
+        Self { collections, version, capacity, created: 0 }
     }
 
     fn collection(&self, resource: Resource) -> &Collection {
-        self.collections.get(&resource).expect("every resource has one from the start")
+        self.collections.get(&resource).expect("every resource has a collection")
     }
 
     pub(crate) const fn version(&self) -> u64 {
@@ -86,45 +86,45 @@ impl Store {
         self.collection(resource).objects.get(key)
     }
 
-    /// Creates or replaces. An object that says what it said keeps its version.
+    /// Creates or replaces an object. If the content is the same, the version does not change.
     pub(crate) fn apply(&mut self, mut value: Value) -> Result<Applied, ApplyError> {
         let (resource, key) = identify(&value)?;
-        let Some(object) = value.as_object_mut() else { return Err(ApplyError::Headless(value.to_string())) };
+        let Some(object) = value.as_object_mut() else { return Err(ApplyError::Incomplete(value.to_string())) };
         let before = self.get(resource, &key).cloned();
         defaults::fill(resource, object);
-        self.identity(resource, &key, object, before.as_deref().map(Object::value).as_ref());
+        self.set_metadata(resource, &key, object, before.as_deref().map(Object::value).as_ref());
         let after = Object::new(resource, &key, self.version + 1, std::mem::take(object));
         let at = Instant::now();
-        if let Some(before) = before.as_ref().filter(|before| before.says_the_same(&after)) {
+        if let Some(before) = before.as_ref().filter(|before| before.has_same_content(&after)) {
             return Ok(Applied { version: before.version, changed: false, at });
         }
         self.record(resource, Change { version: after.version, at, before, after: Some(Arc::new(after)) });
         Ok(Applied { version: self.version, changed: true, at })
     }
 
-    /// Name, namespace and what a server alone decides on.
-    fn identity(&mut self, resource: Resource, key: &str, object: &mut Map<String, Value>, before: Option<&Value>) {
+    /// Sets name, namespace and the fields that the server assigns.
+    fn set_metadata(&mut self, resource: Resource, key: &str, object: &mut Map<String, Value>, before: Option<&Value>) {
         let spec_changed = before.is_some_and(|before| before.get("spec") != object.get("spec"));
         let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
         if let Some((namespace, _)) = key.split_once('/') {
             metadata.insert("namespace".to_owned(), namespace.into());
         }
-        let kept = |field: &str| before.and_then(|before| before.get("metadata")?.get(field)).cloned();
-        self.made += 1;
-        let uid = kept("uid").unwrap_or_else(|| json!(format!("00000000-0000-4000-8000-{:012x}", self.made)));
+        let previous = |field: &str| before.and_then(|before| before.get("metadata")?.get(field)).cloned();
+        self.created += 1;
+        let uid = previous("uid").unwrap_or_else(|| json!(format!("00000000-0000-4000-8000-{:012x}", self.created)));
         metadata.insert("uid".to_owned(), uid);
-        // A real server lets nobody else say when; here tests may, as they need objects of different ages.
+        // A real server always sets the time itself. Tests need objects of different ages.
         if !metadata.contains_key("creationTimestamp") {
-            let created = kept("creationTimestamp").unwrap_or_else(|| json!(now()));
+            let created = previous("creationTimestamp").unwrap_or_else(|| json!(now()));
             metadata.insert("creationTimestamp".to_owned(), created);
         }
         if defaults::has_generation(resource) {
-            let generation = kept("generation").and_then(|value| value.as_u64()).unwrap_or(1);
+            let generation = previous("generation").and_then(|value| value.as_u64()).unwrap_or(1);
             metadata.insert("generation".to_owned(), json!(generation + u64::from(spec_changed)));
         }
     }
 
-    /// The version of its end, where there was one.
+    /// Deletes an object and returns the version of the deletion, if the object existed.
     pub(crate) fn delete(&mut self, resource: Resource, key: &str) -> Option<u64> {
         let before = Some(self.get(resource, key)?.clone());
         self.record(resource, Change { version: self.version + 1, at: Instant::now(), before, after: None });
@@ -133,7 +133,7 @@ impl Store {
 
     fn record(&mut self, resource: Resource, change: Change) {
         self.version = change.version;
-        let collection = self.collections.get_mut(&resource).expect("every resource has one from the start");
+        let collection = self.collections.get_mut(&resource).expect("every resource has a collection");
         match (&change.before, &change.after) {
             (_, Some(after)) => drop(collection.objects.insert(after.key.clone(), after.clone())),
             (Some(before), None) => drop(collection.objects.remove(&before.key)),
@@ -142,7 +142,7 @@ impl Store {
         collection.history.push(change);
     }
 
-    /// Objects as of a version, in the order of their keys: those whose key begins with `prefix`, from `start` on.
+    /// Returns the objects at a version, ordered by key: those with the prefix `prefix`, starting from `start`.
     pub(crate) fn at(
         &self,
         resource: Resource,
@@ -166,19 +166,19 @@ impl Store {
         Ok(all)
     }
 
-    /// What happened to a resource since a version.
+    /// Returns the changes of a resource after a version.
     pub(crate) fn since(&self, resource: Resource, version: u64) -> Result<Vec<Change>, TooOld> {
         Ok(self.collection(resource).history.since(version)?.cloned().collect())
     }
 
-    /// Forgets the past.
+    /// Removes the history.
     pub(crate) fn compact(&mut self) {
         for collection in self.collections.values_mut() {
             collection.history.compact(self.version);
         }
     }
 
-    /// The same objects with versions that count from another one.
+    /// Assigns new versions to all objects, counting from `first`.
     pub(crate) fn renumber(&mut self, first: u64) {
         self.version = first;
         for collection in self.collections.values_mut() {
@@ -211,15 +211,17 @@ impl Store {
 pub(crate) fn identify(value: &Value) -> Result<(Resource, String), ApplyError> {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
     let head = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
-    let (Some(api_version), Some(kind), Some(name)) = head else { return Err(ApplyError::Headless(value.to_string())) };
+    let (Some(api_version), Some(kind), Some(name)) = head else {
+        return Err(ApplyError::Incomplete(value.to_string()));
+    };
     let Some(resource) = Resource::of_kind(api_version, kind) else {
-        return Err(ApplyError::Unserved { api_version: api_version.to_owned(), kind: kind.to_owned() });
+        return Err(ApplyError::Unsupported { api_version: api_version.to_owned(), kind: kind.to_owned() });
     };
     let namespace = if resource.is_namespaced() { text("/metadata/namespace").unwrap_or("default") } else { "" };
     Ok((resource, key_of(namespace, name)))
 }
 
-/// The time as metadata has it, in whole seconds.
+/// Returns the current time as written in metadata, in whole seconds.
 fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

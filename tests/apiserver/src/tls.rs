@@ -1,4 +1,4 @@
-//! Certificates, made anew for each server.
+//! Certificates, created for each server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::server::StartError;
 
-/// What a server proves itself with, and what its clients are to trust.
+/// The server's certificate, and the CA that its clients trust.
 pub(crate) struct Identity {
     pub(crate) acceptor: TlsAcceptor,
-    /// The authority's certificate.
+    /// The CA certificate.
     pub(crate) authority: String,
 }
 
-/// A certificate for an address, for the names of a server within a cluster, and for others, by an authority of its own.
+/// Creates a certificate for an address, the in-cluster names of an API server and `names`, signed by a new CA.
 pub(crate) fn identity(address: SocketAddr, names: &[String], http2: bool) -> Result<Identity, StartError> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,4 +1,4 @@
-//! Collections, and what becomes of them.
+//! Responses to watch requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::body::{Body, Gone, Writer};
+use crate::body::{Body, Disconnected, Writer};
 use crate::history::Change;
 use crate::object::{Form, Object};
 use crate::options::StreamingLists;
@@ -18,22 +18,22 @@ use crate::shared::{Shared, State};
 use crate::status::Status;
 
 /// Bytes of initial events sent at a time.
-const PART: usize = 64 * 1024;
+const PART_SIZE: usize = 64 * 1024;
 
-/// What a test does to watches that are open.
+/// A fault that a test applies to open watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchFault {
-    /// The next event ends in the middle of its bytes, and so does the connection.
+    /// The next event is cut in the middle, and the connection is closed.
     Tear,
-    /// A line that is no JSON.
+    /// A line that is not JSON.
     Garbage,
-    /// An ERROR event with this code, and the end.
+    /// An ERROR event with this code, then the end of the watch.
     Error(u16),
-    /// An ordinary end, as after a timeout.
+    /// A normal end, as after a timeout.
     End,
-    /// The connection is cut.
+    /// The connection is closed.
     Cut,
-    /// Nothing more comes, over a connection that stays.
+    /// No more data, but the connection stays open.
     Hang,
 }
 
@@ -44,46 +44,46 @@ struct Watch {
     selector: Selector,
     form: Form,
     bookmarks: bool,
-    /// Whether the end of the initial objects is told.
-    ends: bool,
-    /// What was told up to here.
+    /// Whether a bookmark marks the end of the initial events.
+    marks_initial_end: bool,
+    /// All changes up to this version were sent.
     version: u64,
-    /// What of [`State::spoiled`] was seen.
-    spoiled: usize,
+    /// Number of [`State::watch_faults`] already handled.
+    faults_handled: usize,
     end: Instant,
     tear: bool,
 }
 
-/// Why a watch ends.
-enum End {
-    /// As it should.
-    Orderly,
-    /// In the middle.
-    Torn,
-    /// Nothing more is to come, yet it stays.
+/// How a watch ends.
+enum WatchEnd {
+    /// Normally.
+    Normal,
+    /// The connection is aborted.
+    Aborted,
+    /// No more data, but the connection stays open.
     Silent,
 }
 
-impl From<Gone> for End {
-    fn from(_: Gone) -> Self {
-        Self::Orderly
+impl From<Disconnected> for WatchEnd {
+    fn from(_: Disconnected) -> Self {
+        Self::Normal
     }
 }
 
-/// What is to be told at one time.
-struct News {
+/// Events and faults to send next.
+struct Pending {
     events: Vec<(Vec<u8>, u64, std::time::Instant)>,
     faults: Vec<WatchFault>,
     expired: Option<Status>,
     delay: Duration,
 }
 
-/// Counts open watches.
-struct Open(Arc<Shared>, Resource);
+/// Counts a watch as open until dropped.
+struct OpenWatch(Arc<Shared>, Resource);
 
-impl Drop for Open {
+impl Drop for OpenWatch {
     fn drop(&mut self) {
-        if let Some(count) = self.0.lock().open.get_mut(&self.1) {
+        if let Some(count) = self.0.lock().open_watches.get_mut(&self.1) {
             *count -= 1;
         }
     }
@@ -94,12 +94,12 @@ pub(crate) fn watch(shared: &Arc<Shared>, target: &Target, form: Form, tear: boo
     let version = target.version()?;
     let timeout = target.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).map(Duration::from_secs);
     let mut state = shared.lock();
-    let asked = target.flag("sendInitialEvents");
-    if asked && let Some(error) = streaming(&state, target)? {
+    let streaming_requested = target.flag("sendInitialEvents");
+    if streaming_requested && let Some(error) = streaming(&state, target)? {
         return Ok(Body::whole(event("ERROR", &error.body)));
     }
-    // A watch from no version in particular has always begun with what there is.
-    let initial = asked || (version.unwrap_or(0) == 0 && target.option("sendInitialEvents").is_none());
+    // A watch without a version starts with the current objects.
+    let initial = streaming_requested || (version.unwrap_or(0) == 0 && target.option("sendInitialEvents").is_none());
     let watch = Watch {
         shared: shared.clone(),
         resource: target.resource,
@@ -107,14 +107,14 @@ pub(crate) fn watch(shared: &Arc<Shared>, target: &Target, form: Form, tear: boo
         selector,
         form,
         bookmarks: target.flag("allowWatchBookmarks"),
-        ends: state.streaming != StreamingLists::Ignored,
+        marks_initial_end: state.streaming != StreamingLists::Ignored,
         version: version.unwrap_or_else(|| state.store.version()),
-        spoiled: state.spoiled.len(),
+        faults_handled: state.watch_faults.len(),
         end: Instant::now() + timeout.unwrap_or(state.watch_timeout),
         tear,
     };
-    *state.open.entry(target.resource).or_default() += 1;
-    let open = Open(shared.clone(), target.resource);
+    *state.open_watches.entry(target.resource).or_default() += 1;
+    let open = OpenWatch(shared.clone(), target.resource);
     let changed = shared.changed.subscribe();
     drop(state);
     let (writer, body) = Body::parts(shared.clone());
@@ -125,7 +125,7 @@ pub(crate) fn watch(shared: &Arc<Shared>, target: &Target, form: Form, tear: boo
     Ok(body)
 }
 
-/// Whether a streaming list may be had; an error of the second kind comes within the stream.
+/// Returns whether streaming lists are supported. `Ok(Some(_))` is an error that is sent as an event in the stream.
 fn streaming(state: &State, target: &Target) -> Result<Option<Status>, Status> {
     match state.streaming {
         StreamingLists::Forbidden => {
@@ -146,17 +146,22 @@ fn streaming(state: &State, target: &Target) -> Result<Option<Status>, Status> {
 impl Watch {
     async fn run(mut self, writer: Writer, initial: bool, mut changed: watch::Receiver<()>) {
         let end = match self.tell(&writer, initial, &mut changed).await {
-            Ok(()) => End::Orderly,
+            Ok(()) => WatchEnd::Normal,
             Err(end) => end,
         };
         match end {
-            End::Orderly => {}
-            End::Torn => writer.tear().await,
-            End::Silent => writer.gone().await,
+            WatchEnd::Normal => {}
+            WatchEnd::Aborted => writer.tear().await,
+            WatchEnd::Silent => writer.disconnected().await,
         }
     }
 
-    async fn tell(&mut self, writer: &Writer, initial: bool, changed: &mut watch::Receiver<()>) -> Result<(), End> {
+    async fn tell(
+        &mut self,
+        writer: &Writer,
+        initial: bool,
+        changed: &mut watch::Receiver<()>,
+    ) -> Result<(), WatchEnd> {
         if initial {
             self.initial(writer).await?;
         }
@@ -164,11 +169,11 @@ impl Watch {
         let mut bookmark = Instant::now() + every;
         loop {
             changed.borrow_and_update();
-            let news = self.look();
-            self.send(writer, news).await?;
+            let pending = self.pending();
+            self.send(writer, pending).await?;
             tokio::select! {
                 biased;
-                () = writer.gone() => return Ok(()),
+                () = writer.disconnected() => return Ok(()),
                 _ = changed.changed() => {}
                 () = sleep_until(self.end) => {
                     if self.bookmarks {
@@ -187,8 +192,8 @@ impl Watch {
         }
     }
 
-    /// What there is, as if it had just been made.
-    async fn initial(&mut self, writer: &Writer) -> Result<(), End> {
+    /// Sends the current objects as ADDED events.
+    async fn initial(&mut self, writer: &Writer) -> Result<(), WatchEnd> {
         let (objects, version) = {
             let state = self.shared.lock();
             let version = state.store.version();
@@ -196,22 +201,22 @@ impl Watch {
             let objects = objects.into_iter().filter(|object| self.selector.matches(object));
             (objects.cloned().collect::<Vec<_>>(), version)
         };
-        // A list may not be older than what was asked for; a real server waits for its cache, in vain here.
+        // A list must not be older than requested. A real server waits for its cache; here that would wait forever.
         if self.version > version {
-            return Err(End::Silent);
+            return Err(WatchEnd::Silent);
         }
         self.version = version;
         let mut out = Vec::new();
         for object in objects {
             let bytes = self.event("ADDED", &object, object.version);
-            self.torn(writer, &bytes).await?;
+            self.tear_if_injected(writer, &bytes).await?;
             out.extend_from_slice(&bytes);
-            if out.len() >= PART {
-                self.shared.pace().await;
+            if out.len() >= PART_SIZE {
+                self.shared.throttle().await;
                 writer.write(std::mem::take(&mut out), None).await?;
             }
         }
-        if self.bookmarks && self.ends {
+        if self.bookmarks && self.marks_initial_end {
             out.extend_from_slice(&self.bookmark(true));
         }
         if !out.is_empty() {
@@ -220,23 +225,23 @@ impl Watch {
         Ok(())
     }
 
-    fn look(&mut self) -> News {
+    fn pending(&mut self) -> Pending {
         let state = self.shared.lock();
-        let faults = state.spoiled[self.spoiled..].iter();
+        let faults = state.watch_faults[self.faults_handled..].iter();
         let faults = faults.filter(|(what, _)| what.is_none_or(|what| what == self.resource)).map(|(_, fault)| *fault);
-        let mut news = News { events: Vec::new(), faults: faults.collect(), expired: None, delay: state.delay };
-        let seen = state.spoiled.len();
+        let mut pending = Pending { events: Vec::new(), faults: faults.collect(), expired: None, delay: state.delay };
+        let seen = state.watch_faults.len();
         match state.store.since(self.resource, self.version) {
             Ok(changes) => {
-                news.events = changes.iter().filter_map(|change| self.change(change)).collect();
-                // Whoever begins in the future hears nothing until then.
+                pending.events = changes.iter().filter_map(|change| self.change(change)).collect();
+                // A watch from a future version gets no events until then.
                 self.version = self.version.max(state.store.version());
             }
-            Err(old) => news.expired = Some(Status::expired_watch(self.version, old.oldest)),
+            Err(old) => pending.expired = Some(Status::expired_watch(self.version, old.oldest)),
         }
         drop(state);
-        self.spoiled = seen;
-        news
+        self.faults_handled = seen;
+        pending
     }
 
     fn change(&self, change: &Change) -> Option<(Vec<u8>, u64, std::time::Instant)> {
@@ -251,40 +256,40 @@ impl Watch {
         Some((self.event(what, object, change.version), change.version, change.at))
     }
 
-    async fn send(&mut self, writer: &Writer, news: News) -> Result<(), End> {
-        for fault in news.faults {
+    async fn send(&mut self, writer: &Writer, pending: Pending) -> Result<(), WatchEnd> {
+        for fault in pending.faults {
             match fault {
                 WatchFault::Tear => self.tear = true,
                 WatchFault::Garbage => writer.write(b"\xff\xfe garbage {\"type\":\n".to_vec(), None).await?,
                 WatchFault::Error(code) => {
                     writer.write(event("ERROR", &Status::injected(code, None).body), None).await?;
-                    return Err(End::Orderly);
+                    return Err(WatchEnd::Normal);
                 }
-                WatchFault::End => return Err(End::Orderly),
-                WatchFault::Cut => return Err(End::Torn),
-                WatchFault::Hang => return Err(End::Silent),
+                WatchFault::End => return Err(WatchEnd::Normal),
+                WatchFault::Cut => return Err(WatchEnd::Aborted),
+                WatchFault::Hang => return Err(WatchEnd::Silent),
             }
         }
-        if let Some(status) = news.expired {
+        if let Some(status) = pending.expired {
             writer.write(event("ERROR", &status.body), None).await?;
-            return Err(End::Orderly);
+            return Err(WatchEnd::Normal);
         }
-        for (bytes, version, at) in news.events {
-            if !news.delay.is_zero() {
-                sleep_until(Instant::from_std(at + news.delay)).await;
+        for (bytes, version, at) in pending.events {
+            if !pending.delay.is_zero() {
+                sleep_until(Instant::from_std(at + pending.delay)).await;
             }
-            self.shared.pace().await;
-            self.torn(writer, &bytes).await?;
+            self.shared.throttle().await;
+            self.tear_if_injected(writer, &bytes).await?;
             writer.write(bytes, Some(version)).await?;
         }
         Ok(())
     }
 
-    /// Sends half of an event, where that is to be all.
-    async fn torn(&self, writer: &Writer, bytes: &[u8]) -> Result<(), End> {
+    /// Sends only half of an event, if a fault requires it.
+    async fn tear_if_injected(&self, writer: &Writer, bytes: &[u8]) -> Result<(), WatchEnd> {
         if self.tear {
             writer.write(bytes[..bytes.len() / 2].to_vec(), None).await?;
-            return Err(End::Torn);
+            return Err(WatchEnd::Aborted);
         }
         Ok(())
     }
@@ -296,7 +301,7 @@ impl Watch {
         out
     }
 
-    /// An object of which only the version means anything; the rest is what Go writes of an empty one.
+    /// Returns a bookmark. Only its version has a meaning; the rest is how Go serializes an empty object.
     fn bookmark(&self, initial: bool) -> Vec<u8> {
         let end = if initial { ",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}" } else { "" };
         let (kind, api_version, rest) = match self.form {
@@ -310,7 +315,7 @@ impl Watch {
     }
 }
 
-/// Members of an object that Go writes even if there is nothing in them.
+/// Members that Go serializes even when they are empty.
 const fn empty(resource: Resource) -> &'static str {
     match resource {
         Resource::Pods => ",\"spec\":{\"containers\":null},\"status\":{}",

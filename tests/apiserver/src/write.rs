@@ -1,4 +1,4 @@
-//! Creating, changing and deleting by clients.
+//! Handles create, update, patch and delete requests.
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -12,33 +12,37 @@ use crate::route::Target;
 use crate::shared::{Shared, State};
 use crate::status::Status;
 
-/// What a client is told of its write.
-pub(crate) struct Written {
+/// The response to a write.
+pub(crate) struct WriteResponse {
     pub(crate) code: StatusCode,
     pub(crate) body: Vec<u8>,
 }
 
-/// How a patch is meant.
+/// The type of a patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Patch {
+enum PatchType {
     Merge,
     Apply,
 }
 
-pub(crate) async fn write(shared: &Shared, target: &Target, request: Request<Incoming>) -> Result<Written, Status> {
+pub(crate) async fn write(
+    shared: &Shared,
+    target: &Target,
+    request: Request<Incoming>,
+) -> Result<WriteResponse, Status> {
     let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
     let body = request.into_body().collect().await;
-    let body = body.map_err(|error| Status::bad_request(&format!("the body did not come: {error}")))?.to_bytes();
+    let body = body.map_err(|error| Status::bad_request(&format!("cannot read the request body: {error}")))?.to_bytes();
     shared.change(|state| match target.verb {
         Verb::Create => create(state, target, read(&body, false)?),
         Verb::Update => update(state, target, read(&body, false)?),
         Verb::Patch => {
-            let how = match kind.split(';').next().unwrap_or_default() {
-                "application/merge-patch+json" | "application/strategic-merge-patch+json" => Patch::Merge,
-                "application/apply-patch+yaml" => Patch::Apply,
+            let patch_type = match kind.split(';').next().unwrap_or_default() {
+                "application/merge-patch+json" | "application/strategic-merge-patch+json" => PatchType::Merge,
+                "application/apply-patch+yaml" => PatchType::Apply,
                 _ => return Err(Status::unsupported_media_type()),
             };
-            patch(state, target, read(&body, how == Patch::Apply)?, how)
+            patch(state, target, read(&body, patch_type == PatchType::Apply)?, patch_type)
         }
         Verb::Delete => delete(state, target),
         Verb::Get | Verb::List | Verb::Watch => Err(Status::not_allowed()),
@@ -59,7 +63,7 @@ fn read(body: &[u8], yaml: bool) -> Result<Value, Status> {
     }
 }
 
-fn create(state: &mut State, target: &Target, mut value: Value) -> Result<Written, Status> {
+fn create(state: &mut State, target: &Target, mut value: Value) -> Result<WriteResponse, Status> {
     let metadata = value.get("metadata").cloned().unwrap_or_default();
     let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
     let name = match (text("name"), text("generateName")) {
@@ -73,7 +77,7 @@ fn create(state: &mut State, target: &Target, mut value: Value) -> Result<Writte
         ("", prefix) => format!("{prefix}{:05x}", state.store.version() + 1),
         (name, _) => name.to_owned(),
     };
-    place(target, &name, &mut value)?;
+    set_identity(target, &name, &mut value)?;
     let key = Target { name: name.clone(), ..target.clone() }.key();
     if state.store.get(target.resource, &key).is_some() {
         return Err(Status::already_exists(target.resource, &name));
@@ -81,43 +85,43 @@ fn create(state: &mut State, target: &Target, mut value: Value) -> Result<Writte
     put(state, target, &key, value, StatusCode::CREATED)
 }
 
-fn update(state: &mut State, target: &Target, mut value: Value) -> Result<Written, Status> {
+fn update(state: &mut State, target: &Target, mut value: Value) -> Result<WriteResponse, Status> {
     let key = target.key();
     let before = state.store.get(target.resource, &key);
     let before = before.ok_or_else(|| Status::not_found(target.resource, &target.name))?.version;
-    fresh(target, &value, before)?;
-    place(target, &target.name, &mut value)?;
+    check_version(target, &value, before)?;
+    set_identity(target, &target.name, &mut value)?;
     put(state, target, &key, value, StatusCode::OK)
 }
 
-fn patch(state: &mut State, target: &Target, patch: Value, how: Patch) -> Result<Written, Status> {
+fn patch(state: &mut State, target: &Target, patch: Value, patch_type: PatchType) -> Result<WriteResponse, Status> {
     let key = target.key();
     let before = state.store.get(target.resource, &key).map(|object| (object.version, object.value()));
-    let (mut value, code) = match (before, how) {
+    let (mut value, code) = match (before, patch_type) {
         (Some((version, value)), _) => {
-            fresh(target, &patch, version)?;
+            check_version(target, &patch, version)?;
             (value, StatusCode::OK)
         }
-        (None, Patch::Apply) => (Value::Object(Map::new()), StatusCode::CREATED),
-        (None, Patch::Merge) => return Err(Status::not_found(target.resource, &target.name)),
+        (None, PatchType::Apply) => (Value::Object(Map::new()), StatusCode::CREATED),
+        (None, PatchType::Merge) => return Err(Status::not_found(target.resource, &target.name)),
     };
     merge(&mut value, patch);
-    place(target, &target.name, &mut value)?;
+    set_identity(target, &target.name, &mut value)?;
     put(state, target, &key, value, code)
 }
 
-fn delete(state: &mut State, target: &Target) -> Result<Written, Status> {
+fn delete(state: &mut State, target: &Target) -> Result<WriteResponse, Status> {
     state
         .store
         .delete(target.resource, &target.key())
         .ok_or_else(|| Status::not_found(target.resource, &target.name))?;
     let details = json!({"name": target.name, "group": target.resource.group(), "kind": target.resource.plural()});
     let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
-    Ok(Written { code: StatusCode::OK, body: body.to_string().into_bytes() })
+    Ok(WriteResponse { code: StatusCode::OK, body: body.to_string().into_bytes() })
 }
 
-/// Refuses a write that builds on an older version.
-fn fresh(target: &Target, value: &Value, version: u64) -> Result<(), Status> {
+/// Rejects a write that is based on an older version.
+fn check_version(target: &Target, value: &Value, version: u64) -> Result<(), Status> {
     match value.pointer("/metadata/resourceVersion").and_then(Value::as_str) {
         Some(wanted) if !wanted.is_empty() && wanted != version.to_string() => {
             Err(Status::conflict(target.resource, &target.name))
@@ -126,8 +130,8 @@ fn fresh(target: &Target, value: &Value, version: u64) -> Result<(), Status> {
     }
 }
 
-/// Gives an object the place the path names.
-fn place(target: &Target, name: &str, value: &mut Value) -> Result<(), Status> {
+/// Sets kind, name and namespace of an object from the path.
+fn set_identity(target: &Target, name: &str, value: &mut Value) -> Result<(), Status> {
     value["kind"] = target.resource.kind().into();
     value["apiVersion"] = target.resource.api_version().into();
     if !value["metadata"].is_object() {
@@ -148,13 +152,13 @@ fn place(target: &Target, name: &str, value: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
-fn put(state: &mut State, target: &Target, key: &str, value: Value, code: StatusCode) -> Result<Written, Status> {
+fn put(state: &mut State, target: &Target, key: &str, value: Value, code: StatusCode) -> Result<WriteResponse, Status> {
     state.store.apply(value).map_err(|error| Status::bad_request(&error.to_string()))?;
     let object = state.store.get(target.resource, key).ok_or_else(|| Status::not_found(target.resource, key))?;
-    Ok(Written { code, body: object.bytes(Form::Whole) })
+    Ok(WriteResponse { code, body: object.bytes(Form::Whole) })
 }
 
-/// RFC 7386.
+/// JSON merge patch, RFC 7386.
 fn merge(value: &mut Value, patch: Value) {
     let Value::Object(patch) = patch else {
         *value = patch;

@@ -1,4 +1,4 @@
-//! The double, by the client that real programs use.
+//! Tests the double with the kube client library.
 
 mod common;
 
@@ -15,9 +15,9 @@ use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options, Resource, Str
 use serde_json::json;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The names of a first list, or what was told of one object.
+/// Returns the names of a complete list, or the change of one object.
 async fn next<S>(watch: &mut S) -> Result<String>
 where
     S: Stream<Item = watcher::Result<Event<Pod>>> + Unpin,
@@ -25,7 +25,7 @@ where
     let name = |pod: Pod| pod.metadata.name.unwrap_or_default();
     let mut listed = Vec::new();
     loop {
-        match timeout(PATIENCE, watch.next()).await.context("nothing came")?.context("the watch ended")? {
+        match timeout(TIMEOUT, watch.next()).await.context("no event within the timeout")?.context("the watch ended")? {
             Ok(Event::Init) => listed.clear(),
             Ok(Event::InitApply(pod)) => listed.push(name(pod)),
             Ok(Event::InitDone) => return Ok(format!("all: {}", listed.join(" "))),
@@ -47,25 +47,25 @@ where
             return Ok(());
         }
         if !told.starts_with("error") || before.len() > 20 {
-            bail!("expected {expected:?}, told {told:?} after {before:?}");
+            bail!("expected {expected:?}, got {told:?} after {before:?}");
         }
         before.push(told);
-        // The watcher itself does not wait before it tries again.
+        // The watcher does not wait before it retries.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-async fn open(server: &ApiServer) -> Result<()> {
+async fn wait_for_watch(server: &ApiServer) -> Result<()> {
     let wait = async {
         while server.open_watches(Resource::Pods) == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, wait).await.context("no watch was opened")
+    timeout(TIMEOUT, wait).await.context("no watch was opened within the timeout")
 }
 
 #[tokio::test]
-async fn watchers_follow_by_list_and_by_stream() -> Result<()> {
+async fn watchers_work_with_lists_and_with_streaming_lists() -> Result<()> {
     for config in [watcher::Config::default().page_size(1), watcher::Config::default().streaming_lists()] {
         let (server, directory) = start(Options::default())?;
         for name in ["a", "b", "c"] {
@@ -76,7 +76,7 @@ async fn watchers_follow_by_list_and_by_stream() -> Result<()> {
         expect(&mut watch, "all: a b c").await?;
         let version = server.apply(pod("shop", "d", &json!({})))?.version;
         expect(&mut watch, "+d").await?;
-        ensure!(server.sent_at(version).is_some(), "the time an event was sent is known");
+        ensure!(server.sent_at(version).is_some(), "the server did not record when the event was sent");
         server.delete(Resource::Pods, "shop", "a");
         expect(&mut watch, "-a").await?;
     }
@@ -84,7 +84,7 @@ async fn watchers_follow_by_list_and_by_stream() -> Result<()> {
 }
 
 #[tokio::test]
-async fn watchers_recover_from_what_is_done_to_them() -> Result<()> {
+async fn watchers_recover_from_faults() -> Result<()> {
     let faults = [WatchFault::Garbage, WatchFault::Error(410), WatchFault::End, WatchFault::Cut, WatchFault::Tear];
     for fault in faults {
         let (server, directory) = start(Options::default())?;
@@ -92,22 +92,22 @@ async fn watchers_recover_from_what_is_done_to_them() -> Result<()> {
         let pods = Api::<Pod>::all(client(&server, &directory).await?);
         let mut watch = Box::pin(watcher(pods, watcher::Config::default()));
         expect(&mut watch, "all: a").await?;
-        // The watch is opened when it is asked for something.
-        let driven = tokio::spawn(async move {
+        // The watcher opens the watch only when it is polled.
+        let polled = tokio::spawn(async move {
             let told = next(&mut watch).await;
             (told, watch)
         });
-        open(&server).await?;
+        wait_for_watch(&server).await?;
         server.watch_fault(Some(Resource::Pods), fault);
         server.apply(pod("shop", "b", &json!({})))?;
-        let (told, mut watch) = driven.await?;
+        let (told, mut watch) = polled.await?;
         let told = told?;
         if told.starts_with("error") {
-            let mut again = next(&mut watch).await?;
-            while again.starts_with("error") {
-                again = next(&mut watch).await?;
+            let mut second = next(&mut watch).await?;
+            while second.starts_with("error") {
+                second = next(&mut watch).await?;
             }
-            ensure!(again == "+b" || again == "all: a b", "{fault:?}: {again}");
+            ensure!(second == "+b" || second == "all: a b", "{fault:?}: {second}");
         } else {
             ensure!(told == "+b" || told == "all: a b", "{fault:?}: {told}");
         }
@@ -116,7 +116,7 @@ async fn watchers_recover_from_what_is_done_to_them() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_server_without_streaming_lists_is_listed() -> Result<()> {
+async fn a_server_without_streaming_lists_returns_an_error() -> Result<()> {
     for streaming in [StreamingLists::Forbidden, StreamingLists::NoStorageSupport] {
         let (server, directory) = start(Options { streaming_lists: streaming, ..Options::default() })?;
         let pods = Api::<Pod>::all(client(&server, &directory).await?);
@@ -128,25 +128,28 @@ async fn a_server_without_streaming_lists_is_listed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn networks_come_and_go_and_keep_the_port() -> Result<()> {
+async fn the_port_stays_the_same_across_network_outages() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     let pods = Api::<Pod>::all(client(&server, &directory).await?);
     let all = ListParams::default();
     pods.list(&all).await?;
     server.network(Network::Refuse);
-    ensure!(std::net::TcpStream::connect(server.address()).is_err(), "refused");
+    ensure!(std::net::TcpStream::connect(server.address()).is_err(), "the connection was not refused");
     ensure!(pods.list(&all).await.is_err());
     server.network(Network::Up);
-    pods.list(&all).await.context("after it came back")?;
+    pods.list(&all).await.context("listing after the network is up again")?;
     server.network(Network::BlackHole);
-    ensure!(timeout(Duration::from_millis(300), pods.list(&all)).await.is_err(), "nothing comes back");
+    ensure!(
+        timeout(Duration::from_millis(300), pods.list(&all)).await.is_err(),
+        "a response came through the black hole"
+    );
     server.network(Network::Up);
-    timeout(PATIENCE, pods.list(&all)).await?.context("after the silence")?;
+    timeout(TIMEOUT, pods.list(&all)).await?.context("listing after the black hole")?;
     Ok(())
 }
 
 #[tokio::test]
-async fn tokens_expire_and_are_read_again() -> Result<()> {
+async fn an_expired_token_is_refused_and_a_new_one_is_read() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     let pods = Api::<Pod>::all(client(&server, &directory).await?);
     pods.list(&ListParams::default()).await?;
@@ -160,7 +163,7 @@ async fn tokens_expire_and_are_read_again() -> Result<()> {
 }
 
 #[tokio::test]
-async fn faults_meet_the_page_they_are_for() -> Result<()> {
+async fn faults_apply_to_the_given_page() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     for name in ["a", "b", "c"] {
         server.apply(pod("shop", name, &json!({})))?;
@@ -169,7 +172,7 @@ async fn faults_meet_the_page_they_are_for() -> Result<()> {
     let fault = Fault::on(Effect::status(410)).verb(Verb::List).resource(Resource::Pods).page(2).times(1);
     server.inject(fault);
     let first = pods.list(&ListParams::default().limit(1)).await?;
-    let token = first.metadata.continue_.context("there is more")?;
+    let token = first.metadata.continue_.context("the list has no second page")?;
     let second = ListParams::default().limit(1).continue_token(&token);
     let refused = pods.list(&second).await;
     ensure!(matches!(&refused, Err(kube::Error::Api(status)) if status.code == 410), "{refused:?}");
@@ -181,14 +184,14 @@ async fn faults_meet_the_page_they_are_for() -> Result<()> {
 }
 
 #[tokio::test]
-async fn clients_write() -> Result<()> {
+async fn clients_can_create_patch_and_delete() -> Result<()> {
     let (server, directory) = start(Options::default())?;
     let pods = Api::<Pod>::namespaced(client(&server, &directory).await?, "shop");
     let new: Pod = serde_json::from_value(pod("shop", "a", &json!({"app": "web"})))?;
     let made = pods.create(&PostParams::default(), &new).await?;
     ensure!(made.metadata.uid.is_some());
-    let again = pods.create(&PostParams::default(), &new).await;
-    ensure!(matches!(&again, Err(kube::Error::Api(status)) if status.code == 409), "{again:?}");
+    let second = pods.create(&PostParams::default(), &new).await;
+    ensure!(matches!(&second, Err(kube::Error::Api(status)) if status.code == 409), "{second:?}");
     let patch = Patch::Merge(json!({"metadata": {"labels": {"app": null, "x": "y"}}}));
     let patched = pods.patch("a", &PatchParams::default(), &patch).await?;
     ensure!(patched.metadata.labels.unwrap_or_default().into_iter().eq([("x".to_owned(), "y".to_owned())]));
@@ -203,7 +206,7 @@ async fn a_directory_is_mirrored() -> Result<()> {
     let manifests = tempfile::tempdir()?;
     let file = manifests.path().join("a.yaml");
     let text = |name: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
-    // In one step: between cutting a file short and writing it, it is empty, and would be taken for that.
+    // Replaced by a rename: a file that is truncated first would be read as empty.
     let replace = |text: &str| {
         let partial = file.with_extension("partial");
         std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, &file))
@@ -217,13 +220,13 @@ async fn a_directory_is_mirrored() -> Result<()> {
     ensure!(mirror.sync()?.is_empty());
     ensure!(names() == ["c"]);
     replace("apiVersion: [unfinished")?;
-    ensure!(mirror.sync()?.len() == 1, "what cannot be read is told");
-    ensure!(names() == ["c"], "and changes nothing");
+    ensure!(mirror.sync()?.len() == 1, "a file that cannot be read is reported");
+    ensure!(names() == ["c"], "a file that cannot be read changes no object");
     std::fs::remove_file(&file)?;
     let wait = async {
         while !names().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, wait).await.context("without being asked")
+    timeout(TIMEOUT, wait).await.context("the mirror did not notice that the file was removed")
 }

@@ -1,4 +1,4 @@
-//! What the double says, beside what a real server said.
+//! Compares responses of the double with recorded responses of a real server.
 
 mod common;
 
@@ -7,15 +7,15 @@ use common::{client, client_of, pod, start};
 use netpol_apiserver::{ApiServer, Options, Rules, StreamingLists};
 use serde_json::{Value, json};
 
-const NOBODY: &str = "system:serviceaccount:shop:nobody";
+const USER: &str = "system:serviceaccount:shop:nobody";
 
-/// Status and body of a GET.
-async fn ask(server: &ApiServer, path: &str) -> Result<(u16, String)> {
+/// Returns status and body of a GET request.
+async fn get(server: &ApiServer, path: &str) -> Result<(u16, String)> {
     let directory = tempfile::tempdir()?;
-    ask_by(client(server, &directory).await?, path).await
+    get_with(client(server, &directory).await?, path).await
 }
 
-async fn ask_by(client: kube::Client, path: &str) -> Result<(u16, String)> {
+async fn get_with(client: kube::Client, path: &str) -> Result<(u16, String)> {
     let request = http::Request::get(path).header("accept", "application/json").body(kube::client::Body::empty())?;
     let response = client.send(request).await?;
     let status = response.status().as_u16();
@@ -30,24 +30,24 @@ fn recorded(name: &str) -> Result<Value> {
 }
 
 async fn check(server: &ApiServer, path: &str, status: u16, name: &str, adapt: impl Fn(&mut Value)) -> Result<()> {
-    let (code, body) = ask(server, path).await?;
+    let (code, body) = get(server, path).await?;
     let mut expected = recorded(name)?;
     adapt(&mut expected);
-    let said: Value = serde_json::from_str(&body).with_context(|| format!("{path} was answered with {body:?}"))?;
-    ensure!(code == status && said == expected, "{path}: {code} {said:#}\na real server: {status} {expected:#}");
+    let actual: Value = serde_json::from_str(&body).with_context(|| format!("{path} returned {body:?}"))?;
+    ensure!(code == status && actual == expected, "{path}: {code} {actual:#}\na real server: {status} {expected:#}");
     Ok(())
 }
 
-fn same(_: &mut Value) {}
+fn unchanged(_: &mut Value) {}
 
 #[tokio::test]
-async fn refusals_are_those_of_a_real_server() -> Result<()> {
-    let options = Options { rules: Rules::none(), user: NOBODY.to_owned(), ..Options::default() };
+async fn error_responses_match_a_real_server() -> Result<()> {
+    let options = Options { rules: Rules::none(), user: USER.to_owned(), ..Options::default() };
     let (server, _directory) = start(options)?;
     let netpols = "/apis/networking.k8s.io/v1/networkpolicies";
-    check(&server, netpols, 403, "err-403-list", same).await?;
+    check(&server, netpols, 403, "err-403-list", unchanged).await?;
     let watch = "/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion=0";
-    check(&server, watch, 403, "err-403-watch", same).await?;
+    check(&server, watch, 403, "err-403-watch", unchanged).await?;
 
     let pods = "/api/v1/pods";
     for (user, status, name) in [(json!({"token": "nonsense"}), 401, "err-401"), (json!({}), 403, "err-403-anon")] {
@@ -55,15 +55,15 @@ async fn refusals_are_those_of_a_real_server() -> Result<()> {
         let text = std::fs::read_to_string(server.write_credentials(directory.path())?)?;
         let mut kubeconfig: Value = serde_json::from_str(&text)?;
         kubeconfig["users"][0]["user"] = user;
-        let (code, body) = ask_by(client_of(serde_json::from_value(kubeconfig)?).await?, pods).await?;
-        let said: Value = serde_json::from_str(&body)?;
-        ensure!(code == status && said == recorded(name)?, "{code} {said:#}");
+        let (code, body) = get_with(client_of(serde_json::from_value(kubeconfig)?).await?, pods).await?;
+        let actual: Value = serde_json::from_str(&body)?;
+        ensure!(code == status && actual == recorded(name)?, "{code} {actual:#}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn versions_out_of_reach_are_told_as_a_real_server_tells() -> Result<()> {
+async fn errors_for_unavailable_versions_match_a_real_server() -> Result<()> {
     let (server, _directory) = start(Options { first_version: 230, ..Options::default() })?;
     for name in ["node-exporter", "prom"] {
         server.apply(pod("mon", name, &json!({})))?;
@@ -73,22 +73,22 @@ async fn versions_out_of_reach_are_told_as_a_real_server_tells() -> Result<()> {
     }
     ensure!(server.version() == 235);
     let future = "/api/v1/pods?resourceVersion=99999999&resourceVersionMatch=NotOlderThan";
-    check(&server, future, 504, "err-504-rv-too-large", same).await?;
-    check(&server, "/api/v1/pods?watch=1&sendInitialEvents=true", 422, "err-422-sendinitial", same).await?;
-    check(&server, "/api/v1/pods?watch=1&resourceVersion=abc", 500, "watch-badrv", same).await?;
+    check(&server, future, 504, "err-504-rv-too-large", unchanged).await?;
+    check(&server, "/api/v1/pods?watch=1&sendInitialEvents=true", 422, "err-422-sendinitial", unchanged).await?;
+    check(&server, "/api/v1/pods?watch=1&resourceVersion=abc", 500, "watch-badrv", unchanged).await?;
 
-    let (_, page) = ask(&server, "/api/v1/pods?limit=2").await?;
+    let (_, page) = get(&server, "/api/v1/pods?limit=2").await?;
     let page: Value = serde_json::from_str(&page)?;
     ensure!(page["kind"] == "PodList" && page["apiVersion"] == "v1" && page["metadata"]["remainingItemCount"] == 3);
-    ensure!(page["items"][0]["kind"].is_null(), "items have no kind: {page:#}");
-    let token = page["metadata"]["continue"].as_str().context("a token")?;
+    ensure!(page["items"][0]["kind"].is_null(), "items in a list must not have a kind: {page:#}");
+    let token = page["metadata"]["continue"].as_str().context("the page has no continue token")?;
     let recorded = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MjM1LCJzdGFydCI6Ii9tb24vcHJvbVx1MDAwMCJ9";
     ensure!(token == recorded, "{token}");
 
-    // One page of a list stays what it was, until it is forgotten.
+    // The pages of a list stay consistent until the history is removed.
     server.apply(pod("shop", "d", &json!({})))?;
     let next = format!("/api/v1/pods?limit=2&continue={token}");
-    let (_, second) = ask(&server, &next).await?;
+    let (_, second) = get(&server, &next).await?;
     let second: Value = serde_json::from_str(&second)?;
     ensure!(second["metadata"]["resourceVersion"] == "235" && second["metadata"]["remainingItemCount"] == 1);
 
@@ -97,23 +97,23 @@ async fn versions_out_of_reach_are_told_as_a_real_server_tells() -> Result<()> {
     }
     server.compact();
     ensure!(server.version() == 297);
-    check(&server, &next, 410, "err-410-list-continue", same).await?;
+    check(&server, &next, 410, "err-410-list-continue", unchanged).await?;
     let exact = "/api/v1/pods?resourceVersion=235&resourceVersionMatch=Exact&limit=1";
-    check(&server, exact, 410, "err-410-list-exact", same).await?;
+    check(&server, exact, 410, "err-410-list-exact", unchanged).await?;
     let old = "/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion=235&timeoutSeconds=5";
-    check(&server, old, 200, "watch-410-event", same).await
+    check(&server, old, 200, "watch-410-event", unchanged).await
 }
 
 #[tokio::test]
-async fn storage_without_streaming_lists_says_so_within_the_stream() -> Result<()> {
+async fn missing_storage_support_is_reported_in_the_stream() -> Result<()> {
     let options = Options { streaming_lists: StreamingLists::NoStorageSupport, ..Options::default() };
     let (server, _directory) = start(options)?;
     let watch = "/api/v1/namespaces?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=3";
-    check(&server, watch, 200, "watch-watchlist-unsupported", same).await
+    check(&server, watch, 200, "watch-watchlist-unsupported", unchanged).await
 }
 
 #[tokio::test]
-async fn watches_tell_what_a_selector_sees() -> Result<()> {
+async fn watches_send_the_events_that_match_a_selector() -> Result<()> {
     let (server, _directory) = start(Options::default())?;
     let first = server.apply(pod("shop", "web", &json!({"app": "web"})))?.version;
     for labels in [json!({"app": "other"}), json!({"app": "web"}), json!({"app": "web", "x": "y"})] {
@@ -123,7 +123,7 @@ async fn watches_tell_what_a_selector_sees() -> Result<()> {
     let path = format!(
         "/api/v1/pods?watch=1&allowWatchBookmarks=true&labelSelector=app%3Dweb&resourceVersion={first}&timeoutSeconds=1"
     );
-    let (_, body) = ask(&server, &path).await?;
+    let (_, body) = get(&server, &path).await?;
     let events: Vec<Value> = body.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let told: Vec<_> = events
         .iter()
@@ -135,7 +135,8 @@ async fn watches_tell_what_a_selector_sees() -> Result<()> {
         .collect();
     let expected = [("DELETED", 1), ("ADDED", 2), ("MODIFIED", 3), ("DELETED", 4), ("BOOKMARK", 4)];
     ensure!(told == expected, "{told:?}");
-    // As recorded: {"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":…,"spec":{"containers":null},"status":{}}}
+    // Recorded:
+    // {"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":…,"spec":{"containers":null},"status":{}}}
     let bookmark = &events[4]["object"];
     ensure!(bookmark["spec"] == json!({"containers": null}) && bookmark["status"] == json!({}), "{bookmark}");
     Ok(())

@@ -1,5 +1,5 @@
-//! A server, and clients of it.
-#![allow(dead_code, reason = "not every test needs all of it")]
+//! Starts a server, and clients for it.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::net::TcpListener;
 
@@ -14,13 +14,13 @@ pub(crate) fn start(options: Options) -> Result<(ApiServer, TempDir)> {
     Ok((server, tempfile::tempdir()?))
 }
 
-/// By the kubeconfig the server writes.
+/// Creates a client from the kubeconfig that the server writes.
 pub(crate) async fn client(server: &ApiServer, directory: &TempDir) -> Result<kube::Client> {
     let kubeconfig = Kubeconfig::read_from(server.write_credentials(directory.path())?)?;
     client_of(kubeconfig).await
 }
 
-/// One that takes the first answer for an answer: by default kube asks again after 429, 503 and 504, for minutes.
+/// Creates a client without retries: by default kube retries after 429, 503 and 504, for minutes.
 pub(crate) async fn client_of(kubeconfig: Kubeconfig) -> Result<kube::Client> {
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.default_retry = false;

@@ -1,31 +1,31 @@
-//! Where a list goes on: what `metadata.continue` holds.
+//! The token in `metadata.continue`.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
-/// A position within a list.
+/// A position in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Page {
-    /// Which list; none goes on with whatever there is now.
+pub(crate) struct ContinueToken {
+    /// The version of the list; `None` continues with the current objects.
     pub(crate) version: Option<u64>,
-    /// The first key that may come.
+    /// The first key of the next page.
     pub(crate) start: String,
 }
 
-impl Page {
-    /// What comes after a key.
+impl ContinueToken {
+    /// Returns the position after a key.
     pub(crate) fn after(version: u64, key: &str) -> Self {
         Self { version: Some(version), start: format!("{key}\0") }
     }
 
-    /// The same place in whatever there is now.
+    /// Returns the same position in the current objects.
     pub(crate) fn inconsistent(&self) -> Self {
         Self { version: None, start: self.start.clone() }
     }
 
-    /// As kube-apiserver 1.36 writes it.
-    pub(crate) fn token(&self) -> String {
+    /// Encodes the token as kube-apiserver 1.36 does.
+    pub(crate) fn encode(&self) -> String {
         let (version, slash) = match self.version {
             Some(version) => (version.to_string(), "/"),
             None => ("-1".to_owned(), ""),
@@ -47,14 +47,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_those_of_a_real_server() {
+    fn tokens_match_a_real_server() {
         let recorded = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MjM1LCJzdGFydCI6Ii9tb24vcHJvbVx1MDAwMCJ9";
-        let page = Page::after(235, "mon/prom");
-        assert_eq!(page.token(), recorded);
-        assert_eq!(Page::parse(recorded), Some(page.clone()));
+        let token = ContinueToken::after(235, "mon/prom");
+        assert_eq!(token.encode(), recorded);
+        assert_eq!(ContinueToken::parse(recorded), Some(token.clone()));
         let inconsistent = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6LTEsInN0YXJ0IjoibW9uL3Byb21cdTAwMDAifQ";
-        assert_eq!(page.inconsistent().token(), inconsistent);
-        assert_eq!(Page::parse(inconsistent), Some(page.inconsistent()));
-        assert_eq!(Page::parse("nonsense"), None);
+        assert_eq!(token.inconsistent().encode(), inconsistent);
+        assert_eq!(ContinueToken::parse(inconsistent), Some(token.inconsistent()));
+        assert_eq!(ContinueToken::parse("nonsense"), None);
     }
 }
