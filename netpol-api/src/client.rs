@@ -1,4 +1,4 @@
-//! Asks an agent.
+//! A client for the agent's API.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,111 +15,112 @@ use tokio::time::timeout;
 
 use crate::{Condition, Refusal, Status, Waited, show_duration};
 
-/// How long an agent may take beyond what it was asked to wait.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// More than the status of the largest node.
-const LARGEST: usize = 64 << 20;
+/// Time for a response, in addition to the requested wait.
+const RESPONSE_TIME: Duration = Duration::from_secs(10);
+/// Maximum size of a response; larger than the status of the largest node.
+const MAX_RESPONSE: usize = 64 << 20;
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// The client cannot connect to the socket.
     #[error(
-        "no agent answers at {path}: {source}; run this on the node (or in the agent's container) as root, and name another socket with --socket"
+        "cannot connect to the agent at {path}: {source}; run this command as root on the node (or in the agent's container), or set another socket with --socket"
     )]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// It hung up, or does not speak HTTP.
-    #[error("the agent at {path} gave no answer: {why}; its log may say why")]
+    /// The agent closed the connection, or the response is not valid.
+    #[error("the agent at {path} returned no valid response: {why}; see the agent's log")]
     Broken {
         /// The socket.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         why: String,
     },
-    /// It said no.
-    #[error("the agent at {path} refuses: {why}")]
+    /// The agent returned an error.
+    #[error("the agent at {path} rejected the request: {why}")]
     Refused {
         /// The socket.
         path: PathBuf,
-        /// In its own words.
+        /// The agent's error message.
         why: String,
     },
 }
 
-/// Asks the agent behind a socket; each question has a connection of its own.
+/// A client for the agent on a socket. Each request uses its own connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
 }
 
 impl Client {
-    /// For the agent that listens there.
+    /// Creates a client for the agent that listens on `socket`.
     pub fn new(socket: &Path) -> Self {
         Self { path: socket.to_owned() }
     }
 
-    /// How the agent is.
+    /// Returns the agent's status.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the agent does not respond.
     pub async fn status(&self) -> Result<Status, ClientError> {
-        self.get("/v1/status", PATIENCE).await
+        self.get("/v1/status", RESPONSE_TIME).await
     }
 
     /// Waits until all conditions hold, or the time is over.
     ///
     /// # Errors
-    /// Where the agent does not answer; that a condition does not hold is an answer.
+    /// If the agent does not respond. A condition that does not hold is not an error.
     pub async fn wait(&self, conditions: &[Condition], time: Duration) -> Result<Waited, ClientError> {
         let mut path = format!("/v1/wait?timeout={}", show_duration(time));
         for condition in conditions {
             path.push_str("&for=");
             path.push_str(&condition.to_string());
         }
-        self.get(&path, time + PATIENCE).await
+        self.get(&path, time + RESPONSE_TIME).await
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str, patience: Duration) -> Result<T, ClientError> {
+    async fn get<T: DeserializeOwned>(&self, path: &str, time_limit: Duration) -> Result<T, ClientError> {
         let broken = |why: String| ClientError::Broken { path: self.path.clone(), why };
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|source| ClientError::Connect { path: self.path.clone(), source })?;
-        let (status, body) = timeout(patience, exchange(stream, path))
+        let (status, body) = timeout(time_limit, exchange(stream, path))
             .await
-            .map_err(|_| broken(format!("none within {}", show_duration(patience))))?
+            .map_err(|_| broken(format!("no response within {}", show_duration(time_limit))))?
             .map_err(|error| broken(error.to_string()))?;
         if status != StatusCode::OK {
             let why =
                 serde_json::from_slice(&body).map_or_else(|_| status.to_string(), |refusal: Refusal| refusal.error);
             return Err(ClientError::Refused { path: self.path.clone(), why });
         }
-        serde_json::from_slice(&body).map_err(|error| broken(format!("{error} (is it of another version?)")))
+        serde_json::from_slice(&body).map_err(|error| broken(format!("{error} (the agent may have another version)")))
     }
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn exchange(stream: UnixStream, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+async fn exchange(stream: UnixStream, path: &str) -> Result<(StatusCode, Bytes), BoxError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path).header(header::HOST, "netpol").body(Empty::<Bytes>::new())?;
-    let answer = async {
+    let response = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), LARGEST).collect().await?;
+        let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await?;
         Ok((status, body.to_bytes()))
     };
-    tokio::pin!(answer, connection);
-    // The connection is driven beside the question; it may end first, with the answer already here.
+    tokio::pin!(response, connection);
+    // Drives the connection and the request concurrently. The connection may end first, after the response was
+    // received.
     tokio::select! {
-        answered = &mut answer => answered,
+        result = &mut response => result,
         ended = &mut connection => match ended {
-            Ok(()) => answer.await,
+            Ok(()) => response.await,
             Err(error) => Err(error.into()),
         },
     }

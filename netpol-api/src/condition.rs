@@ -1,11 +1,11 @@
-//! What can be waited for, as people write it.
+//! Conditions that a client can wait for, and their text form.
 
 use std::fmt;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-/// A kind of object that can be named.
+/// The kinds of objects in a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A `NetworkPolicy`.
@@ -17,7 +17,7 @@ pub enum Kind {
 /// An object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its namespace.
     pub namespace: String,
@@ -25,20 +25,23 @@ pub struct Target {
     pub name: String,
 }
 
-/// What is waited for.
+/// A condition to wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// `policy/NAMESPACE/NAME` or `pod/NAMESPACE/NAME`: as the object is now, this node enforces it.
+    /// `policy/NAMESPACE/NAME` or `pod/NAMESPACE/NAME`: this node enforces the current version of the object.
     Enforced(Target),
-    /// `delete=…`: the object is gone, and nothing of it is enforced.
+    /// `delete=…`: the object was deleted, and this node enforces nothing of it.
     Deleted(Target),
-    /// `sync`: everything the source knows now is taken in, and every pod of this node is enforced.
+    /// `sync`: the agent has processed everything that the source currently contains, and every pod of this node is
+    /// enforced.
     Sync,
 }
 
-/// What is wrong with a condition.
+/// Why a text is not a valid condition.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{text}` {why}; write policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete=policy/NAMESPACE/NAME or sync")]
+#[error(
+    "`{text}` is not a valid condition: {why}; write policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete=policy/NAMESPACE/NAME or sync"
+)]
 pub struct ConditionError {
     text: String,
     why: &'static str,
@@ -54,24 +57,24 @@ impl FromStr for Condition {
         }
         let (deleted, rest) = text.strip_prefix("delete=").map_or((false, text), |rest| (true, rest));
         let parts: Vec<&str> = rest.split('/').collect();
-        let &[kind, namespace, name] = &parts[..] else { return Err(failed("is not kind/namespace/name")) };
+        let &[kind, namespace, name] = &parts[..] else { return Err(failed("it is not KIND/NAMESPACE/NAME")) };
         let kind = match kind {
             "policy" | "netpol" | "networkpolicy" | "networkpolicies" | "networkpolicy.networking.k8s.io" => {
                 Kind::Policy
             }
             "pod" | "pods" | "po" => Kind::Pod,
-            _ => return Err(failed("is of a kind that is not waited for")),
+            _ => return Err(failed("the kind is not supported")),
         };
-        // They go into a request as they are.
+        // The names become part of a URL without escaping.
         if !is_name(namespace) || !is_name(name) {
-            return Err(failed("has a name that no object can have"));
+            return Err(failed("the namespace or name is not a valid object name"));
         }
         let target = Target { kind, namespace: namespace.to_owned(), name: name.to_owned() };
         Ok(if deleted { Self::Deleted(target) } else { Self::Enforced(target) })
     }
 }
 
-/// The characters of an RFC 1123 subdomain, which names of namespaces, pods and policies are.
+/// Returns whether all characters are valid in an RFC 1123 subdomain, as names of namespaces, pods and policies are.
 fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
     (1..=253).contains(&text.len()) && text.bytes().all(allowed)
@@ -92,7 +95,7 @@ impl fmt::Display for Condition {
     }
 }
 
-/// `networkpolicy shop/web`, as messages name it.
+/// The form in messages: `networkpolicy shop/web`.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
@@ -108,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn conditions_are_read_as_people_write_them() {
+    fn conditions_are_parsed_from_all_accepted_forms() {
         for (text, canonical) in [
             ("policy/shop/web", "policy/shop/web"),
             ("netpol/shop/web", "policy/shop/web"),
@@ -125,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_condition_is_said_with_what_to_write() {
+    fn an_invalid_condition_is_an_error_with_the_accepted_forms() {
         for text in
             ["", "web", "shop/web", "policy/web", "node/a/b", "policy/a/b/c", "policy//x", "policy/a/B", "pod/a/b&c"]
         {

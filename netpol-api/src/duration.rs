@@ -1,13 +1,13 @@
-//! Durations as kubectl takes them: a number and a unit.
+//! Durations in kubectl's format: a number and a unit.
 
 use std::time::Duration;
 
 use crate::LONGEST;
 
-/// Reads `500ms`, `30s`, `2m` or `1h`.
+/// Parses `500ms`, `30s`, `2m` or `1h`.
 ///
 /// # Errors
-/// Where it is none of these, or longer than [`LONGEST`].
+/// If the text has another form, or the duration is longer than [`LONGEST`].
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -22,14 +22,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = milliseconds
         .and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit))
         .map(Duration::from_millis)
-        .ok_or_else(|| format!("`{text}` is no duration; write, for one, 500ms, 30s or 2m"))?;
+        .ok_or_else(|| format!("`{text}` is not a duration; write for example 500ms, 30s or 2m"))?;
     if duration > LONGEST {
-        return Err(format!("`{text}` is longer than an agent waits; write at most 1h"));
+        return Err(format!("`{text}` is too long; the maximum is 1h"));
     }
     Ok(duration)
 }
 
-/// The same in writing, in whole seconds where it is.
+/// Formats a duration, in whole seconds if possible.
 pub fn show_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     if milliseconds.is_multiple_of(1_000) { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_have_a_unit() {
+    fn durations_need_a_unit() {
         for (text, milliseconds) in
             [("0", 0), ("0s", 0), ("250ms", 250), ("30s", 30_000), ("2m", 120_000), ("1h", 3_600_000)]
         {

@@ -1,12 +1,12 @@
-//! What can an agent be asked on its node? HTTP/1.1 and JSON on a Unix socket: the answers, and a client.
+//! Types and a client for the agent's API on a node: HTTP/1.1 and JSON on a Unix socket.
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
 //! | `/v1/status` | [`Status`] |
-//! | `/v1/wait?for=CONDITION&timeout=30s` | [`Waited`]; `for` may be given several times |
-//! | `/metrics`, `/healthz`, `/readyz` | as on the agent's `--metrics` |
+//! | `/v1/wait?for=CONDITION&timeout=30s` | [`Waited`]; `for` can be repeated |
+//! | `/metrics`, `/healthz`, `/readyz` | the same as on the agent's `--metrics` address |
 //!
-//! Everything else than 200 comes with a [`Refusal`].
+//! Every status except 200 has a [`Refusal`] as its body.
 
 mod client;
 mod condition;
@@ -20,8 +20,8 @@ pub use duration::{parse_duration, show_duration};
 pub use status::{Directions, Endpoint, LeftOut, Status};
 pub use wait::{Answer, Outcome, Pending, Refusal, Waited};
 
-/// Where an agent listens unless told otherwise.
+/// The default socket of an agent.
 pub const SOCKET: &str = "/run/netpol/agent.sock";
 
-/// The longest wait that is granted.
+/// The longest wait that an agent accepts.
 pub const LONGEST: std::time::Duration = std::time::Duration::from_hours(1);

@@ -1,4 +1,4 @@
-//! How an agent is.
+//! The status of an agent.
 
 use std::net::IpAddr;
 
@@ -6,28 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::Pending;
 
-/// What an agent says of itself.
+/// The status of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The agent's version.
     pub version: String,
-    /// Its node.
+    /// The node's name.
     pub node: String,
-    /// Where its objects come from.
+    /// The source of the objects.
     pub source: String,
-    /// Everything known at the start is enforced.
+    /// Whether everything known at the start is enforced.
     pub ready: bool,
-    /// The last batch of changes that was taken in.
+    /// The last batch of changes that was received.
     pub generation_received: u64,
-    /// The last that is enforced, nothing of it or before it missing.
+    /// The last batch such that it and all batches before it are enforced.
     pub generation: u64,
-    /// When the last batch was taken in, in milliseconds since 1970; none before the first.
+    /// When the last batch was received, in milliseconds since 1970; `None` before the first.
     pub last_change_ms: Option<u64>,
-    /// Pods of this node that are not enforced as they should be.
+    /// Pods of this node that are not correctly enforced yet.
     pub pending: Vec<Pending>,
-    /// Every interface with an endpoint.
+    /// All interfaces with an endpoint.
     pub endpoints: Vec<Endpoint>,
-    /// Policies that are enforced in part, for lack of memory for policies.
+    /// Policies that are only partly enforced, because the memory for policies is used up.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
     /// What keeps the agent from doing all that it was configured for, and the next step.
@@ -35,52 +35,52 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
-/// What is left out of a policy.
+/// The part of a policy that is left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// The policy, `namespace/name`.
     pub policy: String,
-    /// `ipBlock` peers that are not enforced.
+    /// Number of `ipBlock` peers that are not enforced.
     pub blocks: usize,
-    /// Items of `ports` that are not enforced.
+    /// Number of items of `ports` that are not enforced.
     pub ports: usize,
-    /// All `ipBlock` peers and items of `ports` of the policy.
+    /// Number of `ipBlock` peers and items of `ports` of the policy.
     pub total: usize,
-    /// Map entries that are missing for what its selectors and ports come to.
+    /// Number of missing map entries for the policy's selectors and ports.
     #[serde(default)]
     pub entries: usize,
 }
 
-/// An interface that is enforced, or is to be.
+/// A pod interface that is enforced, or will be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// Its index.
+    /// The interface index.
     pub ifindex: u32,
-    /// Its name.
+    /// The interface name.
     pub interface: String,
-    /// Whose it is, `namespace/name`; none: nobody's that is known.
+    /// The pod, `namespace/name`; `None` if no known pod has this interface.
     pub pod: Option<String>,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
-    /// Whether the programs are on it.
+    /// Whether the programs are attached.
     pub attached: bool,
-    /// Its pod is gone: what held for it is enforced until the interface goes too.
+    /// Whether the pod was deleted. Its last policies are enforced until the interface is removed.
     pub orphaned: bool,
-    /// Why it is not enforced as the pod it has an address of: another interface is bound to that pod.
+    /// Why the interface is not enforced as the pod whose address it has: another interface is bound to that pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conflict: Option<String>,
     /// Addresses of its pod that the pod's object does not list: what is sent from them is dropped as spoofed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unlisted: Vec<IpAddr>,
-    /// The policies that isolate it.
+    /// The policies that isolate the pod.
     pub policies: Directions,
 }
 
-/// Policies by direction, `namespace/name`. An empty list: not isolated.
+/// Policies by direction, `namespace/name`. If a list is empty, the pod is not isolated in that direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directions {
-    /// For what reaches the pod.
+    /// Policies for traffic to the pod.
     pub ingress: Vec<String>,
-    /// For what the pod sends.
+    /// Policies for traffic from the pod.
     pub egress: Vec<String>,
 }

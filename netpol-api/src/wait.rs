@@ -1,50 +1,50 @@
-//! What waiting came to.
+//! The results of a wait.
 
 use serde::{Deserialize, Serialize};
 
-/// The answer to a wait.
+/// The response to a wait.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Waited {
-    /// The node that speaks.
+    /// The node of the agent.
     pub node: String,
-    /// One for each condition, in the order asked.
+    /// One result for each condition, in the order of the request.
     pub results: Vec<Answer>,
 }
 
-/// How one condition ended.
+/// The result for one condition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// The condition.
     #[serde(rename = "for")]
     pub condition: String,
-    /// How it ended.
+    /// The outcome.
     pub result: Outcome,
-    /// The batch of changes that made it so, or a later one; none where the source did not answer.
+    /// The batch of changes with which the condition held, or a later one; `None` if the source did not respond.
     pub generation: Option<u64>,
-    /// How long it took.
+    /// How long the wait took.
     pub seconds: f64,
-    /// The pods of this node that it is about, `namespace/name`.
+    /// Pods of this node that the condition is about, `namespace/name`.
     pub pods: Vec<String>,
-    /// Those that are not enforced, and why.
+    /// Pods of this node that are not enforced, with the reason.
     pub pending: Vec<Pending>,
-    /// Why it did not end well, where that is not said by `pending`.
+    /// Why the condition does not hold, if `pending` does not show it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// How a condition ended.
+/// The outcome of a wait for one condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// It holds: enforced; or gone, where that was asked.
+    /// The condition holds.
     Met,
-    /// There is no such object.
+    /// The object does not exist.
     Absent,
-    /// Not in time.
+    /// The condition did not hold in time.
     Timeout,
-    /// It never will: the pod is another node's, finished, or has the node's own network.
+    /// The condition can never hold: the pod is on another node, has finished, or uses the host network.
     Never,
-    /// The source cannot tell what the object is.
+    /// The source cannot determine the object's current state.
     Unknown,
 }
 
@@ -57,9 +57,9 @@ pub struct Pending {
     pub reason: String,
 }
 
-/// Why a request was not answered.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// In words.
+    /// The error message.
     pub error: String,
 }

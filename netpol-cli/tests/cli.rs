@@ -233,7 +233,11 @@ fn waiting_says_what_can_be_waited_for_and_who_does_not_answer() {
     let nowhere = TempDir::new().expect("a directory").path().join("agent.sock");
     let run = netpol(&["wait", "--for", "sync", "--socket", nowhere.to_str().expect("text")], "");
     assert_eq!((run.code, run.out.as_str()), (3, ""));
-    assert!(run.err.starts_with("netpol: no agent answers at ") && run.err.contains("--socket"), "{}", run.err);
+    assert!(
+        run.err.starts_with("netpol: cannot connect to the agent at ") && run.err.contains("--socket"),
+        "{}",
+        run.err
+    );
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn without_an_agent_it_says_what_to_do() -> Result<()> {
     lab.agent().stop()?;
     ensure!(!lab.agent().socket().exists(), "the agent left its socket");
     let said = wait(&mut lab, &["sync"])?;
-    ensure!(said.code == Some(3) && said.stderr.contains("no agent answers at"), "{said:?}");
+    ensure!(said.code == Some(3) && said.stderr.contains("cannot connect to the agent at"), "{said:?}");
     // As a crash leaves it: the next agent takes it over.
     lab.agent().restart()?;
     lab.agent().crash()?;
