@@ -1,5 +1,5 @@
-//! Which files are manifests, and how are they read without harm? What stands in a directory may be put there by anyone who
-//! can write to it: a FIFO or a device that never ends, or a file larger than memory.
+//! Finds manifest files and reads them safely. Anyone with write access to the directory can put a FIFO, an endless
+//! device or a file larger than memory into it.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -8,19 +8,19 @@ use std::path::Path;
 
 use thiserror::Error;
 
-/// How much is read.
+/// Limits for reading files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one file.
+    /// Maximum size of one file, in bytes.
     pub file: u64,
-    /// Bytes of all files together.
+    /// Maximum size of all files together, in bytes.
     pub all: u64,
 }
 
-/// Bytes of a mebibyte, the unit of options.
+/// One mebibyte in bytes, the unit of the options.
 pub const MIB: u64 = 1 << 20;
 
-/// The objects of some ten thousand pods, as `kubectl get -o yaml` writes them, are 80 MiB.
+/// The objects of about 10,000 pods, as `kubectl get -o yaml` writes them, take 80 MiB.
 pub const DEFAULT: Limits = Limits { file: 128 * MIB, all: 256 * MIB };
 
 impl Default for Limits {
@@ -29,36 +29,36 @@ impl Default for Limits {
     }
 }
 
-/// Why a file is not read.
+/// Why a file was not read.
 #[derive(Debug, Error)]
 pub enum ReadError {
-    /// It may block, never end, or change what it is about.
-    #[error("is {0}, and only regular files are read")]
+    /// The file is not regular: reading it may block, never end, or have side effects.
+    #[error("is {0}; only regular files are read")]
     NotRegular(&'static str),
-    /// It is larger than the limit for one file.
+    /// The file is larger than the limit for one file.
     #[error("is larger than {} MiB, the limit for one file (--max-manifest-file)", .0 / MIB)]
     FileTooLarge(u64),
-    /// With the files before it, it is larger than the limit for all.
-    #[error("is not read: with the files before it there are more than {} MiB, the limit for all files (--max-manifests)", .0 / MIB)]
+    /// Together with the files before it, it is larger than the limit for all files.
+    #[error("is skipped: with the files before it, more than {} MiB would be read, the limit for all files (--max-manifests)", .0 / MIB)]
     AllTooLarge(u64),
-    /// The filesystem refuses.
+    /// The file system returned an error.
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
 }
 
-/// Whether a file in a directory is a manifest by its name.
+/// Returns whether a file name has the extension of a manifest.
 pub fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }
 
-/// Opens a file, whatever stands at its path by now, and reads it if it is a regular file within the limits. `before` bytes were
-/// read of other files.
+/// Reads a regular file within the limits. `before` is the number of bytes already read from other files.
 ///
 /// # Errors
-/// Where it is anything else, or too large.
+/// If the path is not a regular file when it is opened, or the file is too large.
 pub fn read_regular(path: &Path, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
-    // Opening a FIFO for reading waits for a writer, and some devices act on being opened. Checked after it is open: what is at
-    // the path may be replaced at any time. Regular files do not heed the flag. Source: `open(2)`, `O_NONBLOCK`; `fifo(7)`.
+    // Opening a FIFO for reading waits for a writer, and some devices react to being opened. The type is checked after
+    // opening, because the path may be replaced at any time. Regular files ignore the flag. Source: `open(2)`,
+    // `O_NONBLOCK`; `fifo(7)`.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -68,10 +68,10 @@ pub fn read_regular(path: &Path, before: u64, limits: Limits) -> Result<Vec<u8>,
     read(file, &metadata, before, limits)
 }
 
-/// Reads a file that was named itself, which may be a pipe of a shell: until its end, within the limits.
+/// Reads a file that the user named explicitly, until its end and within the limits. It may be a pipe from a shell.
 ///
 /// # Errors
-/// Where it cannot be opened or is too large.
+/// If the file cannot be opened, or is too large.
 pub fn read_any(path: &Path, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
@@ -81,15 +81,15 @@ pub fn read_any(path: &Path, before: u64, limits: Limits) -> Result<Vec<u8>, Rea
     read(file, &metadata, before, limits)
 }
 
-/// Reads what has no path, such as standard input, within the limits.
+/// Reads a stream without a path, such as standard input, within the limits.
 ///
 /// # Errors
-/// Where reading fails or there is too much.
+/// If reading fails, or the stream is too large.
 pub fn read_stream(stream: impl Read, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
     bounded(stream, 0, before, limits)
 }
 
-/// What a path leads to, if that is neither a regular file nor a directory.
+/// Returns the name of a file type that is neither a regular file nor, for the caller, a directory.
 pub fn other_than_regular(kind: FileType) -> Option<&'static str> {
     match kind {
         kind if kind.is_file() => None,
@@ -98,7 +98,7 @@ pub fn other_than_regular(kind: FileType) -> Option<&'static str> {
         kind if kind.is_char_device() => Some("a character device"),
         kind if kind.is_block_device() => Some("a block device"),
         kind if kind.is_dir() => Some("a directory"),
-        _ => Some("no regular file"),
+        _ => Some("not a regular file"),
     }
 }
 
@@ -106,7 +106,7 @@ fn read(file: File, metadata: &Metadata, before: u64, limits: Limits) -> Result<
     bounded(file, metadata.len(), before, limits)
 }
 
-/// `size` is what is known before; the stream may have more, or grow meanwhile.
+/// Reads at most the limits. `size` is the size known in advance; the stream may be longer, or grow while it is read.
 fn bounded(stream: impl Read, size: u64, before: u64, limits: Limits) -> Result<Vec<u8>, ReadError> {
     let left = limits.all.saturating_sub(before);
     let check = |size: u64| match size {
@@ -130,42 +130,42 @@ mod tests {
     const SMALL: Limits = Limits { file: 2 * MIB, all: 3 * MIB };
 
     fn error(path: &Path) -> String {
-        read_regular(path, 0, SMALL).expect_err("it is refused").to_string()
+        read_regular(path, 0, SMALL).expect_err("the file is rejected").to_string()
     }
 
     #[test]
     fn only_regular_files_are_read_from_a_directory() {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir().expect("cannot create a temporary directory");
         let path = |name: &str| directory.path().join(name);
-        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("it can be made");
-        let _listener = std::os::unix::net::UnixListener::bind(path("socket")).expect("it can be made");
-        symlink("/dev/zero", path("zero")).expect("it can be linked");
-        symlink(path("fifo"), path("link")).expect("it can be linked");
-        assert_eq!(error(&path("fifo")), "is a FIFO, and only regular files are read");
-        assert_eq!(error(&path("link")), "is a FIFO, and only regular files are read");
-        assert_eq!(error(&path("zero")), "is a character device, and only regular files are read");
-        // A socket cannot be opened at all: ENXIO.
+        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("cannot create the file");
+        let _listener = std::os::unix::net::UnixListener::bind(path("socket")).expect("cannot create the file");
+        symlink("/dev/zero", path("zero")).expect("cannot create the link");
+        symlink(path("fifo"), path("link")).expect("cannot create the link");
+        assert_eq!(error(&path("fifo")), "is a FIFO; only regular files are read");
+        assert_eq!(error(&path("link")), "is a FIFO; only regular files are read");
+        assert_eq!(error(&path("zero")), "is a character device; only regular files are read");
+        // Opening a socket fails with ENXIO.
         assert!(error(&path("socket")).starts_with("cannot be read: "));
         assert!(error(&path("nothing")).starts_with("cannot be read: "));
     }
 
     #[test]
     fn a_file_beyond_a_limit_is_not_read() {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir().expect("cannot create a temporary directory");
         let path = directory.path().join("sparse.yaml");
-        File::create(&path).and_then(|file| file.set_len(1 << 30)).expect("it can be made");
+        File::create(&path).and_then(|file| file.set_len(1 << 30)).expect("cannot create the file");
         assert_eq!(error(&path), "is larger than 2 MiB, the limit for one file (--max-manifest-file)");
-        File::create(&path).and_then(|file| file.set_len(MIB)).expect("it can be made");
-        assert_eq!(read_regular(&path, 2 * MIB, SMALL).expect("it fits").len() as u64, MIB);
-        let all = read_regular(&path, 2 * MIB + 1, SMALL).expect_err("it does not fit").to_string();
+        File::create(&path).and_then(|file| file.set_len(MIB)).expect("cannot create the file");
+        assert_eq!(read_regular(&path, 2 * MIB, SMALL).expect("the files are within the limit").len() as u64, MIB);
+        let all = read_regular(&path, 2 * MIB + 1, SMALL).expect_err("the files exceed the limit").to_string();
         assert!(all.contains("more than 3 MiB") && all.contains("--max-manifests"), "{all}");
     }
 
     #[test]
-    fn what_never_ends_is_read_up_to_the_limit() {
-        let error = read_any(Path::new("/dev/zero"), 0, SMALL).expect_err("it never ends");
+    fn an_endless_stream_is_read_up_to_the_limit() {
+        let error = read_any(Path::new("/dev/zero"), 0, SMALL).expect_err("the stream is endless");
         assert!(matches!(error, ReadError::FileTooLarge(_)), "{error}");
-        let endless = read_stream(io::repeat(b'a'), 0, SMALL).expect_err("it never ends");
+        let endless = read_stream(io::repeat(b'a'), 0, SMALL).expect_err("the stream is endless");
         assert!(matches!(endless, ReadError::FileTooLarge(_)), "{endless}");
     }
 }

@@ -357,8 +357,8 @@ mod tests {
         sparse.expect("it can be made");
         fs::write(path("b.yaml"), node("b")).expect("it can be written");
         for (name, says) in [
-            ("fifo.yaml", "this file is a FIFO, and only regular files are read; what it said last stays in force"),
-            ("zero.yaml", "is a character device, and only regular files are read"),
+            ("fifo.yaml", "this file is a FIFO; only regular files are read; what it said last stays in force"),
+            ("zero.yaml", "is a character device; only regular files are read"),
             ("sparse.yaml", "is larger than 128 MiB, the limit for one file (--max-manifest-file)"),
         ] {
             let file = path(name);
