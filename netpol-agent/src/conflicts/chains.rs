@@ -1,4 +1,4 @@
-//! Chains of other enforcers, as nftables lists them: `iptables-nft` makes its chains there too. And those of
+//! Finds netfilter chains of other policy engines, in nftables (where `iptables-nft` also creates its chains) and in
 //! `iptables-legacy`.
 
 use std::collections::BTreeSet;
@@ -7,8 +7,8 @@ use std::io;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
-use super::known::{ENFORCERS, Trace};
-use super::{Found, Place, Some8, legacy};
+use super::signatures::{POLICY_ENGINES, Signature};
+use super::{Finding, Findings, NameList, legacy};
 
 // Source: `include/uapi/linux/netfilter/nfnetlink.h`, `nf_tables.h`, `include/uapi/linux/netlink.h`.
 const GET_CHAIN: u16 = 10 << 8 | 4;
@@ -23,15 +23,15 @@ const HEADER: usize = 16;
 /// `struct nfgenmsg`.
 const FAMILY: usize = 4;
 
-/// Whether there is more to read.
+/// Whether the dump continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dump {
     More,
     Done,
 }
 
-/// The enforcers whose chains are there. A kernel without nftables has none there.
-pub(super) fn look() -> io::Result<Found> {
+/// Finds the policy engines that have chains on this node. A kernel without nftables has none in nftables.
+pub(super) fn detect() -> io::Result<Findings> {
     let mut traces = Traces::default();
     match dump(&mut traces) {
         Ok(()) => {}
@@ -39,7 +39,7 @@ pub(super) fn look() -> io::Result<Found> {
         }
         Err(error) => return Err(error),
     }
-    legacy::chains(|chain| traces.see("", chain))?;
+    legacy::chains(|chain| traces.record("", chain))?;
     Ok(traces.found())
 }
 
@@ -60,9 +60,9 @@ fn dump(traces: &mut Traces) -> io::Result<()> {
     }
 }
 
-/// What was seen of each of [`ENFORCERS`]. Of tens of thousands of chains only these are kept.
+/// The traces found of each of [`POLICY_ENGINES`]. Other chains are not stored: a node may have tens of thousands.
 #[derive(Debug, Default)]
-struct Traces([BTreeSet<String>; ENFORCERS.len()]);
+struct Traces([BTreeSet<String>; POLICY_ENGINES.len()]);
 
 impl Traces {
     /// Reads one datagram of a dump.
@@ -74,7 +74,7 @@ impl Traces {
                     let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
                     return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(Dump::Done) };
                 }
-                // What is missing would be taken for gone.
+                // An interrupted dump may lack chains, which would look as if they were removed.
                 _ if flags & DUMP_INTERRUPTED != 0 => return Err(io::ErrorKind::Interrupted.into()),
                 NEW_CHAIN => self.chain(body.get(FAMILY..).unwrap_or_default()),
                 _ => {}
@@ -97,30 +97,34 @@ impl Traces {
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
-        self.see(table, chain);
+        self.record(table, chain);
     }
 
-    fn see(&mut self, table: &str, chain: &str) {
-        for (seen, enforcer) in self.0.iter_mut().zip(&ENFORCERS) {
-            for trace in enforcer.traces {
-                match trace {
-                    Trace::Chain(prefix) if chain.starts_with(prefix) => drop(seen.insert(format!("chain {chain}"))),
-                    Trace::Table(name) if table == *name => drop(seen.insert(format!("table {table}"))),
-                    Trace::Chain(_) | Trace::Table(_) => {}
+    fn record(&mut self, table: &str, chain: &str) {
+        for (seen, engine) in self.0.iter_mut().zip(&POLICY_ENGINES) {
+            for signature in engine.signatures {
+                match signature {
+                    Signature::Chain(prefix) if chain.starts_with(prefix) => {
+                        seen.insert(format!("chain {chain}"));
+                    }
+                    Signature::Table(name) if table == *name => {
+                        seen.insert(format!("table {table}"));
+                    }
+                    Signature::Chain(_) | Signature::Table(_) => {}
                 }
             }
         }
     }
 
-    fn found(self) -> Found {
-        let place = |seen: BTreeSet<String>| Some8(&seen.into_iter().collect::<Vec<_>>()).to_string();
-        let seen = self.0.into_iter().zip(&ENFORCERS).filter(|(seen, _)| !seen.is_empty());
-        seen.map(|(seen, enforcer)| (enforcer.name.to_owned(), Place { place: place(seen), advice: enforcer.advice }))
+    fn found(self) -> Findings {
+        let place = |seen: BTreeSet<String>| NameList(&seen.into_iter().collect::<Vec<_>>()).to_string();
+        let seen = self.0.into_iter().zip(&POLICY_ENGINES).filter(|(seen, _)| !seen.is_empty());
+        seen.map(|(seen, engine)| (engine.name.to_owned(), Finding { place: place(seen), advice: engine.advice }))
             .collect()
     }
 }
 
-/// Length, type and flags of the message at the start.
+/// Returns length, type and flags of the first message.
 fn header(bytes: &[u8]) -> Option<(usize, u16, u16)> {
     let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *bytes else { return None };
     let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
@@ -155,8 +159,8 @@ mod tests {
     }
 
     #[test]
-    fn chains_and_tables_of_other_enforcers_are_told_apart_from_the_rest() {
-        for (table, name, wanted) in [
+    fn chains_and_tables_of_other_policy_engines_are_recognized() {
+        for (table, name, expected) in [
             ("filter", "FORWARD", ""),
             ("filter", "KUBE-FORWARD", ""),
             ("nat", "KUBE-SVC-KUBE-ROUTER-", ""),
@@ -175,16 +179,16 @@ mod tests {
             assert_eq!(traces.read(&datagram).unwrap(), Dump::More);
             assert_eq!(traces.read(&message(DONE, 2, &[0; 4])).unwrap(), Dump::Done);
             let found = traces.found();
-            assert_eq!(found.len(), usize::from(!wanted.is_empty()), "{table} {name}: {found:?}");
-            for (enforcer, place) in found {
-                assert!(enforcer.contains(wanted), "{enforcer}");
+            assert_eq!(found.len(), usize::from(!expected.is_empty()), "{table} {name}: {found:?}");
+            for (engine, place) in found {
+                assert!(engine.contains(expected), "{engine}");
                 assert!(place.place.contains(name) || place.place.contains(table), "{}", place.place);
             }
         }
     }
 
     #[test]
-    fn a_refusal_and_an_interrupted_dump_are_errors() {
+    fn an_error_message_and_an_interrupted_dump_are_errors() {
         let mut traces = Traces::default();
         let refusal = traces.read(&message(ERROR, 0, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
         assert_eq!(refusal.raw_os_error(), Some(libc::EPERM));
@@ -193,12 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_cut_anywhere_are_no_danger() {
+    fn truncated_and_malformed_messages_do_not_panic() {
         let whole = [chain("calico", "cali-FORWARD"), message(DONE, 2, &[0; 4])].concat();
         for length in 0..whole.len() {
             let _ = Traces::default().read(&whole[..length]);
         }
-        // Lengths that lie.
+        // Lengths that do not match the data.
         let _ = Traces::default().read(&message(NEW_CHAIN, 0, &[2, 0, 0, 0, 1, 0, 1, 0, 255, 255, 3, 0]));
         let _ = Traces::default().read(&[0; 64]);
     }

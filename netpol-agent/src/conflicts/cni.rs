@@ -1,4 +1,4 @@
-//! The CNI configuration that the container runtime uses.
+//! Reads the CNI configuration that the container runtime uses.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::known::PLUGINS;
-use super::{Found, Place};
+use super::signatures::PLUGINS;
+use super::{Finding, Findings};
 
-/// More than any configuration has.
-const LONGEST: u64 = 1 << 20;
+/// Maximum size of a configuration; larger than any real one.
+const MAX_SIZE: u64 = 1 << 20;
 
-/// A list of plugins, or the one plugin itself. Source: the CNI specification, "Network configuration format".
+/// A list of plugins, or a single plugin. Source: the CNI specification, "Network configuration format".
 #[derive(Debug, Deserialize)]
 struct Configuration {
     #[serde(rename = "type")]
@@ -27,19 +27,19 @@ struct Plugin {
     kind: String,
 }
 
-/// What is wrong with the plugins in use. A directory that is not there tells nothing, and is no error.
-pub(super) fn look(directory: &Path) -> io::Result<Found> {
-    let Some((file, types)) = first(directory)? else { return Ok(Found::new()) };
-    let known = |name: &String| PLUGINS.iter().find(|(plugin, _)| plugin == name).map(|(_, advice)| *advice);
-    let place = |advice| Place { place: file.display().to_string(), advice };
+/// Finds plugins that conflict with netpol. A missing directory is not an error and has no findings.
+pub(super) fn detect(directory: &Path) -> io::Result<Findings> {
+    let Some((file, types)) = first(directory)? else { return Ok(Findings::new()) };
+    let advice_for = |name: &String| PLUGINS.iter().find(|(plugin, _)| plugin == name).map(|(_, advice)| *advice);
+    let place = |advice| Finding { place: file.display().to_string(), advice };
     Ok(types
         .iter()
-        .filter_map(|name| known(name).map(|advice| (format!("CNI plugin {name}"), place(advice))))
+        .filter_map(|name| advice_for(name).map(|advice| (format!("CNI plugin {name}"), place(advice))))
         .collect())
 }
 
-/// The first configuration by name that can be read, as runtimes choose it, and its plugins' types. Source: `ConfFiles`
-/// of libcni, and containerd's go-cni and CRI-O's ocicni, which pass over files that are not valid.
+/// Returns the configuration that runtimes use, which is the first valid one by name, and the types of its plugins.
+/// Source: `ConfFiles` of libcni, and containerd's go-cni and CRI-O's ocicni, which skip invalid files.
 fn first(directory: &Path) -> io::Result<Option<(PathBuf, Vec<String>)>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -56,7 +56,7 @@ fn first(directory: &Path) -> io::Result<Option<(PathBuf, Vec<String>)>> {
 
 fn types(file: &Path) -> Option<Vec<String>> {
     let mut text = String::new();
-    File::open(file).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
+    File::open(file).ok()?.take(MAX_SIZE).read_to_string(&mut text).ok()?;
     let configuration: Configuration = serde_json::from_str(&text).ok()?;
     let types: Vec<String> =
         configuration.plugins.into_iter().map(|plugin| plugin.kind).chain(configuration.kind).collect();
@@ -67,14 +67,14 @@ fn types(file: &Path) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    /// Files by name and content; the plugins that are named, or nothing.
+    /// Files by name and content, and the plugins that should be found.
     type Case = (&'static [(&'static str, &'static str)], &'static [&'static str]);
 
     const BRIDGE: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#;
     const CILIUM: &str = r#"{"cniVersion":"0.3.1","name":"c","plugins":[{"type":"cilium-cni","log-file":"x"}]}"#;
 
     #[test]
-    fn plugins_in_the_way_are_found_in_the_file_that_the_runtime_uses() {
+    fn conflicting_plugins_are_found_in_the_file_that_the_runtime_uses() {
         let cases: [Case; 10] = [
             (&[], &[]),
             (&[("10-bridge.conflist", BRIDGE)], &[]),
@@ -92,25 +92,25 @@ mod tests {
             for (name, text) in files {
                 std::fs::write(directory.path().join(name), text).unwrap();
             }
-            let found = look(directory.path()).unwrap();
-            let wanted: Vec<String> = plugins.iter().map(|plugin| format!("CNI plugin {plugin}")).collect();
-            assert_eq!(found.keys().cloned().collect::<Vec<_>>(), wanted, "{files:?}");
+            let found = detect(directory.path()).unwrap();
+            let expected: Vec<String> = plugins.iter().map(|plugin| format!("CNI plugin {plugin}")).collect();
+            assert_eq!(found.keys().cloned().collect::<Vec<_>>(), expected, "{files:?}");
         }
     }
 
     #[test]
-    fn where_it_is_and_whether_pods_are_enforced_is_told() {
+    fn a_finding_has_the_file_and_whether_pods_are_enforced() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("10-mac.conf");
         std::fs::write(&file, r#"{"type":"macvlan"}"#).unwrap();
-        let found = look(directory.path()).unwrap();
+        let found = detect(directory.path()).unwrap();
         let place = &found["CNI plugin macvlan"];
         assert_eq!(place.place, file.display().to_string());
         assert!(place.advice.contains("NOT enforced"), "{}", place.advice);
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_no_error() {
-        assert_eq!(look(Path::new("/nonexistent/net.d")).unwrap(), Found::new());
+    fn a_missing_directory_is_not_an_error() {
+        assert_eq!(detect(Path::new("/nonexistent/net.d")).unwrap(), Findings::new());
     }
 }

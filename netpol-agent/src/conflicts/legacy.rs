@@ -1,4 +1,4 @@
-//! Chains that `iptables-legacy` made: nftables does not list them.
+//! Reads chains of `iptables-legacy`, which nftables does not list.
 
 use std::ffi::c_int;
 use std::fs;
@@ -6,24 +6,24 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
-/// Where enforcers have their chains.
+/// The table in which policy engines create their chains.
 const TABLE: &str = "filter";
 /// Source: `include/uapi/linux/netfilter_ipv4/ip_tables.h`, and `ip6_tables.h` with the same numbers.
 const GET_INFO: c_int = 64;
 const GET_ENTRIES: c_int = 65;
 /// `struct ipt_getinfo`; its last member is the size of all entries.
 const INFO: usize = 84;
-/// What precedes the entries in `struct ipt_get_entries`: the table's name and the size, aligned.
+/// Bytes before the entries in `struct ipt_get_entries`: the table's name and the size, aligned.
 const HEAD: usize = 40;
 const NAME: usize = 32;
 
-/// One of the two protocols.
+/// The parameters of IPv4 or IPv6.
 struct Family {
-    /// Tables that exist. Asking for one that does not would make it.
+    /// The file with the existing tables. A request for a missing table would create it.
     tables: &'static str,
     bind: &'static str,
     level: c_int,
-    /// Where an entry has the offset of its target, and behind it that of the next entry.
+    /// Position of the target's offset in an entry. The offset of the next entry follows it.
     offsets: usize,
 }
 
@@ -37,10 +37,10 @@ const FAMILIES: [Family; 2] = [
     },
 ];
 
-/// Tells of each chain by its name.
+/// Calls `tell` with the name of each chain.
 pub(super) fn chains(mut tell: impl FnMut(&str)) -> io::Result<()> {
     for family in FAMILIES {
-        // Without such a file the kernel has no such tables.
+        // If the file does not exist, the kernel has no such tables.
         let tables = fs::read_to_string(family.tables).unwrap_or_default();
         if tables.lines().any(|table| table == TABLE) {
             let entries = family.entries()?;
@@ -52,7 +52,7 @@ pub(super) fn chains(mut tell: impl FnMut(&str)) -> io::Result<()> {
 
 impl Family {
     fn entries(&self) -> io::Result<Vec<u8>> {
-        // Any socket will do, also one that needs no further capability.
+        // Any socket works, also one that needs no other capability.
         let socket = UdpSocket::bind(self.bind)?;
         let mut info = [0_u8; INFO];
         info[..TABLE.len()].copy_from_slice(TABLE.as_bytes());
@@ -61,7 +61,7 @@ impl Family {
         let mut entries = vec![0; HEAD + size as usize];
         entries[..TABLE.len()].copy_from_slice(TABLE.as_bytes());
         entries[NAME..NAME + 4].copy_from_slice(&size.to_ne_bytes());
-        // Fails with EAGAIN where the table has just changed.
+        // Fails with EAGAIN if the table has just changed.
         self.get(&socket, GET_ENTRIES, &mut entries)?;
         Ok(entries.split_off(HEAD))
     }
@@ -76,7 +76,8 @@ impl Family {
     }
 }
 
-/// A chain begins with an entry whose target is called `ERROR` and has the chain's name.
+/// Finds the names of the chains: a chain starts with an entry whose target is named `ERROR` and contains the chain's
+/// name.
 fn names(entries: &[u8], offsets: usize, tell: &mut impl FnMut(&str)) {
     let mut rest = entries;
     while let (Some(target), Some(next)) = (u16_at(rest, offsets), u16_at(rest, offsets + 2)) {
@@ -90,7 +91,7 @@ fn names(entries: &[u8], offsets: usize, tell: &mut impl FnMut(&str)) {
     }
 }
 
-/// Up to the first zero.
+/// Returns the text before the first zero byte.
 fn text(bytes: Option<&[u8]>) -> &str {
     let bytes = bytes.unwrap_or_default().split(|byte| *byte == 0).next().unwrap_or_default();
     std::str::from_utf8(bytes).unwrap_or_default()
@@ -108,7 +109,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// An IPv4 entry with a target of this name and text.
+    /// Builds an IPv4 entry with a target of this name and text.
     fn entry(target: &str, text: &str) -> Vec<u8> {
         let mut bytes = vec![0; 112 + 64];
         bytes[88..90].copy_from_slice(&112_u16.to_ne_bytes());
@@ -125,14 +126,14 @@ mod tests {
     }
 
     #[test]
-    fn chains_are_told_from_rules() {
+    fn chains_are_distinguished_from_rules() {
         let table =
             [entry("", "of INPUT"), entry("ERROR", "cali-INPUT"), entry("REJECT", "no"), entry("ERROR", "ERROR")];
         assert_eq!(found(&table.concat()), ["cali-INPUT", "ERROR"]);
     }
 
     #[test]
-    fn entries_that_are_cut_or_lie_are_no_danger() {
+    fn truncated_and_malformed_entries_do_not_panic() {
         let whole = [entry("ERROR", "cali-INPUT"), entry("ERROR", "ERROR")].concat();
         for length in 0..whole.len() {
             assert!(found(&whole[..length]).len() <= 2);

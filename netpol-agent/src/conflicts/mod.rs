@@ -1,11 +1,12 @@
-//! Who else enforces on this node, or keeps netpol from it: looked for once a minute on a thread of its own, said once,
-//! counted in the metrics. netpol enforces all the same.
+//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins whose pods netpol
+//! cannot enforce. Runs once a minute on its own thread. Each conflict is logged once and counted in the metrics.
+//! netpol enforces in any case.
 
 mod chains;
 mod cni;
-mod known;
 mod legacy;
 mod programs;
+mod signatures;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,25 +19,25 @@ use std::time::Duration;
 
 use crate::dataplane::ForeignPrograms;
 
-/// From one look to the next.
+/// The time between two checks.
 const INTERVAL: Duration = Duration::from_mins(1);
 
-/// What kind of thing is in the way.
+/// The kind of a conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// Somebody else's TC programs on pods' veths.
+pub enum ConflictKind {
+    /// TC programs of another component on pods' veths.
     Program,
-    /// Netfilter chains of another enforcer.
+    /// Netfilter chains of another policy engine.
     Chains,
     /// The CNI plugin.
     Cni,
 }
 
-impl Kind {
-    /// All of them.
+impl ConflictKind {
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Program, Self::Chains, Self::Cni];
 
-    /// As the metric's label has it.
+    /// Returns the metric label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Program => "program",
@@ -46,98 +47,98 @@ impl Kind {
     }
 }
 
-/// How many there are now, by kind.
+/// The current number of conflicts, by kind.
 #[derive(Debug, Default)]
-pub struct Counts([AtomicU64; Kind::ALL.len()]);
+pub struct Counts([AtomicU64; ConflictKind::ALL.len()]);
 
 impl Counts {
-    /// Of this kind.
-    pub fn of(&self, kind: Kind) -> u64 {
+    /// Returns the number of conflicts of a kind.
+    pub fn of(&self, kind: ConflictKind) -> u64 {
         self.0[kind as usize].load(Ordering::Relaxed)
     }
 
-    fn set(&self, kind: Kind, count: usize) {
+    fn set(&self, kind: ConflictKind, count: usize) {
         self.0[kind as usize].store(count as u64, Ordering::Relaxed);
     }
 }
 
-/// By what is in the way: where, and what to do. The former is what two looks are compared by.
-type Found = BTreeMap<String, Place>;
+/// Conflicts by name. Two checks are compared by the names.
+type Findings = BTreeMap<String, Finding>;
 
-/// Where something is, and what to do about it.
+/// Where a conflict was found, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
+struct Finding {
     place: String,
     advice: &'static str,
 }
 
-/// What is looked at.
+/// Runs the checks.
 #[derive(Debug)]
-struct Looker {
+struct Detector {
     programs: ForeignPrograms,
     cni: PathBuf,
     told: Told,
 }
 
-/// What the log and the counts have of it.
+/// The conflicts logged and counted so far.
 #[derive(Debug, Default)]
 struct Told {
-    before: BTreeMap<Kind, Found>,
+    before: BTreeMap<ConflictKind, Findings>,
     counts: Arc<Counts>,
 }
 
-/// Looks at once, and from then on every minute, for as long as the process lives.
+/// Starts a thread that checks immediately and then every minute.
 ///
 /// # Errors
-/// Where no thread can be started.
+/// If the thread cannot be started.
 pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Counts>> {
     let counts = Arc::new(Counts::default());
     let told = Told { before: BTreeMap::new(), counts: Arc::clone(&counts) };
-    let mut looker = Looker { programs, cni, told };
+    let mut detector = Detector { programs, cni, told };
     thread::Builder::new().name("conflicts".to_owned()).spawn(move || {
         loop {
-            looker.look();
+            detector.detect();
             thread::sleep(INTERVAL);
         }
     })?;
     Ok(counts)
 }
 
-impl Looker {
-    fn look(&mut self) {
-        for kind in Kind::ALL {
+impl Detector {
+    fn detect(&mut self) {
+        for kind in ConflictKind::ALL {
             let found = match kind {
-                Kind::Program => programs::look(&self.programs).map_err(|error| error.to_string()),
-                Kind::Chains => chains::look().map_err(|error| error.to_string()),
-                Kind::Cni => cni::look(&self.cni).map_err(|error| error.to_string()),
+                ConflictKind::Program => programs::detect(&self.programs).map_err(|error| error.to_string()),
+                ConflictKind::Chains => chains::detect().map_err(|error| error.to_string()),
+                ConflictKind::Cni => cni::detect(&self.cni).map_err(|error| error.to_string()),
             };
             match found {
                 Ok(found) => self.told.tell(kind, found),
-                // What was known stays known.
-                Err(error) => tracing::debug!(kind = kind.name(), error, "cannot look for conflicts; tried again"),
+                // The conflicts of the last check stay known.
+                Err(error) => tracing::debug!(kind = kind.name(), error, "cannot check for conflicts; retrying"),
             }
         }
     }
 }
 
 impl Told {
-    fn tell(&mut self, kind: Kind, found: Found) {
+    fn tell(&mut self, kind: ConflictKind, found: Findings) {
         let before = self.before.remove(&kind).unwrap_or_default();
-        for (what, Place { place, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
+        for (what, Finding { place, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
             tracing::warn!(kind = kind.name(), what, place, "conflict: {advice}");
         }
         for what in before.keys().filter(|what| !found.contains_key(*what)) {
-            tracing::info!(kind = kind.name(), what, "a conflict is gone");
+            tracing::info!(kind = kind.name(), what, "conflict resolved");
         }
         self.counts.set(kind, found.len());
         self.before.insert(kind, found);
     }
 }
 
-/// Some names, and how many more there are.
-struct Some8<'a>(&'a [String]);
+/// Formats up to eight names, and the number of the others.
+struct NameList<'a>(&'a [String]);
 
-impl fmt::Display for Some8<'_> {
+impl fmt::Display for NameList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", "))?;
         match self.0.len().saturating_sub(8) {
@@ -153,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// What is logged meanwhile.
+    /// Returns what `work` logs.
     fn log(work: impl FnOnce()) -> String {
         let file = Arc::new(tempfile::tempfile().unwrap());
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::clone(&file)).finish();
@@ -165,31 +166,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_said_once_and_again_when_it_is_gone() {
-        let found = |names: &[&str]| -> Found {
-            let place = |name: &&str| (name.to_string(), Place { place: "there".into(), advice: "do something" });
+    fn a_conflict_is_logged_once_and_when_it_is_resolved() {
+        let found = |names: &[&str]| -> Findings {
+            let place = |name: &&str| (name.to_string(), Finding { place: "there".into(), advice: "do something" });
             names.iter().map(place).collect()
         };
         let mut told = Told::default();
         let mut tell = |kind, names: &[&str]| {
             let log = log(|| told.tell(kind, found(names)));
             let count = |words: &str| log.lines().filter(|line| line.contains(words)).count();
-            ((count("conflict: do something"), count("a conflict is gone")), told.counts.of(kind))
+            ((count("conflict: do something"), count("conflict resolved")), told.counts.of(kind))
         };
-        assert_eq!(tell(Kind::Chains, &["Calico", "Weave"]), ((2, 0), 2));
-        assert_eq!(tell(Kind::Chains, &["Calico", "Weave"]), ((0, 0), 2), "it was said");
-        assert_eq!(tell(Kind::Cni, &[]), ((0, 0), 0), "another kind's");
-        assert_eq!(tell(Kind::Chains, &["Calico", "kindnet"]), ((1, 1), 2));
-        assert_eq!(tell(Kind::Chains, &[]), ((0, 2), 0));
-        assert_eq!(tell(Kind::Chains, &["Weave"]), ((1, 0), 1), "it is back");
-        let gone = log(|| told.tell(Kind::Chains, Found::new()));
-        assert!(gone.contains("INFO") && gone.contains("kind=\"chains\" what=\"Weave\""), "{gone}");
+        assert_eq!(tell(ConflictKind::Chains, &["Calico", "Weave"]), ((2, 0), 2));
+        assert_eq!(tell(ConflictKind::Chains, &["Calico", "Weave"]), ((0, 0), 2), "already logged");
+        assert_eq!(tell(ConflictKind::Cni, &[]), ((0, 0), 0), "another kind has no conflicts");
+        assert_eq!(tell(ConflictKind::Chains, &["Calico", "kindnet"]), ((1, 1), 2));
+        assert_eq!(tell(ConflictKind::Chains, &[]), ((0, 2), 0));
+        assert_eq!(tell(ConflictKind::Chains, &["Weave"]), ((1, 0), 1), "logged again when it is back");
+        let resolved = log(|| told.tell(ConflictKind::Chains, Findings::new()));
+        assert!(resolved.contains("INFO") && resolved.contains("kind=\"chains\" what=\"Weave\""), "{resolved}");
     }
 
     #[test]
-    fn a_long_list_is_cut_and_says_so() {
+    fn a_long_list_is_shortened_with_the_number_of_other_names() {
         let names: Vec<String> = (0..10).map(|number| format!("veth{number}")).collect();
-        assert_eq!(Some8(&names[..2]).to_string(), "veth0, veth1");
-        assert!(Some8(&names).to_string().ends_with("veth7 and 2 more"));
+        assert_eq!(NameList(&names[..2]).to_string(), "veth0, veth1");
+        assert!(NameList(&names).to_string().ends_with("veth7 and 2 more"));
     }
 }

@@ -1,21 +1,22 @@
-//! Other people's TC programs on the veths of pods.
+//! Finds TC programs of other components on pods' veths.
 
 use std::collections::BTreeMap;
 
-use super::{Found, Place, Some8};
+use super::{Finding, Findings, NameList};
 use crate::dataplane::{ForeignPrograms, Order};
 use crate::endpoints::{Netlink, NetlinkError};
 
-/// Veths that one look goes over, so that it takes milliseconds. Whoever attaches programs does so on all.
+/// Maximum number of veths in one check, so that it takes milliseconds. Other components attach their programs to all
+/// veths.
 const VETHS: usize = 256;
 
-const BEFORE: &str = "it runs before netpol's, and what it accepts (TC_ACT_OK) or redirects netpol does not see. Remove \
-    it, let it attach behind netpol's, or let it return TC_ACT_UNSPEC for packets it has no say in";
-const AFTER: &str = "it runs after netpol's and has the last word on packets that netpol lets pass: if it is another \
-    enforcer, both must allow. Remove it if it is not wanted";
+const BEFORE: &str = "it runs before netpol's programs, and netpol does not process packets that it accepts (TC_ACT_OK) or \
+    redirects. Remove it, attach it after netpol's programs, or let it return TC_ACT_UNSPEC for packets that it does not decide";
+const AFTER: &str = "it runs after netpol's programs and decides last on packets that netpol allows. If it is another \
+    policy engine, both must allow a packet. Remove it if it is not needed";
 
-/// Each program once, with the veths it is on.
-pub(super) fn look(foreign: &ForeignPrograms) -> Result<Found, NetlinkError> {
+/// Finds each program once, with the veths to which it is attached.
+pub(super) fn detect(foreign: &ForeignPrograms) -> Result<Findings, NetlinkError> {
     let mut netlink = Netlink::open()?;
     let mut places: BTreeMap<(String, Order), Vec<String>> = BTreeMap::new();
     for veth in netlink.links()?.veths.into_iter().take(VETHS) {
@@ -31,7 +32,7 @@ pub(super) fn look(foreign: &ForeignPrograms) -> Result<Found, NetlinkError> {
             Order::Before => (format!("TC program {name}, before netpol's"), BEFORE),
             Order::After => (format!("TC program {name}"), AFTER),
         };
-        (what, Place { place: Some8(&veths).to_string(), advice })
+        (what, Finding { place: NameList(&veths).to_string(), advice })
     });
     Ok(found.collect())
 }

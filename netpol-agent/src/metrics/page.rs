@@ -8,7 +8,7 @@ use netpol_policy::text::Safe;
 use super::Meter;
 use super::convergence::{BOUNDS, Convergence};
 use crate::api::Readiness;
-use crate::conflicts::Kind;
+use crate::conflicts::ConflictKind;
 use crate::dataplane::{Kernel, MapName};
 use crate::events::Reporter;
 use crate::events::kubernetes::{Dropped, Numbers};
@@ -110,7 +110,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     gaps(&mut page, reconciler.gaps());
     super::source::render(&mut page, &meter.source);
     page.head("netpol_conflicts", "gauge", "What else enforces on this node, or is in netpol's way.");
-    for kind in Kind::ALL {
+    for kind in ConflictKind::ALL {
         page.value("netpol_conflicts", &[("kind", kind.name())], meter.conflicts.of(kind));
     }
     page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
