@@ -1,6 +1,6 @@
-//! An error with its causes, on one line.
+//! Formats an error with its causes on one line.
 
-/// Each cause once: many errors' own words end with their cause's.
+/// Formats each cause once: the message of many errors already ends with that of their cause.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! The BPF object inside the agent.
+//! The BPF object file built into the agent.
 
 use std::path::{Path, PathBuf};
 
@@ -7,15 +7,17 @@ use thiserror::Error;
 /// Why there is no object to load.
 #[derive(Debug, Error)]
 pub enum ObjectError {
-    /// The agent was built before the object.
-    #[error("this netpol-agent was built without its BPF programs; run `cargo xtask build` and start the one it makes")]
+    /// The agent was built without the BPF object.
+    #[error(
+        "this netpol-agent was built without its BPF programs; run `cargo xtask build` and start the agent that it builds"
+    )]
     NotBuiltIn,
     /// The given file cannot be read.
-    #[error("cannot read the BPF object {path}: {source}; see --bpf-object")]
+    #[error("cannot read the BPF object {path}: {source}; check --bpf-object")]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -26,10 +28,10 @@ static EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!("
 #[cfg(not(netpol_bpf_object))]
 static EMBEDDED: Option<&[u8]> = None;
 
-/// The object to load: that file, or the one built in.
+/// Returns the object to load: the given file, or the built-in object.
 ///
 /// # Errors
-/// Where the file cannot be read, or none is built in.
+/// If the file cannot be read, or there is no built-in object.
 pub fn object(path: Option<&Path>) -> Result<Vec<u8>, ObjectError> {
     match (path, EMBEDDED) {
         (Some(path), _) => std::fs::read(path).map_err(|source| ObjectError::Read { path: path.to_owned(), source }),
