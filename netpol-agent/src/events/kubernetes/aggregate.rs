@@ -1,4 +1,5 @@
-//! Which Events are written, and when: many packets become one Event and its series. Pure; the time is given.
+//! Decides which Events are written, and when: many packets become one Event and its series. Does no I/O; the time is
+//! an argument.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,86 +13,87 @@ use super::policies::{Misunderstood, Policies};
 use super::sink::{Denied, Dropped};
 use super::topic::Topic;
 
-/// A first Event waits so long for more of its kind.
-const SETTLE: Duration = Duration::from_millis(300);
-/// After its first Event a topic is silent for so long, then for three times as long, …
-const SILENCE: Duration = Duration::from_secs(15);
-/// … and at most for this long.
-const LONGEST: Duration = Duration::from_mins(10);
-/// A topic that nothing was heard of for this long is forgotten. The next packet begins another Event.
-const QUIET: Duration = Duration::from_mins(15);
-/// Events of one pod that name their peer and port. Everything else at that pod is counted together.
-pub(super) const TOPICS: usize = 10;
-/// Pods that are remembered.
-const PODS: usize = 512;
-/// Of a pod: as many at once …
+/// A first Event is delayed by this time, to include further packets.
+const COALESCE: Duration = Duration::from_millis(300);
+/// Minimum time from a topic's first Event to its first update; each further interval is three times as long, …
+const FIRST_INTERVAL: Duration = Duration::from_secs(15);
+/// … up to this time.
+const MAX_INTERVAL: Duration = Duration::from_mins(10);
+/// A topic without packets for this long is removed. The next packet starts a new Event.
+const EXPIRY: Duration = Duration::from_mins(15);
+/// Number of Events per pod that name peer and port. All other traffic of the pod is counted together.
+pub(super) const MAX_TOPICS: usize = 10;
+/// Maximum number of pods in memory.
+const MAX_PODS: usize = 512;
+/// Rate limit of a pod: this many at once, …
 const POD_BURST: u32 = 25;
-/// … and one more after each of these: what client-go's `EventSourceObjectSpamFilter` allows a component for an object.
+/// … and one more after each interval; the same as client-go's `EventSourceObjectSpamFilter` for a component and an
+/// object.
 const POD_REFILL: Duration = Duration::from_mins(5);
-/// Of a pod's tokens so many are kept for what was not told at all yet.
-const SPARED: u32 = 5;
-/// Of this node: as many at once, and one more a second.
+/// Number of a pod's tokens that only new topics may use.
+const RESERVED: u32 = 5;
+/// Rate limit of the node: this many at once, and one more each second.
 const NODE_BURST: u32 = 25;
 const NODE_REFILL: Duration = Duration::from_secs(1);
-/// What is quiet is looked for this often.
-const SWEEP: Duration = Duration::from_mins(1);
+/// Interval for removing expired topics.
+const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// A pod as distinct from a later one of the same name.
+/// A pod and its creation time, which distinguishes it from a later pod with the same name.
 type Subject = (PodKey, i64);
 
-/// Something to be written.
+/// Something to write to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Publication {
     /// Packets were denied at a pod.
     Denied(Series),
-    /// A policy was not understood.
+    /// A policy has a diagnostic.
     Misunderstood(Misunderstood),
 }
 
-/// An Event about a pod, and how often it happened.
+/// An Event about a pod, and its count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Series {
     /// The pod.
     pub pod: PodKey,
-    /// When it was created, in seconds since 1970; 0: not known.
+    /// The pod's creation time, in seconds since 1970; 0 if unknown.
     pub created: i64,
-    /// What about it.
+    /// The subject of the Event.
     pub topic: Topic,
-    /// It stands for all that the pod has no further Events for.
+    /// Whether it counts all traffic for which the pod has no further Events.
     pub merged: bool,
-    /// The first time.
+    /// The time of the first packet.
     pub first: SystemTime,
-    /// The last time.
+    /// The time of the last packet.
     pub last: SystemTime,
-    /// Packets.
+    /// The number of packets.
     pub count: u64,
-    /// Distinguishes this agent's Events of the pod.
+    /// Identifies the Event among this agent's Events of the pod.
     pub id: u64,
-    /// It was written before.
+    /// Whether the Event was written before.
     pub update: bool,
 }
 
-/// Gathers; see the module.
+/// Aggregates packets into Events; see the module.
 #[derive(Debug)]
 pub struct Aggregator {
     pods: HashMap<Subject, Pod>,
     policies: Policies,
     node: Bucket,
-    /// Topics so far.
-    begun: u64,
-    /// Nothing is due before.
-    soonest: Option<Instant>,
+    /// Number of topics so far.
+    topics_started: u64,
+    /// The earliest time at which something may be due.
+    next_due: Option<Instant>,
     swept: Instant,
 }
 
 #[derive(Debug)]
 struct Pod {
-    lines: Vec<Line>,
+    series: Vec<SeriesState>,
     bucket: Bucket,
 }
 
 #[derive(Debug)]
-struct Line {
+struct SeriesState {
     topic: Topic,
     merged: bool,
     id: u64,
@@ -100,68 +102,76 @@ struct Line {
     count: u64,
     told: u64,
     update: bool,
-    /// Not to be told before.
+    /// The earliest time of the next report.
     not_before: Instant,
-    silence: Duration,
-    heard: Instant,
+    interval: Duration,
+    last_packet: Instant,
     in_flight: bool,
 }
 
-impl Line {
+impl SeriesState {
     fn is_due(&self, now: Instant) -> bool {
-        self.has_news() && self.not_before <= now
+        self.has_unreported() && self.not_before <= now
     }
 
-    fn has_news(&self) -> bool {
+    fn has_unreported(&self) -> bool {
         self.count > self.told && !self.in_flight
     }
 
-    /// Tokens that it must leave to others.
-    fn spares(&self) -> u32 {
-        if self.update { SPARED } else { 0 }
+    /// Returns the number of tokens that this series must not use.
+    fn reserve(&self) -> u32 {
+        if self.update { RESERVED } else { 0 }
     }
 
-    fn is_about(&self, topic: &Topic) -> bool {
+    fn has_topic(&self, topic: &Topic) -> bool {
         !self.merged && self.topic == *topic
     }
 
-    fn is_rest_of(&self, direction: Direction, reason: Reason) -> bool {
+    fn is_merged_for(&self, direction: Direction, reason: Reason) -> bool {
         self.merged && self.topic.direction == direction && self.topic.reason == reason
     }
 }
 
 impl Aggregator {
-    /// Knows nothing yet.
+    /// Creates an empty aggregator.
     pub fn new(now: Instant) -> Self {
         let node = Bucket::new(NODE_BURST, NODE_REFILL, now);
-        Self { pods: HashMap::new(), policies: Policies::default(), node, begun: 0, soonest: None, swept: now }
+        Self {
+            pods: HashMap::new(),
+            policies: Policies::default(),
+            node,
+            topics_started: 0,
+            next_due: None,
+            swept: now,
+        }
     }
 
-    /// Counts packets.
+    /// Counts denied packets.
     ///
     /// # Errors
-    /// Where too many pods are remembered already: they are not told of.
+    /// If too many pods are in memory; the packets are not reported then.
     pub fn denied(&mut self, denied: Denied, now: Instant) -> Result<(), Dropped> {
         let subject = (denied.pod, denied.created);
-        if !self.pods.contains_key(&subject) && self.pods.len() >= PODS {
-            self.pods.retain(|_, pod| !pod.lines.is_empty());
-            if self.pods.len() >= PODS {
+        if !self.pods.contains_key(&subject) && self.pods.len() >= MAX_PODS {
+            self.pods.retain(|_, pod| !pod.series.is_empty());
+            if self.pods.len() >= MAX_PODS {
                 return Err(Dropped::Memory);
             }
         }
-        let new = || Pod { lines: Vec::new(), bucket: Bucket::new(POD_BURST, POD_REFILL, now) };
+        let new = || Pod { series: Vec::new(), bucket: Bucket::new(POD_BURST, POD_REFILL, now) };
         let pod = self.pods.entry(subject).or_insert_with(new);
         let (direction, reason) = (denied.topic.direction, denied.topic.reason);
-        let known = pod.lines.iter().position(|line| line.is_about(&denied.topic));
-        let full = pod.lines.iter().filter(|line| !line.merged).count() >= TOPICS;
-        let known = known
-            .or_else(|| full.then(|| pod.lines.iter().position(|line| line.is_rest_of(direction, reason))).flatten());
-        let line = if let Some(known) = known {
-            &mut pod.lines[known]
+        let index = pod.series.iter().position(|state| state.has_topic(&denied.topic));
+        let full = pod.series.iter().filter(|state| !state.merged).count() >= MAX_TOPICS;
+        let index = index.or_else(|| {
+            full.then(|| pod.series.iter().position(|state| state.is_merged_for(direction, reason))).flatten()
+        });
+        let state = if let Some(index) = index {
+            &mut pod.series[index]
         } else {
-            self.begun += 1;
-            let id = id(self.begun, &denied.topic, denied.at);
-            pod.lines.push(Line {
+            self.topics_started += 1;
+            let id = id(self.topics_started, &denied.topic, denied.at);
+            pod.series.push(SeriesState {
                 topic: denied.topic,
                 merged: full,
                 id,
@@ -170,30 +180,30 @@ impl Aggregator {
                 count: 0,
                 told: 0,
                 update: false,
-                not_before: now + SETTLE,
-                silence: SILENCE,
-                heard: now,
+                not_before: now + COALESCE,
+                interval: FIRST_INTERVAL,
+                last_packet: now,
                 in_flight: false,
             });
-            let last = pod.lines.len() - 1;
-            &mut pod.lines[last]
+            let last = pod.series.len() - 1;
+            &mut pod.series[last]
         };
-        line.count = line.count.saturating_add(denied.packets);
-        line.last = line.last.max(denied.at);
-        line.heard = now;
-        if line.has_news() {
-            let due = line.not_before;
-            self.soonest = Some(self.soonest.map_or(due, |soonest| soonest.min(due)));
+        state.count = state.count.saturating_add(denied.packets);
+        state.last = state.last.max(denied.at);
+        state.last_packet = now;
+        if state.has_unreported() {
+            let due = state.not_before;
+            self.next_due = Some(self.next_due.map_or(due, |next_due| next_due.min(due)));
         }
         Ok(())
     }
 
-    /// Takes all there is to say about policies.
+    /// Replaces the diagnostics of all policies.
     pub fn policies(&mut self, all: Vec<Misunderstood>, now: Instant) {
-        self.policies.are(all, now);
+        self.policies.set(all, now);
     }
 
-    /// Takes one that is to be written now: what is new before what is known, and what waits longest first.
+    /// Takes a publication that is due: first Events before updates, and the longest waiting first.
     pub fn take(&mut self, now: Instant) -> Option<Publication> {
         if self.wake().is_none_or(|wake| wake > now) {
             return None;
@@ -206,133 +216,134 @@ impl Aggregator {
         }
         let mut best: Option<(bool, Instant, Subject, usize)> = None;
         for (subject, pod) in &mut self.pods {
-            for (index, line) in pod.lines.iter().enumerate().filter(|(_, line)| line.is_due(now)) {
-                let rank = (line.update, line.not_before);
+            for (index, state) in pod.series.iter().enumerate().filter(|(_, state)| state.is_due(now)) {
+                let rank = (state.update, state.not_before);
                 if best.as_ref().is_none_or(|(update, due, ..)| rank < (*update, *due))
-                    && pod.bucket.ready(line.spares(), now) <= now
+                    && pod.bucket.ready(state.reserve(), now) <= now
                 {
-                    best = Some((line.update, line.not_before, subject.clone(), index));
+                    best = Some((state.update, state.not_before, subject.clone(), index));
                 }
             }
         }
         let taken = best.and_then(|(_, _, subject, index)| {
             let pod = self.pods.get_mut(&subject)?;
-            let line = &mut pod.lines[index];
-            pod.bucket.take(line.spares(), now);
-            line.in_flight = true;
+            let state = &mut pod.series[index];
+            pod.bucket.take(state.reserve(), now);
+            state.in_flight = true;
             Some(Publication::Denied(Series {
                 pod: subject.0,
                 created: subject.1,
-                topic: line.topic.clone(),
-                merged: line.merged,
-                first: line.first,
-                last: line.last,
-                count: line.count,
-                id: line.id,
-                update: line.update,
+                topic: state.topic.clone(),
+                merged: state.merged,
+                first: state.first,
+                last: state.last,
+                count: state.count,
+                id: state.id,
+                update: state.update,
             }))
         });
         if taken.is_none() {
-            self.node.give_back();
-            self.look_ahead(now);
+            self.node.refund();
+            self.update_schedule(now);
         }
         taken
     }
 
-    /// When [`Self::take`] may have something.
+    /// Returns when [`Self::take`] may return something.
     pub fn wake(&self) -> Option<Instant> {
-        [self.soonest, self.policies.soonest()].into_iter().flatten().min()
+        [self.next_due, self.policies.next_due()].into_iter().flatten().min()
     }
 
-    /// When the node's next token is there.
+    /// Returns when the node's next token is available.
     pub fn allowed(&mut self, now: Instant) -> Instant {
         self.node.ready(0, now)
     }
 
-    /// It is written.
+    /// Records that a publication was written.
     pub fn published(&mut self, publication: &Publication, now: Instant) {
         match publication {
             Publication::Denied(series) => {
-                let Some(line) = self.line(series) else { return };
-                line.in_flight = false;
-                line.told = series.count;
-                line.update = true;
-                line.not_before = now + line.silence;
-                line.silence = (line.silence * 3).min(LONGEST);
-                self.look_ahead(now);
+                let Some(state) = self.state(series) else { return };
+                state.in_flight = false;
+                state.told = series.count;
+                state.update = true;
+                state.not_before = now + state.interval;
+                state.interval = (state.interval * 3).min(MAX_INTERVAL);
+                self.update_schedule(now);
             }
-            Publication::Misunderstood(each) => self.policies.said(each, now),
+            Publication::Misunderstood(each) => self.policies.reported(each, now),
         }
     }
 
-    /// It could not be written, and is due again.
+    /// Records that a publication could not be written; it is due again.
     pub fn failed(&mut self, publication: &Publication, now: Instant) {
-        self.node.give_back();
+        self.node.refund();
         match publication {
             Publication::Denied(series) => {
-                if let Some(line) = self.line(series) {
-                    line.in_flight = false;
+                if let Some(state) = self.state(series) {
+                    state.in_flight = false;
                 }
                 if let Some(pod) = self.pods.get_mut(&(series.pod.clone(), series.created)) {
-                    pod.bucket.give_back();
+                    pod.bucket.refund();
                 }
-                self.look_ahead(now);
+                self.update_schedule(now);
             }
             Publication::Misunderstood(each) => self.policies.failed(each, now),
         }
     }
 
-    /// It will never be written: its object is gone, or the API server does not take it. What it stood for is forgotten.
-    pub fn lost(&mut self, publication: &Publication, why: Dropped, now: Instant) {
+    /// Records that a publication can never be written, because its object is gone or the API server rejects it. Its
+    /// counts are discarded.
+    pub fn discarded(&mut self, publication: &Publication, why: Dropped, now: Instant) {
         match publication {
             Publication::Denied(series) => {
                 if let Some(pod) = self.pods.get_mut(&(series.pod.clone(), series.created)) {
-                    pod.lines.retain(|line| why != Dropped::Gone && line.id != series.id);
+                    pod.series.retain(|state| why != Dropped::Gone && state.id != series.id);
                 }
             }
-            Publication::Misunderstood(each) => self.policies.said(each, now),
+            Publication::Misunderstood(each) => self.policies.reported(each, now),
         }
     }
 
-    /// What was not told yet is due now, as this is the end.
-    pub fn hurry(&mut self, now: Instant) {
-        for line in self.pods.values_mut().flat_map(|pod| &mut pod.lines) {
-            line.not_before = line.not_before.min(now);
+    /// Makes everything unreported due now, because the agent exits.
+    pub fn flush(&mut self, now: Instant) {
+        for state in self.pods.values_mut().flat_map(|pod| &mut pod.series) {
+            state.not_before = state.not_before.min(now);
         }
-        self.look_ahead(now);
+        self.update_schedule(now);
     }
 
-    fn line(&mut self, series: &Series) -> Option<&mut Line> {
+    fn state(&mut self, series: &Series) -> Option<&mut SeriesState> {
         let pod = self.pods.get_mut(&(series.pod.clone(), series.created))?;
-        pod.lines.iter_mut().find(|line| line.id == series.id)
+        pod.series.iter_mut().find(|state| state.id == series.id)
     }
 
-    /// Finds out when something is due next, and forgets what is quiet.
-    fn look_ahead(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.swept) >= SWEEP {
+    /// Computes when something is due next, and removes expired topics.
+    fn update_schedule(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.swept) >= SWEEP_INTERVAL {
             self.swept = now;
             for pod in self.pods.values_mut() {
-                let quiet = |line: &Line| now.saturating_duration_since(line.heard) >= QUIET;
-                pod.lines.retain(|line| line.in_flight || line.has_news() || !quiet(line));
+                let expired = |state: &SeriesState| now.saturating_duration_since(state.last_packet) >= EXPIRY;
+                pod.series.retain(|state| state.in_flight || state.has_unreported() || !expired(state));
             }
-            self.pods.retain(|_, pod| !pod.lines.is_empty() || !pod.bucket.is_full(now));
+            self.pods.retain(|_, pod| !pod.series.is_empty() || !pod.bucket.is_full(now));
         }
-        self.soonest = None;
+        self.next_due = None;
         for pod in self.pods.values_mut() {
-            for line in pod.lines.iter().filter(|line| line.has_news()) {
-                let due = line.not_before.max(pod.bucket.ready(line.spares(), now));
-                self.soonest = Some(self.soonest.map_or(due, |soonest| soonest.min(due)));
+            for state in pod.series.iter().filter(|state| state.has_unreported()) {
+                let due = state.not_before.max(pod.bucket.ready(state.reserve(), now));
+                self.next_due = Some(self.next_due.map_or(due, |next_due| next_due.min(due)));
             }
         }
-        // Where nothing is to be said, what is quiet is still to be forgotten.
+        // Expired topics must be removed even if nothing is due.
         if !self.pods.is_empty() {
-            let sweep = self.swept + SWEEP;
-            self.soonest = Some(self.soonest.map_or(sweep, |soonest| soonest.min(sweep)));
+            let sweep = self.swept + SWEEP_INTERVAL;
+            self.next_due = Some(self.next_due.map_or(sweep, |next_due| next_due.min(sweep)));
         }
     }
 }
 
-/// The names of Events end with it: also an agent that starts anew must not give one away twice.
+/// Returns an ID for the Event's name. A restarted agent must not use an ID again.
 fn id(number: u64, topic: &Topic, at: SystemTime) -> u64 {
     let mut hasher = DefaultHasher::new();
     (number, topic, at).hash(&mut hasher);

@@ -1,27 +1,27 @@
-//! How often something may happen.
+//! A rate limiter.
 
 use std::time::{Duration, Instant};
 
-/// A token bucket: `burst` at once, and one more for each `refill` that passes.
+/// A token bucket: `burst` tokens at once, and one more after each `refill`.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
     burst: u32,
     refill: Duration,
     tokens: u32,
-    /// From when on the next token is on its way. Of no meaning while the bucket is full.
+    /// The start of the current refill interval. Not used while the bucket is full.
     since: Instant,
 }
 
 impl Bucket {
-    /// A full one.
+    /// Creates a full bucket.
     pub(super) fn new(burst: u32, refill: Duration, now: Instant) -> Self {
         Self { burst, refill, tokens: burst, since: now }
     }
 
-    /// Takes a token, where more than `spare` are left.
-    pub(super) fn take(&mut self, spare: u32, now: Instant) -> bool {
+    /// Takes a token if more than `reserve` tokens are left.
+    pub(super) fn take(&mut self, reserve: u32, now: Instant) -> bool {
         self.fill(now);
-        if self.tokens <= spare {
+        if self.tokens <= reserve {
             return false;
         }
         if self.tokens == self.burst {
@@ -31,19 +31,19 @@ impl Bucket {
         true
     }
 
-    /// Takes back a token that was not used.
-    pub(super) fn give_back(&mut self) {
+    /// Returns an unused token.
+    pub(super) fn refund(&mut self) {
         self.tokens = (self.tokens + 1).min(self.burst);
     }
 
-    /// When there will be more than `spare`.
-    pub(super) fn ready(&mut self, spare: u32, now: Instant) -> Instant {
+    /// Returns when more than `reserve` tokens will be available.
+    pub(super) fn ready(&mut self, reserve: u32, now: Instant) -> Instant {
         self.fill(now);
-        let lacking = (spare + 1).saturating_sub(self.tokens);
-        if lacking == 0 { now } else { self.since + self.refill * lacking }
+        let missing = (reserve + 1).saturating_sub(self.tokens);
+        if missing == 0 { now } else { self.since + self.refill * missing }
     }
 
-    /// Whether forgetting it would allow nothing more.
+    /// Returns whether the bucket is full, and can be replaced by a new one.
     pub(super) fn is_full(&mut self, now: Instant) -> bool {
         self.fill(now);
         self.tokens == self.burst
@@ -64,7 +64,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_burst_then_one_for_each_refill() {
+    fn a_burst_is_allowed_and_then_one_for_each_refill() {
         let start = Instant::now();
         let mut bucket = Bucket::new(3, SECOND, start);
         let taken = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(0, now)).count();
@@ -78,12 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spared_is_left() {
+    fn reserved_tokens_are_not_taken() {
         let start = Instant::now();
         let mut bucket = Bucket::new(3, SECOND, start);
         assert_eq!((0..10).filter(|_| bucket.take(2, start)).count(), 1);
         assert!(bucket.take(0, start));
-        bucket.give_back();
+        bucket.refund();
         assert!(bucket.take(0, start) && bucket.take(0, start) && !bucket.take(0, start));
     }
 }

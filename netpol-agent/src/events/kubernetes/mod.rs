@@ -1,23 +1,24 @@
-//! Denied traffic and misunderstood policies as Events of the API server, where `kubectl describe` and `kubectl events`
-//! show them. Off unless asked for.
+//! Kubernetes Events for denied traffic and policy diagnostics, shown by `kubectl describe` and `kubectl events`. Off
+//! by default.
 //!
 //! ```text
-//! Reporter ──► Sink ═ bounded, never waits ═► Aggregator ──► Desk ──► API server
-//!                                         its own thread from here on
+//! Reporter ──► Sink ═ bounded, never waits ═► Aggregator ──► Writer ──► API server
+//!                                         on its own thread from here on
 //! ```
 //!
-//! An Event says what happened once; how often is its series. Everything is bounded: Events of a pod, tokens of a pod and of
-//! the node, and what is remembered. While the API server is away counts go on, and are told once it is back.
+//! An Event describes what happened, and its series counts how often. All state is bounded: Events of a pod, tokens of
+//! a pod and of the node, and memory. While the API server is unavailable, counting continues; the counts are reported
+//! when it is back.
 
 mod aggregate;
-mod desk;
 mod limit;
 mod object;
 mod policies;
+mod reporters;
 mod sink;
-mod speaker;
 mod thread;
 mod topic;
+mod writer;
 
 pub use aggregate::{Aggregator, Publication};
 pub use policies::Misunderstood;

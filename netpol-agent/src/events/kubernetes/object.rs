@@ -1,5 +1,5 @@
-//! Events as the API server takes them. Its rules: `ValidateEventCreate` and `ValidateEventUpdate` in
-//! kubernetes/pkg/apis/core/validation/events.go; of an Event that exists, only the series may change.
+//! Builds Event objects. The API server's rules are `ValidateEventCreate` and `ValidateEventUpdate` in
+//! kubernetes/pkg/apis/core/validation/events.go; only the series of an existing Event may change.
 
 use std::time::SystemTime;
 
@@ -9,24 +9,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::aggregate::{Series, TOPICS};
+use super::aggregate::{MAX_TOPICS, Series};
 use super::policies::Misunderstood;
 use super::topic;
 
-/// Who writes, as `kubectl describe` shows it under From.
+/// The component that writes the Events; `kubectl describe` shows it under From.
 pub(super) const CONTROLLER: &str = "netpol-agent";
-/// Names of objects are no longer than this.
-const NAME: usize = 253;
+/// Maximum length of an object's name.
+const MAX_NAME_LENGTH: usize = 253;
 
-/// The name of a pod's Event.
+/// Returns the name of a pod's Event.
 pub(super) fn name_of_series(series: &Series) -> String {
     event_name(&series.pod.name, series.id)
 }
 
-/// An Event about a pod.
+/// Returns an Event about a pod.
 pub(super) fn of_series(series: &Series, uid: Option<String>, node: &str) -> Event {
     let topic = &series.topic;
-    let note = if series.merged { topic::merged_note(topic, TOPICS) } else { topic::note(topic) };
+    let note = if series.merged { topic::merged_note(topic, MAX_TOPICS) } else { topic::note(topic) };
     let related = topic.peer.pod.as_deref().filter(|_| !series.merged).and_then(|pod| pod.split_once('/'));
     let reference = |namespace: &str, name: &str, uid| reference("v1", "Pod", namespace, name, uid);
     Event {
@@ -41,20 +41,20 @@ pub(super) fn of_series(series: &Series, uid: Option<String>, node: &str) -> Eve
     }
 }
 
-/// What an Event about a pod gets when it happens again.
+/// Returns the patch for an Event about a pod that occurs again.
 pub(super) fn update(series: &Series) -> Value {
     json!({"series": event_series(series)})
 }
 
-/// An Event about a policy. Every agent gives it the same name, so that the API server has it once.
+/// Returns an Event about a policy. Every agent gives it the same name, so that the API server stores it once.
 pub(super) fn of_misunderstood(each: &Misunderstood, uid: Option<String>, node: &str, now: SystemTime) -> Event {
     let key = &each.policy;
-    let whose = uid.clone().unwrap_or_else(|| key.to_string());
-    let name = event_name(&key.name, fnv(&[&whose, &each.problem]));
+    let owner = uid.clone().unwrap_or_else(|| key.to_string());
+    let name = event_name(&key.name, fnv(&[&owner, &each.problem]));
     Event {
         action: Some("Enforce".to_owned()),
         event_time: Some(time(now)),
-        note: Some(topic::shorten(format!("{}; it matches nothing and opens nothing", each.problem))),
+        note: Some(topic::shorten(format!("{}; this part matches nothing and allows nothing", each.problem))),
         reason: Some("NotUnderstood".to_owned()),
         regarding: Some(reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid)),
         ..bare(&key.namespace, name, node)
@@ -82,7 +82,7 @@ fn reference(version: &str, kind: &str, namespace: &str, name: &str, uid: Option
     }
 }
 
-/// Its count has to be 2 at least.
+/// Returns the series. Its count must be at least 2.
 fn event_series(series: &Series) -> EventSeries {
     let count = i32::try_from(series.count).unwrap_or(i32::MAX).max(2);
     EventSeries { count, last_observed_time: time(series.last) }
@@ -92,14 +92,14 @@ fn time(time: SystemTime) -> MicroTime {
     MicroTime(Timestamp::try_from(time).unwrap_or_default())
 }
 
-/// `OBJECT.HASH`, of which the object's part is cut where it would be too long.
+/// Returns `OBJECT.HASH`, with OBJECT shortened if the name would be too long.
 fn event_name(object: &str, hash: u64) -> String {
     let suffix = format!(".{hash:016x}");
-    let cut: String = object.chars().take(NAME - suffix.len()).collect();
+    let cut: String = object.chars().take(MAX_NAME_LENGTH - suffix.len()).collect();
     cut.trim_end_matches(['.', '-']).to_owned() + &suffix
 }
 
-/// FNV-1a: the same in every agent and every version. Source: RFC 9923.
+/// Hashes with FNV-1a, which is the same in every agent and every version. Source: RFC 9923.
 fn fnv(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
@@ -112,19 +112,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_valid_whatever_the_object_is_called() {
+    fn event_names_are_valid_for_all_object_names() {
         assert_eq!(event_name("web-0", 0xabc), "web-0.0000000000000abc");
         for length in 200..=253 {
             for end in ["a", "-", "."] {
                 let object = format!("{}{end}{}", "a".repeat(length - 1), "b".repeat(253 - length));
                 let name = event_name(&object, 1);
-                assert!(name.len() <= NAME && !name.contains("-.") && !name.contains(".."), "{name}");
+                assert!(name.len() <= MAX_NAME_LENGTH && !name.contains("-.") && !name.contains(".."), "{name}");
             }
         }
     }
 
     #[test]
-    fn every_agent_names_a_policys_problem_alike_and_a_new_policy_of_its_name_another_way() {
+    fn a_diagnostic_has_the_same_name_from_every_agent_and_another_for_a_recreated_policy() {
         let each = Misunderstood { policy: PolicyKey::new("shop", "bad"), problem: "spec.ingress: no".into() };
         let name = |uid: &str, node: &str, seconds| {
             let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);

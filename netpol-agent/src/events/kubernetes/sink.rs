@@ -1,4 +1,4 @@
-//! Where the loop puts what is to be told; it never waits here.
+//! Accepts reports from the main loop, and never blocks it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,11 +10,11 @@ use netpol_policy::world::World;
 use tokio::sync::mpsc;
 
 use super::policies::Misunderstood;
-use super::speaker;
+use super::reporters;
 use super::topic::{self, Topic};
 use crate::events::Denial;
 
-/// What waits for the thread, at most.
+/// Maximum number of messages that wait for the thread.
 pub(super) const QUEUE: usize = 1024;
 
 /// Packets that were denied at a pod.
@@ -22,42 +22,42 @@ pub(super) const QUEUE: usize = 1024;
 pub struct Denied {
     /// The pod.
     pub pod: PodKey,
-    /// When it was created, seconds since 1970: another pod may have its name one day.
+    /// The pod's creation time, in seconds since 1970: a later pod may have the same name.
     pub created: i64,
-    /// What they have in common.
+    /// What the packets have in common.
     pub topic: Topic,
-    /// How many.
+    /// The number of packets.
     pub packets: u64,
-    /// When the last of them came.
+    /// The time of the last packet.
     pub at: SystemTime,
 }
 
-/// What the thread is told.
+/// A message to the thread.
 #[derive(Clone, Debug)]
 pub(super) enum Message {
     Denied(Box<Denied>),
-    /// All that this agent has to say about policies now.
+    /// All diagnostics that this agent currently reports.
     Policies(Vec<Misunderstood>),
 }
 
-/// Why something is never told.
+/// Why something is never reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
-    /// More came at one time than is kept waiting.
+    /// The queue was full.
     Queue,
-    /// More pods than are remembered.
+    /// Too many pods are in memory.
     Memory,
-    /// The pod, the policy or its namespace is gone.
+    /// The pod, the policy or its namespace was deleted.
     Gone,
-    /// The API server calls the Event invalid.
+    /// The API server rejects the Event as invalid.
     Invalid,
 }
 
 impl Dropped {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 4] = [Self::Queue, Self::Memory, Self::Gone, Self::Invalid];
 
-    /// The label in metrics.
+    /// Returns the metric label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Queue => "queue",
@@ -68,7 +68,7 @@ impl Dropped {
     }
 }
 
-/// What became of it all.
+/// Counts written and dropped Events.
 #[derive(Debug, Default)]
 pub struct Numbers {
     published: AtomicU64,
@@ -76,61 +76,61 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// Events written, first ones and updates.
+    /// Returns the number of Events written, both new ones and updates.
     pub fn published(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// What was not told.
+    /// Returns the number of Events dropped for a reason.
     pub fn dropped(&self, why: Dropped) -> u64 {
         self.dropped[why as usize].load(Ordering::Relaxed)
     }
 
-    pub(super) fn publish(&self) {
+    pub(super) fn count_published(&self) {
         self.published.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn lose(&self, why: Dropped, events: u64) {
+    pub(super) fn count_dropped(&self, why: Dropped, events: u64) {
         self.dropped[why as usize].fetch_add(events, Ordering::Relaxed);
     }
 }
 
-/// Policies are looked through at most this often.
-const REVIEW: Duration = Duration::from_secs(1);
-/// Who speaks of a policy is asked anew after this long: its pods may have moved.
-const RECHOOSE: Duration = Duration::from_mins(10);
+/// Minimum time between two reviews of the policies.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(1);
+/// The reporting agents of a policy are selected again after this time, because its pods may have moved.
+const RESELECT_INTERVAL: Duration = Duration::from_mins(10);
 
-/// The loop's end.
+/// The main loop's side of the queue.
 #[derive(Debug)]
 pub struct Sink {
     sender: mpsc::Sender<Message>,
     numbers: Arc<Numbers>,
     node: Arc<str>,
-    reviewed: Option<Instant>,
-    chosen: Option<Instant>,
-    /// What was not understood when it was last told to the thread.
+    reviewed_at: Option<Instant>,
+    selected_at: Option<Instant>,
+    /// The diagnostics when they were last sent to the thread.
     problems: Vec<(PolicyKey, Vec<Problem>)>,
 }
 
 impl Sink {
     pub(super) fn new(sender: mpsc::Sender<Message>, numbers: Arc<Numbers>, node: &str) -> Self {
-        Self { sender, numbers, node: node.into(), reviewed: None, chosen: None, problems: Vec::new() }
+        Self { sender, numbers, node: node.into(), reviewed_at: None, selected_at: None, problems: Vec::new() }
     }
 
-    /// What became of it all.
+    /// Returns the counters.
     pub fn numbers(&self) -> &Numbers {
         &self.numbers
     }
 
-    /// Tells of a denied packet at `pod`.
+    /// Reports a packet that was denied at `pod`.
     pub(in crate::events) fn denied(&self, event: &DenyEvent, denial: &Denial, pod: &PodKey, world: &World) {
         let Some(reason) = Reason::from_code(event.reason).filter(|reason| topic::reason(*reason).is_some()) else {
             return;
         };
         let Some(direction) = Direction::from_code(event.direction) else { return };
-        // A place first: in a flood nothing is copied only to be thrown away.
-        let Ok(place) = self.sender.try_reserve() else {
-            self.numbers.lose(Dropped::Queue, 1);
+        // Reserves a place in the queue first: in a flood nothing is copied only to be discarded.
+        let Ok(permit) = self.sender.try_reserve() else {
+            self.numbers.count_dropped(Dropped::Queue, 1);
             return;
         };
         let mut peer = match direction {
@@ -138,7 +138,7 @@ impl Sink {
             Direction::Egress => denial.to.clone(),
         };
         peer.port = None;
-        place.send(Message::Denied(Box::new(Denied {
+        permit.send(Message::Denied(Box::new(Denied {
             created: world.pods.get(pod).map_or(0, |pod| pod.created),
             pod: pod.clone(),
             topic: Topic {
@@ -154,51 +154,55 @@ impl Sink {
         })));
     }
 
-    /// Looks for what policies say that was not understood. May be called at any time; costs nothing most times.
+    /// Sends changed diagnostics to the thread. May be called at any time; most calls return immediately.
     pub(in crate::events) fn review(&mut self, world: &World, now: Instant) {
         let since = |time: Option<Instant>| time.map_or(Duration::MAX, |time| now.saturating_duration_since(time));
-        if since(self.reviewed) < REVIEW {
+        if since(self.reviewed_at) < REVIEW_INTERVAL {
             return;
         }
-        self.reviewed = Some(now);
-        let problems = || speaker::misunderstood(world).map(|policy| (&policy.key, policy.problems.as_slice()));
+        self.reviewed_at = Some(now);
+        let problems = || reporters::misunderstood(world).map(|policy| (&policy.key, policy.problems.as_slice()));
         let told = self.problems.iter().map(|(key, problems)| (key, problems.as_slice()));
-        if problems().eq(told) && (self.problems.is_empty() || since(self.chosen) < RECHOOSE) {
+        if problems().eq(told) && (self.problems.is_empty() || since(self.selected_at) < RESELECT_INTERVAL) {
             return;
         }
-        // Where the queue is full, the next look finds the same difference.
-        let Ok(place) = self.sender.try_reserve() else { return };
-        place.send(Message::Policies(speaker::to_be_said(world, &self.node)));
-        self.chosen = Some(now);
+        // If the queue is full, the next review finds the same difference.
+        let Ok(permit) = self.sender.try_reserve() else { return };
+        permit.send(Message::Policies(reporters::to_report(world, &self.node)));
+        self.selected_at = Some(now);
         self.problems = problems().map(|(key, problems)| (key.clone(), problems.to_vec())).collect();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::speaker::tests::world;
+    use super::super::reporters::tests::world;
     use super::*;
 
     #[test]
-    fn who_speaks_of_a_policy_is_chosen_anew_after_ten_minutes() {
+    fn the_reporters_of_a_policy_are_selected_again_after_ten_minutes() {
         let (sender, mut messages) = mpsc::channel(QUEUE);
         let mut sink = Sink::new(sender, Arc::default(), "node-0");
-        let begun = Instant::now();
-        let mut said = |sink: &mut Sink, world: &World, after: Duration| {
-            sink.review(world, begun + after);
+        let start = Instant::now();
+        let mut sent = |sink: &mut Sink, world: &World, after: Duration| {
+            sink.review(world, start + after);
             match messages.try_recv() {
                 Ok(Message::Policies(all)) => Some(all.len()),
                 Ok(other) => panic!("{other:?}"),
                 Err(_) => None,
             }
         };
-        // The one pod is on this node, which then has none, as it moved.
+        // The only pod is on this node, and then moves to another node.
         let (here, moved) = (world(1, 1), world(4, 4));
-        assert_eq!(said(&mut sink, &here, Duration::ZERO), Some(1));
-        let almost = RECHOOSE.saturating_sub(Duration::from_millis(1));
-        assert_eq!(said(&mut sink, &here, almost), None, "nothing is new");
-        assert_eq!(said(&mut sink, &moved, almost + REVIEW), Some(0), "others speak now");
-        assert_eq!(said(&mut sink, &here, almost + REVIEW * 2), None, "it is not yet time again");
-        assert_eq!(said(&mut sink, &here, almost + REVIEW + RECHOOSE), Some(1));
+        assert_eq!(sent(&mut sink, &here, Duration::ZERO), Some(1));
+        let almost = RESELECT_INTERVAL.saturating_sub(Duration::from_millis(1));
+        assert_eq!(sent(&mut sink, &here, almost), None, "nothing has changed");
+        assert_eq!(sent(&mut sink, &moved, almost + REVIEW_INTERVAL), Some(0), "other agents report now");
+        assert_eq!(
+            sent(&mut sink, &here, almost + REVIEW_INTERVAL * 2),
+            None,
+            "the reporters are not selected again yet"
+        );
+        assert_eq!(sent(&mut sink, &here, almost + REVIEW_INTERVAL + RESELECT_INTERVAL), Some(1));
     }
 }

@@ -1,4 +1,4 @@
-//! The thread: what it does, however long it takes, keeps nobody waiting.
+//! The thread that writes Events. Nothing waits for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,36 +8,36 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
 
 use super::aggregate::{Aggregator, Publication};
-use super::desk::{Desk, Outcome, Setback};
 use super::sink::{Dropped, Message, Numbers, QUEUE, Sink};
+use super::writer::{WriteFailure, WriteResult, Writer};
 
-/// The first pause after a failure; doubles up to [`SLOWEST`].
-const FASTEST: Duration = Duration::from_secs(1);
-const SLOWEST: Duration = Duration::from_mins(1);
-/// At the end there is so much time for what is not told yet.
+/// The first pause after a failure; doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_mins(1);
+/// Time to write unreported Events when the agent exits.
 const FLUSH: Duration = Duration::from_secs(1);
-/// Messages that are taken in at once.
-const AT_ONCE: usize = 256;
+/// Maximum number of messages that are received at once.
+const MAX_BATCH: usize = 256;
 
-/// Waits for the thread.
+/// Waits for the thread to end.
 #[derive(Debug)]
 pub struct Handle {
     ended: oneshot::Receiver<()>,
 }
 
 impl Handle {
-    /// Lets it write what it has, for a second at most. The [`Sink`] has to be dropped before.
+    /// Lets the thread write unreported Events, for at most a second. The [`Sink`] must be dropped before.
     pub async fn finish(self) {
-        // An error is its end, too.
+        // An error also means that the thread has ended.
         let _ = timeout(FLUSH + Duration::from_millis(100), self.ended).await;
     }
 }
 
-/// Starts the thread. `client` makes a client with the credentials there are now; it is called there, as connections belong
-/// to the runtime that made them, and again when the API server does not know us any more.
+/// Starts the thread. `client` creates a client with the current credentials. It is called on the thread, because
+/// connections belong to the runtime that created them, and again when the API server rejects the credentials.
 ///
 /// # Errors
-/// Where there can be no thread.
+/// If the thread cannot be started.
 pub fn start(
     node: &str,
     client: impl Fn() -> Result<Client, String> + Send + 'static,
@@ -52,66 +52,69 @@ pub fn start(
         match runtime {
             Ok(runtime) => {
                 runtime.block_on(async {
-                    match Desk::open(Box::new(client), node) {
-                        Ok(desk) => run(desk, messages, &numbers).await,
+                    match Writer::open(Box::new(client), node) {
+                        Ok(writer) => run(writer, messages, &numbers).await,
                         Err(error) => {
-                            tracing::error!(error, "no Events are written: cannot read credentials for the API server");
+                            tracing::error!(
+                                error,
+                                "Events are not written: cannot read the credentials for the API server"
+                            );
                         }
                     }
                 });
                 runtime.shutdown_background();
             }
-            Err(error) => tracing::error!(%error, "no Events are written: cannot start a runtime"),
+            Err(error) => tracing::error!(%error, "Events are not written: cannot start a runtime"),
         }
-        // Nobody may be waiting.
+        // The handle may have been dropped.
         let _ = end.send(());
     })?;
     Ok((sink, Handle { ended }))
 }
 
-async fn run(mut desk: Desk, mut messages: mpsc::Receiver<Message>, numbers: &Numbers) {
+async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, numbers: &Numbers) {
     let (jobs, mut work) = mpsc::channel::<Publication>(1);
-    let (answers, mut outcomes) = mpsc::channel(1);
+    let (results_in, mut results) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Some(publication) = work.recv().await {
-            let outcome = desk.publish(&publication).await;
-            if answers.send((publication, outcome)).await.is_err() {
+            let result = writer.publish(&publication).await;
+            if results_in.send((publication, result)).await.is_err() {
                 break;
             }
         }
     });
     let mut aggregator = Aggregator::new(Instant::now());
-    let mut patience = Patience::default();
-    let mut taken = Vec::with_capacity(AT_ONCE);
-    let mut busy = false;
+    let mut backoff = Backoff::default();
+    let mut received = Vec::with_capacity(MAX_BATCH);
+    let mut is_writing = false;
     let mut end: Option<Instant> = None;
     loop {
         let now = Instant::now();
-        if !busy && patience.is_over(now) {
+        if !is_writing && backoff.is_over(now) {
             if let Some(publication) = aggregator.take(now) {
-                // There is room: there was none at work.
-                busy = jobs.send(publication).await.is_ok();
+                // The queue has room, because nothing is being written.
+                is_writing = jobs.send(publication).await.is_ok();
             } else if end.is_some() {
                 return;
             }
         }
-        let next = aggregator.wake().map(|wake| wake.max(aggregator.allowed(now)).max(patience.until(now)));
-        let wake = [next.filter(|_| !busy), end].into_iter().flatten().min();
-        let wake = wake.unwrap_or(now + SLOWEST);
+        let next = aggregator.wake().map(|wake| wake.max(aggregator.allowed(now)).max(backoff.until(now)));
+        let wake = [next.filter(|_| !is_writing), end].into_iter().flatten().min();
+        let wake = wake.unwrap_or(now + MAX_PAUSE);
         tokio::select! {
-            count = messages.recv_many(&mut taken, AT_ONCE), if end.is_none() => {
+            count = messages.recv_many(&mut received, MAX_BATCH), if end.is_none() => {
                 let now = Instant::now();
                 if count == 0 {
-                    aggregator.hurry(now);
+                    aggregator.flush(now);
                     end = Some(now + FLUSH);
                 }
-                for message in taken.drain(..) {
-                    take_in(message, &mut aggregator, numbers, now);
+                for message in received.drain(..) {
+                    process(message, &mut aggregator, numbers, now);
                 }
             }
-            Some((publication, outcome)) = outcomes.recv(), if busy => {
-                busy = false;
-                settle(&publication, outcome, &mut aggregator, &mut patience, numbers);
+            Some((publication, result)) = results.recv(), if is_writing => {
+                is_writing = false;
+                handle_result(&publication, result, &mut aggregator, &mut backoff, numbers);
             }
             () = sleep_until(wake.into()) => {
                 if end.is_some_and(|end| end <= Instant::now()) {
@@ -122,59 +125,61 @@ async fn run(mut desk: Desk, mut messages: mpsc::Receiver<Message>, numbers: &Nu
     }
 }
 
-fn take_in(message: Message, aggregator: &mut Aggregator, numbers: &Numbers, now: Instant) {
+fn process(message: Message, aggregator: &mut Aggregator, numbers: &Numbers, now: Instant) {
     match message {
         Message::Denied(denied) => {
             if let Err(why) = aggregator.denied(*denied, now) {
-                numbers.lose(why, 1);
+                numbers.count_dropped(why, 1);
             }
         }
         Message::Policies(all) => aggregator.policies(all, now),
     }
 }
 
-fn settle(
+fn handle_result(
     publication: &Publication,
-    outcome: Outcome,
+    result: WriteResult,
     aggregator: &mut Aggregator,
-    patience: &mut Patience,
+    backoff: &mut Backoff,
     numbers: &Numbers,
 ) {
     let now = Instant::now();
-    match outcome {
-        Outcome::Written => {
-            numbers.publish();
-            patience.success();
+    match result {
+        WriteResult::Written => {
+            numbers.count_published();
+            backoff.success();
             aggregator.published(publication, now);
         }
-        Outcome::Lost(why, error) => {
+        WriteResult::Discarded(why, error) => {
             match why {
-                // Pods come and go.
-                Dropped::Gone => tracing::debug!(error, "an Event's object is gone"),
-                Dropped::Invalid => tracing::warn!(error, "the API server does not take an Event; this is a bug"),
+                // Pods are deleted all the time.
+                Dropped::Gone => tracing::debug!(error, "the object of an Event was deleted"),
+                Dropped::Invalid => {
+                    tracing::warn!(error, "the API server rejected an Event as invalid; this is a bug in netpol");
+                }
                 Dropped::Queue | Dropped::Memory => {}
             }
-            numbers.lose(why, 1);
-            patience.success();
-            aggregator.lost(publication, why, now);
+            numbers.count_dropped(why, 1);
+            backoff.success();
+            aggregator.discarded(publication, why, now);
         }
-        Outcome::Later(setback) => {
-            patience.setback(&setback, now);
+        WriteResult::Retry(failure) => {
+            backoff.failure(&failure, now);
             aggregator.failed(publication, now);
         }
     }
 }
 
-/// Waits longer and longer, and says so once.
+/// Waits after failures, with growing pauses, and logs the first failure.
 #[derive(Debug, Default)]
-struct Patience {
+struct Backoff {
     until: Option<Instant>,
     pause: Duration,
-    /// The log knows that nothing is written, for want of this rule or, where that is empty, for another reason.
+    /// The logged cause of the current failure: the missing rule, or an empty text for any other cause.
     told: Option<&'static str>,
 }
 
-impl Patience {
+impl Backoff {
     fn is_over(&self, now: Instant) -> bool {
         self.until(now) <= now
     }
@@ -185,27 +190,27 @@ impl Patience {
 
     fn success(&mut self) {
         if self.told.is_some() {
-            tracing::info!("Events are written again");
+            tracing::info!("can write Events again");
         }
         *self = Self::default();
     }
 
-    fn setback(&mut self, setback: &Setback, now: Instant) {
-        self.pause = (self.pause * 2).clamp(FASTEST, SLOWEST);
-        // Nodes that failed together do not come back together.
+    fn failure(&mut self, failure: &WriteFailure, now: Instant) {
+        self.pause = (self.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE);
+        // Jitter: nodes that failed at the same time should not retry at the same time.
         let jitter = self.pause.mul_f64(f64::from(std::process::id() % 100) / 400.0);
-        self.until = Some(now + (self.pause + jitter).max(setback.after));
-        let missing = setback.missing.unwrap_or_default();
+        self.until = Some(now + (self.pause + jitter).max(failure.retry_after));
+        let missing = failure.missing.unwrap_or_default();
         if self.told.replace(missing) == Some(missing) {
             return;
         }
-        let error = &setback.error;
+        let error = &failure.error;
         if missing.is_empty() {
-            tracing::warn!(error, "cannot write Events; it is tried again, and nothing else is affected");
+            tracing::warn!(error, "cannot write Events; retrying (policy enforcement is not affected)");
         } else {
             tracing::warn!(
                 error,
-                "may not write Events; it is tried again. The agent's ClusterRole lacks: - {missing}"
+                "not permitted to write Events; retrying. Add to the agent's ClusterRole: - {missing}"
             );
         }
     }

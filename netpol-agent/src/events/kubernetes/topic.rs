@@ -1,4 +1,4 @@
-//! What one Event is about, and how it is said.
+//! The topic of an Event, and its text.
 
 use std::fmt::Write;
 
@@ -7,54 +7,55 @@ use netpol_policy::text::Safe;
 
 use crate::events::{End, PolicyRef};
 
-/// An Event's note is no longer than this. Source: `NoteLengthLimit` of the API server's validation is 1024 bytes.
-pub(super) const NOTE: usize = 1000;
-/// Policies that a note names; the others are a number.
-const NAMED: usize = 4;
+/// Maximum length of an Event's note. Source: `NoteLengthLimit` of the API server's validation is 1024 bytes.
+pub(super) const MAX_NOTE_LENGTH: usize = 1000;
+/// Maximum number of policies that a note names; the others are only counted.
+const MAX_NAMED_POLICIES: usize = 4;
 
-/// Denied packets that are alike for whoever reads of them.
+/// What the packets of one Event have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Topic {
-    /// Seen from the pod.
+    /// The direction, seen from the pod.
     pub direction: Direction,
-    /// Why.
+    /// Why the packets were denied.
     pub reason: Reason,
-    /// The other end; without a port, as the ports of those who open connections change.
+    /// The peer, without its port, because the ports of clients change.
     pub peer: End,
-    /// Name or number.
+    /// The protocol's name or number.
     pub protocol: String,
     /// The destination's port.
     pub port: Option<u16>,
-    /// Those that isolate the pod.
+    /// The policies that isolate the pod.
     pub policies: Vec<PolicyRef>,
 }
 
-/// An Event's `reason` for packets dropped so; `None`: no Event is written, as it would regard no pod.
+/// Returns an Event's `reason` for packets denied with this reason; `None` if no Event is written, because it would not
+/// concern a pod.
 pub(super) fn reason(reason: Reason) -> Option<&'static str> {
-    words(reason).map(|(name, _)| name)
+    reason_and_cause(reason).map(|(name, _)| name)
 }
 
-/// What is the matter, after "denied by …" or "dropped".
+/// Returns the cause, as it follows "denied by …" or "dropped" in a note.
 fn cause(reason: Reason) -> &'static str {
-    words(reason).map_or(reason.name(), |(_, cause)| cause)
+    reason_and_cause(reason).map_or(reason.name(), |(_, cause)| cause)
 }
 
-/// An Event's `reason`, and what is the matter.
-fn words(reason: Reason) -> Option<(&'static str, &'static str)> {
+/// Returns an Event's `reason`, and the cause.
+fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
     const DENIED: &str = "NetworkPolicyDenied";
     const FULL: &str = "NetworkPolicyTableFull";
     Some(match reason {
         Reason::NoRule => (DENIED, "no rule allows it"),
         Reason::NoBackend => (DENIED, "no rule allows any backend"),
         Reason::Backend => (DENIED, "it was sent to this backend, and no rule allows it"),
-        Reason::SomeBackends => (DENIED, "rules allow only some backends, and another node chooses among them"),
-        Reason::Revoked => (DENIED, "it was allowed when it was opened, and no longer is"),
-        Reason::Malformed => (DENIED, "the packet ends before its headers do, or they contradict each other"),
+        Reason::SomeBackends => (DENIED, "rules allow only some backends, and another node selects the backend"),
+        Reason::Revoked => (DENIED, "the flow was allowed when it started, but no longer is"),
+        Reason::Malformed => (DENIED, "the packet is truncated, or its headers are inconsistent"),
         Reason::NotIp => (DENIED, "it is neither IPv4 nor IPv6"),
-        Reason::TooManyHeaders => (DENIED, "the packet has more headers than are walked"),
-        Reason::OrphanFragment => (DENIED, "a fragment whose first fragment was not seen or not allowed"),
+        Reason::TooManyHeaders => (DENIED, "the packet has too many headers"),
+        Reason::OrphanFragment => (DENIED, "its first fragment was not received, or not allowed"),
         Reason::ForeignSource => ("ForeignSourceAddress", "sent from an address that is not the pod's"),
-        Reason::TunnelEndpoint => ("TunnelEndpointDenied", "it is a tunnel endpoint of a node"),
+        Reason::TunnelEndpoint => ("TunnelEndpointDenied", "the destination is a tunnel endpoint of a node"),
         Reason::SpoofedSource => ("SpoofedSourceAddress", "the source address is not that of the pod that sent it"),
         Reason::SpoofedNeighbor => {
             ("SpoofedNeighborDiscovery", "the Ethernet source or a field of ARP or neighbor discovery is not the pod's")
@@ -62,9 +63,9 @@ fn words(reason: Reason) -> Option<(&'static str, &'static str)> {
         Reason::NeighborRate => {
             ("NeighborDiscoveryLimited", "ARP or neighbor discovery longer or more frequent than the protocols need")
         }
-        Reason::FlowTableFull => (FULL, "a rule allows it, but the node's table of flows is full"),
+        Reason::FlowTableFull => (FULL, "a rule allows it, but the node's flow table is full"),
         Reason::TablesIncomplete => {
-            (FULL, "a table of the node is full; the agent's log names the option that makes it larger")
+            (FULL, "a BPF map of the node is full; the agent's log has the option that increases its size")
         }
         Reason::UnknownPod
         | Reason::NoEndpoint
@@ -83,7 +84,7 @@ fn words(reason: Reason) -> Option<(&'static str, &'static str)> {
 
 /// `egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it`.
 ///
-/// The API server lets nobody change a note: how often it happened is in the Event's series instead.
+/// The API server rejects changes of a note. The number of packets is in the Event's series instead.
 pub(super) fn note(topic: &Topic) -> String {
     let mut note = match topic.direction {
         Direction::Ingress => "ingress from ",
@@ -108,29 +109,29 @@ pub(super) fn note(topic: &Topic) -> String {
     shorten(note)
 }
 
-/// What is said instead of ever more Events, where a pod has already `told` of them.
+/// Returns the note of the Event that counts all other traffic of a pod, which has `told` Events already.
 pub(super) fn merged_note(topic: &Topic, told: usize) -> String {
     let direction = topic.direction.name();
     shorten(format!(
-        "{direction} denied from or to more than {told} peers and ports: {}; all others are counted here, and the agent's \
-         lines about denied flows name each",
+        "{direction} denied for more than {told} peers and ports: {}; this Event counts all others, and the agent's deny events \
+         list each of them",
         cause(topic.reason)
     ))
 }
 
-/// `Service shop/db (10.96.0.7)`; `shop/db-0 (10.1.2.3) behind Service shop/db`.
+/// Formats a peer: `Service shop/db (10.96.0.7)`; `shop/db-0 (10.1.2.3) through Service shop/db`.
 fn peer(end: &End) -> String {
-    let place = match (services(&end.services), &end.pod, end.node, end.address) {
+    let name = match (services(&end.services), &end.pod, end.node, end.address) {
         (Some(services), _, _, Some(address)) => format!("{services} ({address})"),
         (_, Some(pod), _, Some(address)) => format!("{pod} ({address})"),
         (_, Some(pod), _, None) => pod.clone(),
         (_, None, Some(_), Some(address)) => format!("this node ({address})"),
         (_, None, None, Some(address)) => address.to_string(),
-        (_, None, _, None) => "an unknown end".to_owned(),
+        (_, None, _, None) => "an unknown peer".to_owned(),
     };
     match services(&end.behind) {
-        Some(services) => format!("{place} behind {services}"),
-        None => place,
+        Some(services) => format!("{name} through {services}"),
+        None => name,
     }
 }
 
@@ -147,9 +148,12 @@ fn protocol(name: &str) -> String {
 }
 
 fn policies(policies: &[PolicyRef]) -> String {
-    let names: Vec<_> =
-        policies.iter().take(NAMED).map(|policy| format!("{}/{}", policy.namespace, policy.name)).collect();
-    match (policies.len(), policies.len().saturating_sub(NAMED)) {
+    let names: Vec<_> = policies
+        .iter()
+        .take(MAX_NAMED_POLICIES)
+        .map(|policy| format!("{}/{}", policy.namespace, policy.name))
+        .collect();
+    match (policies.len(), policies.len().saturating_sub(MAX_NAMED_POLICIES)) {
         (0, _) => "the pod's policies".to_owned(),
         (1, _) => format!("NetworkPolicy {}", names[0]),
         (_, 0) => format!("NetworkPolicies {}", names.join(", ")),
@@ -157,12 +161,12 @@ fn policies(policies: &[PolicyRef]) -> String {
     }
 }
 
-/// Cuts what the API server would refuse.
+/// Shortens a note to the length that the API server accepts.
 pub(super) fn shorten(note: String) -> String {
-    // `kubectl describe` shows it as it is.
+    // `kubectl describe` prints the note without escaping it.
     let mut note = Safe(note).to_string();
-    if note.len() > NOTE {
-        note.truncate(note.floor_char_boundary(NOTE));
+    if note.len() > MAX_NOTE_LENGTH {
+        note.truncate(note.floor_char_boundary(MAX_NOTE_LENGTH));
         note.push('…');
     }
     note
@@ -179,7 +183,7 @@ mod tests {
         Topic { direction, reason, peer, protocol: "TCP".into(), port, policies }
     }
 
-    fn through(reason: Reason, pod: &str, services: &[&str], behind: &[&str]) -> Topic {
+    fn with_services(reason: Reason, pod: &str, services: &[&str], behind: &[&str]) -> Topic {
         let mut topic = topic(Direction::Egress, reason, pod, Some(80));
         topic.peer.services = services.iter().map(ToString::to_string).collect();
         topic.peer.behind = behind.iter().map(ToString::to_string).collect();
@@ -189,7 +193,7 @@ mod tests {
     #[test]
     fn a_note_is_a_sentence() {
         let (ingress, egress) = (Direction::Ingress, Direction::Egress);
-        for (topic, said) in [
+        for (topic, expected) in [
             (
                 topic(egress, Reason::NoRule, "shop/db", Some(5432)),
                 "egress to shop/db (10.1.2.3) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it",
@@ -207,31 +211,31 @@ mod tests {
                 "egress to 10.1.2.3, protocol 47 denied by NetworkPolicy shop/deny-all: no rule allows it",
             ),
             (
-                through(Reason::NoBackend, "", &["shop/db"], &[]),
+                with_services(Reason::NoBackend, "", &["shop/db"], &[]),
                 "egress to Service shop/db (10.1.2.3) port 80/TCP denied by NetworkPolicy shop/deny-all: no rule allows any \
                  backend",
             ),
             (
-                through(Reason::Backend, "shop/db-0", &[], &["shop/db"]),
-                "egress to shop/db-0 (10.1.2.3) behind Service shop/db port 80/TCP denied by NetworkPolicy shop/deny-all: it \
+                with_services(Reason::Backend, "shop/db-0", &[], &["shop/db"]),
+                "egress to shop/db-0 (10.1.2.3) through Service shop/db port 80/TCP denied by NetworkPolicy shop/deny-all: it \
                  was sent to this backend, and no rule allows it",
             ),
             (
-                through(Reason::SomeBackends, "", &["shop/a", "shop/b", "shop/c"], &[]),
+                with_services(Reason::SomeBackends, "", &["shop/a", "shop/b", "shop/c"], &[]),
                 "egress to Service shop/a and 2 more (10.1.2.3) port 80/TCP denied by NetworkPolicy shop/deny-all: rules allow \
-                 only some backends, and another node chooses among them",
+                 only some backends, and another node selects the backend",
             ),
             (
                 topic(egress, Reason::ForeignSource, "", Some(53)),
                 "egress to 10.1.2.3 port 53/TCP dropped: sent from an address that is not the pod's",
             ),
         ] {
-            assert_eq!(note(&topic), said);
+            assert_eq!(note(&topic), expected);
         }
     }
 
     #[test]
-    fn many_policies_become_a_number_and_no_note_is_longer_than_the_api_server_takes() {
+    fn policies_beyond_the_limit_are_counted_and_notes_are_shortened() {
         let long = |n: usize| PolicyRef { namespace: "n".repeat(63), name: format!("{n}{}", "p".repeat(250)) };
         let policies: Vec<_> = (0..40).map(long).collect();
         let all = Topic { policies, ..topic(Direction::Egress, Reason::NoRule, "shop/db", Some(1)) };
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_denied_at_a_known_pod_has_an_event_and_what_passes_has_none() {
+    fn packets_denied_at_a_known_pod_have_an_event_and_allowed_packets_have_none() {
         for &each in Reason::ALL {
             let without =
                 [Reason::UnknownPod, Reason::NoEndpoint, Reason::SenderGone, Reason::OtherHost].contains(&each);

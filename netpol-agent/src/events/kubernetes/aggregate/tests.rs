@@ -7,7 +7,7 @@ use crate::events::{End, PolicyRef};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A packet of `pod` to a peer whose address ends so.
+/// Returns packets of `pod` that were denied to the peer with this number in its address.
 fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
     let [high, low] = peer.to_be_bytes();
     Denied {
@@ -26,14 +26,14 @@ fn denied(pod: &str, peer: u16, packets: u64) -> Denied {
     }
 }
 
-/// An aggregator and a clock; everything taken is written at once.
-struct Bench {
+/// An aggregator and a clock. Everything that is taken is written immediately.
+struct Fixture {
     aggregator: Aggregator,
     start: Instant,
     now: Instant,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         let now = Instant::now();
         Self { aggregator: Aggregator::new(now), start: now, now }
@@ -53,7 +53,7 @@ impl Bench {
         all
     }
 
-    /// Waits, and takes whatever is due on the way: (when, count, whether it is an update).
+    /// Advances the clock and writes everything that becomes due: (time, series).
     fn wait(&mut self, time: Duration) -> Vec<(u64, Series)> {
         let until = self.now + time;
         let mut all = Vec::new();
@@ -65,9 +65,9 @@ impl Bench {
             let now = self.now;
             let allowed = self.aggregator.allowed(now);
             match self.aggregator.wake().map(|wake| wake.max(allowed)) {
-                // What is woken for and not there must not be woken for again at once.
+                // It must not wake again immediately if nothing was due.
                 Some(wake) if wake <= until => {
-                    assert!(wake > now, "wakes for nothing");
+                    assert!(wake > now, "woke although nothing was due");
                     self.now = wake;
                 }
                 _ => break,
@@ -79,12 +79,12 @@ impl Bench {
 }
 
 #[test]
-fn the_first_packet_is_told_within_a_second_and_the_next_ones_ever_less_often() {
-    let mut bench = Bench::new();
+fn the_first_packet_is_reported_within_a_second_and_later_ones_at_growing_intervals() {
+    let mut fixture = Fixture::new();
     let mut told = Vec::new();
     for _ in 0..3600 {
-        bench.deny("web", 1, 2);
-        told.extend(bench.wait(SECOND).into_iter().map(|(at, series)| (at, series.update, series.count)));
+        fixture.deny("web", 1, 2);
+        told.extend(fixture.wait(SECOND).into_iter().map(|(at, series)| (at, series.update, series.count)));
     }
     let told: Vec<_> = told.iter().map(|(at, update, count)| (*at, *update, count / 2)).collect();
     assert_eq!(told[0], (0, false, 1));
@@ -96,91 +96,91 @@ fn the_first_packet_is_told_within_a_second_and_the_next_ones_ever_less_often() 
 }
 
 #[test]
-fn what_happened_once_is_told_once() {
-    let mut bench = Bench::new();
-    bench.deny("web", 1, 1);
-    assert_eq!(bench.wait(3600 * SECOND).len(), 1);
-    // Forgotten by now: another Event, not an update of the first.
-    bench.deny("web", 1, 1);
-    let again = bench.wait(SECOND);
-    assert!(again.len() == 1 && !again[0].1.update, "{again:?}");
+fn a_single_packet_is_reported_once() {
+    let mut fixture = Fixture::new();
+    fixture.deny("web", 1, 1);
+    assert_eq!(fixture.wait(3600 * SECOND).len(), 1);
+    // The topic has expired: a new Event instead of an update.
+    fixture.deny("web", 1, 1);
+    let second = fixture.wait(SECOND);
+    assert!(second.len() == 1 && !second[0].1.update, "{second:?}");
 }
 
 #[test]
-fn a_scan_makes_a_few_events_and_one_for_all_others() {
-    let mut bench = Bench::new();
+fn a_port_scan_creates_a_few_events_and_one_for_all_others() {
+    let mut fixture = Fixture::new();
     for peer in 0..5000 {
-        bench.deny("web", peer, 1);
+        fixture.deny("web", peer, 1);
     }
-    let told = bench.wait(SECOND);
-    assert_eq!(told.len(), TOPICS + 1);
+    let told = fixture.wait(SECOND);
+    assert_eq!(told.len(), MAX_TOPICS + 1);
     let rest: Vec<_> = told.iter().filter(|(_, series)| series.merged).collect();
     assert_eq!(rest.len(), 1);
-    assert_eq!(rest[0].1.count, 5000 - TOPICS as u64);
+    assert_eq!(rest[0].1.count, 5000 - MAX_TOPICS as u64);
 }
 
 #[test]
 fn a_busy_pod_still_has_tokens_for_something_new() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     for _ in 0..2000 {
         for peer in 0..8 {
-            bench.deny("web", peer, 1);
+            fixture.deny("web", peer, 1);
         }
-        bench.wait(SECOND);
+        fixture.wait(SECOND);
     }
-    bench.deny("web", 100, 1);
-    let told = bench.wait(SECOND);
+    fixture.deny("web", 100, 1);
+    let told = fixture.wait(SECOND);
     assert!(told.iter().any(|(_, series)| !series.update), "{told:?}");
 }
 
 #[test]
-fn what_cannot_be_written_is_told_later_with_all_that_came_since() {
-    let mut bench = Bench::new();
-    bench.deny("web", 1, 1);
-    bench.now += SECOND;
-    let first = bench.aggregator.take(bench.now).unwrap();
-    bench.deny("web", 1, 4);
-    assert_eq!(bench.aggregator.take(bench.now), None, "one at a time");
-    bench.aggregator.failed(&first, bench.now);
-    let told = bench.wait(SECOND);
+fn a_failed_write_is_retried_with_the_packets_counted_since() {
+    let mut fixture = Fixture::new();
+    fixture.deny("web", 1, 1);
+    fixture.now += SECOND;
+    let first = fixture.aggregator.take(fixture.now).unwrap();
+    fixture.deny("web", 1, 4);
+    assert_eq!(fixture.aggregator.take(fixture.now), None, "a publication that is being written is not taken again");
+    fixture.aggregator.failed(&first, fixture.now);
+    let told = fixture.wait(SECOND);
     assert!(told.len() == 1 && told[0].1.count == 5 && !told[0].1.update, "{told:?}");
 }
 
 #[test]
-fn the_end_hurries_what_would_have_waited() {
-    let mut bench = Bench::new();
-    bench.deny("web", 1, 1);
-    bench.wait(SECOND);
-    bench.deny("web", 1, 1);
-    assert_eq!(bench.written(), []);
-    bench.aggregator.hurry(bench.now);
-    assert_eq!(bench.written().len(), 1);
+fn a_flush_makes_delayed_updates_due() {
+    let mut fixture = Fixture::new();
+    fixture.deny("web", 1, 1);
+    fixture.wait(SECOND);
+    fixture.deny("web", 1, 1);
+    assert_eq!(fixture.written(), []);
+    fixture.aggregator.flush(fixture.now);
+    assert_eq!(fixture.written().len(), 1);
 }
 
 #[test]
-fn a_pod_that_is_gone_is_not_spoken_of_and_its_successor_is() {
-    let mut bench = Bench::new();
-    bench.deny("web", 1, 1);
-    bench.deny("web", 2, 1);
-    bench.now += SECOND;
-    let first = bench.aggregator.take(bench.now).unwrap();
-    bench.aggregator.lost(&first, Dropped::Gone, bench.now);
-    assert_eq!(bench.written(), []);
+fn a_deleted_pod_is_not_reported_and_its_successor_is() {
+    let mut fixture = Fixture::new();
+    fixture.deny("web", 1, 1);
+    fixture.deny("web", 2, 1);
+    fixture.now += SECOND;
+    let first = fixture.aggregator.take(fixture.now).unwrap();
+    fixture.aggregator.discarded(&first, Dropped::Gone, fixture.now);
+    assert_eq!(fixture.written(), []);
     let successor = Denied { created: 2, ..denied("web", 1, 1) };
-    bench.aggregator.denied(successor, bench.now).unwrap();
-    assert_eq!(bench.wait(SECOND).len(), 1);
+    fixture.aggregator.denied(successor, fixture.now).unwrap();
+    assert_eq!(fixture.wait(SECOND).len(), 1);
 }
 
 #[test]
-fn memory_is_bounded_by_pods_and_told_when_it_is_full() {
-    let mut bench = Bench::new();
+fn the_number_of_pods_is_bounded_and_further_pods_are_an_error() {
+    let mut fixture = Fixture::new();
     let results: Vec<_> =
-        (0..2 * PODS).map(|n| bench.aggregator.denied(denied(&format!("pod-{n}"), 1, 1), bench.now)).collect();
-    assert_eq!(results.iter().filter(|result| **result == Err(Dropped::Memory)).count(), PODS);
-    assert_eq!(bench.aggregator.pods.len(), PODS);
-    // Once they are told and quiet, others have the room.
-    bench.wait(4 * 3600 * SECOND);
-    assert!(bench.aggregator.pods.is_empty());
+        (0..2 * MAX_PODS).map(|n| fixture.aggregator.denied(denied(&format!("pod-{n}"), 1, 1), fixture.now)).collect();
+    assert_eq!(results.iter().filter(|result| **result == Err(Dropped::Memory)).count(), MAX_PODS);
+    assert_eq!(fixture.aggregator.pods.len(), MAX_PODS);
+    // Once they are reported and expired, there is room for others.
+    fixture.wait(4 * 3600 * SECOND);
+    assert!(fixture.aggregator.pods.is_empty());
 }
 
 #[derive(Clone, Debug)]
@@ -200,45 +200,45 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn counts_add_up_memory_is_bounded_and_the_rate_is_kept(steps in prop::collection::vec(step(), 0..400)) {
-        let mut bench = Bench::new();
+    fn counts_add_up_and_memory_and_rate_are_bounded(steps in prop::collection::vec(step(), 0..400)) {
+        let mut fixture = Fixture::new();
         let mut sent = 0;
-        // By pod and id: the last count told.
+        // The last reported count, by pod and ID.
         let mut told = BTreeMap::new();
         let mut written: Vec<(Instant, PodKey)> = Vec::new();
         for step in steps {
             match step {
                 Step::Deny { pod, peer, packets } => {
-                    bench.deny(&format!("pod-{pod}"), peer, packets);
+                    fixture.deny(&format!("pod-{pod}"), peer, packets);
                     sent += packets;
                 }
-                Step::Wait(millis) => bench.now += Duration::from_millis(millis),
+                Step::Wait(millis) => fixture.now += Duration::from_millis(millis),
                 Step::Write { fails } => {
-                    let Some(publication) = bench.aggregator.take(bench.now) else { continue };
+                    let Some(publication) = fixture.aggregator.take(fixture.now) else { continue };
                     if fails {
-                        bench.aggregator.failed(&publication, bench.now);
+                        fixture.aggregator.failed(&publication, fixture.now);
                         continue;
                     }
-                    bench.aggregator.published(&publication, bench.now);
+                    fixture.aggregator.published(&publication, fixture.now);
                     let Publication::Denied(series) = publication else { unreachable!() };
-                    written.push((bench.now, series.pod.clone()));
+                    written.push((fixture.now, series.pod.clone()));
                     let before = told.insert((series.pod, series.id), series.count);
                     prop_assert_eq!(before.is_some(), series.update);
                     prop_assert!(before.is_none_or(|before| before < series.count));
                 }
             }
-            for pod in bench.aggregator.pods.values() {
-                prop_assert!(pod.lines.len() <= TOPICS + 1);
+            for pod in fixture.aggregator.pods.values() {
+                prop_assert!(pod.series.len() <= MAX_TOPICS + 1);
             }
         }
-        // What is left is told in the end, and then every packet was told once.
-        bench.now += 24 * 3600 * SECOND;
-        bench.aggregator.hurry(bench.now);
-        for (_, series) in bench.wait(3600 * SECOND) {
+        // At the end everything is reported, and every packet was counted once.
+        fixture.now += 24 * 3600 * SECOND;
+        fixture.aggregator.flush(fixture.now);
+        for (_, series) in fixture.wait(3600 * SECOND) {
             told.insert((series.pod, series.id), series.count);
         }
         prop_assert_eq!(told.values().sum::<u64>(), sent);
-        // In no stretch of time more than a burst and what was refilled in it.
+        // No interval may contain more than a burst and the tokens refilled in it.
         let pods: BTreeSet<_> = written.iter().map(|(_, pod)| pod.clone()).collect();
         for (from, (begin, _)) in written.iter().enumerate() {
             for (to, (end, _)) in written.iter().enumerate().skip(from) {
