@@ -1,8 +1,8 @@
-//! `dir:PATH`: a directory tree of manifests. What its files say is what there is.
+//! `dir:PATH`: a directory tree of manifests. The objects in the files are the cluster state.
 //!
-//! Any hint leads to one scan; files whose stamp changed are read. A tree or file that cannot be read keeps its last
-//! content, and is looked at again; what is wrong with it is told once. Scans and reads are jobs of a blocking thread: they
-//! take as long as the files are large.
+//! Any inotify event leads to one scan; files whose stamp changed are read. A directory or file that cannot be read
+//! keeps its last objects and is read again later; its error is logged once. Scans and reads run on a blocking thread,
+//! because they take long for large files.
 
 mod scan;
 mod store;
@@ -22,29 +22,29 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Batch, Feed, Inquiry, Known, Revision, SourceError, SourceState, Subject};
 use scan::{Scan, Stamp, scan};
-use store::{Content, Outcome, Store};
+use store::{FileChanges, FileContent, Store};
 use watch::Watch;
 
-/// Quiet for this long: a burst of writes is over.
+/// A burst of writes is over after a pause of this length.
 const QUIET: Duration = Duration::from_millis(20);
-/// A burst is looked into after this long, over or not.
-const BURST: Duration = Duration::from_millis(200);
-/// What no event told is found after this long.
+/// A scan starts after this time even if the burst continues.
+const MAX_BURST: Duration = Duration::from_millis(200);
+/// Interval of scans without events.
 const RESCAN: Duration = Duration::from_secs(15);
-/// Files still being written are looked at again after this long.
-const BUSY: Duration = Duration::from_millis(250);
-/// Diagnostics that one look writes to the log; the rest is counted.
-const LOGGED: usize = 500;
+/// Interval of scans while a file is being written.
+const RESCAN_WHILE_WRITING: Duration = Duration::from_millis(250);
+/// Maximum number of diagnostics that one scan logs; the others are counted.
+const MAX_LOGGED: usize = 500;
 
-/// Reads the tree and goes on watching it in a task.
+/// Reads the tree and watches it in a task.
 ///
 /// # Errors
-/// Where the directory cannot be listed or watched.
+/// If the directory cannot be listed or watched.
 pub fn start(root: &Path, limits: Limits) -> Result<Feed, SourceError> {
     let tree = Tree::open(root, limits)?;
     let (sender, batches) = mpsc::channel(16);
-    let (inquiries, asked) = mpsc::channel(16);
-    tokio::spawn(tree.follow(Teller { sender, revision: Revision::default() }, asked));
+    let (inquiries, received_inquiries) = mpsc::channel(16);
+    tokio::spawn(tree.run(Teller { sender, revision: Revision::default() }, received_inquiries));
     Ok(Feed { batches, inquiries, state: SourceState::default() })
 }
 
@@ -55,7 +55,7 @@ struct Teller {
 }
 
 impl Teller {
-    /// False where nobody listens any more.
+    /// Returns false if the receiver was dropped.
     async fn tell(&mut self, events: Vec<Event>, received: Instant) -> bool {
         self.revision.0 += 1;
         let batch = Batch { revision: self.revision, events, after_gap: false, received: received.into_std() };
@@ -67,64 +67,64 @@ impl Teller {
 struct Tree {
     root: PathBuf,
     limits: Limits,
-    files: BTreeMap<PathBuf, Read>,
+    files: BTreeMap<PathBuf, FileRead>,
     store: Store,
     watch: Watch,
-    /// Something is to be looked at again soon, whether or not it changes.
-    busy: bool,
-    /// What the last look could not do.
-    troubles: BTreeMap<PathBuf, String>,
+    /// Whether the next scan should be early, without waiting for an event.
+    rescan_soon: bool,
+    /// Errors of the last scan, by path.
+    failures: BTreeMap<PathBuf, String>,
 }
 
-/// What was read of a file.
+/// A file that was read.
 #[derive(Debug)]
-struct Read {
+struct FileRead {
     stamp: Stamp,
-    /// Its text, where the stamp was so young that a write after it may have left the same.
-    young: Option<String>,
+    /// The text, if the stamp is so recent that a later write may not change it.
+    recent_text: Option<String>,
 }
 
 impl Tree {
-    /// Nothing is read yet.
+    /// Opens and watches the tree, without reading files.
     fn open(root: &Path, limits: Limits) -> Result<Self, SourceError> {
         let failed = |verb| move |source| SourceError::Dir { verb, path: root.to_owned(), source };
         let mut watch = Watch::new().map_err(failed("watch"))?;
         watch.add(root).map_err(failed("watch"))?;
         std::fs::read_dir(root).map_err(failed("list"))?;
-        let (root, files, troubles) = (root.to_owned(), BTreeMap::new(), BTreeMap::new());
-        Ok(Self { root, limits, files, store: Store::default(), watch, busy: false, troubles })
+        let (root, files, failures) = (root.to_owned(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self { root, limits, files, store: Store::default(), watch, rescan_soon: false, failures })
     }
 
-    /// Looks on a blocking thread. `None` where that thread panicked.
-    async fn look_aside(mut self) -> Option<(Self, Vec<Event>)> {
-        let looked = spawn_blocking(move || {
-            let events = self.look();
+    /// Scans on a blocking thread. Returns `None` if the scan panicked.
+    async fn scan_blocking(mut self) -> Option<(Self, Vec<Event>)> {
+        let scanned = spawn_blocking(move || {
+            let events = self.rescan();
             (self, events)
         });
-        looked.await.inspect_err(|error| tracing::error!(%error, "cannot read the manifests")).ok()
+        scanned.await.inspect_err(|error| tracing::error!(%error, "cannot read the manifests")).ok()
     }
 
-    async fn follow(self, mut teller: Teller, mut asked: mpsc::Receiver<Inquiry>) {
-        let Some((mut tree, _)) = self.look_aside().await else { return };
+    async fn run(self, mut teller: Teller, mut inquiries: mpsc::Receiver<Inquiry>) {
+        let Some((mut tree, _)) = self.scan_blocking().await else { return };
         if !teller.tell(vec![Event::Reset(tree.store.objects())], Instant::now()).await {
             return;
         }
         loop {
-            let wait = if tree.busy { BUSY } else { RESCAN };
+            let wait = if tree.rescan_soon { RESCAN_WHILE_WRITING } else { RESCAN };
             let mut inquiry = None;
             tokio::select! {
-                Some(asked) = asked.recv() => inquiry = Some(asked),
-                changed = timeout(wait, tree.watch.changed()) => match changed {
-                    Ok(Ok(())) => tree.settle().await,
-                    Ok(Err(error)) => {
-                        tracing::error!(%error, "inotify failed; changes are found by looking every {RESCAN:?}");
-                        sleep(RESCAN).await;
-                    }
-                    Err(_) => {}
-                },
-            }
+                            Some(received) = inquiries.recv() => inquiry = Some(received),
+                            changed = timeout(wait, tree.watch.changed()) => match changed {
+                                Ok(Ok(())) => tree.wait_for_quiet().await,
+                                Ok(Err(error)) => {
+            tracing::error!(%error, "inotify failed; scanning every {RESCAN:?} instead");
+                                    sleep(RESCAN).await;
+                                }
+                                Err(_) => {}
+                            },
+                        }
             let received = Instant::now();
-            let Some((same, events)) = tree.look_aside().await else { return };
+            let Some((same, events)) = tree.scan_blocking().await else { return };
             tree = same;
             if !events.is_empty() && !teller.tell(events, received).await {
                 return;
@@ -134,147 +134,147 @@ impl Tree {
                     Subject::Object(key) => tree.store.contains(key),
                     Subject::Everything => true,
                 };
-                let known = match tree.troubles.iter().next() {
+                let known = match tree.failures.iter().next() {
                     None => Ok(Known { exists, revision: teller.revision }),
-                    Some((path, trouble)) => Err(format!("{}: {trouble}", path.display())),
+                    Some((path, failure)) => Err(format!("{}: {failure}", path.display())),
                 };
-                // Whoever asked may have gone.
+                // The requester may be gone.
                 let _ = answer.send(known);
             }
         }
     }
 
-    async fn settle(&mut self) {
-        let begun = Instant::now();
-        while begun.elapsed() < BURST && matches!(timeout(QUIET, self.watch.changed()).await, Ok(Ok(()))) {}
+    async fn wait_for_quiet(&mut self) {
+        let start = Instant::now();
+        while start.elapsed() < MAX_BURST && matches!(timeout(QUIET, self.watch.changed()).await, Ok(Ok(()))) {}
     }
 
-    /// Scans, reads what changed and tells what that means.
-    fn look(&mut self) -> Vec<Event> {
+    /// Scans the tree, reads changed files and returns the resulting events.
+    fn rescan(&mut self) -> Vec<Event> {
         match scan(&self.root) {
-            Ok(found) => self.take_in(found),
+            Ok(found) => self.apply_scan(found),
             Err(error) => {
-                let text = format!("cannot list the manifests: {error}; what they said last stays in force");
+                let text = format!("cannot list the manifests: {error}; their last objects stay in effect");
                 self.told(BTreeMap::from([(self.root.clone(), text)]));
-                self.busy = true;
+                self.rescan_soon = true;
                 Vec::new()
             }
         }
     }
 
-    fn take_in(&mut self, found: Scan) -> Vec<Event> {
-        let mut troubles = BTreeMap::new();
+    fn apply_scan(&mut self, found: Scan) -> Vec<Event> {
+        let mut failures = BTreeMap::new();
         for directory in found.directories {
             if let Err(error) = self.watch.add(&directory) {
                 let text = format!(
-                    "cannot watch it: {error}; changes are found by looking every {RESCAN:?} (fs.inotify.max_user_watches?)"
+                    "cannot watch the directory: {error}; scanning every {RESCAN:?} instead (check fs.inotify.max_user_watches)"
                 );
-                troubles.insert(directory, text);
+                failures.insert(directory, text);
             }
         }
         let (mut events, mut warnings) = (Vec::new(), Vec::new());
-        let gone: Vec<PathBuf> = self
+        let removed: Vec<PathBuf> = self
             .store
             .paths()
             .filter(|path| !found.files.contains_key(*path))
             .filter(|path| !found.unreadable.iter().any(|(unreadable, _)| path.starts_with(unreadable)))
             .map(Path::to_owned)
             .collect();
-        for path in gone {
+        for path in removed {
             self.files.remove(&path);
             collect(self.store.remove(&path), &mut events, &mut warnings);
         }
         let mut unreadable = found.unreadable;
         let mut bytes_before = 0;
-        self.busy = false;
+        self.rescan_soon = false;
         for (path, stamp) in found.files {
-            if self.files.get(&path).is_some_and(|read| read.stamp == stamp && read.young.is_none()) {
+            if self.files.get(&path).is_some_and(|read| read.stamp == stamp && read.recent_text.is_none()) {
                 bytes_before += stamp.size();
                 continue;
             }
             if self.watch.is_being_written(&path) {
-                self.busy = true;
+                self.rescan_soon = true;
                 continue;
             }
             match read_regular(&path, bytes_before, self.limits) {
                 Ok(bytes) => {
                     bytes_before += bytes.len() as u64;
-                    let outcome = self.read(path, stamp, bytes);
-                    collect(outcome, &mut events, &mut warnings);
+                    let changes = self.read(path, stamp, bytes);
+                    collect(changes, &mut events, &mut warnings);
                 }
                 Err(ReadError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => unreadable.push((path, error)),
             }
         }
         for (path, error) in unreadable {
-            troubles.insert(path, format!("this file {error}; what it said last stays in force"));
+            failures.insert(path, format!("this file {error}; its last objects stay in effect"));
         }
         if !events.is_empty() {
             events.extend(self.store.derive());
         }
-        self.told(troubles);
+        self.told(failures);
         log(&warnings);
         events
     }
 
-    fn read(&mut self, path: PathBuf, stamp: Stamp, bytes: Vec<u8>) -> Outcome {
+    fn read(&mut self, path: PathBuf, stamp: Stamp, bytes: Vec<u8>) -> FileChanges {
         let (text, is_text) = match String::from_utf8(bytes) {
             Ok(text) => (text, true),
             Err(error) => (String::from_utf8_lossy(error.as_bytes()).into_owned(), false),
         };
-        let before = self.files.get(&path).and_then(|read| read.young.as_ref());
-        let outcome = if before == Some(&text) {
-            Outcome::default()
+        let before = self.files.get(&path).and_then(|read| read.recent_text.as_ref());
+        let changes = if before == Some(&text) {
+            FileChanges::default()
         } else if is_text {
             self.store.put(&path, understand(&text, &path))
         } else {
-            let errors = vec![format!("{}: it is not UTF-8", path.display())];
-            self.store.put(&path, Content { objects: Vec::new(), errors, broken: true })
+            let errors = vec![format!("{}: the file is not UTF-8; save it as UTF-8", path.display())];
+            self.store.put(&path, FileContent { objects: Vec::new(), errors, incomplete: true })
         };
-        let young = stamp.is_young().then_some(text);
-        self.busy |= young.is_some();
-        self.files.insert(path, Read { stamp, young });
-        outcome
+        let recent_text = stamp.is_recent().then_some(text);
+        self.rescan_soon |= recent_text.is_some();
+        self.files.insert(path, FileRead { stamp, recent_text });
+        changes
     }
 
-    /// Tells what is new of the troubles there are now.
-    fn told(&mut self, troubles: BTreeMap<PathBuf, String>) {
-        for (path, trouble) in troubles.iter().filter(|(path, trouble)| self.troubles.get(*path) != Some(*trouble)) {
-            tracing::error!(path = %path.display(), "{trouble}");
+    /// Logs the changes in the set of failures.
+    fn told(&mut self, failures: BTreeMap<PathBuf, String>) {
+        for (path, failure) in failures.iter().filter(|(path, failure)| self.failures.get(*path) != Some(*failure)) {
+            tracing::error!(path = %path.display(), "{failure}");
         }
-        for path in self.troubles.keys().filter(|path| !troubles.contains_key(*path)) {
-            tracing::info!(path = %path.display(), "no longer in trouble");
+        for path in self.failures.keys().filter(|path| !failures.contains_key(*path)) {
+            tracing::info!(path = %path.display(), "the error is resolved");
         }
-        self.troubles = troubles;
+        self.failures = failures;
     }
 }
 
-/// A policy that is understood in part counts as it is, and isolates; a document that gave no object at all means that
-/// the file is broken.
-fn understand(text: &str, path: &Path) -> Content {
+/// Parses a file. A policy with diagnostics is used as parsed, and isolates its pods. If a document yields no object at
+/// all, the file is incomplete.
+fn understand(text: &str, path: &Path) -> FileContent {
     let parsed = manifest::parse(text, &path.to_string_lossy());
     let objects: Vec<Object> = parsed.objects.into_iter().map(|located| located.object).collect();
     let mut errors: Vec<String> = parsed.errors.iter().map(ToString::to_string).collect();
     if parsed.skipped == Some(SkipReason::NotKubernetes) {
-        errors.push(format!("{}: has no Kubernetes object in it; the file is skipped", path.display()));
+        errors.push(format!("{}: the file has no Kubernetes object; skipped", path.display()));
     }
-    // What replaces a policy and is none is a mistake rather than its removal.
-    let broken = parsed.left_out > 0 || parsed.skipped.is_some();
-    Content { objects, errors, broken }
+    // A file that had objects and now has none is a mistake rather than their removal.
+    let incomplete = parsed.left_out > 0 || parsed.skipped.is_some();
+    FileContent { objects, errors, incomplete }
 }
 
-fn collect(outcome: Outcome, events: &mut Vec<Event>, warnings: &mut Vec<String>) {
-    events.extend(outcome.events);
-    warnings.extend(outcome.warnings);
+fn collect(changes: FileChanges, events: &mut Vec<Event>, warnings: &mut Vec<String>) {
+    events.extend(changes.events);
+    warnings.extend(changes.warnings);
 }
 
 fn log(warnings: &[String]) {
-    for warning in warnings.iter().take(LOGGED) {
+    for warning in warnings.iter().take(MAX_LOGGED) {
         tracing::warn!("{warning}");
     }
-    if warnings.len() > LOGGED {
-        let more = warnings.len() - LOGGED;
-        tracing::warn!(more, "more diagnostics of manifests are not logged; list them with `netpol lint -f DIR`");
+    if warnings.len() > MAX_LOGGED {
+        let more = warnings.len() - MAX_LOGGED;
+        tracing::warn!(more, "further diagnostics of manifests were not logged; list them with `netpol lint -f DIR`");
     }
 }
 
@@ -298,99 +298,102 @@ mod tests {
     }
 
     fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Tree) {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir().expect("cannot create a temporary directory");
         let root = directory.path().join("manifests");
-        fs::create_dir(&root).expect("it can be made");
+        fs::create_dir(&root).expect("cannot create the file");
         for (file, name) in files {
-            fs::write(root.join(file), node(name)).expect("it can be written");
+            fs::write(root.join(file), node(name)).expect("cannot write the file");
         }
-        let mut tree = Tree::open(&root, Limits::default()).expect("it can be listed");
-        tree.look();
+        let mut tree = Tree::open(&root, Limits::default()).expect("cannot list the directory");
+        tree.rescan();
         (directory, tree)
     }
 
     #[tokio::test]
-    async fn a_directory_that_goes_away_as_a_whole_keeps_what_it_said() {
+    async fn a_removed_directory_keeps_its_last_objects() {
         let (directory, mut tree) = tree(&[("a.yaml", "a")]);
         let aside = directory.path().join("aside");
-        fs::rename(&tree.root, &aside).expect("it can be moved");
-        assert_eq!(names(&tree.look()), [""; 0]);
-        assert!(tree.busy && tree.troubles.contains_key(&tree.root), "it is told, and looked for again soon");
-        fs::write(aside.join("b.yaml"), node("b")).expect("it can be written");
-        fs::rename(&aside, &tree.root).expect("it can be moved");
-        assert_eq!(names(&tree.look()), ["+Node b"]);
-        assert!(tree.troubles.is_empty());
+        fs::rename(&tree.root, &aside).expect("cannot move the directory");
+        assert_eq!(names(&tree.rescan()), [""; 0]);
+        assert!(
+            tree.rescan_soon && tree.failures.contains_key(&tree.root),
+            "the error is recorded, and the next scan is early"
+        );
+        fs::write(aside.join("b.yaml"), node("b")).expect("cannot write the file");
+        fs::rename(&aside, &tree.root).expect("cannot move the directory");
+        assert_eq!(names(&tree.rescan()), ["+Node b"]);
+        assert!(tree.failures.is_empty());
     }
 
     #[tokio::test]
-    async fn a_file_that_cannot_be_read_keeps_what_it_said_and_is_tried_again() {
+    async fn an_unreadable_file_keeps_its_last_objects_and_is_read_again() {
         let (_directory, mut tree) = tree(&[("a.yaml", "a")]);
         let file = tree.root.join("a.yaml");
-        fs::remove_file(&file).expect("it is there");
-        // Reading it from its beginning is an I/O error, for root too.
-        std::os::unix::fs::symlink("/proc/self/mem", &file).expect("it can be linked");
+        fs::remove_file(&file).expect("cannot remove the file");
+        // Reading this file from its start fails with an I/O error, also for root.
+        std::os::unix::fs::symlink("/proc/self/mem", &file).expect("cannot create the link");
         for _ in 0..2 {
-            assert_eq!(names(&tree.look()), [""; 0]);
-            assert!(tree.troubles[&file].contains("cannot be read"), "{:?}", tree.troubles);
+            assert_eq!(names(&tree.rescan()), [""; 0]);
+            assert!(tree.failures[&file].contains("cannot be read"), "{:?}", tree.failures);
         }
         assert_eq!(tree.store.objects().len(), 1);
     }
 
     #[tokio::test]
-    async fn a_write_right_after_a_look_is_seen() {
+    async fn a_write_directly_after_a_scan_is_detected() {
         let (_directory, mut tree) = tree(&[("a.yaml", "n0")]);
         for round in 1..10 {
-            // As long as before, and within the same tick of the clock that stamps files.
-            fs::write(tree.root.join("a.yaml"), node(&format!("n{round}"))).expect("it can be written");
-            assert_eq!(names(&tree.look()), [format!("-Node n{}", round - 1), format!("+Node n{round}")]);
+            // The file has the same length, and the clock for file timestamps has not advanced.
+            fs::write(tree.root.join("a.yaml"), node(&format!("n{round}"))).expect("cannot write the file");
+            assert_eq!(names(&tree.rescan()), [format!("-Node n{}", round - 1), format!("+Node n{round}")]);
         }
     }
 
     #[tokio::test]
-    async fn what_is_no_regular_file_or_too_large_is_told_and_keeps_no_other_file_from_being_read() {
+    async fn special_and_oversized_files_are_reported_and_other_files_are_read() {
         let (_directory, mut tree) = tree(&[("a.yaml", "a")]);
         let root = tree.root.clone();
         let path = |name: &str| root.join(name);
-        nix::unistd::mkfifo(&path("fifo.yaml"), nix::sys::stat::Mode::S_IRWXU).expect("it can be made");
-        std::os::unix::fs::symlink("/dev/zero", path("zero.yaml")).expect("it can be linked");
+        nix::unistd::mkfifo(&path("fifo.yaml"), nix::sys::stat::Mode::S_IRWXU).expect("cannot create the file");
+        std::os::unix::fs::symlink("/dev/zero", path("zero.yaml")).expect("cannot create the link");
         let sparse = fs::File::create(path("sparse.yaml")).and_then(|file| file.set_len(1 << 30));
-        sparse.expect("it can be made");
-        fs::write(path("b.yaml"), node("b")).expect("it can be written");
-        for (name, says) in [
-            ("fifo.yaml", "this file is a FIFO; only regular files are read; what it said last stays in force"),
+        sparse.expect("cannot create the file");
+        fs::write(path("b.yaml"), node("b")).expect("cannot write the file");
+        for (name, expected) in [
+            ("fifo.yaml", "this file is a FIFO; only regular files are read; its last objects stay in effect"),
             ("zero.yaml", "is a character device; only regular files are read"),
             ("sparse.yaml", "is larger than 128 MiB, the limit for one file (--max-manifest-file)"),
         ] {
             let file = path(name);
-            tree.look();
-            assert!(tree.troubles[&file].contains(says), "{:?}", tree.troubles);
+            tree.rescan();
+            assert!(tree.failures[&file].contains(expected), "{:?}", tree.failures);
         }
         assert_eq!(tree.store.objects().len(), 2);
-        assert_eq!(tree.troubles.len(), 3);
+        assert_eq!(tree.failures.len(), 3);
     }
 
     #[tokio::test]
-    async fn files_beyond_the_limit_for_all_are_told_and_read_when_there_is_room() {
+    async fn files_beyond_the_total_limit_are_reported_and_read_when_there_is_room() {
         let (_directory, mut tree) = tree(&[]);
         tree.limits = Limits { file: 200, all: 200 };
         let text = |name: &str| format!("{}{}", node(name), " ".repeat(40));
         for name in ["a", "b", "c"] {
-            fs::write(tree.root.join(format!("{name}.yaml")), text(name)).expect("it can be written");
+            fs::write(tree.root.join(format!("{name}.yaml")), text(name)).expect("cannot write the file");
         }
-        assert_eq!(names(&tree.look()), ["+Node a", "+Node b"]);
-        assert!(tree.troubles[&tree.root.join("c.yaml")].contains("--max-manifests"), "{:?}", tree.troubles);
-        fs::remove_file(tree.root.join("a.yaml")).expect("it is there");
-        assert_eq!(names(&tree.look()), ["-Node a", "+Node c"]);
-        assert!(tree.troubles.is_empty());
+        assert_eq!(names(&tree.rescan()), ["+Node a", "+Node b"]);
+        assert!(tree.failures[&tree.root.join("c.yaml")].contains("--max-manifests"), "{:?}", tree.failures);
+        fs::remove_file(tree.root.join("a.yaml")).expect("cannot remove the file");
+        assert_eq!(names(&tree.rescan()), ["-Node a", "+Node c"]);
+        assert!(tree.failures.is_empty());
     }
 
     #[test]
-    fn a_file_of_bad_documents_costs_a_few_lines() {
+    fn a_file_of_invalid_documents_logs_only_a_few_lines() {
         let text = "---\nkind: [\n".repeat(100_000) + "---\n" + &[node("n1"), node("n1")].join("\n---\n");
         let mut store = Store::default();
-        let outcome = store.put(Path::new("a.yaml"), understand(&text, Path::new("a.yaml")));
-        assert_eq!(names(&outcome.events), ["+Node n1"]);
-        assert_eq!(outcome.warnings.len(), 12, "{:?}", outcome.warnings);
-        assert!(outcome.warnings[10].contains("99990 more errors in this file"), "{:?}", outcome.warnings);
+        let changes = store.put(Path::new("a.yaml"), understand(&text, Path::new("a.yaml")));
+        assert_eq!(names(&changes.events), ["+Node n1"]);
+        assert_eq!(changes.warnings.len(), 12, "{:?}", changes.warnings);
+        assert!(changes.warnings[10].contains("99990 more errors in this file"), "{:?}", changes.warnings);
     }
 }

@@ -1,4 +1,4 @@
-//! The files of a directory tree, and how to tell that one has changed.
+//! Lists the files of a directory tree, with stamps to detect changes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Metadata};
@@ -9,10 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netpol_files::{ReadError, is_manifest, other_than_regular};
 
-/// How long the clock that stamps files may stand still, with much to spare.
+/// The maximum time for which the clock for file timestamps does not advance, with a large margin.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A file with the same stamp has the same content, unless the stamp [is young](Stamp::is_young).
+/// Identifies the content of a file: the content with the same stamp is the same, unless the stamp [is
+/// recent](Stamp::is_recent).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: (u64, u64),
@@ -22,38 +23,38 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    /// Bytes of the file.
+    /// Returns the size of the file in bytes.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Whether a write at this moment could leave the same stamp.
-    pub(super) fn is_young(&self) -> bool {
+    /// Returns whether a write now could leave the stamp unchanged.
+    pub(super) fn is_recent(&self) -> bool {
         let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(self.changed.0), u32::try_from(self.changed.1)) else {
             return false;
         };
         let changed = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
-        // A time to come is another machine's clock, and as good as any.
+        // A time in the future comes from another machine's clock, and does not advance with ours.
         SystemTime::now().duration_since(changed).is_ok_and(|age| age < TICK)
     }
 }
 
-/// What a tree holds.
+/// The result of a scan.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
-    /// Manifests: `.yaml`, `.yml` and `.json`, hidden ones left out. Symbolic links are followed, as in a mounted
+    /// Manifests: `.yaml`, `.yml` and `.json` files that are not hidden. Symbolic links are followed, as in a mounted
     /// `ConfigMap`.
     pub(super) files: BTreeMap<PathBuf, Stamp>,
     /// Directories to watch.
     pub(super) directories: Vec<PathBuf>,
-    /// Paths that could not be read; what was known below them stays.
+    /// Paths that could not be read. Known objects below them stay.
     pub(super) unreadable: Vec<(PathBuf, ReadError)>,
 }
 
-/// Walks the tree.
+/// Scans the tree.
 ///
 /// # Errors
-/// Where the root itself cannot be listed.
+/// If the root directory cannot be listed.
 pub(super) fn scan(root: &Path) -> io::Result<Scan> {
     let mut scan = Scan::default();
     let mut visited = HashSet::new();
@@ -79,7 +80,7 @@ fn walk(directory: &Path, entries: fs::ReadDir, visited: &mut HashSet<(u64, u64)
         }
         match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
-                // A link that leads back up would never end.
+                // Prevents an endless walk through a link to a parent directory.
                 if visited.insert(inode(&metadata)) {
                     match fs::read_dir(&path) {
                         Ok(entries) => walk(&path, entries, visited, scan),
@@ -94,7 +95,7 @@ fn walk(directory: &Path, entries: fs::ReadDir, visited: &mut HashSet<(u64, u64)
                 Some(other) => scan.unreadable.push((path, ReadError::NotRegular(other))),
             },
             Ok(_) => {}
-            // Gone between the listing and now, or a link to nowhere: not there.
+            // The file was removed after the listing, or the link is broken: skipped.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => scan.unreadable.push((path, error.into())),
         }

@@ -1,4 +1,4 @@
-//! Which file says what. Pure: contents in, events out.
+//! Tracks the objects in each file, and turns changed files into events. Does no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,31 +7,31 @@ use netpol_policy::derived;
 use netpol_policy::model::{Object, ObjectKey};
 use netpol_policy::world::Event;
 
-/// Warnings of one kind about one file; the rest is counted.
-const SAME: usize = 10;
+/// Maximum number of warnings of one kind about one file; the others are counted.
+const MAX_WARNINGS: usize = 10;
 
-/// What a file holds.
+/// The parsed content of a file.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Content {
-    /// The objects in it that were understood.
+pub(super) struct FileContent {
+    /// The objects that were parsed.
     pub(super) objects: Vec<Object>,
-    /// What was not, one line each, file and line included.
+    /// Errors, one line each, with file and line number.
     pub(super) errors: Vec<String>,
-    /// Some of it gave no object at all: the file is broken or half-written.
-    pub(super) broken: bool,
+    /// Whether a document yielded no object: the file is invalid or only half written.
+    pub(super) incomplete: bool,
 }
 
-/// What is to be told and done after a file changed.
+/// The effects of a changed file.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct FileChanges {
     /// Changes of objects.
     pub(super) events: Vec<Event>,
-    /// What people should know.
+    /// Warnings to log.
     pub(super) warnings: Vec<String>,
 }
 
-/// The objects of every file. Where two files hold the same object, the one whose path sorts last is
-/// believed, as everywhere in netpol where the same object is given twice.
+/// The objects of all files. If several files contain the same object, the one whose path sorts last is used, as
+/// everywhere in netpol where an object is defined more than once.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
@@ -41,51 +41,61 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// A file is there, new or changed. What a broken one said before stays; one that said nothing before contributes
-    /// what was understood.
-    pub(super) fn put(&mut self, path: &Path, content: Content) -> Outcome {
-        let mut outcome = Outcome { warnings: content.errors, ..Outcome::default() };
-        if content.broken && self.files.get(path).is_some_and(|objects| !objects.is_empty()) {
-            outcome.warnings.push(format!("{}: its last good content stays in force", path.display()));
-            return outcome;
+    /// Adds or replaces a file. If the new content is incomplete, the previous objects of the file stay; if there are
+    /// none, the objects that could be parsed are used.
+    pub(super) fn put(&mut self, path: &Path, content: FileContent) -> FileChanges {
+        let mut changes = FileChanges { warnings: content.errors, ..FileChanges::default() };
+        if content.incomplete && self.files.get(path).is_some_and(|objects| !objects.is_empty()) {
+            changes.warnings.push(format!(
+                "{}: the file is invalid or incomplete; its last valid content stays in effect",
+                path.display()
+            ));
+            return changes;
         }
-        let (mut objects, mut twice) = (BTreeMap::new(), 0);
+        let (mut objects, mut duplicates) = (BTreeMap::new(), 0);
         for object in content.objects {
             let key = object.key();
             if objects.insert(key.clone(), object).is_some() {
-                twice += 1;
-                if twice <= SAME {
-                    outcome.warnings.push(format!("{}: {key} stands in it twice; the last one counts", path.display()));
+                duplicates += 1;
+                if duplicates <= MAX_WARNINGS {
+                    changes.warnings.push(format!(
+                        "{}: {key} is defined more than once; the last definition is used",
+                        path.display()
+                    ));
                 }
             }
         }
-        if twice > SAME {
-            outcome.warnings.push(format!("{}: {} more objects stand in it twice", path.display(), twice - SAME));
+        if duplicates > MAX_WARNINGS {
+            changes.warnings.push(format!(
+                "{}: {} more objects are defined more than once",
+                path.display(),
+                duplicates - MAX_WARNINGS
+            ));
         }
-        self.replace(path, objects, &mut outcome);
-        outcome
+        self.replace(path, objects, &mut changes);
+        changes
     }
 
-    /// A file is gone.
-    pub(super) fn remove(&mut self, path: &Path) -> Outcome {
-        let mut outcome = Outcome::default();
-        self.replace(path, BTreeMap::new(), &mut outcome);
+    /// Removes a file.
+    pub(super) fn remove(&mut self, path: &Path) -> FileChanges {
+        let mut changes = FileChanges::default();
+        self.replace(path, BTreeMap::new(), &mut changes);
         self.files.remove(path);
-        outcome
+        changes
     }
 
-    /// The files known.
+    /// Returns the known files.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.keys().map(PathBuf::as_path)
     }
 
-    /// Every object that is believed, and those that are derived from them.
+    /// Returns every object, as defined by the file that is used, and the objects that are derived from them.
     pub(super) fn objects(&self) -> Vec<Object> {
         self.of_files().chain(self.derived.values()).cloned().collect()
     }
 
     fn of_files(&self) -> impl Iterator<Item = &Object> {
-        self.holders.keys().filter_map(|key| self.believed(key))
+        self.holders.keys().filter_map(|key| self.effective(key))
     }
 
     /// Derives the slices of Services that have none, after files changed. Returns how the derived slices changed.
@@ -100,54 +110,58 @@ impl Store {
         events
     }
 
-    /// Whether any file has this object.
+    /// Returns whether a file contains this object.
     pub(super) fn contains(&self, key: &ObjectKey) -> bool {
         self.holders.contains_key(key)
     }
 
-    fn believed(&self, key: &ObjectKey) -> Option<&Object> {
+    fn effective(&self, key: &ObjectKey) -> Option<&Object> {
         self.files.get(self.holders.get(key)?.last()?)?.get(key)
     }
 
-    fn replace(&mut self, path: &Path, objects: BTreeMap<ObjectKey, Object>, outcome: &mut Outcome) {
+    fn replace(&mut self, path: &Path, objects: BTreeMap<ObjectKey, Object>, changes: &mut FileChanges) {
         let old_keys = self.files.get(path).into_iter().flat_map(BTreeMap::keys);
         let keys: BTreeSet<ObjectKey> = old_keys.chain(objects.keys()).cloned().collect();
-        let mut elsewhere = 0;
-        let before: Vec<Option<Object>> = keys.iter().map(|key| self.believed(key).cloned()).collect();
+        let mut duplicates = 0;
+        let before: Vec<Option<Object>> = keys.iter().map(|key| self.effective(key).cloned()).collect();
         for key in &keys {
             let holders = self.holders.entry(key.clone()).or_default();
             if !objects.contains_key(key) {
                 holders.remove(path);
             } else if holders.insert(path.to_owned()) && holders.len() > 1 {
-                elsewhere += 1;
-                if elsewhere <= SAME {
-                    outcome.warnings.push(format!("{key} stands in {}; the last one counts", places(holders)));
+                duplicates += 1;
+                if duplicates <= MAX_WARNINGS {
+                    changes
+                        .warnings
+                        .push(format!("{key} is defined in {}; the last definition is used", file_names(holders)));
                 }
             }
             if holders.is_empty() {
                 self.holders.remove(key);
             }
         }
-        if elsewhere > SAME {
-            let more = elsewhere - SAME;
-            outcome.warnings.push(format!("{}: {more} more of its objects stand in other files too", path.display()));
+        if duplicates > MAX_WARNINGS {
+            let more = duplicates - MAX_WARNINGS;
+            changes
+                .warnings
+                .push(format!("{}: {more} more of its objects are also defined in other files", path.display()));
         }
         self.files.insert(path.to_owned(), objects);
         for (key, before) in keys.into_iter().zip(before) {
-            match (before, self.believed(&key)) {
-                (before, Some(now)) if before.as_ref() != Some(now) => outcome.events.push(Event::Apply(now.clone())),
-                (Some(_), None) => outcome.events.push(Event::Delete(key)),
+            match (before, self.effective(&key)) {
+                (before, Some(now)) if before.as_ref() != Some(now) => changes.events.push(Event::Apply(now.clone())),
+                (Some(_), None) => changes.events.push(Event::Delete(key)),
                 _ => {}
             }
         }
     }
 }
 
-/// Two files by name, more by number.
-fn places(holders: &BTreeSet<PathBuf>) -> String {
+/// Formats two files by name, more files by number.
+fn file_names(holders: &BTreeSet<PathBuf>) -> String {
     match (holders.len(), holders.first(), holders.last()) {
         (2, Some(first), Some(last)) => format!("{} and {}", first.display(), last.display()),
-        (count, _, Some(last)) => format!("{count} files, of which {} is the last", last.display()),
+        (count, _, Some(last)) => format!("{count} files, the last of which is {}", last.display()),
         _ => String::new(),
     }
 }
@@ -163,11 +177,11 @@ mod tests {
     }
 
     fn node_at(name: &str, address: &str) -> Object {
-        Object::Node(Node { name: name.into(), addresses: vec![address.parse().expect("an address")] })
+        Object::Node(Node { name: name.into(), addresses: vec![address.parse().expect("the address is valid")] })
     }
 
-    fn good(objects: &[Object]) -> Content {
-        Content { objects: objects.to_vec(), ..Content::default() }
+    fn good(objects: &[Object]) -> FileContent {
+        FileContent { objects: objects.to_vec(), ..FileContent::default() }
     }
 
     fn deleted(name: &str) -> Event {
@@ -175,12 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_tells_only_what_changed() {
+    fn a_changed_file_yields_events_only_for_changed_objects() {
         let mut store = Store::default();
         let path = Path::new("a.yaml");
         assert_eq!(store.put(path, good(&[node("n1"), node("n2")])).events.len(), 2);
-        let outcome = store.put(path, good(&[node("n1"), node("n3")]));
-        assert_eq!(outcome.events, [deleted("n2"), Event::Apply(node("n3"))]);
+        let changes = store.put(path, good(&[node("n1"), node("n3")]));
+        assert_eq!(changes.events, [deleted("n2"), Event::Apply(node("n3"))]);
         assert_eq!(store.remove(path).events, [deleted("n1"), deleted("n3")]);
     }
 
@@ -219,32 +233,33 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_keeps_what_it_said() {
+    fn an_incomplete_file_keeps_its_last_objects() {
         let mut store = Store::default();
         let path = Path::new("a.yaml");
         store.put(path, good(&[node("n1")]));
-        let outcome = store.put(path, Content { objects: vec![], errors: vec!["a.yaml:3: no".into()], broken: true });
-        assert_eq!(outcome.events, []);
-        assert_eq!(outcome.warnings[0], "a.yaml:3: no");
+        let changes =
+            store.put(path, FileContent { objects: vec![], errors: vec!["a.yaml:3: no".into()], incomplete: true });
+        assert_eq!(changes.events, []);
+        assert_eq!(changes.warnings[0], "a.yaml:3: no");
         assert_eq!(store.objects(), [node("n1")]);
         assert_eq!(store.remove(path).events, [deleted("n1")]);
     }
 
     #[test]
-    fn a_broken_new_file_gives_what_was_understood() {
+    fn an_incomplete_new_file_yields_its_valid_objects() {
         let mut store = Store::default();
-        let content = Content { objects: vec![node("n1")], errors: vec!["no".into()], broken: true };
+        let content = FileContent { objects: vec![node("n1")], errors: vec!["no".into()], incomplete: true };
         assert_eq!(store.put(Path::new("a.yaml"), content).events, [Event::Apply(node("n1"))]);
     }
 
     #[test]
-    fn the_last_path_is_believed_whatever_came_first() {
+    fn the_last_path_is_used_in_any_order_of_events() {
         let mut store = Store::default();
         let (a, b) = (Path::new("a.yaml"), Path::new("b.yaml"));
         assert_eq!(store.put(b, good(&[node_at("n", "10.0.0.2")])).events.len(), 1);
-        let outcome = store.put(a, good(&[node_at("n", "10.0.0.1")]));
-        assert_eq!(outcome.events, []);
-        assert_eq!(outcome.warnings, ["Node n stands in a.yaml and b.yaml; the last one counts"]);
+        let changes = store.put(a, good(&[node_at("n", "10.0.0.1")]));
+        assert_eq!(changes.events, []);
+        assert_eq!(changes.warnings, ["Node n is defined in a.yaml and b.yaml; the last definition is used"]);
         assert_eq!(store.remove(b).events, [Event::Apply(node_at("n", "10.0.0.1"))]);
     }
 }

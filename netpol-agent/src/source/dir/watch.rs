@@ -1,4 +1,4 @@
-//! Tells when it is worth looking at a tree again.
+//! Watches a directory tree and reports when it should be scanned again.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use tokio::io::unix::AsyncFd;
 
-/// A writer that goes on longer than this without closing is read all the same.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A file that stays open for writing longer than this is read anyway.
+const MAX_WRITE_TIME: Duration = Duration::from_secs(2);
 
-/// Watches directories, and knows which files someone is in the middle of writing.
+/// Watches directories, and tracks the files that are being written.
 #[derive(Debug)]
 pub(super) struct Watch {
     inotify: AsyncFd<Inotify>,
@@ -20,20 +20,20 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Starts without directories.
+    /// Creates a watch without directories.
     ///
     /// # Errors
-    /// Where the kernel refuses (`fs.inotify.max_user_instances`).
+    /// If the kernel refuses (`fs.inotify.max_user_instances`).
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: the descriptor lives as long as the `Inotify`, which `AsyncFd` owns and nobody replaces.
+        // SAFETY: the descriptor lives as long as the `Inotify`, which `AsyncFd` owns and which is never replaced.
         let inotify = unsafe { AsyncFd::register(Inotify::init()?) }?;
         Ok(Self { inotify, directories: HashMap::new(), writing: HashMap::new() })
     }
 
-    /// Watches this directory, if it is not watched yet.
+    /// Adds a directory, if it is not watched yet.
     ///
     /// # Errors
-    /// Where the kernel refuses (`fs.inotify.max_user_watches`).
+    /// If the kernel refuses (`fs.inotify.max_user_watches`).
     pub(super) fn add(&mut self, directory: &Path) -> io::Result<()> {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MODIFY
@@ -49,16 +49,16 @@ impl Watch {
         Ok(())
     }
 
-    /// Whether someone is in the middle of writing this file.
+    /// Returns whether the file is being written.
     pub(super) fn is_being_written(&mut self, path: &Path) -> bool {
-        self.writing.retain(|_, since| since.elapsed() < PATIENCE);
+        self.writing.retain(|_, since| since.elapsed() < MAX_WRITE_TIME);
         self.writing.contains_key(path)
     }
 
-    /// Waits until something has changed that is worth a look.
+    /// Waits for a change that requires a scan.
     ///
     /// # Errors
-    /// Where inotify fails for good.
+    /// If inotify fails permanently.
     pub(super) async fn changed(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.inotify.readable_mut().await?;
@@ -71,7 +71,7 @@ impl Watch {
                 }
                 Err(error) => return Err(error),
             };
-            let mut worth = false;
+            let mut scan_needed = false;
             for event in events {
                 if event.mask.contains(EventMask::IGNORED) {
                     self.directories.remove(&event.wd);
@@ -81,24 +81,24 @@ impl Watch {
                     (Some(directory), Some(name)) => Some(directory.join(name)),
                     _ => None,
                 };
-                worth |= note(&mut self.writing, event.mask, path);
+                scan_needed |= needs_scan(&mut self.writing, event.mask, path);
             }
-            if worth {
+            if scan_needed {
                 return Ok(());
             }
         }
     }
 }
 
-/// Whether this event alone is worth a look. A file that is just created or written is not: its close is.
-fn note(writing: &mut HashMap<PathBuf, Instant>, mask: EventMask, path: Option<PathBuf>) -> bool {
+/// Returns whether an event requires a scan. For a new or modified file, only its close does.
+fn needs_scan(writing: &mut HashMap<PathBuf, Instant>, mask: EventMask, path: Option<PathBuf>) -> bool {
     let Some(path) = path else { return true };
     if mask.contains(EventMask::MODIFY) {
         writing.insert(path, Instant::now());
         return false;
     }
     if mask.contains(EventMask::CREATE) && !mask.contains(EventMask::ISDIR) {
-        // A new file is empty until it is closed; a new link is whole.
+        // A new file is empty until it is closed; a new link is complete.
         return path.is_symlink() || std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
     }
     writing.remove(&path);
