@@ -1,4 +1,4 @@
-//! One request to the API server, with credentials that are read again when they no longer do.
+//! Sends requests to the API server, and reads the credentials again when the server rejects them.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -16,29 +16,30 @@ use super::failure::Failure;
 use crate::chain::chain;
 use crate::source::SourceError;
 
-/// Credentials are not read again more often than this.
-const RENEW: Duration = Duration::from_millis(500);
-/// That the API server answers again is not told more often than this: a server that answers and breaks is not hurried.
+/// Minimum time between two reads of the credentials.
+const RENEW_INTERVAL: Duration = Duration::from_millis(500);
+/// Minimum time between two notifications that the API server responds again, so that watchers do not retry quickly
+/// against a server that responds and then fails.
 const TELL: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// Access to the API server; see the module.
 pub(super) struct Access {
     kubeconfig: Option<PathBuf>,
     client: Mutex<(Client, Instant)>,
     answer: Duration,
-    /// When one of the watchers got through again.
+    /// When a watcher last recovered.
     back: watch::Sender<Option<Instant>>,
 }
 
 impl Access {
-    /// Reads who we are. Connects to nobody yet. An answer must begin within `answer`.
+    /// Reads the credentials. Does not connect yet. `answer` is the time limit for the start of a response.
     pub(super) fn open(kubeconfig: Option<PathBuf>, answer: Duration) -> Result<Self, SourceError> {
         let client = client(kubeconfig.as_deref()).map_err(|reason| SourceError::Kube { reason })?;
         let back = watch::Sender::new(None);
         Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), answer, back })
     }
 
-    /// Tells all that wait for the API server that it answers again.
+    /// Notifies all waiting watchers that the API server responds again.
     pub(super) fn answers(&self) {
         self.back.send_if_modified(|last| {
             let told = last.is_some_and(|last| last.elapsed() < TELL);
@@ -49,7 +50,7 @@ impl Access {
         });
     }
 
-    /// Where that is told.
+    /// Returns a receiver of these notifications.
     pub(super) fn back(&self) -> watch::Receiver<Option<Instant>> {
         self.back.subscribe()
     }
@@ -58,25 +59,25 @@ impl Access {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Reads the credentials again: a token that was refused, a certificate that was replaced.
+    /// Reads the credentials again, after a token was rejected or a certificate was replaced.
     pub(super) fn renew(&self) {
-        let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.1.elapsed() < RENEW {
+        let mut current = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.1.elapsed() < RENEW_INTERVAL {
             return;
         }
-        held.1 = Instant::now();
+        current.1 = Instant::now();
         match client(self.kubeconfig.as_deref()) {
-            Ok(client) => held.0 = client,
-            Err(error) => tracing::error!("cannot read credentials for the API server again: {error}"),
+            Ok(client) => current.0 = client,
+            Err(error) => tracing::error!("cannot read the credentials for the API server again: {error}"),
         }
     }
 
-    /// An answer of success, its body still to come.
+    /// Sends a GET request and returns a successful response, with its body still to be read.
     pub(super) async fn get(&self, url: &str) -> Result<Response<Body>, Failure> {
         self.get_as(url, "application/json").await
     }
 
-    /// The same in a form of choice.
+    /// Sends a GET request with another `Accept` header.
     pub(super) async fn get_as(&self, url: &str, form: &'static str) -> Result<Response<Body>, Failure> {
         let request = Request::get(url)
             .header(ACCEPT, form)

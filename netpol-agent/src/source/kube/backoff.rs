@@ -1,14 +1,15 @@
-//! How long to wait before the next attempt.
+//! Computes the delay before the next attempt.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// The first failure is followed by another attempt after this long.
-const FIRST: Duration = Duration::from_millis(100);
-/// The last by one after this long: what an operator mends shows soon.
-const LIMIT: Duration = Duration::from_secs(30);
+/// The delay after the first failure.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// The maximum delay: short, so that the source recovers soon after a repair.
+const MAX_DELAY: Duration = Duration::from_secs(30);
 
-/// Doubles with each failure, up to a limit; half of it at random, so that a thousand agents do not come back at once.
+/// A delay that doubles with each failure, up to a limit. Half of it is random, so that a thousand agents do not retry
+/// at the same time.
 #[derive(Clone, Debug)]
 pub(super) struct Backoff {
     first: Duration,
@@ -18,7 +19,7 @@ pub(super) struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self::new(FIRST, LIMIT)
+        Self::new(FIRST_DELAY, MAX_DELAY)
     }
 }
 
@@ -27,35 +28,35 @@ impl Backoff {
         Self { first, limit, failures: 0 }
     }
 
-    /// What to wait now, and no less than the server asked for.
-    pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
+    /// Returns the next delay, at least what the server requested.
+    pub(super) fn next(&mut self, requested: Option<Duration>) -> Duration {
         let full = self.first.saturating_mul(1 << self.failures.min(16)).min(self.limit);
         self.failures = self.failures.saturating_add(1);
         let jittered = full / 2 + jitter(full / 2);
-        // A server that asks for an hour is not obeyed: its answer may be stale by then.
-        asked.map_or(jittered, |asked| asked.min(self.limit * 2).max(jittered))
+        // Limits the delay that a server requests: a request for an hour may be outdated long before.
+        requested.map_or(jittered, |requested| requested.min(self.limit * 2).max(jittered))
     }
 
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// Begins with short waits again, where something has changed; the last attempt failed all the same.
+    /// Restarts with short delays because something has changed, although the last attempt failed.
     pub(super) fn hurry(&mut self) {
         self.failures = self.failures.min(1);
     }
 
-    /// Whether the last attempt failed.
+    /// Returns whether the last attempt failed.
     pub(super) fn is_waiting(&self) -> bool {
         self.failures > 0
     }
 }
 
-/// Something up to `most`, each time another.
-pub(super) fn jitter(most: Duration) -> Duration {
-    // Each `RandomState` has other keys: that is all the randomness this takes.
+/// Returns a random duration up to `max`.
+pub(super) fn jitter(max: Duration) -> Duration {
+    // Each `RandomState` has other keys, which is random enough here.
     let random = RandomState::new().hash_one(0_u8) % 1024;
-    most * u32::try_from(random).unwrap_or_default() / 1024
+    max * u32::try_from(random).unwrap_or_default() / 1024
 }
 
 #[cfg(test)]
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_doubles_up_to_its_limit_and_keeps_at_least_half() {
+    fn the_delay_doubles_up_to_its_limit_and_is_at_least_half_of_it() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         for full in [100, 200, 400, 800, 1000, 1000] {
             let full = Duration::from_millis(full);
@@ -75,27 +76,27 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_away_for_an_hour_is_found_back_within_half_a_minute_and_not_hammered() {
-        let (mut backoff, mut gone, mut attempts) = (Backoff::default(), Duration::ZERO, 0);
-        while gone < Duration::from_hours(1) {
+    fn after_an_outage_of_an_hour_the_delay_is_at_most_half_a_minute_with_few_attempts() {
+        let (mut backoff, mut elapsed, mut attempts) = (Backoff::default(), Duration::ZERO, 0);
+        while elapsed < Duration::from_hours(1) {
             let wait = backoff.next(None);
-            assert!(wait <= Duration::from_secs(30), "{wait:?} after {gone:?}");
-            assert!(gone < Duration::from_mins(2) || wait >= Duration::from_secs(15), "{wait:?} after {gone:?}");
-            gone += wait;
+            assert!(wait <= Duration::from_secs(30), "{wait:?} after {elapsed:?}");
+            assert!(elapsed < Duration::from_mins(2) || wait >= Duration::from_secs(15), "{wait:?} after {elapsed:?}");
+            elapsed += wait;
             attempts += 1;
         }
         assert!((120..=250).contains(&attempts), "{attempts} attempts");
     }
 
     #[test]
-    fn the_server_may_ask_for_more_but_not_for_hours() {
+    fn a_requested_delay_is_used_up_to_a_limit() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
         assert_eq!(backoff.next(Some(Duration::from_secs(7))), Duration::from_secs(7));
         assert_eq!(backoff.next(Some(Duration::from_hours(1))), Duration::from_mins(1));
     }
 
     #[test]
-    fn many_do_not_come_back_at_once() {
+    fn delays_differ_between_agents() {
         let waits: std::collections::BTreeSet<_> = (0..32).map(|_| jitter(Duration::from_secs(1))).collect();
         assert!(waits.len() > 16, "{waits:?}");
     }

@@ -1,4 +1,4 @@
-//! What goes wrong between here and the API server, for people.
+//! Failures of requests to the API server, and their messages.
 
 use std::time::Duration;
 
@@ -6,23 +6,23 @@ use serde::Deserialize;
 
 use super::resource::Resource;
 
-/// Why a request or a watch ended.
+/// Why a request or a watch failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The server says no.
+    /// The server returned an error.
     Status {
         /// The HTTP status.
         code: u16,
-        /// The server's words.
+        /// The server's message.
         message: String,
-        /// When it wants to be asked again.
+        /// The requested delay before the next attempt.
         retry_after: Option<Duration>,
     },
-    /// No connection, or one that broke.
+    /// The connection failed, or could not be established.
     Connection(String),
-    /// Nothing came for this long.
+    /// No data was received for this long.
     Silent(Duration),
-    /// What came was not what was asked for.
+    /// The response is not valid.
     Garbled(String),
 }
 
@@ -35,19 +35,19 @@ pub(super) struct Status {
 }
 
 impl Failure {
-    /// A failure from a status and its body, which a proxy may have written.
+    /// Creates a failure from a status and a body, which may come from a proxy.
     pub(super) fn status(code: u16, body: &str, retry_after: Option<Duration>) -> Self {
         let status = serde_json::from_str::<Status>(body).unwrap_or_default();
         let message = if status.message.is_empty() { body.trim().chars().take(200).collect() } else { status.message };
         Self::Status { code, message, retry_after }
     }
 
-    /// Whether versions are asked for that the server no longer has.
+    /// Returns whether the requested version is no longer available.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, Self::Status { code: 410, .. })
     }
 
-    /// The metric's label.
+    /// Returns the metric label.
     pub(super) fn reason(&self) -> String {
         match self {
             Self::Status { code, .. } => code.to_string(),
@@ -57,7 +57,7 @@ impl Failure {
         }
     }
 
-    /// When the server wants to be asked again.
+    /// Returns the delay that the server requested.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
@@ -65,13 +65,13 @@ impl Failure {
         }
     }
 
-    /// What was being done, to what, and what to do.
+    /// Returns a message with the operation, the object and the next step.
     pub(super) fn tell(&self, verb: &str, resource: Resource) -> String {
         let what = format!("cannot {verb} {resource}");
         match self {
             Self::Status { code: 401, message, .. } => format!(
-                "{what}: the API server does not know who asks (401 {message}); the token is read again. If it stays so, \
-                 look at the service account or the kubeconfig"
+                "{what}: the API server rejected the credentials (401 {message}); the token is read again. If the error persists, \
+                 check the service account or the kubeconfig"
             ),
             Self::Status { code: 403, message, .. } => format!(
                 "{what} in API group \"{}\": {message}. Add to the agent's ClusterRole:\n{}",
@@ -79,16 +79,18 @@ impl Failure {
                 resource.rule()
             ),
             Self::Status { code: 429, .. } => {
-                format!("{what}: the API server has too much to do (429); it is asked less often")
+                format!("{what}: the API server is overloaded (429); retrying less often")
             }
             Self::Status { code, message, .. } => {
-                format!("{what}: the API server answers {code} {message}; it is tried again")
+                format!("{what}: the API server returned {code} {message}; retrying")
             }
             Self::Connection(error) => format!("{what}: {error}; is the API server up, and reachable from this node?"),
             Self::Silent(time) => {
-                format!("{what}: nothing came for {time:?}; it is tried again on a new connection")
+                format!("{what}: no data received for {time:?}; retrying on a new connection")
             }
-            Self::Garbled(error) => format!("{what}: the answer is not the API server's: {error}; is there a proxy?"),
+            Self::Garbled(error) => format!(
+                "{what}: the response is not from a Kubernetes API server: {error}; is there a proxy in between?"
+            ),
         }
     }
 }
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_403_names_verb_resource_group_and_the_missing_rule() {
+    fn a_403_message_has_verb_resource_group_and_the_missing_rule() {
         let body = include_str!("../../../tests/fixtures/kube/err-403-list.body");
         let text = Failure::status(403, body, None).tell("list", Resource::NetworkPolicies);
         for part in [
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_proxy_says_is_told_too() {
+    fn the_message_of_a_proxy_is_included() {
         let failure = Failure::status(503, "<html>no upstream</html>\n", Some(Duration::from_secs(3)));
         assert!(failure.tell("watch", Resource::Pods).contains("503 <html>no upstream</html>"));
         assert_eq!(failure.retry_after(), Some(Duration::from_secs(3)));

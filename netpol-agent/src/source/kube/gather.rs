@@ -1,7 +1,7 @@
-//! What all watchers tell, put together: which events, in which batch. Pure, and told the time.
+//! Combines the events of all watchers into batches. Does no I/O; the time is an argument.
 //!
-//! A resource that was out of sight comes back with what differs. Where several were, their differences make one jump:
-//! it is held until all are back, or for [`HOLD`].
+//! A resource that was out of sync returns with its differences. If several resources were out of sync, their
+//! differences are sent in one batch: it is held until all have returned, or for [`HOLD`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -14,60 +14,61 @@ use super::resource::Resource;
 use super::store::Store;
 use super::trim::Seen;
 
-/// Who is back waits this long for the others: a server that has just started may refuse some for a while, and a full list of a
-/// large cluster takes its time. What was in force while nothing was in sight stays so for that much longer; staying so for ever
-/// would be no safer, as addresses pass from pod to pod.
+/// A resource that has returned waits this long for the others: an API server that has just started may reject requests
+/// for a while, and a full list of a large cluster takes time. The state from before the outage stays in effect for
+/// that much longer. Waiting forever would not be safer, because addresses pass from pod to pod.
 pub(super) const HOLD: Duration = Duration::from_secs(30);
-/// What was missed comes within this time once a watch goes on where it broke off.
-pub(super) const SETTLE: Duration = Duration::from_millis(200);
+/// Time in which a resumed watch delivers the events that were missed.
+pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
 
-/// What a watcher tells of its resource.
+/// An event from the watcher of a resource.
 #[derive(Debug)]
 pub(super) enum News {
-    /// A full list begins.
+    /// A full list starts.
     Began,
-    /// Part of it; it ends with [`News::Listed`], or never.
+    /// An object of the list. The list ends with [`News::Listed`], or never.
     Item(Seen, Instant),
-    /// Part of it that nobody could name: nothing counts as deleted for not being listed.
+    /// An object of the list without a name. Missing objects do not count as deleted then.
     Unnamed,
-    /// It is complete.
+    /// The list is complete.
     Listed(u64),
-    /// New or changed.
+    /// An object is new or changed.
     Changed(Seen, Instant),
-    /// Gone.
+    /// An object was deleted.
     Deleted(Seen, Instant),
-    /// Everything up to this version was told.
+    /// All changes up to this version were sent.
     Position(u64),
-    /// Changes can be missed from now on.
+    /// Changes may be missed from now on.
     Lost,
-    /// The watch broke; nothing is missed if it goes on.
+    /// The watch failed; nothing is missed if it resumes.
     Broken,
-    /// The watch goes on where it broke off.
+    /// The watch resumed where it failed.
     Resumed,
 }
 
-/// Whether what is known of a resource follows what there is.
+/// Whether the known objects of a resource are in sync with the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sight {
-    Never,
-    Clear,
+    Unlisted,
+    InSync,
     Lost,
-    /// Lost for longer than others wait. What is known of the others is newer ever since: nobody waits for it again.
-    GivenUp,
-    /// Back since the first time and whole at the second.
-    Back(Instant, Instant),
+    /// Out of sync for longer than the others wait. The others have newer state since then, and do not wait for it
+    /// again.
+    Skipped,
+    /// Returned at the first time. At the second, all missed events have arrived.
+    Returned(Instant, Instant),
 }
 
 #[derive(Debug)]
-struct Kind {
+struct ResourceState {
     store: Store,
     sight: Sight,
-    /// Whether it is in sight will show.
+    /// Whether the watch failed, and has neither resumed nor lost sync yet.
     broken: bool,
     position: u64,
 }
 
-/// Events that go out together.
+/// Events that are sent in one batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bundle {
     pub(super) events: Vec<Event>,
@@ -75,82 +76,82 @@ pub(super) struct Bundle {
     pub(super) received: Instant,
 }
 
-/// See the module.
+/// Combines events; see the module.
 #[derive(Debug)]
 pub(super) struct Gatherer {
-    kinds: BTreeMap<Resource, Kind>,
+    resources: BTreeMap<Resource, ResourceState>,
     interner: Interner,
-    /// Everything known before the first bundle; `None` after it.
+    /// All known objects before the first bundle; `None` after it.
     initial: Option<HashMap<ObjectKey, Object>>,
-    ordinary: Vec<Event>,
+    in_sync_events: Vec<Event>,
     jump: BTreeMap<ObjectKey, Event>,
-    /// When the first of either came.
+    /// When the first event of `in_sync_events` or `jump` was received.
     received: Option<Instant>,
     jump_received: Option<Instant>,
 }
 
 impl Gatherer {
     pub(super) fn new(resources: &[Resource]) -> Self {
-        let kind = || Kind { store: Store::default(), sight: Sight::Never, broken: false, position: 0 };
+        let state = || ResourceState { store: Store::default(), sight: Sight::Unlisted, broken: false, position: 0 };
         Self {
-            kinds: resources.iter().map(|resource| (*resource, kind())).collect(),
+            resources: resources.iter().map(|resource| (*resource, state())).collect(),
             interner: Interner::default(),
             initial: Some(HashMap::new()),
-            ordinary: Vec::new(),
+            in_sync_events: Vec::new(),
             jump: BTreeMap::new(),
             received: None,
             jump_received: None,
         }
     }
 
-    /// Takes news in.
+    /// Processes an event of a watcher.
     pub(super) fn take(&mut self, resource: Resource, news: News, now: Instant) {
-        let Some(kind) = self.kinds.get_mut(&resource) else { return };
+        let Some(state) = self.resources.get_mut(&resource) else { return };
         match news {
-            News::Began => kind.store.begin(),
-            News::Item(seen, received) => kind.store.list(seen, received, &mut self.interner),
-            News::Unnamed => kind.store.blur(),
+            News::Began => state.store.begin(),
+            News::Item(seen, received) => state.store.list(seen, received, &mut self.interner),
+            News::Unnamed => state.store.mark_incomplete(),
             News::Listed(version) => {
-                kind.position = version;
-                kind.broken = false;
-                let (events, received) = kind.store.complete();
-                kind.sight = Sight::Back(now, now);
+                state.position = version;
+                state.broken = false;
+                let (events, received) = state.store.complete();
+                state.sight = Sight::Returned(now, now);
                 let received = received.unwrap_or(now);
                 for event in events {
-                    self.emit(resource, event, received);
+                    self.add_event(resource, event, received);
                 }
             }
             News::Changed(seen, received) => {
-                kind.position = kind.position.max(seen.version);
-                if let Some(object) = kind.store.put(seen, &mut self.interner) {
-                    self.emit(resource, Event::Apply(object), received);
+                state.position = state.position.max(seen.version);
+                if let Some(object) = state.store.put(seen, &mut self.interner) {
+                    self.add_event(resource, Event::Apply(object), received);
                 }
             }
             News::Deleted(seen, received) => {
-                kind.position = kind.position.max(seen.version);
-                if let Some(key) = kind.store.remove(&seen.key) {
-                    self.emit(resource, Event::Delete(key), received);
+                state.position = state.position.max(seen.version);
+                if let Some(key) = state.store.remove(&seen.key) {
+                    self.add_event(resource, Event::Delete(key), received);
                 }
             }
-            News::Position(version) => kind.position = kind.position.max(version),
+            News::Position(version) => state.position = state.position.max(version),
             News::Lost => {
-                kind.store.abandon();
-                kind.broken = false;
-                if !matches!(kind.sight, Sight::Never | Sight::GivenUp) {
-                    kind.sight = Sight::Lost;
+                state.store.abandon();
+                state.broken = false;
+                if !matches!(state.sight, Sight::Unlisted | Sight::Skipped) {
+                    state.sight = Sight::Lost;
                 }
             }
-            News::Broken => kind.broken = true,
+            News::Broken => state.broken = true,
             News::Resumed => {
-                kind.broken = false;
-                if matches!(kind.sight, Sight::Lost | Sight::GivenUp) {
-                    kind.sight = Sight::Back(now, now + SETTLE);
+                state.broken = false;
+                if matches!(state.sight, Sight::Lost | Sight::Skipped) {
+                    state.sight = Sight::Returned(now, now + CATCH_UP);
                 }
             }
         }
     }
 
-    fn emit(&mut self, resource: Resource, event: Event, received: Instant) {
+    fn add_event(&mut self, resource: Resource, event: Event, received: Instant) {
         if let Some(initial) = &mut self.initial {
             match event {
                 Event::Apply(object) => drop(initial.insert(object.key(), object)),
@@ -158,8 +159,8 @@ impl Gatherer {
                 Event::Reset(_) | Event::OwnAddresses(_) => {}
             }
             self.received.get_or_insert(received);
-        } else if self.kinds.get(&resource).is_some_and(|kind| kind.sight == Sight::Clear) {
-            self.ordinary.push(event);
+        } else if self.resources.get(&resource).is_some_and(|state| state.sight == Sight::InSync) {
+            self.in_sync_events.push(event);
             self.received.get_or_insert(received);
         } else {
             let key = match &event {
@@ -172,26 +173,26 @@ impl Gatherer {
         }
     }
 
-    /// What is to go out now.
+    /// Returns the bundles that are due.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Bundle> {
         let mut bundles = Vec::new();
         if self.initial.is_some() {
-            if self.kinds.values().any(|kind| kind.sight == Sight::Never) {
+            if self.resources.values().any(|state| state.sight == Sight::Unlisted) {
                 return bundles;
             }
             let objects = self.initial.take().unwrap_or_default().into_values().collect();
             let received = self.received.take().unwrap_or(now);
             bundles.push(Bundle { events: vec![Event::Reset(objects)], after_gap: false, received });
-            self.clear();
+            self.mark_in_sync();
             return bundles;
         }
-        if !self.ordinary.is_empty() {
-            let events = std::mem::take(&mut self.ordinary);
+        if !self.in_sync_events.is_empty() {
+            let events = std::mem::take(&mut self.in_sync_events);
             bundles.push(Bundle { events, after_gap: false, received: self.received.take().unwrap_or(now) });
         }
         if self.jump_at().is_some_and(|at| at <= now) {
-            self.give_up();
-            self.clear();
+            self.skip_lost();
+            self.mark_in_sync();
             let events: Vec<_> = std::mem::take(&mut self.jump).into_values().collect();
             let received = self.jump_received.take().unwrap_or(now);
             if !events.is_empty() {
@@ -201,62 +202,64 @@ impl Gatherer {
         bundles
     }
 
-    fn give_up(&mut self) {
+    fn skip_lost(&mut self) {
         let mut lost = Vec::new();
-        for (resource, kind) in self.kinds.iter_mut().filter(|(_, kind)| kind.sight == Sight::Lost) {
-            kind.sight = Sight::GivenUp;
+        for (resource, state) in self.resources.iter_mut().filter(|(_, state)| state.sight == Sight::Lost) {
+            state.sight = Sight::Skipped;
             lost.push(resource.plural());
         }
         if !lost.is_empty() {
-            tracing::warn!("going on without news of {}, which are still not in sight", lost.join(", "));
+            tracing::warn!("continuing without {}, which could not be listed since the outage", lost.join(", "));
         }
     }
 
-    fn clear(&mut self) {
-        for kind in self.kinds.values_mut() {
-            if matches!(kind.sight, Sight::Back(..)) {
-                kind.sight = Sight::Clear;
+    fn mark_in_sync(&mut self) {
+        for state in self.resources.values_mut() {
+            if matches!(state.sight, Sight::Returned(..)) {
+                state.sight = Sight::InSync;
             }
         }
     }
 
-    /// When to ask for what is due, whatever comes.
+    /// Returns when to call [`Self::due`] even without further events.
     pub(super) fn jump_at(&self) -> Option<Instant> {
         let back = || {
-            self.kinds.values().filter_map(|kind| match kind.sight {
-                Sight::Back(since, whole) => Some((since, whole)),
-                Sight::Never | Sight::Clear | Sight::Lost | Sight::GivenUp => None,
+            self.resources.values().filter_map(|state| match state.sight {
+                Sight::Returned(since, complete) => Some((since, complete)),
+                Sight::Unlisted | Sight::InSync | Sight::Lost | Sight::Skipped => None,
             })
         };
-        let whole = back().map(|(_, whole)| whole).max()?;
-        let lost = self.kinds.values().any(|kind| kind.sight == Sight::Lost || kind.broken);
+        let complete = back().map(|(_, complete)| complete).max()?;
+        let lost = self.resources.values().any(|state| state.sight == Sight::Lost || state.broken);
         let held = back().map(|(since, _)| since + HOLD).min()?;
-        Some(if lost { held.max(whole) } else { whole })
+        Some(if lost { held.max(complete) } else { complete })
     }
 
-    /// Whether an object that had this version (`None`: that was not there) is taken in as it was then or later, and if so,
-    /// whether it is there.
-    pub(super) fn knows(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
-        if self.initial.is_some() || !self.ordinary.is_empty() || self.jump.contains_key(key) {
+    /// Returns whether an object exists, if a state at least as new as `version` (`None`: the object did not exist) was
+    /// processed and sent. Otherwise returns `None`.
+    pub(super) fn has_processed(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
+        if self.initial.is_some() || !self.in_sync_events.is_empty() || self.jump.contains_key(key) {
             return None;
         }
-        let kind = self.kinds.get(&resource)?;
-        match (version, kind.store.version(key)) {
+        let state = self.resources.get(&resource)?;
+        match (version, state.store.version(key)) {
             (None, None) => Some(false),
             (None, Some(_)) => None,
             (Some(wanted), Some(known)) if known >= wanted => Some(true),
-            (Some(wanted), known) => (kind.position >= wanted && kind.sight == Sight::Clear).then_some(known.is_some()),
+            (Some(wanted), known) => {
+                (state.position >= wanted && state.sight == Sight::InSync).then_some(known.is_some())
+            }
         }
     }
 
-    /// The objects of a resource that are known as they were at a version or before.
+    /// Returns the known objects of a resource with this version or an older one.
     pub(super) fn older(&self, resource: Resource, version: u64) -> impl Iterator<Item = &ObjectKey> {
-        self.kinds.get(&resource).into_iter().flat_map(move |kind| kind.store.older(version))
+        self.resources.get(&resource).into_iter().flat_map(move |state| state.store.older(version))
     }
 
-    /// Whether a resource is in sight, and how many objects of it are known.
+    /// Returns whether a resource is in sync, and the number of known objects.
     pub(super) fn standing(&self, resource: Resource) -> (bool, usize) {
-        self.kinds.get(&resource).map_or((false, 0), |kind| (kind.sight == Sight::Clear, kind.store.len()))
+        self.resources.get(&resource).map_or((false, 0), |state| (state.sight == Sight::InSync, state.store.len()))
     }
 }
 

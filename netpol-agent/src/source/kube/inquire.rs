@@ -1,4 +1,4 @@
-//! What is known as of now: the API server is asked for the versions of what there is, and the watch must get there.
+//! Answers inquiries: lists the current versions from the API server, and waits until the watch has delivered them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,69 +16,69 @@ use super::resource::Resource;
 use super::trim::{name, version};
 use crate::source::{Inquiry, Known, Revision, Subject};
 
-/// Only names and versions.
+/// Requests only metadata.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-/// Objects to a page.
+/// Number of objects in a page.
 const PAGE: u32 = 1000;
 
-/// What the API server says.
-pub(super) struct Answered {
+/// The API server's response to an inquiry.
+pub(super) struct QueryResult {
     answer: oneshot::Sender<Result<Known, String>>,
-    found: Result<Found, String>,
+    found: Result<QueriedVersions, String>,
 }
 
-/// What there is.
-enum Found {
-    /// The version of an object; `None`: there is no such object.
+/// What the API server returned.
+enum QueriedVersions {
+    /// The version of an object; `None` if it does not exist.
     Object(Resource, ObjectKey, Option<u64>),
-    /// All objects of each resource, as of a version.
-    Everything(Vec<(Resource, Listed)>),
+    /// All objects of each resource, and the version of the list.
+    Everything(Vec<(Resource, ListedVersions)>),
 }
 
 #[derive(Default)]
-struct Listed {
+struct ListedVersions {
     versions: HashMap<ObjectKey, u64>,
     version: u64,
 }
 
 /// An inquiry that waits for the watch.
-pub(super) struct Open {
-    /// What is not taken in yet: an object that had a version, or was not there.
-    behind: Vec<(Resource, ObjectKey, Option<u64>)>,
+pub(super) struct PendingInquiry {
+    /// Objects that are not processed yet: the required version, or `None` if the object did not exist.
+    missing: Vec<(Resource, ObjectKey, Option<u64>)>,
     exists: bool,
     answer: Option<oneshot::Sender<Result<Known, String>>>,
 }
 
 #[derive(Deserialize)]
-struct Page<'p> {
-    metadata: PageMeta,
+struct ListPage<'p> {
+    metadata: ListMeta,
     #[serde(borrow, default)]
     items: Option<Vec<&'p RawValue>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct PageMeta {
+struct ListMeta {
     resource_version: String,
     #[serde(rename = "continue")]
     next: String,
 }
 
-/// Asks the API server in a task of its own.
-pub(super) fn ask(inquiry: Inquiry, access: Arc<Access>, answered: mpsc::Sender<Answered>) {
+/// Queries the API server in a task.
+pub(super) fn query(inquiry: Inquiry, access: Arc<Access>, answered: mpsc::Sender<QueryResult>) {
     let Inquiry { subject, answer } = inquiry;
     tokio::spawn(async move {
         let found = match subject {
             Subject::Object(key) => object(&access, key).await,
             Subject::Everything => everything(&access).await,
         };
-        // Without a receiver the source is gone, and whoever asked learns it by the dropped answer.
-        let _ = answered.send(Answered { answer, found }).await;
+        // If the receiver is gone, the source has ended; the dropped answer notifies the requester.
+        let _ = answered.send(QueryResult { answer, found }).await;
     });
 }
 
-async fn object(access: &Access, key: ObjectKey) -> Result<Found, String> {
+async fn object(access: &Access, key: ObjectKey) -> Result<QueriedVersions, String> {
     let (resource, url) = match &key {
         ObjectKey::Namespace(name) => (Resource::Namespaces, Resource::Namespaces.path_of(None, name)),
         ObjectKey::Node(name) => (Resource::Nodes, Resource::Nodes.path_of(None, name)),
@@ -97,27 +97,27 @@ async fn object(access: &Access, key: ObjectKey) -> Result<Found, String> {
         Err(failure) => Err(failure),
     };
     match version {
-        Ok(version) => Ok(Found::Object(resource, key, version)),
+        Ok(version) => Ok(QueriedVersions::Object(resource, key, version)),
         Err(failure) => Err(told(access, &failure, "get", resource)),
     }
 }
 
-async fn everything(access: &Access) -> Result<Found, String> {
+async fn everything(access: &Access) -> Result<QueriedVersions, String> {
     let mut all = Vec::new();
     for resource in Resource::ALL {
         let listed = list(access, resource).await.map_err(|failure| told(access, &failure, "list", resource))?;
         all.push((resource, listed));
     }
-    Ok(Found::Everything(all))
+    Ok(QueriedVersions::Everything(all))
 }
 
-async fn list(access: &Access, resource: Resource) -> Result<Listed, Failure> {
-    let (mut listed, mut next) = (Listed::default(), String::new());
+async fn list(access: &Access, resource: Resource) -> Result<ListedVersions, Failure> {
+    let (mut listed, mut next) = (ListedVersions::default(), String::new());
     loop {
         let from = if next.is_empty() { String::new() } else { format!("&continue={next}") };
         let text = text(access, &format!("{}?limit={PAGE}{from}", resource.path()), METADATA_LIST).await?;
         let garbled = |error: serde_json::Error| Failure::Garbled(error.to_string());
-        let page: Page<'_> = serde_json::from_str(&text).map_err(garbled)?;
+        let page: ListPage<'_> = serde_json::from_str(&text).map_err(garbled)?;
         for item in page.items.into_iter().flatten() {
             let (key, version) = name(resource, item.get()).map_err(Failure::Garbled)?;
             listed.versions.insert(key, version);
@@ -143,48 +143,48 @@ fn told(access: &Access, failure: &Failure, verb: &str, resource: Resource) -> S
     failure.tell(verb, resource)
 }
 
-impl Answered {
-    /// What remains to be waited for.
-    pub(super) fn settle(self, gatherer: &Gatherer) -> Option<Open> {
-        let behind = match self.found {
-            Ok(Found::Object(resource, key, version)) => vec![(resource, key, version)],
-            Ok(Found::Everything(all)) => {
-                all.into_iter().flat_map(|(resource, listed)| listed.all(resource, gatherer)).collect()
+impl QueryResult {
+    /// Returns the inquiry with the objects to wait for. An error is answered immediately.
+    pub(super) fn into_pending(self, gatherer: &Gatherer) -> Option<PendingInquiry> {
+        let missing = match self.found {
+            Ok(QueriedVersions::Object(resource, key, version)) => vec![(resource, key, version)],
+            Ok(QueriedVersions::Everything(all)) => {
+                all.into_iter().flat_map(|(resource, listed)| listed.requirements(resource, gatherer)).collect()
             }
             Err(error) => {
-                // Whoever asked may have gone.
+                // The requester may be gone.
                 let _ = self.answer.send(Err(error));
                 return None;
             }
         };
-        Some(Open { behind, exists: true, answer: Some(self.answer) })
+        Some(PendingInquiry { missing, exists: true, answer: Some(self.answer) })
     }
 }
 
-impl Listed {
-    /// What must be known: all that was listed, and that what is known and was not listed is gone.
-    fn all(self, resource: Resource, gatherer: &Gatherer) -> Vec<(Resource, ObjectKey, Option<u64>)> {
+impl ListedVersions {
+    /// Returns the objects to wait for: all listed ones, and the deletion of known ones that are not listed.
+    fn requirements(self, resource: Resource, gatherer: &Gatherer) -> Vec<(Resource, ObjectKey, Option<u64>)> {
         let known = gatherer.older(resource, self.version);
         let gone: Vec<_> = known.filter(|key| !self.versions.contains_key(*key)).cloned().collect();
-        let there = self.versions.into_iter().map(|(key, version)| (resource, key, Some(version)));
-        there.chain(gone.into_iter().map(|key| (resource, key, None))).collect()
+        let existing = self.versions.into_iter().map(|(key, version)| (resource, key, Some(version)));
+        existing.chain(gone.into_iter().map(|key| (resource, key, None))).collect()
     }
 }
 
-impl Open {
-    /// Answers if it can; whether it is done with.
-    pub(super) fn answer(&mut self, gatherer: &Gatherer, revision: Revision) -> bool {
+impl PendingInquiry {
+    /// Answers the inquiry if possible. Returns whether it is done.
+    pub(super) fn try_answer(&mut self, gatherer: &Gatherer, revision: Revision) -> bool {
         if self.answer.as_ref().is_none_or(oneshot::Sender::is_closed) {
             return true;
         }
-        self.behind.retain(|(resource, key, version)| match gatherer.knows(*resource, key, *version) {
+        self.missing.retain(|(resource, key, version)| match gatherer.has_processed(*resource, key, *version) {
             Some(exists) => {
                 self.exists = exists;
                 false
             }
             None => true,
         });
-        if !self.behind.is_empty() {
+        if !self.missing.is_empty() {
             return false;
         }
         if let Some(answer) = self.answer.take() {

@@ -1,14 +1,15 @@
-//! Equal texts are kept once: thousands of pods name the same namespace, node, label and port, and slices their Service.
+//! Stores equal strings once: thousands of pods have the same namespace, node, labels and port names, and slices name
+//! their Service.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use netpol_policy::model::{Labels, Object, ObjectKey};
 
-/// So many texts that nobody uses may pile up before they are thrown out.
+/// Number of unused strings that may accumulate before they are removed.
 const SLACK: usize = 1024;
 
-/// See the module.
+/// A set of shared strings; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
     texts: HashSet<Arc<str>>,
@@ -38,7 +39,7 @@ impl Interner {
         *labels = labels.iter().map(shared).collect();
     }
 
-    /// Makes an object's texts shared ones, and its names those of `key`.
+    /// Replaces an object's strings by shared ones, and its name by that of `key`.
     pub(super) fn share_object(&mut self, object: &mut Object, key: &ObjectKey) {
         match (object, key) {
             (Object::Pod(pod), ObjectKey::Pod(key)) => {
@@ -82,13 +83,13 @@ impl Interner {
         }
     }
 
-    /// The same for a key alone.
+    /// Replaces the strings of a key by shared ones.
     pub(super) fn share_key(&mut self, key: &mut ObjectKey) {
         match key {
             ObjectKey::Namespace(name) | ObjectKey::Node(name) => self.share(name),
             ObjectKey::Pod(key) => self.share(&mut key.namespace),
             ObjectKey::Policy(key) => self.share(&mut key.namespace),
-            // Its slices name it too.
+            // The slices of the Service have its name, too.
             ObjectKey::Service(key) => {
                 self.share(&mut key.namespace);
                 self.share(&mut key.name);

@@ -1,4 +1,4 @@
-//! A body's lines, and when the first byte of each arrived.
+//! Splits a response body into lines, with the arrival time of each line's first byte.
 
 use std::time::Instant;
 
@@ -8,17 +8,17 @@ use kube::client::Body;
 use super::failure::Failure;
 use crate::chain::chain;
 
-/// See the module.
+/// Reads lines; see the module.
 pub(super) struct Lines {
     body: Body,
     buffer: Vec<u8>,
-    /// Where the next line begins in the buffer.
+    /// Where the next line starts in the buffer.
     start: usize,
-    /// Up to where no line ends.
+    /// The buffer contains no end of line between `start` and here.
     searched: usize,
-    /// When the first byte of the next line came.
+    /// When the first byte of the next line arrived.
     begun: Instant,
-    /// When the last chunk came.
+    /// When the last chunk arrived.
     chunk: Instant,
 }
 
@@ -28,7 +28,7 @@ impl Lines {
         Self { body, buffer: Vec::new(), start: 0, searched: 0, begun: now, chunk: now }
     }
 
-    /// The next whole line; `None` at the end. What follows the last line's end is a torn one, and dropped.
+    /// Returns the next complete line; `None` at the end. An incomplete last line is dropped.
     pub(super) async fn next(&mut self) -> Result<Option<(&str, Instant)>, Failure> {
         loop {
             if let Some(length) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {

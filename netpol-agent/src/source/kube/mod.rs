@@ -1,12 +1,12 @@
-//! `kube`: the objects of a cluster, from its API server.
+//! `kube`: reads the objects of a cluster from its API server.
 //!
 //! ```text
-//! watch (one per resource) ─► trim ─► gather: store, what differs, what belongs together ─► batches
+//! watch (one per resource) ─► trim ─► gather: store, differences, grouping ─► batches
 //!    access, client ─► API server ◄─ inquire
 //! ```
 //!
-//! Why no `kube_runtime::watcher`: it fails a whole list for one object that does not deserialise, does not fall back from
-//! streaming lists, hides `Retry-After`, and does not say when it lost sight and when it is back.
+//! `kube_runtime::watcher` is not used, because it fails a whole list if one object cannot be deserialized, does not
+//! fall back from streaming lists, hides `Retry-After`, and does not report when it loses and regains sync.
 
 mod access;
 mod backoff;
@@ -33,32 +33,32 @@ use super::{Batch, Feed, Inquiry, Revision, SourceError};
 use access::Access;
 pub(super) use client::client;
 use gather::{Gatherer, News};
-use inquire::{Answered, Open};
+use inquire::{PendingInquiry, QueryResult};
 pub use resource::Resource;
 use watch::Watcher;
 
-/// So much news is taken in at a time.
-const AT_ONCE: usize = 4096;
+/// Maximum number of watch events processed at a time.
+const MAX_BATCH: usize = 4096;
 
-/// How patient the source is.
+/// Time limits and page size of the source.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The first requests are spread over this time, as whole clusters start at once.
+    /// The first requests are spread over this time, because all agents of a cluster may start at once.
     pub spread: Duration,
-    /// An answer must begin within this time.
+    /// Time limit for the start of a response.
     pub answer: Duration,
-    /// A list that pauses for so long is dead, and so is a watch over HTTP/1.1, which has no pings.
+    /// A list without data for this long is dead, and so is a watch over HTTP/1.1, which has no pings.
     pub idle: Duration,
-    /// Watches are made anew after this time, or up to twice as long.
+    /// Watches are renewed after this time, or up to twice as long.
     pub watch: Duration,
-    /// After an absence of so long no watch goes on where it broke off: all is listed anew. API servers have nearly always
-    /// forgotten by then, as they compact their storage as often.
+    /// After an outage longer than this, watches do not resume but list everything again. By then the API server has
+    /// nearly always compacted its history, which it does at the same interval.
     pub trust: Duration,
-    /// A streaming list that pauses for so long is none.
+    /// A streaming list that pauses for this long is abandoned.
     pub patience: Duration,
-    /// Objects to a page.
+    /// Number of objects in a page.
     pub page: u32,
-    /// Whether to ask for streaming lists first.
+    /// Whether streaming lists are tried first.
     pub streaming: bool,
 }
 
@@ -77,38 +77,38 @@ impl Default for Options {
     }
 }
 
-/// Watches the cluster of this kubeconfig; without one, the cluster this runs in, or the default kubeconfig's.
+/// Watches the cluster of a kubeconfig. Without one, the cluster in which this runs, or that of the default kubeconfig.
 ///
 /// # Errors
-/// Where the credentials cannot be read. That the API server is not there is no error: it is waited for.
+/// If the credentials cannot be read. An unavailable API server is not an error; the source retries.
 pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, SourceError> {
     let access = Arc::new(Access::open(kubeconfig, options.answer)?);
     let state = SourceState::default();
-    let (news_in, news) = mpsc::channel(AT_ONCE);
+    let (news_in, news) = mpsc::channel(MAX_BATCH);
     for resource in Resource::ALL {
         state.update(resource.plural(), |_| {});
         let watcher = Watcher::new(resource, access.clone(), news_in.clone(), options, state.clone());
         tokio::spawn(watcher.run());
     }
     let (sender, batches) = mpsc::channel(16);
-    let (inquiries, asked) = mpsc::channel(16);
-    let (answered_in, answered) = mpsc::channel(16);
+    let (inquiries, received_inquiries) = mpsc::channel(16);
+    let (results_in, query_results) = mpsc::channel(16);
     let source = Source {
         gatherer: Gatherer::new(&Resource::ALL),
         access,
         state: state.clone(),
         revision: Revision::default(),
-        answered: answered_in,
-        open: Vec::new(),
+        query_results: results_in,
+        pending: Vec::new(),
     };
-    tokio::spawn(source.run(Inputs { news, asked, answered }, sender));
+    tokio::spawn(source.run(Inputs { news, inquiries: received_inquiries, query_results }, sender));
     Ok(Feed { batches, inquiries, state })
 }
 
 struct Inputs {
     news: mpsc::Receiver<(Resource, News)>,
-    asked: mpsc::Receiver<Inquiry>,
-    answered: mpsc::Receiver<Answered>,
+    inquiries: mpsc::Receiver<Inquiry>,
+    query_results: mpsc::Receiver<QueryResult>,
 }
 
 struct Source {
@@ -116,29 +116,29 @@ struct Source {
     access: Arc<Access>,
     state: SourceState,
     revision: Revision,
-    answered: mpsc::Sender<Answered>,
+    query_results: mpsc::Sender<QueryResult>,
     /// Inquiries that wait for the watch.
-    open: Vec<Open>,
+    pending: Vec<PendingInquiry>,
 }
 
 impl Source {
     async fn run(mut self, mut inputs: Inputs, batches: mpsc::Sender<Batch>) {
-        let mut some = Vec::new();
+        let mut received_news = Vec::new();
         loop {
             let wake = self.gatherer.jump_at();
             tokio::select! {
-                count = inputs.news.recv_many(&mut some, AT_ONCE) => {
+                count = inputs.news.recv_many(&mut received_news, MAX_BATCH) => {
                     if count == 0 {
                         return;
                     }
                     let now = Instant::now();
-                    for (resource, news) in some.drain(..) {
+                    for (resource, news) in received_news.drain(..) {
                         self.gatherer.take(resource, news, now);
                     }
                 }
                 () = sleep_until(wake.map_or_else(Deadline::now, Deadline::from_std)), if wake.is_some() => {}
-                Some(inquiry) = inputs.asked.recv() => inquire::ask(inquiry, self.access.clone(), self.answered.clone()),
-                Some(answered) = inputs.answered.recv() => self.open.extend(answered.settle(&self.gatherer)),
+                Some(inquiry) = inputs.inquiries.recv() => inquire::query(inquiry, self.access.clone(), self.query_results.clone()),
+                Some(result) = inputs.query_results.recv() => self.pending.extend(result.into_pending(&self.gatherer)),
             }
             for bundle in self.gatherer.due(Instant::now()) {
                 self.revision.0 += 1;
@@ -147,17 +147,17 @@ impl Source {
                     return;
                 }
             }
-            self.answer();
-            self.report();
+            self.answer_inquiries();
+            self.update_state();
         }
     }
 
-    fn answer(&mut self) {
+    fn answer_inquiries(&mut self) {
         let (gatherer, revision) = (&self.gatherer, self.revision);
-        self.open.retain_mut(|open| !open.answer(gatherer, revision));
+        self.pending.retain_mut(|inquiry| !inquiry.try_answer(gatherer, revision));
     }
 
-    fn report(&self) {
+    fn update_state(&self) {
         for resource in Resource::ALL {
             let (in_sync, objects) = self.gatherer.standing(resource);
             self.state.update(resource.plural(), |kind| (kind.in_sync, kind.objects) = (in_sync, objects));

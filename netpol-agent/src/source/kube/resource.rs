@@ -1,15 +1,15 @@
-//! What is watched: one line per resource.
+//! The watched resources.
 
 use std::fmt;
 
-/// A resource of the API server, watched in the whole cluster.
+/// A resource of the API server that is watched in all namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
     /// Namespaces.
     Namespaces,
     /// Nodes.
     Nodes,
-    /// Network policies.
+    /// `NetworkPolicies`.
     NetworkPolicies,
     /// Pods.
     Pods,
@@ -20,11 +20,11 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All that are watched.
+    /// All watched resources.
     pub const ALL: [Self; 6] =
         [Self::Namespaces, Self::Nodes, Self::NetworkPolicies, Self::Pods, Self::Services, Self::EndpointSlices];
 
-    /// API group, kind and plural name.
+    /// Returns API group, kind and plural name.
     const fn names(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::Namespaces => ("", "Namespace", "namespaces"),
@@ -36,27 +36,27 @@ impl Resource {
         }
     }
 
-    /// Its API group; empty for the core one.
+    /// Returns the API group; empty for the core group.
     pub const fn group(self) -> &'static str {
         self.names().0
     }
 
-    /// The `kind` of its objects.
+    /// Returns the `kind` of the objects.
     pub const fn kind(self) -> &'static str {
         self.names().1
     }
 
-    /// The plural name, as URLs and roles have it.
+    /// Returns the plural name, as used in URLs and roles.
     pub const fn plural(self) -> &'static str {
         self.names().2
     }
 
-    /// The URL's path of all of them.
+    /// Returns the URL path of the collection.
     pub(super) fn path(self) -> String {
         format!("{}/{}", self.base(), self.plural())
     }
 
-    /// The URL's path of one of them.
+    /// Returns the URL path of one object.
     pub(super) fn path_of(self, namespace: Option<&str>, name: &str) -> String {
         match namespace {
             Some(namespace) => format!("{}/namespaces/{namespace}/{}/{name}", self.base(), self.plural()),
@@ -68,14 +68,14 @@ impl Resource {
         if self.group().is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}/v1", self.group()) }
     }
 
-    /// The lines that a `ClusterRole` needs for it.
+    /// Returns the lines that a `ClusterRole` needs for the resource.
     pub(super) fn rule(self) -> String {
         let group = if self.group().is_empty() { "\"\"" } else { self.group() };
         format!("- apiGroups: [{group}]\n  resources: [{}]\n  verbs: [get, list, watch]", self.plural())
     }
 }
 
-/// The plural name.
+/// Formats the plural name.
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.plural())

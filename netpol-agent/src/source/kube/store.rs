@@ -1,4 +1,4 @@
-//! What is known of one resource's objects: not the objects, only enough to tell that one has changed.
+//! Tracks the known objects of one resource: not the objects themselves, only a hash to detect changes.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -10,52 +10,52 @@ use netpol_policy::world::Event;
 use super::intern::Interner;
 use super::trim::Seen;
 
-/// An object as it was last told.
+/// The last known state of an object.
 #[derive(Clone, Copy, Debug)]
-struct Known {
-    /// Of all that policies need of it. Keyed at random: nobody can make two objects look alike.
+struct KnownState {
+    /// Hash of all fields that policies need, with a random key, so that collisions cannot be constructed.
     hash: u64,
     version: u64,
 }
 
-/// See the module.
+/// The known objects of a resource; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    known: HashMap<ObjectKey, Known>,
+    known: HashMap<ObjectKey, KnownState>,
     hasher: RandomState,
-    listing: Option<Listing>,
+    listing: Option<PartialList>,
 }
 
-/// A full list that has not come to its end.
+/// A full list that is not complete yet.
 #[derive(Debug, Default)]
-struct Listing {
-    /// What is listed and known already, as it is or as it was.
+struct PartialList {
+    /// Listed objects that were known before, changed or not.
     listed: HashSet<ObjectKey>,
-    changed: HashMap<ObjectKey, (Known, Object)>,
+    changed: HashMap<ObjectKey, (KnownState, Object)>,
     versions: Vec<(ObjectKey, u64)>,
-    blurred: bool,
+    incomplete: bool,
     received: Option<Instant>,
 }
 
 impl Store {
-    /// A full list begins; one that did not end is forgotten.
+    /// Starts a full list; an incomplete one is discarded.
     pub(super) fn begin(&mut self) {
-        self.listing = Some(Listing::default());
+        self.listing = Some(PartialList::default());
     }
 
-    /// It will not end.
+    /// Discards the incomplete list.
     pub(super) fn abandon(&mut self) {
         self.listing = None;
     }
 
-    /// Something in it has no name.
-    pub(super) fn blur(&mut self) {
+    /// Records that the list has an object without a name.
+    pub(super) fn mark_incomplete(&mut self) {
         if let Some(listing) = &mut self.listing {
-            listing.blurred = true;
+            listing.incomplete = true;
         }
     }
 
-    /// An object of the full list.
+    /// Adds an object of the full list.
     pub(super) fn list(&mut self, mut seen: Seen, received: Instant, interner: &mut Interner) {
         let Some(listing) = &mut self.listing else { return };
         listing.received.get_or_insert(received);
@@ -81,14 +81,14 @@ impl Store {
         }
         tell(&seen.key, &seen.problems);
         interner.share_object(&mut object, &seen.key);
-        listing.changed.insert(seen.key, (Known { hash, version: seen.version }, object));
+        listing.changed.insert(seen.key, (KnownState { hash, version: seen.version }, object));
     }
 
-    /// The full list is complete: what differs from what was known.
+    /// Completes the full list and returns the differences from what was known.
     pub(super) fn complete(&mut self) -> (Vec<Event>, Option<Instant>) {
         let Some(listing) = self.listing.take() else { return (Vec::new(), None) };
         let mut events = Vec::new();
-        if !listing.blurred {
+        if !listing.incomplete {
             self.known.retain(|key, _| {
                 let stays = listing.listed.contains(key);
                 if !stays {
@@ -107,7 +107,7 @@ impl Store {
         (events, listing.received)
     }
 
-    /// An object that is new or changed: itself, where that is news.
+    /// Records a new or changed object. Returns it if a field that policies need has changed.
     pub(super) fn put(&mut self, mut seen: Seen, interner: &mut Interner) -> Option<Object> {
         let Some(mut object) = seen.object else {
             tell(&seen.key, &seen.problems);
@@ -124,24 +124,24 @@ impl Store {
             }
         } else {
             interner.share_key(&mut seen.key);
-            self.known.insert(seen.key.clone(), Known { hash, version: seen.version });
+            self.known.insert(seen.key.clone(), KnownState { hash, version: seen.version });
         }
         tell(&seen.key, &seen.problems);
         interner.share_object(&mut object, &seen.key);
         Some(object)
     }
 
-    /// An object that is gone: its key, where it was known.
+    /// Removes an object. Returns its key if it was known.
     pub(super) fn remove(&mut self, key: &ObjectKey) -> Option<ObjectKey> {
         self.known.remove_entry(key).map(|(key, _)| key)
     }
 
-    /// The version that is known of an object.
+    /// Returns the known version of an object.
     pub(super) fn version(&self, key: &ObjectKey) -> Option<u64> {
         self.known.get(key).map(|known| known.version)
     }
 
-    /// What is known in this version or an older one.
+    /// Returns the objects with this version or an older one.
     pub(super) fn older(&self, version: u64) -> impl Iterator<Item = &ObjectKey> {
         self.known.iter().filter(move |(_, known)| known.version <= version).map(|(key, _)| key)
     }
@@ -151,7 +151,7 @@ impl Store {
     }
 }
 
-/// What was not understood of an object that is news.
+/// Logs the diagnostics of a new or changed object.
 fn tell(key: &ObjectKey, problems: &[String]) {
     for problem in problems {
         tracing::warn!(object = %key, "{problem}");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_tells_what_differs_whatever_its_versions() {
+    fn a_list_yields_the_differences_for_any_versions() {
         let mut store = Store::default();
         listed(&mut store, vec![seen("a", Some(1), 5), seen("b", Some(2), 6), seen("c", Some(3), 7)]);
         let differs = listed(&mut store, vec![seen("a", Some(1), 2), seen("b", Some(9), 3), seen("d", Some(4), 1)]);
@@ -209,19 +209,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_stays_as_it_was() {
+    fn an_object_that_cannot_be_parsed_keeps_its_last_state() {
         let mut store = Store::default();
         listed(&mut store, vec![seen("a", Some(1), 1)]);
         assert_eq!(listed(&mut store, vec![seen("a", None, 2), seen("new", None, 2)]), [""; 0]);
         assert!(store.put(seen("a", None, 3), &mut Interner::default()).is_none());
         store.begin();
-        store.blur();
-        assert_eq!(store.complete().0, [], "who has no name may be anybody");
+        store.mark_incomplete();
+        assert_eq!(store.complete().0, [], "an object without a name may be any known object");
         assert_eq!(store.len(), 1);
     }
 
     #[test]
-    fn what_says_the_same_is_no_news() {
+    fn an_unchanged_object_yields_no_event() {
         let mut store = Store::default();
         let mut interner = Interner::default();
         assert!(store.put(seen("a", Some(1), 1), &mut interner).is_some());

@@ -1,5 +1,5 @@
-//! Objects as the API server writes them, to the model: only the fields that policies need are ever built. One that does
-//! not have the expected shape is none of the others' business.
+//! Parses objects of the API server into the model. Only the fields that policies need are deserialized. An object of
+//! unexpected shape does not affect other objects.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ use serde_json::{Value, json};
 
 use super::resource::Resource;
 
-/// An object that arrived.
+/// A received object.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) key: ObjectKey,
     /// `metadata.resourceVersion`.
     pub(super) version: u64,
-    /// What it is; `None` where it was not understood at all: what was known of it stays.
+    /// The parsed object; `None` if it could not be parsed: its last state stays.
     pub(super) object: Option<Object>,
-    /// What people should know of it.
+    /// Diagnostics to log.
     pub(super) problems: Vec<String>,
 }
 
@@ -37,13 +37,13 @@ struct Metadata {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Named {
+struct WithMetadata {
     metadata: Metadata,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Labelled {
+struct SlimMetadata {
     labels: Option<BTreeMap<String, String>>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
@@ -52,13 +52,13 @@ struct Labelled {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Slim<Spec, Status> {
-    metadata: Labelled,
+    metadata: SlimMetadata,
     spec: Spec,
     status: Status,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Nothing {}
+struct Unused {}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -113,7 +113,7 @@ struct ServiceStatus {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct SlimSlice {
-    metadata: Labelled,
+    metadata: SlimMetadata,
     address_type: String,
     endpoints: Option<Vec<SlimEndpoint>>,
     ports: Option<Vec<discovery::EndpointPort>>,
@@ -138,34 +138,34 @@ struct RawSpec {
     spec: Value,
 }
 
-/// What an object's text says.
+/// Parses the JSON text of an object.
 ///
 /// # Errors
-/// Where it has no name: nobody can say which object it is.
+/// If the object has no name and therefore cannot be identified.
 pub(super) fn understand(resource: Resource, text: &str) -> Result<Seen, String> {
-    let metadata = named(text)?;
+    let metadata = parse_metadata(text)?;
     let key = key(resource, &metadata);
     let version = version(&metadata.resource_version);
     let (object, problems) = match parse(resource, &metadata, text) {
         Ok((object, problems)) => (object, problems.iter().map(ToString::to_string).collect()),
-        Err(error) => (None, vec![format!("not understood, what was known of it stays: {error}")]),
+        Err(error) => (None, vec![format!("cannot parse the object: {error}; its last state stays in effect")]),
     };
     Ok(Seen { key, version, object, problems })
 }
 
-/// The object and its version, of which no more need be there than its metadata.
+/// Returns key and version of an object. Only its metadata is required.
 pub(super) fn name(resource: Resource, text: &str) -> Result<(ObjectKey, u64), String> {
-    let metadata = named(text)?;
+    let metadata = parse_metadata(text)?;
     Ok((key(resource, &metadata), version(&metadata.resource_version)))
 }
 
-fn named(text: &str) -> Result<Metadata, String> {
-    let Named { metadata } = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if metadata.name.is_empty() { Err("an object without a name".to_owned()) } else { Ok(metadata) }
+fn parse_metadata(text: &str) -> Result<Metadata, String> {
+    let WithMetadata { metadata } = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if metadata.name.is_empty() { Err("the object has no metadata.name".to_owned()) } else { Ok(metadata) }
 }
 
-/// Versions are opaque in general, but the API server's own compare as numbers: Kubernetes 1.35 promises that. What is no
-/// number counts as older than everything.
+/// Parses a resource version. Versions are opaque in general, but those of the API server compare as numbers, which
+/// Kubernetes 1.35 guarantees. Any other text counts as the oldest version.
 pub(super) fn version(text: &str) -> u64 {
     text.parse().unwrap_or(0)
 }
@@ -187,14 +187,14 @@ type Understood = (Option<Object>, Vec<Problem>);
 fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<Understood, serde_json::Error> {
     Ok(match resource {
         Resource::Namespaces => {
-            let slim: Slim<Nothing, Nothing> = serde_json::from_str(text)?;
-            let api = core::Namespace { metadata: full(metadata, slim.metadata), ..core::Namespace::default() };
+            let slim: Slim<Unused, Unused> = serde_json::from_str(text)?;
+            let api = core::Namespace { metadata: object_meta(metadata, slim.metadata), ..core::Namespace::default() };
             (Some(Object::Namespace(Namespace::from_api(&api))), Vec::new())
         }
         Resource::Nodes => {
-            let slim: Slim<Nothing, NodeStatus> = serde_json::from_str(text)?;
+            let slim: Slim<Unused, NodeStatus> = serde_json::from_str(text)?;
             let status = core::NodeStatus { addresses: slim.status.addresses, ..core::NodeStatus::default() };
-            let metadata = full(metadata, slim.metadata);
+            let metadata = object_meta(metadata, slim.metadata);
             let (node, problems) = Node::from_api(&core::Node { metadata, status: Some(status), spec: None });
             (Some(Object::Node(node)), problems)
         }
@@ -220,7 +220,7 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<Understo
     })
 }
 
-/// As from a file: what has not the shape of a policy isolates all the same.
+/// Parses a policy as from a file: a policy of invalid shape isolates its pods, too.
 fn policy(metadata: &Metadata, spec: &Value) -> Understood {
     let value = json!({
         "apiVersion": "networking.k8s.io/v1",
@@ -238,13 +238,13 @@ fn policy(metadata: &Metadata, spec: &Value) -> Understood {
     (parsed.objects.into_iter().next().map(|located| located.object), problems)
 }
 
-fn full(metadata: &Metadata, labelled: Labelled) -> ObjectMeta {
+fn object_meta(metadata: &Metadata, slim: SlimMetadata) -> ObjectMeta {
     ObjectMeta {
         name: Some(metadata.name.clone()),
         namespace: metadata.namespace.clone(),
-        labels: labelled.labels,
-        creation_timestamp: labelled.creation_timestamp,
-        deletion_timestamp: labelled.deletion_timestamp,
+        labels: slim.labels,
+        creation_timestamp: slim.creation_timestamp,
+        deletion_timestamp: slim.deletion_timestamp,
         ..ObjectMeta::default()
     }
 }
@@ -259,7 +259,7 @@ fn service(metadata: &Metadata, slim: Slim<ServiceSpec, ServiceStatus>) -> core:
         ..core::ServiceSpec::default()
     };
     let status = core::ServiceStatus { load_balancer: slim.status.load_balancer, ..core::ServiceStatus::default() };
-    core::Service { metadata: full(metadata, slim.metadata), spec: Some(spec), status: Some(status) }
+    core::Service { metadata: object_meta(metadata, slim.metadata), spec: Some(spec), status: Some(status) }
 }
 
 fn slice(metadata: &Metadata, slim: SlimSlice) -> discovery::EndpointSlice {
@@ -269,7 +269,7 @@ fn slice(metadata: &Metadata, slim: SlimSlice) -> discovery::EndpointSlice {
         ..discovery::Endpoint::default()
     };
     discovery::EndpointSlice {
-        metadata: full(metadata, slim.metadata),
+        metadata: object_meta(metadata, slim.metadata),
         address_type: slim.address_type,
         endpoints: slim.endpoints.unwrap_or_default().into_iter().map(endpoint).collect(),
         ports: slim.ports,
@@ -300,24 +300,24 @@ fn pod(metadata: &Metadata, slim: Slim<PodSpec, PodStatus>) -> core::Pod {
         host_ips: slim.status.host_ips,
         ..core::PodStatus::default()
     };
-    core::Pod { metadata: full(metadata, slim.metadata), spec: Some(spec), status: Some(status) }
+    core::Pod { metadata: object_meta(metadata, slim.metadata), spec: Some(spec), status: Some(status) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The items of a recorded list.
+    /// Returns the items of a recorded list.
     fn items(text: &str) -> Vec<Value> {
-        let list: Value = serde_json::from_str(text).expect("JSON");
-        list["items"].as_array().expect("a list").clone()
+        let list: Value = serde_json::from_str(text).expect("the recorded list is valid JSON");
+        list["items"].as_array().expect("the recorded list has items").clone()
     }
 
-    /// Trimmed, each object is what the whole one would be.
+    /// Checks that each trimmed object is parsed like the complete one.
     fn check(resource: Resource, text: &str) {
         for mut item in items(text) {
-            let seen = understand(resource, &item.to_string()).expect("it has a name");
-            let map = item.as_object_mut().expect("an object");
+            let seen = understand(resource, &item.to_string()).expect("the object has a name");
+            let map = item.as_object_mut().expect("the item is an object");
             let version =
                 if resource.group().is_empty() { "v1".to_owned() } else { format!("{}/v1", resource.group()) };
             map.insert("apiVersion".into(), version.into());
@@ -329,14 +329,14 @@ mod tests {
     }
 
     #[test]
-    fn recorded_objects_mean_trimmed_what_they_mean_whole() {
+    fn trimmed_recorded_objects_parse_like_complete_ones() {
         check(Resource::Pods, include_str!("../../../tests/fixtures/kube/list-pods.body"));
         check(Resource::NetworkPolicies, include_str!("../../../tests/fixtures/kube/list-netpols.body"));
     }
 
-    /// Written after the API's documentation: not recorded.
+    /// The objects follow the API documentation; they are not recorded.
     #[test]
-    fn services_and_host_ports_mean_trimmed_what_they_mean_whole() {
+    fn trimmed_services_and_host_ports_parse_like_complete_ones() {
         let list = |item: Value| json!({ "items": [item] }).to_string();
         let metadata = json!({"name": "a", "namespace": "shop", "resourceVersion": "7",
             "labels": {"kubernetes.io/service-name": "a"}});
@@ -386,30 +386,32 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_the_wrong_type_cost_a_pod_but_not_its_name() {
+    fn a_pod_with_a_field_of_the_wrong_type_keeps_its_name() {
         let text =
             r#"{"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}, "spec": {"containers": 1}}"#;
-        let seen = understand(Resource::Pods, text).expect("it has a name");
+        let seen = understand(Resource::Pods, text).expect("the object has a name");
         assert_eq!((seen.key, seen.version), (ObjectKey::Pod(PodKey::new("shop", "a")), 7));
         assert!(
-            seen.object.is_none() && seen.problems[0].contains("what was known of it stays"),
+            seen.object.is_none() && seen.problems[0].contains("its last state stays in effect"),
             "{:?}",
             seen.problems
         );
     }
 
     #[test]
-    fn a_policy_of_the_wrong_shape_isolates() {
+    fn a_policy_of_invalid_shape_isolates() {
         for spec in [r#""spec": 7"#, r#""spec": {"podSelector": [], "ingress": {}}"#, r#""spec": {"ingres": []}"#] {
             let text = format!(r#"{{"metadata": {{"name": "p", "namespace": "shop"}}, {spec}}}"#);
-            let seen = understand(Resource::NetworkPolicies, &text).expect("it has a name");
-            let Some(Object::Policy(policy)) = seen.object else { panic!("{text} is no policy: {:?}", seen.problems) };
+            let seen = understand(Resource::NetworkPolicies, &text).expect("the object has a name");
+            let Some(Object::Policy(policy)) = seen.object else {
+                panic!("{text} is not parsed as a policy: {:?}", seen.problems)
+            };
             assert!(policy.ingress.is_some() && !policy.problems.is_empty(), "{text}: {policy:?}");
         }
     }
 
     #[test]
-    fn what_has_no_name_is_nobody() {
+    fn an_object_without_a_name_is_an_error() {
         assert!(understand(Resource::Pods, r#"{"metadata": {"labels": {}}}"#).is_err());
         assert!(understand(Resource::Pods, "[]").is_err());
     }

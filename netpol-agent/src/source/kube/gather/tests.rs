@@ -26,7 +26,7 @@ impl Case {
         Self { gatherer: Gatherer::new(&[NODES, NAMESPACES]), now: Instant::now() }
     }
 
-    /// Both listed, the first bundle gone.
+    /// Both resources are listed, and the first bundle was sent.
     fn listed() -> Self {
         let mut case = Self::new();
         case.list(NODES, vec![node("a", 1)]);
@@ -48,7 +48,7 @@ impl Case {
         self.take(resource, News::Listed(version));
     }
 
-    /// What is due, one text for each bundle; `!` after a gap.
+    /// Returns the bundles that are due, one text for each; `!` marks a bundle after an outage.
     fn due(&mut self) -> Vec<String> {
         let text = |bundle: Bundle| {
             let events = bundle.events.iter().map(|event| match event {
@@ -65,7 +65,7 @@ impl Case {
 }
 
 #[test]
-fn the_first_bundle_waits_for_all_and_has_what_came_meanwhile() {
+fn the_first_bundle_waits_for_all_resources_and_includes_later_changes() {
     let mut case = Case::new();
     case.list(NODES, vec![node("a", 1), node("b", 2)]);
     case.take(NODES, News::Deleted(node("a", 3), case.now));
@@ -76,7 +76,7 @@ fn the_first_bundle_waits_for_all_and_has_what_came_meanwhile() {
 }
 
 #[test]
-fn changes_in_sight_go_out_at_once() {
+fn changes_while_in_sync_are_sent_immediately() {
     let mut case = Case::listed();
     case.take(NODES, News::Changed(node("b", 3), case.now));
     case.take(NODES, News::Deleted(node("a", 4), case.now));
@@ -85,23 +85,23 @@ fn changes_in_sight_go_out_at_once() {
 }
 
 #[test]
-fn what_differs_after_an_outage_is_one_jump() {
+fn the_differences_after_an_outage_are_one_bundle() {
     let mut case = Case::listed();
     case.take(NODES, News::Lost);
     case.take(NAMESPACES, News::Lost);
     case.list(NODES, vec![node("b", 3)]);
-    assert_eq!(case.due(), [""; 0], "namespaces are still away");
+    assert_eq!(case.due(), [""; 0], "namespaces are still out of sync");
     case.take(NODES, News::Changed(node("c", 4), case.now));
     case.now += HOLD / 2;
     assert_eq!(case.due(), [""; 0]);
     case.list(NAMESPACES, vec![namespace("y", 5)]);
     assert_eq!(case.due(), ["!-Namespace x +Namespace y -Node a +Node b +Node c"]);
     case.take(NODES, News::Changed(node("d", 6), case.now));
-    assert_eq!(case.due(), ["+Node d"], "in sight again");
+    assert_eq!(case.due(), ["+Node d"], "in sync again");
 }
 
 #[test]
-fn who_stays_away_does_not_hold_the_others_up_for_ever() {
+fn a_lost_resource_delays_the_others_only_for_a_limited_time() {
     let mut case = Case::listed();
     case.take(NODES, News::Lost);
     case.take(NAMESPACES, News::Lost);
@@ -117,7 +117,7 @@ fn who_stays_away_does_not_hold_the_others_up_for_ever() {
 }
 
 #[test]
-fn who_was_given_up_is_not_waited_for_again_until_it_was_back() {
+fn a_skipped_resource_is_not_waited_for_until_it_recovers() {
     let mut case = Case::listed();
     case.take(NODES, News::Lost);
     case.take(NAMESPACES, News::Lost);
@@ -127,7 +127,7 @@ fn who_was_given_up_is_not_waited_for_again_until_it_was_back() {
     case.take(NODES, News::Lost);
     case.take(NAMESPACES, News::Lost);
     case.list(NODES, vec![node("b", 7)]);
-    assert_eq!(case.due(), ["!+Node b"], "namespaces are as they were, and nodes were newer before");
+    assert_eq!(case.due(), ["!+Node b"], "namespaces are unchanged, and nodes were newer before");
 
     case.list(NAMESPACES, Vec::new());
     assert_eq!(case.due(), ["!-Namespace x"]);
@@ -138,19 +138,19 @@ fn who_was_given_up_is_not_waited_for_again_until_it_was_back() {
 }
 
 #[test]
-fn a_watch_that_goes_on_brings_what_was_missed_as_one_jump() {
+fn a_resumed_watch_sends_the_missed_changes_as_one_bundle() {
     let mut case = Case::listed();
     case.take(NODES, News::Lost);
     case.take(NODES, News::Resumed);
     case.take(NODES, News::Changed(node("b", 3), case.now));
     case.take(NODES, News::Deleted(node("b", 4), case.now));
     assert_eq!(case.due(), [""; 0]);
-    case.now += SETTLE;
-    assert_eq!(case.due(), ["!-Node b"], "only how it ended");
+    case.now += CATCH_UP;
+    assert_eq!(case.due(), ["!-Node b"], "only the final state is sent");
 }
 
 #[test]
-fn a_list_that_breaks_off_empties_nothing() {
+fn an_incomplete_list_deletes_nothing() {
     let mut case = Case::listed();
     case.take(NODES, News::Began);
     case.take(NODES, News::Lost);
@@ -161,34 +161,34 @@ fn a_list_that_breaks_off_empties_nothing() {
 }
 
 #[test]
-fn an_object_is_known_once_its_version_was_told() {
+fn an_object_is_processed_once_its_version_was_sent() {
     let mut case = Case::listed();
     let key = ObjectKey::Node("a".into());
-    let knows = |case: &Case, version| case.gatherer.knows(NODES, &key, version);
-    assert_eq!(knows(&case, Some(1)), Some(true));
-    assert_eq!(knows(&case, Some(5)), None);
-    assert_eq!(knows(&case, None), None, "it is there as far as is known");
+    let has_processed = |case: &Case, version| case.gatherer.has_processed(NODES, &key, version);
+    assert_eq!(has_processed(&case, Some(1)), Some(true));
+    assert_eq!(has_processed(&case, Some(5)), None);
+    assert_eq!(has_processed(&case, None), None, "the object exists as far as is known");
     case.take(NODES, News::Position(6));
-    assert_eq!(knows(&case, Some(5)), Some(true), "all up to version 6 was told");
+    assert_eq!(has_processed(&case, Some(5)), Some(true), "all changes up to version 6 were sent");
     case.take(NODES, News::Deleted(node("a", 7), case.now));
-    assert_eq!(knows(&case, None), None, "not sent yet");
+    assert_eq!(has_processed(&case, None), None, "not sent yet");
     case.due();
-    assert_eq!((knows(&case, None), knows(&case, Some(7))), (Some(false), Some(false)));
+    assert_eq!((has_processed(&case, None), has_processed(&case, Some(7))), (Some(false), Some(false)));
 }
 
 #[test]
-fn who_is_back_waits_for_a_watch_that_broke_and_may_have_missed_something() {
+fn a_returned_resource_waits_for_a_failed_watch_that_may_have_missed_changes() {
     let mut case = Case::listed();
     case.take(NODES, News::Broken);
     case.take(NAMESPACES, News::Lost);
     case.list(NAMESPACES, vec![namespace("y", 3)]);
-    assert_eq!(case.due(), [""; 0], "nodes may have been lost sight of too");
+    assert_eq!(case.due(), [""; 0], "nodes may be out of sync, too");
     case.take(NODES, News::Lost);
     case.list(NODES, vec![node("b", 3)]);
     let due = case.due();
     assert!(due.len() == 1 && due[0].starts_with('!') && due[0].matches(['+', '-']).count() == 4, "{due:?}");
 
-    // One that goes on where it broke off has missed nothing, and is no gap.
+    // A watch that resumes has missed nothing, and its events are not a resync.
     case.take(NODES, News::Broken);
     case.take(NODES, News::Resumed);
     case.take(NODES, News::Changed(node("c", 5), case.now));
