@@ -1,16 +1,16 @@
-//! What people get wrong, and what they are told.
+//! Invalid arguments and manifests, and the messages about them.
 
 mod node;
 
 use node::{Node, told};
 
 #[test]
-fn a_source_that_is_not_there_is_named() {
+fn a_missing_source_is_named() {
     let node = Node::new();
     let file = node.directory.path().join("file.yaml");
-    std::fs::write(&file, "").expect("it can be written");
+    std::fs::write(&file, "").expect("cannot write the file");
     let not_a_directory = format!("dir:{}", file.display());
-    for (source, code, says) in [
+    for (source, code, message) in [
         ("dir:/no/such/path", 1, "/no/such/path: No such file or directory"),
         (not_a_directory.as_str(), 1, "Not a directory"),
         ("kube:/no/such/kubeconfig", 1, "give a kubeconfig: --source kube:PATH"),
@@ -20,14 +20,14 @@ fn a_source_that_is_not_there_is_named() {
         let output = node.verb(&["run", "--node", "n1", "--source", source]);
         let text = told(&output);
         assert_eq!(output.status.code(), Some(code), "{source}: {text}");
-        assert!(text.contains(says), "{source}: {text}");
-        assert!(text.matches("No such file").count() <= 1, "each cause is told once: {text}");
-        assert!(!node.pin_path.exists(), "{source}: nothing is made for what cannot start");
+        assert!(text.contains(message), "{source}: {text}");
+        assert!(text.matches("No such file").count() <= 1, "each cause must be printed once: {text}");
+        assert!(!node.pin_path.exists(), "{source}: pins must not be created when the agent cannot start");
     }
 }
 
 #[test]
-fn a_pin_path_elsewhere_is_refused_with_what_to_run() {
+fn a_pin_path_outside_bpffs_is_refused_with_the_mount_command() {
     let mut node = Node::new();
     node.pin_path = node.directory.path().join("pins");
     let source = format!("dir:{}", node.directory.path().display());
@@ -37,7 +37,7 @@ fn a_pin_path_elsewhere_is_refused_with_what_to_run() {
 }
 
 #[test]
-fn status_of_nothing_says_so() {
+fn status_without_pins_reports_that_no_agent_has_run() {
     let node = Node::new();
     let output = node.verb(&["status"]);
     assert_eq!(output.status.code(), Some(1));
@@ -45,7 +45,7 @@ fn status_of_nothing_says_so() {
 }
 
 #[test]
-fn a_strange_node_and_bad_manifests_are_told_with_file_and_line() {
+fn an_unknown_node_and_invalid_manifests_are_reported() {
     let mut node = Node::with_pods(&[1]);
     node.write("broken.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [\n");
     node.write(
@@ -65,22 +65,22 @@ fn a_strange_node_and_bad_manifests_are_told_with_file_and_line() {
 }
 
 #[test]
-fn without_privileges_it_says_which() {
+fn missing_capabilities_are_named() {
     let node = Node::new();
-    for verb in ["status", "uninstall"] {
+    for command in ["status", "uninstall"] {
         let output = std::process::Command::new("setpriv")
             .args(["--reuid", "65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
-            .args([env!("CARGO_BIN_EXE_netpol-agent"), verb, "--pin-path"])
+            .args([env!("CARGO_BIN_EXE_netpol-agent"), command, "--pin-path"])
             .arg(&node.pin_path)
             .output()
-            .expect("setpriv is installed");
+            .expect("cannot run setpriv: install util-linux");
         let text = told(&output);
         assert_eq!(output.status.code(), Some(5), "{text}");
         assert!(text.contains("CAP_NET_ADMIN") && text.contains("as root"), "{text}");
     }
 }
 
-/// In YAML: the controls that move a cursor, start a line and reorder text.
+/// Control characters in YAML that move the cursor, start a line and reorder text.
 const HOSTILE: &str = "x\\e[2J\\r\\nready\\u202e\\u200b";
 
 #[test]
@@ -89,10 +89,10 @@ fn hostile_manifests_are_reported_and_the_others_enforced() {
     node.add_pod(3);
     let directory = node.directory.path().to_owned();
     let path = |name: &str| directory.join(name);
-    nix::unistd::mkfifo(&path("fifo.yaml"), nix::sys::stat::Mode::S_IRWXU).expect("it can be made");
-    std::os::unix::fs::symlink("/dev/zero", path("zero.yaml")).expect("it can be linked");
+    nix::unistd::mkfifo(&path("fifo.yaml"), nix::sys::stat::Mode::S_IRWXU).expect("cannot create the FIFO");
+    std::os::unix::fs::symlink("/dev/zero", path("zero.yaml")).expect("cannot create the link");
     let sparse = std::fs::File::create(path("sparse.yaml")).and_then(|file| file.set_len(1 << 30));
-    sparse.expect("it can be made");
+    sparse.expect("cannot create the sparse file");
     node.write("bad.yaml", &"---\nkind: [\n".repeat(20_000));
     node.write(
         "a\u{1b}[2J\u{202e}\n.yaml",
@@ -111,20 +111,20 @@ fn hostile_manifests_are_reported_and_the_others_enforced() {
         "sparse.yaml: this file is larger than 128 MiB",
         "19990 more errors in this file like this one: ",
     ] {
-        let (file, says) = part.split_once(": ").unwrap_or(("", part));
-        node.wait(part, || node.log().lines().any(|line| line.contains(file) && line.contains(says)));
+        let (file, message) = part.split_once(": ").unwrap_or(("", part));
+        node.wait(part, || node.log().lines().any(|line| line.contains(file) && line.contains(message)));
     }
     node.expect(1, 2, 80, false);
     node.expect(1, 3, 80, false);
-    node.wait("the denial of the hostile pod's is reported", || node.events().contains("10.9.0.3"));
-    let status = node.verb(&["status", "--api-socket", path(".api.sock").to_str().expect("text")]);
+    node.wait("a deny event for the pod with the hostile name", || node.events().contains("10.9.0.3"));
+    let status = node.verb(&["status", "--api-socket", path(".api.sock").to_str().expect("the path is not UTF-8")]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     let (log, page) = (node.log(), node.page(9467, "/metrics"));
-    let page = page.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).expect("a body");
+    let page = page.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).expect("the response has no body");
     assert!(page.contains("2J") && status.contains("2J") && log.contains("2J"), "{page}\n{status}\n{log}");
     for text in [log, page, status, node.events()] {
-        let shown = |character: char| character == '\n' || !netpol_policy::text::is_unsafe(character);
-        assert!(text.chars().all(shown), "{text:?}");
+        let is_safe = |character: char| character == '\n' || !netpol_policy::text::is_unsafe(character);
+        assert!(text.chars().all(is_safe), "{text:?}");
         assert!(!text.lines().any(|line| line.starts_with("ready")), "{text}");
     }
     assert!(node.log().lines().count() < 100, "{}", node.log());

@@ -1,5 +1,5 @@
-//! After a gap the agent goes from the world it knew to the world there is, several changes away: at every single write each
-//! pod is judged as before the gap or as after it, never by a mixture of both.
+//! A resync after an outage applies several changes at once. After every single write, each pod has the verdicts from
+//! before the outage or the new ones, never a mixture.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,46 +17,47 @@ use netpol_policy::world::{Event, World};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// Where the pods of this node are.
-type Places = BTreeMap<IfIndex, (PodKey, Vec<IpAddr>)>;
+/// The pods of this node and their addresses, by interface.
+type LocalPods = BTreeMap<IfIndex, (PodKey, Vec<IpAddr>)>;
 
-/// What is allowed at each pod, probe by probe.
+/// Whether each probe is allowed, by pod.
 type Verdicts = BTreeMap<PodKey, Vec<bool>>;
 
-/// Looks at all verdicts after every write.
+/// A data plane in memory that records all verdicts after every write.
 #[derive(Debug, Default)]
 struct Recorder {
     memory: Memory,
     tables: Tables,
-    places: Places,
+    local_pods: LocalPods,
     probes: Vec<Probe>,
-    seen: Vec<(String, Verdicts)>,
+    records: Vec<(String, Verdicts)>,
 }
 
 impl Recorder {
-    fn look(&mut self, after: String) {
+    /// Records the verdicts. `after` describes the last write.
+    fn record(&mut self, after: String) {
         let verdicts = self.memory.endpoints.values().filter_map(|endpoint| {
-            let (pod, addresses) = self.places.get(&endpoint.ifindex)?;
+            let (pod, addresses) = self.local_pods.get(&endpoint.ifindex)?;
             let policy = EndpointPolicy { ingress: endpoint.ingress, egress: endpoint.egress, incomplete: false };
             let judge = |probe: &Probe| self.tables.judge(policy, addresses, &probe.at(pod)).reason.allows();
             Some((pod.clone(), self.probes.iter().map(judge).collect()))
         });
         let verdicts = verdicts.collect();
-        self.seen.push((after, verdicts));
+        self.records.push((after, verdicts));
     }
 }
 
 impl Dataplane for Recorder {
     fn write(&mut self, change: &Change) -> Result<(), WriteError> {
         self.memory.write(change)?;
-        self.tables.apply(change).expect("what is deleted was there");
-        self.look(format!("{change:?}"));
+        self.tables.apply(change).expect("a missing entry was deleted");
+        self.record(format!("{change:?}"));
         Ok(())
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
         self.memory.put_endpoint(endpoint)?;
-        self.look(format!("{endpoint:?}"));
+        self.record(format!("{endpoint:?}"));
         Ok(())
     }
 
@@ -105,18 +106,18 @@ impl Dataplane for Recorder {
     }
 }
 
-fn meant(world: &World, places: &Places, probes: &[Probe]) -> Verdicts {
+fn meant(world: &World, local_pods: &LocalPods, probes: &[Probe]) -> Verdicts {
     let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
     engine.apply(Event::OwnAddresses(world.own_addresses.clone()));
     engine.apply(Event::Reset(world.objects().collect()));
     let verdicts = |pod: &PodKey| -> Vec<bool> {
         probes.iter().map(|probe| expected(world, engine.tables(), &probe.at(pod)).0.allows()).collect()
     };
-    places.values().map(|(pod, _)| (pod.clone(), verdicts(pod))).collect()
+    local_pods.values().map(|(pod, _)| (pod.clone(), verdicts(pod))).collect()
 }
 
-/// The pods of this node that have an interface: those whose addresses are theirs.
-fn places(world: &World) -> Places {
+/// Returns the pods of this node that have an interface: those that own all of their addresses.
+fn local_pods(world: &World) -> LocalPods {
     let local = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
     let owners = local.filter(|pod| {
         !pod.addresses.is_empty()
@@ -125,16 +126,17 @@ fn places(world: &World) -> Places {
     (3..).map(IfIndex).zip(owners.map(|pod| (pod.key.clone(), pod.addresses.clone()))).collect()
 }
 
-fn survey(places: &Places, own: &[IpAddr]) -> Survey {
+fn survey(local_pods: &LocalPods, own: &[IpAddr]) -> Survey {
     let veth = |(ifindex, (_, addresses)): (&IfIndex, &(PodKey, Vec<IpAddr>))| {
         let name = format!("veth{ifindex}");
         let veth = Veth { ifindex: *ifindex, name, namespace: 0, peer: 2, bridge: None, packets: 0 };
         (*ifindex, (veth, PodSide::at(addresses.clone())))
     };
-    Survey { veths: places.iter().map(veth).collect(), own: own.to_vec(), ..Survey::default() }
+    Survey { veths: local_pods.iter().map(veth).collect(), own: own.to_vec(), ..Survey::default() }
 }
 
-/// What may differ after a gap: all but where pods are. Interfaces are another matter.
+/// Returns the changes that a resync may apply: one for each object, without changes of pod addresses, which need
+/// changes of interfaces.
 fn differences(world: &World, events: Vec<Event>) -> Vec<Event> {
     let mut latest = BTreeMap::new();
     for event in events {
@@ -165,54 +167,58 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn after_a_gap_every_write_leaves_the_old_policy_or_the_new(
+    fn during_a_resync_every_write_leaves_the_old_verdicts_or_the_new_ones(
         before in vec(event(), 8..32),
-        gap in vec(event(), 2..12),
+        changes in vec(event(), 2..12),
     ) {
         let mut old = World::default();
         for event in before {
             old.apply(event);
         }
-        let gap = differences(&old, gap);
+        let changes = differences(&old, changes);
         let mut new = old.clone();
-        for event in gap.clone() {
+        for event in changes.clone() {
             new.apply(event);
         }
 
-        let (places, probes) = (places(&old), probes());
-        let recorder = Recorder { places: places.clone(), probes: probes.clone(), ..Recorder::default() };
+        let (local_pods, probes) = (local_pods(&old), probes());
+        let recorder = Recorder { local_pods: local_pods.clone(), probes: probes.clone(), ..Recorder::default() };
         let options = Options { node: "node-1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false, policy_memory: None };
         let objects = vec![Event::Reset(old.objects().collect())];
-        let survey = survey(&places, &old.own_addresses);
-        let mut reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, survey).expect("it starts");
-        let (then, now) = (meant(&old, &places, &probes), meant(&new, &places, &probes));
-        if let Some((after, last)) = reconciler.dataplane().seen.last() {
-            prop_assert_eq!(last, &then, "at the start, after {}", after);
+        let survey = survey(&local_pods, &old.own_addresses);
+        let reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, survey);
+        let mut reconciler = reconciler.expect("cannot start the reconciler");
+        let (verdicts_before, verdicts_after) = (meant(&old, &local_pods, &probes), meant(&new, &local_pods, &probes));
+        if let Some((after, last)) = reconciler.dataplane().records.last() {
+            prop_assert_eq!(last, &verdicts_before, "after the start and the write {}", after);
         }
 
-        reconciler.dataplane_mut().seen.clear();
-        reconciler.jump(gap);
-        for (after, verdicts) in &reconciler.dataplane().seen {
+        reconciler.dataplane_mut().records.clear();
+        reconciler.jump(changes);
+        for (after, verdicts) in &reconciler.dataplane().records {
             for (pod, verdicts) in verdicts {
                 for (index, found) in verdicts.iter().enumerate() {
-                    // A pod that changes does so as a pod and as an address, one after the other: of what it says to itself
-                    // nothing is asked.
+                    // A pod that changes does so as a pod and as an address, one after the other. So its traffic to
+                    // itself is not checked.
                     if old.pods[pod].addresses.contains(&probes[index].remote) {
                         continue;
                     }
-                    let (either, packet) = ([then[pod][index], now[pod][index]], probes[index].at(pod));
+                    let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
+                    let packet = probes[index].at(pod);
                     let found = *found;
-                    // Where a pod with the same rules is behind the same Service, it may be passed on.
-                    let passed_on = || [&old, &new].into_iter().any(|world| is_among_backends(world, &packet, |_| true));
-                    let fine = either.contains(&found) || (found && !packet.behind && passed_on());
-                    prop_assert!(fine, "{pod} {:?} is {found}, was {}, will be {}, after {after}", probes[index], either[0], either[1]);
+                    // If a pod with the same rules is a backend of the Service, the packet may pass here and be
+                    // rechecked.
+                    let is_rechecked =
+                        || [&old, &new].into_iter().any(|world| is_among_backends(world, &packet, |_| true));
+                    let is_valid = either.contains(&found) || (found && !packet.behind && is_rechecked());
+                    prop_assert!(is_valid, "{pod} {:?} is {found}, was {}, will be {}, after {after}", probes[index], either[0], either[1]);
                 }
             }
         }
-        if let Some((after, last)) = reconciler.dataplane().seen.last() {
-            prop_assert_eq!(last, &now, "in the end, after {}", after);
+        if let Some((after, last)) = reconciler.dataplane().records.last() {
+            prop_assert_eq!(last, &verdicts_after, "at the end, after the write {}", after);
         } else {
-            prop_assert_eq!(then, now, "nothing was written");
+            prop_assert_eq!(verdicts_before, verdicts_after, "nothing was written, although verdicts differ");
         }
     }
 }

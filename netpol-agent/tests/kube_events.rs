@@ -1,4 +1,4 @@
-//! Denied packets and misunderstood policies, up to the API server.
+//! Kubernetes Events for denied packets and invalid policies, from the reconciler to the API server.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -28,8 +28,8 @@ const BAD: &str = "
  spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/99}}]}]}}
 ";
 
-/// Everything between a denied packet and the API server.
-struct Bench {
+/// All parts between a deny event and the API server.
+struct Pipeline {
     server: ApiServer,
     reconciler: Reconciler<Memory>,
     reporter: Option<Reporter>,
@@ -43,31 +43,31 @@ fn pod(name: &str, node: &str, address: &str) -> Value {
            "spec": {"nodeName": node}, "status": {"phase": "Running", "podIPs": [{"ip": address}]}})
 }
 
-/// As the agent starts it.
+/// Starts the writer of Events as the agent does.
 fn start(node: &str, server: &ApiServer, credentials: &Path) -> (Sink, Handle) {
-    let kubeconfig = server.write_credentials(credentials).expect("credentials");
+    let kubeconfig = server.write_credentials(credentials).expect("cannot write the credentials");
     let source = ObjectSource::Kube(Some(kubeconfig));
-    kubernetes::start(node, source.api_client().expect("it has an API server")).expect("a thread")
+    kubernetes::start(node, source.api_client().expect("the source has no API server")).expect("cannot start a thread")
 }
 
-impl Bench {
+impl Pipeline {
     fn start(node: &str, policies: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let server = ApiServer::start(listener, ServerOptions::default()).expect("a server");
-        let credentials = TempDir::new().expect("a directory");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("cannot bind a port");
+        let server = ApiServer::start(listener, ServerOptions::default()).expect("cannot start the API server");
+        let credentials = TempDir::new().expect("cannot create a directory");
         for object in [pod("web", "n1", "10.0.0.2"), pod("db", "n2", "10.0.1.2")] {
-            server.apply(object).expect("it is taken");
+            server.apply(object).expect("the server rejected the object");
         }
         let pods = server.all(Resource::Pods);
         let mut text = pods.iter().fold(String::new(), |text, object| text + &object.to_string() + "\n---\n");
         let name = if policies == BAD { "bad" } else { "deny-all" };
         let metadata = json!({"name": name, "namespace": "shop"});
         let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata});
-        server.apply(policy).expect("it is taken");
+        server.apply(policy).expect("the server rejected the object");
         text += policies;
         let objects = manifest::parse(&text, "test.yaml").objects.into_iter().map(|located| located.object).collect();
         let veth = Veth { ifindex: IfIndex(3), name: "veth3".into(), namespace: 0, peer: 2, bridge: None, packets: 0 };
-        let veths = [(IfIndex(3), (veth, PodSide::at(vec!["10.0.0.2".parse().expect("an address")])))].into();
+        let veths = [(IfIndex(3), (veth, PodSide::at(vec!["10.0.0.2".parse().expect("invalid address")])))].into();
         let options = Options {
             node: node.into(),
             unknown_pods: UnknownPods::Allow,
@@ -81,15 +81,18 @@ impl Bench {
         let (sink, handle) = start(node, &server, credentials.path());
         Self {
             server,
-            reconciler: reconciler.expect("it starts"),
+            reconciler: reconciler.expect("cannot start the reconciler"),
             reporter: Some(Reporter::new(Lines::to(std::io::sink())).and_to(Some(sink))),
             handle: Some(handle),
-            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"),
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("cannot create a runtime"),
             _credentials: credentials,
         }
     }
 
-    /// The kernel tells that a packet of shop/web to this address and port was dropped, and `suppressed` more.
+    /// Reports a deny event of shop/web to this address and port, which stands for `suppressed` more packets.
     fn deny(&mut self, destination: [u8; 4], port: u16, suppressed: u32) {
         let bytes = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
         let event = DenyEvent {
@@ -107,41 +110,41 @@ impl Bench {
             destination: bytes(destination),
             ..DenyEvent::default()
         };
-        self.reporter.as_mut().expect("it has not ended").deny(&event, &self.reconciler);
+        self.reporter.as_mut().expect("the pipeline has ended").deny(&event, &self.reconciler);
     }
 
     fn numbers(&self) -> &Numbers {
-        self.reporter.as_ref().and_then(Reporter::kubernetes).expect("it has not ended")
+        self.reporter.as_ref().and_then(Reporter::kubernetes).expect("the pipeline has ended")
     }
 
     fn review(&mut self) {
         let Self { reporter, reconciler, .. } = self;
-        reporter.as_mut().expect("it has not ended").review(reconciler);
+        reporter.as_mut().expect("the pipeline has ended").review(reconciler);
     }
 
-    /// Waits for so many Events, and returns them.
+    /// Waits until there are this many Events, and returns them.
     fn events(&self, count: usize) -> Vec<Value> {
-        self.until(&format!("{count} Events"), || self.server.events().len() >= count);
+        self.wait_until(&format!("{count} Events"), || self.server.events().len() >= count);
         self.server.events()
     }
 
-    fn until(&self, what: &str, holds: impl Fn() -> bool) {
+    fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
         let begun = Instant::now();
         while !holds() {
             assert!(
                 begun.elapsed() < Duration::from_secs(30),
-                "no {what} came; there are: {:#?}",
+                "timed out waiting for {what}; the Events are: {:#?}",
                 self.server.events()
             );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// As when the agent stops.
+    /// Ends the pipeline as an agent that stops does. Returns how long it takes.
     fn end(&mut self) -> Duration {
         self.reporter = None;
         let begun = Instant::now();
-        self.runtime.block_on(self.handle.take().expect("it has not ended").finish());
+        self.runtime.block_on(self.handle.take().expect("the pipeline has ended").finish());
         begun.elapsed()
     }
 
@@ -156,20 +159,20 @@ fn text<'v>(event: &'v Value, pointer: &str) -> &'v str {
 }
 
 #[test]
-fn a_denied_packet_becomes_an_event_that_kubectl_describe_shows() {
-    let mut bench = Bench::start("n1", POLICIES);
+fn a_denied_packet_becomes_an_event_for_kubectl_describe() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
     let begun = Instant::now();
-    bench.deny([10, 0, 1, 2], 5432, 0);
-    let events = bench.events(1);
+    pipeline.deny([10, 0, 1, 2], 5432, 0);
+    let events = pipeline.events(1);
     assert!(begun.elapsed() < Duration::from_secs(5));
     let event = &events[0];
-    let web = bench.server.get(Resource::Pods, "shop", "web").expect("it is there");
-    // What `kubectl describe pod` selects by.
+    let web = pipeline.server.get(Resource::Pods, "shop", "web").expect("the pod does not exist");
+    // Fields by which `kubectl describe pod` selects Events.
     assert_eq!(text(event, "/regarding/uid"), text(&web, "/metadata/uid"));
     assert_eq!(text(event, "/regarding/kind"), "Pod");
     assert_eq!(text(event, "/regarding/namespace"), "shop");
     assert_eq!(text(event, "/regarding/name"), "web");
-    // What the API server's validation asks for.
+    // Fields that the API server's validation requires.
     assert_eq!(text(event, "/metadata/namespace"), text(event, "/regarding/namespace"));
     assert_eq!(text(event, "/type"), "Warning");
     assert_eq!(text(event, "/reason"), "NetworkPolicyDenied");
@@ -177,7 +180,7 @@ fn a_denied_packet_becomes_an_event_that_kubectl_describe_shows() {
     assert_eq!(text(event, "/reportingController"), "netpol-agent");
     assert_eq!(text(event, "/reportingInstance"), "n1");
     assert!(text(event, "/eventTime").ends_with('Z'), "{event}");
-    assert_eq!(event.get("series"), None, "of one there is no series");
+    assert_eq!(event.get("series"), None, "a single Event has no series");
     assert_eq!(
         text(event, "/note"),
         "egress to shop/db (10.0.1.2) port 5432/TCP denied by NetworkPolicy shop/deny-all: no rule allows it"
@@ -186,153 +189,157 @@ fn a_denied_packet_becomes_an_event_that_kubectl_describe_shows() {
 }
 
 #[test]
-fn a_thousand_denied_packets_are_one_event_and_its_series() {
-    let mut bench = Bench::start("n1", POLICIES);
+fn a_thousand_denied_packets_become_one_event_with_a_series() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
     for _ in 0..100 {
-        bench.deny([10, 0, 1, 2], 5432, 0);
+        pipeline.deny([10, 0, 1, 2], 5432, 0);
     }
-    bench.events(1);
+    pipeline.events(1);
     for _ in 0..90 {
-        bench.deny([10, 0, 1, 2], 5432, 9);
+        pipeline.deny([10, 0, 1, 2], 5432, 9);
     }
     std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(bench.writes(), 1, "it is said again only later");
-    // It ends: nothing counted is lost.
-    assert!(bench.end() < Duration::from_secs(3));
-    let events = bench.events(1);
+    assert_eq!(pipeline.writes(), 1, "the Event must not be updated yet");
+    // When the agent ends, no counted packet is lost.
+    assert!(pipeline.end() < Duration::from_secs(3));
+    let events = pipeline.events(1);
     assert_eq!(events.len(), 1);
     assert_eq!(events[0].pointer("/series/count"), Some(&json!(1000)));
     assert!(text(&events[0], "/series/lastObservedTime") > text(&events[0], "/eventTime"));
-    assert_eq!(bench.writes(), 2);
+    assert_eq!(pipeline.writes(), 2);
 }
 
 #[test]
 fn a_port_scan_does_not_flood_the_api_server() {
-    let mut bench = Bench::start("n1", POLICIES);
+    let mut pipeline = Pipeline::start("n1", POLICIES);
     for round in 0..20 {
         for port in 0..500 {
-            bench.deny([10, 0, 1, 2], round * 500 + port, 0);
+            pipeline.deny([10, 0, 1, 2], round * 500 + port, 0);
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    bench.events(11);
+    pipeline.events(11);
     std::thread::sleep(Duration::from_millis(500));
-    let unheard = bench.numbers().dropped(Dropped::Queue);
-    bench.end();
-    let events = bench.events(11);
-    assert_eq!(events.len(), 11, "ten that name their port, and one for all others");
-    assert!(bench.writes() <= 26, "{}", bench.writes());
+    let dropped = pipeline.numbers().dropped(Dropped::Queue);
+    pipeline.end();
+    let events = pipeline.events(11);
+    assert_eq!(events.len(), 11, "ten Events for single ports and one for all others");
+    assert!(pipeline.writes() <= 26, "{}", pipeline.writes());
     let count = |event: &Value| event.pointer("/series/count").map_or(1, |count| count.as_u64().unwrap_or(0));
-    assert_eq!(events.iter().map(count).sum::<u64>() + unheard, 10_000);
+    assert_eq!(events.iter().map(count).sum::<u64>() + dropped, 10_000);
 }
 
 #[test]
-fn a_policy_that_is_not_understood_has_one_event_whoever_says_it() {
-    let mut bench = Bench::start("n1", BAD);
-    bench.review();
-    let events = bench.events(1);
-    let policy = bench.server.get(Resource::NetworkPolicies, "shop", "bad").expect("it is there");
+fn an_invalid_policy_has_one_event_from_all_agents_together() {
+    let mut pipeline = Pipeline::start("n1", BAD);
+    pipeline.review();
+    let events = pipeline.events(1);
+    let policy = pipeline.server.get(Resource::NetworkPolicies, "shop", "bad").expect("the policy does not exist");
     assert_eq!(text(&events[0], "/regarding/uid"), text(&policy, "/metadata/uid"));
     assert_eq!(text(&events[0], "/regarding/kind"), "NetworkPolicy");
     assert_eq!(text(&events[0], "/reason"), "NotUnderstood");
     let note = text(&events[0], "/note");
     assert!(note.starts_with("spec.ingress[0].from[0].ipBlock.cidr: "), "{note}");
-    // Another agent, or this one started anew, finds it said.
-    let credentials = TempDir::new().expect("a directory");
-    let (sink, handle) = start("n2", &bench.server, credentials.path());
+    // Another agent, or this one after a restart, finds that the Event exists.
+    let credentials = TempDir::new().expect("cannot create a directory");
+    let (sink, handle) = start("n2", &pipeline.server, credentials.path());
     let mut other = Reporter::new(Lines::to(std::io::sink())).and_to(Some(sink));
-    other.review(&bench.reconciler);
-    bench.until("second try", || bench.server.requests().iter().any(|request| request.status == Some(409)));
+    other.review(&pipeline.reconciler);
+    pipeline.wait_until("a second attempt", || {
+        pipeline.server.requests().iter().any(|request| request.status == Some(409))
+    });
     drop(other);
-    bench.runtime.block_on(handle.finish());
-    assert_eq!(bench.server.events(), events);
+    pipeline.runtime.block_on(handle.finish());
+    assert_eq!(pipeline.server.events(), events);
 }
 
 #[test]
-fn agents_without_pods_of_a_policy_say_nothing_of_it() {
-    let mut bench = Bench::start("n3", BAD);
-    bench.review();
+fn an_agent_without_pods_of_a_policy_writes_no_event_for_it() {
+    let mut pipeline = Pipeline::start("n3", BAD);
+    pipeline.review();
     std::thread::sleep(Duration::from_secs(1));
-    bench.end();
-    assert_eq!((bench.server.events().len(), bench.server.requests().len()), (0, 0));
+    pipeline.end();
+    assert_eq!((pipeline.server.events().len(), pipeline.server.requests().len()), (0, 0));
 }
 
 #[test]
-fn while_the_api_server_is_away_counts_go_on_and_nobody_waits() {
-    let mut bench = Bench::start("n1", POLICIES);
-    bench.server.network(Network::Refuse);
+fn during_an_outage_packets_are_counted_without_blocking() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
+    pipeline.server.network(Network::Refuse);
     let begun = Instant::now();
     for _ in 0..500 {
-        bench.deny([10, 0, 1, 2], 5432, 0);
+        pipeline.deny([10, 0, 1, 2], 5432, 0);
     }
     assert!(begun.elapsed() < Duration::from_secs(2), "the loop waited for the API server");
     std::thread::sleep(Duration::from_millis(1500));
-    bench.server.network(Network::Up);
-    let events = bench.events(1);
+    pipeline.server.network(Network::Up);
+    let events = pipeline.events(1);
     assert_eq!(events[0].pointer("/series/count"), Some(&json!(500)));
 }
 
 #[test]
-fn failures_of_the_api_server_are_tried_again() {
-    let mut bench = Bench::start("n1", POLICIES);
-    bench.server.inject(Fault::on(Effect::status(429).retry_after(1)).verb(Verb::Create).times(1));
-    bench.server.inject(Fault::on(Effect::cut_in_the_middle()).verb(Verb::Create).times(1));
-    bench.deny([10, 0, 1, 2], 5432, 0);
-    // The answer was cut, but not the write: it must not be there twice.
-    bench.until("number", || bench.numbers().published() == 1);
-    assert_eq!(bench.server.events().len(), 1);
+fn requests_that_fail_are_retried() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
+    pipeline.server.inject(Fault::on(Effect::status(429).retry_after(1)).verb(Verb::Create).times(1));
+    pipeline.server.inject(Fault::on(Effect::cut_in_the_middle()).verb(Verb::Create).times(1));
+    pipeline.deny([10, 0, 1, 2], 5432, 0);
+    // The response was cut, but the write succeeded: the Event must not exist twice.
+    pipeline.wait_until("a published Event", || pipeline.numbers().published() == 1);
+    assert_eq!(pipeline.server.events().len(), 1);
 }
 
 #[test]
-fn an_agent_that_may_not_write_events_goes_on_when_it_may() {
-    let mut bench = Bench::start("n1", POLICIES);
-    bench.server.set_rules(Rules::all().without(Resource::Events, None));
-    bench.deny([10, 0, 1, 2], 5432, 0);
-    bench.until("refusal", || bench.server.requests().iter().any(|request| request.status == Some(403)));
-    assert!(bench.server.events().is_empty());
-    bench.server.set_rules(Rules::all());
-    bench.events(1);
+fn an_agent_without_permission_writes_events_once_it_is_granted() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
+    pipeline.server.set_rules(Rules::all().without(Resource::Events, None));
+    pipeline.deny([10, 0, 1, 2], 5432, 0);
+    pipeline.wait_until("a forbidden request", || {
+        pipeline.server.requests().iter().any(|request| request.status == Some(403))
+    });
+    assert!(pipeline.server.events().is_empty());
+    pipeline.server.set_rules(Rules::all());
+    pipeline.events(1);
 }
 
 #[test]
-fn an_agent_that_may_not_look_up_pods_writes_events_without_uid() {
-    let mut bench = Bench::start("n1", POLICIES);
-    bench.server.set_rules(Rules::all().without(Resource::Pods, Some(Verb::Get)));
-    bench.deny([10, 0, 1, 2], 5432, 0);
-    assert_eq!(bench.events(1)[0].pointer("/regarding/uid"), None);
+fn without_permission_to_get_pods_events_have_no_uid() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
+    pipeline.server.set_rules(Rules::all().without(Resource::Pods, Some(Verb::Get)));
+    pipeline.deny([10, 0, 1, 2], 5432, 0);
+    assert_eq!(pipeline.events(1)[0].pointer("/regarding/uid"), None);
 }
 
 #[test]
-fn a_token_that_expires_is_read_again() {
-    let mut bench = Bench::start("n1", POLICIES);
-    bench.deny([10, 0, 1, 2], 5432, 0);
-    bench.events(1);
-    bench.server.rotate_token().expect("it is written");
-    bench.server.expire_old_tokens();
-    bench.deny([10, 0, 1, 3], 5432, 0);
-    bench.events(2);
+fn an_expired_token_is_read_again_for_events() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
+    pipeline.deny([10, 0, 1, 2], 5432, 0);
+    pipeline.events(1);
+    pipeline.server.rotate_token().expect("cannot write the token");
+    pipeline.server.expire_old_tokens();
+    pipeline.deny([10, 0, 1, 3], 5432, 0);
+    pipeline.events(2);
 }
 
 #[test]
-fn an_event_that_the_api_server_forgot_is_made_again() {
-    let mut bench = Bench::start("n1", POLICIES);
-    bench.deny([10, 0, 1, 2], 5432, 0);
-    let events = bench.events(1);
-    bench.until("number", || bench.numbers().published() == 1);
-    bench.server.delete(Resource::Events, "shop", text(&events[0], "/metadata/name"));
-    bench.deny([10, 0, 1, 2], 5432, 0);
-    bench.end();
-    let events = bench.events(1);
+fn an_event_that_the_api_server_deleted_is_created_again() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
+    pipeline.deny([10, 0, 1, 2], 5432, 0);
+    let events = pipeline.events(1);
+    pipeline.wait_until("a published Event", || pipeline.numbers().published() == 1);
+    pipeline.server.delete(Resource::Events, "shop", text(&events[0], "/metadata/name"));
+    pipeline.deny([10, 0, 1, 2], 5432, 0);
+    pipeline.end();
+    let events = pipeline.events(1);
     assert_eq!(events[0].pointer("/series/count"), Some(&json!(2)));
     assert!(!text(&events[0], "/regarding/uid").is_empty());
 }
 
 #[test]
-fn a_pod_that_is_gone_has_no_event() {
-    let mut bench = Bench::start("n1", POLICIES);
-    bench.server.delete(Resource::Pods, "shop", "web");
-    bench.deny([10, 0, 1, 2], 5432, 0);
-    bench.until("number", || bench.numbers().dropped(Dropped::Gone) == 1);
-    assert!(bench.server.events().is_empty());
-    assert_eq!(bench.reporter.as_ref().map(Reporter::told), Some(1), "it is told elsewhere");
+fn a_deleted_pod_gets_no_event() {
+    let mut pipeline = Pipeline::start("n1", POLICIES);
+    pipeline.server.delete(Resource::Pods, "shop", "web");
+    pipeline.deny([10, 0, 1, 2], 5432, 0);
+    pipeline.wait_until("a dropped Event", || pipeline.numbers().dropped(Dropped::Gone) == 1);
+    assert!(pipeline.server.events().is_empty());
+    assert_eq!(pipeline.reporter.as_ref().map(Reporter::told), Some(1), "the packet is reported as a JSON line");
 }

@@ -1,4 +1,4 @@
-//! What one change costs the compiler, in a small cluster and in a big one: `cargo bench -p netpol-policy`.
+//! Time and number of writes to compile one change, in small and large clusters: `cargo bench -p netpol-policy`.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use netpol_policy::model::{Object, ObjectKey};
 use netpol_policy::testing::{cluster, cluster_with_services, local_node};
 use netpol_policy::world::Event;
 
-/// How often each kind of change is made.
+/// How often each kind of change is measured.
 const TIMES: usize = 200;
 
 fn main() {
-    println!("{:<48} {:>10} {:>10} {:>8}", "pods / policies: what changes", "median µs", "90 % µs", "writes");
+    println!("{:<48} {:>10} {:>10} {:>8}", "pods / policies: change", "median µs", "90 % µs", "writes");
     for (pods, policies) in [(100, 10), (1_000, 100), (10_000, 1_000)] {
         let objects = cluster(pods, policies);
         let mut engine = Engine::new(NodeScope::Node(local_node()), FirstIds::default());
@@ -26,18 +26,19 @@ fn main() {
         };
         let some_pods = every(TIMES, |object| matches!(object, Object::Pod(_)));
         let some_policies = every(TIMES, |object| matches!(object, Object::Policy(_)));
-        gone_and_back(&mut engine, &label("a pod"), &some_pods);
-        relabelled(&mut engine, &label("a pod's labels"), &some_pods);
-        gone_and_back(&mut engine, &label("a policy"), &some_policies);
+        delete_and_apply(&mut engine, &label("a pod"), &some_pods);
+        relabel(&mut engine, &label("a pod's labels"), &some_pods);
+        delete_and_apply(&mut engine, &label("a policy"), &some_policies);
     }
     services(20_000, 5_000);
 }
 
-/// Services, each with its share of the pods behind it; and one that has a thousand.
+/// Measures a cluster with Services that each have an equal share of the pods as backends, and one Service with a
+/// thousand.
 fn services(pods: usize, services: usize) {
     let mut objects = cluster_with_services(pods, services);
     let label = |what: &str| format!("{pods} / {services} Services: {what}");
-    let big = many_behind(&objects, 1_000);
+    let big = large_service(&objects, 1_000);
     objects.extend(big.iter().cloned());
     let mut engine = Engine::new(NodeScope::Node(local_node()), FirstIds::default());
     let started = Instant::now();
@@ -45,23 +46,23 @@ fn services(pods: usize, services: usize) {
     row(&label("everything at once"), &mut [started.elapsed()], writes);
     let every = |keep: fn(&Object) -> bool| {
         let chosen: Vec<_> = objects.iter().filter(|object| keep(object)).cloned().collect();
-        // Odd, so that not all pods are of this node.
+        // An odd step, so that not all chosen pods are on the local node.
         let step = (chosen.len() / TIMES) | 1;
         chosen.into_iter().step_by(step).collect::<Vec<_>>()
     };
     slices(&mut engine, &label("a slice"), &every(|object| matches!(object, Object::Slice(_))));
     slices(&mut engine, &label("a slice of 1000"), &big[1..]);
-    gone_and_back(&mut engine, &label("a Service"), &every(|object| matches!(object, Object::Service(_))));
+    delete_and_apply(&mut engine, &label("a Service"), &every(|object| matches!(object, Object::Service(_))));
     let some_pods = every(|object| matches!(object, Object::Pod(_)));
-    gone_and_back(&mut engine, &label("a pod"), &some_pods);
-    relabelled(&mut engine, &label("a pod's labels"), &some_pods);
-    gone_and_back(&mut engine, &label("a policy"), &every(|object| matches!(object, Object::Policy(_))));
+    delete_and_apply(&mut engine, &label("a pod"), &some_pods);
+    relabel(&mut engine, &label("a pod's labels"), &some_pods);
+    delete_and_apply(&mut engine, &label("a policy"), &every(|object| matches!(object, Object::Policy(_))));
 }
 
-/// A Service with these many pods behind it, in one slice.
-fn many_behind(objects: &[Object], count: usize) -> [Object; 2] {
+/// Returns a Service with this many backends, and its slice.
+fn large_service(objects: &[Object], count: usize) -> [Object; 2] {
     let pods = cluster_with_services(count, 1);
-    let named = |object: &Object| match object.clone() {
+    let rename = |object: &Object| match object.clone() {
         Object::Service(mut service) => {
             service.key.name = "big".into();
             service.addresses = vec![std::net::Ipv4Addr::new(10, 255, 0, 1).into()];
@@ -73,37 +74,39 @@ fn many_behind(objects: &[Object], count: usize) -> [Object; 2] {
         }
         _ => None,
     };
-    let found: Vec<_> = pods.iter().filter_map(named).collect();
-    assert!(objects.len() > count, "its pods are among the others");
-    found.try_into().expect("a Service and its slice")
+    let found: Vec<_> = pods.iter().filter_map(rename).collect();
+    assert!(objects.len() > count, "the cluster has too few pods for the large Service");
+    found.try_into().expect("expected one Service and one slice")
 }
 
-/// An endpoint of a slice goes and comes back.
+/// Measures the removal and the addition of an endpoint of each slice.
 fn slices(engine: &mut Engine, label: &str, slices: &[Object]) {
-    let (mut goes, mut comes, mut writes) = (Vec::new(), Vec::new(), (0, 0));
+    let (mut remove, mut add, mut writes) = (Vec::new(), Vec::new(), (0, 0));
     for object in slices {
         let Object::Slice(slice) = object else { continue };
         let mut fewer = slice.clone();
         fewer.endpoints.pop();
-        writes.0 += timed(&mut goes, || engine.apply(Event::Apply(Object::Slice(fewer))).len());
-        writes.1 += timed(&mut comes, || engine.apply(Event::Apply(object.clone())).len());
+        writes.0 += timed(&mut remove, || engine.apply(Event::Apply(Object::Slice(fewer))).len());
+        writes.1 += timed(&mut add, || engine.apply(Event::Apply(object.clone())).len());
     }
-    row(&format!("{label} loses an endpoint"), &mut goes, writes.0 / slices.len());
-    row(&format!("{label} gains one"), &mut comes, writes.1 / slices.len());
+    row(&format!("{label} loses an endpoint"), &mut remove, writes.0 / slices.len());
+    row(&format!("{label} gains one"), &mut add, writes.1 / slices.len());
 }
 
-fn gone_and_back(engine: &mut Engine, label: &str, objects: &[Object]) {
+/// Measures the deletion and the addition of each object.
+fn delete_and_apply(engine: &mut Engine, label: &str, objects: &[Object]) {
     let (mut delete, mut apply, mut writes) = (Vec::new(), Vec::new(), (0, 0));
     for object in objects {
         let key: ObjectKey = object.key();
         writes.0 += timed(&mut delete, || engine.apply(Event::Delete(key)).len());
         writes.1 += timed(&mut apply, || engine.apply(Event::Apply(object.clone())).len());
     }
-    row(&format!("{label} goes"), &mut delete, writes.0 / objects.len());
-    row(&format!("{label} comes"), &mut apply, writes.1 / objects.len());
+    row(&format!("{label} deleted"), &mut delete, writes.0 / objects.len());
+    row(&format!("{label} added"), &mut apply, writes.1 / objects.len());
 }
 
-fn relabelled(engine: &mut Engine, label: &str, objects: &[Object]) {
+/// Measures a change of each pod's labels.
+fn relabel(engine: &mut Engine, label: &str, objects: &[Object]) {
     let (mut times, mut writes) = (Vec::new(), 0);
     for object in objects {
         let Object::Pod(pod) = object else { continue };

@@ -1,7 +1,8 @@
-//! How compile time grows with the number of policies, rules, blocks and ports: `cargo bench -p netpol-policy --bench growth`.
+//! Growth of compile time with the number of policies, rules, blocks and ports: `cargo bench -p netpol-policy --bench
+//! growth`.
 //!
-//! Each shape is compiled three ways: everything in one reset, as one batch of single events, and one event at a time. A way
-//! that exceeds [`PATIENCE`] is not measured at larger sizes.
+//! Each shape of policies is compiled in three ways: in one reset, as one batch of events, and as single events. A way
+//! that takes longer than [`PATIENCE`] is not measured at larger sizes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,12 +14,12 @@ use netpol_policy::model::{
 };
 use netpol_policy::world::Event;
 
-/// The sizes of the curve.
+/// The numbers of policies, or of blocks in one policy, that are measured.
 const SIZES: [usize; 6] = [250, 500, 1_000, 2_000, 4_000, 8_000];
-/// A way that took longer is not measured at larger sizes.
+/// Time limit: a way that takes longer is not measured at larger sizes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A name, and the policies of one size.
+/// A name, and a function that returns the policies of a size.
 type Shape = (&'static str, fn(usize) -> Vec<Policy>);
 
 const SHAPES: [Shape; 9] = [
@@ -27,7 +28,7 @@ const SHAPES: [Shape; 9] = [
     ("one selector and one port each", |count| policies(count, |i| rule(app(&format!("app-{i}")), port(i)))),
     ("the same selector, one port each", |count| policies(count, |i| rule(app("front"), port(i)))),
     ("selectors that match one pod, one port each", |count| policies(count, |i| rule(exists(i), port(i)))),
-    ("one block in another each", |count| policies(count, |i| rule(block(nested(i), &[]), port(i)))),
+    ("one nested block each", |count| policies(count, |i| rule(block(nested(i), &[]), port(i)))),
     ("everything except one block each", |count| policies(count, |i| rule(block("0.0.0.0/0", &[&subnet(i)]), port(0)))),
     ("one named port each", |count| policies(count, |i| rule(app("front"), named(i)))),
     ("as many blocks and half as many port ranges in one rule", |count| {
@@ -48,12 +49,12 @@ fn main() {
             "{:>8} {:>10} {:>10} {:>12} {:>12} {:>10} {:>10}",
             "size", "reset ms", "batch ms", "singly ms", "slowest ms", "writes", "change ms"
         );
-        let mut patient = [true; 2];
+        let mut within_limit = [true; 2];
         for size in SIZES {
             let policies = shape(size);
-            let reset = patient[0].then(|| reset(&policies));
+            let reset = within_limit[0].then(|| reset(&policies));
             let (batch, singly) =
-                if patient[1] { (Some(batch(&policies)), Some(singly(&policies))) } else { (None, None) };
+                if within_limit[1] { (Some(batch(&policies)), Some(singly(&policies))) } else { (None, None) };
             let text =
                 |time: Option<Duration>| time.map_or("-".to_owned(), |time| format!("{:.2}", time.as_secs_f64() * 1e3));
             println!(
@@ -65,20 +66,20 @@ fn main() {
                 singly.map_or("-".to_owned(), |singly| singly.writes.to_string()),
                 text(reset.map(|(_, change)| change)),
             );
-            patient[0] &= reset.is_some_and(|(time, change)| time.max(change) < PATIENCE);
-            patient[1] &= batch.zip(singly).is_some_and(|(batch, singly)| batch.max(singly.total) < PATIENCE);
+            within_limit[0] &= reset.is_some_and(|(time, change)| time.max(change) < PATIENCE);
+            within_limit[1] &= batch.zip(singly).is_some_and(|(batch, singly)| batch.max(singly.total) < PATIENCE);
         }
     }
 }
 
-/// Everything at once; and then another port in the last policy.
+/// Measures a reset with all policies, and then the addition of a port to the last policy.
 fn reset(policies: &[Policy]) -> (Duration, Duration) {
     let mut engine = Engine::new(NodeScope::Node("node".into()), FirstIds::default());
     let objects = pods().into_iter().chain(policies.iter().cloned().map(Object::Policy)).collect();
     let started = Instant::now();
     engine.apply(Event::Reset(objects));
     let reset = started.elapsed();
-    let mut last = policies.last().cloned().expect("a policy");
+    let mut last = policies.last().cloned().expect("there is no policy");
     for rule in last.ingress.iter_mut().flatten() {
         if let Ports::Of(ports) = &mut rule.ports {
             ports.push(range(30_000));
@@ -95,7 +96,7 @@ fn with_pods() -> Engine {
     engine
 }
 
-/// All policies in one batch, to an engine that has the pods.
+/// Measures all policies in one batch, with an engine that already has the pods.
 fn batch(policies: &[Policy]) -> Duration {
     let mut engine = with_pods();
     let events = policies.iter().cloned().map(|policy| Event::Apply(Object::Policy(policy))).collect::<Vec<_>>();
@@ -111,13 +112,13 @@ struct Singly {
     writes: usize,
 }
 
-/// One policy after the other, and one after the other away again.
+/// Measures the addition and then the deletion of each policy as single events.
 fn singly(policies: &[Policy]) -> Singly {
     let mut engine = with_pods();
     let mut singly = Singly { total: Duration::ZERO, slowest: Duration::ZERO, writes: 0 };
-    let come = policies.iter().cloned().map(|policy| Event::Apply(Object::Policy(policy)));
-    let go = policies.iter().map(|policy| Event::Delete(Object::Policy(policy.clone()).key()));
-    for event in come.chain(go) {
+    let apply = policies.iter().cloned().map(|policy| Event::Apply(Object::Policy(policy)));
+    let delete = policies.iter().map(|policy| Event::Delete(Object::Policy(policy.clone()).key()));
+    for event in apply.chain(delete) {
         let started = Instant::now();
         singly.writes += engine.apply(event).len();
         let time = started.elapsed();
@@ -127,7 +128,8 @@ fn singly(policies: &[Policy]) -> Singly {
     singly
 }
 
-/// One pod of this node that all policies select, and one of another that some of them name.
+/// Returns a pod of the local node, which all policies select, and a pod of another node, which peers of some policies
+/// match.
 fn pods() -> Vec<Object> {
     let pod = |name: &str, node: &str, address: [u8; 4], labels: Labels| {
         Object::Pod(Pod {
@@ -169,14 +171,14 @@ fn rule(peer: Peer, port: PortMatch) -> Rule {
 }
 
 fn number(i: usize) -> u16 {
-    u16::try_from(1 + i % 60_000).expect("a port")
+    u16::try_from(1 + i % 60_000).expect("the port is out of range")
 }
 
 fn port(i: usize) -> PortMatch {
     PortMatch { protocol: Protocol::Tcp, port: PortRange::Range(number(i), number(i)) }
 }
 
-/// Ranges that are apart, of three ports each.
+/// Returns disjoint ranges of three ports each.
 fn range(i: usize) -> PortMatch {
     let first = number(i * 5);
     PortMatch { protocol: Protocol::Tcp, port: PortRange::Range(first, first + 2) }
@@ -200,20 +202,21 @@ fn exists(i: usize) -> Peer {
     Peer::Pods { namespaces: None, pods }
 }
 
-/// 10.0.0.0/24 and so on.
+/// Returns 10.0.0.0/24, 10.0.1.0/24 and so on.
 fn subnet(i: usize) -> String {
     format!("10.{}.{}.0/24", i / 256, i % 256)
 }
 
-/// A chain of twelve blocks within each other, then the next such chain.
+/// Returns blocks in chains of twelve. Each block of a chain contains the next one.
 fn nested(i: usize) -> String {
     let (chain, depth) = (i / 12, i % 12);
     let length = 12 + depth;
-    let first = u32::from(std::net::Ipv4Addr::new(10, 0, 0, 0)) + (u32::try_from(chain).expect("few") << 20);
+    let first =
+        u32::from(std::net::Ipv4Addr::new(10, 0, 0, 0)) + (u32::try_from(chain).expect("too many chains") << 20);
     format!("{}/{length}", std::net::Ipv4Addr::from(first))
 }
 
 fn block(cidr: impl AsRef<str>, except: &[&str]) -> Peer {
-    let except = except.iter().map(|net| net.parse().expect("a block")).collect();
-    Peer::Block(IpBlock { cidr: cidr.as_ref().parse().expect("a block"), except })
+    let except = except.iter().map(|net| net.parse().expect("invalid except")).collect();
+    Peer::Block(IpBlock { cidr: cidr.as_ref().parse().expect("invalid block"), except })
 }

@@ -1,4 +1,4 @@
-//! The agent with the capabilities that `deploy/` gives it, and no other.
+//! The agent with exactly the capabilities that `deploy/` gives it.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -10,11 +10,12 @@ use netpol_tests::{AgentOptions, Cluster, Lab, agent, policy};
 
 const DAEMON_SET: &str = include_str!("../../deploy/base/daemonset.yaml");
 
-/// An executable that starts the agent with the container's capabilities. Whoever is root gets, with a new program, what
-/// the bounding set leaves: capabilities(7).
+/// Writes a script that starts the agent with the container's capabilities. When root executes a program, it gets the
+/// capabilities of the bounding set: capabilities(7).
 fn confined(directory: &Path) -> Result<std::path::PathBuf> {
     let line = DAEMON_SET.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
-    let added: Vec<_> = line.context("the DaemonSet adds capabilities")?.split(", ").map(str::to_lowercase).collect();
+    let added: Vec<_> =
+        line.context("the DaemonSet adds no capabilities")?.split(", ").map(str::to_lowercase).collect();
     let set: String = added.iter().flat_map(|name| [",+", name]).collect();
     std::fs::create_dir_all(directory)?;
     let script = directory.join("agent");
@@ -28,7 +29,7 @@ fn confined(directory: &Path) -> Result<std::path::PathBuf> {
 }
 
 #[test]
-fn the_capabilities_of_the_daemon_set_are_enough_to_enforce_and_to_take_over() -> Result<()> {
+fn the_capabilities_of_the_daemonset_are_enough_to_enforce_and_to_take_over() -> Result<()> {
     for attach in ["tcx", "tc"] {
         let directory = PathGuard::new(temporary_root().join(unique("confined")));
         let cluster = Cluster::builder().namespace("shop", "").pods(&[("shop/a", "app=a"), ("shop/b", "app=b")]);
@@ -41,16 +42,18 @@ fn the_capabilities_of_the_daemon_set_are_enough_to_enforce_and_to_take_over() -
             )
         };
         let options = AgentOptions::default().binary(&confined(directory.path())?).arguments(&["--attach", attach]);
-        let mut lab = Lab::start_with(cluster, &[isolate("nobody")], options)?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", lab.agent().pid().context("it runs")?))?;
-        let held = status.lines().find(|line| line.starts_with("CapEff:")).context("CapEff")?;
+        let mut lab = Lab::start_with(cluster, &[isolate("none")], options)?;
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", lab.agent().pid().context("the agent does not run")?))?;
+        let held =
+            status.lines().find(|line| line.starts_with("CapEff:")).context("the agent's status has no CapEff")?;
         ensure!(
             held.ends_with("000000c000001800"),
             "the agent has other capabilities than CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_BROADCAST: {held}"
         );
         lab.expect("shop/a -x shop/b 80/TCP")?;
 
-        // Somebody else's program is there as well by then.
+        // Another component attaches a program.
         let mut foreign = Programs::load()?;
         let veth = lab.cluster.host("shop/b").veth().to_owned();
         lab.cluster.host("node-1").netns().run(|| foreign.attach_empty(&veth, false))?;
@@ -63,8 +66,8 @@ fn the_capabilities_of_the_daemon_set_are_enough_to_enforce_and_to_take_over() -
         ensure!(!log.contains("ERROR") && !log.contains("cannot"), "{log}");
         let status = lab.agent().run_subcommand("status", &[])?;
         ensure!(status.code == Some(0) && status.stdout.contains(&veth), "{status:?}");
-        let (done, told) = lab.agent().uninstall()?;
-        ensure!(done && told.contains(if attach == "tcx" { "TCX link" } else { "clsact filter" }), "{told}");
+        let (done, output) = lab.agent().uninstall()?;
+        ensure!(done && output.contains(if attach == "tcx" { "TCX link" } else { "clsact filter" }), "{output}");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What changes takes effect, and nothing else does: lines 24 to 26 of docs/semantics.md.
+//! Changes take effect and do not affect anything else: lines 24 to 26 of docs/semantics.md.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -102,7 +102,7 @@ fn s24_labels_of_pods_and_namespaces_change() -> Result<()> {
     lab.cluster.edit_pod("shop/client", |pod| pod.labels("app=idle"))?;
     lab.expect("blog/web -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP\nshop/client -x shop/server 80/TCP")?;
 
-    // A pod that is no longer selected is open again.
+    // A pod that no policy selects any more is not isolated.
     lab.cluster.edit_pod("shop/server", |pod| pod.labels("app=idle"))?;
     lab.expect("shop/client -> shop/server 80/TCP")
 }
@@ -119,7 +119,7 @@ fn s24_policies_change() -> Result<()> {
 }
 
 #[test]
-fn s24_what_stays_allowed_loses_nothing_while_all_else_changes() -> Result<()> {
+fn s24_traffic_that_stays_allowed_loses_no_packet_while_all_else_changes() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
     let load = load(&lab)?;
     for round in 0..12 {
@@ -141,7 +141,7 @@ fn s24_what_stays_allowed_loses_nothing_while_all_else_changes() -> Result<()> {
 }
 
 #[test]
-fn s25_a_revoked_connection_stops_and_another_goes_on() -> Result<()> {
+fn s25_a_revoked_connection_stops_and_others_continue() -> Result<()> {
     let both = server_from("{podSelector: {matchLabels: {app: client}}}, {podSelector: {matchLabels: {app: other}}}");
     let mut lab = Lab::start(pods(), &[both])?;
     let mut kept = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
@@ -150,16 +150,16 @@ fn s25_a_revoked_connection_stops_and_another_goes_on() -> Result<()> {
 
     lab.policies(&[server_from_clients()])?;
     lab.expect("shop/other -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP")?;
-    assert!(!revoked.echoes(SOON)?, "a revoked connection still answers");
+    assert!(!revoked.echoes(SOON)?, "a revoked connection still carries data");
     assert!(kept.echoes(SOON)?, "a connection that is still allowed stopped");
     lab.agent().wait_denied(|line| line.reason() == "revoked" && line.from() == "shop/other")?;
 
-    // Also where no policy was there when it was opened, and from the server's side.
+    // A connection opened before the first policy existed is revoked as well.
     let mut early = EchoConnection::open(&lab.cluster, "blog/web", "shop/other", 80)?;
     assert!(early.echoes(SOON)?);
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect("blog/web -x shop/other 80/TCP")?;
-    assert!(!early.echoes(SOON)?, "a connection older than the policy still answers");
+    assert!(!early.echoes(SOON)?, "a connection older than the policy still carries data");
     Ok(())
 }
 
@@ -197,7 +197,7 @@ fn s25_a_revoked_flow_shuts_no_direction_that_is_not_isolated() -> Result<()> {
 }
 
 #[test]
-fn s26_a_crash_under_load_loses_nothing_and_opens_nothing() -> Result<()> {
+fn s26_an_agent_crash_under_load_loses_no_allowed_packet_and_allows_no_denied_one() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
     let mut open = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
     let load = load(&lab)?;
@@ -207,19 +207,19 @@ fn s26_a_crash_under_load_loses_nothing_and_opens_nothing() -> Result<()> {
         lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
         lab.agent().restart()?;
         lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
-        assert!(open.echoes(SOON)?, "an open connection broke over a crash");
+        assert!(open.echoes(SOON)?, "the agent's crash broke an open connection");
     }
     load.finish()
 }
 
 #[test]
-fn s26_a_stopped_agent_leaves_verdicts_and_a_new_one_takes_up_what_changed_meanwhile() -> Result<()> {
+fn s26_verdicts_stay_while_the_agent_is_stopped_and_the_next_agent_applies_the_changes() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_clients()])?;
     let load = load(&lab)?;
     lab.agent().stop()?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
 
-    // While nobody watches: another peer, another policy, a pod less, and a pod at its address.
+    // Changes while no agent runs: a new peer, a new policy, a deleted pod, and a pod that reuses its address.
     lab.policies(&[
         server_from("{podSelector: {matchLabels: {app: client}}}, {namespaceSelector: {matchLabels: {stage: test}}}"),
         policy("shop/client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress]}"),
@@ -227,7 +227,7 @@ fn s26_a_stopped_agent_leaves_verdicts_and_a_new_one_takes_up_what_changed_meanw
     let number = lab.cluster.host("shop/other").v4().octets()[3];
     lab.cluster.remove_pod("shop/other")?;
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
-    // Probed beyond what the policies now mean: the old ones are still in force.
+    // The old policies are still in force, so the new ones are not the expected result here.
     lab.expect_without_reference("shop/client -> shop/server 80/TCP\nblog/web -x shop/server 80/TCP")?;
 
     lab.agent().restart()?;

@@ -1,4 +1,4 @@
-//! Who else enforces is found and said: real nftables chains, real TC programs, real CNI files.
+//! The agent finds and reports other policy engines: real nftables chains, TC programs and CNI configuration files.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn cluster() -> Result<Cluster> {
 }
 
 fn agent(cluster: &Cluster, cni: &Path) -> Result<Agent> {
-    let cni = cni.to_str().context("a path in UTF-8")?;
+    let cni = cni.to_str().context("the path is not UTF-8")?;
     let options = AgentOptions::default().arguments(&["--cni-config", cni]);
     Agent::start_with(cluster, options)
 }
@@ -27,24 +27,27 @@ fn chains(node: &Netns, table: &str, names: &[&str]) -> Result<()> {
     node.nft(&format!("add table ip {table}\n{}", chains.concat()))
 }
 
-/// Waits until the metrics count this many, by kind.
-fn counts(agent: &Agent, wanted: [u64; 3]) -> Result<()> {
-    let lines: Vec<_> =
-        KINDS.iter().zip(wanted).map(|(kind, count)| format!("netpol_conflicts{{kind=\"{kind}\"}} {count}")).collect();
+/// Waits until the metrics count this many conflicts of each kind.
+fn wait_counts(agent: &Agent, expected: [u64; 3]) -> Result<()> {
+    let lines: Vec<_> = KINDS
+        .iter()
+        .zip(expected)
+        .map(|(kind, count)| format!("netpol_conflicts{{kind=\"{kind}\"}} {count}"))
+        .collect();
     let start = Instant::now();
     loop {
         let page = agent.get("/metrics")?;
-        if lines.iter().all(|wanted| page.lines().any(|line| line == wanted)) {
+        if lines.iter().all(|expected| page.lines().any(|line| line == expected)) {
             return Ok(());
         }
         let now: Vec<_> = page.lines().filter(|line| line.starts_with("netpol_conflicts{")).collect();
-        ensure!(start.elapsed() < TIMEOUT, "{now:?} rather than {lines:?}; the agent says:\n{}", agent.log());
+        ensure!(start.elapsed() < TIMEOUT, "found {now:?}, expected {lines:?}; log of the agent:\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 #[test]
-fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Result<()> {
+fn every_kind_of_conflict_is_reported_and_counted_and_enforcement_continues() -> Result<()> {
     let cluster = cluster()?;
     let node = cluster.host("node-1").netns();
     chains(node, "filter", &["KUBE-FORWARD", "KUBE-ROUTER-FORWARD", "KUBE-NWPLCY-DEFAULT"])?;
@@ -57,7 +60,7 @@ fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Resul
     std::fs::write(&file, r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"macvlan"},{"type":"portmap"}]}"#)?;
 
     let mut agent = agent(&cluster, &cni)?;
-    counts(&agent, [1, 1, 1])?;
+    wait_counts(&agent, [1, 1, 1])?;
     agent.wait_log(&[
         "WARN",
         "conflict",
@@ -71,7 +74,8 @@ fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Resul
     let other = cluster.host("shop/b").veth();
     ensure!(!agent.log().lines().any(|line| line.contains("netpol_empty") && line.contains(other)), "{}", agent.log());
 
-    // A program in front of netpol's is worse. And what is gone is not counted by the next agent.
+    // A program that runs before netpol's is reported too. The next agent does not count conflicts that no longer
+    // exist.
     agent.stop()?;
     drop(foreign);
     let mut foreign = Programs::load()?;
@@ -79,18 +83,18 @@ fn every_kind_of_conflict_is_said_and_counted_and_enforcement_goes_on() -> Resul
     node.nft("delete table ip filter")?;
     std::fs::remove_file(&file)?;
     agent.restart()?;
-    counts(&agent, [1, 0, 0])?;
+    wait_counts(&agent, [1, 0, 0])?;
     agent.wait_log(&["WARN", "conflict", "netpol_empty, before netpol's", veth, "netpol does not process"])?;
 
     let probe = cluster.probe("shop/a", "shop/b", Protocol::Tcp, 80);
     let outcomes = cluster.try_all(&[probe])?;
-    ensure!(outcomes == [ProbeResult::Dropped], "{outcomes:?}: a conflict stops enforcement");
+    ensure!(outcomes == [ProbeResult::Dropped], "a conflict must not stop enforcement, but the probe is {outcomes:?}");
     std::fs::remove_dir_all(&cni)?;
     Ok(())
 }
 
 #[test]
-fn chains_of_iptables_legacy_are_seen_and_what_is_not_there_is_not_made() -> Result<()> {
+fn iptables_legacy_chains_are_found_and_the_search_creates_no_tables() -> Result<()> {
     for (program, names) in [("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")] {
         let cluster = cluster()?;
         let node = cluster.host("node-1").netns();
@@ -98,8 +102,8 @@ fn chains_of_iptables_legacy_are_seen_and_what_is_not_there_is_not_made() -> Res
             || node.run(|| Ok(std::fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default()));
         let before = tables()?;
         let mut agent = agent(&cluster, Path::new("/nonexistent"))?;
-        counts(&agent, [0, 0, 0])?;
-        ensure!(tables()? == before, "looking has made tables: {}", tables()?);
+        wait_counts(&agent, [0, 0, 0])?;
+        ensure!(tables()? == before, "the search created tables: {}", tables()?);
         for words in [&["-N", "KUBE-ROUTER-FORWARD"][..], &["-A", "FORWARD", "-j", "KUBE-ROUTER-FORWARD"]] {
             let output = node.command(program).args(words).output().with_context(|| {
                 format!("starting {program}: install it with `apt-get install iptables`, or run `cargo xtask setup`")
@@ -107,24 +111,24 @@ fn chains_of_iptables_legacy_are_seen_and_what_is_not_there_is_not_made() -> Res
             ensure!(output.status.success(), "{program} {words:?}: {output:?}");
         }
         agent.restart()?;
-        counts(&agent, [0, 1, 0])?;
+        wait_counts(&agent, [0, 1, 0])?;
         agent.wait_log(&["WARN", "conflict", "kube-router", "chain KUBE-ROUTER-FORWARD"])?;
     }
     Ok(())
 }
 
 #[test]
-fn nothing_is_said_on_a_node_without_conflicts() -> Result<()> {
+fn nothing_is_reported_on_a_node_without_conflicts() -> Result<()> {
     for attach in ["tcx", "tc"] {
         let cluster = cluster()?;
         chains(cluster.host("node-1").netns(), "nat", &["KUBE-SERVICES", "KUBE-MARK-MASQ"])?;
         let options = AgentOptions::default().arguments(&["--attach", attach]);
         let options = options.arguments(&["--cni-config", "/nonexistent"]);
         let mut agent = Agent::start_with(&cluster, options)?;
-        counts(&agent, [0, 0, 0])?;
-        // The programs of the agent before are netpol's as well, until they are swapped.
+        wait_counts(&agent, [0, 0, 0])?;
+        // The previous agent's programs, which are still attached when the next one starts, are no conflict.
         agent.restart()?;
-        counts(&agent, [0, 0, 0])?;
+        wait_counts(&agent, [0, 0, 0])?;
         std::thread::sleep(Duration::from_secs(1));
         let log = agent.log();
         ensure!(!log.contains("conflict"), "{log}");

@@ -1,7 +1,6 @@
-//! Every example does what its README promises: the table written down is what the policies mean, and what is measured.
+//! The examples and their READMEs: the table in each README equals the policies' verdicts and the measured ones.
 //!
-//! `NETPOL_BLESS=1 cargo test -p netpol-tests --test examples` writes the tables anew, to be looked at before they are
-//! committed.
+//! `NETPOL_BLESS=1 cargo test -p netpol-tests --test examples` rewrites the tables. Review them before you commit them.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -15,16 +14,16 @@ use netpol_tests::{Agent, Cell, Cluster, Matrix, Protocol};
 use serde_json::Value;
 
 #[test]
-fn every_table_is_what_the_policies_mean_and_what_is_measured() -> Result<()> {
+fn every_readme_table_equals_the_policies_and_the_measured_verdicts() -> Result<()> {
     let mut examples = examples::all()?;
     ensure!(examples.len() >= 15, "only {} examples were found", examples.len());
     if std::env::var_os("NETPOL_BLESS").is_some() {
         for example in &mut examples {
-            let (_cluster, meant) = cluster_and_meaning(example)?;
+            let (_cluster, meant) = cluster_and_verdicts(example)?;
             example.update_table(&meant)?;
         }
     }
-    // A few at a time: most of it is waiting for what is dropped.
+    // Several in parallel, because most of the time is spent on waiting for dropped packets.
     for group in examples.chunks(4) {
         std::thread::scope(|scope| -> Result<()> {
             let workers: Vec<_> = group.iter().map(|example| (example, scope.spawn(|| check(example)))).collect();
@@ -38,7 +37,7 @@ fn every_table_is_what_the_policies_mean_and_what_is_measured() -> Result<()> {
     Ok(())
 }
 
-fn cluster_and_meaning(example: &Example) -> Result<(Cluster, Matrix)> {
+fn cluster_and_verdicts(example: &Example) -> Result<(Cluster, Matrix)> {
     let cluster = example.cluster()?;
     example.apply(&cluster)?;
     let meant = Matrix::meant(&cluster, &example.cells())?;
@@ -46,10 +45,10 @@ fn cluster_and_meaning(example: &Example) -> Result<(Cluster, Matrix)> {
 }
 
 fn check(example: &Example) -> Result<()> {
-    let (cluster, meant) = cluster_and_meaning(example)?;
+    let (cluster, meant) = cluster_and_verdicts(example)?;
     let documented = example.documented()?;
     for (cell, documented, meant) in documented.differences(&meant) {
-        ensure!(documented == meant, "{cell}: the README says {documented}, the policies mean {meant}");
+        ensure!(documented == meant, "{cell}: allowed is {documented} in the README and {meant} by the policies");
     }
     let agent = Agent::start(&cluster)?;
     wait_until_equal(&cluster, &documented, TIMEOUT).with_context(|| agent.log())?;
@@ -57,7 +56,7 @@ fn check(example: &Example) -> Result<()> {
 }
 
 #[test]
-fn the_command_of_every_readme_prints_its_table() -> Result<()> {
+fn the_command_in_every_readme_prints_its_table() -> Result<()> {
     for example in examples::all()? {
         compare(&example).with_context(|| format!("netpol {}", example.command().join(" ")))?;
     }
@@ -65,29 +64,28 @@ fn the_command_of_every_readme_prints_its_table() -> Result<()> {
 }
 
 fn compare(example: &Example) -> Result<()> {
-    // For people: it takes all files of the directory without a complaint.
+    // As a table: the command reads all files of the directory without warnings.
     let table = Command::new(netpol()?).args(example.command()).current_dir(examples::root().join("..")).output()?;
-    let complaints = String::from_utf8_lossy(&table.stderr).into_owned();
-    // What an example gets wrong on purpose would be the exception; none does.
-    ensure!(table.status.success() && complaints.is_empty(), "{}: {complaints}", table.status);
+    let stderr = String::from_utf8_lossy(&table.stderr).into_owned();
+    ensure!(table.status.success() && stderr.is_empty(), "{}: {stderr}", table.status);
     for pod in example.documented()?.0.keys().map(|cell| cell.from.rsplit('/').next().unwrap_or_default()) {
-        ensure!(String::from_utf8_lossy(&table.stdout).contains(pod), "{pod} is not in what it prints");
+        ensure!(String::from_utf8_lossy(&table.stdout).contains(pod), "{pod} is not in the printed table");
     }
-    // For programs.
+    // As JSON.
     let mut command = Command::new(netpol()?);
     command.args(example.command()).args(["-o", "json"]).current_dir(examples::root().join(".."));
-    let rows: Value = serde_json::from_slice(&command.output()?.stdout).context("reading its JSON")?;
-    let mut answers = BTreeMap::new();
-    for row in rows["connections"].as_array().context("its JSON has no list of connections")? {
+    let rows: Value = serde_json::from_slice(&command.output()?.stdout).context("reading the JSON of netpol")?;
+    let mut printed = BTreeMap::new();
+    for row in rows["connections"].as_array().context("the JSON has no list of connections")? {
         let text = |key: &str| row[key].as_str().with_context(|| format!("no {key} in {row}"));
-        let protocol = Protocol::from_name(text("protocol")?).context("a protocol")?;
-        let port = row["port"].as_u64().and_then(|port| u16::try_from(port).ok()).context("a port")?;
+        let protocol = Protocol::from_name(text("protocol")?).context("unknown protocol")?;
+        let port = row["port"].as_u64().and_then(|port| u16::try_from(port).ok()).context("the port is invalid")?;
         let cell = Cell { from: text("from")?.to_owned(), to: text("to")?.to_owned(), protocol, port };
-        answers.insert(cell, text("verdict")? == "allow");
+        printed.insert(cell, text("verdict")? == "allow");
     }
     for (cell, documented) in &example.documented()?.0 {
-        let answer = answers.get(cell).with_context(|| format!("no answer about {cell}"))?;
-        ensure!(answer == documented, "{cell}: the README says {documented}, netpol {answer}");
+        let allowed = printed.get(cell).with_context(|| format!("netpol prints no verdict for {cell}"))?;
+        ensure!(allowed == documented, "{cell}: allowed is {documented} in the README and {allowed} by netpol");
     }
     Ok(())
 }

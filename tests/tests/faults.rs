@@ -1,4 +1,4 @@
-//! Bad input changes nothing else, and is reported with its file and line.
+//! Invalid input does not affect other objects, and is reported with its file and line.
 
 use anyhow::Result;
 use netpol_tests::ProbeResult::{Allowed, Dropped};
@@ -9,21 +9,21 @@ fn pods() -> ClusterBuilder {
 }
 
 #[test]
-fn half_written_files_keep_what_the_file_said_before() -> Result<()> {
+fn a_half_written_file_does_not_change_its_objects() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
     lab.expect("shop/client -x shop/server 80/TCP")?;
 
-    // Cut within the document: as an editor leaves it for a moment, or for good.
+    // The document is truncated, as an editor may leave it for a moment or permanently.
     let whole = deny_all("shop");
     lab.cluster.manifests().write_in_place("policy-first.yaml", &format!("{whole}  ingress: [{{from"))?;
     lab.agent().wait_log(&["policy-first.yaml:"])?;
     lab.expect_without_reference("shop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
 
-    // Others go on changing meanwhile.
+    // Changes of other files still take effect.
     lab.cluster.apply("second", &deny_all("blog"))?;
     lab.expect_without_reference("blog/web -x shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
 
-    // Put right, it counts again.
+    // The corrected file takes effect.
     lab.policies(&[policy(
         "shop/open",
         "{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {}}]}]}",
@@ -32,13 +32,13 @@ fn half_written_files_keep_what_the_file_said_before() -> Result<()> {
 }
 
 #[test]
-fn a_bad_document_does_not_lose_its_neighbours() -> Result<()> {
+fn an_invalid_document_does_not_affect_the_others_in_its_file() -> Result<()> {
     let cluster = pods().build()?;
     cluster.manifests().write(
         "mixed.yaml",
         &format!(
             "{}\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: broken, namespace: ops}}\n\
-             spec: [this is no object]\n{}",
+             spec: [this is not an object]\n{}",
             policy("shop/one", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}"),
             policy("blog/two", "{podSelector: {}, policyTypes: [Egress]}"),
         ),
@@ -65,7 +65,7 @@ fn files_can_be_renamed_and_removed() -> Result<()> {
     lab.expect("blog/web -x shop/client 80/TCP\nshop/client -x shop/server 80/TCP\nblog/web -> blog/web 80/TCP")?;
     lab.cluster.delete("renamed")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/client -x blog/web 80/TCP")?;
-    // A directory below, as a mounted volume may have.
+    // Subdirectories are read, as a mounted volume may have them.
     std::fs::create_dir(directory.join("more"))?;
     std::fs::write(directory.join("more/policy.yaml"), deny_all("shop"))?;
     lab.expect_without_reference("shop/client -x shop/server 80/TCP")

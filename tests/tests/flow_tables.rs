@@ -1,4 +1,4 @@
-//! A pod's share of the flow maps is bounded: what it opens evicts nothing of another's.
+//! The memory for a pod's flows is bounded: its flows evict no flow of another pod.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -10,17 +10,17 @@ use aya::maps::MapInfo;
 use netpol_common::LAYOUT_VERSION;
 use netpol_tests::{Cluster, Lab, policy};
 
-/// Idle connections that must survive.
+/// Number of idle connections that must survive.
 const IDLE: usize = 40;
-/// Pods that flood.
+/// Number of pods that flood.
 const FLOODS: usize = 10;
-/// What each of them opens: ten times as many in all are three times what the whole node remembers.
+/// Flows that each of them opens. All together are three times as many as the node can hold.
 const TUPLES: u16 = 40_000;
 /// `--max-flows-v4`.
 const BUDGET: u32 = 131_072;
 const PORT: u16 = 9000;
 
-/// Whatever is sent on these connections without their flows is denied, whoever sends it.
+/// Policies that deny packets of the test's connections, in both directions, unless their flow is known.
 fn closed() -> Vec<String> {
     vec![
         policy(
@@ -32,29 +32,30 @@ fn closed() -> Vec<String> {
     ]
 }
 
-/// Connections from client to server that carried a byte each way: the server's end and the client's.
+/// Opens connections from client to server and sends a byte each way. Returns the server's socket and the client's of
+/// each.
 fn connections(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
     let (server, client) = (lab.cluster.host("shop/server"), lab.cluster.host("shop/client"));
     let address = SocketAddr::new(IpAddr::V4(server.v4()), PORT);
     let listener = server.netns().run(|| TcpListener::bind(address).context("listening in the server"))?;
     (0..IDLE)
         .map(|_| {
-            let client = client
-                .netns()
-                .run(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("the client connects"))?;
+            let client = client.netns().run(|| {
+                TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("connecting from the client")
+            })?;
             let (server, _) = listener.accept()?;
             let mut both = (server, client);
             for end in [&both.0, &both.1] {
                 end.set_read_timeout(Some(Duration::from_secs(5)))?;
                 end.set_nodelay(true)?;
             }
-            ensure!(carries(&mut both)?, "a new connection carries nothing");
+            ensure!(carries(&mut both)?, "a new connection carries no data");
             Ok(both)
         })
         .collect()
 }
 
-/// Whether a byte goes through both ways. The server begins: only its flow lets it.
+/// Sends a byte each way and returns whether both arrive. The server sends first, which only the known flow allows.
 fn carries((server, client): &mut (TcpStream, TcpStream)) -> Result<bool> {
     let mut byte = [0];
     server.write_all(b"s")?;
@@ -70,7 +71,7 @@ fn is_table(path: &Path) -> bool {
     path.contains("/v4-") && !path.ends_with("-next")
 }
 
-/// Sizes of the pinned IPv4 tables.
+/// Returns the sizes of the pinned IPv4 flow tables.
 fn sizes(pins: &Path) -> Result<Vec<u32>> {
     let directory = pins.join(format!("v{LAYOUT_VERSION}/flows"));
     let entries = std::fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
@@ -82,16 +83,16 @@ fn sizes(pins: &Path) -> Result<Vec<u32>> {
 }
 
 #[test]
-fn hostile_ten_floods_evict_no_idle_connection_of_an_eleventh_pod() -> Result<()> {
+fn hostile_floods_by_ten_pods_evict_no_idle_connection_of_another_pod() -> Result<()> {
     let names: Vec<String> = (0..FLOODS).map(|number| format!("floods/f{number}")).collect();
     let mut pods = vec![("shop/server", "app=server"), ("shop/client", "app=client")];
     pods.extend(names.iter().map(|name| (name.as_str(), "")));
     let lab = Lab::start(Cluster::builder().pods(&pods), &closed())?;
     let mut idle = connections(&lab)?;
 
-    // All of it is allowed: what a pod sends to its own node is.
-    let node =
-        lab.cluster.host("node-1").address_like(lab.cluster.host("shop/server").v4().into()).context("a node")?;
+    // The flood is allowed: traffic to the local node always is.
+    let server = lab.cluster.host("shop/server").v4().into();
+    let node = lab.cluster.host("node-1").address_like(server).context("node-1 has no IPv4 address")?;
     let sockets: Vec<UdpSocket> = names
         .iter()
         .map(|name| {
@@ -103,43 +104,47 @@ fn hostile_ten_floods_evict_no_idle_connection_of_an_eleventh_pod() -> Result<()
     let mut sent = 0_u32;
     for port in 0..TUPLES {
         for socket in &sockets {
-            // Refusals of earlier ones are reported here.
+            // An error of an earlier datagram (ICMP port unreachable) is returned here.
             sent += u32::from(socket.send_to(b"flood", (node, 20_000 + port)).is_ok());
         }
     }
     println!("{sent} flows opened by {FLOODS} pods in {:?}", begun.elapsed());
-    ensure!(sent > u32::from(TUPLES) * 5, "only {sent} datagrams were sent");
+    ensure!(sent > u32::from(TUPLES) * 5, "only {sent} datagrams were sent, too few for this test");
 
     let mut lost = 0;
     for connection in &mut idle {
         lost += u32::from(!carries(connection)?);
     }
-    ensure!(lost == 0, "{lost} of {IDLE} idle connections were lost to the floods");
+    ensure!(lost == 0, "the floods evicted {lost} of {IDLE} idle connections");
 
     let sizes = sizes(lab.agent_ref().pin_path())?;
     let total: u32 = sizes.iter().sum();
     println!("{} tables of {total} entries: {sizes:?}", sizes.len());
-    ensure!(sizes.len() >= FLOODS + 2 && total <= BUDGET, "{total} entries in tables of {sizes:?}");
-    ensure!(sizes.iter().any(|size| *size >= 8192), "no flooded table grew: {sizes:?}");
+    ensure!(
+        sizes.len() >= FLOODS + 2 && total <= BUDGET,
+        "expected {} tables with at most {BUDGET} entries, found {total} entries: {sizes:?}",
+        FLOODS + 2
+    );
+    ensure!(sizes.iter().any(|size| *size >= 8192), "no table of a flooding pod grew: {sizes:?}");
     Ok(())
 }
 
-/// Tables are replaced by larger ones while their flows are in use, and an agent that is killed and started again goes on with them.
+/// Tables are replaced by larger ones while their flows are in use. An agent that restarts uses the same tables.
 #[test]
-fn flows_move_along_to_larger_tables_and_to_the_next_agent() -> Result<()> {
+fn flows_survive_larger_tables_and_a_restart_of_the_agent() -> Result<()> {
     let pods = [("shop/server", "app=server"), ("shop/client", "app=client")];
     let mut lab = Lab::start(Cluster::builder().pods(&pods), &closed())?;
     let mut idle = connections(&lab)?;
     let before = sizes(lab.agent_ref().pin_path())?;
     let server = lab.cluster.host("shop/server");
     let from = lab.cluster.host("shop/client");
-    // The client is the one that may send: its flows and the server's grow.
+    // The client is allowed to send to the server, so the tables of both grow.
     let socket = from.netns().run(|| Ok(UdpSocket::bind((IpAddr::V4(from.v4()), 0))?))?;
     let begun = Instant::now();
     let mut grown = false;
     let mut port = 10_000;
     while !grown {
-        // Slower than a table is filled between two looks at it: what a pod pushes out of its own table is its own affair.
+        // Slow enough that a table does not fill before the agent reads its size again: a pod can evict its own flows.
         for _ in 0..200 {
             port = if port == u16::MAX { 10_000 } else { port + 1 };
             let _ = socket.send_to(b"new", (IpAddr::V4(server.v4()), port));
@@ -149,13 +154,13 @@ fn flows_move_along_to_larger_tables_and_to_the_next_agent() -> Result<()> {
         }
         let now = sizes(lab.agent_ref().pin_path())?;
         grown = now.iter().max() > before.iter().max() && now.iter().filter(|size| **size > 8000).count() >= 2;
-        ensure!(begun.elapsed() < Duration::from_mins(1), "tables do not grow: {before:?}, {now:?}");
+        ensure!(begun.elapsed() < Duration::from_mins(1), "the tables do not grow: {before:?}, {now:?}");
     }
     lab.agent().restart()?;
     for connection in &mut idle {
-        ensure!(carries(connection)?, "a connection was lost by the agent's restart");
+        ensure!(carries(connection)?, "a connection was lost when the agent restarted");
     }
     let after = sizes(lab.agent_ref().pin_path())?;
-    ensure!(after.iter().max() > before.iter().max(), "the next agent made new tables: {after:?}");
+    ensure!(after.iter().max() > before.iter().max(), "the next agent created new tables: {after:?}");
     lab.expect("shop/client -> shop/server 80/TCP\nshop/server -x shop/client 80/TCP")
 }

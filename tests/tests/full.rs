@@ -1,4 +1,5 @@
-//! Full maps: a pod that a policy isolates is never opened by what did not fit, and all is well once it fits.
+//! Full maps. Entries that do not fit never allow traffic to or from an isolated pod. Once they fit, everything is
+//! enforced again.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -25,8 +26,8 @@ fn pods() -> ClusterBuilder {
         .outside("198.51.100.9")
 }
 
-/// `server` takes what these rules say, and nothing else.
-fn server_takes(rules: &str) -> String {
+/// Returns a policy that isolates `server` and allows only these ingress rules.
+fn server_policy(rules: &str) -> String {
     policy(
         "shop/server",
         &format!("{{podSelector: {{matchLabels: {{app: server}}}}, policyTypes: [Ingress], ingress: [{rules}]}}"),
@@ -39,12 +40,12 @@ fn from_app(app: &str) -> String {
 
 fn start(rules: &str, sizes: &[&str]) -> Result<Lab> {
     let options = AgentOptions::default().arguments(sizes);
-    Lab::start_with(pods(), &[server_takes(rules)], options)
+    Lab::start_with(pods(), &[server_policy(rules)], options)
 }
 
-/// Who must not get in does not, with the reason told; whom no policy isolates goes on; the map that is full is named in
-/// the log and counted.
-fn stays_shut(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
+/// Checks that denied hosts cannot connect and that the agent reports the reason; that pods without a policy are not
+/// affected; and that the log and the metrics name the full map.
+fn stays_denied(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
     for stranger in strangers {
         lab.expect(&format!("{stranger} -x shop/server 80/TCP\n{stranger} -x shop/server 53/UDP"))?;
         let told_as = told_as(lab, stranger);
@@ -56,48 +57,51 @@ fn stays_shut(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
     lab.agent().wait_log(&["ERROR", map])?;
     let page = lab.metrics()?;
     let counted = page.lines().any(|line| line.starts_with("netpol_map_full_total") && line.contains(map));
-    ensure!(counted, "the metrics do not count that {map} is full:\n{page}");
-    ensure!(!page.contains("netpol_map_missing_entries 0\n"), "the metrics miss no entry:\n{page}");
+    ensure!(counted, "netpol_map_full_total does not count {map}:\n{page}");
+    ensure!(
+        !page.contains("netpol_map_missing_entries 0\n"),
+        "netpol_map_missing_entries is 0, although {map} is full:\n{page}"
+    );
     Ok(())
 }
 
-/// With less to write, everything fits: the reason is gone too.
+/// Applies rules that fit, and checks the verdicts. The agent then reports `no-rule` as the reason again.
 fn recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Result<()> {
-    lab.policies(&[server_takes(rules)])?;
+    lab.policies(&[server_policy(rules)])?;
     lab.expect(table)?;
     lab.agent().wait_log(&["everything that did not fit is written now"])?;
     let start = Instant::now();
-    let stranger_told = told_as(lab, stranger);
+    let source = told_as(lab, stranger);
     loop {
         lab.agent().clear_denied();
         lab.expect(&format!("{stranger} -x shop/server 80/TCP"))?;
-        let told = lab.agent().wait_denied(|line| line.from() == stranger_told && line.to() == "shop/server")?;
+        let told = lab.agent().wait_denied(|line| line.from() == source && line.to() == "shop/server")?;
         if told.reason() == "no-rule" {
             return Ok(());
         }
-        ensure!(start.elapsed() < TIMEOUT, "still {} after everything fits", told.reason());
+        ensure!(start.elapsed() < TIMEOUT, "the reason is still {} although everything fits", told.reason());
     }
 }
 
-/// What the agent calls a host: pods by name, others by address.
+/// Returns what the agent writes for a host in deny events: a pod's name, another host's address.
 fn told_as(lab: &Lab, name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
 }
 
 #[test]
-fn allow_entries_that_do_not_fit_open_nothing() -> Result<()> {
+fn allow_entries_that_do_not_fit_allow_nothing() -> Result<()> {
     let apps = ["a", "b", "c"].map(from_app).join(", ");
     let mut lab = start(&apps, &["--max-allow", "1"])?;
-    stays_shut(&mut lab, &["shop/stranger", "outside"], "ALLOW")?;
+    stays_denied(&mut lab, &["shop/stranger", "outside"], "ALLOW")?;
     recovers(&mut lab, &from_app("b"), "shop/b -> shop/server 80/TCP\nshop/a -x shop/server 80/TCP", "shop/stranger")
 }
 
 #[test]
-fn blocks_that_do_not_fit_open_nothing_and_neither_do_their_excepts() -> Result<()> {
+fn blocks_and_excepts_that_do_not_fit_allow_nothing() -> Result<()> {
     let blocks =
         "{from: [{ipBlock: {cidr: 203.0.113.0/24, except: [203.0.113.64/26]}}, {ipBlock: {cidr: 192.0.2.0/24}}]}";
     let mut lab = start(blocks, &["--max-prefixes", "1"])?;
-    stays_shut(&mut lab, &["203.0.113.77", "198.51.100.9", "shop/a"], "PREFIXES_V4")?;
+    stays_denied(&mut lab, &["203.0.113.77", "198.51.100.9", "shop/a"], "PREFIXES_V4")?;
     recovers(
         &mut lab,
         "{from: [{ipBlock: {cidr: 203.0.113.0/25}}]}",
@@ -107,10 +111,10 @@ fn blocks_that_do_not_fit_open_nothing_and_neither_do_their_excepts() -> Result<
 }
 
 #[test]
-fn ports_that_do_not_fit_open_nothing() -> Result<()> {
+fn ports_that_do_not_fit_allow_nothing() -> Result<()> {
     let ports = "{ports: [{port: 1000, endPort: 2999}, {protocol: UDP, port: 1001, endPort: 1777}]}";
     let mut lab = start(ports, &["--max-ports", "3"])?;
-    stays_shut(&mut lab, &["shop/a", "outside"], "PORTS")?;
+    stays_denied(&mut lab, &["shop/a", "outside"], "PORTS")?;
     recovers(
         &mut lab,
         "{ports: [{protocol: UDP, port: 53}]}",
@@ -119,7 +123,8 @@ fn ports_that_do_not_fit_open_nothing() -> Result<()> {
     )
 }
 
-/// Two tenants: `a/hog` and its neighbor, and two pods of `b` whose policies have blocks and selectors.
+/// Two tenants: namespace `a` with `hog` and `plain`, and namespace `b` with two pods. Policies have blocks and
+/// selectors.
 fn tenants() -> (ClusterBuilder, Vec<String>) {
     let cluster = Cluster::builder()
         .pods(&[("a/hog", "app=hog"), ("a/plain", "app=plain"), ("b/server", "app=server"), ("b/client", "app=client")])
@@ -139,7 +144,8 @@ fn tenants() -> (ClusterBuilder, Vec<String>) {
     (cluster, policies)
 }
 
-/// Policies of `a/hog` with so many blocks each, all apart from each other, and the first of them with a host outside in it.
+/// Returns policies for `a/hog` with `each` disjoint blocks each. The first policy also has a block with an outside
+/// host.
 fn many_blocks(policies: u32, each: u32) -> Vec<String> {
     let one = |number: u32| {
         let mut peers = String::from(if number == 0 { "{ipBlock: {cidr: 203.0.113.0/24}}" } else { "" });
@@ -165,7 +171,7 @@ const OTHER_TENANT: &str = "b/client -> b/server 80/TCP
     b/client -x a/plain 80/TCP";
 
 #[test]
-fn hostile_blocks_beyond_the_memory_for_policies_are_left_out_of_their_own_policies_alone() -> Result<()> {
+fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Result<()> {
     let (cluster, mut policies) = tenants();
     let options = AgentOptions::default().arguments(&["--max-policy-memory", "1Mi"]);
     let mut lab = Lab::start_with(cluster, &policies, options)?;
@@ -174,13 +180,13 @@ fn hostile_blocks_beyond_the_memory_for_policies_are_left_out_of_their_own_polic
     lab.policies(&policies)?;
     lab.agent().wait_log(&["ERROR", "--max-policy-memory", "a/list-1"])?;
     lab.expect(OTHER_TENANT)?;
-    // Blocks count in order, so the first one of the hog is enforced. What is denied there says why.
+    // Blocks are charged in order, so the hog's first one is enforced. The deny events report the reason.
     lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
     lab.agent().wait_denied(|line| line.to() == "a/hog" && line.reason() == "tables-incomplete")?;
     lab.agent().wait_denied(|line| line.to() == "b/server" && line.reason() == "no-rule")?;
     let page = lab.metrics()?;
     let left_out = |line: &str| line.starts_with("netpol_policy_left_out{namespace=\"");
-    ensure!(page.lines().any(left_out), "the metrics have no policy in part:\n{page}");
+    ensure!(page.lines().any(left_out), "netpol_policy_left_out names no policy:\n{page}");
     ensure!(!page.contains("left_out{namespace=\"b\""), "another namespace is affected:\n{page}");
     ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
     let socket = lab.agent_ref().socket();
@@ -194,7 +200,7 @@ fn hostile_blocks_beyond_the_memory_for_policies_are_left_out_of_their_own_polic
 }
 
 #[test]
-fn hostile_blocks_by_the_ten_thousands_fit_and_leave_other_namespaces_alone() -> Result<()> {
+fn hostile_tens_of_thousands_of_blocks_fit_and_do_not_affect_other_namespaces() -> Result<()> {
     let (cluster, mut policies) = tenants();
     let options = AgentOptions::default().arguments(&["--max-policy-memory", "128Mi"]);
     let lab = Lab::start_with(cluster, &policies, options)?;
@@ -203,19 +209,19 @@ fn hostile_blocks_by_the_ten_thousands_fit_and_leave_other_namespaces_alone() ->
     lab.expect(OTHER_TENANT)?;
     lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
     let page = lab.metrics()?;
-    ensure!(!page.contains("netpol_policy_left_out{"), "policies are in part:\n{page}");
+    ensure!(!page.contains("netpol_policy_left_out{"), "parts of policies were left out:\n{page}");
     ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
     lab.expect(OTHER_TENANT)
 }
 
 #[test]
-fn addresses_that_do_not_fit_open_nothing() -> Result<()> {
+fn addresses_that_do_not_fit_allow_nothing() -> Result<()> {
     let mut lab = start(&from_app("a"), &["--max-addresses-v4", "2"])?;
-    stays_shut(&mut lab, &["shop/stranger", "outside"], "ADDRESSES_V4")
+    stays_denied(&mut lab, &["shop/stranger", "outside"], "ADDRESSES_V4")
 }
 
 #[test]
-fn pods_for_which_there_is_no_room_are_shut_where_a_policy_isolates_them() -> Result<()> {
+fn isolated_pods_beyond_max_endpoints_drop_all_traffic() -> Result<()> {
     let cluster = Cluster::builder().pods(&[("shop/a", ""), ("shop/b", ""), ("shop/c", ""), ("shop/d", "")]);
     let options = AgentOptions::default().arguments(&["--max-endpoints", "2"]);
     let mut lab = Lab::start_with(cluster, &[deny_all("shop")], options)?;
@@ -223,7 +229,7 @@ fn pods_for_which_there_is_no_room_are_shut_where_a_policy_isolates_them() -> Re
         lab.expect(&format!("shop/{from} -x shop/{to} 80/TCP\nshop/{to} -x shop/{from} 53/UDP"))?;
     }
     lab.agent().wait_log(&["ERROR", "--max-endpoints"])?;
-    // Room is made, and taken.
+    // Other pods can use the slots of deleted ones.
     lab.cluster.remove_pod("shop/a")?;
     lab.cluster.remove_pod("shop/b")?;
     lab.policies(&[policy("shop/egress", "{podSelector: {}, policyTypes: [Egress], egress: [{}]}")])?;
@@ -231,13 +237,13 @@ fn pods_for_which_there_is_no_room_are_shut_where_a_policy_isolates_them() -> Re
 }
 
 #[test]
-fn flows_under_pressure_go_on_and_admit_nobody() -> Result<()> {
+fn open_flows_continue_and_denied_flows_stay_denied_while_the_flow_table_is_full() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--max-flows-v4", "256"]);
-    let lab = Lab::start_with(pods(), &[server_takes(&from_app("a")), no_ingress("a")], options)?;
+    let lab = Lab::start_with(pods(), &[server_policy(&from_app("a")), no_ingress("a")], options)?;
     let mut open = EchoConnection::open(&lab.cluster, "shop/a", "shop/server", 80)?;
     let stranger = Stream::of_new_flows(&lab.cluster, "shop/stranger", "shop/server", 53)?;
     let steady = Stream::start(&lab.cluster, "shop/a", "shop/server", 53)?;
-    // Many times the flows there is room for, each judged alike.
+    // Many times as many flows as the table holds. Each gets the same verdict.
     let others = [
         Stream::of_new_flows(&lab.cluster, "shop/a", "shop/server", 53)?,
         Stream::of_new_flows(&lab.cluster, "free/one", "free/two", 53)?,
@@ -245,20 +251,20 @@ fn flows_under_pressure_go_on_and_admit_nobody() -> Result<()> {
     ];
     for _ in 0..8 {
         std::thread::sleep(Duration::from_millis(250));
-        ensure!(open.echoes(Duration::from_secs(5))?, "an open connection stopped when the flow table was short");
+        ensure!(open.echoes(Duration::from_secs(5))?, "an open connection stopped while the flow table was full");
     }
     for tally in others.into_iter().map(Stream::finish) {
         let tally = tally?;
-        ensure!(tally.sent > 400 && tally.answered * 10 > tally.sent * 9, "new flows suffered: {tally:?}");
+        ensure!(tally.sent > 400 && tally.answered * 10 > tally.sent * 9, "packets of new flows were lost: {tally:?}");
     }
     let tally = steady.finish()?;
-    ensure!(tally.answered * 10 > tally.sent * 9, "an open flow suffered: {tally:?}");
+    ensure!(tally.answered * 10 > tally.sent * 9, "packets of an open flow were lost: {tally:?}");
     let tally = stranger.finish()?;
-    ensure!(tally.sent > 400 && tally.answered == 0, "a stranger got through: {tally:?}");
+    ensure!(tally.sent > 400 && tally.answered == 0, "packets of a denied pod arrived: {tally:?}");
     lab.expect("shop/stranger -x shop/server 80/TCP\nshop/server -x shop/a 80/TCP\nshop/a -> shop/server 80/TCP")
 }
 
-/// Answers to it need its flow.
+/// Returns a policy that allows no ingress to a pod, so that replies to it need their flow.
 fn no_ingress(app: &str) -> String {
     policy(
         &format!("shop/no-ingress-{app}"),
@@ -267,14 +273,14 @@ fn no_ingress(app: &str) -> String {
 }
 
 #[test]
-fn a_limited_ring_of_events_loses_events_and_no_verdict() -> Result<()> {
+fn a_small_event_ring_buffer_loses_events_and_no_verdict() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--event-buffer", "4096", "--max-denials", "1"]);
-    let mut lab = Lab::start_with(pods(), &[server_takes(&from_app("a"))], options)?;
+    let mut lab = Lab::start_with(pods(), &[server_policy(&from_app("a"))], options)?;
     let strangers = ["shop/b", "shop/c", "shop/stranger", "outside"]
         .map(|from| Stream::of_new_flows(&lab.cluster, from, "shop/server", 53));
     for stranger in strangers {
         let tally = stranger?.finish()?;
-        ensure!(tally.answered == 0, "a stranger got through: {tally:?}");
+        ensure!(tally.answered == 0, "packets of a denied pod arrived: {tally:?}");
     }
     lab.expect("shop/a -> shop/server 80/TCP\nshop/stranger -x shop/server 80/TCP")?;
     let refused = lab.try_at("shop/a", "shop/server", &lab.cluster.host("shop/server").v4().to_string(), Tcp, 81)?;

@@ -1,4 +1,4 @@
-//! The harness by itself: a cluster without an agent lets everything through, whatever its shape, and leaves nothing.
+//! The test harness itself: without an agent, everything is reachable in every kind of cluster.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn cluster(topology: Topology, families: Families) -> Result<Cluster> {
 }
 
 #[test]
-fn everything_reaches_everything_in_every_shape() -> Result<()> {
+fn every_host_reaches_every_other_in_every_kind_of_cluster() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed, Topology::BridgePlugin, Topology::PtpPlugin] {
         for families in [Families::V4, Families::V6, Families::Dual] {
             let cluster = cluster(topology, families)?;
@@ -37,7 +37,7 @@ fn everything_reaches_everything_in_every_shape() -> Result<()> {
 }
 
 #[test]
-fn flows_and_large_datagrams_and_raw_packets_go_through() -> Result<()> {
+fn flows_large_datagrams_and_raw_packets_arrive() -> Result<()> {
     let cluster = cluster(Topology::Bridge, Families::Dual)?;
     let mut conversation = EchoConnection::open(&cluster, "a/one", "b/far", 80)?;
     assert!(conversation.echoes(Duration::from_secs(1))?);

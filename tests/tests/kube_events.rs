@@ -1,4 +1,4 @@
-//! Kubernetes Events, from a packet that is dropped to what `kubectl describe` would show.
+//! Kubernetes Events, from a dropped packet to the Events that `kubectl describe` shows.
 
 use std::net::UdpSocket;
 use std::thread::sleep;
@@ -10,10 +10,10 @@ use netpol_tests::agent::{as_deployed, binary};
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, PodSpec, deny_all};
 use serde_json::{Value, json};
 
-/// Longer than a first Event takes.
+/// Longer than the agent takes to write a first Event.
 const SOON: Duration = Duration::from_secs(2);
 
-/// With what `deploy/components/events` adds to the base.
+/// Options of an API server with the rules that `deploy/components/events` adds to the base.
 fn deployed_with_events() -> Result<Options> {
     let base = as_deployed()?;
     Ok(Options { rules: base.rules.allow(&["events.k8s.io"], &["events"], &["create", "patch"]), ..base })
@@ -28,20 +28,21 @@ fn start(options: AgentOptions) -> Result<Lab> {
 }
 
 fn server(lab: &mut Lab) -> Result<&ApiServer> {
-    lab.agent().api_server().context("the agent has an API server")
+    lab.agent().api_server().context("the agent has no API server")
 }
 
-/// What `kubectl describe` asks for: the core group's Events with these fields. Both groups are one store.
+/// Returns the Events that `kubectl describe` selects: those of the core group with these fields. Both API groups of
+/// Events have one store.
 fn described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<Value>> {
     let object = server.get(resource, "shop", name).with_context(|| format!("there is no shop/{name}"))?;
-    let of_it = |event: &Value| {
+    let is_about = |event: &Value| {
         let field = |field: &str| event.pointer(&format!("/regarding/{field}")).cloned();
         field("uid") == object.pointer("/metadata/uid").cloned()
             && field("name") == Some(json!(name))
             && field("namespace") == Some(json!("shop"))
             && field("kind") == Some(json!(resource.kind()))
     };
-    Ok(server.events().into_iter().filter(of_it).collect())
+    Ok(server.events().into_iter().filter(is_about).collect())
 }
 
 fn wait_described(server: &ApiServer, resource: Resource, name: &str) -> Result<Vec<Value>> {
@@ -51,12 +52,12 @@ fn wait_described(server: &ApiServer, resource: Resource, name: &str) -> Result<
         if !found.is_empty() {
             return Ok(found);
         }
-        ensure!(begun.elapsed() < Duration::from_secs(20), "no Event of {name}; there are {:#?}", server.events());
+        ensure!(begun.elapsed() < Duration::from_secs(20), "there is no Event for {name}, only {:#?}", server.events());
         sleep(Duration::from_millis(20));
     }
 }
 
-/// Sends datagrams from shop/web to shop/db, as many as it says, of one flow.
+/// Sends `count` datagrams of one flow from shop/web to shop/db.
 fn send(lab: &Lab, socket: &UdpSocket, count: usize) -> Result<()> {
     let to = (lab.cluster.host("shop/db").v4(), 5432);
     for _ in 0..count {
@@ -66,7 +67,7 @@ fn send(lab: &Lab, socket: &UdpSocket, count: usize) -> Result<()> {
 }
 
 fn socket(lab: &Lab) -> Result<UdpSocket> {
-    lab.cluster.host("shop/web").netns().run(|| UdpSocket::bind("0.0.0.0:0").context("a socket in the pod"))
+    lab.cluster.host("shop/web").netns().run(|| UdpSocket::bind("0.0.0.0:0").context("binding a socket in the pod"))
 }
 
 fn text<'v>(event: &'v Value, pointer: &str) -> &'v str {
@@ -74,37 +75,37 @@ fn text<'v>(event: &'v Value, pointer: &str) -> &'v str {
 }
 
 #[test]
-fn a_denied_connection_is_an_event_of_its_pod_and_a_thousand_packets_are_its_series() -> Result<()> {
+fn a_denied_connection_becomes_one_event_and_more_packets_become_its_series() -> Result<()> {
     let mut lab = start(AgentOptions::default().arguments(&["--kube-events"]))?;
     let socket = socket(&lab)?;
     send(&lab, &socket, 1)?;
     let events = wait_described(server(&mut lab)?, Resource::Pods, "web")?;
     let db = lab.cluster.host("shop/db").v4();
-    let said =
+    let note =
         format!("egress to shop/db ({db}) port 5432/UDP denied by NetworkPolicy shop/deny-all: no rule allows it");
-    assert_eq!(events.iter().map(|event| text(event, "/note")).collect::<Vec<_>>(), [said]);
+    assert_eq!(events.iter().map(|event| text(event, "/note")).collect::<Vec<_>>(), [note]);
     assert_eq!(text(&events[0], "/reason"), "NetworkPolicyDenied");
 
     send(&lab, &socket, 999)?;
-    // The kernel tells of a flow once a second, then with the number of those that it did not tell.
+    // The kernel reports a flow once a second, with the number of packets that it did not report before.
     sleep(Duration::from_millis(1200));
     send(&lab, &socket, 1)?;
     lab.agent().wait_denied(|denied| denied.0.pointer("/suppressed").is_some_and(|count| *count != json!(0)))?;
-    // Rather than to wait for the Event's next update: an agent that stops says what is left.
+    // An agent that stops writes what it has not written yet. So the test need not wait for the Event's next update.
     lab.agent().stop()?;
     let events = described(server(&mut lab)?, Resource::Pods, "web")?;
     assert_eq!(events.len(), 1, "{events:#?}");
     let count = events[0].pointer("/series/count").and_then(Value::as_u64);
-    // A packet may belong to the next line, which is never told.
+    // A packet may belong to the flow's next report, which never comes.
     assert!(count.is_some_and(|count| (990..=1001).contains(&count)), "{events:#?}");
-    // The receiver's policies were not asked, and other pods are not spoken of.
+    // The sender's policy denied the packet, and no other pod has an Event.
     assert!(described(server(&mut lab)?, Resource::Pods, "cache")?.is_empty());
-    let wrote = |verb| lab_requests(&mut lab, verb);
-    assert_eq!([Verb::Create, Verb::Patch].map(wrote).map(Result::unwrap_or_default), [1, 1]);
+    let writes = |verb| event_requests(&mut lab, verb);
+    assert_eq!([Verb::Create, Verb::Patch].map(writes).map(Result::unwrap_or_default), [1, 1]);
     Ok(())
 }
 
-fn lab_requests(lab: &mut Lab, verb: Verb) -> Result<usize> {
+fn event_requests(lab: &mut Lab, verb: Verb) -> Result<usize> {
     let requests = server(lab)?.requests();
     Ok(requests
         .iter()
@@ -113,7 +114,7 @@ fn lab_requests(lab: &mut Lab, verb: Verb) -> Result<usize> {
 }
 
 #[test]
-fn a_policy_with_a_bad_cidr_has_an_event_until_it_is_mended() -> Result<()> {
+fn a_policy_with_an_invalid_cidr_has_one_event_until_it_is_corrected() -> Result<()> {
     let mut lab = start(AgentOptions::default().arguments(&["--kube-events"]))?;
     let policy = |cidr: &str| {
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
@@ -140,12 +141,12 @@ fn without_the_option_no_events_are_written() -> Result<()> {
     lab.agent().wait_denied(|denied| denied.to() == "shop/db")?;
     sleep(SOON);
     assert!(server(&mut lab)?.events().is_empty());
-    assert_eq!(lab_requests(&mut lab, Verb::Create)?, 0);
+    assert_eq!(event_requests(&mut lab, Verb::Create)?, 0);
     Ok(())
 }
 
 #[test]
-fn an_agent_that_may_not_write_events_says_which_rule_is_missing_and_enforces() -> Result<()> {
+fn an_agent_without_permission_to_write_events_names_the_missing_rule_and_enforces() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--kube-events"]).api_server(as_deployed()?);
     let mut lab = Lab::start_with(cluster(), &[deny_all("shop")], options)?;
     send(&lab, &socket(&lab)?, 1)?;
@@ -154,11 +155,11 @@ fn an_agent_that_may_not_write_events_says_which_rule_is_missing_and_enforces() 
 }
 
 #[test]
-fn events_need_an_api_server_to_write_them_to() -> Result<()> {
+fn kube_events_need_the_kube_source() -> Result<()> {
     let mut agent = std::process::Command::new(binary()?);
-    let said = agent.args(["run", "--source", "dir:.", "--node", "n1", "--kube-events"]).output()?;
-    let stderr = String::from_utf8_lossy(&said.stderr);
-    assert_eq!(said.status.code(), Some(2), "{stderr}");
+    let output = agent.args(["run", "--source", "dir:.", "--node", "n1", "--kube-events"]).output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("--kube-events needs --source kube"), "{stderr}");
     Ok(())
 }

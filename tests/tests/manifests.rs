@@ -1,7 +1,7 @@
-//! Odd files, as netpol reads them beside kubectl's own reader.
+//! Unusual manifest files, read by netpol and by kubectl.
 //!
-//! `kubectl label --local` reads files as `kubectl apply` does and prints the objects as JSON, without a cluster. Every object that it
-//! reads, netpol reads the same. Where it refuses or ignores a part of a file, netpol reports that.
+//! `kubectl label --local` reads files as `kubectl apply` does and prints the objects as JSON, without a cluster. netpol reads
+//! every object that kubectl reads, with the same content. If kubectl refuses or ignores a part of a file, netpol reports it.
 
 use anyhow::{Context as _, Result, ensure};
 use netpol_policy::manifest::{self, Parsed};
@@ -9,17 +9,17 @@ use netpol_policy::model::{Object, ObjectKey};
 use netpol_tests::kubectl;
 use serde_json::Value;
 
-/// What kubectl does with a file.
+/// Whether kubectl reads a whole file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reads {
     /// It reads all of it.
     All,
-    /// It refuses or ignores a part of it.
+    /// It refuses or ignores a part.
     Part,
 }
 use Reads::{All, Part};
 
-/// A NetworkPolicy as YAML, indented by spaces.
+/// Returns a network policy as YAML, indented by this many spaces.
 fn yaml(name: &str, indent: usize) -> String {
     let lines = [
         "apiVersion: networking.k8s.io/v1".to_owned(),
@@ -37,14 +37,14 @@ fn json(name: &str) -> String {
     )
 }
 
-/// A policy with one port, written as given.
+/// Returns a policy with one port, written as given.
 fn port(port: &str) -> String {
     yaml("a", 0)
         .replace("{podSelector: {}}", &format!("{{podSelector: {{}}, ingress: [{{ports: [{{port: {port}}}]}}]}}"))
 }
 
 #[test]
-fn odd_files_are_read_as_kubectl_reads_them() -> Result<()> {
+fn unusual_files_are_read_as_kubectl_reads_them() -> Result<()> {
     let (a, b, mark) = (yaml("a", 0), yaml("b", 0), "\u{feff}");
     let files = [
         ("separator", format!("{a}---\n{b}"), All),
@@ -57,7 +57,7 @@ fn odd_files_are_read_as_kubectl_reads_them() -> Result<()> {
         ("empty documents", format!("---\n---\n{a}---\n\n# comment\n---\n{b}---\n"), All),
         ("indented document", format!("{a}---\n{}", yaml("b", 2)), All),
         ("JSON lines", format!("{}\n{}\n", json("a"), json("b")), All),
-        ("JSON without anything between", format!("{}{}", json("a"), json("b")), All),
+        ("JSON without a separator", format!("{}{}", json("a"), json("b")), All),
         ("JSON after blank lines", format!(" \n\n  {}\n{}", json("a"), json("b")), All),
         ("JSON and YAML", format!("{}\n{b}", json("a")), Part),
         ("end marker", format!("{a}...\n{b}"), Part),
@@ -85,18 +85,18 @@ fn odd_files_are_read_as_kubectl_reads_them() -> Result<()> {
 }
 
 fn compare(text: &str, reads: Reads) -> Result<()> {
-    let ours = manifest::parse(text, "odd.yaml");
-    let (theirs, whole) = by_kubectl(text)?;
-    ensure!(whole == (reads == All), "kubectl reads {} of it", if whole { "all" } else { "a part" });
-    for (key, object) in objects(&theirs) {
-        let found = objects(&ours).into_iter().find(|(ours, _)| *ours == key);
+    let by_netpol = manifest::parse(text, "odd.yaml");
+    let (by_kubectl, whole) = by_kubectl(text)?;
+    ensure!(whole == (reads == All), "kubectl reads {} of the file", if whole { "all" } else { "a part" });
+    for (key, object) in objects(&by_kubectl) {
+        let found = objects(&by_netpol).into_iter().find(|(found, _)| *found == key);
         ensure!(
-            found.as_ref().is_some_and(|(_, ours)| *ours == object),
+            found.as_ref().is_some_and(|(_, found)| *found == object),
             "{key}: kubectl reads {object:?}, netpol {found:?}"
         );
     }
-    let reported = !ours.errors.is_empty();
-    ensure!(reported == (reads == Part), "{:?}", ours.errors);
+    let reported = !by_netpol.errors.is_empty();
+    ensure!(reported == (reads == Part), "netpol reports these errors: {:?}", by_netpol.errors);
     Ok(())
 }
 
@@ -104,15 +104,17 @@ fn objects(parsed: &Parsed) -> Vec<(ObjectKey, &Object)> {
     parsed.objects.iter().map(|located| (located.object.key(), &located.object)).collect()
 }
 
-/// The objects that kubectl reads, and whether these are all of the file: it ignores without a word what follows an end marker.
+/// Returns the objects that kubectl reads, and whether these are all objects of the file. kubectl silently ignores
+/// everything after an end marker.
 fn by_kubectl(text: &str) -> Result<(Parsed, bool)> {
-    let file = tempfile::Builder::new().prefix("netpol-").suffix(".yaml").tempfile().context("making a file")?;
+    let file =
+        tempfile::Builder::new().prefix("netpol-").suffix(".yaml").tempfile().context("creating a temporary file")?;
     std::fs::write(file.path(), text)?;
     let path = file.path().display().to_string();
     let output = kubectl::run(["label", "--local", "-f", &path, "read-by=kubectl", "-o", "json"])?;
     let mut parsed = Parsed::default();
     for value in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
-        let mut value = value.context("kubectl writes JSON")?;
+        let mut value = value.context("reading kubectl's JSON")?;
         if let Some(metadata) = value.pointer_mut("/metadata").and_then(Value::as_object_mut) {
             metadata.remove("labels");
         }

@@ -1,22 +1,23 @@
-//! What the maps take from the kernel's memory. Needs root and the BPF object (`cargo xtask ebpf`).
+//! Kernel memory that the maps use. Needs root and the BPF object (`cargo xtask ebpf`).
 
 use netpol_tests::program::Programs;
 
-/// Of all maps together, at the capacities they have unless told otherwise.
-const MOST: u64 = 40 << 20;
+/// Upper limit for all maps together, at their default capacities.
+const LIMIT: u64 = 40 << 20;
 
 #[test]
-fn all_maps_take_less_than_40_mib() {
-    let maps = Programs::load().expect("the programs load").kernel_memory().expect("the kernel tells");
+fn all_maps_together_use_less_than_40_mib() {
+    let maps =
+        Programs::load().expect("cannot load the programs").kernel_memory().expect("cannot read the maps' memory");
     let total: u64 = maps.iter().map(|(_, bytes)| bytes).sum();
     for (name, bytes) in &maps {
         println!("{name:20} {:>7} KiB", bytes >> 10);
     }
     println!("{:20} {:>7} KiB", "all", total >> 10);
-    assert!(maps.len() > 15, "not all maps are there: {maps:?}");
+    assert!(maps.len() > 15, "maps are missing: {maps:?}");
     assert!(
         maps.iter().any(|(name, bytes)| name == "FLOWS_V4" && bytes >> 10 > 500),
-        "memlock no longer tells: {maps:?}"
+        "the kernel no longer reports the memory of a map in memlock: {maps:?}"
     );
-    assert!(total < MOST, "the maps take {} KiB", total >> 10);
+    assert!(total < LIMIT, "the maps use {} KiB", total >> 10);
 }

@@ -1,4 +1,4 @@
-//! The metrics page, read as strictly as Prometheus' text format (version 0.0.4) is written down.
+//! The metrics page, parsed strictly by the definition of Prometheus' text format, version 0.0.4.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
 
-/// Where the agent serves, within its node.
+/// Addresses in the node's network namespace at which the agent serves.
 const ADDRESS: &str = "127.0.0.1:9464";
 const HEALTH: &str = "127.0.0.1:9465";
 
-/// Values by series, `name{labels}` as it stands there.
+/// A parsed metrics page.
 #[derive(Debug, Default)]
-struct Page {
-    kinds: BTreeMap<String, String>,
+struct Metrics {
+    /// The type of each metric family, such as `counter`.
+    types: BTreeMap<String, String>,
+    /// The value of each series, by `name{labels}` as on the page.
     values: BTreeMap<String, f64>,
 }
 
@@ -30,67 +32,70 @@ fn get_at(lab: &Lab, address: &str, path: &str) -> Result<(String, String)> {
     lab.cluster.host("node-1").netns().run(|| {
         let mut stream = TcpStream::connect(address).context("connecting to the agent")?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        // In one segment, as clients with a buffer send it.
+        // In one segment, as buffered clients send it.
         stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).context("reading the agent's answer")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no end of the answer's head")?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).context("reading the agent's response")?;
+        let (head, body) = response.split_once("\r\n\r\n").context("the response has no end of the header")?;
         Ok((head.to_owned(), body.to_owned()))
     })
 }
 
-fn read(text: &str) -> Result<Page> {
-    ensure!(text.ends_with('\n'), "the last line has no end");
-    let (mut page, mut helped, mut done, mut family) =
-        (Page::default(), BTreeSet::new(), BTreeSet::new(), String::new());
+fn parse(text: &str) -> Result<Metrics> {
+    ensure!(text.ends_with('\n'), "the last line does not end with a line feed");
+    let (mut metrics, mut with_help, mut done, mut family) =
+        (Metrics::default(), BTreeSet::new(), BTreeSet::new(), String::new());
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
-            let (name, help) = rest.split_once(' ').with_context(|| format!("no text: {line}"))?;
-            ensure!(!help.is_empty() && helped.insert(name.to_owned()), "twice, or empty: {line}");
+            let (name, help) = rest.split_once(' ').with_context(|| format!("HELP has no text: {line}"))?;
+            ensure!(!help.is_empty() && with_help.insert(name.to_owned()), "HELP is empty or repeated: {line}");
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').with_context(|| format!("no type: {line}"))?;
-            ensure!(["counter", "gauge", "histogram", "summary"].contains(&kind), "no such type: {line}");
-            ensure!(helped.contains(name), "no HELP before {line}");
+            let (name, metric_type) = rest.split_once(' ').with_context(|| format!("TYPE has no type: {line}"))?;
+            ensure!(["counter", "gauge", "histogram", "summary"].contains(&metric_type), "unknown type: {line}");
+            ensure!(with_help.contains(name), "there is no HELP before {line}");
             done.insert(std::mem::replace(&mut family, name.to_owned()));
-            ensure!(!done.contains(name), "the family is in two places: {line}");
-            ensure!(kind != "counter" || name.ends_with("_total"), "a counter ends in _total: {line}");
-            page.kinds.insert(name.to_owned(), kind.to_owned());
+            ensure!(!done.contains(name), "the series of a family are not in one group: {line}");
+            ensure!(
+                metric_type != "counter" || name.ends_with("_total"),
+                "the name of a counter must end with _total: {line}"
+            );
+            metrics.types.insert(name.to_owned(), metric_type.to_owned());
         } else {
-            let (series, value) = sample(line).with_context(|| format!("no sample: {line}"))?;
+            let (series, value) = sample(line).with_context(|| format!("invalid sample: {line}"))?;
             let name = series.split('{').next().unwrap_or_default();
-            let base = match page.kinds.get(&family).map(String::as_str) {
+            let base = match metrics.types.get(&family).map(String::as_str) {
                 Some("histogram") => ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)),
                 Some("summary") => ["_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)),
                 _ => Some(name),
             };
-            ensure!(base == Some(family.as_str()), "it is not of {family}, which it stands under: {line}");
-            ensure!(page.values.insert(series.to_owned(), value).is_none(), "twice: {line}");
+            ensure!(base == Some(family.as_str()), "a series below {family} does not belong to it: {line}");
+            ensure!(metrics.values.insert(series.to_owned(), value).is_none(), "the series is repeated: {line}");
         }
     }
-    Ok(page)
+    Ok(metrics)
 }
 
-/// `name{label="value",…} number`.
+/// Parses `name{label="value",…} number` into series and value.
 fn sample(line: &str) -> Result<(&str, f64)> {
     let is_name = |name: &str| {
         let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
         first && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
-    let (series, value) = line.rsplit_once(' ').context("no value")?;
-    let value = value.parse().context("the value is no number")?;
+    let (series, value) = line.rsplit_once(' ').context("the line has no value")?;
+    let value = value.parse().context("the value is not a number")?;
     let Some((name, labels)) = series.split_once('{') else {
-        ensure!(is_name(series), "{series:?} is no name");
+        ensure!(is_name(series), "{series:?} is not a valid name");
         return Ok((series, value));
     };
-    ensure!(is_name(name), "{name:?} is no name");
+    ensure!(is_name(name), "{name:?} is not a valid name");
     let mut rest = labels;
     let mut seen = BTreeSet::new();
     while rest != "}" {
-        let (label, after) = rest.split_once("=\"").context("no label")?;
-        ensure!(is_name(label) && seen.insert(label), "{label:?} is no label, or twice");
+        let (label, after) = rest.split_once("=\"").context("a label is incomplete")?;
+        ensure!(is_name(label) && seen.insert(label), "the label {label:?} is invalid or repeated");
         let mut characters = after.char_indices();
         let end = loop {
-            match characters.next().context("a label without an end")? {
+            match characters.next().context("a label has no end")? {
                 (at, '"') => break at,
                 (_, '\\') => match characters.next() {
                     Some((_, '\\' | '"' | 'n')) => {}
@@ -105,18 +110,18 @@ fn sample(line: &str) -> Result<(&str, f64)> {
     Ok((series, value))
 }
 
-impl Page {
+impl Metrics {
     fn value(&self, series: &str) -> Result<f64> {
-        self.values.get(series).copied().with_context(|| format!("no {series}"))
+        self.values.get(series).copied().with_context(|| format!("there is no series {series}"))
     }
 
-    /// Buckets grow with their bounds, and the last has everything.
+    /// Checks that the buckets of a histogram are cumulative and that the last has all observations.
     fn check_histogram(&self, name: &str) -> Result<()> {
         let start = format!("{name}_bucket{{le=\"");
         let mut buckets = Vec::new();
         for (series, count) in &self.values {
             if let Some(bound) = series.strip_prefix(&start).and_then(|rest| rest.strip_suffix("\"}")) {
-                buckets.push((bound.parse::<f64>().with_context(|| format!("the bound of {series}"))?, *count));
+                buckets.push((bound.parse::<f64>().with_context(|| format!("parsing the bound of {series}"))?, *count));
             }
         }
         buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
@@ -132,30 +137,30 @@ impl Page {
 }
 
 #[test]
-fn the_page_is_what_prometheus_reads_and_changes_are_measured() -> Result<()> {
+fn the_metrics_page_is_valid_and_changes_are_measured() -> Result<()> {
     let cluster = Cluster::builder().pods(&[("shop/client", "app=client"), ("shop/server", "app=server")]);
     let mut lab = Lab::start_with(cluster, &[], AgentOptions::default().arguments(&["--metrics", ADDRESS]))?;
     let (head, body) = get(&lab, "/metrics")?;
     ensure!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/plain; version=0.0.4"), "{head}");
-    let before = read(&body)?;
+    let before = parse(&body)?;
     lab.policies(&[deny_all("shop")])?;
-    let said = lab.agent().wait(&["--for", "policy/shop/deny-all"])?;
-    ensure!(said.code == Some(0), "{said:?}");
+    let output = lab.agent().wait(&["--for", "policy/shop/deny-all"])?;
+    ensure!(output.code == Some(0), "{output:?}");
     lab.expect("shop/client -x shop/server 80/TCP")?;
-    let after = read(&get(&lab, "/metrics")?.1)?;
-    for (name, kind) in &after.kinds {
-        if kind == "histogram" {
+    let after = parse(&get(&lab, "/metrics")?.1)?;
+    for (name, metric_type) in &after.types {
+        if metric_type == "histogram" {
             after.check_histogram(name)?;
         }
     }
     let grows = |series: &str| Ok::<_, anyhow::Error>(after.value(series)? > before.value(series)?);
     for series in ["netpol_convergence_seconds_count", "netpol_convergence_seconds_sum", "netpol_generation"] {
-        ensure!(grows(series)?, "{series} did not grow with a change");
+        ensure!(grows(series)?, "{series} did not grow after a change");
     }
     ensure!(after.value("netpol_generation")?.to_bits() == after.value("netpol_generation_received")?.to_bits());
     let denied =
         r#"netpol_packets_total{namespace="shop",pod="client",direction="egress",reason="no-rule",verdict="deny"}"#;
-    ensure!(after.value(denied)? >= 1.0, "no denied packet is counted");
+    ensure!(after.value(denied)? >= 1.0, "the denied packet is not counted");
     for (path, status) in [("/healthz", "200"), ("/readyz", "200"), ("/v1/status", "404"), ("/v1/wait?for=sync", "404")]
     {
         let (head, _) = get(&lab, path)?;
@@ -164,7 +169,7 @@ fn the_page_is_what_prometheus_reads_and_changes_are_measured() -> Result<()> {
     Ok(())
 }
 
-/// Clients that send their requests byte by byte and come back when they are closed; until dropped.
+/// Clients that send their requests byte by byte and reconnect when they are disconnected, until this is dropped.
 struct SlowClients {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -197,7 +202,9 @@ impl SlowClients {
     fn end(mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.take().map(JoinHandle::join);
-        ended.context("it is ended once")?.map_err(|_| anyhow!("the slow clients' thread panicked"))?
+        ended
+            .context("the slow clients were ended before")?
+            .map_err(|_| anyhow!("the slow clients' thread panicked"))?
     }
 }
 
@@ -207,7 +214,7 @@ impl Drop for SlowClients {
     }
 }
 
-/// The median time of several answers, none of which may be missing.
+/// Sends several requests and returns the median response time. Each must succeed.
 fn median(lab: &Lab, address: &str, path: &str) -> Result<Duration> {
     let mut times = Vec::new();
     for _ in 0..21 {
@@ -229,20 +236,20 @@ fn hostile_slow_clients_of_metrics_do_not_delay_health() -> Result<()> {
     let lab = Lab::start_with(cluster, &[], options)?;
     let clients = SlowClients::start(&lab, ADDRESS, 300)?;
     let health = median(&lab, HEALTH, "/healthz")?;
-    ensure!(health < Duration::from_millis(100), "/healthz took {health:?} beside slow clients of metrics");
+    ensure!(health < Duration::from_millis(100), "/healthz took {health:?} with slow clients of /metrics");
     let metrics = median(&lab, ADDRESS, "/metrics")?;
-    ensure!(metrics < Duration::from_secs(1), "/metrics took {metrics:?} beside slow clients");
+    ensure!(metrics < Duration::from_secs(1), "/metrics took {metrics:?} with slow clients");
     clients.end()?;
 
     let clients = SlowClients::start(&lab, HEALTH, 300)?;
     let health = median(&lab, HEALTH, "/healthz")?;
-    ensure!(health < Duration::from_secs(1), "/healthz took {health:?} beside slow clients of its own");
+    ensure!(health < Duration::from_secs(1), "/healthz took {health:?} with slow clients of /healthz");
     clients.end()?;
     Ok(())
 }
 
 #[test]
-fn health_has_a_listener_of_its_own_without_metrics() -> Result<()> {
+fn the_health_listener_works_without_metrics() -> Result<()> {
     let cluster = Cluster::builder().pods(&[("shop/client", "app=client")]);
     let lab = Lab::start_with(cluster, &[], AgentOptions::default().arguments(&["--health", HEALTH]))?;
     for (path, status) in [("/healthz", "200"), ("/readyz", "200"), ("/metrics", "404"), ("/v1/status", "404")] {

@@ -1,4 +1,4 @@
-//! What `netpol` says of manifests without a cluster, held to a cluster.
+//! Verdicts of the offline command `netpol`, compared with a cluster.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
@@ -41,44 +41,44 @@ fn start() -> Result<Lab> {
     )
 }
 
-fn run(lab: &Lab, verb: &str, arguments: &[&str]) -> Result<Output> {
+fn run(lab: &Lab, subcommand: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(netpol()?);
-    command.arg(verb).arg("-f").arg(lab.cluster.manifests().path()).args(arguments);
-    command.output().with_context(|| format!("starting netpol {verb}"))
+    command.arg(subcommand).arg("-f").arg(lab.cluster.manifests().path()).args(arguments);
+    command.output().with_context(|| format!("starting netpol {subcommand}"))
 }
 
-/// What netpol calls a host: pods by name, others by address.
+/// Returns how netpol names a host: a pod by its name, another host by its address.
 fn end(lab: &Lab, name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
 }
 
 #[test]
-fn matrix_says_what_is_measured() -> Result<()> {
+fn matrix_prints_the_measured_verdicts() -> Result<()> {
     let lab = start()?;
     let measured = lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     let outside = end(&lab, "outside");
     let arguments = ["-p", "80/TCP", "-p", "53/UDP", "-a", &outside, "-a", "203.0.113.5", "-o", "json"];
     let output = run(&lab, "matrix", &arguments)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let rows: Value = serde_json::from_slice(&output.stdout).context("reading what matrix prints")?;
-    let mut said = BTreeMap::new();
-    for row in rows["connections"].as_array().context("matrix prints no connections")? {
+    let rows: Value = serde_json::from_slice(&output.stdout).context("reading the JSON of netpol matrix")?;
+    let mut printed = BTreeMap::new();
+    for row in rows["connections"].as_array().context("the JSON of netpol matrix has no connections")? {
         let text = |key: &str| row[key].as_str().with_context(|| format!("no {key} in {row}")).map(str::to_owned);
         let protocol = Protocol::from_name(&text("protocol")?).context("an unknown protocol")?;
         let port = u16::try_from(row["port"].as_u64().context("no port")?)?;
-        said.insert((text("from")?, text("to")?, protocol, port), text("verdict")? == "allow");
+        printed.insert((text("from")?, text("to")?, protocol, port), text("verdict")? == "allow");
     }
-    ensure!(measured.allowed() > 5 && measured.allowed() < measured.0.len(), "both verdicts are there");
+    ensure!(measured.allowed() > 5 && measured.allowed() < measured.0.len(), "the test needs both verdicts");
     for (cell, passes) in &measured.0 {
         let Cell { from, to, protocol, port } = cell;
-        let verdict = said.get(&(end(&lab, from), end(&lab, to), *protocol, *port));
-        ensure!(verdict == Some(passes), "{cell}: measured {passes}, netpol matrix says {verdict:?}");
+        let verdict = printed.get(&(end(&lab, from), end(&lab, to), *protocol, *port));
+        ensure!(verdict == Some(passes), "{cell}: allowed is {passes} when measured and {verdict:?} by netpol matrix");
     }
     Ok(())
 }
 
 #[test]
-fn explain_gives_the_reason_the_agent_told() -> Result<()> {
+fn explain_prints_the_reason_that_the_agent_reports() -> Result<()> {
     let mut lab = start()?;
     let rows = [
         ("ops/shell", "shop/back", "ingress"),
@@ -92,18 +92,18 @@ fn explain_gives_the_reason_the_agent_told() -> Result<()> {
         let told = lab.agent().wait_denied(|line| line.from() == from && line.to() == to && line.port() == Some(80))?;
 
         let output = run(&lab, "explain", &["--from", &from, "--to", &to, "--port", "80/TCP", "-o", "json"])?;
-        ensure!(output.status.code() == Some(1), "a denial is exit code 1, not {}", output.status);
-        let explained: Value = serde_json::from_slice(&output.stdout).context("reading what explain prints")?;
+        ensure!(output.status.code() == Some(1), "the exit code for a denial must be 1, not {}", output.status);
+        let explained: Value = serde_json::from_slice(&output.stdout).context("reading the JSON of netpol explain")?;
         assert_eq!((told.direction(), &explained["verdict"]), (direction, &Value::from("deny")), "{from} to {to}");
         let side = &explained[direction];
         assert_eq!(side["reason"], told.reason(), "{from} to {to}");
-        let policies: Vec<_> = side["policies"].as_array().context("no policies")?.iter().collect();
+        let policies: Vec<_> = side["policies"].as_array().context("the JSON has no policies")?.iter().collect();
         assert_eq!(policies, told.policies().iter().collect::<Vec<_>>(), "{from} to {to}");
         ensure!(side["nearest"]["lacks"].is_array() || side["nearest"].is_null(), "{side:#}");
 
-        let words = run(&lab, "explain", &["--from", &from, "--to", &to, "--port", "80/TCP"])?;
-        let words = String::from_utf8_lossy(&words.stdout).into_owned();
-        ensure!(words.starts_with("DENY") && words.contains(&told.policies()[0]), "{words}");
+        let output = run(&lab, "explain", &["--from", &from, "--to", &to, "--port", "80/TCP"])?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(text.starts_with("DENY") && text.contains(&told.policies()[0]), "{text}");
     }
     let allowed = run(&lab, "explain", &["--from", "shop/front", "--to", "shop/back", "--port", "80"])?;
     ensure!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stdout));

@@ -1,4 +1,4 @@
-//! Whole scenarios, measured against what the policies mean, in every shape a cluster comes in.
+//! Whole scenarios in every kind of cluster: the measured verdicts are compared with the policies.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::matrix::wait_until_expected;
 use netpol_tests::{Agent, AgentOptions, Cluster, Families, Lab, PodSpec, Topology, deny_all, policy};
 
-/// Three tiers in one namespace, DNS in another, a second node, and an outside with addresses of both families.
+/// Three tiers in one namespace, DNS in another, a second node, and outside hosts with addresses of both families.
 fn tiers() -> netpol_tests::ClusterBuilder {
     Cluster::builder()
         .nodes(2)
@@ -72,7 +72,7 @@ fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result
     let allowed = matrix.allowed();
     assert!(
         allowed > 10 && allowed < matrix.0.len() / 2,
-        "a scenario with both verdicts: {allowed} of {}",
+        "the scenario must have both verdicts, but {allowed} of {} connections are allowed",
         matrix.0.len()
     );
     Ok(())
@@ -89,7 +89,7 @@ fn tiers_on_a_bridge_with_ipv6() -> Result<()> {
 }
 
 #[test]
-fn tiers_on_a_bridge_with_both() -> Result<()> {
+fn tiers_on_a_bridge_with_dual_stack() -> Result<()> {
     measure(Topology::Bridge, Families::Dual, &[])
 }
 
@@ -104,7 +104,7 @@ fn tiers_routed_with_ipv6() -> Result<()> {
 }
 
 #[test]
-fn tiers_routed_with_both() -> Result<()> {
+fn tiers_routed_with_dual_stack() -> Result<()> {
     measure(Topology::Routed, Families::Dual, &[])
 }
 
@@ -115,7 +115,7 @@ fn tiers_attached_by_tcx() -> Result<()> {
 }
 
 #[test]
-fn s26_attached_by_tcx_a_crash_opens_nothing() -> Result<()> {
+fn s26_verdicts_stay_after_a_crash_with_tcx() -> Result<()> {
     let mut lab = Lab::start_with(tiers(), &tier_policies(), AgentOptions::default().arguments(&["--attach", "tcx"]))?;
     let table = "shop/front -> shop/back 80/TCP\nshop/front -x shop/data 5432/TCP\nshop/back -> shop/data 5432/TCP";
     lab.expect(table)?;
@@ -123,7 +123,7 @@ fn s26_attached_by_tcx_a_crash_opens_nothing() -> Result<()> {
     lab.expect(table)?;
     lab.agent().restart()?;
     lab.expect(table)?;
-    let (done, said) = lab.agent().uninstall()?;
-    anyhow::ensure!(done, "uninstall failed: {said}");
+    let (done, output) = lab.agent().uninstall()?;
+    anyhow::ensure!(done, "uninstall failed: {output}");
     lab.expect_without_reference("shop/front -> shop/data 5432/TCP")
 }

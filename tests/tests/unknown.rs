@@ -7,7 +7,7 @@ use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::flow::Stream;
 use netpol_tests::packet::{Ip, Marker};
 use netpol_tests::raw::{TestPacket, check};
-use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Families, Lab, ProbeResult, PodSpec, deny_all, policy};
+use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Families, Lab, PodSpec, ProbeResult, deny_all, policy};
 
 fn pods() -> ClusterBuilder {
     Cluster::builder().pods(&[

@@ -1,6 +1,6 @@
-//! A cluster whose API server fails on demand, and what the source tells of it.
+//! A cluster whose API server fails on demand, and the kube source that reads it.
 
-#![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(dead_code, reason = "each test binary uses a part of this module")]
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// More than anything takes, faults included.
+/// Timeout for everything, longer than recovery from any fault.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// What the agent watches.
+/// The resources that the agent watches.
 const WATCHED: [Resource; 6] = [
     Resource::Namespaces,
     Resource::Nodes,
@@ -27,18 +27,18 @@ const WATCHED: [Resource; 6] = [
     Resource::EndpointSlices,
 ];
 
-/// See the module.
+/// An API server, a source, and the cluster state that results from the source's batches.
 pub(crate) struct Cluster {
     pub(crate) server: ApiServer,
     pub(crate) feed: Feed,
-    /// What the batches so far make of it.
+    /// The cluster state after the batches received so far.
     pub(crate) world: World,
     pub(crate) batches: Vec<Batch>,
     _credentials: tempfile::TempDir,
 }
 
-/// The source's times, short.
-pub(crate) fn hasty() -> kube::Options {
+/// Returns options of the source with short times.
+pub(crate) fn short_times() -> kube::Options {
     kube::Options {
         spread: Duration::ZERO,
         answer: Duration::from_secs(2),
@@ -51,12 +51,17 @@ pub(crate) fn hasty() -> kube::Options {
     }
 }
 
-/// A server with what `fill` puts on it.
+/// Starts a server with a node, a namespace, a Service, and the objects that `fill` adds.
 pub(crate) fn server(options: Options, fill: impl FnOnce(&ApiServer)) -> ApiServer {
-    let server = ApiServer::start(TcpListener::bind("127.0.0.1:0").expect("a port"), options).expect("a server");
-    server.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}})).expect("a node");
-    server.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})).expect("a namespace");
-    server.apply(service("web", "10.96.0.7")).expect("a Service");
+    let server = ApiServer::start(TcpListener::bind("127.0.0.1:0").expect("cannot bind a port"), options)
+        .expect("cannot start the API server");
+    server
+        .apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}))
+        .expect("cannot create the node");
+    server
+        .apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}))
+        .expect("cannot create the namespace");
+    server.apply(service("web", "10.96.0.7")).expect("cannot create the Service");
     fill(&server);
     server
 }
@@ -71,7 +76,7 @@ pub(crate) fn service(name: &str, address: &str) -> Value {
     })
 }
 
-/// One of the slices of a Service, with the backends at these addresses.
+/// Returns an `EndpointSlice` of a Service with backends at these addresses.
 pub(crate) fn slice(name: &str, service: &str, addresses: &[&str]) -> Value {
     let endpoints: Vec<_> = addresses
         .iter()
@@ -110,26 +115,26 @@ pub(crate) fn policy_key(name: &str) -> ObjectKey {
 }
 
 impl Cluster {
-    /// Starts a source; waits for nothing.
+    /// Starts a source without waiting.
     pub(crate) fn watch(server: ApiServer, options: kube::Options) -> Self {
-        let credentials = tempfile::tempdir().expect("a directory");
-        let kubeconfig = server.write_credentials(credentials.path()).expect("credentials");
-        let feed = kube::start(Some(kubeconfig), options).expect("it starts");
+        let credentials = tempfile::tempdir().expect("cannot create a directory");
+        let kubeconfig = server.write_credentials(credentials.path()).expect("cannot write the credentials");
+        let feed = kube::start(Some(kubeconfig), options).expect("cannot start the source");
         Self { server, feed, world: World::default(), batches: Vec::new(), _credentials: credentials }
     }
 
-    /// Starts a source, and waits for its first batch.
+    /// Starts a source and waits until it has all objects.
     pub(crate) async fn start(options: Options, fill: impl FnOnce(&ApiServer)) -> Self {
-        let mut cluster = Self::watch(server(options, fill), hasty());
-        cluster.until_same().await;
+        let mut cluster = Self::watch(server(options, fill), short_times());
+        cluster.wait_in_sync().await;
         cluster
     }
 
-    /// The next batch, taken in.
-    pub(crate) async fn next(&mut self) -> Batch {
+    /// Receives the next batch and applies it.
+    pub(crate) async fn next_batch(&mut self) -> Batch {
         let batch = timeout(PATIENCE, self.feed.batches.recv()).await;
-        let batch = batch.unwrap_or_else(|_| panic!("no batch comes: {:?}", self.feed.state.kinds()));
-        let batch = batch.expect("the source never ends");
+        let batch = batch.unwrap_or_else(|_| panic!("timed out waiting for a batch: {:?}", self.feed.state.kinds()));
+        let batch = batch.expect("the source has ended");
         for event in batch.events.clone() {
             self.world.apply(event);
         }
@@ -137,43 +142,48 @@ impl Cluster {
         batch
     }
 
-    /// No batch within this time.
-    pub(crate) async fn quiet(&mut self, time: Duration) {
+    /// Checks that no batch arrives within this time.
+    pub(crate) async fn expect_no_batch(&mut self, time: Duration) {
         if let Ok(batch) = timeout(time, self.feed.batches.recv()).await {
-            panic!("something is told: {batch:?}");
+            panic!("unexpected batch: {batch:?}");
         }
     }
 
-    /// What the server has, as a file with the same would be understood.
-    pub(crate) fn truth(&self) -> World {
+    /// Returns the cluster state on the server, parsed as a file with the same objects.
+    pub(crate) fn server_state(&self) -> World {
         let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
         World::of(objects.flat_map(|object| manifest::read(object, "server").objects).map(|located| located.object))
     }
 
-    /// Takes batches in until what is known is what there is.
-    pub(crate) async fn until_same(&mut self) {
+    /// Receives batches until the cluster state equals the server's.
+    pub(crate) async fn wait_in_sync(&mut self) {
         let begun = Instant::now();
-        while self.batches.is_empty() || self.world != self.truth() {
-            assert!(begun.elapsed() < PATIENCE, "not the same: {:?}\n{:?}", self.world, self.truth());
-            self.next().await;
+        while self.batches.is_empty() || self.world != self.server_state() {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the agent has {:?}\nthe server has {:?}",
+                self.world,
+                self.server_state()
+            );
+            self.next_batch().await;
         }
     }
 
-    /// What is known of an object as of now, batches taken in up to the one that says so.
-    pub(crate) async fn ask(&mut self, object: ObjectKey) -> Result<Known, String> {
-        self.ask_about(Subject::Object(object)).await
+    /// Sends an inquiry about an object, and receives batches up to the one that the answer refers to.
+    pub(crate) async fn inquire(&mut self, object: ObjectKey) -> Result<Known, String> {
+        self.inquire_about(Subject::Object(object)).await
     }
 
-    /// The same of anything.
-    pub(crate) async fn ask_about(&mut self, subject: Subject) -> Result<Known, String> {
-        let (answer, mut answered) = oneshot::channel();
-        self.feed.inquiries.send(Inquiry { subject, answer }).await.expect("the source never ends");
+    /// Sends an inquiry about any subject.
+    pub(crate) async fn inquire_about(&mut self, subject: Subject) -> Result<Known, String> {
+        let (answer, mut receiver) = oneshot::channel();
+        self.feed.inquiries.send(Inquiry { subject, answer }).await.expect("the source has ended");
         loop {
             tokio::select! {
-                known = &mut answered => {
-                    let known = known.expect("it answers")?;
+                known = &mut receiver => {
+                    let known = known.expect("the source dropped the inquiry")?;
                     while self.batches.last().is_none_or(|batch| batch.revision < known.revision) {
-                        self.next().await;
+                        self.next_batch().await;
                     }
                     return Ok(known);
                 }
@@ -181,34 +191,35 @@ impl Cluster {
                     batch.events.iter().cloned().for_each(|event| self.world.apply(event));
                     self.batches.push(batch);
                 }
-                () = tokio::time::sleep(PATIENCE) => panic!("no answer"),
+                () = tokio::time::sleep(PATIENCE) => panic!("timed out waiting for the answer to an inquiry"),
             }
         }
     }
 
-    /// Requests with this in their path and query.
-    pub(crate) fn asked(&self, part: &str) -> usize {
+    /// Returns the number of requests whose path or query contains `part`.
+    pub(crate) fn requests_with(&self, part: &str) -> usize {
         self.server.requests().iter().filter(|request| request.path.contains(part)).count()
     }
 
     /// Waits until all watches are open.
-    pub(crate) async fn watching(&self) {
-        self.eventually("all watches are open", || {
+    pub(crate) async fn wait_watching(&self) {
+        self.wait_until("all watches are open", || {
             WATCHED.into_iter().all(|resource| self.server.open_watches(resource) > 0)
         })
         .await;
     }
 
-    pub(crate) async fn eventually(&self, what: &str, holds: impl Fn() -> bool) {
+    /// Waits until a condition holds. `what` describes it in the panic message.
+    pub(crate) async fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
         let begun = Instant::now();
         while !holds() {
-            assert!(begun.elapsed() < PATIENCE, "never: {what}; {:?}", self.feed.state.kinds());
+            assert!(begun.elapsed() < PATIENCE, "timed out waiting until {what}; {:?}", self.feed.state.kinds());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
-/// Keys that events apply (+) and delete (-), sorted.
+/// Returns the sorted keys of the objects that events apply (+) and delete (-).
 pub(crate) fn keys(batch: &Batch) -> Vec<String> {
     let mut keys: Vec<String> = batch.events.iter().map(text).collect();
     keys.sort();
@@ -220,6 +231,6 @@ fn text(event: &Event) -> String {
         Event::Apply(object) => format!("+{}", Object::key(object)),
         Event::Delete(key) => format!("-{key}"),
         Event::Reset(objects) => format!("={}", objects.len()),
-        Event::OwnAddresses(_) => "own".to_owned(),
+        Event::OwnAddresses(_) => "local addresses".to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! A big cluster, the same at every run.
+//! A large cluster for benchmarks, the same in every run.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use crate::model::{
     PortRange, Ports, Protocol, Requirement, Rule, Selector,
 };
 
-/// The node that has one pod in a hundred of a [`cluster`].
+/// Returns the local node, which has one of a hundred pods of a [`cluster`].
 pub fn local_node() -> Arc<str> {
     "node-0".into()
 }
 
-/// A cluster of `pods` pods on a hundred nodes and `policies` policies. A namespace has a hundred pods of ten apps; every
-/// policy lets one app be reached by another one and by one namespace.
+/// Returns a cluster with `pods` pods on a hundred nodes and with `policies` policies. A namespace has a hundred pods
+/// of ten apps. Each policy allows ingress to one app from another app and from a namespace.
 pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
     let namespaces = pods.div_ceil(100).max(1);
     let namespace = |index: usize| -> Arc<str> { format!("ns-{}", index % namespaces).into() };
     let app = |index: usize| -> Arc<str> { format!("app-{}", index % 10).into() };
-    let labelled = |key: &str, value: Arc<str>| Selector {
+    let with_label = |key: &str, value: Arc<str>| Selector {
         requirements: vec![Requirement::In(key.into(), vec![value])],
         invalid: false,
     };
@@ -48,14 +48,14 @@ pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
     objects.extend((0..policies).map(|index| {
         let port = u16::try_from(8000 + index % 16).unwrap_or(8000);
         let ports = |port| Ports::Of(vec![PortMatch { protocol: Protocol::Tcp, port }]);
-        let from_app = Peer::Pods { namespaces: None, pods: labelled("app", app(index / namespaces + 1)) };
+        let from_app = Peer::Pods { namespaces: None, pods: with_label("app", app(index / namespaces + 1)) };
         let from_namespace = Peer::Pods {
-            namespaces: Some(labelled(NAMESPACE_NAME_LABEL, namespace(index + 1))),
+            namespaces: Some(with_label(NAMESPACE_NAME_LABEL, namespace(index + 1))),
             pods: Selector::everything(),
         };
         Object::Policy(Policy {
             key: PolicyKey::new(namespace(index), format!("policy-{index}")),
-            pods: labelled("app", app(index / namespaces)),
+            pods: with_label("app", app(index / namespaces)),
             ingress: Some(vec![
                 Rule { peers: Peers::Of(vec![from_app]), ports: ports(PortRange::Range(port, port)) },
                 Rule { peers: Peers::Of(vec![from_namespace]), ports: ports(PortRange::Named("http".into())) },

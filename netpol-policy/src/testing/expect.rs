@@ -1,4 +1,4 @@
-//! The reference's verdicts, as tables can hold them.
+//! Expected verdicts of compiled tables.
 
 use netpol_common::{Direction, Reason};
 
@@ -8,15 +8,16 @@ use crate::reference::{Packet, evaluate};
 use crate::tables::Tables;
 use crate::world::World;
 
-/// The reference's verdict on a packet, and whether it is judged again by where it is sent.
+/// Returns the expected verdict of the tables on a packet, and whether the packet is rechecked post-DNAT.
 ///
-/// But for one thing: pods with the same rules share what stands in the tables. Where one of them is behind a Service, and so
-/// reaches itself, the others are let through to where who is behind it is known too.
+/// It is the reference's verdict, with one exception: pods with the same rules share table entries. If one of these
+/// pods is a backend of a Service, it may reach itself. Then packets of the other pods to the Service are not dropped
+/// pre-DNAT, but rechecked post-DNAT.
 pub fn expected(world: &World, tables: &Tables, packet: &Packet) -> (Reason, bool) {
     let found = evaluate(world, packet);
     let rules = |pod: &PodKey| tables.endpoint(pod).map(|policy| policy.egress.rule_set);
-    let is_alike = |pod: &Pod| pod.key != packet.pod && rules(&pod.key) == rules(&packet.pod);
-    if found.reason != Reason::NoBackend || !is_among_backends(world, packet, is_alike) {
+    let has_same_rules = |pod: &Pod| pod.key != packet.pod && rules(&pod.key) == rules(&packet.pod);
+    if found.reason != Reason::NoBackend || !is_among_backends(world, packet, has_same_rules) {
         (found.reason, found.again)
     } else if packet.behind {
         (Reason::SomeBackends, false)
@@ -25,12 +26,12 @@ pub fn expected(world: &World, tables: &Tables, packet: &Packet) -> (Reason, boo
     }
 }
 
-/// Whether a packet is for a Service that such a pod of this node is behind.
+/// Returns whether a packet is to a Service with a backend that is a pod of this node and that `is_meant` accepts.
 pub fn is_among_backends(world: &World, packet: &Packet, is_meant: impl Fn(&Pod) -> bool) -> bool {
     let frontend = world.frontend_at(packet.remote, packet.protocol, packet.port);
     let Some(frontend) = frontend.filter(|_| packet.direction == Direction::Egress) else { return false };
     let backends = world.backends(&frontend);
-    let here = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some(NODE));
-    let mut meant = here.filter(|pod| is_meant(pod));
+    let local = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some(NODE));
+    let mut meant = local.filter(|pod| is_meant(pod));
     meant.any(|pod| backends.iter().any(|backend| pod.addresses.contains(&backend.address)))
 }

@@ -1,4 +1,4 @@
-//! Objects and events.
+//! Strategies that generate objects and events.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const SERVICES: [&str; 2] = ["s", "t"];
 
 /// The node whose pods have endpoints.
 pub(super) const NODE: &str = "node-1";
-/// Addresses that pods, nodes, Services and strangers have.
+/// Addresses of pods, nodes, Services and outside hosts.
 pub(super) const ADDRESSES: [&str; 14] = [
     "10.0.0.1",
     "10.0.0.2",
@@ -41,7 +41,7 @@ pub(super) const ADDRESSES: [&str; 14] = [
     "10.96.0.1",
     "fd96::1",
 ];
-/// Those that Services have: most often those that only they have.
+/// Addresses of Services. Most of them are used for nothing else.
 const SERVICE_ADDRESSES: [&str; 6] = ["10.0.0.3", "192.0.2.1", "2001:db8::1", "10.96.0.1", "fd96::1", "fd00::1:2"];
 const BLOCKS: [&str; 12] = [
     "0.0.0.0/0",
@@ -57,7 +57,7 @@ const BLOCKS: [&str; 12] = [
     "fd00::2/128",
     "fd00::1:0/112",
 ];
-/// Ports that rules, pods and packets name.
+/// Ports of rules, pods and packets.
 pub(super) const PORTS: [u16; 6] = [53, 79, 80, 81, 8080, 65535];
 
 fn name(names: &'static [&'static str]) -> impl Strategy<Value = Arc<str>> {
@@ -84,7 +84,7 @@ fn selector() -> impl Strategy<Value = Selector> {
 }
 
 fn block() -> impl Strategy<Value = IpBlock> {
-    let net = |text: &str| -> IpNet { text.parse().expect("a block of this list") };
+    let net = |text: &str| -> IpNet { text.parse().expect("invalid block in the list") };
     (select(&BLOCKS[..]), subsequence(&BLOCKS[..], 0..=3)).prop_map(move |(cidr, except)| {
         let cidr: IpNet = net(cidr);
         let inside = |hole: &IpNet| cidr.contains(hole) && hole.prefix_len() > cidr.prefix_len();
@@ -112,7 +112,7 @@ fn ports() -> impl Strategy<Value = Ports> {
     prop_oneof![1 => Just(Ports::Any), 4 => vec(item, 0..=3).prop_map(Ports::Of)]
 }
 
-/// A policy.
+/// Generates a policy.
 pub fn policy() -> impl Strategy<Value = Policy> {
     let rules =
         || option::weighted(0.7, vec((peers(), ports()).prop_map(|(peers, ports)| Rule { peers, ports }), 0..=3));
@@ -127,20 +127,20 @@ pub fn policy() -> impl Strategy<Value = Policy> {
     )
 }
 
-/// A pod; on this node more often than not.
+/// Generates a pod, most often on the local node.
 pub fn pod() -> impl Strategy<Value = Pod> {
     let port = (name(&PORT_NAMES), select(&Protocol::ALL[..]), select(&PORTS[..]))
         .prop_map(|(name, protocol, port)| NamedPort { name, protocol, port });
     let addresses = (option::weighted(0.8, select(&ADDRESSES[..6])), option::weighted(0.5, select(&ADDRESSES[7..11])));
-    let what = (name(&NAMESPACES), select(&["x", "y", "z"][..]), prop::bool::weighted(0.7), labels());
+    let identity = (name(&NAMESPACES), select(&["x", "y", "z"][..]), prop::bool::weighted(0.7), labels());
     let ports = (vec(port, 0..=3), option::weighted(0.2, host_ports()));
     let state = (prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1), 0_i64..3);
-    (what, state, addresses, ports).prop_map(|(what, state, addresses, (ports, host_ports))| {
-        let (namespace, name, here, labels) = what;
+    (identity, state, addresses, ports).prop_map(|(identity, state, addresses, (ports, host_ports))| {
+        let (namespace, name, is_local, labels) = identity;
         let (host_network, finished, deleting, created) = state;
         Pod {
             key: PodKey::new(namespace, name),
-            node: Some(if here { NODE } else { "node-2" }.into()),
+            node: Some(if is_local { NODE } else { "node-2" }.into()),
             host_network,
             finished,
             deleting,
@@ -154,7 +154,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
 }
 
 fn address(text: &str) -> IpAddr {
-    text.parse().expect("an address of this list")
+    text.parse().expect("invalid address in the list")
 }
 
 fn addresses(of: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<IpAddr>> {
@@ -165,7 +165,7 @@ fn addresses(of: &'static [&'static str], most: usize) -> impl Strategy<Value = 
     })
 }
 
-/// Mostly the same one, so that Services and slices fit together.
+/// Generates TCP most often, so that Services and slices match.
 fn protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![4 => Just(Protocol::Tcp), 1 => select(&Protocol::ALL[..])]
 }
@@ -179,7 +179,7 @@ fn host_ports() -> impl Strategy<Value = HostPorts> {
     (addresses(&ADDRESSES, 2), vec(port, 1..=2)).prop_map(|(addresses, ports)| HostPorts { addresses, ports })
 }
 
-/// A Service.
+/// Generates a Service.
 pub fn service() -> impl Strategy<Value = Service> {
     let node_port = option::weighted(0.5, select(&PORTS[..]));
     let port =
@@ -195,7 +195,7 @@ pub fn service() -> impl Strategy<Value = Service> {
     )
 }
 
-/// A slice of a Service.
+/// Generates a slice of a Service.
 pub fn slice() -> impl Strategy<Value = EndpointSlice> {
     let port = (name(&PORT_NAMES), protocol(), select(&PORTS[..])).prop_map(|(name, protocol, port)| SlicePort {
         name,
@@ -225,7 +225,7 @@ fn namespace() -> impl Strategy<Value = Namespace> {
     })
 }
 
-/// An object.
+/// Generates an object of any kind.
 pub fn object() -> impl Strategy<Value = Object> {
     prop_oneof![
         4 => pod().prop_map(Object::Pod),
@@ -237,7 +237,7 @@ pub fn object() -> impl Strategy<Value = Object> {
     ]
 }
 
-/// An event.
+/// Generates an event.
 pub fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => object().prop_map(Event::Apply),

@@ -1,7 +1,7 @@
-//! Worlds, events and packets made at random, for property tests here and against the loaded program; and big clusters for
-//! benchmarks. Few names, labels, ports and addresses, so that things meet.
+//! Random objects, events and packets for property tests, and large clusters for benchmarks. Few different names,
+//! labels, ports and addresses are used, so that random objects and packets often match each other.
 
-#![allow(clippy::missing_panics_doc, reason = "only where a literal of this module does not parse")]
+#![allow(clippy::missing_panics_doc, reason = "panics only if a literal of this module does not parse")]
 
 mod cluster;
 mod expect;

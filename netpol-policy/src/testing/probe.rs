@@ -1,4 +1,4 @@
-//! Attempts that tell worlds apart.
+//! Probes: packets whose verdicts differ between cluster states.
 
 use std::net::IpAddr;
 
@@ -10,12 +10,12 @@ use crate::reference::Packet;
 use crate::tables::{EndpointPolicy, Tables};
 use crate::world::World;
 
-/// An attempt at any pod.
+/// A packet that initiates a flow, at any pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Which way.
+    /// The direction at the pod.
     pub direction: Direction,
-    /// The other end.
+    /// The remote address.
     pub remote: IpAddr,
     /// IP protocol number.
     pub protocol: u8,
@@ -23,29 +23,29 @@ pub struct Probe {
     pub port: u16,
     /// The node itself sent it.
     pub from_node: bool,
-    /// It came in by the pod's own interface.
+    /// The packet arrived on the node by the pod's own interface.
     pub via_own: bool,
-    /// It is past the place where Services send packets on.
-    pub behind: bool,
+    /// The packet is evaluated post-DNAT.
+    pub post_dnat: bool,
 }
 
 impl Probe {
-    /// The same at one pod, for the reference.
+    /// Returns the probe as a packet at one pod, for the reference.
     pub fn at(&self, pod: &PodKey) -> Packet {
-        let Self { direction, remote, protocol, port, from_node, via_own, behind } = *self;
-        Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, via_own, behind }
+        let Self { direction, remote, protocol, port, from_node, via_own, post_dnat } = *self;
+        Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, via_own, behind: post_dnat }
     }
 }
 
-/// All attempts worth making.
+/// Returns all probes: every remote address, direction, protocol and port.
 pub fn probes() -> Vec<Probe> {
     let mut probes = Vec::new();
-    for remote in ADDRESSES.map(|text| text.parse::<IpAddr>().expect("an address of this list")) {
+    for remote in ADDRESSES.map(|text| text.parse::<IpAddr>().expect("invalid address in the list")) {
         for direction in Direction::BOTH {
             let mut add = |protocol, port, from_node, via_own| {
-                probes.push(Probe { direction, remote, protocol, port, from_node, via_own, behind: false });
+                probes.push(Probe { direction, remote, protocol, port, from_node, via_own, post_dnat: false });
                 if direction == Direction::Egress {
-                    probes.push(Probe { direction, remote, protocol, port, from_node, via_own, behind: true });
+                    probes.push(Probe { direction, remote, protocol, port, from_node, via_own, post_dnat: true });
                 }
             };
             for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
@@ -63,8 +63,8 @@ pub fn probes() -> Vec<Probe> {
     probes
 }
 
-/// The verdict of tables in memory, by the code that the kernel runs.
+/// Returns the verdict of tables in memory, with the code that also runs in the kernel.
 pub fn judge_in(tables: &Tables, world: &World, pod: &PodKey, policy: EndpointPolicy, probe: &Probe) -> Reason {
-    let own = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-    tables.judge(policy, own, &probe.at(pod)).reason
+    let addresses = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+    tables.judge(policy, addresses, &probe.at(pod)).reason
 }

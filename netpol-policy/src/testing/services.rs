@@ -1,4 +1,4 @@
-//! A big cluster with Services, the same at every run.
+//! A large cluster with Services for benchmarks, the same in every run.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -9,17 +9,18 @@ use crate::model::{
     Requirement, Rule, Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort, TargetPort,
 };
 
-/// A [`cluster`] of `pods` pods, where `services` Services have each an equal share of them behind, and every namespace a policy for the
-/// egress of one app: to another one of its namespace, by the name of its port, and to DNS at anyone.
+/// Returns a [`cluster`] with `pods` pods and `services` Services. Each Service has an equal share of the pods as
+/// backends. Each namespace has an egress policy for one app, which allows a named port of another app in the
+/// namespace, and DNS at any address.
 pub fn cluster_with_services(pods: usize, services: usize) -> Vec<Object> {
     let mut objects = cluster(pods, 0);
     let pods: Vec<Pod> = objects.iter().filter_map(as_pod).cloned().collect();
     let namespaces: Vec<Arc<str>> = objects.iter().filter_map(as_namespace).cloned().collect();
     objects.extend(namespaces.into_iter().map(|namespace| Object::Policy(policy(namespace))));
     let share = pods.len().div_ceil(services.max(1)).max(1);
-    for (index, behind) in pods.chunks(share).enumerate() {
-        objects.push(Object::Service(service(index, behind)));
-        objects.push(Object::Slice(slice(index, behind)));
+    for (index, backends) in pods.chunks(share).enumerate() {
+        objects.push(Object::Service(service(index, backends)));
+        objects.push(Object::Slice(slice(index, backends)));
     }
     objects
 }
@@ -58,11 +59,11 @@ fn name(index: usize) -> Arc<str> {
     format!("service-{index}").into()
 }
 
-fn service(index: usize, behind: &[Pod]) -> Service {
+fn service(index: usize, backends: &[Pod]) -> Service {
     let offset = u32::try_from(index).unwrap_or(u32::MAX);
     let address = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 128, 0, 1)).wrapping_add(offset));
     Service {
-        key: ServiceKey::new(behind[0].key.namespace.clone(), name(index)),
+        key: ServiceKey::new(backends[0].key.namespace.clone(), name(index)),
         addresses: vec![IpAddr::V4(address)],
         ports: vec![ServicePort {
             name: "http".into(),
@@ -76,12 +77,12 @@ fn service(index: usize, behind: &[Pod]) -> Service {
     }
 }
 
-fn slice(index: usize, behind: &[Pod]) -> EndpointSlice {
+fn slice(index: usize, backends: &[Pod]) -> EndpointSlice {
     let at = |address: &IpAddr| SliceEndpoint { address: *address, ready: true, draining: false };
     EndpointSlice {
-        key: SliceKey::new(behind[0].key.namespace.clone(), name(index)),
+        key: SliceKey::new(backends[0].key.namespace.clone(), name(index)),
         service: Some(name(index)),
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-        endpoints: behind.iter().flat_map(|pod| pod.addresses.iter().map(at)).collect(),
+        endpoints: backends.iter().flat_map(|pod| pod.addresses.iter().map(at)).collect(),
     }
 }

@@ -1,4 +1,4 @@
-//! Tokens that expire, and permissions that are missing.
+//! Expired tokens and missing permissions.
 
 use std::time::Duration;
 
@@ -7,30 +7,30 @@ use netpol_apiserver::{Options, Resource, Verb, WatchFault};
 use netpol_tests::agent::as_deployed;
 use netpol_tests::{Agent, AgentOptions, Lab, ProbeResult, Protocol};
 
-use super::{lab, load, options, pods, server_from, until};
+use super::{lab, load, options, pods, server_from, wait_until};
 
 const FROM_OTHER: &str = ", {podSelector: {matchLabels: {app: other}}}";
 
 #[test]
-fn a_token_that_expired_is_read_again() -> Result<()> {
+fn an_expired_token_is_read_again_from_its_file() -> Result<()> {
     let lab = lab(options()?, &[server_from("")])?;
     let load = load(&lab)?;
     for round in 0..3 {
         lab.api_server().rotate_token()?;
         lab.api_server().expire_old_tokens();
-        // Not a cut connection, after which the token is read again anyway.
+        // The watch ends, but not the connection: after a cut connection the token is read again anyway.
         lab.api_server().watch_fault(None, WatchFault::End);
         let (peers, arrow) = if round % 2 == 0 { (FROM_OTHER, "->") } else { ("", "-x") };
         lab.policies(&[server_from(peers)])?;
         lab.expect(&format!("shop/client -> shop/server 80/TCP\nshop/other {arrow} shop/server 80/TCP"))?;
     }
     let refused = lab.api_server().requests().iter().filter(|request| request.status == Some(401)).count();
-    ensure!(refused > 0, "the agent never asked with an old token: nothing was tested");
+    ensure!(refused > 0, "the agent sent no request with an old token: nothing was tested");
     load.finish()
 }
 
 #[test]
-fn in_a_pod_the_service_account_is_used_and_its_token_read_again_when_kubelet_replaces_it() -> Result<()> {
+fn in_a_pod_the_agent_uses_the_service_account_and_rereads_its_token() -> Result<()> {
     let server = options()?;
     let options = AgentOptions::default().api_server(server).in_cluster();
     let mut lab = Lab::start_with(pods(), &[server_from("")], options)?;
@@ -38,7 +38,7 @@ fn in_a_pod_the_service_account_is_used_and_its_token_read_again_when_kubelet_re
     let first = lab.api_server().token();
     lab.api_server().rotate_token()?;
     lab.api_server().expire_old_tokens();
-    ensure!(lab.api_server().token() != first, "the token is the old one: nothing was tested");
+    ensure!(lab.api_server().token() != first, "the token did not change: nothing was tested");
     lab.api_server().watch_fault(None, WatchFault::End);
     lab.policies(&[server_from(FROM_OTHER)])?;
     lab.expect(
@@ -46,11 +46,11 @@ fn in_a_pod_the_service_account_is_used_and_its_token_read_again_when_kubelet_re
     )?;
     ensure!(
         lab.agent().log().contains("source=kube\n"),
-        "it was told where its credentials are:\n{}",
+        "the agent was given a path to credentials:\n{}",
         lab.agent().log()
     );
 
-    // The one in its place at the start, and an API server's certificate that only the mounted authority vouches for.
+    // The restarted agent reads the new token, and trusts the API server by the mounted certificate authority.
     lab.api_server().rotate_token()?;
     lab.api_server().expire_old_tokens();
     lab.agent().restart()?;
@@ -59,7 +59,7 @@ fn in_a_pod_the_service_account_is_used_and_its_token_read_again_when_kubelet_re
 }
 
 #[test]
-fn a_missing_permission_is_named_as_the_role_would_have_it_and_once_granted_the_agent_gets_ready() -> Result<()> {
+fn a_missing_permission_is_logged_as_a_rule_and_the_agent_becomes_ready_when_it_is_granted() -> Result<()> {
     let granted = as_deployed()?.rules;
     let rules = granted.clone().without(Resource::NetworkPolicies, None);
     let cluster = pods().build()?;
@@ -71,19 +71,19 @@ fn a_missing_permission_is_named_as_the_role_would_have_it_and_once_granted_the_
         agent.wait_log(&[line])?;
     }
     std::thread::sleep(Duration::from_secs(1));
-    ensure!(!agent.is_ready(), "it is ready without having seen a policy");
-    agent.api_server().expect("it was given one").set_rules(granted);
+    ensure!(!agent.is_ready(), "the agent is ready before it has read any policy");
+    agent.api_server().expect("the agent has no API server").set_rules(granted);
     agent.wait_ready()?;
     let probes = ["shop/client", "shop/never"].map(|from| cluster.probe(from, "shop/server", Protocol::Tcp, 80));
     ensure!(
         cluster.try_all(&probes)? == [ProbeResult::Allowed, ProbeResult::Dropped],
-        "it is ready, and does not enforce"
+        "the agent is ready but does not enforce"
     );
     Ok(())
 }
 
 #[test]
-fn a_permission_that_is_withdrawn_leaves_verdicts_and_one_granted_again_lets_changes_in() -> Result<()> {
+fn verdicts_stay_while_a_permission_is_missing_and_changes_apply_when_it_is_granted_again() -> Result<()> {
     let mut lab = lab(options()?, &[server_from("")])?;
     let load = load(&lab)?;
     let granted = as_deployed()?.rules;
@@ -95,19 +95,19 @@ fn a_permission_that_is_withdrawn_leaves_verdicts_and_one_granted_again_lets_cha
     lab.api_server().set_rules(granted);
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP")?;
     let forbidden = |request: &netpol_apiserver::Request| request.status == Some(403);
-    ensure!(lab.api_server().requests().iter().any(forbidden), "nothing was refused: nothing was tested");
+    ensure!(lab.api_server().requests().iter().any(forbidden), "no request was forbidden: nothing was tested");
     load.finish()
 }
 
 #[test]
-fn the_role_that_is_installed_is_enough_and_nothing_else_is_asked_for() -> Result<()> {
+fn the_deployed_role_is_sufficient_and_no_request_exceeds_it() -> Result<()> {
     let mut lab = lab(options()?, &[server_from("")])?;
     lab.policies(&[server_from(FROM_OTHER)])?;
     lab.expect("shop/other -> shop/server 80/TCP")?;
-    let said = lab.agent().wait(&["--for", "policy/shop/server", "--timeout", "30s"])?;
-    ensure!(said.code == Some(0), "{said:?}");
+    let output = lab.agent().wait(&["--for", "policy/shop/server", "--timeout", "30s"])?;
+    ensure!(output.code == Some(0), "{output:?}");
     let server = lab.api_server();
-    until("all is watched", Duration::from_secs(10), || Ok(server.open_watches(Resource::Nodes) == 1))?;
+    wait_until("nodes are watched", Duration::from_secs(10), || Ok(server.open_watches(Resource::Nodes) == 1))?;
     for request in server.requests() {
         let writes = matches!(request.verb, Some(Verb::Create | Verb::Update | Verb::Patch | Verb::Delete));
         ensure!(!writes && request.status != Some(403), "{request:?}");

@@ -1,4 +1,4 @@
-//! Thousands of pods elsewhere that come, go and change.
+//! Thousands of pods on other nodes are created, deleted and changed.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use netpol_apiserver::{ApiServer, Resource, WatchFault};
 use netpol_tests::{AgentOptions, Lab};
 use serde_json::json;
 
-use super::{load, options, pods, server_from, until};
+use super::{load, options, pods, server_from, wait_until};
 
 const PODS: u16 = 2_000;
-/// An address of the outside host: a pod's of another node as far as the API server says.
-const ELSEWHERE: &str = "203.0.113.5";
+/// An address of the outside host. In the API server it belongs to a pod of another node.
+const REMOTE_POD: &str = "203.0.113.5";
 
-/// A pod of another node. None of them is wired.
+/// Writes a pod of another node to the API server only: it has no network namespace.
 fn apply(server: &ApiServer, name: &str, address: &str, labels: &serde_json::Value) -> Result<()> {
     server.apply(json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -30,17 +30,20 @@ fn address(number: u16) -> String {
 
 fn metric(lab: &Lab, series: &str) -> Result<f64> {
     let page = lab.metrics()?;
-    let line =
-        page.lines().find_map(|line| line.strip_prefix(series)).with_context(|| format!("no {series}: {page}"))?;
+    let line = page
+        .lines()
+        .find_map(|line| line.strip_prefix(series))
+        .with_context(|| format!("there is no {series}: {page}"))?;
     line.trim().parse().with_context(|| format!("reading {series}"))
 }
 
-fn agrees(lab: &Lab) -> Result<bool> {
+/// Returns whether the agent has as many pods and policies as the API server.
+fn is_in_sync(lab: &Lab) -> Result<bool> {
     for (resource, kind) in [(Resource::Pods, "pods"), (Resource::NetworkPolicies, "networkpolicies")] {
-        let there = lab.api_server().all(resource).len();
+        let expected = lab.api_server().all(resource).len();
         let known = metric(lab, &format!("netpol_source_objects{{kind=\"{kind}\"}}"))?;
         let in_sync = metric(lab, &format!("netpol_source_in_sync{{kind=\"{kind}\"}}"))?;
-        if known.to_string() != there.to_string() || in_sync < 1.0 {
+        if known.to_string() != expected.to_string() || in_sync < 1.0 {
             return Ok(false);
         }
     }
@@ -48,20 +51,22 @@ fn agrees(lab: &Lab) -> Result<bool> {
 }
 
 #[test]
-fn churn_of_two_thousand_pods_is_followed_and_local_pods_stay_as_they_are() -> Result<()> {
+fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
     let options = AgentOptions::default().api_server(options()?);
-    let mut lab = Lab::start_with(pods().outside(ELSEWHERE), &[server_from("")], options)?;
+    let mut lab = Lab::start_with(pods().outside(REMOTE_POD), &[server_from("")], options)?;
     let load = load(&lab)?;
     for number in 0..PODS {
         let app = if number % 4 == 0 { "client" } else { "idle" };
         apply(lab.api_server(), &format!("far-{number}"), &address(number), &json!({"app": app}))?;
     }
-    apply(lab.api_server(), "traveller", ELSEWHERE, &json!({"app": "client"}))?;
-    until("the agent knows as many pods as there are", Duration::from_mins(1), || agrees(&lab))?;
-    let elsewhere = |arrow: &str| format!("{ELSEWHERE} {arrow} shop/server 80/TCP\nshop/client -> shop/server 80/TCP");
-    lab.expect_without_reference(&elsewhere("->"))?;
+    apply(lab.api_server(), "remote", REMOTE_POD, &json!({"app": "client"}))?;
+    wait_until("the agent has all pods and policies", Duration::from_mins(1), || is_in_sync(&lab))?;
+    let from_remote =
+        |arrow: &str| format!("{REMOTE_POD} {arrow} shop/server 80/TCP\nshop/client -> shop/server 80/TCP");
+    lab.expect_without_reference(&from_remote("->"))?;
 
-    // Each fifth leaves, and comes back at another's address; a third changes its label; watches break now and then.
+    // Of five pods, one is deleted, one takes over its address, and two change their labels. Some watches break
+    // meanwhile.
     for number in 0..PODS {
         let (server, name) = (lab.api_server(), format!("far-{number}"));
         match number % 5 {
@@ -78,25 +83,25 @@ fn churn_of_two_thousand_pods_is_followed_and_local_pods_stay_as_they_are() -> R
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    apply(lab.api_server(), "traveller", ELSEWHERE, &json!({"app": "idle"}))?;
-    lab.expect_without_reference(&elsewhere("-x"))?;
-    until("the agent knows as many pods as there are", Duration::from_mins(1), || agrees(&lab))?;
+    apply(lab.api_server(), "remote", REMOTE_POD, &json!({"app": "idle"}))?;
+    lab.expect_without_reference(&from_remote("-x"))?;
+    wait_until("the agent has all pods and policies", Duration::from_mins(1), || is_in_sync(&lab))?;
     let socket = lab.agent().socket().display().to_string();
-    let said = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
-    ensure!(said.code == Some(0), "{said:?}");
+    let output = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
+    ensure!(output.code == Some(0), "{output:?}");
     for pod in ["shop/client", "shop/server", "shop/other", "shop/never", "blog/web"] {
-        ensure!(said.stdout.contains(pod), "{pod} is not among what is enforced:\n{}", said.stdout);
+        ensure!(output.stdout.contains(pod), "{pod} is not among the enforced pods:\n{}", output.stdout);
     }
-    ensure!(!said.stdout.contains("far-"), "pods of other nodes are told of:\n{}", said.stdout);
+    ensure!(!output.stdout.contains("far-"), "status prints pods of other nodes:\n{}", output.stdout);
 
-    // And all of them go.
+    // All of them are deleted.
     for pod in lab.api_server().all(Resource::Pods) {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if name.starts_with("far-") {
             lab.api_server().delete(Resource::Pods, "shop", &name);
         }
     }
-    until("the agent knows as many pods as there are", Duration::from_mins(1), || agrees(&lab))?;
+    wait_until("the agent has all pods and policies", Duration::from_mins(1), || is_in_sync(&lab))?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     load.finish()
 }

@@ -1,4 +1,4 @@
-//! Watches and lists that go wrong while traffic flows.
+//! Failing watches and lists under load.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use netpol_tests::Lab;
 use netpol_tests::lab::TIMEOUT;
 use serde_json::{Value, json};
 
-use super::{PROD_AND_FRIENDS, lab, load, options, server_from, until};
+use super::{PROD_AND_FRIENDS, lab, load, options, server_from, wait_until};
 
-/// What goes wrong, before or while the objects change.
-type Harm = (&'static str, fn(&ApiServer));
+/// The description of a fault, and a function that injects it.
+type FaultCase = (&'static str, fn(&ApiServer));
 
-const WATCHES: [Harm; 8] = [
+const WATCH_FAULTS: [FaultCase; 8] = [
     ("events torn in the middle", |server| server.watch_fault(None, WatchFault::Tear)),
-    ("bytes that are no event", |server| server.watch_fault(None, WatchFault::Garbage)),
+    ("bytes that are not an event", |server| server.watch_fault(None, WatchFault::Garbage)),
     ("watches that end", |server| server.watch_fault(None, WatchFault::End)),
     ("watches that are cut", |server| server.watch_fault(None, WatchFault::Cut)),
     ("an ERROR event of code 410", |server| server.watch_fault(None, WatchFault::Error(410))),
@@ -27,18 +27,18 @@ const WATCHES: [Harm; 8] = [
     }),
 ];
 
-const REQUESTS: [Harm; 7] = [
-    ("status 429 for lists", |server| refuse(server, &Effect::status(429).retry_after(1))),
-    ("status 500 for lists", |server| refuse(server, &Effect::status(500))),
-    ("status 503 for lists", |server| refuse(server, &Effect::status(503))),
-    ("status 410 for lists", |server| refuse(server, &Effect::status(410))),
-    ("lists cut in the middle", |server| refuse(server, &Effect::cut_in_the_middle())),
-    ("lists that are none", |server| refuse(server, &Effect::garbage())),
-    ("connections cut instead of lists", |server| refuse(server, &Effect::cut())),
+const LIST_FAULTS: [FaultCase; 7] = [
+    ("status 429 for lists", |server| fail_lists(server, &Effect::status(429).retry_after(1))),
+    ("status 500 for lists", |server| fail_lists(server, &Effect::status(500))),
+    ("status 503 for lists", |server| fail_lists(server, &Effect::status(503))),
+    ("status 410 for lists", |server| fail_lists(server, &Effect::status(410))),
+    ("lists cut in the middle", |server| fail_lists(server, &Effect::cut_in_the_middle())),
+    ("bytes that are not a list", |server| fail_lists(server, &Effect::garbage())),
+    ("connections cut instead of lists", |server| fail_lists(server, &Effect::cut())),
 ];
 
-/// Watches break, and whoever starts anew meets the effect twice, with a list and with a streaming list.
-fn refuse(server: &ApiServer, effect: &Effect) {
+/// Ends all watches and injects the effect into the next list and the next streaming list of each kind.
+fn fail_lists(server: &ApiServer, effect: &Effect) {
     for resource in [Resource::Pods, Resource::Namespaces, Resource::NetworkPolicies] {
         for verb in [Verb::List, Verb::Watch] {
             server.inject(Fault::on(effect.clone()).verb(verb).resource(resource).times(1));
@@ -47,22 +47,23 @@ fn refuse(server: &ApiServer, effect: &Effect) {
     server.watch_fault(None, WatchFault::Error(410));
 }
 
-/// Changes policies, labels of a pod and labels of a namespace under each fault, and waits until all of it shows.
-fn suffer(harms: &[Harm], streaming: StreamingLists) -> Result<()> {
+/// Changes policies and the labels of a pod and of a namespace during each fault, and waits until all changes take
+/// effect.
+fn run_cases(cases: &[FaultCase], streaming: StreamingLists) -> Result<()> {
     let mut lab = lab(netpol_apiserver::Options { streaming_lists: streaming, ..options()? }, &[server_from("")])?;
     let load = load(&lab)?;
-    for (round, (what, harm)) in harms.iter().enumerate() {
-        change(&mut lab, *harm, round % 2 == 0).with_context(|| format!("after {what}"))?;
+    for (round, (fault, inject)) in cases.iter().enumerate() {
+        change(&mut lab, *inject, round % 2 == 0).with_context(|| format!("with the fault: {fault}"))?;
     }
     load.finish()
 }
 
-fn change(lab: &mut Lab, harm: fn(&ApiServer), opens: bool) -> Result<()> {
-    settle(lab.api_server())?;
+fn change(lab: &mut Lab, inject: fn(&ApiServer), allow: bool) -> Result<()> {
+    wait_for_watches(lab.api_server())?;
     let before = watches(lab.api_server());
-    harm(lab.api_server());
-    let (stage, friend, arrow) = if opens { ("prod", "yes", "->") } else { ("test", "no", "-x") };
-    lab.policies(&[server_from(if opens { PROD_AND_FRIENDS } else { "" })])?;
+    inject(lab.api_server());
+    let (stage, friend, arrow) = if allow { ("prod", "yes", "->") } else { ("test", "no", "-x") };
+    lab.policies(&[server_from(if allow { PROD_AND_FRIENDS } else { "" })])?;
     lab.cluster.label_namespace("blog", &format!("stage={stage}"))?;
     lab.cluster.edit_pod("shop/other", |pod| pod.labels(&format!("app=other,friend={friend}")))?;
     lab.expect(&format!(
@@ -72,29 +73,32 @@ fn change(lab: &mut Lab, harm: fn(&ApiServer), opens: bool) -> Result<()> {
          shop/never  -x shop/server 80/TCP"
     ))?;
     let after = watches(lab.api_server());
-    ensure!(after > before, "nothing broke: {before} watches were begun before, {after} now");
+    ensure!(after > before, "no watch broke: {before} watches were started before the fault, {after} in total");
     lab.api_server().clear_faults();
     Ok(())
 }
 
-/// Until watches work again, so that the agent takes the next fault for the first: as it would be over hours.
-fn settle(server: &ApiServer) -> Result<()> {
+/// Waits until all watches work again, so that the agent handles the next fault like a first one, without a longer
+/// backoff.
+fn wait_for_watches(server: &ApiServer) -> Result<()> {
     let round = server.version().to_string();
     let object = |api_version: &str, kind: &str, namespace: Option<&str>, spec: Value| {
         json!({
             "apiVersion": api_version, "kind": kind, "spec": spec,
-            "metadata": {"name": "unconcerned", "namespace": namespace, "labels": {"round": round}},
+            "metadata": {"name": "unrelated", "namespace": namespace, "labels": {"round": round}},
         })
     };
     for object in [
         object("v1", "Namespace", None, json!({})),
         object("v1", "Node", None, json!({})),
-        object("v1", "Pod", Some("unconcerned"), json!({"nodeName": "node-7", "containers": []})),
-        object("networking.k8s.io/v1", "NetworkPolicy", Some("unconcerned"), json!({"podSelector": {}})),
+        object("v1", "Pod", Some("unrelated"), json!({"nodeName": "node-7", "containers": []})),
+        object("networking.k8s.io/v1", "NetworkPolicy", Some("unrelated"), json!({"podSelector": {}})),
     ] {
         let kind = object["kind"].to_string();
         let version = server.apply(object)?.version;
-        until(&format!("a change of a {kind} is told"), TIMEOUT, || Ok(server.sent_at(version).is_some()))?;
+        wait_until(&format!("a change of a {kind} is sent to its watch"), TIMEOUT, || {
+            Ok(server.sent_at(version).is_some())
+        })?;
     }
     Ok(())
 }
@@ -104,34 +108,35 @@ fn watches(server: &ApiServer) -> usize {
 }
 
 #[test]
-fn broken_watches_lose_nothing_and_let_nothing_through() -> Result<()> {
-    suffer(&WATCHES, StreamingLists::Served)
+fn broken_watches_lose_no_allowed_packet_and_pass_no_denied_one() -> Result<()> {
+    run_cases(&WATCH_FAULTS, StreamingLists::Served)
 }
 
 #[test]
-fn broken_watches_of_a_server_without_streaming_lists_neither() -> Result<()> {
-    suffer(&WATCHES, StreamingLists::NoStorageSupport)
+fn broken_watches_without_streaming_lists_lose_no_allowed_packet_and_pass_no_denied_one() -> Result<()> {
+    run_cases(&WATCH_FAULTS, StreamingLists::NoStorageSupport)
 }
 
 #[test]
-fn refused_lists_lose_nothing_and_let_nothing_through() -> Result<()> {
-    suffer(&REQUESTS, StreamingLists::Served)
+fn failed_lists_lose_no_allowed_packet_and_pass_no_denied_one() -> Result<()> {
+    run_cases(&LIST_FAULTS, StreamingLists::Served)
 }
 
 #[test]
-fn refused_lists_of_a_server_without_streaming_lists_neither() -> Result<()> {
-    suffer(&REQUESTS, StreamingLists::Forbidden)
+fn failed_lists_without_streaming_lists_lose_no_allowed_packet_and_pass_no_denied_one() -> Result<()> {
+    run_cases(&LIST_FAULTS, StreamingLists::Forbidden)
 }
 
-/// Slow: over HTTP/1.1 nothing short of silence for longer than between two bookmarks tells that such a watch is dead.
+/// A slow test: over HTTP/1.1 only silence for longer than the time between two bookmarks shows that such a watch is dead.
 #[test]
-fn watches_that_fall_silent_are_found_out() -> Result<()> {
+fn silent_watches_are_detected() -> Result<()> {
     let lab = lab(netpol_apiserver::Options { http2: false, ..options()? }, &[server_from("")])?;
     let load = load(&lab)?;
     lab.api_server().watch_fault(None, WatchFault::Hang);
     lab.policies(&[server_from(", {podSelector: {matchLabels: {app: other}}}")])?;
-    let begun = watches(lab.api_server());
-    until("the policies are watched anew", Duration::from_secs(200), || Ok(watches(lab.api_server()) >= begun + 4))?;
+    let before = watches(lab.api_server());
+    let restarted = || Ok(watches(lab.api_server()) >= before + 4);
+    wait_until("the watches are started again", Duration::from_secs(200), restarted)?;
     lab.expect(
         "shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP",
     )?;

@@ -1,10 +1,10 @@
-//! An agent that has its objects from an API server: whatever becomes of the server, no allowed packet is lost and no denied
-//! one passes.
+//! An agent that reads its objects from an API server. Failures of the server never lose an allowed packet and never
+//! let a denied one pass.
 
 mod access;
-mod away;
 mod churn;
 mod faults;
+mod outage;
 
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,11 @@ use netpol_tests::load::BackgroundFlows;
 use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Lab, policy};
 
 fn pods() -> ClusterBuilder {
-    pods_but_two().pods(&[("shop/client", "app=client"), ("shop/never", "app=never")])
+    pods_without_load().pods(&[("shop/client", "app=client"), ("shop/never", "app=never")])
 }
 
-/// All but the two whose flows are counted.
-fn pods_but_two() -> ClusterBuilder {
+/// Returns all pods except `client` and `never`, which generate the load.
+fn pods_without_load() -> ClusterBuilder {
     Cluster::builder().namespace("shop", "").namespace("blog", "stage=test").pods(&[
         ("shop/server", "app=server"),
         ("shop/other", "app=other"),
@@ -27,7 +27,7 @@ fn pods_but_two() -> ClusterBuilder {
     ])
 }
 
-/// `server` takes what comes from `client`, and from these peers.
+/// Returns a policy that allows ingress to `server` from `client` and from these peers.
 fn server_from(peers: &str) -> String {
     let rule = format!("{{from: [{{podSelector: {{matchLabels: {{app: client}}}}}}{peers}]}}");
     policy(
@@ -36,11 +36,11 @@ fn server_from(peers: &str) -> String {
     )
 }
 
-/// The peers of other tests here: by the namespace's labels and by the pod's.
+/// Additional peers, selected by the labels of the namespace and of the pod.
 const PROD_AND_FRIENDS: &str =
     ", {namespaceSelector: {matchLabels: {stage: prod}}}, {podSelector: {matchLabels: {friend: \"yes\"}}}";
 
-/// A server that tells little on its own, so that what tests wait for is soon there.
+/// Options of a server with the deployed role and frequent bookmarks, so that tests do not wait long for them.
 fn options() -> Result<Options> {
     Ok(Options { bookmark_every: Duration::from_secs(2), ..as_deployed()? })
 }
@@ -57,11 +57,11 @@ fn load(lab: &Lab) -> Result<BackgroundFlows> {
     BackgroundFlows::start(&lab.cluster, "shop/client", "shop/never", "shop/server")
 }
 
-/// Waits until something is so.
-fn until(what: &str, patience: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+/// Waits until a condition holds. `what` describes it in the error.
+fn wait_until(what: &str, timeout: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
-    while !so()? {
-        ensure!(start.elapsed() < patience, "after {patience:?} it is not so that {what}");
+    while !holds()? {
+        ensure!(start.elapsed() < timeout, "timed out after {timeout:?} waiting until {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Flows, as the reference would have them: judged by what opened them, in the world as it is now.
+//! Expected verdicts on flows: a flow is evaluated as its first packet would be in the current cluster state.
 
 use std::net::IpAddr;
 
@@ -10,84 +10,85 @@ use netpol_policy::tables::Tables;
 use netpol_policy::testing::{Probe, expected};
 use netpol_policy::world::World;
 
-use crate::frames::{Kind, Runner, came_by, craft};
+use crate::frames::{PacketKind, Runner, craft, ingress_ifindex};
 
-/// What is known of a flow.
+/// The expected state of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// No packet of it was allowed yet.
+enum FlowState {
+    /// No packet has been allowed yet.
     Unknown,
-    /// It was, and it passes or not as who opened it may now open it or not.
-    Opened(Direction),
+    /// A packet in this direction was allowed first. The flow is allowed as long as such a packet is.
+    Initiated(Direction),
 }
 
-/// Packets to and fro between a pod and a remote.
+/// Packets between a pod and a remote address, in both directions.
 #[derive(Clone, Debug)]
 pub(crate) struct Conversation {
-    /// The pod's veth.
+    /// The index of the pod's veth.
     pub(crate) ifindex: IfIndex,
     pub(crate) pod: PodKey,
     /// The pod's address.
-    pub(crate) own: IpAddr,
+    pub(crate) address: IpAddr,
     probe: Probe,
-    /// Port or echo identifier of who sends the probe.
+    /// Source port or echo identifier of the probe.
     source: u16,
-    state: State,
+    state: FlowState,
 }
 
 impl Conversation {
-    /// Nothing is sent yet.
-    pub(crate) fn new((ifindex, pod): (IfIndex, PodKey), own: IpAddr, probe: Probe, source: u16) -> Self {
-        Self { ifindex, pod, own, probe, source, state: State::Unknown }
+    /// Creates a conversation without sending a packet.
+    pub(crate) fn new((ifindex, pod): (IfIndex, PodKey), address: IpAddr, probe: Probe, source: u16) -> Self {
+        Self { ifindex, pod, address, probe, source, state: FlowState::Unknown }
     }
 
-    /// Sends the next packet; the reason, after the program gave the same as the reference.
+    /// Sends the next packet and compares the program's verdict with the expected one. Returns the reason.
     pub(crate) fn send(
         &mut self,
-        kind: Kind,
+        kind: PacketKind,
         world: &World,
         tables: &Tables,
         endpoint: &Endpoint,
         runner: &Runner,
     ) -> Result<Reason> {
-        let kind = if kind == Kind::Opening && self.meets_a_flow() { Kind::Further } else { kind };
+        let kind = if kind == PacketKind::Initial && self.remote_initiated() { PacketKind::Further } else { kind };
         let direction = kind.direction(&self.probe);
         let (expected, next) = self.expect(kind, world, tables);
-        let frame = craft(self.own, &self.probe, self.source, kind);
-        let found = runner.judge(endpoint, direction, &frame, came_by(endpoint, &self.probe, kind));
-        let found = found.with_context(|| format!("{kind:?} of {self:?}, which is {expected:?}"))?;
-        ensure!(found == expected, "the program says {found:?} to {kind:?} of {self:?}, the reference {expected:?}");
+        let frame = craft(self.address, &self.probe, self.source, kind);
+        let found = runner.judge(endpoint, direction, &frame, ingress_ifindex(endpoint, &self.probe, kind));
+        let found = found.with_context(|| format!("{kind:?} of {self:?}, expected {expected:?}"))?;
+        ensure!(found == expected, "{kind:?} of {self:?}: the program returns {found:?}, expected {expected:?}");
         self.state = next;
         Ok(found)
     }
 
-    /// A SYN against a flow that the other side opened is another question: whether both open at once.
-    fn meets_a_flow(&self) -> bool {
-        self.state == State::Opened(self.probe.direction.opposite())
+    /// Returns whether the other side initiated the flow. A SYN would then be a simultaneous open, which is not tested
+    /// here.
+    fn remote_initiated(&self) -> bool {
+        self.state == FlowState::Initiated(self.probe.direction.opposite())
     }
 
-    fn expect(&self, kind: Kind, world: &World, tables: &Tables) -> (Reason, State) {
+    fn expect(&self, kind: PacketKind, world: &World, tables: &Tables) -> (Reason, FlowState) {
         let direction = kind.direction(&self.probe);
         let as_attempt = expected(world, tables, &self.attempt(direction)).0;
-        let fresh = kind == Kind::Opening && self.probe.protocol == protocol::TCP;
+        let is_syn = kind == PacketKind::Initial && self.probe.protocol == protocol::TCP;
         match self.state {
-            State::Opened(opener) if !fresh => {
-                let allowed = expected(world, tables, &self.attempt(opener)).0.allows();
+            FlowState::Initiated(initiator) if !is_syn => {
+                let allowed = expected(world, tables, &self.attempt(initiator)).0.allows();
                 (if allowed { Reason::Flow } else { Reason::Revoked }, self.state)
             }
-            State::Opened(_) | State::Unknown if as_attempt.allows() && !self.only_answers(kind) => {
-                (as_attempt, State::Opened(direction))
+            FlowState::Initiated(_) | FlowState::Unknown if as_attempt.allows() && !self.is_echo_reply(kind) => {
+                (as_attempt, FlowState::Initiated(direction))
             }
-            State::Opened(_) | State::Unknown => (as_attempt, self.state),
+            FlowState::Initiated(_) | FlowState::Unknown => (as_attempt, self.state),
         }
     }
 
-    /// An echo reply opens nothing.
-    fn only_answers(&self, kind: Kind) -> bool {
-        kind == Kind::Answer && matches!(self.probe.protocol, protocol::ICMP | protocol::ICMPV6)
+    /// Returns whether this packet is an echo reply, which initiates no flow.
+    fn is_echo_reply(&self, kind: PacketKind) -> bool {
+        kind == PacketKind::Reply && matches!(self.probe.protocol, protocol::ICMP | protocol::ICMPV6)
     }
 
-    /// A packet in this direction as an attempt to open the flow.
+    /// Returns a packet in this direction as an attempt to initiate the flow.
     fn attempt(&self, direction: Direction) -> Packet {
         if direction == self.probe.direction {
             return self.probe.at(&self.pod);

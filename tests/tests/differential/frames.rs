@@ -1,4 +1,4 @@
-//! What an attempt looks like on the wire, and what the loaded programs make of it.
+//! Frames for probes, and the verdicts of the loaded programs on them.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -13,72 +13,73 @@ use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, frame};
 use netpol_tests::program::Wire;
 
-/// Came in by an interface that is neither the pod's nor its bridge.
-const ELSEWHERE: u32 = 4000;
+/// Index of an interface that is neither the pod's nor its bridge.
+const OTHER_INTERFACE: u32 = 4000;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// A packet of an exchange that begins with a probe.
+/// The role of a packet in a conversation that begins with a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// The probe: a SYN, a datagram, an echo request.
-    Opening,
-    /// A later one of who sent the probe.
+pub(crate) enum PacketKind {
+    /// The probe: a SYN, a datagram or an echo request.
+    Initial,
+    /// A later packet in the probe's direction.
     Further,
-    /// One the other way.
-    Answer,
+    /// A packet in the other direction.
+    Reply,
 }
 
-impl Kind {
-    /// Which way it goes.
+impl PacketKind {
+    /// Returns the direction of the packet at the pod.
     pub(crate) fn direction(self, probe: &Probe) -> Direction {
         match self {
-            Self::Opening | Self::Further => probe.direction,
-            Self::Answer => probe.direction.opposite(),
+            Self::Initial | Self::Further => probe.direction,
+            Self::Reply => probe.direction.opposite(),
         }
     }
 }
 
-/// The probe as it is sent: ICMP of its family.
+/// Returns the probe with the ICMP version of its address family.
 pub(crate) fn of_family(probe: Probe) -> Probe {
     let icmp_v6 = probe.protocol == protocol::ICMP && probe.remote.is_ipv6();
     Probe { protocol: if icmp_v6 { protocol::ICMPV6 } else { probe.protocol }, ..probe }
 }
 
-/// A frame of an exchange between a pod and the probe's remote. `source` is the port, or the echo identifier, of who opens.
-pub(crate) fn craft(pod: IpAddr, probe: &Probe, source: u16, kind: Kind) -> Vec<u8> {
+/// Builds a frame of a conversation between a pod and the probe's remote address. `source` is the initiator's port or
+/// echo identifier.
+pub(crate) fn craft(pod: IpAddr, probe: &Probe, source: u16, kind: PacketKind) -> Vec<u8> {
     let ip = match kind.direction(probe) {
         Direction::Ingress => Ip::new(probe.remote, pod),
         Direction::Egress => Ip::new(pod, probe.remote),
     };
-    let answers = kind == Kind::Answer;
-    let (from, to) = if answers { (probe.port, source) } else { (source, probe.port) };
+    let is_reply = kind == PacketKind::Reply;
+    let (from, to) = if is_reply { (probe.port, source) } else { (source, probe.port) };
     let packet = match probe.protocol {
-        protocol::TCP => ip.tcp(from, to, if kind == Kind::Opening { SYN } else { ACK }, b""),
+        protocol::TCP => ip.tcp(from, to, if kind == PacketKind::Initial { SYN } else { ACK }, b""),
         protocol::UDP => ip.udp(from, to, b"datagram"),
         protocol::SCTP => ip.sctp_init(from, to, b""),
         number => {
             let echo = if number == protocol::ICMP { [8, 0] } else { [128, 129] };
             let [high, low] = source.to_be_bytes();
-            ip.icmp(echo[usize::from(answers)], 0, [high, low, 0, 1], b"12345678")
+            ip.icmp(echo[usize::from(is_reply)], 0, [high, low, 0, 1], b"12345678")
         }
     };
     frame(Mac([2; 6]), Mac([4; 6]), &[], &packet)
 }
 
-/// `ingress_ifindex` of a packet of an exchange.
-pub(crate) fn came_by(endpoint: &Endpoint, probe: &Probe, kind: Kind) -> u32 {
-    if kind == Kind::Answer {
-        return ELSEWHERE;
+/// Returns the `ingress_ifindex` of a packet of a conversation.
+pub(crate) fn ingress_ifindex(endpoint: &Endpoint, probe: &Probe, kind: PacketKind) -> u32 {
+    if kind == PacketKind::Reply {
+        return OTHER_INTERFACE;
     }
     match (probe.from_node, probe.via_own) {
         (true, _) => 0,
         (false, true) => endpoint.ifindex.0,
-        (false, false) => ELSEWHERE,
+        (false, false) => OTHER_INTERFACE,
     }
 }
 
-/// The programs as they are pinned.
+/// Runs the pinned programs on frames.
 pub(crate) struct Runner {
     programs: [SchedClassifier; 2],
     counters: CounterReader,
@@ -100,11 +101,17 @@ impl Runner {
         })
     }
 
-    /// Whether a frame passes at an interface.
-    pub(crate) fn passes(&self, ifindex: u32, direction: Direction, frame: &[u8], came_by: u32) -> Result<bool> {
-        // struct __sk_buff of linux/bpf.h: ingress_ifindex and ifindex.
+    /// Returns whether a frame passes at an interface.
+    pub(crate) fn passes(
+        &self,
+        ifindex: u32,
+        direction: Direction,
+        frame: &[u8],
+        ingress_ifindex: u32,
+    ) -> Result<bool> {
+        // ingress_ifindex and ifindex in struct __sk_buff of linux/bpf.h.
         let mut context = [0_u8; 192];
-        context[36..40].copy_from_slice(&came_by.to_ne_bytes());
+        context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
         let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..Default::default() };
         let result = self.programs[direction as usize]
@@ -118,55 +125,56 @@ impl Runner {
         }
     }
 
-    /// Removes the flows of this port from an endpoint's tables: some thousand probes would evict conversations.
-    pub(crate) fn forget(&self, endpoint: &Endpoint, port: u16) -> Result<()> {
-        self.forget_in::<[u8; 4]>("v4", endpoint, port)?;
-        self.forget_in::<[u8; 16]>("v6", endpoint, port)
+    /// Removes the flows with this port from an endpoint's tables. The flows of some thousand probes would evict
+    /// conversations.
+    pub(crate) fn remove_flows(&self, endpoint: &Endpoint, port: u16) -> Result<()> {
+        self.remove_flows_of::<[u8; 4]>("v4", endpoint, port)?;
+        self.remove_flows_of::<[u8; 16]>("v6", endpoint, port)
     }
 
-    fn forget_in<A>(&self, family: &str, endpoint: &Endpoint, port: u16) -> Result<()>
+    fn remove_flows_of<A>(&self, family: &str, endpoint: &Endpoint, port: u16) -> Result<()>
     where
         Wire<FlowKey<A>>: aya::Pod,
     {
-        // Where there is none, the endpoint still uses the shared table, which is large.
+        // An endpoint without a table uses the shared one, which is large enough.
         let Ok(map) = MapData::from_pin(self.flows.join(format!("{family}-{}", endpoint.id))) else { return Ok(()) };
         let mut table = HashMap::<_, Wire<FlowKey<A>>, Wire<FlowEntry>>::try_from(Map::LruHashMap(map))?;
         let keys: Vec<Wire<FlowKey<A>>> = table.keys().collect::<Result<_, _>>()?;
         for key in keys {
             if [key.0.pod_port, key.0.remote_port].contains(&port.to_be_bytes()) {
-                // It may have been evicted meanwhile.
+                // An error means that the flow was evicted in the meantime.
                 let _ = table.remove(&key);
             }
         }
         Ok(())
     }
 
-    /// What becomes of a frame at an endpoint, as its counters tell; they and the verdict must agree.
+    /// Returns the reason that is counted for a frame at an endpoint. Checks that it agrees with the verdict.
     pub(crate) fn judge(
         &self,
         endpoint: &Endpoint,
         direction: Direction,
         frame: &[u8],
-        came_by: u32,
+        ingress_ifindex: u32,
     ) -> Result<Reason> {
         let before = self.counters.packets(endpoint.id, direction)?;
-        let passed = self.passes(endpoint.ifindex.0, direction, frame, came_by)?;
+        let passed = self.passes(endpoint.ifindex.0, direction, frame, ingress_ifindex)?;
         let after = self.counters.packets(endpoint.id, direction)?;
         let reason = counted(&before, &after)?;
-        ensure!(reason.allows() == passed, "counted as {}, but passed is {passed}", reason.name());
+        ensure!(reason.allows() == passed, "the counted reason is {}, but passed is {passed}", reason.name());
         Ok(reason)
     }
 }
 
-/// The only counter that went up, and by one.
+/// Returns the reason of the only counter that increased. It must have increased by one.
 fn counted(before: &Counters, after: &Counters) -> Result<Reason> {
-    let risen: Vec<(&Reason, u64)> = Reason::ALL
+    let increased: Vec<(&Reason, u64)> = Reason::ALL
         .iter()
         .map(|reason| (reason, after.packets[*reason as usize].wrapping_sub(before.packets[*reason as usize])))
         .filter(|(_, more)| *more != 0)
         .collect();
-    match risen[..] {
+    match increased[..] {
         [(reason, 1)] => Ok(*reason),
-        _ => bail!("one packet was counted as {risen:?}"),
+        _ => bail!("one packet was counted as {increased:?}"),
     }
 }

@@ -1,12 +1,12 @@
-//! Three verdicts on every packet are one: that of the reference, which reads the objects; that of the compiled tables in
-//! memory; and that of the loaded programs over the maps that the agent wrote. Worlds and packets are made at random.
+//! Compares three verdicts on every packet: the reference evaluates the objects, `evaluate()` the compiled tables in
+//! memory, and the loaded programs the maps that the agent wrote. Cluster states and packets are generated at random.
 //!
-//! Needs root and the BPF object (`cargo xtask ebpf`). `NETPOL_CASES` sets how many histories are tried.
+//! Needs root and the BPF object (`cargo xtask ebpf`). `NETPOL_CASES` sets the number of histories.
 
 mod conversation;
 mod frames;
 mod node;
-mod watch;
+mod sampler;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,49 +26,49 @@ use proptest::sample::subsequence;
 use proptest::test_runner::{TestError, TestRunner};
 
 use conversation::Conversation;
-use frames::{Kind, came_by, craft, of_family};
+use frames::{PacketKind, craft, ingress_ifindex, of_family};
 use node::{Node, interfaces, owned};
-use watch::Sample;
+use sampler::Sample;
 
-/// Source ports, by what they are for: a node's rounds are numbered, so that no packet meets a flow of an earlier one.
+/// Ranges of source ports. The number of a node's round is added, so that no packet matches a flow of an earlier round.
 const LAST_ROUND: u16 = 1900;
 const PROBE_PORTS: u16 = 20_000;
 const SAMPLE_PORTS: u16 = 22_000;
 const CONVERSATION_PORTS: u16 = 30_000;
-/// Conversations that a step may begin.
-const BEGUN: u16 = 4;
+/// Maximum number of conversations that a step begins.
+const MAX_BEGUN: u16 = 4;
 
-/// Something happens, and then there is talk.
+/// An event, and packets that conversations exchange after it.
 #[derive(Clone)]
 struct Step {
     event: Event,
-    /// Who begins to talk and about what, each modulo how many there are.
+    /// Endpoint and probe of each new conversation, as indexes modulo their number.
     begin: Vec<(usize, usize)>,
-    /// Which packets the conversations exchange, two bits for each packet.
-    moves: u64,
+    /// The kinds of packets that the conversations exchange, two bits for each packet.
+    packets: u64,
 }
 
 impl std::fmt::Debug for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}; begin {:?}, moves {:#x}", self.event, self.begin, self.moves)
+        write!(f, "{:?}; begin {:?}, packets {:#x}", self.event, self.begin, self.packets)
     }
 }
 
 fn step(event: impl Strategy<Value = Event>) -> impl Strategy<Value = Step> {
-    (event, vec((0..9_usize, 0..10_000_usize), 0..=usize::from(BEGUN)), any::<u64>())
-        .prop_map(|(event, begin, moves)| Step { event, begin, moves })
+    (event, vec((0..9_usize, 0..10_000_usize), 0..=usize::from(MAX_BEGUN)), any::<u64>())
+        .prop_map(|(event, begin, packets)| Step { event, begin, packets })
 }
 
-/// A world that is there already, and what happens to it.
+/// An initial cluster state and the events that follow.
 fn history() -> impl Strategy<Value = Vec<Step>> {
-    let there = prop_oneof![
+    let initial = prop_oneof![
         3 => pod().prop_map(Object::Pod),
         2 => policy().prop_map(Object::Policy),
         1 => service().prop_map(Object::Service),
         1 => slice().prop_map(Object::Slice),
         1 => object(),
     ];
-    let first = vec(step(vec(there, 8..24).prop_map(Event::Reset)), 0..=1);
+    let first = vec(step(vec(initial, 8..24).prop_map(Event::Reset)), 0..=1);
     let remotes: BTreeSet<IpAddr> = probes().iter().map(|probe| probe.remote).collect();
     let own = subsequence(remotes.into_iter().collect::<Vec<_>>(), 1..=3).prop_map(Event::OwnAddresses);
     let then = vec(step(prop_oneof![8 => event(), 1 => own]), 1..14);
@@ -79,12 +79,12 @@ fn cases() -> u32 {
     std::env::var("NETPOL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
 }
 
-/// How often each reason was found.
+/// Number of packets by reason.
 type Tally = BTreeMap<Reason, u64>;
 
 #[test]
 fn reference_tables_and_loaded_program_agree() {
-    let netns = interfaces().expect("a namespace with interfaces");
+    let netns = interfaces().expect("cannot create a network namespace with interfaces");
     let outcome = netns.run(|| {
         let (node, tally) = (RefCell::new(Some(Node::start()?)), RefCell::new(Tally::new()));
         let config = ProptestConfig {
@@ -95,28 +95,28 @@ fn reference_tables_and_loaded_program_agree() {
             ..ProptestConfig::default()
         };
         let outcome = TestRunner::new(config).run(&history(), |history| {
-            // When its ports are used up, or not everything could be taken out of it, a node is not used again.
-            let fits = |node: &Node| usize::from(node.round) + history.len() <= usize::from(LAST_ROUND);
-            let reused = node.borrow_mut().take().filter(fits);
-            let mut used = reused.map_or_else(Node::start, Ok).expect("a node");
-            let played = play(&mut used, &history, &mut tally.borrow_mut());
-            let cleared = used.clear().context("when everything was gone again");
+            // A node is not reused when its ports are used up or when it could not be cleared.
+            let has_ports = |node: &Node| usize::from(node.round) + history.len() <= usize::from(LAST_ROUND);
+            let reused = node.borrow_mut().take().filter(has_ports);
+            let mut used = reused.map_or_else(Node::start, Ok).expect("cannot start a node");
+            let result = run(&mut used, &history, &mut tally.borrow_mut());
+            let cleared = used.clear().context("after everything was deleted");
             if cleared.is_ok() {
                 *node.borrow_mut() = Some(used);
             }
-            played.and(cleared).map_err(|error| TestCaseError::fail(format!("{error:#}")))
+            result.and(cleared).map_err(|error| TestCaseError::fail(format!("{error:#}")))
         });
         match outcome {
             Ok(()) => Ok(tally.into_inner()),
             Err(TestError::Fail(why, history)) => bail!("{why}\nafter these events:\n{}", lines(&history)),
-            Err(TestError::Abort(why)) => bail!("gave up: {why}"),
+            Err(TestError::Abort(why)) => bail!("aborted: {why}"),
         }
     });
     let tally = outcome.unwrap_or_else(|error| panic!("{error:#}"));
     println!("packets by reason: {tally:?}");
-    let every = [Reason::NotIsolated, Reason::Rule, Reason::Flow, Reason::OwnNode, Reason::Itself, Reason::NoRule];
-    for reason in every.into_iter().chain([Reason::Revoked, Reason::Service, Reason::NoBackend]) {
-        assert!(tally.contains_key(&reason), "no packet met {reason:?}: {tally:?}");
+    let required = [Reason::NotIsolated, Reason::Rule, Reason::Flow, Reason::OwnNode, Reason::Itself, Reason::NoRule];
+    for reason in required.into_iter().chain([Reason::Revoked, Reason::Service, Reason::NoBackend]) {
+        assert!(tally.contains_key(&reason), "no packet had the reason {reason:?}: {tally:?}");
     }
 }
 
@@ -125,54 +125,55 @@ fn lines(history: &[Step]) -> String {
     lines.join("\n")
 }
 
-/// Lives through a history on a node, and compares at every turn.
-fn play(node: &mut Node, history: &[Step], tally: &mut Tally) -> Result<()> {
-    let probes: Vec<Probe> = at_the_pod().map(of_family).collect();
-    let mut talks: Vec<Conversation> = Vec::new();
+/// Runs a history on a node and compares the verdicts after every event.
+fn run(node: &mut Node, history: &[Step], tally: &mut Tally) -> Result<()> {
+    let probes: Vec<Probe> = pre_dnat_probes().map(of_family).collect();
+    let mut conversations: Vec<Conversation> = Vec::new();
     for (index, step) in history.iter().enumerate() {
         change(node, &step.event).with_context(|| format!("at event {index}"))?;
         compare(node, &probes, tally).with_context(|| format!("after event {index}"))?;
-        talk(node, step, &probes, &mut talks, tally).with_context(|| format!("talking after event {index}"))?;
+        converse(node, step, &probes, &mut conversations, tally)
+            .with_context(|| format!("in a conversation after event {index}"))?;
     }
     Ok(())
 }
 
-/// The pod's address of the other end's family.
-fn own_address(endpoint: &Endpoint, remote: IpAddr) -> Option<IpAddr> {
-    let own = match remote {
+/// Returns the pod's address of the same family as the remote address.
+fn pod_address(endpoint: &Endpoint, remote: IpAddr) -> Option<IpAddr> {
+    let address = match remote {
         IpAddr::V4(_) => IpAddr::from(endpoint.address_v4),
         IpAddr::V6(_) => IpAddr::from(endpoint.address_v6),
     };
-    (!own.is_unspecified()).then_some(own)
+    (!address.is_unspecified()).then_some(address)
 }
 
-/// Every pod here, every probe: the three agree.
+/// Compares the three verdicts for every pod of the node and every probe.
 fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
     let world = node.world();
     for (pod, endpoint) in node.endpoints().into_values() {
         let policy = node.tables().endpoint(&pod).with_context(|| format!("{pod} has no policy"))?;
         for probe in probes {
-            let Some(own) = own_address(&endpoint, probe.remote) else { continue };
-            let frame = craft(own, probe, PROBE_PORTS + node.round, Kind::Opening);
-            let came_by = came_by(&endpoint, probe, Kind::Opening);
+            let Some(address) = pod_address(&endpoint, probe.remote) else { continue };
+            let frame = craft(address, probe, PROBE_PORTS + node.round, PacketKind::Initial);
+            let ingress_ifindex = ingress_ifindex(&endpoint, probe, PacketKind::Initial);
             let (reference, _) = expected(world, node.tables(), &probe.at(&pod));
             let tables = judge_in(node.tables(), world, &pod, policy, probe);
-            let program = node.runner.judge(&endpoint, probe.direction, &frame, came_by);
-            let program = program.with_context(|| format!("{pod} {probe:?}, which is {reference:?}"))?;
+            let program = node.runner.judge(&endpoint, probe.direction, &frame, ingress_ifindex);
+            let program = program.with_context(|| format!("{pod} {probe:?}, expected {reference:?}"))?;
             ensure!(
                 reference == tables && tables == program,
                 "{pod} {probe:?}: reference {reference:?}, tables {tables:?}, program {program:?}"
             );
             *tally.entry(program).or_default() += 1;
         }
-        node.runner.forget(&endpoint, PROBE_PORTS + node.round)?;
+        node.runner.remove_flows(&endpoint, PROBE_PORTS + node.round)?;
     }
     Ok(())
 }
 
-/// Takes an event in. Meanwhile packets are sent after every write: each finds the old verdict or the new one.
+/// Applies an event and sends packets after every write. Checks that each packet gets the old verdict or the new one.
 fn change(node: &mut Node, event: &Event) -> Result<()> {
-    // A reset is several events, and so is what it does.
+    // A reset is several events, and so is a change of the local addresses: states between them are not checked.
     if matches!(event, Event::Reset(_) | Event::OwnAddresses(_)) {
         return node.apply(event);
     }
@@ -182,94 +183,108 @@ fn change(node: &mut Node, event: &Event) -> Result<()> {
         world.apply(event.clone());
         world
     };
-    // A pod that changes does so as a pod and as an address, one after the other; so does who takes over its address.
-    let steady = |pod: &PodKey| {
+    // A pod that changes does so as a pod and as an address, one after the other. So does a pod that takes over an
+    // address.
+    let is_stable = |pod: &PodKey| {
         let addresses = |world: &World| world.pods.get(pod).map(|pod| pod.addresses.clone());
         addresses(&old) == addresses(&new) && owned(&old, pod) == owned(&new, pod)
     };
-    let before: Vec<_> = node.endpoints().into_values().filter(|(pod, _)| steady(pod)).collect();
+    let before: Vec<_> = node.endpoints().into_values().filter(|(pod, _)| is_stable(pod)).collect();
     let mut sent = Vec::new();
     let mut samples = Vec::new();
     for (pod, endpoint) in &before {
-        for probe in sampled() {
-            let Some(own) = own_address(endpoint, probe.remote).filter(|own| *own != probe.remote) else { continue };
+        for probe in sample_probes() {
+            let address = pod_address(endpoint, probe.remote).filter(|address| *address != probe.remote);
+            let Some(address) = address else { continue };
             samples.push(Sample {
                 ifindex: endpoint.ifindex,
                 direction: probe.direction,
-                frame: craft(own, &probe, SAMPLE_PORTS + node.round, Kind::Opening),
-                came_by: came_by(endpoint, &probe, Kind::Opening),
-                seen: [None, None],
+                frame: craft(address, &probe, SAMPLE_PORTS + node.round, PacketKind::Initial),
+                ingress_ifindex: ingress_ifindex(endpoint, &probe, PacketKind::Initial),
+                first_write: [None, None],
             });
             sent.push((pod, probe));
         }
     }
-    node.watch.borrow_mut().samples = samples;
-    node.watch.borrow_mut().look(|| "nothing yet".to_owned());
+    node.sampler.borrow_mut().samples = samples;
+    node.sampler.borrow_mut().send(|| "no write".to_owned());
     node.apply(event)?;
 
     let after = node.endpoints();
-    let mut watch = node.watch.borrow_mut();
-    let samples = std::mem::take(&mut watch.samples);
-    ensure!(watch.failed.is_none(), "sending a packet: {:?}", watch.failed);
+    let mut sampler = node.sampler.borrow_mut();
+    let samples = std::mem::take(&mut sampler.samples);
+    ensure!(sampler.failed.is_none(), "sending a packet: {:?}", sampler.failed);
     for ((pod, probe), sample) in sent.into_iter().zip(samples) {
         if after.get(&sample.ifindex).is_none_or(|(now, _)| now != pod) {
             continue;
         }
         let (was, is) = (evaluate(&old, &probe.at(pod)).reason, evaluate(&new, &probe.at(pod)).reason);
-        // Where a pod with the same rules is behind the same Service, it may be passed on: see `expected`.
+        // If a pod with the same rules is a backend of the Service, the packet may pass here and be rechecked: see
+        // `expected`.
         let shared = [&old, &new].into_iter().any(|world| is_among_backends(world, &probe.at(pod), |_| true));
-        for (passed, seen) in [false, true].into_iter().zip(&sample.seen) {
-            if let Some(write) = seen {
+        for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {
+            if let Some(write) = first_write {
                 let either = was.allows() == passed || is.allows() == passed || (passed && shared);
                 ensure!(either, "{pod} {probe:?} was {was:?}, will be {is:?}, but passes: {passed} after {write}");
             }
         }
-        let passed = node.runner.passes(sample.ifindex.0, sample.direction, &sample.frame, sample.came_by)?;
+        let passed = node.runner.passes(sample.ifindex.0, sample.direction, &sample.frame, sample.ingress_ifindex)?;
         let (is, _) = expected(&new, node.tables(), &probe.at(pod));
         ensure!(passed == is.allows(), "{pod} {probe:?} was {was:?}, is {is:?}, but passes: {passed}");
     }
     Ok(())
 }
 
-/// The probes that are sent after every write: SYNs, which are judged each time, and datagrams, which flows let pass.
-fn sampled() -> Vec<Probe> {
-    let often = |probe: &Probe| match probe.protocol {
+/// Returns the probes that are sent after every write: SYNs, which are always evaluated, and datagrams, which match
+/// known flows.
+fn sample_probes() -> Vec<Probe> {
+    let is_sample = |probe: &Probe| match probe.protocol {
         protocol::TCP => matches!(probe.port, 53 | 80 | 8080),
         protocol::UDP => matches!(probe.port, 53 | 80),
         _ => false,
     };
-    at_the_pod().filter(often).collect()
+    pre_dnat_probes().filter(is_sample).collect()
 }
 
-/// What is past the place where Services send packets on is the other programs' matter.
-fn at_the_pod() -> impl Iterator<Item = Probe> {
-    probes().into_iter().filter(|probe| !probe.behind)
+/// Returns the pre-DNAT probes. Other programs evaluate post-DNAT packets.
+fn pre_dnat_probes() -> impl Iterator<Item = Probe> {
+    probes().into_iter().filter(|probe| !probe.post_dnat)
 }
 
-/// Those who talk go on, and some begin.
-fn talk(node: &Node, step: &Step, probes: &[Probe], talks: &mut Vec<Conversation>, tally: &mut Tally) -> Result<()> {
+/// Continues the conversations of existing endpoints and begins new ones.
+fn converse(
+    node: &Node,
+    step: &Step,
+    probes: &[Probe],
+    conversations: &mut Vec<Conversation>,
+    tally: &mut Tally,
+) -> Result<()> {
     let endpoints = node.endpoints();
-    let goes_on = |talk: &Conversation| {
-        let known = endpoints.get(&talk.ifindex);
-        known.is_some_and(|(pod, endpoint)| *pod == talk.pod && own_address(endpoint, talk.own) == Some(talk.own))
-    };
-    talks.retain(goes_on);
-    let mut begun = CONVERSATION_PORTS + BEGUN * node.round;
-    for (who, what) in &step.begin {
-        let Some((ifindex, (pod, endpoint))) = endpoints.iter().nth(who % endpoints.len().max(1)) else { continue };
-        let fitting: Vec<_> =
-            probes.iter().filter_map(|probe| Some((probe, own_address(endpoint, probe.remote)?))).collect();
-        if let Some((probe, own)) = fitting.get(what % fitting.len().max(1)) {
-            talks.push(Conversation::new((*ifindex, pod.clone()), *own, **probe, begun));
-            begun += 1;
+    conversations.retain(|conversation| {
+        let address = conversation.address;
+        endpoints
+            .get(&conversation.ifindex)
+            .is_some_and(|(pod, endpoint)| *pod == conversation.pod && pod_address(endpoint, address) == Some(address))
+    });
+    let mut port = CONVERSATION_PORTS + MAX_BEGUN * node.round;
+    for (endpoint, probe) in &step.begin {
+        let chosen = endpoints.iter().nth(endpoint % endpoints.len().max(1));
+        let Some((ifindex, (pod, endpoint))) = chosen else { continue };
+        let usable: Vec<_> =
+            probes.iter().filter_map(|probe| Some((probe, pod_address(endpoint, probe.remote)?))).collect();
+        if let Some((probe, address)) = usable.get(probe % usable.len().max(1)) {
+            conversations.push(Conversation::new((*ifindex, pod.clone()), *address, **probe, port));
+            port += 1;
         }
     }
-    let mut moves = step.moves;
-    for talk in talks {
+    let mut packets = step.packets;
+    for conversation in conversations {
         for _ in 0..3 {
-            let kind = [Kind::Opening, Kind::Further, Kind::Answer, Kind::Answer][(moves & 3) as usize];
-            moves = moves.rotate_right(2);
-            let reason = talk.send(kind, node.world(), node.tables(), &endpoints[&talk.ifindex].1, &node.runner)?;
+            let kinds = [PacketKind::Initial, PacketKind::Further, PacketKind::Reply, PacketKind::Reply];
+            let kind = kinds[(packets & 3) as usize];
+            packets = packets.rotate_right(2);
+            let endpoint = &endpoints[&conversation.ifindex].1;
+            let reason = conversation.send(kind, node.world(), node.tables(), endpoint, &node.runner)?;
             *tally.entry(reason).or_default() += 1;
         }
     }

@@ -1,4 +1,4 @@
-//! An agent's reconciler on the real kernel: events in, and the verdicts of its loaded programs out.
+//! An agent's reconciler on the real kernel, which applies events and runs its loaded programs on frames.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,18 +19,18 @@ use netpol_tests::cleanup::{BPFFS, PathGuard, unique};
 use netpol_tests::{Netns, program};
 
 use crate::frames::Runner;
-use crate::watch::{Watch, Watched};
+use crate::sampler::{SampledKernel, Sampler};
 
 /// The node of [`netpol_policy::testing`] whose pods have endpoints.
 const NODE: &str = "node-1";
 /// Index of the first interface.
 const FIRST: u32 = 11;
-/// More than nine pods have in a few events: an index is used again only after all others.
+/// Number of interfaces: more than nine pods use in a few events. An index is reused only after all others.
 const INTERFACES: u32 = 64;
-/// Fewer slots than interfaces: some endpoints go to the overflow map.
+/// Slots of the endpoint array: fewer than interfaces, so that some endpoints are in the overflow map.
 const SLOTS: u32 = 4;
 
-/// A namespace with the interfaces that endpoints are at. Nobody sends anything there.
+/// Creates a network namespace with the interfaces of the endpoints. No real packets pass there.
 pub(crate) fn interfaces() -> Result<Netns> {
     let netns = Netns::new("agreement")?;
     let lines: Vec<String> =
@@ -39,23 +39,24 @@ pub(crate) fn interfaces() -> Result<Netns> {
     Ok(netns)
 }
 
-/// One node. What it pinned goes when it is dropped.
+/// A node. Its pins are removed when it is dropped.
 pub(crate) struct Node {
-    reconciler: Reconciler<Watched>,
+    reconciler: Reconciler<SampledKernel>,
     pub(crate) runner: Rc<Runner>,
-    pub(crate) watch: Rc<RefCell<Watch>>,
-    /// The veth of each pod, and the addresses that its sandbox got.
+    pub(crate) sampler: Rc<RefCell<Sampler>>,
+    /// The veth of each pod, and the addresses in its network namespace.
     interfaces: BTreeMap<PodKey, (IfIndex, Vec<IpAddr>)>,
-    /// Veths that were made.
-    made: u32,
-    own: Vec<IpAddr>,
-    /// How many worlds this node has been through.
+    /// Number of veths that were created.
+    created: u32,
+    /// Addresses of the local node.
+    addresses: Vec<IpAddr>,
+    /// Number of events that this node has applied.
     pub(crate) round: u16,
     _pins: PathGuard,
 }
 
 impl Node {
-    /// Loads the programs into maps of their own.
+    /// Loads the programs, with maps of their own.
     pub(crate) fn start() -> Result<Self> {
         let path = program::object();
         let object = std::fs::read(&path)
@@ -84,8 +85,8 @@ impl Node {
         let (kernel, _outcomes) = Kernel::start(&object, &options).context("loading the programs: run as root")?;
         let root = pins.path().join(format!("v{LAYOUT_VERSION}"));
         let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);
-        let watch = Rc::new(RefCell::new(Watch::new(Rc::clone(&runner))));
-        let dataplane = Watched::new(kernel, Rc::clone(&watch));
+        let sampler = Rc::new(RefCell::new(Sampler::new(Rc::clone(&runner))));
+        let dataplane = SampledKernel::new(kernel, Rc::clone(&sampler));
         let options = Options {
             node: NODE.into(),
             unknown_pods: UnknownPods::Allow,
@@ -94,27 +95,27 @@ impl Node {
             policy_memory: None,
         };
         let reconciler = Reconciler::start(dataplane, options, &Snapshot::default(), Vec::new(), Survey::default())?;
-        let (interfaces, own) = (BTreeMap::new(), Vec::new());
-        Ok(Self { reconciler, runner, watch, interfaces, made: 0, own, round: 0, _pins: pins })
+        let (interfaces, addresses) = (BTreeMap::new(), Vec::new());
+        Ok(Self { reconciler, runner, sampler, interfaces, created: 0, addresses, round: 0, _pins: pins })
     }
 
-    /// Forgets all objects, interfaces and addresses, and checks that nothing is left of them; ids go on.
+    /// Deletes all objects, interfaces and addresses, and checks that no entries remain. IDs are not reused.
     pub(crate) fn clear(&mut self) -> Result<()> {
-        self.own = Vec::new();
+        self.addresses = Vec::new();
         self.interfaces.clear();
-        self.watch.borrow_mut().samples.clear();
+        self.sampler.borrow_mut().samples.clear();
         self.reconciler.surveyed(Survey::default());
         self.reconciler.apply(vec![Event::Reset(Vec::new())]);
-        ensure!(self.tables().is_empty(), "the tables still hold {:#?}", self.tables());
-        ensure!(self.reconciler.held().is_empty(), "still held: {:?}", self.reconciler.held());
+        ensure!(self.tables().is_empty(), "the tables still contain {:#?}", self.tables());
+        ensure!(self.reconciler.held().is_empty(), "the reconciler still has endpoints: {:?}", self.reconciler.held());
         self.check_maps()
     }
 
-    /// Takes an event in, as objects and then as interfaces, and checks what the maps hold.
+    /// Applies an event, first to the objects and then to the interfaces, and checks the contents of the maps.
     pub(crate) fn apply(&mut self, event: &Event) -> Result<()> {
         self.round += 1;
         match event {
-            Event::OwnAddresses(own) => self.own.clone_from(own),
+            Event::OwnAddresses(addresses) => self.addresses.clone_from(addresses),
             Event::Apply(_) | Event::Delete(_) | Event::Reset(_) => self.reconciler.apply(vec![event.clone()]),
         }
         let survey = self.survey();
@@ -130,55 +131,58 @@ impl Node {
         self.reconciler.engine().tables()
     }
 
-    /// The endpoints of known pods. While an address is moved from one pod to another, a pod may have two.
+    /// Returns the endpoints of known pods. While an address moves from one pod to another, a pod may have two.
     pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
         let held = self.reconciler.held().iter().filter(|(_, held)| !held.orphaned);
         held.filter_map(|(ifindex, held)| Some((*ifindex, (held.pod.clone()?, held.endpoint)))).collect()
     }
 
-    /// Each pod here has a veth, and behind it those of its addresses that no other pod has taken over. A veth stays bound to
-    /// its addresses, so a pod that lost one of them has another sandbox with another veth.
+    /// Returns the node's interfaces: a veth for each pod, with those of the pod's addresses that no other pod has
+    /// taken over. A veth stays bound to its addresses, so a pod that loses one of them gets a new sandbox with another
+    /// veth.
     fn survey(&mut self) -> Survey {
         let world = self.reconciler.engine().world();
-        let here = |pod: &&Pod| pod.participates() && pod.node.as_deref() == Some(NODE);
+        let is_local = |pod: &&Pod| pod.participates() && pod.node.as_deref() == Some(NODE);
         let mut veths = BTreeMap::new();
-        for pod in world.pods.values().filter(here) {
+        for pod in world.pods.values().filter(is_local) {
             let addresses = owned(world, &pod.key);
-            let same = self.interfaces.get(&pod.key).filter(|(_, had)| had.iter().all(|had| addresses.contains(had)));
-            let ifindex = match same {
+            let keeps_all = |old: &[IpAddr]| old.iter().all(|address| addresses.contains(address));
+            let kept = self.interfaces.get(&pod.key).filter(|(_, old)| keeps_all(old));
+            let ifindex = match kept {
                 Some((ifindex, _)) => *ifindex,
                 None => loop {
-                    let next = IfIndex(FIRST + self.made % INTERFACES);
-                    self.made += 1;
+                    let next = IfIndex(FIRST + self.created % INTERFACES);
+                    self.created += 1;
                     if self.interfaces.values().all(|(used, _)| *used != next) {
                         break next;
                     }
                 },
             };
             self.interfaces.insert(pod.key.clone(), (ifindex, addresses.clone()));
-            // Every other one is a port of a bridge.
+            // Every second veth is a port of a bridge.
             let bridge = ifindex.0.is_multiple_of(2).then_some(IfIndex(1000 + ifindex.0));
             let veth = Veth { ifindex, name: format!("npt{ifindex}"), namespace: 0, peer: 2, bridge, packets: 0 };
             veths.insert(ifindex, (veth, PodSide::at(addresses)));
         }
-        Survey { veths, own: self.own.clone(), ..Survey::default() }
+        Survey { veths, own: self.addresses.clone(), ..Survey::default() }
     }
 
-    /// The maps hold what the tables say and nothing else, and each pod that has an address has its endpoint.
+    /// Checks that the maps contain exactly the entries of the tables, and that each pod with an address has its
+    /// endpoint.
     fn check_maps(&self) -> Result<()> {
         let kernel = &self.reconciler.dataplane().kernel;
         let (found, expected) = (kernel.snapshot()?, snapshot_of(self.tables()));
-        same("a port", &found.ports, &expected.ports)?;
-        same("what is allowed", &found.allow, &expected.allow)?;
-        same("an address", &found.addresses, &expected.addresses)?;
-        same("a prefix", &found.prefixes, &expected.prefixes)?;
-        same("a frontend", &found.frontends, &expected.frontends)?;
+        ensure_equal("port", &found.ports, &expected.ports)?;
+        ensure_equal("allow entry", &found.allow, &expected.allow)?;
+        ensure_equal("address", &found.addresses, &expected.addresses)?;
+        ensure_equal("prefix", &found.prefixes, &expected.prefixes)?;
+        ensure_equal("frontend", &found.frontends, &expected.frontends)?;
         let held = self.reconciler.held();
         let expected: BTreeMap<_, _> = held.iter().map(|(ifindex, held)| (*ifindex, held.endpoint)).collect();
         let found = kernel.endpoints()?;
-        same("an endpoint", &found, &expected)?;
-        let numbers: BTreeSet<u32> = held.values().map(|held| held.endpoint.id).collect();
-        ensure!(numbers.len() == held.len(), "two endpoints have one number: {held:#?}");
+        ensure_equal("endpoint", &found, &expected)?;
+        let ids: BTreeSet<u32> = held.values().map(|held| held.endpoint.id).collect();
+        ensure!(ids.len() == held.len(), "two endpoints have the same ID: {held:#?}");
         for (pod, (ifindex, _)) in &self.interfaces {
             let known = self.world().pods.get(pod).is_some_and(|pod| {
                 pod.participates() && pod.node.as_deref() == Some(NODE) && !owned(self.world(), &pod.key).is_empty()
@@ -193,22 +197,22 @@ impl Node {
     }
 }
 
-/// The addresses that mean this pod.
+/// Returns the addresses that belong to this pod.
 pub(crate) fn owned(world: &World, pod: &PodKey) -> Vec<IpAddr> {
     let addresses = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-    let means_it = |address: &&IpAddr| world.claimant(**address).is_some_and(|owner| owner.key == *pod);
-    addresses.iter().filter(means_it).copied().collect()
+    let is_owned = |address: &&IpAddr| world.claimant(**address).is_some_and(|owner| owner.key == *pod);
+    addresses.iter().filter(is_owned).copied().collect()
 }
 
-/// Two maps that should be the same, and the first entry that is not.
-fn same<K, V>(what: &str, found: &BTreeMap<K, V>, expected: &BTreeMap<K, V>) -> Result<()>
+/// Checks that two maps are equal. The error has the first entry that differs.
+fn ensure_equal<K, V>(entry: &str, found: &BTreeMap<K, V>, expected: &BTreeMap<K, V>) -> Result<()>
 where
     K: Ord + std::fmt::Debug,
     V: PartialEq + std::fmt::Debug,
 {
     let keys: BTreeSet<&K> = found.keys().chain(expected.keys()).collect();
     let differs = keys.into_iter().find(|key| found.get(key) != expected.get(key));
-    differs.map_or(Ok(()), |key| bail!("{what} is {:?} and should be {:?}: {key:?}", found.get(key), expected.get(key)))
+    differs.map_or(Ok(()), |key| bail!("{entry} {key:?} is {:?}, expected {:?}", found.get(key), expected.get(key)))
 }
 
 fn snapshot_of(tables: &Tables) -> Snapshot {

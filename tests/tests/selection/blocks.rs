@@ -1,4 +1,4 @@
-//! Blocks of addresses: lines 11 to 14.
+//! ipBlocks: lines 11 to 14 of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_tests::{Families, Lab, policy};
@@ -6,7 +6,7 @@ use netpol_tests::{Families, Lab, policy};
 use super::shop_and_blog;
 
 #[test]
-fn s11_s12_s13_blocks_and_what_is_cut_out_of_them() -> Result<()> {
+fn s11_s12_s13_blocks_and_their_excepts() -> Result<()> {
     let mut lab = Lab::start(
         shop_and_blog(),
         &[policy(
@@ -39,7 +39,7 @@ fn s11_s12_s13_blocks_and_what_is_cut_out_of_them() -> Result<()> {
 }
 
 #[test]
-fn s14_blocks_apply_to_pods_as_packets_carry_them() -> Result<()> {
+fn s14_blocks_apply_to_pod_addresses() -> Result<()> {
     let cluster = shop_and_blog().build()?;
     let api = cluster.host("shop/api").v4();
     drop(cluster);
@@ -57,7 +57,7 @@ fn s14_blocks_apply_to_pods_as_packets_carry_them() -> Result<()> {
 }
 
 #[test]
-fn s13_blocks_that_contradict_themselves_match_nothing_and_all_others_do() -> Result<()> {
+fn s13_invalid_blocks_match_nothing_and_other_blocks_still_match() -> Result<()> {
     let mut lab = Lab::start(
         shop_and_blog().outside("2001:db8:5::5").outside("2001:db8:6::6").families(Families::Dual),
         &[policy(

@@ -1,4 +1,4 @@
-//! Who is isolated, and what no rules and empty rules mean: lines 1 to 3.
+//! Isolation, missing rules and empty rules: lines 1 to 3 of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Tcp, Udp};
@@ -18,12 +18,12 @@ fn s01_isolation_is_per_direction_and_policies_add_up() -> Result<()> {
         "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress],
           ingress: [{from: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 443}]}]}",
     );
-    let api_to_nobody = policy(
+    let api_to_web = policy(
         "shop/api-to-web",
         "{podSelector: {matchLabels: {app: api}}, policyTypes: [Egress],
           egress: [{to: [{podSelector: {matchLabels: {app: web}}}]}]}",
     );
-    let lab = Lab::start(shop_and_blog(), &[web_from_api, web_from_db, api_to_nobody])?;
+    let lab = Lab::start(shop_and_blog(), &[web_from_api, web_from_db, api_to_web])?;
     lab.expect(
         "shop/api  -> shop/web  80/TCP
          shop/api  -x shop/web  443/TCP
@@ -61,11 +61,11 @@ fn s02_absent_policy_types_mean_ingress_and_egress_only_with_rules() -> Result<(
 fn s03_no_rules_deny_and_empty_rules_allow() -> Result<()> {
     let none = policy("shop/none", "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress], ingress: []}");
     let all = policy("shop/all", "{podSelector: {matchLabels: {app: api}}, policyTypes: [Ingress], ingress: [{}]}");
-    let anyone = policy(
-        "shop/anyone",
+    let any_peer = policy(
+        "shop/any-peer",
         "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress], ingress: [{from: [], ports: [{port: 80}]}]}",
     );
-    let lab = Lab::start(shop_and_blog(), &[none, all, anyone])?;
+    let lab = Lab::start(shop_and_blog(), &[none, all, any_peer])?;
     lab.expect(
         "shop/api    -x shop/web 80/TCP
          outside     -x shop/web 80/TCP

@@ -1,4 +1,4 @@
-//! Whom policies select and what they allow: lines 1 to 14 of docs/semantics.md, with real connections.
+//! Which pods policies select and what they allow, with real connections: lines 1 to 14 of docs/semantics.md.
 
 mod blocks;
 mod isolation;
@@ -8,7 +8,7 @@ mod ports;
 use netpol_policy::model::Protocol::{Tcp, Udp};
 use netpol_tests::{Cluster, ClusterBuilder};
 
-/// Two namespaces, and a host outside with two more addresses.
+/// Two namespaces, and an outside host with two additional addresses.
 fn shop_and_blog() -> ClusterBuilder {
     Cluster::builder()
         .namespace("shop", "team=sales")

@@ -1,4 +1,4 @@
-//! Whom peers and policies select: lines 4 to 7.
+//! Pods that peers and policies select: lines 4 to 7 of docs/semantics.md.
 
 use anyhow::{Context, Result};
 use netpol_tests::{Lab, PodSpec, deny_all, policy};
@@ -50,13 +50,13 @@ fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
         ),
     ];
     let lab = Lab::start(shop_and_blog().nodes(2), &[deny_all("nowhere")])?;
-    for (what, peer, table) in rows {
+    for (case, peer, table) in rows {
         let spec = format!(
             "{{podSelector: {{matchLabels: {{app: db}}}}, policyTypes: [Ingress], ingress: [{{from: [{}]}}]}}",
             if peer.starts_with('{') { peer.to_owned() } else { format!("{{{peer}}}") }
         );
         lab.policies(&[policy("shop/db", &spec)])?;
-        lab.expect(table).map_err(|error| error.context(what))?;
+        lab.expect(table).map_err(|error| error.context(case))?;
     }
     // Separate items are alternatives.
     lab.policies(&[policy(
@@ -68,7 +68,7 @@ fn s04_selectors_of_namespaces_and_pods() -> Result<()> {
 }
 
 #[test]
-fn s05_host_network_pods_are_neither_subject_nor_peer() -> Result<()> {
+fn s05_host_network_pods_are_not_isolated_and_are_no_peers() -> Result<()> {
     let lab = Lab::start(
         shop_and_blog().nodes(2),
         &[policy(
@@ -76,7 +76,8 @@ fn s05_host_network_pods_are_neither_subject_nor_peer() -> Result<()> {
             "{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {}}]}]}",
         )],
     )?;
-    // A pod on the other node's network: that node's address must not become a peer, nor the node isolated.
+    // A host-network pod on the other node. Its address, which is the node's, must not match a peer and must not be
+    // isolated.
     let address = lab.cluster.host("node-2").v4();
     lab.cluster.manifests().write(
         "host-network.yaml",
@@ -102,20 +103,20 @@ fn s06_finished_pods_and_former_addresses_select_nothing() -> Result<()> {
     lab.cluster.edit_pod("shop/web", |pod| pod.phase("Succeeded"))?;
     lab.expect("shop/web -x shop/db 80/TCP\nshop/api -x shop/db 80/TCP")?;
 
-    // Its address goes to a pod that nothing allows; the finished one's manifest is still there.
+    // A pod that no policy allows reuses the address. The manifest of the finished pod still exists.
     let number = lab.cluster.host("shop/web").v4().octets()[3];
     lab.cluster.remove_pod_keep_manifest("shop/web")?;
     lab.cluster.add_pod(PodSpec::new("shop/heir").labels("app=heir").number(number))?;
     lab.expect("shop/heir -x shop/db 80/TCP\nshop/api -x shop/db 80/TCP\nshop/heir -> shop/api 80/TCP")?;
 
-    // And one that is allowed takes it over at once.
+    // A pod that is allowed reuses the address, with immediate effect.
     lab.cluster.remove_pod("shop/heir")?;
     lab.cluster.add_pod(PodSpec::new("shop/young").labels("app=web").number(number))?;
     lab.expect("shop/young -> shop/db 80/TCP\nshop/api -x shop/db 80/TCP")
 }
 
 #[test]
-fn s07_a_policy_not_understood_isolates_and_is_reported() -> Result<()> {
+fn s07_an_invalid_policy_isolates_and_is_reported() -> Result<()> {
     let mut lab = Lab::start(
         shop_and_blog(),
         &[
@@ -143,7 +144,7 @@ fn s07_a_policy_not_understood_isolates_and_is_reported() -> Result<()> {
 }
 
 #[test]
-fn s04_a_namespace_without_an_object_has_its_name_and_nothing_else() -> Result<()> {
+fn s04_a_namespace_without_an_object_has_only_the_name_label() -> Result<()> {
     let from = |labels: &str| {
         let spec = format!(
             "{{podSelector: {{matchLabels: {{app: db}}}}, policyTypes: [Ingress], \
@@ -160,7 +161,7 @@ fn s04_a_namespace_without_an_object_has_its_name_and_nothing_else() -> Result<(
 }
 
 #[test]
-fn s06_of_several_pods_at_one_address_one_counts() -> Result<()> {
+fn s06_an_address_of_several_pods_belongs_to_one_of_them() -> Result<()> {
     let from_web = policy(
         "shop/db",
         "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress],
@@ -169,7 +170,7 @@ fn s06_of_several_pods_at_one_address_one_counts() -> Result<()> {
     let mut lab = Lab::start(shop_and_blog(), &[from_web])?;
     lab.cluster.edit_pod("shop/api", |pod| pod.created("2026-01-01T00:00:00Z"))?;
     let address = lab.cluster.host("shop/api").v4();
-    // Another claims the address of `api`, from another node, and is a peer.
+    // Another pod, which is an allowed peer on another node, claims the address of `api`.
     let claim = |metadata: &str| {
         let claim = format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, labels: {{app: web}}, {metadata}}}, \
@@ -180,24 +181,24 @@ fn s06_of_several_pods_at_one_address_one_counts() -> Result<()> {
     let rows = [
         ("name: zzz, creationTimestamp: '2026-01-01T00:00:00Z'", "->", "the greatest name"),
         ("name: aaa, creationTimestamp: '2026-01-01T00:00:00Z'", "-x", "a smaller name"),
-        ("name: aaa, creationTimestamp: '2026-01-02T00:00:00Z'", "->", "the youngest"),
+        ("name: aaa, creationTimestamp: '2026-01-02T00:00:00Z'", "->", "the latest creation time"),
         (
             "name: zzz, creationTimestamp: '2026-01-02T00:00:00Z', deletionTimestamp: '2026-01-03T00:00:00Z'",
             "-x",
-            "one that is being deleted",
+            "a deletion timestamp",
         ),
     ];
-    for (metadata, arrow, what) in rows {
+    for (metadata, arrow, case) in rows {
         claim(metadata)?;
         lab.expect_without_reference(&format!("shop/api {arrow} shop/db 80/TCP\nshop/web -> shop/db 80/TCP"))
-            .with_context(|| format!("the claim is {what}"))?;
+            .with_context(|| format!("the other pod has {case}"))?;
     }
     lab.cluster.manifests().remove("claim.yaml")?;
     lab.expect("shop/api -x shop/db 80/TCP")
 }
 
 #[test]
-fn s30_odd_pod_addresses_open_no_pod_and_a_nodes_address_is_no_peer() -> Result<()> {
+fn s30_invalid_pod_addresses_are_ignored_and_a_node_address_is_no_peer() -> Result<()> {
     let closed = policy("shop/db", "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress, Egress]}");
     let from_web = policy(
         "shop/api",
@@ -207,8 +208,8 @@ fn s30_odd_pod_addresses_open_no_pod_and_a_nodes_address_is_no_peer() -> Result<
     let mut lab = Lab::start(shop_and_blog().nodes(2), &[closed, from_web])?;
     let denied = "shop/web -x shop/db 80/TCP\nshop/db -x shop/web 80/TCP\nblog/web -x shop/db 80/TCP";
     lab.expect(denied)?;
-    // None of these may take the place of the pod's own address of that family.
-    for odd in [
+    // None of these may replace the pod's own address of that family.
+    for address in [
         "::ffff:10.9.9.9",
         "127.0.0.1",
         "0.0.0.0",
@@ -219,11 +220,12 @@ fn s30_odd_pod_addresses_open_no_pod_and_a_nodes_address_is_no_peer() -> Result<
         "fe80::9",
         "ff02::1",
     ] {
-        lab.cluster.edit_pod("shop/db", |pod| pod.extra_pod_ip(odd))?;
-        lab.expect_without_reference(denied).with_context(|| format!("its first address is {odd}"))?;
+        lab.cluster.edit_pod("shop/db", |pod| pod.extra_pod_ip(address))?;
+        lab.expect_without_reference(denied).with_context(|| format!("the pod's first address is {address}"))?;
     }
     lab.cluster.edit_pod("shop/db", |pod| pod.extra_pod_ip(""))?;
-    // Another pod of the node, which no policy selects, claims the address of `db` in IPv6 notation; and one the other node's.
+    // A pod of this node that no policy selects claims the address of `db` as an IPv4-mapped address. Another pod
+    // claims the address of the other node.
     let claim = |name: &str, node: u8, address: &str| {
         let claim = format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{namespace: {name}, name: zzz, labels: {{app: web}}, \
@@ -238,7 +240,7 @@ fn s30_odd_pod_addresses_open_no_pod_and_a_nodes_address_is_no_peer() -> Result<
 }
 
 #[test]
-fn s07_a_selector_not_understood_isolates_its_whole_namespace() -> Result<()> {
+fn s07_an_invalid_pod_selector_isolates_the_whole_namespace() -> Result<()> {
     let mut lab = Lab::start(
         shop_and_blog(),
         &[policy(

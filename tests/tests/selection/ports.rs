@@ -1,4 +1,4 @@
-//! Protocols and ports: lines 8 to 10.
+//! Protocols and ports: lines 8 to 10 of docs/semantics.md.
 
 use anyhow::Result;
 use netpol_policy::model::Protocol::{Sctp, Tcp, Udp};
@@ -113,13 +113,13 @@ fn s08_sctp_is_a_protocol_of_its_own() -> Result<()> {
         &[
             (shot("SCTP to the allowed port", &|mark| ip.sctp_init(5000, 36412, mark)), true),
             (shot("SCTP to another port", &|mark| ip.sctp_init(5001, 36413, mark)), false),
-            (shot("UDP to a port of that number", &|mark| ip.udp(5000, 36412, mark)), false),
+            (shot("UDP to the port with the same number", &|mark| ip.udp(5000, 36412, mark)), false),
         ],
     )
 }
 
 #[test]
-fn s08_an_end_port_needs_a_number_to_begin_with() -> Result<()> {
+fn s08_an_end_port_needs_a_numeric_port() -> Result<()> {
     let mut lab = Lab::start(
         shop_and_blog(),
         &[policy(
@@ -133,7 +133,7 @@ fn s08_an_end_port_needs_a_number_to_begin_with() -> Result<()> {
 }
 
 #[test]
-fn s09_ports_of_sidecars_count_and_those_of_other_init_containers_do_not() -> Result<()> {
+fn s09_named_ports_of_sidecars_count_and_those_of_other_init_containers_do_not() -> Result<()> {
     let named = policy(
         "shop/db",
         "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress], ingress: [{ports: [{port: proxy}, {port: setup}]}]}",

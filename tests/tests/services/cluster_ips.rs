@@ -1,4 +1,4 @@
-//! A Service's own addresses.
+//! Connections to cluster IPs.
 
 use anyhow::{Context, Result, ensure};
 
@@ -11,13 +11,13 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
     }
     shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])
         .context("all backends")?;
-    none(shop).context("no backend")?;
-    some(shop).context("some backends")?;
-    itself(shop).context("a pod behind its own Service")
+    no_backend_allowed(shop).context("no backend")?;
+    some_backends_allowed(shop).context("some backends")?;
+    hairpin(shop).context("a pod that is a backend of its own Service")
 }
 
-/// It ends at the pod's interface: kube-proxy never sees it.
-fn none(shop: &Shop) -> Result<()> {
+/// Traffic is dropped at the pod's interface: it never reaches kube-proxy.
+fn no_backend_allowed(shop: &Shop) -> Result<()> {
     shop.nowhere("shop/client", &Shop::cluster_ips(number::BAD))?;
     for (_, target) in Shop::cluster_ips(number::BAD) {
         shop.denied_through(number::BAD, "no-backend", "shop/client", &target.ip().to_string())?;
@@ -25,8 +25,8 @@ fn none(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// Each connection is judged by where it was sent; the node's own processes are always allowed.
-fn some(shop: &Shop) -> Result<()> {
+/// Each connection is evaluated post-DNAT. The node's own processes are always allowed.
+fn some_backends_allowed(shop: &Shop) -> Result<()> {
     let allowed = ["shop/near", "shop/far", "node-1"];
     shop.through("shop/client", &Shop::cluster_ips(number::MIXED), &allowed)?;
     let denied: Vec<_> = ALL.into_iter().filter(|name| !allowed.contains(name)).collect();
@@ -34,10 +34,10 @@ fn some(shop: &Shop) -> Result<()> {
     denied.iter().try_for_each(|backend| shop.denied_through(number::MIXED, "backend", "shop/client", backend))
 }
 
-/// No rule allows the pod to reach itself, and none is needed; a neighbour does not get in by that.
-fn itself(shop: &Shop) -> Result<()> {
+/// A pod reaches itself without a rule. Another backend of the same Service is not reachable because of that.
+fn hairpin(shop: &Shop) -> Result<()> {
     let at = Shop::cluster_ips(number::CLIENT);
     shop.through("shop/client", &at, &["shop/client"])?;
     let twins = Shop::cluster_ips(number::TWINS);
-    shop.through("shop/client", &twins, &["shop/client"]).context("beside a twin that no rule allows")
+    shop.through("shop/client", &twins, &["shop/client"]).context("with a second backend that no rule allows")
 }

@@ -1,4 +1,4 @@
-//! Backends that come and go while many connect.
+//! Backends change while a pod opens many connections.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,27 +11,28 @@ use super::Shape;
 use super::shop::{ALL, Shop, number};
 
 #[test]
-fn s22_s24_no_denied_backend_ever_answers_on_a_bridge() -> Result<()> {
+fn s22_s24_no_denied_backend_ever_replies_on_a_bridge() -> Result<()> {
     measure(Shape { topology: Topology::Bridge, interconnect: Interconnect::Vxlan, mode: Mode::Nftables })
 }
 
 #[test]
-fn s22_s24_no_denied_backend_ever_answers_routed() -> Result<()> {
+fn s22_s24_no_denied_backend_ever_replies_routed() -> Result<()> {
     measure(Shape { topology: Topology::Routed, interconnect: Interconnect::Routes, mode: Mode::Iptables })
 }
 
-/// Who may answer the client.
-const ALLOWED: [&str; 4] = ["shop/near", "shop/far", "node-1", LEAVER];
+/// The hosts that may reply to the client.
+const ALLOWED: [&str; 4] = ["shop/near", "shop/far", "node-1", DELETED];
 
-/// An allowed backend, and one that is not, which has its address later.
-const LEAVER: &str = "shop/leaver";
-const HEIR: &str = "shop/heir";
+/// An allowed backend that is deleted.
+const DELETED: &str = "shop/leaver";
+/// A pod that is not an allowed backend and reuses the address of [`DELETED`].
+const REUSING: &str = "shop/heir";
 const NUMBER: u8 = 77;
 
-/// How long each state of things lasts.
-const WHILE: Duration = Duration::from_millis(400);
+/// How long each state lasts.
+const STATE_TIME: Duration = Duration::from_millis(400);
 
-/// Backends, one set after the other.
+/// The backends in each round.
 const ROUNDS: [&[&str]; 7] = [
     &["shop/near", "shop/bad"],
     &["shop/bad"],
@@ -47,25 +48,25 @@ fn measure(shape: Shape) -> Result<()> {
     let answered = under_load(&shop, || {
         ROUNDS.iter().enumerate().try_for_each(|(round, names)| change(&shop, names, round % 2 == 0))
     })?;
-    ensure!(answered > 100, "{answered} connections were answered");
+    ensure!(answered > 100, "only {answered} connections got a reply");
 
-    shop.lab.cluster.add_pod(PodSpec::new(LEAVER).labels("app=good").number(NUMBER))?;
-    let answered = under_load(&shop, || change(&shop, &[LEAVER], true))?;
-    ensure!(answered > 0, "nobody was answered by {LEAVER}");
+    shop.lab.cluster.add_pod(PodSpec::new(DELETED).labels("app=good").number(NUMBER))?;
+    let answered = under_load(&shop, || change(&shop, &[DELETED], true))?;
+    ensure!(answered > 0, "no connection got a reply from {DELETED}");
     // Rules and manifests still name its address.
-    shop.lab.cluster.remove_pod(LEAVER)?;
-    shop.lab.cluster.add_pod_without_manifest(PodSpec::new(HEIR).labels("app=bad").number(NUMBER))?;
+    shop.lab.cluster.remove_pod(DELETED)?;
+    shop.lab.cluster.add_pod_without_manifest(PodSpec::new(REUSING).labels("app=bad").number(NUMBER))?;
     let answered = under_load(&shop, || {
-        std::thread::sleep(WHILE);
-        shop.cluster().write_manifest(HEIR)?;
-        std::thread::sleep(WHILE);
+        std::thread::sleep(STATE_TIME);
+        shop.cluster().write_manifest(REUSING)?;
+        std::thread::sleep(STATE_TIME);
         Ok(())
     })?;
-    ensure!(answered == 0, "{answered} connections were answered at an address of one who is not allowed");
-    shop.through("shop/free", &Shop::cluster_ips(number::MIXED), &[HEIR])
+    ensure!(answered == 0, "{answered} connections got a reply from a pod that is not allowed");
+    shop.through("shop/free", &Shop::cluster_ips(number::MIXED), &[REUSING])
 }
 
-/// Changes what is behind the Service: what kube-proxy does, and what the agent knows, one earlier than the other.
+/// Changes the backends of the Service in kube-proxy's rules and in the agent's manifests, one before the other.
 fn change(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()> {
     let service = Shop::service(number::MIXED).backends(shop.cluster(), names);
     for rules in [rules_first, !rules_first] {
@@ -74,29 +75,30 @@ fn change(shop: &Shop, names: &[&str], rules_first: bool) -> Result<()> {
         } else {
             service.write_manifest(shop.cluster())?;
         }
-        std::thread::sleep(WHILE);
+        std::thread::sleep(STATE_TIME);
     }
     Ok(())
 }
 
-/// How many connections were answered while something else is done, each by somebody who is allowed.
+/// Opens connections while `work` runs, and returns how many got a reply. Fails if the reply is from a host that is not
+/// allowed.
 fn under_load(shop: &Shop, work: impl FnOnce() -> Result<()>) -> Result<u64> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let asking = scope.spawn(|| ask_until(shop, &done));
+        let connecting = scope.spawn(|| connect_until(shop, &done));
         let worked = work();
         done.store(true, Ordering::Relaxed);
-        let answered = asking.join().expect("who asks does not panic");
+        let answered = connecting.join().expect("the connecting thread panicked");
         worked.and(answered)
     })
 }
 
-fn ask_until(shop: &Shop, done: &AtomicBool) -> Result<u64> {
+fn connect_until(shop: &Shop, done: &AtomicBool) -> Result<u64> {
     let mut answered = 0;
     while !done.load(Ordering::Relaxed) {
         for found in connect_all(shop.cluster(), "shop/client", &Shop::cluster_ips(number::MIXED), 24)? {
             for (name, count) in found.by_host {
-                ensure!(ALLOWED.contains(&name.as_str()), "{name} answered {count} times");
+                ensure!(ALLOWED.contains(&name.as_str()), "{name} is not allowed and replied {count} times");
                 answered += count;
             }
         }

@@ -1,5 +1,5 @@
-//! Egress through Services, live: kube-proxy's translations by hand, backends on this node, on another behind VXLAN or a plain
-//! route, and in the nodes' own networks.
+//! Egress through Services with real packets. The tests write kube-proxy's rules themselves. Backends are pods on the
+//! local node, pods on another node behind VXLAN or a plain route, and host-network processes.
 
 mod cluster_ips;
 mod flows;
@@ -15,7 +15,7 @@ use netpol_tests::{Interconnect, Mode, Topology};
 
 use shop::Shop;
 
-/// What clusters differ in that a packet notices.
+/// The properties of a cluster that affect the path of a packet.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     topology: Topology,
@@ -23,15 +23,15 @@ struct Shape {
     mode: Mode,
 }
 
-/// All that holds for a cluster that does not change.
+/// Runs all checks that need no change in the cluster.
 fn measure(topology: Topology, interconnect: Interconnect, mode: Mode) -> Result<()> {
     let shop = Shop::open(Shape { topology, interconnect, mode })?;
     let cases: [fn(&Shop) -> Result<()>; 4] =
         [cluster_ips::measure, node_ports::measure, masquerade::measure, hairpin::measure];
-    cases.iter().try_for_each(|case| case(&shop)).with_context(|| format!("the agent says:\n{}", shop.agent().log()))
+    cases.iter().try_for_each(|case| case(&shop)).with_context(|| format!("log of the agent:\n{}", shop.agent().log()))
 }
 
-// Each of either with each of the others, but not all with all.
+// Every pair of values is tested, but not every combination of three.
 
 #[test]
 fn s15_s21_s22_s23_on_a_bridge_with_vxlan_and_nftables() -> Result<()> {

@@ -1,4 +1,4 @@
-//! What comes by a `NodePort` goes in its node's name. It is not the node.
+//! Connections through a `NodePort` are masqueraded as the node. They are not evaluated as traffic from the node.
 
 use anyhow::{Context, Result};
 
@@ -11,16 +11,18 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
             shop.through(from, &at(number::GOOD), &["shop/near", "shop/far"])?;
         }
         let isolated = [at(number::GUARDED), at(number::VAULT)].concat();
-        // The visitor's labels do not come along.
+        // Masquerading hides the visitor's address, so its labels do not count.
         for from in ["outside", "shop/stranger", "shop/free", "shop/visitor"] {
-            shop.through(from, &isolated, &[]).with_context(|| format!("{from} by {node}"))?;
+            shop.through(from, &isolated, &[]).with_context(|| format!("{from} through {node}"))?;
         }
-        // Another node's own processes are as foreign as what it forwards.
+        // Only the local node's own processes are allowed: another node's are evaluated like the traffic that it
+        // forwards.
         for (service, pod, pods_node) in
             [(number::GUARDED, "shop/guarded", "node-1"), (number::VAULT, "shop/vault", "node-2")]
         {
             let allowed: &[&str] = if node == pods_node { &[pod] } else { &[] };
-            shop.through(node, &at(service), allowed).with_context(|| format!("{node} by its own port to {pod}"))?;
+            shop.through(node, &at(service), allowed)
+                .with_context(|| format!("{node} through its own port to {pod}"))?;
         }
     }
     for (service, pod) in [(number::GUARDED, "shop/guarded"), (number::VAULT, "shop/vault")] {

@@ -13,7 +13,7 @@ pub(super) fn measure(shop: &Shop) -> Result<()> {
     host_ports(shop).context("hostPorts")
 }
 
-/// The node's addresses are always allowed; where its ports lead is not.
+/// Traffic to the local node's addresses is always allowed. Traffic to the backends of its ports is not.
 fn own_node(shop: &Shop) -> Result<()> {
     let gateway = gateway(1, shop.cluster().families());
     for addresses in [shop.cluster().host("node-1").addresses(), &gateway] {
@@ -27,7 +27,7 @@ fn own_node(shop: &Shop) -> Result<()> {
         .try_for_each(|backend| shop.denied_through(number::MIXED, "backend", "shop/client", backend))
 }
 
-/// That node chooses, and this one never learns whom.
+/// The other node selects the backend, which is unknown on this node.
 fn other_node(shop: &Shop) -> Result<()> {
     let at = |service| targets(shop.cluster().host("node-2").addresses(), &Shop::node_ports(service));
     shop.through("shop/free", &at(number::MIXED), &ALL)?;
@@ -39,7 +39,7 @@ fn other_node(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// As the plugin portmap writes them.
+/// Tests hostPorts with rules as the CNI plugin portmap writes them.
 fn host_ports(shop: &Shop) -> Result<()> {
     let rows = [
         ("node-1", 8081, "shop/near", Allowed),
@@ -51,11 +51,11 @@ fn host_ports(shop: &Shop) -> Result<()> {
         for address in shop.cluster().host(node).addresses() {
             let address = address.to_string();
             for protocol in [Tcp, Udp] {
-                let place = format!("{to} at {address} {port}/{}", protocol.name());
-                let from_anyone = shop.lab.try_at("shop/free", to, &address, protocol, port)?;
-                assert_eq!(from_anyone, Allowed, "free to {place}");
-                let outcome = shop.lab.try_at("shop/client", to, &address, protocol, port)?;
-                assert_eq!(outcome, expected, "client to {place}");
+                let target = format!("{to} at {address} {port}/{}", protocol.name());
+                let from_free = shop.lab.try_at("shop/free", to, &address, protocol, port)?;
+                assert_eq!(from_free, Allowed, "shop/free to {target}");
+                let from_client = shop.lab.try_at("shop/client", to, &address, protocol, port)?;
+                assert_eq!(from_client, expected, "shop/client to {target}");
             }
         }
     }

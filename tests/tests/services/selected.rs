@@ -1,7 +1,7 @@
 //! Services whose manifests have a selector and no `EndpointSlices`, and pods on the host network behind them.
 
 use anyhow::{Context, Result};
-use netpol_tests::{Interconnect, Cluster, Mode, Topology, policy};
+use netpol_tests::{Cluster, Interconnect, Mode, Topology, policy};
 
 use super::Shape;
 use super::shop::{Shop, number};
@@ -19,11 +19,11 @@ fn select(shop: &Shop, service: u16, label: &str, backends: &[&str]) -> Result<(
 fn s37_a_service_without_slices_leads_to_the_pods_it_selects() -> Result<()> {
     let mut shop = Shop::open(SHAPE)?;
     select(&shop, number::GOOD, "app: good", &["shop/near", "shop/far"])?;
-    shop.settle()?;
+    shop.wait_applied()?;
     shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["shop/near", "shop/far"])?;
     // None of them is allowed: known at the sender's interface, so that kube-proxy sees nothing.
     select(&shop, number::BAD, "app: bad", &["shop/bad", "shop/worse"])?;
-    shop.settle()?;
+    shop.wait_applied()?;
     shop.nowhere("shop/client", &Shop::cluster_ips(number::BAD))?;
     for (_, target) in Shop::cluster_ips(number::BAD) {
         shop.denied_through(number::BAD, "no-backend", "shop/client", &target.ip().to_string())?;
@@ -31,7 +31,7 @@ fn s37_a_service_without_slices_leads_to_the_pods_it_selects() -> Result<()> {
     // A pod that the selector no longer selects is no backend, and the only one left is allowed.
     shop.lab.cluster.edit_pod("shop/bad", |pod| pod.labels("app=good,tier=one"))?;
     select(&shop, number::BAD, "tier: one", &["shop/bad"])?;
-    shop.settle()?;
+    shop.wait_applied()?;
     shop.through("shop/client", &Shop::cluster_ips(number::BAD), &["shop/bad"])
 }
 
@@ -53,7 +53,7 @@ fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Res
     let shop = Shop::open(SHAPE)?;
     on_host_network(shop.cluster(), "node-2", "app: good, net: host")?;
     select(&shop, number::GOOD, "net: host", &["node-2"])?;
-    shop.settle()?;
+    shop.wait_applied()?;
     // The rule selects the pod's labels, and a pod on the host network is no peer.
     shop.nowhere("shop/client", &Shop::cluster_ips(number::GOOD)).context("by its labels")?;
     shop.denied_through(number::GOOD, "no-backend", "shop/client", "10.96.0.10")?;
@@ -66,13 +66,13 @@ fn s05_s22_host_network_pods_behind_a_service_are_their_nodes_addresses() -> Res
         ),
     );
     shop.cluster().apply("second", &to_node)?;
-    shop.settle()?;
+    shop.wait_applied()?;
     shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["node-2"]).context("by its node's addresses")?;
     // On the client's own node it is the local node, which no rule has to allow.
     shop.cluster().delete("second")?;
     on_host_network(shop.cluster(), "node-1", "app: bad, net: here")?;
     select(&shop, number::GOOD, "net: here", &["node-1"])?;
-    shop.settle()?;
+    shop.wait_applied()?;
     shop.through("shop/client", &Shop::cluster_ips(number::GOOD), &["node-1"]).context("on the local node")
 }
 

@@ -1,4 +1,4 @@
-//! A cluster with Services, and who answers through them.
+//! A cluster with Services, and checks of which backends reply through them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,22 +14,22 @@ use netpol_tests::{Agent, AgentOptions, Cluster, Denied, Families, KubeProxy, La
 
 use super::Shape;
 
-/// How many connections are made to each frontend: of six backends, one is not chosen in one of 6,300 tries; then there are
-/// others.
-const TIMES: usize = 48;
+/// Number of connections to each frontend. One of six backends is selected by none of them in one of 6,300 cases. Then
+/// the check is repeated.
+const CONNECTIONS: usize = 48;
 
-/// What all backends serve, and the ports of the Services that lead there.
+/// Protocol, target port and Service port of everything that the backends serve.
 pub(super) const PORTS: [(Protocol, u16, u16); 2] = [(Tcp, 8080, 80), (Udp, 8053, 53)];
 
-/// Everybody who may be behind a Service.
+/// All hosts that can be backends.
 pub(super) const ALL: [&str; 6] = ["shop/near", "shop/bad", "shop/far", "shop/worse", "node-1", "node-2"];
 
-/// Two nodes, an agent on each. `client` may open connections to `app=good` only, all others to anyone; `guarded`, and `vault` on the
-/// other node, take them from `app=visitor` only.
+/// Two nodes with an agent each. `client` may connect to pods with `app=good` only, other pods to any address.
+/// `guarded`, and `vault` on the other node, accept connections from pods with `app=visitor` only.
 pub(super) struct Shop {
-    /// On the second node; gone before the cluster is.
+    /// The agent on the second node. The first field, so that it is dropped before the cluster.
     _far: Agent,
-    /// With the agent on the first.
+    /// The cluster, with the agent on the first node.
     pub(super) lab: Lab,
     pub(super) proxy: KubeProxy,
     rounds: AtomicU32,
@@ -59,7 +59,7 @@ fn pods(shape: Shape) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// `client` goes out to good backends at the ports that they serve.
+/// Allows egress from `client` to good backends at the ports that they serve.
 fn client_to_good() -> String {
     policy(
         "shop/client",
@@ -85,25 +85,25 @@ const fn node_port(number: u16, protocol: Protocol) -> u16 {
     30000 + number * 10 + protocol.number() as u16 % 10
 }
 
-/// The Services there are, by number.
+/// The numbers of the Services.
 pub(super) mod number {
-    /// All of its backends are good.
+    /// All backends are good.
     pub(crate) const GOOD: u16 = 10;
-    /// None is.
+    /// No backend is good.
     pub(crate) const BAD: u16 = 11;
-    /// Everybody is behind it.
+    /// All hosts of [`super::ALL`] are backends.
     pub(crate) const MIXED: u16 = 12;
-    /// The guarded pod alone.
+    /// The only backend is `guarded`.
     pub(crate) const GUARDED: u16 = 13;
-    /// The client alone.
+    /// The only backend is `client`.
     pub(crate) const CLIENT: u16 = 14;
-    /// The vault alone, on the other node.
+    /// The only backend is `vault`, on the other node.
     pub(crate) const VAULT: u16 = 16;
-    /// The client, and one that it may not connect to.
+    /// The backends are `client` and a pod that it may not connect to.
     pub(crate) const TWINS: u16 = 15;
 }
 
-/// Their names and backends.
+/// Number, name and backends of each Service.
 const SERVICES: [(u16, &str, &[&str]); 7] = [
     (number::GOOD, "shop/good", &["shop/near", "shop/far"]),
     (number::BAD, "shop/bad", &["shop/bad", "shop/worse"]),
@@ -114,7 +114,7 @@ const SERVICES: [(u16, &str, &[&str]); 7] = [
     (number::TWINS, "shop/twins", &["shop/client", "shop/bad"]),
 ];
 
-/// The Service with this number: at an address of each family, and at ports of every node.
+/// Builds a Service with an address of each family and with node ports.
 fn service(number: u16, name: &str) -> Service {
     let base = Service::new(name, &addresses(number));
     PORTS.iter().fold(base, |service, &(protocol, port, target)| {
@@ -124,16 +124,16 @@ fn service(number: u16, name: &str) -> Service {
 
 fn entry(service: u16) -> (u16, &'static str, &'static [&'static str]) {
     let found = SERVICES.iter().find(|(number, ..)| *number == service);
-    *found.unwrap_or_else(|| panic!("no Service {service}"))
+    *found.unwrap_or_else(|| panic!("there is no Service number {service}"))
 }
 
 impl Shop {
-    /// The agents have all objects from the start.
+    /// Starts the cluster and its agents. The agents have all objects from the start.
     pub(super) fn open(shape: Shape) -> Result<Self> {
         Self::open_with(shape, &[])
     }
 
-    /// The same, with further arguments for the agents.
+    /// Starts the cluster with additional arguments for the agents.
     pub(super) fn open_with(shape: Shape, arguments: &[&str]) -> Result<Self> {
         let cluster = pods(shape)?;
         let proxy = KubeProxy::start(&cluster, shape.mode)?;
@@ -141,7 +141,7 @@ impl Shop {
         proxy.sync(&services)?;
         services.iter().try_for_each(|service| service.write_manifest(&cluster))?;
         cluster.apply("first", &[client_to_good(), guarded_from_visitor()].concat())?;
-        // Both at once.
+        // Both agents start at the same time.
         let mut agents =
             [1, 2].map(|node| Agent::prepare(&cluster, AgentOptions::default().node(node).arguments(arguments)));
         for agent in agents.iter_mut().flatten() {
@@ -154,10 +154,10 @@ impl Shop {
         Ok(Self { _far: far, lab: Lab::of(cluster, agent), proxy, rounds: AtomicU32::new(0) })
     }
 
-    /// A Service of [`number`], whose backends are to be chosen.
+    /// Returns a Service of [`number`] without backends.
     ///
     /// # Panics
-    /// Where there is none of this number.
+    /// If there is no Service with this number.
     pub(super) fn service(number: u16) -> Service {
         service(number, entry(number).1)
     }
@@ -170,62 +170,65 @@ impl Shop {
         self.lab.agent_ref()
     }
 
-    /// The frontends at a Service's own addresses.
+    /// Returns the frontends at a Service's cluster IPs.
     pub(super) fn cluster_ips(service: u16) -> Vec<(Protocol, SocketAddr)> {
         targets(&addresses(service), &PORTS.map(|(protocol, port, _)| (protocol, port)))
     }
 
-    /// Who is behind a Service.
+    /// Returns the names of a Service's backends.
     ///
     /// # Panics
-    /// Where there is no Service of this number.
+    /// If there is no Service with this number.
     pub(super) fn backends(service: u16) -> &'static [&'static str] {
         entry(service).2
     }
 
-    /// The ports that every node has for a Service.
+    /// Returns the node ports of a Service.
     pub(super) fn node_ports(service: u16) -> [(Protocol, u16); 2] {
         PORTS.map(|(protocol, ..)| (protocol, node_port(service, protocol)))
     }
 
-    /// Of many connections to each target, those and only those are answered that kube-proxy sent to one who is allowed.
+    /// Opens many connections to each target. Checks that exactly those get a reply that kube-proxy sent to an allowed
+    /// backend.
     pub(super) fn through(&self, from: &str, targets: &[(Protocol, SocketAddr)], allowed: &[&str]) -> Result<()> {
         let start = Instant::now();
         loop {
             let before = self.proxy.sent()?;
-            let answers = connect_all(self.cluster(), from, targets, TIMES)?;
+            let answers = connect_all(self.cluster(), from, targets, CONNECTIONS)?;
             let sent = self.sent_since(&before)?;
             let found = sum(&answers);
             for (name, count) in &found.by_host {
-                ensure!(allowed.contains(&name.as_str()), "{name} answered {from} {count} times through {targets:?}");
+                ensure!(allowed.contains(&name.as_str()), "{name} replied to {from} {count} times through {targets:?}");
             }
             let (good, bad): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 sent.into_iter().partition(|(name, _)| allowed.contains(&name.as_str()));
-            // A source port that is used again is not counted again: more may be answered than were counted, never fewer.
+            // A connection that reuses a source port is not counted, so there may be more replies than counted
+            // connections.
             let all_chosen = answers.iter().all(|target| target.by_host.len() == allowed.len());
             let all_answered = good.iter().all(|(name, count)| found.by_host.get(name) >= Some(count));
             if all_chosen && all_answered && bad.is_empty() == (found.dropped == 0) {
                 return Ok(());
             }
-            // A machine that is busy with other tests loses some.
+            // Packets may be lost on a machine that also runs other tests.
             ensure!(
                 start.elapsed() < TIMEOUT,
-                "{from} through {targets:?}: of those allowed {good:?} were chosen, of the others {bad:?}; {found:?}"
+                "{from} through {targets:?}: connections to allowed backends {good:?}, to others {bad:?}; {found:?}"
             );
         }
     }
 
-    /// Of some connections to each target, kube-proxy sees none.
+    /// Opens some connections to each target. Checks that none of them reaches kube-proxy.
     pub(super) fn nowhere(&self, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<()> {
         let before = self.proxy.sent()?;
-        let found = sum(&connect_all(self.cluster(), from, targets, TIMES)?);
+        let found = sum(&connect_all(self.cluster(), from, targets, CONNECTIONS)?);
         let sent = self.sent_since(&before)?;
         ensure!(found.by_host.is_empty() && sent.is_empty(), "{from} through {targets:?}: sent to {sent:?}, {found:?}");
         Ok(())
     }
 
-    /// Waits until the agent enforces what the manifests say by now: it takes up all of them at once.
-    pub(super) fn settle(&self) -> Result<()> {
+    /// Waits until the agent enforces the current manifests. The agent applies all of them at once, so a policy that
+    /// changes in every call shows when it has.
+    pub(super) fn wait_applied(&self) -> Result<()> {
         let round = self.rounds.fetch_add(1, Ordering::Relaxed);
         let rule = if round.is_multiple_of(2) { "" } else { ", egress: [{}]" };
         let fence = policy(
@@ -240,38 +243,43 @@ impl Shop {
             if passes != rule.is_empty() {
                 return Ok(());
             }
-            ensure!(start.elapsed() < TIMEOUT, "the agent does not take up the policy {fence}");
+            ensure!(start.elapsed() < TIMEOUT, "the agent does not enforce the policy {fence}");
         }
     }
 
-    /// The agent told of such a denial, on the way to a pod by name, or to one of a node's addresses.
+    /// Waits until the agent reports a denial with this reason, source and destination. `to` is a pod, or a node for
+    /// any of its addresses.
     pub(super) fn denied(&self, reason: &str, from: &str, to: &str) -> Result<()> {
-        self.agent().wait_denied(|line| self.is_it(line, reason, from, to)).map(|_| ())
+        self.agent().wait_denied(|line| self.matches(line, reason, from, to)).map(|_| ())
     }
 
-    /// The same, and it named the Service.
+    /// Waits until the agent reports such a denial with the name of the Service.
     ///
     /// # Panics
-    /// Where there is no Service of this number.
+    /// If there is no Service with this number.
     pub(super) fn denied_through(&self, service: u16, reason: &str, from: &str, to: &str) -> Result<()> {
-        let is_it = |line: &Denied| self.is_it(line, reason, from, to) && line.names_service(entry(service).1);
-        self.agent().wait_denied(is_it).map(|_| ())
+        let matches = |line: &Denied| self.matches(line, reason, from, to) && line.names_service(entry(service).1);
+        self.agent().wait_denied(matches).map(|_| ())
     }
 
-    fn is_it(&self, line: &Denied, reason: &str, from: &str, to: &str) -> bool {
-        line.reason() == reason && line.from() == from && self.is_called(line.to(), to)
+    fn matches(&self, line: &Denied, reason: &str, from: &str, to: &str) -> bool {
+        line.reason() == reason && line.from() == from && self.is_host(line.to(), to)
     }
 
-    fn is_called(&self, told: &str, name: &str) -> bool {
-        told == name
-            || told.parse().is_ok_and(|address| self.cluster().host_at(address).is_some_and(|host| host.name() == name))
+    /// Returns whether a name or address in a deny event stands for this host.
+    fn is_host(&self, reported: &str, name: &str) -> bool {
+        let has_address = |address| self.cluster().host_at(address).is_some_and(|host| host.name() == name);
+        reported == name || reported.parse().is_ok_and(has_address)
     }
 
     fn sent_since(&self, before: &BTreeMap<SocketAddr, u64>) -> Result<BTreeMap<String, u64>> {
         let mut sent = BTreeMap::new();
         for (backend, count) in self.proxy.sent()? {
             let count = count - before.get(&backend).copied().unwrap_or_default();
-            let host = self.cluster().host_at(backend.ip()).with_context(|| format!("nobody has {backend}"))?;
+            let host = self
+                .cluster()
+                .host_at(backend.ip())
+                .with_context(|| format!("no host has the address of {backend}"))?;
             if count > 0 {
                 *sent.entry(host.name().to_owned()).or_default() += count;
             }
@@ -280,7 +288,7 @@ impl Shop {
     }
 }
 
-/// Ports at each of some addresses.
+/// Returns every combination of these addresses and ports.
 pub(super) fn targets(addresses: &[IpAddr], ports: &[(Protocol, u16)]) -> Vec<(Protocol, SocketAddr)> {
     let at = |address: &IpAddr| {
         let address = *address;

@@ -1,4 +1,4 @@
-//! Looks at the kernel after every single write of the agent.
+//! Sends packets through the loaded programs after every single write of the agent.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,30 +17,30 @@ pub(crate) struct Sample {
     pub(crate) ifindex: IfIndex,
     pub(crate) direction: Direction,
     pub(crate) frame: Vec<u8>,
-    pub(crate) came_by: u32,
+    pub(crate) ingress_ifindex: u32,
     /// The first write after which it was dropped, and the first after which it passed.
-    pub(crate) seen: [Option<String>; 2],
+    pub(crate) first_write: [Option<String>; 2],
 }
 
-/// What is sent, and what became of it.
-pub(crate) struct Watch {
+/// Sends the samples and records their verdicts.
+pub(crate) struct Sampler {
     runner: Rc<Runner>,
     pub(crate) samples: Vec<Sample>,
-    /// The first packet that could not be sent.
+    /// The error of the first packet that could not be sent.
     pub(crate) failed: Option<String>,
 }
 
-impl Watch {
+impl Sampler {
     pub(crate) fn new(runner: Rc<Runner>) -> Self {
         Self { runner, samples: Vec::new(), failed: None }
     }
 
-    /// Sends all samples.
-    pub(crate) fn look(&mut self, after: impl Fn() -> String) {
+    /// Sends all samples. `after` describes the last write.
+    pub(crate) fn send(&mut self, after: impl Fn() -> String) {
         for sample in &mut self.samples {
-            match self.runner.passes(sample.ifindex.0, sample.direction, &sample.frame, sample.came_by) {
+            match self.runner.passes(sample.ifindex.0, sample.direction, &sample.frame, sample.ingress_ifindex) {
                 Ok(passed) => {
-                    sample.seen[usize::from(passed)].get_or_insert_with(&after);
+                    sample.first_write[usize::from(passed)].get_or_insert_with(&after);
                 }
                 Err(error) => {
                     self.failed.get_or_insert_with(|| format!("{error:#}"));
@@ -50,51 +50,52 @@ impl Watch {
     }
 }
 
-/// The kernel, with a look after every write. Programs run by hand only and are attached nowhere.
-pub(crate) struct Watched {
+/// The kernel data plane, which sends the samples after every write. Programs are not attached: the test runs them
+/// itself.
+pub(crate) struct SampledKernel {
     pub(crate) kernel: Kernel,
-    watch: Rc<RefCell<Watch>>,
+    sampler: Rc<RefCell<Sampler>>,
     attached: BTreeSet<IfIndex>,
 }
 
-impl Watched {
-    pub(crate) fn new(kernel: Kernel, watch: Rc<RefCell<Watch>>) -> Self {
-        Self { kernel, watch, attached: BTreeSet::new() }
+impl SampledKernel {
+    pub(crate) fn new(kernel: Kernel, sampler: Rc<RefCell<Sampler>>) -> Self {
+        Self { kernel, sampler, attached: BTreeSet::new() }
     }
 
-    fn look(&self, after: impl Fn() -> String) {
-        self.watch.borrow_mut().look(after);
+    fn send_samples(&self, after: impl Fn() -> String) {
+        self.sampler.borrow_mut().send(after);
     }
 }
 
-impl Dataplane for Watched {
+impl Dataplane for SampledKernel {
     fn write(&mut self, change: &Change) -> Result<(), WriteError> {
         self.kernel.write(change)?;
-        self.look(|| format!("{change:?}"));
+        self.send_samples(|| format!("{change:?}"));
         Ok(())
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
         self.kernel.put_endpoint(endpoint)?;
-        self.look(|| format!("{endpoint:?}"));
+        self.send_samples(|| format!("{endpoint:?}"));
         Ok(())
     }
 
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         self.kernel.delete_endpoint(ifindex)?;
-        self.look(|| format!("deleting the endpoint of {ifindex}"));
+        self.send_samples(|| format!("deleting the endpoint of {ifindex}"));
         Ok(())
     }
 
-    /// `BPF_PROG_TEST_RUN` cannot give a packet a source endpoint ID, so that every packet of a pod of this node would be a spoofed
-    /// one. What the IDs are for is tested in `packets/identity.rs`, by programs that take them from the mark.
+    /// Does nothing: `BPF_PROG_TEST_RUN` cannot set a source endpoint ID, so the source of every packet from a local
+    /// pod would count as spoofed. `packets/identity.rs` tests the IDs with programs that take them from the mark.
     fn own_address(&mut self, _address: IpAddr, _id: u32) -> Result<(), WriteError> {
         Ok(())
     }
 
     fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
         self.kernel.put_tunnels(local, others)?;
-        self.look(|| "the tunnel endpoints".to_owned());
+        self.send_samples(|| "the tunnel endpoints".to_owned());
         Ok(())
     }
 

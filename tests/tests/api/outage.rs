@@ -1,4 +1,4 @@
-//! A server that is away, and comes back different.
+//! Outages of the API server, during which objects change.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use netpol_apiserver::{Network, Resource};
 use netpol_tests::agent::as_deployed;
 use netpol_tests::{ClusterBuilder, Lab, deny_all};
 
-use super::{PROD_AND_FRIENDS, lab_of, load, options, pods_but_two, server_from, until};
+use super::{PROD_AND_FRIENDS, lab_of, load, options, pods_without_load, server_from, wait_until};
 
 const BEFORE: &str = "shop/client -> shop/server 80/TCP
      shop/other  -x shop/server 80/TCP
@@ -21,7 +21,8 @@ const AFTER: &str = "shop/client -> shop/server 80/TCP
      shop/server -x shop/other  80/TCP
      shop/client -> blog/web    80/TCP";
 
-/// `client` may, `never` may not, before and after: but not with the labels of one time and the policy of the other.
+/// The labels of two pods before and after a change. `client` is allowed and `never` is denied in both states, but not
+/// in a mixture of the labels of one state and the policy of the other.
 const LABELS: [[(&str, &str); 2]; 2] = [
     [("shop/client", "app=moving,side=left"), ("shop/never", "app=never,side=right")],
     [("shop/client", "app=moving,side=right"), ("shop/never", "app=never,side=left")],
@@ -37,20 +38,20 @@ fn start() -> Result<Lab> {
 }
 
 fn pods_of(labels: [(&str, &str); 2]) -> ClusterBuilder {
-    labels.iter().fold(pods_but_two(), |cluster, (name, labels)| cluster.pods(&[(name, labels)]))
+    labels.iter().fold(pods_without_load(), |cluster, (name, labels)| cluster.pods(&[(name, labels)]))
 }
 
-/// A policy that is withdrawn, one that is added, one that changes together with the labels of two pods, a pod and a namespace
-/// with other labels.
+/// Deletes, adds and changes a policy, and changes the labels of pods and of a namespace. The changed policy matches
+/// the new labels of two of the pods.
 fn jump(lab: &mut Lab) -> Result<()> {
     for (name, labels) in LABELS[1] {
         lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;
     }
-    edit(lab, SIDES[1])
+    change_objects(lab, SIDES[1])
 }
 
-/// The same, but for what would be wrong half done.
-fn edit(lab: &mut Lab, side: &str) -> Result<()> {
+/// Makes the same changes, except for those that give other verdicts when only some of them are applied.
+fn change_objects(lab: &mut Lab, side: &str) -> Result<()> {
     lab.cluster.delete("second")?;
     lab.cluster.apply(
         "third",
@@ -63,100 +64,101 @@ fn edit(lab: &mut Lab, side: &str) -> Result<()> {
 }
 
 #[test]
-fn a_server_that_comes_back_different_is_followed_without_a_mixture() -> Result<()> {
-    for forget in [false, true] {
+fn changes_during_an_outage_are_applied_without_a_mixture_of_old_and_new() -> Result<()> {
+    for compacted in [false, true] {
         let mut lab = start()?;
         let load = load(&lab)?;
         lab.api_server().network(Network::Refuse);
         jump(&mut lab)?;
-        if forget {
+        if compacted {
             lab.api_server().compact();
         }
         std::thread::sleep(Duration::from_secs(3));
-        lab.expect_without_reference(BEFORE).context("while the server is away")?;
+        lab.expect_without_reference(BEFORE).context("during the outage")?;
         lab.api_server().network(Network::Up);
-        lab.expect(AFTER).with_context(|| format!("after it is back; changes forgotten: {forget}"))?;
+        lab.expect(AFTER).with_context(|| format!("after the outage; history compacted: {compacted}"))?;
         load.finish().with_context(|| {
-            format!("over its absence; changes forgotten: {forget}; the agent says:\n{}", lab.agent().log())
+            format!("load; history compacted: {compacted}; log of the agent:\n{}", lab.agent().log())
         })?;
     }
     Ok(())
 }
 
-/// The agent cannot know that it missed anything: what it hears is what watches tell, in whatever order.
+/// The agent cannot detect that it missed events: it receives them from its watches later, in any order.
 #[test]
-fn a_network_that_swallows_everything_for_a_while_is_survived() -> Result<()> {
+fn changes_are_applied_after_a_network_that_drops_everything_for_a_while() -> Result<()> {
     let mut lab = start()?;
     let load = load(&lab)?;
     lab.api_server().network(Network::BlackHole);
-    edit(&mut lab, SIDES[0])?;
+    change_objects(&mut lab, SIDES[0])?;
     std::thread::sleep(Duration::from_secs(3));
-    lab.expect_without_reference(BEFORE).context("while nothing comes through")?;
+    lab.expect_without_reference(BEFORE).context("while the network drops everything")?;
     lab.api_server().network(Network::Up);
     lab.expect(AFTER)?;
     load.finish()
 }
 
-/// As one does whose authorizer has not read all roles yet.
+/// A restarted API server forbids requests until its authorizer has read all roles.
 #[test]
-fn a_server_that_is_back_and_refuses_one_kind_for_a_while_makes_no_mixture() -> Result<()> {
+fn a_server_that_forbids_one_kind_after_an_outage_causes_no_mixture_of_old_and_new() -> Result<()> {
     let granted = as_deployed()?.rules;
-    for refused in [Resource::NetworkPolicies, Resource::Pods] {
+    for forbidden in [Resource::NetworkPolicies, Resource::Pods] {
         let mut lab = start()?;
         let load = load(&lab)?;
         lab.api_server().network(Network::Refuse);
         jump(&mut lab)?;
         std::thread::sleep(Duration::from_secs(2));
-        lab.api_server().set_rules(granted.clone().without(refused, None));
+        lab.api_server().set_rules(granted.clone().without(forbidden, None));
         lab.api_server().network(Network::Up);
         std::thread::sleep(Duration::from_secs(8));
-        lab.expect_without_reference(BEFORE).with_context(|| format!("while {refused:?} are refused"))?;
+        lab.expect_without_reference(BEFORE).with_context(|| format!("while {forbidden:?} are forbidden"))?;
         lab.api_server().set_rules(granted.clone());
-        let again = Instant::now();
+        let granted_at = Instant::now();
         lab.expect(AFTER)?;
-        ensure!(again.elapsed() < Duration::from_secs(15), "it took {:?} to ask again", again.elapsed());
-        load.finish().with_context(|| format!("{refused:?} were refused; the agent says:\n{}", lab.agent().log()))?;
+        ensure!(granted_at.elapsed() < Duration::from_secs(15), "the retry took {:?}", granted_at.elapsed());
+        load.finish()
+            .with_context(|| format!("{forbidden:?} were forbidden; log of the agent:\n{}", lab.agent().log()))?;
     }
     Ok(())
 }
 
-/// Long enough that attempts have grown rare; every way of coming back different at once.
+/// The outage is long enough for a long backoff. Afterwards the server has other objects, tokens and versions.
 #[test]
-fn a_long_outage_with_many_changes_new_tokens_and_other_versions_ends_in_bounded_time() -> Result<()> {
-    const AWAY: Duration = Duration::from_secs(20);
-    // Attempts grow rarer with the absence: the next comes before it has doubled, and no later than 30 s.
-    const BACK: Duration = Duration::from_secs(20);
+fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() -> Result<()> {
+    const OUTAGE: Duration = Duration::from_secs(20);
+    // The backoff grows with the outage: it is at most as long as the outage so far, and at most 30 s.
+    const RECOVERY: Duration = Duration::from_secs(20);
     let mut lab = start()?;
     let load = load(&lab)?;
     let mut versions = [1_000_000_000, 1].into_iter();
     for (before, after, end) in [(BEFORE, AFTER, 1), (AFTER, BEFORE, 0)] {
         lab.api_server().network(Network::Refuse);
-        let gone = Instant::now();
-        // There and back again; the last is there.
+        let outage = Instant::now();
+        // Alternate between the two states. The last round sets the expected one.
         for round in 0..13 {
-            step(&mut lab, (end + round) % 2)?;
+            set_state(&mut lab, (end + round) % 2)?;
             lab.api_server().rotate_token()?;
         }
-        lab.api_server().renumber(versions.next().context("one for each outage")?);
+        lab.api_server().renumber(versions.next().context("there is no version for this outage")?);
         lab.api_server().expire_old_tokens();
-        // It starts, and falls over again.
+        // The server starts and fails again.
         for _ in 0..2 {
             std::thread::sleep(Duration::from_secs(2));
             lab.api_server().network(Network::Up);
             lab.api_server().network(Network::Refuse);
         }
-        std::thread::sleep(AWAY.saturating_sub(gone.elapsed()));
-        lab.expect_without_reference(before).context("while the server is away")?;
+        std::thread::sleep(OUTAGE.saturating_sub(outage.elapsed()));
+        lab.expect_without_reference(before).context("during the outage")?;
         lab.api_server().network(Network::Up);
-        let back = Instant::now();
-        lab.expect(after).with_context(|| format!("the agent says:\n{}", lab.agent().log()))?;
-        ensure!(back.elapsed() < BACK, "it took {:?} after an absence of {AWAY:?}", back.elapsed());
+        let recovery = Instant::now();
+        lab.expect(after).with_context(|| format!("log of the agent:\n{}", lab.agent().log()))?;
+        ensure!(recovery.elapsed() < RECOVERY, "recovery took {:?} after {OUTAGE:?}", recovery.elapsed());
     }
-    load.finish().with_context(|| format!("over its absences; the agent says:\n{}", lab.agent().log()))
+    load.finish().with_context(|| format!("load; log of the agent:\n{}", lab.agent().log()))
 }
 
-/// From the world before a [`jump`] to the one after it (1), or back (0).
-fn step(lab: &mut Lab, end: usize) -> Result<()> {
+/// Changes the objects from the state before a [`jump`] to the state after it (1), or back (0).
+fn set_state(lab: &mut Lab, end: usize) -> Result<()> {
     if end == 1 {
         return jump(lab);
     }
@@ -171,9 +173,9 @@ fn step(lab: &mut Lab, end: usize) -> Result<()> {
     lab.agent().sync_api_server()
 }
 
-/// Its machine lost power, or a cable: no connection is closed, and nothing acknowledges.
+/// The server's machine lost power or its network: connections are not closed, and packets are not acknowledged.
 #[test]
-fn a_server_that_vanishes_without_a_word_is_noticed_within_half_a_minute() -> Result<()> {
+fn an_unreachable_server_is_detected_within_half_a_minute() -> Result<()> {
     let mut lab = start()?;
     let load = load(&lab)?;
     let port = lab.api_server().address().port();
@@ -184,19 +186,20 @@ fn a_server_that_vanishes_without_a_word_is_noticed_within_half_a_minute() -> Re
          add rule inet vanished in tcp dport {port} drop\n\
          add rule inet vanished in tcp sport {port} drop"
     ))?;
-    edit(&mut lab, SIDES[0])?;
-    // Not the silence of 100 s after which a watch is dead in any case.
-    let noticed = |log: &str| log.lines().any(|line| line.contains("cannot watch nodes") && line.contains("timed out"));
-    until("the silence is noticed", Duration::from_secs(45), || Ok(noticed(&lab.agent().log())))?;
-    ensure!(vanished.elapsed() > Duration::from_secs(5), "what was noticed is something else:\n{}", lab.agent().log());
-    lab.expect_without_reference(BEFORE).context("while the server is not there")?;
+    change_objects(&mut lab, SIDES[0])?;
+    // The agent must detect it earlier than by the timeout of 100 s for silent watches.
+    let detected =
+        |log: &str| log.lines().any(|line| line.contains("cannot watch nodes") && line.contains("timed out"));
+    wait_until("the agent logs the timeout", Duration::from_secs(45), || Ok(detected(&lab.agent().log())))?;
+    ensure!(vanished.elapsed() > Duration::from_secs(5), "the agent detected another failure:\n{}", lab.agent().log());
+    lab.expect_without_reference(BEFORE).context("while the server is unreachable")?;
     lab.cluster.host("node-1").netns().nft("delete table inet vanished")?;
     lab.expect(AFTER)?;
     load.finish()
 }
 
 #[test]
-fn a_server_restored_from_a_backup_is_believed_without_a_mixture() -> Result<()> {
+fn a_server_restored_from_a_backup_is_followed_without_a_mixture_of_old_and_new() -> Result<()> {
     let mut lab = start()?;
     let load = load(&lab)?;
     let backup = lab.api_server().backup();
@@ -212,7 +215,7 @@ fn a_server_restored_from_a_backup_is_believed_without_a_mixture() -> Result<()>
 }
 
 #[test]
-fn an_agent_killed_while_the_server_is_away_enforces_on_and_gets_ready_once_it_is_back() -> Result<()> {
+fn enforcement_continues_when_the_agent_restarts_during_an_outage() -> Result<()> {
     let mut lab = start()?;
     let load = load(&lab)?;
     lab.api_server().network(Network::Refuse);
@@ -222,12 +225,12 @@ fn an_agent_killed_while_the_server_is_away_enforces_on_and_gets_ready_once_it_i
     jump(&mut lab)?;
     lab.agent().wait_log(&["is the API server up"])?;
     std::thread::sleep(Duration::from_secs(2));
-    ensure!(!lab.agent().is_ready(), "an agent that knows nothing yet says that it is ready");
-    lab.expect_without_reference(BEFORE).context("under an agent that knows nothing yet")?;
+    ensure!(!lab.agent().is_ready(), "the agent is ready before it has read any object");
+    lab.expect_without_reference(BEFORE).context("with an agent that has read no object yet")?;
     lab.api_server().network(Network::Up);
     lab.agent().wait_ready()?;
     lab.expect(AFTER)?;
     let server = lab.api_server();
-    until("pods are watched", Duration::from_secs(10), || Ok(server.open_watches(Resource::Pods) == 1))?;
+    wait_until("pods are watched", Duration::from_secs(10), || Ok(server.open_watches(Resource::Pods) == 1))?;
     load.finish()
 }
