@@ -7,31 +7,31 @@ use netpol_common::{PORT_PREFIX_EXACT, PORT_PREFIX_PROTOCOL, RuleId};
 
 use crate::model::{PortRange, Protocol};
 
-/// Ports, as prefixes, each with the first rule that allows it.
+/// Ports as prefixes, each with the first rule that allows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Contents {
-    /// Every protocol and port; the first rule that says so.
+    /// Every protocol and port, with the first rule that allows them.
     All(RuleId),
-    /// These; none where empty.
+    /// Only these ports. Empty: none.
     Of(Ports),
 }
 
-/// Each with the first rule that allows it.
+/// Port prefixes, each with the first rule that allows it.
 pub(super) type Ports = BTreeMap<PortPrefix, RuleId>;
 
-/// A protocol and a prefix of its ports.
+/// A protocol and a prefix of its port numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PortPrefix {
     /// IP protocol number.
     pub(super) protocol: u8,
-    /// The first port.
+    /// First port.
     pub(super) port: u16,
-    /// Significant bits of a whole [`netpol_common::PortKey`].
+    /// Number of significant bits in a complete [`netpol_common::PortKey`].
     pub(super) length: u32,
 }
 
 impl PortPrefix {
-    /// All those that a port is in.
+    /// Returns all prefixes that contain a port.
     pub(super) fn covering(protocol: u8, port: u16) -> impl Iterator<Item = Self> {
         (0..=u16::BITS).map(move |dropped| {
             let port = port.checked_shr(dropped).unwrap_or(0).checked_shl(dropped).unwrap_or(0);
@@ -39,7 +39,7 @@ impl PortPrefix {
         })
     }
 
-    /// Protocol and first port, protocol and last port.
+    /// Returns the range from (protocol, first port) to (protocol, last port).
     pub(super) fn range(self) -> RangeInclusive<(u8, u16)> {
         let width = PORT_PREFIX_EXACT - self.length;
         let last = u32::from(self.port) | ((1 << width) - 1);
@@ -48,7 +48,7 @@ impl PortPrefix {
 }
 
 impl Contents {
-    /// Its ports, where it is not all of them.
+    /// Returns the prefixes of the ports; none for [`Contents::All`].
     pub(super) fn prefixes(&self) -> impl Iterator<Item = PortPrefix> {
         let ports = match self {
             Self::All(_) => None,
@@ -58,7 +58,8 @@ impl Contents {
     }
 }
 
-/// How many prefixes make up these ports; a name is resolved to one port for each class.
+/// Returns the number of prefixes for these ports. A port name counts as one, because it resolves to one port for each
+/// class.
 pub(super) fn prefix_count(ports: &PortRange) -> u64 {
     match ports {
         PortRange::Range(first, last) => prefixes(Protocol::Tcp, Some((*first, *last))).len() as u64,
@@ -66,7 +67,7 @@ pub(super) fn prefix_count(ports: &PortRange) -> u64 {
     }
 }
 
-/// The fewest prefixes that make up a range.
+/// Returns the smallest set of prefixes for a range.
 pub(super) fn prefixes(protocol: Protocol, range: Option<(u16, u16)>) -> Vec<PortPrefix> {
     let protocol = protocol.number();
     let Some((first, last)) = range else {
@@ -104,7 +105,7 @@ mod tests {
 
     #[test]
     fn ranges_become_the_fewest_prefixes() {
-        /// A range, and its prefixes where they are worth spelling out.
+        /// A range, and its prefixes where the list is short.
         type Case = ((u16, u16), &'static [(u16, u32)]);
         let cases: &[Case] = &[
             ((80, 80), &[(80, 64)]),

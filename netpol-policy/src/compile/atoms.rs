@@ -1,59 +1,59 @@
-//! Atoms: what rules in use ask of an address.
+//! Peer selectors: the distinct peer conditions of the rules in use.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::model::{IpBlock, NamespaceName, Protocol, Selector};
 
-/// One thing a rule can ask of an address.
+/// A peer selector: one distinct condition on a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Atom {
-    /// A pod by labels.
+    /// Pods by labels.
     Pods {
-        /// Of which namespaces.
+        /// Their namespaces.
         namespaces: Namespaces,
-        /// With which labels.
+        /// Their labels.
         pods: Selector,
     },
-    /// An address by block.
+    /// Addresses in an ipBlock.
     Block(IpBlock),
-    /// A pod that has a port of this name and protocol; which number it has is part of the signature.
+    /// Pods that have a port with this name and protocol. The port number is part of the signature.
     Named(Arc<str>, Protocol),
 }
 
-/// Of which namespaces a peer's pods are.
+/// The namespaces of a peer's pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Namespaces {
-    /// The policy's own.
+    /// The policy's own namespace.
     Own(NamespaceName),
-    /// By labels.
+    /// Namespaces selected by labels.
     Selected(Selector),
 }
 
-/// Numbers an atom while it is in use.
+/// ID of a peer selector while it is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct AtomId(pub(super) u64);
 
-/// The atoms in use.
+/// The peer selectors in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Atoms {
     ids: HashMap<Atom, AtomId>,
-    entries: BTreeMap<AtomId, Entry>,
+    entries: BTreeMap<AtomId, AtomEntry>,
     next: u64,
-    /// Atoms of pods of one namespace.
+    /// Peer selectors for pods in one namespace.
     by_namespace: HashMap<NamespaceName, BTreeSet<AtomId>>,
-    /// Atoms of pods of selected namespaces.
-    across: BTreeSet<AtomId>,
+    /// Peer selectors for pods in namespaces selected by labels.
+    cross_namespace: BTreeSet<AtomId>,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+struct AtomEntry {
     atom: Atom,
     users: usize,
 }
 
 impl Atoms {
-    /// The atom's id; whether it is new.
+    /// Adds a user to a peer selector. Returns its ID and whether it is new.
     pub(super) fn acquire(&mut self, atom: Atom) -> (AtomId, bool) {
         if let Some(id) = self.ids.get(&atom) {
             if let Some(entry) = self.entries.get_mut(id) {
@@ -68,16 +68,16 @@ impl Atoms {
                 self.by_namespace.entry(name.clone()).or_default().insert(id);
             }
             Atom::Pods { namespaces: Namespaces::Selected(_), .. } => {
-                self.across.insert(id);
+                self.cross_namespace.insert(id);
             }
             Atom::Block(_) | Atom::Named(..) => {}
         }
         self.ids.insert(atom.clone(), id);
-        self.entries.insert(id, Entry { atom, users: 1 });
+        self.entries.insert(id, AtomEntry { atom, users: 1 });
         (id, true)
     }
 
-    /// One user less; the atom, where that was the last.
+    /// Removes a user of a peer selector. Returns the peer selector if that was the last user.
     pub(super) fn release(&mut self, id: AtomId) -> Option<Atom> {
         let entry = self.entries.get_mut(&id)?;
         entry.users -= 1;
@@ -86,7 +86,7 @@ impl Atoms {
         }
         let atom = self.entries.remove(&id)?.atom;
         self.ids.remove(&atom);
-        self.across.remove(&id);
+        self.cross_namespace.remove(&id);
         if let Atom::Pods { namespaces: Namespaces::Own(name), .. } = &atom
             && let Some(atoms) = self.by_namespace.get_mut(name)
         {
@@ -98,19 +98,19 @@ impl Atoms {
         Some(atom)
     }
 
-    /// Whether an atom is a block.
+    /// Returns whether a peer selector is a block.
     pub(super) fn is_block(&self, id: AtomId) -> bool {
         self.entries.get(&id).is_some_and(|entry| matches!(entry.atom, Atom::Block(_)))
     }
 
-    /// The id of an atom in use.
+    /// Returns the ID of a peer selector in use.
     pub(super) fn find(&self, atom: &Atom) -> Option<AtomId> {
         self.ids.get(atom).copied()
     }
 
-    /// Selectors that may select pods of a namespace.
-    pub(super) fn selectors(&self, namespace: &NamespaceName) -> impl Iterator<Item = (AtomId, &Atom)> {
+    /// Returns the peer selectors that may select pods of a namespace.
+    pub(super) fn for_namespace(&self, namespace: &NamespaceName) -> impl Iterator<Item = (AtomId, &Atom)> {
         let own = self.by_namespace.get(namespace).into_iter().flatten();
-        own.chain(&self.across).filter_map(|id| Some((*id, &self.entries.get(id)?.atom)))
+        own.chain(&self.cross_namespace).filter_map(|id| Some((*id, &self.entries.get(id)?.atom)))
     }
 }

@@ -1,5 +1,5 @@
-//! CIDR blocks in use. Every prefix (a block's own, or one it excepts) knows all blocks that cover it less their excepts, so
-//! that a longest-prefix match finds everything that holds for an address.
+//! CIDR blocks in use. Each prefix (of a block or of one of its excepts) stores all blocks that cover it and do not
+//! except it. So one longest-prefix match finds all blocks that apply to an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::model::IpBlock;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Blocks {
     prefixes: BTreeMap<IpNet, Prefix>,
-    /// How many prefixes there are of each family and length.
+    /// Number of prefixes by family (IPv6 or not) and length.
     lengths: BTreeMap<(bool, u8), usize>,
 }
 
@@ -27,7 +27,7 @@ struct Prefix {
 }
 
 impl Blocks {
-    /// Adds a block; the prefixes whose signature is new or changed.
+    /// Adds a block. Returns the prefixes with a new or changed signature.
     pub(super) fn add(&mut self, id: AtomId, block: &IpBlock) -> Vec<IpNet> {
         let mut touched = BTreeSet::new();
         for net in std::iter::once(&block.cidr).chain(&block.except) {
@@ -43,7 +43,7 @@ impl Blocks {
         }
         let holes = outermost(&block.except);
         for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
-            // Holes are apart from each other: only the last that begins before the prefix can have it.
+            // Holes do not overlap. Only the last hole that starts before the prefix can contain it.
             let before = holes.partition_point(|hole| hole <= net);
             let excepted = holes[..before].last().is_some_and(|hole| hole.contains(net));
             if !excepted && prefix.covering.insert(id) {
@@ -53,7 +53,8 @@ impl Blocks {
         touched.into_iter().collect()
     }
 
-    /// Takes a block out of the signatures; the prefixes whose signature changed. They stay until [`Blocks::retire`].
+    /// Removes a block from all signatures. Returns the prefixes with a changed signature. The prefixes stay until
+    /// [`Blocks::retire`].
     pub(super) fn remove(&mut self, id: AtomId, block: &IpBlock) -> Vec<IpNet> {
         let mut touched = Vec::new();
         for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
@@ -69,15 +70,15 @@ impl Blocks {
         touched
     }
 
-    /// Forgets the prefixes of a removed block that no other block has; with their class.
+    /// Removes the prefixes of a removed block that no other block has. Returns them with their classes.
     pub(super) fn retire(&mut self, block: &IpBlock) -> Vec<(IpNet, ClassId)> {
-        let mut gone = Vec::new();
+        let mut removed = Vec::new();
         for net in std::iter::once(&block.cidr).chain(&block.except) {
             if self.prefixes.get(net).is_none_or(|prefix| prefix.users > 0) {
                 continue;
             }
             if let Some(prefix) = self.prefixes.remove(net) {
-                gone.push((*net, prefix.class));
+                removed.push((*net, prefix.class));
             }
             let length = (net.addr().is_ipv6(), net.prefix_len());
             if let Some(count) = self.lengths.get_mut(&length) {
@@ -87,30 +88,30 @@ impl Blocks {
                 }
             }
         }
-        gone
+        removed
     }
 
-    /// The blocks that cover a prefix.
+    /// Returns the blocks that cover a prefix.
     pub(super) fn signature(&self, net: &IpNet) -> AtomSet {
         self.prefixes.get(net).map(|prefix| prefix.covering.clone()).unwrap_or_default()
     }
 
-    /// The blocks that cover an address.
+    /// Returns the blocks that cover an address.
     pub(super) fn at(&self, address: IpAddr) -> Option<&AtomSet> {
         self.covering(address, u8::MAX)
     }
 
-    /// A prefix's class.
+    /// Returns a prefix's class.
     pub(super) fn class_of(&self, net: &IpNet) -> ClassId {
         self.prefixes.get(net).map_or(ClassId::NOBODY, |prefix| prefix.class)
     }
 
-    /// Notes a prefix's class; the one before.
+    /// Sets a prefix's class. Returns the previous class.
     pub(super) fn set_class(&mut self, net: &IpNet, class: ClassId) -> ClassId {
         self.prefixes.get_mut(net).map_or(ClassId::NOBODY, |prefix| std::mem::replace(&mut prefix.class, class))
     }
 
-    /// The class of the longest prefix that covers an address.
+    /// Returns the class of the longest prefix that covers an address.
     pub(super) fn class_at(&self, address: IpAddr) -> ClassId {
         self.longest(address, u8::MAX).map_or(ClassId::NOBODY, |prefix| prefix.class)
     }
@@ -119,7 +120,7 @@ impl Blocks {
         self.longest(address, below).map(|prefix| &prefix.covering)
     }
 
-    /// The longest prefix that covers the address and is shorter than `below` bits.
+    /// Returns the longest prefix that covers the address and is shorter than `below` bits.
     fn longest(&self, address: IpAddr, below: u8) -> Option<&Prefix> {
         let lengths = self.lengths.range((address.is_ipv6(), 0)..(address.is_ipv6(), below)).rev();
         let mut nets = lengths.filter_map(|((_, length), _)| IpNet::new(address, *length).ok());
@@ -127,16 +128,16 @@ impl Blocks {
     }
 }
 
-/// Sorted, and without those that are inside others.
+/// Returns the holes sorted, without those inside other holes.
 fn outermost(holes: &[IpNet]) -> Vec<IpNet> {
     let mut sorted = holes.to_vec();
     sorted.sort_unstable();
-    // Of two that begin alike, the wider comes first.
+    // Of two prefixes with the same address, the wider one sorts first.
     sorted.dedup_by(|inner, outer| outer.contains(&*inner));
     sorted
 }
 
-/// The prefixes inside a net, itself included.
+/// Returns the prefixes inside a net, including the net itself.
 fn inside(prefixes: &mut BTreeMap<IpNet, Prefix>, net: IpNet) -> impl Iterator<Item = (&IpNet, &mut Prefix)> {
     let host = if net.addr().is_ipv6() { 128 } else { 32 };
     let last = IpNet::new(net.broadcast(), host).unwrap_or(net);
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_inside_holes_are_none_of_their_own() {
+    fn holes_inside_other_holes_are_removed() {
         let nets = |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().expect("a net")).collect() };
         let cases: &[(&[&str], &[&str])] = &[
             (&[], &[]),

@@ -1,10 +1,10 @@
-//! Memory for policies: what each policy costs in the maps, and which parts are left out where all of them cost too much.
+//! Memory limit for policies: what each policy costs in the maps, and what is left out above the limit.
 //!
-//! Costs follow from the objects alone, before anything is written, so that the same objects always have the same result.
-//! Where the sum is above the limit, namespaces share it max-min fairly: none that costs less than an equal share is
-//! affected, and the others get the same amount each. Within a namespace, policies share in the same way. A policy that
-//! costs more than it gets is cut: its blocks and ports count in order, up to its share. A block is left out with all its
-//! excepts, so that what remains is part of what the policy allows, never more.
+//! Costs are computed from the objects before anything is written, so that the same objects always have the same
+//! result. If the sum is above the limit, namespaces share it max-min fairly: a namespace that costs less than an equal
+//! share is not affected, and all others get the same amount. Policies share their namespace's amount in the same way.
+//! A policy that costs more than its share is cut: its blocks and ports count in order, up to the share. A block is
+//! left out with all its excepts, so that a cut policy never allows more than the complete one.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -19,72 +19,74 @@ use super::rules::rules;
 use crate::model::{IpBlock, NamespaceName, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, Ports, Rule};
 use crate::world::World;
 
-/// Bytes of kernel memory that an entry of `PREFIXES_*` or `PORTS` takes: its node of the trie and, at worst, one that only
-/// branches. Measured: see docs/capacity.md.
+/// Bytes of kernel memory for an entry of `PREFIXES_*` or `PORTS`: its trie node and, at worst, an intermediate node.
+/// Measured; see docs/capacity.md.
 const TRIE_ENTRY: u64 = 128;
-/// Bytes that an entry of `ALLOW` takes, its share of the bucket array included.
+/// Bytes of kernel memory for an entry of `ALLOW`, including its part of the bucket array.
 pub const ALLOW_ENTRY: u64 = 128;
-/// Significant bits of a share: it changes in steps of an eighth at most, else each change anywhere would move every cut a
-/// little, and each move compiles the policy again.
+/// Number of significant bits of a share, so that it changes in steps of at most an eighth. Otherwise every change
+/// would move all cuts a little, and each moved cut compiles its policy anew.
 const SHARE_BITS: u32 = 4;
 
 /// What is left out of a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// `ipBlock` peers that match nothing.
+    /// Number of `ipBlock` peers that match nothing.
     pub blocks: usize,
-    /// Items of `ports` that match nothing.
+    /// Number of items of `ports` that match nothing.
     pub ports: usize,
-    /// All `ipBlock` peers and items of `ports` that the policy has.
+    /// Number of all `ipBlock` peers and items of `ports` in the policy.
     pub total: usize,
-    /// Entries of `ALLOW`, with their ports, that are missing for its rules and those of policies that select the same pods.
+    /// Number of missing `ALLOW` entries, with their ports, for rules of this policy and of policies that select the
+    /// same pods.
     pub entries: usize,
 }
 
-/// See the module.
+/// Memory limit and costs of policies; see the module documentation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Budget {
-    /// Bytes; `None`: no limit.
+    /// Limit in bytes; `None`: no limit.
     limit: Option<u64>,
-    /// The pods in scope.
+    /// Pods in scope.
     pods: BTreeMap<NamespaceName, BTreeSet<PodKey>>,
-    /// What each policy has, by direction.
+    /// Size of each policy, by direction.
     sizes: BTreeMap<PolicyKey, [Size; 2]>,
-    /// Prefixes and ports of a namespace's policies.
+    /// Number of prefixes and ports in a namespace's policies.
     sums: BTreeMap<NamespaceName, (u64, u64)>,
-    /// Where the limit may be exceeded: the policies in use of each namespace.
+    /// Policies in use, by namespace. Empty while the limit cannot be exceeded.
     demands: BTreeMap<NamespaceName, Demand>,
-    /// Namespaces with a policy or a pod that changed.
+    /// Namespaces with a changed policy or pod.
     changed: BTreeSet<NamespaceName>,
     cuts: BTreeMap<PolicyKey, Cut>,
 }
 
-/// What a policy has in one direction.
+/// Size of a policy in one direction.
 #[derive(Clone, Debug, Default)]
 struct Size {
-    /// Prefixes of its blocks, by family and length.
+    /// Number of block prefixes, by family and length.
     prefixes: BTreeMap<(bool, u8), u64>,
-    /// Prefixes that its port ranges make up.
+    /// Number of port prefixes.
     ports: u64,
 }
 
 /// The policies of a namespace that isolate pods in scope.
 #[derive(Clone, Debug, Default)]
 struct Demand {
-    /// How many rule sets have it, by direction.
+    /// Number of rule sets that contain each policy, by direction.
     policies: Vec<(PolicyKey, [u64; 2])>,
-    /// The widest block of each rule set: an address inside it has a class of its own there, whatever block it is in too.
+    /// The widest block of each rule set, by family. In such a rule set every narrower block inside has a class of its
+    /// own.
     widest: Vec<[Option<u8>; 2]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
-    /// How many blocks and ports count, by direction.
+    /// Number of blocks and ports that count, by direction.
     items: [usize; 2],
     left_out: LeftOut,
 }
 
-/// The blocks and ports of one policy in one direction that still fit.
+/// Number of blocks and ports of one policy in one direction that still fit.
 #[derive(Debug)]
 pub(super) struct Room {
     left: usize,
@@ -92,7 +94,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Takes the next block or port; whether it fits.
+    /// Counts the next block or port. Returns whether it fits.
     pub(super) fn admits(&mut self) -> bool {
         let fits = self.left > 0;
         self.left = self.left.saturating_sub(1);
@@ -100,7 +102,7 @@ impl Room {
         fits
     }
 
-    /// Whether some did not fit.
+    /// Returns whether a block or port did not fit.
     pub(super) fn is_exceeded(&self) -> bool {
         self.exceeded
     }
@@ -115,8 +117,8 @@ impl Budget {
         self.limit
     }
 
-    /// A pod is in scope, or not any more.
-    pub(super) fn note_pod(&mut self, key: &PodKey, in_scope: bool) {
+    /// Records that a pod is in scope, or no longer is.
+    pub(super) fn record_pod(&mut self, key: &PodKey, in_scope: bool) {
         if self.limit.is_none() {
             return;
         }
@@ -130,8 +132,8 @@ impl Budget {
         }
     }
 
-    /// A policy is new, changed or gone.
-    pub(super) fn note_policy(&mut self, key: &PolicyKey, policy: Option<&Policy>) {
+    /// Records a new, changed or deleted policy.
+    pub(super) fn record_policy(&mut self, key: &PolicyKey, policy: Option<&Policy>) {
         if self.limit.is_none() {
             return;
         }
@@ -151,9 +153,10 @@ impl Budget {
         self.changed.insert(key.namespace.clone());
     }
 
-    /// Whether a namespace may have so many more bytes for what is known only once it is compiled: how many port sets and how
-    /// many entries for pods' classes rules come to. Half of the limit is for that: the first half of it for whoever needs it
-    /// first, the rest in equal parts for each namespace with pods in scope, so that it has its part whatever others took.
+    /// Returns whether a namespace may use this many more bytes for what is known only after compilation: port sets and
+    /// entries for classes of pods. Half of the limit is reserved for these. The first half of that is first come,
+    /// first served. The rest is divided equally among namespaces with pods in scope, so that other namespaces cannot
+    /// use it up.
     pub(super) fn has_room(
         &self,
         namespace: &NamespaceName,
@@ -168,23 +171,23 @@ impl Budget {
             || bytes(ports.of(namespace) + new_ports, allow.of(namespace) + new_allow) <= guaranteed
     }
 
-    /// What of a policy counts in one direction.
+    /// Returns the blocks and ports of a policy that count in one direction.
     pub(super) fn room(&self, policy: &PolicyKey, direction: Direction) -> Room {
         let left = self.cuts.get(policy).map_or(usize::MAX, |cut| cut.items[direction as usize]);
         Room { left, exceeded: false }
     }
 
-    /// The policies that are cut.
+    /// Returns the policies that are cut.
     pub(super) fn cuts(&self) -> impl Iterator<Item = (&PolicyKey, LeftOut)> {
         self.cuts.iter().map(|(policy, cut)| (policy, cut.left_out))
     }
 
-    /// Shares the limit after a change; the policies whose cut is another one from now on.
+    /// Divides the limit after a change. Returns the policies with a changed cut.
     pub(super) fn balance(&mut self, world: &World) -> Vec<PolicyKey> {
         let changed = std::mem::take(&mut self.changed);
-        // The other half is for what is known only once it is compiled.
+        // The other half is reserved for what is known only after compilation.
         let Some(limit) = self.limit.filter(|_| !changed.is_empty()).map(|limit| limit / 2) else { return Vec::new() };
-        let cuts = if self.bound() <= limit {
+        let cuts = if self.upper_bound() <= limit {
             self.demands.clear();
             BTreeMap::new()
         } else {
@@ -206,8 +209,8 @@ impl Budget {
         keys.into_iter().filter(|policy| differs(policy)).cloned().collect()
     }
 
-    /// What all policies cost at most: every pod with rule sets of its own that have an entry for each prefix.
-    fn bound(&self) -> u64 {
+    /// Returns an upper bound of the cost: each pod has rule sets of its own, with an entry for each prefix.
+    fn upper_bound(&self) -> u64 {
         let pods: u64 = self.pods.values().map(|pods| pods.len() as u64).sum();
         let cost = |(namespace, own): (&NamespaceName, &BTreeSet<PodKey>)| {
             let (prefixes, ports) = self.sums.get(namespace).copied().unwrap_or_default();
@@ -217,21 +220,22 @@ impl Budget {
         self.pods.iter().map(cost).fold(0, u64::saturating_add)
     }
 
-    /// Which rule sets the pods of a namespace will have: two pods that the same policies select share theirs.
+    /// Returns the rule sets that the pods of a namespace will have. Pods that the same policies select share a rule
+    /// set.
     fn demand(&self, world: &World, namespace: &NamespaceName, pods: &BTreeSet<PodKey>) -> Demand {
         let pods: Vec<&Pod> = pods.iter().filter_map(|key| world.pods.get(key)).collect();
-        // Named ports of ingress are resolved on the pod.
+        // A named port of an ingress rule is resolved on the selected pod.
         let mut rule_sets: Vec<_> = pods.iter().map(|pod| [(hash(&pod.ports), [None; 2]), (0, [None; 2])]).collect();
         let mut selecting = Vec::new();
         for policy in policies_of(world, namespace) {
             let selected: Vec<usize> =
                 (0..pods.len()).filter(|index| policy.pods.isolates(&pods[*index].labels)).collect();
             let Some(sizes) = self.sizes.get(&policy.key).filter(|_| !selected.is_empty()) else { continue };
-            let name = hash(&policy.key);
+            let policy_hash = hash(&policy.key);
             for direction in Direction::BOTH.into_iter().filter(|direction| rules(policy, *direction).is_some()) {
                 for index in &selected {
-                    let (known_by, widest) = &mut rule_sets[*index][direction as usize];
-                    *known_by = known_by.wrapping_mul(31).wrapping_add(name);
+                    let (fingerprint, widest) = &mut rule_sets[*index][direction as usize];
+                    *fingerprint = fingerprint.wrapping_mul(31).wrapping_add(policy_hash);
                     for (ipv6, length) in sizes[direction as usize].prefixes.keys() {
                         let widest = &mut widest[usize::from(*ipv6)];
                         *widest = Some(widest.unwrap_or(u8::MAX).min(*length));
@@ -262,13 +266,13 @@ impl Budget {
         Demand { policies, widest: distinct.into_values().filter(|widest| *widest != [None; 2]).collect() }
     }
 
-    /// Shares the limit; the policies that cost more than they get.
+    /// Divides the limit. Returns the policies that cost more than their share.
     fn share(&self, world: &World, limit: u64) -> BTreeMap<PolicyKey, Cut> {
-        let all = Wide::of(self.demands.values().flat_map(|demand| &demand.widest));
+        let all = WiderBlocks::of(self.demands.values().flat_map(|demand| &demand.widest));
         let prices: BTreeMap<&NamespaceName, Price<'_>> = self
             .demands
             .iter()
-            .map(|(namespace, demand)| (namespace, Price { all: &all, own: Wide::of(&demand.widest) }))
+            .map(|(namespace, demand)| (namespace, Price { all: &all, own: WiderBlocks::of(&demand.widest) }))
             .collect();
         let mut costs: BTreeMap<&NamespaceName, BTreeMap<&PolicyKey, u64>> = BTreeMap::new();
         for (namespace, demand) in &self.demands {
@@ -312,10 +316,10 @@ impl Size {
     }
 }
 
-/// How many rule sets have a wider block than a prefix of some length, by family.
-struct Wide([Vec<u64>; 2]);
+/// Number of rule sets with a wider block than a prefix of a given length, by family.
+struct WiderBlocks([Vec<u64>; 2]);
 
-impl Wide {
+impl WiderBlocks {
     fn of<'a>(rule_sets: impl IntoIterator<Item = &'a [Option<u8>; 2]>) -> Self {
         let mut wide = [vec![0; 130], vec![0; 130]];
         for widest in rule_sets {
@@ -333,23 +337,24 @@ impl Wide {
         Self(wide)
     }
 
-    fn than(&self, (ipv6, length): (bool, u8)) -> u64 {
+    fn wider_than(&self, (ipv6, length): (bool, u8)) -> u64 {
         self.0[usize::from(ipv6)].get(usize::from(length)).copied().unwrap_or(0)
     }
 }
 
-/// What a namespace's blocks and ports cost.
+/// Computes the cost of a namespace's blocks and ports.
 struct Price<'a> {
-    all: &'a Wide,
-    own: Wide,
+    all: &'a WiderBlocks,
+    own: WiderBlocks,
 }
 
 impl Price<'_> {
-    /// A prefix is a class of its own, and so an entry in each rule set that has it or a wider block. That other namespaces
-    /// have wider blocks is a cost of the narrow one: they need no more than their own blocks without it.
+    /// Returns the cost of a prefix. A prefix has a class of its own, so it takes an entry in each rule set with the
+    /// same or a wider block. Entries for wider blocks of other namespaces are charged to the narrow block: these
+    /// namespaces need only their own blocks without it.
     fn of_prefix(&self, prefix: (bool, u8), rule_sets: u64) -> u64 {
-        let own = self.own.than(prefix);
-        TRIE_ENTRY + ALLOW_ENTRY * (own.max(rule_sets) + self.all.than(prefix) - own)
+        let own = self.own.wider_than(prefix);
+        TRIE_ENTRY + ALLOW_ENTRY * (own.max(rule_sets) + self.all.wider_than(prefix) - own)
     }
 
     fn of_size(&self, size: &Size, rule_sets: u64) -> u64 {
@@ -361,7 +366,7 @@ impl Price<'_> {
         prefixes.fold(0, u64::saturating_add).saturating_add(size.ports.saturating_mul(TRIE_ENTRY * rule_sets))
     }
 
-    /// What of a policy costs no more than this.
+    /// Cuts a policy to at most this cost.
     fn cut(&self, policy: &Policy, rule_sets: [u64; 2], most: u64) -> Cut {
         let mut cut = Cut { items: [0; 2], left_out: LeftOut::default() };
         let mut spent: u64 = 0;
@@ -396,7 +401,7 @@ fn policies_of<'a>(world: &'a World, namespace: &'a NamespaceName) -> impl Itera
     policies.take_while(move |policy| policy.key.namespace == *namespace)
 }
 
-/// What a rule has that costs memory, in the order in which [`Room`] counts it.
+/// A block or port of a rule, in the order in which [`Room`] counts it.
 enum Item<'a> {
     Block(&'a IpBlock),
     Port(&'a PortMatch),
@@ -432,24 +437,24 @@ fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// Rounded down to [`SHARE_BITS`].
+/// Rounds a share down to [`SHARE_BITS`] significant bits.
 fn rounded(share: u64) -> u64 {
     let dropped = (u64::BITS - share.leading_zeros()).saturating_sub(SHARE_BITS);
     share >> dropped << dropped
 }
 
-/// The most that each of these may have such that all together have no more than the limit: who wants less gets it, and the
-/// others the same amount each.
-fn fair_share(wanted: impl Iterator<Item = u64>, limit: u64) -> u64 {
-    let mut wanted: Vec<u64> = wanted.collect();
-    wanted.sort_unstable();
+/// Returns the max-min fair share of the limit: smaller demands are met in full, and the others get the same amount
+/// each.
+fn fair_share(demands: impl Iterator<Item = u64>, limit: u64) -> u64 {
+    let mut demands: Vec<u64> = demands.collect();
+    demands.sort_unstable();
     let mut left = limit;
-    for (done, wants) in wanted.iter().enumerate() {
-        let share = left / (wanted.len() - done) as u64;
-        if *wants > share {
+    for (done, demand) in demands.iter().enumerate() {
+        let share = left / (demands.len() - done) as u64;
+        if *demand > share {
             return share;
         }
-        left -= wants;
+        left -= demand;
     }
     u64::MAX
 }
@@ -459,7 +464,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_wants_little_gets_it_and_the_others_share_the_rest() {
+    fn small_demands_are_met_and_the_others_share_the_rest() {
         let cases: [(&[u64], u64, u64); 6] = [
             (&[], 10, u64::MAX),
             (&[3, 7], 10, u64::MAX),
@@ -468,8 +473,8 @@ mod tests {
             (&[1, 100, 2, 100], 23, 10),
             (&[5, 5, 5], 14, 4),
         ];
-        for (wanted, limit, share) in cases {
-            assert_eq!(fair_share(wanted.iter().copied(), limit), share, "{wanted:?}");
+        for (demands, limit, share) in cases {
+            assert_eq!(fair_share(demands.iter().copied(), limit), share, "{demands:?}");
         }
     }
 

@@ -1,10 +1,10 @@
-//! Who map entries are for, where that is known only once rules are compiled.
+//! Counts map entries by namespace, where their number is known only after compilation.
 
 use std::collections::BTreeMap;
 
 use crate::model::NamespaceName;
 
-/// Entries of a map, by the namespace that they are for.
+/// Number of entries of a map, by the namespace that they are charged to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Charges {
     total: u64,

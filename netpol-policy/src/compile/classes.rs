@@ -1,4 +1,4 @@
-//! Classes: addresses that every rule in use treats alike.
+//! Classes: equivalence classes of addresses that match the same peer selectors.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use super::atom_set::AtomSet;
 use super::atoms::AtomId;
 use super::ids::Counter;
 
-/// What an address answers to.
+/// The peer selectors that an address matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Signature {
-    /// Selectors and blocks.
+    /// Selectors of pods and blocks.
     pub(super) atoms: AtomSet,
-    /// Named ports, and their number there.
+    /// Named ports with their port numbers at the address.
     pub(super) ports: BTreeSet<(AtomId, u16)>,
 }
 
 impl Signature {
-    /// All its atoms.
+    /// Returns all peer selectors.
     pub(super) fn all_atoms(&self) -> impl Iterator<Item = AtomId> {
         self.atoms.iter().chain(self.ports.iter().map(|(atom, _)| *atom))
     }
 
-    /// The numbers that a named port has there.
+    /// Returns the port numbers of a named port at the address.
     pub(super) fn ports_named(&self, atom: AtomId) -> impl Iterator<Item = u16> {
         self.ports.range((atom, 0)..=(atom, u16::MAX)).map(|(_, port)| *port)
     }
@@ -55,17 +55,17 @@ impl Classes {
         }
     }
 
-    /// A number for a class of another kind, which no class of addresses will have.
-    pub(super) fn number(&mut self) -> ClassId {
+    /// Allocates an ID for a backend set. No class of addresses gets the same ID.
+    pub(super) fn allocate(&mut self) -> ClassId {
         ClassId(self.counter.next())
     }
 
-    /// How many ids were handed out.
-    pub(super) fn ids_spent(&self) -> u32 {
-        self.counter.spent()
+    /// Returns how many IDs were allocated.
+    pub(super) fn ids_allocated(&self) -> u32 {
+        self.counter.allocated()
     }
 
-    /// The class of a signature, with a user more; whether it is new.
+    /// Returns the class of a signature with one more user, and whether it is new.
     pub(super) fn acquire(&mut self, signature: Signature) -> (ClassId, bool) {
         if signature == Signature::default() {
             return (ClassId::NOBODY, false);
@@ -76,7 +76,7 @@ impl Classes {
             }
             return (*id, false);
         }
-        let id = self.number();
+        let id = self.allocate();
         for atom in signature.all_atoms() {
             self.by_atom.entry(atom).or_default().insert(id);
         }
@@ -86,14 +86,14 @@ impl Classes {
         (id, true)
     }
 
-    /// A user less; whether that was the last. It stays until [`Classes::retire`].
+    /// Removes a user of a class. Returns whether it was the last one. The class stays until [`Classes::retire`].
     pub(super) fn release(&mut self, id: ClassId) -> bool {
         let Some(class) = self.entries.get_mut(&id) else { return false };
         class.users -= 1;
         class.users == 0
     }
 
-    /// Forgets a class, if it still has no user.
+    /// Removes a class that still has no user.
     pub(super) fn retire(&mut self, id: ClassId) -> Option<Arc<Signature>> {
         if self.entries.get(&id)?.users > 0 {
             return None;
@@ -111,8 +111,9 @@ impl Classes {
         Some(class.signature)
     }
 
-    /// Gives a class another signature, if `moving` users are all it has and no class has that signature. Only where the atoms that
-    /// make the difference are new or unused: for every other rule set the class stays what it is.
+    /// Gives a class another signature, if all of its users are the `moving` ones and no class has that signature.
+    /// Valid only if the peer selectors in the difference are new or unused: then the class stays the same for every
+    /// other rule set.
     pub(super) fn rename(&mut self, id: ClassId, moving: usize, signature: &Signature) -> bool {
         let Some(class) = self.entries.get_mut(&id) else { return false };
         if class.users != moving || *signature == Signature::default() || self.ids.contains_key(signature) {
@@ -140,13 +141,13 @@ impl Classes {
         true
     }
 
-    /// What addresses of a class answer to; nothing for nobody's.
+    /// Returns the signature of a class; none for [`ClassId::NOBODY`].
     pub(super) fn signature(&self, id: ClassId) -> Option<&Arc<Signature>> {
         Some(&self.entries.get(&id)?.signature)
     }
 
-    /// The classes that answer to an atom.
-    pub(super) fn answering(&self, atom: AtomId) -> impl Iterator<Item = ClassId> {
+    /// Returns the classes that match a peer selector.
+    pub(super) fn matching(&self, atom: AtomId) -> impl Iterator<Item = ClassId> {
         self.by_atom.get(&atom).into_iter().flatten().copied()
     }
 }

@@ -1,4 +1,4 @@
-//! What a rule set's entries become when a part comes to it or leaves it. Entries that are alike are worked out once.
+//! Computes how the entries of a rule set change when a part is added or removed. Equal changes are computed once.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,63 +14,70 @@ use super::parts::{CompiledRule, PartId, RuleAt};
 use super::port_sets::Diff;
 use super::rule_sets::RuleSet;
 
-/// More removed ports than this, and what remains is gathered once.
-const FEW: usize = 64;
+/// Number of removed ports up to which each is searched in the remaining rules, and of matching rules up to which changes
+/// are cached.
+const SCAN_LIMIT: usize = 64;
 
-/// Who has a port set.
+/// A user of a port set.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Holder {
-    /// A rule set, for anyone.
-    Anyone(RuleSetId),
-    /// An entry of `ALLOW`, if there is one.
+pub(super) enum PortSetUser {
+    /// A rule set, for any peer.
+    AnyPeer(RuleSetId),
+    /// An entry of `ALLOW`, which may not exist yet.
     Class(AllowKey),
 }
 
-/// What is to be written.
+/// The entries to be written.
 #[derive(Debug, Default)]
-pub(super) struct Work {
-    /// By the port set as it is, and how it changes.
-    pub(super) groups: BTreeMap<(PortSetId, Rc<Diff>), Vec<Holder>>,
+pub(super) struct PendingEntries {
+    /// Users by their current port set and its change.
+    pub(super) groups: BTreeMap<(PortSetId, Rc<Diff>), Vec<PortSetUser>>,
     /// Entries with contents of their own.
     pub(super) singles: Vec<(AllowKey, Contents)>,
-    /// The classes looked at, and what changes for anyone, by rule set.
+    /// The classes examined and the change for any peer, by rule set.
     pub(super) touched: BTreeMap<RuleSetId, (BTreeSet<ClassId>, Rc<Diff>)>,
 }
 
-/// What is the same for all classes where it is the same.
+/// Cache key: classes with equal values have equal changes.
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct Circumstances {
+pub(super) struct DiffKey {
     rule_set: RuleSetId,
     base: PortSetId,
-    /// Rules of the part that comes or goes.
+    /// Rules of the added or removed part.
     changing: Vec<usize>,
-    /// Other rules that match.
+    /// Other matching rules.
     staying: Vec<RuleAt>,
-    /// The peer's ports, if names are among those.
+    /// Named ports of the peer, if the rules have named ports.
     named: Vec<(AtomId, u16)>,
 }
 
-/// Changes that were worked out already.
-pub(super) type Known = HashMap<Circumstances, Rc<Diff>>;
+/// Changes already computed.
+pub(super) type DiffCache = HashMap<DiffKey, Rc<Diff>>;
 
 impl Engine {
-    pub(super) fn gather_growth(&self, id: RuleSetId, new: PartId, work: &mut Work, known: &mut Known) {
+    pub(super) fn collect_additions(
+        &self,
+        id: RuleSetId,
+        new: PartId,
+        pending: &mut PendingEntries,
+        cache: &mut DiffCache,
+    ) {
         let Some((rule_set, part)) = self.rule_sets.get(id).zip(self.parts.get(new)) else { return };
         if matches!(rule_set.any, Contents::All(_)) {
             return;
         }
         let any = rule_set.policy.any;
         let rules = |indices: &[usize]| indices.iter().map(|index| &part.rules[*index]).collect::<Vec<_>>();
-        let for_anyone = Rc::new(self.added(any, &rules(&part.open), None));
-        let mut classes = self.classes_asked(&part.deciding);
-        if !for_anyone.is_empty() {
-            for class in self.classes_decided(rule_set) {
+        let for_any_peer = Rc::new(self.added(any, &rules(&part.open), None));
+        let mut classes = self.classes_matching(&part.deciding);
+        if !for_any_peer.is_empty() {
+            for class in self.classes_with_entries(rule_set) {
                 classes.entry(class).or_default();
             }
-            work.groups.entry((any, for_anyone.clone())).or_default().push(Holder::Anyone(id));
+            pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
         for (class, mut indices) in std::mem::take(&mut classes) {
-            work.touched.entry(id).or_default().0.insert(class);
+            pending.touched.entry(id).or_default().0.insert(class);
             indices.extend(&part.open);
             indices.sort_unstable();
             indices.dedup();
@@ -82,7 +89,7 @@ impl Engine {
             match (entry.filter(|entry| entry.port_set == PortSetId::ALL), all) {
                 (Some(entry), Some(rule)) if !self.rule_names.precedes(rule, entry.rule) => continue,
                 (_, Some(rule)) => {
-                    work.singles.push((key, Contents::All(rule)));
+                    pending.singles.push((key, Contents::All(rule)));
                     continue;
                 }
                 (Some(_), None) => continue,
@@ -90,18 +97,23 @@ impl Engine {
             }
             let base = entry.map_or(any, |entry| entry.port_set);
             let named = named_ports(&rules, signature);
-            let circumstances =
-                Circumstances { rule_set: id, base, changing: indices.clone(), staying: Vec::new(), named };
-            let diff = known.entry(circumstances);
+            let diff_key = DiffKey { rule_set: id, base, changing: indices.clone(), staying: Vec::new(), named };
+            let diff = cache.entry(diff_key);
             let diff = diff.or_insert_with(|| Rc::new(self.added(base, &rules, signature))).clone();
-            if !diff.is_empty() && (entry.is_some() || diff != for_anyone) {
-                work.groups.entry((base, diff)).or_default().push(Holder::Class(key));
+            if !diff.is_empty() && (entry.is_some() || diff != for_any_peer) {
+                pending.groups.entry((base, diff)).or_default().push(PortSetUser::Class(key));
             }
         }
-        work.touched.entry(id).or_default().1 = for_anyone;
+        pending.touched.entry(id).or_default().1 = for_any_peer;
     }
 
-    pub(super) fn gather_shrinking(&self, id: RuleSetId, gone: PartId, work: &mut Work, known: &mut Known) {
+    pub(super) fn collect_removals(
+        &self,
+        id: RuleSetId,
+        gone: PartId,
+        pending: &mut PendingEntries,
+        cache: &mut DiffCache,
+    ) {
         let Some((rule_set, part)) = self.rule_sets.get(id).zip(self.parts.get(gone)) else { return };
         if matches!(rule_set.any, Contents::All(_)) {
             return;
@@ -110,21 +122,21 @@ impl Engine {
         let removed = |indices: &[usize]| indices.iter().map(|index| &part.rules[*index]).collect::<Vec<_>>();
         let open: Vec<RuleAt> = if part.open.is_empty() { Vec::new() } else { rule_set.open(&self.parts).collect() };
         let remaining = |rules: &[RuleAt]| rules.iter().filter_map(|at| self.parts.rule(*at)).collect::<Vec<_>>();
-        let for_anyone = Rc::new(self.removed(any, &removed(&part.open), &remaining(&open), &Ports::new(), None));
-        let mut classes = self.classes_asked(&part.deciding);
-        if !for_anyone.is_empty() {
-            for class in self.classes_decided(rule_set) {
+        let for_any_peer = Rc::new(self.removed(any, &removed(&part.open), &remaining(&open), &Ports::new(), None));
+        let mut classes = self.classes_matching(&part.deciding);
+        if !for_any_peer.is_empty() {
+            for class in self.classes_with_entries(rule_set) {
                 classes.entry(class).or_default();
             }
-            work.groups.entry((any, for_anyone.clone())).or_default().push(Holder::Anyone(id));
+            pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
         let Contents::Of(before) = &rule_set.any else { return };
         let mut any_after = Cow::Borrowed(before);
-        if !for_anyone.is_empty() {
-            for_anyone.apply(any_after.to_mut());
+        if !for_any_peer.is_empty() {
+            for_any_peer.apply(any_after.to_mut());
         }
         for (class, mut indices) in std::mem::take(&mut classes) {
-            work.touched.entry(id).or_default().0.insert(class);
+            pending.touched.entry(id).or_default().0.insert(class);
             let key = AllowKey { rule_set: id, class };
             let Some(signature) = self.classes.signature(class) else { continue };
             let matching = rule_set.matching(signature);
@@ -133,55 +145,55 @@ impl Engine {
             indices.dedup();
             let rules = removed(&indices);
             let Some(entry) = self.tables.allow(&key) else {
-                // It was as for anyone. Without a rule for anyone, its own come to light.
-                if !for_anyone.is_empty() {
-                    work.singles.push((key, self.contents(any_after.clone().into_owned(), &matching, signature)));
+                // The class had no entry because it got the same as any peer. Without that rule, its own rules apply.
+                if !for_any_peer.is_empty() {
+                    pending.singles.push((key, self.contents(any_after.clone().into_owned(), &matching, signature)));
                 }
                 continue;
             };
             if entry.port_set == PortSetId::ALL {
                 if rules.iter().any(|rule| rule.id == entry.rule) {
-                    work.singles.push((key, self.contents(any_after.clone().into_owned(), &matching, signature)));
+                    pending.singles.push((key, self.contents(any_after.clone().into_owned(), &matching, signature)));
                 }
                 continue;
             }
             let named = named_ports(&rules, Some(signature));
-            let work_out = || {
+            let compute = || {
                 let rest = remaining(&matching);
                 Rc::new(self.removed(entry.port_set, &rules, &rest, &any_after, Some(signature)))
             };
-            let diff = if matching.len() > FEW || rest_has_names(&remaining(&matching)) {
-                work_out()
+            let diff = if matching.len() > SCAN_LIMIT || have_names(&remaining(&matching)) {
+                compute()
             } else {
                 let base = entry.port_set;
-                let circumstances =
-                    Circumstances { rule_set: id, base, changing: indices.clone(), staying: matching.clone(), named };
-                known.entry(circumstances).or_insert_with(work_out).clone()
+                let diff_key =
+                    DiffKey { rule_set: id, base, changing: indices.clone(), staying: matching.clone(), named };
+                cache.entry(diff_key).or_insert_with(compute).clone()
             };
             if !diff.is_empty() {
-                work.groups.entry((entry.port_set, diff)).or_default().push(Holder::Class(key));
+                pending.groups.entry((entry.port_set, diff)).or_default().push(PortSetUser::Class(key));
             }
         }
-        work.touched.entry(id).or_default().1 = for_anyone;
+        pending.touched.entry(id).or_default().1 = for_any_peer;
     }
 
-    /// The classes that answer to atoms, and the rules that ask for these.
-    pub(super) fn classes_asked(&self, deciding: &[(AtomId, usize)]) -> BTreeMap<ClassId, Vec<usize>> {
+    /// Returns the classes that match these peer selectors, with the indices of their rules.
+    pub(super) fn classes_matching(&self, deciding: &[(AtomId, usize)]) -> BTreeMap<ClassId, Vec<usize>> {
         let mut classes: BTreeMap<ClassId, Vec<usize>> = BTreeMap::new();
         for (atom, index) in deciding {
-            for class in self.classes.answering(*atom) {
+            for class in self.classes.matching(*atom) {
                 classes.entry(class).or_default().push(*index);
             }
         }
         classes
     }
 
-    /// The classes that a rule set may allow more to than to anyone.
-    pub(super) fn classes_decided(&self, rule_set: &RuleSet) -> BTreeSet<ClassId> {
-        rule_set.deciding_atoms().flat_map(|atom| self.classes.answering(atom)).collect()
+    /// Returns the classes that a rule set may allow more than any peer.
+    pub(super) fn classes_with_entries(&self, rule_set: &RuleSet) -> BTreeSet<ClassId> {
+        rule_set.deciding_atoms().flat_map(|atom| self.classes.matching(atom)).collect()
     }
 
-    /// What rules add to a port set.
+    /// Returns what rules add to a port set.
     fn added(&self, base: PortSetId, rules: &[&CompiledRule], signature: Option<&Signature>) -> Diff {
         let base = self.port_sets.ports(base);
         let mut put = Ports::new();
@@ -196,13 +208,14 @@ impl Engine {
         Diff { put: put.into_iter().collect(), delete: Vec::new() }
     }
 
-    /// What becomes of a port set without some rules, where `rest` stay, and what is allowed to anyone.
+    /// Returns the change of a port set without some rules. `rest` are the remaining rules, `any_peer` the ports for
+    /// any peer.
     fn removed(
         &self,
         base: PortSetId,
         removed: &[&CompiledRule],
         rest: &[&CompiledRule],
-        anyone: &Ports,
+        any_peer: &Ports,
         signature: Option<&Signature>,
     ) -> Diff {
         let Some(base) = self.port_sets.ports(base) else { return Diff::default() };
@@ -215,23 +228,23 @@ impl Engine {
             Some(known) if !self.rule_names.precedes(rule.id, known) => Some(known),
             _ => Some(rule.id),
         };
-        let for_anyone = |prefix: &PortPrefix| anyone.get(prefix).copied();
-        let mut gathered = Ports::new();
-        if going.len() > FEW {
+        let for_any_peer = |prefix: &PortPrefix| any_peer.get(prefix).copied();
+        let mut collected = Ports::new();
+        if going.len() > SCAN_LIMIT {
             for rule in rest {
                 for prefix in rule.ports_at(signature) {
-                    let known = gathered.get(&prefix).copied().or_else(|| for_anyone(&prefix));
-                    gathered.extend(first(known, rule).map(|id| (prefix, id)));
+                    let known = collected.get(&prefix).copied().or_else(|| for_any_peer(&prefix));
+                    collected.extend(first(known, rule).map(|id| (prefix, id)));
                 }
             }
         }
         let mut diff = Diff::default();
         for (prefix, rule) in &going {
-            let now = if going.len() > FEW {
-                gathered.get(prefix).copied().or_else(|| for_anyone(prefix))
+            let now = if going.len() > SCAN_LIMIT {
+                collected.get(prefix).copied().or_else(|| for_any_peer(prefix))
             } else {
                 let having = rest.iter().filter(|rule| rule.has_port_at(signature, *prefix));
-                having.fold(for_anyone(prefix), |one, rule| first(one, rule))
+                having.fold(for_any_peer(prefix), |one, rule| first(one, rule))
             };
             match now {
                 None => diff.delete.push(*prefix),
@@ -242,7 +255,7 @@ impl Engine {
         diff
     }
 
-    /// What rules allow to addresses with this signature, beside what is allowed to anyone.
+    /// Returns what rules allow to addresses with this signature, in addition to `ports` for any peer.
     pub(super) fn contents(&self, mut ports: Ports, rules: &[RuleAt], signature: &Signature) -> Contents {
         let rules = || rules.iter().filter_map(|at| self.parts.rule(*at));
         let all = rules().filter(|rule| rule.has_all_ports()).map(|rule| rule.id);
@@ -261,14 +274,14 @@ impl Engine {
     }
 }
 
-/// The named ports that rules with such find at an address.
+/// Returns the named ports of an address, if the rules have named ports.
 fn named_ports(rules: &[&CompiledRule], signature: Option<&Signature>) -> Vec<(AtomId, u16)> {
-    if !rest_has_names(rules) {
+    if !have_names(rules) {
         return Vec::new();
     }
     signature.into_iter().flat_map(|signature| signature.ports.iter().copied()).collect()
 }
 
-fn rest_has_names(rules: &[&CompiledRule]) -> bool {
+fn have_names(rules: &[&CompiledRule]) -> bool {
     rules.iter().any(|rule| rule.has_names())
 }

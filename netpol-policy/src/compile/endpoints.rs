@@ -1,4 +1,4 @@
-//! Which rule sets each endpoint has.
+//! The rule sets of each endpoint.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use netpol_common::RuleSetId;
 
 use crate::model::{NamespaceName, PodKey};
 
-/// The rule sets of the endpoints, ingress and egress.
+/// Ingress and egress rule sets by endpoint.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Endpoints {
     by_pod: BTreeMap<PodKey, [RuleSetId; 2]>,
@@ -17,12 +17,12 @@ impl Endpoints {
         self.by_pod.get(pod).copied()
     }
 
-    /// All of them.
+    /// Returns all endpoints.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&PodKey, [RuleSetId; 2])> {
         self.by_pod.iter().map(|(pod, rule_sets)| (pod, *rule_sets))
     }
 
-    /// Notes an endpoint's rule sets; those before.
+    /// Sets the rule sets of an endpoint. Returns the previous ones.
     pub(super) fn set(&mut self, pod: &PodKey, rule_sets: Option<[RuleSetId; 2]>) -> Option<[RuleSetId; 2]> {
         match rule_sets {
             Some(rule_sets) => self.by_pod.insert(pod.clone(), rule_sets),
@@ -30,12 +30,12 @@ impl Endpoints {
         }
     }
 
-    /// The endpoints that have a rule set.
-    pub(super) fn having(&self, rule_set: RuleSetId) -> impl Iterator<Item = &PodKey> {
+    /// Returns the endpoints with a rule set.
+    pub(super) fn with_rule_set(&self, rule_set: RuleSetId) -> impl Iterator<Item = &PodKey> {
         self.by_pod.iter().filter(move |(_, ids)| ids.contains(&rule_set)).map(|(pod, _)| pod)
     }
 
-    /// The endpoints of a namespace.
+    /// Returns the endpoints of a namespace.
     pub(super) fn of_namespace(&self, namespace: &NamespaceName) -> impl Iterator<Item = &PodKey> {
         let first = PodKey::new(namespace.clone(), "");
         self.by_pod.range(first..).map(|(pod, _)| pod).take_while(move |pod| pod.namespace == *namespace)

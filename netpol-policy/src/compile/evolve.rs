@@ -1,8 +1,9 @@
-//! Changes rule sets in place. A policy that comes to all pods of a rule set, changes or leaves costs what it says itself, however many
-//! other policies these pods have.
+//! Changes rule sets in place. If a policy that selects all pods of a rule set is added, changed or removed, the cost
+//! depends only on that policy, not on the other policies of these pods.
 //!
-//! A change is made in two steps: first the rule set allows what it did and what it will, then only what it will. Within a step every
-//! write only adds, or only takes away; so after each of them any packet is judged as before the change or as after it.
+//! A change has two steps. After the first step, the rule set allows the old and the new rules; after the second, only
+//! the new ones. Within a step, each write only adds or only removes. So after each write the verdict on every packet
+//! is either the one before or the one after the change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use netpol_common::{AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, P
 
 use super::Engine;
 use super::allow::Contents;
-use super::difference::{Holder, Known, Work};
+use super::difference::{DiffCache, PendingEntries, PortSetUser};
 use super::parts::{Part, PartId};
 use super::port_sets::Diff;
 use super::rule_sets::{PartChange, RuleSet};
@@ -19,18 +20,19 @@ use super::transaction::Transaction;
 use crate::model::{PodKey, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 
-/// A rule set that gets a part, loses one, or both.
+/// A rule set that gets a new part, loses a part, or both.
 #[derive(Clone, Debug)]
 pub(super) struct Evolution {
     pub(super) rule_set: RuleSetId,
-    /// Its parts afterwards.
+    /// The parts after the change.
     parts: Arc<[PartId]>,
     pub(super) new: Option<PartId>,
     pub(super) gone: Option<PartId>,
 }
 
 impl Engine {
-    /// Of these pods, whose parts of a policy change: the rule sets that can change in place, and the pods that need others.
+    /// Splits pods whose parts of a policy change: into rule sets that can change in place, and pods that need other
+    /// rule sets.
     pub(super) fn evolutions(
         &mut self,
         transaction: &mut Transaction,
@@ -50,7 +52,7 @@ impl Engine {
             }
         }
         let mut evolutions: Vec<(Direction, Evolution, Vec<PodKey>)> = Vec::new();
-        // Pods that come from several rule sets to the same one must meet in one of them.
+        // Pods that move from several rule sets to the same parts must end in one rule set.
         let mut goals: BTreeMap<(Direction, Arc<[PartId]>), usize> = BTreeMap::new();
         for ((id, direction), parts) in groups {
             let count = parts.len();
@@ -65,12 +67,12 @@ impl Engine {
                 let everything = |part: Option<PartId>| {
                     part.and_then(|part| self.parts.get(part)).is_some_and(Part::allows_everything)
                 };
-                let stays_apart = |rule_set: &RuleSet| {
+                let keeps_all = |rule_set: &RuleSet| {
                     let rest = || after.iter().any(|part| everything(Some(*part)));
                     let all = matches!(rule_set.any, Contents::All(_));
                     (everything(new) || everything(gone) || all).then(rest).unwrap_or(false) == all
                 };
-                let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && stays_apart(rule_set))
+                let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && keeps_all(rule_set))
                     && !self.rule_sets.has_refused(id);
                 let safe = new.is_none() || !transaction.new_exceptions;
                 if safe && fits && count == 1 && !after.is_empty() && self.rule_sets.find(direction, &after).is_none() {
@@ -88,14 +90,14 @@ impl Engine {
                 flips.extend(pods);
             }
         }
-        if self.have_room(&policy.namespace, alone.iter().map(|(evolution, _)| evolution)) {
+        if self.has_room_to_evolve(&policy.namespace, alone.iter().map(|(evolution, _)| evolution)) {
             return (alone.into_iter().map(|(evolution, _)| evolution).collect(), flips);
         }
         flips.extend(alone.into_iter().flat_map(|(_, pods)| pods));
         (Vec::new(), flips)
     }
 
-    /// Parts with this one in place of the policy's own; and that.
+    /// Replaces the policy's own part with a new one. Returns all parts and the replaced one.
     fn replaced(
         &self,
         before: &Arc<[PartId]>,
@@ -103,88 +105,88 @@ impl Engine {
         new: Option<PartId>,
     ) -> (Arc<[PartId]>, Option<PartId>) {
         let key = |part: &PartId| self.parts.get(*part).map(|part| &part.policy);
-        let place = before.partition_point(|part| key(part) < Some(policy));
-        let gone = before.get(place).copied().filter(|part| key(part) == Some(policy));
-        let rest = &before[place + usize::from(gone.is_some())..];
-        (before[..place].iter().copied().chain(new).chain(rest.iter().copied()).collect(), gone)
+        let position = before.partition_point(|part| key(part) < Some(policy));
+        let gone = before.get(position).copied().filter(|part| key(part) == Some(policy));
+        let rest = &before[position + usize::from(gone.is_some())..];
+        (before[..position].iter().copied().chain(new).chain(rest.iter().copied()).collect(), gone)
     }
 
-    /// Rule sets have their new parts from now on, beside those that go.
+    /// Gives rule sets their new parts, in addition to the parts that will be removed.
     pub(super) fn begin_evolutions(&mut self, evolutions: &[Evolution]) {
         for Evolution { rule_set, parts, new, .. } in evolutions {
             self.rule_sets.set_parts(*rule_set, parts.clone());
             if let Some(new) = new {
-                self.rule_sets.change(*rule_set, PartChange::More(*new), &mut self.parts);
+                self.rule_sets.change(*rule_set, PartChange::Add(*new), &mut self.parts);
             }
         }
     }
 
     /// Writes what new parts allow.
     pub(super) fn grow(&mut self, transaction: &mut Transaction, evolutions: &[Evolution]) {
-        let (mut work, mut known) = (Work::default(), Known::default());
+        let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
         for evolution in evolutions {
             if let Some(new) = evolution.new {
-                self.gather_growth(evolution.rule_set, new, &mut work, &mut known);
+                self.collect_additions(evolution.rule_set, new, &mut pending, &mut cache);
             }
         }
-        self.reallow(transaction, work, evolutions);
+        self.write_entries(transaction, pending, evolutions);
     }
 
-    /// Takes away what parts that go have allowed.
+    /// Removes what only the removed parts allowed.
     pub(super) fn shrink(&mut self, evolutions: &[Evolution]) -> Vec<Change> {
         let mut transaction = Transaction { renaming: true, ..Transaction::default() };
-        let (mut work, mut known) = (Work::default(), Known::default());
+        let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
         let going = || evolutions.iter().filter_map(|evolution| Some((evolution, evolution.gone?)));
         for (evolution, gone) in going() {
-            self.rule_sets.change(evolution.rule_set, PartChange::Less(gone), &mut self.parts);
+            self.rule_sets.change(evolution.rule_set, PartChange::Remove(gone), &mut self.parts);
         }
         for (evolution, gone) in going() {
-            self.gather_shrinking(evolution.rule_set, gone, &mut work, &mut known);
+            self.collect_removals(evolution.rule_set, gone, &mut pending, &mut cache);
         }
         let narrowed: Vec<_> = going().map(|(evolution, _)| evolution.rule_set).collect();
-        self.reallow(&mut transaction, work, evolutions);
+        self.write_entries(&mut transaction, pending, evolutions);
         if !transaction.changes.is_empty() {
             self.write(&mut transaction, Change::Rejudge(narrowed));
         }
-        let mut dead = Vec::new();
+        let mut unused = Vec::new();
         for (_, gone) in going() {
-            self.release_part(gone, &mut dead);
+            self.release_part(gone, &mut unused);
         }
-        self.forget(&mut transaction, &dead);
+        self.forget(&mut transaction, &unused);
         transaction.changes
     }
 
-    /// Writes other contents. A port set of which all users change alike changes itself.
-    fn reallow(&mut self, transaction: &mut Transaction, work: Work, evolutions: &[Evolution]) {
-        // All of them are of one policy.
+    /// Writes changed entries. A port set changes in place if all of its users change in the same way.
+    fn write_entries(&mut self, transaction: &mut Transaction, pending: PendingEntries, evolutions: &[Evolution]) {
+        // All rule sets are of one policy.
         let namespace = evolutions.iter().find_map(|one| self.rule_sets.get(one.rule_set)?.namespace().cloned());
         let Some(namespace) = namespace else { return };
         transaction.known_contents.clear();
-        for (key, contents) in work.singles {
+        for (key, contents) in pending.singles {
             let entry = self.intern(transaction, &contents, &namespace);
             self.set_entry(transaction, key, entry);
         }
         let (mut alike, mut apart) = (Vec::new(), Vec::new());
-        for ((base, diff), holders) in work.groups {
-            let is_user = |holder: &&Holder| match holder {
-                Holder::Anyone(_) => true,
-                Holder::Class(key) => self.tables.allow(key).is_some_and(|entry| entry.port_set == base),
+        for ((base, diff), users) in pending.groups {
+            let is_user = |user: &&PortSetUser| match user {
+                PortSetUser::AnyPeer(_) => true,
+                PortSetUser::Class(key) => self.tables.allow(key).is_some_and(|entry| entry.port_set == base),
             };
-            let users = holders.iter().filter(is_user).count();
-            if users > 0 && users == self.port_sets.users(base) {
-                alike.push((base, users, diff, holders));
+            let user_count = users.iter().filter(is_user).count();
+            if user_count > 0 && user_count == self.port_sets.user_count(base) {
+                alike.push((base, user_count, diff, users));
             } else {
-                // Before any of these sets changes.
-                apart.push((self.with(base, &diff), diff, holders));
+                // Copy before any of these sets changes.
+                apart.push((self.contents_with(base, &diff), diff, users));
             }
         }
-        for (contents, diff, holders) in apart {
+        for (contents, diff, users) in apart {
             let entry = self.intern(transaction, &contents, &namespace);
-            self.hand_out(transaction, entry, &diff, &holders);
+            self.assign_port_set(transaction, entry, &diff, &users);
         }
-        for (base, users, diff, holders) in alike {
-            // Others may have come to the set just now.
-            let all = self.port_sets.users(base) == users;
+        for (base, user_count, diff, users) in alike {
+            // The set may have got more users just now.
+            let all = self.port_sets.user_count(base) == user_count;
             let changed = if all { self.port_sets.change(base, &diff) } else { None };
             let entry = if let Some(changes) = changed {
                 for change in changes {
@@ -193,30 +195,36 @@ impl Engine {
                 self.port_sets.add_user(base);
                 AllowEntry { port_set: base, rule: RuleId::NONE }
             } else {
-                let contents = self.with(base, &diff);
+                let contents = self.contents_with(base, &diff);
                 self.intern(transaction, &contents, &namespace)
             };
-            self.hand_out(transaction, entry, &diff, &holders);
+            self.assign_port_set(transaction, entry, &diff, &users);
         }
-        for (id, (classes, for_anyone)) in work.touched {
-            self.drop_needless(transaction, id, &classes);
-            self.reallow_frontends(transaction, id, &classes, &for_anyone);
+        for (id, (classes, for_any_peer)) in pending.touched {
+            self.drop_redundant(transaction, id, &classes);
+            self.reallow_frontends(transaction, id, &classes, &for_any_peer);
         }
     }
 
-    fn with(&self, base: PortSetId, diff: &Diff) -> Contents {
+    fn contents_with(&self, base: PortSetId, diff: &Diff) -> Contents {
         let mut ports = self.port_sets.ports(base).cloned().unwrap_or_default();
         diff.apply(&mut ports);
         Contents::Of(ports)
     }
 
-    /// Gives holders a port set; the one use of it that it comes with is given back.
-    fn hand_out(&mut self, transaction: &mut Transaction, entry: AllowEntry, diff: &Diff, holders: &[Holder]) {
-        for holder in holders {
+    /// Assigns a port set to its users, then releases the use that `entry` came with.
+    fn assign_port_set(
+        &mut self,
+        transaction: &mut Transaction,
+        entry: AllowEntry,
+        diff: &Diff,
+        users: &[PortSetUser],
+    ) {
+        for user in users {
             self.port_sets.add_user(entry.port_set);
-            match holder {
-                Holder::Class(key) => self.set_entry(transaction, *key, entry),
-                Holder::Anyone(id) => self.set_anyone(transaction, *id, diff, entry.port_set),
+            match user {
+                PortSetUser::Class(key) => self.set_entry(transaction, *key, entry),
+                PortSetUser::AnyPeer(id) => self.set_any_peer(transaction, *id, diff, entry.port_set),
             }
         }
         for change in self.port_sets.release(entry.port_set) {
@@ -224,12 +232,12 @@ impl Engine {
         }
     }
 
-    fn set_anyone(&mut self, transaction: &mut Transaction, id: RuleSetId, diff: &Diff, any: PortSetId) {
+    fn set_any_peer(&mut self, transaction: &mut Transaction, id: RuleSetId, diff: &Diff, any: PortSetId) {
         let Some(before) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         self.rule_sets.set_any(id, diff, any);
         if before != any {
-            let having: Vec<_> = self.endpoints.having(id).cloned().collect();
-            for pod in having {
+            let pods: Vec<_> = self.endpoints.with_rule_set(id).cloned().collect();
+            for pod in pods {
                 if let Some(policy) = self.endpoints.get(&pod).map(|ids| self.endpoint_policy(ids)) {
                     self.write(transaction, Change::PutEndpoint(pod, policy));
                 }
@@ -240,7 +248,7 @@ impl Engine {
         }
     }
 
-    /// What an endpoint with these rule sets has.
+    /// Returns the policy of an endpoint with these rule sets.
     pub(super) fn endpoint_policy(&self, rule_sets: [RuleSetId; 2]) -> EndpointPolicy {
         let [ingress, egress] =
             rule_sets.map(|id| self.rule_sets.get(id).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy));
@@ -248,8 +256,8 @@ impl Engine {
         EndpointPolicy { ingress, egress, incomplete }
     }
 
-    /// Takes away entries that say what holds for anyone.
-    fn drop_needless(&mut self, transaction: &mut Transaction, id: RuleSetId, classes: &BTreeSet<ClassId>) {
+    /// Removes entries that equal what any peer is allowed.
+    fn drop_redundant(&mut self, transaction: &mut Transaction, id: RuleSetId, classes: &BTreeSet<ClassId>) {
         let Some(any) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         for class in classes {
             let key = AllowKey { rule_set: id, class: *class };

@@ -1,4 +1,4 @@
-//! Identities: pods that no selector can tell apart share one, and its answers.
+//! Identities: pods that no selector distinguishes share one identity and its signature.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use super::classes::Signature;
 use crate::model::{Labels, NamedPort, NamespaceName, Pod};
 use crate::world::World;
 
-/// What selectors and port names see of a pod.
+/// The properties of a pod that selectors and port names match.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct IdentityKey {
     namespace: NamespaceName,
@@ -26,11 +26,11 @@ impl IdentityKey {
     }
 }
 
-/// Numbers an identity while it has addresses.
+/// ID of an identity while it has addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct IdentityId(u64);
 
-/// The identities in use, and whose each address is.
+/// The identities in use, and the identity of each address.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Identities {
     ids: HashMap<Arc<IdentityKey>, IdentityId>,
@@ -43,12 +43,12 @@ pub(super) struct Identities {
 #[derive(Clone, Debug)]
 struct Identity {
     key: Arc<IdentityKey>,
-    answers: Signature,
+    signature: Signature,
     addresses: BTreeSet<IpAddr>,
 }
 
 impl Identity {
-    fn answers_to(&self, atom: &Atom, namespace_labels: &Labels) -> bool {
+    fn matches(&self, atom: &Atom, namespace_labels: &Labels) -> bool {
         match atom {
             Atom::Pods { namespaces, pods } => {
                 let in_namespace = match namespaces {
@@ -62,23 +62,23 @@ impl Identity {
     }
 
     fn evaluate(&mut self, atoms: &Atoms, namespace_labels: &Labels) {
-        let mut answers = Signature::default();
-        for (id, atom) in atoms.selectors(&self.key.namespace) {
-            if self.answers_to(atom, namespace_labels) {
-                answers.atoms.insert(id);
+        let mut signature = Signature::default();
+        for (id, atom) in atoms.for_namespace(&self.key.namespace) {
+            if self.matches(atom, namespace_labels) {
+                signature.atoms.insert(id);
             }
         }
         for port in &self.key.ports {
             if let Some(id) = atoms.find(&Atom::Named(port.name.clone(), port.protocol)) {
-                answers.ports.insert((id, port.port));
+                signature.ports.insert((id, port.port));
             }
         }
-        self.answers = answers;
+        self.signature = signature;
     }
 }
 
 impl Identities {
-    /// Looks whose an address is now; whether that is somebody who answers otherwise.
+    /// Updates the identity of an address. Returns whether it changed.
     pub(super) fn assign(&mut self, address: IpAddr, atoms: &Atoms, world: &World) -> bool {
         let old = self.by_address.get(&address).copied();
         let new = world.peer_at(address).map(|owner| self.intern(IdentityKey::of(owner), atoms, world));
@@ -106,7 +106,7 @@ impl Identities {
         let id = IdentityId(self.next);
         self.next += 1;
         let key = Arc::new(key);
-        let mut identity = Identity { key: key.clone(), answers: Signature::default(), addresses: BTreeSet::new() };
+        let mut identity = Identity { key: key.clone(), signature: Signature::default(), addresses: BTreeSet::new() };
         identity.evaluate(atoms, &world.namespace_labels(&key.namespace));
         self.by_namespace.entry(key.namespace.clone()).or_default().insert(id);
         self.ids.insert(key, id);
@@ -131,59 +131,59 @@ impl Identities {
         }
     }
 
-    /// Whether some pod has this address.
-    pub(super) fn has(&self, address: IpAddr) -> bool {
+    /// Returns whether a pod has this address.
+    pub(super) fn is_pod(&self, address: IpAddr) -> bool {
         self.by_address.contains_key(&address)
     }
 
-    /// Adds what the address's owner answers to.
-    pub(super) fn sign(&self, address: IpAddr, signature: &mut Signature) {
+    /// Adds the peer selectors that the pod at the address matches.
+    pub(super) fn add_signature(&self, address: IpAddr, signature: &mut Signature) {
         if let Some(identity) = self.by_address.get(&address).and_then(|id| self.entries.get(id)) {
-            signature.atoms.extend(&identity.answers.atoms);
-            signature.ports.extend(&identity.answers.ports);
+            signature.atoms.extend(&identity.signature.atoms);
+            signature.ports.extend(&identity.signature.ports);
         }
     }
 
-    /// Asks everybody about a new atom; the addresses that answer.
+    /// Adds a peer selector to all matching identities. Returns their addresses.
     pub(super) fn add_atom(&mut self, id: AtomId, atom: &Atom, world: &World) -> Vec<IpAddr> {
-        let mut answered = Vec::new();
-        for identity in self.asked(atom, world) {
+        let mut matched = Vec::new();
+        for identity in self.candidates(atom, world) {
             let Some(identity) = self.entries.get_mut(&identity) else { continue };
             let found = match atom {
-                Atom::Pods { pods, .. } => pods.matches(&identity.key.labels) && identity.answers.atoms.insert(id),
+                Atom::Pods { pods, .. } => pods.matches(&identity.key.labels) && identity.signature.atoms.insert(id),
                 Atom::Named(name, protocol) => {
                     let named =
                         identity.key.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
-                    let before = identity.answers.ports.len();
-                    identity.answers.ports.extend(named.map(|port| (id, port.port)));
-                    identity.answers.ports.len() > before
+                    let before = identity.signature.ports.len();
+                    identity.signature.ports.extend(named.map(|port| (id, port.port)));
+                    identity.signature.ports.len() > before
                 }
                 Atom::Block(_) => false,
             };
             if found {
-                answered.extend(&identity.addresses);
+                matched.extend(&identity.addresses);
             }
         }
-        answered
+        matched
     }
 
-    /// Forgets an atom; the addresses that answered.
+    /// Removes a peer selector from all identities. Returns the addresses that matched it.
     pub(super) fn remove_atom(&mut self, id: AtomId, atom: &Atom, world: &World) -> Vec<IpAddr> {
-        let mut answered = Vec::new();
-        for identity in self.asked(atom, world) {
+        let mut matched = Vec::new();
+        for identity in self.candidates(atom, world) {
             let Some(identity) = self.entries.get_mut(&identity) else { continue };
-            let before = identity.answers.ports.len();
-            identity.answers.ports.retain(|(named, _)| *named != id);
-            if identity.answers.atoms.remove(id) || identity.answers.ports.len() < before {
-                answered.extend(&identity.addresses);
+            let before = identity.signature.ports.len();
+            identity.signature.ports.retain(|(named, _)| *named != id);
+            if identity.signature.atoms.remove(id) || identity.signature.ports.len() < before {
+                matched.extend(&identity.addresses);
             }
         }
-        answered
+        matched
     }
 
-    /// Who may answer to an atom: all of the namespaces it names. Whoever answered already is among them, as a namespace's
-    /// new labels come with [`Identities::reevaluate`].
-    fn asked(&self, atom: &Atom, world: &World) -> Vec<IdentityId> {
+    /// Returns the identities that may match a peer selector: all in the namespaces that it selects. These include all
+    /// that match it now, because a change of a namespace's labels is applied by [`Identities::reevaluate`].
+    fn candidates(&self, atom: &Atom, world: &World) -> Vec<IdentityId> {
         match atom {
             Atom::Pods { namespaces: Namespaces::Own(name), .. } => {
                 self.by_namespace.get(name).into_iter().flatten().copied().collect()
@@ -198,14 +198,14 @@ impl Identities {
         }
     }
 
-    /// Asks a namespace's pods again, after its labels changed; the addresses whose answers did.
+    /// Updates the identities of a namespace after its labels changed. Returns the addresses with a changed signature.
     pub(super) fn reevaluate(&mut self, namespace: &NamespaceName, atoms: &Atoms, labels: &Labels) -> Vec<IpAddr> {
         let mut changed = Vec::new();
         for id in self.by_namespace.get(namespace).into_iter().flatten() {
             let Some(identity) = self.entries.get_mut(id) else { continue };
-            let before = identity.answers.clone();
+            let before = identity.signature.clone();
             identity.evaluate(atoms, labels);
-            if identity.answers != before {
+            if identity.signature != before {
                 changed.extend(&identity.addresses);
             }
         }

@@ -1,10 +1,10 @@
-//! Numbers for what is interned. They only grow, as long as an engine lives.
+//! IDs of classes, rule sets, port sets and rules. They only grow while an engine lives.
 
 use std::collections::BTreeSet;
 
 use netpol_common::{ClassId, PortSetId, RuleId, RuleSetId};
 
-/// Ids that mean something to others already, by kind.
+/// IDs that are already in use elsewhere, by kind.
 #[derive(Clone, Debug, Default)]
 pub struct UsedIds {
     /// Classes.
@@ -31,7 +31,7 @@ pub struct FirstIds {
 }
 
 impl FirstIds {
-    /// Such that the ids from there on are nobody's for as long as possible.
+    /// Returns the first IDs of the widest unused ranges.
     pub fn apart_from(used: &UsedIds) -> Self {
         Self {
             class: ClassId(widest_gap(used.classes.iter().map(|id| id.0))),
@@ -42,8 +42,8 @@ impl FirstIds {
     }
 }
 
-/// Where the longest run of free ids begins. `used` is sorted; 0 and the last id, which have meanings of their own, may
-/// be among them.
+/// Returns the start of the widest range of free IDs. `used` is sorted. It may contain 0 and the last ID, which are
+/// reserved.
 fn widest_gap(used: impl Iterator<Item = u32>) -> u32 {
     let (mut begin, mut width, mut from) = (1, 0, 1);
     for id in used.filter(|id| *id > 0).chain([u32::MAX]) {
@@ -61,7 +61,7 @@ impl Default for FirstIds {
     }
 }
 
-/// Hands out ids.
+/// Allocates IDs.
 #[derive(Clone, Debug)]
 pub(super) struct Counter {
     first: u32,
@@ -73,15 +73,15 @@ impl Counter {
         Self { first: next, next }
     }
 
-    /// How many were handed out.
-    pub(super) fn spent(&self) -> u32 {
+    /// Returns how many IDs were allocated.
+    pub(super) fn allocated(&self) -> u32 {
         self.next - self.first
     }
 
     pub(super) fn next(&mut self) -> u32 {
         let id = self.next;
-        // The last two are PortSetId::SOME and ALL. Engines are replaced long before: see `Engine::is_worn`.
-        assert!(id < u32::MAX - 1, "an engine lived on after its ids were used up");
+        // The last two are PortSetId::SOME and ALL. Engines are replaced long before this; see `Engine::is_worn`.
+        assert!(id < u32::MAX - 1, "all IDs are used; the engine should have been replaced");
         self.next += 1;
         id
     }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_widest_gap_is_between_two_or_after_all() {
+    fn the_widest_gap_may_be_before_between_or_after_used_ids() {
         for (used, begin) in [
             (&[][..], 1),
             (&[0], 1),

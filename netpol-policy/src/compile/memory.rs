@@ -1,4 +1,4 @@
-//! Keeps to the memory for policies while rules are compiled: see [`super::budget`].
+//! Applies the memory limit for policies while rules are compiled; see [`super::budget`].
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -14,15 +14,15 @@ use crate::model::{NamespaceName, PodKey};
 use crate::tables::{Change, EndpointPolicy};
 
 impl Engine {
-    /// Whether a namespace may have so many ports and entries more.
+    /// Returns whether a namespace may use this many more (ports, entries).
     pub(super) fn has_room(&self, namespace: &NamespaceName, needed: (u64, u64)) -> bool {
         let charges = (self.port_sets.charges(), self.rule_sets.charges());
         needed == (0, 0) || self.budget.has_room(namespace, charges, needed)
     }
 
-    /// Whether there is room for whatever rule sets of a namespace may come to while they change in place. If there is not, their
-    /// pods get other rule sets, of which each entry is admitted or refused.
-    pub(super) fn have_room<'a>(
+    /// Returns whether rule sets of a namespace can change in place within the memory limit. If not, their pods get
+    /// other rule sets, and each of the new entries is admitted or refused.
+    pub(super) fn has_room_to_evolve<'a>(
         &self,
         namespace: &NamespaceName,
         evolutions: impl Iterator<Item = &'a Evolution>,
@@ -30,7 +30,7 @@ impl Engine {
         self.budget.limit().is_none() || self.has_room(namespace, self.most_needed(evolutions))
     }
 
-    /// Ports and entries that rule sets come to at most beside what they have.
+    /// Returns the most additional (ports, entries) that rule sets may need during their change.
     fn most_needed<'a>(&self, evolutions: impl Iterator<Item = &'a Evolution>) -> (u64, u64) {
         let (mut ports, mut entries) = (0, 0);
         let mut counted: HashSet<(RuleSetId, PortSetId, Vec<RuleAt>)> = HashSet::new();
@@ -43,10 +43,10 @@ impl Engine {
             for (part_id, is_new) in new.iter().map(|part| (*part, true)).chain(gone.iter().map(|part| (*part, false)))
             {
                 let Some(part) = self.parts.get(part_id) else { continue };
-                let mut classes = self.classes_asked(&part.deciding);
+                let mut classes = self.classes_matching(&part.deciding);
                 if !part.open.is_empty() {
                     ports += any.len() + new_ports;
-                    for class in self.classes_decided(rule_set) {
+                    for class in self.classes_with_entries(rule_set) {
                         classes.entry(class).or_default();
                     }
                 }
@@ -61,7 +61,7 @@ impl Engine {
                     let has_names = found().any(CompiledRule::has_names);
                     let count = found().map(|rule| rule.ports_at(Some(signature)).count()).sum::<usize>();
                     let before = if is_new { self.port_sets.ports(base).map_or(0, Ports::len) } else { any.len() };
-                    // Classes that are alike share a set.
+                    // Classes with the same rules share a port set.
                     if has_names || counted.insert((*id, base, rules)) {
                         ports += before + count + if is_new { 0 } else { new_ports };
                     }
@@ -71,14 +71,14 @@ impl Engine {
         (ports as u64, entries)
     }
 
-    /// Shares the memory for policies after a change; whether more or less of some policies is left out now, and the pods with
-    /// these, which are resolved again.
+    /// Divides the memory limit after a change. Returns whether a cut changed, and the pods with cut policies to
+    /// resolve anew.
     pub(super) fn balance(&mut self) -> (bool, BTreeSet<PodKey>) {
         let policies = self.budget.balance(&self.world);
         let mut pods = BTreeSet::new();
         for key in &policies {
             for direction in Direction::BOTH {
-                self.parts.outdate(key, direction);
+                self.parts.invalidate(key, direction);
             }
             let Some(policy) = self.world.policies.get(key) else { continue };
             let selects =
@@ -88,20 +88,20 @@ impl Engine {
         (!policies.is_empty(), pods)
     }
 
-    /// Writes what there is room for now, and marks the endpoints of which something is left out.
-    pub(super) fn settle_memory(&mut self, transaction: &mut Transaction) {
+    /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies.
+    pub(super) fn retry_refused(&mut self, transaction: &mut Transaction) {
         if self.budget.limit().is_none() {
             return;
         }
         self.admit_refused(transaction);
         self.mark_incomplete(transaction);
-        let again = self.replace_refused();
-        if !again.is_empty() {
-            transaction.changes.extend(self.commit(Transaction::default(), again));
+        let replaced = self.replace_refused();
+        if !replaced.is_empty() {
+            transaction.changes.extend(self.commit(Transaction::default(), replaced));
         }
     }
 
-    /// Writes entries for which there was no room and is now; in each namespace up to the first that does not fit.
+    /// Writes refused entries for which there is room now. Stops in each namespace at the first that does not fit.
     fn admit_refused(&mut self, transaction: &mut Transaction) {
         let refused: Vec<_> = self.rule_sets.refused().collect();
         transaction.known_contents.clear();
@@ -111,7 +111,7 @@ impl Engine {
             if full.contains(&namespace) {
                 continue;
             }
-            // A rule set that changed in place has an entry for its new rules alone.
+            // After a change in place, a rule set may have an entry with its new rules only.
             self.disallow(transaction, rule_set, class);
             if !self.allow(transaction, rule_set, class) {
                 full.insert(namespace);
@@ -119,7 +119,8 @@ impl Engine {
         }
     }
 
-    /// Where there is room now for what a rule set allows to anyone: its pods, which are to get another one.
+    /// Finds rule sets whose ports for any peer were refused and fit now. Returns their pods, which need a new rule
+    /// set.
     fn replace_refused(&mut self) -> BTreeSet<PodKey> {
         let has_room = |rule_set: &RuleSet| {
             let needed = (self.port_sets.missing(&rule_set.any), 0);
@@ -135,7 +136,7 @@ impl Engine {
         pods
     }
 
-    /// Writes endpoints of which less or more is left out now, though their rule sets are the same.
+    /// Writes endpoints whose policy became complete or incomplete with the same rule sets.
     fn mark_incomplete(&mut self, transaction: &mut Transaction) {
         let changed = |(pod, rule_sets): (&PodKey, [RuleSetId; 2])| {
             let incomplete = rule_sets.into_iter().any(|rule_set| self.rule_sets.is_incomplete(rule_set));

@@ -1,20 +1,22 @@
-//! The incremental compiler: one event in, the writes it takes out.
+//! The incremental compiler: an event goes in, a list of map changes comes out.
 //!
 //! ```text
-//! event ─► World ─┬─► pods of this node ─► rules (rules.rs) ─► rule sets (rule_sets.rs) ──► endpoints
-//!                 └─► peers: who is an address? identities (identities.rs), blocks (blocks.rs)
-//!                            ─► signature ─► class (classes.rs) ─► addresses, prefixes
-//!                     rule set × class ─► allow (allow.rs) ─► port sets (port_sets.rs)
+//! event ─► `World` ─┬─► pods of this node ─► rules (rules.rs) ─► rule sets (rule_sets.rs) ──► endpoints
+//!                   └─► peers: identity (identities.rs) and blocks (blocks.rs) of each address
+//!                              ─► signature ─► class (classes.rs) ─► addresses, prefixes
+//!                       rule set × class ─► allow (allow.rs) ─► port sets (port_sets.rs)
 //! ```
 //!
-//! * An **atom** is one thing a rule can ask of an address: selected by these labels, inside this block, has a port of
-//!   this name. Only atoms that a rule set in use asks for exist.
-//! * A **signature** is the set of atoms an address answers to; a **class** is a signature with a number.
-//! * Everything is counted and goes when nothing uses it, after the endpoints have flipped: merging classes changes no
-//!   verdict then.
+//! * A **peer selector** is one distinct peer condition: pods with these labels, addresses in this block, pods with a
+//!   port of this name. Only peer selectors of rule sets in use exist.
+//! * A **signature** is the set of peer selectors that an address matches. A **class** is a signature with an ID: an
+//!   equivalence class of addresses.
+//! * Everything is reference-counted. Unused entries are removed after the endpoints are updated, because merging
+//!   classes changes no verdict then.
 //!
-//! An event costs what it touches: a pod like others one write, a label change that pod's address and endpoint, a policy the
-//! pods it selects on this node and the addresses its peers name first.
+//! The cost of an event depends on what it changes. A pod that is like existing pods takes one write. A label change
+//! takes writes for the pod's address and endpoint. A policy takes writes for the pods that it selects on this node and
+//! for the addresses that only its peers distinguish.
 
 mod allow;
 mod atom_set;
@@ -53,13 +55,13 @@ use crate::reference::Packet;
 use crate::tables::{Change, EndpointPolicy, Tables};
 use crate::world::{Event, World};
 
-/// So many ids of a kind, and the engine is better replaced.
-const WORN: u32 = u32::MAX / 4;
+/// Number of IDs of one kind after which the engine should be replaced.
+const MAX_IDS: u32 = u32::MAX / 4;
 
-/// Which pods get endpoints.
+/// The pods that get endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeScope {
-    /// Every pod: for answers about a whole cluster.
+    /// All pods, to answer queries about a whole cluster.
     All,
     /// The pods of one node.
     Node(Arc<str>),
@@ -75,7 +77,7 @@ impl NodeScope {
     }
 }
 
-/// The World, and the tables that say the same.
+/// The cluster state, and the tables compiled from it.
 #[derive(Clone, Debug)]
 pub struct Engine {
     scope: NodeScope,
@@ -85,7 +87,7 @@ pub struct Engine {
     identities: identities::Identities,
     blocks: blocks::Blocks,
     classes: classes::Classes,
-    frontend_classes: frontends::FrontendClasses,
+    backend_sets: frontends::FrontendClasses,
     rule_names: rules::RuleNames,
     parts: parts::Parts,
     rule_sets: rule_sets::RuleSets,
@@ -95,7 +97,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine of an empty world, whose ids start at `ids`.
+    /// Creates an engine for an empty cluster, with IDs that start at `ids`.
     pub fn new(scope: NodeScope, ids: FirstIds) -> Self {
         Self {
             scope,
@@ -105,7 +107,7 @@ impl Engine {
             identities: identities::Identities::default(),
             blocks: blocks::Blocks::default(),
             classes: classes::Classes::new(ids.class),
-            frontend_classes: frontends::FrontendClasses::default(),
+            backend_sets: frontends::FrontendClasses::default(),
             rule_names: rules::RuleNames::new(ids.rule),
             parts: parts::Parts::default(),
             rule_sets: rule_sets::RuleSets::new(ids.rule_set),
@@ -115,25 +117,27 @@ impl Engine {
         }
     }
 
-    /// Limits the kernel memory that policies may take to about so many bytes; where they need more, blocks and ports are
-    /// left out of those that need most. Call before the first event.
+    /// Limits the kernel memory for policies to about this many bytes. If policies need more, blocks and ports of the
+    /// largest policies are left out. Call this before the first event.
     #[must_use]
     pub fn with_policy_memory(mut self, limit: Option<u64>) -> Self {
         self.budget = budget::Budget::of(limit);
         self
     }
 
-    /// Takes events in, one after the other; see [`Engine::apply`].
+    /// Applies events one after the other; see [`Engine::apply`].
     pub fn apply_all(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<Change> {
         events.into_iter().flat_map(|event| self.apply(event)).collect()
     }
 
-    /// Takes an event in. The writes it takes, in the order in which they are to be made: after each of them every endpoint
-    /// is judged as before the event or as after it. A reset is the sum of the single events it stands for; where what is in
-    /// between must not show, take a [`successor`](Engine::successor). An event that says what is known already takes none.
+    /// Applies an event and returns the changes in the order in which they must be written.
+    ///
+    /// After each change, the verdict of every endpoint is either the one before or the one after the event. A reset
+    /// equals the single events that it replaces. If states between these must not be visible, use a
+    /// [`successor`](Engine::successor). An event without news returns no changes.
     ///
     /// # Panics
-    /// When the four billion ids of a kind are used up, long after [`Engine::is_worn`] says so.
+    /// Panics when all four billion IDs of a kind are used, long after [`Engine::is_worn`] returns true.
     pub fn apply(&mut self, event: Event) -> Vec<Change> {
         match event {
             Event::Apply(object) => self.put(object),
@@ -143,7 +147,7 @@ impl Engine {
         }
     }
 
-    /// An engine of the world as it is after these events, with ids of its own. It knows the names of this one's rules too.
+    /// Returns an engine for the state after these events, with new IDs. It also keeps the rule names of this engine.
     #[must_use]
     pub fn successor(&self, events: Vec<Event>, ids: FirstIds) -> Self {
         let mut world = self.world.clone();
@@ -158,35 +162,37 @@ impl Engine {
         next
     }
 
-    /// Whether so many ids are used up that it is time for a [`successor`](Engine::successor): at a thousand changes a second,
-    /// after some weeks.
+    /// Returns whether so many IDs are used that a [`successor`](Engine::successor) is due. At a thousand changes a
+    /// second, this takes some weeks.
     pub fn is_worn(&self) -> bool {
-        let spent = [
-            self.classes.ids_spent(),
-            self.rule_names.ids_spent(),
-            self.rule_sets.ids_spent(),
-            self.port_sets.ids_spent(),
+        let allocated = [
+            self.classes.ids_allocated(),
+            self.rule_names.ids_allocated(),
+            self.rule_sets.ids_allocated(),
+            self.port_sets.ids_allocated(),
         ];
-        spent.into_iter().any(|spent| spent > WORN)
+        allocated.into_iter().any(|allocated| allocated > MAX_IDS)
     }
 
-    /// These events in an order that shows nothing on the way which is neither how it was nor how it will be; `None` where
-    /// more than one of them changes what was there, and a [`successor`](Engine::successor) is needed. Policies come before
-    /// new pods, so that none is open meanwhile, and pods that go are last: they have nothing to mix with, unless they are behind a
-    /// Service. A new one comes after its pods and slices, so that it is known at once who is behind it.
+    /// Sorts events so that no mixed state is visible between them.
+    ///
+    /// Returns `None` if more than one event changes existing state; a [`successor`](Engine::successor) is needed then.
+    /// Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: they cannot cause a
+    /// mixed state unless they are backends of a Service. A new Service comes after its pods and slices, so that its
+    /// backends are complete.
     pub fn one_step(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let world = &self.world;
-        let is_served =
+        let has_service =
             |slice: &EndpointSlice| slice.service_key().is_some_and(|key| world.services.contains_key(&key));
-        let is_behind = |pod: &Pod| pod.addresses.iter().any(|address| !world.frontends_towards(*address).is_empty());
+        let is_backend = |pod: &Pod| pod.addresses.iter().any(|address| !world.frontends_towards(*address).is_empty());
         let changes = |event: &&Event| match event {
             Event::Apply(object) if world.holds(object) => false,
-            Event::Apply(Object::Pod(pod)) => world.pods.contains_key(&pod.key) || is_behind(pod),
+            Event::Apply(Object::Pod(pod)) => world.pods.contains_key(&pod.key) || is_backend(pod),
             Event::Apply(Object::Slice(slice)) => {
-                is_served(slice) || world.slices.get(&slice.key).is_some_and(is_served)
+                has_service(slice) || world.slices.get(&slice.key).is_some_and(has_service)
             }
-            Event::Delete(ObjectKey::Pod(key)) => world.pods.get(key).is_some_and(is_behind),
-            Event::Delete(ObjectKey::Slice(key)) => world.slices.get(key).is_some_and(is_served),
+            Event::Delete(ObjectKey::Pod(key)) => world.pods.get(key).is_some_and(is_backend),
+            Event::Delete(ObjectKey::Slice(key)) => world.slices.get(key).is_some_and(has_service),
             Event::Delete(key) => world.contains(key),
             Event::Apply(_) | Event::Reset(_) | Event::OwnAddresses(_) => true,
         };
@@ -203,38 +209,38 @@ impl Engine {
         Some(events)
     }
 
-    /// The objects.
+    /// Returns the cluster state.
     pub fn world(&self) -> &World {
         &self.world
     }
 
-    /// The tables that say what the objects mean.
+    /// Returns the compiled tables.
     pub fn tables(&self) -> &Tables {
         &self.tables
     }
 
-    /// A rule's name. Rules that are gone keep theirs for a while.
+    /// Returns the name of a rule. Names of deleted rules are kept for some time.
     pub fn rule(&self, id: RuleId) -> Option<&RuleName> {
         self.rule_names.get(id)
     }
 
-    /// The policies of a rule set. Rule sets that are gone keep theirs for a while.
+    /// Returns the policies of a rule set. Policies of deleted rule sets are kept for some time.
     pub fn rule_set(&self, id: RuleSetId) -> Option<&[PolicyKey]> {
         self.rule_sets.policies(id)
     }
 
-    /// What holds for a pod in scope.
+    /// Returns the compiled policy of a pod in scope.
     pub fn endpoint(&self, pod: &PodKey) -> Option<EndpointPolicy> {
         self.tables.endpoint(pod)
     }
 
-    /// The tables' verdict on a packet; `None` where its pod has no endpoint.
+    /// Evaluates a packet with the tables. Returns `None` if its pod has no endpoint.
     pub fn judge(&self, packet: &Packet) -> Option<Judgement> {
         let own = self.world.pods.get(&packet.pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
         Some(self.tables.judge(self.endpoint(&packet.pod)?, own, packet))
     }
 
-    /// The policies of which blocks or ports are left out for lack of memory.
+    /// Returns the policies with blocks, ports or entries left out because of the memory limit.
     pub fn left_out(&self) -> BTreeMap<PolicyKey, LeftOut> {
         let mut left_out: BTreeMap<PolicyKey, LeftOut> =
             self.budget.cuts().map(|(policy, left_out)| (policy.clone(), left_out)).collect();
@@ -246,12 +252,13 @@ impl Engine {
         left_out
     }
 
-    /// The pod behind an interface with this address.
+    /// Returns the pod that an interface with this address belongs to.
     pub fn pod_at(&self, address: IpAddr) -> Option<PodKey> {
         self.world.claimant(address).map(|pod| pod.key.clone())
     }
 
-    /// What is there already is no news: sources that list everything again cost a comparison.
+    /// Applies an object. An unchanged object takes no change, so a source that lists everything again costs a
+    /// comparison only.
     fn put(&mut self, object: Object) -> Vec<Change> {
         if self.world.holds(&object) {
             return Vec::new();
@@ -286,8 +293,8 @@ impl Engine {
         }
     }
 
-    /// Policies come before pods, so that no new pod is open meanwhile, and leave after them. Services come last: each finds all
-    /// its backends.
+    /// Replaces all objects. Policies are added before pods, so that no new pod is unprotected, and deleted after them.
+    /// Services are added last, when all of their backends exist.
     fn reset(&mut self, objects: Vec<Object>) -> Vec<Change> {
         let rank = |kind: &ObjectKey| match kind {
             ObjectKey::Namespace(_) => 0,
@@ -299,11 +306,11 @@ impl Engine {
         };
         let wanted = World::of(objects);
         let mut gone: Vec<_> = self.world.keys().filter(|key| !wanted.contains(key)).collect();
-        let mut there: Vec<_> = wanted.into_objects().filter(|object| !self.world.holds(object)).collect();
+        let mut new: Vec<_> = wanted.into_objects().filter(|object| !self.world.holds(object)).collect();
         gone.sort_by_key(|key| std::cmp::Reverse(rank(key)));
-        there.sort_by_key(|object| rank(&object.key()));
+        new.sort_by_key(|object| rank(&object.key()));
         let mut changes = Vec::new();
-        for object in there {
+        for object in new {
             changes.extend(self.put(object));
         }
         for key in gone {

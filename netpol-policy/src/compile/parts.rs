@@ -1,4 +1,4 @@
-//! Parts of rule sets: one policy's rules in one direction, resolved. Rule sets with the same policy share its part.
+//! Parts of rule sets: one policy's resolved rules in one direction. Rule sets share the part of a policy.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,38 +11,38 @@ use super::classes::Signature;
 use super::rules::{ResolvedPorts, ResolvedRule, names};
 use crate::model::{Pod, Policy, PolicyKey, Protocol};
 
-/// Numbers a part while it is in use.
+/// ID of a part while it is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PartId(u64);
 
-/// A rule of a part.
+/// Position of a rule in a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RuleAt {
     pub(super) part: PartId,
     pub(super) index: usize,
 }
 
-/// See the module.
+/// One policy's resolved rules in one direction.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pub(super) policy: PolicyKey,
     direction: Direction,
     pub(super) rules: Vec<CompiledRule>,
-    /// The atoms of which an address must answer to one to be allowed more than anyone, and the rule that asks: a rule's peers, and
-    /// names of ports where a rule has none.
+    /// Peer selectors with the index of their rule: the rule's peers, or its named ports if it has no peers. An address
+    /// is allowed more than any peer only if it matches one of these.
     pub(super) deciding: Vec<(AtomId, usize)>,
-    /// The rules that are about anyone.
+    /// Rules without peers, which apply to any peer.
     pub(super) open: Vec<usize>,
-    /// Whether blocks or ports are left out for lack of memory.
+    /// Blocks or ports are left out because of the memory limit.
     pub(super) incomplete: bool,
     users: usize,
 }
 
-/// A rule whose peers are atoms.
+/// A rule with peer selectors as peers.
 #[derive(Clone, Debug)]
 pub(super) struct CompiledRule {
     pub(super) id: RuleId,
-    /// Any of these; `None`: anyone.
+    /// The peer must match one of these; `None`: any peer.
     peers: Option<Vec<AtomId>>,
     pub(super) ports: CompiledPorts,
 }
@@ -52,17 +52,18 @@ pub(super) struct CompiledRule {
 pub(super) enum CompiledPorts {
     /// Every protocol and port.
     All,
-    /// These.
+    /// Only these ports.
     Of {
-        /// Sorted, each once.
+        /// Sorted, without duplicates.
         prefixes: Vec<PortPrefix>,
-        /// Names that the peer resolves.
+        /// Port names that are resolved on the peer.
         named: Vec<(AtomId, Protocol)>,
     },
 }
 
 impl CompiledRule {
-    /// The ports it has at addresses with this signature; `None`: at those that answer to nothing. Nothing where it has all.
+    /// Returns the rule's ports at addresses with this signature (`None`: the empty signature). Returns nothing if the
+    /// rule has all ports.
     pub(super) fn ports_at(&self, signature: Option<&Signature>) -> impl Iterator<Item = PortPrefix> {
         let (fixed, named) = match &self.ports {
             CompiledPorts::All => (&[][..], &[][..]),
@@ -75,7 +76,7 @@ impl CompiledRule {
         fixed.iter().copied().chain(resolved)
     }
 
-    /// Whether one of its ports there is this one.
+    /// Returns whether the rule has this port prefix there.
     pub(super) fn has_port_at(&self, signature: Option<&Signature>, port: PortPrefix) -> bool {
         match &self.ports {
             CompiledPorts::Of { prefixes, named } if named.is_empty() => prefixes.binary_search(&port).is_ok(),
@@ -83,7 +84,7 @@ impl CompiledRule {
         }
     }
 
-    /// Whether its ports depend on the peer.
+    /// Returns whether the ports depend on the peer.
     pub(super) fn has_names(&self) -> bool {
         matches!(&self.ports, CompiledPorts::Of { named, .. } if !named.is_empty())
     }
@@ -102,12 +103,12 @@ impl CompiledRule {
 }
 
 impl Part {
-    /// The atoms it uses; one that several rules use, several times.
+    /// Returns the peer selectors in use; one for each use, so there may be duplicates.
     pub(super) fn atoms(&self) -> impl Iterator<Item = AtomId> {
         self.rules.iter().flat_map(CompiledRule::atoms)
     }
 
-    /// Whether it allows everything to anyone.
+    /// Returns whether the part allows everything to any peer.
     pub(super) fn allows_everything(&self) -> bool {
         self.open.iter().any(|index| self.rules[*index].has_all_ports())
     }
@@ -117,7 +118,7 @@ impl Part {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
     entries: HashMap<PartId, Part>,
-    /// Those of policies as they are now.
+    /// Parts of the current versions of policies.
     current: HashMap<PolicyKey, [Current; 2]>,
     next: u64,
 }
@@ -125,9 +126,9 @@ pub(super) struct Parts {
 /// The parts of a policy in one direction.
 #[derive(Clone, Debug, Default)]
 struct Current {
-    /// Which names of ports make the difference.
+    /// Port names that are resolved on the selected pod.
     names: Arc<[(Arc<str>, Protocol)]>,
-    /// By the ports that the names stand for.
+    /// Parts by the port numbers of these names.
     parts: Vec<(Vec<Vec<u16>>, PartId)>,
 }
 
@@ -138,7 +139,7 @@ fn index(direction: Direction) -> usize {
     }
 }
 
-/// The numbers of a pod's ports with these names.
+/// Returns the port numbers that a pod has for these names.
 fn numbers(pod: &Pod, names: &[(Arc<str>, Protocol)]) -> Vec<Vec<u16>> {
     let own = |(name, protocol): &(Arc<str>, Protocol)| {
         let own = pod.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
@@ -155,12 +156,12 @@ impl Parts {
         self.entries.get(&id)
     }
 
-    /// A rule of a part.
+    /// Returns a rule of a part.
     pub(super) fn rule(&self, at: RuleAt) -> Option<&CompiledRule> {
         self.entries.get(&at.part)?.rules.get(at.index)
     }
 
-    /// A policy's part that holds for a pod, or the numbers of the pod's ports that it depends on.
+    /// Returns a policy's part for a pod. Without one, returns the pod's port numbers that the part depends on.
     pub(super) fn find(&self, policy: &Policy, direction: Direction, pod: &Pod) -> Result<PartId, Vec<Vec<u16>>> {
         let known = self.current.get(&policy.key).map(|current| &current[index(direction)]);
         let Some(current) = known.filter(|current| !current.parts.is_empty()) else {
@@ -171,7 +172,8 @@ impl Parts {
         part.map(|(_, id)| *id).ok_or(numbers)
     }
 
-    /// Adds a part, without users: its rules, and whether some of what they say is left out. `atom` interns atoms.
+    /// Adds a part without users, from its rules and whether some are incomplete. `atom` returns the ID of a peer
+    /// selector.
     pub(super) fn add(
         &mut self,
         policy: &Policy,
@@ -209,28 +211,28 @@ impl Parts {
         id
     }
 
-    /// The policy has other rules in this direction from now on.
-    pub(super) fn outdate(&mut self, policy: &PolicyKey, direction: Direction) {
+    /// Forgets the current parts after the policy's rules in this direction changed.
+    pub(super) fn invalidate(&mut self, policy: &PolicyKey, direction: Direction) {
         if let Some(current) = self.current.get_mut(policy) {
             current[index(direction)] = Current::default();
-            self.forget_empty(policy);
+            self.remove_if_empty(policy);
         }
     }
 
-    fn forget_empty(&mut self, policy: &PolicyKey) {
+    fn remove_if_empty(&mut self, policy: &PolicyKey) {
         if self.current.get(policy).is_some_and(|current| current.iter().all(|current| current.parts.is_empty())) {
             self.current.remove(policy);
         }
     }
 
-    /// A rule set more has it.
+    /// Adds a rule set as a user of a part.
     pub(super) fn acquire(&mut self, id: PartId) {
         if let Some(part) = self.entries.get_mut(&id) {
             part.users += 1;
         }
     }
 
-    /// A rule set less has it; the part, where that was the last.
+    /// Removes a user of a part. Returns the part if that was the last user.
     pub(super) fn release(&mut self, id: PartId) -> Option<Part> {
         let part = self.entries.get_mut(&id)?;
         part.users = part.users.saturating_sub(1);
@@ -240,7 +242,7 @@ impl Parts {
         let part = self.entries.remove(&id)?;
         if let Some(current) = self.current.get_mut(&part.policy) {
             current[index(part.direction)].parts.retain(|(_, known)| *known != id);
-            self.forget_empty(&part.policy);
+            self.remove_if_empty(&part.policy);
         }
         Some(part)
     }

@@ -1,4 +1,4 @@
-//! Port sets, interned by content.
+//! Port sets, stored once for each content.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -14,10 +14,10 @@ use crate::tables::Change;
 /// The port sets in use.
 #[derive(Clone, Debug)]
 pub(super) struct PortSets {
-    /// By the sum of the hashes of their entries, which changes with each of them.
+    /// IDs by the sum of the hashes of the entries, which can be updated for each changed entry.
     by_hash: HashMap<u64, Vec<PortSetId>>,
     entries: BTreeMap<PortSetId, PortSet>,
-    /// Entries by the namespace whose rules came first.
+    /// Number of entries by the namespace that first used them.
     charges: Charges,
     counter: Counter,
     hasher: RandomState,
@@ -29,16 +29,16 @@ struct PortSet {
     hash: u64,
     users: usize,
     owner: NamespaceName,
-    /// The endpoint of a pod that is gone may have it.
+    /// An orphaned endpoint may use the set, so it must not change.
     frozen: bool,
 }
 
-/// How contents differ from before.
+/// The difference between old and new contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Diff {
-    /// New prefixes, and those that are of another rule; sorted.
+    /// New prefixes, and prefixes that now belong to another rule; sorted.
     pub(super) put: Vec<(PortPrefix, RuleId)>,
-    /// Prefixes that are gone; sorted.
+    /// Removed prefixes; sorted.
     pub(super) delete: Vec<PortPrefix>,
 }
 
@@ -66,27 +66,27 @@ impl PortSets {
         }
     }
 
-    /// How many ids were handed out.
-    pub(super) fn ids_spent(&self) -> u32 {
-        self.counter.spent()
+    /// Returns how many IDs were allocated.
+    pub(super) fn ids_allocated(&self) -> u32 {
+        self.counter.allocated()
     }
 
-    /// The ports of a set; none where it is [`PortSetId::NONE`].
+    /// Returns the ports of a set; none for [`PortSetId::NONE`].
     pub(super) fn ports(&self, id: PortSetId) -> Option<&Ports> {
         self.entries.get(&id).map(|set| &set.ports)
     }
 
-    /// How many entries and rule sets have it.
-    pub(super) fn users(&self, id: PortSetId) -> usize {
+    /// Returns the number of entries and rule sets that use a set.
+    pub(super) fn user_count(&self, id: PortSetId) -> usize {
         self.entries.get(&id).map_or(0, |set| set.users)
     }
 
-    /// Whether a set is still in use.
-    pub(super) fn is_there(&self, id: PortSetId) -> bool {
+    /// Returns whether a set is still in use.
+    pub(super) fn exists(&self, id: PortSetId) -> bool {
         [PortSetId::NONE, PortSetId::ALL].contains(&id) || self.entries.contains_key(&id)
     }
 
-    /// A user more, if the set is still there; those that are of no one need none.
+    /// Adds a user, if the set still exists. The constant sets always exist and need no user.
     pub(super) fn add_user(&mut self, id: PortSetId) -> bool {
         if [PortSetId::NONE, PortSetId::ALL].contains(&id) {
             return true;
@@ -95,12 +95,12 @@ impl PortSets {
         set.map(|set| set.users += 1).is_some()
     }
 
-    /// Entries of namespaces.
+    /// Returns the number of entries by namespace.
     pub(super) fn charges(&self) -> &Charges {
         &self.charges
     }
 
-    /// How many entries it takes to acquire the set of these ports.
+    /// Returns how many map entries it takes to acquire the set of these ports.
     pub(super) fn missing(&self, contents: &Contents) -> u64 {
         match contents {
             Contents::Of(ports) if self.find(self.hash_of(ports), |known| known == ports).is_none() => {
@@ -110,7 +110,7 @@ impl PortSets {
         }
     }
 
-    /// The set of these ports, with a user more; and the writes it takes, if it is new.
+    /// Returns the set of these ports with one more user, and the changes if the set is new.
     pub(super) fn acquire(&mut self, contents: &Contents, owner: &NamespaceName) -> (AllowEntry, Vec<Change>) {
         let ports = match contents {
             Contents::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
@@ -132,7 +132,8 @@ impl PortSets {
         (entry(id), ports.iter().map(|(prefix, rule)| put(id, *prefix, *rule)).collect())
     }
 
-    /// Changes a set for all of its users, if there is no other one like that; the writes it takes, those that add first.
+    /// Changes a set for all of its users, unless another set has the new contents. Returns the changes; additions come
+    /// first.
     pub(super) fn change(&mut self, id: PortSetId, diff: &Diff) -> Option<Vec<Change>> {
         let set = self.entries.get(&id).filter(|set| !set.frozen)?;
         if set.ports.len() + diff.put.len() == diff.delete.len() {
@@ -172,14 +173,14 @@ impl PortSets {
         Some(puts.chain(diff.delete.iter().map(|prefix| delete(id, *prefix))).collect())
     }
 
-    /// Never changes a set in place from now on.
+    /// Forbids changes of a set in place.
     pub(super) fn freeze(&mut self, id: PortSetId) {
         if let Some(set) = self.entries.get_mut(&id) {
             set.frozen = true;
         }
     }
 
-    /// A user less; and the writes it takes, if that was the last.
+    /// Removes a user. Returns the changes if that was the last user.
     pub(super) fn release(&mut self, id: PortSetId) -> Vec<Change> {
         let Some(set) = self.entries.get_mut(&id) else { return Vec::new() };
         set.users -= 1;

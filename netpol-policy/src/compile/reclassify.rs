@@ -1,4 +1,4 @@
-//! Moves addresses and prefixes from class to class.
+//! Moves addresses and prefixes to another class.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -14,48 +14,49 @@ use super::services::FrontendMove;
 use super::transaction::Transaction;
 use crate::tables::Change;
 
-/// Contents of more rules than this are not noted for the next class.
-const MANY: usize = 64;
+/// Number of matching rules above which contents are not cached for the next class.
+const MAX_CACHED_RULES: usize = 64;
 
-/// One address or prefix, before and after.
+/// An address or prefix with its entries before and after.
 #[derive(Debug)]
 pub(super) struct Move {
-    pub(super) what: What,
+    pub(super) what: AddressOrPrefix,
     /// Its own entry before.
     pub(super) from: Option<AddressEntry>,
     /// Its own entry after.
     pub(super) to: Option<AddressEntry>,
-    /// What was found for it before, by prefix if it had no entry.
+    /// The entry that applied before: its own, or that of the longest prefix.
     found: AddressEntry,
 }
 
-/// One address or prefix, before and after, the latter by its signature.
+/// An address or prefix with its entry before and its signature after.
 #[derive(Debug)]
-struct Step {
-    what: What,
+struct PendingMove {
+    what: AddressOrPrefix,
     from: Option<AddressEntry>,
     found: AddressEntry,
     to: Option<(Signature, u16)>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum What {
+pub(super) enum AddressOrPrefix {
     Address(IpAddr),
     Prefix(IpNet),
 }
 
 impl Engine {
-    /// Finds the classes of all that is touched, and writes what is allowed to those that are new.
+    /// Finds the new class of everything that the transaction touches, and writes the allow entries of new classes.
     pub(super) fn classify(&mut self, transaction: &mut Transaction) -> Vec<Move> {
         let mut steps = Vec::new();
-        // The longest first: what a block gets must not show through for what is inside it and has another class.
+        // The longest prefix first. Otherwise a new class of a block would apply to shorter blocks inside it for a
+        // moment.
         let mut nets: Vec<_> = std::mem::take(&mut transaction.prefixes).into_iter().collect();
         nets.sort_by_key(|net| std::cmp::Reverse(net.prefix_len()));
         for net in nets {
             let signature = Signature { atoms: self.blocks.signature(&net), ..Signature::default() };
             let from = AddressEntry { class: self.blocks.class_of(&net), ..AddressEntry::default() };
-            steps.push(Step {
-                what: What::Prefix(net),
+            steps.push(PendingMove {
+                what: AddressOrPrefix::Prefix(net),
                 from: Some(from),
                 found: from,
                 to: Some((signature, from.flags)),
@@ -65,17 +66,17 @@ impl Engine {
             let from = self.tables.exact_address(address);
             let found = from.or_else(|| self.tables.address(address)).unwrap_or_default();
             let flags = self.flags(address);
-            let to = (flags != 0 || self.identities.has(address)).then(|| {
+            let to = (flags != 0 || self.identities.is_pod(address)).then(|| {
                 let atoms = self.blocks.at(address).cloned().unwrap_or_default();
                 let mut signature = Signature { atoms, ..Signature::default() };
-                self.identities.sign(address, &mut signature);
+                self.identities.add_signature(address, &mut signature);
                 (signature, flags)
             });
-            steps.push(Step { what: What::Address(address), from, found, to });
+            steps.push(PendingMove { what: AddressOrPrefix::Address(address), from, found, to });
         }
         let renamed = if transaction.renaming { self.rename(&steps) } else { BTreeSet::new() };
         let (mut moves, mut new) = (Vec::new(), Vec::new());
-        for Step { what, from, found, to } in steps {
+        for PendingMove { what, from, found, to } in steps {
             if from.is_some_and(|from| renamed.contains(&from.class)) {
                 continue;
             }
@@ -84,7 +85,7 @@ impl Engine {
                 flags,
                 ..AddressEntry::default()
             });
-            if let (What::Prefix(net), Some(to)) = (what, to) {
+            if let (AddressOrPrefix::Prefix(net), Some(to)) = (what, to) {
                 self.blocks.set_class(&net, to.class);
             }
             moves.push(Move { what, from, to, found });
@@ -95,8 +96,8 @@ impl Engine {
         moves
     }
 
-    /// The classes whose users all get the same signature, which no class has: they keep their numbers.
-    fn rename(&mut self, steps: &[Step]) -> BTreeSet<ClassId> {
+    /// Renames classes whose users all get the same new signature. They keep their IDs. Returns these classes.
+    fn rename(&mut self, steps: &[PendingMove]) -> BTreeSet<ClassId> {
         let mut classes: HashMap<ClassId, (usize, Option<&Signature>)> = HashMap::new();
         for step in steps {
             let Some(from) = step.from.filter(|from| from.class != ClassId::NOBODY) else { continue };
@@ -134,21 +135,21 @@ impl Engine {
     }
 
     /// Writes the moves.
-    pub(super) fn make(&mut self, transaction: &mut Transaction, moves: &[Move]) {
+    pub(super) fn write_moves(&mut self, transaction: &mut Transaction, moves: &[Move]) {
         for Move { what, from, to, .. } in moves {
             let change = match (*what, to) {
-                (What::Prefix(net), Some(to)) => Change::PutPrefix(net, to.class),
-                (What::Prefix(net), None) => Change::DeletePrefix(net),
-                (What::Address(_), same) if same == from => continue,
-                (What::Address(address), Some(to)) => Change::PutAddress(address, *to),
-                (What::Address(address), None) => Change::DeleteAddress(address),
+                (AddressOrPrefix::Prefix(net), Some(to)) => Change::PutPrefix(net, to.class),
+                (AddressOrPrefix::Prefix(net), None) => Change::DeletePrefix(net),
+                (AddressOrPrefix::Address(_), same) if same == from => continue,
+                (AddressOrPrefix::Address(address), Some(to)) => Change::PutAddress(address, *to),
+                (AddressOrPrefix::Address(address), None) => Change::DeleteAddress(address),
             };
             self.write(transaction, change);
         }
     }
 
-    /// Lets go of the classes before.
-    pub(super) fn release(&mut self, transaction: &mut Transaction, moves: &[Move]) {
+    /// Releases the classes before the moves.
+    pub(super) fn release_classes(&mut self, transaction: &mut Transaction, moves: &[Move]) {
         for class in moves.iter().filter_map(|step| step.from).map(|from| from.class) {
             if self.classes.release(class) {
                 transaction.unused_classes.insert(class);
@@ -156,31 +157,32 @@ impl Engine {
         }
     }
 
-    /// Takes away the entries of unused classes.
+    /// Deletes the allow entries of unused classes.
     pub(super) fn retire_classes(&mut self, transaction: &mut Transaction) {
         for class in std::mem::take(&mut transaction.unused_classes) {
             let Some(signature) = self.classes.retire(class) else { continue };
-            let rule_sets: BTreeSet<_> = signature.all_atoms().flat_map(|atom| self.rule_sets.asking(atom)).collect();
+            let rule_sets: BTreeSet<_> =
+                signature.all_atoms().flat_map(|atom| self.rule_sets.matching_selector(atom)).collect();
             for rule_set in rule_sets {
                 self.disallow(transaction, rule_set, class);
             }
         }
     }
 
-    /// Says which rule sets allow less to some address than before.
+    /// Requests re-evaluation of flows for the rule sets that now allow less to some address.
     pub(super) fn rejudge(&mut self, transaction: &mut Transaction, moves: &[Move], frontends: &[FrontendMove]) {
         let mut narrowed = self.narrowed_frontends(frontends);
-        for step in moves.iter().filter(|step| matches!(step.what, What::Address(_))) {
-            let What::Address(address) = step.what else { continue };
+        for step in moves.iter().filter(|step| matches!(step.what, AddressOrPrefix::Address(_))) {
+            let AddressOrPrefix::Address(address) = step.what else { continue };
             let now = self.tables.address(address).unwrap_or_default();
             let changed = step.found.flags ^ now.flags;
             if changed & address_flags::NODE != 0 {
-                narrowed.extend(self.rule_sets.asking_services());
+                narrowed.extend(self.rule_sets.evaluating_services());
             }
             if step.found.flags & changed & address_flags::OWN_NODE != 0 {
                 narrowed.extend(self.rule_sets.all());
             } else if step.found.class != now.class {
-                for rule_set in self.asking_about(&[step.found.class, now.class]) {
+                for rule_set in self.rule_sets_matching(&[step.found.class, now.class]) {
                     let (before, after) = (self.allowed(rule_set, step.found.class), self.allowed(rule_set, now.class));
                     if before != after && before != PortSetId::NONE && after != PortSetId::ALL {
                         narrowed.insert(rule_set);
@@ -188,7 +190,7 @@ impl Engine {
                 }
             }
         }
-        // Nobody was judged by a new one; and one that changes in place only grows here.
+        // New rule sets have no flows yet. Rule sets that change in place only grow in this step.
         let narrowed = narrowed.difference(&transaction.new_rule_sets).copied();
         let narrowed = narrowed.filter(|rule_set| !transaction.growing.contains(rule_set));
         let narrowed: Vec<_> = narrowed.filter(|rule_set| self.rule_sets.is_used(*rule_set)).collect();
@@ -197,10 +199,13 @@ impl Engine {
         }
     }
 
-    /// The rule sets that may have an entry for one of the classes.
-    pub(super) fn asking_about(&self, classes: &[ClassId]) -> BTreeSet<RuleSetId> {
+    /// Returns the rule sets that may have an entry for one of the classes.
+    pub(super) fn rule_sets_matching(&self, classes: &[ClassId]) -> BTreeSet<RuleSetId> {
         let signatures = classes.iter().filter_map(|class| self.classes.signature(*class));
-        signatures.flat_map(|signature| signature.all_atoms()).flat_map(|atom| self.rule_sets.asking(atom)).collect()
+        signatures
+            .flat_map(|signature| signature.all_atoms())
+            .flat_map(|atom| self.rule_sets.matching_selector(atom))
+            .collect()
     }
 
     pub(super) fn allowed(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {
@@ -210,7 +215,7 @@ impl Engine {
     }
 
     fn allow_to_new_class(&mut self, transaction: &mut Transaction, class: ClassId) {
-        for rule_set in self.asking_about(&[class]) {
+        for rule_set in self.rule_sets_matching(&[class]) {
             self.allow(transaction, rule_set, class);
         }
     }
@@ -218,15 +223,15 @@ impl Engine {
     pub(super) fn allow_to_new_rule_sets(&mut self, transaction: &mut Transaction) {
         for id in transaction.new_rule_sets.clone() {
             let Some(rule_set) = self.rule_sets.get(id) else { continue };
-            let classes = self.classes_decided(rule_set);
+            let classes = self.classes_with_entries(rule_set);
             for class in classes {
                 self.allow(transaction, id, class);
             }
         }
     }
 
-    /// Writes what a rule set allows to a class, if that is more than it allows to anyone and not yet written; false where there
-    /// is no room for it.
+    /// Writes what a rule set allows to a class, if that is more than any peer gets and not yet written. Returns false
+    /// if there is no room for it.
     pub(super) fn allow(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) -> bool {
         let key = AllowKey { rule_set, class };
         if self.tables.allow(&key).is_some() {
@@ -237,16 +242,16 @@ impl Engine {
         let (Contents::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
         let Some(namespace) = rules.namespace().filter(|_| !matching.is_empty()).cloned() else { return true };
-        // An entry for a prefix is part of what its block costs.
+        // The cost of a block includes the entries for its prefixes.
         let entries = u64::from(!self.is_prefix(signature));
         let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
-        let known = (matching.len() <= MANY).then(|| {
+        let known = (matching.len() <= MAX_CACHED_RULES).then(|| {
             let named = if has_names() { signature.ports.iter().copied().collect() } else { Vec::new() };
             (rule_set, matching.clone(), named)
         });
         let found = known.as_ref().and_then(|known| transaction.known_contents.get(known)).copied();
-        let is_there = |entry: &AllowEntry| self.port_sets.is_there(entry.port_set);
-        let found = found.filter(|entry| entry.as_ref().is_none_or(is_there));
+        let exists = |entry: &AllowEntry| self.port_sets.exists(entry.port_set);
+        let found = found.filter(|entry| entry.as_ref().is_none_or(exists));
         let entry = if let Some(found) = found {
             if found.is_some() && !self.has_room(&namespace, (0, entries)) {
                 self.rule_sets.refuse(rule_set, class);
@@ -274,19 +279,19 @@ impl Engine {
         true
     }
 
-    /// Whether only blocks are in a signature.
+    /// Returns whether a signature consists of blocks only.
     pub(super) fn is_prefix(&self, signature: &Signature) -> bool {
         signature.ports.is_empty() && signature.all_atoms().all(|atom| self.atoms.is_block(atom))
     }
 
-    /// Charges an entry, unless it is part of what a block costs.
+    /// Charges an entry, unless the cost of a block includes it.
     fn charge(&mut self, AllowKey { rule_set, class }: AllowKey) {
         if self.classes.signature(class).is_some_and(|signature| !self.is_prefix(signature)) {
             self.rule_sets.charge(rule_set, class);
         }
     }
 
-    /// Gives a rule set's entry for a class these ports, of which it is a user already.
+    /// Sets the entry of a rule set for a class. The caller has already counted the entry as a user of its port set.
     pub(super) fn set_entry(&mut self, transaction: &mut Transaction, key: AllowKey, entry: AllowEntry) {
         let before = self.tables.allow(&key);
         if before != Some(entry) {
@@ -302,7 +307,7 @@ impl Engine {
         }
     }
 
-    /// Takes away what is written for a rule set and a class.
+    /// Deletes the entry of a rule set for a class.
     pub(super) fn disallow(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) {
         let key = AllowKey { rule_set, class };
         self.rule_sets.discharge(rule_set, class);

@@ -1,4 +1,4 @@
-//! Rule sets: what replicas share. A rule set keeps its number while policies come to it and leave it.
+//! Rule sets, shared by pods with the same rules. A rule set keeps its ID while policies are added to it or removed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::parts::{PartId, Parts, RuleAt};
 use super::rules::RETIRED;
 use crate::model::{NamespaceName, PolicyKey};
 
-/// How many names of policies are kept for rule sets that are gone.
+/// Number of policy names that are kept for deleted rule sets.
 const RETIRED_POLICIES: usize = 65_536;
 
-/// What makes two rule sets the same: direction, and parts in the order of their policies.
+/// Identifies a rule set: direction, and parts in the order of their policies.
 type Key = (Direction, Arc<[PartId]>);
 
 /// The rule sets in use.
@@ -26,44 +26,45 @@ pub(super) struct RuleSets {
     ids: HashMap<Key, RuleSetId>,
     entries: BTreeMap<RuleSetId, RuleSet>,
     by_atom: HashMap<AtomId, BTreeSet<RuleSetId>>,
-    /// Those that ask who is behind a Service.
-    asking_services: BTreeSet<RuleSetId>,
-    /// Those of them that allow some ports to anyone, by the ports.
-    by_port_for_anyone: BTreeMap<PortPrefix, BTreeSet<RuleSetId>>,
-    /// Entries of `ALLOW` for classes of pods.
+    /// Rule sets that depend on the backends of Services.
+    evaluating_services: BTreeSet<RuleSetId>,
+    /// Those of them that allow some ports to any peer, by port prefix.
+    by_port_for_any_peer: BTreeMap<PortPrefix, BTreeSet<RuleSetId>>,
+    /// Number of `ALLOW` entries for classes of pods.
     charges: Charges,
     /// Entries for which there is no room.
     refused: BTreeSet<(RuleSetId, ClassId)>,
     counter: Counter,
-    /// Policies of rule sets that are gone, oldest first.
+    /// Policies of deleted rule sets, oldest first.
     retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
     retired_policies: usize,
 }
 
-/// See the module.
+/// The resolved rules of all policies that isolate a pod in one direction.
 #[derive(Clone, Debug)]
 pub(super) struct RuleSet {
     key: Key,
     policies: Vec<PolicyKey>,
-    /// The rules that ask for each atom.
+    /// The rules with each peer selector.
     deciding: HashMap<AtomId, Vec<RuleAt>>,
-    /// What it allows to anyone.
+    /// What the rule set allows to any peer.
     pub(super) any: Contents,
     pub(super) policy: DirectionPolicy,
     users: usize,
-    /// A pod with it is gone, and its interface may still be enforced by it: what it allows must not become more.
+    /// A deleted pod had this rule set, and may be an orphaned endpoint now. The rule set must not allow more.
     frozen: bool,
-    /// How many of its parts leave blocks or ports out for lack of memory.
+    /// Number of parts with blocks or ports left out because of the memory limit.
     incomplete_parts: usize,
-    /// The classes of pods that an entry is charged for.
+    /// Classes of pods with a charged entry.
     charged: BTreeSet<ClassId>,
-    /// There was no room for the ports that it allows to anyone.
+    /// There was no room for the ports allowed to any peer.
     any_refused: bool,
 }
 
 impl RuleSet {
-    /// Whether it matters to it who is behind a Service: not for ingress, and not where everything is allowed to anyone.
-    pub(super) fn asks_services(&self) -> bool {
+    /// Returns whether the backends of Services matter: only for egress, and only if not everything is allowed to any
+    /// peer.
+    pub(super) fn evaluates_services(&self) -> bool {
         self.key.0 == Direction::Egress && matches!(self.any, Contents::Of(_))
     }
 
@@ -71,22 +72,22 @@ impl RuleSet {
         &self.key.1
     }
 
-    /// The namespace of its policies.
+    /// Returns the namespace of the policies.
     pub(super) fn namespace(&self) -> Option<&NamespaceName> {
         self.policies.first().map(|policy| &policy.namespace)
     }
 
-    /// Whether it may change in place where these many pods change alike.
+    /// Returns whether the rule set may change in place if this many pods change alike.
     pub(super) fn may_change(&self, pods: usize) -> bool {
         self.users == pods && !self.frozen
     }
 
-    /// The atoms that an address must answer to, at least one of them, to be allowed more than anyone.
+    /// Returns the peer selectors that decide. An address is allowed more than any peer only if it matches one of them.
     pub(super) fn deciding_atoms(&self) -> impl Iterator<Item = AtomId> {
         self.deciding.keys().copied()
     }
 
-    /// The rules that ask for what an address answers to; sorted, each once.
+    /// Returns the rules that match a signature; sorted, without duplicates.
     pub(super) fn matching(&self, signature: &Signature) -> Vec<RuleAt> {
         let mut matching: Vec<RuleAt> =
             signature.all_atoms().filter_map(|atom| self.deciding.get(&atom)).flatten().copied().collect();
@@ -95,7 +96,7 @@ impl RuleSet {
         matching
     }
 
-    /// The rules that are about anyone.
+    /// Returns the rules without peers.
     pub(super) fn open<'a>(&'a self, parts: &'a Parts) -> impl Iterator<Item = RuleAt> + 'a {
         let parts = self.key.1.iter().filter_map(|id| Some((*id, parts.get(*id)?)));
         parts.flat_map(|(id, part)| part.open.iter().map(move |index| RuleAt { part: id, index: *index }))
@@ -108,8 +109,8 @@ impl RuleSets {
             ids: HashMap::new(),
             entries: BTreeMap::new(),
             by_atom: HashMap::new(),
-            asking_services: BTreeSet::new(),
-            by_port_for_anyone: BTreeMap::new(),
+            evaluating_services: BTreeSet::new(),
+            by_port_for_any_peer: BTreeMap::new(),
             charges: Charges::default(),
             refused: BTreeSet::new(),
             counter: Counter::starting_at(first.0),
@@ -118,12 +119,12 @@ impl RuleSets {
         }
     }
 
-    /// How many ids were handed out.
-    pub(super) fn ids_spent(&self) -> u32 {
-        self.counter.spent()
+    /// Returns how many IDs were allocated.
+    pub(super) fn ids_allocated(&self) -> u32 {
+        self.counter.allocated()
     }
 
-    /// Knows the policies of another engine's rule sets, as of its own that are gone.
+    /// Keeps the policies of another engine's rule sets, as of its own deleted ones.
     pub(super) fn inherit(&mut self, before: &Self) {
         for (id, policies) in &before.retired {
             self.keep_name(*id, policies.clone());
@@ -141,19 +142,20 @@ impl RuleSets {
         }
     }
 
-    /// The rule set that has these parts.
+    /// Returns the rule set with these parts.
     pub(super) fn find(&self, direction: Direction, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
         self.ids.get(&(direction, parts.clone())).copied()
     }
 
-    /// A user more; what its endpoint has.
+    /// Adds a user. Returns the policy of its endpoint.
     pub(super) fn acquire(&mut self, id: RuleSetId) -> Option<DirectionPolicy> {
         let entry = self.entries.get_mut(&id)?;
         entry.users += 1;
         Some(entry.policy)
     }
 
-    /// Adds a rule set, with one user. `any` is what it allows to anyone, `any_set` the same as a port set, if there is room for it.
+    /// Adds a rule set with one user. `any` is what it allows to any peer; `any_set` is the port set for that, if there
+    /// is room.
     pub(super) fn add(
         &mut self,
         direction: Direction,
@@ -190,10 +192,10 @@ impl RuleSets {
         for atom in rule_set.deciding_atoms() {
             self.by_atom.entry(atom).or_default().insert(id);
         }
-        if rule_set.asks_services() {
-            self.asking_services.insert(id);
+        if rule_set.evaluates_services() {
+            self.evaluating_services.insert(id);
             for prefix in rule_set.any.prefixes() {
-                self.by_port_for_anyone.entry(prefix).or_default().insert(id);
+                self.by_port_for_any_peer.entry(prefix).or_default().insert(id);
             }
         }
         self.ids.insert(key, id);
@@ -201,7 +203,7 @@ impl RuleSets {
         policy
     }
 
-    /// Gives a rule set other parts; [`RuleSets::change`] gives it their rules.
+    /// Sets the parts of a rule set. [`RuleSets::change`] updates its rules.
     pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
         if self.ids.get(&rule_set.key) == Some(&id) {
@@ -211,17 +213,17 @@ impl RuleSets {
         self.ids.insert(rule_set.key.clone(), id);
     }
 
-    /// Adds a part's rules, or takes them away.
+    /// Adds or removes the rules of a part.
     pub(super) fn change(&mut self, id: RuleSetId, change: PartChange, parts: &mut Parts) {
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
         let part = match change {
-            PartChange::More(part) | PartChange::Less(part) => part,
+            PartChange::Add(part) | PartChange::Remove(part) => part,
         };
         let Some(body) = parts.get(part) else { return };
         match change {
-            PartChange::More(_) => {
-                let place = rule_set.policies.partition_point(|policy| *policy < body.policy);
-                rule_set.policies.insert(place, body.policy.clone());
+            PartChange::Add(_) => {
+                let position = rule_set.policies.partition_point(|policy| *policy < body.policy);
+                rule_set.policies.insert(position, body.policy.clone());
                 rule_set.incomplete_parts += usize::from(body.incomplete);
                 for (atom, index) in &body.deciding {
                     rule_set.deciding.entry(*atom).or_default().push(RuleAt { part, index: *index });
@@ -229,9 +231,9 @@ impl RuleSets {
                 }
                 parts.acquire(part);
             }
-            PartChange::Less(_) => {
-                if let Ok(place) = rule_set.policies.binary_search(&body.policy) {
-                    rule_set.policies.remove(place);
+            PartChange::Remove(_) => {
+                if let Ok(position) = rule_set.policies.binary_search(&body.policy) {
+                    rule_set.policies.remove(position);
                 }
                 rule_set.incomplete_parts -= usize::from(body.incomplete);
                 for (atom, _) in &body.deciding {
@@ -246,43 +248,43 @@ impl RuleSets {
         }
     }
 
-    /// Changes what a rule set allows to anyone.
+    /// Changes what a rule set allows to any peer.
     pub(super) fn set_any(&mut self, id: RuleSetId, change: &super::port_sets::Diff, any_set: PortSetId) {
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
         rule_set.policy.any = any_set;
-        let asks = rule_set.asks_services();
+        let evaluates_services = rule_set.evaluates_services();
         let Contents::Of(ports) = &mut rule_set.any else { return };
         for (prefix, rule) in &change.put {
-            if ports.insert(*prefix, *rule).is_none() && asks {
-                self.by_port_for_anyone.entry(*prefix).or_default().insert(id);
+            if ports.insert(*prefix, *rule).is_none() && evaluates_services {
+                self.by_port_for_any_peer.entry(*prefix).or_default().insert(id);
             }
         }
         for prefix in &change.delete {
             ports.remove(prefix);
-            if let Some(alike) = self.by_port_for_anyone.get_mut(prefix) {
+            if let Some(alike) = self.by_port_for_any_peer.get_mut(prefix) {
                 alike.remove(&id);
                 if alike.is_empty() {
-                    self.by_port_for_anyone.remove(prefix);
+                    self.by_port_for_any_peer.remove(prefix);
                 }
             }
         }
     }
 
-    /// A pod with it is gone.
+    /// Forbids changes in place after a pod with this rule set was deleted.
     pub(super) fn freeze(&mut self, id: RuleSetId) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.frozen = true;
         }
     }
 
-    /// A user less; whether that was the last. It stays until [`RuleSets::retire`].
+    /// Removes a user. Returns whether it was the last one. The rule set stays until [`RuleSets::retire`].
     pub(super) fn release(&mut self, id: RuleSetId) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         entry.users -= 1;
         entry.users == 0
     }
 
-    /// Forgets a rule set, if it still has no user.
+    /// Removes a rule set that still has no user.
     pub(super) fn retire(&mut self, id: RuleSetId) -> Option<RuleSet> {
         if self.entries.get(&id)?.users > 0 {
             return None;
@@ -296,12 +298,12 @@ impl RuleSets {
             self.refused.remove(&entry);
         }
         self.forget_key(&rule_set.key, id);
-        self.asking_services.remove(&id);
+        self.evaluating_services.remove(&id);
         for prefix in rule_set.any.prefixes() {
-            if let Some(alike) = self.by_port_for_anyone.get_mut(&prefix) {
+            if let Some(alike) = self.by_port_for_any_peer.get_mut(&prefix) {
                 alike.remove(&id);
                 if alike.is_empty() {
-                    self.by_port_for_anyone.remove(&prefix);
+                    self.by_port_for_any_peer.remove(&prefix);
                 }
             }
         }
@@ -322,7 +324,7 @@ impl RuleSets {
         }
     }
 
-    /// Entries of namespaces for classes of pods.
+    /// Returns the number of entries for classes of pods, by namespace.
     pub(super) fn charges(&self) -> &Charges {
         &self.charges
     }
@@ -337,7 +339,7 @@ impl RuleSets {
         }
     }
 
-    /// The entry for a class is gone, or not needed any more.
+    /// Ends the charge for an entry that was deleted or is no longer needed.
     pub(super) fn discharge(&mut self, id: RuleSetId, class: ClassId) {
         self.refused.remove(&(id, class));
         if let Some(rule_set) = self.entries.get_mut(&id)
@@ -348,81 +350,81 @@ impl RuleSets {
         }
     }
 
-    /// There is no room for an entry.
+    /// Records an entry for which there is no room.
     pub(super) fn refuse(&mut self, id: RuleSetId, class: ClassId) {
         self.refused.insert((id, class));
     }
 
-    /// There is room for it after all, or no need.
+    /// Removes the record of a refused entry that fits now or is no longer needed.
     pub(super) fn admit(&mut self, id: RuleSetId, class: ClassId) {
         self.refused.remove(&(id, class));
     }
 
-    /// The entries for which there is no room.
+    /// Returns the entries for which there is no room.
     pub(super) fn refused(&self) -> impl Iterator<Item = (RuleSetId, ClassId)> {
         self.refused.iter().copied()
     }
 
-    /// The rule set of each entry for which there is no room, what it allows to anyone among them.
+    /// Returns the rule set of each refused entry, including refused ports for any peer.
     pub(super) fn refusals(&self) -> impl Iterator<Item = RuleSetId> {
-        let for_anyone = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused).map(|(id, _)| *id);
-        self.refused.iter().map(|(id, _)| *id).chain(for_anyone)
+        let for_any_peer = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused).map(|(id, _)| *id);
+        self.refused.iter().map(|(id, _)| *id).chain(for_any_peer)
     }
 
     fn refused_by(&self, id: RuleSetId) -> impl Iterator<Item = (RuleSetId, ClassId)> {
         self.refused.range((id, ClassId(0))..=(id, ClassId(u32::MAX))).copied()
     }
 
-    /// Whether there was no room for some of what it allows.
+    /// Returns whether there was no room for something that a rule set allows.
     pub(super) fn has_refused(&self, id: RuleSetId) -> bool {
         self.entries.get(&id).is_some_and(|rule_set| rule_set.any_refused) || self.refused_by(id).next().is_some()
     }
 
-    /// Those without room for the ports that they allow to anyone.
+    /// Returns the rule sets without room for the ports that they allow to any peer.
     pub(super) fn without_any(&self) -> impl Iterator<Item = (RuleSetId, &RuleSet)> {
         let refused = self.entries.iter().filter(|(_, rule_set)| rule_set.any_refused && rule_set.users > 0);
         refused.map(|(id, rule_set)| (*id, rule_set))
     }
 
-    /// Pods with the same rules get another rule set from now on.
+    /// Makes pods with the same rules get another rule set from now on.
     pub(super) fn replace(&mut self, id: RuleSetId) {
         if let Some(key) = self.entries.get(&id).map(|rule_set| rule_set.key.clone()) {
             self.forget_key(&key, id);
         }
     }
 
-    /// Whether parts of its policies are left out for lack of memory.
+    /// Returns whether parts of the policies are left out because of the memory limit.
     pub(super) fn is_incomplete(&self, id: RuleSetId) -> bool {
         self.entries.get(&id).is_some_and(|rule_set| rule_set.incomplete_parts > 0) || self.has_refused(id)
     }
 
-    /// All ids in use.
+    /// Returns all IDs in use.
     pub(super) fn all(&self) -> impl Iterator<Item = RuleSetId> {
         self.entries.iter().filter(|(_, rule_set)| rule_set.users > 0).map(|(id, _)| *id)
     }
 
-    /// Those that ask who is behind a Service.
-    pub(super) fn asking_services(&self) -> impl Iterator<Item = RuleSetId> {
-        self.asking_services.iter().copied()
+    /// Returns the rule sets that depend on the backends of Services.
+    pub(super) fn evaluating_services(&self) -> impl Iterator<Item = RuleSetId> {
+        self.evaluating_services.iter().copied()
     }
 
-    /// Those of them that allow a port to anyone.
-    pub(super) fn allowing_anyone(&self, protocol: u8, port: u16) -> impl Iterator<Item = RuleSetId> {
+    /// Returns those of them that allow a port to any peer.
+    pub(super) fn allowing_any_peer(&self, protocol: u8, port: u16) -> impl Iterator<Item = RuleSetId> {
         let prefixes = PortPrefix::covering(protocol, port);
-        prefixes.filter_map(|prefix| self.by_port_for_anyone.get(&prefix)).flatten().copied()
+        prefixes.filter_map(|prefix| self.by_port_for_any_peer.get(&prefix)).flatten().copied()
     }
 
-    /// Whether some endpoint has it.
+    /// Returns whether an endpoint uses a rule set.
     pub(super) fn is_used(&self, id: RuleSetId) -> bool {
         self.entries.get(&id).is_some_and(|rule_set| rule_set.users > 0)
     }
 
-    /// The rule sets that allow more to who answers to an atom, maybe.
-    pub(super) fn asking(&self, atom: AtomId) -> impl Iterator<Item = RuleSetId> {
+    /// Returns the rule sets that may allow more to addresses that match a peer selector.
+    pub(super) fn matching_selector(&self, atom: AtomId) -> impl Iterator<Item = RuleSetId> {
         self.by_atom.get(&atom).into_iter().flatten().copied()
     }
 
-    /// The policies of a rule set, also of one that is gone since a while.
+    /// Returns the policies of a rule set, including recently deleted ones.
     pub(super) fn policies(&self, id: RuleSetId) -> Option<&[PolicyKey]> {
         match self.entries.get(&id) {
             Some(entry) => Some(&entry.policies),
@@ -431,13 +433,13 @@ impl RuleSets {
     }
 }
 
-/// How a rule set's rules differ.
+/// A change of a rule set's parts.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PartChange {
-    /// It has this one too.
-    More(PartId),
-    /// It has no longer this one.
-    Less(PartId),
+    /// Adds a part.
+    Add(PartId),
+    /// Removes a part.
+    Remove(PartId),
 }
 
 fn remove_user(by_atom: &mut HashMap<AtomId, BTreeSet<RuleSetId>>, atom: AtomId, id: RuleSetId) {

@@ -1,4 +1,4 @@
-//! A pod's rules in one direction, with what depends on the pod itself resolved.
+//! The rules of a pod in one direction, with everything resolved that depends on the pod itself.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use super::budget::Room;
 use super::ids::Counter;
 use crate::model::{Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
-/// How many names of rules and rule sets are kept after they are gone, for events that are still on their way.
+/// Number of names of deleted rules and rule sets that are kept for late events.
 pub(super) const RETIRED: usize = 4096;
 
-/// Names one rule of one policy.
+/// Identifies a rule of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleName {
     /// The policy.
     pub policy: PolicyKey,
-    /// Whether it is an item of `ingress` or of `egress`.
+    /// Whether the rule is an item of `ingress` or `egress`.
     pub direction: Direction,
-    /// Its index there.
+    /// Index of the item.
     pub index: usize,
 }
 
-/// Ids of rules.
+/// IDs of rules.
 #[derive(Clone, Debug)]
 pub(super) struct RuleNames {
     ids: HashMap<RuleName, RuleId>,
@@ -47,12 +47,12 @@ impl RuleNames {
         self.names.get(&id)
     }
 
-    /// How many ids were handed out.
-    pub(super) fn ids_spent(&self) -> u32 {
-        self.counter.spent()
+    /// Returns how many IDs were allocated.
+    pub(super) fn ids_allocated(&self) -> u32 {
+        self.counter.allocated()
     }
 
-    /// Knows the names of another engine's rules, as of its own that are gone.
+    /// Keeps the names of another engine's rules, as of its own deleted ones.
     pub(super) fn inherit(&mut self, before: &Self) {
         let latest = before.names.iter().rev().take(RETIRED);
         for (id, name) in latest.rev() {
@@ -61,7 +61,7 @@ impl RuleNames {
         }
     }
 
-    /// Rules that have an id, those that are gone not counted.
+    /// Returns the number of rules that have an ID, without deleted ones.
     #[cfg(test)]
     pub(super) fn in_use(&self) -> usize {
         self.ids.len()
@@ -75,7 +75,7 @@ impl RuleNames {
         })
     }
 
-    /// The policy has changed or is gone: rules it no longer has will have other ids should they come back.
+    /// Retires the rules that a changed or deleted policy no longer has. If they return, they get other IDs.
     pub(super) fn retire(&mut self, before: &Policy, now: Option<&Policy>) {
         let count = |policy, direction| rules(policy, direction).map_or(0, <[Rule]>::len);
         for direction in Direction::BOTH {
@@ -90,13 +90,13 @@ impl RuleNames {
         }
     }
 
-    /// The rules of a policy in one direction, as they hold for a pod whose named ports are these, without the blocks and ports
-    /// that are left out for lack of memory.
+    /// Resolves the rules of a policy in one direction for a pod with these named ports. Blocks and ports above the
+    /// memory limit are left out.
     pub(super) fn resolve(
         &mut self,
         policy: &Policy,
         direction: Direction,
-        own: &[Vec<u16>],
+        pod_ports: &[Vec<u16>],
         room: &mut Room,
     ) -> Vec<ResolvedRule> {
         let names = names(policy, direction);
@@ -104,18 +104,18 @@ impl RuleNames {
         let resolve = |(index, rule): (usize, &Rule)| ResolvedRule {
             id: self.id(RuleName { policy: policy.key.clone(), direction, index }),
             peers: peers(&rule.peers, policy, room),
-            ports: ports(&rule.ports, direction, &names, own, room),
+            ports: ports(&rule.ports, direction, &names, pod_ports, room),
         };
         rules.map(resolve).collect()
     }
 
-    /// Whether a rule comes before another one: policies in the order of their keys, rules in theirs.
+    /// Returns whether a rule comes before another one: in the order of policy keys, then of rules.
     pub(super) fn precedes(&self, one: RuleId, other: RuleId) -> bool {
         one != other && self.names.get(&one) < self.names.get(&other)
     }
 }
 
-/// The names of ports that the selected pod resolves; sorted. None for egress, where they are the peer's.
+/// Returns the port names that are resolved on the selected pod; sorted. None for egress, where the peer resolves them.
 pub(super) fn names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Protocol)> {
     if direction == Direction::Egress {
         return Vec::new();
@@ -132,11 +132,11 @@ pub(super) fn names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Pro
     names.into_iter().collect()
 }
 
-/// A rule with what depends on the selected pod resolved.
+/// A rule with everything resolved that depends on the selected pod.
 #[derive(Clone, Debug)]
 pub(super) struct ResolvedRule {
     pub(super) id: RuleId,
-    /// Any of these; `None`: anyone.
+    /// The peer must match one of these; `None`: any peer.
     pub(super) peers: Option<Vec<Atom>>,
     pub(super) ports: ResolvedPorts,
 }
@@ -146,11 +146,11 @@ pub(super) struct ResolvedRule {
 pub(super) enum ResolvedPorts {
     /// Every protocol and port.
     All,
-    /// These.
+    /// Only these ports.
     Of {
-        /// Protocol, first and last port; `None`: all of the protocol's.
+        /// Protocol with first and last port; `None`: all ports.
         ranges: Vec<(Protocol, Option<(u16, u16)>)>,
-        /// Names that the peer resolves.
+        /// Port names that are resolved on the peer.
         named: Vec<(Arc<str>, Protocol)>,
     },
 }
@@ -172,18 +172,18 @@ fn peers(peers: &Peers, policy: &Policy, room: &mut Room) -> Option<Vec<Atom>> {
             },
             pods: pods.clone(),
         }),
-        // With all its excepts, or not at all: a missing except would allow what the policy does not.
+        // A block counts with all of its excepts or not at all. A missing except would allow too much.
         Peer::Block(block) => room.admits().then(|| Atom::Block(block.clone())),
     };
     Some(peers.iter().filter_map(atom).collect())
 }
 
-/// A named port is the destination's: for ingress the pod's own, for egress the peer's.
+/// Resolves ports. A named port is resolved on the destination: for ingress the selected pod, for egress the peer.
 fn ports(
     ports: &Ports,
     direction: Direction,
     names: &[(Arc<str>, Protocol)],
-    own: &[Vec<u16>],
+    pod_ports: &[Vec<u16>],
     room: &mut Room,
 ) -> ResolvedPorts {
     let Ports::Of(items) = ports else { return ResolvedPorts::All };
@@ -198,9 +198,10 @@ fn ports(
             (PortRange::Range(first, last), _) => ranges.push((item.protocol, Some((*first, *last)))),
             (PortRange::Named(name), Direction::Egress) => named.push((name.clone(), item.protocol)),
             (PortRange::Named(name), Direction::Ingress) => {
-                let place = names.binary_search_by(|(known, protocol)| (known, protocol).cmp(&(name, &item.protocol)));
-                let own = place.ok().and_then(|place| own.get(place)).into_iter().flatten();
-                ranges.extend(own.map(|port| (item.protocol, Some((*port, *port)))));
+                let position =
+                    names.binary_search_by(|(known, protocol)| (known, protocol).cmp(&(name, &item.protocol)));
+                let pod_ports = position.ok().and_then(|position| pod_ports.get(position)).into_iter().flatten();
+                ranges.extend(pod_ports.map(|port| (item.protocol, Some((*port, *port)))));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Moves frontends from class to class: whatever is behind them, what a rule set allows of it is one entry.
+//! Moves frontends to another backend set, and writes one entry for what a rule set allows of a backend set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,24 +12,24 @@ use netpol_common::{
 use super::Engine;
 use super::frontends::{Behind, Target};
 use super::port_sets::Diff;
-use super::reclassify::{Move, What};
+use super::reclassify::{AddressOrPrefix, Move};
 use super::rule_sets::RuleSet;
 use super::transaction::Transaction;
 use crate::model::{EndpointSlice, Frontend, Place, Service, ServiceKey, SliceKey};
 use crate::tables::Change;
 use crate::world::Event;
 
-/// One frontend, its class before and after.
+/// A frontend with its class before and after.
 #[derive(Debug)]
 pub(super) struct FrontendMove {
     frontend: Frontend,
     from: Option<ClassId>,
     to: Option<ClassId>,
-    /// What rule sets allowed there, where before or after there is just the address.
+    /// What each rule set allowed at the frontend, if only its address exists before or after.
     before: Vec<(RuleSetId, PortSetId)>,
 }
 
-/// Less to more.
+/// Orders verdicts from less to more.
 fn rank(allowed: PortSetId) -> u8 {
     match allowed {
         PortSetId::NONE => 0,
@@ -44,7 +44,7 @@ impl Engine {
         self.world.apply(event);
         let new = self.frontends_of(key);
         let mut transaction = Transaction::default();
-        self.touch(&mut transaction, &old, &new);
+        self.touch_frontends(&mut transaction, &old, &new);
         self.commit(transaction, BTreeSet::new())
     }
 
@@ -73,9 +73,16 @@ impl Engine {
         service.into_iter().flat_map(Service::frontends).map(|(frontend, _)| frontend).collect()
     }
 
-    /// Whoever had these frontends has those now. An address says whether there are any at it; and who leads to one that comes or
-    /// goes leads to a Service, or no more.
-    pub(super) fn touch(&self, transaction: &mut Transaction, old: &BTreeSet<Frontend>, new: &BTreeSet<Frontend>) {
+    /// Marks the old and new frontends of an object as touched.
+    ///
+    /// The address of an added or removed frontend gets or loses the Service flag. Frontends with a backend at that
+    /// address then lead to another Service, or no longer do.
+    pub(super) fn touch_frontends(
+        &self,
+        transaction: &mut Transaction,
+        old: &BTreeSet<Frontend>,
+        new: &BTreeSet<Frontend>,
+    ) {
         for frontend in old.symmetric_difference(new) {
             if let Place::Address(address) = frontend.place {
                 transaction.addresses.insert(address);
@@ -94,119 +101,124 @@ impl Engine {
         }
     }
 
-    /// The frontends with a backend in a block that has no entry of its own.
+    /// Returns the frontends with a backend inside a block that has no address entry of its own.
     pub(super) fn frontends_into(&self, net: IpNet) -> BTreeSet<Frontend> {
         let backends = self.world.backends_between(net.network(), net.broadcast());
         let by_prefix = backends.filter(|address| self.tables.exact_address(*address).is_none());
         by_prefix.flat_map(|address| self.world.frontends_towards(address)).collect()
     }
 
-    /// Finds the classes of all frontends that are touched, themselves or those behind them, and writes what is allowed to those
-    /// that are new.
+    /// Finds the new class of all touched frontends and of frontends with touched backends. Writes the allow entries of
+    /// new backend sets.
     pub(super) fn classify_frontends(&mut self, transaction: &mut Transaction, moves: &[Move]) -> Vec<FrontendMove> {
         let mut touched = std::mem::take(&mut transaction.frontends);
         let mut entries = BTreeMap::new();
         for step in moves {
             match step.what {
-                What::Address(address) => {
+                AddressOrPrefix::Address(address) => {
                     entries.insert(address, step.to);
                     if step.from != step.to {
                         touched.extend(self.world.frontends_towards(address));
                     }
                 }
-                What::Prefix(net) => touched.extend(self.frontends_into(net)),
+                AddressOrPrefix::Prefix(net) => touched.extend(self.frontends_into(net)),
             }
         }
         let mut frontends = Vec::new();
         for frontend in touched {
             let from = self.tables.frontend(&frontend);
             let to = self.world.has_frontend(&frontend).then(|| {
-                let behind = self.behind(&frontend, &entries);
-                let (class, new) = self.frontend_classes.acquire(behind, || self.classes.number());
+                let backend_set = self.compile_backend_set(&frontend, &entries);
+                let (class, new) = self.backend_sets.acquire(backend_set, || self.classes.allocate());
                 if new {
-                    self.allow_to_new_frontend_class(transaction, class);
+                    self.allow_to_new_backend_set(transaction, class);
                 }
                 class
             });
-            let before = if from.is_some() == to.is_some() { Vec::new() } else { self.shown(&frontend, from) };
+            let before = if from.is_some() == to.is_some() { Vec::new() } else { self.allowed_before(&frontend, from) };
             frontends.push(FrontendMove { frontend, from, to, before });
         }
         frontends
     }
 
-    /// Who is behind a frontend, once addresses have these entries.
-    fn behind(&self, frontend: &Frontend, entries: &BTreeMap<IpAddr, Option<AddressEntry>>) -> Behind {
-        let mut behind = Behind::default();
+    /// Compiles the backend set of a frontend. `entries` has the new entries of moved addresses.
+    fn compile_backend_set(&self, frontend: &Frontend, entries: &BTreeMap<IpAddr, Option<AddressEntry>>) -> Behind {
+        let mut backend_set = Behind::default();
         for backend in self.world.backends(frontend) {
             let address = backend.address;
             let exact = entries.get(&address).copied().unwrap_or_else(|| self.tables.exact_address(address));
             let entry = exact
                 .unwrap_or_else(|| AddressEntry { class: self.blocks.class_at(address), ..AddressEntry::default() });
-            behind.targets.insert(if entry.flags & address_flags::OWN_NODE != 0 {
+            backend_set.targets.insert(if entry.flags & address_flags::OWN_NODE != 0 {
                 Target::OwnNode
             } else if self.world.frontend_at(address, frontend.protocol, backend.port).is_some() {
-                Target::PassedOn
+                Target::Service
             } else {
-                behind.protocol = frontend.protocol;
+                backend_set.protocol = frontend.protocol;
                 Target::Peer(entry.class, backend.port)
             });
             if self.world.claimants(address).any(|pod| self.scope.covers(pod)) {
-                behind.selves.insert(address);
+                backend_set.hairpin.insert(address);
             }
         }
-        behind
+        backend_set
     }
 
-    fn allow_to_new_frontend_class(&mut self, transaction: &mut Transaction, class: ClassId) {
-        let Some(behind) = self.frontend_classes.behind(class) else { return };
-        let asked: BTreeSet<_> = if self.frontend_classes.open().any(|open| open == class) {
-            self.rule_sets.asking_services().collect()
+    fn allow_to_new_backend_set(&mut self, transaction: &mut Transaction, class: ClassId) {
+        let Some(backend_set) = self.backend_sets.get(class) else { return };
+        let rule_sets: BTreeSet<_> = if self.backend_sets.always_some().any(|id| id == class) {
+            self.rule_sets.evaluating_services().collect()
         } else {
-            let (peers, ports): (Vec<_>, Vec<_>) = behind.peers().unzip();
-            let selves = behind.selves.iter().flat_map(|address| self.rule_sets_at(transaction, *address));
-            let for_anyone = self.asking_for(behind.protocol, &ports);
-            self.asking_about(&peers).into_iter().chain(for_anyone).chain(selves).collect()
+            let (peers, ports): (Vec<_>, Vec<_>) = backend_set.peers().unzip();
+            let hairpin = backend_set.hairpin.iter().flat_map(|address| self.rule_sets_at(transaction, *address));
+            let for_any_peer = self.rule_sets_allowing(backend_set.protocol, &ports);
+            self.rule_sets_matching(&peers).into_iter().chain(for_any_peer).chain(hairpin).collect()
         };
-        for rule_set in asked {
+        for rule_set in rule_sets {
             self.allow_frontends(transaction, rule_set, class);
         }
     }
 
-    /// The rule sets that allow one of these ports to anyone.
-    fn asking_for(&self, protocol: u8, ports: &[u16]) -> BTreeSet<RuleSetId> {
+    /// Returns the rule sets that allow one of these ports to any peer.
+    fn rule_sets_allowing(&self, protocol: u8, ports: &[u16]) -> BTreeSet<RuleSetId> {
         let ports: BTreeSet<_> = ports.iter().collect();
-        ports.into_iter().flat_map(|port| self.rule_sets.allowing_anyone(protocol, *port)).collect()
+        ports.into_iter().flat_map(|port| self.rule_sets.allowing_any_peer(protocol, *port)).collect()
     }
 
-    /// What rule sets allow at a frontend that comes or goes, before it does.
-    fn shown(&self, frontend: &Frontend, from: Option<ClassId>) -> Vec<(RuleSetId, PortSetId)> {
+    /// Returns what rule sets allow at a frontend that is about to be added or removed.
+    fn allowed_before(&self, frontend: &Frontend, from: Option<ClassId>) -> Vec<(RuleSetId, PortSetId)> {
         let Place::Address(address) = frontend.place else { return Vec::new() };
         let entry = self.tables.address(address).unwrap_or_default();
         let any_node = Frontend { place: Place::any_node(address), ..*frontend };
         let of_nodes = self.tables.frontend(&any_node).filter(|_| entry.flags & address_flags::NODE != 0);
-        let asked = match from.or(of_nodes) {
-            Some(class) => self.frontend_classes.allowing(class).collect(),
-            None => &self.asking_about(&[entry.class]) | &self.asking_for(frontend.protocol, &[frontend.port]),
+        let rule_sets = match from.or(of_nodes) {
+            Some(class) => self.backend_sets.allowed_by(class).collect(),
+            None => {
+                &self.rule_sets_matching(&[entry.class]) | &self.rule_sets_allowing(frontend.protocol, &[frontend.port])
+            }
         };
-        asked.into_iter().map(|rule_set| (rule_set, self.allowed_at(rule_set, address, frontend))).collect()
+        rule_sets.into_iter().map(|rule_set| (rule_set, self.allowed_at(rule_set, address, frontend))).collect()
     }
 
-    /// Writes what new rule sets, and the new ones of pods, allow of the frontends there are.
+    /// Writes what new rule sets allow of existing frontends, and what pods with another rule set are allowed of
+    /// themselves.
     pub(super) fn allow_frontends_to_new_rule_sets(&mut self, transaction: &mut Transaction) {
         for id in transaction.new_rule_sets.clone() {
-            let Some(rule_set) = self.rule_sets.get(id).filter(|rule_set| rule_set.asks_services()) else { continue };
-            let peers: BTreeSet<_> = rule_set.deciding_atoms().flat_map(|atom| self.classes.answering(atom)).collect();
-            let mut classes = self.frontend_classes.at_ports(rule_set.any.prefixes());
-            classes.extend(peers.into_iter().flat_map(|peer| self.frontend_classes.leading_to(peer)));
-            classes.extend(self.frontend_classes.open());
+            let Some(rule_set) = self.rule_sets.get(id).filter(|rule_set| rule_set.evaluates_services()) else {
+                continue;
+            };
+            let peers: BTreeSet<_> = rule_set.deciding_atoms().flat_map(|atom| self.classes.matching(atom)).collect();
+            let mut classes = self.backend_sets.with_backend_at(rule_set.any.prefixes());
+            classes.extend(peers.into_iter().flat_map(|peer| self.backend_sets.with_backend_of(peer)));
+            classes.extend(self.backend_sets.always_some());
             for class in classes {
                 self.allow_frontends(transaction, id, class);
             }
         }
-        for (pod, rule_set) in transaction.flipping.clone() {
+        for (pod, rule_set) in transaction.next_egress.clone() {
             let addresses = self.world.pods.get(&pod).map(|pod| pod.addresses.clone()).unwrap_or_default();
             for address in addresses {
-                let classes: Vec<_> = self.frontend_classes.leading_to_itself(address).collect();
+                let classes: Vec<_> = self.backend_sets.with_hairpin_at(address).collect();
                 for class in classes {
                     self.allow_frontends(transaction, rule_set, class);
                 }
@@ -214,79 +226,80 @@ impl Engine {
         }
     }
 
-    /// Writes what a rule set allows of a class of frontends, if it is something and not yet written.
+    /// Writes what a rule set allows of a backend set, if that is something and not yet written.
     fn allow_frontends(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) {
         let key = AllowKey { rule_set, class };
-        if self.tables.allow(&key).is_some() || !self.rule_sets.get(rule_set).is_some_and(RuleSet::asks_services) {
+        if self.tables.allow(&key).is_some() || !self.rule_sets.get(rule_set).is_some_and(RuleSet::evaluates_services) {
             return;
         }
-        let port_set = self.share(transaction, rule_set, class);
+        let port_set = self.allowed_backends(transaction, rule_set, class);
         if port_set != PortSetId::NONE {
-            self.frontend_classes.note(rule_set, class);
+            self.backend_sets.record_entry(rule_set, class);
             self.write(transaction, Change::PutAllow(key, AllowEntry { port_set, rule: RuleId::NONE }));
         }
     }
 
-    /// Writes what a rule set that changes in place allows of frontends now, where classes of backends or ports for anyone do.
+    /// Updates what a rule set that changes in place allows of frontends, for changed classes of backends and ports for
+    /// any peer.
     pub(super) fn reallow_frontends(
         &mut self,
         transaction: &mut Transaction,
         rule_set: RuleSetId,
         peers: &BTreeSet<ClassId>,
-        for_anyone: &Diff,
+        for_any_peer: &Diff,
     ) {
-        if !self.rule_sets.get(rule_set).is_some_and(RuleSet::asks_services) {
+        if !self.rule_sets.get(rule_set).is_some_and(RuleSet::evaluates_services) {
             return;
         }
-        let ports = for_anyone.put.iter().map(|(prefix, _)| *prefix).chain(for_anyone.delete.iter().copied());
-        let mut classes = self.frontend_classes.at_ports(ports);
-        classes.extend(peers.iter().flat_map(|peer| self.frontend_classes.leading_to(*peer)));
+        let ports = for_any_peer.put.iter().map(|(prefix, _)| *prefix).chain(for_any_peer.delete.iter().copied());
+        let mut classes = self.backend_sets.with_backend_at(ports);
+        classes.extend(peers.iter().flat_map(|peer| self.backend_sets.with_backend_of(*peer)));
         for class in classes {
             let key = AllowKey { rule_set, class };
-            let (known, port_set) = (self.tables.allow(&key), self.share(transaction, rule_set, class));
+            let (before, port_set) = (self.tables.allow(&key), self.allowed_backends(transaction, rule_set, class));
             if port_set == PortSetId::NONE {
-                if known.is_some() {
+                if before.is_some() {
                     self.disallow_frontends(transaction, rule_set, class);
                 }
-            } else if known.is_none_or(|known| known.port_set != port_set) {
-                self.frontend_classes.note(rule_set, class);
+            } else if before.is_none_or(|before| before.port_set != port_set) {
+                self.backend_sets.record_entry(rule_set, class);
                 self.write(transaction, Change::PutAllow(key, AllowEntry { port_set, rule: RuleId::NONE }));
             }
         }
     }
 
     fn disallow_frontends(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) {
-        self.frontend_classes.forget(rule_set, class);
+        self.backend_sets.record_removal(rule_set, class);
         self.write(transaction, Change::DeleteAllow(AllowKey { rule_set, class }));
     }
 
-    /// All, some or none of those behind.
-    fn share(&self, transaction: &Transaction, rule_set: RuleSetId, class: ClassId) -> PortSetId {
-        let Some(behind) = self.frontend_classes.behind(class) else { return PortSetId::NONE };
+    /// Returns whether a rule set allows all, some or none of the backends.
+    fn allowed_backends(&self, transaction: &Transaction, rule_set: RuleSetId, class: ClassId) -> PortSetId {
+        let Some(backend_set) = self.backend_sets.get(class) else { return PortSetId::NONE };
         let (mut all, mut none) = (true, true);
-        for target in &behind.targets {
+        for target in &backend_set.targets {
             let (allowed, denied) = match target {
                 Target::Peer(peer, port) => {
-                    let allowed = self.reaches(rule_set, *peer, behind.protocol, *port);
+                    let allowed = self.reaches(rule_set, *peer, backend_set.protocol, *port);
                     (allowed, !allowed)
                 }
                 Target::OwnNode => (true, false),
-                Target::PassedOn => (false, false),
+                Target::Service => (false, false),
             };
             (all, none) = (all && allowed, none && denied);
         }
         let reaches_itself = || {
-            let mut pods = behind.selves.iter().flat_map(|address| self.rule_sets_at(transaction, *address));
-            pods.any(|known| known == rule_set)
+            let mut pods = backend_set.hairpin.iter().flat_map(|address| self.rule_sets_at(transaction, *address));
+            pods.any(|id| id == rule_set)
         };
-        match (behind.targets.is_empty(), all, none) {
+        match (backend_set.targets.is_empty(), all, none) {
             (false, true, _) => PortSetId::ALL,
             (false, _, true) if !reaches_itself() => PortSetId::NONE,
             _ => PortSetId::SOME,
         }
     }
 
-    /// Whether a rule set allows a port to a class of addresses.
+    /// Returns whether a rule set allows a port to a class of addresses.
     fn reaches(&self, rule_set: RuleSetId, class: ClassId, protocol: u8, port: u16) -> bool {
         match self.allowed(rule_set, class) {
             PortSetId::ALL => true,
@@ -298,28 +311,28 @@ impl Engine {
         }
     }
 
-    /// The egress rule sets of this node's pods with an address, as they are and as they will be.
+    /// Returns the current and next egress rule sets of local pods with an address.
     fn rule_sets_at(&self, transaction: &Transaction, address: IpAddr) -> Vec<RuleSetId> {
         let pods = self.world.claimants(address).filter(|pod| self.scope.covers(pod));
-        let known = pods.flat_map(|pod| {
+        let rule_sets = pods.flat_map(|pod| {
             let now = self.endpoints.get(&pod.key).map(|[_, egress]| egress);
-            now.into_iter().chain(transaction.flipping.get(&pod.key).copied())
+            now.into_iter().chain(transaction.next_egress.get(&pod.key).copied())
         });
-        known.collect()
+        rule_sets.collect()
     }
 
-    /// What the tables say now of an address at a frontend's port.
-    fn allowed_at(&self, rule_set: RuleSetId, address: IpAddr, asked: &Frontend) -> PortSetId {
+    /// Returns what the tables allow now to an address at a frontend's port.
+    fn allowed_at(&self, rule_set: RuleSetId, address: IpAddr, frontend: &Frontend) -> PortSetId {
         let policy = self.rule_sets.get(rule_set).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy);
-        self.tables.judge_egress(policy, address, asked.protocol, asked.port).port_set()
+        self.tables.judge_egress(policy, address, frontend.protocol, frontend.port).port_set()
     }
 
     fn allowed_of(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {
         self.tables.allow(&AllowKey { rule_set, class }).unwrap_or_default().port_set
     }
 
-    /// Writes the frontends that come and that move. Addresses move after them and before those that go, so that one which had
-    /// two of them has never the wrong one.
+    /// Writes the added and moved frontends. Addresses are written after these and before the deleted frontends, so
+    /// that an address that moves from one frontend to another never has a wrong one.
     pub(super) fn put_frontends(&mut self, transaction: &mut Transaction, moves: &[FrontendMove]) {
         for step in moves.iter().filter(|step| step.from != step.to) {
             if let Some(class) = step.to {
@@ -328,36 +341,36 @@ impl Engine {
         }
     }
 
-    /// Takes away the frontends that go.
+    /// Deletes the removed frontends.
     pub(super) fn delete_frontends(&mut self, transaction: &mut Transaction, moves: &[FrontendMove]) {
         for step in moves.iter().filter(|step| step.from.is_some() && step.to.is_none()) {
             self.write(transaction, Change::DeleteFrontend(step.frontend));
         }
     }
 
-    /// The rule sets that allow less of some frontend than before.
+    /// Returns the rule sets that allow less of some frontend than before.
     pub(super) fn narrowed_frontends(&self, moves: &[FrontendMove]) -> BTreeSet<RuleSetId> {
         let mut narrowed = BTreeSet::new();
         for FrontendMove { frontend, from, to, before } in moves.iter().filter(|step| step.from != step.to) {
             match (frontend.place, from, to) {
                 (_, Some(from), Some(to)) => {
-                    let allowing = self.frontend_classes.allowing(*from);
-                    narrowed.extend(allowing.filter(|rule_set| {
+                    let rule_sets = self.backend_sets.allowed_by(*from);
+                    narrowed.extend(rule_sets.filter(|rule_set| {
                         rank(self.allowed_of(*rule_set, *to)) < rank(self.allowed_of(*rule_set, *from))
                     }));
                 }
                 (Place::Address(address), ..) => {
                     let less = before.iter().filter(|(rule_set, before)| {
-                        let asks = self.rule_sets.get(*rule_set).is_some_and(RuleSet::asks_services);
-                        asks && rank(self.allowed_at(*rule_set, address, frontend)) < rank(*before)
+                        let evaluates_services = self.rule_sets.get(*rule_set).is_some_and(RuleSet::evaluates_services);
+                        evaluates_services && rank(self.allowed_at(*rule_set, address, frontend)) < rank(*before)
                     });
                     narrowed.extend(less.map(|(rule_set, _)| *rule_set));
                 }
-                // Other nodes have it or have it no more, whatever else they have there.
+                // The frontend is added to or removed from all other nodes, which may have other frontends, too.
                 (place @ (Place::AnyNodeV4 | Place::AnyNodeV6), ..) => {
                     let is_other = |address| Place::any_node(address) == place && !self.world.is_own(address);
                     if self.world.node_addresses().any(is_other) {
-                        narrowed.extend(self.rule_sets.asking_services());
+                        narrowed.extend(self.rule_sets.evaluating_services());
                     }
                 }
             }
@@ -365,39 +378,39 @@ impl Engine {
         narrowed
     }
 
-    /// Lets go of the classes before.
+    /// Releases the classes before the moves.
     pub(super) fn release_frontends(&mut self, transaction: &mut Transaction, moves: &[FrontendMove]) {
         for class in moves.iter().filter_map(|step| step.from) {
-            if self.frontend_classes.release(class) {
-                transaction.unused_frontend_classes.insert(class);
+            if self.backend_sets.release(class) {
+                transaction.unused_backend_sets.insert(class);
             }
         }
     }
 
-    /// Takes away the entries of unused classes.
-    pub(super) fn retire_frontend_classes(&mut self, transaction: &mut Transaction) {
-        for class in std::mem::take(&mut transaction.unused_frontend_classes) {
-            for rule_set in self.frontend_classes.retire(class) {
+    /// Deletes the allow entries of unused backend sets.
+    pub(super) fn retire_backend_sets(&mut self, transaction: &mut Transaction) {
+        for class in std::mem::take(&mut transaction.unused_backend_sets) {
+            for rule_set in self.backend_sets.retire(class) {
                 self.disallow_frontends(transaction, rule_set, class);
             }
         }
     }
 
-    /// Takes away the entries of an unused rule set.
+    /// Deletes the allow entries of an unused rule set.
     pub(super) fn disallow_all_frontends(&mut self, transaction: &mut Transaction, rule_set: RuleSetId) {
-        let classes: Vec<_> = self.frontend_classes.allowed_by(rule_set).collect();
+        let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
         for class in classes {
             self.disallow_frontends(transaction, rule_set, class);
         }
     }
 
-    /// Takes away what rule sets had for a pod that reaches itself and has another rule set by now.
-    pub(super) fn disallow_parted(&mut self, transaction: &mut Transaction) {
-        transaction.flipping.clear();
-        for rule_set in std::mem::take(&mut transaction.parted) {
-            let classes: Vec<_> = self.frontend_classes.allowed_by(rule_set).collect();
+    /// Deletes entries that a rule set had only for hairpin traffic of pods that now have another rule set.
+    pub(super) fn disallow_previous(&mut self, transaction: &mut Transaction) {
+        transaction.next_egress.clear();
+        for rule_set in std::mem::take(&mut transaction.previous_egress) {
+            let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
             for class in classes {
-                if self.share(transaction, rule_set, class) == PortSetId::NONE {
+                if self.allowed_backends(transaction, rule_set, class) == PortSetId::NONE {
                     self.disallow_frontends(transaction, rule_set, class);
                 }
             }

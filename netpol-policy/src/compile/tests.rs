@@ -1,5 +1,5 @@
-//! Which writes an event takes, and in which order. That the tables then say what the reference says is held by
-//! `tests/agreement.rs`, over random histories.
+//! Tests of the changes that an event returns, and of their order. `tests/agreement.rs` compares the resulting tables
+//! with the reference for random histories.
 
 mod services;
 
@@ -8,7 +8,7 @@ use netpol_common::{Direction, protocol};
 use super::*;
 use crate::manifest;
 
-/// An engine for pods of `node-1`.
+/// Returns an engine for pods of `node-1`.
 fn engine(yaml: &str) -> Engine {
     let mut engine =
         Engine::new(NodeScope::Node("node-1".into()), FirstIds::default()).with_policy_memory(Some(64 << 20));
@@ -36,7 +36,7 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
-/// `app: web` may be reached by `app: front` at one TCP port.
+/// Allows pods with `app: front` to reach pods with `app: web` at one TCP port.
 fn web(port: u16) -> String {
     let from = "from: [{podSelector: {matchLabels: {app: front}}}]";
     policy(
@@ -46,15 +46,15 @@ fn web(port: u16) -> String {
 }
 
 fn apply(engine: &mut Engine, yaml: &str) -> Vec<String> {
-    words(&engine.apply_all(objects(yaml).into_iter().map(Event::Apply)))
+    summaries(&engine.apply_all(objects(yaml).into_iter().map(Event::Apply)))
 }
 
 fn delete(engine: &mut Engine, yaml: &str) -> Vec<String> {
-    words(&engine.apply_all(objects(yaml).iter().map(|object| Event::Delete(object.key()))))
+    summaries(&engine.apply_all(objects(yaml).iter().map(|object| Event::Delete(object.key()))))
 }
 
-fn words(changes: &[Change]) -> Vec<String> {
-    let word = |change: &Change| match change {
+fn summaries(changes: &[Change]) -> Vec<String> {
+    let summary = |change: &Change| match change {
         Change::PutPort { key, .. } => format!("+port {}", u16::from_be_bytes(key.port)),
         Change::DeletePort { key, .. } => format!("-port {}", u16::from_be_bytes(key.port)),
         Change::PutAllow(..) => "+allow".into(),
@@ -69,14 +69,14 @@ fn words(changes: &[Change]) -> Vec<String> {
         Change::DeleteEndpoint(pod) => format!("-endpoint {}", pod.name),
         Change::Rejudge(rule_sets) => format!("rejudge {}", rule_sets.len()),
     };
-    changes.iter().map(word).collect()
+    changes.iter().map(summary).collect()
 }
 
 fn rule_set(engine: &Engine, pod: &str) -> RuleSetId {
     engine.endpoint(&PodKey::new("shop", pod)).expect("an endpoint").ingress.rule_set
 }
 
-/// Whether `shop/web` may exchange TCP with an address.
+/// Returns whether TCP between `shop/web` and an address is allowed.
 fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> bool {
     let packet = Packet {
         pod: PodKey::new("shop", "web"),
@@ -92,7 +92,7 @@ fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> boo
 }
 
 #[test]
-fn a_pod_like_others_is_one_write() {
+fn a_pod_like_existing_pods_takes_one_write() {
     let mut engine =
         engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
     let replica = pod("web-2", 1, "web", "10.0.0.3", "");
@@ -106,7 +106,7 @@ fn a_pod_like_others_is_one_write() {
 }
 
 #[test]
-fn a_changed_policy_is_made_before_the_old_one_is_broken() {
+fn a_changed_policy_adds_new_ports_before_it_removes_old_ones() {
     let mut engine =
         engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
     let before = rule_set(&engine, "web");
@@ -134,10 +134,10 @@ fn a_policy_costs_the_same_whatever_other_policies_its_pods_have() {
     assert_eq!(
         apply(&mut engine, &block(200)).len(),
         101 + 2,
-        "its ports and those for anyone, its entry and its prefix"
+        "its ports, those for any peer, its entry and its prefix"
     );
     assert_eq!(delete(&mut engine, &block(200)).len(), 101 + 4, "the same, and flows are evaluated again");
-    // One more for anyone: as many entries of blocks have it too.
+    // A rule for any peer: the entries of all blocks get the port, too.
     assert_eq!(apply(&mut engine, &open(200)).len(), 101);
     assert_eq!(delete(&mut engine, &open(200)).len(), 101 + 1);
     assert_eq!(rule_set(&engine, "web"), id);
@@ -159,7 +159,7 @@ fn ten_thousand_blocks_share_a_changed_port() {
 }
 
 #[test]
-fn a_port_that_passes_from_one_peer_to_anyone_stays_open() {
+fn a_port_that_moves_from_one_peer_to_any_peer_stays_allowed() {
     let from = "from: [{ipBlock: {cidr: 0.0.0.0/0}}]";
     let one = policy("p", &format!("podSelector: {{}}, ingress: [{{{from}, ports: [{{port: 80}}]}}]"));
     let anyone = policy(
@@ -178,22 +178,22 @@ fn a_port_that_passes_from_one_peer_to_anyone_stays_open() {
 }
 
 #[test]
-fn a_rule_set_of_a_pod_that_is_gone_gets_no_more() {
+fn a_rule_set_of_a_deleted_pod_never_allows_more() {
     let pods = [pod("web", 1, "web", "10.0.0.1", ""), pod("gone", 1, "web", "10.0.0.2", "")];
     let mut engine = engine(&[&pods.concat(), &web(80)[..]].concat());
     let shared = rule_set(&engine, "gone");
     assert_eq!(rule_set(&engine, "web"), shared);
     delete(&mut engine, &pods[1]);
-    // Its interface may be there still, with this rule set.
+    // The endpoint of the deleted pod may still exist, with this rule set.
     apply(&mut engine, &web(81));
     let next = rule_set(&engine, "web");
     assert_ne!(next, shared);
     apply(&mut engine, &web(82));
-    assert_eq!(rule_set(&engine, "web"), next, "this one was never that pod's");
+    assert_eq!(rule_set(&engine, "web"), next, "the deleted pod never had this rule set");
 }
 
 #[test]
-fn a_policy_for_some_pods_of_a_rule_set_parts_them() {
+fn a_policy_for_some_pods_of_a_rule_set_splits_it() {
     let pods = [pod("web", 1, "web", "10.0.0.1", ""), pod("other", 1, "other", "10.0.0.2", "")].concat();
     let both = policy("both", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
     let mut engine = engine(&[pods, both].concat());
@@ -203,20 +203,20 @@ fn a_policy_for_some_pods_of_a_rule_set_parts_them() {
     assert_ne!(rule_set(&engine, "web"), shared);
     assert_eq!(rule_set(&engine, "other"), shared);
     delete(&mut engine, &web(81));
-    assert_eq!(rule_set(&engine, "web"), shared, "they meet again");
+    assert_eq!(rule_set(&engine, "web"), shared, "both pods must have the same rule set again");
 }
 
 #[test]
-fn a_peer_is_in_its_class_before_the_endpoint_asks_for_it() {
+fn a_peer_gets_its_class_before_the_endpoint_is_written() {
     let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", "")].concat());
-    let made = ["+port 80", "+allow", "+address 10.0.0.2", "+endpoint web"];
-    assert_eq!(apply(&mut engine, &web(80)), made);
-    let broken = ["+endpoint web", "-allow", "-port 80", "+address 10.0.0.2"];
-    assert_eq!(delete(&mut engine, &web(80)), broken);
+    let added = ["+port 80", "+allow", "+address 10.0.0.2", "+endpoint web"];
+    assert_eq!(apply(&mut engine, &web(80)), added);
+    let removed = ["+endpoint web", "-allow", "-port 80", "+address 10.0.0.2"];
+    assert_eq!(delete(&mut engine, &web(80)), removed);
 }
 
 #[test]
-fn blocks_come_with_their_holes_and_go_in_one_write_each() {
+fn blocks_with_excepts_are_deleted_with_one_write_for_each_prefix() {
     let mut engine = engine(&pod("web", 1, "web", "10.0.0.1", ""));
     let blocks = "{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: 10.1.2.0/24}}";
     let policy = policy("blocks", &format!("podSelector: {{}}, ingress: [{{from: [{blocks}]}}]"));
@@ -225,13 +225,13 @@ fn blocks_come_with_their_holes_and_go_in_one_write_each() {
     for (address, expected) in cases {
         assert_eq!(allows(&engine, Direction::Ingress, address, 80), expected, "{address}");
     }
-    let gone = delete(&mut engine, &policy);
-    let prefixes: Vec<_> = gone.iter().filter(|word| word.contains("prefix")).collect();
-    assert_eq!(prefixes, ["-prefix 10.0.0.0/8", "-prefix 10.1.0.0/16", "-prefix 10.1.2.0/24"], "{gone:?}");
+    let deleted = delete(&mut engine, &policy);
+    let prefixes: Vec<_> = deleted.iter().filter(|summary| summary.contains("prefix")).collect();
+    assert_eq!(prefixes, ["-prefix 10.0.0.0/8", "-prefix 10.1.0.0/16", "-prefix 10.1.2.0/24"], "{deleted:?}");
 }
 
 #[test]
-fn a_named_port_is_each_peers_own_on_egress_and_the_pods_own_on_ingress() {
+fn a_named_port_is_resolved_on_the_peer_for_egress_and_on_the_pod_for_ingress() {
     let http = |port| format!("{{name: http, containerPort: {port}}}");
     let pods = [
         pod("web", 1, "web", "10.0.0.1", &http(80)),
@@ -264,23 +264,23 @@ fn classes_that_a_rule_treats_alike_share_its_ports() {
     let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), fronts].concat());
     let from = "from: [{podSelector: {matchLabels: {app: front}}}, {podSelector: {matchLabels: {app: back}}}]";
     let spec = format!("podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{{from}, ports: [{{port: 80}}]}}]");
-    let made = apply(&mut engine, &policy("web", &spec));
-    let count = |wanted: &str| made.iter().filter(|word| word.as_str() == wanted).count();
-    assert_eq!((count("+allow"), count("+port 80")), (2, 1), "{made:?}");
+    let added = apply(&mut engine, &policy("web", &spec));
+    let count = |expected: &str| added.iter().filter(|summary| summary.as_str() == expected).count();
+    assert_eq!((count("+allow"), count("+port 80")), (2, 1), "{added:?}");
 }
 
 #[test]
-fn only_who_may_do_less_is_judged_again() {
+fn only_rule_sets_that_allow_less_are_reevaluated() {
     let mut engine =
         engine(&[pod("web", 1, "web", "10.0.0.1", ""), pod("front", 2, "front", "10.0.0.2", ""), web(80)].concat());
     let other = pod("front", 2, "other", "10.0.0.2", "");
     assert_eq!(apply(&mut engine, &other), ["+address 10.0.0.2", "rejudge 1", "-allow", "-port 80"]);
-    let again = pod("front", 2, "front", "10.0.0.2", "");
-    assert_eq!(apply(&mut engine, &again), ["+port 80", "+allow", "+address 10.0.0.2"]);
+    let restored = pod("front", 2, "front", "10.0.0.2", "");
+    assert_eq!(apply(&mut engine, &restored), ["+port 80", "+allow", "+address 10.0.0.2"]);
 }
 
 #[test]
-fn what_is_known_already_takes_no_write() {
+fn an_event_without_news_takes_no_write() {
     let namespace = "---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}\n";
     let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-1}}\n";
     let yaml = [pod("web", 1, "web", "10.0.0.1", ""), web(80), namespace.into(), node.into()].concat();
@@ -290,27 +290,27 @@ fn what_is_known_already_takes_no_write() {
     let mut events: Vec<_> = objects(&yaml).into_iter().map(Event::Apply).collect();
     events.push(Event::OwnAddresses(own));
     events.push(Event::Reset(objects(&yaml)));
-    events.push(Event::Delete(ObjectKey::Policy(PolicyKey::new("shop", "nobody"))));
-    events.push(Event::Delete(ObjectKey::Pod(PodKey::new("shop", "nobody"))));
+    events.push(Event::Delete(ObjectKey::Policy(PolicyKey::new("shop", "missing"))));
+    events.push(Event::Delete(ObjectKey::Pod(PodKey::new("shop", "missing"))));
     for event in events {
         assert_eq!(engine.apply(event.clone()), [], "{event:?}");
     }
 }
 
 #[test]
-fn a_rule_that_its_policy_lost_is_forgotten_when_its_turn_comes() {
+fn removed_rules_are_kept_for_late_events() {
     let two = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}, {ports: [{port: 81}]}]");
     let one = policy("p", "podSelector: {}, ingress: [{ports: [{port: 80}]}]");
     let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), two].concat());
     apply(&mut engine, &one);
     assert_eq!(engine.rule_names.in_use(), 1);
-    assert!(engine.rule(RuleId(2)).is_some(), "events of it may be on their way");
+    assert!(engine.rule(RuleId(2)).is_some(), "late events may still contain the rule");
     delete(&mut engine, &one);
     assert_eq!(engine.rule_names.in_use(), 0);
 }
 
 #[test]
-fn s30_a_nodes_address_has_no_pods_labels_in_the_tables_either() {
+fn s30_a_node_address_matches_no_pod_selector_in_the_tables() {
     let front = pod("front", 2, "front", "10.0.0.2", "");
     let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-2}, status: {addresses: [{type: InternalIP, address: 10.0.0.2}]}}\n";
     let mut engine = engine(&[pod("web", 1, "web", "10.0.0.1", ""), front, web(80)].concat());

@@ -1,4 +1,4 @@
-//! One event's work: what is new first, then the flips, then what is unused.
+//! Handles one event: adds new entries, then updates endpoints, then removes unused entries.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -18,10 +18,10 @@ use crate::model::{Frontend, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 use crate::world::Event;
 
-/// A rule set, and the rules and named ports that decide at an address.
+/// A rule set with the matching rules and named ports, which determine its entry for a class.
 pub(super) type ContentsKey = (RuleSetId, Vec<RuleAt>, Vec<(AtomId, u16)>);
 
-/// What an event touches, and the writes made so far.
+/// The objects that an event touches, and the changes made so far.
 #[derive(Default)]
 pub(super) struct Transaction {
     pub(super) changes: Vec<Change>,
@@ -30,48 +30,49 @@ pub(super) struct Transaction {
     pub(super) new_rule_sets: BTreeSet<RuleSetId>,
     pub(super) unused_classes: BTreeSet<ClassId>,
     pub(super) frontends: BTreeSet<Frontend>,
-    pub(super) unused_frontend_classes: BTreeSet<ClassId>,
-    /// The egress rule sets that pods will have.
-    pub(super) flipping: BTreeMap<PodKey, RuleSetId>,
-    /// The egress rule sets that pods had.
-    pub(super) parted: BTreeSet<RuleSetId>,
+    pub(super) unused_backend_sets: BTreeSet<ClassId>,
+    /// The egress rule set that each changed pod will have.
+    pub(super) next_egress: BTreeMap<PodKey, RuleSetId>,
+    /// The egress rule sets that changed pods had.
+    pub(super) previous_egress: BTreeSet<RuleSetId>,
     pub(super) unused_rule_sets: BTreeSet<RuleSetId>,
-    /// Addresses are touched by atoms alone that are new or unused.
+    /// All touched addresses are touched only by new or unused peer selectors.
     pub(super) renaming: bool,
-    /// A block with exceptions is new. Its prefixes are written before any endpoint asks for it: if one of the exceptions does not fit
-    /// into its map, the block must not be in force.
+    /// A new block has exceptions. Its prefixes must be written before an endpoint uses it: if an exception does not
+    /// fit into the map, the block must not be in force.
     pub(super) new_exceptions: bool,
-    /// The rule sets that change in place.
+    /// Rule sets that change in place.
     pub(super) evolving: Vec<Evolution>,
-    /// Rule sets that only get more.
+    /// Rule sets that change in place; in this step they only allow more.
     pub(super) growing: BTreeSet<RuleSetId>,
-    /// What rule sets allow by these rules and named ports; `None`: what they allow to anyone.
+    /// Cache of entries by rule set, rules and named ports; `None`: the same as for any peer.
     pub(super) known_contents: HashMap<ContentsKey, Option<AllowEntry>>,
 }
 
 impl Engine {
     pub(super) fn pod_event(&mut self, key: &PodKey, event: Event) -> Vec<Change> {
-        let claimed = |engine: &Self| engine.world.pods.get(key).map(|pod| pod.addresses.clone()).unwrap_or_default();
-        let hosted = |engine: &Self| -> BTreeSet<Frontend> {
+        let addresses_of =
+            |engine: &Self| engine.world.pods.get(key).map(|pod| pod.addresses.clone()).unwrap_or_default();
+        let host_ports_of = |engine: &Self| -> BTreeSet<Frontend> {
             let pod = engine.world.pods.get(key).into_iter();
             pod.flat_map(Pod::host_frontends).map(|(frontend, _)| frontend).collect()
         };
-        let here = |engine: &Self| engine.world.pods.get(key).is_some_and(|pod| engine.scope.covers(pod));
+        let is_local = |engine: &Self| engine.world.pods.get(key).is_some_and(|pod| engine.scope.covers(pod));
         let mut transaction = Transaction::default();
-        let (mut claims, host_ports, was_here) = (claimed(self), hosted(self), here(self));
+        let (mut addresses, host_ports, was_local) = (addresses_of(self), host_ports_of(self), is_local(self));
         self.world.apply(event);
-        self.budget.note_pod(key, here(self));
-        claims.extend(claimed(self));
-        for address in claims {
+        self.budget.record_pod(key, is_local(self));
+        addresses.extend(addresses_of(self));
+        for address in addresses {
             if self.identities.assign(address, &self.atoms, &self.world) {
                 transaction.addresses.insert(address);
             }
-            // A pod of this node reaches itself, also through a Service.
-            if was_here || here(self) {
+            // A pod of this node may reach itself through a Service (hairpin).
+            if was_local || is_local(self) {
                 transaction.frontends.extend(self.world.frontends_towards(address));
             }
         }
-        self.touch(&mut transaction, &host_ports, &hosted(self));
+        self.touch_frontends(&mut transaction, &host_ports, &host_ports_of(self));
         self.commit(transaction, BTreeSet::from([key.clone()]))
     }
 
@@ -85,12 +86,12 @@ impl Engine {
     pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
         let old = self.world.policies.get(key).cloned();
         self.world.apply(event);
-        self.budget.note_policy(key, self.world.policies.get(key));
+        self.budget.record_policy(key, self.world.policies.get(key));
         let new = self.world.policies.get(key).cloned();
         for direction in Direction::BOTH {
             let before = old.as_ref().and_then(|policy| rules(policy, direction));
             if before != new.as_ref().and_then(|policy| rules(policy, direction)) {
-                self.parts.outdate(key, direction);
+                self.parts.invalidate(key, direction);
             }
         }
         let selects = |policy: Option<&Policy>, pod: &PodKey| {
@@ -112,7 +113,7 @@ impl Engine {
         if !evolutions.is_empty() {
             changes.extend(self.shrink(&evolutions));
             let mut transaction = Transaction::default();
-            self.settle_memory(&mut transaction);
+            self.retry_refused(&mut transaction);
             changes.append(&mut transaction.changes);
         }
         if let Some(old) = old {
@@ -137,43 +138,43 @@ impl Engine {
         let evolving = std::mem::take(&mut transaction.evolving);
         self.begin_evolutions(&evolving);
         transaction.growing = evolving.iter().map(|evolution| evolution.rule_set).collect();
-        let flips: Vec<_> = pods.into_iter().map(|pod| self.resolve(&mut transaction, pod)).collect();
+        let endpoints: Vec<_> = pods.into_iter().map(|pod| self.resolve(&mut transaction, pod)).collect();
         let egress =
             |(pod, policy): &(PodKey, Option<EndpointPolicy>)| Some((pod.clone(), policy.as_ref()?.egress.rule_set));
-        transaction.flipping = flips.iter().filter_map(egress).collect();
+        transaction.next_egress = endpoints.iter().filter_map(egress).collect();
         let moves = self.classify(&mut transaction);
         self.allow_to_new_rule_sets(&mut transaction);
         self.grow(&mut transaction, &evolving);
         let frontends = self.classify_frontends(&mut transaction, &moves);
         self.allow_frontends_to_new_rule_sets(&mut transaction);
         self.put_frontends(&mut transaction, &frontends);
-        self.make(&mut transaction, &moves);
+        self.write_moves(&mut transaction, &moves);
         self.delete_frontends(&mut transaction, &frontends);
-        for (pod, policy) in flips {
-            self.flip(&mut transaction, &pod, policy);
+        for (pod, policy) in endpoints {
+            self.write_endpoint(&mut transaction, &pod, policy);
         }
         self.rejudge(&mut transaction, &moves, &frontends);
-        self.release(&mut transaction, &moves);
+        self.release_classes(&mut transaction, &moves);
         self.release_frontends(&mut transaction, &frontends);
-        let dead = self.retire_rule_sets(&mut transaction);
-        self.disallow_parted(&mut transaction);
-        self.retire_frontend_classes(&mut transaction);
+        let unused = self.retire_rule_sets(&mut transaction);
+        self.disallow_previous(&mut transaction);
+        self.retire_backend_sets(&mut transaction);
         self.retire_classes(&mut transaction);
-        self.forget(&mut transaction, &dead);
+        self.forget(&mut transaction, &unused);
         if evolving.is_empty() {
-            self.settle_memory(&mut transaction);
+            self.retry_refused(&mut transaction);
         }
         transaction.changes
     }
 
-    /// Makes a write.
+    /// Applies a change to the tables and appends it to the transaction.
     pub(super) fn write(&mut self, transaction: &mut Transaction, change: Change) {
         let applied = self.tables.apply(&change);
         debug_assert!(applied.is_ok(), "{applied:?}");
         transaction.changes.push(change);
     }
 
-    /// A pod's policy by its rules, whose atoms touch the addresses that answer to them.
+    /// Resolves a pod's policies into rule sets. New peer selectors touch the addresses that match them.
     fn resolve(&mut self, transaction: &mut Transaction, key: PodKey) -> (PodKey, Option<EndpointPolicy>) {
         let Some(pod) = self.world.pods.get(&key).filter(|pod| self.scope.covers(pod)).cloned() else {
             return (key, None);
@@ -187,11 +188,11 @@ impl Engine {
             let known = self.rule_sets.find(direction, &parts).and_then(|id| self.rule_sets.acquire(id));
             known.unwrap_or_else(|| self.add_rule_set(transaction, direction, &parts))
         });
-        // Whether it is incomplete is known once it is compiled.
+        // Whether the policy is incomplete is known only after compilation.
         (key, Some(EndpointPolicy { ingress, egress, incomplete: false }))
     }
 
-    /// The parts of the policies that isolate a pod in a direction.
+    /// Returns the parts of all policies that isolate a pod in a direction.
     fn parts_of(&mut self, transaction: &mut Transaction, pod: &Pod, direction: Direction) -> Vec<PartId> {
         let first = PolicyKey::new(pod.key.namespace.clone(), "");
         let policies = self.world.policies.range(first..).map(|(_, policy)| policy);
@@ -208,7 +209,7 @@ impl Engine {
         parts.into_iter().filter_map(Result::ok).collect()
     }
 
-    /// A policy's part for a pod, if it isolates it in this direction.
+    /// Returns a policy's part for a pod, if the policy isolates the pod in this direction.
     pub(super) fn part(
         &mut self,
         transaction: &mut Transaction,
@@ -247,7 +248,7 @@ impl Engine {
         direction: Direction,
         parts: &Arc<[PartId]>,
     ) -> DirectionPolicy {
-        let any = self.for_anyone(parts);
+        let any = self.for_any_peer(parts);
         let namespace = parts.first().and_then(|part| self.parts.get(*part)).map(|part| part.policy.namespace.clone());
         let namespace = namespace.filter(|namespace| self.has_room(namespace, (self.port_sets.missing(&any), 0)));
         let any_set = namespace.map(|namespace| self.intern(transaction, &any, &namespace).port_set);
@@ -256,15 +257,15 @@ impl Engine {
         policy
     }
 
-    /// What parts allow to anyone.
-    fn for_anyone(&self, parts: &[PartId]) -> Contents {
+    /// Returns what parts allow to any peer.
+    fn for_any_peer(&self, parts: &[PartId]) -> Contents {
         let parts = parts.iter().filter_map(|part| Some((*part, self.parts.get(*part)?)));
         let open: Vec<_> =
             parts.flat_map(|(part, body)| body.open.iter().map(move |index| RuleAt { part, index: *index })).collect();
         self.contents(BTreeMap::new(), &open, &Signature::default())
     }
 
-    /// The port set with these contents, with a user more.
+    /// Returns the port set with these contents, with one more user.
     pub(super) fn intern(
         &mut self,
         transaction: &mut Transaction,
@@ -278,11 +279,11 @@ impl Engine {
         entry
     }
 
-    /// A rule set less has a part; the atoms that nothing asks for any more.
-    pub(super) fn release_part(&mut self, part: PartId, dead: &mut Vec<(AtomId, Atom)>) {
+    /// Removes one user of a part. Appends the peer selectors that are no longer used to `dead`.
+    pub(super) fn release_part(&mut self, part: PartId, unused: &mut Vec<(AtomId, Atom)>) {
         let Some(part) = self.parts.release(part) else { return };
         for atom in part.atoms() {
-            dead.extend(self.atoms.release(atom).map(|gone| (atom, gone)));
+            unused.extend(self.atoms.release(atom).map(|gone| (atom, gone)));
         }
     }
 
@@ -296,25 +297,25 @@ impl Engine {
         }
     }
 
-    /// Addresses with an entry of their own inside a block.
+    /// Returns the addresses inside a block that have an entry of their own.
     fn addresses_in(&self, net: IpNet) -> Vec<IpAddr> {
         let (first, last) = (net.network(), net.broadcast());
         self.tables.addresses_between(first, last).collect()
     }
 
-    fn flip(&mut self, transaction: &mut Transaction, pod: &PodKey, policy: Option<EndpointPolicy>) {
+    fn write_endpoint(&mut self, transaction: &mut Transaction, pod: &PodKey, policy: Option<EndpointPolicy>) {
         let rule_sets = policy.map(|policy| [policy.ingress.rule_set, policy.egress.rule_set]);
         let before = self.endpoints.get(pod);
         match policy {
             Some(policy) if before != rule_sets => {
-                // What a rule set allows to anyone may have changed in place meanwhile.
+                // What a rule set allows to any peer may have changed in place in this transaction.
                 let policy = rule_sets.map_or(policy, |ids| self.endpoint_policy(ids));
                 self.write(transaction, Change::PutEndpoint(pod.clone(), policy));
             }
             None if before.is_some() => self.write(transaction, Change::DeleteEndpoint(pod.clone())),
             _ => {}
         }
-        transaction.parted.extend(before.map(|[_, egress]| egress));
+        transaction.previous_egress.extend(before.map(|[_, egress]| egress));
         for rule_set in self.endpoints.set(pod, rule_sets).into_iter().flatten() {
             if rule_sets.is_none() {
                 self.rule_sets.freeze(rule_set);
@@ -329,12 +330,12 @@ impl Engine {
         }
     }
 
-    /// Takes away unused rule sets; the atoms that nothing asks for any more.
+    /// Removes unused rule sets. Returns the peer selectors that are no longer used.
     fn retire_rule_sets(&mut self, transaction: &mut Transaction) -> Vec<(AtomId, Atom)> {
-        let mut dead = Vec::new();
+        let mut unused = Vec::new();
         for id in std::mem::take(&mut transaction.unused_rule_sets) {
             let Some(rule_set) = self.rule_sets.retire(id) else { continue };
-            for class in self.classes_decided(&rule_set) {
+            for class in self.classes_with_entries(&rule_set) {
                 self.disallow(transaction, id, class);
             }
             self.disallow_all_frontends(transaction, id);
@@ -342,20 +343,21 @@ impl Engine {
                 self.write(transaction, change);
             }
             for part in rule_set.parts().iter() {
-                self.release_part(*part, &mut dead);
+                self.release_part(*part, &mut unused);
             }
         }
-        dead
+        unused
     }
 
-    /// Merges the classes that only dead atoms told apart. No endpoint asks for them any more: no verdict changes.
-    pub(super) fn forget(&mut self, transaction: &mut Transaction, dead: &[(AtomId, Atom)]) {
-        if dead.is_empty() {
+    /// Merges the classes that only unused peer selectors distinguished. No endpoint uses these any more, so no verdict
+    /// changes.
+    pub(super) fn forget(&mut self, transaction: &mut Transaction, unused: &[(AtomId, Atom)]) {
+        if unused.is_empty() {
             return;
         }
         transaction.new_rule_sets.clear();
         transaction.renaming = true;
-        for (id, atom) in dead {
+        for (id, atom) in unused {
             if let Atom::Block(block) = atom {
                 transaction.prefixes.extend(self.blocks.remove(*id, block));
                 transaction.addresses.extend(self.addresses_in(block.cidr));
@@ -363,7 +365,7 @@ impl Engine {
                 transaction.addresses.extend(self.identities.remove_atom(*id, atom, &self.world));
             }
         }
-        for (_, atom) in dead {
+        for (_, atom) in unused {
             let Atom::Block(block) = atom else { continue };
             for (net, class) in self.blocks.retire(block) {
                 transaction.prefixes.remove(&net);
@@ -377,10 +379,10 @@ impl Engine {
         let moves = self.classify(transaction);
         let frontends = self.classify_frontends(transaction, &moves);
         self.put_frontends(transaction, &frontends);
-        self.make(transaction, &moves);
-        self.release(transaction, &moves);
+        self.write_moves(transaction, &moves);
+        self.release_classes(transaction, &moves);
         self.release_frontends(transaction, &frontends);
-        self.retire_frontend_classes(transaction);
+        self.retire_backend_sets(transaction);
         self.retire_classes(transaction);
     }
 }

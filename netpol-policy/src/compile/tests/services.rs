@@ -1,10 +1,10 @@
-//! Which writes Services, slices and nodes take.
+//! Tests of the changes that Services, slices and nodes take.
 
 use netpol_common::{Reason, address_flags};
 
 use super::*;
 
-/// A Service of one port, 80, with a nodePort.
+/// Returns a Service with port 80 and a nodePort.
 fn service(name: &str, address: &str, node_port: u16) -> String {
     format!(
         "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, \
@@ -12,7 +12,7 @@ fn service(name: &str, address: &str, node_port: u16) -> String {
     )
 }
 
-/// A slice with port 8080.
+/// Returns an EndpointSlice with port 8080.
 fn slice(name: &str, service: &str, addresses: &[&str]) -> String {
     let endpoints: Vec<_> = addresses.iter().map(|address| format!("{{addresses: [{address}]}}")).collect();
     format!(
@@ -29,13 +29,13 @@ fn node(name: &str, address: &str) -> String {
     )
 }
 
-/// `app: web` may reach `app` at 8080.
+/// Allows pods with `app: web` to reach pods with `app` at port 8080.
 fn may_reach(app: &str) -> String {
     let to = format!("to: [{{podSelector: {{matchLabels: {{app: {app}}}}}}}], ports: [{{port: 8080}}]");
     policy("web", &format!("podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{{{to}}}]"))
 }
 
-/// `web` here, two pods of each `db` and `api` elsewhere.
+/// Returns the pod `web` on this node, and two pods each of `db` and `api` on another node.
 fn pods() -> String {
     [
         pod("web", 1, "web", "10.0.0.1", ""),
@@ -63,7 +63,7 @@ fn judged(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
 }
 
 #[test]
-fn a_service_like_others_is_its_frontends_and_its_address() {
+fn a_service_like_existing_services_takes_writes_for_frontends_and_address() {
     let slices = [slice("db-1", "db", &["10.0.0.2"]), slice("twin-1", "twin", &["10.0.0.2", "10.0.0.3"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), slices, service("db", "10.96.0.1", 30080)].concat());
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
@@ -83,7 +83,7 @@ fn a_slice_that_changes_nothing_for_rule_sets_takes_no_write() {
 }
 
 #[test]
-fn a_slice_change_moves_its_services_frontends_to_a_class_that_is_there_before() {
+fn a_slice_change_moves_frontends_to_a_backend_set_that_is_written_first() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     let (both, none) = (slice("db-1", "db", &["10.0.0.2", "10.0.0.4"]), slice("db-1", "db", &["10.0.0.4"]));
@@ -93,22 +93,22 @@ fn a_slice_change_moves_its_services_frontends_to_a_class_that_is_there_before()
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
     assert_eq!(apply(&mut engine, &none), [&moved[..], &["rejudge 1", "-allow"]].concat());
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
-    let nobody: Vec<_> = [&["+allow"][..], &moved].concat();
-    assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), nobody);
+    let empty: Vec<_> = [&["+allow"][..], &moved].concat();
+    assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), empty);
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
 }
 
 #[test]
-fn backends_that_change_take_their_frontends_along() {
+fn a_changed_backend_moves_its_frontends() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     let other = pod("db", 2, "other", "10.0.0.2", "");
-    let left = ["+frontend 80", "+frontend 30080", "+address 10.0.0.2", "rejudge 1", "-allow"];
-    assert_eq!(apply(&mut engine, &other), left);
+    let moved_away = ["+frontend 80", "+frontend 30080", "+address 10.0.0.2", "rejudge 1", "-allow"];
+    assert_eq!(apply(&mut engine, &other), moved_away);
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
-    let came = ["+allow", "+frontend 80", "+frontend 30080", "+address 10.0.0.2"];
-    assert_eq!(apply(&mut engine, &pod("db", 2, "db", "10.0.0.2", "")), came);
-    // One that no rule tells apart takes only its own write.
+    let moved_back = ["+allow", "+frontend 80", "+frontend 30080", "+address 10.0.0.2"];
+    assert_eq!(apply(&mut engine, &pod("db", 2, "db", "10.0.0.2", "")), moved_back);
+    // A pod that no rule distinguishes takes only its own write.
     let mut expected = vec!["-address 10.0.0.4"];
     expected.extend(["+address 10.0.0.4"]);
     let api = pod("api", 2, "api", "10.0.0.4", "");
@@ -117,7 +117,7 @@ fn backends_that_change_take_their_frontends_along() {
 }
 
 #[test]
-fn a_policy_is_written_for_the_frontends_whose_backends_it_names() {
+fn a_policy_is_written_for_frontends_with_selected_backends() {
     let services = [
         service("db", "10.96.0.1", 30080),
         slice("db-1", "db", &["10.0.0.2"]),
@@ -125,7 +125,7 @@ fn a_policy_is_written_for_the_frontends_whose_backends_it_names() {
         slice("api-1", "api", &["10.0.0.4"]),
     ];
     let mut engine = engine(&[pods(), services.concat()].concat());
-    let made = [
+    let added = [
         "+port 8080",
         "+allow",
         "+allow",
@@ -135,13 +135,13 @@ fn a_policy_is_written_for_the_frontends_whose_backends_it_names() {
         "+address 10.0.0.3",
         "+endpoint web",
     ];
-    assert_eq!(apply(&mut engine, &may_reach("db")), made);
+    assert_eq!(apply(&mut engine, &may_reach("db")), added);
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
     assert_eq!(judged(&engine, "10.96.0.2", 80), (Reason::NoBackend, false));
 }
 
 #[test]
-fn who_allows_everything_or_isolates_for_ingress_only_has_no_entry_for_frontends() {
+fn rule_sets_for_ingress_or_that_allow_everything_have_no_entry_for_frontends() {
     let everything = policy(
         "all",
         "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{}, {ports: [{port: 1}]}]",
@@ -154,33 +154,33 @@ fn who_allows_everything_or_isolates_for_ingress_only_has_no_entry_for_frontends
 }
 
 #[test]
-fn ports_that_anyone_is_allowed_count_at_the_backends() {
+fn ports_allowed_to_any_peer_count_at_the_backends() {
     let dns = policy(
         "dns",
         "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: 8000, endPort: 8080}]}]",
     );
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["198.51.100.1"])].concat();
     let mut engine = engine(&[pods(), services].concat());
-    let made = apply(&mut engine, &dns);
-    assert_eq!(made.iter().filter(|word| *word == "+allow").count(), 1, "{made:?}");
+    let added = apply(&mut engine, &dns);
+    assert_eq!(added.iter().filter(|summary| *summary == "+allow").count(), 1, "{added:?}");
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
     assert_eq!(judged(&engine, "10.96.0.1", 8000), (Reason::Rule, false));
 }
 
 #[test]
-fn a_pod_that_is_its_own_backend_is_let_through() {
+fn a_pod_that_is_its_own_backend_is_allowed() {
     let services = [service("web", "10.96.0.1", 30080), slice("web-1", "web", &["10.0.0.1", "10.0.0.4"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
-    // It has other rules now, and reaches itself as before.
-    apply(&mut engine, &may_reach("nobody"));
+    // With other rules the pod still reaches itself.
+    apply(&mut engine, &may_reach("missing"));
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
     apply(&mut engine, &slice("web-1", "web", &["10.0.0.4"]));
     assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
 }
 
 #[test]
-fn node_ports_are_on_nodes_and_the_own_one_is_judged_later() {
+fn node_ports_are_on_all_nodes_and_rechecked_on_the_local_node() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
     assert_eq!(judged(&engine, "192.168.0.2", 30080), (Reason::NoRule, false));
@@ -189,7 +189,7 @@ fn node_ports_are_on_nodes_and_the_own_one_is_judged_later() {
     assert_eq!(judged(&engine, "192.168.0.2", 80), (Reason::NoRule, false));
     engine.apply(Event::OwnAddresses(vec![IpAddr::from([192, 168, 0, 2]), IpAddr::from([10, 96, 0, 1])]));
     for address in ["192.168.0.2", "10.96.0.1"] {
-        let entry = engine.tables().exact_address(address.parse().unwrap()).expect("an own address");
+        let entry = engine.tables().exact_address(address.parse().unwrap()).expect("a local address");
         assert_eq!(entry.flags, address_flags::OWN_NODE, "{address}");
         assert_eq!(judged(&engine, address, 30080), (Reason::OwnNode, true));
     }
@@ -198,19 +198,19 @@ fn node_ports_are_on_nodes_and_the_own_one_is_judged_later() {
 }
 
 #[test]
-fn a_service_comes_at_once_with_whom_it_leads_to() {
+fn a_new_service_is_added_after_its_backends() {
     let engine = engine(&[pods(), may_reach("db"), service("old", "10.96.0.9", 30090)].concat());
     let events = |yaml: &str| objects(yaml).into_iter().map(Event::Apply).collect::<Vec<_>>();
     let new =
         [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.6"]), pod("db-6", 2, "db", "10.0.0.6", "")];
-    let ordered = engine.one_step(events(&new.concat())).expect("all of it is new");
+    let ordered = engine.one_step(events(&new.concat())).expect("all objects are new");
     let kinds = ordered.iter().map(|event| match event {
         Event::Apply(object) => object.key().to_string(),
         other => panic!("{other:?}"),
     });
     assert_eq!(kinds.collect::<Vec<_>>(), ["Pod shop/db-6", "EndpointSlice shop/db-1", "Service shop/db"]);
     let two = [slice("old-1", "old", &["10.0.0.2"]), slice("old-2", "old", &["10.0.0.4"])].concat();
-    assert_eq!(engine.one_step(events(&two)), None, "a Service that is there changes twice");
+    assert_eq!(engine.one_step(events(&two)), None, "two changes of an existing Service are not one step");
     let other = [slice("old-1", "old", &["10.0.0.2"]), may_reach("api")].concat();
     assert_eq!(engine.one_step(events(&other)), None);
 }
