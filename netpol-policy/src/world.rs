@@ -1,4 +1,4 @@
-//! All objects netpol knows of, by key. Four events change it: apply, delete, reset, own addresses.
+//! The latest version of each object, by key. Four events change it: apply, delete, reset and own addresses.
 
 mod frontends;
 mod index;
@@ -17,21 +17,23 @@ use crate::model::{
     Policy, PolicyKey, Service, ServiceKey, SliceKey,
 };
 
-/// What happened.
+/// A change of the cluster state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// An object is there, new or changed.
+    /// An object was added or changed.
     Apply(Object),
-    /// An object is gone.
+    /// An object was deleted.
     Delete(ObjectKey),
-    /// These are all the objects there are; others are gone.
+    /// The complete list of objects; all others were deleted.
     Reset(Vec<Object>),
-    /// These are all the addresses this node has now (bridge gateways included), as the kernel tells.
+    /// The complete list of addresses of the local node, including bridge gateways, as the kernel reports them.
     OwnAddresses(Vec<IpAddr>),
 }
 
-/// The objects as they are now: a function of the last state of each, not of the order in which they came. The fields are
-/// for reading; [`World::apply`] changes them, and keeps what is found by other things than keys with them.
+/// The objects as they are now.
+///
+/// The content depends on the latest version of each object only, not on the order of events. The fields are read-only:
+/// [`World::apply`] changes them together with the private indexes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     /// Namespaces by name.
@@ -46,15 +48,15 @@ pub struct World {
     pub services: BTreeMap<ServiceKey, Service>,
     /// `EndpointSlices`.
     pub slices: BTreeMap<SliceKey, EndpointSlice>,
-    /// Addresses of this node, sorted; empty offline, where no end is "the own node".
+    /// Addresses of the local node, sorted. Empty offline, where no address is the local node's.
     pub own_addresses: Vec<IpAddr>,
-    /// The participating pods that claim each address.
+    /// The live pods that claim each address.
     claims: Index<IpAddr, PodKey>,
     frontends: Frontends,
 }
 
 impl World {
-    /// A world of these objects.
+    /// Creates a state with these objects.
     pub fn of(objects: impl IntoIterator<Item = Object>) -> Self {
         let mut world = Self::default();
         for object in objects {
@@ -63,7 +65,7 @@ impl World {
         world
     }
 
-    /// Takes an event in. Deleting what is not there changes nothing.
+    /// Applies an event. Deleting a missing object changes nothing.
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Apply(object) => self.put(object),
@@ -157,22 +159,21 @@ impl World {
         }
     }
 
-    /// The pod whose address this is. Where several claim it, the one that is not being deleted, then the youngest, then
-    /// the one with the greatest key; the others select nothing.
+    /// Returns the pod that owns an address. If several pods claim it, that is the one that is not being deleted, then
+    /// the youngest, then the one with the greatest key. Selectors do not match the others.
     ///
-    /// Whose interface it is, that is: as a peer a node's address is no pod's, see [`World::peer_at`].
+    /// This identifies the pod of an interface. As a peer, a node's address belongs to no pod: see [`World::peer_at`].
     pub fn claimant(&self, address: IpAddr) -> Option<&Pod> {
         self.claimants(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }
 
-    /// The pod that selectors mean at this address. None at an address of a node, this one or another, even if a pod claims it: what a
-    /// node masquerades carries it too, and must not match that pod's labels.
+    /// Returns the pod that selectors match at this address. Returns none for the address of any node, even if a pod
+    /// claims it: masqueraded traffic of the node has that address and must not match the pod's labels.
     pub fn peer_at(&self, address: IpAddr) -> Option<&Pod> {
-        self.claimant(address).filter(|_| !self.is_own(address) && !self.is_node(address))
+        self.claimant(address).filter(|_| !self.is_local_address(address) && !self.is_node(address))
     }
 
-    /// A namespace's labels. A namespace that has no object of its own (one that only pods or policies name) has
-    /// [`NAMESPACE_NAME_LABEL`] alone.
+    /// Returns a namespace's labels. A namespace without an object of its own has only [`NAMESPACE_NAME_LABEL`].
     pub fn namespace_labels(&self, name: &NamespaceName) -> Cow<'_, Labels> {
         match self.namespaces.get(name) {
             Some(namespace) => Cow::Borrowed(&namespace.labels),
@@ -180,7 +181,7 @@ impl World {
         }
     }
 
-    /// The keys of all objects.
+    /// Returns the keys of all objects.
     pub fn keys(&self) -> impl Iterator<Item = ObjectKey> {
         let namespaces = self.namespaces.keys().cloned().map(ObjectKey::Namespace);
         let nodes = self.nodes.keys().cloned().map(ObjectKey::Node);
@@ -191,7 +192,7 @@ impl World {
         namespaces.chain(nodes).chain(policies).chain(pods).chain(services).chain(slices)
     }
 
-    /// Whether there is an object of this name.
+    /// Returns whether an object with this key exists.
     pub fn contains(&self, key: &ObjectKey) -> bool {
         match key {
             ObjectKey::Namespace(name) => self.namespaces.contains_key(name),
@@ -203,7 +204,7 @@ impl World {
         }
     }
 
-    /// All objects.
+    /// Returns copies of all objects.
     pub fn objects(&self) -> impl Iterator<Item = Object> {
         let namespaces = self.namespaces.values().cloned().map(Object::Namespace);
         let nodes = self.nodes.values().cloned().map(Object::Node);
@@ -214,7 +215,7 @@ impl World {
         namespaces.chain(nodes).chain(policies).chain(pods).chain(services).chain(slices)
     }
 
-    /// All objects, for good.
+    /// Returns all objects and consumes the state.
     pub fn into_objects(self) -> impl Iterator<Item = Object> {
         let namespaces = self.namespaces.into_values().map(Object::Namespace);
         let nodes = self.nodes.into_values().map(Object::Node);
@@ -225,8 +226,8 @@ impl World {
         namespaces.chain(nodes).chain(policies).chain(pods).chain(services).chain(slices)
     }
 
-    /// Whether this very object is there.
-    pub fn holds(&self, object: &Object) -> bool {
+    /// Returns whether the object exists and is unchanged.
+    pub fn contains_unchanged(&self, object: &Object) -> bool {
         match object {
             Object::Namespace(namespace) => self.namespaces.get(&namespace.name) == Some(namespace),
             Object::Pod(pod) => self.pods.get(&pod.key) == Some(pod),
@@ -271,21 +272,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_world_is_a_function_of_the_last_state_of_each_object(events in prop::collection::vec(event(), 0..20)) {
+        fn the_state_depends_only_on_the_latest_version_of_each_object(events in prop::collection::vec(event(), 0..20)) {
             let mut world = World::default();
             for event in events {
                 world.apply(event);
             }
-            let afresh = World::of(world.pods.values().rev().cloned().map(Object::Pod));
-            prop_assert_eq!(&world, &afresh);
+            let rebuilt = World::of(world.pods.values().rev().cloned().map(Object::Pod));
+            prop_assert_eq!(&world, &rebuilt);
             let objects = world.pods.values().cloned().map(Object::Pod).collect();
             world.apply(Event::Reset(objects));
-            prop_assert_eq!(world, afresh);
+            prop_assert_eq!(world, rebuilt);
         }
     }
 
     #[test]
-    fn reset_keeps_the_nodes_own_addresses() {
+    fn reset_keeps_the_addresses_of_the_local_node() {
         let mut world = World::default();
         let own = IpAddr::from([192, 168, 0, 1]);
         world.apply(Event::OwnAddresses(vec![own, own]));
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_moves_leaves_its_address() {
+    fn a_pod_with_a_new_address_releases_the_old_one() {
         let mut world = World::of([pod("a", 1, 0, false, false)]);
         world.apply(Event::Apply(pod("a", 2, 0, false, false)));
         assert!(world.claimant(IpAddr::from([10, 0, 0, 1])).is_none());

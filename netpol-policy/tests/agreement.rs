@@ -1,6 +1,6 @@
-//! Whatever happens, the incremental tables say what the reference says, after every single write.
+//! Compares the compiled tables with the reference after each change of random histories.
 //!
-//! `NETPOL_CASES` sets how many histories are tried.
+//! `NETPOL_CASES` sets the number of histories.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ fn scope() -> NodeScope {
     NodeScope::Node("node-1".into())
 }
 
-/// What becomes of each probe, and whether it is judged again by where it is sent.
+/// The verdict on each probe, and whether it is evaluated post-DNAT, too.
 type Verdicts = BTreeMap<PodKey, Vec<(Reason, bool)>>;
 
 fn of_tables(tables: &Tables, world: &World, probes: &[Probe]) -> Verdicts {
@@ -36,17 +36,17 @@ fn of_tables(tables: &Tables, world: &World, probes: &[Probe]) -> Verdicts {
 }
 
 fn of_reference(world: &World, probes: &[Probe]) -> Verdicts {
-    let here = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
+    let local = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
     let verdicts = |pod: &PodKey| {
         let evaluations = probes.iter().map(|probe| evaluate(world, &probe.at(pod)));
         evaluations.map(|evaluation| (evaluation.reason, evaluation.again)).collect()
     };
-    here.map(|pod| (pod.key.clone(), verdicts(&pod.key))).collect()
+    local.map(|pod| (pod.key.clone(), verdicts(&pod.key))).collect()
 }
 
-fn same(tables: &Tables, world: &World, probes: &[Probe]) -> TestCaseResult {
-    let (found, here) = (of_tables(tables, world, probes), of_reference(world, probes));
-    prop_assert_eq!(found.keys().collect::<Vec<_>>(), here.keys().collect::<Vec<_>>());
+fn assert_same(tables: &Tables, world: &World, probes: &[Probe]) -> TestCaseResult {
+    let (found, local) = (of_tables(tables, world, probes), of_reference(world, probes));
+    prop_assert_eq!(found.keys().collect::<Vec<_>>(), local.keys().collect::<Vec<_>>());
     for (pod, verdicts) in &found {
         for (probe, found) in probes.iter().zip(verdicts) {
             let expected = expected(world, tables, &probe.at(pod));
@@ -56,26 +56,27 @@ fn same(tables: &Tables, world: &World, probes: &[Probe]) -> TestCaseResult {
     Ok(())
 }
 
-/// Every step is the old verdict or the new one; and whoever may do less is judged again.
-fn every_step(
+/// Checks that each verdict during the changes is the old or the new one, and that pods that are allowed less are
+/// evaluated anew.
+fn apply_and_check_each_change(
     mut tables: Tables,
     changes: &[Change],
     (old_world, new_world): (&World, &World),
     probes: &[Probe],
 ) -> Result<Tables, TestCaseError> {
     let (before, after) = (of_reference(old_world, probes), of_reference(new_world, probes));
-    // A pod that changes does so as a pod and as an address, one after the other: of what it says to itself nothing is asked.
-    let is_own = |pod: &PodKey, probe: &Probe| {
+    // A pod changes as a pod and as an address, one after the other. Its hairpin traffic is not checked meanwhile.
+    let is_hairpin = |pod: &PodKey, probe: &Probe| {
         let worlds = [old_world, new_world];
         let [old, new] = worlds.map(|world| world.pods.get(pod));
-        let is_own_port = |world: &World| {
+        let is_own_host_port = |world: &World| {
             let frontend = world.frontend_at(probe.remote, probe.protocol, probe.port);
             frontend.is_some_and(|frontend| world.owners(&frontend).contains(&Owner::HostPort(pod.clone())))
         };
         let through_service = old != new
-            && worlds
-                .into_iter()
-                .any(|world| is_own_port(world) || is_among_backends(world, &probe.at(pod), |other| other.key == *pod));
+            && worlds.into_iter().any(|world| {
+                is_own_host_port(world) || is_among_backends(world, &probe.at(pod), |other| other.key == *pod)
+            });
         through_service || [old, new].into_iter().flatten().any(|pod| pod.addresses.contains(&probe.remote))
     };
     let mut rejudged: BTreeMap<PodKey, bool> = BTreeMap::new();
@@ -99,14 +100,15 @@ fn every_step(
             for (index, found) in verdicts.into_iter().enumerate() {
                 let old = before.get(&pod).map(|verdicts| verdicts[index]);
                 let new = after.get(&pod).map(|verdicts| verdicts[index]);
-                let either = [old, new].into_iter().flatten().any(|(known, _)| known.allows() == found.0.allows());
+                let either =
+                    [old, new].into_iter().flatten().any(|(reference, _)| reference.allows() == found.0.allows());
                 let probe = &probes[index];
                 let shared = || {
                     [old_world, new_world].into_iter().any(|world| is_among_backends(world, &probe.at(&pod), |_| true))
                 };
-                let passed_on = found == (Reason::Service, true) && shared();
+                let service_verdict = found == (Reason::Service, true) && shared();
                 prop_assert!(
-                    either || passed_on || is_own(&pod, probe),
+                    either || service_verdict || is_hairpin(&pod, probe),
                     "after {change:?}: {pod} {:?} is {found:?}, was {old:?}, will be {new:?}; {changes:#?}",
                     probes[index]
                 );
@@ -116,12 +118,13 @@ fn every_step(
     for (pod, verdicts) in &after {
         let Some(old) = before.get(pod) else { continue };
         let mut pairs = old.iter().zip(verdicts).enumerate();
-        let narrowed = pairs
-            .position(|(index, ((old, _), (new, _)))| old.allows() && !new.allows() && !is_own(pod, &probes[index]));
+        let narrowed = pairs.position(|(index, ((old, _), (new, _)))| {
+            old.allows() && !new.allows() && !is_hairpin(pod, &probes[index])
+        });
         if let Some(index) = narrowed {
             prop_assert!(
                 rejudged.contains_key(pod),
-                "{pod} may no longer {:?}, and nobody judges its flows again: {changes:#?}",
+                "{pod} may no longer send or receive {:?}, but its flows are not evaluated anew: {changes:#?}",
                 probes[index]
             );
         }
@@ -132,7 +135,7 @@ fn every_step(
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Tables say what the reference says after each event, and at each step on the way what it said before or will say.
+    /// Tables and reference agree after each event. During an event, each verdict is the one before or the one after.
     #[test]
     fn tables_agree_with_the_reference(events in vec(event(), 1..16)) {
         let probes = probes();
@@ -143,20 +146,20 @@ proptest! {
             let single = !matches!(event, Event::Reset(_) | Event::OwnAddresses(_));
             let changes = engine.apply(event);
             if single {
-                tables = every_step(tables, &changes, (&old, engine.world()), &probes)?;
+                tables = apply_and_check_each_change(tables, &changes, (&old, engine.world()), &probes)?;
             } else {
                 for change in &changes {
                     tables.apply(change).map_err(|error| TestCaseError::fail(error.to_string()))?;
                 }
             }
             prop_assert_eq!(&tables, engine.tables());
-            same(&tables, engine.world(), &probes)?;
+            assert_same(&tables, engine.world(), &probes)?;
         }
     }
 
-    /// What is gone leaves nothing behind.
+    /// All entries are deleted with the last object.
     #[test]
-    fn nothing_is_left_of_an_empty_world(events in vec(event(), 1..24)) {
+    fn tables_of_an_empty_cluster_are_empty(events in vec(event(), 1..24)) {
         let mut engine = Engine::new(scope(), FirstIds::default());
         engine.apply_all(events);
         engine.apply(Event::OwnAddresses(Vec::new()));
@@ -164,9 +167,9 @@ proptest! {
         prop_assert!(engine.tables().is_empty(), "{:#?}", engine.tables());
     }
 
-    /// The same world has as many entries however it came about.
+    /// The number of entries depends on the state, not on its history.
     #[test]
-    fn history_leaves_no_trace(events in vec(event(), 1..24)) {
+    fn entries_do_not_depend_on_history(events in vec(event(), 1..24)) {
         let mut engine = Engine::new(scope(), FirstIds::default());
         engine.apply_all(events);
         let mut fresh = Engine::new(scope(), FirstIds::default());

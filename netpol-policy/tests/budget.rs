@@ -1,5 +1,5 @@
-//! Policies that cost more memory than there is: namespaces share fairly, what is left out allows less, never more, and comes
-//! back once there is room.
+//! Memory limit for policies: namespaces share it fairly. What is left out allows less, never more. It returns when
+//! there is room.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -32,7 +32,7 @@ fn pod(namespace: &str, name: &str, address: &str) -> String {
     )
 }
 
-/// Ingress from these blocks to the pod with this name.
+/// Returns a policy with ingress from these blocks to the pods of an app.
 fn policy(namespace: &str, name: &str, app: &str, blocks: impl IntoIterator<Item = String>) -> String {
     let mut peers = String::new();
     for block in blocks {
@@ -44,8 +44,8 @@ fn policy(namespace: &str, name: &str, app: &str, blocks: impl IntoIterator<Item
     )
 }
 
-/// Blocks of two addresses each, apart from each other.
-fn many(count: u32) -> impl Iterator<Item = String> {
+/// Returns blocks of two addresses each that are not adjacent.
+fn separate_blocks(count: u32) -> impl Iterator<Item = String> {
     (0..count).map(|index| format!("{{cidr: {}/31}}", address(4 * index)))
 }
 
@@ -76,7 +76,7 @@ fn left_out(engine: &Engine) -> BTreeMap<String, LeftOut> {
 }
 
 #[test]
-fn a_namespace_with_too_many_blocks_is_cut_and_no_other() {
+fn only_the_namespace_with_too_many_blocks_is_cut() {
     let mut engine = engine(4 << 20);
     let small = [
         pod("a", "big", "10.0.0.1"),
@@ -86,43 +86,43 @@ fn a_namespace_with_too_many_blocks_is_cut_and_no_other() {
         policy("b", "wide", "other", ["{cidr: 0.0.0.0/0, except: [100.64.0.0/10]}".to_owned()]),
     ];
     engine.apply(Event::Reset(objects(&small.concat())));
-    engine.apply_all(objects(&policy("a", "big", "big", many(20_000))).into_iter().map(Event::Apply));
+    engine.apply_all(objects(&policy("a", "big", "big", separate_blocks(20_000))).into_iter().map(Event::Apply));
 
     let left = left_out(&engine);
     assert_eq!(left.keys().collect::<Vec<_>>(), ["a/big"], "{left:?}");
     let LeftOut { blocks, ports: 0, total: 20_000, entries: 0 } = left["a/big"] else { panic!("{left:?}") };
     assert!((10_000..18_000).contains(&blocks), "{left:?}");
-    // Each block has a prefix, and an entry for the pod and for the one with the wide block.
+    // Each block has a prefix, and entries for its own pod and for the pod with the wide block.
     let entries = engine.tables().entries().count();
     assert!(entries < 3 * (20_000 - blocks) + 100, "{left:?}, {entries}");
     assert!(
         incomplete(&engine, "a", "big") && !incomplete(&engine, "a", "small") && !incomplete(&engine, "b", "other")
     );
 
-    // Blocks count in order; the ones after the share match nothing.
+    // Blocks count in order. Blocks beyond the share match nothing.
     assert_eq!(reason(&engine, ("a", "big"), address(0)), Reason::Rule);
     assert_eq!(reason(&engine, ("a", "big"), address(4 * 19_999)), Reason::NoRule);
     assert_eq!(reason(&engine, ("a", "big"), address(2)), Reason::NoRule);
-    // In the other pods' rules every address is what it was.
+    // The verdicts of other pods do not change.
     assert_eq!(reason(&engine, ("a", "small"), [192, 0, 2, 7].into()), Reason::Rule);
     for offset in [0, 4 * 19_999] {
         assert_eq!(reason(&engine, ("b", "other"), address(offset)), Reason::Rule);
     }
     assert_eq!(reason(&engine, ("b", "other"), [100, 64, 0, 1].into()), Reason::NoRule);
 
-    // Less to ask for: everything is in again.
-    engine.apply_all(objects(&policy("a", "big", "big", many(1_000))).into_iter().map(Event::Apply));
+    // With fewer blocks, nothing is left out.
+    engine.apply_all(objects(&policy("a", "big", "big", separate_blocks(1_000))).into_iter().map(Event::Apply));
     assert_eq!(left_out(&engine), BTreeMap::new());
     assert!(!incomplete(&engine, "a", "big"));
     assert_eq!(reason(&engine, ("a", "big"), address(4 * 999)), Reason::Rule);
 }
 
 #[test]
-fn namespaces_that_need_too_much_share_and_the_rest_comes_in_when_one_goes() {
+fn large_namespaces_share_and_use_the_room_that_another_one_frees() {
     let mut engine = engine(2 << 20);
     let yaml = ["a", "b"].map(|namespace| {
         let address = format!("10.0.0.{}", namespace.as_bytes()[0]);
-        pod(namespace, "web", &address) + &policy(namespace, "list", "web", many(4_000))
+        pod(namespace, "web", &address) + &policy(namespace, "list", "web", separate_blocks(4_000))
     });
     engine.apply(Event::Reset(objects(&yaml.concat())));
     let left = left_out(&engine);
@@ -133,8 +133,8 @@ fn namespaces_that_need_too_much_share_and_the_rest_comes_in_when_one_goes() {
     assert_eq!(left_out(&engine), BTreeMap::new());
     assert_eq!(reason(&engine, ("a", "web"), address(4 * 3_999)), Reason::Rule);
 
-    // What selects no pod of this node costs nothing.
-    engine.apply_all(objects(&policy("b", "list", "other", many(60_000))).into_iter().map(Event::Apply));
+    // A policy that selects no pod on this node costs nothing.
+    engine.apply_all(objects(&policy("b", "list", "other", separate_blocks(60_000))).into_iter().map(Event::Apply));
     assert_eq!(left_out(&engine), BTreeMap::new());
 }
 
@@ -172,15 +172,15 @@ fn a_block_is_left_out_with_its_excepts() {
     }
 }
 
-/// What selectors and ports come to is known only once it is compiled: each pod with these rules has a class of its own, and a
+/// The number of port sets and entries for selectors is known only after compilation: each peer here has a class and a
 /// port set of its own.
 #[test]
-fn a_namespace_whose_ports_multiply_takes_no_room_from_others() {
+fn a_namespace_with_many_port_sets_does_not_use_the_share_of_others() {
     let mut engine = engine(256 << 10);
     let mut yaml = pod("a", "web", "10.0.0.1") + &pod("b", "web", "10.0.0.2") + &pod("c", "web", "10.0.0.3");
     let mut rules = String::new();
     for index in 0..40 {
-        // Peer `index` has all labels up to its number.
+        // Peer `index` has all labels up to `index`.
         let labels: Vec<_> = (0..=index).map(|label| format!("l{label}: x")).collect();
         let _ = write!(
             yaml,
@@ -203,9 +203,9 @@ fn a_namespace_whose_ports_multiply_takes_no_room_from_others() {
     assert!(left["a/many"].entries > 0 && incomplete(&engine, "a", "web"), "{left:?}");
     let ports =
         engine.tables().entries().filter(|entry| matches!(entry, netpol_policy::tables::Change::PutPort { .. }));
-    assert!(ports.count() < 1_000, "the limit holds");
+    assert!(ports.count() < 1_000, "the port sets must stay within the limit");
 
-    // Others have their part.
+    // Other namespaces keep their share.
     let other = |namespace: &str| {
         format!(
             "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: few, namespace: {namespace}}}, spec: \
@@ -217,7 +217,7 @@ fn a_namespace_whose_ports_multiply_takes_no_room_from_others() {
     assert_eq!(reason(&engine, ("b", "web"), [10, 1, 0, 39].into()), Reason::Rule);
     assert!(!incomplete(&engine, "b", "web"));
 
-    // Fewer of these pods: everything is in again.
+    // With fewer peers, nothing is left out.
     for index in 5..40 {
         let key = PodKey::new("a", format!("p{index}"));
         engine.apply(Event::Delete(netpol_policy::model::ObjectKey::Pod(key)));
@@ -226,9 +226,9 @@ fn a_namespace_whose_ports_multiply_takes_no_room_from_others() {
     assert!(!incomplete(&engine, "a", "web"));
 }
 
-/// Policies that come one by one change rule sets in place, which must not take more than there is.
+/// Policies that are added one by one change rule sets in place. This must not exceed the limit.
 #[test]
-fn policies_that_come_one_by_one_take_no_more_than_the_limit() {
+fn policies_added_one_by_one_stay_within_the_limit() {
     const LIMIT: u64 = 64 << 10;
     let mut engine = engine(LIMIT);
     let mut yaml = pod("a", "web", "10.0.0.1") + &pod("b", "web", "10.0.0.2");
@@ -268,7 +268,7 @@ fn policies_that_come_one_by_one_take_no_more_than_the_limit() {
             check(&engine, index < 3);
         }
     }
-    // They change, in place where there is room.
+    // Policies change in place where there is room.
     for index in 0..30 {
         engine.apply_all(objects(&one(index, 78 + 3 * index)).into_iter().map(Event::Apply));
         check(&engine, false);
@@ -287,9 +287,9 @@ fn cases() -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// With any limit: an endpoint that is not marked has the verdicts of the reference, and a marked one allows no more.
+    /// For any limit: a complete endpoint has the verdicts of the reference, and an incomplete one allows no more.
     #[test]
-    fn what_is_left_out_allows_less_and_is_marked(events in vec(event(), 1..16), limit in 0u64..12_000) {
+    fn an_incomplete_endpoint_is_marked_and_never_allows_more(events in vec(event(), 1..16), limit in 0u64..12_000) {
         let probes = probes();
         let mut engine = engine(limit);
         for event in events {
@@ -307,7 +307,7 @@ proptest! {
                 }
             }
         }
-        // The same objects have the same blocks and ports, however they came about.
+        // The same objects have the same cuts, whatever their history is.
         let mut fresh = self::engine(limit);
         fresh.apply(Event::OwnAddresses(engine.world().own_addresses.clone()));
         fresh.apply(Event::Reset(engine.world().objects().collect()));

@@ -184,9 +184,10 @@ impl Engine {
         let world = &self.world;
         let has_service =
             |slice: &EndpointSlice| slice.service_key().is_some_and(|key| world.services.contains_key(&key));
-        let is_backend = |pod: &Pod| pod.addresses.iter().any(|address| !world.frontends_towards(*address).is_empty());
+        let is_backend =
+            |pod: &Pod| pod.addresses.iter().any(|address| !world.frontends_with_backend_at(*address).is_empty());
         let changes = |event: &&Event| match event {
-            Event::Apply(object) if world.holds(object) => false,
+            Event::Apply(object) if world.contains_unchanged(object) => false,
             Event::Apply(Object::Pod(pod)) => world.pods.contains_key(&pod.key) || is_backend(pod),
             Event::Apply(Object::Slice(slice)) => {
                 has_service(slice) || world.slices.get(&slice.key).is_some_and(has_service)
@@ -260,7 +261,7 @@ impl Engine {
     /// Applies an object. An unchanged object takes no change, so a source that lists everything again costs a
     /// comparison only.
     fn put(&mut self, object: Object) -> Vec<Change> {
-        if self.world.holds(&object) {
+        if self.world.contains_unchanged(&object) {
             return Vec::new();
         }
         match object {
@@ -306,7 +307,7 @@ impl Engine {
         };
         let wanted = World::of(objects);
         let mut gone: Vec<_> = self.world.keys().filter(|key| !wanted.contains(key)).collect();
-        let mut new: Vec<_> = wanted.into_objects().filter(|object| !self.world.holds(object)).collect();
+        let mut new: Vec<_> = wanted.into_objects().filter(|object| !self.world.contains_unchanged(object)).collect();
         gone.sort_by_key(|key| std::cmp::Reverse(rank(key)));
         new.sort_by_key(|object| rank(&object.key()));
         let mut changes = Vec::new();

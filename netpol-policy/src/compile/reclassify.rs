@@ -118,7 +118,7 @@ impl Engine {
     }
 
     fn flags(&self, address: IpAddr) -> u16 {
-        if self.world.is_own(address) {
+        if self.world.is_local_address(address) {
             return address_flags::OWN_NODE;
         }
         let flag = |is: bool, flag: u16| if is { flag } else { 0 };

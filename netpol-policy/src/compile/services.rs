@@ -88,7 +88,7 @@ impl Engine {
                 transaction.addresses.insert(address);
             }
             for address in self.addresses_at(frontend.place) {
-                transaction.frontends.extend(self.world.frontends_towards(address));
+                transaction.frontends.extend(self.world.frontends_with_backend_at(address));
             }
         }
         transaction.frontends.extend(old.union(new));
@@ -105,7 +105,7 @@ impl Engine {
     pub(super) fn frontends_into(&self, net: IpNet) -> BTreeSet<Frontend> {
         let backends = self.world.backends_between(net.network(), net.broadcast());
         let by_prefix = backends.filter(|address| self.tables.exact_address(*address).is_none());
-        by_prefix.flat_map(|address| self.world.frontends_towards(address)).collect()
+        by_prefix.flat_map(|address| self.world.frontends_with_backend_at(address)).collect()
     }
 
     /// Finds the new class of all touched frontends and of frontends with touched backends. Writes the allow entries of
@@ -118,7 +118,7 @@ impl Engine {
                 AddressOrPrefix::Address(address) => {
                     entries.insert(address, step.to);
                     if step.from != step.to {
-                        touched.extend(self.world.frontends_towards(address));
+                        touched.extend(self.world.frontends_with_backend_at(address));
                     }
                 }
                 AddressOrPrefix::Prefix(net) => touched.extend(self.frontends_into(net)),
@@ -368,7 +368,7 @@ impl Engine {
                 }
                 // The frontend is added to or removed from all other nodes, which may have other frontends, too.
                 (place @ (Place::AnyNodeV4 | Place::AnyNodeV6), ..) => {
-                    let is_other = |address| Place::any_node(address) == place && !self.world.is_own(address);
+                    let is_other = |address| Place::any_node(address) == place && !self.world.is_local_address(address);
                     if self.world.node_addresses().any(is_other) {
                         narrowed.extend(self.rule_sets.evaluating_services());
                     }

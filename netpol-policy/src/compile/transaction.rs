@@ -69,7 +69,7 @@ impl Engine {
             }
             // A pod of this node may reach itself through a Service (hairpin).
             if was_local || is_local(self) {
-                transaction.frontends.extend(self.world.frontends_towards(address));
+                transaction.frontends.extend(self.world.frontends_with_backend_at(address));
             }
         }
         self.touch_frontends(&mut transaction, &host_ports, &host_ports_of(self));

@@ -1,4 +1,4 @@
-//! The tables in memory: what the kernel's maps should hold, judged by the same code.
+//! The expected content of the BPF maps, in memory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use netpol_common::{
 use super::{Change, EndpointPolicy};
 use crate::model::{Frontend, PodKey};
 
-/// All tables. Changed by [`Tables::apply`] alone.
+/// All tables. Only [`Tables::apply`] changes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     addresses: BTreeMap<IpAddr, AddressEntry>,
@@ -22,18 +22,18 @@ pub struct Tables {
     endpoints: BTreeMap<PodKey, EndpointPolicy>,
 }
 
-/// A change that does not fit the tables: a mistake of whoever made it.
+/// A change that deletes a missing entry. This is a defect of its author.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot apply {0:?}: there is no such entry. This is a defect of netpol; please report it")]
-pub struct NoSuchEntry(pub Box<Change>);
+#[error("cannot apply {0:?}: the entry does not exist. This is a bug in netpol; please report it")]
+pub struct MissingEntry(pub Box<Change>);
 
 impl Tables {
-    /// Makes one change.
+    /// Applies one change.
     ///
     /// # Errors
-    /// Where it deletes what is not there.
-    pub fn apply(&mut self, change: &Change) -> Result<(), NoSuchEntry> {
-        let was_there = match change {
+    /// Fails if the change deletes an entry that does not exist.
+    pub fn apply(&mut self, change: &Change) -> Result<(), MissingEntry> {
+        let existed = match change {
             Change::PutPort { prefix_len, key, entry } => {
                 self.ports.insert((*key, *prefix_len), *entry);
                 true
@@ -66,10 +66,10 @@ impl Tables {
             Change::DeleteEndpoint(pod) => self.endpoints.remove(pod).is_some(),
             Change::Rejudge(_) => true,
         };
-        if was_there { Ok(()) } else { Err(NoSuchEntry(Box::new(change.clone()))) }
+        if existed { Ok(()) } else { Err(MissingEntry(Box::new(change.clone()))) }
     }
 
-    /// Every entry, as the change that puts it.
+    /// Returns every entry as the change that writes it.
     pub fn entries(&self) -> impl Iterator<Item = Change> {
         let ports =
             self.ports.iter().map(|((key, len), entry)| Change::PutPort { prefix_len: *len, key: *key, entry: *entry });
@@ -81,48 +81,48 @@ impl Tables {
         ports.chain(allow).chain(addresses).chain(prefixes).chain(frontends).chain(endpoints)
     }
 
-    /// The policy of a pod's endpoint.
+    /// Returns the policy of a pod's endpoint.
     pub fn endpoint(&self, pod: &PodKey) -> Option<EndpointPolicy> {
         self.endpoints.get(pod).copied()
     }
 
-    /// All endpoints.
+    /// Returns all endpoints.
     pub fn endpoints(&self) -> impl Iterator<Item = (&PodKey, EndpointPolicy)> {
         self.endpoints.iter().map(|(pod, policy)| (pod, *policy))
     }
 
-    /// What is found for an address: its own entry, else the longest prefix's.
+    /// Returns the entry that applies to an address: its own, or else that of the longest prefix.
     pub fn address(&self, address: IpAddr) -> Option<AddressEntry> {
         let by_prefix = || self.prefixes.longest(address).map(|class| AddressEntry { class, flags: 0, endpoint: 0 });
         self.addresses.get(&address).copied().or_else(by_prefix)
     }
 
-    /// The address's own entry.
+    /// Returns the address's own entry.
     pub fn exact_address(&self, address: IpAddr) -> Option<AddressEntry> {
         self.addresses.get(&address).copied()
     }
 
-    /// Addresses with an entry of their own.
+    /// Returns the addresses in a range that have an entry of their own.
     pub fn addresses_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
         self.addresses.range(first..=last).map(|(address, _)| *address)
     }
 
-    /// The class of a Service's port.
+    /// Returns the class of a frontend.
     pub fn frontend(&self, frontend: &Frontend) -> Option<ClassId> {
         self.frontends.get(frontend).copied()
     }
 
-    /// What a rule set allows to a class beyond what it allows to anyone.
+    /// Returns what a rule set allows to a class, if that differs from what any peer is allowed.
     pub fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
         self.allow.get(key).copied()
     }
 
-    /// The longest match for a port.
+    /// Returns the longest match for a port.
     pub fn port(&self, key: &PortKey) -> Option<PortEntry> {
         prefixes_of(*key).find_map(|prefix| self.ports.get(&prefix)).copied()
     }
 
-    /// Whether there is nothing in any table.
+    /// Returns whether all tables are empty.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -164,7 +164,7 @@ impl netpol_common::Tables<[u8; 16]> for Tables {
     }
 }
 
-/// The entries that a lookup of a port may find, as they are kept: key and prefix length, the longest first.
+/// Returns the keys that may match a port: key and prefix length, the longest first.
 pub fn prefixes_of(key: PortKey) -> impl Iterator<Item = (PortKey, u32)> {
     let port = u32::from(u16::from_be_bytes(key.port));
     (0..=u16::BITS).map(move |dropped| {
@@ -174,11 +174,11 @@ pub fn prefixes_of(key: PortKey) -> impl Iterator<Item = (PortKey, u32)> {
     })
 }
 
-/// Classes by longest prefix. Only the prefix lengths that are in use are tried.
+/// Classes by longest prefix. A lookup tries only prefix lengths in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Prefixes {
     by_net: BTreeMap<IpNet, ClassId>,
-    /// How many prefixes there are of each family and length.
+    /// Number of prefixes by family (IPv6 or not) and length.
     lengths: BTreeMap<(bool, u8), usize>,
 }
 

@@ -1,4 +1,4 @@
-//! The desired content of the kernel's maps, and the steps from one content to the next.
+//! The expected content of the BPF maps, and the changes from one content to the next.
 
 mod memory;
 mod verdict;
@@ -8,61 +8,61 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, PortEntry, PortKey, RuleSetId};
 
-pub use memory::{NoSuchEntry, Tables, prefixes_of};
+pub use memory::{MissingEntry, Tables, prefixes_of};
 
 use crate::model::{Frontend, PodKey};
 
-/// What holds for a pod's endpoint; the agent adds its interface.
+/// The compiled policy of a pod's endpoint. The agent adds the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointPolicy {
-    /// What may reach the pod.
+    /// Policy for traffic to the pod.
     pub ingress: DirectionPolicy,
-    /// What the pod may reach.
+    /// Policy for traffic from the pod.
     pub egress: DirectionPolicy,
-    /// Whether parts of its policies are left out for lack of memory: less is allowed than they say.
+    /// Parts of the policies are left out because of the memory limit, so less is allowed than they state.
     pub incomplete: bool,
 }
 
-/// One write. A list of them is applied in order: what is new comes first, endpoints flip to it, what is unused goes
-/// last, so that after every single step each endpoint is judged by the old policy or by the new one.
+/// A change of one map entry. Changes are applied in order: new entries first, then endpoints, then deletions of unused
+/// entries. After each change, every endpoint has the verdicts of either the old or the new policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Write an entry of `PORTS`; `prefix_len` in bits over the whole key.
+    /// Writes an entry of `PORTS`.
     PutPort {
         /// Significant bits of `key`.
         prefix_len: u32,
         /// Set, protocol and port.
         key: PortKey,
-        /// What holds for them.
+        /// The entry.
         entry: PortEntry,
     },
-    /// Remove an entry of `PORTS`.
+    /// Deletes an entry of `PORTS`.
     DeletePort {
         /// Significant bits of `key`.
         prefix_len: u32,
         /// Set, protocol and port.
         key: PortKey,
     },
-    /// Write an entry of `ALLOW`.
+    /// Writes an entry of `ALLOW`.
     PutAllow(AllowKey, AllowEntry),
-    /// Remove an entry of `ALLOW`.
+    /// Deletes an entry of `ALLOW`.
     DeleteAllow(AllowKey),
-    /// Write an entry of `ADDRESSES_V4` or `ADDRESSES_V6`.
+    /// Writes an entry of `ADDRESSES_V4` or `ADDRESSES_V6`.
     PutAddress(IpAddr, AddressEntry),
-    /// Remove an entry of `ADDRESSES_V4` or `ADDRESSES_V6`.
+    /// Deletes an entry of `ADDRESSES_V4` or `ADDRESSES_V6`.
     DeleteAddress(IpAddr),
-    /// Write an entry of `PREFIXES_V4` or `PREFIXES_V6`.
+    /// Writes an entry of `PREFIXES_V4` or `PREFIXES_V6`.
     PutPrefix(IpNet, ClassId),
-    /// Remove an entry of `PREFIXES_V4` or `PREFIXES_V6`.
+    /// Deletes an entry of `PREFIXES_V4` or `PREFIXES_V6`.
     DeletePrefix(IpNet),
-    /// Write an entry of `SERVICES_V4` or `SERVICES_V6`.
+    /// Writes an entry of `SERVICES_V4` or `SERVICES_V6`.
     PutFrontend(Frontend, ClassId),
-    /// Remove an entry of `SERVICES_V4` or `SERVICES_V6`.
+    /// Deletes an entry of `SERVICES_V4` or `SERVICES_V6`.
     DeleteFrontend(Frontend),
-    /// A pod of this node has this policy from now on; its flows are judged again.
+    /// Sets the policy of a pod on this node. Its flows are evaluated anew.
     PutEndpoint(PodKey, EndpointPolicy),
-    /// A pod of this node is gone.
+    /// Deletes the endpoint of a pod on this node.
     DeleteEndpoint(PodKey),
-    /// What these rule sets allow has changed for some address: flows of their endpoints are judged again.
+    /// Makes the flows of endpoints with these rule sets be evaluated anew, because some address is allowed less.
     Rejudge(Vec<RuleSetId>),
 }

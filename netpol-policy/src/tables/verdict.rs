@@ -1,4 +1,4 @@
-//! A packet judged by tables in memory, with the code that the kernel runs.
+//! Evaluates packets on tables in memory, with the same code as the eBPF programs.
 
 use std::net::IpAddr;
 
@@ -7,16 +7,16 @@ use netpol_common::{Attempt, Direction, DirectionPolicy, Endpoint, IfIndex, Judg
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
 
-/// Some interface for the pod, and some other one; only whether they are the same matters.
-const OWN: IfIndex = IfIndex(1);
-const OTHER: u32 = 2;
+/// The pod's interface, and any other one. Only their difference matters.
+const POD_INTERFACE: IfIndex = IfIndex(1);
+const OTHER_INTERFACE: u32 = 2;
 
 impl Tables {
-    /// Judges a packet at a pod that has this policy and these addresses.
-    pub fn judge(&self, policy: EndpointPolicy, own: &[IpAddr], packet: &Packet) -> Judgement {
+    /// Evaluates a packet at a pod with this policy and these addresses.
+    pub fn judge(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Judgement {
         let mut endpoint =
-            Endpoint { ifindex: OWN, ingress: policy.ingress, egress: policy.egress, ..Endpoint::default() };
-        for address in own {
+            Endpoint { ifindex: POD_INTERFACE, ingress: policy.ingress, egress: policy.egress, ..Endpoint::default() };
+        for address in addresses {
             match address {
                 IpAddr::V4(address) => endpoint.address_v4 = address.octets(),
                 IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
@@ -24,8 +24,8 @@ impl Tables {
         }
         let ingress_ifindex = match (packet.from_node, packet.via_own) {
             (true, _) => 0,
-            (false, true) => OWN.0,
-            (false, false) => OTHER,
+            (false, true) => POD_INTERFACE.0,
+            (false, false) => OTHER_INTERFACE,
         };
         match packet.remote {
             IpAddr::V4(remote) => judge(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
@@ -35,7 +35,7 @@ impl Tables {
 }
 
 impl Tables {
-    /// Judges an attempt of any pod that has this policy for what it sends, at somebody else's address.
+    /// Evaluates an egress attempt of any pod with this policy to an address that is not its own.
     pub fn judge_egress(&self, egress: DirectionPolicy, remote: IpAddr, protocol: u8, port: u16) -> Judgement {
         fn to<A>(remote: A, protocol: u8, port: u16) -> Attempt<A> {
             let (direction, port) = (Direction::Egress, port.to_be_bytes());
@@ -44,13 +44,13 @@ impl Tables {
                 remote,
                 protocol,
                 port,
-                ingress_ifindex: OTHER,
+                ingress_ifindex: OTHER_INTERFACE,
                 sender: 0,
                 source: SourceCheck::NONE,
                 behind: false,
             }
         }
-        let endpoint = Endpoint { ifindex: OWN, egress, ..Endpoint::default() };
+        let endpoint = Endpoint { ifindex: POD_INTERFACE, egress, ..Endpoint::default() };
         match remote {
             IpAddr::V4(remote) => judge(self, &endpoint, &to(remote.octets(), protocol, port)),
             IpAddr::V6(remote) => judge(self, &endpoint, &to(remote.octets(), protocol, port)),

@@ -1,4 +1,4 @@
-//! Frontends of this world: which there are, who has them, and who may be behind them.
+//! Frontends of Services and hostPorts, with their owners and backends.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use super::World;
 use super::index::Index;
 use crate::model::{Backend, EndpointSlice, Frontend, Node, Place, Pod, PodKey, Service, ServiceKey, SliceKey};
 
-/// Who has a frontend. Several may have the same one; then the backends of all are behind it.
+/// The owner of a frontend. If there are several, the frontend has the backends of all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// A port of this Service.
@@ -17,12 +17,12 @@ pub enum Owner {
     HostPort(PodKey),
 }
 
-/// What is known of frontends, as far as it is not read from the objects when asked for.
+/// Indexes for frontends. Everything else is read from the objects when needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Frontends {
     owners: Index<Frontend, Owner>,
     slices: Index<ServiceKey, SliceKey>,
-    /// The slices that have an endpoint there.
+    /// The slices that have an endpoint at each address.
     endpoints: Index<IpAddr, SliceKey>,
     nodes: Index<IpAddr, Arc<str>>,
 }
@@ -84,33 +84,35 @@ impl Frontends {
 }
 
 impl World {
-    /// The frontend that a connection to this address and port goes in at; `None`: it goes to the address itself. An own port of
-    /// the address comes before those that every node has. At this node's own addresses there is none: who connects to them is
-    /// judged by where the node sends it.
+    /// Returns the frontend for a connection to this address and port; `None`: the connection goes to the address
+    /// itself.
+    ///
+    /// A frontend of the address comes before frontends of any node. The addresses of the local node have no frontend:
+    /// connections to them are evaluated post-DNAT.
     pub fn frontend_at(&self, address: IpAddr, protocol: u8, port: u16) -> Option<Frontend> {
-        if self.is_own(address) {
+        if self.is_local_address(address) {
             return None;
         }
         let exact = Frontend { place: Place::Address(address), port, protocol };
-        if self.frontends.owners.has(&exact) {
+        if self.frontends.owners.contains(&exact) {
             return Some(exact);
         }
         let any_node = Frontend { place: Place::any_node(address), ..exact };
-        (self.is_node(address) && self.frontends.owners.has(&any_node)).then_some(any_node)
+        (self.is_node(address) && self.frontends.owners.contains(&any_node)).then_some(any_node)
     }
 
-    /// Whether somebody has this frontend.
+    /// Returns whether a frontend has an owner.
     pub fn has_frontend(&self, frontend: &Frontend) -> bool {
-        self.frontends.owners.has(frontend)
+        self.frontends.owners.contains(frontend)
     }
 
-    /// Who has a frontend.
+    /// Returns the owners of a frontend.
     pub fn owners(&self, frontend: &Frontend) -> &[Owner] {
         self.frontends.owners.get(frontend)
     }
 
-    /// Who may be behind a frontend. Of a Service's endpoints: those that are ready, and those that drain, as a node that has no
-    /// other of its own may still choose one of these.
+    /// Returns the possible backends of a frontend. Of a Service's endpoints these are the ready ones and the draining
+    /// ones, because a node without other local endpoints may still select a draining one.
     pub fn backends(&self, frontend: &Frontend) -> BTreeSet<Backend> {
         let mut backends = BTreeSet::new();
         for owner in self.owners(frontend) {
@@ -136,20 +138,20 @@ impl World {
             for slice in self.frontends.slices.get(key).iter().filter_map(|key| self.slices.get(key)) {
                 let targets = slice.ports.iter().filter(|target| target.is_of(port));
                 for target in targets {
-                    let chosen = slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.draining);
-                    let chosen = chosen.filter(|endpoint| endpoint.address.is_ipv4() == frontend.is_ipv4());
-                    backends.extend(chosen.map(|chosen| Backend { address: chosen.address, port: target.port }));
+                    let eligible = slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.draining);
+                    let eligible = eligible.filter(|endpoint| endpoint.address.is_ipv4() == frontend.is_ipv4());
+                    backends.extend(eligible.map(|eligible| Backend { address: eligible.address, port: target.port }));
                 }
             }
         }
     }
 
-    /// The Services that may send a connection here.
+    /// Returns the Services that have this backend.
     pub fn services_behind(&self, backend: Backend, protocol: u8) -> BTreeSet<ServiceKey> {
         self.ports_before(backend, protocol).into_iter().map(|(service, _)| service).collect()
     }
 
-    /// The same with the port, a nodePort among them, at which the connection goes in.
+    /// Returns the Services that have this backend, with each port (or nodePort) that leads to it.
     pub fn ports_before(&self, backend: Backend, protocol: u8) -> BTreeSet<(ServiceKey, u16)> {
         let mut found = BTreeSet::new();
         for slice in self.frontends.endpoints.get(&backend.address).iter().filter_map(|key| self.slices.get(key)) {
@@ -160,18 +162,18 @@ impl World {
                 continue;
             };
             let targets = || slice.ports.iter().filter(|target| target.port == backend.port);
-            let leading = service.frontends().filter(|(frontend, port)| {
+            let frontends = service.frontends().filter(|(frontend, port)| {
                 frontend.protocol == protocol
                     && frontend.is_ipv4() == backend.address.is_ipv4()
                     && targets().any(|target| target.is_of(port))
             });
-            found.extend(leading.map(|(frontend, _)| (service.key.clone(), frontend.port)));
+            found.extend(frontends.map(|(frontend, _)| (service.key.clone(), frontend.port)));
         }
         found
     }
 
-    /// The frontends that may have a backend at this address, and some more.
-    pub fn frontends_towards(&self, address: IpAddr) -> BTreeSet<Frontend> {
+    /// Returns the frontends that may have a backend at this address. The result may contain more.
+    pub fn frontends_with_backend_at(&self, address: IpAddr) -> BTreeSet<Frontend> {
         let slices = self.frontends.endpoints.get(&address).iter().filter_map(|key| self.slices.get(key));
         let services = slices.filter_map(|slice| self.services.get(&slice.service_key()?));
         let of_services = services.flat_map(Service::frontends).map(|(frontend, _)| frontend);
@@ -179,33 +181,33 @@ impl World {
         of_services.chain(of_pods).collect()
     }
 
-    /// Addresses between these where some Service's backend may be.
+    /// Returns the addresses in a range that may be a Service's backend.
     pub fn backends_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
         self.frontends.endpoints.range(first..=last).copied()
     }
 
-    /// Whether somebody has a frontend at this very address.
+    /// Returns whether a frontend exists at exactly this address.
     pub fn is_service(&self, address: IpAddr) -> bool {
         let first = Frontend { place: Place::Address(address), port: 0, protocol: 0 };
         self.frontends.owners.range(first..).next().is_some_and(|next| next.place == first.place)
     }
 
-    /// Whether it is some node's address.
+    /// Returns whether an address belongs to any node.
     pub fn is_node(&self, address: IpAddr) -> bool {
-        self.frontends.nodes.has(&address)
+        self.frontends.nodes.contains(&address)
     }
 
-    /// The addresses of all nodes.
+    /// Returns the addresses of all nodes.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.frontends.nodes.keys().copied()
     }
 
-    /// Whether it is an address of this node.
-    pub fn is_own(&self, address: IpAddr) -> bool {
+    /// Returns whether an address belongs to the local node.
+    pub fn is_local_address(&self, address: IpAddr) -> bool {
         self.own_addresses.binary_search(&address).is_ok()
     }
 
-    /// Live pods that claim an address, whoever of them has it.
+    /// Returns the live pods that claim an address, including those that do not own it.
     pub fn claimants(&self, address: IpAddr) -> impl Iterator<Item = &Pod> {
         self.claims.get(&address).iter().filter_map(|key| self.pods.get(key))
     }

@@ -3,7 +3,7 @@ use crate::manifest;
 use crate::model::ObjectKey;
 use crate::world::Event;
 
-/// A Service of two families with a nodePort and an external address, and the same port of a slice for each family.
+/// A Service of both IP families with a nodePort and an external IP, and two nodes.
 const WEB: &str = "
 apiVersion: v1
 kind: Service
@@ -19,7 +19,7 @@ spec:
 ---
 ";
 
-/// A slice of `shop/SERVICE`: one port `http`, and endpoints with their conditions.
+/// Returns a slice of `shop/SERVICE` with one port and endpoints with these conditions.
 fn slice(name: &str, service: &str, port: &str, endpoints: &[(&str, &str)]) -> String {
     let endpoints: Vec<_> = endpoints
         .iter()
@@ -43,15 +43,15 @@ fn at(world: &World, address: &str, port: u16) -> Option<Frontend> {
     world.frontend_at(address.parse().expect("an address"), 6, port)
 }
 
-/// The backends behind TCP at an address, `address:port` each.
-fn behind(world: &World, address: &str, port: u16) -> Vec<String> {
+/// Returns the TCP backends of an address and port, as `address:port`.
+fn backends_of(world: &World, address: &str, port: u16) -> Vec<String> {
     let frontend = at(world, address, port).expect("a frontend");
     let backends = world.backends(&frontend);
     backends.into_iter().map(|Backend { address, port }| format!("{address}:{port}")).collect()
 }
 
 #[test]
-fn connections_go_in_at_the_services_addresses_and_on_every_other_node() {
+fn frontends_are_at_service_addresses_and_on_every_other_node() {
     let mut world = world(&[WEB]);
     let any = |place| Some(Frontend { place, port: 30080, protocol: 6 });
     for (address, port, expected) in [
@@ -68,15 +68,15 @@ fn connections_go_in_at_the_services_addresses_and_on_every_other_node() {
     }
     assert_eq!(at(&world, "192.168.0.2", 30080), any(Place::AnyNodeV4));
     world.apply(Event::OwnAddresses(vec!["192.168.0.1".parse().unwrap(), "10.96.0.1".parse().unwrap()]));
-    assert_eq!(at(&world, "192.168.0.1", 30080), None, "the node itself sends it on");
-    assert_eq!(at(&world, "10.96.0.1", 80), None, "IPVS gives the node every cluster IP");
+    assert_eq!(at(&world, "192.168.0.1", 30080), None, "local node: evaluated post-DNAT");
+    assert_eq!(at(&world, "10.96.0.1", 80), None, "with IPVS, cluster IPs are addresses of the local node");
     assert_eq!(at(&world, "192.168.0.2", 30080), any(Place::AnyNodeV4));
     world.apply(Event::Delete(ObjectKey::Node("n2".into())));
     assert_eq!(at(&world, "192.168.0.2", 30080), None);
 }
 
 #[test]
-fn a_node_port_is_of_the_services_families() {
+fn a_node_port_has_the_ip_families_of_its_service() {
     let service = |addresses: &str| {
         let text = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, \
                     spec: {ADDRESSES ports: [{port: 80, nodePort: 30080}]}}";
@@ -111,21 +111,21 @@ fn backends_are_the_endpoints_of_all_slices_by_name_protocol_and_family() {
     let v6 = slice("g", "web", "{name: http, port: 8080}", &[("fd00::1", "")]).replace("IPv4", "IPv6");
     let mut world = world(&[WEB, &a, &b, &others, &dns, &wrong, &unnamed, &v6]);
     let v4 = ["10.0.0.1:8080", "10.0.0.1:9090", "10.0.0.2:9090"];
-    assert_eq!(behind(&world, "10.96.0.1", 80), v4);
-    assert_eq!(behind(&world, "198.51.100.1", 80), v4);
-    assert_eq!(behind(&world, "192.168.0.2", 30080), v4);
-    assert_eq!(behind(&world, "fd96::1", 80), ["fd00::1:8080"]);
+    assert_eq!(backends_of(&world, "10.96.0.1", 80), v4);
+    assert_eq!(backends_of(&world, "198.51.100.1", 80), v4);
+    assert_eq!(backends_of(&world, "192.168.0.2", 30080), v4);
+    assert_eq!(backends_of(&world, "fd96::1", 80), ["fd00::1:8080"]);
     world.apply(Event::Delete(ObjectKey::Slice(SliceKey::new("shop", "b"))));
-    assert_eq!(behind(&world, "10.96.0.1", 80), ["10.0.0.1:8080"]);
+    assert_eq!(backends_of(&world, "10.96.0.1", 80), ["10.0.0.1:8080"]);
     let moved = slice("a", "api", "{name: http, port: 8080}", &[("10.0.0.1", "")]);
     for located in manifest::parse(&moved, "moved.yaml").objects {
         world.apply(Event::Apply(located.object));
     }
-    assert_eq!(behind(&world, "10.96.0.1", 80), [""; 0]);
+    assert_eq!(backends_of(&world, "10.96.0.1", 80), [""; 0]);
 }
 
 #[test]
-fn who_is_ready_or_drains_may_be_chosen() {
+fn ready_and_draining_endpoints_are_backends() {
     let endpoints = [
         ("10.0.0.1", ""),
         ("10.0.0.2", "ready: true"),
@@ -134,7 +134,7 @@ fn who_is_ready_or_drains_may_be_chosen() {
         ("10.0.0.5", "ready: false, serving: false, terminating: true"),
     ];
     let world = world(&[WEB, &slice("a", "web", "{name: http, port: 8080}", &endpoints)]);
-    assert_eq!(behind(&world, "10.96.0.1", 80), ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.4:8080"]);
+    assert_eq!(backends_of(&world, "10.96.0.1", 80), ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.4:8080"]);
 }
 
 #[test]
@@ -144,17 +144,17 @@ fn two_services_at_one_address_are_one_frontend_with_the_backends_of_both() {
     let a = slice("a", "web", "{name: http, port: 8080}", &[("10.0.0.1", "")]);
     let b = slice("b", "api", "{port: 9090}", &[("10.0.0.2", "")]);
     let mut world = world(&[WEB, other, &a, &b]);
-    assert_eq!(behind(&world, "198.51.100.1", 80), ["10.0.0.1:8080", "10.0.0.2:9090"]);
+    assert_eq!(backends_of(&world, "198.51.100.1", 80), ["10.0.0.1:8080", "10.0.0.2:9090"]);
     assert_eq!(world.owners(&at(&world, "198.51.100.1", 80).unwrap()).len(), 2);
     world.apply(Event::Delete(ObjectKey::Service(ServiceKey::new("shop", "web"))));
-    assert_eq!(behind(&world, "198.51.100.1", 80), ["10.0.0.2:9090"]);
+    assert_eq!(backends_of(&world, "198.51.100.1", 80), ["10.0.0.2:9090"]);
     world.apply(Event::Delete(ObjectKey::Service(ServiceKey::new("shop", "api"))));
     assert_eq!(at(&world, "198.51.100.1", 80), None);
     assert!(!world.is_service("198.51.100.1".parse().unwrap()));
 }
 
 #[test]
-fn the_services_before_a_backend_are_found() {
+fn services_of_a_backend_are_found() {
     let a = slice("a", "web", "{name: http, port: 8080}", &[("10.0.0.1", ""), ("10.0.0.2", "ready: false")]);
     let world = world(&[WEB, &a]);
     let services = |address: &str, port, protocol| {
@@ -164,21 +164,21 @@ fn the_services_before_a_backend_are_found() {
     assert_eq!(services("10.0.0.1", 8080, 6), ["shop/web"]);
     assert_eq!(services("10.0.0.1", 80, 6), [""; 0]);
     assert_eq!(services("10.0.0.1", 8080, 17), [""; 0]);
-    assert_eq!(services("10.0.0.2", 8080, 6), [""; 0], "nobody is sent to it");
+    assert_eq!(services("10.0.0.2", 8080, 6), [""; 0], "not ready");
 }
 
 #[test]
-fn a_host_port_is_at_its_nodes_addresses_and_leads_to_its_pod() {
+fn a_host_port_is_at_its_node_addresses_and_has_its_pod_as_backend() {
     let pod = "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}, \
                spec: {containers: [{name: c, ports: [{containerPort: 8080, hostPort: 8000}]}]}, \
                status: {phase: PHASE, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}], hostIPs: [{ip: 192.168.0.2}, {ip: 'fd01::2'}]}}";
     let mut world = world(&[WEB, &pod.replace("PHASE", "Running")]);
-    assert_eq!(behind(&world, "192.168.0.2", 8000), ["10.0.0.1:8080"]);
-    assert_eq!(behind(&world, "fd01::2", 8000), ["fd00::1:8080"]);
+    assert_eq!(backends_of(&world, "192.168.0.2", 8000), ["10.0.0.1:8080"]);
+    assert_eq!(backends_of(&world, "fd01::2", 8000), ["fd00::1:8080"]);
     assert_eq!(at(&world, "192.168.0.1", 8000), None, "another node");
     assert_eq!(at(&world, "192.168.0.2", 8080), None);
     for located in manifest::parse(&pod.replace("PHASE", "Succeeded"), "pod.yaml").objects {
         world.apply(Event::Apply(located.object));
     }
-    assert_eq!(at(&world, "192.168.0.2", 8000), None, "its address may be another pod's");
+    assert_eq!(at(&world, "192.168.0.2", 8000), None, "the address may belong to another pod now");
 }
