@@ -208,13 +208,13 @@ impl Reader {
         };
         let generated = metadata.get("generateName").is_some_and(|prefix| !prefix.is_null());
         let name = metadata.get("name").and_then(Value::as_str).filter(|_| !generated);
-        if let Some(message) = name.and_then(|name| names::refused_name(kind, name)) {
+        if let Some(message) = name.and_then(|name| names::name_error(kind, name)) {
             refuse(&root.key("name"), message);
         }
         let Some(Value::Object(labels)) = metadata.get("labels") else { return };
         for (key, value) in labels {
             let value = value.as_str().unwrap_or_default();
-            if let Some(message) = names::refused_label_key(key).or_else(|| names::refused_label_value(value)) {
+            if let Some(message) = names::label_key_error(key).or_else(|| names::label_value_error(value)) {
                 refuse(&root.key("labels").key(key), message);
             }
         }

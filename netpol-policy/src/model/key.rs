@@ -1,9 +1,9 @@
-//! Identities of objects.
+//! Keys of objects.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A namespace's name. Shared, as thousands of pods name the same one.
+/// The name of a namespace. Shared, because thousands of pods have the same one.
 pub type NamespaceName = Arc<str>;
 
 macro_rules! namespaced_key {
@@ -18,13 +18,13 @@ macro_rules! namespaced_key {
         }
 
         impl $name {
-            /// The key of `namespace/name`.
+            /// Creates a key.
             pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
                 Self { namespace: namespace.into(), name: name.into() }
             }
         }
 
-        /// `namespace/name`.
+        /// Writes `namespace/name`.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, "{}/{}", self.namespace, self.name)
@@ -34,23 +34,23 @@ macro_rules! namespaced_key {
 }
 
 namespaced_key! {
-    /// Names a pod.
+    /// Key of a pod.
     PodKey
 }
 namespaced_key! {
-    /// Names a network policy.
+    /// Key of a network policy.
     PolicyKey
 }
 namespaced_key! {
-    /// Names a Service.
+    /// Key of a Service.
     ServiceKey
 }
 namespaced_key! {
-    /// Names an `EndpointSlice`.
+    /// Key of an `EndpointSlice`.
     SliceKey
 }
 
-/// Names any object.
+/// Key of any object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectKey {
     /// A namespace.
@@ -67,7 +67,7 @@ pub enum ObjectKey {
     Slice(SliceKey),
 }
 
-/// `Kind namespace/name`.
+/// Writes `Kind namespace/name`.
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,50 +2,50 @@
 
 use std::sync::Arc;
 
-/// Labels of an object, each name once. Shared and compact: a cluster has a hundred thousand pods, and each set of labels is
-/// held by the object and by what selects it.
+/// Labels of an object, with unique names. Shared and compact: a cluster may have a hundred thousand pods, and both the
+/// object and its identity keep the labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Labels {
-    /// None.
+    /// Creates an empty set of labels.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The value of a label.
+    /// Returns the value of a label.
     pub fn get(&self, name: &str) -> Option<&Arc<str>> {
         let index = self.0.binary_search_by(|(key, _)| (**key).cmp(name)).ok()?;
         Some(&self.0[index].1)
     }
 
-    /// Whether there is a label of this name.
+    /// Returns whether a label with this name exists.
     pub fn contains_key(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no labels.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Names and values, by name.
+    /// Returns names and values, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
         self.0.iter().map(|(name, value)| (name, value))
     }
 
-    /// With a label more, or another value of one.
+    /// Returns the labels with one label added or replaced.
     #[must_use]
     pub fn with(&self, name: Arc<str>, value: Arc<str>) -> Self {
         self.0.iter().cloned().chain([(name, value)]).collect()
     }
 }
 
-/// Where a name comes twice, its last value counts.
+/// Collects labels. The last value of a duplicate name counts.
 impl FromIterator<(Arc<str>, Arc<str>)> for Labels {
     fn from_iter<I: IntoIterator<Item = (Arc<str>, Arc<str>)>>(labels: I) -> Self {
         let mut labels: Vec<_> = labels.into_iter().collect();
-        // Stable, so that of equal names the last one stays last.
+        // The sort is stable, so that the last of equal names stays last.
         labels.sort_by(|(one, _), (other, _)| one.cmp(other));
         labels.reverse();
         labels.dedup_by(|(one, _), (other, _)| one == other);
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_value_of_a_name_counts() {
+    fn the_last_value_of_a_duplicate_name_counts() {
         let labels =
             Labels::from([("b", "1"), ("a", "2"), ("b", "3")].map(|(name, value)| (name.into(), value.into())));
         let listed: Vec<_> = labels.iter().map(|(name, value)| (&**name, &**value)).collect();

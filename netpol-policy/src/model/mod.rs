@@ -1,5 +1,5 @@
-//! What netpol needs of Kubernetes' objects, parsed once. What could not be understood stands beside it as
-//! [`Problem`]s; it matches nothing and opens nothing.
+//! The parts of Kubernetes objects that netpol uses, parsed once. Invalid or unsupported parts become [`Problem`]s.
+//! They match nothing and allow nothing.
 
 mod key;
 mod labels;
@@ -23,7 +23,7 @@ pub use service::{
     Backend, EndpointSlice, Frontend, Place, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort, Unassigned,
 };
 
-/// Any object the World holds.
+/// Any object of the cluster state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
     /// A namespace.
@@ -41,7 +41,7 @@ pub enum Object {
 }
 
 impl Object {
-    /// The object's identity.
+    /// Returns the object's key.
     pub fn key(&self) -> ObjectKey {
         match self {
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),

@@ -1,15 +1,15 @@
-//! What the API server accepts as a name, a label key and a label value.
+//! Validates names, label keys and label values as the API server does.
 //!
 //! Source: <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/> and
 //! <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set>.
 
-/// The longest DNS label, and the longest name and value of a label, in bytes.
+/// Maximum length of a DNS label, and of the name and value of a label, in bytes.
 const LABEL: usize = 63;
-/// The longest DNS subdomain, in bytes.
+/// Maximum length of a DNS subdomain, in bytes.
 const SUBDOMAIN: usize = 253;
 
-/// Why the API server refuses an object of this kind and name.
-pub(crate) fn refused_name(kind: &str, name: &str) -> Option<String> {
+/// Returns why the API server rejects a name for this kind of object.
+pub(crate) fn name_error(kind: &str, name: &str) -> Option<String> {
     match kind {
         "Namespace" | "Service" if name.len() > LABEL => Some(too_long(name, LABEL)),
         "Namespace" | "Service" if !is_dns_label(name) => Some(format!(
@@ -23,8 +23,8 @@ pub(crate) fn refused_name(kind: &str, name: &str) -> Option<String> {
     }
 }
 
-/// Why the API server refuses a label key.
-pub(crate) fn refused_label_key(key: &str) -> Option<String> {
+/// Returns why the API server rejects a label key.
+pub(crate) fn label_key_error(key: &str) -> Option<String> {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
     if let Some(prefix) = prefix
         && (prefix.len() > SUBDOMAIN || !prefix.split('.').all(is_dns_label))
@@ -34,15 +34,15 @@ pub(crate) fn refused_label_key(key: &str) -> Option<String> {
     if name.is_empty() {
         return Some(format!("label key `{key}` has no name"));
     }
-    refused_part(name).map(|message| format!("label key {message}"))
+    part_error(name).map(|message| format!("label key {message}"))
 }
 
-/// Why the API server refuses a label value.
-pub(crate) fn refused_label_value(value: &str) -> Option<String> {
-    if value.is_empty() { None } else { refused_part(value).map(|message| format!("label value {message}")) }
+/// Returns why the API server rejects a label value.
+pub(crate) fn label_value_error(value: &str) -> Option<String> {
+    if value.is_empty() { None } else { part_error(value).map(|message| format!("label value {message}")) }
 }
 
-fn refused_part(text: &str) -> Option<String> {
+fn part_error(text: &str) -> Option<String> {
     if text.len() > LABEL {
         return Some(too_long(text, LABEL));
     }
@@ -61,8 +61,8 @@ fn is_dns_label(text: &str) -> bool {
     !text.is_empty() && text.len() <= LABEL && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
-fn too_long(text: &str, most: usize) -> String {
-    format!("`{text}` is {} characters long; {most} are allowed", text.len())
+fn too_long(text: &str, limit: usize) -> String {
+    format!("`{text}` is {} characters long; at most {limit} are allowed", text.len())
 }
 
 #[cfg(test)]
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_the_api() {
+    fn names_are_validated_as_by_the_api_server() {
         let long = "a".repeat(64);
         for (kind, name, valid) in [
             ("Pod", "web-0", true),
@@ -83,12 +83,12 @@ mod tests {
             ("NetworkPolicy", &long[..63], true),
             ("NetworkPolicy", &"a.".repeat(130), false),
         ] {
-            assert_eq!(refused_name(kind, name).is_none(), valid, "{kind} {name}");
+            assert_eq!(name_error(kind, name).is_none(), valid, "{kind} {name}");
         }
     }
 
     #[test]
-    fn labels_follow_the_api() {
+    fn labels_are_validated_as_by_the_api_server() {
         let long = "a".repeat(64);
         for (key, valid) in [
             ("app", true),
@@ -102,12 +102,12 @@ mod tests {
             ("", false),
             (&long, false),
         ] {
-            assert_eq!(refused_label_key(key).is_none(), valid, "{key}");
+            assert_eq!(label_key_error(key).is_none(), valid, "{key}");
         }
         for (value, valid) in
             [("", true), ("web", true), ("a b", false), ("-web", false), ("v1.2_3", true), (&long, false)]
         {
-            assert_eq!(refused_label_value(value).is_none(), valid, "{value}");
+            assert_eq!(label_value_error(value).is_none(), valid, "{value}");
         }
     }
 }

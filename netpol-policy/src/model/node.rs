@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A node, as the API server tells of it. The agent learns its own node's further addresses (bridge gateways, …) from
-/// the kernel.
+/// A node as the API server reports it. The agent reads further addresses of the local node, such as those of bridges,
+/// from the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// `metadata.name`.

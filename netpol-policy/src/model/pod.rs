@@ -13,49 +13,49 @@ pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 pub struct Namespace {
     /// `metadata.name`.
     pub name: NamespaceName,
-    /// Its labels; `kubernetes.io/metadata.name` is always among them.
+    /// Labels, always with `kubernetes.io/metadata.name`.
     pub labels: Labels,
 }
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pod {
-    /// Its namespace and name.
+    /// Namespace and name.
     pub key: PodKey,
     /// `spec.nodeName`, once scheduled.
     pub node: Option<Arc<str>>,
-    /// `spec.hostNetwork`: its addresses are the node's, and it is neither subject nor selectable peer.
+    /// `spec.hostNetwork`: the pod has the node's addresses. No policy and no peer selects it.
     pub host_network: bool,
-    /// Succeeded or Failed: its addresses may be another pod's by now, and it selects nothing.
+    /// Phase Succeeded or Failed: no peer selects the pod, and its addresses may belong to another pod.
     pub finished: bool,
-    /// It has a `metadata.deletionTimestamp`.
+    /// Whether `metadata.deletionTimestamp` is set.
     pub deleting: bool,
-    /// `metadata.creationTimestamp` in seconds since 1970; orders pods that claim the same address.
+    /// `metadata.creationTimestamp` in seconds since 1970. Decides between pods that claim the same address.
     pub created: i64,
-    /// Its labels.
+    /// Labels.
     pub labels: Labels,
     /// `status.podIPs` (or `status.podIP`): at most one per family.
     pub addresses: Vec<IpAddr>,
-    /// The named ports of its containers and of its sidecars (init containers with `restartPolicy: Always`).
+    /// Named ports of containers and sidecars (init containers with `restartPolicy: Always`).
     pub ports: Vec<NamedPort>,
-    /// What its node hands on to it. Boxed, as few pods have any.
+    /// hostPorts. Boxed, because few pods have any.
     pub host_ports: Option<Box<HostPorts>>,
 }
 
 impl Pod {
-    /// Whether policies can select it and peers can name it: alive, with a network of its own.
+    /// Returns whether policies and peers can select the pod: it is not finished and has its own network namespace.
     pub fn participates(&self) -> bool {
         !self.host_network && !self.finished
     }
 
-    /// Where connections to its hostPorts go in, and the port of the pod that each leads to.
+    /// Returns the frontends of the pod's hostPorts, each with the container port.
     pub fn host_frontends(&self) -> impl Iterator<Item = (Frontend, u16)> {
-        let host = self.host_ports.iter().filter(|_| self.participates());
-        host.flat_map(|host| host.ports.iter().flat_map(|port| port.frontends(&host.addresses)))
+        let host_ports = self.host_ports.iter().filter(|_| self.participates());
+        host_ports.flat_map(|host_ports| host_ports.ports.iter().flat_map(|port| port.frontends(&host_ports.addresses)))
     }
 }
 
-/// The hostPorts of a pod that has a network of its own, and its node's addresses.
+/// The hostPorts of a pod with its own network namespace, and its node's addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPorts {
     /// `status.hostIPs` (or `status.hostIP`).
@@ -67,7 +67,8 @@ pub struct HostPorts {
 /// A port of the node that leads to a port of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
-    /// `hostIP`: the one address that has it, or, unspecified, all of its family. Absent, all of the node's.
+    /// `hostIP`: the address of the frontend. Unspecified: all node addresses of its family. Absent: all node
+    /// addresses.
     pub address: Option<IpAddr>,
     /// The protocol.
     pub protocol: Protocol,
@@ -79,12 +80,12 @@ pub struct HostPort {
 
 impl HostPort {
     fn frontends(self, node: &[IpAddr]) -> impl Iterator<Item = (Frontend, u16)> {
-        let of_node = move |address: &IpAddr| match self.address {
+        let is_included = move |address: &IpAddr| match self.address {
             None => true,
-            Some(own) => own.is_unspecified() && own.is_ipv4() == address.is_ipv4(),
+            Some(host_ip) => host_ip.is_unspecified() && host_ip.is_ipv4() == address.is_ipv4(),
         };
-        let own = self.address.filter(|own| !own.is_unspecified());
-        let addresses = node.iter().copied().filter(of_node).chain(own);
+        let host_ip = self.address.filter(|host_ip| !host_ip.is_unspecified());
+        let addresses = node.iter().copied().filter(is_included).chain(host_ip);
         let (port, protocol) = (self.port, self.protocol.number());
         addresses.map(move |address| (Frontend { place: Place::Address(address), port, protocol }, self.container_port))
     }
@@ -93,10 +94,10 @@ impl HostPort {
 /// A container port with a name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamedPort {
-    /// The name.
+    /// Name.
     pub name: Arc<str>,
-    /// The protocol it is for.
+    /// Protocol.
     pub protocol: Protocol,
-    /// The number.
+    /// Port number.
     pub port: u16,
 }

@@ -1,4 +1,4 @@
-//! Network policies, understood once.
+//! Network policies, parsed once.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use super::{PolicyKey, Problem, Selector};
 /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/>.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {
-    /// Its namespace and name.
+    /// Namespace and name.
     pub key: PolicyKey,
-    /// The pods of its namespace that it selects.
+    /// The pods of the namespace that the policy selects.
     pub pods: Selector,
-    /// The ingress rules, where it isolates for ingress.
+    /// Ingress rules; `None`: the policy does not isolate for ingress.
     pub ingress: Option<Vec<Rule>>,
-    /// The egress rules, where it isolates for egress.
+    /// Egress rules; `None`: the policy does not isolate for egress.
     pub egress: Option<Vec<Rule>>,
-    /// What was not understood. It matches nothing; the policy isolates all the same.
+    /// Invalid parts. They match nothing, but the policy still isolates.
     pub problems: Vec<Problem>,
 }
 
-/// One item of `ingress` or `egress`: a peer and a port must both match. It keeps its index, so that rules are named as
-/// people count them, also where parts of it were not understood.
+/// An item of `ingress` or `egress`: a peer and a port must both match. Rules keep the index of their item, even if
+/// other items are invalid, so that reports show the index in the manifest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// `from` or `to`.
@@ -33,23 +33,23 @@ pub struct Rule {
     pub ports: Ports,
 }
 
-/// Whom a rule is about.
+/// The peers of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peers {
-    /// `from`/`to` absent or empty: anyone, outside the cluster included.
+    /// `from`/`to` absent or empty: any address, inside or outside the cluster.
     Any,
-    /// Any of these. Empty where none was understood: nobody.
+    /// Any of these. Empty if all are invalid: no address.
     Of(Vec<Peer>),
 }
 
-/// One peer.
+/// A peer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
-    /// Pods by labels.
+    /// Pods selected by labels.
     Pods {
-        /// Namespaces by labels; `None`: the policy's own.
+        /// Namespace selector; `None`: the policy's own namespace.
         namespaces: Option<Selector>,
-        /// Pods by labels; an absent `podSelector` is the empty selector.
+        /// Pod selector. An absent `podSelector` is the empty selector.
         pods: Selector,
     },
     /// Addresses.
@@ -61,47 +61,47 @@ pub enum Peer {
 pub struct IpBlock {
     /// The block.
     pub cidr: IpNet,
-    /// What is cut out of it, sorted; subtracts from this block only.
+    /// `except`, sorted; subtracts from this block only.
     pub except: Vec<IpNet>,
 }
 
 impl IpBlock {
-    /// Whether it covers an address.
+    /// Returns whether the block contains an address and does not except it.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.cidr.contains(&address) && !self.except.iter().any(|hole| hole.contains(&address))
     }
 }
 
-/// To which ports a rule applies.
+/// The ports of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ports {
     /// `ports` absent or empty: every IP protocol and port.
     Any,
-    /// Any of these. Empty where none was understood: none.
+    /// Any of these. Empty if all are invalid: no port.
     Of(Vec<PortMatch>),
 }
 
-/// One item of `ports`.
+/// An item of `ports`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortMatch {
-    /// The protocol; absent is TCP.
+    /// Protocol; TCP if absent.
     pub protocol: Protocol,
-    /// The ports of it.
+    /// Ports of the protocol.
     pub port: PortRange,
 }
 
 /// Ports of one protocol.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PortRange {
-    /// `port` absent: all of the protocol's.
+    /// `port` absent: all ports of the protocol.
     All,
-    /// `port` to `endPort`, both included; a single port is a range of one.
+    /// From `port` to `endPort`, both included. A single port is a range of one.
     Range(u16, u16),
-    /// A name, resolved on the destination pod.
+    /// A port name, resolved on the destination pod.
     Named(Arc<str>),
 }
 
-/// A protocol that policies can name.
+/// A protocol that policies support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// `TCP`.
@@ -113,20 +113,20 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// All of them.
+    /// All protocols.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
-    /// The protocol that Kubernetes spells so.
+    /// Returns the protocol with this name in Kubernetes.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|protocol| protocol.name() == name)
     }
 
-    /// The protocol with this IP protocol number.
+    /// Returns the protocol with this IP protocol number.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|protocol| protocol.number() == number)
     }
 
-    /// The IP protocol number.
+    /// Returns the IP protocol number.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => netpol_common::protocol::TCP,
@@ -135,7 +135,7 @@ impl Protocol {
         }
     }
 
-    /// As Kubernetes spells it.
+    /// Returns the name in Kubernetes.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",

@@ -1,4 +1,4 @@
-//! What could not be understood, for people.
+//! Diagnostics: invalid or unsupported parts of objects.
 
 use std::fmt;
 
@@ -6,36 +6,36 @@ use serde::Serialize;
 
 use crate::text::Safe;
 
-/// Something about an object that was not understood or is likely not meant so.
+/// An invalid, unsupported or suspicious part of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// How bad it is.
+    /// Severity.
     pub severity: Severity,
     /// Path of the field, such as `spec.ingress[0].from[1].ipBlock.cidr`.
     pub field: String,
-    /// What is wrong with it, and what to write instead.
+    /// What is wrong and how to fix it.
     pub message: String,
 }
 
-/// `field: message`.
+/// Writes `field: message`, escaped.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", Safe(&self.field), Safe(&self.message))
     }
 }
 
-/// How bad a [`Problem`] is.
+/// Severity of a [`Problem`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Understood, but unusual: host bits in a CIDR, for one.
+    /// Valid but unusual, such as host bits in a CIDR.
     Warning,
-    /// Not understood; it matches nothing.
+    /// Invalid or unsupported; the part matches nothing.
     Error,
 }
 
 impl Severity {
-    /// `warning` or `error`.
+    /// Returns `warning` or `error`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Warning => "warning",

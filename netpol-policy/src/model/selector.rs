@@ -4,32 +4,32 @@ use std::sync::Arc;
 
 use super::Labels;
 
-/// A label selector: all requirements must hold; none selects everything. `matchLabels` are `In` with one value.
-/// Sorted and without duplicates, so that equal selectors compare equal.
+/// A label selector: all requirements must hold; without requirements it selects everything. `matchLabels` are `In`
+/// requirements with one value. Requirements are sorted and unique, so that equal selectors compare equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
-    /// What must hold.
+    /// Requirements.
     pub requirements: Vec<Requirement>,
-    /// Some requirement was not understood: selects nothing as a peer. As a policy's subject the agent says so and
-    /// treats it as selecting every pod of the namespace, which isolates rather than opens.
+    /// A requirement is invalid. As a peer, the selector matches nothing. As the `podSelector` of a policy, it selects
+    /// every pod of the namespace, so that these pods are isolated. Both are reported.
     pub invalid: bool,
 }
 
-/// One requirement of a selector.
+/// A requirement of a selector.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Requirement {
-    /// The label is there and has one of these values (sorted).
+    /// The label exists and has one of these values (sorted).
     In(Arc<str>, Vec<Arc<str>>),
     /// The label is absent or has none of these values (sorted).
     NotIn(Arc<str>, Vec<Arc<str>>),
-    /// The label is there.
+    /// The label exists.
     Exists(Arc<str>),
     /// The label is absent.
     DoesNotExist(Arc<str>),
 }
 
 impl Requirement {
-    /// Whether `labels` meet it.
+    /// Returns whether `labels` meet the requirement.
     pub fn holds(&self, labels: &Labels) -> bool {
         match self {
             Self::In(key, values) => labels.get(key).is_some_and(|value| values.binary_search(value).is_ok()),
@@ -41,18 +41,18 @@ impl Requirement {
 }
 
 impl Selector {
-    /// Selects everything.
+    /// Creates a selector that selects everything.
     pub fn everything() -> Self {
         Self::default()
     }
 
-    /// Whether it selects an object with these labels, as a peer: an invalid selector selects nothing.
+    /// Returns whether the selector matches these labels as a peer. An invalid selector matches nothing.
     pub fn matches(&self, labels: &Labels) -> bool {
         !self.invalid && self.requirements.iter().all(|requirement| requirement.holds(labels))
     }
 
-    /// Whether a policy with this selector isolates a pod with these labels: an invalid selector isolates every pod of
-    /// its namespace, so that a policy that is not understood never opens anything.
+    /// Returns whether a policy with this selector isolates a pod with these labels. An invalid selector isolates every
+    /// pod of the namespace, so that an invalid policy never allows anything.
     pub fn isolates(&self, labels: &Labels) -> bool {
         self.invalid || self.requirements.iter().all(|requirement| requirement.holds(labels))
     }

@@ -1,4 +1,4 @@
-//! Services, the slices that name their backends, and frontends: where connections to them go in.
+//! Services, `EndpointSlices` with their backends, and frontends.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,25 +7,25 @@ use netpol_common::{FrontendKey, frontend_scope};
 
 use super::{Labels, Protocol, ServiceKey, SliceKey};
 
-/// A Service. What only says how kube-proxy chooses among backends (session affinity, traffic policies) is left out: a connection
-/// is judged by the backend it goes to.
+/// A Service. Session affinity, traffic policies and topology are left out: they only affect which backend kube-proxy
+/// selects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
-    /// Its namespace and name.
+    /// Namespace and name.
     pub key: ServiceKey,
-    /// Cluster IPs, `externalIPs` and the addresses of its load balancer that kube-proxy translates (`ipMode` is not `Proxy`); sorted, each
-    /// once. None where it is headless or a name.
+    /// Cluster IPs, `externalIPs` and load balancer addresses that kube-proxy translates (`ipMode` is not `Proxy`);
+    /// sorted and unique. Empty for headless Services and `ExternalName`.
     pub addresses: Vec<IpAddr>,
-    /// Its ports.
+    /// Ports.
     pub ports: Vec<ServicePort>,
-    /// `spec.selector`, by which its backends are found where there are no slices of it. Empty: somebody else writes the slices. Objects
-    /// of an API server come without, as it has the slices.
+    /// `spec.selector`, which finds the backends if the Service has no slices. Empty if another component writes the
+    /// slices. Empty also for objects from an API server, which has the slices.
     pub selector: Labels,
-    /// It has no cluster IP yet, and will be assigned one: as in files that were never in a cluster.
+    /// Set if the Service has no cluster IP yet but will get one, as in manifests that were never applied.
     pub unassigned: Option<Unassigned>,
 }
 
-/// The address families of the cluster IPs that a Service asks for; neither: the cluster's first.
+/// The address families of cluster IPs that a Service requests; if none, the cluster's default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Unassigned {
     /// IPv4.
@@ -35,7 +35,7 @@ pub struct Unassigned {
 }
 
 impl Service {
-    /// Where connections to it go in, and to which of its ports. A nodePort is at nodes' addresses of the families that the
+    /// Returns the frontends with their ports. A nodePort has frontends at nodes' addresses of the families that the
     /// Service has addresses of.
     pub fn frontends(&self) -> impl Iterator<Item = (Frontend, &ServicePort)> {
         let has = |is_ipv4: bool| self.addresses.iter().any(|address| address.is_ipv4() == is_ipv4);
@@ -44,7 +44,7 @@ impl Service {
             let frontend =
                 move |place, number| (Frontend { place, port: number, protocol: port.protocol.number() }, port);
             let addresses = self.addresses.iter().map(move |address| frontend(Place::Address(*address), port.port));
-            let nodes = any_node.into_iter().filter(|(_, there)| *there);
+            let nodes = any_node.into_iter().filter(|(_, has_family)| *has_family);
             addresses.chain(nodes.filter_map(move |(place, _)| Some(frontend(place, port.node_port?))))
         })
     }
@@ -53,61 +53,61 @@ impl Service {
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServicePort {
-    /// Its name, by which slices name it too; empty where it has none.
+    /// Name, which slices also use; empty if the port has none.
     pub name: Arc<str>,
     /// The protocol.
     pub protocol: Protocol,
-    /// At the Service's addresses.
+    /// Port at the Service's addresses.
     pub port: u16,
-    /// At every node's addresses.
+    /// Port at all nodes' addresses.
     pub node_port: Option<u16>,
-    /// `targetPort`: the port of the pods that its selector selects.
+    /// `targetPort`: the port of the selected pods.
     pub target: TargetPort,
 }
 
-/// A port of the pods that a Service selects.
+/// The target port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TargetPort {
-    /// This one.
+    /// A port number.
     Number(u16),
-    /// The one that each pod has by this name and the port's protocol.
+    /// A port name, resolved on each pod for the port's protocol.
     Name(Arc<str>),
 }
 
-/// Some of a Service's backends.
+/// Some backends of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointSlice {
-    /// Its namespace and name.
+    /// Namespace and name.
     pub key: SliceKey,
-    /// The Service of the same namespace: label `kubernetes.io/service-name`.
+    /// Name of the Service in the same namespace, from the label `kubernetes.io/service-name`.
     pub service: Option<Arc<str>>,
-    /// The ports of each of its endpoints.
+    /// Ports of each endpoint.
     pub ports: Vec<SlicePort>,
-    /// Where they are.
+    /// Endpoints.
     pub endpoints: Vec<SliceEndpoint>,
 }
 
 impl EndpointSlice {
-    /// The Service whose backends these are.
+    /// Returns the key of the Service that the slice belongs to.
     pub fn service_key(&self) -> Option<ServiceKey> {
         Some(ServiceKey { namespace: self.key.namespace.clone(), name: self.service.clone()? })
     }
 }
 
-/// A port of a slice's endpoints.
+/// A port of the endpoints in a slice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlicePort {
-    /// The name of the Service's port; empty where it has none.
+    /// Name of the Service's port; empty if it has none.
     pub name: Arc<str>,
     /// The protocol.
     pub protocol: Protocol,
-    /// The target port.
+    /// Target port.
     pub port: u16,
 }
 
 impl SlicePort {
-    /// Whether it is the target of a Service's port.
-    pub fn is_of(&self, port: &ServicePort) -> bool {
+    /// Returns whether this is the target of a Service's port.
+    pub fn is_target_of(&self, port: &ServicePort) -> bool {
         self.name == port.name && self.protocol == port.protocol
     }
 }
@@ -115,21 +115,22 @@ impl SlicePort {
 /// An endpoint in a slice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SliceEndpoint {
-    /// Its address.
+    /// Address.
     pub address: IpAddr,
-    /// Takes new connections: `conditions.ready`, absent is true. `publishNotReadyAddresses` has the slice's writer say so of all.
+    /// Accepts new connections: `conditions.ready`, true if absent. With `publishNotReadyAddresses` the slice has it
+    /// true for all.
     pub ready: bool,
-    /// Terminates, but still answers: `conditions.terminating` and `conditions.serving`, absent is true. Chosen where no other can
-    /// be.
+    /// Terminating but still serving: `conditions.terminating` and `conditions.serving` (true if absent). Selected only
+    /// if no endpoint is ready.
     pub draining: bool,
 }
 
-/// Where connections to a Service, or to a hostPort, go in.
+/// The destination of connections to a Service or a hostPort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
-    /// The address.
+    /// Address.
     pub place: Place,
-    /// The port there.
+    /// Port.
     pub port: u16,
     /// IP protocol number.
     pub protocol: u8,
@@ -138,23 +139,23 @@ pub struct Frontend {
 /// The address of a [`Frontend`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
-    /// This one.
+    /// A single address.
     Address(IpAddr),
-    /// Every node's of IPv4.
+    /// All IPv4 addresses of nodes.
     AnyNodeV4,
-    /// Every node's of IPv6.
+    /// All IPv6 addresses of nodes.
     AnyNodeV6,
 }
 
 impl Place {
-    /// Every node's address of this one's family.
-    pub const fn any_node(like: IpAddr) -> Self {
-        if like.is_ipv4() { Self::AnyNodeV4 } else { Self::AnyNodeV6 }
+    /// Returns the variant for all nodes' addresses of the same family.
+    pub const fn any_node(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::AnyNodeV4 } else { Self::AnyNodeV6 }
     }
 }
 
 impl Frontend {
-    /// Whether connections go in there by IPv4.
+    /// Returns whether the frontend is IPv4.
     pub const fn is_ipv4(&self) -> bool {
         match self.place {
             Place::Address(address) => address.is_ipv4(),
@@ -163,7 +164,7 @@ impl Frontend {
         }
     }
 
-    /// As the key of `SERVICES_V4`; `None` for IPv6.
+    /// Returns the key in `SERVICES_V4`; `None` for IPv6.
     pub fn v4_key(&self) -> Option<FrontendKey<[u8; 4]>> {
         let (address, scope) = match self.place {
             Place::Address(IpAddr::V4(address)) => (address.octets(), frontend_scope::ADDRESS),
@@ -173,7 +174,7 @@ impl Frontend {
         Some(FrontendKey { address, port: self.port.to_be_bytes(), protocol: self.protocol, scope })
     }
 
-    /// As the key of `SERVICES_V6`; `None` for IPv4.
+    /// Returns the key in `SERVICES_V6`; `None` for IPv4.
     pub fn v6_key(&self) -> Option<FrontendKey<[u8; 16]>> {
         let (address, scope) = match self.place {
             Place::Address(IpAddr::V6(address)) => (address.octets(), frontend_scope::ADDRESS),
@@ -183,7 +184,7 @@ impl Frontend {
         Some(FrontendKey { address, port: self.port.to_be_bytes(), protocol: self.protocol, scope })
     }
 
-    /// The frontend of a map's key; `None` for a scope that is none.
+    /// Returns the frontend of a map key; `None` for an unknown scope.
     pub fn of_key<A: Copy + Into<IpAddr>>(key: &FrontendKey<A>) -> Option<Self> {
         let address: IpAddr = key.address.into();
         let place = match key.scope {
@@ -196,7 +197,7 @@ impl Frontend {
     }
 }
 
-/// Who may be behind a [`Frontend`]: an address, and the port it is reached at there.
+/// A backend of a [`Frontend`]: an address and a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     /// The address.

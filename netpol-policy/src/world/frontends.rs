@@ -136,7 +136,7 @@ impl World {
         let Some(service) = self.services.get(key) else { return };
         for (_, port) in service.frontends().filter(|(known, _)| known == frontend) {
             for slice in self.frontends.slices.get(key).iter().filter_map(|key| self.slices.get(key)) {
-                let targets = slice.ports.iter().filter(|target| target.is_of(port));
+                let targets = slice.ports.iter().filter(|target| target.is_target_of(port));
                 for target in targets {
                     let eligible = slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.draining);
                     let eligible = eligible.filter(|endpoint| endpoint.address.is_ipv4() == frontend.is_ipv4());
@@ -165,7 +165,7 @@ impl World {
             let frontends = service.frontends().filter(|(frontend, port)| {
                 frontend.protocol == protocol
                     && frontend.is_ipv4() == backend.address.is_ipv4()
-                    && targets().any(|target| target.is_of(port))
+                    && targets().any(|target| target.is_target_of(port))
             });
             found.extend(frontends.map(|(frontend, _)| (service.key.clone(), frontend.port)));
         }

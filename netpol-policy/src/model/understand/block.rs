@@ -6,35 +6,36 @@ use k8s_openapi::api::networking::v1::IPBlock;
 use super::Problems;
 use crate::model::IpBlock;
 
-/// The block at `field`, or `None` where any part of it is not understood: a block without one of its excepts would open
-/// what the author closed.
+/// Parses the block at `field`. Returns `None` if any part is invalid: without one of its excepts, a block would allow
+/// what its author excluded.
 pub(super) fn block(api: &IPBlock, field: &str, problems: &mut Problems) -> Option<IpBlock> {
     let cidr = network(&api.cidr, &format!("{field}.cidr"), problems);
     let mut except = Vec::new();
-    let mut understood = true;
+    let mut valid = true;
     for (index, text) in api.except.iter().flatten().enumerate() {
         let field = format!("{field}.except[{index}]");
         let Some(hole) = network(text, &field, problems) else {
-            understood = false;
+            valid = false;
             continue;
         };
         let Some(cidr) = cidr else { continue };
         if !cidr.contains(&hole) {
             problems.error(field, format!("{hole} is not inside the block {cidr}; the whole ipBlock matches nothing"));
-            understood = false;
+            valid = false;
             continue;
         }
         if hole == cidr {
-            problems.warning(field, format!("cuts out the whole block {cidr}; nothing is left of it"));
+            problems.warning(field, format!("excludes the whole block {cidr}, so that the block matches nothing"));
         }
         except.push(hole);
     }
     except.sort();
     except.dedup();
-    cidr.filter(|_| understood).map(|cidr| IpBlock { cidr, except })
+    cidr.filter(|_| valid).map(|cidr| IpBlock { cidr, except })
 }
 
-/// The text with its decimal numbers as the API server reads them: leading zeros do not make them octal. `None`: it has none.
+/// Removes leading zeros from decimal numbers. The API server ignores them and does not read octal. Returns `None` if
+/// there are none.
 ///
 /// Source: `ParseCIDRSloppy` in <https://github.com/kubernetes/utils/blob/master/net/parse.go>.
 fn without_leading_zeros(text: &str) -> Option<String> {
@@ -80,13 +81,15 @@ fn network(text: &str, field: &str, problems: &mut Problems) -> Option<IpNet> {
         && let Some(v4) = v6.network().to_ipv4_mapped()
     {
         let v4_length = v6.prefix_len() - 96;
-        problems
-            .error(field, format!("{text} is IPv4 mapped into IPv6, which no packet carries; write {v4}/{v4_length}"));
+        problems.error(
+            field,
+            format!("{text} is an IPv4-mapped IPv6 block, which matches no packet; write {v4}/{v4_length}"),
+        );
         return None;
     }
     if network.trunc() != network {
         let masked = network.trunc();
-        problems.warning(field, format!("{text} has bits set beyond its prefix; it is read as {masked}"));
+        problems.warning(field, format!("{text} has bits set after its prefix; it is used as {masked}"));
     }
     Some(network.trunc())
 }

@@ -1,5 +1,5 @@
-//! From the API's types to the model: `from_api` of each kind. Whatever is not understood becomes a [`Problem`] and matches
-//! nothing; none of these can fail.
+//! Parses API objects into the model, with a `from_api` for each kind. These never fail: invalid or unsupported parts
+//! become a [`Problem`] and match nothing.
 
 mod block;
 mod pod;
@@ -12,7 +12,7 @@ mod tests;
 
 use super::{Problem, Severity};
 
-/// Collects what was not understood while one object is read.
+/// Collects the diagnostics of one object.
 #[derive(Debug, Default)]
 struct Problems(Vec<Problem>);
 

@@ -25,7 +25,7 @@ fn labels(metadata: &ObjectMeta) -> Labels {
 }
 
 impl Namespace {
-    /// Understands a namespace. `kubernetes.io/metadata.name` is derived, as the API server does, whatever the labels say.
+    /// Parses a namespace. Sets `kubernetes.io/metadata.name`, as the API server does, whatever value the label has.
     pub fn from_api(api: &core::Namespace) -> Self {
         let name: Arc<str> = name(&api.metadata).into();
         let labels = labels(&api.metadata).with(NAMESPACE_NAME_LABEL.into(), name.clone());
@@ -34,12 +34,12 @@ impl Namespace {
 }
 
 impl Pod {
-    /// Understands a pod, and lists what of it was not: addresses and ports that are none are left out.
+    /// Parses a pod. Returns it with diagnostics for invalid addresses and ports, which are left out.
     pub fn from_api(api: &core::Pod) -> (Self, Vec<Problem>) {
         let mut problems = Problems::default();
         let spec = api.spec.as_ref();
         let status = api.status.as_ref();
-        let (ports, of_host) = spec.map(|spec| ports(spec, &mut problems)).unwrap_or_default();
+        let (ports, host_ports) = spec.map(|spec| ports(spec, &mut problems)).unwrap_or_default();
         let pod = Self {
             key: PodKey::new(namespace(&api.metadata), name(&api.metadata)),
             node: spec.and_then(|spec| spec.node_name.as_deref()).filter(|name| !name.is_empty()).map(Into::into),
@@ -50,9 +50,9 @@ impl Pod {
             labels: labels(&api.metadata),
             addresses: status.map(|status| addresses(status, &mut problems)).unwrap_or_default(),
             ports,
-            host_ports: (!of_host.is_empty()).then(|| {
+            host_ports: (!host_ports.is_empty()).then(|| {
                 let addresses = status.map(|status| host_addresses(status, &mut problems)).unwrap_or_default();
-                Box::new(HostPorts { addresses, ports: of_host })
+                Box::new(HostPorts { addresses, ports: host_ports })
             }),
         };
         (pod, problems.0)
@@ -60,20 +60,23 @@ impl Pod {
 }
 
 fn addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
-    let many = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+    let items = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
     let mut result: Vec<IpAddr> = Vec::new();
-    for (field, text) in listed("podIP", many, status.pod_ip.as_deref()) {
+    for (field, text) in listed("podIP", items, status.pod_ip.as_deref()) {
         let Ok(address) = text.parse::<IpAddr>() else {
             problems.error(field, format!("`{text}` is not an IP address"));
             continue;
         };
-        // Refused before it takes the place of its family: the pod's good address must not be lost to it.
-        if let Some(why) = never_a_pods(address) {
-            problems.error(field, format!("{address} is {why}, which no pod can have; it is ignored"));
+        // Checked before the check for a second address, so that an invalid address does not replace a valid one.
+        if let Some(reason) = reserved_range(address) {
+            problems.error(field, format!("{address} is {reason}, which no pod can have; it is ignored"));
             continue;
         }
         if result.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
-            problems.error(field, format!("{address} is a second address of its family; a pod has one per family"));
+            problems.error(
+                field,
+                format!("{address} is a second address of its family; a pod has one for each family; it is ignored"),
+            );
             continue;
         }
         result.push(address);
@@ -82,13 +85,14 @@ fn addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
 }
 
 fn host_addresses(status: &core::PodStatus, problems: &mut Problems) -> Vec<IpAddr> {
-    let many = status.host_ips.iter().flatten().map(|ip| ip.ip.as_str());
-    let listed = listed("hostIP", many, status.host_ip.as_deref());
+    let items = status.host_ips.iter().flatten().map(|ip| ip.ip.as_str());
+    let listed = listed("hostIP", items, status.host_ip.as_deref());
     listed.into_iter().filter_map(|(field, text)| address(text, &field, problems)).collect()
 }
 
-/// Why an address cannot be a pod's. Sources: the special-purpose registries of RFC 6890, RFC 4291 section 2.5.5.2 (IPv4-mapped).
-fn never_a_pods(address: IpAddr) -> Option<&'static str> {
+/// Returns why an address cannot be a pod's. Sources: the special-purpose registries of RFC 6890, RFC 4291 section
+/// 2.5.5.2 (IPv4-mapped).
+fn reserved_range(address: IpAddr) -> Option<&'static str> {
     let is_link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -105,12 +109,13 @@ fn never_a_pods(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Addresses of a status as text, and their fields: of a list, or, as from old API servers, the only one.
-fn listed<'t>(field: &str, many: impl Iterator<Item = &'t str>, one: Option<&'t str>) -> Vec<(String, &'t str)> {
+/// Returns the addresses of a status as text, with their fields: from the list, or from the single field that old API
+/// servers set.
+fn listed<'t>(field: &str, items: impl Iterator<Item = &'t str>, single: Option<&'t str>) -> Vec<(String, &'t str)> {
     let mut texts: Vec<_> =
-        many.enumerate().map(|(index, text)| (format!("status.{field}s[{index}].ip"), text)).collect();
+        items.enumerate().map(|(index, text)| (format!("status.{field}s[{index}].ip"), text)).collect();
     if texts.is_empty() {
-        texts.extend(one.map(|text| (format!("status.{field}"), text)));
+        texts.extend(single.map(|text| (format!("status.{field}"), text)));
     }
     texts.retain(|(_, text)| !text.is_empty());
     texts
@@ -124,8 +129,8 @@ pub(super) fn address(text: &str, field: &str, problems: &mut Problems) -> Optio
     address
 }
 
-/// The ports of containers and sidecars that have a name, and those that are ports of the node too. In the node's own network
-/// the latter are nothing but the node's.
+/// Returns the named ports and the hostPorts of containers and sidecars. A pod on the host network has no hostPorts,
+/// because its ports are the node's.
 fn ports(spec: &core::PodSpec, problems: &mut Problems) -> (Vec<NamedPort>, Vec<HostPort>) {
     let containers = spec.containers.iter().enumerate().map(|(i, container)| ("containers", i, container));
     let sidecars = spec
@@ -135,25 +140,25 @@ fn ports(spec: &core::PodSpec, problems: &mut Problems) -> (Vec<NamedPort>, Vec<
         .enumerate()
         .filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"))
         .map(|(i, container)| ("initContainers", i, container));
-    let (mut named, mut of_host) = (Vec::new(), Vec::new());
+    let (mut named, mut host_ports) = (Vec::new(), Vec::new());
     for (list, i, container) in containers.chain(sidecars) {
         for (j, api) in container.ports.iter().flatten().enumerate() {
             let field = format!("spec.{list}[{i}].ports[{j}]");
             let name = api.name.as_deref().filter(|name| !name.is_empty());
-            let on_host = spec.host_network != Some(true) && api.host_port.is_some_and(|port| port != 0);
-            if name.is_none() && !on_host {
+            let has_host_port = spec.host_network != Some(true) && api.host_port.is_some_and(|port| port != 0);
+            if name.is_none() && !has_host_port {
                 continue;
             }
             let protocol = protocol(api.protocol.as_deref(), &field, problems);
             let port = number(api.container_port, &format!("{field}.containerPort"), problems);
             let (Some(protocol), Some(port)) = (protocol, port) else { continue };
             named.extend(name.map(|name| NamedPort { name: name.into(), protocol, port }));
-            if on_host {
-                of_host.extend(host_port(api, protocol, port, &field, problems));
+            if has_host_port {
+                host_ports.extend(host_port(api, protocol, port, &field, problems));
             }
         }
     }
-    (named, of_host)
+    (named, host_ports)
 }
 
 fn host_port(
@@ -163,8 +168,8 @@ fn host_port(
     field: &str,
     problems: &mut Problems,
 ) -> Option<HostPort> {
-    let own = api.host_ip.as_deref().filter(|text| !text.is_empty());
-    let address = match own {
+    let host_ip = api.host_ip.as_deref().filter(|text| !text.is_empty());
+    let address = match host_ip {
         Some(text) => Some(address(text, &format!("{field}.hostIP"), problems)?),
         None => None,
     };
@@ -173,8 +178,8 @@ fn host_port(
 }
 
 impl Node {
-    /// Understands a node, and lists what of it was not. Addresses of other types than `InternalIP` and `ExternalIP`
-    /// are names, not addresses.
+    /// Parses a node. Returns it with diagnostics for invalid addresses. Addresses of types other than `InternalIP` and
+    /// `ExternalIP` are host names.
     pub fn from_api(api: &core::Node) -> (Self, Vec<Problem>) {
         let mut problems = Problems::default();
         let listed = api.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();

@@ -9,19 +9,18 @@ use super::{Problems, pod};
 use crate::model::{Peer, Peers, Policy, PolicyKey, Rule};
 
 impl Policy {
-    /// Understands a policy. This never fails: what is not understood is listed in [`Policy::problems`] and matches nothing,
-    /// and the policy isolates all the same.
+    /// Parses a policy. This never fails: invalid parts are listed in [`Policy::problems`] and match nothing, and the
+    /// policy still isolates.
     pub fn from_api(api: &NetworkPolicy) -> Self {
         let mut problems = Problems::default();
         let absent = NetworkPolicySpec::default();
         let spec = api.spec.as_ref().unwrap_or_else(|| {
-            problems.error("spec", "is absent; every pod of the namespace is isolated for ingress");
+            problems.error("spec", "is missing; the policy isolates every pod of the namespace for ingress");
             &absent
         });
         let pods = selector(spec.pod_selector.as_ref(), "spec.podSelector", &mut problems);
         if pods.invalid {
-            problems
-                .error("spec.podSelector", "is not understood; every pod of the namespace is isolated by this policy");
+            problems.error("spec.podSelector", "is invalid; the policy isolates every pod of the namespace");
         }
         let isolates = isolates(spec, &mut problems);
         let ingress: Vec<Rule> = spec
@@ -30,7 +29,7 @@ impl Policy {
             .flatten()
             .enumerate()
             .map(|(i, rule)| {
-                read_rule(
+                parse_rule(
                     rule.from.as_deref(),
                     rule.ports.as_deref(),
                     &format!("spec.ingress[{i}]"),
@@ -45,7 +44,7 @@ impl Policy {
             .flatten()
             .enumerate()
             .map(|(i, rule)| {
-                read_rule(rule.to.as_deref(), rule.ports.as_deref(), &format!("spec.egress[{i}]"), "to", &mut problems)
+                parse_rule(rule.to.as_deref(), rule.ports.as_deref(), &format!("spec.egress[{i}]"), "to", &mut problems)
             })
             .collect();
         for (isolated, rules, name, direction) in
@@ -54,7 +53,7 @@ impl Policy {
             if !isolated && !rules.is_empty() {
                 problems.warning(
                     format!("spec.{name}"),
-                    format!("has rules, but policyTypes does not list {direction}: they have no effect"),
+                    format!("has rules that have no effect, because policyTypes does not list {direction}"),
                 );
             }
         }
@@ -73,7 +72,7 @@ struct Isolates {
     egress: bool,
 }
 
-/// `policyTypes`, with what the API server would default it to.
+/// Returns `policyTypes`, with the defaults of the API server.
 fn isolates(spec: &NetworkPolicySpec, problems: &mut Problems) -> Isolates {
     let types = spec.policy_types.as_deref().unwrap_or_default();
     if types.is_empty() {
@@ -96,7 +95,7 @@ fn isolates(spec: &NetworkPolicySpec, problems: &mut Problems) -> Isolates {
     isolates
 }
 
-fn read_rule(
+fn parse_rule(
     peers: Option<&[NetworkPolicyPeer]>,
     api_ports: Option<&[NetworkPolicyPort]>,
     field: &str,
@@ -107,27 +106,27 @@ fn read_rule(
     let peers = if items.is_empty() {
         Peers::Any
     } else {
-        let understood = items
+        let valid = items
             .iter()
             .enumerate()
-            .filter_map(|(index, item)| read_peer(item, &format!("{field}.{peers_name}[{index}]"), problems));
-        Peers::Of(understood.collect())
+            .filter_map(|(index, item)| parse_peer(item, &format!("{field}.{peers_name}[{index}]"), problems));
+        Peers::Of(valid.collect())
     };
     Rule { peers, ports: ports(api_ports, &format!("{field}.ports"), problems) }
 }
 
-fn read_peer(api: &NetworkPolicyPeer, field: &str, problems: &mut Problems) -> Option<Peer> {
+fn parse_peer(api: &NetworkPolicyPeer, field: &str, problems: &mut Problems) -> Option<Peer> {
     let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = api;
     match (ip_block, namespace_selector, pod_selector) {
         (None, None, None) => {
             problems.error(
                 field,
-                "names nobody: it needs podSelector, namespaceSelector or ipBlock. To allow everyone, leave the list out",
+                "selects no peer; set podSelector, namespaceSelector or ipBlock. To allow all peers, omit the list",
             );
             None
         }
         (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
-            problems.error(field, "has an ipBlock and a selector; write them as two items of the list");
+            problems.error(field, "has an ipBlock and a selector; write them as two list items");
             None
         }
         (Some(api), None, None) => block(api, &format!("{field}.ipBlock"), problems).map(Peer::Block),

@@ -6,15 +6,14 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::Problems;
 use crate::model::{PortMatch, PortRange, Ports, Protocol};
 
-/// The ports at `field`; items that are not understood are left out.
+/// Parses the ports at `field`. Invalid items are left out.
 pub(super) fn ports(api: Option<&[NetworkPolicyPort]>, field: &str, problems: &mut Problems) -> Ports {
     let items = api.unwrap_or_default();
     if items.is_empty() {
         return Ports::Any;
     }
-    let understood =
-        items.iter().enumerate().filter_map(|(index, item)| port(item, &format!("{field}[{index}]"), problems));
-    Ports::Of(understood.collect())
+    let valid = items.iter().enumerate().filter_map(|(index, item)| port(item, &format!("{field}[{index}]"), problems));
+    Ports::Of(valid.collect())
 }
 
 fn port(api: &NetworkPolicyPort, field: &str, problems: &mut Problems) -> Option<PortMatch> {
@@ -23,7 +22,7 @@ fn port(api: &NetworkPolicyPort, field: &str, problems: &mut Problems) -> Option
     Some(PortMatch { protocol: protocol?, port: range? })
 }
 
-/// The protocol of this name at `field`; absent is TCP.
+/// Parses the protocol at `field`; TCP if absent.
 pub(super) fn protocol(name: Option<&str>, field: &str, problems: &mut Problems) -> Option<Protocol> {
     let name = name.unwrap_or("TCP");
     let protocol = Protocol::from_name(name);
@@ -41,14 +40,14 @@ fn range(api: &NetworkPolicyPort, field: &str, problems: &mut Problems) -> Optio
     match (&api.port, api.end_port) {
         (None, None) => Some(PortRange::All),
         (None, Some(_)) => {
-            problems.error(end_field, "needs a `port` that the range begins with");
+            problems.error(end_field, "needs a `port`, the first port of the range");
             None
         }
         (Some(IntOrString::String(name)), end) => {
             if let Some(end) = end {
                 problems.error(
                     end_field,
-                    format!("{end} cannot end a range that begins with a name; give `port` a number"),
+                    format!("{end} cannot end a range that starts with a port name; set `port` to a number"),
                 );
                 return None;
             }
@@ -59,7 +58,7 @@ fn range(api: &NetworkPolicyPort, field: &str, problems: &mut Problems) -> Optio
             let last = end.map_or(first, |end| number(end, &end_field, problems));
             let (first, last) = (first?, last?);
             if last < first {
-                problems.error(end_field, format!("{last} is below the `port` {first}; swap them"));
+                problems.error(end_field, format!("{last} is less than `port` {first}; swap them"));
                 return None;
             }
             Some(PortRange::Range(first, last))
@@ -67,7 +66,7 @@ fn range(api: &NetworkPolicyPort, field: &str, problems: &mut Problems) -> Optio
     }
 }
 
-/// The port of this number.
+/// Parses a port number.
 pub(super) fn number(value: i32, field: &str, problems: &mut Problems) -> Option<u16> {
     let port = u16::try_from(value).ok().filter(|&port| port != 0);
     if port.is_none() {
@@ -84,14 +83,14 @@ fn named(name: &str, field: &str, problems: &mut Problems) -> Option<PortRange> 
         );
         return None;
     }
-    // Source: <https://www.rfc-editor.org/rfc/rfc6335#section-5.1>, which Kubernetes holds port names to.
+    // Source: <https://www.rfc-editor.org/rfc/rfc6335#section-5.1>. Kubernetes requires it for port names.
     let well_formed = (1..=15).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && name.bytes().any(|byte| byte.is_ascii_lowercase());
     if !well_formed {
         problems.error(
             field,
-            format!("`{name}` cannot be a port name: those are up to 15 of a–z, 0–9 and -, with a letter among them"),
+            format!("`{name}` is not a valid port name: use at most 15 of a–z, 0–9 and -, with at least one letter"),
         );
         return None;
     }

@@ -7,12 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use super::Problems;
 use crate::model::{Requirement, Selector, names};
 
-/// The selector at `field`; absent means everything.
+/// Parses the selector at `field`. An absent selector selects everything.
 pub(super) fn selector(api: Option<&LabelSelector>, field: &str, problems: &mut Problems) -> Selector {
     let mut result = Selector::everything();
     let Some(api) = api else { return result };
     for (key, value) in api.match_labels.iter().flatten() {
-        if let Some(message) = names::refused_label_key(key).or_else(|| names::refused_label_value(value)) {
+        if let Some(message) = names::label_key_error(key).or_else(|| names::label_value_error(value)) {
             problems.error(format!("{field}.matchLabels.{key}"), message);
             result.invalid = true;
             continue;
@@ -29,7 +29,7 @@ pub(super) fn selector(api: Option<&LabelSelector>, field: &str, problems: &mut 
         }
     }
     if result.invalid {
-        // What is left of it decides nothing, and all invalid selectors are alike.
+        // The valid requirements decide nothing. Without them all invalid selectors are equal.
         result.requirements.clear();
     }
     result.requirements.sort();
@@ -40,10 +40,10 @@ pub(super) fn selector(api: Option<&LabelSelector>, field: &str, problems: &mut 
 fn requirement(api: &LabelSelectorRequirement) -> Result<Requirement, String> {
     let key: Arc<str> = api.key.as_str().into();
     if key.is_empty() {
-        return Err("has no key; name the label it is about".into());
+        return Err("has no key; set the name of a label".into());
     }
-    let refused_value = || api.values.iter().flatten().find_map(|value| names::refused_label_value(value));
-    if let Some(message) = names::refused_label_key(&key).or_else(refused_value) {
+    let value_error = || api.values.iter().flatten().find_map(|value| names::label_value_error(value));
+    if let Some(message) = names::label_key_error(&key).or_else(value_error) {
         return Err(message);
     }
     let mut values: Vec<Arc<str>> = api.values.iter().flatten().map(|value| value.as_str().into()).collect();
@@ -54,11 +54,11 @@ fn requirement(api: &LabelSelectorRequirement) -> Result<Requirement, String> {
         ("NotIn", false) => Ok(Requirement::NotIn(key, values)),
         ("Exists", true) => Ok(Requirement::Exists(key)),
         ("DoesNotExist", true) => Ok(Requirement::DoesNotExist(key)),
-        (operator @ ("In" | "NotIn"), true) => {
-            Err(format!("operator {operator} needs values; to ask for the label alone, write Exists or DoesNotExist"))
-        }
+        (operator @ ("In" | "NotIn"), true) => Err(format!(
+            "operator {operator} needs values; to match the label with any value, write Exists or DoesNotExist"
+        )),
         (operator @ ("Exists" | "DoesNotExist"), false) => {
-            Err(format!("operator {operator} takes no values; to compare values, write In or NotIn"))
+            Err(format!("operator {operator} does not allow values; to compare values, write In or NotIn"))
         }
         (operator, _) => Err(format!("unknown operator `{operator}`; write In, NotIn, Exists or DoesNotExist")),
     }

@@ -15,61 +15,64 @@ use crate::model::{
     Unassigned,
 };
 
-/// The label with the name of the Service that a slice is of.
+/// Label of a slice with the name of its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 impl Service {
-    /// Understands a Service, and lists what of it was not: addresses and ports that are none are left out. kube-proxy passes
-    /// over one that is a name, is headless or has no cluster IP yet, whatever else it says: it is reached at no address of its
-    /// own, and who its name leads to is judged by the address it resolves to.
+    /// Parses a Service. Returns it with diagnostics for invalid addresses and ports, which are left out.
+    ///
+    /// kube-proxy ignores a Service that is an `ExternalName`, is headless or has no cluster IP yet. Such a Service has
+    /// no addresses; connections to its name are evaluated by the resolved address.
     pub fn from_api(api: &core::Service) -> (Self, Vec<Problem>) {
         let mut problems = Problems::default();
         let key = ServiceKey::new(namespace(&api.metadata), name(&api.metadata));
-        let addresses = if proxied(api) { addresses(api, &mut problems) } else { Vec::new() };
+        let addresses = if is_proxied(api) { addresses(api, &mut problems) } else { Vec::new() };
         let listed = api.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).enumerate();
         let ports =
             listed.filter_map(|(index, port)| service_port(port, &format!("spec.ports[{index}]"), &mut problems));
         let mut ports: Vec<_> = ports.collect();
-        if !proxied(api) {
+        if !is_proxied(api) {
             for port in &mut ports {
                 port.node_port = None;
             }
         }
         let spec = api.spec.as_ref();
-        let selector = spec.and_then(|spec| spec.selector.as_ref()).filter(|_| !is_name(api)).into_iter().flatten();
+        let selector =
+            spec.and_then(|spec| spec.selector.as_ref()).filter(|_| !is_external_name(api)).into_iter().flatten();
         let selector = selector.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
         let unassigned = unassigned(api);
         (Self { key, addresses, ports, selector, unassigned }, problems.0)
     }
 }
 
-fn is_name(api: &core::Service) -> bool {
+fn is_external_name(api: &core::Service) -> bool {
     api.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"))
 }
 
-/// What the API server assigns to a Service that asks for nothing: <https://kubernetes.io/docs/concepts/services-networking/dual-stack/>.
+/// Returns the families that the API server assigns to a Service without cluster IPs; see
+/// <https://kubernetes.io/docs/concepts/services-networking/dual-stack/>.
 fn unassigned(api: &core::Service) -> Option<Unassigned> {
-    let spec = api.spec.as_ref().filter(|_| !is_name(api))?;
-    let mut given = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    if given.any(|text| !text.is_empty()) {
+    let spec = api.spec.as_ref().filter(|_| !is_external_name(api))?;
+    let mut cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    if cluster_ips.any(|text| !text.is_empty()) {
         return None;
     }
     let both = matches!(spec.ip_family_policy.as_deref(), Some("PreferDualStack" | "RequireDualStack"));
-    let asks = |family: &str| both || spec.ip_families.iter().flatten().any(|asked| asked == family);
-    Some(Unassigned { v4: asks("IPv4"), v6: asks("IPv6") })
+    let requests = |family: &str| both || spec.ip_families.iter().flatten().any(|requested| requested == family);
+    Some(Unassigned { v4: requests("IPv4"), v6: requests("IPv6") })
 }
 
-fn proxied(api: &core::Service) -> bool {
+fn is_proxied(api: &core::Service) -> bool {
     let Some(spec) = &api.spec else { return false };
     let mut cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    !is_name(api) && cluster_ips.any(|text| !matches!(text.as_str(), "" | "None"))
+    !is_external_name(api) && cluster_ips.any(|text| !matches!(text.as_str(), "" | "None"))
 }
 
 fn addresses(api: &core::Service, problems: &mut Problems) -> Vec<IpAddr> {
     let mut texts: Vec<(String, &str)> = Vec::new();
     if let Some(spec) = &api.spec {
-        let many = spec.cluster_ips.iter().flatten().enumerate();
-        texts.extend(many.map(|(index, text)| (format!("spec.clusterIPs[{index}]"), text.as_str())));
+        let cluster_ips = spec.cluster_ips.iter().flatten().enumerate();
+        texts.extend(cluster_ips.map(|(index, text)| (format!("spec.clusterIPs[{index}]"), text.as_str())));
         if texts.is_empty() {
             texts.extend(spec.cluster_ip.iter().map(|text| ("spec.clusterIP".to_owned(), text.as_str())));
         }
@@ -78,14 +81,14 @@ fn addresses(api: &core::Service, problems: &mut Problems) -> Vec<IpAddr> {
     }
     let balancer = api.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten()).enumerate();
-    // kube-proxy does not translate an address of mode Proxy: packets to it go to the load balancer itself. KEP-1860,
+    // kube-proxy does not translate addresses with ipMode Proxy: packets to them go to the load balancer. See KEP-1860,
     // https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1860-kube-proxy-IP-node-binding.
     let translated = ingress.filter(|(_, ingress)| ingress.ip_mode.as_deref() != Some("Proxy"));
     texts.extend(translated.filter_map(|(index, ingress)| {
         Some((format!("status.loadBalancer.ingress[{index}].ip"), ingress.ip.as_deref()?))
     }));
-    let some = texts.into_iter().filter(|(_, text)| !matches!(*text, "" | "None"));
-    let mut addresses: Vec<IpAddr> = some.filter_map(|(field, text)| address(text, &field, problems)).collect();
+    let non_empty = texts.into_iter().filter(|(_, text)| !matches!(*text, "" | "None"));
+    let mut addresses: Vec<IpAddr> = non_empty.filter_map(|(field, text)| address(text, &field, problems)).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses
@@ -112,7 +115,7 @@ fn service_port(api: &core::ServicePort, field: &str, problems: &mut Problems) -
 }
 
 impl EndpointSlice {
-    /// Understands a slice, and lists what of it was not. One of names (`addressType: FQDN`) has no endpoints here.
+    /// Parses a slice. Returns it with diagnostics. A slice with `addressType: FQDN` has no endpoints here.
     pub fn from_api(api: &discovery::EndpointSlice) -> (Self, Vec<Problem>) {
         let mut problems = Problems::default();
         let labels = api.metadata.labels.as_ref();
@@ -132,7 +135,7 @@ impl EndpointSlice {
     }
 }
 
-/// A port without a number is one of every number, which no Service has.
+/// Parses a port. A port without a number means all ports; no Service has such a port.
 fn slice_port(api: &discovery::EndpointPort, field: &str, problems: &mut Problems) -> Option<SlicePort> {
     Some(SlicePort {
         name: api.name.as_deref().unwrap_or_default().into(),

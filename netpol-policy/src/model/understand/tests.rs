@@ -1,11 +1,11 @@
-//! What of pods, Services and slices is understood, from manifests.
+//! Tests of parsing pods, Services and slices from manifests.
 
 use std::net::IpAddr;
 
 use crate::manifest;
 use crate::model::{EndpointSlice, Object, Pod, Service, SliceEndpoint};
 
-/// The only object of a manifest, and what was said of it.
+/// Returns the only object of a manifest, and its diagnostics.
 fn read(text: &str) -> (Object, Vec<String>) {
     let mut parsed = manifest::parse(text, "f");
     let errors = parsed.errors.iter().map(|error| {
@@ -44,7 +44,7 @@ fn slice(fields: &str) -> (EndpointSlice, Vec<String>) {
     }
 }
 
-/// `address port/protocol -> port of the pod`, each.
+/// Returns the frontends of a pod as `address port/protocol -> container port`.
 fn frontends(pod: &Pod) -> Vec<String> {
     pod.host_frontends()
         .map(|(frontend, port)| {
@@ -55,7 +55,7 @@ fn frontends(pod: &Pod) -> Vec<String> {
 }
 
 #[test]
-fn host_ports_are_at_the_nodes_addresses_or_at_their_own() {
+fn host_ports_are_at_node_addresses_or_at_their_host_ip() {
     let spec = "{
         containers: [{name: main, image: x, ports: [
             {containerPort: 80, hostPort: 8080},
@@ -78,12 +78,13 @@ fn host_ports_are_at_the_nodes_addresses_or_at_their_own() {
             "192.0.2.1 8090/6 -> 90",
         ]
     );
-    let (old, _) = pod("{containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}", "{hostIP: 192.0.2.1}");
-    assert_eq!(frontends(&old), ["192.0.2.1 8080/6 -> 80"]);
+    let (from_old_server, _) =
+        pod("{containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}", "{hostIP: 192.0.2.1}");
+    assert_eq!(frontends(&from_old_server), ["192.0.2.1 8080/6 -> 80"]);
 }
 
 #[test]
-fn what_is_no_host_port_is_none() {
+fn ports_without_a_host_port_are_not_host_ports() {
     let addresses = "{hostIP: 192.0.2.1}";
     for spec in [
         "{hostNetwork: true, containers: [{ports: [{containerPort: 80, hostPort: 80}]}]}",
@@ -94,15 +95,15 @@ fn what_is_no_host_port_is_none() {
         assert_eq!((pod.host_ports, errors), (None, Vec::new()), "{spec}");
     }
     let host_port = "{containers: [{ports: [{containerPort: 80, hostPort: 8080}]}]}";
-    let (done, _) = pod(host_port, "{hostIP: 192.0.2.1, phase: Succeeded}");
-    assert_eq!(frontends(&done), [""; 0]);
+    let (finished, _) = pod(host_port, "{hostIP: 192.0.2.1, phase: Succeeded}");
+    assert_eq!(frontends(&finished), [""; 0]);
     let (unscheduled, _) = pod(host_port, "{}");
     assert_eq!(frontends(&unscheduled), [""; 0]);
 }
 
 #[test]
-fn a_host_port_that_is_not_understood_is_left_out_and_told_once() {
-    for (port, said) in [
+fn an_invalid_host_port_is_left_out_and_reported_once() {
+    for (port, message) in [
         (
             "containerPort: 80, hostPort: 70000",
             "spec.containers[0].ports[0].hostPort: 70000 is not a port; ports are 1 to 65535",
@@ -121,12 +122,12 @@ fn a_host_port_that_is_not_understood_is_left_out_and_told_once() {
         ),
     ] {
         let (pod, errors) = pod(&format!("{{containers: [{{ports: [{{{port}}}]}}]}}"), "{hostIP: 192.0.2.1}");
-        assert_eq!((frontends(&pod), errors), (Vec::new(), vec![said.to_owned()]), "{port}");
+        assert_eq!((frontends(&pod), errors), (Vec::new(), vec![message.to_owned()]), "{port}");
     }
 }
 
 #[test]
-fn a_services_addresses_are_those_that_lead_to_its_backends() {
+fn a_service_has_the_addresses_that_kube_proxy_translates() {
     for (spec, status, addresses) in [
         ("{clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7, 'fd00::7']}", "{}", &["10.96.0.7", "fd00::7"][..]),
         ("{clusterIP: 10.96.0.7}", "{}", &["10.96.0.7"]),
@@ -149,13 +150,13 @@ fn a_services_addresses_are_those_that_lead_to_its_backends() {
         ),
     ] {
         let (service, errors) = service(spec, status);
-        let wanted: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        assert_eq!((service.addresses, errors), (wanted, Vec::new()), "{spec}");
+        let expected: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!((service.addresses, errors), (expected, Vec::new()), "{spec}");
     }
 }
 
 #[test]
-fn a_services_ports_are_its_own_and_those_of_nodes() {
+fn a_service_has_ports_and_node_ports() {
     let ports = |spec: &str| {
         let (service, errors) = service(spec, "{}");
         let ports: Vec<String> = service
@@ -185,7 +186,7 @@ fn a_services_ports_are_its_own_and_those_of_nodes() {
 }
 
 #[test]
-fn an_address_that_is_none_costs_a_service_nothing_else() {
+fn an_invalid_address_does_not_affect_the_rest_of_a_service() {
     let (service, errors) = service(
         "{clusterIPs: [10.96.0.7, here], externalIPs: [there], ports: [{port: 80}]}",
         "{loadBalancer: {ingress: [{ip: nowhere}]}}",
@@ -202,7 +203,7 @@ fn an_address_that_is_none_costs_a_service_nothing_else() {
 }
 
 #[test]
-fn conditions_say_who_is_chosen() {
+fn conditions_make_an_endpoint_ready_or_draining() {
     for (conditions, ready, draining) in [
         ("", true, false),
         (", conditions: {}", true, false),
@@ -212,7 +213,7 @@ fn conditions_say_who_is_chosen() {
         (", conditions: {ready: false, serving: true, terminating: true}", false, true),
         (", conditions: {ready: false, terminating: true}", false, true),
         (", conditions: {ready: false, serving: false, terminating: true}", false, false),
-        // publishNotReadyAddresses: the slice's writer calls it ready, whatever else it is.
+        // publishNotReadyAddresses: the slice has the endpoint as ready, whatever its other conditions are.
         (", conditions: {ready: true, serving: false, terminating: true}", true, false),
     ] {
         let (slice, errors) = slice(&format!("addressType: IPv4, endpoints: [{{addresses: [10.1.0.2]{conditions}}}]"));
@@ -226,7 +227,7 @@ fn conditions_say_who_is_chosen() {
 }
 
 #[test]
-fn a_slice_has_ports_for_all_of_its_endpoints() {
+fn a_slice_has_the_same_ports_for_all_endpoints() {
     let (slice, errors) = slice(
         "addressType: IPv6,
          endpoints: [{addresses: ['fd00::2', 'fd00::3']}, {addresses: [x]}],
@@ -247,21 +248,21 @@ fn a_slice_has_ports_for_all_of_its_endpoints() {
 }
 
 #[test]
-fn slices_of_names_and_of_nobody_have_no_backends() {
+fn slices_with_names_or_without_endpoints_have_no_backends() {
     let (names, errors) = slice("addressType: FQDN, endpoints: [{addresses: [example.org]}], ports: [{port: 80}]");
     assert_eq!((names.endpoints.len(), errors), (0, Vec::new()));
     let (empty, errors) = slice("addressType: IPv4, endpoints: null, ports: null");
     assert_eq!((empty.endpoints.len(), empty.ports.len(), errors), (0, 0, Vec::new()));
     let text =
         "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a}, addressType: IPv4, endpoints: []}";
-    let (Object::Slice(nobodys), _) = read(text) else { panic!("a slice") };
-    assert_eq!(nobodys.service, None);
+    let (Object::Slice(unowned), _) = read(text) else { panic!("a slice") };
+    assert_eq!(unowned.service, None);
 }
 
 #[test]
-fn s30_an_address_that_no_pod_can_have_is_refused_and_takes_no_good_one_away() {
-    let good = ["10.0.0.5", "fd00::5"];
-    for odd in [
+fn s30_an_invalid_pod_address_is_ignored_and_valid_ones_are_kept() {
+    let valid = ["10.0.0.5", "fd00::5"];
+    for invalid in [
         "0.0.0.0",
         "0.1.2.3",
         "127.0.0.1",
@@ -275,15 +276,15 @@ fn s30_an_address_that_no_pod_can_have_is_refused_and_takes_no_good_one_away() {
         "ff02::1",
     ] {
         let ips = |list: &[&str]| list.iter().map(|ip| format!("{{ip: '{ip}'}}")).collect::<Vec<_>>().join(", ");
-        let wanted: Vec<IpAddr> = good.iter().map(|text| text.parse().unwrap()).collect();
-        for list in [[odd, good[0], good[1]], [good[0], odd, good[1]], [good[0], good[1], odd]] {
+        let expected: Vec<IpAddr> = valid.iter().map(|text| text.parse().unwrap()).collect();
+        for list in [[invalid, valid[0], valid[1]], [valid[0], invalid, valid[1]], [valid[0], valid[1], invalid]] {
             let (pod, errors) = pod("{containers: []}", &format!("{{podIPs: [{}]}}", ips(&list)));
-            assert_eq!(pod.addresses, wanted, "{odd}: {errors:?}");
+            assert_eq!(pod.addresses, expected, "{invalid}: {errors:?}");
             assert_eq!(errors.len(), 1, "{errors:?}");
             assert!(errors[0].contains("no pod can have"), "{errors:?}");
         }
-        let (pod, errors) = pod("{containers: []}", &format!("{{podIP: '{odd}'}}"));
-        assert_eq!((pod.addresses, errors.len()), (Vec::new(), 1), "{odd}");
+        let (pod, errors) = pod("{containers: []}", &format!("{{podIP: '{invalid}'}}"));
+        assert_eq!((pod.addresses, errors.len()), (Vec::new(), 1), "{invalid}");
     }
     let (pod, errors) = pod("{containers: []}", "{podIPs: [{ip: '::ffff:10.0.0.9'}, {ip: 10.0.0.5}]}");
     assert_eq!(pod.addresses, [IpAddr::from([10, 0, 0, 5])]);
