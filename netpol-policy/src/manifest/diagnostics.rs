@@ -1,5 +1,5 @@
-//! What is wrong in a file, bounded: the first few of a kind, then how many more there are. A file with a hundred thousand
-//! faults so costs neither a hundred thousand lines of log nor the time to find the place of each.
+//! Diagnostics of a file, limited in number: the first few of each kind, then a summary. So a file with a hundred
+//! thousand errors costs neither that many log lines nor the time to find each line number.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,28 +7,28 @@ use std::sync::Arc;
 use super::ManifestError;
 use crate::model::Severity;
 
-/// Of one kind in one file; the rest is counted.
-pub(super) const SAME: usize = 10;
-/// Kinds of which single diagnostics are listed; those of all further kinds are counted together.
-const KINDS: usize = 50;
+/// Number of diagnostics of one kind that are listed for a file. The rest is counted.
+pub(super) const MAX_LISTED: usize = 10;
+/// Number of kinds of which single diagnostics are listed. Those of all other kinds are counted together.
+const MAX_KINDS: usize = 50;
 
-/// A file's diagnostics.
+/// The diagnostics of a file.
 #[derive(Debug)]
 pub(super) struct Diagnostics {
     file: Arc<str>,
     listed: Vec<ManifestError>,
     kinds: HashMap<String, usize>,
-    /// By kind, in the order in which they first came.
-    more: Vec<More>,
-    places: HashMap<String, usize>,
+    /// Summaries by kind, in the order of their first diagnostic.
+    summaries: Vec<Summary>,
+    summary_index: HashMap<String, usize>,
 }
 
-/// Those of a kind that are not listed.
+/// Summary of the diagnostics that are not listed.
 #[derive(Debug)]
-struct More {
+struct Summary {
     severity: Severity,
     count: usize,
-    /// Where the first of them stands.
+    /// Location of the first of them.
     line: usize,
     document: usize,
     message: String,
@@ -36,57 +36,57 @@ struct More {
 
 impl Diagnostics {
     pub(super) fn new(file: &str) -> Self {
-        let (listed, kinds, more, places) = (Vec::new(), HashMap::new(), Vec::new(), HashMap::new());
-        Self { file: file.into(), listed, kinds, more, places }
+        let (listed, kinds, summaries, summary_index) = (Vec::new(), HashMap::new(), Vec::new(), HashMap::new());
+        Self { file: file.into(), listed, kinds, summaries, summary_index }
     }
 
     pub(super) fn file(&self) -> &Arc<str> {
         &self.file
     }
 
-    /// Adds one. `place` finds its line and field, which is not asked for what is only counted.
+    /// Adds a diagnostic. `locate` finds its line and field; it is not called for diagnostics that are only counted.
     pub(super) fn add(
         &mut self,
         severity: Severity,
         document: usize,
         object: Option<&str>,
         message: &str,
-        place: impl FnOnce() -> (usize, Option<String>),
+        locate: impl FnOnce() -> (usize, Option<String>),
     ) {
         let kind = kind(severity, message);
-        let room = self.kinds.len() < KINDS;
+        let has_room = self.kinds.len() < MAX_KINDS;
         let listed = match self.kinds.get_mut(&kind) {
             Some(count) => {
                 *count += 1;
-                *count <= SAME
+                *count <= MAX_LISTED
             }
-            None if room => self.kinds.insert(kind.clone(), 1).is_none(),
+            None if has_room => self.kinds.insert(kind.clone(), 1).is_none(),
             None => false,
         };
         if listed {
-            let (line, field) = place();
+            let (line, field) = locate();
             let object = object.map(str::to_owned);
             let (file, message) = (Arc::clone(&self.file), message.to_owned());
             self.listed.push(ManifestError { severity, file, line, document, object, field, message, count: 1 });
             return;
         }
-        // Kinds beyond the limit share a summary for each severity.
-        let known = self.kinds.contains_key(&kind);
-        let key = if known { kind } else { severity.name().to_owned() };
-        if let Some(&index) = self.places.get(&key) {
-            self.more[index].count += 1;
+        // Kinds beyond the limit share one summary for each severity.
+        let is_known_kind = self.kinds.contains_key(&kind);
+        let key = if is_known_kind { kind } else { severity.name().to_owned() };
+        if let Some(&index) = self.summary_index.get(&key) {
+            self.summaries[index].count += 1;
             return;
         }
-        let (line, _) = place();
-        let message = if known { format!("like this one: {message}") } else { "of other kinds".to_owned() };
-        self.places.insert(key, self.more.len());
-        self.more.push(More { severity, count: 1, line, document, message });
+        let (line, _) = locate();
+        let message = if is_known_kind { format!("like this one: {message}") } else { "of other kinds".to_owned() };
+        self.summary_index.insert(key, self.summaries.len());
+        self.summaries.push(Summary { severity, count: 1, line, document, message });
     }
 
-    /// All, with a line for what is only counted.
+    /// Returns all listed diagnostics and the summaries.
     pub(super) fn finish(self) -> Vec<ManifestError> {
-        let Self { file, mut listed, more, .. } = self;
-        listed.extend(more.into_iter().map(|More { severity, count, line, document, message }| {
+        let Self { file, mut listed, summaries, .. } = self;
+        listed.extend(summaries.into_iter().map(|Summary { severity, count, line, document, message }| {
             let plural = if count == 1 { "" } else { "s" };
             let message = format!("{count} more {}{plural} in this file {message}", severity.name());
             let file = Arc::clone(&file);
@@ -96,13 +96,14 @@ impl Diagnostics {
     }
 }
 
-/// The message without what differs between faults of one kind: numbers, and what is quoted from the file.
+/// Returns the kind of a message: the message without numbers and quoted text, which differ between diagnostics of a
+/// kind.
 fn kind(severity: Severity, message: &str) -> String {
     let mut kind = severity.name().to_owned();
     let mut quote = None;
     for character in message.chars() {
         match (quote, character) {
-            (Some(open), character) if open == character => quote = None,
+            (Some(delimiter), character) if delimiter == character => quote = None,
             (Some(_), _) | (None, '0'..='9') => {}
             (None, '`' | '"') => quote = Some(character),
             (None, character) => kind.push(character),
@@ -120,30 +121,30 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_kind_are_listed_and_the_rest_counted() {
+    fn the_first_of_a_kind_are_listed_and_the_rest_is_counted() {
         let mut diagnostics = Diagnostics::new("f");
         for line in 1..=100 {
             add(&mut diagnostics, Severity::Error, line, &format!("`x{line}` is not a port; ports are 1 to 65535"));
         }
-        add(&mut diagnostics, Severity::Warning, 101, "is absent");
+        add(&mut diagnostics, Severity::Warning, 101, "is missing");
         let all = diagnostics.finish();
-        assert_eq!(all.len(), SAME + 2);
-        assert_eq!(all[SAME].message, "is absent");
-        let last = &all[SAME + 1];
+        assert_eq!(all.len(), MAX_LISTED + 2);
+        assert_eq!(all[MAX_LISTED].message, "is missing");
+        let last = &all[MAX_LISTED + 1];
         assert_eq!((last.line, last.severity), (11, Severity::Error));
         let expected = "90 more errors in this file like this one: `x11` is not a port; ports are 1 to 65535";
         assert_eq!(last.message, expected);
     }
 
     #[test]
-    fn kinds_are_limited_too() {
+    fn the_number_of_kinds_is_limited() {
         let mut diagnostics = Diagnostics::new("f");
         for line in 0..1000_u32 {
             let letters = line.to_string().replace(|c: char| c.is_ascii_digit(), "x") + &"y".repeat(line as usize);
             add(&mut diagnostics, Severity::Warning, 1, &letters);
         }
         let all = diagnostics.finish();
-        assert_eq!(all.len(), KINDS + 1);
-        assert_eq!(all[KINDS].message, "950 more warnings in this file of other kinds");
+        assert_eq!(all.len(), MAX_KINDS + 1);
+        assert_eq!(all[MAX_KINDS].message, "950 more warnings in this file of other kinds");
     }
 }

@@ -1,11 +1,11 @@
-//! Kubernetes YAML and JSON, as text, to the model, with file lines for what is wrong.
+//! Parses Kubernetes YAML and JSON into the model, with line numbers for diagnostics.
 //!
 //! ```text
 //! text ─► split: documents ─► tree: values with lines ─► object: one kind each ─► model
-//!                                                          └► salvage: what can be kept of a faulty policy
+//!                                                          └► salvage: valid parts of an invalid policy
 //! ```
 //!
-//! A document that cannot be read never takes another one with it: files are cut at their `---` lines before anything is parsed.
+//! Files are split at `---` lines before anything is parsed, so that an invalid document does not affect others.
 
 mod diagnostics;
 mod nulls;
@@ -29,42 +29,42 @@ use diagnostics::Diagnostics;
 use crate::model::{Object, ObjectKey, Severity};
 use crate::text::Safe;
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
-    /// The objects netpol uses, in the order of the file.
+    /// Objects that netpol uses, in the order of the file.
     pub objects: Vec<Located<Object>>,
-    /// What is wrong, warnings included, in the order of the file; of each kind the first few, and at the end how many more. What
-    /// is wrong within a policy also stands in [`crate::model::Policy::problems`]; what is here has its line.
+    /// Diagnostics, including warnings, in the order of the file: the first few of each kind, then a summary.
+    /// Diagnostics of a policy are in [`crate::model::Policy::problems`], too; these have line numbers.
     pub errors: Vec<ManifestError>,
-    /// Documents and objects of which nothing counts.
+    /// Number of documents and objects that are ignored because of errors.
     pub left_out: usize,
     /// Objects of kinds that netpol does not use.
     pub ignored: Vec<Ignored>,
-    /// The file, where it holds no Kubernetes object at all or is a template that has to be rendered first.
+    /// Set if the file has no Kubernetes objects at all or is a template that must be rendered first.
     pub skipped: Option<SkipReason>,
 }
 
-/// Why a file, or a part of it, is not read.
+/// The reason why a file or a part of it is skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SkipReason {
-    /// No document of it looks like a Kubernetes object: Helm values, the configuration of another program.
+    /// No document is like a Kubernetes object, as in Helm values or the configuration of another program.
     NotKubernetes,
-    /// At least one document is a template: the objects that it renders to are not known.
+    /// At least one document is a template. Its objects are unknown until it is rendered.
     Template,
 }
 
-/// Something and where it stands.
+/// An object and its location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located<T> {
-    /// What stands there.
+    /// The object.
     pub object: T,
     /// The file, as the caller named it.
     pub file: Arc<str>,
-    /// The line it begins on, from 1.
+    /// Line of its start, from 1.
     pub line: usize,
-    /// Which document of the file, from 1; empty ones do not count.
+    /// Index of the document in the file, from 1, without empty documents.
     pub document: usize,
 }
 
@@ -73,32 +73,32 @@ pub struct Located<T> {
 pub struct Ignored {
     /// The file.
     pub file: Arc<str>,
-    /// The line it begins on, from 1.
+    /// Line of its start, from 1.
     pub line: usize,
-    /// Its `apiVersion`.
+    /// `apiVersion`.
     pub api_version: String,
-    /// Its `kind`.
+    /// `kind`.
     pub kind: String,
 }
 
-/// Something wrong in a file, for people.
+/// A diagnostic of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 pub struct ManifestError {
-    /// How bad it is. With an error, something means less than what was written.
+    /// Severity. After an error, an object has fewer effects than its text.
     pub severity: Severity,
     /// The file, as the caller named it.
     pub file: Arc<str>,
-    /// The line of the field, or of the nearest one around it, from 1.
+    /// Line of the field or of the nearest field around it, from 1.
     pub line: usize,
-    /// Which document of the file, from 1; empty ones do not count.
+    /// Index of the document in the file, from 1, without empty documents.
     pub document: usize,
-    /// The object, `Kind namespace/name`, where it has got that far.
+    /// The object as `Kind namespace/name`, if known.
     pub object: Option<String>,
     /// Path of the field.
     pub field: Option<String>,
-    /// What is wrong and what to write instead.
+    /// What is wrong and how to fix it.
     pub message: String,
-    /// How many it stands for: 1, or more where a file has too many of a kind to list each.
+    /// Number of diagnostics that this one stands for: 1, or more for a summary.
     #[serde(skip_serializing_if = "is_one")]
     pub count: usize,
 }
@@ -108,7 +108,7 @@ fn is_one(count: &usize) -> bool {
     *count == 1
 }
 
-/// `file:line: error: Kind namespace/name: field: message`.
+/// Writes `file:line: error: Kind namespace/name: field: message`.
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: {}: ", Safe(&self.file), self.line, self.severity.name())?;
@@ -119,46 +119,46 @@ impl fmt::Display for ManifestError {
     }
 }
 
-/// Reads every document of a YAML or JSON text. This never fails: what cannot be read is among the errors.
+/// Parses all documents of a YAML or JSON text. This never fails: what cannot be parsed is reported in `errors`.
 pub fn parse(text: &str, file: &str) -> Parsed {
-    let mut reader = object::Reader::new(file);
+    let mut reader = object::ObjectReader::new(file);
     let mut aliased = 0;
-    for piece in split::documents(text) {
-        reader.faults(&piece.faults);
-        match tree::read(&piece, &mut aliased) {
+    for document in split::documents(text) {
+        reader.faults(&document.faults);
+        match tree::read(&document, &mut aliased) {
             Ok(trees) => {
                 for (index, mut tree) in trees.into_iter().enumerate() {
                     if index > 0 {
-                        reader.after_end(&tree);
+                        reader.document_after_end(&tree);
                     }
                     reader.document(&mut tree);
                 }
             }
-            Err(error) => reader.unreadable(piece.text, &error),
+            Err(error) => reader.unreadable(document.text, &error),
         }
     }
     reader.finish()
 }
 
-/// Understands one object that did not come as text: the same rules, and what is wrong has `name` for its file.
+/// Parses one object that is not text, with the same rules. Diagnostics have `name` as their file.
 pub fn read(value: serde_json::Value, name: &str) -> Parsed {
-    let mut reader = object::Reader::new(name);
+    let mut reader = object::ObjectReader::new(name);
     reader.document(&mut tree::Tree::without_lines(value));
     reader.finish()
 }
 
-/// Objects that stand more than once among `objects`, which may come from many files: the last one counts. Of each file the first
-/// few are listed and the rest counted.
+/// Returns a warning for each object that is defined again later in `objects`, which may come from many files. The last
+/// definition counts. For each file the first few are listed and the rest is counted.
 pub fn duplicates(objects: &[Located<Object>]) -> Vec<ManifestError> {
     let mut first: BTreeMap<ObjectKey, &Located<Object>> = BTreeMap::new();
     let mut files: BTreeMap<&str, Diagnostics> = BTreeMap::new();
     for located in objects {
         let key = located.object.key();
-        let Some(earlier) = first.insert(key.clone(), located) else { continue };
-        let message = format!("stands in {}:{} too; this one counts", earlier.file, earlier.line);
+        let Some(other) = first.insert(key.clone(), located) else { continue };
+        let message = format!("is also in {}:{}; this one counts", other.file, other.line);
         let diagnostics = files.entry(&located.file).or_insert_with(|| Diagnostics::new(&located.file));
-        let place = || (located.line, None);
-        diagnostics.add(Severity::Warning, located.document, Some(&key.to_string()), &message, place);
+        let locate = || (located.line, None);
+        diagnostics.add(Severity::Warning, located.document, Some(&key.to_string()), &message, locate);
     }
     files.into_values().flat_map(Diagnostics::finish).collect()
 }

@@ -1,7 +1,8 @@
-//! Nulls where an item or a label value should be.
+//! Null list items and null label values.
 //!
-//! The API server decodes a null item as an empty one: `ports: [null]` is `ports: [{}]`, every TCP port. Source: `Unmarshal` in
-//! <https://pkg.go.dev/encoding/json>, "the JSON null value unmarshals into … no effect", on an item that begins as its zero value.
+//! The API server decodes a null item as an empty one: `ports: [null]` is `ports: [{}]`, every TCP port. Source:
+//! `Unmarshal` in <https://pkg.go.dev/encoding/json>, "the JSON null value unmarshals into … no effect"; an item starts
+//! as its zero value.
 
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ const STRINGS: [&str; 9] =
 /// Maps whose values are strings.
 const STRING_MAPS: [&str; 5] = ["labels", "annotations", "matchLabels", "nodeSelector", "selector"];
 
-/// Replaces null items and null label values by empty ones; where they were.
+/// Replaces null items and null label values with empty ones. Returns their paths.
 pub(super) fn replace(value: &mut Value) -> Vec<FieldPath> {
     let mut found = Vec::new();
     visit(value, "", &FieldPath::default(), &mut found);
@@ -34,12 +35,12 @@ fn visit(value: &mut Value, field: &str, path: &FieldPath, found: &mut Vec<Field
             }
         }
         Value::Object(map) => {
-            for (key, below) in map {
-                if below.is_null() && STRING_MAPS.contains(&field) {
-                    *below = Value::from("");
+            for (key, child) in map {
+                if child.is_null() && STRING_MAPS.contains(&field) {
+                    *child = Value::from("");
                     found.push(path.key(key));
-                } else if below.is_object() || below.is_array() {
-                    visit(below, key, &path.key(key), found);
+                } else if child.is_object() || child.is_array() {
+                    visit(child, key, &path.key(key), found);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! One document to objects: which kind it is, and what is wrong with it.
+//! Parses the objects of a document and reports their errors.
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1::NetworkPolicy};
 use serde::de::DeserializeOwned;
@@ -13,43 +13,44 @@ use super::{nulls, salvage, size, stray};
 use crate::model::names;
 use crate::model::{EndpointSlice, Namespace, Node, Object, Pod, Policy, Problem, Service, Severity};
 
-/// Faults of one policy that are given up one by one. Each costs a look at the whole policy, so that a policy with more of
-/// them is given up as a whole.
-const MAX_FAULTS: usize = 64;
+/// Number of errors in one policy that are replaced one by one. Each costs a pass over the whole policy, so a policy
+/// with more errors is replaced as a whole.
+const MAX_REPLACED: usize = 64;
 
-/// Reads the documents of one file.
-pub(super) struct Reader {
+/// Parses the documents of one file.
+pub(super) struct ObjectReader {
     document: usize,
     parsed: Parsed,
     diagnostics: Diagnostics,
-    /// Documents that do not look like Kubernetes objects: errors in a file that holds other documents that do.
+    /// Documents that are not like Kubernetes objects. They are errors if another document of the file is a Kubernetes
+    /// object.
     stray: Vec<Stray>,
-    /// A document looks like a Kubernetes object.
+    /// Whether a document is like a Kubernetes object.
     is_kubernetes: bool,
 }
 
-/// A document that does not look like a Kubernetes object.
+/// A document that is not like a Kubernetes object.
 struct Stray {
     document: usize,
     line: usize,
     message: String,
 }
 
-/// An object within a document: its place, for lines, and its name, for messages.
-struct Place<'t> {
+/// Location of an object in a document, for line numbers, and its name, for messages.
+struct ObjectLocation<'t> {
     tree: &'t Tree,
     root: FieldPath,
     name: Option<String>,
 }
 
-/// Something wrong with a field.
-struct FieldFault {
+/// An error in a field.
+struct FieldError {
     severity: Severity,
     path: FieldPath,
     message: String,
 }
 
-impl Reader {
+impl ObjectReader {
     pub(super) fn new(file: &str) -> Self {
         let (parsed, diagnostics) = (Parsed::default(), Diagnostics::new(file));
         Self { document: 0, parsed, diagnostics, stray: Vec::new(), is_kubernetes: false }
@@ -72,15 +73,15 @@ impl Reader {
         }
         self.kubernetes();
         self.parsed.left_out += 1;
-        let message = format!("document {} {}; nothing of this document is used", self.document, error.message);
-        self.outside_objects(Severity::Error, error.line, &message);
+        let message = format!("document {} {}; the document is ignored", self.document, error.message);
+        self.report_outside_objects(Severity::Error, error.line, &message);
     }
 
-    /// Reports the first template of a file: the others have the same remedy.
+    /// Reports the first template of a file. The fix is the same for the others.
     fn template(&mut self, line: usize) {
         if self.parsed.skipped != Some(SkipReason::Template) {
             self.parsed.skipped = Some(SkipReason::Template);
-            self.outside_objects(Severity::Warning, line, stray::TEMPLATE);
+            self.report_outside_objects(Severity::Warning, line, stray::TEMPLATE);
         }
     }
 
@@ -89,7 +90,7 @@ impl Reader {
         if self.is_kubernetes { self.report_stray(&stray) } else { self.stray.push(stray) }
     }
 
-    /// The file holds a Kubernetes object: other documents should be objects too.
+    /// Records that the file has a Kubernetes object. Other documents should be objects, too.
     fn kubernetes(&mut self) {
         self.is_kubernetes = true;
         for stray in std::mem::take(&mut self.stray) {
@@ -102,23 +103,24 @@ impl Reader {
         self.diagnostics.add(Severity::Error, *document, None, message, || (*line, None));
     }
 
-    /// Reports what stands before the next document.
+    /// Reports errors before the next document.
     pub(super) fn faults(&mut self, faults: &[Fault]) {
         for fault in faults {
             if fault.severity == Severity::Error {
                 self.parsed.left_out += 1;
             }
-            self.outside_objects(fault.severity, fault.line, fault.message);
+            self.report_outside_objects(fault.severity, fault.line, fault.message);
         }
     }
 
-    /// Reports a document that follows an end marker. `kubectl` reads one YAML document up to each `---`, and silently ignores the rest.
-    pub(super) fn after_end(&mut self, tree: &Tree) {
+    /// Reports a document after an end marker. `kubectl` reads one YAML document up to each `---` and silently ignores
+    /// others.
+    pub(super) fn document_after_end(&mut self, tree: &Tree) {
         let message = "kubectl ignores a document after `...`; write `---` before it";
-        self.outside_objects(Severity::Warning, tree.lines.of(&FieldPath::default()), message);
+        self.report_outside_objects(Severity::Warning, tree.lines.of(&FieldPath::default()), message);
     }
 
-    fn outside_objects(&mut self, severity: Severity, line: usize, message: &str) {
+    fn report_outside_objects(&mut self, severity: Severity, line: usize, message: &str) {
         self.diagnostics.add(severity, self.document, None, message, || (line, None));
     }
 
@@ -140,12 +142,12 @@ impl Reader {
         self.object(tree, value, FieldPath::default(), None);
     }
 
-    /// `inherited` is the apiVersion and kind that a typed list gives its items.
+    /// Parses an object. `inherited` is the apiVersion and kind that a typed list gives to its items.
     fn object(&mut self, tree: &Tree, mut value: Value, root: FieldPath, inherited: Option<(&str, &str)>) {
-        let mut place = Place { tree, root, name: None };
+        let mut location = ObjectLocation { tree, root, name: None };
         let Some(map) = value.as_object_mut() else {
             return self.left_out(
-                &place,
+                &location,
                 &FieldPath::default(),
                 "is not an object; it needs apiVersion, kind and metadata",
             );
@@ -157,73 +159,73 @@ impl Reader {
         let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, kind) = (text("apiVersion"), text("kind"));
         if kind.is_empty() {
-            return self.left_out(&place, &FieldPath::default(), "has no `kind`; it is left out");
+            return self.left_out(&location, &FieldPath::default(), "has no `kind`; it is left out");
         }
         if let Some(item_kind) = kind.strip_suffix("List")
             && let Some(Value::Array(items)) = map.get_mut("items").map(Value::take)
         {
             let inherited = (!item_kind.is_empty()).then_some((api_version.as_str(), item_kind));
             for (index, item) in items.into_iter().enumerate() {
-                let root = place.root.key("items").index(index);
+                let root = location.root.key("items").index(index);
                 self.object(tree, item, root, inherited);
             }
             return;
         }
         let Some(expected) = expected_version(&kind, &api_version) else {
-            let line = tree.lines.of(&place.root);
+            let line = tree.lines.of(&location.root);
             self.parsed.ignored.push(Ignored { file: self.diagnostics.file().clone(), line, api_version, kind });
             return;
         };
-        place.name = Some(title(&kind, map));
+        location.name = Some(title(&kind, map));
         if api_version != expected {
-            let message = format!("is `{api_version}`; it is read as {expected}, which to write instead");
-            self.error(&place, &FieldPath::default().key("apiVersion"), &message);
+            let message = format!("is `{api_version}`, which is read as {expected}; write {expected}");
+            self.error(&location, &FieldPath::default().key("apiVersion"), &message);
             map.insert("apiVersion".into(), expected.into());
         }
-        if let Err(message) = self.complete_name(&place, map) {
-            return self.left_out(&place, &FieldPath::default().key("metadata").key("name"), &message);
+        if let Err(message) = self.ensure_name(&location, map) {
+            return self.left_out(&location, &FieldPath::default().key("metadata").key("name"), &message);
         }
-        place.name = Some(title(&kind, map));
-        self.refused(&place, &kind, map);
+        location.name = Some(title(&kind, map));
+        self.check_names(&location, &kind, map);
         for path in nulls::replace(&mut value) {
-            self.warning(&place, &path, "is null, which the API server reads as empty; write what is meant");
+            self.warning(&location, &path, "is null, which the API server reads as an empty value; set a value");
         }
-        // A policy must isolate whatever its size: it is given up below, not left out.
+        // A policy must isolate, whatever its size: it is replaced below and not left out.
         if kind != "NetworkPolicy" && size::is_too_large(&value) {
             return self.left_out(
-                &place,
+                &location,
                 &FieldPath::default(),
                 &format!("{}; the object is left out", size::TOO_LARGE),
             );
         }
-        self.of_kind(&place, &kind, value);
+        self.typed_object(&location, &kind, value);
     }
 
-    /// Reports a name and labels that the API server refuses. The object counts all the same.
-    fn refused(&mut self, place: &Place<'_>, kind: &str, map: &Map<String, Value>) {
+    /// Reports a name and labels that the API server rejects. The object is used anyway.
+    fn check_names(&mut self, location: &ObjectLocation<'_>, kind: &str, map: &Map<String, Value>) {
         let Some(Value::Object(metadata)) = map.get("metadata") else { return };
         let root = FieldPath::default().key("metadata");
-        let mut refuse = |path: &FieldPath, message: String| {
-            self.error(place, path, &format!("{message}; the API server refuses this object"));
+        let mut report_rejected = |path: &FieldPath, message: String| {
+            self.error(location, path, &format!("{message}; the API server rejects this object"));
         };
         let generated = metadata.get("generateName").is_some_and(|prefix| !prefix.is_null());
         let name = metadata.get("name").and_then(Value::as_str).filter(|_| !generated);
         if let Some(message) = name.and_then(|name| names::name_error(kind, name)) {
-            refuse(&root.key("name"), message);
+            report_rejected(&root.key("name"), message);
         }
         let Some(Value::Object(labels)) = metadata.get("labels") else { return };
         for (key, value) in labels {
             let value = value.as_str().unwrap_or_default();
             if let Some(message) = names::label_key_error(key).or_else(|| names::label_value_error(value)) {
-                refuse(&root.key("labels").key(key), message);
+                report_rejected(&root.key("labels").key(key), message);
             }
         }
     }
 
-    /// Gives an object with `generateName` a name that no other object has, as the API server will.
-    fn complete_name(&self, place: &Place<'_>, map: &mut Map<String, Value>) -> Result<(), String> {
+    /// Gives an object with `generateName` a unique name, as the API server does.
+    fn ensure_name(&self, location: &ObjectLocation<'_>, map: &mut Map<String, Value>) -> Result<(), String> {
         let metadata = map.get_mut("metadata").and_then(Value::as_object_mut);
-        let Some(metadata) = metadata else { return Err("is absent; the object is left out".to_owned()) };
+        let Some(metadata) = metadata else { return Err("is missing; the object is left out".to_owned()) };
         match metadata.get("name") {
             Some(Value::String(name)) if !name.is_empty() => return Ok(()),
             Some(Value::String(_) | Value::Null) | None => {}
@@ -231,97 +233,97 @@ impl Reader {
         }
         match metadata.get("generateName") {
             Some(Value::String(prefix)) if !prefix.is_empty() => {
-                let name = format!("{prefix}*({}:{})", self.diagnostics.file(), place.tree.lines.of(&place.root));
+                let name = format!("{prefix}*({}:{})", self.diagnostics.file(), location.tree.lines.of(&location.root));
                 metadata.insert("name".to_owned(), name.into());
                 Ok(())
             }
-            _ => Err("is absent; the object is left out".to_owned()),
+            _ => Err("is missing; the object is left out".to_owned()),
         }
     }
 
-    fn of_kind(&mut self, place: &Place<'_>, kind: &str, value: Value) {
+    fn typed_object(&mut self, location: &ObjectLocation<'_>, kind: &str, value: Value) {
         match kind {
             "Namespace" => {
-                let Some(api) = self.typed::<core::Namespace>(place, value) else { return };
-                self.found(place, Object::Namespace(Namespace::from_api(&api)));
+                let Some(api) = self.typed::<core::Namespace>(location, value) else { return };
+                self.add_object(location, Object::Namespace(Namespace::from_api(&api)));
             }
             "Pod" => {
-                let Some(api) = self.typed::<core::Pod>(place, value) else { return };
+                let Some(api) = self.typed::<core::Pod>(location, value) else { return };
                 let (pod, problems) = Pod::from_api(&api);
-                self.problems(place, &problems);
-                self.found(place, Object::Pod(pod));
+                self.problems(location, &problems);
+                self.add_object(location, Object::Pod(pod));
             }
             "Node" => {
-                let Some(api) = self.typed::<core::Node>(place, value) else { return };
+                let Some(api) = self.typed::<core::Node>(location, value) else { return };
                 let (node, problems) = Node::from_api(&api);
-                self.problems(place, &problems);
-                self.found(place, Object::Node(node));
+                self.problems(location, &problems);
+                self.add_object(location, Object::Node(node));
             }
             "Service" => {
-                let Some(api) = self.typed::<core::Service>(place, value) else { return };
+                let Some(api) = self.typed::<core::Service>(location, value) else { return };
                 let (service, problems) = Service::from_api(&api);
-                self.problems(place, &problems);
-                self.found(place, Object::Service(service));
+                self.problems(location, &problems);
+                self.add_object(location, Object::Service(service));
             }
             "EndpointSlice" => {
-                let Some(api) = self.typed::<discovery::EndpointSlice>(place, value) else { return };
+                let Some(api) = self.typed::<discovery::EndpointSlice>(location, value) else { return };
                 let (slice, problems) = EndpointSlice::from_api(&api);
-                self.problems(place, &problems);
-                self.found(place, Object::Slice(slice));
+                self.problems(location, &problems);
+                self.add_object(location, Object::Slice(slice));
             }
-            _ => self.policy(place, value),
+            _ => self.policy(location, value),
         }
     }
 
-    /// An object that counts whole or not at all.
-    fn typed<T: DeserializeOwned>(&mut self, place: &Place<'_>, value: Value) -> Option<T> {
-        self.repeated(place);
+    /// Parses an object that is used completely or not at all.
+    fn typed<T: DeserializeOwned>(&mut self, location: &ObjectLocation<'_>, value: Value) -> Option<T> {
+        self.report_duplicate_keys(location);
         let (result, unknown) = deserialize::<T>(value);
         for path in unknown {
-            // Elsewhere an unknown field is most likely one of a newer Kubernetes, and no label.
+            // Other unknown fields are most likely from a newer Kubernetes version.
             if path.to_string().starts_with("metadata.") {
-                self.warning(place, &path, "is no field that Kubernetes knows; is it misspelt?");
+                self.warning(location, &path, "unknown field (typo?)");
             }
         }
         match result {
             Ok(object) => Some(object),
             Err((path, message)) => {
-                self.left_out(place, &path, &format!("{message}; the object is left out"));
+                self.left_out(location, &path, &format!("{message}; the object is left out"));
                 None
             }
         }
     }
 
-    fn policy(&mut self, place: &Place<'_>, mut value: Value) {
-        let mut faults: Vec<FieldFault> = Vec::new();
-        let mut given_up: Vec<FieldPath> = Vec::new();
-        let repeated = place.tree.repeated_below(&place.root);
-        let mut found: Vec<(FieldPath, String)> = repeated.map(|path| (path, "stands twice".to_owned())).collect();
+    fn policy(&mut self, location: &ObjectLocation<'_>, mut value: Value) {
+        let mut faults: Vec<FieldError> = Vec::new();
+        let mut replaced: Vec<FieldPath> = Vec::new();
+        let duplicates = location.tree.duplicates_below(&location.root);
+        let mut found: Vec<(FieldPath, String)> = duplicates.map(|path| (path, "duplicate key".to_owned())).collect();
         let spec = FieldPath(vec![Step::Key("spec".to_owned())]);
         if size::is_too_large(&value) {
             found = vec![(spec.clone(), size::TOO_LARGE.to_owned())];
         }
         let api = loop {
-            let in_spec = found.iter().filter(|(path, _)| path.below(&spec).is_some()).count();
-            if given_up.len() + in_spec > MAX_FAULTS && !given_up.contains(&spec) {
-                found = vec![(spec.clone(), format!("has more than {MAX_FAULTS} faults"))];
+            let in_spec = found.iter().filter(|(path, _)| path.relative_to(&spec).is_some()).count();
+            if replaced.len() + in_spec > MAX_REPLACED && !replaced.contains(&spec) {
+                found = vec![(spec.clone(), format!("has more than {MAX_REPLACED} errors"))];
             }
             for (path, message) in found.drain(..) {
-                let Some((place_given_up, consequence)) = salvage::give_up(&mut value, &path) else {
-                    return self.left_out(place, &path, &format!("{message}; nothing of this policy can be used"));
+                let Some((replaced_path, consequence)) = salvage::replace_invalid(&mut value, &path) else {
+                    return self.left_out(location, &path, &format!("{message}; the whole policy is ignored"));
                 };
-                let matters = path.to_string().starts_with("spec");
-                let severity = if matters { Severity::Error } else { Severity::Warning };
-                faults.push(FieldFault { severity, path, message: format!("{message}; {consequence}") });
-                if matters {
-                    given_up.push(place_given_up);
+                let in_spec = path.to_string().starts_with("spec");
+                let severity = if in_spec { Severity::Error } else { Severity::Warning };
+                faults.push(FieldError { severity, path, message: format!("{message}; {consequence}") });
+                if in_spec {
+                    replaced.push(replaced_path);
                 }
             }
             let (result, unknown) = deserialize::<NetworkPolicy>(value.clone());
             for path in unknown {
-                // The API server once wrote a status, which nobody reads.
+                // Old API servers wrote a status, which is not used.
                 if path.to_string() != "status" {
-                    found.push((path, "is no field of a NetworkPolicy; is it misspelt?".to_owned()));
+                    found.push((path, "unknown field (typo?)".to_owned()));
                 }
             }
             match result {
@@ -331,27 +333,27 @@ impl Reader {
             }
         };
         let mut policy = Policy::from_api(&api);
-        // What was put in for a part that was given up has been reported already, and better.
-        let given_up: Vec<String> = given_up.iter().map(ToString::to_string).collect();
-        policy.problems.retain(|problem| !given_up.iter().any(|place| is_within(&problem.field, place)));
-        let own: Vec<Problem> = policy.problems.clone();
+        // The diagnostics of replaced parts have been reported above with better messages.
+        let replaced: Vec<String> = replaced.iter().map(ToString::to_string).collect();
+        policy.problems.retain(|problem| !replaced.iter().any(|parent| is_within(&problem.field, parent)));
+        let diagnostics_of_policy: Vec<Problem> = policy.problems.clone();
         for fault in faults {
-            let FieldFault { severity, path, message } = fault;
-            self.at(place, severity, &path, &message);
+            let FieldError { severity, path, message } = fault;
+            self.report(location, severity, &path, &message);
             policy.problems.push(Problem { severity, field: path.to_string(), message });
         }
-        self.problems(place, &own);
-        self.found(place, Object::Policy(policy));
+        self.problems(location, &diagnostics_of_policy);
+        self.add_object(location, Object::Policy(policy));
     }
 
-    fn repeated(&mut self, place: &Place<'_>) {
-        for path in place.tree.repeated_below(&place.root) {
-            self.warning(place, &path, "stands twice; the last one counts");
+    fn report_duplicate_keys(&mut self, location: &ObjectLocation<'_>) {
+        for path in location.tree.duplicates_below(&location.root) {
+            self.warning(location, &path, "duplicate key; the last value counts");
         }
     }
 
-    fn found(&mut self, place: &Place<'_>, object: Object) {
-        let line = place.tree.lines.of(&place.root);
+    fn add_object(&mut self, location: &ObjectLocation<'_>, object: Object) {
+        let line = location.tree.lines.of(&location.root);
         self.parsed.objects.push(Located {
             object,
             file: self.diagnostics.file().clone(),
@@ -360,53 +362,54 @@ impl Reader {
         });
     }
 
-    fn problems(&mut self, place: &Place<'_>, problems: &[Problem]) {
+    fn problems(&mut self, location: &ObjectLocation<'_>, problems: &[Problem]) {
         for Problem { severity, field, message } in problems {
-            let found = || (place.line_of_text(field), Some(field.clone()));
-            self.diagnostics.add(*severity, self.document, place.name.as_deref(), message, found);
+            let found = || (location.line_of_text(field), Some(field.clone()));
+            self.diagnostics.add(*severity, self.document, location.name.as_deref(), message, found);
         }
     }
 
-    /// An object that does not count at all.
-    fn left_out(&mut self, place: &Place<'_>, path: &FieldPath, message: &str) {
+    /// Reports an object that is left out.
+    fn left_out(&mut self, location: &ObjectLocation<'_>, path: &FieldPath, message: &str) {
         self.parsed.left_out += 1;
-        self.error(place, path, message);
+        self.error(location, path, message);
     }
 
-    fn error(&mut self, place: &Place<'_>, path: &FieldPath, message: &str) {
-        self.at(place, Severity::Error, path, message);
+    fn error(&mut self, location: &ObjectLocation<'_>, path: &FieldPath, message: &str) {
+        self.report(location, Severity::Error, path, message);
     }
 
-    fn warning(&mut self, place: &Place<'_>, path: &FieldPath, message: &str) {
-        self.at(place, Severity::Warning, path, message);
+    fn warning(&mut self, location: &ObjectLocation<'_>, path: &FieldPath, message: &str) {
+        self.report(location, Severity::Warning, path, message);
     }
 
-    fn at(&mut self, place: &Place<'_>, severity: Severity, path: &FieldPath, message: &str) {
+    fn report(&mut self, location: &ObjectLocation<'_>, severity: Severity, path: &FieldPath, message: &str) {
         let found = || {
             let field = (!path.0.is_empty()).then(|| path.to_string());
-            (place.tree.lines.of(&place.absolute(path)), field)
+            (location.tree.lines.of(&location.absolute(path)), field)
         };
-        self.diagnostics.add(severity, self.document, place.name.as_deref(), message, found);
+        self.diagnostics.add(severity, self.document, location.name.as_deref(), message, found);
     }
 }
 
-impl Place<'_> {
+impl ObjectLocation<'_> {
     fn absolute(&self, path: &FieldPath) -> FieldPath {
         FieldPath(self.root.0.iter().chain(&path.0).cloned().collect())
     }
 
-    /// The line of a field that is named in text, or of the nearest one around it.
+    /// Returns the line of a field path given as text, or of the nearest field around it.
     fn line_of_text(&self, field: &str) -> usize {
         self.tree.lines.nearest(&self.root).of_text(field)
     }
 }
 
-/// Whether `field` is `place` or a part of it.
-fn is_within(field: &str, place: &str) -> bool {
-    field.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+/// Returns whether `field` is `parent` or a part of it.
+fn is_within(field: &str, parent: &str) -> bool {
+    field.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// The apiVersion of a kind netpol uses; `None` for all others, those of the same name in other APIs included.
+/// Returns the apiVersion of a kind that netpol uses; `None` for other kinds, including those with the same name in
+/// other APIs.
 fn expected_version(kind: &str, api_version: &str) -> Option<&'static str> {
     let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
     match (kind, group) {
@@ -426,18 +429,18 @@ fn title(kind: &str, map: &Map<String, Value>) -> String {
     }
 }
 
-/// The object or the first field that has the wrong type, and the fields that are not known.
+/// Returns the object or the first field with a wrong type, and the unknown fields.
 fn deserialize<T: DeserializeOwned>(value: Value) -> (Result<T, (FieldPath, String)>, Vec<FieldPath>) {
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
     let result: Result<T, _> = serde_ignored::deserialize(tracked, |path| unknown.push(FieldPath::from(&path)));
-    let result = result.map_err(|error| (FieldPath::from(&track.path()), plain(&error)));
+    let result = result.map_err(|error| (FieldPath::from(&track.path()), error_message(&error)));
     (result, unknown)
 }
 
-/// Serde's message, with what to do about the most common mistake.
-fn plain(error: &serde_json::Error) -> String {
+/// Returns Serde's message, with the fix for the most common mistake.
+fn error_message(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let unquoted = ["integer", "boolean", "floating point"]
         .iter()

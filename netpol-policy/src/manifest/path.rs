@@ -1,18 +1,18 @@
-//! Paths of fields: `spec.ingress[0].from[1]`.
+//! Field paths, such as `spec.ingress[0].from[1]`.
 
 use std::fmt;
 
-/// One step.
+/// A step of a path.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Step {
-    /// Into a map.
+    /// A key of a map.
     Key(String),
-    /// Into a list.
+    /// An index of a list.
     Index(usize),
 }
 
 impl Step {
-    /// What follows this step in `text`, which begins with it.
+    /// Removes this step from the start of `text`. Returns the rest, or `None` if `text` starts with another step.
     pub(super) fn strip<'t>(&self, text: &'t str) -> Option<&'t str> {
         let rest = match self {
             Self::Key(key) => text.strip_prefix('.').unwrap_or(text).strip_prefix(key.as_str())?,
@@ -22,27 +22,27 @@ impl Step {
     }
 }
 
-/// A path from an object's root.
+/// A path that starts at an object's root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FieldPath(pub(super) Vec<Step>);
 
 impl FieldPath {
     pub(super) fn key(&self, key: &str) -> Self {
-        self.then(Step::Key(key.to_owned()))
+        self.push(Step::Key(key.to_owned()))
     }
 
     pub(super) fn index(&self, index: usize) -> Self {
-        self.then(Step::Index(index))
+        self.push(Step::Index(index))
     }
 
-    fn then(&self, step: Step) -> Self {
+    fn push(&self, step: Step) -> Self {
         let mut steps = self.0.clone();
         steps.push(step);
         Self(steps)
     }
 
-    /// The path without what it shares with `root`; `None` where it is not below it.
-    pub(super) fn below(&self, root: &Self) -> Option<Self> {
+    /// Returns the path relative to `root`; `None` if it is not below `root`.
+    pub(super) fn relative_to(&self, root: &Self) -> Option<Self> {
         self.0.strip_prefix(root.0.as_slice()).map(|steps| Self(steps.to_vec()))
     }
 }

@@ -1,51 +1,52 @@
-//! What can be kept of a policy that does not have the shape of one.
+//! Keeps the valid parts of an invalid policy.
 //!
-//! The API server refuses such an object whole. Here it may be all there is, so the innermost peer, port, rule or selector
-//! around each fault is replaced by one that matches nothing (or, for the pods to isolate, everything), and the rest counts.
+//! The API server rejects such an object as a whole. A manifest may be the only source, so netpol replaces the
+//! innermost peer, port, rule or selector around each error: with one that matches nothing or, for `spec.podSelector`,
+//! with one that selects every pod of the namespace. The other parts stay.
 
 use serde_json::{Map, Value, json};
 
 use super::path::{FieldPath, Step};
 
-/// Replaces the part of a policy around `fault`. Returns what was given up, for the message, or `None` where nothing of
-/// the policy can be kept.
-pub(super) fn give_up(policy: &mut Value, fault: &FieldPath) -> Option<(FieldPath, &'static str)> {
+/// Replaces the part of a policy around an error. Returns its path and the consequence for the message, or `None` if
+/// nothing of the policy can be kept.
+pub(super) fn replace_invalid(policy: &mut Value, fault: &FieldPath) -> Option<(FieldPath, &'static str)> {
     let steps: Vec<&str> =
         fault.0.iter().map(|step| if let Step::Key(key) = step { key.as_str() } else { "[]" }).collect();
     let (length, replacement, consequence) = match steps.as_slice() {
         ["spec", "ingress", "[]", "from", "[]", ..] | ["spec", "egress", "[]", "to", "[]", ..] => {
-            (5, Some(json!({})), "this peer matches nobody")
+            (5, Some(json!({})), "this peer matches nothing")
         }
         ["spec", "ingress", "[]", "from", ..] | ["spec", "egress", "[]", "to", ..] => {
-            (4, Some(json!([{}])), "this rule matches nobody")
+            (4, Some(json!([{}])), "this rule matches no peer")
         }
         ["spec", "ingress" | "egress", "[]", "ports", "[]", ..] => (5, Some(no_port()), "this item matches no port"),
         ["spec", "ingress" | "egress", "[]", "ports", ..] => (4, Some(json!([no_port()])), "this rule matches no port"),
-        ["spec", "ingress", "[]", ..] => (3, Some(json!({ "from": [{}] })), "this rule matches nobody"),
-        ["spec", "egress", "[]", ..] => (3, Some(json!({ "to": [{}] })), "this rule matches nobody"),
-        ["spec", "ingress", ..] => (2, Some(json!([{ "from": [{}] }])), "no ingress rule of it counts"),
-        ["spec", "egress", ..] => (2, Some(json!([{ "to": [{}] }])), "no egress rule of it counts"),
-        ["spec", "podSelector", ..] => {
-            (2, Some(no_selector()), "every pod of the namespace is isolated by this policy")
+        ["spec", "ingress", "[]", ..] => (3, Some(json!({ "from": [{}] })), "this rule matches no peer"),
+        ["spec", "egress", "[]", ..] => (3, Some(json!({ "to": [{}] })), "this rule matches no peer"),
+        ["spec", "ingress", ..] => (2, Some(json!([{ "from": [{}] }])), "the policy allows no ingress"),
+        ["spec", "egress", ..] => (2, Some(json!([{ "to": [{}] }])), "the policy allows no egress"),
+        ["spec", "podSelector", ..] => (2, Some(no_selector()), "the policy isolates every pod of the namespace"),
+        ["spec", "policyTypes", ..] => {
+            (2, Some(json!(["Ingress", "Egress"])), "the policy isolates in both directions")
         }
-        ["spec", "policyTypes", ..] => (2, Some(json!(["Ingress", "Egress"])), "both directions are isolated"),
         ["spec", _, ..] => {
-            // A misspelt `egress` or `policyTypes` may be what isolates.
+            // A misspelled `egress` or `policyTypes` may be what isolates the pods.
             let spec = policy.get_mut("spec")?.as_object_mut()?;
             spec.insert("policyTypes".into(), json!(["Ingress", "Egress"]));
-            (2, None, "both directions are isolated until it is corrected")
+            (2, None, "the policy isolates in both directions until this is fixed")
         }
         ["spec"] => {
             let spec = json!({ "podSelector": no_selector(), "policyTypes": ["Ingress", "Egress"] });
-            (1, Some(spec), "every pod of the namespace is isolated in both directions")
+            (1, Some(spec), "the policy isolates every pod of the namespace in both directions")
         }
         ["metadata", "name" | "namespace", ..] | ["metadata"] | ["apiVersion" | "kind", ..] | [] => return None,
-        ["metadata", ..] => (2, None, "it is left out"),
-        [_, ..] => (1, None, "it is left out"),
+        ["metadata", ..] => (2, None, "the field is ignored"),
+        [_, ..] => (1, None, "the field is ignored"),
     };
-    let place = FieldPath(fault.0.get(..length)?.to_vec());
-    replace(policy, &place.0, replacement)?;
-    Some((place, consequence))
+    let target = FieldPath(fault.0.get(..length)?.to_vec());
+    replace(policy, &target.0, replacement)?;
+    Some((target, consequence))
 }
 
 fn no_port() -> Value {
@@ -56,17 +57,17 @@ fn no_selector() -> Value {
     json!({ "matchExpressions": [{ "key": "?", "operator": "?" }] })
 }
 
-/// Puts `value` at `steps`, or removes what is there.
+/// Sets the value at `steps`, or removes it if `value` is `None`.
 fn replace(root: &mut Value, steps: &[Step], value: Option<Value>) -> Option<()> {
     let (last, parents) = steps.split_last()?;
-    let mut place = root;
+    let mut target = root;
     for step in parents {
-        place = match step {
-            Step::Key(key) => place.get_mut(key)?,
-            Step::Index(index) => place.get_mut(index)?,
+        target = match step {
+            Step::Key(key) => target.get_mut(key)?,
+            Step::Index(index) => target.get_mut(index)?,
         };
     }
-    match (last, place) {
+    match (last, target) {
         (Step::Key(key), Value::Object(map)) => set(map, key, value),
         (Step::Index(index), Value::Array(items)) => *items.get_mut(*index)? = value.unwrap_or_default(),
         _ => return None,

@@ -1,13 +1,13 @@
-//! The value of a plain YAML scalar.
+//! Resolves plain YAML scalars to values.
 //!
-//! Resolved as the YAML reader of Kubernetes does, YAML 1.1 booleans and digit separators included: `enabled: on` is `true` there, so
-//! that a label `on` without quotes must be refused here too. Source: `resolve` in
+//! This follows the YAML reader of Kubernetes, including YAML 1.1 booleans and digit separators. For example, `on` is
+//! `true` there, so an unquoted label value `on` must be rejected here, too. Source: `resolve` in
 //! <https://github.com/kubernetes-sigs/yaml/blob/v1.4.0/goyaml.v2/resolve.go>.
 
 use serde_json::Value;
 
-/// Integers that a double holds exactly.
-const EXACT: f64 = 9_007_199_254_740_992.0;
+/// Limit of the integers that a double represents exactly.
+const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 pub(super) fn resolve(text: &str) -> Value {
     match text {
@@ -48,13 +48,14 @@ fn integer(text: &str) -> Option<Value> {
     i64::try_from(value).map(Value::from).or_else(|_| u64::try_from(value).map(Value::from)).ok()
 }
 
-/// A float without a fraction is an integer: JSON does not tell them apart, and Kubernetes reads `port: 8080.0` as 8080.
+/// Parses a float. One without a fraction becomes an integer: JSON does not distinguish them, and Kubernetes reads
+/// `port: 8080.0` as 8080.
 #[expect(clippy::cast_possible_truncation, reason = "integral, and within the range that is exact")]
 fn float(text: &str) -> Option<Value> {
-    // Not `inf`, `nan` and the like, which are names here.
+    // Excludes `inf`, `nan` and similar words, which are strings here.
     let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
     let number = text.parse::<f64>().ok().filter(|_| numeric && text.bytes().any(|byte| byte.is_ascii_digit()))?;
-    if number.fract() == 0.0 && number.abs() < EXACT {
+    if number.fract() == 0.0 && number.abs() < MAX_EXACT {
         return Some(Value::from(number as i64));
     }
     serde_json::Number::from_f64(number).map(Value::Number)
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_scalars_are_what_kubernetes_takes_them_for() {
+    fn plain_scalars_are_resolved_as_in_kubernetes() {
         let cases = [
             ("", json!(null)),
             ("~", json!(null)),

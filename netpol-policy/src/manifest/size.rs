@@ -1,20 +1,20 @@
-//! How large an object may be.
+//! Maximum size of an object.
 
 use serde_json::Value;
 
-/// Bytes as compact JSON. The API server reads no more of a request, so that no cluster has such an object.
+/// Size limit as compact JSON, in bytes. The API server reads no larger request, so no cluster has such an object.
 /// Source: <https://github.com/kubernetes/kubernetes/blob/v1.33.0/staging/src/k8s.io/apiserver/pkg/server/config.go>,
 /// `MaxRequestBodyBytes`.
-const LARGEST: usize = 3 * 1024 * 1024;
+const MAX_BYTES: usize = 3 * 1024 * 1024;
 
-pub(super) const TOO_LARGE: &str = "is larger than 3 MiB, the most an API server takes";
+pub(super) const TOO_LARGE: &str = "is larger than 3 MiB, the limit of the API server";
 
-/// Whether an object takes more bytes than an API server would read.
+/// Returns whether an object is larger than the API server's limit.
 pub(super) fn is_too_large(object: &Value) -> bool {
-    size(object) > LARGEST
+    size(object) > MAX_BYTES
 }
 
-/// Bytes as compact JSON, escapes left out.
+/// Returns the approximate size as compact JSON in bytes, without escapes.
 fn size(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 4,

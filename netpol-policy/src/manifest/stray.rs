@@ -1,12 +1,12 @@
-//! Which documents are not Kubernetes objects: a repository has other YAML too, and templates of manifests.
+//! Recognizes documents that are not Kubernetes objects: other YAML files in a repository, and templates of manifests.
 
 use serde_json::Value;
 
-/// What to do about a template.
+/// Message for a template.
 pub(super) const TEMPLATE: &str =
     "is a template, and is not read; render it first: `helm template CHART | netpol lint -f -`";
 
-/// Whether a text has a template's actions in it: `{{ .Values.name }}`, outside of comments.
+/// Returns whether a text has template actions such as `{{ .Values.name }}`, outside of comments.
 pub(super) fn is_template(text: &str) -> bool {
     let code = |line: &str| !line.trim_start().starts_with('#');
     text.lines().filter(|line| code(line)).any(has_action)
@@ -16,23 +16,24 @@ fn has_action(line: &str) -> bool {
     line.find("{{").is_some_and(|start| line[start..].contains("}}"))
 }
 
-/// Whether a text that is not valid YAML was meant as a Kubernetes object.
+/// Returns whether a text that is not valid YAML was probably a Kubernetes object.
 pub(super) fn mentions_kubernetes(text: &str) -> bool {
     let key = |line: &str| {
         let line = line.trim_start_matches([' ', '\t', '-', '{', ',', '"', '\'']);
         ["apiVersion", "kind"].iter().any(|key| line.starts_with(key))
     };
-    // A document on one line, in flow style, has its keys anywhere.
+    // A document in flow style on one line may have its keys anywhere.
     text.lines().any(|line| key(line) || line.contains("apiVersion"))
 }
 
-/// Whether a document is meant as a Kubernetes object, or as a list of them, complete or not.
+/// Returns whether a document is probably a Kubernetes object or a list of objects, complete or not.
 pub(super) fn looks_like_kubernetes(value: &Value) -> bool {
     match value {
         Value::Array(items) => items.iter().any(looks_like_kubernetes),
         Value::Object(map) => {
             let is = |key: &str, of: fn(&Value) -> bool| map.get(key).is_some_and(of);
-            // A Helm chart's Chart.yaml has an apiVersion too. <https://helm.sh/docs/topics/charts/#the-chartyaml-file>
+            // Chart.yaml of a Helm chart has an apiVersion, too.
+            // <https://helm.sh/docs/topics/charts/#the-chartyaml-file>
             let is_chart = is("name", Value::is_string) && map.contains_key("version");
             map.contains_key("kind")
                 || map.contains_key("apiVersion") && !is_chart
@@ -42,7 +43,7 @@ pub(super) fn looks_like_kubernetes(value: &Value) -> bool {
     }
 }
 
-/// Whether the text is YAML, and its object's name or namespace is left to be filled in.
+/// Returns whether the name or namespace of an object is a template action.
 pub(super) fn has_template_name(value: &Value) -> bool {
     let text = |key: &str| value.get("metadata")?.get(key)?.as_str();
     ["name", "namespace"].iter().filter_map(|key| text(key)).any(has_action)
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_a_kubernetes_object_is_an_error() {
+    fn an_incomplete_kubernetes_object_is_an_error() {
         for text in [
             "kind: [\n",
             "{\"apiVersion\": \"v1\"}",
@@ -87,13 +88,13 @@ mod tests {
         ] {
             assert_eq!(skipped(text), (None, 1, 1), "{text}");
         }
-        // Beside an object, before and after it.
+        // Next to an object, before and after it.
         assert_eq!(skipped(&format!("a: 1\n---\n{POLICY}---\nb: 2\n")), (None, 2, 2));
         assert_eq!(parse(&format!("a: 1\n---\n{POLICY}"), "f").objects.len(), 1);
     }
 
     #[test]
-    fn templates_are_to_be_rendered_first() {
+    fn templates_are_skipped_with_advice_to_render_them() {
         let name = POLICY.replace("name: p", "name: '{{ .Release.Name }}-p'");
         let action = format!("{{{{- if .Values.policies }}}}\n{POLICY}{{{{- end }}}}\n");
         let unquoted = POLICY.replace("name: p", "name: {{ .Release.Name }}");
@@ -101,9 +102,9 @@ mod tests {
             assert_eq!(skipped(text), (Some(SkipReason::Template), 0, 1), "{text}");
             assert!(parse(text, "f").errors[0].to_string().contains("helm template CHART | netpol lint -f -"));
         }
-        let beside = parse(&format!("{unquoted}---\n{POLICY}"), "f");
-        assert_eq!((beside.skipped, beside.objects.len()), (Some(SkipReason::Template), 1));
-        // Braces of another program, in a document that is read.
+        let mixed = parse(&format!("{unquoted}---\n{POLICY}"), "f");
+        assert_eq!((mixed.skipped, mixed.objects.len()), (Some(SkipReason::Template), 1));
+        // Braces of another program in a valid document.
         let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: '{{ b }}'}\n";
         assert_eq!(skipped(other), (None, 0, 0));
     }

@@ -1,6 +1,6 @@
-//! What files may hold, and what is said about it.
+//! Tests of parsing files and of the reported diagnostics.
 
-mod odd;
+mod edge_cases;
 
 use super::*;
 use crate::model::{Peers, Policy, Ports};
@@ -20,7 +20,7 @@ fn keys(parsed: &Parsed) -> Vec<String> {
     parsed.objects.iter().map(|located| format!("{}:{}", located.line, located.object.key())).collect()
 }
 
-/// A policy named `default/p` with this `spec`, indented by two spaces.
+/// Parses a policy named `default/p` with this `spec`, which is indented by two spaces.
 fn policy(spec: &str) -> Parsed {
     parse(
         &format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\nspec:\n{spec}\n"),
@@ -79,7 +79,7 @@ endpoints: []
 }
 
 #[test]
-fn lists_hold_objects_and_typed_lists_say_of_what_kind() {
+fn lists_contain_objects_and_typed_lists_give_them_a_kind() {
     let text = "\
 apiVersion: v1
 kind: List
@@ -104,7 +104,7 @@ items:
 }
 
 #[test]
-fn a_document_that_is_not_yaml_loses_only_itself() {
+fn a_document_that_is_not_yaml_does_not_affect_others() {
     let text = "kind: Namespace\napiVersion: v1\nmetadata: {name: a}\n---\nkind: [\n---\nkind: Namespace\napiVersion: v1\nmetadata: {name: b}\n";
     let parsed = parse(text, "half.yaml");
     assert_eq!(keys(&parsed), ["1:Namespace a", "7:Namespace b"]);
@@ -115,13 +115,13 @@ fn a_document_that_is_not_yaml_loses_only_itself() {
 }
 
 #[test]
-fn what_is_no_object_is_named() {
+fn invalid_objects_are_reported() {
     let cases = [
         ("[{kind: Pod}]", "f:1: error: is not an object; it needs apiVersion, kind and metadata"),
         ("apiVersion: v1", "f:1: error: has no `kind`; it is left out"),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {}",
-            "f:3: error: Pod default/(without a name): metadata.name: is absent; the object is left out",
+            "f:3: error: Pod default/(without a name): metadata.name: is missing; the object is left out",
         ),
         (
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n    version: 1",
@@ -129,7 +129,7 @@ fn what_is_no_object_is_named() {
         ),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: a, lables: {}}",
-            "f:3: warning: Pod default/a: metadata.lables: is no field that Kubernetes knows; is it misspelt?",
+            "f:3: warning: Pod default/a: metadata.lables: unknown field (typo?)",
         ),
         (
             "{{ .Values.x }}: 1",
@@ -142,7 +142,7 @@ fn what_is_no_object_is_named() {
 }
 
 #[test]
-fn empty_documents_are_nothing() {
+fn empty_documents_are_ignored() {
     for text in ["", "---\n---\n", "# only a comment\n", "---\nnull\n"] {
         assert_eq!(parse(text, "f"), Parsed::default(), "{text:?}");
     }
@@ -156,7 +156,7 @@ fn old_api_versions_are_read_and_reported() {
     assert_eq!(
         messages(&parsed),
         [
-            "f:1: error: NetworkPolicy default/p: apiVersion: is `extensions/v1beta1`; it is read as networking.k8s.io/v1, which to write instead"
+            "f:1: error: NetworkPolicy default/p: apiVersion: is `extensions/v1beta1`, which is read as networking.k8s.io/v1; write networking.k8s.io/v1"
         ]
     );
     let other = parse("apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: p}", "f");
@@ -164,15 +164,15 @@ fn old_api_versions_are_read_and_reported() {
 }
 
 #[test]
-fn s7_faults_of_shape_close_what_is_around_them_and_nothing_else() {
+fn s7_an_invalid_field_makes_only_the_part_around_it_match_nothing() {
     let cases = [
         (
             "  podSelector: {}\n  ingress:\n  - from:\n    - podSelecter: {}\n    - podSelector: {}",
-            "p.yaml:8: error: NetworkPolicy default/p: spec.ingress[0].from[0].podSelecter: is no field of a NetworkPolicy; is it misspelt?; this peer matches nobody",
+            "p.yaml:8: error: NetworkPolicy default/p: spec.ingress[0].from[0].podSelecter: unknown field (typo?); this peer matches nothing",
         ),
         (
             "  podSelector: {}\n  ingress:\n  - form:\n    - podSelector: {}",
-            "p.yaml:7: error: NetworkPolicy default/p: spec.ingress[0].form: is no field of a NetworkPolicy; is it misspelt?; this rule matches nobody",
+            "p.yaml:7: error: NetworkPolicy default/p: spec.ingress[0].form: unknown field (typo?); this rule matches no peer",
         ),
         (
             "  podSelector: {}\n  ingress:\n  - ports:\n    - port: [80]",
@@ -180,15 +180,15 @@ fn s7_faults_of_shape_close_what_is_around_them_and_nothing_else() {
         ),
         (
             "  podSelector: {matchLabels: {version: 1}}\n  ingress: []",
-            "p.yaml:5: error: NetworkPolicy default/p: spec.podSelector.matchLabels.version: invalid type: integer `1`, expected a string: put it in quotes; every pod of the namespace is isolated by this policy",
+            "p.yaml:5: error: NetworkPolicy default/p: spec.podSelector.matchLabels.version: invalid type: integer `1`, expected a string: put it in quotes; the policy isolates every pod of the namespace",
         ),
         (
             "  podSelector: {}\n  egres: []",
-            "p.yaml:6: error: NetworkPolicy default/p: spec.egres: is no field of a NetworkPolicy; is it misspelt?; both directions are isolated until it is corrected",
+            "p.yaml:6: error: NetworkPolicy default/p: spec.egres: unknown field (typo?); the policy isolates in both directions until this is fixed",
         ),
         (
             "  podSelector: {}\n  ingress: []\n  ingress: [{}]",
-            "p.yaml:7: error: NetworkPolicy default/p: spec.ingress: stands twice; no ingress rule of it counts",
+            "p.yaml:7: error: NetworkPolicy default/p: spec.ingress: duplicate key; the policy allows no ingress",
         ),
     ];
     for (spec, expected) in cases {
@@ -198,13 +198,13 @@ fn s7_faults_of_shape_close_what_is_around_them_and_nothing_else() {
         assert!(policy.ingress.is_some(), "{spec}");
         assert_eq!(policy.problems.len(), 1, "{spec}");
         for rule in policy.ingress.iter().flatten() {
-            assert!(rule.peers != Peers::Any || rule.ports != Ports::Any, "{spec} opens everything");
+            assert!(rule.peers != Peers::Any || rule.ports != Ports::Any, "{spec} allows everything");
         }
     }
 }
 
 #[test]
-fn problems_of_meaning_point_at_their_line_too() {
+fn diagnostics_of_values_have_line_numbers() {
     let parsed = policy(
         "  podSelector: {}\n  ingress:\n  - from:\n    - ipBlock:\n        cidr: 10.0.0.0/8\n        except:\n        - 10.1.0.0/16\n        - 11.0.0.0/16",
     );
@@ -233,35 +233,35 @@ metadata:
 }
 
 #[test]
-fn aliases_that_multiply_and_deep_nesting_are_refused() {
-    let mut bomb = String::from("kind: Pod\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+fn multiplying_aliases_and_deep_nesting_are_rejected() {
+    let mut alias_bomb = String::from("kind: Pod\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
     for level in 1..12 {
-        let below = format!("*a{}", level - 1);
-        let ten = [below.as_str(); 10].join(",");
-        bomb.push_str(&["a", &level.to_string(), ": &a", &level.to_string(), " [", &ten, "]\n"].concat());
+        let previous = format!("*a{}", level - 1);
+        let ten = [previous.as_str(); 10].join(",");
+        alias_bomb.push_str(&["a", &level.to_string(), ": &a", &level.to_string(), " [", &ten, "]\n"].concat());
     }
     let deep = format!("kind: {}{}", "[".repeat(200), "]".repeat(200));
-    for text in [bomb, deep] {
+    for text in [alias_bomb, deep] {
         assert_eq!(parse(&text, "f").errors.len(), 1);
     }
 }
 
 #[test]
-fn json_that_yaml_does_not_take_is_json() {
+fn json_that_the_yaml_parser_rejects_is_parsed_as_json() {
     let text = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","annotations":{"x":"\ud83d\ude00 a\/b"}}}"#;
     assert_eq!(keys(&parse(text, "f.json")), ["1:Pod default/a"]);
 }
 
 #[test]
-fn duplicates_are_named_with_both_places() {
+fn duplicates_are_reported_with_both_locations() {
     let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}}";
     let objects: Vec<_> = ["x.yaml", "y.yaml"].into_iter().flat_map(|file| parse(text, file).objects).collect();
     let found: Vec<_> = duplicates(&objects).iter().map(ToString::to_string).collect();
-    assert_eq!(found, ["y.yaml:1: warning: Pod default/a: stands in x.yaml:1 too; this one counts"]);
+    assert_eq!(found, ["y.yaml:1: warning: Pod default/a: is also in x.yaml:1; this one counts"]);
 }
 
 #[test]
-fn many_bad_documents_are_summarised() {
+fn many_invalid_documents_are_summarized() {
     let parsed = parse(&"---\nkind: [\n".repeat(100_000), "f");
     assert_eq!((parsed.objects.len(), parsed.left_out), (0, 100_000));
     assert_eq!(parsed.errors.len(), 11, "{:?}", parsed.errors);
@@ -271,14 +271,14 @@ fn many_bad_documents_are_summarised() {
 }
 
 #[test]
-fn a_pod_with_a_hundred_thousand_labels_costs_no_more_than_its_size() {
+fn parsing_time_of_a_pod_with_many_labels_is_linear() {
     let labels: String = (0..100_000).map(|i| format!("    l{i}: v\n")).collect::<Vec<_>>().concat();
     let parsed =
         parse(&format!("{{}}\n---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: big\n  labels:\n{labels}"), "f");
     let Object::Pod(pod) = &parsed.objects[0].object else { panic!("no pod") };
     assert_eq!(pod.labels.iter().count(), 100_000);
 
-    // Each is a fault of its own, with a line to be found.
+    // Each label is an error of its own, with a line number.
     for (indent, faults) in [("  ", 100_000), ("    ", 50_000)] {
         let names = (0..100_000).map(|i| format!("{indent}l{}: v\n", i % faults));
         let text = format!(
@@ -292,32 +292,36 @@ fn a_pod_with_a_hundred_thousand_labels_costs_no_more_than_its_size() {
 }
 
 #[test]
-fn an_object_that_no_api_server_takes_is_left_out() {
+fn an_object_larger_than_the_api_server_limit_is_left_out() {
     let big =
         format!("{{apiVersion: v1, kind: Pod, metadata: {{name: big, annotations: {{a: {}}}}}}}", "x".repeat(3 << 20));
     let parsed = parse(&format!("{big}\n---\n{{apiVersion: v1, kind: Node, metadata: {{name: n1}}}}"), "f");
     assert_eq!((parsed.objects.len(), parsed.left_out), (1, 1));
     let expected =
-        "f:1: error: Pod default/big: is larger than 3 MiB, the most an API server takes; the object is left out";
+        "f:1: error: Pod default/big: is larger than 3 MiB, the limit of the API server; the object is left out";
     assert_eq!(parsed.errors[0].to_string(), expected);
 }
 
 #[test]
-fn a_policy_that_is_too_large_or_has_too_many_faults_isolates_every_pod() {
-    let many = vec!["{ipBlock: {cidr: [1]}}"; 1000].join(", ");
+fn a_policy_that_is_too_large_or_has_too_many_errors_isolates_every_pod() {
+    let many_errors = vec!["{ipBlock: {cidr: [1]}}"; 1000].join(", ");
     let large = format!("{{ipBlock: {{cidr: 10.0.0.0/8{}}}}}", "x".repeat(3 << 20));
-    for (peers, says) in [(many, "has more than 64 faults"), (large, "is larger than 3 MiB")] {
+    for (peers, message) in [(many_errors, "has more than 64 errors"), (large, "is larger than 3 MiB")] {
         let parsed = policy(&format!("  {{podSelector: {{matchLabels: {{a: b}}}}, ingress: [{{from: [{peers}]}}]}}"));
         let Object::Policy(policy) = &parsed.objects[0].object else { panic!("no policy") };
-        let rest = "every pod of the namespace is isolated in both directions";
-        let told = parsed.errors.iter().any(|error| error.message.contains(says) && error.message.contains(rest));
-        assert!(told, "{:?}", parsed.errors);
-        assert!(policy.pods.isolates(&crate::model::Labels::new()), "it isolates pods without the label too");
+        let rest = "the policy isolates every pod of the namespace in both directions";
+        let is_reported =
+            parsed.errors.iter().any(|error| error.message.contains(message) && error.message.contains(rest));
+        assert!(is_reported, "{:?}", parsed.errors);
+        assert!(
+            policy.pods.isolates(&crate::model::Labels::new()),
+            "the policy must isolate pods without the label, too"
+        );
     }
 }
 
 #[test]
-fn aliases_are_limited_for_a_file_as_a_whole() {
+fn aliases_are_limited_for_each_file() {
     let list = vec!["0"; 1000].join(", ");
     let aliases = vec!["*a"; 100].join(", ");
     let document = format!("---\n{{apiVersion: v1, x: &a [{list}], y: [{aliases}]}}\n");

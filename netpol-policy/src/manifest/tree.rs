@@ -1,4 +1,4 @@
-//! YAML (and so JSON) to values that know their lines.
+//! Parses YAML (and so JSON) into values with line numbers.
 
 use std::collections::HashMap;
 
@@ -7,119 +7,119 @@ use serde_json::{Map, Value};
 
 use super::path::{FieldPath, Step};
 use super::scalar;
-use super::split::Piece;
+use super::split::DocumentText;
 
-/// Deeper nesting than any Kubernetes object has; a guard for the stack.
+/// Maximum nesting depth; no Kubernetes object is deeper. Protects the stack.
 const MAX_DEPTH: usize = 100;
-/// More values than people repeat by aliases in one file; a guard against aliases that multiply.
+/// Maximum number of values that aliases repeat in one file. Protects against aliases that multiply.
 pub(super) const MAX_ALIASED: usize = 500_000;
 
-/// A document.
+/// A parsed document.
 #[derive(Debug)]
 pub(super) struct Tree {
     pub(super) value: Value,
-    /// The lines of what is in it.
+    /// Line numbers of its fields.
     pub(super) lines: Lines,
-    /// Keys that stand twice in a map, sorted; the last one counts.
-    repeated: Vec<FieldPath>,
+    /// Duplicate keys of maps, sorted. The last value counts.
+    duplicates: Vec<FieldPath>,
 }
 
 impl Tree {
-    /// A document that never was text.
+    /// Creates a document from a value that is not text.
     pub(super) fn without_lines(value: Value) -> Self {
-        Self { value, lines: Lines::at(1), repeated: Vec::new() }
+        Self { value, lines: Lines::at(1), duplicates: Vec::new() }
     }
 
-    /// Keys that stand twice in a map at `root` or below, as paths from there.
-    pub(super) fn repeated_below(&self, root: &FieldPath) -> impl Iterator<Item = FieldPath> {
-        // A path sorts before all that are below it.
-        let first = self.repeated.partition_point(|path| path < root);
-        self.repeated[first..].iter().map_while(|path| path.below(root))
+    /// Returns the duplicate keys at or below `root`, as paths relative to it.
+    pub(super) fn duplicates_below(&self, root: &FieldPath) -> impl Iterator<Item = FieldPath> {
+        // A path sorts directly before all paths below it.
+        let first = self.duplicates.partition_point(|path| path < root);
+        self.duplicates[first..].iter().map_while(|path| path.relative_to(root))
     }
 }
 
-/// The line of a key or list item, and of what is below it. Aliases have nothing below.
+/// The line of a key or list item, and of its children. Aliases have no children.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     line: usize,
-    below: Vec<(Step, Lines)>,
+    children: Vec<(Step, Lines)>,
 }
 
 impl Lines {
     fn at(line: usize) -> Self {
-        Self { line, below: Vec::new() }
+        Self { line, children: Vec::new() }
     }
 
-    /// What stands at `path`, or the nearest around it.
+    /// Returns the lines at `path`, or at the nearest field around it.
     pub(super) fn nearest(&self, path: &FieldPath) -> &Self {
         let mut lines = self;
         for step in &path.0 {
-            // Items of a list stand at their index; searching would make long lists slow.
-            let at_index = if let Step::Index(index) = step { lines.below.get(*index) } else { None };
+            // A list item is found by its index. A search would make long lists slow.
+            let at_index = if let Step::Index(index) = step { lines.children.get(*index) } else { None };
             let found = at_index.filter(|(found, _)| found == step);
-            // Of keys that stand twice the last one counts.
-            let by_name = || lines.below.iter().rev().find(|(found, _)| found == step);
-            let Some((_, below)) = found.or_else(by_name) else { break };
-            lines = below;
+            // Of duplicate keys the last one counts.
+            let by_name = || lines.children.iter().rev().find(|(found, _)| found == step);
+            let Some((_, children)) = found.or_else(by_name) else { break };
+            lines = children;
         }
         lines
     }
 
-    /// The line of a field below, or of the nearest around it.
+    /// Returns the line of a field, or of the nearest field around it.
     pub(super) fn of(&self, path: &FieldPath) -> usize {
         self.nearest(path).line
     }
 
-    /// The same, for a field that is named in text.
+    /// Returns the line of a field path given as text.
     pub(super) fn of_text(&self, mut field: &str) -> usize {
         let mut lines = self;
-        while let Some((rest, below)) =
-            lines.below.iter().rev().find_map(|(step, below)| Some((step.strip(field)?, below)))
+        while let Some((rest, children)) =
+            lines.children.iter().rev().find_map(|(step, children)| Some((step.strip(field)?, children)))
         {
-            (field, lines) = (rest, below);
+            (field, lines) = (rest, children);
         }
         lines.line
     }
 }
 
-/// Why a document is not YAML.
+/// The reason why a document is not valid YAML.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SyntaxError {
     pub(super) line: usize,
     pub(super) message: String,
 }
 
-/// `aliased` is how many values aliases of the same file have repeated so far.
-pub(super) fn read(piece: &Piece<'_>, aliased: &mut usize) -> Result<Vec<Tree>, SyntaxError> {
-    let read = Reader::new(piece, aliased).documents();
-    match (read, piece.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
-        // JSON that YAML does not take: surrogate pairs in escapes, for one. It has no lines.
-        (Err(error), true) => match serde_json::from_str(piece.text) {
-            Ok(value) => Ok(vec![Tree { value, lines: Lines::at(piece.lines_before + 1), repeated: Vec::new() }]),
+/// Parses the documents of a text. `aliased` counts the values that aliases of the file have repeated so far.
+pub(super) fn read(document: &DocumentText<'_>, aliased: &mut usize) -> Result<Vec<Tree>, SyntaxError> {
+    let read = TreeReader::new(document, aliased).documents();
+    match (read, document.text.trim_start_matches(['-', ' ', '\n', '\r']).starts_with(['{', '['])) {
+        // JSON that the YAML parser rejects, for example because of escaped surrogate pairs. It has no line numbers.
+        (Err(error), true) => match serde_json::from_str(document.text) {
+            Ok(value) => Ok(vec![Tree { value, lines: Lines::at(document.lines_before + 1), duplicates: Vec::new() }]),
             Err(_) => Err(error),
         },
         (read, _) => read,
     }
 }
 
-struct Reader<'t, 'f> {
+struct TreeReader<'t, 'f> {
     events: Parser<'t, StrInput<'t>>,
     lines_before: usize,
     anchors: HashMap<usize, Value>,
-    /// Where it is reading.
+    /// Current path.
     path: FieldPath,
-    repeated: Vec<FieldPath>,
+    duplicates: Vec<FieldPath>,
     aliased: &'f mut usize,
 }
 
-impl<'t, 'f> Reader<'t, 'f> {
-    fn new(piece: &Piece<'t>, aliased: &'f mut usize) -> Self {
+impl<'t, 'f> TreeReader<'t, 'f> {
+    fn new(document: &DocumentText<'t>, aliased: &'f mut usize) -> Self {
         Self {
-            events: Parser::new_from_str(piece.text),
-            lines_before: piece.lines_before,
+            events: Parser::new_from_str(document.text),
+            lines_before: document.lines_before,
             anchors: HashMap::new(),
             path: FieldPath::default(),
-            repeated: Vec::new(),
+            duplicates: Vec::new(),
             aliased,
         }
     }
@@ -134,10 +134,10 @@ impl<'t, 'f> Reader<'t, 'f> {
                 event => {
                     let mut lines = Lines::at(self.line(span));
                     let value = self.value(event, span, &mut lines)?;
-                    let mut repeated = std::mem::take(&mut self.repeated);
-                    repeated.sort_unstable();
+                    let mut duplicates = std::mem::take(&mut self.duplicates);
+                    duplicates.sort_unstable();
                     self.anchors.clear();
-                    trees.push(Tree { value, lines, repeated });
+                    trees.push(Tree { value, lines, duplicates });
                 }
             }
         }
@@ -172,20 +172,17 @@ impl<'t, 'f> Reader<'t, 'f> {
             Event::Scalar(text, style, anchor, tag) => (resolve(&text, style, tag.as_deref()), anchor),
             Event::Alias(anchor) => {
                 let Some(value) = self.anchors.get(&anchor) else {
-                    return fail(line, "refers to an anchor inside itself");
+                    return fail(line, "has an alias inside its own anchor");
                 };
                 *self.aliased += count(value);
                 if *self.aliased > MAX_ALIASED {
-                    return fail(
-                        line,
-                        "has aliases (`*name`) that multiply beyond measure; write out what they stand for",
-                    );
+                    return fail(line, "has aliases (`*name`) that repeat too many values; write the values out");
                 }
                 (value.clone(), 0)
             }
             Event::SequenceStart(anchor, _) => (self.list(lines)?, anchor),
             Event::MappingStart(anchor, _) => (self.map(lines)?, anchor),
-            _ => return fail(line, "ends where a value should be"),
+            _ => return fail(line, "ends where a value is expected"),
         };
         if anchor != 0 {
             self.anchors.insert(anchor, value.clone());
@@ -200,8 +197,8 @@ impl<'t, 'f> Reader<'t, 'f> {
             if event == Event::SequenceEnd {
                 return Ok(Value::Array(items));
             }
-            let place = Lines::at(self.line(span));
-            items.push(self.below(Step::Index(items.len()), event, span, place, lines)?);
+            let child_lines = Lines::at(self.line(span));
+            items.push(self.child(Step::Index(items.len()), event, span, child_lines, lines)?);
         }
     }
 
@@ -214,19 +211,19 @@ impl<'t, 'f> Reader<'t, 'f> {
                 Event::MappingEnd => break,
                 Event::Scalar(text, ..) => text.into_owned(),
                 _ => {
-                    let message = "has a map or list for a key, which no Kubernetes object has".to_owned();
+                    let message = "has a map or list as a key, which Kubernetes does not support".to_owned();
                     return Err(SyntaxError { line: self.line(span), message });
                 }
             };
-            let place = Lines::at(self.line(span));
+            let child_lines = Lines::at(self.line(span));
             let (event, span) = self.next()?;
             let step = Step::Key(key.clone());
             if map.contains_key(&key) {
                 self.path.0.push(step.clone());
-                self.repeated.push(self.path.clone());
+                self.duplicates.push(self.path.clone());
                 self.path.0.pop();
             }
-            let value = self.below(step, event, span, place, lines)?;
+            let value = self.child(step, event, span, child_lines, lines)?;
             if key == "<<" {
                 merged.push(value);
             } else {
@@ -239,24 +236,24 @@ impl<'t, 'f> Reader<'t, 'f> {
         Ok(Value::Object(map))
     }
 
-    /// The value one step further down, which stands at `place`.
-    fn below(
+    /// Parses the value of a child whose line is `child_lines`.
+    fn child(
         &mut self,
         step: Step,
         event: Event<'t>,
         span: Span,
-        mut place: Lines,
+        mut child_lines: Lines,
         lines: &mut Lines,
     ) -> Result<Value, SyntaxError> {
         self.path.0.push(step.clone());
-        let value = self.value(event, span, &mut place);
+        let value = self.value(event, span, &mut child_lines);
         self.path.0.pop();
-        lines.below.push((step, place));
+        lines.children.push((step, child_lines));
         value
     }
 }
 
-/// `<<: *anchor`: what the map does not say itself.
+/// Merges `<<: *anchor`: adds the keys that the map does not have itself.
 fn merge(map: &mut Map<String, Value>, value: Value) {
     match value {
         Value::Object(defaults) => {
@@ -270,8 +267,8 @@ fn merge(map: &mut Map<String, Value>, value: Value) {
 }
 
 fn resolve(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {
-    let string = matches!(tag, Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str");
-    if style == ScalarStyle::Plain && !string { scalar::resolve(text) } else { Value::String(text.to_owned()) }
+    let is_string = matches!(tag, Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str");
+    if style == ScalarStyle::Plain && !is_string { scalar::resolve(text) } else { Value::String(text.to_owned()) }
 }
 
 fn count(value: &Value) -> usize {

@@ -1,11 +1,11 @@
-//! Odd files and fields, as the API server and `kubectl` read them.
+//! Tests that unusual files and fields are parsed as by the API server and `kubectl`.
 
 use super::{keys, messages, only_policy, policy};
 use crate::manifest::parse;
 use crate::model::{Peers, Ports, Severity};
 
 #[test]
-fn json_objects_one_after_the_other_are_all_read() {
+fn json_objects_in_sequence_are_all_parsed() {
     let pod = |name: &str| format!(r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}"}}}}"#);
     let parsed = parse(&format!("{}\n{}{}\n", pod("a"), pod("b"), pod("c")), "f.json");
     assert_eq!(
@@ -16,12 +16,12 @@ fn json_objects_one_after_the_other_are_all_read() {
     assert_eq!(keys(&parsed), ["1:Pod default/a"]);
     assert_eq!(
         messages(&parsed),
-        ["f.json:1: error: invalid JSON after a JSON object; nothing of the rest of this document is used"]
+        ["f.json:1: error: invalid JSON after a JSON object; the rest of this document is ignored"]
     );
 }
 
 #[test]
-fn a_generated_name_is_completed_so_that_every_object_counts() {
+fn objects_with_generate_name_get_unique_names() {
     let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {generateName: deny-}\nspec: {podSelector: {}}\n";
     let parsed = parse(&format!("{text}---\n{text}"), "f");
     assert_eq!(keys(&parsed), ["1:NetworkPolicy default/deny-*(f:1)", "6:NetworkPolicy default/deny-*(f:6)"]);
@@ -29,11 +29,11 @@ fn a_generated_name_is_completed_so_that_every_object_counts() {
 }
 
 #[test]
-fn a_name_that_is_no_string_is_named_as_such() {
+fn a_name_that_is_not_a_string_is_reported() {
     let cases = [
         ("y", "`true` is not a string: put it in quotes; the object is left out"),
         ("123", "`123` is not a string: put it in quotes; the object is left out"),
-        ("null", "is absent; the object is left out"),
+        ("null", "is missing; the object is left out"),
     ];
     for (name, expected) in cases {
         let parsed = parse(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n"), "f");
@@ -44,7 +44,7 @@ fn a_name_that_is_no_string_is_named_as_such() {
 }
 
 #[test]
-fn null_items_and_label_values_are_empty_ones_as_in_the_api() {
+fn null_items_and_label_values_are_empty_as_in_the_api() {
     let parsed = policy("  podSelector: {matchLabels: {app: }}\n  ingress:\n  - ports: [null]");
     let found = only_policy(&parsed);
     let rules = found.ingress.as_ref().expect("it isolates for ingress");
@@ -60,34 +60,38 @@ fn null_items_and_label_values_are_empty_ones_as_in_the_api() {
 }
 
 #[test]
-fn numbers_and_blocks_are_read_as_the_api_reads_them() {
+fn numbers_and_blocks_are_parsed_as_by_the_api_server() {
     for port in ["08080", "8_080", "8080.0", "8.08e3", "0x1f90"] {
-        let odd = policy(&format!("  podSelector: {{}}\n  ingress:\n  - ports: [{{port: {port}}}]"));
+        let unusual = policy(&format!("  podSelector: {{}}\n  ingress:\n  - ports: [{{port: {port}}}]"));
         let plain = policy("  podSelector: {}\n  ingress:\n  - ports: [{port: 8080}]");
-        assert_eq!(only_policy(&odd).ingress, only_policy(&plain).ingress, "{port}");
-        assert_eq!(messages(&odd), [""; 0], "{port}");
+        assert_eq!(only_policy(&unusual).ingress, only_policy(&plain).ingress, "{port}");
+        assert_eq!(messages(&unusual), [""; 0], "{port}");
     }
     for block in ["010.001.1.0/024", "10.1.1.0/024"] {
-        let odd = policy(&format!("  podSelector: {{}}\n  ingress:\n  - from: [{{ipBlock: {{cidr: {block}}}}}]"));
+        let unusual = policy(&format!("  podSelector: {{}}\n  ingress:\n  - from: [{{ipBlock: {{cidr: {block}}}}}]"));
         let plain = policy("  podSelector: {}\n  ingress:\n  - from: [{ipBlock: {cidr: 10.1.1.0/24}}]");
-        assert_eq!(only_policy(&odd).ingress, only_policy(&plain).ingress, "{block}");
-        assert_eq!(odd.errors.iter().map(|error| error.severity).collect::<Vec<_>>(), [Severity::Warning], "{block}");
+        assert_eq!(only_policy(&unusual).ingress, only_policy(&plain).ingress, "{block}");
+        assert_eq!(
+            unusual.errors.iter().map(|error| error.severity).collect::<Vec<_>>(),
+            [Severity::Warning],
+            "{block}"
+        );
     }
 }
 
 #[test]
-fn names_and_labels_that_the_api_refuses_are_reported() {
+fn names_and_labels_that_the_api_server_rejects_are_reported() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: Bad_Name\n  labels: {app@b: x, app: \"a b\"}\n";
     let parsed = parse(text, "f");
     assert_eq!(parsed.objects.len(), 1);
     let lines: Vec<_> = parsed.errors.iter().map(|error| (error.line, error.severity)).collect();
     assert_eq!(lines, [(4, Severity::Error), (5, Severity::Error), (5, Severity::Error)], "{:?}", messages(&parsed));
-    assert!(parsed.errors.iter().all(|error| error.message.ends_with("the API server refuses this object")));
+    assert!(parsed.errors.iter().all(|error| error.message.ends_with("the API server rejects this object")));
     let parsed = policy(
         "  podSelector: {matchLabels: {app@b: x}}\n  ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: In, values: [\"b c\"]}]}}]}]",
     );
     let found = only_policy(&parsed);
-    assert!(found.pods.invalid, "a selector that the API server refuses isolates every pod of the namespace");
+    assert!(found.pods.invalid, "a selector that the API server rejects isolates every pod of the namespace");
     let fields: Vec<_> = parsed.errors.iter().filter_map(|error| error.field.as_deref()).collect();
     assert!(fields.contains(&"spec.podSelector.matchLabels.app@b"), "{fields:?}");
     assert!(fields.contains(&"spec.ingress[0].from[0].podSelector.matchExpressions[0]"), "{fields:?}");
