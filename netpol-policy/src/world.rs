@@ -288,11 +288,11 @@ mod tests {
     #[test]
     fn reset_keeps_the_addresses_of_the_local_node() {
         let mut world = World::default();
-        let own = IpAddr::from([192, 168, 0, 1]);
-        world.apply(Event::OwnAddresses(vec![own, own]));
+        let local = IpAddr::from([192, 168, 0, 1]);
+        world.apply(Event::OwnAddresses(vec![local, local]));
         world.apply(Event::Apply(pod("a", 1, 0, false, false)));
         world.apply(Event::Reset(Vec::new()));
-        assert_eq!((world.own_addresses, world.pods.len()), (vec![own], 0));
+        assert_eq!((world.own_addresses, world.pods.len()), (vec![local], 0));
     }
 
     #[test]

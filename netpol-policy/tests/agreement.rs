@@ -57,7 +57,7 @@ fn assert_same(tables: &Tables, world: &World, probes: &[Probe]) -> TestCaseResu
 }
 
 /// Checks that each verdict during the changes is the old or the new one, and that pods that are allowed less are
-/// evaluated anew.
+/// re-evaluated.
 fn apply_and_check_each_change(
     mut tables: Tables,
     changes: &[Change],
@@ -124,7 +124,7 @@ fn apply_and_check_each_change(
         if let Some(index) = narrowed {
             prop_assert!(
                 rejudged.contains_key(pod),
-                "{pod} may no longer send or receive {:?}, but its flows are not evaluated anew: {changes:#?}",
+                "{pod} may no longer send or receive {:?}, but its flows are not re-evaluated: {changes:#?}",
                 probes[index]
             );
         }

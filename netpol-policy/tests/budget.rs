@@ -162,11 +162,14 @@ fn a_block_is_left_out_with_its_excepts() {
                 via_own: false,
                 behind: false,
             };
-            let (found, meant) =
+            let (found, reference) =
                 (reason(&engine, ("a", "web"), remote.into()), evaluate(engine.world(), &packet).reason);
-            let expected =
-                if incomplete(&engine, "a", "web") { !found.allows() || meant.allows() } else { found == meant };
-            assert!(expected, "{limit} bytes, {remote:?}: {found:?}, {meant:?}");
+            let is_correct = if incomplete(&engine, "a", "web") {
+                !found.allows() || reference.allows()
+            } else {
+                found == reference
+            };
+            assert!(is_correct, "{limit} bytes, {remote:?}: {found:?}, {reference:?}");
         }
         assert_eq!(incomplete(&engine, "a", "web"), engine.left_out().len() == 1);
     }
@@ -298,11 +301,11 @@ proptest! {
                 for probe in &probes {
                     let packet = probe.at(pod);
                     let found = engine.judge(&packet).map(|judgement| (judgement.reason, judgement.again)).expect("an endpoint");
-                    let meant = expected(engine.world(), engine.tables(), &packet);
+                    let reference = expected(engine.world(), engine.tables(), &packet);
                     if policy.incomplete {
-                        prop_assert!(!found.0.allows() || meant.0.allows(), "{pod} {probe:?}: {found:?}, {meant:?}");
+                        prop_assert!(!found.0.allows() || reference.0.allows(), "{pod} {probe:?}: {found:?}, {reference:?}");
                     } else {
-                        prop_assert_eq!(found, meant, "{} {:?}", pod, probe);
+                        prop_assert_eq!(found, reference, "{} {:?}", pod, probe);
                     }
                 }
             }

@@ -25,7 +25,7 @@ const TRIE_ENTRY: u64 = 128;
 /// Bytes of kernel memory for an entry of `ALLOW`, including its part of the bucket array.
 pub const ALLOW_ENTRY: u64 = 128;
 /// Number of significant bits of a share, so that it changes in steps of at most an eighth. Otherwise every change
-/// would move all cuts a little, and each moved cut compiles its policy anew.
+/// would move all cuts a little, and each moved cut recompiles its policy.
 const SHARE_BITS: u32 = 4;
 
 /// What is left out of a policy.
@@ -154,9 +154,9 @@ impl Budget {
     }
 
     /// Returns whether a namespace may use this many more bytes for what is known only after compilation: port sets and
-    /// entries for classes of pods. Half of the limit is reserved for these. The first half of that is first come,
-    /// first served. The rest is divided equally among namespaces with pods in scope, so that other namespaces cannot
-    /// use it up.
+    /// entries for classes of pods. Half of the limit is reserved for these. Of this half, one part is first come, first
+    /// served. The other part, of the same size, is divided equally among namespaces with pods in scope, so that each
+    /// namespace always has its share.
     pub(super) fn has_room(
         &self,
         namespace: &NamespaceName,

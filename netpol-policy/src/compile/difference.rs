@@ -14,8 +14,8 @@ use super::parts::{CompiledRule, PartId, RuleAt};
 use super::port_sets::Diff;
 use super::rule_sets::RuleSet;
 
-/// Number of removed ports up to which each is searched in the remaining rules, and of matching rules up to which changes
-/// are cached.
+/// Limit for small sets. Up to this many removed ports, each is searched in the remaining rules. Up to this many matching
+/// rules, changes are cached.
 const SCAN_LIMIT: usize = 64;
 
 /// A user of a port set.
@@ -44,9 +44,9 @@ pub(super) struct DiffKey {
     rule_set: RuleSetId,
     base: PortSetId,
     /// Rules of the added or removed part.
-    changing: Vec<usize>,
+    changed_rules: Vec<usize>,
     /// Other matching rules.
-    staying: Vec<RuleAt>,
+    remaining_rules: Vec<RuleAt>,
     /// Named ports of the peer, if the rules have named ports.
     named: Vec<(AtomId, u16)>,
 }
@@ -97,7 +97,8 @@ impl Engine {
             }
             let base = entry.map_or(any, |entry| entry.port_set);
             let named = named_ports(&rules, signature);
-            let diff_key = DiffKey { rule_set: id, base, changing: indices.clone(), staying: Vec::new(), named };
+            let diff_key =
+                DiffKey { rule_set: id, base, changed_rules: indices.clone(), remaining_rules: Vec::new(), named };
             let diff = cache.entry(diff_key);
             let diff = diff.or_insert_with(|| Rc::new(self.added(base, &rules, signature))).clone();
             if !diff.is_empty() && (entry.is_some() || diff != for_any_peer) {
@@ -110,11 +111,11 @@ impl Engine {
     pub(super) fn collect_removals(
         &self,
         id: RuleSetId,
-        gone: PartId,
+        removed_part: PartId,
         pending: &mut PendingEntries,
         cache: &mut DiffCache,
     ) {
-        let Some((rule_set, part)) = self.rule_sets.get(id).zip(self.parts.get(gone)) else { return };
+        let Some((rule_set, part)) = self.rule_sets.get(id).zip(self.parts.get(removed_part)) else { return };
         if matches!(rule_set.any, Contents::All(_)) {
             return;
         }
@@ -166,8 +167,13 @@ impl Engine {
                 compute()
             } else {
                 let base = entry.port_set;
-                let diff_key =
-                    DiffKey { rule_set: id, base, changing: indices.clone(), staying: matching.clone(), named };
+                let diff_key = DiffKey {
+                    rule_set: id,
+                    base,
+                    changed_rules: indices.clone(),
+                    remaining_rules: matching.clone(),
+                    named,
+                };
                 cache.entry(diff_key).or_insert_with(compute).clone()
             };
             if !diff.is_empty() {
@@ -219,10 +225,10 @@ impl Engine {
         signature: Option<&Signature>,
     ) -> Diff {
         let Some(base) = self.port_sets.ports(base) else { return Diff::default() };
-        let mut going: BTreeMap<PortPrefix, RuleId> = BTreeMap::new();
+        let mut removed_ports: BTreeMap<PortPrefix, RuleId> = BTreeMap::new();
         for rule in removed {
             let own = rule.ports_at(signature).filter(|prefix| base.get(prefix) == Some(&rule.id));
-            going.extend(own.map(|prefix| (prefix, rule.id)));
+            removed_ports.extend(own.map(|prefix| (prefix, rule.id)));
         }
         let first = |one: Option<RuleId>, rule: &CompiledRule| match one {
             Some(known) if !self.rule_names.precedes(rule.id, known) => Some(known),
@@ -230,7 +236,7 @@ impl Engine {
         };
         let for_any_peer = |prefix: &PortPrefix| any_peer.get(prefix).copied();
         let mut collected = Ports::new();
-        if going.len() > SCAN_LIMIT {
+        if removed_ports.len() > SCAN_LIMIT {
             for rule in rest {
                 for prefix in rule.ports_at(signature) {
                     let known = collected.get(&prefix).copied().or_else(|| for_any_peer(&prefix));
@@ -239,8 +245,8 @@ impl Engine {
             }
         }
         let mut diff = Diff::default();
-        for (prefix, rule) in &going {
-            let now = if going.len() > SCAN_LIMIT {
+        for (prefix, rule) in &removed_ports {
+            let now = if removed_ports.len() > SCAN_LIMIT {
                 collected.get(prefix).copied().or_else(|| for_any_peer(prefix))
             } else {
                 let having = rest.iter().filter(|rule| rule.has_port_at(signature, *prefix));

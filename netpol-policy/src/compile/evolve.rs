@@ -2,8 +2,8 @@
 //! depends only on that policy, not on the other policies of these pods.
 //!
 //! A change has two steps. After the first step, the rule set allows the old and the new rules; after the second, only
-//! the new ones. Within a step, each write only adds or only removes. So after each write the verdict on every packet
-//! is either the one before or the one after the change.
+//! the new ones. The writes of the first step only allow more, those of the second only less. So after each write the
+//! verdict on every packet is either the one before or the one after the change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(super) struct Evolution {
     /// The parts after the change.
     parts: Arc<[PartId]>,
     pub(super) new: Option<PartId>,
-    pub(super) gone: Option<PartId>,
+    pub(super) removed: Option<PartId>,
 }
 
 impl Engine {
@@ -59,7 +59,7 @@ impl Engine {
             for (new, pods) in parts {
                 let rule_set = self.rule_sets.get(id);
                 let before = rule_set.map(|rule_set| rule_set.parts().clone()).unwrap_or_default();
-                let (after, gone) = self.replaced(&before, policy, new);
+                let (after, removed) = self.replaced(&before, policy, new);
                 if after == before {
                     continue;
                 }
@@ -70,30 +70,30 @@ impl Engine {
                 let keeps_all = |rule_set: &RuleSet| {
                     let rest = || after.iter().any(|part| everything(Some(*part)));
                     let all = matches!(rule_set.any, Contents::All(_));
-                    (everything(new) || everything(gone) || all).then(rest).unwrap_or(false) == all
+                    (everything(new) || everything(removed) || all).then(rest).unwrap_or(false) == all
                 };
                 let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && keeps_all(rule_set))
                     && !self.rule_sets.has_refused(id);
                 let safe = new.is_none() || !transaction.new_exceptions;
                 if safe && fits && count == 1 && !after.is_empty() && self.rule_sets.find(direction, &after).is_none() {
-                    evolutions.push((direction, Evolution { rule_set: id, parts: after, new, gone }, pods));
+                    evolutions.push((direction, Evolution { rule_set: id, parts: after, new, removed }, pods));
                 } else {
                     flips.extend(pods);
                 }
             }
         }
-        let mut alone = Vec::new();
+        let mut in_place = Vec::new();
         for (direction, evolution, pods) in evolutions {
             if goals.get(&(direction, evolution.parts.clone())) == Some(&1) {
-                alone.push((evolution, pods));
+                in_place.push((evolution, pods));
             } else {
                 flips.extend(pods);
             }
         }
-        if self.has_room_to_evolve(&policy.namespace, alone.iter().map(|(evolution, _)| evolution)) {
-            return (alone.into_iter().map(|(evolution, _)| evolution).collect(), flips);
+        if self.has_room_to_evolve(&policy.namespace, in_place.iter().map(|(evolution, _)| evolution)) {
+            return (in_place.into_iter().map(|(evolution, _)| evolution).collect(), flips);
         }
-        flips.extend(alone.into_iter().flat_map(|(_, pods)| pods));
+        flips.extend(in_place.into_iter().flat_map(|(_, pods)| pods));
         (Vec::new(), flips)
     }
 
@@ -106,9 +106,9 @@ impl Engine {
     ) -> (Arc<[PartId]>, Option<PartId>) {
         let key = |part: &PartId| self.parts.get(*part).map(|part| &part.policy);
         let position = before.partition_point(|part| key(part) < Some(policy));
-        let gone = before.get(position).copied().filter(|part| key(part) == Some(policy));
-        let rest = &before[position + usize::from(gone.is_some())..];
-        (before[..position].iter().copied().chain(new).chain(rest.iter().copied()).collect(), gone)
+        let removed = before.get(position).copied().filter(|part| key(part) == Some(policy));
+        let rest = &before[position + usize::from(removed.is_some())..];
+        (before[..position].iter().copied().chain(new).chain(rest.iter().copied()).collect(), removed)
     }
 
     /// Gives rule sets their new parts, in addition to the parts that will be removed.
@@ -136,21 +136,21 @@ impl Engine {
     pub(super) fn shrink(&mut self, evolutions: &[Evolution]) -> Vec<Change> {
         let mut transaction = Transaction { renaming: true, ..Transaction::default() };
         let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
-        let going = || evolutions.iter().filter_map(|evolution| Some((evolution, evolution.gone?)));
-        for (evolution, gone) in going() {
-            self.rule_sets.change(evolution.rule_set, PartChange::Remove(gone), &mut self.parts);
+        let shrinking = || evolutions.iter().filter_map(|evolution| Some((evolution, evolution.removed?)));
+        for (evolution, removed) in shrinking() {
+            self.rule_sets.change(evolution.rule_set, PartChange::Remove(removed), &mut self.parts);
         }
-        for (evolution, gone) in going() {
-            self.collect_removals(evolution.rule_set, gone, &mut pending, &mut cache);
+        for (evolution, removed) in shrinking() {
+            self.collect_removals(evolution.rule_set, removed, &mut pending, &mut cache);
         }
-        let narrowed: Vec<_> = going().map(|(evolution, _)| evolution.rule_set).collect();
+        let narrowed: Vec<_> = shrinking().map(|(evolution, _)| evolution.rule_set).collect();
         self.write_entries(&mut transaction, pending, evolutions);
         if !transaction.changes.is_empty() {
             self.write(&mut transaction, Change::Rejudge(narrowed));
         }
         let mut unused = Vec::new();
-        for (_, gone) in going() {
-            self.release_part(gone, &mut unused);
+        for (_, removed) in shrinking() {
+            self.release_part(removed, &mut unused);
         }
         self.forget(&mut transaction, &unused);
         transaction.changes
@@ -166,7 +166,7 @@ impl Engine {
             let entry = self.intern(transaction, &contents, &namespace);
             self.set_entry(transaction, key, entry);
         }
-        let (mut alike, mut apart) = (Vec::new(), Vec::new());
+        let (mut changing, mut copied) = (Vec::new(), Vec::new());
         for ((base, diff), users) in pending.groups {
             let is_user = |user: &&PortSetUser| match user {
                 PortSetUser::AnyPeer(_) => true,
@@ -174,17 +174,17 @@ impl Engine {
             };
             let user_count = users.iter().filter(is_user).count();
             if user_count > 0 && user_count == self.port_sets.user_count(base) {
-                alike.push((base, user_count, diff, users));
+                changing.push((base, user_count, diff, users));
             } else {
                 // Copy before any of these sets changes.
-                apart.push((self.contents_with(base, &diff), diff, users));
+                copied.push((self.contents_with(base, &diff), diff, users));
             }
         }
-        for (contents, diff, users) in apart {
+        for (contents, diff, users) in copied {
             let entry = self.intern(transaction, &contents, &namespace);
             self.assign_port_set(transaction, entry, &diff, &users);
         }
-        for (base, user_count, diff, users) in alike {
+        for (base, user_count, diff, users) in changing {
             // The set may have got more users just now.
             let all = self.port_sets.user_count(base) == user_count;
             let changed = if all { self.port_sets.change(base, &diff) } else { None };

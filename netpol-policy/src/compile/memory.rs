@@ -34,13 +34,14 @@ impl Engine {
     fn most_needed<'a>(&self, evolutions: impl Iterator<Item = &'a Evolution>) -> (u64, u64) {
         let (mut ports, mut entries) = (0, 0);
         let mut counted: HashSet<(RuleSetId, PortSetId, Vec<RuleAt>)> = HashSet::new();
-        for Evolution { rule_set: id, new, gone, .. } in evolutions {
+        for Evolution { rule_set: id, new, removed, .. } in evolutions {
             let Some(rule_set) = self.rule_sets.get(*id) else { continue };
             let Contents::Of(any) = &rule_set.any else { continue };
             let new_ports = new.and_then(|new| self.parts.get(new)).map_or(0, |part| {
                 part.rules.iter().map(|rule| rule.ports_at(None).count()).sum::<usize>() + part.rules.len()
             });
-            for (part_id, is_new) in new.iter().map(|part| (*part, true)).chain(gone.iter().map(|part| (*part, false)))
+            for (part_id, is_new) in
+                new.iter().map(|part| (*part, true)).chain(removed.iter().map(|part| (*part, false)))
             {
                 let Some(part) = self.parts.get(part_id) else { continue };
                 let mut classes = self.classes_matching(&part.deciding);
@@ -71,8 +72,8 @@ impl Engine {
         (ports as u64, entries)
     }
 
-    /// Divides the memory limit after a change. Returns whether a cut changed, and the pods with cut policies to
-    /// resolve anew.
+    /// Divides the memory limit after a change. Returns whether a cut changed, and the pods of these policies,
+    /// which must be resolved.
     pub(super) fn balance(&mut self) -> (bool, BTreeSet<PodKey>) {
         let policies = self.budget.balance(&self.world);
         let mut pods = BTreeSet::new();

@@ -1,10 +1,10 @@
 //! The incremental compiler: an event goes in, a list of map changes comes out.
 //!
 //! ```text
-//! event ─► `World` ─┬─► pods of this node ─► rules (rules.rs) ─► rule sets (rule_sets.rs) ──► endpoints
-//!                   └─► peers: identity (identities.rs) and blocks (blocks.rs) of each address
-//!                              ─► signature ─► class (classes.rs) ─► addresses, prefixes
-//!                       rule set × class ─► allow (allow.rs) ─► port sets (port_sets.rs)
+//! event ─► cluster state ─┬─► pods of this node ─► rules (rules.rs) ─► rule sets (rule_sets.rs) ─► endpoints
+//!                         └─► peers: identity (identities.rs) and blocks (blocks.rs) of each address
+//!                                    ─► signature ─► class (classes.rs) ─► addresses, prefixes
+//!                             rule set × class ─► allow (allow.rs) ─► port sets (port_sets.rs)
 //! ```
 //!
 //! * A **peer selector** is one distinct peer condition: pods with these labels, addresses in this block, pods with a
@@ -258,8 +258,7 @@ impl Engine {
         self.world.claimant(address).map(|pod| pod.key.clone())
     }
 
-    /// Applies an object. An unchanged object takes no change, so a source that lists everything again costs a
-    /// comparison only.
+    /// Applies an object. An unchanged object returns no changes, so that a full relist of a source is cheap.
     fn put(&mut self, object: Object) -> Vec<Change> {
         if self.world.contains_unchanged(&object) {
             return Vec::new();

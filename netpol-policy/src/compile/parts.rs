@@ -80,7 +80,7 @@ impl CompiledRule {
     pub(super) fn has_port_at(&self, signature: Option<&Signature>, port: PortPrefix) -> bool {
         match &self.ports {
             CompiledPorts::Of { prefixes, named } if named.is_empty() => prefixes.binary_search(&port).is_ok(),
-            _ => self.ports_at(signature).any(|known| known == port),
+            _ => self.ports_at(signature).any(|existing| existing == port),
         }
     }
 
@@ -163,12 +163,12 @@ impl Parts {
 
     /// Returns a policy's part for a pod. Without one, returns the pod's port numbers that the part depends on.
     pub(super) fn find(&self, policy: &Policy, direction: Direction, pod: &Pod) -> Result<PartId, Vec<Vec<u16>>> {
-        let known = self.current.get(&policy.key).map(|current| &current[index(direction)]);
-        let Some(current) = known.filter(|current| !current.parts.is_empty()) else {
+        let existing = self.current.get(&policy.key).map(|current| &current[index(direction)]);
+        let Some(current) = existing.filter(|current| !current.parts.is_empty()) else {
             return Err(numbers(pod, &names(policy, direction)));
         };
         let numbers = numbers(pod, &current.names);
-        let part = current.parts.iter().find(|(known, _)| *known == numbers);
+        let part = current.parts.iter().find(|(existing, _)| *existing == numbers);
         part.map(|(_, id)| *id).ok_or(numbers)
     }
 
@@ -241,7 +241,7 @@ impl Parts {
         }
         let part = self.entries.remove(&id)?;
         if let Some(current) = self.current.get_mut(&part.policy) {
-            current[index(part.direction)].parts.retain(|(_, known)| *known != id);
+            current[index(part.direction)].parts.retain(|(_, existing)| *existing != id);
             self.remove_if_empty(&part.policy);
         }
         Some(part)

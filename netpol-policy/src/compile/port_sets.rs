@@ -103,7 +103,7 @@ impl PortSets {
     /// Returns how many map entries it takes to acquire the set of these ports.
     pub(super) fn missing(&self, contents: &Contents) -> u64 {
         match contents {
-            Contents::Of(ports) if self.find(self.hash_of(ports), |known| known == ports).is_none() => {
+            Contents::Of(ports) if self.find(self.hash_of(ports), |existing| existing == ports).is_none() => {
                 ports.len() as u64
             }
             Contents::Of(_) | Contents::All(_) => 0,
@@ -121,7 +121,7 @@ impl PortSets {
             return (entry(PortSetId::NONE), Vec::new());
         }
         let hash = self.hash_of(ports);
-        if let Some(id) = self.find(hash, |known| known == ports) {
+        if let Some(id) = self.find(hash, |existing| existing == ports) {
             self.add_user(id);
             return (entry(id), Vec::new());
         }
@@ -141,14 +141,14 @@ impl PortSets {
         }
         let mut hash = set.hash;
         for (prefix, rule) in &diff.put {
-            if let Some(known) = set.ports.get(prefix) {
-                hash = hash.wrapping_sub(self.hash((prefix, known)));
+            if let Some(existing) = set.ports.get(prefix) {
+                hash = hash.wrapping_sub(self.hash((prefix, existing)));
             }
             hash = hash.wrapping_add(self.hash((prefix, rule)));
         }
         for prefix in &diff.delete {
-            if let Some(known) = set.ports.get(prefix) {
-                hash = hash.wrapping_sub(self.hash((prefix, known)));
+            if let Some(existing) = set.ports.get(prefix) {
+                hash = hash.wrapping_sub(self.hash((prefix, existing)));
             }
         }
         let changed = || {
@@ -158,7 +158,7 @@ impl PortSets {
         };
         if self.by_hash.contains_key(&hash) {
             let changed = changed();
-            if changed.is_empty() || self.find(hash, |known| *known == changed).is_some() {
+            if changed.is_empty() || self.find(hash, |existing| *existing == changed).is_some() {
                 return None;
             }
         }
@@ -202,15 +202,15 @@ impl PortSets {
     }
 
     fn find(&self, hash: u64, is_same: impl Fn(&Ports) -> bool) -> Option<PortSetId> {
-        let mut alike = self.by_hash.get(&hash)?.iter();
-        alike.find(|id| self.entries.get(id).is_some_and(|set| is_same(&set.ports))).copied()
+        let mut ids = self.by_hash.get(&hash)?.iter();
+        ids.find(|id| self.entries.get(id).is_some_and(|set| is_same(&set.ports))).copied()
     }
 
     fn forget_hash(&mut self, id: PortSetId) {
         let Some(hash) = self.entries.get(&id).map(|set| set.hash) else { return };
-        if let Some(alike) = self.by_hash.get_mut(&hash) {
-            alike.retain(|known| *known != id);
-            if alike.is_empty() {
+        if let Some(ids) = self.by_hash.get_mut(&hash) {
+            ids.retain(|existing| *existing != id);
+            if ids.is_empty() {
                 self.by_hash.remove(&hash);
             }
         }

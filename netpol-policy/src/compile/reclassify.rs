@@ -245,11 +245,11 @@ impl Engine {
         // The cost of a block includes the entries for its prefixes.
         let entries = u64::from(!self.is_prefix(signature));
         let has_names = || matching.iter().any(|at| self.parts.rule(*at).is_some_and(CompiledRule::has_names));
-        let known = (matching.len() <= MAX_CACHED_RULES).then(|| {
+        let cache_key = (matching.len() <= MAX_CACHED_RULES).then(|| {
             let named = if has_names() { signature.ports.iter().copied().collect() } else { Vec::new() };
             (rule_set, matching.clone(), named)
         });
-        let found = known.as_ref().and_then(|known| transaction.known_contents.get(known)).copied();
+        let found = cache_key.as_ref().and_then(|cache_key| transaction.known_contents.get(cache_key)).copied();
         let exists = |entry: &AllowEntry| self.port_sets.exists(entry.port_set);
         let found = found.filter(|entry| entry.as_ref().is_none_or(exists));
         let entry = if let Some(found) = found {
@@ -269,7 +269,7 @@ impl Engine {
                 return false;
             }
             let entry = (!is_needless).then(|| self.intern(transaction, &contents, &namespace));
-            transaction.known_contents.extend(known.map(|known| (known, entry)));
+            transaction.known_contents.extend(cache_key.map(|cache_key| (cache_key, entry)));
             entry
         };
         if let Some(entry) = entry {

@@ -261,9 +261,9 @@ impl RuleSets {
         }
         for prefix in &change.delete {
             ports.remove(prefix);
-            if let Some(alike) = self.by_port_for_any_peer.get_mut(prefix) {
-                alike.remove(&id);
-                if alike.is_empty() {
+            if let Some(ids) = self.by_port_for_any_peer.get_mut(prefix) {
+                ids.remove(&id);
+                if ids.is_empty() {
                     self.by_port_for_any_peer.remove(prefix);
                 }
             }
@@ -300,9 +300,9 @@ impl RuleSets {
         self.forget_key(&rule_set.key, id);
         self.evaluating_services.remove(&id);
         for prefix in rule_set.any.prefixes() {
-            if let Some(alike) = self.by_port_for_any_peer.get_mut(&prefix) {
-                alike.remove(&id);
-                if alike.is_empty() {
+            if let Some(ids) = self.by_port_for_any_peer.get_mut(&prefix) {
+                ids.remove(&id);
+                if ids.is_empty() {
                     self.by_port_for_any_peer.remove(&prefix);
                 }
             }

@@ -136,7 +136,7 @@ fn a_policy_costs_the_same_whatever_other_policies_its_pods_have() {
         101 + 2,
         "its ports, those for any peer, its entry and its prefix"
     );
-    assert_eq!(delete(&mut engine, &block(200)).len(), 101 + 4, "the same, and flows are evaluated again");
+    assert_eq!(delete(&mut engine, &block(200)).len(), 101 + 4, "the same writes, and flows are re-evaluated");
     // A rule for any peer: the entries of all blocks get the port, too.
     assert_eq!(apply(&mut engine, &open(200)).len(), 101);
     assert_eq!(delete(&mut engine, &open(200)).len(), 101 + 1);
@@ -203,7 +203,7 @@ fn a_policy_for_some_pods_of_a_rule_set_splits_it() {
     assert_ne!(rule_set(&engine, "web"), shared);
     assert_eq!(rule_set(&engine, "other"), shared);
     delete(&mut engine, &web(81));
-    assert_eq!(rule_set(&engine, "web"), shared, "both pods must have the same rule set again");
+    assert_eq!(rule_set(&engine, "web"), shared, "both pods must share one rule set");
 }
 
 #[test]

@@ -147,7 +147,7 @@ pub fn read(value: serde_json::Value, name: &str) -> Parsed {
     reader.finish()
 }
 
-/// Returns a warning for each object that is defined again later in `objects`, which may come from many files. The last
+/// Returns a warning for each object that has a later definition in `objects`, which may come from many files. The last
 /// definition counts. For each file the first few are listed and the rest is counted.
 pub fn duplicates(objects: &[Located<Object>]) -> Vec<ManifestError> {
     let mut first: BTreeMap<ObjectKey, &Located<Object>> = BTreeMap::new();

@@ -1,8 +1,7 @@
 //! Null list items and null label values.
 //!
 //! The API server decodes a null item as an empty one: `ports: [null]` is `ports: [{}]`, every TCP port. Source:
-//! `Unmarshal` in <https://pkg.go.dev/encoding/json>, "the JSON null value unmarshals into … no effect"; an item starts
-//! as its zero value.
+//! `Unmarshal` in <https://pkg.go.dev/encoding/json>: null has no effect, and an item starts as its zero value.
 
 use serde_json::Value;
 

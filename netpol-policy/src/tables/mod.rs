@@ -59,10 +59,10 @@ pub enum Change {
     PutFrontend(Frontend, ClassId),
     /// Deletes an entry of `SERVICES_V4` or `SERVICES_V6`.
     DeleteFrontend(Frontend),
-    /// Sets the policy of a pod on this node. Its flows are evaluated anew.
+    /// Sets the policy of a pod on this node. Its flows are re-evaluated.
     PutEndpoint(PodKey, EndpointPolicy),
     /// Deletes the endpoint of a pod on this node.
     DeleteEndpoint(PodKey),
-    /// Makes the flows of endpoints with these rule sets be evaluated anew, because some address is allowed less.
+    /// Re-evaluates the flows of endpoints with these rule sets, because some address is allowed less.
     Rejudge(Vec<RuleSetId>),
 }

@@ -126,7 +126,7 @@ impl World {
 
     fn add_pod(&self, key: &PodKey, frontend: &Frontend, backends: &mut BTreeSet<Backend>) {
         let Some(pod) = self.pods.get(key) else { return };
-        for (_, port) in pod.host_frontends().filter(|(known, _)| known == frontend) {
+        for (_, port) in pod.host_frontends().filter(|(candidate, _)| candidate == frontend) {
             let addresses = pod.addresses.iter().filter(|address| address.is_ipv4() == frontend.is_ipv4());
             backends.extend(addresses.map(|address| Backend { address: *address, port }));
         }
@@ -134,7 +134,7 @@ impl World {
 
     fn add_endpoints(&self, key: &ServiceKey, frontend: &Frontend, backends: &mut BTreeSet<Backend>) {
         let Some(service) = self.services.get(key) else { return };
-        for (_, port) in service.frontends().filter(|(known, _)| known == frontend) {
+        for (_, port) in service.frontends().filter(|(candidate, _)| candidate == frontend) {
             for slice in self.frontends.slices.get(key).iter().filter_map(|key| self.slices.get(key)) {
                 let targets = slice.ports.iter().filter(|target| target.is_target_of(port));
                 for target in targets {

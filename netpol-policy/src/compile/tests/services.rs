@@ -12,7 +12,7 @@ fn service(name: &str, address: &str, node_port: u16) -> String {
     )
 }
 
-/// Returns an EndpointSlice with port 8080.
+/// Returns an `EndpointSlice` with port 8080.
 fn slice(name: &str, service: &str, addresses: &[&str]) -> String {
     let endpoints: Vec<_> = addresses.iter().map(|address| format!("{{addresses: [{address}]}}")).collect();
     format!(
