@@ -48,8 +48,8 @@ impl Engine {
     /// Finds the new class of everything that the transaction touches, and writes the allow entries of new classes.
     pub(super) fn classify(&mut self, transaction: &mut Transaction) -> Vec<Move> {
         let mut steps = Vec::new();
-        // The longest prefix first. Otherwise a new class of a block would apply to shorter blocks inside it for a
-        // moment.
+        // The longest prefix first. Otherwise a new class of a block would briefly apply to narrower blocks
+        // inside it.
         let mut nets: Vec<_> = std::mem::take(&mut transaction.prefixes).into_iter().collect();
         nets.sort_by_key(|net| std::cmp::Reverse(net.prefix_len()));
         for net in nets {

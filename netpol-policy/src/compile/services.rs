@@ -332,7 +332,7 @@ impl Engine {
     }
 
     /// Writes the added and moved frontends. Addresses are written after these and before the deleted frontends, so
-    /// that an address that moves from one frontend to another never has a wrong one.
+    /// that an address with two frontends (its own and that of any node) never uses the wrong one.
     pub(super) fn put_frontends(&mut self, transaction: &mut Transaction, moves: &[FrontendMove]) {
         for step in moves.iter().filter(|step| step.from != step.to) {
             if let Some(class) = step.to {

@@ -279,7 +279,7 @@ impl Engine {
         entry
     }
 
-    /// Removes one user of a part. Appends the peer selectors that are no longer used to `dead`.
+    /// Removes one user of a part. Appends the peer selectors that are no longer used to `unused`.
     pub(super) fn release_part(&mut self, part: PartId, unused: &mut Vec<(AtomId, Atom)>) {
         let Some(part) = self.parts.release(part) else { return };
         for atom in part.atoms() {
