@@ -100,7 +100,7 @@ const V4: &[Form<Wrap>] = &[
     form("version 6", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x65)),
     form("version 0", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x05)),
     form("in two fragments, the payload last", true, |ip, number, payload| split(ip, number, payload, &[0, 1])),
-    form("in two fragments, the last alone", false, |ip, number, payload| split(ip, number, payload, &[1])),
+    form("in two fragments, the last alone", true, |ip, number, payload| split(ip, number, payload, &[1])),
 ];
 
 const V6: &[Form<Wrap>] = &[
@@ -150,7 +150,7 @@ const V6: &[Form<Wrap>] = &[
     form("version 4", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x40)),
     form("version 7", false, |ip, number, payload| altered(ip, number, payload, |packet| packet[0] = 0x70)),
     form("in two fragments, the payload last", true, |ip, number, payload| split(ip, number, payload, &[0, 1])),
-    form("in two fragments, the last alone", false, |ip, number, payload| split(ip, number, payload, &[1])),
+    form("in two fragments, the last alone", true, |ip, number, payload| split(ip, number, payload, &[1])),
 ];
 
 /// The transport in fragments, the first of which has 24 bytes; sent are those of these numbers.
