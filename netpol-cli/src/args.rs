@@ -18,10 +18,10 @@ Exit codes:
   3  a file, a document or an object of the input could not be read, or the requested object is not in the input; explain and
      matrix: also if a part of an object has an error, or a template was skipped (the answer is printed, and may be wrong);
      wait: no agent answers
-  70 a defect of netpol: two readings of the same policies differ";
+  70 a bug in netpol: the compiled tables and the reference differ";
 
-/// What network policies mean: who reaches whom, and why (not). Works on manifests, without a cluster; `wait` asks the
-/// agent of this node.
+/// Evaluate network policies: which pods can connect, and why. Reads manifests and needs no cluster; `wait` connects to
+/// the agent on this node.
 #[derive(Debug, Parser)]
 #[command(name = "netpol", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
@@ -31,13 +31,13 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show which pods reach which, for each port
+    /// Show which pods can connect to which, for each port
     #[command(after_help = MATRIX_EXAMPLES)]
     Matrix(MatrixOptions),
-    /// Say why one end reaches another or does not
+    /// Explain why a connection is allowed or denied
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainOptions),
-    /// Report what is wrong in manifests, with file and line
+    /// Report errors and mistakes in manifests, with file and line
     #[command(after_help = LINT_EXAMPLES)]
     Lint(LintOptions),
     /// Wait until this node enforces a policy, or all policies of a pod
@@ -71,19 +71,19 @@ Examples:
   netpol wait --for pod/shop/web-0 --for pod/shop/web-1 -o json
   netpol wait --for sync
 
-It asks the agent of the node it runs on, and speaks of that node alone: elsewhere the same policy may be enforced earlier
-or later. Enforced: the objects as they are when this is asked are in the kernel, for every pod of this node that the policy
-selects; the next packet is judged by them. delete=: the object is gone, and nothing of it is enforced.";
+Waits for the agent on this node only: other nodes may enforce the same policy earlier or later. Enforced means: the current
+version of the objects is in the kernel for every pod on this node that the policy selects, and applies to the next packet.
+delete= waits until the object is deleted and no longer enforced.";
 
 #[derive(Debug, Args)]
 pub(crate) struct InputOptions {
-    /// Manifests: a file, a directory (with all below it: *.yaml, *.yml, *.json), or - for standard input; repeatable
+    /// Manifests: a file, a directory (read recursively: *.yaml, *.yml, *.json), or - for standard input; repeatable
     #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
     pub(crate) paths: Vec<PathBuf>,
-    /// MiB that a manifest may have; a larger file is not read
+    /// The maximum size of a manifest in MiB; a larger file is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.file / netpol_files::MIB)]
     pub(crate) max_manifest_file: u64,
-    /// MiB that all manifests together may have; files beyond it, by path, are not read
+    /// The maximum size of all manifests in MiB; further files, in order of their paths, are not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
     pub(crate) max_manifests: u64,
 }
@@ -97,9 +97,9 @@ impl InputOptions {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// For people
+    /// Text
     Table,
-    /// For programs
+    /// JSON
     Json,
 }
 
@@ -109,14 +109,15 @@ pub(crate) struct MatrixOptions {
     pub(crate) input: InputOptions,
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP; repeatable
     #[arg(short, long = "port", value_name = "PORT/PROTOCOL", required = true)]
-    pub(crate) ports: Vec<AskedPort>,
+    pub(crate) ports: Vec<PortArgument>,
     /// Only pods of this namespace; repeatable
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     pub(crate) namespaces: Vec<String>,
-    /// An address beside the pods, such as one outside the cluster, or a Service's: reached if all behind it are; repeatable
+    /// An address to show with the pods, such as one outside the cluster or of a Service (allowed if all backends are);
+    /// repeatable
     #[arg(short, long = "address", value_name = "ADDRESS")]
     pub(crate) addresses: Vec<IpAddr>,
-    /// How to print it
+    /// The output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,
 }
@@ -125,16 +126,16 @@ pub(crate) struct MatrixOptions {
 pub(crate) struct ExplainOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
-    /// Who opens the connection: namespace/pod, or an address
+    /// Source: namespace/pod, or an address
     #[arg(long, value_name = "END", value_parser = end)]
     pub(crate) from: End,
-    /// Towards whom: namespace/pod, service/namespace/name (svc/…), or an address, a Service's or a node's among them
+    /// Destination: namespace/pod, service/namespace/name (svc/…), or an address, also of a Service or a node
     #[arg(long, value_name = "END", value_parser = destination)]
     pub(crate) to: End,
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP
     #[arg(short, long, value_name = "PORT/PROTOCOL")]
-    pub(crate) port: AskedPort,
-    /// How to print it
+    pub(crate) port: PortArgument,
+    /// The output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,
 }
@@ -143,49 +144,49 @@ pub(crate) struct ExplainOptions {
 pub(crate) struct LintOptions {
     #[command(flatten)]
     pub(crate) input: InputOptions,
-    /// How to print it
+    /// The output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct WaitOptions {
-    /// policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, either of them after delete=, or sync: everything known now; repeatable
+    /// policy/NAMESPACE/NAME, pod/NAMESPACE/NAME, delete= and either of them, or sync (all current objects); repeatable
     #[arg(long = "for", value_name = "CONDITION", required = true)]
     pub(crate) conditions: Vec<Condition>,
-    /// How long, such as 500ms, 30s or 2m; 0s looks once
+    /// The maximum time to wait, such as 500ms, 30s or 2m; 0s checks once
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
     /// The agent's socket (its --api-socket)
     #[arg(long, default_value = netpol_api::SOCKET, value_name = "PATH")]
     pub(crate) socket: PathBuf,
-    /// How to print it
+    /// The output format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,
 }
 
-/// A port somebody asks about.
+/// The port and protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct AskedPort {
+pub(crate) struct PortArgument {
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
 }
 
-impl FromStr for AskedPort {
+impl FromStr for PortArgument {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (port, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
         let port = port.parse::<u16>().ok().filter(|&port| port != 0);
         let port =
-            port.ok_or_else(|| format!("`{text}` has no port number; write one of 1 to 65535, such as 80/TCP"))?;
+            port.ok_or_else(|| format!("`{text}` has no port number; write a port from 1 to 65535, such as 80/TCP"))?;
         let protocol = Protocol::from_name(&protocol.to_uppercase())
             .ok_or_else(|| format!("unknown protocol `{protocol}`; write TCP, UDP or SCTP"))?;
         Ok(Self { port, protocol })
     }
 }
 
-impl std::fmt::Display for AskedPort {
+impl std::fmt::Display for PortArgument {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.port, self.protocol.name())
     }
@@ -208,7 +209,9 @@ fn end(text: &str) -> Result<End, String> {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(End::Pod(PodKey::new(namespace, name)))
         }
-        _ => Err(format!("`{text}` is neither namespace/pod nor an address; write, for one, default/{text}")),
+        _ => Err(format!(
+            "`{text}` is neither namespace/pod nor an address; write NAMESPACE/POD, such as default/{text}"
+        )),
     }
 }
 
@@ -224,17 +227,17 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_read_as_people_write_them() {
+    fn ports_are_parsed_with_and_without_protocol() {
         for (text, expected) in [("80/TCP", "80/TCP"), ("53/udp", "53/UDP"), ("9", "9/TCP"), ("1/SCTP", "1/SCTP")] {
-            assert_eq!(text.parse::<AskedPort>().map(|port| port.to_string()), Ok(expected.to_owned()));
+            assert_eq!(text.parse::<PortArgument>().map(|port| port.to_string()), Ok(expected.to_owned()));
         }
         for text in ["", "0", "65536", "http", "80/ICMP", "80/"] {
-            assert!(text.parse::<AskedPort>().is_err(), "{text}");
+            assert!(text.parse::<PortArgument>().is_err(), "{text}");
         }
     }
 
     #[test]
-    fn ends_are_pods_or_addresses() {
+    fn ends_are_pods_services_or_addresses() {
         for (text, expected) in [("a/b", "a/b"), ("10.0.0.1", "10.0.0.1"), ("fd00::1", "fd00::1")] {
             assert_eq!(end(text).map(|end| end.to_string()), Ok(expected.to_owned()));
         }

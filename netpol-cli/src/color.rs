@@ -1,13 +1,13 @@
-//! Colour where a person looks.
+//! Colors for terminals.
 
 use std::io::IsTerminal;
 
-/// Whether to colour standard output. <https://no-color.org>.
+/// Whether to color standard output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Color(bool);
 
 impl Color {
-    /// Only on a terminal, and not where `NO_COLOR` is set.
+    /// Colors output to a terminal, unless `NO_COLOR` is set: <https://no-color.org>.
     pub(crate) fn detect() -> Self {
         Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
     }
@@ -15,6 +15,7 @@ impl Color {
     #[cfg(test)]
     pub(crate) const NEVER: Self = Self(false);
 
+    /// Colors a verdict green or red.
     pub(crate) fn verdict(self, allowed: bool, text: &str) -> String {
         let code = if allowed { 32 } else { 31 };
         if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }

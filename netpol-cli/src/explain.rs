@@ -11,11 +11,12 @@ use crate::Exit;
 use crate::args::{ExplainOptions, Output};
 use crate::color::Color;
 use crate::input::{Input, InputReport};
+use crate::table;
 use crate::verdict::Judge;
 
-/// What `-o json` prints.
+/// The output of `-o json`.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct JsonOutput<'a> {
     #[serde(flatten)]
     explanation: &'a Explanation,
     input: InputReport<'a>,
@@ -32,15 +33,16 @@ pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit
             writeln!(
                 out,
                 "{}",
-                text::json(&serde_json::to_string_pretty(&Answer { explanation: &explanation, input: input.json() })?)
+                text::json(&serde_json::to_string_pretty(&JsonOutput {
+                    explanation: &explanation,
+                    input: input.json()
+                })?)
             )?;
         }
         Output::Table => {
-            let shown = explanation.to_string();
-            let verdict = explanation.verdict.name().to_uppercase();
-            let rest = shown.strip_prefix(verdict.as_str()).unwrap_or(&shown);
-            let allowed = explanation.verdict == Verdict::Allow;
-            write!(out, "{}{rest}", Color::detect().verdict(allowed, &verdict))?;
+            let color = Color::detect();
+            let paint = |verdict, text: &str| color.verdict(verdict == Verdict::Allow, text);
+            write!(out, "{}", explanation.render(table::text_width(), paint))?;
         }
     }
     Ok(match explanation.verdict {

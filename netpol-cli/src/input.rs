@@ -1,4 +1,4 @@
-//! Manifests from files, directories and standard input.
+//! Reads manifests from files, directories and standard input.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,13 +16,13 @@ use serde::Serialize;
 use crate::args::InputOptions;
 use crate::placeholder;
 
-/// All that was read.
+/// The input of a command.
 #[derive(Debug, Default)]
 pub(crate) struct Input {
     pub(crate) parsed: Parsed,
-    /// Files and directories that could not be read, and why.
+    /// Errors of files and directories that could not be read.
     pub(crate) unreadable: Vec<String>,
-    /// Files that were found in a directory and are not used.
+    /// Files in directories that are not used.
     pub(crate) skipped: Vec<SkippedFile>,
 }
 
@@ -33,10 +33,10 @@ pub(crate) struct SkippedFile {
     pub(crate) reason: SkipReason,
 }
 
-/// What of the input is missing in an answer: `input` in JSON.
+/// The parts of the input that the output does not cover: `input` in JSON.
 #[derive(Debug, Serialize)]
 pub(crate) struct InputReport<'i> {
-    /// Whether every object was read in full. If not, the answer may be wrong.
+    /// Whether every object was read in full. If not, the verdicts may be wrong.
     complete: bool,
     /// Files and directories that could not be read.
     unread: &'i [String],
@@ -45,15 +45,15 @@ pub(crate) struct InputReport<'i> {
 }
 
 impl Input {
-    /// Reads all paths. What cannot be read is noted, and the rest read all the same.
+    /// Reads all paths. Records errors and goes on.
     pub(crate) fn read(options: &InputOptions) -> Self {
-        let (mut input, mut files, mut before) = (Self::default(), BTreeMap::new(), 0);
+        let (mut input, mut files, mut size) = (Self::default(), BTreeMap::new(), 0);
         let limits = options.limits();
         for path in &options.paths {
             if path.as_os_str() == "-" {
-                match read_stream(io::stdin().lock(), before, limits) {
+                match read_stream(io::stdin().lock(), size, limits) {
                     Ok(bytes) => {
-                        before += bytes.len() as u64;
+                        size += bytes.len() as u64;
                         input.text("<stdin>", bytes, true);
                     }
                     Err(error) => input.unreadable.push(format!("standard input {error}")),
@@ -63,11 +63,11 @@ impl Input {
             }
         }
         for (file, named) in files {
-            // A file that was named itself may be a pipe of the shell; one that was found is a regular file or nothing.
+            // An explicit path may be a pipe of the shell. In a directory only regular files are read.
             let read = if named { read_any } else { read_regular };
-            match read(&file, before, limits) {
+            match read(&file, size, limits) {
                 Ok(bytes) => {
-                    before += bytes.len() as u64;
+                    size += bytes.len() as u64;
                     input.text(&file.display().to_string(), bytes, named);
                 }
                 Err(error) => input.unreadable.push(format!("{} {error}", file.display())),
@@ -78,7 +78,7 @@ impl Input {
         input
     }
 
-    /// Tells standard error what is wrong with the input.
+    /// Prints errors and warnings about the input to standard error.
     pub(crate) fn report(&self) {
         for message in &self.unreadable {
             eprintln!("netpol: {}", Safe(message));
@@ -87,7 +87,7 @@ impl Input {
             eprintln!("{error}");
         }
         if !self.is_complete() {
-            eprintln!("netpol: not all of the input was read: this answer may be wrong (exit code 3)");
+            eprintln!("netpol: not all of the input was read, so the result may be wrong (exit code 3)");
         }
     }
 
@@ -103,7 +103,7 @@ impl Input {
         !self.is_lossy() && !has_template && !self.parsed.errors.iter().any(is_error)
     }
 
-    /// For JSON.
+    /// The report for JSON.
     pub(crate) fn json(&self) -> InputReport<'_> {
         InputReport {
             complete: self.is_complete(),
@@ -113,7 +113,8 @@ impl Input {
         }
     }
 
-    /// The objects, and what a cluster would add: addresses of Services, their `EndpointSlices`, and, if asked for, addresses of pods.
+    /// Returns the objects, with placeholder addresses of Services, their `EndpointSlices`, and, if requested,
+    /// placeholder addresses of pods.
     pub(crate) fn world(&self, addresses_of_pods: bool) -> World {
         let mut world = World::of(self.parsed.objects.iter().map(|located| located.object.clone()));
         if addresses_of_pods {
@@ -127,12 +128,12 @@ impl Input {
         world
     }
 
-    /// Where an object was read from; the last place counts.
-    pub(crate) fn place(&self, wanted: &netpol_policy::model::ObjectKey) -> Option<&Located<Object>> {
+    /// Returns an object and its position in the input; the last one if there are several.
+    pub(crate) fn locate(&self, wanted: &netpol_policy::model::ObjectKey) -> Option<&Located<Object>> {
         self.parsed.objects.iter().rev().find(|located| located.object.key() == *wanted)
     }
 
-    /// All that is wrong, sorted by place.
+    /// Returns all errors and warnings, sorted by file and line.
     pub(crate) fn errors(&self) -> Vec<ManifestError> {
         let mut errors = self.parsed.errors.clone();
         errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
@@ -148,9 +149,9 @@ impl Input {
                 self.parsed.ignored.extend(ignored);
                 self.parsed.left_out += left_out;
                 match skipped {
-                    // A file that was asked for should have what is asked of it.
+                    // An explicit file must contain an object.
                     Some(SkipReason::NotKubernetes) if named => {
-                        self.unreadable.push(format!("{name} has no Kubernetes object in it; check the path"));
+                        self.unreadable.push(format!("{name} contains no Kubernetes object; check the path"));
                     }
                     Some(SkipReason::Template) if named => {
                         let reason = "is a template; render it first: `helm template CHART | netpol lint -f -`";
@@ -165,13 +166,13 @@ impl Input {
         }
     }
 
-    /// Files of a directory and all below it, and whether they were named themselves: those may be called anything.
+    /// Collects the manifests at a path, and whether the path is explicit: an explicit file can have any name.
     fn collect(
         &mut self,
         path: &Path,
         named: bool,
         files: &mut BTreeMap<PathBuf, bool>,
-        above: &mut BTreeSet<PathBuf>,
+        parents: &mut BTreeSet<PathBuf>,
     ) {
         let entries = match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>),
@@ -181,23 +182,23 @@ impl Input {
                 }
                 return;
             }
-            // A link to nowhere that is not ours to read.
+            // A broken link whose name is not that of a manifest.
             Err(_) if !named && !is_manifest(path) => return,
             Err(error) => Err(error),
         };
-        // Links can lead back to a directory above.
+        // Symbolic links can lead to a parent directory.
         let Ok(real) = fs::canonicalize(path) else {
             self.unreadable.push(format!("cannot read {}: no such file or directory; check the path", path.display()));
             return;
         };
         match entries {
-            Ok(entries) if above.insert(real.clone()) => {
+            Ok(entries) if parents.insert(real.clone()) => {
                 for entry in entries {
                     if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-                        self.collect(&entry.path(), false, files, above);
+                        self.collect(&entry.path(), false, files, parents);
                     }
                 }
-                above.remove(&real);
+                parents.remove(&real);
             }
             Ok(_) => {}
             Err(error) => self.unreadable.push(format!("cannot read {}: {error}", path.display())),

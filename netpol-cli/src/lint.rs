@@ -1,28 +1,36 @@
 //! `netpol lint`.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 
 use anyhow::Result;
-use netpol_policy::explain;
+use netpol_policy::explain::{self, Finding};
 use netpol_policy::manifest::{ManifestError, SkipReason};
 use netpol_policy::model::{ObjectKey, Severity};
-use netpol_policy::text::{self, Safe};
+use netpol_policy::text::{self, Safe, wrap};
 use serde::Serialize;
 
 use crate::Exit;
 use crate::args::{LintOptions, Output};
 use crate::input::{Input, InputReport};
+use crate::table;
 
-/// Skipped files that are listed by name.
-const LISTED: usize = 5;
+/// The number of skipped files that are listed.
+const FILES_SHOWN: usize = 5;
 
-/// What `-o json` prints.
+/// The output of `-o json`.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct JsonOutput<'a> {
     objects: usize,
     #[serde(flatten)]
     input: InputReport<'a>,
+}
+
+/// An error or a warning to print.
+struct Entry {
+    error: ManifestError,
+    /// The details, if it is a warning about a policy.
+    finding: Option<Finding>,
 }
 
 pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
@@ -31,36 +39,38 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
         eprintln!("netpol: {}", Safe(message));
     }
     let world = input.world(false);
-    for (policy, problem) in explain::lint(&world) {
-        let key = ObjectKey::Policy(policy);
-        let Some(place) = input.place(&key) else { continue };
+    let mut entries: Vec<Entry> = input.errors().into_iter().map(|error| Entry { error, finding: None }).collect();
+    for finding in explain::lint(&world) {
+        let key = ObjectKey::Policy(finding.policy.clone());
+        let Some(located) = input.locate(&key) else { continue };
         let error = ManifestError {
-            severity: problem.severity,
-            file: place.file.clone(),
-            line: place.line,
-            document: place.document,
+            severity: Severity::Warning,
+            file: located.file.clone(),
+            line: located.line,
+            document: located.document,
             object: Some(key.to_string()),
-            field: Some(problem.field),
-            message: problem.message,
+            field: Some(finding.field.clone()),
+            message: finding.message(),
             count: 1,
         };
-        input.parsed.errors.push(error);
+        input.parsed.errors.push(error.clone());
+        entries.push(Entry { error, finding: Some(finding) });
     }
-    let errors = input.errors();
+    entries.sort_by(|a, b| (&a.error.file, a.error.line).cmp(&(&b.error.file, b.error.line)));
     match options.output {
         Output::Json => {
             writeln!(
                 out,
                 "{}",
-                text::json(&serde_json::to_string_pretty(&Answer {
+                text::json(&serde_json::to_string_pretty(&JsonOutput {
                     objects: input.parsed.objects.len(),
                     input: input.json()
                 })?)
             )?;
         }
-        Output::Table => print(out, &input, &errors)?,
+        Output::Table => print(out, &input, &entries, table::text_width())?,
     }
-    let failed = errors.iter().any(|error| error.severity == Severity::Error);
+    let failed = entries.iter().any(|entry| entry.error.severity == Severity::Error);
     Ok(match failed {
         _ if input.is_lossy() => Exit::Input,
         true => Exit::No,
@@ -68,41 +78,72 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     })
 }
 
-fn print(out: &mut impl Write, input: &Input, errors: &[ManifestError]) -> Result<()> {
-    for error in errors {
-        writeln!(out, "{error}")?;
+fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize) -> io::Result<()> {
+    for entry in entries {
+        print_entry(out, entry, width)?;
     }
     let count = |severity| {
-        let of_it = errors.iter().filter(|error| error.severity == severity);
+        let of_it = entries.iter().map(|entry| &entry.error).filter(|error| error.severity == severity);
         of_it.map(|error| error.count).sum::<usize>()
     };
-    writeln!(
-        out,
-        "{} objects, {} errors, {} warnings",
-        input.parsed.objects.len(),
-        count(Severity::Error),
-        count(Severity::Warning)
-    )?;
+    let counts = [
+        counted(input.parsed.objects.len(), "object"),
+        counted(count(Severity::Error), "error"),
+        counted(count(Severity::Warning), "warning"),
+    ];
+    paragraph(out, &counts.join(", "), width)?;
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     for ignored in &input.parsed.ignored {
         *kinds.entry(&ignored.kind).or_default() += 1;
     }
     if !kinds.is_empty() {
         let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
-        writeln!(out, "not looked at: {}", Safe(kinds.join(", ")))?;
+        paragraph(out, &format!("ignored kinds: {}", kinds.join(", ")), width)?;
     }
     for (reason, one, many) in [
-        (SkipReason::NotKubernetes, "file that is no Kubernetes object", "files that are no Kubernetes objects"),
+        (SkipReason::NotKubernetes, "file without Kubernetes objects", "files without Kubernetes objects"),
         (SkipReason::Template, "template", "templates"),
     ] {
         let files: Vec<&str> =
             input.skipped.iter().filter(|file| file.reason == reason).map(|file| &*file.file).collect();
         if !files.is_empty() {
-            let shown = files.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
-            let more = if files.len() > LISTED { ", …" } else { "" };
+            let shown = files.iter().take(FILES_SHOWN).copied().collect::<Vec<_>>().join(", ");
+            let more = if files.len() > FILES_SHOWN { ", …" } else { "" };
             let what = if files.len() == 1 { one } else { many };
-            writeln!(out, "skipped {} {what}: {}{more}", files.len(), Safe(shown))?;
+            paragraph(out, &format!("skipped {} {what}: {shown}{more}", files.len()), width)?;
         }
     }
     Ok(())
+}
+
+/// Prints `file:line: warning: object: field`, then the message below.
+fn print_entry(out: &mut impl Write, Entry { error, finding }: &Entry, width: usize) -> io::Result<()> {
+    let heading = format!("{}:{}: {}", error.file, error.line, error.severity.name());
+    let parts: Vec<&str> =
+        std::iter::once(&heading).chain(&error.object).chain(&error.field).map(String::as_str).collect();
+    let message = std::slice::from_ref(&error.message);
+    let sentences = finding.as_ref().map_or(message, |finding| &finding.sentences);
+    print_lines(out, wrap(parts.join(": "), width, 0))?;
+    for sentence in sentences {
+        print_lines(out, wrap(sentence, width, 2))?;
+    }
+    if let Some(change) = finding.as_ref().and_then(|finding| finding.change.as_ref()) {
+        print_lines(out, wrap(format_args!("Fix: {}:", change.instruction()), width, 2))?;
+        print_lines(out, change.yaml().iter().map(|line| format!("    {}", Safe(line))))?;
+    }
+    Ok(())
+}
+
+fn paragraph(out: &mut impl Write, text: &str, width: usize) -> io::Result<()> {
+    print_lines(out, wrap(text, width, 0))
+}
+
+fn print_lines(out: &mut impl Write, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
+    lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
+}
+
+/// `1 warning`, `2 warnings`.
+fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }

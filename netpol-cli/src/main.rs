@@ -1,4 +1,4 @@
-//! netpol: what network policies mean, from manifests, offline; and whether this node enforces them yet.
+//! `netpol`: evaluates network policies offline, from manifests, and waits until this node enforces them.
 
 mod args;
 mod color;
@@ -19,16 +19,17 @@ use netpol_policy::text::Safe;
 
 use args::{Arguments, Command};
 
-/// What the exit codes mean; they are in `--help` and do not change.
+/// The exit codes, as listed in `--help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Done; `explain`: allowed; `lint`: no errors.
     Ok = 0,
     /// `explain`: denied; `lint`: errors found; `wait`: not enforced.
     No = 1,
-    /// Some input could not be read, or there is nothing in it to answer from; `wait`: no agent answers. 2 is clap's, for wrong usage.
+    /// Some input could not be read, or a requested object is not in it; `wait`: no agent answers. clap uses 2 for
+    /// wrong usage.
     Input = 3,
-    /// Two readings of the same policies differ: a defect of netpol (`EX_SOFTWARE` of sysexits.h).
+    /// The compiled tables and the reference differ, which is a bug in netpol (`EX_SOFTWARE` of sysexits.h).
     Defect = 70,
 }
 
@@ -49,12 +50,12 @@ fn main() -> ExitCode {
     };
     match result.and_then(|exit| out.flush().map(|()| exit).map_err(Into::into)) {
         Ok(exit) => exit.into(),
-        // Whoever reads it has seen enough (`netpol matrix … | head`).
+        // The reader of the output has closed it, as in `netpol matrix … | head`.
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
             eprintln!("netpol: {}", Safe(format_args!("{error:#}")));
-            let defect = matches!(error.downcast_ref(), Some(verdict::NoAnswer::Disagreement { .. }));
-            if defect { Exit::Defect } else { Exit::Input }.into()
+            let is_defect = matches!(error.downcast_ref(), Some(verdict::VerdictError::Mismatch { .. }));
+            if is_defect { Exit::Defect } else { Exit::Input }.into()
         }
     }
 }

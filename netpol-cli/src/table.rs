@@ -1,7 +1,7 @@
-//! A matrix for people: numbered rows and columns, grouped by namespace, in blocks that fit the terminal.
+//! The matrix as text: numbered rows and columns, grouped by namespace, in blocks that fit the terminal.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use netpol_policy::explain::Family;
 use netpol_policy::reference::End;
@@ -10,22 +10,30 @@ use netpol_policy::text::Safe;
 use crate::color::Color;
 use crate::verdict::Sides;
 
-/// What a cell without verdict means; said where there is one.
+/// The legend of cells without a verdict, printed if there are any.
 pub(crate) const NO_COMMON_FAMILY: &str = "    - no address family in common";
 
-/// What the cells of dual-stack pods mean; printed if there are any.
+/// The legend of cells of dual-stack pods, printed if there are any.
 pub(crate) const ONE_FAMILY: &str = "    4 allowed by IPv4 only    6 allowed by IPv6 only";
 
-/// What the cells mean.
+/// The legend of all other cells.
 pub(crate) const LEGEND: &str =
     "rows: from, columns: to    + allowed    e denied by egress    i denied by ingress    x denied by both";
 
-/// Columns of the terminal, or none where output goes elsewhere.
+/// The width of text that is not for a terminal.
+const DEFAULT_WIDTH: usize = 80;
+
+/// The columns of the terminal; `None` if standard output is not a terminal.
 pub(crate) fn terminal_width() -> Option<usize> {
     terminal_size::terminal_size().map(|(width, _)| usize::from(width.0))
 }
 
-/// Prints one table: `cells` row by row, as many as `ends` squared.
+/// The width at which text is wrapped.
+pub(crate) fn text_width() -> usize {
+    if std::io::stdout().is_terminal() { terminal_width().unwrap_or(DEFAULT_WIDTH) } else { DEFAULT_WIDTH }
+}
+
+/// Prints one table. `cells` has a row for each end, and a column for each end in each row.
 pub(crate) fn print(
     out: &mut impl Write,
     title: &str,
@@ -36,7 +44,7 @@ pub(crate) fn print(
 ) -> io::Result<()> {
     let digits = ends.len().to_string().len();
     let longest = ends.iter().map(|end| name(end).chars().count()).max().unwrap_or(0);
-    // Half of a narrow terminal is for the columns at least.
+    // At least half of a narrow terminal is for the columns.
     let names = width.map_or(longest, |width| longest.min((width / 2).saturating_sub(digits + 3)).max(4));
     let margin = 2 + digits + 1 + names;
     let per_block = width.map_or(ends.len(), |width| (width.saturating_sub(margin + 2) / (digits + 1)).max(1));
@@ -78,7 +86,7 @@ fn cell(sides: Option<Sides>) -> (&'static str, bool) {
     }
 }
 
-/// The heading above an end's rows.
+/// The heading above the rows of an end.
 fn group(end: &End) -> &str {
     match end {
         End::Pod(key) => &key.namespace,
@@ -99,7 +107,7 @@ fn name(end: &End) -> String {
     }
 }
 
-/// Cut in the middle: the ends of pods' names tell them apart.
+/// Shortens a name in its middle: the names of a workload's pods differ at the end.
 fn shorten(name: &str, width: usize) -> String {
     let length = name.chars().count();
     if length <= width {
@@ -117,17 +125,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_names_keep_their_ends() {
+    fn long_names_are_shortened_in_the_middle() {
         assert_eq!(shorten("frontend-7d9c-x2x4", 9), "fron…x2x4");
         assert_eq!(shorten("web", 9), "web");
     }
 
     #[test]
-    fn a_narrow_terminal_gets_blocks_of_columns() {
+    fn columns_are_split_into_blocks_on_a_narrow_terminal() {
         let ends: Vec<End> = (0..30).map(|i| End::Pod(PodKey::new("shop", format!("pod-{i}")))).collect();
         let cells = vec![None; ends.len() * ends.len()];
         let mut out = Vec::new();
-        print(&mut out, "80/TCP", &ends, &cells, Color::NEVER, Some(60)).expect("memory takes it");
+        print(&mut out, "80/TCP", &ends, &cells, Color::NEVER, Some(60)).expect("writing to memory");
         let text = String::from_utf8(out).expect("text");
         assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
         assert_eq!(text.matches("80/TCP").count(), 2);

@@ -1,5 +1,5 @@
-//! The one place where verdicts come from: the tables that the agent writes into the kernel. The words come from the
-//! reference; should the two not agree, that is said rather than either printed.
+//! Computes verdicts from the tables that the agent writes to the kernel, and explanations from the reference. If the
+//! two differ, the result is an error.
 
 use netpol_common::Reason;
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
@@ -8,45 +8,45 @@ use netpol_policy::model::PodKey;
 use netpol_policy::reference::{self, ConnectionError, End, Evaluation, Packet};
 use netpol_policy::world::{Event, World};
 
-use crate::args::AskedPort;
+use crate::args::PortArgument;
 
-/// Answers questions about one world.
+/// Computes verdicts for one cluster state.
 pub(crate) struct Judge {
     engine: Engine,
 }
 
-/// What each side allows, of two address families what both allow.
+/// Whether each side allows a connection, in all common address families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sides {
-    /// The source; true where it is no pod.
+    /// The source; true if it is not a pod.
     pub(crate) egress: bool,
-    /// The destination; true where it is no pod.
+    /// The destination; true if it is not a pod.
     pub(crate) ingress: bool,
-    /// The only address family of two that both sides allow.
+    /// The allowed address family, if only one of two is allowed.
     pub(crate) only: Option<Family>,
 }
 
-/// Why there is no answer.
+/// An error that leaves a connection without a verdict.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NoAnswer {
-    /// The question makes no sense.
+pub(crate) enum VerdictError {
+    /// The ends cannot connect.
     #[error(transparent)]
-    Question(#[from] ConnectionError),
-    /// Two readings of the same policies differ.
+    Connection(#[from] ConnectionError),
+    /// The compiled tables and the reference differ.
     #[error(
-        "{from} to {to} at {port}: the compiled tables say {tables}, the reference says {reference}. \
-         This is a defect of netpol; please report it with these manifests"
+        "{from} to {to} at {port}: the verdict of the compiled tables is {tables}, and that of the reference is {reference}. \
+         This is a bug in netpol; please report it with these manifests"
     )]
-    Disagreement {
-        /// Who opens.
+    Mismatch {
+        /// The source.
         from: End,
-        /// Towards whom.
+        /// The destination.
         to: End,
-        /// At which port.
-        port: AskedPort,
-        /// The tables' reason.
+        /// The destination port.
+        port: PortArgument,
+        /// The reason of the tables.
         tables: &'static str,
-        /// The reference's reason.
+        /// The reason of the reference.
         reference: &'static str,
     },
 }
@@ -59,10 +59,10 @@ impl Judge {
         Self { engine }
     }
 
-    /// What the tables allow at each side, through a Service at all who may be behind it; an error where the reference does not say
-    /// the same.
-    pub(crate) fn sides(&self, from: &End, to: &End, asked: AskedPort) -> Result<Sides, NoAnswer> {
-        let connections = reference::connections(self.engine.world(), from, to, asked.protocol.number(), asked.port)?;
+    /// Evaluates both sides with the tables, through a Service at all of its backends. Returns an error if the
+    /// reference differs.
+    pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
+        let connections = reference::connections(self.engine.world(), from, to, port.protocol.number(), port.port)?;
         let side = |evaluated: &Option<(Packet, Evaluation)>| {
             let Some((packet, evaluation)) = evaluated else { return Ok(true) };
             let tables = match self.engine.judge(packet) {
@@ -73,12 +73,12 @@ impl Judge {
             if tables == evaluation.reason {
                 return Ok(tables.allows());
             }
-            if evaluation.reason == Reason::NoBackend && self.is_like_a_backend(packet) {
+            if evaluation.reason == Reason::NoBackend && self.shares_rules_with_backend(packet) {
                 return Ok(false);
             }
             let (from, to) = (from.clone(), to.clone());
             let (tables, reference) = (tables.name(), evaluation.reason.name());
-            Err(NoAnswer::Disagreement { from, to, port: asked, tables, reference })
+            Err(VerdictError::Mismatch { from, to, port, tables, reference })
         };
         let (mut all, mut families) = (Sides { egress: true, ingress: true, only: None }, Vec::new());
         for connection in &connections {
@@ -94,9 +94,10 @@ impl Judge {
         Ok(Sides { only: Family::only(families), ..all })
     }
 
-    /// Whether a pod with the same rules is a backend of the Service that a packet is for. Pods with the same rules share their entries,
-    /// and that pod reaches itself: the tables let such a packet through to the backend, where it is denied.
-    fn is_like_a_backend(&self, packet: &Packet) -> bool {
+    /// Returns whether a pod with the same rules is a backend of the Service that a packet is for. Pods with the same
+    /// rules share table entries, and that pod may reach itself, so the tables allow such a packet pre-DNAT. It is
+    /// denied post-DNAT.
+    fn shares_rules_with_backend(&self, packet: &Packet) -> bool {
         let world = self.engine.world();
         let rules = |pod: &PodKey| Some(self.engine.endpoint(pod)?.egress.rule_set);
         let own = rules(&packet.pod);
@@ -106,14 +107,14 @@ impl Judge {
         own.is_some() && pods.any(|pod| pod.key != packet.pod && rules(&pod.key) == own)
     }
 
-    /// Such a pod has no interface of its own to enforce anything at.
+    /// Returns whether the pod is on the host network, so that it has no endpoint.
     fn is_on_host_network(&self, packet: &Packet) -> bool {
         self.engine.world().pods.get(&packet.pod).is_some_and(|pod| pod.host_network)
     }
 
-    /// The verdict in words.
-    pub(crate) fn explain(&self, from: &End, to: &End, asked: AskedPort) -> Result<Explanation, NoAnswer> {
-        self.sides(from, to, asked)?;
-        Ok(explain::explain(self.engine.world(), from, to, asked.protocol, asked.port)?)
+    /// Explains a verdict.
+    pub(crate) fn explain(&self, from: &End, to: &End, port: PortArgument) -> Result<Explanation, VerdictError> {
+        self.sides(from, to, port)?;
+        Ok(explain::explain(self.engine.world(), from, to, port.protocol, port.port)?)
     }
 }

@@ -1,4 +1,4 @@
-//! `netpol wait`: until the agent of this node enforces something.
+//! `netpol wait`: waits until the agent on this node enforces a policy.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -11,41 +11,41 @@ use tokio::time::timeout;
 use crate::Exit;
 use crate::args::{Output, WaitOptions};
 
-/// Who waits for longer, on a terminal, is told for what.
-const QUIET: Duration = Duration::from_secs(1);
+/// The time after which the pending conditions are printed, if standard error is a terminal.
+const PROGRESS_DELAY: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let waited = runtime.block_on(ask(options))?;
-    let good = waited.results.iter().all(|answer| answer.result == Outcome::Met);
+    let waited = runtime.block_on(wait(options))?;
+    let all_met = waited.results.iter().all(|answer| answer.result == Outcome::Met);
     match options.output {
         Output::Json => writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&waited)?))?,
         Output::Table => {
             for (condition, answer) in options.conditions.iter().zip(&waited.results) {
                 match answer.result {
-                    Outcome::Met => writeln!(out, "{}", Safe(good_news(condition, answer, &waited.node)))?,
-                    _ => eprintln!("error: {}", Safe(bad_news(condition, answer, options.timeout))),
+                    Outcome::Met => writeln!(out, "{}", Safe(success_line(condition, answer, &waited.node)))?,
+                    _ => eprintln!("error: {}", Safe(failure_line(condition, answer, options.timeout))),
                 }
             }
         }
     }
-    Ok(if good { Exit::Ok } else { Exit::No })
+    Ok(if all_met { Exit::Ok } else { Exit::No })
 }
 
-async fn ask(options: &WaitOptions) -> Result<Waited> {
+async fn wait(options: &WaitOptions) -> Result<Waited> {
     let client = Client::new(&options.socket);
     let waiting = client.wait(&options.conditions, options.timeout);
     tokio::pin!(waiting);
     if io::stderr().is_terminal() {
-        if let Ok(waited) = timeout(QUIET, &mut waiting).await {
+        if let Ok(waited) = timeout(PROGRESS_DELAY, &mut waiting).await {
             return Ok(waited?);
         }
-        // Only to tell; what it says of itself, the wait will say too.
+        // For information only: an error here is also the error of the wait.
         if let Ok(now) = client.wait(&options.conditions, Duration::ZERO).await {
-            let open =
+            let pending =
                 options.conditions.iter().zip(&now.results).filter(|(_, answer)| answer.result == Outcome::Timeout);
-            for (condition, answer) in open {
-                eprintln!("waiting for {}{}", Safe(subject(condition)), Safe(because(answer)));
+            for (condition, answer) in pending {
+                eprintln!("waiting for {}{}", Safe(subject(condition)), Safe(reasons(answer)));
             }
         }
     }
@@ -55,16 +55,16 @@ async fn ask(options: &WaitOptions) -> Result<Waited> {
 fn subject(condition: &Condition) -> String {
     match condition {
         Condition::Enforced(target) => target.to_string(),
-        Condition::Deleted(target) => format!("{target} to be gone"),
-        Condition::Sync => "everything known now".to_owned(),
+        Condition::Deleted(target) => format!("{target} to be deleted"),
+        Condition::Sync => "all current objects".to_owned(),
     }
 }
 
-fn good_news(condition: &Condition, answer: &Answer, node: &str) -> String {
+fn success_line(condition: &Condition, answer: &Answer, node: &str) -> String {
     let what = match condition {
         Condition::Enforced(target) => format!("{target} enforced on {node}"),
-        Condition::Deleted(target) => format!("{target} gone from {node}"),
-        Condition::Sync => format!("everything enforced on {node}"),
+        Condition::Deleted(target) => format!("{target} deleted from {node}"),
+        Condition::Sync => format!("all objects enforced on {node}"),
     };
     let pods = match (condition, answer.pods.len()) {
         (Condition::Deleted(_), _) => String::new(),
@@ -75,28 +75,28 @@ fn good_news(condition: &Condition, answer: &Answer, node: &str) -> String {
     format!("{what} (generation {generation}{pods}, {:.1} ms)", answer.seconds * 1e3)
 }
 
-fn bad_news(condition: &Condition, answer: &Answer, time: Duration) -> String {
+fn failure_line(condition: &Condition, answer: &Answer, time: Duration) -> String {
     let subject = subject(condition);
-    let because = because(answer);
+    let reasons = reasons(answer);
     match answer.result {
         Outcome::Met => subject,
         Outcome::Absent => match condition {
             Condition::Enforced(target) | Condition::Deleted(target) => format!("{target} not found"),
             Condition::Sync => "not found".to_owned(),
         },
-        Outcome::Timeout => format!("timed out after {} waiting for {subject}{because}", show_duration(time)),
-        Outcome::Never => format!("{subject} will not be enforced here{because}"),
-        Outcome::Unknown => format!("cannot tell what {subject} is now{because}"),
+        Outcome::Timeout => format!("timed out after {} waiting for {subject}{reasons}", show_duration(time)),
+        Outcome::Never => format!("{subject} will not be enforced on this node{reasons}"),
+        Outcome::Unknown => format!("the state of {subject} is unknown{reasons}"),
     }
 }
 
-/// What is missing, the first few of it.
-fn because(answer: &Answer) -> String {
+/// The reasons, with the first pending pods.
+fn reasons(answer: &Answer) -> String {
     const SHOWN: usize = 5;
     let mut reasons: Vec<String> = answer.reason.iter().cloned().collect();
     reasons.extend(answer.pending.iter().take(SHOWN).map(|pending| format!("pod {}: {}", pending.pod, pending.reason)));
     if answer.pending.len() > SHOWN {
-        reasons.push(format!("and {} pods more", answer.pending.len() - SHOWN));
+        reasons.push(format!("and {} more pods", answer.pending.len() - SHOWN));
     }
     if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) }
 }
@@ -120,29 +120,29 @@ mod tests {
     }
 
     #[test]
-    fn what_came_of_it_is_one_line() {
+    fn each_result_is_one_line() {
         let condition = |text: &str| text.parse::<Condition>().expect(text);
         let met = answer(Outcome::Met);
         for (text, line) in [
             ("policy/shop/x", "networkpolicy shop/x enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
-            ("delete=policy/shop/x", "networkpolicy shop/x gone from n1 (generation 12, 4.2 ms)"),
-            ("sync", "everything enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
+            ("delete=policy/shop/x", "networkpolicy shop/x deleted from n1 (generation 12, 4.2 ms)"),
+            ("sync", "all objects enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
         ] {
-            assert_eq!(good_news(&condition(text), &met, "n1"), line);
+            assert_eq!(success_line(&condition(text), &met, "n1"), line);
         }
         let time = Duration::from_secs(30);
         let policy = condition("policy/shop/x");
-        assert_eq!(bad_news(&policy, &answer(Outcome::Absent), time), "networkpolicy shop/x not found");
+        assert_eq!(failure_line(&policy, &answer(Outcome::Absent), time), "networkpolicy shop/x not found");
         let pending = |number: u8| Pending { pod: format!("shop/web-{number}"), reason: "no interface".into() };
         let late = Answer { pending: (0..7).map(pending).collect(), ..answer(Outcome::Timeout) };
-        let line = bad_news(&policy, &late, time);
+        let line = failure_line(&policy, &late, time);
         let start =
             "timed out after 30s waiting for networkpolicy shop/x: pod shop/web-0: no interface; pod shop/web-1:";
-        assert!(line.starts_with(start) && line.ends_with("; and 2 pods more"), "{line}");
+        assert!(line.starts_with(start) && line.ends_with("; and 2 more pods"), "{line}");
         let never = Answer { reason: Some("it is finished".into()), ..answer(Outcome::Never) };
         assert_eq!(
-            bad_news(&condition("pod/shop/a"), &never, time),
-            "pod shop/a will not be enforced here: it is finished"
+            failure_line(&condition("pod/shop/a"), &never, time),
+            "pod shop/a will not be enforced on this node: it is finished"
         );
     }
 }

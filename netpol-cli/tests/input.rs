@@ -1,17 +1,17 @@
-//! What was not read, not used or not shown, and the exit codes that follow from it.
+//! Input that is not read, not used or not shown, and the exit codes.
 
 mod common;
 
 use common::{Manifests, Run, netpol};
 use serde_json::{Value, json};
 
-/// Two pods, of which nothing isolates either.
+/// Two pods that no policy isolates.
 const PODS: &str = "\
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: shop, labels: {app: a}}, status: {podIP: 10.0.0.1}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: b, namespace: shop, labels: {app: b}}, status: {podIP: 10.0.0.2}}
 ";
-/// A policy of `shop` with these ingress rules.
+/// A policy in `shop` with these ingress rules.
 fn policy(rules: &str) -> String {
     format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {{podSelector: {{}}, ingress: {rules}}}\n"
@@ -26,9 +26,9 @@ fn json_of(run: &Run) -> Value {
 }
 
 #[test]
-fn an_answer_from_input_that_was_not_read_in_full_ends_with_3() {
+fn a_result_from_incomplete_input_exits_with_3() {
     let cases = [
-        ("a document that is no YAML", policy("[").replace("ingress: [", "ingress: [{"), 3),
+        ("a document that is not YAML", policy("[").replace("ingress: [", "ingress: [{"), 3),
         ("an object without a name", policy("[]").replace("name: p, ", ""), 3),
         ("an object without a kind", policy("[]").replace("kind: NetworkPolicy\n", ""), 3),
         ("an invalid document separator", format!("----\n{}", policy("[{}]")), 3),
@@ -38,15 +38,15 @@ fn an_answer_from_input_that_was_not_read_in_full_ends_with_3() {
     ];
     for (case, text, lint) in cases {
         let manifests = Manifests::of(&[("pods.yaml", PODS), ("policy.yaml", &text)]);
-        for (verb, arguments) in [("explain", &EXPLAIN[..]), ("matrix", &MATRIX)] {
-            let run = manifests.run(verb, arguments);
-            assert_eq!(run.code, 3, "{case}: {verb}: {} {}", run.out, run.err);
+        for (command, arguments) in [("explain", &EXPLAIN[..]), ("matrix", &MATRIX)] {
+            let run = manifests.run(command, arguments);
+            assert_eq!(run.code, 3, "{case}: {command}: {} {}", run.out, run.err);
             assert!(run.err.contains("netpol: not all of the input was read"), "{case}: {}", run.err);
-            assert!(!run.out.is_empty(), "{case}: {verb} answers all the same");
-            let run = manifests.run(verb, &[arguments, &["-o", "json"]].concat());
+            assert!(!run.out.is_empty(), "{case}: {command} prints a result");
+            let run = manifests.run(command, &[arguments, &["-o", "json"]].concat());
             let input = &json_of(&run)["input"];
-            assert_eq!((run.code, &input["complete"]), (3, &json!(false)), "{case}: {verb}");
-            assert_eq!(input["diagnostics"].as_array().map(Vec::len), Some(1), "{case}: {verb}: {input:#}");
+            assert_eq!((run.code, &input["complete"]), (3, &json!(false)), "{case}: {command}");
+            assert_eq!(input["diagnostics"].as_array().map(Vec::len), Some(1), "{case}: {command}: {input:#}");
         }
         let run = manifests.run("lint", &[]);
         assert_eq!(run.code, lint, "{case}: lint: {}", run.out);
@@ -56,30 +56,30 @@ fn an_answer_from_input_that_was_not_read_in_full_ends_with_3() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_ends_every_verb_with_3() {
+fn every_command_exits_with_3_if_a_file_cannot_be_read() {
     let manifests = Manifests::of(&[("pods.yaml", PODS)]);
-    std::fs::write(manifests.path().join("latin.yaml"), b"a: \xe4\n").expect("it can be written");
-    for (verb, arguments) in [("explain", &EXPLAIN[..]), ("matrix", &MATRIX), ("lint", &[])] {
-        let run = manifests.run(verb, &[arguments, &["-o", "json"]].concat());
-        let answer = json_of(&run);
-        let input = if verb == "lint" { &answer } else { &answer["input"] };
+    std::fs::write(manifests.path().join("latin.yaml"), b"a: \xe4\n").expect("writing a file");
+    for (command, arguments) in [("explain", &EXPLAIN[..]), ("matrix", &MATRIX), ("lint", &[])] {
+        let run = manifests.run(command, &[arguments, &["-o", "json"]].concat());
+        let output = json_of(&run);
+        let input = if command == "lint" { &output } else { &output["input"] };
         let unread = json!(["DIR/latin.yaml is not UTF-8 text; save it as UTF-8"]);
-        assert_eq!((run.code, &input["complete"], &input["unread"]), (3, &json!(false), &unread), "{verb}");
+        assert_eq!((run.code, &input["complete"], &input["unread"]), (3, &json!(false), &unread), "{command}");
     }
 }
 
 #[test]
-fn warnings_alone_leave_the_input_complete() {
+fn input_with_warnings_only_is_complete() {
     let host_bits = policy("[{from: [{ipBlock: {cidr: 10.0.0.1/8}}]}]");
     let manifests = Manifests::of(&[("pods.yaml", PODS), ("policy.yaml", &host_bits)]);
     let run = manifests.run("explain", &[&EXPLAIN[..], &["-o", "json"]].concat());
-    let answer = json_of(&run);
-    assert_eq!((run.code, &answer["input"]["complete"]), (0, &json!(true)));
-    assert_eq!(answer["input"]["diagnostics"].as_array().map(Vec::len), Some(1));
+    let output = json_of(&run);
+    assert_eq!((run.code, &output["input"]["complete"]), (0, &json!(true)));
+    assert_eq!(output["input"]["diagnostics"].as_array().map(Vec::len), Some(1));
 }
 
 #[test]
-fn files_of_a_repository_that_are_no_kubernetes_objects_are_counted_and_skipped() {
+fn files_without_kubernetes_objects_are_counted_and_skipped() {
     let manifests = Manifests::of(&[
         ("chart/Chart.yaml", "apiVersion: v2\nname: shop\nversion: 0.1.0\n"),
         ("chart/values.yaml", "image: {tag: v1}\nreplicas: 3\n"),
@@ -90,32 +90,32 @@ fn files_of_a_repository_that_are_no_kubernetes_objects_are_counted_and_skipped(
     ]);
     let run = manifests.run("lint", &[]);
     let expected = "\
-DIR/chart/templates/policy.yaml:3: warning: is a template, and is not read; render it first: `helm template CHART | netpol lint -f -`
-2 objects, 0 errors, 1 warnings
-skipped 4 files that are no Kubernetes objects: DIR/chart/Chart.yaml, DIR/chart/values.yaml, DIR/mkdocs.yml, DIR/package.json
-skipped 1 template: DIR/chart/templates/policy.yaml
-";
-    assert_eq!((run.out.as_str(), run.code), (expected, 0), "{}", run.err);
+2 objects, 0 errors, 1 warning
+skipped 4 files without Kubernetes objects: DIR/chart/Chart.yaml, DIR/chart/values.yaml, DIR/mkdocs.yml, DIR/package.json
+skipped 1 template: DIR/chart/templates/policy.yaml";
+    let warning = "DIR/chart/templates/policy.yaml:3: warning is a template, and is not read; render it first: `helm template CHART | \
+                   netpol lint -f -`";
+    assert_eq!((run.unwrapped(), run.code), (format!("{warning} {}", expected.replace('\n', " ")), 0), "{}", run.err);
     let skipped = &json_of(&manifests.run("lint", &["-o", "json"]))["skipped"];
     assert_eq!(skipped[0], json!({"file": "DIR/chart/Chart.yaml", "reason": "notKubernetes"}));
     assert_eq!(skipped.as_array().map(Vec::len), Some(5));
 
-    // A template may render to a policy; other files hold none.
+    // A template may render to a policy. Other files cannot.
     assert_eq!(manifests.run("explain", &EXPLAIN).code, 3);
-    std::fs::remove_dir_all(manifests.path().join("chart/templates")).expect("it is there");
+    std::fs::remove_dir_all(manifests.path().join("chart/templates")).expect("removing the directory");
     let run = manifests.run("explain", &EXPLAIN);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
 
-    // A file that was named itself has to hold what is asked of it.
+    // An explicit file must contain an object.
     let values = manifests.path().join("chart/values.yaml");
     let run = netpol(&["lint", "-f", values.to_str().expect("text")], "");
-    assert!(run.code == 3 && run.err.contains("values.yaml has no Kubernetes object in it"), "{}", run.err);
+    assert!(run.code == 3 && run.err.contains("values.yaml contains no Kubernetes object"), "{}", run.err);
     let run = netpol(&["lint", "-f", "-"], "{{- if .Values.policies }}\nkind: NetworkPolicy\n{{- end }}\n");
     assert!(run.code == 3 && run.err.contains("helm template CHART | netpol lint -f -"), "{}", run.err);
 }
 
 #[test]
-fn the_matrix_names_the_pods_that_it_leaves_out_and_why() {
+fn the_matrix_lists_pods_that_are_not_shown_with_the_reason() {
     let pod = |name: &str, spec: &str, status: &str| {
         format!(
             "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop}}, spec: {{{spec}}}, status: {{{status}}}}}\n"
@@ -132,9 +132,9 @@ fn the_matrix_names_the_pods_that_it_leaves_out_and_why() {
     let manifests = Manifests::of(&[("pods.yaml", &text)]);
     let run = manifests.run("matrix", &MATRIX);
     let expected = "\
-left out: 2 pods on the host network, to which no policy applies; show the node's address with --address: shop/host-1, shop/host-2
-left out: 1 pod that finished (Succeeded or Failed): shop/job
-left out: 1 pod without an address; give them `status.podIPs`: shop/late
+not shown: 2 pods on the host network, which policies do not apply to; to show the node address, use --address: shop/host-1, shop/host-2
+not shown: 1 pod that finished (Succeeded or Failed): shop/job
+not shown: 1 pod without an address (`status.podIPs`): shop/late
 ";
     assert!(run.out.ends_with(expected) && run.code == 0, "{} {}", run.out, run.err);
     let left_out = &json_of(&manifests.run("matrix", &["-p", "80", "-o", "json"]))["leftOut"];
@@ -144,31 +144,33 @@ left out: 1 pod without an address; give them `status.podIPs`: shop/late
     ]);
     assert_eq!(left_out, &expected);
     let run = manifests.run("matrix", &["-p", "80", "--namespace", "other"]);
-    assert!(run.code == 3 && !run.err.contains("left out"), "{}", run.err);
+    assert!(run.code == 3 && !run.err.contains("not shown"), "{}", run.err);
 }
 
 #[test]
-fn placeholder_addresses_depend_on_ordinary_pods_alone() {
-    let by_hand = PODS.replace(", status: {podIP: 10.0.0.1}", "").replace(", status: {podIP: 10.0.0.2}", "");
+fn host_network_and_finished_pods_do_not_prevent_placeholder_addresses() {
+    let without_addresses = PODS.replace(", status: {podIP: 10.0.0.1}", "").replace(", status: {podIP: 10.0.0.2}", "");
     let other = |spec: &str, status: &str| {
         format!(
-            "{by_hand}---\n{{apiVersion: v1, kind: Pod, metadata: {{name: x, namespace: shop}}, spec: {{{spec}}}, status: {{{status}}}}}\n"
+            "{without_addresses}---\n{{apiVersion: v1, kind: Pod, metadata: {{name: x, namespace: shop}}, spec: {{{spec}}}, status: {{{status}}}}}\n"
         )
     };
-    for text in
-        [by_hand.clone(), other("hostNetwork: true", "podIP: 192.168.0.1"), other("", "podIP: 10.0.0.9, phase: Failed")]
-    {
+    for text in [
+        without_addresses.clone(),
+        other("hostNetwork: true", "podIP: 192.168.0.1"),
+        other("", "podIP: 10.0.0.9, phase: Failed"),
+    ] {
         let run = netpol(&[&["explain", "-f", "-"], &EXPLAIN[..]].concat(), &text);
         assert_eq!(run.code, 0, "{text}: {}", run.err);
-        assert!(run.err.contains("each is given one for this answer"), "{}", run.err);
+        assert!(run.err.contains("each gets a placeholder address"), "{}", run.err);
     }
-    // An ordinary pod with an address: the others are not up yet.
+    // An ordinary pod has an address: the others have not started.
     let run = netpol(&[&["explain", "-f", "-"], &EXPLAIN[..]].concat(), &other("", "podIP: 10.0.0.9"));
     assert!(run.code == 3 && run.err.contains("pod shop/a has no address"), "{}", run.err);
 }
 
 #[test]
-fn both_address_families_of_dual_stack_pods_are_answered() {
+fn both_address_families_of_dual_stack_pods_are_evaluated() {
     let dual = PODS
         .replace("podIP: 10.0.0.1", "podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]")
         .replace("podIP: 10.0.0.2", "podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]");
@@ -176,12 +178,16 @@ fn both_address_families_of_dual_stack_pods_are_answered() {
         policy("[]").replace("ingress: []", "policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]");
     let manifests = Manifests::of(&[("pods.yaml", &dual), ("policy.yaml", &rule)]);
     let run = manifests.run("explain", &EXPLAIN);
-    assert!(run.code == 1 && run.out.starts_with("DENY  shop/a -> shop/b, 80/TCP  (IPv4 only)\n"), "{}", run.out);
-    let answer = json_of(&manifests.run("explain", &[&EXPLAIN[..], &["-o", "json"]].concat()));
-    assert_eq!((&answer["verdict"], &answer["only"]), (&json!("deny"), &json!("IPv4")));
-    let families = answer["families"].as_array().expect("a list").iter();
-    let brief: Vec<String> = families.map(|family| format!("{} {}", family["family"], family["verdict"])).collect();
-    assert_eq!(brief, ["\"IPv4\" \"allow\"", "\"IPv6\" \"deny\""]);
+    assert!(
+        run.code == 1 && run.out.starts_with("DENY: pod shop/a -> pod shop/b, 80/TCP (IPv4 only)\n"),
+        "{}",
+        run.out
+    );
+    let output = json_of(&manifests.run("explain", &[&EXPLAIN[..], &["-o", "json"]].concat()));
+    assert_eq!((&output["verdict"], &output["only"]), (&json!("deny"), &json!("IPv4")));
+    let families = output["families"].as_array().expect("a list").iter();
+    let summaries: Vec<String> = families.map(|family| format!("{} {}", family["family"], family["verdict"])).collect();
+    assert_eq!(summaries, ["\"IPv4\" \"allow\"", "\"IPv6\" \"deny\""]);
     let run = manifests.run("matrix", &MATRIX);
     let expected = "\
 80/TCP  1 2
@@ -195,37 +201,35 @@ rows: from, columns: to    + allowed    e denied by egress    i denied by ingres
 }
 
 #[test]
-fn a_service_of_a_repository_has_the_pods_it_selects_behind_it() {
-    let by_hand = PODS.replace(", status: {podIP: 10.0.0.1}", "").replace(", status: {podIP: 10.0.0.2}", "");
+fn the_backends_of_a_service_without_slices_are_the_pods_it_selects() {
+    let without_addresses = PODS.replace(", status: {podIP: 10.0.0.1}", "").replace(", status: {podIP: 10.0.0.2}", "");
     let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: b, namespace: shop}, spec: {type: NodePort, selector: {app: b}, ports: [{port: 80, targetPort: 8080}]}}\n";
     let rule = policy("[]").replace(
         "ingress: []",
         "policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: b}}}], ports: [{port: PORT}]}]",
     );
-    let ask = ["explain", "-f", "-", "--from", "shop/a", "--to", "service/shop/b", "--port", "80"];
-    for (pods, port, code) in [(PODS, "8080", 0), (PODS, "80", 1), (&by_hand, "8080", 0), (&by_hand, "80", 1)] {
+    let explain = ["explain", "-f", "-", "--from", "shop/a", "--to", "service/shop/b", "--port", "80"];
+    for (pods, port, code) in
+        [(PODS, "8080", 0), (PODS, "80", 1), (&without_addresses, "8080", 0), (&without_addresses, "80", 1)]
+    {
         for service in [service.to_owned(), service.replace("type: NodePort", "clusterIP: 10.96.0.1")] {
             let text = format!("{pods}{service}---\n{}", rule.replace("PORT", port));
-            let run = netpol(&ask, &text);
+            let run = netpol(&explain, &text);
             assert_eq!(run.code, code, "{port}: {} {}", run.out, run.err);
             assert!(run.out.contains("shop/b at") && run.out.contains(":8080"), "{}", run.out);
         }
     }
     for service in [service.to_owned(), service.replace("type: NodePort", "clusterIP: 10.96.0.1")] {
         let run = netpol(&["lint", "-f", "-"], &format!("{PODS}{service}---\n{}", rule.replace("PORT", "80")));
-        assert!(
-            run.out.contains("80/TCP is the port of Service shop/b") && run.err.is_empty(),
-            "{} {}",
-            run.out,
-            run.err
-        );
+        let reported = run.out.contains("80/TCP is the port of Service shop/b");
+        assert!(reported && run.err.is_empty(), "{} {}", run.out, run.err);
     }
-    // Dual stack, where it is asked for.
+    // Dual stack, if the Service requests it.
     let dual = PODS.replace("podIP: 10.0.0.1", "podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]");
     let dual = dual.replace("podIP: 10.0.0.2", "podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]");
-    for (asked, families) in [("type: NodePort", 0), ("ipFamilyPolicy: PreferDualStack", 2)] {
-        let text = format!("{dual}{}", service.replace("type: NodePort", asked));
-        let run = netpol(&[&ask[..], &["-o", "json"]].concat(), &text);
-        assert_eq!(json_of(&run)["families"].as_array().map_or(0, Vec::len), families, "{asked}");
+    for (spec, families) in [("type: NodePort", 0), ("ipFamilyPolicy: PreferDualStack", 2)] {
+        let text = format!("{dual}{}", service.replace("type: NodePort", spec));
+        let run = netpol(&[&explain[..], &["-o", "json"]].concat(), &text);
+        assert_eq!(json_of(&run)["families"].as_array().map_or(0, Vec::len), families, "{spec}");
     }
 }

@@ -1,16 +1,17 @@
-//! `examples/services`, asked and linted.
+//! `explain` and `lint` of `examples/services`.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use expect_test::expect_file;
 use serde_json::Value;
 
 const README: &str = include_str!("../../examples/services/README.md");
 
-/// Runs `netpol VERB -f examples/services -f - …`, with this on standard input, at the repository's root.
-fn netpol(verb: &str, arguments: &[&str], more: &str) -> (i32, String, String) {
+/// Runs `netpol COMMAND -f examples/services -f - …` in the root of the repository, with `more` on standard input.
+fn netpol(command: &str, arguments: &[&str], more: &str) -> (i32, String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_netpol"))
-        .args([verb, "-f", "examples/services", "-f", "-"])
+        .args([command, "-f", "examples/services", "-f", "-"])
         .args(arguments)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stdin(Stdio::piped())
@@ -18,8 +19,8 @@ fn netpol(verb: &str, arguments: &[&str], more: &str) -> (i32, String, String) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("netpol starts");
-    child.stdin.take().expect("piped").write_all(more.as_bytes()).expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
+    child.stdin.take().expect("piped").write_all(more.as_bytes()).expect("netpol reads its input");
+    let output = child.wait_with_output().expect("netpol ends");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
     (output.status.code().expect("a code"), text(output.stdout), text(output.stderr))
 }
@@ -31,16 +32,16 @@ fn explain(from: &str, to: &str, port: &str) -> (i32, Value) {
 }
 
 #[test]
-fn the_readme_shows_what_explain_says() {
+fn the_readme_shows_the_output_of_explain() {
     let arguments = ["--from", "shop/web", "--to", "service/shop/orders", "--port", "80/TCP"];
     let (code, out, err) = netpol("explain", &arguments, "");
     assert_eq!((code, err.as_str()), (1, ""));
-    let shown = out.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n");
+    let shown = out.lines().map(|line| format!("    {line}").trim_end().to_owned()).collect::<Vec<_>>().join("\n");
     assert!(README.contains(&shown), "examples/services/README.md does not show\n{shown}");
 }
 
 #[test]
-fn all_some_and_none_are_the_verdicts_and_only_all_ends_with_0() {
+fn explain_exits_with_0_only_if_all_backends_are_allowed() {
     for (from, to, port, code, verdict) in [
         ("shop/orders-blue", "svc/default/kubernetes", "443", 0, "allow"),
         ("shop/orders-blue", "10.96.0.1", "443", 0, "allow"),
@@ -54,48 +55,79 @@ fn all_some_and_none_are_the_verdicts_and_only_all_ends_with_0() {
         assert_eq!((found, json["verdict"].as_str()), (code, Some(verdict)), "{from} to {to}: {json:#}");
         assert!(!json["through"]["backends"].as_array().expect("a list").is_empty());
     }
-    // Not a port of the Service: the address by itself.
+    // Not a port of the Service: evaluated by the address.
     let (code, json) = explain("shop/web", "10.96.0.20", "8080");
     assert_eq!((code, json["verdict"].as_str(), &json["through"]), (1, Some("deny"), &Value::Null));
 }
 
 #[test]
-fn a_port_that_a_service_has_not_is_said() {
+fn a_port_that_the_service_does_not_have_is_an_error() {
     let (code, out, err) = netpol("explain", &["--from", "shop/web", "--to", "svc/shop/orders", "--port", "8080"], "");
     assert_eq!((code, out.as_str()), (3, ""));
     assert!(err.contains("Service shop/orders has no port 8080/TCP; it has 80/TCP"), "{err}");
 }
 
 #[test]
-fn the_example_has_no_slip_and_each_mistake_people_make_there_is_told() {
+fn lint_reports_common_mistakes_with_services() {
     let (code, out, _) = netpol("lint", &[], "");
     assert!(code == 0 && out.contains("0 errors, 0 warnings"), "{out}");
-    for (rule, said) in [
+    for (rule, expected) in [
         (
             "{to: [{ipBlock: {cidr: 10.96.0.20/32}}], ports: [{port: 80}]}",
-            "10.96.0.20/32 has the address of Service shop/orders, and allows nothing there",
+            "10.96.0.20/32 contains the address of Service shop/orders.",
         ),
         (
             "{to: [{podSelector: {matchLabels: {app: orders}}}], ports: [{port: 80}]}",
-            "80/TCP is the port of Service shop/orders; policies see the port of the pods behind it: write 8080/TCP",
+            "Policies match the port of its backends, 8080/TCP, so this rule does not allow it.",
         ),
         (
             "{to: [{ipBlock: {cidr: 10.96.0.1/32}}], ports: [{port: 443}]}",
-            "A rule that does: {to: [{ipBlock: {cidr: 192.0.2.10/32}}], ports: [{port: 6443, protocol: TCP}]}",
+            "- to: - ipBlock: cidr: 192.0.2.10/32 ports: - port: 6443 protocol: TCP",
         ),
     ] {
         let policy = format!(
-            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: slip, namespace: shop}}, \
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: mistake, namespace: shop}}, \
              spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{rule}]}}}}"
         );
         let (_, out, _) = netpol("lint", &[], &policy);
-        assert!(out.contains(said) && out.contains("0 errors, 1 warnings"), "{out}");
+        let unwrapped = out.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(unwrapped.contains(expected) && out.contains("0 errors, 1 warning\n"), "{out}");
     }
 }
 
+/// The text of each finding about DNS, Services, port names and host-network pods.
 #[test]
-fn a_backend_with_the_same_policies_as_the_client_has_an_answer() {
-    // Pods that a policy of the whole namespace isolates share their rules; one of them is the Service's only backend.
+fn lint_shows_the_rule_that_fixes_each_mistake() {
+    let policy = |name: &str, rule: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: tests}}, \
+             spec: {{podSelector: {{}}, policyTypes: [Egress], egress: [{rule}]}}}}\n---\n"
+        )
+    };
+    let more = [
+        "{apiVersion: v1, kind: Pod, metadata: {name: client, namespace: tests}, status: {podIP: 10.9.0.1}}\n---\n",
+        "{apiVersion: v1, kind: Pod, metadata: {name: host, namespace: tests, labels: {app: host}}, \
+         spec: {hostNetwork: true}, status: {podIP: 192.0.2.20}}\n---\n",
+        &policy("block", "{to: [{ipBlock: {cidr: 10.96.0.20/32}}], ports: [{port: 80}]}"),
+        &policy(
+            "host",
+            "{to: [{podSelector: {matchLabels: {app: host}}}], ports: [{port: 9100, endPort: 9110, protocol: UDP}]}",
+        ),
+        &policy("name", "{to: [{ipBlock: {cidr: 203.0.113.0/24, except: [203.0.113.8/32]}}], ports: [{port: https}]}"),
+        &policy(
+            "port",
+            "{to: [{namespaceSelector: {}, podSelector: {matchExpressions: [{key: app, operator: In, values: [orders, x]}]}}], \
+             ports: [{port: 80}]}",
+        ),
+    ];
+    let (code, out, err) = netpol("lint", &[], &more.concat());
+    expect_file!["golden/lint_services.txt"].assert_eq(&out);
+    assert_eq!((code, err.as_str()), (0, ""));
+}
+
+#[test]
+fn a_backend_with_the_same_policies_as_the_client_has_a_verdict() {
+    // All pods in the namespace have the same policies; one of them is the only backend of the Service.
     let more = "
 {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: all}, status: {podIP: 10.9.0.1}}
 ---

@@ -1,13 +1,13 @@
-//! Makes text safe to show. Names, labels and paths are written by whoever writes objects or files; shown as they are, they can
-//! move the cursor, forge a line, or reorder what a person reads (<https://trojansource.codes>).
+//! Escapes and wraps text for output. Names, labels and paths come from objects and files of any author. Unescaped,
+//! they can move the cursor, forge a line, or reorder text (<https://trojansource.codes>).
 //!
-//! Everything that leaves netpol as text goes through here: [`Safe`] for terminals, log lines and metric labels, [`json`] for
-//! JSON. Text that a person can see as it is stays as it is.
+//! All text output of netpol goes through this module: [`Safe`] for terminals, log lines and metric labels, [`json`]
+//! for JSON. Visible text is not changed.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-/// Shows a value with what a person cannot see escaped, as `\n` or `\u{202e}`; always one line.
+/// Displays a value on one line, with invisible characters escaped, such as `\n` or `\u{202e}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Safe<T>(pub T);
 
@@ -17,7 +17,7 @@ impl<T: fmt::Display> fmt::Display for Safe<T> {
     }
 }
 
-/// Escapes what is written through it.
+/// A writer that escapes invisible characters.
 #[derive(Debug)]
 struct Escaping<W>(W);
 
@@ -36,16 +36,35 @@ impl<W: Write> Write for Escaping<W> {
     }
 }
 
-/// A line of text, for a `Display` of several lines.
-///
-/// # Errors
-/// Where the formatter does not take it.
-pub fn line(f: &mut fmt::Formatter<'_>, text: fmt::Arguments<'_>) -> fmt::Result {
-    writeln!(f, "{}", Safe(text))
+/// Wraps a paragraph, escaped as by [`Safe`], at `width` columns. Each line begins with `indent` spaces, and lines
+/// after the first with two more, so that no part of a name can begin at the left margin. A word that is too long has a
+/// line of its own.
+pub fn wrap(text: impl fmt::Display, width: usize, indent: usize) -> Vec<String> {
+    let text = Safe(text).to_string();
+    let mut lines = Vec::new();
+    let (mut line, mut columns) = (" ".repeat(indent), indent);
+    let mut is_empty = true;
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let length = word.chars().count();
+        if !is_empty && columns + 1 + length > width {
+            lines.push(std::mem::replace(&mut line, " ".repeat(indent + 2)));
+            (columns, is_empty) = (indent + 2, true);
+        }
+        if !is_empty {
+            line.push(' ');
+            columns += 1;
+        }
+        line.push_str(word);
+        columns += length;
+        is_empty = false;
+    }
+    lines.push(line);
+    lines
 }
 
-/// JSON that means the same, with what a person cannot see written as `\u202e`. Writers of JSON escape only what is below 0x20;
-/// all else that is unsafe stands within strings, where this escape is allowed (RFC 8259, section 7).
+/// Escapes invisible characters of a JSON text as `\u202e`; the value stays the same. Writers of JSON escape only
+/// characters below 0x20. All other unsafe characters are within strings, where this escape is allowed (RFC 8259,
+/// section 7).
 pub fn json(text: &str) -> Cow<'_, str> {
     let is_layout = |character: char| character < ' ';
     if !text.chars().any(|character| is_unsafe(character) && !is_layout(character)) {
@@ -65,8 +84,8 @@ pub fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Whether a character acts on a terminal, starts a line, changes the direction of text, or cannot be seen: controls (C0, DEL,
-/// C1), line and paragraph separators, bidirectional controls, and what is ignorable by default.
+/// Returns whether a character controls a terminal, starts a line, changes the direction of text, or is invisible:
+/// controls (C0, DEL, C1), line and paragraph separators, bidirectional controls, and default ignorable code points.
 /// Source: `DerivedCoreProperties.txt` of Unicode 16, `Default_Ignorable_Code_Point`; UAX #9, table 3.
 pub fn is_unsafe(character: char) -> bool {
     character.is_control()
@@ -82,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_seen_is_escaped_and_the_rest_is_not() {
+    fn only_invisible_characters_are_escaped() {
         for (text, shown) in [
             ("shop/web-0 — Läden, 店 🛒", "shop/web-0 — Läden, 店 🛒"),
             ("a\nb\r\tc", r"a\nb\r\tc"),
@@ -97,7 +116,16 @@ mod tests {
     }
 
     #[test]
-    fn json_means_the_same_and_hides_nothing() {
+    fn paragraphs_are_wrapped_between_words() {
+        assert_eq!(wrap("one two three", 80, 2), ["  one two three"]);
+        assert_eq!(wrap("one two three", 9, 2), ["  one two", "    three"]);
+        assert_eq!(wrap("a-long-word b", 4, 0), ["a-long-word", "  b"]);
+        assert_eq!(wrap("a\nb", 80, 0), [r"a\nb"]);
+        assert_eq!(wrap("", 80, 1), [" "]);
+    }
+
+    #[test]
+    fn escaped_json_has_the_same_value_and_no_invisible_character() {
         let text = "a\u{1b}\n\u{7f}\u{9b}\u{202e}\u{200b}\u{e0041}é";
         let written = serde_json::to_string_pretty(&[text]).expect("text");
         let safe = json(&written);

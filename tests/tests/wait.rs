@@ -45,7 +45,7 @@ fn the_next_packet_is_evaluated_by_the_policy_that_was_waited_for() -> Result<()
 
         lab.cluster.delete("denies")?;
         let output = wait(&mut lab, &[&format!("delete=policy/shop/denies-{round}")])?;
-        ensure!(output.code == Some(0) && output.stdout.contains("gone from node-1"), "round {round}: {output:?}");
+        ensure!(output.code == Some(0) && output.stdout.contains("deleted from node-1"), "round {round}: {output:?}");
         let outcome = one_probe(&lab)?;
         ensure!(
             outcome == ProbeResult::Allowed,

@@ -1,6 +1,6 @@
-//! Runs the program on directories of manifests.
+//! Runs `netpol` on directories of manifests.
 
-#![allow(dead_code, reason = "not every test uses all of it")]
+#![allow(dead_code, reason = "not every test binary uses all items")]
 
 use std::fs;
 use std::io::Write;
@@ -15,15 +15,22 @@ pub(crate) struct Run {
     pub(crate) err: String,
 }
 
-/// A directory of manifests, gone at the end of the test.
+/// A directory of manifests, deleted at the end of the test.
 pub(crate) struct Manifests(TempDir);
+
+impl Run {
+    /// Standard output as one line, without the line breaks and indentation of wrapped text.
+    pub(crate) fn unwrapped(&self) -> String {
+        self.out.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
 
 impl Manifests {
     pub(crate) fn of(files: &[(&str, &str)]) -> Self {
         let directory = TempDir::new().expect("a directory for the test");
         for (name, text) in files {
             let path = directory.path().join(name);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("a subdirectory");
+            fs::create_dir_all(path.parent().expect("a parent directory")).expect("a subdirectory");
             fs::write(path, text).expect("a manifest");
         }
         Self(directory)
@@ -33,10 +40,10 @@ impl Manifests {
         self.0.path()
     }
 
-    /// Runs `netpol VERB -f DIRECTORY …`; in what it says, the directory is `DIR`.
-    pub(crate) fn run(&self, verb: &str, arguments: &[&str]) -> Run {
+    /// Runs `netpol COMMAND -f DIRECTORY …`. In the output the directory is replaced by `DIR`.
+    pub(crate) fn run(&self, command: &str, arguments: &[&str]) -> Run {
         let directory = self.0.path().to_str().expect("text");
-        let mut run = netpol(&[&[verb, "-f", directory], arguments].concat(), "");
+        let mut run = netpol(&[&[command, "-f", directory], arguments].concat(), "");
         run.out = run.out.replace(directory, "DIR");
         run.err = run.err.replace(directory, "DIR");
         run
@@ -47,8 +54,8 @@ pub(crate) fn netpol(arguments: &[&str], input: &str) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netpol"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("netpol starts");
-    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
+    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("netpol reads its input");
+    let output = child.wait_with_output().expect("netpol ends");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     Run { code: output.status.code().expect("an exit code"), out: text(output.stdout), err: text(output.stderr) }
 }

@@ -1,8 +1,27 @@
-//! Peers and ports in words.
+//! Text for ends, peers and ports.
 
 use crate::model::{IpBlock, Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Selector};
-use crate::reference::{Packet, Remote, peer_matches, port_matches};
+use crate::reference::{End, Packet, Remote, peer_matches, port_matches};
 use crate::world::World;
+
+/// `pod shop/web`, `Service shop/db`, or the address.
+pub(super) fn end(end: &End) -> String {
+    match end {
+        End::Pod(key) => format!("pod {key}"),
+        End::Service(key) => format!("Service {key}"),
+        End::Address(address) => address.to_string(),
+    }
+}
+
+/// `NetworkPolicy shop/a`, `NetworkPolicies shop/a, shop/b and shop/c`.
+pub(super) fn policies<K: ToString>(keys: &[K]) -> String {
+    let names: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    match names.split_last() {
+        None => "no NetworkPolicy".to_owned(),
+        Some((only, [])) => format!("NetworkPolicy {only}"),
+        Some((last, others)) => format!("NetworkPolicies {} and {last}", others.join(", ")),
+    }
+}
 
 /// `app=web`, `tier in (a, b)`, `no label x`.
 pub(super) fn requirement(requirement: &Requirement) -> String {
@@ -22,21 +41,21 @@ fn selector(selector: &Selector) -> Option<String> {
     (!requirements.is_empty()).then(|| requirements.join(", "))
 }
 
-/// All that a selector asks for.
-pub(super) fn labels(asked: &Selector) -> String {
-    selector(asked).unwrap_or_else(|| "{}".into())
+/// All requirements of a selector; `{}` if there are none.
+pub(super) fn labels(of: &Selector) -> String {
+    selector(of).unwrap_or_else(|| "{}".into())
 }
 
-/// A peer.
+/// A peer: `pods with app=web in namespace shop`.
 pub(super) fn peer(policy: &Policy, peer: &Peer) -> String {
     match peer {
         Peer::Pods { namespaces, pods } => {
             let pods = selector(pods).map_or_else(|| "all pods".to_owned(), |labels| format!("pods with {labels}"));
             match namespaces {
-                None => format!("{pods} of namespace {}", policy.key.namespace),
+                None => format!("{pods} in namespace {}", policy.key.namespace),
                 Some(namespaces) => match selector(namespaces) {
-                    None => format!("{pods} of all namespaces"),
-                    Some(labels) => format!("{pods} of namespaces with {labels}"),
+                    None => format!("{pods} in all namespaces"),
+                    Some(labels) => format!("{pods} in namespaces with {labels}"),
                 },
             }
         }
@@ -52,32 +71,31 @@ fn ip_block(block: &IpBlock) -> String {
     format!("addresses in {} except {}", block.cidr, except.join(", "))
 }
 
-/// `8080/TCP`, `every UDP port`, `"web"/TCP`.
+/// `8080/TCP`, `all UDP ports`, `"web"/TCP`.
 pub(super) fn port(port: &PortMatch) -> String {
     let protocol = port.protocol.name();
     match &port.port {
-        PortRange::All => format!("every {protocol} port"),
+        PortRange::All => format!("all {protocol} ports"),
         PortRange::Range(first, last) if first == last => format!("{first}/{protocol}"),
         PortRange::Range(first, last) => format!("{first}-{last}/{protocol}"),
         PortRange::Named(name) => format!("\"{name}\"/{protocol}"),
     }
 }
 
-/// All of a rule's ports.
+/// The first ports of a rule, and the number of the others.
 pub(super) fn ports(ports: &[PortMatch]) -> String {
-    /// More than these are counted only.
     const SHOWN: usize = 8;
-    let mut words: Vec<String> = ports.iter().take(SHOWN).map(port).collect();
+    let mut texts: Vec<String> = ports.iter().take(SHOWN).map(port).collect();
     if ports.len() > SHOWN {
-        words.push(format!("{} more", ports.len() - SHOWN));
+        texts.push(format!("{} more", ports.len() - SHOWN));
     }
-    words.join(", ")
+    texts.join(", ")
 }
 
 /// The first peer that matches.
 pub(super) fn matching_peer(world: &World, policy: &Policy, peers: &Peers, remote: &Remote<'_>) -> String {
     match peers {
-        Peers::Any => "anyone".into(),
+        Peers::Any => "any address".into(),
         Peers::Of(peers) => peers
             .iter()
             .find(|candidate| peer_matches(world, policy, candidate, remote))
@@ -88,7 +106,7 @@ pub(super) fn matching_peer(world: &World, policy: &Policy, peers: &Peers, remot
 /// The first port that matches.
 pub(super) fn matching_port(ports: &Ports, packet: &Packet, destination: Option<&Pod>) -> String {
     match ports {
-        Ports::Any => "every protocol and port".into(),
+        Ports::Any => "all protocols and ports".into(),
         Ports::Of(ports) => ports
             .iter()
             .find(|candidate| port_matches(candidate, packet.protocol, packet.port, destination))
@@ -96,8 +114,8 @@ pub(super) fn matching_port(ports: &Ports, packet: &Packet, destination: Option<
     }
 }
 
-/// `80/TCP`, as people ask for it.
-pub(super) fn asked(packet: &Packet) -> String {
+/// The destination port and protocol of a packet: `80/TCP`.
+pub(super) fn packet_port(packet: &Packet) -> String {
     match Protocol::from_number(packet.protocol) {
         Some(protocol) => format!("{}/{}", packet.port, protocol.name()),
         None => format!("IP protocol {}", packet.protocol),

@@ -1,4 +1,5 @@
-//! What is often overlooked. A hint says what to change, and is given only where that makes the packet allowed.
+//! Hints: common mistakes that explain a denied packet. A hint names a change, and is given only if the change allows
+//! the packet.
 
 mod fix;
 
@@ -7,27 +8,42 @@ use std::net::IpAddr;
 use netpol_common::{Direction, protocol};
 
 pub(super) use fix::Fix;
+#[cfg(test)]
+pub(super) use fix::set_rule;
 
-use super::lint::advice;
+use super::change::block_of;
 use super::nearest::Nearest;
 use super::{describe, destination};
 use crate::model::{
-    Backend, IpBlock, NAMESPACE_NAME_LABEL, Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Problem, Protocol,
-    Requirement, Rule, Selector, Severity,
+    Backend, NAMESPACE_NAME_LABEL, NamespaceName, Peer, Peers, Pod, Policy, PolicyKey, PortMatch, PortRange, Ports,
+    Problem, Protocol, Requirement, Rule, Selector, Severity,
 };
 use crate::reference::{self, Packet, Remote};
 use crate::world::World;
 
-/// What to change.
+/// Prefixes of labels that controllers set, and that differ between replicas or versions of a workload.
+const GENERATED_LABELS: [&str; 9] = [
+    "apps.kubernetes.io/",
+    "batch.kubernetes.io/",
+    "statefulset.kubernetes.io/",
+    "controller-revision-hash",
+    "controller-uid",
+    "job-name",
+    "pod-template-generation",
+    "pod-template-hash",
+    "topology.kubernetes.io/",
+];
+
+/// A change that allows a denied packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hint {
-    /// In words.
+    /// The reason for the change, as text.
     pub(super) text: String,
-    /// As a change of the objects or of the question.
+    /// The change of the objects or of the packet.
     pub(super) fix: Fix,
 }
 
-/// Hints about a packet that is denied. At a Service there are none: each of its backends has its own.
+/// Returns hints about a denied packet. A packet to a Service has none: each of its backends has its own.
 pub(super) fn hints(world: &World, packet: &Packet, nearest: Option<&Nearest<'_>>) -> Vec<Hint> {
     let mut hints: Vec<Hint> = Vec::new();
     let at_service = packet.direction == Direction::Egress
@@ -51,7 +67,17 @@ pub(super) fn hints(world: &World, packet: &Packet, nearest: Option<&Nearest<'_>
     hints
 }
 
-/// The port item that allows the packet.
+/// Returns a rule that allows this packet and little else, to add to a policy. `None` for protocols without ports.
+pub(super) fn rule_for(world: &World, packet: &Packet, policy: &PolicyKey) -> Option<Rule> {
+    let peer = match Remote::of(world, packet.remote).pod {
+        Some(pod) => pod_peer(pod, &policy.namespace),
+        None => Peer::Block(block_of(packet.remote)),
+    };
+    let rule = Rule { peers: Peers::Of(vec![peer]), ports: Ports::Of(vec![item(packet)?]) };
+    Fix::Rule(policy.clone(), None, rule.clone()).works(world, packet).then_some(rule)
+}
+
+/// A port item that matches the packet.
 fn item(packet: &Packet) -> Option<PortMatch> {
     let protocol = Protocol::from_number(packet.protocol)?;
     Some(PortMatch { protocol, port: PortRange::Range(packet.port, packet.port) })
@@ -73,53 +99,69 @@ fn with_peers(rule: &Rule, more: impl IntoIterator<Item = Peer>) -> Rule {
     Rule { peers, ports: rule.ports.clone() }
 }
 
-/// The nearest rule, changed.
+/// Replaces the peer that is nearest with others.
+fn with_nearest_replaced(rule: &Rule, nearest: &Nearest<'_>, by: impl IntoIterator<Item = Peer>) -> Rule {
+    let mut others = match &rule.peers {
+        Peers::Any => return rule.clone(),
+        Peers::Of(peers) => peers.clone(),
+    };
+    if let Some(index) = others.iter().position(|peer| Some(peer) == nearest.peer) {
+        others.splice(index..=index, by);
+    }
+    Rule { peers: Peers::Of(others), ports: rule.ports.clone() }
+}
+
+/// Changes the nearest rule.
 fn changed(world: &World, packet: &Packet, nearest: &Nearest<'_>, change: impl FnOnce(&Rule) -> Rule) -> Option<Fix> {
     let (policy, index) = (&nearest.rule.policy, nearest.rule.index);
     let rule = fix::rule(world, policy, packet.direction, index)?;
     Some(Fix::Rule(policy.clone(), Some(index), change(&rule)))
 }
 
-/// A pod by its namespace and labels.
-fn pod_peer(pod: &Pod) -> Peer {
+/// A peer that selects a pod by its labels, for a policy in `namespace`. Labels that controllers generate are left out.
+fn pod_peer(pod: &Pod, namespace: &NamespaceName) -> Peer {
     let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
-    let mut labels: Vec<_> = pod.labels.iter().map(|(key, value)| is(key, value)).collect();
+    let is_generated = |key: &str| GENERATED_LABELS.iter().any(|prefix| key.starts_with(prefix));
+    let all_generated = pod.labels.iter().all(|(key, _)| is_generated(key));
+    let labels = pod.labels.iter().filter(|(key, _)| all_generated || !is_generated(key));
+    let mut labels: Vec<_> = labels.map(|(key, value)| is(key, value)).collect();
     labels.sort_unstable();
-    let namespace = vec![is(NAMESPACE_NAME_LABEL, &pod.key.namespace)];
+    let selector = |requirements| Selector { requirements, invalid: false };
+    let other_namespace = pod.key.namespace != *namespace;
     Peer::Pods {
-        namespaces: Some(Selector { requirements: namespace, invalid: false }),
-        pods: Selector { requirements: labels, invalid: false },
+        namespaces: other_namespace.then(|| selector(vec![is(NAMESPACE_NAME_LABEL, &pod.key.namespace)])),
+        pods: selector(labels),
     }
 }
 
-/// A rule for UDP does not allow TCP, which DNS needs for long answers; and a port without protocol is TCP only.
+/// A rule allows the same port of another protocol. DNS needs both, and a port without a protocol is a TCP port.
 fn other_protocol(world: &World, packet: &Packet) -> Option<Hint> {
     let other = match packet.protocol {
         protocol::TCP => Protocol::Udp,
         protocol::UDP => Protocol::Tcp,
         _ => return None,
     };
-    let twin = Packet { protocol: other.number(), ..packet.clone() };
-    let found = reference::evaluate(world, &twin).rule?;
+    let other_packet = Packet { protocol: other.number(), ..packet.clone() };
+    let found = reference::evaluate(world, &other_packet).rule?;
     let rule = fix::rule(world, &found.policy, packet.direction, found.index)?;
     let fix = Fix::Rule(found.policy, Some(found.index), with_port(&rule, item(packet)?));
-    let allowed = describe::asked(&twin);
-    let asked = describe::asked(packet);
+    let allowed = describe::packet_port(&other_packet);
+    let denied = describe::packet_port(packet);
     let text = match (packet.port, other) {
         (53, _) => format!(
-            "{allowed} is allowed and {asked} is not: DNS uses UDP first and TCP for long answers, so allow both"
+            "{allowed} is allowed, but not {denied}; DNS uses UDP first and TCP for long answers, so allow both"
         ),
         (port, Protocol::Tcp) => format!(
-            "{allowed} is allowed: a port without `protocol` means TCP; add an item with `port: {port}` and `protocol: UDP`"
+            "{allowed} is allowed, but not {denied}; a port without `protocol` is a TCP port, so add `port: {port}` with `protocol: UDP`"
         ),
         (port, Protocol::Udp | Protocol::Sctp) => {
-            format!("{allowed} is allowed, but not {asked}: add an item with `port: {port}` and `protocol: TCP`")
+            format!("{allowed} is allowed, but not {denied}; add `port: {port}` with `protocol: TCP`")
         }
     };
     Some(Hint { text, fix })
 }
 
-/// The rule allows a port the pod listens on, and the question is about one it does not.
+/// The rule allows a port that the pod declares, and the packet has another port.
 fn service_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let pod = destination(world, packet)?;
     let Ports::Of(ports) = nearest.ports else { return None };
@@ -131,16 +173,16 @@ fn service_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option
             && named.protocol.number() == packet.protocol
     })?;
     let text = format!(
-        "pod {} has port {}/{} (\"{}\"), which is allowed: policies see the port of the pod, not that of a Service before it",
+        "pod {} has port {}/{} (\"{}\"), which is allowed; policies match the port of the pod, not the port of a Service",
         pod.key,
         listens.port,
         listens.protocol.name(),
         listens.name
     );
-    Some(Hint { text, fix: Fix::Ask(Packet { port: listens.port, ..packet.clone() }) })
+    Some(Hint { text, fix: Fix::OtherPacket(Packet { port: listens.port, ..packet.clone() }) })
 }
 
-/// The rule allows the port of a Service, and the question is about the port of a pod behind it.
+/// The rule allows the port of a Service, and the packet has the port of a backend.
 fn target_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Ports::Of(ports) = nearest.ports else { return None };
     let protocol = Protocol::from_number(packet.protocol)?;
@@ -149,7 +191,7 @@ fn target_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<
     let allowed = |port: u16| ports.iter().any(|item| reference::port_matches(item, packet.protocol, port, None));
     let (service, port) = before.into_iter().find(|(_, port)| named && allowed(*port))?;
     let text = format!(
-        "{port}/{0} is the port of Service {service}: policies see the port of the pods behind it, so write {1}/{0}",
+        "{port}/{0} is the port of Service {service}; policies match the port of its backends, so write {1}/{0}",
         protocol.name(),
         packet.port
     );
@@ -157,7 +199,7 @@ fn target_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<
     Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_port(rule, item))? })
 }
 
-/// The rule's block has the address of a Service, and the question is about one of its backends.
+/// The rule's block contains the address of a Service, and the packet is for one of its backends.
 fn block_for_service(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Some(Peer::Block(block)) = nearest.peer.filter(|_| !nearest.rule.peer_matches) else { return None };
     let backend = backend(world, packet).filter(|_| packet.direction == Direction::Egress)?;
@@ -168,15 +210,17 @@ fn block_for_service(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> O
     let (service, address) =
         addresses.find(|(_, address)| address.is_ipv4() == packet.remote.is_ipv4() && in_block(**address))?;
     let port =
-        if nearest.rule.port_matches { String::new() } else { format!(" and the port {}", describe::asked(packet)) };
+        if nearest.rule.port_matches { String::new() } else { format!(" and port {}", describe::packet_port(packet)) };
     let (instead, peer) = if let Some(pod) = world.peer_at(packet.remote) {
-        (format!("select its backends with a podSelector{port}"), pod_peer(pod))
+        let peer = pod_peer(pod, &nearest.rule.policy.namespace);
+        (format!("select the backends with a podSelector{port}"), peer)
     } else {
-        let block = IpBlock { cidr: packet.remote.into(), except: Vec::new() };
-        (format!("write the addresses of its backends{port}: {}", advice::blocks([packet.remote])), Peer::Block(block))
+        let block = block_of(packet.remote);
+        let port = if port.is_empty() { port } else { format!(",{port}") };
+        (format!("write the addresses of the backends, such as {}{port}", block.cidr), Peer::Block(block))
     };
     let text = format!(
-        "{address} is the address of Service {}, and policies are evaluated for its backends: {instead}",
+        "{address} is the address of Service {}; policies match the addresses of its backends, so {instead}",
         service.key
     );
     let ports = if nearest.rule.port_matches { nearest.ports.clone() } else { Ports::Of(vec![item(packet)?]) };
@@ -184,7 +228,7 @@ fn block_for_service(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> O
     Some(Hint { text, fix: Fix::Rule(nearest.rule.policy.clone(), None, rule) })
 }
 
-/// Where a packet goes, as the backend of a Service.
+/// The destination of a packet, as the backend of a Service.
 fn backend(world: &World, packet: &Packet) -> Option<Backend> {
     let address = match packet.direction {
         Direction::Egress => Some(packet.remote),
@@ -196,7 +240,7 @@ fn backend(world: &World, packet: &Packet) -> Option<Backend> {
     Some(Backend { address: address?, port: packet.port })
 }
 
-/// Namespaces have no label with their name but the one the API server sets.
+/// The rule selects a namespace by a label that holds its name, and only `kubernetes.io/metadata.name` always does.
 fn namespace_label(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let (namespaces, pods, pod) = selectors(world, packet, nearest)?;
     let (namespace, namespaces) = (&pod.key.namespace, namespaces?);
@@ -206,7 +250,7 @@ fn namespace_label(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Opt
         _ => None,
     })?;
     let text = format!(
-        "namespaces have no label `{by_name}` unless it is set; to select one by name, write {NAMESPACE_NAME_LABEL}: {namespace}"
+        "namespaces have no label `{by_name}` unless it is set; to select a namespace by name, write {NAMESPACE_NAME_LABEL}: {namespace}"
     );
     let renamed = namespaces.requirements.iter().map(|requirement| match requirement {
         Requirement::In(key, values) if key == by_name => Requirement::In(NAMESPACE_NAME_LABEL.into(), values.clone()),
@@ -214,22 +258,24 @@ fn namespace_label(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Opt
     });
     let namespaces = Selector { requirements: renamed.collect(), invalid: namespaces.invalid };
     let peer = Peer::Pods { namespaces: Some(namespaces), pods: pods.clone() };
-    Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_peers(rule, [peer]))? })
+    Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_nearest_replaced(rule, nearest, [peer]))? })
 }
 
-/// One item with two selectors means both; people often want either.
+/// Two selectors in one item must both match. Often the author wants either.
 fn both_selectors(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let (namespaces, pods, _) = selectors(world, packet, nearest)?;
     let namespaces = namespaces.filter(|_| !pods.requirements.is_empty())?;
     let text =
-        "namespaceSelector and podSelector in one item must both hold; to allow either, write them as two items".into();
+        "a namespaceSelector and a podSelector in the same item must both match; to allow either, write two items"
+            .into();
     let items = [
         Peer::Pods { namespaces: Some(namespaces.clone()), pods: Selector::everything() },
         Peer::Pods { namespaces: None, pods: pods.clone() },
     ];
-    Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_peers(rule, items))? })
+    Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_nearest_replaced(rule, nearest, items))? })
 }
 
+/// The selectors of the nearest peer, if it does not match, and the pod at the other end.
 fn selectors<'w>(
     world: &'w World,
     packet: &Packet,
@@ -242,28 +288,33 @@ fn selectors<'w>(
     }
 }
 
+/// The rule selects pods by an ipBlock.
 fn block_for_pod(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let pod = Remote::of(world, packet.remote).pod?;
     if !matches!(nearest.peer, Some(Peer::Block(_))) || nearest.rule.peer_matches {
         return None;
     }
     let text = format!(
-        "{} is pod {}: pods' addresses change, so name pods with a podSelector, not an ipBlock",
+        "{} is the address of pod {}; pod addresses change, so select pods with a podSelector, not with an ipBlock",
         packet.remote, pod.key
     );
-    Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_peers(rule, [pod_peer(pod)]))? })
+    Some(Hint {
+        text,
+        fix: changed(world, packet, nearest, |rule| with_peers(rule, [pod_peer(pod, &nearest.rule.policy.namespace)]))?,
+    })
 }
 
-/// Offline no end is the local node; on the node itself this traffic passes.
+/// The other end is the node of the pod. Offline no node is the local node; on the node itself this traffic is allowed.
 fn local_node(world: &World, packet: &Packet) -> Option<Hint> {
     let node = world.nodes.get(world.pods.get(&packet.pod)?.node.as_ref()?)?;
     node.addresses.contains(&packet.remote).then(|| {
-        let towards = match packet.direction {
-            Direction::Ingress => "what the node itself sends to it",
-            Direction::Egress => "what the pod sends to it",
+        let traffic = match packet.direction {
+            Direction::Ingress => "from the node to the pod",
+            Direction::Egress => "from the pod to the node",
         };
         let text = format!(
-            "{} is an address of the pod's own node {}: {towards} always passes; this verdict is for what is forwarded",
+            "{} is an address of node {}, on which the pod runs; traffic {traffic} is always allowed, and this verdict is for \
+             forwarded traffic",
             packet.remote, node.name
         );
         Hint { text, fix: Fix::LocalNode }
@@ -275,20 +326,20 @@ fn isolating<'w>(world: &'w World, packet: &Packet) -> impl Iterator<Item = &'w 
     pod.into_iter().flat_map(|pod| reference::isolating(world, pod, packet.direction))
 }
 
-/// Parts of the isolating policies that match nothing because they are invalid, and would allow the packet if they matched it.
+/// Invalid parts of the isolating policies. They match nothing, and may have been meant to allow the packet.
 fn invalid_parts(world: &World, packet: &Packet) -> Vec<Hint> {
     let mut hints = Vec::new();
     for policy in isolating(world, packet) {
         let errors = policy.problems.iter().filter(|problem| problem.severity == Severity::Error);
         hints.extend(errors.filter_map(|problem| {
-            let text = format!("{} was not understood: {problem}", policy.key);
+            let text = format!("NetworkPolicy {} has an invalid field: {problem}", policy.key);
             Some(Hint { text, fix: with_everything(policy, packet.direction, problem)? })
         }));
     }
     hints
 }
 
-/// The policy with the invalid part matching everything.
+/// The change that makes the invalid part match everything.
 fn with_everything(policy: &Policy, direction: Direction, problem: &Problem) -> Option<Fix> {
     let field = problem.field.as_str();
     if let Some((index, part)) = fix::rule_of(field, direction) {
@@ -298,7 +349,7 @@ fn with_everything(policy: &Policy, direction: Direction, problem: &Problem) -> 
             part if part.starts_with(".ports") => (rule.peers.clone(), Ports::Any),
             _ => (Peers::Any, Ports::Any),
         };
-        return Some(Fix::Rule(policy.key.clone(), Some(index), Rule { peers, ports }));
+        return Some(Fix::Correction(policy.key.clone(), Some(index), Rule { peers, ports }));
     }
     let is = |part: &str| field.strip_prefix(part).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric));
     let other = match direction {
@@ -307,7 +358,7 @@ fn with_everything(policy: &Policy, direction: Direction, problem: &Problem) -> 
     };
     if is(&format!("spec.{}", direction.name())) {
         let rule = Rule { peers: Peers::Any, ports: Ports::Any };
-        Some(Fix::Rule(policy.key.clone(), None, rule))
+        Some(Fix::Correction(policy.key.clone(), None, rule))
     } else if is("spec") && !is(&format!("spec.{}", other.name())) {
         Some(Fix::NotIsolating(policy.key.clone()))
     } else {
@@ -315,7 +366,7 @@ fn with_everything(policy: &Policy, direction: Direction, problem: &Problem) -> 
     }
 }
 
-/// Port names that the destination has for another protocol.
+/// The rule has a port name that the destination uses for another protocol.
 fn port_names(world: &World, packet: &Packet) -> Vec<Hint> {
     let Some(destination) = destination(world, packet) else { return Vec::new() };
     let mut hints = Vec::new();
@@ -347,7 +398,7 @@ fn port_name(
         (format!("write the number, `port: {}`", packet.port), item(packet)?)
     };
     let text = format!(
-        "port \"{name}\" of pod {} is {}/{has}, and {} asks for {wants}: {instead}",
+        "port \"{name}\" of pod {} is {}/{has}, but NetworkPolicy {} uses it with {wants}: {instead}",
         destination.key, named.port, policy.key
     );
     Some(Hint { text, fix: Fix::Rule(policy.key.clone(), Some(index), with_port(rule, item)) })

@@ -1,4 +1,4 @@
-//! What a peer or the ports of a rule lack to match.
+//! The conditions of a peer or of ports that a packet does not meet, each with the path of its field.
 
 use crate::model::{Labels, NamedPort, Peer, Pod, Policy, PortMatch, PortRange, Requirement, Selector};
 use crate::reference::{Packet, Remote};
@@ -6,43 +6,44 @@ use crate::world::World;
 
 use super::describe;
 
-/// Conditions of a peer that do not hold; empty where it matches. Each is a full clause.
+/// Conditions of a peer that are not met; empty if it matches. Each begins with its path below the peer, which may be
+/// empty.
 pub(super) fn of_peer(world: &World, policy: &Policy, peer: &Peer, remote: &Remote<'_>) -> Vec<String> {
     match peer {
         Peer::Pods { namespaces, pods } => match remote.pod {
-            None => vec![format!("{} (this rule is for {})", not_a_pod(world, remote), describe::peer(policy, peer))],
+            None => {
+                let reason = not_a_pod(world, remote);
+                vec![format!(": {reason}; this peer selects {}", describe::peer(policy, peer))]
+            }
             Some(pod) => {
                 let mut lacks = of_namespace(world, policy, namespaces.as_ref(), pod);
-                lacks.extend(of_selector(&format!("pod {}", pod.key), pods, &pod.labels));
+                lacks.extend(of_selector(".podSelector", &format!("pod {}", pod.key), pods, &pod.labels));
                 lacks
             }
         },
         Peer::Block(block) => {
             let address = remote.address;
             if !block.cidr.contains(&address) {
-                return vec![format!("{address} is not in {}", block.cidr)];
+                return vec![format!(".ipBlock.cidr: {address} is not in {}", block.cidr)];
             }
-            let holes = block.except.iter().filter(|hole| hole.contains(&address));
-            holes.map(|hole| format!("{address} is in {}, but cut out by its except {hole}", block.cidr)).collect()
+            let excluded = block.except.iter().filter(|except| except.contains(&address));
+            excluded.map(|except| format!(".ipBlock.except: {address} is in {except}")).collect()
         }
     }
 }
 
-/// Why no selector can match this address.
+/// The reason why no selector matches this address.
 fn not_a_pod(world: &World, remote: &Remote<'_>) -> String {
     let address = remote.address;
     let claimant = world.pods.values().find(|pod| pod.addresses.contains(&address));
     match claimant {
         Some(pod) if pod.host_network => {
-            format!(
-                "{address} is the node's address, as pod {} is on the host network, and selectors never match that",
-                pod.key
-            )
+            format!("selectors never match the node address {address}, which host-network pod {} uses", pod.key)
         }
-        Some(pod) if pod.finished => format!("{address} was pod {}'s, which has finished", pod.key),
+        Some(pod) if pod.finished => format!("pod {}, which had address {address}, has finished", pod.key),
         _ => match world.nodes.values().find(|node| node.addresses.contains(&address)) {
-            Some(node) => format!("{address} is node {}'s address, and selectors never match that", node.name),
-            None => format!("{address} is no pod's address"),
+            Some(node) => format!("selectors never match {address}, an address of node {}", node.name),
+            None => format!("{address} is not the address of a pod"),
         },
     }
 }
@@ -50,71 +51,67 @@ fn not_a_pod(world: &World, remote: &Remote<'_>) -> String {
 fn of_namespace(world: &World, policy: &Policy, namespaces: Option<&Selector>, pod: &Pod) -> Vec<String> {
     let namespace = &pod.key.namespace;
     match namespaces {
-        Some(selector) => of_selector(&format!("namespace {namespace}"), selector, &world.namespace_labels(namespace)),
+        Some(selector) => {
+            let labels = world.namespace_labels(namespace);
+            of_selector(".namespaceSelector", &format!("namespace {namespace}"), selector, &labels)
+        }
         None if *namespace == policy.key.namespace => Vec::new(),
         None => vec![format!(
-            "pod {} is in namespace {namespace}, and without a namespaceSelector only namespace {} is meant",
+            ": pod {} is in namespace {namespace}; without a namespaceSelector, the peer selects pods in namespace {} only",
             pod.key, policy.key.namespace
         )],
     }
 }
 
-fn of_selector(whose: &str, selector: &Selector, labels: &Labels) -> Vec<String> {
+fn of_selector(path: &str, object: &str, selector: &Selector, labels: &Labels) -> Vec<String> {
     if selector.invalid {
-        return vec!["its selector was not understood".into()];
+        return vec![format!("{path}: the selector is invalid and matches nothing")];
     }
     let unmet = selector.requirements.iter().filter(|requirement| !requirement.holds(labels));
-    unmet.map(|requirement| of_requirement(whose, requirement, labels)).collect()
+    unmet.map(|requirement| format!("{path}: {}", of_requirement(object, requirement, labels))).collect()
 }
 
-fn of_requirement(whose: &str, requirement: &Requirement, labels: &Labels) -> String {
-    let wanted = describe::requirement(requirement);
+fn of_requirement(object: &str, requirement: &Requirement, labels: &Labels) -> String {
+    let required = describe::requirement(requirement);
     let (Requirement::In(key, _)
     | Requirement::NotIn(key, _)
     | Requirement::Exists(key)
     | Requirement::DoesNotExist(key)) = requirement;
     match (requirement, labels.get(key)) {
-        (Requirement::In(..), Some(value)) => format!("{whose} lacks label {wanted} (has {key}={value})"),
-        (Requirement::In(..), None) => format!("{whose} lacks label {wanted}"),
-        (Requirement::Exists(_), _) => format!("{whose} lacks {wanted}"),
+        (Requirement::In(..), Some(value)) => format!("{object} lacks label {required} (it has {key}={value})"),
+        (Requirement::In(..), None) => format!("{object} lacks label {required}"),
+        (Requirement::Exists(_), _) => format!("{object} lacks {required}"),
         (Requirement::NotIn(..) | Requirement::DoesNotExist(_), value) => {
-            format!("{whose} has {key}={}, and the rule is for {wanted}", value.map_or("", |value| value))
+            format!("{object} has label {key}={}; the selector requires {required}", value.map_or("", |value| value))
         }
     }
 }
 
-/// What ports that do not match are for instead: one clause, to follow "allows …, but".
-pub(super) fn of_ports(ports: &[PortMatch], destination: Option<&Pod>) -> String {
+/// Describes the ports at `path`, which do not include the packet's port.
+pub(super) fn of_ports(path: &str, ports: &[PortMatch], packet: &Packet, destination: Option<&Pod>) -> String {
     if ports.is_empty() {
-        return "none of its ports was understood".into();
+        return format!("{path}: no valid port");
     }
-    let mut clause = format!("only on {}", describe::ports(ports));
+    let mut text = format!("{path}: {} is not in {}", describe::packet_port(packet), describe::ports(ports));
     for port in ports {
         if let PortRange::Named(name) = &port.port {
-            clause += &of_name(name, port, destination);
+            text += &of_name(name, port, destination);
         }
     }
-    clause
+    text
 }
 
 fn of_name(name: &str, port: &PortMatch, destination: Option<&Pod>) -> String {
     let protocol = port.protocol.name();
     let Some(pod) = destination else {
-        return format!(" (\"{name}\" is a name, and only pods have named ports)");
+        return format!(" (\"{name}\" is a port name, and only pods have named ports)");
     };
     let named = || pod.ports.iter().filter(|named| *named.name == *name);
     let numbers = |ports: &mut dyn Iterator<Item = &NamedPort>| {
         let numbers: Vec<String> = ports.map(|named| format!("{}/{}", named.port, named.protocol.name())).collect();
-        (!numbers.is_empty()).then(|| format!(" (\"{name}\" is {} at pod {})", numbers.join(", "), pod.key))
+        (!numbers.is_empty()).then(|| format!(" (\"{name}\" is {} on pod {})", numbers.join(", "), pod.key))
     };
     numbers(&mut named().filter(|named| named.protocol == port.protocol))
         .or_else(|| numbers(&mut named()))
         .unwrap_or_else(|| format!(" (pod {} has no {protocol} port named \"{name}\")", pod.key))
-}
-
-/// `allows this peer, but only on …`: all that a rule lacks, one clause each.
-pub(super) fn clauses(packet: &Packet, peer: &[String], port: Option<String>) -> Vec<String> {
-    let mut clauses: Vec<String> = peer.to_vec();
-    clauses.extend(port.map(|port| format!("{} is not among its ports: {port}", describe::asked(packet))));
-    clauses
 }

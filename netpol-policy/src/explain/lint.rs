@@ -1,73 +1,136 @@
-//! What a policy says that nothing there answers to: most likely a slip, and never visible from the policy alone.
+//! Lints policies against the other objects: parts that match nothing, and mistakes that a policy alone does not show.
 
-pub(super) mod advice;
 mod ports;
 mod services;
+pub(super) mod suggest;
 
 use netpol_common::Direction;
 
-use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, Problem, Rule, Selector, Severity};
+use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, Rule, Selector};
 use crate::reference;
 use crate::world::World;
 
-use super::describe;
+use super::{PolicyChange, describe, nearest};
 
-/// Warnings about policies that only show among the other objects: they select no pod, name ports that no pod has, or
-/// namespaces that are not there, or mistake a Service for who is behind it. Says nothing of pods where there are none at all.
-pub fn lint(world: &World) -> Vec<(PolicyKey, Problem)> {
-    let mut found = Vec::new();
+/// A warning about a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The policy.
+    pub policy: PolicyKey,
+    /// The field, as a path: `spec.egress[0].to[0]`.
+    pub field: String,
+    /// What is wrong, why it matters, and, if no rule can be written, the fix: a sentence each.
+    pub sentences: Vec<String>,
+    /// The rule that fixes it.
+    pub change: Option<PolicyChange>,
+}
+
+impl Finding {
+    /// The sentences and the fix on one line.
+    pub fn message(&self) -> String {
+        let fix = self.change.as_ref().map(|change| format!("Fix: {}: {}", change.instruction(), change.inline()));
+        self.sentences.iter().cloned().chain(fix).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A finding of a module below, without its policy.
+struct Found {
+    field: String,
+    sentences: Vec<String>,
+    change: Option<PolicyChange>,
+}
+
+impl Found {
+    fn new<S: Into<String>>(field: impl Into<String>, sentences: impl IntoIterator<Item = S>) -> Self {
+        Self { field: field.into(), sentences: sentences.into_iter().map(Into::into).collect(), change: None }
+    }
+
+    fn with(self, change: Option<PolicyChange>) -> Self {
+        Self { change, ..self }
+    }
+}
+
+/// Returns warnings about policies that select no pod, use port names that no pod has or selectors that match no
+/// namespace, deny DNS, or use the address or port of a Service instead of those of its backends. Returns nothing if
+/// there are no pods.
+pub fn lint(world: &World) -> Vec<Finding> {
+    let mut findings = Vec::new();
     if world.pods.is_empty() {
-        return found;
+        return findings;
     }
     let mut without_dns = services::without_dns(world);
     for policy in world.policies.values() {
-        let mut warn = |field: String, message: String| {
-            found.push((policy.key.clone(), Problem { severity: Severity::Warning, field, message }));
-        };
+        let mut found = Vec::new();
         let selected: Vec<&Pod> = world.pods.values().filter(|pod| selects(policy, pod)).collect();
         if selected.is_empty() {
-            warn("spec.podSelector".into(), format!("selects no pod of namespace {}", policy.key.namespace));
+            found.push(no_pod(policy));
         }
-        if let Some((field, message)) = without_dns.remove(&policy.key) {
-            warn(field, message);
-        }
+        found.extend(without_dns.remove(&policy.key));
         for (index, rule) in reference::rules(policy, Direction::Egress).iter().enumerate() {
-            for (field, message) in services::misunderstood(world, policy, index, rule, &selected) {
-                warn(field, message);
-            }
+            found.extend(services::mistakes(world, policy, index, rule, &selected));
         }
         for direction in Direction::BOTH {
             for (index, rule) in reference::rules(policy, direction).iter().enumerate() {
-                let field = format!("spec.{}[{index}]", direction.name());
+                let field = format!("spec.{}[{index}].ports", direction.name());
                 let destinations = if direction == Direction::Ingress { Some(selected.as_slice()) } else { None };
-                for message in ports::unresolved(world, rule, destinations) {
-                    warn(format!("{field}.ports"), message);
-                }
-                unanswered_namespaces(world, rule).for_each(|selector| {
-                    warn(field.clone(), format!("namespaceSelector {selector} selects no namespace"));
-                });
+                let unresolved = ports::unresolved(world, rule, destinations);
+                found.extend(unresolved.into_iter().map(|sentences| Found::new(field.clone(), sentences)));
+                found.extend(empty_namespace_selectors(world, policy, direction, index, rule));
             }
         }
+        findings.extend(found.into_iter().map(|Found { field, sentences, change }| Finding {
+            policy: policy.key.clone(),
+            field,
+            sentences,
+            change,
+        }));
     }
-    found
+    findings
+}
+
+fn no_pod(policy: &Policy) -> Found {
+    let labels = describe::labels(&policy.pods);
+    let sentences = [
+        format!("podSelector {labels} selects no pod in namespace {}.", policy.key.namespace),
+        "The policy isolates no pod.".to_owned(),
+        "Fix: check the namespace of the policy and the labels of the pods.".to_owned(),
+    ];
+    Found::new("spec.podSelector", sentences)
 }
 
 fn selects(policy: &Policy, pod: &Pod) -> bool {
     pod.participates() && pod.key.namespace == policy.key.namespace && policy.pods.isolates(&pod.labels)
 }
 
-fn unanswered_namespaces<'a>(world: &'a World, rule: &'a Rule) -> impl Iterator<Item = String> + 'a {
+/// Namespace selectors of a rule that match no namespace.
+fn empty_namespace_selectors(
+    world: &World,
+    policy: &Policy,
+    direction: Direction,
+    index: usize,
+    rule: &Rule,
+) -> Vec<Found> {
     let peers = match &rule.peers {
         Peers::Any => &[][..],
         Peers::Of(peers) => peers.as_slice(),
     };
-    peers.iter().filter_map(move |peer| {
-        let Peer::Pods { namespaces: Some(selector), .. } = peer else { return None };
-        (!selector.invalid && !selects_some(world, selector)).then(|| describe::labels(selector))
-    })
+    let empty = peers.iter().enumerate().filter_map(|(peer, of)| {
+        let Peer::Pods { namespaces: Some(selector), .. } = of else { return None };
+        if selector.invalid || selects_a_namespace(world, selector) {
+            return None;
+        }
+        let path = nearest::peer_path(policy, direction, index, peer);
+        let sentences = [
+            format!("namespaceSelector {} selects no namespace.", describe::labels(selector)),
+            "The peer matches no pod.".to_owned(),
+            "Fix: check the labels of the namespace; the label kubernetes.io/metadata.name holds its name.".to_owned(),
+        ];
+        Some(Found::new(format!("{path}.namespaceSelector"), sentences))
+    });
+    empty.collect()
 }
 
-fn selects_some(world: &World, selector: &Selector) -> bool {
+fn selects_a_namespace(world: &World, selector: &Selector) -> bool {
     let of_pods = world.pods.keys().map(|key| &key.namespace);
     world.namespaces.keys().chain(of_pods).any(|name| selector.matches(&world.namespace_labels(name)))
 }

@@ -1,44 +1,50 @@
-//! Verdicts in words: who allows, who isolates, which rule came nearest and what it lacked.
+//! Explains verdicts as text: which policies isolate an end, which rule allows the connection, and what the nearest
+//! rule lacks.
 
+mod change;
 mod describe;
-mod display;
 mod hints;
 mod lacks;
 mod lint;
 mod nearest;
+mod render;
 mod through;
+mod yaml;
 
 use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason};
 use serde::{Serialize, Serializer};
 
-pub use lint::lint;
+pub use change::PolicyChange;
+pub use lint::{Finding, lint};
 pub use through::{Through, ThroughBackend};
 
 use crate::model::{PolicyKey, Protocol};
 use crate::reference::{self, Connection, ConnectionError, End, Evaluation, Packet, RuleRef};
 use crate::world::World;
 
-/// Whether a connection, or one side of it, is let through.
+use hints::Fix;
+
+/// The verdict of a connection, or of one side of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// It is.
+    /// Allowed.
     Allow,
-    /// Through a Service: to some of those who may be behind it, or to nobody yet.
+    /// Through a Service: only some backends are allowed, or there are none yet.
     Some,
-    /// It is not.
+    /// Denied.
     Deny,
 }
 
 impl Verdict {
-    /// The verdict that lets through what is `allowed`.
+    /// `Allow` or `Deny`.
     pub const fn of(allowed: bool) -> Self {
         if allowed { Self::Allow } else { Self::Deny }
     }
 
-    /// `allow` or `deny`.
+    /// `allow`, `some` or `deny`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Allow => "allow",
@@ -48,7 +54,7 @@ impl Verdict {
     }
 }
 
-/// What becomes of a connection, and why. Serializes to what `netpol explain -o json` prints.
+/// The verdict of a connection and its reasons. Serializes to the output of `netpol explain -o json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
@@ -63,15 +69,15 @@ pub struct Explanation {
     /// Its protocol.
     #[serde(serialize_with = "as_protocol_name")]
     pub protocol: Protocol,
-    /// Allowed only if both sides allow. Where both ends have two address families: the worse verdict of the two.
+    /// `Allow` only if both sides allow. If both ends have two address families, the worse verdict of the two.
     pub verdict: Verdict,
-    /// The only address family of two that is allowed.
+    /// The allowed address family, if only one of two is allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub only: Option<Family>,
-    /// The address family that has the verdict, the first if both have.
+    /// The evaluation of the address family that has the verdict; the first if both have it.
     #[serde(flatten)]
     pub path: Path,
-    /// Where both ends have two address families: each of them.
+    /// The evaluation of each address family, if both ends have two.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub families: Vec<FamilyPath>,
 }
@@ -79,11 +85,11 @@ pub struct Explanation {
 /// A connection in one address family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Path {
-    /// At the source.
+    /// The source.
     pub egress: Side,
-    /// At the destination.
+    /// The destination.
     pub ingress: Side,
-    /// Where a Service or a hostPort is in between: who may be behind it.
+    /// The backends, if the destination is a Service or a hostPort.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub through: Option<Through>,
 }
@@ -91,15 +97,15 @@ pub struct Path {
 /// One of two address families.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FamilyPath {
-    /// Which.
+    /// The address family.
     pub family: Family,
     /// The source's address.
     pub source: IpAddr,
     /// The destination's address.
     pub destination: IpAddr,
-    /// Allowed only if both sides allow.
+    /// `Allow` only if both sides allow.
     pub verdict: Verdict,
-    /// Why.
+    /// The evaluation.
     #[serde(flatten)]
     pub path: Path,
 }
@@ -129,7 +135,7 @@ impl Family {
         }
     }
 
-    /// The only family that is allowed, of those with these verdicts.
+    /// Returns the allowed family, if exactly one is allowed and another one is not.
     pub fn only(verdicts: impl IntoIterator<Item = (Self, bool)>) -> Option<Self> {
         let (allowed, denied): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(|(_, allowed)| *allowed);
         match allowed[..] {
@@ -139,38 +145,41 @@ impl Family {
     }
 }
 
-/// What one end's policies say.
+/// The evaluation of the policies of one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Side {
-    /// What this side alone would do.
+    /// The verdict of this side alone.
     pub verdict: Verdict,
-    /// Why.
+    /// The reason.
     #[serde(serialize_with = "as_cause_name")]
     pub reason: Cause,
-    /// Whether some policy isolates this end in this direction.
+    /// Whether a policy isolates this end in this direction.
     pub isolated: bool,
-    /// The policies that do, `namespace/name`.
+    /// The isolating policies, `namespace/name`.
     #[serde(serialize_with = "as_texts")]
     pub policies: Vec<PolicyKey>,
-    /// The first rule that allows it.
+    /// The first rule that allows the connection.
     pub rule: Option<AllowingRule>,
-    /// Where no rule allows it: the one that lacks least.
+    /// The rule with the fewest unmet conditions, if no rule allows the connection.
     pub nearest: Option<NearestRule>,
-    /// What is often overlooked in such a case, and parts of the policies that were not understood.
+    /// Common mistakes that apply here, and invalid parts of the policies.
     pub hints: Vec<String>,
+    /// Changes of policies; each of them allows the connection on this side.
+    #[serde(skip)]
+    pub changes: Vec<PolicyChange>,
 }
 
-/// Why a side allows or denies.
+/// The reason of a side's verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// This end is no pod, so that no policy speaks for it.
+    /// This end is not a pod, so no policy applies.
     NoPod,
-    /// As the kernel would count it.
+    /// The reason that the eBPF programs count.
     Judged(Reason),
 }
 
 impl Cause {
-    /// The field in JSON: a [`Reason`]'s name, or `no-pod`.
+    /// The value in JSON: the name of the [`Reason`], or `no-pod`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NoPod => "no-pod",
@@ -179,7 +188,7 @@ impl Cause {
     }
 }
 
-/// The rule that allows.
+/// The rule that allows a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AllowingRule {
     /// Its policy.
@@ -187,13 +196,13 @@ pub struct AllowingRule {
     pub policy: PolicyKey,
     /// Its index among the policy's rules of this direction.
     pub index: usize,
-    /// The peer that matches, in words.
+    /// The peer that matches, as text.
     pub peer: String,
-    /// The port that matches, in words.
+    /// The port that matches, as text.
     pub port: String,
 }
 
-/// The rule that lacks least.
+/// The rule with the fewest unmet conditions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NearestRule {
     /// Its policy.
@@ -201,18 +210,18 @@ pub struct NearestRule {
     pub policy: PolicyKey,
     /// Its index among the policy's rules of this direction.
     pub index: usize,
-    /// Whether it names the other end.
+    /// Whether a peer matches.
     pub peer_matches: bool,
-    /// Whether it names the port.
+    /// Whether a port matches.
     pub port_matches: bool,
-    /// What would have to be otherwise, in words.
+    /// The unmet conditions, each as `field: text`.
     pub lacks: Vec<String>,
 }
 
 /// Explains a connection.
 ///
 /// # Errors
-/// When an end is no pod of the world, has finished, has no address, or shares no address family with the other.
+/// If an end is not in the cluster state, has finished, has no address, or shares no address family with the other.
 pub fn explain(
     world: &World,
     from: &End,
@@ -226,7 +235,7 @@ pub fn explain(
     let in_part = families.iter().any(|each| each.verdict == Verdict::Some);
     let only = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
     let only = only.filter(|_| !in_part);
-    // The first of the worst.
+    // The first of the worst verdicts.
     let worst = (1..families.len())
         .fold(0, |worst, index| if families[index].verdict > families[worst].verdict { index } else { worst });
     let verdict = families[worst].verdict;
@@ -251,36 +260,52 @@ fn explain_family(world: &World, connection: &Connection, protocol: Protocol, po
     }
 }
 
-/// Explains what one end's policies say of a packet. Of one for a Service, what is lacking is told for the first backend that is
-/// denied.
+/// Explains the evaluation of a packet at one end. For a packet to a Service, the nearest rule and the hints are those
+/// of the first denied backend.
 pub fn explain_packet(world: &World, packet: &Packet) -> Side {
     let evaluation = reference::evaluate(world, packet);
     let side = explain_side(world, packet, &evaluation);
     let denied = evaluation.candidates.iter().find(|candidate| candidate.reason == Reason::NoRule);
     let Some(denied) = denied.filter(|_| side.verdict == Verdict::Deny) else { return side };
-    let there = Packet { remote: denied.backend.address, port: denied.backend.port, behind: true, ..packet.clone() };
-    let Side { nearest, hints, .. } = explain_side(world, &there, &reference::evaluate(world, &there));
-    Side { nearest, hints, ..side }
+    let post_dnat =
+        Packet { remote: denied.backend.address, port: denied.backend.port, behind: true, ..packet.clone() };
+    let at_backend = explain_side(world, &post_dnat, &reference::evaluate(world, &post_dnat));
+    let Side { nearest, hints, changes, .. } = at_backend;
+    Side { nearest, hints, changes, ..side }
 }
 
-/// `None` where the end is no pod.
+/// `None` stands for an end that is not a pod.
 fn explain_end(world: &World, judged: Option<&(Packet, Evaluation)>) -> Side {
     judged.map_or_else(Side::no_pod, |(packet, evaluation)| explain_side(world, packet, evaluation))
 }
 
 fn explain_side(world: &World, packet: &Packet, evaluation: &Evaluation) -> Side {
-    let nearest = (evaluation.reason == Reason::NoRule).then(|| nearest::nearest(world, packet)).flatten();
+    let no_rule = evaluation.reason == Reason::NoRule;
+    let nearest = no_rule.then(|| nearest::nearest(world, packet)).flatten();
     let hints = if evaluation.reason.allows() { Vec::new() } else { hints::hints(world, packet, nearest.as_ref()) };
-    let hints = hints.into_iter().map(|hint| hint.text).collect();
+    let policy = nearest.as_ref().map(|nearest| &nearest.rule.policy).or_else(|| evaluation.isolating.first());
+    let added = policy.filter(|_| no_rule && hints.is_empty()).and_then(|policy| added_rule(world, packet, policy));
+    let (hints, fixes): (Vec<String>, Vec<Fix>) = hints.into_iter().map(|hint| (hint.text, hint.fix)).unzip();
+    let changes = fixes.into_iter().filter_map(|fix| match fix {
+        Fix::Rule(policy, index, rule) => PolicyChange::new(world, &policy, packet.direction, index, rule),
+        Fix::Correction(..) | Fix::NotIsolating(_) | Fix::OtherPacket(_) | Fix::LocalNode => None,
+    });
     Side {
         verdict: Verdict::of(evaluation.reason.allows()),
         reason: Cause::Judged(evaluation.reason),
         isolated: !evaluation.isolating.is_empty(),
         policies: evaluation.isolating.clone(),
         rule: evaluation.rule.as_ref().and_then(|rule| allowing_rule(world, packet, rule)),
+        changes: changes.chain(added).collect(),
         nearest: nearest.map(|nearest| nearest.rule),
         hints,
     }
+}
+
+/// A new rule of a policy, for a denied packet without hints.
+fn added_rule(world: &World, packet: &Packet, policy: &PolicyKey) -> Option<PolicyChange> {
+    let rule = hints::rule_for(world, packet, policy)?;
+    PolicyChange::new(world, policy, packet.direction, None, rule)
 }
 
 impl Side {
@@ -293,6 +318,7 @@ impl Side {
             rule: None,
             nearest: None,
             hints: Vec::new(),
+            changes: Vec::new(),
         }
     }
 }
@@ -310,7 +336,7 @@ fn allowing_rule(world: &World, packet: &Packet, found: &RuleRef) -> Option<Allo
     })
 }
 
-/// The pod whose ports names stand for.
+/// The pod on which port names are resolved.
 fn destination<'w>(world: &'w World, packet: &Packet) -> Option<&'w crate::model::Pod> {
     match packet.direction {
         Direction::Ingress => world.pods.get(&packet.pod),
@@ -326,12 +352,12 @@ fn as_texts<S: Serializer>(values: &[PolicyKey], serializer: S) -> Result<S::Ok,
     serializer.collect_seq(values.iter().map(ToString::to_string))
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls it by")]
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde requires this signature")]
 fn as_protocol_name<S: Serializer>(protocol: &Protocol, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(protocol.name())
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls it by")]
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde requires this signature")]
 fn as_cause_name<S: Serializer>(cause: &Cause, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(cause.name())
 }

@@ -1,58 +1,114 @@
-//! The rule that lacks least.
+//! The nearest rule: the rule with the fewest unmet conditions.
 
-use crate::model::{Peer, Peers, Policy, Ports, Rule};
+use std::collections::BTreeSet;
+
+use netpol_common::Direction;
+
+use crate::model::{Peer, Peers, Policy, Ports, Rule, Severity};
 use crate::reference::{self, Packet, Remote};
 use crate::world::World;
 
 use super::{NearestRule, destination, lacks};
 
-/// The nearest rule, and of its peers the nearest.
+/// The nearest rule, and its nearest peer.
 pub(super) struct Nearest<'w> {
     pub(super) rule: NearestRule,
-    /// The peer that lacks least; `None` where the rule is for anyone, or none of its peers was understood.
+    /// The peer with the fewest unmet conditions; `None` if the rule has no `from` or `to`, or no valid peer.
     pub(super) peer: Option<&'w Peer>,
     pub(super) ports: &'w Ports,
 }
 
-/// Of all rules of the policies that isolate, the one with most conditions met: peer and port first, then the fewest things
-/// lacking in the peer; the first one of equals. `None` where there is no rule.
+/// Finds the rule with the most conditions met, among all rules of the isolating policies: peer and port first, then
+/// the fewest unmet conditions of the peer; the first of equal rules. `None` if there is no rule.
 pub(super) fn nearest<'w>(world: &'w World, packet: &Packet) -> Option<Nearest<'w>> {
     let pod = world.pods.get(&packet.pod)?;
-    let mut best: Option<(usize, usize, Nearest<'w>)> = None;
+    let mut best: Option<(usize, usize, Candidate<'w>)> = None;
     for policy in reference::isolating(world, pod, packet.direction) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
-            let (peer_lacks, peer) = of_peers(world, policy, rule, packet);
-            let port_lacks = of_ports(world, rule, packet);
-            let unmet = usize::from(!peer_lacks.is_empty()) + usize::from(port_lacks.is_some());
-            let distance = peer_lacks.len();
-            if best.as_ref().is_some_and(|(least, length, _)| (*least, *length) <= (unmet, distance)) {
-                continue;
+            let peer = nearest_peer(world, policy, rule, packet);
+            let port = of_ports(world, rule, index, packet);
+            let unmet = usize::from(!peer.lacks.is_empty()) + usize::from(port.is_some());
+            let distance = peer.lacks.len();
+            if best.as_ref().is_none_or(|(least, length, _)| (*least, *length) > (unmet, distance)) {
+                best = Some((unmet, distance, Candidate { policy, index, rule, peer, port }));
             }
-            let found = NearestRule {
-                policy: policy.key.clone(),
-                index,
-                peer_matches: peer_lacks.is_empty(),
-                port_matches: port_lacks.is_none(),
-                lacks: lacks::clauses(packet, &peer_lacks, port_lacks),
-            };
-            best = Some((unmet, distance, Nearest { rule: found, peer, ports: &rule.ports }));
         }
     }
-    best.map(|(_, _, nearest)| nearest)
+    best.map(|(_, _, candidate)| candidate.finish(packet.direction))
 }
 
-fn of_peers<'w>(world: &World, policy: &Policy, rule: &'w Rule, packet: &Packet) -> (Vec<String>, Option<&'w Peer>) {
-    let Peers::Of(peers) = &rule.peers else { return (Vec::new(), None) };
+/// A rule that may be the nearest.
+struct Candidate<'w> {
+    policy: &'w Policy,
+    index: usize,
+    rule: &'w Rule,
+    peer: NearestPeer<'w>,
+    /// What the ports lack.
+    port: Option<String>,
+}
+
+/// The nearest peer of a rule.
+struct NearestPeer<'w> {
+    /// Its index in the model, and the peer.
+    found: Option<(usize, &'w Peer)>,
+    /// Its unmet conditions, each with the path below the peer.
+    lacks: Vec<String>,
+}
+
+impl<'w> Candidate<'w> {
+    fn finish(self, direction: Direction) -> Nearest<'w> {
+        let Self { policy, index, rule, peer: NearestPeer { found, lacks }, port } = self;
+        let path = match found {
+            Some((peer, _)) => peer_path(policy, direction, index, peer),
+            None => peers_path(direction, index),
+        };
+        let (peer_matches, port_matches) = (lacks.is_empty(), port.is_none());
+        let lacks = lacks.iter().map(|lack| format!("{path}{lack}")).chain(port).collect();
+        let found_rule = NearestRule { policy: policy.key.clone(), index, peer_matches, port_matches, lacks };
+        Nearest { rule: found_rule, peer: found.map(|(_, peer)| peer), ports: &rule.ports }
+    }
+}
+
+/// `spec.ingress[0].from`.
+fn peers_path(direction: Direction, rule: usize) -> String {
+    let list = match direction {
+        Direction::Ingress => "from",
+        Direction::Egress => "to",
+    };
+    format!("spec.{}[{rule}].{list}", direction.name())
+}
+
+/// The path of a peer in the manifest. The model leaves out invalid peers, so that its indices can differ.
+pub(super) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer: usize) -> String {
+    let list = peers_path(direction, rule);
+    let errors = policy.problems.iter().filter(|problem| problem.severity == Severity::Error);
+    let left_out: BTreeSet<usize> = errors
+        .filter_map(|problem| {
+            let (index, rest) = problem.field.strip_prefix(&list)?.strip_prefix('[')?.split_once(']')?;
+            // A peer with an invalid selector is kept: it matches nothing.
+            let is_kept = rest.starts_with(".podSelector") || rest.starts_with(".namespaceSelector");
+            index.parse().ok().filter(|_| !is_kept)
+        })
+        .collect();
+    let index = (0..).filter(|index| !left_out.contains(index)).nth(peer).unwrap_or(peer);
+    format!("{list}[{index}]")
+}
+
+fn nearest_peer<'w>(world: &World, policy: &Policy, rule: &'w Rule, packet: &Packet) -> NearestPeer<'w> {
+    let Peers::Of(peers) = &rule.peers else { return NearestPeer { found: None, lacks: Vec::new() } };
     let remote = Remote::of(world, packet.remote);
-    let lacking = peers.iter().map(|peer| (lacks::of_peer(world, policy, peer, &remote), Some(peer)));
-    lacking
-        .min_by_key(|(lacks, _)| lacks.len())
-        .unwrap_or_else(|| (vec!["none of its peers was understood".into()], None))
+    let of_peer = |(index, peer): (usize, &'w Peer)| NearestPeer {
+        found: Some((index, peer)),
+        lacks: lacks::of_peer(world, policy, peer, &remote),
+    };
+    let nearest = peers.iter().enumerate().map(of_peer).min_by_key(|peer| peer.lacks.len());
+    nearest.unwrap_or_else(|| NearestPeer { found: None, lacks: vec![": no valid peer".into()] })
 }
 
-fn of_ports(world: &World, rule: &Rule, packet: &Packet) -> Option<String> {
+fn of_ports(world: &World, rule: &Rule, index: usize, packet: &Packet) -> Option<String> {
     let destination = destination(world, packet);
     let Ports::Of(ports) = &rule.ports else { return None };
     let matches = reference::allows_port(&rule.ports, packet.protocol, packet.port, destination);
-    (!matches).then(|| lacks::of_ports(ports, destination))
+    let path = || format!("spec.{}[{index}].ports", packet.direction.name());
+    (!matches).then(|| lacks::of_ports(&path(), ports, packet, destination))
 }

@@ -1,4 +1,4 @@
-//! Connections that go in at a Service or a hostPort: what becomes of them at each of those who may be behind it.
+//! Connections to a Service or a hostPort: the evaluation of each backend.
 
 use std::net::IpAddr;
 
@@ -9,38 +9,38 @@ use crate::model::{PodKey, Protocol};
 use crate::reference::{Connection, Reached};
 use crate::world::{Owner, World};
 
-/// What is in between, and who may be behind it.
+/// A frontend and its backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Through {
-    /// `service/namespace/name`, or `hostPort of namespace/pod`. Several where they share an address and a port.
+    /// `service/namespace/name` or `hostPort of namespace/pod`; several if they share an address and a port.
     pub owners: Vec<String>,
-    /// The address that the connection goes in at.
+    /// The address of the frontend.
     pub address: IpAddr,
-    /// Whether it reaches all of them, some, or none.
+    /// Whether all, some or none of the backends are allowed.
     pub verdict: Verdict,
-    /// Each of them, by address and port.
+    /// The backends.
     pub backends: Vec<ThroughBackend>,
 }
 
-/// Who may be behind a Service.
+/// A backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ThroughBackend {
     /// Its address.
     pub address: IpAddr,
-    /// The port it is reached at there: not always the Service's.
+    /// Its port, which can differ from that of the Service.
     pub port: u16,
-    /// The pod at the address, if it is one's.
+    /// The pod with this address, if any.
     #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodKey>,
-    /// Allowed only if both sides allow.
+    /// `Allow` only if both sides allow.
     pub verdict: Verdict,
-    /// At the source, by this backend's address and port.
+    /// The source, evaluated for the address and port of this backend.
     pub egress: Side,
-    /// At the backend.
+    /// The backend.
     pub ingress: Side,
 }
 
-/// `None` where the connection goes to the address itself.
+/// `None` if the destination is not a frontend.
 pub(super) fn through(world: &World, connection: &Connection, protocol: Protocol, port: u16) -> Option<Through> {
     let frontend = world.frontend_at(connection.destination, protocol.number(), port)?;
     let name = |owner: &Owner| match owner {
@@ -48,9 +48,9 @@ pub(super) fn through(world: &World, connection: &Connection, protocol: Protocol
         Owner::HostPort(key) => format!("hostPort of {key}"),
     };
     let reached = &connection.reached;
-    let sent_on = connection.egress.as_ref().is_none_or(|(_, evaluation)| evaluation.reason.allows());
+    let source_allows = connection.egress.as_ref().is_none_or(|(_, evaluation)| evaluation.reason.allows());
     let verdict = match reached.iter().filter(|reached| reached.allowed()).count() {
-        _ if !sent_on => Verdict::Deny,
+        _ if !source_allows => Verdict::Deny,
         0 if !reached.is_empty() => Verdict::Deny,
         allowed if allowed == reached.len() && allowed > 0 => Verdict::Allow,
         _ => Verdict::Some,
@@ -74,7 +74,7 @@ fn backend(world: &World, reached: &Reached) -> ThroughBackend {
     }
 }
 
-#[allow(clippy::ref_option, reason = "the signature serde calls it by")]
+#[allow(clippy::ref_option, reason = "serde requires this signature")]
 fn as_text<S: Serializer>(key: &Option<PodKey>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&key.as_ref().map(ToString::to_string).unwrap_or_default())
 }

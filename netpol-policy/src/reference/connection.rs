@@ -1,4 +1,4 @@
-//! A connection: egress at its source and ingress at its destination.
+//! Evaluates connections: egress at the source and ingress at the destination.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,9 +14,9 @@ use crate::world::World;
 pub enum End {
     /// A pod.
     Pod(PodKey),
-    /// An address. One that a pod has means that pod.
+    /// An address. The address of a pod stands for that pod.
     Address(IpAddr),
-    /// A Service, at the first of its addresses that will do; nobody opens connections from there.
+    /// A Service, by the first of its addresses with a matching family. Never a source.
     Service(ServiceKey),
 }
 
@@ -31,69 +31,67 @@ impl fmt::Display for End {
     }
 }
 
-/// Why there can be no such connection.
+/// An error that makes a connection impossible.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionError {
-    /// No such pod.
-    #[error("there is no pod {0} among the objects; check its namespace and name")]
+    /// The pod is not in the input.
+    #[error("pod {0} not found in the input; check its namespace and name")]
     NoSuchPod(PodKey),
-    /// The pod has ended, and its address may be another one's by now.
-    #[error(
-        "pod {0} has finished (its phase is Succeeded or Failed), and has no address any more; ask about one that runs"
-    )]
+    /// The pod has finished, and another pod may have its address.
+    #[error("pod {0} has finished (phase Succeeded or Failed) and no longer has an address; use a running pod")]
     Finished(PodKey),
     /// The pod has no address yet.
-    #[error("pod {0} has no address: give it `status.podIPs`")]
+    #[error("pod {0} has no address; add `status.podIPs`")]
     NoAddress(PodKey),
-    /// No such Service.
-    #[error("there is no Service {0} among the objects; check its namespace and name")]
+    /// The Service is not in the input.
+    #[error("Service {0} not found in the input; check its namespace and name")]
     NoSuchService(ServiceKey),
     /// The Service has no address that leads to its backends.
     #[error(
-        "Service {0} has no address of its own (it is headless, or a name): its name leads to other addresses; ask about one of \
-         these, or about a pod"
+        "Service {0} has no cluster IP (headless or ExternalName): its DNS name resolves to other addresses; use one of these \
+         addresses, or a pod"
     )]
     NoServiceAddress(ServiceKey),
     /// The Service has other ports.
     #[error("Service {0} has no port {1}; it has {2}")]
     NoServicePort(ServiceKey, String, String),
-    /// Nobody connects from a Service's address.
-    #[error("Service {0} opens no connections; ask about a pod behind it")]
+    /// A Service is not a source of connections.
+    #[error("Service {0} cannot be a source of connections; use a pod that it selects")]
     FromService(ServiceKey),
     /// One end has only IPv4, the other only IPv6.
     #[error("{0} and {1} have no address family in common")]
     NoCommonFamily(End, End),
 }
 
-/// What a connection meets.
+/// The evaluation of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Source address.
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// The packet at the source pod and what becomes of it, or, where that denies it, where it leaves the node; `None` where the
-    /// source is no pod.
+    /// The packet and its evaluation at the source pod, or, if denied there, at the device by which it leaves the node.
+    /// `None` if the source is not a pod.
     pub egress: Option<(Packet, Evaluation)>,
-    /// The packet at the destination pod and what becomes of it; `None` where the destination is no pod.
+    /// The packet and its evaluation at the destination pod; `None` if the destination is not a pod.
     pub ingress: Option<(Packet, Evaluation)>,
-    /// Where the destination is a Service's: what becomes of it at each backend that it may be sent to.
+    /// If the destination is a frontend: the evaluation for each backend.
     pub reached: Vec<Reached>,
 }
 
-/// A connection through a Service, sent on to one backend.
+/// A connection through a Service to one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reached {
-    /// Where to.
+    /// The backend.
     pub backend: Backend,
-    /// The packet past the place where it is sent on; `None` where the source is no pod.
+    /// The packet post-DNAT; `None` if the source is not a pod.
     pub egress: Option<(Packet, Evaluation)>,
-    /// The packet at the backend; `None` where that is no pod.
+    /// The packet at the backend; `None` if the backend is not a pod.
     pub ingress: Option<(Packet, Evaluation)>,
 }
 
 impl Reached {
-    /// Whether both directions allow it.
+    /// Returns whether both directions allow the connection.
     pub fn allowed(&self) -> bool {
         both_allow(self.egress.as_ref(), self.ingress.as_ref())
     }
@@ -104,24 +102,24 @@ fn both_allow(egress: Option<&(Packet, Evaluation)>, ingress: Option<&(Packet, E
 }
 
 impl Connection {
-    /// Whether both directions allow it; through a Service, to one of its backends at least.
+    /// Returns whether both directions allow the connection; through a Service, to at least one backend.
     pub fn allowed(&self) -> bool {
         let some_reached = self.reached.is_empty() || self.reached.iter().any(Reached::allowed);
         both_allow(self.egress.as_ref(), self.ingress.as_ref()) && some_reached
     }
 }
 
-/// Evaluates a connection at both ends. Where both ends have two address families, the first of the destination's that the
-/// source has too is used, as resolvers commonly do.
+/// Evaluates a connection at both ends. If both ends have two address families, uses the first family of the
+/// destination, as resolvers commonly do.
 ///
 /// # Errors
-/// When an end is no pod of the world, has finished, has no address, or shares no address family with the other.
+/// If an end is not in the cluster state, has finished, has no address, or shares no address family with the other.
 pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) -> Result<Connection, ConnectionError> {
     let mut all = connections(world, from, to, protocol, port)?;
     Ok(all.swap_remove(0))
 }
 
-/// Evaluates a connection at both ends in each address family that they have in common; never empty. A client may use either.
+/// Evaluates a connection at both ends in each common address family, as a client may use either. Never empty.
 ///
 /// # Errors
 /// As [`connection`].
@@ -143,7 +141,7 @@ pub fn connections(
     let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
     for destination in destinations {
         let Some(source) = sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4()) else { continue };
-        if pairs.iter().all(|(_, known)| known.is_ipv4() != destination.is_ipv4()) {
+        if pairs.iter().all(|(_, other)| other.is_ipv4() != destination.is_ipv4()) {
             pairs.push((*source, destination));
         }
     }
@@ -179,11 +177,11 @@ fn between(
         egress: source_pod.map(|pod| judged(pod, Direction::Egress, backend.address, backend.port, true)),
         ingress: world.peer_at(backend.address).map(|pod| judged(pod, Direction::Ingress, source, backend.port, false)),
     });
-    // 22: at another node's address it leaves this one still on its way to the Service.
-    let leaves = |pod: &Pod| world.is_node(destination) && !is_at_home(world, pod, destination);
+    // 22: a packet to the address of another node leaves this node pre-DNAT.
+    let leaves_node = |pod: &Pod| world.is_node(destination) && !is_pods_node(world, pod, destination);
     let egress = |pod: &Pod| {
-        let past = leaves(pod).then(|| judged(pod, Direction::Egress, destination, port, true));
-        let denied = past.filter(|(_, evaluation)| evaluation.reason == Reason::SomeBackends);
+        let leaving = leaves_node(pod).then(|| judged(pod, Direction::Egress, destination, port, true));
+        let denied = leaving.filter(|(_, evaluation)| evaluation.reason == Reason::SomeBackends);
         denied.unwrap_or_else(|| judged(pod, Direction::Egress, destination, port, false))
     };
     Connection {
@@ -221,19 +219,20 @@ fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w P
     }
 }
 
-/// Whether it is an address of the node that the pod runs on, whichever this node is.
-fn is_at_home(world: &World, pod: &Pod, address: IpAddr) -> bool {
+/// Returns whether the address is one of the node on which the pod runs.
+fn is_pods_node(world: &World, pod: &Pod, address: IpAddr) -> bool {
     let node = pod.node.as_ref().and_then(|name| world.nodes.get(name));
     node.is_some_and(|node| node.addresses.contains(&address))
 }
 
 fn has_port(world: &World, key: &ServiceKey, protocol: u8, port: u16) -> Result<(), ConnectionError> {
     let ports = world.services.get(key).map(|service| service.ports.as_slice()).unwrap_or_default();
-    if ports.iter().any(|own| own.protocol.number() == protocol && own.port == port) {
+    if ports.iter().any(|item| item.protocol.number() == protocol && item.port == port) {
         return Ok(());
     }
     let text = |port: u16, protocol: Protocol| format!("{port}/{}", protocol.name());
-    let asked = Protocol::from_number(protocol).map_or_else(|| port.to_string(), |protocol| text(port, protocol));
-    let own: Vec<_> = ports.iter().map(|own| text(own.port, own.protocol)).collect();
-    Err(ConnectionError::NoServicePort(key.clone(), asked, if own.is_empty() { "none".into() } else { own.join(", ") }))
+    let wanted = Protocol::from_number(protocol).map_or_else(|| port.to_string(), |protocol| text(port, protocol));
+    let ports: Vec<_> = ports.iter().map(|item| text(item.port, item.protocol)).collect();
+    let ports = if ports.is_empty() { "none".into() } else { ports.join(", ") };
+    Err(ConnectionError::NoServicePort(key.clone(), wanted, ports))
 }

@@ -1,4 +1,4 @@
-//! What a hint says to do, so that it is only given where that changes the verdict.
+//! The change that a hint asks for, so that a hint is only given if the change allows the packet.
 
 use netpol_common::Direction;
 
@@ -9,37 +9,42 @@ use crate::world::World;
 /// A change that a hint asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::explain) enum Fix {
-    /// A rule of the policy, in the packet's direction, is this one instead; without an index, a further rule.
+    /// Replace the rule at this index, in the packet's direction; without an index, add a rule.
     Rule(PolicyKey, Option<usize>, Rule),
-    /// The policy does not isolate the pod in the packet's direction.
+    /// Correct an invalid part of the policy. The rule stands for any correction: it matches everything where the part
+    /// matched nothing.
+    Correction(PolicyKey, Option<usize>, Rule),
+    /// Correct an invalid part, so that the policy does not isolate the pod in the packet's direction.
     NotIsolating(PolicyKey),
-    /// The question is about this packet instead.
-    Ask(Packet),
+    /// Evaluate this packet instead.
+    OtherPacket(Packet),
     /// The other end is the local node.
     LocalNode,
 }
 
 impl Fix {
-    /// Whether it makes a denied packet an allowed one. Costs no copy of a policy: the agent asks for each denied flow.
+    /// Returns whether the change allows a denied packet. Does not copy a policy: the agent calls this for each denied
+    /// flow.
     pub(super) fn works(&self, world: &World, packet: &Packet) -> bool {
         let Some(pod) = world.pods.get(&packet.pod) else { return false };
         match self {
-            Self::Rule(key, _, rule) => {
+            Self::Rule(key, _, rule) | Self::Correction(key, _, rule) => {
                 let policy = world.policies.get(key);
                 policy.is_some_and(|policy| reference::allows(world, policy, rule, pod, packet))
             }
-            // No rule of the others allows the packet, so that each of them denies it alone.
+            // No rule of the other policies allows the packet, so each of them denies it alone.
             Self::NotIsolating(key) => {
                 reference::isolating(world, pod, packet.direction).all(|policy| policy.key == *key)
             }
-            Self::Ask(other) => reference::evaluate(world, other).reason.allows(),
+            Self::OtherPacket(other) => reference::evaluate(world, other).reason.allows(),
             // 15: traffic between a pod and the local node is allowed.
             Self::LocalNode => true,
         }
     }
 }
 
-/// The index of the rule that a field of a policy is in, and the rest of the field; `None` where it is in no rule of this direction.
+/// The index of the rule that a field of a policy is in, and the rest of the field; `None` if it is in no rule of this
+/// direction.
 pub(super) fn rule_of(field: &str, direction: Direction) -> Option<(usize, &str)> {
     let rest = field.strip_prefix("spec.")?.strip_prefix(direction.name())?.strip_prefix('[')?;
     let (index, rest) = rest.split_once(']')?;
@@ -54,24 +59,14 @@ pub(super) fn rule(world: &World, policy: &PolicyKey, direction: Direction, inde
 
 #[cfg(test)]
 impl Fix {
-    /// Does what the hint says, to the objects or to the question.
+    /// Applies the change to the objects or to the packet.
     pub(in crate::explain) fn apply(&self, world: &mut World, packet: &mut Packet) {
         use crate::model::Object;
         use crate::world::Event;
 
         match self {
-            Self::Rule(key, index, rule) => {
-                let mut policy = world.policies[key].clone();
-                let rules = match packet.direction {
-                    Direction::Ingress => &mut policy.ingress,
-                    Direction::Egress => &mut policy.egress,
-                };
-                let rules = rules.as_mut().expect("it isolates");
-                match index {
-                    Some(index) => rules[*index] = rule.clone(),
-                    None => rules.push(rule.clone()),
-                }
-                world.apply(Event::Apply(Object::Policy(policy)));
+            Self::Rule(key, index, rule) | Self::Correction(key, index, rule) => {
+                set_rule(world, key, packet.direction, *index, rule.clone());
             }
             Self::NotIsolating(key) => {
                 let mut policy = world.policies[key].clone();
@@ -81,11 +76,33 @@ impl Fix {
                 }
                 world.apply(Event::Apply(Object::Policy(policy)));
             }
-            Self::Ask(other) => *packet = other.clone(),
+            Self::OtherPacket(other) => *packet = other.clone(),
             Self::LocalNode => {
                 world.apply(Event::OwnAddresses(vec![packet.remote]));
                 packet.from_node = packet.direction == Direction::Ingress;
             }
         }
     }
+}
+
+/// Replaces a rule of a policy, or adds one.
+#[cfg(test)]
+pub(in crate::explain) fn set_rule(
+    world: &mut World,
+    key: &PolicyKey,
+    direction: Direction,
+    index: Option<usize>,
+    rule: Rule,
+) {
+    let mut policy = world.policies[key].clone();
+    let rules = match direction {
+        Direction::Ingress => &mut policy.ingress,
+        Direction::Egress => &mut policy.egress,
+    };
+    let rules = rules.as_mut().expect("the policy isolates in this direction");
+    match index {
+        Some(index) => rules[index] = rule,
+        None => rules.push(rule),
+    }
+    world.apply(crate::world::Event::Apply(crate::model::Object::Policy(policy)));
 }

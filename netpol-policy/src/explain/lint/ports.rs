@@ -1,24 +1,24 @@
-//! Port names that resolve nowhere.
+//! Port names that no pod has.
 
 use std::collections::BTreeSet;
 
 use crate::model::{IpBlock, Peer, Peers, Pod, PortMatch, PortRange, Ports, Rule};
 use crate::world::World;
 
-/// Names in a rule's ports that none of `destinations` has (`None`: an egress rule, any pod may be one), and names that are for an
-/// ipBlock without such a pod.
-pub(super) fn unresolved(world: &World, rule: &Rule, destinations: Option<&[&Pod]>) -> Vec<String> {
+/// Returns sentences about each port name of a rule that none of `destinations` has (`None`: an egress rule, any pod
+/// may be the destination), and about each name that is used with an ipBlock without such a pod.
+pub(super) fn unresolved(world: &World, rule: &Rule, destinations: Option<&[&Pod]>) -> Vec<Vec<String>> {
     let Ports::Of(ports) = &rule.ports else { return Vec::new() };
     let mut found = Vec::new();
     for port in ports {
         let PortRange::Named(name) = &port.port else { continue };
-        let named = match destinations {
+        let unresolved = match destinations {
             Some([]) => continue,
-            Some(pods) => unresolved_at(pods.iter().copied(), name, port),
-            None => unresolved_at(world.pods.values(), name, port),
+            Some(pods) => of_pods(pods.iter().copied(), "No pod that the policy selects", name, port),
+            None => of_pods(world.pods.values(), "No pod", name, port),
         };
-        match (named, destinations, &rule.peers) {
-            (Some(message), ..) => found.push(message),
+        match (unresolved, destinations, &rule.peers) {
+            (Some(sentences), ..) => found.push(sentences),
             (None, None, Peers::Of(peers)) => found.extend(peers.iter().filter_map(|peer| match peer {
                 Peer::Block(block) => of_block(world, block, name, port),
                 Peer::Pods { .. } => None,
@@ -29,7 +29,7 @@ pub(super) fn unresolved(world: &World, rule: &Rule, destinations: Option<&[&Pod
     found
 }
 
-fn unresolved_at<'w>(pods: impl Iterator<Item = &'w Pod>, name: &str, port: &PortMatch) -> Option<String> {
+fn of_pods<'w>(pods: impl Iterator<Item = &'w Pod>, no_pod: &str, name: &str, port: &PortMatch) -> Option<Vec<String>> {
     let mut others = BTreeSet::new();
     for pod in pods {
         for named in pod.ports.iter().filter(|named| *named.name == *name) {
@@ -39,28 +39,34 @@ fn unresolved_at<'w>(pods: impl Iterator<Item = &'w Pod>, name: &str, port: &Por
             others.insert((named.protocol, named.port, &pod.key));
         }
     }
-    let wanted = port.protocol.name();
+    let used = port.protocol.name();
     Some(match others.first() {
         Some((protocol, number, pod)) => {
             let has = protocol.name();
-            format!(
-                "port name \"{name}\" is {number}/{has} at pod {pod}, and the rule is for {wanted}: write `protocol: {has}`, or add \
-                 the name to a {wanted} port of the pod"
-            )
+            vec![
+                format!("Port \"{name}\" of pod {pod} is {number}/{has}, but the rule uses it with {used}."),
+                "The name matches no port.".to_owned(),
+                format!("Fix: write `protocol: {has}`, or add the name to a {used} port of the pod."),
+            ]
         }
-        None => format!("port name \"{name}\" is no port of any pod it is looked up on"),
+        None => vec![
+            format!("{no_pod} has a port with the name \"{name}\"."),
+            "The name matches no port.".to_owned(),
+            "Fix: check the name, or write the port number.".to_owned(),
+        ],
     })
 }
 
-/// A name is resolved on the destination pod (9): what is no pod has none.
-fn of_block(world: &World, block: &IpBlock, name: &str, port: &PortMatch) -> Option<String> {
+/// A name is resolved on the destination pod (9). An address that is not a pod's has no port names.
+fn of_block(world: &World, block: &IpBlock, name: &str, port: &PortMatch) -> Option<Vec<String>> {
     let has = |pod: &&Pod| pod.ports.iter().any(|named| *named.name == *name && named.protocol == port.protocol);
     let in_block = |pod: &Pod| pod.addresses.iter().any(|address| block.contains(*address));
     let resolves = world.pods.values().filter(|pod| pod.participates()).filter(has).any(in_block);
     (!resolves).then(|| {
-        format!(
-            "port name \"{name}\" is looked up on pods, and no pod in {} has it: it allows nothing there; write the number of the port",
-            block.cidr
-        )
+        vec![
+            format!("No pod in {} has a port with the name \"{name}\".", block.cidr),
+            "Port names are resolved on pods, so the name matches no port there.".to_owned(),
+            "Fix: write the port number.".to_owned(),
+        ]
     })
 }

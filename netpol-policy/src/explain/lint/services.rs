@@ -1,33 +1,32 @@
-//! What egress rules get wrong about Services.
+//! Mistakes of egress rules about Services.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use netpol_common::Direction;
 
-use super::advice;
-use crate::explain::describe;
+use super::{Found, suggest};
+use crate::explain::nearest::peer_path;
+use crate::explain::{PolicyChange, describe};
 use crate::model::{
     Backend, IpBlock, Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Protocol, Rule, Service, ServiceKey,
 };
 use crate::reference::{self, Remote};
 use crate::world::World;
 
-/// Where clusters have their DNS.
+/// The namespace of the cluster DNS.
 const DNS_NAMESPACE: &str = "kube-system";
 const DNS_PORT: u16 = 53;
-/// Names that a message has; the others are a number.
-const NAMED: usize = 3;
+/// The number of names in a message; the others are counted.
+const NAMES_SHOWN: usize = 3;
 
-/// Who is behind a Service's port, and by which protocol.
+/// A backend of a Service's port, and the protocol.
 type Target = (Backend, Protocol);
 
-/// Where a policy is wrong, and how.
-pub(super) type Finding = (String, String);
-
-/// Policies under which pods do not reach the cluster's DNS, one finding for each: the first policy that isolates such a pod.
-pub(super) fn without_dns(world: &World) -> BTreeMap<PolicyKey, Finding> {
+/// Returns policies that deny pods the cluster DNS, with one finding each: for each such pod, the first policy that
+/// isolates it.
+pub(super) fn without_dns(world: &World) -> BTreeMap<PolicyKey, Found> {
     let Some((dns, targets)) = dns(world) else { return BTreeMap::new() };
-    let mut cut_off: BTreeMap<&PolicyKey, (Vec<&Pod>, BTreeSet<Target>)> = BTreeMap::new();
+    let mut denied: BTreeMap<&PolicyKey, (Vec<&Pod>, BTreeSet<Target>)> = BTreeMap::new();
     for pod in world.pods.values().filter(|pod| pod.participates() && !pod.addresses.is_empty()) {
         let isolating: Vec<&Policy> = reference::isolating(world, pod, Direction::Egress).collect();
         let Some(first) = isolating.first() else { continue };
@@ -35,26 +34,36 @@ pub(super) fn without_dns(world: &World) -> BTreeMap<PolicyKey, Finding> {
         let missing: Vec<Target> =
             missing.filter(|(backend, _)| !pod.addresses.contains(&backend.address)).copied().collect();
         if !missing.is_empty() {
-            let (pods, all) = cut_off.entry(&first.key).or_default();
+            let (pods, all) = denied.entry(&first.key).or_default();
             pods.push(pod);
             all.extend(missing);
         }
     }
-    let told = |(policy, (pods, missing)): (&PolicyKey, (Vec<&Pod>, BTreeSet<Target>))| {
+    let found = |(policy, (pods, missing)): (&PolicyKey, (Vec<&Pod>, BTreeSet<Target>))| {
         let names: Vec<String> = pods.iter().map(|pod| pod.key.to_string()).collect();
-        let message = format!(
-            "isolates {} for egress, and no rule lets {} reach the cluster's DNS, Service {dns}, at {}: names do not resolve there. {}",
-            some(&names, "pods"),
-            if pods.len() == 1 { "it" } else { "them" },
-            advice::ports(&missing),
-            advice::rule(world, &targets),
-        );
-        (policy.clone(), ("spec.egress".to_owned(), message))
+        let (label, subject) = if pods.len() == 1 { ("pod", "The pod") } else { ("pods", "The pods") };
+        let ports = suggest::ports(&missing);
+        let sentences = [
+            format!(
+                "No rule allows {label} {} to reach the cluster DNS, Service {dns}, at {ports}.",
+                some(&names, "pods")
+            ),
+            format!("{subject} cannot resolve DNS names."),
+        ];
+        let added = added_rule(world, policy, &targets);
+        (policy.clone(), Found::new("spec.egress", sentences).with(added))
     };
-    cut_off.into_iter().map(told).collect()
+    denied.into_iter().map(found).collect()
 }
 
-/// The cluster's DNS: the Service of its namespace that has the port.
+/// A new rule that allows these backends.
+fn added_rule(world: &World, policy: &PolicyKey, targets: &BTreeSet<Target>) -> Option<PolicyChange> {
+    let (rule, left_out) = suggest::rule(world, targets, &policy.namespace);
+    let change = PolicyChange::new(world, policy, Direction::Egress, None, rule)?;
+    Some(change.with_more_addresses(left_out))
+}
+
+/// The cluster DNS: the first Service in its namespace that has the DNS port.
 fn dns(world: &World) -> Option<(ServiceKey, BTreeSet<Target>)> {
     world.services.values().filter(|service| *service.key.namespace == *DNS_NAMESPACE).find_map(|service| {
         let targets = targets(world, service, |port| port == DNS_PORT);
@@ -62,10 +71,10 @@ fn dns(world: &World) -> Option<(ServiceKey, BTreeSet<Target>)> {
     })
 }
 
-/// Who is behind those of a Service's ports.
+/// The backends of a Service, for the ports that the filter accepts.
 fn targets(world: &World, service: &Service, ports: impl Fn(u16) -> bool) -> BTreeSet<Target> {
-    let asked = service.frontends().filter(|(_, port)| ports(port.port));
-    asked
+    let frontends = service.frontends().filter(|(_, port)| ports(port.port));
+    frontends
         .flat_map(|(frontend, port)| world.backends(&frontend).into_iter().map(|backend| (backend, port.protocol)))
         .collect()
 }
@@ -74,7 +83,7 @@ fn shares_family(pod: &Pod, (backend, _): &Target) -> bool {
     pod.addresses.iter().any(|address| address.is_ipv4() == backend.address.is_ipv4())
 }
 
-/// Whether a rule of one of these policies allows to go there.
+/// Returns whether a rule of one of these policies allows the backend.
 fn allowed(world: &World, policies: &[&Policy], target: &Target) -> bool {
     policies.iter().any(|policy| {
         reference::rules(policy, Direction::Egress).iter().any(|rule| rule_allows(world, policy, rule, target))
@@ -87,61 +96,60 @@ fn rule_allows(world: &World, policy: &Policy, rule: &Rule, (backend, protocol):
         && reference::allows_port(&rule.ports, protocol.number(), backend.port, remote.pod)
 }
 
-/// What one egress rule says of Services that is not so. `selected`: the pods that the policy isolates.
-pub(super) fn misunderstood(
-    world: &World,
-    policy: &Policy,
-    index: usize,
-    rule: &Rule,
-    selected: &[&Pod],
-) -> Vec<Finding> {
+/// Returns the mistakes of one egress rule. `selected`: the pods that the policy isolates.
+pub(super) fn mistakes(world: &World, policy: &Policy, index: usize, rule: &Rule, selected: &[&Pod]) -> Vec<Found> {
     let Peers::Of(peers) = &rule.peers else { return Vec::new() };
     let mut found = Vec::new();
-    for peer in peers {
-        match peer {
-            Peer::Block(block) => found.extend(
-                block_of_services(world, rule, block, selected)
-                    .map(|message| (format!("spec.egress[{index}].to"), message)),
-            ),
-            Peer::Pods { .. } => {}
+    for (peer, of) in peers.iter().enumerate() {
+        if let Peer::Block(block) = of {
+            let path = || peer_path(policy, Direction::Egress, index, peer);
+            found.extend(block_of_services(world, policy, rule, block, selected, path));
         }
     }
-    found.extend(host_network(world, policy, peers).map(|message| (format!("spec.egress[{index}].to"), message)));
-    found.extend(
-        service_ports(world, policy, rule, selected).map(|message| (format!("spec.egress[{index}].ports"), message)),
-    );
+    found.extend(host_network(world, policy, index, rule, peers));
+    found.extend(service_ports(world, policy, index, rule, selected));
     found
 }
 
-/// A block that has Services' addresses and no pod's names those Services, and allows nothing there.
-fn block_of_services(world: &World, rule: &Rule, block: &IpBlock, selected: &[&Pod]) -> Option<String> {
+/// Finds a block that contains addresses of Services and of no pod. It allows none of those Services.
+fn block_of_services(
+    world: &World,
+    policy: &Policy,
+    rule: &Rule,
+    block: &IpBlock,
+    selected: &[&Pod],
+    path: impl Fn() -> String,
+) -> Option<Found> {
     let pods = world.pods.values().filter(|pod| pod.participates()).flat_map(|pod| &pod.addresses);
     if block.cidr.prefix_len() == 0 || pods.into_iter().any(|address| block.contains(*address)) {
         return None;
     }
-    let meant = |service: &&Service| {
+    let is_in_block = |service: &&Service| {
         service.addresses.iter().any(|address| block.contains(*address))
             && service
                 .ports
                 .iter()
                 .any(|port| reference::allows_port(&rule.ports, port.protocol.number(), port.port, None))
     };
-    let cut_off: Vec<(&Service, BTreeSet<Target>)> = world
+    let denied: Vec<(&Service, BTreeSet<Target>)> = world
         .services
         .values()
-        .filter(meant)
+        .filter(is_in_block)
         .map(|service| (service, targets(world, service, |_| true)))
         .filter(|(_, targets)| !targets.is_empty() && selected.iter().any(|pod| !reaches(world, pod, targets)))
         .collect();
-    let (_, targets) = cut_off.first()?;
-    let names: Vec<String> = cut_off.iter().map(|(service, _)| service.key.to_string()).collect();
-    let (service, addresses) = if names.len() == 1 { ("Service", "the address") } else { ("Services", "addresses") };
-    Some(format!(
-        "{} has {addresses} of {service} {}, and allows nothing there: policies are judged by who is behind a Service. {}",
-        block.cidr,
-        some(&names, "Services"),
-        advice::rule(world, targets),
-    ))
+    let (_, targets) = denied.first()?;
+    let names: Vec<String> = denied.iter().map(|(service, _)| service.key.to_string()).collect();
+    let (services, them) = match names.len() {
+        1 => ("the address of Service", "it"),
+        _ => ("addresses of Services", "them"),
+    };
+    let sentences = [
+        format!("{} contains {services} {}.", block.cidr, some(&names, "Services")),
+        format!("Policies match the addresses of a Service's backends, so this block does not allow {them}."),
+    ];
+    let change = added_rule(world, &policy.key, targets);
+    Some(Found::new(format!("{}.ipBlock", path()), sentences).with(change))
 }
 
 fn reaches(world: &World, pod: &Pod, targets: &BTreeSet<Target>) -> bool {
@@ -149,11 +157,11 @@ fn reaches(world: &World, pod: &Pod, targets: &BTreeSet<Target>) -> bool {
     isolating.is_empty() || targets.iter().all(|target| allowed(world, &isolating, target))
 }
 
-/// A selector of pods that only such in their node's network meet: those are no peers.
-fn host_network(world: &World, policy: &Policy, peers: &[Peer]) -> Option<String> {
-    peers.iter().find_map(|peer| {
+/// Finds a selector that only host-network pods match. Those are not peers.
+fn host_network(world: &World, policy: &Policy, index: usize, rule: &Rule, peers: &[Peer]) -> Option<Found> {
+    peers.iter().enumerate().find_map(|(number, peer)| {
         let Peer::Pods { namespaces, pods } = peer else { return None };
-        let meets = |pod: &&Pod| {
+        let matches = |pod: &&Pod| {
             let namespace = match namespaces {
                 Some(selector) => selector.matches(&world.namespace_labels(&pod.key.namespace)),
                 None => pod.key.namespace == policy.key.namespace,
@@ -161,22 +169,29 @@ fn host_network(world: &World, policy: &Policy, peers: &[Peer]) -> Option<String
             namespace && pods.matches(&pod.labels)
         };
         let (of_host, others): (Vec<&Pod>, Vec<&Pod>) =
-            world.pods.values().filter(|pod| !pod.finished).filter(meets).partition(|pod| pod.host_network);
+            world.pods.values().filter(|pod| !pod.finished).filter(matches).partition(|pod| pod.host_network);
         if pods.requirements.is_empty() || of_host.is_empty() || !others.is_empty() {
             return None;
         }
         let names: Vec<String> = of_host.iter().map(|pod| pod.key.to_string()).collect();
-        let blocks = advice::blocks(of_host.iter().flat_map(|pod| pod.addresses.iter().copied()));
-        Some(format!(
-            "{} are {} alone, of the node's own network: such pods are no peers. Write {blocks}",
-            describe::peer(policy, peer),
-            some(&names, "pods"),
-        ))
+        let (blocks, left_out) = suggest::blocks(of_host.iter().flat_map(|pod| pod.addresses.iter().copied()));
+        let added = Rule { peers: Peers::Of(blocks), ports: rule.ports.clone() };
+        let change = PolicyChange::new(world, &policy.key, Direction::Egress, None, added);
+        let sentences = [
+            format!(
+                "The selector matches host-network pods only ({}): {}.",
+                describe::peer(policy, peer),
+                some(&names, "pods")
+            ),
+            "Host-network pods are not peers: a selector never matches the address of a node.".to_owned(),
+        ];
+        let field = peer_path(policy, Direction::Egress, index, number);
+        Some(Found::new(field, sentences).with(change.map(|change| change.with_more_addresses(left_out))))
     })
 }
 
-/// A rule whose peers are behind a Service, and whose port is the Service's, not theirs.
-fn service_ports(world: &World, policy: &Policy, rule: &Rule, selected: &[&Pod]) -> Option<String> {
+/// Finds a rule that selects backends of a Service and has the port of the Service instead of theirs.
+fn service_ports(world: &World, policy: &Policy, index: usize, rule: &Rule, selected: &[&Pod]) -> Option<Found> {
     let Ports::Of(ports) = &rule.ports else { return None };
     let numbers = |port: u16, protocol: Protocol| {
         ports.iter().any(|item| item.protocol == protocol && item.port == PortRange::Range(port, port))
@@ -186,34 +201,38 @@ fn service_ports(world: &World, policy: &Policy, rule: &Rule, selected: &[&Pod])
             if !numbers(port.port, port.protocol) {
                 return None;
             }
-            let behind = world.backends(&frontend).into_iter().filter(|backend| {
+            let backends = world.backends(&frontend).into_iter().filter(|backend| {
                 let remote = Remote::of(world, backend.address);
                 remote.pod.is_some() && reference::allows_peer(world, policy, &rule.peers, &remote)
             });
-            let behind: BTreeSet<Target> = behind.map(|backend| (backend, port.protocol)).collect();
+            let backends: BTreeSet<Target> = backends.map(|backend| (backend, port.protocol)).collect();
             let listens = |(backend, protocol): &Target| {
-                let there = Backend { address: backend.address, port: port.port };
-                backend.port == port.port || !world.ports_before(there, protocol.number()).is_empty()
+                let own_port = Backend { address: backend.address, port: port.port };
+                backend.port == port.port || !world.ports_before(own_port, protocol.number()).is_empty()
             };
-            let missed = !behind.is_empty() && !behind.iter().any(listens);
-            if !missed || selected.iter().all(|pod| reaches(world, pod, &behind)) {
+            let is_mistake = !backends.is_empty() && !backends.iter().any(listens);
+            if !is_mistake || selected.iter().all(|pod| reaches(world, pod, &backends)) {
                 return None;
             }
-            Some(format!(
-                "{}/{} is the port of Service {}; policies see the port of the pods behind it: write {}",
-                port.port,
-                port.protocol.name(),
-                service.key,
-                advice::ports(&behind),
-            ))
+            let sentences = [
+                format!("{}/{} is the port of Service {}.", port.port, port.protocol.name(), service.key),
+                format!(
+                    "Policies match the port of its backends, {}, so this rule does not allow it.",
+                    suggest::ports(&backends)
+                ),
+            ];
+            let ports = Ports::Of(ports.iter().cloned().chain(suggest::port_items(&backends)).collect());
+            let changed = Rule { peers: rule.peers.clone(), ports };
+            let change = PolicyChange::new(world, &policy.key, Direction::Egress, Some(index), changed);
+            Some(Found::new(format!("spec.egress[{index}].ports"), sentences).with(change))
         })
     })
 }
 
-/// `a`, `a, b and 7 more pods`.
+/// `a` or `a, b, c and 7 more pods`.
 fn some(names: &[String], what: &str) -> String {
-    match names.len().checked_sub(NAMED) {
+    match names.len().checked_sub(NAMES_SHOWN) {
         None | Some(0) => names.join(", "),
-        Some(more) => format!("{} and {more} more {what}", names[..NAMED].join(", ")),
+        Some(more) => format!("{} and {more} more {what}", names[..NAMES_SHOWN].join(", ")),
     }
 }

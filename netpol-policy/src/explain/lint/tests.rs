@@ -1,11 +1,12 @@
-//! What of Services is told, and what is not.
+//! Findings about DNS, Services, port names and the API server.
 
+use super::Finding;
 use crate::manifest;
 use crate::model::PodKey;
 use crate::world::World;
 
-/// `shop/web` connects; Service `shop/db`, 80 → 5432, has the pods `db-0` and `db-1` behind it; the cluster's DNS is
-/// `kube-system/kube-dns`, 53 → 5353; the API server runs on the network of node n1.
+/// Pod `shop/web` is the client. Service `shop/db`, 80 → 5432, has the backends `db-0` and `db-1`. The cluster DNS is
+/// `kube-system/kube-dns`, 53 → 5353. The API server is a host-network pod.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
 ---
@@ -56,21 +57,25 @@ endpoints: [{addresses: [192.0.2.1]}]
 ports: [{port: 6443}]
 ---
 ";
-/// Lets DNS through.
+/// Allows DNS.
 const DNS: &str = "{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, \
                    podSelector: {matchLabels: {k8s-app: kube-dns}}}], \
                    ports: [{port: 5353, protocol: UDP}, {port: 5353, protocol: TCP}]}";
 
-/// What is told of these policies.
+/// The findings of these policies, as `policy field: message`.
 fn lint(policies: &[String]) -> Vec<String> {
     let parsed = manifest::parse(&format!("{CLUSTER}{}", policies.join("\n---\n")), "f");
     assert_eq!(parsed.errors, []);
     let world = World::of(parsed.objects.into_iter().map(|located| located.object));
     assert!(world.pods.contains_key(&PodKey::new("shop", "web")));
-    super::lint(&world).into_iter().map(|(policy, problem)| format!("{policy} {problem}")).collect()
+    super::lint(&world).iter().map(text).collect()
 }
 
-/// An egress policy on `shop/web`.
+fn text(finding: &Finding) -> String {
+    format!("{} {}: {}", finding.policy, finding.field, finding.message())
+}
+
+/// An egress policy for `shop/web`.
 fn egress(name: &str, rules: &str) -> String {
     format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
@@ -78,27 +83,27 @@ fn egress(name: &str, rules: &str) -> String {
     )
 }
 
-/// The same, DNS let through.
+/// The same, and a policy that allows DNS.
 fn with_dns(rules: &str) -> Vec<String> {
     vec![egress("p", rules), egress("dns", DNS)]
 }
 
 #[test]
-fn who_cannot_reach_the_clusters_dns_is_told_with_the_rule_that_would_let_it() {
-    let said = "shop/p spec.egress: isolates shop/web for egress, and no rule lets it reach the cluster's DNS, Service \
-                kube-system/kube-dns, at PORTS: names do not resolve there. A rule that does: {to: [{namespaceSelector: \
-                {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], \
-                ports: [{port: 5353, protocol: TCP}, {port: 5353, protocol: UDP}]}";
-    let both = said.replace("PORTS", "5353/TCP and 5353/UDP");
+fn a_policy_that_denies_dns_is_reported_with_a_rule_that_allows_it() {
+    let message = "shop/p spec.egress: No rule allows pod shop/web to reach the cluster DNS, Service kube-system/kube-dns, at \
+                   PORTS. The pod cannot resolve DNS names. Fix: add to spec.egress of NetworkPolicy shop/p: {to: \
+                   [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: \
+                   {k8s-app: kube-dns}}}], ports: [{port: 5353, protocol: TCP}, {port: 5353, protocol: UDP}]}";
+    let both = message.replace("PORTS", "5353/TCP and 5353/UDP");
     assert_eq!(lint(&[egress("p", "")]), std::slice::from_ref(&both));
-    // The second policy of the same pod says nothing of its own.
+    // The second policy of the same pod has no finding of its own.
     assert_eq!(lint(&[egress("p", ""), egress("q", "")]), [both]);
     let udp_only = DNS.replace(", {port: 5353, protocol: TCP}", "");
-    assert_eq!(lint(&[egress("p", &udp_only)]), [said.replace("PORTS", "5353/TCP")]);
+    assert_eq!(lint(&[egress("p", &udp_only)]), [message.replace("PORTS", "5353/TCP")]);
 }
 
 #[test]
-fn who_reaches_the_dns_by_any_policy_is_not_told() {
+fn pods_that_can_reach_dns_are_not_reported() {
     for rules in
         [DNS, "{}", "{ports: [{port: 5353, protocol: UDP}, {port: 5353}]}", "{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}"]
     {
@@ -110,45 +115,41 @@ fn who_reaches_the_dns_by_any_policy_is_not_told() {
 }
 
 #[test]
-fn the_dns_services_own_port_is_not_its_pods() {
+fn the_port_of_the_dns_service_is_not_that_of_its_pods() {
     let of_service = DNS.replace("5353", "53");
-    let said = lint(&[egress("p", &of_service)]);
-    assert_eq!(said.len(), 2, "{said:?}");
-    let wanted = "spec.egress[0].ports: 53/TCP is the port of Service kube-system/kube-dns; policies see the port of the pods \
-                  behind it: write 5353/TCP";
-    assert!(
-        said.iter().any(|text| text.ends_with(wanted) || text.ends_with(&wanted.replace("TCP", "UDP"))),
-        "{said:?}"
-    );
+    let found = lint(&[egress("p", &of_service)]);
+    assert_eq!(found.len(), 2, "{found:?}");
+    let expected = "shop/p spec.egress[0].ports: 53/TCP is the port of Service kube-system/kube-dns. Policies match the port of \
+                    its backends, 5353/TCP, so this rule does not allow it.";
+    let of_udp = expected.replace("TCP", "UDP");
+    assert!(found.iter().any(|text| text.starts_with(expected) || text.starts_with(&of_udp)), "{found:?}");
 }
 
 #[test]
-fn a_block_with_a_services_address_allows_nothing_there() {
-    let rule = "A rule that does: {to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: shop}}, podSelector: \
-                {matchLabels: {app: db}}}], ports: [{port: 5432, protocol: TCP}]}";
+fn a_block_with_the_address_of_a_service_is_reported() {
+    let fix = "Fix: add to spec.egress of NetworkPolicy shop/p: {to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: \
+               5432, protocol: TCP}]}";
     assert_eq!(
         lint(&with_dns("{to: [{ipBlock: {cidr: 10.96.0.7/32}}], ports: [{port: 80}]}")),
         [format!(
-            "shop/p spec.egress[0].to: 10.96.0.7/32 has the address of Service shop/db, and allows nothing there: policies are \
-             judged by who is behind a Service. {rule}"
+            "shop/p spec.egress[0].to[0].ipBlock: 10.96.0.7/32 contains the address of Service shop/db. Policies match the \
+             addresses of a Service's backends, so this block does not allow it. {fix}"
         )]
     );
-    // The Services' range names all that are not reached: DNS is, by the other policy.
-    let said = lint(&with_dns("{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}"));
-    assert!(
-        said.len() == 1 && said[0].contains("has addresses of Services default/kubernetes, shop/db, and"),
-        "{said:?}"
-    );
+    // The range of all Services: those that the pod cannot reach are listed. The other policy allows DNS.
+    let found = lint(&with_dns("{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}"));
+    let expected = "10.96.0.0/12 contains addresses of Services default/kubernetes, shop/db.";
+    assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
 }
 
 #[test]
-fn blocks_that_mean_something_else_are_not_told() {
+fn other_blocks_are_not_reported() {
     for rules in [
         "{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.1.0.0/16]}}]}",
         "{to: [{ipBlock: {cidr: 10.0.0.0/8}}]}",
         "{to: [{ipBlock: {cidr: 10.96.0.0/12, except: [10.96.0.0/24]}}]}",
         "{to: [{ipBlock: {cidr: 10.96.0.7/32}}], ports: [{port: 443}]}",
-        // For other network plugins, beside what counts here.
+        // For other network plugins, in addition to a selector.
         "{to: [{ipBlock: {cidr: 10.96.0.7/32}}]}, {to: [{podSelector: {matchLabels: {app: db}}}]}",
     ] {
         assert_eq!(lint(&with_dns(rules)), [""; 0], "{rules}");
@@ -156,13 +157,14 @@ fn blocks_that_mean_something_else_are_not_told() {
 }
 
 #[test]
-fn a_services_port_in_a_rule_for_who_is_behind_it_is_told() {
+fn the_port_of_a_service_in_a_rule_for_its_backends_is_reported() {
     let rule = |ports: &str| format!("{{to: [{{podSelector: {{matchLabels: {{app: db}}}}}}], ports: [{ports}]}}");
     assert_eq!(
         lint(&with_dns(&rule("{port: 80}"))),
         [
-            "shop/p spec.egress[0].ports: 80/TCP is the port of Service shop/db; policies see the port of the pods behind it: \
-             write 5432/TCP"
+            "shop/p spec.egress[0].ports: 80/TCP is the port of Service shop/db. Policies match the port of its backends, \
+             5432/TCP, so this rule does not allow it. Fix: replace spec.egress[0] of NetworkPolicy shop/p with: {to: \
+             [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80, protocol: TCP}, {port: 5432, protocol: TCP}]}"
         ]
     );
     for ports in ["{port: 80}, {port: 5432}", "{port: 5432}", "{port: 80, protocol: UDP}", "{port: 81}"] {
@@ -171,23 +173,25 @@ fn a_services_port_in_a_rule_for_who_is_behind_it_is_told() {
 }
 
 #[test]
-fn the_api_server_is_no_pod_and_has_its_nodes_address() {
+fn the_api_server_is_a_host_network_pod_and_not_a_peer() {
     let by_address = lint(&with_dns("{to: [{ipBlock: {cidr: 10.96.0.1/32}}], ports: [{port: 443}]}"));
-    let said = "A rule that does: {to: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 6443, protocol: TCP}]}";
-    assert!(by_address.len() == 1 && by_address[0].ends_with(said), "{by_address:?}");
+    let fix = "{to: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 6443, protocol: TCP}]}";
+    assert!(by_address.len() == 1 && by_address[0].ends_with(fix), "{by_address:?}");
     let by_labels = "{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, \
                      podSelector: {matchLabels: {component: kube-apiserver}}}], ports: [{port: 6443}]}";
     assert_eq!(
         lint(&with_dns(by_labels)),
-        ["shop/p spec.egress[0].to: pods with component=kube-apiserver of namespaces with \
-             kubernetes.io/metadata.name=kube-system are kube-system/api alone, of the node's own network: such pods are no peers. \
-             Write [{ipBlock: {cidr: 192.0.2.1/32}}]"]
+        [format!(
+            "shop/p spec.egress[0].to[0]: The selector matches host-network pods only (pods with component=kube-apiserver in \
+             namespaces with kubernetes.io/metadata.name=kube-system): kube-system/api. Host-network pods are not peers: a \
+             selector never matches the address of a node. Fix: add to spec.egress of NetworkPolicy shop/p: {fix}"
+        )]
     );
     assert_eq!(lint(&with_dns("{to: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 6443}]}")), [""; 0]);
 }
 
 #[test]
-fn a_port_name_that_resolves_nowhere_is_reported() {
+fn a_port_name_that_no_pod_has_is_reported() {
     let pods = "---\n{apiVersion: v1, kind: Pod, metadata: {name: named, namespace: shop, labels: {app: named}}, spec: {containers: \
                 [{name: c, ports: [{name: web, containerPort: 80}, {name: query, containerPort: 53, protocol: UDP}]}]}, \
                 status: {podIP: 10.1.0.20}}\n---\n";
@@ -196,14 +200,15 @@ fn a_port_name_that_resolves_nowhere_is_reported() {
         let parsed = manifest::parse(&format!("{CLUSTER}{pods}{}", policies.join("\n---\n")), "f");
         assert_eq!(parsed.errors, []);
         let world = World::of(parsed.objects.into_iter().map(|located| located.object));
-        let said: Vec<String> = super::lint(&world).into_iter().map(|(_, problem)| problem.to_string()).collect();
-        assert_eq!(said, expected, "{rule}");
+        let found: Vec<String> =
+            super::lint(&world).iter().map(|found| format!("{}: {}", found.field, found.message())).collect();
+        assert_eq!(found, expected, "{rule}");
     };
     let pod = "{podSelector: {matchLabels: {app: named}}}";
-    let outside = "spec.egress[0].ports: port name \"web\" is looked up on pods, and no pod in 203.0.113.0/24 has it: it allows \
-                   nothing there; write the number of the port";
-    let other = "spec.egress[0].ports: port name \"query\" is 53/UDP at pod shop/named, and the rule is for TCP: write `protocol: \
-                 UDP`, or add the name to a TCP port of the pod";
+    let outside = "spec.egress[0].ports: No pod in 203.0.113.0/24 has a port with the name \"web\". Port names are resolved on pods, \
+                   so the name matches no port there. Fix: write the port number.";
+    let other = "spec.egress[0].ports: Port \"query\" of pod shop/named is 53/UDP, but the rule uses it with TCP. The name matches \
+                 no port. Fix: write `protocol: UDP`, or add the name to a TCP port of the pod.";
     check(&format!("{{to: [{pod}], ports: [{{port: web}}]}}"), &[]);
     check(&format!("{{to: [{pod}, {{ipBlock: {{cidr: 203.0.113.0/24}}}}], ports: [{{port: web}}]}}"), &[outside]);
     check("{to: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}, {port: 80}]}", &[outside]);
@@ -216,9 +221,12 @@ fn a_port_name_that_resolves_nowhere_is_reported() {
     check(&format!("{{to: [{pod}], ports: [{{port: query, protocol: UDP}}]}}"), &[]);
     check(
         &format!("{{to: [{pod}], ports: [{{port: nothing}}]}}"),
-        &["spec.egress[0].ports: port name \"nothing\" is no port of any pod it is looked up on"],
+        &[
+            "spec.egress[0].ports: No pod has a port with the name \"nothing\". The name matches no port. Fix: check the name, or \
+             write the port number.",
+        ],
     );
-    // An ingress name is the selected pod's, whoever the peer is.
+    // In an ingress rule, port names are resolved on the selected pods.
     let ingress = egress("p", "").replace(
         "[Egress], egress: []",
         "[Ingress], ingress: [{from: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: web}]}]",

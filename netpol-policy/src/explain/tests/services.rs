@@ -1,4 +1,4 @@
-//! Connections through Services, explained.
+//! Explanations of connections to Services.
 
 use crate::manifest;
 use crate::model::{PodKey, ServiceKey};
@@ -6,8 +6,8 @@ use crate::world::World;
 
 use super::*;
 
-/// `shop/db` at 10.96.0.7, 80 → 5432, with `shop/db-0` (labels `app=db, tier=a`) and `shop/db-1` (`app=db`) behind it; `shop/web`
-/// connects. `shop/headless` has no address, `shop/nobody` no backend.
+/// Service `shop/db` at 10.96.0.7, 80 → 5432, with the backends `shop/db-0` (labels `app=db, tier=a`) and `shop/db-1`
+/// (`app=db`). Pod `shop/web` is the client. Service `shop/headless` has no address, and `shop/empty` has no backend.
 const SHOP: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, status: {podIP: 10.1.0.1}}
 ---
@@ -17,7 +17,7 @@ const SHOP: &str = "
 ---
 {apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}}
 ---
-{apiVersion: v1, kind: Service, metadata: {name: nobody, namespace: shop}, spec: {clusterIP: 10.96.0.8, ports: [{port: 80}]}}
+{apiVersion: v1, kind: Service, metadata: {name: empty, namespace: shop}, spec: {clusterIP: 10.96.0.8, ports: [{port: 80}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: headless, namespace: shop}, spec: {clusterIP: None, ports: [{port: 80}]}}
 ---
@@ -30,7 +30,7 @@ ports: [{port: 5432}]
 ---
 ";
 
-/// The shop, with an egress policy of these rules on `shop/web`.
+/// The objects, with these egress rules for `shop/web`.
 fn shop(egress: &str) -> World {
     let policy = format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}},
@@ -50,7 +50,7 @@ fn service(name: &str) -> End {
 }
 
 #[test]
-fn the_verdict_is_that_of_all_of_some_or_of_none() {
+fn the_verdict_depends_on_how_many_backends_are_allowed() {
     for (egress, verdict, backends) in [
         ("[{to: [{podSelector: {matchLabels: {app: db}}}]}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
         ("[{to: [{podSelector: {matchLabels: {tier: a}}}]}]", Verdict::Some, [Verdict::Allow, Verdict::Deny]),
@@ -62,56 +62,44 @@ fn the_verdict_is_that_of_all_of_some_or_of_none() {
     ] {
         let world = shop(egress);
         let by_name = to(&world, &service("db"), 80).expect("it has an address");
-        let by_address = to(&world, &End::Address([10, 96, 0, 7].into()), 80).expect("it is one");
+        let by_address = to(&world, &End::Address([10, 96, 0, 7].into()), 80).expect("it is an address");
         assert_eq!(by_name.path.through, by_address.path.through);
-        let through = by_name.path.through.expect("a Service is in between");
+        let through = by_name.path.through.expect("the destination is a Service");
         let found: Vec<_> = through.backends.iter().map(|backend| backend.verdict).collect();
         assert_eq!((by_name.verdict, found), (verdict, backends.to_vec()), "{egress}");
     }
 }
 
 #[test]
-fn each_backend_is_told_with_what_it_lacks() {
+fn each_backend_is_shown_with_what_it_lacks() {
     let world = shop("[{to: [{podSelector: {matchLabels: {app: db, tier: a}}}], ports: [{port: 5432}]}]");
     let explanation = to(&world, &service("db"), 80).expect("it has an address");
-    let text = "\
-SOME  shop/web -> service/shop/db, 80/TCP
-  egress  allow shop/web is isolated by shop/p, and each backend is judged by itself
-  through service/shop/db at 10.96.0.7: 1 of 2 backends are allowed; what is sent to another is dropped
-    deny  shop/db-1 at 10.1.0.3:5432
-      egress  deny  shop/web is isolated by shop/p, and no rule allows this
-                    nearest: rule 0 of shop/p allows this port, but not this peer: pod shop/db-1 lacks label tier=a
-      ingress allow no policy isolates shop/db-1 for ingress
-    allow shop/db-0 at 10.1.0.2:5432
-      egress  allow rule 0 of shop/p allows pods with app=db, tier=a of namespace shop, 5432/TCP
-      ingress allow no policy isolates shop/db-0 for ingress
-";
-    assert_eq!(explanation.to_string(), text);
-    let json = serde_json::to_value(&explanation).expect("it serialises");
+    expect_file!["golden/services.txt"].assert_eq(&explanation.to_string());
+    let json = serde_json::to_value(&explanation).expect("it serializes");
     assert_eq!(json["verdict"], "some");
     assert_eq!(json["through"]["owners"], serde_json::json!(["service/shop/db"]));
     assert_eq!(json["through"]["backends"][1]["pod"], "shop/db-1");
 }
 
 #[test]
-fn the_port_and_the_address_of_a_service_are_not_those_of_who_is_behind_it() {
+fn hints_tell_the_port_and_address_of_a_service_from_those_of_its_backends() {
     let hints = |egress: &str| {
         let explanation = to(&shop(egress), &service("db"), 80).expect("it has an address");
-        explanation.path.through.expect("a Service is in between").backends.remove(0).egress.hints
+        explanation.path.through.expect("the destination is a Service").backends.remove(0).egress.hints
     };
     assert_eq!(
         hints("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]"),
-        ["80/TCP is the port of Service shop/db: policies see the port of the pods behind it, so write 5432/TCP"]
+        ["80/TCP is the port of Service shop/db; policies match the port of its backends, so write 5432/TCP"]
     );
     let of_block = hints("[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]");
-    let said = "10.96.0.7 is the address of Service shop/db, and policies are evaluated for its backends: select its backends \
-                with a podSelector";
-    assert!(of_block.iter().any(|hint| hint == said), "{of_block:?}");
+    let expected = "10.96.0.7 is the address of Service shop/db; policies match the addresses of its backends, so select the \
+                    backends with a podSelector";
+    assert!(of_block.iter().any(|hint| hint == expected), "{of_block:?}");
 }
 
-/// `shop/web` is on n1; both nodes have the Service's node port, and n2 a hostPort of `shop/db-0`.
+/// Pod `shop/web` runs on n1. Both nodes have the Service's nodePort, and n2 has a hostPort of `shop/db-0`.
 #[test]
-fn at_another_nodes_port_all_must_be_allowed_and_at_the_own_nodes_some_are_enough() {
+fn all_backends_must_be_allowed_at_the_node_port_of_another_node() {
     let some = "[{to: [{podSelector: {matchLabels: {tier: a}}}]}]";
     let nodes = "
 {apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
@@ -152,41 +140,40 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
         ("[]", 2, 15432, Verdict::Deny, "hostPort of shop/db-0"),
     ] {
         let address = End::Address([192, 0, 2, node].into());
-        let explanation = to(&with_nodes(egress), &address, port).expect("it can be");
-        let through = explanation.path.through.as_ref().expect("something is in between");
+        let explanation = to(&with_nodes(egress), &address, port).expect("a connection is possible");
+        let through = explanation.path.through.as_ref().expect("the destination is a frontend");
         assert_eq!(
             (explanation.verdict, through.owners.as_slice()),
             (verdict, &[owner.to_owned()][..]),
             "{explanation}"
         );
     }
-    let said = to(&with_nodes(some), &End::Address([192, 0, 2, 2].into()), 30080).expect("it can be").to_string();
-    assert!(
-        said.contains("egress  deny  only some backends are allowed, and another node chooses among them"),
-        "{said}"
-    );
+    let explanation = to(&with_nodes(some), &End::Address([192, 0, 2, 2].into()), 30080);
+    let text = explanation.expect("a connection is possible").to_string();
+    let expected = "Only some backends are allowed, and another node selects the backend.";
+    assert!(text.contains(expected), "{text}");
 }
 
 #[test]
-fn nobody_behind_it_is_no_verdict_yet() {
-    let explanation = to(&shop("[]"), &service("nobody"), 80).expect("it has an address");
+fn a_service_without_backends_has_the_verdict_some() {
+    let explanation = to(&shop("[]"), &service("empty"), 80).expect("it has an address");
     assert_eq!(explanation.verdict, Verdict::Some);
-    assert!(explanation.to_string().contains("nobody is behind it now"), "{explanation}");
+    assert!(explanation.to_string().contains("There is no backend now."), "{explanation}");
 }
 
 #[test]
-fn what_no_connection_can_be_made_of_is_said() {
+fn impossible_connections_are_errors() {
     let world = shop("[]");
-    for (end, port, said) in [
-        (service("none"), 80, "there is no Service shop/none among the objects"),
-        (service("headless"), 80, "Service shop/headless has no address of its own"),
+    for (end, port, expected) in [
+        (service("none"), 80, "Service shop/none not found in the input"),
+        (service("headless"), 80, "Service shop/headless has no cluster IP"),
         (service("db"), 5432, "Service shop/db has no port 5432/TCP; it has 80/TCP"),
     ] {
-        let error = to(&world, &end, port).expect_err("it cannot be").to_string();
-        assert!(error.contains(said), "{error}");
+        let error = to(&world, &end, port).expect_err("no connection is possible").to_string();
+        assert!(error.contains(expected), "{error}");
     }
     let from = explain(&world, &service("db"), &End::Pod(PodKey::new("shop", "web")), Protocol::Tcp, 80);
-    assert!(from.expect_err("it cannot be").to_string().contains("opens no connections"));
+    assert!(from.expect_err("no connection is possible").to_string().contains("cannot be a source"));
 }
 
 #[test]
@@ -204,6 +191,6 @@ fn a_denied_packet_for_a_service_is_explained_by_its_first_backend() {
     };
     let side = explain_packet(&world, &packet);
     assert_eq!(side.reason, Cause::Judged(Reason::NoBackend));
-    assert!(side.nearest.expect("there is a rule").peer_matches);
+    assert!(side.nearest.expect("the policy has a rule").peer_matches);
     assert!(side.hints[0].contains("write 5432/TCP"), "{:?}", side.hints);
 }

@@ -1,0 +1,90 @@
+//! Changes of policies that allow a denied connection, as YAML.
+
+use std::net::IpAddr;
+
+use netpol_common::Direction;
+
+use super::yaml;
+use crate::model::{IpBlock, Peer, Peers, Policy, PolicyKey, Rule, Severity};
+use crate::world::World;
+
+/// A change of one rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyChange {
+    /// The policy.
+    pub policy: PolicyKey,
+    /// The list that the rule is in: `spec.ingress` or `spec.egress`.
+    pub direction: Direction,
+    /// The rule to replace; `None` adds a rule.
+    pub index: Option<usize>,
+    /// The rule to write there.
+    pub rule: Rule,
+    /// What to check before pasting; written as YAML comments.
+    notes: Vec<String>,
+}
+
+impl PolicyChange {
+    /// `None` if the rule cannot be written as YAML that means the same.
+    pub(super) fn new(
+        world: &World,
+        policy: &PolicyKey,
+        direction: Direction,
+        index: Option<usize>,
+        rule: Rule,
+    ) -> Option<Self> {
+        yaml::flow(&rule, direction)?;
+        let mut notes = Vec::new();
+        let found = world.policies.get(policy);
+        if index.zip(found).is_some_and(|(index, policy)| has_error(policy, direction, index, &rule)) {
+            notes.push("The invalid parts of this rule are left out.".to_owned());
+        }
+        let selects_all =
+            |peer: &Peer| matches!(peer, Peer::Pods { pods, .. } if pods.requirements.is_empty() && !pods.invalid);
+        if index.is_none() && matches!(&rule.peers, Peers::Of(peers) if peers.iter().any(selects_all)) {
+            notes.push("This rule matches all pods in the namespace.".to_owned());
+        }
+        Some(Self { policy: policy.clone(), direction, index, rule, notes })
+    }
+
+    /// Adds a comment about addresses that the rule does not list.
+    pub(super) fn with_more_addresses(mut self, more: usize) -> Self {
+        match more {
+            0 => {}
+            1 => self.notes.push("Add 1 more address.".to_owned()),
+            more => self.notes.push(format!("Add {more} more addresses.")),
+        }
+        self
+    }
+
+    /// Where the YAML belongs: `add to spec.egress of NetworkPolicy shop/p`.
+    pub fn instruction(&self) -> String {
+        let (policy, direction) = (&self.policy, self.direction.name());
+        match self.index {
+            Some(index) => format!("replace spec.{direction}[{index}] of NetworkPolicy {policy} with"),
+            None => format!("add to spec.{direction} of NetworkPolicy {policy}"),
+        }
+    }
+
+    /// The rule as a list of one item, in block style, a string for each line.
+    pub fn yaml(&self) -> Vec<String> {
+        let notes = self.notes.iter().map(|note| format!("# {note}"));
+        notes.chain(yaml::block(&self.rule, self.direction).unwrap_or_default()).collect()
+    }
+
+    /// The rule on one line, in flow style.
+    pub(super) fn inline(&self) -> String {
+        yaml::flow(&self.rule, self.direction).unwrap_or_default()
+    }
+}
+
+fn has_error(policy: &Policy, direction: Direction, index: usize, rule: &Rule) -> bool {
+    let invalid_peer = matches!(&rule.peers, Peers::Of(peers) if !peers.iter().all(yaml::is_valid));
+    let prefix = format!("spec.{}[{index}]", direction.name());
+    let errors = policy.problems.iter().filter(|problem| problem.severity == Severity::Error);
+    invalid_peer || errors.into_iter().any(|problem| problem.field.starts_with(&prefix))
+}
+
+/// The block of one address.
+pub(super) fn block_of(address: IpAddr) -> IpBlock {
+    IpBlock { cidr: address.into(), except: Vec::new() }
+}

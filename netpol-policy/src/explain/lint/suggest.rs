@@ -1,0 +1,70 @@
+//! Rules that allow what a finding is about.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::explain::change::block_of;
+use crate::model::{
+    Backend, NAMESPACE_NAME_LABEL, NamespaceName, Peer, Peers, Pod, PortMatch, PortRange, Ports, Protocol, Requirement,
+    Rule, Selector,
+};
+use crate::world::World;
+
+/// Labels that identify a workload, the best first.
+const IDENTIFYING_LABELS: [&str; 4] = ["k8s-app", "app.kubernetes.io/name", "app", "component"];
+/// The number of addresses that a rule lists.
+const ADDRESSES_SHOWN: usize = 3;
+
+/// `53/TCP and 53/UDP`.
+pub(super) fn ports(targets: &BTreeSet<(Backend, Protocol)>) -> String {
+    let texts: Vec<_> =
+        distinct(targets).into_iter().map(|(port, protocol)| format!("{port}/{}", protocol.name())).collect();
+    texts.join(" and ")
+}
+
+/// The port items of these backends.
+pub(super) fn port_items(targets: &BTreeSet<(Backend, Protocol)>) -> Vec<PortMatch> {
+    let item = |(port, protocol)| PortMatch { protocol, port: PortRange::Range(port, port) };
+    distinct(targets).into_iter().map(item).collect()
+}
+
+/// A rule that allows all of these backends, for a policy in `namespace`, and the number of addresses that it leaves
+/// out.
+pub(super) fn rule(world: &World, targets: &BTreeSet<(Backend, Protocol)>, namespace: &NamespaceName) -> (Rule, usize) {
+    let (peers, left_out) = peers(world, targets, namespace);
+    (Rule { peers: Peers::Of(peers), ports: Ports::Of(port_items(targets)) }, left_out)
+}
+
+fn distinct(targets: &BTreeSet<(Backend, Protocol)>) -> BTreeSet<(u16, Protocol)> {
+    targets.iter().map(|(backend, protocol)| (backend.port, *protocol)).collect()
+}
+
+/// A selector if all backends are pods of one namespace, otherwise addresses.
+fn peers(world: &World, targets: &BTreeSet<(Backend, Protocol)>, namespace: &NamespaceName) -> (Vec<Peer>, usize) {
+    let addresses: BTreeSet<IpAddr> = targets.iter().map(|(backend, _)| backend.address).collect();
+    let pods: Option<Vec<&Pod>> = addresses.iter().map(|address| world.peer_at(*address)).collect();
+    let of_pods = pods.as_deref().and_then(|pods| match pods {
+        [first, others @ ..] if others.iter().all(|pod| pod.key.namespace == first.key.namespace) => {
+            let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
+            let label = IDENTIFYING_LABELS.iter().find_map(|name| {
+                let value = first.labels.get(name)?;
+                others.iter().all(|pod| pod.labels.get(name) == Some(value)).then(|| is(name, value))
+            });
+            let selector = |requirements| Selector { requirements, invalid: false };
+            let other = first.key.namespace != *namespace;
+            let namespaces = other.then(|| selector(vec![is(NAMESPACE_NAME_LABEL, &first.key.namespace)]));
+            Some(Peer::Pods { namespaces, pods: selector(label.into_iter().collect()) })
+        }
+        _ => None,
+    });
+    of_pods.map_or_else(|| blocks(addresses), |peer| (vec![peer], 0))
+}
+
+/// A block for each of the first addresses, and the number of the others.
+pub(super) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> (Vec<Peer>, usize) {
+    let addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
+    let shown = addresses.iter().take(ADDRESSES_SHOWN);
+    let blocks: Vec<Peer> = shown.map(|address| Peer::Block(block_of(*address))).collect();
+    let left_out = addresses.len() - blocks.len();
+    (blocks, left_out)
+}

@@ -1,0 +1,205 @@
+//! Rules as YAML, in block style to paste into a manifest and in flow style for one line.
+
+use netpol_common::Direction;
+
+use crate::model::{IpBlock, Peer, Peers, PortMatch, PortRange, Ports, Requirement, Rule, Selector};
+use crate::text;
+
+/// A YAML node. Scalars are stored as they are written, with quotes if they need any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Node {
+    Scalar(String),
+    List(Vec<Node>),
+    Map(Vec<(String, Node)>),
+}
+
+/// A list of one rule, in block style, a string for each line. `None` if a list of the rule has no valid item: an empty
+/// list in YAML would allow everything.
+pub(super) fn block(rule: &Rule, direction: Direction) -> Option<Vec<String>> {
+    Some(Node::List(vec![of_rule(rule, direction)?]).block())
+}
+
+/// The rule in flow style. `None` as for [`block`].
+pub(super) fn flow(rule: &Rule, direction: Direction) -> Option<String> {
+    Some(of_rule(rule, direction)?.flow())
+}
+
+/// Whether a peer can be written as YAML that means the same. A peer with an invalid selector matches nothing, and its
+/// YAML would match more.
+pub(super) fn is_valid(peer: &Peer) -> bool {
+    match peer {
+        Peer::Pods { namespaces, pods } => {
+            !pods.invalid && namespaces.as_ref().is_none_or(|selector| !selector.invalid)
+        }
+        Peer::Block(_) => true,
+    }
+}
+
+fn of_rule(rule: &Rule, direction: Direction) -> Option<Node> {
+    let mut entries = Vec::new();
+    if let Peers::Of(peers) = &rule.peers {
+        let name = match direction {
+            Direction::Ingress => "from",
+            Direction::Egress => "to",
+        };
+        let peers: Vec<Node> = peers.iter().filter(|peer| is_valid(peer)).map(of_peer).collect();
+        (!peers.is_empty()).then(|| entries.push((name.to_owned(), Node::List(peers))))?;
+    }
+    if let Ports::Of(ports) = &rule.ports {
+        let ports: Vec<Node> = ports.iter().map(of_port).collect();
+        (!ports.is_empty()).then(|| entries.push(("ports".to_owned(), Node::List(ports))))?;
+    }
+    Some(Node::Map(entries))
+}
+
+fn of_peer(peer: &Peer) -> Node {
+    let entries = match peer {
+        Peer::Block(IpBlock { cidr, except }) => {
+            let mut entries = vec![entry("cidr", string(&cidr.to_string()))];
+            if !except.is_empty() {
+                entries
+                    .push(entry("except", Node::List(except.iter().map(|cidr| string(&cidr.to_string())).collect())));
+            }
+            vec![entry("ipBlock", Node::Map(entries))]
+        }
+        Peer::Pods { namespaces, pods } => {
+            let namespaces = namespaces.as_ref().map(|selector| entry("namespaceSelector", of_selector(selector)));
+            let pods = (namespaces.is_none() || !pods.requirements.is_empty())
+                .then(|| entry("podSelector", of_selector(pods)));
+            namespaces.into_iter().chain(pods).collect()
+        }
+    };
+    Node::Map(entries)
+}
+
+fn of_selector(selector: &Selector) -> Node {
+    let (mut labels, mut expressions): (Vec<(String, Node)>, Vec<Node>) = (Vec::new(), Vec::new());
+    for requirement in &selector.requirements {
+        let (key, operator, values) = match requirement {
+            Requirement::In(key, values) => (key, "In", values.as_slice()),
+            Requirement::NotIn(key, values) => (key, "NotIn", values.as_slice()),
+            Requirement::Exists(key) => (key, "Exists", &[][..]),
+            Requirement::DoesNotExist(key) => (key, "DoesNotExist", &[][..]),
+        };
+        let name = quoted(key);
+        match values {
+            [value] if operator == "In" && labels.iter().all(|(other, _)| *other != name) => {
+                labels.push((name, string(value)));
+            }
+            values => {
+                let mut entries = vec![entry("key", Node::Scalar(name)), entry("operator", string(operator))];
+                if !values.is_empty() {
+                    entries.push(entry("values", Node::List(values.iter().map(|value| string(value)).collect())));
+                }
+                expressions.push(Node::Map(entries));
+            }
+        }
+    }
+    let labels = (!labels.is_empty()).then(|| entry("matchLabels", Node::Map(labels)));
+    let expressions = (!expressions.is_empty()).then(|| entry("matchExpressions", Node::List(expressions)));
+    Node::Map(labels.into_iter().chain(expressions).collect())
+}
+
+fn of_port(port: &PortMatch) -> Node {
+    let number = |number: u16| Node::Scalar(number.to_string());
+    let mut entries = match &port.port {
+        PortRange::All => Vec::new(),
+        PortRange::Range(first, last) if first == last => vec![entry("port", number(*first))],
+        PortRange::Range(first, last) => vec![entry("port", number(*first)), entry("endPort", number(*last))],
+        PortRange::Named(name) => vec![entry("port", string(name))],
+    };
+    entries.push(entry("protocol", string(port.protocol.name())));
+    Node::Map(entries)
+}
+
+fn entry(key: &str, value: Node) -> (String, Node) {
+    (key.to_owned(), value)
+}
+
+fn string(text: &str) -> Node {
+    Node::Scalar(quoted(text))
+}
+
+/// A YAML string: plain if no YAML parser can read it as anything else, such as a number or a Boolean, otherwise
+/// quoted.
+fn quoted(text: &str) -> String {
+    const RESERVED: [&str; 9] = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
+    let is_cidr = text.contains('/') && text.bytes().all(|byte| byte.is_ascii_digit() || b"./".contains(&byte));
+    let is_word = text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_./-".contains(&byte))
+        && !RESERVED.contains(&text.to_ascii_lowercase().as_str());
+    if is_cidr || is_word {
+        return text.to_owned();
+    }
+    // A JSON string is a YAML string in double quotes.
+    text::json(&serde_json::Value::from(text).to_string()).into_owned()
+}
+
+impl Node {
+    fn is_inline(&self) -> bool {
+        match self {
+            Self::Scalar(_) => true,
+            Self::List(items) => items.is_empty(),
+            Self::Map(entries) => entries.is_empty(),
+        }
+    }
+
+    fn block(&self) -> Vec<String> {
+        match self {
+            inline if inline.is_inline() => vec![inline.flow()],
+            Self::Scalar(text) => vec![text.clone()],
+            Self::List(items) => {
+                let of_item = |item: &Self| {
+                    let lines = item.block().into_iter().enumerate();
+                    lines.map(|(index, line)| if index == 0 { format!("- {line}") } else { format!("  {line}") })
+                };
+                items.iter().flat_map(|item| of_item(item).collect::<Vec<_>>()).collect()
+            }
+            Self::Map(entries) => entries.iter().flat_map(|(key, value)| value.block_of(key)).collect(),
+        }
+    }
+
+    /// The lines of a map entry. List items are not indented below their key.
+    fn block_of(&self, key: &str) -> Vec<String> {
+        if self.is_inline() {
+            return vec![format!("{key}: {}", self.flow())];
+        }
+        let indent = if matches!(self, Self::Map(_)) { "  " } else { "" };
+        let below = self.block().into_iter().map(|line| format!("{indent}{line}"));
+        std::iter::once(format!("{key}:")).chain(below).collect()
+    }
+
+    fn flow(&self) -> String {
+        match self {
+            Self::Scalar(text) => text.clone(),
+            Self::List(items) => format!("[{}]", items.iter().map(Self::flow).collect::<Vec<_>>().join(", ")),
+            Self::Map(entries) => {
+                let entries = entries.iter().map(|(key, value)| format!("{key}: {}", value.flow()));
+                format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_that_yaml_reads_as_another_type_are_quoted() {
+        for (text, expected) in [
+            ("web", "web"),
+            ("app.kubernetes.io/name", "app.kubernetes.io/name"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("fd00::/8", "\"fd00::/8\""),
+            ("1.5", "\"1.5\""),
+            ("true", "\"true\""),
+            ("No", "\"No\""),
+            ("", "\"\""),
+            ("a: b", "\"a: b\""),
+            ("a\n\u{202e}", "\"a\\n\\u202e\""),
+        ] {
+            assert_eq!(quoted(text), expected);
+        }
+    }
+}
