@@ -1,4 +1,4 @@
-//! Objects that follow from others: what a cluster's controllers write, and files do not hold.
+//! Derives the objects that a cluster's controllers create and that manifests do not contain.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use crate::model::{
     EndpointSlice, NamespaceName, Object, Pod, Service, ServiceKey, SliceEndpoint, SliceKey, SlicePort, TargetPort,
 };
 
-/// The `EndpointSlices` of all Services that have a selector and none of whose slices is among the objects (37). The pods they select
-/// are their backends: those that have an address and are not finished, whatever their readiness, which may change any time.
+/// Returns `EndpointSlices` for all Services that have a selector and no slice among the objects (37). Their backends
+/// are the selected pods that have an address and have not finished. Readiness is ignored: it can change at any time.
 ///
 /// Source: the `EndpointSlice` controller,
 /// <https://github.com/kubernetes/endpointslice/blob/v0.32.0/reconciler.go>.
@@ -34,7 +34,7 @@ pub fn endpoint_slices<'o>(objects: impl IntoIterator<Item = &'o Object>) -> Vec
         .collect()
 }
 
-/// One slice for all pods whose target ports have the same numbers.
+/// Returns one slice for all pods that have the same target port numbers.
 fn of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec<EndpointSlice> {
     let mut groups: BTreeMap<Vec<SlicePort>, Vec<SliceEndpoint>> = BTreeMap::new();
     let selected = pods.filter(|pod| service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)));
@@ -47,7 +47,7 @@ fn of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec
         groups.entry(targets(service, pod)).or_default().extend(endpoints);
     }
     let slice = |(number, (ports, endpoints)): (usize, (Vec<SlicePort>, Vec<SliceEndpoint>))| {
-        // No object of the API has such a name.
+        // `*` is not valid in the name of an API object, so the name is unique.
         let name: Arc<str> = format!("{}*{number}", service.key.name).into();
         let key = SliceKey { namespace: service.key.namespace.clone(), name };
         EndpointSlice { key, service: Some(service.key.name.clone()), ports, endpoints }
@@ -55,7 +55,7 @@ fn of_service<'o>(service: &Service, pods: impl Iterator<Item = &'o Pod>) -> Vec
     groups.into_iter().enumerate().map(slice).collect()
 }
 
-/// The pod's ports that the Service leads to; a name that the pod does not have leads nowhere.
+/// Returns the target ports of a Service on a pod. A port name that the pod does not have is left out.
 fn targets(service: &Service, pod: &Pod) -> Vec<SlicePort> {
     let target = |port: &crate::model::ServicePort| {
         let number = match &port.target {
@@ -108,22 +108,22 @@ mod tests {
         parsed.objects.into_iter().map(|located| located.object).collect()
     }
 
-    /// `port: backends`, of Service `shop/db` at its cluster IP.
+    /// The backends of each port of Service `shop/db`, as `port: backends`.
     fn backends(objects: &[Object]) -> Vec<String> {
         let slices = endpoint_slices(objects).into_iter().map(Object::Slice);
         let world = World::of(objects.iter().cloned().chain(slices));
         let address = "10.96.0.1".parse().expect("an address");
-        let at = |port: u16| {
+        let backends_of = |port: u16| {
             let frontend = world.frontend_at(address, protocol::TCP, port).expect("a port of the Service");
             let backends = world.backends(&frontend).into_iter();
             let texts: Vec<String> = backends.map(|backend| format!("{}:{}", backend.address, backend.port)).collect();
             format!("{port}: {}", texts.join(" "))
         };
-        [80, 81, 82].map(at).to_vec()
+        [80, 81, 82].map(backends_of).to_vec()
     }
 
     #[test]
-    fn s37_a_service_without_slices_has_the_pods_it_selects_as_backends() {
+    fn s37_the_backends_of_a_service_without_slices_are_the_selected_pods() {
         let objects = objects(SHOP);
         let expected = [
             "80: 10.0.0.1:5432 10.0.0.2:5433",
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn s37_slices_that_are_there_have_all_backends() {
+    fn s37_existing_slices_have_all_backends() {
         let slice = "---\n{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: db-x, namespace: shop, \
                      labels: {kubernetes.io/service-name: db}}, addressType: IPv4, endpoints: [], ports: []}\n";
         let objects = objects(&format!("{SHOP}{slice}"));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn s37_services_without_selector_or_address_have_none() {
+    fn s37_no_slices_are_derived_for_services_without_selector_or_address() {
         for (from, to) in [("selector: {app: db},", ""), ("clusterIP: 10.96.0.1", "clusterIP: None")] {
             assert_eq!(endpoint_slices(&objects(&SHOP.replace(from, to))), [], "{to}");
         }

@@ -1,14 +1,14 @@
-//! From Kubernetes objects to the tables the kernel judges by, and back to words a person can act on.
+//! Compiles Kubernetes objects to the tables that the eBPF programs read, and explains verdicts as text.
 //!
 //! ```text
 //! manifest ─► model ─► World ─► compile::Engine ─► Change, Change, … ─► Tables (in memory, or the kernel's maps)
 //!                        │
-//!                        ├────► reference: the verdict as the standard is written, object by object
-//!                        └────► explain:   the same in words, with the nearest rule and what it lacked
+//!                        ├────► reference: evaluates packets from the objects
+//!                        └────► explain:   explains verdicts as text
 //! ```
 //!
-//! Pure: nothing here does I/O, spawns, sleeps or knows aya. The three verdicts (reference, tables, loaded program) agree,
-//! always; property tests say so.
+//! This crate does no I/O, starts no threads and does not depend on aya. Reference, tables and loaded programs give the
+//! same verdicts, which property tests check.
 
 pub mod compile;
 pub mod derived;

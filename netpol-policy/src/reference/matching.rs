@@ -1,4 +1,4 @@
-//! Whether a peer and a port of a rule match.
+//! Matches peers and ports of rules.
 
 use std::net::IpAddr;
 
@@ -7,24 +7,24 @@ use netpol_common::protocol;
 use crate::model::{Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports};
 use crate::world::World;
 
-/// The other end of an attempt.
+/// The other end of a flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote<'w> {
-    /// Its address, as the packet carries it.
+    /// Its address, as in the packet.
     pub address: IpAddr,
-    /// The pod whose address that is. Host-network and finished pods, those that lost it to another, and those that claim
-    /// a node's, have none (5, 6, 15).
+    /// The pod with this address. Not a host-network or finished pod, one whose address another pod has taken, or one
+    /// that claims the address of a node (5, 6, 15).
     pub pod: Option<&'w Pod>,
 }
 
 impl<'w> Remote<'w> {
-    /// Whoever has this address.
+    /// Finds the pod with this address.
     pub fn of(world: &'w World, address: IpAddr) -> Self {
         Self { address, pod: world.peer_at(address) }
     }
 }
 
-/// Whether `from` or `to` admits the remote. Absent or empty: anyone (3).
+/// Returns whether `from` or `to` matches the remote. An absent or empty list matches every address (3).
 pub fn allows_peer(world: &World, policy: &Policy, peers: &Peers, remote: &Remote<'_>) -> bool {
     match peers {
         Peers::Any => true,
@@ -32,10 +32,10 @@ pub fn allows_peer(world: &World, policy: &Policy, peers: &Peers, remote: &Remot
     }
 }
 
-/// Whether one peer is the remote.
+/// Returns whether one peer matches the remote.
 pub fn peer_matches(world: &World, policy: &Policy, peer: &Peer, remote: &Remote<'_>) -> bool {
     match peer {
-        // 4: both selectors must hold; without a namespaceSelector, the policy's own namespace is meant.
+        // 4: both selectors must match; without a namespaceSelector, the policy's own namespace is used.
         Peer::Pods { namespaces, pods } => remote.pod.is_some_and(|pod| {
             let namespace_matches = match namespaces {
                 Some(selector) => selector.matches(&world.namespace_labels(&pod.key.namespace)),
@@ -43,12 +43,12 @@ pub fn peer_matches(world: &World, policy: &Policy, peer: &Peer, remote: &Remote
             };
             namespace_matches && pods.matches(&pod.labels)
         }),
-        // 11, 14: the address decides, whoever has it; an except subtracts from this block only.
+        // 11, 14: the address decides, whether a pod has it or not; an except subtracts from this block only.
         Peer::Block(block) => block.contains(remote.address),
     }
 }
 
-/// Whether `ports` admits protocol and port at the destination. Absent or empty: every protocol and port (3, 17).
+/// Returns whether `ports` matches a protocol and port at the destination. An absent or empty list matches all (3, 17).
 pub fn allows_port(ports: &Ports, protocol: u8, port: u16, destination: Option<&Pod>) -> bool {
     match ports {
         Ports::Any => true,
@@ -58,7 +58,7 @@ pub fn allows_port(ports: &Ports, protocol: u8, port: u16, destination: Option<&
     }
 }
 
-/// Whether one item of `ports` is this port of this protocol at the destination (8, 9).
+/// Returns whether one item of `ports` matches a protocol and port at the destination (8, 9).
 pub fn port_matches(item: &PortMatch, protocol: u8, port: u16, destination: Option<&Pod>) -> bool {
     item.protocol.number() == protocol
         && match &item.port {

@@ -1,7 +1,7 @@
-//! The verdict as the standard is written, read naively over the objects. Shares no code with [`crate::compile`].
+//! Evaluates packets from the objects directly, as the API documentation reads. Shares no code with [`crate::compile`].
 //!
-//! Source: <https://kubernetes.io/docs/concepts/services-networking/network-policies/>; the numbers in comments are the lines
-//! of `docs/semantics.md`.
+//! Source: <https://kubernetes.io/docs/concepts/services-networking/network-policies/>; the numbers in comments are the
+//! lines of `docs/semantics.md`.
 
 mod connection;
 mod matching;
@@ -18,40 +18,40 @@ pub use service::Candidate;
 use crate::model::{Peers, Pod, PodKey, Policy, PolicyKey, Ports, Rule};
 use crate::world::World;
 
-/// An attempt to open a flow, seen from one pod.
+/// The first packet of a flow, at the interface of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// The pod at whose interface it is judged.
+    /// The pod at whose interface the packet is evaluated.
     pub pod: PodKey,
-    /// Whether the remote opens towards the pod, or the pod towards the remote.
+    /// `Ingress` if the remote initiates the flow, `Egress` if the pod does.
     pub direction: Direction,
-    /// The other end's address, as the packet carries it.
+    /// The address of the other end, as in the packet.
     pub remote: IpAddr,
-    /// IP protocol number.
+    /// The IP protocol number.
     pub protocol: u8,
-    /// Destination port; 0 for protocols without.
+    /// The destination port; 0 for protocols without ports.
     pub port: u16,
-    /// Ingress: the node itself originated it (it came in by no interface).
+    /// Ingress: the node itself sent the packet (it has no ingress interface).
     pub from_node: bool,
-    /// Ingress: the pod itself sent it.
+    /// Ingress: the pod itself sent the packet.
     pub via_own: bool,
-    /// Egress: it is past the place where Services send packets on, and `remote` and `port` are what it carries there. What is
-    /// [`Reason::NoRule`] then the programs call [`Reason::Backend`].
+    /// Egress: the packet is post-DNAT, and `remote` and `port` are those of the backend. The programs report
+    /// [`Reason::Backend`] instead of [`Reason::NoRule`] then.
     pub behind: bool,
 }
 
-/// What [`evaluate`] found.
+/// The result of [`evaluate`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evaluation {
-    /// The verdict and why.
+    /// The verdict and its reason.
     pub reason: Reason,
     /// The policies that isolate the pod in this direction.
     pub isolating: Vec<PolicyKey>,
-    /// With [`Reason::Rule`]: the first rule that allows it, policies in the order of their keys.
+    /// With [`Reason::Rule`]: the first rule that allows the packet, with policies in the order of their keys.
     pub rule: Option<RuleRef>,
-    /// It is to be judged again by where it is sent.
+    /// Whether the packet is evaluated again post-DNAT.
     pub again: bool,
-    /// Where it is for a Service: those who may be behind it.
+    /// If the packet is for a Service: its backends.
     pub candidates: Vec<Candidate>,
 }
 
@@ -60,19 +60,19 @@ pub struct Evaluation {
 pub struct RuleRef {
     /// The policy.
     pub policy: PolicyKey,
-    /// Whether it is an item of `ingress` or of `egress`.
+    /// The list that the rule is in: `ingress` or `egress`.
     pub direction: Direction,
-    /// Its index there.
+    /// The index in that list.
     pub index: usize,
 }
 
-/// Judges an attempt by the objects alone.
+/// Evaluates a packet.
 pub fn evaluate(world: &World, packet: &Packet) -> Evaluation {
     let because =
         |reason| Evaluation { reason, isolating: Vec::new(), rule: None, again: false, candidates: Vec::new() };
     let Some(pod) = world.pods.get(&packet.pod) else { return because(Reason::UnknownPod) };
 
-    // 1: isolation is per direction; a pod that nothing isolates is open.
+    // 1: isolation is per direction; a pod that no policy isolates is open.
     let isolating: Vec<&Policy> = isolating(world, pod, packet.direction).collect();
     if isolating.is_empty() {
         return because(Reason::NotIsolated);
@@ -80,22 +80,23 @@ pub fn evaluate(world: &World, packet: &Packet) -> Evaluation {
     let keys = isolating.iter().map(|policy| policy.key.clone()).collect();
     let decided = |reason| Evaluation { isolating: keys, ..because(reason) };
 
-    // 15: a pod reaches itself, and its node and it reach each other. Whom the node sends it on to, it is judged by then (23).
-    let opens = packet.direction == Direction::Egress;
-    if pod.addresses.contains(&packet.remote) && (opens || packet.via_own) {
+    // 15: hairpin traffic and traffic with the local node are allowed. A packet that the node forwards is evaluated
+    // again (23).
+    let initiates = packet.direction == Direction::Egress;
+    if pod.addresses.contains(&packet.remote) && (initiates || packet.via_own) {
         return decided(Reason::Itself);
     }
-    if world.own_addresses.contains(&packet.remote) && (opens || packet.from_node) {
-        return Evaluation { again: opens, ..decided(Reason::OwnNode) };
+    if world.own_addresses.contains(&packet.remote) && (initiates || packet.from_node) {
+        return Evaluation { again: initiates, ..decided(Reason::OwnNode) };
     }
-    // 15: through a Service it is behind, masqueraded as its node on the way back.
+    // 15: hairpin traffic through a Service has the address of the node as its source.
     if world.own_addresses.contains(&packet.remote) && packet.via_own {
         return decided(Reason::Itself);
     }
 
-    // 21: a Service is judged by who is behind it, unless whoever that is makes no difference.
+    // 21: a Service is evaluated by its backends, unless a rule allows everything.
     let frontend = world.frontend_at(packet.remote, packet.protocol, packet.port);
-    if opens
+    if initiates
         && !isolating.iter().any(|policy| allows_everything(policy, packet.direction))
         && let Some(frontend) = frontend
     {
@@ -111,7 +112,7 @@ pub fn evaluate(world: &World, packet: &Packet) -> Evaluation {
     }
 }
 
-/// 1: policies add up; one rule of one of them is enough.
+/// 1: policies are additive; one rule of one policy is enough.
 fn first_rule(world: &World, isolating: &[&Policy], pod: &Pod, packet: &Packet) -> Option<RuleRef> {
     isolating.iter().find_map(|policy| {
         let mut rules = rules(policy, packet.direction).iter();
@@ -124,7 +125,7 @@ fn allows_everything(policy: &Policy, direction: Direction) -> bool {
     rules(policy, direction).iter().any(|rule| rule.peers == Peers::Any && rule.ports == Ports::Any)
 }
 
-/// The policies that isolate a pod in a direction: those of its namespace that select it (4, 5, 6).
+/// Returns the policies that isolate a pod in a direction: those of its namespace that select it (4, 5, 6).
 pub fn isolating<'w>(world: &'w World, pod: &'w Pod, direction: Direction) -> impl Iterator<Item = &'w Policy> {
     world.policies.values().filter(move |policy| {
         pod.participates()
@@ -137,7 +138,7 @@ pub fn isolating<'w>(world: &'w World, pod: &'w Pod, direction: Direction) -> im
     })
 }
 
-/// A policy's rules in a direction; none where it does not isolate for it.
+/// Returns a policy's rules in a direction; none if the policy does not isolate in it.
 pub fn rules(policy: &Policy, direction: Direction) -> &[Rule] {
     match direction {
         Direction::Ingress => policy.ingress.as_deref(),
@@ -146,10 +147,10 @@ pub fn rules(policy: &Policy, direction: Direction) -> &[Rule] {
     .unwrap_or_default()
 }
 
-/// Whether a rule of a policy that isolates the pod allows a packet.
+/// Returns whether a rule of a policy that isolates the pod allows a packet.
 pub(crate) fn allows(world: &World, policy: &Policy, rule: &Rule, pod: &Pod, packet: &Packet) -> bool {
     let remote = Remote::of(world, packet.remote);
-    // 9: a named port is the destination's.
+    // 9: a port name is resolved on the destination.
     let destination = match packet.direction {
         Direction::Ingress => Some(pod),
         Direction::Egress => remote.pod,

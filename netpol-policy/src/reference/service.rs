@@ -1,4 +1,4 @@
-//! Egress through a Service: what holds for those who may be behind it.
+//! Evaluates egress to a Service by its backends.
 
 use netpol_common::Reason;
 
@@ -6,21 +6,21 @@ use super::{Packet, RuleRef, first_rule};
 use crate::model::{Backend, Frontend, Pod, Policy};
 use crate::world::World;
 
-/// One of those who may be behind the frontend that a packet is for.
+/// A backend of the frontend that a packet is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Who.
+    /// The backend.
     pub backend: Backend,
-    /// What becomes of a connection that is sent to it.
+    /// The reason for a connection to this backend.
     pub reason: Reason,
-    /// The first rule that allows it.
+    /// The first rule that allows the backend.
     pub rule: Option<RuleRef>,
-    /// There is a Service at this address and port in turn: where it goes from there is not known here.
+    /// The address and port are those of another frontend, so the final backend is unknown.
     pub passed_on: bool,
 }
 
 impl Candidate {
-    /// Whether any pod with these policies may reach it.
+    /// Returns whether any pod with these policies may connect to the backend.
     fn is_allowed(&self) -> bool {
         !self.passed_on && (self.reason == Reason::OwnNode || self.rule.is_some())
     }
@@ -30,7 +30,7 @@ impl Candidate {
     }
 }
 
-/// Judges each backend by its own address and port (21), as the pod would reach it without the Service (15).
+/// Evaluates each backend by its own address and port (21), as for a connection without the Service (15).
 pub(super) fn candidates(
     world: &World,
     isolating: &[&Policy],
@@ -39,8 +39,8 @@ pub(super) fn candidates(
     frontend: &Frontend,
 ) -> Vec<Candidate> {
     let judged = |backend: Backend| {
-        let there = Packet { remote: backend.address, port: backend.port, ..packet.clone() };
-        let rule = first_rule(world, isolating, pod, &there);
+        let post_dnat = Packet { remote: backend.address, port: backend.port, ..packet.clone() };
+        let rule = first_rule(world, isolating, pod, &post_dnat);
         let reason = match &rule {
             _ if world.own_addresses.contains(&backend.address) => Reason::OwnNode,
             _ if pod.addresses.contains(&backend.address) => Reason::Itself,
@@ -53,13 +53,13 @@ pub(super) fn candidates(
     world.backends(frontend).into_iter().map(judged).collect()
 }
 
-/// 22: where not all are allowed and not all denied, it goes on and is judged by the one it is sent to. So it is where nobody is
-/// known to be behind it. Past the place where that is chosen nobody here will know.
+/// 22: if only some backends are allowed, or there are none, the packet passes and is evaluated post-DNAT. `behind`:
+/// another node selects the backend, so that all must be allowed.
 pub(super) fn verdict(candidates: &[Candidate], behind: bool) -> Reason {
-    let known = !candidates.is_empty();
-    if known && candidates.iter().all(Candidate::is_allowed) {
+    let has_backends = !candidates.is_empty();
+    if has_backends && candidates.iter().all(Candidate::is_allowed) {
         Reason::Service
-    } else if known && candidates.iter().all(Candidate::is_denied) {
+    } else if has_backends && candidates.iter().all(Candidate::is_denied) {
         Reason::NoBackend
     } else if behind {
         Reason::SomeBackends
@@ -68,7 +68,7 @@ pub(super) fn verdict(candidates: &[Candidate], behind: bool) -> Reason {
     }
 }
 
-/// Whether what [`verdict`] allows is to be judged again by where it goes.
+/// Returns whether a packet that [`verdict`] allows is evaluated again post-DNAT.
 pub(super) fn is_open(candidates: &[Candidate]) -> bool {
     candidates.is_empty() || !candidates.iter().all(Candidate::is_allowed)
 }

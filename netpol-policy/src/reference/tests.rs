@@ -1,4 +1,4 @@
-//! One test for each line of `docs/semantics.md` that objects alone decide; `s7_…` is for line 7.
+//! A test for each line of `docs/semantics.md` that the objects alone decide; `s7_…` is for line 7.
 
 use netpol_common::{Direction, Reason, protocol};
 
@@ -9,8 +9,8 @@ use crate::manifest;
 use crate::model::{Node, Object, ObjectKey};
 use crate::world::{Event, World};
 
-/// Namespaces `shop` (team=a) and `ops` (team=b), and `bare` that has no object. `shop/web` has its `http` at 8080, `shop/api` at 9090;
-/// the sidecar of `web` has `metrics` 9100, and its init container `setup` 7000.
+/// Namespaces `shop` (team=a) and `ops` (team=b), and `bare`, which has no object. Port `http` is 8080 on `shop/web`
+/// and 9090 on `shop/api`. The sidecar of `web` has `metrics` 9100, and its init container `setup` 7000.
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
 ---
@@ -39,13 +39,13 @@ status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: lone, namespace: bare}, status: {podIP: 10.0.2.1}}
 ---
-{apiVersion: v1, kind: Pod, metadata: {name: hostly, namespace: shop, labels: {app: web}}, spec: {hostNetwork: true, containers: []}, status: {podIP: 192.168.0.1}}
+{apiVersion: v1, kind: Pod, metadata: {name: host, namespace: shop, labels: {app: web}}, spec: {hostNetwork: true, containers: []}, status: {podIP: 192.168.0.1}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: done, namespace: shop, labels: {app: job}}, status: {phase: Succeeded, podIP: 10.0.0.9}}
 ---
 ";
 
-/// The cluster with policies `p0`, `p1`, … of namespace `shop` that have these specs.
+/// The cluster with policies `p0`, `p1`, … in namespace `shop` that have these specs.
 fn cluster(specs: &[&str]) -> World {
     let mut text = CLUSTER.to_owned();
     for (index, spec) in specs.iter().enumerate() {
@@ -68,14 +68,14 @@ fn end(text: &str) -> End {
 
 /// `to` is an end and a port: `shop/web:80` or `shop/web:53/UDP`.
 fn reaches(world: &World, from: &str, to: &str) -> bool {
-    let (to, asked) = to.rsplit_once(':').expect("end:port");
-    let (port, name) = asked.split_once('/').unwrap_or((asked, "TCP"));
+    let (to, port) = to.rsplit_once(':').expect("end:port");
+    let (port, name) = port.split_once('/').unwrap_or((port, "TCP"));
     let number = match name {
         "TCP" => protocol::TCP,
         "UDP" => protocol::UDP,
         "SCTP" => protocol::SCTP,
         "ICMP" => protocol::ICMP,
-        other => panic!("{other} is no protocol of these tests"),
+        other => panic!("unknown protocol {other}"),
     };
     connection(world, &end(from), &end(to), number, port.parse().expect("a port"))
         .expect("ends with addresses")
@@ -90,7 +90,7 @@ fn check(cases: &[(&[&str], &str, &str, bool)]) {
 }
 
 #[test]
-fn s1_isolation_is_per_direction_and_policies_add_up() {
+fn s1_isolation_is_per_direction_and_policies_are_additive() {
     let deny_in = "podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]";
     let deny_out = "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress]";
     let allow_ops = "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: b}}}]}]";
@@ -126,7 +126,7 @@ fn s14_each_address_family_of_two_pods_is_evaluated() {
 }
 
 #[test]
-fn s2_without_policy_types_egress_needs_a_rule_to_be_isolated() {
+fn s2_without_policy_types_a_policy_with_egress_rules_isolates_for_egress() {
     check(&[
         (&["podSelector: {}"], "ops/probe", "shop/web:80", false),
         (&["podSelector: {}"], "shop/web", "ops/probe:80", true),
@@ -206,12 +206,12 @@ fn s4_selectors() {
 #[test]
 fn s5_host_network_pods_are_neither_subject_nor_peer() {
     check(&[
-        (&["podSelector: {}"], "ops/probe", "shop/hostly:80", true),
-        (&["podSelector: {}, policyTypes: [Egress]"], "shop/hostly", "ops/probe:80", true),
-        (&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"], "shop/hostly", "shop/web:80", false),
+        (&["podSelector: {}"], "ops/probe", "shop/host:80", true),
+        (&["podSelector: {}, policyTypes: [Egress]"], "shop/host", "ops/probe:80", true),
+        (&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"], "shop/host", "shop/web:80", false),
         (
             &["podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.168.0.1/32}}]}]"],
-            "shop/hostly",
+            "shop/host",
             "shop/web:80",
             true,
         ),
@@ -219,7 +219,7 @@ fn s5_host_network_pods_are_neither_subject_nor_peer() {
 }
 
 #[test]
-fn s6_finished_pods_and_lost_addresses_select_nothing() {
+fn s6_finished_pods_and_pods_without_their_address_are_not_peers() {
     let from_jobs =
         "podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: job}}}]}]";
     check(&[
@@ -233,7 +233,7 @@ fn s6_finished_pods_and_lost_addresses_select_nothing() {
         )
     };
     let cases = [
-        // `api` has no creation time, and so is the elder.
+        // `api` has no creation time, so it is the older one.
         ("younger", claimant("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
         (
             "deleted",
@@ -253,8 +253,8 @@ fn s6_finished_pods_and_lost_addresses_select_nothing() {
 }
 
 #[test]
-fn s7_what_is_not_understood_matches_nothing_and_still_isolates() {
-    let faulty = [
+fn s7_an_invalid_part_matches_nothing_and_the_policy_still_isolates() {
+    let invalid = [
         "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.300/8}}]}]",
         "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [nonsense]}}]}]",
         "podSelector: {}, ingress: [{from: [{}]}]",
@@ -273,12 +273,12 @@ fn s7_what_is_not_understood_matches_nothing_and_still_isolates() {
         "podSelector: {matchExpressions: [{key: app, operator: In}]}",
         "podSelector: {}, policyTypes: [Ingres]",
     ];
-    for spec in faulty {
+    for spec in invalid {
         let world = cluster(&[spec]);
-        assert!(!reaches(&world, "shop/api", "shop/web:80"), "{spec} opens");
-        assert!(world.policies.values().any(|policy| !policy.problems.is_empty()), "{spec} is taken in silence");
-        let beside = "podSelector: {}, ingress: [{ports: [{port: 80}]}]";
-        assert!(reaches(&cluster(&[spec, beside]), "ops/probe", "shop/web:80"), "{spec} takes others down");
+        assert!(!reaches(&world, "shop/api", "shop/web:80"), "{spec} allows the connection");
+        assert!(world.policies.values().any(|policy| !policy.problems.is_empty()), "{spec} is not reported");
+        let valid = "podSelector: {}, ingress: [{ports: [{port: 80}]}]";
+        assert!(reaches(&cluster(&[spec, valid]), "ops/probe", "shop/web:80"), "{spec} affects another policy");
     }
 }
 
@@ -297,17 +297,17 @@ fn s8_protocols_ranges_and_all_ports() {
         ("{port: 80, endPort: 90}", "91", false),
         ("{port: 1, endPort: 65535}", "65535", true),
     ];
-    for (ports, asked, allowed) in cases {
+    for (ports, port, allowed) in cases {
         assert_eq!(
-            reaches(&cluster(&[&on(ports)]), "ops/probe", &format!("shop/web:{asked}")),
+            reaches(&cluster(&[&on(ports)]), "ops/probe", &format!("shop/web:{port}")),
             allowed,
-            "{asked} in {ports}"
+            "{port} in {ports}"
         );
     }
 }
 
 #[test]
-fn s9_named_ports_are_the_destinations() {
+fn s9_port_names_are_resolved_on_the_destination() {
     let http_in = "podSelector: {}, ingress: [{ports: [{port: http}]}]";
     let http_out = "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: http}]}]";
     let dns_as_tcp = "podSelector: {}, ingress: [{ports: [{port: dns}]}]";
@@ -330,7 +330,7 @@ fn s9_named_ports_are_the_destinations() {
 }
 
 #[test]
-fn s10_nothing_is_cut_off_in_long_lists() {
+fn s10_long_lists_are_used_in_full() {
     let ports: Vec<String> = (1..=500).map(|port| format!("{{port: {port}}}")).collect();
     let peers: Vec<String> =
         (0..500).map(|i| format!("{{ipBlock: {{cidr: 172.16.{}.{}/32}}}}", i / 250, i % 250)).collect();
@@ -339,17 +339,17 @@ fn s10_nothing_is_cut_off_in_long_lists() {
 }
 
 #[test]
-fn s11_and_s12_excepts_cut_from_their_own_block_only() {
-    let hole = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]";
+fn s11_and_s12_an_except_subtracts_from_its_own_block_only() {
+    let excluded = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]";
     let two_blocks = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: 10.1.2.0/24}}]}]";
     let by_port = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 80}]}, {from: [{ipBlock: {cidr: 10.1.2.0/24}}], ports: [{port: 443}]}]";
     let around = "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}]";
     check(&[
-        (&[hole], "10.2.0.1", "shop/web:80", true),
-        (&[hole], "10.1.0.1", "shop/web:80", false),
+        (&[excluded], "10.2.0.1", "shop/web:80", true),
+        (&[excluded], "10.1.0.1", "shop/web:80", false),
         (&[two_blocks], "10.1.2.1", "shop/web:80", true),
         (&[two_blocks], "10.1.3.1", "shop/web:80", false),
-        (&[hole, around], "10.1.3.1", "shop/web:80", true),
+        (&[excluded, around], "10.1.3.1", "shop/web:80", true),
         (&[by_port], "10.1.2.1", "shop/web:80", true),
         (&[by_port], "10.1.2.1", "shop/web:443", true),
         (&[by_port], "10.1.3.1", "shop/web:443", false),
@@ -389,7 +389,7 @@ fn s14_blocks_apply_to_pod_and_node_addresses() {
 }
 
 #[test]
-fn s15_itself_and_the_own_node_pass_but_not_what_the_node_forwards() {
+fn s15_hairpin_and_local_node_traffic_is_allowed_but_not_forwarded_traffic() {
     let mut world = cluster(&["podSelector: {}, policyTypes: [Ingress, Egress]"]);
     world.apply(Event::OwnAddresses(vec!["192.168.0.1".parse().unwrap(), "10.0.0.254".parse().unwrap()]));
     let packet = |direction, remote: &str, from_node, via_own| Packet {
@@ -419,7 +419,7 @@ fn s15_itself_and_the_own_node_pass_but_not_what_the_node_forwards() {
 }
 
 #[test]
-fn s15_a_pod_that_claims_the_nodes_address_lends_it_no_labels() {
+fn s15_selectors_never_match_the_address_of_the_local_node() {
     let mut world = cluster(&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"]);
     let packet = Packet {
         pod: PodKey::new("shop", "web"),
@@ -431,13 +431,13 @@ fn s15_a_pod_that_claims_the_nodes_address_lends_it_no_labels() {
         via_own: false,
         behind: false,
     };
-    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "a pod's address");
+    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "the address of a pod");
     world.apply(Event::OwnAddresses(vec![packet.remote]));
-    assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "the node's, masqueraded");
+    assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "the address of the local node");
 }
 
 #[test]
-fn s30_a_pod_that_claims_another_nodes_address_lends_it_no_labels() {
+fn s30_selectors_never_match_the_address_of_another_node() {
     let mut world = cluster(&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"]);
     let packet = Packet {
         pod: PodKey::new("shop", "web"),
@@ -449,16 +449,16 @@ fn s30_a_pod_that_claims_another_nodes_address_lends_it_no_labels() {
         via_own: false,
         behind: false,
     };
-    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "a pod's address");
+    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "the address of a pod");
     let node = Node { name: "node-9".into(), addresses: vec![packet.remote] };
     world.apply(Event::Apply(Object::Node(node)));
-    assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "a node's, masqueraded");
+    assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "the address of a node");
     world.apply(Event::Delete(ObjectKey::Node("node-9".into())));
-    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "a pod's again");
+    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "the address of a pod again");
 }
 
 #[test]
-fn s17_rules_with_ports_allow_no_other_protocol() {
+fn s17_a_rule_with_ports_allows_no_other_protocol() {
     check(&[
         (&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"], "shop/api", "shop/web:0/ICMP", true),
         (
@@ -471,7 +471,7 @@ fn s17_rules_with_ports_allow_no_other_protocol() {
 }
 
 #[test]
-fn the_rule_that_allows_is_the_first_by_policy_and_index() {
+fn the_allowing_rule_is_the_first_by_policy_and_index() {
     let world =
         cluster(&["podSelector: {}, ingress: [{ports: [{port: 1}]}, {}, {}]", "podSelector: {}, ingress: [{}]"]);
     let connection = connection(&world, &end("shop/api"), &end("shop/web"), protocol::TCP, 80).unwrap();
@@ -481,14 +481,14 @@ fn the_rule_that_allows_is_the_first_by_policy_and_index() {
 }
 
 #[test]
-fn ends_that_cannot_meet_are_refused() {
+fn impossible_connections_are_errors() {
     let world = cluster(&[]);
-    let meet = |from: &str, to: &str| connection(&world, &end(from), &end(to), protocol::TCP, 80).map(|_| ());
-    assert_eq!(meet("shop/nobody", "shop/web"), Err(ConnectionError::NoSuchPod(PodKey::new("shop", "nobody"))));
+    let connect = |from: &str, to: &str| connection(&world, &end(from), &end(to), protocol::TCP, 80).map(|_| ());
+    assert_eq!(connect("shop/absent", "shop/web"), Err(ConnectionError::NoSuchPod(PodKey::new("shop", "absent"))));
     assert_eq!(
-        meet("2001:db8::1", "ops/probe"),
+        connect("2001:db8::1", "ops/probe"),
         Err(ConnectionError::NoCommonFamily(end("2001:db8::1"), end("ops/probe")))
     );
-    assert_eq!(meet("shop/web", "shop/done"), Err(ConnectionError::Finished(PodKey::new("shop", "done"))));
-    assert_eq!(meet("2001:db8::1", "shop/web"), Ok(()));
+    assert_eq!(connect("shop/web", "shop/done"), Err(ConnectionError::Finished(PodKey::new("shop", "done"))));
+    assert_eq!(connect("2001:db8::1", "shop/web"), Ok(()));
 }

@@ -1,11 +1,11 @@
-//! Lines 21 to 23: egress through Services.
+//! Lines 21 to 23: egress to Services.
 
 use netpol_common::{Direction, Reason, protocol};
 
 use super::*;
 
-/// A Service `shop/api` before the pods `shop/web` and `shop/api` and an address outside, at every place a Service can have, and
-/// a node besides the own one.
+/// Service `shop/both` with the backends `shop/web` and `shop/api` and every kind of frontend; Services with other
+/// backends; and a node other than the local one.
 const SERVICE: &str = "
 apiVersion: v1
 kind: Service
@@ -37,7 +37,7 @@ addressType: IPv6
 ports: [{name: http, port: 8080}]
 endpoints: [{addresses: ['fd00::1']}]
 ---
-{apiVersion: v1, kind: Service, metadata: {name: nobody, namespace: shop}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}
+{apiVersion: v1, kind: Service, metadata: {name: empty, namespace: shop}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: headless, namespace: shop}, spec: {clusterIP: None, ports: [{name: http, port: 80}]}}
 ---
@@ -69,7 +69,8 @@ status: {podIP: 10.0.1.2, hostIPs: [{ip: 192.168.0.2}]}
 ---
 ";
 
-/// The cluster with these Services, on the node 192.168.0.1, with one policy for `ops/probe`'s egress.
+/// The cluster with these Services, at the node 192.168.0.1, with one policy with these egress rules for namespace
+/// `ops`.
 fn services(rules: &str) -> World {
     let mut world = cluster(&[]);
     let policy = format!(
@@ -85,8 +86,8 @@ fn services(rules: &str) -> World {
     world
 }
 
-/// What becomes of TCP from a pod to an address and port; before a Service sends it on, or behind.
-fn sent(world: &World, pod: &str, remote: &str, port: u16, behind: bool) -> Evaluation {
+/// Evaluates a TCP packet from a pod, pre-DNAT or (`behind`) post-DNAT.
+fn egress(world: &World, pod: &str, remote: &str, port: u16, behind: bool) -> Evaluation {
     let (namespace, name) = pod.split_once('/').expect("a pod");
     let packet = Packet {
         pod: PodKey::new(namespace, name),
@@ -105,10 +106,10 @@ const TO_WEB: &str = "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {
 const TO_API: &str = "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {app: api}}}], ports: [{port: http}]}";
 
 #[test]
-fn s21_a_service_is_judged_by_the_pods_behind_it_and_their_ports() {
+fn s21_a_service_is_evaluated_by_its_backends_and_their_ports() {
     let both = format!("{TO_WEB}, {TO_API}");
     let cases = [
-        // By pods and target ports, named ones included; never by the Service's own address and port.
+        // By pods and target ports, with port names; never by the Service's own address and port.
         (both.as_str(), Reason::Service, false),
         (TO_WEB, Reason::Service, true),
         ("", Reason::NoBackend, false),
@@ -120,40 +121,40 @@ fn s21_a_service_is_judged_by_the_pods_behind_it_and_their_ports() {
         ("{}", Reason::Rule, false),
     ];
     for (rules, reason, again) in cases {
-        let found = sent(&services(rules), "ops/probe", "10.96.0.1", 80, false);
+        let found = egress(&services(rules), "ops/probe", "10.96.0.1", 80, false);
         assert_eq!((found.reason, found.again), (reason, again), "{rules}");
     }
-    // A port that the Service does not have is the address's.
+    // A port that the Service does not have is evaluated by the Service's address.
     let world = services("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}");
-    assert_eq!(sent(&world, "ops/probe", "10.96.0.1", 81, false).reason, Reason::Rule);
+    assert_eq!(egress(&world, "ops/probe", "10.96.0.1", 81, false).reason, Reason::Rule);
 }
 
 #[test]
-fn s21_a_service_lends_no_one_else_its_backends() {
+fn s21_a_rule_for_backends_allows_no_other_port_of_the_service() {
     let world = services("{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}");
-    assert_eq!(sent(&world, "ops/probe", "10.96.0.3", 80, false).reason, Reason::Service);
-    assert_eq!(sent(&world, "ops/probe", "10.96.0.3", 443, false).reason, Reason::NoRule);
-    assert_eq!(sent(&world, "shop/web", "10.96.0.3", 80, false).reason, Reason::NotIsolated);
+    assert_eq!(egress(&world, "ops/probe", "10.96.0.3", 80, false).reason, Reason::Service);
+    assert_eq!(egress(&world, "ops/probe", "10.96.0.3", 443, false).reason, Reason::NoRule);
+    assert_eq!(egress(&world, "shop/web", "10.96.0.3", 80, false).reason, Reason::NotIsolated);
 }
 
 #[test]
-fn s22_where_only_some_backends_are_allowed_each_connection_is_judged_by_its_own() {
+fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat() {
     let world = services(TO_WEB);
-    let before = sent(&world, "ops/probe", "10.96.0.1", 80, false);
-    let judged: Vec<_> = before.candidates.iter().map(|candidate| candidate.reason).collect();
-    assert_eq!((before.reason, before.again), (Reason::Service, true));
-    assert_eq!(judged, [Reason::Rule, Reason::NoRule]);
-    assert_eq!(sent(&world, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
-    assert_eq!(sent(&world, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
-    // Another node will choose: too late to judge.
-    assert_eq!(sent(&world, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::SomeBackends);
-    assert_eq!(sent(&services(""), "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
+    let pre_dnat = egress(&world, "ops/probe", "10.96.0.1", 80, false);
+    let reasons: Vec<_> = pre_dnat.candidates.iter().map(|candidate| candidate.reason).collect();
+    assert_eq!((pre_dnat.reason, pre_dnat.again), (Reason::Service, true));
+    assert_eq!(reasons, [Reason::Rule, Reason::NoRule]);
+    assert_eq!(egress(&world, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
+    assert_eq!(egress(&world, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
+    // Another node selects the backend, after this node has evaluated the packet.
+    assert_eq!(egress(&world, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::SomeBackends);
+    assert_eq!(egress(&services(""), "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
     let both = services(&format!("{TO_WEB}, {TO_API}"));
-    assert_eq!(sent(&both, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
+    assert_eq!(egress(&both, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
 }
 
 #[test]
-fn s22_a_connection_is_allowed_if_one_backend_is() {
+fn s22_a_connection_is_allowed_if_a_backend_is_allowed() {
     for (rules, allowed) in [(TO_WEB, true), ("", false)] {
         let world = services(rules);
         assert_eq!(reaches(&world, "ops/probe", "10.96.0.1:80"), allowed, "{rules}");
@@ -164,33 +165,33 @@ fn s22_a_connection_is_allowed_if_one_backend_is() {
     for located in manifest::parse(deny, "deny.yaml").objects {
         world.apply(Event::Apply(located.object));
     }
-    assert!(!reaches(&world, "ops/probe", "10.96.0.1:80"), "the one it may open to lets nobody in");
+    assert!(!reaches(&world, "ops/probe", "10.96.0.1:80"), "the only backend that egress allows denies ingress");
 }
 
 #[test]
-fn s22_nobody_behind_is_nobody_known() {
+fn s22_a_service_without_backends_is_evaluated_post_dnat() {
     let world = services("");
-    let before = sent(&world, "ops/probe", "10.96.0.2", 80, false);
-    assert_eq!((before.reason, before.again), (Reason::Service, true));
-    assert_eq!(sent(&world, "ops/probe", "10.96.0.2", 80, true).reason, Reason::SomeBackends);
+    let pre_dnat = egress(&world, "ops/probe", "10.96.0.2", 80, false);
+    assert_eq!((pre_dnat.reason, pre_dnat.again), (Reason::Service, true));
+    assert_eq!(egress(&world, "ops/probe", "10.96.0.2", 80, true).reason, Reason::SomeBackends);
 }
 
 #[test]
-fn s22_a_pod_that_may_be_sent_to_itself_is_judged_by_who_it_is_sent_to() {
+fn s22_a_pod_that_is_a_backend_of_the_service_is_evaluated_post_dnat() {
     let mut world = services("");
     let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop}, \
                 spec: {podSelector: {}, policyTypes: [Egress]}}";
     for located in manifest::parse(deny, "deny.yaml").objects {
         world.apply(Event::Apply(located.object));
     }
-    let before = sent(&world, "shop/web", "10.96.0.1", 80, false);
-    assert_eq!((before.reason, before.again), (Reason::Service, true));
-    assert_eq!(sent(&world, "shop/web", "10.0.0.1", 8080, true).reason, Reason::Itself);
-    assert_eq!(sent(&world, "shop/web", "10.0.0.2", 9090, true).reason, Reason::NoRule);
+    let pre_dnat = egress(&world, "shop/web", "10.96.0.1", 80, false);
+    assert_eq!((pre_dnat.reason, pre_dnat.again), (Reason::Service, true));
+    assert_eq!(egress(&world, "shop/web", "10.0.0.1", 8080, true).reason, Reason::Itself);
+    assert_eq!(egress(&world, "shop/web", "10.0.0.2", 9090, true).reason, Reason::NoRule);
 }
 
 #[test]
-fn s23_every_address_that_leads_to_a_service() {
+fn s23_every_kind_of_frontend_leads_to_the_service() {
     let (web, six) = (services(TO_WEB), services("{to: [{ipBlock: {cidr: 'fd00::/64'}}]}"));
     let cases = [
         (&web, "10.96.0.1", 80, Reason::Service, true),
@@ -199,26 +200,26 @@ fn s23_every_address_that_leads_to_a_service() {
         (&web, "192.168.0.2", 30080, Reason::Service, true),
         (&web, "192.168.0.2", 80, Reason::NoRule, false),
         (&web, "192.168.0.3", 30080, Reason::NoRule, false),
-        // The own node: who it is sent on to is judged by then.
+        // The local node: evaluated again when the node forwards it.
         (&web, "192.168.0.1", 30080, Reason::OwnNode, true),
         (&web, "fd96::1", 80, Reason::Service, false),
         (&six, "fd96::1", 80, Reason::Service, false),
         (&six, "10.96.0.1", 80, Reason::NoBackend, false),
     ];
     for (world, remote, port, reason, again) in cases {
-        let found = sent(world, "ops/probe", remote, port, false);
+        let found = egress(world, "ops/probe", remote, port, false);
         assert_eq!((found.reason, found.again), (reason, again), "{remote}:{port}");
     }
-    // A headless Service has no address: who asks its name connects to a pod.
-    assert_eq!(sent(&web, "ops/probe", "10.0.0.1", 8080, false).reason, Reason::Rule);
+    // A headless Service has no address: its DNS name resolves to pods.
+    assert_eq!(egress(&web, "ops/probe", "10.0.0.1", 8080, false).reason, Reason::Rule);
 }
 
 #[test]
-fn s23_a_load_balancer_address_of_mode_proxy_is_a_plain_address() {
+fn s23_a_load_balancer_address_with_ip_mode_proxy_is_no_frontend() {
     for (rules, reason) in
         [("{to: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: 80}]}", Reason::Rule), (TO_WEB, Reason::NoRule)]
     {
-        assert_eq!(sent(&services(rules), "ops/probe", "203.0.113.8", 80, false).reason, reason, "{rules}");
+        assert_eq!(egress(&services(rules), "ops/probe", "203.0.113.8", 80, false).reason, reason, "{rules}");
     }
 }
 
@@ -229,16 +230,16 @@ fn s23_a_host_port_leads_to_its_pod() {
         ("{to: [{podSelector: {matchLabels: {app: hosted}}}], ports: [{port: 8000}]}", Reason::NoBackend),
         ("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}", Reason::NoBackend),
     ] {
-        assert_eq!(sent(&services(rules), "ops/probe", "192.168.0.2", 8000, false).reason, reason, "{rules}");
+        assert_eq!(egress(&services(rules), "ops/probe", "192.168.0.2", 8000, false).reason, reason, "{rules}");
     }
 }
 
 #[test]
-fn s23_a_service_behind_a_service_is_judged_when_it_gets_there() {
+fn s23_a_service_that_is_a_backend_is_evaluated_at_its_own_address() {
     let by_node = services("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
-    let before = sent(&by_node, "ops/probe", "10.96.0.4", 80, false);
-    assert_eq!((before.reason, before.again), (Reason::Service, true));
-    assert_eq!(sent(&by_node, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
+    let pre_dnat = egress(&by_node, "ops/probe", "10.96.0.4", 80, false);
+    assert_eq!((pre_dnat.reason, pre_dnat.again), (Reason::Service, true));
+    assert_eq!(egress(&by_node, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
     let by_pods = services(&format!("{TO_WEB}, {TO_API}"));
-    assert_eq!(sent(&by_pods, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
+    assert_eq!(egress(&by_pods, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
 }
