@@ -13,10 +13,11 @@ use netpol_policy::reference::End;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done; explain: allowed; lint: no errors; wait: enforced
-  1  explain: denied, or allowed to some of a Service's backends only; lint: errors found; wait: timed out, not found, or never
+  1  explain: denied, or only some backends of the Service allowed; lint: errors found; wait: timed out, not found, or cannot
+     be enforced on this node
   2  wrong usage
-  3  a file, a document or an object of the input could not be read, or the requested object is not in the input; explain and
-     matrix: also if a part of an object has an error, or a template was skipped (the answer is printed, and may be wrong);
+  3  a file, a document or an object in the input could not be read, or the requested object is not in the input; explain and
+     matrix: also if a part of an object has an error, or a template was skipped (the result is printed, and may be wrong);
      wait: no agent answers
   70 a bug in netpol: the compiled tables and the reference differ";
 
@@ -49,7 +50,7 @@ const MATRIX_EXAMPLES: &str = "\
 Examples:
   netpol matrix -f manifests/ -p 80/TCP
   netpol matrix -f pods.yaml -f policies/ -p 80/TCP -p 53/UDP --namespace shop
-  kubectl get ns,pods,nodes,netpol -A -o yaml | netpol matrix -f - -p 443/TCP -o json";
+  kubectl get ns,pods,nodes,svc,endpointslices,netpol -A -o yaml | netpol matrix -f - -p 443/TCP -o json";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
@@ -57,7 +58,7 @@ Examples:
   netpol explain -f manifests/ --from shop/frontend --to service/shop/backend --port 80/TCP
   netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json
 
-Where both ends have an IPv4 and an IPv6 address, each family is evaluated; the verdict is the worse of the two.";
+If both ends have an IPv4 and an IPv6 address, each family is evaluated; the verdict is the worse of the two.";
 
 const LINT_EXAMPLES: &str = "\
 Examples:
@@ -110,7 +111,7 @@ pub(crate) struct MatrixOptions {
     /// Port and protocol, such as 80/TCP or 53/UDP; without protocol, TCP; repeatable
     #[arg(short, long = "port", value_name = "PORT/PROTOCOL", required = true)]
     pub(crate) ports: Vec<PortArgument>,
-    /// Only pods of this namespace; repeatable
+    /// Show only pods in this namespace; repeatable
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     pub(crate) namespaces: Vec<String>,
     /// An address to show with the pods, such as one outside the cluster or of a Service (allowed if all backends are);
@@ -157,7 +158,7 @@ pub(crate) struct WaitOptions {
     /// The maximum time to wait, such as 500ms, 30s or 2m; 0s checks once
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
-    /// The agent's socket (its --api-socket)
+    /// The socket of the agent (its --api-socket)
     #[arg(long, default_value = netpol_api::SOCKET, value_name = "PATH")]
     pub(crate) socket: PathBuf,
     /// The output format

@@ -2,6 +2,13 @@
 
 use std::io::IsTerminal;
 
+use netpol_policy::model::Severity;
+
+/// Foreground colors of ECMA-48, SGR.
+const RED: u8 = 31;
+const GREEN: u8 = 32;
+const YELLOW: u8 = 33;
+
 /// Whether to color standard output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Color(bool);
@@ -17,7 +24,19 @@ impl Color {
 
     /// Colors a verdict green or red.
     pub(crate) fn verdict(self, allowed: bool, text: &str) -> String {
-        let code = if allowed { 32 } else { 31 };
+        self.paint(if allowed { GREEN } else { RED }, text)
+    }
+
+    /// Colors the name of a severity.
+    pub(crate) fn severity(self, severity: Severity) -> String {
+        let color = match severity {
+            Severity::Warning => YELLOW,
+            Severity::Error => RED,
+        };
+        self.paint(color, severity.name())
+    }
+
+    fn paint(self, code: u8, text: &str) -> String {
         if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::Exit;
 use crate::args::{LintOptions, Output};
+use crate::color::Color;
 use crate::input::{Input, InputReport};
 use crate::table;
 
@@ -68,7 +69,7 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
                 })?)
             )?;
         }
-        Output::Table => print(out, &input, &entries, table::text_width())?,
+        Output::Table => print(out, &input, &entries, table::text_width(), Color::detect())?,
     }
     let failed = entries.iter().any(|entry| entry.error.severity == Severity::Error);
     Ok(match failed {
@@ -78,9 +79,9 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     })
 }
 
-fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize) -> io::Result<()> {
+fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize, color: Color) -> io::Result<()> {
     for entry in entries {
-        print_entry(out, entry, width)?;
+        print_entry(out, entry, width, color)?;
     }
     let count = |severity| {
         let of_it = entries.iter().map(|entry| &entry.error).filter(|error| error.severity == severity);
@@ -117,13 +118,19 @@ fn print(out: &mut impl Write, input: &Input, entries: &[Entry], width: usize) -
 }
 
 /// Prints `file:line: warning: object: field`, then the message below.
-fn print_entry(out: &mut impl Write, Entry { error, finding }: &Entry, width: usize) -> io::Result<()> {
-    let heading = format!("{}:{}: {}", error.file, error.line, error.severity.name());
+fn print_entry(out: &mut impl Write, Entry { error, finding }: &Entry, width: usize, color: Color) -> io::Result<()> {
+    let position = format!("{}:{}: ", error.file, error.line);
+    let heading = format!("{position}{}", error.severity.name());
     let parts: Vec<&str> =
         std::iter::once(&heading).chain(&error.object).chain(&error.field).map(String::as_str).collect();
     let message = std::slice::from_ref(&error.message);
     let sentences = finding.as_ref().map_or(message, |finding| &finding.sentences);
-    print_lines(out, wrap(parts.join(": "), width, 0))?;
+    let mut lines = wrap(parts.join(": "), width, 0);
+    let position = Safe(position).to_string();
+    if let Some(rest) = lines[0].strip_prefix(&*position).and_then(|rest| rest.strip_prefix(error.severity.name())) {
+        lines[0] = format!("{position}{}{rest}", color.severity(error.severity));
+    }
+    print_lines(out, lines)?;
     for sentence in sentences {
         print_lines(out, wrap(sentence, width, 2))?;
     }

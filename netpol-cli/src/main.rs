@@ -30,7 +30,7 @@ pub(crate) enum Exit {
     /// wrong usage.
     Input = 3,
     /// The compiled tables and the reference differ, which is a bug in netpol (`EX_SOFTWARE` of sysexits.h).
-    Defect = 70,
+    Bug = 70,
 }
 
 impl From<Exit> for ExitCode {
@@ -54,8 +54,8 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
             eprintln!("netpol: {}", Safe(format_args!("{error:#}")));
-            let is_defect = matches!(error.downcast_ref(), Some(verdict::VerdictError::Mismatch { .. }));
-            if is_defect { Exit::Defect } else { Exit::Input }.into()
+            let is_bug = matches!(error.downcast_ref(), Some(verdict::VerdictError::Mismatch { .. }));
+            if is_bug { Exit::Bug } else { Exit::Input }.into()
         }
     }
 }

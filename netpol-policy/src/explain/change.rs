@@ -24,7 +24,7 @@ pub struct PolicyChange {
 }
 
 impl PolicyChange {
-    /// `None` if the rule cannot be written as YAML that means the same.
+    /// Returns `None` if no YAML has the same meaning as the rule.
     pub(super) fn new(
         world: &World,
         policy: &PolicyKey,
@@ -32,7 +32,9 @@ impl PolicyChange {
         index: Option<usize>,
         rule: Rule,
     ) -> Option<Self> {
-        yaml::flow(&rule, direction)?;
+        if !yaml::is_writable(&rule) {
+            return None;
+        }
         let mut notes = Vec::new();
         let found = world.policies.get(policy);
         if index.zip(found).is_some_and(|(index, policy)| has_error(policy, direction, index, &rule)) {
@@ -56,7 +58,7 @@ impl PolicyChange {
         self
     }
 
-    /// Where the YAML belongs: `add to spec.egress of NetworkPolicy shop/p`.
+    /// Returns where the YAML belongs: `add to spec.egress of NetworkPolicy shop/p`.
     pub fn instruction(&self) -> String {
         let (policy, direction) = (&self.policy, self.direction.name());
         match self.index {
@@ -65,18 +67,19 @@ impl PolicyChange {
         }
     }
 
-    /// The rule as a list of one item, in block style, a string for each line.
+    /// Returns the rule as a list of one item, in block style, a string for each line.
     pub fn yaml(&self) -> Vec<String> {
         let notes = self.notes.iter().map(|note| format!("# {note}"));
         notes.chain(yaml::block(&self.rule, self.direction).unwrap_or_default()).collect()
     }
 
-    /// The rule on one line, in flow style.
+    /// Returns the rule on one line, in flow style.
     pub(super) fn inline(&self) -> String {
         yaml::flow(&self.rule, self.direction).unwrap_or_default()
     }
 }
 
+/// Returns whether the rule has invalid parts in the manifest.
 fn has_error(policy: &Policy, direction: Direction, index: usize, rule: &Rule) -> bool {
     let invalid_peer = matches!(&rule.peers, Peers::Of(peers) if !peers.iter().all(yaml::is_valid));
     let prefix = format!("spec.{}[{index}]", direction.name());

@@ -99,7 +99,7 @@ fn with_peers(rule: &Rule, more: impl IntoIterator<Item = Peer>) -> Rule {
     Rule { peers, ports: rule.ports.clone() }
 }
 
-/// Replaces the peer that is nearest with others.
+/// Replaces the nearest peer with others.
 fn with_nearest_replaced(rule: &Rule, nearest: &Nearest<'_>, by: impl IntoIterator<Item = Peer>) -> Rule {
     let mut others = match &rule.peers {
         Peers::Any => return rule.clone(),
@@ -326,7 +326,7 @@ fn isolating<'w>(world: &'w World, packet: &Packet) -> impl Iterator<Item = &'w 
     pod.into_iter().flat_map(|pod| reference::isolating(world, pod, packet.direction))
 }
 
-/// Invalid parts of the isolating policies. They match nothing, and may have been meant to allow the packet.
+/// Invalid parts of the isolating policies. They match nothing; corrected, they may allow the packet.
 fn invalid_parts(world: &World, packet: &Packet) -> Vec<Hint> {
     let mut hints = Vec::new();
     for policy in isolating(world, packet) {

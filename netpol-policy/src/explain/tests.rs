@@ -62,7 +62,7 @@ fn ingress(rules: &str, from: &str, port: u16) -> Side {
 #[test]
 fn the_allowing_rule_is_shown_with_its_peer_and_port() {
     let side = ingress(
-        "[{from: [{podSelector: {matchLabels: {app: nobody}}}]}, {from: [{namespaceSelector: {}}], ports: [{port: http}]}]",
+        "[{from: [{podSelector: {matchLabels: {app: none}}}]}, {from: [{namespaceSelector: {}}], ports: [{port: http}]}]",
         "ops/probe",
         8080,
     );

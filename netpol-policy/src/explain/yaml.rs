@@ -24,8 +24,18 @@ pub(super) fn flow(rule: &Rule, direction: Direction) -> Option<String> {
     Some(of_rule(rule, direction)?.flow())
 }
 
-/// Whether a peer can be written as YAML that means the same. A peer with an invalid selector matches nothing, and its
-/// YAML would match more.
+/// Returns whether [`block`] and [`flow`] can write the rule. Costs less than writing it: the agent calls this for each
+/// denied flow.
+pub(super) fn is_writable(rule: &Rule) -> bool {
+    let has_peer = match &rule.peers {
+        Peers::Any => true,
+        Peers::Of(peers) => peers.iter().any(is_valid),
+    };
+    has_peer && rule.ports != Ports::Of(Vec::new())
+}
+
+/// Returns whether a peer can be written as YAML with the same meaning. A peer with an invalid selector matches
+/// nothing, and its YAML would match more.
 pub(super) fn is_valid(peer: &Peer) -> bool {
     match peer {
         Peer::Pods { namespaces, pods } => {
@@ -120,7 +130,7 @@ fn string(text: &str) -> Node {
     Node::Scalar(quoted(text))
 }
 
-/// A YAML string: plain if no YAML parser can read it as anything else, such as a number or a Boolean, otherwise
+/// Writes a YAML string: plain if no parser can read it as another type, such as a number or a Boolean, otherwise
 /// quoted.
 fn quoted(text: &str) -> String {
     const RESERVED: [&str; 9] = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
@@ -200,6 +210,23 @@ mod tests {
             ("a\n\u{202e}", "\"a\\n\\u202e\""),
         ] {
             assert_eq!(quoted(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_rule_without_valid_items_is_not_written() {
+        let valid = Peer::Pods { namespaces: None, pods: Selector::everything() };
+        let invalid = Peer::Pods { namespaces: None, pods: Selector { requirements: Vec::new(), invalid: true } };
+        for (peers, ports, expected) in [
+            (Peers::Any, Ports::Any, Some("{}")),
+            (Peers::Of(vec![valid, invalid.clone()]), Ports::Any, Some("{from: [{podSelector: {}}]}")),
+            (Peers::Of(vec![invalid]), Ports::Any, None),
+            (Peers::Of(Vec::new()), Ports::Any, None),
+            (Peers::Any, Ports::Of(Vec::new()), None),
+        ] {
+            let rule = Rule { peers, ports };
+            assert_eq!(flow(&rule, Direction::Ingress).as_deref(), expected);
+            assert_eq!(is_writable(&rule), expected.is_some());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The change that a hint asks for, so that a hint is only given if the change allows the packet.
+//! The change of a hint, so that a hint is only given if the change allows the packet.
 
 use netpol_common::Direction;
 
@@ -6,7 +6,7 @@ use crate::model::{Policy, PolicyKey, Rule};
 use crate::reference::{self, Packet};
 use crate::world::World;
 
-/// A change that a hint asks for.
+/// The change of a hint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::explain) enum Fix {
     /// Replace the rule at this index, in the packet's direction; without an index, add a rule.

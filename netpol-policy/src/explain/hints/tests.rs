@@ -197,7 +197,7 @@ const CASES: [Case; 16] = [
         "[]",
         ("ops/probe", "192.0.2.1", "80/TCP"),
         "192.0.2.1 is an address of node n1, on which the pod runs; traffic from the pod to the node is always allowed, and this verdict is for forwarded traffic",
-        // The local node is known only to its agent: see below.
+        // Only an agent has a local node.
         "[{}]",
     ),
 ];

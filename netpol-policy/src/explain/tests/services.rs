@@ -82,7 +82,7 @@ fn each_backend_is_shown_with_what_it_lacks() {
 }
 
 #[test]
-fn hints_tell_the_port_and_address_of_a_service_from_those_of_its_backends() {
+fn hints_explain_that_policies_match_backends_and_not_the_service() {
     let hints = |egress: &str| {
         let explanation = to(&shop(egress), &service("db"), 80).expect("it has an address");
         explanation.path.through.expect("the destination is a Service").backends.remove(0).egress.hints
