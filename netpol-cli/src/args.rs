@@ -12,14 +12,17 @@ use netpol_policy::reference::End;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; explain: allowed; lint: no errors; wait: enforced
-  1  explain: denied, or only some backends of the Service allowed; lint: errors found; wait: timed out, not found, or cannot
-     be enforced on this node
-  2  wrong usage
-  3  a file, a document or an object in the input could not be read, or the requested object is not in the input; explain and
-     matrix: also if a part of an object has an error, or a template was skipped (the result is printed, and may be wrong);
-     wait: no agent answers
-  70 a bug in netpol: the compiled tables and the reference differ";
+  0   done
+      explain: allowed; lint: no errors; wait: enforced
+  1   explain: denied, or only some backends of the Service allowed
+      lint: errors found
+      wait: timed out, not found, or cannot be enforced on this node
+  2   wrong usage
+  3   input could not be read, or the requested object is not in the input
+      explain, matrix: also if a part of an object is invalid, or a template
+      was skipped; the result is printed, and may be wrong
+      wait: no agent answers
+  70  a bug in netpol: the compiled tables and the reference differ";
 
 /// Evaluate network policies: which pods can connect, and why. Reads manifests and needs no cluster; `wait` connects to
 /// the agent on this node.
@@ -58,7 +61,8 @@ Examples:
   netpol explain -f manifests/ --from shop/frontend --to service/shop/backend --port 80/TCP
   netpol explain -f manifests/ --from shop/frontend --to 198.51.100.7 --port 443/TCP -o json
 
-If both ends have an IPv4 and an IPv6 address, each family is evaluated; the verdict is the worse of the two.";
+If both ends have an IPv4 and an IPv6 address, each family is evaluated; the
+verdict is the worse of the two.";
 
 const LINT_EXAMPLES: &str = "\
 Examples:
@@ -72,8 +76,10 @@ Examples:
   netpol wait --for pod/shop/web-0 --for pod/shop/web-1 -o json
   netpol wait --for sync
 
-Waits for the agent on this node only: other nodes may enforce the same policy earlier or later. Enforced means: the current
-version of the objects is in the kernel for every pod on this node that the policy selects, and applies to the next packet.
+Waits for the agent on this node only: other nodes may enforce the same policy
+earlier or later. Enforced means: the current version of the objects is in the
+kernel for every pod on this node that the policy selects, and applies to the
+next packet.
 delete= waits until the object is deleted and no longer enforced.";
 
 #[derive(Debug, Args)]

@@ -125,7 +125,9 @@ fn print_entry(out: &mut impl Write, Entry { error, finding }: &Entry, width: us
         std::iter::once(&heading).chain(&error.object).chain(&error.field).map(String::as_str).collect();
     let message = std::slice::from_ref(&error.message);
     let sentences = finding.as_ref().map_or(message, |finding| &finding.sentences);
-    let mut lines = wrap(parts.join(": "), width, 0);
+    // Further lines of the heading have a deeper indentation than the sentences.
+    let mut lines = wrap(parts.join(": "), width, 2);
+    lines[0].drain(..2);
     let position = Safe(position).to_string();
     if let Some(rest) = lines[0].strip_prefix(&*position).and_then(|rest| rest.strip_prefix(error.severity.name())) {
         lines[0] = format!("{position}{}{rest}", color.severity(error.severity));

@@ -23,7 +23,7 @@ pub(crate) const LEGEND: &str =
 /// The width of text that is not for a terminal.
 const DEFAULT_WIDTH: usize = 80;
 
-/// The columns of the terminal; `None` if standard output is not a terminal.
+/// The columns of the terminal that standard output, error or input is connected to; `None` without a terminal.
 pub(crate) fn terminal_width() -> Option<usize> {
     terminal_size::terminal_size().map(|(width, _)| usize::from(width.0))
 }
