@@ -1,4 +1,4 @@
-//! Frontends: where connections to a Service go in. Who they reach is chosen elsewhere, by kube-proxy.
+//! Frontends: addresses and ports of Services. kube-proxy or another component selects the backend.
 
 use core::mem::size_of;
 
@@ -6,13 +6,13 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::ClassId;
 
-/// Key of `SERVICES_V4` and `SERVICES_V6` (hashes): one port of a Service at one address.
+/// Key of `SERVICES_V4` and `SERVICES_V6` (hashes): a frontend, which is one port of a Service at one address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey<A> {
-    /// The address; zeros with [`frontend_scope::NODE`].
+    /// The address, or zero with [`frontend_scope::NODE`].
     pub address: A,
-    /// Network byte order.
+    /// In network byte order.
     pub port: [u8; 2],
     /// IP protocol number.
     pub protocol: u8,
@@ -33,9 +33,9 @@ unsafe impl Pod for FrontendKey<[u8; 16]> {}
 
 /// Values of [`FrontendKey::scope`].
 pub mod frontend_scope {
-    /// At this address: cluster IPs, external IPs, load balancers, hostPorts.
+    /// The frontend is at this address: cluster IPs, external IPs, load balancer addresses, hostPorts.
     pub const ADDRESS: u8 = 0;
-    /// At every address of every node: `NodePorts`.
+    /// The frontend is at every address of every node: `NodePorts`.
     pub const NODE: u8 = 1;
 }
 
@@ -43,7 +43,8 @@ pub mod frontend_scope {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FrontendEntry {
-    /// The class of all frontends whose backends are alike. What a rule set allows to it stands in `ALLOW`:
-    /// [`crate::PortSetId::ALL`] if that holds for every backend, [`crate::PortSetId::SOME`] if for some, no entry if for none.
+    /// The class that stands for the backend set; frontends with the same backend set share it. The `ALLOW` entry of a
+    /// rule set and this class has [`crate::PortSetId::ALL`] if the rule set allows all backends, and
+    /// [`crate::PortSetId::SOME`] if it allows some. Without an entry it allows none.
     pub class: ClassId,
 }

@@ -1,4 +1,4 @@
-//! Ids that appear in maps. Each is its own type, so that one is never taken for another.
+//! IDs in map keys and values. Each has its own type, so that they cannot be mixed up.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -22,55 +22,57 @@ id! {
     IfIndex
 }
 id! {
-    /// The policies that select a pod in one direction, interned. [`RuleSetId::NONE`]: the direction is not isolated.
+    /// The resolved rules of all policies that select a pod in one direction; equal rules share an ID.
+    /// [`RuleSetId::NONE`]: the direction is not isolated.
     RuleSetId
 }
 id! {
-    /// Addresses that every peer in use on this node treats alike. [`ClassId::NOBODY`]: no peer names the address.
+    /// An equivalence class of addresses: the addresses that match the same peer selectors in use on this node.
+    /// [`ClassId::NOBODY`]: the address matches none.
     ClassId
 }
 id! {
-    /// A set of `(protocol, port range)`, interned.
+    /// A set of `(protocol, port range)`; equal sets share an ID.
     PortSetId
 }
 id! {
-    /// One rule of one policy in one direction. The kernel carries it for people; the agent knows its name.
+    /// One rule of one policy in one direction. The kernel only passes it on; the agent maps it to a name.
     RuleId
 }
 id! {
-    /// Counts the changes that touch an endpoint. A flow judged under another generation is judged again.
+    /// The number of changes to an endpoint. A flow of another generation is evaluated again.
     Generation
 }
 
 impl RuleSetId {
-    /// No policy isolates this direction: everything is allowed.
+    /// The direction is not isolated: everything is allowed.
     pub const NONE: Self = Self(0);
 }
 
 impl ClassId {
-    /// The class of addresses that no selector and no block in use names. It has no allow entries of its own.
+    /// The class of addresses that no selector and no block in use matches. It has no allow entries.
     pub const NOBODY: Self = Self(0);
 }
 
 impl PortSetId {
-    /// No port at all.
+    /// No ports.
     pub const NONE: Self = Self(0);
     /// Every IP protocol and every port.
     pub const ALL: Self = Self(u32::MAX);
-    /// Some of a Service's backends: a connection is judged again by the one it goes to.
+    /// Some backends of a Service are allowed: a connection is rechecked post-DNAT.
     pub const SOME: Self = Self(u32::MAX - 1);
 }
 
 impl RuleId {
-    /// No single rule decided.
+    /// No single rule decides.
     pub const NONE: Self = Self(0);
 }
 
-/// Seen from the pod: ingress is what arrives at it, egress is what it sends.
+/// The direction of a packet, as the pod sees it: ingress arrives at the pod, egress comes from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Direction {
-    /// Towards the pod: the veth's TC egress hook.
+    /// To the pod: the veth's TC egress hook.
     Ingress = 0,
     /// From the pod: the veth's TC ingress hook.
     Egress = 1,
@@ -80,7 +82,7 @@ impl Direction {
     /// Both directions.
     pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
 
-    /// The direction with this code, as it stands in maps and events.
+    /// Returns the direction with this code, as used in maps and events.
     #[inline(always)]
     pub const fn from_code(code: u8) -> Option<Self> {
         match code {
@@ -90,7 +92,7 @@ impl Direction {
         }
     }
 
-    /// The other direction.
+    /// Returns the other direction.
     #[inline(always)]
     #[must_use]
     pub const fn opposite(self) -> Self {
@@ -100,7 +102,7 @@ impl Direction {
         }
     }
 
-    /// `ingress` or `egress`: the field in events and the label in metrics.
+    /// Returns `ingress` or `egress`: the field in events and the label in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",

@@ -1,4 +1,4 @@
-//! The verdict on an attempt to open a flow. The kernel programs and the agent's in-memory tables run this same code.
+//! Evaluates policy for a new flow. The eBPF programs and the agent's in-memory tables run this code.
 
 use crate::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
@@ -10,12 +10,13 @@ use crate::{
 pub trait Address: Copy + PartialEq {
     /// The unspecified address.
     const ZERO: Self;
-    /// The endpoint's own address of this family; zeros where it has none.
+    /// Returns the endpoint's address of this family, or zero if it has none.
     fn own(endpoint: &Endpoint) -> Self;
-    /// Whether it is the unspecified address.
+    /// Returns whether it is the unspecified address.
     fn is_zero(&self) -> bool;
-    /// Whether every node receives packets to it, without having it: multicast, limited broadcast and loopback addresses. (A node
-    /// with `route_localnet`, which kube-proxy sets, takes packets to 127.0.0.0/8 from pods: CVE-2020-8558.)
+    /// Returns whether every node receives packets to this address: multicast, limited broadcast and loopback
+    /// addresses. (With `route_localnet`, which kube-proxy sets, a node accepts packets to 127.0.0.0/8 from pods:
+    /// CVE-2020-8558.)
     fn is_of_any_node(&self) -> bool;
 }
 
@@ -58,102 +59,105 @@ impl Address for [u8; 16] {
     }
 }
 
-/// Where [`judge`] looks things up: the kernel's maps, or the same tables in memory. `A` is the address family.
+/// The tables that [`judge`] looks up: the kernel's maps, or the same tables in memory. `A` is the address family.
 pub trait Tables<A> {
-    /// The address's own entry, else that of the longest prefix that covers it.
+    /// Returns the entry of exactly this address, or else of the longest prefix that covers it.
     fn address(&self, address: &A) -> Option<AddressEntry>;
-    /// The address's own entry only: flags and endpoint are in no other.
+    /// Returns the entry of exactly this address. Prefixes have no flags and no endpoint.
     #[inline(always)]
     fn exact_address(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)
     }
-    /// The entry of an address that has none of its own: that of the longest prefix that covers it.
+    /// Returns the entry of the longest prefix that covers an address without its own entry.
     #[inline(always)]
     fn prefix(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)
     }
-    /// The port of a Service.
+    /// Returns the entry of a frontend.
     fn frontend(&self, key: &FrontendKey<A>) -> Option<FrontendEntry>;
-    /// What a rule set allows to a class beyond what it allows to anyone.
+    /// Returns what a rule set allows to a class, if that is more than it allows to every address.
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry>;
-    /// The longest match for a port in a set.
+    /// Returns the longest match for a port in a port set.
     fn port(&self, key: &PortKey) -> Option<PortEntry>;
-    /// The value itself, which the verifier then knows nothing of: it looks at the rest once and not for each value.
+    /// Returns the value itself, but hides it from the verifier, which then checks the code that follows once and not
+    /// once for each value.
     #[inline(always)]
     fn barrier(&self, value: u8) -> u8 {
         value
     }
-    /// A word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). Tables that policies are compiled to have none.
+    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). The tables that policies are
+    /// compiled to have none.
     #[inline(always)]
     fn tunnels(&self, _index: u32) -> u64 {
         0
     }
 }
 
-/// An attempt to open a flow, seen from the pod.
+/// A packet that initiates a flow, as the pod's endpoint sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt<A> {
-    /// Whether the remote opens towards the pod, or the pod towards the remote.
+    /// The direction of the packet.
     pub direction: Direction,
-    /// The other end.
+    /// The remote address.
     pub remote: A,
     /// IP protocol number.
     pub protocol: u8,
-    /// Destination port in network byte order; zeros for protocols without.
+    /// Destination port in network byte order; zero for protocols without ports.
     pub port: [u8; 2],
-    /// Ingress: the interface the packet came in by before it was sent to the pod; 0: this node originated it. Source:
-    /// `skb->skb_iif`, <https://docs.kernel.org/bpf/prog_sk_lookup.html> names it `ingress_ifindex`.
+    /// Ingress: the interface by which the packet came into the node; 0 if this node sent it. From `skb->skb_iif`;
+    /// <https://docs.kernel.org/bpf/prog_sk_lookup.html> calls it `ingress_ifindex`.
     pub ingress_ifindex: u32,
-    /// Ingress: the [`Endpoint::id`] of the pod of this node that sent it, whatever source address it has by now; 0: not known.
+    /// Ingress: the source endpoint ID, which is the [`Endpoint::id`] of the pod of this node that sent the packet,
+    /// whatever its source address is now; 0 if there is none.
     pub sender: u32,
-    /// Ingress: how the source address is checked against the endpoints of this node.
+    /// Ingress: how to check the source address against the endpoints of this node.
     pub source: SourceCheck,
-    /// Egress: it is past the place where Services send packets on. One that still goes to a Service then is sent on elsewhere.
+    /// Egress: the packet is post-DNAT. If its destination is still a Service, another node selects the backend.
     pub behind: bool,
 }
 
-/// How the source address of a packet that reaches a pod is checked. A number rather than an enum, so that the verifier does not look
-/// at the rest once for each.
+/// How to check the source address of a packet to a pod. It is a number rather than an enum, so that the verifier does
+/// not check the code that follows once for each value.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceCheck(pub u8);
 
 impl SourceCheck {
-    /// Not at all: the local node originated the packet, its source endpoint has this address or is not checked, or it belongs to
-    /// a flow.
+    /// No check: the local node sent the packet, its source endpoint has this address or is not checked, or it belongs
+    /// to a flow.
     pub const NONE: Self = Self(0);
-    /// It has no source endpoint ID: the address must not be that of an endpoint of this node.
+    /// The packet has no source endpoint ID: its address must not be that of an endpoint of this node.
     pub const FROM_ELSEWHERE: Self = Self(1);
-    /// It has a source endpoint ID, and the address is not that endpoint's: it must be the local node's, which masquerades, or a
-    /// Service's, as replies have. The latter start no flow.
+    /// The packet has a source endpoint ID, and its address is not that endpoint's: it must be the local node's
+    /// (masquerading) or a Service's (replies). Replies start no flow.
     pub const TRANSLATED: Self = Self(2);
 }
 
 impl<A> Attempt<A> {
-    /// Ingress: whether the endpoint's own pod sent it. It came in by the pod's veth, or, as a bridge hides that, carries the
-    /// pod's number.
+    /// Ingress: returns whether the endpoint's own pod sent the packet (hairpin). It came in by the pod's veth, or,
+    /// because a bridge hides that, it carries the pod's endpoint ID.
     #[inline(always)]
     pub const fn is_from(&self, endpoint: &Endpoint) -> bool {
         self.ingress_ifindex == endpoint.ifindex.0 || (self.sender != 0 && self.sender == endpoint.id)
     }
 }
 
-/// What [`judge`] found.
+/// The result of [`judge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
-    /// The verdict and why.
+    /// The verdict and the reason for it.
     pub reason: Reason,
-    /// The remote's class, where it was looked up.
+    /// The class of the remote address, if it was looked up.
     pub class: ClassId,
-    /// The rule that allows it, where one does.
+    /// The rule that allows the flow, if there is one.
     pub rule: RuleId,
-    /// Somebody else may be behind the remote: each packet is to be judged again by where it goes then. Ingress: the packet is to
-    /// make no flow.
+    /// Egress: the destination may be translated, and each packet has to be rechecked post-DNAT. Ingress: the packet
+    /// starts no flow.
     pub again: bool,
 }
 
 impl Judgement {
-    /// As an entry of `ALLOW` says it of a frontend.
+    /// Returns the port set that an `ALLOW` entry of a frontend has for this result.
     pub const fn port_set(&self) -> PortSetId {
         match (self.reason.allows(), self.again) {
             (true, false) => PortSetId::ALL,
@@ -163,52 +167,52 @@ impl Judgement {
     }
 
     #[inline(always)]
-    const fn because(reason: Reason, class: ClassId) -> Self {
+    const fn without_rule(reason: Reason, class: ClassId) -> Self {
         Self { reason, class, rule: RuleId::NONE, again: false }
     }
 }
 
-/// Judges an attempt at an endpoint by its policy in that direction. What is not a matter of policy (malformed packets,
-/// the source guard, link control) is decided before; what belongs to a known flow never gets here.
+/// Evaluates a new flow at an endpoint by its policy in that direction. What does not depend on policy (malformed
+/// packets, anti-spoofing, neighbor discovery) is decided earlier, and packets of known flows are not evaluated here.
 #[inline(always)]
 pub fn judge<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt: &Attempt<A>) -> Judgement {
     if endpoint.has(endpoint_flags::UNKNOWN) {
-        return Judgement::because(Reason::UnknownPod, ClassId::NOBODY);
+        return Judgement::without_rule(Reason::UnknownPod, ClassId::NOBODY);
     }
     let policy = endpoint.policy(attempt.direction);
     let tunnels = tables.barrier(tunnels(tables, attempt));
     let checked = attempt.source.0 != SourceCheck::NONE.0;
     if !policy.isolated() && !checked && tunnels == 0 {
-        return Judgement::because(Reason::NotIsolated, ClassId::NOBODY);
+        return Judgement::without_rule(Reason::NotIsolated, ClassId::NOBODY);
     }
-    if policy.isolated() && is_itself(endpoint, attempt) {
-        return Judgement::because(Reason::Itself, ClassId::NOBODY);
+    if policy.isolated() && is_hairpin(endpoint, attempt) {
+        return Judgement::without_rule(Reason::Itself, ClassId::NOBODY);
     }
-    // The one lookup of the address itself: the kernel's stack is short.
+    // Looked up once, because the kernel's stack is small.
     let (has_own, entry) = match tables.exact_address(&attempt.remote) {
         Some(entry) => (true, entry),
         None => (false, AddressEntry::default()),
     };
     if is_spoofed(endpoint, attempt, entry) {
-        return Judgement::because(Reason::SpoofedSource, entry.class);
+        return Judgement::without_rule(Reason::SpoofedSource, entry.class);
     }
     if tunnels != 0 && is_tunnel(tunnels, attempt, entry) {
-        return Judgement::because(Reason::TunnelEndpoint, entry.class);
+        return Judgement::without_rule(Reason::TunnelEndpoint, entry.class);
     }
     let again = tables.barrier(u8::from(is_reply_of_service(attempt, entry))) != 0;
     if !policy.isolated() {
-        return Judgement { again, ..Judgement::because(Reason::NotIsolated, ClassId::NOBODY) };
+        return Judgement { again, ..Judgement::without_rule(Reason::NotIsolated, ClassId::NOBODY) };
     }
     let entry = if has_own { entry } else { tables.prefix(&attempt.remote).unwrap_or_default() };
     if entry.flags & address_flags::OWN_NODE != 0 {
         if is_own_node(attempt) {
-            // NodePorts and hostPorts are there too.
+            // NodePorts and hostPorts are at these addresses too.
             let again = matches!(attempt.direction, Direction::Egress);
-            return Judgement { again, ..Judgement::because(Reason::OwnNode, entry.class) };
+            return Judgement { again, ..Judgement::without_rule(Reason::OwnNode, entry.class) };
         }
-        // Sent by the pod to a Service it is behind, and masqueraded on its way back.
+        // Hairpin traffic: the pod sent it to a Service of which it is a backend, and the node masqueraded it.
         if attempt.is_from(endpoint) {
-            return Judgement::because(Reason::Itself, entry.class);
+            return Judgement::without_rule(Reason::Itself, entry.class);
         }
     }
     if matches!(attempt.direction, Direction::Egress)
@@ -224,25 +228,25 @@ pub fn judge<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt:
         allowed = found;
     }
     if allowed.port_set == PortSetId::ALL {
-        return Judgement { rule: allowed.rule, again, ..Judgement::because(Reason::Rule, entry.class) };
+        return Judgement { rule: allowed.rule, again, ..Judgement::without_rule(Reason::Rule, entry.class) };
     }
     if allowed.port_set != PortSetId::NONE && protocol::has_ports(attempt.protocol) {
         let key = PortKey { set: allowed.port_set, protocol: attempt.protocol, zero: 0, port: attempt.port };
         if let Some(port) = tables.port(&key)
             && port.verdict == port_verdict::ALLOW
         {
-            return Judgement { rule: port.rule, again, ..Judgement::because(Reason::Rule, entry.class) };
+            return Judgement { rule: port.rule, again, ..Judgement::without_rule(Reason::Rule, entry.class) };
         }
     }
-    Judgement::because(unless_incomplete(endpoint, Reason::NoRule), entry.class)
+    Judgement::without_rule(or_incomplete(endpoint, Reason::NoRule), entry.class)
 }
 
-/// Whether a packet that reaches a pod has the address of an endpoint that did not send it.
+/// Returns whether a packet to a pod has the source address of an endpoint that did not send it.
 #[inline(always)]
 fn is_spoofed<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     match attempt.source {
         SourceCheck::FROM_ELSEWHERE => entry.endpoint != 0,
-        // To itself, replies have the pod's own address or the node's.
+        // Hairpin replies have the pod's own address or the node's.
         SourceCheck::TRANSLATED => {
             entry.flags & address_flags::OWN_NODE == 0
                 && (entry.flags & address_flags::SERVICE == 0 || attempt.sender == endpoint.id)
@@ -251,17 +255,18 @@ fn is_spoofed<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry)
     }
 }
 
-/// Whether a packet that reaches a pod is what a backend on this node replied to it through a Service.
+/// Returns whether a packet to a pod is a reply, through a Service, from a backend on this node.
 #[inline(always)]
 fn is_reply_of_service<A>(attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     attempt.source.0 == SourceCheck::TRANSLATED.0 && entry.flags & address_flags::OWN_NODE == 0
 }
 
-/// Bits of [`tunnels`].
+/// Bits that [`tunnels`] returns.
 const LOCAL: u8 = 1;
 const OTHERS: u8 = 2;
 
-/// The nodes that have a tunnel at what a pod sends to. Asked before its address is looked up: few ports have a tunnel.
+/// Returns which nodes have a tunnel endpoint at the destination port or protocol. Called before the address is looked
+/// up, because few ports have a tunnel.
 #[inline(always)]
 fn tunnels<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     let mut found = 0;
@@ -277,20 +282,20 @@ fn tunnels<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     found
 }
 
-/// Whether the address that a pod sends to is one of those nodes'.
+/// Returns whether the destination address is that of such a node.
 #[inline(always)]
 fn is_tunnel<A: Address>(tunnels: u8, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     let is_local = entry.flags & address_flags::OWN_NODE != 0 || attempt.remote.is_of_any_node();
     (tunnels & LOCAL != 0 && is_local) || (tunnels & OTHERS != 0 && entry.flags & address_flags::NODE != 0)
 }
 
-/// The port of a Service that an attempt is for; `None`: it is for the address itself.
+/// Returns the frontend at the destination, or `None` if there is none.
 #[inline(always)]
 fn frontend<A: Address, T: Tables<A>>(tables: &T, attempt: &Attempt<A>, flags: u16) -> Option<FrontendEntry> {
     if flags & (address_flags::SERVICE | address_flags::NODE) == 0 {
         return None;
     }
-    // One key, changed: the kernel's stack is short.
+    // One key that is changed, because the kernel's stack is small.
     let (address, port, protocol) = (attempt.remote, attempt.port, attempt.protocol);
     let mut key = FrontendKey { address, port, protocol, scope: frontend_scope::ADDRESS };
     if flags & address_flags::SERVICE != 0
@@ -306,8 +311,8 @@ fn frontend<A: Address, T: Tables<A>>(tables: &T, attempt: &Attempt<A>, flags: u
     tables.frontend(&key)
 }
 
-/// Judges an attempt at a Service by what holds for its backends. Where only some are allowed, it goes on and is judged again
-/// by the one it is sent to; past that place nobody here will know.
+/// Evaluates a flow to a Service by its backend set. If only some backends are allowed, the packet passes and is
+/// rechecked post-DNAT. If it is post-DNAT already, another node selects the backend, and it is denied.
 #[inline(always)]
 fn judge_frontend<A: Address, T: Tables<A>>(
     tables: &T,
@@ -319,20 +324,20 @@ fn judge_frontend<A: Address, T: Tables<A>>(
     let allowed = tables.allow(&AllowKey { rule_set: policy.rule_set, class }).unwrap_or_default().port_set;
     let some = allowed == PortSetId::SOME;
     if allowed == PortSetId::ALL || (some && !behind) {
-        return Judgement { again: some, ..Judgement::because(Reason::Service, class) };
+        return Judgement { again: some, ..Judgement::without_rule(Reason::Service, class) };
     }
-    let reason = if some { Reason::SomeBackends } else { unless_incomplete(endpoint, Reason::NoBackend) };
-    Judgement::because(reason, class)
+    let reason = if some { Reason::SomeBackends } else { or_incomplete(endpoint, Reason::NoBackend) };
+    Judgement::without_rule(reason, class)
 }
 
 #[inline(always)]
-const fn unless_incomplete(endpoint: &Endpoint, reason: Reason) -> Reason {
+const fn or_incomplete(endpoint: &Endpoint, reason: Reason) -> Reason {
     if endpoint.has(endpoint_flags::INCOMPLETE) { Reason::TablesIncomplete } else { reason }
 }
 
-/// A pod reaches itself at its own address, also where a Service sends it back.
+/// Returns whether this is hairpin traffic: a pod reaches itself at its own address, also through a Service.
 #[inline(always)]
-fn is_itself<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
+fn is_hairpin<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
     let own = A::own(endpoint);
     if own.is_zero() || attempt.remote != own {
         return false;
@@ -343,8 +348,8 @@ fn is_itself<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
     }
 }
 
-/// Only what the node itself sends or receives: forwarded and masqueraded traffic carries its address too, but came in
-/// by an interface.
+/// Returns whether the local node itself sends or receives the packet. Forwarded and masqueraded packets have its
+/// address too, but came in by an interface.
 #[inline(always)]
 fn is_own_node<A>(attempt: &Attempt<A>) -> bool {
     match attempt.direction {

@@ -1,5 +1,5 @@
-//! What must not differ between the kernel programs and the agent: the keys and values of every map, the ids in
-//! them, the reasons for a verdict, and [`judge()`], the verdict itself.
+//! Types and code that the eBPF programs and the agent share: the keys and values of all maps, the IDs in them, the
+//! reasons for verdicts, and [`judge()`], which evaluates policy.
 //!
 //! ```text
 //! netpol-policy ── writes ──► Endpoint, AddressEntry, AllowEntry, PortEntry ◄── looks up ── netpol-ebpf
@@ -7,13 +7,13 @@
 //! netpol-agent  ◄── reads ─── FlowEntry, Counters, DenyEvent               ◄── records ── netpol-ebpf
 //! ```
 //!
-//! Nothing here does I/O, allocates or panics. Every shared type is [`bytemuck::Pod`], without implicit padding, and
-//! its layout is asserted at compile time. Changing a layout means raising [`LAYOUT_VERSION`].
+//! This crate does no I/O, does not allocate and does not panic. Every shared type is [`bytemuck::Pod`], without
+//! implicit padding, and its layout is asserted at compile time. A change of a layout requires a new [`LAYOUT_VERSION`].
 
 #![no_std]
 #![allow(
     clippy::inline_always,
-    reason = "the packet path: one function after inlining, so that the verifier sees every bound"
+    reason = "the packet path: one function after inlining, so that the verifier can prove every bound"
 )]
 
 mod endpoint;
@@ -44,14 +44,13 @@ pub use tables::{
 };
 pub use tunnels::{TUNNEL_WORDS, TunnelScope, TunnelWord};
 
-/// Raised whenever the layout or the meaning of a map changes. Part of the pin path, so that an agent adopts only
-/// maps it understands.
+/// The version of the maps' layout and meaning. It is part of the pin path, so that an agent only takes over maps that
+/// it can read.
 pub const LAYOUT_VERSION: u32 = 4;
 
-/// IP protocol numbers with ports that policies can name.
-/// Source: <https://www.iana.org/assignments/protocol-numbers/>.
+/// IP protocol numbers. Source: <https://www.iana.org/assignments/protocol-numbers/>.
 pub mod protocol {
-    /// ICMP for IPv4.
+    /// Internet Control Message Protocol for IPv4.
     pub const ICMP: u8 = 1;
     /// Internet Group Management Protocol: multicast listener discovery for IPv4.
     pub const IGMP: u8 = 2;
@@ -64,13 +63,13 @@ pub mod protocol {
     /// Stream Control Transmission Protocol.
     pub const SCTP: u8 = 132;
 
-    /// Whether policies can restrict this protocol by port.
+    /// Returns whether policies can restrict this protocol by port.
     #[inline(always)]
     pub const fn has_ports(protocol: u8) -> bool {
         matches!(protocol, TCP | UDP | SCTP)
     }
 
-    /// Whether a packet shows that it starts a flow: by SYN, or an INIT chunk.
+    /// Returns whether a packet of this protocol shows that it starts a flow: by SYN or an INIT chunk.
     #[inline(always)]
     pub const fn has_handshake(protocol: u8) -> bool {
         matches!(protocol, TCP | SCTP)

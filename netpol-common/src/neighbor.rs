@@ -1,23 +1,24 @@
-//! The bound on what pods send of ARP, neighbor discovery and multicast listener discovery.
+//! Rate limit of the ARP, neighbor discovery and multicast listener discovery messages that pods send.
 
 use core::mem::size_of;
 
 use bytemuck::{Pod, Zeroable};
 
-/// Value of `NEIGHBORS` (an array by endpoint ID): a token bucket. Zeros are a full one.
+/// Value of `NEIGHBORS`, an array indexed by endpoint ID: a token bucket. All zeros is a full bucket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NeighborBudget {
-    /// Tokens, in units of one per `HZ`: one packet costs `HZ` of them.
+    /// Tokens, in units of 1/`HZ`: one packet costs `HZ` units.
     pub tokens: u32,
-    /// Low 32 bits of the kernel's jiffies when tokens were last added.
+    /// The kernel's jiffies when tokens were last added, low 32 bits.
     pub last: u32,
 }
 
 const _: () = assert!(size_of::<NeighborBudget>() == 8);
 
-/// Packets a second that an endpoint may send of ARP, neighbor discovery and multicast listener discovery together. A pod that
-/// talks to 250 others on its bridge verifies each of them, and answers each of them, about every 30 seconds.
+/// Packets of ARP, neighbor discovery and multicast listener discovery that an endpoint can send per second, together.
+/// A pod that communicates with 250 others on its bridge verifies each of them, and replies to each, about every 30
+/// seconds.
 pub const NEIGHBOR_RATE: u32 = 100;
-/// Packets that it may send at once: requests and replies for 250 neighbors of both families.
+/// Packets that it can send at once: requests and replies for 250 neighbors of both families.
 pub const NEIGHBOR_BURST: u32 = 1000;

@@ -1,30 +1,31 @@
-//! Why a packet passes or is dropped. One list for verdicts, counters, metrics and events.
+//! Reasons why a packet passes or is dropped. Verdicts, counters, metrics and events use the same list.
 
 use bytemuck::{Pod, Zeroable};
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $allows:literal;)*) => {
-        /// Why a packet passes or is dropped. A new reason does not compile until it has a name and a verdict.
+        /// The reason why a packet passes or is dropped. A new reason does not compile until it has a name and a
+        /// verdict.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
         pub enum Reason { $($(#[$doc])* $variant = $code,)* }
 
         impl Reason {
-            /// All of them, in the order of their codes.
+            /// All reasons, in the order of their codes.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The label in metrics and the field in events.
+            /// Returns the label in metrics and the field in events.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),* }
             }
 
-            /// Whether the packet passes.
+            /// Returns whether the packet passes.
             #[inline(always)]
             pub const fn allows(self) -> bool {
                 match self { $(Self::$variant => $allows),* }
             }
 
-            /// The reason with this code.
+            /// Returns the reason with this code.
             pub const fn from_code(code: u8) -> Option<Self> {
                 match code { $($code => Some(Self::$variant),)* _ => None }
             }
@@ -37,69 +38,70 @@ reasons! {
     NotIsolated = 0, "not-isolated", true;
     /// A rule allows it.
     Rule = 1, "rule", true;
-    /// It belongs to a flow that was allowed before, in either direction.
+    /// It belongs to an allowed flow, in either direction.
     Flow = 2, "flow", true;
-    /// Between the pod and the node it runs on.
+    /// Traffic between the pod and its own node.
     OwnNode = 3, "own-node", true;
-    /// The pod reaches itself.
+    /// Hairpin traffic: the pod reaches itself.
     Itself = 4, "itself", true;
-    /// ARP, neighbour and router discovery, multicast listener discovery.
+    /// ARP, neighbor and router discovery, multicast listener discovery, IGMP.
     LinkControl = 5, "link-control", true;
-    /// An ICMP error about an allowed flow.
+    /// An ICMP error that quotes a packet of an allowed flow.
     IcmpError = 6, "icmp-error", true;
-    /// Through a Service, all or some of whose backends a rule allows; where some, it is judged again by the one it goes to.
+    /// To a Service of which a rule allows all or some backends. If only some, each packet is rechecked post-DNAT.
     Service = 7, "service", true;
     /// The direction is isolated and no rule allows it.
     NoRule = 16, "no-rule", false;
-    /// It belongs to a flow that was allowed once and no longer is.
+    /// It belongs to a flow that is no longer allowed.
     Revoked = 17, "revoked", false;
-    /// The pod sent from an address that is not its own.
+    /// The pod sent it with a source address that is not its own.
     ForeignSource = 18, "foreign-source", false;
-    /// The interface belongs to no known pod, and unknown pods are denied.
+    /// The pod of the interface is not known, and unknown pods are denied.
     UnknownPod = 19, "unknown-pod", false;
-    /// The program runs on an interface that has no endpoint.
+    /// The program is attached to an interface that has no endpoint.
     NoEndpoint = 20, "no-endpoint", false;
-    /// The packet ends before its headers do, or its headers contradict themselves.
+    /// The packet ends before its headers do, or its headers contradict each other.
     Malformed = 21, "malformed", false;
     /// Neither IPv4 nor IPv6 nor ARP.
     NotIp = 22, "not-ip", false;
-    /// More VLAN tags or IPv6 extension headers than are walked.
+    /// It has more VLAN tags or IPv6 extension headers than the program reads.
     TooManyHeaders = 23, "too-many-headers", false;
-    /// A fragment whose first fragment was not seen or not allowed.
+    /// A later fragment of a datagram whose first fragment was not seen or not allowed.
     OrphanFragment = 24, "orphan-fragment", false;
-    /// The flow was allowed but could not be recorded: its answers would be lost.
+    /// The flow is allowed but could not be recorded, so its replies would be denied.
     FlowTableFull = 25, "flow-table-full", false;
-    /// No entry allows it, and some entries of this endpoint could not be written because a map is full.
+    /// No entry allows it, and a full map lacks some entries of this endpoint.
     TablesIncomplete = 26, "tables-incomplete", false;
-    /// To a Service, none of whose backends a rule allows.
+    /// To a Service of which no rule allows any backend.
     NoBackend = 27, "no-backend", false;
-    /// To a Service, and it went to a backend that no rule allows.
+    /// To a Service, and post-DNAT to a backend that no rule allows.
     Backend = 28, "backend", false;
-    /// To a Service, only some of whose backends a rule allows, and who it reaches is chosen outside this node.
+    /// To a Service of which a rule allows only some backends, and another node selects the backend.
     SomeBackends = 29, "some-backends", false;
-    /// It was to be judged by where a Service sent it, and the pod that sent it is gone.
+    /// It has to be rechecked post-DNAT, and its source endpoint no longer exists.
     SenderGone = 30, "sender-gone", false;
-    /// To a tunnel endpoint of a node: what comes out of the tunnel would no longer be known as the pod's.
+    /// To a tunnel endpoint of a node. The inner packet could not be attributed to the pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
-    /// The source address is that of a pod of this node, and another one sent it; or its sender is a pod of this node, and
-    /// the source address is neither that pod's nor the local node's.
+    /// The source address is that of a pod of this node that did not send the packet. Or a pod of this node sent it,
+    /// and the source address is neither that pod's nor the local node's.
     SpoofedSource = 32, "spoofed-source", false;
-    /// The Ethernet source, or a field of ARP or neighbor discovery, is not the pod's own; or a pod may not send such a message.
+    /// The Ethernet source address, or a field of ARP or neighbor discovery, is not the pod's own. Or pods must not
+    /// send such a message.
     SpoofedNeighbor = 33, "spoofed-neighbor", false;
-    /// ARP, neighbor discovery or multicast listener discovery longer or more frequent than the protocols need.
+    /// ARP, neighbor discovery or multicast listener discovery that is longer or more frequent than the protocols need.
     NeighborRate = 34, "neighbor-rate", false;
-    /// A frame that a bridge flooded, with the MAC address of another host. Not a policy denial; never reported.
+    /// A frame for another MAC address that a bridge flooded. This is no policy denial and is never reported.
     OtherHost = 35, "other-host", false;
 }
 
-/// Room for reasons in [`Counters`]; codes are below it.
+/// The number of slots for reasons in [`Counters`]. All codes are lower.
 pub const REASONS: usize = 40;
-/// No reason's code, within [`REASON_MASK`].
+/// A code that no reason has, within [`REASON_MASK`].
 pub const NO_REASON: u8 = 63;
-/// Every code and [`NO_REASON`] are within this mask.
+/// A mask that covers every code and [`NO_REASON`].
 pub const REASON_MASK: u8 = 63;
 
-/// Value of `COUNTERS` (a per-CPU array indexed by `endpoint id * 2 + direction`): packets by [`Reason`] code.
+/// Value of `COUNTERS`, a per-CPU array indexed by `endpoint id * 2 + direction`: packets by [`Reason`] code.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
@@ -131,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_names_its_reason() {
+    fn every_code_maps_to_its_reason() {
         for &reason in Reason::ALL {
             assert_eq!(Reason::from_code(reason as u8), Some(reason));
         }

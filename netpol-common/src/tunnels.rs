@@ -2,15 +2,15 @@
 
 use crate::protocol;
 
-/// Words for UDP ports: a bit for each.
+/// The number of words for UDP ports, with a bit for each port.
 const PORT_WORDS: u32 = 1024;
-/// Words for IP protocols: a bit for each.
+/// The number of words for IP protocols, with a bit for each protocol.
 const PROTOCOL_WORDS: u32 = 4;
 
-/// Words of `TUNNELS` (an array of `u64`).
+/// The number of words of `TUNNELS`, an array of `u64`.
 pub const TUNNEL_WORDS: u32 = 2 * (PORT_WORDS + PROTOCOL_WORDS);
 
-/// The nodes that a part of `TUNNELS` is about.
+/// The nodes to which a part of `TUNNELS` applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TunnelScope {
     /// Addresses with [`address_flags::OWN_NODE`](crate::address_flags::OWN_NODE).
@@ -19,7 +19,7 @@ pub enum TunnelScope {
     OtherNodes,
 }
 
-/// One bit of `TUNNELS`: a UDP port or an IP protocol that tunnels of these nodes use.
+/// One bit of `TUNNELS`: a UDP port or an IP protocol of tunnel endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelWord {
     /// The index of the word.
@@ -29,20 +29,20 @@ pub struct TunnelWord {
 }
 
 impl TunnelWord {
-    /// The bit of a UDP port.
+    /// Returns the bit of a UDP port.
     #[inline(always)]
     pub const fn of_port(scope: TunnelScope, port: u16) -> Self {
         Self { index: Self::start(scope) + port as u32 / 64, bit: 1 << (port % 64) }
     }
 
-    /// The bit of an IP protocol.
+    /// Returns the bit of an IP protocol.
     #[inline(always)]
     pub const fn of_protocol(scope: TunnelScope, protocol: u8) -> Self {
         Self { index: Self::start(scope) + PORT_WORDS + protocol as u32 / 64, bit: 1 << (protocol % 64) }
     }
 
-    /// The bit of what a packet is sent to: a UDP port in network byte order, or an IP protocol. `None`: tunnels do not use the
-    /// protocol.
+    /// Returns the bit of a packet's destination: a UDP port in network byte order, or an IP protocol. `None` if no
+    /// tunnel uses the protocol.
     #[inline(always)]
     pub const fn of_packet(scope: TunnelScope, protocol: u8, port: [u8; 2]) -> Option<Self> {
         match protocol {
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_port_and_protocol_has_a_bit_of_its_own() {
+    fn each_port_and_protocol_has_its_own_bit() {
         use TunnelScope::{LocalNode, OtherNodes};
         let words = [
             TunnelWord::of_port(LocalNode, 0),
