@@ -1,4 +1,4 @@
-//! What the detour knows of a packet, in numbers that one BPF function can hand to another.
+//! The slow path's summary of a packet, as numbers that one BPF function can pass to another.
 
 use netpol_common::{Direction, NO_REASON, Reason};
 
@@ -7,37 +7,40 @@ use crate::fragment;
 use crate::packet::{Icmp, Packet};
 use crate::surroundings::PacketAddress;
 
-/// All that a packet's verdict depends on besides tables and its addresses, and all that is told of it. As numbers, so that
-/// it can be handed to a function that the verifier looks at once.
+/// A packet as the input of a verdict and of a deny event, without tables and addresses. It consists of numbers, so
+/// that it can be passed to a function that the verifier checks only once.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// From the low byte on: where the IP header starts, protocol, flags, `role` with a [`SourceCheck`], and a reason or `UNDECIDED`.
+    /// From the low byte on: the offset of the IP header, the protocol, the flags, the `role` with a [`SourceCheck`],
+    /// and a reason or `UNDECIDED`.
     pub bits: u64,
-    /// From the low bytes on: the packet's source and destination port, the pod's and the remote's in the flow's key.
+    /// From the low bytes on: the packet's source and destination port, and the pod's and the remote's port in the
+    /// flow's key.
     pub ports: u64,
 }
 
-/// What a packet is to its flow.
+/// Bits for the relation of a packet to its flow.
 pub(crate) mod role {
-    /// It may belong to a flow.
+    /// The packet can belong to a flow.
     pub(crate) const MEMBER: u8 = 1;
-    /// It may open one.
-    pub(crate) const OPENS: u8 = 2;
-    /// It is judged without asking for its flow.
-    pub(crate) const FRESH: u8 = 4;
-    /// It may come from nobody: a pod that has no address yet asks whether one is free, and only that (RFC 4862, 5.4).
-    pub(crate) const DISCOVERS: u8 = 8;
-    /// A revoked flow has its addresses and ports.
+    /// The packet can initiate a flow.
+    pub(crate) const INITIATES: u8 = 2;
+    /// The packet starts a new connection, and its flow is not looked up.
+    pub(crate) const NEW_CONNECTION: u8 = 4;
+    /// Neighbor discovery, which can have the unspecified address as its source: a pod checks in this way whether its
+    /// new address is free (RFC 4862, 5.4).
+    pub(crate) const DISCOVERY: u8 = 8;
+    /// A revoked flow has the packet's addresses and ports.
     pub(crate) const REVERSED: u8 = 64;
-    /// It is a later fragment whose first is not known.
+    /// The packet is a later fragment, and its first fragment is not known.
     pub(crate) const ORPHAN: u8 = 128;
-    /// Where its [`SourceCheck`](netpol_common::SourceCheck) starts, of two bits.
+    /// The position of its [`SourceCheck`](netpol_common::SourceCheck), which has two bits.
     pub(crate) const CHECK: u32 = 4;
 }
 
-/// Where the role starts in [`Case::bits`].
+/// The position of the role in [`Case::bits`].
 pub(crate) const ROLE: u32 = 24;
-/// No reason's code.
+/// A code that no reason has.
 pub(crate) const UNDECIDED: u8 = NO_REASON;
 
 impl Case {
@@ -51,14 +54,14 @@ impl Case {
     ) -> Self {
         let (flow_role, (pod_port, remote_port)) = flow::identify(direction, packet, icmp);
         let role = match flow_role {
-            // It may belong to any flow.
+            // It could belong to any flow.
             _ if fragment::is_orphan(packet) => role::ORPHAN,
-            Role::Member if flow::is_fresh(packet) => role::OPENS | role::FRESH,
-            Role::Member => role::MEMBER | role::OPENS,
-            Role::AnswerOnly => role::MEMBER,
-            Role::Stranger => 0,
+            Role::Member if flow::starts_connection(packet) => role::INITIATES | role::NEW_CONNECTION,
+            Role::Member => role::MEMBER | role::INITIATES,
+            Role::ReplyOnly => role::MEMBER,
+            Role::NoFlow => 0,
         };
-        let role = role | if icmp == Some(Icmp::Discovery) { role::DISCOVERS } else { 0 };
+        let role = role | if icmp == Some(Icmp::Discovery) { role::DISCOVERY } else { 0 };
         let decided = decided.map_or(UNDECIDED, |reason| reason as u8);
         let [a, b] = packet.transport.source_port;
         let [c, d] = packet.transport.destination_port;
@@ -78,32 +81,33 @@ impl Case {
         }
     }
 
-    /// Whether it has a verdict.
+    /// Returns whether the packet has a verdict.
     #[inline(always)]
     pub(crate) const fn is_decided(&self) -> bool {
         (self.bits >> 32) as u8 != UNDECIDED
     }
 
-    /// Gives it a verdict.
+    /// Sets the verdict.
     #[inline(always)]
     pub(crate) fn decide(&mut self, reason: Reason) {
         self.bits = self.bits & !(0xff << 32) | (reason as u64) << 32;
     }
 
-    /// Notes how its source address is to be checked.
+    /// Stores how to check the source address.
     #[inline(always)]
     pub(crate) fn check(&mut self, source: u64) {
         self.bits |= (source & 3) << (ROLE + role::CHECK);
     }
 }
 
-/// The value itself, which the compiler takes apart again where it is used, rather than keep its parts on the stack meanwhile.
+/// Returns the value itself, but hides it from the compiler, which then extracts its parts where they are used and does
+/// not keep them on the stack.
 #[inline(always)]
-#[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "in the kernel it goes through a register"))]
-pub(crate) fn unfold(mut value: u64) -> u64 {
+#[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "the eBPF version modifies it in a register"))]
+pub(crate) fn opaque(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: computes in a register only; not `pure`, so that two of them are not taken for one. Not empty, as the kernel refuses
-    // two lines of source for one instruction.
+    // SAFETY: computes in a register only. It is not `pure`, so that two of these are not merged. It is not empty,
+    // because the kernel refuses two source lines for one instruction.
     unsafe {
         core::arch::asm!("{value} = {value}", value = inout(reg) value, options(nomem, nostack, preserves_flags));
     }

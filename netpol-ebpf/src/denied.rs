@@ -1,4 +1,5 @@
-//! Reports of denied packets: once a second for each flow, with a count of those not reported, within a budget for each pod.
+//! Deny events: at most one a second for each flow, with the number of packets without an event, within a budget for
+//! each pod.
 
 use netpol_common::{
     DENIAL_WAYS, DenyEvent, Direction, EVENT_BURST, EVENT_INTERVAL_NS, Endpoint, IfIndex, Reason, RuleSetId,
@@ -10,8 +11,8 @@ use crate::packet::{self, Parse, Plain, link};
 use crate::slot::field;
 use crate::surroundings::{PacketAddress, mix};
 
-/// What an event says of the packet itself.
-struct Subject<A> {
+/// The packet's part of a deny event.
+struct DeniedPacket<A> {
     family: u8,
     protocol: u8,
     source_port: [u8; 2],
@@ -21,8 +22,8 @@ struct Subject<A> {
     start: u32,
 }
 
-impl Subject<[u8; 4]> {
-    /// A frame that is not IP, or not known to be.
+impl DeniedPacket<[u8; 4]> {
+    /// A frame that is not IP, or that is not known to be.
     const FRAME: Self = Self {
         family: 0,
         protocol: 0,
@@ -34,9 +35,9 @@ impl Subject<[u8; 4]> {
     };
 }
 
-impl<A: PacketAddress + Parse> Subject<A> {
-    /// The packet at an offset of the frame. It was read once before; that the few that are denied are read again keeps what an
-    /// event needs off the stack of the functions that evaluate.
+impl<A: PacketAddress + Parse> DeniedPacket<A> {
+    /// Parses the packet at an offset of the frame a second time. Only few packets are denied, and this keeps the data
+    /// for an event off the stack of the functions that evaluate.
     #[inline(always)]
     fn read<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
         let packet = A::parse(surroundings, start, false)?;
@@ -46,7 +47,7 @@ impl<A: PacketAddress + Parse> Subject<A> {
             protocol: surroundings.blur::<255>(packet.protocol),
             source_port: packet.transport.source_port,
             destination_port: packet.transport.destination_port,
-            source: Self::unmasqueraded(surroundings, endpoint, source),
+            source: Self::original_source(surroundings, endpoint, source),
             destination,
             start,
         })
@@ -59,59 +60,61 @@ impl<A: PacketAddress + Parse> Subject<A> {
             protocol: packet.protocol,
             source_port: packet.source_port,
             destination_port: packet.destination_port,
-            source: Self::unmasqueraded(surroundings, endpoint, packet.source),
+            source: Self::original_source(surroundings, endpoint, packet.source),
             destination: packet.destination,
             start: packet::PLAIN_START,
         }
     }
 
-    /// After masquerading, the packet is still the pod's.
+    /// Returns the pod's address for a packet that was masqueraded.
     #[inline(always)]
-    fn unmasqueraded<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, source: A) -> A {
+    fn original_source<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, source: A) -> A {
         if surroundings.is_behind() && !source.belongs_to(endpoint) { A::own(endpoint) } else { source }
     }
 
-    /// The flow's keyed hash. What a group receives is the same flow at all pods.
+    /// Returns the flow's keyed hash. A packet to a group is the same flow at all pods.
     #[inline(always)]
-    fn hash<S: Surroundings>(&self, surroundings: &S, place: &Place<'_>) -> u64 {
-        let group = place.group && matches!(place.direction, Direction::Ingress);
-        let ifindex = if group { 0 } else { place.ifindex };
+    fn hash<S: Surroundings>(&self, surroundings: &S, details: &Place<'_>) -> u64 {
+        let group = details.group && matches!(details.direction, Direction::Ingress);
+        let ifindex = if group { 0 } else { details.ifindex };
         let [a, b] = self.source_port;
         let [c, d] = self.destination_port;
         let ports = u32::from_ne_bytes([a, b, c, d]);
-        let kind = u32::from_ne_bytes([place.direction as u8, place.reason as u8, self.family, self.protocol]);
+        let kind = u32::from_ne_bytes([details.direction as u8, details.reason as u8, self.family, self.protocol]);
         let mut sum =
-            pair(surroundings, 0, [ifindex, kind]).wrapping_add(pair(surroundings, 2, [ports, u32::from(group)]));
+            product(surroundings, 0, [ifindex, kind]).wrapping_add(product(surroundings, 2, [ports, u32::from(group)]));
         let (source, destination) = (self.source.words(), self.destination.words());
         let words = if size_of::<A>() == 4 { 1 } else { 4 };
         for word in 0..words {
-            sum = sum.wrapping_add(pair(surroundings, 4 + 2 * word, [source[word], destination[word]]));
+            sum = sum.wrapping_add(product(surroundings, 4 + 2 * word, [source[word], destination[word]]));
         }
-        // A sum of products is linear in each word; two rounds spread flows that differ by small numbers over all sets.
+        // A sum of products is linear in each word. Two rounds distribute flows that differ by small numbers over all
+        // sets.
         mix(mix(sum))
     }
 }
 
-/// Two words of NH, a universal hash: whatever two flows a pod chooses, they collide for one key in 2³². A hash without a key, or
-/// with a key that is merely mixed in, would let it choose flows that take another's place.
+/// Returns the product of two words in NH, a universal hash: two flows that a pod chooses collide for one key in 2³².
+/// With an unkeyed hash, or with a key that is only mixed in, a pod could choose flows that take another flow's slot.
 /// Source: RFC 4418, 5.2.2 (the sum of products of words to which the key's words are added).
 #[inline(always)]
-fn pair<S: Surroundings>(surroundings: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
+fn product<S: Surroundings>(surroundings: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
     let a = a.wrapping_add(surroundings.denial_key(at));
     let b = b.wrapping_add(surroundings.denial_key(at + 1));
     u64::from(a).wrapping_mul(u64::from(b))
 }
 
-/// In the answer of [`limit`]: an event is to be made. Below it: how many packets of the flow had none.
+/// Set in the result of [`limit`] if an event is to be sent. The bits below are the number of packets of the flow
+/// without an event.
 const REPORT: u64 = 1 << 32;
 
-/// Decides whether a denied packet of the flow with this hash makes an event, and counts it where not.
+/// Decides whether a denied packet of the flow with this hash causes an event, and counts it if not.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "halves of the hash")]
 pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) -> u64 {
     let Some(set) = surroundings.denials((hash >> 32) as u32) else { return 0 };
     let Some(charged) = surroundings.event_budget(budget) else { return 0 };
-    // An unused place has 0.
+    // An unused slot has tag 0.
     let (tag, now) = (hash as u32 | 1, surroundings.now());
     let mut own = None;
     // SAFETY: only computes an address inside the value.
@@ -119,25 +122,25 @@ pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) ->
     let mut age = 0;
     for way in 0..DENIAL_WAYS as usize {
         // SAFETY: only computes an address inside the value.
-        let place = set.part(|set| unsafe { &raw mut (*set).ways[way] });
-        let since = now.wrapping_sub(place.read(field!(last_event)));
-        if place.read(field!(tag)) == tag {
+        let slot = set.part(|set| unsafe { &raw mut (*set).ways[way] });
+        let since = now.wrapping_sub(slot.read(field!(last_event)));
+        if slot.read(field!(tag)) == tag {
             if since < surroundings.hz() {
-                place.add_u32(field!(suppressed), 1);
+                slot.add_u32(field!(suppressed), 1);
                 return 0;
             }
-            own = Some(place);
+            own = Some(slot);
         }
         if since >= age {
-            (oldest, age) = (place, since);
+            (oldest, age) = (slot, since);
         }
     }
     let now_ns = surroundings.boot_ns();
     let paid_until = charged.read(field!(paid_until_ns));
     if paid_until > now_ns + EVENT_INTERVAL_NS * (EVENT_BURST - 1) {
-        // Flows without a place take none now: a flood must not take the places of flows that are within their budget.
+        // A flow without a slot gets none now: a flood must not take the slots of flows that are within their budget.
         match own {
-            Some(place) => place.add_u32(field!(suppressed), 1),
+            Some(slot) => slot.add_u32(field!(suppressed), 1),
             None => charged.add_u64(field!(suppressed), 1),
         }
         return 0;
@@ -146,26 +149,26 @@ pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) ->
         charged.write(field!(paid_until_ns), now_ns);
     }
     charged.add_u64(field!(paid_until_ns), EVENT_INTERVAL_NS);
-    let place = own.unwrap_or(oldest);
-    // Taken off rather than set to 0: another CPU may count at the same time.
-    let suppressed = place.read(field!(suppressed));
-    place.add_u32(field!(suppressed), suppressed.wrapping_neg());
-    place.write(field!(last_event), now);
+    let slot = own.unwrap_or(oldest);
+    // Subtracted rather than set to 0, because another CPU may count at the same time.
+    let suppressed = slot.read(field!(suppressed));
+    slot.add_u32(field!(suppressed), suppressed.wrapping_neg());
+    slot.write(field!(last_event), now);
     if own.is_some() {
         return REPORT | u64::from(suppressed);
     }
     if suppressed != 0
-        && let Some(earlier) = surroundings.event_budget(u32::from(place.read(field!(budget))))
+        && let Some(previous) = surroundings.event_budget(u32::from(slot.read(field!(budget))))
     {
-        earlier.add_u64(field!(suppressed), u64::from(suppressed));
+        previous.add_u64(field!(suppressed), u64::from(suppressed));
     }
-    place.write(field!(tag), tag);
-    place.write(field!(budget), budget as u16);
+    slot.write(field!(tag), tag);
+    slot.write(field!(budget), budget as u16);
     REPORT
 }
 
-/// What every report has besides its [`Subject`], read once: an address inside the context that the compiler keeps for a second
-/// read is refused by the verifier.
+/// The part of a deny event that does not depend on the packet. It is read once: the compiler might keep an address
+/// inside the context for a second read, which the verifier refuses.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     endpoint: Option<&'a Endpoint>,
@@ -180,49 +183,50 @@ struct Place<'a> {
 /// Reports a denied packet, at most once a second for its flow, and within the budget of the pod that sent it.
 #[inline(always)]
 pub(crate) fn report<S: Surroundings>(surroundings: S, direction: Direction, reason: Reason) {
-    // A bridge floods frames for addresses that it has not learned yet: that the other pods drop them denies nothing.
+    // A bridge floods frames for MAC addresses that it has not learned yet. It is no policy denial if other pods drop
+    // them.
     if reason == Reason::OtherHost {
         return;
     }
     let (ifindex, source, group) = (surroundings.ifindex(), surroundings.sender(), surroundings.is_group());
     let endpoint = surroundings.endpoint();
-    let place = Place { endpoint, ifindex, source, group, direction, reason };
-    let Some(endpoint) = endpoint else { return report_as(surroundings, place, &Subject::FRAME) };
-    // Nearly all are plain, and cost a third so.
-    if surroundings.bare_type().is_none() {
+    let details = Place { endpoint, ifindex, source, group, direction, reason };
+    let Some(endpoint) = endpoint else { return report_as(surroundings, details, &DeniedPacket::FRAME) };
+    // Nearly all packets are plain, and this takes a third of the time.
+    if surroundings.l3_type().is_none() {
         if let Some(packet) = packet::parse_plain_v4(&surroundings) {
-            return report_as(surroundings, place, &Subject::plain(&surroundings, endpoint, &packet));
+            return report_as(surroundings, details, &DeniedPacket::plain(&surroundings, endpoint, &packet));
         }
         if let Some(packet) = packet::parse_plain_v6(&surroundings) {
-            return report_as(surroundings, place, &Subject::plain(&surroundings, endpoint, &packet));
+            return report_as(surroundings, details, &DeniedPacket::plain(&surroundings, endpoint, &packet));
         }
     }
     match packet::find(&surroundings) {
         Ok(link::Content::Ipv4(start)) => {
-            if let Some(subject) = Subject::<[u8; 4]>::read(&surroundings, endpoint, start) {
-                return report_as(surroundings, place, &subject);
+            if let Some(packet) = DeniedPacket::<[u8; 4]>::read(&surroundings, endpoint, start) {
+                return report_as(surroundings, details, &packet);
             }
         }
         Ok(link::Content::Ipv6(start)) => {
-            if let Some(subject) = Subject::<[u8; 16]>::read(&surroundings, endpoint, start) {
-                return report_as(surroundings, place, &subject);
+            if let Some(packet) = DeniedPacket::<[u8; 16]>::read(&surroundings, endpoint, start) {
+                return report_as(surroundings, details, &packet);
             }
         }
         Ok(link::Content::Arp(_)) | Err(_) => {}
     }
-    report_as(surroundings, place, &Subject::FRAME);
+    report_as(surroundings, details, &DeniedPacket::FRAME);
 }
 
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the answer's low half")]
-fn report_as<A: PacketAddress + Parse, S: Surroundings>(surroundings: S, place: Place<'_>, subject: &Subject<A>) {
-    let Place { endpoint, ifindex, source, group, direction, reason } = place;
+#[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the low half of the result")]
+fn report_as<A: PacketAddress + Parse, S: Surroundings>(surroundings: S, details: Place<'_>, packet: &DeniedPacket<A>) {
+    let Place { endpoint, ifindex, source, group, direction, reason } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);
     let budget = match direction {
         Direction::Ingress if source != 0 => event_budget(source, Direction::Egress),
         Direction::Ingress | Direction::Egress => event_budget(id, direction),
     };
-    let limited = surroundings.limit(subject.hash(&surroundings, &place), budget);
+    let limited = surroundings.limit(packet.hash(&surroundings, &details), budget);
     if limited < REPORT {
         return;
     }
@@ -233,16 +237,16 @@ fn report_as<A: PacketAddress + Parse, S: Surroundings>(surroundings: S, place: 
         source_endpoint: source as u16,
         rule_set: endpoint.map_or(RuleSetId::NONE, |endpoint| endpoint.policy(direction).rule_set),
         suppressed: limited as u32,
-        length: surroundings.length().saturating_sub(subject.start),
+        length: surroundings.length().saturating_sub(packet.start),
         flags: if group { event_flags::GROUP } else { 0 },
         zero: [0; 3],
         direction: direction as u8,
         reason: reason as u8,
-        family: subject.family,
-        protocol: subject.protocol,
-        source_port: subject.source_port,
-        destination_port: subject.destination_port,
-        source: subject.source.widen(),
-        destination: subject.destination.widen(),
+        family: packet.family,
+        protocol: packet.protocol,
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        source: packet.source.widen(),
+        destination: packet.destination.widen(),
     });
 }

@@ -1,4 +1,4 @@
-//! Flows: their keys, their state, and how long each lives.
+//! Flows: keys, state and timeouts.
 
 pub use netpol_common::flow_timeout as timeout;
 use netpol_common::{Direction, FlowEntry, Generation, flow_state, protocol};
@@ -8,18 +8,18 @@ use crate::packet::{Fragment, Icmp, Packet, TcpFlags, Transport};
 use crate::slot::field;
 use crate::surroundings::PacketAddress;
 
-/// What a packet is to the flow table.
+/// The relation of a packet to the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// It belongs to a flow, or opens one.
+    /// It belongs to a flow, or initiates one.
     Member,
-    /// It belongs to a flow, but opens none: an answer admits no question.
-    AnswerOnly,
-    /// ICMP other than echo: judged each time.
-    Stranger,
+    /// It belongs to a flow, but does not initiate one: a reply never admits a request.
+    ReplyOnly,
+    /// It has no flow: ICMP other than echo, which is evaluated each time.
+    NoFlow,
 }
 
-/// The packet's role, and the ports in its flow's key: the pod's and the remote's.
+/// Returns the packet's role, and the ports in its flow's key: the pod's and the remote's.
 #[inline(always)]
 pub(crate) fn identify<A: PacketAddress>(
     direction: Direction,
@@ -28,31 +28,31 @@ pub(crate) fn identify<A: PacketAddress>(
 ) -> (Role, ([u8; 2], [u8; 2])) {
     let Transport { source_port, destination_port, .. } = packet.transport;
     let role = match icmp {
-        None | Some(Icmp::Question) => Role::Member,
-        Some(Icmp::Answer) => Role::AnswerOnly,
-        Some(Icmp::Error | Icmp::Discovery | Icmp::Other) => Role::Stranger,
+        None | Some(Icmp::EchoRequest) => Role::Member,
+        Some(Icmp::EchoReply) => Role::ReplyOnly,
+        Some(Icmp::Error | Icmp::Discovery | Icmp::Other) => Role::NoFlow,
     };
     let ports = if icmp.is_some() {
-        let remote_asks = (direction == Direction::Ingress) == (role == Role::Member);
-        (destination_port, [0, u8::from(remote_asks)])
+        let remote_requests = (direction == Direction::Ingress) == (role == Role::Member);
+        (destination_port, [0, u8::from(remote_requests)])
     } else {
         match direction {
             Direction::Ingress => (destination_port, source_port),
             Direction::Egress => (source_port, destination_port),
         }
     };
-    // A later fragment opens nothing: its first fragment did.
+    // A later fragment initiates no flow: its first fragment did.
     let later = matches!(packet.fragment, Fragment::Later { .. });
-    (if later && role == Role::Member { Role::AnswerOnly } else { role }, ports)
+    (if later && role == Role::Member { Role::ReplyOnly } else { role }, ports)
 }
 
-/// Both ports, as they lie in a key.
+/// Returns both ports, as they are in a key.
 #[inline(always)]
 pub(crate) const fn ports(pod: [u8; 2], remote: [u8; 2]) -> u32 {
     (u16::from_ne_bytes(pod) as u32).to_le() | ((u16::from_ne_bytes(remote) as u32) << 16).to_le()
 }
 
-/// The pod's end of a packet that goes in a direction, and the remote's.
+/// Returns the pod's and the remote's address of a packet in a direction.
 #[inline(always)]
 pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A) -> (A, A) {
     match direction {
@@ -61,7 +61,7 @@ pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A)
     }
 }
 
-/// What is read of a known flow at once.
+/// The fields of a known flow.
 #[derive(Clone, Copy)]
 pub(crate) struct Known {
     pub(crate) generation: Generation,
@@ -83,103 +83,104 @@ impl Known {
         }
     }
 
-    /// Whether it has not timed out.
+    /// Returns whether the flow has not timed out.
     #[inline(always)]
     pub(crate) fn is_alive(&self, protocol: u8, now: u32, hz: u32) -> bool {
         let idle = now.wrapping_sub(self.last_used);
         idle < timeout::SHORTEST * hz || idle < timeout::of(protocol, self.state) * hz
     }
 
-    /// Whether a packet in this direction, of a flow that is no longer allowed, may be the other side's own: the protocol does not show
-    /// which packet starts a flow, and isolation is per direction.
+    /// Returns whether a packet of a flow that is no longer allowed may belong to a new flow in the opposite direction:
+    /// the protocol does not show which packet starts a flow, and isolation is per direction.
     #[inline(always)]
     pub(crate) fn may_be_reversed(&self, direction: Direction, protocol: u8) -> bool {
         direction != self.opener && !protocol::has_handshake(protocol)
     }
 
-    /// Whether that side may start a flow by it: what it sends now answers nothing that was allowed before.
+    /// Returns whether that packet can start a flow: after this time it is not a reply to anything that was allowed.
     #[inline(always)]
-    pub(crate) fn reopens(&self, now: u32, hz: u32) -> bool {
+    pub(crate) fn may_restart(&self, now: u32, hz: u32) -> bool {
         now.wrapping_sub(self.last_used) >= timeout::REVERSAL * hz
     }
 
-    /// Notes that packets still come of a flow that has to be evaluated again. Where the protocol does not show which packet starts a
-    /// flow, only allowed ones count.
+    /// Refreshes a flow that has to be evaluated again. If the protocol does not show which packet starts a flow, only
+    /// allowed packets count.
     #[inline(always)]
-    pub(crate) fn keep_stale(&self, slot: Slot<'_, FlowEntry>, protocol: u8, now: u32, hz: u32) {
+    pub(crate) fn refresh_stale(&self, slot: Slot<'_, FlowEntry>, protocol: u8, now: u32, hz: u32) {
         if protocol::has_handshake(protocol) {
-            self.keep(slot, now, hz);
+            self.refresh(slot, now, hz);
         }
     }
 
-    /// Whether its packets are judged again by where they go.
+    /// Returns whether each packet of the flow is rechecked post-DNAT.
     #[inline(always)]
     pub(crate) const fn is_judged_behind(&self) -> bool {
         self.state & flow_state::JUDGED_BEHIND != 0
     }
 
-    /// Whether replies may come from any endpoint, as they do through a Service: the pod started the flow, and no endpoint has
-    /// replied from that address as its own.
+    /// Returns whether replies may come from any endpoint, as through a Service: the pod initiated the flow, and no
+    /// endpoint has replied with its own address yet.
     #[inline(always)]
-    pub(crate) fn may_have_any_remote(&self, slot: Slot<'_, FlowEntry>) -> bool {
+    pub(crate) fn accepts_any_remote(&self, slot: Slot<'_, FlowEntry>) -> bool {
         remote_endpoint(slot) == 0 && self.opener == Direction::Egress
     }
 
-    /// Notes a packet of the flow. Written only where something changes: the entry is shared between CPUs.
+    /// Updates the flow for a packet. Writes only what changes, because the entry is shared between CPUs.
     #[inline(always)]
     pub(crate) fn touch(&self, slot: Slot<'_, FlowEntry>, direction: Direction, flags: TcpFlags, now: u32, hz: u32) {
         let state = self.after(direction, flags);
         if state != self.state {
             slot.write(field!(state), state);
         }
-        self.keep(slot, now, hz);
+        self.refresh(slot, now, hz);
     }
 
-    /// Notes that packets still come.
+    /// Updates the time of the last packet.
     #[inline(always)]
-    pub(crate) fn keep(&self, slot: Slot<'_, FlowEntry>, now: u32, hz: u32) {
+    pub(crate) fn refresh(&self, slot: Slot<'_, FlowEntry>, now: u32, hz: u32) {
         if now.wrapping_sub(self.last_used) >= hz {
             slot.write(field!(last_used), now);
         }
     }
 
-    /// The state after a packet of the flow.
+    /// Returns the state after a packet of the flow.
     #[inline(always)]
     pub(crate) fn after(&self, direction: Direction, flags: TcpFlags) -> u8 {
-        let answers = direction != self.opener;
-        let mut state = self.state | tcp_state(flags, answers);
-        if answers {
+        let is_reply = direction != self.opener;
+        let mut state = self.state | tcp_state(flags, is_reply);
+        if is_reply {
             state |= flow_state::ANSWERED;
         }
         state
     }
 }
 
-/// See [`FlowEntry::remote_endpoint`].
+/// Returns the [`FlowEntry::remote_endpoint`].
 #[inline(always)]
 pub(crate) fn remote_endpoint(slot: Slot<'_, FlowEntry>) -> u32 {
     u32::from(slot.read(field!(remote_endpoint)))
 }
 
-/// Notes the source endpoint ID that the remote's packets carry.
+/// Stores the source endpoint ID of the remote's packets.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
-pub(crate) fn learn(slot: Slot<'_, FlowEntry>, endpoint: u32) {
+pub(crate) fn set_remote_endpoint(slot: Slot<'_, FlowEntry>, endpoint: u32) {
     slot.write(field!(remote_endpoint), endpoint as u16);
 }
 
-/// Whether its node or the pod itself opened it towards the pod: its packets are looked at more closely.
+/// Returns whether the local node or the pod itself initiated the flow to the pod. Packets of such flows are checked
+/// further.
 #[inline(always)]
-pub(crate) fn is_from_here(slot: Slot<'_, FlowEntry>) -> bool {
+pub(crate) fn is_local_or_hairpin(slot: Slot<'_, FlowEntry>) -> bool {
     slot.read(field!(state)) & (flow_state::FROM_NODE | flow_state::FROM_ITSELF) != 0
 }
 
-/// The state bits that a packet's flags make. Flags are zero for all but TCP.
+/// Returns the state bits for a packet's flags. The flags are zero for all protocols but TCP.
 #[inline(always)]
-pub(crate) const fn tcp_state(flags: TcpFlags, answers: bool) -> u8 {
+pub(crate) const fn tcp_state(flags: TcpFlags, is_reply: bool) -> u8 {
     let mut state = 0;
     if flags.has(TcpFlags::FIN) {
-        state |= if answers { flow_state::ANSWERER_FIN } else { flow_state::OPENER_FIN };
+        state |= if is_reply { flow_state::ANSWERER_FIN } else { flow_state::OPENER_FIN };
     }
     if flags.has(TcpFlags::RST) {
         state |= flow_state::RESET;
@@ -187,8 +188,8 @@ pub(crate) const fn tcp_state(flags: TcpFlags, answers: bool) -> u8 {
     state
 }
 
-/// Whether a packet is judged without asking for its flow.
+/// Returns whether a packet starts a new connection. It is evaluated without a flow lookup.
 #[inline(always)]
-pub(crate) fn is_fresh<A>(packet: &Packet<A>) -> bool {
-    packet.transport.flags.opens()
+pub(crate) fn starts_connection<A>(packet: &Packet<A>) -> bool {
+    packet.transport.flags.starts_connection()
 }

@@ -1,4 +1,4 @@
-//! Fragments: only the first carries ports, the others follow it.
+//! Fragments: only the first has ports; the others use the ports of the first.
 
 use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 
@@ -6,12 +6,12 @@ use crate::packet::{Fragment, Packet, Parse, TcpFlags, Transport};
 use crate::surroundings::PacketAddress;
 use crate::{Family, Surroundings};
 
-/// Seconds that a receiver waits for the rest of a datagram (Linux: `ipfrag_time`).
+/// Seconds that a receiver waits for all fragments of a datagram (Linux: `ipfrag_time`).
 const TIMEOUT: u32 = 30;
-/// IPv6's protocol in [`FragmentKey`].
+/// The protocol of IPv6 fragments in [`FragmentKey`].
 const IPV6_FRAGMENT: u8 = 44;
 
-/// What a first fragment says.
+/// The protocol and transport header of a datagram, from its first fragment.
 #[derive(Clone, Copy)]
 pub(crate) struct Said {
     pub(crate) protocol: u8,
@@ -24,7 +24,7 @@ impl Said {
         Self { protocol: packet.protocol, transport: packet.transport }
     }
 
-    /// As one word, which fits a register: ports, flags and protocol.
+    /// Packs it into one word, which fits into a register: ports, flags and protocol.
     #[inline(always)]
     pub(crate) fn pack(self) -> u64 {
         let [a, b] = self.transport.source_port;
@@ -32,7 +32,7 @@ impl Said {
         u64::from_le_bytes([a, b, c, d, self.transport.flags.0, self.protocol, 0, 0])
     }
 
-    /// The reverse.
+    /// Unpacks the word.
     #[inline(always)]
     pub(crate) fn unpack(word: u64) -> Result<Self, Reason> {
         let [a, b, c, d, flags, protocol, ..] = word.to_le_bytes();
@@ -45,24 +45,25 @@ impl Said {
         })
     }
 
-    /// What is known of a later fragment whose first was not seen: no ports, and none of the flags that all others have.
+    /// Returns the fields of a later fragment whose first was not seen: no ports, and no flags, which all other later
+    /// fragments have.
     #[inline(always)]
     fn unknown(protocol: u8) -> Self {
         Self { protocol, transport: Transport::default() }
     }
 }
 
-/// Whether a packet is a later fragment whose first is not known: see [`Said::unknown`].
+/// Returns whether a packet is a later fragment whose first is not known: see [`Said::unknown`].
 #[inline(always)]
 pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
     matches!(packet.fragment, Fragment::Later { .. }) && packet.transport.flags.0 == 0
 }
 
-/// In what [`resolve`] returns: the fragment is malformed.
+/// Set in the result of [`resolve`] if the fragment is malformed.
 const MALFORMED: u64 = 1 << 48;
 
-/// What holds for a fragment: of a later one, what its first fragment said, or where that is not known [`Said::unknown`]; a problem where
-/// two first fragments contradict each other. As packed by [`Said`].
+/// Returns the fields of a fragment, packed by [`Said`]: for a later fragment those of its first, or [`Said::unknown`]
+/// if that is not known. Returns [`MALFORMED`] if two first fragments contradict each other.
 #[inline(always)]
 pub(crate) fn resolve<A, S>(
     surroundings: S,
@@ -76,7 +77,7 @@ where
     A: PacketAddress + Parse,
     S: Surroundings + Family<A>,
 {
-    // Never: both were read before.
+    // Never happens: both were read before.
     let Ok(own) = Said::unpack(said) else { return MALFORMED };
     let Some(ends) = A::ends(&surroundings, start) else { return MALFORMED };
     let orphan = Said::unknown(own.protocol).pack();
@@ -84,7 +85,8 @@ where
     let Some(entry) = known else { return if first { said } else { orphan } };
     let age = surroundings.now().wrapping_sub(entry.seen);
     if first {
-        // Within a second nobody reuses an identification: this is one datagram with two beginnings. Later it is another.
+        // An identification is not reused within a second, so two different first fragments belong to one datagram.
+        // Later they belong to two.
         let contradicts = age < surroundings.hz() && differs(&entry, own);
         return if contradicts { MALFORMED } else { said };
     }
@@ -99,7 +101,7 @@ where
     Said { protocol: entry.protocol, transport }.pack()
 }
 
-/// Remembers what an allowed first fragment said. A denied one leaves the others orphans.
+/// Records an allowed first fragment. If the first is denied, the others stay orphans.
 #[inline(always)]
 pub(crate) fn record<A, S>(surroundings: S, direction: Direction, start: u32, identification: u32, said: u64)
 where

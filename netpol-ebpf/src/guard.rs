@@ -10,14 +10,14 @@ use crate::slot::field;
 use crate::surroundings::PacketAddress;
 use crate::{Bytes, Family, Slot, Surroundings, Window};
 
-/// Whether a packet has a source address that the pod may not use.
+/// Returns whether a packet has a spoofed source address.
 #[inline(always)]
 pub(crate) fn is_foreign<A: PacketAddress>(endpoint: &Endpoint, direction: Direction, source: &A) -> bool {
     direction == Direction::Egress && endpoint.has(endpoint_flags::SOURCE_GUARD) && !source.belongs_to(endpoint)
 }
 
-/// Whether a packet is a DHCP client's that has no address yet, or asks for its own anew (RFC 2131, 4.1): from nobody, broadcast,
-/// from port 68 to 67. Policy decides on it.
+/// Returns whether a packet is a DHCP request from a client that has no address yet, or that renews its address by
+/// broadcast (RFC 2131, 4.1): from the unspecified address, to broadcast, from port 68 to 67. Policy decides on it.
 #[inline(always)]
 pub(crate) fn is_dhcp_request<A: PacketAddress>(packet: &Plain<A>) -> bool {
     const CLIENT: [u8; 2] = 68_u16.to_be_bytes();
@@ -30,10 +30,10 @@ pub(crate) fn is_dhcp_request<A: PacketAddress>(packet: &Plain<A>) -> bool {
         && u16::from_ne_bytes(packet.destination_port) == u16::from_ne_bytes(SERVER)
 }
 
-/// A MAC address in two parts, as it is compared.
+/// A MAC address in two parts, which are compared as words.
 pub(crate) type Mac = ([u8; 4], [u8; 2]);
 
-/// The MAC address of the pod's end of the veth; zeros: not known.
+/// Returns the MAC address of the pod's end of the veth, or zero if it is not known.
 #[inline(always)]
 fn own_mac(endpoint: &Endpoint) -> Mac {
     let [a, b, c, d, e, f] = endpoint.mac;
@@ -45,7 +45,7 @@ fn is_same(one: Mac, other: Mac) -> bool {
     u32::from_ne_bytes(one.0) == u32::from_ne_bytes(other.0) && u16::from_ne_bytes(one.1) == u16::from_ne_bytes(other.1)
 }
 
-/// Whether a frame from a pod has an Ethernet source that is not the pod's.
+/// Returns whether a frame from a pod has a spoofed Ethernet source.
 #[inline(always)]
 pub(crate) fn is_foreign_mac(endpoint: &Endpoint, source: Mac) -> bool {
     let own = own_mac(endpoint);
@@ -59,25 +59,25 @@ fn mac_at<S: Surroundings>(surroundings: &S, offset: u32) -> Option<Mac> {
     Some(([a, b, c, d], [e, f]))
 }
 
-/// The same of a frame whose source was not read yet.
+/// Reads the Ethernet source of a frame and returns whether it is spoofed.
 #[inline(always)]
 pub(crate) fn has_foreign_mac<S: Surroundings>(surroundings: &S, endpoint: &Endpoint) -> bool {
     mac_at(surroundings, link::SOURCE).is_none_or(|source| is_foreign_mac(endpoint, source))
 }
 
-/// Whether a frame towards a pod is for another host: a bridge floods what it does not know the port of. Multicast and broadcast
-/// are for everyone.
+/// Returns whether a frame to a pod is for another host: a bridge floods frames if it does not know the port. Multicast
+/// and broadcast are for all hosts.
 #[inline(always)]
-pub(crate) fn is_for_another<S: Surroundings>(surroundings: &S, endpoint: &Endpoint) -> bool {
+pub(crate) fn is_for_other_host<S: Surroundings>(surroundings: &S, endpoint: &Endpoint) -> bool {
     let own = own_mac(endpoint);
     let Some(destination) = mac_at(surroundings, link::DESTINATION) else { return false };
     destination.0[0] & 1 == 0 && !is_same(destination, own) && !is_same(own, ([0; 4], [0; 2]))
 }
 
-/// Whether a packet that left its pod has a source address that is neither that pod's nor the local node's, which masquerades,
-/// nor a Service's, whose replies go to clients outside. [`Surroundings::is_behind`] holds.
+/// Returns whether a packet that left its pod has an unverified source address: it is neither that pod's nor the local
+/// node's (masquerading) nor a Service's (replies to clients outside). Requires [`Surroundings::is_behind`].
 ///
-/// What came straight from the pod's veth was checked there, and only the node has translated it since.
+/// A packet that came directly from the pod's veth was checked there, and only the node has translated it since.
 #[inline(always)]
 pub(crate) fn is_spoofed<S: Surroundings>(surroundings: &S) -> bool {
     let Some(endpoint) = surroundings.endpoint() else { return false };
@@ -100,7 +100,7 @@ where
     A::ends(surroundings, start).is_some_and(|(source, _)| is_translated(surroundings, endpoint, &source))
 }
 
-/// Whether this source address is not the endpoint's, and none that address translation gives its packets.
+/// Returns whether this source address is not the endpoint's and is not a result of address translation.
 #[inline(always)]
 pub(crate) fn is_translated<A, S>(surroundings: &S, endpoint: &Endpoint, source: &A) -> bool
 where
@@ -111,18 +111,20 @@ where
     !source.belongs_to(endpoint) && surroundings.exact_address(source).unwrap_or_default().flags & TRANSLATED == 0
 }
 
-/// ARP as pods need it. RFC 826, and RFC 5227 for probes.
+/// The ARP messages that pods need. RFC 826, and RFC 5227 for probes.
 mod arp {
     pub(super) const LENGTH: u32 = 28;
-    /// Up to the sender's MAC address.
+    /// Length up to the end of the sender's MAC address.
     pub(super) const HEAD: usize = 14;
     pub(super) const REQUEST: u16 = 1;
     pub(super) const REPLY: u16 = 2;
-    /// A frame is padded to 60 bytes without its checksum (IEEE 802.3, 4A.4.2), to 64 by those that keep room for a tag.
+    /// A frame is padded to 60 bytes without its checksum (IEEE 802.3, 4A.4.2), or to 64 by devices that reserve room
+    /// for a tag.
     pub(super) const FRAME: u32 = 64;
 }
 
-/// Checks the ARP packet at an offset that a pod sends: its own MAC and IPv4 address as the sender's, or a probe.
+/// Checks the ARP packet from a pod at an offset: the sender must be the pod's own MAC and IPv4 address, or it is a
+/// probe.
 #[inline(always)]
 pub(crate) fn arp<S: Surroundings>(surroundings: &S, start: u32) -> Reason {
     let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
@@ -130,7 +132,7 @@ pub(crate) fn arp<S: Surroundings>(surroundings: &S, start: u32) -> Reason {
         return Reason::LinkControl;
     }
     let Some(head) = surroundings.load::<{ arp::HEAD }>(start) else { return Reason::Malformed };
-    // On its own, as the verifier demands that words on the stack are aligned.
+    // Loaded separately, because the verifier requires that words on the stack are aligned.
     let Some(Bytes(sender)) = surroundings.load::<4>(start + arp::HEAD as u32) else { return Reason::Malformed };
     let packet = Window::of(&head.0);
     let operation = packet.number::<6>();
@@ -148,7 +150,7 @@ pub(crate) fn arp<S: Surroundings>(surroundings: &S, start: u32) -> Reason {
     within_budget(surroundings, endpoint, length >= start + arp::LENGTH && length <= arp::FRAME)
 }
 
-/// Neighbor discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810) as pods need them.
+/// The messages of neighbor discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810) that pods need.
 mod icmpv6 {
     pub(super) const LISTENER_REPORT: u8 = 131;
     pub(super) const LISTENER_DONE: u8 = 132;
@@ -158,9 +160,9 @@ mod icmpv6 {
     pub(super) const LISTENER_REPORT_V2: u8 = 143;
     /// Header, target, a link-layer address and a nonce (RFC 7527, 4.1).
     pub(super) const LONGEST: u32 = 24 + 8 + 8;
-    /// Header and 16 records without sources; Linux sends more groups in more reports.
+    /// Header and 16 records without sources. Linux sends more groups in further reports.
     pub(super) const LONGEST_REPORT: u32 = 8 + 16 * 20;
-    /// The IPv6 header, and the router alert that listener discovery has (RFC 2711).
+    /// The IPv6 header, and the router alert of listener discovery (RFC 2711).
     pub(super) const HEADER: u32 = 40;
     pub(super) const ROUTER_ALERT: u32 = 8;
     /// Options: source and target link-layer address, nonce. <https://www.iana.org/assignments/icmpv6-parameters/>.
@@ -169,8 +171,9 @@ mod icmpv6 {
     pub(super) const NONCE: u8 = 14;
 }
 
-/// Checks the message of neighbor or listener discovery that a pod sends: its own addresses and MAC as sender and target, to the
-/// link only, and no longer than the protocols need. Routers advertise, redirect and query; pods do not.
+/// Checks the message of neighbor or listener discovery from a pod: sender and target must be the pod's own addresses
+/// and MAC, the destination must be on the link, and the message must not be longer than the protocols need. Only
+/// routers send advertisements, redirects and queries.
 #[inline(always)]
 pub(crate) fn discovery<S: Surroundings>(surroundings: &S, start: u32, payload: u32) -> Reason {
     let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
@@ -188,7 +191,8 @@ pub(crate) fn discovery<S: Surroundings>(surroundings: &S, start: u32, payload: 
         let fits = headers <= icmpv6::HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
         return within_budget(surroundings, endpoint, fits);
     }
-    // Who has no address yet asks whether one is free (RFC 4862, 5.4), and asks for a router (RFC 4861, 4.1).
+    // A host without an address checks whether its address is free (RFC 4862, 5.4), and sends router solicitations (RFC
+    // 4861, 4.1).
     let unspecified = source.is_zero();
     if !(source.belongs_to(endpoint) || unspecified) {
         return Reason::SpoofedNeighbor;
@@ -196,8 +200,8 @@ pub(crate) fn discovery<S: Surroundings>(surroundings: &S, start: u32, payload: 
     let valid = match kind {
         icmpv6::ROUTER_SOLICITATION => is_link_scope(&destination),
         icmpv6::NEIGHBOR_SOLICITATION => target(surroundings, payload).is_some_and(|target| {
-            let asks = if unspecified { target.belongs_to(endpoint) } else { true };
-            asks && is_asked_at(surroundings, &destination, &target)
+            let may_query = if unspecified { target.belongs_to(endpoint) } else { true };
+            may_query && matches_target(surroundings, &destination, &target)
         }),
         icmpv6::NEIGHBOR_ADVERTISEMENT => target(surroundings, payload).is_some_and(|target| {
             !unspecified && target.belongs_to(endpoint) && is_on_link(surroundings, &destination)
@@ -217,14 +221,14 @@ mod igmp {
     pub(super) const REPORT_V2: u8 = 0x16;
     pub(super) const LEAVE: u8 = 0x17;
     pub(super) const REPORT_V3: u8 = 0x22;
-    /// Where an IPv4 header has its destination.
+    /// The offset of the destination in an IPv4 header.
     pub(super) const DESTINATION: u32 = 16;
 }
 
-/// Decides on the IGMP message to a multicast group with its IPv4 header at `start`: a pod reports to which groups it listens, no
-/// longer than that needs; routers query, pods do not. `None`: policy decides.
+/// Checks the IGMP message to a multicast group whose IPv4 header is at `start`. A pod sends reports and leave messages
+/// of limited length; only routers send queries. `None`: policy decides.
 #[inline(always)]
-pub(crate) fn membership<S: Surroundings>(
+pub(crate) fn check_igmp<S: Surroundings>(
     surroundings: &S,
     endpoint: &Endpoint,
     from_pod: bool,
@@ -251,13 +255,13 @@ fn target<S: Surroundings>(surroundings: &S, payload: u32) -> Option<[u8; 16]> {
     surroundings.load::<16>(payload + 8).map(|Bytes(target)| target)
 }
 
-/// `fe80::/10`, and multicast of link scope.
+/// Returns whether the address is in `fe80::/10`, or multicast of link scope.
 #[inline(always)]
 fn is_link_scope(address: &[u8; 16]) -> bool {
     (address[0] == 0xfe && address[1] & 0xc0 == 0x80) || (address[0] == 0xff && address[1] & 0x0f == 2)
 }
 
-/// Link scope, or a neighbor: the local node, or a pod of this node.
+/// Returns whether the address is of link scope, or a neighbor's: the local node or a pod of this node.
 #[inline(always)]
 fn is_on_link<S: Surroundings>(surroundings: &S, address: &[u8; 16]) -> bool {
     is_link_scope(address) || {
@@ -266,10 +270,10 @@ fn is_on_link<S: Surroundings>(surroundings: &S, address: &[u8; 16]) -> bool {
     }
 }
 
-/// Whether a solicitation goes where its target is: to the target itself, or to its solicited-node multicast address, which ends
-/// in the same 24 bits (RFC 4291, 2.7.1).
+/// Returns whether the destination of a solicitation matches its target: the target itself, or its solicited-node
+/// multicast address, which ends in the same 24 bits (RFC 4291, 2.7.1).
 #[inline(always)]
-fn is_asked_at<S: Surroundings>(surroundings: &S, destination: &[u8; 16], target: &[u8; 16]) -> bool {
+fn matches_target<S: Surroundings>(surroundings: &S, destination: &[u8; 16], target: &[u8; 16]) -> bool {
     let (to, of): ([u32; 4], [u32; 4]) = (bytemuck::cast(*destination), bytemuck::cast(*target));
     let solicited = to[0] == 0xff02_0000_u32.to_be()
         && to[1] == 0
@@ -279,7 +283,7 @@ fn is_asked_at<S: Surroundings>(surroundings: &S, destination: &[u8; 16], target
         || (u128::from_ne_bytes(*destination) == u128::from_ne_bytes(*target) && is_on_link(surroundings, destination))
 }
 
-/// Whether there are at most two options, each the pod's MAC address or a nonce, of eight bytes.
+/// Returns whether there are at most two options of eight bytes, each the pod's MAC address or a nonce.
 #[inline(always)]
 fn are_own_options<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, start: u32) -> bool {
     let mut at = start;
@@ -301,7 +305,8 @@ fn are_own_options<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, start
     at >= surroundings.length()
 }
 
-/// Takes a token for a packet that is valid. CPUs that take one at the same time may take the same: the bound is not exact.
+/// Takes a token for a valid packet. CPUs that do this at the same time may take the same token, so the limit is not
+/// exact.
 #[inline(always)]
 fn within_budget<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, fits: bool) -> Reason {
     let taken = fits && surroundings.neighbor_budget(endpoint.id).is_none_or(|slot| take(surroundings, slot));

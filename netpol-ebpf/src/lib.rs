@@ -1,19 +1,20 @@
-//! What happens to a packet at a pod's veth?
+//! The eBPF programs: what happens to a packet at a pod's veth.
 //!
 //! ```text
 //! frame ──► link ──► ip ──► transport ──► guard ──► flow ──► judge() ──► record
 //!           VLAN     v4,v6  ports, ICMP   source    known?   policy      flow, counter, event
 //! ```
 //!
-//! [`process`] is the whole of it: a short way for plain packets, and a detour for all others. It is generic over its
-//! [`Surroundings`], so that the same code runs in the kernel (`kernel`, on BPF maps) and in ordinary tests (on hash
-//! maps). Nothing here allocates, locks or loops without bound, and nothing newer than Linux 5.10 is used.
+//! [`process()`] is the entry point. It has a fast path for plain packets and a slow path for all others. It is generic
+//! over [`Surroundings`], so that the same code runs in the kernel (`kernel`, on BPF maps) and in unit tests (`memory`,
+//! on hash maps). The code does not allocate or lock, its loops are bounded, and it needs nothing newer than
+//! Linux 5.10.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(
     clippy::inline_always,
-    reason = "the packet path: one function after inlining, so that the verifier sees every bound"
+    reason = "the packet path: one function after inlining, so that the verifier can prove every bound"
 )]
 
 mod barrier;

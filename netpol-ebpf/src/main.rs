@@ -1,13 +1,13 @@
-//! The programs for the kernel. One object, loaded once per node and attached to every pod's veth:
+//! The eBPF programs. One object is loaded once per node and attached to every pod's veth:
 //!
-//! * `netpol_egress`: what pods send; the veth's TC ingress hook.
-//! * `netpol_ingress`: what reaches pods; the veth's TC egress hook.
-//! * `netpol_behind`: what leaves for elsewhere, at the TC egress hook of the node's own devices: judges what pods sent by where a
-//!   Service sent it on. `netpol_ingress` does that too. `netpol_behind_bare` is for devices whose packets have no link header.
-//! * `netpol_empty`: does nothing; what the bench subtracts.
-//! * `netpol_marked`: `netpol_egress` for `BPF_PROG_TEST_RUN`, which shows of what a packet carries only its mark; and
-//!   `netpol_ingress_marked`, `netpol_behind_marked`, which take it from there.
-//! * `netpol_jiffies`: returns the low bits of jiffies to `BPF_PROG_TEST_RUN`, so that the loader can tell `HZ`.
+//! * `netpol_egress`: packets from pods, at the veth's TC ingress hook.
+//! * `netpol_ingress`: packets to pods, at the veth's TC egress hook.
+//! * `netpol_behind`: packets that leave the node, at the TC egress hook of the node's own devices. It evaluates packets
+//!   from pods post-DNAT, as `netpol_ingress` does too. `netpol_behind_bare` is for devices without link headers.
+//! * `netpol_empty`: does nothing; the benchmark subtracts its time.
+//! * `netpol_marked`: `netpol_egress` for `BPF_PROG_TEST_RUN`, which returns `skb->mark` but not `skb->tc_index`. In the
+//!   same way, `netpol_ingress_marked` and `netpol_behind_marked` take `tc_index` from the mark.
+//! * `netpol_jiffies`: returns the low bits of jiffies to `BPF_PROG_TEST_RUN`, so that the loader can determine `HZ`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -24,83 +24,84 @@ mod programs {
     use netpol_ebpf::Surroundings as _;
     use netpol_ebpf::kernel::{Skb, hook};
 
-    /// What pods send.
+    /// Evaluates packets from pods.
     #[classifier]
     fn netpol_egress(context: TcContext) -> i32 {
         run(&context, Direction::Egress)
     }
 
-    /// What reaches pods.
+    /// Evaluates packets to pods.
     #[classifier]
     fn netpol_ingress(context: TcContext) -> i32 {
         ingress(&context)
     }
 
-    /// What leaves this node.
+    /// Rechecks packets that leave this node.
     #[classifier]
     fn netpol_behind(context: TcContext) -> i32 {
-        behind(&context, hook::BEHIND)
+        post_dnat(&context, hook::BEHIND)
     }
 
-    /// What leaves this node by a tunnel.
+    /// Rechecks packets that leave this node by a tunnel device, which adds no link header.
     #[classifier]
     fn netpol_behind_bare(context: TcContext) -> i32 {
-        behind(&context, hook::BARE)
+        post_dnat(&context, hook::POST_DNAT_L3)
     }
 
-    /// What pods send, and the source endpoint ID and recheck bit that it carries then.
+    /// Evaluates packets from pods, and copies the source endpoint ID and the recheck bit into the mark.
     #[classifier]
     fn netpol_marked(context: TcContext) -> i32 {
         let verdict = run(&context, Direction::Egress);
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*context.skb.skb).mark = at(&context, hook::EGRESS).carried() };
+        unsafe { (*context.skb.skb).mark = skb_at(&context, hook::EGRESS).tc_index() };
         verdict
     }
 
-    /// What reaches pods, from the pod whose number is the mark.
+    /// Evaluates packets to pods, with the mark as the source endpoint ID and recheck bit.
     #[classifier]
     fn netpol_ingress_marked(context: TcContext) -> i32 {
         take_mark(&context);
         ingress(&context)
     }
 
-    /// What leaves this node, from the pod whose number is the mark.
+    /// Rechecks packets that leave this node, with the mark as the source endpoint ID and recheck bit.
     #[classifier]
     fn netpol_behind_marked(context: TcContext) -> i32 {
         take_mark(&context);
-        behind(&context, hook::BEHIND)
+        post_dnat(&context, hook::BEHIND)
     }
 
-    /// Nothing.
+    /// Does nothing.
     #[classifier]
     fn netpol_empty(_context: TcContext) -> i32 {
         TC_ACT_UNSPEC
     }
 
-    /// The clock that flows are timed by.
+    /// Returns the clock for flow timeouts.
     #[classifier]
     fn netpol_jiffies(_context: TcContext) -> i32 {
-        // SAFETY: takes nothing and always succeeds.
+        // SAFETY: has no arguments and always succeeds.
         unsafe { bpf_jiffies64() as i32 }
     }
 
     #[inline(always)]
-    fn at(context: &TcContext, hook: u32) -> Skb {
+    fn skb_at(context: &TcContext, hook: u32) -> Skb {
         Skb::new(context.skb.skb, hook)
     }
 
     #[inline(always)]
     fn take_mark(context: &TcContext) {
         // SAFETY: the context is valid while the program runs.
-        at(context, hook::EGRESS).carry(unsafe { (*context.skb.skb).mark });
+        skb_at(context, hook::EGRESS).set_tc_index(unsafe { (*context.skb.skb).mark });
     }
 
-    /// What a pod of this node sent is judged for its sender first. Whatever the pod it reaches makes of it starts anew.
+    /// Rechecks a packet from a pod of this node by the sender's policy first, and then evaluates the receiver's. If
+    /// the receiving pod forwards the packet, it starts anew.
     #[inline(always)]
     fn ingress(context: &TcContext) -> i32 {
-        let skb = at(context, hook::BEHIND);
+        let skb = skb_at(context, hook::BEHIND);
         if skb.wants_recheck()
-            && !at(context, hook::INGRESS).is_for_another()
+            && !skb_at(context, hook::INGRESS).is_for_other_host()
             && !netpol_ebpf::process_behind(skb).allows()
         {
             return TC_ACT_SHOT;
@@ -108,11 +109,11 @@ mod programs {
         run(context, Direction::Ingress)
     }
 
-    /// Judged once: what a tunnel makes of the packet carries the number too.
+    /// Clears the source endpoint ID, so that a tunnel's outer packet, which inherits it, is not evaluated again.
     #[inline(always)]
-    fn behind(context: &TcContext, hook: u32) -> i32 {
-        let skb = at(context, hook);
-        if skb.carried() == 0 {
+    fn post_dnat(context: &TcContext, hook: u32) -> i32 {
+        let skb = skb_at(context, hook);
+        if skb.tc_index() == 0 {
             return TC_ACT_UNSPEC;
         }
         let spoofed = netpol_ebpf::process_source(skb);
@@ -122,20 +123,20 @@ mod programs {
         if skb.wants_recheck() && !netpol_ebpf::process_behind(skb).allows() {
             return TC_ACT_SHOT;
         }
-        skb.carry(0);
+        skb.set_tc_index(0);
         TC_ACT_UNSPEC
     }
 
-    /// An allowed packet goes on to other programs on the hook.
+    /// Evaluates a packet. An allowed packet continues to other programs on the hook.
     #[inline(always)]
     fn run(context: &TcContext, direction: Direction) -> i32 {
-        let reason = netpol_ebpf::process(at(context, direction as u32), direction);
+        let reason = netpol_ebpf::process(skb_at(context, direction as u32), direction);
         #[cfg(feature = "log")]
         diagnose(context, reason);
         if reason.allows() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
     }
 
-    /// Speaks of what the agent should never let happen.
+    /// Logs states that the agent should never cause.
     #[cfg(feature = "log")]
     #[inline(always)]
     fn diagnose(context: &TcContext, reason: netpol_common::Reason) {
@@ -143,9 +144,9 @@ mod programs {
         // SAFETY: the context is valid while the program runs.
         let ifindex = unsafe { (*context.skb.skb).ifindex };
         if reason == Reason::NoEndpoint {
-            aya_log_ebpf::warn!(context, "interface {} has the program and no endpoint", ifindex);
+            aya_log_ebpf::warn!(context, "interface {} has the program attached but has no endpoint", ifindex);
         } else if reason == Reason::FlowTableFull {
-            aya_log_ebpf::warn!(context, "interface {}: the flow table takes no flow", ifindex);
+            aya_log_ebpf::warn!(context, "interface {}: the flow table is full, could not record a flow", ifindex);
         }
     }
 
@@ -154,7 +155,7 @@ mod programs {
         loop {}
     }
 
-    /// No helper in use asks for a GPL-compatible licence.
+    /// No helper in use requires a GPL-compatible license.
     #[unsafe(link_section = "license")]
     #[unsafe(no_mangle)]
     static LICENSE: [u8; 11] = *b"Apache-2.0\0";

@@ -1,4 +1,4 @@
-//! Ordinary memory as surroundings, for tests: the same engine on hash maps.
+//! The `Context` of unit tests: the same engine on hash maps.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
@@ -18,13 +18,13 @@ use crate::{
     Bytes, Family, Slot, Surroundings, Window, detour, fragment, process, process_behind, process_source, verdict,
 };
 
-/// Jiffies per second, unless a test sets others.
+/// Jiffies per second.
 pub const HZ: u32 = 250;
 
-/// All maps, and the clock.
+/// All maps and the clock.
 #[derive(Debug)]
 pub struct Memory {
-    /// `ENDPOINTS` and `ENDPOINTS_OVERFLOW` in one.
+    /// `ENDPOINTS` and `ENDPOINTS_OVERFLOW`, by ifindex.
     pub endpoints: HashMap<u32, Endpoint>,
     /// `ALLOW`.
     pub allow: HashMap<AllowKey, AllowEntry>,
@@ -32,15 +32,15 @@ pub struct Memory {
     pub tunnels: HashMap<u32, u64>,
     /// `PORTS`, by prefix length and key.
     pub ports: HashMap<(u32, PortKey), PortEntry>,
-    /// What is there for IPv4.
+    /// The maps for IPv4.
     pub v4: Maps<[u8; 4]>,
-    /// What is there for IPv6.
+    /// The maps for IPv6.
     pub v6: Maps<[u8; 16]>,
     /// Jiffies.
     pub now: Cell<u32>,
-    /// The source endpoint ID and recheck bit that the packet carries: before a run, and after it.
+    /// The packet's source endpoint ID and recheck bit, before and after a run.
     pub sender: Cell<u32>,
-    /// Whether flows find room.
+    /// Whether new flows can be recorded; otherwise the tables are full.
     pub room: Cell<bool>,
     /// `COUNTERS`, by endpoint, direction and reason.
     pub counted: RefCell<HashMap<(u32, Direction, Reason), u64>>,
@@ -62,7 +62,7 @@ pub struct Maps<A> {
     pub frontends: HashMap<FrontendKey<A>, FrontendEntry>,
     /// `PREFIXES_*`, by prefix length and address.
     pub prefixes: HashMap<(u32, A), AddressEntry>,
-    /// `FLOWS_*`. Boxed, so that an entry stays where it is.
+    /// `FLOWS_*`. Boxed, so that the address of an entry does not change.
     flows: RefCell<HashMap<FlowKey<A>, Box<UnsafeCell<FlowEntry>>>>,
     fragments: RefCell<HashMap<FragmentKey<A>, FragmentEntry>>,
 }
@@ -71,10 +71,11 @@ impl<A> Maps<A>
 where
     FlowKey<A>: Eq + Hash,
 {
-    /// A flow's entry.
+    /// Returns the entry of a flow.
     pub fn flow(&self, key: &FlowKey<A>) -> Option<FlowEntry> {
         let flows = self.flows.borrow();
-        // SAFETY: the engine writes to entries only while it runs a packet, and nothing keeps a reference meanwhile.
+        // SAFETY: the engine writes to entries only while it processes a packet, and there is no reference to them
+        // then.
         flows.get(key).map(|entry| unsafe { *entry.get() })
     }
 }
@@ -114,7 +115,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Runs a frame through the program at an interface.
+    /// Runs the program at an interface on a frame.
     pub fn run(&self, direction: Direction, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Reason {
         process(
             Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len(), behind: false },
@@ -122,43 +123,50 @@ impl Memory {
         )
     }
 
-    /// Runs a frame that the pod at an interface sent through the program behind all rewriting.
+    /// Runs the post-DNAT program on a frame that the pod at an interface sent.
     pub fn run_behind(&self, frame: &[u8], ifindex: u32) -> Reason {
         process_behind(self.behind(frame, ifindex))
     }
 
-    /// Checks the source of such a frame only; `None`: it may go on.
+    /// Checks only the source of such a frame. `None`: the source is valid.
     pub fn run_source(&self, frame: &[u8], ifindex: u32) -> Option<Reason> {
         process_source(self.behind(frame, ifindex))
     }
 
     fn behind<'a>(&'a self, frame: &'a [u8], ifindex: u32) -> Frame<'a> {
-        Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear: frame.len(), behind: true }
+        Frame {
+            memory: self,
+            bytes: frame,
+            ifindex,
+            ingress_ifindex: OTHER_INTERFACE,
+            linear: frame.len(),
+            behind: true,
+        }
     }
 
-    /// The same for a frame of which only so many bytes are at hand directly.
-    pub fn run_paged(&self, direction: Direction, frame: &[u8], ifindex: u32, linear: usize) -> Reason {
+    /// Runs the program on a frame of which only the first `linear` bytes can be read directly.
+    pub fn run_nonlinear(&self, direction: Direction, frame: &[u8], ifindex: u32, linear: usize) -> Reason {
         process(
-            Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: ELSEWHERE, linear, behind: false },
+            Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: OTHER_INTERFACE, linear, behind: false },
             direction,
         )
     }
 
-    /// What is not reported: in `EVENT_BUDGETS`, by index, and in the places of `DENIALS`, in all.
+    /// Returns the number of packets without an event: in `EVENT_BUDGETS`, by index, and in all slots of `DENIALS`.
     pub fn suppressed(&mut self) -> (Vec<u64>, u64) {
         let budgets = self.budgets.iter_mut().map(|budget| budget.get_mut().suppressed).collect();
-        let places = self.denials.iter_mut().flat_map(|set| set.get_mut().ways);
-        (budgets, places.map(|place| u64::from(place.suppressed)).sum())
+        let slots = self.denials.iter_mut().flat_map(|set| set.get_mut().ways);
+        (budgets, slots.map(|slot| u64::from(slot.suppressed)).sum())
     }
 
-    /// Lets seconds pass.
+    /// Advances the clock by seconds.
     pub fn wait(&self, seconds: u32) {
         self.now.set(self.now.get().wrapping_add(seconds * HZ));
     }
 }
 
-/// An interface that is none of those with endpoints.
-const ELSEWHERE: u32 = 4000;
+/// An interface without an endpoint.
+const OTHER_INTERFACE: u32 = 4000;
 
 #[derive(Clone, Copy)]
 struct Frame<'a> {
@@ -191,11 +199,11 @@ impl Surroundings for Frame<'_> {
         self.ingress_ifindex
     }
 
-    fn carried(&self) -> u32 {
+    fn tc_index(&self) -> u32 {
         self.memory.sender.get()
     }
 
-    fn carry(&self, word: u32) {
+    fn set_tc_index(&self, word: u32) {
         self.memory.sender.set(word);
     }
 
@@ -207,13 +215,13 @@ impl Surroundings for Frame<'_> {
         self.memory.endpoints.get(&self.ifindex)
     }
 
-    fn endpoint_of(&self, id: u32) -> Option<&Endpoint> {
+    fn endpoint_by_id(&self, id: u32) -> Option<&Endpoint> {
         self.memory.endpoints.values().find(|endpoint| endpoint.id == id && id != 0)
     }
 
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>> {
         let slot = self.memory.neighbors.get(endpoint as usize)?;
-        // SAFETY: lives as long as `memory`, which is not shared between threads; only slots reach it.
+        // SAFETY: lives as long as `memory`, which is not shared between threads, and is only accessed by slots.
         Some(unsafe { Slot::new(slot.get()) })
     }
 
@@ -235,7 +243,7 @@ impl Surroundings for Frame<'_> {
 
     fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
         let set = self.memory.denials.get(index as usize % self.memory.denials.len())?;
-        // SAFETY: lives as long as `memory`, which is not shared between threads; only slots reach it.
+        // SAFETY: lives as long as `memory`, which is not shared between threads, and is only accessed by slots.
         Some(unsafe { Slot::new(set.get()) })
     }
 
@@ -257,7 +265,7 @@ impl Surroundings for Frame<'_> {
     }
 }
 
-/// Addresses whose maps [`Memory`] has.
+/// Address families that [`Memory`] has maps for.
 trait InMemory: Parse + Eq + Hash {
     const BITS: u32;
     fn maps(memory: &Memory) -> &Maps<Self>;
@@ -299,8 +307,8 @@ impl<A: InMemory> Family<A> for Frame<'_> {
         detour::judge_quoted::<A, Self>(self, direction, start)
     }
 
-    fn recall(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
-        detour::recall::<A, Self>(self, direction, start, ports, bits)
+    fn lookup_flow(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
+        detour::lookup_flow::<A, Self>(self, direction, start, ports, bits)
     }
 
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {

@@ -1,63 +1,64 @@
-//! The way of nearly all packets: plain, and of a known flow.
+//! The entry points, and the fast path: plain packets of known flows, which nearly all packets are.
 //!
-//! It is as short as it can be. Where a plain packet's flow is not known or stale, [`admit`] and [`rejudge`] ask the policy;
-//! all other packets go by [`crate::detour`]. Each of those is a function of its own, so that the verifier looks at it once
-//! and not once for every way that leads there.
+//! If the flow of a plain packet is not known or stale, [`admit`] and [`is_still_allowed`] evaluate policy. All other
+//! packets take the slow path, [`crate::detour`]. Each of these is a separate function, so that the verifier checks it
+//! once and not once for each caller.
 //!
 //! [`admit`]: verdict::admit
-//! [`rejudge`]: verdict::rejudge
+//! [`is_still_allowed`]: verdict::is_still_allowed
 
 use netpol_common::{ANY_REMOTE, Direction, Endpoint, FlowKey, Generation, Reason, SourceCheck, endpoint_flags};
 
 use crate::flow::{self, Known};
 use crate::packet::{self, Plain, TcpFlags};
 use crate::surroundings::PacketAddress;
-use crate::verdict::{self, Opening, Recheck, Stale};
+use crate::verdict::{self, FlowStart, Recheck, Stale};
 use crate::{Family, Surroundings, detour, guard};
 
-/// Judges a packet at a pod's veth, counts it, and reports it if it is denied.
+/// Evaluates a packet at a pod's veth, counts it, and reports it if it is denied.
 #[inline(always)]
 pub fn process<S: Surroundings>(surroundings: S, direction: Direction) -> Reason {
     let reason = match direction {
         Direction::Ingress => process_at::<false, S>(surroundings),
         Direction::Egress => process_at::<true, S>(surroundings),
     };
-    reported(surroundings, direction, reason)
+    report_if_denied(surroundings, direction, reason)
 }
 
-/// Checks the source address of a packet that left its pod, where it goes now. `None`: it may go on.
-/// [`Surroundings::is_behind`] holds.
+/// Checks the source address of a packet that left its pod, post-DNAT. `None`: the address is valid. Requires
+/// [`Surroundings::is_behind`].
 #[inline(always)]
 pub fn process_source<S: Surroundings>(surroundings: S) -> Option<Reason> {
-    // Denied where it is parsed in full, by the same check.
-    surroundings
-        .is_spoofed()
-        .then(|| reported(surroundings, Direction::Egress, detour::judge_frame(surroundings, Direction::Egress)))
+    // Denied on the slow path, which parses it in full and does the same check.
+    surroundings.is_spoofed().then(|| {
+        report_if_denied(surroundings, Direction::Egress, detour::judge_frame(surroundings, Direction::Egress))
+    })
 }
 
-/// Judges a packet that carries its sender's number, where it goes now, by the sender's egress. [`Surroundings::is_behind`] holds.
+/// Evaluates a packet with a source endpoint ID post-DNAT, by the egress policy of its source endpoint. Requires
+/// [`Surroundings::is_behind`].
 #[inline(always)]
 pub fn process_behind<S: Surroundings>(surroundings: S) -> Reason {
     let reason = match surroundings.endpoint() {
         Some(endpoint) if !endpoint.egress.isolated() => Reason::NotIsolated,
-        _ if surroundings.bare_type().is_none() && surroundings.is_known() => Reason::Flow,
+        _ if surroundings.l3_type().is_none() && surroundings.is_known_flow() => Reason::Flow,
         _ => detour::judge_frame(surroundings, Direction::Egress),
     };
-    reported(surroundings, Direction::Egress, reason)
+    report_if_denied(surroundings, Direction::Egress, reason)
 }
 
-/// Here and not where a verdict is made: the stack of those functions has no room for it.
+/// Reports a denied packet. Done here, because the functions that evaluate have no room left on their stack.
 #[inline(always)]
-fn reported<S: Surroundings>(surroundings: S, direction: Direction, reason: Reason) -> Reason {
+fn report_if_denied<S: Surroundings>(surroundings: S, direction: Direction, reason: Reason) -> Reason {
     if !reason.allows() {
         surroundings.report(direction, reason);
     }
     reason
 }
 
-/// See [`Surroundings::is_known`].
+/// See [`Surroundings::is_known_flow`].
 #[inline(always)]
-pub(crate) fn is_known<S: Surroundings>(surroundings: S) -> bool {
+pub(crate) fn is_known_flow<S: Surroundings>(surroundings: S) -> bool {
     let Some(endpoint) = surroundings.endpoint() else { return false };
     if let Some(packet) = packet::parse_plain_v4(&surroundings) {
         return is_flow_behind(surroundings, endpoint, &packet);
@@ -65,7 +66,8 @@ pub(crate) fn is_known<S: Surroundings>(surroundings: S) -> bool {
     packet::parse_plain_v6(&surroundings).is_some_and(|packet| is_flow_behind(surroundings, endpoint, &packet))
 }
 
-/// One that goes in its node's name has no flow, and one whose flow is judged behind is still where it was sent to.
+/// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet has no flow. If a flow
+/// is to be rechecked, its packet was not translated.
 #[inline(always)]
 fn is_flow_behind<A, S>(surroundings: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
 where
@@ -86,13 +88,13 @@ where
     holds
 }
 
-/// The direction as a constant: a key is built from the packet without asking which end is the pod's.
+/// Evaluates a packet at an endpoint. The direction is a constant, so that a flow key is built without a branch on it.
 #[inline(always)]
 fn process_at<const EGRESS: bool, S: Surroundings>(surroundings: S) -> Reason {
     if let Some(endpoint) = surroundings.endpoint() {
         if EGRESS {
-            // Whatever the pod itself made of it.
-            surroundings.carry(endpoint.id);
+            // This overwrites a value that the pod set.
+            surroundings.set_tc_index(endpoint.id);
         }
         let generation = verdict::generation(endpoint);
         if let Some(packet) = packet::parse_plain_v4(&surroundings) {
@@ -100,21 +102,21 @@ fn process_at<const EGRESS: bool, S: Surroundings>(surroundings: S) -> Reason {
                 return reason;
             }
         } else {
-            let code = plain_v6::<EGRESS, S>(surroundings, endpoint);
+            let code = process_plain_v6::<EGRESS, S>(surroundings, endpoint);
             if code != NOT_PLAIN {
                 return verdict::reason(code);
             }
         }
     }
-    detour::judge_frame(surroundings, towards::<EGRESS>())
+    detour::judge_frame(surroundings, direction_of::<EGRESS>())
 }
 
-/// No reason's code: it goes by the detour.
+/// A code that no reason has: the packet takes the slow path.
 const NOT_PLAIN: u32 = u32::MAX;
 
-/// A function of its own, because the stack of the one before would have to hold its key too.
+/// Evaluates a plain IPv6 packet. It is a separate function, because the caller's stack has no room for the key.
 #[inline(never)]
-fn plain_v6<const EGRESS: bool, S: Surroundings>(surroundings: S, endpoint: &Endpoint) -> u32 {
+fn process_plain_v6<const EGRESS: bool, S: Surroundings>(surroundings: S, endpoint: &Endpoint) -> u32 {
     let generation = verdict::generation(endpoint);
     let Some(packet) = packet::parse_plain_v6(&surroundings) else { return NOT_PLAIN };
     let reason = process_plain::<EGRESS, _, S>(surroundings, endpoint, generation, &packet);
@@ -122,11 +124,11 @@ fn plain_v6<const EGRESS: bool, S: Surroundings>(surroundings: S, endpoint: &End
 }
 
 #[inline(always)]
-const fn towards<const EGRESS: bool>() -> Direction {
+const fn direction_of<const EGRESS: bool>() -> Direction {
     if EGRESS { Direction::Egress } else { Direction::Ingress }
 }
 
-/// `None`: it goes by the detour.
+/// Evaluates a plain packet. `None`: it takes the slow path.
 #[inline(always)]
 fn process_plain<const EGRESS: bool, A, S>(
     surroundings: S,
@@ -138,7 +140,7 @@ where
     A: PacketAddress,
     S: Surroundings + Family<A>,
 {
-    let direction = towards::<EGRESS>();
+    let direction = direction_of::<EGRESS>();
     let key = key::<EGRESS, A>(surroundings.ifindex(), packet);
     if guard::is_foreign(endpoint, direction, &packet.source) && !guard::is_dhcp_request(packet) {
         return Some(conclude(&surroundings, endpoint, Direction::Egress, Reason::ForeignSource));
@@ -146,12 +148,12 @@ where
     if EGRESS && guard::is_foreign_mac(endpoint, packet.link_source) {
         return Some(conclude(&surroundings, endpoint, Direction::Egress, Reason::SpoofedNeighbor));
     }
-    let fresh = packet.flags.opens();
-    let mut bits = u32::from(packet.flags.0) | MAY_OPEN;
-    if !fresh && let Some(slot) = surroundings.flow(endpoint, &key) {
-        // Rare, and for the slow path but for a new source endpoint ID.
-        if !EGRESS && (flow::is_from_here(slot) || flow::remote_endpoint(slot) != surroundings.sender()) {
-            let code = plain_changed(surroundings, endpoint, generation, &key, packet.flags.0);
+    let new_connection = packet.flags.starts_connection();
+    let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
+    if !new_connection && let Some(slot) = surroundings.flow(endpoint, &key) {
+        // Rare. Most of these packets take the slow path; a new source endpoint ID is handled here.
+        if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != surroundings.sender()) {
+            let code = process_plain_with_new_remote(surroundings, endpoint, generation, &key, packet.flags.0);
             return (code != NOT_PLAIN).then(|| verdict::reason(code));
         }
         let (now, hz) = (surroundings.now(), surroundings.hz());
@@ -159,27 +161,33 @@ where
         if known.is_alive(packet.protocol, now, hz) {
             if known.generation == generation {
                 known.touch(slot, direction, packet.flags, now, hz);
-                verdict::follow(&surroundings, endpoint, direction, known.is_judged_behind());
+                verdict::mark_for_recheck(&surroundings, endpoint, direction, known.is_judged_behind());
                 surroundings.count(endpoint.id, direction, Reason::Flow);
                 return Some(Reason::Flow);
             }
-            known.keep_stale(slot, packet.protocol, now, hz);
+            known.refresh_stale(slot, packet.protocol, now, hz);
             let stale = Stale { opener: known.opener, state: known.after(direction, packet.flags) };
-            let code = plain_stale::<EGRESS, A, S>(surroundings, &key, stale.pack());
+            let code = process_plain_stale::<EGRESS, A, S>(surroundings, &key, stale.pack());
             if code != Reason::Revoked as u32 || !known.may_be_reversed(direction, packet.protocol) {
                 return Some(conclude(&surroundings, endpoint, direction, verdict::reason(code)));
             }
-            bits = u32::from(packet.flags.0) | REVERSED | if known.reopens(now, hz) { MAY_OPEN } else { 0 };
+            bits = u32::from(packet.flags.0) | REVERSED | if known.may_restart(now, hz) { MAY_INITIATE } else { 0 };
         }
     }
-    Some(plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, bits))
+    Some(process_plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, bits))
 }
 
-/// A plain packet towards a pod, of a known flow whose remote had another source endpoint ID before. It may: where the address is
-/// that endpoint's, as pods come to be enforced, and get new IDs, while flows go on; and where the flow may have any. All else is
-/// for the slow path, as is a stale flow.
+/// Evaluates a plain packet to a pod, of a known flow whose remote had another source endpoint ID before. This is
+/// allowed if the address belongs to the new endpoint (pods get enforced or get new IDs while flows are open), or if
+/// the flow accepts any remote endpoint. All other packets and stale flows take the slow path.
 #[inline(never)]
-fn plain_changed<A, S>(surroundings: S, endpoint: &Endpoint, generation: Generation, key: &FlowKey<A>, flags: u8) -> u32
+fn process_plain_with_new_remote<A, S>(
+    surroundings: S,
+    endpoint: &Endpoint,
+    generation: Generation,
+    key: &FlowKey<A>,
+    flags: u8,
+) -> u32
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
@@ -187,15 +195,15 @@ where
     let Some(slot) = surroundings.flow(endpoint, key) else { return NOT_PLAIN };
     let (known, sender) = (Known::read(slot), surroundings.sender());
     let (now, hz) = (surroundings.now(), surroundings.hz());
-    if known.generation != generation || flow::is_from_here(slot) || !known.is_alive(key.protocol, now, hz) {
+    if known.generation != generation || flow::is_local_or_hairpin(slot) || !known.is_alive(key.protocol, now, hz) {
         return NOT_PLAIN;
     }
     if flow::remote_endpoint(slot) != u32::from(ANY_REMOTE) {
-        let Some(remote) = surroundings.endpoint_of(sender) else { return NOT_PLAIN };
+        let Some(remote) = surroundings.endpoint_by_id(sender) else { return NOT_PLAIN };
         if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::SOURCE_GUARD) {
-            flow::learn(slot, sender);
-        } else if known.may_have_any_remote(slot) {
-            flow::learn(slot, u32::from(ANY_REMOTE));
+            flow::set_remote_endpoint(slot, sender);
+        } else if known.accepts_any_remote(slot) {
+            flow::set_remote_endpoint(slot, u32::from(ANY_REMOTE));
         } else {
             return NOT_PLAIN;
         }
@@ -215,15 +223,15 @@ fn key<const EGRESS: bool, A: PacketAddress>(ifindex: u32, packet: &Plain<A>) ->
     A::flow_key(ifindex, pod_address, remote_address, flow::ports(pod_port, remote_port), packet.protocol)
 }
 
-/// Above the TCP flags that [`plain_new`] takes: the packet may start a flow.
-const MAY_OPEN: u32 = 1 << 8;
-/// There too: a revoked flow has its addresses and ports.
+/// Above the TCP flags in an argument of [`process_plain_new`]: the packet may start a flow.
+const MAY_INITIATE: u32 = 1 << 8;
+/// Likewise: a revoked flow has the packet's addresses and ports.
 const REVERSED: u32 = 1 << 9;
 
-/// A plain packet of no known flow.
+/// Evaluates a plain packet that belongs to no known flow.
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "the flags are the lower byte")]
-fn plain_new<const EGRESS: bool, A, S>(
+fn process_plain_new<const EGRESS: bool, A, S>(
     surroundings: S,
     endpoint: &Endpoint,
     generation: Generation,
@@ -234,39 +242,39 @@ where
     A: PacketAddress,
     S: Surroundings + Family<A>,
 {
-    let direction = towards::<EGRESS>();
-    if !EGRESS && guard::is_for_another(&surroundings, endpoint) {
+    let direction = direction_of::<EGRESS>();
+    if !EGRESS && guard::is_for_other_host(&surroundings, endpoint) {
         return conclude(&surroundings, endpoint, direction, Reason::OtherHost);
     }
     let flags = TcpFlags(bits as u8);
-    let opens = bits & MAY_OPEN != 0;
-    let opening = Opening { opens, fresh: flags.opens(), flags };
+    let initiates = bits & MAY_INITIATE != 0;
+    let flow_start = FlowStart { initiates, new_connection: flags.starts_connection(), flags };
     let source = match direction {
         Direction::Ingress => verdict::check_source(&surroundings, &key.remote_address),
         Direction::Egress => SourceCheck::NONE,
     };
     let source = SourceCheck(surroundings.blur::<3>(source.0));
     let attempt = verdict::attempt(&surroundings, direction, key, source);
-    let found = verdict::admit(&surroundings, endpoint, generation, &attempt, key, opening);
-    let found = verdict::unless_reversed(bits & REVERSED != 0, found);
+    let found = verdict::admit(&surroundings, endpoint, generation, &attempt, key, flow_start);
+    let found = verdict::revoked_if_reversed(bits & REVERSED != 0, found);
     conclude(&surroundings, endpoint, direction, found)
 }
 
-/// A plain packet of a flow that was evaluated under another generation: the code of `Flow`, or of `Revoked`.
+/// Evaluates a plain packet of a flow of another generation. Returns the code of `Flow` or of `Revoked`.
 #[inline(never)]
-fn plain_stale<const EGRESS: bool, A, S>(surroundings: S, key: &FlowKey<A>, stale: u32) -> u32
+fn process_plain_stale<const EGRESS: bool, A, S>(surroundings: S, key: &FlowKey<A>, stale: u32) -> u32
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
 {
-    let direction = towards::<EGRESS>();
+    let direction = direction_of::<EGRESS>();
     let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale) };
     let ports = flow::ports(key.pod_port, key.remote_port);
     let allowed = Family::<A>::is_still_allowed(surroundings, packet::PLAIN_START, ports, recheck.pack());
     (if allowed { Reason::Flow } else { Reason::Revoked }) as u32
 }
 
-/// Counts a packet.
+/// Returns the final verdict, and counts the packet.
 #[inline(always)]
 pub(crate) fn conclude<S: Surroundings>(
     surroundings: &S,
@@ -276,7 +284,7 @@ pub(crate) fn conclude<S: Surroundings>(
 ) -> Reason {
     let reason = verdict::blur(surroundings, reason);
     let reason = if surroundings.is_behind() && reason == Reason::NoRule { Reason::Backend } else { reason };
-    // Behind, an allowed packet was counted before.
+    // Post-DNAT, an allowed packet was counted pre-DNAT.
     if !reason.allows() || !surroundings.is_behind() {
         surroundings.count(endpoint.id, direction, reason);
     }

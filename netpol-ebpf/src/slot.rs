@@ -1,9 +1,9 @@
-//! A map's value that other CPUs and the agent write too.
+//! Access to map values that other CPUs and the agent also write.
 
 use core::marker::PhantomData;
 
-/// A value inside a map. Reads and writes are volatile and word by word: what another CPU writes at the same time is
-/// seen or not, field by field, and nothing read here is trusted for more than timing, events and generations.
+/// A value inside a map. Reads and writes are volatile and word by word: a concurrent write of another CPU is visible
+/// or not, field by field. Values read here are only used for timing, events and generations.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<'a, T> {
     value: *mut T,
@@ -11,10 +11,10 @@ pub struct Slot<'a, T> {
 }
 
 impl<'a, T: Copy> Slot<'a, T> {
-    /// A slot for the value there.
+    /// Creates a slot for a value.
     ///
     /// # Safety
-    /// `value` must be valid for reads and writes during the slot's lifetime, and nobody may hold a reference to it.
+    /// `value` must be valid for reads and writes during the slot's lifetime, and there must be no reference to it.
     #[inline(always)]
     pub const unsafe fn new(value: *mut T) -> Self {
         Self { value, lifetime: PhantomData }
@@ -23,7 +23,7 @@ impl<'a, T: Copy> Slot<'a, T> {
     /// Reads one field.
     #[inline(always)]
     pub fn read<F: Copy>(&self, field: impl FnOnce(*mut T) -> *mut F) -> F {
-        // SAFETY: `new` demands a valid value; callers name a field of it with `&raw mut`.
+        // SAFETY: `new` requires a valid value; callers name a field of it with `&raw mut`.
         unsafe { field(self.value).read_volatile() }
     }
 
@@ -34,30 +34,30 @@ impl<'a, T: Copy> Slot<'a, T> {
         unsafe { field(self.value).write_volatile(new) }
     }
 
-    /// Adds to a counter, so that no other CPU's addition is lost. The sum before is not returned: Linux 5.10 has no instruction
-    /// for that.
+    /// Adds to a counter atomically. The previous value is not returned, because Linux 5.10 has no instruction for
+    /// that.
     #[inline(always)]
     pub fn add_u32(&self, field: impl FnOnce(*mut T) -> *mut u32, by: u32) {
         // SAFETY: as above; the field is aligned, as its type says.
         unsafe { add::u32(field(self.value), by) };
     }
 
-    /// As [`Self::add_u32`].
+    /// Does the same as [`Self::add_u32`], for a `u64`.
     #[inline(always)]
     pub fn add_u64(&self, field: impl FnOnce(*mut T) -> *mut u64, by: u64) {
         // SAFETY: as above.
         unsafe { add::u64(field(self.value), by) };
     }
 
-    /// A part of the value as a slot of its own.
+    /// Returns a part of the value as a slot.
     #[inline(always)]
     pub fn part<F>(&self, field: impl FnOnce(*mut T) -> *mut F) -> Slot<'a, F> {
         Slot { value: field(self.value), lifetime: PhantomData }
     }
 }
 
-/// Atomic additions. rustc has none for the BPF target, LLVM's assembler does: `BPF_STX | BPF_XADD`.
-/// Source: <https://www.kernel.org/doc/html/v6.12/bpf/standardization/instruction-set.html#atomic-operations>.
+/// Atomic additions. rustc has none for the BPF target, but LLVM's assembler has: `BPF_STX | BPF_XADD`. Source:
+/// <https://www.kernel.org/doc/html/v6.12/bpf/standardization/instruction-set.html#atomic-operations>.
 #[cfg(target_arch = "bpf")]
 mod add {
     use core::arch::asm;
@@ -71,7 +71,7 @@ mod add {
         };
     }
 
-    /// SAFETY: as [`u32`].
+    /// SAFETY: as for `u32` above.
     #[inline(always)]
     pub(super) unsafe fn u64(to: *mut u64, by: u64) {
         // SAFETY: as above.
@@ -89,14 +89,14 @@ mod add {
         unsafe { AtomicU32::from_ptr(to) }.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// SAFETY: as [`u32`].
+    /// SAFETY: as for `u32` above.
     pub(super) unsafe fn u64(to: *mut u64, by: u64) {
         // SAFETY: as above.
         unsafe { AtomicU64::from_ptr(to) }.fetch_add(by, Ordering::Relaxed);
     }
 }
 
-/// Names a field of a [`Slot`]'s value.
+/// Selects a field of a [`Slot`]'s value.
 macro_rules! field {
     ($name:ident) => {
         // SAFETY: only computes an address inside the value.

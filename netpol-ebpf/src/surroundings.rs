@@ -1,4 +1,4 @@
-//! What the engine needs around it: the packet, the tables, a clock, and someone to tell.
+//! The environment of the engine: the packet, the tables, the clock, and the output of events.
 
 use netpol_common::{
     Address, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
@@ -9,163 +9,171 @@ use crate::case::Case;
 use crate::detour::{self, Content, Quoted};
 use crate::{Bytes, Slot, Window, denied, guard, packet, process};
 
-/// One packet at one interface, and everything that is looked up or recorded for it.
+/// A packet at an interface, with everything that is looked up or recorded for it.
+///
+/// Methods with a default body call a function of the engine. The kernel overrides them with separate BPF functions,
+/// which the verifier checks once.
 pub trait Surroundings: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
-    /// The first `N` bytes of the frame, where they lie at hand. `None` says nothing: [`Self::load`] may still find them.
+    /// Returns the first `N` bytes of the frame, if they can be read directly. If not, [`Self::load`] may still read
+    /// them.
     fn window<const N: usize>(&self) -> Option<Window<'_, N>>;
-    /// `N` bytes from any offset of the frame; `None` where it ends before.
+    /// Loads `N` bytes from any offset of the frame; `None` if the frame is too short.
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
-    /// Length of the frame in bytes.
+    /// Returns the length of the frame in bytes.
     fn length(&self) -> u32;
-    /// The interface this packet is judged for.
+    /// Returns the interface of the endpoint whose policy is evaluated.
     fn ifindex(&self) -> u32;
-    /// The interface it came in by; 0: this node originated it.
+    /// Returns the interface by which the packet came into the node; 0 if this node sent it.
     fn ingress_ifindex(&self) -> u32;
-    /// What the packet carries: a source endpoint ID, and [`RECHECK`].
-    fn carried(&self) -> u32;
-    /// Has the packet carry that.
-    fn carry(&self, word: u32);
-    /// Its source endpoint ID: [`Endpoint::id`] of the pod of this node that sent it; 0: none.
+    /// Returns `skb->tc_index`: the source endpoint ID and [`RECHECK`].
+    fn tc_index(&self) -> u32;
+    /// Sets `skb->tc_index`.
+    fn set_tc_index(&self, word: u32);
+    /// Returns the source endpoint ID: the [`Endpoint::id`] of the pod of this node that sent the packet; 0 if there is
+    /// none.
     #[inline(always)]
     fn sender(&self) -> u32 {
-        self.carried() & MAX_ENDPOINT_ID
+        self.tc_index() & MAX_ENDPOINT_ID
     }
-    /// Whether it is to be evaluated again after address translation.
+    /// Returns whether the packet has to be rechecked post-DNAT.
     #[inline(always)]
     fn wants_recheck(&self) -> bool {
-        self.carried() & RECHECK != 0
+        self.tc_index() & RECHECK != 0
     }
-    /// The Ethernet type of a packet that has no link header, as on tunnels; `None`: it has one.
-    fn bare_type(&self) -> Option<u16> {
+    /// Returns the Ethernet type of a packet without a link header, as on tunnel devices; `None` if it has one.
+    fn l3_type(&self) -> Option<u16> {
         None
     }
-    /// Whether this is past the place where Services send packets on, rather than at the sender's veth. [`Self::ifindex`] is
-    /// the sender's all the same.
+    /// Returns whether the packet is post-DNAT, rather than at the sender's veth. [`Self::ifindex`] is the sender's in
+    /// both cases.
     fn is_behind(&self) -> bool;
-    /// The endpoint at [`Self::ifindex`].
+    /// Returns the endpoint at [`Self::ifindex`].
     fn endpoint(&self) -> Option<&Endpoint>;
-    /// The endpoint with this ID.
-    fn endpoint_of(&self, id: u32) -> Option<&Endpoint>;
-    /// The state that bounds an endpoint's neighbor discovery.
+    /// Returns the endpoint with this ID.
+    fn endpoint_by_id(&self, id: u32) -> Option<&Endpoint>;
+    /// Returns the rate limit of an endpoint's neighbor discovery.
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>>;
-    /// Low 32 bits of jiffies.
+    /// Returns the low 32 bits of jiffies.
     fn now(&self) -> u32;
-    /// Jiffies per second.
+    /// Returns the jiffies per second.
     fn hz(&self) -> u32;
-    /// Nanoseconds since boot, for people.
+    /// Returns the nanoseconds since boot, for events.
     fn boot_ns(&self) -> u64;
     /// Counts the packet.
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason);
-    /// The places that a denied flow can have; any index is one.
+    /// Returns the set of slots for a denied flow; any index is valid.
     fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>>;
-    /// What [`netpol_common::event_budget`] numbers.
+    /// Returns an event budget, by the index from [`netpol_common::event_budget`].
     fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
-    /// A word of the random key that denied flows are hashed with, below [`netpol_common::DENIAL_KEY_WORDS`].
+    /// Returns a word of the random key for hashing denied flows. The index is below
+    /// [`netpol_common::DENIAL_KEY_WORDS`].
     fn denial_key(&self, word: usize) -> u32;
-    /// Whether the frame is for an Ethernet group address: multicast or broadcast.
+    /// Returns whether the frame is for an Ethernet group address: multicast or broadcast.
     fn is_group(&self) -> bool;
-    /// Reports a denied packet, or counts that it could not.
+    /// Sends a deny event, or counts it as lost.
     fn emit(&self, event: &DenyEvent);
-    /// `denied::report`, or where that is a function of its own, that; so with the next.
+    /// Reports a denied packet, see `denied::report`.
     #[inline(always)]
     fn report(self, direction: Direction, reason: Reason) {
         denied::report(self, direction, reason);
     }
-    /// Whether a denied packet makes an event, and how many of its flow made none.
+    /// Decides whether a denied packet causes an event, see `denied::limit`.
     #[inline(always)]
     fn limit(self, hash: u64, budget: u32) -> u64 {
         denied::limit(self, hash, budget)
     }
-    /// `detour::find`, or where that is a function of its own, that; so with the next three, and with the first two of
-    /// [`Family`].
+    /// Determines the kind of a frame, see `detour::find`.
     #[inline(always)]
     fn find(self, direction: Direction) -> Content {
         detour::find(self, direction)
     }
-    /// Behind: whether a plain packet belongs to a flow that was judged where it goes. Of all others that says nothing.
+    /// Post-DNAT: returns whether a plain packet belongs to a flow that was allowed there. Not used for other packets.
     #[inline(always)]
-    fn is_known(self) -> bool {
-        process::is_known(self)
+    fn is_known_flow(self) -> bool {
+        process::is_known_flow(self)
     }
-    /// Walks IPv6 extension headers.
+    /// Reads IPv6 extension headers, see `packet::walk`.
     #[inline(always)]
     fn walk(self, start: u32, first: u8) -> u64 {
         packet::walk(&self, start, first)
     }
-    /// Checks an ARP packet from a pod, see [`guard::arp`]; returns the reason's code.
+    /// Checks an ARP packet from a pod, see [`guard::arp`]. Returns the reason's code.
     #[inline(always)]
     fn check_arp(self, start: u32) -> u32 {
         guard::arp(&self, start) as u32
     }
-    /// Checks a message of neighbor discovery from a pod, see [`guard::discovery`]; returns the reason's code.
+    /// Checks a neighbor discovery message from a pod, see [`guard::discovery`]. Returns the reason's code.
     #[inline(always)]
     fn check_discovery(self, start: u32, payload: u32) -> u32 {
         guard::discovery(&self, start, payload) as u32
     }
-    /// Whether a frame towards a pod is for another host, see [`guard::is_for_another`].
+    /// Returns whether a frame to a pod is for another host, see [`guard::is_for_other_host`].
     #[inline(always)]
-    fn is_for_another(self) -> bool {
-        self.endpoint().is_some_and(|endpoint| guard::is_for_another(&self, endpoint))
+    fn is_for_other_host(self) -> bool {
+        self.endpoint().is_some_and(|endpoint| guard::is_for_other_host(&self, endpoint))
     }
-    /// Whether the source address of a packet that left its pod is spoofed, see [`guard::is_spoofed`].
+    /// Returns whether a packet that left its pod has an unverified source address, see [`guard::is_spoofed`].
     #[inline(always)]
     fn is_spoofed(self) -> bool {
         guard::is_spoofed(&self)
     }
-    /// Reads a transport header.
+    /// Reads a transport header, see `packet::read_packed`.
     #[inline(always)]
     fn transport(self, offset: u32, protocol: u8, quoted: bool) -> u64 {
         packet::read_packed(&self, offset, protocol, quoted)
     }
-    /// The value itself, but to the verifier anything within the mask: where paths meet again that differ only in it, the
-    /// verifier then looks at the rest once and not once for each.
+    /// Returns the value itself, but hides it from the verifier, which then knows only the mask. Where code paths join
+    /// that differ only in this value, the verifier then checks the code that follows once and not once for each value.
     #[inline(always)]
     fn blur<const MASK: i32>(&self, value: u8) -> u8 {
         value
     }
 }
 
-/// The tables of one address family.
+/// The tables and the functions of one address family.
 pub trait Family<A>: Tables<A> {
-    /// Judges the IP packet at an offset of the frame. `None`: it is an ICMP error, and it was not asked
-    /// yet what it quotes.
+    /// Evaluates the IP packet at an offset of the frame. `None`: it is an ICMP error, and the flow that it quotes was
+    /// not looked up yet.
     fn judge_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason>;
-    /// Judges the ICMP error in the IP packet at an offset of the frame by the flow that it quotes a packet of.
+    /// Evaluates the ICMP error in the IP packet at an offset of the frame, by the flow that it quotes.
     fn judge_quoted(self, direction: Direction, start: u32) -> Quoted;
-    /// The verdict of the flow that the packet belongs to; where it belongs to none, how its source address is checked. Ports are
-    /// as in the flow's key, bits are those of the case from the protocol on. Packed by `detour::recall`.
-    fn recall(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64;
-    /// Evaluates a known flow again, in its opener's direction; whether it is still allowed. Its packet's IP header is at an offset of the
-    /// frame; ports are as in its key, and the word is packed by `verdict::Recheck`.
+    /// Returns the verdict of the packet's flow, or how to check its source address if it has none. `ports` are as in
+    /// the flow's key, and `bits` are those of the case from the protocol on. The result is packed by
+    /// `detour::lookup_flow`.
+    fn lookup_flow(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64;
+    /// Evaluates a known flow again, in its initiator's direction, and returns whether it is still allowed. The
+    /// packet's IP header is at an offset of the frame, `ports` are as in its key, and `word` is packed by
+    /// `verdict::Recheck`.
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool;
-    /// Decides a case, counts it, and tells if it is denied.
+    /// Decides a case, and counts the packet.
     fn settle(self, direction: Direction, case: Case) -> Reason;
-    /// What holds for a fragment.
+    /// Returns the protocol and ports of a fragment, see `fragment::resolve`.
     fn resolve(self, direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64;
-    /// Remembers an allowed first fragment.
+    /// Records an allowed first fragment, see `fragment::record`.
     fn record(self, direction: Direction, start: u32, identification: u32, said: u64);
-    /// What is known of a flow of this endpoint.
+    /// Returns a flow of this endpoint.
     fn flow(&self, endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>>;
-    /// Records a flow of this endpoint, in place of one that is there where it `replaces`; whether it is recorded.
+    /// Records a flow of this endpoint, and returns whether it was recorded. An existing flow is overwritten only if
+    /// `replaces` is set.
     fn insert_flow(&self, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry, replaces: bool) -> bool;
-    /// What a datagram's first fragment said.
+    /// Returns the fields of a datagram's first fragment.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentEntry>;
-    /// Records a first fragment, where there is room.
+    /// Records a first fragment, if there is room.
     fn insert_fragment(&self, key: &FragmentKey<A>, entry: &FragmentEntry);
 }
 
-/// An address as the engine compares and reports it.
+/// An address, with the operations that the engine needs.
 pub(crate) trait PacketAddress: Address {
-    /// 4 or 6.
+    /// The IP version: 4 or 6.
     const FAMILY: u8;
-    /// Whether the endpoint may send from it, unspecified addresses aside.
+    /// Returns whether it is an address of the endpoint. The unspecified address is not.
     fn belongs_to(&self, endpoint: &Endpoint) -> bool;
-    /// As events carry it.
+    /// Returns the address in the format of events.
     fn widen(&self) -> [u8; 16];
-    /// Its words from the first byte on, for hashing; zeros after the last.
+    /// Returns its words from the first byte on, for hashing; unused words are zero.
     fn words(&self) -> [u32; 4];
-    /// A flow's key, put together from whole words: field by field, the compiler would write it byte by byte. `ports` is as
-    /// both lie in the key.
+    /// Returns a flow's key, built from whole words, because the compiler would write single fields byte by byte.
+    /// `ports` are both ports as in the key.
     fn flow_key(ifindex: u32, pod: Self, remote: Self, ports: u32, protocol: u8) -> FlowKey<Self>;
 }
 
@@ -223,7 +231,7 @@ impl PacketAddress for [u8; 16] {
     }
 }
 
-/// One round of a multiplicative hash: spreads every bit upwards and folds the top back down.
+/// Computes one round of a multiplicative hash: it spreads every bit upwards and folds the top back down.
 #[inline(always)]
 pub(crate) const fn mix(bits: u64) -> u64 {
     let spread = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15);

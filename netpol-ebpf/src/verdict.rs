@@ -1,4 +1,4 @@
-//! What the policy says of a flow, and what of it is remembered.
+//! Evaluates policy for new and stale flows, and records the result.
 
 use netpol_common::{
     Attempt, Direction, Endpoint, FlowEntry, FlowKey, Generation, Judgement, REASON_MASK, RECHECK, Reason, SourceCheck,
@@ -11,17 +11,17 @@ use crate::slot::field;
 use crate::surroundings::PacketAddress;
 use crate::{Family, Surroundings};
 
-/// [`Attempt::ingress_ifindex`] for "by another interface": no interface has this index.
-const ELSEWHERE: u32 = u32::MAX;
+/// The [`Attempt::ingress_ifindex`] of packets that came in by another interface: no interface has this index.
+const OTHER_INTERFACE: u32 = u32::MAX;
 
-/// Reads the generation before anything else of the endpoint: the agent writes it after everything else, so a change in
-/// between leaves a flow under the old one, and it is judged again.
+/// Returns the generation. It has to be read before all other fields of the endpoint. The agent writes it last, so if
+/// the policy changes meanwhile, the flow is recorded with the old generation, and is evaluated again.
 #[inline(always)]
 pub(crate) fn generation(endpoint: &Endpoint) -> Generation {
-    // SAFETY: a reference is valid for reads; volatile, because the agent writes meanwhile.
+    // SAFETY: a reference is valid for reads. Volatile, because the agent writes concurrently.
     let generation = unsafe { (&raw const endpoint.generation).read_volatile() };
     #[cfg(target_arch = "bpf")]
-    // SAFETY: no instructions; keeps the compiler from reading the rest before.
+    // SAFETY: there are no instructions. It keeps the compiler from reading other fields first.
     unsafe {
         core::arch::asm!("", options(nostack, preserves_flags));
     }
@@ -30,9 +30,10 @@ pub(crate) fn generation(endpoint: &Endpoint) -> Generation {
     generation
 }
 
-/// What cannot be judged passes where everything does.
+/// Returns the verdict on a packet that cannot be evaluated: it is denied only if the pod is isolated in this
+/// direction.
 #[inline(always)]
-pub(crate) fn unless_open(endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
+pub(crate) fn deny_if_isolated(endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
     if endpoint.has(endpoint_flags::UNKNOWN) {
         Reason::UnknownPod
     } else if endpoint.policy(direction).isolated() {
@@ -42,33 +43,33 @@ pub(crate) fn unless_open(endpoint: &Endpoint, direction: Direction, reason: Rea
     }
 }
 
-/// See [`Surroundings::blur`].
+/// Hides a reason from the verifier, see [`Surroundings::blur`].
 #[inline(always)]
 pub(crate) fn blur<S: Surroundings>(surroundings: &S, reason: Reason) -> Reason {
-    // SAFETY: the code of the same reason.
+    // SAFETY: it is the code of the same reason.
     unsafe { core::mem::transmute::<u8, Reason>(surroundings.blur::<{ REASON_MASK as i32 }>(reason as u8)) }
 }
 
-/// The reason with a code that one of our functions returned.
+/// Returns the reason with a code that one of our functions returned.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "a reason's code is a byte")]
 pub(crate) fn reason(code: u32) -> Reason {
-    // SAFETY: the code of a reason.
+    // SAFETY: it is the code of a reason.
     unsafe { core::mem::transmute::<u8, Reason>(code as u8) }
 }
 
-/// What a packet may do about its flow.
+/// Whether and how a packet starts a flow.
 #[derive(Clone, Copy)]
-pub(crate) struct Opening {
-    /// Whether it opens one.
-    pub(crate) opens: bool,
-    /// Whether it is judged without asking for its flow: no lookup finds it cheaper, and a reused port gets a fresh
-    /// verdict.
-    pub(crate) fresh: bool,
+pub(crate) struct FlowStart {
+    /// Whether it can initiate a flow.
+    pub(crate) initiates: bool,
+    /// Whether it starts a connection, by SYN or INIT. It is always evaluated: that costs no more than a flow lookup,
+    /// and a reused port gets a new verdict.
+    pub(crate) new_connection: bool,
     pub(crate) flags: TcpFlags,
 }
 
-/// Judges a packet of no known flow, and remembers the flow that it opens.
+/// Evaluates a packet that belongs to no known flow, and records the flow that it initiates.
 #[inline(always)]
 pub(crate) fn admit<A, S>(
     surroundings: &S,
@@ -76,7 +77,7 @@ pub(crate) fn admit<A, S>(
     generation: Generation,
     attempt: &Attempt<A>,
     key: &FlowKey<A>,
-    opening: Opening,
+    flow_start: FlowStart,
 ) -> Reason
 where
     A: PacketAddress,
@@ -85,22 +86,24 @@ where
     let judgement = judge(surroundings, endpoint, attempt);
     let reason = blur(surroundings, judgement.reason);
     if !reason.allows() {
-        let answers = opening.fresh && opened_by_other(surroundings, endpoint, key, generation, attempt.direction);
-        return if answers { Reason::Flow } else { reason };
+        let is_reply = flow_start.new_connection
+            && is_simultaneous_open(surroundings, endpoint, key, generation, attempt.direction);
+        return if is_reply { Reason::Flow } else { reason };
     }
-    follow(surroundings, endpoint, attempt.direction, true);
+    mark_for_recheck(surroundings, endpoint, attempt.direction, true);
     let reply = attempt.direction == Direction::Ingress && judgement.again;
-    if opening.opens && !reply {
-        let state = flow::tcp_state(opening.flags, false)
-            | origin(endpoint, attempt)
+    if flow_start.initiates && !reply {
+        let state = flow::tcp_state(flow_start.flags, false)
+            | origin_state(endpoint, attempt)
             | again(surroundings, attempt.direction, key.protocol, &judgement);
         let entry = FlowEntry {
             remote_endpoint: remote_endpoint(surroundings, attempt.direction),
             ..entry(generation, surroundings.now(), attempt.direction, state)
         };
-        // What starts a connection may be forged, or what its endpoints ignore: a flow that is there goes on.
-        let recorded = if opening.fresh {
-            surroundings.insert_flow(endpoint, key, &entry, false) || renew(surroundings, endpoint, key, &entry)
+        // A packet that starts a connection may be forged, or its receiver may ignore it, so an existing flow is kept.
+        let recorded = if flow_start.new_connection {
+            surroundings.insert_flow(endpoint, key, &entry, false)
+                || update_existing(surroundings, endpoint, key, &entry)
         } else {
             surroundings.insert_flow(endpoint, key, &entry, true)
         };
@@ -111,10 +114,11 @@ where
     reason
 }
 
-/// Records an allowed packet that starts a connection, where a flow with its addresses and ports is there; whether it is. An endpoint
-/// ignores a SYN in a connection that it has (RFC 5961, 4): what the flow was before stays true unless a new one replaced it.
+/// Updates an existing flow with the addresses and ports of an allowed packet that starts a connection. Returns whether
+/// there is one. An endpoint ignores a SYN in an open connection (RFC 5961, 4), so the flow's state is kept unless a
+/// new flow replaced it.
 #[inline(always)]
-fn renew<A, S>(surroundings: &S, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool
+fn update_existing<A, S>(surroundings: &S, endpoint: &Endpoint, key: &FlowKey<A>, entry: &FlowEntry) -> bool
 where
     A: PacketAddress,
     S: Surroundings + Family<A>,
@@ -126,7 +130,8 @@ where
         if known.opener as u8 == entry.opener {
             state |= known.state & flow_state::ANSWERED;
         } else if known.generation == entry.generation {
-            // Evaluated in its opener's direction, it is allowed: this packet does not make it the other side's.
+            // The flow is allowed in its initiator's direction, so this packet does not make the other side its
+            // initiator.
             slot.write(field!(last_used), entry.last_used);
             slot.write(field!(state), known.state | flow_state::ANSWERED);
             return true;
@@ -140,29 +145,29 @@ where
     true
 }
 
-/// The reason to report of a packet that neither a revoked flow with its addresses and ports nor its own direction allows.
+/// Returns `Revoked` instead of `NoRule` for a packet with the addresses and ports of a revoked flow.
 #[inline(always)]
-pub(crate) fn unless_reversed(reversed: bool, found: Reason) -> Reason {
+pub(crate) fn revoked_if_reversed(reversed: bool, found: Reason) -> Reason {
     if reversed && found == Reason::NoRule { Reason::Revoked } else { found }
 }
 
-/// A flow that was judged under another generation.
+/// A flow that was evaluated under another generation.
 #[derive(Clone, Copy)]
 pub(crate) struct Stale {
-    /// The direction it was opened in.
+    /// The direction of its initiator.
     pub(crate) opener: Direction,
-    /// Its state after the packet that found it.
+    /// Its state after the current packet.
     pub(crate) state: u8,
 }
 
 impl Stale {
-    /// As one word, which takes one register.
+    /// Packs it into one word, which fits into a register.
     #[inline(always)]
     pub(crate) const fn pack(self) -> u32 {
         (self.opener as u32) << 8 | self.state as u32
     }
 
-    /// The reverse.
+    /// Unpacks the word.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the lower byte")]
     pub(crate) const fn unpack(word: u32) -> Self {
@@ -170,24 +175,24 @@ impl Stale {
     }
 }
 
-/// What evaluates a known flow again, in its opener's direction, as one word: a function of its own takes it, so that the verifier
-/// walks through the policy once and not once for each way that leads there.
+/// The input for evaluating a known flow again, in its initiator's direction. It is packed into one word for a separate
+/// BPF function, so that the verifier checks the evaluation of policy once and not once for each caller.
 #[derive(Clone, Copy)]
 pub(crate) struct Recheck {
-    /// The direction of the packet in [`Self::start`].
+    /// The direction of the current packet.
     pub(crate) direction: Direction,
     pub(crate) protocol: u8,
     pub(crate) stale: Stale,
 }
 
 impl Recheck {
-    /// As one word.
+    /// Packs it into one word.
     #[inline(always)]
     pub(crate) const fn pack(self) -> u32 {
         self.stale.pack() | (self.protocol as u32) << 16 | (self.direction as u32) << 24
     }
 
-    /// The reverse.
+    /// Unpacks the word.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "bytes of the word")]
     pub(crate) const fn unpack(word: u32) -> Self {
@@ -207,26 +212,28 @@ where
     S: Surroundings + Family<A>,
 {
     let Recheck { direction, protocol, stale } = recheck;
-    // Never: the flow was found by both.
+    // Never happens: both were read to look up the flow.
     let Some(endpoint) = surroundings.endpoint() else { return false };
     let Some((source, destination)) = A::ends(&surroundings, start) else { return false };
     let generation = generation(endpoint);
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
-    let judgement = judge(&surroundings, endpoint, &reopen(endpoint, &key, stale, surroundings.is_behind()));
+    let judgement = judge(&surroundings, endpoint, &original_attempt(endpoint, &key, stale, surroundings.is_behind()));
     if !blur(&surroundings, judgement.reason).allows() {
-        // Its entry stays, and stays stale: without it, the next packet of the other side might open a flow of its own.
+        // The entry stays, with its old generation: without it, the next packet of the other side could start a new
+        // flow.
         return false;
     }
-    // A reply is no matter of the sender's egress, and has a Service's address by the time it would be asked again.
-    follow(&surroundings, endpoint, direction, stale.opener == Direction::Egress);
-    // Whom it was sent to when it opened may no longer be behind the Service, and all those that are say nothing of it.
+    // A reply does not depend on the sender's egress policy, and would have a Service's address in a recheck.
+    mark_for_recheck(&surroundings, endpoint, direction, stale.opener == Direction::Egress);
+    // The backend that was selected when the flow started may no longer belong to the Service, so its current backends
+    // do not decide.
     let through_service = matches!(judgement.reason, Reason::Service);
     let judgement = Judgement { again: judgement.again || through_service, ..judgement };
     let state = stale.state & !flow_state::JUDGED_BEHIND | again(&surroundings, stale.opener, protocol, &judgement);
-    // Where there is no room for what was there a moment ago, the flow is judged again at its next packet.
+    // If there is no room for it any more, the flow is evaluated again at its next packet.
     let entry = FlowEntry {
-        // What the pod sends does not say: the next packet towards it does.
+        // A packet from the pod does not show it; the next packet to the pod does.
         remote_endpoint: remote_endpoint(&surroundings, direction),
         ..entry(generation, surroundings.now(), stale.opener, state)
     };
@@ -234,40 +241,46 @@ where
     true
 }
 
-/// Has an allowed packet from a pod judged again where it goes then, or not. What opens a flow always is: what is known here of
-/// Services may be older than what sends it on.
+/// Marks an allowed packet from a pod for a recheck post-DNAT, if `again` is set. The first packet of each flow always
+/// is: the agent's knowledge of Services may be older than kube-proxy's.
 #[inline(always)]
-pub(crate) fn follow<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, direction: Direction, again: bool) {
+pub(crate) fn mark_for_recheck<S: Surroundings>(
+    surroundings: &S,
+    endpoint: &Endpoint,
+    direction: Direction,
+    again: bool,
+) {
     if direction == Direction::Egress && !surroundings.is_behind() && again && endpoint.egress.isolated() {
-        surroundings.carry(endpoint.id | RECHECK);
+        surroundings.set_tc_index(endpoint.id | RECHECK);
     }
 }
 
-/// Whether each packet of a flow is judged behind. So is each datagram to a Service: conntrack forgets them sooner than netpol does,
-/// and the next one is sent to another backend, which nobody here may know of yet.
+/// Returns the state bit of a flow whose packets are all rechecked post-DNAT. Datagrams to a Service belong to these:
+/// conntrack forgets their flow sooner than netpol does, and the next one may go to a new backend that is not known
+/// here yet.
 #[inline(always)]
 fn again<S: Surroundings>(surroundings: &S, direction: Direction, protocol: u8, judgement: &Judgement) -> u8 {
-    let may_turn = matches!(judgement.reason, Reason::Service);
-    let datagram = direction == Direction::Egress && may_turn && surroundings.blur::<255>(protocol) != protocol::TCP;
+    let may_change = matches!(judgement.reason, Reason::Service);
+    let datagram = direction == Direction::Egress && may_change && surroundings.blur::<255>(protocol) != protocol::TCP;
     surroundings.blur::<255>(if judgement.again || datagram { flow_state::JUDGED_BEHIND } else { 0 })
 }
 
-/// Whether a packet towards a pod is not of the flow it looks like, but a stranger's who is masqueraded as its node: conntrack
-/// gives a port to somebody else before a flow of datagrams times out here.
+/// Returns whether a packet to a pod does not belong to the flow that it matches, but comes from another sender that is
+/// masqueraded as the local node: conntrack reuses a port before a datagram flow times out here.
 #[inline(always)]
-pub(crate) fn is_another<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, protocol: u8, state: u8) -> bool {
+pub(crate) fn is_other_sender<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, protocol: u8, state: u8) -> bool {
     let (state, protocol) = (surroundings.blur::<255>(state), surroundings.blur::<255>(protocol));
-    let by = surroundings.ingress_ifindex();
+    let ingress_ifindex = surroundings.ingress_ifindex();
     if state & flow_state::FROM_NODE != 0 {
-        return by != 0;
+        return ingress_ifindex != 0;
     }
-    let from_itself = by == endpoint.ifindex.0 || surroundings.sender() == endpoint.id;
-    state & flow_state::FROM_ITSELF != 0 && protocol != protocol::TCP && !from_itself
+    let is_hairpin = ingress_ifindex == endpoint.ifindex.0 || surroundings.sender() == endpoint.id;
+    state & flow_state::FROM_ITSELF != 0 && protocol != protocol::TCP && !is_hairpin
 }
 
-/// RFC 9293, 3.5: both sides may open at once. The other side's SYN is then the answer to an allowed one.
+/// Returns whether the packet is a reply in a simultaneous open: both sides may send a SYN (RFC 9293, 3.5).
 #[inline(always)]
-fn opened_by_other<A, S: Surroundings + Family<A>>(
+fn is_simultaneous_open<A, S: Surroundings + Family<A>>(
     surroundings: &S,
     endpoint: &Endpoint,
     key: &FlowKey<A>,
@@ -283,7 +296,7 @@ fn opened_by_other<A, S: Surroundings + Family<A>>(
         && known.is_alive(key.protocol, surroundings.now(), surroundings.hz())
 }
 
-/// The attempt that a packet makes which would open this flow.
+/// Returns the attempt for a packet that initiates this flow.
 #[inline(always)]
 pub(crate) fn attempt<A: PacketAddress, S: Surroundings>(
     surroundings: &S,
@@ -293,15 +306,15 @@ pub(crate) fn attempt<A: PacketAddress, S: Surroundings>(
 ) -> Attempt<A> {
     let (port, ingress_ifindex) = match direction {
         Direction::Ingress => (key.pod_port, surroundings.ingress_ifindex()),
-        Direction::Egress => (key.remote_port, ELSEWHERE),
+        Direction::Egress => (key.remote_port, OTHER_INTERFACE),
     };
     let (remote, protocol) = (key.remote_address, key.protocol);
     let (sender, behind) = (surroundings.sender(), surroundings.is_behind());
     Attempt { direction, remote, protocol, port, ingress_ifindex, sender, source, behind }
 }
 
-/// How the source address of a packet that reaches a pod is to be checked. What came straight from the veth of its source endpoint
-/// was checked there, and only the node has translated it since.
+/// Returns how to check the source address of a packet to a pod. A packet that came directly from the veth of its
+/// source endpoint was checked there, and only the node has translated it since.
 #[inline(always)]
 pub(crate) fn check_source<A: PacketAddress, S: Surroundings>(surroundings: &S, remote: &A) -> SourceCheck {
     let (sender, ingress_ifindex) = (surroundings.sender(), surroundings.ingress_ifindex());
@@ -311,7 +324,7 @@ pub(crate) fn check_source<A: PacketAddress, S: Surroundings>(surroundings: &S, 
     if sender == 0 {
         return SourceCheck::FROM_ELSEWHERE;
     }
-    match surroundings.endpoint_of(sender) {
+    match surroundings.endpoint_by_id(sender) {
         None => SourceCheck::FROM_ELSEWHERE,
         Some(sender)
             if ingress_ifindex == sender.ifindex.0
@@ -324,7 +337,7 @@ pub(crate) fn check_source<A: PacketAddress, S: Surroundings>(surroundings: &S, 
     }
 }
 
-/// What a flow notes of its remote by a packet in this direction.
+/// Returns the remote endpoint that a packet in this direction shows.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "15 bits")]
 fn remote_endpoint<S: Surroundings>(surroundings: &S, direction: Direction) -> u16 {
@@ -334,15 +347,15 @@ fn remote_endpoint<S: Surroundings>(surroundings: &S, direction: Direction) -> u
     }
 }
 
-/// The attempt that opened a known flow.
+/// Returns the attempt that initiated a known flow.
 #[inline(always)]
-fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale, behind: bool) -> Attempt<A> {
+fn original_attempt<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale, behind: bool) -> Attempt<A> {
     let ingress_ifindex = if stale.state & flow_state::FROM_NODE != 0 {
         0
     } else if stale.state & flow_state::FROM_ITSELF != 0 {
         endpoint.ifindex.0
     } else {
-        ELSEWHERE
+        OTHER_INTERFACE
     };
     let port = match stale.opener {
         Direction::Ingress => key.pod_port,
@@ -352,9 +365,9 @@ fn reopen<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale,
     Attempt { direction, remote, protocol, port, ingress_ifindex, sender: 0, source: SourceCheck::NONE, behind }
 }
 
-/// What [`reopen`] has to know of the packet that opened the flow.
+/// Returns the state bits that [`original_attempt`] needs of the packet that initiated the flow.
 #[inline(always)]
-fn origin<A>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
+fn origin_state<A>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
     match attempt.direction {
         Direction::Ingress if attempt.ingress_ifindex == 0 => flow_state::FROM_NODE,
         Direction::Ingress if attempt.is_from(endpoint) => flow_state::FROM_ITSELF,

@@ -1,4 +1,5 @@
-//! Reports of denied packets on hash maps, where time can be set: who pays for them, and that nothing is lost uncounted.
+//! Tests of deny events on hash maps, where the clock can be set: which budget they are charged to, and that every
+//! denied packet is counted.
 
 use std::collections::HashSet;
 
@@ -9,13 +10,13 @@ use netpol_common::{
 };
 use netpol_ebpf::memory::Memory;
 
-const ELSEWHERE: u32 = 9;
+const OTHER_INTERFACE: u32 = 9;
 const OUTSIDE: [u8; 4] = [192, 0, 2, 9];
 /// Ethernet destinations.
 const HOST: [u8; 6] = [2; 6];
 const MULTICAST: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 0xfb];
 
-/// Pods with the IDs and interfaces 1 to 200, which may not send or receive anything.
+/// Returns pods with the IDs and interfaces 1 to 200, to and from which nothing is allowed.
 fn pods() -> Memory {
     let mut memory = Memory::default();
     let nothing = DirectionPolicy { rule_set: RuleSetId(3), any: PortSetId::NONE };
@@ -57,148 +58,148 @@ fn udp_v6(from: u128, to: u128) -> Vec<u8> {
     frame
 }
 
-/// A pod sends one more flow.
-fn sends(memory: &Memory, id: u32, flow: u32) {
+/// Sends a packet of a flow from a pod.
+fn send(memory: &Memory, id: u32, flow: u32) {
     let [_, high, low, port] = flow.to_be_bytes();
     let to = [192, 168, high, low];
     let denied = memory.run(Egress, &udp(HOST, address(id), to, [1000, port.into()]), id, 0);
     assert_eq!(denied, Reason::NoRule);
 }
 
-/// A pod receives one more flow from another pod of the node, or from elsewhere (0).
-fn receives(memory: &Memory, id: u32, sender: u32, flow: u32) {
+/// Sends a packet of a flow to a pod, from another pod of the node, or from elsewhere (0).
+fn receive(memory: &Memory, id: u32, sender: u32, flow: u32) {
     let [a, b, c, d] = flow.to_be_bytes();
     let from = if sender == 0 { [172, 16 + (b & 15), c, d] } else { address(sender) };
     memory.sender.set(sender);
     let ports = [u16::from_be_bytes([c, d]), u16::from_be_bytes([a, b])];
-    assert_eq!(memory.run(Ingress, &udp(HOST, from, address(id), ports), id, ELSEWHERE), Reason::NoRule);
+    assert_eq!(memory.run(Ingress, &udp(HOST, from, address(id), ports), id, OTHER_INTERFACE), Reason::NoRule);
     memory.sender.set(0);
 }
 
-fn of(events: &[DenyEvent], budget: u32) -> usize {
+fn count_of(events: &[DenyEvent], budget: u32) -> usize {
     events.iter().filter(|event| event.budget() == budget).count()
 }
 
-/// Nothing may be neither reported, nor counted for the next report, nor counted at its budget.
-fn all_are_accounted_for(memory: &mut Memory, packets: u64) {
+/// Checks that each packet is reported, or counted for the next report, or counted in its budget.
+fn check_all_counted(memory: &mut Memory, packets: u64) {
     let events = memory.events.borrow().clone();
     let with_events: u64 = events.iter().map(|event| 1 + u64::from(event.suppressed)).sum();
-    let (budgets, places) = memory.suppressed();
-    assert_eq!(with_events + places + budgets.iter().sum::<u64>(), packets);
+    let (budgets, slots) = memory.suppressed();
+    assert_eq!(with_events + slots + budgets.iter().sum::<u64>(), packets);
 }
 
 #[test]
-fn a_flood_of_one_pod_leaves_the_reports_of_another_alone() {
+fn a_flood_of_one_pod_does_not_suppress_events_of_another_pod() {
     let mut memory = pods();
     let (mut packets, mut flow) = (0, 0);
-    // Five seconds of 100,000 denials each, in steps of a jiffy (4 ms); the victim has 50 a second.
+    // Five seconds of 100,000 denials each, in steps of a jiffy (4 ms). The victim has 50 a second.
     for jiffy in 0..1250 {
         for _ in 0..400 {
             flow += 1;
-            sends(&memory, 1, flow);
+            send(&memory, 1, flow);
         }
         packets += 400;
         if jiffy % 5 == 0 {
-            sends(&memory, 2, flow);
+            send(&memory, 2, flow);
             packets += 1;
         }
         memory.now.set(memory.now.get() + 1);
     }
     let events = memory.events.borrow().clone();
-    assert_eq!(of(&events, event_budget(2, Egress)), 250);
-    let flood = of(&events, event_budget(1, Egress)) as u64;
+    assert_eq!(count_of(&events, event_budget(2, Egress)), 250);
+    let flood = count_of(&events, event_budget(1, Egress)) as u64;
     assert!((EVENT_BURST..=EVENT_BURST + 5 * EVENT_RATE).contains(&flood), "{flood}");
-    all_are_accounted_for(&mut memory, packets);
+    check_all_counted(&mut memory, packets);
     assert!(memory.suppressed().0[event_budget(1, Egress) as usize] > 490_000);
     assert_eq!(memory.suppressed().0[event_budget(2, Egress) as usize], 0);
 }
 
 #[test]
-fn who_floods_another_pod_pays_for_it_and_what_comes_from_outside_is_charged_to_the_receiver() {
+fn a_flood_is_charged_to_the_sending_pod_and_outside_traffic_to_the_receiving_pod() {
     let mut memory = pods();
     for flow in 0..50_000 {
-        receives(&memory, 2, 1, flow);
+        receive(&memory, 2, 1, flow);
         if flow % 1000 == 0 {
-            receives(&memory, 2, 3, flow);
-            receives(&memory, 2, 0, flow);
+            receive(&memory, 2, 3, flow);
+            receive(&memory, 2, 0, flow);
         }
     }
     let events = memory.events.borrow().clone();
-    assert_eq!(of(&events, event_budget(1, Egress)) as u64, EVENT_BURST);
-    assert_eq!((of(&events, event_budget(3, Egress)), of(&events, event_budget(2, Ingress))), (50, 50));
+    assert_eq!(count_of(&events, event_budget(1, Egress)) as u64, EVENT_BURST);
+    assert_eq!((count_of(&events, event_budget(3, Egress)), count_of(&events, event_budget(2, Ingress))), (50, 50));
     assert!(events.iter().filter(|event| event.source_endpoint == 1).all(|event| event.endpoint == 2));
-    all_are_accounted_for(&mut memory, 50_100);
+    check_all_counted(&mut memory, 50_100);
 }
 
 #[test]
-fn twenty_floods_leave_all_other_pods_their_reports_and_their_limit() {
+fn twenty_floods_do_not_change_events_of_other_pods() {
     let mut memory = pods();
     let mut packets = 0;
     for round in 0..1000 {
         for id in 1..=20 {
-            sends(&memory, id, round * 20 + id);
+            send(&memory, id, round * 20 + id);
         }
         // The same flow each time.
         for id in 21..=200 {
-            sends(&memory, id, 7);
+            send(&memory, id, 7);
         }
         packets += 200;
     }
     let events = memory.events.borrow().clone();
     for id in 1..=20 {
-        assert_eq!(of(&events, event_budget(id, Egress)) as u64, EVENT_BURST);
+        assert_eq!(count_of(&events, event_budget(id, Egress)) as u64, EVENT_BURST);
     }
-    let quiet: Vec<usize> = (21..=200).map(|id| of(&events, event_budget(id, Egress))).collect();
+    let quiet: Vec<usize> = (21..=200).map(|id| count_of(&events, event_budget(id, Egress))).collect();
     assert!(quiet.iter().all(|events| *events >= 1), "{quiet:?}");
-    // 4,000 flows of floods in 16,384 places: hardly any other flow loses its own, and is reported once more.
+    // 4,000 flows of floods in 16,384 slots: few other flows lose their slot and are reported once more.
     assert!(quiet.iter().sum::<usize>() < 190, "{quiet:?}");
-    all_are_accounted_for(&mut memory, packets);
+    check_all_counted(&mut memory, packets);
 }
 
 #[test]
-fn flows_that_share_a_set_keep_the_limit() {
-    // 2,000 packets of two flows each: with one place for both, each packet would be a new flow's first.
+fn flows_in_the_same_set_are_limited_separately() {
+    // If both flows shared one slot, each packet would be the first of a new flow.
     let mut sets = HashSet::new();
     for other in 1..100 {
         let memory = pods();
         for _ in 0..20 {
-            sends(&memory, 1, 0);
-            sends(&memory, 1, other);
+            send(&memory, 1, 0);
+            send(&memory, 1, other);
         }
         sets.insert(memory.events.borrow().len());
     }
     assert_eq!(sets, HashSet::from([2]));
-    // Eight times as many flows as there are budgets for, each of which sends ten times.
+    // 4,000 flows of 200 pods, which send ten packets each.
     let memory = pods();
     for _ in 0..10 {
         for id in 1..=200 {
-            (0..20).for_each(|flow| sends(&memory, id, flow));
+            (0..20).for_each(|flow| send(&memory, id, flow));
         }
     }
     let events = memory.events.borrow().len();
-    // In 4,096 sets at random, some 15 have more than four.
-    assert!((4000..4700).contains(&events), "4,000 flows made {events} events");
+    // In 4,096 sets at random, about 15 have more than four flows.
+    assert!((4000..4700).contains(&events), "4,000 flows caused {events} events");
 }
 
 #[test]
-fn a_flow_is_reported_again_after_a_second_with_all_that_came_meanwhile() {
+fn a_flow_is_reported_again_after_a_second_with_the_number_of_suppressed_packets() {
     let mut memory = pods();
     for second in 0..10 {
         for _ in 0..100 {
-            sends(&memory, 1, 0);
+            send(&memory, 1, 0);
         }
         let events = memory.events.borrow().len();
         assert_eq!(events, second + 1);
         memory.wait(1);
     }
     assert!(memory.events.borrow()[1..].iter().all(|event| event.suppressed == 99));
-    all_are_accounted_for(&mut memory, 1000);
+    check_all_counted(&mut memory, 1000);
 }
 
 #[test]
-fn packets_cannot_be_crafted_to_take_another_flows_place() {
-    // Bits that a multiplication by an odd number carries nowhere: with a hash that only mixes a key in, these two flows are one,
-    // whatever the key is.
+fn crafted_packets_cannot_take_the_slot_of_another_flow() {
+    // These bits are not carried by a multiplication by an odd number. A hash that only mixes in a key gives both flows
+    // the same value, whatever the key is.
     let (source, destination) = (u128::from_be_bytes(address_v6(1)), 0x2001_0db8_u128 << 96);
     let mut memory = pods();
     for key in 0..200_u32 {
@@ -217,33 +218,36 @@ fn packets_cannot_be_crafted_to_take_another_flows_place() {
 }
 
 #[test]
-fn a_multicast_packet_is_one_flow_at_all_pods_that_receive_it() {
+fn a_multicast_packet_is_one_flow_at_all_receiving_pods() {
     let mut memory = pods();
     for _ in 0..3 {
         for id in 2..=200 {
             memory.sender.set(1);
             let frame = udp(MULTICAST, address(1), [224, 0, 0, 251], [5353, 5353]);
-            assert_eq!(memory.run(Ingress, &frame, id, ELSEWHERE), Reason::NoRule);
+            assert_eq!(memory.run(Ingress, &frame, id, OTHER_INTERFACE), Reason::NoRule);
         }
     }
     memory.sender.set(0);
     assert_eq!(memory.run(Egress, &udp(MULTICAST, address(1), [224, 0, 0, 251], [5353, 5353]), 1, 0), Reason::NoRule);
     let events = memory.events.borrow().clone();
-    assert_eq!(events.len(), 2, "one at the receivers, one at the sender");
+    assert_eq!(events.len(), 2, "one event for the receivers, one for the sender");
     assert!(events.iter().all(|event| event.flags == event_flags::GROUP));
-    all_are_accounted_for(&mut memory, 3 * 199 + 1);
+    check_all_counted(&mut memory, 3 * 199 + 1);
 }
 
 #[test]
-fn what_has_no_ip_header_and_no_endpoint_is_reported_within_a_budget_too() {
+fn frames_without_ip_header_or_endpoint_are_reported_within_a_budget() {
     let mut memory = pods();
     let stp = [&HOST[..], &[2; 6], &[0x88, 0xcc, 0, 0]].concat();
     for _ in 0..100 {
         assert_eq!(memory.run(Egress, &stp, 1, 0), Reason::NotIp);
-        assert_eq!(memory.run(Ingress, &udp(HOST, OUTSIDE, address(1), [1, 2]), 999, ELSEWHERE), Reason::NoEndpoint);
+        assert_eq!(
+            memory.run(Ingress, &udp(HOST, OUTSIDE, address(1), [1, 2]), 999, OTHER_INTERFACE),
+            Reason::NoEndpoint
+        );
     }
     let events = memory.events.borrow().clone();
-    let said: Vec<_> = events.iter().map(|event| (event.reason, event.family, event.endpoint)).collect();
-    assert_eq!(said, [(Reason::NotIp as u8, 0, 1), (Reason::NoEndpoint as u8, 0, 0)]);
-    all_are_accounted_for(&mut memory, 200);
+    let reported: Vec<_> = events.iter().map(|event| (event.reason, event.family, event.endpoint)).collect();
+    assert_eq!(reported, [(Reason::NotIp as u8, 0, 1), (Reason::NoEndpoint as u8, 0, 0)]);
+    check_all_counted(&mut memory, 200);
 }

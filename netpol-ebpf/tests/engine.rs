@@ -1,4 +1,5 @@
-//! The engine on hash maps, where time can be set: what is hard to reach in the kernel. The rest is in `tests/packets.rs`.
+//! Tests of the engine on hash maps, where the clock can be set: cases that are hard to reach in the kernel. Other
+//! tests are in `tests/packets`.
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
@@ -9,16 +10,16 @@ use netpol_ebpf::memory::{HZ, Memory};
 use netpol_ebpf::timeout;
 
 const VETH: u32 = 7;
-const ELSEWHERE: u32 = 9;
+const OTHER_INTERFACE: u32 = 9;
 const POD: [u8; 4] = [10, 0, 0, 1];
-const FRIEND: [u8; 4] = [10, 0, 0, 2];
+const CLIENT: [u8; 4] = [10, 0, 0, 2];
 const RULES: RuleSetId = RuleSetId(3);
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const FIN: u8 = 0x11;
 const RST: u8 = 0x04;
 
-/// A pod that is isolated for ingress, whose friend may send it everything.
+/// Returns a pod that is isolated for ingress. `CLIENT` is allowed to send everything to it.
 fn pod() -> Memory {
     let mut memory = Memory::default();
     let ingress = DirectionPolicy { rule_set: RULES, any: PortSetId::NONE };
@@ -32,13 +33,13 @@ fn pod() -> Memory {
         ..Endpoint::default()
     };
     memory.endpoints.insert(VETH, endpoint);
-    memory.v4.addresses.insert(FRIEND, AddressEntry { class: ClassId(1), flags: 0, endpoint: 0 });
+    memory.v4.addresses.insert(CLIENT, AddressEntry { class: ClassId(1), flags: 0, endpoint: 0 });
     let everything = AllowEntry { port_set: PortSetId::ALL, rule: RuleId(1) };
     memory.allow.insert(AllowKey { rule_set: RULES, class: ClassId(1) }, everything);
     memory
 }
 
-/// Nobody is a friend any more.
+/// Revokes what `CLIENT` is allowed to do.
 fn revoke(memory: &mut Memory) {
     memory.allow.clear();
     memory.endpoints.get_mut(&VETH).expect("the pod's endpoint").generation.0 += 1;
@@ -57,36 +58,36 @@ fn tcp(flags: u8, ports: [u16; 2]) -> Vec<u8> {
     header
 }
 
-fn asks(memory: &Memory, flags: u8) -> Reason {
-    memory.run(Ingress, &frame(FRIEND, POD, protocol::TCP, &tcp(flags, [1000, 80])), VETH, ELSEWHERE)
+fn request(memory: &Memory, flags: u8) -> Reason {
+    memory.run(Ingress, &frame(CLIENT, POD, protocol::TCP, &tcp(flags, [1000, 80])), VETH, OTHER_INTERFACE)
 }
 
-fn answers(memory: &Memory, flags: u8) -> Reason {
-    memory.run(Egress, &frame(POD, FRIEND, protocol::TCP, &tcp(flags, [80, 1000])), VETH, 0)
+fn reply(memory: &Memory, flags: u8) -> Reason {
+    memory.run(Egress, &frame(POD, CLIENT, protocol::TCP, &tcp(flags, [80, 1000])), VETH, 0)
 }
 
 #[test]
-fn a_revoked_flow_is_not_the_free_sides_new_one() {
+fn a_revoked_flow_does_not_become_a_new_flow_of_the_other_side() {
     let mut memory = pod();
-    assert_eq!(asks(&memory, SYN), Reason::Rule);
-    assert_eq!(answers(&memory, SYN | ACK), Reason::Flow);
+    assert_eq!(request(&memory, SYN), Reason::Rule);
+    assert_eq!(reply(&memory, SYN | ACK), Reason::Flow);
     revoke(&mut memory);
-    // The pod may open what it likes; this it did not open.
+    // The pod may initiate any flow, but it did not initiate this one.
     for _ in 0..3 {
-        assert_eq!(answers(&memory, ACK), Reason::Revoked);
-        assert_eq!(asks(&memory, ACK), Reason::Revoked);
+        assert_eq!(reply(&memory, ACK), Reason::Revoked);
+        assert_eq!(request(&memory, ACK), Reason::Revoked);
         memory.wait(timeout::TCP_OPEN - 1);
     }
-    // Nor does pretending that it ended help.
-    assert_eq!(answers(&memory, FIN), Reason::Revoked);
+    // A FIN, as if the flow had ended, does not change this.
+    assert_eq!(reply(&memory, FIN), Reason::Revoked);
     memory.wait(timeout::TCP_OPEN - 1);
-    assert_eq!(answers(&memory, ACK), Reason::Revoked);
-    assert_eq!(answers(&memory, SYN), Reason::NotIsolated, "a connection of its own");
-    assert_eq!(asks(&memory, SYN | ACK), Reason::Flow);
+    assert_eq!(reply(&memory, ACK), Reason::Revoked);
+    assert_eq!(reply(&memory, SYN), Reason::NotIsolated, "its own connection");
+    assert_eq!(request(&memory, SYN | ACK), Reason::Flow);
 }
 
 #[test]
-fn flows_live_as_long_as_their_state_says_also_where_jiffies_wrap() {
+fn flows_time_out_according_to_their_state_also_when_jiffies_wrap() {
     for (packets, seconds) in [
         (&[SYN][..], timeout::TCP_UNANSWERED),
         (&[SYN, ACK, ACK], timeout::TCP_OPEN),
@@ -102,36 +103,36 @@ fn flows_live_as_long_as_their_state_says_also_where_jiffies_wrap() {
             let memory = pod();
             memory.now.set(u32::MAX - HZ);
             for (number, &flags) in packets.iter().enumerate() {
-                let reason = if number % 2 == 0 { asks(&memory, flags) } else { answers(&memory, flags) };
+                let reason = if number % 2 == 0 { request(&memory, flags) } else { reply(&memory, flags) };
                 assert!(reason.allows(), "{packets:x?}: {reason:?}");
             }
             memory.wait(later);
-            assert_eq!(answers(&memory, ACK), expected, "{packets:x?} after {later} s");
+            assert_eq!(reply(&memory, ACK), expected, "{packets:x?} after {later} s");
         }
     }
 }
 
 #[test]
-fn a_change_while_a_packet_is_judged_is_seen_by_the_next() {
+fn a_change_during_an_evaluation_applies_to_the_next_packet() {
     let mut memory = pod();
-    assert_eq!(asks(&memory, SYN), Reason::Rule);
-    // What the agent writes before the generation does not matter to what is known.
+    assert_eq!(request(&memory, SYN), Reason::Rule);
+    // Changes before the generation do not affect known flows.
     memory.allow.clear();
-    assert_eq!(asks(&memory, ACK), Reason::Flow);
+    assert_eq!(request(&memory, ACK), Reason::Flow);
     revoke(&mut memory);
-    assert_eq!(asks(&memory, ACK), Reason::Revoked);
+    assert_eq!(request(&memory, ACK), Reason::Revoked);
 }
 
 #[test]
-fn an_icmp_error_revives_nothing() {
+fn an_icmp_error_does_not_refresh_a_revoked_flow() {
     let mut memory = pod();
-    assert_eq!(asks(&memory, SYN), Reason::Rule);
-    let quoted = frame(POD, FRIEND, protocol::TCP, &tcp(ACK, [80, 1000]));
+    assert_eq!(request(&memory, SYN), Reason::Rule);
+    let quoted = frame(POD, CLIENT, protocol::TCP, &tcp(ACK, [80, 1000]));
     let error = [&[3, 4, 0, 0, 0, 0, 5, 0][..], &quoted[14..]].concat();
     let error = frame([192, 0, 2, 1], POD, protocol::ICMP, &error);
-    let tells = |memory: &Memory| memory.run(Ingress, &error, VETH, ELSEWHERE);
-    assert_eq!(tells(&memory), Reason::IcmpError);
+    let send_error = |memory: &Memory| memory.run(Ingress, &error, VETH, OTHER_INTERFACE);
+    assert_eq!(send_error(&memory), Reason::IcmpError);
     revoke(&mut memory);
-    assert_eq!(tells(&memory), Reason::Revoked);
-    assert_eq!(answers(&memory, ACK), Reason::Revoked);
+    assert_eq!(send_error(&memory), Reason::Revoked);
+    assert_eq!(reply(&memory, ACK), Reason::Revoked);
 }

@@ -1,7 +1,7 @@
-//! The parts of the engine that are functions of their own in the kernel.
+//! The parts of the engine that are separate BPF functions.
 //!
-//! Global functions: the verifier looks at each by itself, once, whatever leads there (Linux 5.6). Their arguments and
-//! results can only be the context and numbers, so here is how those are packed.
+//! The verifier checks a global function once, on its own, however many callers it has (Linux 5.6). Its arguments and
+//! result can only be the context and numbers, so this file packs and unpacks them.
 
 use aya_ebpf::bindings::__sk_buff;
 use netpol_common::{Direction, Reason};
@@ -9,27 +9,27 @@ use netpol_common::{Direction, Reason};
 use super::{Skb, hook};
 use crate::{Case, Content, Quoted, Surroundings as _, denied, detour, fragment, guard, packet, process, verdict};
 
-/// Kinds of [`Content`], above the reason or the offset.
+/// The kind of a [`Content`], above the reason or the offset.
 const V4: u32 = 1 << 8;
 const V6: u32 = 2 << 8;
-/// No reason's code.
+/// A code that no reason has.
 const NONE: u32 = u32::MAX;
-/// [`Quoted::NotAsked`]: no verdict.
-const NOT_ASKED: u64 = u64::MAX;
-/// [`Quoted::Nothing`]: no verdict either.
-const NOTHING: u64 = u64::MAX - 1;
+/// The code of [`Quoted::NotChecked`].
+const NOT_CHECKED: u64 = u64::MAX;
+/// The code of [`Quoted::UnknownFlow`].
+const UNKNOWN_FLOW: u64 = u64::MAX - 1;
 
-/// Bits of a fragment's place, above its offset; the hook above them.
+/// Bits of a fragment's location, above its offset. The hook is above them.
 const FIRST: u32 = 1 << 8;
 const HOOK: u32 = 9;
 
-/// Where a fragment is, in one argument: there are five.
+/// Packs a fragment's offset, the hook and `first` into one argument: a function has five at most.
 #[inline(always)]
-pub(super) fn place(skb: Skb, start: u32, first: bool) -> u32 {
+pub(super) fn location(skb: Skb, start: u32, first: bool) -> u32 {
     start | skb.hook() << HOOK | if first { FIRST } else { 0 }
 }
 
-/// The direction of what is judged at a hook.
+/// Returns the direction of packets at a hook.
 #[inline(always)]
 fn direction(hook: u32) -> Direction {
     if hook == hook::INGRESS { Direction::Ingress } else { Direction::Egress }
@@ -38,8 +38,8 @@ fn direction(hook: u32) -> Direction {
 #[inline(always)]
 fn pack(quoted: Quoted) -> u64 {
     match quoted {
-        Quoted::NotAsked => NOT_ASKED,
-        Quoted::Nothing => NOTHING,
+        Quoted::NotChecked => NOT_CHECKED,
+        Quoted::UnknownFlow => UNKNOWN_FLOW,
         Quoted::Judged(reason) => reason as u64,
     }
 }
@@ -48,8 +48,8 @@ fn pack(quoted: Quoted) -> u64 {
 #[expect(clippy::cast_possible_truncation, reason = "halves of the word")]
 fn unpack(word: u64) -> Quoted {
     match word {
-        NOT_ASKED => Quoted::NotAsked,
-        NOTHING => Quoted::Nothing,
+        NOT_CHECKED => Quoted::NotChecked,
+        UNKNOWN_FLOW => Quoted::UnknownFlow,
         _ => Quoted::Judged(verdict::reason(word as u32)),
     }
 }
@@ -75,11 +75,11 @@ extern "C" fn netpol_find(skb: *mut __sk_buff, hook: u32) -> u32 {
     }
 }
 
-/// See [`crate::Surroundings::is_known`].
+/// See [`crate::Surroundings::is_known_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn netpol_known(skb: *mut __sk_buff, hook: u32) -> u32 {
-    u32::from(process::is_known(Skb::new(skb, hook)))
+    u32::from(process::is_known_flow(Skb::new(skb, hook)))
 }
 
 /// See [`crate::Surroundings::check_arp`].
@@ -96,12 +96,12 @@ pub(super) extern "C" fn netpol_discovery(skb: *mut __sk_buff, hook: u32, start:
     guard::discovery(&Skb::new(skb, hook), start, payload) as u32
 }
 
-/// See [`crate::Surroundings::is_for_another`].
+/// See [`crate::Surroundings::is_for_other_host`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn netpol_for_another(skb: *mut __sk_buff) -> u32 {
     let skb = Skb::new(skb, hook::INGRESS);
-    u32::from(skb.endpoint().is_some_and(|endpoint| guard::is_for_another(&skb, endpoint)))
+    u32::from(skb.endpoint().is_some_and(|endpoint| guard::is_for_other_host(&skb, endpoint)))
 }
 
 /// See [`crate::Surroundings::is_spoofed`].
@@ -133,8 +133,8 @@ pub(super) extern "C" fn netpol_report(skb: *mut __sk_buff, hook: u32, reason: u
     0
 }
 
-/// See [`crate::Surroundings::limit`]. Without the context: it needs maps and clocks only, and the compiler would not pass what is
-/// not used.
+/// See [`crate::Surroundings::limit`]. It has no context argument, because it needs only maps and clocks, and the
+/// compiler would drop an unused argument.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn netpol_limit(hash: u64, budget: u32) -> u64 {
@@ -142,7 +142,7 @@ pub(super) extern "C" fn netpol_limit(hash: u64, budget: u32) -> u64 {
 }
 
 macro_rules! family {
-    ($address:ty, $judge_ip:ident, $netpol_ip:ident, $judge_quoted:ident, $netpol_quoted:ident, $recall:ident,
+    ($address:ty, $judge_ip:ident, $netpol_ip:ident, $judge_quoted:ident, $netpol_quoted:ident, $lookup_flow:ident,
      $still_allowed:ident, $settle:ident, $netpol_settle:ident, $resolve:ident, $record:ident) => {
         /// See [`crate::Family::judge_ip`].
         #[inline(always)]
@@ -170,11 +170,17 @@ macro_rules! family {
             pack(detour::judge_quoted::<$address, Skb>(Skb::new(skb, hook), direction(hook), start))
         }
 
-        /// See [`crate::Family::recall`].
+        /// See [`crate::Family::lookup_flow`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub(super) extern "C" fn $recall(skb: *mut __sk_buff, hook: u32, start: u32, ports: u32, bits: u32) -> u64 {
-            detour::recall::<$address, Skb>(Skb::new(skb, hook), direction(hook), start, ports, bits)
+        pub(super) extern "C" fn $lookup_flow(
+            skb: *mut __sk_buff,
+            hook: u32,
+            start: u32,
+            ports: u32,
+            bits: u32,
+        ) -> u64 {
+            detour::lookup_flow::<$address, Skb>(Skb::new(skb, hook), direction(hook), start, ports, bits)
         }
 
         /// See [`crate::Family::is_still_allowed`].
@@ -206,18 +212,24 @@ macro_rules! family {
         /// See [`crate::Family::resolve`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub(super) extern "C" fn $resolve(skb: *mut __sk_buff, place: u32, identification: u32, said: u64) -> u64 {
-            let hook = place >> HOOK;
-            let (start, first) = (place & 0xff, place & FIRST != 0);
+        pub(super) extern "C" fn $resolve(skb: *mut __sk_buff, location: u32, identification: u32, said: u64) -> u64 {
+            let hook = location >> HOOK;
+            let (start, first) = (location & 0xff, location & FIRST != 0);
             fragment::resolve::<$address, Skb>(Skb::new(skb, hook), direction(hook), start, identification, said, first)
         }
 
         /// See [`crate::Family::record`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub(super) extern "C" fn $record(skb: *mut __sk_buff, place: u32, identification: u32, said: u64) -> u32 {
-            let hook = place >> HOOK;
-            fragment::record::<$address, Skb>(Skb::new(skb, hook), direction(hook), place & 0xff, identification, said);
+        pub(super) extern "C" fn $record(skb: *mut __sk_buff, location: u32, identification: u32, said: u64) -> u32 {
+            let hook = location >> HOOK;
+            fragment::record::<$address, Skb>(
+                Skb::new(skb, hook),
+                direction(hook),
+                location & 0xff,
+                identification,
+                said,
+            );
             0
         }
     };

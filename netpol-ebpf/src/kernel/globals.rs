@@ -1,23 +1,23 @@
-//! What the loader sets before it loads: read-only data, which the verifier takes for constants.
+//! Read-only data that the loader sets before it loads the programs. The verifier treats it as constants.
 
 use netpol_common::DENIAL_KEY_WORDS;
 
 use super::maps::{denials, endpoints};
 
-/// `max_entries` of `ENDPOINTS` less one.
+/// The mask of `ENDPOINTS`: half of its `max_entries`, less one.
 #[unsafe(no_mangle)]
 static ENDPOINT_MASK: u32 = endpoints::CAPACITY as u32 - 1;
 
-/// `max_entries` of `DENIALS` less one.
+/// The mask of `DENIALS`: its `max_entries`, less one.
 #[unsafe(no_mangle)]
 static DENIAL_MASK: u32 = denials::CAPACITY as u32 - 1;
 
-/// The kernel's jiffies per second (`CONFIG_HZ`). `netpol_jiffies` helps to find out.
+/// The kernel's jiffies per second (`CONFIG_HZ`). The loader determines it with `netpol_jiffies`.
 #[unsafe(no_mangle)]
 static HZ: u32 = 250;
 
-/// The random key of [`denied`](crate::denied)'s hash: without it a pod could send packets that take the places of the flows that
-/// another pod's denials belong to.
+/// The random key of the hash in [`denied`](crate::denied). Without it, a pod could send packets that take the slots of
+/// another pod's denied flows.
 #[unsafe(no_mangle)]
 static DENIAL_KEY: [u32; DENIAL_KEY_WORDS] = [0; DENIAL_KEY_WORDS];
 
@@ -26,19 +26,20 @@ macro_rules! reader {
         $(#[$doc])*
         #[inline(always)]
         pub(super) fn $name() -> u32 {
-            // SAFETY: a static that lives forever; volatile, because the loader replaces what the compiler sees.
+            // SAFETY: a static that lives forever. Volatile, because the loader replaces the value that the compiler
+            // sees.
             unsafe { core::ptr::read_volatile(&raw const $global) }
         }
     };
 }
-reader!(/// See [`ENDPOINT_MASK`].
+reader!(/// Returns [`ENDPOINT_MASK`].
     endpoint_mask, ENDPOINT_MASK);
-reader!(/// See [`DENIAL_MASK`].
+reader!(/// Returns [`DENIAL_MASK`].
     denial_mask, DENIAL_MASK);
-reader!(/// See [`HZ`].
+reader!(/// Returns [`HZ`].
     hz, HZ);
 
-/// A word of [`DENIAL_KEY`].
+/// Returns a word of [`DENIAL_KEY`].
 #[inline(always)]
 pub(super) fn denial_key(word: usize) -> u32 {
     // SAFETY: as above; indexes are constants below the array's length.

@@ -1,4 +1,4 @@
-//! The kernel as surroundings: packets are sk_buffs, tables are maps. Only for the BPF target.
+//! The `Context` in the kernel: packets are sk_buffs, tables are BPF maps. Only for the BPF target.
 
 mod functions;
 mod globals;

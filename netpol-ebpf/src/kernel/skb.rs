@@ -1,4 +1,4 @@
-//! An sk_buff at a TC hook, and the maps around it.
+//! An sk_buff at a TC hook, with the BPF maps.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
@@ -15,37 +15,38 @@ use super::maps::{
 use super::{functions, globals};
 use crate::{Bytes, Case, Content, Family, Quoted, Slot, Surroundings, Window};
 
-/// What the kernel made of the frame's Ethernet destination when it came in. Source: `include/uapi/linux/if_packet.h`.
+/// The kernel's classification of the frame's Ethernet destination. Source: `include/uapi/linux/if_packet.h`.
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
 
-/// One packet in the kernel.
+/// A packet in the kernel.
 ///
-/// Its source endpoint ID and [`RECHECK`](netpol_common::RECHECK) are in `skb->tc_index`: 16 bits that go with the packet through bridge, routing and address translation,
-/// that a clone and a fragment get too, and that nobody else in the kernel has used since Linux 6.3 took the schedulers out that
-/// did. What else is on the same hooks must not end them with `TC_ACT_OK`, which overwrites it.
-/// Source: `tcf_classify` in <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
+/// Its source endpoint ID and [`RECHECK`](netpol_common::RECHECK) are in `skb->tc_index`. These 16 bits stay with the
+/// packet through bridging, routing and address translation, and are copied to clones and fragments. The kernel has not
+/// used them for anything else since Linux 6.3, which removed the schedulers that did. Other programs on the same hooks
+/// must not return `TC_ACT_OK`, which overwrites them. Source: `tcf_classify` in
+/// <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
 #[derive(Clone, Copy)]
 pub struct Skb {
     skb: *mut __sk_buff,
-    /// One of [`hook`], as a number: the verifier looks at what does not ask for it once.
+    /// One of [`hook`], as a number: the verifier checks code that does not read it once.
     hook: u32,
 }
 
-/// Where a packet is.
+/// The hook at which a packet is.
 pub mod hook {
-    /// At the veth of the pod it reaches.
+    /// At the veth of the receiving pod.
     pub const INGRESS: u32 = 0;
-    /// At the veth of the pod that sent it.
+    /// At the veth of the sending pod.
     pub const EGRESS: u32 = 1;
-    /// Where what a pod sent goes after all addresses were rewritten.
+    /// At the device to which a packet from a pod goes post-DNAT.
     pub const BEHIND: u32 = 2;
-    /// The same on a device whose packets have no link header.
-    pub const BARE: u32 = 3;
+    /// Like `BEHIND`, at a device whose packets have no link header.
+    pub const POST_DNAT_L3: u32 = 3;
 }
 
 impl Skb {
-    /// The packet of a program's run at one of [`hook`]. The context must be the program's own.
+    /// Creates the packet of a program's run at one of [`hook`]. The context must be the program's own.
     #[inline(always)]
     pub const fn new(skb: *mut __sk_buff, hook: u32) -> Self {
         Self { skb, hook }
@@ -56,13 +57,15 @@ impl Skb {
         self.hook
     }
 
-    /// The program's context.
+    /// Returns the program's context.
     #[inline(always)]
     pub(super) const fn context(self) -> *mut __sk_buff {
         self.skb
     }
 
-    /// SAFETY of all below: the context is valid while the program runs.
+    /// Reads a field of the context.
+    ///
+    /// SAFETY of all uses below: the context is valid while the program runs.
     #[inline(always)]
     fn field<T>(self, field: impl FnOnce(&__sk_buff) -> T) -> T {
         // SAFETY: as above.
@@ -77,7 +80,7 @@ impl Surroundings for Skb {
         if start + N > end {
             return None;
         }
-        // SAFETY: the linear part holds `N` bytes; the verifier checks the same.
+        // SAFETY: the linear part has `N` bytes; the verifier checks the same.
         Some(unsafe { Window::at(start as *const u8) })
     }
 
@@ -86,7 +89,7 @@ impl Surroundings for Skb {
         let mut bytes = core::mem::MaybeUninit::<Bytes<N>>::uninit();
         // SAFETY: the helper writes `N` bytes, or fails.
         let status = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
-        // SAFETY: success means all of them; on failure the helper fills them with zeros.
+        // SAFETY: on success all bytes are written; on failure the helper fills them with zeros.
         (status == 0).then(|| unsafe { bytes.assume_init() })
     }
 
@@ -106,19 +109,19 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn carried(&self) -> u32 {
+    fn tc_index(&self) -> u32 {
         self.field(|skb| skb.tc_index)
     }
 
     #[inline(always)]
-    fn carry(&self, word: u32) {
+    fn set_tc_index(&self, word: u32) {
         // SAFETY: as above; volatile, so that the whole word is written.
         unsafe { (&raw mut (*self.skb).tc_index).write_volatile(word) };
     }
 
     #[inline(always)]
-    fn bare_type(&self) -> Option<u16> {
-        (self.hook == hook::BARE).then(|| u16::from_be(self.field(|skb| skb.protocol) as u16))
+    fn l3_type(&self) -> Option<u16> {
+        (self.hook == hook::POST_DNAT_L3).then(|| u16::from_be(self.field(|skb| skb.protocol) as u16))
     }
 
     #[inline(always)]
@@ -129,25 +132,25 @@ impl Surroundings for Skb {
     #[inline(always)]
     fn endpoint(&self) -> Option<&Endpoint> {
         let ifindex = IfIndex(self.ifindex());
-        // Nobody's slots in the array say so too.
+        // Unused slots of the array have ifindex 0 too.
         if self.is_behind() && ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
     }
 
     #[inline(always)]
-    fn endpoint_of(&self, id: u32) -> Option<&Endpoint> {
+    fn endpoint_by_id(&self, id: u32) -> Option<&Endpoint> {
         let ifindex = senders::get(id);
         if ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
     }
 
     #[inline(always)]
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>> {
-        // SAFETY: array values live as long as the map, and only slots reach them.
+        // SAFETY: array values live as long as the map, and are only accessed by slots.
         neighbors::slot(endpoint).map(|slot| unsafe { Slot::new(slot) })
     }
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        // SAFETY: takes nothing and always succeeds.
+        // SAFETY: has no arguments and always succeeds.
         unsafe { bpf_jiffies64() as u32 }
     }
 
@@ -169,7 +172,7 @@ impl Surroundings for Skb {
 
     #[inline(always)]
     fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
-        // SAFETY: array values live as long as the map, and only slots reach them.
+        // SAFETY: array values live as long as the map, and are only accessed by slots.
         denials::set(index).map(|set| unsafe { Slot::new(set) })
     }
 
@@ -205,7 +208,7 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn is_known(self) -> bool {
+    fn is_known_flow(self) -> bool {
         functions::netpol_known(self.context(), self.hook()) != 0
     }
 
@@ -225,7 +228,7 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn is_for_another(self) -> bool {
+    fn is_for_other_host(self) -> bool {
         functions::netpol_for_another(self.context()) != 0
     }
 
@@ -241,20 +244,20 @@ impl Surroundings for Skb {
 
     #[inline(always)]
     fn blur<const MASK: i32>(&self, value: u8) -> u8 {
-        let mut blurred = u64::from(value);
-        // SAFETY: computes in registers only. The verifier does not see that the two undo each other.
+        let mut hidden = u64::from(value);
+        // SAFETY: computes in registers only. The verifier does not know that the two XORs cancel out.
         unsafe {
             core::arch::asm!(
                 "{value} ^= {noise}",
                 "{value} ^= {noise}",
                 "{value} &= {mask}",
-                value = inout(reg) blurred,
+                value = inout(reg) hidden,
                 mask = const MASK,
                 noise = in(reg) u64::from(self.length()),
                 options(pure, nomem, nostack, preserves_flags),
             );
         }
-        blurred as u8
+        hidden as u8
     }
 
     #[inline(always)]
@@ -267,7 +270,7 @@ impl Surroundings for Skb {
 
 macro_rules! family {
     ($address:ty, $frontend:ident, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident,
-     $judge_ip:ident, $judge_quoted:ident, $recall:ident, $still_allowed:ident, $settle:ident, $resolve:ident,
+     $judge_ip:ident, $judge_quoted:ident, $lookup_flow:ident, $still_allowed:ident, $settle:ident, $resolve:ident,
      $record:ident) => {
         impl Family<$address> for Skb {
             #[inline(always)]
@@ -281,8 +284,8 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn recall(self, _direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
-                functions::$recall(self.context(), self.hook(), start, ports, bits)
+            fn lookup_flow(self, _direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
+                functions::$lookup_flow(self.context(), self.hook(), start, ports, bits)
             }
 
             #[inline(always)]
@@ -297,18 +300,18 @@ macro_rules! family {
 
             #[inline(always)]
             fn resolve(self, _direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64 {
-                functions::$resolve(self.skb, functions::place(self, start, first), identification, said)
+                functions::$resolve(self.skb, functions::location(self, start, first), identification, said)
             }
 
             #[inline(always)]
             fn record(self, _direction: Direction, start: u32, identification: u32, said: u64) {
-                functions::$record(self.skb, functions::place(self, start, true), identification, said);
+                functions::$record(self.skb, functions::location(self, start, true), identification, said);
             }
 
             #[inline(always)]
             fn flow(&self, endpoint: &Endpoint, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
-                // SAFETY: the kernel keeps the element's memory; should it be reused for another flow meanwhile, then
-                // that one's times are off.
+                // SAFETY: the kernel keeps the element's memory. If it reuses it for another flow meanwhile, only that
+                // flow's times are wrong.
                 flows::$flow(endpoint, key).map(|slot| unsafe { Slot::new(slot) })
             }
 

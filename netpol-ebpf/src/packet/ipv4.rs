@@ -1,4 +1,4 @@
-//! IPv4. RFC 791.
+//! IPv4 headers. RFC 791.
 
 use core::marker::PhantomData;
 
@@ -10,17 +10,17 @@ use crate::Surroundings;
 
 /// Length of a header without options.
 const HEADER: usize = 20;
-/// What comes before the addresses.
+/// Length of the part before the addresses.
 const BEFORE_ENDS: usize = 12;
-/// A frame that holds all that is read of a plain packet.
+/// Length of the part of a plain packet that is read.
 const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
-/// Of the fragment field: the offset, in units of 8 bytes.
+/// The offset in the fragment field, in units of 8 bytes.
 const OFFSET: u16 = 0x1fff;
-/// Of the fragment field: more fragments follow.
+/// The "more fragments" flag in the fragment field.
 const MORE: u16 = 0x2000;
 
-/// Reads a packet with ports and without VLAN tags, options and fragmentation, as nearly all are; `None`: read it the long
-/// way.
+/// Parses a plain packet: one of a protocol with ports, without VLAN tags, options and fragmentation. Nearly all
+/// packets are plain. `None`: parse it on the slow path.
 #[inline(always)]
 pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8; 4]>> {
     let frame: Window<'_, PLAIN> = surroundings.window()?;
@@ -71,7 +71,7 @@ impl Parse for [u8; 4] {
             family: PhantomData,
         };
         if let Fragment::Later { .. } = packet.fragment {
-            // RFC 1858, 4.2: a fragment at offset 1 would rewrite the flags that the first one was judged by.
+            // RFC 1858, 4.2: a fragment at offset 1 would overwrite the flags that the first one was evaluated by.
             if packet.protocol == protocol::TCP && header.number::<6>() & OFFSET == 1 {
                 packet.problem = Some(Reason::Malformed);
             }
@@ -87,8 +87,8 @@ impl Parse for [u8; 4] {
     }
 }
 
-/// Whether the packet says that it ends before its transport header does. Packets of more than 64 KiB, which segmentation
-/// offload cuts later, say 0 (BIG TCP).
+/// Returns whether the packet's length field excludes a part of its transport header. Packets of more than 64 KiB,
+/// which segmentation offload splits later, have length 0 (BIG TCP).
 #[inline(always)]
 fn is_short<const N: usize>(header: Window<'_, N>, length: u32, protocol: u8) -> bool {
     let total = u32::from(header.number::<2>());

@@ -10,12 +10,12 @@ use crate::Surroundings;
 
 /// Length of the fixed header.
 const HEADER: usize = 40;
-/// What comes before the addresses.
+/// Length of the part before the addresses.
 const BEFORE_ENDS: usize = 8;
-/// A frame that holds all that is read of a plain packet.
+/// Length of the part of a plain packet that is read.
 const PLAIN: usize = ETHERNET + HEADER + transport::HEAD;
-/// Extension headers that are walked.
-const EXTENSIONS: usize = 8;
+/// The number of extension headers that are read.
+const MAX_EXTENSIONS: usize = 8;
 
 /// Extension headers, <https://www.iana.org/assignments/ipv6-parameters/>.
 mod next_header {
@@ -26,7 +26,8 @@ mod next_header {
     pub(super) const DESTINATION: u8 = 60;
 }
 
-/// Reads a packet with ports and without VLAN tags and extension headers, as nearly all are; `None`: read it the long way.
+/// Parses a plain packet: one of a protocol with ports, without VLAN tags and extension headers. Nearly all packets are
+/// plain. `None`: parse it on the slow path.
 #[inline(always)]
 pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8; 16]>> {
     let frame: Window<'_, PLAIN> = surroundings.window()?;
@@ -74,12 +75,12 @@ impl Parse for [u8; 16] {
             problem: None,
             family: PhantomData,
         };
-        let walked = Walked::unpack(surroundings, surroundings.walk(packet.payload, packet.protocol));
-        packet.protocol = walked.protocol;
-        packet.payload += u32::from(walked.length);
-        packet.problem = walked.problem;
-        if walked.fragment_at != NOT_FRAGMENTED {
-            let at = start + HEADER as u32 + u32::from(walked.fragment_at);
+        let extensions = Extensions::unpack(surroundings, surroundings.walk(packet.payload, packet.protocol));
+        packet.protocol = extensions.protocol;
+        packet.payload += u32::from(extensions.length);
+        packet.problem = extensions.problem;
+        if extensions.fragment_at != NOT_FRAGMENTED {
+            let at = start + HEADER as u32 + u32::from(extensions.fragment_at);
             let Bytes(bytes): &Bytes<8> = &surroundings.load(at)?;
             packet.fragment = fragment(Window::of(bytes));
         }
@@ -96,23 +97,23 @@ impl Parse for [u8; 16] {
     }
 }
 
-/// [`Walked::fragment_at`] of packets without a fragment header.
+/// The [`Extensions::fragment_at`] of packets without a fragment header.
 const NOT_FRAGMENTED: u16 = u16::MAX;
 
-/// What the extension headers were.
+/// A summary of the extension headers.
 #[derive(Clone, Copy)]
-struct Walked {
-    /// The transport protocol; of a later fragment, what its fragment header says.
+struct Extensions {
+    /// The transport protocol. For a later fragment: the protocol in its fragment header.
     protocol: u8,
     problem: Option<Reason>,
-    /// Where the fragment header starts, behind the IPv6 header.
+    /// The offset of the fragment header, from the end of the IPv6 header.
     fragment_at: u16,
-    /// Of all of them, in bytes.
+    /// The length of all extension headers in bytes.
     length: u16,
 }
 
-impl Walked {
-    /// As one word, which a BPF function can return.
+impl Extensions {
+    /// Packs it into one word, which a BPF function can return.
     #[inline(always)]
     fn pack(self) -> u64 {
         let problem = self.problem.map_or(0, |reason| reason as u8);
@@ -138,25 +139,30 @@ impl Walked {
     }
 }
 
-/// Walks the extension headers up to the transport header. What cannot be looked into (ESP, no next header) counts as
-/// transport. What it finds is packed for [`Surroundings::walk`].
+/// Reads the extension headers up to the transport header. Payloads that cannot be read (ESP, no next header) count as
+/// transport. The result is packed for [`Surroundings::walk`].
 #[inline(always)]
 pub(crate) fn walk<S: Surroundings>(surroundings: &S, start: u32, first: u8) -> u64 {
-    let mut walked = Walked { protocol: first, problem: None, fragment_at: NOT_FRAGMENTED, length: 0 };
-    for position in 0..=EXTENSIONS {
-        match step(surroundings, start, position, &mut walked) {
+    let mut extensions = Extensions { protocol: first, problem: None, fragment_at: NOT_FRAGMENTED, length: 0 };
+    for position in 0..=MAX_EXTENSIONS {
+        match step(surroundings, start, position, &mut extensions) {
             Ok(true) => {}
-            Ok(false) => return walked.pack(),
-            Err(reason) => return Walked { problem: Some(reason), ..walked }.pack(),
+            Ok(false) => return extensions.pack(),
+            Err(reason) => return Extensions { problem: Some(reason), ..extensions }.pack(),
         }
     }
-    Walked { problem: Some(Reason::TooManyHeaders), ..walked }.pack()
+    Extensions { problem: Some(Reason::TooManyHeaders), ..extensions }.pack()
 }
 
-/// Steps over one header; whether there may be more.
+/// Reads one header, and returns whether there may be more.
 #[inline(always)]
-fn step<S: Surroundings>(surroundings: &S, start: u32, position: usize, walked: &mut Walked) -> Result<bool, Reason> {
-    let kind = walked.protocol;
+fn step<S: Surroundings>(
+    surroundings: &S,
+    start: u32,
+    position: usize,
+    extensions: &mut Extensions,
+) -> Result<bool, Reason> {
+    let kind = extensions.protocol;
     if !matches!(
         kind,
         next_header::HOP_BY_HOP
@@ -167,28 +173,28 @@ fn step<S: Surroundings>(surroundings: &S, start: u32, position: usize, walked: 
     ) {
         return Ok(false);
     }
-    if position == EXTENSIONS {
+    if position == MAX_EXTENSIONS {
         return Err(Reason::TooManyHeaders);
     }
-    let Bytes(bytes): &Bytes<8> = &surroundings.load(start + u32::from(walked.length)).ok_or(Reason::Malformed)?;
+    let Bytes(bytes): &Bytes<8> = &surroundings.load(start + u32::from(extensions.length)).ok_or(Reason::Malformed)?;
     let header = Window::of(bytes);
-    walked.protocol = header.byte::<0>();
+    extensions.protocol = header.byte::<0>();
     let length = u16::from(header.byte::<1>());
-    walked.length += match kind {
-        // RFC 8200, 4.1: only right after the IPv6 header.
+    extensions.length += match kind {
+        // RFC 8200, 4.1: only directly after the IPv6 header.
         next_header::HOP_BY_HOP if position != 0 => return Err(Reason::Malformed),
-        // With segments left, the destination is not where the packet goes.
+        // With segments left, the destination address is not the final destination.
         next_header::ROUTING if header.byte::<3>() != 0 => return Err(Reason::Malformed),
         next_header::AUTHENTICATION => (length + 2) * 4,
         next_header::FRAGMENT => {
-            if walked.fragment_at != NOT_FRAGMENTED {
+            if extensions.fragment_at != NOT_FRAGMENTED {
                 return Err(Reason::Malformed);
             }
-            walked.fragment_at = walked.length;
+            extensions.fragment_at = extensions.length;
             let offset = header.number::<2>() >> 3;
             if offset != 0 {
                 // RFC 1858, 4.2, as for IPv4.
-                let rewrites = walked.protocol == protocol::TCP && offset == 1;
+                let rewrites = extensions.protocol == protocol::TCP && offset == 1;
                 return if rewrites { Err(Reason::Malformed) } else { Ok(false) };
             }
             8
@@ -198,7 +204,7 @@ fn step<S: Surroundings>(surroundings: &S, start: u32, position: usize, walked: 
     Ok(true)
 }
 
-/// RFC 8200, 4.5. A fragment that is a whole datagram is treated as one (RFC 6946).
+/// RFC 8200, 4.5. A fragment that is a whole datagram is treated as unfragmented (RFC 6946).
 #[inline(always)]
 fn fragment(header: Window<'_, 8>) -> Fragment {
     let field = header.number::<2>();
@@ -212,17 +218,18 @@ fn fragment(header: Window<'_, 8>) -> Fragment {
     }
 }
 
-/// Whether a plain packet says that it ends before its transport header does. Jumbo packets say 0 (RFC 2675).
+/// Returns whether the length field of a plain packet excludes a part of its transport header. Jumbo packets have
+/// length 0 (RFC 2675).
 #[inline(always)]
 fn is_short<const N: usize>(header: Window<'_, N>, protocol: u8) -> bool {
     let length = u32::from(header.number::<4>());
     length != 0 && length < transport::needed(protocol)
 }
 
-/// The same behind extension headers.
+/// Returns the same for a packet with extension headers.
 #[inline(always)]
 fn ends_before_transport(header: Window<'_, BEFORE_ENDS>, packet: &Packet<[u8; 16]>) -> bool {
     let length = u32::from(header.number::<4>());
-    let walked = packet.payload.wrapping_sub(packet.start + HEADER as u32);
-    length != 0 && length < walked + transport::needed(packet.protocol)
+    let extensions = packet.payload.wrapping_sub(packet.start + HEADER as u32);
+    length != 0 && length < extensions + transport::needed(packet.protocol)
 }

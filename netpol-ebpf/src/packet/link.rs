@@ -1,4 +1,4 @@
-//! Ethernet and VLAN tags. IEEE 802.3 and 802.1Q.
+//! Ethernet headers and VLAN tags. IEEE 802.3 and 802.1Q.
 
 use netpol_common::Reason;
 
@@ -6,11 +6,11 @@ use crate::Surroundings;
 
 /// Length of an Ethernet header without tags.
 pub(crate) const ETHERNET: usize = 14;
-/// Where the destination's MAC address is.
+/// The offset of the destination's MAC address.
 pub(crate) const DESTINATION: u32 = 0;
-/// Where the source's MAC address is.
+/// The offset of the source's MAC address.
 pub(crate) const SOURCE: u32 = 6;
-/// VLAN tags that are walked, besides one that the kernel took off already.
+/// The number of VLAN tags that are read, not counting one that the kernel removed before.
 const TAGS: usize = 2;
 
 /// Ether types, <https://www.iana.org/assignments/ieee-802-numbers/>.
@@ -22,7 +22,7 @@ pub(super) mod ether_type {
     pub(in crate::packet) const SERVICE_VLAN: u16 = 0x88a8;
 }
 
-/// What the frame carries, and where.
+/// The payload of a frame.
 pub(crate) enum Content {
     /// ARP at this offset.
     Arp(u32),
@@ -32,10 +32,10 @@ pub(crate) enum Content {
     Ipv6(u32),
 }
 
-/// Finds what the frame carries.
+/// Finds the payload of a frame.
 #[inline(always)]
 pub(crate) fn parse<S: Surroundings>(surroundings: &S) -> Result<Content, Reason> {
-    if let Some(kind) = surroundings.bare_type() {
+    if let Some(kind) = surroundings.l3_type() {
         return match kind {
             ether_type::IPV4 => Ok(Content::Ipv4(0)),
             ether_type::IPV6 => Ok(Content::Ipv6(0)),

@@ -1,4 +1,4 @@
-//! From a frame to what policies speak of. One file per header.
+//! Parsers from a frame to addresses, protocol and ports. One file for each header.
 
 #![allow(clippy::cast_possible_truncation, reason = "lengths of headers, which are constants")]
 
@@ -22,12 +22,12 @@ use crate::Surroundings;
 use crate::guard::Mac;
 use crate::surroundings::PacketAddress;
 
-/// Where the IP header of a [`Plain`] packet starts.
+/// The offset of the IP header of a [`Plain`] packet.
 pub(crate) const PLAIN_START: u32 = link::ETHERNET as u32;
 
-/// A packet of a protocol with ports whose headers are just Ethernet, IP and transport.
+/// A plain packet: one of a protocol with ports, with Ethernet, IP and transport headers only.
 pub(crate) struct Plain<A> {
-    /// The Ethernet source.
+    /// The Ethernet source address.
     pub(crate) link_source: Mac,
     pub(crate) source: A,
     pub(crate) destination: A,
@@ -57,50 +57,50 @@ impl<A> Plain<A> {
     }
 }
 
-/// An IP packet, as far as it could be read. Its addresses are read where they are needed ([`Parse::ends`]): the stack is
-/// small.
+/// An IP packet, as far as it could be parsed. Addresses are read where they are needed ([`Parse::ends`]), because the
+/// stack is small.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet<A> {
-    /// Where its IP header starts in the frame.
+    /// The offset of its IP header in the frame.
     pub(crate) start: u32,
-    /// Where its transport header starts.
+    /// The offset of its transport header.
     pub(crate) payload: u32,
     /// The transport protocol.
     pub(crate) protocol: u8,
-    /// Hop limit or time to live.
+    /// The hop limit, or the time to live.
     pub(crate) hops: u8,
     pub(crate) fragment: Fragment,
     pub(crate) transport: Transport,
-    /// What was wrong from the transport header on, or with the headers before it.
+    /// The first error in its headers.
     pub(crate) problem: Option<Reason>,
     pub(crate) family: PhantomData<A>,
 }
 
-/// What a packet is of its datagram.
+/// The part of a datagram that a packet has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fragment {
-    /// All of it.
+    /// The whole datagram.
     Whole,
-    /// The fragment that has the transport header.
+    /// The first fragment, which has the transport header.
     First {
-        /// In the packet's byte order.
+        /// The IP identification, in the packet's byte order.
         identification: u32,
     },
-    /// One without.
+    /// A later fragment, without the transport header.
     Later {
-        /// In the packet's byte order.
+        /// The IP identification, in the packet's byte order.
         identification: u32,
     },
 }
 
-/// The transport header, as far as verdicts need it; zeros where the protocol has nothing of it.
+/// The fields of the transport header that verdicts depend on; zero if the protocol does not have them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Transport {
-    /// ICMP: type and code.
+    /// The source port. ICMP: type and code.
     pub(crate) source_port: [u8; 2],
-    /// ICMP: the identifier.
+    /// The destination port. ICMP: the identifier.
     pub(crate) destination_port: [u8; 2],
-    /// TCP, and SCTP's INIT.
+    /// The TCP flags. SCTP: SYN for an INIT chunk.
     pub(crate) flags: TcpFlags,
 }
 
@@ -114,8 +114,8 @@ impl TcpFlags {
     pub(crate) const RST: u8 = 0x04;
     pub(crate) const ACK: u8 = 0x10;
 
-    /// The flags that an SCTP packet with this first chunk counts as having: INIT starts an association, and is alone in its packet
-    /// (RFC 9260, 6.10).
+    /// Returns the flags for an SCTP packet with this first chunk: INIT starts an association, and is the only chunk of
+    /// its packet (RFC 9260, 6.10).
     #[inline(always)]
     pub(crate) const fn of_chunk(kind: u8) -> Self {
         /// RFC 9260, 3.2.
@@ -123,51 +123,52 @@ impl TcpFlags {
         Self(if kind == INIT { Self::SYN } else { 0 })
     }
 
-    /// Whether a bit is set.
+    /// Returns whether a flag is set.
     #[inline(always)]
     pub(crate) const fn has(self, flag: u8) -> bool {
         self.0 & flag != 0
     }
 
-    /// Whether it opens a connection and answers nothing.
+    /// Returns whether the packet starts a connection and is no reply.
     #[inline(always)]
-    pub(crate) const fn opens(self) -> bool {
+    pub(crate) const fn starts_connection(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
     }
 }
 
-/// What an ICMP message is to flows.
+/// The kind of an ICMP message, with respect to flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Icmp {
     /// An echo request.
-    Question,
+    EchoRequest,
     /// An echo reply.
-    Answer,
-    /// It quotes the packet that it is about.
+    EchoReply,
+    /// An error, which quotes a packet.
     Error,
-    /// Neighbour, router and multicast listener discovery, if it comes from the link.
+    /// Neighbor, router and multicast listener discovery, if sent on the link.
     Discovery,
     /// Anything else.
     Other,
 }
 
 impl<A: PacketAddress> Packet<A> {
-    /// What the ICMP message is; `None` for other protocols, and for IPv4's ICMP over IPv6 and the other way round.
+    /// Returns the kind of an ICMP message. `None` for other protocols, and for the ICMP version of the other IP
+    /// family.
     #[inline(always)]
     pub(crate) fn icmp(&self) -> Option<Icmp> {
         if A::FAMILY == 4 && self.protocol == protocol::ICMP {
             Some(match self.transport.source_port[0] {
-                8 => Icmp::Question,
-                0 => Icmp::Answer,
+                8 => Icmp::EchoRequest,
+                0 => Icmp::EchoReply,
                 3 | 11 | 12 => Icmp::Error,
                 _ => Icmp::Other,
             })
         } else if A::FAMILY == 6 && self.protocol == protocol::ICMPV6 {
             Some(match self.transport.source_port[0] {
-                128 => Icmp::Question,
-                129 => Icmp::Answer,
+                128 => Icmp::EchoRequest,
+                129 => Icmp::EchoReply,
                 1..=4 => Icmp::Error,
-                // RFC 4861, 6.1: whoever is further away than the link cannot send 255.
+                // RFC 4861, 6.1: a packet from beyond the link cannot have hop limit 255.
                 133..=137 if self.hops == 255 => Icmp::Discovery,
                 // RFC 2710, 3, and RFC 3810, 5.
                 130..=132 | 143 if self.hops == 1 => Icmp::Discovery,
@@ -179,13 +180,13 @@ impl<A: PacketAddress> Packet<A> {
     }
 }
 
-/// IP headers that can be found anywhere in a frame.
+/// Parsers for the IP headers at an offset of a frame.
 pub(crate) trait Parse: PacketAddress {
-    /// Whether an IP header of this family is at an offset.
+    /// Returns whether an IP header of this family is at an offset.
     fn is_readable<S: Surroundings>(surroundings: &S, start: u32) -> bool;
-    /// Source and destination of the packet whose IP header starts at an offset.
+    /// Returns source and destination of the packet with its IP header at an offset.
     fn ends<S: Surroundings>(surroundings: &S, start: u32) -> Option<(Self, Self)>;
-    /// Reads the packet whose IP header starts at an offset; `None` where none is readable. Of a packet that an ICMP error
-    /// quotes, less is there.
+    /// Parses the packet with its IP header at an offset; `None` if there is none. A packet that an ICMP error quotes
+    /// may be shorter.
     fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
 }

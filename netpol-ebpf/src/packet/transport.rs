@@ -1,20 +1,20 @@
-//! TCP, UDP, SCTP and ICMP: the first bytes of each.
+//! Transport headers: the first bytes of TCP, UDP, SCTP and ICMP.
 
 use netpol_common::{Reason, protocol};
 
 use super::{Bytes, TcpFlags, Transport, Window};
 use crate::Surroundings;
 
-/// Bytes of TCP up to its flags; more than the other protocols need.
+/// Length of a TCP header up to its flags. The other protocols need less.
 pub(super) const HEAD: usize = 14;
-/// Bytes of UDP and SCTP up to the ports, and of TCP that an ICMP error is sure to quote.
+/// Length of the ports, which an ICMP error always quotes.
 const PORTS: usize = 4;
-/// Where the type of an SCTP packet's first chunk is.
+/// The offset of the type of an SCTP packet's first chunk.
 pub(super) const CHUNK: usize = 12;
-/// Bytes of an ICMP header.
+/// Length of an ICMP header.
 const ICMP: usize = 8;
 
-/// How many bytes of the transport header must be there.
+/// Returns how many bytes of the transport header are required.
 #[inline(always)]
 pub(super) const fn needed(protocol: u8) -> u32 {
     match protocol {
@@ -25,7 +25,7 @@ pub(super) const fn needed(protocol: u8) -> u32 {
     }
 }
 
-/// Finds the transport header at an offset.
+/// Reads the transport header at an offset.
 #[inline(always)]
 pub(super) fn load<S: Surroundings>(
     surroundings: &S,
@@ -34,14 +34,14 @@ pub(super) fn load<S: Surroundings>(
     quoted: bool,
 ) -> Result<Transport, Reason> {
     let word = surroundings.transport(offset, protocol, quoted);
-    let [a, b, c, d, flags, there, ..] = word.to_ne_bytes();
-    if there == 0 {
+    let [a, b, c, d, flags, complete, ..] = word.to_ne_bytes();
+    if complete == 0 {
         return Err(Reason::Malformed);
     }
     Ok(Transport { source_port: [a, b], destination_port: [c, d], flags: TcpFlags(flags) })
 }
 
-/// The same, packed for [`Surroundings::transport`]: ports, flags, and whether it is there.
+/// Returns the same, packed for [`Surroundings::transport`]: ports, flags, and whether the header is complete.
 #[inline(always)]
 pub(crate) fn read_packed<S: Surroundings>(surroundings: &S, offset: u32, protocol: u8, quoted: bool) -> u64 {
     let Some(Transport { source_port: [a, b], destination_port: [c, d], flags }) =

@@ -1,13 +1,13 @@
-//! Bytes whose presence is proven, read at offsets the compiler checks.
+//! Views of bytes that are known to be readable, at offsets that the compiler checks.
 
 use core::marker::PhantomData;
 
-/// `N` bytes of the frame, copied. Aligned, as the verifier demands of what is read by words from the stack.
+/// `N` bytes of the frame, copied. Aligned, because the verifier requires it for words on the stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes<const N: usize>(pub [u8; N]);
 
-/// `N` bytes that are there.
+/// A view of `N` readable bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a, const N: usize> {
     bytes: *const u8,
@@ -15,13 +15,13 @@ pub struct Window<'a, const N: usize> {
 }
 
 impl<'a, const N: usize> Window<'a, N> {
-    /// A window on bytes in memory.
+    /// Creates a window on bytes in memory.
     #[inline(always)]
     pub const fn of(bytes: &'a [u8; N]) -> Self {
         Self { bytes: bytes.as_ptr(), lifetime: PhantomData }
     }
 
-    /// A window on bytes at an address.
+    /// Creates a window on bytes at an address.
     ///
     /// # Safety
     /// `N` bytes must be readable there during the window's lifetime.
@@ -30,7 +30,7 @@ impl<'a, const N: usize> Window<'a, N> {
         Self { bytes, lifetime: PhantomData }
     }
 
-    /// The part from offset `O`.
+    /// Returns `M` bytes from offset `O`.
     #[inline(always)]
     pub fn part<const O: usize, const M: usize>(&self) -> Window<'a, M> {
         const { assert!(O + M <= N) };
@@ -38,7 +38,7 @@ impl<'a, const N: usize> Window<'a, N> {
         Window { bytes: unsafe { self.bytes.add(O) }, lifetime: PhantomData }
     }
 
-    /// One byte.
+    /// Reads one byte.
     #[inline(always)]
     pub fn byte<const O: usize>(&self) -> u8 {
         const { assert!(O < N) };
@@ -46,7 +46,7 @@ impl<'a, const N: usize> Window<'a, N> {
         unsafe { self.bytes.add(O).read() }
     }
 
-    /// Two bytes.
+    /// Reads two bytes.
     #[inline(always)]
     pub fn pair<const O: usize>(&self) -> [u8; 2] {
         const { assert!(O + 2 <= N) };
@@ -54,13 +54,13 @@ impl<'a, const N: usize> Window<'a, N> {
         unsafe { load_u16::<O>(self.bytes) }.to_ne_bytes()
     }
 
-    /// A 16-bit number in network byte order.
+    /// Reads a 16-bit number in network byte order.
     #[inline(always)]
     pub fn number<const O: usize>(&self) -> u16 {
         u16::from_be_bytes(self.pair::<O>())
     }
 
-    /// Four bytes.
+    /// Reads four bytes.
     #[inline(always)]
     pub fn quad<const O: usize>(&self) -> [u8; 4] {
         const { assert!(O + 4 <= N) };
@@ -68,7 +68,7 @@ impl<'a, const N: usize> Window<'a, N> {
         unsafe { load_u32::<O>(self.bytes) }.to_ne_bytes()
     }
 
-    /// Sixteen bytes.
+    /// Reads sixteen bytes.
     #[inline(always)]
     pub fn sixteen<const O: usize>(&self) -> [u8; 16] {
         const { assert!(O + 16 <= N) };
@@ -77,8 +77,8 @@ impl<'a, const N: usize> Window<'a, N> {
     }
 }
 
-/// Loads as one instruction each. To the compiler the bytes have no alignment, and it would load them one by one; the
-/// verifier knows whether the machine minds (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
+/// Loads of one instruction each. To the compiler the bytes are unaligned, and it would load them one by one. The
+/// verifier knows whether the machine allows unaligned access (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`).
 #[cfg(target_arch = "bpf")]
 mod loads {
     use core::arch::asm;
@@ -91,7 +91,7 @@ mod loads {
             #[allow(clippy::cast_possible_truncation, reason = "the upper bits are zero")]
             pub(super) unsafe fn $name<const O: usize>(bytes: *const u8) -> $type {
                 let value: u64;
-                // SAFETY: promised by the caller.
+                // SAFETY: the caller guarantees it.
                 unsafe {
                     asm!(
                         concat!("{value} = *(", $size, " *)({bytes} + {offset})"),
@@ -112,8 +112,8 @@ mod loads {
     /// The bytes must be readable.
     #[inline(always)]
     pub(super) unsafe fn load_u128<const O: usize>(bytes: *const u8) -> [u8; 16] {
-        // Four loads, because that is how the keys they go into are aligned.
-        // SAFETY: promised by the caller.
+        // Four loads, because the keys that they are copied into have this alignment.
+        // SAFETY: the caller guarantees it.
         let words = unsafe {
             let rest = bytes.add(O);
             [load_u32::<0>(rest), load_u32::<4>(rest), load_u32::<8>(rest), load_u32::<12>(rest)]
@@ -130,7 +130,7 @@ mod loads {
             /// The bytes must be readable.
             #[inline(always)]
             pub(super) unsafe fn $name<const O: usize>(bytes: *const u8) -> $type {
-                // SAFETY: promised by the caller.
+                // SAFETY: the caller guarantees it.
                 unsafe { bytes.add(O).cast::<$type>().read_unaligned() }
             }
         };
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_bytes_where_they_are() {
+    fn reads_bytes_at_their_offset() {
         let bytes: [u8; 20] = core::array::from_fn(|i| u8::try_from(i).unwrap());
         let window = Window::of(&bytes);
         assert_eq!(window.byte::<19>(), 19);

@@ -1,6 +1,6 @@
-//! What headers say, hide and leave out.
+//! Tests of packet headers: options, extension headers, VLAN tags, fragments and truncated packets.
 
-use crate::both::{Both, FAMILIES, FORWARDED, SYN, WEB, ip, wire};
+use crate::kernel_and_memory::{FAMILIES, FORWARDED, KernelAndMemory, SYN, WEB, ip, wire};
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{PORT_PREFIX_PROTOCOL, PortEntry, PortKey, Reason, RuleId, endpoint_flags, port_verdict, protocol};
 use netpol_tests::cluster::Mac;
@@ -8,8 +8,8 @@ use netpol_tests::packet::frame;
 use netpol_tests::program::INTERFACE;
 
 #[test]
-fn link_control_passes_and_nothing_like_it() {
-    let mut both = Both::isolated(&[Ingress, Egress]);
+fn neighbor_discovery_passes_only_from_the_link() {
+    let mut both = KernelAndMemory::isolated(&[Ingress, Egress]);
     let mut arp = [[0xff_u8; 6], [4; 6]].concat();
     arp.extend([8, 6]);
     arp.extend([0; 28]);
@@ -21,39 +21,59 @@ fn link_control_passes_and_nothing_like_it() {
     };
     for (hops, kind, expected, what) in [
         (255, 133, Reason::LinkControl, "router solicitation"),
-        (255, 135, Reason::LinkControl, "neighbour solicitation"),
+        (255, 135, Reason::LinkControl, "neighbor solicitation"),
         (255, 137, Reason::LinkControl, "redirect"),
-        (64, 135, Reason::NoRule, "from further than the link"),
+        (64, 135, Reason::NoRule, "from beyond the link"),
         (1, 143, Reason::LinkControl, "listener report"),
-        (64, 131, Reason::NoRule, "listener report from afar"),
+        (64, 131, Reason::NoRule, "listener report from beyond the link"),
         (255, 128, Reason::NoRule, "echo"),
         (255, 138, Reason::NoRule, "renumbering"),
     ] {
         both.expect(Ingress, &with_hops(hops, kind, "fe80::9"), expected, what);
     }
-    both.expect(Egress, &with_hops(255, 135, "fe80::9"), Reason::ForeignSource, "with another's address");
+    both.expect(Egress, &with_hops(255, 135, "fe80::9"), Reason::ForeignSource, "with another address");
 }
 
 #[test]
-fn a_pod_sends_from_its_own_addresses() {
-    let mut both = Both::isolated(&[]);
+fn a_pod_sends_only_from_its_own_addresses() {
+    let mut both = KernelAndMemory::isolated(&[]);
     for a in FAMILIES {
-        both.expect(Egress, &ip(a.friend, a.stranger).udp(1, 2, b"12345678"), Reason::ForeignSource, "another's");
-        both.expect(Egress, &ip(a.friend, a.stranger).carrying(a.icmp(), b""), Reason::ForeignSource, "cut short too");
-        both.expect(Ingress, &ip(a.friend, a.pod).udp(1, 2, b"12345678"), Reason::NotIsolated, "what arrives may");
+        both.expect(Egress, &ip(a.client, a.outsider).udp(1, 2, b"12345678"), Reason::ForeignSource, "another address");
+        both.expect(
+            Egress,
+            &ip(a.client, a.outsider).carrying(a.icmp(), b""),
+            Reason::ForeignSource,
+            "another address, truncated",
+        );
+        both.expect(
+            Ingress,
+            &ip(a.client, a.pod).udp(1, 2, b"12345678"),
+            Reason::NotIsolated,
+            "packets to the pod may have any source",
+        );
     }
-    both.expect(Egress, &ip("::", "fd00::2").udp(1, 2, b"12345678"), Reason::ForeignSource, "from nobody");
-    both.expect(Egress, &ip("0.0.0.0", "10.0.0.2").udp(1, 2, b"12345678"), Reason::ForeignSource, "from nobody");
+    both.expect(
+        Egress,
+        &ip("::", "fd00::2").udp(1, 2, b"12345678"),
+        Reason::ForeignSource,
+        "from the unspecified address",
+    );
+    both.expect(
+        Egress,
+        &ip("0.0.0.0", "10.0.0.2").udp(1, 2, b"12345678"),
+        Reason::ForeignSource,
+        "from the unspecified address",
+    );
     both.change(|endpoint| endpoint.flags = 0);
-    both.expect(Egress, &ip("fd00::2", "fd00::3").udp(1, 2, b"12345678"), Reason::NotIsolated, "without the guard");
+    both.expect(Egress, &ip("fd00::2", "fd00::3").udp(1, 2, b"12345678"), Reason::NotIsolated, "without anti-spoofing");
 }
 
 #[test]
-fn headers_in_between_hide_nothing() {
-    let mut both = Both::isolated(&[Ingress]);
+fn tags_options_and_extension_headers_do_not_change_verdicts() {
+    let mut both = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
         for (port, expected) in [(80, Reason::Rule), (81, Reason::NoRule)] {
-            let plain = ip(a.friend, a.pod).tcp(1000, port, SYN, b"");
+            let plain = ip(a.client, a.pod).tcp(1000, port, SYN, b"");
             for tags in 0..3 {
                 let tagged = frame(Mac([2; 6]), Mac([4; 6]), &[5, 6][..tags], &plain);
                 assert_eq!(both.run(Ingress, &tagged), expected, "{tags} VLAN tags");
@@ -84,67 +104,77 @@ fn headers_in_between_hide_nothing() {
 }
 
 #[test]
-fn fragments_follow_their_first() {
-    let mut both = Both::isolated(&[Ingress]);
+fn later_fragments_follow_the_first() {
+    let mut both = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
-        let from = |id, offset, more| ip(a.friend, a.pod).fragment(id, offset, more);
-        let body = ip(a.friend, a.pod).udp_body(1000, 53, &[7; 64]);
-        let denied = ip(a.friend, a.pod).udp_body(1000, 54, &[7; 64]);
-        both.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::OrphanFragment, "no first yet");
+        let from = |id, offset, more| ip(a.client, a.pod).fragment(id, offset, more);
+        let body = ip(a.client, a.pod).udp_body(1000, 53, &[7; 64]);
+        let denied = ip(a.client, a.pod).udp_body(1000, 54, &[7; 64]);
+        both.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::OrphanFragment, "before the first");
         both.expect(Ingress, &from(1, 0, true).carrying(17, &body[..32]), Reason::Rule, "the first");
         both.expect(Ingress, &from(1, 32, false).carrying(17, &body[32..]), Reason::Flow, "the rest");
-        both.expect(Ingress, &from(1, 0, true).carrying(17, &denied[..32]), Reason::Malformed, "a second beginning");
+        both.expect(
+            Ingress,
+            &from(1, 0, true).carrying(17, &denied[..32]),
+            Reason::Malformed,
+            "a second, different first fragment",
+        );
         both.expect(Ingress, &from(2, 0, true).carrying(17, &denied[..32]), Reason::NoRule, "a denied first");
         both.expect(Ingress, &from(2, 32, false).carrying(17, &denied[32..]), Reason::OrphanFragment, "its rest");
         let segment = [0x03, 0xe8, 0, 80, 0, 0, 0, 1];
         both.expect(Ingress, &from(3, 0, true).carrying(6, &segment), Reason::Malformed, "TCP without its flags");
-        both.expect(Ingress, &from(3, 8, false).carrying(6, &segment), Reason::Malformed, "flags to be rewritten");
+        both.expect(
+            Ingress,
+            &from(3, 8, false).carrying(6, &segment),
+            Reason::Malformed,
+            "a fragment that would overwrite flags",
+        );
         both.memory.wait(31);
         let late = wire(&from(1, 32, false).carrying(17, &body[32..]));
         assert_eq!(both.memory.run(Ingress, &late, INTERFACE, 0), Reason::OrphanFragment, "half a minute later");
     }
 }
 
-/// A later fragment before its first: its ports are not known, so it passes where all of them are allowed.
+/// A later fragment that arrives before its first has no known ports, so it passes only if all ports are allowed.
 #[test]
-fn s19_a_fragment_before_its_first_passes_where_ports_do_not_matter() {
+fn s19_a_fragment_before_its_first_passes_only_if_all_ports_are_allowed() {
     for direction in [Ingress, Egress] {
-        let mut both = Both::isolated(&[direction]);
+        let mut both = KernelAndMemory::isolated(&[direction]);
         let all_of_udp = PortKey { set: WEB, protocol: protocol::UDP, zero: 0, port: [0; 2] };
         for a in FAMILIES {
             let packet = |peer: &str| if direction == Ingress { ip(peer, a.pod) } else { ip(a.pod, peer) };
-            let body = packet(a.friend).udp_body(1000, 54, &[7; 64]);
+            let body = packet(a.client).udp_body(1000, 54, &[7; 64]);
             for (peer, kind, expected, what) in [
-                (a.partner, 17, Reason::Rule, "UDP from a peer that everything is allowed to"),
-                (a.partner, 6, Reason::Rule, "TCP from there"),
-                (a.partner, 47, Reason::Rule, "GRE from there"),
-                (a.partner, a.icmp(), Reason::Rule, "a long echo from there"),
-                (a.friend, 17, Reason::OrphanFragment, "UDP from a peer that one port is allowed to"),
-                (a.friend, 47, Reason::OrphanFragment, "GRE from there"),
-                (a.stranger, 17, Reason::OrphanFragment, "UDP from a stranger"),
+                (a.trusted, 17, Reason::Rule, "UDP from a peer with all ports allowed"),
+                (a.trusted, 6, Reason::Rule, "TCP from the same peer"),
+                (a.trusted, 47, Reason::Rule, "GRE from the same peer"),
+                (a.trusted, a.icmp(), Reason::Rule, "a long echo from the same peer"),
+                (a.client, 17, Reason::OrphanFragment, "UDP from a peer with one port allowed"),
+                (a.client, 47, Reason::OrphanFragment, "GRE from the same peer"),
+                (a.outsider, 17, Reason::OrphanFragment, "UDP from an outsider"),
             ] {
                 let later = packet(peer).fragment(1, 32, false).carrying(kind, &body[32..]);
                 both.expect(direction, &later, expected, what);
-                both.expect(direction, &later, expected, "it made no flow");
+                both.expect(direction, &later, expected, "it started no flow");
             }
-            let whole = packet(a.partner).udp(1000, 54, b"12345678");
-            both.expect(direction, &whole, Reason::Rule, "nor admits it anything");
+            let whole = packet(a.trusted).udp(1000, 54, b"12345678");
+            both.expect(direction, &whole, Reason::Rule, "it admitted no other packet");
         }
         let entry = PortEntry { verdict: port_verdict::ALLOW, rule: RuleId(2) };
         both.kernel.set_port(PORT_PREFIX_PROTOCOL, all_of_udp, entry).unwrap();
         both.memory.ports.insert((PORT_PREFIX_PROTOCOL, all_of_udp), entry);
         for a in FAMILIES {
-            let packet = if direction == Ingress { ip(a.friend, a.pod) } else { ip(a.pod, a.friend) };
+            let packet = if direction == Ingress { ip(a.client, a.pod) } else { ip(a.pod, a.client) };
             let later = |kind| packet.clone().fragment(2, 32, false).carrying(kind, &[7; 32]);
-            both.expect(direction, &later(17), Reason::Rule, "where all of UDP is allowed");
-            both.expect(direction, &later(6), Reason::OrphanFragment, "and one port of TCP");
+            both.expect(direction, &later(17), Reason::Rule, "if all UDP ports are allowed");
+            both.expect(direction, &later(6), Reason::OrphanFragment, "if only one TCP port is allowed");
         }
     }
 }
 
 #[test]
-fn what_cannot_be_read_passes_open_pods_only() {
-    let (mut open, mut closed) = (Both::isolated(&[]), Both::isolated(&[Ingress]));
+fn unparsable_packets_pass_only_at_pods_that_are_not_isolated() {
+    let (mut open, mut closed) = (KernelAndMemory::isolated(&[]), KernelAndMemory::isolated(&[Ingress]));
     let mut unknown_type = wire(&ip("10.0.0.2", "10.0.0.1").udp(1, 53, b"12345678"));
     unknown_type[12] = 0x99;
     let mut wrong_version = wire(&ip("10.0.0.2", "10.0.0.1").udp(1, 53, b"12345678"));
@@ -166,27 +196,27 @@ fn what_cannot_be_read_passes_open_pods_only() {
     assert_eq!(closed.run(Egress, &wire(&ip("10.0.0.1", "10.0.0.2").udp(1, 53, b"12345678"))), Reason::UnknownPod);
 }
 
-/// Cut anywhere, a packet that would pass does so only where its ports are still there, and never crashes anything.
+/// A packet that is truncated anywhere passes only if its ports are complete.
 #[test]
 fn truncated_packets_are_malformed() {
-    let mut both = Both::isolated(&[Ingress, Egress]);
+    let mut both = KernelAndMemory::isolated(&[Ingress, Egress]);
     for a in FAMILIES {
         let network = 14 + if a.v4() { 20 } else { 40 };
-        let quoted = ip(a.pod, a.friend).tcp(2000, 80, SYN, b"");
+        let quoted = ip(a.pod, a.client).tcp(2000, 80, SYN, b"");
         both.expect(Egress, &quoted, Reason::Rule, "the flow that the error quotes");
-        let extended = if a.v4() { ip(a.friend, a.pod).options(&[1; 8]) } else { ip(a.friend, a.pod).extension(60, 0) };
+        let extended = if a.v4() { ip(a.client, a.pod).options(&[1; 8]) } else { ip(a.client, a.pod).extension(60, 0) };
         for (packet, needed) in [
-            (ip(a.partner, a.pod).tcp(1000, 80, SYN, b"1234"), network + 14),
-            (ip(a.friend, a.pod).udp(1000, 53, b"1234"), network + 4),
+            (ip(a.trusted, a.pod).tcp(1000, 80, SYN, b"1234"), network + 14),
+            (ip(a.client, a.pod).udp(1000, 53, b"1234"), network + 4),
             (extended.tcp(1000, 80, SYN, b"1234"), network + 8 + 14),
-            (ip(a.partner, a.pod).icmp(a.echo().0, 0, [0; 4], b"1234"), network + 8),
-            (ip(a.stranger, a.pod).icmp(a.too_big(), 4, [0; 4], &quoted), network + 8),
+            (ip(a.trusted, a.pod).icmp(a.echo().0, 0, [0; 4], b"1234"), network + 8),
+            (ip(a.outsider, a.pod).icmp(a.too_big(), 4, [0; 4], &quoted), network + 8),
         ] {
             let whole = wire(&packet);
             for length in 0..=whole.len() {
                 let cut = &whole[..length];
                 let expected = if length < needed { Some(Reason::Malformed) } else { None };
-                // TEST_RUN does not build an sk_buff without the IP header; in memory, all lengths are tried.
+                // TEST_RUN does not create an sk_buff without the IP header. In memory, all lengths are tested.
                 let reason = if length < network {
                     both.memory.sender.set(0);
                     both.memory.run(Ingress, cut, INTERFACE, FORWARDED)
@@ -199,16 +229,16 @@ fn truncated_packets_are_malformed() {
     }
 }
 
-/// Frames whose first bytes only are at hand, as with large socket buffers.
+/// Frames of which only the first bytes can be read directly, as with large socket buffers.
 #[test]
-fn paged_frames_are_judged_alike() {
-    let both = Both::isolated(&[Ingress]);
+fn nonlinear_frames_have_the_same_verdict() {
+    let both = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
         for port in [80, 81] {
-            let whole = wire(&ip(a.friend, a.pod).tcp(1000, port, SYN, b"12345678"));
+            let whole = wire(&ip(a.client, a.pod).tcp(1000, port, SYN, b"12345678"));
             let expected = both.memory.run(Ingress, &whole, INTERFACE, FORWARDED);
             for linear in 0..whole.len() {
-                assert_eq!(both.memory.run_paged(Ingress, &whole, INTERFACE, linear), expected, "{linear} bytes");
+                assert_eq!(both.memory.run_nonlinear(Ingress, &whole, INTERFACE, linear), expected, "{linear} bytes");
             }
         }
     }

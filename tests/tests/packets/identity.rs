@@ -1,4 +1,4 @@
-//! Which source addresses are accepted, and which tunnel endpoints are reached.
+//! Tests of which source addresses are accepted, and of tunnel endpoints.
 
 use std::net::IpAddr;
 
@@ -10,15 +10,15 @@ use netpol_common::{
 use netpol_tests::packet::{Ip, protocol};
 use netpol_tests::program::INTERFACE;
 
-use super::both::{ACK, Addresses, Both, FAMILIES, SYN, SYN_ACK, ip, wire};
+use super::kernel_and_memory::{ACK, Addresses, FAMILIES, KernelAndMemory, SYN, SYN_ACK, ip, wire};
 
 const POD: u32 = 1;
-const FRIEND: u32 = 2;
-const FRIEND_VETH: u32 = 7;
+const CLIENT: u32 = 2;
+const CLIENT_VETH: u32 = 7;
 const GONE: u32 = 9;
 const SERVICES: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
-impl Both {
+impl KernelAndMemory {
     fn set_address(&mut self, address: &str, entry: AddressEntry) {
         match address.parse().unwrap() {
             IpAddr::V4(address) => {
@@ -32,25 +32,25 @@ impl Both {
         }
     }
 
-    /// Has the friend be a pod of this node: an endpoint with the second ID, whose address is its own.
-    fn with_friend_here(&mut self) {
+    /// Makes the client a pod of this node: an endpoint with the second ID that has the client's address.
+    fn with_local_client(&mut self) {
         let mut endpoint = Endpoint {
-            ifindex: IfIndex(FRIEND_VETH),
+            ifindex: IfIndex(CLIENT_VETH),
             generation: Generation(1),
             flags: endpoint_flags::SOURCE_GUARD,
-            id: FRIEND,
+            id: CLIENT,
             ..Endpoint::default()
         };
         for addresses in FAMILIES {
-            match addresses.friend.parse().unwrap() {
+            match addresses.client.parse().unwrap() {
                 IpAddr::V4(address) => endpoint.address_v4 = address.octets(),
                 IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
             }
             let class = netpol_common::ClassId(1);
-            self.set_address(addresses.friend, AddressEntry { class, flags: 0, endpoint: 2 });
+            self.set_address(addresses.client, AddressEntry { class, flags: 0, endpoint: 2 });
         }
-        self.kernel.set_endpoint_at(FRIEND_VETH, &endpoint).unwrap();
-        self.memory.endpoints.insert(FRIEND_VETH, endpoint);
+        self.kernel.set_endpoint_at(CLIENT_VETH, &endpoint).unwrap();
+        self.memory.endpoints.insert(CLIENT_VETH, endpoint);
     }
 
     fn tunnel(&mut self, scope: TunnelScope, protocol: u8, port: u16) {
@@ -60,129 +60,149 @@ impl Both {
         self.kernel.set_tunnels(word.index, *bits).unwrap();
     }
 
-    /// What a device of the node makes of a packet with this source endpoint ID, not to be evaluated again.
-    fn leaves(&mut self, packet: &[u8], sender: u32) -> Option<Reason> {
+    /// Runs a packet that leaves the node, with this source endpoint ID and no recheck bit.
+    fn send_off_node(&mut self, packet: &[u8], sender: u32) -> Option<Reason> {
         let frame = wire(packet);
         let ifindex = if sender == POD { INTERFACE } else { 0 };
         self.memory.sender.set(sender);
         let reason = self.memory.run_source(&frame, ifindex);
         let ran = self.kernel.run_behind(&frame, sender, 1).expect("the kernel runs the frame");
-        assert_eq!(ran.passed, reason.is_none_or(Reason::allows), "memory says {reason:?}");
+        assert_eq!(ran.passed, reason.is_none_or(Reason::allows), "memory returned {reason:?}");
         reason
     }
 }
 
-/// With options or an extension header, so that it is parsed by the slow path.
-fn long(packet: &Ip, addresses: Addresses) -> Ip {
+/// Adds options or an extension header, so that the packet takes the slow path.
+fn with_extension(packet: &Ip, addresses: Addresses) -> Ip {
     if addresses.v4() { packet.clone().options(&[1; 4]) } else { packet.clone().extension(60, 0) }
 }
 
-fn each(check: impl Fn(&mut Both, Addresses, &str)) {
+fn for_each_case(check: impl Fn(&mut KernelAndMemory, Addresses, &str)) {
     for isolated in [&[][..], &[Ingress]] {
         for (addresses, service) in FAMILIES.into_iter().zip(SERVICES) {
-            let mut both = Both::isolated(isolated);
-            both.with_friend_here();
-            both.serve(service, protocol::TCP, 80, 11);
+            let mut both = KernelAndMemory::isolated(isolated);
+            both.with_local_client();
+            both.add_frontend(service, protocol::TCP, 80, 11);
             check(&mut both, addresses, service);
         }
     }
 }
 
 #[test]
-fn s31_the_address_of_a_pod_of_this_node_is_accepted_only_from_that_pod() {
-    each(|both, a, _| {
-        let packet = ip(a.friend, a.pod);
+fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
+    for_each_case(|both, a, _| {
+        let packet = ip(a.client, a.pod);
         let open = if both.endpoint.ingress.isolated() { Reason::Rule } else { Reason::NotIsolated };
-        assert_eq!(both.arrives(&packet.tcp(1000, 80, SYN, b""), FRIEND), open);
-        assert_eq!(both.arrives(&packet.tcp(1001, 80, SYN, b""), 0), Reason::SpoofedSource, "from outside");
-        assert_eq!(both.arrives(&packet.tcp(1001, 80, ACK, b""), 0), Reason::SpoofedSource);
-        assert_eq!(both.arrives(&packet.udp(1001, 53, b""), 0), Reason::SpoofedSource);
+        assert_eq!(both.receive_from(&packet.tcp(1000, 80, SYN, b""), CLIENT), open);
+        assert_eq!(both.receive_from(&packet.tcp(1001, 80, SYN, b""), 0), Reason::SpoofedSource, "from outside");
+        assert_eq!(both.receive_from(&packet.tcp(1001, 80, ACK, b""), 0), Reason::SpoofedSource);
+        assert_eq!(both.receive_from(&packet.udp(1001, 53, b""), 0), Reason::SpoofedSource);
         let parts = packet.clone().fragment(9, 0, true).udp(1001, 53, &[0; 64]);
-        assert_eq!(both.arrives(&parts, 0), Reason::SpoofedSource, "a fragment");
+        assert_eq!(both.receive_from(&parts, 0), Reason::SpoofedSource, "a fragment");
         let echo = packet.icmp(a.echo().0, 0, [0; 4], b"");
-        assert_eq!(both.arrives(&echo, 0), Reason::SpoofedSource, "an echo request");
-        assert_eq!(both.arrives(&packet.tcp(1001, 80, SYN, b""), POD), Reason::SpoofedSource, "in another's name");
-        assert_eq!(both.arrives(&packet.tcp(1001, 80, SYN, b""), GONE), Reason::SpoofedSource, "from one that is gone");
+        assert_eq!(both.receive_from(&echo, 0), Reason::SpoofedSource, "an echo request");
+        assert_eq!(
+            both.receive_from(&packet.tcp(1001, 80, SYN, b""), POD),
+            Reason::SpoofedSource,
+            "with another pod's endpoint ID"
+        );
+        assert_eq!(
+            both.receive_from(&packet.tcp(1001, 80, SYN, b""), GONE),
+            Reason::SpoofedSource,
+            "with the endpoint ID of a deleted endpoint"
+        );
         let local = both.run_from(0, Ingress, &wire(&packet.tcp(1002, 80, SYN, b"")));
-        assert_eq!(local, open, "the node itself may, for example to reset a connection");
-        let stranger = ip(a.stranger, a.pod);
-        let reason = both.arrives(&stranger.tcp(1000, 80, SYN, b""), 0);
+        assert_eq!(local, open, "from the node itself, for example to reset a connection");
+        let outsider = ip(a.outsider, a.pod);
+        let reason = both.receive_from(&outsider.tcp(1000, 80, SYN, b""), 0);
         assert_eq!(reason, if both.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
-        assert_eq!(both.arrives(&stranger.tcp(1000, 80, SYN, b""), FRIEND), Reason::SpoofedSource, "out of a tunnel");
+        assert_eq!(
+            both.receive_from(&outsider.tcp(1000, 80, SYN, b""), CLIENT),
+            Reason::SpoofedSource,
+            "from a tunnel"
+        );
     });
 }
 
 #[test]
-fn s31_a_spoofed_packet_belongs_to_no_flow_of_the_pod_that_has_the_address() {
-    each(|both, a, _| {
-        let (to, from) = (ip(a.friend, a.pod), ip(a.pod, a.friend));
-        assert!(both.arrives(&to.tcp(1000, 80, SYN, b""), FRIEND).allows());
-        assert_eq!(both.arrives(&to.tcp(1000, 80, ACK, b""), FRIEND), Reason::Flow);
-        assert_eq!(both.arrives(&to.tcp(1000, 80, ACK, b""), 0), Reason::SpoofedSource);
-        assert_eq!(both.arrives(&long(&to, a).tcp(1000, 80, ACK, b""), 0), Reason::SpoofedSource);
-        assert_eq!(both.arrives(&to.tcp(1000, 80, ACK, b""), FRIEND), Reason::Flow, "and the flow lives on");
-        // One that the pod itself starts, once the other has replied.
+fn s31_a_packet_with_a_spoofed_source_belongs_to_no_flow() {
+    for_each_case(|both, a, _| {
+        let (to, from) = (ip(a.client, a.pod), ip(a.pod, a.client));
+        assert!(both.receive_from(&to.tcp(1000, 80, SYN, b""), CLIENT).allows());
+        assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), 0), Reason::SpoofedSource);
+        assert_eq!(both.receive_from(&with_extension(&to, a).tcp(1000, 80, ACK, b""), 0), Reason::SpoofedSource);
+        assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow, "the flow is still known");
+        // A flow that the pod starts, after the other side has replied.
         assert!(both.send(&from.tcp(2000, 90, SYN, b"")).0.allows());
-        assert_eq!(both.arrives(&to.tcp(90, 2000, SYN_ACK, b""), FRIEND), Reason::Flow);
-        assert_eq!(both.arrives(&to.tcp(90, 2000, ACK, b""), 0), Reason::SpoofedSource);
+        assert_eq!(both.receive_from(&to.tcp(90, 2000, SYN_ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(both.receive_from(&to.tcp(90, 2000, ACK, b""), 0), Reason::SpoofedSource);
         assert_eq!(both.run_from(0, Ingress, &wire(&to.tcp(90, 2000, ACK, b""))), Reason::Flow, "the node itself");
     });
 }
 
 #[test]
-fn s31_replies_through_a_service_have_its_address_and_any_backends_id() {
-    each(|both, a, service| {
+fn s31_replies_through_a_service_may_come_from_any_backend() {
+    for_each_case(|both, a, service| {
         let (to, from) = (ip(service, a.pod), ip(a.pod, service));
         assert!(both.send(&from.tcp(1000, 80, SYN, b"")).0.allows());
-        assert_eq!(both.arrives(&to.tcp(80, 1000, SYN_ACK, b""), FRIEND), Reason::Flow);
-        assert_eq!(both.arrives(&to.tcp(80, 1000, ACK, b""), FRIEND), Reason::Flow);
-        assert_eq!(both.arrives(&to.tcp(80, 1000, ACK, b""), POD), Reason::Flow, "another backend");
-        // Without its flow such a reply starts none, so that the pod's packets are evaluated as its own.
-        let reason = both.arrives(&to.tcp(80, 1001, ACK, b""), FRIEND);
+        assert_eq!(both.receive_from(&to.tcp(80, 1000, SYN_ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(both.receive_from(&to.tcp(80, 1000, ACK, b""), CLIENT), Reason::Flow);
+        assert_eq!(both.receive_from(&to.tcp(80, 1000, ACK, b""), POD), Reason::Flow, "another backend");
+        // Such a reply without a flow starts none, so that the pod's packets are evaluated in their own direction.
+        let reason = both.receive_from(&to.tcp(80, 1001, ACK, b""), CLIENT);
         if both.endpoint.ingress.isolated() {
             assert_eq!(reason, Reason::NoRule);
         } else {
             assert_eq!(reason, Reason::NotIsolated);
             assert_eq!(both.send(&from.tcp(1001, 80, ACK, b"")).0, Reason::NotIsolated, "no flow yet");
         }
-        assert_eq!(both.arrives(&to.tcp(80, 1002, ACK, b""), POD), Reason::SpoofedSource, "a pod's own, forged");
+        assert_eq!(
+            both.receive_from(&to.tcp(80, 1002, ACK, b""), POD),
+            Reason::SpoofedSource,
+            "a hairpin reply with a Service address"
+        );
         // Masqueraded by the node.
         let masqueraded = ip(a.node, a.pod);
-        let reason = both.arrives(&masqueraded.tcp(3000, 80, SYN, b""), FRIEND);
+        let reason = both.receive_from(&masqueraded.tcp(3000, 80, SYN, b""), CLIENT);
         assert_eq!(reason, if both.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
     });
 }
 
 #[test]
 fn s31_without_anti_spoofing_a_pods_packets_may_have_any_source() {
-    each(|both, a, _| {
+    for_each_case(|both, a, _| {
         both.change(|endpoint| endpoint.flags = 0);
-        let stranger = ip(a.stranger, a.partner);
-        assert_eq!(both.leaves(&stranger.udp(1, 2, b""), POD), None);
-        let to_itself = ip(a.partner, a.pod);
-        assert!(both.arrives(&to_itself.tcp(1000, 80, SYN, b""), POD).allows());
+        let outsider = ip(a.outsider, a.trusted);
+        assert_eq!(both.send_off_node(&outsider.udp(1, 2, b""), POD), None);
+        let hairpin = ip(a.trusted, a.pod);
+        assert!(both.receive_from(&hairpin.tcp(1000, 80, SYN, b""), POD).allows());
     });
 }
 
 #[test]
-fn s31_what_leaves_the_node_has_the_pods_address_the_nodes_or_a_services() {
-    each(|both, a, service| {
+fn s31_packets_leave_the_node_only_with_the_address_of_the_pod_the_node_or_a_service() {
+    for_each_case(|both, a, service| {
         for (source, expected) in [
             (a.pod, None),
             (a.node, None),
             (service, None),
-            (a.partner, Some(Reason::SpoofedSource)),
-            (a.friend, Some(Reason::SpoofedSource)),
+            (a.trusted, Some(Reason::SpoofedSource)),
+            (a.client, Some(Reason::SpoofedSource)),
         ] {
-            let packet = ip(source, a.stranger);
-            assert_eq!(both.leaves(&packet.tcp(1000, 80, ACK, b""), POD), expected, "{source}");
-            assert_eq!(both.leaves(&packet.icmp(a.echo().0, 0, [0; 4], b""), POD), expected, "{source}, echo");
+            let packet = ip(source, a.outsider);
+            assert_eq!(both.send_off_node(&packet.tcp(1000, 80, ACK, b""), POD), expected, "{source}");
+            assert_eq!(both.send_off_node(&packet.icmp(a.echo().0, 0, [0; 4], b""), POD), expected, "{source}, echo");
             let later = packet.clone().fragment(9, 72, false).carrying(protocol::UDP, &[7; 8]);
-            assert_eq!(both.leaves(&later, POD), expected, "{source}, a fragment");
+            assert_eq!(both.send_off_node(&later, POD), expected, "{source}, a fragment");
             let checked = both.memory.run_behind(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
             assert!(checked.allows(), "egress is open");
         }
-        assert_eq!(both.leaves(&ip(a.partner, a.stranger).udp(1, 2, b""), GONE), None, "nothing to compare with");
+        assert_eq!(
+            both.send_off_node(&ip(a.trusted, a.outsider).udp(1, 2, b""), GONE),
+            None,
+            "no endpoint to compare with"
+        );
     });
 }
 
@@ -190,14 +210,14 @@ fn s31_what_leaves_the_node_has_the_pods_address_the_nodes_or_a_services() {
 fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
     for isolated in [&[][..], &[Egress]] {
         for a in FAMILIES {
-            let mut both = Both::isolated(isolated);
-            let other = a.partner;
+            let mut both = KernelAndMemory::isolated(isolated);
+            let other = a.trusted;
             both.set_address(
                 other,
                 AddressEntry { class: netpol_common::ClassId(2), flags: address_flags::NODE, endpoint: 0 },
             );
-            let is_open = both.send(&ip(a.pod, a.node).udp(1000, 8472, b"")).0;
-            assert!(is_open.allows(), "before it is known");
+            let allowed = both.send(&ip(a.pod, a.node).udp(1000, 8472, b"")).0;
+            assert!(allowed.allows(), "before the tunnel is known");
             both.tunnel(TunnelScope::LocalNode, protocol::UDP, 8472);
             both.tunnel(TunnelScope::LocalNode, protocol::GRE, 0);
             both.tunnel(TunnelScope::OtherNodes, protocol::UDP, 4789);
@@ -209,27 +229,31 @@ fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
                 (local.carrying(protocol::GRE, &[0; 8]), Reason::TunnelEndpoint, "GRE to the local node"),
                 (other.udp(1001, 4789, b""), Reason::TunnelEndpoint, "VXLAN to another node"),
                 (other.carrying(4, &[0; 20]), Reason::TunnelEndpoint, "IPIP to another node"),
-                (local.clone().fragment(3, 0, true).udp(1002, 8472, &[0; 64]), Reason::TunnelEndpoint, "in fragments"),
+                (
+                    local.clone().fragment(3, 0, true).udp(1002, 8472, &[0; 64]),
+                    Reason::TunnelEndpoint,
+                    "fragmented VXLAN",
+                ),
             ] {
                 both.expect(Egress, &packet, expected, what);
             }
             for (packet, what) in [
-                (local.udp(1001, 4789, b""), "a port that the local node has no tunnel at"),
-                (other.udp(1001, 8472, b""), "a port that other nodes have no tunnel at"),
+                (local.udp(1001, 4789, b""), "a port without a tunnel on the local node"),
+                (other.udp(1001, 8472, b""), "a port without a tunnel on other nodes"),
                 (local.tcp(1001, 8472, SYN, b""), "TCP"),
             ] {
                 assert!(both.run(Egress, &wire(&packet)).allows(), "{what}");
             }
-            both.expect(Egress, &local.udp(1000, 8472, b""), Reason::Revoked, "what was allowed before");
+            both.expect(Egress, &local.udp(1000, 8472, b""), Reason::Revoked, "a flow that was allowed before");
             let group = if a.v4() { "239.1.1.1" } else { "ff05::1" };
-            both.expect(Egress, &ip(a.pod, group).udp(1, 8472, b""), Reason::TunnelEndpoint, "to a group of nodes");
+            both.expect(Egress, &ip(a.pod, group).udp(1, 8472, b""), Reason::TunnelEndpoint, "to a multicast group");
             if a.v4() {
                 let broadcast = ip(a.pod, "255.255.255.255");
                 both.expect(Egress, &broadcast.udp(1, 8472, b""), Reason::TunnelEndpoint, "broadcast");
                 let loopback = ip(a.pod, "127.0.0.1");
                 both.expect(Egress, &loopback.udp(1, 8472, b""), Reason::TunnelEndpoint, "CVE-2020-8558");
             }
-            both.expect(Ingress, &ip(a.node, a.pod).udp(1, 8472, b""), Reason::NotIsolated, "towards a pod");
+            both.expect(Ingress, &ip(a.node, a.pod).udp(1, 8472, b""), Reason::NotIsolated, "to a pod");
         }
     }
 }
@@ -238,10 +262,10 @@ fn s29_no_pod_reaches_a_tunnel_endpoint_of_a_node() {
 fn every_packet_carries_its_source_endpoint_id() {
     for isolated in [&[][..], &[Egress]] {
         for a in FAMILIES {
-            let mut both = Both::isolated(isolated);
-            let packet = ip(a.pod, a.partner);
+            let mut both = KernelAndMemory::isolated(isolated);
+            let packet = ip(a.pod, a.trusted);
             let recheck = if isolated.is_empty() { 0 } else { RECHECK };
-            assert_eq!(both.send(&packet.tcp(1, 2, SYN, b"")).1, POD | recheck, "what starts a flow");
+            assert_eq!(both.send(&packet.tcp(1, 2, SYN, b"")).1, POD | recheck, "a packet that starts a flow");
             assert_eq!(both.send(&packet.tcp(1, 2, ACK, b"")).1, POD);
             assert_eq!(both.send(&packet.icmp(a.echo().0, 0, [0; 4], b"")).1, POD | recheck);
             assert_eq!(both.send(&packet.clone().fragment(1, 0, true).udp(1, 2, &[0; 64])).1, POD | recheck);

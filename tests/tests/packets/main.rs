@@ -1,10 +1,10 @@
-//! Hand-made frames through the loaded programs and through the same engine in memory: what each is worth, and that both
-//! agree. Needs root and the BPF object (`cargo xtask ebpf`).
+//! Tests that run hand-made frames through the loaded programs and through the same engine in memory, and compare the
+//! verdicts. They need root and the BPF object (`cargo xtask ebpf`).
 
-mod both;
 mod flows;
 mod headers;
 mod identity;
+mod kernel_and_memory;
 mod neighbors;
 mod services;
 mod surroundings;

@@ -1,13 +1,13 @@
-//! ARP, neighbor discovery, multicast listener discovery and Ethernet addresses.
+//! Tests of ARP, neighbor discovery, multicast listener discovery and Ethernet addresses.
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{AddressEntry, NEIGHBOR_BURST, Reason, endpoint_flags};
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::frame;
 
-use super::both::{ACK, Both, FAMILIES, SYN, ip};
+use super::kernel_and_memory::{ACK, FAMILIES, KernelAndMemory, SYN, ip};
 
-/// As `both::wire` has it.
+/// The Ethernet source of `wire`.
 const MAC: [u8; 6] = [4; 6];
 const OTHER: [u8; 6] = [6; 6];
 const LINK_LOCAL: &str = "fe80::1";
@@ -15,16 +15,16 @@ const ALL_NODES: &str = "ff02::1";
 const ROUTERS: &str = "ff02::2";
 const REPORTS: &str = "ff02::16";
 
-fn both(mac: [u8; 6]) -> Both {
-    let mut both = Both::isolated(&[]);
+fn both(mac: [u8; 6]) -> KernelAndMemory {
+    let mut both = KernelAndMemory::isolated(&[]);
     both.change(|endpoint| {
         endpoint.mac = mac;
         endpoint.link_local = LINK_LOCAL.parse::<std::net::Ipv6Addr>().unwrap().octets();
     });
-    let friend: std::net::Ipv6Addr = FAMILIES[1].friend.parse().unwrap();
+    let client: std::net::Ipv6Addr = FAMILIES[1].client.parse().unwrap();
     let entry = AddressEntry { endpoint: 2, ..AddressEntry::default() };
-    both.kernel.set_address(friend.octets(), entry).unwrap();
-    both.memory.v6.addresses.insert(friend.octets(), entry);
+    both.kernel.set_address(client.octets(), entry).unwrap();
+    both.memory.v6.addresses.insert(client.octets(), entry);
     both
 }
 
@@ -39,7 +39,7 @@ fn address(text: &str) -> Vec<u8> {
     text.parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec()
 }
 
-/// A message of neighbor discovery, or of listener discovery, as a frame.
+/// Returns a message of neighbor or listener discovery, as a frame.
 fn message(kind: u8, from: &str, to: &str, rest: &[u8]) -> Vec<u8> {
     let mut packet = ip(from, to).icmp(kind, 0, [0; 4], rest);
     packet[7] = if matches!(kind, 130..=132 | 143) { 1 } else { 255 };
@@ -51,7 +51,7 @@ fn option(kind: u8, mac: [u8; 6]) -> Vec<u8> {
 }
 
 #[test]
-fn s32_arp_has_the_pods_own_addresses_and_is_short() {
+fn s32_arp_from_a_pod_has_its_own_addresses_and_limited_length() {
     let mut both = both(MAC);
     let own = [10, 0, 0, 1];
     let mut gratuitous = arp(2, MAC, own, 18);
@@ -62,7 +62,7 @@ fn s32_arp_has_the_pods_own_addresses_and_is_short() {
         (arp(2, MAC, own, 18), Reason::LinkControl, "a reply"),
         (gratuitous, Reason::LinkControl, "an announcement"),
         (arp(1, MAC, [0; 4], 0), Reason::LinkControl, "a probe"),
-        (arp(2, MAC, [0; 4], 0), Reason::SpoofedNeighbor, "a reply from nobody"),
+        (arp(2, MAC, [0; 4], 0), Reason::SpoofedNeighbor, "a reply from the unspecified address"),
         (arp(2, MAC, [10, 0, 0, 254], 0), Reason::SpoofedNeighbor, "with the gateway's address"),
         (arp(2, OTHER, own, 0), Reason::SpoofedNeighbor, "with another MAC address"),
         (arp(3, MAC, own, 0), Reason::SpoofedNeighbor, "reverse ARP"),
@@ -76,76 +76,92 @@ fn s32_arp_has_the_pods_own_addresses_and_is_short() {
     assert_eq!(both.run(Egress, &other), Reason::SpoofedNeighbor, "with another Ethernet source");
     let mut kind = arp(1, MAC, own, 0);
     kind[18] = 8;
-    assert_eq!(both.run(Egress, &kind), Reason::SpoofedNeighbor, "other lengths of addresses");
-    assert_eq!(both.run(Ingress, &arp(2, OTHER, [10, 0, 0, 254], 0)), Reason::LinkControl, "what arrives may");
+    assert_eq!(both.run(Egress, &kind), Reason::SpoofedNeighbor, "other address lengths");
+    assert_eq!(
+        both.run(Ingress, &arp(2, OTHER, [10, 0, 0, 254], 0)),
+        Reason::LinkControl,
+        "packets to the pod may have any source"
+    );
     both.change(|endpoint| endpoint.flags = 0);
     assert_eq!(both.run(Egress, &arp(2, OTHER, [10, 0, 0, 254], 600)), Reason::LinkControl, "without anti-spoofing");
 }
 
 #[test]
-fn s32_neighbor_discovery_stays_on_the_link_with_the_pods_own_addresses() {
+fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link() {
     let mut both = both(MAC);
     let pod = FAMILIES[1].pod;
-    let (friend, stranger, node) = (FAMILIES[1].friend, FAMILIES[1].stranger, FAMILIES[1].node);
+    let (client, outsider, node) = (FAMILIES[1].client, FAMILIES[1].outsider, FAMILIES[1].node);
     let about = |target: &str, options: &[u8]| [&address(target)[..], options].concat();
     let (source, target, nonce) = (option(1, MAC), option(2, MAC), option(14, [7; 6]));
     for (frame, expected, what) in [
         (message(133, LINK_LOCAL, ROUTERS, &source), Reason::LinkControl, "a router solicitation"),
-        (message(133, "::", ROUTERS, &[]), Reason::LinkControl, "one from no address"),
-        (message(133, pod, stranger, &[]), Reason::SpoofedNeighbor, "one beyond the link"),
+        (message(133, "::", ROUTERS, &[]), Reason::LinkControl, "one from the unspecified address"),
+        (message(133, pod, outsider, &[]), Reason::SpoofedNeighbor, "one to a destination beyond the link"),
         (message(134, LINK_LOCAL, ALL_NODES, &[0; 8]), Reason::SpoofedNeighbor, "a router advertisement"),
-        (message(137, LINK_LOCAL, friend, &[0; 32]), Reason::SpoofedNeighbor, "a redirect"),
-        (message(135, pod, "ff02::1:ff00:2", &about(friend, &source)), Reason::LinkControl, "a solicitation"),
-        (message(135, pod, friend, &about(friend, &source)), Reason::LinkControl, "one to a neighbor itself"),
+        (message(137, LINK_LOCAL, client, &[0; 32]), Reason::SpoofedNeighbor, "a redirect"),
+        (message(135, pod, "ff02::1:ff00:2", &about(client, &source)), Reason::LinkControl, "a solicitation"),
+        (message(135, pod, client, &about(client, &source)), Reason::LinkControl, "one to a neighbor itself"),
         (message(135, pod, node, &about(node, &[])), Reason::LinkControl, "one to the node"),
-        (message(135, "::", "ff02::1:ff00:1", &about(pod, &nonce)), Reason::LinkControl, "is my address free?"),
-        (message(135, "::", "ff02::1:ff00:2", &about(friend, &[])), Reason::SpoofedNeighbor, "is another's?"),
-        (message(135, pod, "ff02::1:ff00:3", &about(friend, &[])), Reason::SpoofedNeighbor, "to another group"),
-        (message(135, pod, friend, &about(node, &[])), Reason::SpoofedNeighbor, "about another target"),
-        (message(135, pod, stranger, &about(stranger, &source)), Reason::SpoofedNeighbor, "beyond the link"),
-        (message(135, pod, friend, &about(friend, &option(1, OTHER))), Reason::SpoofedNeighbor, "another MAC address"),
-        (message(135, pod, friend, &about(friend, &option(5, MAC))), Reason::SpoofedNeighbor, "another option"),
+        (message(135, "::", "ff02::1:ff00:1", &about(pod, &nonce)), Reason::LinkControl, "a duplicate address check"),
+        (
+            message(135, "::", "ff02::1:ff00:2", &about(client, &[])),
+            Reason::SpoofedNeighbor,
+            "a duplicate address check for another's address",
+        ),
+        (message(135, pod, "ff02::1:ff00:3", &about(client, &[])), Reason::SpoofedNeighbor, "to another group"),
+        (message(135, pod, client, &about(node, &[])), Reason::SpoofedNeighbor, "with another target"),
+        (
+            message(135, pod, outsider, &about(outsider, &source)),
+            Reason::SpoofedNeighbor,
+            "to a destination beyond the link",
+        ),
+        (message(135, pod, client, &about(client, &option(1, OTHER))), Reason::SpoofedNeighbor, "another MAC address"),
+        (message(135, pod, client, &about(client, &option(5, MAC))), Reason::SpoofedNeighbor, "another option"),
         (message(136, pod, ALL_NODES, &about(pod, &target)), Reason::LinkControl, "an advertisement"),
-        (message(136, LINK_LOCAL, friend, &about(LINK_LOCAL, &target)), Reason::LinkControl, "to a neighbor"),
+        (message(136, LINK_LOCAL, client, &about(LINK_LOCAL, &target)), Reason::LinkControl, "to a neighbor"),
         (message(136, pod, ALL_NODES, &about(node, &target)), Reason::SpoofedNeighbor, "of the node's address"),
         (message(136, pod, ALL_NODES, &about(pod, &option(2, OTHER))), Reason::SpoofedNeighbor, "of another MAC"),
-        (message(136, pod, stranger, &about(pod, &target)), Reason::SpoofedNeighbor, "beyond the link"),
+        (
+            message(136, pod, outsider, &about(pod, &target)),
+            Reason::SpoofedNeighbor,
+            "to a destination beyond the link",
+        ),
         (message(143, LINK_LOCAL, REPORTS, &[0; 20]), Reason::LinkControl, "a listener report"),
-        (message(143, "::", REPORTS, &[0; 20]), Reason::LinkControl, "one from no address"),
+        (message(143, "::", REPORTS, &[0; 20]), Reason::LinkControl, "one from the unspecified address"),
         (message(143, LINK_LOCAL, REPORTS, &[0; 321]), Reason::NeighborRate, "a long one"),
-        (message(143, LINK_LOCAL, friend, &[0; 20]), Reason::SpoofedNeighbor, "to no group"),
+        (message(143, LINK_LOCAL, client, &[0; 20]), Reason::SpoofedNeighbor, "not to a group"),
         (message(131, LINK_LOCAL, "ff05::9", &address("ff05::9")), Reason::LinkControl, "an older report"),
         (message(130, LINK_LOCAL, ALL_NODES, &[0; 16]), Reason::SpoofedNeighbor, "a query"),
     ] {
         assert_eq!(both.run(Egress, &frame), expected, "{what}");
     }
-    let mut trailing = message(135, pod, friend, &about(friend, &[]));
+    let mut trailing = message(135, pod, client, &about(client, &[]));
     trailing.extend([0x55; 600]);
     assert!(!both.run(Egress, &trailing).allows(), "bytes after the packet");
     for packet in [
-        ip(pod, friend).extension(60, 20).icmp(135, 0, [0; 4], &about(friend, &[])),
-        ip(pod, friend).fragment(5, 0, true).icmp(136, 0, [0; 4], &about(pod, &[0; 8])),
-        ip(pod, friend).fragment(5, 0, false).icmp(136, 0, [0; 4], &about(pod, &target)),
+        ip(pod, client).extension(60, 20).icmp(135, 0, [0; 4], &about(client, &[])),
+        ip(pod, client).fragment(5, 0, true).icmp(136, 0, [0; 4], &about(pod, &[0; 8])),
+        ip(pod, client).fragment(5, 0, false).icmp(136, 0, [0; 4], &about(pod, &target)),
     ] {
         let mut packet = packet;
         packet[7] = 255;
         assert!(!both.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &packet)).allows(), "with more headers");
     }
     let advertisement = message(134, "fe80::9", ALL_NODES, &[0; 8]);
-    assert_eq!(both.run(Ingress, &advertisement), Reason::LinkControl, "what arrives may");
+    assert_eq!(both.run(Ingress, &advertisement), Reason::LinkControl, "packets to the pod may have any source");
     both.change(|endpoint| endpoint.flags = 0);
     assert_eq!(both.run(Egress, &message(134, LINK_LOCAL, ALL_NODES, &[0; 8])), Reason::LinkControl, "a router");
 }
 
 #[test]
-fn s32_the_ethernet_source_is_the_pods_on_every_frame() {
+fn s32_every_frame_from_a_pod_has_its_own_ethernet_source() {
     for a in FAMILIES {
         let mut both = both(MAC);
-        let packet = ip(a.pod, a.stranger);
+        let packet = ip(a.pod, a.outsider);
         let later = packet.clone().fragment(9, 72, false).carrying(17, &[7; 8]);
         for (body, what) in [
-            (packet.tcp(1, 2, SYN, b""), "what starts a flow"),
-            (packet.tcp(1, 2, ACK, b""), "what belongs to it"),
+            (packet.tcp(1, 2, SYN, b""), "a packet that starts a flow"),
+            (packet.tcp(1, 2, ACK, b""), "a packet of that flow"),
             (packet.udp(1, 2, b""), "a datagram"),
             (packet.icmp(a.echo().0, 0, [0; 4], b""), "an echo request"),
         ] {
@@ -158,46 +174,46 @@ fn s32_the_ethernet_source_is_the_pods_on_every_frame() {
         assert_eq!(both.run(Egress, &frame(Mac([2; 6]), Mac(OTHER), &[], &later)), Reason::SpoofedNeighbor);
         let mut unknown = [&[2; 6][..], &OTHER, &[0x88, 0xcc]].concat();
         unknown.resize(60, 0);
-        assert_eq!(both.run(Egress, &unknown), Reason::SpoofedNeighbor, "what is not IP");
+        assert_eq!(both.run(Egress, &unknown), Reason::SpoofedNeighbor, "a frame that is not IP");
         for flags in [0, endpoint_flags::SOURCE_GUARD] {
             both.change(|endpoint| {
                 endpoint.flags = flags;
                 endpoint.mac = if flags == 0 { MAC } else { [0; 6] };
             });
             let forged = frame(Mac([2; 6]), Mac(OTHER), &[], &packet.udp(1, 2, b""));
-            assert!(both.run(Egress, &forged).allows(), "not checked, or not known");
+            assert!(both.run(Egress, &forged).allows(), "with the check off, or the MAC address unknown");
         }
     }
 }
 
 #[test]
-fn s32_neighbor_discovery_is_bounded_in_rate() {
+fn s32_neighbor_discovery_is_rate_limited() {
     let mut both = both(MAC);
     let frame = arp(1, MAC, [10, 0, 0, 1], 0);
     let mut passed = 0;
     while both.memory.run(Egress, &frame, 1, 0).allows() {
         passed += 1;
-        assert!(passed <= NEIGHBOR_BURST, "no bound");
+        assert!(passed <= NEIGHBOR_BURST, "no limit");
     }
     assert_eq!(passed, NEIGHBOR_BURST);
     assert_eq!(both.memory.run(Egress, &frame, 1, 0), Reason::NeighborRate);
     both.memory.wait(1);
-    let again = (0..NEIGHBOR_BURST).take_while(|_| both.memory.run(Egress, &frame, 1, 0).allows()).count();
-    assert_eq!(again, 100, "a second later");
+    let passed_later = (0..NEIGHBOR_BURST).take_while(|_| both.memory.run(Egress, &frame, 1, 0).allows()).count();
+    assert_eq!(passed_later, 100, "a second later");
     let run = both.kernel.run(Egress, &frame, 0, 20 * NEIGHBOR_BURST).unwrap();
-    assert!(!run.passed, "the kernel has the same bound");
-    // What needs none of these is not counted.
+    assert!(!run.passed, "the kernel has the same limit");
+    // Other packets do not use the budget.
     let packet = ip("10.0.0.1", "192.0.2.9").udp(1, 2, b"");
-    assert!(both.run(Egress, &super::both::wire(&packet)).allows());
+    assert!(both.run(Egress, &super::kernel_and_memory::wire(&packet)).allows());
 }
 
 #[test]
-fn s33_frames_for_other_hosts_are_no_policy_denials() {
+fn s33_frames_for_other_hosts_are_not_reported_as_denied() {
     for a in FAMILIES {
         for isolated in [&[][..], &[Ingress]] {
-            let mut both = Both::isolated(isolated);
+            let mut both = KernelAndMemory::isolated(isolated);
             both.change(|endpoint| endpoint.mac = MAC);
-            let packet = ip(a.stranger, a.friend);
+            let packet = ip(a.outsider, a.client);
             both.kernel.events().unwrap();
             both.memory.events.borrow_mut().clear();
             for (body, what) in [
@@ -210,7 +226,7 @@ fn s33_frames_for_other_hosts_are_no_policy_denials() {
                 assert_eq!(both.run(Ingress, &flooded), Reason::OtherHost, "{what}");
             }
             assert!(both.kernel.events().unwrap().is_empty() && both.memory.events.borrow().is_empty());
-            let own = frame(Mac(MAC), Mac([2; 6]), &[], &ip(a.partner, a.pod).udp(1, 80, b""));
+            let own = frame(Mac(MAC), Mac([2; 6]), &[], &ip(a.trusted, a.pod).udp(1, 80, b""));
             assert!(both.run(Ingress, &own).allows(), "its own");
             let group = frame(Mac([0x01, 0, 0x5e, 0, 0, 1]), Mac([2; 6]), &[], &packet.udp(1, 80, b""));
             assert_ne!(both.run(Ingress, &group), Reason::OtherHost, "multicast");

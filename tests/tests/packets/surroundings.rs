@@ -1,15 +1,15 @@
-//! Events, endpoints, full tables, and what the programs cost the verifier.
+//! Tests of events, endpoint lookups, full tables, and the number of instructions that the verifier processes.
 
-use crate::both::{Both, FAMILIES, FORWARDED, RULES, SYN, ip, wire};
+use crate::kernel_and_memory::{FAMILIES, FORWARDED, KernelAndMemory, RULES, SYN, ip, wire};
 use netpol_common::Direction::Ingress;
 use netpol_common::{Endpoint, IfIndex, Reason};
 use netpol_tests::program::{INTERFACE, Programs};
 
 #[test]
-fn events_come_once_a_second_for_each_flow() {
-    let mut both = Both::isolated(&[Ingress]);
+fn each_flow_has_one_event_a_second() {
+    let mut both = KernelAndMemory::isolated(&[Ingress]);
     for a in FAMILIES {
-        let denied = wire(&ip(a.friend, a.pod).udp(1000, 99, b"12345678"));
+        let denied = wire(&ip(a.client, a.pod).udp(1000, 99, b"12345678"));
         for _ in 0..5 {
             both.run(Ingress, &denied);
         }
@@ -26,8 +26,8 @@ fn events_come_once_a_second_for_each_flow() {
 }
 
 #[test]
-fn endpoints_are_found_where_they_are() {
-    let mut both = Both::isolated(&[Ingress]);
+fn endpoints_are_found_in_the_array_and_the_overflow_map() {
+    let mut both = KernelAndMemory::isolated(&[Ingress]);
     let packet = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
     let other = Endpoint { ifindex: IfIndex(INTERFACE + 1024), id: 2, ..both.endpoint };
     both.kernel.set_endpoint(&other).unwrap();
@@ -39,8 +39,8 @@ fn endpoints_are_found_where_they_are() {
 }
 
 #[test]
-fn a_full_flow_table_drops_at_isolated_pods_only() {
-    let (open, closed) = (Both::isolated(&[]), Both::isolated(&[Ingress]));
+fn a_full_flow_table_drops_packets_only_at_isolated_pods() {
+    let (open, closed) = (KernelAndMemory::isolated(&[]), KernelAndMemory::isolated(&[Ingress]));
     let packet = wire(&ip("10.0.0.2", "10.0.0.1").tcp(1, 80, SYN, b""));
     for (both, expected) in [(open, Reason::NotIsolated), (closed, Reason::FlowTableFull)] {
         both.memory.room.set(false);
@@ -48,13 +48,13 @@ fn a_full_flow_table_drops_at_isolated_pods_only() {
     }
 }
 
-/// Linux 5.10 looks at a million at most, and at more than newer kernels, which report how many it were: some 150,000 on 6.18, and
-/// 10,000 more or less where the compiler lays the same code out another way.
+/// Linux 5.10 processes at most a million instructions, and needs more than newer kernels, which report the number:
+/// about 150,000 on Linux 6.18, and 10,000 more or less if the compiler arranges the same code differently.
 #[test]
-fn the_verifier_has_little_to_do() {
+fn programs_stay_below_the_verifier_limit() {
     let mut kernel = Programs::load().unwrap();
     for (name, count) in kernel.verified_instructions().unwrap() {
         println!("{name}: {count} instructions");
-        assert!(count < 220_000, "{name} takes {count} of the million instructions that the verifier looks at");
+        assert!(count < 220_000, "{name}: the verifier processes {count} instructions, limit 220,000");
     }
 }

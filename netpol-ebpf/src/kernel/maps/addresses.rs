@@ -1,7 +1,7 @@
-//! `ADDRESSES_V4` and `ADDRESSES_V6`: who an address is.
+//! `ADDRESSES_V4` and `ADDRESSES_V6`: the class of each address of a pod, node or Service.
 //!
-//! Sizing: the pods of the cluster, the addresses of this node, and blocks that name one address. Entries are allocated
-//! as they come; empty, 16 bytes per entry of capacity.
+//! Size: the pods of the cluster, the addresses of nodes and Services, and CIDRs of one address. Entries are allocated
+//! on insertion; an empty map takes 16 bytes per entry of capacity.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::HashMap;
@@ -14,14 +14,14 @@ static ADDRESSES_V4: HashMap<[u8; 4], AddressEntry, 131_072, { BPF_F_NO_PREALLOC
 #[btf_map]
 static ADDRESSES_V6: HashMap<[u8; 16], AddressEntry, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
-/// The entry of exactly this address.
+/// Returns the entry of exactly this address.
 #[inline(always)]
 pub(in crate::kernel) fn get_v4(address: &[u8; 4]) -> Option<AddressEntry> {
     // SAFETY: copied at once; entries are freed only after a grace period, and each field is one word.
     unsafe { ADDRESSES_V4.get(address) }.copied()
 }
 
-/// The entry of exactly this address.
+/// Returns the entry of exactly this address.
 #[inline(always)]
 pub(in crate::kernel) fn get_v6(address: &[u8; 16]) -> Option<AddressEntry> {
     // SAFETY: as above.

@@ -1,7 +1,7 @@
-//! `COUNTERS` and `LOST_EVENTS`: how many packets, and why.
+//! `COUNTERS` and `LOST_EVENTS`: packets by reason, and events that were lost.
 //!
-//! Sizing: two entries per endpoint id, 320 bytes each on every CPU, always allocated. Id 0 counts packets at
-//! interfaces that have no endpoint.
+//! Size: two entries per endpoint ID, 320 bytes each on every CPU, always allocated. ID 0 counts packets at interfaces
+//! without an endpoint.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
@@ -17,7 +17,8 @@ static LOST_EVENTS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[inline(always)]
 pub(in crate::kernel) fn count(endpoint: u32, direction: Direction, reason: Reason) {
     if let Some(counters) = COUNTERS.get_ptr_mut(endpoint.wrapping_mul(2).wrapping_add(direction as u32)) {
-        // SAFETY: the slot is this CPU's own, and the program is not preempted by itself on one CPU; the index is in it.
+        // SAFETY: the slot belongs to this CPU, the program does not preempt itself on one CPU, and the index is inside
+        // the slot.
         unsafe {
             let index = index(reason);
             if index < REASONS {
@@ -28,8 +29,8 @@ pub(in crate::kernel) fn count(endpoint: u32, direction: Direction, reason: Reas
     }
 }
 
-/// The compiler knows the codes, and would leave out the comparison. Older verifiers (6.1) forget the bounds of a byte on
-/// the stack, and need it.
+/// Returns the index of a reason, masked. The compiler knows the codes and would omit the comparison, which older
+/// verifiers (6.1) need, because they lose the bounds of a byte on the stack.
 #[inline(always)]
 fn index(reason: Reason) -> usize {
     let mut index = reason as usize;
@@ -45,7 +46,7 @@ fn index(reason: Reason) -> usize {
     index
 }
 
-/// Counts an event that found no room.
+/// Counts an event that did not fit into the ring buffer.
 #[inline(always)]
 pub(in crate::kernel) fn lost_event() {
     if let Some(lost) = LOST_EVENTS.get_ptr_mut(0) {

@@ -1,8 +1,10 @@
-//! `EVENTS`: what is told about denied packets.
+//! `EVENTS`: deny events.
 //!
-//! Without a value type: libbpf, and so bpftool, refuses ring buffers that have one. The records are [`DenyEvent`].
+//! The map has no value type, because libbpf, and so bpftool, refuses ring buffers that have one. The records are
+//! [`DenyEvent`].
 //!
-//! Sizing: a power of two of pages; 80 bytes an event, so 256 KiB hold three thousand that the agent has not read yet.
+//! Size: a power of two of pages. An event takes 80 bytes, so 256 KiB hold 3,000 events that the agent has not read
+//! yet.
 
 use aya_ebpf::btf_maps::RingBuf;
 use aya_ebpf::macros::btf_map;
@@ -11,11 +13,11 @@ use netpol_common::DenyEvent;
 #[btf_map]
 static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 
-/// Tells; whether there was room.
+/// Sends an event, and returns whether there was room for it.
 #[inline(always)]
 pub(in crate::kernel) fn emit(event: &DenyEvent) -> bool {
     let Some(mut room) = EVENTS.reserve_untyped::<DenyEvent>(0) else { return false };
-    // In place: the stack has 512 bytes for everything.
+    // Written in place, because the stack has only 512 bytes.
     room.write(*event);
     room.submit(0);
     true

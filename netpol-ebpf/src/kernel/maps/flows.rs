@@ -1,11 +1,11 @@
-//! `FLOW_TABLES_V4`, `FLOW_TABLES_V6`: the flows of each endpoint, in an LRU hash of its own, by endpoint ID; and `FLOWS_V4`,
-//! `FLOWS_V6`: one more, shared by endpoints that have no table of their own yet.
+//! `FLOW_TABLES_V4`, `FLOW_TABLES_V6`: the flow tables of endpoints, by endpoint ID, each an LRU hash. `FLOWS_V4`,
+//! `FLOWS_V6`: one more table, shared by endpoints that do not have their own yet.
 //!
-//! What one pod opens can only evict flows of its own. The agent makes the tables ahead of need and chooses their sizes;
-//! an ID that is given to another pod keeps its table, and the interface in the key tells their flows apart.
+//! A pod's flows can evict only its own flows. The agent creates the tables in advance and chooses their sizes. If an
+//! ID is given to another pod, it keeps its table; the interface in the key separates their flows.
 //!
-//! Sizing: 104 and 128 bytes an entry, preallocated. Full, the least recently used go. Inner maps of other sizes than the
-//! one declared here are accepted since Linux 5.10:
+//! Size: 104 and 128 bytes per entry, preallocated. If a table is full, the least recently used entries are evicted.
+//! Inner maps with other sizes than declared here are accepted since Linux 5.10:
 //! <https://github.com/torvalds/linux/commit/134fede4eecfcbe7900e789f625fa6f9c3a8cd0e>.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
@@ -30,13 +30,13 @@ static FLOW_TABLES_V4: ArrayOfMaps<LruHashMap<FlowKey<[u8; 4]>, FlowEntry, 512>,
 static FLOW_TABLES_V6: ArrayOfMaps<LruHashMap<FlowKey<[u8; 16]>, FlowEntry, 512>, { CAPACITY + 1 }> =
     ArrayOfMaps::new();
 
-/// The endpoint's own table. The key of this lookup is the ID where it stands, in the endpoint: a copy would be on the stack, which
-/// is short.
+/// Returns the endpoint's own table. The key of this lookup is the ID in the endpoint itself, because a copy would take
+/// space on the stack, which is small.
 #[inline(always)]
-fn own<T, const N: usize>(tables: &'static ArrayOfMaps<T, N>, endpoint: &Endpoint) -> Option<&'static T> {
-    // Else the address of the ID would take a register until the packet is counted.
+fn own_table<T, const N: usize>(tables: &'static ArrayOfMaps<T, N>, endpoint: &Endpoint) -> Option<&'static T> {
+    // Without it, the address of the ID would take a register until the packet is counted.
     let endpoint = barrier(endpoint);
-    // SAFETY: the map has keys of four bytes, and its values are maps, which live for the rest of the program's run.
+    // SAFETY: the map has keys of four bytes, and its values are maps, which live until the program ends.
     unsafe {
         let table = bpf_map_lookup_elem(core::ptr::from_ref(tables).cast_mut().cast(), (&raw const endpoint.id).cast());
         table.cast::<T>().as_ref()
@@ -45,13 +45,13 @@ fn own<T, const N: usize>(tables: &'static ArrayOfMaps<T, N>, endpoint: &Endpoin
 
 macro_rules! accessors {
     ($tables:ident, $address:ty, $get:ident, $insert:ident) => {
-        /// The flow's entry in the map itself: other CPUs see what is written to it.
+        /// Returns the flow's entry in the map itself, so that other CPUs see writes to it.
         #[inline(always)]
         pub(in crate::kernel) fn $get(endpoint: &Endpoint, key: &FlowKey<$address>) -> Option<*mut FlowEntry> {
-            own(&$tables, endpoint)?.get_ptr_mut(key)
+            own_table(&$tables, endpoint)?.get_ptr_mut(key)
         }
 
-        /// Records a flow; whether it is recorded.
+        /// Records a flow, and returns whether it was recorded.
         #[inline(always)]
         pub(in crate::kernel) fn $insert(
             endpoint: &Endpoint,
@@ -60,7 +60,7 @@ macro_rules! accessors {
             replaces: bool,
         ) -> bool {
             let flags = u64::from(if replaces { BPF_ANY } else { BPF_NOEXIST });
-            own(&$tables, endpoint).is_some_and(|table| table.insert(key, entry, flags).is_ok())
+            own_table(&$tables, endpoint).is_some_and(|table| table.insert(key, entry, flags).is_ok())
         }
     };
 }

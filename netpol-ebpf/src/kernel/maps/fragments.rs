@@ -1,7 +1,7 @@
-//! `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports of fragmented datagrams, which only their first fragments carry.
+//! `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports of fragmented datagrams, which only their first fragments have.
 //!
-//! Sizing: fragmented datagrams under way at one time. Full, the least recently used go. 80 and 104 bytes each,
-//! preallocated.
+//! Size: the fragmented datagrams in transit at one time. If a map is full, the least recently used entries are
+//! evicted. 80 and 104 bytes per entry, preallocated.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::LruHashMap;
@@ -16,15 +16,15 @@ static FRAGMENTS_V6: LruHashMap<FragmentKey<[u8; 16]>, FragmentEntry, 4_096> = L
 
 macro_rules! accessors {
     ($map:ident, $address:ty, $get:ident, $insert:ident) => {
-        /// What the datagram's first fragment said.
+        /// Returns the fields of the datagram's first fragment.
         #[inline(always)]
         pub(in crate::kernel) fn $get(key: &FragmentKey<$address>) -> Option<FragmentEntry> {
-            // SAFETY: copied at once. An entry that is evicted and reused meanwhile makes a wrong port at worst, which
-            // is then judged like any other.
+            // SAFETY: copied at once. If an entry is evicted and reused meanwhile, the result is at worst a wrong port,
+            // which is evaluated like any other.
             unsafe { $map.get(key) }.copied()
         }
 
-        /// Records a first fragment. Without room its other fragments are orphans.
+        /// Records a first fragment. If that fails, the other fragments are orphans.
         #[inline(always)]
         pub(in crate::kernel) fn $insert(key: &FragmentKey<$address>, entry: &FragmentEntry) {
             let _ = $map.insert(key, entry, u64::from(BPF_ANY));

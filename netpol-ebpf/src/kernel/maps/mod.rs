@@ -1,7 +1,7 @@
-//! The maps: one file each, with what it holds, how large it is and the only lookups there are.
+//! The BPF maps. Each file has the maps of one purpose, with their content, size and lookups.
 //!
-//! Capacities are defaults; the loader may set others. At these, all maps together take some 32 MiB on two CPUs, most of
-//! it for flows (88 bytes each for IPv4, 112 for IPv6, preallocated).
+//! Capacities are defaults, which the loader can change. With these, all maps together take about 32 MiB on two CPUs,
+//! mostly for flows (88 bytes each for IPv4, 112 for IPv6, preallocated).
 
 pub(super) mod addresses;
 pub(super) mod allow;

@@ -1,6 +1,6 @@
-//! `NEIGHBORS`: how much each endpoint may still send of ARP, neighbor discovery and multicast listener discovery.
+//! `NEIGHBORS`: rate limits of ARP, neighbor discovery and multicast listener discovery, for each endpoint.
 //!
-//! Sizing: as `SENDERS`: one per endpoint ID, from 1; 8 bytes each, always allocated.
+//! Size: one entry per endpoint ID, from 1, as in `SENDERS`; 8 bytes each, always allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
@@ -9,7 +9,7 @@ use netpol_common::NeighborBudget;
 #[btf_map]
 static NEIGHBORS: Array<NeighborBudget, 1025> = Array::new();
 
-/// The bucket of an endpoint.
+/// Returns the token bucket of an endpoint.
 #[inline(always)]
 pub(in crate::kernel) fn slot(endpoint: u32) -> Option<*mut NeighborBudget> {
     NEIGHBORS.get_ptr_mut(endpoint)

@@ -1,7 +1,8 @@
-//! `PORTS`: the ports of a port set.
+//! `PORTS`: the ports of each port set.
 //!
-//! Sizing: for each distinct port set its ports, a range counting as the prefixes that make it up (at most 30). Entries
-//! are allocated as they come, and the capacity itself takes no memory: the agent limits what policies take.
+//! Size: the ports of each distinct port set. A range counts as the prefixes that it is split into (at most 30).
+//! Entries are allocated on insertion, and the capacity itself takes no memory: the agent limits the memory that
+//! policies use.
 
 use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -11,7 +12,7 @@ use netpol_common::{PORT_PREFIX_EXACT, PortEntry, PortKey};
 #[btf_map]
 static PORTS: LpmTrie<PortKey, PortEntry, 16_777_216> = LpmTrie::new();
 
-/// The longest match for one port of a set.
+/// Returns the longest match for one port of a set.
 #[inline(always)]
 pub(in crate::kernel) fn get(key: &PortKey) -> Option<PortEntry> {
     PORTS.get(&Key::new(PORT_PREFIX_EXACT, *key)).copied()

@@ -1,7 +1,7 @@
-//! `PREFIXES_V4` and `PREFIXES_V6`: who an address is by the longest block that covers it.
+//! `PREFIXES_V4` and `PREFIXES_V6`: the class of each CIDR.
 //!
-//! Sizing: the distinct blocks and excepts of all policies in use on this node. Entries are allocated as they come, and the
-//! capacity itself takes no memory: the agent limits what policies take.
+//! Size: the distinct blocks and excepts of all policies in use on this node. Entries are allocated on insertion, and
+//! the capacity itself takes no memory: the agent limits the memory that policies use.
 
 use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -14,13 +14,13 @@ static PREFIXES_V4: LpmTrie<[u8; 4], AddressEntry, 16_777_216> = LpmTrie::new();
 #[btf_map]
 static PREFIXES_V6: LpmTrie<[u8; 16], AddressEntry, 16_777_216> = LpmTrie::new();
 
-/// The entry of the longest prefix that covers the address.
+/// Returns the entry of the longest prefix that covers the address.
 #[inline(always)]
 pub(in crate::kernel) fn get_v4(address: &[u8; 4]) -> Option<AddressEntry> {
     PREFIXES_V4.get(&Key::new(32, *address)).copied()
 }
 
-/// The entry of the longest prefix that covers the address.
+/// Returns the entry of the longest prefix that covers the address.
 #[inline(always)]
 pub(in crate::kernel) fn get_v6(address: &[u8; 16]) -> Option<AddressEntry> {
     PREFIXES_V6.get(&Key::new(128, *address)).copied()

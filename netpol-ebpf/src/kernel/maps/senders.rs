@@ -1,6 +1,6 @@
-//! `SENDERS`: the interface of each endpoint, by the endpoint's number, which packets carry once they left it.
+//! `SENDERS`: the interface of each endpoint, by endpoint ID, which packets carry after they left the endpoint.
 //!
-//! Sizing: half of `COUNTERS`: a number for each endpoint, from 1; 8 bytes each, always allocated.
+//! Size: one entry per endpoint ID, from 1, half as many as in `COUNTERS`; 8 bytes each, always allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
@@ -9,7 +9,7 @@ use netpol_common::IfIndex;
 #[btf_map]
 static SENDERS: Array<IfIndex, 1025> = Array::new();
 
-/// The interface of the endpoint with this number; 0: there is none.
+/// Returns the interface of the endpoint with this ID, or 0 if there is none.
 #[inline(always)]
 pub(in crate::kernel) fn get(endpoint: u32) -> IfIndex {
     SENDERS.get(endpoint).copied().unwrap_or_default()

@@ -1,7 +1,7 @@
-//! `SERVICES_V4` and `SERVICES_V6`: the class of each port of each Service.
+//! `SERVICES_V4` and `SERVICES_V6`: the class of each frontend.
 //!
-//! Sizing: ports of Services times their addresses, and hostPorts. Entries are allocated as they come; empty, 16 bytes per entry
-//! of capacity.
+//! Size: the ports of Services times their addresses, and hostPorts. Entries are allocated on insertion; an empty map
+//! takes 16 bytes per entry of capacity.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::HashMap;
@@ -16,14 +16,14 @@ static SERVICES_V4: HashMap<FrontendKey<[u8; 4]>, FrontendEntry, 65_536, { BPF_F
 static SERVICES_V6: HashMap<FrontendKey<[u8; 16]>, FrontendEntry, 32_768, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-/// The entry of this frontend.
+/// Returns the entry of this frontend.
 #[inline(always)]
 pub(in crate::kernel) fn get_v4(key: &FrontendKey<[u8; 4]>) -> Option<FrontendEntry> {
     // SAFETY: copied at once; entries are freed only after a grace period, and are one word.
     unsafe { SERVICES_V4.get(key) }.copied()
 }
 
-/// The entry of this frontend.
+/// Returns the entry of this frontend.
 #[inline(always)]
 pub(in crate::kernel) fn get_v6(key: &FrontendKey<[u8; 16]>) -> Option<FrontendEntry> {
     // SAFETY: as above.

@@ -1,6 +1,6 @@
 //! `TUNNELS`: UDP ports and IP protocols of the tunnel endpoints of nodes.
 //!
-//! Sizing: a bit for each port and protocol, for the local node and again for other nodes: 16 KiB, always allocated.
+//! Size: a bit for each port and protocol, once for the local node and once for other nodes: 16 KiB, always allocated.
 
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
@@ -9,7 +9,7 @@ use netpol_common::TUNNEL_WORDS;
 #[btf_map]
 static TUNNELS: Array<u64, { TUNNEL_WORDS as usize }> = Array::new();
 
-/// A word of the bitmap.
+/// Returns a word of the bitmap.
 #[inline(always)]
 pub(in crate::kernel) fn get(index: u32) -> u64 {
     TUNNELS.get(index).copied().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The kernel and the engine in memory, side by side.
+//! Runs frames through the loaded programs and through the same engine in memory, and compares the results.
 
 use std::net::IpAddr;
 
@@ -17,23 +17,24 @@ pub(crate) const SYN: u8 = 0x02;
 pub(crate) const SYN_ACK: u8 = 0x12;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const RST: u8 = 0x04;
-/// Came in by some other interface.
+/// The packet came in by another interface.
 pub(crate) const FORWARDED: u32 = 4000;
 pub(crate) const RULES: RuleSetId = RuleSetId(7);
 pub(crate) const WEB: PortSetId = PortSetId(1);
 
 pub(crate) const FAMILIES: [Addresses; 2] = [
-    Addresses { pod: "10.0.0.1", friend: "10.0.0.2", partner: "10.0.0.3", stranger: "192.0.2.9", node: "10.0.0.254" },
-    Addresses { pod: "fd00::1", friend: "fd00::2", partner: "fd00::3", stranger: "2001:db8::9", node: "fd00::fe" },
+    Addresses { pod: "10.0.0.1", client: "10.0.0.2", trusted: "10.0.0.3", outsider: "192.0.2.9", node: "10.0.0.254" },
+    Addresses { pod: "fd00::1", client: "fd00::2", trusted: "fd00::3", outsider: "2001:db8::9", node: "fd00::fe" },
 ];
 
-/// Who is who. Friends may reach the pod at 80/TCP and 53/UDP, partners at everything; strangers are in no class.
+/// The addresses of a test. The client can reach the pod at 80/TCP and 53/UDP, and the trusted peer everything; the
+/// outsider is in no class.
 #[derive(Clone, Copy)]
 pub(crate) struct Addresses {
     pub(crate) pod: &'static str,
-    pub(crate) friend: &'static str,
-    pub(crate) partner: &'static str,
-    pub(crate) stranger: &'static str,
+    pub(crate) client: &'static str,
+    pub(crate) trusted: &'static str,
+    pub(crate) outsider: &'static str,
     pub(crate) node: &'static str,
 }
 
@@ -46,12 +47,12 @@ impl Addresses {
         self.pod.contains('.')
     }
 
-    /// Type of an echo request and of its answer.
+    /// Returns the types of an echo request and of an echo reply.
     pub(crate) fn echo(&self) -> (u8, u8) {
         if self.v4() { (8, 0) } else { (128, 129) }
     }
 
-    /// Type of "packet too big" or "fragmentation needed".
+    /// Returns the type of "packet too big" or "fragmentation needed".
     pub(crate) fn too_big(&self) -> u8 {
         if self.v4() { 3 } else { 2 }
     }
@@ -78,15 +79,15 @@ fn flow_key<A>(pod_address: A, remote_address: A, pod_port: u16, remote_port: u1
     }
 }
 
-/// The kernel and memory side by side, with the same in their tables.
-pub(crate) struct Both {
+/// The kernel and the engine in memory, with the same entries in their tables.
+pub(crate) struct KernelAndMemory {
     pub(crate) kernel: Programs,
     pub(crate) memory: Memory,
     pub(crate) endpoint: Endpoint,
 }
 
-impl Both {
-    /// A pod that is isolated in these directions, each with the rules of [`Addresses`].
+impl KernelAndMemory {
+    /// Returns a pod that is isolated in these directions, each with the rules of [`Addresses`].
     pub(crate) fn isolated(directions: &[Direction]) -> Self {
         let kernel = Programs::load().expect("the programs load");
         let mut both = Self { kernel, memory: Memory::default(), endpoint: Endpoint::default() };
@@ -107,11 +108,11 @@ impl Both {
             ..Endpoint::default()
         };
         for addresses in FAMILIES {
-            for (who, class, flags) in
-                [(addresses.friend, 1, 0), (addresses.partner, 2, 0), (addresses.node, 0, address_flags::OWN_NODE)]
+            for (name, class, flags) in
+                [(addresses.client, 1, 0), (addresses.trusted, 2, 0), (addresses.node, 0, address_flags::OWN_NODE)]
             {
                 let entry = AddressEntry { class: ClassId(class), flags, endpoint: 0 };
-                match who.parse().unwrap() {
+                match name.parse().unwrap() {
                     IpAddr::V4(address) => {
                         both.kernel.set_address(address.octets(), entry).unwrap();
                         both.memory.v4.addresses.insert(address.octets(), entry);
@@ -152,8 +153,8 @@ impl Both {
         self.memory.endpoints.insert(INTERFACE, self.endpoint);
     }
 
-    /// A port of a Service of this class.
-    pub(crate) fn serve(&mut self, address: &str, protocol: u8, port: u16, class: u32) {
+    /// Adds a frontend with this class.
+    pub(crate) fn add_frontend(&mut self, address: &str, protocol: u8, port: u16, class: u32) {
         let (port, scope) = (port.to_be_bytes(), frontend_scope::ADDRESS);
         let (entry, class) =
             (AddressEntry { flags: address_flags::SERVICE, ..AddressEntry::default() }, ClassId(class));
@@ -177,17 +178,17 @@ impl Both {
         }
     }
 
-    /// Runs what the pod sends in both; the reason, and the source endpoint ID and recheck bit that it carries then.
+    /// Runs a packet from the pod. Returns the reason, and its source endpoint ID and recheck bit after that.
     pub(crate) fn send(&mut self, packet: &[u8]) -> (Reason, u32) {
         let frame = wire(packet);
         let reason = self.memory.run(Egress, &frame, INTERFACE, 0);
         let (ran, sender) = self.kernel.run_marked(&frame, 1).expect("the kernel runs the frame");
-        assert_eq!((ran.passed, sender), (reason.allows(), self.memory.sender.get()), "memory says {reason:?}");
+        assert_eq!((ran.passed, sender), (reason.allows(), self.memory.sender.get()), "memory returned {reason:?}");
         (reason, sender)
     }
 
-    /// Runs what the pod sent in both, where it goes after all rewriting.
-    pub(crate) fn goes(&mut self, packet: &[u8], sender: u32) -> Reason {
+    /// Runs a packet from the pod post-DNAT.
+    pub(crate) fn send_post_dnat(&mut self, packet: &[u8], sender: u32) -> Reason {
         let frame = wire(packet);
         let ifindex = if sender == self.endpoint.id { INTERFACE } else { 0 };
         self.memory.sender.set(sender);
@@ -196,28 +197,28 @@ impl Both {
         let before = self.kernel.packet_count(counter, Egress, reason).unwrap();
         let ran = self.kernel.run_behind(&frame, sender | RECHECK, 1).expect("the kernel runs the frame");
         let counted = self.kernel.packet_count(counter, Egress, reason).unwrap() - before;
-        assert_eq!((ran.passed, counted), (reason.allows(), u64::from(!reason.allows())), "memory says {reason:?}");
+        assert_eq!((ran.passed, counted), (reason.allows(), u64::from(!reason.allows())), "memory returned {reason:?}");
         reason
     }
 
-    /// Runs what reaches the pod from the pod of this number, judged for that one by its own rules already.
-    pub(crate) fn arrives(&mut self, packet: &[u8], sender: u32) -> Reason {
+    /// Runs a packet to the pod, with a source endpoint ID. The sender's policy was evaluated before.
+    pub(crate) fn receive_from(&mut self, packet: &[u8], sender: u32) -> Reason {
         let frame = wire(packet);
         self.memory.sender.set(sender);
         let reason = self.memory.run(Ingress, &frame, INTERFACE, FORWARDED);
         let ran = self.kernel.run_from_sender(&frame, sender, FORWARDED).expect("the kernel runs the frame");
-        assert_eq!(ran.passed, reason.allows(), "memory says {reason:?}");
+        assert_eq!(ran.passed, reason.allows(), "memory returned {reason:?}");
         reason
     }
 
-    /// Changes the endpoint, as the agent does: the generation goes up.
+    /// Changes the endpoint and increments its generation, as the agent does.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut Endpoint)) {
         change(&mut self.endpoint);
         self.endpoint.generation.0 += 1;
         self.write();
     }
 
-    /// Runs a frame in both; the reason in memory, after the kernel gave the same.
+    /// Runs a frame, and returns the reason. The kernel and memory must agree.
     pub(crate) fn run(&mut self, direction: Direction, frame: &[u8]) -> Reason {
         self.run_from(FORWARDED, direction, frame)
     }
@@ -228,24 +229,24 @@ impl Both {
         let before = self.kernel.packet_count(1, direction, reason).unwrap();
         let ran = self.kernel.run(direction, frame, ingress_ifindex, 1).expect("the kernel runs the frame");
         let counted = self.kernel.packet_count(1, direction, reason).unwrap() - before;
-        assert_eq!((ran.passed, counted), (reason.allows(), 1), "memory says {reason:?}; frame {frame:02x?}");
+        assert_eq!((ran.passed, counted), (reason.allows(), 1), "memory returned {reason:?}; frame {frame:02x?}");
         reason
     }
 
-    /// Which direction opened a TCP flow of the pod with its partner, and how many seconds it is known: in the kernel and in memory. Ports
-    /// are the pod's and the partner's.
+    /// Returns the initiator's direction and the timeout of a TCP flow of the pod with its trusted peer, in the kernel
+    /// and in memory. Ports are the pod's and the peer's.
     pub(crate) fn tcp_flow(&self, a: &Addresses, (pod_port, remote_port): (u16, u16)) -> ((u8, u32), (u8, u32)) {
-        let about = |entry: FlowEntry| (entry.opener, flow_timeout::of(protocol::TCP, entry.state));
-        match (a.pod.parse().unwrap(), a.partner.parse().unwrap()) {
-            (IpAddr::V4(pod), IpAddr::V4(partner)) => {
-                let key = flow_key(pod.octets(), partner.octets(), pod_port, remote_port);
+        let summary = |entry: FlowEntry| (entry.opener, flow_timeout::of(protocol::TCP, entry.state));
+        match (a.pod.parse().unwrap(), a.trusted.parse().unwrap()) {
+            (IpAddr::V4(pod), IpAddr::V4(trusted)) => {
+                let key = flow_key(pod.octets(), trusted.octets(), pod_port, remote_port);
                 let kernel = self.kernel.flow(key).unwrap().expect("the kernel has the flow");
-                (about(kernel), about(self.memory.v4.flow(&key).expect("memory has the flow")))
+                (summary(kernel), summary(self.memory.v4.flow(&key).expect("memory has the flow")))
             }
-            (IpAddr::V6(pod), IpAddr::V6(partner)) => {
-                let key = flow_key(pod.octets(), partner.octets(), pod_port, remote_port);
+            (IpAddr::V6(pod), IpAddr::V6(trusted)) => {
+                let key = flow_key(pod.octets(), trusted.octets(), pod_port, remote_port);
                 let kernel = self.kernel.flow(key).unwrap().expect("the kernel has the flow");
-                (about(kernel), about(self.memory.v6.flow(&key).expect("memory has the flow")))
+                (summary(kernel), summary(self.memory.v6.flow(&key).expect("memory has the flow")))
             }
             _ => unreachable!("one family"),
         }
