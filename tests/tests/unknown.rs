@@ -1,4 +1,4 @@
-//! Interfaces whose pod is not known, not yet or no more: line 27 of docs/semantics.md.
+//! Tests of interfaces without a known pod, before it is known and after it is deleted: line 27 of docs/semantics.md.
 
 use std::net::Ipv6Addr;
 
@@ -31,26 +31,26 @@ fn server_from_client() -> String {
 }
 
 #[test]
-fn s27_a_pod_whose_manifest_comes_late_is_enforced_from_then_on_and_the_gap_is_told() -> Result<()> {
+fn s27_a_pod_with_a_late_manifest_is_enforced_and_the_unprotected_time_is_logged() -> Result<()> {
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late").labels("app=late"))?;
     let probe = lab.cluster.probe("blog/web", "shop/late", Tcp, 80);
     let before = lab.cluster.try_all(&[probe])?;
-    ensure!(before == [ProbeResult::Allowed], "unknown pods are allowed unless told otherwise: {before:?}");
+    ensure!(before == [ProbeResult::Allowed], "unknown pods must be allowed by default: {before:?}");
     lab.cluster.write_manifest("shop/late")?;
-    lab.expect("blog/web -x shop/late 80/TCP\nblog/web -x shop/server 53/UDP").context("once it is known")?;
+    lab.expect("blog/web -x shop/late 80/TCP\nblog/web -x shop/server 53/UDP").context("after the pod is known")?;
     lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     lab.agent().wait_log(&["enforced", "pod=shop/late", "unprotected_ms="])
 }
 
-/// The value of a field of a log line.
+/// Returns the value of a field of a log line.
 fn field(line: &str, name: &str) -> Result<f64> {
     let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
     value.with_context(|| format!("no {name} in {line}"))?.parse().with_context(|| format!("reading {name} of {line}"))
 }
 
 #[test]
-fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_for() -> Result<()> {
+fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<()> {
     const CONNECTIONS: usize = 5;
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
     let sums = |lab: &Lab| -> Result<[f64; 2]> {
@@ -71,21 +71,21 @@ fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_
     lab.cluster.write_manifest("shop/late")?;
     let words = [" enforced ", "pod=shop/late", "unprotected_ms="];
     lab.agent().wait_log(&words)?;
-    let really = appeared.elapsed().as_secs_f64();
+    let actual = appeared.elapsed().as_secs_f64();
     let after = sums(&lab)?;
     let log = lab.agent().log();
     let line = log.lines().find(|line| words.iter().all(|word| line.contains(word))).context("no such line")?;
     let (time, packets) = (field(line, "unprotected_ms")? / 1e3, field(line, "packets")?);
     ensure!(
-        time <= really + 0.05 && time > really / 2.0,
-        "open for about {really} s, and the log has {time} s: {line}"
+        time <= actual + 0.05 && time > actual / 2.0,
+        "unprotected for about {actual} s, but the log has {time} s: {line}"
     );
-    // A connection has three packets at least.
-    ensure!(packets >= (3 * CONNECTIONS) as f64, "{packets} packets of {CONNECTIONS} connections: {line}");
-    ensure!((after[0] - before[0] - time).abs() < 0.001, "metrics {before:?} -> {after:?}, and the log has {line}");
-    ensure!((after[1] - before[1] - packets).abs() < 0.5, "metrics {before:?} -> {after:?}, and the log has {line}");
+    // A connection has at least three packets.
+    ensure!(packets >= (3 * CONNECTIONS) as f64, "only {packets} packets for {CONNECTIONS} connections: {line}");
+    ensure!((after[0] - before[0] - time).abs() < 0.001, "metrics {before:?} -> {after:?}, but the log has {line}");
+    ensure!((after[1] - before[1] - packets).abs() < 0.5, "metrics {before:?} -> {after:?}, but the log has {line}");
 
-    // Programs that another process detaches: what passed while they ran is not counted.
+    // After another process detached the programs, only packets that passed without them are counted.
     let veth = lab.cluster.host("shop/late").veth().to_owned();
     let removed =
         lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "del", "dev", &veth, "clsact"]).status()?;
@@ -93,17 +93,21 @@ fn s27_metrics_and_the_log_have_the_time_and_packets_that_a_pod_was_really_open_
     lab.agent().wait_log(&["put on again", &veth])?;
     let start = std::time::Instant::now();
     while lab.agent().log().matches("pod=shop/late").count() < 2 {
-        ensure!(start.elapsed() < netpol_tests::lab::TIMEOUT, "not enforced again:\n{}", lab.agent().log());
+        ensure!(
+            start.elapsed() < netpol_tests::lab::TIMEOUT,
+            "timed out: the pod is not enforced again:\n{}",
+            lab.agent().log()
+        );
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     let again = sums(&lab)?;
     let gap = again[0] - after[0];
-    ensure!(gap > 0.0 && gap < 1.0, "it was without programs for {gap} s");
+    ensure!(gap > 0.0 && gap < 1.0, "unprotected for {gap} s, expected less than 1 s");
     Ok(())
 }
 
 #[test]
-fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
+fn s27_unknown_pods_are_denied_with_the_option() -> Result<()> {
     let mut lab = Lab::start_with(pods().families(Families::Dual), &[deny_all("blog")], denying())?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/late"))?;
     lab.expect_without_reference(
@@ -117,22 +121,24 @@ fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
     lab.agent().wait_denied(|line| line.reason() == "unknown-pod" && line.direction() == "ingress")?;
     lab.agent().wait_denied(|line| line.reason() == "unknown-pod" && line.direction() == "egress")?;
 
-    // The link itself works: somebody finds it before anything else can be asked of it.
+    // The link itself works: neighbor discovery finds the pod.
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/late").v6());
     // RFC 4291, 2.7.1.
     let [.., a, b, c] = to.octets();
     let solicited = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
-    let shot = |what: &str, kind: u8, destination: Ipv6Addr, hops: u8| {
+    let test_packet = |what: &str, kind: u8, destination: Ipv6Addr, hops: u8| {
         let marker = Marker::new();
         let ip = Ip::new(from.into(), destination.into());
         let mut packet = ip.icmp(kind, 0, [0; 4], &[&to.octets()[..], &marker.0].concat());
         packet[7] = hops;
         TestPacket::new(cluster, "shop/client", "shop/late", what, marker, &[packet])
     };
-    let shots =
-        [(shot("a neighbor solicitation", 135, solicited, 255), true), (shot("an echo request", 128, to, 64), false)];
-    check(cluster, "shop/client", "shop/late", &shots)?;
+    let packets = [
+        (test_packet("a neighbor solicitation", 135, solicited, 255), true),
+        (test_packet("an echo request", 128, to, 64), false),
+    ];
+    check(cluster, "shop/client", "shop/late", &packets)?;
 
     lab.cluster.write_manifest("shop/late")?;
     lab.expect("shop/client -> shop/late 80/TCP\nblog/web -x shop/late 80/TCP\nshop/late -> shop/server 53/UDP")?;
@@ -143,54 +149,54 @@ fn s27_unknown_pods_are_denied_where_asked() -> Result<()> {
 }
 
 #[test]
-fn s27_who_was_there_before_the_agent_is_denied_too_and_stays_so_over_a_crash() -> Result<()> {
+fn s27_unknown_pods_older_than_the_agent_are_denied_also_after_a_crash() -> Result<()> {
     let mut cluster = pods().build()?;
     cluster.add_pod_without_manifest(PodSpec::new("shop/early"))?;
     let mut agent = netpol_tests::Agent::start_with(&cluster, denying())?;
-    let questions = [
+    let probes = [
         cluster.probe("shop/client", "shop/early", Tcp, 80),
         cluster.probe("shop/early", "shop/client", Udp, 53),
         cluster.probe("shop/client", "shop/server", Tcp, 80),
     ];
     let expected = [ProbeResult::Dropped, ProbeResult::Dropped, ProbeResult::Allowed];
-    assert_eq!(cluster.try_all(&questions)?, expected, "while the agent runs");
+    assert_eq!(cluster.try_all(&probes)?, expected, "while the agent is running");
     agent.crash()?;
-    assert_eq!(cluster.try_all(&questions)?, expected, "after it crashed");
+    assert_eq!(cluster.try_all(&probes)?, expected, "after it crashed");
     agent.restart()?;
-    assert_eq!(cluster.try_all(&questions)?, expected, "under the next one");
+    assert_eq!(cluster.try_all(&probes)?, expected, "with the next agent");
     Ok(())
 }
 
 #[test]
-fn s27_a_pod_that_loses_its_manifest_is_not_opened_while_its_interface_stays() -> Result<()> {
+fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
-    let stranger = Stream::of_new_flows(&lab.cluster, "shop/other", "shop/server", 53)?;
-    let shut = "shop/other -x shop/server 80/TCP\nblog/web -x shop/server 53/UDP\noutside -x shop/server 80/TCP";
+    let denied = Stream::of_new_flows(&lab.cluster, "shop/other", "shop/server", 53)?;
+    let expected = "shop/other -x shop/server 80/TCP\nblog/web -x shop/server 53/UDP\noutside -x shop/server 80/TCP";
 
     lab.cluster.remove_manifest("shop/server")?;
     lab.agent().wait_log(&["its pod is gone", "shop/server"])?;
-    lab.expect_without_reference(shut).context("without its manifest")?;
+    lab.expect_without_reference(expected).context("without its manifest")?;
     lab.policies(&[])?;
     lab.cluster.label_namespace("blog", "changed=yes")?;
-    lab.expect_without_reference(shut).context("without its policy too: nobody knows whether it is the same pod")?;
+    lab.expect_without_reference(expected).context("without its policy: it may not be the same pod")?;
     lab.agent().restart()?;
-    lab.expect_without_reference(shut).context("under an agent that never knew it")?;
-    let tally = stranger.finish()?;
-    ensure!(tally.sent > 100 && tally.answered == 0, "a stranger got through: {tally:?}");
+    lab.expect_without_reference(expected).context("with an agent that never knew the pod")?;
+    let tally = denied.finish()?;
+    ensure!(tally.sent > 100 && tally.answered == 0, "denied packets passed: {tally:?}");
 
-    // Known again, it is what its policies say.
+    // When it is known again, its policies apply.
     lab.policies(&[server_from_client()])?;
     lab.cluster.write_manifest("shop/server")?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")?;
     lab.policies(&[])?;
     lab.expect("shop/other -> shop/server 80/TCP")?;
 
-    // And who comes to its address after its interface went is somebody else.
+    // A new pod with the same address, after the interface was removed, does not inherit the policy.
     let number = lab.cluster.host("shop/server").v4().octets()[3];
     lab.policies(&[server_from_client()])?;
     lab.expect("shop/other -x shop/server 80/TCP")?;
     lab.cluster.remove_pod("shop/server")?;
-    lab.cluster.add_pod(PodSpec::new("shop/heir").number(number))?;
-    lab.expect("shop/other -> shop/heir 80/TCP\noutside -> shop/heir 53/UDP")
+    lab.cluster.add_pod(PodSpec::new("shop/successor").number(number))?;
+    lab.expect("shop/other -> shop/successor 80/TCP\noutside -> shop/successor 53/UDP")
 }

@@ -1,4 +1,4 @@
-//! Protocols without ports, and errors about those with.
+//! Tests of protocols without ports, and of ICMP errors.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,10 +8,10 @@ use netpol_tests::flow::EchoConnection;
 use netpol_tests::packet::{Ip, protocol};
 use netpol_tests::{Families, Lab, PodSpec, Topology, deny_all, policy};
 
-use super::{Shots, pairs, pods};
+use super::{TestPackets, pairs, pods};
 
 #[test]
-fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_just_those() -> Result<()> {
+fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_only_those() -> Result<()> {
     let from_client = |name: &str, app: &str, ports: &str| {
         policy(
             name,
@@ -29,24 +29,24 @@ fn s17_rules_without_ports_allow_every_protocol_and_rules_with_ports_just_those(
         ],
     )?;
     for (to, every) in [("shop/server", true), ("shop/other", false)] {
-        let mut shots = Shots::new(&lab.cluster, "shop/client", to);
+        let mut packets = TestPackets::new(&lab.cluster, "shop/client", to);
         for (source, destination) in pairs(&lab.cluster, "shop/client", to) {
             let ip = Ip::new(source, destination);
             let echo = if source.is_ipv4() { 8 } else { 128 };
-            shots.row("GRE", every, |mark| vec![ip.carrying(protocol::GRE, mark)]);
-            shots.row("echo", every, |mark| vec![ip.icmp(echo, 0, [0, 7, 0, 1], mark)]);
-            shots.row("SCTP", every, |mark| vec![ip.sctp_init(9, 9, mark)]);
-            shots.row("UDP to 53", true, |mark| vec![ip.udp(7777, 53, mark)]);
-            shots.row("UDP to 54", every, |mark| vec![ip.udp(7777, 54, mark)]);
+            packets.row("GRE", every, |mark| vec![ip.carrying(protocol::GRE, mark)]);
+            packets.row("echo", every, |mark| vec![ip.icmp(echo, 0, [0, 7, 0, 1], mark)]);
+            packets.row("SCTP", every, |mark| vec![ip.sctp_init(9, 9, mark)]);
+            packets.row("UDP to 53", true, |mark| vec![ip.udp(7777, 53, mark)]);
+            packets.row("UDP to 54", every, |mark| vec![ip.udp(7777, 54, mark)]);
         }
-        shots.check()?;
+        packets.check()?;
     }
     Ok(())
 }
 
 #[test]
-fn s17_icmp_errors_reach_the_flow_they_are_about_and_no_other() -> Result<()> {
-    // The outside is allowed in on one port; a router on the way may say that packets are too big.
+fn s17_icmp_errors_pass_only_if_the_quoted_flow_is_allowed() -> Result<()> {
+    // Hosts outside are allowed at one port. A router on the path may report that packets are too big.
     let lab = Lab::start(
         pods(),
         &[
@@ -62,48 +62,56 @@ fn s17_icmp_errors_reach_the_flow_they_are_about_and_no_other() -> Result<()> {
     for (outside, server) in pairs(cluster, "outside", "shop/server") {
         let flow = EchoConnection::open_at(cluster, "outside", "shop/server", SocketAddr::new(server, 80))?;
         let port = flow.ends()?.0.port();
-        let mut shots = Shots::new(cluster, "outside", "shop/server");
+        let mut packets = TestPackets::new(cluster, "outside", "shop/server");
         let (back, error) = (Ip::new(server, outside), Ip::new(outside, server));
         let (too_big, unreachable, reply) = match server {
             IpAddr::V4(_) => ((3, 4), (3, 3), 0),
             IpAddr::V6(_) => ((2, 0), (1, 4), 129),
         };
-        // Of IPv4 the MTU is the second half of that word, of IPv6 all of it.
+        // For IPv4 the MTU is the second half of this word, for IPv6 all of it.
         let mtu = 1300u32.to_be_bytes();
-        shots.row("too big, about the open flow", true, |mark| {
+        packets.row("too big, about the open flow", true, |mark| {
             vec![error.icmp(too_big.0, too_big.1, mtu, &back.tcp(80, port, 16, mark))]
         });
-        shots.row("too big, about a port never opened", false, |mark| {
+        packets.row("too big, about a port without a flow", false, |mark| {
             vec![error.icmp(too_big.0, too_big.1, mtu, &back.tcp(80, port ^ 1, 16, mark))]
         });
-        shots.row("port unreachable, about a flow of another port", false, |mark| {
+        packets.row("port unreachable, about a flow to another port", false, |mark| {
             vec![error.icmp(unreachable.0, unreachable.1, [0; 4], &back.udp(5353, 53, mark))]
         });
-        shots.row("an echo reply nobody asked for", false, |mark| vec![error.icmp(reply, 0, [0, 1, 0, 1], mark)]);
-        shots.check().with_context(|| format!("towards {server}"))?;
+        packets.row("an echo reply without a request", false, |mark| vec![error.icmp(reply, 0, [0, 1, 0, 1], mark)]);
+        packets.check().with_context(|| format!("to {server}"))?;
     }
     Ok(())
 }
 
 #[test]
-fn s17_a_pod_that_takes_nothing_in_learns_the_path_mtu_of_what_it_sends() -> Result<()> {
+fn s17_a_pod_isolated_for_ingress_receives_path_mtu_errors() -> Result<()> {
     for (topology, families) in [(Topology::Bridge, Families::V4), (Topology::Routed, Families::Dual)] {
         let isolated = policy("shop/no-ingress", "{podSelector: {}, policyTypes: [Ingress]}");
         let cluster = pods().topology(topology).families(families).nodes(2).pod(PodSpec::new("far/away").node(2));
         let lab = Lab::start(cluster, &[isolated])?;
-        // The other node, not its own, is the one whose way on is narrow: its word is a stranger's.
+        // The other node, not the pod's own, has the smaller MTU. Its ICMP error comes from an address that no rule
+        // allows.
         let far = lab.cluster.host("far/away");
         let device = if topology == Topology::Bridge { "cni0" } else { far.veth() };
         for &address in far.addresses() {
             let length = if address.is_ipv4() { 32 } else { 128 };
-            let narrow = format!("route replace {address}/{length} dev {device} mtu 1300");
-            lab.cluster.host("node-2").netns().ip(&narrow)?;
+            let small_mtu = format!("route replace {address}/{length} dev {device} mtu 1300");
+            lab.cluster.host("node-2").netns().ip(&small_mtu)?;
             let mut flow =
                 EchoConnection::open_at(&lab.cluster, "shop/server", "far/away", SocketAddr::new(address, 80))?;
-            ensure!(flow.path_mtu()? == 1500, "before anything large, {} on the way to {address}", flow.path_mtu()?);
+            ensure!(
+                flow.path_mtu()? == 1500,
+                "path MTU to {address} is {} before any large packet, expected 1500",
+                flow.path_mtu()?
+            );
             flow.echo_bulk(200_000).with_context(|| format!("{topology:?} to {address}"))?;
-            ensure!(flow.path_mtu()? == 1300, "a path MTU of {} is known to {address}", flow.path_mtu()?);
-            ensure!(flow.echoes(Duration::from_secs(5))?, "after {topology:?} to {address} was found narrow");
+            ensure!(flow.path_mtu()? == 1300, "path MTU to {address} is {}, expected 1300", flow.path_mtu()?);
+            ensure!(
+                flow.echoes(Duration::from_secs(5))?,
+                "no echo after the path MTU to {address} changed, {topology:?}"
+            );
         }
     }
     Ok(())

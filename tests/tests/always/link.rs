@@ -1,4 +1,4 @@
-//! What the link itself needs.
+//! Tests of neighbor discovery, IGMP and DHCP on the link.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use netpol_tests::packet::{Ip, protocol};
 use netpol_tests::{Lab, deny_all, policy};
 
-use super::{Shots, pods};
+use super::{TestPackets, pods};
 
 #[test]
-fn s16_neighbours_are_found_under_deny_all() -> Result<()> {
+fn s16_neighbor_discovery_works_under_deny_all() -> Result<()> {
     let lab = Lab::start(pods(), &[deny_all("shop")])?;
-    // Nobody remembers anybody: the next connection has to find its neighbour first.
+    // Neighbor tables are empty, so the next connection starts with neighbor discovery.
     for name in ["node-1", "shop/client"] {
         lab.cluster.host(name).netns().ip("neigh flush all")?;
     }
@@ -20,17 +20,18 @@ fn s16_neighbours_are_found_under_deny_all() -> Result<()> {
 }
 
 #[test]
-fn s16_discovery_passes_only_where_it_comes_from_the_link() -> Result<()> {
+fn s16_neighbor_discovery_passes_only_from_the_link() -> Result<()> {
     let lab = Lab::start(pods(), &[deny_all("shop")])?;
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client").v6(), cluster.host("shop/server").v6());
     let ip = |to: Ipv6Addr| Ip::new(from.into(), to.into());
     let about = |target: Ipv6Addr| target.octets().to_vec();
-    let [routers, reports, group] = ["ff02::2", "ff02::16", "ff02::1:ff00:77"].map(|text| text.parse().expect("one"));
-    // A router alert (RFC 2711), as multicast listener discovery comes with.
+    let [routers, reports, group] =
+        ["ff02::2", "ff02::16", "ff02::1:ff00:77"].map(|text| text.parse().expect("an address"));
+    // With a router alert (RFC 2711), as multicast listener discovery has it.
     let report = |to| ip(to).extension(protocol::HOP_BY_HOP, 0);
-    // What, ICMPv6 type, what follows its first word, the hop limit it has on the link, the packet around it, and whether a pod
-    // may send it (32).
+    // Description, ICMPv6 type, the bytes after its first word, the hop limit on the link, the packet around it, and
+    // whether a pod may send it (line 32).
     let kinds = [
         ("a router solicitation", 133, vec![], 255, ip(routers), true),
         ("a router advertisement", 134, vec![0; 8], 255, ip(to), false),
@@ -39,36 +40,36 @@ fn s16_discovery_passes_only_where_it_comes_from_the_link() -> Result<()> {
         ("a redirect", 137, [about(to), about(to)].concat(), 255, ip(to), false),
         ("a listener query", 130, about(group), 1, report(group), false),
         ("a listener report", 131, about(group), 1, report(group), true),
-        ("a listener's farewell", 132, about(group), 1, report(routers), true),
+        ("a listener done message", 132, about(group), 1, report(routers), true),
         ("a listener report, version 2", 143, about(group), 1, report(reports), true),
     ];
-    let mut shots = Shots::new(cluster, "shop/client", "shop/server");
+    let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
     for (what, kind, body, hops, ip, allowed) in &kinds {
         let packet = |hops: u8, mark: &[u8]| {
             let mut packet = ip.icmp(*kind, 0, [0; 4], &[body, mark].concat());
             packet[7] = hops;
             vec![packet]
         };
-        shots.row(what, *allowed, |mark| packet(*hops, mark));
-        shots.row(&format!("{what} that came through a router"), false, |mark| packet(64, mark));
+        packets.row(what, *allowed, |mark| packet(*hops, mark));
+        packets.row(&format!("{what} from beyond a router"), false, |mark| packet(64, mark));
     }
-    shots.check()
+    packets.check()
 }
 
-/// As `tuning`, a sysctl or the pod itself changes it, long after the interface appeared.
+/// The `tuning` CNI plugin, a sysctl or the pod itself can change it, long after the interface was created.
 #[test]
-fn s32_a_link_local_address_that_changes_is_learned_at_once() -> Result<()> {
+fn s32_a_changed_link_local_address_is_detected_immediately() -> Result<()> {
     let lab = Lab::start(pods(), &[])?;
     let cluster = &lab.cluster;
     let (client, server) = (cluster.host("shop/client"), cluster.host("shop/server"));
-    // Longer than an interface is new.
+    // Longer than the agent treats an interface as new.
     std::thread::sleep(Duration::from_secs(16));
     let new: Ipv6Addr = "fe80::7:7".parse()?;
     let old = client.netns().ip_output(&["-o", "-6", "address", "show", "dev", "eth0", "scope", "link"])?;
     let old = old.split_whitespace().find(|word| word.starts_with("fe80::")).context("no link-local address")?;
-    let [routers, group] = ["ff02::2", "ff02::1:ff00:77"].map(|text| text.parse::<Ipv6Addr>().expect("one"));
+    let [routers, group] = ["ff02::2", "ff02::1:ff00:77"].map(|text| text.parse::<Ipv6Addr>().expect("an address"));
     let send = |from: Ipv6Addr, arrives: bool| {
-        let mut shots = Shots::new(cluster, "shop/client", "shop/server");
+        let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
         let kinds = [
             ("a router solicitation", 133, vec![], 255, Ip::new(from.into(), routers.into())),
             (
@@ -81,20 +82,20 @@ fn s32_a_link_local_address_that_changes_is_learned_at_once() -> Result<()> {
             ("a listener report", 131, group.octets().to_vec(), 1, Ip::new(from.into(), group.into())),
         ];
         for (what, kind, body, hops, ip) in kinds {
-            shots.row(&format!("{what} from {from}"), arrives, |mark| {
+            packets.row(&format!("{what} from {from}"), arrives, |mark| {
                 let mut packet = ip.icmp(kind, 0, [0; 4], &[&body[..], mark].concat());
                 packet[7] = hops;
                 vec![packet]
             });
         }
-        shots.check()
+        packets.check()
     };
     send(new, false)?;
     client.netns().ip(&format!("address delete {old} dev eth0\naddress add {new}/64 dev eth0 nodad"))?;
-    // Far sooner than the regular look, which is every 10 s.
+    // Much sooner than the regular scan, which is every 10 s.
     std::thread::sleep(Duration::from_millis(300));
     send(new, true)?;
-    // The node's own is not the pod's, whatever the pod says.
+    // The node's own link-local address is not accepted from the pod.
     let node =
         cluster.host("node-1").netns().ip_output(&["-o", "-6", "address", "show", "dev", "cni0", "scope", "link"])?;
     let node = node.split_whitespace().find(|word| word.starts_with("fe80::")).context("no link-local address")?;
@@ -105,30 +106,30 @@ fn s32_a_link_local_address_that_changes_is_learned_at_once() -> Result<()> {
 }
 
 #[test]
-fn s16_echo_and_all_other_icmp_needs_a_rule() -> Result<()> {
+fn s16_echo_and_other_icmp_need_a_rule() -> Result<()> {
     let lab = Lab::start(pods(), &[deny_all("shop")])?;
     let cluster = &lab.cluster;
     let (from, to) = (cluster.host("shop/client"), cluster.host("shop/server"));
     let v4 = Ip::new(from.v4().into(), to.v4().into());
     let v6 = Ip::new(from.v6().into(), to.v6().into());
-    let mut shots = Shots::new(cluster, "shop/client", "shop/server");
-    shots.row("ICMP echo", false, |mark| vec![v4.icmp(8, 0, [0, 1, 0, 1], mark)]);
-    shots.row("an ICMP timestamp", false, |mark| vec![v4.icmp(13, 0, [0, 1, 0, 1], mark)]);
-    shots.row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
-    shots.row("an ICMPv6 type of no use", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
-    shots.check()
+    let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
+    packets.row("ICMP echo", false, |mark| vec![v4.icmp(8, 0, [0, 1, 0, 1], mark)]);
+    packets.row("an ICMP timestamp", false, |mark| vec![v4.icmp(13, 0, [0, 1, 0, 1], mark)]);
+    packets.row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
+    packets.row("an unassigned ICMPv6 type", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
+    packets.check()
 }
 
 #[test]
-fn s35_igmp_reports_pass_as_listener_reports_do() -> Result<()> {
+fn s35_igmp_reports_pass_like_listener_reports() -> Result<()> {
     let lab = Lab::start(pods(), &[deny_all("shop")])?;
     let cluster = &lab.cluster;
     let (client, server, other) =
         (cluster.host("shop/client").v4(), cluster.host("shop/server").v4(), cluster.host("shop/other").v4());
-    let [group, routers, all] = ["239.1.2.3", "224.0.0.22", "224.0.0.1"].map(|text| text.parse().expect("one"));
-    // Router alert (RFC 2113), as Linux sends it.
+    let [group, routers, all] = ["239.1.2.3", "224.0.0.22", "224.0.0.1"].map(|text| text.parse().expect("an address"));
+    // With a router alert (RFC 2113), as Linux sends it.
     let ip = |from: Ipv4Addr, to: Ipv4Addr| Ip::new(from.into(), to.into()).options(&[0x94, 4, 0, 0]);
-    // Type, maximum response time, checksum, and what follows.
+    // Type, maximum response time, checksum, and the rest.
     let message = |kind: u8, rest: &[u8]| [&[kind, 0, 0, 0][..], rest].concat();
     let rows = [
         ("a report, version 3", ip(client, routers), 0x22, vec![0, 0, 0, 1], true),
@@ -138,17 +139,17 @@ fn s35_igmp_reports_pass_as_listener_reports_do() -> Result<()> {
         ("a query", ip(client, all), 0x11, vec![0; 4], false),
         ("a report to a host", ip(client, server), 0x22, vec![0, 0, 0, 1], false),
         ("a report from another pod's address", ip(other, routers), 0x22, vec![0, 0, 0, 1], false),
-        ("a report with much behind it", ip(client, routers), 0x22, vec![0; 600], false),
+        ("a report with a large payload", ip(client, routers), 0x22, vec![0; 600], false),
     ];
-    let mut shots = Shots::new(cluster, "shop/client", "shop/server");
+    let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
     for (what, ip, kind, rest, arrives) in &rows {
-        shots.row(what, *arrives, |mark| vec![ip.carrying(2, &message(*kind, &[&rest[..], mark].concat()))]);
+        packets.row(what, *arrives, |mark| vec![ip.carrying(2, &message(*kind, &[&rest[..], mark].concat()))]);
     }
-    shots.check()
+    packets.check()
 }
 
 #[test]
-fn s35_dhcp_from_no_address_needs_a_rule_and_nothing_else_comes_from_there() -> Result<()> {
+fn s35_dhcp_from_the_unspecified_address_needs_a_rule_and_other_traffic_is_dropped() -> Result<()> {
     let isolated = |rules: &str| {
         policy(
             "shop/client",
@@ -161,17 +162,17 @@ fn s35_dhcp_from_no_address_needs_a_rule_and_nothing_else_comes_from_there() -> 
         let lab = Lab::start(pods(), &policies)?;
         let cluster = &lab.cluster;
         let unicast = Ip::new("0.0.0.0".parse()?, cluster.host("shop/server").v4().into());
-        let mut shots = Shots::new(cluster, "shop/client", "shop/server");
-        shots.row("a DHCP request", allowed, |mark| vec![broadcast.udp(68, 67, mark)]);
-        shots.row("a broadcast to another port", false, |mark| vec![broadcast.udp(68, 69, mark)]);
-        shots.row("a broadcast from another port", false, |mark| vec![broadcast.udp(4000, 67, mark)]);
-        shots.row("one to a host", false, |mark| vec![unicast.udp(68, 67, mark)]);
-        shots.check()?;
-        // What a server broadcasts reaches a pod that is isolated for egress alone.
+        let mut packets = TestPackets::new(cluster, "shop/client", "shop/server");
+        packets.row("a DHCP request", allowed, |mark| vec![broadcast.udp(68, 67, mark)]);
+        packets.row("a broadcast to another port", false, |mark| vec![broadcast.udp(68, 69, mark)]);
+        packets.row("a broadcast from another port", false, |mark| vec![broadcast.udp(4000, 67, mark)]);
+        packets.row("a request to a host", false, |mark| vec![unicast.udp(68, 67, mark)]);
+        packets.check()?;
+        // A broadcast of a server reaches a pod that is isolated only for egress.
         let server = Ip::new(cluster.host("shop/server").v4().into(), "255.255.255.255".parse()?);
-        let mut shots = Shots::new(cluster, "shop/server", "shop/client");
-        shots.row("a DHCP offer", true, |mark| vec![server.udp(67, 68, mark)]);
-        shots.check()?;
+        let mut packets = TestPackets::new(cluster, "shop/server", "shop/client");
+        packets.row("a DHCP offer", true, |mark| vec![server.udp(67, 68, mark)]);
+        packets.check()?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is always allowed and always handled: lines 15 to 20 of docs/semantics.md.
+//! Tests of what is always allowed and always handled: lines 15 to 20 of docs/semantics.md.
 
 mod icmp;
 mod link;
@@ -23,8 +23,8 @@ fn pods() -> ClusterBuilder {
     ])
 }
 
-/// `server` takes 80/TCP and 53/UDP from `client`, and nothing else goes anywhere.
-fn one_way_in() -> [String; 3] {
+/// Allows 80/TCP and 53/UDP from `client` to `server`, and no other traffic.
+fn client_to_server_only() -> [String; 3] {
     [
         deny_all("shop"),
         policy(
@@ -40,22 +40,22 @@ fn one_way_in() -> [String; 3] {
     ]
 }
 
-/// Addresses of two hosts, family by family.
+/// Returns the addresses of two hosts, by family.
 fn pairs(cluster: &Cluster, from: &str, to: &str) -> Vec<(IpAddr, IpAddr)> {
     let pair = |to: &IpAddr| Some((cluster.host(from).address_like(*to)?, *to));
     cluster.host(to).addresses().iter().filter_map(pair).collect()
 }
 
-/// Rows of packets from one pod to another: what it is, the packets before the one that counts, that one around a
+/// A table of test packets from one pod to another. Each row has a description, packets of which the last has the
 /// marker, and whether it arrives.
-struct Shots<'c> {
+struct TestPackets<'c> {
     cluster: &'c Cluster,
     from: &'static str,
     to: &'static str,
     rows: Vec<(TestPacket, bool)>,
 }
 
-impl<'c> Shots<'c> {
+impl<'c> TestPackets<'c> {
     fn new(cluster: &'c Cluster, from: &'static str, to: &'static str) -> Self {
         Self { cluster, from, to, rows: Vec::new() }
     }
@@ -66,8 +66,8 @@ impl<'c> Shots<'c> {
 
     fn tagged(&mut self, what: &str, vlans: &[u16], arrives: bool, make: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
         let marker = Marker::new();
-        let shot = TestPacket::tagged(self.cluster, self.from, self.to, what, marker, &make(&marker.0), vlans);
-        self.rows.push((shot, arrives));
+        let packet = TestPacket::tagged(self.cluster, self.from, self.to, what, marker, &make(&marker.0), vlans);
+        self.rows.push((packet, arrives));
     }
 
     fn check(self) -> Result<()> {

@@ -1,4 +1,4 @@
-//! A pod, its own node, and itself.
+//! Tests of traffic between a pod and its own node, and of hairpin traffic.
 
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::{Tcp, Udp};
@@ -7,7 +7,7 @@ use netpol_tests::{Families, Lab, ProbeResult, Topology, deny_all, policy};
 use super::pods;
 
 #[test]
-fn s15_a_pod_and_its_own_node_always_reach_each_other_but_not_another_node() -> Result<()> {
+fn s15_a_pod_and_its_own_node_always_reach_each_other_and_other_nodes_need_a_rule() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed] {
         let mut lab = Lab::start(pods().topology(topology).nodes(2), &[deny_all("shop")])?;
         for node in ["node-1", "node-2"] {
@@ -24,10 +24,10 @@ fn s15_a_pod_and_its_own_node_always_reach_each_other_but_not_another_node() -> 
              shop/client -x shop/server 80/TCP
              outside     -x shop/server 80/TCP",
         )?;
-        // The gateway is the node too; that nobody listens there is an answer.
+        // The gateway is the node too. A refused connection shows that the packet arrived.
         for gateway in ["10.244.1.1", "fd77:0:0:1::1"] {
-            let outcome = lab.try_at("shop/client", "node-1", gateway, Tcp, 81)?;
-            assert_eq!(outcome, ProbeResult::Refused, "the gateway {gateway}, {topology:?}");
+            let result = lab.try_at("shop/client", "node-1", gateway, Tcp, 81)?;
+            assert_eq!(result, ProbeResult::Refused, "the gateway {gateway}, {topology:?}");
         }
     }
     Ok(())
@@ -40,20 +40,20 @@ fn s15_a_pod_reaches_itself() -> Result<()> {
 }
 
 #[test]
-fn s15_a_pod_reaches_itself_through_a_service_it_backs() -> Result<()> {
+fn s15_a_pod_reaches_itself_through_its_own_service() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed] {
-        // Whatever reaches the server has to be the server: what comes back masqueraded carries the node's address.
+        // All other traffic to the server is denied. Hairpin traffic is masqueraded and has the node's address.
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
         let [own, other] = lab.probe_through_service("shop/server", "shop/client")?;
         assert_eq!(own, ProbeResult::Allowed, "the server through its own Service, {topology:?}");
-        assert_eq!(other, ProbeResult::Dropped, "a neighbour through the same Service, {topology:?}");
+        assert_eq!(other, ProbeResult::Dropped, "another pod through the same Service, {topology:?}");
     }
     Ok(())
 }
 
 #[test]
-fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
+fn s15_masqueraded_traffic_from_outside_is_not_node_traffic() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed] {
         for bridge_nf in ["1", "0"] {
             let mut lab = Lab::start(pods().topology(topology).nodes(2), &[deny_all("shop")])?;
@@ -82,7 +82,8 @@ fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
             })?;
             let hint = denied.0["hints"][0].as_str().context("a hint")?;
             ensure!(hint.contains("externalTrafficPolicy: Local") && hint.contains("ipBlock"), "{hint}");
-            // A rule for the address it is masqueraded as, as the hint has it, lets it in: it is judged as what it carries.
+            // As the hint says, a rule for the masquerading address allows the traffic, because it is evaluated by the
+            // address that it has.
             lab.policies(&[policy(
                 "shop/from-gateway",
                 "{podSelector: {}, policyTypes: [Ingress],
@@ -96,7 +97,7 @@ fn s15_a_masqueraded_stranger_is_not_the_node() -> Result<()> {
 }
 
 #[test]
-fn s15_through_its_own_nodes_port_a_pod_is_judged_by_where_it_goes() -> Result<()> {
+fn s15_a_connection_to_a_port_of_the_local_node_is_evaluated_by_its_destination() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed] {
         let deny = policy("shop/client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress]}");
         let lab = Lab::start(pods().families(Families::V4).topology(topology), &[deny])?;
@@ -114,10 +115,10 @@ fn s15_through_its_own_nodes_port_a_pod_is_judged_by_where_it_goes() -> Result<(
              }}"
         ))?;
         lab.expect("shop/client -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
-        // Egress sees the node's address, which is allowed; the node sends it on to a pod that is not.
+        // Pre-DNAT, the destination is the node, which is allowed. Post-DNAT it is a pod, which is not.
         let through = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;
         assert_eq!(through, ProbeResult::Dropped, "through the node's port, {topology:?}");
-        // The server's own ingress judges what the node forwards by the address it carries, and that is no peer.
+        // The server's ingress policy evaluates forwarded traffic by the node's address, which no rule allows.
         lab.cluster.apply("second", &policy("shop/all", "{podSelector: {}, policyTypes: [Ingress]}"))?;
         lab.expect("shop/other -x shop/server 80/TCP").with_context(|| format!("{topology:?}"))?;
         let through = lab.try_at("shop/client", "shop/server", "172.31.77.1", Tcp, 30080)?;

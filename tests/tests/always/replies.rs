@@ -1,4 +1,4 @@
-//! Answers.
+//! Tests of replies.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,12 +9,12 @@ use netpol_tests::flow::EchoConnection;
 use netpol_tests::packet::Ip;
 use netpol_tests::{Lab, Topology, deny_all, policy};
 
-use super::{Shots, one_way_in, pairs, pods};
+use super::{TestPackets, client_to_server_only, pairs, pods};
 
 #[test]
-fn s18_replies_pass_whatever_the_other_direction_says() -> Result<()> {
+fn s18_replies_pass_whatever_policy_the_other_direction_has() -> Result<()> {
     for topology in [Topology::Bridge, Topology::Routed] {
-        let lab = Lab::start(pods().topology(topology), &one_way_in())?;
+        let lab = Lab::start(pods().topology(topology), &client_to_server_only())?;
         lab.expect(
             "shop/client -> shop/server 80/TCP
              shop/client -> shop/server 53/UDP
@@ -32,22 +32,22 @@ fn s18_replies_pass_whatever_the_other_direction_says() -> Result<()> {
 }
 
 #[test]
-fn s18_what_one_pod_opened_admits_nothing_at_another() -> Result<()> {
-    let lab = Lab::start(pods(), &one_way_in())?;
+fn s18_a_flow_of_one_pod_admits_no_packets_at_another() -> Result<()> {
+    let lab = Lab::start(pods(), &client_to_server_only())?;
     let flow = EchoConnection::open(&lab.cluster, "shop/client", "shop/server", 80)?;
     let (client, server) = flow.ends()?;
-    // Same ports, as if it were an answer, but to the neighbour.
-    let mut shots = Shots::new(&lab.cluster, "shop/server", "shop/other");
+    // The same ports, like a reply, but to another pod.
+    let mut packets = TestPackets::new(&lab.cluster, "shop/server", "shop/other");
     let other = lab.cluster.host("shop/other").address_like(server.ip()).context("dual stack")?;
     let ip = Ip::new(server.ip(), other);
-    shots.row("an answer at another pod", false, |mark| vec![ip.tcp(80, client.port(), 16, mark)]);
-    shots.row("a datagram at another pod", false, |mark| vec![ip.udp(53, client.port(), mark)]);
-    shots.check()
+    packets.row("a reply at another pod", false, |mark| vec![ip.tcp(80, client.port(), 16, mark)]);
+    packets.row("a datagram at another pod", false, |mark| vec![ip.udp(53, client.port(), mark)]);
+    packets.check()
 }
 
-/// Endpoints ignore RST, FIN and SYN outside their window (RFC 5961); so must what is between them.
+/// Endpoints ignore RST, FIN and SYN outside their window (RFC 5961), so netpol must not end flows by them.
 #[test]
-fn s18_forged_resets_end_no_connection() -> Result<()> {
+fn s18_forged_resets_do_not_end_a_connection() -> Result<()> {
     const PORT: u16 = 8080;
     let policies = [
         deny_all("shop"),
@@ -74,32 +74,32 @@ fn s18_forged_resets_end_no_connection() -> Result<()> {
         })?;
         let (other, _) = listener.accept()?;
         let port = one.local_addr()?.port();
-        let (mut there, mut back) = (
-            Shots::new(&lab.cluster, "shop/client", "shop/server"),
-            Shots::new(&lab.cluster, "shop/server", "shop/client"),
+        let (mut requests, mut replies) = (
+            TestPackets::new(&lab.cluster, "shop/client", "shop/server"),
+            TestPackets::new(&lab.cluster, "shop/server", "shop/client"),
         );
         for (what, flags) in [("RST", 0x04), ("FIN", 0x11), ("SYN", 0x02)] {
-            there.row(what, true, |mark| vec![Ip::new(client, server).tcp(port, PORT, flags, mark)]);
+            requests.row(what, true, |mark| vec![Ip::new(client, server).tcp(port, PORT, flags, mark)]);
         }
         for (what, flags) in [("RST", 0x04), ("FIN", 0x11)] {
-            back.row(what, true, |mark| vec![Ip::new(server, client).tcp(PORT, port, flags, mark)]);
+            replies.row(what, true, |mark| vec![Ip::new(server, client).tcp(PORT, port, flags, mark)]);
         }
-        there.check()?;
-        back.check()?;
+        requests.check()?;
+        replies.check()?;
         open.push((one, other));
     }
-    // Longer than a flow was known once one of its packets was an RST.
+    // Longer than a flow was known after an RST.
     std::thread::sleep(Duration::from_secs(12));
     for (one, other) in &mut open {
         other.write_all(b"late")?;
         one.set_read_timeout(Some(Duration::from_secs(2)))?;
-        one.read_exact(&mut [0; 4]).context("what the server sends first, long after the RST")?;
+        one.read_exact(&mut [0; 4]).context("receiving data from the server after the RST")?;
     }
     Ok(())
 }
 
 #[test]
-fn s18_replies_pass_under_each_isolation_alone() -> Result<()> {
+fn s18_replies_pass_if_only_one_direction_is_isolated() -> Result<()> {
     let rows = [
         ("ingress of the client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress]}"),
         ("egress of the server", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Egress]}"),

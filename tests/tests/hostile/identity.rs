@@ -1,4 +1,5 @@
-//! An address is believed only from where it can come, and a veth is one pod's for its life.
+//! Attacks on identity: a pod's address is accepted only from its own interface, and a veth is bound to one pod for its
+//! lifetime.
 
 use anyhow::{Context, Result, ensure};
 use netpol_policy::model::Protocol::Tcp;
@@ -8,28 +9,29 @@ use netpol_tests::{Cluster, Lab, PodSpec, ProbeResult};
 
 use super::{pods, rogue_sends_nothing, server_from_client};
 
-/// A datagram from `sender`'s interface with the addresses of `claimed`, to `to`: IPv4 and IPv6.
-fn in_the_name_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
+/// Returns datagrams from `sender`'s interface to `to`, with the addresses of `claimed`: IPv4 and IPv6.
+fn with_addresses_of(cluster: &Cluster, sender: &str, claimed: &str, to: &str) -> Vec<TestPacket> {
     let (interface, source, destination) = (cluster.host(sender), cluster.host(claimed), cluster.host(to));
     let next_hop = interface.next_hop(destination, cluster.topology());
     let pairs = destination.addresses().iter().filter_map(|to| Some((source.address_like(*to)?, *to)));
-    let shot = |(from, to)| {
+    let test_packet = |(from, to)| {
         let marker = Marker::new();
         let packet = Ip::new(from, to).udp(4000, 53, &marker.0);
         TestPacket::of_frames(&format!("{from} to {to}"), marker, vec![frame(next_hop, interface.mac(), &[], &packet)])
     };
-    pairs.map(shot).collect()
+    pairs.map(test_packet).collect()
 }
 
 fn expect(cluster: &Cluster, sender: &str, claimed: &str, to: &str, arrives: bool) -> Result<()> {
-    let shots: Vec<_> = in_the_name_of(cluster, sender, claimed, to).into_iter().map(|shot| (shot, arrives)).collect();
-    check(cluster, sender, to, &shots).with_context(|| format!("{sender} in the name of {claimed}"))
+    let packets: Vec<_> =
+        with_addresses_of(cluster, sender, claimed, to).into_iter().map(|packet| (packet, arrives)).collect();
+    check(cluster, sender, to, &packets).with_context(|| format!("from {sender} with the addresses of {claimed}"))
 }
 
 #[test]
-fn hostile_a_pods_address_is_believed_only_from_that_pod() -> Result<()> {
+fn hostile_a_pods_address_is_accepted_only_from_that_pod() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
-    // A veth that no agent manages: no pod is known at its address.
+    // The veth of a pod that the agent does not know.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/unmanaged"))?;
     let cluster = &lab.cluster;
     for to in ["shop/server", "shop/open"] {
@@ -38,13 +40,13 @@ fn hostile_a_pods_address_is_believed_only_from_that_pod() -> Result<()> {
         expect(cluster, "shop/unmanaged", "shop/client", to, false)?;
     }
     lab.agent().wait_denied(|line| line.reason() == "spoofed-source" && line.to() == "shop/server")?;
-    // What stays believed: addresses that are no local pod's.
+    // Addresses that belong to no local pod are still accepted.
     expect(&lab.cluster, "outside", "outside", "shop/open", true)?;
     expect(&lab.cluster, "shop/unmanaged", "shop/unmanaged", "shop/open", true)
 }
 
 #[test]
-fn hostile_a_pod_that_takes_another_pods_address_does_not_take_its_identity() -> Result<()> {
+fn hostile_a_pod_with_another_pods_address_does_not_get_its_identity() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
     lab.expect("shop/client -> shop/server 80/TCP\nshop/rogue -x shop/server 80/TCP")?;
     let (own, taken) = (lab.cluster.host("shop/rogue").v4(), lab.cluster.host("shop/client").v4());
@@ -55,17 +57,17 @@ fn hostile_a_pod_that_takes_another_pods_address_does_not_take_its_identity() ->
     lab.agent().wait_log(&["conflict", "took an address of shop/client", "enforced as shop/rogue"])?;
     expect(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
     expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
-    ensure!(lab.metrics()?.contains("\nnetpol_endpoint_conflicts 1\n"), "the conflict is counted");
-    // Nor does a new agent take it for the other pod.
+    ensure!(lab.metrics()?.contains("\nnetpol_endpoint_conflicts 1\n"), "netpol_endpoint_conflicts is not 1");
+    // A new agent does not bind it to the other pod either.
     lab.agent().restart()?;
     expect(&lab.cluster, "shop/rogue", "shop/client", "shop/server", false)?;
     expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)
 }
 
 #[test]
-fn hostile_a_second_interface_with_a_pods_address_is_shut() -> Result<()> {
+fn hostile_a_second_interface_with_a_pods_address_is_blocked() -> Result<()> {
     let mut lab = Lab::start(pods(), &[server_from_client()])?;
-    // An unknown interface would be left alone.
+    // An unknown interface without a conflict would not be enforced.
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/twin"))?;
     let (own, taken) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;
@@ -76,14 +78,14 @@ fn hostile_a_second_interface_with_a_pods_address_is_shut() -> Result<()> {
         expect(&lab.cluster, "shop/twin", claimed, "shop/open", false)?;
     }
     expect(&lab.cluster, "shop/client", "shop/client", "shop/server", true)?;
-    // It is not opened by giving the address back.
+    // Restoring its own address does not open it again.
     lab.cluster.host("shop/twin").netns().ip(&format!("addr del {taken}/24 dev eth0\naddr add {own}/24 dev eth0"))?;
     std::thread::sleep(std::time::Duration::from_secs(3));
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", false)
 }
 
 #[test]
-fn hostile_a_pod_that_hides_its_address_on_lo_is_enforced() -> Result<()> {
+fn hostile_a_pod_with_its_address_on_lo_is_enforced() -> Result<()> {
     let mut lab = Lab::start(pods(), &[rogue_sends_nothing()])?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("shop/hider").labels("app=rogue"))?;
     let own = lab.cluster.host("shop/hider").v4();
@@ -93,7 +95,7 @@ fn hostile_a_pod_that_hides_its_address_on_lo_is_enforced() -> Result<()> {
     ))?;
     let probe = lab.cluster.probe("shop/hider", "outside", Tcp, 80);
     let before = lab.cluster.try_all(&[probe])?;
-    ensure!(before == [ProbeResult::Allowed], "it is not known yet: {before:?}");
+    ensure!(before == [ProbeResult::Allowed], "expected no enforcement before the pod is known: {before:?}");
     lab.cluster.write_manifest("shop/hider")?;
     lab.expect("shop/hider -x outside 80/TCP\nshop/rogue -x outside 80/TCP")
 }

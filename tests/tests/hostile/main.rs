@@ -1,5 +1,5 @@
-//! Attacks: what a pod with raw sockets and control of its own network namespace, or a host outside, tries against a node.
-//! Names begin with `hostile_`, so that `cargo xtask test --filter hostile` runs them.
+//! Tests of attacks on a node from a pod that has raw sockets and controls its own network namespace, or from a host
+//! outside. Names start with `hostile_`, so that `cargo xtask test --filter hostile` runs them.
 
 mod floods;
 mod identity;
@@ -14,7 +14,7 @@ use netpol_tests::lab::{TIMEOUT, policy};
 use netpol_tests::pinned::Pinned;
 use netpol_tests::{Cluster, ClusterBuilder, Families, Lab};
 
-/// `rogue` is the attacker; `server` takes anything from `client` and nothing else; no policy isolates `open`.
+/// `rogue` is the attacker. `server` accepts traffic only from `client`. No policy isolates `open`.
 fn pods() -> ClusterBuilder {
     Cluster::builder().families(Families::Dual).pods(&[
         ("shop/client", "app=client"),
@@ -32,17 +32,17 @@ fn server_from_client() -> String {
     )
 }
 
-/// `rogue` may send nothing; anything may reach it.
+/// `rogue` cannot send anything, and can receive everything.
 fn rogue_sends_nothing() -> String {
     policy("shop/rogue-sends-nothing", "{podSelector: {matchLabels: {app: rogue}}, policyTypes: [Egress]}")
 }
 
-/// Waits until the pods' MAC addresses are learned, which takes a look at interfaces more than enforcing does.
+/// Waits until the agent knows the pods' MAC addresses, which needs one more scan of interfaces than enforcement does.
 fn wait_for_macs(lab: &mut Lab) -> Result<()> {
     let pinned = Pinned::open(lab.agent().pin_path())?;
     let deadline = Instant::now() + TIMEOUT;
     while pinned.endpoints()?.iter().any(|endpoint| endpoint.mac == [0; 6]) {
-        ensure!(Instant::now() < deadline, "the agent does not learn the pods' MAC addresses");
+        ensure!(Instant::now() < deadline, "timed out: the agent does not know the pods' MAC addresses");
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! ARP, neighbor discovery and Ethernet sources: what a pod may say on its link, and how much.
+//! Attacks with ARP, neighbor discovery and Ethernet sources: which messages a pod can send on its link, and how many.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,10 +10,10 @@ use netpol_tests::{AgentOptions, Cluster, Lab, deny_all};
 
 use super::{pods, wait_for_macs};
 
-/// ARP requests of a flood.
+/// The number of ARP requests of a flood.
 const SENT: u32 = 20_000;
 
-/// An ARP message (RFC 826) in an Ethernet frame, with what follows it.
+/// An ARP message (RFC 826) in an Ethernet frame.
 #[derive(Clone, Copy)]
 struct Arp {
     /// 1: request; 2: reply.
@@ -35,42 +35,43 @@ impl Arp {
     }
 }
 
-/// Rows of frames from `rogue` to one host: what, whether it arrives, and the frame around a marker.
+/// A table of frames from `rogue` to one host, with a marker in each. Each row has a description, and whether the frame
+/// arrives.
 struct Rows<'c> {
     cluster: &'c Cluster,
     to: &'static str,
-    shots: Vec<(TestPacket, bool)>,
+    packets: Vec<(TestPacket, bool)>,
 }
 
 impl<'c> Rows<'c> {
     fn to(cluster: &'c Cluster, to: &'static str) -> Self {
-        Self { cluster, to, shots: Vec::new() }
+        Self { cluster, to, packets: Vec::new() }
     }
 
     fn row(&mut self, what: &str, arrives: bool, make: impl Fn(&[u8]) -> Vec<u8>) {
         let marker = Marker::new();
-        self.shots.push((TestPacket::of_frames(what, marker, vec![make(&marker.0)]), arrives));
+        self.packets.push((TestPacket::of_frames(what, marker, vec![make(&marker.0)]), arrives));
     }
 
     fn check(self) -> Result<()> {
-        check(self.cluster, "shop/rogue", self.to, &self.shots)
+        check(self.cluster, "shop/rogue", self.to, &self.packets)
     }
 }
 
-/// A message of neighbor discovery: hop limit 255.
+/// Returns a message of neighbor discovery, with hop limit 255.
 fn discovery(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
     let mut packet = Ip::new(from.into(), to.into()).icmp(kind, 0, [0; 4], body);
     packet[7] = 255;
     packet
 }
 
-/// A link-layer address option (RFC 4861, 4.6.1): 1 source, 2 target.
+/// Returns a link-layer address option (RFC 4861, 4.6.1): 1 source, 2 target.
 fn link_layer(kind: u8, mac: Mac) -> Vec<u8> {
     [&[kind, 1][..], &mac.0].concat()
 }
 
-/// Stuffing of some hundred bytes, the marker first.
-fn stuffed(marker: &[u8]) -> Vec<u8> {
+/// Returns a payload of 600 bytes after the marker.
+fn with_payload(marker: &[u8]) -> Vec<u8> {
     [marker, &[0x5a; 600][..]].concat()
 }
 
@@ -84,8 +85,8 @@ fn hostile_neighbor_discovery_carries_no_data_beyond_the_link() -> Result<()> {
     for kind in 133..=137 {
         let to_outside =
             |body: &[u8]| frame(next_hop, rogue.mac(), &[], &discovery(rogue.v6(), outside.v6(), kind, body));
-        rows.row(&format!("type {kind}, stuffed"), false, |marker| to_outside(&stuffed(marker)));
-        // Its target is the destination, and it is as short as they come.
+        rows.row(&format!("type {kind}, with a payload"), false, |marker| to_outside(&with_payload(marker)));
+        // The target is the destination, and the message has the minimum length.
         rows.row(&format!("type {kind}"), false, |marker| {
             to_outside(&[&outside.v6().octets()[..], &[14, 2], marker, &[0; 6]].concat())
         });
@@ -108,10 +109,10 @@ fn hostile_arp_and_neighbor_discovery_carry_no_data_on_the_link() -> Result<()> 
             target: (Mac::default(), open.v4()),
         };
         let mut rows = Rows::to(cluster, "shop/open");
-        rows.row("an ARP request, padded as Ethernet pads it", true, |marker| request.frame(open.mac(), marker));
-        rows.row("a stuffed ARP request", false, |marker| request.frame(open.mac(), &stuffed(marker)));
-        let solicit = |marker: &[u8]| [&open.v6().octets()[..], &stuffed(marker)].concat();
-        rows.row("a stuffed neighbor solicitation", false, |marker| {
+        rows.row("an ARP request with Ethernet padding", true, |marker| request.frame(open.mac(), marker));
+        rows.row("an ARP request with a payload", false, |marker| request.frame(open.mac(), &with_payload(marker)));
+        let solicit = |marker: &[u8]| [&open.v6().octets()[..], &with_payload(marker)].concat();
+        rows.row("a neighbor solicitation with a payload", false, |marker| {
             frame(open.mac(), rogue.mac(), &[], &discovery(rogue.v6(), open.v6(), 135, &solicit(marker)))
         });
         rows.check()?;
@@ -120,8 +121,8 @@ fn hostile_arp_and_neighbor_discovery_carry_no_data_on_the_link() -> Result<()> 
 }
 
 #[test]
-fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
-    // No policy isolates it.
+fn hostile_a_pod_cannot_spoof_arp_neighbor_discovery_or_ethernet_sources() -> Result<()> {
+    // No policy isolates the pod.
     let mut lab = Lab::start(pods(), &[])?;
     wait_for_macs(&mut lab)?;
     let cluster = &lab.cluster;
@@ -132,14 +133,14 @@ fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
     let own = (rogue.mac(), rogue.v4());
     let mut rows = Rows::to(cluster, "shop/open");
     for operation in [1, 2] {
-        let says =
+        let arp_from =
             |source: Mac, sender: (Mac, Ipv4Addr)| Arp { operation, source, sender, target: (open.mac(), open.v4()) };
         for (what, arrives, arp) in [
-            ("its own", true, says(rogue.mac(), own)),
-            ("the gateway's address", false, says(rogue.mac(), (rogue.mac(), gateway))),
-            ("another pod's address", false, says(rogue.mac(), (rogue.mac(), client.v4()))),
-            ("another pod's MAC", false, says(rogue.mac(), (client.mac(), rogue.v4()))),
-            ("another pod's Ethernet source", false, says(client.mac(), own)),
+            ("its own addresses", true, arp_from(rogue.mac(), own)),
+            ("the gateway's address", false, arp_from(rogue.mac(), (rogue.mac(), gateway))),
+            ("another pod's address", false, arp_from(rogue.mac(), (rogue.mac(), client.v4()))),
+            ("another pod's MAC", false, arp_from(rogue.mac(), (client.mac(), rogue.v4()))),
+            ("another pod's Ethernet source", false, arp_from(client.mac(), own)),
         ] {
             rows.row(&format!("ARP operation {operation}, {what}"), arrives, |marker| arp.frame(open.mac(), marker));
         }
@@ -150,7 +151,7 @@ fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
     let advertise =
         |target: Ipv6Addr, mac: Mac, marker: &[u8]| [&target.octets()[..], &link_layer(2, mac), marker].concat();
     for (what, arrives, target, mac) in [
-        ("its own", true, rogue.v6(), rogue.mac()),
+        ("its own addresses", true, rogue.v6(), rogue.mac()),
         ("the gateway's address", false, gateway_v6, rogue.mac()),
         ("another pod's address", false, client.v6(), rogue.mac()),
         ("another pod's MAC", false, rogue.v6(), client.mac()),
@@ -163,7 +164,7 @@ fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
         let body = [&open.v6().octets()[..], &link_layer(1, client.mac()), marker].concat();
         neighbor(rogue.mac(), rogue.v6(), open.v6(), 135, &body)
     });
-    // The class of CVE-2020-10749.
+    // Like CVE-2020-10749.
     for to in [open.v6(), all_nodes] {
         rows.row(&format!("a router advertisement to {to}"), false, |marker| {
             neighbor(rogue.mac(), rogue.v6(), to, 134, &[&[0; 8][..], marker].concat())
@@ -173,7 +174,7 @@ fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
             neighbor(rogue.mac(), rogue.v6(), to, 137, &body)
         });
     }
-    // Any other packet moves a bridge's entry just as well.
+    // Any other packet changes a bridge's forwarding entry too.
     let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
     rows.row("a datagram with its own Ethernet source", true, |marker| {
         frame(open.mac(), rogue.mac(), &[], &packet(marker))
@@ -183,23 +184,23 @@ fn hostile_a_pod_does_not_speak_for_others_on_its_link() -> Result<()> {
     });
     rows.check()?;
     lab.agent().wait_denied(|line| line.reason() == "spoofed-neighbor")?;
-    // The others still reach each other: nothing was poisoned.
+    // Other pods still reach each other: no neighbor table was poisoned.
     lab.expect("shop/client -> shop/open 80/TCP\nshop/open -> shop/client 80/TCP")?;
-    // A pod that changes its MAC address does not get the new one believed.
-    let renamed = Mac([2, 0x77, 9, 9, 9, 9]);
+    // If a pod changes its MAC address, the new one is not accepted.
+    let changed = Mac([2, 0x77, 9, 9, 9, 9]);
     std::thread::sleep(std::time::Duration::from_secs(16));
-    lab.cluster.host("shop/rogue").netns().ip(&format!("link set eth0 address {renamed}"))?;
+    lab.cluster.host("shop/rogue").netns().ip(&format!("link set eth0 address {changed}"))?;
     std::thread::sleep(std::time::Duration::from_secs(11));
     let (rogue, open) = (lab.cluster.host("shop/rogue"), lab.cluster.host("shop/open"));
     let mut rows = Rows::to(&lab.cluster, "shop/open");
     let packet = |marker: &[u8]| Ip::new(rogue.v4().into(), open.v4().into()).udp(4000, 53, marker);
-    rows.row("a datagram with a changed MAC", false, |marker| frame(open.mac(), renamed, &[], &packet(marker)));
-    rows.row("a datagram with the MAC it had", true, |marker| frame(open.mac(), rogue.mac(), &[], &packet(marker)));
+    rows.row("a datagram with a changed MAC", false, |marker| frame(open.mac(), changed, &[], &packet(marker)));
+    rows.row("a datagram with the original MAC", true, |marker| frame(open.mac(), rogue.mac(), &[], &packet(marker)));
     rows.check()
 }
 
 #[test]
-fn hostile_arp_is_limited_in_rate() -> Result<()> {
+fn hostile_arp_is_rate_limited() -> Result<()> {
     let lab = Lab::start(pods(), &[])?;
     let (rogue, open) = (lab.cluster.host("shop/rogue"), lab.cluster.host("shop/open"));
     let (sender, receiver) = (Link::open(rogue)?, Link::open(open)?);
@@ -224,12 +225,12 @@ fn hostile_arp_is_limited_in_rate() -> Result<()> {
     std::thread::sleep(std::time::Duration::from_millis(200));
     drain();
     ensure!(arrived > 0 && arrived < SENT / 4, "{arrived} of {SENT} ARP requests arrived");
-    // What it needs of the link still works.
+    // Normal neighbor discovery of the pod still works.
     lab.expect("shop/rogue -> shop/open 80/TCP")
 }
 
 #[test]
-fn hostile_checks_of_the_link_are_switched_off_with_anti_spoofing() -> Result<()> {
+fn hostile_arp_and_neighbor_discovery_checks_are_part_of_anti_spoofing() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--no-source-guard"]);
     let lab = Lab::start_with(pods(), &[], options)?;
     let cluster = &lab.cluster;
@@ -237,7 +238,7 @@ fn hostile_checks_of_the_link_are_switched_off_with_anti_spoofing() -> Result<()
     let mut rows = Rows::to(cluster, "shop/open");
     let arp =
         Arp { operation: 2, source: rogue.mac(), sender: (rogue.mac(), client.v4()), target: (open.mac(), open.v4()) };
-    rows.row("an ARP reply for another pod", true, |marker| arp.frame(open.mac(), &stuffed(marker)));
+    rows.row("an ARP reply for another pod", true, |marker| arp.frame(open.mac(), &with_payload(marker)));
     rows.row("a router advertisement", true, |marker| {
         frame(open.mac(), rogue.mac(), &[], &discovery(rogue.v6(), open.v6(), 134, &[&[0; 8][..], marker].concat()))
     });

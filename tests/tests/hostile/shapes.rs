@@ -1,6 +1,6 @@
-//! No form of a packet passes where a plain packet would not: every way to wrap a packet, with every transport inside, is sent
-//! to a port that policies deny, and each must be dropped. The same table goes to a pod that allows its sender everything;
-//! there, all that can be parsed arrives, so that the test does not pass because nothing was sent.
+//! Tests that a packet has the same verdict in every form: each encapsulation, with each transport inside, is sent to a
+//! port that policies deny, and must be dropped. The same table is sent to a pod that allows everything from the
+//! sender, where all parsable packets must arrive. This shows that the packets were sent.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ type Build = fn(&Ip, &[u8]) -> Vec<u8>;
 struct Form<T> {
     what: &'static str,
     make: T,
-    /// Whether it can be parsed, so that it passes where all packets of its sender are allowed.
+    /// Whether it can be parsed, so that it passes if all packets of its sender are allowed.
     parsable: bool,
 }
 
@@ -28,7 +28,7 @@ const fn form<T>(what: &'static str, parsable: bool, make: T) -> Form<T> {
     Form { what, make, parsable }
 }
 
-/// Changes bytes of the only packet, and corrects the header's checksum, which the node's bridge checks.
+/// Changes bytes of the packet, and corrects the header checksum, which the node's bridge checks.
 fn altered(ip: &Ip, number: u8, payload: &[u8], alter: impl FnOnce(&mut Vec<u8>)) -> Vec<Vec<u8>> {
     let mut packet = ip.carrying(number, payload);
     alter(&mut packet);
@@ -73,7 +73,7 @@ const V4: &[Form<Wrap>] = &[
     form("no hop left", true, |ip, number, payload| altered(ip, number, payload, |packet| packet[8] = 0)),
     form("255 hops left", true, |ip, number, payload| altered(ip, number, payload, |packet| packet[8] = 255)),
     form("type of service 255", true, |ip, number, payload| altered(ip, number, payload, |packet| packet[1] = 255)),
-    // The node's bridge drops this one and those whose length is wrong.
+    // The node's bridge drops this one, and those with a wrong length.
     form("a wrong header checksum", false, |ip, number, payload| {
         let mut packet = ip.carrying(number, payload);
         packet[10] ^= 0x55;
@@ -153,9 +153,9 @@ const V6: &[Form<Wrap>] = &[
     form("in two fragments, the last alone", true, |ip, number, payload| split(ip, number, payload, &[1])),
 ];
 
-/// The transport in fragments, the first of which has 24 bytes; sent are those of these numbers.
+/// Returns the transport in two fragments, of which the first has 24 bytes; only the fragments in `sent`.
 fn split(ip: &Ip, number: u8, payload: &[u8], sent: &[usize]) -> Vec<Vec<u8>> {
-    // One identification for each packet: fragments of one must not continue another.
+    // Each packet has its own identification, so that fragments of different packets do not mix.
     let id = payload.iter().fold(0_u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(u16::from(*byte)));
     let at = 24.min(payload.len());
     let parts = [
@@ -186,7 +186,8 @@ fn icmp(kind: u8, code: u8, quoted: &[u8], marker: &[u8]) -> Vec<u8> {
     [&[kind, code, 0, 0, 0, 0, 0, 0][..], quoted, &[0; 16], marker].concat()
 }
 
-/// What an ICMP error quotes: a packet of the victim to the attacker that was never sent, or `reversed`, one that was denied.
+/// Returns the packet that an ICMP error quotes: one from the victim to the attacker that was never sent, or with
+/// `reversed` one that was denied.
 fn quoted(ip: &Ip, number: u8, reversed: bool) -> Vec<u8> {
     let packet = if reversed { ip.clone() } else { ip.reversed() };
     packet.carrying(number, &[0x9c, 0x40, 0, 81, 0, 28, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0])
@@ -211,7 +212,7 @@ const TRANSPORTS: &[(u8, Form<Build>)] = &[
     (132, form("SCTP DATA", true, |_, marker| sctp(0, marker))),
     (132, form("SCTP INIT ACK", true, |_, marker| sctp(2, marker))),
     (132, form("SCTP ABORT", true, |_, marker| sctp(6, marker))),
-    (2, form("IGMP's number", true, |_, marker| icmp(0x11, 0, &[], marker))),
+    (2, form("IGMP", true, |_, marker| icmp(0x11, 0, &[], marker))),
     (33, form("DCCP", true, |_, marker| udp(40_000, 54, 32, marker))),
     (136, form("UDP-Lite", true, |_, marker| udp(40_000, 54, 32, marker))),
     (50, form("ESP", true, |_, marker| udp(40_000, 54, 32, marker))),
@@ -219,7 +220,7 @@ const TRANSPORTS: &[(u8, Form<Build>)] = &[
     (255, form("protocol 255", true, |_, marker| udp(40_000, 54, 32, marker))),
 ];
 
-/// ICMP, by family: types are different numbers.
+/// ICMP, by family, because the types have different numbers.
 const ICMP: &[(u8, Form<Build>)] = &[
     (1, form("echo", true, |_, marker| icmp(8, 0, &[], marker))),
     (1, form("an echo reply", true, |_, marker| icmp(0, 0, &[], marker))),
@@ -250,12 +251,12 @@ const ICMPV6: &[(u8, Form<Build>)] = &[
     (58, form("parameter problem for the attacker's TCP", true, |ip, marker| icmp(4, 0, &quoted(ip, 6, true), marker))),
 ];
 
-/// VLAN tags, of which the kernel takes the outermost off before the program sees the frame.
+/// VLAN tags, and whether the frame can be parsed. The kernel removes the outermost tag before the program runs.
 const TAGS: &[(&[u16], bool)] =
     &[(&[0], true), (&[7], true), (&[7, 8], true), (&[7, 8, 9], true), (&[7, 8, 9, 10], false)];
 
-/// Neighbor and listener discovery go to the link only, whatever policies allow (docs/semantics.md, line 32). With any other hop
-/// limit these messages are ordinary ICMPv6, which receivers do not take for discovery.
+/// Neighbor and listener discovery messages stay on the link, whatever policies allow (docs/semantics.md, line 32).
+/// With another hop limit these are ordinary ICMP messages, which receivers do not process as discovery.
 fn is_link_scope(transport: &str, wrap: &str) -> bool {
     match transport {
         "a router advertisement" | "a neighbor solicitation" | "a redirect" => wrap == "255 hops left",
@@ -264,7 +265,7 @@ fn is_link_scope(transport: &str, wrap: &str) -> bool {
     }
 }
 
-/// The whole table between two pods: every form, and whether it can be parsed.
+/// Returns the whole table for two pods: every form, and whether it can be parsed.
 fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
     let (source, destination) = (cluster.host(from), cluster.host(to));
     let mut rows = Vec::new();
@@ -277,19 +278,19 @@ fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
                 let marker = Marker::new();
                 let packets = (wrap.make)(&ip, *number, &(transport.make)(&ip, &marker.0));
                 let what = format!("{from_address}: {}, {}", transport.what, wrap.what);
-                let shot = TestPacket::new(cluster, from, to, &what, marker, &packets);
+                let test_packet = TestPacket::new(cluster, from, to, &what, marker, &packets);
                 let link_scope = *number == protocol::ICMPV6 && is_link_scope(transport.what, wrap.what);
-                rows.push((shot, transport.parsable && wrap.parsable && !link_scope));
+                rows.push((test_packet, transport.parsable && wrap.parsable && !link_scope));
             }
             for (tags, parsable) in TAGS {
                 let marker = Marker::new();
                 let packet = ip.carrying(*number, &(transport.make)(&ip, &marker.0));
-                let what = format!("{from_address}: {}, below {} tags", transport.what, tags.len());
-                let shot = TestPacket::tagged(cluster, from, to, &what, marker, &[packet], tags);
-                rows.push((shot, transport.parsable && *parsable));
+                let what = format!("{from_address}: {}, with {} VLAN tags", transport.what, tags.len());
+                let test_packet = TestPacket::tagged(cluster, from, to, &what, marker, &[packet], tags);
+                rows.push((test_packet, transport.parsable && *parsable));
             }
         }
-        // Frames that say something else about what is in them.
+        // Frames with an EtherType that does not match the payload.
         for (what, kind) in
             [("an unknown EtherType", 0x88b5_u16), ("a length in place of the EtherType", 60), ("MPLS", 0x8847)]
         {
@@ -308,11 +309,11 @@ fn table(cluster: &Cluster, from: &str, to: &str) -> Vec<(TestPacket, bool)> {
 }
 
 #[test]
-fn hostile_no_form_of_a_packet_passes_where_a_plain_one_does_not() -> Result<()> {
+fn hostile_no_form_of_a_packet_passes_if_the_plain_packet_does_not() -> Result<()> {
     let lab = Lab::start(pods(), &[server_from_client(), rogue_sends_nothing()])?;
     let cluster = &lab.cluster;
     let denied = |from, to| {
-        let rows: Vec<_> = table(cluster, from, to).into_iter().map(|(shot, _)| (shot, false)).collect();
+        let rows: Vec<_> = table(cluster, from, to).into_iter().map(|(test_packet, _)| (test_packet, false)).collect();
         check(cluster, from, to, &rows).with_context(|| format!("{} forms", rows.len()))
     };
     denied("shop/open", "shop/server").context("isolated for ingress")?;

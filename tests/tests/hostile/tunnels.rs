@@ -1,4 +1,4 @@
-//! Packets inside packets: a pod that reaches a tunnel endpoint of a node could inject packets from anyone.
+//! Attacks with tunnels: a pod that reaches a tunnel endpoint of a node could inject packets with any source.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
@@ -11,17 +11,17 @@ use netpol_tests::{AgentOptions, Cluster, ClusterBuilder, Interconnect, Lab};
 
 use super::{pods, rogue_sends_nothing, server_from_client};
 
-/// The port of the harness' VXLAN devices.
+/// The port of the test harness's VXLAN devices.
 const PORT: u16 = 8472;
 
 fn nodes() -> ClusterBuilder {
     pods().nodes(2).interconnect(Interconnect::Vxlan)
 }
 
-/// A frame of `rogue` to a node's VXLAN endpoint that carries an IP packet of the overlay.
+/// Returns a frame from `rogue` to a node's VXLAN endpoint, with an IP packet of the overlay.
 fn encapsulated(cluster: &Cluster, node: &str, port: u16, inner: &[u8]) -> Vec<u8> {
     let (rogue, node_host) = (cluster.host("shop/rogue"), cluster.host(node));
-    // RFC 7348: a VNI follows; the harness' is 1.
+    // RFC 7348: the VNI flag, and VNI 1, which the test harness uses.
     let header = [8, 0, 0, 0, 0, 0, 1, 0];
     let number = if node == "node-1" { 1 } else { 2 };
     let payload = [&header[..], &frame(Mac::of_overlay(number), Mac::of_overlay(3 - number), &[], inner)].concat();
@@ -29,7 +29,7 @@ fn encapsulated(cluster: &Cluster, node: &str, port: u16, inner: &[u8]) -> Vec<u
     frame(rogue.next_hop(node_host, cluster.topology()), rogue.mac(), &[], &packet)
 }
 
-/// A datagram that a tunnel of the first node is to deliver to `to` in the name of `from`.
+/// Returns a datagram in a tunnel packet to the first node. The inner packet is from `from` to `to`.
 fn tunneled(cluster: &Cluster, from: &str, to: &str) -> TestPacket {
     let marker = Marker::new();
     let inner = Ip::new(cluster.host(from).v4().into(), cluster.host(to).v4().into()).udp(53, 4000, &marker.0);
@@ -41,7 +41,8 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
     // No policy isolates the sender.
     let mut lab = Lab::start(nodes(), &[server_from_client()])?;
     let cluster = &lab.cluster;
-    // In the name of an allowed pod, of a stranger, and of the network: to an isolated pod and to an open one.
+    // With the address of an allowed pod, of a pod that is not allowed, and of a host outside: to an isolated pod and
+    // to one that is not isolated.
     for (from, to) in [("shop/client", "shop/server"), ("shop/client", "shop/open"), ("outside", "shop/open")] {
         check(cluster, "shop/rogue", to, &[(tunneled(cluster, from, to), false)])?;
     }
@@ -50,32 +51,36 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_its_node() -> Result<()> {
 }
 
 #[test]
-fn hostile_a_pod_does_not_open_its_egress_with_a_packet_from_a_tunnel() -> Result<()> {
+fn hostile_a_pod_cannot_open_its_egress_with_a_tunnel_packet() -> Result<()> {
     let lab = Lab::start(nodes(), &[rogue_sends_nothing()])?;
     let cluster = &lab.cluster;
-    // What seems to come from the target opens a flow, and the rest answers it.
+    // A packet that seems to come from the target starts a flow, and the pod's packets look like replies.
     let (rogue, target) = (cluster.host("shop/rogue"), cluster.host("outside"));
     let inner = Ip::new(target.v4().into(), rogue.v4().into());
     let next_hop = rogue.next_hop(target, cluster.topology());
-    let answer = |marker: &Marker| {
+    let reply = |marker: &Marker| {
         let packet = Ip::new(rogue.v4().into(), target.v4().into()).udp(4000, 53, &marker.0);
         frame(next_hop, rogue.mac(), &[], &packet)
     };
     let link = Link::open(rogue)?;
-    link.send(&encapsulated(cluster, "node-1", PORT, &inner.udp(53, 4000, b"opens")))?;
+    link.send(&encapsulated(cluster, "node-1", PORT, &inner.udp(53, 4000, b"starts")))?;
     std::thread::sleep(Duration::from_millis(200));
     let marker = Marker::new();
-    let shot = TestPacket::of_frames("UDP that answers it", marker, vec![answer(&marker)]);
-    check(cluster, "shop/rogue", "outside", &[(shot, false)])?;
-    // With TCP a bad checksum keeps the pod's own stack silent, and its SYN passes as a simultaneous open.
+    let test_packet = TestPacket::of_frames("UDP that looks like a reply", marker, vec![reply(&marker)]);
+    check(cluster, "shop/rogue", "outside", &[(test_packet, false)])?;
+    // With TCP, a bad checksum keeps the pod's own stack from replying, and its SYN looks like a simultaneous open.
     let mut segment = inner.tcp(80, 4001, 16, b"");
     segment[37] ^= 0xff;
     link.send(&encapsulated(cluster, "node-1", PORT, &segment))?;
     std::thread::sleep(Duration::from_millis(200));
     let marker = Marker::new();
     let syn = Ip::new(rogue.v4().into(), target.v4().into()).tcp(4001, 80, 2, &marker.0);
-    let shot = TestPacket::of_frames("a SYN that answers it", marker, vec![frame(next_hop, rogue.mac(), &[], &syn)]);
-    check(cluster, "shop/rogue", "outside", &[(shot, false)])
+    let test_packet = TestPacket::of_frames(
+        "a SYN that looks like a simultaneous open",
+        marker,
+        vec![frame(next_hop, rogue.mac(), &[], &syn)],
+    );
+    check(cluster, "shop/rogue", "outside", &[(test_packet, false)])
 }
 
 #[test]
@@ -104,20 +109,20 @@ fn hostile_a_pod_reaches_no_tunnel_endpoint_of_another_node() -> Result<()> {
 }
 
 #[test]
-fn hostile_tunnel_devices_are_noticed_as_they_come_and_go() -> Result<()> {
+fn hostile_tunnel_devices_are_detected_when_created_and_deleted() -> Result<()> {
     let mut lab = Lab::start(pods(), &[])?;
     let node = lab.cluster.host("node-1").netns().clone();
-    passes(&lab).context("without a device")?;
+    check_delivered(&lab).context("before the device is created")?;
     node.ip("link add nplate type vxlan id 7 dstport 5555 dev uplink\nlink set nplate up")?;
     lab.agent().wait_log(&["tunnel endpoints of this node", "5555"])?;
     send(&lab)?;
     lab.agent().wait_denied(|line| line.reason() == "tunnel-endpoint" && line.port() == Some(5555))?;
     node.ip("link del nplate")?;
     lab.agent().wait_log(&["tunnel endpoints of this node", "ports={}"])?;
-    passes(&lab).context("without it again")
+    check_delivered(&lab).context("after the device is deleted")
 }
 
-/// A datagram of `rogue` to a port of its node.
+/// Sends a datagram from `rogue` to a port of its node.
 fn send(lab: &Lab) -> Result<()> {
     let (rogue, node) = (lab.cluster.host("shop/rogue"), lab.cluster.host("node-1"));
     let target = (node.v4(), 5555);
@@ -127,20 +132,20 @@ fn send(lab: &Lab) -> Result<()> {
     })
 }
 
-fn passes(lab: &Lab) -> Result<()> {
+fn check_delivered(lab: &Lab) -> Result<()> {
     let node = lab.cluster.host("node-1").netns();
     let socket = node.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5555))?))?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     send(lab)?;
-    socket.recv(&mut [0; 16]).map(drop).context("it does not arrive")
+    socket.recv(&mut [0; 16]).map(drop).context("the datagram did not arrive")
 }
 
 #[test]
-fn hostile_tunnels_can_be_allowed_and_still_carry_no_other_name() -> Result<()> {
+fn hostile_allowed_tunnels_do_not_accept_spoofed_inner_sources() -> Result<()> {
     let options = AgentOptions::default().arguments(&["--allow-tunnels-to-node"]);
     let lab = Lab::start_with(nodes(), &[server_from_client()], options)?;
     let cluster = &lab.cluster;
-    // What leaves the tunnel still carries the sender's endpoint ID: only its own address is believed.
+    // A packet from the tunnel still carries the sender's endpoint ID, so only the sender's own address is accepted.
     check(cluster, "shop/rogue", "shop/open", &[(tunneled(cluster, "shop/rogue", "shop/open"), true)])?;
     for (from, to) in [("shop/client", "shop/server"), ("shop/client", "shop/open"), ("outside", "shop/open")] {
         check(cluster, "shop/rogue", to, &[(tunneled(cluster, from, to), false)])?;
