@@ -11,7 +11,7 @@ use crate::surroundings::PacketAddress;
 /// that it can be passed to a function that the verifier checks only once.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// From the low byte on: the offset of the IP header, the protocol, the flags, the `role` with a [`SourceCheck`],
+    /// From the low byte on: the offset of the IP header, the protocol, the flags, the `role` with a `SourceCheck`,
     /// and a reason or `UNDECIDED`.
     pub bits: u64,
     /// From the low bytes on: the packet's source and destination port, and the pod's and the remote's port in the
