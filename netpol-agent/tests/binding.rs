@@ -126,10 +126,10 @@ fn of_two_that_nothing_is_known_of_the_newer_one_is_the_pod() {
 
 #[test]
 fn an_address_that_is_on_another_interface_of_the_namespace_counts() {
-    let hidden = PodSide { addresses: Vec::new(), elsewhere: parsed(&[A]), mac: None };
+    let hidden = PodSide { addresses: Vec::new(), other_addresses: parsed(&[A]), mac: None };
     let reconciler = start(&[pod("a", A)], survey([(3, hidden)]));
     assert_eq!(enforced_as(&reconciler, 3), "a");
-    let both = PodSide { addresses: parsed(&[B]), elsewhere: parsed(&[A]), mac: None };
+    let both = PodSide { addresses: parsed(&[B]), other_addresses: parsed(&[A]), mac: None };
     let reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, both)]));
     assert_eq!(enforced_as(&reconciler, 3), "shut", "it may be either");
 }
@@ -274,7 +274,7 @@ fn an_endpoint_id_stands_at_an_address_while_programs_mark_the_pods_packets() {
     assert!(reconciler.dataplane().owners.is_empty());
 
     let mut refusing = Memory::default();
-    refusing.refuses = true;
+    refusing.rejects_attach = true;
     let reconciler = start_on(refusing, &[pod("a", A)], survey([(3, at(&[A]))]));
     assert!(reconciler.dataplane().owners.is_empty(), "its packets are not marked");
 }

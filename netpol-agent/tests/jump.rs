@@ -65,8 +65,8 @@ impl Dataplane for Recorder {
         self.memory.delete_endpoint(ifindex)
     }
 
-    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
-        self.memory.own_address(address, id)
+    fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        self.memory.set_address_endpoint(address, id)
     }
 
     fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
@@ -101,8 +101,8 @@ impl Dataplane for Recorder {
         self.memory.clear_counters(id);
     }
 
-    fn endpoint_numbers(&self) -> u32 {
-        self.memory.endpoint_numbers()
+    fn endpoint_id_capacity(&self) -> u32 {
+        self.memory.endpoint_id_capacity()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netpol_agent::dataplane::switch::Snapshot;
-use netpol_agent::dataplane::{AttachError, Begun, MapName, Memory, Outcome};
+use netpol_agent::dataplane::{AttachError, InterfaceOutcome, MapName, Memory, PendingCall};
 use netpol_agent::endpoints::{PodSide, Survey, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, Generation, IfIndex, PortSetId, endpoint_flags};
@@ -271,10 +271,10 @@ fn an_interface_that_was_there_before_the_agent_has_a_gap_and_packets_from_its_s
 #[test]
 fn a_pod_without_its_programs_is_waited_for() {
     let mut refusing = Memory::default();
-    refusing.refuses = true;
+    refusing.rejects_attach = true;
     let mut reconciler = start(refusing, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     assert!(reconciler.pods_waiting() == 1 && reconciler.is_waiting());
-    reconciler.dataplane_mut().refuses = false;
+    reconciler.dataplane_mut().rejects_attach = false;
     reconciler.retry();
     assert!(reconciler.pods_waiting() == 0 && reconciler.dataplane().attached.contains(&IfIndex(3)));
 }
@@ -286,18 +286,18 @@ fn policies_do_not_wait_while_programs_are_put_on_an_interface() {
     assert!(reconciler.is_waiting() && reconciler.pods_waiting() == 1);
     only(&mut reconciler, &[PODS, DENY_ALL]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "written before the programs run");
-    assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3))], "asked for once");
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "asked for once");
     reconciler.ended([attached(Ok(()))]);
     assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
     assert_eq!(reconciler.gaps().count, 1);
 }
 
-fn attached(result: Result<(), AttachError>) -> Outcome {
-    Outcome::Attached { ifindex: IfIndex(3), result, packets: None }
+fn attached(result: Result<(), AttachError>) -> InterfaceOutcome {
+    InterfaceOutcome::Attached { ifindex: IfIndex(3), result, packets: None }
 }
 
-fn detached(result: Result<(), AttachError>) -> Outcome {
-    Outcome::Detached { ifindex: IfIndex(3), result }
+fn detached(result: Result<(), AttachError>) -> InterfaceOutcome {
+    InterfaceOutcome::Detached { ifindex: IfIndex(3), result }
 }
 
 fn refused() -> AttachError {
@@ -308,7 +308,7 @@ fn refused() -> AttachError {
 fn enforced_slowly(unknown_pods: UnknownPods) -> Reconciler<Memory> {
     let mut reconciler = start(Memory::slow(), unknown_pods, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.ended([attached(Ok(()))]);
-    reconciler.dataplane_mut().begun.clear();
+    reconciler.dataplane_mut().pending.clear();
     reconciler
 }
 
@@ -319,9 +319,9 @@ fn an_interface_that_goes_while_programs_are_put_on_it_is_let_go_after_that() {
         let slow = Memory::slow();
         let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
         reconciler.surveyed(survey(&[]));
-        assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3))], "one thing at a time");
+        assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "one thing at a time");
         reconciler.ended([attached(result)]);
-        assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3)), Begun::Detach(IfIndex(3))]);
+        assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))]);
         assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
         reconciler.ended([detached(Ok(()))]);
         assert!(endpoints(&reconciler).is_empty() && reconciler.held().is_empty());
@@ -335,7 +335,7 @@ fn policies_do_not_wait_while_programs_are_taken_off() {
     assert_eq!(reconciler.pods_waiting(), 1, "it is not enforced any more");
     only(&mut reconciler, &[PODS, ALLOW_BLOCK]);
     assert!(reconciler.problems().missing == 0 && !reconciler.dataplane().written.is_empty());
-    assert_eq!(reconciler.dataplane().begun, [Begun::Detach(IfIndex(3))], "asked for once");
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "asked for once");
 }
 
 #[test]
@@ -348,7 +348,7 @@ fn an_index_that_is_given_away_before_the_programs_are_off_is_the_new_interfaces
         reconciler.surveyed(survey(&[(3, "10.0.0.4")]));
         assert!(!reconciler.held()[&IfIndex(3)].attached && reconciler.pods_waiting() == 1);
         reconciler.ended([detached(Ok(()))]);
-        assert_eq!(reconciler.dataplane().begun, [Begun::Detach(IfIndex(3)), Begun::Attach(IfIndex(3))]);
+        assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
         reconciler.ended([attached(Ok(()))]);
         assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated() && reconciler.pods_waiting() == 0);
 
@@ -367,15 +367,15 @@ fn an_index_that_is_given_away_before_the_programs_are_off_is_the_new_interfaces
 fn what_is_refused_is_tried_again_after_the_next_look_and_not_before() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.ended([attached(Err(refused()))]);
-    assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3))]);
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
     reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
-    assert_eq!(reconciler.dataplane().begun, [Begun::Attach(IfIndex(3)), Begun::Attach(IfIndex(3))]);
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
     reconciler.ended([attached(Ok(()))]);
 
-    reconciler.dataplane_mut().begun.clear();
+    reconciler.dataplane_mut().pending.clear();
     reconciler.surveyed(survey(&[]));
     reconciler.ended([detached(Err(refused()))]);
-    assert_eq!(reconciler.dataplane().begun, [Begun::Detach(IfIndex(3))]);
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))]);
     assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
     reconciler.surveyed(survey(&[]));
     reconciler.ended([detached(Ok(()))]);
@@ -385,28 +385,28 @@ fn what_is_refused_is_tried_again_after_the_next_look_and_not_before() {
 #[test]
 fn what_happens_while_the_kernel_is_asked_is_asked_about_again() {
     let mut reconciler = enforced_slowly(UnknownPods::Allow);
-    let asked = Begun::Verify(vec![IfIndex(3)]);
+    let asked = PendingCall::Verify(vec![IfIndex(3)]);
     for _ in 0..3 {
         reconciler.verify();
     }
-    assert_eq!(reconciler.dataplane().begun, std::slice::from_ref(&asked));
-    reconciler.ended([Outcome::Missing(Vec::new())]);
-    assert_eq!(reconciler.dataplane().begun, [asked.clone(), asked.clone()]);
-    reconciler.ended([Outcome::Missing(vec![IfIndex(3)])]);
-    assert_eq!(reconciler.dataplane().begun, [asked.clone(), asked, Begun::Attach(IfIndex(3))]);
+    assert_eq!(reconciler.dataplane().pending, std::slice::from_ref(&asked));
+    reconciler.ended([InterfaceOutcome::Missing(Vec::new())]);
+    assert_eq!(reconciler.dataplane().pending, [asked.clone(), asked.clone()]);
+    reconciler.ended([InterfaceOutcome::Missing(vec![IfIndex(3)])]);
+    assert_eq!(reconciler.dataplane().pending, [asked.clone(), asked, PendingCall::Attach(IfIndex(3))]);
     assert_eq!(reconciler.pods_waiting(), 1);
 }
 
 #[test]
 fn an_isolated_pod_without_room_is_shut_until_its_interface_goes() {
-    let mut crowded = Memory::slow();
-    crowded.crowded = true;
-    let mut reconciler = start(crowded, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
+    let mut full = Memory::slow();
+    full.no_free_ids = true;
+    let mut reconciler = start(full, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
     reconciler.ended([attached(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
     reconciler.surveyed(survey(&[]));
     reconciler.ended([detached(Ok(()))]);
     reconciler.surveyed(survey(&[]));
-    let begun = [Begun::Attach(IfIndex(3)), Begun::Detach(IfIndex(3))];
-    assert_eq!(reconciler.dataplane().begun, begun, "each once");
+    let begun = [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))];
+    assert_eq!(reconciler.dataplane().pending, begun, "each once");
 }

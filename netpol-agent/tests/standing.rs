@@ -85,9 +85,9 @@ fn what_keeps_a_pod_from_being_enforced_is_named() {
     assert_eq!(why(&check(&absent, "policy/shop/block", 5)), "shop/web: its interface is not there yet");
     assert!(absent.is_whole(), "an interface that is not there is no write that failed");
 
-    let mut refuses = Memory::default();
-    refuses.refuses = true;
-    let refused = start(refuses, true);
+    let mut failing = Memory::default();
+    failing.rejects_attach = true;
+    let refused = start(failing, true);
     let finding = check(&refused, "sync", 5);
     assert!(why(&finding).starts_with("shop/web: a pod is not enforced; it is tried again: "), "{finding:?}");
     assert!(!refused.is_whole());

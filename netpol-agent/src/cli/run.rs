@@ -17,7 +17,7 @@ use super::{RunArgs, log, machine};
 use crate::api::{self, About, Desk, Progress, Question, Socket, SocketError};
 use crate::conflicts;
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
-use crate::endpoints::{Elsewhere, Known, Lookout, Monitor, Surveyor};
+use crate::endpoints::{KnownVeths, Lookout, Monitor, PodAddressMonitor, Surveyor};
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
 use crate::metrics::Meter;
@@ -137,10 +137,10 @@ async fn enforce(
 ) -> Result<()> {
     warn_of_strange_node(&first.events, &args.node);
     let monitor = Monitor::open()?;
-    let elsewhere = Elsewhere::open()?;
+    let pod_addresses = PodAddressMonitor::open()?;
     let mut surveyor = Surveyor::open()?;
     let looked = Instant::now();
-    let survey = surveyor.look(&Known::default(), BTreeSet::new(), true)?;
+    let survey = surveyor.read_all(&KnownVeths::default(), BTreeSet::new(), true)?;
     tracing::info!(veths = survey.veths.len(), own_addresses = survey.own.len(), "interfaces listed");
 
     let options =
@@ -169,7 +169,7 @@ async fn enforce(
     let inputs = Inputs {
         source: feed.batches,
         monitor,
-        elsewhere,
+        pod_addresses,
         lookout: Lookout::start(surveyor).context(NO_THREAD)?,
         outcomes,
         compiled,

@@ -1,4 +1,4 @@
-//! A dataplane in memory, for tests of what drives it.
+//! A data plane in memory, for tests of the reconciler.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,37 +10,37 @@ use crate::endpoints::TunnelEndpoints;
 
 use super::{Adopted, AttachError, Dataplane, MapName, Role, WriteError};
 
-/// Remembers every write, in order, and can be told to be full.
+/// Records every write in order, and can simulate full maps and failures.
 #[derive(Debug, Default)]
 pub struct Memory {
     /// Table writes that took effect.
     pub written: Vec<Change>,
     /// Endpoints by interface.
     pub endpoints: BTreeMap<IfIndex, Endpoint>,
-    /// Pods' interfaces with programs.
+    /// Pod interfaces with programs.
     pub attached: BTreeSet<IfIndex>,
-    /// The node's own devices with theirs.
+    /// Node devices with programs.
     pub devices: BTreeSet<IfIndex>,
-    /// Endpoint IDs at addresses.
+    /// Endpoint IDs by pod address.
     pub owners: BTreeMap<IpAddr, u32>,
-    /// Tunnel endpoints of this node, and of others.
+    /// Tunnel endpoints of this node and of other nodes.
     pub tunnels: (TunnelEndpoints, TunnelEndpoints),
-    /// Refuse new entries of this map.
+    /// Rejects new entries of this map.
     pub full: Option<MapName>,
-    /// Refuse to put programs on interfaces.
-    pub refuses: bool,
-    /// Have no number for any endpoint.
-    pub crowded: bool,
-    /// Take one's time for interfaces: what was begun is in `begun`.
+    /// Rejects attaching programs.
+    pub rejects_attach: bool,
+    /// Has no free endpoint IDs.
+    pub no_free_ids: bool,
+    /// Makes operations on interfaces asynchronous: calls are recorded in `pending`.
     pub slow: bool,
-    /// What was begun, in order.
-    pub begun: Vec<Begun>,
+    /// Pending calls, in order.
+    pub pending: Vec<PendingCall>,
     generation: u32,
 }
 
-/// What takes its time.
+/// A call that has not finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Begun {
+pub enum PendingCall {
     /// See [`Dataplane::attach`].
     Attach(IfIndex),
     /// See [`Dataplane::detach`].
@@ -50,12 +50,12 @@ pub enum Begun {
 }
 
 impl Memory {
-    /// One that has no room in this map.
+    /// Creates a data plane in which this map is full.
     pub fn full(map: MapName) -> Self {
         Self { full: Some(map), ..Self::default() }
     }
 
-    /// One that takes its time for interfaces.
+    /// Creates a data plane with asynchronous operations on interfaces.
     pub fn slow() -> Self {
         Self { slow: true, ..Self::default() }
     }
@@ -81,7 +81,7 @@ impl Dataplane for Memory {
         Ok(())
     }
 
-    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+    fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
         if id == 0 {
             self.owners.remove(&address);
         } else {
@@ -107,11 +107,11 @@ impl Dataplane for Memory {
 
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
         if self.slow {
-            self.begun.push(Begun::Attach(ifindex));
+            self.pending.push(PendingCall::Attach(ifindex));
             return None;
         }
-        if self.refuses {
-            return Some(Err(AttachError { interface: name.to_owned(), message: "refused".to_owned(), gone: false }));
+        if self.rejects_attach {
+            return Some(Err(AttachError { interface: name.to_owned(), message: "rejected".to_owned(), gone: false }));
         }
         self.attached.remove(&ifindex);
         self.devices.remove(&ifindex);
@@ -124,7 +124,7 @@ impl Dataplane for Memory {
 
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
         if self.slow {
-            self.begun.push(Begun::Detach(ifindex));
+            self.pending.push(PendingCall::Detach(ifindex));
             return None;
         }
         self.attached.remove(&ifindex);
@@ -134,7 +134,7 @@ impl Dataplane for Memory {
 
     fn verify(&mut self, mut ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>> {
         if self.slow {
-            self.begun.push(Begun::Verify(ifindexes));
+            self.pending.push(PendingCall::Verify(ifindexes));
             return None;
         }
         ifindexes.retain(|ifindex| !self.attached.contains(ifindex) && !self.devices.contains(ifindex));
@@ -148,7 +148,7 @@ impl Dataplane for Memory {
 
     fn clear_counters(&mut self, _id: u32) {}
 
-    fn endpoint_numbers(&self) -> u32 {
-        if self.crowded { 0 } else { 1024 }
+    fn endpoint_id_capacity(&self) -> u32 {
+        if self.no_free_ids { 0 } else { 1024 }
     }
 }

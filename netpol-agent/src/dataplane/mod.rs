@@ -1,5 +1,5 @@
-//! Where verdicts are enforced. The reconciler decides what to write; a dataplane writes it, one entry at a time, and
-//! says what did not fit.
+//! Writes verdict tables and attaches programs. The reconciler decides what to write; a data plane writes it entry by
+//! entry, and returns an error for an entry that does not fit.
 
 mod kernel;
 mod memory;
@@ -20,9 +20,9 @@ pub use kernel::{
     KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Role, SHARED_PART, Status,
     StatusError, read_status, uninstall,
 };
-pub use memory::{Begun, Memory};
+pub use memory::{Memory, PendingCall};
 
-/// Why an entry could not be written.
+/// Why a map entry was not written.
 #[derive(Debug, Error)]
 pub enum WriteError {
     /// The map, or the kernel's memory, has no room for another entry.
@@ -32,127 +32,129 @@ pub enum WriteError {
         map: MapName,
         /// The option that sets its size.
         option: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// Something else.
+    /// Any other error.
     #[error("cannot write to {map}: {source}")]
     Failed {
         /// The map.
         map: MapName,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Why programs could not be put on an interface.
+/// Why programs were not attached to or detached from an interface.
 #[derive(Debug, Error)]
 #[error("cannot attach to {interface}: {message}")]
 pub struct AttachError {
     /// The interface's name.
     pub interface: String,
-    /// Why not.
+    /// The reason.
     pub message: String,
-    /// Whether the interface went before the programs were on it: its pod did not last, which is no failure.
+    /// Whether the interface was removed before its programs were attached. The pod was short-lived; this is not a
+    /// failure.
     pub gone: bool,
 }
 
-/// The end of what a [`Dataplane`] began and did not finish at once.
+/// The result of a [`Dataplane`] operation that did not finish at once.
 #[derive(Debug)]
-pub enum Outcome {
-    /// Of [`Dataplane::attach`].
+pub enum InterfaceOutcome {
+    /// Result of [`Dataplane::attach`].
     Attached {
         /// The interface.
         ifindex: IfIndex,
-        /// What became of it.
+        /// Success, or the error.
         result: Result<(), AttachError>,
-        /// Packets that the interface had passed right after; `None`: not known.
+        /// Packets that the interface had passed right after the programs were attached; `None` if unknown.
         packets: Option<u64>,
     },
-    /// Of [`Dataplane::detach`].
+    /// Result of [`Dataplane::detach`].
     Detached {
         /// The interface.
         ifindex: IfIndex,
-        /// What became of it.
+        /// Success, or the error.
         result: Result<(), AttachError>,
     },
-    /// Of [`Dataplane::verify`].
+    /// Result of [`Dataplane::verify`]: interfaces without running programs.
     Missing(Vec<IfIndex>),
 }
 
-/// An interface that programs were put on before the start.
+/// An interface that had programs before this agent started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adopted {
-    /// What it was then.
+    /// Its role at that time.
     pub role: Role,
     /// Whether it runs this agent's programs.
     pub running: bool,
 }
 
-/// One place where verdicts are enforced. What is about interfaces may take its time: then there is no answer at once, and an
-/// [`Outcome`] tells, in the order in which things were asked for.
+/// A data plane that enforces verdicts. Operations on interfaces may be asynchronous: they return `None`, and their
+/// results arrive later as [`InterfaceOutcome`]s, in the order of the calls.
 pub trait Dataplane {
-    /// Writes or deletes one entry of a table. Deleting what is not there is no error. Changes that are about pods rather
-    /// than tables ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Rejudge`]) are the caller's, who knows
-    /// their interfaces; they do nothing here.
+    /// Writes or deletes one table entry. Deleting a missing entry is not an error. Changes to endpoints
+    /// ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Rejudge`]) are ignored here: the caller handles
+    /// them, since it maps pods to interfaces.
     ///
     /// # Errors
-    /// Where the kernel refuses the entry; nothing has changed then.
+    /// If the kernel rejects the entry. Nothing has changed then.
     fn write(&mut self, change: &Change) -> Result<(), WriteError>;
 
-    /// Writes an endpoint: everything else first, its generation last.
+    /// Writes an endpoint. The generation is written last.
     ///
     /// # Errors
-    /// Where there is no room for another endpoint.
+    /// If there is no room for another endpoint.
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError>;
 
-    /// Forgets an endpoint.
+    /// Deletes an endpoint.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel rejects the deletion.
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError>;
 
-    /// Has the endpoint with this ID stand at the address of its pod, whatever is written of the address otherwise; 0: none.
+    /// Stores an endpoint ID with the address of its pod. Later writes of the address keep this ID. 0 removes the ID.
     ///
     /// # Errors
-    /// Where the kernel refuses.
-    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError>;
+    /// If the kernel rejects the entry.
+    fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError>;
 
-    /// Writes the tunnel endpoints of this node, and those of other nodes.
+    /// Writes the tunnel endpoints of this node and of other nodes.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel rejects an entry.
     fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError>;
 
-    /// The endpoints that are there.
+    /// Returns the existing endpoints.
     ///
     /// # Errors
-    /// Where they cannot be read.
+    /// If a map cannot be read.
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError>;
 
-    /// The interfaces that programs were put on before the start, of which some may have gone since.
+    /// Returns the interfaces that had programs before the start. Some of them may have been removed since.
     fn adopted(&self) -> BTreeMap<IfIndex, Adopted>;
 
-    /// Puts the programs of a role on an interface; once is enough. Fails where the kernel refuses, or the interface has gone.
+    /// Attaches the programs of a role to an interface. Calling it again is harmless. Fails if the kernel rejects the
+    /// programs, or if the interface was removed.
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>>;
 
-    /// Takes them off. No failure where the interface has gone.
+    /// Detaches all programs. Succeeds if the interface was removed.
     fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>>;
 
-    /// Asks the kernel which of these interfaces do not run the programs, though they are there: others can take them off.
+    /// Returns which of these interfaces exist but do not run the programs. Another process may have detached them.
     fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>>;
 
-    /// Raises the generation that no endpoint had before, across restarts, and returns it.
+    /// Increments and returns the generation. No endpoint had it before, also across restarts.
     ///
     /// # Errors
-    /// Where it cannot be recorded.
+    /// If it cannot be stored.
     fn next_generation(&mut self) -> Result<netpol_common::Generation, WriteError>;
 
-    /// Sets the counters of an endpoint's number to zero, before it is given away.
+    /// Resets the counters of an endpoint ID before the ID is reused.
     fn clear_counters(&mut self, id: u32);
 
-    /// How many endpoints can be numbered.
-    fn endpoint_numbers(&self) -> u32;
+    /// Returns the number of available endpoint IDs.
+    fn endpoint_id_capacity(&self) -> u32;
 }

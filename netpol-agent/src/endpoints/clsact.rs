@@ -1,4 +1,4 @@
-//! The clsact qdisc: who uses it, and its removal where nobody does any more.
+//! The clsact qdisc: lists its filters, and removes it if it is empty.
 
 use std::collections::BTreeSet;
 
@@ -9,35 +9,37 @@ use netpol_common::IfIndex;
 
 use super::{Netlink, NetlinkError};
 
-/// `TC_H_CLSACT` as the parent of the qdisc, and the minors of its hooks. Source: `include/uapi/linux/pkt_sched.h`.
+/// `TC_H_CLSACT` as the parent of the qdisc, and the minor numbers of its hooks. Source:
+/// `include/uapi/linux/pkt_sched.h`.
 const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
 const HOOKS: [u16; 2] = [0xfff2, 0xfff3];
 
-/// Where filters run: what comes in by the interface, or what leaves by it.
+/// A hook of an interface at which filters run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// What comes in.
+    /// Incoming packets.
     Ingress = 0,
-    /// What leaves.
+    /// Outgoing packets.
     Egress = 1,
 }
 
-/// A BPF program that runs as a filter.
+/// A BPF program that is attached as a filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BpfFilter {
-    /// The name it was given, most often the program's.
+    /// Its name, usually the program's.
     pub name: String,
     /// The program's id.
     pub program: u32,
-    /// Lower ones run first.
+    /// Filters with lower values run first.
     pub priority: u32,
 }
 
 impl Netlink {
-    /// Removes the clsact qdisc of an interface unless it holds filters. Tells whether it did; none is fine.
+    /// Removes the clsact qdisc of an interface unless it has filters. Returns whether it was removed. A missing qdisc
+    /// is not an error.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel rejects the request.
     pub fn delete_clsact_if_empty(&mut self, ifindex: IfIndex) -> Result<bool, NetlinkError> {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(false) };
         let mut filters = 0_usize;
@@ -49,22 +51,22 @@ impl Netlink {
         request.header.parent = CLSACT;
         request.header.handle = TcHandle { major: 0xffff, minor: 0 };
         let message = RouteNetlinkMessage::DelQueueDiscipline(request);
-        self.ask("remove a clsact qdisc", NLM_F_REQUEST | NLM_F_ACK, message, |_| {})?;
+        self.send_request("remove a clsact qdisc", NLM_F_REQUEST | NLM_F_ACK, message, |_| {})?;
         Ok(true)
     }
 
-    /// The ids of the BPF programs that run as clsact filters of an interface.
+    /// Returns the ids of the BPF programs attached as clsact filters of an interface.
     ///
     /// # Errors
-    /// Where filters cannot be listed.
+    /// If filters cannot be listed.
     pub fn filter_programs(&mut self, ifindex: IfIndex) -> Result<Vec<u32>, NetlinkError> {
         Ok(self.bpf_filters(ifindex)?.into_iter().map(|filter| filter.program).collect())
     }
 
-    /// The BPF programs that run as clsact filters of an interface.
+    /// Returns the BPF programs attached as clsact filters of an interface.
     ///
     /// # Errors
-    /// Where filters cannot be listed.
+    /// If filters cannot be listed.
     pub fn bpf_filters(&mut self, ifindex: IfIndex) -> Result<Vec<BpfFilter>, NetlinkError> {
         let Ok(index) = i32::try_from(ifindex.0) else { return Ok(Vec::new()) };
         let mut filters = Vec::new();
@@ -82,17 +84,17 @@ impl Netlink {
                 }
             }
             filters.extend(program.map(|program| {
-                let name = name.unwrap_or_else(|| format!("with the id {program}"));
+                let name = name.unwrap_or_else(|| format!("with id {program}"));
                 BpfFilter { name, program, priority }
             }));
         })?;
         Ok(filters)
     }
 
-    /// Whether these hooks of an interface have a filter of this priority and handle.
+    /// Returns whether these hooks of an interface have a filter of this priority and handle.
     ///
     /// # Errors
-    /// Where filters cannot be listed.
+    /// If filters cannot be listed.
     pub fn has_filters(
         &mut self,
         ifindex: IfIndex,
@@ -116,8 +118,8 @@ impl Netlink {
             let mut request = TcMessage::with_index(index);
             request.header.parent = TcHandle { major: 0xffff, minor };
             let message = RouteNetlinkMessage::GetTrafficFilter(request);
-            self.ask("list filters", NLM_F_DUMP | NLM_F_REQUEST, message, |answer| {
-                if let RouteNetlinkMessage::NewTrafficFilter(filter) = answer {
+            self.send_request("list filters", NLM_F_DUMP | NLM_F_REQUEST, message, |reply| {
+                if let RouteNetlinkMessage::NewTrafficFilter(filter) = reply {
                     each(filter);
                 }
             })?;

@@ -1,35 +1,35 @@
-//! Looks at interfaces on a thread of its own: to list them takes the kernel's lock of network devices.
+//! Reads interfaces on its own thread, because listing them takes `rtnl_lock`.
 
 use std::collections::BTreeSet;
 use std::io;
 
 use netpol_common::IfIndex;
 
-use super::{Known, NetlinkError, Survey, Surveyor};
+use super::{KnownVeths, NetlinkError, Survey, Surveyor};
 use crate::worker::{Died, Outcomes, Worker};
 
-/// One look after the other. Wishes that come while one is under way are for one more, as that may have missed what they are
-/// about.
+/// Runs passes one after the other. Requests during a pass lead to one more pass, since the current one may have missed
+/// the change.
 #[derive(Debug)]
 pub struct Lookout {
-    worker: Worker<Look>,
-    seen: Outcomes<Result<Survey, NetlinkError>>,
-    wanted: Option<bool>,
-    /// What routes were heard to lead to since the last look began.
+    worker: Worker<Pass>,
+    snapshots: Outcomes<Result<Survey, NetlinkError>>,
+    requested: Option<bool>,
+    /// Interfaces to which new routes lead, since the last pass began.
     routed: BTreeSet<IfIndex>,
-    /// What was removed since the last look began: interfaces of these indices are others from then on.
-    gone: BTreeSet<IfIndex>,
-    /// Interfaces behind which addresses changed since the last look began.
+    /// Interfaces removed since the last pass began. Their indices may be reused by other interfaces.
+    removed: BTreeSet<IfIndex>,
+    /// Interfaces with changed addresses in their peer's namespace, since the last pass began.
     changed: BTreeSet<IfIndex>,
-    looking: bool,
+    running: bool,
 }
 
-/// One look: see [`Surveyor::look`].
+/// One pass: see [`Surveyor::read_all`].
 #[derive(Debug)]
-struct Look {
-    known: Known,
+struct Pass {
+    known: KnownVeths,
     routed: BTreeSet<IfIndex>,
-    gone: BTreeSet<IfIndex>,
+    removed: BTreeSet<IfIndex>,
     all: bool,
 }
 
@@ -37,77 +37,78 @@ impl Lookout {
     /// Starts the thread.
     ///
     /// # Errors
-    /// Where the kernel refuses one.
+    /// If the kernel rejects the thread.
     pub fn start(mut surveyor: Surveyor) -> io::Result<Self> {
-        let look = move |Look { known, routed, gone, all }| {
-            surveyor.forget(&gone);
-            surveyor.look(&known, routed, all)
+        let read = move |Pass { known, routed, removed, all }| {
+            surveyor.remove(&removed);
+            surveyor.read_all(&known, routed, all)
         };
-        let (worker, seen) = Worker::start("survey", "looks at interfaces", look)?;
+        let (worker, snapshots) = Worker::start("survey", "reads interfaces", read)?;
         Ok(Self {
             worker,
-            seen,
-            wanted: None,
+            snapshots,
+            requested: None,
             routed: BTreeSet::new(),
-            gone: BTreeSet::new(),
+            removed: BTreeSet::new(),
             changed: BTreeSet::new(),
-            looking: false,
+            running: false,
         })
     }
 
-    /// Wants a look, or one that takes nothing for known: see [`Surveyor::look`].
-    pub fn want(&mut self, all: bool) {
-        self.wanted = Some(self.wanted.unwrap_or(false) || all);
+    /// Requests a pass. With `all`, the pass uses no cached data: see [`Surveyor::read_all`].
+    pub fn request(&mut self, all: bool) {
+        self.requested = Some(self.requested.unwrap_or(false) || all);
     }
 
-    /// The next look is to know that routes lead to these interfaces.
-    pub fn want_routed(&mut self, routed: BTreeSet<IfIndex>) {
+    /// Adds interfaces to which new routes lead, for the next pass.
+    pub fn add_routed(&mut self, routed: BTreeSet<IfIndex>) {
         self.routed.extend(routed);
     }
 
-    /// Wants a look, which takes nothing for known of these interfaces: addresses behind them changed.
-    pub fn want_addresses(&mut self, changed: impl IntoIterator<Item = IfIndex>) {
+    /// Requests a pass that does not use cached data of these interfaces, because addresses in their peer's namespace
+    /// changed.
+    pub fn request_addresses(&mut self, changed: impl IntoIterator<Item = IfIndex>) {
         self.changed.extend(changed);
         if !self.changed.is_empty() {
-            self.want(false);
+            self.request(false);
         }
     }
 
-    /// These interfaces were removed: what a look that is under way sees of them is outdated.
-    pub fn gone(&mut self, gone: BTreeSet<IfIndex>) {
-        self.gone.extend(gone);
+    /// Records removed interfaces. The result of a running pass is outdated for them.
+    pub fn removed(&mut self, removed: BTreeSet<IfIndex>) {
+        self.removed.extend(removed);
     }
 
-    /// Begins a look that is wanted, unless one is under way.
-    pub fn begin(&mut self, known: impl FnOnce() -> Known) {
-        if !self.looking
-            && let Some(all) = self.wanted.take()
+    /// Starts a requested pass, unless one is running.
+    pub fn start_requested(&mut self, known: impl FnOnce() -> KnownVeths) {
+        if !self.running
+            && let Some(all) = self.requested.take()
         {
-            let (routed, gone) = (std::mem::take(&mut self.routed), std::mem::take(&mut self.gone));
+            let (routed, removed) = (std::mem::take(&mut self.routed), std::mem::take(&mut self.removed));
             let mut known = known();
             let changed = std::mem::take(&mut self.changed);
             known.settled.retain(|ifindex| !changed.contains(ifindex));
-            self.worker.give(Look { known, routed, gone, all });
-            self.looking = true;
+            self.worker.give(Pass { known, routed, removed, all });
+            self.running = true;
         }
     }
 
-    /// Whether a look is under way.
-    pub const fn is_looking(&self) -> bool {
-        self.looking
+    /// Returns whether a pass is running.
+    pub const fn is_running(&self) -> bool {
+        self.running
     }
 
-    /// Waits for what the look that is under way sees.
+    /// Waits for the result of the running pass.
     ///
     /// # Errors
-    /// Where the thread has died.
-    pub async fn seen(&mut self) -> Result<Result<Survey, NetlinkError>, Died> {
-        let mut seen = self.seen.next().await?;
-        self.looking = false;
-        if let Ok(survey) = &mut seen {
-            survey.veths.retain(|ifindex, _| !self.gone.contains(ifindex));
+    /// If the thread has died.
+    pub async fn next_snapshot(&mut self) -> Result<Result<Survey, NetlinkError>, Died> {
+        let mut snapshot = self.snapshots.next().await?;
+        self.running = false;
+        if let Ok(survey) = &mut snapshot {
+            survey.veths.retain(|ifindex, _| !self.removed.contains(ifindex));
         }
-        Ok(seen)
+        Ok(snapshot)
     }
 }
 
@@ -116,20 +117,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn wishes_that_come_during_a_look_are_one_more_look() {
-        let surveyor = Surveyor::open().expect("a netlink socket");
-        let mut lookout = Lookout::start(surveyor).expect("a thread");
-        lookout.begin(|| panic!("nothing is wanted"));
-        lookout.want(false);
-        lookout.begin(Known::default);
+    async fn requests_during_a_pass_lead_to_one_more_pass() {
+        let surveyor = Surveyor::open().expect("cannot open a netlink socket");
+        let mut lookout = Lookout::start(surveyor).expect("cannot start a thread");
+        lookout.start_requested(|| panic!("no pass is requested"));
+        lookout.request(false);
+        lookout.start_requested(KnownVeths::default);
         for all in [false, true, false] {
-            lookout.want(all);
-            lookout.begin(|| panic!("one is under way"));
+            lookout.request(all);
+            lookout.start_requested(|| panic!("a pass is running"));
         }
-        assert_eq!((lookout.is_looking(), lookout.wanted), (true, Some(true)));
-        lookout.seen().await.expect("the thread lives").expect("it sees");
-        lookout.begin(Known::default);
-        lookout.seen().await.expect("the thread lives").expect("it sees");
-        assert_eq!((lookout.is_looking(), lookout.wanted), (false, None));
+        assert_eq!((lookout.is_running(), lookout.requested), (true, Some(true)));
+        lookout.next_snapshot().await.expect("the thread has died").expect("cannot read interfaces");
+        lookout.start_requested(KnownVeths::default);
+        lookout.next_snapshot().await.expect("the thread has died").expect("cannot read interfaces");
+        assert_eq!((lookout.is_running(), lookout.requested), (false, None));
     }
 }

@@ -1,4 +1,4 @@
-//! What the kernel tells about links and addresses, this namespace's and the pods', without entering any of them.
+//! Reads links and addresses of this namespace and of the pods' namespaces by netlink, without entering any of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,79 +19,79 @@ use netpol_common::IfIndex;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 
-use super::routes::leads_to;
+use super::routes::devices_of;
 use super::tunnels::{TunnelEndpoints, opened_by};
 
-/// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`.
-/// Source: `include/uapi/linux/rtnetlink.h`.
+/// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`,
+/// `RTNLGRP_IPV6_ROUTE`. Source: `include/uapi/linux/rtnetlink.h`.
 const GROUPS: [u32; 6] = [1, 4, 5, 7, 9, 11];
 /// `RTM_NEWLINK`, `RTM_DELLINK`.
 const NEW_LINK: u16 = 16;
 const DELETED_LINK: u16 = 17;
 /// `RTM_NEWROUTE`, `RTM_DELROUTE`.
 const ROUTES: RangeInclusive<u16> = 24..=25;
-/// `RTM_NEWQDISC` is the first of those about traffic control, `RTM_GETCHAIN` the last.
+/// `RTM_NEWQDISC` is the first message type of traffic control, `RTM_GETCHAIN` the last.
 const TRAFFIC_CONTROL: RangeInclusive<u16> = 36..=102;
 /// `RTM_DELQDISC`, `RTM_DELTFILTER`.
-const TAKEN_OFF: [u16; 2] = [37, 45];
+const DETACHED: [u16; 2] = [37, 45];
 
-/// Dumps that something changed under, before one is given up.
+/// Attempts of a dump that is interrupted by changes.
 const TRIES: u32 = 8;
 
-/// What went wrong between the agent and rtnetlink.
+/// An error of rtnetlink.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
-    /// The socket could not be made.
+    /// The socket could not be opened.
     #[error("cannot open a netlink socket: {0}; the agent needs the host's network namespace and CAP_NET_ADMIN")]
     Open(#[source] io::Error),
-    /// A request or its answer was lost.
+    /// Sending or receiving failed.
     #[error("cannot {request} over netlink: {source}")]
-    Talk {
-        /// What was asked for.
+    Io {
+        /// The request.
         request: &'static str,
-        /// Why not.
+        /// The reason.
         #[source]
         source: io::Error,
     },
-    /// Something changed during each of several dumps, so that entries may be missing.
-    #[error("cannot {request} over netlink: it changes too fast")]
+    /// Several dumps were interrupted by changes, so that entries may be missing.
+    #[error("cannot {request} over netlink: entries changed during every attempt")]
     Changing {
-        /// What was asked for.
+        /// The request.
         request: &'static str,
     },
-    /// The kernel's answer could not be read.
-    #[error("cannot understand the kernel's answer when asked to {request}: {message}")]
-    Answer {
-        /// What was asked for.
+    /// The reply could not be parsed.
+    #[error("cannot {request} over netlink: invalid reply of the kernel: {message}")]
+    Reply {
+        /// The request.
         request: &'static str,
-        /// What is wrong with it.
+        /// The error.
         message: String,
     },
 }
 
-/// A veth whose other end is in another namespace.
+/// A veth whose peer is in another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Veth {
-    /// Its index here.
+    /// Its index in this namespace.
     pub ifindex: IfIndex,
-    /// Its name here.
+    /// Its name in this namespace.
     pub name: String,
-    /// The kernel's id, as seen from here, of the namespace of the other end.
+    /// The ID of the peer's namespace, as seen from this namespace.
     pub namespace: i32,
-    /// The index of the other end, there.
+    /// The index of the peer in its namespace.
     pub peer: u32,
-    /// The bridge it is a port of.
+    /// The bridge of which it is a port.
     pub bridge: Option<IfIndex>,
-    /// Packets it has passed so far, both ways.
+    /// Packets that it has passed, in both directions.
     pub packets: u64,
 }
 
 /// The interfaces of this namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links {
-    /// Veths that lead to another namespace.
+    /// Veths with a peer in another namespace.
     pub veths: Vec<Veth>,
-    /// All of them, loopback aside.
+    /// All interfaces except loopback.
     pub devices: BTreeMap<IfIndex, Device>,
     /// The tunnel endpoints that they open.
     pub tunnels: TunnelEndpoints,
@@ -102,20 +102,20 @@ pub struct Links {
 pub struct Device {
     /// Its name.
     pub name: String,
-    /// Whether its packets have no link header, as tunnels' have none.
+    /// Whether its packets have no link-layer header, as on tunnels.
     pub bare: bool,
 }
 
-/// How complete an answer is.
+/// Whether a dump is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dump {
-    /// All there is.
+    /// All entries.
     Whole,
-    /// Something changed meanwhile: entries may be missing (`NLM_F_DUMP_INTR`).
+    /// Entries changed meanwhile and may be missing (`NLM_F_DUMP_INTR`).
     Interrupted,
 }
 
-/// Asks and waits for the answer; a dump takes well under a millisecond.
+/// Sends requests and waits for replies. A dump takes well under a millisecond.
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
@@ -123,23 +123,23 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket in the namespace of the calling thread.
+    /// Opens a socket in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// Where the kernel refuses one, or is older than 4.20 (no strict checking).
+    /// If the kernel rejects the socket, or is older than 4.20 (no strict checking).
     pub fn open() -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
         socket.bind_auto().map_err(NetlinkError::Open)?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(NetlinkError::Open)?;
-        // Without it the kernel ignores IFA_TARGET_NETNSID and answers for this namespace.
+        // Without strict checking, the kernel ignores IFA_TARGET_NETNSID and dumps this namespace.
         socket.set_netlink_get_strict_chk(true).map_err(NetlinkError::Open)?;
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// All interfaces.
+    /// Returns all interfaces.
     ///
     /// # Errors
-    /// Where the dump fails.
+    /// If the dump fails.
     pub fn links(&mut self) -> Result<Links, NetlinkError> {
         let mut links = Links::default();
         self.dump("list links", &RouteNetlinkMessage::GetLink(LinkMessage::default()), |message| {
@@ -152,19 +152,19 @@ impl Netlink {
         Ok(links)
     }
 
-    /// The Ethernet address of an interface in the namespace with this ID. `IFLA_TARGET_NETNSID` (Linux 4.19) needs neither
-    /// setns nor a name of the namespace.
+    /// Returns the Ethernet address of an interface in the namespace with this ID. `IFLA_TARGET_NETNSID` (Linux 4.19)
+    /// needs neither setns nor a path of the namespace.
     ///
     /// # Errors
-    /// Where the kernel refuses, as it does when the interface or its namespace has just gone.
+    /// If the kernel rejects the request, for example because the interface or its namespace was just removed.
     pub fn mac(&mut self, namespace: i32, index: u32) -> Result<Option<[u8; 6]>, NetlinkError> {
         let mut request = LinkMessage::default();
         request.header.index = index;
         request.attributes.push(LinkAttribute::IfNetnsId(namespace));
         let mut mac = None;
-        // The kernel ends the answer to a single request only where an acknowledgement is asked for.
+        // The kernel marks the end of a single reply only if an acknowledgment is requested.
         let flags = NLM_F_REQUEST | NLM_F_ACK;
-        self.ask("read a link-layer address", flags, RouteNetlinkMessage::GetLink(request), |message| {
+        self.send_request("read a link-layer address", flags, RouteNetlinkMessage::GetLink(request), |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 mac = link.attributes.iter().find_map(ethernet_address);
             }
@@ -172,16 +172,16 @@ impl Netlink {
         Ok(mac)
     }
 
-    /// The packets an interface of this namespace has passed so far, both ways.
+    /// Returns the packets that an interface of this namespace has passed, in both directions.
     ///
     /// # Errors
-    /// Where the kernel refuses, as it does when the interface has just gone.
+    /// If the kernel rejects the request, for example because the interface was just removed.
     pub fn packets(&mut self, ifindex: IfIndex) -> Result<Option<u64>, NetlinkError> {
         let mut request = LinkMessage::default();
         request.header.index = ifindex.0;
         let mut packets = None;
         let flags = NLM_F_REQUEST | NLM_F_ACK;
-        self.ask("read packet counters", flags, RouteNetlinkMessage::GetLink(request), |message| {
+        self.send_request("read packet counters", flags, RouteNetlinkMessage::GetLink(request), |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 packets = link.attributes.iter().find_map(|attribute| match attribute {
                     LinkAttribute::Stats64(stats) => Some(stats.rx_packets + stats.tx_packets),
@@ -192,10 +192,11 @@ impl Netlink {
         Ok(packets)
     }
 
-    /// The addresses of every interface and their networks, by interface: of this namespace, or of the one with this id.
+    /// Returns the addresses of every interface with their networks, by interface: of this namespace, or of the one
+    /// with this ID.
     ///
     /// # Errors
-    /// Where the dump fails, as it does when the namespace has just gone.
+    /// If the dump fails, for example because the namespace was just removed.
     pub fn addresses(&mut self, namespace: Option<i32>) -> Result<BTreeMap<u32, Vec<IpNet>>, NetlinkError> {
         let mut request = AddressMessage::default();
         request.attributes.extend(namespace.map(AddressAttribute::TargetNetNsId));
@@ -217,21 +218,22 @@ impl Netlink {
         payload: &RouteNetlinkMessage,
         each: impl FnMut(RouteNetlinkMessage),
     ) -> Result<(), NetlinkError> {
-        // A pod's veth that is left out would be taken for gone.
+        // A pod's veth that is missing from a dump would be treated as removed.
         for _ in 0..TRIES {
-            let mut answers = Vec::new();
+            let mut replies = Vec::new();
             let asked =
-                self.ask(request, NLM_F_DUMP | NLM_F_REQUEST, payload.clone(), |answer| answers.push(answer))?;
+                self.send_request(request, NLM_F_DUMP | NLM_F_REQUEST, payload.clone(), |reply| replies.push(reply))?;
             if asked == Dump::Whole {
-                answers.into_iter().for_each(each);
+                replies.into_iter().for_each(each);
                 return Ok(());
             }
         }
         Err(NetlinkError::Changing { request })
     }
 
-    /// Sends a request and hands out what is answered, until the kernel is done; tells whether that is all there is.
-    pub(super) fn ask(
+    /// Sends a request, and passes the replies to `each` until the kernel is done. Returns whether the dump is
+    /// complete.
+    pub(super) fn send_request(
         &mut self,
         request: &'static str,
         flags: u16,
@@ -245,30 +247,30 @@ impl Netlink {
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
-        let talk = |source| NetlinkError::Talk { request, source };
-        self.socket.send(&bytes, 0).map_err(talk)?;
+        let io_error = |source| NetlinkError::Io { request, source };
+        self.socket.send(&bytes, 0).map_err(io_error)?;
         let mut dump = Dump::Whole;
         loop {
-            let (datagram, _) = self.socket.recv_from_full().map_err(talk)?;
+            let (datagram, _) = self.socket.recv_from_full().map_err(io_error)?;
             let mut rest = &datagram[..];
             while rest.len() >= 16 {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(|error| NetlinkError::Answer { request, message: error.to_string() })?;
-                let length = (answer.header.length as usize).next_multiple_of(4).max(16);
+                let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|error| NetlinkError::Reply { request, message: error.to_string() })?;
+                let length = (reply.header.length as usize).next_multiple_of(4).max(16);
                 rest = rest.get(length..).unwrap_or_default();
-                if answer.header.sequence_number != self.sequence {
-                    continue; // What is left of a dump that failed half-way.
+                if reply.header.sequence_number != self.sequence {
+                    continue; // The rest of a dump that failed.
                 }
-                if answer.header.flags & NLM_F_DUMP_INTR != 0 {
+                if reply.header.flags & NLM_F_DUMP_INTR != 0 {
                     dump = Dump::Interrupted;
                 }
-                match answer.payload {
+                match reply.payload {
                     NetlinkPayload::InnerMessage(inner) => each(inner),
                     NetlinkPayload::Done(done) if done.code < 0 => {
-                        return Err(talk(io::Error::from_raw_os_error(-done.code)));
+                        return Err(io_error(io::Error::from_raw_os_error(-done.code)));
                     }
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(talk(error.to_io())),
-                    // An error of zero is an acknowledgement.
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(io_error(error.to_io())),
+                    // Error code 0 is an acknowledgment.
                     NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(dump),
                     _ => {}
                 }
@@ -277,7 +279,7 @@ impl Netlink {
     }
 }
 
-/// `None`: it has none, or one of another kind of link.
+/// Returns the Ethernet address, or `None` if there is none or the link is of another type.
 fn ethernet_address(attribute: &LinkAttribute) -> Option<[u8; 6]> {
     match attribute {
         LinkAttribute::Address(address) => address.as_slice().try_into().ok(),
@@ -323,7 +325,7 @@ fn veth(link: &LinkMessage) -> Option<Veth> {
     is_veth.then_some(Veth { ifindex: IfIndex(link.header.index), name, namespace, peer, bridge, packets })
 }
 
-/// The interface's own address; on point-to-point links `IFA_ADDRESS` is the other end's.
+/// Returns the interface's own address. On point-to-point links, `IFA_ADDRESS` is the peer's.
 fn local(message: &AddressMessage) -> Option<IpAddr> {
     let mut address = None;
     for attribute in &message.attributes {
@@ -336,41 +338,41 @@ fn local(message: &AddressMessage) -> Option<IpAddr> {
     address
 }
 
-/// Whether this is in `fe80::/10`.
+/// Returns whether an address is in `fe80::/10`.
 pub fn is_link_local(address: &Ipv6Addr) -> bool {
     address.segments()[0] & 0xffc0 == 0xfe80
 }
 
-/// What has changed.
+/// What has changed since the last call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
-    /// Links or addresses.
+    /// Links or addresses changed.
     pub interfaces: bool,
-    /// Filters or qdiscs were removed. Those that go with their interface do not count.
+    /// Filters or qdiscs were removed, except those of removed interfaces.
     pub filters: bool,
-    /// Interfaces that new routes lead to.
+    /// Interfaces of new routes.
     pub routed: BTreeSet<IfIndex>,
     /// Interfaces that were removed.
     pub gone: BTreeSet<IfIndex>,
     /// Interfaces that appeared or changed.
     pub links: BTreeSet<IfIndex>,
-    /// Messages were lost: anything may have changed.
+    /// Messages were lost, so anything may have changed.
     pub anything: bool,
 }
 
 impl Changed {
-    /// Of a datagram, which is about one thing. What is too short to tell may be about anything.
-    fn by(&mut self, datagram: &[u8]) {
+    /// Adds the change in a datagram, which has one message. One that is too short to be parsed may be any change.
+    fn add(&mut self, datagram: &[u8]) {
         match datagram.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
-            Some(kind) if TAKEN_OFF.contains(&kind) => self.filters = true,
+            Some(kind) if DETACHED.contains(&kind) => self.filters = true,
             Some(kind) if TRAFFIC_CONTROL.contains(&kind) => {}
-            // One that is gone leaves its device as it is; the next look at everything will tell.
+            // A removed route does not change its device; the next full pass finds it.
             Some(kind) if ROUTES.contains(&kind) => {
                 let route = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram);
                 if let Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) = route
                     && let RouteNetlinkMessage::NewRoute(route) = message
                 {
-                    self.routed.extend(leads_to(&route));
+                    self.routed.extend(devices_of(&route));
                 }
             }
             kind => {
@@ -385,8 +387,8 @@ impl Changed {
     }
 }
 
-/// The interface that `RTM_NEWLINK` or `RTM_DELLINK` is about. A bridge sends one of its own family (`AF_BRIDGE`) for a port that
-/// changes or leaves it.
+/// Returns the interface of `RTM_NEWLINK` or `RTM_DELLINK`. Messages of family `AF_BRIDGE` are ignored: a bridge sends
+/// them when a port changes or leaves it.
 fn link_of(datagram: &[u8]) -> Option<IfIndex> {
     // Source: `struct nlmsghdr` (16 bytes), then `struct ifinfomsg`: family, pad, type, index.
     let is_link = *datagram.get(16)? == 0;
@@ -394,18 +396,18 @@ fn link_of(datagram: &[u8]) -> Option<IfIndex> {
     is_link.then(|| IfIndex(u32::from_ne_bytes(index)))
 }
 
-/// Wakes when links or addresses of this namespace change, or filters are removed. It tells that they did, not how: the
-/// reader dumps anew, so a lost message costs nothing.
+/// Reports when links or addresses of this namespace change, or when filters are removed. The caller reads everything
+/// again, so lost messages are harmless.
 #[derive(Debug)]
 pub struct Monitor {
     socket: AsyncFd<Socket>,
 }
 
 impl Monitor {
-    /// Subscribes.
+    /// Opens the socket and subscribes.
     ///
     /// # Errors
-    /// Where the kernel refuses a socket.
+    /// If the kernel rejects the socket.
     pub fn open() -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
         socket.bind_auto().map_err(NetlinkError::Open)?;
@@ -413,23 +415,24 @@ impl Monitor {
             socket.add_membership(group).map_err(NetlinkError::Open)?;
         }
         socket.set_non_blocking(true).map_err(NetlinkError::Open)?;
-        // SAFETY: the descriptor lives as long as the socket, which `AsyncFd` owns and nobody replaces.
+        // SAFETY: the descriptor lives as long as the socket. `AsyncFd` owns the socket, and nothing replaces it.
         let socket = unsafe { AsyncFd::register(socket) };
         Ok(Self { socket: socket.map_err(|error| NetlinkError::Open(error.into()))? })
     }
 
-    /// Waits for a change and swallows all that are queued.
+    /// Waits for a change, and merges all queued changes.
     ///
     /// # Errors
-    /// Where the socket fails for good.
+    /// If the socket fails permanently.
     pub async fn changed(&mut self) -> Result<Changed, NetlinkError> {
-        let failed = |source| NetlinkError::Talk { request: "watch links", source };
+        let failed = |source| NetlinkError::Io { request: "watch links", source };
         let mut ready = self.socket.readable().await.map_err(failed)?;
         let fd = ready.get_inner().as_raw_fd();
         let mut buffer = [0_u8; 4096];
         let mut changed = Changed::default();
         loop {
-            // SAFETY: the buffer is ours and as long as told; what does not fit is cut off, and not needed.
+            // SAFETY: the buffer is a local variable of the given length. A longer message is truncated; the rest is
+            // not needed.
             let read = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
             if read < 0 {
                 let error = io::Error::last_os_error();
@@ -442,7 +445,7 @@ impl Monitor {
                     _ => return Err(failed(error)),
                 }
             } else {
-                changed.by(&buffer[..read.unsigned_abs()]);
+                changed.add(&buffer[..read.unsigned_abs()]);
             }
         }
         ready.clear_ready();
@@ -455,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_removed_link_is_told_from_a_bridge_port_that_leaves() {
+    fn a_removed_link_differs_from_a_port_that_leaves_a_bridge() {
         let datagram = |kind: u16, family: u8| {
             let mut bytes = vec![0; 32];
             bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -466,7 +469,7 @@ mod tests {
         // Families: AF_UNSPEC, AF_BRIDGE.
         for (kind, family, gone) in [(17, 0, true), (17, 7, false), (16, 0, false)] {
             let mut changed = Changed::default();
-            changed.by(&datagram(kind, family));
+            changed.add(&datagram(kind, family));
             assert!(changed.interfaces);
             assert_eq!(changed.gone.contains(&IfIndex(7)), gone, "{kind} {family}");
         }

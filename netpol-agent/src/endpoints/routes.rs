@@ -1,4 +1,4 @@
-//! The devices that routes lead to: what leaves this node, or goes to pods by a bridge or a tunnel, leaves by them.
+//! Finds the devices of routes: traffic that leaves this node, or reaches pods by a bridge or a tunnel, leaves by them.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use super::netlink::is_link_local;
 use super::{Netlink, NetlinkError};
 
 impl Netlink {
-    /// The interfaces that unicast routes of this namespace lead to, whatever their table.
+    /// Returns the interfaces of all unicast routes of this namespace, in all tables.
     ///
     /// # Errors
-    /// Where the dump fails.
+    /// If the dump fails.
     pub fn routed(&mut self) -> Result<BTreeSet<IfIndex>, NetlinkError> {
         let mut devices = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -21,7 +21,7 @@ impl Netlink {
             request.header.address_family = family;
             self.dump("list routes", &RouteNetlinkMessage::GetRoute(request), |message| {
                 if let RouteNetlinkMessage::NewRoute(route) = message {
-                    devices.extend(leads_to(&route));
+                    devices.extend(devices_of(&route));
                 }
             })?;
         }
@@ -29,8 +29,8 @@ impl Netlink {
     }
 }
 
-/// The interfaces a route leads to. Every interface has one for its link-local addresses, which says nothing.
-pub(super) fn leads_to(route: &RouteMessage) -> Vec<IfIndex> {
+/// Returns the interfaces of a route. Routes for link-local addresses are ignored, since every interface has one.
+pub(super) fn devices_of(route: &RouteMessage) -> Vec<IfIndex> {
     let mut devices = Vec::new();
     if route.header.kind != RouteType::Unicast {
         return devices;
@@ -58,8 +58,8 @@ mod tests {
     }
 
     #[test]
-    fn unicast_routes_lead_to_their_devices() {
-        let to = |text: &str| RouteAttribute::Destination(RouteAddress::Inet6(text.parse().expect("an address")));
+    fn only_unicast_routes_have_devices() {
+        let to = |text: &str| RouteAttribute::Destination(RouteAddress::Inet6(text.parse().expect("invalid address")));
         let by = RouteAttribute::Oif(3);
         for (route, devices) in [
             (route(RouteType::Unicast, vec![by.clone()]), vec![IfIndex(3)]),
@@ -68,7 +68,7 @@ mod tests {
             (route(RouteType::Local, vec![by.clone()]), vec![]),
             (route(RouteType::Unreachable, vec![by]), vec![]),
         ] {
-            assert_eq!(leads_to(&route), devices, "{route:?}");
+            assert_eq!(devices_of(&route), devices, "{route:?}");
         }
     }
 }

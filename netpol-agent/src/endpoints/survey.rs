@@ -1,4 +1,4 @@
-//! One look at all veths, what is behind them, and this node's own addresses.
+//! Reads all veths, the addresses in their peers' namespaces, and this node's addresses, in one pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,55 +9,56 @@ use netpol_common::IfIndex;
 use super::is_link_local;
 use super::{Device, Links, Netlink, NetlinkError, TunnelEndpoints, Veth};
 
-/// What is at the other end of a veth.
+/// The peer of a veth, in the pod's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSide {
-    /// The addresses of that end.
+    /// The addresses of the peer.
     pub addresses: Vec<IpAddr>,
-    /// The addresses that its namespace has on interfaces that are no other veth's end, loopback and link-local ones aside: a
-    /// pod can move its address to `lo`, and is still that pod. Of several veths of a namespace only the first has them.
-    pub elsewhere: Vec<IpAddr>,
-    /// Its Ethernet address; `None`: not known.
+    /// Addresses of the namespace on interfaces that are not another veth's peer, except loopback and link-local
+    /// addresses. A pod can move its address to `lo` and is still the same pod. If a namespace has several veths, only
+    /// the first has them.
+    pub other_addresses: Vec<IpAddr>,
+    /// Its Ethernet address; `None` if unknown.
     pub mac: Option<[u8; 6]>,
 }
 
 impl PodSide {
-    /// Of one that has these addresses.
+    /// Creates a peer with these addresses.
     pub const fn at(addresses: Vec<IpAddr>) -> Self {
-        Self { addresses, elsewhere: Vec::new(), mac: None }
+        Self { addresses, other_addresses: Vec::new(), mac: None }
     }
 }
 
-/// What was seen.
+/// The result of one pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// Veths that lead to another namespace, and what is at their other end.
+    /// Veths with a peer in another namespace, and these peers.
     pub veths: BTreeMap<IfIndex, (Veth, PodSide)>,
-    /// Every address of this namespace, without duplicates.
+    /// All addresses of this namespace, without duplicates.
     pub own: Vec<IpAddr>,
-    /// Interfaces by which this node is part of a network itself, rather than the gateway of a pod: where a node is a
-    /// container, its uplink is a veth too.
+    /// Interfaces that connect this node to a network, unlike a gateway of one pod. If the node is a container, its
+    /// uplink is a veth too.
     pub uplinks: BTreeSet<IfIndex>,
-    /// Interfaces that routes lead to: this node's own devices, but veths of pods that are routed to too.
+    /// Interfaces of routes: the node's own devices, and veths of pods with a route.
     pub routed: BTreeMap<IfIndex, Device>,
-    /// The tunnel endpoints that this node's devices open.
+    /// The tunnel endpoints of this node's devices.
     pub tunnels: TunnelEndpoints,
 }
 
-/// What is known of veths.
+/// What the caller already has of the veths.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
-    /// Those that need no closer look.
+pub struct KnownVeths {
+    /// Veths with cached addresses that need not be read again.
     pub settled: BTreeSet<IfIndex>,
-    /// Those whose MAC address is to be read: it is not known yet, or may still change.
+    /// Veths for which the MAC address is to be read, because it is unknown or may change.
     pub without_mac: BTreeSet<IfIndex>,
 }
 
-/// Looks, and remembers the addresses behind veths, so that a new link costs one question and not one per pod.
+/// Reads interfaces, and caches the addresses of the peers, so that a new link costs one request and not one per pod.
 #[derive(Debug)]
 pub struct Surveyor {
     netlink: Netlink,
-    seen: BTreeMap<IfIndex, (Veth, PodSide)>,
+    cache: BTreeMap<IfIndex, (Veth, PodSide)>,
     routed: BTreeSet<IfIndex>,
 }
 
@@ -65,27 +66,26 @@ impl Surveyor {
     /// Opens a netlink socket.
     ///
     /// # Errors
-    /// Where the kernel refuses one.
+    /// If the kernel rejects the socket.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { netlink: Netlink::open()?, seen: BTreeMap::new(), routed: BTreeSet::new() })
+        Ok(Self { netlink: Netlink::open()?, cache: BTreeMap::new(), routed: BTreeSet::new() })
     }
 
-    /// Forgets interfaces that were removed.
-    pub fn forget(&mut self, gone: &BTreeSet<IfIndex>) {
-        self.seen.retain(|ifindex, _| !gone.contains(ifindex));
+    /// Removes deleted interfaces from the cache.
+    pub fn remove(&mut self, gone: &BTreeSet<IfIndex>) {
+        self.cache.retain(|ifindex, _| !gone.contains(ifindex));
     }
 
-    /// Looks at all links and this namespace's addresses; asks for the addresses behind a veth where it is new, not
-    /// `settled`, or `all` are wanted (addresses in other namespaces change without a message here), and for routes where
-    /// `all` are wanted: what new ones lead to is told by [`Monitor`](super::Monitor), and `routed`
-    /// here.
+    /// Reads all links and this namespace's addresses. Reads the addresses in a peer's namespace if the veth is new,
+    /// not `settled`, or `all` is set: addresses in other namespaces may change without a message. Reads routes if
+    /// `all` is set; in between, [`Monitor`](super::Monitor) reports new ones, which are passed in `routed`.
     ///
     /// # Errors
-    /// Where links or own addresses cannot be listed. A namespace that cannot be asked counts as without addresses: it
-    /// may be going away, and is asked again.
-    pub fn look(
+    /// If links or local addresses cannot be listed. A namespace that cannot be read is treated as having no addresses:
+    /// it may be in removal. It is read again in the next pass.
+    pub fn read_all(
         &mut self,
-        Known { settled, without_mac }: &Known,
+        KnownVeths { settled, without_mac }: &KnownVeths,
         routed: BTreeSet<IfIndex>,
         all: bool,
     ) -> Result<Survey, NetlinkError> {
@@ -100,29 +100,33 @@ impl Surveyor {
             ends.entry(veth.namespace).or_default().insert(veth.peer);
         }
         let mut by_namespace: BTreeMap<i32, BTreeMap<u32, Vec<IpNet>>> = BTreeMap::new();
-        let mut alone: BTreeSet<i32> = BTreeSet::new();
+        let mut seen_namespaces: BTreeSet<i32> = BTreeSet::new();
         let mut now = BTreeMap::new();
         for veth in veths {
-            let first = alone.insert(veth.namespace);
-            let same = |before: &Veth| before.namespace == veth.namespace && before.peer == veth.peer;
-            let known = self.seen.remove(&veth.ifindex).filter(|(before, _)| same(before));
+            let first = seen_namespaces.insert(veth.namespace);
+            let is_same = |before: &Veth| before.namespace == veth.namespace && before.peer == veth.peer;
+            let known = self.cache.remove(&veth.ifindex).filter(|(before, _)| is_same(before));
             let side = match known {
                 Some((_, side)) if !all && settled.contains(&veth.ifindex) => side,
                 known => {
-                    let behind = by_namespace.entry(veth.namespace).or_insert_with(|| {
+                    let namespace_addresses = by_namespace.entry(veth.namespace).or_insert_with(|| {
                         self.netlink.addresses(Some(veth.namespace)).unwrap_or_else(|error| {
-                            tracing::debug!(veth = veth.name, %error, "the namespace behind a veth does not answer");
+                            tracing::debug!(veth = veth.name, %error, "cannot read the namespace of a veth's peer");
                             BTreeMap::new()
                         })
                     });
                     let ends = &ends[&veth.namespace];
-                    let elsewhere = behind.iter().filter(|(index, _)| first && !ends.contains(index));
+                    let other_addresses =
+                        namespace_addresses.iter().filter(|(index, _)| first && !ends.contains(index));
                     PodSide {
-                        addresses: behind.get(&veth.peer).into_iter().flatten().map(IpNet::addr).collect(),
-                        elsewhere: elsewhere.flat_map(|(_, nets)| nets).map(IpNet::addr).filter(is_global).collect(),
+                        addresses: namespace_addresses.get(&veth.peer).into_iter().flatten().map(IpNet::addr).collect(),
+                        other_addresses: other_addresses
+                            .flat_map(|(_, nets)| nets)
+                            .map(IpNet::addr)
+                            .filter(is_global)
+                            .collect(),
                         mac: match known.and_then(|(_, side)| side.mac) {
-                            // Each question takes the kernel's lock of network devices: only for pods, and not before they
-                            // are enforced.
+                            // Each request takes rtnl_lock, so only read it for pods, and only after they are enforced.
                             mac if without_mac.contains(&veth.ifindex) && (all || mac.is_none()) => {
                                 self.mac(&veth).or(mac)
                             }
@@ -133,8 +137,8 @@ impl Surveyor {
             };
             now.insert(veth.ifindex, (veth, side));
         }
-        self.seen.clone_from(&now);
-        // Loopback names every host, not this one. Link-local addresses stay: on a pod's link they are its gateway.
+        self.cache.clone_from(&now);
+        // Loopback addresses are those of any host. Link-local addresses stay: on a pod's link, they are its gateway.
         let interfaces = self.netlink.addresses(None)?;
         let uplinks =
             interfaces.iter().filter(|(_, nets)| nets.iter().any(is_network)).map(|(index, _)| IfIndex(*index));
@@ -150,14 +154,14 @@ impl Surveyor {
     fn mac(&mut self, veth: &Veth) -> Option<[u8; 6]> {
         let mac = self.netlink.mac(veth.namespace, veth.peer);
         mac.unwrap_or_else(|error| {
-            tracing::debug!(veth = veth.name, %error, "the other end of a veth does not answer");
+            tracing::debug!(veth = veth.name, %error, "cannot read the MAC address of a veth's peer");
             None
         })
     }
 }
 
-/// Whether others are in the same network. A pod's gateway is alone with it (`/32`, `/128`), as the ptp plugin makes it, and
-/// every interface has a link-local address.
+/// Returns whether other hosts can be in this network. A pod's gateway has a network of its own (`/32`, `/128`) with
+/// the ptp plugin, and every interface has a link-local address.
 fn is_network(net: &IpNet) -> bool {
     let link_local = match net.addr() {
         IpAddr::V4(_) => false,

@@ -1,7 +1,7 @@
-//! Tunnel endpoints: the UDP ports and IP protocols whose packets a node's devices decapsulate.
+//! Tunnel endpoints: the UDP ports and IP protocols of packets that a node's devices decapsulate.
 //!
-//! A pod that reaches one can inject inner packets with any source address: they leave the tunnel device as if they came
-//! from the network. So no pod may send to them; see [`judge`](netpol_common::judge()).
+//! A pod that reaches one could inject inner packets with any source address: they would leave the tunnel device as if
+//! they came from the network. So no pod may send to them; see [`judge`](netpol_common::judge()).
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ mod protocol {
     pub(super) const MPLS: u8 = 137;
 }
 
-/// UDP ports. Source: <https://www.iana.org/assignments/service-names-port-numbers/>, where no other is named.
+/// UDP ports. Source, unless noted: <https://www.iana.org/assignments/service-names-port-numbers/>.
 mod port {
     /// L2TP over UDP.
     pub(super) const L2TP: u16 = 1701;
@@ -44,13 +44,13 @@ mod port {
     pub(super) const MPLS: u16 = 6635;
     /// Flannel's `udp` backend. Source: <https://github.com/flannel-io/flannel/blob/master/Documentation/backends.md>.
     pub(super) const FLANNEL_UDP: u16 = 8285;
-    /// VXLAN as Linux had it before RFC 7348; Flannel's and Cilium's default.
+    /// VXLAN port of Linux before RFC 7348; the default of Flannel and Cilium.
     pub(super) const VXLAN_LINUX: u16 = 8472;
-    /// `WireGuard` as most use it: Flannel, Calico (IPv4, IPv6 51821), Cilium 51871.
+    /// Usual `WireGuard` ports: Flannel, Calico (IPv4; IPv6: 51821), Cilium 51871.
     pub(super) const WIREGUARD: [u16; 3] = [51_820, 51_821, 51_871];
 }
 
-/// The tunnel endpoints of one node, or of many.
+/// The tunnel endpoints of one or more nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TunnelEndpoints {
     /// UDP ports.
@@ -60,7 +60,7 @@ pub struct TunnelEndpoints {
 }
 
 impl TunnelEndpoints {
-    /// What the devices of other nodes may use: their devices cannot be read from here.
+    /// Returns the standard tunnel endpoints, which are used for other nodes: their devices cannot be read from here.
     pub fn standard() -> Self {
         let ports =
             [port::L2TP, port::VXLAN, port::GUE, port::GENEVE, port::MPLS, port::FLANNEL_UDP, port::VXLAN_LINUX];
@@ -70,20 +70,20 @@ impl TunnelEndpoints {
         }
     }
 
-    /// Adds those of another set.
+    /// Adds another set.
     pub fn extend(&mut self, other: &Self) {
         self.ports.extend(&other.ports);
         self.protocols.extend(&other.protocols);
     }
 
-    /// Whether there is none.
+    /// Returns whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.ports.is_empty() && self.protocols.is_empty()
     }
 }
 
-/// The tunnel endpoints that a device of this node opens. Devices that are down count too: they may come up at any time.
-/// ESP is left out, as it decapsulates nothing without a key.
+/// Returns the tunnel endpoints that a device of this node opens. Devices that are down count too, as they may come up
+/// at any time. ESP is not included, since it decapsulates nothing without a key.
 pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
     let mut found = TunnelEndpoints::default();
     let mut name = "";
@@ -102,24 +102,24 @@ pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
             _ => {}
         }
     }
-    // Neither has a kind of its own. Source: `net/l2tp/l2tp_eth.c`, L2TP_ETH_DEV_NAME.
+    // L2TP devices have no link kind. Source: `net/l2tp/l2tp_eth.c`, L2TP_ETH_DEV_NAME.
     if name.starts_with("l2tpeth") {
         found.protocols.insert(protocol::L2TP);
         found.ports.insert(port::L2TP);
     }
-    // A `tun` device of a process that decapsulates by itself.
+    // A `tun` device of a process that decapsulates in user space.
     if name.starts_with("flannel") && found.is_empty() {
         found.ports.insert(port::FLANNEL_UDP);
     }
     found
 }
 
-/// What a kind of device decapsulates whatever its parameters, and its standard port where the kernel reports none by
-/// rtnetlink.
+/// Adds what a kind of device decapsulates regardless of its parameters, and its standard port if rtnetlink does not
+/// report the port.
 fn by_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
     match kind {
         InfoKind::IpIp | InfoKind::SitTun | InfoKind::Ip6Tnl | InfoKind::Vti | InfoKind::Vti6 => {
-            // Each of them may be of any of these modes, and fallback devices are of all.
+            // Each device may have any of these modes, and fallback devices have all of them.
             found.protocols.extend([protocol::IPIP, protocol::IPV6, protocol::MPLS]);
         }
         InfoKind::GreTap
@@ -130,7 +130,7 @@ fn by_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
         | InfoKind::Ip6ErSpan => {
             found.protocols.insert(protocol::GRE);
         }
-        // Its port is reported by generic netlink, together with its keys, which this agent does not ask for.
+        // Generic netlink reports its port, but together with its keys, which the agent does not read.
         InfoKind::Wireguard => found.ports.extend(port::WIREGUARD),
         InfoKind::Gtp => found.ports.extend([port::GTP, port::GTP_V0]),
         InfoKind::Amt => {
@@ -159,7 +159,7 @@ fn by_data(data: &InfoData, found: &mut TunnelEndpoints) {
             InfoAmt::RelayPort(port) | InfoAmt::GatewayPort(port) => Some(*port),
             _ => None,
         })),
-        // FOU and GUE: the device's packets go to this port, and the peer's come to it, as a rule to the same.
+        // FOU and GUE: the device sends to this port, and usually receives on the same one.
         InfoData::IpTunnel(data) => ports.extend(data.iter().filter_map(|info| match info {
             InfoIpTunnel::EncapSPort(port) | InfoIpTunnel::EncapDPort(port) => Some(*port),
             _ => None,
@@ -214,16 +214,16 @@ mod tests {
             (link("veth0", InfoKind::Veth, None), &[], &[]),
         ] {
             let found = opened_by(&link);
-            let wanted = TunnelEndpoints {
+            let expected = TunnelEndpoints {
                 ports: ports.iter().copied().collect(),
                 protocols: protocols.iter().copied().collect(),
             };
-            assert_eq!(found, wanted, "{link:?}");
+            assert_eq!(found, expected, "{link:?}");
         }
     }
 
     #[test]
-    fn the_standard_ones_include_what_the_plugins_in_use_have() {
+    fn the_standard_endpoints_include_those_of_common_plugins() {
         let standard = TunnelEndpoints::standard();
         assert!([4789, 8472, 6081, 51_820, 51_821, 1701].iter().all(|port| standard.ports.contains(port)));
         assert!([4, 41, 47, 115].iter().all(|protocol| standard.protocols.contains(protocol)));

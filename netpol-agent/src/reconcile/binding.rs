@@ -175,7 +175,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             let pod = pods[0].clone();
             let has = |address: &IpAddr| self.local_pod_at(*address).as_ref() == Some(&pod);
-            let found = side.addresses.iter().chain(&side.elsewhere).copied().filter(has).collect();
+            let found = side.addresses.iter().chain(&side.other_addresses).copied().filter(has).collect();
             let bound =
                 Binding { addresses: found, pod: Some(pod.clone()), mac: [0; 6], link_local: [0; 16], adopted: false };
             bindings.bound.insert(ifindex, bound);
@@ -206,7 +206,9 @@ impl<D: Dataplane> Reconciler<D> {
         let unbound = self.survey.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
         let claim = |(ifindex, (_, side)): (&IfIndex, &(Veth, PodSide))| {
             let mut pods: Vec<PodKey> = Vec::new();
-            for pod in side.addresses.iter().chain(&side.elsewhere).filter_map(|address| self.local_pod_at(*address)) {
+            for pod in
+                side.addresses.iter().chain(&side.other_addresses).filter_map(|address| self.local_pod_at(*address))
+            {
                 if !pods.contains(&pod) {
                     pods.push(pod);
                 }

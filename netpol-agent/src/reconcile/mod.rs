@@ -37,7 +37,7 @@ use netpol_policy::model::{PodKey, PolicyKey};
 use netpol_policy::tables::{Change, EndpointPolicy};
 use netpol_policy::world::Event;
 
-use crate::dataplane::{Dataplane, MapName, Outcome, WriteError};
+use crate::dataplane::{Dataplane, InterfaceOutcome, MapName, WriteError};
 use crate::endpoints::{NetlinkError, Survey};
 use binding::Bindings;
 use compiler::Facts;
@@ -194,12 +194,12 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Takes in what became of what the dataplane began.
-    pub fn ended(&mut self, outcomes: impl IntoIterator<Item = Outcome>) {
+    pub fn ended(&mut self, outcomes: impl IntoIterator<Item = InterfaceOutcome>) {
         for outcome in outcomes {
             match outcome {
-                Outcome::Attached { ifindex, result, packets } => self.attach_ended(ifindex, result, packets),
-                Outcome::Detached { ifindex, result } => self.detach_ended(ifindex, result),
-                Outcome::Missing(ifindexes) => self.verify_ended(&ifindexes),
+                InterfaceOutcome::Attached { ifindex, result, packets } => self.attach_ended(ifindex, result, packets),
+                InterfaceOutcome::Detached { ifindex, result } => self.detach_ended(ifindex, result),
+                InterfaceOutcome::Missing(ifindexes) => self.verify_ended(&ifindexes),
             }
         }
         self.settle();

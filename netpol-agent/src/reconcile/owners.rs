@@ -55,7 +55,7 @@ impl<D: Dataplane> Reconciler<D> {
         } else {
             self.owners.insert(address, id);
         }
-        if let Err(error) = self.dataplane.own_address(address, id) {
+        if let Err(error) = self.dataplane.set_address_endpoint(address, id) {
             // Tried again with the next change of this address; until then its packets are checked less or dropped.
             self.owners.remove(&address);
             tracing::error!(%address, %error, "cannot write an endpoint ID to an address");

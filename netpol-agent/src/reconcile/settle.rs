@@ -11,7 +11,7 @@ use netpol_policy::model::PodKey;
 use super::binding::LEARNING;
 use super::{Held, Job, QUARANTINE, Reconciler};
 use crate::dataplane::{AttachError, Dataplane, Role};
-use crate::endpoints::{Known, is_link_local};
+use crate::endpoints::{KnownVeths, is_link_local};
 
 /// An IPv6 link-local address is waited for this long; a pod may have none.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -439,13 +439,13 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// What the next look at interfaces is to know.
-    pub fn known(&self) -> Known {
+    pub fn known(&self) -> KnownVeths {
         let is_young = |ifindex: &IfIndex| self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() < LEARNING);
         let wanted = |(ifindex, held): &(&IfIndex, &Held)| {
             held.attached && held.pod.is_some() && (held.endpoint.mac == [0; 6] || is_young(ifindex))
         };
         let without_mac = self.held.iter().filter(wanted).map(|(ifindex, _)| *ifindex).collect();
-        Known { settled: self.settled(), without_mac }
+        KnownVeths { settled: self.settled(), without_mac }
     }
 
     /// Whether a pod of this node still waits for its interface, or an interface for its programs or its addresses. An

@@ -61,7 +61,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         events.push(Event::OwnAddresses(survey.own.clone()));
 
-        let numbers = Numbers::new(dataplane.endpoint_numbers(), endpoints.values().map(|endpoint| endpoint.id));
+        let numbers = Numbers::new(dataplane.endpoint_id_capacity(), endpoints.values().map(|endpoint| endpoint.id));
         // Not yet this agent's: attached anew in any case, which swaps the programs where there are some.
         let held: BTreeMap<_, _> = endpoints
             .into_iter()

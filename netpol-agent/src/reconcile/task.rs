@@ -13,8 +13,8 @@ use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::{Compiled, Origin, Reconciler};
 use crate::api::{Progress, Question, Readiness, unknown_node};
-use crate::dataplane::{Kernel, Outcome, RingReader};
-use crate::endpoints::{Elsewhere, Lookout, Monitor, NetlinkError};
+use crate::dataplane::{InterfaceOutcome, Kernel, RingReader};
+use crate::endpoints::{Lookout, Monitor, NetlinkError, PodAddressMonitor};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use crate::source::Batch;
@@ -41,11 +41,11 @@ pub struct Inputs {
     /// Links and addresses.
     pub monitor: Monitor,
     /// Addresses in pods' namespaces.
-    pub elsewhere: Elsewhere,
+    pub pod_addresses: PodAddressMonitor,
     /// Looks at them.
     pub lookout: Lookout,
     /// What became of what the dataplane began.
-    pub outcomes: Outcomes<Outcome>,
+    pub outcomes: Outcomes<InterfaceOutcome>,
     /// The engine, back from each compile job.
     pub compiled: Outcomes<Compiled>,
     /// Denied packets.
@@ -119,8 +119,8 @@ pub async fn run(
         if reconciler.is_whole() {
             meter.whole();
         }
-        inputs.lookout.begin(|| reconciler.known());
-        let looking = inputs.lookout.is_looking();
+        inputs.lookout.start_requested(|| reconciler.known());
+        let looking = inputs.lookout.is_running();
         let waiting = reconciler.is_waiting();
         // Counted from the last look, and asked for before the ring is: denied packets must put nothing off.
         let next_look = if waiting { last_look + back_off } else { last_resync + RESYNC };
@@ -140,7 +140,7 @@ pub async fn run(
                 }
                 // Interfaces tell by themselves when they change; what is behind one is asked where a pod misses its own.
                 if reconciler.is_waiting() {
-                    inputs.lookout.want(false);
+                    inputs.lookout.request(false);
                 }
                 back_off = FASTEST;
             }
@@ -149,7 +149,7 @@ pub async fn run(
                 outcomes.extend(std::iter::from_fn(|| inputs.outcomes.ready()));
                 reconciler.ended(outcomes);
             }
-            survey = inputs.lookout.seen() => {
+            survey = inputs.lookout.next_snapshot() => {
                 match survey? {
                     Ok(survey) => reconciler.surveyed(survey),
                     Err(error) => reconciler.not_surveyed(&error),
@@ -159,20 +159,20 @@ pub async fn run(
             changed = inputs.monitor.changed() => {
                 let changed = changed?;
                 reconciler.gone(&changed.gone);
-                inputs.lookout.gone(changed.gone);
+                inputs.lookout.removed(changed.gone);
                 reconciler.heard(changed.links);
                 let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
                 if changed.interfaces || leads_elsewhere {
-                    inputs.lookout.want_routed(changed.routed);
-                    inputs.lookout.want(changed.anything);
+                    inputs.lookout.add_routed(changed.routed);
+                    inputs.lookout.request(changed.anything);
                     back_off = FASTEST;
                 }
                 if changed.filters {
                     reconciler.verify();
                 }
             }
-            namespaces = inputs.elsewhere.changed() => {
-                inputs.lookout.want_addresses(reconciler.interfaces_to(&namespaces?));
+            namespaces = inputs.pod_addresses.changed() => {
+                inputs.lookout.request_addresses(reconciler.interfaces_to(&namespaces?));
                 continue;
             }
             compiled = inputs.compiled.next() => {
@@ -186,9 +186,9 @@ pub async fn run(
                 if last_resync.elapsed() >= RESYNC {
                     last_resync = Instant::now();
                     reconciler.verify();
-                    inputs.lookout.want(true);
+                    inputs.lookout.request(true);
                 } else {
-                    inputs.lookout.want(false);
+                    inputs.lookout.request(false);
                 }
                 if waiting {
                     back_off = (back_off * 2).min(SLOWEST);

@@ -89,7 +89,7 @@ impl Dataplane for SampledKernel {
 
     /// Does nothing: `BPF_PROG_TEST_RUN` cannot set a source endpoint ID, so the source of every packet from a local
     /// pod would count as spoofed. `packets/identity.rs` tests the IDs with programs that take them from the mark.
-    fn own_address(&mut self, _address: IpAddr, _id: u32) -> Result<(), WriteError> {
+    fn set_address_endpoint(&mut self, _address: IpAddr, _id: u32) -> Result<(), WriteError> {
         Ok(())
     }
 
@@ -130,7 +130,7 @@ impl Dataplane for SampledKernel {
         self.kernel.clear_counters(id);
     }
 
-    fn endpoint_numbers(&self) -> u32 {
-        self.kernel.endpoint_numbers()
+    fn endpoint_id_capacity(&self) -> u32 {
+        self.kernel.endpoint_id_capacity()
     }
 }

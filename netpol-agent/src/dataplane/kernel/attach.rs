@@ -1,6 +1,6 @@
-//! Programs on interfaces: clsact filters, which the kernel keeps by itself, where nobody else is at the hooks; TCX links,
-//! pinned, where somebody is, as they run before any filter. A TCX link costs some 26 ms under the kernel's lock of network
-//! devices when it is made and again when its interface goes; filters cost one.
+//! Attaches programs to interfaces. Uses clsact filters, which need no pin, if no other program is at the hooks; else
+//! pinned TCX links, since TCX programs run before all filters. A TCX link costs about 26 ms under `rtnl_lock` when it
+//! is created and again when its interface is removed; a filter costs about 1 ms.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,15 +22,16 @@ use crate::chain::chain;
 use crate::dataplane::AttachError;
 use crate::endpoints::{Hook, Netlink};
 
-/// Filters of this priority and handle are netpol's. Early, since a filter of another program that allows ends the walk.
+/// Priority and handle of netpol's filters. The priority is early, since a filter of another program that allows a
+/// packet ends the evaluation.
 const PRIORITY: u16 = 2;
 const HANDLE: TcHandle = TcHandle::new(0, HANDLE_MINOR);
 const HANDLE_MINOR: u16 = 0x6e70;
 
-/// How programs are put on interfaces.
+/// How programs are attached to interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum AttachMode {
-    /// clsact filters; TCX where the hooks are somebody else's too and the kernel has it (6.6).
+    /// clsact filters; TCX if other programs use the hooks and the kernel has it (6.6).
     #[default]
     Auto,
     /// TCX links.
@@ -40,7 +41,7 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
-    /// Whether TCX is to be used on an interface. What an earlier agent chose stays.
+    /// Returns whether to use TCX on an interface. An earlier agent's choice stays.
     fn is_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
         let is_linked = || Program::ALL.iter().any(|program| pins.link(ifindex, *program).exists());
         match self {
@@ -55,11 +56,12 @@ fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
 }
 
-/// Whether filters would have the hooks to themselves. Somebody's TCX program would run before them, and most end the walk
-/// there; in somebody's qdisc, filters may come first, and one of the kind `ingress` has no hook for what leaves.
+/// Returns whether filters would be alone at the hooks. A TCX program of other software would run before them, and most
+/// of those end the evaluation. In a qdisc of other software, other filters may run first, and a qdisc of kind
+/// `ingress` has no egress hook.
 fn is_alone(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
-    let nobodys = |hook| tcx_programs(ifindex, hook).is_ok_and(|programs| programs.is_empty());
-    [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(nobodys)
+    let is_empty = |hook| tcx_programs(ifindex, hook).is_ok_and(|programs| programs.is_empty());
+    [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(is_empty)
         && make_qdisc(&pins.filter(ifindex), name).unwrap_or(false)
 }
 
@@ -69,14 +71,14 @@ pub(super) fn program(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedCla
     program.try_into().map_err(|error: ProgramError| error.to_string())
 }
 
-/// The ids of the loaded programs.
+/// Returns the ids of the loaded programs.
 pub(super) fn ids(ebpf: &mut Ebpf) -> Vec<u32> {
     let id = |of| Some(program(ebpf, of).ok()?.info().ok()?.id());
     Program::ALL.into_iter().filter_map(id).collect()
 }
 
-/// Puts the programs of a role on an interface, or swaps them in atomically where an earlier agent put its own, and takes
-/// those of another role off.
+/// Attaches the programs of a role to an interface. Replaces an earlier agent's programs atomically, and detaches those
+/// of another role.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     pins: &Pins,
@@ -92,15 +94,15 @@ pub(super) fn attach(
     };
     for &of in role.programs() {
         let program = program(ebpf, of).map_err(failed)?;
-        let put = if tcx {
+        let attached = if tcx {
             attach_tcx(program, &pins.link(ifindex, of), of.hook(), ifindex, name)
         } else {
             attach_filter(program, &pins.filter(ifindex), of.hook(), name)
         };
-        put.map_err(|error| failed(chain(error.as_ref())))?;
+        attached.map_err(|error| failed(chain(error.as_ref())))?;
     }
     pins.set_role(ifindex, role, tcx).map_err(|error| failed(error.to_string()))?;
-    // What an agent in the other mode put there has done its duty, and so have the programs of another role.
+    // Detach what an agent in the other mode attached, and the programs of another role.
     let others = Program::ALL.into_iter().filter(|of| !role.programs().contains(of));
     if tcx {
         detach_tcx(pins, ifindex, others)?;
@@ -129,7 +131,7 @@ fn attach_tcx(
             drop(program.take_link(id)?);
             return Ok(());
         }
-        // Of an interface that is gone, maybe with its namespace: this one has got its index.
+        // The link is of a removed interface, maybe in a removed namespace, which had the same index.
         unpin(pin)?;
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -139,7 +141,7 @@ fn attach_tcx(
     Ok(())
 }
 
-/// The link pinned there, if one is.
+/// Returns the link pinned at a path, if any.
 pub(super) fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
     match PinnedLink::from_pin(pin) {
         Ok(link) => Ok(Some(link.into())),
@@ -148,13 +150,13 @@ pub(super) fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
     }
 }
 
-/// Whether a link's program runs on this interface. A pinned link outlives its interface.
+/// Returns whether a link's program runs on this interface. A pinned link outlives its interface.
 fn is_on(link: &FdLink, hook: TcAttachType, ifindex: IfIndex) -> Result<bool, Failure> {
     let program = link.info()?.program_id();
     Ok(tcx_programs(ifindex, hook)?.contains(&program))
 }
 
-/// Whether the programs of its role run on an interface, as the kernel tells rather than the pins.
+/// Returns whether the programs of its role run on an interface, according to the kernel, not the pins.
 pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure> {
     let programs = pins.role(ifindex).programs();
     let mut linked = true;
@@ -176,7 +178,7 @@ pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure>
     Ok(Netlink::open()?.has_filters(ifindex, &hooks, PRIORITY, HANDLE_MINOR)?)
 }
 
-/// Makes the qdisc that filters need; whether it is netpol's. The kernel refuses one where there is one already.
+/// Creates the qdisc for filters. Returns whether it is netpol's. The kernel rejects a second one.
 fn make_qdisc(mark: &Path, name: &str) -> io::Result<bool> {
     let own = mark.join("qdisc");
     if qdisc_add_clsact(name).is_ok() {
@@ -191,10 +193,10 @@ fn attach_filter(program: &mut SchedClassifier, mark: &Path, hook: TcAttachType,
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let id = match program.attach_with_options(name, hook, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
-        // There is one of ours: replaced in one step.
+        // There is a filter of netpol: replace it in one step.
         Err(_) => program.attach_to_link(filter(name, hook)?)?,
     };
-    // The filter is the kernel's from here on; dropping the link would remove it.
+    // The kernel owns the filter now; dropping the link would remove it.
     std::mem::forget(program.take_link(id)?);
     Ok(())
 }
@@ -203,34 +205,35 @@ fn filter(name: &str, hook: TcAttachType) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(name, hook, PRIORITY, HANDLE, None)
 }
 
-/// Whether there was one.
+/// Detaches a filter. Returns whether there was one.
 fn detach_filter(name: &str, hook: TcAttachType) -> bool {
     matches!(filter(name, hook).map(Link::detach), Ok(Ok(())))
 }
 
-/// Takes all programs off, and tells what it removed. An interface that has gone took them with it.
+/// Detaches all programs, and returns what was removed. Succeeds if the interface was removed.
 pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
     let mut removed = detach_tcx(pins, ifindex, Program::ALL)?;
     removed.extend(detach_filters(pins, ifindex)?);
     Ok(removed)
 }
 
-/// What an interface is called. nix takes the null pointer that says there is none for success, and the name for empty.
-/// All interfaces of this namespace.
+/// Returns all interfaces of this namespace.
 pub(super) fn interfaces() -> BTreeSet<IfIndex> {
     if_nameindex().map(|all| (&all).into_iter().map(|one| IfIndex(one.index())).collect()).unwrap_or_default()
 }
 
+/// Returns the name of an interface, or `None` if it does not exist. For a missing interface, nix returns an empty name
+/// instead of an error.
 pub(super) fn name_of(ifindex: IfIndex) -> Option<String> {
     if_indextoname(ifindex.0).ok()?.into_string().ok().filter(|name| !name.is_empty())
 }
 
-fn shown(ifindex: IfIndex) -> String {
+fn display_name(ifindex: IfIndex) -> String {
     name_of(ifindex).unwrap_or_else(|| format!("interface {ifindex}"))
 }
 
 fn failed(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachError {
-    AttachError { interface: shown(ifindex), message: message.to_string(), gone: false }
+    AttachError { interface: display_name(ifindex), message: message.to_string(), gone: false }
 }
 
 pub(super) fn detach_tcx(
@@ -243,7 +246,7 @@ pub(super) fn detach_tcx(
         let pin = pins.link(ifindex, program);
         if pin.exists() {
             unpin(&pin).map_err(|error| failed(ifindex, &error))?;
-            removed.push(format!("TCX link on {}, {}", shown(ifindex), program.place()));
+            removed.push(format!("TCX link on {}, {}", display_name(ifindex), program.short_name()));
         }
     }
     Ok(removed)
@@ -258,7 +261,7 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
     if let Some(name) = name_of(ifindex) {
         for program in pins.role(ifindex).programs() {
             if detach_filter(&name, program.hook()) {
-                removed.push(format!("clsact filter on {name}, {}", program.place()));
+                removed.push(format!("clsact filter on {name}, {}", program.short_name()));
             }
         }
         if mark.join("qdisc").exists() {
@@ -268,10 +271,10 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
             }
         }
     }
-    // Absent where the qdisc was somebody else's, and where it was a pod's veth.
+    // These directories exist only if netpol made the qdisc, or if the interface is not a pod's veth.
     let _ = fs::remove_dir(mark.join("qdisc"));
-    for program in [Program::Behind, Program::Bare] {
-        let _ = fs::remove_dir(mark.join(program.place()));
+    for program in [Program::Recheck, Program::RecheckL3] {
+        let _ = fs::remove_dir(mark.join(program.short_name()));
     }
     fs::remove_dir(&mark).map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", mark.display())))?;
     Ok(removed)
@@ -282,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interface_that_is_gone_has_no_name() {
+    fn a_removed_interface_has_no_name() {
         assert_eq!(name_of(IfIndex(1)).as_deref(), Some("lo"));
         assert_eq!(name_of(IfIndex(i32::MAX.unsigned_abs())), None);
     }

@@ -1,5 +1,5 @@
-//! Puts programs on interfaces and takes them off, on a thread of its own: all of it takes the kernel's lock of network
-//! devices, and with TCX the kernel holds that for a grace period per program (`tcx_entry_sync`, `include/net/tcx.h`), some
+//! Attaches programs to interfaces and detaches them, on its own thread. All of these operations take `rtnl_lock`. With
+//! TCX, the kernel holds the lock for one RCU grace period per program (`tcx_entry_sync`, `include/net/tcx.h`), about
 //! 13 ms each.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,85 +14,86 @@ use super::earlier;
 use super::flows::takeover::TakeOver;
 use super::pins::Pins;
 use super::program::Role;
-use crate::dataplane::{Adopted, AttachError, Outcome};
+use crate::dataplane::{Adopted, AttachError, InterfaceOutcome};
 use crate::endpoints::Netlink;
 use crate::worker::{Outcomes, Worker};
 
-/// Has the programs.
+/// Owns the programs, and runs the jobs.
 pub(super) struct Attacher {
     pub(super) ebpf: Ebpf,
     pub(super) pins: Pins,
     pub(super) mode: AttachMode,
-    /// For packet counters alone: without it, the last look's are taken.
+    /// For packet counters only. Without it, the counters of the last snapshot are used.
     pub(super) netlink: Option<Netlink>,
-    /// Interfaces that were there when the agent started.
+    /// Interfaces that existed when the agent started.
     pub(super) early: BTreeSet<IfIndex>,
-    /// Takes over connections before programs are attached,
+    /// Takes over connections before programs are attached.
     pub(super) take_over: Option<TakeOver>,
-    /// and those that were started in between, after.
+    /// Takes over connections that started in between, after programs are attached.
     pub(super) take_over_later: Option<Sender<Endpoint>>,
 }
 
-/// What it can be asked for.
+/// A job for the attach thread.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Put the programs on the interface, which had this name when it was last looked at. A pod's endpoint, whose connections are
-    /// taken over.
+    /// Attaches the programs to an interface with this name in the last snapshot. For a pod, also its endpoint, to take
+    /// over its connections.
     Attach(IfIndex, String, Role, Option<Endpoint>),
-    /// Take them off.
+    /// Detaches the programs.
     Detach(IfIndex),
-    /// Tell on which of these they do not run.
+    /// Returns those interfaces on which the programs do not run.
     Verify(Vec<IfIndex>),
 }
 
 impl Attacher {
-    /// Every interface that runs an earlier agent's programs gets this agent's; the interfaces there are, what each is, and
-    /// whether it got them. One that fails keeps the old ones. One that only has the index of an interface that had them may be nobody's
-    /// pod, and gets none here.
+    /// Replaces an earlier agent's programs by this agent's on every interface that runs them. Returns these interfaces
+    /// with their roles, and whether the replacement succeeded; if not, the old programs stay. If an interface only has
+    /// the index of a removed one, it gets no programs here, since it may not be a pod's.
     pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, Adopted> {
         let mut adopted = BTreeMap::new();
         for ifindex in self.pins.interfaces() {
             let role = self.pins.role(ifindex);
             let name = attach::name_of(ifindex).filter(|_| self.runs(ifindex));
-            let swapped = name.is_some_and(|name| {
+            let replaced = name.is_some_and(|name| {
                 let outcome = self.attach(ifindex, &name, role);
                 if let Err(error) = &outcome {
-                    tracing::error!(%error, "cannot swap the programs; the earlier agent's stay in force until they can be");
+                    tracing::error!(%error, "cannot replace an earlier agent's programs; they stay in force; retrying");
                 }
                 outcome.is_ok()
             });
-            adopted.insert(ifindex, Adopted { role, running: swapped });
+            adopted.insert(ifindex, Adopted { role, running: replaced });
         }
         adopted
     }
 
-    /// Goes on on a thread of its own.
-    pub(super) fn start(mut self) -> io::Result<(Worker<Job>, Outcomes<Outcome>)> {
-        Worker::start("attach", "puts programs on interfaces", move |job| self.work(job))
+    /// Starts the attach thread.
+    pub(super) fn start(mut self) -> io::Result<(Worker<Job>, Outcomes<InterfaceOutcome>)> {
+        Worker::start("attach", "attaches programs to interfaces", move |job| self.work(job))
     }
 
-    fn work(&mut self, job: Job) -> Outcome {
+    fn work(&mut self, job: Job) -> InterfaceOutcome {
         match job {
             Job::Attach(ifindex, name, role, endpoint) => {
-                // What was there before the agent has connections that must not be taken for new ones in the meantime. A new
-                // interface has few, and its enforcement must not wait for the kernel to walk through its table.
+                // An interface that is older than the agent has connections, which must not be evaluated as new ones
+                // meanwhile. A new interface has few, and reading the kernel's whole conntrack table would delay its
+                // enforcement.
                 if let Some(endpoint) = endpoint.filter(|endpoint| self.early.contains(&endpoint.ifindex)) {
                     self.take_over(endpoint);
                 }
                 let result = self.attach(ifindex, &name, role);
                 let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
                 if let (Ok(()), Some(endpoint), Some(later)) = (&result, &endpoint, &self.take_over_later) {
-                    // Should its thread have died, connections of new pods are evaluated by their next packets.
+                    // If the thread has died, connections of new pods are evaluated by their next packets.
                     let _ = later.send(*endpoint);
                 }
-                Outcome::Attached { ifindex, result, packets }
+                InterfaceOutcome::Attached { ifindex, result, packets }
             }
             Job::Detach(ifindex) => {
-                Outcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
+                InterfaceOutcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
             }
             Job::Verify(mut ifindexes) => {
                 ifindexes.retain(|ifindex| !self.runs(*ifindex) && attach::name_of(*ifindex).is_some());
-                Outcome::Missing(ifindexes)
+                InterfaceOutcome::Missing(ifindexes)
             }
         }
     }
@@ -103,12 +104,12 @@ impl Attacher {
             Ok(flows) => {
                 tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack");
             }
-            // The thread that does it again after attaching logs it.
+            // The thread that repeats this after attaching logs the error.
             Err(error) => tracing::debug!(interface = %endpoint.ifindex, %error, "cannot read nf_conntrack"),
         }
     }
 
-    /// The packets an interface has passed so far.
+    /// Returns the packets that an interface has passed so far.
     fn packets(&mut self, ifindex: IfIndex) -> Option<u64> {
         self.netlink.as_mut()?.packets(ifindex).unwrap_or_else(|error| {
             tracing::debug!(interface = %ifindex, %error, "cannot read an interface's packet counters");
@@ -116,27 +117,29 @@ impl Attacher {
         })
     }
 
-    /// The kernel takes names, and by the time a job is taken up the name may be another interface's.
+    /// Attaches by name, as the kernel requires. Meanwhile another interface may have got the name, so it is checked
+    /// before and after.
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Result<(), AttachError> {
-        let is_called_so = || attach::name_of(ifindex).is_some_and(|now| now == name);
-        let gone = || AttachError { interface: name.to_owned(), message: "it has gone".to_owned(), gone: true };
-        if !is_called_so() {
+        let has_name = || attach::name_of(ifindex).is_some_and(|now| now == name);
+        let gone =
+            || AttachError { interface: name.to_owned(), message: "the interface was removed".to_owned(), gone: true };
+        if !has_name() {
             return Err(gone());
         }
-        earlier::inherit(&self.pins, ifindex);
+        earlier::adopt_qdisc(&self.pins, ifindex);
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name, role)?;
-        earlier::take_off(&self.pins, ifindex)?;
-        if !is_called_so() {
+        earlier::detach_from(&self.pins, ifindex)?;
+        if !has_name() {
             attach::detach(&self.pins, ifindex)?;
             return Err(gone());
         }
         Ok(())
     }
 
-    /// Whether the programs run on an interface, as the kernel tells; where it does not tell, they are believed to.
+    /// Returns whether the programs run on an interface, according to the kernel. On errors, returns true.
     fn runs(&self, ifindex: IfIndex) -> bool {
         attach::is_running(&self.pins, ifindex).unwrap_or_else(|error| {
-            tracing::debug!(interface = %ifindex, %error, "cannot ask which programs run; believed to be there");
+            tracing::debug!(interface = %ifindex, %error, "cannot query running programs; assuming that they run");
             true
         })
     }

@@ -1,4 +1,5 @@
-//! What agents of another layout version left. It stays in force on each interface until this agent's programs are there.
+//! Removes the state of agents with another layout version. On each interface, it stays in force until this agent's
+//! programs are attached.
 
 use std::fs;
 
@@ -11,26 +12,26 @@ use super::uninstall::{Removed, remove_tree};
 use super::versions;
 use crate::dataplane::AttachError;
 
-/// The pins of other versions beside these.
+/// Returns the pins of other layout versions.
 fn others(pins: &Pins) -> Vec<Pins> {
-    let beside = pins.root.parent().map(versions).unwrap_or_default();
-    beside.into_iter().filter(|root| *root != pins.root).map(Pins::at).collect()
+    let all = pins.root.parent().map(versions).unwrap_or_default();
+    all.into_iter().filter(|root| *root != pins.root).map(Pins::at).collect()
 }
 
-/// Takes over a qdisc that netpol made: filters are replaced in it in one step.
-pub(super) fn inherit(pins: &Pins, ifindex: IfIndex) {
+/// Takes over a qdisc that netpol made. Its filters are then replaced in one step.
+pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
     if others(pins).iter().any(|other| other.filter(ifindex).join("qdisc").exists()) {
-        // Without the mark the qdisc counts as somebody else's: it is left there at the end.
+        // Without this mark, the qdisc is treated as another process's and is not removed.
         let _ = fs::create_dir_all(pins.filter(ifindex).join("qdisc"));
     }
 }
 
-/// Takes what is left off an interface that has this agent's programs, and forgets a version that is on no interface any more.
-pub(super) fn take_off(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError> {
+/// Detaches what is left on an interface that has this agent's programs, and removes a version that no interface uses.
+pub(super) fn detach_from(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError> {
     let has_filters = pins.filter(ifindex).exists();
     for other in others(pins) {
         if has_filters {
-            // Its filters were replaced by this agent's.
+            // This agent's filters replaced the old ones.
             detach_tcx(&other, ifindex, Program::ALL)?;
             let mark = other.filter(ifindex);
             for name in names(&mark) {
@@ -45,7 +46,7 @@ pub(super) fn take_off(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError>
     Ok(())
 }
 
-/// Forgets versions that are on no interface that is there.
+/// Removes versions that no existing interface uses.
 pub(super) fn clear(pins: &Pins) {
     for other in others(pins) {
         if other.interfaces().into_iter().all(|ifindex| name_of(ifindex).is_none()) {
@@ -53,9 +54,9 @@ pub(super) fn clear(pins: &Pins) {
             remove_tree(&other.root, &mut report);
             let (version, remains) = (other.root.display(), report.remains.join("; "));
             if remains.is_empty() {
-                tracing::info!(%version, "what an agent of another layout version had is gone");
+                tracing::info!(%version, "removed the state of another layout version");
             } else {
-                tracing::warn!(%version, remains, "some of what an agent of another layout version had stays; see netpol-agent uninstall");
+                tracing::warn!(%version, remains, "cannot remove all state of another layout version; run netpol-agent uninstall");
             }
         }
     }

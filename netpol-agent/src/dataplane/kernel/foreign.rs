@@ -1,4 +1,4 @@
-//! Other people's programs at the hooks where netpol's are.
+//! Finds other software's programs at the hooks of netpol's programs.
 
 use aya::programs::SchedClassifier;
 use netpol_common::IfIndex;
@@ -9,25 +9,25 @@ use super::program::{Program, Role};
 use super::query::tcx_programs;
 use crate::endpoints::Netlink;
 
-/// When somebody else's program runs.
+/// When another program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Order {
-    /// Before netpol's, which it can keep packets from.
+    /// Before netpol's, so packets may not reach netpol's.
     Before,
-    /// After netpol's, or where there is none of netpol's.
+    /// After netpol's, or netpol has no program there.
     After,
 }
 
-/// A program of somebody else.
+/// A program of other software.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignProgram {
-    /// Its name, or its id where the kernel does not tell the name.
+    /// Its name, or its id if the name is unknown.
     pub name: String,
     /// When it runs.
     pub order: Order,
 }
 
-/// Tells them apart from netpol's own.
+/// Distinguishes other programs from netpol's.
 #[derive(Clone, Debug)]
 pub struct ForeignPrograms {
     pub(super) pins: Pins,
@@ -36,7 +36,7 @@ pub struct ForeignPrograms {
 }
 
 impl ForeignPrograms {
-    /// Those on an interface. One that has just gone has none.
+    /// Returns other software's programs on an interface. An interface that was just removed has none.
     pub fn on(&self, netlink: &mut Netlink, ifindex: IfIndex, name: &str) -> Vec<ForeignProgram> {
         let mut foreign = Vec::new();
         for program in Role::Pod.programs() {
@@ -47,23 +47,23 @@ impl ForeignPrograms {
     }
 
     fn by_tcx(&self, ifindex: IfIndex, name: &str, program: Program, foreign: &mut Vec<ForeignProgram>) {
-        // Before Linux 6.6 there is nothing to ask.
+        // Linux before 6.6 has no TCX.
         let ids = tcx_programs(ifindex, program.hook()).unwrap_or_default();
         if ids.iter().all(|id| self.own.contains(id)) {
             return;
         }
-        // An earlier agent's stay where this one's cannot be put.
+        // An earlier agent's program stays if this agent's cannot be attached.
         let pinned = pinned_link(&self.pins.link(ifindex, program)).ok().flatten();
         let pinned = pinned.and_then(|link| link.info().ok()).map(|info| info.program_id());
-        // Takes CAP_SYS_ADMIN, which the agent need not have.
+        // Needs CAP_SYS_ADMIN, which the agent may not have.
         let names = SchedClassifier::query_tcx(name, program.hook()).map(|(_, programs)| programs).unwrap_or_default();
         let named = |id: u32| names.iter().find(|program| program.id() == id)?.name_as_str().map(str::to_owned);
         let is_own =
             |id: &u32| self.own.contains(id) || pinned == Some(*id) || named(*id).is_some_and(|name| is_ours(&name));
-        // Where netpol's are clsact filters, they come after all of these.
+        // If netpol's programs are clsact filters, they run after all of these.
         let own = ids.iter().position(is_own).unwrap_or(if self.has_filter(ifindex) { ids.len() } else { 0 });
         foreign.extend(ids.iter().enumerate().filter(|(_, id)| !is_own(id)).map(|(position, id)| ForeignProgram {
-            name: named(*id).filter(|name| !name.is_empty()).unwrap_or_else(|| format!("with the id {id}")),
+            name: named(*id).filter(|name| !name.is_empty()).unwrap_or_else(|| format!("with id {id}")),
             order: if position < own { Order::Before } else { Order::After },
         }));
     }
@@ -85,6 +85,6 @@ impl ForeignPrograms {
 }
 
 pub(super) fn is_ours(name: &str) -> bool {
-    // Kernels keep 15 bytes of a name. Source: `BPF_OBJ_NAME_LEN`.
+    // The kernel keeps 15 bytes of a name. Source: `BPF_OBJ_NAME_LEN`.
     Program::ALL.into_iter().map(Program::name).any(|own| own == name || own.get(..15) == Some(name))
 }

@@ -1,4 +1,4 @@
-//! Loads the object once, into the maps that are pinned already or into new ones.
+//! Loads the BPF object into the pinned maps, or into new ones.
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -13,12 +13,12 @@ use super::program::Program;
 use super::{KernelError, Raw, resize};
 use crate::chain::chain;
 
-/// Lines of a refusal that are shown.
+/// Lines of the verifier's log that are shown.
 const LOG_LINES: usize = 30;
 
-/// Loads and pins; tells the capacities in force. Those of maps that are pinned change where `wanted` says so and there is
-/// room for what is in them, else they stay; the resized maps are to [`take_over`](super::resize::take_over) once programs
-/// use them.
+/// Loads and pins the programs. Returns the capacities in use. If `wanted` differs from the size of a pinned map, the
+/// map is resized if its entries fit; else all maps keep their sizes. Call [`take_over`](super::resize::take_over) for
+/// resized maps once the programs use them.
 pub(super) fn load(object: &[u8], pins: Pins, wanted: &Capacities) -> Result<(Ebpf, Pins, Capacities), KernelError> {
     pins.make()?;
     resize::discard(&pins)?;
@@ -28,7 +28,7 @@ pub(super) fn load(object: &[u8], pins: Pins, wanted: &Capacities) -> Result<(Eb
             Ok(loaded) => return pin_programs(loaded),
             Err(error) => {
                 let maps = resize::listed(&changed);
-                tracing::error!(%error, maps, "cannot change the sizes of maps in use; all keep their old sizes");
+                tracing::error!(%error, maps, "cannot resize maps in use; all maps keep their old sizes");
                 resize::discard(&pins)?;
             }
         }
@@ -48,7 +48,7 @@ fn resized(object: &[u8], old: &Pins, changed: &[MapName], wanted: &Capacities) 
 }
 
 fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<Ebpf, KernelError> {
-    let mut ebpf = loader(pins, capacities, frequency()).load(object).map_err(|error| refused(&error))?;
+    let mut ebpf = loader(pins, capacities, frequency()).load(object).map_err(|error| load_error(&error))?;
     for of in Program::ALL {
         program(&mut ebpf, of).map_err(KernelError::Object)?;
     }
@@ -56,7 +56,7 @@ fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<
     Ok(ebpf)
 }
 
-/// Loads the programs at the same time: the verifier takes most of the agent's start, and one CPU for each.
+/// Loads the programs in parallel. The verifier takes most of the agent's start time, and uses one CPU per program.
 fn verify(ebpf: &mut Ebpf) -> Result<(), KernelError> {
     let wanted = Program::ALL.map(Program::name);
     std::thread::scope(|scope| {
@@ -65,8 +65,8 @@ fn verify(ebpf: &mut Ebpf) -> Result<(), KernelError> {
             .map(|(_, program)| {
                 scope.spawn(|| {
                     let program: &mut SchedClassifier =
-                        program.try_into().map_err(|error: ProgramError| refused(&error))?;
-                    program.load().map_err(|error| refused(&error))
+                        program.try_into().map_err(|error: ProgramError| load_error(&error))?;
+                    program.load().map_err(|error| load_error(&error))
                 })
             })
             .collect();
@@ -87,7 +87,7 @@ fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelEr
 
 fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
-    // The programs read no kernel structure: parsing the kernel's own types would be most of the start.
+    // The programs read no kernel structures. Parsing the kernel's BTF would take most of the start time.
     loader.btf(None);
     for &map in MapName::ALL {
         loader.map_max_entries(map.name(), capacities.entries(map));
@@ -102,29 +102,30 @@ fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
     loader
 }
 
-/// A key that no pod can know or guess. Each agent has its own; what `DENIALS` holds by an earlier one ages out within a second.
+/// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` expire
+/// within a second.
 fn random() -> [u32; DENIAL_KEY_WORDS] {
     let mut key = [0; DENIAL_KEY_WORDS];
-    // SAFETY: the buffer is `key`'s own. Up to 256 bytes come at once, and nothing interrupts it: getrandom(2).
+    // SAFETY: the buffer is `key`'s own. Reads of up to 256 bytes are complete and not interrupted: getrandom(2).
     let read = unsafe { libc::getrandom(key.as_mut_ptr().cast(), size_of_val(&key), 0) };
     if usize::try_from(read) != Ok(size_of_val(&key)) {
         tracing::warn!(
             error = %std::io::Error::last_os_error(),
-            "getrandom failed; a pod may be able to hide denied packets from the reports"
+            "getrandom failed; a pod may be able to suppress deny events of its packets"
         );
     }
     key
 }
 
-fn refused(error: &(dyn std::error::Error + 'static)) -> KernelError {
-    // The verifier's log ends with what it objects to.
+fn load_error(error: &(dyn std::error::Error + 'static)) -> KernelError {
+    // The verifier's log ends with the error.
     let text = chain(error);
     let lines: Vec<&str> = text.lines().collect();
     KernelError::Load(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }
 
-/// The pinned maps whose sizes are not the wanted ones, and the sizes there are, with the wanted ones of maps that are not
-/// pinned.
+/// Returns the pinned maps that do not have the wanted sizes, and the current capacities. Maps that are not pinned have
+/// the wanted capacity there.
 fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
     let mut capacities = *wanted;
     let mut changed = Vec::new();
@@ -135,7 +136,7 @@ fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
             changed.push(map);
         }
     }
-    // Where an endpoint stands depends on both.
+    // The index of an endpoint depends on both maps.
     if changed.contains(&MapName::Endpoints) != changed.contains(&MapName::EndpointsOverflow) {
         changed.retain(|map| !matches!(map, MapName::Endpoints | MapName::EndpointsOverflow));
         changed.extend([MapName::Endpoints, MapName::EndpointsOverflow]);
@@ -143,27 +144,27 @@ fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
     (changed, capacities)
 }
 
-/// The kernel's jiffies per second (`CONFIG_HZ`): the resolution of its coarse clocks is one of them.
-/// Source: `posix_get_coarse_res`, `kernel/time/posix-timers.c`.
+/// Returns the kernel's jiffies per second (`CONFIG_HZ`), from the resolution of its coarse clocks. Source:
+/// `posix_get_coarse_res`, `kernel/time/posix-timers.c`.
 pub(super) fn frequency() -> u32 {
     let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `tick` is ours; the clock exists since Linux 2.6.32.
-    let answer = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    // SAFETY: `tick` is a local variable; the clock exists since Linux 2.6.32.
+    let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
     match u32::try_from(tick.tv_nsec) {
-        Ok(nanoseconds @ 1..) if answer == 0 => (1_000_000_000 + nanoseconds / 2) / nanoseconds,
+        Ok(nanoseconds @ 1..) if result == 0 => (1_000_000_000 + nanoseconds / 2) / nanoseconds,
         _ => {
-            tracing::warn!("the kernel does not tell its clock's resolution; flow timeouts assume 250 Hz");
+            tracing::warn!("cannot read the resolution of the kernel's clock; flow timeouts assume 250 Hz");
             250
         }
     }
 }
 
-/// `META`: the agent's own notes, pinned with the rest. Element 0: the highest generation given to any endpoint.
+/// Opens or creates `META`, which stores the agent's own data. Element 0: the highest generation of any endpoint.
 pub(super) fn meta(pins: &Pins) -> Result<Array<MapData, Raw<u32>>, KernelError> {
     let path = pins.root.join("META");
     let failed = |verb, error: &(dyn std::error::Error + 'static)| pin_error(verb, &path, &chain(error));
     if !path.exists() {
-        let map = Array::<MapData, Raw<u32>>::create(1, 0).map_err(|error| failed("make the map", &error))?;
+        let map = Array::<MapData, Raw<u32>>::create(1, 0).map_err(|error| failed("create the map", &error))?;
         map.pin(&path).map_err(|error| failed("pin the map at", &error))?;
     }
     let map = MapData::from_pin(&path)

@@ -20,20 +20,20 @@ use super::{KernelError, Snapshot};
 use crate::chain::chain;
 use crate::dataplane::WriteError;
 
-/// Lets a shared type cross into a map.
+/// Wraps a shared type for use in a map.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Raw<T>(pub(super) T);
 
-// SAFETY: transparent around a type that bytemuck vouches for: any bytes are a value of it, and it has no padding.
+// SAFETY: transparent wrapper of a `bytemuck::Pod` type: any bytes are a valid value, and it has no padding.
 unsafe impl<T: bytemuck::Pod> aya::Pod for Raw<T> {}
 
-/// The maps the agent writes, and those it reads.
+/// The maps that the agent reads and writes.
 pub(super) struct Maps {
     pub(super) endpoints: Array<MapData, Raw<Endpoint>>,
-    /// Slots that an ifindex leads to; the rest of `endpoints` is for interfaces whose slot another one holds.
+    /// Number of slots found by ifindex. The rest of `endpoints` is for interfaces with a slot that is taken.
     pub(super) slots: u32,
-    /// The index in `endpoints` of those.
+    /// Index in `endpoints` of the interfaces with a slot that is taken.
     pub(super) overflow: HashMap<MapData, u32, u32>,
     addresses_v4: HashMap<MapData, [u8; 4], Raw<AddressEntry>>,
     addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,
@@ -43,7 +43,7 @@ pub(super) struct Maps {
     services_v6: HashMap<MapData, Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>,
     allow: HashMap<MapData, Raw<AllowKey>, Raw<AllowEntry>>,
     ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
-    /// Endpoint IDs that stand at addresses of pods of this node; merged into every entry that is written.
+    /// Endpoint IDs by address of local pods. They are merged into every address entry that is written.
     owners: BTreeMap<IpAddr, u16>,
     pub(super) senders: Array<MapData, u32>,
     tunnels: Array<MapData, u64>,
@@ -52,14 +52,14 @@ pub(super) struct Maps {
     pub(super) event_budgets: Array<MapData, Raw<EventBudget>>,
 }
 
-/// Opens a pinned map as what it should be.
+/// Opens a pinned map with its type.
 pub(super) fn pinned<T: TryFrom<Map, Error = MapError>>(pins: &Pins, map: MapName) -> Result<T, KernelError> {
     let path = pins.map(map);
     let opened = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
     opened.map_err(|error| pin_error("open the map", &path, &chain(&error)))
 }
 
-/// The capacity of a pinned map, see [`Capacities`](super::Capacities); `None` where it is not pinned.
+/// Returns the capacity of a pinned map, see [`Capacities`](super::Capacities). `None` if it is not pinned.
 pub(super) fn pinned_capacity(pins: &Pins, map: MapName) -> Option<u32> {
     let entries = |map| Some(MapInfo::from_pin(pins.map(map)).ok()?.max_entries());
     match map {
@@ -69,7 +69,7 @@ pub(super) fn pinned_capacity(pins: &Pins, map: MapName) -> Option<u32> {
 }
 
 impl Maps {
-    /// Opens all of them where they are pinned.
+    /// Opens all pinned maps.
     pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
         Ok(Self {
             endpoints: pinned(pins, MapName::Endpoints)?,
@@ -92,7 +92,7 @@ impl Maps {
         })
     }
 
-    /// Whether an address is the local node's.
+    /// Returns whether an address is the local node's.
     pub(super) fn is_local_node(&self, address: IpAddr) -> bool {
         let entry = match address {
             IpAddr::V4(v4) => self.addresses_v4.get(&v4.octets(), 0),
@@ -105,35 +105,35 @@ impl Maps {
     pub(super) fn write(&mut self, change: &Change) -> Result<(), WriteError> {
         match change {
             Change::PutPort { prefix_len, key, entry } => {
-                done(MapName::Ports, self.ports.insert(&Key::new(*prefix_len, Raw(*key)), Raw(*entry), 0))
+                check_write(MapName::Ports, self.ports.insert(&Key::new(*prefix_len, Raw(*key)), Raw(*entry), 0))
             }
             Change::DeletePort { prefix_len, key } => {
-                gone(MapName::Ports, self.ports.remove(&Key::new(*prefix_len, Raw(*key))))
+                check_delete(MapName::Ports, self.ports.remove(&Key::new(*prefix_len, Raw(*key))))
             }
-            Change::PutAllow(key, entry) => done(MapName::Allow, self.allow.insert(Raw(*key), Raw(*entry), 0)),
-            Change::DeleteAllow(key) => gone(MapName::Allow, self.allow.remove(&Raw(*key))),
+            Change::PutAllow(key, entry) => check_write(MapName::Allow, self.allow.insert(Raw(*key), Raw(*entry), 0)),
+            Change::DeleteAllow(key) => check_delete(MapName::Allow, self.allow.remove(&Raw(*key))),
             Change::PutAddress(address, entry) => self.put_address(*address, *entry),
             Change::DeleteAddress(IpAddr::V4(address)) => {
-                gone(MapName::AddressesV4, self.addresses_v4.remove(&address.octets()))
+                check_delete(MapName::AddressesV4, self.addresses_v4.remove(&address.octets()))
             }
             Change::DeleteAddress(IpAddr::V6(address)) => {
-                gone(MapName::AddressesV6, self.addresses_v6.remove(&address.octets()))
+                check_delete(MapName::AddressesV6, self.addresses_v6.remove(&address.octets()))
             }
             Change::PutPrefix(IpNet::V4(net), class) => {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                done(MapName::PrefixesV4, self.prefixes_v4.insert(&key, Raw(of_class(*class)), 0))
+                check_write(MapName::PrefixesV4, self.prefixes_v4.insert(&key, Raw(of_class(*class)), 0))
             }
             Change::PutPrefix(IpNet::V6(net), class) => {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                done(MapName::PrefixesV6, self.prefixes_v6.insert(&key, Raw(of_class(*class)), 0))
+                check_write(MapName::PrefixesV6, self.prefixes_v6.insert(&key, Raw(of_class(*class)), 0))
             }
             Change::DeletePrefix(IpNet::V4(net)) => {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                gone(MapName::PrefixesV4, self.prefixes_v4.remove(&key))
+                check_delete(MapName::PrefixesV4, self.prefixes_v4.remove(&key))
             }
             Change::DeletePrefix(IpNet::V6(net)) => {
                 let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                gone(MapName::PrefixesV6, self.prefixes_v6.remove(&key))
+                check_delete(MapName::PrefixesV6, self.prefixes_v6.remove(&key))
             }
             Change::PutFrontend(frontend, class) => self.put_frontend(frontend, Raw(FrontendEntry { class: *class })),
             Change::DeleteFrontend(frontend) => self.delete_frontend(frontend),
@@ -145,14 +145,18 @@ impl Maps {
         let endpoint = self.owners.get(&address).copied().unwrap_or_default();
         let entry = Raw(AddressEntry { endpoint, ..entry });
         match address {
-            IpAddr::V4(address) => done(MapName::AddressesV4, self.addresses_v4.insert(address.octets(), entry, 0)),
-            IpAddr::V6(address) => done(MapName::AddressesV6, self.addresses_v6.insert(address.octets(), entry, 0)),
+            IpAddr::V4(address) => {
+                check_write(MapName::AddressesV4, self.addresses_v4.insert(address.octets(), entry, 0))
+            }
+            IpAddr::V6(address) => {
+                check_write(MapName::AddressesV6, self.addresses_v6.insert(address.octets(), entry, 0))
+            }
         }
     }
 
-    /// See [`Dataplane::own_address`](crate::dataplane::Dataplane::own_address). An address without an entry gets the ID
-    /// with its entry.
-    pub(super) fn own_address(&mut self, address: IpAddr, id: u16) -> Result<(), WriteError> {
+    /// See [`Dataplane::set_address_endpoint`](crate::dataplane::Dataplane::set_address_endpoint). If the address has
+    /// no entry yet, the ID is written with its entry.
+    pub(super) fn set_address_endpoint(&mut self, address: IpAddr, id: u16) -> Result<(), WriteError> {
         if id == 0 {
             self.owners.remove(&address);
         } else {
@@ -175,7 +179,7 @@ impl Maps {
         for index in 0..self.tunnels.len() {
             let word = words.get(&index).copied().unwrap_or_default();
             if self.tunnels.get(&index, 0).map_err(|error| write_error(MapName::Tunnels, error))? != word {
-                done(MapName::Tunnels, self.tunnels.set(index, word, 0))?;
+                check_write(MapName::Tunnels, self.tunnels.set(index, word, 0))?;
             }
         }
         Ok(())
@@ -183,25 +187,25 @@ impl Maps {
 
     fn put_frontend(&mut self, frontend: &Frontend, entry: Raw<FrontendEntry>) -> Result<(), WriteError> {
         if let Some(key) = frontend.v4_key() {
-            done(MapName::ServicesV4, self.services_v4.insert(Raw(key), entry, 0))?;
+            check_write(MapName::ServicesV4, self.services_v4.insert(Raw(key), entry, 0))?;
         }
         if let Some(key) = frontend.v6_key() {
-            done(MapName::ServicesV6, self.services_v6.insert(Raw(key), entry, 0))?;
+            check_write(MapName::ServicesV6, self.services_v6.insert(Raw(key), entry, 0))?;
         }
         Ok(())
     }
 
     fn delete_frontend(&mut self, frontend: &Frontend) -> Result<(), WriteError> {
         if let Some(key) = frontend.v4_key() {
-            gone(MapName::ServicesV4, self.services_v4.remove(&Raw(key)))?;
+            check_delete(MapName::ServicesV4, self.services_v4.remove(&Raw(key)))?;
         }
         if let Some(key) = frontend.v6_key() {
-            gone(MapName::ServicesV6, self.services_v6.remove(&Raw(key)))?;
+            check_delete(MapName::ServicesV6, self.services_v6.remove(&Raw(key)))?;
         }
         Ok(())
     }
 
-    /// Everything the tables say now.
+    /// Reads the content of all tables.
     pub(super) fn snapshot(&self) -> Result<Snapshot, WriteError> {
         let mut snapshot = Snapshot::default();
         let failed = |map| move |error| write_error(map, error);
@@ -241,7 +245,7 @@ impl Maps {
         Ok(snapshot)
     }
 
-    /// Every endpoint that is there.
+    /// Reads all endpoints.
     pub(super) fn read_endpoints(&self) -> Result<BTreeMap<netpol_common::IfIndex, Endpoint>, WriteError> {
         let mut endpoints = BTreeMap::new();
         let mut indices: Vec<u32> = (0..self.slots).collect();
@@ -259,7 +263,7 @@ impl Maps {
         Ok(endpoints)
     }
 
-    /// Packets of an endpoint in one direction, by reason, over all CPUs.
+    /// Returns the packets of an endpoint in one direction, by reason, summed over all CPUs.
     pub(super) fn counted(&self, index: u32) -> Result<Counters, WriteError> {
         let per_cpu = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?;
         let mut sum = Counters::default();
@@ -276,8 +280,8 @@ impl Maps {
         let cpus = self.counters.get(&index, 0).map_err(|error| write_error(MapName::Counters, error))?.len();
         let zeros = PerCpuValues::try_from(vec![Raw(Counters::default()); cpus])
             .map_err(|source| WriteError::Failed { map: MapName::Counters, source })?;
-        done(MapName::Counters, self.counters.set(index, zeros, 0))?;
-        done(MapName::EventBudgets, self.event_budgets.set(index, Raw(EventBudget::default()), 0))
+        check_write(MapName::Counters, self.counters.set(index, zeros, 0))?;
+        check_write(MapName::EventBudgets, self.event_budgets.set(index, Raw(EventBudget::default()), 0))
     }
 }
 
@@ -289,12 +293,12 @@ fn net(address: IpAddr, prefix_len: u32) -> Option<IpNet> {
     IpNet::new(address, u8::try_from(prefix_len).ok()?).ok()
 }
 
-pub(super) fn done(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
+pub(super) fn check_write(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
     result.map_err(|error| write_error(map, error))
 }
 
-/// As [`done`]; that it was not there is fine.
-pub(super) fn gone(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
+/// Like [`check_write`], but a missing entry is not an error.
+pub(super) fn check_delete(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
     match result.map_err(|error| write_error(map, error)) {
         Err(WriteError::Failed { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => result,

@@ -1,4 +1,4 @@
-//! The kernel's maps and programs: loaded once, pinned, adopted by the next agent.
+//! BPF maps and programs of the kernel: loaded once, pinned, and adopted by the next agent.
 
 mod attach;
 mod attacher;
@@ -29,7 +29,7 @@ use netpol_policy::tables::Change;
 use thiserror::Error;
 
 use super::switch::Snapshot;
-use super::{Adopted, AttachError, Dataplane, Outcome, WriteError};
+use super::{Adopted, AttachError, Dataplane, InterfaceOutcome, WriteError};
 use crate::endpoints::{Netlink, TunnelEndpoints};
 use crate::object::ObjectError;
 use crate::worker::{Outcomes, Worker};
@@ -41,7 +41,7 @@ use flows::FlowTables;
 pub use flows::SHARED_PART;
 use flows::takeover::{self, TakeOver};
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
-use maps::{Maps, Raw, done, gone, write_error};
+use maps::{Maps, Raw, check_delete, check_write, write_error};
 pub use names::{Capacities, MapName};
 use pins::Pins;
 pub use pins::{Lock, Mounts};
@@ -50,54 +50,54 @@ pub use ring::RingReader;
 pub use status::{EndpointStatus, Status, StatusError, read_status};
 pub use uninstall::{Removed, uninstall};
 
-/// Why the kernel side cannot start or stop.
+/// Why the kernel data plane cannot start or stop.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// No object to load.
+    /// The BPF object was not found.
     #[error(transparent)]
     NoObject(#[from] ObjectError),
-    /// The object is not what this agent expects.
+    /// The BPF object does not match this agent.
     #[error("{0}; the agent and its BPF object must come from the same `cargo xtask build`")]
     Object(String),
-    /// The kernel refused a program or a map.
+    /// The kernel rejected a program or a map.
     #[error(
-        "the kernel refuses the BPF object: {0}\nnetpol needs Linux 5.10, and memory for its maps (smaller ones: see --max-…); \
-         `cargo xtask doctor` tells what is missing"
+        "the kernel rejects the BPF object: {0}\nnetpol needs Linux 5.10, and memory for its maps (smaller ones: see --max-…); \
+         `cargo xtask doctor` shows what is missing"
     )]
     Load(String),
-    /// Something pinned cannot be used.
+    /// A pinned object cannot be used.
     #[error("cannot {verb} {path}: {message}")]
     Pin {
-        /// What was tried.
+        /// The operation that failed.
         verb: &'static str,
         /// The pin.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         message: String,
     },
-    /// Nowhere to pin.
+    /// The pin path is not on a BPF filesystem.
     #[error("{path} is not on a BPF filesystem: {message}")]
     NoBpffs {
         /// The pin path.
         path: PathBuf,
-        /// What to do.
+        /// The next step.
         message: String,
     },
-    /// Another agent is at work.
+    /// Another agent is running.
     #[error("another netpol-agent runs on {0}; stop it, or choose another --pin-path")]
     Locked(PathBuf),
-    /// The thread that attaches cannot be started.
-    #[error("cannot start a thread: {0}; the agent needs some, see its pids limit")]
+    /// The attach thread cannot be started.
+    #[error("cannot start a thread: {0}; raise the agent's pids limit")]
     Thread(#[source] std::io::Error),
     /// A table cannot be read.
     #[error(transparent)]
     Table(#[from] WriteError),
 }
 
-/// How to start.
+/// Options for starting the data plane.
 #[derive(Clone, Debug)]
 pub struct KernelOptions {
-    /// Where maps and links are pinned.
+    /// Directory in which maps and links are pinned.
     pub pin_path: PathBuf,
     /// How programs are attached.
     pub attach: AttachMode,
@@ -105,7 +105,7 @@ pub struct KernelOptions {
     pub capacities: Capacities,
 }
 
-/// The programs on this node.
+/// The BPF data plane of this node.
 pub struct Kernel {
     attacher: Worker<Job>,
     /// See [`Dataplane::adopted`].
@@ -117,19 +117,19 @@ pub struct Kernel {
     flows: FlowTables,
     /// The ids of this agent's programs.
     programs: Vec<u32>,
-    /// Who holds each slot of `ENDPOINTS`.
+    /// The interface that uses each slot of `ENDPOINTS`.
     slots: HashMap<u32, IfIndex>,
     generation: u32,
 }
 
 impl Kernel {
-    /// Loads the object, adopting what is pinned, and swaps the programs under the links that are there. Where other sizes
-    /// are wanted than those of the pinned maps, maps of those sizes take over, with everything that is in the old ones.
-    /// What is asked about interfaces from then on, the outcomes tell.
+    /// Loads the object, adopts what is pinned, and replaces the programs of existing links. If the pinned maps have
+    /// other sizes than requested, maps of the new sizes replace them, with all of their entries. The results of later
+    /// operations on interfaces arrive through the returned `Outcomes`.
     ///
     /// # Errors
-    /// Where the kernel refuses; what was enforced before stays enforced.
-    pub fn start(object: &[u8], options: &KernelOptions) -> Result<(Self, Outcomes<Outcome>), KernelError> {
+    /// If the kernel rejects a program or a map. The previous state stays enforced.
+    pub fn start(object: &[u8], options: &KernelOptions) -> Result<(Self, Outcomes<InterfaceOutcome>), KernelError> {
         let (mut ebpf, mut pins, capacities) = load::load(object, Pins::new(&options.pin_path), &options.capacities)?;
         let maps = Maps::open(&pins)?;
         let meta = load::meta(&pins)?;
@@ -141,10 +141,10 @@ impl Kernel {
         {
             slots.insert(ifindex.0 & mask, *ifindex);
         }
-        let noted = meta.get(&0, 0).map_or(0, |Raw(generation)| generation);
+        let stored = meta.get(&0, 0).map_or(0, |Raw(generation)| generation);
         let highest = endpoints.values().map(|endpoint| endpoint.generation.0).max().unwrap_or(0);
-        let generation = noted.max(highest);
-        diagnostics::pass_on(&mut ebpf);
+        let generation = stored.max(highest);
+        diagnostics::forward(&mut ebpf);
         let programs = attach::ids(&mut ebpf);
         let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
         let flow_tables = flows::open(&pins, &capacities, &ids)?;
@@ -163,117 +163,123 @@ impl Kernel {
         let flows = flow_tables.start(Maps::open(&pins)?, &ids).map_err(KernelError::Thread)?;
         match TakeOver::open(&pins).and_then(|first| Ok((first, takeover::start(TakeOver::open(&pins)?)?))) {
             Ok((first, later)) => (attacher.take_over, attacher.take_over_later) = (Some(first), Some(later)),
-            Err(error) => tracing::warn!(%error, "cannot take over connections from nf_conntrack"),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "cannot take over connections from nf_conntrack; replies of existing connections may be denied"
+                );
+            }
         }
         let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
         Ok((Self { attacher, adopted, maps, meta, pins, capacities, flows, programs, slots, generation }, outcomes))
     }
 
-    /// What the tables say now.
+    /// Reads the content of all tables.
     ///
     /// # Errors
-    /// Where a map cannot be read.
+    /// If a map cannot be read.
     pub fn snapshot(&self) -> Result<Snapshot, WriteError> {
         self.maps.snapshot()
     }
 
-    /// The capacities in force.
+    /// Returns the capacities in use.
     pub fn capacities(&self) -> &Capacities {
         &self.capacities
     }
 
-    /// Tells other people's programs from netpol's.
+    /// Returns a handle that finds programs of other software.
     pub fn foreign(&self) -> ForeignPrograms {
         ForeignPrograms { pins: self.pins.clone(), own: self.programs.clone() }
     }
 
-    /// The ring buffer of denied packets.
+    /// Opens the ring buffer of denied packets.
     ///
     /// # Errors
-    /// Where it cannot be mapped.
+    /// If it cannot be mapped.
     pub fn events(&self) -> Result<RingReader, KernelError> {
         RingReader::open(&self.pins)
     }
 
-    /// Reads counters by themselves, so that metrics need not wait for the reconciler.
+    /// Opens a separate reader of counters, so that metrics do not wait for the reconciler.
     ///
     /// # Errors
-    /// Where the maps cannot be opened.
+    /// If the maps cannot be opened.
     pub fn counters(&self) -> Result<CounterReader, KernelError> {
         Ok(CounterReader { maps: Maps::open(&self.pins)? })
     }
 }
 
-/// Reads what the programs count.
+/// Reads the counters of the programs.
 pub struct CounterReader {
     maps: Maps,
 }
 
 impl CounterReader {
-    /// Packets of this endpoint in this direction.
+    /// Returns the packets of an endpoint in one direction.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the map cannot be read.
     pub fn packets(&self, id: u32, direction: Direction) -> Result<Counters, WriteError> {
         self.maps.counted(id * 2 + direction as u32)
     }
 
-    /// Denied packets of this budget that no event stands for: see [`netpol_common::event_budget`].
+    /// Returns the number of denied packets without an event, for one budget: see [`netpol_common::event_budget`].
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the map cannot be read.
     pub fn suppressed(&self, id: u32, direction: Direction) -> Result<u64, WriteError> {
         let budget = self.maps.event_budgets.get(&event_budget(id, direction), 0);
         Ok(budget.map_err(|error| write_error(MapName::EventBudgets, error))?.0.suppressed)
     }
 
-    /// Events that found the ring buffer full.
+    /// Returns the number of events that did not fit into the ring buffer.
     pub fn lost_events(&self) -> u64 {
         self.maps.lost_events.get(&0, 0).map_or(0, |per_cpu| per_cpu.iter().sum())
     }
 }
 
 impl Maps {
-    /// Its number may be another one's by now.
+    /// Removes the endpoint ID of an interface, unless another interface uses the ID now.
     fn forget_sender(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         let Some(endpoint) = self.endpoint(ifindex) else { return Ok(()) };
         if self.senders.get(&endpoint.id, 0).ok() == Some(ifindex.0) {
-            done(MapName::Senders, self.senders.set(endpoint.id, 0, 0))?;
+            check_write(MapName::Senders, self.senders.set(endpoint.id, 0, 0))?;
         }
         Ok(())
     }
 
-    /// Writes an endpoint to a slot. A packet between the two writes is evaluated by the new policy and recorded under the old
-    /// generation: evaluated again.
+    /// Writes an endpoint to a slot. A packet between the two writes is evaluated by the new policy but recorded with
+    /// the old generation. So it is evaluated again.
     fn set_endpoint(&mut self, index: u32, endpoint: &Endpoint) -> Result<(), WriteError> {
         let before = self.endpoints.get(&index, 0).ok().filter(|Raw(before)| before.ifindex == endpoint.ifindex);
         if let Some(Raw(before)) = before {
             let body = Endpoint { generation: before.generation, ..*endpoint };
-            done(MapName::Endpoints, self.endpoints.set(index, Raw(body), 0))?;
+            check_write(MapName::Endpoints, self.endpoints.set(index, Raw(body), 0))?;
         }
-        done(MapName::Endpoints, self.endpoints.set(index, Raw(*endpoint), 0))
+        check_write(MapName::Endpoints, self.endpoints.set(index, Raw(*endpoint), 0))
     }
 
     fn clear_endpoint(&mut self, index: u32) -> Result<(), WriteError> {
-        done(MapName::Endpoints, self.endpoints.set(index, Raw(Endpoint::default()), 0))
+        check_write(MapName::Endpoints, self.endpoints.set(index, Raw(Endpoint::default()), 0))
     }
 
-    /// Writes an endpoint whose slot another interface holds, to the slot of its ID behind those.
+    /// Writes an endpoint that cannot use its slot, since another interface uses it. Its index is the endpoint ID,
+    /// counted after the regular slots.
     pub(super) fn put_overflow(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
         let index = self.slots.saturating_add(endpoint.id).saturating_sub(1);
         let before = self.overflow.get(&endpoint.ifindex.0, 0).ok();
         self.set_endpoint(index, endpoint)?;
-        done(MapName::EndpointsOverflow, self.overflow.insert(endpoint.ifindex.0, index, 0))?;
+        check_write(MapName::EndpointsOverflow, self.overflow.insert(endpoint.ifindex.0, index, 0))?;
         before.filter(|before| *before != index).map_or(Ok(()), |before| self.clear_endpoint(before))
     }
 
     fn delete_overflow(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         let Ok(index) = self.overflow.get(&ifindex.0, 0) else { return Ok(()) };
-        gone(MapName::EndpointsOverflow, self.overflow.remove(&ifindex.0))?;
+        check_delete(MapName::EndpointsOverflow, self.overflow.remove(&ifindex.0))?;
         self.clear_endpoint(index)
     }
 
-    /// The endpoint of an interface.
+    /// Returns the endpoint of an interface.
     fn endpoint(&self, ifindex: IfIndex) -> Option<Endpoint> {
         let slot = Some(ifindex.0 & (self.slots - 1));
         let overflow = self.overflow.get(&ifindex.0, 0).ok();
@@ -293,22 +299,23 @@ impl Dataplane for Kernel {
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
-        self.flows.used(endpoint.id, endpoint.ifindex);
-        done(MapName::Senders, self.maps.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
+        self.flows.endpoint_added(endpoint.id, endpoint.ifindex);
+        check_write(MapName::Senders, self.maps.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (self.capacities.endpoints - 1);
         if *self.slots.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
             return self.maps.put_overflow(endpoint);
         }
         self.maps.set_endpoint(slot, endpoint)?;
         if self.slots.insert(slot, endpoint.ifindex).is_none() {
-            // It may have been in the overflow map while another one held the slot; what is left there would outlive it.
+            // The endpoint may have been in the overflow map while another interface used the slot. A leftover entry
+            // would never be deleted.
             self.maps.delete_overflow(endpoint.ifindex)?;
         }
         Ok(())
     }
 
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
-        self.flows.gone(ifindex);
+        self.flows.endpoint_removed(ifindex);
         self.maps.forget_sender(ifindex)?;
         let slot = ifindex.0 & (self.capacities.endpoints - 1);
         if self.slots.get(&slot) == Some(&ifindex) {
@@ -319,9 +326,9 @@ impl Dataplane for Kernel {
         self.maps.delete_overflow(ifindex)
     }
 
-    fn own_address(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
-        // IDs are at most `MAX_ENDPOINT_ID`; one that were not would be nobody's.
-        self.maps.own_address(address, u16::try_from(id).unwrap_or_default())
+    fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        // IDs are at most `MAX_ENDPOINT_ID`. A larger one is written as 0, which is no endpoint.
+        self.maps.set_address_endpoint(address, u16::try_from(id).unwrap_or_default())
     }
 
     fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
@@ -362,7 +369,7 @@ impl Dataplane for Kernel {
 
     fn next_generation(&mut self) -> Result<Generation, WriteError> {
         let next = self.generation.wrapping_add(1).max(1);
-        done(MapName::Endpoints, self.meta.set(0, Raw(next), 0))?;
+        check_write(MapName::Endpoints, self.meta.set(0, Raw(next), 0))?;
         self.generation = next;
         Ok(Generation(next))
     }
@@ -370,17 +377,17 @@ impl Dataplane for Kernel {
     fn clear_counters(&mut self, id: u32) {
         for direction in Direction::BOTH {
             if let Err(error) = self.maps.clear_counted(id * 2 + direction as u32) {
-                tracing::warn!(%error, "counters of an earlier pod could not be cleared");
+                tracing::warn!(%error, "cannot reset the counters of a reused endpoint ID; they include an earlier pod's packets");
             }
         }
     }
 
-    fn endpoint_numbers(&self) -> u32 {
+    fn endpoint_id_capacity(&self) -> u32 {
         (self.capacities.counters / 2).min(MAX_ENDPOINT_ID + 1)
     }
 }
 
-/// Directories of every layout version below a pin path.
+/// Returns the directories of all layout versions below a pin path.
 fn versions(pin_path: &Path) -> Vec<PathBuf> {
     pins::names(pin_path).into_iter().filter(|name| name.starts_with('v')).map(|name| pin_path.join(name)).collect()
 }

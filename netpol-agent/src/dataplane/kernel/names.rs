@@ -1,4 +1,4 @@
-//! The maps by name, how large they are, and the options that say so.
+//! Names of the maps, their capacities, and the options that set them.
 
 use std::fmt;
 
@@ -12,10 +12,10 @@ macro_rules! maps {
         pub enum MapName { $($(#[$doc])* $variant,)* }
 
         impl MapName {
-            /// All of them.
+            /// All maps.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// Its name in the object, in bpftool and in the pin path.
+            /// The map's name in the object, in bpftool and in the pin path.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),* }
             }
@@ -26,7 +26,7 @@ macro_rules! maps {
             }
         }
 
-        /// What every map has room for; bytes for `EVENTS`.
+        /// The capacity of every map: entries, or bytes for `EVENTS`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub struct Capacities { $($(#[$doc])* pub $field: u32,)* }
 
@@ -37,12 +37,12 @@ macro_rules! maps {
         }
 
         impl Capacities {
-            /// The capacity of one map.
+            /// Returns the capacity of one map.
             pub const fn of(&self, map: MapName) -> u32 {
                 match map { $(MapName::$variant => self.$field),* }
             }
 
-            /// `max_entries` of one map. `ENDPOINTS` has the slots of `ENDPOINTS_OVERFLOW` too.
+            /// Returns `max_entries` of one map. `ENDPOINTS` includes the slots of `ENDPOINTS_OVERFLOW`.
             pub const fn entries(&self, map: MapName) -> u32 {
                 match map {
                     MapName::Endpoints => self.endpoints + self.endpoints_overflow,
@@ -61,19 +61,19 @@ macro_rules! maps {
 maps! {
     /// Endpoints by interface.
     Endpoints = "ENDPOINTS", 1024, endpoints, "--max-endpoints";
-    /// Endpoints whose slot another one holds.
+    /// Endpoints that cannot use their slot, since another endpoint uses it.
     EndpointsOverflow = "ENDPOINTS_OVERFLOW", 1024, endpoints_overflow, "--max-endpoints";
-    /// Pod and own-node IPv4 addresses.
+    /// IPv4 addresses of pods, nodes and Services.
     AddressesV4 = "ADDRESSES_V4", 131_072, addresses_v4, "--max-addresses-v4";
-    /// Pod and own-node IPv6 addresses.
+    /// IPv6 addresses of pods, nodes and Services.
     AddressesV6 = "ADDRESSES_V6", 65_536, addresses_v6, "--max-addresses-v6";
     /// IPv4 blocks.
     PrefixesV4 = "PREFIXES_V4", 16_777_216, prefixes_v4, "--max-prefixes";
     /// IPv6 blocks.
     PrefixesV6 = "PREFIXES_V6", 16_777_216, prefixes_v6, "--max-prefixes";
-    /// Ports of Services at IPv4 addresses.
+    /// Service ports at IPv4 addresses.
     ServicesV4 = "SERVICES_V4", 65_536, services_v4, "--max-services-v4";
-    /// Ports of Services at IPv6 addresses.
+    /// Service ports at IPv6 addresses.
     ServicesV6 = "SERVICES_V6", 32_768, services_v6, "--max-services-v6";
     /// What rule sets allow to classes.
     Allow = "ALLOW", 524_288, allow, "--max-allow";
@@ -87,30 +87,30 @@ maps! {
     FlowTablesV4 = "FLOW_TABLES_V4", 1025, flow_tables_v4, "--max-endpoints";
     /// IPv6 flow tables by endpoint ID.
     FlowTablesV6 = "FLOW_TABLES_V6", 1025, flow_tables_v6, "--max-endpoints";
-    /// IPv4 datagrams in fragments.
+    /// Fragmented IPv4 datagrams.
     FragmentsV4 = "FRAGMENTS_V4", 8192, fragments_v4, "--max-fragments";
-    /// IPv6 datagrams in fragments.
+    /// Fragmented IPv6 datagrams.
     FragmentsV6 = "FRAGMENTS_V6", 4096, fragments_v6, "--max-fragments";
-    /// Limits events per flow.
+    /// Limits deny events per flow.
     Denials = "DENIALS", 4096, denials, "--max-denials";
-    /// Limits events per endpoint, two entries for each.
+    /// Limits deny events per endpoint, two entries for each.
     EventBudgets = "EVENT_BUDGETS", 2050, event_budgets, "--max-endpoints";
-    /// Packets by reason, two per endpoint.
+    /// Packets by reason, two entries per endpoint.
     Counters = "COUNTERS", 2050, counters, "--max-endpoints";
-    /// Interfaces by the number of their endpoint.
+    /// Interfaces by endpoint ID.
     Senders = "SENDERS", 1025, senders, "--max-endpoints";
-    /// What endpoints may still send of neighbor discovery.
+    /// Limits neighbor discovery per endpoint.
     Neighbors = "NEIGHBORS", 1025, neighbors, "--max-endpoints";
     /// Tunnel endpoints of nodes.
     Tunnels = "TUNNELS", 2056, tunnels, "(fixed)";
-    /// Events of denied packets.
+    /// Deny events.
     Events = "EVENTS", 262_144, events, "--event-buffer";
-    /// Events that found no room.
+    /// Number of events that did not fit into `EVENTS`.
     LostEvents = "LOST_EVENTS", 1, lost_events, "(fixed)";
 }
 
 impl MapName {
-    /// The map that a change puts an entry into.
+    /// Returns the map that a change writes an entry to. `None` for deletions and endpoints.
     pub fn written_by(change: &Change) -> Option<Self> {
         match change {
             Change::PutPort { .. } => Some(Self::Ports),

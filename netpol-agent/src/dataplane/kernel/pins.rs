@@ -1,15 +1,15 @@
-//! Where maps, links and programs are pinned, so that they outlive the agent.
+//! Paths of pinned maps, links and programs, which outlive the agent.
 //!
 //! ```text
-//! /sys/fs/bpf/netpol/            --pin-path; locked by the agent that runs
+//! /sys/fs/bpf/netpol/            --pin-path; locked by the running agent
 //!   v1/                          the layout version
 //!     ALLOW, ENDPOINTS, …        maps
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
-//!     tc/12/                     an interface with clsact filters; with qdisc/ in it where the qdisc is ours too, and behind/
-//!                                or bare/ where it is no pod's veth
+//!     tc/12/                     an interface with clsact filters. Contains qdisc/ if netpol made the qdisc, and
+//!                                behind/ or bare/ if it is not a pod's veth
 //!     flows/v4-12                flow tables, by family and endpoint ID; with -next while one replaces another
-//!     resize/                    maps of another size, while they take over
+//!     resize/                    maps of new sizes, until they replace the old ones
 //! ```
 
 use std::collections::BTreeSet;
@@ -25,19 +25,19 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::program::{Program, Role};
 use super::{KernelError, MapName};
 
-/// Where bpffs is usually mounted.
+/// The usual mount point of bpffs.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// Mounts bpffs where it is missing.
+/// Mounts bpffs if it is missing.
 #[derive(Debug)]
 pub struct Mounts;
 
 impl Mounts {
-    /// Makes sure that `path` is, or will be, on a bpffs; mounts one at `/sys/fs/bpf` where that is missing. Tells
-    /// whether it did.
+    /// Makes sure that `path` is, or will be, on a bpffs. Mounts one at `/sys/fs/bpf` if it is missing. Returns whether
+    /// it mounted one.
     ///
     /// # Errors
-    /// Where there is none and none can be mounted.
+    /// If there is none and none can be mounted.
     pub fn ensure(path: &Path) -> Result<bool, KernelError> {
         let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
         if statfs(existing).is_ok_and(|filesystem| filesystem.filesystem_type() == BPF_FS_MAGIC) {
@@ -54,17 +54,17 @@ impl Mounts {
     }
 }
 
-/// Held while an agent runs: two of them on one pin path would undo each other's work.
+/// The lock of a running agent. Two agents on one pin path would undo each other's work.
 #[derive(Debug)]
 pub struct Lock {
     _flock: Flock<File>,
 }
 
 impl Lock {
-    /// Takes the lock, making the directory where needed.
+    /// Takes the lock. Creates the directory if needed.
     ///
     /// # Errors
-    /// Where another agent holds it, or the directory cannot be made.
+    /// If another agent has the lock, or the directory cannot be created.
     pub fn take(pin_path: &Path) -> Result<Self, KernelError> {
         make(pin_path)?;
         let directory = File::open(pin_path).map_err(|error| pin_error("open", pin_path, &error))?;
@@ -74,12 +74,12 @@ impl Lock {
     }
 }
 
-/// The directories below the pin path.
+/// The paths below the pin path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pins {
-    /// Of this layout version.
+    /// Directory of this layout version.
     pub(super) root: PathBuf,
-    /// Maps of another size that have not taken over yet.
+    /// Maps of new sizes that have not replaced the old ones yet.
     pub(super) resized: BTreeSet<MapName>,
 }
 
@@ -88,7 +88,7 @@ impl Pins {
         Self::at(pin_path.join(format!("v{LAYOUT_VERSION}")))
     }
 
-    /// Of the layout version whose directory this is.
+    /// Returns the paths of the layout version in this directory.
     pub(super) fn at(root: PathBuf) -> Self {
         Self { root, resized: BTreeSet::new() }
     }
@@ -119,28 +119,28 @@ impl Pins {
     }
 
     pub(super) fn link(&self, ifindex: IfIndex, program: Program) -> PathBuf {
-        self.links().join(format!("{ifindex}-{}", program.place()))
+        self.links().join(format!("{ifindex}-{}", program.short_name()))
     }
 
-    /// Whose programs an interface has, as it was noted last.
+    /// Returns the role of an interface, as last recorded.
     pub(super) fn role(&self, ifindex: IfIndex) -> Role {
-        let noted = |role: &Role| {
+        let recorded = |role: &Role| {
             role.mark().is_some_and(|mark| self.link(ifindex, mark).exists() || self.device(ifindex, mark).exists())
         };
-        [Role::Device, Role::Tunnel].into_iter().find(noted).unwrap_or(Role::Pod)
+        [Role::Device, Role::Tunnel].into_iter().find(recorded).unwrap_or(Role::Pod)
     }
 
-    /// Notes whose programs an interface has; links tell by themselves.
+    /// Records the role of an interface. Links need no record: their names include the program.
     pub(super) fn set_role(&self, ifindex: IfIndex, role: Role, linked: bool) -> Result<(), KernelError> {
-        for mark in [Program::Behind, Program::Bare] {
-            let noted = self.device(ifindex, mark);
+        for mark in [Program::Recheck, Program::RecheckL3] {
+            let recorded = self.device(ifindex, mark);
             if role.mark() == Some(mark) && !linked {
-                make(&noted)?;
+                make(&recorded)?;
                 continue;
             }
-            match fs::remove_dir(&noted) {
+            match fs::remove_dir(&recorded) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(pin_error("remove", &noted, &error));
+                    return Err(pin_error("remove", &recorded, &error));
                 }
                 _ => {}
             }
@@ -149,14 +149,14 @@ impl Pins {
     }
 
     fn device(&self, ifindex: IfIndex, mark: Program) -> PathBuf {
-        self.filter(ifindex).join(mark.place())
+        self.filter(ifindex).join(mark.short_name())
     }
 
     pub(super) fn filter(&self, ifindex: IfIndex) -> PathBuf {
         self.tc().join(ifindex.to_string())
     }
 
-    /// The interfaces that programs were put on, in either way.
+    /// Returns the interfaces with programs, by links or filters.
     pub(super) fn interfaces(&self) -> Vec<IfIndex> {
         let mut interfaces = self.linked();
         interfaces.extend(self.filtered());
@@ -165,7 +165,7 @@ impl Pins {
         interfaces
     }
 
-    /// The interfaces with pinned links.
+    /// Returns the interfaces with pinned links.
     pub(super) fn linked(&self) -> Vec<IfIndex> {
         let mut linked: Vec<IfIndex> =
             names(&self.links()).iter().filter_map(|name| name.split_once('-')?.0.parse().ok().map(IfIndex)).collect();
@@ -173,13 +173,13 @@ impl Pins {
         linked
     }
 
-    /// The interfaces with clsact filters.
+    /// Returns the interfaces with clsact filters.
     pub(super) fn filtered(&self) -> Vec<IfIndex> {
         names(&self.tc()).iter().filter_map(|name| name.parse().ok().map(IfIndex)).collect()
     }
 }
 
-/// The names in a directory, sorted; none where there is no directory.
+/// Returns the sorted names in a directory, or none if there is no directory.
 pub(super) fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(directory)
         .into_iter()
@@ -191,10 +191,10 @@ pub(super) fn names(directory: &Path) -> Vec<String> {
 }
 
 pub(super) fn make(path: &Path) -> Result<(), KernelError> {
-    fs::create_dir_all(path).map_err(|error| pin_error("make the directory", path, &error))
+    fs::create_dir_all(path).map_err(|error| pin_error("create the directory", path, &error))
 }
 
-/// Removes a pin; none is fine.
+/// Removes a pin. A missing pin is not an error.
 pub(super) fn unpin(path: &Path) -> Result<(), KernelError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("remove", path, &error)),

@@ -1,85 +1,85 @@
-//! The programs of the object, and where each goes.
+//! The programs of the BPF object, and their hooks.
 
 use aya::programs::TcAttachType;
 
-/// A program.
+/// A BPF program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Program {
-    /// What reaches a pod.
+    /// Evaluates packets to a pod.
     Ingress,
-    /// What a pod sends.
+    /// Evaluates packets from a pod.
     Egress,
-    /// What leaves by a device of the node's own.
-    Behind,
-    /// The same where packets have no link header.
-    Bare,
+    /// Rechecks packets that leave the node by a device.
+    Recheck,
+    /// The same for devices without a link-layer header.
+    RecheckL3,
 }
 
 impl Program {
-    /// All of them.
-    pub(super) const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Behind, Self::Bare];
+    /// All programs.
+    pub(super) const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Recheck, Self::RecheckL3];
 
-    /// As the object names it.
+    /// Returns the program's name in the object.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ingress => "netpol_ingress",
             Self::Egress => "netpol_egress",
-            Self::Behind => "netpol_behind",
-            Self::Bare => "netpol_behind_bare",
+            Self::Recheck => "netpol_behind",
+            Self::RecheckL3 => "netpol_behind_bare",
         }
     }
 
-    /// As people are told of it, and as its pins are called.
-    pub(super) const fn place(self) -> &'static str {
+    /// Returns the program's name in messages and pin paths.
+    pub(super) const fn short_name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
-            Self::Behind => "behind",
-            Self::Bare => "bare",
+            Self::Recheck => "behind",
+            Self::RecheckL3 => "bare",
         }
     }
 
-    /// What a pod receives leaves by its veth, and the reverse.
+    /// Returns the hook of the host side of the veth, where directions are reversed: packets to the pod are egress.
     pub(super) const fn hook(self) -> TcAttachType {
         match self {
-            Self::Ingress | Self::Behind | Self::Bare => TcAttachType::Egress,
+            Self::Ingress | Self::Recheck | Self::RecheckL3 => TcAttachType::Egress,
             Self::Egress => TcAttachType::Ingress,
         }
     }
 }
 
-/// What an interface is to netpol.
+/// The role of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// A pod's veth: what it sends and what reaches it is judged.
+    /// A pod's veth: packets from and to the pod are evaluated.
     Pod,
-    /// A device that traffic leaves by: what pods sent is judged by where a Service sent it on.
+    /// A device by which traffic leaves the node: packets from pods are rechecked post-DNAT.
     Device,
-    /// Such a device whose packets have no link header, as tunnels' have none.
+    /// Such a device without link-layer headers, for example a tunnel.
     Tunnel,
 }
 
 impl Role {
-    /// The programs that belong on it.
+    /// Returns the programs for this role.
     pub(super) const fn programs(self) -> &'static [Program] {
         match self {
             Self::Pod => &[Program::Ingress, Program::Egress],
-            Self::Device => &[Program::Behind],
-            Self::Tunnel => &[Program::Bare],
+            Self::Device => &[Program::Recheck],
+            Self::Tunnel => &[Program::RecheckL3],
         }
     }
 
-    /// Whether it is a device of the node's own.
+    /// Returns whether this is a node device.
     pub const fn is_device(self) -> bool {
         !matches!(self, Self::Pod)
     }
 
-    /// The program that tells such a device from a pod's veth.
+    /// Returns the program that distinguishes such a device from a pod's veth.
     pub(super) const fn mark(self) -> Option<Program> {
         match self {
             Self::Pod => None,
-            Self::Device => Some(Program::Behind),
-            Self::Tunnel => Some(Program::Bare),
+            Self::Device => Some(Program::Recheck),
+            Self::Tunnel => Some(Program::RecheckL3),
         }
     }
 }

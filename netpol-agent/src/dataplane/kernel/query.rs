@@ -1,4 +1,4 @@
-//! Which programs are at a TCX hook, asked for with no more privileges than it takes to put them there.
+//! Lists the programs at a TCX hook, with no more privileges than attaching needs.
 
 use std::io;
 
@@ -9,10 +9,10 @@ use netpol_common::IfIndex;
 const PROG_QUERY: libc::c_int = 16;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
-/// Programs one hook can have. Source: `BPF_MPROG_MAX`, `include/linux/bpf_mprog.h`.
-const MOST: u32 = 64;
+/// Maximum number of programs at one hook. Source: `BPF_MPROG_MAX`, `include/linux/bpf_mprog.h`.
+const MAX_PROGRAMS: u32 = 64;
 
-/// `union bpf_attr`, as `BPF_PROG_QUERY` has it.
+/// `union bpf_attr` for `BPF_PROG_QUERY`.
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -29,18 +29,18 @@ struct Query {
     revision: u64,
 }
 
-/// The ids of the programs at a hook, in the order in which they run. Asks for no more than that: to open a program by its
-/// id, as aya does, takes `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
+/// Returns the ids of the programs at a hook, in the order in which they run. Does not open the programs, as aya does:
+/// opening by id needs `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
 pub(super) fn tcx_programs(ifindex: IfIndex, hook: TcAttachType) -> io::Result<Vec<u32>> {
-    let mut ids = [0_u32; MOST as usize];
+    let mut ids = [0_u32; MAX_PROGRAMS as usize];
     let mut query = Query {
         ifindex: ifindex.0,
         attach_type: if hook == TcAttachType::Ingress { TCX_INGRESS } else { TCX_EGRESS },
         ids: ids.as_mut_ptr() as u64,
-        count: MOST,
+        count: MAX_PROGRAMS,
         ..Query::default()
     };
-    // SAFETY: the structure is the kernel's, and as long as told; the ids have room for as many as told.
+    // SAFETY: the structure has the kernel's layout and the given size; `ids` has room for `count` ids.
     let done = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if done < 0 {
         return Err(io::Error::last_os_error());

@@ -1,7 +1,8 @@
-//! Maps of other sizes take over from those in use: they are made beside them and filled, programs that use them are
-//! swapped in, and last their pins replace the old ones. At every moment each interface runs programs on full tables; an
-//! agent that dies in between leaves such a state too, and the next one starts over. Flows are copied before the swap and
-//! again after it; for that moment an answer to a flow opened in between waits for its repetition.
+//! Replaces maps by maps of other sizes. The new maps are created beside the old ones and filled. Then the programs
+//! that use them replace the old programs, and last, their pins replace the old pins. At every moment, each interface
+//! runs programs on complete tables. This also holds if the agent dies in between: the next agent starts the resize
+//! again. Flows are copied before and after the programs are replaced. If a flow starts in between, its reply may be
+//! dropped until it is retransmitted.
 
 use std::fs;
 
@@ -12,15 +13,15 @@ use netpol_common::{
     FrontendEntry, FrontendKey, PortEntry, PortKey,
 };
 
-use super::maps::{Maps, Raw, done, pinned, write_error};
+use super::maps::{Maps, Raw, check_write, pinned, write_error};
 use super::names::{Capacities, MapName};
 use super::pins::{Pins, names, pin_error, unpin};
 use super::{KernelError, WriteError};
 
-/// Only keys that are not there yet. Source: `include/uapi/linux/bpf.h`.
+/// Inserts only keys that do not exist yet. Source: `include/uapi/linux/bpf.h`.
 const BPF_NOEXIST: u64 = 1;
 
-/// Removes what a resize that was broken off left.
+/// Removes the maps of an interrupted resize.
 pub(super) fn discard(pins: &Pins) -> Result<(), KernelError> {
     let directory = pins.resize();
     for name in names(&directory) {
@@ -32,11 +33,11 @@ pub(super) fn discard(pins: &Pins) -> Result<(), KernelError> {
     }
 }
 
-/// Fills the resized maps with what the old ones hold.
+/// Copies the entries of the old maps into the resized ones.
 pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
     for &map in &new.resized {
         match map {
-            MapName::Endpoints => place(old, new, capacities)?,
+            MapName::Endpoints => endpoints(old, new, capacities)?,
             MapName::AddressesV4 => hash::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
             MapName::AddressesV6 => hash::<[u8; 16], Raw<AddressEntry>>(old, new, map)?,
             MapName::PrefixesV4 => trie::<[u8; 4], Raw<AddressEntry>>(old, new, map)?,
@@ -48,23 +49,22 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             MapName::Counters => counters(old, new, capacities)?,
             // Written with `ENDPOINTS`.
             MapName::EndpointsOverflow | MapName::Senders
-            // Filled again within seconds.
+            // Refilled within seconds.
             | MapName::Neighbors
             // Its size is fixed.
             | MapName::Tunnels
-            // By now, and again when the programs have been swapped.
             // Filled when they are opened.
             | MapName::FlowTablesV4 | MapName::FlowTablesV6
-            // By now, and again when the programs have been swapped.
+            // Copied below by `state`, and again after the programs are replaced.
             | MapName::FlowsV4 | MapName::FlowsV6 | MapName::FragmentsV4 | MapName::FragmentsV6
-            // At worst a denied flow is told once more, and what was not read yet is not told.
+            // At worst, a denied flow is reported twice, and unread events are lost.
             | MapName::Denials | MapName::EventBudgets | MapName::Events | MapName::LostEvents => {}
         }
     }
     state(old, new)
 }
 
-/// The maps that programs write: what is there already is newer.
+/// Copies the maps that programs write. Existing entries are newer and stay.
 fn state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
     for &map in &new.resized {
         match map {
@@ -78,7 +78,7 @@ fn state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Call when the programs have been swapped: takes over the flows opened since, and the pins.
+/// Copies the flows that started since, and replaces the pins. Call after the programs are replaced.
 pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
     if pins.resized.is_empty() {
         return Ok(());
@@ -92,11 +92,11 @@ pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
         pins.resized.remove(&map);
     }
     discard(pins)?;
-    tracing::info!(maps = listed(&maps), "maps have their new sizes, with everything that was in them");
+    tracing::info!(maps = listed(&maps), "maps were resized; all entries were kept");
     Ok(())
 }
 
-/// Names for a line of the log.
+/// Joins map names for a log line.
 pub(super) fn listed(maps: &[MapName]) -> String {
     maps.iter().map(|map| map.name()).collect::<Vec<_>>().join(" ")
 }
@@ -104,16 +104,16 @@ pub(super) fn listed(maps: &[MapName]) -> String {
 fn hash<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), KernelError> {
     let from: HashMap<MapData, K, V> = pinned(old, map)?;
     let mut to: HashMap<MapData, K, V> = pinned(new, map)?;
-    // The kernel starts over where the key it was at goes away; a flood of flows must not keep this going for ever.
-    let patience = capacity(old, map).saturating_mul(4);
+    // The kernel starts over if the current key is deleted. A flood of flows must not keep this loop running forever.
+    let limit = capacity(old, map).saturating_mul(4);
     let mut copied = 0;
-    for entry in from.iter().take(patience) {
+    for entry in from.iter().take(limit) {
         let (key, value) = entry.map_err(|error| write_error(map, error))?;
         put(map, to.insert(key, value, BPF_NOEXIST))?;
         copied += 1;
     }
-    if copied == patience {
-        tracing::warn!(%map, "it changed too fast to be copied in full; what is missing is judged anew");
+    if copied == limit {
+        tracing::warn!(%map, "map changed too fast to copy all entries; missing flows are evaluated again");
     }
     Ok(())
 }
@@ -129,7 +129,7 @@ fn trie<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), Kern
 }
 
 fn put(map: MapName, result: Result<(), MapError>) -> Result<(), WriteError> {
-    match done(map, result) {
+    match check_write(map, result) {
         Err(WriteError::Failed { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         result => result,
     }
@@ -139,20 +139,20 @@ fn capacity(pins: &Pins, map: MapName) -> usize {
     super::maps::pinned_capacity(pins, map).unwrap_or(0) as usize
 }
 
-/// Each endpoint gets the slot that its index has in an array of the new size, or a place in the overflow map.
-fn place(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
-    let endpoints = Maps::open(old)?.read_endpoints()?;
+/// Copies endpoints: each gets its slot in the array of the new size, or an entry in the overflow map.
+fn endpoints(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), KernelError> {
+    let old_endpoints = Maps::open(old)?.read_endpoints()?;
     let mut to = Maps::open(new)?;
-    for endpoint in endpoints.values() {
+    for endpoint in old_endpoints.values() {
         if endpoint.id.saturating_mul(2).saturating_add(1) >= capacities.counters {
             let source = std::io::Error::from_raw_os_error(libc::E2BIG);
             return Err(WriteError::Full { map: MapName::Counters, option: MapName::Counters.option(), source }.into());
         }
-        done(MapName::Senders, to.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
+        check_write(MapName::Senders, to.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (capacities.endpoints - 1);
-        let holder: Endpoint = to.endpoints.get(&slot, 0).map_err(|error| write_error(MapName::Endpoints, error))?.0;
-        if holder.ifindex.0 == 0 {
-            done(MapName::Endpoints, to.endpoints.set(slot, Raw(*endpoint), 0))?;
+        let current: Endpoint = to.endpoints.get(&slot, 0).map_err(|error| write_error(MapName::Endpoints, error))?.0;
+        if current.ifindex.0 == 0 {
+            check_write(MapName::Endpoints, to.endpoints.set(slot, Raw(*endpoint), 0))?;
         } else {
             to.put_overflow(endpoint)?;
         }
@@ -167,7 +167,7 @@ fn counters(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), Kerne
     for index in 0..from.len().min(capacities.counters) {
         let counted = from.get(&index, 0).map_err(|error| write_error(map, error))?;
         if counted.iter().any(|cpu| cpu.0 != Counters::default()) {
-            done(map, to.set(index, counted, 0))?;
+            check_write(map, to.set(index, counted, 0))?;
         }
     }
     Ok(())

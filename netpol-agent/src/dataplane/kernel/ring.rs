@@ -12,11 +12,11 @@ use super::maps::pinned;
 use super::names::MapName;
 use super::pins::{Pins, pin_error};
 
-/// Events handed out at once, and how long that may take: a flood of them must not keep policies waiting.
+/// Limits one read in number of events and in time, so that a flood of events does not delay policies.
 const BATCH: usize = 256;
 const SLICE: Duration = Duration::from_millis(2);
 
-/// Reads denied packets as they come.
+/// Reads the events of denied packets.
 #[derive(Debug)]
 pub struct RingReader {
     ring: AsyncFd<Ring>,
@@ -40,29 +40,29 @@ impl RingReader {
     pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
         let path = pins.map(MapName::Events);
         let ring: RingBuf<MapData> = pinned(pins, MapName::Events)?;
-        // SAFETY: the map's descriptor lives as long as the ring, which `AsyncFd` owns and nobody replaces.
+        // SAFETY: the map's descriptor lives as long as the ring. `AsyncFd` owns the ring, and nothing replaces it.
         let ring = unsafe { AsyncFd::register(Ring(ring)) };
         let ring = ring.map_err(|error| pin_error("wait on the ring buffer", &path, &std::io::Error::from(error)))?;
         Ok(Self { ring })
     }
 
-    /// Waits for events and hands out those that are there, up to a limit, of number and time.
+    /// Waits for events, and passes those that are ready to `each`, limited in number and time.
     ///
     /// # Errors
-    /// Where waiting fails for good.
+    /// If waiting fails permanently.
     pub async fn read(&mut self, mut each: impl FnMut(DenyEvent)) -> io::Result<()> {
         let mut ready = self.ring.readable_mut().await?;
-        let begun = Instant::now();
+        let started = Instant::now();
         for _ in 0..BATCH {
             let Some(item) = ready.get_inner_mut().0.next() else {
                 ready.clear_ready();
                 break;
             };
-            // A record of another length is of another layout, which the pin path rules out.
+            // A record of another length would be of another layout version, which has another pin path.
             if let Ok(event) = bytemuck::try_pod_read_unaligned(&item) {
                 each(event);
             }
-            if begun.elapsed() > SLICE {
+            if started.elapsed() > SLICE {
                 break;
             }
         }

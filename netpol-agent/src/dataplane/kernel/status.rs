@@ -1,4 +1,4 @@
-//! What the kernel enforces now, read from what is pinned. Needs no agent to run.
+//! Reads what the kernel enforces now from the pinned maps. Works without a running agent.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -13,15 +13,15 @@ use super::names::MapName;
 use super::pins::Pins;
 use super::{KernelError, WriteError};
 
-/// Why there is no status.
+/// Why the status cannot be read.
 #[derive(Debug, Error)]
 pub enum StatusError {
-    /// Nothing is pinned there.
+    /// Nothing is pinned at the path.
     #[error(
         "nothing of layout version {LAYOUT_VERSION} is pinned below {0}: no agent has run here, or it was uninstalled"
     )]
     Nothing(PathBuf),
-    /// It cannot be read.
+    /// A pinned object cannot be opened.
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// A map cannot be read.
@@ -29,59 +29,59 @@ pub enum StatusError {
     Table(#[from] WriteError),
 }
 
-/// Everything, for people and programs.
+/// The complete status.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// The version of the maps' layout.
+    /// Layout version of the maps.
     pub layout_version: u32,
-    /// Pods' interfaces.
+    /// Pod interfaces.
     pub endpoints: Vec<EndpointStatus>,
-    /// The node's own devices where what Services sent on is judged.
+    /// Node devices on which traffic is rechecked post-DNAT.
     pub devices: Vec<String>,
-    /// Entries of every table, and the room there is.
+    /// Entries and capacity of every map.
     pub maps: BTreeMap<&'static str, MapStatus>,
-    /// Events that found the ring buffer full.
+    /// Events that did not fit into the ring buffer.
     pub lost_events: u64,
 }
 
-/// One interface.
+/// The status of one endpoint.
 #[derive(Clone, Debug, Serialize)]
 pub struct EndpointStatus {
-    /// Its index.
+    /// Interface index.
     pub ifindex: u32,
-    /// Its name, where it is still there.
+    /// Interface name, if the interface exists.
     pub interface: Option<String>,
-    /// Whether the programs are pinned on it.
+    /// Whether programs are attached, according to the pins.
     pub attached: bool,
     /// The pod's IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
     /// The pod's IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// Of its verdicts.
+    /// Generation of its policy.
     pub generation: u32,
     /// The rule set that isolates ingress; 0: none.
     pub ingress_rule_set: u32,
     /// The rule set that isolates egress; 0: none.
     pub egress_rule_set: u32,
-    /// Names of its flags.
+    /// Names of the endpoint flags.
     pub flags: Vec<&'static str>,
     /// Packets by direction and reason.
     pub packets: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
 }
 
-/// One map.
+/// The status of one map.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct MapStatus {
-    /// Entries in it, where they can be counted.
+    /// Number of entries, if they can be counted.
     pub entries: Option<usize>,
-    /// Room for entries.
+    /// Capacity.
     pub capacity: u32,
 }
 
-/// Reads what is pinned below a path.
+/// Reads the status from the pins below a path.
 ///
 /// # Errors
-/// Where nothing is pinned, or it cannot be read.
+/// If nothing is pinned, or a map cannot be read.
 pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
     let pins = Pins::new(pin_path);
     if pinned_capacity(&pins, MapName::Endpoints).is_none() {

@@ -1,4 +1,4 @@
-//! Removes everything netpol put into the kernel, of every layout version, and proves it.
+//! Removes everything that netpol put into the kernel, of every layout version, and verifies it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,22 +17,22 @@ use super::query::tcx_programs;
 use super::{KernelError, Lock, versions};
 use crate::endpoints::Netlink;
 
-/// How long the kernel may take to let go.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait for the kernel to remove links.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What was there and what still is.
+/// The result of uninstalling.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// What was removed, one line each.
+    /// Removed objects, one line each.
     pub removed: Vec<String>,
-    /// What remains, one line each; empty when all is well.
+    /// Remaining objects, one line each. Empty on success.
     pub remains: Vec<String>,
 }
 
-/// Removes links, filters, qdiscs, programs and maps below a pin path. Nothing there is fine.
+/// Removes links, filters, qdiscs, programs and maps below a pin path. An empty path is not an error.
 ///
 /// # Errors
-/// Where an agent still runs on it.
+/// If an agent is still running on this path.
 pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
     let mut report = Removed::default();
     if !pin_path.exists() {
@@ -62,7 +62,7 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
     Ok(report)
 }
 
-/// Unpins every file below a directory, and removes the directories.
+/// Removes all pins below a directory, and the directories.
 pub(super) fn remove_tree(directory: &Path, report: &mut Removed) {
     for name in names(directory) {
         let path = directory.join(name);
@@ -84,12 +84,12 @@ fn remaining_pins(path: &Path) -> Vec<String> {
     below.iter().map(|path| format!("pin {}", path.display())).collect()
 }
 
-/// The ids of the maps pinned in a directory: what runs on them is of this pin path, and not of another agent's.
+/// Returns the ids of the maps pinned in a directory. Programs that use these maps belong to this pin path.
 fn map_ids(directory: &Path) -> BTreeSet<u32> {
     names(directory).iter().filter_map(|name| Some(MapInfo::from_pin(directory.join(name)).ok()?.id())).collect()
 }
 
-/// The ids of the programs that are pinned, linked, or filters.
+/// Returns the ids of programs that are pinned, linked, or attached as filters.
 fn program_ids(pins: &Pins) -> BTreeSet<u32> {
     let pinned = names(&pins.programs()).into_iter().filter_map(|name| {
         let program = ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
@@ -105,21 +105,21 @@ fn program_ids(pins: &Pins) -> BTreeSet<u32> {
     ids
 }
 
-/// What tells a program of this pin path: its id, or that it uses one of the maps. The latter is for what the pins no
-/// longer tell, and takes `CAP_SYS_ADMIN`.
+/// Identifies a program of this pin path: by its id, or by a map that it uses. The maps identify programs without pins;
+/// reading them needs `CAP_SYS_ADMIN`.
 #[derive(Debug, Default)]
 struct Ours {
     maps: BTreeSet<u32>,
     programs: BTreeSet<u32>,
 }
 
-/// Programs on interfaces of this namespace that are ours. The kernel takes a link down a moment after its last
-/// pin goes, so this looks for a while.
+/// Returns netpol's programs on interfaces of this network namespace. The kernel removes a link shortly after its last
+/// pin, so this waits for a while.
 fn remaining_programs(ours: &Ours) -> Vec<String> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         let remaining = running_programs(ours);
-        if remaining.is_empty() || begun.elapsed() > PATIENCE {
+        if remaining.is_empty() || started.elapsed() > TIMEOUT {
             return remaining;
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -129,21 +129,21 @@ fn remaining_programs(ours: &Ours) -> Vec<String> {
 fn running_programs(ours: &Ours) -> Vec<String> {
     let mut netlink = match Netlink::open() {
         Ok(netlink) => netlink,
-        Err(error) => return vec![format!("whatever runs as a clsact filter: {error}")],
+        Err(error) => return vec![format!("maybe clsact filters, which cannot be listed: {error}")],
     };
     let mut remaining = Vec::new();
     for interface in nix::net::if_::if_nameindex().iter().flatten() {
         let name = interface.name().to_string_lossy();
         let mut ids = BTreeSet::new();
         for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
-            // Before Linux 6.6 there is nothing to ask.
+            // Linux before 6.6 has no TCX.
             ids.extend(tcx_programs(IfIndex(interface.index()), hook).unwrap_or_default());
         }
         match netlink.filter_programs(IfIndex(interface.index())) {
             Ok(filters) => ids.extend(filters),
-            // It has just gone.
+            // The interface was just removed.
             Err(_) if nix::net::if_::if_nametoindex(&*name).is_err() => {}
-            Err(error) => remaining.push(format!("whatever runs as a clsact filter on {name}: {error}")),
+            Err(error) => remaining.push(format!("maybe clsact filters on {name}, which cannot be listed: {error}")),
         }
         for id in ids {
             let program = program_of_id(id);

@@ -1,6 +1,7 @@
-//! Ports of Services during a switch. Where both worlds have one, its class is a pair like an address's. Where just one has it, the
-//! other judges by something else there: by the address, or by a port that every node has. So until all endpoints have flipped such a
-//! port stands at each address it is at, and its class has the verdicts themselves: the old ones of old rule sets, and new ones.
+//! Plans the migration of Service ports. If both snapshots have a port, its class is a pair, as for an address. If only
+//! one has it, the other snapshot uses another entry there: the address, or a port of every node. So until all
+//! endpoints have changed over, such a port has an entry at each of its addresses. The class of that entry has the
+//! verdicts themselves: the old ones for old rule sets, and the new ones for new rule sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,38 +15,38 @@ use netpol_policy::tables::{Change, prefixes_of};
 
 use super::{Pairs, Snapshot};
 
-/// What rule sets allow at a port: all, or some of those behind. Those that allow nothing are left out.
+/// What rule sets allow at a port: all or some of the backends. Rule sets that allow none are omitted.
 type Verdicts = Vec<(RuleSetId, PortSetId)>;
 
-/// The writes of frontends.
+/// The writes for frontends.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    /// What is allowed of the classes that are only in use meanwhile.
+    /// Allow entries of the transitional classes.
     pub(super) allow: BTreeMap<AllowKey, AllowEntry>,
-    /// Before addresses move.
+    /// Writes before addresses move.
     pub(super) before: Vec<Change>,
-    /// The addresses where something stands only meanwhile.
-    pub(super) meanwhile: BTreeSet<IpAddr>,
-    /// When all endpoints have flipped, before addresses move on: what is at every node is asked only where nothing stands at the
-    /// address itself.
+    /// Addresses that have transitional entries.
+    pub(super) transitional: BTreeSet<IpAddr>,
+    /// Writes after all endpoints have changed over and before addresses move on. A port of every node is looked up
+    /// only where the address itself has no entry.
     pub(super) after: Vec<Change>,
-    /// When addresses have moved on.
+    /// Writes after addresses have moved on.
     pub(super) last: Vec<Change>,
 }
 
 pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
     let mut steps = Steps::default();
-    let gone = old.frontends.keys().filter(|frontend| !new.frontends.contains_key(frontend));
-    let put = new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class));
+    let removed = old.frontends.keys().filter(|frontend| !new.frontends.contains_key(frontend));
+    let put_all = new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class));
     if old.anyone.is_empty() {
-        // Nobody asks, as at a first start: all is as it will be before the first endpoint is.
-        steps.before = put.chain(gone.copied().map(Change::DeleteFrontend)).collect();
+        // No endpoint looks up Services yet, as at a first start. Everything can be written before the first endpoint.
+        steps.before = put_all.chain(removed.copied().map(Change::DeleteFrontend)).collect();
         return steps;
     }
     for (frontend, class) in differing(old, new, &mut steps.allow, pairs) {
         steps.before.push(Change::PutFrontend(frontend, class));
         if let Place::Address(address) = frontend.place {
-            steps.meanwhile.insert(address);
+            steps.transitional.insert(address);
         }
         if !new.frontends.contains_key(&frontend) {
             steps.last.push(Change::DeleteFrontend(frontend));
@@ -53,14 +54,16 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
     }
     let both =
         new.frontends.iter().filter_map(|(frontend, class)| Some((frontend, old.frontends.get(frontend)?, class)));
-    steps.before.extend(both.map(|(frontend, was, will_be)| Change::PutFrontend(*frontend, pairs.get(*was, *will_be))));
-    steps.after = put.collect();
-    let everywhere = gone.filter(|frontend| !matches!(frontend.place, Place::Address(_)));
-    steps.after.extend(everywhere.copied().map(Change::DeleteFrontend));
+    steps.before.extend(
+        both.map(|(frontend, old_class, new_class)| Change::PutFrontend(*frontend, pairs.get(*old_class, *new_class))),
+    );
+    steps.after = put_all.collect();
+    let on_all_nodes = removed.filter(|frontend| !matches!(frontend.place, Place::Address(_)));
+    steps.after.extend(on_all_nodes.copied().map(Change::DeleteFrontend));
     steps
 }
 
-/// What stands at addresses meanwhile, with the class it has then, and what is allowed of those classes.
+/// Returns the transitional entries with their classes, and adds what those classes allow to `allow`.
 fn differing(
     old: &Snapshot,
     new: &Snapshot,
@@ -70,9 +73,9 @@ fn differing(
     let mut known: BTreeMap<Verdicts, ClassId> = BTreeMap::new();
     let classify = |frontend: Frontend| {
         let verdicts: Verdicts = old.verdicts(&frontend).chain(new.verdicts(&frontend)).collect();
-        (frontend, *known.entry(verdicts).or_insert_with(|| pairs.apart()))
+        (frontend, *known.entry(verdicts).or_insert_with(|| pairs.unused_class()))
     };
-    let classes = places(old, new).into_iter().map(classify).collect();
+    let classes = transitional_frontends(old, new).into_iter().map(classify).collect();
     for (verdicts, class) in known {
         for (rule_set, port_set) in verdicts {
             allow.insert(AllowKey { rule_set, class }, AllowEntry { port_set, rule: RuleId::NONE });
@@ -81,23 +84,23 @@ fn differing(
     classes
 }
 
-/// Each address and port where just one of the worlds has a frontend, or each another one.
-fn places(old: &Snapshot, new: &Snapshot) -> BTreeSet<Frontend> {
+/// Returns each address and port at which only one of the snapshots has a frontend, or both have different ones.
+fn transitional_frontends(old: &Snapshot, new: &Snapshot) -> BTreeSet<Frontend> {
     let in_both = |frontend: &Frontend| old.frontends.contains_key(frontend) && new.frontends.contains_key(frontend);
-    let mut places = BTreeSet::new();
+    let mut transitional_frontends = BTreeSet::new();
     for frontend in old.frontends.keys().chain(new.frontends.keys()) {
-        let everywhere = in_both(frontend);
+        let on_all_nodes = in_both(frontend);
         let addresses: Vec<IpAddr> = match frontend.place {
             Place::Address(address) => vec![address],
             any_node => {
                 let nodes = old.nodes(any_node).chain(new.nodes(any_node));
-                nodes.filter(|address| !everywhere || old.is_node(*address) != new.is_node(*address)).collect()
+                nodes.filter(|address| !on_all_nodes || old.is_node(*address) != new.is_node(*address)).collect()
             }
         };
         let at = addresses.into_iter().map(|address| Frontend { place: Place::Address(address), ..*frontend });
-        places.extend(at.filter(|at| !in_both(at)));
+        transitional_frontends.extend(at.filter(|at| !in_both(at)));
     }
-    places
+    transitional_frontends
 }
 
 impl Snapshot {
@@ -105,13 +108,13 @@ impl Snapshot {
         self.addresses.get(&address).is_some_and(|entry| entry.flags & address_flags::NODE != 0)
     }
 
-    /// The addresses that a port of every node is at.
+    /// Returns the node addresses that a port of every node applies to.
     fn nodes(&self, any_node: Place) -> impl Iterator<Item = IpAddr> {
         let addresses = self.addresses.keys().copied();
         addresses.filter(move |address| Place::any_node(*address) == any_node && self.is_node(*address))
     }
 
-    /// What rule sets of egress allow of connections to a port of an address.
+    /// Returns what egress rule sets allow for connections to this frontend.
     fn verdicts(&self, frontend: &Frontend) -> impl Iterator<Item = (RuleSetId, PortSetId)> {
         self.anyone.iter().filter_map(|(&rule_set, &any)| {
             let egress = DirectionPolicy { rule_set, any };
@@ -124,12 +127,12 @@ impl Snapshot {
         })
     }
 
-    fn verdict<A: Address>(&self, egress: DirectionPolicy, remote: A, asked: &Frontend) -> PortSetId
+    fn verdict<A: Address>(&self, egress: DirectionPolicy, remote: A, frontend: &Frontend) -> PortSetId
     where
         Self: Tables<A>,
     {
         let endpoint = Endpoint { egress, ..Endpoint::default() };
-        let (protocol, port) = (asked.protocol, asked.port.to_be_bytes());
+        let (protocol, port) = (frontend.protocol, frontend.port.to_be_bytes());
         let direction = Direction::Egress;
         let attempt = Attempt {
             direction,

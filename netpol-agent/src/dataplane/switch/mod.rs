@@ -1,9 +1,10 @@
-//! From tables whose ids nobody remembers to tables with ids of their own, such that after every single write each endpoint
-//! is judged by its old policy or by its new one. Pure.
+//! Plans the migration from tables with unknown ids to tables with new ids. After every single write, each endpoint is
+//! evaluated by its old policy or by its new one. Pure functions, no I/O.
 //!
-//! New ids are none of the old ones. Each address first moves to a transitional class for its (old class, new class)
-//! pair, which has what old rule sets allow to the old class and what new rule sets allow to the new one; then endpoints
-//! flip; then addresses move on to their new class, and the rest is deleted. Ports of Services: see `frontends`.
+//! New ids differ from all old ones. Each address first moves to a transitional class for its (old class, new class)
+//! pair. That class has the entries of the old rule sets for the old class and those of the new rule sets for the new
+//! class. Then the endpoints change over. Then addresses move to their new class, and the rest is deleted. For Service
+//! ports, see `frontends`.
 
 mod frontends;
 
@@ -18,7 +19,7 @@ use netpol_common::{
 use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
 
-/// Everything the tables say, and of endpoints what their rule sets allow to anyone.
+/// The content of all tables, and what the endpoints' rule sets allow to every address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// `ADDRESSES_V4` and `ADDRESSES_V6`.
@@ -31,50 +32,50 @@ pub struct Snapshot {
     pub allow: BTreeMap<AllowKey, AllowEntry>,
     /// `PORTS`, by key and prefix length.
     pub ports: BTreeMap<(PortKey, u32), PortEntry>,
-    /// Of each rule set of egress that an endpoint has, what it allows to anyone; those that allow everything aside, which never
-    /// ask for Services.
+    /// For each egress rule set of an endpoint, what it allows to every address. Rule sets that allow everything are
+    /// omitted: they never look up Services.
     pub anyone: BTreeMap<RuleSetId, PortSetId>,
 }
 
-/// The steps of a switch. Between `before` and `after` every endpoint flips to its new policy.
+/// The steps of a migration. Between `before` and `after`, every endpoint changes to its new policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Switch {
-    /// Puts what is new beside what is old.
+    /// Adds the new entries beside the old ones.
     pub before: Vec<Change>,
-    /// Takes away what is old.
+    /// Deletes the old entries.
     pub after: Vec<Change>,
 }
 
 impl Snapshot {
-    /// Notes an endpoint's policy for what its pod sends.
+    /// Records the egress policy of an endpoint.
     pub fn note_egress(&mut self, egress: DirectionPolicy) {
         if egress.isolated() && egress.any != PortSetId::ALL {
             self.anyone.insert(egress.rule_set, egress.any);
         }
     }
 
-    /// The classes in use.
+    /// Returns the classes in use.
     pub fn classes(&self) -> impl Iterator<Item = ClassId> {
         let found = self.addresses.values().map(|entry| entry.class).chain(self.prefixes.values().copied());
         let found = found.chain(self.frontends.values().copied());
         found.chain(self.allow.keys().map(|key| key.class))
     }
 
-    /// The class of the longest prefix that covers `net`.
+    /// Returns the class of the longest prefix that covers `net`.
     fn class_of_net(&self, net: IpNet) -> ClassId {
         let widths = (0..=net.prefix_len()).rev();
         let covering = widths.filter_map(|width| IpNet::new(net.addr(), width).ok().map(|net| net.trunc()));
         covering.filter_map(|net| self.prefixes.get(&net)).copied().next().unwrap_or(ClassId::NOBODY)
     }
 
-    /// The entry that is found for an address.
+    /// Returns the entry that a lookup of the address finds.
     fn entry_of(&self, address: IpAddr) -> AddressEntry {
         let from_prefixes = || AddressEntry { class: self.class_of_net(IpNet::from(address)), flags: 0, endpoint: 0 };
         self.addresses.get(&address).copied().unwrap_or_else(from_prefixes)
     }
 }
 
-/// Numbers the transitional classes.
+/// Allocates the transitional classes.
 #[derive(Debug)]
 struct Pairs {
     next: u32,
@@ -82,14 +83,14 @@ struct Pairs {
 }
 
 impl Pairs {
-    /// A class that is nobody's.
-    fn apart(&mut self) -> ClassId {
+    /// Returns a class that no address has.
+    fn unused_class(&mut self) -> ClassId {
         self.next += 1;
         ClassId(self.next)
     }
 
     fn get(&mut self, old: ClassId, new: ClassId) -> ClassId {
-        // A class nobody names allows nothing to anyone: the other one alone says all there is to say.
+        // Class 0 allows nothing by itself, so the pair is equal to the other class.
         if old == ClassId::NOBODY || new == ClassId::NOBODY {
             return old.max(new);
         }
@@ -100,23 +101,25 @@ impl Pairs {
     }
 }
 
-/// Plans the switch. No id of `new` may be in use in `old`, nor the classes that follow its highest.
+/// Plans the migration. `old` must use neither an id of `new` nor a class id above the highest one of `new`.
 pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
-    let numbered = |tables: &Snapshot| tables.classes().filter(|class| *class != ClassId::NOBODY).max();
-    let highest = numbered(new).or_else(|| numbered(old)).unwrap_or_default();
+    let highest_class = |tables: &Snapshot| tables.classes().filter(|class| *class != ClassId::NOBODY).max();
+    let highest = highest_class(new).or_else(|| highest_class(old)).unwrap_or_default();
     let mut pairs = Pairs { next: highest.0, ids: BTreeMap::new() };
     let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
     let prefixes: BTreeSet<IpNet> = old.prefixes.keys().chain(new.prefixes.keys()).copied().collect();
     let steps = frontends::plan(old, new, &mut pairs);
     let mut moves = steps.before;
     for &address in &addresses {
-        let (was, will_be) = (old.entry_of(address), new.entry_of(address));
-        // A flag that either has: at worst an old endpoint allows its node early, or a new one a little longer.
-        let flags =
-            was.flags | will_be.flags | if steps.meanwhile.contains(&address) { address_flags::SERVICE } else { 0 };
+        let (old_entry, new_entry) = (old.entry_of(address), new.entry_of(address));
+        // Set a flag that either entry has. At worst, an old endpoint allows its node too early, or a new one slightly
+        // too long.
+        let flags = old_entry.flags
+            | new_entry.flags
+            | if steps.transitional.contains(&address) { address_flags::SERVICE } else { 0 };
         moves.push(Change::PutAddress(
             address,
-            AddressEntry { class: pairs.get(was.class, will_be.class), flags, endpoint: 0 },
+            AddressEntry { class: pairs.get(old_entry.class, new_entry.class), flags, endpoint: 0 },
         ));
     }
     for &net in &prefixes {
@@ -155,7 +158,7 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Switch {
     switch
 }
 
-/// What old rule sets allow to the old class of each pair, and new ones to the new.
+/// Returns the entries of the old rule sets for the old class of each pair, and of the new rule sets for the new class.
 fn transitional_entries(
     old: &Snapshot,
     new: &Snapshot,
@@ -163,8 +166,8 @@ fn transitional_entries(
 ) -> Vec<(AllowKey, AllowEntry)> {
     let (old, new) = (by_class(old), by_class(new));
     let mut entries = Vec::new();
-    for (&(was, will_be), &class) in pairs {
-        for (rule_set, entry) in old.get(&was).into_iter().chain(new.get(&will_be)).flatten() {
+    for (&(old_class, new_class), &class) in pairs {
+        for (rule_set, entry) in old.get(&old_class).into_iter().chain(new.get(&new_class)).flatten() {
             entries.push((AllowKey { rule_set: *rule_set, class }, *entry));
         }
     }

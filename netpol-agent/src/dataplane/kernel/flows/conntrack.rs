@@ -1,4 +1,4 @@
-//! What `nf_conntrack` has recorded of a pod's connections (ctnetlink).
+//! Reads a pod's connections from `nf_conntrack` (ctnetlink).
 //!
 //! Source: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `nf_conntrack_common.h`, `nf_conntrack_tcp.h`.
 
@@ -15,9 +15,9 @@ const REQUEST_DUMP: u16 = 0x301;
 /// `NLMSG_ERROR`, `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// Nested attributes.
+/// Flag of nested attributes.
 const NESTED: u16 = 0x8000;
-/// Without its two flag bits.
+/// Mask of an attribute's type, without its two flag bits.
 const TYPE: u16 = 0x3fff;
 
 mod attribute {
@@ -26,15 +26,15 @@ mod attribute {
     pub(super) const STATUS: u16 = 3;
     pub(super) const PROTOINFO: u16 = 4;
     pub(super) const FILTER: u16 = 25;
-    /// In a tuple.
+    /// Attributes of a tuple.
     pub(super) const IP: u16 = 1;
     pub(super) const PROTO: u16 = 2;
-    /// In `IP`.
+    /// Attributes of `IP`.
     pub(super) const V4_SOURCE: u16 = 1;
     pub(super) const V4_DESTINATION: u16 = 2;
     pub(super) const V6_SOURCE: u16 = 3;
     pub(super) const V6_DESTINATION: u16 = 4;
-    /// In `PROTO`.
+    /// Attributes of `PROTO`.
     pub(super) const NUMBER: u16 = 1;
     pub(super) const SOURCE_PORT: u16 = 2;
     pub(super) const DESTINATION_PORT: u16 = 3;
@@ -42,10 +42,10 @@ mod attribute {
     pub(super) const ICMP_TYPE: u16 = 5;
     pub(super) const ICMPV6_ID: u16 = 7;
     pub(super) const ICMPV6_TYPE: u16 = 8;
-    /// In `PROTOINFO`, and in `TCP` there.
+    /// Attributes of `PROTOINFO`, and of `TCP` in it.
     pub(super) const TCP: u16 = 1;
     pub(super) const TCP_STATE: u16 = 1;
-    /// In `FILTER`.
+    /// Attributes of `FILTER`.
     pub(super) const ORIG_FLAGS: u16 = 1;
     pub(super) const REPLY_FLAGS: u16 = 2;
 }
@@ -62,7 +62,7 @@ pub(super) struct Tuple {
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
     pub(super) protocol: u8,
-    /// Network byte order; of ICMP echo the identifier is both ports.
+    /// Network byte order. For ICMP echo, both ports are the identifier.
     pub(super) source_port: [u8; 2],
     pub(super) destination_port: [u8; 2],
 }
@@ -70,19 +70,19 @@ pub(super) struct Tuple {
 /// A connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Connection {
-    /// As the packet that started it was, before address translation.
+    /// The tuple of the first packet, before address translation.
     pub(super) original: Tuple,
-    /// As replies to it are, before they are translated back.
+    /// The tuple of replies, before they are translated back.
     pub(super) reply: Tuple,
-    /// What a flow in this state has: see [`flow_state`].
+    /// The flow state for this connection: see [`flow_state`].
     pub(super) state: u8,
 }
 
-/// Asks `nf_conntrack`.
+/// A client of `nf_conntrack`.
 pub(super) struct Conntrack {
     socket: Socket,
     sequence: u32,
-    /// The kernel filters by address (Linux 5.8).
+    /// Whether the kernel filters by address (Linux 5.8).
     filters: bool,
 }
 
@@ -94,11 +94,12 @@ impl Conntrack {
         Ok(Self { socket, sequence: 0, filters: true })
     }
 
-    /// The connections that have one of these addresses as the source of either direction.
+    /// Returns the connections that have one of these addresses as the source in either direction.
     pub(super) fn of(&mut self, addresses: &[IpAddr]) -> io::Result<Vec<Connection>> {
-        /// Each address costs two walks through the kernel's table; one that returns everything costs no more than several.
-        const ONE_BY_ONE: usize = 4;
-        if self.filters && addresses.len() <= ONE_BY_ONE {
+        /// Each address costs two walks through the kernel's table. One unfiltered walk costs no more than several of
+        /// these.
+        const MAX_FILTERED: usize = 4;
+        if self.filters && addresses.len() <= MAX_FILTERED {
             match self.filtered(addresses) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
                     self.filters = false;
@@ -154,7 +155,7 @@ impl Conntrack {
             while let Some((kind, sequence, body, next)) = message(rest) {
                 rest = next;
                 if sequence != self.sequence {
-                    continue; // What is left of a dump that failed half-way.
+                    continue; // The rest of a dump that failed.
                 }
                 match kind {
                     DONE | ERROR => {
@@ -172,7 +173,7 @@ fn family_of(address: IpAddr) -> libc::c_int {
     if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
 }
 
-/// The first message of a datagram: its type, sequence number and body, and what follows it.
+/// Splits off the first message of a datagram: returns its type, sequence number and body, and the rest.
 fn message(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
     let number = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let length = usize::try_from(number(0)?).ok()?;
@@ -189,7 +190,7 @@ fn encoded(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The attributes in these bytes.
+/// Iterates over the attributes in these bytes.
 fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
@@ -204,7 +205,7 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
-/// `None`: nothing a flow could be made of.
+/// Parses a connection. `None` if it cannot become a flow.
 fn connection(bytes: &[u8]) -> Option<Connection> {
     let original = tuple(attribute(bytes, attribute::TUPLE_ORIG)?)?;
     let reply = tuple(attribute(bytes, attribute::TUPLE_REPLY)?)?;
@@ -216,7 +217,7 @@ fn connection(bytes: &[u8]) -> Option<Connection> {
     if original.protocol == protocol::TCP {
         let tcp = attribute(bytes, attribute::PROTOINFO).and_then(|info| attribute(info, attribute::TCP));
         state |= match tcp.and_then(|tcp| attribute(tcp, attribute::TCP_STATE)) {
-            // FIN_WAIT, CLOSE_WAIT: one side has closed, whichever.
+            // FIN_WAIT, CLOSE_WAIT: one side has closed; which one is unknown.
             Some([4 | 5]) => flow_state::OPENER_FIN,
             // LAST_ACK, TIME_WAIT.
             Some([6 | 7]) => flow_state::OPENER_FIN | flow_state::ANSWERER_FIN,
@@ -242,7 +243,7 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
             } else {
                 (attribute::ICMPV6_ID, attribute::ICMPV6_TYPE)
             };
-            // Echo and its reply; other questions make no flows.
+            // Echo requests and replies. Other ICMP queries create no flows.
             let is_echo = matches!(attribute(proto, kind), Some([0 | 8 | 128 | 129]));
             let id = is_echo.then(|| port(id)).flatten()?;
             (id, id)
@@ -289,8 +290,8 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_read_with_its_translation_and_state() {
-        let found = connection(&entry(SEEN_REPLY, 3)).expect("a connection");
+    fn an_entry_is_parsed_with_its_translation_and_state() {
+        let found = connection(&entry(SEEN_REPLY, 3)).expect("no connection was parsed");
         assert_eq!(found.original.destination, IpAddr::from([10, 96, 0, 1]));
         assert_eq!(
             (found.reply.source, found.reply.source_port),
@@ -309,10 +310,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_no_connection() {
+    fn truncated_entries_are_not_connections() {
         let whole = entry(SEEN_REPLY, 3);
         for length in 0..whole.len() - 16 {
-            // Up to the last attribute that is needed.
+            // The last bytes hold only attributes that are not required.
             let found = connection(&whole[..length]);
             assert!(found.is_none() || length >= whole.len() - 20, "{length}: {found:?}");
         }

@@ -1,55 +1,55 @@
-//! How large each endpoint's flow table should be: each has a minimum, the rest is divided by need, and none gets more at the
-//! expense of one that needs less.
+//! Computes the size of each endpoint's flow table. Each has a minimum, and the rest is divided max-min fair by need.
 
 use std::collections::BTreeMap;
 
-/// A table as it is, and the flows in it.
+/// The size of a table, and the flows in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Need {
-    /// Its size.
+    /// Current size.
     pub(super) size: u32,
-    /// Flows that both sides keep open.
+    /// Established flows: both sides have sent packets.
     pub(super) established: u32,
     /// Flows that have not timed out.
     pub(super) alive: u32,
 }
 
 impl Need {
-    /// Established flows count first: the others are cheap to make by a pod that wants room.
-    fn firm(self) -> u64 {
+    /// Returns the room for established flows, which count first. A pod can fill its table with other flows cheaply.
+    fn established_room(self) -> u64 {
         room_for(self.established, self.size)
     }
 
-    fn soft(self) -> u64 {
+    fn total_room(self) -> u64 {
         room_for(self.alive, self.size)
     }
 }
 
-/// Twice what there is; four times where the table is nearly full, as it may have been full for a while.
+/// Returns room for twice as many flows, or four times if the table is nearly full, since it may have been full for a
+/// while.
 fn room_for(flows: u32, size: u32) -> u64 {
     let times = if u64::from(flows) * 8 > u64::from(size) * 7 { 4 } else { 2 };
     (u64::from(flows) * times).next_power_of_two()
 }
 
-/// The size of a new table where `tables` are there already: generous as long as there is room, since a table that is too small at
-/// first costs connections before it has grown.
+/// Returns the size of a new table if `tables` exist already. It is large as long as there is room, since a table that
+/// is too small loses connections until it has grown.
 pub(super) fn first(budget: u32, floor: u32, tables: usize) -> u32 {
     let share = u64::from(budget) / (4 * (tables as u64 + 1));
     let power = 1_u64 << share.max(1).ilog2();
     u32::try_from(power).unwrap_or(u32::MAX).clamp(floor, floor.max(4096))
 }
 
-/// New sizes of those tables that should change, to be made in this order: what shrinks, then what grows. Nothing shrinks but to
-/// make room for what grows.
+/// Returns new sizes of the tables to change, in this order: tables that shrink, then tables that grow. Tables shrink
+/// only to make room for others.
 pub(super) fn resize(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> Vec<(u32, u32)> {
     let targets = targets(needs, budget, floor);
-    let grows: Vec<(u32, u64)> = targets
+    let growing: Vec<(u32, u64)> = targets
         .iter()
         .filter(|(id, target)| **target * 2 >= u64::from(needs[id].size) * 3)
         .map(|(id, target)| (*id, *target))
         .collect();
     let total: u64 = needs.values().map(|need| u64::from(need.size)).sum();
-    let wanted: u64 = grows.iter().map(|(id, target)| target - u64::from(needs[id].size)).sum();
+    let wanted: u64 = growing.iter().map(|(id, target)| target - u64::from(needs[id].size)).sum();
     let mut missing = (total + wanted).saturating_sub(u64::from(budget));
     let mut spare: Vec<(u64, u32)> = targets
         .iter()
@@ -59,54 +59,54 @@ pub(super) fn resize(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> Ve
     spare.sort_unstable_by(|a, b| b.cmp(a));
     let mut changes = Vec::new();
     for (spare, id) in spare {
-        if missing == 0 || grows.is_empty() {
+        if missing == 0 || growing.is_empty() {
             break;
         }
-        changes.push((id, as_size(targets[&id])));
+        changes.push((id, saturating_u32(targets[&id])));
         missing = missing.saturating_sub(spare);
     }
-    // What is still missing is taken from the largest wants.
-    let mut grows = grows;
-    grows.sort_unstable_by_key(|(_, target)| *target);
+    // Reduce the largest growing tables by what is still missing.
+    let mut growing = growing;
+    growing.sort_unstable_by_key(|(_, target)| *target);
     while missing > 0
-        && let Some((id, target)) = grows.pop()
+        && let Some((id, target)) = growing.pop()
     {
         let size = u64::from(needs[&id].size);
-        let less = target.saturating_sub(missing).max(size);
-        missing = missing.saturating_sub(target - less);
-        if less * 2 >= size * 3 {
-            changes.push((id, as_size(less)));
+        let reduced = target.saturating_sub(missing).max(size);
+        missing = missing.saturating_sub(target - reduced);
+        if reduced * 2 >= size * 3 {
+            changes.push((id, saturating_u32(reduced)));
         }
     }
-    changes.extend(grows.into_iter().map(|(id, target)| (id, as_size(target))));
+    changes.extend(growing.into_iter().map(|(id, target)| (id, saturating_u32(target))));
     changes
 }
 
-fn as_size(size: u64) -> u32 {
+fn saturating_u32(size: u64) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
 }
 
-/// What each would have if everything were divided anew.
+/// Returns the size of each table if the whole budget were divided again.
 fn targets(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> BTreeMap<u32, u64> {
     let floor = u64::from(floor);
     let rest = u64::from(budget).saturating_sub(floor * needs.len() as u64);
-    let firm: Vec<u64> = needs.values().map(|need| need.firm().saturating_sub(floor)).collect();
-    let first = divide(&firm, rest);
+    let established_room: Vec<u64> = needs.values().map(|need| need.established_room().saturating_sub(floor)).collect();
+    let first = divide(&established_room, rest);
     let rest = rest - first.iter().sum::<u64>();
-    let soft: Vec<u64> =
-        needs.values().zip(&first).map(|(need, first)| need.soft().saturating_sub(floor + first)).collect();
-    let second = divide(&soft, rest);
+    let total_room: Vec<u64> =
+        needs.values().zip(&first).map(|(need, first)| need.total_room().saturating_sub(floor + first)).collect();
+    let second = divide(&total_room, rest);
     needs.keys().zip(first.iter().zip(second)).map(|(id, (first, second))| (*id, floor + first + second)).collect()
 }
 
-/// Max-min fair: a want below an equal share is met, and the others share what is left.
-fn divide(wants: &[u64], amount: u64) -> Vec<u64> {
-    let mut order: Vec<usize> = (0..wants.len()).collect();
-    order.sort_unstable_by_key(|index| wants[*index]);
-    let mut shares = vec![0; wants.len()];
+/// Divides an amount max-min fair: requests below an equal share are met, and the others share the rest.
+fn divide(requests: &[u64], amount: u64) -> Vec<u64> {
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_unstable_by_key(|index| requests[*index]);
+    let mut shares = vec![0; requests.len()];
     let mut left = amount;
     for (done, index) in order.into_iter().enumerate() {
-        let share = wants[index].min(left / (wants.len() - done) as u64);
+        let share = requests[index].min(left / (requests.len() - done) as u64);
         shares[index] = share;
         left -= share;
     }
@@ -128,12 +128,12 @@ mod tests {
         let mut sizes: BTreeMap<u32, u32> = needs.iter().map(|(id, need)| (*id, need.size)).collect();
         sizes.extend(resize(needs, BUDGET, FLOOR));
         let (before, after): (u32, u32) = (needs.values().map(|need| need.size).sum(), sizes.values().sum());
-        assert!(after <= BUDGET.max(before), "{after} entries, where {BUDGET} are allowed");
+        assert!(after <= BUDGET.max(before), "{after} entries exceed the budget of {BUDGET}");
         sizes
     }
 
     #[test]
-    fn nothing_changes_where_nobody_needs_more() {
+    fn nothing_changes_if_no_endpoint_needs_more() {
         let needs: BTreeMap<u32, Need> = (1..40).map(|id| (id, idle(2048))).collect();
         assert_eq!(resize(&needs, BUDGET, FLOOR), []);
     }
@@ -153,14 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn floods_leave_what_others_keep_open() {
+    fn floods_do_not_take_room_of_established_flows() {
         let mut needs: BTreeMap<u32, Need> =
             (1..=10).map(|id| (id, Need { size: 4096, established: 0, alive: 4096 })).collect();
         needs.insert(11, Need { size: 65_536, established: 50_000, alive: 50_000 });
         needs.insert(12, idle(2048));
         let sizes = sizes(&needs);
         assert!(sizes[&11] >= 65_536 && sizes[&12] >= FLOOR, "{sizes:?}");
-        // And one that comes to need more later takes it from them.
+        // An endpoint that needs more later gets room from the floods.
         needs = sizes.iter().map(|(id, size)| (*id, Need { size: *size, established: 0, alive: *size })).collect();
         needs.insert(12, Need { size: 512, established: 500, alive: 512 });
         needs.insert(11, Need { size: sizes[&11], established: 50_000, alive: 50_000 });
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_below_the_floor_where_all_want_everything() {
+    fn every_endpoint_has_the_floor_when_all_request_everything() {
         let needs: BTreeMap<u32, Need> =
             (1..=110).map(|id| (id, Need { size: 512, established: 512, alive: 512 })).collect();
         let sizes = sizes(&needs);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn first_sizes_become_smaller_with_the_pods_and_stay_above_the_floor() {
+    fn first_sizes_decrease_with_the_number_of_pods_down_to_the_floor() {
         let sizes: Vec<u32> = (0..110).map(|tables| first(BUDGET, FLOOR, tables)).collect();
         assert_eq!((sizes[0], sizes[29], sizes[109]), (4096, 1024, 512));
         assert!(sizes.iter().sum::<u32>() < BUDGET);

@@ -1,4 +1,4 @@
-//! The flow tables of one address family: made, put into their slots, replaced by larger or smaller ones, adopted.
+//! Flow tables of one address family: creates, inserts, replaces and adopts them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -20,16 +20,16 @@ use crate::dataplane::kernel::{KernelError, load};
 
 /// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
 const LRU_HASH: u32 = 9;
-/// Ends the pin of a table that is to replace another one.
+/// Suffix of the pin of a table that replaces another one.
 const NEXT: &str = "-next";
 
-/// A family's key, and its maps.
+/// The flow key of an address family, and its maps.
 pub(super) trait Family: Copy + Default + bytemuck::Pod + Eq + Hash + Send + Sync {
     const TABLES: MapName;
     const SHARED: MapName;
     const PREFIX: &'static str;
-    /// Its interface and protocol.
-    fn about(&self) -> (IfIndex, u8);
+    /// Returns the key's interface and protocol.
+    fn interface_and_protocol(&self) -> (IfIndex, u8);
 }
 
 macro_rules! family {
@@ -39,7 +39,7 @@ macro_rules! family {
             const SHARED: MapName = MapName::$shared;
             const PREFIX: &'static str = $prefix;
 
-            fn about(&self) -> (IfIndex, u8) {
+            fn interface_and_protocol(&self) -> (IfIndex, u8) {
                 (self.ifindex, self.protocol)
             }
         }
@@ -57,7 +57,7 @@ struct Table {
 /// The tables of one family.
 pub(super) struct Tables<K> {
     slots: MapData,
-    /// How many slots there are.
+    /// Number of slots.
     length: u32,
     shared: MapData,
     own: BTreeMap<u32, Table>,
@@ -68,13 +68,14 @@ pub(super) struct Tables<K> {
     key: std::marker::PhantomData<K>,
 }
 
-/// The pin of each table below the directory of the layout version.
+/// Returns the directory of the tables' pins.
 pub(super) fn directory(pins: &Pins) -> PathBuf {
     pins.root.join("flows")
 }
 
 impl<K: Family> Tables<K> {
-    /// Opens what is pinned, and sees to it that each slot has a table: an own one, or the shared one. Call before programs run.
+    /// Opens pinned tables, and makes sure that each slot has a table: its own or the shared one. Call before programs
+    /// run.
     pub(super) fn open(pins: &Pins, budget: u32, floor: u32, spare: &BTreeSet<u32>) -> Result<Self, KernelError> {
         let open = |map: MapName| {
             let path = pins.map(map);
@@ -99,7 +100,7 @@ impl<K: Family> Tables<K> {
             let Some(id) = name.strip_prefix(K::PREFIX) else { continue };
             match id.parse::<u32>() {
                 Ok(id) if id < length => tables.adopt(id)?,
-                // Of another size of `--max-endpoints`, or the other part of an earlier change: see `adopt`.
+                // Left from another `--max-endpoints`, or from a replacement that `adopt` completed.
                 Ok(_) => unpin(&tables.directory.join(&name))?,
                 Err(_) => {}
             }
@@ -109,7 +110,7 @@ impl<K: Family> Tables<K> {
                 unpin(&tables.directory.join(name))?;
             }
         }
-        // Where memory is short, the thread reports it when it tries again.
+        // If memory is short, the thread retries and logs the error.
         let (made, _) = tables.make_missing(spare);
         tables.own.extend(made);
         tables.fill().map_err(|error| pin_error("write to the map", &pins.map(K::TABLES), &error))?;
@@ -124,7 +125,7 @@ impl<K: Family> Tables<K> {
         self.directory.join(format!("{}{id}{NEXT}", K::PREFIX))
     }
 
-    /// Takes over an earlier agent's table. Where it died while it replaced one, what is missing is done.
+    /// Adopts an earlier agent's table. If that agent died while it replaced the table, completes the replacement.
     fn adopt(&mut self, id: u32) -> Result<(), KernelError> {
         let (pin, next) = (self.pin(id), self.next_pin(id));
         let open =
@@ -159,14 +160,14 @@ impl<K: Family> Tables<K> {
         if empty.is_empty() { Ok(()) } else { calls::set_maps(self.slots.fd().as_fd(), &empty) }
     }
 
-    /// Makes tables for those of these IDs that have none. Flows of interfaces that used the shared table until now come along.
+    /// Creates missing tables for these IDs. Copies the flows of interfaces that used the shared table.
     pub(super) fn provide(&mut self, ids: &BTreeSet<u32>, endpoints: &Endpoints) -> io::Result<()> {
         let (made, failed) = self.make_missing(ids);
         self.swap(made, endpoints)?;
         failed
     }
 
-    /// Makes tables for those of these IDs that have none, in no slot yet.
+    /// Creates missing tables for these IDs, without writing them into slots.
     fn make_missing(&self, ids: &BTreeSet<u32>) -> (BTreeMap<u32, Table>, io::Result<()>) {
         let mut made = BTreeMap::new();
         let mut failed = Ok(());
@@ -184,7 +185,7 @@ impl<K: Family> Tables<K> {
         (made, failed)
     }
 
-    /// Replaces tables by others of these sizes, with the flows in them.
+    /// Replaces tables by ones of these sizes, with their flows.
     pub(super) fn resize(&mut self, changes: &[(u32, u32)], endpoints: &Endpoints) -> io::Result<()> {
         for (id, size) in changes {
             let table = Self::make(*size, &self.next_pin(*id))?;
@@ -203,8 +204,9 @@ impl<K: Family> Tables<K> {
         Ok(Table { map, size })
     }
 
-    /// Puts tables into their slots, with the flows of those that are there now. Programs go on meanwhile: what they open in the old
-    /// table until the kernel says that none uses it any more is copied too, of endpoints that are attached meanwhile as well.
+    /// Writes tables into their slots, and copies the flows of the previous ones. Programs keep running: flows that
+    /// they record in an old table are copied too, until the kernel reports that no program uses it. This includes
+    /// flows of endpoints that are attached meanwhile.
     fn swap(&mut self, made: BTreeMap<u32, Table>, endpoints: &Endpoints) -> io::Result<()> {
         if made.is_empty() {
             return Ok(());
@@ -225,15 +227,18 @@ impl<K: Family> Tables<K> {
                 let mut found: Vec<(K, FlowEntry)> = calls::entries::<K, FlowEntry>(map.fd().as_fd())?
                     .into_iter()
                     .filter(|(key, entry)| {
-                        by_interface.contains_key(&key.about().0)
-                            && idle(entry, now, self.hz) < known_for(key, entry, self.hz)
+                        by_interface.contains_key(&key.interface_and_protocol().0)
+                            && idle(entry, now, self.hz) < timeout_of(key, entry, self.hz)
                             && copied.insert(*key)
                     })
                     .collect();
-                // The last ones stay where there is less room.
+                // If the new table is smaller, the last inserted flows stay.
                 found.sort_by_key(|(key, entry)| (is_established(key, entry), entry.last_used.wrapping_sub(now)));
                 for (key, entry) in found {
-                    let Some(table) = by_interface.get(&key.about().0).and_then(|id| made.get(id)) else { continue };
+                    let Some(table) = by_interface.get(&key.interface_and_protocol().0).and_then(|id| made.get(id))
+                    else {
+                        continue;
+                    };
                     insert(table.map.fd().as_fd(), std::iter::once((key, entry)));
                 }
             }
@@ -242,19 +247,19 @@ impl<K: Family> Tables<K> {
         copy()?;
         let slots: Vec<(u32, BorrowedFd<'_>)> = made.iter().map(|(id, table)| (*id, table.map.fd().as_fd())).collect();
         std::thread::scope(|scope| {
-            let setting = scope.spawn(|| calls::set_maps(self.slots.fd().as_fd(), &slots));
-            while !setting.is_finished() {
+            let writer = scope.spawn(|| calls::set_maps(self.slots.fd().as_fd(), &slots));
+            while !writer.is_finished() {
                 copy()?;
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
-            setting.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes flow tables died")))
+            writer.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes flow tables died")))
         })?;
         copy()?;
         self.own.extend(made);
         Ok(())
     }
 
-    /// What the endpoints' tables hold.
+    /// Returns the size and the flows of each table.
     pub(super) fn needs(&self, used: &BTreeMap<u32, IfIndex>) -> io::Result<BTreeMap<u32, Need>> {
         let now = jiffies(self.hz);
         let mut needs = BTreeMap::new();
@@ -262,7 +267,9 @@ impl<K: Family> Tables<K> {
             let mut need = Need { size: table.size, ..Need::default() };
             if let Some(ifindex) = used.get(id) {
                 for (key, entry) in calls::entries::<K, FlowEntry>(table.map.fd().as_fd())? {
-                    if key.about().0 == *ifindex && idle(&entry, now, self.hz) < worth_room_for(&key, &entry, self.hz) {
+                    if key.interface_and_protocol().0 == *ifindex
+                        && idle(&entry, now, self.hz) < sizing_timeout_of(&key, &entry, self.hz)
+                    {
                         need.alive += 1;
                         need.established += u32::from(is_established(&key, &entry));
                     }
@@ -273,13 +280,13 @@ impl<K: Family> Tables<K> {
         Ok(needs)
     }
 
-    /// The size of an endpoint's table.
+    /// Returns the size of an endpoint's table.
     pub(super) fn size(&self, id: u32) -> Option<u32> {
         Some(self.own.get(&id)?.size)
     }
 }
 
-/// What is there already is newer.
+/// Inserts flows. Existing ones are newer and stay.
 fn insert<K: Family>(map: BorrowedFd<'_>, entries: impl Iterator<Item = (K, FlowEntry)>) {
     for (key, entry) in entries {
         // At worst a flow is evaluated again at its next packet.
@@ -291,35 +298,35 @@ fn as_u32(size: usize) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
 }
 
-/// The kernel's jiffies now, as flows have them: they began 5 minutes before their low 32 bits wrap around, and go on while the
-/// monotonic clock does. Source: `INITIAL_JIFFIES`, `include/linux/jiffies.h`.
+/// Returns the kernel's jiffies, as flow entries have them. They start 5 minutes before their low 32 bits wrap around,
+/// and advance with the monotonic clock. Source: `INITIAL_JIFFIES`, `include/linux/jiffies.h`.
 #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits")]
 pub(super) fn jiffies(hz: u32) -> u32 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is ours; the clock always exists.
+    // SAFETY: `now` is a local variable; the clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     let ticks = now.tv_sec.unsigned_abs() * u64::from(hz) + now.tv_nsec.unsigned_abs() * u64::from(hz) / 1_000_000_000;
     (ticks as u32).wrapping_sub(300 * hz)
 }
 
-/// Seconds by which the kernel's jiffies and [`jiffies`] may differ.
+/// Maximum difference in seconds between the kernel's jiffies and [`jiffies`].
 pub(super) const SLACK: u32 = 2;
 
-/// Jiffies since the last packet, and [`SLACK`].
+/// Returns the jiffies since the last packet, plus [`SLACK`].
 fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
     now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz)
 }
 
-/// Idle jiffies after which programs do not know a flow any more.
-fn known_for<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
-    (flow_timeout::of(key.about().1, entry.state) + 2 * SLACK) * hz
+/// Returns the idle jiffies after which programs ignore a flow.
+fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
+    (flow_timeout::of(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }
 
-/// Idle jiffies after which a table need not have room for a flow.
-fn worth_room_for<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
-    (flow_timeout::of_room(key.about().1, entry.state) + 2 * SLACK) * hz
+/// Returns the idle jiffies after which a flow does not count for the table's size.
+fn sizing_timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
+    (flow_timeout::of_room(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }
 
 fn is_established<K: Family>(key: &K, entry: &FlowEntry) -> bool {
-    entry.state & flow_state::ANSWERED != 0 && !looks_closed(key.about().1, entry.state)
+    entry.state & flow_state::ANSWERED != 0 && !looks_closed(key.interface_and_protocol().1, entry.state)
 }

@@ -1,8 +1,8 @@
-//! Connections that are older than a pod's enforcement: what `nf_conntrack` has recorded of them becomes flows.
+//! Takes over connections that are older than a pod's enforcement: turns `nf_conntrack` entries into flows.
 //!
-//! Programs see a connection from the packet on that comes after they are attached, and that may be a reply: evaluated as what it
-//! looks like, it would be denied, or allowed in the wrong direction. The flows are written under generation 0, which no endpoint
-//! has: the first packet of each is evaluated in the direction of the packet that started it, by the policies of then.
+//! The first packet that a program sees after it is attached may be a reply. By itself, it would be denied, or allowed
+//! in the wrong direction. The flows are written with generation 0, which no endpoint has. So the first packet of each
+//! is evaluated in the initiator's direction, by the current policies.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,10 +21,10 @@ use crate::dataplane::kernel::load;
 use crate::dataplane::kernel::maps::Maps;
 use crate::dataplane::kernel::pins::Pins;
 
-/// Endpoints that are attached within this time are taken over together.
-const TOGETHER: Duration = Duration::from_millis(20);
+/// Endpoints that are attached within this time are processed together.
+const BATCH_TIME: Duration = Duration::from_millis(20);
 
-/// Writes flows of endpoints that were just attached, or are about to be.
+/// Writes flows of endpoints that were just attached, or will be next.
 pub(in crate::dataplane::kernel) struct TakeOver {
     conntrack: Conntrack,
     maps: Maps,
@@ -38,7 +38,7 @@ impl TakeOver {
         Ok(Self { conntrack: Conntrack::open()?, maps, pins: pins.clone(), hz: load::frequency() })
     }
 
-    /// Takes over the connections of these endpoints; how many flows that are.
+    /// Takes over the connections of these endpoints. Returns the number of flows written.
     pub(in crate::dataplane::kernel) fn take_over(&mut self, endpoints: &[Endpoint]) -> io::Result<usize> {
         let by_address: HashMap<IpAddr, &Endpoint> = endpoints
             .iter()
@@ -50,7 +50,7 @@ impl TakeOver {
         }
         let connections = self.conntrack.of(&addresses)?;
         let mut tables = HashMap::new();
-        // A moment that is still to come would be one long ago, and the flow timed out.
+        // A time in the future would be read as one long ago, and the flow would have timed out.
         let now = jiffies(self.hz).wrapping_sub(SLACK * self.hz);
         let mut count = 0;
         for connection in &connections {
@@ -80,7 +80,7 @@ impl TakeOver {
         Ok(count)
     }
 
-    /// A flow that is known already is newer.
+    /// Writes a flow. An existing flow is newer and stays.
     fn write<K: Family>(
         &self,
         tables: &mut HashMap<(u32, &'static str), Option<MapData>>,
@@ -96,24 +96,24 @@ impl TakeOver {
     }
 }
 
-/// Takes over endpoints on a thread of its own, as the kernel's table may be large.
+/// Starts a thread that takes over connections, as the kernel's table may be large.
 pub(in crate::dataplane::kernel) fn start(mut work: TakeOver) -> io::Result<Sender<Endpoint>> {
-    let (sender, given) = mpsc::channel();
-    std::thread::Builder::new().name("take-over".to_owned()).spawn(move || run(&mut work, &given))?;
+    let (sender, endpoints_received) = mpsc::channel();
+    std::thread::Builder::new().name("take-over".to_owned()).spawn(move || run(&mut work, &endpoints_received))?;
     Ok(sender)
 }
 
-fn run(work: &mut TakeOver, given: &Receiver<Endpoint>) {
+fn run(work: &mut TakeOver, endpoints_received: &Receiver<Endpoint>) {
     let mut failed = false;
-    while let Ok(first) = given.recv() {
-        std::thread::sleep(TOGETHER);
-        let endpoints: Vec<Endpoint> = std::iter::once(first).chain(given.try_iter()).collect();
+    while let Ok(first) = endpoints_received.recv() {
+        std::thread::sleep(BATCH_TIME);
+        let endpoints: Vec<Endpoint> = std::iter::once(first).chain(endpoints_received.try_iter()).collect();
         match work.take_over(&endpoints) {
             Ok(flows) => {
                 tracing::debug!(endpoints = endpoints.len(), flows, "connections taken over from nf_conntrack");
             }
             Err(error) if !std::mem::replace(&mut failed, true) => {
-                tracing::warn!(%error, "cannot read nf_conntrack; replies of connections that are older than their pod's \
+                tracing::warn!(%error, "cannot read nf_conntrack; replies of connections older than the pod's \
                     enforcement may be denied");
             }
             Err(_) => {}
@@ -127,7 +127,7 @@ fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-/// A connection as it is at the veth of one of its pods.
+/// One end of a connection, as its packets look at the veth of the pod there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Side {
     pod: IpAddr,
@@ -153,18 +153,18 @@ impl Side {
     }
 }
 
-/// The pod that started a connection sees it as it was before address translation, the one that it reached as it is after it.
+/// Returns both ends: the initiating pod sees the connection pre-DNAT, the pod it reached sees it post-DNAT.
 fn sides(connection: &Connection, is_local_node: impl Fn(IpAddr) -> bool) -> [Side; 2] {
     let Connection { original, reply, state } = connection;
     let side = |tuple: &Tuple, opener: Direction, state: u8| {
-        // Of ICMP echo, who asks is the remote's port.
+        // For ICMP echo, the remote port says which end sends the requests.
         let is_echo = matches!(tuple.protocol, protocol::ICMP | protocol::ICMPV6);
-        let remote_asks = [0, u8::from(opener == Direction::Ingress)];
+        let request_mark = [0, u8::from(opener == Direction::Ingress)];
         Side {
             pod: tuple.source,
             remote: tuple.destination,
             pod_port: tuple.source_port,
-            remote_port: if is_echo { remote_asks } else { tuple.destination_port },
+            remote_port: if is_echo { request_mark } else { tuple.destination_port },
             protocol: tuple.protocol,
             opener,
             state,
@@ -186,7 +186,7 @@ mod tests {
 
     fn tuple(source: &str, destination: &str, ports: [u16; 2]) -> Tuple {
         let [source_port, destination_port] = ports.map(u16::to_be_bytes);
-        let address = |text: &str| text.parse().expect("an address");
+        let address = |text: &str| text.parse().expect("invalid address");
         Tuple {
             source: address(source),
             destination: address(destination),
@@ -196,28 +196,29 @@ mod tests {
         }
     }
 
-    /// Who is the pod, the remote, the remote's port, and the state bits of origin.
-    fn shown(side: Side) -> (String, String, u16, u8) {
+    /// Returns pod, remote address, remote port and the state bits of the origin.
+    fn fields_of(side: Side) -> (String, String, u16, u8) {
         (side.pod.to_string(), side.remote.to_string(), u16::from_be_bytes(side.remote_port), side.state)
     }
 
     #[test]
-    fn each_end_sees_a_connection_as_its_packets_are_there() {
+    fn each_end_has_the_addresses_and_ports_of_its_own_packets() {
         let of = |original: Tuple, reply: Tuple| {
             let connection = Connection { original, reply, state: 0 };
             let is_node = |address: IpAddr| address == IpAddr::from([192, 0, 2, 1]);
-            sides(&connection, is_node).map(shown)
+            sides(&connection, is_node).map(fields_of)
         };
-        // Through a Service: the client's packets have its address, the server's the client's.
+        // Through a Service: the client's packets have the Service's address, the server's have the client's.
         let [client, server] =
             of(tuple("10.0.0.5", "10.96.0.1", [4000, 443]), tuple("10.0.0.9", "10.0.0.5", [6443, 4000]));
         assert_eq!(client, ("10.0.0.5".into(), "10.96.0.1".into(), 443, 0));
         assert_eq!(server, ("10.0.0.9".into(), "10.0.0.5".into(), 4000, 0));
-        // From outside, masqueraded: to the server it is the node's address and port, and not the node's own.
+        // From outside, masqueraded: the server sees the node's address and port, but the node did not start the
+        // connection.
         let [_, server] =
             of(tuple("203.0.113.7", "192.0.2.1", [5000, 30_080]), tuple("10.0.0.9", "192.0.2.1", [80, 61_000]));
         assert_eq!(server, ("10.0.0.9".into(), "192.0.2.1".into(), 61_000, 0));
-        // A probe of the node.
+        // A probe from the node.
         let [_, server] = of(tuple("192.0.2.1", "10.0.0.9", [5000, 80]), tuple("10.0.0.9", "192.0.2.1", [80, 5000]));
         assert_eq!(server.3, flow_state::FROM_NODE);
         // Hairpin traffic.

@@ -1,7 +1,7 @@
-//! Changes of IPv6 addresses in the network namespaces of pods, as the kernel reports them (`NETLINK_LISTEN_ALL_NSID`, Linux 4.2).
+//! Reports changes of IPv6 addresses in the network namespaces of pods (`NETLINK_LISTEN_ALL_NSID`, Linux 4.2).
 //!
-//! The kernel sends them only to a process with `CAP_NET_BROADCAST` (`do_one_broadcast`, `net/netlink/af_netlink.c`). Without it
-//! nothing comes, and the regular look at everything finds the change.
+//! The kernel sends them only to a process with `CAP_NET_BROADCAST` (`do_one_broadcast`, `net/netlink/af_netlink.c`).
+//! Without it there are no events, and the next periodic pass finds the change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,68 +19,69 @@ use super::NetlinkError;
 const IPV6_ADDRESSES: u32 = 9;
 /// Source: `include/linux/socket.h`, `include/uapi/linux/netlink.h`.
 const SOL_NETLINK: libc::c_int = 270;
-/// A pod that changes its addresses all the time is looked at no more often.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Minimum interval between events of one namespace, for pods that change their addresses all the time.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Wakes when an IPv6 address changes in a namespace that has an ID here, as those behind veths have.
+/// Reports changed IPv6 addresses in namespaces that have an ID in this namespace, as the namespaces of veth peers
+/// have.
 #[derive(Debug)]
-pub struct Elsewhere {
+pub struct PodAddressMonitor {
     socket: AsyncFd<Socket>,
-    reported: Reported,
+    rate_limit: RateLimit,
 }
 
-/// Which namespaces are reported, and when.
+/// Limits how often a namespace is reported.
 #[derive(Debug, Default)]
-struct Reported {
+struct RateLimit {
     last: BTreeMap<i32, Instant>,
     later: BTreeSet<i32>,
 }
 
-impl Reported {
-    /// Takes changes in, and returns those that are due.
+impl RateLimit {
+    /// Adds changes, and returns the namespaces to report now.
     fn due(&mut self, changed: impl IntoIterator<Item = i32>, now: Instant) -> BTreeSet<i32> {
         self.later.extend(changed);
-        self.last.retain(|_, at| now.duration_since(*at) < PAUSE);
+        self.last.retain(|_, at| now.duration_since(*at) < MIN_INTERVAL);
         let due: BTreeSet<i32> = self.later.iter().filter(|id| !self.last.contains_key(id)).copied().collect();
         self.later.retain(|id| !due.contains(id));
         self.last.extend(due.iter().map(|id| (*id, now)));
         due
     }
 
-    /// When the next one is due.
+    /// Returns when the next namespace is due.
     fn next(&self) -> Option<Instant> {
-        self.later.iter().filter_map(|id| self.last.get(id)).min().map(|at| *at + PAUSE)
+        self.later.iter().filter_map(|id| self.last.get(id)).min().map(|at| *at + MIN_INTERVAL)
     }
 }
 
-impl Elsewhere {
-    /// Subscribes.
+impl PodAddressMonitor {
+    /// Opens the socket and subscribes.
     ///
     /// # Errors
-    /// Where the kernel refuses a socket.
+    /// If the kernel rejects the socket.
     pub fn open() -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
         socket.bind_auto().map_err(NetlinkError::Open)?;
         socket.set_listen_all_namespaces(true).map_err(NetlinkError::Open)?;
         socket.add_membership(IPV6_ADDRESSES).map_err(NetlinkError::Open)?;
         socket.set_non_blocking(true).map_err(NetlinkError::Open)?;
-        // SAFETY: the descriptor lives as long as the socket, which `AsyncFd` owns and nobody replaces.
+        // SAFETY: the descriptor lives as long as the socket. `AsyncFd` owns the socket, and nothing replaces it.
         let socket = unsafe { AsyncFd::register(socket) };
-        Ok(Self { socket: socket.map_err(|error| NetlinkError::Open(error.into()))?, reported: Reported::default() })
+        Ok(Self { socket: socket.map_err(|error| NetlinkError::Open(error.into()))?, rate_limit: RateLimit::default() })
     }
 
-    /// Waits until addresses have changed, and returns the IDs of the namespaces; each at most once a second. Where messages were
-    /// lost, the regular look finds what they were about. It is safe to drop the future.
+    /// Waits until addresses have changed, and returns the IDs of the namespaces, each at most once a second. If
+    /// messages are lost, the next periodic pass finds the changes. Cancel safe.
     ///
     /// # Errors
-    /// Where the socket fails for good.
+    /// If the socket fails permanently.
     pub async fn changed(&mut self) -> Result<BTreeSet<i32>, NetlinkError> {
         loop {
-            let next = self.reported.next();
-            let late = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into());
+            let next = self.rate_limit.next();
+            let delay = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 ready = self.socket.readable() => {
-                    let failed = |source| NetlinkError::Talk { request: "watch addresses of pods", source };
+                    let failed = |source| NetlinkError::Io { request: "watch addresses of pods", source };
                     let mut ready = ready.map_err(failed)?;
                     let mut changed = BTreeSet::new();
                     loop {
@@ -92,11 +93,11 @@ impl Elsewhere {
                         }
                     }
                     ready.clear_ready();
-                    self.reported.later.extend(changed);
+                    self.rate_limit.later.extend(changed);
                 }
-                () = late, if next.is_some() => {}
+                () = delay, if next.is_some() => {}
             }
-            let due = self.reported.due([], Instant::now());
+            let due = self.rate_limit.due([], Instant::now());
             if !due.is_empty() {
                 return Ok(due);
             }
@@ -104,9 +105,9 @@ impl Elsewhere {
     }
 }
 
-/// Receives one message; the ID of its namespace. `None`: it is about this namespace.
+/// Receives one message, and returns the ID of its namespace. `None` for this namespace.
 fn receive(fd: libc::c_int) -> Result<Option<i32>, Errno> {
-    // The message itself does not matter: what it is about is read anew.
+    // The content of the message is not needed: addresses are read again.
     let mut head = [0_u8; 16];
     let mut control = [0_u64; 8];
     let mut part = libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() };
@@ -120,13 +121,14 @@ fn receive(fd: libc::c_int) -> Result<Option<i32>, Errno> {
     if unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) } < 0 {
         return Err(Errno::from_raw(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)));
     }
-    // SAFETY: the kernel has filled in `message`, and `control` is aligned as control messages are.
+    // SAFETY: the kernel has filled in `message`, and `control` has the alignment of control messages.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
-        // SAFETY: it is not null, and within `control`.
+        // SAFETY: the header is not null, and within `control`.
         let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
         if level == SOL_NETLINK && kind == libc::NETLINK_LISTEN_ALL_NSID {
-            // SAFETY: the kernel puts an int there (`netlink_cmsg_listen_all_nsid`); it may be unaligned for the type.
+            // SAFETY: the kernel writes an int there (`netlink_cmsg_listen_all_nsid`); it may be unaligned for the
+            // type.
             return Ok(Some(unsafe { libc::CMSG_DATA(header).cast::<i32>().read_unaligned() }));
         }
         // SAFETY: as above.
@@ -141,13 +143,13 @@ mod tests {
 
     #[test]
     fn a_namespace_is_reported_at_once_and_then_once_a_second() {
-        let mut reported = Reported::default();
+        let mut rate_limit = RateLimit::default();
         let start = Instant::now();
-        assert_eq!(reported.due([1], start), [1].into());
-        let soon = start + PAUSE / 10;
-        assert_eq!(reported.due([1, 2], soon), [2].into(), "another one is not held back");
-        assert_eq!(reported.next(), Some(start + PAUSE));
-        assert_eq!(reported.due([], start + PAUSE), [1].into(), "nothing is lost");
-        assert!(reported.due([], start + PAUSE * 3).is_empty() && reported.next().is_none());
+        assert_eq!(rate_limit.due([1], start), [1].into());
+        let soon = start + MIN_INTERVAL / 10;
+        assert_eq!(rate_limit.due([1, 2], soon), [2].into(), "another namespace is not delayed");
+        assert_eq!(rate_limit.next(), Some(start + MIN_INTERVAL));
+        assert_eq!(rate_limit.due([], start + MIN_INTERVAL), [1].into(), "delayed changes are reported");
+        assert!(rate_limit.due([], start + MIN_INTERVAL * 3).is_empty() && rate_limit.next().is_none());
     }
 }
