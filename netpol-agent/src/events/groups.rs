@@ -1,5 +1,5 @@
-//! Denied multicast and broadcast: one summary for each group and minute. A line for each pod that receives a packet and each
-//! sender would report one cause hundreds of times.
+//! Summarizes denied multicast and broadcast: one line for each group and minute. Otherwise one cause would lead to
+//! hundreds of lines, one for each receiving pod and sender.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -10,20 +10,20 @@ use serde::Serialize;
 
 use super::tell::{Denial, End, rfc3339};
 
-/// A first summary waits so long for further senders.
-const SETTLE: Duration = Duration::from_secs(1);
-/// A group is summarized this often.
+/// Delay of the first summary, to include further senders.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Interval of the summaries of a group.
 const PERIOD: Duration = Duration::from_mins(1);
-/// Groups that are remembered. All others are counted together, without an address.
-const GROUPS: usize = 256;
-/// Senders that a summary names.
-const SENDERS: usize = 10;
-/// Senders that are counted.
-const COUNTED: usize = 1000;
+/// Maximum number of groups. All further ones are counted together, without an address.
+const MAX_GROUPS: usize = 256;
+/// Maximum number of senders listed in a summary.
+const MAX_LISTED: usize = 10;
+/// Maximum number of senders that are counted.
+const MAX_COUNTED: usize = 1000;
 
-/// What packets have in common.
+/// The properties by which packets are grouped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Topic {
+struct GroupKey {
     direction: &'static str,
     reason: &'static str,
     protocol: String,
@@ -37,7 +37,7 @@ struct Group {
     due: Instant,
 }
 
-/// One line.
+/// The JSON line of a summary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct GroupSummary {
@@ -51,75 +51,75 @@ pub(super) struct GroupSummary {
     protocol: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
-    /// Since the last summary; the packets of one sender that several pods receive are counted as those of one.
+    /// Packets since the last summary. A packet that several pods receive counts once.
     packets: u64,
-    /// The first of them.
+    /// At most [`MAX_LISTED`] of the senders.
     senders: Vec<String>,
     sender_count: usize,
 }
 
-/// All of them.
+/// All groups.
 #[derive(Debug, Default)]
-pub(super) struct Groups(HashMap<Topic, Group>);
+pub(super) struct Groups(HashMap<GroupKey, Group>);
 
 impl Groups {
-    /// Whether an event is to be summarized rather than reported by itself.
-    pub(super) fn take(event: &DenyEvent) -> bool {
+    /// Returns whether an event is summarized instead of reported by itself.
+    pub(super) fn is_summarized(event: &DenyEvent) -> bool {
         let to_group = event.flags & event_flags::GROUP != 0 || is_group(event);
         event.family != 0 && to_group && Reason::from_code(event.reason).is_some_and(is_by_policy)
     }
 
-    /// Counts it.
+    /// Counts an event.
     pub(super) fn count(&mut self, event: &DenyEvent, denial: &Denial, now: Instant) {
-        let mut topic = Topic {
+        let mut key = GroupKey {
             direction: denial.direction,
             reason: denial.reason,
             protocol: denial.protocol.clone(),
             to: denial.to.address.map(|address| (address, denial.port)),
         };
-        if self.0.len() >= GROUPS && !self.0.contains_key(&topic) {
-            topic.to = None;
+        if self.0.len() >= MAX_GROUPS && !self.0.contains_key(&key) {
+            key.to = None;
         }
-        let new = || Group { packets: 0, senders: BTreeSet::new(), due: now + SETTLE };
-        let group = self.0.entry(topic).or_insert_with(new);
+        let new = || Group { packets: 0, senders: BTreeSet::new(), due: now + FIRST_DELAY };
+        let group = self.0.entry(key).or_insert_with(new);
         group.packets += 1 + u64::from(event.suppressed);
         let sender = denial.from.pod.clone().or_else(|| denial.from.address.map(|address| address.to_string()));
-        if let Some(sender) = sender.filter(|_| group.senders.len() < COUNTED) {
+        if let Some(sender) = sender.filter(|_| group.senders.len() < MAX_COUNTED) {
             group.senders.insert(sender);
         }
     }
 
-    /// The summaries that are to be written now.
+    /// Returns the summaries that are due now.
     pub(super) fn due(&mut self, now: Instant, time: SystemTime) -> Vec<GroupSummary> {
-        // A group that was silent for a whole period starts afresh.
+        // A group without packets for a whole period is removed.
         self.0.retain(|_, group| group.packets > 0 || group.due > now);
         let due = self.0.iter_mut().filter(|(_, group)| group.packets > 0 && group.due <= now);
-        due.map(|(topic, group)| {
+        due.map(|(key, group)| {
             group.due = now + PERIOD;
             let senders = std::mem::take(&mut group.senders);
             GroupSummary {
                 time: rfc3339(time),
                 verdict: "deny",
                 summary: "multicast",
-                direction: topic.direction,
-                reason: topic.reason,
+                direction: key.direction,
+                reason: key.reason,
                 to: End {
-                    address: topic.to.map(|(address, _)| address),
-                    port: topic.to.and_then(|(_, port)| port),
+                    address: key.to.map(|(address, _)| address),
+                    port: key.to.and_then(|(_, port)| port),
                     ..End::default()
                 },
-                protocol: topic.protocol.clone(),
-                port: topic.to.and_then(|(_, port)| port),
+                protocol: key.protocol.clone(),
+                port: key.to.and_then(|(_, port)| port),
                 packets: std::mem::take(&mut group.packets),
                 sender_count: senders.len(),
-                senders: senders.into_iter().take(SENDERS).collect(),
+                senders: senders.into_iter().take(MAX_LISTED).collect(),
             }
         })
         .collect()
     }
 }
 
-/// A group by its address, where the frame has a unicast one or the kernel cannot tell, as on tunnels.
+/// Returns whether the destination is a group address. The frame may be unicast, or its type unknown, as on tunnels.
 fn is_group(event: &DenyEvent) -> bool {
     match event.family {
         4 => event.destination[0] & 0xf0 == 0xe0 || event.destination[..4] == [255; 4],
@@ -127,7 +127,8 @@ fn is_group(event: &DenyEvent) -> bool {
     }
 }
 
-/// Whether a policy denies it. What a pod forges is reported by itself, however it is sent.
+/// Returns whether policy denies packets with this reason. Spoofed packets are reported individually, however they are
+/// sent.
 const fn is_by_policy(reason: Reason) -> bool {
     match reason {
         Reason::NoRule
@@ -161,18 +162,18 @@ const fn is_by_policy(reason: Reason) -> bool {
     }
 }
 
-/// The direction and packets of one pod that no event stands for.
+/// The JSON line for packets of a pod without an event, in one direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct LimitSummary {
     pub(super) time: String,
     pub(super) verdict: &'static str,
     /// Always `rate-limited`.
     pub(super) summary: &'static str,
-    /// `egress`: what the pod sent, dropped there or at another pod of the node. `ingress`: what others sent to it.
+    /// `egress`: packets from the pod, dropped there or at another local pod. `ingress`: packets to the pod.
     pub(super) direction: &'static str,
     /// The pod.
     pub(super) at: String,
-    /// Since the last summary.
+    /// Packets since the last summary.
     pub(super) suppressed: u64,
 }
 
@@ -215,31 +216,31 @@ mod tests {
     fn a_group_is_summarized_after_a_second_and_then_once_a_minute() {
         let engine = Engine::new(NodeScope::All, FirstIds::default());
         let mut groups = Groups::default();
-        let begun = Instant::now();
+        let start = Instant::now();
         for second in 0..180 {
-            let now = begun + Duration::from_secs(second);
+            let now = start + Duration::from_secs(second);
             for sender in 0..50 {
                 let event = event(sender, [224, 0, 0, 251]);
-                assert!(Groups::take(&event));
+                assert!(Groups::is_summarized(&event));
                 groups.count(&event, &tell::denial(&event, None, &engine, UNIX_EPOCH), now);
             }
             let lines = groups.due(now, UNIX_EPOCH);
             let expected = usize::from([1, 61, 121].contains(&second));
             assert_eq!(lines.len(), expected, "second {second}");
             if let [line] = &lines[..] {
-                assert_eq!((line.sender_count, line.senders.len(), line.port), (50, SENDERS, Some(5353)));
+                assert_eq!((line.sender_count, line.senders.len(), line.port), (50, MAX_LISTED, Some(5353)));
                 assert_eq!(line.packets, if second == 1 { 100 } else { 3000 });
             }
         }
     }
 
     #[test]
-    fn what_a_pod_forges_and_what_is_for_one_host_is_reported_by_itself() {
+    fn spoofed_and_unicast_packets_are_reported_individually() {
         let broadcast = event(1, [255; 4]);
-        assert!(Groups::take(&broadcast));
-        assert!(Groups::take(&DenyEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
-        assert!(!Groups::take(&event(1, [10, 1, 0, 255])), "only the frame says that it is a broadcast");
-        assert!(!Groups::take(&DenyEvent { reason: Reason::ForeignSource as u8, ..broadcast }));
+        assert!(Groups::is_summarized(&broadcast));
+        assert!(Groups::is_summarized(&DenyEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
+        assert!(!Groups::is_summarized(&event(1, [10, 1, 0, 255])), "only the frame shows that this is a broadcast");
+        assert!(!Groups::is_summarized(&DenyEvent { reason: Reason::ForeignSource as u8, ..broadcast }));
     }
 
     #[test]
@@ -247,15 +248,15 @@ mod tests {
         let engine = Engine::new(NodeScope::All, FirstIds::default());
         let mut groups = Groups::default();
         let now = Instant::now();
-        for number in 0..4 * GROUPS {
+        for number in 0..4 * MAX_GROUPS {
             let [low, high, ..] = number.to_le_bytes();
             let event = event(1, [239, 1, high, low]);
             groups.count(&event, &tell::denial(&event, None, &engine, UNIX_EPOCH), now);
         }
-        let lines = groups.due(now + SETTLE, UNIX_EPOCH);
-        assert_eq!(lines.len(), GROUPS + 1);
-        assert_eq!(lines.iter().map(|line| line.packets).sum::<u64>(), 4 * GROUPS as u64);
-        assert!(groups.due(now + SETTLE + PERIOD, UNIX_EPOCH).is_empty());
-        assert!(groups.0.is_empty(), "silent groups are forgotten");
+        let lines = groups.due(now + FIRST_DELAY, UNIX_EPOCH);
+        assert_eq!(lines.len(), MAX_GROUPS + 1);
+        assert_eq!(lines.iter().map(|line| line.packets).sum::<u64>(), 4 * MAX_GROUPS as u64);
+        assert!(groups.due(now + FIRST_DELAY + PERIOD, UNIX_EPOCH).is_empty());
+        assert!(groups.0.is_empty(), "silent groups are removed");
     }
 }

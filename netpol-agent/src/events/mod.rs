@@ -1,5 +1,5 @@
-//! Reports of denied packets: one JSON line each, with names for what the kernel knows by number. The kernel limits how many
-//! events one pod causes; what they cost here is shared fairly as well.
+//! Reports denied packets as JSON lines, with names for IDs. The kernel limits the number of events per pod, and the
+//! reporter shares its own cost fairly too.
 
 mod groups;
 pub mod kubernetes;
@@ -25,64 +25,64 @@ pub use tell::{Denial, End, PolicyRef};
 #[derive(Debug)]
 pub struct Reporter {
     lines: Lines,
-    /// How far the wall clock is ahead of the kernel's boot clock.
+    /// Offset of the wall clock from the kernel's boot clock.
     boot: SystemTime,
     told: u64,
-    /// Lines a second.
+    /// Lines per second.
     written: Shares,
-    /// Microseconds a second that go into explanations.
+    /// Microseconds per second spent on explanations.
     explained: Shares,
     groups: Groups,
     summarized: Instant,
-    /// What is reported already of packets without an event, by endpoint ID and direction.
+    /// Packets without an event that were already reported, by endpoint ID and direction.
     limited: HashMap<(u32, u32), (PodKey, u64)>,
     limited_at: Instant,
-    /// Names of endpoints that were let go a moment ago: their last events may still be in the ring.
-    past: HashMap<u32, PodKey>,
+    /// Pods of recently removed endpoints. Their last events may still be in the ring buffer.
+    recent_pods: HashMap<u32, PodKey>,
     kubernetes: Option<Sink>,
 }
 
 impl Reporter {
-    /// Reports to `lines`.
+    /// Creates a reporter that writes to `lines`.
     pub fn new(lines: Lines) -> Self {
         let now = Instant::now();
         Self {
             lines,
             boot: boot_time(),
             told: 0,
-            written: Shares::new(LINES),
-            explained: Shares::new(EXPLAINING),
+            written: Shares::new(MAX_LINES),
+            explained: Shares::new(MAX_EXPLAIN_MICROS),
             groups: Groups::default(),
             summarized: now,
             limited: HashMap::new(),
             limited_at: now,
-            past: HashMap::new(),
+            recent_pods: HashMap::new(),
             kubernetes: None,
         }
     }
 
-    /// Tells the API server as well.
+    /// Also reports to the API server.
     #[must_use]
     pub fn and_to(mut self, sink: Option<Sink>) -> Self {
         self.kubernetes = sink;
         self
     }
 
-    /// Reports one denied packet.
+    /// Reports a denied packet.
     pub fn deny<D: Dataplane>(&mut self, event: &DenyEvent, reconciler: &Reconciler<D>) {
         let pod = reconciler.held().get(&event.ifindex).and_then(|held| held.pod.clone());
         if let Some(pod) = &pod {
-            self.past.insert(event.ifindex.0, pod.clone());
+            self.recent_pods.insert(event.ifindex.0, pod.clone());
         }
-        let pod = pod.or_else(|| self.past.get(&event.ifindex.0).cloned());
-        if self.past.len() > 1024 {
-            self.past.clear();
+        let pod = pod.or_else(|| self.recent_pods.get(&event.ifindex.0).cloned());
+        if self.recent_pods.len() > 1024 {
+            self.recent_pods.clear();
         }
         let now = Instant::now();
         let mut denial =
             tell::denial(event, pod.as_ref(), reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
         self.told += 1;
-        if Groups::take(event) {
+        if Groups::is_summarized(event) {
             self.groups.count(event, &denial, now);
             return;
         }
@@ -90,32 +90,32 @@ impl Reporter {
         if let (Some(sink), Some(pod)) = (&self.kubernetes, &pod) {
             sink.denied(event, &denial, pod, reconciler.engine().world());
         }
-        let spender = event.budget();
-        if !self.written.allow(spender, now) {
+        let key = event.budget();
+        if !self.written.allow(key, now) {
             self.lines.skip();
             return;
         }
-        self.written.spend(spender, 1);
+        self.written.spend(key, 1);
         let by_rules = [Reason::NoRule, Reason::NoBackend, Reason::Backend].map(|reason| reason as u8);
-        if let Some(pod) = pod.filter(|_| by_rules.contains(&event.reason) && self.explained.allow(spender, now)) {
+        if let Some(pod) = pod.filter(|_| by_rules.contains(&event.reason) && self.explained.allow(key, now)) {
             tell::explain(&mut denial, event, &pod, reconciler.engine());
-            self.explained.spend(spender, u64::try_from(now.elapsed().as_micros()).unwrap_or(u64::MAX));
+            self.explained.spend(key, u64::try_from(now.elapsed().as_micros()).unwrap_or(u64::MAX));
         }
-        self.lines.push(spender, &denial);
+        self.lines.push(key, &denial);
     }
 
-    /// Writes the summaries that are due. May be called at any time; costs nothing most times. `suppressed` returns how many
-    /// packets of an endpoint ID have no event.
+    /// Writes the summaries that are due. May be called at any time, and usually does nothing. `suppressed` returns the
+    /// number of packets without an event for an endpoint ID.
     pub fn summarize<D: Dataplane>(&mut self, reconciler: &Reconciler<D>, suppressed: impl Fn(u32, Direction) -> u64) {
         let now = Instant::now();
-        if now.saturating_duration_since(self.summarized) < SUMMARIES {
+        if now.saturating_duration_since(self.summarized) < SUMMARY_INTERVAL {
             return;
         }
         self.summarized = now;
         for summary in self.groups.due(now, SystemTime::now()) {
-            self.lines.push(SUMMARY, &summary);
+            self.lines.push(SUMMARY_KEY, &summary);
         }
-        if now.saturating_duration_since(self.limited_at) < LIMITED {
+        if now.saturating_duration_since(self.limited_at) < LIMITED_INTERVAL {
             return;
         }
         self.limited_at = now;
@@ -125,12 +125,12 @@ impl Reporter {
             for direction in Direction::BOTH {
                 let id = (held.endpoint.id, direction as u32);
                 let count = suppressed(held.endpoint.id, direction);
-                // The ID, or the count, may be another pod's by now.
+                // The ID or the counter may belong to another pod now.
                 let before = self.limited.get(&id).filter(|(of, before)| of == pod && *before <= count);
                 let new = count - before.map_or(0, |(_, before)| *before);
                 if new > 0 {
                     let summary = LimitSummary::new(SystemTime::now(), pod.to_string(), direction, new);
-                    self.lines.push(SUMMARY, &summary);
+                    self.lines.push(SUMMARY_KEY, &summary);
                 }
                 if count > 0 {
                     limited.insert(id, (pod.clone(), count));
@@ -140,41 +140,42 @@ impl Reporter {
         self.limited = limited;
     }
 
-    /// Tells the API server what policies say that was not understood. May be called at any time.
+    /// Reports diagnostics of policies to the API server. May be called at any time.
     pub fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
         if let Some(sink) = &mut self.kubernetes {
             sink.review(reconciler.engine().world(), Instant::now());
         }
     }
 
-    /// What became of Events of the API server, where they are written.
+    /// Returns statistics of the API server's Events, if they are written.
     pub fn kubernetes(&self) -> Option<&kubernetes::Numbers> {
         self.kubernetes.as_ref().map(Sink::numbers)
     }
 
-    /// Events told since the start.
+    /// Returns the number of events reported since the start.
     pub fn told(&self) -> u64 {
         self.told
     }
 
-    /// Events that could not be written, as whoever reads standard output is too slow.
+    /// Returns the number of lines that were not written, because standard output is read too slowly.
     pub fn unwritten(&self) -> u64 {
         self.lines.lost()
     }
 }
 
-/// Lines in one second.
-const LINES: u64 = 1000;
-/// Microseconds in one second for looks at every rule of a pod's policies: explanations must not cost more than enforcement.
-const EXPLAINING: u64 = 200_000;
-/// Summaries are looked for this often …
-const SUMMARIES: Duration = Duration::from_millis(500);
-/// … and those of packets without an event written this often.
-const LIMITED: Duration = Duration::from_secs(10);
-/// No budget's number: summaries have a share of their own of the lines that wait.
-const SUMMARY: u32 = u32::MAX;
+/// Maximum lines per second.
+const MAX_LINES: u64 = 1000;
+/// Microseconds per second for explanations, which evaluate every rule of a pod's policies. They must not cost more
+/// than enforcement.
+const MAX_EXPLAIN_MICROS: u64 = 200_000;
+/// Interval of checking for summaries.
+const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
+/// Interval of summaries of packets without an event.
+const LIMITED_INTERVAL: Duration = Duration::from_secs(10);
+/// Queue key of summaries, which is no budget's. They have their own share of the queue.
+const SUMMARY_KEY: u32 = u32::MAX;
 
-/// The pod of this node that sent a packet in the name of another address.
+/// Returns the local pod that sent the packet, if the source address is not that pod's.
 fn sender<D: Dataplane>(event: &DenyEvent, denial: &Denial, reconciler: &Reconciler<D>) -> Option<String> {
     let id = u32::from(event.source_endpoint);
     if id == 0 || event.direction != Direction::Ingress as u8 {
@@ -187,7 +188,7 @@ fn sender<D: Dataplane>(event: &DenyEvent, denial: &Denial, reconciler: &Reconci
 
 fn boot_time() -> SystemTime {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is ours; the clock exists since Linux 2.6.39.
+    // SAFETY: `now` is a local variable; the clock exists since Linux 2.6.39.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
     let since_boot = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
     SystemTime::now() - since_boot

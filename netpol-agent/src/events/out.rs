@@ -1,5 +1,5 @@
-//! Lines to standard output, from a thread of their own: a reader that stops must not stop enforcement. Where lines come faster
-//! than they are read, those of the pods with the most waiting lines are dropped first.
+//! Writes lines to standard output on its own thread, so that a blocked reader does not block enforcement. If lines
+//! arrive faster than they are read, lines of the pods with the most queued lines are dropped first.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::Write;
@@ -9,10 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use netpol_policy::text;
 use serde::Serialize;
 
-/// Lines that wait for their reader, at most.
+/// Maximum number of queued lines.
 const QUEUE: usize = 4096;
 
-/// Where lines go.
+/// The output.
 #[derive(Debug)]
 pub struct Lines {
     shared: Arc<Shared>,
@@ -27,50 +27,50 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // No holder panics halfway through a change.
+        // No thread panics while it changes the queue.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lose(&self, lines: usize) {
+    fn count_lost(&self, lines: usize) {
         self.lost.fetch_add(lines as u64, Ordering::Relaxed);
     }
 }
 
-/// Lines in the order in which they came, and which are each spender's.
+/// Lines in the order of their arrival, and the lines of each key.
 #[derive(Debug, Default)]
 struct Queue {
     lines: BTreeMap<u64, (u32, Vec<u8>)>,
-    of: HashMap<u32, VecDeque<u64>>,
+    by_key: HashMap<u32, VecDeque<u64>>,
     next: u64,
-    /// No more will come.
+    /// Whether no more lines will arrive.
     ended: bool,
-    /// No more can be written.
+    /// Whether writing has failed.
     failed: bool,
 }
 
 impl Queue {
-    /// Adds a line; whether all lines are still there.
-    fn push(&mut self, spender: u32, line: Vec<u8>) -> bool {
+    /// Adds a line. Returns false if a line was dropped.
+    fn push(&mut self, key: u32, line: Vec<u8>) -> bool {
         let full = self.lines.len() >= QUEUE;
         if full {
-            let own = self.of.get(&spender).map_or(0, VecDeque::len);
-            let longest = self.of.iter().max_by_key(|(_, lines)| lines.len());
+            let own = self.by_key.get(&key).map_or(0, VecDeque::len);
+            let longest = self.by_key.iter().max_by_key(|(_, lines)| lines.len());
             let Some((&longest, _)) = longest.filter(|(_, lines)| lines.len() > own + 1) else { return false };
-            let newest = self.of.get_mut(&longest).and_then(VecDeque::pop_back);
+            let newest = self.by_key.get_mut(&longest).and_then(VecDeque::pop_back);
             newest.map(|number| self.lines.remove(&number));
         }
-        self.lines.insert(self.next, (spender, line));
-        self.of.entry(spender).or_default().push_back(self.next);
+        self.lines.insert(self.next, (key, line));
+        self.by_key.entry(key).or_default().push_back(self.next);
         self.next += 1;
         !full
     }
 
     fn pop(&mut self) -> Option<Vec<u8>> {
-        let (_, (spender, line)) = self.lines.pop_first()?;
-        if let Some(lines) = self.of.get_mut(&spender) {
+        let (_, (key, line)) = self.lines.pop_first()?;
+        if let Some(lines) = self.by_key.get_mut(&key) {
             lines.pop_front();
             if lines.is_empty() {
-                self.of.remove(&spender);
+                self.by_key.remove(&key);
             }
         }
         Some(line)
@@ -78,7 +78,7 @@ impl Queue {
 }
 
 impl Lines {
-    /// Writes to `out` from a thread. When writing fails, that line and all later ones count as lost.
+    /// Starts a thread that writes to `out`. If writing fails, that line and all later ones count as lost.
     pub fn to(mut out: impl Write + Send + 'static) -> Self {
         let shared = Arc::new(Shared::default());
         let writer = Arc::clone(&shared);
@@ -88,7 +88,7 @@ impl Lines {
                     tracing::warn!(%error, "cannot write to standard output; denied packets are counted but not reported");
                     let mut queue = writer.lock();
                     queue.failed = true;
-                    writer.lose(1 + queue.lines.len());
+                    writer.count_lost(1 + queue.lines.len());
                     *queue = Queue { failed: true, ..Queue::default() };
                     return;
                 }
@@ -97,21 +97,21 @@ impl Lines {
         Self { shared }
     }
 
-    /// Adds a line that is charged to a spender, which is any number.
-    pub(super) fn push(&self, spender: u32, line: &impl Serialize) {
-        let Ok(line) = serde_json::to_string(line) else { return self.shared.lose(1) };
+    /// Adds a line. `key` identifies the budget that the line is counted for.
+    pub(super) fn push(&self, key: u32, line: &impl Serialize) {
+        let Ok(line) = serde_json::to_string(line) else { return self.shared.count_lost(1) };
         let mut bytes = text::json(&line).into_owned().into_bytes();
         bytes.push(b'\n');
         let mut queue = self.shared.lock();
-        if queue.failed || !queue.push(spender, bytes) {
-            self.shared.lose(1);
+        if queue.failed || !queue.push(key, bytes) {
+            self.shared.count_lost(1);
         }
         self.shared.changed.notify_one();
     }
 
-    /// A line is not even made.
+    /// Counts a line as lost that was not created.
     pub(super) fn skip(&self) {
-        self.shared.lose(1);
+        self.shared.count_lost(1);
     }
 
     pub(super) fn lost(&self) -> u64 {
@@ -126,7 +126,7 @@ impl Drop for Lines {
     }
 }
 
-/// The next line; `None`: there will be none.
+/// Waits for the next line. `None` if there will be no more.
 fn wait(shared: &Shared) -> Option<Vec<u8>> {
     let mut queue = shared.lock();
     loop {
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// A pipe whose reader goes away after one line.
+    /// A pipe that closes after one line.
     struct Closing(u32);
 
     impl Write for Closing {
@@ -168,17 +168,17 @@ mod tests {
         for _ in 0..100 {
             lines.push(1, &"a line");
         }
-        let begun = Instant::now();
-        while lines.lost() < 99 && begun.elapsed() < Duration::from_secs(10) {
+        let start = Instant::now();
+        while lines.lost() < 99 && start.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert_eq!(lines.lost(), 99);
     }
 
-    /// A reader that has stopped.
-    struct Stuck;
+    /// A reader that never continues.
+    struct Blocked;
 
-    impl Write for Stuck {
+    impl Write for Blocked {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             loop {
                 std::thread::park();
@@ -191,12 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_who_stops_stops_nobody() {
-        let lines = Lines::to(Stuck);
+    fn a_blocked_reader_does_not_block_the_writer() {
+        let lines = Lines::to(Blocked);
         for _ in 0..QUEUE + 101 {
             lines.push(1, &"a line");
         }
-        // The thread holds one, or has not taken it yet.
+        // The thread has taken one line, or none yet.
         assert!((100..=101).contains(&lines.lost()), "{}", lines.lost());
     }
 

@@ -1,4 +1,4 @@
-//! What a denied packet is in words.
+//! Describes a denied packet.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,73 +11,73 @@ use netpol_policy::reference::Packet;
 use netpol_policy::world::{Owner, World};
 use serde::Serialize;
 
-/// One line.
+/// The JSON line of a denied packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Denial {
-    /// When, RFC 3339 in UTC, with milliseconds.
+    /// Time in RFC 3339, UTC, with milliseconds.
     pub time: String,
     /// Always `deny`.
     pub verdict: &'static str,
-    /// `ingress`: at the receiver; `egress`: at the sender.
+    /// `ingress`: dropped at the receiver; `egress`: at the sender.
     pub direction: &'static str,
-    /// A reason's name.
+    /// The reason's name.
     pub reason: &'static str,
-    /// Where it was dropped, `namespace/pod`.
+    /// The pod at which it was dropped, `namespace/pod`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
-    /// The pod of this node that sent it, where the source address is not that pod's.
+    /// The local pod that sent the packet, if the source address is not that pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
-    /// The sender.
+    /// The source.
     pub from: End,
-    /// The receiver.
+    /// The destination.
     pub to: End,
-    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or the number.
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
     pub protocol: String,
-    /// The destination port, where the protocol has ports.
+    /// The destination port, if the protocol has ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// The policies that isolate the pod in this direction.
     pub policies: Vec<PolicyRef>,
-    /// Where no rule allows it: the one that lacks least, and what it lacks.
+    /// If no rule allows it: the rule that is nearest, and what differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nearest: Option<NearestRule>,
-    /// What is often overlooked in such a case.
+    /// Hints on frequent causes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
-    /// Packets of this flow that were dropped and not told since the last line.
+    /// Packets of this flow that were dropped without an event since the last line.
     pub suppressed: u32,
-    /// Bytes of the packet from its IP header on.
+    /// Length of the packet in bytes, from its IP header on.
     pub length: u32,
 }
 
 /// One end of a packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct End {
-    /// `namespace/pod`, where the address is a pod's.
+    /// `namespace/pod`, if the address is a pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// `own`: an address of this node.
+    /// `own` for an address of the local node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<&'static str>,
-    /// The node put its own address in place of the sender's.
+    /// Whether the node has replaced the sender's address by its own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub masqueraded: bool,
-    /// The address, where the packet has one.
+    /// The address, if the packet has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// The port, where the protocol has ports.
+    /// The port, if the protocol has ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The Services that have this address and port, `namespace/name` each.
+    /// The Services with this address and port, as `namespace/name`.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub services: Box<[String]>,
-    /// With [`Reason::Backend`]: the Services that may have sent it there.
+    /// With [`Reason::Backend`]: the Services of which this is a backend.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub behind: Box<[String]>,
 }
 
-/// Names a policy.
+/// The name of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct PolicyRef {
     /// Its namespace.
@@ -86,7 +86,7 @@ pub struct PolicyRef {
     pub name: String,
 }
 
-/// Names both ends and the policies. `pod` is who the interface belongs to.
+/// Describes an event, with names of both ends and the policies. `pod` is the pod of the interface.
 pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, time: SystemTime) -> Denial {
     let direction = Direction::from_code(event.direction);
     let ports = protocol::has_ports(event.protocol);
@@ -104,7 +104,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
             behind: Box::default(),
         }
     };
-    // A foreign source is somebody else's address; the interface tells whose packet it was.
+    // A spoofed source is another pod's address. The interface determines the sender.
     let (sender, receiver) = match direction {
         Some(Direction::Egress) => (pod, None),
         _ => (None, pod),
@@ -138,8 +138,8 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
     }
 }
 
-/// A packet towards a pod from an address of this node. What the node itself sends always passes, so that policy denies only what
-/// it forwards under its address.
+/// Marks and explains a packet to a pod from an address of this node. Packets that the node itself sends are always
+/// allowed, so policy denies only what it forwards from its own address.
 fn masqueraded(from: &mut End, to: &End, event: &DenyEvent, world: &World) -> Option<String> {
     let by_policy = [Reason::NoRule, Reason::Revoked].iter().any(|reason| *reason as u8 == event.reason);
     let address = from.address.filter(|_| from.node.is_some() && by_policy)?;
@@ -147,20 +147,17 @@ fn masqueraded(from: &mut End, to: &End, event: &DenyEvent, world: &World) -> Op
     let backend = to.address.zip(to.port).map(|(address, port)| Backend { address, port });
     let services = backend.map(|backend| world.services_behind(backend, event.protocol)).unwrap_or_default();
     let services: Vec<String> = services.iter().map(ToString::to_string).collect();
-    let of = if services.is_empty() {
-        "the Service that it came through".to_owned()
-    } else {
-        format!("Service {}", services.join(" or "))
-    };
+    let service =
+        if services.is_empty() { "its Service".to_owned() } else { format!("Service {}", services.join(" or ")) };
     let length = if address.is_ipv4() { 32 } else { 128 };
     Some(format!(
-        "this node masqueraded the packet: {address} is not its sender. If it came from outside through a NodePort or a load \
-         balancer, set `externalTrafficPolicy: Local` on {of}, which keeps the sender's address, and allow that; or allow what this \
-         node masquerades, from whatever sender, with an ipBlock {address}/{length}"
+        "the node masqueraded the packet: {address} is not the sender's address. If it came from outside through a NodePort or a load \
+         balancer, set `externalTrafficPolicy: Local` on {service}, which keeps the sender's address, and allow that address; or allow \
+         everything that this node masquerades, from any sender, with an ipBlock {address}/{length}"
     ))
 }
 
-/// The Services that a pod's packet is for. Past the place where a Service sends it on, it carries a backend's address.
+/// Adds the Services that the packet was sent to. Post-DNAT, the destination is a backend's address.
 fn name_services(to: &mut End, event: &DenyEvent, world: &World) {
     let (Some(address), Some(port)) = (to.address, to.port) else { return };
     if let Some(frontend) = world.frontend_at(address, event.protocol, port) {
@@ -175,7 +172,7 @@ fn name_services(to: &mut End, event: &DenyEvent, world: &World) {
     }
 }
 
-/// Adds what the policies would have to say. Costs a look at every rule of the pod's policies.
+/// Adds the nearest rule and hints. Evaluates every rule of the pod's policies.
 pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engine: &Engine) {
     let Some(direction) = Direction::from_code(event.direction) else { return };
     let other = match direction {
@@ -194,7 +191,7 @@ pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engi
         behind: [Reason::Backend, Reason::SomeBackends].map(|reason| reason as u8).contains(&event.reason),
     };
     let side = explain_packet(engine.world(), &packet);
-    // Policies may have changed since: an explanation of another verdict would mislead.
+    // Policies may have changed since. An explanation of another verdict would be misleading.
     if side.verdict == Verdict::Deny {
         denial.nearest = side.nearest;
         denial.hints.extend(side.hints);
@@ -220,7 +217,7 @@ fn protocol_name(number: u8) -> String {
     }
 }
 
-/// Civil date from days since 1970. Source: H. Hinnant, "chrono-compatible low-level date algorithms".
+/// Formats a time. Civil date from days since 1970: H. Hinnant, "chrono-compatible low-level date algorithms".
 pub(super) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seconds, millis) = (since.as_secs(), since.subsec_millis());
@@ -261,7 +258,7 @@ ports: [{port: 5432}]
 ";
 
     #[test]
-    fn services_are_named_where_a_pods_packet_is_for_them_or_was_sent_by_one() {
+    fn services_are_named_pre_dnat_and_post_dnat() {
         let mut engine = Engine::new(NodeScope::All, FirstIds::default());
         let objects = manifest::parse(SHOP, "f").objects.into_iter().map(|located| located.object).collect();
         engine.apply(Event::Reset(objects));
@@ -293,7 +290,7 @@ ports: [{port: 5432}]
     }
 
     #[test]
-    fn what_the_node_masqueraded_is_named_so_with_what_to_do() {
+    fn masqueraded_packets_are_marked_and_have_a_hint() {
         let mut engine = Engine::new(NodeScope::All, FirstIds::default());
         let objects = manifest::parse(SHOP, "f").objects.into_iter().map(|located| located.object).collect();
         engine.apply(Event::Reset(objects));
@@ -327,7 +324,7 @@ ports: [{port: 5432}]
             assert_eq!(denial.hints.len(), usize::from(masqueraded));
         }
         let told = denial(&event(Direction::Ingress, Reason::NoRule, node), Some(&pod), &engine, UNIX_EPOCH);
-        let json = serde_json::to_string(&told).expect("JSON");
+        let json = serde_json::to_string(&told).expect("cannot serialize the line");
         assert!(json.contains(r#""node":"own","masqueraded":true"#), "{json}");
         for part in ["externalTrafficPolicy: Local", "Service shop/db", "ipBlock 192.0.2.1/32"] {
             assert!(told.hints[0].contains(part), "{}", told.hints[0]);
