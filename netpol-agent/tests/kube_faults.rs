@@ -97,7 +97,7 @@ async fn changes_during_an_outage_are_sent_as_one_resync() -> Result<()> {
     cluster.server.network(Network::Refuse);
     cluster
         .wait_until("each kind reports a failure", || {
-            cluster.feed.state.kinds().values().all(|kind| kind.trouble.is_some())
+            cluster.feed.state.kinds().values().all(|kind| kind.current_error.is_some())
         })
         .await;
     cluster.server.delete(Resource::Pods, "shop", "db");
@@ -146,7 +146,7 @@ async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage()
     cluster.server.network(Network::Refuse);
     cluster
         .wait_until("each kind reports a failure", || {
-            cluster.feed.state.kinds().values().all(|kind| kind.trouble.is_some())
+            cluster.feed.state.kinds().values().all(|kind| kind.current_error.is_some())
         })
         .await;
     cluster.server.restore(backup);
@@ -224,7 +224,7 @@ async fn a_missing_permission_is_named_and_the_source_continues_when_it_is_grant
     });
     let mut cluster = Cluster::watch(server, short_times());
     cluster
-        .wait_until("the failure is reported", || cluster.feed.state.kinds()["networkpolicies"].trouble.is_some())
+        .wait_until("the failure is reported", || cluster.feed.state.kinds()["networkpolicies"].current_error.is_some())
         .await;
     sleep(Duration::from_millis(300)).await;
     let waiting = cluster.feed.state.waiting().expect("the source waits for no kind");
@@ -240,7 +240,7 @@ async fn a_missing_permission_is_named_and_the_source_continues_when_it_is_grant
     cluster.server.set_rules(rules());
     cluster.server.end_forbidden_watches();
     cluster
-        .wait_until("the failure is reported", || cluster.feed.state.kinds()["networkpolicies"].trouble.is_some())
+        .wait_until("the failure is reported", || cluster.feed.state.kinds()["networkpolicies"].current_error.is_some())
         .await;
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
     let batch = cluster.next_batch().await;
@@ -259,9 +259,11 @@ async fn the_role_of_an_older_version_is_not_sufficient_and_missing_rules_are_na
         ("services", "- apiGroups: [\"\"]\n  resources: [services]"),
         ("endpointslices", "- apiGroups: [discovery.k8s.io]\n  resources: [endpointslices]"),
     ] {
-        let trouble = || cluster.feed.state.kinds()[kind].trouble.clone();
+        let current_error = || cluster.feed.state.kinds()[kind].current_error.clone();
         cluster
-            .wait_until("the missing rule is reported", || trouble().is_some_and(|trouble| trouble.contains(rule)))
+            .wait_until("the missing rule is reported", || {
+                current_error().is_some_and(|current_error| current_error.contains(rule))
+            })
             .await;
     }
     cluster.expect_no_batch(Duration::from_millis(300)).await;

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::desk::{Desk, Question};
 use crate::reconcile::{Check, Finding, Standing};
-use crate::source::{Inquiry, Known, Revision, Subject};
+use crate::source::{Inquiry, Revision, Subject, SubjectState};
 
 /// More conditions than this belong in several requests.
 const CONDITIONS: usize = 64;
@@ -95,7 +95,7 @@ async fn wait_for(condition: &Condition, begun: Instant, until: Instant, desk: &
 }
 
 /// What the source knows now.
-async fn inquire(condition: &Condition, until: Instant, desk: &Desk) -> Result<Known, String> {
+async fn inquire(condition: &Condition, until: Instant, desk: &Desk) -> Result<SubjectState, String> {
     let subject = match condition {
         Condition::Enforced(target) | Condition::Deleted(target) => Subject::Object(key(target)),
         Condition::Sync => Subject::Everything,

@@ -38,8 +38,8 @@ pub(super) fn render(page: &mut Page, source: &SourceState) {
     }
     page.head("netpol_source_heard_seconds", "gauge", "Time since anything came of this kind, bookmarks included.");
     for (name, kind) in &kinds {
-        if let Some(heard) = kind.heard {
-            page.value("netpol_source_heard_seconds", &[("kind", name)], heard.elapsed().as_secs_f64());
+        if let Some(last_received) = kind.last_received {
+            page.value("netpol_source_heard_seconds", &[("kind", name)], last_received.elapsed().as_secs_f64());
         }
     }
 }

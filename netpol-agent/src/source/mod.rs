@@ -1,4 +1,4 @@
-//! Where objects come from. A source sends everything it knows once, as a reset, and then each change.
+//! Sources of API objects. A source first sends all objects as a reset, and then each change.
 
 pub mod dir;
 pub mod kube;
@@ -18,67 +18,69 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use state::{KindState, SourceState};
 
-/// Counts what a source sent, batch by batch, from 1: whoever has enforced a revision has enforced all before it.
+/// The number of a batch of a source, starting at 1. If a revision is enforced, all earlier ones are too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision(pub u64);
 
-/// Events that came at one time.
+/// Events that arrived together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Its number.
     pub revision: Revision,
-    /// What happened, in order.
+    /// The events, in order.
     pub events: Vec<Event>,
-    /// The source had lost sight: the events are what differs now, and nothing between before and now ever was.
+    /// The source lost its watch and resynced: the events are the difference since then. No state in between ever
+    /// existed.
     pub after_gap: bool,
-    /// When the first of it reached the agent.
+    /// When the first event of the batch arrived at the agent.
     pub received: Instant,
 }
 
-/// Asks a source what it knows, as of now rather than of when it last heard of it.
+/// A request for the current state of a subject, newer than the last event received for it.
 #[derive(Debug)]
 pub struct Inquiry {
-    /// Of what.
+    /// The subject.
     pub subject: Subject,
-    /// Answered once everything that is so at the time of asking was sent. An error says why that cannot be known.
-    pub answer: oneshot::Sender<Result<Known, String>>,
+    /// Receives the reply after everything was sent that existed when the request was made. An error says why the state
+    /// is unknown.
+    pub answer: oneshot::Sender<Result<SubjectState, String>>,
 }
 
-/// What is asked about.
+/// The subject of an inquiry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// One object.
     Object(ObjectKey),
-    /// All that there is; it always exists.
+    /// All objects. Always exists.
     Everything,
 }
 
-/// What is known of a subject.
+/// The state of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
-    /// Whether there is such a thing.
+pub struct SubjectState {
+    /// Whether it exists.
     pub exists: bool,
-    /// The batch that says so, or one after it.
+    /// The batch that includes this state, or a later one.
     pub revision: Revision,
 }
 
-/// A source that runs.
+/// A running source.
 #[derive(Debug)]
 pub struct Feed {
-    /// What it tells; first of all a reset, with everything there is.
+    /// Its batches; the first is a reset with all objects.
     pub batches: mpsc::Receiver<Batch>,
-    /// What it is asked.
+    /// Requests to the source.
     pub inquiries: mpsc::Sender<Inquiry>,
-    /// How it is.
+    /// Its state, for readiness and metrics.
     pub state: SourceState,
 }
 
-/// A source that can be named on the command line.
+/// A source as given on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObjectSource {
     /// `dir:PATH`: manifests in a directory tree, watched.
     Dir(PathBuf),
-    /// `kube`: the API server of the cluster this runs in; `kube:PATH`: of this kubeconfig.
+    /// `kube`: the API server of this cluster; `kube:PATH`: the one in this kubeconfig.
     Kube(Option<PathBuf>),
 }
 
@@ -90,30 +92,30 @@ pub enum SourceError {
         "cannot {verb} the manifests' directory {path}: {source}; --source dir:PATH takes a directory that the agent can read"
     )]
     Dir {
-        /// What was tried.
+        /// The operation that failed.
         verb: &'static str,
         /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         #[source]
         source: std::io::Error,
     },
-    /// Who to be for the API server cannot be read.
+    /// The credentials for the API server cannot be read.
     #[error(
         "cannot read the credentials for the API server: {reason}; run in a pod with a service account, or give a kubeconfig: \
          --source kube:PATH"
     )]
     Kube {
-        /// Why not.
+        /// The reason.
         reason: String,
     },
 }
 
 impl ObjectSource {
-    /// Sends everything there is as the first batch, and goes on, in a task of its own. `limits` are for files.
+    /// Starts the source in its own task. The first batch has all objects. `limits` apply to files.
     ///
     /// # Errors
-    /// Where the source is not there at all. Objects that are not understood are told in the log instead.
+    /// If the source does not exist. Invalid objects are logged instead.
     pub fn start(self, limits: Limits) -> Result<Feed, SourceError> {
         match self {
             Self::Dir(path) => dir::start(&path, limits),
@@ -123,7 +125,7 @@ impl ObjectSource {
 }
 
 impl ObjectSource {
-    /// Makes further clients of the API server that objects come from; none where they come from elsewhere.
+    /// Returns a function that creates further clients of the API server, or `None` for other sources.
     pub fn api_client(&self) -> Option<impl Fn() -> Result<::kube::Client, String> + Send + 'static> {
         match self {
             Self::Kube(kubeconfig) => {
@@ -144,7 +146,7 @@ impl FromStr for ObjectSource {
             Some(("kube", path)) if !path.is_empty() => Ok(Self::Kube(Some(path.into()))),
             None if text == "kube" => Ok(Self::Kube(None)),
             _ => Err(format!(
-                "`{text}` is no source; write kube, kube:PATH of a kubeconfig, or dir:PATH, a directory of manifests"
+                "invalid source `{text}`; use kube, kube:PATH (a kubeconfig), or dir:PATH (a directory of manifests)"
             )),
         }
     }

@@ -1,45 +1,45 @@
-//! How a source is: for `/readyz` and for metrics.
+//! The state of a source, for `/readyz` and metrics.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Shared with the source, which keeps it up to date.
+/// The state of each kind. The source updates it.
 #[derive(Clone, Debug, Default)]
 pub struct SourceState(Arc<Mutex<BTreeMap<&'static str, KindState>>>);
 
-/// One kind of objects.
+/// The state of one kind of objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KindState {
-    /// The full list has come at least once.
+    /// The full list was received at least once.
     pub listed: bool,
-    /// What is known follows what there is.
+    /// The objects here follow those of the source.
     pub in_sync: bool,
-    /// Objects known.
+    /// Number of objects.
     pub objects: usize,
-    /// Full lists after the first.
+    /// Number of full lists after the first.
     pub relists: u64,
     /// Failures by reason: an HTTP status, `connection`, `silent`, `garbled`.
     pub errors: BTreeMap<String, u64>,
-    /// When something last came of it, bookmarks included.
-    pub heard: Option<Instant>,
-    /// What is wrong at the moment.
-    pub trouble: Option<String>,
+    /// When data of this kind was last received, bookmarks included.
+    pub last_received: Option<Instant>,
+    /// The current error.
+    pub current_error: Option<String>,
 }
 
 impl SourceState {
-    /// What is known of each kind, by its plural name. Empty where the source has no such thing.
+    /// Returns the state of each kind by its plural name. Empty for sources without kinds.
     pub fn kinds(&self) -> BTreeMap<&'static str, KindState> {
         self.lock().clone()
     }
 
-    /// What the first batch waits for, for people; `None` once nothing is missing.
+    /// Describes what the first batch waits for; `None` once all kinds are listed.
     pub fn waiting(&self) -> Option<String> {
         let kinds = self.lock();
         let missing: Vec<&str> = kinds.iter().filter(|(_, kind)| !kind.listed).map(|(name, _)| *name).collect();
-        let trouble = kinds.values().filter(|kind| !kind.listed).find_map(|kind| kind.trouble.clone());
-        let trouble = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
-        (!missing.is_empty()).then(|| format!("waiting for {} from the API server{trouble}", missing.join(", ")))
+        let current_error = kinds.values().filter(|kind| !kind.listed).find_map(|kind| kind.current_error.clone());
+        let current_error = current_error.map(|current_error| format!(": {current_error}")).unwrap_or_default();
+        (!missing.is_empty()).then(|| format!("waiting for {} from the API server{current_error}", missing.join(", ")))
     }
 
     pub(super) fn update(&self, kind: &'static str, change: impl FnOnce(&mut KindState)) {
@@ -47,7 +47,7 @@ impl SourceState {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, KindState>> {
-        // Whole after each change, whatever became of who made it.
+        // The map is consistent after each change, even if the thread that made it has panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,7 +5,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use netpol_agent::source::{Batch, Feed, Inquiry, Known, Subject, kube};
+use netpol_agent::source::{Batch, Feed, Inquiry, Subject, SubjectState, kube};
 use netpol_apiserver::{ApiServer, Options, Resource};
 use netpol_policy::manifest;
 use netpol_policy::model::{Object, ObjectKey, PodKey, PolicyKey};
@@ -170,12 +170,12 @@ impl Cluster {
     }
 
     /// Sends an inquiry about an object, and receives batches up to the one that the answer refers to.
-    pub(crate) async fn inquire(&mut self, object: ObjectKey) -> Result<Known, String> {
+    pub(crate) async fn inquire(&mut self, object: ObjectKey) -> Result<SubjectState, String> {
         self.inquire_about(Subject::Object(object)).await
     }
 
     /// Sends an inquiry about any subject.
-    pub(crate) async fn inquire_about(&mut self, subject: Subject) -> Result<Known, String> {
+    pub(crate) async fn inquire_about(&mut self, subject: Subject) -> Result<SubjectState, String> {
         let (answer, mut receiver) = oneshot::channel();
         self.feed.inquiries.send(Inquiry { subject, answer }).await.expect("the source has ended");
         loop {

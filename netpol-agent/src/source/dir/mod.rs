@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Batch, Feed, Inquiry, Known, Revision, SourceError, SourceState, Subject};
+use super::{Batch, Feed, Inquiry, Revision, SourceError, SourceState, Subject, SubjectState};
 use scan::{Scan, Stamp, scan};
 use store::{FileChanges, FileContent, Store};
 use watch::Watch;
@@ -135,7 +135,7 @@ impl Tree {
                     Subject::Everything => true,
                 };
                 let known = match tree.failures.iter().next() {
-                    None => Ok(Known { exists, revision: teller.revision }),
+                    None => Ok(SubjectState { exists, revision: teller.revision }),
                     Some((path, failure)) => Err(format!("{}: {failure}", path.display())),
                 };
                 // The requester may be gone.

@@ -1,4 +1,4 @@
-//! The client: with the credentials there are now, on connections that notice when the other end is gone.
+//! Creates the client of the API server, with current credentials, and with connections that detect a dead server.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,30 +16,32 @@ use tower::{BoxError, ServiceBuilder};
 
 use crate::chain::chain;
 
-/// A TCP connection and its TLS handshake take no longer.
-const CONNECT: Duration = Duration::from_secs(10);
-/// An HTTP/2 ping is sent this often, also where nothing else is,
-const PING: Duration = Duration::from_secs(10);
-/// and a connection whose server does not answer it within this time is dead: `client-go` takes 30 and 15 seconds.
-/// Source: `ReadIdleTimeout` and `PingTimeout`, `k8s.io/apimachinery/pkg/util/net/http.go`.
-const PONG: Duration = Duration::from_secs(15);
-/// A TCP connection on which nothing comes is probed after this long,
-const PROBE: Duration = Duration::from_secs(10);
-/// and again after each of these,
-const AGAIN: Duration = Duration::from_secs(5);
-/// and is dead when nothing, probe or request, was acknowledged for so long.
-const DEAD: Duration = Duration::from_secs(30);
+/// Timeout of a TCP connection and its TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of HTTP/2 pings, also on idle connections.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// Time after which a connection without a reply to a ping is dead. `client-go` uses 30 and 15 seconds. Source:
+/// `ReadIdleTimeout` and `PingTimeout`, `k8s.io/apimachinery/pkg/util/net/http.go`.
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// Idle time after which a TCP connection is probed.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+/// Interval of further probes.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time without an acknowledgment of a probe or request after which a TCP connection is dead.
+const DEAD_AFTER: Duration = Duration::from_secs(30);
 
-/// Reads the credentials and makes a client of them, for the runtime it is called in. Connects to nobody yet.
+/// Reads the credentials and creates a client for the current runtime. Does not connect yet.
 ///
 /// # Errors
-/// Where they cannot be read, or name what is not supported.
+/// If the credentials cannot be read, or use an unsupported feature.
 pub(in crate::source) fn client(kubeconfig: Option<&Path>) -> Result<Client, String> {
-    // Fails where one is installed already: then that one is used.
+    // Fails if a provider is installed already. Then that one is used.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = config(kubeconfig)?;
     if let Some(proxy) = &config.proxy_url {
-        return Err(format!("the API server is to be reached through a proxy, {proxy}; that is not supported"));
+        return Err(format!(
+            "the kubeconfig sets a proxy for the API server, {proxy}, which is not supported; remove it"
+        ));
     }
     let agent = HeaderValue::from_static(concat!("netpol-agent/", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, agent));
@@ -57,8 +59,8 @@ fn config(kubeconfig: Option<&Path>) -> Result<Config, String> {
     }
 }
 
-/// What `ClientBuilder::try_from` makes, less retries (failures are for the watcher to see: it knows when to go on and when
-/// to start anew), and on our own TCP connections.
+/// Creates what `ClientBuilder::try_from` does, but without retries and with our own TCP connections. The watcher must
+/// see failures, since it decides whether to continue or to list again.
 fn assemble(config: &Config) -> kube::Result<Client> {
     let mut connector = HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
     if let Some(name) = &config.tls_server_name {
@@ -66,15 +68,17 @@ fn assemble(config: &Config) -> kube::Result<Client> {
         let name = name.map_err(|error| kube::Error::RustlsTls(RustlsTlsError::InvalidServerName(error)))?;
         connector = connector.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
-    // ALPN chooses HTTP/2, which every API server has: pings tell an idle watch from a dead one. kube's own connector has
-    // HTTP/1.1 alone.
+    // ALPN selects HTTP/2, which every API server has: its pings distinguish an idle watch from a dead one. kube's own
+    // connector only has HTTP/1.1.
     let connector = connector.enable_all_versions().wrap_connector(tcp());
-    // No time for reading: watches are idle for as long as nothing happens.
+    // No read timeout: watches are idle as long as nothing changes.
     let mut connector = TimeoutConnector::new(connector);
-    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     let mut http = Http::builder(TokioExecutor::new());
     http.timer(TokioTimer::new());
-    http.http2_keep_alive_interval(PING).http2_keep_alive_timeout(PONG).http2_keep_alive_while_idle(true);
+    http.http2_keep_alive_interval(PING_INTERVAL)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
+        .http2_keep_alive_while_idle(true);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -84,13 +88,14 @@ fn assemble(config: &Config) -> kube::Result<Client> {
     Ok(ClientBuilder::new(service, &config.default_namespace).build())
 }
 
-/// A server whose machine is gone says nothing, not even that: the kernel has to ask.
+/// Creates a TCP connector with keepalive. If the server's machine has failed, it sends nothing, so the kernel has to
+/// probe.
 fn tcp() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
-    connector.set_keepalive(Some(PROBE));
-    connector.set_keepalive_interval(Some(AGAIN));
-    // What is sent and not acknowledged stops probes; this counts both.
-    connector.set_tcp_user_timeout(Some(DEAD));
+    connector.set_keepalive(Some(PROBE_AFTER));
+    connector.set_keepalive_interval(Some(PROBE_INTERVAL));
+    // Unacknowledged data suspends keepalive probes; this timeout covers both.
+    connector.set_tcp_user_timeout(Some(DEAD_AFTER));
     connector
 }

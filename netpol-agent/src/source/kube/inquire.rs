@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::gather::Gatherer;
 use super::resource::Resource;
 use super::trim::{name, version};
-use crate::source::{Inquiry, Known, Revision, Subject};
+use crate::source::{Inquiry, Revision, Subject, SubjectState};
 
 /// Requests only metadata.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -24,7 +24,7 @@ const PAGE: u32 = 1000;
 
 /// The API server's response to an inquiry.
 pub(super) struct QueryResult {
-    answer: oneshot::Sender<Result<Known, String>>,
+    answer: oneshot::Sender<Result<SubjectState, String>>,
     found: Result<QueriedVersions, String>,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct PendingInquiry {
     /// Objects that are not processed yet: the required version, or `None` if the object did not exist.
     missing: Vec<(Resource, ObjectKey, Option<u64>)>,
     exists: bool,
-    answer: Option<oneshot::Sender<Result<Known, String>>>,
+    answer: Option<oneshot::Sender<Result<SubjectState, String>>>,
 }
 
 #[derive(Deserialize)]
@@ -188,7 +188,7 @@ impl PendingInquiry {
             return false;
         }
         if let Some(answer) = self.answer.take() {
-            let _ = answer.send(Ok(Known { exists: self.exists, revision }));
+            let _ = answer.send(Ok(SubjectState { exists: self.exists, revision }));
         }
         true
     }

@@ -1,4 +1,4 @@
-//! Follows one resource: a full list, then a watch from its version, for ever. No failure ends it.
+//! Follows one resource forever: a full list, then a watch from its version. Retries after every failure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ use super::resource::Resource;
 use super::trim::{Seen, understand, version};
 use crate::source::state::SourceState;
 
-/// A watch that lived this long was not a failure.
-const LIVED: Duration = Duration::from_secs(5);
+/// A watch that lasted this long was not a failure.
+const WORKING_AFTER: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// Follows one resource.
 pub(super) struct Watcher {
     pub(super) resource: Resource,
     pub(super) access: Arc<Access>,
@@ -29,18 +29,18 @@ pub(super) struct Watcher {
     pub(super) options: Options,
     pub(super) state: SourceState,
     backoff: Backoff,
-    /// Lists follow lists no faster than this, where a server forgets what it has just told.
+    /// Backoff between lists, if the server keeps rejecting versions that it has just sent.
     stale: Backoff,
-    /// Another watcher got through.
+    /// Signals that another watcher has connected.
     back: watch::Receiver<Option<Instant>>,
-    /// Where to go on; `None`: with a full list.
+    /// The version to continue from; `None` to start with a full list.
     position: Option<String>,
-    /// The position is of a full list that has just come.
+    /// Whether the position is of a full list that was just received.
     fresh: bool,
     streaming: bool,
     contact: Contact,
-    trouble: Option<String>,
-    /// What is being done.
+    current_error: Option<String>,
+    /// The current operation.
     verb: &'static str,
 }
 
@@ -48,22 +48,22 @@ pub(super) struct Watcher {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contact {
     Kept,
-    /// Not if the watch goes on where it broke off.
+    /// Changes are not missed if the watch continues where it broke off.
     Broken,
-    /// Since then.
+    /// Changes may have been missed since then.
     Lost(Instant),
 }
 
-/// How a stream came to its end.
-enum End {
-    /// The server's time for it is over.
-    Over,
-    /// What was known is too old to go on from.
-    Gone(String),
-    /// The server has no streaming lists; whether that is certain.
+/// How a stream ended.
+enum StreamEnd {
+    /// The server ended it after its timeout.
+    Timeout,
+    /// The version is too old to continue from.
+    Expired(String),
+    /// The server has no streaming lists. The value says whether that is certain.
     NoStreaming(bool),
-    /// Nobody listens any more.
-    Unheard,
+    /// The receiver of the events was dropped.
+    ReceiverDropped,
 }
 
 #[derive(Deserialize)]
@@ -84,7 +84,7 @@ struct ListMeta {
 }
 
 #[derive(Deserialize)]
-struct Page<'p> {
+struct ListPage<'p> {
     #[serde(default)]
     metadata: ListMeta,
     #[serde(borrow, default)]
@@ -118,7 +118,7 @@ impl Watcher {
             fresh: false,
             streaming,
             contact: Contact::Kept,
-            trouble: None,
+            current_error: None,
             verb: "list",
         }
     }
@@ -126,61 +126,61 @@ impl Watcher {
     pub(super) async fn run(mut self) {
         sleep(jitter(self.options.spread)).await;
         loop {
-            let begun = Instant::now();
+            let started = Instant::now();
             self.back.mark_unchanged();
             let result = self.attempt().await;
-            if begun.elapsed() > LIVED {
-                self.lives();
+            if started.elapsed() > WORKING_AFTER {
+                self.reset_backoff();
             }
-            let mut asked = None;
+            let mut retry_after = None;
             match result {
-                Ok(End::Unheard) => return,
-                // At once, unless it is over again and again.
-                Ok(End::Over) if begun.elapsed() > Duration::from_secs(1) => continue,
-                Ok(End::Over) => {}
-                Ok(End::Gone(why)) => {
-                    tracing::info!(resource = %self.resource, why, "what is known is too old to go on from; listed anew");
+                Ok(StreamEnd::ReceiverDropped) => return,
+                // Continue at once, unless streams end again and again.
+                Ok(StreamEnd::Timeout) if started.elapsed() > Duration::from_secs(1) => continue,
+                Ok(StreamEnd::Timeout) => {}
+                Ok(StreamEnd::Expired(why)) => {
+                    tracing::info!(resource = %self.resource, why, "watch version expired; listing again");
                     self.position = None;
-                    self.lose().await;
-                    // The server is there, and others may be back already: not as late as after failures.
+                    self.mark_lost().await;
+                    // The server is reachable, and other watchers may have recovered: wait less than after failures.
                     sleep(self.stale.next(None)).await;
                     continue;
                 }
-                Ok(End::NoStreaming(certain)) => {
-                    tracing::info!(resource = %self.resource, certain, "no streaming list from this API server; listed in pages");
+                Ok(StreamEnd::NoStreaming(certain)) => {
+                    tracing::info!(resource = %self.resource, certain, "API server has no streaming lists; listing in pages");
                     self.streaming = false;
                     continue;
                 }
                 Err(failure) if failure.is_gone() => {
                     self.count(&failure);
                     self.position = None;
-                    self.lose().await;
+                    self.mark_lost().await;
                     sleep(self.stale.next(None)).await;
                     continue;
                 }
                 Err(failure) => {
-                    asked = failure.retry_after();
+                    retry_after = failure.retry_after();
                     self.failed(&failure).await;
                 }
             }
-            let wait = self.backoff.next(asked);
-            // Whoever waits on while another resource is followed again mixes new objects with old ones. A server that has just
-            // started may refuse at first: it is not asked as rarely as one that was away.
+            let wait = self.backoff.next(retry_after);
+            // If this watcher waited on while others have recovered, new objects would be mixed with old ones. A server
+            // that has just started may reject requests at first, so use shorter waits than for an unreachable one.
             tokio::select! {
                 () = sleep(wait) => {}
-                Ok(()) = self.back.changed(), if asked.is_none() => self.backoff.hurry(),
+                Ok(()) = self.back.changed(), if retry_after.is_none() => self.backoff.hurry(),
             }
         }
     }
 
-    /// The watch works.
-    fn lives(&mut self) {
+    /// Resets the backoff after the watch has worked.
+    fn reset_backoff(&mut self) {
         self.backoff.reset();
         self.stale.reset();
     }
 
-    async fn attempt(&mut self) -> Result<End, Failure> {
-        // A server restored from a backup may have overtaken the version that is known, in another history.
+    async fn attempt(&mut self) -> Result<StreamEnd, Failure> {
+        // A server that was restored from a backup may have passed this version, in another history.
         if matches!(self.contact, Contact::Lost(since) if since.elapsed() > self.options.trust) {
             self.position = None;
         }
@@ -194,10 +194,11 @@ impl Watcher {
         if let Some(position) = &self.position
             && !std::mem::take(&mut self.fresh)
         {
-            // A watch from a version that is yet to come is silent until it comes: all before it would be missed.
+            // A watch from a future version is silent until the server reaches it, and all changes before would be
+            // missed.
             let now = self.newest().await?;
             if version(&now) < version(position) {
-                return Ok(End::Gone(format!("the API server went back from version {position} to {now}")));
+                return Ok(StreamEnd::Expired(format!("the API server went back from version {position} to {now}")));
             }
         }
         self.stream().await
@@ -215,14 +216,14 @@ impl Watcher {
         body.map(|bytes| bytes.to_vec()).map_err(|error| Failure::Connection(crate::chain::chain(&error)))
     }
 
-    /// The version the server is at.
+    /// Returns the current version of the server.
     async fn newest(&self) -> Result<String, Failure> {
         let body = self.body("limit=1").await?;
-        let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| Failure::Garbled(error.to_string()))?;
+        let page: ListPage<'_> = serde_json::from_slice(&body).map_err(|error| Failure::Garbled(error.to_string()))?;
         Ok(page.metadata.resource_version)
     }
 
-    /// A full list, in pages; its version.
+    /// Reads a full list in pages, and returns its version.
     async fn pages(&mut self) -> Result<String, Failure> {
         let mut next = String::new();
         let mut limit = self.options.page;
@@ -234,7 +235,7 @@ impl Watcher {
                 format!("limit={limit}&continue={next}")
             };
             let body = match self.body(&query).await {
-                // The list took longer than the server remembers: once more, in one piece.
+                // The list took longer than the server keeps its version: list again without pages.
                 Err(failure) if failure.is_gone() && limit > 0 && !next.is_empty() => {
                     self.count(&failure);
                     (next, limit) = (String::new(), 0);
@@ -244,7 +245,8 @@ impl Watcher {
                 result => result?,
             };
             let received = Instant::now();
-            let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| Failure::Garbled(error.to_string()))?;
+            let page: ListPage<'_> =
+                serde_json::from_slice(&body).map_err(|error| Failure::Garbled(error.to_string()))?;
             for item in page.items.into_iter().flatten() {
                 self.item(item.get(), received).await;
             }
@@ -277,10 +279,10 @@ impl Watcher {
         Ok(())
     }
 
-    /// A watch: first of all a full list, where there is no position yet.
-    async fn stream(&mut self) -> Result<End, Failure> {
+    /// Watches. Starts with a full list if there is no position yet.
+    async fn stream(&mut self) -> Result<StreamEnd, Failure> {
         let mut listing = self.position.is_none();
-        // Not all at the same second.
+        // Spread the timeouts of the watches.
         let seconds = self.options.watch.as_secs() + jitter(self.options.watch).as_secs();
         let from = match &self.position {
             None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),
@@ -288,7 +290,7 @@ impl Watcher {
         };
         let url = self.url(&format!("watch=1&allowWatchBookmarks=true&{from}&timeoutSeconds={seconds}"));
         let response = match self.access.get(&url).await {
-            Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(End::NoStreaming(true)),
+            Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(StreamEnd::NoStreaming(true)),
             result => result?,
         };
         if listing {
@@ -299,8 +301,8 @@ impl Watcher {
             }
             self.recovered();
         }
-        // HTTP/2 pings find a dead connection. An API server sends no bookmark while a kind's version stays the same
-        // (`k8s.io/apiserver/pkg/storage/cacher`), so silence means nothing before the watch's time is over.
+        // HTTP/2 pings find a dead connection. An API server sends no bookmark while the version of a kind stays the
+        // same (`k8s.io/apiserver/pkg/storage/cacher`), so a silent watch is normal until its timeout.
         let silence = if response.version() == http::Version::HTTP_2 {
             Duration::from_secs(seconds) + self.options.answer
         } else {
@@ -310,30 +312,30 @@ impl Watcher {
         loop {
             let idle = if listing { self.options.patience } else { silence };
             let (line, received) = match timeout(idle, lines.next()).await {
-                Err(_) if listing => return Ok(End::NoStreaming(false)),
+                Err(_) if listing => return Ok(StreamEnd::NoStreaming(false)),
                 Err(_) => return Err(Failure::Silent(idle)),
                 Ok(result) => match result? {
                     Some(line) => line,
                     None if listing => {
                         return Err(Failure::Connection("the list ended before it was complete".to_owned()));
                     }
-                    None => return Ok(End::Over),
+                    None => return Ok(StreamEnd::Timeout),
                 },
             };
             let line: Line<'_> = serde_json::from_str(line).map_err(|error| Failure::Garbled(error.to_string()))?;
             match (line.kind, listing) {
                 ("ADDED" | "MODIFIED", true) => self.item(line.object.get(), received).await,
                 ("ADDED" | "MODIFIED" | "DELETED", false) => {
-                    self.lives();
+                    self.reset_backoff();
                     if !self.change(line.kind, line.object.get(), received).await {
-                        return Ok(End::Unheard);
+                        return Ok(StreamEnd::ReceiverDropped);
                     }
                 }
                 ("BOOKMARK", _) => {
                     let Bookmark { metadata } =
                         serde_json::from_str(line.object.get()).map_err(|error| Failure::Garbled(error.to_string()))?;
                     if listing && !metadata.annotations.contains_key("k8s.io/initial-events-end") {
-                        return Ok(End::NoStreaming(true));
+                        return Ok(StreamEnd::NoStreaming(true));
                     }
                     if std::mem::take(&mut listing) {
                         self.verb = "watch";
@@ -346,10 +348,10 @@ impl Watcher {
                 ("ERROR", _) => {
                     let status: Status = serde_json::from_str(line.object.get()).unwrap_or_default();
                     return match status.code {
-                        410 => Ok(End::Gone(status.message)),
+                        410 => Ok(StreamEnd::Expired(status.message)),
                         code if listing && code != 429 => {
                             tracing::debug!(code, message = status.message, "no streaming list");
-                            Ok(End::NoStreaming(true))
+                            Ok(StreamEnd::NoStreaming(true))
                         }
                         code => Err(Failure::Status { code, message: status.message, retry_after: None }),
                     };
@@ -359,7 +361,7 @@ impl Watcher {
         }
     }
 
-    /// False where nobody listens any more.
+    /// Sends a change. Returns false if the receiver was dropped.
     async fn change(&mut self, kind: &str, text: &str, received: Instant) -> bool {
         let Some(seen) = self.understood(text) else { return true };
         if seen.version > 0 {
@@ -373,19 +375,19 @@ impl Watcher {
         match understand(self.resource, text) {
             Ok(seen) => Some(seen),
             Err(error) => {
-                tracing::error!(resource = %self.resource, error, "an object that nobody can name is left out");
+                tracing::error!(resource = %self.resource, error, "skipped an object without metadata.name");
                 None
             }
         }
     }
 
     async fn tell(&self, news: News) -> bool {
-        self.state.update(self.resource.plural(), |kind| kind.heard = Some(Instant::now()));
+        self.state.update(self.resource.plural(), |kind| kind.last_received = Some(Instant::now()));
         self.news.send((self.resource, news)).await.is_ok()
     }
 
-    /// Changes may be missed from now on.
-    async fn lose(&mut self) {
+    /// Records that changes may be missed from now on.
+    async fn mark_lost(&mut self) {
         if !matches!(self.contact, Contact::Lost(_)) {
             self.contact = Contact::Lost(Instant::now());
             self.tell(News::Lost).await;
@@ -402,14 +404,14 @@ impl Watcher {
         if matches!(failure, Failure::Status { code: 401, .. } | Failure::Connection(_)) {
             self.access.renew();
         }
-        // A connection that breaks is made anew at once, and nothing is missed; one that cannot be made is an outage.
+        // A connection that breaks is reopened at once, and nothing is missed. One that cannot be opened is an outage.
         if self.backoff.is_waiting() || self.position.is_none() {
-            self.lose().await;
+            self.mark_lost().await;
             let text = failure.tell(self.verb, self.resource);
-            if self.trouble.as_ref() != Some(&text) {
+            if self.current_error.as_ref() != Some(&text) {
                 tracing::error!("{text}");
-                self.state.update(self.resource.plural(), |kind| kind.trouble = Some(text.clone()));
-                self.trouble = Some(text);
+                self.state.update(self.resource.plural(), |kind| kind.current_error = Some(text.clone()));
+                self.current_error = Some(text);
             }
         } else {
             self.contact = Contact::Broken;
@@ -419,11 +421,11 @@ impl Watcher {
     }
 
     fn recovered(&mut self) {
-        if self.trouble.take().is_some() {
+        if self.current_error.take().is_some() {
             tracing::info!("can {} {} again", self.verb, self.resource);
             self.access.answers();
             self.back.mark_unchanged();
-            self.state.update(self.resource.plural(), |kind| kind.trouble = None);
+            self.state.update(self.resource.plural(), |kind| kind.current_error = None);
         }
     }
 }
