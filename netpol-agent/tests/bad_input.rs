@@ -17,7 +17,7 @@ fn a_missing_source_is_named() {
         ("cube", 2, "write kube, kube:PATH of a kubeconfig, or dir:PATH"),
         ("dir:", 2, "or dir:PATH"),
     ] {
-        let output = node.verb(&["run", "--node", "n1", "--source", source]);
+        let output = node.subcommand(&["run", "--node", "n1", "--source", source]);
         let text = told(&output);
         assert_eq!(output.status.code(), Some(code), "{source}: {text}");
         assert!(text.contains(message), "{source}: {text}");
@@ -31,7 +31,7 @@ fn a_pin_path_outside_bpffs_is_refused_with_the_mount_command() {
     let mut node = Node::new();
     node.pin_path = node.directory.path().join("pins");
     let source = format!("dir:{}", node.directory.path().display());
-    let output = node.verb(&["run", "--node", "n1", "--source", &source]);
+    let output = node.subcommand(&["run", "--node", "n1", "--source", &source]);
     assert_eq!(output.status.code(), Some(5), "{}", told(&output));
     assert!(told(&output).contains("mount -t bpf"), "{}", told(&output));
 }
@@ -39,7 +39,7 @@ fn a_pin_path_outside_bpffs_is_refused_with_the_mount_command() {
 #[test]
 fn status_without_pins_reports_that_no_agent_has_run() {
     let node = Node::new();
-    let output = node.verb(&["status"]);
+    let output = node.subcommand(&["status"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(told(&output).contains("no agent has run here"), "{}", told(&output));
 }
@@ -58,7 +58,7 @@ fn an_unknown_node_and_invalid_manifests_are_reported() {
     node.wait_log("policy.yaml:8");
     node.end(true);
     let source = format!("dir:{}", node.directory.path().display());
-    let other = node.start_aside(&["run", "--node", "n9", "--source", &source]);
+    let other = node.start_another(&["run", "--node", "n9", "--source", &source]);
     std::thread::sleep(std::time::Duration::from_secs(2));
     let text = node::end(other);
     assert!(text.contains("no pod is on this node") && text.contains("n1"), "{text}");
@@ -117,7 +117,8 @@ fn hostile_manifests_are_reported_and_the_others_enforced() {
     node.expect(1, 2, 80, false);
     node.expect(1, 3, 80, false);
     node.wait("a deny event for the pod with the hostile name", || node.events().contains("10.9.0.3"));
-    let status = node.verb(&["status", "--api-socket", path(".api.sock").to_str().expect("the path is not UTF-8")]);
+    let status =
+        node.subcommand(&["status", "--api-socket", path(".api.sock").to_str().expect("the path is not UTF-8")]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     let (log, page) = (node.log(), node.page(9467, "/metrics"));
     let page = page.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).expect("the response has no body");

@@ -1,6 +1,6 @@
-//! A node with pods: network namespaces, a bridge, and the agent's own binary. Everything goes when it is dropped.
+//! A test node with pods: network namespaces, a bridge, and the agent's binary. Everything is removed on drop.
 
-#![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 
-/// How long anything may take to happen.
+/// Timeout of all waits.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-/// What has not answered by then is dropped.
+/// A connection that does not open within this time counts as dropped.
 const DROPPED: Duration = Duration::from_millis(300);
 
-static NODES: AtomicU32 = AtomicU32::new(0);
+static NEXT_NODE: AtomicU32 = AtomicU32::new(0);
 
-/// One node. Pod `n` has the address `10.9.0.n` on `veth<n>`, and answers on ports 80 and 81.
+/// A node. Pod `n` has the address `10.9.0.n` on `veth<n>`, and serves ports 80 and 81.
 pub(crate) struct Node {
     name: String,
     pub(crate) directory: tempfile::TempDir,
@@ -30,15 +30,15 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node on a fresh bridge.
+    /// Creates a node with a new bridge.
     pub(crate) fn new() -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
-            "this test makes network namespaces and needs root: run it as root, or `sudo -E cargo xtask test`"
+            "this test creates network namespaces and needs root; run it as root, or run `sudo -E cargo xtask test`"
         );
-        let name = format!("npt-a{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
+        let name = format!("npt-a{}-{}", std::process::id(), NEXT_NODE.fetch_add(1, Ordering::Relaxed));
         let pin_path = PathBuf::from(format!("/sys/fs/bpf/{name}"));
-        let directory = tempfile::tempdir().expect("a directory for manifests");
+        let directory = tempfile::tempdir().expect("cannot create a directory");
         let node = Self { pin_path, directory, pods: Vec::new(), agent: None, starts: 0, name };
         ip(&format!("netns add {}", node.name));
         node.ip("link set lo up");
@@ -48,17 +48,17 @@ impl Node {
         node
     }
 
-    /// A node with pods of these numbers, all known.
+    /// Creates a node with these pods and their manifests.
     pub(crate) fn with_pods(numbers: &[u8]) -> Self {
         let mut node = Self::new();
         for &number in numbers {
             node.add_pod(number);
-            node.announce(number);
+            node.write_pod(number);
         }
         node
     }
 
-    /// A pod's namespace and veth; nobody tells the agent.
+    /// Creates a pod's namespace and veth, without a manifest.
     pub(crate) fn add_pod(&mut self, number: u8) {
         let pod = self.namespace(number);
         ip(&format!("netns add {pod}"));
@@ -70,7 +70,7 @@ impl Node {
         ip(&format!("-n {pod} link set eth0 up"));
         for port in [80, 81] {
             inside(&pod, move || {
-                let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a free port");
+                let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("cannot bind the port");
                 std::thread::spawn(move || {
                     for stream in listener.incoming() {
                         let Ok(stream) = stream else { return };
@@ -81,29 +81,29 @@ impl Node {
         }
     }
 
-    /// Replaces a pod's veth by another one with the same name, index and address, as a namespace made anew has it.
+    /// Replaces a pod's veth by another one with the same name, index and address, as a recreated namespace would have.
     pub(crate) fn replace_veth(&self, number: u8) {
         let pod = self.namespace(number);
         let index = inside(&self.name, move || nix::net::if_::if_nametoindex(format!("veth{number}").as_str()));
         self.ip(&format!("link del veth{number}"));
-        let index = index.expect("the veth is there");
+        let index = index.expect("the veth does not exist");
         self.ip(&format!("link add veth{number} index {index} type veth peer name eth0 netns {pod}"));
         self.ip(&format!("link set veth{number} master br0 up"));
         self.pod_ip(number, &format!("addr add 10.9.0.{number}/24 dev eth0"));
         self.pod_ip(number, "link set eth0 up");
         for pod in &self.pods {
-            // The others know its earlier hardware address.
+            // The other pods have cached the old MAC address.
             self.pod_ip(*pod, "neigh flush all");
         }
     }
 
-    /// `ip` in a pod.
+    /// Runs `ip` in a pod.
     pub(crate) fn pod_ip(&self, number: u8, arguments: &str) {
         ip(&format!("-n {} {arguments}", self.namespace(number)));
     }
 
     /// Writes the pod's manifest.
-    pub(crate) fn announce(&self, number: u8) {
+    pub(crate) fn write_pod(&self, number: u8) {
         self.write(
             &format!("pod{number}.yaml"),
             &format!(
@@ -113,7 +113,7 @@ impl Node {
         );
     }
 
-    /// A policy of the namespace `shop`, from its spec.
+    /// Writes a policy of the namespace `shop` with this spec.
     pub(crate) fn policy(&self, name: &str, spec: &str) {
         self.write(
             &format!("{name}.yaml"),
@@ -124,20 +124,20 @@ impl Node {
         );
     }
 
-    /// Writes a manifest, whole at once.
+    /// Writes a manifest atomically.
     pub(crate) fn write(&self, file: &str, text: &str) {
         let hidden = self.directory.path().join(format!(".{file}"));
-        fs::write(&hidden, text).expect("the manifest can be written");
-        fs::rename(hidden, self.directory.path().join(file)).expect("the manifest can be moved");
+        fs::write(&hidden, text).expect("cannot write the manifest");
+        fs::rename(hidden, self.directory.path().join(file)).expect("cannot rename the manifest");
     }
 
     pub(crate) fn remove(&self, file: &str) {
-        fs::remove_file(self.directory.path().join(file)).expect("the manifest is there");
+        fs::remove_file(self.directory.path().join(file)).expect("cannot remove the manifest");
     }
 
-    /// The agent's verb, run to its end in the node's namespace.
-    pub(crate) fn verb(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the agent runs")
+    /// Runs a subcommand of the agent in the node's namespace.
+    pub(crate) fn subcommand(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("cannot run the agent")
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -157,80 +157,90 @@ impl Node {
 
     /// Starts the agent.
     pub(crate) fn spawn(&mut self, arguments: &[&str]) {
-        assert!(self.agent.is_none(), "one agent at a time");
+        assert!(self.agent.is_none(), "an agent is already running");
         self.starts += 1;
         let source = format!("dir:{}", self.directory.path().display());
         let ready = self.path("ready");
-        let ready = ready.to_str().expect("a path in UTF-8");
+        let ready = ready.to_str().expect("the path is not UTF-8");
         let socket = self.directory.path().join(".api.sock");
-        let socket = socket.to_str().expect("a path in UTF-8");
+        let socket = socket.to_str().expect("the path is not UTF-8");
         let own = ["run", "--node", "n1", "--source", &source, "--ready-file", ready, "--api-socket", socket];
         let all = [&own[..], arguments].concat();
-        let file = |name| Stdio::from(File::create(self.path(name)).expect("a file for output"));
+        let file = |name| Stdio::from(File::create(self.path(name)).expect("cannot create an output file"));
         self.agent = Some(
-            self.command(&all).env("NO_COLOR", "1").stdout(file("out")).stderr(file("log")).spawn().expect("it starts"),
+            self.command(&all)
+                .env("NO_COLOR", "1")
+                .stdout(file("out"))
+                .stderr(file("log"))
+                .spawn()
+                .expect("cannot start the agent"),
         );
     }
 
-    /// Another agent with these arguments; its log is piped.
-    pub(crate) fn start_aside(&self, arguments: &[&str]) -> Child {
+    /// Starts another agent with these arguments. Its log is piped.
+    pub(crate) fn start_another(&self, arguments: &[&str]) -> Child {
         let mut command = self.command(arguments);
         command.arg("--api-socket").arg(self.directory.path().join(".aside.sock"));
-        command.env("NO_COLOR", "1").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts")
+        command
+            .env("NO_COLOR", "1")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cannot start the agent")
     }
 
     fn path(&self, what: &str) -> PathBuf {
         self.directory.path().join(format!(".{what}{}", self.starts))
     }
 
-    /// What the agent of now has logged.
+    /// Returns the log of the current agent.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// The events it has told.
+    /// Returns the events of the current agent.
     pub(crate) fn events(&self) -> String {
         fs::read_to_string(self.path("out")).unwrap_or_default()
     }
 
     pub(crate) fn agent_pid(&self) -> u32 {
-        self.agent.as_ref().expect("an agent runs").id()
+        self.agent.as_ref().expect("no agent is running").id()
     }
 
-    /// Ends the agent, as `kill -9` does or as SIGTERM does.
+    /// Ends the agent by SIGTERM (`gently`) or SIGKILL.
     pub(crate) fn end(&mut self, gently: bool) -> ExitStatus {
-        let mut agent = self.agent.take().expect("an agent runs");
+        let mut agent = self.agent.take().expect("no agent is running");
         let signal = if gently { nix::sys::signal::SIGTERM } else { nix::sys::signal::SIGKILL };
-        let pid = i32::try_from(agent.id()).expect("a process id");
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
-        agent.wait().expect("it ends")
+        let pid = i32::try_from(agent.id()).expect("invalid process ID");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("cannot signal the agent");
+        agent.wait().expect("cannot wait for the agent")
     }
 
-    /// Waits until something holds; shows the log where it never does.
+    /// Waits until a condition holds. Panics with the log after the timeout.
     pub(crate) fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let begun = Instant::now();
+        let start = Instant::now();
         while !holds() {
-            assert!(begun.elapsed() < PATIENCE, "waited too long until {what}; the agent's log:\n{}", self.log());
+            assert!(start.elapsed() < PATIENCE, "timed out waiting until {what}; the agent's log:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
     pub(crate) fn wait_log(&self, part: &str) {
-        self.wait(&format!("the log says {part:?}"), || self.log().contains(part));
+        self.wait(&format!("the log contains {part:?}"), || self.log().contains(part));
     }
 
-    /// Connects from one pod to another; `None`: dropped.
+    /// Connects from one pod to another. `None` if dropped.
     pub(crate) fn open(&self, from: u8, to: u8, port: u16) -> Option<TcpStream> {
         self.open_within(DROPPED, from, to, port)
     }
 
-    /// The same, with time for repetitions.
+    /// Connects with another timeout, for example to allow retransmissions.
     pub(crate) fn open_within(&self, patience: Duration, from: u8, to: u8, port: u16) -> Option<TcpStream> {
         let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, to), port));
         inside(&self.namespace(from), move || TcpStream::connect_timeout(&address, patience).ok())
     }
 
-    /// Whether pods reach each other, once that is so.
+    /// Waits until one pod can, or cannot, connect to another.
     pub(crate) fn expect(&self, from: u8, to: u8, port: u16, reaches: bool) {
         let what = format!("pod {from} {} pod {to} on {port}", if reaches { "reaches" } else { "does not reach" });
         self.wait(&what, || self.open(from, to, port).is_some() == reaches);
@@ -240,32 +250,34 @@ impl Node {
         ip(&format!("-n {} {arguments}", self.name));
     }
 
-    /// What `tc` shows of the node's interfaces.
+    /// Runs `tc` on the node, and returns its output.
     pub(crate) fn tc(&self, arguments: &str) -> String {
         let output = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.name))
             .arg("tc")
             .args(arguments.split(' '))
             .output()
-            .expect("tc runs");
+            .expect("cannot run tc");
         assert!(output.status.success(), "tc {arguments}: {}", told(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// How many filters of netpol's the interface of a pod has, and how many links.
+    /// Returns the numbers of netpol's filters and links on a pod's interface.
     pub(crate) fn attached(&self, pod: u8) -> (usize, usize) {
         let show = |hook| self.tc(&format!("filter show dev veth{pod} {hook}"));
         let filters = ["ingress", "egress"].map(|hook| show(hook).matches("handle 0x6e70 ").count());
         let name = format!("veth{pod}");
-        let index = inside(&self.name, move || nix::net::if_::if_nametoindex(name.as_str())).expect("it is there");
+        let index =
+            inside(&self.name, move || nix::net::if_::if_nametoindex(name.as_str())).expect("the veth does not exist");
         let links = fs::read_dir(self.pin_path.join(format!("v{}/links", netpol_common::LAYOUT_VERSION)))
-            .expect("a directory")
+            .expect("cannot list the links")
             .flatten();
-        let is_its = |link: &fs::DirEntry| link.file_name().to_string_lossy().starts_with(&format!("{index}-"));
-        (filters.iter().sum(), links.filter(is_its).count())
+        let is_on_interface =
+            |link: &fs::DirEntry| link.file_name().to_string_lossy().starts_with(&format!("{index}-"));
+        (filters.iter().sum(), links.filter(is_on_interface).count())
     }
 
-    /// A page of the agent's metrics server.
+    /// Returns a page of the agent's metrics server.
     pub(crate) fn page(&self, port: u16, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.0\r\n\r\n");
         inside(&self.name, move || {
@@ -289,9 +301,9 @@ impl Drop for Node {
             let _ = agent.wait();
         }
         if std::thread::panicking() {
-            eprintln!("the agent's last log:\n{}", self.log());
+            eprintln!("log of the last agent:\n{}", self.log());
         }
-        self.verb(&["uninstall"]);
+        self.subcommand(&["uninstall"]);
         for pod in &self.pods {
             let _ = Command::new("ip").args(["netns", "del", &self.namespace(*pod)]).status();
         }
@@ -299,21 +311,21 @@ impl Drop for Node {
     }
 }
 
-/// Whether a connection still carries data both ways.
+/// Returns whether a connection carries data in both directions.
 pub(crate) fn alive(stream: &mut TcpStream) -> bool {
-    let mut answer = [0; 4];
+    let mut reply = [0; 4];
     stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
         && stream.write_all(b"ping").is_ok()
-        && stream.read_exact(&mut answer).is_ok()
+        && stream.read_exact(&mut reply).is_ok()
 }
 
 /// Kills an agent, and returns its log.
 pub(crate) fn end(mut agent: Child) -> String {
-    agent.kill().expect("it runs");
-    told(&agent.wait_with_output().expect("it ends"))
+    agent.kill().expect("cannot signal the agent");
+    told(&agent.wait_with_output().expect("cannot wait for the agent"))
 }
 
-/// What a command printed on standard error.
+/// Returns what a command wrote to standard error.
 pub(crate) fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -328,16 +340,16 @@ fn echo(mut stream: TcpStream) {
 }
 
 fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split_ascii_whitespace()).output().expect("ip is installed");
+    let output = Command::new("ip").args(arguments.split_ascii_whitespace()).output().expect("cannot run ip");
     assert!(output.status.success(), "ip {arguments}: {}", told(&output));
 }
 
-/// Runs in a namespace, on a thread of its own. Sockets stay there.
+/// Runs a function in a namespace on its own thread. Its sockets stay in that namespace.
 fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
-    let file = File::open(Path::new("/run/netns").join(namespace)).expect("the namespace is there");
+    let file = File::open(Path::new("/run/netns").join(namespace)).expect("the namespace does not exist");
     let worker = std::thread::spawn(move || {
-        setns(file, CloneFlags::CLONE_NEWNET).expect("the namespace can be entered");
+        setns(file, CloneFlags::CLONE_NEWNET).expect("cannot enter the namespace");
         work()
     });
-    worker.join().expect("the work in the namespace does not panic")
+    worker.join().expect("a function in the namespace panicked")
 }
