@@ -1,4 +1,4 @@
-//! Pods that come and go.
+//! Pods that are created and deleted.
 
 use std::time::{Duration, Instant};
 
@@ -9,31 +9,31 @@ use netpol_tests::{AgentOptions, Cluster, Families, Lab, PodSpec, Topology, deny
 
 use super::{server_from_client, wait_metrics};
 
-/// How pods come and go.
+/// Parameters of a test.
 struct Churn {
     topology: Topology,
     families: Families,
-    /// How programs are put on interfaces.
+    /// The `--attach` option.
     attach: &'static str,
-    /// How many come, and as many go, every [`TICK`], or as fast as the machine makes and removes them.
+    /// Pods created and deleted every [`TICK`], or as fast as the machine can.
     batch: usize,
-    /// How many batches come, unless [`LONGEST`] is over before.
+    /// Number of batches; fewer if [`MAX_TIME`] has passed.
     batches: usize,
 }
 
 const TICK: Duration = Duration::from_millis(200);
 
-/// No more batches come after this long, on a machine that makes pods slowly, other than the first few.
-const LONGEST: Duration = Duration::from_secs(15);
+/// No further batches start after this time, except the first few, for machines that create pods slowly.
+const MAX_TIME: Duration = Duration::from_secs(15);
 
-/// At this batch, all there are must be what their policies say. Some have gone before.
-const CHECKED: usize = LIFETIME + 2;
+/// The batch after which all current pods are checked. Some have been deleted before.
+const CHECKED_BATCH: usize = LIFETIME + 2;
 
-/// How many batches are there at a time.
+/// Number of batches at a time.
 const LIFETIME: usize = 3;
 
 impl Churn {
-    /// Lets pods come and go under traffic, and looks at what is left.
+    /// Creates and deletes pods under traffic, and checks what remains.
     fn run(&self) -> Result<()> {
         let pods = Cluster::builder().topology(self.topology).families(self.families).namespace("jobs", "").pods(&[
             ("shop/client", "app=client"),
@@ -53,43 +53,43 @@ impl Churn {
             Stream::of_new_flows(&lab.cluster, "shop/never", "shop/server", 53)?,
         ];
 
-        let begun = Instant::now();
-        let batches = self.come_and_go(&mut lab)?;
-        let seconds = begun.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let batches = self.create_and_delete(&mut lab)?;
+        let seconds = start.elapsed().as_secs_f64();
         let pods = u32::try_from(self.batch * batches)?;
         let rate = f64::from(pods) / seconds;
         println!(
-            "{pods} pods came and went in {seconds:.1} s, {rate:.0} a second: {:?}, {}",
+            "{pods} pods created and deleted in {seconds:.1} s, {rate:.0} a second: {:?}, {}",
             self.topology, self.attach
         );
 
-        ensure!(open.echoes(Duration::from_secs(1))?, "a connection that is older than all of them broke");
+        ensure!(open.echoes(Duration::from_secs(1))?, "a connection broke that was older than all pods of the test");
         let allowed = allowed.finish()?;
-        let overflown = overflown(&lab)?;
+        let buffer_overflows = buffer_overflows(&lab)?;
         ensure!(
             allowed.sent > 500 && allowed.answered == allowed.sent,
-            "the old flow lost packets: {allowed:?}; {overflown} found its server's buffer full"
+            "an allowed flow lost packets: {allowed:?}; {buffer_overflows} did not fit into the server's socket buffer"
         );
         for denied in denied {
             let denied = denied.finish()?;
-            ensure!(denied.sent > 100 && denied.answered == 0, "a stranger got through: {denied:?}");
+            ensure!(denied.sent > 100 && denied.answered == 0, "packets of a denied pod passed: {denied:?}");
         }
-        leaves_nothing(&mut lab, self.attach).context("when all were gone")
+        check_nothing_left(&mut lab, self.attach).context("after all pods were deleted")
     }
 
-    fn come_and_go(&self, lab: &mut Lab) -> Result<usize> {
+    fn create_and_delete(&self, lab: &mut Lab) -> Result<usize> {
         let name = |batch: usize, pod: usize| format!("jobs/job-{batch}-{pod}");
         let names = |batch: usize| (0..self.batch).map(|pod| name(batch, pod)).collect::<Vec<_>>();
-        let begun = Instant::now();
-        let mut came = 0;
-        while came < self.batches && (came <= CHECKED || begun.elapsed() < LONGEST) {
-            let batch = came;
+        let start = Instant::now();
+        let mut created = 0;
+        while created < self.batches && (created <= CHECKED_BATCH || start.elapsed() < MAX_TIME) {
+            let batch = created;
             lab.cluster.add_pods(names(batch).iter().map(|name| PodSpec::new(name)).collect())?;
             if let Some(old) = batch.checked_sub(LIFETIME) {
                 lab.cluster.remove_pods(&names(old))?;
             }
-            // Then the pace is taken up again.
-            if batch == CHECKED {
+            // Afterwards, catch up with the schedule.
+            if batch == CHECKED_BATCH {
                 let table = format!(
                     "shop/client -x {job} 80/TCP\n{job} -x shop/server 80/TCP\nshop/client -> shop/server 80/TCP",
                     job = name(batch, 0)
@@ -97,54 +97,56 @@ impl Churn {
                 lab.expect(&table)?;
             }
             let due = TICK * u32::try_from(batch + 1).unwrap_or(u32::MAX);
-            std::thread::sleep(due.saturating_sub(begun.elapsed()));
-            came += 1;
+            std::thread::sleep(due.saturating_sub(start.elapsed()));
+            created += 1;
         }
-        (came - LIFETIME..came).try_for_each(|batch| lab.cluster.remove_pods(&names(batch)))?;
-        Ok(came)
+        (created - LIFETIME..created).try_for_each(|batch| lab.cluster.remove_pods(&names(batch)))?;
+        Ok(created)
     }
 }
 
-/// How many datagrams the server's kernel had no room for, to tell a machine that is too busy from an agent that drops.
-fn overflown(lab: &Lab) -> Result<String> {
+/// Returns the number of datagrams that did not fit into the server's buffers. This distinguishes a busy machine from
+/// an agent that drops packets.
+fn buffer_overflows(lab: &Lab) -> Result<String> {
     lab.cluster.host("shop/server").netns().run(|| {
-        let statistics = std::fs::read_to_string("/proc/thread-self/net/snmp").context("reading UDP's counters")?;
+        let statistics = std::fs::read_to_string("/proc/thread-self/net/snmp").context("cannot read UDP counters")?;
         let mut lines = statistics.lines().filter_map(|line| line.strip_prefix("Udp: "));
-        let (names, values) = (lines.next().context("UDP has names")?, lines.next().context("UDP has counters")?);
+        let (names, values) =
+            (lines.next().context("no names of UDP counters")?, lines.next().context("no UDP counters")?);
         let mut pairs = names.split(' ').zip(values.split(' '));
-        let (_, count) = pairs.find(|(name, _)| *name == "RcvbufErrors").context("UDP counts RcvbufErrors")?;
+        let (_, count) = pairs.find(|(name, _)| *name == "RcvbufErrors").context("no counter RcvbufErrors")?;
         Ok(count.to_owned())
     })
 }
 
-/// The agent knows three pods, and nothing of any other.
-fn leaves_nothing(lab: &mut Lab, attach: &str) -> Result<()> {
+/// Checks that the agent has three pods, and nothing of any other.
+fn check_nothing_left(lab: &mut Lab, attach: &str) -> Result<()> {
     let page = wait_metrics(
         lab,
         &["netpol_endpoints 3", "netpol_endpoints_orphaned 0", "netpol_pods_waiting 0", "netpol_write_errors_total 0"],
     )?;
-    ensure!(!page.contains("pod=\"job-"), "counters of pods that are gone:\n{page}");
+    ensure!(!page.contains("pod=\"job-"), "counters of deleted pods:\n{page}");
     let status = lab.agent().run_subcommand("status", &[])?;
-    ensure!(!status.stdout.contains("job-"), "endpoints of pods that are gone:\n{}", status.stdout);
+    ensure!(!status.stdout.contains("job-"), "endpoints of deleted pods:\n{}", status.stdout);
     let mut links = Vec::new();
     pins_below(lab.agent().pin_path(), &mut links)?;
     let links = links.iter().filter(|path| path.contains("/links/"));
     let (devices, pods): (Vec<_>, Vec<_>) = links.partition(|path| path.ends_with("-behind"));
-    // The kernel keeps filters itself.
+    // Filters have no pins.
     let expected = if attach == "tcx" { (1, 6) } else { (0, 0) };
     ensure!(
         (devices.len(), pods.len()) == expected,
-        "the uplink and the three pods have {expected:?} links: {devices:?}, {pods:?}"
+        "expected {expected:?} links on the uplink and on the three pods: {devices:?}, {pods:?}"
     );
     lab.wait_until_expected(&[(Tcp, 80), (Udp, 53)])?;
     let log = lab.agent().log();
-    let complaints: Vec<_> = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN")).collect();
-    ensure!(complaints.is_empty(), "pods that come and go are nothing to complain of:\n{}", complaints.join("\n"));
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN")).collect();
+    ensure!(warnings.is_empty(), "creating and deleting pods led to warnings:\n{}", warnings.join("\n"));
     Ok(())
 }
 
 fn pins_below(directory: &std::path::Path, found: &mut Vec<String>) -> Result<()> {
-    for entry in std::fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))? {
+    for entry in std::fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let path = entry?.path();
         if path.is_dir() {
             pins_below(&path, found)?;
@@ -155,32 +157,32 @@ fn pins_below(directory: &std::path::Path, found: &mut Vec<String>) -> Result<()
     Ok(())
 }
 
-/// What must hold does not depend on the pace: a busy machine may not keep it, and what it kept is printed.
+/// The checks do not depend on the rate: a busy machine may be slower. The actual rate is printed.
 const FIFTY_A_SECOND: Churn =
     Churn { topology: Topology::Bridge, families: Families::Dual, attach: "auto", batch: 10, batches: 25 };
 
 #[test]
-fn s24_pods_come_and_go_on_a_bridge_fifty_a_second_or_as_fast_as_can_be() -> Result<()> {
+fn s24_pods_on_a_bridge_are_created_and_deleted_fifty_a_second() -> Result<()> {
     FIFTY_A_SECOND.run()
 }
 
 #[test]
-fn s24_pods_come_and_go_routed_fifty_a_second_or_as_fast_as_can_be() -> Result<()> {
+fn s24_routed_pods_are_created_and_deleted_fifty_a_second() -> Result<()> {
     Churn { topology: Topology::Routed, families: Families::V4, ..FIFTY_A_SECOND }.run()
 }
 
 #[test]
-fn s24_pods_come_and_go_attached_by_tcx() -> Result<()> {
+fn s24_pods_attached_by_tcx_are_created_and_deleted() -> Result<()> {
     Churn { topology: Topology::Routed, families: Families::V4, attach: "tcx", ..FIFTY_A_SECOND }.run()
 }
 
-/// As fast as the plugins go, which is slower: each calls iptables several times.
+/// The plugins are slower: each calls iptables several times.
 #[test]
-fn s24_pods_of_the_bridge_plugin_come_and_go() -> Result<()> {
+fn s24_pods_of_the_bridge_plugin_are_created_and_deleted() -> Result<()> {
     Churn { topology: Topology::BridgePlugin, families: Families::V4, batch: 5, batches: 10, ..FIFTY_A_SECOND }.run()
 }
 
 #[test]
-fn s24_pods_of_the_ptp_plugin_come_and_go() -> Result<()> {
+fn s24_pods_of_the_ptp_plugin_are_created_and_deleted() -> Result<()> {
     Churn { topology: Topology::PtpPlugin, families: Families::V6, batch: 5, batches: 10, ..FIFTY_A_SECOND }.run()
 }

@@ -1,11 +1,11 @@
-//! Nodes as they are: pods wired by the CNI plugins themselves, pods that come and go, interfaces that vanish, and
-//! addresses of the node that move.
+//! Tests on realistic nodes: pods wired by CNI plugins, pods that are created and deleted, interfaces that are removed
+//! at once, and node addresses that move.
 
 mod churn;
 mod fifty;
-mod own;
-mod shapes;
-mod vanish;
+mod node_addresses;
+mod plugins;
+mod short_lived;
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use netpol_tests::lab::TIMEOUT;
 use netpol_tests::{Lab, policy};
 
-/// `server` may be connected to by `client`, and by nobody else.
+/// A policy that only lets `client` connect to `server`.
 fn server_from_client() -> String {
     policy(
         "shop/server",
@@ -22,16 +22,16 @@ fn server_from_client() -> String {
     )
 }
 
-/// Waits until the metrics have all of these lines, and returns the page.
+/// Waits until the metrics contain all of these lines, and returns the page.
 fn wait_metrics(lab: &mut Lab, lines: &[&str]) -> Result<String> {
     let start = Instant::now();
     loop {
         let page = lab.metrics()?;
-        if lines.iter().all(|wanted| page.lines().any(|line| line == *wanted)) {
+        if lines.iter().all(|expected| page.lines().any(|line| line == *expected)) {
             return Ok(page);
         }
         let log = lab.agent().log();
-        ensure!(start.elapsed() < TIMEOUT, "the metrics never had all of {lines:?}:\n{page}\nthe agent says:\n{log}");
+        ensure!(start.elapsed() < TIMEOUT, "metrics never contained all of {lines:?}:\n{page}\nagent log:\n{log}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,4 +1,4 @@
-//! Addresses of the node that come and go while the agent runs: line 15 of docs/semantics.md.
+//! Node addresses that are added and removed while the agent runs: line 15 of docs/semantics.md.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -9,8 +9,8 @@ use netpol_policy::model::Protocol::Tcp;
 use netpol_tests::lab::TIMEOUT;
 use netpol_tests::{Cluster, Families, Lab, Netns, PodSpec, ProbeResult, Topology, deny_all};
 
-/// How long a datagram may take, on a machine that is busy with other tests.
-const SOON: Duration = Duration::from_millis(400);
+/// Timeout for a datagram on a machine that also runs other tests.
+const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(400);
 
 fn start(topology: Topology) -> Result<Lab> {
     let pods = Cluster::builder().topology(topology).families(Families::Dual).pods(&[("shop/client", "")]);
@@ -18,66 +18,68 @@ fn start(topology: Topology) -> Result<Lab> {
 }
 
 fn socket(netns: &Netns, at: SocketAddr) -> Result<UdpSocket> {
-    let socket = netns.run(|| UdpSocket::bind(at).with_context(|| format!("binding to {at} in {}", netns.name())))?;
-    socket.set_read_timeout(Some(SOON))?;
+    let socket =
+        netns.run(|| UdpSocket::bind(at).with_context(|| format!("cannot bind to {at} in {}", netns.name())))?;
+    socket.set_read_timeout(Some(DATAGRAM_TIMEOUT))?;
     Ok(socket)
 }
 
-/// Whether a datagram from one socket arrives at the other.
+/// Returns whether a datagram from one socket arrives at the other.
 fn arrives(from: &UdpSocket, to: &UdpSocket) -> Result<bool> {
-    let question = format!("{:?}", Instant::now());
-    from.send_to(question.as_bytes(), to.local_addr()?)?;
+    let message = format!("{:?}", Instant::now());
+    from.send_to(message.as_bytes(), to.local_addr()?)?;
     let mut buffer = [0; 256];
     loop {
         match to.recv(&mut buffer) {
-            // Others are what was sent earlier and came late.
-            Ok(length) if &buffer[..length] == question.as_bytes() => return Ok(true),
+            // Ignore earlier datagrams that arrive late.
+            Ok(length) if &buffer[..length] == message.as_bytes() => return Ok(true),
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(false),
-            Err(error) => return Err(error).context("waiting for a datagram"),
+            Err(error) => return Err(error).context("cannot receive a datagram"),
         }
     }
 }
 
-/// Waits until datagrams pass in both directions, or in none.
-fn settles(pod: &UdpSocket, other: &UdpSocket, passes: bool) -> Result<()> {
+/// Waits until datagrams pass in both directions, or in neither.
+fn wait_until_passes(pod: &UdpSocket, other: &UdpSocket, passes: bool) -> Result<()> {
     let start = Instant::now();
     loop {
         let found = (arrives(other, pod)?, arrives(pod, other)?);
         if found == (passes, passes) {
             return Ok(());
         }
-        ensure!(start.elapsed() < TIMEOUT, "to the pod and from it: {found:?}, expected {passes}");
+        ensure!(start.elapsed() < TIMEOUT, "passed to and from the pod: {found:?}, expected {passes}");
     }
 }
 
-/// An address that whoever serves takes along, as keepalived moves one between nodes.
-fn moves(topology: Topology, address: IpAddr) -> Result<()> {
+/// Moves an address between two nodes, as keepalived does.
+fn check_moving_address(topology: Topology, address: IpAddr) -> Result<()> {
     let lab = start(topology)?;
     let cluster = &lab.cluster;
     let (node, outside) = (cluster.host("node-1").netns(), cluster.host("outside").netns());
     let prefix = if address.is_ipv4() { "24" } else { "64 nodad" };
     let (add, remove) =
         (format!("addr add {address}/{prefix} dev uplink"), format!("addr del {address}/{prefix} dev uplink"));
-    let own = cluster.host("shop/client").address_like(address).context("the pod has both families")?;
+    let own = cluster.host("shop/client").address_like(address).context("the pod has no address of this family")?;
     let pod = socket(cluster.host("shop/client").netns(), SocketAddr::new(own, 5000))?;
     let there = SocketAddr::new(address, 6000);
 
     for round in 0..2 {
         node.ip(&add)?;
         let server = socket(node, there)?;
-        settles(&pod, &server, true).with_context(|| format!("the node has it, round {round}"))?;
+        wait_until_passes(&pod, &server, true).with_context(|| format!("the node has the address, round {round}"))?;
         let refused = lab.try_at("shop/client", "node-1", &address.to_string(), Tcp, 81)?;
-        ensure!(refused == ProbeResult::Refused, "the node answers at its new address: {refused:?}");
+        ensure!(refused == ProbeResult::Refused, "connection to the node's new address: {refused:?}");
         drop(server);
 
-        // Not even the flow that was open goes on: its ends have the same addresses and ports.
+        // The open flow must stop too, although its addresses and ports stay the same.
         node.ip(&remove)?;
         outside.ip(&add)?;
         let server = socket(outside, there)?;
-        settles(&pod, &server, false).with_context(|| format!("a stranger has it, round {round}"))?;
+        wait_until_passes(&pod, &server, false)
+            .with_context(|| format!("an outside host has the address, round {round}"))?;
         let dropped = lab.try_at("shop/client", "outside", &address.to_string(), Tcp, 81)?;
-        ensure!(dropped == ProbeResult::Dropped, "a stranger answers at what was the node's address: {dropped:?}");
+        ensure!(dropped == ProbeResult::Dropped, "connection to the node's former address: {dropped:?}");
         drop(server);
         outside.ip(&remove)?;
     }
@@ -85,30 +87,30 @@ fn moves(topology: Topology, address: IpAddr) -> Result<()> {
 }
 
 #[test]
-fn s15_an_address_that_moves_is_the_nodes_while_the_node_has_it() -> Result<()> {
+fn s15_a_moving_address_is_allowed_while_the_node_has_it() -> Result<()> {
     for topology in [Topology::Bridge, Topology::PtpPlugin] {
         for address in ["172.31.77.200", "fd31:77::c8"] {
-            moves(topology, address.parse()?).with_context(|| format!("{topology:?}, {address}"))?;
+            check_moving_address(topology, address.parse()?).with_context(|| format!("{topology:?}, {address}"))?;
         }
     }
     Ok(())
 }
 
 #[test]
-fn s15_an_address_of_the_bridge_may_become_a_pods() -> Result<()> {
+fn s15_a_pod_may_get_a_former_bridge_address() -> Result<()> {
     let mut lab = start(Topology::BridgePlugin)?;
     for round in 0..2 {
         lab.cluster.host("node-1").netns().ip("addr add 10.244.1.77/24 dev cni0")?;
         let client = lab.cluster.host("shop/client");
         let pod = socket(client.netns(), SocketAddr::new(client.v4().into(), 5000))?;
         let server = socket(lab.cluster.host("node-1").netns(), "10.244.1.77:6000".parse()?)?;
-        settles(&pod, &server, true).with_context(|| format!("the bridge has it, round {round}"))?;
+        wait_until_passes(&pod, &server, true).with_context(|| format!("the bridge has the address, round {round}"))?;
         drop(server);
 
         lab.cluster.host("node-1").netns().ip("addr del 10.244.1.77/24 dev cni0")?;
         lab.cluster.add_pod(PodSpec::new("blog/heir").number(77))?;
         let server = socket(lab.cluster.host("blog/heir").netns(), "10.244.1.77:6000".parse()?)?;
-        settles(&pod, &server, false).with_context(|| format!("a pod has it, round {round}"))?;
+        wait_until_passes(&pod, &server, false).with_context(|| format!("a pod has the address, round {round}"))?;
         lab.expect("shop/client -x blog/heir 80/TCP\nblog/heir -x shop/client 80/TCP")?;
         lab.cluster.remove_pod("blog/heir")?;
     }

@@ -1,4 +1,4 @@
-//! What the plugins bridge and ptp make, with `ipMasq`, and with bridged packets seen by iptables or not.
+//! Clusters of the plugins bridge and ptp, with `ipMasq`, and with or without iptables for bridged packets.
 
 use anyhow::{Context, Result};
 use netpol_policy::model::Protocol::{Tcp, Udp};
@@ -22,7 +22,7 @@ fn pods(topology: Topology, families: Families) -> ClusterBuilder {
         .serve(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
 }
 
-/// Isolated both ways; servers by a port's name, for clients and for part of the outside.
+/// Policies that isolate pods both ways. Servers accept clients and some outside addresses at a named port.
 fn policies() -> Vec<String> {
     vec![
         deny_all("shop"),
@@ -47,7 +47,7 @@ fn policies() -> Vec<String> {
     ]
 }
 
-/// What it says stands for a pod of the node's own network.
+/// Writes the manifest of a host-network pod.
 fn host_network_pod(lab: &Lab) -> Result<()> {
     let address = lab.cluster.host("node-1").addresses()[0];
     lab.cluster.manifests().write(
@@ -60,25 +60,25 @@ fn host_network_pod(lab: &Lab) -> Result<()> {
     )
 }
 
-fn set_bridge_netfilter(lab: &Lab, seen: &str) -> Result<()> {
+fn set_bridge_netfilter(lab: &Lab, setting: &str) -> Result<()> {
     let names = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"];
-    lab.cluster.host("node-1").netns().sysctl(&names.map(|name| (name, seen)))
+    lab.cluster.host("node-1").netns().sysctl(&names.map(|name| (name, setting)))
 }
 
 fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result<()> {
     let mut lab = Lab::start_with(pods(topology, families), &policies(), AgentOptions::default().arguments(arguments))?;
     lab.cluster.serve_at("node-1", &[(Tcp, 80)])?;
     host_network_pod(&lab)?;
-    // On a node it is 1; without kube-proxy's or the plugins' needs it may be 0.
+    // Usually 1 on a node. It may be 0 if neither kube-proxy nor the plugins need it.
     let settings: &[&str] = if topology.is_bridged() { &["1", "0"] } else { &["1"] };
-    for seen in settings {
-        set_bridge_netfilter(&lab, seen)?;
+    for setting in settings {
+        set_bridge_netfilter(&lab, setting)?;
         let matrix = lab
             .wait_until_expected(&[(Tcp, 80), (Tcp, 8080), (Udp, 53)])
-            .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {seen}, {arguments:?}"))?;
+            .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {arguments:?}"))?;
         let allowed = matrix.allowed();
         assert!(allowed > 10 && allowed < matrix.0.len() / 2, "{allowed} of {}", matrix.0.len());
-        // What no matrix asks: the node's probes come from the gateway.
+        // Connections that the matrix does not include. Probes from the node have the gateway's address.
         lab.expect_without_reference(
             "node-1      -> shop/server 80/TCP
              node-1      -> shop/other  53/UDP
@@ -86,9 +86,9 @@ fn measure(topology: Topology, families: Families, arguments: &[&str]) -> Result
              shop/other  -> shop/other  80/TCP
              shop/server -> shop/server 53/UDP",
         )
-        .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {seen}, {arguments:?}"))?;
+        .with_context(|| format!("{topology:?}, {families:?}, bridge-nf {setting}, {arguments:?}"))?;
     }
-    // The pod of the node's network is nobody's interface.
+    // The host-network pod has no interface of its own.
     wait_metrics(&mut lab, &["netpol_endpoints 5", "netpol_pods_waiting 0"])?;
     Ok(())
 }
@@ -130,12 +130,12 @@ fn the_plugins_attached_by_tcx() -> Result<()> {
 }
 
 #[test]
-fn s14_a_pod_that_its_node_masquerades_is_judged_by_the_nodes_address() -> Result<()> {
+fn s14_a_masqueraded_pod_is_evaluated_by_its_nodes_address() -> Result<()> {
     for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
         let pods = pods(topology, Families::Dual).nodes(2).pod(PodSpec::new("shop/far").labels("app=client").node(2));
         let lab = Lab::start(pods, &[server_from_client()])?;
         lab.expect_without_reference("shop/client -> shop/server 80/TCP\nshop/far -x shop/server 80/TCP")
-            .with_context(|| format!("{topology:?}: its labels do not come along"))?;
+            .with_context(|| format!("{topology:?}: pod labels do not apply"))?;
         lab.cluster.apply(
             "second",
             &policy(
@@ -145,21 +145,21 @@ fn s14_a_pod_that_its_node_masquerades_is_judged_by_the_nodes_address() -> Resul
             ),
         )?;
         lab.expect_without_reference("shop/far -> shop/server 80/TCP\nshop/other -x shop/server 80/TCP")
-            .with_context(|| format!("{topology:?}: a rule for the node lets them in"))?;
+            .with_context(|| format!("{topology:?}: a rule for the node applies"))?;
     }
     Ok(())
 }
 
 #[test]
-fn s15_a_pod_that_a_plugin_wired_reaches_itself_through_a_service_it_backs() -> Result<()> {
+fn s15_a_pod_of_a_plugin_reaches_itself_through_its_service() -> Result<()> {
     for topology in [Topology::BridgePlugin, Topology::PtpPlugin] {
         let deny = policy("shop/deny", "{podSelector: {}, policyTypes: [Ingress]}");
         let lab = Lab::start(pods(topology, Families::V4), &[deny])?;
-        // As on a node. With 0 the bridge is all that is seen of where the packet came from, and it is taken for the node's.
+        // As on a usual node. With 0, the packet's only known origin is the bridge, so that it looks like the node's.
         set_bridge_netfilter(&lab, "1")?;
         let [own, other] = lab.probe_through_service("shop/server", "shop/client")?;
         assert_eq!(own, ProbeResult::Allowed, "the server through its own Service, {topology:?}");
-        assert_eq!(other, ProbeResult::Dropped, "a neighbour through the same Service, {topology:?}");
+        assert_eq!(other, ProbeResult::Dropped, "another pod through the same Service, {topology:?}");
     }
     Ok(())
 }
