@@ -1,4 +1,4 @@
-//! Objects: their fields, their names, and what they say of each other.
+//! Validates objects: their fields, their names, and their references.
 
 use std::fmt::Display;
 
@@ -11,31 +11,31 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::pod;
-use crate::words::{is_label_key, is_label_value, is_subdomain};
+use crate::syntax::{is_label_key, is_label_value, is_subdomain};
 
-/// What is wrong, each with where.
+/// Collects findings with their location.
 pub(crate) struct Findings<'a> {
     at: String,
     all: &'a mut Vec<String>,
 }
 
 impl Findings<'_> {
-    /// A finding unless it holds.
+    /// Adds a finding unless the condition holds.
     pub(crate) fn expect(&mut self, holds: bool, what: impl Display) {
         if !holds {
             self.all.push(format!("{}: {what}", self.at));
         }
     }
 
-    /// Findings of a part.
+    /// Returns findings of a part of the object.
     pub(crate) fn at(&mut self, part: impl Display) -> Findings<'_> {
         Findings { at: format!("{}, {part}", self.at), all: &mut *self.all }
     }
 
-    /// A finding unless it is one of those.
+    /// Adds a finding unless the value is one of `known`.
     pub(crate) fn one_of(&mut self, field: &str, value: Option<&str>, known: &[&str]) {
         if let Some(value) = value {
-            self.expect(known.contains(&value), format!("{field} {value:?} is none of {}", known.join(", ")));
+            self.expect(known.contains(&value), format!("{field} {value:?} is not one of {}", known.join(", ")));
         }
     }
 }
@@ -50,7 +50,7 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// Reads and checks; what is wrong goes to `all`.
+    /// Reads and validates objects. Adds findings to `all`.
     pub(crate) fn read(values: &[Value], all: &mut Vec<String>) -> Self {
         let mut objects = Self::default();
         let mut seen = std::collections::BTreeSet::new();
@@ -58,7 +58,7 @@ impl Objects {
             let text = |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
             let (kind, name, namespace) = (text("/kind"), text("/metadata/name"), text("/metadata/namespace"));
             let mut findings = Findings { at: format!("{kind} {name:?}"), all: &mut *all };
-            findings.expect(seen.insert((kind, namespace, name)), "is there twice");
+            findings.expect(seen.insert((kind, namespace, name)), "duplicate object");
             match (text("/apiVersion"), kind) {
                 ("v1", "ServiceAccount") => objects.service_accounts.extend(typed(value, &mut findings)),
                 ("rbac.authorization.k8s.io/v1", "ClusterRole") => {
@@ -69,7 +69,7 @@ impl Objects {
                 }
                 ("apps/v1", "DaemonSet") => objects.daemon_sets.extend(typed(value, &mut findings)),
                 (version, _) => {
-                    findings.expect(false, format!("apiVersion {version:?} has no such kind, or none used here"));
+                    findings.expect(false, format!("kind not supported by this test in apiVersion {version:?}"));
                 }
             }
         }
@@ -100,10 +100,13 @@ impl Objects {
             findings.one_of("apiGroup", Some(&to.api_group), &["rbac.authorization.k8s.io"]);
             let exists = self.cluster_roles.iter().any(|role| role.metadata.name.as_deref() == Some(&to.name));
             findings.expect(to.kind == "ClusterRole" && exists, format!("there is no {} {:?}", to.kind, to.name));
-            findings.expect(binding.subjects.as_ref().is_some_and(|list| !list.is_empty()), "binds nobody");
+            findings.expect(binding.subjects.as_ref().is_some_and(|list| !list.is_empty()), "has no subjects");
             for subject in binding.subjects.iter().flatten() {
                 let exists = self.has_account(&subject.name, subject.namespace.as_deref());
-                findings.expect(subject.kind == "ServiceAccount" && exists, format!("no account {:?}", subject.name));
+                findings.expect(
+                    subject.kind == "ServiceAccount" && exists,
+                    format!("no ServiceAccount {:?}", subject.name),
+                );
             }
         }
         for set in &self.daemon_sets {
@@ -121,10 +124,12 @@ impl Objects {
     fn daemon_set(&self, set: &DaemonSet, findings: &mut Findings<'_>) {
         let Some(spec) = &set.spec else { return findings.expect(false, "has no spec") };
         let labels = spec.template.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default();
-        let wanted = spec.selector.match_labels.clone().unwrap_or_default();
-        findings.expect(!wanted.is_empty(), "selects everything");
-        findings
-            .expect(wanted.iter().all(|(key, value)| labels.get(key) == Some(value)), "does not select its own pods");
+        let match_labels = spec.selector.match_labels.clone().unwrap_or_default();
+        findings.expect(!match_labels.is_empty(), "selects all pods");
+        findings.expect(
+            match_labels.iter().all(|(key, value)| labels.get(key) == Some(value)),
+            "does not select its own pods",
+        );
         if let Some(strategy) = &spec.update_strategy {
             findings.one_of("updateStrategy", strategy.type_.as_deref(), &["RollingUpdate", "OnDelete"]);
             if let Some(rolling) = &strategy.rolling_update {
@@ -135,25 +140,25 @@ impl Objects {
                 };
                 let (gone, more) = (count(&rolling.max_unavailable, 1), count(&rolling.max_surge, 0));
                 let one_of_them = matches!((gone, more), (Some(1..), Some(0)) | (Some(0), Some(1..)));
-                findings.expect(one_of_them, "maxUnavailable or maxSurge must be zero, and the other one not");
+                findings.expect(one_of_them, "exactly one of maxUnavailable and maxSurge must be zero");
             }
         }
         let Some(pod) = &spec.template.spec else { return findings.expect(false, "has no pod") };
         if let Some(account) = &pod.service_account_name {
             let exists = self.has_account(account, set.metadata.namespace.as_deref());
-            findings.expect(exists, format!("no account {account:?} in its namespace"));
+            findings.expect(exists, format!("no ServiceAccount {account:?} in its namespace"));
         }
         pod::check(pod, findings);
     }
 }
 
-/// An object as Kubernetes has it; a field that it has not got is a finding.
+/// Parses an object. Unknown fields are findings.
 fn typed<T: DeserializeOwned>(value: &Value, findings: &mut Findings<'_>) -> Option<T> {
     let mut unknown = Vec::new();
-    // An optional one on the way is told as `?`.
+    // serde_ignored writes `?` for an optional field on the path.
     let result = serde_ignored::deserialize(value, |path| unknown.push(path.to_string().replace(".?", "")));
     for path in unknown {
-        findings.expect(false, format!("there is no field {path}"));
+        findings.expect(false, format!("unknown field {path}"));
     }
     result.map_err(|error| findings.expect(false, error)).ok()
 }
@@ -161,8 +166,11 @@ fn typed<T: DeserializeOwned>(value: &Value, findings: &mut Findings<'_>) -> Opt
 fn metadata<'a>(kind: &str, metadata: &ObjectMeta, namespaced: bool, all: &'a mut Vec<String>) -> Findings<'a> {
     let name = metadata.name.as_deref().unwrap_or_default();
     let mut findings = Findings { at: format!("{kind} {name:?}"), all };
-    findings.expect(is_subdomain(name), "the name is none of DNS");
-    findings.expect(metadata.namespace.is_some() == namespaced, "a namespace is missing, or where none can be");
+    findings.expect(is_subdomain(name), "the name is not a DNS name");
+    findings.expect(
+        metadata.namespace.is_some() == namespaced,
+        "a namespace is missing, or set on a cluster-scoped object",
+    );
     for (key, value) in metadata.labels.iter().flatten() {
         findings.expect(is_label_key(key) && is_label_value(value), format!("label {key}: {value}"));
     }

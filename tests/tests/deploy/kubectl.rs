@@ -1,4 +1,4 @@
-//! `kubectl kustomize`, without a cluster.
+//! Runs `kubectl kustomize`, without a cluster.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use netpol_tests::kubectl;
 use serde_json::Value;
 
 pub(crate) fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize().expect("deploy/ is beside tests/")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize().expect("no deploy/ beside tests/")
 }
 
-/// The objects of a folder, with components added as a user would.
+/// Returns the objects of a folder, with components added as a user would.
 pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
     let path = deploy().join(folder);
     if components.is_empty() {
         return run(&path);
     }
-    let temporary = tempfile::Builder::new().prefix("netpol-").tempdir().context("making a folder")?;
-    // kustomize takes no absolute path, and follows links before it counts `..`.
+    let temporary = tempfile::Builder::new().prefix("netpol-").tempdir().context("cannot create a folder")?;
+    // kustomize accepts no absolute paths, and resolves links before it counts `..`.
     let here = temporary.path().canonicalize()?;
     let relative = |path: &Path| {
         let up = "../".repeat(here.components().count() - 1);
@@ -36,9 +36,9 @@ pub(crate) fn build(folder: &str, components: &[&str]) -> Result<Vec<Value>> {
 
 fn run(folder: &Path) -> Result<Vec<Value>> {
     let output = kubectl::run([OsStr::new("kustomize"), folder.as_os_str()])?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "kubectl kustomize {}: {said}", folder.display());
-    ensure!(said.trim().is_empty(), "kustomize warns of {}: {said}", folder.display());
-    let text = String::from_utf8(output.stdout).context("kustomize writes UTF-8")?;
-    serde_saphyr::from_multiple(&text).with_context(|| format!("reading what is built of {}", folder.display()))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "kubectl kustomize {}: {stderr}", folder.display());
+    ensure!(stderr.trim().is_empty(), "kustomize prints warnings for {}: {stderr}", folder.display());
+    let text = String::from_utf8(output.stdout).context("kustomize did not write UTF-8")?;
+    serde_saphyr::from_multiple(&text).with_context(|| format!("cannot parse the output for {}", folder.display()))
 }

@@ -1,13 +1,13 @@
-//! The manifests in deploy/: built as `kubectl apply -k` builds them, and checked as strictly as a server would.
+//! Checks the manifests in deploy/: built as `kubectl apply -k` does, and validated as strictly as an API server.
 //!
-//! No API server takes them here. The fields are Kubernetes' own by k8s-openapi, an unknown one is a finding, and what a
-//! server checks beyond the fields is written down in `check` and `pod`.
+//! These tests use no API server. k8s-openapi defines the fields, and an unknown field is a finding. Further validation
+//! is implemented in `check` and `pod`.
 
-mod broken;
 mod check;
 mod kubectl;
+mod mistakes;
 mod pod;
-mod words;
+mod syntax;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -17,32 +17,32 @@ use serde_json::Value;
 
 use check::Objects;
 
-/// Every folder that people apply.
+/// Every folder that users apply.
 const FOLDERS: [&str; 6] =
     ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kubeadm-events", "overlays/kind", "uninstall"];
 
-/// What the agent reads, by API group.
-const READ: [(&str, &[&str]); 3] = [
+/// The resources that the agent reads, by API group.
+const READ_RESOURCES: [(&str, &[&str]); 3] = [
     ("", &["pods", "namespaces", "nodes", "services"]),
     ("networking.k8s.io", &["networkpolicies"]),
     ("discovery.k8s.io", &["endpointslices"]),
 ];
 
-/// Everything in a folder, checked.
+/// Validates all objects of a folder, and returns them.
 fn checked(built: &[Value]) -> Result<Objects> {
     let mut findings = Vec::new();
     let objects = Objects::read(built, &mut findings);
-    ensure!(findings.is_empty(), "a server would refuse this:\n  {}", findings.join("\n  "));
+    ensure!(findings.is_empty(), "an API server would reject this:\n  {}", findings.join("\n  "));
     Ok(objects)
 }
 
-fn only<T>(what: &str, mut of: Vec<T>) -> Result<T> {
-    ensure!(of.len() == 1, "{} of {what}, not one", of.len());
-    of.pop().context("counted")
+fn only<T>(what: &str, mut objects: Vec<T>) -> Result<T> {
+    ensure!(objects.len() == 1, "expected one {what}, found {}", objects.len());
+    objects.pop().context("no element")
 }
 
 #[test]
-fn every_folder_is_what_a_server_takes() -> Result<()> {
+fn every_folder_is_valid() -> Result<()> {
     for folder in FOLDERS {
         checked(&kubectl::build(folder, &[])?).with_context(|| format!("deploy/{folder}"))?;
     }
@@ -50,10 +50,10 @@ fn every_folder_is_what_a_server_takes() -> Result<()> {
 }
 
 #[test]
-fn every_folder_of_overlays_is_checked() -> Result<()> {
+fn every_overlay_is_checked() -> Result<()> {
     for entry in std::fs::read_dir(kubectl::deploy().join("overlays"))? {
         let name = format!("overlays/{}", entry?.file_name().to_string_lossy());
-        ensure!(FOLDERS.contains(&name.as_str()), "deploy/{name} is not among the folders that are checked");
+        ensure!(FOLDERS.contains(&name.as_str()), "deploy/{name} is not in FOLDERS");
     }
     Ok(())
 }
@@ -63,17 +63,20 @@ fn the_agent_may_read_what_it_needs_and_nothing_else() -> Result<()> {
     for folder in ["base", "overlays/k3s", "overlays/kubeadm", "overlays/kind"] {
         let objects = checked(&kubectl::build(folder, &[])?)?;
         let role: ClusterRole = only("ClusterRole", objects.cluster_roles)?;
-        ensure!(told(&role.rules.unwrap_or_default()) == needed(), "deploy/{folder}: not what the agent needs");
+        ensure!(
+            told(&role.rules.unwrap_or_default()) == expected_permissions(),
+            "deploy/{folder}: unexpected permissions"
+        );
     }
     Ok(())
 }
 
 #[test]
-fn events_add_one_right_and_one_option() -> Result<()> {
+fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
     let plain = checked(&kubectl::build("base", &[])?)?;
     let with = checked(&kubectl::build("base", &["components/events"])?)?;
     let rules = only("ClusterRole", with.cluster_roles)?.rules.unwrap_or_default();
-    let mut expected = needed();
+    let mut expected = expected_permissions();
     expected.extend(["create", "patch"].map(|verb| ("events.k8s.io".into(), "events".into(), verb.into())));
     expected.sort();
     ensure!(told(&rules) == expected, "{rules:?}");
@@ -84,37 +87,39 @@ fn events_add_one_right_and_one_option() -> Result<()> {
 }
 
 #[test]
-fn the_uninstall_has_no_account_and_no_right() -> Result<()> {
+fn the_uninstall_has_no_service_account_and_no_role() -> Result<()> {
     let objects = checked(&kubectl::build("uninstall", &[])?)?;
     ensure!(objects.cluster_roles.is_empty() && objects.cluster_role_bindings.is_empty());
-    let spec = only("DaemonSet", objects.daemon_sets)?.spec.context("a spec")?.template.spec.context("a pod")?;
+    let spec = only("DaemonSet", objects.daemon_sets)?.spec.context("no spec")?.template.spec.context("no pod spec")?;
     ensure!(spec.service_account_name.is_none() && spec.automount_service_account_token == Some(false));
     Ok(())
 }
 
 #[test]
-fn the_agent_understands_its_arguments() -> Result<()> {
+fn the_agent_accepts_the_arguments_in_the_manifests() -> Result<()> {
     let built = FOLDERS.map(|folder| (folder, &[][..]));
     for (folder, components) in built.into_iter().chain([("base", &["components/events"][..])]) {
         let objects = checked(&kubectl::build(folder, components)?)?;
-        let spec = only("DaemonSet", objects.daemon_sets)?.spec.context("a spec")?.template.spec.context("a pod")?;
+        let spec =
+            only("DaemonSet", objects.daemon_sets)?.spec.context("no spec")?.template.spec.context("no pod spec")?;
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             let mut words = container.command.clone().unwrap_or_default();
             words.extend(container.args.clone().unwrap_or_default());
-            let understood = understands(&words[1..])?;
-            ensure!(understood.is_ok(), "deploy/{folder}, {}: {understood:?}", container.name);
+            let parsed = parses(&words[1..])?;
+            ensure!(parsed.is_ok(), "deploy/{folder}, {}: {parsed:?}", container.name);
         }
     }
     Ok(())
 }
 
-/// A tag that stays the same rolls nothing on an upgrade, and a name without a registry is somebody's on Docker Hub.
+/// A constant tag would not roll out an upgrade, and a name without a registry would be looked up on Docker Hub.
 #[test]
 fn every_image_has_this_version_and_is_never_pulled() -> Result<()> {
     let expected = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"));
     for folder in FOLDERS {
         let objects = checked(&kubectl::build(folder, &[])?)?;
-        let spec = only("DaemonSet", objects.daemon_sets)?.spec.context("a spec")?.template.spec.context("a pod")?;
+        let spec =
+            only("DaemonSet", objects.daemon_sets)?.spec.context("no spec")?.template.spec.context("no pod spec")?;
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             let (image, pull) = (container.image.as_deref(), container.image_pull_policy.as_deref());
             ensure!(
@@ -127,33 +132,33 @@ fn every_image_has_this_version_and_is_never_pulled() -> Result<()> {
     Ok(())
 }
 
-/// What `cargo xtask image` makes is what the manifests run.
+/// `cargo xtask image` must use the tag in the manifests.
 #[test]
-fn the_image_is_tagged_as_the_manifests_name_it() -> Result<()> {
+fn the_image_has_the_tag_in_the_manifests() -> Result<()> {
     let source = std::fs::read_to_string(kubectl::deploy().join("../xtask/src/cli.rs"))?;
     ensure!(source.contains(r#"default_value = concat!("localhost/netpol:", env!("CARGO_PKG_VERSION"))"#));
     let files = ["Dockerfile", "README.md", "UPGRADE.md", "../README.md"];
     for file in files {
         let text = std::fs::read_to_string(kubectl::deploy().join(file)).with_context(|| file.to_owned())?;
-        ensure!(!text.contains("netpol:latest"), "deploy/{file} names netpol:latest");
+        ensure!(!text.contains("netpol:latest"), "deploy/{file} contains netpol:latest");
     }
     Ok(())
 }
 
 #[test]
-fn an_argument_that_the_agent_has_not_got_is_noticed() -> Result<()> {
+fn unknown_arguments_are_rejected() -> Result<()> {
     for wrong in ["--no-such-option", "--metrics=nowhere", "--log-format=yaml"] {
         let words = ["run", "--source=kube", "--node=n", wrong].map(str::to_owned);
-        ensure!(understands(&words)?.is_err(), "{wrong} passed");
+        ensure!(parses(&words)?.is_err(), "{wrong} was accepted");
     }
     Ok(())
 }
 
-/// Asks the agent itself, which reads what stands before `--help` and then does nothing.
-fn understands(words: &[String]) -> Result<Result<(), String>> {
+/// Runs the agent with `--help` appended: it parses the other arguments and does nothing else.
+fn parses(words: &[String]) -> Result<Result<(), String>> {
     let output = std::process::Command::new(agent::binary()?).args(words).arg("--help").output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Ok(if output.status.success() { Ok(()) } else { Err(said) })
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok(if output.status.success() { Ok(()) } else { Err(stderr) })
 }
 
 fn args(set: &DaemonSet) -> Vec<String> {
@@ -161,19 +166,19 @@ fn args(set: &DaemonSet) -> Vec<String> {
     spec.and_then(|spec| spec.containers[0].args.clone()).unwrap_or_default()
 }
 
-fn needed() -> Vec<(String, String, String)> {
-    let mut needed: Vec<_> = READ
+fn expected_permissions() -> Vec<(String, String, String)> {
+    let mut expected_permissions: Vec<_> = READ_RESOURCES
         .iter()
         .flat_map(|(group, resources)| resources.iter().map(move |resource| (*group, *resource)))
         .flat_map(|(group, resource)| {
             ["get", "list", "watch"].map(|verb| (group.to_owned(), resource.to_owned(), verb.to_owned()))
         })
         .collect();
-    needed.sort();
-    needed
+    expected_permissions.sort();
+    expected_permissions
 }
 
-/// The rules as single rights: group, resource, verb.
+/// Returns the rules as single permissions: group, resource, verb.
 fn told(rules: &[PolicyRule]) -> Vec<(String, String, String)> {
     let mut told = Vec::new();
     for rule in rules {

@@ -1,4 +1,4 @@
-//! The checker is checked: one mistake at a time must be found.
+//! Tests the checker: each single mistake must be found.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -8,10 +8,10 @@ use crate::kubectl;
 
 const POD: &str = "/spec/template/spec";
 
-/// Sets what a pointer names in the first object of a kind; a new field where there was none.
-fn spoil(objects: &mut [Value], kind: &str, pointer: &str, value: Value) -> Result<()> {
+/// Sets a field, or adds it, in the first object of a kind.
+fn set_field(objects: &mut [Value], kind: &str, pointer: &str, value: Value) -> Result<()> {
     let object = objects.iter_mut().find(|object| object["kind"] == kind).with_context(|| format!("no {kind}"))?;
-    let (parent, last) = pointer.rsplit_once('/').context("a pointer")?;
+    let (parent, last) = pointer.rsplit_once('/').context("invalid pointer")?;
     let parent = object.pointer_mut(parent).with_context(|| format!("{kind} has no {parent}"))?;
     match parent {
         Value::Array(list) => *list.get_mut(last.parse::<usize>()?).context("no such element")? = value,
@@ -21,22 +21,22 @@ fn spoil(objects: &mut [Value], kind: &str, pointer: &str, value: Value) -> Resu
 }
 
 #[test]
-fn one_mistake_is_found() -> Result<()> {
+fn every_single_mistake_is_found() -> Result<()> {
     let good = kubectl::build("base", &[])?;
     let pod = |rest: &str| format!("{POD}{rest}");
     let agent = |rest: &str| format!("{POD}/containers/0{rest}");
     let set = "DaemonSet";
-    for (kind, pointer, value, said) in [
-        (set, "/apiVersion".into(), json!("extensions/v1beta1"), "no such kind"),
-        (set, "/kind".into(), json!("DemonSet"), "no such kind"),
+    for (kind, pointer, value, expected) in [
+        (set, "/apiVersion".into(), json!("extensions/v1beta1"), "not supported by this test"),
+        (set, "/kind".into(), json!("DemonSet"), "not supported by this test"),
         (set, "/metadata/name".into(), json!("Netpol"), "name"),
         (set, "/spec/selector/matchLabels/app".into(), json!("other"), "own pods"),
-        (set, "/spec/replicas".into(), json!(3), "no field spec.replicas"),
+        (set, "/spec/replicas".into(), json!(3), "unknown field spec.replicas"),
         (set, "/spec/updateStrategy/rollingUpdate/maxSurge".into(), json!(1), "maxSurge"),
         (set, "/spec/updateStrategy/type".into(), json!("Rolling"), "updateStrategy"),
         (set, pod("/hostNetwrok"), json!(true), "hostNetwrok"),
         (set, pod("/hostNetwork"), json!("yes"), "invalid type"),
-        (set, pod("/serviceAccountName"), json!("someone"), "no account"),
+        (set, pod("/serviceAccountName"), json!("someone"), "no ServiceAccount"),
         (set, pod("/dnsPolicy"), json!("Host"), "dnsPolicy"),
         (set, pod("/tolerations/0/operator"), json!("Any"), "operator"),
         (set, pod("/tolerations/0/operator"), json!("Equal"), "without a key"),
@@ -44,7 +44,7 @@ fn one_mistake_is_found() -> Result<()> {
         (set, pod("/volumes/0/hostPath/type"), json!("Dir"), "type"),
         (set, pod("/volumes/0/hostPath/path"), json!("sys/fs/bpf"), "absolute"),
         (set, pod("/volumes/0/name"), json!("other"), "no volume"),
-        (set, agent("/name"), json!("the_agent"), "label of DNS"),
+        (set, agent("/name"), json!("the_agent"), "DNS label"),
         (set, agent("/image"), json!(""), "no image"),
         (set, agent("/imagePullPolicy"), json!("Sometimes"), "imagePullPolicy"),
         (set, agent("/command/0"), json!("netpol-agent"), "command"),
@@ -56,30 +56,30 @@ fn one_mistake_is_found() -> Result<()> {
         (set, agent("/volumeMounts/0/mountPropagation"), json!("HostToPod"), "mountPropagation"),
         (set, agent("/volumeMounts/0/mountPropagation"), json!("Bidirectional"), "privileged"),
         (set, agent("/volumeMounts/0/name"), json!("none"), "no volume"),
-        (set, agent("/volumeMounts/1/mountPath"), json!("/sys/fs/bpf"), "twice"),
-        (set, agent("/resources/limits/memory"), json!("384MB"), "no quantity"),
-        (set, agent("/resources/limits/memory"), json!("1Mi"), "more than its limit"),
+        (set, agent("/volumeMounts/1/mountPath"), json!("/sys/fs/bpf"), "duplicate mountPath"),
+        (set, agent("/resources/limits/memory"), json!("384MB"), "not a quantity"),
+        (set, agent("/resources/limits/memory"), json!("1Mi"), "exceeds its limit"),
         (set, agent("/resources/requests/memroy"), json!("1Mi"), "resource"),
-        (set, agent("/livenessProbe/httpGet/port"), json!(9464), "answers at"),
-        (set, agent("/livenessProbe/httpGet/host"), json!("0.0.0.0"), "answers at"),
+        (set, agent("/livenessProbe/httpGet/port"), json!(9464), "agent serves"),
+        (set, agent("/livenessProbe/httpGet/host"), json!("0.0.0.0"), "agent serves"),
         (set, agent("/livenessProbe/successThreshold"), json!(2), "successThreshold"),
         (set, agent("/readinessProbe/httpGet/path"), json!("/ready"), "path"),
         (set, agent("/readinessProbe/periodSeconds"), json!(0), "below 1"),
-        ("ServiceAccount", "/metadata/name".into(), json!("other"), "no account"),
-        ("ServiceAccount", "/metadata/namespace".into(), json!("default"), "no account"),
+        ("ServiceAccount", "/metadata/name".into(), json!("other"), "no ServiceAccount"),
+        ("ServiceAccount", "/metadata/namespace".into(), json!("default"), "no ServiceAccount"),
         ("ClusterRole", "/metadata/name".into(), json!("other"), "no ClusterRole"),
         ("ClusterRole", "/metadata/namespace".into(), json!("default"), "namespace"),
         ("ClusterRole", "/rules/0/verbs/0".into(), json!("read"), "verb"),
-        ("ClusterRole", "/rules/0/resource".into(), json!(["pods"]), "no field rules.0.resource"),
+        ("ClusterRole", "/rules/0/resource".into(), json!(["pods"]), "unknown field rules.0.resource"),
         ("ClusterRoleBinding", "/roleRef/kind".into(), json!("Role"), "no Role"),
-        ("ClusterRoleBinding", "/subjects".into(), json!([]), "binds nobody"),
+        ("ClusterRoleBinding", "/subjects".into(), json!([]), "no subjects"),
     ] {
         let mut objects = good.clone();
-        spoil(&mut objects, kind, &pointer, value.clone())?;
+        set_field(&mut objects, kind, &pointer, value.clone())?;
         let mut findings = Vec::new();
         Objects::read(&objects, &mut findings);
-        let found = findings.iter().any(|finding| finding.contains(said));
-        ensure!(found, "{kind} {pointer} = {value}: expected {said:?}, found {findings:#?}");
+        let found = findings.iter().any(|finding| finding.contains(expected));
+        ensure!(found, "{kind} {pointer} = {value}: expected {expected:?}, found: {findings:#?}");
     }
     Ok(())
 }

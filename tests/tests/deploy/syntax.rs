@@ -1,22 +1,22 @@
-//! Names, labels and quantities, as Kubernetes writes them.
+//! Validates names, labels and quantities as Kubernetes does.
 
-/// A label of DNS (RFC 1123), as containers, volumes and namespaces are named.
+/// Returns whether a text is a DNS label (RFC 1123), as used for containers, volumes and namespaces.
 pub(crate) fn is_label(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_lower_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
     bytes.len() <= 63
-        && bytes.first().is_some_and(|byte| plain(*byte))
-        && bytes.last().is_some_and(|byte| plain(*byte))
-        && bytes.iter().all(|byte| plain(*byte) || *byte == b'-')
+        && bytes.first().is_some_and(|byte| is_lower_alphanumeric(*byte))
+        && bytes.last().is_some_and(|byte| is_lower_alphanumeric(*byte))
+        && bytes.iter().all(|byte| is_lower_alphanumeric(*byte) || *byte == b'-')
 }
 
-/// Labels with dots between, as most objects are named.
+/// Returns whether a text is a DNS subdomain: labels separated by dots, as used for most objects.
 pub(crate) fn is_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
 }
 
-/// The name in a label's key, or its value.
-fn is_word(text: &str) -> bool {
+/// Returns whether a text is valid as a label's value, or as the name in its key.
+fn is_label_name(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.len() <= 63
         && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
@@ -24,20 +24,21 @@ fn is_word(text: &str) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
-/// A label's key, with a prefix or without.
+/// Returns whether a text is a label's key, with or without a prefix.
 pub(crate) fn is_label_key(text: &str) -> bool {
     match text.split_once('/') {
-        Some((prefix, name)) => is_subdomain(prefix) && is_word(name),
-        None => is_word(text),
+        Some((prefix, name)) => is_subdomain(prefix) && is_label_name(name),
+        None => is_label_name(text),
     }
 }
 
-/// A label's value.
+/// Returns whether a text is a label's value.
 pub(crate) fn is_label_value(text: &str) -> bool {
-    text.is_empty() || is_word(text)
+    text.is_empty() || is_label_name(text)
 }
 
-/// A quantity in thousandths, `None` where it is none. Exponents are not read: nobody writes them here.
+/// Parses a quantity, in thousandths. `None` if it is invalid. Exponents are not supported, since the manifests have
+/// none.
 pub(crate) fn quantity(text: &str) -> Option<i128> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
@@ -59,7 +60,7 @@ pub(crate) fn quantity(text: &str) -> Option<i128> {
 }
 
 #[test]
-fn names_are_of_dns() {
+fn names_are_dns_names() {
     for good in ["netpol-agent", "a", "0"] {
         assert!(is_label(good) && is_subdomain(good) && is_label_value(good), "{good}");
     }
