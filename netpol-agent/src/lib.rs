@@ -1,4 +1,4 @@
-//! The agent as a library, so that tests and benchmarks drive its parts.
+//! The agent as a library, so that tests and benchmarks can use its parts.
 //!
 //! ```text
 //! source ─► reconcile ─► dataplane ─► maps, links

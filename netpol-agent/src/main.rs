@@ -1,4 +1,4 @@
-//! netpol-agent: one per node.
+//! Agent that enforces NetworkPolicy on one node.
 
 use std::process::ExitCode;
 

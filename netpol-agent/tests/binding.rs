@@ -1,11 +1,12 @@
-//! Which veth is which pod's: a binding is made once and kept until the interface goes, whatever a pod does inside its namespace.
+//! Tests the binding of veths to pods: it is made once and kept until the interface is removed, whatever a pod does
+//! inside its namespace.
 
 use std::net::IpAddr;
 
 use netpol_agent::dataplane::Memory;
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::endpoints::{PodSide, Survey, TunnelEndpoints, Veth};
-use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
+use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::manifest;
 use netpol_policy::world::Event;
@@ -13,7 +14,7 @@ use netpol_policy::world::Event;
 const A: &str = "10.0.0.2";
 const B: &str = "10.0.0.3";
 
-/// A pod of this node; no policy isolates it.
+/// A pod of this node that no policy isolates.
 fn pod(name: &str, address: &str) -> String {
     format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop}}, spec: {{nodeName: n1}}, \
@@ -27,7 +28,7 @@ fn objects(pods: &[String]) -> Vec<Event> {
     vec![Event::Reset(parsed.objects.into_iter().map(|located| located.object).collect())]
 }
 
-/// A veth in a namespace of its own.
+/// A veth with its own namespace.
 fn veth(index: u32, side: PodSide) -> (IfIndex, (Veth, PodSide)) {
     let name = format!("veth{index}");
     let namespace = index.cast_signed();
@@ -50,21 +51,16 @@ fn survey<const N: usize>(veths: [(u32, PodSide); N]) -> Survey {
 }
 
 fn start_on(dataplane: Memory, pods: &[String], survey: Survey) -> Reconciler<Memory> {
-    let options = Options {
-        node: "n1".into(),
-        unknown_pods: UnknownPods::Allow,
-        source_guard: true,
-        tunnels_to_node: false,
-        policy_memory: None,
-    };
-    Reconciler::start(dataplane, options, &Snapshot::default(), objects(pods), survey).expect("it starts")
+    Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(pods), survey)
+        .expect("it starts")
 }
 
 fn start(pods: &[String], survey: Survey) -> Reconciler<Memory> {
     start_on(Memory::default(), pods, survey)
 }
 
-/// The pod that an interface is enforced as: its name; `shut`: all of its traffic is dropped; `-`: it is left alone.
+/// Returns the name of the pod that an interface is enforced as; `shut`: all of its traffic is dropped; `-`: it has
+/// no endpoint.
 fn enforced_as(reconciler: &Reconciler<Memory>, index: u32) -> String {
     let Some(held) = reconciler.held().get(&IfIndex(index)) else { return "-".to_owned() };
     assert!(reconciler.dataplane().attached.contains(&IfIndex(index)));
@@ -72,7 +68,7 @@ fn enforced_as(reconciler: &Reconciler<Memory>, index: u32) -> String {
         return "shut".to_owned();
     }
     let name = held.pod.as_ref().map_or_else(|| "?".to_owned(), |pod| pod.name.to_string());
-    if held.orphaned { format!("{name}, gone") } else { name }
+    if held.orphaned { format!("{name}, orphaned") } else { name }
 }
 
 fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {
@@ -80,13 +76,13 @@ fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {
 }
 
 #[test]
-fn s28_a_pod_that_takes_another_pods_address_stays_what_it_is() {
+fn s28_a_pod_that_takes_the_address_of_another_pod_keeps_its_identity() {
     let pods = [pod("a", A), pod("b", B)];
     let mut reconciler = start(&pods, survey([(3, at(&[A])), (4, at(&[B]))]));
     reconciler.surveyed(survey([(3, at(&[B])), (4, at(&[B]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
     assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
-    assert_eq!(reconciler.conflicts(), 1, "it is reported");
+    assert_eq!(reconciler.conflicts(), 1, "the conflict is reported");
     let conflict =
         reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).and_then(|status| status.conflict);
     assert!(conflict.expect("a conflict").contains("shop/b"));
@@ -95,7 +91,7 @@ fn s28_a_pod_that_takes_another_pods_address_stays_what_it_is() {
 }
 
 #[test]
-fn a_pod_that_takes_the_address_of_one_without_an_interface_stays_what_it_is() {
+fn a_pod_that_takes_the_address_of_a_pod_without_an_interface_keeps_its_identity() {
     let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
     reconciler.apply(objects(&[pod("a", A), pod("b", B)]));
     reconciler.surveyed(survey([(3, at(&[B]))]));
@@ -105,12 +101,12 @@ fn a_pod_that_takes_the_address_of_one_without_an_interface_stays_what_it_is() {
 }
 
 #[test]
-fn s28_a_second_claimant_is_shut_until_the_first_is_gone() {
+fn s28_a_second_claimant_is_shut_until_the_first_interface_is_removed() {
     let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
     reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
     assert_eq!(reconciler.conflicts(), 1);
-    // It is not opened by giving the address back.
+    // Removing the address again does not open the interface.
     reconciler.surveyed(survey([(3, at(&[A])), (4, at(&["192.0.2.1"]))]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
     reconciler.surveyed(survey([(4, at(&[A]))]));
@@ -119,50 +115,50 @@ fn s28_a_second_claimant_is_shut_until_the_first_is_gone() {
 }
 
 #[test]
-fn of_two_that_nothing_is_known_of_the_newer_one_is_the_pod() {
+fn of_two_unbound_claimants_the_newer_one_is_the_pod() {
     let reconciler = start(&[pod("a", A)], survey([(3, at(&[A])), (4, at(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("shut".into(), "a".into()));
 }
 
 #[test]
-fn an_address_that_is_on_another_interface_of_the_namespace_counts() {
+fn an_address_on_another_interface_of_the_namespace_counts() {
     let hidden = PodSide { addresses: Vec::new(), other_addresses: parsed(&[A]), mac: None };
     let reconciler = start(&[pod("a", A)], survey([(3, hidden)]));
     assert_eq!(enforced_as(&reconciler, 3), "a");
     let both = PodSide { addresses: parsed(&[B]), other_addresses: parsed(&[A]), mac: None };
     let reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, both)]));
-    assert_eq!(enforced_as(&reconciler, 3), "shut", "it may be either");
+    assert_eq!(enforced_as(&reconciler, 3), "shut", "it may be either pod");
 }
 
 #[test]
-fn the_pod_follows_the_objects_where_the_address_is_reused() {
-    // The object of an earlier pod has the address until the new one's is known.
+fn a_binding_follows_the_objects_if_the_address_is_reused() {
+    // The object of an earlier pod has the address until the object of the new pod arrives.
     let mut reconciler = start(&[pod("old", A)], survey([(3, at(&[A]))]));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!(enforced_as(&reconciler, 3), "new");
-    // Confirmed by a look at the interfaces, a second claimant comes too late.
+    // After interfaces are read, a second claimant comes too late.
     reconciler.surveyed(survey([(3, at(&[A]))]));
     reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));
 }
 
 #[test]
-fn an_interface_left_over_from_a_pod_that_is_gone_does_not_keep_the_address() {
+fn the_interface_of_a_deleted_pod_does_not_keep_the_address() {
     let mut reconciler = start(&[pod("old", A)], survey([(3, at(&[A]))]));
     reconciler.apply(objects(&[]));
     reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
-    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, gone".into(), "-".into()));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, orphaned".into(), "-".into()));
     reconciler.apply(objects(&[pod("new", A)]));
-    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, gone".into(), "new".into()));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, orphaned".into(), "new".into()));
     assert_eq!(reconciler.dataplane().owners[&parsed(&[A])[0]], endpoint(&reconciler, 4).id);
 }
 
 #[test]
-fn a_new_sandbox_of_the_same_pod_with_another_address_is_the_pod() {
+fn a_new_sandbox_of_a_pod_with_another_address_is_the_pod() {
     let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
     reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[B]))]));
     reconciler.apply(objects(&[pod("a", B)]));
-    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a, gone".into(), "a".into()));
+    assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a, orphaned".into(), "a".into()));
 }
 
 #[test]
@@ -170,34 +166,34 @@ fn a_restart_keeps_the_binding() {
     let pods = [pod("a", A), pod("b", B)];
     let mut before = start(&pods, survey([(3, PodSide { mac: Some([2, 0, 0, 0, 0, 3]), ..at(&[A]) })]));
     let dataplane = std::mem::take(before.dataplane_mut());
-    // The pod's address, its MAC and the other pod's interface changed while no agent ran.
+    // The addresses and the MAC address of the pod changed while no agent was running.
     let changed = PodSide { mac: Some([2, 0, 0, 0, 0, 9]), ..at(&[B]) };
     let after = start_on(dataplane, &pods, survey([(3, changed), (4, at(&[B]))]));
     assert_eq!((enforced_as(&after, 3), enforced_as(&after, 4)), ("a".into(), "b".into()));
-    assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "learned before");
+    assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "the MAC address of the earlier agent is kept");
 }
 
 #[test]
-fn an_index_that_another_interface_gets_is_bound_anew() {
+fn a_reused_index_is_bound_again() {
     let mut reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, at(&[A]))]));
-    reconciler.gone(&[IfIndex(3)].into());
+    reconciler.interfaces_removed(&[IfIndex(3)].into());
     reconciler.surveyed(survey([(3, at(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 3), "b");
 }
 
 #[test]
-fn the_mac_is_learned_once_and_two_pods_of_a_bridge_do_not_share_one() {
+fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
     let mac = |last: u8| Some([2, 0, 0, 0, 0, last]);
     let pods = [pod("a", A), pod("b", B)];
     let mut reconciler = start(&pods, survey([(3, PodSide { mac: None, ..at(&[A, "fe80::3"]) })]));
-    assert_eq!(endpoint(&reconciler, 3).mac, [0; 6], "not known yet");
+    assert_eq!(endpoint(&reconciler, 3).mac, [0; 6], "the MAC address is not known yet");
     reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) })]));
     assert_eq!(endpoint(&reconciler, 3).mac, [2, 0, 0, 0, 0, 3]);
-    assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "kept");
+    assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "the link-local address is kept");
     reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, PodSide { mac: mac(3), ..at(&[B]) })]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
 
-    // Where the MAC is read after the programs are attached.
+    // The MAC address is read after the programs are attached.
     let mut reconciler = start(&pods, survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, at(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 4), "b");
     reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, PodSide { mac: mac(3), ..at(&[B]) })]));
@@ -206,7 +202,7 @@ fn the_mac_is_learned_once_and_two_pods_of_a_bridge_do_not_share_one() {
 }
 
 #[test]
-fn s32_a_link_local_address_is_followed_but_not_to_a_neighbors() {
+fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
     let own: IpAddr = "fe80::254".parse().expect("an address");
     let link_local =
         |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
@@ -215,7 +211,7 @@ fn s32_a_link_local_address_is_followed_but_not_to_a_neighbors() {
     let mut reconciler = start(&pods, with(&[A, "fe80::3"]));
     for (addresses, last) in [
         (&[A, "fe80::33"][..], 0x33),
-        // An interface that is down has none for a while.
+        // An interface that is down has no link-local address for a while.
         (&[A], 0x33),
         (&[A, "fe80::34", "fe80::33"], 0x33),
         (&[A, "fe80::4"], 0x33),
@@ -227,7 +223,7 @@ fn s32_a_link_local_address_is_followed_but_not_to_a_neighbors() {
     }
     assert_eq!(link_local(&reconciler, 4), [0, 4]);
 
-    // One that an earlier agent knew is followed too.
+    // A link-local address that an earlier agent stored is followed too.
     let mut adopting = Memory::default();
     adopting.endpoints = reconciler.dataplane().endpoints.clone();
     adopting.attached = reconciler.dataplane().attached.clone();
@@ -237,7 +233,7 @@ fn s32_a_link_local_address_is_followed_but_not_to_a_neighbors() {
 }
 
 #[test]
-fn s36_addresses_that_the_api_does_not_list_are_reported() {
+fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
     let mut reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, at(&[A, "fe80::3"])), (4, at(&[B]))]));
     let unlisted = |reconciler: &Reconciler<Memory>| {
         let found =
@@ -247,7 +243,7 @@ fn s36_addresses_that_the_api_does_not_list_are_reported() {
     };
     for (addresses, found) in [
         (&[A, "10.0.0.9", "fd00::9", "fe80::3"][..], &["10.0.0.9", "fd00::9"][..]),
-        // Another pod's is a conflict, which is reported as such.
+        // The address of another pod is reported as a conflict instead.
         (&[A, B], &[]),
         (&[A, "10.0.0.9"], &["10.0.0.9"]),
         (&[A], &[]),
@@ -258,16 +254,16 @@ fn s36_addresses_that_the_api_does_not_list_are_reported() {
     }
     reconciler.surveyed(survey([(3, at(&[A, "10.0.0.9"])), (4, at(&[B]))]));
     reconciler.surveyed(survey([(4, at(&[B]))]));
-    assert_eq!(reconciler.unlisted_addresses(), 0, "the interface is gone");
+    assert_eq!(reconciler.unlisted_addresses(), 0, "the interface was removed");
 }
 
 #[test]
-fn an_endpoint_id_stands_at_an_address_while_programs_mark_the_pods_packets() {
+fn an_address_has_an_endpoint_id_while_programs_mark_packets() {
     let address = parsed(&[A])[0];
     let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
     let id = endpoint(&reconciler, 3).id;
     assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
-    // The pod is gone from the objects: the interface stays enforced.
+    // The pod is deleted from the API: its interface stays enforced.
     reconciler.apply(objects(&[]));
     assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
     reconciler.surveyed(survey([]));
@@ -276,7 +272,7 @@ fn an_endpoint_id_stands_at_an_address_while_programs_mark_the_pods_packets() {
     let mut refusing = Memory::default();
     refusing.rejects_attach = true;
     let reconciler = start_on(refusing, &[pod("a", A)], survey([(3, at(&[A]))]));
-    assert!(reconciler.dataplane().owners.is_empty(), "its packets are not marked");
+    assert!(reconciler.dataplane().owners.is_empty(), "packets of the pod are not marked");
 }
 
 #[test]
@@ -294,13 +290,7 @@ fn s29_tunnel_endpoints_follow_the_nodes_devices() {
     assert_eq!(local.ports, [5555].into());
     assert!(others.ports.contains(&5555), "nodes of a cluster are configured alike");
 
-    let options = Options {
-        node: "n1".into(),
-        unknown_pods: UnknownPods::Allow,
-        source_guard: true,
-        tunnels_to_node: true,
-        policy_memory: None,
-    };
+    let options = Options { tunnels_to_node: true, ..Options::of_node("n1") };
     let reconciler = Reconciler::start(Memory::default(), options, &Snapshot::default(), objects(&[]), with(8472))
         .expect("it starts");
     assert!(reconciler.dataplane().tunnels.0.is_empty() && reconciler.dataplane().tunnels.1.is_empty());

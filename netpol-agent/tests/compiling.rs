@@ -1,5 +1,5 @@
-//! What holds while the engine is away with a job: the reconciler over a dataplane in memory, whose compile jobs run when the
-//! test says so.
+//! Tests the reconciler while the engine is compiling, with a data plane in memory. Compile jobs run when the test
+//! calls `compile`.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use netpol_agent::dataplane::Memory;
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::endpoints::{PodSide, Survey, Veth};
-use netpol_agent::reconcile::{Check, Compiler, Options, Reconciler, Standing, UnknownPods};
+use netpol_agent::reconcile::{Check, Compiler, Options, Reconciler, Standing};
 use netpol_agent::source::{Batch, Revision};
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::manifest;
@@ -38,11 +38,11 @@ fn applied(manifests: &[&str]) -> Vec<Event> {
     objects.map(|located| Event::Apply(located.object)).collect()
 }
 
-fn gone(name: &str) -> Event {
+fn deleted(name: &str) -> Event {
     Event::Delete(ObjectKey::Pod(PodKey::new("shop", name)))
 }
 
-/// Veths by index, each with the last byte of the address behind it.
+/// Veths by index, each with the last byte of the address of its peer.
 fn survey(veths: &[(u32, u8)]) -> Survey {
     let veth = |&(index, address): &(u32, u8)| {
         let name = format!("veth{index}");
@@ -57,21 +57,14 @@ fn batch(revision: u64, events: Vec<Event>) -> Batch {
     Batch { revision: Revision(revision), events, after_gap: false, received: Instant::now() }
 }
 
-/// Its first compile is pending.
+/// Returns a reconciler with a pending first compile.
 fn begin(dataplane: Memory, manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
-    let options = Options {
-        node: "n1".into(),
-        unknown_pods: UnknownPods::Allow,
-        source_guard: true,
-        tunnels_to_node: false,
-        policy_memory: None,
-    };
     let first = batch(1, applied(manifests));
-    Reconciler::begin(dataplane, options, Snapshot::default(), first, survey(veths), Compiler::Manual)
-        .expect("it begins")
+    Reconciler::begin(dataplane, Options::of_node("n1"), Snapshot::default(), first, survey(veths), Compiler::Manual)
+        .expect("it starts")
 }
 
-/// One whose first compile is done and written.
+/// Returns a reconciler after its first compile.
 fn start(manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
     let mut reconciler = begin(Memory::default(), manifests, veths);
     finish(&mut reconciler);
@@ -87,11 +80,11 @@ fn finish(reconciler: &mut Reconciler<Memory>) {
     }
 }
 
-/// The grace of pods that wait for their policies is over.
-fn overdue(reconciler: &mut Reconciler<Memory>) {
+/// Waits until all pods that wait for their policies are overdue.
+fn wait_until_overdue(reconciler: &mut Reconciler<Memory>) {
     while let Some(at) = reconciler.next_overdue() {
         std::thread::sleep(at.saturating_duration_since(Instant::now()));
-        reconciler.settle_overdue();
+        reconciler.reconcile_overdue();
     }
 }
 
@@ -112,18 +105,18 @@ fn why(reconciler: &Reconciler<Memory>) -> Vec<String> {
 }
 
 #[test]
-fn a_new_pod_is_shut_while_its_policies_are_compiled_and_enforced_then() {
+fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     let mut reconciler = start(&[DENY_WEB], &[]);
     reconciler.apply(applied(&[&pod("db", "db", 2), &pod("web", "web", 3)]));
     reconciler.surveyed(survey(&[(12, 2), (13, 3)]));
-    assert!(reconciler.held().is_empty(), "most pods are evaluated before their first packet would be dropped");
+    assert!(reconciler.held().is_empty(), "most pods are evaluated within this time");
     assert!(reconciler.next_overdue().is_some());
-    overdue(&mut reconciler);
+    wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 12) && is_shut(&reconciler, 13));
-    assert_eq!(endpoint(&reconciler, 12).expect("it is there").address_v4, [10, 0, 0, 2]);
+    assert_eq!(endpoint(&reconciler, 12).expect("it exists").address_v4, [10, 0, 0, 2]);
     assert_eq!(reconciler.pods_waiting(), 2);
     let why = why(&reconciler);
-    assert!(why.iter().all(|why| why.contains("still being evaluated; it drops everything")), "{why:?}");
+    assert!(why.iter().all(|why| why.contains("still being evaluated; all of its traffic is dropped")), "{why:?}");
     finish(&mut reconciler);
     let [db, web] = [12, 13].map(|ifindex| endpoint(&reconciler, ifindex).expect("it is enforced"));
     assert!(!db.has(endpoint_flags::INCOMPLETE) && !db.ingress.isolated() && !db.egress.isolated());
@@ -142,63 +135,63 @@ fn a_pod_that_is_evaluated_in_time_is_never_shut() {
 }
 
 #[test]
-fn what_is_enforced_stays_as_it_is_while_changes_are_compiled() {
+fn endpoints_do_not_change_while_changes_are_compiled() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     let before = endpoint(&reconciler, 13).expect("it is enforced");
     reconciler.apply(applied(&[&pod("web", "db", 3)]));
-    overdue(&mut reconciler);
-    assert_eq!(endpoint(&reconciler, 13), Some(before), "neither opened nor shut");
+    wait_until_overdue(&mut reconciler);
+    assert_eq!(endpoint(&reconciler, 13), Some(before), "the endpoint must not change");
     finish(&mut reconciler);
     assert!(!endpoint(&reconciler, 13).expect("it is enforced").ingress.isolated());
 }
 
 #[test]
 fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled() {
-    // Of a StatefulSet whose new pods are denied everything, where the old ones were open.
+    // Like a StatefulSet: the old pod was open, the new one is denied everything.
     let mut reconciler = start(&[DENY_WEB, &pod("pod-0", "db", 3)], &[(13, 3)]);
     assert!(!endpoint(&reconciler, 13).expect("it is enforced").ingress.isolated());
-    // A policy for the old pod is compiled while the new one comes.
+    // A policy for the old pod is still compiling when the new pod appears.
     reconciler.apply(applied(&[OPEN]));
-    let mut events = vec![gone("pod-0")];
+    let mut events = vec![deleted("pod-0")];
     events.extend(applied(&[&pod("pod-0", "web", 4)]));
     reconciler.apply(events);
     reconciler.surveyed(survey(&[(13, 3), (14, 4)]));
-    overdue(&mut reconciler);
+    wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 14));
     assert!(reconciler.compile(), "the policy");
     while reconciler.execute(Duration::MAX) {}
-    assert!(is_shut(&reconciler, 14), "those were the old pod's policies");
+    assert!(is_shut(&reconciler, 14), "these policies belong to the old pod");
     finish(&mut reconciler);
     let new = endpoint(&reconciler, 14).expect("it is enforced");
     assert!(new.ingress.isolated() && new.egress.isolated() && !new.has(endpoint_flags::INCOMPLETE));
 }
 
 #[test]
-fn a_pod_that_vanishes_while_changes_are_compiled_is_enforced_as_before() {
+fn a_pod_that_is_deleted_during_a_compile_is_enforced_as_before() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
-    reconciler.apply(vec![gone("web")]);
+    reconciler.apply(vec![deleted("web")]);
     assert!(reconciler.held()[&IfIndex(13)].orphaned);
     finish(&mut reconciler);
     assert!(endpoint(&reconciler, 13).expect("it is enforced").ingress.isolated());
-    // One that is shut, and goes before it was evaluated.
+    // A pod that is shut and deleted before its policies were compiled.
     reconciler.apply(applied(&[&pod("db", "db", 4)]));
     reconciler.surveyed(survey(&[(13, 3), (14, 4)]));
-    overdue(&mut reconciler);
-    reconciler.apply(vec![gone("db")]);
+    wait_until_overdue(&mut reconciler);
+    reconciler.apply(vec![deleted("db")]);
     finish(&mut reconciler);
-    assert!(is_shut(&reconciler, 14), "whatever it was, it is not opened");
+    assert!(is_shut(&reconciler, 14), "an endpoint that was shut is not opened");
     reconciler.surveyed(survey(&[]));
     assert!(reconciler.held().is_empty());
 }
 
 #[test]
-fn at_the_start_interfaces_stay_as_they_are_and_new_ones_are_shut() {
+fn existing_interfaces_do_not_change_at_the_start_and_new_ones_are_shut() {
     let mut reconciler =
         begin(Memory::default(), &[DENY_WEB, &pod("web", "web", 3), &pod("new", "web", 4)], &[(13, 3)]);
     assert!(reconciler.is_starting());
     reconciler.surveyed(survey(&[(13, 3), (14, 4)]));
-    overdue(&mut reconciler);
-    assert!(!reconciler.held().contains_key(&IfIndex(13)), "it was open before the agent came, for longer than this");
+    wait_until_overdue(&mut reconciler);
+    assert!(!reconciler.held().contains_key(&IfIndex(13)), "it was unprotected before the agent started");
     assert!(is_shut(&reconciler, 14));
     finish(&mut reconciler);
     assert!(!reconciler.is_starting());
@@ -214,22 +207,22 @@ fn an_earlier_agents_endpoints_stay_in_force_until_the_first_compile() {
     let dataplane = std::mem::take(earlier.dataplane_mut());
     let mut reconciler = begin(dataplane, &[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     reconciler.surveyed(survey(&[(13, 3)]));
-    reconciler.apply(vec![gone("web")]);
-    overdue(&mut reconciler);
+    reconciler.apply(vec![deleted("web")]);
+    wait_until_overdue(&mut reconciler);
     assert_eq!(endpoint(&reconciler, 13), Some(before));
     finish(&mut reconciler);
     assert!(endpoint(&reconciler, 13).expect("it is still enforced").ingress.isolated());
 }
 
 #[test]
-fn interfaces_are_served_between_slices_of_writes() {
+fn interfaces_are_handled_between_slices_of_writes() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[]);
     let many: Vec<String> = (10..250).map(|address| pod(&format!("pod-{address}"), "db", address)).collect();
     let events = many.iter().flat_map(|manifest| applied(&[manifest])).collect();
     reconciler.apply(events);
     assert!(reconciler.compile());
     assert!(reconciler.execute(Duration::ZERO), "a slice leaves more to do");
-    assert!(reconciler.has_engine(), "names can be asked for meanwhile");
+    assert!(reconciler.has_engine(), "names must be available meanwhile");
     reconciler.surveyed(survey(&[(13, 3)]));
     assert!(endpoint(&reconciler, 13).is_some_and(|found| found.ingress.isolated()));
     let mut slices = 1;
@@ -241,13 +234,13 @@ fn interfaces_are_served_between_slices_of_writes() {
 }
 
 #[test]
-fn batches_count_once_they_are_written_and_those_that_waited_together_are_one_job() {
+fn batches_finish_when_written_and_waiting_batches_are_one_job() {
     let mut reconciler = start(&[], &[]);
     let first = reconciler.finished();
     assert!(first.len() == 1 && first[0].start);
-    reconciler.take_in(batch(2, applied(&[&pod("a", "db", 3)])));
-    reconciler.take_in(batch(3, applied(&[&pod("b", "db", 4)])));
-    reconciler.take_in(batch(4, applied(&[&pod("c", "db", 5)])));
+    reconciler.apply_batch(batch(2, applied(&[&pod("a", "db", 3)])));
+    reconciler.apply_batch(batch(3, applied(&[&pod("b", "db", 4)])));
+    reconciler.apply_batch(batch(4, applied(&[&pod("c", "db", 5)])));
     assert!(!reconciler.has_engine() && reconciler.finished().is_empty());
     let check = Check { condition: "pod/shop/a".parse().expect("a condition"), revision: Revision(1) };
     assert!(matches!(reconciler.check(&check, Revision(1)).standing, Standing::Not(Some(_))));
@@ -263,13 +256,13 @@ fn batches_count_once_they_are_written_and_those_that_waited_together_are_one_jo
 }
 
 #[test]
-fn a_gap_is_taken_in_by_itself() {
+fn a_resync_is_a_job_of_its_own() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3), &pod("db", "db", 4)], &[(13, 3), (14, 4)]);
-    reconciler.take_in(batch(2, applied(&[OPEN])));
+    reconciler.apply_batch(batch(2, applied(&[OPEN])));
     let both = applied(&[&pod("web", "db", 3), &pod("db", "web", 4)]);
-    reconciler.take_in(Batch { after_gap: true, ..batch(3, both) });
-    reconciler.take_in(batch(4, applied(&[&pod("new", "web", 5)])));
-    overdue(&mut reconciler);
+    reconciler.apply_batch(Batch { after_gap: true, ..batch(3, both) });
+    reconciler.apply_batch(batch(4, applied(&[&pod("new", "web", 5)])));
+    wait_until_overdue(&mut reconciler);
     finish(&mut reconciler);
     let [web, db] = [13, 14].map(|ifindex| endpoint(&reconciler, ifindex).expect("it is enforced"));
     assert!(!web.egress.isolated() && db.egress.isolated());
@@ -279,7 +272,7 @@ fn a_gap_is_taken_in_by_itself() {
 }
 
 #[test]
-fn names_are_known_while_the_engine_is_away() {
+fn names_are_available_while_the_engine_is_compiling() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     reconciler.apply(applied(&[&pod("db", "db", 4)]));
     assert!(!reconciler.has_engine());

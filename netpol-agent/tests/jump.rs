@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
 use netpol_agent::endpoints::{PodSide, Survey, TunnelEndpoints, Veth};
-use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
+use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, Generation, IfIndex};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
@@ -183,7 +183,7 @@ proptest! {
 
         let (local_pods, probes) = (local_pods(&old), probes());
         let recorder = Recorder { local_pods: local_pods.clone(), probes: probes.clone(), ..Recorder::default() };
-        let options = Options { node: "node-1".into(), unknown_pods: UnknownPods::Allow, source_guard: true, tunnels_to_node: false, policy_memory: None };
+        let options = Options::of_node("node-1");
         let objects = vec![Event::Reset(old.objects().collect())];
         let survey = survey(&local_pods, &old.own_addresses);
         let reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, survey);

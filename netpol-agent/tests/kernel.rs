@@ -293,7 +293,7 @@ fn a_pod_removed_from_the_source_stays_enforced() {
     node.start(&[]);
     node.expect(1, 2, 81, false);
     node.remove("pod2.yaml");
-    node.wait_log("enforced as before until the interface goes");
+    node.wait_log("enforced as before until the interface is removed");
     assert!(node.open(1, 2, 81).is_none());
     node.end(false);
     node.start(&[]);
@@ -394,7 +394,7 @@ fn detached_filters_are_reattached_at_once() {
         .enumerate()
     {
         node.tc(off);
-        node.wait("that is noticed", || node.log().matches("taken off by somebody else").count() > time);
+        node.wait("that is noticed", || node.log().matches("detached by another process").count() > time);
         node.expect(1, 2, 81, false);
         node.wait("the filters are reattached", || node.attached(2) == (2, 0));
     }

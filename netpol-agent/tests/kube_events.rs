@@ -9,7 +9,7 @@ use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::endpoints::{PodSide, Survey, Veth};
 use netpol_agent::events::kubernetes::{self, Dropped, Handle, Numbers, Sink};
 use netpol_agent::events::{Lines, Reporter};
-use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
+use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_agent::source::ObjectSource;
 use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options as ServerOptions, Resource, Rules, Verb};
 use netpol_common::{DenyEvent, Direction, IfIndex, Reason, protocol};
@@ -68,13 +68,7 @@ impl Pipeline {
         let objects = manifest::parse(&text, "test.yaml").objects.into_iter().map(|located| located.object).collect();
         let veth = Veth { ifindex: IfIndex(3), name: "veth3".into(), namespace: 0, peer: 2, bridge: None, packets: 0 };
         let veths = [(IfIndex(3), (veth, PodSide::at(vec!["10.0.0.2".parse().expect("invalid address")])))].into();
-        let options = Options {
-            node: node.into(),
-            unknown_pods: UnknownPods::Allow,
-            source_guard: true,
-            tunnels_to_node: false,
-            policy_memory: None,
-        };
+        let options = Options::of_node(node);
         let survey = Survey { veths, ..Survey::default() };
         let reconciler =
             Reconciler::start(Memory::default(), options, &Snapshot::default(), vec![Event::Reset(objects)], survey);

@@ -1,4 +1,5 @@
-//! The reconciler over a dataplane in memory: who gets an endpoint, and what becomes of pods when a map is full.
+//! Tests the reconciler with a data plane in memory: which interfaces get an endpoint, and what happens to pods when
+//! a map is full.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -42,7 +43,7 @@ fn objects(manifests: &[&str]) -> Vec<Event> {
     vec![Event::Reset(objects.collect())]
 }
 
-/// Veths by index, each with the address behind it.
+/// Veths by index, each with the address of its peer.
 fn survey(veths: &[(u32, &str)]) -> Survey {
     let veth = |&(index, address): &(u32, &str)| {
         let name = format!("veth{index}");
@@ -59,13 +60,12 @@ fn start(
     manifests: &[&str],
     veths: &[(u32, &str)],
 ) -> Reconciler<Memory> {
-    let options =
-        Options { node: "n1".into(), unknown_pods, source_guard: true, tunnels_to_node: false, policy_memory: None };
+    let options = Options { unknown_pods, ..Options::of_node("n1") };
     Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), survey(veths)).expect("it starts")
 }
 
-/// The objects there are from now on.
-fn only(reconciler: &mut Reconciler<Memory>, manifests: &[&str]) {
+/// Replaces all objects.
+fn replace_objects(reconciler: &mut Reconciler<Memory>, manifests: &[&str]) {
     let joined = manifests.join("---\n");
     reconciler.apply(objects(&[&joined]));
 }
@@ -91,7 +91,7 @@ fn unknown_pods_are_denied_on_request_until_they_are_known() {
 }
 
 #[test]
-fn the_nodes_own_uplink_is_no_unknown_pod() {
+fn an_uplink_of_the_local_node_is_not_an_unknown_pod() {
     let mut reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[]);
     let uplinks = [IfIndex(4)].into();
     reconciler.surveyed(Survey { uplinks, ..survey(&[(3, "10.0.0.2"), (4, "192.0.2.1")]) });
@@ -99,17 +99,17 @@ fn the_nodes_own_uplink_is_no_unknown_pod() {
 }
 
 #[test]
-fn a_gone_interface_is_let_go_and_a_new_one_is_a_new_endpoint() {
+fn a_removed_interface_is_released_and_a_new_one_gets_a_new_endpoint() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     let before = endpoints(&reconciler)[&IfIndex(3)].generation;
     reconciler.surveyed(survey(&[]));
     assert!(endpoints(&reconciler).is_empty() && reconciler.dataplane().attached.is_empty());
     reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
-    assert!(endpoints(&reconciler)[&IfIndex(3)].generation > before, "flows of the earlier one must not be taken over");
+    assert!(endpoints(&reconciler)[&IfIndex(3)].generation > before, "flows of the earlier interface must not be used");
 }
 
 #[test]
-fn a_full_map_marks_the_pods_it_concerns_until_there_is_room() {
+fn a_full_map_marks_the_affected_pods_as_incomplete_until_there_is_room() {
     let full = Memory::full(MapName::Allow);
     let mut reconciler = start(full, UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::INCOMPLETE));
@@ -127,14 +127,14 @@ fn without_room_for_prefixes_an_isolated_pod_allows_nothing() {
     let endpoint = endpoints(&reconciler)[&IfIndex(3)];
     assert!(endpoint.has(endpoint_flags::INCOMPLETE));
     assert_eq!((endpoint.ingress.isolated(), endpoint.ingress.any), (true, PortSetId::NONE));
-    assert!(!endpoint.egress.isolated(), "the direction that no policy isolates stays open");
+    assert!(!endpoint.egress.isolated(), "the direction that is not isolated stays open");
     let quarantine = endpoint.ingress.rule_set;
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
     assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, quarantine);
 }
 
-/// What the kernel enforces at an interface, its generation aside.
+/// Returns the endpoint of an interface, without its generation.
 fn enforced(reconciler: &Reconciler<Memory>, index: u32) -> Option<Endpoint> {
     assert_eq!(
         reconciler.dataplane().attached.contains(&IfIndex(index)),
@@ -149,18 +149,20 @@ const OTHER: &str = "
 ";
 
 #[test]
-fn a_pod_that_vanishes_stays_enforced_until_its_interface_goes() {
+fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
     let finished = PODS.replacen("Running", "Succeeded", 1);
-    for (name, after) in [("deleted", &[ALLOW_BLOCK][..]), ("finished", &[&finished, ALLOW_BLOCK]), ("all gone", &[])] {
+    for (name, after) in
+        [("deleted", &[ALLOW_BLOCK][..]), ("finished", &[&finished, ALLOW_BLOCK]), ("all deleted", &[])]
+    {
         for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
             let mut reconciler = start(Memory::default(), unknown_pods, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
             let before = enforced(&reconciler, 3).expect("an endpoint");
             assert!(before.ingress.isolated());
-            only(&mut reconciler, after);
+            replace_objects(&mut reconciler, after);
             assert_eq!(enforced(&reconciler, 3), Some(before), "{name}");
             reconciler.surveyed(survey(&[(3, "10.0.0.9")]));
-            assert_eq!(enforced(&reconciler, 3), Some(before), "{name}: another address changes nothing");
-            assert!(!reconciler.is_waiting(), "{name}: nothing is waited for");
+            assert_eq!(enforced(&reconciler, 3), Some(before), "{name}: another address must not change the endpoint");
+            assert!(!reconciler.is_waiting(), "{name}: nothing must be waited for");
             reconciler.surveyed(survey(&[]));
             assert_eq!(enforced(&reconciler, 3), None, "{name}");
         }
@@ -168,41 +170,41 @@ fn a_pod_that_vanishes_stays_enforced_until_its_interface_goes() {
 }
 
 #[test]
-fn a_pod_that_takes_the_address_of_one_that_vanished_has_its_own_policy() {
+fn a_pod_that_reuses_the_address_of_a_deleted_pod_gets_its_own_policies() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
-    only(&mut reconciler, &[ALLOW_BLOCK]);
-    only(&mut reconciler, &[OTHER, ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[OTHER, ALLOW_BLOCK]);
     assert!(!enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
     assert!(!reconciler.held()[&IfIndex(3)].orphaned);
 }
 
 #[test]
-fn a_pod_that_comes_back_is_under_its_policies_of_then() {
+fn a_recreated_pod_gets_its_current_policies() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-    only(&mut reconciler, &[]);
-    only(&mut reconciler, &[ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[]);
+    replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
     assert!(!enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
-    only(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
     assert!(enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
 }
 
 #[test]
-fn a_pod_that_drops_its_address_stays_under_its_policies() {
+fn a_pod_that_removes_its_address_stays_enforced() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.surveyed(survey(&[(3, "10.0.0.77")]));
-    only(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
     let endpoint = enforced(&reconciler, 3).expect("an endpoint");
     assert!(endpoint.ingress.isolated() && endpoint.address_v4 == [10, 0, 0, 2]);
 }
 
 #[test]
-fn a_restart_keeps_what_it_finds_on_interfaces_whose_pod_is_gone() {
+fn a_restart_keeps_the_endpoints_of_deleted_pods() {
     let mut before = start(Memory::default(), UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
     let endpoint = enforced(&before, 3).expect("an endpoint");
     let dataplane = std::mem::take(before.dataplane_mut());
     let after = start(dataplane, UnknownPods::Allow, &[OTHER_PODS, ALLOW_BLOCK], &[(3, "10.0.0.2"), (4, "10.0.0.4")]);
     assert_eq!(enforced(&after, 3), Some(endpoint));
-    // A rule set that allows nothing stands in no table, and its number must not become another's.
+    // A rule set that allows nothing has no map entry, and its ID must not be reused.
     assert!(enforced(&after, 4).expect("an endpoint").ingress.rule_set > endpoint.ingress.rule_set);
 }
 
@@ -211,11 +213,11 @@ fn unknown_interfaces_are_not_waited_for() {
     let reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[(3, "10.0.0.2")]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::UNKNOWN));
     assert!(!reconciler.is_waiting());
-    assert!(reconciler.settled().is_empty(), "it is asked for its address at every look");
+    assert!(reconciler.complete_interfaces().is_empty(), "its addresses must be read each time");
 }
 
 #[test]
-fn the_gap_before_enforcement_is_measured() {
+fn the_time_before_enforcement_is_measured() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
     reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
     let gaps = reconciler.gaps();
@@ -223,7 +225,7 @@ fn the_gap_before_enforcement_is_measured() {
 }
 
 #[test]
-fn programs_that_somebody_took_off_are_put_on_again() {
+fn programs_that_another_process_detached_are_reattached() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.dataplane_mut().attached.clear();
     reconciler.verify();
@@ -231,19 +233,19 @@ fn programs_that_somebody_took_off_are_put_on_again() {
 }
 
 #[test]
-fn the_gap_of_programs_that_were_detached_is_from_then_on_and_not_from_the_interfaces_appearance() {
-    let passed = |packets| {
+fn the_unprotected_time_after_a_detach_starts_at_the_detach() {
+    let with_packets = |packets| {
         let mut survey = survey(&[(3, "10.0.0.2")]);
         survey.veths.values_mut().for_each(|(veth, _)| veth.packets = packets);
         survey
     };
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
-    reconciler.surveyed(passed(7));
+    reconciler.surveyed(with_packets(7));
     assert_eq!((reconciler.gaps().count, reconciler.gaps().packets), (1, 7));
     let before = reconciler.gaps().unprotected;
     let pause = std::time::Duration::from_millis(200);
     std::thread::sleep(pause);
-    reconciler.surveyed(passed(1_000_000));
+    reconciler.surveyed(with_packets(1_000_000));
     reconciler.dataplane_mut().attached.clear();
     reconciler.verify();
     let gaps = reconciler.gaps();
@@ -252,24 +254,18 @@ fn the_gap_of_programs_that_were_detached_is_from_then_on_and_not_from_the_inter
 }
 
 #[test]
-fn an_interface_that_was_there_before_the_agent_has_a_gap_and_packets_from_its_start_on() {
+fn the_unprotected_time_of_an_existing_interface_starts_with_the_agent() {
     let mut early = survey(&[(3, "10.0.0.2")]);
     early.veths.values_mut().for_each(|(veth, _)| veth.packets = 500);
-    let options = Options {
-        node: "n1".into(),
-        unknown_pods: UnknownPods::Allow,
-        source_guard: true,
-        tunnels_to_node: false,
-        policy_memory: None,
-    };
     let dataplane = Memory::default();
     let reconciler =
-        Reconciler::start(dataplane, options, &Snapshot::default(), objects(&[PODS]), early).expect("it starts");
+        Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(&[PODS]), early)
+            .expect("it starts");
     assert_eq!((reconciler.gaps().count, reconciler.gaps().packets), (1, 0));
 }
 
 #[test]
-fn a_pod_without_its_programs_is_waited_for() {
+fn a_pod_without_programs_is_waited_for() {
     let mut refusing = Memory::default();
     refusing.rejects_attach = true;
     let mut reconciler = start(refusing, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
@@ -280,14 +276,14 @@ fn a_pod_without_its_programs_is_waited_for() {
 }
 
 #[test]
-fn policies_do_not_wait_while_programs_are_put_on_an_interface() {
+fn policies_are_written_while_programs_are_being_attached() {
     let slow = Memory::slow();
     let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     assert!(reconciler.is_waiting() && reconciler.pods_waiting() == 1);
-    only(&mut reconciler, &[PODS, DENY_ALL]);
+    replace_objects(&mut reconciler, &[PODS, DENY_ALL]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "written before the programs run");
-    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "asked for once");
-    reconciler.ended([attached(Ok(()))]);
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "requested once");
+    reconciler.jobs_finished([attached(Ok(()))]);
     assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
     assert_eq!(reconciler.gaps().count, 1);
 }
@@ -304,59 +300,59 @@ fn refused() -> AttachError {
     AttachError { interface: "veth3".to_owned(), message: "refused".to_owned(), gone: false }
 }
 
-/// A pod whose programs are on its interface; what the dataplane is asked from then on takes its time.
+/// Returns a reconciler with one enforced pod; further operations of the data plane take time.
 fn enforced_slowly(unknown_pods: UnknownPods) -> Reconciler<Memory> {
     let mut reconciler = start(Memory::slow(), unknown_pods, &[PODS], &[(3, "10.0.0.2")]);
-    reconciler.ended([attached(Ok(()))]);
+    reconciler.jobs_finished([attached(Ok(()))]);
     reconciler.dataplane_mut().pending.clear();
     reconciler
 }
 
 #[test]
-fn an_interface_that_goes_while_programs_are_put_on_it_is_let_go_after_that() {
+fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
     let gone = AttachError { gone: true, ..refused() };
     for result in [Ok(()), Err(gone)] {
         let slow = Memory::slow();
         let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
         reconciler.surveyed(survey(&[]));
-        assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "one thing at a time");
-        reconciler.ended([attached(result)]);
+        assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "one operation at a time");
+        reconciler.jobs_finished([attached(result)]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))]);
         assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
-        reconciler.ended([detached(Ok(()))]);
+        reconciler.jobs_finished([detached(Ok(()))]);
         assert!(endpoints(&reconciler).is_empty() && reconciler.held().is_empty());
     }
 }
 
 #[test]
-fn policies_do_not_wait_while_programs_are_taken_off() {
+fn policies_are_written_while_programs_are_being_detached() {
     let mut reconciler = enforced_slowly(UnknownPods::Allow);
     reconciler.surveyed(survey(&[]));
-    assert_eq!(reconciler.pods_waiting(), 1, "it is not enforced any more");
-    only(&mut reconciler, &[PODS, ALLOW_BLOCK]);
+    assert_eq!(reconciler.pods_waiting(), 1, "the pod is no longer enforced");
+    replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
     assert!(reconciler.problems().missing == 0 && !reconciler.dataplane().written.is_empty());
-    assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "asked for once");
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "requested once");
 }
 
 #[test]
-fn an_index_that_is_given_away_before_the_programs_are_off_is_the_new_interfaces() {
+fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
     for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
-        // A known pod has it: it is enforced, once the programs are off and on again.
+        // The new interface belongs to a known pod: it is enforced after detaching and attaching.
         let mut reconciler = enforced_slowly(unknown_pods);
         reconciler.surveyed(survey(&[]));
-        only(&mut reconciler, &[OTHER_PODS, DENY_ALL]);
+        replace_objects(&mut reconciler, &[OTHER_PODS, DENY_ALL]);
         reconciler.surveyed(survey(&[(3, "10.0.0.4")]));
         assert!(!reconciler.held()[&IfIndex(3)].attached && reconciler.pods_waiting() == 1);
-        reconciler.ended([detached(Ok(()))]);
+        reconciler.jobs_finished([detached(Ok(()))]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
-        reconciler.ended([attached(Ok(()))]);
+        reconciler.jobs_finished([attached(Ok(()))]);
         assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated() && reconciler.pods_waiting() == 0);
 
-        // Nobody known has it: nothing of the pod before is left.
+        // The new interface has no known pod: nothing of the earlier pod is left.
         let mut reconciler = enforced_slowly(unknown_pods);
         reconciler.surveyed(survey(&[]));
         reconciler.surveyed(survey(&[(3, "10.0.0.9")]));
-        reconciler.ended([detached(Ok(()))]);
+        reconciler.jobs_finished([detached(Ok(()))]);
         let endpoint = endpoints(&reconciler).get(&IfIndex(3));
         assert!(endpoint.is_none_or(|endpoint| endpoint.address_v4 != [10, 0, 0, 2]));
         assert_eq!(endpoint.is_some(), unknown_pods == UnknownPods::Deny);
@@ -364,49 +360,49 @@ fn an_index_that_is_given_away_before_the_programs_are_off_is_the_new_interfaces
 }
 
 #[test]
-fn what_is_refused_is_tried_again_after_the_next_look_and_not_before() {
+fn a_failed_operation_is_retried_only_after_interfaces_are_read_again() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-    reconciler.ended([attached(Err(refused()))]);
+    reconciler.jobs_finished([attached(Err(refused()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
     reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
-    reconciler.ended([attached(Ok(()))]);
+    reconciler.jobs_finished([attached(Ok(()))]);
 
     reconciler.dataplane_mut().pending.clear();
     reconciler.surveyed(survey(&[]));
-    reconciler.ended([detached(Err(refused()))]);
+    reconciler.jobs_finished([detached(Err(refused()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))]);
     assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
     reconciler.surveyed(survey(&[]));
-    reconciler.ended([detached(Ok(()))]);
+    reconciler.jobs_finished([detached(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
 }
 
 #[test]
-fn what_happens_while_the_kernel_is_asked_is_asked_about_again() {
+fn a_change_during_a_verification_causes_another_verification() {
     let mut reconciler = enforced_slowly(UnknownPods::Allow);
-    let asked = PendingCall::Verify(vec![IfIndex(3)]);
+    let verify = PendingCall::Verify(vec![IfIndex(3)]);
     for _ in 0..3 {
         reconciler.verify();
     }
-    assert_eq!(reconciler.dataplane().pending, std::slice::from_ref(&asked));
-    reconciler.ended([InterfaceOutcome::Missing(Vec::new())]);
-    assert_eq!(reconciler.dataplane().pending, [asked.clone(), asked.clone()]);
-    reconciler.ended([InterfaceOutcome::Missing(vec![IfIndex(3)])]);
-    assert_eq!(reconciler.dataplane().pending, [asked.clone(), asked, PendingCall::Attach(IfIndex(3))]);
+    assert_eq!(reconciler.dataplane().pending, std::slice::from_ref(&verify));
+    reconciler.jobs_finished([InterfaceOutcome::Missing(Vec::new())]);
+    assert_eq!(reconciler.dataplane().pending, [verify.clone(), verify.clone()]);
+    reconciler.jobs_finished([InterfaceOutcome::Missing(vec![IfIndex(3)])]);
+    assert_eq!(reconciler.dataplane().pending, [verify.clone(), verify, PendingCall::Attach(IfIndex(3))]);
     assert_eq!(reconciler.pods_waiting(), 1);
 }
 
 #[test]
-fn an_isolated_pod_without_room_is_shut_until_its_interface_goes() {
-    let mut full = Memory::slow();
-    full.no_free_ids = true;
-    let mut reconciler = start(full, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
-    reconciler.ended([attached(Ok(()))]);
+fn an_isolated_pod_without_room_is_shut_until_its_interface_is_removed() {
+    let mut crowded = Memory::slow();
+    crowded.no_free_ids = true;
+    let mut reconciler = start(crowded, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
+    reconciler.jobs_finished([attached(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
     reconciler.surveyed(survey(&[]));
-    reconciler.ended([detached(Ok(()))]);
+    reconciler.jobs_finished([detached(Ok(()))]);
     reconciler.surveyed(survey(&[]));
     let begun = [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))];
-    assert_eq!(reconciler.dataplane().pending, begun, "each once");
+    assert_eq!(reconciler.dataplane().pending, begun, "each operation once");
 }

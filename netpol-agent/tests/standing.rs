@@ -1,11 +1,11 @@
-//! What the reconciler says of a policy somebody waits for, over a dataplane in memory.
+//! Tests checks of conditions, with a data plane in memory.
 
 use std::net::IpAddr;
 
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{MapName, Memory};
 use netpol_agent::endpoints::{PodSide, Survey, Veth};
-use netpol_agent::reconcile::{Check, Finding, Options, Reconciler, Standing, UnknownPods};
+use netpol_agent::reconcile::{Check, CheckResult, Options, Reconciler, Standing};
 use netpol_agent::source::Revision;
 use netpol_common::IfIndex;
 use netpol_policy::manifest;
@@ -29,101 +29,103 @@ const OBJECTS: &str = "
  spec: {podSelector: {matchLabels: {app: none}}}}
 ";
 
-fn survey(there: bool) -> Survey {
+fn survey(exists: bool) -> Survey {
     let veth = Veth { ifindex: IfIndex(3), name: "veth3".to_owned(), namespace: 0, peer: 2, bridge: None, packets: 0 };
     let address: IpAddr = "10.0.0.2".parse().expect("an address");
-    let veths = there.then(|| (IfIndex(3), (veth, PodSide::at(vec![address]))));
+    let veths = exists.then(|| (IfIndex(3), (veth, PodSide::at(vec![address]))));
     Survey { veths: veths.into_iter().collect(), ..Survey::default() }
 }
 
-fn start(dataplane: Memory, there: bool) -> Reconciler<Memory> {
+fn start(dataplane: Memory, exists: bool) -> Reconciler<Memory> {
     let parsed = manifest::parse(OBJECTS, "test.yaml");
     assert!(parsed.errors.is_empty(), "{parsed:?}");
     let objects = parsed.objects.into_iter().map(|located| located.object).collect();
-    let options = Options {
-        node: "n1".into(),
-        unknown_pods: UnknownPods::Allow,
-        source_guard: true,
-        tunnels_to_node: false,
-        policy_memory: None,
-    };
-    Reconciler::start(dataplane, options, &Snapshot::default(), vec![Event::Reset(objects)], survey(there))
-        .expect("it starts")
+    Reconciler::start(
+        dataplane,
+        Options::of_node("n1"),
+        &Snapshot::default(),
+        vec![Event::Reset(objects)],
+        survey(exists),
+    )
+    .expect("it starts")
 }
 
-/// Five batches were taken in.
-fn check(reconciler: &Reconciler<Memory>, condition: &str, revision: u64) -> Finding {
+/// Checks a condition after five batches were applied.
+fn check(reconciler: &Reconciler<Memory>, condition: &str, revision: u64) -> CheckResult {
     let condition = condition.parse().expect("a condition");
     reconciler.check(&Check { condition, revision: Revision(revision) }, Revision(5))
 }
 
-fn why(finding: &Finding) -> String {
-    assert!(matches!(finding.standing, Standing::Not(_)), "{finding:?}");
-    finding.pending.iter().map(|pending| format!("{}: {}", pending.pod, pending.reason)).collect::<Vec<_>>().join("; ")
+fn why(result: &CheckResult) -> String {
+    assert!(matches!(result.standing, Standing::Not(_)), "{result:?}");
+    result.pending.iter().map(|pending| format!("{}: {}", pending.pod, pending.reason)).collect::<Vec<_>>().join("; ")
 }
 
 #[test]
-fn a_policy_holds_for_the_pods_of_this_node_and_not_before_its_change_is_taken_in() {
+fn a_policy_holds_for_pods_of_this_node_once_its_change_is_applied() {
     let reconciler = start(Memory::default(), true);
     for (condition, pods) in
         [("policy/shop/block", &["shop/web"][..]), ("policy/shop/idle", &[]), ("pod/shop/web", &["shop/web"])]
     {
-        let finding = check(&reconciler, condition, 5);
+        let result = check(&reconciler, condition, 5);
         assert_eq!(
-            (finding.standing, &finding.pods[..]),
+            (result.standing, &result.pods[..]),
             (Standing::Holds, &pods.iter().map(ToString::to_string).collect::<Vec<_>>()[..])
         );
         let early = check(&reconciler, condition, 6);
         assert!(matches!(early.standing, Standing::Not(Some(_))), "{early:?}");
     }
-    assert!(reconciler.is_whole() && reconciler.pending().is_empty());
+    assert!(reconciler.is_fully_applied() && reconciler.pending().is_empty());
 }
 
 #[test]
-fn what_keeps_a_pod_from_being_enforced_is_named() {
+fn the_reason_why_a_pod_is_not_enforced_is_reported() {
     let absent = start(Memory::default(), false);
-    assert_eq!(why(&check(&absent, "policy/shop/block", 5)), "shop/web: its interface is not there yet");
-    assert!(absent.is_whole(), "an interface that is not there is no write that failed");
+    assert_eq!(
+        why(&check(&absent, "policy/shop/block", 5)),
+        "shop/web: no interface with an address of the pod was found yet"
+    );
+    assert!(absent.is_fully_applied(), "a missing interface is not a failed write");
 
-    let mut failing = Memory::default();
-    failing.rejects_attach = true;
-    let refused = start(failing, true);
-    let finding = check(&refused, "sync", 5);
-    assert!(why(&finding).starts_with("shop/web: a pod is not enforced; it is tried again: "), "{finding:?}");
-    assert!(!refused.is_whole());
+    let mut refuses = Memory::default();
+    refuses.rejects_attach = true;
+    let refused = start(refuses, true);
+    let result = check(&refused, "sync", 5);
+    assert!(why(&result).starts_with("shop/web: attach failed; retrying: "), "{result:?}");
+    assert!(!refused.is_fully_applied());
 
     for (map, words) in
-        [(MapName::Allow, "map entries could not be written"), (MapName::PrefixesV4, "drops everything")]
+        [(MapName::Allow, "map entries could not be written"), (MapName::PrefixesV4, "drops all traffic")]
     {
         let mut full = start(Memory::full(map), true);
-        let finding = check(&full, "policy/shop/block", 5);
-        assert!(why(&finding).contains(words), "{finding:?}");
-        assert!(!full.is_whole());
+        let result = check(&full, "policy/shop/block", 5);
+        assert!(why(&result).contains(words), "{result:?}");
+        assert!(!full.is_fully_applied());
         full.dataplane_mut().full = None;
         full.retry();
         assert_eq!(check(&full, "policy/shop/block", 5).standing, Standing::Holds);
-        assert!(full.is_whole());
+        assert!(full.is_fully_applied());
     }
 }
 
 #[test]
-fn what_will_never_be_enforced_here_is_said_so() {
+fn conditions_that_can_never_hold_on_this_node_are_reported() {
     let reconciler = start(Memory::default(), true);
-    for (pod, words) in [("pod/shop/far", "it is on node n2"), ("pod/shop/host", "the node's own network")] {
-        let finding = check(&reconciler, pod, 5);
-        assert!(matches!(&finding.standing, Standing::Never(why) if why.contains(words)), "{finding:?}");
+    for (pod, words) in [("pod/shop/far", "the pod is on node n2"), ("pod/shop/host", "the host network")] {
+        let result = check(&reconciler, pod, 5);
+        assert!(matches!(&result.standing, Standing::Never(why) if why.contains(words)), "{result:?}");
     }
     assert_eq!(check(&reconciler, "policy/shop/none", 5).standing, Standing::Absent);
 }
 
 #[test]
-fn a_pod_is_gone_when_its_interface_is() {
+fn a_pod_is_deleted_when_its_interface_is_removed() {
     let mut reconciler = start(Memory::default(), true);
     assert!(matches!(check(&reconciler, "delete=pod/shop/web", 5).standing, Standing::Not(Some(_))));
     assert!(matches!(check(&reconciler, "delete=policy/shop/block", 5).standing, Standing::Not(Some(_))));
     reconciler.apply(vec![Event::Reset(Vec::new())]);
-    let finding = check(&reconciler, "delete=pod/shop/web", 5);
-    assert_eq!(why(&finding), "shop/web: its interface is still there, and enforced as before");
+    let result = check(&reconciler, "delete=pod/shop/web", 5);
+    assert_eq!(why(&result), "shop/web: the interface still exists and is enforced as before");
     assert_eq!(check(&reconciler, "delete=policy/shop/block", 5).standing, Standing::Holds);
     reconciler.surveyed(survey(false));
     assert_eq!(check(&reconciler, "delete=pod/shop/web", 5).standing, Standing::Holds);

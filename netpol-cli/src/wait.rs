@@ -139,10 +139,10 @@ mod tests {
         let start =
             "timed out after 30s waiting for networkpolicy shop/x: pod shop/web-0: no interface; pod shop/web-1:";
         assert!(line.starts_with(start) && line.ends_with("; and 2 more pods"), "{line}");
-        let never = Answer { reason: Some("it is finished".into()), ..answer(Outcome::Never) };
+        let never = Answer { reason: Some("the pod is finished".into()), ..answer(Outcome::Never) };
         assert_eq!(
             failure_line(&condition("pod/shop/a"), &never, time),
-            "pod shop/a will not be enforced on this node: it is finished"
+            "pod shop/a will not be enforced on this node: the pod is finished"
         );
     }
 }

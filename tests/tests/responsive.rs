@@ -64,7 +64,7 @@ fn a_new_pod_is_denied_and_requests_are_served_while_policies_are_compiled() -> 
     let mut lab = busy()?;
     lab.cluster.add_pod_without_manifest(PodSpec::new("locked/new"))?;
     lab.cluster.write_manifest("locked/new")?;
-    let words = ["pod=locked/new", "dropping all of its traffic until its policies are evaluated"];
+    let words = ["pod=locked/new", "dropping all traffic of the pod until its policies are evaluated"];
     lab.agent().wait_log(&words)?;
     let known = milliseconds(&lab.agent().log(), &words, "known_ms=")?;
     let unprotected = milliseconds(&lab.agent().log(), &words, "unprotected_ms=")?;

@@ -90,7 +90,7 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
     let removed =
         lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "del", "dev", &veth, "clsact"]).status()?;
     ensure!(removed.success(), "tc qdisc del failed");
-    lab.agent().wait_log(&["put on again", &veth])?;
+    lab.agent().wait_log(&["reattaching", &veth])?;
     let start = std::time::Instant::now();
     while lab.agent().log().matches("pod=shop/late").count() < 2 {
         ensure!(
@@ -175,7 +175,7 @@ fn s27_a_pod_without_its_manifest_stays_enforced_while_its_interface_exists() ->
     let expected = "shop/other -x shop/server 80/TCP\nblog/web -x shop/server 53/UDP\noutside -x shop/server 80/TCP";
 
     lab.cluster.remove_manifest("shop/server")?;
-    lab.agent().wait_log(&["its pod is gone", "shop/server"])?;
+    lab.agent().wait_log(&["the pod is gone", "shop/server"])?;
     lab.expect_without_reference(expected).context("without its manifest")?;
     lab.policies(&[])?;
     lab.cluster.label_namespace("blog", "changed=yes")?;

@@ -125,7 +125,7 @@ fn an_agent_whose_node_does_not_exist_is_not_ready_until_it_does() -> Result<()>
     );
     ensure!(agent.get("/metrics")?.contains("netpol_ready 0"));
     cluster.manifests().write(&format!("{node}.yaml"), &text)?;
-    agent.wait_log(&["the Node object of this node is there"])?;
+    agent.wait_log(&["the Node object of this node exists now"])?;
     ensure!(agent.get("/readyz")? == "ok\n");
     let mut lab = Lab::of(cluster, agent);
     lab.agent().wait_log(&[" ready "])?;
@@ -147,7 +147,7 @@ fn a_metrics_port_in_use_does_not_prevent_enforcement() -> Result<()> {
     let said = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
     ensure!(said.stdout.contains("warning: cannot serve metrics on 127.0.0.1:9464"), "{}", said.stdout);
     drop(taken);
-    lab.agent().wait_log(&[" served", "address=127.0.0.1:9464"])
+    lab.agent().wait_log(&["serving ", "address=127.0.0.1:9464"])
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn a_timeout_names_the_pod_without_an_interface() -> Result<()> {
         let begun = Instant::now();
         let output = lab.agent().wait(&["--for", condition, "--timeout", "500ms"])?;
         ensure!(begun.elapsed() >= Duration::from_millis(500), "{condition}: the wait ended before its timeout");
-        let named = output.stderr.contains("pod shop/ghost: its interface is not there yet");
+        let named = output.stderr.contains("pod shop/ghost: no interface with an address of the pod was found yet");
         ensure!(output.code == Some(1) && output.stderr.contains("timed out after 500ms") && named, "{output:?}");
     }
     let output = wait(&mut lab, &["pod/shop/server"])?;
@@ -165,7 +165,7 @@ fn a_second_agent_does_not_take_the_socket() -> Result<()> {
     second.arg("--pin-path").arg(pins.path()).arg("--api-socket").arg(lab.agent().socket()).stdin(Stdio::null());
     let output = second.output().context("starting a second agent")?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let refused = output.status.code() == Some(3) && stderr.contains("another agent answers at");
+    let refused = output.status.code() == Some(3) && stderr.contains("another agent is listening on");
     ensure!(refused, "{}: {stderr}", output.status);
     ensure!(wait(&mut lab, &["sync"])?.code == Some(0), "the first agent no longer responds");
     Ok(())

@@ -1,6 +1,6 @@
-//! The connections of one listener: at most so many in all and for each peer. A new connection is always accepted; over a
-//! limit the oldest one of the busiest peer that waits for its client is closed for it. A client that sends its request
-//! slowly, or reads the answer slowly, so delays no other client.
+//! Limits the connections of one listener, in all and for each peer. A new connection is always accepted. Above a
+//! limit, the oldest connection of the peer with the most connections is closed, unless its request is being
+//! answered. So a client that sends its request or reads the response slowly does not delay others.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// The other end of a connection.
+/// Peer of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
-    /// An IPv4 address, or the first 64 bits of an IPv6 address: a host may use all addresses of such a network.
+    /// An IPv4 address, or the first 64 bits of an IPv6 address: one host may use all addresses of such a network.
     Address(IpAddr),
-    /// A process, by its ID.
+    /// A process ID.
     Process(i32),
 }
 
@@ -27,7 +27,7 @@ impl Peer {
     }
 }
 
-/// How many connections a listener has.
+/// Maximum number of connections of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// In all.
@@ -36,16 +36,16 @@ pub(super) struct Limits {
     pub(super) per_peer: usize,
 }
 
-/// The open connections of one listener; clones share them.
+/// Open connections of one listener; clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Connections {
     limits: Limits,
-    open: Arc<Mutex<Open>>,
+    open: Arc<Mutex<OpenConnections>>,
 }
 
-/// By age: numbers only grow.
+/// Connections by number; numbers only grow, so that the oldest is first.
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     next: u64,
     connections: BTreeMap<u64, Connection>,
 }
@@ -53,18 +53,18 @@ struct Open {
 #[derive(Debug)]
 struct Connection {
     peer: Peer,
-    /// Its request is being answered, so that it does not wait for its client.
+    /// Whether its request is being answered, so that the connection does not wait for its client.
     answering: Answering,
-    /// Closes it when dropped.
+    /// Closes the connection when dropped.
     _close: oneshot::Sender<()>,
 }
 
-/// Set while the agent works on the answer.
+/// Flag that is set while the agent prepares the response.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Answering(Arc<AtomicBool>);
 
 impl Answering {
-    /// Keeps the connection from being closed for another one until `answer` is there.
+    /// Keeps the connection from being closed for another one until `answer` is ready.
     pub(super) async fn during<T>(&self, answer: impl Future<Output = T>) -> T {
         self.0.store(true, Ordering::Relaxed);
         let answer = answer.await;
@@ -77,7 +77,7 @@ impl Answering {
 #[derive(Debug)]
 pub(super) struct Admitted {
     number: u64,
-    open: Arc<Mutex<Open>>,
+    open: Arc<Mutex<OpenConnections>>,
     closed: oneshot::Receiver<()>,
     pub(super) answering: Answering,
 }
@@ -87,7 +87,7 @@ impl Connections {
         Self { limits, open: Arc::default() }
     }
 
-    /// Counts a new connection. `None`: all others are being answered, so that this one is to be closed.
+    /// Admits a new connection. `None`: all others are being answered, so that this one must be closed.
     pub(super) fn admit(&self, peer: Peer) -> Option<Admitted> {
         let mut open = lock(&self.open);
         if open.of(peer) >= self.limits.per_peer {
@@ -107,12 +107,12 @@ impl Connections {
 }
 
 impl Admitted {
-    /// Runs the conversation until it ends or the connection is closed for another one.
-    pub(super) async fn run(mut self, conversation: impl Future) {
+    /// Serves the connection until it ends or is closed for another one.
+    pub(super) async fn run(mut self, serve: impl Future) {
         tokio::select! {
             biased;
             _ = &mut self.closed => {}
-            _ = conversation => {}
+            _ = serve => {}
         }
     }
 }
@@ -123,7 +123,7 @@ impl Drop for Admitted {
     }
 }
 
-impl Open {
+impl OpenConnections {
     fn of(&self, peer: Peer) -> usize {
         self.connections.values().filter(|connection| connection.peer == peer).count()
     }
@@ -134,7 +134,7 @@ impl Open {
         waiting.map(|(number, connection)| (*number, connection.peer))
     }
 
-    /// The peer with the most connections, of those with one that waits for its client.
+    /// Returns the peer with the most connections, of those with a connection that waits for its client.
     fn busiest(&self) -> Option<Peer> {
         self.waiting().map(|(_, peer)| peer).max_by_key(|peer| self.of(*peer))
     }
@@ -145,8 +145,8 @@ impl Open {
     }
 }
 
-fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
-    // Each change is one insertion or removal, so that it is whole even after a panic.
+fn lock(open: &Mutex<OpenConnections>) -> MutexGuard<'_, OpenConnections> {
+    // Each change is one insertion or removal, so the map is consistent even after a panic.
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn over_the_limit_in_all_the_peer_with_the_most_connections_loses_one() {
+    fn over_the_total_limit_the_peer_with_the_most_connections_loses_one() {
         let connections = Connections::new(Limits { all: 4, per_peer: 3 });
         let mut few = connections.admit(peer(1)).expect("there is room");
         let mut many: Vec<_> = (0..3).map(|_| connections.admit(peer(2)).expect("there is room")).collect();
@@ -187,8 +187,8 @@ mod tests {
         let connections = Connections::new(Limits { all: 8, per_peer: 1 });
         let first = connections.admit(peer(1)).expect("there is room");
         let refused = first.answering.during(async { connections.admit(peer(1)).is_none() }).await;
-        assert!(refused, "its answer is being made");
-        assert!(connections.admit(peer(1)).is_some(), "its client reads the answer");
+        assert!(refused, "the first connection is being answered");
+        assert!(connections.admit(peer(1)).is_some(), "the first connection waits for its client");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Between those who ask and the loop that knows.
+//! Passes requests of API clients to the loop.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,23 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use netpol_api::Status;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::reconcile::{Check, Finding};
+use crate::reconcile::{Check, CheckResult};
 use crate::source::{Inquiry, SourceState};
 
-/// Who comes while so many wait is refused: each is asked about again after every change.
+/// Maximum number of waiting requests; more are refused. Each one is checked again after every change.
 pub(super) const WAITERS: usize = 64;
 
-/// A question for the loop.
+/// A request to the loop.
 #[derive(Debug)]
-pub enum Question {
-    /// The metrics page.
+pub enum LoopRequest {
+    /// The metrics.
     Metrics(oneshot::Sender<String>),
     /// Whether the agent is ready.
     Ready(oneshot::Sender<Readiness>),
-    /// How the agent is; who it is, the desk fills in.
+    /// The status, without version, node and source.
     Status(oneshot::Sender<Status>),
     /// Whether a condition holds now.
-    Check(Check, oneshot::Sender<Finding>),
+    Check(Check, oneshot::Sender<CheckResult>),
 }
 
 /// Whether the agent is ready.
@@ -32,46 +32,46 @@ pub enum Readiness {
     Ready,
     /// Not everything is enforced yet.
     Starting,
-    /// There are Node objects, and none has the agent's node name: the pods of that name are none of this node's.
+    /// There are Node objects, but none with the node name of the agent: the agent cannot find the pods of its node.
     UnknownNode,
 }
 
-/// The loop's end: tells that something changed.
+/// Notifies waiting requests of changes. The loop has this end.
 #[derive(Debug)]
 pub struct Progress(watch::Sender<u64>);
 
 impl Progress {
-    /// The loop begins, something was taken in, or an interface changed.
+    /// Reports that the loop started, that a batch was applied, or that an interface changed.
     pub fn made(&self) {
         self.0.send_modify(|count| *count += 1);
     }
 }
 
-/// Who the agent is.
+/// Node and source of the agent.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// Its node.
+    /// Name of its node.
     pub node: String,
-    /// Where its objects come from.
+    /// Source of its objects.
     pub source: String,
-    /// How that source is.
+    /// State of the source.
     pub state: SourceState,
 }
 
-/// Takes questions; clones share everything.
+/// Sends requests to the loop; clones share everything.
 #[derive(Clone, Debug)]
 pub struct Desk {
     pub(super) about: Arc<About>,
     pub(super) inquiries: mpsc::Sender<Inquiry>,
     pub(super) progress: watch::Receiver<u64>,
     pub(super) waiters: Arc<Semaphore>,
-    /// Held by the one request for metrics that the loop is answering.
+    /// Held by the one metrics request that the loop is answering.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
-    questions: mpsc::Sender<Question>,
+    loop_requests: mpsc::Sender<LoopRequest>,
 }
 
-/// What keeps the agent from doing all that it was configured for, by subject. Clones share everything.
+/// Warnings about functions of the agent that do not work, by subject. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Warnings(Arc<Mutex<BTreeMap<&'static str, String>>>);
 
@@ -89,32 +89,32 @@ impl Warnings {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
-        // Whole after each change.
+        // The map is consistent after each change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A desk; the questions that are asked there, and where to tell of progress.
-pub fn desk(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Desk, mpsc::Receiver<Question>, Progress) {
-    let (questions, asked) = mpsc::channel(16);
+/// Creates the channels between API clients and the loop.
+pub fn desk(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Desk, mpsc::Receiver<LoopRequest>, Progress) {
+    let (loop_requests, receiver) = mpsc::channel(16);
     let (teller, progress) = watch::channel(0);
     let waiters = Arc::new(Semaphore::new(WAITERS));
     let metrics_turn = Arc::new(Semaphore::new(1));
     let warnings = Warnings::default();
-    let desk = Desk { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, warnings, questions };
-    (desk, asked, Progress(teller))
+    let desk = Desk { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, warnings, loop_requests };
+    (desk, receiver, Progress(teller))
 }
 
 impl Desk {
-    /// Whether the loop has begun; before it has, there are no objects yet.
-    pub(super) fn is_open(&self) -> bool {
+    /// Returns whether the loop has started; before, there are no objects.
+    pub(super) fn is_started(&self) -> bool {
         *self.progress.borrow() > 0
     }
 
-    /// Asks the loop. `None`: it has ended.
-    pub(super) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+    /// Sends a request to the loop and returns the response. `None`: the loop has ended.
+    pub(super) async fn send<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> LoopRequest) -> Option<T> {
         let (answer, answered) = oneshot::channel();
-        self.questions.send(question(answer)).await.ok()?;
+        self.loop_requests.send(request(answer)).await.ok()?;
         answered.await.ok()
     }
 }

@@ -1,19 +1,19 @@
-//! What the agent answers: over TCP health, and metrics on another listener; over a Unix socket also its status, and what
-//! people wait for.
+//! Serves the HTTP API of the agent: health and metrics over TCP, each on its own listener; over a Unix socket also
+//! the status, and waiting for conditions.
 //!
-//! The loop in `reconcile::task` alone knows. It is sent each question, so that whoever gets an answer knows that the
-//! loop is alive, and is asked again whenever it tells of progress.
+//! Only the loop in `reconcile::task` has the state. It receives each request, so that a response proves that the
+//! loop is alive. Waiting requests are checked again whenever the loop reports progress.
 
 mod connections;
 mod desk;
-mod pages;
+mod routes;
 mod server;
 mod socket;
 mod thread;
 mod wait;
 
-pub use desk::{About, Desk, Progress, Question, Readiness, desk};
-pub use pages::unknown_node;
+pub use desk::{About, Desk, LoopRequest, Progress, Readiness, desk};
+pub use routes::unknown_node;
 pub use server::{serve_health, serve_metrics, serve_socket};
 pub use socket::{Socket, SocketError};
 pub use thread::runtime;

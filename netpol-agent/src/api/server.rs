@@ -1,4 +1,4 @@
-//! HTTP/1.1, one request for each connection.
+//! Serves HTTP/1.1, one request for each connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,56 +16,57 @@ use tokio::time::{sleep, timeout};
 
 use super::connections::{Answering, Connections, Limits, Peer};
 use super::desk::{Desk, WAITERS};
-use super::pages::{self, Pages};
+use super::routes::{self, Paths};
 
-/// A connection is closed when the request's head is not there after this long, or the answer not read.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// An address that cannot be bound is tried again after this long.
+/// Time for a client to send the head of its request, and to read the response. Then the connection is closed.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between attempts to bind an address.
 const RETRY: Duration = Duration::from_secs(1);
-/// Bytes of a request's head, at least; hyper takes no less.
-const HEAD: usize = 8192;
-/// For each TCP listener. Connections must not use up the agent's file descriptors.
-const TCP: Limits = Limits { all: 64, per_peer: 32 };
-/// Connections that the kernel completes before they are accepted. Over it the kernel drops a SYN, which its client repeats
-/// only after a second, so that it is far more than clients open at one time.
+/// Maximum size of the head of a request, in bytes; the minimum that hyper supports.
+const HEAD_BYTES: usize = 8192;
+/// Limits of each TCP listener. Connections must not use up the file descriptors of the agent.
+const TCP_LIMITS: Limits = Limits { all: 64, per_peer: 32 };
+/// Maximum number of connections that wait to be accepted. Above it the kernel drops a SYN, which the client repeats
+/// after a second, so it is far more than clients open at a time.
 const BACKLOG: u32 = 1024;
-/// For the socket, where only root's processes connect. Those that wait for something are answered the whole time, so that
-/// they are not closed for another one.
-const SOCKET: Limits = Limits { all: 2 * WAITERS, per_peer: 2 * WAITERS };
+/// Limits of the Unix socket, to which only root connects. Requests that wait for a condition are being answered the
+/// whole time, so that they are not closed for another one.
+const SOCKET_LIMITS: Limits = Limits { all: 2 * WAITERS, per_peer: 2 * WAITERS };
 
 /// Serves `/metrics`, `/healthz` and `/readyz` in a task: see [`serve_health`].
 pub fn serve_metrics(address: SocketAddr, desk: Desk) {
-    serve_tcp(address, desk, Pages::Open);
+    serve_tcp(address, desk, Paths::Open);
 }
 
-/// Serves `/healthz` and `/readyz` in a task, on a listener of its own: clients of another listener do not delay them.
-/// While the address cannot be bound (its port is in use), that is logged and reported, and retried: enforcement must not depend on a port.
+/// Serves `/healthz` and `/readyz` in a task, on its own listener, so that clients of another listener do not delay
+/// probes. If the address cannot be bound (the port is in use), that is logged and reported, and binding is retried:
+/// enforcement must not depend on a port.
 pub fn serve_health(address: SocketAddr, desk: Desk) {
-    serve_tcp(address, desk, Pages::Health);
+    serve_tcp(address, desk, Paths::Health);
 }
 
-fn serve_tcp(address: SocketAddr, desk: Desk, pages: Pages) {
-    let what = if pages == Pages::Health { "health" } else { "metrics" };
-    // The first attempt is made here: where it succeeds, it answers before anything else starts.
+fn serve_tcp(address: SocketAddr, desk: Desk, paths: Paths) {
+    let what = if paths == Paths::Health { "health" } else { "metrics" };
+    // First attempt, made here: if it succeeds, the port is served before anything else starts.
     let first = listen(address);
     tokio::spawn(async move {
         let listener = listener(first, address, what, &desk).await;
-        tracing::info!(%address, "{what} served");
-        let connections = Connections::new(TCP);
+        tracing::info!(%address, "serving {what}");
+        let connections = Connections::new(TCP_LIMITS);
         loop {
-            // After each connection the runtime reads what has arrived: a request that is there in full is answered before
-            // a burst of other connections could close it.
+            // Yields after each connection, so that the runtime reads pending data: a complete request is answered
+            // before a burst of other connections could close it.
             yield_now().await;
             let Some((stream, from)) = accepted(listener.accept().await).await else { continue };
             let Some(admitted) = connections.admit(Peer::of_address(from.ip())) else { continue };
-            let talk = converse(stream, desk.clone(), pages, admitted.answering.clone());
-            // Twice: for the question and for the answer.
-            tokio::spawn(admitted.run(timeout(2 * PATIENCE, talk)));
+            let serving = serve_connection(stream, desk.clone(), paths, admitted.answering.clone());
+            // Twice: once for the request, once for the response.
+            tokio::spawn(admitted.run(timeout(2 * TIMEOUT, serving)));
         }
     });
 }
 
-/// The listener, as soon as the address can be bound.
+/// Returns the listener as soon as the address can be bound.
 async fn listener(first: io::Result<TcpListener>, address: SocketAddr, what: &'static str, desk: &Desk) -> TcpListener {
     let mut result = first;
     let mut reported = None;
@@ -77,7 +78,7 @@ async fn listener(first: io::Result<TcpListener>, address: SocketAddr, what: &'s
             }
             Err(error) => {
                 let text = format!(
-                    "cannot serve {what} on {address}: {error}; retrying; free the port, or choose another --{what}"
+                    "cannot serve {what} on {address}: {error}; retrying; free the port, or choose another address with --{what}"
                 );
                 if reported.as_ref() != Some(&text) {
                     tracing::error!("{text}");
@@ -93,7 +94,7 @@ async fn listener(first: io::Result<TcpListener>, address: SocketAddr, what: &'s
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // An agent that is started again finds connections of the last one in TIME-WAIT.
+    // Connections of the last agent may be in TIME-WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     let listener = socket.listen(BACKLOG)?;
@@ -101,35 +102,36 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Serves everything, in a task.
+/// Serves all paths on the Unix socket, in a task.
 pub fn serve_socket(listener: UnixListener, desk: Desk) {
     tokio::spawn(async move {
-        let connections = Connections::new(SOCKET);
+        let connections = Connections::new(SOCKET_LIMITS);
         loop {
             yield_now().await;
             let Some((stream, _)) = accepted(listener.accept().await).await else { continue };
             let process = stream.peer_cred().ok().and_then(|credentials| credentials.pid()).unwrap_or_default();
             let Some(admitted) = connections.admit(Peer::Process(process)) else { continue };
-            let talk = converse(stream, desk.clone(), Pages::All, admitted.answering.clone());
-            tokio::spawn(admitted.run(timeout(netpol_api::LONGEST + 4 * PATIENCE, talk)));
+            let serving = serve_connection(stream, desk.clone(), Paths::All, admitted.answering.clone());
+            tokio::spawn(admitted.run(timeout(netpol_api::LONGEST + 4 * TIMEOUT, serving)));
         }
     });
 }
 
-/// Has the kernel accept a connection once its first data is there, so that silent clients take no place. Without it the
-/// listener works all the same. Source: `tcp(7)`, `TCP_DEFER_ACCEPT`.
+/// Lets the kernel report a connection only when its first data arrives, so that silent clients use no connection.
+/// The listener works without this option too. Source: `tcp(7)`, `TCP_DEFER_ACCEPT`.
 fn defer_accept(listener: &TcpListener) {
-    let seconds = libc::c_int::try_from(PATIENCE.as_secs()).unwrap_or(1);
+    let seconds = libc::c_int::try_from(TIMEOUT.as_secs()).unwrap_or(1);
     let size = libc::socklen_t::try_from(size_of_val(&seconds)).unwrap_or_default();
     let value = (&raw const seconds).cast();
-    // SAFETY: the descriptor is open as long as the listener, and `value` points to `size` bytes that outlive the call.
+    // SAFETY: the descriptor is open as long as the listener, and `value` points to `size` bytes that outlive the
+    // call.
     unsafe { libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, size) };
 }
 
 async fn accepted<T>(result: io::Result<T>) -> Option<T> {
     match result {
         Ok(accepted) => Some(accepted),
-        // The client has closed it already: `accept(2)`, "Error handling".
+        // The client has already closed it: `accept(2)`, "Error handling".
         Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => None,
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection to the agent's API, health or metrics");
@@ -139,20 +141,20 @@ async fn accepted<T>(result: io::Result<T>) -> Option<T> {
     }
 }
 
-async fn converse(
+async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     desk: Desk,
-    pages: Pages,
+    paths: Paths,
     answering: Answering,
 ) -> hyper::Result<()> {
     let answer = service_fn(move |request| {
         let (desk, answering) = (desk.clone(), answering.clone());
-        async move { Ok::<_, Infallible>(answering.during(pages::answer(&request, &desk, pages, PATIENCE)).await) }
+        async move { Ok::<_, Infallible>(answering.during(routes::answer(&request, &desk, paths, TIMEOUT)).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .max_buf_size(HEAD)
+        .header_read_timeout(TIMEOUT)
+        .max_buf_size(HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer)
         .await
@@ -164,28 +166,28 @@ mod tests {
     use tokio::net::UnixStream;
     use tokio::sync::mpsc;
 
-    use super::super::desk::{About, Progress, Question, Readiness, desk};
+    use super::super::desk::{About, LoopRequest, Progress, Readiness, desk};
     use super::super::socket::Socket;
     use super::*;
     use crate::source::{Inquiry, SourceState};
 
-    /// An agent without a loop: its questions are the test's to answer.
-    struct Bare {
+    /// A server without a loop: the test answers its requests.
+    struct TestServer {
         directory: tempfile::TempDir,
         _socket: Socket,
-        questions: mpsc::Receiver<Question>,
+        loop_requests: mpsc::Receiver<LoopRequest>,
         progress: Progress,
         _inquiries: mpsc::Receiver<Inquiry>,
     }
 
-    fn bare() -> Bare {
+    fn server() -> TestServer {
         let directory = tempfile::tempdir().expect("a directory");
-        let (inquiries, asked) = mpsc::channel(1);
+        let (inquiries, receiver) = mpsc::channel(1);
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
-        let (desk, questions, progress) = desk(about, inquiries);
+        let (desk, loop_requests, progress) = desk(about, inquiries);
         let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("it listens");
         serve_socket(listener, desk);
-        Bare { directory, _socket: socket, questions, progress, _inquiries: asked }
+        TestServer { directory, _socket: socket, loop_requests, progress, _inquiries: receiver }
     }
 
     async fn send(directory: &tempfile::TempDir, request: &str) -> UnixStream {
@@ -194,8 +196,8 @@ mod tests {
         stream
     }
 
-    /// The first line of the answer.
-    async fn ask(directory: &tempfile::TempDir, request: &str) -> String {
+    /// Returns the first line of the response.
+    async fn status_line(directory: &tempfile::TempDir, request: &str) -> String {
         let mut answer = String::new();
         send(directory, request).await.read_to_string(&mut answer).await.expect("it answers and hangs up");
         answer.lines().next().unwrap_or_default().to_owned()
@@ -206,20 +208,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn health_is_told_before_there_are_objects_and_readiness_is_not() {
-        let mut bare = bare();
-        assert_eq!(ask(&bare.directory, &get("/healthz")).await, "HTTP/1.1 200 OK");
-        assert_eq!(ask(&bare.directory, &get("/readyz")).await, "HTTP/1.1 503 Service Unavailable");
-        bare.progress.made();
+    async fn the_agent_is_healthy_but_not_ready_before_the_first_objects() {
+        let mut server = server();
+        assert_eq!(status_line(&server.directory, &get("/healthz")).await, "HTTP/1.1 200 OK");
+        assert_eq!(status_line(&server.directory, &get("/readyz")).await, "HTTP/1.1 503 Service Unavailable");
+        server.progress.made();
         for (ready, line) in [
             (Readiness::Ready, "HTTP/1.1 200 OK"),
             (Readiness::Starting, "HTTP/1.1 503 Service Unavailable"),
             (Readiness::UnknownNode, "HTTP/1.1 503 Service Unavailable"),
         ] {
             let request = get("/readyz");
-            let (answered, ()) = tokio::join!(ask(&bare.directory, &request), async {
-                let Some(Question::Ready(asker)) = bare.questions.recv().await else { panic!("another question") };
-                asker.send(ready).expect("somebody waits");
+            let (answered, ()) = tokio::join!(status_line(&server.directory, &request), async {
+                let Some(LoopRequest::Ready(client)) = server.loop_requests.recv().await else {
+                    panic!("another question")
+                };
+                client.send(ready).expect("a request waits");
             });
             assert_eq!(answered, line);
         }
@@ -243,8 +247,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_request_of_ours_is_refused() {
-        let bare = bare();
+    async fn invalid_requests_are_refused() {
+        let server = server();
         for (request, line) in [
             (get("/nothing"), "HTTP/1.1 404 Not Found"),
             (get("/v1/wait?for=shop"), "HTTP/1.1 400 Bad Request"),
@@ -254,29 +258,29 @@ mod tests {
             ),
             ("nonsense\r\n\r\n".to_owned(), "HTTP/1.1 400 Bad Request"),
         ] {
-            assert_eq!(ask(&bare.directory, &request).await, line, "{request}");
+            assert_eq!(status_line(&server.directory, &request).await, line, "{request}");
         }
     }
 
     #[tokio::test]
-    async fn only_so_many_wait_and_who_leaves_makes_room() {
-        let bare = bare();
+    async fn waiting_requests_are_limited_and_closed_ones_make_room() {
+        let server = server();
         let mut waiting = Vec::new();
         for _ in 0..WAITERS {
-            waiting.push(send(&bare.directory, &get("/v1/wait?for=sync&timeout=1h")).await);
+            waiting.push(send(&server.directory, &get("/v1/wait?for=sync&timeout=1h")).await);
         }
         let one_more = get("/v1/wait?for=sync&timeout=1h");
-        assert_eq!(ask(&bare.directory, &one_more).await, "HTTP/1.1 503 Service Unavailable");
+        assert_eq!(status_line(&server.directory, &one_more).await, "HTTP/1.1 503 Service Unavailable");
         drop(waiting);
         let mut room = false;
         for _ in 0..100 {
-            let stream = send(&bare.directory, &one_more).await;
-            // Who is let in hears nothing; who is refused is told so at once.
+            let stream = send(&server.directory, &one_more).await;
+            // An accepted request gets no response yet; a refused one gets its response immediately.
             room = timeout(Duration::from_millis(200), stream.readable()).await.is_err();
             if room {
                 break;
             }
         }
-        assert!(room, "those who left still count");
+        assert!(room, "closed connections still count");
     }
 }

@@ -1,4 +1,5 @@
-//! The Unix socket of the local API: made for root alone, taken over from a dead agent, never from a live one.
+//! Creates the Unix socket of the local API, accessible by root only. A socket of a dead agent is replaced, one of a
+//! running agent is not.
 
 use std::fs;
 use std::io;
@@ -9,29 +10,29 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokio::net::UnixListener;
 
-/// Why there is none.
+/// Why the socket cannot be created.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// Somebody listens there.
-    #[error("another agent answers at {0}; stop it, or give this one another --api-socket")]
+    /// Another process listens there.
+    #[error("another agent is listening on {0}; stop it, or choose another --api-socket")]
     Taken(PathBuf),
-    /// The file there is no socket, and may be of use to somebody.
-    #[error("{0} is there and is no socket; remove it, or choose another --api-socket")]
-    NoSocket(PathBuf),
-    /// The filesystem refuses.
-    #[error("cannot {verb} {path}: {source}; choose another --api-socket, in a directory that can be written")]
+    /// The path exists and is no socket. It is not removed, because it may be needed.
+    #[error("{0} exists and is not a socket; remove it, or choose another --api-socket")]
+    NotASocket(PathBuf),
+    /// A filesystem operation failed.
+    #[error("cannot {action} {path}: {source}; choose another --api-socket in a writable directory")]
     Failed {
-        /// What was tried.
-        verb: &'static str,
-        /// With what.
+        /// The operation.
+        action: &'static str,
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         #[source]
         source: io::Error,
     },
 }
 
-/// The socket's file; removed with this, unless it has become another's.
+/// The file of the socket. It is removed when this is dropped, unless another process has replaced it.
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
@@ -42,37 +43,38 @@ impl Socket {
     /// Listens at a path.
     ///
     /// # Errors
-    /// Where another agent does, or the file cannot be made.
+    /// If another agent listens there, or the file cannot be created.
     pub fn listen(path: &Path) -> Result<(Self, UnixListener), SocketError> {
-        let failed = |verb, path: &Path| {
+        let failed = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| SocketError::Failed { verb, path, source }
+            move |source| SocketError::Failed { action, path, source }
         };
         match UnixStream::connect(path) {
             Ok(_) => return Err(SocketError::Taken(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 let kind = fs::symlink_metadata(path).map(|metadata| metadata.file_type());
                 if kind.is_ok_and(|kind| !std::os::unix::fs::FileTypeExt::is_socket(&kind)) {
-                    return Err(SocketError::NoSocket(path.to_owned()));
+                    return Err(SocketError::NotASocket(path.to_owned()));
                 }
             }
-            // What else is wrong shows when the file is made.
+            // Other errors show when the file is created.
             Err(_) => {}
         }
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            fs::create_dir_all(directory).map_err(failed("make the directory", directory))?;
+            fs::create_dir_all(directory).map_err(failed("create the directory", directory))?;
         }
-        // Nobody finds it under its name before it is root's alone, and the name never leads nowhere.
+        // The socket gets its name after its permissions are set, so that other users can never connect, and the name
+        // always leads to a socket.
         let mut new = path.as_os_str().to_owned();
         new.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(new);
-        // One of an agent that had this process id and died between two lines.
+        // A socket of an agent that had the same process ID and died before the rename.
         let _ = fs::remove_file(&new);
-        let listener = UnixListener::bind(&new).map_err(failed("make the socket", &new))?;
+        let listener = UnixListener::bind(&new).map_err(failed("create the socket", &new))?;
         let named = fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).and_then(|()| fs::rename(&new, path));
         if let Err(source) = named {
             let _ = fs::remove_file(&new);
-            return Err(failed("make the socket", path)(source));
+            return Err(failed("create the socket", path)(source));
         }
         let inode = inode(path).map_err(failed("find the socket", path))?;
         Ok((Self { path: path.to_owned(), inode }, listener))
@@ -82,7 +84,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
-            // Left behind, it is taken over by the next.
+            // If it cannot be removed, the next agent replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -97,7 +99,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_is_its_owners_alone_and_goes_with_the_agent() {
+    async fn a_socket_is_accessible_by_its_owner_only_and_is_removed_with_the_agent() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("made/agent.sock");
         let (socket, _listener) = Socket::listen(&path).expect("it listens");
@@ -108,25 +110,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_live_agents_socket_is_not_taken_a_dead_ones_is() {
+    async fn a_socket_of_a_dead_agent_is_replaced_and_one_of_a_running_agent_is_not() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("agent.sock");
         let (first, listener) = Socket::listen(&path).expect("it listens");
         assert!(matches!(Socket::listen(&path), Err(SocketError::Taken(_))));
-        // As a crash leaves it.
+        // As after a crash.
         drop(listener);
         let (second, _listener) = Socket::listen(&path).expect("the first is dead");
         drop(first);
-        assert!(UnixStream::connect(&path).is_ok(), "the first must not remove the second's");
+        assert!(UnixStream::connect(&path).is_ok(), "dropping the first socket must not remove the second");
         drop(second);
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn a_file_that_is_no_socket_is_not_removed() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("precious");
         fs::write(&path, "data").expect("it can be written");
-        assert!(matches!(Socket::listen(&path), Err(SocketError::NoSocket(_))));
+        assert!(matches!(Socket::listen(&path), Err(SocketError::NotASocket(_))));
         assert_eq!(fs::read_to_string(&path).expect("it is there"), "data");
     }
 }

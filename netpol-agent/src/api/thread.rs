@@ -1,14 +1,14 @@
-//! A thread that answers requests: what the rest of the agent does delays no answer.
+//! Runs the API on its own thread, so that the rest of the agent does not delay responses.
 
 use std::future::pending;
 use std::io;
 
 use tokio::runtime::{Builder, Handle};
 
-/// Starts the thread; what is spawned on its runtime runs until the agent ends.
+/// Starts the thread. Tasks on its runtime run until the agent ends.
 ///
 /// # Errors
-/// Where the kernel refuses a thread.
+/// If the thread cannot be started.
 pub fn runtime() -> io::Result<Handle> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();

@@ -8,53 +8,54 @@ use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::desk::{Desk, Question};
-use crate::reconcile::{Check, Finding, Standing};
-use crate::source::{Inquiry, Revision, Subject, SubjectState};
+use super::desk::{Desk, LoopRequest};
+use crate::reconcile::{Check, CheckResult, Standing};
+use crate::source::{Inquiry, SubjectState, Revision, Subject};
 
-/// More conditions than this belong in several requests.
-const CONDITIONS: usize = 64;
-/// Where no time is named.
-const DEFAULT: Duration = Duration::from_secs(30);
-/// The source may take this long to say what there is, also for who does not want to wait.
-const INQUIRY: Duration = Duration::from_secs(3);
+/// Maximum number of conditions in a request.
+const MAX_CONDITIONS: usize = 64;
+/// Timeout of a request that has none.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Minimum time for the source to respond, also for a request with a shorter timeout.
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The loop answers within this long, unless the policies that are asked about are being evaluated.
-const AT_LEAST: Duration = Duration::from_millis(100);
+/// Minimum time for the loop to respond. It responds within this time unless it is evaluating changes.
+const LOOP_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// What is waited for, and how long.
+/// Conditions of a request, and its timeout.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct WaitRequest {
     conditions: Vec<Condition>,
     time: Duration,
 }
 
-/// Reads `for=policy/shop/web&timeout=30s`.
-pub(super) fn parse(query: &str) -> Result<Asked, String> {
-    let mut asked = Asked { conditions: Vec::new(), time: DEFAULT };
+/// Parses `for=policy/shop/web&timeout=30s`.
+pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
+    let mut request = WaitRequest { conditions: Vec::new(), time: DEFAULT_TIMEOUT };
     for part in query.split('&').filter(|part| !part.is_empty()) {
         match part.split_once('=') {
             Some(("for", text)) => {
                 let text = text.replace("%2F", "/").replace("%2f", "/").replace("%3D", "=").replace("%3d", "=");
-                asked.conditions.push(text.parse().map_err(|error| format!("for: {error}"))?);
+                request.conditions.push(text.parse().map_err(|error| format!("for: {error}"))?);
             }
             Some(("timeout", text)) => {
-                asked.time = parse_duration(text).map_err(|error| format!("timeout: {error}"))?;
+                request.time = parse_duration(text).map_err(|error| format!("timeout: {error}"))?;
             }
-            _ => return Err(format!("`{part}` is not understood; there are for=CONDITION and timeout=DURATION")),
+            _ => return Err(format!("`{part}` is not supported; use for=CONDITION and timeout=DURATION")),
         }
     }
-    match asked.conditions.len() {
+    match request.conditions.len() {
         0 => Err("nothing to wait for; add for=policy/NAMESPACE/NAME".to_owned()),
-        1..=CONDITIONS => Ok(asked),
-        _ => Err(format!("more than {CONDITIONS} conditions; ask several times")),
+        1..=MAX_CONDITIONS => Ok(request),
+        _ => Err(format!("more than {MAX_CONDITIONS} conditions; use several requests")),
     }
 }
 
-/// Waits for all at the same time; what has come to hold is not looked at again. `None`: the agent ends.
-pub(super) async fn wait(asked: &Asked, desk: &Desk) -> Option<Waited> {
+/// Waits for all conditions at the same time. A condition that held once is not checked again. `None`: the agent is
+/// stopping.
+pub(super) async fn wait(request: &WaitRequest, desk: &Desk) -> Option<Waited> {
     let begun = Instant::now();
-    let waiting = asked.conditions.iter().map(|condition| wait_for(condition, begun, begun + asked.time, desk));
+    let waiting = request.conditions.iter().map(|condition| wait_for(condition, begun, begun + request.time, desk));
     let results: Option<Vec<_>> = join_all(waiting).await.into_iter().collect();
     Some(Waited { node: desk.about.node.clone(), results: results? })
 }
@@ -69,21 +70,21 @@ async fn wait_for(condition: &Condition, begun: Instant, until: Instant, desk: &
         pending: Vec::new(),
         reason: None,
     };
-    match inquire(condition, until, desk).await {
+    match query_source(condition, until, desk).await {
         Ok(known) if !known.exists && matches!(condition, Condition::Enforced(_)) => {
             answer.generation = Some(known.revision.0);
             answer.result = Outcome::Absent;
         }
         Ok(known) => {
-            let finding = watch(condition, known.revision, until, desk).await?;
-            answer.generation = Some(finding.enforced.0);
-            (answer.result, answer.reason) = match finding.standing {
+            let result = wait_until_met(condition, known.revision, until, desk).await?;
+            answer.generation = Some(result.enforced.0);
+            (answer.result, answer.reason) = match result.standing {
                 Standing::Holds => (Outcome::Met, None),
                 Standing::Absent => (Outcome::Absent, None),
                 Standing::Not(reason) => (Outcome::Timeout, reason),
                 Standing::Never(reason) => (Outcome::Never, Some(reason)),
             };
-            (answer.pods, answer.pending) = (finding.pods, finding.pending);
+            (answer.pods, answer.pending) = (result.pods, result.pending);
         }
         Err(reason) => {
             answer.result = Outcome::Unknown;
@@ -94,42 +95,42 @@ async fn wait_for(condition: &Condition, begun: Instant, until: Instant, desk: &
     Some(answer)
 }
 
-/// What the source knows now.
-async fn inquire(condition: &Condition, until: Instant, desk: &Desk) -> Result<SubjectState, String> {
+/// Returns what the source reports now.
+async fn query_source(condition: &Condition, until: Instant, desk: &Desk) -> Result<SubjectState, String> {
     let subject = match condition {
         Condition::Enforced(target) | Condition::Deleted(target) => Subject::Object(key(target)),
         Condition::Sync => Subject::Everything,
     };
     let (answer, answered) = oneshot::channel();
-    let gone = || "the source has ended; what it said last stays in force".to_owned();
-    let asking = async {
-        desk.inquiries.send(Inquiry { subject, answer }).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+    let ended = || "the source ended; enforcement continues with the last objects".to_owned();
+    let response = async {
+        desk.inquiries.send(Inquiry { subject, answer }).await.map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
     };
-    let patience = until.saturating_duration_since(Instant::now()).max(INQUIRY);
-    timeout(patience, asking).await.unwrap_or_else(|_| {
-        Err("the source did not say in time what there is now: it may be away, or behind".to_owned())
-    })
+    let limit = until.saturating_duration_since(Instant::now()).max(SOURCE_TIMEOUT);
+    timeout(limit, response)
+        .await
+        .unwrap_or_else(|_| Err("the source did not respond in time: it may be disconnected, or slow".to_owned()))
 }
 
-/// Asks the loop again after each of its changes, until the condition holds, never will, or the time is over.
-async fn watch(condition: &Condition, revision: Revision, until: Instant, desk: &Desk) -> Option<Finding> {
+/// Checks the condition after each change of the loop, until it holds, can never hold, or the time is over.
+async fn wait_until_met(condition: &Condition, revision: Revision, until: Instant, desk: &Desk) -> Option<CheckResult> {
     let check = Check { condition: condition.clone(), revision };
     let mut progress = desk.progress.clone();
     loop {
         progress.mark_unchanged();
-        // While changes are being evaluated there is no answer yet.
+        // There is no response while changes are being evaluated.
         let left = until.saturating_duration_since(Instant::now());
-        let asking = desk.ask(|answer| Question::Check(check.clone(), answer));
-        let Ok(finding) = timeout(left.max(AT_LEAST), asking).await else {
-            return Some(Finding::unknown("changes are still being evaluated"));
+        let response = desk.send(|answer| LoopRequest::Check(check.clone(), answer));
+        let Ok(result) = timeout(left.max(LOOP_TIMEOUT), response).await else {
+            return Some(CheckResult::unknown("changes are still being evaluated"));
         };
-        let finding = finding?;
+        let result = result?;
         let left = until.saturating_duration_since(Instant::now());
-        if !matches!(finding.standing, Standing::Not(_)) || left.is_zero() {
-            return Some(finding);
+        if !matches!(result.standing, Standing::Not(_)) || left.is_zero() {
+            return Some(result);
         }
-        // An error is the loop's end, which the next question finds out.
+        // An error means that the loop ended; the next request detects that.
         let _ = timeout(left, progress.changed()).await;
     }
 }
@@ -147,28 +148,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_are_read() {
-        let asked = parse("for=policy/shop/web&timeout=2s&for=delete=pod/shop/a&for=delete%3Dpolicy%2Fshop%2Fb")
-            .expect("it is one");
-        let texts: Vec<_> = asked.conditions.iter().map(ToString::to_string).collect();
+    fn queries_are_parsed() {
+        let request = parse("for=policy/shop/web&timeout=2s&for=delete=pod/shop/a&for=delete%3Dpolicy%2Fshop%2Fb")
+            .expect("a valid query");
+        let texts: Vec<_> = request.conditions.iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["policy/shop/web", "delete=pod/shop/a", "delete=policy/shop/b"]);
-        assert_eq!(asked.time, Duration::from_secs(2));
-        assert_eq!(parse("for=sync").expect("it is one").time, DEFAULT);
+        assert_eq!(request.time, Duration::from_secs(2));
+        assert_eq!(parse("for=sync").expect("a valid query").time, DEFAULT_TIMEOUT);
     }
 
     #[test]
-    fn queries_that_are_none_say_why() {
+    fn invalid_queries_are_refused_with_a_reason() {
         for (query, words) in [
             ("", "nothing to wait for"),
             ("timeout=1s", "nothing to wait for"),
             ("for=shop", "for: `shop`"),
             ("for=sync&timeout=1", "timeout: `1`"),
-            ("for=sync&watch=1", "`watch=1` is not understood"),
-            ("for", "`for` is not understood"),
+            ("for=sync&watch=1", "`watch=1` is not supported"),
+            ("for", "`for` is not supported"),
         ] {
             let error = parse(query).expect_err(query);
             assert!(error.contains(words), "{error}");
         }
-        assert!(parse(&"for=sync&".repeat(CONDITIONS + 1)).is_err());
+        assert!(parse(&"for=sync&".repeat(MAX_CONDITIONS + 1)).is_err());
     }
 }

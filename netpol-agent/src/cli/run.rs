@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{RunArgs, log, machine};
-use crate::api::{self, About, Desk, Progress, Question, Socket, SocketError};
+use crate::api::{self, About, Desk, LoopRequest, Progress, Socket, SocketError};
 use crate::conflicts;
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{KnownVeths, Lookout, Monitor, PodAddressMonitor, Surveyor};
@@ -26,8 +26,9 @@ use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, Options, Reconciler};
 use crate::source::{Batch, Feed};
 
-/// After a signal the agent ends by itself within some milliseconds, with Events of the API server within half a second.
-const STOPPING: Duration = Duration::from_millis(850);
+/// Time to stop after a signal. Normally the agent ends within some milliseconds, or within half a second with Events
+/// of the API server.
+const STOP_TIMEOUT: Duration = Duration::from_millis(850);
 
 pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     if args.kube_events && args.source.api_client().is_none() {
@@ -36,26 +37,26 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     }
     machine::check("run")?;
     log::start(args.log_format, args.verbose);
-    // Three runtimes, each on a thread of its own: parsing objects, enforcing them and answering delay each other in no way.
-    let answers = api::runtime().context(NO_THREAD)?;
-    answers.spawn(end_in_time());
+    // Three runtimes, each on its own thread: parsing objects, enforcing them and serving the API do not delay each
+    // other.
+    let api_runtime = api::runtime().context(NO_THREAD)?;
+    api_runtime.spawn(exit_after_timeout());
     let sources =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let served = sources.block_on(serve(args, &answers));
-    // A thread may be in the middle of a write that nobody reads.
+    let served = sources.block_on(serve(args, &api_runtime));
+    // A thread may be in the middle of a write that is no longer needed.
     sources.shutdown_background();
     served.map(|()| ExitCode::SUCCESS)
 }
 
-const NO_THREAD: &str = "cannot start a thread; see the pids limit";
+const NO_THREAD: &str = "cannot start a thread; check the pids limit";
 
-/// Ends the process when it has not ended by itself soon after a signal: the kernel may hold a thread for long (a map of another
-/// size that is being filled, a lock of network devices).
+/// Ends the process if it does not end by itself soon after a signal: the kernel may block a thread for long (when it
+/// fills a map of another size, or because of a lock of network devices).
 ///
-/// Ending in the middle of a write is as safe as a crash: each write to a map is atomic, their order leaves every endpoint judged
-/// by its old policy or by its new one after each of them, and the next agent takes over whatever is pinned
-/// (ARCHITECTURE.md, "Change").
-async fn end_in_time() {
+/// This is as safe as a crash: each write to a map is atomic, after each write every endpoint is evaluated by its old
+/// policy or by its new one, and the next agent adopts all pinned state (ARCHITECTURE.md, "Changes").
+async fn exit_after_timeout() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return;
@@ -64,35 +65,36 @@ async fn end_in_time() {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tokio::time::sleep(STOPPING).await;
-    tracing::warn!("stopped in the middle of something that took too long; what is enforced stays enforced");
-    // SAFETY: takes a number. Destructors and other threads are left out on purpose, as they are what takes long.
+    tokio::time::sleep(STOP_TIMEOUT).await;
+    tracing::warn!("stopped while an operation was still in progress; what is enforced stays enforced");
+    // SAFETY: the argument is a number. Destructors and other threads are skipped on purpose, because they take long.
     unsafe { libc::_exit(0) };
 }
 
-async fn serve(args: RunArgs, answers: &Handle) -> Result<()> {
+async fn serve(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
-    // Before anything is made: who mistypes the source leaves nothing behind.
+    // First, so that a wrong source creates nothing.
     let mut feed = args.source.clone().start(args.limits())?;
     if Mounts::ensure(&args.pin_path)? {
         tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
     }
     let _lock = Lock::take(&args.pin_path)?;
     if let Some(file) = &args.ready_file {
-        // An earlier agent's says nothing of this one. Where it cannot be removed, writing it will fail and say so.
+        // The file of an earlier agent is not valid for this one. If it cannot be removed, writing it will fail and
+        // log an error.
         let _ = std::fs::remove_file(file);
     }
     let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
-    let (desk, questions, progress) = api::desk(about, feed.inquiries.clone());
+    let (desk, loop_requests, progress) = api::desk(about, feed.inquiries.clone());
     let _socket = {
-        let _on_its_thread = answers.enter();
+        let _api_thread = api_runtime.enter();
         serve_api(&args, &desk)?
     };
-    // A cluster's API server may be away for long.
+    // The API server may be unavailable for long.
     let first = tokio::select! {
-        first = feed.batches.recv() => first.context("the source ended before it began")?,
+        first = feed.batches.recv() => first.context("the source ended before its first objects")?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -105,7 +107,7 @@ async fn serve(args: RunArgs, answers: &Handle) -> Result<()> {
         let runtime = runtime.context("cannot start the runtime");
         let stopped = async { drop(stopped.await) };
         let result = runtime.and_then(|runtime| {
-            runtime.block_on(enforce(&args, object, first, feed, (questions, progress), sink, stopped))
+            runtime.block_on(enforce(&args, object, first, feed, (loop_requests, progress), sink, stopped))
         });
         drop(ended.send(result));
     };
@@ -115,8 +117,9 @@ async fn serve(args: RunArgs, answers: &Handle) -> Result<()> {
         _ = terminate.recv() => { drop(stop); end.await }
         _ = interrupt.recv() => { drop(stop); end.await }
     };
-    result.unwrap_or_else(|_| bail!("the thread that enforces has died; what is enforced stays enforced"))?;
-    // Held until here: without a desk the loop would spin on a closed channel.
+    result
+        .unwrap_or_else(|_| bail!("the enforcement thread died; what is enforced stays enforced; restart the agent"))?;
+    // Kept until here: when it is dropped, a channel closes, and the loop would spin on it.
     drop(desk);
     if let Some(events) = events {
         events.finish().await;
@@ -125,21 +128,21 @@ async fn serve(args: RunArgs, answers: &Handle) -> Result<()> {
     Ok(())
 }
 
-/// Enforces what the source sends, until `stopped`.
+/// Enforces what the source sends, until `stopped` resolves.
 async fn enforce(
     args: &RunArgs,
     object: impl AsRef<[u8]>,
     first: Batch,
     feed: Feed,
-    (questions, progress): (mpsc::Receiver<Question>, Progress),
+    (loop_requests, progress): (mpsc::Receiver<LoopRequest>, Progress),
     sink: Option<Sink>,
     stopped: impl Future<Output = ()>,
 ) -> Result<()> {
-    warn_of_strange_node(&first.events, &args.node);
+    warn_of_wrong_node(&first.events, &args.node);
     let monitor = Monitor::open()?;
     let pod_addresses = PodAddressMonitor::open()?;
     let mut surveyor = Surveyor::open()?;
-    let looked = Instant::now();
+    let listed_at = Instant::now();
     let survey = surveyor.read_all(&KnownVeths::default(), BTreeSet::new(), true)?;
     tracing::info!(veths = survey.veths.len(), own_addresses = survey.own.len(), "interfaces listed");
 
@@ -153,7 +156,7 @@ async fn enforce(
     let mut meter = Meter::new(kernel.counters()?, feed.state.clone());
     match conflicts::start(kernel.foreign(), args.cni_config.clone()) {
         Ok(counts) => meter.conflicts = counts,
-        Err(error) => tracing::error!(%error, "cannot start a thread that looks for conflicts; see the pids limit"),
+        Err(error) => tracing::error!(%error, "cannot start the thread that detects conflicts; check the pids limit"),
     }
     let reconcile = Options {
         node: args.node.as_str().into(),
@@ -164,7 +167,7 @@ async fn enforce(
     };
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
     let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, survey, compiler)?;
-    reconciler.looked_at(looked);
+    reconciler.interfaces_listed_at(listed_at);
     let reporter = Reporter::new(Lines::to(std::io::stdout())).and_to(sink);
     let inputs = Inputs {
         source: feed.batches,
@@ -174,7 +177,7 @@ async fn enforce(
         outcomes,
         compiled,
         ring,
-        questions,
+        loop_requests,
         progress,
         ready_file: args.ready_file.clone(),
     };
@@ -182,13 +185,13 @@ async fn enforce(
     Ok(())
 }
 
-/// Starts to write Events of the API server, where that is asked for.
+/// Starts to write Events to the API server, if enabled.
 fn kube_events(args: &RunArgs) -> Result<Option<(Sink, kubernetes::Handle)>> {
     let Some(client) = args.source.api_client().filter(|_| args.kube_events) else { return Ok(None) };
     kubernetes::start(&args.node, client).map(Some).context("cannot start a thread for --kube-events")
 }
 
-/// Answers requests, from the loop's start on. Without its socket the agent does its work all the same.
+/// Serves health, metrics and the API socket. If the socket cannot be created, the agent enforces policies anyway.
 fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
     if let Some(address) = args.health {
         api::serve_health(address, desk.clone());
@@ -202,15 +205,15 @@ fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
             Ok(Some(socket))
         }
         Err(error @ SocketError::Taken(_)) => Err(error.into()),
-        Err(error @ (SocketError::NoSocket(_) | SocketError::Failed { .. })) => {
-            tracing::error!("{error}; until then nobody can wait for policies on this node");
+        Err(error @ (SocketError::NotASocket(_) | SocketError::Failed { .. })) => {
+            tracing::error!("{error}; `netpol wait` does not work on this node");
             Ok(None)
         }
     }
 }
 
-/// Pods that name other nodes only are most often a misspelt `--node`.
-fn warn_of_strange_node(objects: &[Event], node: &str) {
+/// Warns if all pods are on other nodes: most often `--node` is wrong.
+fn warn_of_wrong_node(objects: &[Event], node: &str) {
     let pods = objects.iter().flat_map(|event| match event {
         Event::Reset(objects) => objects.as_slice(),
         _ => &[],
@@ -222,7 +225,11 @@ fn warn_of_strange_node(objects: &[Event], node: &str) {
         })
         .collect();
     if !nodes.is_empty() && !nodes.contains(node) {
-        let named = nodes.into_iter().take(8).collect::<Vec<_>>().join(", ");
-        tracing::warn!(node, named, "no pod is on this node; --node must be what pods' spec.nodeName says");
+        let nodes_of_pods = nodes.into_iter().take(8).collect::<Vec<_>>().join(", ");
+        tracing::warn!(
+            node,
+            named = nodes_of_pods,
+            "no pod is on this node; set --node to spec.nodeName of the pods on this node"
+        );
     }
 }

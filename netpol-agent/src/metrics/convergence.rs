@@ -1,4 +1,4 @@
-//! From the moment a change reached the agent to the moment the kernel has it.
+//! Measures the time from the arrival of a change at the agent until the kernel has it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,22 +11,23 @@ pub(super) const BOUNDS: [u32; 14] = [
     10_000_000,
 ];
 
-/// Batches whose end is waited for; should the kernel refuse entries for hours, the oldest are no longer measured.
-const OPEN: usize = 4096;
+/// Maximum number of batches that are measured at a time. If the kernel refuses entries for hours, the oldest batches
+/// are no longer measured.
+const MAX_OPEN: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(super) struct Convergence {
-    /// The last batch that was taken in.
+    /// Last batch that was applied.
     pub(super) received: Revision,
-    /// The last that is in the kernel with all before it.
+    /// Last batch that is in the kernel, with all batches before it.
     pub(super) enforced: Revision,
-    /// When the last was taken in, since 1970.
+    /// Time when the last batch was applied, since 1970.
     pub(super) last_change: Option<Duration>,
-    /// When those that are not in the kernel as a whole reached the agent.
+    /// Arrival times of the batches that are not fully in the kernel.
     open: VecDeque<Instant>,
     pub(super) count: u64,
     pub(super) sum: Duration,
-    /// How many took no longer than each of [`BOUNDS`].
+    /// Number of batches with at most the time of each of [`BOUNDS`].
     pub(super) buckets: [u64; BOUNDS.len()],
 }
 
@@ -38,13 +39,13 @@ impl Convergence {
 
     pub(super) fn receive(&mut self, revision: Revision, at: Instant) {
         self.start(revision);
-        if self.open.len() == OPEN {
+        if self.open.len() == MAX_OPEN {
             self.open.pop_front();
         }
         self.open.push_back(at);
     }
 
-    pub(super) fn whole(&mut self) {
+    pub(super) fn fully_applied(&mut self) {
         self.enforced = self.received;
         for at in self.open.drain(..) {
             let took = at.elapsed();
@@ -62,17 +63,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_measured_once_until_nothing_of_it_is_missing() {
+    fn a_change_is_measured_once_when_it_is_fully_applied() {
         let mut convergence = Convergence::default();
         convergence.start(Revision(1));
-        convergence.whole();
+        convergence.fully_applied();
         assert_eq!((convergence.enforced, convergence.count), (Revision(1), 0), "the start is no change");
-        let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the clock runs for longer");
+        let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the machine has been up for longer");
         convergence.receive(Revision(2), before);
         convergence.receive(Revision(3), before);
         assert_eq!((convergence.received, convergence.enforced), (Revision(3), Revision(1)));
-        convergence.whole();
-        convergence.whole();
+        convergence.fully_applied();
+        convergence.fully_applied();
         assert_eq!((convergence.enforced, convergence.count), (Revision(3), 2));
         let fast = BOUNDS.iter().position(|bound| *bound == 20_000).expect("a bound");
         assert_eq!((convergence.buckets[fast], convergence.buckets[BOUNDS.len() - 1]), (0, 2));

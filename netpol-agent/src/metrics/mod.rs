@@ -1,4 +1,4 @@
-//! Numbers for Prometheus, and whether the agent is ready. Off unless an address is given.
+//! Prometheus metrics, and whether the agent is ready. Served only if an address is given.
 
 mod convergence;
 mod page;
@@ -17,13 +17,13 @@ use convergence::Convergence;
 pub use page::render;
 pub use source::render_waiting;
 
-/// What only the loop knows.
+/// Numbers that the loop keeps.
 pub struct Meter {
-    /// Reads what the programs count.
+    /// Reads the counters of the eBPF programs.
     pub counters: CounterReader,
     /// Whether the agent is ready.
     pub readiness: Readiness,
-    /// Who else enforces here.
+    /// Other policy engines on this node.
     pub conflicts: Arc<Counts>,
     convergence: Convergence,
     source: SourceState,
@@ -32,7 +32,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Starts at zero. The source keeps its state up to date itself.
+    /// Starts at zero. The source updates its own state.
     pub fn new(counters: CounterReader, source: SourceState) -> Self {
         Self {
             counters,
@@ -45,33 +45,33 @@ impl Meter {
         }
     }
 
-    /// A batch of objects took this long to enforce.
+    /// Records how long it took to enforce a batch of objects.
     pub fn applied(&mut self, took: Duration) {
         self.batches += 1;
         self.applying += took;
     }
 
-    /// What was known at the start is taken in; how long that took is no measure of changes.
+    /// Records that the first objects are applied. The time for them is not measured as a change.
     pub fn started(&mut self, revision: Revision) {
         self.convergence.start(revision);
     }
 
-    /// A batch is taken in, which reached the agent at this moment.
+    /// Records that a batch is applied that reached the agent at this time.
     pub fn received(&mut self, revision: Revision, at: Instant) {
         self.convergence.receive(revision, at);
     }
 
-    /// Everything taken in so far is in the kernel now.
-    pub fn whole(&mut self) {
-        self.convergence.whole();
+    /// Records that all batches are in the kernel.
+    pub fn fully_applied(&mut self) {
+        self.convergence.fully_applied();
     }
 
-    /// The last batch that was taken in.
+    /// Returns the last batch that was applied.
     pub fn last_received(&self) -> Revision {
         self.convergence.received
     }
 
-    /// How the agent is; the node and the source are for others to tell.
+    /// Returns the status, without node and source.
     pub fn status(&self, reconciler: &Reconciler<Kernel>) -> netpol_api::Status {
         netpol_api::Status {
             version: String::new(),

@@ -1,45 +1,57 @@
-//! The source's numbers, and the page there is before the first objects.
+//! Metrics of the source, and the metrics before the first objects.
 
-use super::page::Page;
+use super::page::MetricsText;
 use crate::source::SourceState;
 
-/// The page while the source has not told everything yet.
+/// Returns the metrics while the source has not sent its first objects.
 pub fn render_waiting(source: &SourceState) -> String {
-    let mut page = Page::default();
-    render(&mut page, source);
-    page.head("netpol_ready", "gauge", "Everything known at the start is enforced.");
-    page.value("netpol_ready", &[], 0);
-    page.text
+    let mut metrics = MetricsText::default();
+    render(&mut metrics, source);
+    metrics.header("netpol_ready", "gauge", "1 if everything known at the start is enforced, else 0.");
+    metrics.value("netpol_ready", &[], 0);
+    metrics.text
 }
 
-/// Nothing where the source has no kinds of its own.
-pub(super) fn render(page: &mut Page, source: &SourceState) {
+/// Writes the metrics of a source that has kinds of objects.
+pub(super) fn render(metrics: &mut MetricsText, source: &SourceState) {
     let kinds = source.kinds();
     if kinds.is_empty() {
         return;
     }
-    page.head("netpol_source_in_sync", "gauge", "What is known of this kind follows what the API server has.");
+    metrics.header(
+        "netpol_source_in_sync",
+        "gauge",
+        "1 if the objects of this kind are in sync with the API server, else 0.",
+    );
     for (name, kind) in &kinds {
-        page.value("netpol_source_in_sync", &[("kind", name)], u8::from(kind.in_sync));
+        metrics.value("netpol_source_in_sync", &[("kind", name)], u8::from(kind.in_sync));
     }
-    page.head("netpol_source_objects", "gauge", "Objects known of this kind.");
+    metrics.header("netpol_source_objects", "gauge", "Number of known objects of this kind.");
     for (name, kind) in &kinds {
-        page.value("netpol_source_objects", &[("kind", name)], kind.objects);
+        metrics.value("netpol_source_objects", &[("kind", name)], kind.objects);
     }
-    page.head("netpol_source_relists_total", "counter", "Full lists after the first.");
+    metrics.header("netpol_source_relists_total", "counter", "Number of full lists after the first one.");
     for (name, kind) in &kinds {
-        page.value("netpol_source_relists_total", &[("kind", name)], kind.relists);
+        metrics.value("netpol_source_relists_total", &[("kind", name)], kind.relists);
     }
-    page.head("netpol_source_errors_total", "counter", "Requests and watches that failed, by HTTP status or reason.");
+    metrics.header(
+        "netpol_source_errors_total",
+        "counter",
+        "Number of failed requests and watches, by HTTP status or reason.",
+    );
     for (name, kind) in &kinds {
         for (reason, count) in &kind.errors {
-            page.value("netpol_source_errors_total", &[("kind", name), ("reason", reason)], count);
+            metrics.value("netpol_source_errors_total", &[("kind", name), ("reason", reason)], count);
         }
     }
-    page.head("netpol_source_heard_seconds", "gauge", "Time since anything came of this kind, bookmarks included.");
+    metrics.header(
+        "netpol_source_heard_seconds",
+        "gauge",
+        "Time since the last watch event of this kind, including bookmarks.",
+    );
     for (name, kind) in &kinds {
-        if let Some(last_received) = kind.last_received {
-            page.value("netpol_source_heard_seconds", &[("kind", name)], last_received.elapsed().as_secs_f64());
+        if let Some(heard) = kind.last_received {
+            metrics.value("netpol_source_heard_seconds", &[("kind", name)], heard.elapsed().as_secs_f64());
         }
     }
 }

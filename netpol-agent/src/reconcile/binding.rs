@@ -1,9 +1,9 @@
-//! Which veth is which pod's. A veth is bound to the pod address that is found in its namespace, once, and stays bound until
-//! the interface goes: nothing that a pod does inside its namespace changes the identity it is enforced as. The pod is
-//! the one that objects report at that address.
+//! Binds veths to pods. A veth is bound once, to the pod address that is found in its namespace, and stays bound
+//! until the interface is removed. What a pod does inside its namespace does not change the identity that is
+//! enforced. The pod is the one that API objects report at that address.
 //!
-//! An interface without a binding that has the address of a pod with another interface is a conflict: it is shut (all
-//! traffic is dropped) and reported. An interface that was shut is not opened again before it is bound or goes.
+//! An interface without a binding that has the address of a pod with another interface is a conflict. It is shut (all
+//! of its traffic is dropped) and reported. A shut interface stays shut until it is bound or removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,49 +12,49 @@ use std::time::Duration;
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::model::PodKey;
 
-use super::settle::{addresses_of, is_any_link_local};
+use super::interface::{addresses_of, is_any_link_local};
 use super::{Held, Reconciler};
 use crate::dataplane::Dataplane;
 use crate::endpoints::{PodSide, Veth};
 
-/// For this long after an interface appeared its MAC address is followed: plugins of a CNI chain (`tuning`) may change it after
-/// the first.
-/// Longer than interfaces go unlisted.
-pub(super) const LEARNING: Duration = Duration::from_secs(15);
+/// How long the MAC address of a new interface is followed: later plugins of a CNI chain (`tuning`) may change it.
+/// Longer than it takes until interfaces are listed again.
+pub(super) const MAC_LEARNING: Duration = Duration::from_secs(15);
 
-/// What a veth is bound to.
+/// The binding of a veth.
 #[derive(Clone, Debug)]
 struct Binding {
-    /// The pod's addresses that were in the namespace when it was bound.
+    /// Addresses of the pod in the namespace when it was bound.
     addresses: Vec<IpAddr>,
-    /// The pod then. `None`: taken over from an earlier agent; the first pod found is it.
+    /// Pod at that time. `None`: adopted from an earlier agent; set to the first pod that is found.
     pod: Option<PodKey>,
-    /// The pod's Ethernet address; zeros: not known.
+    /// MAC address of the pod; zeros if unknown.
     mac: [u8; 6],
-    /// Its IPv6 link-local address, which is followed; zeros: none.
+    /// IPv6 link-local address of the pod, which is followed; zeros if there is none.
     link_local: [u8; 16],
-    /// Taken over from an earlier agent: the MAC address is learned, and followed no more.
+    /// Whether it was adopted from an earlier agent: the MAC address is set once and not followed.
     adopted: bool,
 }
 
-/// See the module.
+/// Bindings of all veths, and conflicts.
 #[derive(Debug, Default)]
 pub(super) struct Bindings {
     bound: BTreeMap<IfIndex, Binding>,
-    /// The pods of now, by interface.
+    /// Current pods, by interface.
     pods: BTreeMap<IfIndex, PodKey>,
-    /// Interfaces that are not enforced as what they claim to be, and why.
+    /// Reasons why interfaces are not enforced as the pod that they claim to be.
     conflicts: BTreeMap<IfIndex, String>,
-    /// Of those, the ones without a binding: all of their traffic is dropped.
+    /// Interfaces with a conflict and without a binding: all of their traffic is dropped.
     shut: BTreeSet<IfIndex>,
-    /// Further interfaces of pods' namespaces, which have no pod's address.
+    /// Further interfaces of pods' namespaces, without a pod's address.
     secondary: BTreeMap<IfIndex, PodKey>,
-    /// Addresses of bound interfaces that their pods' objects do not list.
+    /// Addresses of bound interfaces that are not in the objects of their pods.
     unlisted: BTreeMap<IfIndex, Vec<IpAddr>>,
 }
 
 impl Bindings {
-    /// Takes over what an earlier agent bound. An interface that lost its programs may be another one by now.
+    /// Adopts the bindings of an earlier agent. An interface without programs is left out: its index may belong to
+    /// another interface by now.
     pub(super) fn adopted<'a>(held: impl IntoIterator<Item = (&'a IfIndex, &'a Held)>) -> Self {
         let adopt = |(ifindex, held): (&IfIndex, &Held)| {
             let Endpoint { mac, link_local, .. } = held.endpoint;
@@ -65,48 +65,48 @@ impl Bindings {
         Self { bound: held.into_iter().filter_map(adopt).collect(), ..Self::default() }
     }
 
-    /// The pod of an interface.
+    /// Returns the pod of an interface.
     pub(super) fn pod(&self, ifindex: IfIndex) -> Option<&PodKey> {
         self.pods.get(&ifindex)
     }
 
-    /// Whether all traffic of an interface is dropped because of a conflict.
+    /// Returns whether all traffic of an interface is dropped because of a conflict.
     pub(super) fn is_shut(&self, ifindex: IfIndex) -> bool {
         self.shut.contains(&ifindex)
     }
 
-    /// Why an interface is not enforced as what it claims to be.
+    /// Returns the conflict of an interface.
     pub(super) fn conflict(&self, ifindex: IfIndex) -> Option<&str> {
         self.conflicts.get(&ifindex).map(String::as_str)
     }
 
-    /// Interfaces that are not enforced as what they claim to be.
+    /// Returns the number of interfaces with a conflict.
     pub(super) fn conflicts(&self) -> usize {
         self.conflicts.len()
     }
 
-    /// Further interfaces of pods' namespaces.
+    /// Returns the number of further interfaces in pods' namespaces.
     pub(super) fn secondary(&self) -> usize {
         self.secondary.len()
     }
 
-    /// Addresses of an interface that its pod's object does not list.
+    /// Returns the addresses of an interface that its pod's object does not list.
     pub(super) fn unlisted(&self, ifindex: IfIndex) -> &[IpAddr] {
         self.unlisted.get(&ifindex).map_or(&[], Vec::as_slice)
     }
 
-    /// How many such addresses there are.
+    /// Returns the number of these addresses on all interfaces.
     pub(super) fn all_unlisted(&self) -> usize {
         self.unlisted.values().map(Vec::len).sum()
     }
 
-    /// The Ethernet and the link-local address of an interface's pod.
+    /// Returns the MAC address and the link-local address of an interface's pod.
     pub(super) fn link_addresses(&self, ifindex: IfIndex) -> ([u8; 6], [u8; 16]) {
         self.bound.get(&ifindex).map_or_else(Default::default, |bound| (bound.mac, bound.link_local))
     }
 
-    /// Forgets an interface that is gone.
-    pub(super) fn forget(&mut self, ifindex: IfIndex) {
+    /// Removes an interface that no longer exists.
+    pub(super) fn remove(&mut self, ifindex: IfIndex) {
         self.bound.remove(&ifindex);
         self.pods.remove(&ifindex);
         self.conflicts.remove(&ifindex);
@@ -132,16 +132,16 @@ impl Bindings {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Finds the pod of each interface. `looked`: the interfaces were listed just now.
-    pub(super) fn bind(&mut self, looked: bool) {
+    /// Finds the pod of each interface. `relisted`: the interfaces have just been listed.
+    pub(super) fn bind(&mut self, relisted: bool) {
         let veths = &self.survey.veths;
         let mut bindings = std::mem::take(&mut self.bindings);
         let known: BTreeSet<IfIndex> =
             bindings.bound.keys().chain(&bindings.shut).chain(bindings.conflicts.keys()).copied().collect();
-        known.difference(&veths.keys().copied().collect()).for_each(|ifindex| bindings.forget(*ifindex));
+        known.difference(&veths.keys().copied().collect()).for_each(|ifindex| bindings.remove(*ifindex));
         bindings.pods.clear();
 
-        // Interfaces bound to a pod that is still at the address come first.
+        // Interfaces that are bound to a pod that still has the address have precedence.
         let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
         let mut moved: Vec<(IfIndex, PodKey)> = Vec::new();
         for (&ifindex, bound) in &mut bindings.bound {
@@ -156,21 +156,24 @@ impl<D: Dataplane> Reconciler<D> {
             let (veth, side) = &veths[&ifindex];
             let conflict = match &pods[..] {
                 [pod] => match interface_of.get(pod) {
-                    Some(other) => {
-                        Some(format!("it has an address of {pod}, which is bound to {}", self.name_of(*other)))
-                    }
+                    Some(other) => Some(format!(
+                        "the interface has an address of {pod}, which is bound to {}",
+                        self.name_of(*other)
+                    )),
                     None => newer_claimant(&claims, ifindex, pod)
-                        .map(|other| format!("it has an address of {pod}, as {} has", self.name_of(other)))
+                        .map(|other| {
+                            format!("the interface has an address of {pod}, and so has {}", self.name_of(other))
+                        })
                         .or_else(|| self.same_mac(&bindings, veth, side)),
                 },
                 several => {
                     let names: Vec<String> = several.iter().map(ToString::to_string).collect();
-                    Some(format!("its namespace has addresses of several pods: {}", names.join(", ")))
+                    Some(format!("the network namespace has addresses of several pods: {}", names.join(", ")))
                 }
             };
             if let Some(conflict) = conflict {
                 bindings.shut.insert(ifindex);
-                bindings.report(ifindex, veth, Some(format!("{conflict}; all of its traffic is dropped")));
+                bindings.report(ifindex, veth, Some(format!("{conflict}; dropping all of its traffic")));
                 continue;
             }
             let pod = pods[0].clone();
@@ -182,26 +185,26 @@ impl<D: Dataplane> Reconciler<D> {
             bindings.shut.remove(&ifindex);
             interface_of.insert(pod, ifindex);
         }
-        // An address that is another pod's by now, and no other interface has it: a stale object, or a reused address.
+        // The address belongs to another pod now, and no other interface has it: a stale object, or a reused address.
         for (ifindex, pod) in moved {
             if interface_of.contains_key(&pod) {
                 continue;
             }
-            // A look may still find the interface that the pod really has.
-            if looked && let Some(bound) = bindings.bound.get_mut(&ifindex) {
+            // Wait for a new listing: it may find the interface that the pod really has.
+            if relisted && let Some(bound) = bindings.bound.get_mut(&ifindex) {
                 bound.pod = Some(pod.clone());
             }
             interface_of.insert(pod, ifindex);
         }
         bindings.pods = interface_of.into_iter().map(|(pod, ifindex)| (ifindex, pod)).collect();
-        self.learn(&mut bindings);
-        if looked {
-            self.report_odd(&mut bindings);
+        self.update_link_addresses(&mut bindings);
+        if relisted {
+            self.report_irregular(&mut bindings);
         }
         self.bindings = bindings;
     }
 
-    /// The pods that interfaces without a binding have addresses of.
+    /// Returns the pods whose addresses are found on interfaces without a binding.
     fn claims(&self, bindings: &Bindings) -> BTreeMap<IfIndex, Vec<PodKey>> {
         let unbound = self.survey.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
         let claim = |(ifindex, (_, side)): (&IfIndex, &(Veth, PodSide))| {
@@ -218,9 +221,9 @@ impl<D: Dataplane> Reconciler<D> {
         unbound.filter_map(claim).collect()
     }
 
-    /// The pod of this node at an address.
+    /// Returns the pod of this node with this address.
     fn local_pod_at(&self, address: IpAddr) -> Option<PodKey> {
-        let pod = &self.pods.at(address)?.key;
+        let pod = &self.pods.pod_at(address)?.key;
         (self.policies.contains_key(pod) || !self.pods.is_evaluated(pod)).then(|| pod.clone())
     }
 
@@ -228,57 +231,60 @@ impl<D: Dataplane> Reconciler<D> {
         self.survey.veths.get(&ifindex).map_or_else(|| ifindex.to_string(), |(veth, _)| veth.name.clone())
     }
 
-    /// On one bridge two interfaces with one MAC take each other's frames.
+    /// Returns a conflict if another interface on the same bridge has the same MAC address: each would receive frames
+    /// of the other.
     fn same_mac(&self, bindings: &Bindings, veth: &Veth, side: &PodSide) -> Option<String> {
         let mac = side.mac?;
         let neighbors = bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && bound.mac == mac);
         let bridge = |ifindex: &IfIndex| self.survey.veths.get(ifindex)?.0.bridge;
         let mut neighbors = neighbors.map(|(ifindex, _)| *ifindex);
         let other = neighbors.find(|ifindex| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)?;
-        Some(format!("it has the MAC address of {}", self.name_of(other)))
+        Some(format!("the interface has the MAC address of {}", self.name_of(other)))
     }
 
-    /// Whether a link-local address is the local node's, or that of another pod on the same bridge: a pod that takes it does not
-    /// become its neighbor.
-    fn is_neighbors(&self, bindings: &Bindings, veth: &Veth, address: IpAddr) -> bool {
-        let has_it = |bound: &Binding| matches!(address, IpAddr::V6(v6) if v6.octets() == bound.link_local);
+    /// Returns whether a link-local address belongs to the local node or to another pod on the same bridge. A pod
+    /// that takes such an address is not enforced as its owner.
+    fn is_taken(&self, bindings: &Bindings, veth: &Veth, address: IpAddr) -> bool {
+        let has_address = |bound: &Binding| matches!(address, IpAddr::V6(v6) if v6.octets() == bound.link_local);
         let bridge = |ifindex: &IfIndex| self.survey.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
-        let mut others = bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && has_it(bound));
+        let mut others =
+            bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && has_address(bound));
         self.survey.own.contains(&address)
             || others.any(|(ifindex, _)| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)
     }
 
-    /// Takes the MAC and the link-local address of bound interfaces. The MAC address is followed while the interface is new, the
-    /// link-local address always.
-    fn learn(&self, bindings: &mut Bindings) {
-        let mut learned: Vec<(IfIndex, [u8; 6], [u8; 16])> = Vec::new();
+    /// Reads the MAC address and the link-local address of bound interfaces. The MAC address is followed while the
+    /// interface is new, the link-local address always.
+    fn update_link_addresses(&self, bindings: &mut Bindings) {
+        let mut changed: Vec<(IfIndex, [u8; 6], [u8; 16])> = Vec::new();
         let mut shut: Vec<(IfIndex, &Veth, String)> = Vec::new();
         for (&ifindex, bound) in &bindings.bound {
             let Some((veth, side)) = self.survey.veths.get(&ifindex) else { continue };
-            let is_young = self.seen.get(&ifindex).is_none_or(|seen| seen.elapsed() < LEARNING);
+            let is_young = self.seen.get(&ifindex).is_none_or(|seen| seen.elapsed() < MAC_LEARNING);
             let is_new = is_young && !bound.adopted;
             let (mut mac, mut link_local) = (bound.mac, bound.link_local);
             if let Some(found) = side.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac) {
                 match self.same_mac(bindings, veth, side) {
                     None => mac = found,
                     Some(conflict) if mac == [0; 6] => shut.push((ifindex, veth, conflict)),
-                    // It keeps the one it had.
+                    // The interface keeps its earlier MAC address.
                     Some(_) => {}
                 }
             }
-            // What is known stays while the interface has it; an interface that has none just now may get it back.
+            // The current address is kept while the interface has it, and while the interface has none: it may
+            // return.
             let found = || side.addresses.iter().filter(|address| is_any_link_local(address));
             let is_known = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.octets() == link_local);
             if !found().any(is_known)
-                && let Some(IpAddr::V6(free)) = found().find(|address| !self.is_neighbors(bindings, veth, **address))
+                && let Some(IpAddr::V6(free)) = found().find(|address| !self.is_taken(bindings, veth, **address))
             {
                 link_local = free.octets();
             }
             if (mac, link_local) != (bound.mac, bound.link_local) {
-                learned.push((ifindex, mac, link_local));
+                changed.push((ifindex, mac, link_local));
             }
         }
-        for (ifindex, mac, link_local) in learned {
+        for (ifindex, mac, link_local) in changed {
             if let Some(bound) = bindings.bound.get_mut(&ifindex) {
                 (bound.mac, bound.link_local) = (mac, link_local);
             }
@@ -287,12 +293,13 @@ impl<D: Dataplane> Reconciler<D> {
             bindings.bound.remove(&ifindex);
             bindings.pods.remove(&ifindex);
             bindings.shut.insert(ifindex);
-            bindings.report(ifindex, veth, Some(format!("{conflict}; all of its traffic is dropped")));
+            bindings.report(ifindex, veth, Some(format!("{conflict}; dropping all of its traffic")));
         }
     }
 
-    /// Reports bound interfaces whose pod took another pod's address, and further interfaces of pods' namespaces.
-    fn report_odd(&self, bindings: &mut Bindings) {
+    /// Reports bound interfaces whose pod took the address of another pod, unlisted addresses, and further interfaces
+    /// of pods' namespaces.
+    fn report_irregular(&self, bindings: &mut Bindings) {
         let mut namespaces: BTreeMap<i32, PodKey> = BTreeMap::new();
         let mut conflicts = Vec::new();
         for (ifindex, bound) in &bindings.bound {
@@ -304,7 +311,7 @@ impl<D: Dataplane> Reconciler<D> {
             let mut others = side.addresses.iter().filter_map(|address| self.local_pod_at(*address));
             let conflict = others.find(|pod| Some(pod) != own).map(|other| {
                 let own = own.map_or_else(|| "unknown".to_owned(), ToString::to_string);
-                format!("the pod took an address of {other}; it is enforced as {own}")
+                format!("the pod took an address of {other}; still enforced as {own}")
             });
             conflicts.push((*ifindex, veth, conflict));
         }
@@ -327,7 +334,7 @@ impl<D: Dataplane> Reconciler<D> {
                     let (pod, interface) = (&pod.key, &veth.name);
                     tracing::warn!(
                         %pod, interface, addresses = ?found,
-                        "the pod has addresses that its object does not list; what it sends from them is dropped as spoofed"
+                        "the pod has addresses that its object does not list; dropping packets from them as spoofed"
                     );
                 }
                 unlisted.insert(*ifindex, found);
@@ -342,7 +349,7 @@ impl<D: Dataplane> Reconciler<D> {
             {
                 if bindings.secondary.get(ifindex) != Some(pod) {
                     let interface = &veth.name;
-                    tracing::warn!(%pod, interface, "another interface of the pod's namespace has no address of a pod; policies do not apply to it");
+                    tracing::warn!(%pod, interface, "policies do not apply to this further interface of the pod's namespace: it has no pod address");
                 }
                 secondary.insert(*ifindex, pod.clone());
             }
@@ -351,8 +358,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
-/// Of several interfaces that claim one pod and none of which is bound, the newest is it: an interface that was left over from
-/// an earlier sandbox is older.
+/// Returns a newer interface that claims the same pod, to which no interface is bound. The newest interface is the
+/// pod: one that is left over from an earlier sandbox is older.
 fn newer_claimant(claims: &BTreeMap<IfIndex, Vec<PodKey>>, ifindex: IfIndex, pod: &PodKey) -> Option<IfIndex> {
     let rivals = claims.range((std::ops::Bound::Excluded(ifindex), std::ops::Bound::Unbounded));
     rivals.filter(|(_, pods)| pods.contains(pod)).map(|(other, _)| *other).next()

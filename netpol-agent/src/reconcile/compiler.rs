@@ -1,7 +1,7 @@
-//! Runs the engine, on a thread of its own: a compile may take as long as it takes, and the loop goes on meanwhile.
+//! Runs the engine on its own thread: a compile takes as long as it takes, and the loop continues meanwhile.
 //!
-//! The engine travels: it is sent to the thread with a job and comes back with the writes. While it is away the loop works
-//! with what it has itself: the pods of this node ([`super::pods`]) and the policies that are enforced.
+//! The engine is sent to the thread with a job and returns with the writes. While it is compiling, the loop uses the
+//! pods of this node ([`super::pods`]) and the policies that are enforced.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,15 +19,16 @@ use crate::dataplane::MapName;
 use crate::dataplane::switch::{Snapshot, plan};
 use crate::worker::{Outcomes, Worker};
 
-/// Numbers about the engine's content are counted anew at most this often: it takes a look at all of it.
-const COUNT: Duration = Duration::from_secs(1);
+/// Minimum time between two counts of the content of the engine, which read all of it.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where compile jobs run.
 #[derive(Debug)]
 pub enum Compiler {
-    /// At once, in the caller: nothing is ever pending.
+    /// Immediately, in the caller: nothing is ever pending.
     Inline,
-    /// When [`Reconciler::compile`](super::Reconciler::compile) is called: tests see what holds meanwhile.
+    /// When [`Reconciler::compile`](super::Reconciler::compile) is called, so that tests can check the state
+    /// meanwhile.
     Manual,
     /// On this thread.
     Thread(Worker<Task>),
@@ -37,74 +38,74 @@ impl Compiler {
     /// Starts a thread for compile jobs.
     ///
     /// # Errors
-    /// Where the kernel refuses one.
+    /// If the thread cannot be started.
     pub fn start() -> io::Result<(Self, Outcomes<Compiled>)> {
         let (worker, compiled) = Worker::start("compile", "compiles policies", Task::run)?;
         Ok((Self::Thread(worker), compiled))
     }
 }
 
-/// What the engine is to do.
+/// A job for the engine.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Compile these objects, to replace the tables of an earlier agent.
+    /// Compile the first objects, to replace the tables of an earlier agent.
     Start(Box<Snapshot>, Vec<Event>),
-    /// Take these events in, one after the other.
+    /// Apply these events one by one.
     Apply(Vec<Event>),
-    /// Take these events in as one step: they are what differs after a gap.
+    /// Apply these events as one step: they are the difference after an outage of the source.
     Resync(Vec<Event>),
-    /// Start again with fresh ids.
+    /// Start a new engine with new IDs.
     Renew,
 }
 
-/// A job, and the engine that does it.
+/// A job, and the engine that runs it.
 #[derive(Debug)]
 pub struct Task {
     pub(super) engine: Box<Engine>,
     pub(super) job: Job,
-    /// Endpoints in the dataplane, whose ids a new engine must not give away.
+    /// Endpoints in the data plane. A new engine must not allocate their IDs.
     pub(super) endpoints: Vec<Endpoint>,
-    pub(super) facts: Facts,
+    pub(super) stats: EngineStats,
 }
 
-/// The engine after its job, and what is to be written.
+/// The engine after its job, and the writes.
 #[derive(Debug)]
 pub struct Compiled {
     pub(super) engine: Box<Engine>,
     pub(super) step: Step,
-    pub(super) facts: Facts,
-    /// The policies that are enforced in part.
+    pub(super) stats: EngineStats,
+    /// Policies that are only partly enforced.
     pub(super) left_out: BTreeMap<PolicyKey, LeftOut>,
 }
 
-/// How the dataplane follows the engine.
+/// The writes of a job.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// One write after the other.
+    /// Writes in order.
     Writes(Vec<Change>),
-    /// From the tables of one engine to those of another.
+    /// A migration from the tables of one engine to those of another.
     Switch { before: Vec<Change>, policies: BTreeMap<PodKey, EndpointPolicy>, after: Vec<Change> },
 }
 
-/// Numbers for metrics, for the time while the engine is away.
+/// Numbers for metrics, for the time while the engine is compiling.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Facts {
+pub(super) struct EngineStats {
     counted: Option<Instant>,
-    /// How many entries each table should have.
+    /// Expected number of entries of each map.
     pub(super) entries: BTreeMap<MapName, usize>,
-    /// Invalid fields of policies.
+    /// Number of invalid fields in policies.
     pub(super) problems: usize,
 }
 
-impl Facts {
+impl EngineStats {
     fn refresh(&mut self, engine: &Engine) {
-        if self.counted.is_none_or(|at| at.elapsed() >= COUNT) {
+        if self.counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
             *self = Self { counted: Some(Instant::now()), entries: entries(engine), problems: problems(engine) };
         }
     }
 }
 
-/// How many entries each table should have.
+/// Returns the expected number of entries of each map.
 pub(super) fn entries(engine: &Engine) -> BTreeMap<MapName, usize> {
     let mut entries = BTreeMap::new();
     for change in engine.tables().entries() {
@@ -115,15 +116,15 @@ pub(super) fn entries(engine: &Engine) -> BTreeMap<MapName, usize> {
     entries
 }
 
-/// How many fields of policies are invalid.
+/// Returns the number of invalid fields in policies.
 pub(super) fn problems(engine: &Engine) -> usize {
     engine.world().policies.values().map(|policy| policy.problems.len()).sum()
 }
 
 impl Task {
-    /// Does the job.
+    /// Runs the job.
     pub(super) fn run(self) -> Compiled {
-        let Self { mut engine, job, endpoints, mut facts } = self;
+        let Self { mut engine, job, endpoints, mut stats } = self;
         let step = match job {
             Job::Start(old, events) => {
                 engine.apply_all(events);
@@ -134,18 +135,18 @@ impl Task {
             Job::Apply(events) => Step::Writes(engine.apply_all(events)),
             Job::Resync(events) => match engine.one_step(events.clone()) {
                 Some(events) => Step::Writes(engine.apply_all(events)),
-                None => succeed(&mut engine, events, &endpoints),
+                None => replace_engine(&mut engine, events, &endpoints),
             },
-            Job::Renew => succeed(&mut engine, Vec::new(), &endpoints),
+            Job::Renew => replace_engine(&mut engine, Vec::new(), &endpoints),
         };
-        facts.refresh(&engine);
+        stats.refresh(&engine);
         let left_out = engine.left_out();
-        Compiled { engine, step, facts, left_out }
+        Compiled { engine, step, stats, left_out }
     }
 }
 
-/// An engine without objects, whose ids are none of those in `old` tables and endpoints.
-pub(super) fn empty<'a>(
+/// Returns an engine without objects that allocates none of the IDs in `old` tables and endpoints.
+pub(super) fn new_engine<'a>(
     options: &Options,
     old: &Snapshot,
     endpoints: impl IntoIterator<Item = &'a Endpoint>,
@@ -154,19 +155,19 @@ pub(super) fn empty<'a>(
     Box::new(Engine::new(scope, free_ids(old, endpoints)).with_policy_memory(options.policy_memory))
 }
 
-/// Stands in for the engine while that is away.
+/// Returns an empty engine, used while the real one is compiling.
 pub(super) fn placeholder(scope: NodeScope) -> Box<Engine> {
     Box::new(Engine::new(scope, FirstIds::default()))
 }
 
-/// Goes on with a new engine.
-fn succeed(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[Endpoint]) -> Step {
+/// Replaces the engine with a new one that has the same objects and these changes.
+fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[Endpoint]) -> Step {
     let mut old = snapshot_of(engine.tables());
-    // Those of pods that are gone go on.
+    // Rule sets of orphaned endpoints stay in use.
     for endpoint in endpoints {
         old.note_egress(endpoint.egress);
     }
-    // A rule set that allows nothing stands in its endpoints alone.
+    // A rule set that allows nothing has no map entry; only endpoints name it.
     let desired = engine.tables().endpoints().map(|(_, policy)| Endpoint {
         ingress: policy.ingress,
         egress: policy.egress,
@@ -178,17 +179,17 @@ fn succeed(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[Endpoint])
     switch(&old, engine)
 }
 
-/// From `old` tables to those of an engine, whose ids are none of those in there.
+/// Plans the migration from `old` tables to those of an engine with other IDs.
 fn switch(old: &Snapshot, engine: &Engine) -> Step {
     let switch = plan(old, &snapshot_of(engine.tables()));
     let policies = engine.tables().endpoints().map(|(pod, policy)| (pod.clone(), policy)).collect();
     Step::Switch { before: switch.before, policies, after: switch.after }
 }
 
-/// Gives back what parsing and loading took and no longer need; the agent keeps far less for the rest of its life.
+/// Returns free memory to the kernel. Parsing and loading use far more than the agent needs later.
 fn trim() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number, and touches memory that is free only.
+    // SAFETY: the argument is a number, and only free memory is affected.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -1,4 +1,5 @@
-//! The node's own devices: what pods sent leaves by them, and is judged there by where a Service sent it on.
+//! Attaches the program to devices that lead out of the node. Packets from pods leave by them, and are evaluated
+//! there post-DNAT.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -10,42 +11,42 @@ use crate::dataplane::{AttachError, Dataplane, Role};
 use crate::endpoints::Device;
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Whether routes are known to lead to an interface.
+    /// Returns whether a route leads to an interface.
     pub fn is_routed(&self, ifindex: IfIndex) -> bool {
         self.survey.routed.contains_key(&ifindex)
     }
 
-    /// The devices that should have the program.
+    /// Returns the devices that need the program.
     ///
-    /// Not pods' veths: what reaches a pod is judged at its veth. Nor a bridge that pods are on: it would be judged there
-    /// without knowing yet which of the pods it reaches, and a pod that reaches itself has to be told from others.
+    /// Pods' veths do not: a packet to a pod is evaluated at its veth. Bridges with pods do not either: there it is
+    /// not known yet which pod receives the packet, which is needed to tell hairpin traffic from other traffic.
     fn wanted_devices(&self) -> BTreeSet<IfIndex> {
-        let is_pods = |ifindex: &IfIndex| {
+        let is_pod_interface = |ifindex: &IfIndex| {
             self.held.contains_key(ifindex)
                 || (self.survey.veths.contains_key(ifindex) && !self.survey.uplinks.contains(ifindex))
         };
-        let of_pods = |ifindex: &IfIndex| self.survey.veths.get(ifindex)?.0.bridge;
+        let bridge_of = |ifindex: &IfIndex| self.survey.veths.get(ifindex)?.0.bridge;
         let bridges: BTreeSet<IfIndex> = self
             .held
             .iter()
             .filter(|(_, held)| held.pod.is_some())
-            .filter_map(|(ifindex, _)| of_pods(ifindex))
+            .filter_map(|(ifindex, _)| bridge_of(ifindex))
             .collect();
         let routed = self.survey.routed.keys().copied();
-        routed.filter(|ifindex| !is_pods(ifindex) && !bridges.contains(ifindex)).collect()
+        routed.filter(|ifindex| !is_pod_interface(ifindex) && !bridges.contains(ifindex)).collect()
     }
 
-    /// Puts the program on devices that should have it, and takes it off others.
-    pub(super) fn settle_devices(&mut self) {
+    /// Attaches the program to the devices that need it, and detaches it from others.
+    pub(super) fn reconcile_devices(&mut self) {
         let wanted = self.wanted_devices();
         let unwanted: Vec<IfIndex> =
             self.devices.iter().filter(|(ifindex, _)| !wanted.contains(ifindex)).map(|(ifindex, _)| *ifindex).collect();
         for ifindex in unwanted {
             if self.devices.get(&ifindex) == Some(&false) && !self.jobs.contains_key(&ifindex) {
                 self.devices.remove(&ifindex);
-                self.failures.no_trouble(ifindex);
+                self.failures.clear_error(ifindex);
             } else {
-                self.detach(ifindex, "no route leads to it any more");
+                self.detach(ifindex, "no route leads to the device any more");
             }
         }
         for ifindex in wanted {
@@ -63,40 +64,41 @@ impl<D: Dataplane> Reconciler<D> {
         }
         self.jobs.insert(ifindex, Job::Attach(Instant::now()));
         if let Some(result) = self.dataplane.attach(ifindex, name, role) {
-            self.attach_ended(ifindex, result, None);
+            self.attach_finished(ifindex, result, None);
         }
     }
 
-    /// Takes note of what became of a device; false where it is none.
+    /// Records the result of attaching to a device; returns false if the interface is not one.
     pub(super) fn device_attached(&mut self, ifindex: IfIndex, result: &Result<(), AttachError>) -> bool {
         let Some(attached) = self.devices.get_mut(&ifindex) else { return false };
         let name = self.survey.routed.get(&ifindex).map_or("", |device| &device.name);
         match result {
             Ok(()) => {
                 *attached = true;
-                self.failures.no_trouble(ifindex);
-                tracing::info!(device = name, "judges what leaves by it");
+                self.failures.clear_error(ifindex);
+                tracing::info!(device = name, "evaluating packets that leave by this device");
             }
             Err(error) if error.gone => {
-                tracing::debug!(interface = %ifindex, %error, "its interface is gone");
+                tracing::debug!(interface = %ifindex, %error, "the interface was removed");
                 self.survey.routed.remove(&ifindex);
             }
             Err(error) => {
                 self.failed.insert(ifindex);
-                let text =
-                    format!("what Services send on by this device is not judged there; it is tried again: {error}");
-                self.failures.trouble(ifindex, text);
+                let text = format!(
+                    "attach failed, so packets that leave by this device are not evaluated post-DNAT; retrying: {error}"
+                );
+                self.failures.set_error(ifindex, text);
             }
         }
         true
     }
 
-    /// Somebody took the program off a device; false where it is none.
+    /// Records that the program was detached from a device; returns false if the interface is not one.
     pub(super) fn device_missing(&mut self, ifindex: IfIndex) -> bool {
         let Some(attached) = self.devices.get_mut(&ifindex) else { return false };
         if std::mem::replace(attached, false) {
             let name = self.survey.routed.get(&ifindex).map_or("", |device| &device.name);
-            tracing::warn!(interface = name, "its program was taken off by somebody else; put on again");
+            tracing::warn!(interface = name, "the eBPF program was detached by another process; reattaching");
         }
         true
     }

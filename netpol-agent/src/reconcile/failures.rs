@@ -1,4 +1,4 @@
-//! What could not be written: remembered, told, tried again. Until it is written, the endpoints it is about are marked.
+//! Tracks failed writes: logs and retries them. Endpoints that may need a missing entry are marked as incomplete.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,9 +10,9 @@ use netpol_policy::tables::Change;
 
 use crate::dataplane::{MapName, WriteError};
 
-/// Names an entry, in the order in which entries are written.
+/// Identifies a map entry, in the order in which entries are written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Entry {
+pub(super) enum EntryKey {
     Port(PortKey, u32),
     Allow(AllowKey),
     Frontend(Frontend),
@@ -20,26 +20,27 @@ pub(super) enum Entry {
     Prefix(IpNet),
 }
 
-/// Counts for people.
+/// Counts of failed writes, for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
-    /// Writes that found a map full, since the agent started.
+    /// Writes that failed because a map was full, since the agent started.
     pub full: BTreeMap<&'static str, u64>,
-    /// Other writes that failed, since the agent started.
+    /// Other failed writes, since the agent started.
     pub failed: u64,
     /// Entries that are missing now.
     pub missing: usize,
 }
 
-/// See the module.
+/// Failed writes, and errors of interfaces.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
-    pending: BTreeMap<Entry, Change>,
+    pending: BTreeMap<EntryKey, Change>,
     told: bool,
     full: BTreeMap<MapName, u64>,
     failed: u64,
-    /// What was last told of each interface, and of all of them (index 0). It is tried again and again, and told once.
-    troubles: BTreeMap<IfIndex, String>,
+    /// Last error of each interface, and of reading all of them (index 0). Retries fail repeatedly, but each error is
+    /// logged once.
+    errors: BTreeMap<IfIndex, String>,
 }
 
 impl Failures {
@@ -47,67 +48,67 @@ impl Failures {
         self.pending.is_empty()
     }
 
-    /// The entries that are missing.
-    pub(super) fn entries(&self) -> Vec<Entry> {
+    /// Returns the missing entries.
+    pub(super) fn entries(&self) -> Vec<EntryKey> {
         self.pending.keys().cloned().collect()
     }
 
-    /// What a missing entry is to be; `None` where it is written by now.
-    pub(super) fn change(&self, entry: &Entry) -> Option<Change> {
+    /// Returns the change for a missing entry; `None` if it is written by now.
+    pub(super) fn change(&self, entry: &EntryKey) -> Option<Change> {
         self.pending.get(entry).cloned()
     }
 
     pub(super) fn succeeded(&mut self, change: &Change) {
-        if let Some(entry) = entry(change)
-            && self.pending.remove(&entry).is_some()
+        if let Some(key) = entry_key(change)
+            && self.pending.remove(&key).is_some()
             && self.pending.is_empty()
         {
             self.told = false;
-            tracing::info!("everything that did not fit is written now");
+            tracing::info!("all map entries that could not be written are written now");
         }
     }
 
     pub(super) fn failed(&mut self, change: &Change, error: &WriteError) {
         self.count(error);
-        if let Some(entry) = entry(change) {
-            self.pending.insert(entry, change.clone());
+        if let Some(key) = entry_key(change) {
+            self.pending.insert(key, change.clone());
         }
-        // A full map fails for every entry of a batch; one line says it all.
+        // A full map fails for every entry of a batch; one log line is enough.
         if !std::mem::replace(&mut self.told, true) {
-            tracing::error!(%error, "an entry could not be written: isolated pods drop what it would allow, until it can be");
+            tracing::error!(%error, "cannot write a map entry; retrying; until then isolated pods drop what it would allow");
         }
     }
 
-    pub(super) fn endpoint(&mut self, what: &'static str, ifindex: IfIndex, error: &WriteError) {
+    pub(super) fn endpoint(&mut self, operation: &'static str, ifindex: IfIndex, error: &WriteError) {
         self.count(error);
-        self.trouble(ifindex, format!("cannot {what} an endpoint; it is tried again: {error}"));
+        self.set_error(ifindex, format!("cannot {operation} the endpoint; retrying: {error}"));
     }
 
-    /// Tells what goes wrong with an interface, unless that is known.
-    pub(super) fn trouble(&mut self, ifindex: IfIndex, text: String) {
-        if self.troubles.get(&ifindex) != Some(&text) {
+    /// Logs an error of an interface, unless it is the same as before.
+    pub(super) fn set_error(&mut self, ifindex: IfIndex, text: String) {
+        if self.errors.get(&ifindex) != Some(&text) {
             tracing::error!(interface = %ifindex, "{text}");
-            self.troubles.insert(ifindex, text);
+            self.errors.insert(ifindex, text);
         }
     }
 
-    /// An interface is as it should be, or gone.
-    pub(super) fn no_trouble(&mut self, ifindex: IfIndex) {
-        self.troubles.remove(&ifindex);
+    /// Clears the error of an interface that works again or was removed.
+    pub(super) fn clear_error(&mut self, ifindex: IfIndex) {
+        self.errors.remove(&ifindex);
     }
 
-    /// Whether an interface is not as it should be.
-    pub(super) fn has_trouble(&self) -> bool {
-        self.troubles.keys().any(|ifindex| *ifindex != IfIndex(0))
+    /// Returns whether any interface has an error.
+    pub(super) fn has_errors(&self) -> bool {
+        self.errors.keys().any(|ifindex| *ifindex != IfIndex(0))
     }
 
-    /// What was last told of an interface.
-    pub(super) fn trouble_of(&self, ifindex: IfIndex) -> Option<&str> {
-        self.troubles.get(&ifindex).map(String::as_str)
+    /// Returns the last error of an interface.
+    pub(super) fn error_of(&self, ifindex: IfIndex) -> Option<&str> {
+        self.errors.get(&ifindex).map(String::as_str)
     }
 
-    /// Counts an endpoint for which there is no number left.
-    pub(super) fn no_endpoint(&mut self) {
+    /// Counts an endpoint that got no ID because all are in use.
+    pub(super) fn count_missing_id(&mut self) {
         *self.full.entry(MapName::Endpoints).or_default() += 1;
     }
 
@@ -118,17 +119,17 @@ impl Failures {
         }
     }
 
-    /// Whether something this endpoint needs, or may need, is missing.
-    pub(super) fn affect(&self, endpoint: &Endpoint) -> bool {
+    /// Returns whether an entry is missing that this endpoint needs or may need.
+    pub(super) fn affects(&self, endpoint: &Endpoint) -> bool {
         self.pending.keys().any(|entry| match entry {
-            Entry::Allow(key) => [endpoint.ingress.rule_set, endpoint.egress.rule_set].contains(&key.rule_set),
-            Entry::Port(..) | Entry::Frontend(_) | Entry::Address(_) | Entry::Prefix(_) => true,
+            EntryKey::Allow(key) => [endpoint.ingress.rule_set, endpoint.egress.rule_set].contains(&key.rule_set),
+            EntryKey::Port(..) | EntryKey::Frontend(_) | EntryKey::Address(_) | EntryKey::Prefix(_) => true,
         })
     }
 
-    /// Whether a prefix is missing: what a block excepts would be taken for part of the block.
-    pub(super) fn blur_prefixes(&self) -> bool {
-        self.pending.keys().any(|entry| matches!(entry, Entry::Prefix(_)))
+    /// Returns whether a prefix is missing: an `except` would count as part of its block.
+    pub(super) fn is_prefix_missing(&self) -> bool {
+        self.pending.keys().any(|entry| matches!(entry, EntryKey::Prefix(_)))
     }
 
     pub(super) fn problems(&self) -> Problems {
@@ -137,20 +138,21 @@ impl Failures {
     }
 }
 
-fn entry(change: &Change) -> Option<Entry> {
+fn entry_key(change: &Change) -> Option<EntryKey> {
     match change {
         Change::PutPort { prefix_len, key, .. } | Change::DeletePort { prefix_len, key } => {
-            Some(Entry::Port(*key, *prefix_len))
+            Some(EntryKey::Port(*key, *prefix_len))
         }
-        Change::PutAllow(key, _) | Change::DeleteAllow(key) => Some(Entry::Allow(*key)),
-        Change::PutAddress(address, _) | Change::DeleteAddress(address) => Some(Entry::Address(*address)),
-        Change::PutPrefix(net, _) | Change::DeletePrefix(net) => Some(Entry::Prefix(*net)),
-        Change::PutFrontend(frontend, _) | Change::DeleteFrontend(frontend) => Some(Entry::Frontend(*frontend)),
+        Change::PutAllow(key, _) | Change::DeleteAllow(key) => Some(EntryKey::Allow(*key)),
+        Change::PutAddress(address, _) | Change::DeleteAddress(address) => Some(EntryKey::Address(*address)),
+        Change::PutPrefix(net, _) | Change::DeletePrefix(net) => Some(EntryKey::Prefix(*net)),
+        Change::PutFrontend(frontend, _) | Change::DeleteFrontend(frontend) => Some(EntryKey::Frontend(*frontend)),
         Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Rejudge(_) => None,
     }
 }
 
-/// The deletion that is safe where a replacement failed. Not so for prefixes: deleting one uncovers a wider one.
+/// Returns a deletion that is safe if the replacement failed. A prefix cannot be deleted: that would uncover a wider
+/// one.
 pub(super) fn fallback(change: &Change) -> Option<Change> {
     match change {
         Change::PutAllow(key, _) => Some(Change::DeleteAllow(*key)),
@@ -159,6 +161,7 @@ pub(super) fn fallback(change: &Change) -> Option<Change> {
     }
 }
 
+/// Returns whether a change frees space in a map.
 pub(super) fn makes_room(change: &Change) -> bool {
     matches!(
         change,

@@ -1,4 +1,4 @@
-//! How long interfaces were there before their pods were enforced, and what passed meanwhile.
+//! Measures how long interfaces existed before their pods were enforced, and how many packets passed meanwhile.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,89 +8,92 @@ use netpol_common::IfIndex;
 /// Upper bounds of [`Gaps::buckets`], in milliseconds.
 pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 25, 50, 100, 1_000, 10_000];
 
-/// What passed an interface without programs.
+/// Time and packets of an interface without programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Gap {
-    /// For how long it had none.
+pub(super) struct UnprotectedTime {
+    /// Time without programs.
     pub(super) time: Duration,
-    /// Packets meanwhile.
+    /// Packets that passed in that time.
     pub(super) packets: u64,
 }
 
 /// An interface without programs.
 #[derive(Clone, Copy, Debug)]
-struct Open {
+struct Unprotected {
     since: Instant,
-    /// Packets it had passed by then.
+    /// Packets that had passed at that time.
     packets: u64,
 }
 
-/// Interfaces without programs, since when; and the gaps of interfaces that have them and whose pod is not enforced yet.
+/// Interfaces without programs, and since when; and the unprotected times of interfaces that have programs and drop
+/// everything until their pod is enforced.
 #[derive(Debug, Default)]
-pub(super) struct OpenInterfaces {
-    open: BTreeMap<IfIndex, Open>,
-    denied: BTreeMap<IfIndex, Gap>,
+pub(super) struct UnprotectedInterfaces {
+    open: BTreeMap<IfIndex, Unprotected>,
+    drop_all: BTreeMap<IfIndex, UnprotectedTime>,
 }
 
-impl OpenInterfaces {
-    /// No programs run on it since then, when it had passed these packets.
-    pub(super) fn opened(&mut self, ifindex: IfIndex, since: Instant, packets: u64) {
-        self.open.entry(ifindex).or_insert(Open { since, packets });
+impl UnprotectedInterfaces {
+    /// Records that an interface has no programs since then, when it had passed this many packets.
+    pub(super) fn record_start(&mut self, ifindex: IfIndex, since: Instant, packets: u64) {
+        self.open.entry(ifindex).or_insert(Unprotected { since, packets });
     }
 
-    /// Those that are open are so since then at least.
+    /// Moves the start of all open intervals back to this time, if it was later.
     pub(super) fn backdate(&mut self, at: Instant) {
         self.open.values_mut().for_each(|open| open.since = open.since.min(at));
     }
 
-    /// Programs run on it since now, when it has passed these packets. `None`: they ran before.
-    pub(super) fn closed(&mut self, ifindex: IfIndex, packets: u64) -> Option<Gap> {
+    /// Records that programs run from now on, when the interface has passed this many packets. Returns `None` if they
+    /// ran before.
+    pub(super) fn record_end(&mut self, ifindex: IfIndex, packets: u64) -> Option<UnprotectedTime> {
         let open = self.open.remove(&ifindex)?;
-        Some(Gap { time: open.since.elapsed(), packets: packets.saturating_sub(open.packets) })
+        Some(UnprotectedTime { time: open.since.elapsed(), packets: packets.saturating_sub(open.packets) })
     }
 
-    /// All traffic is dropped until its pod is enforced, after this gap.
-    pub(super) fn denied(&mut self, ifindex: IfIndex, gap: Gap) {
-        self.denied.insert(ifindex, gap);
+    /// Records that all traffic is dropped until the pod is enforced, after this unprotected time.
+    pub(super) fn record_drop_all(&mut self, ifindex: IfIndex, time: UnprotectedTime) {
+        self.drop_all.insert(ifindex, time);
     }
 
-    /// Its pod is enforced; the gap before everything was dropped.
-    pub(super) fn enforced(&mut self, ifindex: IfIndex) -> Option<Gap> {
-        self.denied.remove(&ifindex)
+    /// Returns the unprotected time of an interface that dropped everything and whose pod is enforced now.
+    pub(super) fn take_drop_all(&mut self, ifindex: IfIndex) -> Option<UnprotectedTime> {
+        self.drop_all.remove(&ifindex)
     }
 
-    /// Interfaces that are gone.
-    pub(super) fn retain(&mut self, there: impl Fn(&IfIndex) -> bool) {
-        self.open.retain(|ifindex, _| there(ifindex));
-        self.denied.retain(|ifindex, _| there(ifindex));
+    /// Removes interfaces that no longer exist.
+    pub(super) fn retain(&mut self, exists: impl Fn(&IfIndex) -> bool) {
+        self.open.retain(|ifindex, _| exists(ifindex));
+        self.drop_all.retain(|ifindex, _| exists(ifindex));
     }
 }
 
-/// Sums over all interfaces that this agent put its programs on; those it took over from an earlier one had no gap.
+/// Totals of all interfaces to which this agent attached programs. Interfaces adopted with programs of an earlier
+/// agent have no unprotected time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gaps {
-    /// Interfaces.
+    /// Number of interfaces.
     pub count: u64,
-    /// Time from the appearance of an interface, which the kernel reports, to the moment its programs ran: also through a
-    /// compile. Of interfaces that were there when the agent started, from that moment; of those whose programs another process
-    /// detached, from the moment the kernel reported it.
+    /// Time from the appearance of an interface, as reported by the kernel, until its programs ran, compile time
+    /// included. For interfaces that existed when the agent started: from that start. For interfaces whose programs
+    /// another process detached: from the report of the kernel.
     pub unprotected: Duration,
-    /// How many of them took no longer than each of [`BOUNDS`].
+    /// Number of interfaces with at most the time of each of [`BOUNDS`].
     pub buckets: [u64; BOUNDS.len()],
-    /// Packets that passed interfaces in that time, by the interfaces' own counters.
+    /// Packets that passed in that time, according to the counters of the interfaces.
     pub packets: u64,
-    /// How often programs were attached,
+    /// Number of times that programs were attached.
     pub attached: u64,
-    /// and the time it took.
+    /// Time that attaching took.
     pub attaching: Duration,
 }
 
 impl Gaps {
-    /// Programs were put on an interface.
-    pub(super) fn attached(&mut self, attaching: Duration, gap: Option<Gap>) {
+    /// Records that programs were attached to an interface.
+    pub(super) fn attached(&mut self, attaching: Duration, interval: Option<UnprotectedTime>) {
         self.attaching += attaching;
         self.attached += 1;
-        let Some(Gap { time: unprotected, packets }) = gap else { return };
+        let Some(UnprotectedTime { time: unprotected, packets }) = interval else { return };
         self.count += 1;
         self.unprotected += unprotected;
         self.packets += packets;

@@ -1,4 +1,4 @@
-//! From one state to another that is more than a step away: which ids are free, and what the tables say now.
+//! Supports migrations between two engines: finds free IDs, and the content of tables.
 
 use netpol_common::{Endpoint, PortSetId};
 use netpol_policy::compile::{FirstIds, UsedIds};
@@ -7,7 +7,8 @@ use netpol_policy::tables::{Change, Tables};
 use super::QUARANTINE;
 use crate::dataplane::switch::Snapshot;
 
-/// Ids that neither tables nor endpoints use: a rule set that allows nothing stands in its endpoints alone.
+/// Returns IDs that neither tables nor endpoints use. A rule set that allows nothing has no map entry; only endpoints
+/// name it.
 pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &'a Endpoint>) -> FirstIds {
     let mut used = UsedIds {
         classes: old.classes().collect(),
@@ -26,6 +27,7 @@ pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &
     FirstIds::apart_from(&used)
 }
 
+/// Returns the entries of tables.
 pub(super) fn snapshot_of(tables: &Tables) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for change in tables.entries() {

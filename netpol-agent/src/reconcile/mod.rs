@@ -1,25 +1,25 @@
-//! One task owns the endpoints and the dataplane: events of objects and interfaces in, writes out. The engine works on a
-//! thread of its own.
+//! Owns the endpoints and the data plane, in one task: events of objects and interfaces go in, writes come out. The
+//! engine runs on its own thread.
 //!
 //! ```text
 //! source ─┬─► Engine ──► changes, in slices ──┐
-//!         └─► pods of this node ─┐             ├─► Dataplane
-//! survey ────────────────────────┴─► endpoints ┘
+//!          └─► pods of this node ─┐             ├─► Dataplane
+//! netlink ───────────────────────┴─► endpoints ┘
 //! ```
 //!
-//! Everything is level-triggered: `Reconciler::settle` compares what each veth should have with what it has, and may
-//! be called at any time.
+//! Everything is level-triggered: `Reconciler::reconcile` compares what each veth should have with what it has. It
+//! may be called at any time.
 
 mod binding;
 mod compiler;
 mod devices;
 mod failures;
 mod gaps;
+mod ids;
+mod interface;
 mod jump;
-mod numbers;
 mod owners;
 mod pods;
-mod settle;
 mod shortage;
 mod standing;
 mod startup;
@@ -40,175 +40,191 @@ use netpol_policy::world::Event;
 use crate::dataplane::{Dataplane, InterfaceOutcome, MapName, WriteError};
 use crate::endpoints::{NetlinkError, Survey};
 use binding::Bindings;
-use compiler::Facts;
+use compiler::EngineStats;
 use failures::Failures;
-use numbers::Numbers;
+use ids::EndpointIdAllocator;
 use pods::LocalPods;
 use shortage::Shortage;
 use work::Work;
 
 pub use compiler::{Compiled, Compiler};
 pub use failures::Problems;
-use gaps::OpenInterfaces;
-pub use gaps::{BOUNDS as GAP_BOUNDS, Gaps};
-pub use settle::UnknownPods;
-pub use standing::{Check, Finding, Standing};
+use gaps::UnprotectedInterfaces;
+pub use gaps::{BOUNDS as UNPROTECTED_BOUNDS, Gaps};
+pub use interface::UnknownPods;
+pub use standing::{Check, CheckResult, Standing};
 pub use work::Origin;
 
-/// Stands for the policies of a pod whose tables cannot tell an exception from its block: allows nothing. Above every id
-/// that is ever given.
+/// Rule set of a pod if a prefix could not be written, so that an `except` would count as part of its block. It
+/// allows nothing. Its ID is above every ID that the engine allocates.
 const QUARANTINE: RuleSetId = RuleSetId(u32::MAX);
 
-/// What the agent was told to do.
+/// Settings of the reconciler.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// This node's name, as pods' `spec.nodeName` says it.
+    /// Name of this node, as in `spec.nodeName` of its pods.
     pub node: Arc<str>,
-    /// What to do with veths of no known pod.
+    /// How to treat veths of unknown pods.
     pub unknown_pods: UnknownPods,
     /// Whether pods may send only from their own addresses.
     pub source_guard: bool,
     /// Whether pods may send to tunnel endpoints of nodes.
     pub tunnels_to_node: bool,
-    /// Bytes of kernel memory for policies; `None`: no limit.
+    /// Bytes of kernel memory for policies; `None` means no limit.
     pub policy_memory: Option<u64>,
+}
+
+impl Options {
+    /// Returns the defaults for a node with this name: unknown pods are allowed, pods may send from their own
+    /// addresses only and not to tunnel endpoints, and memory for policies is not limited.
+    pub fn of_node(node: &str) -> Self {
+        Self {
+            node: node.into(),
+            unknown_pods: UnknownPods::Allow,
+            source_guard: true,
+            tunnels_to_node: false,
+            policy_memory: None,
+        }
+    }
 }
 
 /// An interface that has, or had, an endpoint.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each may hold without the others")]
+#[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
 pub struct Held {
-    /// Whose it is; `None`: nobody known.
+    /// Pod of the interface; `None` if it is unknown.
     pub pod: Option<PodKey>,
-    /// What the kernel has.
+    /// Endpoint in the kernel.
     pub endpoint: Endpoint,
-    /// Whether the programs are on it.
+    /// Whether programs are attached.
     pub attached: bool,
-    /// Its pod is gone or finished: the endpoint stays as it was until the interface goes, or another pod is behind it.
+    /// Whether its pod is deleted or finished. The endpoint stays as it was until the interface is removed or belongs
+    /// to another pod.
     pub orphaned: bool,
-    /// Whether programs are on it that mark its packets with its ID: this agent's or an earlier one's.
+    /// Whether attached programs, of this agent or an earlier one, mark its packets with its ID.
     pub marks: bool,
-    /// The policies of its pod are not evaluated yet: nothing passes until they are.
+    /// Whether all traffic is dropped because the policies of its pod are not compiled yet.
     pub shut: bool,
 }
 
-/// What is being done to an interface and has not ended yet.
+/// An operation on an interface that has not finished.
 #[derive(Clone, Copy, Debug)]
 enum Job {
-    /// The programs are being put on, since then.
+    /// Attaching programs, since this time.
     Attach(Instant),
-    /// They are being taken off, for this reason.
+    /// Detaching programs, for this reason.
     Detach(&'static str),
 }
 
-/// Whether the kernel is being asked where the programs run.
+/// Whether the kernel is being queried for missing programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verifying {
     No,
     Yes,
-    /// And is to be asked again, as something has happened since.
-    Again,
+    /// Yes, and once more afterwards, because of a later change.
+    Repeat,
 }
 
-/// See the module.
+/// Owns the endpoints and the data plane of this node.
 #[derive(Debug)]
 pub struct Reconciler<D> {
-    /// While it is away with a job, one without objects.
+    /// Engine; an empty placeholder while the real one is compiling.
     engine: Box<Engine>,
-    /// What is to be compiled and written.
+    /// Pending compile jobs and writes.
     work: Work,
-    /// This node's pods, ahead of the engine.
+    /// Pods of this node; may be newer than the state of the engine.
     pods: LocalPods,
-    facts: Facts,
-    /// The policies of rule sets in use.
-    names: BTreeMap<RuleSetId, Vec<PolicyKey>>,
-    names_stale: bool,
-    /// Interfaces that were there at the start: they stay as they are until the first objects are compiled.
-    early: BTreeSet<IfIndex>,
-    /// The first objects are not compiled yet.
+    stats: EngineStats,
+    /// Policies of the rule sets in use.
+    rule_set_names: BTreeMap<RuleSetId, Vec<PolicyKey>>,
+    rule_set_names_stale: bool,
+    /// Interfaces that existed at the start. They stay as they are until the first objects are compiled.
+    present_at_start: BTreeSet<IfIndex>,
+    /// Whether the first compile is not finished yet.
     starting: bool,
-    /// When interfaces were last settled.
-    settled_at: Instant,
+    /// Time of the last pass over all interfaces.
+    reconciled_at: Instant,
     dataplane: D,
     options: Options,
     survey: Survey,
-    /// What the changes executed so far say; the engine may be ahead of them.
+    /// Policies according to the changes executed so far; the engine may be ahead.
     policies: BTreeMap<PodKey, EndpointPolicy>,
     held: BTreeMap<IfIndex, Held>,
     bindings: Bindings,
-    /// The endpoint IDs that stand at addresses of pods of this node.
+    /// Endpoint IDs that are written to addresses of pods of this node.
     owners: BTreeMap<IpAddr, u32>,
-    /// Interfaces for whose endpoint there is no room; whether the programs are on them all the same, to drop everything.
-    crowded: BTreeMap<IfIndex, bool>,
-    /// The node's own devices; whether the program is on them.
+    /// Interfaces without an endpoint because there is no room for it; whether programs are attached anyway, to drop
+    /// everything.
+    no_room: BTreeMap<IfIndex, bool>,
+    /// Devices that lead out of the node; whether the program is attached.
     devices: BTreeMap<IfIndex, bool>,
-    /// When each veth appeared, as far as the kernel reported it, or else was first seen.
+    /// Time when each veth appeared: as reported by the kernel, else when it was first read.
     seen: BTreeMap<IfIndex, Instant>,
-    /// When the kernel first reported links that no look has found yet.
-    heard: BTreeMap<IfIndex, Instant>,
-    /// What is being done to interfaces: one thing at a time.
+    /// Time when the kernel first reported links that have not been read yet.
+    announced: BTreeMap<IfIndex, Instant>,
+    /// Operations on interfaces in progress; at most one for each.
     jobs: BTreeMap<IfIndex, Job>,
-    /// Interfaces where that failed: tried again after the next look.
+    /// Interfaces with a failed operation; retried after interfaces are read again.
     failed: BTreeSet<IfIndex>,
     verifying: Verifying,
-    /// When the verification that is under way began.
+    /// Start of the verification in progress.
     verified_at: Instant,
-    numbers: Numbers,
+    ids: EndpointIdAllocator,
     failures: Failures,
     gaps: Gaps,
-    open: OpenInterfaces,
+    unprotected_interfaces: UnprotectedInterfaces,
     shortage: Shortage,
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Takes in what netlink tells, and enforces what follows.
+    /// Enforces the result of reading all interfaces.
     pub fn surveyed(&mut self, survey: Survey) {
-        self.failures.no_trouble(IfIndex(0));
+        self.failures.clear_error(IfIndex(0));
         self.failed.clear();
-        let own_changed = survey.own != self.survey.own;
+        let local_addresses_changed = survey.own != self.survey.own;
         let tunnels_changed = survey.tunnels != self.survey.tunnels;
         self.survey = survey;
         if tunnels_changed {
             self.put_tunnels();
         }
-        if own_changed {
-            let own = self.survey.own.clone();
-            self.apply(vec![Event::OwnAddresses(own)]);
+        if local_addresses_changed {
+            let addresses = self.survey.own.clone();
+            self.apply(vec![Event::OwnAddresses(addresses)]);
         }
-        self.settle_after(true);
+        self.reconcile_after_read(true);
     }
 
-    /// Interfaces are gone. What has their indices from now on are others.
-    pub fn gone(&mut self, ifindexes: &BTreeSet<IfIndex>) {
+    /// Removes interfaces that the kernel deleted. Their indices may belong to other interfaces from now on.
+    pub fn interfaces_removed(&mut self, ifindexes: &BTreeSet<IfIndex>) {
         for ifindex in ifindexes {
-            self.bindings.forget(*ifindex);
+            self.bindings.remove(*ifindex);
             self.seen.remove(ifindex);
-            self.heard.remove(ifindex);
+            self.announced.remove(ifindex);
             self.survey.veths.remove(ifindex);
         }
     }
 
-    /// Interfaces could not be looked at: they are believed to be as they were.
+    /// Reports that interfaces could not be read. The last result stays in use.
     pub fn not_surveyed(&mut self, error: &NetlinkError) {
-        self.failures.trouble(IfIndex(0), format!("cannot look at interfaces; it is tried again: {error}"));
+        self.failures.set_error(IfIndex(0), format!("cannot read the network interfaces; retrying: {error}"));
     }
 
-    /// Takes in what became of what the dataplane began.
-    pub fn ended(&mut self, outcomes: impl IntoIterator<Item = InterfaceOutcome>) {
+    /// Handles finished operations of the data plane.
+    pub fn jobs_finished(&mut self, outcomes: impl IntoIterator<Item = InterfaceOutcome>) {
         for outcome in outcomes {
             match outcome {
-                InterfaceOutcome::Attached { ifindex, result, packets } => self.attach_ended(ifindex, result, packets),
-                InterfaceOutcome::Detached { ifindex, result } => self.detach_ended(ifindex, result),
-                InterfaceOutcome::Missing(ifindexes) => self.verify_ended(&ifindexes),
+                InterfaceOutcome::Attached { ifindex, result, packets } => self.attach_finished(ifindex, result, packets),
+                InterfaceOutcome::Detached { ifindex, result } => self.detach_finished(ifindex, result),
+                InterfaceOutcome::Missing(ifindexes) => self.verify_finished(&ifindexes),
             }
         }
-        self.settle();
+        self.reconcile();
     }
 
-    /// Puts programs on again where somebody took them off.
+    /// Checks that programs are still attached, and reattaches missing ones.
     pub fn verify(&mut self) {
         if self.verifying != Verifying::No {
-            self.verifying = Verifying::Again;
+            self.verifying = Verifying::Repeat;
             return;
         }
         self.verifying = Verifying::Yes;
@@ -217,12 +233,12 @@ impl<D: Dataplane> Reconciler<D> {
         let devices = self.devices.iter().filter(|(_, attached)| **attached).map(|(ifindex, _)| *ifindex);
         let attached = pods.chain(devices).collect();
         if let Some(missing) = self.dataplane.verify(attached) {
-            self.verify_ended(&missing);
-            self.settle();
+            self.verify_finished(&missing);
+            self.reconcile();
         }
     }
 
-    fn verify_ended(&mut self, missing: &[IfIndex]) {
+    fn verify_finished(&mut self, missing: &[IfIndex]) {
         let missing = missing.iter().filter(|ifindex| !self.jobs.contains_key(ifindex)).copied().collect::<Vec<_>>();
         for ifindex in &missing {
             if self.device_missing(*ifindex) {
@@ -231,41 +247,44 @@ impl<D: Dataplane> Reconciler<D> {
             if let Some(held) = self.held.get_mut(ifindex)
                 && std::mem::replace(&mut held.attached, false)
             {
-                self.disown(*ifindex);
+                self.clear_owner(*ifindex);
                 if let Some((veth, _)) = self.survey.veths.get(ifindex) {
-                    self.open.opened(*ifindex, self.verified_at, veth.packets);
-                    tracing::warn!(interface = veth.name, "its programs were taken off by somebody else; put on again");
+                    self.unprotected_interfaces.record_start(*ifindex, self.verified_at, veth.packets);
+                    tracing::warn!(
+                        interface = veth.name,
+                        "eBPF programs were detached by another process; reattaching"
+                    );
                 }
             }
         }
-        if std::mem::replace(&mut self.verifying, Verifying::No) == Verifying::Again {
+        if std::mem::replace(&mut self.verifying, Verifying::No) == Verifying::Repeat {
             self.verify();
         }
     }
 
-    /// Tries again what did not fit.
+    /// Retries failed writes and operations.
     pub fn retry(&mut self) {
         self.failed.clear();
         if self.failures.is_empty() {
-            self.settle();
+            self.reconcile();
         } else {
-            self.want_retry();
+            self.queue_retry();
             self.advance();
         }
     }
 
     /// Executes one change.
-    fn make(&mut self, change: Change) {
+    fn execute_change(&mut self, change: Change) {
         match change {
             Change::PutEndpoint(pod, policy) => {
-                self.names_stale = true;
+                self.rule_set_names_stale = true;
                 self.policies.insert(pod.clone(), policy);
-                self.for_endpoints(|_, held| held.pod.as_ref() == Some(&pod) && !held.orphaned);
+                self.rewrite_endpoints(|_, held| held.pod.as_ref() == Some(&pod) && !held.orphaned);
             }
-            Change::Rejudge(rule_sets) => self.for_endpoints(|endpoint, _| {
+            Change::Rejudge(rule_sets) => self.rewrite_endpoints(|endpoint, _| {
                 rule_sets.iter().any(|set| endpoint.ingress.rule_set == *set || endpoint.egress.rule_set == *set)
             }),
-            // Released by `settle`, which knows what becomes of the interface.
+            // `reconcile` decides what happens to the interface.
             Change::DeleteEndpoint(pod) => {
                 self.policies.remove(&pod);
             }
@@ -282,42 +301,42 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes one table entry, or remembers that it could not.
+    /// Writes one map entry. A failed write is kept for a retry.
     fn write(&mut self, change: &Change) {
         match self.dataplane.write(change) {
             Ok(()) => self.failures.succeeded(change),
             Err(error) => {
                 self.failures.failed(change, &error);
-                // An entry that can no longer be lowered must not stay raised: without it less is allowed.
+                // If a replacement fails, the old entry may allow too much. Without the entry less is allowed.
                 if let Some(delete) = failures::fallback(change)
                     && let Err(error) = self.dataplane.write(&delete)
                 {
-                    tracing::error!(%error, "cannot take back an entry that could not be replaced");
+                    tracing::error!(%error, "cannot delete a map entry after its replacement failed");
                 }
             }
         }
     }
 
-    /// Writes the endpoints that `which` names anew, under a new generation.
-    fn for_endpoints(&mut self, which: impl Fn(&Endpoint, &Held) -> bool) {
-        // One that is shut stays so until its pod's last object is evaluated: the policies may be those of an earlier pod of
-        // the same name.
+    /// Writes the endpoints that match `which` again, with a new generation.
+    fn rewrite_endpoints(&mut self, which: impl Fn(&Endpoint, &Held) -> bool) {
+        // A shut endpoint stays shut until the latest version of its pod is compiled: these policies may belong to an
+        // earlier pod of the same name.
         let concerned = self.held.iter().filter(|(_, held)| !held.shut && which(&held.endpoint, held));
         let ifindexes: Vec<IfIndex> = concerned.map(|(ifindex, _)| *ifindex).collect();
         for ifindex in ifindexes {
             let Held { pod, endpoint, orphaned, .. } = self.held[&ifindex].clone();
             if orphaned {
-                self.put(ifindex, pod, endpoint);
+                self.write_endpoint(ifindex, pod, endpoint);
                 self.held.entry(ifindex).and_modify(|held| held.orphaned = true);
             } else if let Some(pod) = pod
-                && let Some(body) = self.body(ifindex, Some(&pod))
+                && let Some(desired) = self.desired_endpoint(ifindex, Some(&pod))
             {
-                self.put(ifindex, Some(pod), body);
+                self.write_endpoint(ifindex, Some(pod), desired);
             }
         }
     }
 
-    /// The engine, for names. While it is away with a job ([`Self::has_engine`]) one that knows no objects.
+    /// Returns the engine, for names. While it is compiling ([`Self::has_engine`] is false), returns an empty one.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
@@ -326,49 +345,49 @@ impl<D: Dataplane> Reconciler<D> {
         NodeScope::Node(self.options.node.clone())
     }
 
-    /// The dataplane.
+    /// Returns the data plane.
     pub fn dataplane(&self) -> &D {
         &self.dataplane
     }
 
-    /// The dataplane, to change what it can do.
+    /// Returns the data plane mutably.
     pub fn dataplane_mut(&mut self) -> &mut D {
         &mut self.dataplane
     }
 
-    /// The node's own devices, and whether what leaves by each is judged.
+    /// Returns the devices that lead out of the node, and whether packets are evaluated there.
     pub fn devices(&self) -> &BTreeMap<IfIndex, bool> {
         &self.devices
     }
 
-    /// Every interface with an endpoint.
+    /// Returns every interface with an endpoint.
     pub fn held(&self) -> &BTreeMap<IfIndex, Held> {
         &self.held
     }
 
-    /// How many entries each table should have.
+    /// Returns the expected number of entries of each map.
     pub fn entries(&self) -> BTreeMap<MapName, usize> {
-        let mut entries = if self.has_engine() { compiler::entries(&self.engine) } else { self.facts.entries.clone() };
+        let mut entries = if self.has_engine() { compiler::entries(&self.engine) } else { self.stats.entries.clone() };
         entries.insert(MapName::Endpoints, self.held.len());
         entries
     }
 
-    /// How many fields of policies are invalid.
+    /// Returns the number of invalid fields in policies.
     pub fn policy_problems(&self) -> usize {
-        if self.has_engine() { compiler::problems(&self.engine) } else { self.facts.problems }
+        if self.has_engine() { compiler::problems(&self.engine) } else { self.stats.problems }
     }
 
-    /// How long interfaces were there before they were enforced.
+    /// Returns how long interfaces existed before they were enforced.
     pub fn gaps(&self) -> &Gaps {
         &self.gaps
     }
 
-    /// What goes wrong at the moment.
+    /// Returns the number of failed writes and missing entries.
     pub fn problems(&self) -> Problems {
         self.failures.problems()
     }
 
-    fn endpoint_failed(&mut self, what: &'static str, ifindex: IfIndex, error: &WriteError) {
-        self.failures.endpoint(what, ifindex, error);
+    fn endpoint_failed(&mut self, operation: &'static str, ifindex: IfIndex, error: &WriteError) {
+        self.failures.endpoint(operation, ifindex, error);
     }
 }

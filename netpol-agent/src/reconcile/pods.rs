@@ -1,5 +1,5 @@
-//! The pods of this node, as their last objects describe them. Kept up to date when objects arrive, before they are
-//! compiled: an interface finds its pod here also while the compiler is busy.
+//! Indexes the pods of this node, by the latest version of their objects. It is updated when objects arrive, before
+//! they are compiled: an interface finds its pod even while the engine is busy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,30 +9,30 @@ use std::time::{Duration, Instant};
 use netpol_policy::model::{Object, ObjectKey, Pod, PodKey};
 use netpol_policy::world::Event;
 
-/// A new pod may wait this long for its policies before its interface is shut. Most are evaluated within a millisecond,
-/// and their first packets are better judged than dropped.
+/// How long a new pod waits for its policies before its interface is shut. Most policies are compiled within a
+/// millisecond, and it is better to evaluate first packets than to drop them.
 pub(super) const GRACE: Duration = Duration::from_millis(3);
 
-/// Orders changes of pods, and what was compiled of them.
+/// A point in the order of pod changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
-/// See the module.
+/// Pods of this node.
 #[derive(Debug)]
 pub(super) struct LocalPods {
     node: Arc<str>,
-    pods: BTreeMap<PodKey, Local>,
+    pods: BTreeMap<PodKey, LocalPod>,
     claims: BTreeMap<IpAddr, BTreeSet<PodKey>>,
-    /// The names of all Node objects.
+    /// Names of all Node objects.
     nodes: BTreeSet<Arc<str>>,
-    /// Pods whose last change is not enforced yet.
+    /// Pods with a change that is not enforced yet.
     unevaluated: BTreeSet<PodKey>,
-    /// The last change.
+    /// Latest change.
     last: Ticket,
 }
 
 #[derive(Debug)]
-struct Local {
+struct LocalPod {
     pod: Pod,
     changed: Ticket,
     at: Instant,
@@ -50,10 +50,10 @@ impl LocalPods {
         }
     }
 
-    /// Takes an event in before it is compiled; returns whether pods of this node changed.
+    /// Applies an event before it is compiled. Returns whether pods of this node changed.
     pub(super) fn apply(&mut self, event: &Event) -> bool {
         match event {
-            Event::Apply(Object::Pod(pod)) => self.put(pod),
+            Event::Apply(Object::Pod(pod)) => self.insert(pod),
             Event::Delete(ObjectKey::Pod(key)) => self.remove(key),
             Event::Apply(Object::Node(node)) => {
                 self.nodes.insert(node.name.clone());
@@ -73,7 +73,7 @@ impl LocalPods {
                     Object::Pod(pod) => Some(pod),
                     _ => None,
                 });
-                // The last object of a key counts, as in the cluster's state.
+                // The last object with a key counts, as in `ClusterState`.
                 let wanted: BTreeMap<&PodKey, &Pod> = pods.map(|pod| (&pod.key, pod)).collect();
                 let gone: Vec<PodKey> = self.pods.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
                 let mut changed = !gone.is_empty();
@@ -81,7 +81,7 @@ impl LocalPods {
                     self.remove(&key);
                 }
                 for pod in wanted.into_values() {
-                    changed |= self.put(pod);
+                    changed |= self.insert(pod);
                 }
                 changed
             }
@@ -89,7 +89,7 @@ impl LocalPods {
         }
     }
 
-    fn put(&mut self, pod: &Pod) -> bool {
+    fn insert(&mut self, pod: &Pod) -> bool {
         if !pod.participates() || pod.node.as_ref() != Some(&self.node) {
             return self.remove(&pod.key);
         }
@@ -102,13 +102,13 @@ impl LocalPods {
         }
         self.last.0 += 1;
         self.unevaluated.insert(pod.key.clone());
-        self.pods.insert(pod.key.clone(), Local { pod: pod.clone(), changed: self.last, at: Instant::now() });
+        self.pods.insert(pod.key.clone(), LocalPod { pod: pod.clone(), changed: self.last, at: Instant::now() });
         true
     }
 
     fn remove(&mut self, key: &PodKey) -> bool {
         self.unevaluated.remove(key);
-        let Some(Local { pod, .. }) = self.pods.remove(key) else { return false };
+        let Some(LocalPod { pod, .. }) = self.pods.remove(key) else { return false };
         for address in &pod.addresses {
             if let Some(claimants) = self.claims.get_mut(address) {
                 claimants.remove(key);
@@ -120,45 +120,45 @@ impl LocalPods {
         true
     }
 
-    /// Everything that was taken in up to now.
+    /// Returns the latest change.
     pub(super) fn ticket(&self) -> Ticket {
         self.last
     }
 
-    /// What was taken in up to this ticket is compiled and enforced.
+    /// Marks all changes up to this ticket as compiled and enforced.
     pub(super) fn evaluated(&mut self, ticket: Ticket) {
         self.unevaluated.retain(|key| self.pods.get(key).is_some_and(|local| local.changed > ticket));
     }
 
-    /// Whether the policies of a pod are those of its last object.
+    /// Returns whether the policies of a pod are compiled for its latest object.
     pub(super) fn is_evaluated(&self, key: &PodKey) -> bool {
         !self.unevaluated.contains(key)
     }
 
-    /// Whether a pod has waited for its policies for long enough to be shut.
+    /// Returns whether a pod has waited so long for its policies that its interface is shut.
     pub(super) fn is_overdue(&self, key: &PodKey) -> bool {
         self.unevaluated.contains(key) && self.pods.get(key).is_some_and(|local| local.at.elapsed() >= GRACE)
     }
 
-    /// How long the last object of a pod has been known.
+    /// Returns the time since the latest object of a pod arrived.
     pub(super) fn known_for(&self, key: &PodKey) -> Option<Duration> {
         self.pods.get(key).map(|local| local.at.elapsed())
     }
 
-    /// When the next pod becomes overdue, of those that were not at `since`.
+    /// Returns when the next pod becomes overdue, of those that were not overdue at `since`.
     pub(super) fn next_overdue(&self, since: Instant) -> Option<Instant> {
         let overdue = self.unevaluated.iter().filter_map(|key| self.pods.get(key)).map(|local| local.at + GRACE);
         overdue.filter(|at| *at > since).min()
     }
 
-    /// Whether there are Node objects, and none of them is this node.
+    /// Returns whether there are Node objects but none of this node.
     pub(super) fn is_node_unknown(&self) -> bool {
         !self.nodes.is_empty() && !self.nodes.contains(&self.node)
     }
 
-    /// The pod at this address. Where several claim it: the one that is not being deleted, then the youngest, then the one
-    /// with the greatest key, as `World::claimant` has it.
-    pub(super) fn at(&self, address: IpAddr) -> Option<&Pod> {
+    /// Returns the pod with this address. If several pods claim it: the one that is not being deleted, then the
+    /// youngest, then the one with the greatest key, as in `ClusterState::claimant`.
+    pub(super) fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
         let claimants = self.claims.get(&address)?.iter().filter_map(|key| self.get(key));
         claimants.max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn at(pods: &LocalPods, address: u8) -> Option<&str> {
-        pods.at(IpAddr::from([10, 0, 0, address])).map(|pod| &*pod.key.name)
+        pods.pod_at(IpAddr::from([10, 0, 0, address])).map(|pod| &*pod.key.name)
     }
 
     #[test]
@@ -206,10 +206,13 @@ mod tests {
         let mut pods = LocalPods::new("n1".into());
         assert!(apply(&mut pods, pod("a", "n1", 1, 0)));
         assert!(!apply(&mut pods, pod("far", "n2", 2, 9)));
-        assert!(!apply(&mut pods, pod("stale", "n2", 1, 9)), "another node's claim is no reason to lose the pod here");
+        assert!(
+            !apply(&mut pods, pod("stale", "n2", 1, 9)),
+            "a claim of a pod on another node must not hide the local pod"
+        );
         assert_eq!([at(&pods, 1), at(&pods, 2)], [Some("a"), None]);
         apply(&mut pods, pod("b", "n1", 1, 5));
-        assert_eq!(at(&pods, 1), Some("b"), "the youngest");
+        assert_eq!(at(&pods, 1), Some("b"), "the youngest pod has the address");
         assert!(apply(&mut pods, Pod { deleting: true, ..pod("b", "n1", 1, 5) }));
         assert_eq!(at(&pods, 1), Some("a"));
         assert!(apply(&mut pods, Pod { finished: true, ..pod("a", "n1", 1, 0) }));
@@ -220,10 +223,10 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_unknown_only_where_others_are_known() {
+    fn the_node_is_unknown_only_if_other_nodes_are_known() {
         let node = |name: &str| Object::Node(Node { name: name.into(), addresses: Vec::new() });
         let mut pods = LocalPods::new("n1".into());
-        assert!(!pods.is_node_unknown(), "files need no Node objects");
+        assert!(!pods.is_node_unknown(), "manifest files need no Node objects");
         pods.apply(&Event::Apply(node("n2")));
         assert!(pods.is_node_unknown());
         pods.apply(&Event::Apply(node("n1")));
@@ -237,16 +240,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_evaluated_once_its_last_change_is() {
+    fn a_pod_is_evaluated_when_its_latest_change_is() {
         let mut pods = LocalPods::new("n1".into());
         let key = PodKey::new("shop", "a");
         apply(&mut pods, pod("a", "n1", 1, 0));
         let first = pods.ticket();
         apply(&mut pods, pod("a", "n1", 2, 0));
-        assert!(!apply(&mut pods, pod("a", "n1", 2, 0)), "the same again is no change");
+        assert!(!apply(&mut pods, pod("a", "n1", 2, 0)), "the same object is no change");
         pods.evaluated(first);
         assert!(!pods.is_evaluated(&key));
-        let begun = Instant::now().checked_sub(GRACE).expect("the clock runs for longer");
+        let begun = Instant::now().checked_sub(GRACE).expect("the machine has been up for longer");
         assert!(pods.next_overdue(begun).is_some());
         std::thread::sleep(GRACE);
         assert!(pods.is_overdue(&key) && pods.next_overdue(Instant::now()).is_none());

@@ -1,5 +1,5 @@
-//! Policies that are enforced in part, as all policies together exceed the memory for them: logged when that changes, and kept
-//! for status and metrics.
+//! Reports policies that are only partly enforced because all policies together exceed their memory limit: in the log
+//! when that changes, in the status and in metrics.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use netpol_policy::model::PolicyKey;
 use super::Reconciler;
 use crate::dataplane::Dataplane;
 
-/// Policies that are logged one by one when a batch of changes affects them; the rest is a number.
+/// Maximum number of policies that are logged one by one for a batch of changes; the others are only counted.
 const LOGGED: usize = 10;
 
-/// See the module.
+/// Policies that are only partly enforced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shortage {
     policies: BTreeMap<PolicyKey, LeftOut>,
@@ -30,27 +30,27 @@ impl Shortage {
             if lines <= LOGGED {
                 let LeftOut { blocks, ports, total, entries } = left_out;
                 tracing::error!(%policy, blocks, ports, total, entries,
-                    "policies exceed --max-policy-memory: so many of its ipBlocks, ports and map entries are not enforced and allow nothing");
+                    "policies exceed --max-policy-memory: these numbers of ipBlocks, ports and map entries of the policy are left out and allow nothing");
             }
         }
         if lines > LOGGED {
             let policies = lines - LOGGED;
-            tracing::error!(policies, "more policies that are enforced in part; `netpol-agent status` lists them");
+            tracing::error!(policies, "more policies are only partly enforced; list them with `netpol-agent status`");
         }
         for policy in self.policies.keys().filter(|policy| !now.contains_key(*policy)).take(LOGGED) {
-            tracing::info!(%policy, "the policy is enforced in full again");
+            tracing::info!(%policy, "the policy is fully enforced again");
         }
         self.policies = now;
     }
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// The policies that are enforced in part.
+    /// Returns the policies that are only partly enforced.
     pub fn left_out(&self) -> &BTreeMap<PolicyKey, LeftOut> {
         &self.shortage.policies
     }
 
-    /// The same, for the API.
+    /// Returns the same for the API.
     pub fn left_out_for_status(&self) -> Vec<netpol_api::LeftOut> {
         let convert = |(policy, left_out): (&PolicyKey, &LeftOut)| netpol_api::LeftOut {
             policy: policy.to_string(),
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_left_out_now_is_kept() {
+    fn only_policies_that_are_left_out_now_are_kept() {
         let policy = |name: &str| PolicyKey::new("shop", name);
         let left_out = LeftOut { blocks: 3, ports: 0, total: 9, entries: 0 };
         let mut shortage = Shortage::default();

@@ -1,4 +1,4 @@
-//! Whether this node enforces what somebody waits for, and if not, why.
+//! Checks whether this node enforces what a client waits for, and reports why not.
 
 use std::net::IpAddr;
 
@@ -7,48 +7,48 @@ use netpol_common::{DirectionPolicy, IfIndex, RuleSetId, endpoint_flags};
 use netpol_policy::model::{Pod, PodKey, PolicyKey};
 use netpol_policy::tables::EndpointPolicy;
 
-use super::settle::addresses_of;
+use super::interface::addresses_of;
 use super::{Held, QUARANTINE, Reconciler};
 use crate::dataplane::Dataplane;
 use crate::source::Revision;
 
-/// Asks whether a condition holds.
+/// A condition to check.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// What is to hold.
+    /// Condition that must hold.
     pub condition: Condition,
-    /// The batch that says so: before it is taken in, nothing holds.
+    /// Batch with the change: the condition cannot hold before it is applied.
     pub revision: Revision,
 }
 
-/// How it stands.
+/// State of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It holds.
     Holds,
-    /// It does not hold; why, where the pods that are pending do not say it.
+    /// It does not hold; the reason, unless the pending pods have it.
     Not(Option<String>),
-    /// There is no such object.
+    /// The object does not exist.
     Absent,
-    /// It will not hold, whatever comes.
+    /// It will never hold on this node.
     Never(String),
 }
 
-/// The answer.
+/// Result of a check.
 #[derive(Clone, Debug)]
-pub struct Finding {
-    /// How it stands.
+pub struct CheckResult {
+    /// State of the condition.
     pub standing: Standing,
-    /// The last batch that was taken in.
+    /// Last batch that was applied.
     pub enforced: Revision,
-    /// The pods of this node that it is about.
+    /// Pods of this node that the condition is about.
     pub pods: Vec<String>,
-    /// Those that are not enforced.
+    /// Pods that are not enforced yet.
     pub pending: Vec<Pending>,
 }
 
-impl Finding {
-    /// What is asked about is not known yet.
+impl CheckResult {
+    /// Returns the result of a check that cannot be decided yet.
     pub fn unknown(reason: &str) -> Self {
         let standing = Standing::Not(Some(reason.to_owned()));
         Self { standing, enforced: Revision::default(), pods: Vec::new(), pending: Vec::new() }
@@ -56,111 +56,111 @@ impl Finding {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Looks at one condition; `received` is the last batch that was taken in.
-    pub fn check(&self, check: &Check, received: Revision) -> Finding {
-        let mut finding =
-            Finding { standing: Standing::Holds, enforced: received, pods: Vec::new(), pending: Vec::new() };
+    /// Checks one condition; `received` is the last batch that was applied.
+    pub fn check(&self, check: &Check, received: Revision) -> CheckResult {
+        let mut result =
+            CheckResult { standing: Standing::Holds, enforced: received, pods: Vec::new(), pending: Vec::new() };
         if received < check.revision {
-            finding.standing = Standing::Not(Some("its last change is not taken in yet".to_owned()));
-            return finding;
+            result.standing = Standing::Not(Some("its latest change is not applied yet".to_owned()));
+            return result;
         }
         if !self.has_engine() {
-            finding.standing = Standing::Not(Some("changes are still being evaluated".to_owned()));
-            return finding;
+            result.standing = Standing::Not(Some("changes are still being evaluated".to_owned()));
+            return result;
         }
         let world = self.engine.world();
         match &check.condition {
             Condition::Enforced(Target { kind: Kind::Policy, namespace, name }) => {
                 let policy = PolicyKey::new(namespace.as_str(), name.as_str());
                 if !world.policies.contains_key(&policy) {
-                    finding.standing = Standing::Absent;
-                    return finding;
+                    result.standing = Standing::Absent;
+                    return result;
                 }
-                self.fill(&mut finding, |_, desired| self.names([desired.ingress, desired.egress], &policy));
+                self.add_pods(&mut result, |_, desired| self.selects([desired.ingress, desired.egress], &policy));
             }
             Condition::Enforced(Target { kind: Kind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
-                finding.standing = match world.pods.get(&key) {
+                result.standing = match world.pods.get(&key) {
                     None => Standing::Absent,
-                    Some(pod) => self.standing_of(pod),
+                    Some(pod) => self.condition_of(pod),
                 };
-                if finding.standing == Standing::Holds {
-                    self.fill(&mut finding, |pod, _| pod.key == key);
+                if result.standing == Standing::Holds {
+                    self.add_pods(&mut result, |pod, _| pod.key == key);
                 }
             }
             Condition::Deleted(Target { kind: Kind::Policy, namespace, name }) => {
                 let policy = PolicyKey::new(namespace.as_str(), name.as_str());
                 if world.policies.contains_key(&policy) {
-                    finding.standing = Standing::Not(Some("it is still there".to_owned()));
-                    return finding;
+                    result.standing = Standing::Not(Some("the object still exists".to_owned()));
+                    return result;
                 }
-                // What goes missing while a rule set is replaced, and who still has the old one.
+                // Pods whose endpoint still has a rule set with the policy.
                 for held in self.held.values().filter(|held| !held.orphaned) {
                     let Some(pod) = &held.pod else { continue };
-                    if self.names([held.endpoint.ingress, held.endpoint.egress], &policy) {
-                        finding.pods.push(pod.to_string());
-                        let reason = "it still has the policy".to_owned();
-                        finding.pending.push(Pending { pod: pod.to_string(), reason });
+                    if self.selects([held.endpoint.ingress, held.endpoint.egress], &policy) {
+                        result.pods.push(pod.to_string());
+                        let reason = "the policy is still enforced on the pod".to_owned();
+                        result.pending.push(Pending { pod: pod.to_string(), reason });
                     }
                 }
             }
             Condition::Deleted(Target { kind: Kind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
                 if world.pods.contains_key(&key) {
-                    finding.standing = Standing::Not(Some("it is still there".to_owned()));
+                    result.standing = Standing::Not(Some("the object still exists".to_owned()));
                 } else if self.held.values().any(|held| held.pod.as_ref() == Some(&key)) {
-                    let reason = "its interface is still there, and enforced as before";
-                    finding.pending.push(Pending { pod: key.to_string(), reason: reason.to_owned() });
+                    let reason = "the interface still exists and is enforced as before";
+                    result.pending.push(Pending { pod: key.to_string(), reason: reason.to_owned() });
                 }
             }
-            Condition::Sync => self.fill(&mut finding, |_, _| true),
+            Condition::Sync => self.add_pods(&mut result, |_, _| true),
         }
-        if finding.standing == Standing::Holds && !finding.pending.is_empty() {
-            finding.standing = Standing::Not(None);
+        if result.standing == Standing::Holds && !result.pending.is_empty() {
+            result.standing = Standing::Not(None);
         }
-        finding
+        result
     }
 
-    /// The pods of this node that are to be enforced and are not.
+    /// Returns the pods of this node that are not enforced yet.
     pub fn pending(&self) -> Vec<Pending> {
-        let missing = |pod: &Pod| Some(Pending { pod: pod.key.to_string(), reason: self.missing(pod)? });
-        self.local().filter(|pod| !pod.addresses.is_empty()).filter_map(missing).collect()
+        let pending = |pod: &Pod| Some(Pending { pod: pod.key.to_string(), reason: self.pending_reason(pod)? });
+        self.local_pods().filter(|pod| !pod.addresses.is_empty()).filter_map(pending).collect()
     }
 
-    /// Whether everything that was taken in is in the kernel, pods aside whose interfaces are not there.
-    pub fn is_whole(&self) -> bool {
-        self.failures.is_empty() && !self.failures.has_trouble()
+    /// Returns whether all changes are in the kernel, except for pods without an interface.
+    pub fn is_fully_applied(&self) -> bool {
+        self.failures.is_empty() && !self.failures.has_errors()
     }
 
-    /// Whether there are Node objects, and none of them is this node: `--node` names another one, or nothing.
+    /// Returns whether there are Node objects but none of this node: `--node` is wrong.
     pub fn is_node_unknown(&self) -> bool {
         self.pods.is_node_unknown()
     }
 
-    /// This node's name.
+    /// Returns the name of this node.
     pub fn node(&self) -> &str {
         &self.options.node
     }
 
-    /// How many interfaces claim a pod or an address that another one is bound to.
+    /// Returns the number of interfaces that claim a pod or an address to which another interface is bound.
     pub fn conflicts(&self) -> usize {
         self.bindings.conflicts()
     }
 
-    /// How many addresses pods have that their objects do not list.
+    /// Returns the number of addresses of pods that their objects do not list.
     pub fn unlisted_addresses(&self) -> usize {
         self.bindings.all_unlisted()
     }
 
-    /// How many further interfaces the namespaces of pods have.
+    /// Returns the number of further interfaces in pods' namespaces.
     pub fn secondary_interfaces(&self) -> usize {
         self.bindings.secondary()
     }
 
-    /// Every interface with an endpoint, for people.
+    /// Returns every interface with an endpoint, for the status.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         let names = |set: RuleSetId| {
-            let known = || self.names.get(&set).map(Vec::as_slice);
+            let known = || self.rule_set_names.get(&set).map(Vec::as_slice);
             let policies = self.engine.rule_set(set).or_else(known).unwrap_or_default();
             policies.iter().map(ToString::to_string).collect()
         };
@@ -181,71 +181,71 @@ impl<D: Dataplane> Reconciler<D> {
         self.held.iter().map(status).collect()
     }
 
-    fn fill(&self, finding: &mut Finding, which: impl Fn(&Pod, EndpointPolicy) -> bool) {
-        for pod in self.local().filter(|pod| !pod.addresses.is_empty()) {
+    fn add_pods(&self, result: &mut CheckResult, which: impl Fn(&Pod, EndpointPolicy) -> bool) {
+        for pod in self.local_pods().filter(|pod| !pod.addresses.is_empty()) {
             if self.engine.endpoint(&pod.key).is_some_and(|desired| which(pod, desired)) {
-                finding.pods.push(pod.key.to_string());
-                if let Some(reason) = self.missing(pod) {
-                    finding.pending.push(Pending { pod: pod.key.to_string(), reason });
+                result.pods.push(pod.key.to_string());
+                if let Some(reason) = self.pending_reason(pod) {
+                    result.pending.push(Pending { pod: pod.key.to_string(), reason });
                 }
             }
         }
     }
 
-    pub(super) fn local(&self) -> impl Iterator<Item = &Pod> {
+    pub(super) fn local_pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.iter()
     }
 
-    /// Whether a pod can be enforced here at all.
-    fn standing_of(&self, pod: &Pod) -> Standing {
+    /// Returns whether a pod can be enforced on this node at all.
+    fn condition_of(&self, pod: &Pod) -> Standing {
         match &pod.node {
-            None => Standing::Not(Some("it is on no node yet".to_owned())),
+            None => Standing::Not(Some("the pod is not scheduled yet".to_owned())),
             Some(node) if *node != self.options.node => {
-                Standing::Never(format!("it is on node {node}, and this agent is for {}", self.options.node))
+                Standing::Never(format!("the pod is on node {node}; this agent runs on node {}", self.options.node))
             }
             Some(_) if pod.host_network => {
-                Standing::Never("it has the node's own network, which policies do not apply to".to_owned())
+                Standing::Never("the pod uses the host network, to which policies do not apply".to_owned())
             }
-            Some(_) if pod.finished => Standing::Never("it is finished".to_owned()),
-            Some(_) if pod.addresses.is_empty() => Standing::Not(Some("it has no address yet".to_owned())),
+            Some(_) if pod.finished => Standing::Never("the pod is finished".to_owned()),
+            Some(_) if pod.addresses.is_empty() => Standing::Not(Some("the pod has no address yet".to_owned())),
             Some(_) => Standing::Holds,
         }
     }
 
-    fn names(&self, directions: [DirectionPolicy; 2], policy: &PolicyKey) -> bool {
+    fn selects(&self, directions: [DirectionPolicy; 2], policy: &PolicyKey) -> bool {
         directions
             .iter()
             .any(|direction| self.engine.rule_set(direction.rule_set).is_some_and(|policies| policies.contains(policy)))
     }
 
-    /// What keeps a pod of this node from being enforced as it should be.
-    fn missing(&self, pod: &Pod) -> Option<String> {
+    /// Returns why a pod of this node is not enforced yet.
+    fn pending_reason(&self, pod: &Pod) -> Option<String> {
         const UNEVALUATED: &str = "its policies are still being evaluated";
         let found = self.held.iter().find(|(ifindex, held)| {
             held.pod.as_ref() == Some(&pod.key) && !held.orphaned && self.survey.veths.contains_key(ifindex)
         });
         let Some((ifindex, held)) = found else {
-            let crowded = self.crowded.keys().any(|ifindex| {
+            let no_room = self.no_room.keys().any(|ifindex| {
                 let side = self.survey.veths.get(ifindex).map(|(_, side)| side);
                 side.is_some_and(|side| pod.addresses.iter().any(|address| side.addresses.contains(address)))
             });
             return Some(if !self.pods.is_evaluated(&pod.key) {
                 UNEVALUATED.to_owned()
-            } else if crowded {
+            } else if no_room {
                 "no room for another endpoint; raise --max-endpoints".to_owned()
             } else {
-                "its interface is not there yet".to_owned()
+                "no interface with an address of the pod was found yet".to_owned()
             });
         };
         if !held.attached {
-            let trouble = self.failures.trouble_of(*ifindex);
-            return Some(trouble.unwrap_or("the programs are not on its interface yet").to_owned());
+            let error = self.failures.error_of(*ifindex);
+            return Some(error.unwrap_or("the eBPF programs are not attached yet").to_owned());
         }
         if held.shut {
-            return Some(format!("{UNEVALUATED}; it drops everything until then"));
+            return Some(format!("{UNEVALUATED}; all of its traffic is dropped until then"));
         }
         if [held.endpoint.ingress.rule_set, held.endpoint.egress.rule_set].contains(&QUARANTINE) {
-            return Some("a CIDR could not be written, so it drops everything; see netpol_map_full_total".to_owned());
+            return Some("a CIDR could not be written, so the pod drops all traffic in isolated directions; see netpol_map_full_total".to_owned());
         }
         if held.endpoint.has(endpoint_flags::INCOMPLETE) {
             let missing = self.failures.problems().missing;
@@ -253,16 +253,16 @@ impl<D: Dataplane> Reconciler<D> {
                 return Some(format!("{missing} map entries could not be written; see netpol_map_full_total"));
             }
             if self.policies.get(&pod.key).is_some_and(|policy| policy.incomplete) {
-                return Some("parts of its policies exceed the memory for policies; see left_out".to_owned());
+                return Some("parts of its policies exceed --max-policy-memory; see left_out".to_owned());
             }
         }
         let desired =
             if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
         if desired.map(|policy| [policy.ingress, policy.egress]) != Some([held.endpoint.ingress, held.endpoint.egress])
         {
-            let trouble = self.failures.trouble_of(*ifindex);
-            return Some(trouble.unwrap_or("its endpoint has not its last policies yet").to_owned());
+            let error = self.failures.error_of(*ifindex);
+            return Some(error.unwrap_or("its latest policies are not written yet").to_owned());
         }
-        self.failures.trouble_of(*ifindex).map(str::to_owned)
+        self.failures.error_of(*ifindex).map(str::to_owned)
     }
 }

@@ -1,4 +1,5 @@
-//! Takes over from the agent before: its tables, whose ids nobody remembers, are switched for new ones.
+//! Adopts the tables of an earlier agent and migrates them to new IDs, because the meaning of the old IDs is not
+//! known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -7,10 +8,10 @@ use netpol_common::{IfIndex, endpoint_flags};
 use netpol_policy::world::Event;
 
 use super::binding::Bindings;
-use super::compiler::{self, Compiler, Facts, Job};
+use super::compiler::{self, Compiler, EngineStats, Job};
 use super::failures::Failures;
-use super::gaps::{Gap, OpenInterfaces};
-use super::numbers::Numbers;
+use super::gaps::{UnprotectedInterfaces, UnprotectedTime};
+use super::ids::EndpointIdAllocator;
 use super::pods::LocalPods;
 use super::shortage::Shortage;
 use super::work::{Origin, Work};
@@ -21,11 +22,11 @@ use crate::endpoints::Survey;
 use crate::source::{Batch, Revision};
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Enforces what these objects say, whatever `old` tables and endpoints the dataplane has. Before this nothing that is
-    /// pinned is touched; at every step each endpoint is judged by its old policy or by its new one.
+    /// Starts to enforce these objects, whatever `old` tables and endpoints the data plane has. Pinned state is not
+    /// changed before this. At every step, each endpoint is evaluated by its old policy or by its new one.
     ///
     /// # Errors
-    /// Where the endpoints cannot be read.
+    /// If the endpoints cannot be read.
     pub fn start(
         dataplane: D,
         options: Options,
@@ -38,11 +39,11 @@ impl<D: Dataplane> Reconciler<D> {
         Self::begin(dataplane, options, old.clone(), first, survey, Compiler::Inline)
     }
 
-    /// The same, as far as it can be had at once: the rest is for the compiler, and [`Self::execute`] then. Interfaces that
-    /// are there already stay as they are until that is done. Those that come meanwhile are shut.
+    /// Starts like [`Self::start`], but only does what needs no compile; the compiler and [`Self::execute`] do the
+    /// rest. Existing interfaces stay as they are until then. New ones are shut meanwhile.
     ///
     /// # Errors
-    /// Where the endpoints cannot be read.
+    /// If the endpoints cannot be read.
     pub fn begin(
         dataplane: D,
         options: Options,
@@ -53,7 +54,7 @@ impl<D: Dataplane> Reconciler<D> {
     ) -> Result<Self, WriteError> {
         let endpoints = dataplane.endpoints()?;
         let adopted = dataplane.adopted();
-        let engine = compiler::empty(&options, &old, endpoints.values());
+        let engine = compiler::new_engine(&options, &old, endpoints.values());
         let mut pods = LocalPods::new(options.node.clone());
         let mut events = first.events;
         for event in &events {
@@ -61,8 +62,9 @@ impl<D: Dataplane> Reconciler<D> {
         }
         events.push(Event::OwnAddresses(survey.own.clone()));
 
-        let numbers = Numbers::new(dataplane.endpoint_id_capacity(), endpoints.values().map(|endpoint| endpoint.id));
-        // Not yet this agent's: attached anew in any case, which swaps the programs where there are some.
+        let ids =
+            EndpointIdAllocator::new(dataplane.endpoint_id_capacity(), endpoints.values().map(|endpoint| endpoint.id));
+        // Adopted programs are attached again in any case, which replaces them.
         let held: BTreeMap<_, _> = endpoints
             .into_iter()
             .map(|(ifindex, endpoint)| {
@@ -79,13 +81,13 @@ impl<D: Dataplane> Reconciler<D> {
             .collect();
         let strays: Vec<_> = adopted.into_keys().filter(|ifindex| !held.contains_key(ifindex)).collect();
         let now = Instant::now();
-        let early: BTreeSet<_> = survey.veths.keys().copied().collect();
-        let mut open = OpenInterfaces::default();
+        let present_at_start: BTreeSet<_> = survey.veths.keys().copied().collect();
+        let mut open = UnprotectedInterfaces::default();
         for (ifindex, (veth, _)) in &survey.veths {
             if !held.get(ifindex).is_some_and(|held| held.attached) {
-                open.opened(*ifindex, now, veth.packets);
+                open.record_start(*ifindex, now, veth.packets);
             } else if held[ifindex].endpoint.has(endpoint_flags::UNKNOWN) {
-                open.denied(*ifindex, Gap::default());
+                open.record_drop_all(*ifindex, UnprotectedTime::default());
             }
         }
         let mut work = Work::new(compiler);
@@ -96,14 +98,14 @@ impl<D: Dataplane> Reconciler<D> {
             engine,
             work,
             pods,
-            facts: Facts::default(),
-            names: BTreeMap::new(),
-            names_stale: true,
-            // Counted from here on, and not from the end of the first compile.
-            seen: early.iter().map(|ifindex| (*ifindex, now)).collect(),
-            heard: BTreeMap::new(),
-            early,
-            settled_at: now,
+            stats: EngineStats::default(),
+            rule_set_names: BTreeMap::new(),
+            rule_set_names_stale: true,
+            // Set here, and not at the end of the first compile.
+            seen: present_at_start.iter().map(|ifindex| (*ifindex, now)).collect(),
+            announced: BTreeMap::new(),
+            present_at_start,
+            reconciled_at: now,
             starting: true,
             dataplane,
             options,
@@ -113,37 +115,37 @@ impl<D: Dataplane> Reconciler<D> {
             bindings,
             owners: BTreeMap::new(),
             devices,
-            crowded: BTreeMap::new(),
+            no_room: BTreeMap::new(),
             jobs: BTreeMap::new(),
             failed: BTreeSet::new(),
             verifying: Verifying::No,
             verified_at: now,
-            numbers,
+            ids,
             failures: Failures::default(),
             gaps: Gaps::default(),
-            open,
+            unprotected_interfaces: open,
             shortage: Shortage::default(),
         };
         reconciler.put_tunnels();
-        reconciler.settle_owners();
+        reconciler.reconcile_owners();
         reconciler.advance();
         Ok(reconciler)
     }
 
-    /// When interfaces were looked at before the start: loading the programs took its time since.
-    pub fn looked_at(&mut self, at: Instant) {
+    /// Sets when interfaces were listed before the start: loading the programs has taken time since.
+    pub fn interfaces_listed_at(&mut self, at: Instant) {
         self.seen.values_mut().for_each(|seen| *seen = at.min(*seen));
-        self.open.backdate(at);
+        self.unprotected_interfaces.backdate(at);
     }
 
-    /// Detaches what an earlier agent left and nothing has needed since.
+    /// Detaches programs of an earlier agent from interfaces that do not need them.
     pub(super) fn detach_strays(&mut self, strays: Vec<IfIndex>) {
         for ifindex in strays {
             let used = self.held.contains_key(&ifindex)
-                || self.crowded.contains_key(&ifindex)
+                || self.no_room.contains_key(&ifindex)
                 || self.devices.contains_key(&ifindex);
             if !used {
-                self.detach(ifindex, "an earlier agent left it");
+                self.detach(ifindex, "programs of an earlier agent are no longer needed");
             }
         }
     }

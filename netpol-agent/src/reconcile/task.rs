@@ -1,6 +1,6 @@
-//! The loop around a [`Reconciler`]: waits for whatever comes first, drains what else is queued, and settles once. It takes
-//! none of the kernel's locks that others hold for long, and compiles nothing: threads do what does. Long lists of writes are
-//! executed in slices. So whatever happens, it is back within milliseconds.
+//! Runs the loop around a [`Reconciler`]: waits for the first event, takes all others that are queued, and reconciles
+//! once. The loop takes no kernel lock that others hold for long, and compiles nothing; threads do that. Long lists
+//! of writes are executed in slices. So each pass takes a few milliseconds.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,59 +12,60 @@ use tokio::task::yield_now;
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::{Compiled, Origin, Reconciler};
-use crate::api::{Progress, Question, Readiness, unknown_node};
-use crate::dataplane::{InterfaceOutcome, Kernel, RingReader};
-use crate::endpoints::{Lookout, Monitor, NetlinkError, PodAddressMonitor};
+use crate::api::{LoopRequest, Progress, Readiness, unknown_node};
+use crate::dataplane::{Kernel, InterfaceOutcome, RingReader};
+use crate::endpoints::{PodAddressMonitor, Lookout, Monitor, NetlinkError};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use crate::source::Batch;
 use crate::worker::{Died, Outcomes};
 
-/// Everything is looked at anew after this long, whatever was told.
-const RESYNC: Duration = Duration::from_secs(10);
-/// The first look again at what is not there yet; doubles up to [`SLOWEST`].
-const FASTEST: Duration = Duration::from_millis(5);
-/// While something is waited for: a look takes about a millisecond, and whatever changes here makes it fast again.
-const SLOWEST: Duration = Duration::from_secs(2);
-/// So long writes are executed before interfaces, outcomes and questions are served again.
+/// Time between full readings of interfaces and programs, whatever the kernel reported.
+const FULL_INTERVAL: Duration = Duration::from_secs(10);
+/// First interval between readings while an interface is waited for; doubles up to [`MAX_INTERVAL`].
+const MIN_INTERVAL: Duration = Duration::from_millis(5);
+/// Longest interval between readings while an interface is waited for. A reading takes about a millisecond, and any
+/// change resets the interval.
+const MAX_INTERVAL: Duration = Duration::from_secs(2);
+/// Time for writes before interfaces, finished operations and requests are handled again.
 const SLICE: Duration = Duration::from_millis(2);
-/// Denied packets wait this long for the engine, where it has one job after the other.
-const RING_TURN: Duration = Duration::from_millis(50);
-/// What has not come after looks that are this far apart is not waited for before the agent calls itself ready.
-const LATE: Duration = Duration::from_millis(500);
+/// How long deny events wait for the engine while it runs one job after another.
+const RING_INTERVAL: Duration = Duration::from_millis(50);
+/// When the interval between readings exceeds this, the agent reports ready without the pods that still wait.
+const READY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What the loop waits for.
+/// Inputs of the loop.
 #[derive(Debug)]
 pub struct Inputs {
-    /// Objects.
+    /// Batches of objects.
     pub source: mpsc::Receiver<Batch>,
-    /// Links and addresses.
+    /// Changes of links and addresses.
     pub monitor: Monitor,
-    /// Addresses in pods' namespaces.
+    /// Changes of addresses in pods' namespaces.
     pub pod_addresses: PodAddressMonitor,
-    /// Looks at them.
+    /// Reads interfaces and addresses.
     pub lookout: Lookout,
-    /// What became of what the dataplane began.
+    /// Results of data plane operations.
     pub outcomes: Outcomes<InterfaceOutcome>,
-    /// The engine, back from each compile job.
+    /// The engine after each compile job.
     pub compiled: Outcomes<Compiled>,
-    /// Denied packets.
+    /// Deny events.
     pub ring: RingReader,
-    /// Questions for whoever asks.
-    pub questions: mpsc::Receiver<Question>,
-    /// Told of each change.
+    /// Requests of API clients.
+    pub loop_requests: mpsc::Receiver<LoopRequest>,
+    /// Notified of each change.
     pub progress: Progress,
-    /// Written once everything known at the start is enforced.
+    /// File that is written when everything known at the start is enforced.
     pub ready_file: Option<PathBuf>,
 }
 
-/// Why the loop cannot go on.
+/// Reasons for which the loop ends.
 #[derive(Debug, Error)]
 pub enum LoopError {
-    /// Netlink fails for good.
+    /// Netlink fails permanently.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// A thread is gone.
+    /// A thread died.
     #[error(transparent)]
     Died(#[from] Died),
 }
@@ -72,8 +73,8 @@ pub enum LoopError {
 /// Runs until `stop` resolves. What is enforced then stays enforced.
 ///
 /// # Errors
-/// Where netlink fails for good, or a thread has died.
-#[expect(clippy::too_many_lines, reason = "a branch for each of a dozen things that it waits for")]
+/// If netlink fails permanently or a thread died.
+#[expect(clippy::too_many_lines, reason = "one branch for each of a dozen inputs")]
 pub async fn run(
     mut reconciler: Reconciler<Kernel>,
     mut inputs: Inputs,
@@ -83,19 +84,19 @@ pub async fn run(
 ) -> Result<(), LoopError> {
     tokio::pin!(stop);
     inputs.progress.made();
-    let mut back_off = FASTEST;
-    let mut last_look = Instant::now();
-    let mut last_resync = last_look;
+    let mut back_off = MIN_INTERVAL;
+    let mut last_read = Instant::now();
+    let mut last_full_read = last_read;
     let mut ready = false;
     let mut node_was_unknown = false;
     let (mut source_open, mut ring_open) = (true, true);
-    // Questions about the objects, which only the engine knows.
+    // Checks of conditions, which wait for the engine.
     let mut checks = Vec::new();
-    let mut ring_served = last_look;
+    let mut ring_served = last_read;
     loop {
-        let more = proceed(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut checks);
-        // Where one job follows the other, denied packets have their turn in between.
-        let starved = reconciler.is_due() && ring_open && ring_served.elapsed() >= RING_TURN;
+        let more = execute_slice(&mut reconciler, &mut meter, &mut reporter, &inputs.progress, &mut checks);
+        // Between two jobs, deny events are read.
+        let starved = reconciler.is_due() && ring_open && ring_served.elapsed() >= RING_INTERVAL;
         if !starved {
             reconciler.advance();
         }
@@ -113,59 +114,60 @@ pub async fn run(
             if node_unknown {
                 tracing::error!("not ready: {}", unknown_node(reconciler.node()));
             } else {
-                tracing::info!(node = reconciler.node(), "the Node object of this node is there");
+                tracing::info!(node = reconciler.node(), "the Node object of this node exists now");
             }
         }
-        if reconciler.is_whole() {
-            meter.whole();
+        if reconciler.is_fully_applied() {
+            meter.fully_applied();
         }
         inputs.lookout.start_requested(|| reconciler.known());
-        let looking = inputs.lookout.is_running();
+        let is_reading = inputs.lookout.is_running();
         let waiting = reconciler.is_waiting();
-        // Counted from the last look, and asked for before the ring is: denied packets must put nothing off.
-        let next_look = if waiting { last_look + back_off } else { last_resync + RESYNC };
+        // Based on the time of the last reading, and computed before the ring buffer is read: deny events must not
+        // delay readings.
+        let next_read = if waiting { last_read + back_off } else { last_full_read + FULL_INTERVAL };
         let overdue = reconciler.next_overdue();
         tokio::select! {
             biased;
             () = &mut stop => return Ok(()),
             batch = inputs.source.recv(), if source_open => {
                 let Some(first) = batch else {
-                    tracing::error!("the source has ended; what it said last stays in force");
+                    tracing::error!("the source ended; enforcement continues with the last objects");
                     source_open = false;
                     continue;
                 };
-                reconciler.take_in(first);
+                reconciler.apply_batch(first);
                 while let Ok(more) = inputs.source.try_recv() {
-                    reconciler.take_in(more);
+                    reconciler.apply_batch(more);
                 }
-                // Interfaces tell by themselves when they change; what is behind one is asked where a pod misses its own.
+                // The kernel reports changed interfaces. The interfaces are read here only if a pod waits for one.
                 if reconciler.is_waiting() {
                     inputs.lookout.request(false);
                 }
-                back_off = FASTEST;
+                back_off = MIN_INTERVAL;
             }
             outcome = inputs.outcomes.next() => {
                 let mut outcomes = vec![outcome?];
                 outcomes.extend(std::iter::from_fn(|| inputs.outcomes.ready()));
-                reconciler.ended(outcomes);
+                reconciler.jobs_finished(outcomes);
             }
             survey = inputs.lookout.next_snapshot() => {
                 match survey? {
                     Ok(survey) => reconciler.surveyed(survey),
                     Err(error) => reconciler.not_surveyed(&error),
                 }
-                last_look = Instant::now();
+                last_read = Instant::now();
             }
             changed = inputs.monitor.changed() => {
                 let changed = changed?;
-                reconciler.gone(&changed.gone);
+                reconciler.interfaces_removed(&changed.gone);
                 inputs.lookout.removed(changed.gone);
-                reconciler.heard(changed.links);
+                reconciler.links_reported(changed.links);
                 let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
                 if changed.interfaces || leads_elsewhere {
                     inputs.lookout.add_routed(changed.routed);
                     inputs.lookout.request(changed.anything);
-                    back_off = FASTEST;
+                    back_off = MIN_INTERVAL;
                 }
                 if changed.filters {
                     reconciler.verify();
@@ -179,39 +181,39 @@ pub async fn run(
                 let compiled = compiled?;
                 reconciler.compiled(compiled);
             }
-            () = sleep_until(Deadline::from_std(overdue.unwrap_or(last_resync))), if overdue.is_some() => {
-                reconciler.settle_overdue();
+            () = sleep_until(Deadline::from_std(overdue.unwrap_or(last_full_read))), if overdue.is_some() => {
+                reconciler.reconcile_overdue();
             }
-            () = sleep_until(Deadline::from_std(next_look)), if !looking => {
-                if last_resync.elapsed() >= RESYNC {
-                    last_resync = Instant::now();
+            () = sleep_until(Deadline::from_std(next_read)), if !is_reading => {
+                if last_full_read.elapsed() >= FULL_INTERVAL {
+                    last_full_read = Instant::now();
                     reconciler.verify();
                     inputs.lookout.request(true);
                 } else {
                     inputs.lookout.request(false);
                 }
                 if waiting {
-                    back_off = (back_off * 2).min(SLOWEST);
-                    if back_off > LATE && !reconciler.is_starting() {
+                    back_off = (back_off * 2).min(MAX_INTERVAL);
+                    if back_off > READY_INTERVAL && !reconciler.is_starting() {
                         reconciler.retry();
-                        ready_late(&reconciler, &mut ready, inputs.ready_file.as_deref());
+                        ready_without_waiting(&reconciler, &mut ready, inputs.ready_file.as_deref());
                     }
                 }
             }
-            Some(question) = inputs.questions.recv() => {
-                match question {
-                    Question::Check(..) if !reconciler.has_engine() => checks.push(question),
-                    question => answer(question, &reconciler, &meter, &reporter),
+            Some(request) = inputs.loop_requests.recv() => {
+                match request {
+                    LoopRequest::Check(..) if !reconciler.has_engine() => checks.push(request),
+                    request => answer(request, &reconciler, &meter, &reporter),
                 }
                 continue;
             }
-            // Before what is less urgent, and after everything that is more: the next slice.
+            // The next slice of writes: before less urgent events, after more urgent ones.
             () = future::ready(()), if more => continue,
-            // Names of what is denied are the engine's; meanwhile the ring keeps the events.
+            // Deny events need names from the engine; while it is compiling, the ring buffer keeps them.
             result = inputs.ring.read(|event| reporter.deny(&event, &reconciler)), if ring_open && reconciler.has_engine() => {
                 ring_open = is_open(&result);
                 ring_served = Instant::now();
-                // The ring never runs dry in a flood, and the runtime has more to do than this loop.
+                // The ring buffer is never empty in a flood, and the runtime must run other tasks too.
                 yield_now().await;
                 continue;
             }
@@ -224,19 +226,19 @@ pub async fn run(
     }
 }
 
-/// Executes a slice of what is to be written; whether there is more. What only the engine knows is asked before it goes away
-/// with the next job.
-fn proceed(
+/// Executes a slice of writes and returns whether more are pending. Deny events and checks that need the engine are
+/// handled before its next job.
+fn execute_slice(
     reconciler: &mut Reconciler<Kernel>,
     meter: &mut Meter,
     reporter: &mut Reporter,
     progress: &Progress,
-    checks: &mut Vec<Question>,
+    checks: &mut Vec<LoopRequest>,
 ) -> bool {
     let more = reconciler.execute(SLICE);
     let finished = reconciler.finished();
     if !finished.is_empty() {
-        note_finished(finished, meter);
+        record_finished(finished, meter);
         progress.made();
     }
     if reconciler.has_engine() {
@@ -249,8 +251,8 @@ fn proceed(
     more
 }
 
-/// Takes note of batches that are enforced now, as far as they can be.
-fn note_finished(finished: Vec<Origin>, meter: &mut Meter) {
+/// Records that batches are enforced.
+fn record_finished(finished: Vec<Origin>, meter: &mut Meter) {
     for Origin { batches, took, start } in finished {
         for (revision, at) in &batches {
             if start {
@@ -267,31 +269,31 @@ fn note_finished(finished: Vec<Origin>, meter: &mut Meter) {
 
 fn is_open(ring: &io::Result<()>) -> bool {
     if let Err(error) = ring {
-        tracing::error!(%error, "cannot read the ring buffer; denied packets are counted but not told until the agent is \
-            started again");
+        tracing::error!(%error, "cannot read the ring buffer; denied packets are counted but not reported; \
+            restart the agent");
     }
     ring.is_ok()
 }
 
-fn answer(question: Question, reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) {
-    // Whoever asked may have gone.
-    match question {
-        Question::Metrics(asker) => drop(asker.send(metrics::render(reconciler, meter, reporter))),
-        Question::Ready(asker) => drop(asker.send(meter.readiness.clone())),
-        Question::Status(asker) => drop(asker.send(meter.status(reconciler))),
-        Question::Check(check, asker) => drop(asker.send(reconciler.check(&check, meter.last_received()))),
+fn answer(request: LoopRequest, reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) {
+    // The client may have disconnected.
+    match request {
+        LoopRequest::Metrics(client) => drop(client.send(metrics::render(reconciler, meter, reporter))),
+        LoopRequest::Ready(client) => drop(client.send(meter.readiness.clone())),
+        LoopRequest::Status(client) => drop(client.send(meter.status(reconciler))),
+        LoopRequest::Check(check, client) => drop(client.send(reconciler.check(&check, meter.last_received()))),
     }
 }
 
-/// A pod whose interface never comes does not keep the rest from being called ready.
-fn ready_late(reconciler: &Reconciler<Kernel>, ready: &mut bool, file: Option<&std::path::Path>) {
+/// Reports ready although pods still wait: a pod whose interface never appears must not keep the agent unready.
+fn ready_without_waiting(reconciler: &Reconciler<Kernel>, ready: &mut bool, file: Option<&std::path::Path>) {
     if reconciler.is_node_unknown() {
         return;
     }
     if !std::mem::replace(ready, true) {
         tracing::warn!(
             pods = reconciler.pods_waiting(),
-            "pods of this node are not enforced yet: their interfaces are not there, or failed"
+            "reporting ready, but some pods of this node are not enforced: their interfaces were not found or could not be used"
         );
         tell_ready(reconciler, file);
     }

@@ -1,5 +1,5 @@
-//! What is to be compiled, and what is to be written, in order. Both wait here: the loop does a slice of writes at a time, and
-//! serves interfaces, outcomes and questions in between.
+//! Queues compile jobs and writes, in order. The loop executes a slice of writes at a time, and handles interfaces,
+//! finished operations and API requests in between.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -15,21 +15,21 @@ use super::{Reconciler, failures};
 use crate::dataplane::Dataplane;
 use crate::source::{Batch, Revision};
 
-/// So many writes between two looks at the clock: about 0.1 ms.
-const BETWEEN_LOOKS: usize = 64;
+/// Number of writes between two checks of the clock: about 0.1 ms.
+const WRITES_PER_CHECK: usize = 64;
 
-/// Which batches a piece of work is about.
+/// The batches that a job or its writes come from.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// Their numbers, and when they reached the agent.
+    /// Numbers of the batches, and when the agent received them.
     pub batches: Vec<(Revision, Instant)>,
-    /// They are what was known at the start.
+    /// Whether these are the first objects.
     pub start: bool,
-    /// How long the writes and the compile took, once both are done.
+    /// Time for compiling and writing, when both are done.
     pub took: Duration,
 }
 
-/// Waits to be compiled.
+/// A pending compile job.
 #[derive(Debug)]
 pub(super) struct Pending {
     job: Job,
@@ -37,32 +37,32 @@ pub(super) struct Pending {
     ticket: Ticket,
 }
 
-/// Waits to be written. Executed from the first to the last.
+/// A pending write. Writes are executed in order.
 #[derive(Debug)]
 pub(super) enum Write {
-    /// Table entries and endpoints; whether one of them makes room.
+    /// Map entries and endpoints; whether one of them frees space in a map.
     Changes(std::vec::IntoIter<Change>, bool),
-    /// All endpoints get these policies.
-    Flip(BTreeMap<PodKey, EndpointPolicy>, Ticket),
-    /// Entries that failed, tried again as they are wanted by then.
-    Retry(std::vec::IntoIter<failures::Entry>),
-    /// Detach what an earlier agent left on interfaces that nothing needs.
+    /// Sets the policies of all endpoints.
+    SetPolicies(BTreeMap<PodKey, EndpointPolicy>, Ticket),
+    /// Retries failed entries, with the value that is expected then.
+    Retry(std::vec::IntoIter<failures::EntryKey>),
+    /// Detaches programs of an earlier agent that are no longer needed.
     Strays(Vec<IfIndex>),
-    /// All of it is written.
+    /// Marks the end of a job.
     Done(Origin, Ticket, Instant),
 }
 
-/// See the module.
+/// Pending compile jobs and writes.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) compiler: Compiler,
     backlog: VecDeque<Pending>,
-    /// What the engine does now, and since when.
+    /// Job that the engine runs now, and since when.
     compiling: Option<(Origin, Ticket, Instant)>,
-    /// With [`Compiler::Manual`]: the job that was given to it.
-    held: Option<Task>,
+    /// With [`Compiler::Manual`]: the job that waits to be run.
+    manual_task: Option<Task>,
     writes: VecDeque<Write>,
-    /// What an earlier agent left, until the first compile.
+    /// Interfaces with programs of an earlier agent, until the first compile.
     pub(super) strays: Vec<IfIndex>,
     finished: Vec<Origin>,
 }
@@ -73,20 +73,20 @@ impl Work {
             compiler,
             backlog: VecDeque::new(),
             compiling: None,
-            held: None,
+            manual_task: None,
             writes: VecDeque::new(),
             strays: Vec::new(),
             finished: Vec::new(),
         }
     }
 
-    /// Adds to what is to be compiled. Single steps that wait together are compiled together.
+    /// Queues a compile job. Successive events that wait together are compiled together.
     pub(super) fn push(&mut self, job: Job, origin: Origin, ticket: Ticket) {
         let job = match job {
             Job::Apply(more) => match self.backlog.back_mut() {
-                Some(Pending { job: Job::Apply(events), origin: known, ticket: last }) => {
+                Some(Pending { job: Job::Apply(events), origin: pending, ticket: last }) => {
                     events.extend(more);
-                    known.batches.extend(origin.batches);
+                    pending.batches.extend(origin.batches);
                     *last = ticket;
                     return;
                 }
@@ -103,21 +103,21 @@ impl Work {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Takes a batch of a source in, and enforces what follows as far as it can be had at once.
-    pub fn take_in(&mut self, batch: Batch) {
+    /// Queues a batch of a source, and enforces immediately what needs no compile.
+    pub fn apply_batch(&mut self, batch: Batch) {
         let Batch { revision, events, after_gap, received } = batch;
         let origin = Origin { batches: vec![(revision, received)], ..Origin::default() };
         let job = if after_gap { Job::Resync } else { Job::Apply };
         self.submit(events, job, origin);
     }
 
-    /// Takes objects in and enforces what they say.
+    /// Applies events.
     pub fn apply(&mut self, events: Vec<Event>) {
         self.submit(events, Job::Apply, Origin::default());
     }
 
-    /// Takes in what became different while the source was away. Taken in one by one, such events would pass through mixtures
-    /// of before and after that may allow or deny what neither does.
+    /// Applies the difference that was found after an outage of the source. One by one, such events could pass
+    /// through states that never existed, and that allow or deny too much.
     pub fn jump(&mut self, events: Vec<Event>) {
         self.submit(events, Job::Resync, Origin::default());
     }
@@ -133,49 +133,49 @@ impl<D: Dataplane> Reconciler<D> {
             self.advance();
         }
         if local && self.is_busy() {
-            self.settle();
+            self.reconcile();
         }
     }
 
-    /// Begins what is to be done next; does all of it where the compiler is inline.
+    /// Starts the next job. With an inline compiler, runs all pending jobs.
     pub fn advance(&mut self) {
         if !matches!(self.work.compiler, Compiler::Inline) {
-            self.give();
+            self.start_next_job();
             return;
         }
         loop {
             while self.execute(Duration::MAX) {}
-            self.give();
-            let Some(task) = self.work.held.take() else { break };
+            self.start_next_job();
+            let Some(task) = self.work.manual_task.take() else { break };
             self.compiled(task.run());
         }
         self.work.finished.clear();
     }
 
-    /// Gives the engine its next job. Not before all that follows from its last one is written: a new engine must know the
-    /// ids in the dataplane.
-    fn give(&mut self) {
+    /// Starts the next compile job. All writes of the last job must be done: a new engine must see all IDs in the
+    /// data plane.
+    fn start_next_job(&mut self) {
         if self.work.compiling.is_some() || !self.work.writes.is_empty() {
             return;
         }
         let Some(Pending { job, origin, ticket }) = self.work.backlog.pop_front() else { return };
-        self.note_names();
+        self.store_rule_set_names();
         let placeholder = placeholder(self.scope());
         let engine = std::mem::replace(&mut self.engine, placeholder);
         let endpoints = self.held.values().map(|held| held.endpoint).collect();
-        let task = Task { engine, job, endpoints, facts: self.facts.clone() };
+        let task = Task { engine, job, endpoints, stats: self.stats.clone() };
         self.work.compiling = Some((origin, ticket, Instant::now()));
         match &self.work.compiler {
             Compiler::Thread(worker) => worker.give(task),
-            Compiler::Inline | Compiler::Manual => self.work.held = Some(task),
+            Compiler::Inline | Compiler::Manual => self.work.manual_task = Some(task),
         }
     }
 
-    /// Takes the engine back, with what is to be written.
+    /// Takes the engine back from the compiler, and queues the writes.
     pub fn compiled(&mut self, compiled: Compiled) {
-        let Compiled { engine, step, facts, left_out } = compiled;
+        let Compiled { engine, step, stats, left_out } = compiled;
         self.engine = engine;
-        self.facts = facts;
+        self.stats = stats;
         self.shortage.review(left_out);
         let Some((origin, ticket, begun)) = self.work.compiling.take() else { return };
         let changes = |changes: Vec<Change>| {
@@ -186,7 +186,7 @@ impl<D: Dataplane> Reconciler<D> {
             Step::Writes(writes) => self.work.writes.push_back(changes(writes)),
             Step::Switch { before, policies, after } => {
                 self.work.writes.push_back(changes(before));
-                self.work.writes.push_back(Write::Flip(policies, ticket));
+                self.work.writes.push_back(Write::SetPolicies(policies, ticket));
                 self.work.writes.push_back(changes(after));
             }
         }
@@ -200,31 +200,31 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// With [`Compiler::Manual`]: runs the job that is pending; false where there is none. The writes are left to
+    /// With [`Compiler::Manual`]: runs the pending job; returns false if there is none. The writes are left to
     /// [`Self::execute`].
     pub fn compile(&mut self) -> bool {
-        let Some(task) = self.work.held.take() else { return false };
+        let Some(task) = self.work.manual_task.take() else { return false };
         self.compiled(task.run());
         true
     }
 
-    /// Executes what is to be written, for as long as `budget` says; returns whether there is more.
+    /// Executes pending writes for this time. Returns whether more are pending.
     pub fn execute(&mut self, budget: Duration) -> bool {
         let begun = Instant::now();
         while let Some(mut write) = self.work.writes.pop_front() {
             match &mut write {
                 Write::Changes(changes, makes_room) => {
-                    for change in changes.by_ref().take(BETWEEN_LOOKS) {
-                        self.make(change);
+                    for change in changes.by_ref().take(WRITES_PER_CHECK) {
+                        self.execute_change(change);
                     }
                     if changes.len() > 0 {
                         self.work.writes.push_front(write);
                     } else if *makes_room && !self.failures.is_empty() {
-                        self.want_retry();
+                        self.queue_retry();
                     }
                 }
                 Write::Retry(entries) => {
-                    for entry in entries.by_ref().take(BETWEEN_LOOKS) {
+                    for entry in entries.by_ref().take(WRITES_PER_CHECK) {
                         if let Some(change) = self.failures.change(&entry) {
                             self.write(&change);
                         }
@@ -232,21 +232,21 @@ impl<D: Dataplane> Reconciler<D> {
                     if entries.len() > 0 {
                         self.work.writes.push_front(write);
                     } else {
-                        self.settle();
+                        self.reconcile();
                     }
                 }
-                Write::Flip(policies, ticket) => {
+                Write::SetPolicies(policies, ticket) => {
                     self.policies = std::mem::take(policies);
-                    self.names_stale = true;
+                    self.rule_set_names_stale = true;
                     self.pods.evaluated(*ticket);
-                    self.early.clear();
+                    self.present_at_start.clear();
                     self.starting = false;
-                    self.settle();
+                    self.reconcile();
                 }
                 Write::Strays(strays) => self.detach_strays(std::mem::take(strays)),
                 Write::Done(origin, ticket, began) => {
                     self.pods.evaluated(*ticket);
-                    self.settle();
+                    self.reconcile();
                     origin.took = began.elapsed();
                     self.work.finished.push(std::mem::take(origin));
                 }
@@ -258,60 +258,61 @@ impl<D: Dataplane> Reconciler<D> {
         !self.work.writes.is_empty()
     }
 
-    /// Tries again what did not fit. What each entry is to be is asked when it is its turn: it may be written by then.
-    pub(super) fn want_retry(&mut self) {
+    /// Queues a retry of failed entries. The value of each entry is read when it is written: it may be up to date by
+    /// then.
+    pub(super) fn queue_retry(&mut self) {
         if !self.work.writes.iter().any(|write| matches!(write, Write::Retry(_))) {
             self.work.writes.push_front(Write::Retry(self.failures.entries().into_iter()));
         }
     }
 
-    /// Remembers the policies of each rule set in use, for the time while the engine is away.
-    fn note_names(&mut self) {
-        if !std::mem::replace(&mut self.names_stale, false) {
+    /// Stores the policies of each rule set in use, for the time while the engine is compiling.
+    fn store_rule_set_names(&mut self) {
+        if !std::mem::replace(&mut self.rule_set_names_stale, false) {
             return;
         }
         let desired = self.policies.values().flat_map(|policy| [policy.ingress, policy.egress]);
         let held = self.held.values().flat_map(|held| [held.endpoint.ingress, held.endpoint.egress]);
         let used: BTreeSet<_> = desired.chain(held).map(|direction| direction.rule_set).collect();
-        self.names.retain(|rule_set, _| used.contains(rule_set));
+        self.rule_set_names.retain(|rule_set, _| used.contains(rule_set));
         for rule_set in used {
             if let Some(policies) = self.engine.rule_set(rule_set) {
-                self.names.entry(rule_set).or_insert_with(|| policies.to_vec());
+                self.rule_set_names.entry(rule_set).or_insert_with(|| policies.to_vec());
             }
         }
     }
 
-    /// What was finished since the last call.
+    /// Returns the jobs that finished since the last call.
     pub fn finished(&mut self) -> Vec<Origin> {
         std::mem::take(&mut self.work.finished)
     }
 
-    /// Whether something that was taken in is not compiled and written yet.
+    /// Returns whether jobs or writes are pending.
     pub fn is_busy(&self) -> bool {
         !self.work.is_idle()
     }
 
-    /// Whether the engine could be given another job.
+    /// Returns whether the next compile job can start.
     pub fn is_due(&self) -> bool {
         self.has_engine() && self.work.writes.is_empty() && !self.work.backlog.is_empty()
     }
 
-    /// How long the job that the engine has now has taken so far.
+    /// Returns how long the current compile job has taken so far.
     pub fn evaluating(&self) -> Option<Duration> {
         self.work.compiling.as_ref().map(|(_, _, begun)| begun.elapsed())
     }
 
-    /// Whether the first objects are still being compiled.
+    /// Returns whether the first objects are still being compiled.
     pub fn is_starting(&self) -> bool {
         self.starting
     }
 
-    /// Whether writes wait to be executed.
+    /// Returns whether writes are pending.
     pub fn has_writes(&self) -> bool {
         !self.work.writes.is_empty()
     }
 
-    /// Whether the engine is here, to be asked for names; otherwise it is with the compiler.
+    /// Returns whether the engine is available, for names; otherwise it is compiling.
     pub fn has_engine(&self) -> bool {
         self.work.compiling.is_none()
     }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use netpol_agent::dataplane::switch::Snapshot;
 use netpol_agent::dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
 use netpol_agent::endpoints::{PodSide, Survey, Veth};
-use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
+use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, IfIndex, LAYOUT_VERSION};
 use netpol_policy::model::{Pod, PodKey};
 use netpol_policy::tables::{Change, Tables};
@@ -87,13 +87,7 @@ impl Node {
         let runner = Rc::new(Runner::open(&root, kernel.counters()?)?);
         let sampler = Rc::new(RefCell::new(Sampler::new(Rc::clone(&runner))));
         let dataplane = SampledKernel::new(kernel, Rc::clone(&sampler));
-        let options = Options {
-            node: NODE.into(),
-            unknown_pods: UnknownPods::Allow,
-            source_guard: true,
-            tunnels_to_node: false,
-            policy_memory: None,
-        };
+        let options = Options::of_node(NODE);
         let reconciler = Reconciler::start(dataplane, options, &Snapshot::default(), Vec::new(), Survey::default())?;
         let (interfaces, addresses) = (BTreeMap::new(), Vec::new());
         Ok(Self { reconciler, runner, sampler, interfaces, created: 0, addresses, round: 0, _pins: pins })

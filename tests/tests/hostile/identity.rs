@@ -72,7 +72,7 @@ fn hostile_a_second_interface_with_a_pods_address_is_blocked() -> Result<()> {
     let (own, taken) = (lab.cluster.host("shop/twin").v4(), lab.cluster.host("shop/client").v4());
     expect(&lab.cluster, "shop/twin", "shop/twin", "shop/open", true)?;
     lab.cluster.host("shop/twin").netns().ip(&format!("addr del {own}/24 dev eth0\naddr add {taken}/24 dev eth0"))?;
-    lab.agent().wait_log(&["conflict", "is bound to", "all of its traffic is dropped"])?;
+    lab.agent().wait_log(&["conflict", "is bound to", "dropping all of its traffic"])?;
     for claimed in ["shop/client", "shop/twin"] {
         expect(&lab.cluster, "shop/twin", claimed, "shop/server", false)?;
         expect(&lab.cluster, "shop/twin", claimed, "shop/open", false)?;

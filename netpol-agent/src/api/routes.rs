@@ -1,0 +1,138 @@
+//! Routes requests by path.
+
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use netpol_api::{Refusal, Status};
+use netpol_policy::text::{self, Safe};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::desk::{Desk, LoopRequest, Readiness};
+use super::wait;
+use crate::metrics;
+
+/// The Prometheus text format.
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// Paths that a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Paths {
+    /// Health only.
+    Health,
+    /// Metrics and health.
+    Open,
+    /// Everything: metrics, health, status, and waiting for conditions. For the administrator of the node only.
+    All,
+}
+
+type HttpResponse = Response<Full<Bytes>>;
+
+/// Answers a request; all requests except waiting within `limit`.
+pub(super) async fn answer(request: &Request<Incoming>, desk: &Desk, paths: Paths, limit: Duration) -> HttpResponse {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    let path = request.uri().path();
+    if paths == Paths::All && path == "/v1/wait" {
+        return wait(request.uri().query().unwrap_or_default(), desk).await;
+    }
+    timeout(limit, respond(path, desk, paths)).await.unwrap_or_else(|_| {
+        response(
+            StatusCode::SERVICE_UNAVAILABLE,
+            TEXT,
+            "the agent did not respond in time: it is starting or overloaded\n".to_owned(),
+        )
+    })
+}
+
+async fn respond(path: &str, desk: &Desk, paths: Paths) -> HttpResponse {
+    let response = match path {
+        // An agent that waits for the API server is healthy, but not ready.
+        "/healthz" if !desk.is_started() => Some(response(StatusCode::OK, TEXT, "starting\n".to_owned())),
+        "/readyz" if !desk.is_started() => {
+            let waiting = desk.about.state.waiting().unwrap_or_else(|| "waiting for the first objects".to_owned());
+            Some(response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", Safe(waiting))))
+        }
+        "/metrics" if paths != Paths::Health && !desk.is_started() => {
+            Some(response(StatusCode::OK, EXPOSITION, metrics::render_waiting(&desk.about.state)))
+        }
+        "/metrics" if paths != Paths::Health => {
+            // One metrics request at a time: many metrics clients must not fill the queue that health requests use
+            // too.
+            let _turn = desk.metrics_turn.acquire().await;
+            desk.send(LoopRequest::Metrics).await.map(|text| response(StatusCode::OK, EXPOSITION, text))
+        }
+        "/healthz" => desk.send(LoopRequest::Ready).await.map(|_| response(StatusCode::OK, TEXT, "ok\n".to_owned())),
+        "/readyz" => desk.send(LoopRequest::Ready).await.map(|readiness| match readiness {
+            Readiness::Ready => response(StatusCode::OK, TEXT, "ok\n".to_owned()),
+            Readiness::Starting => {
+                response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not everything is enforced yet\n".to_owned())
+            }
+            Readiness::UnknownNode => {
+                let text = unknown_node(&desk.about.node);
+                response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", Safe(text)))
+            }
+        }),
+        "/v1/status" if paths == Paths::All => desk.send(LoopRequest::Status).await.map(|status| {
+            let (node, source) = (desk.about.node.clone(), desk.about.source.clone());
+            let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status };
+            status.warnings.extend(desk.warnings.all());
+            json(StatusCode::OK, &status)
+        }),
+        _ => {
+            let paths = match paths {
+                Paths::Health => "/healthz, /readyz",
+                Paths::Open => "/metrics, /healthz, /readyz",
+                Paths::All => "/metrics, /healthz, /readyz, /v1/status, /v1/wait",
+            };
+            Some(response(StatusCode::NOT_FOUND, TEXT, format!("no such path; available: {paths}\n")))
+        }
+    };
+    response
+        .unwrap_or_else(|| self::response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the agent is stopping\n".to_owned()))
+}
+
+/// Returns why an agent without a Node object for its node is not ready.
+pub fn unknown_node(node: &str) -> String {
+    format!("no Node object is named {node}; set --node to the name of this node as in spec.nodeName of its pods")
+}
+
+async fn wait(query: &str, desk: &Desk) -> HttpResponse {
+    let refuse = |status, error: String| json(status, &Refusal { error });
+    let request = match wait::parse(query) {
+        Ok(request) => request,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
+    };
+    let Ok(_permit) = desk.waiters.try_acquire() else {
+        let error = "too many requests are waiting; retry later".to_owned();
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, error);
+    };
+    match wait::wait(&request, desk).await {
+        Some(waited) => json(StatusCode::OK, &waited),
+        None => refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".to_owned()),
+    }
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
+    match serde_json::to_string(body) {
+        Ok(body) => response(status, JSON, text::json(&body).into_owned() + "\n"),
+        Err(error) => {
+            response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("cannot encode the response: {error}\n"))
+        }
+    }
+}
+
+fn response(status: StatusCode, kind: &'static str, text: String) -> HttpResponse {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,41 @@
+//! Allocates endpoint IDs, dense and from 1, because counters are indexed by them. ID 0 counts for interfaces without
+//! an endpoint.
+
+use std::collections::BTreeSet;
+
+/// Allocates the lowest free ID, never 0.
+#[derive(Debug)]
+pub(super) struct EndpointIdAllocator {
+    used: BTreeSet<u32>,
+    limit: u32,
+}
+
+impl EndpointIdAllocator {
+    /// Creates an allocator of IDs below `limit`, some of which are in use.
+    pub(super) fn new(limit: u32, used: impl IntoIterator<Item = u32>) -> Self {
+        Self { used: used.into_iter().collect(), limit }
+    }
+
+    pub(super) fn allocate(&mut self) -> Option<u32> {
+        let free = (1..self.limit).find(|id| !self.used.contains(id))?;
+        self.used.insert(free);
+        Some(free)
+    }
+
+    pub(super) fn release(&mut self, id: u32) {
+        self.used.remove(&id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_free_id_is_allocated_until_none_is_left() {
+        let mut ids = EndpointIdAllocator::new(4, [2]);
+        assert_eq!([ids.allocate(), ids.allocate(), ids.allocate()], [Some(1), Some(3), None]);
+        ids.release(2);
+        assert_eq!(ids.allocate(), Some(2));
+    }
+}
