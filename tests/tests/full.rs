@@ -69,7 +69,7 @@ fn stays_denied(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
 fn recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Result<()> {
     lab.policies(&[server_policy(rules)])?;
     lab.expect(table)?;
-    lab.agent().wait_log(&["everything that did not fit is written now"])?;
+    lab.agent().wait_log(&["all map entries that could not be written are written now"])?;
     let start = Instant::now();
     let source = told_as(lab, stranger);
     loop {
@@ -191,10 +191,10 @@ fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Re
     ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
     let socket = lab.agent_ref().socket();
     let status = lab.agent().run_subcommand("status", &["--api-socket", socket.to_str().unwrap_or_default()])?;
-    ensure!(status.stdout.contains("POLICY IN PART") && status.stdout.contains("a/list-1"), "{status:?}");
+    ensure!(status.stdout.contains("PARTIAL POLICY") && status.stdout.contains("a/list-1"), "{status:?}");
 
     lab.policies(&few)?;
-    lab.agent().wait_log(&["the policy is enforced in full again"])?;
+    lab.agent().wait_log(&["the policy is fully enforced again"])?;
     lab.expect(OTHER_TENANT)?;
     lab.expect("198.51.100.9 -> a/hog 80/TCP")
 }

@@ -1,5 +1,5 @@
-//! The log, on standard error. Each event is one line, whatever its fields hold: names of objects and files are made safe here, once
-//! for all of the agent.
+//! Writes the log to standard error. Each event is one line, whatever its fields contain: names of objects and files
+//! are escaped here, for the whole agent.
 
 use std::error::Error;
 use std::fmt;
@@ -16,13 +16,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::LogFormat;
 
-/// Starts it. Standard output is for denied packets alone.
+/// Starts the log. Standard output is only for deny events.
 pub(super) fn start(format: LogFormat, verbose: bool) {
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    // The client tells of every answer that is an error; the source says what follows from it, once.
+    // The client logs every error response; the source logs the consequences, once.
     let client = if verbose { level } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(level).with_target("kube_client", client);
-    // Internal errors: it would tell on standard error that standard error is closed, and panic.
+    // Not internal errors: the layer would report a closed standard error on standard error, and panic.
     let layer = tracing_subscriber::fmt::layer().with_target(false).log_internal_errors(false);
     let layer = match format {
         LogFormat::Json => layer.with_writer(|| SafeJson(io::stderr())).json().flatten_event(true).boxed(),
@@ -35,7 +35,7 @@ pub(super) fn start(format: LogFormat, verbose: bool) {
     tracing_subscriber::registry().with(layer.with_filter(targets)).init();
 }
 
-/// Writes fields as `message name=value …`, made safe.
+/// Writes fields as `message name=value …`, escaped.
 #[derive(Debug)]
 struct SafeFields;
 
@@ -76,7 +76,7 @@ impl SafeVisitor<'_> {
 
 impl Visit for SafeVisitor<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // `log.*`: where an event of the `log` crate comes from.
+        // `log.*`: origin of an event of the `log` crate.
         if !field.name().starts_with("log.") {
             self.record(field, format_args!("{value:?}"));
         }
@@ -95,7 +95,7 @@ impl Visit for SafeVisitor<'_> {
     }
 }
 
-/// Makes lines of JSON safe. The layer writes each with one call.
+/// Escapes lines of JSON. The layer writes each line with one call.
 #[derive(Debug)]
 struct SafeJson<W>(W);
 
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_forges_a_line_or_moves_the_cursor() {
+    fn a_name_cannot_forge_a_line_or_move_the_cursor() {
         let written = Written::default();
         let writer = written.clone();
         let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).without_time();
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_keep_what_a_name_is_and_hide_nothing() {
+    fn json_lines_keep_names_and_escape_hidden_characters() {
         let written = Written::default();
         let writer = written.clone();
         let layer =

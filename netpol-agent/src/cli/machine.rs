@@ -1,4 +1,4 @@
-//! What the machine must offer, checked first, so that the first thing missing is what is told.
+//! Checks the requirements on the machine first, so that the error names what is missing.
 
 use std::fs;
 
@@ -6,49 +6,49 @@ use thiserror::Error;
 
 use crate::dataplane::KernelVersion;
 
-/// The oldest kernel that is tested.
+/// Oldest tested kernel.
 const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);
 
-/// What is missing.
+/// A requirement that is not met.
 #[derive(Debug, Error)]
 pub(super) enum MachineError {
-    /// Privileges.
+    /// Capabilities are missing.
     #[error(
-        "{verb} needs {missing}; run it as root (`sudo netpol-agent …`), or in a container with these capabilities"
+        "{command} needs {missing}; run it as root (`sudo netpol-agent …`), or in a container with these capabilities"
     )]
     Privileges {
         /// The command.
-        verb: &'static str,
-        /// Names of capabilities.
+        command: &'static str,
+        /// Names of the capabilities.
         missing: String,
     },
-    /// A newer kernel.
-    #[error("this is Linux {0}; netpol needs 5.10 or newer, so boot a newer kernel")]
+    /// The kernel is too old.
+    #[error("this is Linux {0}; netpol needs Linux 5.10 or newer")]
     Kernel(String),
 }
 
-/// Checks privileges and the kernel's version.
+/// Checks capabilities and the kernel version.
 ///
 /// # Errors
-/// Where something is missing.
-pub(super) fn check(verb: &'static str) -> Result<(), MachineError> {
+/// If a requirement is not met.
+pub(super) fn check(command: &'static str) -> Result<(), MachineError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let missing = missing(&status);
     if !missing.is_empty() {
-        return Err(MachineError::Privileges { verb, missing: missing.join(", ") });
+        return Err(MachineError::Privileges { command, missing: missing.join(", ") });
     }
     match KernelVersion::current() {
         Ok(version) if version < OLDEST => {
             let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
             Err(MachineError::Kernel(release.trim().to_owned()))
         }
-        // Where it is not known, the verifier has the last word.
+        // If the version is unknown, the verifier decides.
         _ => Ok(()),
     }
 }
 
-/// The capabilities that `/proc/self/status` lacks. Source: `include/uapi/linux/capability.h`; `CAP_SYS_ADMIN` stands
-/// for `CAP_BPF` and `CAP_PERFMON` too.
+/// Returns the capabilities that are missing in `/proc/self/status`. `CAP_SYS_ADMIN` includes `CAP_BPF` and
+/// `CAP_PERFMON`. Source: `include/uapi/linux/capability.h`.
 fn missing(status: &str) -> Vec<&'static str> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let Some(effective) = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else { return Vec::new() };

@@ -1,11 +1,11 @@
-//! Amounts of memory on the command line.
+//! Parses amounts of memory on the command line.
 
 use std::fmt;
 use std::str::FromStr;
 
 use netpol_policy::compile::ALLOW_ENTRY;
 
-/// Units, as Kubernetes writes them.
+/// Units, as in Kubernetes.
 const UNITS: [(&str, u32); 3] = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
 
 /// Kernel memory for policies, in bytes.
@@ -13,8 +13,8 @@ const UNITS: [(&str, u32); 3] = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
 pub(super) struct PolicyMemory(pub(super) u64);
 
 impl PolicyMemory {
-    /// Room in `ALLOW` for everything that the memory has room for. The other maps of policies are tries, whose size costs
-    /// nothing until it is used; a hash has 16 bytes for each entry from the start.
+    /// Returns the size of `ALLOW` for the entries that fit into the memory. The other maps of policies are tries,
+    /// which use memory only for entries they have; a hash uses 16 bytes for each possible entry from the start.
     pub(super) fn allow_entries(self) -> u32 {
         u32::try_from(self.0 / ALLOW_ENTRY).unwrap_or(u32::MAX).min(1 << 26)
     }
@@ -32,9 +32,9 @@ impl FromStr for PolicyMemory {
     fn from_str(text: &str) -> Result<Self, String> {
         let (number, shift) =
             UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((text, 0));
-        let wrong = || format!("{text:?} is not an amount of memory; write 67108864, 65536Ki or 64Mi");
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(wrong)
+        let error = || format!("{text:?} is not an amount of memory; use a format like 67108864, 65536Ki or 64Mi");
+        let number: u64 = number.parse().map_err(|_| error())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(error)
     }
 }
 
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_are_read_as_kubernetes_writes_them() {
+    fn amounts_are_parsed_as_in_kubernetes() {
         for (text, bytes) in [("0", 0), ("1000", 1000), ("64Ki", 64 << 10), ("64Mi", 64 << 20), ("3Gi", 3 << 30)] {
             let memory: PolicyMemory = text.parse().expect("an amount");
             assert_eq!((memory, memory.to_string()), (PolicyMemory(bytes), text.to_owned()));

@@ -1,4 +1,4 @@
-//! The command line.
+//! Defines the command line.
 
 mod log;
 mod machine;
@@ -23,9 +23,9 @@ use crate::reconcile::UnknownPods;
 use crate::source::ObjectSource;
 use memory::PolicyMemory;
 
-/// Nothing to do, or it was done.
+/// Success.
 pub const OK: u8 = 0;
-/// It could not be done, or not all of it.
+/// Failure, in full or in part.
 pub const FAILED: u8 = 1;
 /// Another agent runs on the same pin path or API socket.
 pub const LOCKED: u8 = 3;
@@ -35,10 +35,10 @@ pub const NO_OBJECT: u8 = 4;
 pub const UNABLE: u8 = 5;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 failed, or something remains (uninstall); 2 wrong usage; 3 another agent runs on the pin path or the socket; \
-4 built without BPF programs; 5 privileges, a newer kernel or a BPF filesystem are missing.";
+Exit codes: 0 done; 1 failed, or something remains (uninstall); 2 usage error; 3 another agent runs on the pin path or the socket; \
+4 built without BPF programs; 5 missing privileges, kernel too old, or no BPF filesystem.";
 
-/// Enforces the network policies of a node's pods, with eBPF programs on their veths.
+/// Enforces Kubernetes NetworkPolicies for the pods of a node, with eBPF programs on their veths.
 #[derive(Debug, Parser)]
 #[command(name = "netpol-agent", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -48,13 +48,13 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watch objects and interfaces, enforce, and print one JSON line per denied flow.
+    /// Enforce policies, and print deny events as JSON lines.
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
-    /// Show what the kernel enforces now, whether or not an agent runs.
+    /// Show what the kernel enforces now, even if no agent is running.
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
-    /// Remove every link, filter, program and map of netpol, and prove it. Pods are open afterwards.
+    /// Remove all links, filters, programs and maps of netpol, and verify that. Policies are not enforced afterwards.
     #[command(after_help = UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
 }
@@ -66,93 +66,94 @@ Examples:
   netpol-agent run --source dir:/etc/netpol --node $(hostname)
   netpol-agent run --source dir:. --node n1 --unknown-pods deny --metrics 127.0.0.1:9464 --health 127.0.0.1:9465
 
-Denied packets are told on standard output, one JSON object a line; the log goes to standard error.
-SIGTERM and SIGINT stop the agent; what is enforced stays enforced, and the next agent takes it over.
+Deny events are written to standard output, one JSON object per line; the log goes to standard error.
+SIGTERM and SIGINT stop the agent. What is enforced stays enforced, and the next agent takes over.
 `netpol-agent uninstall` removes it.
 
-Other sizes than last time: maps of the new sizes take over with everything that is in the old ones. Where that does not
-fit, all keep their old sizes and the log says so.
+If map sizes change, the agent creates maps of the new sizes and copies all entries. If the entries do not fit, all maps
+keep their old sizes, and the log reports it.
 
-An interface whose pod is gone from the source stays enforced as it was until it goes too, or another pod has the address.
---unknown-pods is about interfaces that never were a known pod's: every veth that leads to another namespace counts, also
-one that no Kubernetes made.";
+The interface of a deleted pod stays enforced as before until the interface is removed or another pod has its address.
+--unknown-pods applies to interfaces that never belonged to a known pod. These are all veths that lead to another
+namespace, including those that Kubernetes did not create.";
 
 const STATUS_HELP: &str = "\
 Examples:
   netpol-agent status
   netpol-agent status -o json | jq '.endpoints[].packets'
 
-Read from what is pinned, so it has addresses and interfaces whether or not an agent runs; pods' names are the agent's, where
-one answers on --api-socket.
-INGRESS and EGRESS: open, or the policies that isolate the pod (names in its namespace; the first three). Where no agent
-answers: the number of the rule set. CONFLICT under NOTES: the interface has an address
-of a pod that another interface is bound to. UNLISTED: an address of the pod that its object does not list. Exit code 1: nothing is pinned there.";
+Addresses and interfaces are read from the pinned maps, even if no agent is running. Names of pods and policies come from
+the agent that listens on --api-socket.
+INGRESS and EGRESS: open, or the first three policies that isolate the pod (in its namespace). If no agent responds, the
+ID of the rule set. NOTES: CONFLICT means that the interface has an address of a pod to which another interface is bound;
+UNLISTED means an address of the pod that its object does not list.
+Exit code 1: nothing is pinned there.";
 
 const UNINSTALL_HELP: &str = "\
 Examples:
   netpol-agent uninstall
   netpol-agent uninstall --pin-path /sys/fs/bpf/other
 
-Stop the agent first. Exit code 1: something remains, and is listed; 3: an agent still runs.";
+Stop the agent first. Exit code 1: something could not be removed, and is listed; 3: an agent is still running.";
 
 const PIN_PATH: &str = "/sys/fs/bpf/netpol";
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
 struct RunArgs {
-    /// Where objects come from: kube, the API server of the cluster this runs in; kube:PATH, of a kubeconfig; dir:PATH, a
-    /// directory tree of manifests
+    /// Source of objects: kube, the API server of this cluster; kube:PATH, the API server of a kubeconfig; dir:PATH,
+    /// a directory tree of manifests
     #[arg(long, env = "NETPOL_SOURCE")]
     source: ObjectSource,
-    /// MiB that a manifest of --source dir:PATH may have; a larger file is not read
+    /// Maximum size of a manifest file of --source dir:PATH, in MiB; larger files are not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.file / netpol_files::MIB)]
     max_manifest_file: u64,
-    /// MiB that all manifests of --source dir:PATH together may have; files beyond it, by path, are not read
+    /// Maximum size of all manifest files of --source dir:PATH, in MiB; further files, by path, are not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
     max_manifests: u64,
-    /// This node's name, as `spec.nodeName` of its pods says it
+    /// Name of this node, as in `spec.nodeName` of its pods
     #[arg(long, env = "NODE_NAME")]
     node: String,
     /// Directory on a BPF filesystem for maps and links
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
-    /// What to do with veths that lead to another namespace and never were a known pod's
+    /// How to treat veths that lead to another namespace and never belonged to a known pod
     #[arg(long, value_enum, default_value_t)]
     unknown_pods: UnknownPods,
-    /// How programs are attached; auto: clsact filters, or TCX on interfaces that others use too
+    /// How to attach programs; auto: clsact filters, or TCX on interfaces that have other programs
     #[arg(long, value_enum, default_value_t)]
     attach: AttachMode,
-    /// Let pods send from addresses that are not theirs
+    /// Allow pods to send from addresses that are not their own
     #[arg(long)]
     no_source_guard: bool,
-    /// Let pods send to tunnel endpoints of nodes: VXLAN, Geneve, GRE, IP in IP, FOU, L2TP and the like
+    /// Allow pods to send to tunnel endpoints of nodes: VXLAN, Geneve, GRE, IP in IP, FOU, L2TP and the like
     #[arg(long)]
     allow_tunnels_to_node: bool,
-    /// Write Events about denied traffic to pods and about what is not understood to policies; with --source kube
+    /// Write Events about denied traffic for pods and about diagnostics for policies; requires --source kube
     #[arg(long)]
     kube_events: bool,
-    /// Where the container runtime reads its CNI configuration, to tell of plugins that are in the way
+    /// CNI configuration directory of the container runtime, used to report plugins that conflict with netpol
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
-    /// Serve /healthz and /readyz here, for probes; clients of --metrics do not delay them
+    /// Serve /healthz and /readyz on this address, for probes; clients of --metrics do not delay them
     #[arg(long, value_name = "ADDR:PORT")]
     health: Option<SocketAddr>,
-    /// Serve /metrics here, and /healthz and /readyz too
+    /// Serve /metrics, /healthz and /readyz on this address
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
-    /// Answer `netpol wait` and `netpol-agent status` on this Unix socket, root's alone
+    /// Unix socket for `netpol wait` and `netpol-agent status`, accessible by root only
     #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
     api_socket: PathBuf,
-    /// Write this file once everything known at the start is enforced
+    /// Write this file when everything known at the start is enforced
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
-    /// Log lines on standard error
+    /// Format of the log
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
-    /// Log more
+    /// Log debug messages
     #[arg(long, short)]
     verbose: bool,
-    /// Load this BPF object instead of the one built in
+    /// Load this BPF object instead of the built-in one
     #[arg(long, value_name = "FILE")]
     bpf_object: Option<PathBuf>,
     #[command(flatten)]
@@ -171,7 +172,7 @@ enum LogFormat {
     /// For people
     #[default]
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -182,44 +183,44 @@ struct Sizes {
     /// Pods of this node; rounded up to a power of two
     #[arg(long, default_value_t = Capacities::default().endpoints, value_parser = clap::value_parser!(u32).range(1..=16_384))]
     max_endpoints: u32,
-    /// IPv4 addresses of the cluster's pods and this node
+    /// IPv4 addresses of all pods of the cluster and of this node
     #[arg(long, default_value_t = Capacities::default().addresses_v4)]
     max_addresses_v4: u32,
-    /// IPv6 addresses of the cluster's pods and this node
+    /// IPv6 addresses of all pods of the cluster and of this node
     #[arg(long, default_value_t = Capacities::default().addresses_v6)]
     max_addresses_v6: u32,
-    /// Kernel memory for policies, about: bytes, or with Ki, Mi or Gi. Where policies need more, namespaces share it, and
-    /// parts of the policies that need most are not enforced and allow nothing
+    /// Approximate kernel memory for policies, in bytes or with Ki, Mi or Gi. If policies need more, namespaces share
+    /// it; parts of the policies that need most are left out and allow nothing
     #[arg(long, value_name = "BYTES", default_value_t)]
     max_policy_memory: PolicyMemory,
-    /// Distinct CIDRs, excepts included, per family; by default as many as fit into the memory for policies
+    /// Distinct CIDRs, including excepts, for each family; default: as many as fit into --max-policy-memory
     #[arg(long)]
     max_prefixes: Option<u32>,
-    /// Ports of Services at IPv4 addresses, hostPorts among them
+    /// Service ports at IPv4 addresses, including hostPorts
     #[arg(long, default_value_t = Capacities::default().services_v4)]
     max_services_v4: u32,
-    /// Ports of Services at IPv6 addresses, hostPorts among them
+    /// Service ports at IPv6 addresses, including hostPorts
     #[arg(long, default_value_t = Capacities::default().services_v6)]
     max_services_v6: u32,
-    /// Pairs of a rule set and a class of peers that it names; by default as many as fit into the memory for policies
+    /// Pairs of a rule set and a class of peers that it allows; default: as many as fit into --max-policy-memory
     #[arg(long)]
     max_allow: Option<u32>,
-    /// Ports of distinct port sets, a range counting as up to 30; by default as many as fit into the memory for policies
+    /// Ports of distinct port sets; a range counts as up to 30; default: as many as fit into --max-policy-memory
     #[arg(long)]
     max_ports: Option<u32>,
-    /// IPv4 connections of this node's pods in all; each pod has a share, in which the least recently used make room
+    /// IPv4 flows of all pods of this node; each pod has a share, in which the least recently used flows are evicted
     #[arg(long, default_value_t = Capacities::default().flows_v4 * SHARED_PART)]
     max_flows_v4: u32,
-    /// IPv6 connections of this node's pods, likewise
+    /// IPv6 flows of all pods of this node, likewise
     #[arg(long, default_value_t = Capacities::default().flows_v6 * SHARED_PART)]
     max_flows_v6: u32,
-    /// IPv4 datagrams in fragments at one time; IPv6 has half as many
+    /// IPv4 datagrams in fragments at a time; half as many for IPv6
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
     max_fragments: u32,
-    /// Denied flows whose events are limited one by one; rounded up to four times a power of two
+    /// Denied flows whose deny events are limited separately; rounded up to four times a power of two
     #[arg(long, default_value_t = Capacities::default().denials * DENIAL_WAYS)]
     max_denials: u32,
-    /// Bytes for events of denied packets; rounded up to a power of two
+    /// Size of the ring buffer for deny events, in bytes; rounded up to a power of two
     #[arg(long, default_value_t = Capacities::default().events)]
     event_buffer: u32,
 }
@@ -232,7 +233,7 @@ impl Sizes {
         Capacities {
             endpoints,
             endpoints_overflow: endpoints,
-            // Number 0 is nobody's.
+            // ID 0 belongs to no endpoint.
             counters: (endpoints + 1) * 2,
             senders: endpoints + 1,
             flow_tables_v4: endpoints + 1,
@@ -260,13 +261,13 @@ impl Sizes {
 
 #[derive(Debug, Args)]
 struct StatusArgs {
-    /// Directory on a BPF filesystem that the agent was given
+    /// Directory on a BPF filesystem, as given to the agent
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
-    /// Where the agent answers, for pods' names
+    /// Unix socket of the agent, for names of pods
     #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
     api_socket: PathBuf,
-    /// Output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
@@ -282,18 +283,19 @@ enum Output {
 
 #[derive(Debug, Args)]
 struct UninstallArgs {
-    /// Directory on a BPF filesystem that the agent was given
+    /// Directory on a BPF filesystem, as given to the agent
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
-    /// The API socket that the agent was given: one that a killed agent left is removed, and its directory if it is empty
+    /// API socket, as given to the agent: one that a killed agent left is removed, and its directory if it is empty
     #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
     api_socket: PathBuf,
-    /// When all is removed, wait for SIGTERM instead of ending: a pod that is ready tells that its node is clean
+    /// Wait for SIGTERM after everything is removed, instead of exiting: a ready pod then shows that its node is
+    /// clean
     #[arg(long)]
     then_stay: bool,
 }
 
-/// Does what the command line says.
+/// Runs the command.
 pub fn main(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
@@ -301,7 +303,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Uninstall(args) => uninstall::run(&args),
     };
     result.unwrap_or_else(|error| {
-        // What the verifier says has many lines.
+        // Errors of the verifier have many lines.
         let text = format!("error: {}", chain(error.as_ref()));
         text.lines().for_each(|line| print::error_line(Safe(line)));
         ExitCode::from(code(&error))

@@ -1,4 +1,5 @@
-//! Output of commands. A reader that closes it early (`netpol-agent status | head -1`) ends nothing: `println!` would panic.
+//! Writes the output of commands. A reader that closes it early (`netpol-agent status | head -1`) is no failure;
+//! `println!` would panic.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -8,7 +9,7 @@ pub(super) fn out(text: impl Display) -> io::Result<()> {
     write(&mut io::stdout().lock(), text)
 }
 
-/// Writes a line to standard error. Where that fails there is no other place to report it.
+/// Writes a line to standard error. If that fails, there is no other place to report it.
 pub(super) fn error_line(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

@@ -17,7 +17,7 @@ use crate::dataplane::{EndpointStatus, Status, read_status};
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     machine::check("status")?;
     let status = read_status(&args.pin_path)?;
-    let known = ask(&args.api_socket);
+    let known = agent_status(&args.api_socket);
     let pods = by_interface(known.as_ref());
     let left_out = known.as_ref().map_or(&[][..], |known| &known.left_out);
     let warnings = known.as_ref().map_or(&[][..], |known| &known.warnings);
@@ -37,7 +37,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
             print::out(format_args!("{}\n", text::json(&format!("{json:#}"))))?;
         }
         Output::Table => {
-            let mut text = format!("{}{}", table(&status, &pods), in_part(left_out));
+            let mut text = format!("{}{}", table(&status, &pods), partial_policies(left_out));
             for warning in warnings {
                 // Writing to a string does not fail.
                 let _ = writeln!(text, "warning: {}", Safe(warning));
@@ -48,12 +48,12 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the running agent reports; nothing where none answers.
-fn ask(socket: &Path) -> Option<netpol_api::Status> {
+/// Returns the status of the running agent; `None` if no agent responds.
+fn agent_status(socket: &Path) -> Option<netpol_api::Status> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let client = Client::new(socket);
-    let asked = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), client.status()).await });
-    asked.ok()?.ok()
+    let response = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), client.status()).await });
+    response.ok()?.ok()
 }
 
 fn by_interface(status: Option<&netpol_api::Status>) -> BTreeMap<u32, &netpol_api::Endpoint> {
@@ -61,22 +61,22 @@ fn by_interface(status: Option<&netpol_api::Status>) -> BTreeMap<u32, &netpol_ap
     endpoints.map(|endpoint| (endpoint.ifindex, endpoint)).collect()
 }
 
-/// Policies that exceed the memory for policies, if any.
-fn in_part(left_out: &[LeftOut]) -> String {
+/// Returns a table of policies that exceed the memory limit, if any.
+fn partial_policies(left_out: &[LeftOut]) -> String {
     if left_out.is_empty() {
         return String::new();
     }
     let mut rows =
-        vec![["POLICY IN PART", "IPBLOCKS LEFT OUT", "PORTS LEFT OUT", "OF", "ENTRIES LEFT OUT"].map(str::to_owned)];
+        vec![["PARTIAL POLICY", "IPBLOCKS LEFT OUT", "PORTS LEFT OUT", "OF", "ENTRIES LEFT OUT"].map(str::to_owned)];
     rows.extend(left_out.iter().map(|of| {
         let counts = [of.blocks, of.ports, of.total, of.entries].map(|count| count.to_string());
         let [blocks, ports, total, entries] = counts;
         [of.policy.clone(), blocks, ports, total, entries]
     }));
-    format!("\n{}What is left out allows nothing; raise --max-policy-memory\n", aligned(&rows, 1..5))
+    format!("\n{}Parts that are left out allow nothing; raise --max-policy-memory\n", aligned(&rows, 1..5))
 }
 
-/// Two tables, as wide as what is in them.
+/// Returns two tables, as wide as their content.
 fn table(status: &Status, pods: &BTreeMap<u32, &netpol_api::Endpoint>) -> String {
     let mut rows =
         vec![["INTERFACE", "POD", "ADDRESS", "INGRESS", "EGRESS", "ALLOWED", "DROPPED", "NOTES"].map(str::to_owned)];
@@ -85,11 +85,11 @@ fn table(status: &Status, pods: &BTreeMap<u32, &netpol_api::Endpoint>) -> String
     }
     let mut text = aligned(&rows, 5..7);
     if status.endpoints.is_empty() {
-        text.push_str("no interface is enforced\n");
+        text.push_str("no endpoints\n");
     }
     if !status.devices.is_empty() {
         // Writing to a string does not fail.
-        let _ = writeln!(text, "\nwhat Services send on is judged on {} too", Safe(status.devices.join(", ")));
+        let _ = writeln!(text, "\npackets are also evaluated post-DNAT on {}", Safe(status.devices.join(", ")));
     }
     let mut rows = vec![["MAP", "ENTRIES", "CAPACITY"].map(str::to_owned)];
     for (map, state) in &status.maps {
@@ -100,7 +100,7 @@ fn table(status: &Status, pods: &BTreeMap<u32, &netpol_api::Endpoint>) -> String
     text
 }
 
-/// A row for each address; the first has everything else.
+/// Returns a row for each address; the first row has all other columns.
 fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> Vec<[String; 8]> {
     let isolated_by = |set: u32, names: Option<&Vec<String>>| match names {
         _ if set == 0 => "open".to_owned(),
@@ -147,7 +147,7 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
     std::iter::once(first).chain(others).collect()
 }
 
-/// The policies of a pod are in its namespace, which has a column of its own.
+/// Returns the names of policies without the namespace, which is the pod's and has its own column.
 fn policy_names(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let short = names.iter().take(SHOWN).map(|name| name.split_once('/').map_or(&**name, |(_, name)| name));
@@ -159,7 +159,7 @@ fn policy_names(names: &[String]) -> String {
     text
 }
 
-/// Columns two blanks apart; those in `right` end at the same place. Cells are made safe.
+/// Aligns columns, separated by two blanks; columns in `right` are right-aligned. Cells are escaped.
 fn aligned<const N: usize>(rows: &[[String; N]], right: std::ops::Range<usize>) -> String {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| Safe(cell).to_string())).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -186,14 +186,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn policies_in_part_are_listed() {
-        assert_eq!(in_part(&[]), "");
+    fn partly_enforced_policies_are_listed() {
+        assert_eq!(partial_policies(&[]), "");
         let left_out = LeftOut { policy: "shop/list".into(), blocks: 12_000, ports: 0, total: 70_000, entries: 0 };
         assert_eq!(
-            in_part(&[left_out]),
-            "\nPOLICY IN PART  IPBLOCKS LEFT OUT  PORTS LEFT OUT     OF  ENTRIES LEFT OUT\n\
+            partial_policies(&[left_out]),
+            "\nPARTIAL POLICY  IPBLOCKS LEFT OUT  PORTS LEFT OUT     OF  ENTRIES LEFT OUT\n\
              shop/list                   12000               0  70000                 0\n\
-             What is left out allows nothing; raise --max-policy-memory\n"
+             Parts that are left out allow nothing; raise --max-policy-memory\n"
         );
     }
 
@@ -243,7 +243,7 @@ mod tests {
                 "veth0a1b2c3d  shop/web  10.1.0.5  a,b,c,+2  open         42        9  UNLISTED 10.1.0.6, ingress no-rule 9",
                 "                        fd00::5",
                 "",
-                "what Services send on is judged on eth0, flannel.1 too",
+                "packets are also evaluated post-DNAT on eth0, flannel.1",
             ]
         );
     }

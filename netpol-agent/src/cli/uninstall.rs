@@ -27,7 +27,7 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
         let pin_path = args.pin_path.display();
         print::out(format_args!("nothing of netpol remains below {pin_path}, nor on any interface\n"))?;
         if args.then_stay {
-            stay()?;
+            wait_for_signal()?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -37,12 +37,13 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(FAILED))
 }
 
-/// Removes the socket of an agent that was killed, and the directory that the agent made for it. What was removed, and what remains.
+/// Removes the socket of an agent that was killed, and the directory that the agent created for it. Returns what was
+/// removed, and what could not be removed.
 fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     let mut removed = Vec::new();
     let failed = |path: &Path, error: io::Error| Some(format!("{}: {error}", path.display()));
-    let refuses = UnixStream::connect(socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-    if refuses && fs::symlink_metadata(socket).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+    let is_dead = UnixStream::connect(socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    if is_dead && fs::symlink_metadata(socket).is_ok_and(|metadata| metadata.file_type().is_socket()) {
         match fs::remove_file(socket) {
             Ok(()) => removed.push(format!("socket {}", socket.display())),
             Err(error) => return (removed, failed(socket, error)),
@@ -55,7 +56,7 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     };
     match fs::remove_dir(directory) {
         Ok(()) => removed.push(format!("directory {}", directory.display())),
-        // Not there, in use by others, or a volume of this container.
+        // Missing, used by others, or a volume of this container.
         Err(error)
             if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy) => {
         }
@@ -64,11 +65,12 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     (removed, None)
 }
 
-/// Waits for SIGTERM or SIGINT. Blocked rather than left to their default, which the first process of a container ignores.
-fn stay() -> Result<()> {
+/// Waits for SIGTERM or SIGINT. The signals are blocked, because the first process of a container ignores their
+/// default action.
+fn wait_for_signal() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block SIGTERM")?;
-    print::out("stays until SIGTERM\n")?;
+    print::out("waiting for SIGTERM\n")?;
     signals.wait().context("cannot wait for SIGTERM")?;
     Ok(())
 }
@@ -87,22 +89,22 @@ mod tests {
         assert_eq!(remove_socket(&socket), (Vec::new(), None), "nothing is there");
         fs::create_dir(&directory).expect("it is made");
         let listener = UnixListener::bind(&socket).expect("it listens");
-        assert_eq!(remove_socket(&socket), (Vec::new(), None), "an agent answers there");
+        assert_eq!(remove_socket(&socket), (Vec::new(), None), "an agent is listening there");
         assert!(socket.exists());
         drop(listener);
         fs::write(directory.join("other"), "").expect("a file");
-        assert_eq!(remove_socket(&socket).0.len(), 1, "the directory has something else");
+        assert_eq!(remove_socket(&socket).0.len(), 1, "the directory contains another file");
         fs::remove_file(directory.join("other")).expect("it is removed");
         assert_eq!(remove_socket(&socket).0.len(), 1);
         assert!(!directory.exists());
         fs::create_dir(&directory).expect("it is made");
         fs::write(&socket, "precious").expect("a file");
-        assert_eq!(remove_socket(&socket), (Vec::new(), None), "no socket");
+        assert_eq!(remove_socket(&socket), (Vec::new(), None), "not a socket");
         assert!(socket.exists());
     }
 
     #[test]
-    fn a_directory_of_another_name_is_not_the_agents() {
+    fn a_directory_with_another_name_is_not_removed() {
         let root = tempfile::tempdir().expect("a directory");
         assert_eq!(remove_socket(&root.path().join("agent.sock")), (Vec::new(), None));
         assert!(root.path().exists());
