@@ -1,4 +1,4 @@
-//! Agent that enforces NetworkPolicy on one node.
+//! Agent that enforces network policies on one node.
 
 use std::process::ExitCode;
 

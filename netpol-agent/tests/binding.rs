@@ -43,7 +43,7 @@ fn at(addresses: &[&str]) -> PodSide {
 }
 
 fn parsed(addresses: &[&str]) -> Vec<IpAddr> {
-    addresses.iter().map(|address| address.parse().expect("an address")).collect()
+    addresses.iter().map(|address| address.parse().expect("invalid address")).collect()
 }
 
 fn survey<const N: usize>(veths: [(u32, PodSide); N]) -> Survey {
@@ -52,7 +52,7 @@ fn survey<const N: usize>(veths: [(u32, PodSide); N]) -> Survey {
 
 fn start_on(dataplane: Memory, pods: &[String], survey: Survey) -> Reconciler<Memory> {
     Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(pods), survey)
-        .expect("it starts")
+        .expect("cannot start the reconciler")
 }
 
 fn start(pods: &[String], survey: Survey) -> Reconciler<Memory> {
@@ -82,10 +82,10 @@ fn s28_a_pod_that_takes_the_address_of_another_pod_keeps_its_identity() {
     reconciler.surveyed(survey([(3, at(&[B])), (4, at(&[B]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
     assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
-    assert_eq!(reconciler.conflicts(), 1, "the conflict is reported");
+    assert_eq!(reconciler.conflicts(), 1, "the conflict must be reported");
     let conflict =
         reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).and_then(|status| status.conflict);
-    assert!(conflict.expect("a conflict").contains("shop/b"));
+    assert!(conflict.expect("no conflict was reported").contains("shop/b"));
     reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[B]))]));
     assert_eq!(reconciler.conflicts(), 0);
 }
@@ -127,7 +127,7 @@ fn an_address_on_another_interface_of_the_namespace_counts() {
     assert_eq!(enforced_as(&reconciler, 3), "a");
     let both = PodSide { addresses: parsed(&[B]), other_addresses: parsed(&[A]), mac: None };
     let reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, both)]));
-    assert_eq!(enforced_as(&reconciler, 3), "shut", "it may be either pod");
+    assert_eq!(enforced_as(&reconciler, 3), "shut", "the pod is ambiguous");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_restart_keeps_the_binding() {
     let changed = PodSide { mac: Some([2, 0, 0, 0, 0, 9]), ..at(&[B]) };
     let after = start_on(dataplane, &pods, survey([(3, changed), (4, at(&[B]))]));
     assert_eq!((enforced_as(&after, 3), enforced_as(&after, 4)), ("a".into(), "b".into()));
-    assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "the MAC address of the earlier agent is kept");
+    assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "the MAC address of the earlier agent must be kept");
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
     assert_eq!(endpoint(&reconciler, 3).mac, [0; 6], "the MAC address is not known yet");
     reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) })]));
     assert_eq!(endpoint(&reconciler, 3).mac, [2, 0, 0, 0, 0, 3]);
-    assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "the link-local address is kept");
+    assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "the link-local address must be kept");
     reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, PodSide { mac: mac(3), ..at(&[B]) })]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
 
@@ -203,7 +203,7 @@ fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
 
 #[test]
 fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
-    let own: IpAddr = "fe80::254".parse().expect("an address");
+    let own: IpAddr = "fe80::254".parse().expect("invalid address");
     let link_local =
         |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
     let with = |addresses: &[&str]| Survey { own: vec![own], ..survey([(3, at(addresses)), (4, at(&[B, "fe80::4"]))]) };
@@ -237,7 +237,7 @@ fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
     let mut reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, at(&[A, "fe80::3"])), (4, at(&[B]))]));
     let unlisted = |reconciler: &Reconciler<Memory>| {
         let found =
-            reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).expect("an endpoint").unlisted;
+            reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).expect("no endpoint").unlisted;
         assert_eq!(reconciler.unlisted_addresses(), found.len());
         found
     };
@@ -292,6 +292,6 @@ fn s29_tunnel_endpoints_follow_the_nodes_devices() {
 
     let options = Options { tunnels_to_node: true, ..Options::of_node("n1") };
     let reconciler = Reconciler::start(Memory::default(), options, &Snapshot::default(), objects(&[]), with(8472))
-        .expect("it starts");
+        .expect("cannot start the reconciler");
     assert!(reconciler.dataplane().tunnels.0.is_empty() && reconciler.dataplane().tunnels.1.is_empty());
 }

@@ -61,7 +61,7 @@ fn batch(revision: u64, events: Vec<Event>) -> Batch {
 fn begin(dataplane: Memory, manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
     let first = batch(1, applied(manifests));
     Reconciler::begin(dataplane, Options::of_node("n1"), Snapshot::default(), first, survey(veths), Compiler::Manual)
-        .expect("it starts")
+        .expect("cannot start the reconciler")
 }
 
 /// Returns a reconciler after its first compile.
@@ -113,12 +113,12 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     assert!(reconciler.next_overdue().is_some());
     wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 12) && is_shut(&reconciler, 13));
-    assert_eq!(endpoint(&reconciler, 12).expect("it exists").address_v4, [10, 0, 0, 2]);
+    assert_eq!(endpoint(&reconciler, 12).expect("no endpoint").address_v4, [10, 0, 0, 2]);
     assert_eq!(reconciler.pods_waiting(), 2);
     let why = why(&reconciler);
     assert!(why.iter().all(|why| why.contains("still being evaluated; all of its traffic is dropped")), "{why:?}");
     finish(&mut reconciler);
-    let [db, web] = [12, 13].map(|ifindex| endpoint(&reconciler, ifindex).expect("it is enforced"));
+    let [db, web] = [12, 13].map(|ifindex| endpoint(&reconciler, ifindex).expect("no endpoint"));
     assert!(!db.has(endpoint_flags::INCOMPLETE) && !db.ingress.isolated() && !db.egress.isolated());
     assert!(!web.has(endpoint_flags::INCOMPLETE) && web.ingress.isolated() && web.egress.isolated());
     assert_eq!((reconciler.pods_waiting(), reconciler.pending().len()), (0, 0));
@@ -130,26 +130,26 @@ fn a_pod_that_is_evaluated_in_time_is_never_shut() {
     reconciler.apply(applied(&[&pod("web", "web", 3)]));
     reconciler.surveyed(survey(&[(13, 3)]));
     finish(&mut reconciler);
-    let web = endpoint(&reconciler, 13).expect("it is enforced");
+    let web = endpoint(&reconciler, 13).expect("no endpoint");
     assert!(!web.has(endpoint_flags::INCOMPLETE) && web.generation.0 == 1, "{web:?}");
 }
 
 #[test]
 fn endpoints_do_not_change_while_changes_are_compiled() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
-    let before = endpoint(&reconciler, 13).expect("it is enforced");
+    let before = endpoint(&reconciler, 13).expect("no endpoint");
     reconciler.apply(applied(&[&pod("web", "db", 3)]));
     wait_until_overdue(&mut reconciler);
     assert_eq!(endpoint(&reconciler, 13), Some(before), "the endpoint must not change");
     finish(&mut reconciler);
-    assert!(!endpoint(&reconciler, 13).expect("it is enforced").ingress.isolated());
+    assert!(!endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
 }
 
 #[test]
 fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled() {
     // Like a StatefulSet: the old pod was open, the new one is denied everything.
     let mut reconciler = start(&[DENY_WEB, &pod("pod-0", "db", 3)], &[(13, 3)]);
-    assert!(!endpoint(&reconciler, 13).expect("it is enforced").ingress.isolated());
+    assert!(!endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
     // A policy for the old pod is still compiling when the new pod appears.
     reconciler.apply(applied(&[OPEN]));
     let mut events = vec![deleted("pod-0")];
@@ -162,7 +162,7 @@ fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled()
     while reconciler.execute(Duration::MAX) {}
     assert!(is_shut(&reconciler, 14), "these policies belong to the old pod");
     finish(&mut reconciler);
-    let new = endpoint(&reconciler, 14).expect("it is enforced");
+    let new = endpoint(&reconciler, 14).expect("no endpoint");
     assert!(new.ingress.isolated() && new.egress.isolated() && !new.has(endpoint_flags::INCOMPLETE));
 }
 
@@ -172,7 +172,7 @@ fn a_pod_that_is_deleted_during_a_compile_is_enforced_as_before() {
     reconciler.apply(vec![deleted("web")]);
     assert!(reconciler.held()[&IfIndex(13)].orphaned);
     finish(&mut reconciler);
-    assert!(endpoint(&reconciler, 13).expect("it is enforced").ingress.isolated());
+    assert!(endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
     // A pod that is shut and deleted before its policies were compiled.
     reconciler.apply(applied(&[&pod("db", "db", 4)]));
     reconciler.surveyed(survey(&[(13, 3), (14, 4)]));
@@ -203,7 +203,7 @@ fn existing_interfaces_do_not_change_at_the_start_and_new_ones_are_shut() {
 #[test]
 fn an_earlier_agents_endpoints_stay_in_force_until_the_first_compile() {
     let mut earlier = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
-    let before = endpoint(&earlier, 13).expect("it is enforced");
+    let before = endpoint(&earlier, 13).expect("no endpoint");
     let dataplane = std::mem::take(earlier.dataplane_mut());
     let mut reconciler = begin(dataplane, &[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     reconciler.surveyed(survey(&[(13, 3)]));
@@ -211,7 +211,7 @@ fn an_earlier_agents_endpoints_stay_in_force_until_the_first_compile() {
     wait_until_overdue(&mut reconciler);
     assert_eq!(endpoint(&reconciler, 13), Some(before));
     finish(&mut reconciler);
-    assert!(endpoint(&reconciler, 13).expect("it is still enforced").ingress.isolated());
+    assert!(endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn batches_finish_when_written_and_waiting_batches_are_one_job() {
     reconciler.apply_batch(batch(3, applied(&[&pod("b", "db", 4)])));
     reconciler.apply_batch(batch(4, applied(&[&pod("c", "db", 5)])));
     assert!(!reconciler.has_engine() && reconciler.finished().is_empty());
-    let check = Check { condition: "pod/shop/a".parse().expect("a condition"), revision: Revision(1) };
+    let check = Check { condition: "pod/shop/a".parse().expect("invalid condition"), revision: Revision(1) };
     assert!(matches!(reconciler.check(&check, Revision(1)).standing, Standing::Not(Some(_))));
     let mut finished = Vec::new();
     while reconciler.compile() {
@@ -264,7 +264,7 @@ fn a_resync_is_a_job_of_its_own() {
     reconciler.apply_batch(batch(4, applied(&[&pod("new", "web", 5)])));
     wait_until_overdue(&mut reconciler);
     finish(&mut reconciler);
-    let [web, db] = [13, 14].map(|ifindex| endpoint(&reconciler, ifindex).expect("it is enforced"));
+    let [web, db] = [13, 14].map(|ifindex| endpoint(&reconciler, ifindex).expect("no endpoint"));
     assert!(!web.egress.isolated() && db.egress.isolated());
     let finished: Vec<u64> =
         reconciler.finished().iter().flat_map(|origin| &origin.batches).map(|(number, _)| number.0).collect();

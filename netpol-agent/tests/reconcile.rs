@@ -49,7 +49,7 @@ fn survey(veths: &[(u32, &str)]) -> Survey {
         let name = format!("veth{index}");
         let veth =
             Veth { ifindex: IfIndex(index), name, namespace: index.cast_signed(), peer: 2, bridge: None, packets: 0 };
-        (IfIndex(index), (veth, PodSide::at(vec![address.parse::<IpAddr>().expect("an address")])))
+        (IfIndex(index), (veth, PodSide::at(vec![address.parse::<IpAddr>().expect("invalid address")])))
     };
     Survey { veths: veths.iter().map(veth).collect(), ..Survey::default() }
 }
@@ -61,7 +61,8 @@ fn start(
     veths: &[(u32, &str)],
 ) -> Reconciler<Memory> {
     let options = Options { unknown_pods, ..Options::of_node("n1") };
-    Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), survey(veths)).expect("it starts")
+    Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), survey(veths))
+        .expect("cannot start the reconciler")
 }
 
 /// Replaces all objects.
@@ -156,7 +157,7 @@ fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
     {
         for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
             let mut reconciler = start(Memory::default(), unknown_pods, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
-            let before = enforced(&reconciler, 3).expect("an endpoint");
+            let before = enforced(&reconciler, 3).expect("no endpoint");
             assert!(before.ingress.isolated());
             replace_objects(&mut reconciler, after);
             assert_eq!(enforced(&reconciler, 3), Some(before), "{name}");
@@ -174,7 +175,7 @@ fn a_pod_that_reuses_the_address_of_a_deleted_pod_gets_its_own_policies() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
     replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
     replace_objects(&mut reconciler, &[OTHER, ALLOW_BLOCK]);
-    assert!(!enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
+    assert!(!enforced(&reconciler, 3).expect("no endpoint").ingress.isolated());
     assert!(!reconciler.held()[&IfIndex(3)].orphaned);
 }
 
@@ -183,9 +184,9 @@ fn a_recreated_pod_gets_its_current_policies() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     replace_objects(&mut reconciler, &[]);
     replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
-    assert!(!enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
+    assert!(!enforced(&reconciler, 3).expect("no endpoint").ingress.isolated());
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
-    assert!(enforced(&reconciler, 3).expect("an endpoint").ingress.isolated());
+    assert!(enforced(&reconciler, 3).expect("no endpoint").ingress.isolated());
 }
 
 #[test]
@@ -193,19 +194,19 @@ fn a_pod_that_removes_its_address_stays_enforced() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.surveyed(survey(&[(3, "10.0.0.77")]));
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
-    let endpoint = enforced(&reconciler, 3).expect("an endpoint");
+    let endpoint = enforced(&reconciler, 3).expect("no endpoint");
     assert!(endpoint.ingress.isolated() && endpoint.address_v4 == [10, 0, 0, 2]);
 }
 
 #[test]
 fn a_restart_keeps_the_endpoints_of_deleted_pods() {
     let mut before = start(Memory::default(), UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
-    let endpoint = enforced(&before, 3).expect("an endpoint");
+    let endpoint = enforced(&before, 3).expect("no endpoint");
     let dataplane = std::mem::take(before.dataplane_mut());
     let after = start(dataplane, UnknownPods::Allow, &[OTHER_PODS, ALLOW_BLOCK], &[(3, "10.0.0.2"), (4, "10.0.0.4")]);
     assert_eq!(enforced(&after, 3), Some(endpoint));
     // A rule set that allows nothing has no map entry, and its ID must not be reused.
-    assert!(enforced(&after, 4).expect("an endpoint").ingress.rule_set > endpoint.ingress.rule_set);
+    assert!(enforced(&after, 4).expect("no endpoint").ingress.rule_set > endpoint.ingress.rule_set);
 }
 
 #[test]
@@ -221,7 +222,7 @@ fn the_time_before_enforcement_is_measured() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
     reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
     let gaps = reconciler.gaps();
-    assert_eq!((gaps.count, *gaps.buckets.last().expect("a bucket")), (1, 1));
+    assert_eq!((gaps.count, *gaps.buckets.last().expect("no buckets")), (1, 1));
 }
 
 #[test]
@@ -249,7 +250,11 @@ fn the_unprotected_time_after_a_detach_starts_at_the_detach() {
     reconciler.dataplane_mut().attached.clear();
     reconciler.verify();
     let gaps = reconciler.gaps();
-    assert_eq!((gaps.count, gaps.attached, gaps.packets), (2, 2, 7), "a protected packet was counted");
+    assert_eq!(
+        (gaps.count, gaps.attached, gaps.packets),
+        (2, 2, 7),
+        "a packet was counted while programs were attached"
+    );
     assert!(gaps.unprotected < before + pause, "{gaps:?}");
 }
 
@@ -260,7 +265,7 @@ fn the_unprotected_time_of_an_existing_interface_starts_with_the_agent() {
     let dataplane = Memory::default();
     let reconciler =
         Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(&[PODS]), early)
-            .expect("it starts");
+            .expect("cannot start the reconciler");
     assert_eq!((reconciler.gaps().count, reconciler.gaps().packets), (1, 0));
 }
 
@@ -281,8 +286,8 @@ fn policies_are_written_while_programs_are_being_attached() {
     let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     assert!(reconciler.is_waiting() && reconciler.pods_waiting() == 1);
     replace_objects(&mut reconciler, &[PODS, DENY_ALL]);
-    assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "written before the programs run");
-    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "requested once");
+    assert!(endpoints(&reconciler)[&IfIndex(3)].ingress.isolated(), "policies must be written before the programs run");
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "must be requested once");
     reconciler.jobs_finished([attached(Ok(()))]);
     assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
     assert_eq!(reconciler.gaps().count, 1);
@@ -315,7 +320,11 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
         let slow = Memory::slow();
         let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
         reconciler.surveyed(survey(&[]));
-        assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "one operation at a time");
+        assert_eq!(
+            reconciler.dataplane().pending,
+            [PendingCall::Attach(IfIndex(3))],
+            "more than one operation at a time"
+        );
         reconciler.jobs_finished([attached(result)]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))]);
         assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
@@ -328,10 +337,10 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
 fn policies_are_written_while_programs_are_being_detached() {
     let mut reconciler = enforced_slowly(UnknownPods::Allow);
     reconciler.surveyed(survey(&[]));
-    assert_eq!(reconciler.pods_waiting(), 1, "the pod is no longer enforced");
+    assert_eq!(reconciler.pods_waiting(), 1, "the pod must count as waiting");
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
     assert!(reconciler.problems().missing == 0 && !reconciler.dataplane().written.is_empty());
-    assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "requested once");
+    assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "must be requested once");
 }
 
 #[test]
@@ -404,5 +413,5 @@ fn an_isolated_pod_without_room_is_shut_until_its_interface_is_removed() {
     reconciler.jobs_finished([detached(Ok(()))]);
     reconciler.surveyed(survey(&[]));
     let begun = [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))];
-    assert_eq!(reconciler.dataplane().pending, begun, "each operation once");
+    assert_eq!(reconciler.dataplane().pending, begun, "each operation must be requested once");
 }

@@ -31,7 +31,7 @@ const OBJECTS: &str = "
 
 fn survey(exists: bool) -> Survey {
     let veth = Veth { ifindex: IfIndex(3), name: "veth3".to_owned(), namespace: 0, peer: 2, bridge: None, packets: 0 };
-    let address: IpAddr = "10.0.0.2".parse().expect("an address");
+    let address: IpAddr = "10.0.0.2".parse().expect("invalid address");
     let veths = exists.then(|| (IfIndex(3), (veth, PodSide::at(vec![address]))));
     Survey { veths: veths.into_iter().collect(), ..Survey::default() }
 }
@@ -47,12 +47,12 @@ fn start(dataplane: Memory, exists: bool) -> Reconciler<Memory> {
         vec![Event::Reset(objects)],
         survey(exists),
     )
-    .expect("it starts")
+    .expect("cannot start the reconciler")
 }
 
 /// Checks a condition after five batches were applied.
 fn check(reconciler: &Reconciler<Memory>, condition: &str, revision: u64) -> CheckResult {
-    let condition = condition.parse().expect("a condition");
+    let condition = condition.parse().expect("invalid condition");
     reconciler.check(&Check { condition, revision: Revision(revision) }, Revision(5))
 }
 

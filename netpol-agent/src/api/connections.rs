@@ -1,6 +1,7 @@
-//! Limits the connections of one listener, in all and for each peer. A new connection is always accepted. Above a
-//! limit, the oldest connection of the peer with the most connections is closed, unless its request is being
-//! answered. So a client that sends its request or reads the response slowly does not delay others.
+//! Limits the connections of one listener, in all and for each peer. A new connection replaces an old one: at the
+//! limit of its peer, the oldest connection of this peer is closed; at the limit in all, the oldest of the peer with
+//! the most connections. Connections with a request that is being answered are not closed. So a client that sends its
+//! request or reads the response slowly does not delay others.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -165,8 +166,9 @@ mod tests {
     #[test]
     fn a_peer_at_its_limit_loses_its_own_oldest_connection() {
         let connections = Connections::new(Limits { all: 8, per_peer: 2 });
-        let mut other = connections.admit(peer(9)).expect("there is room");
-        let mut admitted: Vec<_> = (0..4).map(|_| connections.admit(peer(1)).expect("one is closed for it")).collect();
+        let mut other = connections.admit(peer(9)).expect("the connection was refused");
+        let mut admitted: Vec<_> =
+            (0..4).map(|_| connections.admit(peer(1)).expect("the connection was refused")).collect();
         let open: Vec<bool> = admitted.iter_mut().map(is_open).collect();
         assert_eq!(open, [false, false, true, true]);
         assert!(is_open(&mut other));
@@ -175,9 +177,10 @@ mod tests {
     #[test]
     fn over_the_total_limit_the_peer_with_the_most_connections_loses_one() {
         let connections = Connections::new(Limits { all: 4, per_peer: 3 });
-        let mut few = connections.admit(peer(1)).expect("there is room");
-        let mut many: Vec<_> = (0..3).map(|_| connections.admit(peer(2)).expect("there is room")).collect();
-        let mut new = connections.admit(peer(3)).expect("one is closed for it");
+        let mut few = connections.admit(peer(1)).expect("the connection was refused");
+        let mut many: Vec<_> =
+            (0..3).map(|_| connections.admit(peer(2)).expect("the connection was refused")).collect();
+        let mut new = connections.admit(peer(3)).expect("the connection was refused");
         assert!(is_open(&mut few) && is_open(&mut new));
         assert_eq!(many.iter_mut().map(is_open).collect::<Vec<_>>(), [false, true, true]);
     }
@@ -185,23 +188,23 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_is_being_answered_is_not_closed_for_another_one() {
         let connections = Connections::new(Limits { all: 8, per_peer: 1 });
-        let first = connections.admit(peer(1)).expect("there is room");
+        let first = connections.admit(peer(1)).expect("the connection was refused");
         let refused = first.answering.during(async { connections.admit(peer(1)).is_none() }).await;
-        assert!(refused, "the first connection is being answered");
-        assert!(connections.admit(peer(1)).is_some(), "the first connection waits for its client");
+        assert!(refused, "a connection that is being answered must not be closed");
+        assert!(connections.admit(peer(1)).is_some(), "a connection that waits for its client must be closed");
     }
 
     #[test]
     fn a_connection_that_ends_makes_room() {
         let connections = Connections::new(Limits { all: 1, per_peer: 1 });
         drop(connections.admit(peer(1)));
-        let mut next = connections.admit(peer(2)).expect("there is room");
+        let mut next = connections.admit(peer(2)).expect("the connection was refused");
         assert!(is_open(&mut next));
     }
 
     #[test]
     fn an_ipv6_network_of_64_bits_is_one_peer() {
-        let of = |text: &str| Peer::of_address(text.parse().expect("an address"));
+        let of = |text: &str| Peer::of_address(text.parse().expect("invalid address"));
         assert_eq!(of("2001:db8::1"), of("2001:db8::2:3:4:5"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
         assert_eq!(of("::ffff:10.0.0.1"), peer(1));

@@ -181,25 +181,25 @@ mod tests {
     }
 
     fn server() -> TestServer {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir().expect("cannot create a directory");
         let (inquiries, receiver) = mpsc::channel(1);
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
         let (desk, loop_requests, progress) = desk(about, inquiries);
-        let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("it listens");
+        let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("cannot create the socket");
         serve_socket(listener, desk);
         TestServer { directory, _socket: socket, loop_requests, progress, _inquiries: receiver }
     }
 
     async fn send(directory: &tempfile::TempDir, request: &str) -> UnixStream {
-        let mut stream = UnixStream::connect(directory.path().join("s")).await.expect("it is there");
-        stream.write_all(request.as_bytes()).await.expect("it is read");
+        let mut stream = UnixStream::connect(directory.path().join("s")).await.expect("cannot connect to the socket");
+        stream.write_all(request.as_bytes()).await.expect("cannot send the request");
         stream
     }
 
     /// Returns the first line of the response.
     async fn status_line(directory: &tempfile::TempDir, request: &str) -> String {
         let mut answer = String::new();
-        send(directory, request).await.read_to_string(&mut answer).await.expect("it answers and hangs up");
+        send(directory, request).await.read_to_string(&mut answer).await.expect("cannot read the response");
         answer.lines().next().unwrap_or_default().to_owned()
     }
 
@@ -221,9 +221,9 @@ mod tests {
             let request = get("/readyz");
             let (answered, ()) = tokio::join!(status_line(&server.directory, &request), async {
                 let Some(LoopRequest::Ready(client)) = server.loop_requests.recv().await else {
-                    panic!("another question")
+                    panic!("unexpected request")
                 };
-                client.send(ready).expect("a request waits");
+                client.send(ready).expect("the request was closed");
             });
             assert_eq!(answered, line);
         }
@@ -231,8 +231,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_in_use_is_reported_and_bound_once_it_is_free() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = taken.local_addr().expect("an address");
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("no free port");
+        let address = taken.local_addr().expect("invalid address");
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
         let (desk, _questions, _progress) = desk(about, mpsc::channel(1).0);
         serve_metrics(address, desk.clone());
@@ -243,7 +243,7 @@ mod tests {
         drop(taken);
         sleep(RETRY * 2).await;
         assert!(desk.warnings.all().is_empty());
-        tokio::net::TcpStream::connect(address).await.expect("it is served now");
+        tokio::net::TcpStream::connect(address).await.expect("cannot connect to the freed port");
     }
 
     #[tokio::test]

@@ -100,24 +100,25 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_is_accessible_by_its_owner_only_and_is_removed_with_the_agent() {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir().expect("cannot create a directory");
         let path = directory.path().join("made/agent.sock");
-        let (socket, _listener) = Socket::listen(&path).expect("it listens");
-        assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o600);
+        let (socket, _listener) = Socket::listen(&path).expect("cannot create the socket");
+        assert_eq!(fs::metadata(&path).expect("the file does not exist").permissions().mode() & 0o777, 0o600);
         drop(socket);
-        let left = fs::read_dir(path.parent().expect("a parent")).expect("it is listed").count();
+        let left =
+            fs::read_dir(path.parent().expect("no parent directory")).expect("cannot list the directory").count();
         assert_eq!(left, 0);
     }
 
     #[tokio::test]
     async fn a_socket_of_a_dead_agent_is_replaced_and_one_of_a_running_agent_is_not() {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir().expect("cannot create a directory");
         let path = directory.path().join("agent.sock");
-        let (first, listener) = Socket::listen(&path).expect("it listens");
+        let (first, listener) = Socket::listen(&path).expect("cannot create the socket");
         assert!(matches!(Socket::listen(&path), Err(SocketError::Taken(_))));
         // As after a crash.
         drop(listener);
-        let (second, _listener) = Socket::listen(&path).expect("the first is dead");
+        let (second, _listener) = Socket::listen(&path).expect("the socket of the dead agent was not replaced");
         drop(first);
         assert!(UnixStream::connect(&path).is_ok(), "dropping the first socket must not remove the second");
         drop(second);
@@ -125,10 +126,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_is_no_socket_is_not_removed() {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = tempfile::tempdir().expect("cannot create a directory");
         let path = directory.path().join("precious");
-        fs::write(&path, "data").expect("it can be written");
+        fs::write(&path, "data").expect("cannot write the file");
         assert!(matches!(Socket::listen(&path), Err(SocketError::NotASocket(_))));
-        assert_eq!(fs::read_to_string(&path).expect("it is there"), "data");
+        assert_eq!(fs::read_to_string(&path).expect("the file does not exist"), "data");
     }
 }

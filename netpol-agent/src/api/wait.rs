@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::desk::{Desk, LoopRequest};
 use crate::reconcile::{Check, CheckResult, Standing};
-use crate::source::{Inquiry, SubjectState, Revision, Subject};
+use crate::source::{Inquiry, Revision, Subject, SubjectState};
 
 /// Maximum number of conditions in a request.
 const MAX_CONDITIONS: usize = 64;
@@ -150,11 +150,11 @@ mod tests {
     #[test]
     fn queries_are_parsed() {
         let request = parse("for=policy/shop/web&timeout=2s&for=delete=pod/shop/a&for=delete%3Dpolicy%2Fshop%2Fb")
-            .expect("a valid query");
+            .expect("the query was refused");
         let texts: Vec<_> = request.conditions.iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["policy/shop/web", "delete=pod/shop/a", "delete=policy/shop/b"]);
         assert_eq!(request.time, Duration::from_secs(2));
-        assert_eq!(parse("for=sync").expect("a valid query").time, DEFAULT_TIMEOUT);
+        assert_eq!(parse("for=sync").expect("the query was refused").time, DEFAULT_TIMEOUT);
     }
 
     #[test]

@@ -126,7 +126,7 @@ mod tests {
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("no panic").extend(bytes);
+            self.0.lock().expect("a writer panicked").extend(bytes);
             Ok(bytes.len())
         }
 
@@ -137,7 +137,7 @@ mod tests {
 
     impl Written {
         fn text(&self) -> String {
-            String::from_utf8(self.0.lock().expect("no panic").clone()).expect("text")
+            String::from_utf8(self.0.lock().expect("a writer panicked").clone()).expect("the log is not UTF-8")
         }
     }
 
@@ -169,7 +169,7 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
         let text = written.text();
         assert!(!text.trim_end_matches('\n').chars().any(text::is_unsafe), "{text:?}");
-        let line: serde_json::Value = serde_json::from_str(&text).expect("one line of JSON");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("invalid JSON");
         assert_eq!(line["pod"], HOSTILE);
     }
 }

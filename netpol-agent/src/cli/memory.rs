@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn amounts_are_parsed_as_in_kubernetes() {
         for (text, bytes) in [("0", 0), ("1000", 1000), ("64Ki", 64 << 10), ("64Mi", 64 << 20), ("3Gi", 3 << 30)] {
-            let memory: PolicyMemory = text.parse().expect("an amount");
+            let memory: PolicyMemory = text.parse().expect("the amount was refused");
             assert_eq!((memory, memory.to_string()), (PolicyMemory(bytes), text.to_owned()));
         }
         for text in ["", "Mi", "-1", "64MB", "1.5Gi", "99999999999Gi"] {

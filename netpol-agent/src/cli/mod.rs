@@ -38,7 +38,7 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed, or something remains (uninstall); 2 usage error; 3 another agent runs on the pin path or the socket; \
 4 built without BPF programs; 5 missing privileges, kernel too old, or no BPF filesystem.";
 
-/// Enforces Kubernetes NetworkPolicies for the pods of a node, with eBPF programs on their veths.
+/// Enforces Kubernetes network policies for the pods of a node, with eBPF programs on their veths.
 #[derive(Debug, Parser)]
 #[command(name = "netpol-agent", version, after_help = EXIT_CODES)]
 pub struct Cli {

@@ -204,7 +204,7 @@ mod tests {
             interface: Some("veth0a1b2c3d".into()),
             attached: true,
             ipv4: Some([10, 1, 0, 5].into()),
-            ipv6: Some("fd00::5".parse().expect("an address")),
+            ipv6: Some("fd00::5".parse().expect("invalid address")),
             generation: 3,
             ingress_rule_set: 12,
             egress_rule_set: 0,
@@ -226,7 +226,7 @@ mod tests {
             attached: true,
             orphaned: false,
             conflict: None,
-            unlisted: vec!["10.1.0.6".parse().expect("an address")],
+            unlisted: vec!["10.1.0.6".parse().expect("invalid address")],
             policies: netpol_api::Directions {
                 ingress: ["shop/a", "shop/b", "shop/c", "shop/d", "shop/e"].map(str::to_owned).to_vec(),
                 egress: Vec::new(),

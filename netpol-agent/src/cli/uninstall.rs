@@ -83,29 +83,29 @@ mod tests {
 
     #[test]
     fn a_dead_agents_socket_and_its_empty_directory_are_removed() {
-        let root = tempfile::tempdir().expect("a directory");
+        let root = tempfile::tempdir().expect("cannot create a directory");
         let directory = root.path().join("netpol");
         let socket = directory.join("agent.sock");
-        assert_eq!(remove_socket(&socket), (Vec::new(), None), "nothing is there");
-        fs::create_dir(&directory).expect("it is made");
-        let listener = UnixListener::bind(&socket).expect("it listens");
+        assert_eq!(remove_socket(&socket), (Vec::new(), None), "there is nothing to remove");
+        fs::create_dir(&directory).expect("cannot create the directory");
+        let listener = UnixListener::bind(&socket).expect("cannot create the socket");
         assert_eq!(remove_socket(&socket), (Vec::new(), None), "an agent is listening there");
         assert!(socket.exists());
         drop(listener);
-        fs::write(directory.join("other"), "").expect("a file");
+        fs::write(directory.join("other"), "").expect("cannot write the file");
         assert_eq!(remove_socket(&socket).0.len(), 1, "the directory contains another file");
-        fs::remove_file(directory.join("other")).expect("it is removed");
+        fs::remove_file(directory.join("other")).expect("cannot remove the file");
         assert_eq!(remove_socket(&socket).0.len(), 1);
         assert!(!directory.exists());
-        fs::create_dir(&directory).expect("it is made");
-        fs::write(&socket, "precious").expect("a file");
+        fs::create_dir(&directory).expect("cannot create the directory");
+        fs::write(&socket, "precious").expect("cannot write the file");
         assert_eq!(remove_socket(&socket), (Vec::new(), None), "not a socket");
         assert!(socket.exists());
     }
 
     #[test]
     fn a_directory_with_another_name_is_not_removed() {
-        let root = tempfile::tempdir().expect("a directory");
+        let root = tempfile::tempdir().expect("cannot create a directory");
         assert_eq!(remove_socket(&root.path().join("agent.sock")), (Vec::new(), None));
         assert!(root.path().exists());
     }

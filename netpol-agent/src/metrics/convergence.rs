@@ -68,14 +68,14 @@ mod tests {
         convergence.start(Revision(1));
         convergence.fully_applied();
         assert_eq!((convergence.enforced, convergence.count), (Revision(1), 0), "the start is no change");
-        let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the machine has been up for longer");
+        let before = Instant::now().checked_sub(Duration::from_millis(30)).expect("the monotonic clock is too young");
         convergence.receive(Revision(2), before);
         convergence.receive(Revision(3), before);
         assert_eq!((convergence.received, convergence.enforced), (Revision(3), Revision(1)));
         convergence.fully_applied();
         convergence.fully_applied();
         assert_eq!((convergence.enforced, convergence.count), (Revision(3), 2));
-        let fast = BOUNDS.iter().position(|bound| *bound == 20_000).expect("a bound");
+        let fast = BOUNDS.iter().position(|bound| *bound == 20_000).expect("no such bound");
         assert_eq!((convergence.buckets[fast], convergence.buckets[BOUNDS.len() - 1]), (0, 2));
     }
 }

@@ -17,47 +17,16 @@ use crate::reconcile::{Gaps, Reconciler, UNPROTECTED_BOUNDS};
 /// Returns all metrics.
 pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) -> String {
     let mut metrics = MetricsText::default();
-    metrics.header("netpol_packets_total", "counter", "Packets at pods by direction, reason and verdict.");
-    for held in reconciler.held().values() {
-        let Some(pod) = &held.pod else { continue };
-        for direction in Direction::BOTH {
-            let Ok(counters) = meter.counters.packets(held.endpoint.id, direction) else { continue };
-            for reason in Reason::ALL {
-                let packets = counters.packets[*reason as usize];
-                let verdict = if reason.allows() { "allow" } else { "deny" };
-                if packets > 0 {
-                    let labels = [
-                        ("namespace", &*pod.namespace),
-                        ("pod", &*pod.name),
-                        ("direction", direction.name()),
-                        ("reason", reason.name()),
-                        ("verdict", verdict),
-                    ];
-                    metrics.value("netpol_packets_total", &labels, packets);
-                }
-            }
-        }
-    }
+    packets(&mut metrics, reconciler, meter);
     suppressed(&mut metrics, reconciler, meter);
-    let problems = reconciler.problems();
-    metrics.header("netpol_map_capacity", "gauge", "Maximum number of entries of a map.");
-    for map in MapName::ALL {
-        metrics.value("netpol_map_capacity", &[("map", map.name())], reconciler.dataplane().capacities().of(*map));
-    }
-    metrics.header("netpol_map_entries", "gauge", "Number of entries that a map should have.");
-    for (map, entries) in reconciler.entries() {
-        metrics.value("netpol_map_entries", &[("map", map.name())], entries);
-    }
-    metrics.header("netpol_map_full_total", "counter", "Number of writes that failed because the map was full.");
-    for (map, count) in &problems.full {
-        metrics.value("netpol_map_full_total", &[("map", map)], count);
-    }
+    maps(&mut metrics, reconciler);
     left_out(&mut metrics, reconciler);
     let held = || reconciler.held().values().filter(|held| held.attached);
     let endpoints = held().filter(|held| held.pod.is_some() && !held.orphaned).count();
     let orphans = held().filter(|held| held.orphaned).count();
     let unknown = held().count() - endpoints - orphans;
     let (conflicts, secondary) = (reconciler.conflicts(), reconciler.secondary_interfaces());
+    let problems = reconciler.problems();
     let policy_problems = reconciler.policy_problems();
     for (name, kind, help, value) in [
         (
@@ -140,6 +109,45 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     metrics.header("netpol_ready", "gauge", "1 if everything known at the start is enforced, else 0.");
     metrics.value("netpol_ready", &[], u8::from(meter.readiness == Readiness::Ready));
     metrics.text
+}
+
+fn packets(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>, meter: &Meter) {
+    metrics.header("netpol_packets_total", "counter", "Packets at pods by direction, reason and verdict.");
+    for held in reconciler.held().values() {
+        let Some(pod) = &held.pod else { continue };
+        for direction in Direction::BOTH {
+            let Ok(counters) = meter.counters.packets(held.endpoint.id, direction) else { continue };
+            for reason in Reason::ALL {
+                let packets = counters.packets[*reason as usize];
+                let verdict = if reason.allows() { "allow" } else { "deny" };
+                if packets > 0 {
+                    let labels = [
+                        ("namespace", &*pod.namespace),
+                        ("pod", &*pod.name),
+                        ("direction", direction.name()),
+                        ("reason", reason.name()),
+                        ("verdict", verdict),
+                    ];
+                    metrics.value("netpol_packets_total", &labels, packets);
+                }
+            }
+        }
+    }
+}
+
+fn maps(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>) {
+    metrics.header("netpol_map_capacity", "gauge", "Maximum number of entries of a map.");
+    for map in MapName::ALL {
+        metrics.value("netpol_map_capacity", &[("map", map.name())], reconciler.dataplane().capacities().of(*map));
+    }
+    metrics.header("netpol_map_entries", "gauge", "Number of entries that a map should have.");
+    for (map, entries) in reconciler.entries() {
+        metrics.value("netpol_map_entries", &[("map", map.name())], entries);
+    }
+    metrics.header("netpol_map_full_total", "counter", "Number of writes that failed because the map was full.");
+    for (map, count) in &reconciler.problems().full {
+        metrics.value("netpol_map_full_total", &[("map", map)], count);
+    }
 }
 
 fn unlisted(metrics: &mut MetricsText, addresses: usize) {

@@ -10,7 +10,7 @@ pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 25, 50, 100, 1_000, 10_000];
 
 /// Time and packets of an interface without programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct UnprotectedTime {
+pub(super) struct UnprotectedInterval {
     /// Time without programs.
     pub(super) time: Duration,
     /// Packets that passed in that time.
@@ -30,7 +30,7 @@ struct Unprotected {
 #[derive(Debug, Default)]
 pub(super) struct UnprotectedInterfaces {
     open: BTreeMap<IfIndex, Unprotected>,
-    drop_all: BTreeMap<IfIndex, UnprotectedTime>,
+    drop_all: BTreeMap<IfIndex, UnprotectedInterval>,
 }
 
 impl UnprotectedInterfaces {
@@ -46,18 +46,18 @@ impl UnprotectedInterfaces {
 
     /// Records that programs run from now on, when the interface has passed this many packets. Returns `None` if they
     /// ran before.
-    pub(super) fn record_end(&mut self, ifindex: IfIndex, packets: u64) -> Option<UnprotectedTime> {
+    pub(super) fn record_end(&mut self, ifindex: IfIndex, packets: u64) -> Option<UnprotectedInterval> {
         let open = self.open.remove(&ifindex)?;
-        Some(UnprotectedTime { time: open.since.elapsed(), packets: packets.saturating_sub(open.packets) })
+        Some(UnprotectedInterval { time: open.since.elapsed(), packets: packets.saturating_sub(open.packets) })
     }
 
     /// Records that all traffic is dropped until the pod is enforced, after this unprotected time.
-    pub(super) fn record_drop_all(&mut self, ifindex: IfIndex, time: UnprotectedTime) {
+    pub(super) fn record_drop_all(&mut self, ifindex: IfIndex, time: UnprotectedInterval) {
         self.drop_all.insert(ifindex, time);
     }
 
     /// Returns the unprotected time of an interface that dropped everything and whose pod is enforced now.
-    pub(super) fn take_drop_all(&mut self, ifindex: IfIndex) -> Option<UnprotectedTime> {
+    pub(super) fn take_drop_all(&mut self, ifindex: IfIndex) -> Option<UnprotectedInterval> {
         self.drop_all.remove(&ifindex)
     }
 
@@ -90,10 +90,10 @@ pub struct Gaps {
 
 impl Gaps {
     /// Records that programs were attached to an interface.
-    pub(super) fn attached(&mut self, attaching: Duration, interval: Option<UnprotectedTime>) {
+    pub(super) fn attached(&mut self, attaching: Duration, interval: Option<UnprotectedInterval>) {
         self.attaching += attaching;
         self.attached += 1;
-        let Some(UnprotectedTime { time: unprotected, packets }) = interval else { return };
+        let Some(UnprotectedInterval { time: unprotected, packets }) = interval else { return };
         self.count += 1;
         self.unprotected += unprotected;
         self.packets += packets;

@@ -131,10 +131,10 @@ impl<D: Dataplane> Reconciler<D> {
     /// its policies were not compiled.
     fn log_enforced(&mut self, ifindex: IfIndex) {
         let Some(Held { pod: Some(pod), attached: true, shut: false, .. }) = self.held.get(&ifindex) else { return };
-        let Some(unprotected_time) = self.unprotected_interfaces.take_drop_all(ifindex) else { return };
+        let Some(unprotected_interval) = self.unprotected_interfaces.take_drop_all(ifindex) else { return };
         let interface = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
         let evaluated_ms = self.seen.get(&ifindex).map(|seen| tenths_of_ms(seen.elapsed()));
-        let (unprotected_ms, packets) = (tenths_of_ms(unprotected_time.time), unprotected_time.packets);
+        let (unprotected_ms, packets) = (tenths_of_ms(unprotected_interval.time), unprotected_interval.packets);
         tracing::info!(%pod, interface, evaluated_ms, unprotected_ms, packets, "enforced");
     }
 
@@ -324,8 +324,8 @@ impl<D: Dataplane> Reconciler<D> {
             return self.attach_failed(ifindex, &error);
         }
         let passed = self.survey.veths.get(&ifindex).map_or(0, |(veth, _)| veth.packets);
-        let unprotected_time = self.unprotected_interfaces.record_end(ifindex, packets.unwrap_or(passed));
-        self.gaps.attached(begun.elapsed(), unprotected_time);
+        let unprotected_interval = self.unprotected_interfaces.record_end(ifindex, packets.unwrap_or(passed));
+        self.gaps.attached(begun.elapsed(), unprotected_interval);
         if let Some(shut) = self.no_room.get_mut(&ifindex) {
             *shut = true;
         }
@@ -334,12 +334,12 @@ impl<D: Dataplane> Reconciler<D> {
         held.marks = true;
         self.failures.clear_error(ifindex);
         let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
-        let unprotected_time = unprotected_time.unwrap_or_default();
+        let unprotected_interval = unprotected_interval.unwrap_or_default();
         if held.shut || held.pod.is_none() {
-            self.unprotected_interfaces.record_drop_all(ifindex, unprotected_time);
+            self.unprotected_interfaces.record_drop_all(ifindex, unprotected_interval);
         }
-        let (interface, packets) = (&veth.name, unprotected_time.packets);
-        let unprotected_ms = tenths_of_ms(unprotected_time.time);
+        let (interface, packets) = (&veth.name, unprotected_interval.packets);
+        let unprotected_ms = tenths_of_ms(unprotected_interval.time);
         match &held.pod {
             Some(pod) if held.shut => {
                 let known_ms = self.pods.known_for(pod).map(tenths_of_ms);
@@ -477,8 +477,8 @@ impl<D: Dataplane> Reconciler<D> {
 }
 
 /// Returns milliseconds, rounded to a tenth for log lines.
-fn tenths_of_ms(unprotected_time: Duration) -> f64 {
-    f64::from(u32::try_from((unprotected_time.as_micros() + 50) / 100).unwrap_or(u32::MAX)) / 10.0
+fn tenths_of_ms(unprotected_interval: Duration) -> f64 {
+    f64::from(u32::try_from((unprotected_interval.as_micros() + 50) / 100).unwrap_or(u32::MAX)) / 10.0
 }
 
 pub(super) fn is_any_link_local(address: &IpAddr) -> bool {

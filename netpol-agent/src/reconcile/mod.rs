@@ -213,7 +213,9 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn jobs_finished(&mut self, outcomes: impl IntoIterator<Item = InterfaceOutcome>) {
         for outcome in outcomes {
             match outcome {
-                InterfaceOutcome::Attached { ifindex, result, packets } => self.attach_finished(ifindex, result, packets),
+                InterfaceOutcome::Attached { ifindex, result, packets } => {
+                    self.attach_finished(ifindex, result, packets)
+                }
                 InterfaceOutcome::Detached { ifindex, result } => self.detach_finished(ifindex, result),
                 InterfaceOutcome::Missing(ifindexes) => self.verify_finished(&ifindexes),
             }

@@ -249,7 +249,7 @@ mod tests {
         assert!(!apply(&mut pods, pod("a", "n1", 2, 0)), "the same object is no change");
         pods.evaluated(first);
         assert!(!pods.is_evaluated(&key));
-        let begun = Instant::now().checked_sub(GRACE).expect("the machine has been up for longer");
+        let begun = Instant::now().checked_sub(GRACE).expect("the monotonic clock is too young");
         assert!(pods.next_overdue(begun).is_some());
         std::thread::sleep(GRACE);
         assert!(pods.is_overdue(&key) && pods.next_overdue(Instant::now()).is_none());

@@ -10,7 +10,7 @@ use netpol_policy::world::Event;
 use super::binding::Bindings;
 use super::compiler::{self, Compiler, EngineStats, Job};
 use super::failures::Failures;
-use super::gaps::{UnprotectedInterfaces, UnprotectedTime};
+use super::gaps::{UnprotectedInterfaces, UnprotectedInterval};
 use super::ids::EndpointIdAllocator;
 use super::pods::LocalPods;
 use super::shortage::Shortage;
@@ -87,7 +87,7 @@ impl<D: Dataplane> Reconciler<D> {
             if !held.get(ifindex).is_some_and(|held| held.attached) {
                 open.record_start(*ifindex, now, veth.packets);
             } else if held[ifindex].endpoint.has(endpoint_flags::UNKNOWN) {
-                open.record_drop_all(*ifindex, UnprotectedTime::default());
+                open.record_drop_all(*ifindex, UnprotectedInterval::default());
             }
         }
         let mut work = Work::new(compiler);

@@ -13,8 +13,8 @@ use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::{Compiled, Origin, Reconciler};
 use crate::api::{LoopRequest, Progress, Readiness, unknown_node};
-use crate::dataplane::{Kernel, InterfaceOutcome, RingReader};
-use crate::endpoints::{PodAddressMonitor, Lookout, Monitor, NetlinkError};
+use crate::dataplane::{InterfaceOutcome, Kernel, RingReader};
+use crate::endpoints::{Lookout, Monitor, NetlinkError, PodAddressMonitor};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use crate::source::Batch;
