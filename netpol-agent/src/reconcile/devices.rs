@@ -21,16 +21,19 @@ impl<D: Dataplane> Reconciler<D> {
     /// Pods' veths do not: a packet to a pod is evaluated at its veth. Bridges with pods do not either: there it is
     /// not known yet which pod receives the packet, which is needed to tell hairpin traffic from other traffic.
     fn wanted_devices(&self) -> BTreeSet<IfIndex> {
+        let is_of_pod = |ifindex: &IfIndex| {
+            self.bindings.pod(*ifindex).is_some() || self.held.get(ifindex).is_some_and(|held| held.pod.is_some())
+        };
         let is_pod_interface = |ifindex: &IfIndex| {
             self.held.contains_key(ifindex)
                 || (self.survey.veths.contains_key(ifindex) && !self.survey.uplinks.contains(ifindex))
         };
-        let bridge_of = |ifindex: &IfIndex| self.survey.veths.get(ifindex)?.0.bridge;
         let bridges: BTreeSet<IfIndex> = self
-            .held
+            .survey
+            .veths
             .iter()
-            .filter(|(_, held)| held.pod.is_some())
-            .filter_map(|(ifindex, _)| bridge_of(ifindex))
+            .filter(|(ifindex, _)| is_of_pod(ifindex))
+            .filter_map(|(_, (veth, _))| veth.bridge)
             .collect();
         let routed = self.survey.routed.keys().copied();
         routed.filter(|ifindex| !is_pod_interface(ifindex) && !bridges.contains(ifindex)).collect()

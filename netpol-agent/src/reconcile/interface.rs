@@ -63,12 +63,13 @@ impl<D: Dataplane> Reconciler<D> {
         }
         self.reconciled_at = now;
         self.bind(relisted);
-        for ifindex in veths {
-            self.reconcile_interface(ifindex);
-        }
-        // The bridges of pods are known after the first compile.
+        // Before the pods: a packet that an endpoint marks for a recheck must find the program where it leaves the node. The
+        // bridges of pods are known after the first compile.
         if !self.starting {
             self.reconcile_devices();
+        }
+        for ifindex in veths {
+            self.reconcile_interface(ifindex);
         }
         self.reconcile_owners();
     }
@@ -466,6 +467,11 @@ impl<D: Dataplane> Reconciler<D> {
                 && (!held.attached || !held.endpoint.has(endpoint_flags::UNKNOWN))
         };
         self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
+    }
+
+    /// Returns the number of devices that need the program and do not have it.
+    pub fn devices_waiting(&self) -> usize {
+        self.devices.values().filter(|attached| !**attached).count()
     }
 
     /// Returns the number of pods of this node that have an address but no interface with programs.

@@ -101,7 +101,8 @@ pub async fn run(
             reconciler.advance();
         }
         let node_unknown = reconciler.is_node_unknown();
-        if !ready && !node_unknown && reconciler.pods_waiting() == 0 && !reconciler.is_starting() {
+        let waiting = reconciler.pods_waiting() + reconciler.devices_waiting();
+        if !ready && !node_unknown && waiting == 0 && !reconciler.is_starting() {
             ready = true;
             tell_ready(&reconciler, inputs.ready_file.as_deref());
         }
@@ -293,7 +294,9 @@ fn ready_without_waiting(reconciler: &Reconciler<Kernel>, ready: &mut bool, file
     if !std::mem::replace(ready, true) {
         tracing::warn!(
             pods = reconciler.pods_waiting(),
-            "reporting ready, but some pods of this node are not enforced: their interfaces were not found or could not be used"
+            devices = reconciler.devices_waiting(),
+            "reporting ready, but some pods of this node are not enforced, or packets that leave by some devices are not \
+             evaluated: their interfaces were not found or could not be used"
         );
         tell_ready(reconciler, file);
     }

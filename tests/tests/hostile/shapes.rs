@@ -128,7 +128,10 @@ const V6: &[Form<Wrap>] = &[
         vec![ip.clone().fragment(77, 0, false).carrying(number, payload)]
     }),
     form("two fragment headers", false, |ip, number, payload| {
-        vec![ip.clone().extension(protocol::FRAGMENT, 0).fragment(78, 0, false).carrying(number, payload)]
+        let mut packet = ip.clone().extension(protocol::FRAGMENT, 0).fragment(78, 0, false).carrying(number, payload);
+        // The first one has offset 0 too.
+        packet[42..44].fill(0);
+        vec![packet]
     }),
     form("an extension that is longer than the packet", false, |ip, number, payload| {
         let mut packet = ip.clone().extension(60, 0).carrying(number, payload);

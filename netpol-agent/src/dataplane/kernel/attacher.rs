@@ -78,7 +78,7 @@ impl Attacher {
                 // meanwhile. A new interface has few, and reading the kernel's whole conntrack table would delay its
                 // enforcement.
                 if let Some(endpoint) = endpoint.filter(|endpoint| self.early.contains(&endpoint.ifindex)) {
-                    self.take_over(endpoint);
+                    self.take_over(&endpoint);
                 }
                 let result = self.attach(ifindex, &name, role);
                 let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
@@ -89,18 +89,20 @@ impl Attacher {
                 InterfaceOutcome::Attached { ifindex, result, packets }
             }
             Job::Detach(ifindex) => {
+                self.take_over.iter_mut().for_each(TakeOver::drop_list);
                 InterfaceOutcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
             }
             Job::Verify(mut ifindexes) => {
+                self.take_over.iter_mut().for_each(TakeOver::drop_list);
                 ifindexes.retain(|ifindex| !self.runs(*ifindex) && attach::name_of(*ifindex).is_some());
                 InterfaceOutcome::Missing(ifindexes)
             }
         }
     }
 
-    fn take_over(&mut self, endpoint: Endpoint) {
+    fn take_over(&mut self, endpoint: &Endpoint) {
         let Some(take_over) = &mut self.take_over else { return };
-        match take_over.take_over(&[endpoint]) {
+        match take_over.take_over_shared(endpoint) {
             Ok(flows) => {
                 tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack");
             }

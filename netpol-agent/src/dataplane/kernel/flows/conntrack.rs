@@ -2,6 +2,7 @@
 //!
 //! Source: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `nf_conntrack_common.h`, `nf_conntrack_tcp.h`.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -113,9 +114,19 @@ impl Conntrack {
                 self.dump(family, &[], &mut found)?;
             }
         }
+        let addresses: HashSet<&IpAddr> = addresses.iter().collect();
         found.retain(|connection: &Connection| {
             addresses.contains(&connection.original.source) || addresses.contains(&connection.reply.source)
         });
+        Ok(found)
+    }
+
+    /// Returns all connections.
+    pub(super) fn all(&mut self) -> io::Result<Vec<Connection>> {
+        let mut found = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            self.dump(family, &[], &mut found)?;
+        }
         Ok(found)
     }
 

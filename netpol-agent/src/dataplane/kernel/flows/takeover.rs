@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::MapData;
 use netpol_common::{Direction, Endpoint, FlowEntry, FlowKey, Generation, flow_state, protocol};
@@ -24,9 +24,14 @@ use crate::dataplane::kernel::pins::Pins;
 /// Endpoints that are attached within this time are processed together.
 const BATCH_TIME: Duration = Duration::from_millis(20);
 
+/// A list of connections that is not older than this is used for another endpoint.
+const MAX_AGE: Duration = Duration::from_millis(100);
+
 /// Writes flows of endpoints that were just attached, or will be next.
 pub(in crate::dataplane::kernel) struct TakeOver {
     conntrack: Conntrack,
+    /// All connections, and when they were read.
+    list: Option<(Instant, Vec<Connection>)>,
     maps: Maps,
     pins: Pins,
     hz: u32,
@@ -35,25 +40,49 @@ pub(in crate::dataplane::kernel) struct TakeOver {
 impl TakeOver {
     pub(in crate::dataplane::kernel) fn open(pins: &Pins) -> io::Result<Self> {
         let maps = Maps::open(pins).map_err(io::Error::other)?;
-        Ok(Self { conntrack: Conntrack::open()?, maps, pins: pins.clone(), hz: load::frequency() })
+        Ok(Self { conntrack: Conntrack::open()?, list: None, maps, pins: pins.clone(), hz: load::frequency() })
     }
 
     /// Takes over the connections of these endpoints. Returns the number of flows written.
     pub(in crate::dataplane::kernel) fn take_over(&mut self, endpoints: &[Endpoint]) -> io::Result<usize> {
-        let by_address: HashMap<IpAddr, &Endpoint> = endpoints
-            .iter()
-            .flat_map(|endpoint| addresses(endpoint).into_iter().map(move |address| (address, endpoint)))
-            .collect();
-        let addresses: Vec<IpAddr> = by_address.keys().copied().collect();
+        let addresses: Vec<IpAddr> = endpoints.iter().flat_map(addresses).collect();
         if addresses.is_empty() {
             return Ok(0);
         }
         let connections = self.conntrack.of(&addresses)?;
+        Ok(self.write_flows(endpoints, &connections))
+    }
+
+    /// Takes over the connections of an endpoint before its programs are attached. Endpoints that are attached one after the other
+    /// share a list of all connections, because each walk through the kernel's table takes 10 ms or more.
+    pub(in crate::dataplane::kernel) fn take_over_shared(&mut self, endpoint: &Endpoint) -> io::Result<usize> {
+        let list = match self.list.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE) {
+            Some(list) => list,
+            None => {
+                let connections = self.conntrack.all()?;
+                (Instant::now(), connections)
+            }
+        };
+        let count = self.write_flows(std::slice::from_ref(endpoint), &list.1);
+        self.list = Some(list);
+        Ok(count)
+    }
+
+    /// Frees the list of all connections.
+    pub(in crate::dataplane::kernel) fn drop_list(&mut self) {
+        self.list = None;
+    }
+
+    fn write_flows(&self, endpoints: &[Endpoint], connections: &[Connection]) -> usize {
+        let by_address: HashMap<IpAddr, &Endpoint> = endpoints
+            .iter()
+            .flat_map(|endpoint| addresses(endpoint).into_iter().map(move |address| (address, endpoint)))
+            .collect();
         let mut tables = HashMap::new();
         // A time in the future would be read as one long ago, and the flow would have timed out.
         let now = jiffies(self.hz).wrapping_sub(SLACK * self.hz);
         let mut count = 0;
-        for connection in &connections {
+        for connection in connections {
             for side in sides(connection, |address| self.maps.is_local_node(address)) {
                 let Some(endpoint) = by_address.get(&side.pod) else { continue };
                 let entry = FlowEntry {
@@ -77,7 +106,7 @@ impl TakeOver {
                 count += usize::from(written);
             }
         }
-        Ok(count)
+        count
     }
 
     /// Writes a flow. An existing flow is newer and stays.
