@@ -70,11 +70,20 @@ impl Conversation {
     fn expect(&self, kind: PacketKind, world: &World, tables: &Tables) -> (Reason, FlowState) {
         let direction = kind.direction(&self.probe);
         let as_attempt = expected(world, tables, &self.attempt(direction)).0;
-        let is_syn = kind == PacketKind::Initial && self.probe.protocol == protocol::TCP;
+        // Protocols whose packets show that they start a connection.
+        let has_handshake = matches!(self.probe.protocol, protocol::TCP | protocol::SCTP);
+        let starts_connection = kind == PacketKind::Initial && has_handshake;
         match self.state {
-            FlowState::Initiated(initiator) if !is_syn => {
-                let allowed = expected(world, tables, &self.attempt(initiator)).0.allows();
-                (if allowed { Reason::Flow } else { Reason::Revoked }, self.state)
+            FlowState::Initiated(initiator) if !starts_connection => {
+                let reason = if expected(world, tables, &self.attempt(initiator)).0.allows() {
+                    Reason::Flow
+                } else if direction == initiator || has_handshake || as_attempt == Reason::NoRule {
+                    Reason::Revoked
+                } else {
+                    // In the other direction the flow may be a new one, and isolation is per direction.
+                    as_attempt
+                };
+                (reason, self.state)
             }
             FlowState::Initiated(_) | FlowState::Unknown if as_attempt.allows() && !self.is_echo_reply(kind) => {
                 (as_attempt, FlowState::Initiated(direction))

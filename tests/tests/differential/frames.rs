@@ -57,7 +57,15 @@ pub(crate) fn craft(pod: IpAddr, probe: &Probe, source: u16, kind: PacketKind) -
     let packet = match probe.protocol {
         protocol::TCP => ip.tcp(from, to, if kind == PacketKind::Initial { SYN } else { ACK }, b""),
         protocol::UDP => ip.udp(from, to, b"datagram"),
-        protocol::SCTP => ip.sctp_init(from, to, b""),
+        protocol::SCTP => {
+            let mut packet = ip.sctp_init(from, to, b"");
+            if kind != PacketKind::Initial {
+                // The type of the only chunk, of 20 bytes: DATA instead of INIT.
+                let chunk = packet.len() - 20;
+                packet[chunk] = 0;
+            }
+            packet
+        }
         number => {
             let echo = if number == protocol::ICMP { [8, 0] } else { [128, 129] };
             let [high, low] = source.to_be_bytes();
