@@ -204,7 +204,7 @@ fn uninstall_with_then_stay_keeps_running_only_if_nothing_remains() -> Result<()
     uninstall.args(["uninstall", "--then-stay", "--pin-path"]).arg(lab.agent().pin_path());
     let mut uninstall = uninstall.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting uninstall")?;
     let lines = BufReader::new(uninstall.stdout.take().context("uninstall has no standard output")?).lines();
-    let lines: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.starts_with("stays")).collect();
+    let lines: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.starts_with("waiting for SIGTERM")).collect();
     let ended = uninstall.try_wait()?;
     kill(Pid::from_raw(uninstall.id().try_into()?), Signal::SIGTERM).context("sending SIGTERM to uninstall")?;
     let code = uninstall.wait()?.code();
