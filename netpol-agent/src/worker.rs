@@ -18,7 +18,7 @@ pub struct Worker<J> {
 #[derive(Debug)]
 pub struct Outcomes<O> {
     does: &'static str,
-    told: channel::UnboundedReceiver<O>,
+    reported: channel::UnboundedReceiver<O>,
 }
 
 /// A thread that the agent needs has ended unexpectedly.
@@ -37,14 +37,14 @@ impl<J: Send + 'static> Worker<J> {
         mut work: impl FnMut(J) -> O + Send + 'static,
     ) -> io::Result<(Self, Outcomes<O>)> {
         let (jobs, received_jobs) = mpsc::channel();
-        let (tell, told) = channel::unbounded_channel();
+        let (report, reported) = channel::unbounded_channel();
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             for job in received_jobs {
                 // The receiver may be gone, when the agent exits.
-                drop(tell.send(work(job)));
+                drop(report.send(work(job)));
             }
         })?;
-        Ok((Self { jobs }, Outcomes { does, told }))
+        Ok((Self { jobs }, Outcomes { does, reported }))
     }
 
     /// Sends a job and returns immediately. If the thread has died, [`Outcomes::next`] returns an error.
@@ -59,12 +59,12 @@ impl<O> Outcomes<O> {
     /// # Errors
     /// If the thread has died and all results were received.
     pub async fn next(&mut self) -> Result<O, Died> {
-        self.told.recv().await.ok_or(Died(self.does))
+        self.reported.recv().await.ok_or(Died(self.does))
     }
 
     /// Returns the next result, if there is one.
     pub fn ready(&mut self) -> Option<O> {
-        self.told.try_recv().ok()
+        self.reported.try_recv().ok()
     }
 }
 

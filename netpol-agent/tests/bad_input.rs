@@ -2,7 +2,7 @@
 
 mod node;
 
-use node::{Node, told};
+use node::{Node, reported};
 
 #[test]
 fn a_missing_source_is_named() {
@@ -18,7 +18,7 @@ fn a_missing_source_is_named() {
         ("dir:", 2, "or dir:PATH"),
     ] {
         let output = node.subcommand(&["run", "--node", "n1", "--source", source]);
-        let text = told(&output);
+        let text = reported(&output);
         assert_eq!(output.status.code(), Some(code), "{source}: {text}");
         assert!(text.contains(message), "{source}: {text}");
         assert!(text.matches("No such file").count() <= 1, "each cause must be printed once: {text}");
@@ -32,8 +32,8 @@ fn a_pin_path_outside_bpffs_is_refused_with_the_mount_command() {
     node.pin_path = node.directory.path().join("pins");
     let source = format!("dir:{}", node.directory.path().display());
     let output = node.subcommand(&["run", "--node", "n1", "--source", &source]);
-    assert_eq!(output.status.code(), Some(5), "{}", told(&output));
-    assert!(told(&output).contains("mount -t bpf"), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(5), "{}", reported(&output));
+    assert!(reported(&output).contains("mount -t bpf"), "{}", reported(&output));
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn status_without_pins_reports_that_no_agent_has_run() {
     let node = Node::new();
     let output = node.subcommand(&["status"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(told(&output).contains("no agent has run here"), "{}", told(&output));
+    assert!(reported(&output).contains("no agent has run here"), "{}", reported(&output));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn missing_capabilities_are_named() {
             .arg(&node.pin_path)
             .output()
             .expect("cannot run setpriv: install util-linux");
-        let text = told(&output);
+        let text = reported(&output);
         assert_eq!(output.status.code(), Some(5), "{text}");
         assert!(text.contains("CAP_NET_ADMIN") && text.contains("as root"), "{text}");
     }

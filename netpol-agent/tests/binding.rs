@@ -4,12 +4,12 @@
 use std::net::IpAddr;
 
 use netpol_agent::dataplane::Memory;
-use netpol_agent::dataplane::switch::Snapshot;
-use netpol_agent::endpoints::{PodSide, Survey, TunnelEndpoints, Veth};
+use netpol_agent::dataplane::migration::Snapshot;
+use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
+use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
-use netpol_policy::world::Event;
 
 const A: &str = "10.0.0.2";
 const B: &str = "10.0.0.3";
@@ -29,7 +29,7 @@ fn objects(pods: &[String]) -> Vec<Event> {
 }
 
 /// A veth with its own namespace.
-fn veth(index: u32, side: PodSide) -> (IfIndex, (Veth, PodSide)) {
+fn veth(index: u32, side: PodEnd) -> (IfIndex, (Veth, PodEnd)) {
     let name = format!("veth{index}");
     let namespace = index.cast_signed();
     (
@@ -38,25 +38,28 @@ fn veth(index: u32, side: PodSide) -> (IfIndex, (Veth, PodSide)) {
     )
 }
 
-fn at(addresses: &[&str]) -> PodSide {
-    PodSide::at(parsed(addresses))
+fn at(addresses: &[&str]) -> PodEnd {
+    PodEnd::at(parsed(addresses))
 }
 
 fn parsed(addresses: &[&str]) -> Vec<IpAddr> {
     addresses.iter().map(|address| address.parse().expect("invalid address")).collect()
 }
 
-fn survey<const N: usize>(veths: [(u32, PodSide); N]) -> Survey {
-    Survey { veths: veths.into_iter().map(|(index, side)| veth(index, side)).collect(), ..Survey::default() }
+fn interfaces<const N: usize>(veths: [(u32, PodEnd); N]) -> InterfaceSnapshot {
+    InterfaceSnapshot {
+        veths: veths.into_iter().map(|(index, side)| veth(index, side)).collect(),
+        ..InterfaceSnapshot::default()
+    }
 }
 
-fn start_on(dataplane: Memory, pods: &[String], survey: Survey) -> Reconciler<Memory> {
-    Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(pods), survey)
+fn start_on(dataplane: Memory, pods: &[String], interfaces: InterfaceSnapshot) -> Reconciler<Memory> {
+    Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(pods), interfaces)
         .expect("cannot start the reconciler")
 }
 
-fn start(pods: &[String], survey: Survey) -> Reconciler<Memory> {
-    start_on(Memory::default(), pods, survey)
+fn start(pods: &[String], interfaces: InterfaceSnapshot) -> Reconciler<Memory> {
+    start_on(Memory::default(), pods, interfaces)
 }
 
 /// Returns the name of the pod that an interface is enforced as; `shut`: all of its traffic is dropped; `-`: it has
@@ -78,75 +81,75 @@ fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {
 #[test]
 fn s28_a_pod_that_takes_the_address_of_another_pod_keeps_its_identity() {
     let pods = [pod("a", A), pod("b", B)];
-    let mut reconciler = start(&pods, survey([(3, at(&[A])), (4, at(&[B]))]));
-    reconciler.surveyed(survey([(3, at(&[B])), (4, at(&[B]))]));
+    let mut reconciler = start(&pods, interfaces([(3, at(&[A])), (4, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, at(&[B])), (4, at(&[B]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
     assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
     assert_eq!(reconciler.conflicts(), 1, "the conflict must be reported");
     let conflict =
         reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).and_then(|status| status.conflict);
     assert!(conflict.expect("no conflict was reported").contains("shop/b"));
-    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[B]))]));
     assert_eq!(reconciler.conflicts(), 0);
 }
 
 #[test]
 fn a_pod_that_takes_the_address_of_a_pod_without_an_interface_keeps_its_identity() {
-    let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A]))]));
     reconciler.apply(objects(&[pod("a", A), pod("b", B)]));
-    reconciler.surveyed(survey([(3, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, at(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 3), "a");
-    reconciler.surveyed(survey([(3, at(&[B])), (4, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, at(&[B])), (4, at(&[B]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "b".into()));
 }
 
 #[test]
 fn s28_a_second_claimant_is_shut_until_the_first_interface_is_removed() {
-    let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
-    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
+    let mut reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A]))]));
+    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
     assert_eq!(reconciler.conflicts(), 1);
     // Removing the address again does not open the interface.
-    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&["192.0.2.1"]))]));
+    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&["192.0.2.1"]))]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
-    reconciler.surveyed(survey([(4, at(&[A]))]));
+    reconciler.interfaces(interfaces([(4, at(&[A]))]));
     assert_eq!(enforced_as(&reconciler, 4), "a");
     assert_eq!(reconciler.conflicts(), 0);
 }
 
 #[test]
 fn of_two_unbound_claimants_the_newer_one_is_the_pod() {
-    let reconciler = start(&[pod("a", A)], survey([(3, at(&[A])), (4, at(&[A]))]));
+    let reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A])), (4, at(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("shut".into(), "a".into()));
 }
 
 #[test]
 fn an_address_on_another_interface_of_the_namespace_counts() {
-    let hidden = PodSide { addresses: Vec::new(), other_addresses: parsed(&[A]), mac: None };
-    let reconciler = start(&[pod("a", A)], survey([(3, hidden)]));
+    let hidden = PodEnd { addresses: Vec::new(), other_addresses: parsed(&[A]), mac: None };
+    let reconciler = start(&[pod("a", A)], interfaces([(3, hidden)]));
     assert_eq!(enforced_as(&reconciler, 3), "a");
-    let both = PodSide { addresses: parsed(&[B]), other_addresses: parsed(&[A]), mac: None };
-    let reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, both)]));
+    let both = PodEnd { addresses: parsed(&[B]), other_addresses: parsed(&[A]), mac: None };
+    let reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, both)]));
     assert_eq!(enforced_as(&reconciler, 3), "shut", "the pod is ambiguous");
 }
 
 #[test]
 fn a_binding_follows_the_objects_if_the_address_is_reused() {
     // The object of an earlier pod has the address until the object of the new pod arrives.
-    let mut reconciler = start(&[pod("old", A)], survey([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("old", A)], interfaces([(3, at(&[A]))]));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!(enforced_as(&reconciler, 3), "new");
     // After interfaces are read, a second claimant comes too late.
-    reconciler.surveyed(survey([(3, at(&[A]))]));
-    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
+    reconciler.interfaces(interfaces([(3, at(&[A]))]));
+    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("new".into(), "shut".into()));
 }
 
 #[test]
 fn the_interface_of_a_deleted_pod_does_not_keep_the_address() {
-    let mut reconciler = start(&[pod("old", A)], survey([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("old", A)], interfaces([(3, at(&[A]))]));
     reconciler.apply(objects(&[]));
-    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[A]))]));
+    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[A]))]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, orphaned".into(), "-".into()));
     reconciler.apply(objects(&[pod("new", A)]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("old, orphaned".into(), "new".into()));
@@ -155,8 +158,8 @@ fn the_interface_of_a_deleted_pod_does_not_keep_the_address() {
 
 #[test]
 fn a_new_sandbox_of_a_pod_with_another_address_is_the_pod() {
-    let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
-    reconciler.surveyed(survey([(3, at(&[A])), (4, at(&[B]))]));
+    let mut reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A]))]));
+    reconciler.interfaces(interfaces([(3, at(&[A])), (4, at(&[B]))]));
     reconciler.apply(objects(&[pod("a", B)]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a, orphaned".into(), "a".into()));
 }
@@ -164,20 +167,20 @@ fn a_new_sandbox_of_a_pod_with_another_address_is_the_pod() {
 #[test]
 fn a_restart_keeps_the_binding() {
     let pods = [pod("a", A), pod("b", B)];
-    let mut before = start(&pods, survey([(3, PodSide { mac: Some([2, 0, 0, 0, 0, 3]), ..at(&[A]) })]));
+    let mut before = start(&pods, interfaces([(3, PodEnd { mac: Some([2, 0, 0, 0, 0, 3]), ..at(&[A]) })]));
     let dataplane = std::mem::take(before.dataplane_mut());
     // The addresses and the MAC address of the pod changed while no agent was running.
-    let changed = PodSide { mac: Some([2, 0, 0, 0, 0, 9]), ..at(&[B]) };
-    let after = start_on(dataplane, &pods, survey([(3, changed), (4, at(&[B]))]));
+    let changed = PodEnd { mac: Some([2, 0, 0, 0, 0, 9]), ..at(&[B]) };
+    let after = start_on(dataplane, &pods, interfaces([(3, changed), (4, at(&[B]))]));
     assert_eq!((enforced_as(&after, 3), enforced_as(&after, 4)), ("a".into(), "b".into()));
     assert_eq!(endpoint(&after, 3).mac, [2, 0, 0, 0, 0, 3], "the MAC address of the earlier agent must be kept");
 }
 
 #[test]
 fn a_reused_index_is_bound_again() {
-    let mut reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, at(&[A]))]));
     reconciler.interfaces_removed(&[IfIndex(3)].into());
-    reconciler.surveyed(survey([(3, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, at(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 3), "b");
 }
 
@@ -185,18 +188,20 @@ fn a_reused_index_is_bound_again() {
 fn the_mac_address_is_set_once_and_unique_on_a_bridge() {
     let mac = |last: u8| Some([2, 0, 0, 0, 0, last]);
     let pods = [pod("a", A), pod("b", B)];
-    let mut reconciler = start(&pods, survey([(3, PodSide { mac: None, ..at(&[A, "fe80::3"]) })]));
+    let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: None, ..at(&[A, "fe80::3"]) })]));
     assert_eq!(endpoint(&reconciler, 3).mac, [0; 6], "the MAC address is not known yet");
-    reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) })]));
+    reconciler.interfaces(interfaces([(3, PodEnd { mac: mac(3), ..at(&[A]) })]));
     assert_eq!(endpoint(&reconciler, 3).mac, [2, 0, 0, 0, 0, 3]);
     assert_eq!(endpoint(&reconciler, 3).link_local[15], 3, "the link-local address must be kept");
-    reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, PodSide { mac: mac(3), ..at(&[B]) })]));
+    reconciler
+        .interfaces(interfaces([(3, PodEnd { mac: mac(3), ..at(&[A]) }), (4, PodEnd { mac: mac(3), ..at(&[B]) })]));
     assert_eq!(enforced_as(&reconciler, 4), "shut");
 
     // The MAC address is read after the programs are attached.
-    let mut reconciler = start(&pods, survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, at(&[B]))]));
+    let mut reconciler = start(&pods, interfaces([(3, PodEnd { mac: mac(3), ..at(&[A]) }), (4, at(&[B]))]));
     assert_eq!(enforced_as(&reconciler, 4), "b");
-    reconciler.surveyed(survey([(3, PodSide { mac: mac(3), ..at(&[A]) }), (4, PodSide { mac: mac(3), ..at(&[B]) })]));
+    reconciler
+        .interfaces(interfaces([(3, PodEnd { mac: mac(3), ..at(&[A]) }), (4, PodEnd { mac: mac(3), ..at(&[B]) })]));
     assert_eq!((enforced_as(&reconciler, 3), enforced_as(&reconciler, 4)), ("a".into(), "shut".into()));
     assert_eq!(reconciler.conflicts(), 1);
 }
@@ -206,7 +211,10 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
     let own: IpAddr = "fe80::254".parse().expect("invalid address");
     let link_local =
         |reconciler: &Reconciler<Memory>, index: u32| endpoint(reconciler, index).link_local[14..].to_vec();
-    let with = |addresses: &[&str]| Survey { own: vec![own], ..survey([(3, at(addresses)), (4, at(&[B, "fe80::4"]))]) };
+    let with = |addresses: &[&str]| InterfaceSnapshot {
+        own: vec![own],
+        ..interfaces([(3, at(addresses)), (4, at(&[B, "fe80::4"]))])
+    };
     let pods = [pod("a", A), pod("b", B)];
     let mut reconciler = start(&pods, with(&[A, "fe80::3"]));
     for (addresses, last) in [
@@ -218,7 +226,7 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
         (&[A, "fe80::254"], 0x33),
         (&[A, "fe80::4", "fe80::254", "fe80::35"], 0x35),
     ] {
-        reconciler.surveyed(with(addresses));
+        reconciler.interfaces(with(addresses));
         assert_eq!(link_local(&reconciler, 3), [0, last], "{addresses:?}");
     }
     assert_eq!(link_local(&reconciler, 4), [0, 4]);
@@ -228,13 +236,13 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
     adopting.endpoints = reconciler.dataplane().endpoints.clone();
     adopting.attached = reconciler.dataplane().attached.clone();
     let mut next = start_on(adopting, &pods, with(&[A, "fe80::35"]));
-    next.surveyed(with(&[A, "fe80::36"]));
+    next.interfaces(with(&[A, "fe80::36"]));
     assert_eq!(link_local(&next, 3), [0, 0x36]);
 }
 
 #[test]
 fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
-    let mut reconciler = start(&[pod("a", A), pod("b", B)], survey([(3, at(&[A, "fe80::3"])), (4, at(&[B]))]));
+    let mut reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, at(&[A, "fe80::3"])), (4, at(&[B]))]));
     let unlisted = |reconciler: &Reconciler<Memory>| {
         let found =
             reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).expect("no endpoint").unlisted;
@@ -248,30 +256,30 @@ fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
         (&[A, "10.0.0.9"], &["10.0.0.9"]),
         (&[A], &[]),
     ] {
-        reconciler.surveyed(survey([(3, at(addresses)), (4, at(&[B]))]));
+        reconciler.interfaces(interfaces([(3, at(addresses)), (4, at(&[B]))]));
         assert_eq!(unlisted(&reconciler), parsed(found), "{addresses:?}");
         assert_eq!(endpoint(&reconciler, 3).address_v4, [10, 0, 0, 2]);
     }
-    reconciler.surveyed(survey([(3, at(&[A, "10.0.0.9"])), (4, at(&[B]))]));
-    reconciler.surveyed(survey([(4, at(&[B]))]));
+    reconciler.interfaces(interfaces([(3, at(&[A, "10.0.0.9"])), (4, at(&[B]))]));
+    reconciler.interfaces(interfaces([(4, at(&[B]))]));
     assert_eq!(reconciler.unlisted_addresses(), 0, "the interface was removed");
 }
 
 #[test]
 fn an_address_has_an_endpoint_id_while_programs_mark_packets() {
     let address = parsed(&[A])[0];
-    let mut reconciler = start(&[pod("a", A)], survey([(3, at(&[A]))]));
+    let mut reconciler = start(&[pod("a", A)], interfaces([(3, at(&[A]))]));
     let id = endpoint(&reconciler, 3).id;
     assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
     // The pod is deleted from the API: its interface stays enforced.
     reconciler.apply(objects(&[]));
     assert_eq!(reconciler.dataplane().owners.get(&address), Some(&id));
-    reconciler.surveyed(survey([]));
+    reconciler.interfaces(interfaces([]));
     assert!(reconciler.dataplane().owners.is_empty());
 
     let mut refusing = Memory::default();
     refusing.rejects_attach = true;
-    let reconciler = start_on(refusing, &[pod("a", A)], survey([(3, at(&[A]))]));
+    let reconciler = start_on(refusing, &[pod("a", A)], interfaces([(3, at(&[A]))]));
     assert!(reconciler.dataplane().owners.is_empty(), "packets of the pod are not marked");
 }
 
@@ -279,13 +287,13 @@ fn an_address_has_an_endpoint_id_while_programs_mark_packets() {
 fn s29_tunnel_endpoints_follow_the_nodes_devices() {
     let with = |port: u16| {
         let tunnels = TunnelEndpoints { ports: [port].into(), protocols: [47].into() };
-        Survey { tunnels, ..survey([]) }
+        InterfaceSnapshot { tunnels, ..interfaces([]) }
     };
     let mut reconciler = start(&[], with(8472));
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!((local.ports, local.protocols), ([8472].into(), [47].into()));
     assert!(others.ports.contains(&4789) && others.protocols.contains(&4));
-    reconciler.surveyed(with(5555));
+    reconciler.interfaces(with(5555));
     let (local, others) = reconciler.dataplane().tunnels.clone();
     assert_eq!(local.ports, [5555].into());
     assert!(others.ports.contains(&5555), "nodes of a cluster are configured alike");

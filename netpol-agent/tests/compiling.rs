@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netpol_agent::dataplane::Memory;
-use netpol_agent::dataplane::switch::Snapshot;
-use netpol_agent::endpoints::{PodSide, Survey, Veth};
-use netpol_agent::reconcile::{Check, Compiler, Options, Reconciler, Standing};
+use netpol_agent::dataplane::migration::Snapshot;
+use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
+use netpol_agent::reconcile::{Check, Compiler, ConditionState, Options, Reconciler};
 use netpol_agent::source::{Batch, Revision};
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
+use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 use netpol_policy::model::{ObjectKey, PodKey};
-use netpol_policy::world::Event;
 
 const OPEN: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: open, namespace: shop},
@@ -43,25 +43,32 @@ fn deleted(name: &str) -> Event {
 }
 
 /// Veths by index, each with the last byte of the address of its peer.
-fn survey(veths: &[(u32, u8)]) -> Survey {
+fn interfaces(veths: &[(u32, u8)]) -> InterfaceSnapshot {
     let veth = |&(index, address): &(u32, u8)| {
         let name = format!("veth{index}");
         let veth =
             Veth { ifindex: IfIndex(index), name, namespace: index.cast_signed(), peer: 2, bridge: None, packets: 0 };
-        (IfIndex(index), (veth, PodSide::at(vec![IpAddr::from([10, 0, 0, address])])))
+        (IfIndex(index), (veth, PodEnd::at(vec![IpAddr::from([10, 0, 0, address])])))
     };
-    Survey { veths: veths.iter().map(veth).collect(), ..Survey::default() }
+    InterfaceSnapshot { veths: veths.iter().map(veth).collect(), ..InterfaceSnapshot::default() }
 }
 
 fn batch(revision: u64, events: Vec<Event>) -> Batch {
-    Batch { revision: Revision(revision), events, after_gap: false, received: Instant::now() }
+    Batch { revision: Revision(revision), events, after_resync: false, received: Instant::now() }
 }
 
 /// Returns a reconciler with a pending first compile.
 fn begin(dataplane: Memory, manifests: &[&str], veths: &[(u32, u8)]) -> Reconciler<Memory> {
     let first = batch(1, applied(manifests));
-    Reconciler::begin(dataplane, Options::of_node("n1"), Snapshot::default(), first, survey(veths), Compiler::Manual)
-        .expect("cannot start the reconciler")
+    Reconciler::begin(
+        dataplane,
+        Options::of_node("n1"),
+        Snapshot::default(),
+        first,
+        interfaces(veths),
+        Compiler::Manual,
+    )
+    .expect("cannot start the reconciler")
 }
 
 /// Returns a reconciler after its first compile.
@@ -108,7 +115,7 @@ fn why(reconciler: &Reconciler<Memory>) -> Vec<String> {
 fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     let mut reconciler = start(&[DENY_WEB], &[]);
     reconciler.apply(applied(&[&pod("db", "db", 2), &pod("web", "web", 3)]));
-    reconciler.surveyed(survey(&[(12, 2), (13, 3)]));
+    reconciler.interfaces(interfaces(&[(12, 2), (13, 3)]));
     assert!(reconciler.held().is_empty(), "most pods are evaluated within this time");
     assert!(reconciler.next_overdue().is_some());
     wait_until_overdue(&mut reconciler);
@@ -128,7 +135,7 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
 fn a_pod_that_is_evaluated_in_time_is_never_shut() {
     let mut reconciler = start(&[DENY_WEB], &[]);
     reconciler.apply(applied(&[&pod("web", "web", 3)]));
-    reconciler.surveyed(survey(&[(13, 3)]));
+    reconciler.interfaces(interfaces(&[(13, 3)]));
     finish(&mut reconciler);
     let web = endpoint(&reconciler, 13).expect("no endpoint");
     assert!(!web.has(endpoint_flags::INCOMPLETE) && web.generation.0 == 1, "{web:?}");
@@ -155,7 +162,7 @@ fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled()
     let mut events = vec![deleted("pod-0")];
     events.extend(applied(&[&pod("pod-0", "web", 4)]));
     reconciler.apply(events);
-    reconciler.surveyed(survey(&[(13, 3), (14, 4)]));
+    reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 14));
     assert!(reconciler.compile(), "the policy");
@@ -175,12 +182,12 @@ fn a_pod_that_is_deleted_during_a_compile_is_enforced_as_before() {
     assert!(endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
     // A pod that is shut and deleted before its policies were compiled.
     reconciler.apply(applied(&[&pod("db", "db", 4)]));
-    reconciler.surveyed(survey(&[(13, 3), (14, 4)]));
+    reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
     reconciler.apply(vec![deleted("db")]);
     finish(&mut reconciler);
     assert!(is_shut(&reconciler, 14), "an endpoint that was shut is not opened");
-    reconciler.surveyed(survey(&[]));
+    reconciler.interfaces(interfaces(&[]));
     assert!(reconciler.held().is_empty());
 }
 
@@ -189,7 +196,7 @@ fn existing_interfaces_do_not_change_at_the_start_and_new_ones_are_shut() {
     let mut reconciler =
         begin(Memory::default(), &[DENY_WEB, &pod("web", "web", 3), &pod("new", "web", 4)], &[(13, 3)]);
     assert!(reconciler.is_starting());
-    reconciler.surveyed(survey(&[(13, 3), (14, 4)]));
+    reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
     assert!(!reconciler.held().contains_key(&IfIndex(13)), "it was unprotected before the agent started");
     assert!(is_shut(&reconciler, 14));
@@ -206,7 +213,7 @@ fn an_earlier_agents_endpoints_stay_in_force_until_the_first_compile() {
     let before = endpoint(&earlier, 13).expect("no endpoint");
     let dataplane = std::mem::take(earlier.dataplane_mut());
     let mut reconciler = begin(dataplane, &[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
-    reconciler.surveyed(survey(&[(13, 3)]));
+    reconciler.interfaces(interfaces(&[(13, 3)]));
     reconciler.apply(vec![deleted("web")]);
     wait_until_overdue(&mut reconciler);
     assert_eq!(endpoint(&reconciler, 13), Some(before));
@@ -223,7 +230,7 @@ fn interfaces_are_handled_between_slices_of_writes() {
     assert!(reconciler.compile());
     assert!(reconciler.execute(Duration::ZERO), "a slice leaves more to do");
     assert!(reconciler.has_engine(), "names must be available meanwhile");
-    reconciler.surveyed(survey(&[(13, 3)]));
+    reconciler.interfaces(interfaces(&[(13, 3)]));
     assert!(endpoint(&reconciler, 13).is_some_and(|found| found.ingress.isolated()));
     let mut slices = 1;
     while reconciler.execute(Duration::ZERO) {
@@ -243,7 +250,7 @@ fn batches_finish_when_written_and_waiting_batches_are_one_job() {
     reconciler.apply_batch(batch(4, applied(&[&pod("c", "db", 5)])));
     assert!(!reconciler.has_engine() && reconciler.finished().is_empty());
     let check = Check { condition: "pod/shop/a".parse().expect("invalid condition"), revision: Revision(1) };
-    assert!(matches!(reconciler.check(&check, Revision(1)).standing, Standing::Not(Some(_))));
+    assert!(matches!(reconciler.check(&check, Revision(1)).condition, ConditionState::Not(Some(_))));
     let mut finished = Vec::new();
     while reconciler.compile() {
         while reconciler.execute(Duration::MAX) {}
@@ -260,7 +267,7 @@ fn a_resync_is_a_job_of_its_own() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3), &pod("db", "db", 4)], &[(13, 3), (14, 4)]);
     reconciler.apply_batch(batch(2, applied(&[OPEN])));
     let both = applied(&[&pod("web", "db", 3), &pod("db", "web", 4)]);
-    reconciler.apply_batch(Batch { after_gap: true, ..batch(3, both) });
+    reconciler.apply_batch(Batch { after_resync: true, ..batch(3, both) });
     reconciler.apply_batch(batch(4, applied(&[&pod("new", "web", 5)])));
     wait_until_overdue(&mut reconciler);
     finish(&mut reconciler);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use node::{Node, alive, told};
+use node::{Node, alive, reported};
 
 const DENY_IN: &str = "{podSelector: {}, policyTypes: [Ingress]}";
 const SERVE_80: &str =
@@ -66,7 +66,11 @@ fn adopts_and_uninstalls(mode: &str) {
 
     let output = successor.subcommand(&["uninstall"]);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("nothing of netpol remains"), "{mode}: {text}{}", told(&output));
+    assert!(
+        output.status.success() && text.contains("nothing of netpol remains"),
+        "{mode}: {text}{}",
+        reported(&output)
+    );
     assert!(!successor.pin_path.exists(), "{mode}: {} still exists", successor.pin_path.display());
     assert_eq!(successor.tc("filter show dev veth2 ingress"), "", "{mode}");
     assert!(!successor.tc("qdisc show dev veth2").contains("clsact"), "{mode}");
@@ -125,8 +129,8 @@ fn uninstall_reports_a_filter_that_another_process_attached() {
     let program = node.pin_path.join(format!("v{}/programs/netpol_egress", netpol_common::LAYOUT_VERSION));
     node.tc(&format!("filter add dev veth2 ingress prio 7 bpf da object-pinned {}", program.display()));
     let output = node.subcommand(&["uninstall"]);
-    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
-    assert!(told(&output).contains("remains: program netpol_egress"), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", reported(&output));
+    assert!(reported(&output).contains("remains: program netpol_egress"), "{}", reported(&output));
     let filters = node.tc("filter show dev veth2 ingress");
     assert!(filters.contains("pref 7") && !filters.contains("pref 2 "), "only netpol's filters are removed: {filters}");
     assert!(node.tc("qdisc show dev veth1").is_empty() || !node.tc("qdisc show dev veth1").contains("clsact"));
@@ -164,7 +168,7 @@ fn an_agent_of_another_layout_version_is_replaced_without_a_gap() {
         node.expect(1, 2, 80, true);
         node.expect(1, 2, 81, false);
         let output = node.subcommand(&["uninstall"]);
-        assert!(output.status.success(), "{mode}: {}", told(&output));
+        assert!(output.status.success(), "{mode}: {}", reported(&output));
         assert!(
             !node.tc("qdisc show dev veth2").contains("clsact"),
             "{mode}: the qdisc of the other version was not removed"
@@ -280,10 +284,10 @@ fn two_agents_do_not_share_a_pin_path() {
     node.start(&[]);
     let source = format!("dir:{}", node.directory.path().display());
     let second = node.subcommand(&["run", "--node", "n1", "--source", &source]);
-    assert_eq!(second.status.code(), Some(3), "{}", told(&second));
-    assert!(told(&second).contains("another netpol-agent runs on"), "{}", told(&second));
+    assert_eq!(second.status.code(), Some(3), "{}", reported(&second));
+    assert!(reported(&second).contains("another netpol-agent runs on"), "{}", reported(&second));
     let uninstall = node.subcommand(&["uninstall"]);
-    assert_eq!(uninstall.status.code(), Some(3), "{}", told(&uninstall));
+    assert_eq!(uninstall.status.code(), Some(3), "{}", reported(&uninstall));
     node.expect(1, 2, 81, false);
 }
 
@@ -377,7 +381,7 @@ fn an_interface_that_reuses_the_index_of_a_removed_one_is_enforced() {
         node.expect(1, 2, 80, true);
         assert!(node.end(true).success());
         let output = node.subcommand(&["uninstall"]);
-        assert!(output.status.success(), "{mode}: {}", told(&output));
+        assert!(output.status.success(), "{mode}: {}", reported(&output));
     }
 }
 
@@ -421,7 +425,7 @@ fn programs_run_before_other_programs_at_the_hooks() {
         assert!(node.end(true).success());
     }
     let output = node.subcommand(&["uninstall"]);
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", reported(&output));
     assert!(node.tc("filter show dev veth2 ingress").contains("pref 1 "), "another process's filter was removed");
     assert!(!node.tc("qdisc show dev veth1").contains("clsact"));
 }

@@ -5,16 +5,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netpol_agent::dataplane::Memory;
-use netpol_agent::dataplane::switch::Snapshot;
-use netpol_agent::endpoints::{PodSide, Survey, Veth};
+use netpol_agent::dataplane::migration::Snapshot;
+use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::events::kubernetes::{self, Dropped, Handle, Numbers, Sink};
 use netpol_agent::events::{Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_agent::source::ObjectSource;
 use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options as ServerOptions, Resource, Rules, Verb};
 use netpol_common::{DenyEvent, Direction, IfIndex, Reason, protocol};
+use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
-use netpol_policy::world::Event;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -67,11 +67,16 @@ impl Pipeline {
         text += policies;
         let objects = manifest::parse(&text, "test.yaml").objects.into_iter().map(|located| located.object).collect();
         let veth = Veth { ifindex: IfIndex(3), name: "veth3".into(), namespace: 0, peer: 2, bridge: None, packets: 0 };
-        let veths = [(IfIndex(3), (veth, PodSide::at(vec!["10.0.0.2".parse().expect("invalid address")])))].into();
+        let veths = [(IfIndex(3), (veth, PodEnd::at(vec!["10.0.0.2".parse().expect("invalid address")])))].into();
         let options = Options::of_node(node);
-        let survey = Survey { veths, ..Survey::default() };
-        let reconciler =
-            Reconciler::start(Memory::default(), options, &Snapshot::default(), vec![Event::Reset(objects)], survey);
+        let interfaces = InterfaceSnapshot { veths, ..InterfaceSnapshot::default() };
+        let reconciler = Reconciler::start(
+            Memory::default(),
+            options,
+            &Snapshot::default(),
+            vec![Event::Reset(objects)],
+            interfaces,
+        );
         let (sink, handle) = start(node, &server, credentials.path());
         Self {
             server,
@@ -335,5 +340,5 @@ fn a_deleted_pod_gets_no_event() {
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     pipeline.wait_until("a dropped Event", || pipeline.numbers().dropped(Dropped::Gone) == 1);
     assert!(pipeline.server.events().is_empty());
-    assert_eq!(pipeline.reporter.as_ref().map(Reporter::told), Some(1), "the packet is reported as a JSON line");
+    assert_eq!(pipeline.reporter.as_ref().map(Reporter::reported), Some(1), "the packet is reported as a JSON line");
 }

@@ -35,7 +35,7 @@ async fn a_torn_event_is_received_again_without_a_resync() -> Result<()> {
         cluster.server.apply(pod(&format!("new{index}"), "web", &format!("10.1.1.{index}")))?;
         assert_eq!(keys(&cluster.next_batch().await), [format!("+Pod shop/new{index}")], "{fault:?}");
     }
-    assert!(cluster.batches.iter().all(|batch| !batch.after_gap));
+    assert!(cluster.batches.iter().all(|batch| !batch.after_resync));
     Ok(())
 }
 
@@ -82,7 +82,7 @@ async fn after_an_expired_version_the_source_lists_again_and_sends_only_the_diff
     cluster.server.compact();
     cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Error(410));
     let batch = cluster.next_batch().await;
-    assert_eq!((keys(&batch), batch.after_gap), (vec!["+Pod shop/new".to_owned(), "-Pod shop/db".to_owned()], true));
+    assert_eq!((keys(&batch), batch.after_resync), (vec!["+Pod shop/new".to_owned(), "-Pod shop/db".to_owned()], true));
     let gone = Fault::on(Effect::status(410)).verb(Verb::Watch).resource(Resource::Pods).times(1);
     cluster.server.inject(gone);
     cluster.server.disconnect();
@@ -109,7 +109,7 @@ async fn changes_during_an_outage_are_sent_as_one_resync() -> Result<()> {
     cluster.server.network(Network::Up);
     let batch = cluster.next_batch().await;
     let expected = ["+NetworkPolicy shop/other", "+Pod shop/web", "-NetworkPolicy shop/all", "-Pod shop/db"];
-    assert_eq!((keys(&batch), batch.after_gap), (expected.map(str::to_owned).to_vec(), true));
+    assert_eq!((keys(&batch), batch.after_resync), (expected.map(str::to_owned).to_vec(), true));
     cluster.wait_in_sync().await;
     Ok(())
 }
@@ -123,7 +123,7 @@ async fn a_restored_backup_with_older_versions_is_detected() -> Result<()> {
     cluster.wait_in_sync().await;
     cluster.server.restore(backup);
     cluster.wait_in_sync().await;
-    assert!(cluster.batches.last().is_some_and(|batch| batch.after_gap));
+    assert!(cluster.batches.last().is_some_and(|batch| batch.after_resync));
     cluster.server.apply(pod("after", "web", "10.1.1.2"))?;
     cluster.wait_in_sync().await;
     Ok(())
@@ -156,7 +156,7 @@ async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage()
     sleep(Duration::from_secs(2)).await;
     cluster.server.network(Network::Up);
     let batch = cluster.next_batch().await;
-    assert!(batch.after_gap && keys(&batch).contains(&"-Pod shop/old0".to_owned()), "{:?}", keys(&batch));
+    assert!(batch.after_resync && keys(&batch).contains(&"-Pod shop/old0".to_owned()), "{:?}", keys(&batch));
     cluster.wait_in_sync().await;
     Ok(())
 }
@@ -169,7 +169,7 @@ async fn a_list_that_fails_midway_deletes_no_objects() -> Result<()> {
     cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Error(410));
     cluster.wait_until("pods are listed again", || cluster.feed.state.kinds()["pods"].relists >= 1).await;
     cluster.expect_no_batch(Duration::from_millis(300)).await;
-    assert_eq!(cluster.world.pods.len(), 2);
+    assert_eq!(cluster.cluster_state.pods.len(), 2);
     Ok(())
 }
 
@@ -244,7 +244,7 @@ async fn a_missing_permission_is_named_and_the_source_continues_when_it_is_grant
         .await;
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
     let batch = cluster.next_batch().await;
-    assert_eq!((keys(&batch), batch.after_gap), (vec!["+Pod shop/new".to_owned()], false));
+    assert_eq!((keys(&batch), batch.after_resync), (vec!["+Pod shop/new".to_owned()], false));
     Ok(())
 }
 

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use netpol_agent::dataplane::switch::Snapshot;
+use netpol_agent::dataplane::migration::Snapshot;
 use netpol_agent::dataplane::{AttachError, InterfaceOutcome, MapName, Memory, PendingCall};
-use netpol_agent::endpoints::{PodSide, Survey, Veth};
+use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, Generation, IfIndex, PortSetId, endpoint_flags};
+use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
-use netpol_policy::world::Event;
 
 const PODS: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {nodeName: n1},
@@ -44,14 +44,14 @@ fn objects(manifests: &[&str]) -> Vec<Event> {
 }
 
 /// Veths by index, each with the address of its peer.
-fn survey(veths: &[(u32, &str)]) -> Survey {
+fn interfaces(veths: &[(u32, &str)]) -> InterfaceSnapshot {
     let veth = |&(index, address): &(u32, &str)| {
         let name = format!("veth{index}");
         let veth =
             Veth { ifindex: IfIndex(index), name, namespace: index.cast_signed(), peer: 2, bridge: None, packets: 0 };
-        (IfIndex(index), (veth, PodSide::at(vec![address.parse::<IpAddr>().expect("invalid address")])))
+        (IfIndex(index), (veth, PodEnd::at(vec![address.parse::<IpAddr>().expect("invalid address")])))
     };
-    Survey { veths: veths.iter().map(veth).collect(), ..Survey::default() }
+    InterfaceSnapshot { veths: veths.iter().map(veth).collect(), ..InterfaceSnapshot::default() }
 }
 
 fn start(
@@ -61,7 +61,7 @@ fn start(
     veths: &[(u32, &str)],
 ) -> Reconciler<Memory> {
     let options = Options { unknown_pods, ..Options::of_node("n1") };
-    Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), survey(veths))
+    Reconciler::start(dataplane, options, &Snapshot::default(), objects(manifests), interfaces(veths))
         .expect("cannot start the reconciler")
 }
 
@@ -95,7 +95,7 @@ fn unknown_pods_are_denied_on_request_until_they_are_known() {
 fn an_uplink_of_the_local_node_is_not_an_unknown_pod() {
     let mut reconciler = start(Memory::default(), UnknownPods::Deny, &[], &[]);
     let uplinks = [IfIndex(4)].into();
-    reconciler.surveyed(Survey { uplinks, ..survey(&[(3, "10.0.0.2"), (4, "192.0.2.1")]) });
+    reconciler.interfaces(InterfaceSnapshot { uplinks, ..interfaces(&[(3, "10.0.0.2"), (4, "192.0.2.1")]) });
     assert_eq!(reconciler.dataplane().attached, [IfIndex(3)].into());
 }
 
@@ -103,9 +103,9 @@ fn an_uplink_of_the_local_node_is_not_an_unknown_pod() {
 fn a_removed_interface_is_released_and_a_new_one_gets_a_new_endpoint() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     let before = endpoints(&reconciler)[&IfIndex(3)].generation;
-    reconciler.surveyed(survey(&[]));
+    reconciler.interfaces(interfaces(&[]));
     assert!(endpoints(&reconciler).is_empty() && reconciler.dataplane().attached.is_empty());
-    reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
+    reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
     assert!(endpoints(&reconciler)[&IfIndex(3)].generation > before, "flows of the earlier interface must not be used");
 }
 
@@ -114,11 +114,11 @@ fn a_full_map_marks_the_affected_pods_as_incomplete_until_there_is_room() {
     let full = Memory::full(MapName::Allow);
     let mut reconciler = start(full, UnknownPods::Allow, &[PODS, ALLOW_BLOCK], &[(3, "10.0.0.2")]);
     assert!(endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::INCOMPLETE));
-    assert!(reconciler.problems().missing > 0);
+    assert!(reconciler.failed_writes().missing > 0);
     reconciler.dataplane_mut().full = None;
     reconciler.retry();
     assert!(!endpoints(&reconciler)[&IfIndex(3)].has(endpoint_flags::INCOMPLETE));
-    assert_eq!(reconciler.problems().missing, 0);
+    assert_eq!(reconciler.failed_writes().missing, 0);
 }
 
 #[test]
@@ -161,10 +161,10 @@ fn a_deleted_pod_stays_enforced_until_its_interface_is_removed() {
             assert!(before.ingress.isolated());
             replace_objects(&mut reconciler, after);
             assert_eq!(enforced(&reconciler, 3), Some(before), "{name}");
-            reconciler.surveyed(survey(&[(3, "10.0.0.9")]));
+            reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
             assert_eq!(enforced(&reconciler, 3), Some(before), "{name}: another address must not change the endpoint");
             assert!(!reconciler.is_waiting(), "{name}: nothing must be waited for");
-            reconciler.surveyed(survey(&[]));
+            reconciler.interfaces(interfaces(&[]));
             assert_eq!(enforced(&reconciler, 3), None, "{name}");
         }
     }
@@ -192,7 +192,7 @@ fn a_recreated_pod_gets_its_current_policies() {
 #[test]
 fn a_pod_that_removes_its_address_stays_enforced() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-    reconciler.surveyed(survey(&[(3, "10.0.0.77")]));
+    reconciler.interfaces(interfaces(&[(3, "10.0.0.77")]));
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
     let endpoint = enforced(&reconciler, 3).expect("no endpoint");
     assert!(endpoint.ingress.isolated() && endpoint.address_v4 == [10, 0, 0, 2]);
@@ -220,9 +220,9 @@ fn unknown_interfaces_are_not_waited_for() {
 #[test]
 fn the_time_before_enforcement_is_measured() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
-    reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
-    let gaps = reconciler.gaps();
-    assert_eq!((gaps.count, *gaps.buckets.last().expect("no buckets")), (1, 1));
+    reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
+    let unprotected = reconciler.unprotected();
+    assert_eq!((unprotected.count, *unprotected.buckets.last().expect("no buckets")), (1, 1));
 }
 
 #[test]
@@ -236,37 +236,37 @@ fn programs_that_another_process_detached_are_reattached() {
 #[test]
 fn the_unprotected_time_after_a_detach_starts_at_the_detach() {
     let with_packets = |packets| {
-        let mut survey = survey(&[(3, "10.0.0.2")]);
-        survey.veths.values_mut().for_each(|(veth, _)| veth.packets = packets);
-        survey
+        let mut interfaces = interfaces(&[(3, "10.0.0.2")]);
+        interfaces.veths.values_mut().for_each(|(veth, _)| veth.packets = packets);
+        interfaces
     };
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[]);
-    reconciler.surveyed(with_packets(7));
-    assert_eq!((reconciler.gaps().count, reconciler.gaps().packets), (1, 7));
-    let before = reconciler.gaps().unprotected;
+    reconciler.interfaces(with_packets(7));
+    assert_eq!((reconciler.unprotected().count, reconciler.unprotected().packets), (1, 7));
+    let before = reconciler.unprotected().unprotected;
     let pause = std::time::Duration::from_millis(200);
     std::thread::sleep(pause);
-    reconciler.surveyed(with_packets(1_000_000));
+    reconciler.interfaces(with_packets(1_000_000));
     reconciler.dataplane_mut().attached.clear();
     reconciler.verify();
-    let gaps = reconciler.gaps();
+    let unprotected = reconciler.unprotected();
     assert_eq!(
-        (gaps.count, gaps.attached, gaps.packets),
+        (unprotected.count, unprotected.attached, unprotected.packets),
         (2, 2, 7),
         "a packet was counted while programs were attached"
     );
-    assert!(gaps.unprotected < before + pause, "{gaps:?}");
+    assert!(unprotected.unprotected < before + pause, "{unprotected:?}");
 }
 
 #[test]
 fn the_unprotected_time_of_an_existing_interface_starts_with_the_agent() {
-    let mut early = survey(&[(3, "10.0.0.2")]);
+    let mut early = interfaces(&[(3, "10.0.0.2")]);
     early.veths.values_mut().for_each(|(veth, _)| veth.packets = 500);
     let dataplane = Memory::default();
     let reconciler =
         Reconciler::start(dataplane, Options::of_node("n1"), &Snapshot::default(), objects(&[PODS]), early)
             .expect("cannot start the reconciler");
-    assert_eq!((reconciler.gaps().count, reconciler.gaps().packets), (1, 0));
+    assert_eq!((reconciler.unprotected().count, reconciler.unprotected().packets), (1, 0));
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn policies_are_written_while_programs_are_being_attached() {
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))], "must be requested once");
     reconciler.jobs_finished([attached(Ok(()))]);
     assert!(!reconciler.is_waiting() || reconciler.pods_waiting() == 0);
-    assert_eq!(reconciler.gaps().count, 1);
+    assert_eq!(reconciler.unprotected().count, 1);
 }
 
 fn attached(result: Result<(), AttachError>) -> InterfaceOutcome {
@@ -319,7 +319,7 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
     for result in [Ok(()), Err(gone)] {
         let slow = Memory::slow();
         let mut reconciler = start(slow, UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-        reconciler.surveyed(survey(&[]));
+        reconciler.interfaces(interfaces(&[]));
         assert_eq!(
             reconciler.dataplane().pending,
             [PendingCall::Attach(IfIndex(3))],
@@ -336,10 +336,10 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
 #[test]
 fn policies_are_written_while_programs_are_being_detached() {
     let mut reconciler = enforced_slowly(UnknownPods::Allow);
-    reconciler.surveyed(survey(&[]));
+    reconciler.interfaces(interfaces(&[]));
     assert_eq!(reconciler.pods_waiting(), 1, "the pod must count as waiting");
     replace_objects(&mut reconciler, &[PODS, ALLOW_BLOCK]);
-    assert!(reconciler.problems().missing == 0 && !reconciler.dataplane().written.is_empty());
+    assert!(reconciler.failed_writes().missing == 0 && !reconciler.dataplane().written.is_empty());
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))], "must be requested once");
 }
 
@@ -348,9 +348,9 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
     for unknown_pods in [UnknownPods::Allow, UnknownPods::Deny] {
         // The new interface belongs to a known pod: it is enforced after detaching and attaching.
         let mut reconciler = enforced_slowly(unknown_pods);
-        reconciler.surveyed(survey(&[]));
+        reconciler.interfaces(interfaces(&[]));
         replace_objects(&mut reconciler, &[OTHER_PODS, DENY_ALL]);
-        reconciler.surveyed(survey(&[(3, "10.0.0.4")]));
+        reconciler.interfaces(interfaces(&[(3, "10.0.0.4")]));
         assert!(!reconciler.held()[&IfIndex(3)].attached && reconciler.pods_waiting() == 1);
         reconciler.jobs_finished([detached(Ok(()))]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
@@ -359,8 +359,8 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
 
         // The new interface has no known pod: nothing of the earlier pod is left.
         let mut reconciler = enforced_slowly(unknown_pods);
-        reconciler.surveyed(survey(&[]));
-        reconciler.surveyed(survey(&[(3, "10.0.0.9")]));
+        reconciler.interfaces(interfaces(&[]));
+        reconciler.interfaces(interfaces(&[(3, "10.0.0.9")]));
         reconciler.jobs_finished([detached(Ok(()))]);
         let endpoint = endpoints(&reconciler).get(&IfIndex(3));
         assert!(endpoint.is_none_or(|endpoint| endpoint.address_v4 != [10, 0, 0, 2]));
@@ -373,16 +373,16 @@ fn a_failed_operation_is_retried_only_after_interfaces_are_read_again() {
     let mut reconciler = start(Memory::slow(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
     reconciler.jobs_finished([attached(Err(refused()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3))]);
-    reconciler.surveyed(survey(&[(3, "10.0.0.2")]));
+    reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
     reconciler.jobs_finished([attached(Ok(()))]);
 
     reconciler.dataplane_mut().pending.clear();
-    reconciler.surveyed(survey(&[]));
+    reconciler.interfaces(interfaces(&[]));
     reconciler.jobs_finished([detached(Err(refused()))]);
     assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3))]);
     assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
-    reconciler.surveyed(survey(&[]));
+    reconciler.interfaces(interfaces(&[]));
     reconciler.jobs_finished([detached(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
 }
@@ -409,9 +409,9 @@ fn an_isolated_pod_without_room_is_shut_until_its_interface_is_removed() {
     let mut reconciler = start(crowded, UnknownPods::Allow, &[PODS, DENY_ALL], &[(3, "10.0.0.2")]);
     reconciler.jobs_finished([attached(Ok(()))]);
     assert!(endpoints(&reconciler).is_empty());
-    reconciler.surveyed(survey(&[]));
+    reconciler.interfaces(interfaces(&[]));
     reconciler.jobs_finished([detached(Ok(()))]);
-    reconciler.surveyed(survey(&[]));
+    reconciler.interfaces(interfaces(&[]));
     let begun = [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))];
     assert_eq!(reconciler.dataplane().pending, begun, "each operation must be requested once");
 }

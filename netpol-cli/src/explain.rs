@@ -12,7 +12,7 @@ use crate::args::{ExplainOptions, Output};
 use crate::color::Color;
 use crate::input::{Input, InputReport};
 use crate::table;
-use crate::verdict::Judge;
+use crate::verdict::Evaluator;
 
 /// The output of `-o json`.
 #[derive(Serialize)]
@@ -25,9 +25,9 @@ struct JsonOutput<'a> {
 pub(crate) fn run(options: &ExplainOptions, out: &mut impl Write) -> Result<Exit> {
     let input = Input::read(&options.input);
     input.report();
-    let world = input.world(true);
-    let judge = Judge::new(&world);
-    let explanation = judge.explain(&options.from, &options.to, options.port)?;
+    let cluster_state = input.cluster_state(true);
+    let evaluate = Evaluator::new(&cluster_state);
+    let explanation = evaluate.explain(&options.from, &options.to, options.port)?;
     match options.output {
         Output::Json => {
             writeln!(

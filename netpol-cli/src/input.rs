@@ -6,11 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use netpol_files::{is_manifest, read_any, read_regular, read_stream};
+use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::derived;
 use netpol_policy::manifest::{self, Located, ManifestError, Parsed, SkipReason};
 use netpol_policy::model::{Object, Severity};
 use netpol_policy::text::Safe;
-use netpol_policy::world::{Event, World};
 use serde::Serialize;
 
 use crate::args::InputOptions;
@@ -115,17 +115,17 @@ impl Input {
 
     /// Returns the objects, with placeholder addresses of Services, their `EndpointSlices`, and, if requested,
     /// placeholder addresses of pods.
-    pub(crate) fn world(&self, addresses_of_pods: bool) -> World {
-        let mut world = World::of(self.parsed.objects.iter().map(|located| located.object.clone()));
+    pub(crate) fn cluster_state(&self, addresses_of_pods: bool) -> ClusterState {
+        let mut cluster_state = ClusterState::of(self.parsed.objects.iter().map(|located| located.object.clone()));
         if addresses_of_pods {
-            placeholder::pods(&mut world);
+            placeholder::pods(&mut cluster_state);
         }
-        placeholder::services(&mut world);
-        let objects: Vec<Object> = world.objects().collect();
+        placeholder::services(&mut cluster_state);
+        let objects: Vec<Object> = cluster_state.objects().collect();
         for slice in derived::endpoint_slices(&objects) {
-            world.apply(Event::Apply(Object::Slice(slice)));
+            cluster_state.apply(Event::Apply(Object::Slice(slice)));
         }
-        world
+        cluster_state
     }
 
     /// Returns an object and its position in the input; the last one if there are several.

@@ -39,9 +39,9 @@ pub(crate) fn run(options: &LintOptions, out: &mut impl Write) -> Result<Exit> {
     for message in &input.unreadable {
         eprintln!("netpol: {}", Safe(message));
     }
-    let world = input.world(false);
+    let cluster_state = input.cluster_state(false);
     let mut entries: Vec<Entry> = input.errors().into_iter().map(|error| Entry { error, finding: None }).collect();
-    for finding in explain::lint(&world) {
+    for finding in explain::lint(&cluster_state) {
         let key = ObjectKey::Policy(finding.policy.clone());
         let Some(located) = input.locate(&key) else { continue };
         let error = ManifestError {

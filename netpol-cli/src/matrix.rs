@@ -3,10 +3,10 @@
 use std::io::{self, Write};
 
 use anyhow::{Result, bail};
+use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::explain::Explanation;
 use netpol_policy::reference::End;
 use netpol_policy::text::{self, Safe};
-use netpol_policy::world::World;
 use serde::Serialize;
 
 use crate::Exit;
@@ -14,7 +14,7 @@ use crate::args::{MatrixOptions, Output};
 use crate::color::Color;
 use crate::input::{Input, InputReport};
 use crate::table;
-use crate::verdict::{Judge, VerdictError};
+use crate::verdict::{Evaluator, VerdictError};
 
 /// The number of excluded pods that are listed for each reason.
 const PODS_SHOWN: usize = 10;
@@ -31,13 +31,13 @@ struct JsonOutput<'a> {
 pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit> {
     let input = Input::read(&options.input);
     input.report();
-    let world = input.world(true);
-    let (ends, left_out) = ends(&world, options);
+    let cluster_state = input.cluster_state(true);
+    let (ends, left_out) = ends(&cluster_state, options);
     if ends.is_empty() {
         print_excluded(&mut io::stderr(), &left_out)?;
         bail!("no pods to show; pass manifests of pods with -f, and check --namespace");
     }
-    let judge = Judge::new(&world);
+    let evaluate = Evaluator::new(&cluster_state);
     let mut explanations: Vec<Explanation> = Vec::new();
     let (mut no_common_family, mut one_family) = (false, false);
     for &port in &options.ports {
@@ -45,12 +45,12 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
         match options.output {
             Output::Json => {
                 for (from, to) in pairs {
-                    explanations.extend(if_connected(judge.explain(from, to, port))?);
+                    explanations.extend(if_connected(evaluate.explain(from, to, port))?);
                 }
             }
             Output::Table => {
                 let cells: Vec<_> =
-                    pairs.map(|(from, to)| if_connected(judge.sides(from, to, port))).collect::<Result<_, _>>()?;
+                    pairs.map(|(from, to)| if_connected(evaluate.sides(from, to, port))).collect::<Result<_, _>>()?;
                 no_common_family |= cells.contains(&None);
                 one_family |= cells.iter().flatten().any(|sides| sides.only.is_some());
                 table::print(out, &port.to_string(), &ends, &cells, Color::detect(), table::terminal_width())?;
@@ -118,9 +118,9 @@ struct ExcludedPod {
 }
 
 /// Returns the pods to show, then the addresses; and the excluded pods.
-fn ends(world: &World, options: &MatrixOptions) -> (Vec<End>, Vec<ExcludedPod>) {
+fn ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec<ExcludedPod>) {
     let (mut ends, mut left_out) = (Vec::new(), Vec::new());
-    for pod in world.pods.values() {
+    for pod in cluster_state.pods.values() {
         if !options.namespaces.is_empty() && !options.namespaces.iter().any(|name| **name == *pod.key.namespace) {
             continue;
         }

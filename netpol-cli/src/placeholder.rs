@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::model::{Labels, Object, Pod, Service, Unassigned};
-use netpol_policy::world::{Event, World};
 
 /// In `240.0.0.0/4`, which is reserved, so that only an ipBlock for all addresses contains it.
 /// Source: <https://www.rfc-editor.org/rfc/rfc1112#section-4>.
@@ -15,11 +15,11 @@ const FIRST_SERVICE_V6: u128 = 0x0100_0000_0000_0000_0000_0000_0000_0001;
 /// Gives each pod an address if none has one, as in manifests that were never in a cluster. Otherwise a pod without an
 /// address has not started, and is not a peer. Host-network pods have the address of their node, and finished pods had
 /// one: neither counts.
-pub(crate) fn pods(world: &mut World) {
-    if world.pods.values().any(|pod| pod.participates() && !pod.addresses.is_empty()) {
+pub(crate) fn pods(cluster_state: &mut ClusterState) {
+    if cluster_state.pods.values().any(|pod| pod.participates() && !pod.addresses.is_empty()) {
         return;
     }
-    let pods: Vec<_> = world.pods.values().filter(|pod| pod.participates()).cloned().collect();
+    let pods: Vec<_> = cluster_state.pods.values().filter(|pod| pod.participates()).cloned().collect();
     if !pods.is_empty() {
         eprintln!(
             "netpol: no pod has an address; each gets a placeholder address, which only ipBlocks for all addresses match"
@@ -27,18 +27,18 @@ pub(crate) fn pods(world: &mut World) {
     }
     for (mut pod, bits) in pods.into_iter().zip(FIRST_POD..) {
         pod.addresses = vec![IpAddr::V4(Ipv4Addr::from_bits(bits))];
-        world.apply(Event::Apply(Object::Pod(pod)));
+        cluster_state.apply(Event::Apply(Object::Pod(pod)));
     }
 }
 
 /// Gives each Service without cluster IPs an address: a Service without one was never in a cluster.
-pub(crate) fn services(world: &mut World) {
-    let unassigned = world.services.values().filter_map(|service| Some((service.clone(), service.unassigned?)));
+pub(crate) fn services(cluster_state: &mut ClusterState) {
+    let unassigned = cluster_state.services.values().filter_map(|service| Some((service.clone(), service.unassigned?)));
     let unassigned: Vec<(Service, Unassigned)> = unassigned.collect();
     for ((mut service, families), offset) in unassigned.into_iter().zip(0_u32..) {
         // By default a Service has the first address family of its pods.
         let selected = |pod: &&Pod| pod.key.namespace == service.key.namespace && has(&pod.labels, &service.selector);
-        let mut first = world.pods.values().filter(selected).filter_map(|pod| pod.addresses.first());
+        let mut first = cluster_state.pods.values().filter(selected).filter_map(|pod| pod.addresses.first());
         let v4 = families.v4 || !families.v6 && first.next().is_none_or(IpAddr::is_ipv4);
         let v6 = families.v6 || !v4;
         let addresses = [
@@ -46,7 +46,7 @@ pub(crate) fn services(world: &mut World) {
             v6.then(|| IpAddr::V6(Ipv6Addr::from_bits(FIRST_SERVICE_V6 + u128::from(offset)))),
         ];
         service.addresses = addresses.into_iter().flatten().collect();
-        world.apply(Event::Apply(Object::Service(service)));
+        cluster_state.apply(Event::Apply(Object::Service(service)));
     }
 }
 

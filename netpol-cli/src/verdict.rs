@@ -2,16 +2,16 @@
 //! two differ, the result is an error.
 
 use netpol_common::Reason;
+use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::explain::{self, Explanation, Family};
 use netpol_policy::model::PodKey;
 use netpol_policy::reference::{self, ConnectionError, End, Evaluation, Packet};
-use netpol_policy::world::{Event, World};
 
 use crate::args::PortArgument;
 
 /// Computes verdicts for one cluster state.
-pub(crate) struct Judge {
+pub(crate) struct Evaluator {
     engine: Engine,
 }
 
@@ -51,22 +51,23 @@ pub(crate) enum VerdictError {
     },
 }
 
-impl Judge {
-    pub(crate) fn new(world: &World) -> Self {
+impl Evaluator {
+    pub(crate) fn new(cluster_state: &ClusterState) -> Self {
         let mut engine = Engine::new(NodeScope::All, FirstIds::default());
-        engine.apply(Event::OwnAddresses(world.own_addresses.clone()));
-        engine.apply(Event::Reset(world.objects().collect()));
+        engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
+        engine.apply(Event::Reset(cluster_state.objects().collect()));
         Self { engine }
     }
 
     /// Evaluates both sides with the tables, through a Service at all of its backends. Returns an error if the
     /// reference differs.
     pub(crate) fn sides(&self, from: &End, to: &End, port: PortArgument) -> Result<Sides, VerdictError> {
-        let connections = reference::connections(self.engine.world(), from, to, port.protocol.number(), port.port)?;
+        let connections =
+            reference::connections(self.engine.cluster_state(), from, to, port.protocol.number(), port.port)?;
         let side = |evaluated: &Option<(Packet, Evaluation)>| {
             let Some((packet, evaluation)) = evaluated else { return Ok(true) };
-            let tables = match self.engine.judge(packet) {
-                Some(judgement) => judgement.reason,
+            let tables = match self.engine.evaluate(packet) {
+                Some(evaluation) => evaluation.reason,
                 None if self.is_on_host_network(packet) => Reason::NotIsolated,
                 None => Reason::NoEndpoint,
             };
@@ -98,23 +99,23 @@ impl Judge {
     /// rules share table entries, and that pod may reach itself, so the tables allow such a packet pre-DNAT. It is
     /// denied post-DNAT.
     fn shares_rules_with_backend(&self, packet: &Packet) -> bool {
-        let world = self.engine.world();
+        let cluster_state = self.engine.cluster_state();
         let rules = |pod: &PodKey| Some(self.engine.endpoint(pod)?.egress.rule_set);
         let own = rules(&packet.pod);
-        let frontend = world.frontend_at(packet.remote, packet.protocol, packet.port);
-        let backends = frontend.map(|frontend| world.backends(&frontend)).unwrap_or_default();
-        let mut pods = backends.iter().filter_map(|backend| world.claimant(backend.address));
+        let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
+        let backends = frontend.map(|frontend| cluster_state.backends(&frontend)).unwrap_or_default();
+        let mut pods = backends.iter().filter_map(|backend| cluster_state.claimant(backend.address));
         own.is_some() && pods.any(|pod| pod.key != packet.pod && rules(&pod.key) == own)
     }
 
     /// Returns whether the pod is on the host network, so that it has no endpoint.
     fn is_on_host_network(&self, packet: &Packet) -> bool {
-        self.engine.world().pods.get(&packet.pod).is_some_and(|pod| pod.host_network)
+        self.engine.cluster_state().pods.get(&packet.pod).is_some_and(|pod| pod.host_network)
     }
 
     /// Explains a verdict.
     pub(crate) fn explain(&self, from: &End, to: &End, port: PortArgument) -> Result<Explanation, VerdictError> {
         self.sides(from, to, port)?;
-        Ok(explain::explain(self.engine.world(), from, to, port.protocol, port.port)?)
+        Ok(explain::explain(self.engine.cluster_state(), from, to, port.protocol, port.port)?)
     }
 }

@@ -53,7 +53,7 @@ pub struct Endpoint {
     pub flags: u32,
     /// The endpoint ID, a small number from 1, at most [`MAX_ENDPOINT_ID`]. `COUNTERS` is indexed by `id * 2 +
     /// direction`; ID 0 counts packets at interfaces without an endpoint. Packets from the pod carry the ID as source
-    /// endpoint ID in the low 15 bits of `skb->tc_index`, see `SENDERS`.
+    /// endpoint ID in the low 15 bits of `skb->tc_index`, see `ENDPOINT_IDS`.
     pub id: u32,
     /// The MAC address of the pod's end of the veth. If it is zero, it is not known, and MAC addresses are not checked.
     pub mac: [u8; 6],

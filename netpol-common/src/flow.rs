@@ -42,7 +42,7 @@ pub struct FlowEntry {
     /// The kernel's jiffies at the last packet, low 32 bits. Written at most once a second, so it can be a second late.
     pub last_used: u32,
     /// The direction of the packet that initiated the flow: a [`crate::Direction`] code.
-    pub opener: u8,
+    pub initiator: u8,
     /// State bits, see [`flow_state`].
     pub state: u8,
     /// The source endpoint ID of the remote's packets, if the remote is another pod of this node. 0 if there was none
@@ -58,21 +58,21 @@ pub const ANY_REMOTE: u16 = u16::MAX;
 /// Bits of [`FlowEntry::state`].
 pub mod flow_state {
     /// The other side has replied.
-    pub const ANSWERED: u8 = 1 << 0;
+    pub const REPLIED: u8 = 1 << 0;
     /// TCP: the initiator sent FIN. For this and the next two, see [`super::looks_closed`].
-    pub const OPENER_FIN: u8 = 1 << 1;
+    pub const INITIATOR_FIN: u8 = 1 << 1;
     /// TCP: the other side sent FIN.
-    pub const ANSWERER_FIN: u8 = 1 << 2;
+    pub const REPLIER_FIN: u8 = 1 << 2;
     /// TCP: either side sent RST.
     pub const RESET: u8 = 1 << 3;
     /// The remote initiated the flow, and the local node sent the packet itself: [`crate::Attempt::ingress_ifindex`]
     /// was 0. Stored, because a reply that is evaluated again does not show this.
     pub const FROM_NODE: u8 = 1 << 4;
-    /// The pod itself initiated the flow (hairpin): [`crate::Attempt::sender`] was its own endpoint ID.
-    pub const FROM_ITSELF: u8 = 1 << 5;
+    /// The pod itself initiated the flow (hairpin): [`crate::Attempt::source_endpoint`] was its own endpoint ID.
+    pub const HAIRPIN: u8 = 1 << 5;
     /// The pod initiated the flow to an address that is translated, or was when the flow started. Each packet is
     /// rechecked post-DNAT.
-    pub const JUDGED_BEHIND: u8 = 1 << 6;
+    pub const RECHECK: u8 = 1 << 6;
 }
 
 /// Idle timeouts of flows, in seconds. Linux conntrack keeps most flows as long or longer. A flow that outlives its
@@ -85,13 +85,13 @@ pub mod flow_timeout {
     use crate::protocol;
 
     /// TCP, with replies.
-    pub const TCP_OPEN: u32 = 24 * 3600;
+    pub const TCP_ESTABLISHED: u32 = 24 * 3600;
     /// TCP, without a reply yet.
-    pub const TCP_UNANSWERED: u32 = 60;
+    pub const TCP_UNREPLIED: u32 = 60;
     /// UDP, with packets from both sides.
-    pub const UDP_ANSWERED: u32 = 180;
+    pub const UDP_REPLIED: u32 = 180;
     /// UDP, with packets from one side.
-    pub const UDP_UNANSWERED: u32 = 60;
+    pub const UDP_UNREPLIED: u32 = 60;
     /// ICMP echo.
     pub const ICMP: u32 = 30;
     /// SCTP, which sends heartbeats, and all other protocols.
@@ -107,12 +107,12 @@ pub mod flow_timeout {
     /// Returns the timeout of a flow in this state.
     #[inline(always)]
     pub const fn of(protocol: u8, state: u8) -> u32 {
-        let answered = state & flow_state::ANSWERED != 0;
+        let answered = state & flow_state::REPLIED != 0;
         match protocol {
-            protocol::TCP if answered => TCP_OPEN,
-            protocol::TCP => TCP_UNANSWERED,
-            protocol::UDP if answered => UDP_ANSWERED,
-            protocol::UDP => UDP_UNANSWERED,
+            protocol::TCP if answered => TCP_ESTABLISHED,
+            protocol::TCP => TCP_UNREPLIED,
+            protocol::UDP if answered => UDP_REPLIED,
+            protocol::UDP => UDP_UNREPLIED,
             protocol::ICMP | protocol::ICMPV6 => ICMP,
             _ => OTHER,
         }
@@ -128,7 +128,7 @@ pub mod flow_timeout {
     pub const fn of_room(protocol: u8, state: u8) -> u32 {
         if super::looks_closed(protocol, state) {
             TCP_CLOSED
-        } else if protocol == protocol::TCP && state & (flow_state::OPENER_FIN | flow_state::ANSWERER_FIN) != 0 {
+        } else if protocol == protocol::TCP && state & (flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN) != 0 {
             TCP_HALF_CLOSED
         } else {
             of(protocol, state)
@@ -139,7 +139,7 @@ pub mod flow_timeout {
 /// Returns whether a connection looks closed: both sides sent FIN, or one sent RST. No verdict depends on it, because
 /// these packets may be forged.
 pub const fn looks_closed(protocol: u8, state: u8) -> bool {
-    const BOTH: u8 = flow_state::OPENER_FIN | flow_state::ANSWERER_FIN;
+    const BOTH: u8 = flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN;
     protocol == protocol::TCP && (state & BOTH == BOTH || state & flow_state::RESET != 0)
 }
 

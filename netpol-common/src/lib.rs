@@ -1,5 +1,5 @@
 //! Types and code that the eBPF programs and the agent share: the keys and values of all maps, the IDs in them, the
-//! reasons for verdicts, and [`judge()`], which evaluates policy.
+//! reasons for verdicts, and [`evaluate()`], which evaluates policy.
 //!
 //! ```text
 //! netpol-policy ── writes ──► Endpoint, AddressEntry, AllowEntry, PortEntry ◄── looks up ── netpol-ebpf
@@ -17,17 +17,18 @@
 )]
 
 mod endpoint;
+mod evaluate;
 mod event;
 mod flow;
 mod frontend;
 mod ids;
-mod judge;
 mod neighbor;
 mod reason;
 mod tables;
 mod tunnels;
 
 pub use endpoint::{DirectionPolicy, Endpoint, MAX_ENDPOINT_ID, RECHECK, endpoint_flags};
+pub use evaluate::{Address, Attempt, Evaluation, SourceCheck, Tables, evaluate};
 pub use event::{
     DENIAL_KEY_WORDS, DENIAL_WAYS, Denial, DenialSet, DenyEvent, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_RATE,
     EventBudget, event_budget, event_flags,
@@ -35,7 +36,6 @@ pub use event::{
 pub use flow::{ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout, looks_closed};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, Generation, IfIndex, PortSetId, RuleId, RuleSetId};
-pub use judge::{Address, Attempt, Judgement, SourceCheck, Tables, judge};
 pub use neighbor::{NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget};
 pub use reason::{Counters, NO_REASON, REASON_MASK, REASONS, Reason};
 pub use tables::{

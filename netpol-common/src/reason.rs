@@ -41,11 +41,11 @@ reasons! {
     /// It belongs to an allowed flow, in either direction.
     Flow = 2, "flow", true;
     /// Traffic between the pod and its own node.
-    OwnNode = 3, "own-node", true;
+    LocalNode = 3, "local-node", true;
     /// Hairpin traffic: the pod reaches itself.
     Itself = 4, "itself", true;
     /// ARP, neighbor and router discovery, multicast listener discovery, IGMP.
-    LinkControl = 5, "link-control", true;
+    NeighborDiscovery = 5, "neighbor-discovery", true;
     /// An ICMP error that quotes a packet of an allowed flow.
     IcmpError = 6, "icmp-error", true;
     /// To a Service of which a rule allows all or some backends. If only some, each packet is rechecked post-DNAT.
@@ -55,7 +55,7 @@ reasons! {
     /// It belongs to a flow that is no longer allowed.
     Revoked = 17, "revoked", false;
     /// The pod sent it with a source address that is not its own.
-    ForeignSource = 18, "foreign-source", false;
+    SpoofedSource = 18, "spoofed-source", false;
     /// The pod of the interface is not known, and unknown pods are denied.
     UnknownPod = 19, "unknown-pod", false;
     /// The program is attached to an interface that has no endpoint.
@@ -79,12 +79,12 @@ reasons! {
     /// To a Service of which a rule allows only some backends, and another node selects the backend.
     SomeBackends = 29, "some-backends", false;
     /// It has to be rechecked post-DNAT, and its source endpoint no longer exists.
-    SenderGone = 30, "sender-gone", false;
+    SourceEndpointGone = 30, "source-endpoint-gone", false;
     /// To a tunnel endpoint of a node. The inner packet could not be attributed to the pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
     /// The source address is that of a pod of this node that did not send the packet. Or a pod of this node sent it,
     /// and the source address is neither that pod's nor the local node's.
-    SpoofedSource = 32, "spoofed-source", false;
+    UnverifiedSource = 32, "unverified-source", false;
     /// The Ethernet source address, or a field of ARP or neighbor discovery, is not the pod's own. Or pods must not
     /// send such a message.
     SpoofedNeighbor = 33, "spoofed-neighbor", false;

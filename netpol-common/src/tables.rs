@@ -26,7 +26,7 @@ const _: () = assert!(size_of::<AddressEntry>() == 8);
 /// Bits of [`AddressEntry::flags`].
 pub mod address_flags {
     /// An address of the local node.
-    pub const OWN_NODE: u16 = 1 << 0;
+    pub const LOCAL_NODE: u16 = 1 << 0;
     /// A Service has a frontend at this address, see [`frontend_scope::ADDRESS`](crate::frontend_scope::ADDRESS).
     pub const SERVICE: u16 = 1 << 1;
     /// An address of another node. Every `NodePort` is there, see

@@ -13,7 +13,7 @@ pub const TUNNEL_WORDS: u32 = 2 * (PORT_WORDS + PROTOCOL_WORDS);
 /// The nodes to which a part of `TUNNELS` applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TunnelScope {
-    /// Addresses with [`address_flags::OWN_NODE`](crate::address_flags::OWN_NODE).
+    /// Addresses with [`address_flags::LOCAL_NODE`](crate::address_flags::OWN_NODE).
     LocalNode,
     /// Addresses with [`address_flags::NODE`](crate::address_flags::NODE).
     OtherNodes,

@@ -2,10 +2,10 @@
 
 use netpol_common::{Direction, NO_REASON, Reason};
 
+use crate::context::PacketAddress;
 use crate::flow::{self, Role};
 use crate::fragment;
 use crate::packet::{Icmp, Packet};
-use crate::surroundings::PacketAddress;
 
 /// A packet as the input of a verdict and of a deny event, without tables and addresses. It consists of numbers, so
 /// that it can be passed to a function that the verifier checks only once.

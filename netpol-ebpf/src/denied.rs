@@ -6,10 +6,10 @@ use netpol_common::{
     event_budget, event_flags,
 };
 
-use crate::Surroundings;
+use crate::Context;
+use crate::context::{PacketAddress, mix};
 use crate::packet::{self, Parse, Plain, link};
 use crate::slot::field;
-use crate::surroundings::{PacketAddress, mix};
 
 /// The packet's part of a deny event.
 struct DeniedPacket<A> {
@@ -39,28 +39,28 @@ impl<A: PacketAddress + Parse> DeniedPacket<A> {
     /// Parses the packet at an offset of the frame a second time. Only few packets are denied, and this keeps the data
     /// for an event off the stack of the functions that evaluate.
     #[inline(always)]
-    fn read<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
-        let packet = A::parse(surroundings, start, false)?;
-        let (source, destination) = A::ends(surroundings, start)?;
+    fn read<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
+        let packet = A::parse(context, start, false)?;
+        let (source, destination) = A::ends(context, start)?;
         Some(Self {
             family: A::FAMILY,
-            protocol: surroundings.blur::<255>(packet.protocol),
+            protocol: context.barrier_within::<255>(packet.protocol),
             source_port: packet.transport.source_port,
             destination_port: packet.transport.destination_port,
-            source: Self::original_source(surroundings, endpoint, source),
+            source: Self::original_source(context, endpoint, source),
             destination,
             start,
         })
     }
 
     #[inline(always)]
-    fn plain<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, packet: &Plain<A>) -> Self {
+    fn plain<S: Context>(context: &S, endpoint: &Endpoint, packet: &Plain<A>) -> Self {
         Self {
             family: A::FAMILY,
             protocol: packet.protocol,
             source_port: packet.source_port,
             destination_port: packet.destination_port,
-            source: Self::original_source(surroundings, endpoint, packet.source),
+            source: Self::original_source(context, endpoint, packet.source),
             destination: packet.destination,
             start: packet::PLAIN_START,
         }
@@ -68,25 +68,24 @@ impl<A: PacketAddress + Parse> DeniedPacket<A> {
 
     /// Returns the pod's address for a packet that was masqueraded.
     #[inline(always)]
-    fn original_source<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, source: A) -> A {
-        if surroundings.is_behind() && !source.belongs_to(endpoint) { A::own(endpoint) } else { source }
+    fn original_source<S: Context>(context: &S, endpoint: &Endpoint, source: A) -> A {
+        if context.is_post_dnat() && !source.belongs_to(endpoint) { A::own(endpoint) } else { source }
     }
 
     /// Returns the flow's keyed hash. A packet to a group is the same flow at all pods.
     #[inline(always)]
-    fn hash<S: Surroundings>(&self, surroundings: &S, details: &Place<'_>) -> u64 {
+    fn hash<S: Context>(&self, context: &S, details: &ReportContext<'_>) -> u64 {
         let group = details.group && matches!(details.direction, Direction::Ingress);
         let ifindex = if group { 0 } else { details.ifindex };
         let [a, b] = self.source_port;
         let [c, d] = self.destination_port;
         let ports = u32::from_ne_bytes([a, b, c, d]);
         let kind = u32::from_ne_bytes([details.direction as u8, details.reason as u8, self.family, self.protocol]);
-        let mut sum =
-            product(surroundings, 0, [ifindex, kind]).wrapping_add(product(surroundings, 2, [ports, u32::from(group)]));
+        let mut sum = product(context, 0, [ifindex, kind]).wrapping_add(product(context, 2, [ports, u32::from(group)]));
         let (source, destination) = (self.source.words(), self.destination.words());
         let words = if size_of::<A>() == 4 { 1 } else { 4 };
         for word in 0..words {
-            sum = sum.wrapping_add(product(surroundings, 4 + 2 * word, [source[word], destination[word]]));
+            sum = sum.wrapping_add(product(context, 4 + 2 * word, [source[word], destination[word]]));
         }
         // A sum of products is linear in each word. Two rounds distribute flows that differ by small numbers over all
         // sets.
@@ -98,9 +97,9 @@ impl<A: PacketAddress + Parse> DeniedPacket<A> {
 /// With an unkeyed hash, or with a key that is only mixed in, a pod could choose flows that take another flow's slot.
 /// Source: RFC 4418, 5.2.2 (the sum of products of words to which the key's words are added).
 #[inline(always)]
-fn product<S: Surroundings>(surroundings: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
-    let a = a.wrapping_add(surroundings.denial_key(at));
-    let b = b.wrapping_add(surroundings.denial_key(at + 1));
+fn product<S: Context>(context: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
+    let a = a.wrapping_add(context.denial_key(at));
+    let b = b.wrapping_add(context.denial_key(at + 1));
     u64::from(a).wrapping_mul(u64::from(b))
 }
 
@@ -111,11 +110,11 @@ const REPORT: u64 = 1 << 32;
 /// Decides whether a denied packet of the flow with this hash causes an event, and counts it if not.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "halves of the hash")]
-pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) -> u64 {
-    let Some(set) = surroundings.denials((hash >> 32) as u32) else { return 0 };
-    let Some(charged) = surroundings.event_budget(budget) else { return 0 };
+pub(crate) fn limit<S: Context>(context: S, hash: u64, budget: u32) -> u64 {
+    let Some(set) = context.denials((hash >> 32) as u32) else { return 0 };
+    let Some(charged) = context.event_budget(budget) else { return 0 };
     // An unused slot has tag 0.
-    let (tag, now) = (hash as u32 | 1, surroundings.now());
+    let (tag, now) = (hash as u32 | 1, context.now());
     let mut own = None;
     // SAFETY: only computes an address inside the value.
     let mut oldest = set.part(|set| unsafe { &raw mut (*set).ways[0] });
@@ -125,7 +124,7 @@ pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) ->
         let slot = set.part(|set| unsafe { &raw mut (*set).ways[way] });
         let since = now.wrapping_sub(slot.read(field!(last_event)));
         if slot.read(field!(tag)) == tag {
-            if since < surroundings.hz() {
+            if since < context.hz() {
                 slot.add_u32(field!(suppressed), 1);
                 return 0;
             }
@@ -135,7 +134,7 @@ pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) ->
             (oldest, age) = (slot, since);
         }
     }
-    let now_ns = surroundings.boot_ns();
+    let now_ns = context.boot_ns();
     let paid_until = charged.read(field!(paid_until_ns));
     if paid_until > now_ns + EVENT_INTERVAL_NS * (EVENT_BURST - 1) {
         // A flow without a slot gets none now: a flood must not take the slots of flows that are within their budget.
@@ -158,7 +157,7 @@ pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) ->
         return REPORT | u64::from(suppressed);
     }
     if suppressed != 0
-        && let Some(previous) = surroundings.event_budget(u32::from(slot.read(field!(budget))))
+        && let Some(previous) = context.event_budget(u32::from(slot.read(field!(budget))))
     {
         previous.add_u64(field!(suppressed), u64::from(suppressed));
     }
@@ -170,7 +169,7 @@ pub(crate) fn limit<S: Surroundings>(surroundings: S, hash: u64, budget: u32) ->
 /// The part of a deny event that does not depend on the packet. It is read once: the compiler might keep an address
 /// inside the context for a second read, which the verifier refuses.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct ReportContext<'a> {
     endpoint: Option<&'a Endpoint>,
     ifindex: u32,
     /// The source endpoint ID.
@@ -182,62 +181,62 @@ struct Place<'a> {
 
 /// Reports a denied packet, at most once a second for its flow, and within the budget of the pod that sent it.
 #[inline(always)]
-pub(crate) fn report<S: Surroundings>(surroundings: S, direction: Direction, reason: Reason) {
+pub(crate) fn report<S: Context>(context: S, direction: Direction, reason: Reason) {
     // A bridge floods frames for MAC addresses that it has not learned yet. It is no policy denial if other pods drop
     // them.
     if reason == Reason::OtherHost {
         return;
     }
-    let (ifindex, source, group) = (surroundings.ifindex(), surroundings.sender(), surroundings.is_group());
-    let endpoint = surroundings.endpoint();
-    let details = Place { endpoint, ifindex, source, group, direction, reason };
-    let Some(endpoint) = endpoint else { return report_as(surroundings, details, &DeniedPacket::FRAME) };
+    let (ifindex, source, group) = (context.ifindex(), context.source_endpoint(), context.is_group());
+    let endpoint = context.endpoint();
+    let details = ReportContext { endpoint, ifindex, source, group, direction, reason };
+    let Some(endpoint) = endpoint else { return report_as(context, details, &DeniedPacket::FRAME) };
     // Nearly all packets are plain, and this takes a third of the time.
-    if surroundings.l3_type().is_none() {
-        if let Some(packet) = packet::parse_plain_v4(&surroundings) {
-            return report_as(surroundings, details, &DeniedPacket::plain(&surroundings, endpoint, &packet));
+    if context.l3_type().is_none() {
+        if let Some(packet) = packet::parse_plain_v4(&context) {
+            return report_as(context, details, &DeniedPacket::plain(&context, endpoint, &packet));
         }
-        if let Some(packet) = packet::parse_plain_v6(&surroundings) {
-            return report_as(surroundings, details, &DeniedPacket::plain(&surroundings, endpoint, &packet));
+        if let Some(packet) = packet::parse_plain_v6(&context) {
+            return report_as(context, details, &DeniedPacket::plain(&context, endpoint, &packet));
         }
     }
-    match packet::find(&surroundings) {
-        Ok(link::Content::Ipv4(start)) => {
-            if let Some(packet) = DeniedPacket::<[u8; 4]>::read(&surroundings, endpoint, start) {
-                return report_as(surroundings, details, &packet);
+    match packet::find(&context) {
+        Ok(link::LinkPayload::Ipv4(start)) => {
+            if let Some(packet) = DeniedPacket::<[u8; 4]>::read(&context, endpoint, start) {
+                return report_as(context, details, &packet);
             }
         }
-        Ok(link::Content::Ipv6(start)) => {
-            if let Some(packet) = DeniedPacket::<[u8; 16]>::read(&surroundings, endpoint, start) {
-                return report_as(surroundings, details, &packet);
+        Ok(link::LinkPayload::Ipv6(start)) => {
+            if let Some(packet) = DeniedPacket::<[u8; 16]>::read(&context, endpoint, start) {
+                return report_as(context, details, &packet);
             }
         }
-        Ok(link::Content::Arp(_)) | Err(_) => {}
+        Ok(link::LinkPayload::Arp(_)) | Err(_) => {}
     }
-    report_as(surroundings, details, &DeniedPacket::FRAME);
+    report_as(context, details, &DeniedPacket::FRAME);
 }
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the low half of the result")]
-fn report_as<A: PacketAddress + Parse, S: Surroundings>(surroundings: S, details: Place<'_>, packet: &DeniedPacket<A>) {
-    let Place { endpoint, ifindex, source, group, direction, reason } = details;
+fn report_as<A: PacketAddress + Parse, S: Context>(context: S, details: ReportContext<'_>, packet: &DeniedPacket<A>) {
+    let ReportContext { endpoint, ifindex, source, group, direction, reason } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);
     let budget = match direction {
         Direction::Ingress if source != 0 => event_budget(source, Direction::Egress),
         Direction::Ingress | Direction::Egress => event_budget(id, direction),
     };
-    let limited = surroundings.limit(packet.hash(&surroundings, &details), budget);
+    let limited = context.limit(packet.hash(&context, &details), budget);
     if limited < REPORT {
         return;
     }
-    surroundings.emit(&DenyEvent {
-        time_ns: surroundings.boot_ns(),
+    context.emit(&DenyEvent {
+        time_ns: context.boot_ns(),
         ifindex: IfIndex(ifindex),
         endpoint: id as u16,
         source_endpoint: source as u16,
         rule_set: endpoint.map_or(RuleSetId::NONE, |endpoint| endpoint.policy(direction).rule_set),
         suppressed: limited as u32,
-        length: surroundings.length().saturating_sub(packet.start),
+        length: context.length().saturating_sub(packet.start),
         flags: if group { event_flags::GROUP } else { 0 },
         zero: [0; 3],
         direction: direction as u8,

@@ -4,9 +4,9 @@ pub use netpol_common::flow_timeout as timeout;
 use netpol_common::{Direction, FlowEntry, Generation, flow_state, protocol};
 
 use crate::Slot;
+use crate::context::PacketAddress;
 use crate::packet::{Fragment, Icmp, Packet, TcpFlags, Transport};
 use crate::slot::field;
-use crate::surroundings::PacketAddress;
 
 /// The relation of a packet to the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,22 +63,22 @@ pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A)
 
 /// The fields of a known flow.
 #[derive(Clone, Copy)]
-pub(crate) struct Known {
+pub(crate) struct KnownFlow {
     pub(crate) generation: Generation,
     pub(crate) last_used: u32,
-    pub(crate) opener: Direction,
+    pub(crate) initiator: Direction,
     pub(crate) state: u8,
 }
 
-impl Known {
+impl KnownFlow {
     /// Reads a flow.
     #[inline(always)]
     pub(crate) fn read(slot: Slot<'_, FlowEntry>) -> Self {
-        let opener = if slot.read(field!(opener)) == 0 { Direction::Ingress } else { Direction::Egress };
+        let initiator = if slot.read(field!(initiator)) == 0 { Direction::Ingress } else { Direction::Egress };
         Self {
             generation: slot.read(field!(generation)),
             last_used: slot.read(field!(last_used)),
-            opener,
+            initiator,
             state: slot.read(field!(state)),
         }
     }
@@ -94,7 +94,7 @@ impl Known {
     /// the protocol does not show which packet starts a flow, and isolation is per direction.
     #[inline(always)]
     pub(crate) fn may_be_reversed(&self, direction: Direction, protocol: u8) -> bool {
-        direction != self.opener && !protocol::has_handshake(protocol)
+        direction != self.initiator && !protocol::has_handshake(protocol)
     }
 
     /// Returns whether that packet can start a flow: after this time it is not a reply to anything that was allowed.
@@ -114,15 +114,15 @@ impl Known {
 
     /// Returns whether each packet of the flow is rechecked post-DNAT.
     #[inline(always)]
-    pub(crate) const fn is_judged_behind(&self) -> bool {
-        self.state & flow_state::JUDGED_BEHIND != 0
+    pub(crate) const fn needs_recheck(&self) -> bool {
+        self.state & flow_state::RECHECK != 0
     }
 
     /// Returns whether replies may come from any endpoint, as through a Service: the pod initiated the flow, and no
     /// endpoint has replied with its own address yet.
     #[inline(always)]
     pub(crate) fn accepts_any_remote(&self, slot: Slot<'_, FlowEntry>) -> bool {
-        remote_endpoint(slot) == 0 && self.opener == Direction::Egress
+        remote_endpoint(slot) == 0 && self.initiator == Direction::Egress
     }
 
     /// Updates the flow for a packet. Writes only what changes, because the entry is shared between CPUs.
@@ -146,10 +146,10 @@ impl Known {
     /// Returns the state after a packet of the flow.
     #[inline(always)]
     pub(crate) fn after(&self, direction: Direction, flags: TcpFlags) -> u8 {
-        let is_reply = direction != self.opener;
+        let is_reply = direction != self.initiator;
         let mut state = self.state | tcp_state(flags, is_reply);
         if is_reply {
-            state |= flow_state::ANSWERED;
+            state |= flow_state::REPLIED;
         }
         state
     }
@@ -172,7 +172,7 @@ pub(crate) fn set_remote_endpoint(slot: Slot<'_, FlowEntry>, endpoint: u32) {
 /// further.
 #[inline(always)]
 pub(crate) fn is_local_or_hairpin(slot: Slot<'_, FlowEntry>) -> bool {
-    slot.read(field!(state)) & (flow_state::FROM_NODE | flow_state::FROM_ITSELF) != 0
+    slot.read(field!(state)) & (flow_state::FROM_NODE | flow_state::HAIRPIN) != 0
 }
 
 /// Returns the state bits for a packet's flags. The flags are zero for all protocols but TCP.
@@ -180,7 +180,7 @@ pub(crate) fn is_local_or_hairpin(slot: Slot<'_, FlowEntry>) -> bool {
 pub(crate) const fn tcp_state(flags: TcpFlags, is_reply: bool) -> u8 {
     let mut state = 0;
     if flags.has(TcpFlags::FIN) {
-        state |= if is_reply { flow_state::ANSWERER_FIN } else { flow_state::OPENER_FIN };
+        state |= if is_reply { flow_state::REPLIER_FIN } else { flow_state::INITIATOR_FIN };
     }
     if flags.has(TcpFlags::RST) {
         state |= flow_state::RESET;

@@ -2,9 +2,9 @@
 
 use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 
+use crate::context::PacketAddress;
 use crate::packet::{Fragment, Packet, Parse, TcpFlags, Transport};
-use crate::surroundings::PacketAddress;
-use crate::{Family, Surroundings};
+use crate::{Context, Family};
 
 /// Seconds that a receiver waits for all fragments of a datagram (Linux: `ipfrag_time`).
 const TIMEOUT: u32 = 30;
@@ -13,12 +13,12 @@ const IPV6_FRAGMENT: u8 = 44;
 
 /// The protocol and transport header of a datagram, from its first fragment.
 #[derive(Clone, Copy)]
-pub(crate) struct Said {
+pub(crate) struct FragmentInfo {
     pub(crate) protocol: u8,
     pub(crate) transport: Transport,
 }
 
-impl Said {
+impl FragmentInfo {
     #[inline(always)]
     pub(crate) fn of<A>(packet: &Packet<A>) -> Self {
         Self { protocol: packet.protocol, transport: packet.transport }
@@ -53,7 +53,7 @@ impl Said {
     }
 }
 
-/// Returns whether a packet is a later fragment whose first is not known: see [`Said::unknown`].
+/// Returns whether a packet is a later fragment whose first is not known: see [`FragmentInfo::unknown`].
 #[inline(always)]
 pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
     matches!(packet.fragment, Fragment::Later { .. }) && packet.transport.flags.0 == 0
@@ -62,35 +62,35 @@ pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
 /// Set in the result of [`resolve`] if the fragment is malformed.
 const MALFORMED: u64 = 1 << 48;
 
-/// Returns the fields of a fragment, packed by [`Said`]: for a later fragment those of its first, or [`Said::unknown`]
+/// Returns the fields of a fragment, packed by [`FragmentInfo`]: for a later fragment those of its first, or [`FragmentInfo::unknown`]
 /// if that is not known. Returns [`MALFORMED`] if two first fragments contradict each other.
 #[inline(always)]
 pub(crate) fn resolve<A, S>(
-    surroundings: S,
+    context: S,
     direction: Direction,
     start: u32,
     identification: u32,
-    said: u64,
+    info: u64,
     first: bool,
 ) -> u64
 where
     A: PacketAddress + Parse,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
     // Never happens: both were read before.
-    let Ok(own) = Said::unpack(said) else { return MALFORMED };
-    let Some(ends) = A::ends(&surroundings, start) else { return MALFORMED };
-    let orphan = Said::unknown(own.protocol).pack();
-    let known = surroundings.fragment(&key(surroundings.ifindex(), direction, ends, own.protocol, identification));
-    let Some(entry) = known else { return if first { said } else { orphan } };
-    let age = surroundings.now().wrapping_sub(entry.seen);
+    let Ok(own) = FragmentInfo::unpack(info) else { return MALFORMED };
+    let Some(ends) = A::ends(&context, start) else { return MALFORMED };
+    let orphan = FragmentInfo::unknown(own.protocol).pack();
+    let known = context.fragment(&key(context.ifindex(), direction, ends, own.protocol, identification));
+    let Some(entry) = known else { return if first { info } else { orphan } };
+    let age = context.now().wrapping_sub(entry.seen);
     if first {
         // An identification is not reused within a second, so two different first fragments belong to one datagram.
         // Later they belong to two.
-        let contradicts = age < surroundings.hz() && differs(&entry, own);
-        return if contradicts { MALFORMED } else { said };
+        let contradicts = age < context.hz() && differs(&entry, own);
+        return if contradicts { MALFORMED } else { info };
     }
-    if age >= TIMEOUT * surroundings.hz() {
+    if age >= TIMEOUT * context.hz() {
         return orphan;
     }
     let transport = Transport {
@@ -98,33 +98,33 @@ where
         destination_port: entry.destination_port,
         flags: TcpFlags(TcpFlags::ACK),
     };
-    Said { protocol: entry.protocol, transport }.pack()
+    FragmentInfo { protocol: entry.protocol, transport }.pack()
 }
 
 /// Records an allowed first fragment. If the first is denied, the others stay orphans.
 #[inline(always)]
-pub(crate) fn record<A, S>(surroundings: S, direction: Direction, start: u32, identification: u32, said: u64)
+pub(crate) fn record<A, S>(context: S, direction: Direction, start: u32, identification: u32, info: u64)
 where
     A: PacketAddress + Parse,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
-    let Ok(Said { protocol, transport }) = Said::unpack(said) else { return };
-    let Some(ends) = A::ends(&surroundings, start) else { return };
+    let Ok(FragmentInfo { protocol, transport }) = FragmentInfo::unpack(info) else { return };
+    let Some(ends) = A::ends(&context, start) else { return };
     let entry = FragmentEntry {
         source_port: transport.source_port,
         destination_port: transport.destination_port,
-        seen: surroundings.now(),
+        seen: context.now(),
         protocol,
         zero: [0; 3],
     };
-    surroundings.insert_fragment(&key(surroundings.ifindex(), direction, ends, protocol, identification), &entry);
+    context.insert_fragment(&key(context.ifindex(), direction, ends, protocol, identification), &entry);
 }
 
 #[inline(always)]
-fn differs(entry: &FragmentEntry, said: Said) -> bool {
-    entry.source_port != said.transport.source_port
-        || entry.destination_port != said.transport.destination_port
-        || entry.protocol != said.protocol
+fn differs(entry: &FragmentEntry, info: FragmentInfo) -> bool {
+    entry.source_port != info.transport.source_port
+        || entry.destination_port != info.transport.destination_port
+        || entry.protocol != info.protocol
 }
 
 #[inline(always)]

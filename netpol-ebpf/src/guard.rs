@@ -5,14 +5,14 @@ use netpol_common::{
     protocol,
 };
 
+use crate::context::PacketAddress;
 use crate::packet::{self, Parse, Plain, link};
 use crate::slot::field;
-use crate::surroundings::PacketAddress;
-use crate::{Bytes, Family, Slot, Surroundings, Window};
+use crate::{Bytes, Context, Family, Slot, Window};
 
 /// Returns whether a packet has a spoofed source address.
 #[inline(always)]
-pub(crate) fn is_foreign<A: PacketAddress>(endpoint: &Endpoint, direction: Direction, source: &A) -> bool {
+pub(crate) fn is_spoofed<A: PacketAddress>(endpoint: &Endpoint, direction: Direction, source: &A) -> bool {
     direction == Direction::Egress && endpoint.has(endpoint_flags::SOURCE_GUARD) && !source.belongs_to(endpoint)
 }
 
@@ -47,68 +47,68 @@ fn is_same(one: Mac, other: Mac) -> bool {
 
 /// Returns whether a frame from a pod has a spoofed Ethernet source.
 #[inline(always)]
-pub(crate) fn is_foreign_mac(endpoint: &Endpoint, source: Mac) -> bool {
+pub(crate) fn is_spoofed_mac(endpoint: &Endpoint, source: Mac) -> bool {
     let own = own_mac(endpoint);
     !is_same(source, own) && !is_same(own, ([0; 4], [0; 2])) && endpoint.has(endpoint_flags::SOURCE_GUARD)
 }
 
 /// Reads the MAC address at an offset.
 #[inline(always)]
-fn mac_at<S: Surroundings>(surroundings: &S, offset: u32) -> Option<Mac> {
-    let Bytes([a, b, c, d, e, f]) = surroundings.load::<6>(offset)?;
+fn mac_at<S: Context>(context: &S, offset: u32) -> Option<Mac> {
+    let Bytes([a, b, c, d, e, f]) = context.load::<6>(offset)?;
     Some(([a, b, c, d], [e, f]))
 }
 
 /// Reads the Ethernet source of a frame and returns whether it is spoofed.
 #[inline(always)]
-pub(crate) fn has_foreign_mac<S: Surroundings>(surroundings: &S, endpoint: &Endpoint) -> bool {
-    mac_at(surroundings, link::SOURCE).is_none_or(|source| is_foreign_mac(endpoint, source))
+pub(crate) fn has_spoofed_mac<S: Context>(context: &S, endpoint: &Endpoint) -> bool {
+    mac_at(context, link::SOURCE).is_none_or(|source| is_spoofed_mac(endpoint, source))
 }
 
 /// Returns whether a frame to a pod is for another host: a bridge floods frames if it does not know the port. Multicast
 /// and broadcast are for all hosts.
 #[inline(always)]
-pub(crate) fn is_for_other_host<S: Surroundings>(surroundings: &S, endpoint: &Endpoint) -> bool {
+pub(crate) fn is_for_other_host<S: Context>(context: &S, endpoint: &Endpoint) -> bool {
     let own = own_mac(endpoint);
-    let Some(destination) = mac_at(surroundings, link::DESTINATION) else { return false };
+    let Some(destination) = mac_at(context, link::DESTINATION) else { return false };
     destination.0[0] & 1 == 0 && !is_same(destination, own) && !is_same(own, ([0; 4], [0; 2]))
 }
 
 /// Returns whether a packet that left its pod has an unverified source address: it is neither that pod's nor the local
-/// node's (masquerading) nor a Service's (replies to clients outside). Requires [`Surroundings::is_behind`].
+/// node's (masquerading) nor a Service's (replies to clients outside). Requires [`Context::is_post_dnat`].
 ///
 /// A packet that came directly from the pod's veth was checked there, and only the node has translated it since.
 #[inline(always)]
-pub(crate) fn is_spoofed<S: Surroundings>(surroundings: &S) -> bool {
-    let Some(endpoint) = surroundings.endpoint() else { return false };
-    if !endpoint.has(endpoint_flags::SOURCE_GUARD) || surroundings.ingress_ifindex() == endpoint.ifindex.0 {
+pub(crate) fn is_unverified<S: Context>(context: &S) -> bool {
+    let Some(endpoint) = context.endpoint() else { return false };
+    if !endpoint.has(endpoint_flags::SOURCE_GUARD) || context.ingress_ifindex() == endpoint.ifindex.0 {
         return false;
     }
-    match packet::find(surroundings) {
-        Ok(link::Content::Ipv4(start)) => is_spoofed_source::<[u8; 4], S>(surroundings, endpoint, start),
-        Ok(link::Content::Ipv6(start)) => is_spoofed_source::<[u8; 16], S>(surroundings, endpoint, start),
-        Ok(link::Content::Arp(_)) | Err(_) => false,
+    match packet::find(context) {
+        Ok(link::LinkPayload::Ipv4(start)) => is_unverified_source::<[u8; 4], S>(context, endpoint, start),
+        Ok(link::LinkPayload::Ipv6(start)) => is_unverified_source::<[u8; 16], S>(context, endpoint, start),
+        Ok(link::LinkPayload::Arp(_)) | Err(_) => false,
     }
 }
 
 #[inline(always)]
-fn is_spoofed_source<A, S>(surroundings: &S, endpoint: &Endpoint, start: u32) -> bool
+fn is_unverified_source<A, S>(context: &S, endpoint: &Endpoint, start: u32) -> bool
 where
     A: PacketAddress + Parse,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
-    A::ends(surroundings, start).is_some_and(|(source, _)| is_translated(surroundings, endpoint, &source))
+    A::ends(context, start).is_some_and(|(source, _)| is_translated(context, endpoint, &source))
 }
 
 /// Returns whether this source address is not the endpoint's and is not a result of address translation.
 #[inline(always)]
-pub(crate) fn is_translated<A, S>(surroundings: &S, endpoint: &Endpoint, source: &A) -> bool
+pub(crate) fn is_translated<A, S>(context: &S, endpoint: &Endpoint, source: &A) -> bool
 where
     A: PacketAddress,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
-    const TRANSLATED: u16 = address_flags::OWN_NODE | address_flags::SERVICE;
-    !source.belongs_to(endpoint) && surroundings.exact_address(source).unwrap_or_default().flags & TRANSLATED == 0
+    const TRANSLATED: u16 = address_flags::LOCAL_NODE | address_flags::SERVICE;
+    !source.belongs_to(endpoint) && context.exact_address(source).unwrap_or_default().flags & TRANSLATED == 0
 }
 
 /// The ARP messages that pods need. RFC 826, and RFC 5227 for probes.
@@ -126,28 +126,28 @@ mod arp {
 /// Checks the ARP packet from a pod at an offset: the sender must be the pod's own MAC and IPv4 address, or it is a
 /// probe.
 #[inline(always)]
-pub(crate) fn arp<S: Surroundings>(surroundings: &S, start: u32) -> Reason {
-    let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
+pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
+    let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     if !endpoint.has(endpoint_flags::SOURCE_GUARD) {
-        return Reason::LinkControl;
+        return Reason::NeighborDiscovery;
     }
-    let Some(head) = surroundings.load::<{ arp::HEAD }>(start) else { return Reason::Malformed };
+    let Some(head) = context.load::<{ arp::HEAD }>(start) else { return Reason::Malformed };
     // Loaded separately, because the verifier requires that words on the stack are aligned.
-    let Some(Bytes(sender)) = surroundings.load::<4>(start + arp::HEAD as u32) else { return Reason::Malformed };
+    let Some(Bytes(source_endpoint)) = context.load::<4>(start + arp::HEAD as u32) else { return Reason::Malformed };
     let packet = Window::of(&head.0);
     let operation = packet.number::<6>();
     // Ethernet, IPv4, and the lengths of their addresses.
     let kind = u32::from_be_bytes(packet.quad::<0>()) == 0x0001_0800 && packet.number::<4>() == 0x0604;
-    let own = sender.belongs_to(endpoint) || (sender.is_zero() && operation == arp::REQUEST);
+    let own = source_endpoint.belongs_to(endpoint) || (source_endpoint.is_zero() && operation == arp::REQUEST);
     if !kind
         || !matches!(operation, arp::REQUEST | arp::REPLY)
         || !own
-        || is_foreign_mac(endpoint, (packet.quad::<8>(), packet.pair::<12>()))
+        || is_spoofed_mac(endpoint, (packet.quad::<8>(), packet.pair::<12>()))
     {
         return Reason::SpoofedNeighbor;
     }
-    let length = surroundings.length();
-    within_budget(surroundings, endpoint, length >= start + arp::LENGTH && length <= arp::FRAME)
+    let length = context.length();
+    within_budget(context, endpoint, length >= start + arp::LENGTH && length <= arp::FRAME)
 }
 
 /// The messages of neighbor discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810) that pods need.
@@ -175,21 +175,21 @@ mod icmpv6 {
 /// and MAC, the destination must be on the link, and the message must not be longer than the protocols need. Only
 /// routers send advertisements, redirects and queries.
 #[inline(always)]
-pub(crate) fn discovery<S: Surroundings>(surroundings: &S, start: u32, payload: u32) -> Reason {
-    let Some(endpoint) = surroundings.endpoint() else { return Reason::NoEndpoint };
+pub(crate) fn discovery<S: Context>(context: &S, start: u32, payload: u32) -> Reason {
+    let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     if !endpoint.has(endpoint_flags::SOURCE_GUARD) {
-        return Reason::LinkControl;
+        return Reason::NeighborDiscovery;
     }
-    let Some((source, destination)) = <[u8; 16]>::ends(surroundings, start) else { return Reason::Malformed };
-    let Some(Bytes([kind])) = surroundings.load::<1>(payload) else { return Reason::Malformed };
+    let Some((source, destination)) = <[u8; 16]>::ends(context, start) else { return Reason::Malformed };
+    let Some(Bytes([kind])) = context.load::<1>(payload) else { return Reason::Malformed };
     let headers = payload.wrapping_sub(start);
-    let length = surroundings.length().wrapping_sub(payload);
+    let length = context.length().wrapping_sub(payload);
     if matches!(kind, icmpv6::LISTENER_REPORT | icmpv6::LISTENER_DONE | icmpv6::LISTENER_REPORT_V2) {
         if destination[0] != 0xff || !(source.belongs_to(endpoint) || source.is_zero()) {
             return Reason::SpoofedNeighbor;
         }
         let fits = headers <= icmpv6::HEADER + icmpv6::ROUTER_ALERT && length <= icmpv6::LONGEST_REPORT;
-        return within_budget(surroundings, endpoint, fits);
+        return within_budget(context, endpoint, fits);
     }
     // A host without an address checks whether its address is free (RFC 4862, 5.4), and sends router solicitations (RFC
     // 4861, 4.1).
@@ -199,20 +199,19 @@ pub(crate) fn discovery<S: Surroundings>(surroundings: &S, start: u32, payload: 
     }
     let valid = match kind {
         icmpv6::ROUTER_SOLICITATION => is_link_scope(&destination),
-        icmpv6::NEIGHBOR_SOLICITATION => target(surroundings, payload).is_some_and(|target| {
+        icmpv6::NEIGHBOR_SOLICITATION => target(context, payload).is_some_and(|target| {
             let may_query = if unspecified { target.belongs_to(endpoint) } else { true };
-            may_query && matches_target(surroundings, &destination, &target)
+            may_query && matches_target(context, &destination, &target)
         }),
-        icmpv6::NEIGHBOR_ADVERTISEMENT => target(surroundings, payload).is_some_and(|target| {
-            !unspecified && target.belongs_to(endpoint) && is_on_link(surroundings, &destination)
-        }),
+        icmpv6::NEIGHBOR_ADVERTISEMENT => target(context, payload)
+            .is_some_and(|target| !unspecified && target.belongs_to(endpoint) && is_on_link(context, &destination)),
         _ => false,
     };
     let options = payload + if kind == icmpv6::ROUTER_SOLICITATION { 8 } else { 24 };
-    if !valid || !are_own_options(surroundings, endpoint, options) {
+    if !valid || !are_own_options(context, endpoint, options) {
         return Reason::SpoofedNeighbor;
     }
-    within_budget(surroundings, endpoint, headers == icmpv6::HEADER && length <= icmpv6::LONGEST)
+    within_budget(context, endpoint, headers == icmpv6::HEADER && length <= icmpv6::LONGEST)
 }
 
 /// IGMP: the types that hosts send (RFC 1112, RFC 2236, RFC 3376).
@@ -228,31 +227,31 @@ mod igmp {
 /// Checks the IGMP message to a multicast group whose IPv4 header is at `start`. A pod sends reports and leave messages
 /// of limited length; only routers send queries. `None`: policy decides.
 #[inline(always)]
-pub(crate) fn check_igmp<S: Surroundings>(
-    surroundings: &S,
+pub(crate) fn check_igmp<S: Context>(
+    context: &S,
     endpoint: &Endpoint,
     from_pod: bool,
     start: u32,
     payload: u32,
 ) -> Option<Reason> {
-    let Bytes([first]) = surroundings.load::<1>(start + igmp::DESTINATION)?;
-    let Bytes([kind]) = surroundings.load::<1>(payload)?;
+    let Bytes([first]) = context.load::<1>(start + igmp::DESTINATION)?;
+    let Bytes([kind]) = context.load::<1>(payload)?;
     if first & 0xf0 != 0xe0 {
         return None;
     }
     if !from_pod || !endpoint.has(endpoint_flags::SOURCE_GUARD) {
-        return Some(Reason::LinkControl);
+        return Some(Reason::NeighborDiscovery);
     }
     if !matches!(kind, igmp::REPORT_V1 | igmp::REPORT_V2 | igmp::LEAVE | igmp::REPORT_V3) {
         return Some(Reason::SpoofedNeighbor);
     }
-    let fits = surroundings.length().wrapping_sub(payload) <= icmpv6::LONGEST_REPORT;
-    Some(within_budget(surroundings, endpoint, fits))
+    let fits = context.length().wrapping_sub(payload) <= icmpv6::LONGEST_REPORT;
+    Some(within_budget(context, endpoint, fits))
 }
 
 #[inline(always)]
-fn target<S: Surroundings>(surroundings: &S, payload: u32) -> Option<[u8; 16]> {
-    surroundings.load::<16>(payload + 8).map(|Bytes(target)| target)
+fn target<S: Context>(context: &S, payload: u32) -> Option<[u8; 16]> {
+    context.load::<16>(payload + 8).map(|Bytes(target)| target)
 }
 
 /// Returns whether the address is in `fe80::/10`, or multicast of link scope.
@@ -263,37 +262,36 @@ fn is_link_scope(address: &[u8; 16]) -> bool {
 
 /// Returns whether the address is of link scope, or a neighbor's: the local node or a pod of this node.
 #[inline(always)]
-fn is_on_link<S: Surroundings>(surroundings: &S, address: &[u8; 16]) -> bool {
+fn is_on_link<S: Context>(context: &S, address: &[u8; 16]) -> bool {
     is_link_scope(address) || {
-        let entry = surroundings.exact_address(address).unwrap_or_default();
-        entry.flags & address_flags::OWN_NODE != 0 || entry.endpoint != 0
+        let entry = context.exact_address(address).unwrap_or_default();
+        entry.flags & address_flags::LOCAL_NODE != 0 || entry.endpoint != 0
     }
 }
 
 /// Returns whether the destination of a solicitation matches its target: the target itself, or its solicited-node
 /// multicast address, which ends in the same 24 bits (RFC 4291, 2.7.1).
 #[inline(always)]
-fn matches_target<S: Surroundings>(surroundings: &S, destination: &[u8; 16], target: &[u8; 16]) -> bool {
+fn matches_target<S: Context>(context: &S, destination: &[u8; 16], target: &[u8; 16]) -> bool {
     let (to, of): ([u32; 4], [u32; 4]) = (bytemuck::cast(*destination), bytemuck::cast(*target));
     let solicited = to[0] == 0xff02_0000_u32.to_be()
         && to[1] == 0
         && to[2] == 1_u32.to_be()
         && to[3] == of[3] | 0xff00_0000_u32.to_be();
-    solicited
-        || (u128::from_ne_bytes(*destination) == u128::from_ne_bytes(*target) && is_on_link(surroundings, destination))
+    solicited || (u128::from_ne_bytes(*destination) == u128::from_ne_bytes(*target) && is_on_link(context, destination))
 }
 
 /// Returns whether there are at most two options of eight bytes, each the pod's MAC address or a nonce.
 #[inline(always)]
-fn are_own_options<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, start: u32) -> bool {
+fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> bool {
     let mut at = start;
     for _ in 0..2 {
-        if at >= surroundings.length() {
+        if at >= context.length() {
             return true;
         }
-        let Some(Bytes([kind, words, a, b, c, d, e, f])) = surroundings.load::<8>(at) else { return false };
+        let Some(Bytes([kind, words, a, b, c, d, e, f])) = context.load::<8>(at) else { return false };
         let own = match kind {
-            icmpv6::SOURCE_ADDRESS | icmpv6::TARGET_ADDRESS => !is_foreign_mac(endpoint, ([a, b, c, d], [e, f])),
+            icmpv6::SOURCE_ADDRESS | icmpv6::TARGET_ADDRESS => !is_spoofed_mac(endpoint, ([a, b, c, d], [e, f])),
             icmpv6::NONCE => true,
             _ => false,
         };
@@ -302,20 +300,20 @@ fn are_own_options<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, start
         }
         at += 8;
     }
-    at >= surroundings.length()
+    at >= context.length()
 }
 
 /// Takes a token for a valid packet. CPUs that do this at the same time may take the same token, so the limit is not
 /// exact.
 #[inline(always)]
-fn within_budget<S: Surroundings>(surroundings: &S, endpoint: &Endpoint, fits: bool) -> Reason {
-    let taken = fits && surroundings.neighbor_budget(endpoint.id).is_none_or(|slot| take(surroundings, slot));
-    if taken { Reason::LinkControl } else { Reason::NeighborRate }
+fn within_budget<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Reason {
+    let taken = fits && context.neighbor_budget(endpoint.id).is_none_or(|slot| take(context, slot));
+    if taken { Reason::NeighborDiscovery } else { Reason::NeighborRate }
 }
 
 #[inline(always)]
-fn take<S: Surroundings>(surroundings: &S, slot: Slot<'_, NeighborBudget>) -> bool {
-    let (now, hz) = (surroundings.now(), surroundings.hz());
+fn take<S: Context>(context: &S, slot: Slot<'_, NeighborBudget>) -> bool {
+    let (now, hz) = (context.now(), context.hz());
     let full = NEIGHBOR_BURST * hz;
     let elapsed = now.wrapping_sub(slot.read(field!(last))).min(full / NEIGHBOR_RATE);
     let tokens = (slot.read(field!(tokens)) + elapsed * NEIGHBOR_RATE).min(full);

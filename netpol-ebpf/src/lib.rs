@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`process()`] is the entry point. It has a fast path for plain packets and a slow path for all others. It is generic
-//! over [`Surroundings`], so that the same code runs in the kernel (`kernel`, on BPF maps) and in unit tests (`memory`,
+//! over [`Context`], so that the same code runs in the kernel (`kernel`, on BPF maps) and in unit tests (`memory`,
 //! on hash maps). The code does not allocate or lock, its loops are bounded, and it needs nothing newer than
 //! Linux 5.10.
 
@@ -19,15 +19,15 @@
 
 mod barrier;
 mod case;
+mod context;
 mod denied;
-mod detour;
 mod flow;
 mod fragment;
 mod guard;
 mod packet;
 mod process;
 mod slot;
-mod surroundings;
+mod slow_path;
 mod verdict;
 
 #[cfg(target_arch = "bpf")]
@@ -36,9 +36,9 @@ pub mod kernel;
 pub mod memory;
 
 pub use case::Case;
-pub use detour::{Content, Quoted};
+pub use context::{Context, Family};
 pub use flow::timeout;
 pub use packet::{Bytes, Window};
-pub use process::{process, process_behind, process_source};
+pub use process::{process, process_post_dnat, process_source};
 pub use slot::Slot;
-pub use surroundings::{Family, Surroundings};
+pub use slow_path::{FrameKind, Quoted};

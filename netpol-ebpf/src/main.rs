@@ -2,11 +2,11 @@
 //!
 //! * `netpol_egress`: packets from pods, at the veth's TC ingress hook.
 //! * `netpol_ingress`: packets to pods, at the veth's TC egress hook.
-//! * `netpol_behind`: packets that leave the node, at the TC egress hook of the node's own devices. It evaluates packets
-//!   from pods post-DNAT, as `netpol_ingress` does too. `netpol_behind_bare` is for devices without link headers.
+//! * `netpol_recheck`: packets that leave the node, at the TC egress hook of the node's own devices. It evaluates packets
+//!   from pods post-DNAT, as `netpol_ingress` does too. `netpol_recheck_l3` is for devices without link headers.
 //! * `netpol_empty`: does nothing; the benchmark subtracts its time.
 //! * `netpol_marked`: `netpol_egress` for `BPF_PROG_TEST_RUN`, which returns `skb->mark` but not `skb->tc_index`. In the
-//!   same way, `netpol_ingress_marked` and `netpol_behind_marked` take `tc_index` from the mark.
+//!   same way, `netpol_ingress_marked` and `netpol_recheck_marked` take `tc_index` from the mark.
 //! * `netpol_jiffies`: returns the low bits of jiffies to `BPF_PROG_TEST_RUN`, so that the loader can determine `HZ`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -21,7 +21,7 @@ mod programs {
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;
     use netpol_common::Direction;
-    use netpol_ebpf::Surroundings as _;
+    use netpol_ebpf::Context as _;
     use netpol_ebpf::kernel::{Skb, hook};
 
     /// Evaluates packets from pods.
@@ -38,13 +38,13 @@ mod programs {
 
     /// Rechecks packets that leave this node.
     #[classifier]
-    fn netpol_behind(context: TcContext) -> i32 {
-        post_dnat(&context, hook::BEHIND)
+    fn netpol_recheck(context: TcContext) -> i32 {
+        post_dnat(&context, hook::POST_DNAT)
     }
 
     /// Rechecks packets that leave this node by a tunnel device, which adds no link header.
     #[classifier]
-    fn netpol_behind_bare(context: TcContext) -> i32 {
+    fn netpol_recheck_l3(context: TcContext) -> i32 {
         post_dnat(&context, hook::POST_DNAT_L3)
     }
 
@@ -66,9 +66,9 @@ mod programs {
 
     /// Rechecks packets that leave this node, with the mark as the source endpoint ID and recheck bit.
     #[classifier]
-    fn netpol_behind_marked(context: TcContext) -> i32 {
+    fn netpol_recheck_marked(context: TcContext) -> i32 {
         take_mark(&context);
-        post_dnat(&context, hook::BEHIND)
+        post_dnat(&context, hook::POST_DNAT)
     }
 
     /// Does nothing.
@@ -99,10 +99,10 @@ mod programs {
     /// the receiving pod forwards the packet, it starts anew.
     #[inline(always)]
     fn ingress(context: &TcContext) -> i32 {
-        let skb = skb_at(context, hook::BEHIND);
+        let skb = skb_at(context, hook::POST_DNAT);
         if skb.wants_recheck()
             && !skb_at(context, hook::INGRESS).is_for_other_host()
-            && !netpol_ebpf::process_behind(skb).allows()
+            && !netpol_ebpf::process_post_dnat(skb).allows()
         {
             return TC_ACT_SHOT;
         }
@@ -120,7 +120,7 @@ mod programs {
         if spoofed.is_some_and(|reason| !reason.allows()) {
             return TC_ACT_SHOT;
         }
-        if skb.wants_recheck() && !netpol_ebpf::process_behind(skb).allows() {
+        if skb.wants_recheck() && !netpol_ebpf::process_post_dnat(skb).allows() {
             return TC_ACT_SHOT;
         }
         skb.set_tc_index(0);

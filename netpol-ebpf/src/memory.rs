@@ -11,11 +11,11 @@ use netpol_common::{
 };
 
 use crate::case::Case;
-use crate::detour::Quoted;
+use crate::context::mix;
 use crate::packet::Parse;
-use crate::surroundings::mix;
+use crate::slow_path::Quoted;
 use crate::{
-    Bytes, Family, Slot, Surroundings, Window, detour, fragment, process, process_behind, process_source, verdict,
+    Bytes, Context, Family, Slot, Window, fragment, process, process_post_dnat, process_source, slow_path, verdict,
 };
 
 /// Jiffies per second.
@@ -39,7 +39,7 @@ pub struct Memory {
     /// Jiffies.
     pub now: Cell<u32>,
     /// The packet's source endpoint ID and recheck bit, before and after a run.
-    pub sender: Cell<u32>,
+    pub source_endpoint: Cell<u32>,
     /// Whether new flows can be recorded; otherwise the tables are full.
     pub room: Cell<bool>,
     /// `COUNTERS`, by endpoint, direction and reason.
@@ -102,7 +102,7 @@ impl Default for Memory {
             v4: Maps::default(),
             v6: Maps::default(),
             now: Cell::new(1_000_000),
-            sender: Cell::new(0),
+            source_endpoint: Cell::new(0),
             room: Cell::new(true),
             counted: RefCell::default(),
             events: RefCell::default(),
@@ -124,8 +124,8 @@ impl Memory {
     }
 
     /// Runs the post-DNAT program on a frame that the pod at an interface sent.
-    pub fn run_behind(&self, frame: &[u8], ifindex: u32) -> Reason {
-        process_behind(self.behind(frame, ifindex))
+    pub fn run_post_dnat(&self, frame: &[u8], ifindex: u32) -> Reason {
+        process_post_dnat(self.behind(frame, ifindex))
     }
 
     /// Checks only the source of such a frame. `None`: the source is valid.
@@ -178,7 +178,7 @@ struct Frame<'a> {
     behind: bool,
 }
 
-impl Surroundings for Frame<'_> {
+impl Context for Frame<'_> {
     fn window<const N: usize>(&self) -> Option<Window<'_, N>> {
         self.bytes[..self.linear].first_chunk().map(Window::of)
     }
@@ -200,14 +200,14 @@ impl Surroundings for Frame<'_> {
     }
 
     fn tc_index(&self) -> u32 {
-        self.memory.sender.get()
+        self.memory.source_endpoint.get()
     }
 
     fn set_tc_index(&self, word: u32) {
-        self.memory.sender.set(word);
+        self.memory.source_endpoint.set(word);
     }
 
-    fn is_behind(&self) -> bool {
+    fn is_post_dnat(&self) -> bool {
         self.behind
     }
 
@@ -299,32 +299,32 @@ impl InMemory for [u8; 16] {
 }
 
 impl<A: InMemory> Family<A> for Frame<'_> {
-    fn judge_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
-        detour::judge_ip::<A, Self>(self, direction, start, quoted)
+    fn evaluate_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
+        slow_path::evaluate_ip::<A, Self>(self, direction, start, quoted)
     }
 
-    fn judge_quoted(self, direction: Direction, start: u32) -> Quoted {
-        detour::judge_quoted::<A, Self>(self, direction, start)
+    fn evaluate_quoted(self, direction: Direction, start: u32) -> Quoted {
+        slow_path::evaluate_quoted::<A, Self>(self, direction, start)
     }
 
     fn lookup_flow(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
-        detour::lookup_flow::<A, Self>(self, direction, start, ports, bits)
+        slow_path::lookup_flow::<A, Self>(self, direction, start, ports, bits)
     }
 
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
         verdict::is_still_allowed::<A, Self>(self, start, ports, verdict::Recheck::unpack(word))
     }
 
-    fn settle(self, direction: Direction, case: Case) -> Reason {
-        detour::settle::<A, Self>(self, direction, case)
+    fn decide(self, direction: Direction, case: Case) -> Reason {
+        slow_path::decide::<A, Self>(self, direction, case)
     }
 
-    fn resolve(self, direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64 {
-        fragment::resolve::<A, Self>(self, direction, start, identification, said, first)
+    fn resolve(self, direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
+        fragment::resolve::<A, Self>(self, direction, start, identification, info, first)
     }
 
-    fn record(self, direction: Direction, start: u32, identification: u32, said: u64) {
-        fragment::record::<A, Self>(self, direction, start, identification, said);
+    fn record(self, direction: Direction, start: u32, identification: u32, info: u64) {
+        fragment::record::<A, Self>(self, direction, start, identification, info);
     }
 
     fn flow(&self, _endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {

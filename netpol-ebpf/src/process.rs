@@ -1,7 +1,7 @@
 //! The entry points, and the fast path: plain packets of known flows, which nearly all packets are.
 //!
 //! If the flow of a plain packet is not known or stale, [`admit`] and [`is_still_allowed`] evaluate policy. All other
-//! packets take the slow path, [`crate::detour`]. Each of these is a separate function, so that the verifier checks it
+//! packets take the slow path, [`crate::slow_path`]. Each of these is a separate function, so that the verifier checks it
 //! once and not once for each caller.
 //!
 //! [`admit`]: verdict::admit
@@ -9,79 +9,79 @@
 
 use netpol_common::{ANY_REMOTE, Direction, Endpoint, FlowKey, Generation, Reason, SourceCheck, endpoint_flags};
 
-use crate::flow::{self, Known};
+use crate::context::PacketAddress;
+use crate::flow::{self, KnownFlow};
 use crate::packet::{self, Plain, TcpFlags};
-use crate::surroundings::PacketAddress;
 use crate::verdict::{self, FlowStart, Recheck, Stale};
-use crate::{Family, Surroundings, detour, guard};
+use crate::{Context, Family, guard, slow_path};
 
 /// Evaluates a packet at a pod's veth, counts it, and reports it if it is denied.
 #[inline(always)]
-pub fn process<S: Surroundings>(surroundings: S, direction: Direction) -> Reason {
+pub fn process<S: Context>(context: S, direction: Direction) -> Reason {
     let reason = match direction {
-        Direction::Ingress => process_at::<false, S>(surroundings),
-        Direction::Egress => process_at::<true, S>(surroundings),
+        Direction::Ingress => process_at::<false, S>(context),
+        Direction::Egress => process_at::<true, S>(context),
     };
-    report_if_denied(surroundings, direction, reason)
+    report_if_denied(context, direction, reason)
 }
 
 /// Checks the source address of a packet that left its pod, post-DNAT. `None`: the address is valid. Requires
-/// [`Surroundings::is_behind`].
+/// [`Context::is_post_dnat`].
 #[inline(always)]
-pub fn process_source<S: Surroundings>(surroundings: S) -> Option<Reason> {
+pub fn process_source<S: Context>(context: S) -> Option<Reason> {
     // Denied on the slow path, which parses it in full and does the same check.
-    surroundings.is_spoofed().then(|| {
-        report_if_denied(surroundings, Direction::Egress, detour::judge_frame(surroundings, Direction::Egress))
-    })
+    context
+        .is_unverified()
+        .then(|| report_if_denied(context, Direction::Egress, slow_path::evaluate_frame(context, Direction::Egress)))
 }
 
 /// Evaluates a packet with a source endpoint ID post-DNAT, by the egress policy of its source endpoint. Requires
-/// [`Surroundings::is_behind`].
+/// [`Context::is_post_dnat`].
 #[inline(always)]
-pub fn process_behind<S: Surroundings>(surroundings: S) -> Reason {
-    let reason = match surroundings.endpoint() {
+pub fn process_post_dnat<S: Context>(context: S) -> Reason {
+    let reason = match context.endpoint() {
         Some(endpoint) if !endpoint.egress.isolated() => Reason::NotIsolated,
-        _ if surroundings.l3_type().is_none() && surroundings.is_known_flow() => Reason::Flow,
-        _ => detour::judge_frame(surroundings, Direction::Egress),
+        _ if context.l3_type().is_none() && context.is_known_flow() => Reason::Flow,
+        _ => slow_path::evaluate_frame(context, Direction::Egress),
     };
-    report_if_denied(surroundings, Direction::Egress, reason)
+    report_if_denied(context, Direction::Egress, reason)
 }
 
 /// Reports a denied packet. Done here, because the functions that evaluate have no room left on their stack.
 #[inline(always)]
-fn report_if_denied<S: Surroundings>(surroundings: S, direction: Direction, reason: Reason) -> Reason {
+fn report_if_denied<S: Context>(context: S, direction: Direction, reason: Reason) -> Reason {
     if !reason.allows() {
-        surroundings.report(direction, reason);
+        context.report(direction, reason);
     }
     reason
 }
 
-/// See [`Surroundings::is_known_flow`].
+/// See [`Context::is_known_flow`].
 #[inline(always)]
-pub(crate) fn is_known_flow<S: Surroundings>(surroundings: S) -> bool {
-    let Some(endpoint) = surroundings.endpoint() else { return false };
-    if let Some(packet) = packet::parse_plain_v4(&surroundings) {
-        return is_flow_behind(surroundings, endpoint, &packet);
+pub(crate) fn is_known_flow<S: Context>(context: S) -> bool {
+    let Some(endpoint) = context.endpoint() else { return false };
+    if let Some(packet) = packet::parse_plain_v4(&context) {
+        return is_flow_post_dnat(context, endpoint, &packet);
     }
-    packet::parse_plain_v6(&surroundings).is_some_and(|packet| is_flow_behind(surroundings, endpoint, &packet))
+    packet::parse_plain_v6(&context).is_some_and(|packet| is_flow_post_dnat(context, endpoint, &packet))
 }
 
 /// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet has no flow. If a flow
 /// is to be rechecked, its packet was not translated.
 #[inline(always)]
-fn is_flow_behind<A, S>(surroundings: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
+fn is_flow_post_dnat<A, S>(context: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
 where
     A: PacketAddress,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
     let generation = verdict::generation(endpoint);
     let key = key::<true, A>(endpoint.ifindex.0, packet);
-    let Some(slot) = surroundings.flow(endpoint, &key).filter(|_| packet.source.belongs_to(endpoint)) else {
+    let Some(slot) = context.flow(endpoint, &key).filter(|_| packet.source.belongs_to(endpoint)) else {
         return false;
     };
-    let (now, hz) = (surroundings.now(), surroundings.hz());
-    let known = Known::read(slot);
-    let holds = known.generation == generation && !known.is_judged_behind() && known.is_alive(packet.protocol, now, hz);
+    let (now, hz) = (context.now(), context.hz());
+    let known = KnownFlow::read(slot);
+    let holds = known.generation == generation && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
     if holds {
         known.touch(slot, Direction::Egress, packet.flags, now, hz);
     }
@@ -90,25 +90,25 @@ where
 
 /// Evaluates a packet at an endpoint. The direction is a constant, so that a flow key is built without a branch on it.
 #[inline(always)]
-fn process_at<const EGRESS: bool, S: Surroundings>(surroundings: S) -> Reason {
-    if let Some(endpoint) = surroundings.endpoint() {
+fn process_at<const EGRESS: bool, S: Context>(context: S) -> Reason {
+    if let Some(endpoint) = context.endpoint() {
         if EGRESS {
             // This overwrites a value that the pod set.
-            surroundings.set_tc_index(endpoint.id);
+            context.set_tc_index(endpoint.id);
         }
         let generation = verdict::generation(endpoint);
-        if let Some(packet) = packet::parse_plain_v4(&surroundings) {
-            if let Some(reason) = process_plain::<EGRESS, _, S>(surroundings, endpoint, generation, &packet) {
+        if let Some(packet) = packet::parse_plain_v4(&context) {
+            if let Some(reason) = process_plain::<EGRESS, _, S>(context, endpoint, generation, &packet) {
                 return reason;
             }
         } else {
-            let code = process_plain_v6::<EGRESS, S>(surroundings, endpoint);
+            let code = process_plain_v6::<EGRESS, S>(context, endpoint);
             if code != NOT_PLAIN {
                 return verdict::reason(code);
             }
         }
     }
-    detour::judge_frame(surroundings, direction_of::<EGRESS>())
+    slow_path::evaluate_frame(context, direction_of::<EGRESS>())
 }
 
 /// A code that no reason has: the packet takes the slow path.
@@ -116,10 +116,10 @@ const NOT_PLAIN: u32 = u32::MAX;
 
 /// Evaluates a plain IPv6 packet. It is a separate function, because the caller's stack has no room for the key.
 #[inline(never)]
-fn process_plain_v6<const EGRESS: bool, S: Surroundings>(surroundings: S, endpoint: &Endpoint) -> u32 {
+fn process_plain_v6<const EGRESS: bool, S: Context>(context: S, endpoint: &Endpoint) -> u32 {
     let generation = verdict::generation(endpoint);
-    let Some(packet) = packet::parse_plain_v6(&surroundings) else { return NOT_PLAIN };
-    let reason = process_plain::<EGRESS, _, S>(surroundings, endpoint, generation, &packet);
+    let Some(packet) = packet::parse_plain_v6(&context) else { return NOT_PLAIN };
+    let reason = process_plain::<EGRESS, _, S>(context, endpoint, generation, &packet);
     reason.map_or(NOT_PLAIN, |reason| reason as u32)
 }
 
@@ -131,50 +131,50 @@ const fn direction_of<const EGRESS: bool>() -> Direction {
 /// Evaluates a plain packet. `None`: it takes the slow path.
 #[inline(always)]
 fn process_plain<const EGRESS: bool, A, S>(
-    surroundings: S,
+    context: S,
     endpoint: &Endpoint,
     generation: Generation,
     packet: &Plain<A>,
 ) -> Option<Reason>
 where
     A: PacketAddress,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
     let direction = direction_of::<EGRESS>();
-    let key = key::<EGRESS, A>(surroundings.ifindex(), packet);
-    if guard::is_foreign(endpoint, direction, &packet.source) && !guard::is_dhcp_request(packet) {
-        return Some(conclude(&surroundings, endpoint, Direction::Egress, Reason::ForeignSource));
+    let key = key::<EGRESS, A>(context.ifindex(), packet);
+    if guard::is_spoofed(endpoint, direction, &packet.source) && !guard::is_dhcp_request(packet) {
+        return Some(conclude(&context, endpoint, Direction::Egress, Reason::SpoofedSource));
     }
-    if EGRESS && guard::is_foreign_mac(endpoint, packet.link_source) {
-        return Some(conclude(&surroundings, endpoint, Direction::Egress, Reason::SpoofedNeighbor));
+    if EGRESS && guard::is_spoofed_mac(endpoint, packet.link_source) {
+        return Some(conclude(&context, endpoint, Direction::Egress, Reason::SpoofedNeighbor));
     }
     let new_connection = packet.flags.starts_connection();
     let mut bits = u32::from(packet.flags.0) | MAY_INITIATE;
-    if !new_connection && let Some(slot) = surroundings.flow(endpoint, &key) {
+    if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
         // Rare. Most of these packets take the slow path; a new source endpoint ID is handled here.
-        if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != surroundings.sender()) {
-            let code = process_plain_with_new_remote(surroundings, endpoint, generation, &key, packet.flags.0);
+        if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
+            let code = process_plain_with_new_remote(context, endpoint, generation, &key, packet.flags.0);
             return (code != NOT_PLAIN).then(|| verdict::reason(code));
         }
-        let (now, hz) = (surroundings.now(), surroundings.hz());
-        let known = Known::read(slot);
+        let (now, hz) = (context.now(), context.hz());
+        let known = KnownFlow::read(slot);
         if known.is_alive(packet.protocol, now, hz) {
             if known.generation == generation {
                 known.touch(slot, direction, packet.flags, now, hz);
-                verdict::mark_for_recheck(&surroundings, endpoint, direction, known.is_judged_behind());
-                surroundings.count(endpoint.id, direction, Reason::Flow);
+                verdict::mark_for_recheck(&context, endpoint, direction, known.needs_recheck());
+                context.count(endpoint.id, direction, Reason::Flow);
                 return Some(Reason::Flow);
             }
             known.refresh_stale(slot, packet.protocol, now, hz);
-            let stale = Stale { opener: known.opener, state: known.after(direction, packet.flags) };
-            let code = process_plain_stale::<EGRESS, A, S>(surroundings, &key, stale.pack());
+            let stale = Stale { initiator: known.initiator, state: known.after(direction, packet.flags) };
+            let code = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
             if code != Reason::Revoked as u32 || !known.may_be_reversed(direction, packet.protocol) {
-                return Some(conclude(&surroundings, endpoint, direction, verdict::reason(code)));
+                return Some(conclude(&context, endpoint, direction, verdict::reason(code)));
             }
             bits = u32::from(packet.flags.0) | REVERSED | if known.may_restart(now, hz) { MAY_INITIATE } else { 0 };
         }
     }
-    Some(process_plain_new::<EGRESS, A, S>(surroundings, endpoint, generation, &key, bits))
+    Some(process_plain_new::<EGRESS, A, S>(context, endpoint, generation, &key, bits))
 }
 
 /// Evaluates a plain packet to a pod, of a known flow whose remote had another source endpoint ID before. This is
@@ -182,7 +182,7 @@ where
 /// the flow accepts any remote endpoint. All other packets and stale flows take the slow path.
 #[inline(never)]
 fn process_plain_with_new_remote<A, S>(
-    surroundings: S,
+    context: S,
     endpoint: &Endpoint,
     generation: Generation,
     key: &FlowKey<A>,
@@ -190,18 +190,18 @@ fn process_plain_with_new_remote<A, S>(
 ) -> u32
 where
     A: PacketAddress,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
-    let Some(slot) = surroundings.flow(endpoint, key) else { return NOT_PLAIN };
-    let (known, sender) = (Known::read(slot), surroundings.sender());
-    let (now, hz) = (surroundings.now(), surroundings.hz());
+    let Some(slot) = context.flow(endpoint, key) else { return NOT_PLAIN };
+    let (known, source_endpoint) = (KnownFlow::read(slot), context.source_endpoint());
+    let (now, hz) = (context.now(), context.hz());
     if known.generation != generation || flow::is_local_or_hairpin(slot) || !known.is_alive(key.protocol, now, hz) {
         return NOT_PLAIN;
     }
     if flow::remote_endpoint(slot) != u32::from(ANY_REMOTE) {
-        let Some(remote) = surroundings.endpoint_by_id(sender) else { return NOT_PLAIN };
+        let Some(remote) = context.endpoint_by_id(source_endpoint) else { return NOT_PLAIN };
         if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::SOURCE_GUARD) {
-            flow::set_remote_endpoint(slot, sender);
+            flow::set_remote_endpoint(slot, source_endpoint);
         } else if known.accepts_any_remote(slot) {
             flow::set_remote_endpoint(slot, u32::from(ANY_REMOTE));
         } else {
@@ -209,7 +209,7 @@ where
         }
     }
     known.touch(slot, Direction::Ingress, TcpFlags(flags), now, hz);
-    surroundings.count(endpoint.id, Direction::Ingress, Reason::Flow);
+    context.count(endpoint.id, Direction::Ingress, Reason::Flow);
     Reason::Flow as u32
 }
 
@@ -232,7 +232,7 @@ const REVERSED: u32 = 1 << 9;
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "the flags are the lower byte")]
 fn process_plain_new<const EGRESS: bool, A, S>(
-    surroundings: S,
+    context: S,
     endpoint: &Endpoint,
     generation: Generation,
     key: &FlowKey<A>,
@@ -240,53 +240,48 @@ fn process_plain_new<const EGRESS: bool, A, S>(
 ) -> Reason
 where
     A: PacketAddress,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
     let direction = direction_of::<EGRESS>();
-    if !EGRESS && guard::is_for_other_host(&surroundings, endpoint) {
-        return conclude(&surroundings, endpoint, direction, Reason::OtherHost);
+    if !EGRESS && guard::is_for_other_host(&context, endpoint) {
+        return conclude(&context, endpoint, direction, Reason::OtherHost);
     }
     let flags = TcpFlags(bits as u8);
     let initiates = bits & MAY_INITIATE != 0;
     let flow_start = FlowStart { initiates, new_connection: flags.starts_connection(), flags };
     let source = match direction {
-        Direction::Ingress => verdict::check_source(&surroundings, &key.remote_address),
+        Direction::Ingress => verdict::check_source(&context, &key.remote_address),
         Direction::Egress => SourceCheck::NONE,
     };
-    let source = SourceCheck(surroundings.blur::<3>(source.0));
-    let attempt = verdict::attempt(&surroundings, direction, key, source);
-    let found = verdict::admit(&surroundings, endpoint, generation, &attempt, key, flow_start);
+    let source = SourceCheck(context.barrier_within::<3>(source.0));
+    let attempt = verdict::attempt(&context, direction, key, source);
+    let found = verdict::admit(&context, endpoint, generation, &attempt, key, flow_start);
     let found = verdict::revoked_if_reversed(bits & REVERSED != 0, found);
-    conclude(&surroundings, endpoint, direction, found)
+    conclude(&context, endpoint, direction, found)
 }
 
 /// Evaluates a plain packet of a flow of another generation. Returns the code of `Flow` or of `Revoked`.
 #[inline(never)]
-fn process_plain_stale<const EGRESS: bool, A, S>(surroundings: S, key: &FlowKey<A>, stale: u32) -> u32
+fn process_plain_stale<const EGRESS: bool, A, S>(context: S, key: &FlowKey<A>, stale: u32) -> u32
 where
     A: PacketAddress,
-    S: Surroundings + Family<A>,
+    S: Context + Family<A>,
 {
     let direction = direction_of::<EGRESS>();
     let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale) };
     let ports = flow::ports(key.pod_port, key.remote_port);
-    let allowed = Family::<A>::is_still_allowed(surroundings, packet::PLAIN_START, ports, recheck.pack());
+    let allowed = Family::<A>::is_still_allowed(context, packet::PLAIN_START, ports, recheck.pack());
     (if allowed { Reason::Flow } else { Reason::Revoked }) as u32
 }
 
 /// Returns the final verdict, and counts the packet.
 #[inline(always)]
-pub(crate) fn conclude<S: Surroundings>(
-    surroundings: &S,
-    endpoint: &Endpoint,
-    direction: Direction,
-    reason: Reason,
-) -> Reason {
-    let reason = verdict::blur(surroundings, reason);
-    let reason = if surroundings.is_behind() && reason == Reason::NoRule { Reason::Backend } else { reason };
+pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
+    let reason = verdict::barrier_within(context, reason);
+    let reason = if context.is_post_dnat() && reason == Reason::NoRule { Reason::Backend } else { reason };
     // Post-DNAT, an allowed packet was counted pre-DNAT.
-    if !reason.allows() || !surroundings.is_behind() {
-        surroundings.count(endpoint.id, direction, reason);
+    if !reason.allows() || !context.is_post_dnat() {
+        context.count(endpoint.id, direction, reason);
     }
     reason
 }

@@ -67,13 +67,13 @@ fn send(memory: &Memory, id: u32, flow: u32) {
 }
 
 /// Sends a packet of a flow to a pod, from another pod of the node, or from elsewhere (0).
-fn receive(memory: &Memory, id: u32, sender: u32, flow: u32) {
+fn receive(memory: &Memory, id: u32, source_endpoint: u32, flow: u32) {
     let [a, b, c, d] = flow.to_be_bytes();
-    let from = if sender == 0 { [172, 16 + (b & 15), c, d] } else { address(sender) };
-    memory.sender.set(sender);
+    let from = if source_endpoint == 0 { [172, 16 + (b & 15), c, d] } else { address(source_endpoint) };
+    memory.source_endpoint.set(source_endpoint);
     let ports = [u16::from_be_bytes([c, d]), u16::from_be_bytes([a, b])];
     assert_eq!(memory.run(Ingress, &udp(HOST, from, address(id), ports), id, OTHER_INTERFACE), Reason::NoRule);
-    memory.sender.set(0);
+    memory.source_endpoint.set(0);
 }
 
 fn count_of(events: &[DenyEvent], budget: u32) -> usize {
@@ -222,12 +222,12 @@ fn a_multicast_packet_is_one_flow_at_all_receiving_pods() {
     let mut memory = pods();
     for _ in 0..3 {
         for id in 2..=200 {
-            memory.sender.set(1);
+            memory.source_endpoint.set(1);
             let frame = udp(MULTICAST, address(1), [224, 0, 0, 251], [5353, 5353]);
             assert_eq!(memory.run(Ingress, &frame, id, OTHER_INTERFACE), Reason::NoRule);
         }
     }
-    memory.sender.set(0);
+    memory.source_endpoint.set(0);
     assert_eq!(memory.run(Egress, &udp(MULTICAST, address(1), [224, 0, 0, 251], [5353, 5353]), 1, 0), Reason::NoRule);
     let events = memory.events.borrow().clone();
     assert_eq!(events.len(), 2, "one event for the receivers, one for the sender");

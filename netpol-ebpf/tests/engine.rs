@@ -76,11 +76,11 @@ fn a_revoked_flow_does_not_become_a_new_flow_of_the_other_side() {
     for _ in 0..3 {
         assert_eq!(reply(&memory, ACK), Reason::Revoked);
         assert_eq!(request(&memory, ACK), Reason::Revoked);
-        memory.wait(timeout::TCP_OPEN - 1);
+        memory.wait(timeout::TCP_ESTABLISHED - 1);
     }
     // A FIN, as if the flow had ended, does not change this.
     assert_eq!(reply(&memory, FIN), Reason::Revoked);
-    memory.wait(timeout::TCP_OPEN - 1);
+    memory.wait(timeout::TCP_ESTABLISHED - 1);
     assert_eq!(reply(&memory, ACK), Reason::Revoked);
     assert_eq!(reply(&memory, SYN), Reason::NotIsolated, "its own connection");
     assert_eq!(request(&memory, SYN | ACK), Reason::Flow);
@@ -89,15 +89,15 @@ fn a_revoked_flow_does_not_become_a_new_flow_of_the_other_side() {
 #[test]
 fn flows_time_out_according_to_their_state_also_when_jiffies_wrap() {
     for (packets, seconds) in [
-        (&[SYN][..], timeout::TCP_UNANSWERED),
-        (&[SYN, ACK, ACK], timeout::TCP_OPEN),
+        (&[SYN][..], timeout::TCP_UNREPLIED),
+        (&[SYN, ACK, ACK], timeout::TCP_ESTABLISHED),
         // Each of these may be forged, or be ignored by the endpoints.
-        (&[SYN, ACK, FIN], timeout::TCP_OPEN),
-        (&[SYN, FIN, FIN], timeout::TCP_OPEN),
-        (&[SYN, 0x14], timeout::TCP_OPEN),
-        (&[SYN, ACK, RST], timeout::TCP_OPEN),
-        (&[SYN, ACK, SYN], timeout::TCP_OPEN),
-        (&[SYN, ACK, ACK, SYN], timeout::TCP_OPEN),
+        (&[SYN, ACK, FIN], timeout::TCP_ESTABLISHED),
+        (&[SYN, FIN, FIN], timeout::TCP_ESTABLISHED),
+        (&[SYN, 0x14], timeout::TCP_ESTABLISHED),
+        (&[SYN, ACK, RST], timeout::TCP_ESTABLISHED),
+        (&[SYN, ACK, SYN], timeout::TCP_ESTABLISHED),
+        (&[SYN, ACK, ACK, SYN], timeout::TCP_ESTABLISHED),
     ] {
         for (later, expected) in [(seconds - 1, Reason::Flow), (seconds + 1, Reason::NotIsolated)] {
             let memory = pod();

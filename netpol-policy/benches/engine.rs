@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use netpol_policy::cluster_state::Event;
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey};
 use netpol_policy::testing::{cluster, cluster_with_services, local_node};
-use netpol_policy::world::Event;
 
 /// How often each kind of change is measured.
 const TIMES: usize = 200;

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use netpol_policy::cluster_state::Event;
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{
     IpBlock, Labels, NamedPort, Object, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, PortRange, Ports,
     Protocol, Requirement, Rule, Selector,
 };
-use netpol_policy::world::Event;
 
 /// The numbers of policies, or of blocks in one policy, that are measured.
 const SIZES: [usize; 6] = [250, 500, 1_000, 2_000, 4_000, 8_000];
@@ -161,7 +161,7 @@ fn policies(count: usize, rule: impl FnOnce(usize) -> Rule + Clone) -> Vec<Polic
         pods: Selector { requirements: vec![Requirement::In("app".into(), vec!["server".into()])], invalid: false },
         ingress: Some(vec![rule.clone()(i)]),
         egress: None,
-        problems: Vec::new(),
+        diagnostics: Vec::new(),
     };
     (0..count).map(policy).collect()
 }

@@ -75,9 +75,9 @@ mod tests {
     use netpol_common::protocol;
 
     use super::*;
+    use crate::cluster_state::ClusterState;
     use crate::manifest;
     use crate::reference::{End, connection};
-    use crate::world::World;
 
     const SHOP: &str = "
 {apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {clusterIP: 10.96.0.1, selector: {app: db},
@@ -111,11 +111,11 @@ mod tests {
     /// The backends of each port of Service `shop/db`, as `port: backends`.
     fn backends(objects: &[Object]) -> Vec<String> {
         let slices = endpoint_slices(objects).into_iter().map(Object::Slice);
-        let world = World::of(objects.iter().cloned().chain(slices));
+        let cluster_state = ClusterState::of(objects.iter().cloned().chain(slices));
         let address = "10.96.0.1".parse().expect("an address");
         let backends_of = |port: u16| {
-            let frontend = world.frontend_at(address, protocol::TCP, port).expect("a port of the Service");
-            let backends = world.backends(&frontend).into_iter();
+            let frontend = cluster_state.frontend_at(address, protocol::TCP, port).expect("a port of the Service");
+            let backends = cluster_state.backends(&frontend).into_iter();
             let texts: Vec<String> = backends.map(|backend| format!("{}:{}", backend.address, backend.port)).collect();
             format!("{port}: {}", texts.join(" "))
         };
@@ -158,10 +158,10 @@ mod tests {
                       {tier: a}}}], ports: [{port: 5432}]}]}}\n";
         let objects = objects(&format!("{SHOP}{policy}"));
         let slices = endpoint_slices(&objects).into_iter().map(Object::Slice);
-        let world = World::of(objects.iter().cloned().chain(slices));
+        let cluster_state = ClusterState::of(objects.iter().cloned().chain(slices));
         let from = End::Pod(crate::model::PodKey::new("shop", "other"));
         let to = End::Service(ServiceKey::new("shop", "db"));
-        let found = connection(&world, &from, &to, protocol::TCP, 80).expect("ends with addresses");
+        let found = connection(&cluster_state, &from, &to, protocol::TCP, 80).expect("ends with addresses");
         let allowed: Vec<bool> = found.reached.iter().map(crate::reference::Reached::allowed).collect();
         assert_eq!(allowed, [true, false]);
     }

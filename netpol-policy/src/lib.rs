@@ -10,6 +10,7 @@
 //! This crate does no I/O, starts no threads and does not depend on aya. Reference, tables and loaded programs give the
 //! same verdicts, which property tests check.
 
+pub mod cluster_state;
 pub mod compile;
 pub mod derived;
 pub mod explain;
@@ -20,4 +21,3 @@ pub mod tables;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;
-pub mod world;

@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 
 use netpol_common::{Reason, RuleSetId};
+use netpol_policy::cluster_state::{ClusterState, Event, Owner};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::PodKey;
 use netpol_policy::reference::evaluate;
 use netpol_policy::tables::{Change, EndpointPolicy, Tables};
 use netpol_policy::testing::{Probe, event, expected, is_among_backends, probes};
-use netpol_policy::world::{Event, Owner, World};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -26,31 +26,31 @@ fn scope() -> NodeScope {
 /// The verdict on each probe, and whether it is evaluated post-DNAT, too.
 type Verdicts = BTreeMap<PodKey, Vec<(Reason, bool)>>;
 
-fn of_tables(tables: &Tables, world: &World, probes: &[Probe]) -> Verdicts {
+fn of_tables(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
     let verdicts = |(pod, policy): (&PodKey, EndpointPolicy)| {
-        let own = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-        let judgements = probes.iter().map(|probe| tables.judge(policy, own, &probe.at(pod)));
-        (pod.clone(), judgements.map(|judgement| (judgement.reason, judgement.again)).collect())
+        let own = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+        let evaluations = probes.iter().map(|probe| tables.evaluate(policy, own, &probe.at(pod)));
+        (pod.clone(), evaluations.map(|evaluation| (evaluation.reason, evaluation.recheck)).collect())
     };
     tables.endpoints().map(verdicts).collect()
 }
 
-fn of_reference(world: &World, probes: &[Probe]) -> Verdicts {
-    let local = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
+fn of_reference(cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
+    let local = cluster_state.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
     let verdicts = |pod: &PodKey| {
-        let evaluations = probes.iter().map(|probe| evaluate(world, &probe.at(pod)));
-        evaluations.map(|evaluation| (evaluation.reason, evaluation.again)).collect()
+        let evaluations = probes.iter().map(|probe| evaluate(cluster_state, &probe.at(pod)));
+        evaluations.map(|evaluation| (evaluation.reason, evaluation.recheck)).collect()
     };
     local.map(|pod| (pod.key.clone(), verdicts(&pod.key))).collect()
 }
 
-fn assert_same(tables: &Tables, world: &World, probes: &[Probe]) -> TestCaseResult {
-    let (found, local) = (of_tables(tables, world, probes), of_reference(world, probes));
+fn assert_same(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) -> TestCaseResult {
+    let (found, local) = (of_tables(tables, cluster_state, probes), of_reference(cluster_state, probes));
     prop_assert_eq!(found.keys().collect::<Vec<_>>(), local.keys().collect::<Vec<_>>());
     for (pod, verdicts) in &found {
         for (probe, found) in probes.iter().zip(verdicts) {
-            let expected = expected(world, tables, &probe.at(pod));
-            prop_assert_eq!(*found, expected, "{} {:?} in {:#?}", pod, probe, world);
+            let expected = expected(cluster_state, tables, &probe.at(pod));
+            prop_assert_eq!(*found, expected, "{} {:?} in {:#?}", pod, probe, cluster_state);
         }
     }
     Ok(())
@@ -61,42 +61,43 @@ fn assert_same(tables: &Tables, world: &World, probes: &[Probe]) -> TestCaseResu
 fn apply_and_check_each_change(
     mut tables: Tables,
     changes: &[Change],
-    (old_world, new_world): (&World, &World),
+    (old_state, new_state): (&ClusterState, &ClusterState),
     probes: &[Probe],
 ) -> Result<Tables, TestCaseError> {
-    let (before, after) = (of_reference(old_world, probes), of_reference(new_world, probes));
+    let (before, after) = (of_reference(old_state, probes), of_reference(new_state, probes));
     // A pod changes as a pod and as an address, one after the other. Its hairpin traffic is not checked meanwhile.
     let is_hairpin = |pod: &PodKey, probe: &Probe| {
-        let worlds = [old_world, new_world];
-        let [old, new] = worlds.map(|world| world.pods.get(pod));
-        let is_own_host_port = |world: &World| {
-            let frontend = world.frontend_at(probe.remote, probe.protocol, probe.port);
-            frontend.is_some_and(|frontend| world.owners(&frontend).contains(&Owner::HostPort(pod.clone())))
+        let states = [old_state, new_state];
+        let [old, new] = states.map(|cluster_state| cluster_state.pods.get(pod));
+        let is_own_host_port = |cluster_state: &ClusterState| {
+            let frontend = cluster_state.frontend_at(probe.remote, probe.protocol, probe.port);
+            frontend.is_some_and(|frontend| cluster_state.owners(&frontend).contains(&Owner::HostPort(pod.clone())))
         };
         let through_service = old != new
-            && worlds.into_iter().any(|world| {
-                is_own_host_port(world) || is_among_backends(world, &probe.at(pod), |other| other.key == *pod)
+            && states.into_iter().any(|cluster_state| {
+                is_own_host_port(cluster_state)
+                    || is_among_backends(cluster_state, &probe.at(pod), |other| other.key == *pod)
             });
         through_service || [old, new].into_iter().flatten().any(|pod| pod.addresses.contains(&probe.remote))
     };
-    let mut rejudged: BTreeMap<PodKey, bool> = BTreeMap::new();
+    let mut reevaluated: BTreeMap<PodKey, bool> = BTreeMap::new();
     for change in changes {
         match change {
             Change::PutEndpoint(pod, _) | Change::DeleteEndpoint(pod) => {
-                rejudged.insert(pod.clone(), true);
+                reevaluated.insert(pod.clone(), true);
             }
-            Change::Rejudge(rule_sets) => {
+            Change::Reevaluate(rule_sets) => {
                 for (pod, policy) in tables.endpoints() {
                     let uses = |rule_set: RuleSetId| rule_sets.contains(&rule_set);
                     if uses(policy.ingress.rule_set) || uses(policy.egress.rule_set) {
-                        rejudged.insert(pod.clone(), true);
+                        reevaluated.insert(pod.clone(), true);
                     }
                 }
             }
             _ => {}
         }
         tables.apply(change).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        for (pod, verdicts) in of_tables(&tables, new_world, probes) {
+        for (pod, verdicts) in of_tables(&tables, new_state, probes) {
             for (index, found) in verdicts.into_iter().enumerate() {
                 let old = before.get(&pod).map(|verdicts| verdicts[index]);
                 let new = after.get(&pod).map(|verdicts| verdicts[index]);
@@ -104,7 +105,9 @@ fn apply_and_check_each_change(
                     [old, new].into_iter().flatten().any(|(reference, _)| reference.allows() == found.0.allows());
                 let probe = &probes[index];
                 let shared = || {
-                    [old_world, new_world].into_iter().any(|world| is_among_backends(world, &probe.at(&pod), |_| true))
+                    [old_state, new_state]
+                        .into_iter()
+                        .any(|cluster_state| is_among_backends(cluster_state, &probe.at(&pod), |_| true))
                 };
                 let service_verdict = found == (Reason::Service, true) && shared();
                 prop_assert!(
@@ -123,7 +126,7 @@ fn apply_and_check_each_change(
         });
         if let Some(index) = narrowed {
             prop_assert!(
-                rejudged.contains_key(pod),
+                reevaluated.contains_key(pod),
                 "{pod} may no longer send or receive {:?}, but its flows are not re-evaluated: {changes:#?}",
                 probes[index]
             );
@@ -142,18 +145,18 @@ proptest! {
         let mut engine = Engine::new(scope(), FirstIds::default());
         let mut tables = Tables::default();
         for event in events {
-            let old = engine.world().clone();
-            let single = !matches!(event, Event::Reset(_) | Event::OwnAddresses(_));
+            let old = engine.cluster_state().clone();
+            let single = !matches!(event, Event::Reset(_) | Event::LocalAddresses(_));
             let changes = engine.apply(event);
             if single {
-                tables = apply_and_check_each_change(tables, &changes, (&old, engine.world()), &probes)?;
+                tables = apply_and_check_each_change(tables, &changes, (&old, engine.cluster_state()), &probes)?;
             } else {
                 for change in &changes {
                     tables.apply(change).map_err(|error| TestCaseError::fail(error.to_string()))?;
                 }
             }
             prop_assert_eq!(&tables, engine.tables());
-            assert_same(&tables, engine.world(), &probes)?;
+            assert_same(&tables, engine.cluster_state(), &probes)?;
         }
     }
 
@@ -162,7 +165,7 @@ proptest! {
     fn tables_of_an_empty_cluster_are_empty(events in vec(event(), 1..24)) {
         let mut engine = Engine::new(scope(), FirstIds::default());
         engine.apply_all(events);
-        engine.apply(Event::OwnAddresses(Vec::new()));
+        engine.apply(Event::LocalAddresses(Vec::new()));
         engine.apply(Event::Reset(Vec::new()));
         prop_assert!(engine.tables().is_empty(), "{:#?}", engine.tables());
     }
@@ -173,8 +176,8 @@ proptest! {
         let mut engine = Engine::new(scope(), FirstIds::default());
         engine.apply_all(events);
         let mut fresh = Engine::new(scope(), FirstIds::default());
-        fresh.apply(Event::OwnAddresses(engine.world().own_addresses.clone()));
-        fresh.apply(Event::Reset(engine.world().objects().collect()));
+        fresh.apply(Event::LocalAddresses(engine.cluster_state().local_addresses.clone()));
+        fresh.apply(Event::Reset(engine.cluster_state().objects().collect()));
         prop_assert_eq!(fresh.tables().entries().count(), engine.tables().entries().count());
     }
 }

@@ -6,12 +6,12 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason, protocol};
+use netpol_policy::cluster_state::Event;
 use netpol_policy::compile::{Engine, FirstIds, LeftOut, NodeScope};
 use netpol_policy::manifest;
 use netpol_policy::model::{Object, PodKey, PolicyKey};
 use netpol_policy::reference::{Packet, evaluate};
 use netpol_policy::testing::{event, expected, probes};
-use netpol_policy::world::Event;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -64,7 +64,7 @@ fn reason(engine: &Engine, pod: (&str, &str), remote: IpAddr) -> Reason {
         via_own: false,
         behind: false,
     };
-    engine.judge(&packet).expect("the pod is on this node").reason
+    engine.evaluate(&packet).expect("the pod is on this node").reason
 }
 
 fn incomplete(engine: &Engine, namespace: &str, name: &str) -> bool {
@@ -163,7 +163,7 @@ fn a_block_is_left_out_with_its_excepts() {
                 behind: false,
             };
             let (found, reference) =
-                (reason(&engine, ("a", "web"), remote.into()), evaluate(engine.world(), &packet).reason);
+                (reason(&engine, ("a", "web"), remote.into()), evaluate(engine.cluster_state(), &packet).reason);
             let is_correct = if incomplete(&engine, "a", "web") {
                 !found.allows() || reference.allows()
             } else {
@@ -300,8 +300,8 @@ proptest! {
             for (pod, policy) in engine.tables().endpoints() {
                 for probe in &probes {
                     let packet = probe.at(pod);
-                    let found = engine.judge(&packet).map(|judgement| (judgement.reason, judgement.again)).expect("an endpoint");
-                    let reference = expected(engine.world(), engine.tables(), &packet);
+                    let found = engine.evaluate(&packet).map(|evaluation| (evaluation.reason, evaluation.recheck)).expect("an endpoint");
+                    let reference = expected(engine.cluster_state(), engine.tables(), &packet);
                     if policy.incomplete {
                         prop_assert!(!found.0.allows() || reference.0.allows(), "{pod} {probe:?}: {found:?}, {reference:?}");
                     } else {
@@ -312,8 +312,8 @@ proptest! {
         }
         // The same objects have the same cuts, whatever their history is.
         let mut fresh = self::engine(limit);
-        fresh.apply(Event::OwnAddresses(engine.world().own_addresses.clone()));
-        fresh.apply(Event::Reset(engine.world().objects().collect()));
+        fresh.apply(Event::LocalAddresses(engine.cluster_state().local_addresses.clone()));
+        fresh.apply(Event::Reset(engine.cluster_state().objects().collect()));
         let refused = |engine: &Engine| left_out(engine).values().any(|left_out| left_out.entries > 0);
         let cuts = |engine: &Engine| -> BTreeMap<String, LeftOut> {
             let all = left_out(engine).into_iter().map(|(policy, left_out)| (policy, LeftOut { entries: 0, ..left_out }));
@@ -323,7 +323,7 @@ proptest! {
         if !refused(&fresh) && !refused(&engine) {
             prop_assert_eq!(fresh.tables().entries().count(), engine.tables().entries().count());
         }
-        engine.apply(Event::OwnAddresses(Vec::new()));
+        engine.apply(Event::LocalAddresses(Vec::new()));
         engine.apply(Event::Reset(Vec::new()));
         prop_assert!(engine.tables().is_empty() && left_out(&engine).is_empty());
     }

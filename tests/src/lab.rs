@@ -137,10 +137,10 @@ impl Lab {
         let in_reference = |name: &String| name.contains('/') || self.cluster.host(name).is_outside();
         let cells: Vec<_> =
             rows.keys().filter(|cell| in_reference(&cell.from) && in_reference(&cell.to)).cloned().collect();
-        for (cell, meant) in Matrix::meant(&self.cluster, &cells)?.0 {
+        for (cell, expected) in Matrix::expected(&self.cluster, &cells)?.0 {
             ensure!(
-                rows[&cell] == meant,
-                "the test expects {} for {cell}, but the reference yields {meant}",
+                rows[&cell] == expected,
+                "the test expects {} for {cell}, but the reference yields {expected}",
                 rows[&cell]
             );
         }

@@ -6,10 +6,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::manifest;
 use netpol_policy::model::{Object, Protocol};
 use netpol_policy::reference::{self, End};
-use netpol_policy::world::World;
 
 use crate::cluster::Cluster;
 use crate::probe::{Probe, ProbeResult};
@@ -88,8 +88,8 @@ impl Matrix {
     /// # Errors
     /// Returns an error if the reference does not accept an address. Manifests with diagnostics are not errors,
     /// because tests use them.
-    pub fn meant(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
-        let world = world_of(cluster)?;
+    pub fn expected(cluster: &Cluster, cells: &[Cell]) -> Result<Self> {
+        let cluster_state = cluster_state_of(cluster)?;
         let mut found = BTreeMap::new();
         for cell in cells {
             let mut passes = Vec::new();
@@ -100,7 +100,7 @@ impl Matrix {
                     .address_like(address)
                     .context("the source has no address of this family")?;
                 let (from, to) = (End::Address(source), End::Address(address));
-                let connection = reference::connection(&world, &from, &to, cell.protocol.number(), cell.port)
+                let connection = reference::connection(&cluster_state, &from, &to, cell.protocol.number(), cell.port)
                     .with_context(|| format!("evaluating {cell} with the reference"))?;
                 passes.push(connection.allowed());
             }
@@ -125,7 +125,7 @@ impl Matrix {
 ///
 /// # Errors
 /// Returns an error if a file cannot be read.
-pub fn world_of(cluster: &Cluster) -> Result<World> {
+pub fn cluster_state_of(cluster: &Cluster) -> Result<ClusterState> {
     let mut objects: Vec<Object> = Vec::new();
     let directory = cluster.manifests().path();
     for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
@@ -137,7 +137,7 @@ pub fn world_of(cluster: &Cluster) -> Result<World> {
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         objects.extend(manifest::parse(&text, &name).objects.into_iter().map(|located| located.object));
     }
-    Ok(World::of(objects))
+    Ok(ClusterState::of(objects))
 }
 
 /// Measures until the connections match the policies, which take effect after some milliseconds.
@@ -146,22 +146,22 @@ pub fn world_of(cluster: &Cluster) -> Result<World> {
 /// Returns the differences if the connections do not match within `within`.
 pub fn wait_until_expected(cluster: &Cluster, ports: &[(Protocol, u16)], within: Duration) -> Result<Matrix> {
     let cells = Matrix::cells(cluster, ports);
-    let meant = Matrix::meant(cluster, &cells)?;
-    wait_until_equal(cluster, &meant, within)
+    let expected = Matrix::expected(cluster, &cells)?;
+    wait_until_equal(cluster, &expected, within)
 }
 
 /// Measures until the connections match a matrix.
 ///
 /// # Errors
 /// Returns the differences if the connections do not match within `within`.
-pub fn wait_until_equal(cluster: &Cluster, meant: &Matrix, within: Duration) -> Result<Matrix> {
+pub fn wait_until_equal(cluster: &Cluster, expected: &Matrix, within: Duration) -> Result<Matrix> {
     let start = Instant::now();
-    let cells: Vec<_> = meant.0.keys().cloned().collect();
+    let cells: Vec<_> = expected.0.keys().cloned().collect();
     loop {
         let measured = Matrix::measure(cluster, &cells);
         let error = match &measured {
-            Ok(found) if found == meant => return measured,
-            Ok(found) => describe(&meant.differences(found)),
+            Ok(found) if found == expected => return measured,
+            Ok(found) => describe(&expected.differences(found)),
             Err(error) => format!("{error:#}"),
         };
         ensure!(
@@ -174,8 +174,8 @@ pub fn wait_until_equal(cluster: &Cluster, meant: &Matrix, within: Duration) -> 
 fn describe(differences: &[(&Cell, bool, bool)]) -> String {
     let word = |passes: bool| if passes { "allowed" } else { "dropped" };
     let mut text = String::new();
-    for (cell, meant, measured) in differences {
-        let _ = writeln!(text, "  {cell}: expected {}, measured {}", word(*meant), word(*measured));
+    for (cell, expected, measured) in differences {
+        let _ = writeln!(text, "  {cell}: expected {}, measured {}", word(*expected), word(*measured));
     }
     text
 }

@@ -183,7 +183,7 @@ fn failed(error: &std::io::Error) -> ProbeResult {
     }
 }
 
-fn judge_name(name: &str, probe: &Probe) -> ProbeResult {
+fn evaluate_name(name: &str, probe: &Probe) -> ProbeResult {
     if name == probe.to { ProbeResult::Allowed } else { ProbeResult::WrongHost(name.to_owned()) }
 }
 
@@ -211,7 +211,7 @@ impl Stage {
                     Ok(length) => {
                         received.push_str(&String::from_utf8_lossy(&buffer[..length]));
                         match received.split_once('\n') {
-                            Some((name, _)) => Self::Done(judge_name(name, probe)),
+                            Some((name, _)) => Self::Done(evaluate_name(name, probe)),
                             None => Self::AwaitingGreeting(stream, received),
                         }
                     }
@@ -224,7 +224,7 @@ impl Stage {
                 match socket.recv(&mut buffer) {
                     Ok(length) => {
                         let response = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                        Self::Done(judge_name(response.split('\n').next().unwrap_or_default(), probe))
+                        Self::Done(evaluate_name(response.split('\n').next().unwrap_or_default(), probe))
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => Self::AwaitingEcho(socket, sent_at),
                     Err(error) => Self::Done(failed(&error)),

@@ -91,7 +91,7 @@ impl Programs {
     /// # Errors
     /// Returns an error if the kernel does not report it.
     pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>> {
-        ["netpol_ingress", "netpol_egress", "netpol_behind", "netpol_behind_bare"]
+        ["netpol_ingress", "netpol_egress", "netpol_recheck", "netpol_recheck_l3"]
             .into_iter()
             .map(|name| {
                 let program = classifier(&mut self.bpf, name)?;
@@ -150,16 +150,16 @@ impl Programs {
     ///
     /// # Errors
     /// Same as [`Self::run`].
-    pub fn run_from_sender(&mut self, frame: &[u8], sender: u32, ingress_ifindex: u32) -> Result<RunResult> {
-        Ok(self.run_with_mark("netpol_ingress_marked", frame, sender, ingress_ifindex, 1)?.0)
+    pub fn run_from_endpoint(&mut self, frame: &[u8], source_endpoint: u32, ingress_ifindex: u32) -> Result<RunResult> {
+        Ok(self.run_with_mark("netpol_ingress_marked", frame, source_endpoint, ingress_ifindex, 1)?.0)
     }
 
     /// Runs a frame with this source endpoint ID through the recheck program of the node's devices.
     ///
     /// # Errors
     /// Same as [`Self::run`].
-    pub fn run_behind(&mut self, frame: &[u8], sender: u32, repeat: u32) -> Result<RunResult> {
-        Ok(self.run_with_mark("netpol_behind_marked", frame, sender, 0, repeat)?.0)
+    pub fn run_post_dnat(&mut self, frame: &[u8], source_endpoint: u32, repeat: u32) -> Result<RunResult> {
+        Ok(self.run_with_mark("netpol_recheck_marked", frame, source_endpoint, 0, repeat)?.0)
     }
 
     /// Runs a program, and loads it first if necessary: verification takes time.
@@ -285,7 +285,7 @@ impl Programs {
         let mut map: Array<&mut MapData, Wire<Endpoint>> =
             self.bpf.map_mut("ENDPOINTS").context("ENDPOINTS")?.try_into()?;
         map.set(ifindex, Wire(*endpoint), 0)?;
-        self.set_sender(endpoint.id, ifindex)
+        self.set_source_endpoint(endpoint.id, ifindex)
     }
 
     /// Sets a word of the tunnel bitmap.
@@ -334,8 +334,8 @@ impl Programs {
     ///
     /// # Errors
     /// Same as [`Self::set_endpoint`].
-    pub fn set_sender(&mut self, endpoint: u32, ifindex: u32) -> Result<()> {
-        let mut map: Array<&mut MapData, u32> = self.bpf.map_mut("SENDERS").context("SENDERS")?.try_into()?;
+    pub fn set_source_endpoint(&mut self, endpoint: u32, ifindex: u32) -> Result<()> {
+        let mut map: Array<&mut MapData, u32> = self.bpf.map_mut("ENDPOINT_IDS").context("ENDPOINT_IDS")?.try_into()?;
         Ok(map.set(endpoint, ifindex, 0)?)
     }
 

@@ -19,8 +19,8 @@ fn every_readme_table_equals_the_policies_and_the_measured_verdicts() -> Result<
     ensure!(examples.len() >= 15, "only {} examples were found", examples.len());
     if std::env::var_os("NETPOL_BLESS").is_some() {
         for example in &mut examples {
-            let (_cluster, meant) = cluster_and_verdicts(example)?;
-            example.update_table(&meant)?;
+            let (_cluster, expected) = cluster_and_verdicts(example)?;
+            example.update_table(&expected)?;
         }
     }
     // Several in parallel, because most of the time is spent on waiting for dropped packets.
@@ -40,15 +40,15 @@ fn every_readme_table_equals_the_policies_and_the_measured_verdicts() -> Result<
 fn cluster_and_verdicts(example: &Example) -> Result<(Cluster, Matrix)> {
     let cluster = example.cluster()?;
     example.apply(&cluster)?;
-    let meant = Matrix::meant(&cluster, &example.cells())?;
-    Ok((cluster, meant))
+    let expected = Matrix::expected(&cluster, &example.cells())?;
+    Ok((cluster, expected))
 }
 
 fn check(example: &Example) -> Result<()> {
-    let (cluster, meant) = cluster_and_verdicts(example)?;
+    let (cluster, expected) = cluster_and_verdicts(example)?;
     let documented = example.documented()?;
-    for (cell, documented, meant) in documented.differences(&meant) {
-        ensure!(documented == meant, "{cell}: allowed is {documented} in the README and {meant} by the policies");
+    for (cell, documented, expected) in documented.differences(&expected) {
+        ensure!(documented == expected, "{cell}: allowed is {documented} in the README and {expected} by the policies");
     }
     let agent = Agent::start(&cluster)?;
     wait_until_equal(&cluster, &documented, TIMEOUT).with_context(|| agent.log())?;

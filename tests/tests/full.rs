@@ -48,9 +48,9 @@ fn start(rules: &str, sizes: &[&str]) -> Result<Lab> {
 fn stays_denied(lab: &mut Lab, strangers: &[&str], map: &str) -> Result<()> {
     for stranger in strangers {
         lab.expect(&format!("{stranger} -x shop/server 80/TCP\n{stranger} -x shop/server 53/UDP"))?;
-        let told_as = told_as(lab, stranger);
+        let reported_as = reported_as(lab, stranger);
         lab.agent().wait_denied(|line| {
-            line.reason() == "tables-incomplete" && line.to() == "shop/server" && line.from() == told_as
+            line.reason() == "tables-incomplete" && line.to() == "shop/server" && line.from() == reported_as
         })?;
     }
     lab.expect("free/one -> free/two 80/TCP\nshop/a -> free/two 53/UDP")?;
@@ -71,20 +71,20 @@ fn recovers(lab: &mut Lab, rules: &str, table: &str, stranger: &str) -> Result<(
     lab.expect(table)?;
     lab.agent().wait_log(&["all map entries that could not be written are written now"])?;
     let start = Instant::now();
-    let source = told_as(lab, stranger);
+    let source = reported_as(lab, stranger);
     loop {
         lab.agent().clear_denied();
         lab.expect(&format!("{stranger} -x shop/server 80/TCP"))?;
-        let told = lab.agent().wait_denied(|line| line.from() == source && line.to() == "shop/server")?;
-        if told.reason() == "no-rule" {
+        let reported = lab.agent().wait_denied(|line| line.from() == source && line.to() == "shop/server")?;
+        if reported.reason() == "no-rule" {
             return Ok(());
         }
-        ensure!(start.elapsed() < TIMEOUT, "the reason is still {} although everything fits", told.reason());
+        ensure!(start.elapsed() < TIMEOUT, "the reason is still {} although everything fits", reported.reason());
     }
 }
 
 /// Returns what the agent writes for a host in deny events: a pod's name, another host's address.
-fn told_as(lab: &Lab, name: &str) -> String {
+fn reported_as(lab: &Lab, name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { lab.cluster.host(name).v4().to_string() }
 }
 

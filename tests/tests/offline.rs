@@ -89,21 +89,22 @@ fn explain_prints_the_reason_that_the_agent_reports() -> Result<()> {
     for (from, to, direction) in rows {
         lab.expect(&format!("{from} -x {to} 80/TCP"))?;
         let (from, to) = (end(&lab, from), end(&lab, to));
-        let told = lab.agent().wait_denied(|line| line.from() == from && line.to() == to && line.port() == Some(80))?;
+        let reported =
+            lab.agent().wait_denied(|line| line.from() == from && line.to() == to && line.port() == Some(80))?;
 
         let output = run(&lab, "explain", &["--from", &from, "--to", &to, "--port", "80/TCP", "-o", "json"])?;
         ensure!(output.status.code() == Some(1), "the exit code for a denial must be 1, not {}", output.status);
         let explained: Value = serde_json::from_slice(&output.stdout).context("reading the JSON of netpol explain")?;
-        assert_eq!((told.direction(), &explained["verdict"]), (direction, &Value::from("deny")), "{from} to {to}");
+        assert_eq!((reported.direction(), &explained["verdict"]), (direction, &Value::from("deny")), "{from} to {to}");
         let side = &explained[direction];
-        assert_eq!(side["reason"], told.reason(), "{from} to {to}");
+        assert_eq!(side["reason"], reported.reason(), "{from} to {to}");
         let policies: Vec<_> = side["policies"].as_array().context("the JSON has no policies")?.iter().collect();
-        assert_eq!(policies, told.policies().iter().collect::<Vec<_>>(), "{from} to {to}");
+        assert_eq!(policies, reported.policies().iter().collect::<Vec<_>>(), "{from} to {to}");
         ensure!(side["nearest"]["lacks"].is_array() || side["nearest"].is_null(), "{side:#}");
 
         let output = run(&lab, "explain", &["--from", &from, "--to", &to, "--port", "80/TCP"])?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(text.starts_with("DENY") && text.contains(&told.policies()[0]), "{text}");
+        ensure!(text.starts_with("DENY") && text.contains(&reported.policies()[0]), "{text}");
     }
     let allowed = run(&lab, "explain", &["--from", "shop/front", "--to", "shop/back", "--port", "80"])?;
     ensure!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stdout));

@@ -2,6 +2,7 @@
 
 mod changes;
 mod churn;
+mod cluster_state;
 mod convergence;
 mod map_watcher;
 mod memory;
@@ -10,7 +11,6 @@ mod packets;
 mod report;
 mod services;
 mod testbed;
-mod world;
 
 use std::process::ExitCode;
 

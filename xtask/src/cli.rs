@@ -14,11 +14,11 @@ use crate::{binaries, doctor, ebpf, image, kernels, setup, test, tidy};
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    verb: Verb,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Command {
     /// Install what building and testing need: the BPF toolchain and Debian packages. Does nothing if all are
     /// installed.
     #[command(after_help = "Examples:\n  cargo xtask setup")]
@@ -171,18 +171,18 @@ pub(crate) enum Output {
 
 /// Runs the command.
 pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
-    match cli.verb {
-        Verb::Setup => setup::run()?,
-        Verb::Ebpf { log: false } => println!("{}", ebpf::build()?.display()),
-        Verb::Ebpf { log: true } => println!("{}", ebpf::build_with_log()?.display()),
-        Verb::Build => binaries::build()?,
-        Verb::Image(args) => image::run(&args)?,
-        Verb::Demo(args) => return demo(&args),
-        Verb::Test(args) => return test::run(&args),
-        Verb::Bench(args) => return bench(&args),
-        Verb::Kernels(args) => return kernels::run(&args),
-        Verb::Doctor(args) => return doctor::run(&args),
-        Verb::Tidy => return tidy::run(),
+    match cli.command {
+        Command::Setup => setup::run()?,
+        Command::Ebpf { log: false } => println!("{}", ebpf::build()?.display()),
+        Command::Ebpf { log: true } => println!("{}", ebpf::build_with_log()?.display()),
+        Command::Build => binaries::build()?,
+        Command::Image(args) => image::run(&args)?,
+        Command::Demo(args) => return demo(&args),
+        Command::Test(args) => return test::run(&args),
+        Command::Bench(args) => return bench(&args),
+        Command::Kernels(args) => return kernels::run(&args),
+        Command::Doctor(args) => return doctor::run(&args),
+        Command::Tidy => return tidy::run(),
     }
     Ok(ExitCode::SUCCESS)
 }

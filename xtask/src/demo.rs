@@ -68,7 +68,7 @@ fn run_scene(printer: &Printer, cluster: &Cluster, agent: &Agent, scene: &Scene)
     }
     let ports = PORTS.map(|(_, protocol, port)| (protocol, port));
     let cells = Matrix::cells(cluster, &ports);
-    let meant = Matrix::meant(cluster, &cells)?;
+    let expected = Matrix::expected(cluster, &cells)?;
     let start = Instant::now();
     let (measured, elapsed) = loop {
         // A change takes effect within milliseconds. The table shows one complete measurement after it.
@@ -76,17 +76,17 @@ fn run_scene(printer: &Printer, cluster: &Cluster, agent: &Agent, scene: &Scene)
         agent.clear_denied();
         let measurement_start = Instant::now();
         let measured = Matrix::measure(cluster, &cells)?;
-        if measured == meant || start.elapsed() > WAIT_LIMIT {
+        if measured == expected || start.elapsed() > WAIT_LIMIT {
             break (measured, measurement_start.elapsed());
         }
     };
     let ends = cluster.ends();
-    printer.tables(&ends, &PORTS, &measured, &meant);
-    let different = measured.differences(&meant).len();
+    printer.tables(&ends, &PORTS, &measured, &expected);
+    let different = measured.differences(&expected).len();
     printer.summary(&measured, different, elapsed);
     let drops = drops::Drops::collect(cluster, agent, &measured);
     printer.drops(&drops);
-    Ok(different + drops.untold.len())
+    Ok(different + drops.unreported.len())
 }
 
 fn report_interrupted(report: &CleanupReport) {

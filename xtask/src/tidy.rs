@@ -1,7 +1,7 @@
 //! `tidy`: checks that reviewers do not have to do by hand.
 
+mod docs;
 mod layers;
-mod papers;
 mod sources;
 
 use std::process::ExitCode;
@@ -19,12 +19,12 @@ pub(crate) fn run() -> Result<ExitCode> {
         ("sources are small and have no leftovers", sources::check),
         ("aya is used only where it is allowed", layers::aya_users),
         ("netpol-policy does no I/O, netpol-common has few dependencies", layers::pure_crates),
-        ("every reason is explained in docs/", papers::reasons),
-        ("every option and metric of the agent is in docs/", papers::agent),
-        ("every line of docs/semantics.md has a test", papers::semantics),
-        ("every example is listed, and links have a target", papers::links),
-        ("every command is in CONTRIBUTING.md", papers::verbs),
-        ("every test named in docs/threat-model.md exists", papers::threat_model),
+        ("every reason is explained in docs/", docs::reasons),
+        ("every option and metric of the agent is in docs/", docs::agent),
+        ("every line of docs/semantics.md has a test", docs::semantics),
+        ("every example is listed, and links have a target", docs::links),
+        ("every command is in CONTRIBUTING.md", docs::commands),
+        ("every test named in docs/threat-model.md exists", docs::threat_model),
         ("formatted", || cargo("fmt --all --check --quiet", "run: cargo fmt --all")),
         ("clippy, and docs of public items", || {
             let words = "clippy --workspace --all-targets --all-features --keep-going --quiet -- -D warnings";

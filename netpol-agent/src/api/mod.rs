@@ -5,14 +5,14 @@
 //! loop is alive. Waiting requests are checked again whenever the loop reports progress.
 
 mod connections;
-mod desk;
+mod requests;
 mod routes;
 mod server;
 mod socket;
 mod thread;
 mod wait;
 
-pub use desk::{About, Desk, LoopRequest, Progress, Readiness, desk};
+pub use requests::{About, LoopRequest, Progress, Readiness, Requests, requests};
 pub use routes::unknown_node;
 pub use server::{serve_health, serve_metrics, serve_socket};
 pub use socket::{Socket, SocketError};

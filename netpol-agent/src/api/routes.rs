@@ -11,7 +11,7 @@ use netpol_policy::text::{self, Safe};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::desk::{Desk, LoopRequest, Readiness};
+use super::requests::{LoopRequest, Readiness, Requests};
 use super::wait;
 use crate::metrics;
 
@@ -34,7 +34,12 @@ pub(super) enum Paths {
 type HttpResponse = Response<Full<Bytes>>;
 
 /// Answers a request; all requests except waiting within `limit`.
-pub(super) async fn answer(request: &Request<Incoming>, desk: &Desk, paths: Paths, limit: Duration) -> HttpResponse {
+pub(super) async fn answer(
+    request: &Request<Incoming>,
+    requests: &Requests,
+    paths: Paths,
+    limit: Duration,
+) -> HttpResponse {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -42,9 +47,9 @@ pub(super) async fn answer(request: &Request<Incoming>, desk: &Desk, paths: Path
     }
     let path = request.uri().path();
     if paths == Paths::All && path == "/v1/wait" {
-        return wait(request.uri().query().unwrap_or_default(), desk).await;
+        return wait(request.uri().query().unwrap_or_default(), requests).await;
     }
-    timeout(limit, respond(path, desk, paths)).await.unwrap_or_else(|_| {
+    timeout(limit, respond(path, requests, paths)).await.unwrap_or_else(|_| {
         response(
             StatusCode::SERVICE_UNAVAILABLE,
             TEXT,
@@ -53,38 +58,40 @@ pub(super) async fn answer(request: &Request<Incoming>, desk: &Desk, paths: Path
     })
 }
 
-async fn respond(path: &str, desk: &Desk, paths: Paths) -> HttpResponse {
+async fn respond(path: &str, requests: &Requests, paths: Paths) -> HttpResponse {
     let response = match path {
         // An agent that waits for the API server is healthy, but not ready.
-        "/healthz" if !desk.is_started() => Some(response(StatusCode::OK, TEXT, "starting\n".to_owned())),
-        "/readyz" if !desk.is_started() => {
-            let waiting = desk.about.state.waiting().unwrap_or_else(|| "waiting for the first objects".to_owned());
+        "/healthz" if !requests.is_started() => Some(response(StatusCode::OK, TEXT, "starting\n".to_owned())),
+        "/readyz" if !requests.is_started() => {
+            let waiting = requests.about.state.waiting().unwrap_or_else(|| "waiting for the first objects".to_owned());
             Some(response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", Safe(waiting))))
         }
-        "/metrics" if paths != Paths::Health && !desk.is_started() => {
-            Some(response(StatusCode::OK, EXPOSITION, metrics::render_waiting(&desk.about.state)))
+        "/metrics" if paths != Paths::Health && !requests.is_started() => {
+            Some(response(StatusCode::OK, EXPOSITION, metrics::render_waiting(&requests.about.state)))
         }
         "/metrics" if paths != Paths::Health => {
             // One metrics request at a time: many metrics clients must not fill the queue that health requests use
             // too.
-            let _turn = desk.metrics_turn.acquire().await;
-            desk.send(LoopRequest::Metrics).await.map(|text| response(StatusCode::OK, EXPOSITION, text))
+            let _turn = requests.metrics_turn.acquire().await;
+            requests.send(LoopRequest::Metrics).await.map(|text| response(StatusCode::OK, EXPOSITION, text))
         }
-        "/healthz" => desk.send(LoopRequest::Ready).await.map(|_| response(StatusCode::OK, TEXT, "ok\n".to_owned())),
-        "/readyz" => desk.send(LoopRequest::Ready).await.map(|readiness| match readiness {
+        "/healthz" => {
+            requests.send(LoopRequest::Ready).await.map(|_| response(StatusCode::OK, TEXT, "ok\n".to_owned()))
+        }
+        "/readyz" => requests.send(LoopRequest::Ready).await.map(|readiness| match readiness {
             Readiness::Ready => response(StatusCode::OK, TEXT, "ok\n".to_owned()),
             Readiness::Starting => {
                 response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not everything is enforced yet\n".to_owned())
             }
             Readiness::UnknownNode => {
-                let text = unknown_node(&desk.about.node);
+                let text = unknown_node(&requests.about.node);
                 response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", Safe(text)))
             }
         }),
-        "/v1/status" if paths == Paths::All => desk.send(LoopRequest::Status).await.map(|status| {
-            let (node, source) = (desk.about.node.clone(), desk.about.source.clone());
+        "/v1/status" if paths == Paths::All => requests.send(LoopRequest::Status).await.map(|status| {
+            let (node, source) = (requests.about.node.clone(), requests.about.source.clone());
             let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status };
-            status.warnings.extend(desk.warnings.all());
+            status.warnings.extend(requests.warnings.all());
             json(StatusCode::OK, &status)
         }),
         _ => {
@@ -105,17 +112,17 @@ pub fn unknown_node(node: &str) -> String {
     format!("no Node object is named {node}; set --node to the name of this node as in spec.nodeName of its pods")
 }
 
-async fn wait(query: &str, desk: &Desk) -> HttpResponse {
+async fn wait(query: &str, requests: &Requests) -> HttpResponse {
     let refuse = |status, error: String| json(status, &Refusal { error });
     let request = match wait::parse(query) {
         Ok(request) => request,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
     };
-    let Ok(_permit) = desk.waiters.try_acquire() else {
+    let Ok(_permit) = requests.waiters.try_acquire() else {
         let error = "too many requests are waiting; retry later".to_owned();
         return refuse(StatusCode::SERVICE_UNAVAILABLE, error);
     };
-    match wait::wait(&request, desk).await {
+    match wait::wait(&request, requests).await {
         Some(waited) => json(StatusCode::OK, &waited),
         None => refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".to_owned()),
     }

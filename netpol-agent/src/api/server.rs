@@ -15,7 +15,7 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
 use super::connections::{Answering, Connections, Limits, Peer};
-use super::desk::{Desk, WAITERS};
+use super::requests::{Requests, WAITERS};
 use super::routes::{self, Paths};
 
 /// Time for a client to send the head of its request, and to read the response. Then the connection is closed.
@@ -34,23 +34,23 @@ const BACKLOG: u32 = 1024;
 const SOCKET_LIMITS: Limits = Limits { all: 2 * WAITERS, per_peer: 2 * WAITERS };
 
 /// Serves `/metrics`, `/healthz` and `/readyz` in a task: see [`serve_health`].
-pub fn serve_metrics(address: SocketAddr, desk: Desk) {
-    serve_tcp(address, desk, Paths::Open);
+pub fn serve_metrics(address: SocketAddr, requests: Requests) {
+    serve_tcp(address, requests, Paths::Open);
 }
 
 /// Serves `/healthz` and `/readyz` in a task, on its own listener, so that clients of another listener do not delay
 /// probes. If the address cannot be bound (the port is in use), that is logged and reported, and binding is retried:
 /// enforcement must not depend on a port.
-pub fn serve_health(address: SocketAddr, desk: Desk) {
-    serve_tcp(address, desk, Paths::Health);
+pub fn serve_health(address: SocketAddr, requests: Requests) {
+    serve_tcp(address, requests, Paths::Health);
 }
 
-fn serve_tcp(address: SocketAddr, desk: Desk, paths: Paths) {
+fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
     let what = if paths == Paths::Health { "health" } else { "metrics" };
     // First attempt, made here: if it succeeds, the port is served before anything else starts.
     let first = listen(address);
     tokio::spawn(async move {
-        let listener = listener(first, address, what, &desk).await;
+        let listener = listener(first, address, what, &requests).await;
         tracing::info!(%address, "serving {what}");
         let connections = Connections::new(TCP_LIMITS);
         loop {
@@ -59,7 +59,7 @@ fn serve_tcp(address: SocketAddr, desk: Desk, paths: Paths) {
             yield_now().await;
             let Some((stream, from)) = accepted(listener.accept().await).await else { continue };
             let Some(admitted) = connections.admit(Peer::of_address(from.ip())) else { continue };
-            let serving = serve_connection(stream, desk.clone(), paths, admitted.answering.clone());
+            let serving = serve_connection(stream, requests.clone(), paths, admitted.answering.clone());
             // Twice: once for the request, once for the response.
             tokio::spawn(admitted.run(timeout(2 * TIMEOUT, serving)));
         }
@@ -67,13 +67,18 @@ fn serve_tcp(address: SocketAddr, desk: Desk, paths: Paths) {
 }
 
 /// Returns the listener as soon as the address can be bound.
-async fn listener(first: io::Result<TcpListener>, address: SocketAddr, what: &'static str, desk: &Desk) -> TcpListener {
+async fn listener(
+    first: io::Result<TcpListener>,
+    address: SocketAddr,
+    what: &'static str,
+    requests: &Requests,
+) -> TcpListener {
     let mut result = first;
     let mut reported = None;
     loop {
         match result {
             Ok(listener) => {
-                desk.warnings.clear(what);
+                requests.warnings.clear(what);
                 return listener;
             }
             Err(error) => {
@@ -82,7 +87,7 @@ async fn listener(first: io::Result<TcpListener>, address: SocketAddr, what: &'s
                 );
                 if reported.as_ref() != Some(&text) {
                     tracing::error!("{text}");
-                    desk.warnings.set(what, text.clone());
+                    requests.warnings.set(what, text.clone());
                     reported = Some(text);
                 }
             }
@@ -103,7 +108,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves all paths on the Unix socket, in a task.
-pub fn serve_socket(listener: UnixListener, desk: Desk) {
+pub fn serve_socket(listener: UnixListener, requests: Requests) {
     tokio::spawn(async move {
         let connections = Connections::new(SOCKET_LIMITS);
         loop {
@@ -111,7 +116,7 @@ pub fn serve_socket(listener: UnixListener, desk: Desk) {
             let Some((stream, _)) = accepted(listener.accept().await).await else { continue };
             let process = stream.peer_cred().ok().and_then(|credentials| credentials.pid()).unwrap_or_default();
             let Some(admitted) = connections.admit(Peer::Process(process)) else { continue };
-            let serving = serve_connection(stream, desk.clone(), Paths::All, admitted.answering.clone());
+            let serving = serve_connection(stream, requests.clone(), Paths::All, admitted.answering.clone());
             tokio::spawn(admitted.run(timeout(netpol_api::LONGEST + 4 * TIMEOUT, serving)));
         }
     });
@@ -143,13 +148,13 @@ async fn accepted<T>(result: io::Result<T>) -> Option<T> {
 
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    desk: Desk,
+    requests: Requests,
     paths: Paths,
     answering: Answering,
 ) -> hyper::Result<()> {
     let answer = service_fn(move |request| {
-        let (desk, answering) = (desk.clone(), answering.clone());
-        async move { Ok::<_, Infallible>(answering.during(routes::answer(&request, &desk, paths, TIMEOUT)).await) }
+        let (requests, answering) = (requests.clone(), answering.clone());
+        async move { Ok::<_, Infallible>(answering.during(routes::answer(&request, &requests, paths, TIMEOUT)).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -166,7 +171,7 @@ mod tests {
     use tokio::net::UnixStream;
     use tokio::sync::mpsc;
 
-    use super::super::desk::{About, LoopRequest, Progress, Readiness, desk};
+    use super::super::requests::{About, LoopRequest, Progress, Readiness, requests};
     use super::super::socket::Socket;
     use super::*;
     use crate::source::{Inquiry, SourceState};
@@ -184,9 +189,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("cannot create a directory");
         let (inquiries, receiver) = mpsc::channel(1);
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
-        let (desk, loop_requests, progress) = desk(about, inquiries);
+        let (requests, loop_requests, progress) = requests(about, inquiries);
         let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("cannot create the socket");
-        serve_socket(listener, desk);
+        serve_socket(listener, requests);
         TestServer { directory, _socket: socket, loop_requests, progress, _inquiries: receiver }
     }
 
@@ -234,15 +239,15 @@ mod tests {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("no free port");
         let address = taken.local_addr().expect("invalid address");
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
-        let (desk, _questions, _progress) = desk(about, mpsc::channel(1).0);
-        serve_metrics(address, desk.clone());
+        let (requests, _questions, _progress) = requests(about, mpsc::channel(1).0);
+        serve_metrics(address, requests.clone());
         sleep(RETRY / 4).await;
-        let warnings = desk.warnings.all();
+        let warnings = requests.warnings.all();
         assert!(warnings.len() == 1 && warnings[0].contains(&address.to_string()), "{warnings:?}");
         assert!(warnings[0].contains("--metrics"), "{warnings:?}");
         drop(taken);
         sleep(RETRY * 2).await;
-        assert!(desk.warnings.all().is_empty());
+        assert!(requests.warnings.all().is_empty());
         tokio::net::TcpStream::connect(address).await.expect("cannot connect to the freed port");
     }
 

@@ -8,8 +8,8 @@ use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::desk::{Desk, LoopRequest};
-use crate::reconcile::{Check, CheckResult, Standing};
+use super::requests::{LoopRequest, Requests};
+use crate::reconcile::{Check, CheckResult, ConditionState};
 use crate::source::{Inquiry, Revision, Subject, SubjectState};
 
 /// Maximum number of conditions in a request.
@@ -53,14 +53,14 @@ pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
 
 /// Waits for all conditions at the same time. A condition that held once is not checked again. `None`: the agent is
 /// stopping.
-pub(super) async fn wait(request: &WaitRequest, desk: &Desk) -> Option<Waited> {
+pub(super) async fn wait(request: &WaitRequest, requests: &Requests) -> Option<Waited> {
     let begun = Instant::now();
-    let waiting = request.conditions.iter().map(|condition| wait_for(condition, begun, begun + request.time, desk));
+    let waiting = request.conditions.iter().map(|condition| wait_for(condition, begun, begun + request.time, requests));
     let results: Option<Vec<_>> = join_all(waiting).await.into_iter().collect();
-    Some(Waited { node: desk.about.node.clone(), results: results? })
+    Some(Waited { node: requests.about.node.clone(), results: results? })
 }
 
-async fn wait_for(condition: &Condition, begun: Instant, until: Instant, desk: &Desk) -> Option<Answer> {
+async fn wait_for(condition: &Condition, begun: Instant, until: Instant, requests: &Requests) -> Option<Answer> {
     let mut answer = Answer {
         condition: condition.to_string(),
         result: Outcome::Timeout,
@@ -70,19 +70,19 @@ async fn wait_for(condition: &Condition, begun: Instant, until: Instant, desk: &
         pending: Vec::new(),
         reason: None,
     };
-    match query_source(condition, until, desk).await {
+    match query_source(condition, until, requests).await {
         Ok(known) if !known.exists && matches!(condition, Condition::Enforced(_)) => {
             answer.generation = Some(known.revision.0);
             answer.result = Outcome::Absent;
         }
         Ok(known) => {
-            let result = wait_until_met(condition, known.revision, until, desk).await?;
+            let result = wait_until_met(condition, known.revision, until, requests).await?;
             answer.generation = Some(result.enforced.0);
-            (answer.result, answer.reason) = match result.standing {
-                Standing::Holds => (Outcome::Met, None),
-                Standing::Absent => (Outcome::Absent, None),
-                Standing::Not(reason) => (Outcome::Timeout, reason),
-                Standing::Never(reason) => (Outcome::Never, Some(reason)),
+            (answer.result, answer.reason) = match result.condition {
+                ConditionState::Holds => (Outcome::Met, None),
+                ConditionState::Absent => (Outcome::Absent, None),
+                ConditionState::Not(reason) => (Outcome::Timeout, reason),
+                ConditionState::Never(reason) => (Outcome::Never, Some(reason)),
             };
             (answer.pods, answer.pending) = (result.pods, result.pending);
         }
@@ -96,7 +96,7 @@ async fn wait_for(condition: &Condition, begun: Instant, until: Instant, desk: &
 }
 
 /// Returns what the source reports now.
-async fn query_source(condition: &Condition, until: Instant, desk: &Desk) -> Result<SubjectState, String> {
+async fn query_source(condition: &Condition, until: Instant, requests: &Requests) -> Result<SubjectState, String> {
     let subject = match condition {
         Condition::Enforced(target) | Condition::Deleted(target) => Subject::Object(key(target)),
         Condition::Sync => Subject::Everything,
@@ -104,7 +104,7 @@ async fn query_source(condition: &Condition, until: Instant, desk: &Desk) -> Res
     let (answer, answered) = oneshot::channel();
     let ended = || "the source ended; enforcement continues with the last objects".to_owned();
     let response = async {
-        desk.inquiries.send(Inquiry { subject, answer }).await.map_err(|_| ended())?;
+        requests.inquiries.send(Inquiry { subject, answer }).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
     };
     let limit = until.saturating_duration_since(Instant::now()).max(SOURCE_TIMEOUT);
@@ -114,20 +114,25 @@ async fn query_source(condition: &Condition, until: Instant, desk: &Desk) -> Res
 }
 
 /// Checks the condition after each change of the loop, until it holds, can never hold, or the time is over.
-async fn wait_until_met(condition: &Condition, revision: Revision, until: Instant, desk: &Desk) -> Option<CheckResult> {
+async fn wait_until_met(
+    condition: &Condition,
+    revision: Revision,
+    until: Instant,
+    requests: &Requests,
+) -> Option<CheckResult> {
     let check = Check { condition: condition.clone(), revision };
-    let mut progress = desk.progress.clone();
+    let mut progress = requests.progress.clone();
     loop {
         progress.mark_unchanged();
         // There is no response while changes are being evaluated.
         let left = until.saturating_duration_since(Instant::now());
-        let response = desk.send(|answer| LoopRequest::Check(check.clone(), answer));
+        let response = requests.send(|answer| LoopRequest::Check(check.clone(), answer));
         let Ok(result) = timeout(left.max(LOOP_TIMEOUT), response).await else {
             return Some(CheckResult::unknown("changes are still being evaluated"));
         };
         let result = result?;
         let left = until.saturating_duration_since(Instant::now());
-        if !matches!(result.standing, Standing::Not(_)) || left.is_zero() {
+        if !matches!(result.condition, ConditionState::Not(_)) || left.is_zero() {
             return Some(result);
         }
         // An error means that the loop ended; the next request detects that.

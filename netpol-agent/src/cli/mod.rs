@@ -235,7 +235,7 @@ impl Sizes {
             endpoints_overflow: endpoints,
             // ID 0 belongs to no endpoint.
             counters: (endpoints + 1) * 2,
-            senders: endpoints + 1,
+            endpoint_ids: endpoints + 1,
             flow_tables_v4: endpoints + 1,
             flow_tables_v6: endpoints + 1,
             neighbors: endpoints + 1,

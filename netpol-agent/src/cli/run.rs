@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use netpol_policy::cluster_state::Event;
 use netpol_policy::model::Object;
-use netpol_policy::world::Event;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{RunArgs, log, machine};
-use crate::api::{self, About, Desk, LoopRequest, Progress, Socket, SocketError};
+use crate::api::{self, About, LoopRequest, Progress, Requests, Socket, SocketError};
 use crate::conflicts;
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
-use crate::endpoints::{KnownVeths, Lookout, Monitor, PodAddressMonitor, Surveyor};
+use crate::endpoints::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
 use crate::metrics::Meter;
@@ -87,10 +87,10 @@ async fn serve(args: RunArgs, api_runtime: &Handle) -> Result<()> {
         let _ = std::fs::remove_file(file);
     }
     let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
-    let (desk, loop_requests, progress) = api::desk(about, feed.inquiries.clone());
+    let (requests, loop_requests, progress) = api::requests(about, feed.inquiries.clone());
     let _socket = {
         let _api_thread = api_runtime.enter();
-        serve_api(&args, &desk)?
+        serve_api(&args, &requests)?
     };
     // The API server may be unavailable for long.
     let first = tokio::select! {
@@ -120,7 +120,7 @@ async fn serve(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     result
         .unwrap_or_else(|_| bail!("the enforcement thread died; what is enforced stays enforced; restart the agent"))?;
     // Kept until here: when it is dropped, a channel closes, and the loop would spin on it.
-    drop(desk);
+    drop(requests);
     if let Some(events) = events {
         events.finish().await;
     }
@@ -141,10 +141,10 @@ async fn enforce(
     warn_of_wrong_node(&first.events, &args.node);
     let monitor = Monitor::open()?;
     let pod_addresses = PodAddressMonitor::open()?;
-    let mut surveyor = Surveyor::open()?;
+    let mut reader = InterfaceReader::open()?;
     let listed_at = Instant::now();
-    let survey = surveyor.read_all(&KnownVeths::default(), BTreeSet::new(), true)?;
-    tracing::info!(veths = survey.veths.len(), own_addresses = survey.own.len(), "interfaces listed");
+    let interfaces = reader.read_all(&KnownVeths::default(), BTreeSet::new(), true)?;
+    tracing::info!(veths = interfaces.veths.len(), local_addresses = interfaces.own.len(), "interfaces listed");
 
     let options =
         KernelOptions { pin_path: args.pin_path.clone(), attach: args.attach, capacities: args.sizes.capacities() };
@@ -166,14 +166,14 @@ async fn enforce(
         policy_memory: Some(args.sizes.max_policy_memory.0),
     };
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
-    let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, survey, compiler)?;
+    let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, interfaces, compiler)?;
     reconciler.interfaces_listed_at(listed_at);
     let reporter = Reporter::new(Lines::to(std::io::stdout())).and_to(sink);
     let inputs = Inputs {
         source: feed.batches,
         monitor,
         pod_addresses,
-        lookout: Lookout::start(surveyor).context(NO_THREAD)?,
+        interface_watcher: InterfaceWatcher::start(reader).context(NO_THREAD)?,
         outcomes,
         compiled,
         ring,
@@ -192,16 +192,16 @@ fn kube_events(args: &RunArgs) -> Result<Option<(Sink, kubernetes::Handle)>> {
 }
 
 /// Serves health, metrics and the API socket. If the socket cannot be created, the agent enforces policies anyway.
-fn serve_api(args: &RunArgs, desk: &Desk) -> Result<Option<Socket>> {
+fn serve_api(args: &RunArgs, requests: &Requests) -> Result<Option<Socket>> {
     if let Some(address) = args.health {
-        api::serve_health(address, desk.clone());
+        api::serve_health(address, requests.clone());
     }
     if let Some(address) = args.metrics {
-        api::serve_metrics(address, desk.clone());
+        api::serve_metrics(address, requests.clone());
     }
     match Socket::listen(&args.api_socket) {
         Ok((socket, listener)) => {
-            api::serve_socket(listener, desk.clone());
+            api::serve_socket(listener, requests.clone());
             Ok(Some(socket))
         }
         Err(error @ SocketError::Taken(_)) => Err(error.into()),

@@ -37,14 +37,14 @@ const FAMILIES: [Family; 2] = [
     },
 ];
 
-/// Calls `tell` with the name of each chain.
-pub(super) fn chains(mut tell: impl FnMut(&str)) -> io::Result<()> {
+/// Calls `report` with the name of each chain.
+pub(super) fn chains(mut report: impl FnMut(&str)) -> io::Result<()> {
     for family in FAMILIES {
         // If the file does not exist, the kernel has no such tables.
         let tables = fs::read_to_string(family.tables).unwrap_or_default();
         if tables.lines().any(|table| table == TABLE) {
             let entries = family.entries()?;
-            names(&entries, family.offsets, &mut tell);
+            names(&entries, family.offsets, &mut report);
         }
     }
     Ok(())
@@ -78,13 +78,13 @@ impl Family {
 
 /// Finds the names of the chains: a chain starts with an entry whose target is named `ERROR` and contains the chain's
 /// name.
-fn names(entries: &[u8], offsets: usize, tell: &mut impl FnMut(&str)) {
+fn names(entries: &[u8], offsets: usize, report: &mut impl FnMut(&str)) {
     let mut rest = entries;
     while let (Some(target), Some(next)) = (u16_at(rest, offsets), u16_at(rest, offsets + 2)) {
         // `struct xt_error_target`: size, name, revision, then 30 bytes of text.
         let target = rest.get(usize::from(target)..usize::from(next)).unwrap_or_default();
         if text(target.get(2..31)) == "ERROR" {
-            tell(text(target.get(32..62)));
+            report(text(target.get(32..62)));
         }
         let Some(following) = rest.get(usize::from(next)..).filter(|_| next > 0) else { return };
         rest = following;

@@ -77,12 +77,12 @@ struct Finding {
 struct Detector {
     programs: ForeignPrograms,
     cni: PathBuf,
-    told: Told,
+    reported: Reported,
 }
 
 /// The conflicts logged and counted so far.
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     before: BTreeMap<ConflictKind, Findings>,
     counts: Arc<Counts>,
 }
@@ -93,8 +93,8 @@ struct Told {
 /// If the thread cannot be started.
 pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Counts>> {
     let counts = Arc::new(Counts::default());
-    let told = Told { before: BTreeMap::new(), counts: Arc::clone(&counts) };
-    let mut detector = Detector { programs, cni, told };
+    let reported = Reported { before: BTreeMap::new(), counts: Arc::clone(&counts) };
+    let mut detector = Detector { programs, cni, reported };
     thread::Builder::new().name("conflicts".to_owned()).spawn(move || {
         loop {
             detector.detect();
@@ -113,7 +113,7 @@ impl Detector {
                 ConflictKind::Cni => cni::detect(&self.cni).map_err(|error| error.to_string()),
             };
             match found {
-                Ok(found) => self.told.tell(kind, found),
+                Ok(found) => self.reported.report(kind, found),
                 // The conflicts of the last check stay known.
                 Err(error) => tracing::debug!(kind = kind.name(), error, "cannot check for conflicts; retrying"),
             }
@@ -121,8 +121,8 @@ impl Detector {
     }
 }
 
-impl Told {
-    fn tell(&mut self, kind: ConflictKind, found: Findings) {
+impl Reported {
+    fn report(&mut self, kind: ConflictKind, found: Findings) {
         let before = self.before.remove(&kind).unwrap_or_default();
         for (what, Finding { place, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
             tracing::warn!(kind = kind.name(), what, place, "conflict: {advice}");
@@ -171,19 +171,19 @@ mod tests {
             let place = |name: &&str| (name.to_string(), Finding { place: "there".into(), advice: "do something" });
             names.iter().map(place).collect()
         };
-        let mut told = Told::default();
-        let mut tell = |kind, names: &[&str]| {
-            let log = log(|| told.tell(kind, found(names)));
+        let mut reported = Reported::default();
+        let mut report = |kind, names: &[&str]| {
+            let log = log(|| reported.report(kind, found(names)));
             let count = |words: &str| log.lines().filter(|line| line.contains(words)).count();
-            ((count("conflict: do something"), count("conflict resolved")), told.counts.of(kind))
+            ((count("conflict: do something"), count("conflict resolved")), reported.counts.of(kind))
         };
-        assert_eq!(tell(ConflictKind::Chains, &["Calico", "Weave"]), ((2, 0), 2));
-        assert_eq!(tell(ConflictKind::Chains, &["Calico", "Weave"]), ((0, 0), 2), "already logged");
-        assert_eq!(tell(ConflictKind::Cni, &[]), ((0, 0), 0), "another kind has no conflicts");
-        assert_eq!(tell(ConflictKind::Chains, &["Calico", "kindnet"]), ((1, 1), 2));
-        assert_eq!(tell(ConflictKind::Chains, &[]), ((0, 2), 0));
-        assert_eq!(tell(ConflictKind::Chains, &["Weave"]), ((1, 0), 1), "logged again when it is back");
-        let resolved = log(|| told.tell(ConflictKind::Chains, Findings::new()));
+        assert_eq!(report(ConflictKind::Chains, &["Calico", "Weave"]), ((2, 0), 2));
+        assert_eq!(report(ConflictKind::Chains, &["Calico", "Weave"]), ((0, 0), 2), "already logged");
+        assert_eq!(report(ConflictKind::Cni, &[]), ((0, 0), 0), "another kind has no conflicts");
+        assert_eq!(report(ConflictKind::Chains, &["Calico", "kindnet"]), ((1, 1), 2));
+        assert_eq!(report(ConflictKind::Chains, &[]), ((0, 2), 0));
+        assert_eq!(report(ConflictKind::Chains, &["Weave"]), ((1, 0), 1), "logged again when it is back");
+        let resolved = log(|| reported.report(ConflictKind::Chains, Findings::new()));
         assert!(resolved.contains("INFO") && resolved.contains("kind=\"chains\" what=\"Weave\""), "{resolved}");
     }
 

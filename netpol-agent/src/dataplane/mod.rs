@@ -3,7 +3,7 @@
 
 mod kernel;
 mod memory;
-pub mod switch;
+pub mod migration;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -96,7 +96,7 @@ pub struct Adopted {
 /// results arrive later as [`InterfaceOutcome`]s, in the order of the calls.
 pub trait Dataplane {
     /// Writes or deletes one table entry. Deleting a missing entry is not an error. Changes to endpoints
-    /// ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Rejudge`]) are ignored here: the caller handles
+    /// ([`Change::PutEndpoint`], [`Change::DeleteEndpoint`], [`Change::Reevaluate`]) are ignored here: the caller handles
     /// them, since it maps pods to interfaces.
     ///
     /// # Errors

@@ -5,16 +5,16 @@
 //! does not depend on lost or merged events.
 
 mod clsact;
-mod lookout;
+mod interface_watcher;
+mod interfaces;
 mod netlink;
 mod pod_addresses;
 mod routes;
-mod survey;
 mod tunnels;
 
 pub use clsact::{BpfFilter, Hook};
-pub use lookout::Lookout;
+pub use interface_watcher::InterfaceWatcher;
+pub use interfaces::{InterfaceReader, InterfaceSnapshot, KnownVeths, PodEnd};
 pub use netlink::{Device, Links, Monitor, Netlink, NetlinkError, Veth, is_link_local};
 pub use pod_addresses::PodAddressMonitor;
-pub use survey::{KnownVeths, PodSide, Survey, Surveyor};
 pub use tunnels::TunnelEndpoints;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use netpol_common::{DenyEvent, Direction, Reason, event_flags};
 use serde::Serialize;
 
-use super::tell::{Denial, End, rfc3339};
+use super::report::{Denial, End, rfc3339};
 
 /// Delay of the first summary, to include further senders.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -140,22 +140,22 @@ const fn is_by_policy(reason: Reason) -> bool {
         | Reason::NoBackend
         | Reason::Backend
         | Reason::SomeBackends
-        | Reason::SenderGone
+        | Reason::SourceEndpointGone
         | Reason::UnknownPod
         | Reason::NoEndpoint
         | Reason::TunnelEndpoint => true,
         Reason::NotIsolated
         | Reason::Rule
         | Reason::Flow
-        | Reason::OwnNode
+        | Reason::LocalNode
         | Reason::Itself
-        | Reason::LinkControl
+        | Reason::NeighborDiscovery
         | Reason::IcmpError
         | Reason::Service
-        | Reason::ForeignSource
+        | Reason::SpoofedSource
         | Reason::Malformed
         | Reason::TooManyHeaders
-        | Reason::SpoofedSource
+        | Reason::UnverifiedSource
         | Reason::SpoofedNeighbor
         | Reason::NeighborRate
         | Reason::OtherHost => false,
@@ -191,7 +191,7 @@ mod tests {
     use netpol_common::protocol;
     use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 
-    use super::super::tell;
+    use super::super::report;
     use super::*;
 
     fn event(source: u8, destination: [u8; 4]) -> DenyEvent {
@@ -222,7 +222,7 @@ mod tests {
             for sender in 0..50 {
                 let event = event(sender, [224, 0, 0, 251]);
                 assert!(Groups::is_summarized(&event));
-                groups.count(&event, &tell::denial(&event, None, &engine, UNIX_EPOCH), now);
+                groups.count(&event, &report::denial(&event, None, &engine, UNIX_EPOCH), now);
             }
             let lines = groups.due(now, UNIX_EPOCH);
             let expected = usize::from([1, 61, 121].contains(&second));
@@ -240,7 +240,7 @@ mod tests {
         assert!(Groups::is_summarized(&broadcast));
         assert!(Groups::is_summarized(&DenyEvent { flags: event_flags::GROUP, ..event(1, [10, 1, 0, 255]) }));
         assert!(!Groups::is_summarized(&event(1, [10, 1, 0, 255])), "only the frame shows that this is a broadcast");
-        assert!(!Groups::is_summarized(&DenyEvent { reason: Reason::ForeignSource as u8, ..broadcast }));
+        assert!(!Groups::is_summarized(&DenyEvent { reason: Reason::SpoofedSource as u8, ..broadcast }));
     }
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
         for number in 0..4 * MAX_GROUPS {
             let [low, high, ..] = number.to_le_bytes();
             let event = event(1, [239, 1, high, low]);
-            groups.count(&event, &tell::denial(&event, None, &engine, UNIX_EPOCH), now);
+            groups.count(&event, &report::denial(&event, None, &engine, UNIX_EPOCH), now);
         }
         let lines = groups.due(now + FIRST_DELAY, UNIX_EPOCH);
         assert_eq!(lines.len(), MAX_GROUPS + 1);

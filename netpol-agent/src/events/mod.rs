@@ -4,8 +4,8 @@
 mod groups;
 pub mod kubernetes;
 mod out;
+mod report;
 mod shares;
-mod tell;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,8 +18,8 @@ use crate::reconcile::Reconciler;
 use groups::{Groups, LimitSummary};
 use kubernetes::Sink;
 pub use out::Lines;
+pub use report::{Denial, End, PolicyRef};
 use shares::Shares;
-pub use tell::{Denial, End, PolicyRef};
 
 /// Turns events into lines.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Reporter {
     lines: Lines,
     /// Offset of the wall clock from the kernel's boot clock.
     boot: SystemTime,
-    told: u64,
+    reported: u64,
     /// Lines per second.
     written: Shares,
     /// Microseconds per second spent on explanations.
@@ -49,7 +49,7 @@ impl Reporter {
         Self {
             lines,
             boot: boot_time(),
-            told: 0,
+            reported: 0,
             written: Shares::new(MAX_LINES),
             explained: Shares::new(MAX_EXPLAIN_MICROS),
             groups: Groups::default(),
@@ -80,15 +80,15 @@ impl Reporter {
         }
         let now = Instant::now();
         let mut denial =
-            tell::denial(event, pod.as_ref(), reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
-        self.told += 1;
+            report::denial(event, pod.as_ref(), reconciler.engine(), self.boot + Duration::from_nanos(event.time_ns));
+        self.reported += 1;
         if Groups::is_summarized(event) {
             self.groups.count(event, &denial, now);
             return;
         }
         denial.sender = sender(event, &denial, reconciler);
         if let (Some(sink), Some(pod)) = (&self.kubernetes, &pod) {
-            sink.denied(event, &denial, pod, reconciler.engine().world());
+            sink.denied(event, &denial, pod, reconciler.engine().cluster_state());
         }
         let key = event.budget();
         if !self.written.allow(key, now) {
@@ -98,7 +98,7 @@ impl Reporter {
         self.written.spend(key, 1);
         let by_rules = [Reason::NoRule, Reason::NoBackend, Reason::Backend].map(|reason| reason as u8);
         if let Some(pod) = pod.filter(|_| by_rules.contains(&event.reason) && self.explained.allow(key, now)) {
-            tell::explain(&mut denial, event, &pod, reconciler.engine());
+            report::explain(&mut denial, event, &pod, reconciler.engine());
             self.explained.spend(key, u64::try_from(now.elapsed().as_micros()).unwrap_or(u64::MAX));
         }
         self.lines.push(key, &denial);
@@ -143,7 +143,7 @@ impl Reporter {
     /// Reports diagnostics of policies to the API server. May be called at any time.
     pub fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
         if let Some(sink) = &mut self.kubernetes {
-            sink.review(reconciler.engine().world(), Instant::now());
+            sink.review(reconciler.engine().cluster_state(), Instant::now());
         }
     }
 
@@ -153,8 +153,8 @@ impl Reporter {
     }
 
     /// Returns the number of events reported since the start.
-    pub fn told(&self) -> u64 {
-        self.told
+    pub fn reported(&self) -> u64 {
+        self.reported
     }
 
     /// Returns the number of lines that were not written, because standard output is read too slowly.

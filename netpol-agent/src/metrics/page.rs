@@ -12,7 +12,7 @@ use crate::conflicts::ConflictKind;
 use crate::dataplane::{Kernel, MapName};
 use crate::events::Reporter;
 use crate::events::kubernetes::{Dropped, Numbers};
-use crate::reconcile::{Gaps, Reconciler, UNPROTECTED_BOUNDS};
+use crate::reconcile::{Reconciler, UNPROTECTED_BOUNDS, UnprotectedTimes};
 
 /// Returns all metrics.
 pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) -> String {
@@ -26,16 +26,21 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     let orphans = held().filter(|held| held.orphaned).count();
     let unknown = held().count() - endpoints - orphans;
     let (conflicts, secondary) = (reconciler.conflicts(), reconciler.secondary_interfaces());
-    let problems = reconciler.problems();
-    let policy_problems = reconciler.policy_problems();
+    let failed_writes = reconciler.failed_writes();
+    let policy_diagnostics = reconciler.policy_diagnostics();
     for (name, kind, help, value) in [
         (
             "netpol_map_missing_entries",
             "gauge",
             "Number of map entries that could not be written yet.",
-            problems.missing as u64,
+            failed_writes.missing as u64,
         ),
-        ("netpol_write_errors_total", "counter", "Number of failed writes, except for full maps.", problems.failed),
+        (
+            "netpol_write_errors_total",
+            "counter",
+            "Number of failed writes, except for full maps.",
+            failed_writes.failed,
+        ),
         ("netpol_endpoints", "gauge", "Number of endpoints of known pods that are enforced.", endpoints as u64),
         (
             "netpol_endpoints_orphaned",
@@ -67,8 +72,8 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
             "Number of further interfaces in pods' namespaces, to which policies do not apply.",
             secondary as u64,
         ),
-        ("netpol_policy_problems", "gauge", "Number of invalid fields in policies.", policy_problems as u64),
-        ("netpol_denials_told_total", "counter", "Number of deny events that were reported.", reporter.told()),
+        ("netpol_policy_diagnostics", "gauge", "Number of invalid fields in policies.", policy_diagnostics as u64),
+        ("netpol_denials_reported_total", "counter", "Number of deny events that were reported.", reporter.reported()),
         (
             "netpol_events_lost_total",
             "counter",
@@ -96,7 +101,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     if let Some(numbers) = reporter.kubernetes() {
         kube_events(&mut metrics, numbers);
     }
-    gaps(&mut metrics, reconciler.gaps());
+    unprotected(&mut metrics, reconciler.unprotected());
     super::source::render(&mut metrics, &meter.source);
     metrics.header(
         "netpol_conflicts",
@@ -145,7 +150,7 @@ fn maps(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>) {
         metrics.value("netpol_map_entries", &[("map", map.name())], entries);
     }
     metrics.header("netpol_map_full_total", "counter", "Number of writes that failed because the map was full.");
-    for (map, count) in &reconciler.problems().full {
+    for (map, count) in &reconciler.failed_writes().full {
         metrics.value("netpol_map_full_total", &[("map", map)], count);
     }
 }
@@ -220,25 +225,25 @@ fn kube_events(metrics: &mut MetricsText, numbers: &Numbers) {
     }
 }
 
-fn gaps(metrics: &mut MetricsText, gaps: &Gaps) {
+fn unprotected(metrics: &mut MetricsText, unprotected: &UnprotectedTimes) {
     let name = "netpol_unprotected_seconds";
     metrics.header(name, "histogram", "Time from the appearance of an interface to its enforcement.");
-    for (bound, count) in UNPROTECTED_BOUNDS.iter().zip(gaps.buckets) {
+    for (bound, count) in UNPROTECTED_BOUNDS.iter().zip(unprotected.buckets) {
         let bound = (f64::from(*bound) / 1e3).to_string();
         metrics.value(&format!("{name}_bucket"), &[("le", &bound)], count);
     }
-    metrics.value(&format!("{name}_bucket"), &[("le", "+Inf")], gaps.count);
-    metrics.value(&format!("{name}_sum"), &[], gaps.unprotected.as_secs_f64());
-    metrics.value(&format!("{name}_count"), &[], gaps.count);
+    metrics.value(&format!("{name}_bucket"), &[("le", "+Inf")], unprotected.count);
+    metrics.value(&format!("{name}_sum"), &[], unprotected.unprotected.as_secs_f64());
+    metrics.value(&format!("{name}_count"), &[], unprotected.count);
     metrics.header(
         "netpol_unprotected_packets_total",
         "counter",
         "Number of packets that passed interfaces before they were enforced.",
     );
-    metrics.value("netpol_unprotected_packets_total", &[], gaps.packets);
+    metrics.value("netpol_unprotected_packets_total", &[], unprotected.packets);
     metrics.header("netpol_attach_seconds", "summary", "Time to attach the programs to an interface.");
-    metrics.value("netpol_attach_seconds_sum", &[], gaps.attaching.as_secs_f64());
-    metrics.value("netpol_attach_seconds_count", &[], gaps.attached);
+    metrics.value("netpol_attach_seconds_sum", &[], unprotected.attaching.as_secs_f64());
+    metrics.value("netpol_attach_seconds_count", &[], unprotected.attached);
 }
 
 /// Escapes the value of a label: first characters that are not visible, then those that the exposition format

@@ -15,7 +15,7 @@ use netpol_policy::model::PodKey;
 use super::interface::{addresses_of, is_any_link_local};
 use super::{Held, Reconciler};
 use crate::dataplane::Dataplane;
-use crate::endpoints::{PodSide, Veth};
+use crate::endpoints::{PodEnd, Veth};
 
 /// How long the MAC address of a new interface is followed: later plugins of a CNI chain (`tuning`) may change it.
 /// Longer than it takes until interfaces are listed again.
@@ -134,7 +134,7 @@ impl Bindings {
 impl<D: Dataplane> Reconciler<D> {
     /// Finds the pod of each interface. `relisted`: the interfaces have just been listed.
     pub(super) fn bind(&mut self, relisted: bool) {
-        let veths = &self.survey.veths;
+        let veths = &self.interfaces.veths;
         let mut bindings = std::mem::take(&mut self.bindings);
         let known: BTreeSet<IfIndex> =
             bindings.bound.keys().chain(&bindings.shut).chain(bindings.conflicts.keys()).copied().collect();
@@ -206,8 +206,8 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns the pods whose addresses are found on interfaces without a binding.
     fn claims(&self, bindings: &Bindings) -> BTreeMap<IfIndex, Vec<PodKey>> {
-        let unbound = self.survey.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
-        let claim = |(ifindex, (_, side)): (&IfIndex, &(Veth, PodSide))| {
+        let unbound = self.interfaces.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
+        let claim = |(ifindex, (_, side)): (&IfIndex, &(Veth, PodEnd))| {
             let mut pods: Vec<PodKey> = Vec::new();
             for pod in
                 side.addresses.iter().chain(&side.other_addresses).filter_map(|address| self.local_pod_at(*address))
@@ -228,15 +228,15 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn name_of(&self, ifindex: IfIndex) -> String {
-        self.survey.veths.get(&ifindex).map_or_else(|| ifindex.to_string(), |(veth, _)| veth.name.clone())
+        self.interfaces.veths.get(&ifindex).map_or_else(|| ifindex.to_string(), |(veth, _)| veth.name.clone())
     }
 
     /// Returns a conflict if another interface on the same bridge has the same MAC address: each would receive frames
     /// of the other.
-    fn same_mac(&self, bindings: &Bindings, veth: &Veth, side: &PodSide) -> Option<String> {
+    fn same_mac(&self, bindings: &Bindings, veth: &Veth, side: &PodEnd) -> Option<String> {
         let mac = side.mac?;
         let neighbors = bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && bound.mac == mac);
-        let bridge = |ifindex: &IfIndex| self.survey.veths.get(ifindex)?.0.bridge;
+        let bridge = |ifindex: &IfIndex| self.interfaces.veths.get(ifindex)?.0.bridge;
         let mut neighbors = neighbors.map(|(ifindex, _)| *ifindex);
         let other = neighbors.find(|ifindex| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)?;
         Some(format!("the interface has the MAC address of {}", self.name_of(other)))
@@ -246,10 +246,10 @@ impl<D: Dataplane> Reconciler<D> {
     /// that takes such an address is not enforced as its owner.
     fn is_taken(&self, bindings: &Bindings, veth: &Veth, address: IpAddr) -> bool {
         let has_address = |bound: &Binding| matches!(address, IpAddr::V6(v6) if v6.octets() == bound.link_local);
-        let bridge = |ifindex: &IfIndex| self.survey.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
+        let bridge = |ifindex: &IfIndex| self.interfaces.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
         let mut others =
             bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && has_address(bound));
-        self.survey.own.contains(&address)
+        self.interfaces.own.contains(&address)
             || others.any(|(ifindex, _)| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)
     }
 
@@ -259,7 +259,7 @@ impl<D: Dataplane> Reconciler<D> {
         let mut changed: Vec<(IfIndex, [u8; 6], [u8; 16])> = Vec::new();
         let mut shut: Vec<(IfIndex, &Veth, String)> = Vec::new();
         for (&ifindex, bound) in &bindings.bound {
-            let Some((veth, side)) = self.survey.veths.get(&ifindex) else { continue };
+            let Some((veth, side)) = self.interfaces.veths.get(&ifindex) else { continue };
             let is_young = self.seen.get(&ifindex).is_none_or(|seen| seen.elapsed() < MAC_LEARNING);
             let is_new = is_young && !bound.adopted;
             let (mut mac, mut link_local) = (bound.mac, bound.link_local);
@@ -303,7 +303,7 @@ impl<D: Dataplane> Reconciler<D> {
         let mut namespaces: BTreeMap<i32, PodKey> = BTreeMap::new();
         let mut conflicts = Vec::new();
         for (ifindex, bound) in &bindings.bound {
-            let Some((veth, side)) = self.survey.veths.get(ifindex) else { continue };
+            let Some((veth, side)) = self.interfaces.veths.get(ifindex) else { continue };
             if let Some(pod) = bindings.pods.get(ifindex) {
                 namespaces.insert(veth.namespace, pod.clone());
             }
@@ -320,7 +320,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let mut unlisted = BTreeMap::new();
         for ifindex in bindings.bound.keys() {
-            let Some((veth, side)) = self.survey.veths.get(ifindex) else { continue };
+            let Some((veth, side)) = self.interfaces.veths.get(ifindex) else { continue };
             let Some(pod) = bindings.pods.get(ifindex).and_then(|pod| self.pods.get(pod)) else { continue };
             let is_unlisted = |address: &&IpAddr| {
                 !address.is_loopback()
@@ -342,7 +342,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         bindings.unlisted = unlisted;
         let mut secondary = BTreeMap::new();
-        for (ifindex, (veth, _)) in &self.survey.veths {
+        for (ifindex, (veth, _)) in &self.interfaces.veths {
             if let Some(pod) = namespaces.get(&veth.namespace)
                 && !bindings.bound.contains_key(ifindex)
                 && !bindings.shut.contains(ifindex)

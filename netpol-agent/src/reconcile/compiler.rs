@@ -8,15 +8,15 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use netpol_common::Endpoint;
+use netpol_policy::cluster_state::Event;
 use netpol_policy::compile::{Engine, FirstIds, LeftOut, NodeScope};
 use netpol_policy::model::{PodKey, PolicyKey};
 use netpol_policy::tables::{Change, EndpointPolicy};
-use netpol_policy::world::Event;
 
 use super::Options;
-use super::jump::{free_ids, snapshot_of};
+use super::resync::{free_ids, snapshot_of};
 use crate::dataplane::MapName;
-use crate::dataplane::switch::{Snapshot, plan};
+use crate::dataplane::migration::{Snapshot, plan};
 use crate::worker::{Outcomes, Worker};
 
 /// Minimum time between two counts of the content of the engine, which read all of it.
@@ -84,7 +84,7 @@ pub(super) enum Step {
     /// Writes in order.
     Writes(Vec<Change>),
     /// A migration from the tables of one engine to those of another.
-    Switch { before: Vec<Change>, policies: BTreeMap<PodKey, EndpointPolicy>, after: Vec<Change> },
+    Migration { before: Vec<Change>, policies: BTreeMap<PodKey, EndpointPolicy>, after: Vec<Change> },
 }
 
 /// Numbers for metrics, for the time while the engine is compiling.
@@ -94,13 +94,13 @@ pub(super) struct EngineStats {
     /// Expected number of entries of each map.
     pub(super) entries: BTreeMap<MapName, usize>,
     /// Number of invalid fields in policies.
-    pub(super) problems: usize,
+    pub(super) diagnostics: usize,
 }
 
 impl EngineStats {
     fn refresh(&mut self, engine: &Engine) {
         if self.counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
-            *self = Self { counted: Some(Instant::now()), entries: entries(engine), problems: problems(engine) };
+            *self = Self { counted: Some(Instant::now()), entries: entries(engine), diagnostics: diagnostics(engine) };
         }
     }
 }
@@ -117,8 +117,8 @@ pub(super) fn entries(engine: &Engine) -> BTreeMap<MapName, usize> {
 }
 
 /// Returns the number of invalid fields in policies.
-pub(super) fn problems(engine: &Engine) -> usize {
-    engine.world().policies.values().map(|policy| policy.problems.len()).sum()
+pub(super) fn diagnostics(engine: &Engine) -> usize {
+    engine.cluster_state().policies.values().map(|policy| policy.diagnostics.len()).sum()
 }
 
 impl Task {
@@ -128,7 +128,7 @@ impl Task {
         let step = match job {
             Job::Start(old, events) => {
                 engine.apply_all(events);
-                let step = switch(&old, &engine);
+                let step = migration(&old, &engine);
                 trim();
                 step
             }
@@ -176,14 +176,14 @@ fn replace_engine(engine: &mut Box<Engine>, events: Vec<Event>, endpoints: &[End
     let used: Vec<Endpoint> = endpoints.iter().copied().chain(desired).collect();
     let next = engine.successor(events, free_ids(&old, &used));
     **engine = next;
-    switch(&old, engine)
+    migration(&old, engine)
 }
 
 /// Plans the migration from `old` tables to those of an engine with other IDs.
-fn switch(old: &Snapshot, engine: &Engine) -> Step {
-    let switch = plan(old, &snapshot_of(engine.tables()));
+fn migration(old: &Snapshot, engine: &Engine) -> Step {
+    let migration = plan(old, &snapshot_of(engine.tables()));
     let policies = engine.tables().endpoints().map(|(pod, policy)| (pod.clone(), policy)).collect();
-    Step::Switch { before: switch.before, policies, after: switch.after }
+    Step::Migration { before: migration.before, policies, after: migration.after }
 }
 
 /// Returns free memory to the kernel. Parsing and loading use far more than the agent needs later.

@@ -13,7 +13,7 @@ use crate::endpoints::Device;
 impl<D: Dataplane> Reconciler<D> {
     /// Returns whether a route leads to an interface.
     pub fn is_routed(&self, ifindex: IfIndex) -> bool {
-        self.survey.routed.contains_key(&ifindex)
+        self.interfaces.routed.contains_key(&ifindex)
     }
 
     /// Returns the devices that need the program.
@@ -26,16 +26,16 @@ impl<D: Dataplane> Reconciler<D> {
         };
         let is_pod_interface = |ifindex: &IfIndex| {
             self.held.contains_key(ifindex)
-                || (self.survey.veths.contains_key(ifindex) && !self.survey.uplinks.contains(ifindex))
+                || (self.interfaces.veths.contains_key(ifindex) && !self.interfaces.uplinks.contains(ifindex))
         };
         let bridges: BTreeSet<IfIndex> = self
-            .survey
+            .interfaces
             .veths
             .iter()
             .filter(|(ifindex, _)| is_of_pod(ifindex))
             .filter_map(|(_, (veth, _))| veth.bridge)
             .collect();
-        let routed = self.survey.routed.keys().copied();
+        let routed = self.interfaces.routed.keys().copied();
         routed.filter(|ifindex| !is_pod_interface(ifindex) && !bridges.contains(ifindex)).collect()
     }
 
@@ -60,7 +60,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn attach_device(&mut self, ifindex: IfIndex) {
-        let Some(Device { name, bare }) = self.survey.routed.get(&ifindex) else { return };
+        let Some(Device { name, bare }) = self.interfaces.routed.get(&ifindex) else { return };
         let role = if *bare { Role::Tunnel } else { Role::Device };
         if self.jobs.contains_key(&ifindex) || self.failed.contains(&ifindex) {
             return;
@@ -74,7 +74,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Records the result of attaching to a device; returns false if the interface is not one.
     pub(super) fn device_attached(&mut self, ifindex: IfIndex, result: &Result<(), AttachError>) -> bool {
         let Some(attached) = self.devices.get_mut(&ifindex) else { return false };
-        let name = self.survey.routed.get(&ifindex).map_or("", |device| &device.name);
+        let name = self.interfaces.routed.get(&ifindex).map_or("", |device| &device.name);
         match result {
             Ok(()) => {
                 *attached = true;
@@ -83,7 +83,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             Err(error) if error.gone => {
                 tracing::debug!(interface = %ifindex, %error, "the interface was removed");
-                self.survey.routed.remove(&ifindex);
+                self.interfaces.routed.remove(&ifindex);
             }
             Err(error) => {
                 self.failed.insert(ifindex);
@@ -100,7 +100,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub(super) fn device_missing(&mut self, ifindex: IfIndex) -> bool {
         let Some(attached) = self.devices.get_mut(&ifindex) else { return false };
         if std::mem::replace(attached, false) {
-            let name = self.survey.routed.get(&ifindex).map_or("", |device| &device.name);
+            let name = self.interfaces.routed.get(&ifindex).map_or("", |device| &device.name);
             tracing::warn!(interface = name, "the eBPF program was detached by another process; reattaching");
         }
         true

@@ -22,7 +22,7 @@ pub(super) enum EntryKey {
 
 /// Counts of failed writes, for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Problems {
+pub struct FailedWrites {
     /// Writes that failed because a map was full, since the agent started.
     pub full: BTreeMap<&'static str, u64>,
     /// Other failed writes, since the agent started.
@@ -35,7 +35,7 @@ pub struct Problems {
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     pending: BTreeMap<EntryKey, Change>,
-    told: bool,
+    reported: bool,
     full: BTreeMap<MapName, u64>,
     failed: u64,
     /// Last error of each interface, and of reading all of them (index 0). Retries fail repeatedly, but each error is
@@ -63,7 +63,7 @@ impl Failures {
             && self.pending.remove(&key).is_some()
             && self.pending.is_empty()
         {
-            self.told = false;
+            self.reported = false;
             tracing::info!("all map entries that could not be written are written now");
         }
     }
@@ -74,7 +74,7 @@ impl Failures {
             self.pending.insert(key, change.clone());
         }
         // A full map fails for every entry of a batch; one log line is enough.
-        if !std::mem::replace(&mut self.told, true) {
+        if !std::mem::replace(&mut self.reported, true) {
             tracing::error!(%error, "cannot write a map entry; retrying; until then isolated pods drop what it would allow");
         }
     }
@@ -132,9 +132,9 @@ impl Failures {
         self.pending.keys().any(|entry| matches!(entry, EntryKey::Prefix(_)))
     }
 
-    pub(super) fn problems(&self) -> Problems {
+    pub(super) fn failed_writes(&self) -> FailedWrites {
         let full = self.full.iter().map(|(map, count)| (map.name(), *count)).collect();
-        Problems { full, failed: self.failed, missing: self.pending.len() }
+        FailedWrites { full, failed: self.failed, missing: self.pending.len() }
     }
 }
 
@@ -147,7 +147,7 @@ fn entry_key(change: &Change) -> Option<EntryKey> {
         Change::PutAddress(address, _) | Change::DeleteAddress(address) => Some(EntryKey::Address(*address)),
         Change::PutPrefix(net, _) | Change::DeletePrefix(net) => Some(EntryKey::Prefix(*net)),
         Change::PutFrontend(frontend, _) | Change::DeleteFrontend(frontend) => Some(EntryKey::Frontend(*frontend)),
-        Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Rejudge(_) => None,
+        Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Reevaluate(_) => None,
     }
 }
 

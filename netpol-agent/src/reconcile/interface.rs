@@ -41,18 +41,18 @@ impl<D: Dataplane> Reconciler<D> {
     /// Does the same; `relisted`: the interfaces have just been listed.
     pub(super) fn reconcile_after_read(&mut self, relisted: bool) {
         let gone: Vec<IfIndex> =
-            self.held.keys().filter(|ifindex| !self.survey.veths.contains_key(ifindex)).copied().collect();
+            self.held.keys().filter(|ifindex| !self.interfaces.veths.contains_key(ifindex)).copied().collect();
         for ifindex in gone {
             self.detach(ifindex, "the interface was removed");
         }
         let gone: Vec<IfIndex> =
-            self.no_room.keys().filter(|ifindex| !self.survey.veths.contains_key(ifindex)).copied().collect();
+            self.no_room.keys().filter(|ifindex| !self.interfaces.veths.contains_key(ifindex)).copied().collect();
         for ifindex in gone {
             self.release(ifindex);
         }
-        self.seen.retain(|ifindex, _| self.survey.veths.contains_key(ifindex));
-        self.unprotected_interfaces.retain(|ifindex| self.survey.veths.contains_key(ifindex));
-        let veths: Vec<IfIndex> = self.survey.veths.keys().copied().collect();
+        self.seen.retain(|ifindex, _| self.interfaces.veths.contains_key(ifindex));
+        self.unprotected_interfaces.retain(|ifindex| self.interfaces.veths.contains_key(ifindex));
+        let veths: Vec<IfIndex> = self.interfaces.veths.keys().copied().collect();
         let now = Instant::now();
         for ifindex in &veths {
             self.seen.entry(*ifindex).or_insert_with(|| {
@@ -133,7 +133,7 @@ impl<D: Dataplane> Reconciler<D> {
     fn log_enforced(&mut self, ifindex: IfIndex) {
         let Some(Held { pod: Some(pod), attached: true, shut: false, .. }) = self.held.get(&ifindex) else { return };
         let Some(unprotected_interval) = self.unprotected_interfaces.take_drop_all(ifindex) else { return };
-        let interface = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
+        let interface = self.interfaces.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
         let evaluated_ms = self.seen.get(&ifindex).map(|seen| tenths_of_ms(seen.elapsed()));
         let (unprotected_ms, packets) = (tenths_of_ms(unprotected_interval.time), unprotected_interval.packets);
         tracing::info!(%pod, interface, evaluated_ms, unprotected_ms, packets, "enforced");
@@ -144,7 +144,7 @@ impl<D: Dataplane> Reconciler<D> {
         let now = Instant::now();
         self.announced.retain(|_, at| now.duration_since(*at) < ANNOUNCED_LIMIT);
         for ifindex in ifindexes {
-            if !self.survey.veths.contains_key(&ifindex) {
+            if !self.interfaces.veths.contains_key(&ifindex) {
                 self.announced.entry(ifindex).or_insert(now);
             }
         }
@@ -163,7 +163,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Marks an interface as orphaned: its pod is deleted or finished. Returns false if it never belonged to a pod.
     /// Its rule sets keep their IDs, which are not reused, so that they can only allow less later.
     fn mark_orphaned(&mut self, ifindex: IfIndex) -> bool {
-        let name = self.survey.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
+        let name = self.interfaces.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
         let is_released = self.is_detaching(ifindex) || self.bindings.is_shut(ifindex);
         let held =
             self.held.get_mut(&ifindex).filter(|held| !is_released && !held.endpoint.has(endpoint_flags::UNKNOWN));
@@ -181,11 +181,11 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns the desired endpoint of an interface, without ID and generation. `None`: no endpoint.
     pub(super) fn desired_endpoint(&self, ifindex: IfIndex, pod: Option<&PodKey>) -> Option<Endpoint> {
-        self.survey.veths.get(&ifindex)?;
+        self.interfaces.veths.get(&ifindex)?;
         let mut desired = Endpoint { ifindex, ..Endpoint::default() };
         let Some(pod) = pod else {
             let is_left_alone =
-                self.options.unknown_pods == UnknownPods::Allow || self.survey.uplinks.contains(&ifindex);
+                self.options.unknown_pods == UnknownPods::Allow || self.interfaces.uplinks.contains(&ifindex);
             if is_left_alone && !self.bindings.is_shut(ifindex) {
                 return None;
             }
@@ -303,7 +303,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn attach(&mut self, ifindex: IfIndex) {
-        let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
+        let Some((veth, _)) = self.interfaces.veths.get(&ifindex) else { return };
         if self.jobs.contains_key(&ifindex) || self.failed.contains(&ifindex) {
             return;
         }
@@ -324,9 +324,9 @@ impl<D: Dataplane> Reconciler<D> {
         if let Err(error) = result {
             return self.attach_failed(ifindex, &error);
         }
-        let passed = self.survey.veths.get(&ifindex).map_or(0, |(veth, _)| veth.packets);
+        let passed = self.interfaces.veths.get(&ifindex).map_or(0, |(veth, _)| veth.packets);
         let unprotected_interval = self.unprotected_interfaces.record_end(ifindex, packets.unwrap_or(passed));
-        self.gaps.attached(begun.elapsed(), unprotected_interval);
+        self.unprotected.attached(begun.elapsed(), unprotected_interval);
         if let Some(shut) = self.no_room.get_mut(&ifindex) {
             *shut = true;
         }
@@ -334,7 +334,7 @@ impl<D: Dataplane> Reconciler<D> {
         held.attached = true;
         held.marks = true;
         self.failures.clear_error(ifindex);
-        let Some((veth, _)) = self.survey.veths.get(&ifindex) else { return };
+        let Some((veth, _)) = self.interfaces.veths.get(&ifindex) else { return };
         let unprotected_interval = unprotected_interval.unwrap_or_default();
         if held.shut || held.pod.is_none() {
             self.unprotected_interfaces.record_drop_all(ifindex, unprotected_interval);
@@ -360,7 +360,7 @@ impl<D: Dataplane> Reconciler<D> {
     fn attach_failed(&mut self, ifindex: IfIndex, error: &AttachError) {
         if error.gone {
             tracing::debug!(interface = %ifindex, %error, "the interface was removed");
-            self.survey.veths.remove(&ifindex);
+            self.interfaces.veths.remove(&ifindex);
         } else {
             self.failed.insert(ifindex);
             self.failures.set_error(ifindex, format!("attach failed; retrying: {error}"));
@@ -373,7 +373,7 @@ impl<D: Dataplane> Reconciler<D> {
             return;
         }
         self.jobs.insert(ifindex, Job::Detach(why));
-        if let Some((veth, _)) = self.survey.veths.get(&ifindex) {
+        if let Some((veth, _)) = self.interfaces.veths.get(&ifindex) {
             self.unprotected_interfaces.record_start(ifindex, Instant::now(), veth.packets);
         }
         self.clear_owner(ifindex);
@@ -430,7 +430,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns the veths that lead to these namespaces.
     pub fn interfaces_to(&self, namespaces: &BTreeSet<i32>) -> Vec<IfIndex> {
-        let veths = self.survey.veths.iter().filter(|(_, (veth, _))| namespaces.contains(&veth.namespace));
+        let veths = self.interfaces.veths.iter().filter(|(_, (veth, _))| namespaces.contains(&veth.namespace));
         veths.map(|(ifindex, _)| *ifindex).collect()
     }
 
@@ -462,7 +462,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn is_waiting(&self) -> bool {
         let complete_interfaces = self.complete_interfaces();
         let waits = |(ifindex, held): (&IfIndex, &Held)| {
-            self.survey.veths.contains_key(ifindex)
+            self.interfaces.veths.contains_key(ifindex)
                 && !complete_interfaces.contains(ifindex)
                 && (!held.attached || !held.endpoint.has(endpoint_flags::UNKNOWN))
         };

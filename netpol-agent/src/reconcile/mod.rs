@@ -12,18 +12,18 @@
 
 mod binding;
 mod compiler;
+mod condition;
 mod devices;
 mod failures;
-mod gaps;
 mod ids;
 mod interface;
-mod jump;
 mod owners;
 mod pods;
+mod resync;
 mod shortage;
-mod standing;
 mod startup;
 pub mod task;
+mod unprotected;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,13 +32,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use netpol_common::{Endpoint, IfIndex, RuleSetId};
+use netpol_policy::cluster_state::Event;
 use netpol_policy::compile::{Engine, NodeScope};
 use netpol_policy::model::{PodKey, PolicyKey};
 use netpol_policy::tables::{Change, EndpointPolicy};
-use netpol_policy::world::Event;
 
 use crate::dataplane::{Dataplane, InterfaceOutcome, MapName, WriteError};
-use crate::endpoints::{NetlinkError, Survey};
+use crate::endpoints::{InterfaceSnapshot, NetlinkError};
 use binding::Bindings;
 use compiler::EngineStats;
 use failures::Failures;
@@ -48,11 +48,11 @@ use shortage::Shortage;
 use work::Work;
 
 pub use compiler::{Compiled, Compiler};
-pub use failures::Problems;
-use gaps::UnprotectedInterfaces;
-pub use gaps::{BOUNDS as UNPROTECTED_BOUNDS, Gaps};
+pub use condition::{Check, CheckResult, ConditionState};
+pub use failures::FailedWrites;
 pub use interface::UnknownPods;
-pub use standing::{Check, CheckResult, Standing};
+use unprotected::UnprotectedInterfaces;
+pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedTimes};
 pub use work::Origin;
 
 /// Rule set of a pod if a prefix could not be written, so that an `except` would count as part of its block. It
@@ -146,7 +146,7 @@ pub struct Reconciler<D> {
     reconciled_at: Instant,
     dataplane: D,
     options: Options,
-    survey: Survey,
+    interfaces: InterfaceSnapshot,
     /// Policies according to the changes executed so far; the engine may be ahead.
     policies: BTreeMap<PodKey, EndpointPolicy>,
     held: BTreeMap<IfIndex, Held>,
@@ -171,25 +171,25 @@ pub struct Reconciler<D> {
     verified_at: Instant,
     ids: EndpointIdAllocator,
     failures: Failures,
-    gaps: Gaps,
+    unprotected: UnprotectedTimes,
     unprotected_interfaces: UnprotectedInterfaces,
     shortage: Shortage,
 }
 
 impl<D: Dataplane> Reconciler<D> {
     /// Enforces the result of reading all interfaces.
-    pub fn surveyed(&mut self, survey: Survey) {
+    pub fn interfaces(&mut self, interfaces: InterfaceSnapshot) {
         self.failures.clear_error(IfIndex(0));
         self.failed.clear();
-        let local_addresses_changed = survey.own != self.survey.own;
-        let tunnels_changed = survey.tunnels != self.survey.tunnels;
-        self.survey = survey;
+        let local_addresses_changed = interfaces.own != self.interfaces.own;
+        let tunnels_changed = interfaces.tunnels != self.interfaces.tunnels;
+        self.interfaces = interfaces;
         if tunnels_changed {
             self.put_tunnels();
         }
         if local_addresses_changed {
-            let addresses = self.survey.own.clone();
-            self.apply(vec![Event::OwnAddresses(addresses)]);
+            let addresses = self.interfaces.own.clone();
+            self.apply(vec![Event::LocalAddresses(addresses)]);
         }
         self.reconcile_after_read(true);
     }
@@ -200,12 +200,12 @@ impl<D: Dataplane> Reconciler<D> {
             self.bindings.remove(*ifindex);
             self.seen.remove(ifindex);
             self.announced.remove(ifindex);
-            self.survey.veths.remove(ifindex);
+            self.interfaces.veths.remove(ifindex);
         }
     }
 
     /// Reports that interfaces could not be read. The last result stays in use.
-    pub fn not_surveyed(&mut self, error: &NetlinkError) {
+    pub fn not_read(&mut self, error: &NetlinkError) {
         self.failures.set_error(IfIndex(0), format!("cannot read the network interfaces; retrying: {error}"));
     }
 
@@ -250,7 +250,7 @@ impl<D: Dataplane> Reconciler<D> {
                 && std::mem::replace(&mut held.attached, false)
             {
                 self.clear_owner(*ifindex);
-                if let Some((veth, _)) = self.survey.veths.get(ifindex) {
+                if let Some((veth, _)) = self.interfaces.veths.get(ifindex) {
                     self.unprotected_interfaces.record_start(*ifindex, self.verified_at, veth.packets);
                     tracing::warn!(
                         interface = veth.name,
@@ -283,7 +283,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.policies.insert(pod.clone(), policy);
                 self.rewrite_endpoints(|_, held| held.pod.as_ref() == Some(&pod) && !held.orphaned);
             }
-            Change::Rejudge(rule_sets) => self.rewrite_endpoints(|endpoint, _| {
+            Change::Reevaluate(rule_sets) => self.rewrite_endpoints(|endpoint, _| {
                 rule_sets.iter().any(|set| endpoint.ingress.rule_set == *set || endpoint.egress.rule_set == *set)
             }),
             // `reconcile` decides what happens to the interface.
@@ -375,18 +375,18 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns the number of invalid fields in policies.
-    pub fn policy_problems(&self) -> usize {
-        if self.has_engine() { compiler::problems(&self.engine) } else { self.stats.problems }
+    pub fn policy_diagnostics(&self) -> usize {
+        if self.has_engine() { compiler::diagnostics(&self.engine) } else { self.stats.diagnostics }
     }
 
     /// Returns how long interfaces existed before they were enforced.
-    pub fn gaps(&self) -> &Gaps {
-        &self.gaps
+    pub fn unprotected(&self) -> &UnprotectedTimes {
+        &self.unprotected
     }
 
     /// Returns the number of failed writes and missing entries.
-    pub fn problems(&self) -> Problems {
-        self.failures.problems()
+    pub fn failed_writes(&self) -> FailedWrites {
+        self.failures.failed_writes()
     }
 
     fn endpoint_failed(&mut self, operation: &'static str, ifindex: IfIndex, error: &WriteError) {

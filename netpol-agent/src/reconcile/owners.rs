@@ -70,7 +70,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub(super) fn put_tunnels(&mut self) {
         let (mut local, mut others) = (TunnelEndpoints::default(), TunnelEndpoints::default());
         if !self.options.tunnels_to_node {
-            local.extend(&self.survey.tunnels);
+            local.extend(&self.interfaces.tunnels);
             others.extend(&TunnelEndpoints::standard());
             // The nodes of a cluster are configured alike.
             others.extend(&local);

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{Object, ObjectKey, Pod, PodKey};
-use netpol_policy::world::Event;
 
 /// How long a new pod waits for its policies before its interface is shut. Most policies are compiled within a
 /// millisecond, and it is better to evaluate first packets than to drop them.
@@ -85,7 +85,7 @@ impl LocalPods {
                 }
                 changed
             }
-            Event::Apply(_) | Event::Delete(_) | Event::OwnAddresses(_) => false,
+            Event::Apply(_) | Event::Delete(_) | Event::LocalAddresses(_) => false,
         }
     }
 

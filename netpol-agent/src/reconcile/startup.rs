@@ -5,20 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use netpol_common::{IfIndex, endpoint_flags};
-use netpol_policy::world::Event;
+use netpol_policy::cluster_state::Event;
 
 use super::binding::Bindings;
 use super::compiler::{self, Compiler, EngineStats, Job};
 use super::failures::Failures;
-use super::gaps::{UnprotectedInterfaces, UnprotectedInterval};
 use super::ids::EndpointIdAllocator;
 use super::pods::LocalPods;
 use super::shortage::Shortage;
+use super::unprotected::{UnprotectedInterfaces, UnprotectedInterval};
 use super::work::{Origin, Work};
-use super::{Gaps, Held, Options, Reconciler, Verifying};
-use crate::dataplane::switch::Snapshot;
+use super::{Held, Options, Reconciler, UnprotectedTimes, Verifying};
+use crate::dataplane::migration::Snapshot;
 use crate::dataplane::{Adopted, Dataplane, Role, WriteError};
-use crate::endpoints::Survey;
+use crate::endpoints::InterfaceSnapshot;
 use crate::source::{Batch, Revision};
 
 impl<D: Dataplane> Reconciler<D> {
@@ -32,11 +32,11 @@ impl<D: Dataplane> Reconciler<D> {
         options: Options,
         old: &Snapshot,
         objects: Vec<Event>,
-        survey: Survey,
+        interfaces: InterfaceSnapshot,
     ) -> Result<Self, WriteError> {
         let first =
-            Batch { revision: Revision::default(), events: objects, after_gap: false, received: Instant::now() };
-        Self::begin(dataplane, options, old.clone(), first, survey, Compiler::Inline)
+            Batch { revision: Revision::default(), events: objects, after_resync: false, received: Instant::now() };
+        Self::begin(dataplane, options, old.clone(), first, interfaces, Compiler::Inline)
     }
 
     /// Starts like [`Self::start`], but only does what needs no compile; the compiler and [`Self::execute`] do the
@@ -49,7 +49,7 @@ impl<D: Dataplane> Reconciler<D> {
         options: Options,
         old: Snapshot,
         first: Batch,
-        survey: Survey,
+        interfaces: InterfaceSnapshot,
         compiler: Compiler,
     ) -> Result<Self, WriteError> {
         let endpoints = dataplane.endpoints()?;
@@ -60,7 +60,7 @@ impl<D: Dataplane> Reconciler<D> {
         for event in &events {
             pods.apply(event);
         }
-        events.push(Event::OwnAddresses(survey.own.clone()));
+        events.push(Event::LocalAddresses(interfaces.own.clone()));
 
         let ids =
             EndpointIdAllocator::new(dataplane.endpoint_id_capacity(), endpoints.values().map(|endpoint| endpoint.id));
@@ -81,9 +81,9 @@ impl<D: Dataplane> Reconciler<D> {
             .collect();
         let strays: Vec<_> = adopted.into_keys().filter(|ifindex| !held.contains_key(ifindex)).collect();
         let now = Instant::now();
-        let present_at_start: BTreeSet<_> = survey.veths.keys().copied().collect();
+        let present_at_start: BTreeSet<_> = interfaces.veths.keys().copied().collect();
         let mut open = UnprotectedInterfaces::default();
-        for (ifindex, (veth, _)) in &survey.veths {
+        for (ifindex, (veth, _)) in &interfaces.veths {
             if !held.get(ifindex).is_some_and(|held| held.attached) {
                 open.record_start(*ifindex, now, veth.packets);
             } else if held[ifindex].endpoint.has(endpoint_flags::UNKNOWN) {
@@ -109,7 +109,7 @@ impl<D: Dataplane> Reconciler<D> {
             starting: true,
             dataplane,
             options,
-            survey,
+            interfaces,
             policies: BTreeMap::new(),
             held,
             bindings,
@@ -122,7 +122,7 @@ impl<D: Dataplane> Reconciler<D> {
             verified_at: now,
             ids,
             failures: Failures::default(),
-            gaps: Gaps::default(),
+            unprotected: UnprotectedTimes::default(),
             unprotected_interfaces: open,
             shortage: Shortage::default(),
         };

@@ -14,7 +14,7 @@ use tokio::time::{Instant as Deadline, sleep_until};
 use super::{Compiled, Origin, Reconciler};
 use crate::api::{LoopRequest, Progress, Readiness, unknown_node};
 use crate::dataplane::{InterfaceOutcome, Kernel, RingReader};
-use crate::endpoints::{Lookout, Monitor, NetlinkError, PodAddressMonitor};
+use crate::endpoints::{InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
 use crate::source::Batch;
@@ -44,7 +44,7 @@ pub struct Inputs {
     /// Changes of addresses in pods' namespaces.
     pub pod_addresses: PodAddressMonitor,
     /// Reads interfaces and addresses.
-    pub lookout: Lookout,
+    pub interface_watcher: InterfaceWatcher,
     /// Results of data plane operations.
     pub outcomes: Outcomes<InterfaceOutcome>,
     /// The engine after each compile job.
@@ -104,7 +104,7 @@ pub async fn run(
         let waiting = reconciler.pods_waiting() + reconciler.devices_waiting();
         if !ready && !node_unknown && waiting == 0 && !reconciler.is_starting() {
             ready = true;
-            tell_ready(&reconciler, inputs.ready_file.as_deref());
+            report_ready(&reconciler, inputs.ready_file.as_deref());
         }
         meter.readiness = match (node_unknown, ready) {
             (true, _) => Readiness::UnknownNode,
@@ -121,8 +121,8 @@ pub async fn run(
         if reconciler.is_fully_applied() {
             meter.fully_applied();
         }
-        inputs.lookout.start_requested(|| reconciler.known());
-        let is_reading = inputs.lookout.is_running();
+        inputs.interface_watcher.start_requested(|| reconciler.known());
+        let is_reading = inputs.interface_watcher.is_running();
         let waiting = reconciler.is_waiting();
         // Based on the time of the last reading, and computed before the ring buffer is read: deny events must not
         // delay readings.
@@ -143,7 +143,7 @@ pub async fn run(
                 }
                 // The kernel reports changed interfaces. The interfaces are read here only if a pod waits for one.
                 if reconciler.is_waiting() {
-                    inputs.lookout.request(false);
+                    inputs.interface_watcher.request(false);
                 }
                 back_off = MIN_INTERVAL;
             }
@@ -152,22 +152,22 @@ pub async fn run(
                 outcomes.extend(std::iter::from_fn(|| inputs.outcomes.ready()));
                 reconciler.jobs_finished(outcomes);
             }
-            survey = inputs.lookout.next_snapshot() => {
-                match survey? {
-                    Ok(survey) => reconciler.surveyed(survey),
-                    Err(error) => reconciler.not_surveyed(&error),
+            interfaces = inputs.interface_watcher.next_snapshot() => {
+                match interfaces? {
+                    Ok(interfaces) => reconciler.interfaces(interfaces),
+                    Err(error) => reconciler.not_read(&error),
                 }
                 last_read = Instant::now();
             }
             changed = inputs.monitor.changed() => {
                 let changed = changed?;
                 reconciler.interfaces_removed(&changed.gone);
-                inputs.lookout.removed(changed.gone);
+                inputs.interface_watcher.removed(changed.gone);
                 reconciler.links_reported(changed.links);
                 let leads_elsewhere = changed.routed.iter().any(|ifindex| !reconciler.is_routed(*ifindex));
                 if changed.interfaces || leads_elsewhere {
-                    inputs.lookout.add_routed(changed.routed);
-                    inputs.lookout.request(changed.anything);
+                    inputs.interface_watcher.add_routed(changed.routed);
+                    inputs.interface_watcher.request(changed.anything);
                     back_off = MIN_INTERVAL;
                 }
                 if changed.filters {
@@ -175,7 +175,7 @@ pub async fn run(
                 }
             }
             namespaces = inputs.pod_addresses.changed() => {
-                inputs.lookout.request_addresses(reconciler.interfaces_to(&namespaces?));
+                inputs.interface_watcher.request_addresses(reconciler.interfaces_to(&namespaces?));
                 continue;
             }
             compiled = inputs.compiled.next() => {
@@ -189,9 +189,9 @@ pub async fn run(
                 if last_full_read.elapsed() >= FULL_INTERVAL {
                     last_full_read = Instant::now();
                     reconciler.verify();
-                    inputs.lookout.request(true);
+                    inputs.interface_watcher.request(true);
                 } else {
-                    inputs.lookout.request(false);
+                    inputs.interface_watcher.request(false);
                 }
                 if waiting {
                     back_off = (back_off * 2).min(MAX_INTERVAL);
@@ -298,11 +298,11 @@ fn ready_without_waiting(reconciler: &Reconciler<Kernel>, ready: &mut bool, file
             "reporting ready, but some pods of this node are not enforced, or packets that leave by some devices are not \
              evaluated: their interfaces were not found or could not be used"
         );
-        tell_ready(reconciler, file);
+        report_ready(reconciler, file);
     }
 }
 
-fn tell_ready(reconciler: &Reconciler<Kernel>, file: Option<&std::path::Path>) {
+fn report_ready(reconciler: &Reconciler<Kernel>, file: Option<&std::path::Path>) {
     let attached = reconciler.held().values().filter(|held| held.attached).count();
     tracing::info!(endpoints = attached, "ready");
     if let Some(file) = file

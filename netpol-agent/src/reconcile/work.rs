@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use netpol_common::IfIndex;
+use netpol_policy::cluster_state::Event;
 use netpol_policy::model::PodKey;
 use netpol_policy::tables::{Change, EndpointPolicy};
-use netpol_policy::world::Event;
 
 use super::compiler::{Compiled, Compiler, Job, Step, Task, placeholder};
 use super::pods::Ticket;
@@ -105,9 +105,9 @@ impl Work {
 impl<D: Dataplane> Reconciler<D> {
     /// Queues a batch of a source, and enforces immediately what needs no compile.
     pub fn apply_batch(&mut self, batch: Batch) {
-        let Batch { revision, events, after_gap, received } = batch;
+        let Batch { revision, events, after_resync, received } = batch;
         let origin = Origin { batches: vec![(revision, received)], ..Origin::default() };
-        let job = if after_gap { Job::Resync } else { Job::Apply };
+        let job = if after_resync { Job::Resync } else { Job::Apply };
         self.submit(events, job, origin);
     }
 
@@ -118,7 +118,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Applies the difference that was found after an outage of the source. One by one, such events could pass
     /// through states that never existed, and that allow or deny too much.
-    pub fn jump(&mut self, events: Vec<Event>) {
+    pub fn resync(&mut self, events: Vec<Event>) {
         self.submit(events, Job::Resync, Origin::default());
     }
 
@@ -184,7 +184,7 @@ impl<D: Dataplane> Reconciler<D> {
         };
         match step {
             Step::Writes(writes) => self.work.writes.push_back(changes(writes)),
-            Step::Switch { before, policies, after } => {
+            Step::Migration { before, policies, after } => {
                 self.work.writes.push_back(changes(before));
                 self.work.writes.push_back(Write::SetPolicies(policies, ticket));
                 self.work.writes.push_back(changes(after));

@@ -11,8 +11,8 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use netpol_files::Limits;
+use netpol_policy::cluster_state::Event;
 use netpol_policy::model::ObjectKey;
-use netpol_policy::world::Event;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,7 +31,7 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// The source lost its watch and resynced: the events are the difference since then. No state in between ever
     /// existed.
-    pub after_gap: bool,
+    pub after_resync: bool,
     /// When the first event of the batch arrived at the agent.
     pub received: Instant,
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use netpol_agent::source::{Batch, Feed, Inquiry, Subject, SubjectState, kube};
 use netpol_apiserver::{ApiServer, Options, Resource};
+use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::manifest;
 use netpol_policy::model::{Object, ObjectKey, PodKey, PolicyKey};
-use netpol_policy::world::{Event, World};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -32,7 +32,7 @@ pub(crate) struct Cluster {
     pub(crate) server: ApiServer,
     pub(crate) feed: Feed,
     /// The cluster state after the batches received so far.
-    pub(crate) world: World,
+    pub(crate) cluster_state: ClusterState,
     pub(crate) batches: Vec<Batch>,
     _credentials: tempfile::TempDir,
 }
@@ -120,7 +120,7 @@ impl Cluster {
         let credentials = tempfile::tempdir().expect("cannot create a directory");
         let kubeconfig = server.write_credentials(credentials.path()).expect("cannot write the credentials");
         let feed = kube::start(Some(kubeconfig), options).expect("cannot start the source");
-        Self { server, feed, world: World::default(), batches: Vec::new(), _credentials: credentials }
+        Self { server, feed, cluster_state: ClusterState::default(), batches: Vec::new(), _credentials: credentials }
     }
 
     /// Starts a source and waits until it has all objects.
@@ -136,7 +136,7 @@ impl Cluster {
         let batch = batch.unwrap_or_else(|_| panic!("timed out waiting for a batch: {:?}", self.feed.state.kinds()));
         let batch = batch.expect("the source has ended");
         for event in batch.events.clone() {
-            self.world.apply(event);
+            self.cluster_state.apply(event);
         }
         self.batches.push(batch.clone());
         batch
@@ -150,19 +150,21 @@ impl Cluster {
     }
 
     /// Returns the cluster state on the server, parsed as a file with the same objects.
-    pub(crate) fn server_state(&self) -> World {
+    pub(crate) fn server_state(&self) -> ClusterState {
         let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
-        World::of(objects.flat_map(|object| manifest::read(object, "server").objects).map(|located| located.object))
+        ClusterState::of(
+            objects.flat_map(|object| manifest::read(object, "server").objects).map(|located| located.object),
+        )
     }
 
     /// Receives batches until the cluster state equals the server's.
     pub(crate) async fn wait_in_sync(&mut self) {
         let begun = Instant::now();
-        while self.batches.is_empty() || self.world != self.server_state() {
+        while self.batches.is_empty() || self.cluster_state != self.server_state() {
             assert!(
                 begun.elapsed() < PATIENCE,
                 "the agent has {:?}\nthe server has {:?}",
-                self.world,
+                self.cluster_state,
                 self.server_state()
             );
             self.next_batch().await;
@@ -188,7 +190,7 @@ impl Cluster {
                     return Ok(known);
                 }
                 Some(batch) = self.feed.batches.recv() => {
-                    batch.events.iter().cloned().for_each(|event| self.world.apply(event));
+                    batch.events.iter().cloned().for_each(|event| self.cluster_state.apply(event));
                     self.batches.push(batch);
                 }
                 () = tokio::time::sleep(PATIENCE) => panic!("timed out waiting for the answer to an inquiry"),
@@ -231,6 +233,6 @@ fn text(event: &Event) -> String {
         Event::Apply(object) => format!("+{}", Object::key(object)),
         Event::Delete(key) => format!("-{key}"),
         Event::Reset(objects) => format!("={}", objects.len()),
-        Event::OwnAddresses(_) => "local addresses".to_owned(),
+        Event::LocalAddresses(_) => "local addresses".to_owned(),
     }
 }

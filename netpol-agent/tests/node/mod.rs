@@ -258,7 +258,7 @@ impl Node {
             .args(arguments.split(' '))
             .output()
             .expect("cannot run tc");
-        assert!(output.status.success(), "tc {arguments}: {}", told(&output));
+        assert!(output.status.success(), "tc {arguments}: {}", reported(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -322,11 +322,11 @@ pub(crate) fn alive(stream: &mut TcpStream) -> bool {
 /// Kills an agent, and returns its log.
 pub(crate) fn end(mut agent: Child) -> String {
     agent.kill().expect("cannot signal the agent");
-    told(&agent.wait_with_output().expect("cannot wait for the agent"))
+    reported(&agent.wait_with_output().expect("cannot wait for the agent"))
 }
 
 /// Returns what a command wrote to standard error.
-pub(crate) fn told(output: &Output) -> String {
+pub(crate) fn reported(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -341,7 +341,7 @@ fn echo(mut stream: TcpStream) {
 
 fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_ascii_whitespace()).output().expect("cannot run ip");
-    assert!(output.status.success(), "ip {arguments}: {}", told(&output));
+    assert!(output.status.success(), "ip {arguments}: {}", reported(&output));
 }
 
 /// Runs a function in a namespace on its own thread. Its sockets stay in that namespace.

@@ -9,11 +9,11 @@ use netpol_common::{
 };
 
 use super::maps::{
-    addresses, allow, counters, denials, endpoints, events, flows, fragments, neighbors, ports, prefixes, senders,
+    addresses, allow, counters, denials, endpoint_ids, endpoints, events, flows, fragments, neighbors, ports, prefixes,
     services, tunnels,
 };
 use super::{functions, globals};
-use crate::{Bytes, Case, Content, Family, Quoted, Slot, Surroundings, Window};
+use crate::{Bytes, Case, Context, Family, FrameKind, Quoted, Slot, Window};
 
 /// The kernel's classification of the frame's Ethernet destination. Source: `include/uapi/linux/if_packet.h`.
 const PACKET_BROADCAST: u32 = 1;
@@ -40,8 +40,8 @@ pub mod hook {
     /// At the veth of the sending pod.
     pub const EGRESS: u32 = 1;
     /// At the device to which a packet from a pod goes post-DNAT.
-    pub const BEHIND: u32 = 2;
-    /// Like `BEHIND`, at a device whose packets have no link header.
+    pub const POST_DNAT: u32 = 2;
+    /// Like `POST_DNAT`, at a device whose packets have no link header.
     pub const POST_DNAT_L3: u32 = 3;
 }
 
@@ -73,7 +73,7 @@ impl Skb {
     }
 }
 
-impl Surroundings for Skb {
+impl Context for Skb {
     #[inline(always)]
     fn window<const N: usize>(&self) -> Option<Window<'_, N>> {
         let (start, end) = self.field(|skb| (skb.data as usize, skb.data_end as usize));
@@ -100,7 +100,7 @@ impl Surroundings for Skb {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        if self.is_behind() { senders::get(self.sender()).0 } else { self.field(|skb| skb.ifindex) }
+        if self.is_post_dnat() { endpoint_ids::get(self.source_endpoint()).0 } else { self.field(|skb| skb.ifindex) }
     }
 
     #[inline(always)]
@@ -125,20 +125,20 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn is_behind(&self) -> bool {
-        self.hook >= hook::BEHIND
+    fn is_post_dnat(&self) -> bool {
+        self.hook >= hook::POST_DNAT
     }
 
     #[inline(always)]
     fn endpoint(&self) -> Option<&Endpoint> {
         let ifindex = IfIndex(self.ifindex());
         // Unused slots of the array have ifindex 0 too.
-        if self.is_behind() && ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
+        if self.is_post_dnat() && ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
     }
 
     #[inline(always)]
     fn endpoint_by_id(&self, id: u32) -> Option<&Endpoint> {
-        let ifindex = senders::get(id);
+        let ifindex = endpoint_ids::get(id);
         if ifindex == IfIndex(0) { None } else { endpoints::get(ifindex) }
     }
 
@@ -203,7 +203,7 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn find(self, _direction: Direction) -> Content {
+    fn find(self, _direction: Direction) -> FrameKind {
         functions::find(self)
     }
 
@@ -233,7 +233,7 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn is_spoofed(self) -> bool {
+    fn is_unverified(self) -> bool {
         functions::netpol_spoofed(self.context(), self.hook()) != 0
     }
 
@@ -243,7 +243,7 @@ impl Surroundings for Skb {
     }
 
     #[inline(always)]
-    fn blur<const MASK: i32>(&self, value: u8) -> u8 {
+    fn barrier_within<const MASK: i32>(&self, value: u8) -> u8 {
         let mut hidden = u64::from(value);
         // SAFETY: computes in registers only. The verifier does not know that the two XORs cancel out.
         unsafe {
@@ -270,17 +270,17 @@ impl Surroundings for Skb {
 
 macro_rules! family {
     ($address:ty, $frontend:ident, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident,
-     $judge_ip:ident, $judge_quoted:ident, $lookup_flow:ident, $still_allowed:ident, $settle:ident, $resolve:ident,
+     $evaluate_ip:ident, $evaluate_quoted:ident, $lookup_flow:ident, $still_allowed:ident, $decide:ident, $resolve:ident,
      $record:ident) => {
         impl Family<$address> for Skb {
             #[inline(always)]
-            fn judge_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
-                functions::$judge_ip(self, start, quoted)
+            fn evaluate_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
+                functions::$evaluate_ip(self, start, quoted)
             }
 
             #[inline(always)]
-            fn judge_quoted(self, _direction: Direction, start: u32) -> Quoted {
-                functions::$judge_quoted(self, start)
+            fn evaluate_quoted(self, _direction: Direction, start: u32) -> Quoted {
+                functions::$evaluate_quoted(self, start)
             }
 
             #[inline(always)]
@@ -294,18 +294,18 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn settle(self, _direction: Direction, case: Case) -> Reason {
-                functions::$settle(self, case)
+            fn decide(self, _direction: Direction, case: Case) -> Reason {
+                functions::$decide(self, case)
             }
 
             #[inline(always)]
-            fn resolve(self, _direction: Direction, start: u32, identification: u32, said: u64, first: bool) -> u64 {
-                functions::$resolve(self.skb, functions::location(self, start, first), identification, said)
+            fn resolve(self, _direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
+                functions::$resolve(self.skb, functions::location(self, start, first), identification, info)
             }
 
             #[inline(always)]
-            fn record(self, _direction: Direction, start: u32, identification: u32, said: u64) {
-                functions::$record(self.skb, functions::location(self, start, true), identification, said);
+            fn record(self, _direction: Direction, start: u32, identification: u32, info: u64) {
+                functions::$record(self.skb, functions::location(self, start, true), identification, info);
             }
 
             #[inline(always)]
@@ -370,7 +370,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn barrier(&self, value: u8) -> u8 {
-                self.blur::<255>(value)
+                self.barrier_within::<255>(value)
             }
 
             #[inline(always)]
@@ -387,8 +387,8 @@ family!(
     insert_v4,
     get_v4,
     insert_v4,
-    judge_v4,
-    judge_quoted_v4,
+    evaluate_v4,
+    evaluate_quoted_v4,
     netpol_recall_v4,
     netpol_still_allowed_v4,
     settle_v4,
@@ -402,8 +402,8 @@ family!(
     insert_v6,
     get_v6,
     insert_v6,
-    judge_v6,
-    judge_quoted_v6,
+    evaluate_v6,
+    evaluate_quoted_v6,
     netpol_recall_v6,
     netpol_still_allowed_v6,
     settle_v6,

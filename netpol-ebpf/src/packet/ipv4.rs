@@ -6,7 +6,7 @@ use netpol_common::{Reason, protocol};
 
 use super::link::{ETHERNET, ether_type};
 use super::{Bytes, Fragment, Packet, Parse, Plain, Transport, Window, transport};
-use crate::Surroundings;
+use crate::Context;
 
 /// Length of a header without options.
 const HEADER: usize = 20;
@@ -22,8 +22,8 @@ const MORE: u16 = 0x2000;
 /// Parses a plain packet: one of a protocol with ports, without VLAN tags, options and fragmentation. Nearly all
 /// packets are plain. `None`: parse it on the slow path.
 #[inline(always)]
-pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8; 4]>> {
-    let frame: Window<'_, PLAIN> = surroundings.window()?;
+pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 4]>> {
+    let frame: Window<'_, PLAIN> = context.window()?;
     let header: Window<'_, HEADER> = frame.part::<ETHERNET, HEADER>();
     let protocol = header.byte::<9>();
     if frame.number::<12>() != ether_type::IPV4
@@ -41,20 +41,20 @@ pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8
 
 impl Parse for [u8; 4] {
     #[inline(always)]
-    fn is_readable<S: Surroundings>(surroundings: &S, start: u32) -> bool {
-        surroundings.load::<HEADER>(start).is_some_and(|Bytes([first, ..])| first >> 4 == 4 && first & 0xf >= 5)
+    fn is_readable<S: Context>(context: &S, start: u32) -> bool {
+        context.load::<HEADER>(start).is_some_and(|Bytes([first, ..])| first >> 4 == 4 && first & 0xf >= 5)
     }
 
     #[inline(always)]
-    fn ends<S: Surroundings>(surroundings: &S, start: u32) -> Option<(Self, Self)> {
-        let Bytes(bytes): &Bytes<8> = &surroundings.load(start + BEFORE_ENDS as u32)?;
+    fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
+        let Bytes(bytes): &Bytes<8> = &context.load(start + BEFORE_ENDS as u32)?;
         let ends = Window::of(bytes);
         Some((ends.quad::<0>(), ends.quad::<4>()))
     }
 
     #[inline(always)]
-    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
-        let Bytes(bytes): &Bytes<BEFORE_ENDS> = &surroundings.load(start)?;
+    fn parse<S: Context>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
+        let Bytes(bytes): &Bytes<BEFORE_ENDS> = &context.load(start)?;
         let header = Window::of(bytes);
         let length = u32::from(header.byte::<0>() & 0xf) * 4;
         if header.byte::<0>() >> 4 != 4 || length < HEADER as u32 {
@@ -67,20 +67,20 @@ impl Parse for [u8; 4] {
             hops: header.byte::<8>(),
             fragment: fragment(header),
             transport: Transport::default(),
-            problem: None,
+            error: None,
             family: PhantomData,
         };
         if let Fragment::Later { .. } = packet.fragment {
             // RFC 1858, 4.2: a fragment at offset 1 would overwrite the flags that the first one was evaluated by.
             if packet.protocol == protocol::TCP && header.number::<6>() & OFFSET == 1 {
-                packet.problem = Some(Reason::Malformed);
+                packet.error = Some(Reason::Malformed);
             }
         } else if is_short(header, length, packet.protocol) && !quoted {
-            packet.problem = Some(Reason::Malformed);
+            packet.error = Some(Reason::Malformed);
         } else {
-            match transport::load(surroundings, packet.payload, packet.protocol, quoted) {
+            match transport::load(context, packet.payload, packet.protocol, quoted) {
                 Ok(transport) => packet.transport = transport,
-                Err(reason) => packet.problem = Some(reason),
+                Err(reason) => packet.error = Some(reason),
             }
         }
         Some(packet)

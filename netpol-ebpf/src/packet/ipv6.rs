@@ -6,7 +6,7 @@ use netpol_common::{REASON_MASK, Reason, protocol};
 
 use super::link::{ETHERNET, ether_type};
 use super::{Bytes, Fragment, Packet, Parse, Plain, Transport, Window, transport};
-use crate::Surroundings;
+use crate::Context;
 
 /// Length of the fixed header.
 const HEADER: usize = 40;
@@ -29,8 +29,8 @@ mod next_header {
 /// Parses a plain packet: one of a protocol with ports, without VLAN tags and extension headers. Nearly all packets are
 /// plain. `None`: parse it on the slow path.
 #[inline(always)]
-pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8; 16]>> {
-    let frame: Window<'_, PLAIN> = surroundings.window()?;
+pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 16]>> {
+    let frame: Window<'_, PLAIN> = context.window()?;
     let header: Window<'_, HEADER> = frame.part::<ETHERNET, HEADER>();
     let protocol = header.byte::<6>();
     if frame.number::<12>() != ether_type::IPV6
@@ -47,20 +47,20 @@ pub(crate) fn parse_plain<S: Surroundings>(surroundings: &S) -> Option<Plain<[u8
 
 impl Parse for [u8; 16] {
     #[inline(always)]
-    fn is_readable<S: Surroundings>(surroundings: &S, start: u32) -> bool {
-        surroundings.load::<HEADER>(start).is_some_and(|Bytes([first, ..])| first >> 4 == 6)
+    fn is_readable<S: Context>(context: &S, start: u32) -> bool {
+        context.load::<HEADER>(start).is_some_and(|Bytes([first, ..])| first >> 4 == 6)
     }
 
     #[inline(always)]
-    fn ends<S: Surroundings>(surroundings: &S, start: u32) -> Option<(Self, Self)> {
-        let Bytes(bytes): &Bytes<32> = &surroundings.load(start + BEFORE_ENDS as u32)?;
+    fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
+        let Bytes(bytes): &Bytes<32> = &context.load(start + BEFORE_ENDS as u32)?;
         let ends = Window::of(bytes);
         Some((ends.sixteen::<0>(), ends.sixteen::<16>()))
     }
 
     #[inline(always)]
-    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
-        let Bytes(bytes): &Bytes<BEFORE_ENDS> = &surroundings.load(start)?;
+    fn parse<S: Context>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
+        let Bytes(bytes): &Bytes<BEFORE_ENDS> = &context.load(start)?;
         let header = Window::of(bytes);
         if header.byte::<0>() >> 4 != 6 {
             return None;
@@ -72,25 +72,25 @@ impl Parse for [u8; 16] {
             hops: header.byte::<7>(),
             fragment: Fragment::Whole,
             transport: Transport::default(),
-            problem: None,
+            error: None,
             family: PhantomData,
         };
-        let extensions = Extensions::unpack(surroundings, surroundings.walk(packet.payload, packet.protocol));
+        let extensions = Extensions::unpack(context, context.walk(packet.payload, packet.protocol));
         packet.protocol = extensions.protocol;
         packet.payload += u32::from(extensions.length);
-        packet.problem = extensions.problem;
+        packet.error = extensions.error;
         if extensions.fragment_at != NOT_FRAGMENTED {
             let at = start + HEADER as u32 + u32::from(extensions.fragment_at);
-            let Bytes(bytes): &Bytes<8> = &surroundings.load(at)?;
+            let Bytes(bytes): &Bytes<8> = &context.load(at)?;
             packet.fragment = fragment(Window::of(bytes));
         }
-        if packet.problem.is_some() || matches!(packet.fragment, Fragment::Later { .. }) {
+        if packet.error.is_some() || matches!(packet.fragment, Fragment::Later { .. }) {
         } else if ends_before_transport(header, &packet) && !quoted {
-            packet.problem = Some(Reason::Malformed);
+            packet.error = Some(Reason::Malformed);
         } else {
-            match transport::load(surroundings, packet.payload, packet.protocol, quoted) {
+            match transport::load(context, packet.payload, packet.protocol, quoted) {
                 Ok(transport) => packet.transport = transport,
-                Err(reason) => packet.problem = Some(reason),
+                Err(reason) => packet.error = Some(reason),
             }
         }
         Some(packet)
@@ -105,7 +105,7 @@ const NOT_FRAGMENTED: u16 = u16::MAX;
 struct Extensions {
     /// The transport protocol. For a later fragment: the protocol in its fragment header.
     protocol: u8,
-    problem: Option<Reason>,
+    error: Option<Reason>,
     /// The offset of the fragment header, from the end of the IPv6 header.
     fragment_at: u16,
     /// The length of all extension headers in bytes.
@@ -116,19 +116,19 @@ impl Extensions {
     /// Packs it into one word, which a BPF function can return.
     #[inline(always)]
     fn pack(self) -> u64 {
-        let problem = self.problem.map_or(0, |reason| reason as u8);
+        let error = self.error.map_or(0, |reason| reason as u8);
         u64::from(self.protocol)
-            | u64::from(problem) << 8
+            | u64::from(error) << 8
             | u64::from(self.fragment_at) << 16
             | u64::from(self.length) << 32
     }
 
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "fields of the word")]
-    fn unpack<S: Surroundings>(surroundings: &S, word: u64) -> Self {
+    fn unpack<S: Context>(context: &S, word: u64) -> Self {
         Self {
-            protocol: surroundings.blur::<255>(word as u8),
-            problem: match surroundings.blur::<{ REASON_MASK as i32 }>((word >> 8) as u8) {
+            protocol: context.barrier_within::<255>(word as u8),
+            error: match context.barrier_within::<{ REASON_MASK as i32 }>((word >> 8) as u8) {
                 0 => None,
                 code if code == Reason::TooManyHeaders as u8 => Some(Reason::TooManyHeaders),
                 _ => Some(Reason::Malformed),
@@ -140,28 +140,23 @@ impl Extensions {
 }
 
 /// Reads the extension headers up to the transport header. Payloads that cannot be read (ESP, no next header) count as
-/// transport. The result is packed for [`Surroundings::walk`].
+/// transport. The result is packed for [`Context::walk`].
 #[inline(always)]
-pub(crate) fn walk<S: Surroundings>(surroundings: &S, start: u32, first: u8) -> u64 {
-    let mut extensions = Extensions { protocol: first, problem: None, fragment_at: NOT_FRAGMENTED, length: 0 };
+pub(crate) fn walk<S: Context>(context: &S, start: u32, first: u8) -> u64 {
+    let mut extensions = Extensions { protocol: first, error: None, fragment_at: NOT_FRAGMENTED, length: 0 };
     for position in 0..=MAX_EXTENSIONS {
-        match step(surroundings, start, position, &mut extensions) {
+        match step(context, start, position, &mut extensions) {
             Ok(true) => {}
             Ok(false) => return extensions.pack(),
-            Err(reason) => return Extensions { problem: Some(reason), ..extensions }.pack(),
+            Err(reason) => return Extensions { error: Some(reason), ..extensions }.pack(),
         }
     }
-    Extensions { problem: Some(Reason::TooManyHeaders), ..extensions }.pack()
+    Extensions { error: Some(Reason::TooManyHeaders), ..extensions }.pack()
 }
 
 /// Reads one header, and returns whether there may be more.
 #[inline(always)]
-fn step<S: Surroundings>(
-    surroundings: &S,
-    start: u32,
-    position: usize,
-    extensions: &mut Extensions,
-) -> Result<bool, Reason> {
+fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut Extensions) -> Result<bool, Reason> {
     let kind = extensions.protocol;
     if !matches!(
         kind,
@@ -176,7 +171,7 @@ fn step<S: Surroundings>(
     if position == MAX_EXTENSIONS {
         return Err(Reason::TooManyHeaders);
     }
-    let Bytes(bytes): &Bytes<8> = &surroundings.load(start + u32::from(extensions.length)).ok_or(Reason::Malformed)?;
+    let Bytes(bytes): &Bytes<8> = &context.load(start + u32::from(extensions.length)).ok_or(Reason::Malformed)?;
     let header = Window::of(bytes);
     extensions.protocol = header.byte::<0>();
     let length = u16::from(header.byte::<1>());

@@ -2,7 +2,7 @@
 
 use netpol_common::Reason;
 
-use crate::Surroundings;
+use crate::Context;
 
 /// Length of an Ethernet header without tags.
 pub(crate) const ETHERNET: usize = 14;
@@ -23,7 +23,7 @@ pub(super) mod ether_type {
 }
 
 /// The payload of a frame.
-pub(crate) enum Content {
+pub(crate) enum LinkPayload {
     /// ARP at this offset.
     Arp(u32),
     /// An IPv4 header at this offset.
@@ -34,21 +34,21 @@ pub(crate) enum Content {
 
 /// Finds the payload of a frame.
 #[inline(always)]
-pub(crate) fn parse<S: Surroundings>(surroundings: &S) -> Result<Content, Reason> {
-    if let Some(kind) = surroundings.l3_type() {
+pub(crate) fn parse<S: Context>(context: &S) -> Result<LinkPayload, Reason> {
+    if let Some(kind) = context.l3_type() {
         return match kind {
-            ether_type::IPV4 => Ok(Content::Ipv4(0)),
-            ether_type::IPV6 => Ok(Content::Ipv6(0)),
+            ether_type::IPV4 => Ok(LinkPayload::Ipv4(0)),
+            ether_type::IPV6 => Ok(LinkPayload::Ipv6(0)),
             _ => Err(Reason::NotIp),
         };
     }
     let mut end = ETHERNET as u32;
     for tags in 0..=TAGS {
-        let kind = u16::from_be_bytes(surroundings.load(end - 2).ok_or(Reason::Malformed)?.0);
+        let kind = u16::from_be_bytes(context.load(end - 2).ok_or(Reason::Malformed)?.0);
         match kind {
-            ether_type::IPV4 => return Ok(Content::Ipv4(end)),
-            ether_type::IPV6 => return Ok(Content::Ipv6(end)),
-            ether_type::ARP => return Ok(Content::Arp(end)),
+            ether_type::IPV4 => return Ok(LinkPayload::Ipv4(end)),
+            ether_type::IPV6 => return Ok(LinkPayload::Ipv6(end)),
+            ether_type::ARP => return Ok(LinkPayload::Arp(end)),
             ether_type::VLAN | ether_type::SERVICE_VLAN if tags < TAGS => end += 4,
             ether_type::VLAN | ether_type::SERVICE_VLAN => return Err(Reason::TooManyHeaders),
             _ => return Err(Reason::NotIp),

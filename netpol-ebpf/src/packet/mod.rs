@@ -18,9 +18,9 @@ pub(crate) use link::parse as find;
 pub(crate) use transport::read_packed;
 pub use window::{Bytes, Window};
 
-use crate::Surroundings;
+use crate::Context;
+use crate::context::PacketAddress;
 use crate::guard::Mac;
-use crate::surroundings::PacketAddress;
 
 /// The offset of the IP header of a [`Plain`] packet.
 pub(crate) const PLAIN_START: u32 = link::ETHERNET as u32;
@@ -72,7 +72,7 @@ pub(crate) struct Packet<A> {
     pub(crate) fragment: Fragment,
     pub(crate) transport: Transport,
     /// The first error in its headers.
-    pub(crate) problem: Option<Reason>,
+    pub(crate) error: Option<Reason>,
     pub(crate) family: PhantomData<A>,
 }
 
@@ -183,10 +183,10 @@ impl<A: PacketAddress> Packet<A> {
 /// Parsers for the IP headers at an offset of a frame.
 pub(crate) trait Parse: PacketAddress {
     /// Returns whether an IP header of this family is at an offset.
-    fn is_readable<S: Surroundings>(surroundings: &S, start: u32) -> bool;
+    fn is_readable<S: Context>(context: &S, start: u32) -> bool;
     /// Returns source and destination of the packet with its IP header at an offset.
-    fn ends<S: Surroundings>(surroundings: &S, start: u32) -> Option<(Self, Self)>;
+    fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)>;
     /// Parses the packet with its IP header at an offset; `None` if there is none. A packet that an ICMP error quotes
     /// may be shorter.
-    fn parse<S: Surroundings>(surroundings: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
+    fn parse<S: Context>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
 }

@@ -3,7 +3,7 @@
 use netpol_common::{Reason, protocol};
 
 use super::{Bytes, TcpFlags, Transport, Window};
-use crate::Surroundings;
+use crate::Context;
 
 /// Length of a TCP header up to its flags. The other protocols need less.
 pub(super) const HEAD: usize = 14;
@@ -27,13 +27,8 @@ pub(super) const fn needed(protocol: u8) -> u32 {
 
 /// Reads the transport header at an offset.
 #[inline(always)]
-pub(super) fn load<S: Surroundings>(
-    surroundings: &S,
-    offset: u32,
-    protocol: u8,
-    quoted: bool,
-) -> Result<Transport, Reason> {
-    let word = surroundings.transport(offset, protocol, quoted);
+pub(super) fn load<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> Result<Transport, Reason> {
+    let word = context.transport(offset, protocol, quoted);
     let [a, b, c, d, flags, complete, ..] = word.to_ne_bytes();
     if complete == 0 {
         return Err(Reason::Malformed);
@@ -41,11 +36,11 @@ pub(super) fn load<S: Surroundings>(
     Ok(Transport { source_port: [a, b], destination_port: [c, d], flags: TcpFlags(flags) })
 }
 
-/// Returns the same, packed for [`Surroundings::transport`]: ports, flags, and whether the header is complete.
+/// Returns the same, packed for [`Context::transport`]: ports, flags, and whether the header is complete.
 #[inline(always)]
-pub(crate) fn read_packed<S: Surroundings>(surroundings: &S, offset: u32, protocol: u8, quoted: bool) -> u64 {
+pub(crate) fn read_packed<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> u64 {
     let Some(Transport { source_port: [a, b], destination_port: [c, d], flags }) =
-        read(surroundings, offset, protocol, quoted)
+        read(context, offset, protocol, quoted)
     else {
         return 0;
     };
@@ -53,19 +48,19 @@ pub(crate) fn read_packed<S: Surroundings>(surroundings: &S, offset: u32, protoc
 }
 
 #[inline(always)]
-fn read<S: Surroundings>(surroundings: &S, offset: u32, protocol: u8, quoted: bool) -> Option<Transport> {
+fn read<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> Option<Transport> {
     Some(match protocol {
         protocol::TCP if !quoted => {
-            let Bytes(head): &Bytes<HEAD> = &surroundings.load(offset)?;
+            let Bytes(head): &Bytes<HEAD> = &context.load(offset)?;
             let head = Window::of(head);
             Transport { flags: TcpFlags(head.byte::<13>()), ..ports(head.part::<0, PORTS>()) }
         }
         protocol::SCTP if !quoted => {
-            let chunk = surroundings.load::<1>(offset + CHUNK as u32).map_or(0, |Bytes([kind])| kind);
-            Transport { flags: TcpFlags::of_chunk(chunk), ..ports(Window::of(&surroundings.load(offset)?.0)) }
+            let chunk = context.load::<1>(offset + CHUNK as u32).map_or(0, |Bytes([kind])| kind);
+            Transport { flags: TcpFlags::of_chunk(chunk), ..ports(Window::of(&context.load(offset)?.0)) }
         }
-        protocol::TCP | protocol::UDP | protocol::SCTP => ports(Window::of(&surroundings.load(offset)?.0)),
-        protocol::ICMP | protocol::ICMPV6 => icmp(Window::of(&surroundings.load(offset)?.0)),
+        protocol::TCP | protocol::UDP | protocol::SCTP => ports(Window::of(&context.load(offset)?.0)),
+        protocol::ICMP | protocol::ICMPV6 => icmp(Window::of(&context.load(offset)?.0)),
         _ => Transport::default(),
     })
 }

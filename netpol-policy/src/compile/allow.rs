@@ -9,7 +9,7 @@ use crate::model::{PortRange, Protocol};
 
 /// Ports as prefixes, each with the first rule that allows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Contents {
+pub(super) enum AllowEntries {
     /// Every protocol and port, with the first rule that allows them.
     All(RuleId),
     /// Only these ports. Empty: none.
@@ -47,8 +47,8 @@ impl PortPrefix {
     }
 }
 
-impl Contents {
-    /// Returns the prefixes of the ports; none for [`Contents::All`].
+impl AllowEntries {
+    /// Returns the prefixes of the ports; none for [`AllowEntries::All`].
     pub(super) fn prefixes(&self) -> impl Iterator<Item = PortPrefix> {
         let ports = match self {
             Self::All(_) => None,

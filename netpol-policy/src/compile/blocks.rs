@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_common::ClassId;
 
-use super::atom_set::AtomSet;
-use super::atoms::AtomId;
+use super::selector_set::PeerSelectorSet;
+use super::selectors::PeerSelectorId;
 use crate::model::IpBlock;
 
 /// The prefixes in use.
@@ -21,14 +21,14 @@ pub(super) struct Blocks {
 
 #[derive(Clone, Debug, Default)]
 struct Prefix {
-    covering: AtomSet,
+    covering: PeerSelectorSet,
     class: ClassId,
     users: usize,
 }
 
 impl Blocks {
     /// Adds a block. Returns the prefixes with a new or changed signature.
-    pub(super) fn add(&mut self, id: AtomId, block: &IpBlock) -> Vec<IpNet> {
+    pub(super) fn add(&mut self, id: PeerSelectorId, block: &IpBlock) -> Vec<IpNet> {
         let mut touched = BTreeSet::new();
         for net in std::iter::once(&block.cidr).chain(&block.except) {
             if !self.prefixes.contains_key(net) {
@@ -55,7 +55,7 @@ impl Blocks {
 
     /// Removes a block from all signatures. Returns the prefixes with a changed signature. The prefixes stay until
     /// [`Blocks::retire`].
-    pub(super) fn remove(&mut self, id: AtomId, block: &IpBlock) -> Vec<IpNet> {
+    pub(super) fn remove(&mut self, id: PeerSelectorId, block: &IpBlock) -> Vec<IpNet> {
         let mut touched = Vec::new();
         for (net, prefix) in inside(&mut self.prefixes, block.cidr) {
             if prefix.covering.remove(id) {
@@ -92,12 +92,12 @@ impl Blocks {
     }
 
     /// Returns the blocks that cover a prefix.
-    pub(super) fn signature(&self, net: &IpNet) -> AtomSet {
+    pub(super) fn signature(&self, net: &IpNet) -> PeerSelectorSet {
         self.prefixes.get(net).map(|prefix| prefix.covering.clone()).unwrap_or_default()
     }
 
     /// Returns the blocks that cover an address.
-    pub(super) fn at(&self, address: IpAddr) -> Option<&AtomSet> {
+    pub(super) fn at(&self, address: IpAddr) -> Option<&PeerSelectorSet> {
         self.covering(address, u8::MAX)
     }
 
@@ -116,7 +116,7 @@ impl Blocks {
         self.longest(address, u8::MAX).map_or(ClassId::NOBODY, |prefix| prefix.class)
     }
 
-    fn covering(&self, address: IpAddr, below: u8) -> Option<&AtomSet> {
+    fn covering(&self, address: IpAddr, below: u8) -> Option<&PeerSelectorSet> {
         self.longest(address, below).map(|prefix| &prefix.covering)
     }
 

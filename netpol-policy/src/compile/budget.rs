@@ -16,8 +16,8 @@ use netpol_common::Direction;
 use super::allow::prefix_count;
 use super::charges::Charges;
 use super::rules::rules;
+use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, NamespaceName, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, Ports, Rule};
-use crate::world::World;
 
 /// Bytes of kernel memory for an entry of `PREFIXES_*` or `PORTS`: its trie node and, at worst, an intermediate node.
 /// Measured; see docs/capacity.md.
@@ -183,7 +183,7 @@ impl Budget {
     }
 
     /// Divides the limit after a change. Returns the policies with a changed cut.
-    pub(super) fn balance(&mut self, world: &World) -> Vec<PolicyKey> {
+    pub(super) fn balance(&mut self, cluster_state: &ClusterState) -> Vec<PolicyKey> {
         let changed = std::mem::take(&mut self.changed);
         // The other half is reserved for what is known only after compilation.
         let Some(limit) = self.limit.filter(|_| !changed.is_empty()).map(|limit| limit / 2) else { return Vec::new() };
@@ -195,13 +195,13 @@ impl Budget {
             for namespace in all {
                 match self.pods.get(&namespace) {
                     Some(pods) => {
-                        let demand = self.demand(world, &namespace, pods);
+                        let demand = self.demand(cluster_state, &namespace, pods);
                         self.demands.insert(namespace, demand);
                     }
                     None => drop(self.demands.remove(&namespace)),
                 }
             }
-            self.share(world, limit)
+            self.share(cluster_state, limit)
         };
         let before = std::mem::replace(&mut self.cuts, cuts);
         let differs = |policy: &PolicyKey| before.get(policy) != self.cuts.get(policy);
@@ -222,12 +222,12 @@ impl Budget {
 
     /// Returns the rule sets that the pods of a namespace will have. Pods that the same policies select share a rule
     /// set.
-    fn demand(&self, world: &World, namespace: &NamespaceName, pods: &BTreeSet<PodKey>) -> Demand {
-        let pods: Vec<&Pod> = pods.iter().filter_map(|key| world.pods.get(key)).collect();
+    fn demand(&self, cluster_state: &ClusterState, namespace: &NamespaceName, pods: &BTreeSet<PodKey>) -> Demand {
+        let pods: Vec<&Pod> = pods.iter().filter_map(|key| cluster_state.pods.get(key)).collect();
         // A named port of an ingress rule is resolved on the selected pod.
         let mut rule_sets: Vec<_> = pods.iter().map(|pod| [(hash(&pod.ports), [None; 2]), (0, [None; 2])]).collect();
         let mut selecting = Vec::new();
-        for policy in policies_of(world, namespace) {
+        for policy in policies_of(cluster_state, namespace) {
             let selected: Vec<usize> =
                 (0..pods.len()).filter(|index| policy.pods.isolates(&pods[*index].labels)).collect();
             let Some(sizes) = self.sizes.get(&policy.key).filter(|_| !selected.is_empty()) else { continue };
@@ -267,7 +267,7 @@ impl Budget {
     }
 
     /// Divides the limit. Returns the policies that cost more than their share.
-    fn share(&self, world: &World, limit: u64) -> BTreeMap<PolicyKey, Cut> {
+    fn share(&self, cluster_state: &ClusterState, limit: u64) -> BTreeMap<PolicyKey, Cut> {
         let all = WiderBlocks::of(self.demands.values().flat_map(|demand| &demand.widest));
         let prices: BTreeMap<&NamespaceName, Price<'_>> = self
             .demands
@@ -290,7 +290,7 @@ impl Budget {
             let level = rounded(fair_share(policies.values().copied(), level));
             for policy in policies.iter().filter(|(_, cost)| **cost > level).map(|(policy, _)| *policy) {
                 let rule_sets = self.demands[*namespace].policies.iter().find(|(key, _)| key == policy);
-                if let (Some(policy), Some((_, rule_sets))) = (world.policies.get(policy), rule_sets) {
+                if let (Some(policy), Some((_, rule_sets))) = (cluster_state.policies.get(policy), rule_sets) {
                     cuts.insert(policy.key.clone(), prices[namespace].cut(policy, *rule_sets, level));
                 }
             }
@@ -396,8 +396,8 @@ impl Price<'_> {
     }
 }
 
-fn policies_of<'a>(world: &'a World, namespace: &'a NamespaceName) -> impl Iterator<Item = &'a Policy> {
-    let policies = world.policies.range(PolicyKey::new(namespace.clone(), "")..).map(|(_, policy)| policy);
+fn policies_of<'a>(cluster_state: &'a ClusterState, namespace: &'a NamespaceName) -> impl Iterator<Item = &'a Policy> {
+    let policies = cluster_state.policies.range(PolicyKey::new(namespace.clone(), "")..).map(|(_, policy)| policy);
     policies.take_while(move |policy| policy.key.namespace == *namespace)
 }
 

@@ -5,28 +5,28 @@ use std::sync::Arc;
 
 use netpol_common::ClassId;
 
-use super::atom_set::AtomSet;
-use super::atoms::AtomId;
 use super::ids::Counter;
+use super::selector_set::PeerSelectorSet;
+use super::selectors::PeerSelectorId;
 
 /// The peer selectors that an address matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Signature {
     /// Selectors of pods and blocks.
-    pub(super) atoms: AtomSet,
+    pub(super) selectors: PeerSelectorSet,
     /// Named ports with their port numbers at the address.
-    pub(super) ports: BTreeSet<(AtomId, u16)>,
+    pub(super) ports: BTreeSet<(PeerSelectorId, u16)>,
 }
 
 impl Signature {
     /// Returns all peer selectors.
-    pub(super) fn all_atoms(&self) -> impl Iterator<Item = AtomId> {
-        self.atoms.iter().chain(self.ports.iter().map(|(atom, _)| *atom))
+    pub(super) fn all_selectors(&self) -> impl Iterator<Item = PeerSelectorId> {
+        self.selectors.iter().chain(self.ports.iter().map(|(selector, _)| *selector))
     }
 
     /// Returns the port numbers of a named port at the address.
-    pub(super) fn ports_named(&self, atom: AtomId) -> impl Iterator<Item = u16> {
-        self.ports.range((atom, 0)..=(atom, u16::MAX)).map(|(_, port)| *port)
+    pub(super) fn ports_named(&self, selector: PeerSelectorId) -> impl Iterator<Item = u16> {
+        self.ports.range((selector, 0)..=(selector, u16::MAX)).map(|(_, port)| *port)
     }
 }
 
@@ -35,7 +35,7 @@ impl Signature {
 pub(super) struct Classes {
     ids: HashMap<Arc<Signature>, ClassId>,
     entries: BTreeMap<ClassId, Class>,
-    by_atom: HashMap<AtomId, BTreeSet<ClassId>>,
+    by_selector: HashMap<PeerSelectorId, BTreeSet<ClassId>>,
     counter: Counter,
 }
 
@@ -50,7 +50,7 @@ impl Classes {
         Self {
             ids: HashMap::new(),
             entries: BTreeMap::new(),
-            by_atom: HashMap::new(),
+            by_selector: HashMap::new(),
             counter: Counter::starting_at(first.0),
         }
     }
@@ -77,8 +77,8 @@ impl Classes {
             return (*id, false);
         }
         let id = self.allocate();
-        for atom in signature.all_atoms() {
-            self.by_atom.entry(atom).or_default().insert(id);
+        for selector in signature.all_selectors() {
+            self.by_selector.entry(selector).or_default().insert(id);
         }
         let signature = Arc::new(signature);
         self.ids.insert(signature.clone(), id);
@@ -100,11 +100,11 @@ impl Classes {
         }
         let class = self.entries.remove(&id)?;
         self.ids.remove(&class.signature);
-        for atom in class.signature.all_atoms() {
-            if let Some(classes) = self.by_atom.get_mut(&atom) {
+        for selector in class.signature.all_selectors() {
+            if let Some(classes) = self.by_selector.get_mut(&selector) {
                 classes.remove(&id);
                 if classes.is_empty() {
-                    self.by_atom.remove(&atom);
+                    self.by_selector.remove(&selector);
                 }
             }
         }
@@ -122,20 +122,21 @@ impl Classes {
         let new = Arc::new(signature.clone());
         let old = std::mem::replace(&mut class.signature, new.clone());
         self.ids.remove(&old);
-        let ports = |one: &Signature, other: &Signature| -> Vec<AtomId> {
-            let of = |signature: &Signature| signature.ports.iter().map(|(atom, _)| *atom).collect::<BTreeSet<_>>();
+        let ports = |one: &Signature, other: &Signature| -> Vec<PeerSelectorId> {
+            let of =
+                |signature: &Signature| signature.ports.iter().map(|(selector, _)| *selector).collect::<BTreeSet<_>>();
             of(one).difference(&of(other)).copied().collect()
         };
-        for atom in old.atoms.difference(&new.atoms).chain(ports(&old, &new)) {
-            if let Some(classes) = self.by_atom.get_mut(&atom) {
+        for selector in old.selectors.difference(&new.selectors).chain(ports(&old, &new)) {
+            if let Some(classes) = self.by_selector.get_mut(&selector) {
                 classes.remove(&id);
                 if classes.is_empty() {
-                    self.by_atom.remove(&atom);
+                    self.by_selector.remove(&selector);
                 }
             }
         }
-        for atom in new.atoms.difference(&old.atoms).chain(ports(&new, &old)) {
-            self.by_atom.entry(atom).or_default().insert(id);
+        for selector in new.selectors.difference(&old.selectors).chain(ports(&new, &old)) {
+            self.by_selector.entry(selector).or_default().insert(id);
         }
         self.ids.insert(new, id);
         true
@@ -147,7 +148,7 @@ impl Classes {
     }
 
     /// Returns the classes that match a peer selector.
-    pub(super) fn matching(&self, atom: AtomId) -> impl Iterator<Item = ClassId> {
-        self.by_atom.get(&atom).into_iter().flatten().copied()
+    pub(super) fn matching(&self, selector: PeerSelectorId) -> impl Iterator<Item = ClassId> {
+        self.by_selector.get(&selector).into_iter().flatten().copied()
     }
 }

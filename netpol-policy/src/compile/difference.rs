@@ -7,12 +7,12 @@ use std::rc::Rc;
 use netpol_common::{AllowKey, ClassId, PortSetId, RuleId, RuleSetId};
 
 use super::Engine;
-use super::allow::{Contents, PortPrefix, Ports};
-use super::atoms::AtomId;
+use super::allow::{AllowEntries, PortPrefix, Ports};
 use super::classes::Signature;
 use super::parts::{CompiledRule, PartId, RuleAt};
 use super::port_sets::Diff;
 use super::rule_sets::RuleSet;
+use super::selectors::PeerSelectorId;
 
 /// Limit for small sets. Up to this many removed ports, each is searched in the remaining rules. Up to this many matching
 /// rules, changes are cached.
@@ -33,7 +33,7 @@ pub(super) struct PendingEntries {
     /// Users by their current port set and its change.
     pub(super) groups: BTreeMap<(PortSetId, Rc<Diff>), Vec<PortSetUser>>,
     /// Entries with contents of their own.
-    pub(super) singles: Vec<(AllowKey, Contents)>,
+    pub(super) singles: Vec<(AllowKey, AllowEntries)>,
     /// The classes examined and the change for any peer, by rule set.
     pub(super) touched: BTreeMap<RuleSetId, (BTreeSet<ClassId>, Rc<Diff>)>,
 }
@@ -48,7 +48,7 @@ pub(super) struct DiffKey {
     /// Other matching rules.
     remaining_rules: Vec<RuleAt>,
     /// Named ports of the peer, if the rules have named ports.
-    named: Vec<(AtomId, u16)>,
+    named: Vec<(PeerSelectorId, u16)>,
 }
 
 /// Changes already computed.
@@ -63,7 +63,7 @@ impl Engine {
         cache: &mut DiffCache,
     ) {
         let Some((rule_set, part)) = self.rule_sets.get(id).zip(self.parts.get(new)) else { return };
-        if matches!(rule_set.any, Contents::All(_)) {
+        if matches!(rule_set.any, AllowEntries::All(_)) {
             return;
         }
         let any = rule_set.policy.any;
@@ -89,7 +89,7 @@ impl Engine {
             match (entry.filter(|entry| entry.port_set == PortSetId::ALL), all) {
                 (Some(entry), Some(rule)) if !self.rule_names.precedes(rule, entry.rule) => continue,
                 (_, Some(rule)) => {
-                    pending.singles.push((key, Contents::All(rule)));
+                    pending.singles.push((key, AllowEntries::All(rule)));
                     continue;
                 }
                 (Some(_), None) => continue,
@@ -116,7 +116,7 @@ impl Engine {
         cache: &mut DiffCache,
     ) {
         let Some((rule_set, part)) = self.rule_sets.get(id).zip(self.parts.get(removed_part)) else { return };
-        if matches!(rule_set.any, Contents::All(_)) {
+        if matches!(rule_set.any, AllowEntries::All(_)) {
             return;
         }
         let any = rule_set.policy.any;
@@ -131,7 +131,7 @@ impl Engine {
             }
             pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
-        let Contents::Of(before) = &rule_set.any else { return };
+        let AllowEntries::Of(before) = &rule_set.any else { return };
         let mut any_after = Cow::Borrowed(before);
         if !for_any_peer.is_empty() {
             for_any_peer.apply(any_after.to_mut());
@@ -184,10 +184,10 @@ impl Engine {
     }
 
     /// Returns the classes that match these peer selectors, with the indices of their rules.
-    pub(super) fn classes_matching(&self, deciding: &[(AtomId, usize)]) -> BTreeMap<ClassId, Vec<usize>> {
+    pub(super) fn classes_matching(&self, deciding: &[(PeerSelectorId, usize)]) -> BTreeMap<ClassId, Vec<usize>> {
         let mut classes: BTreeMap<ClassId, Vec<usize>> = BTreeMap::new();
-        for (atom, index) in deciding {
-            for class in self.classes.matching(*atom) {
+        for (selector, index) in deciding {
+            for class in self.classes.matching(*selector) {
                 classes.entry(class).or_default().push(*index);
             }
         }
@@ -196,7 +196,7 @@ impl Engine {
 
     /// Returns the classes that a rule set may allow more than any peer.
     pub(super) fn classes_with_entries(&self, rule_set: &RuleSet) -> BTreeSet<ClassId> {
-        rule_set.deciding_atoms().flat_map(|atom| self.classes.matching(atom)).collect()
+        rule_set.deciding_selectors().flat_map(|selector| self.classes.matching(selector)).collect()
     }
 
     /// Returns what rules add to a port set.
@@ -262,11 +262,11 @@ impl Engine {
     }
 
     /// Returns what rules allow to addresses with this signature, in addition to `ports` for any peer.
-    pub(super) fn contents(&self, mut ports: Ports, rules: &[RuleAt], signature: &Signature) -> Contents {
+    pub(super) fn contents(&self, mut ports: Ports, rules: &[RuleAt], signature: &Signature) -> AllowEntries {
         let rules = || rules.iter().filter_map(|at| self.parts.rule(*at));
         let all = rules().filter(|rule| rule.has_all_ports()).map(|rule| rule.id);
         if let Some(rule) = all.reduce(|one, other| if self.rule_names.precedes(other, one) { other } else { one }) {
-            return Contents::All(rule);
+            return AllowEntries::All(rule);
         }
         for rule in rules() {
             for prefix in rule.ports_at(Some(signature)) {
@@ -276,12 +276,12 @@ impl Engine {
                 }
             }
         }
-        Contents::Of(ports)
+        AllowEntries::Of(ports)
     }
 }
 
 /// Returns the named ports of an address, if the rules have named ports.
-fn named_ports(rules: &[&CompiledRule], signature: Option<&Signature>) -> Vec<(AtomId, u16)> {
+fn named_ports(rules: &[&CompiledRule], signature: Option<&Signature>) -> Vec<(PeerSelectorId, u16)> {
     if !have_names(rules) {
         return Vec::new();
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use netpol_common::{AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, PortSetId, RuleId, RuleSetId};
 
 use super::Engine;
-use super::allow::Contents;
+use super::allow::AllowEntries;
 use super::difference::{DiffCache, PendingEntries, PortSetUser};
 use super::parts::{Part, PartId};
 use super::port_sets::Diff;
@@ -69,7 +69,7 @@ impl Engine {
                 };
                 let keeps_all = |rule_set: &RuleSet| {
                     let rest = || after.iter().any(|part| everything(Some(*part)));
-                    let all = matches!(rule_set.any, Contents::All(_));
+                    let all = matches!(rule_set.any, AllowEntries::All(_));
                     (everything(new) || everything(removed) || all).then(rest).unwrap_or(false) == all
                 };
                 let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && keeps_all(rule_set))
@@ -146,7 +146,7 @@ impl Engine {
         let narrowed: Vec<_> = shrinking().map(|(evolution, _)| evolution.rule_set).collect();
         self.write_entries(&mut transaction, pending, evolutions);
         if !transaction.changes.is_empty() {
-            self.write(&mut transaction, Change::Rejudge(narrowed));
+            self.write(&mut transaction, Change::Reevaluate(narrowed));
         }
         let mut unused = Vec::new();
         for (_, removed) in shrinking() {
@@ -206,10 +206,10 @@ impl Engine {
         }
     }
 
-    fn contents_with(&self, base: PortSetId, diff: &Diff) -> Contents {
+    fn contents_with(&self, base: PortSetId, diff: &Diff) -> AllowEntries {
         let mut ports = self.port_sets.ports(base).cloned().unwrap_or_default();
         diff.apply(&mut ports);
-        Contents::Of(ports)
+        AllowEntries::Of(ports)
     }
 
     /// Assigns a port set to its users, then releases the use that `entry` came with.

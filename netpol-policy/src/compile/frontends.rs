@@ -10,7 +10,7 @@ use super::allow::PortPrefix;
 
 /// The backends of a frontend, as far as rule sets distinguish them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Behind {
+pub(super) struct BackendSet {
     /// IP protocol number.
     pub(super) protocol: u8,
     /// The backends; empty if none are known.
@@ -25,12 +25,12 @@ pub(super) enum Target {
     /// An address of this class, at this port.
     Peer(ClassId, u16),
     /// The local node, which every pod may reach.
-    OwnNode,
+    LocalNode,
     /// Another Service. Its backends are not known here.
     Service,
 }
 
-impl Behind {
+impl BackendSet {
     /// Returns whether every rule set allows at least some of the backends.
     fn is_always_some(&self) -> bool {
         self.targets.is_empty() || self.targets.iter().any(|target| !matches!(target, Target::Peer(..)))
@@ -40,15 +40,15 @@ impl Behind {
     pub(super) fn peers(&self) -> impl Iterator<Item = (ClassId, u16)> {
         self.targets.iter().filter_map(|target| match target {
             Target::Peer(class, port) => Some((*class, *port)),
-            Target::OwnNode | Target::Service => None,
+            Target::LocalNode | Target::Service => None,
         })
     }
 }
 
 /// The backend sets in use, and the rule sets that have an entry for each.
 #[derive(Clone, Debug, Default)]
-pub(super) struct FrontendClasses {
-    ids: HashMap<Arc<Behind>, ClassId>,
+pub(super) struct BackendSets {
+    ids: HashMap<Arc<BackendSet>, ClassId>,
     entries: BTreeMap<ClassId, BackendSetEntry>,
     by_backend: HashMap<ClassId, BTreeSet<ClassId>>,
     by_port: BTreeMap<(u8, u16), BTreeSet<ClassId>>,
@@ -59,15 +59,15 @@ pub(super) struct FrontendClasses {
 
 #[derive(Clone, Debug)]
 struct BackendSetEntry {
-    backend_set: Arc<Behind>,
+    backend_set: Arc<BackendSet>,
     users: usize,
     /// Rule sets that have an entry in `ALLOW`.
     allowed_by: BTreeSet<RuleSetId>,
 }
 
-impl FrontendClasses {
+impl BackendSets {
     /// Adds a user to a backend set. Returns its class and whether it is new. `allocate` allocates the ID.
-    pub(super) fn acquire(&mut self, backend_set: Behind, allocate: impl FnOnce() -> ClassId) -> (ClassId, bool) {
+    pub(super) fn acquire(&mut self, backend_set: BackendSet, allocate: impl FnOnce() -> ClassId) -> (ClassId, bool) {
         if let Some(id) = self.ids.get(&backend_set) {
             if let Some(entry) = self.entries.get_mut(id) {
                 entry.users += 1;
@@ -92,7 +92,7 @@ impl FrontendClasses {
     }
 
     /// Removes a user of a backend set. Returns whether it was the last one. The set stays until
-    /// [`FrontendClasses::retire`].
+    /// [`BackendSets::retire`].
     pub(super) fn release(&mut self, id: ClassId) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         entry.users -= 1;
@@ -129,7 +129,7 @@ impl FrontendClasses {
         allowed_by
     }
 
-    pub(super) fn get(&self, id: ClassId) -> Option<Arc<Behind>> {
+    pub(super) fn get(&self, id: ClassId) -> Option<Arc<BackendSet>> {
         Some(self.entries.get(&id)?.backend_set.clone())
     }
 

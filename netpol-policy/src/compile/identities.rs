@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::atoms::{Atom, AtomId, Atoms, Namespaces};
 use super::classes::Signature;
+use super::selectors::{Namespaces, PeerSelector, PeerSelectorId, PeerSelectors};
+use crate::cluster_state::ClusterState;
 use crate::model::{Labels, NamedPort, NamespaceName, Pod};
-use crate::world::World;
 
 /// The properties of a pod that selectors and port names match.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,28 +48,28 @@ struct Identity {
 }
 
 impl Identity {
-    fn matches(&self, atom: &Atom, namespace_labels: &Labels) -> bool {
-        match atom {
-            Atom::Pods { namespaces, pods } => {
+    fn matches(&self, selector: &PeerSelector, namespace_labels: &Labels) -> bool {
+        match selector {
+            PeerSelector::Pods { namespaces, pods } => {
                 let in_namespace = match namespaces {
                     Namespaces::Own(name) => *name == self.key.namespace,
                     Namespaces::Selected(selector) => selector.matches(namespace_labels),
                 };
                 in_namespace && pods.matches(&self.key.labels)
             }
-            Atom::Block(_) | Atom::Named(..) => false,
+            PeerSelector::Block(_) | PeerSelector::Named(..) => false,
         }
     }
 
-    fn evaluate(&mut self, atoms: &Atoms, namespace_labels: &Labels) {
+    fn evaluate(&mut self, selectors: &PeerSelectors, namespace_labels: &Labels) {
         let mut signature = Signature::default();
-        for (id, atom) in atoms.for_namespace(&self.key.namespace) {
-            if self.matches(atom, namespace_labels) {
-                signature.atoms.insert(id);
+        for (id, selector) in selectors.for_namespace(&self.key.namespace) {
+            if self.matches(selector, namespace_labels) {
+                signature.selectors.insert(id);
             }
         }
         for port in &self.key.ports {
-            if let Some(id) = atoms.find(&Atom::Named(port.name.clone(), port.protocol)) {
+            if let Some(id) = selectors.find(&PeerSelector::Named(port.name.clone(), port.protocol)) {
                 signature.ports.insert((id, port.port));
             }
         }
@@ -79,9 +79,10 @@ impl Identity {
 
 impl Identities {
     /// Updates the identity of an address. Returns whether it changed.
-    pub(super) fn assign(&mut self, address: IpAddr, atoms: &Atoms, world: &World) -> bool {
+    pub(super) fn assign(&mut self, address: IpAddr, selectors: &PeerSelectors, cluster_state: &ClusterState) -> bool {
         let old = self.by_address.get(&address).copied();
-        let new = world.peer_at(address).map(|owner| self.intern(IdentityKey::of(owner), atoms, world));
+        let new =
+            cluster_state.peer_at(address).map(|owner| self.intern(IdentityKey::of(owner), selectors, cluster_state));
         if old == new {
             return false;
         }
@@ -99,7 +100,7 @@ impl Identities {
         true
     }
 
-    fn intern(&mut self, key: IdentityKey, atoms: &Atoms, world: &World) -> IdentityId {
+    fn intern(&mut self, key: IdentityKey, selectors: &PeerSelectors, cluster_state: &ClusterState) -> IdentityId {
         if let Some(id) = self.ids.get(&key) {
             return *id;
         }
@@ -107,7 +108,7 @@ impl Identities {
         self.next += 1;
         let key = Arc::new(key);
         let mut identity = Identity { key: key.clone(), signature: Signature::default(), addresses: BTreeSet::new() };
-        identity.evaluate(atoms, &world.namespace_labels(&key.namespace));
+        identity.evaluate(selectors, &cluster_state.namespace_labels(&key.namespace));
         self.by_namespace.entry(key.namespace.clone()).or_default().insert(id);
         self.ids.insert(key, id);
         self.entries.insert(id, identity);
@@ -139,26 +140,33 @@ impl Identities {
     /// Adds the peer selectors that the pod at the address matches.
     pub(super) fn add_signature(&self, address: IpAddr, signature: &mut Signature) {
         if let Some(identity) = self.by_address.get(&address).and_then(|id| self.entries.get(id)) {
-            signature.atoms.extend(&identity.signature.atoms);
+            signature.selectors.extend(&identity.signature.selectors);
             signature.ports.extend(&identity.signature.ports);
         }
     }
 
     /// Adds a peer selector to all matching identities. Returns their addresses.
-    pub(super) fn add_atom(&mut self, id: AtomId, atom: &Atom, world: &World) -> Vec<IpAddr> {
+    pub(super) fn add_selector(
+        &mut self,
+        id: PeerSelectorId,
+        selector: &PeerSelector,
+        cluster_state: &ClusterState,
+    ) -> Vec<IpAddr> {
         let mut matched = Vec::new();
-        for identity in self.candidates(atom, world) {
+        for identity in self.candidates(selector, cluster_state) {
             let Some(identity) = self.entries.get_mut(&identity) else { continue };
-            let found = match atom {
-                Atom::Pods { pods, .. } => pods.matches(&identity.key.labels) && identity.signature.atoms.insert(id),
-                Atom::Named(name, protocol) => {
+            let found = match selector {
+                PeerSelector::Pods { pods, .. } => {
+                    pods.matches(&identity.key.labels) && identity.signature.selectors.insert(id)
+                }
+                PeerSelector::Named(name, protocol) => {
                     let named =
                         identity.key.ports.iter().filter(|port| port.name == *name && port.protocol == *protocol);
                     let before = identity.signature.ports.len();
                     identity.signature.ports.extend(named.map(|port| (id, port.port)));
                     identity.signature.ports.len() > before
                 }
-                Atom::Block(_) => false,
+                PeerSelector::Block(_) => false,
             };
             if found {
                 matched.extend(&identity.addresses);
@@ -168,13 +176,18 @@ impl Identities {
     }
 
     /// Removes a peer selector from all identities. Returns the addresses that matched it.
-    pub(super) fn remove_atom(&mut self, id: AtomId, atom: &Atom, world: &World) -> Vec<IpAddr> {
+    pub(super) fn remove_selector(
+        &mut self,
+        id: PeerSelectorId,
+        selector: &PeerSelector,
+        cluster_state: &ClusterState,
+    ) -> Vec<IpAddr> {
         let mut matched = Vec::new();
-        for identity in self.candidates(atom, world) {
+        for identity in self.candidates(selector, cluster_state) {
             let Some(identity) = self.entries.get_mut(&identity) else { continue };
             let before = identity.signature.ports.len();
             identity.signature.ports.retain(|(named, _)| *named != id);
-            if identity.signature.atoms.remove(id) || identity.signature.ports.len() < before {
+            if identity.signature.selectors.remove(id) || identity.signature.ports.len() < before {
                 matched.extend(&identity.addresses);
             }
         }
@@ -183,28 +196,33 @@ impl Identities {
 
     /// Returns the identities that may match a peer selector: all in the namespaces that it selects. These include all
     /// that match it now, because a change of a namespace's labels is applied by [`Identities::reevaluate`].
-    fn candidates(&self, atom: &Atom, world: &World) -> Vec<IdentityId> {
-        match atom {
-            Atom::Pods { namespaces: Namespaces::Own(name), .. } => {
+    fn candidates(&self, selector: &PeerSelector, cluster_state: &ClusterState) -> Vec<IdentityId> {
+        match selector {
+            PeerSelector::Pods { namespaces: Namespaces::Own(name), .. } => {
                 self.by_namespace.get(name).into_iter().flatten().copied().collect()
             }
-            Atom::Pods { namespaces: Namespaces::Selected(selector), .. } => {
-                let selected = |name: &NamespaceName| selector.matches(&world.namespace_labels(name));
+            PeerSelector::Pods { namespaces: Namespaces::Selected(selector), .. } => {
+                let selected = |name: &NamespaceName| selector.matches(&cluster_state.namespace_labels(name));
                 let namespaces = self.by_namespace.iter().filter(|(name, _)| selected(name));
                 namespaces.flat_map(|(_, ids)| ids).copied().collect()
             }
-            Atom::Named(..) => self.entries.keys().copied().collect(),
-            Atom::Block(_) => Vec::new(),
+            PeerSelector::Named(..) => self.entries.keys().copied().collect(),
+            PeerSelector::Block(_) => Vec::new(),
         }
     }
 
     /// Updates the identities of a namespace after its labels changed. Returns the addresses with a changed signature.
-    pub(super) fn reevaluate(&mut self, namespace: &NamespaceName, atoms: &Atoms, labels: &Labels) -> Vec<IpAddr> {
+    pub(super) fn reevaluate(
+        &mut self,
+        namespace: &NamespaceName,
+        selectors: &PeerSelectors,
+        labels: &Labels,
+    ) -> Vec<IpAddr> {
         let mut changed = Vec::new();
         for id in self.by_namespace.get(namespace).into_iter().flatten() {
             let Some(identity) = self.entries.get_mut(id) else { continue };
             let before = identity.signature.clone();
-            identity.evaluate(atoms, labels);
+            identity.evaluate(selectors, labels);
             if identity.signature != before {
                 changed.extend(&identity.addresses);
             }

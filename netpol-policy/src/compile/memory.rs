@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use netpol_common::{AllowKey, Direction, PortSetId, RuleSetId};
 
 use super::Engine;
-use super::allow::{Contents, Ports};
+use super::allow::{AllowEntries, Ports};
 use super::evolve::Evolution;
 use super::parts::{CompiledRule, RuleAt};
 use super::rule_sets::RuleSet;
@@ -36,7 +36,7 @@ impl Engine {
         let mut counted: HashSet<(RuleSetId, PortSetId, Vec<RuleAt>)> = HashSet::new();
         for Evolution { rule_set: id, new, removed, .. } in evolutions {
             let Some(rule_set) = self.rule_sets.get(*id) else { continue };
-            let Contents::Of(any) = &rule_set.any else { continue };
+            let AllowEntries::Of(any) = &rule_set.any else { continue };
             let new_ports = new.and_then(|new| self.parts.get(new)).map_or(0, |part| {
                 part.rules.iter().map(|rule| rule.ports_at(None).count()).sum::<usize>() + part.rules.len()
             });
@@ -75,15 +75,15 @@ impl Engine {
     /// Divides the memory limit after a change. Returns whether a cut changed, and the pods of these policies,
     /// which must be resolved.
     pub(super) fn balance(&mut self) -> (bool, BTreeSet<PodKey>) {
-        let policies = self.budget.balance(&self.world);
+        let policies = self.budget.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();
         for key in &policies {
             for direction in Direction::BOTH {
                 self.parts.invalidate(key, direction);
             }
-            let Some(policy) = self.world.policies.get(key) else { continue };
+            let Some(policy) = self.cluster_state.policies.get(key) else { continue };
             let selects =
-                |pod: &&PodKey| self.world.pods.get(*pod).is_some_and(|pod| policy.pods.isolates(&pod.labels));
+                |pod: &&PodKey| self.cluster_state.pods.get(*pod).is_some_and(|pod| policy.pods.isolates(&pod.labels));
             pods.extend(self.endpoints.of_namespace(&key.namespace).filter(selects).cloned());
         }
         (!policies.is_empty(), pods)

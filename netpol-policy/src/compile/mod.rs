@@ -19,8 +19,6 @@
 //! for the addresses that only its peers distinguish.
 
 mod allow;
-mod atom_set;
-mod atoms;
 mod blocks;
 mod budget;
 mod charges;
@@ -37,6 +35,8 @@ mod port_sets;
 mod reclassify;
 mod rule_sets;
 mod rules;
+mod selector_set;
+mod selectors;
 mod services;
 mod transaction;
 
@@ -44,16 +44,16 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use netpol_common::{Judgement, RuleId, RuleSetId};
+use netpol_common::{Evaluation, RuleId, RuleSetId};
 
 pub use budget::{ALLOW_ENTRY, LeftOut};
 pub use ids::{FirstIds, UsedIds};
 pub use rules::RuleName;
 
+use crate::cluster_state::{ClusterState, Event};
 use crate::model::{EndpointSlice, Object, ObjectKey, Pod, PodKey, PolicyKey};
 use crate::reference::Packet;
 use crate::tables::{Change, EndpointPolicy, Tables};
-use crate::world::{Event, World};
 
 /// Number of IDs of one kind after which the engine should be replaced.
 const MAX_IDS: u32 = u32::MAX / 4;
@@ -81,13 +81,13 @@ impl NodeScope {
 #[derive(Clone, Debug)]
 pub struct Engine {
     scope: NodeScope,
-    world: World,
+    cluster_state: ClusterState,
     tables: Tables,
-    atoms: atoms::Atoms,
+    selectors: selectors::PeerSelectors,
     identities: identities::Identities,
     blocks: blocks::Blocks,
     classes: classes::Classes,
-    backend_sets: frontends::FrontendClasses,
+    backend_sets: frontends::BackendSets,
     rule_names: rules::RuleNames,
     parts: parts::Parts,
     rule_sets: rule_sets::RuleSets,
@@ -101,13 +101,13 @@ impl Engine {
     pub fn new(scope: NodeScope, ids: FirstIds) -> Self {
         Self {
             scope,
-            world: World::default(),
+            cluster_state: ClusterState::default(),
             tables: Tables::default(),
-            atoms: atoms::Atoms::default(),
+            selectors: selectors::PeerSelectors::default(),
             identities: identities::Identities::default(),
             blocks: blocks::Blocks::default(),
             classes: classes::Classes::new(ids.class),
-            backend_sets: frontends::FrontendClasses::default(),
+            backend_sets: frontends::BackendSets::default(),
             rule_names: rules::RuleNames::new(ids.rule),
             parts: parts::Parts::default(),
             rule_sets: rule_sets::RuleSets::new(ids.rule_set),
@@ -143,20 +143,20 @@ impl Engine {
             Event::Apply(object) => self.put(object),
             Event::Delete(key) => self.delete(&key),
             Event::Reset(objects) => self.reset(objects),
-            Event::OwnAddresses(addresses) => self.own_addresses(addresses),
+            Event::LocalAddresses(addresses) => self.local_addresses(addresses),
         }
     }
 
     /// Returns an engine for the state after these events, with new IDs. It also keeps the rule names of this engine.
     #[must_use]
     pub fn successor(&self, events: Vec<Event>, ids: FirstIds) -> Self {
-        let mut world = self.world.clone();
+        let mut cluster_state = self.cluster_state.clone();
         for event in events {
-            world.apply(event);
+            cluster_state.apply(event);
         }
         let mut next = Self::new(self.scope.clone(), ids).with_policy_memory(self.budget.limit());
-        next.apply(Event::OwnAddresses(world.own_addresses.clone()));
-        next.apply(Event::Reset(world.into_objects().collect()));
+        next.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
+        next.apply(Event::Reset(cluster_state.into_objects().collect()));
         next.rule_names.inherit(&self.rule_names);
         next.rule_sets.inherit(&self.rule_sets);
         next
@@ -181,21 +181,22 @@ impl Engine {
     /// mixed state unless they are backends of a Service. A new Service comes after its pods and slices, so that its
     /// backends are complete.
     pub fn one_step(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
-        let world = &self.world;
+        let cluster_state = &self.cluster_state;
         let has_service =
-            |slice: &EndpointSlice| slice.service_key().is_some_and(|key| world.services.contains_key(&key));
-        let is_backend =
-            |pod: &Pod| pod.addresses.iter().any(|address| !world.frontends_with_backend_at(*address).is_empty());
+            |slice: &EndpointSlice| slice.service_key().is_some_and(|key| cluster_state.services.contains_key(&key));
+        let is_backend = |pod: &Pod| {
+            pod.addresses.iter().any(|address| !cluster_state.frontends_with_backend_at(*address).is_empty())
+        };
         let changes = |event: &&Event| match event {
-            Event::Apply(object) if world.contains_unchanged(object) => false,
-            Event::Apply(Object::Pod(pod)) => world.pods.contains_key(&pod.key) || is_backend(pod),
+            Event::Apply(object) if cluster_state.contains_unchanged(object) => false,
+            Event::Apply(Object::Pod(pod)) => cluster_state.pods.contains_key(&pod.key) || is_backend(pod),
             Event::Apply(Object::Slice(slice)) => {
-                has_service(slice) || world.slices.get(&slice.key).is_some_and(has_service)
+                has_service(slice) || cluster_state.slices.get(&slice.key).is_some_and(has_service)
             }
-            Event::Delete(ObjectKey::Pod(key)) => world.pods.get(key).is_some_and(is_backend),
-            Event::Delete(ObjectKey::Slice(key)) => world.slices.get(key).is_some_and(has_service),
-            Event::Delete(key) => world.contains(key),
-            Event::Apply(_) | Event::Reset(_) | Event::OwnAddresses(_) => true,
+            Event::Delete(ObjectKey::Pod(key)) => cluster_state.pods.get(key).is_some_and(is_backend),
+            Event::Delete(ObjectKey::Slice(key)) => cluster_state.slices.get(key).is_some_and(has_service),
+            Event::Delete(key) => cluster_state.contains(key),
+            Event::Apply(_) | Event::Reset(_) | Event::LocalAddresses(_) => true,
         };
         if events.iter().filter(changes).count() > 1 || matches!(events[..], [Event::Reset(_)]) {
             return None;
@@ -211,8 +212,8 @@ impl Engine {
     }
 
     /// Returns the cluster state.
-    pub fn world(&self) -> &World {
-        &self.world
+    pub fn cluster_state(&self) -> &ClusterState {
+        &self.cluster_state
     }
 
     /// Returns the compiled tables.
@@ -236,9 +237,9 @@ impl Engine {
     }
 
     /// Evaluates a packet with the tables. Returns `None` if its pod has no endpoint.
-    pub fn judge(&self, packet: &Packet) -> Option<Judgement> {
-        let own = self.world.pods.get(&packet.pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-        Some(self.tables.judge(self.endpoint(&packet.pod)?, own, packet))
+    pub fn evaluate(&self, packet: &Packet) -> Option<Evaluation> {
+        let own = self.cluster_state.pods.get(&packet.pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+        Some(self.tables.evaluate(self.endpoint(&packet.pod)?, own, packet))
     }
 
     /// Returns the policies with blocks, ports or entries left out because of the memory limit.
@@ -255,12 +256,12 @@ impl Engine {
 
     /// Returns the pod that an interface with this address belongs to.
     pub fn pod_at(&self, address: IpAddr) -> Option<PodKey> {
-        self.world.claimant(address).map(|pod| pod.key.clone())
+        self.cluster_state.claimant(address).map(|pod| pod.key.clone())
     }
 
     /// Applies an object. An unchanged object returns no changes, so that a full relist of a source is cheap.
     fn put(&mut self, object: Object) -> Vec<Change> {
-        if self.world.contains_unchanged(&object) {
+        if self.cluster_state.contains_unchanged(&object) {
             return Vec::new();
         }
         match object {
@@ -279,7 +280,7 @@ impl Engine {
     }
 
     fn delete(&mut self, key: &ObjectKey) -> Vec<Change> {
-        if !self.world.contains(key) {
+        if !self.cluster_state.contains(key) {
             return Vec::new();
         }
         let event = Event::Delete(key.clone());
@@ -304,9 +305,10 @@ impl Engine {
             ObjectKey::Pod(_) => 4,
             ObjectKey::Service(_) => 5,
         };
-        let wanted = World::of(objects);
-        let mut gone: Vec<_> = self.world.keys().filter(|key| !wanted.contains(key)).collect();
-        let mut new: Vec<_> = wanted.into_objects().filter(|object| !self.world.contains_unchanged(object)).collect();
+        let wanted = ClusterState::of(objects);
+        let mut gone: Vec<_> = self.cluster_state.keys().filter(|key| !wanted.contains(key)).collect();
+        let mut new: Vec<_> =
+            wanted.into_objects().filter(|object| !self.cluster_state.contains_unchanged(object)).collect();
         gone.sort_by_key(|key| std::cmp::Reverse(rank(key)));
         new.sort_by_key(|object| rank(&object.key()));
         let mut changes = Vec::new();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use netpol_common::{Direction, RuleId};
 
 use super::allow::{PortPrefix, prefixes};
-use super::atoms::{Atom, AtomId};
 use super::classes::Signature;
 use super::rules::{ResolvedPorts, ResolvedRule, names};
+use super::selectors::{PeerSelector, PeerSelectorId};
 use crate::model::{Pod, Policy, PolicyKey, Protocol};
 
 /// ID of a part while it is in use.
@@ -30,7 +30,7 @@ pub(super) struct Part {
     pub(super) rules: Vec<CompiledRule>,
     /// Peer selectors with the index of their rule: the rule's peers, or its named ports if it has no peers. An address
     /// is allowed more than any peer only if it matches one of these.
-    pub(super) deciding: Vec<(AtomId, usize)>,
+    pub(super) deciding: Vec<(PeerSelectorId, usize)>,
     /// Rules without peers, which apply to any peer.
     pub(super) open: Vec<usize>,
     /// Blocks or ports are left out because of the memory limit.
@@ -43,7 +43,7 @@ pub(super) struct Part {
 pub(super) struct CompiledRule {
     pub(super) id: RuleId,
     /// The peer must match one of these; `None`: any peer.
-    peers: Option<Vec<AtomId>>,
+    peers: Option<Vec<PeerSelectorId>>,
     pub(super) ports: CompiledPorts,
 }
 
@@ -57,7 +57,7 @@ pub(super) enum CompiledPorts {
         /// Sorted, without duplicates.
         prefixes: Vec<PortPrefix>,
         /// Port names that are resolved on the peer.
-        named: Vec<(AtomId, Protocol)>,
+        named: Vec<(PeerSelectorId, Protocol)>,
     },
 }
 
@@ -69,8 +69,8 @@ impl CompiledRule {
             CompiledPorts::All => (&[][..], &[][..]),
             CompiledPorts::Of { prefixes, named } => (&prefixes[..], &named[..]),
         };
-        let resolved = named.iter().flat_map(move |(atom, protocol)| {
-            let numbers = signature.into_iter().flat_map(|signature| signature.ports_named(*atom));
+        let resolved = named.iter().flat_map(move |(selector, protocol)| {
+            let numbers = signature.into_iter().flat_map(|signature| signature.ports_named(*selector));
             numbers.flat_map(|port| prefixes(*protocol, Some((port, port))))
         });
         fixed.iter().copied().chain(resolved)
@@ -93,19 +93,19 @@ impl CompiledRule {
         matches!(self.ports, CompiledPorts::All)
     }
 
-    fn atoms(&self) -> impl Iterator<Item = AtomId> {
+    fn selectors(&self) -> impl Iterator<Item = PeerSelectorId> {
         let named = match &self.ports {
             CompiledPorts::All => &[][..],
             CompiledPorts::Of { named, .. } => named,
         };
-        self.peers.iter().flatten().copied().chain(named.iter().map(|(atom, _)| *atom))
+        self.peers.iter().flatten().copied().chain(named.iter().map(|(selector, _)| *selector))
     }
 }
 
 impl Part {
     /// Returns the peer selectors in use; one for each use, so there may be duplicates.
-    pub(super) fn atoms(&self) -> impl Iterator<Item = AtomId> {
-        self.rules.iter().flat_map(CompiledRule::atoms)
+    pub(super) fn selectors(&self) -> impl Iterator<Item = PeerSelectorId> {
+        self.rules.iter().flat_map(CompiledRule::selectors)
     }
 
     /// Returns whether the part allows everything to any peer.
@@ -172,7 +172,7 @@ impl Parts {
         part.map(|(_, id)| *id).ok_or(numbers)
     }
 
-    /// Adds a part without users, from its rules and whether some are incomplete. `atom` returns the ID of a peer
+    /// Adds a part without users, from its rules and whether some are incomplete. `selector` returns the ID of a peer
     /// selector.
     pub(super) fn add(
         &mut self,
@@ -180,10 +180,10 @@ impl Parts {
         direction: Direction,
         numbers: Vec<Vec<u16>>,
         (rules, incomplete): (Vec<ResolvedRule>, bool),
-        mut atom: impl FnMut(Atom) -> AtomId,
+        mut selector: impl FnMut(PeerSelector) -> PeerSelectorId,
     ) -> PartId {
-        let rules: Vec<_> = rules.into_iter().map(|rule| compile(rule, &mut atom)).collect();
-        let mut deciding: Vec<(AtomId, usize)> = Vec::new();
+        let rules: Vec<_> = rules.into_iter().map(|rule| compile(rule, &mut selector)).collect();
+        let mut deciding: Vec<(PeerSelectorId, usize)> = Vec::new();
         let mut open = Vec::new();
         for (index, rule) in rules.iter().enumerate() {
             match (&rule.peers, &rule.ports) {
@@ -191,7 +191,7 @@ impl Parts {
                 (None, ports) => {
                     open.push(index);
                     if let CompiledPorts::Of { named, .. } = ports {
-                        deciding.extend(named.iter().map(|(atom, _)| (*atom, index)));
+                        deciding.extend(named.iter().map(|(selector, _)| (*selector, index)));
                     }
                 }
             }
@@ -248,10 +248,10 @@ impl Parts {
     }
 }
 
-fn compile(rule: ResolvedRule, atom: &mut impl FnMut(Atom) -> AtomId) -> CompiledRule {
+fn compile(rule: ResolvedRule, selector: &mut impl FnMut(PeerSelector) -> PeerSelectorId) -> CompiledRule {
     CompiledRule {
         id: rule.id,
-        peers: rule.peers.map(|peers| peers.into_iter().map(&mut *atom).collect()),
+        peers: rule.peers.map(|peers| peers.into_iter().map(&mut *selector).collect()),
         ports: match rule.ports {
             ResolvedPorts::All => CompiledPorts::All,
             ResolvedPorts::Of { ranges, named } => {
@@ -259,7 +259,8 @@ fn compile(rule: ResolvedRule, atom: &mut impl FnMut(Atom) -> AtomId) -> Compile
                     ranges.into_iter().flat_map(|(protocol, range)| prefixes(protocol, range)).collect();
                 prefixes.sort_unstable();
                 prefixes.dedup();
-                let named = named.into_iter().map(|(name, protocol)| (atom(Atom::Named(name, protocol)), protocol));
+                let named =
+                    named.into_iter().map(|(name, protocol)| (selector(PeerSelector::Named(name, protocol)), protocol));
                 CompiledPorts::Of { prefixes, named: named.collect() }
             }
         },

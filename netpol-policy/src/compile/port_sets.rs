@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use netpol_common::{AllowEntry, PortEntry, PortKey, PortSetId, RuleId, port_verdict};
 
-use super::allow::{Contents, PortPrefix, Ports};
+use super::allow::{AllowEntries, PortPrefix, Ports};
 use super::charges::Charges;
 use super::ids::Counter;
 use crate::model::NamespaceName;
@@ -101,20 +101,20 @@ impl PortSets {
     }
 
     /// Returns how many map entries it takes to acquire the set of these ports.
-    pub(super) fn missing(&self, contents: &Contents) -> u64 {
+    pub(super) fn missing(&self, contents: &AllowEntries) -> u64 {
         match contents {
-            Contents::Of(ports) if self.find(self.hash_of(ports), |existing| existing == ports).is_none() => {
+            AllowEntries::Of(ports) if self.find(self.hash_of(ports), |existing| existing == ports).is_none() => {
                 ports.len() as u64
             }
-            Contents::Of(_) | Contents::All(_) => 0,
+            AllowEntries::Of(_) | AllowEntries::All(_) => 0,
         }
     }
 
     /// Returns the set of these ports with one more user, and the changes if the set is new.
-    pub(super) fn acquire(&mut self, contents: &Contents, owner: &NamespaceName) -> (AllowEntry, Vec<Change>) {
+    pub(super) fn acquire(&mut self, contents: &AllowEntries, owner: &NamespaceName) -> (AllowEntry, Vec<Change>) {
         let ports = match contents {
-            Contents::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
-            Contents::Of(ports) => ports,
+            AllowEntries::All(rule) => return (AllowEntry { port_set: PortSetId::ALL, rule: *rule }, Vec::new()),
+            AllowEntries::Of(ports) => ports,
         };
         let entry = |port_set| AllowEntry { port_set, rule: RuleId::NONE };
         if ports.is_empty() {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortSetId, RuleSetId, address_flags};
 
 use super::Engine;
-use super::allow::Contents;
+use super::allow::AllowEntries;
 use super::classes::Signature;
 use super::parts::CompiledRule;
 use super::services::FrontendMove;
@@ -53,7 +53,7 @@ impl Engine {
         let mut nets: Vec<_> = std::mem::take(&mut transaction.prefixes).into_iter().collect();
         nets.sort_by_key(|net| std::cmp::Reverse(net.prefix_len()));
         for net in nets {
-            let signature = Signature { atoms: self.blocks.signature(&net), ..Signature::default() };
+            let signature = Signature { selectors: self.blocks.signature(&net), ..Signature::default() };
             let from = AddressEntry { class: self.blocks.class_of(&net), ..AddressEntry::default() };
             steps.push(PendingMove {
                 what: AddressOrPrefix::Prefix(net),
@@ -67,8 +67,8 @@ impl Engine {
             let found = from.or_else(|| self.tables.address(address)).unwrap_or_default();
             let flags = self.flags(address);
             let to = (flags != 0 || self.identities.is_pod(address)).then(|| {
-                let atoms = self.blocks.at(address).cloned().unwrap_or_default();
-                let mut signature = Signature { atoms, ..Signature::default() };
+                let selectors = self.blocks.at(address).cloned().unwrap_or_default();
+                let mut signature = Signature { selectors, ..Signature::default() };
                 self.identities.add_signature(address, &mut signature);
                 (signature, flags)
             });
@@ -118,12 +118,12 @@ impl Engine {
     }
 
     fn flags(&self, address: IpAddr) -> u16 {
-        if self.world.is_local_address(address) {
-            return address_flags::OWN_NODE;
+        if self.cluster_state.is_local_address(address) {
+            return address_flags::LOCAL_NODE;
         }
         let flag = |is: bool, flag: u16| if is { flag } else { 0 };
-        flag(self.world.is_service(address), address_flags::SERVICE)
-            | flag(self.world.is_node(address), address_flags::NODE)
+        flag(self.cluster_state.is_service(address), address_flags::SERVICE)
+            | flag(self.cluster_state.is_node(address), address_flags::NODE)
     }
 
     fn acquire(&mut self, signature: Signature, new: &mut Vec<ClassId>) -> ClassId {
@@ -162,7 +162,7 @@ impl Engine {
         for class in std::mem::take(&mut transaction.unused_classes) {
             let Some(signature) = self.classes.retire(class) else { continue };
             let rule_sets: BTreeSet<_> =
-                signature.all_atoms().flat_map(|atom| self.rule_sets.matching_selector(atom)).collect();
+                signature.all_selectors().flat_map(|selector| self.rule_sets.matching_selector(selector)).collect();
             for rule_set in rule_sets {
                 self.disallow(transaction, rule_set, class);
             }
@@ -170,7 +170,7 @@ impl Engine {
     }
 
     /// Requests re-evaluation of flows for the rule sets that now allow less to some address.
-    pub(super) fn rejudge(&mut self, transaction: &mut Transaction, moves: &[Move], frontends: &[FrontendMove]) {
+    pub(super) fn reevaluate(&mut self, transaction: &mut Transaction, moves: &[Move], frontends: &[FrontendMove]) {
         let mut narrowed = self.narrowed_frontends(frontends);
         for step in moves.iter().filter(|step| matches!(step.what, AddressOrPrefix::Address(_))) {
             let AddressOrPrefix::Address(address) = step.what else { continue };
@@ -179,7 +179,7 @@ impl Engine {
             if changed & address_flags::NODE != 0 {
                 narrowed.extend(self.rule_sets.evaluating_services());
             }
-            if step.found.flags & changed & address_flags::OWN_NODE != 0 {
+            if step.found.flags & changed & address_flags::LOCAL_NODE != 0 {
                 narrowed.extend(self.rule_sets.all());
             } else if step.found.class != now.class {
                 for rule_set in self.rule_sets_matching(&[step.found.class, now.class]) {
@@ -195,7 +195,7 @@ impl Engine {
         let narrowed = narrowed.filter(|rule_set| !transaction.growing.contains(rule_set));
         let narrowed: Vec<_> = narrowed.filter(|rule_set| self.rule_sets.is_used(*rule_set)).collect();
         if !narrowed.is_empty() {
-            self.write(transaction, Change::Rejudge(narrowed));
+            self.write(transaction, Change::Reevaluate(narrowed));
         }
     }
 
@@ -203,8 +203,8 @@ impl Engine {
     pub(super) fn rule_sets_matching(&self, classes: &[ClassId]) -> BTreeSet<RuleSetId> {
         let signatures = classes.iter().filter_map(|class| self.classes.signature(*class));
         signatures
-            .flat_map(|signature| signature.all_atoms())
-            .flat_map(|atom| self.rule_sets.matching_selector(atom))
+            .flat_map(|signature| signature.all_selectors())
+            .flat_map(|selector| self.rule_sets.matching_selector(selector))
             .collect()
     }
 
@@ -239,7 +239,7 @@ impl Engine {
         }
         self.rule_sets.admit(rule_set, class);
         let Some(rules) = self.rule_sets.get(rule_set) else { return true };
-        let (Contents::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
+        let (AllowEntries::Of(any), Some(signature)) = (&rules.any, self.classes.signature(class)) else { return true };
         let matching = rules.matching(signature);
         let Some(namespace) = rules.namespace().filter(|_| !matching.is_empty()).cloned() else { return true };
         // The cost of a block includes the entries for its prefixes.
@@ -263,7 +263,7 @@ impl Engine {
             found
         } else {
             let contents = self.contents(any.clone(), &matching, signature);
-            let is_needless = matches!(&contents, Contents::Of(ports) if ports == any);
+            let is_needless = matches!(&contents, AllowEntries::Of(ports) if ports == any);
             if !is_needless && !self.has_room(&namespace, (self.port_sets.missing(&contents), entries)) {
                 self.rule_sets.refuse(rule_set, class);
                 return false;
@@ -281,7 +281,7 @@ impl Engine {
 
     /// Returns whether a signature consists of blocks only.
     pub(super) fn is_prefix(&self, signature: &Signature) -> bool {
-        signature.ports.is_empty() && signature.all_atoms().all(|atom| self.atoms.is_block(atom))
+        signature.ports.is_empty() && signature.all_selectors().all(|selector| self.selectors.is_block(selector))
     }
 
     /// Charges an entry, unless the cost of a block includes it.

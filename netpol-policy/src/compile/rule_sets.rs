@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use netpol_common::{ClassId, Direction, DirectionPolicy, PortSetId, RuleSetId};
 
-use super::allow::{Contents, PortPrefix};
-use super::atoms::AtomId;
+use super::allow::{AllowEntries, PortPrefix};
 use super::charges::Charges;
 use super::classes::Signature;
 use super::ids::Counter;
 use super::parts::{PartId, Parts, RuleAt};
 use super::rules::RETIRED;
+use super::selectors::PeerSelectorId;
 use crate::model::{NamespaceName, PolicyKey};
 
 /// Number of policy names that are kept for deleted rule sets.
@@ -25,7 +25,7 @@ type Key = (Direction, Arc<[PartId]>);
 pub(super) struct RuleSets {
     ids: HashMap<Key, RuleSetId>,
     entries: BTreeMap<RuleSetId, RuleSet>,
-    by_atom: HashMap<AtomId, BTreeSet<RuleSetId>>,
+    by_selector: HashMap<PeerSelectorId, BTreeSet<RuleSetId>>,
     /// Rule sets that depend on the backends of Services.
     evaluating_services: BTreeSet<RuleSetId>,
     /// Those of them that allow some ports to any peer, by port prefix.
@@ -46,9 +46,9 @@ pub(super) struct RuleSet {
     key: Key,
     policies: Vec<PolicyKey>,
     /// The rules with each peer selector.
-    deciding: HashMap<AtomId, Vec<RuleAt>>,
+    deciding: HashMap<PeerSelectorId, Vec<RuleAt>>,
     /// What the rule set allows to any peer.
-    pub(super) any: Contents,
+    pub(super) any: AllowEntries,
     pub(super) policy: DirectionPolicy,
     users: usize,
     /// A deleted pod had this rule set, and may be an orphaned endpoint now. The rule set must not allow more.
@@ -65,7 +65,7 @@ impl RuleSet {
     /// Returns whether the backends of Services matter: only for egress, and only if not everything is allowed to any
     /// peer.
     pub(super) fn evaluates_services(&self) -> bool {
-        self.key.0 == Direction::Egress && matches!(self.any, Contents::Of(_))
+        self.key.0 == Direction::Egress && matches!(self.any, AllowEntries::Of(_))
     }
 
     pub(super) fn parts(&self) -> &Arc<[PartId]> {
@@ -83,14 +83,14 @@ impl RuleSet {
     }
 
     /// Returns the peer selectors that decide. An address is allowed more than any peer only if it matches one of them.
-    pub(super) fn deciding_atoms(&self) -> impl Iterator<Item = AtomId> {
+    pub(super) fn deciding_selectors(&self) -> impl Iterator<Item = PeerSelectorId> {
         self.deciding.keys().copied()
     }
 
     /// Returns the rules that match a signature; sorted, without duplicates.
     pub(super) fn matching(&self, signature: &Signature) -> Vec<RuleAt> {
         let mut matching: Vec<RuleAt> =
-            signature.all_atoms().filter_map(|atom| self.deciding.get(&atom)).flatten().copied().collect();
+            signature.all_selectors().filter_map(|selector| self.deciding.get(&selector)).flatten().copied().collect();
         matching.sort_unstable();
         matching.dedup();
         matching
@@ -108,7 +108,7 @@ impl RuleSets {
         Self {
             ids: HashMap::new(),
             entries: BTreeMap::new(),
-            by_atom: HashMap::new(),
+            by_selector: HashMap::new(),
             evaluating_services: BTreeSet::new(),
             by_port_for_any_peer: BTreeMap::new(),
             charges: Charges::default(),
@@ -161,7 +161,7 @@ impl RuleSets {
         direction: Direction,
         ids: &Arc<[PartId]>,
         parts: &mut Parts,
-        any: Contents,
+        any: AllowEntries,
         any_set: Option<PortSetId>,
     ) -> DirectionPolicy {
         let id = RuleSetId(self.counter.next());
@@ -184,13 +184,13 @@ impl RuleSets {
             if let Some(body) = parts.get(*part) {
                 rule_set.policies.push(body.policy.clone());
                 rule_set.incomplete_parts += usize::from(body.incomplete);
-                for (atom, index) in &body.deciding {
-                    rule_set.deciding.entry(*atom).or_default().push(RuleAt { part: *part, index: *index });
+                for (selector, index) in &body.deciding {
+                    rule_set.deciding.entry(*selector).or_default().push(RuleAt { part: *part, index: *index });
                 }
             }
         }
-        for atom in rule_set.deciding_atoms() {
-            self.by_atom.entry(atom).or_default().insert(id);
+        for selector in rule_set.deciding_selectors() {
+            self.by_selector.entry(selector).or_default().insert(id);
         }
         if rule_set.evaluates_services() {
             self.evaluating_services.insert(id);
@@ -225,9 +225,9 @@ impl RuleSets {
                 let position = rule_set.policies.partition_point(|policy| *policy < body.policy);
                 rule_set.policies.insert(position, body.policy.clone());
                 rule_set.incomplete_parts += usize::from(body.incomplete);
-                for (atom, index) in &body.deciding {
-                    rule_set.deciding.entry(*atom).or_default().push(RuleAt { part, index: *index });
-                    self.by_atom.entry(*atom).or_default().insert(id);
+                for (selector, index) in &body.deciding {
+                    rule_set.deciding.entry(*selector).or_default().push(RuleAt { part, index: *index });
+                    self.by_selector.entry(*selector).or_default().insert(id);
                 }
                 parts.acquire(part);
             }
@@ -236,12 +236,12 @@ impl RuleSets {
                     rule_set.policies.remove(position);
                 }
                 rule_set.incomplete_parts -= usize::from(body.incomplete);
-                for (atom, _) in &body.deciding {
-                    let Some(rules) = rule_set.deciding.get_mut(atom) else { continue };
+                for (selector, _) in &body.deciding {
+                    let Some(rules) = rule_set.deciding.get_mut(selector) else { continue };
                     rules.retain(|rule| rule.part != part);
                     if rules.is_empty() {
-                        rule_set.deciding.remove(atom);
-                        remove_user(&mut self.by_atom, *atom, id);
+                        rule_set.deciding.remove(selector);
+                        remove_user(&mut self.by_selector, *selector, id);
                     }
                 }
             }
@@ -253,7 +253,7 @@ impl RuleSets {
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
         rule_set.policy.any = any_set;
         let evaluates_services = rule_set.evaluates_services();
-        let Contents::Of(ports) = &mut rule_set.any else { return };
+        let AllowEntries::Of(ports) = &mut rule_set.any else { return };
         for (prefix, rule) in &change.put {
             if ports.insert(*prefix, *rule).is_none() && evaluates_services {
                 self.by_port_for_any_peer.entry(*prefix).or_default().insert(id);
@@ -307,8 +307,8 @@ impl RuleSets {
                 }
             }
         }
-        for atom in rule_set.deciding_atoms() {
-            remove_user(&mut self.by_atom, atom, id);
+        for selector in rule_set.deciding_selectors() {
+            remove_user(&mut self.by_selector, selector, id);
         }
         self.keep_name(id, rule_set.policies.clone());
         Some(rule_set)
@@ -420,8 +420,8 @@ impl RuleSets {
     }
 
     /// Returns the rule sets that may allow more to addresses that match a peer selector.
-    pub(super) fn matching_selector(&self, atom: AtomId) -> impl Iterator<Item = RuleSetId> {
-        self.by_atom.get(&atom).into_iter().flatten().copied()
+    pub(super) fn matching_selector(&self, selector: PeerSelectorId) -> impl Iterator<Item = RuleSetId> {
+        self.by_selector.get(&selector).into_iter().flatten().copied()
     }
 
     /// Returns the policies of a rule set, including recently deleted ones.
@@ -442,11 +442,15 @@ pub(super) enum PartChange {
     Remove(PartId),
 }
 
-fn remove_user(by_atom: &mut HashMap<AtomId, BTreeSet<RuleSetId>>, atom: AtomId, id: RuleSetId) {
-    if let Some(users) = by_atom.get_mut(&atom) {
+fn remove_user(
+    by_selector: &mut HashMap<PeerSelectorId, BTreeSet<RuleSetId>>,
+    selector: PeerSelectorId,
+    id: RuleSetId,
+) {
+    if let Some(users) = by_selector.get_mut(&selector) {
         users.remove(&id);
         if users.is_empty() {
-            by_atom.remove(&atom);
+            by_selector.remove(&selector);
         }
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use netpol_common::{Direction, RuleId};
 
-use super::atoms::{Atom, Namespaces};
 use super::budget::Room;
 use super::ids::Counter;
+use super::selectors::{Namespaces, PeerSelector};
 use crate::model::{Peer, Peers, Policy, PolicyKey, PortRange, Ports, Protocol, Rule};
 
 /// Number of names of deleted rules and rule sets that are kept for late events.
@@ -137,7 +137,7 @@ pub(super) fn names(policy: &Policy, direction: Direction) -> Vec<(Arc<str>, Pro
 pub(super) struct ResolvedRule {
     pub(super) id: RuleId,
     /// The peer must match one of these; `None`: any peer.
-    pub(super) peers: Option<Vec<Atom>>,
+    pub(super) peers: Option<Vec<PeerSelector>>,
     pub(super) ports: ResolvedPorts,
 }
 
@@ -162,10 +162,10 @@ pub(super) fn rules(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
     }
 }
 
-fn peers(peers: &Peers, policy: &Policy, room: &mut Room) -> Option<Vec<Atom>> {
+fn peers(peers: &Peers, policy: &Policy, room: &mut Room) -> Option<Vec<PeerSelector>> {
     let Peers::Of(peers) = peers else { return None };
-    let atom = |peer: &Peer| match peer {
-        Peer::Pods { namespaces, pods } => Some(Atom::Pods {
+    let selector = |peer: &Peer| match peer {
+        Peer::Pods { namespaces, pods } => Some(PeerSelector::Pods {
             namespaces: match namespaces {
                 None => Namespaces::Own(policy.key.namespace.clone()),
                 Some(selector) => Namespaces::Selected(selector.clone()),
@@ -173,9 +173,9 @@ fn peers(peers: &Peers, policy: &Policy, room: &mut Room) -> Option<Vec<Atom>> {
             pods: pods.clone(),
         }),
         // A block counts with all of its excepts or not at all. A missing except would allow too much.
-        Peer::Block(block) => room.admits().then(|| Atom::Block(block.clone())),
+        Peer::Block(block) => room.admits().then(|| PeerSelector::Block(block.clone())),
     };
-    Some(peers.iter().filter_map(atom).collect())
+    Some(peers.iter().filter_map(selector).collect())
 }
 
 /// Resolves ports. A named port is resolved on the destination: for ingress the selected pod, for egress the peer.

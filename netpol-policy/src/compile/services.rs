@@ -10,14 +10,14 @@ use netpol_common::{
 };
 
 use super::Engine;
-use super::frontends::{Behind, Target};
+use super::frontends::{BackendSet, Target};
 use super::port_sets::Diff;
 use super::reclassify::{AddressOrPrefix, Move};
 use super::rule_sets::RuleSet;
 use super::transaction::Transaction;
+use crate::cluster_state::Event;
 use crate::model::{EndpointSlice, Frontend, Place, Service, ServiceKey, SliceKey};
 use crate::tables::Change;
-use crate::world::Event;
 
 /// A frontend with its class before and after.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ fn rank(allowed: PortSetId) -> u8 {
 impl Engine {
     pub(super) fn service_event(&mut self, key: &ServiceKey, event: Event) -> Vec<Change> {
         let old = self.frontends_of(key);
-        self.world.apply(event);
+        self.cluster_state.apply(event);
         let new = self.frontends_of(key);
         let mut transaction = Transaction::default();
         self.touch_frontends(&mut transaction, &old, &new);
@@ -49,27 +49,27 @@ impl Engine {
     }
 
     pub(super) fn slice_event(&mut self, key: &SliceKey, event: Event) -> Vec<Change> {
-        let service = |engine: &Self| engine.world.slices.get(key).and_then(EndpointSlice::service_key);
+        let service = |engine: &Self| engine.cluster_state.slices.get(key).and_then(EndpointSlice::service_key);
         let old = service(self);
-        self.world.apply(event);
+        self.cluster_state.apply(event);
         let services = old.into_iter().chain(service(self));
         let frontends = services.flat_map(|service| self.frontends_of(&service)).collect();
         self.commit(Transaction { frontends, ..Transaction::default() }, BTreeSet::new())
     }
 
     pub(super) fn node_event(&mut self, name: &str, event: Event) -> Vec<Change> {
-        let addresses = |engine: &Self| engine.world.nodes.get(name).map(|node| node.addresses.clone());
+        let addresses = |engine: &Self| engine.cluster_state.nodes.get(name).map(|node| node.addresses.clone());
         let old = addresses(self);
-        self.world.apply(event);
+        self.cluster_state.apply(event);
         let addresses: BTreeSet<IpAddr> = old.into_iter().chain(addresses(self)).flatten().collect();
         for address in &addresses {
-            self.identities.assign(*address, &self.atoms, &self.world);
+            self.identities.assign(*address, &self.selectors, &self.cluster_state);
         }
         self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
     }
 
     fn frontends_of(&self, key: &ServiceKey) -> BTreeSet<Frontend> {
-        let service = self.world.services.get(key);
+        let service = self.cluster_state.services.get(key);
         service.into_iter().flat_map(Service::frontends).map(|(frontend, _)| frontend).collect()
     }
 
@@ -88,7 +88,7 @@ impl Engine {
                 transaction.addresses.insert(address);
             }
             for address in self.addresses_at(frontend.place) {
-                transaction.frontends.extend(self.world.frontends_with_backend_at(address));
+                transaction.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
             }
         }
         transaction.frontends.extend(old.union(new));
@@ -97,15 +97,17 @@ impl Engine {
     fn addresses_at(&self, place: Place) -> Vec<IpAddr> {
         match place {
             Place::Address(address) => vec![address],
-            any_node => self.world.node_addresses().filter(|address| Place::any_node(*address) == any_node).collect(),
+            any_node => {
+                self.cluster_state.node_addresses().filter(|address| Place::any_node(*address) == any_node).collect()
+            }
         }
     }
 
     /// Returns the frontends with a backend inside a block that has no address entry of its own.
     pub(super) fn frontends_into(&self, net: IpNet) -> BTreeSet<Frontend> {
-        let backends = self.world.backends_between(net.network(), net.broadcast());
+        let backends = self.cluster_state.backends_between(net.network(), net.broadcast());
         let by_prefix = backends.filter(|address| self.tables.exact_address(*address).is_none());
-        by_prefix.flat_map(|address| self.world.frontends_with_backend_at(address)).collect()
+        by_prefix.flat_map(|address| self.cluster_state.frontends_with_backend_at(address)).collect()
     }
 
     /// Finds the new class of all touched frontends and of frontends with touched backends. Writes the allow entries of
@@ -118,7 +120,7 @@ impl Engine {
                 AddressOrPrefix::Address(address) => {
                     entries.insert(address, step.to);
                     if step.from != step.to {
-                        touched.extend(self.world.frontends_with_backend_at(address));
+                        touched.extend(self.cluster_state.frontends_with_backend_at(address));
                     }
                 }
                 AddressOrPrefix::Prefix(net) => touched.extend(self.frontends_into(net)),
@@ -127,7 +129,7 @@ impl Engine {
         let mut frontends = Vec::new();
         for frontend in touched {
             let from = self.tables.frontend(&frontend);
-            let to = self.world.has_frontend(&frontend).then(|| {
+            let to = self.cluster_state.has_frontend(&frontend).then(|| {
                 let backend_set = self.compile_backend_set(&frontend, &entries);
                 let (class, new) = self.backend_sets.acquire(backend_set, || self.classes.allocate());
                 if new {
@@ -142,22 +144,22 @@ impl Engine {
     }
 
     /// Compiles the backend set of a frontend. `entries` has the new entries of moved addresses.
-    fn compile_backend_set(&self, frontend: &Frontend, entries: &BTreeMap<IpAddr, Option<AddressEntry>>) -> Behind {
-        let mut backend_set = Behind::default();
-        for backend in self.world.backends(frontend) {
+    fn compile_backend_set(&self, frontend: &Frontend, entries: &BTreeMap<IpAddr, Option<AddressEntry>>) -> BackendSet {
+        let mut backend_set = BackendSet::default();
+        for backend in self.cluster_state.backends(frontend) {
             let address = backend.address;
             let exact = entries.get(&address).copied().unwrap_or_else(|| self.tables.exact_address(address));
             let entry = exact
                 .unwrap_or_else(|| AddressEntry { class: self.blocks.class_at(address), ..AddressEntry::default() });
-            backend_set.targets.insert(if entry.flags & address_flags::OWN_NODE != 0 {
-                Target::OwnNode
-            } else if self.world.frontend_at(address, frontend.protocol, backend.port).is_some() {
+            backend_set.targets.insert(if entry.flags & address_flags::LOCAL_NODE != 0 {
+                Target::LocalNode
+            } else if self.cluster_state.frontend_at(address, frontend.protocol, backend.port).is_some() {
                 Target::Service
             } else {
                 backend_set.protocol = frontend.protocol;
                 Target::Peer(entry.class, backend.port)
             });
-            if self.world.claimants(address).any(|pod| self.scope.covers(pod)) {
+            if self.cluster_state.claimants(address).any(|pod| self.scope.covers(pod)) {
                 backend_set.hairpin.insert(address);
             }
         }
@@ -207,7 +209,8 @@ impl Engine {
             let Some(rule_set) = self.rule_sets.get(id).filter(|rule_set| rule_set.evaluates_services()) else {
                 continue;
             };
-            let peers: BTreeSet<_> = rule_set.deciding_atoms().flat_map(|atom| self.classes.matching(atom)).collect();
+            let peers: BTreeSet<_> =
+                rule_set.deciding_selectors().flat_map(|selector| self.classes.matching(selector)).collect();
             let mut classes = self.backend_sets.with_backend_at(rule_set.any.prefixes());
             classes.extend(peers.into_iter().flat_map(|peer| self.backend_sets.with_backend_of(peer)));
             classes.extend(self.backend_sets.always_some());
@@ -216,7 +219,7 @@ impl Engine {
             }
         }
         for (pod, rule_set) in transaction.next_egress.clone() {
-            let addresses = self.world.pods.get(&pod).map(|pod| pod.addresses.clone()).unwrap_or_default();
+            let addresses = self.cluster_state.pods.get(&pod).map(|pod| pod.addresses.clone()).unwrap_or_default();
             for address in addresses {
                 let classes: Vec<_> = self.backend_sets.with_hairpin_at(address).collect();
                 for class in classes {
@@ -283,7 +286,7 @@ impl Engine {
                     let allowed = self.reaches(rule_set, *peer, backend_set.protocol, *port);
                     (allowed, !allowed)
                 }
-                Target::OwnNode => (true, false),
+                Target::LocalNode => (true, false),
                 Target::Service => (false, false),
             };
             (all, none) = (all && allowed, none && denied);
@@ -313,7 +316,7 @@ impl Engine {
 
     /// Returns the current and next egress rule sets of local pods with an address.
     fn rule_sets_at(&self, transaction: &Transaction, address: IpAddr) -> Vec<RuleSetId> {
-        let pods = self.world.claimants(address).filter(|pod| self.scope.covers(pod));
+        let pods = self.cluster_state.claimants(address).filter(|pod| self.scope.covers(pod));
         let rule_sets = pods.flat_map(|pod| {
             let now = self.endpoints.get(&pod.key).map(|[_, egress]| egress);
             now.into_iter().chain(transaction.next_egress.get(&pod.key).copied())
@@ -324,7 +327,7 @@ impl Engine {
     /// Returns what the tables allow now to an address at a frontend's port.
     fn allowed_at(&self, rule_set: RuleSetId, address: IpAddr, frontend: &Frontend) -> PortSetId {
         let policy = self.rule_sets.get(rule_set).map_or(DirectionPolicy::OPEN, |rule_set| rule_set.policy);
-        self.tables.judge_egress(policy, address, frontend.protocol, frontend.port).port_set()
+        self.tables.evaluate_egress(policy, address, frontend.protocol, frontend.port).port_set()
     }
 
     fn allowed_of(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {
@@ -368,8 +371,9 @@ impl Engine {
                 }
                 // The frontend is added to or removed from all other nodes, which may have other frontends, too.
                 (place @ (Place::AnyNodeV4 | Place::AnyNodeV6), ..) => {
-                    let is_other = |address| Place::any_node(address) == place && !self.world.is_local_address(address);
-                    if self.world.node_addresses().any(is_other) {
+                    let is_other =
+                        |address| Place::any_node(address) == place && !self.cluster_state.is_local_address(address);
+                    if self.cluster_state.node_addresses().any(is_other) {
                         narrowed.extend(self.rule_sets.evaluating_services());
                     }
                 }

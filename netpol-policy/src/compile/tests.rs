@@ -67,7 +67,7 @@ fn summaries(changes: &[Change]) -> Vec<String> {
         Change::DeleteFrontend(frontend) => format!("-frontend {}", frontend.port),
         Change::PutEndpoint(pod, _) => format!("+endpoint {}", pod.name),
         Change::DeleteEndpoint(pod) => format!("-endpoint {}", pod.name),
-        Change::Rejudge(rule_sets) => format!("rejudge {}", rule_sets.len()),
+        Change::Reevaluate(rule_sets) => format!("rejudge {}", rule_sets.len()),
     };
     changes.iter().map(summary).collect()
 }
@@ -88,7 +88,7 @@ fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> boo
         via_own: false,
         behind: false,
     };
-    engine.judge(&packet).expect("an endpoint").reason.allows()
+    engine.evaluate(&packet).expect("an endpoint").reason.allows()
 }
 
 #[test]
@@ -286,9 +286,9 @@ fn an_event_without_news_takes_no_write() {
     let yaml = [pod("web", 1, "web", "10.0.0.1", ""), web(80), namespace.into(), node.into()].concat();
     let mut engine = engine(&yaml);
     let own = vec![IpAddr::from([192, 168, 0, 1])];
-    engine.apply(Event::OwnAddresses(own.clone()));
+    engine.apply(Event::LocalAddresses(own.clone()));
     let mut events: Vec<_> = objects(&yaml).into_iter().map(Event::Apply).collect();
-    events.push(Event::OwnAddresses(own));
+    events.push(Event::LocalAddresses(own));
     events.push(Event::Reset(objects(&yaml)));
     events.push(Event::Delete(ObjectKey::Policy(PolicyKey::new("shop", "missing"))));
     events.push(Event::Delete(ObjectKey::Pod(PodKey::new("shop", "missing"))));

@@ -8,18 +8,18 @@ use ipnet::IpNet;
 use netpol_common::{AllowEntry, ClassId, Direction, DirectionPolicy, RuleSetId};
 
 use super::Engine;
-use super::allow::Contents;
-use super::atoms::{Atom, AtomId};
+use super::allow::AllowEntries;
 use super::classes::Signature;
 use super::evolve::Evolution;
 use super::parts::{PartId, RuleAt};
 use super::rules::rules;
+use super::selectors::{PeerSelector, PeerSelectorId};
+use crate::cluster_state::Event;
 use crate::model::{Frontend, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
-use crate::world::Event;
 
 /// A rule set with the matching rules and named ports, which determine its entry for a class.
-pub(super) type ContentsKey = (RuleSetId, Vec<RuleAt>, Vec<(AtomId, u16)>);
+pub(super) type AllowKey = (RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>);
 
 /// The objects that an event touches, and the changes made so far.
 #[derive(Default)]
@@ -46,30 +46,30 @@ pub(super) struct Transaction {
     /// Rule sets that change in place; in this step they only allow more.
     pub(super) growing: BTreeSet<RuleSetId>,
     /// Cache of entries by rule set, rules and named ports; `None`: the same as for any peer.
-    pub(super) known_contents: HashMap<ContentsKey, Option<AllowEntry>>,
+    pub(super) known_contents: HashMap<AllowKey, Option<AllowEntry>>,
 }
 
 impl Engine {
     pub(super) fn pod_event(&mut self, key: &PodKey, event: Event) -> Vec<Change> {
         let addresses_of =
-            |engine: &Self| engine.world.pods.get(key).map(|pod| pod.addresses.clone()).unwrap_or_default();
+            |engine: &Self| engine.cluster_state.pods.get(key).map(|pod| pod.addresses.clone()).unwrap_or_default();
         let host_ports_of = |engine: &Self| -> BTreeSet<Frontend> {
-            let pod = engine.world.pods.get(key).into_iter();
+            let pod = engine.cluster_state.pods.get(key).into_iter();
             pod.flat_map(Pod::host_frontends).map(|(frontend, _)| frontend).collect()
         };
-        let is_local = |engine: &Self| engine.world.pods.get(key).is_some_and(|pod| engine.scope.covers(pod));
+        let is_local = |engine: &Self| engine.cluster_state.pods.get(key).is_some_and(|pod| engine.scope.covers(pod));
         let mut transaction = Transaction::default();
         let (mut addresses, host_ports, was_local) = (addresses_of(self), host_ports_of(self), is_local(self));
-        self.world.apply(event);
+        self.cluster_state.apply(event);
         self.budget.record_pod(key, is_local(self));
         addresses.extend(addresses_of(self));
         for address in addresses {
-            if self.identities.assign(address, &self.atoms, &self.world) {
+            if self.identities.assign(address, &self.selectors, &self.cluster_state) {
                 transaction.addresses.insert(address);
             }
             // A pod of this node may reach itself through a Service (hairpin).
             if was_local || is_local(self) {
-                transaction.frontends.extend(self.world.frontends_with_backend_at(address));
+                transaction.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
             }
         }
         self.touch_frontends(&mut transaction, &host_ports, &host_ports_of(self));
@@ -77,17 +77,17 @@ impl Engine {
     }
 
     pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
-        self.world.apply(event);
-        let labels = self.world.namespace_labels(name);
-        let addresses = self.identities.reevaluate(name, &self.atoms, &labels).into_iter().collect();
+        self.cluster_state.apply(event);
+        let labels = self.cluster_state.namespace_labels(name);
+        let addresses = self.identities.reevaluate(name, &self.selectors, &labels).into_iter().collect();
         self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
     }
 
     pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
-        let old = self.world.policies.get(key).cloned();
-        self.world.apply(event);
-        self.budget.record_policy(key, self.world.policies.get(key));
-        let new = self.world.policies.get(key).cloned();
+        let old = self.cluster_state.policies.get(key).cloned();
+        self.cluster_state.apply(event);
+        self.budget.record_policy(key, self.cluster_state.policies.get(key));
+        let new = self.cluster_state.policies.get(key).cloned();
         for direction in Direction::BOTH {
             let before = old.as_ref().and_then(|policy| rules(policy, direction));
             if before != new.as_ref().and_then(|policy| rules(policy, direction)) {
@@ -95,7 +95,7 @@ impl Engine {
             }
         }
         let selects = |policy: Option<&Policy>, pod: &PodKey| {
-            let pod = self.world.pods.get(pod);
+            let pod = self.cluster_state.pods.get(pod);
             policy.is_some_and(|policy| pod.is_some_and(|pod| policy.pods.isolates(&pod.labels)))
         };
         let pods = self.endpoints.of_namespace(&key.namespace);
@@ -122,13 +122,13 @@ impl Engine {
         changes
     }
 
-    pub(super) fn own_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<Change> {
-        let old: BTreeSet<_> = self.world.own_addresses.iter().copied().collect();
-        self.world.apply(Event::OwnAddresses(addresses));
-        let new = self.world.own_addresses.iter().copied().collect();
+    pub(super) fn local_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<Change> {
+        let old: BTreeSet<_> = self.cluster_state.local_addresses.iter().copied().collect();
+        self.cluster_state.apply(Event::LocalAddresses(addresses));
+        let new = self.cluster_state.local_addresses.iter().copied().collect();
         let addresses: BTreeSet<_> = old.symmetric_difference(&new).copied().collect();
         for address in &addresses {
-            self.identities.assign(*address, &self.atoms, &self.world);
+            self.identities.assign(*address, &self.selectors, &self.cluster_state);
         }
         self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
     }
@@ -153,7 +153,7 @@ impl Engine {
         for (pod, policy) in endpoints {
             self.write_endpoint(&mut transaction, &pod, policy);
         }
-        self.rejudge(&mut transaction, &moves, &frontends);
+        self.reevaluate(&mut transaction, &moves, &frontends);
         self.release_classes(&mut transaction, &moves);
         self.release_frontends(&mut transaction, &frontends);
         let unused = self.retire_rule_sets(&mut transaction);
@@ -176,7 +176,7 @@ impl Engine {
 
     /// Resolves a pod's policies into rule sets. New peer selectors touch the addresses that match them.
     fn resolve(&mut self, transaction: &mut Transaction, key: PodKey) -> (PodKey, Option<EndpointPolicy>) {
-        let Some(pod) = self.world.pods.get(&key).filter(|pod| self.scope.covers(pod)).cloned() else {
+        let Some(pod) = self.cluster_state.pods.get(&key).filter(|pod| self.scope.covers(pod)).cloned() else {
             return (key, None);
         };
         let [ingress, egress] = Direction::BOTH.map(|direction| {
@@ -195,7 +195,7 @@ impl Engine {
     /// Returns the parts of all policies that isolate a pod in a direction.
     fn parts_of(&mut self, transaction: &mut Transaction, pod: &Pod, direction: Direction) -> Vec<PartId> {
         let first = PolicyKey::new(pod.key.namespace.clone(), "");
-        let policies = self.world.policies.range(first..).map(|(_, policy)| policy);
+        let policies = self.cluster_state.policies.range(first..).map(|(_, policy)| policy);
         let policies = policies.take_while(|policy| policy.key.namespace == pod.key.namespace);
         let isolating =
             policies.filter(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some());
@@ -217,8 +217,8 @@ impl Engine {
         direction: Direction,
         pod: &PodKey,
     ) -> Option<PartId> {
-        let Self { world, parts, rule_names, atoms, budget, .. } = self;
-        let (policy, pod) = world.policies.get(policy).zip(world.pods.get(pod))?;
+        let Self { cluster_state, parts, rule_names, selectors, budget, .. } = self;
+        let (policy, pod) = cluster_state.policies.get(policy).zip(cluster_state.pods.get(pod))?;
         if !policy.pods.isolates(&pod.labels) || rules(policy, direction).is_none() {
             return None;
         }
@@ -228,16 +228,16 @@ impl Engine {
         };
         let mut room = budget.room(&policy.key, direction);
         let resolved = rule_names.resolve(policy, direction, &numbers, &mut room);
-        let mut new_atoms = Vec::new();
-        let part = parts.add(policy, direction, numbers, (resolved, room.is_exceeded()), |atom| {
-            let (id, new) = atoms.acquire(atom.clone());
+        let mut new_selectors = Vec::new();
+        let part = parts.add(policy, direction, numbers, (resolved, room.is_exceeded()), |selector| {
+            let (id, new) = selectors.acquire(selector.clone());
             if new {
-                new_atoms.push((id, atom));
+                new_selectors.push((id, selector));
             }
             id
         });
-        for (id, atom) in new_atoms {
-            self.add_atom(transaction, id, &atom);
+        for (id, selector) in new_selectors {
+            self.add_selector(transaction, id, &selector);
         }
         Some(part)
     }
@@ -258,7 +258,7 @@ impl Engine {
     }
 
     /// Returns what parts allow to any peer.
-    fn for_any_peer(&self, parts: &[PartId]) -> Contents {
+    fn for_any_peer(&self, parts: &[PartId]) -> AllowEntries {
         let parts = parts.iter().filter_map(|part| Some((*part, self.parts.get(*part)?)));
         let open: Vec<_> =
             parts.flat_map(|(part, body)| body.open.iter().map(move |index| RuleAt { part, index: *index })).collect();
@@ -269,7 +269,7 @@ impl Engine {
     pub(super) fn intern(
         &mut self,
         transaction: &mut Transaction,
-        contents: &Contents,
+        contents: &AllowEntries,
         owner: &NamespaceName,
     ) -> AllowEntry {
         let (entry, ports) = self.port_sets.acquire(contents, owner);
@@ -280,20 +280,20 @@ impl Engine {
     }
 
     /// Removes one user of a part. Appends the peer selectors that are no longer used to `unused`.
-    pub(super) fn release_part(&mut self, part: PartId, unused: &mut Vec<(AtomId, Atom)>) {
+    pub(super) fn release_part(&mut self, part: PartId, unused: &mut Vec<(PeerSelectorId, PeerSelector)>) {
         let Some(part) = self.parts.release(part) else { return };
-        for atom in part.atoms() {
-            unused.extend(self.atoms.release(atom).map(|gone| (atom, gone)));
+        for selector in part.selectors() {
+            unused.extend(self.selectors.release(selector).map(|gone| (selector, gone)));
         }
     }
 
-    fn add_atom(&mut self, transaction: &mut Transaction, id: AtomId, atom: &Atom) {
-        if let Atom::Block(block) = atom {
+    fn add_selector(&mut self, transaction: &mut Transaction, id: PeerSelectorId, selector: &PeerSelector) {
+        if let PeerSelector::Block(block) = selector {
             transaction.new_exceptions |= !block.except.is_empty();
             transaction.prefixes.extend(self.blocks.add(id, block));
             transaction.addresses.extend(self.addresses_in(block.cidr));
         } else {
-            transaction.addresses.extend(self.identities.add_atom(id, atom, &self.world));
+            transaction.addresses.extend(self.identities.add_selector(id, selector, &self.cluster_state));
         }
     }
 
@@ -331,7 +331,7 @@ impl Engine {
     }
 
     /// Removes unused rule sets. Returns the peer selectors that are no longer used.
-    fn retire_rule_sets(&mut self, transaction: &mut Transaction) -> Vec<(AtomId, Atom)> {
+    fn retire_rule_sets(&mut self, transaction: &mut Transaction) -> Vec<(PeerSelectorId, PeerSelector)> {
         let mut unused = Vec::new();
         for id in std::mem::take(&mut transaction.unused_rule_sets) {
             let Some(rule_set) = self.rule_sets.retire(id) else { continue };
@@ -351,22 +351,22 @@ impl Engine {
 
     /// Merges the classes that only unused peer selectors distinguished. No endpoint uses these any more, so no verdict
     /// changes.
-    pub(super) fn forget(&mut self, transaction: &mut Transaction, unused: &[(AtomId, Atom)]) {
+    pub(super) fn forget(&mut self, transaction: &mut Transaction, unused: &[(PeerSelectorId, PeerSelector)]) {
         if unused.is_empty() {
             return;
         }
         transaction.new_rule_sets.clear();
         transaction.renaming = true;
-        for (id, atom) in unused {
-            if let Atom::Block(block) = atom {
+        for (id, selector) in unused {
+            if let PeerSelector::Block(block) = selector {
                 transaction.prefixes.extend(self.blocks.remove(*id, block));
                 transaction.addresses.extend(self.addresses_in(block.cidr));
             } else {
-                transaction.addresses.extend(self.identities.remove_atom(*id, atom, &self.world));
+                transaction.addresses.extend(self.identities.remove_selector(*id, selector, &self.cluster_state));
             }
         }
-        for (_, atom) in unused {
-            let Atom::Block(block) = atom else { continue };
+        for (_, selector) in unused {
+            let PeerSelector::Block(block) = selector else { continue };
             for (net, class) in self.blocks.retire(block) {
                 transaction.prefixes.remove(&net);
                 transaction.frontends.extend(self.frontends_into(net));

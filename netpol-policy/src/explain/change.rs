@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use netpol_common::Direction;
 
 use super::yaml;
+use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, Peer, Peers, Policy, PolicyKey, Rule, Severity};
-use crate::world::World;
 
 /// A change of one rule of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct PolicyChange {
 impl PolicyChange {
     /// Returns `None` if no YAML has the same meaning as the rule.
     pub(super) fn new(
-        world: &World,
+        cluster_state: &ClusterState,
         policy: &PolicyKey,
         direction: Direction,
         index: Option<usize>,
@@ -36,7 +36,7 @@ impl PolicyChange {
             return None;
         }
         let mut notes = Vec::new();
-        let found = world.policies.get(policy);
+        let found = cluster_state.policies.get(policy);
         if index.zip(found).is_some_and(|(index, policy)| has_error(policy, direction, index, &rule)) {
             notes.push("The invalid parts of this rule are left out.".to_owned());
         }
@@ -83,8 +83,8 @@ impl PolicyChange {
 fn has_error(policy: &Policy, direction: Direction, index: usize, rule: &Rule) -> bool {
     let invalid_peer = matches!(&rule.peers, Peers::Of(peers) if !peers.iter().all(yaml::is_valid));
     let prefix = format!("spec.{}[{index}]", direction.name());
-    let errors = policy.problems.iter().filter(|problem| problem.severity == Severity::Error);
-    invalid_peer || errors.into_iter().any(|problem| problem.field.starts_with(&prefix))
+    let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
+    invalid_peer || errors.into_iter().any(|diagnostic| diagnostic.field.starts_with(&prefix))
 }
 
 /// The block of one address.

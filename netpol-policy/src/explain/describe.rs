@@ -1,8 +1,8 @@
 //! Text for ends, peers and ports.
 
+use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports, Protocol, Requirement, Selector};
 use crate::reference::{End, Packet, Remote, peer_matches, port_matches};
-use crate::world::World;
 
 /// `pod shop/web`, `Service shop/db`, or the address.
 pub(super) fn end(end: &End) -> String {
@@ -93,12 +93,17 @@ pub(super) fn ports(ports: &[PortMatch]) -> String {
 }
 
 /// The first peer that matches.
-pub(super) fn matching_peer(world: &World, policy: &Policy, peers: &Peers, remote: &Remote<'_>) -> String {
+pub(super) fn matching_peer(
+    cluster_state: &ClusterState,
+    policy: &Policy,
+    peers: &Peers,
+    remote: &Remote<'_>,
+) -> String {
     match peers {
         Peers::Any => "any address".into(),
         Peers::Of(peers) => peers
             .iter()
-            .find(|candidate| peer_matches(world, policy, candidate, remote))
+            .find(|candidate| peer_matches(cluster_state, policy, candidate, remote))
             .map_or_else(String::new, |found| peer(policy, found)),
     }
 }

@@ -14,12 +14,12 @@ pub(super) use fix::set_rule;
 use super::change::block_of;
 use super::nearest::Nearest;
 use super::{describe, destination};
+use crate::cluster_state::ClusterState;
 use crate::model::{
-    Backend, NAMESPACE_NAME_LABEL, NamespaceName, Peer, Peers, Pod, Policy, PolicyKey, PortMatch, PortRange, Ports,
-    Problem, Protocol, Requirement, Rule, Selector, Severity,
+    Backend, Diagnostic, NAMESPACE_NAME_LABEL, NamespaceName, Peer, Peers, Pod, Policy, PolicyKey, PortMatch,
+    PortRange, Ports, Protocol, Requirement, Rule, Selector, Severity,
 };
 use crate::reference::{self, Packet, Remote};
-use crate::world::World;
 
 /// Prefixes of labels that controllers set, and that differ between replicas or versions of a workload.
 const GENERATED_LABELS: [&str; 9] = [
@@ -44,37 +44,37 @@ pub(super) struct Hint {
 }
 
 /// Returns hints about a denied packet. A packet to a Service has none: each of its backends has its own.
-pub(super) fn hints(world: &World, packet: &Packet, nearest: Option<&Nearest<'_>>) -> Vec<Hint> {
+pub(super) fn hints(cluster_state: &ClusterState, packet: &Packet, nearest: Option<&Nearest<'_>>) -> Vec<Hint> {
     let mut hints: Vec<Hint> = Vec::new();
     let at_service = packet.direction == Direction::Egress
-        && world.frontend_at(packet.remote, packet.protocol, packet.port).is_some();
+        && cluster_state.frontend_at(packet.remote, packet.protocol, packet.port).is_some();
     if !at_service {
-        hints.extend(other_protocol(world, packet));
+        hints.extend(other_protocol(cluster_state, packet));
         if let Some(nearest) = nearest {
-            hints.extend(service_port(world, packet, nearest));
-            hints.extend(target_port(world, packet, nearest));
-            hints.extend(block_for_service(world, packet, nearest));
-            hints.extend(namespace_label(world, packet, nearest));
-            hints.extend(both_selectors(world, packet, nearest));
-            hints.extend(block_for_pod(world, packet, nearest));
+            hints.extend(service_port(cluster_state, packet, nearest));
+            hints.extend(target_port(cluster_state, packet, nearest));
+            hints.extend(block_for_service(cluster_state, packet, nearest));
+            hints.extend(namespace_label(cluster_state, packet, nearest));
+            hints.extend(both_selectors(cluster_state, packet, nearest));
+            hints.extend(block_for_pod(cluster_state, packet, nearest));
         }
-        hints.extend(invalid_parts(world, packet));
-        hints.extend(port_names(world, packet));
+        hints.extend(invalid_parts(cluster_state, packet));
+        hints.extend(port_names(cluster_state, packet));
     }
-    hints.extend(local_node(world, packet));
-    hints.retain(|hint| hint.fix.works(world, packet));
+    hints.extend(local_node(cluster_state, packet));
+    hints.retain(|hint| hint.fix.works(cluster_state, packet));
     hints.dedup_by(|one, other| one.text == other.text);
     hints
 }
 
 /// Returns a rule that allows this packet and little else, to add to a policy. `None` for protocols without ports.
-pub(super) fn rule_for(world: &World, packet: &Packet, policy: &PolicyKey) -> Option<Rule> {
-    let peer = match Remote::of(world, packet.remote).pod {
+pub(super) fn rule_for(cluster_state: &ClusterState, packet: &Packet, policy: &PolicyKey) -> Option<Rule> {
+    let peer = match Remote::of(cluster_state, packet.remote).pod {
         Some(pod) => pod_peer(pod, &policy.namespace),
         None => Peer::Block(block_of(packet.remote)),
     };
     let rule = Rule { peers: Peers::Of(vec![peer]), ports: Ports::Of(vec![item(packet)?]) };
-    Fix::Rule(policy.clone(), None, rule.clone()).works(world, packet).then_some(rule)
+    Fix::Rule(policy.clone(), None, rule.clone()).works(cluster_state, packet).then_some(rule)
 }
 
 /// A port item that matches the packet.
@@ -112,9 +112,14 @@ fn with_nearest_replaced(rule: &Rule, nearest: &Nearest<'_>, by: impl IntoIterat
 }
 
 /// Changes the nearest rule.
-fn changed(world: &World, packet: &Packet, nearest: &Nearest<'_>, change: impl FnOnce(&Rule) -> Rule) -> Option<Fix> {
+fn changed(
+    cluster_state: &ClusterState,
+    packet: &Packet,
+    nearest: &Nearest<'_>,
+    change: impl FnOnce(&Rule) -> Rule,
+) -> Option<Fix> {
     let (policy, index) = (&nearest.rule.policy, nearest.rule.index);
-    let rule = fix::rule(world, policy, packet.direction, index)?;
+    let rule = fix::rule(cluster_state, policy, packet.direction, index)?;
     Some(Fix::Rule(policy.clone(), Some(index), change(&rule)))
 }
 
@@ -135,15 +140,15 @@ fn pod_peer(pod: &Pod, namespace: &NamespaceName) -> Peer {
 }
 
 /// A rule allows the same port of another protocol. DNS needs both, and a port without a protocol is a TCP port.
-fn other_protocol(world: &World, packet: &Packet) -> Option<Hint> {
+fn other_protocol(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
     let other = match packet.protocol {
         protocol::TCP => Protocol::Udp,
         protocol::UDP => Protocol::Tcp,
         _ => return None,
     };
     let other_packet = Packet { protocol: other.number(), ..packet.clone() };
-    let found = reference::evaluate(world, &other_packet).rule?;
-    let rule = fix::rule(world, &found.policy, packet.direction, found.index)?;
+    let found = reference::evaluate(cluster_state, &other_packet).rule?;
+    let rule = fix::rule(cluster_state, &found.policy, packet.direction, found.index)?;
     let fix = Fix::Rule(found.policy, Some(found.index), with_port(&rule, item(packet)?));
     let allowed = describe::packet_port(&other_packet);
     let denied = describe::packet_port(packet);
@@ -162,8 +167,8 @@ fn other_protocol(world: &World, packet: &Packet) -> Option<Hint> {
 }
 
 /// The rule allows a port that the pod declares, and the packet has another port.
-fn service_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
-    let pod = destination(world, packet)?;
+fn service_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
+    let pod = destination(cluster_state, packet)?;
     let Ports::Of(ports) = nearest.ports else { return None };
     if !nearest.rule.peer_matches || pod.ports.iter().any(|named| named.port == packet.port) {
         return None;
@@ -183,11 +188,11 @@ fn service_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option
 }
 
 /// The rule allows the port of a Service, and the packet has the port of a backend.
-fn target_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
+fn target_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Ports::Of(ports) = nearest.ports else { return None };
     let protocol = Protocol::from_number(packet.protocol)?;
     let named = nearest.rule.peer_matches && !nearest.rule.port_matches;
-    let before = world.ports_before(backend(world, packet)?, packet.protocol);
+    let before = cluster_state.service_ports_of(backend(cluster_state, packet)?, packet.protocol);
     let allowed = |port: u16| ports.iter().any(|item| reference::port_matches(item, packet.protocol, port, None));
     let (service, port) = before.into_iter().find(|(_, port)| named && allowed(*port))?;
     let text = format!(
@@ -196,22 +201,22 @@ fn target_port(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<
         packet.port
     );
     let item = item(packet)?;
-    Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_port(rule, item))? })
+    Some(Hint { text, fix: changed(cluster_state, packet, nearest, |rule| with_port(rule, item))? })
 }
 
 /// The rule's block contains the address of a Service, and the packet is for one of its backends.
-fn block_for_service(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
+fn block_for_service(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Some(Peer::Block(block)) = nearest.peer.filter(|_| !nearest.rule.peer_matches) else { return None };
-    let backend = backend(world, packet).filter(|_| packet.direction == Direction::Egress)?;
-    let before = world.services_behind(backend, packet.protocol);
-    let services = before.iter().filter_map(|key| world.services.get(key));
+    let backend = backend(cluster_state, packet).filter(|_| packet.direction == Direction::Egress)?;
+    let before = cluster_state.services_of(backend, packet.protocol);
+    let services = before.iter().filter_map(|key| cluster_state.services.get(key));
     let mut addresses = services.flat_map(|service| service.addresses.iter().map(move |address| (service, address)));
     let in_block = |address: IpAddr| block.cidr.prefix_len() > 0 && block.contains(address);
     let (service, address) =
         addresses.find(|(_, address)| address.is_ipv4() == packet.remote.is_ipv4() && in_block(**address))?;
     let port =
         if nearest.rule.port_matches { String::new() } else { format!(" and port {}", describe::packet_port(packet)) };
-    let (instead, peer) = if let Some(pod) = world.peer_at(packet.remote) {
+    let (instead, peer) = if let Some(pod) = cluster_state.peer_at(packet.remote) {
         let peer = pod_peer(pod, &nearest.rule.policy.namespace);
         (format!("select the backends with a podSelector{port}"), peer)
     } else {
@@ -229,11 +234,11 @@ fn block_for_service(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> O
 }
 
 /// The destination of a packet, as the backend of a Service.
-fn backend(world: &World, packet: &Packet) -> Option<Backend> {
+fn backend(cluster_state: &ClusterState, packet: &Packet) -> Option<Backend> {
     let address = match packet.direction {
         Direction::Egress => Some(packet.remote),
         Direction::Ingress => {
-            let own = &world.pods.get(&packet.pod)?.addresses;
+            let own = &cluster_state.pods.get(&packet.pod)?.addresses;
             own.iter().copied().find(|address| address.is_ipv4() == packet.remote.is_ipv4())
         }
     };
@@ -241,10 +246,10 @@ fn backend(world: &World, packet: &Packet) -> Option<Backend> {
 }
 
 /// The rule selects a namespace by a label that holds its name, and only `kubernetes.io/metadata.name` always does.
-fn namespace_label(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
-    let (namespaces, pods, pod) = selectors(world, packet, nearest)?;
+fn namespace_label(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
+    let (namespaces, pods, pod) = selectors(cluster_state, packet, nearest)?;
     let (namespace, namespaces) = (&pod.key.namespace, namespaces?);
-    let labels = world.namespace_labels(namespace);
+    let labels = cluster_state.namespace_labels(namespace);
     let by_name = namespaces.requirements.iter().find_map(|requirement| match requirement {
         Requirement::In(key, values) if !labels.contains_key(key) && values.contains(namespace) => Some(key),
         _ => None,
@@ -258,12 +263,15 @@ fn namespace_label(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Opt
     });
     let namespaces = Selector { requirements: renamed.collect(), invalid: namespaces.invalid };
     let peer = Peer::Pods { namespaces: Some(namespaces), pods: pods.clone() };
-    Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_nearest_replaced(rule, nearest, [peer]))? })
+    Some(Hint {
+        text,
+        fix: changed(cluster_state, packet, nearest, |rule| with_nearest_replaced(rule, nearest, [peer]))?,
+    })
 }
 
 /// Two selectors in one item must both match. Often the author wants either.
-fn both_selectors(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
-    let (namespaces, pods, _) = selectors(world, packet, nearest)?;
+fn both_selectors(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
+    let (namespaces, pods, _) = selectors(cluster_state, packet, nearest)?;
     let namespaces = namespaces.filter(|_| !pods.requirements.is_empty())?;
     let text =
         "a namespaceSelector and a podSelector in the same item must both match; to allow either, write two items"
@@ -272,16 +280,19 @@ fn both_selectors(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Opti
         Peer::Pods { namespaces: Some(namespaces.clone()), pods: Selector::everything() },
         Peer::Pods { namespaces: None, pods: pods.clone() },
     ];
-    Some(Hint { text, fix: changed(world, packet, nearest, |rule| with_nearest_replaced(rule, nearest, items))? })
+    Some(Hint {
+        text,
+        fix: changed(cluster_state, packet, nearest, |rule| with_nearest_replaced(rule, nearest, items))?,
+    })
 }
 
 /// The selectors of the nearest peer, if it does not match, and the pod at the other end.
 fn selectors<'w>(
-    world: &'w World,
+    cluster_state: &'w ClusterState,
     packet: &Packet,
     nearest: &Nearest<'w>,
 ) -> Option<(Option<&'w Selector>, &'w Selector, &'w Pod)> {
-    let pod = Remote::of(world, packet.remote).pod?;
+    let pod = Remote::of(cluster_state, packet.remote).pod?;
     match nearest.peer? {
         Peer::Pods { namespaces, pods } if !nearest.rule.peer_matches => Some((namespaces.as_ref(), pods, pod)),
         Peer::Pods { .. } | Peer::Block(_) => None,
@@ -289,8 +300,8 @@ fn selectors<'w>(
 }
 
 /// The rule selects pods by an ipBlock.
-fn block_for_pod(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
-    let pod = Remote::of(world, packet.remote).pod?;
+fn block_for_pod(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
+    let pod = Remote::of(cluster_state, packet.remote).pod?;
     if !matches!(nearest.peer, Some(Peer::Block(_))) || nearest.rule.peer_matches {
         return None;
     }
@@ -300,13 +311,15 @@ fn block_for_pod(world: &World, packet: &Packet, nearest: &Nearest<'_>) -> Optio
     );
     Some(Hint {
         text,
-        fix: changed(world, packet, nearest, |rule| with_peers(rule, [pod_peer(pod, &nearest.rule.policy.namespace)]))?,
+        fix: changed(cluster_state, packet, nearest, |rule| {
+            with_peers(rule, [pod_peer(pod, &nearest.rule.policy.namespace)])
+        })?,
     })
 }
 
 /// The other end is the node of the pod. Offline no node is the local node; on the node itself this traffic is allowed.
-fn local_node(world: &World, packet: &Packet) -> Option<Hint> {
-    let node = world.nodes.get(world.pods.get(&packet.pod)?.node.as_ref()?)?;
+fn local_node(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
+    let node = cluster_state.nodes.get(cluster_state.pods.get(&packet.pod)?.node.as_ref()?)?;
     node.addresses.contains(&packet.remote).then(|| {
         let traffic = match packet.direction {
             Direction::Ingress => "from the node to the pod",
@@ -321,27 +334,27 @@ fn local_node(world: &World, packet: &Packet) -> Option<Hint> {
     })
 }
 
-fn isolating<'w>(world: &'w World, packet: &Packet) -> impl Iterator<Item = &'w Policy> {
-    let pod = world.pods.get(&packet.pod);
-    pod.into_iter().flat_map(|pod| reference::isolating(world, pod, packet.direction))
+fn isolating<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> impl Iterator<Item = &'w Policy> {
+    let pod = cluster_state.pods.get(&packet.pod);
+    pod.into_iter().flat_map(|pod| reference::isolating(cluster_state, pod, packet.direction))
 }
 
 /// Invalid parts of the isolating policies. They match nothing; corrected, they may allow the packet.
-fn invalid_parts(world: &World, packet: &Packet) -> Vec<Hint> {
+fn invalid_parts(cluster_state: &ClusterState, packet: &Packet) -> Vec<Hint> {
     let mut hints = Vec::new();
-    for policy in isolating(world, packet) {
-        let errors = policy.problems.iter().filter(|problem| problem.severity == Severity::Error);
-        hints.extend(errors.filter_map(|problem| {
-            let text = format!("NetworkPolicy {} has an invalid field: {problem}", policy.key);
-            Some(Hint { text, fix: with_everything(policy, packet.direction, problem)? })
+    for policy in isolating(cluster_state, packet) {
+        let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
+        hints.extend(errors.filter_map(|diagnostic| {
+            let text = format!("NetworkPolicy {} has an invalid field: {diagnostic}", policy.key);
+            Some(Hint { text, fix: with_everything(policy, packet.direction, diagnostic)? })
         }));
     }
     hints
 }
 
 /// The change that makes the invalid part match everything.
-fn with_everything(policy: &Policy, direction: Direction, problem: &Problem) -> Option<Fix> {
-    let field = problem.field.as_str();
+fn with_everything(policy: &Policy, direction: Direction, diagnostic: &Diagnostic) -> Option<Fix> {
+    let field = diagnostic.field.as_str();
     if let Some((index, part)) = fix::rule_of(field, direction) {
         let rule = reference::rules(policy, direction).get(index)?;
         let (peers, ports) = match part {
@@ -367,10 +380,10 @@ fn with_everything(policy: &Policy, direction: Direction, problem: &Problem) -> 
 }
 
 /// The rule has a port name that the destination uses for another protocol.
-fn port_names(world: &World, packet: &Packet) -> Vec<Hint> {
-    let Some(destination) = destination(world, packet) else { return Vec::new() };
+fn port_names(cluster_state: &ClusterState, packet: &Packet) -> Vec<Hint> {
+    let Some(destination) = destination(cluster_state, packet) else { return Vec::new() };
     let mut hints = Vec::new();
-    for policy in isolating(world, packet) {
+    for policy in isolating(cluster_state, packet) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
             let Ports::Of(ports) = &rule.ports else { continue };
             for port in ports {

@@ -1,22 +1,22 @@
 //! The conditions of a peer or of ports that a packet does not meet, each with the path of its field.
 
+use crate::cluster_state::ClusterState;
 use crate::model::{Labels, NamedPort, Peer, Pod, Policy, PortMatch, PortRange, Requirement, Selector};
 use crate::reference::{Packet, Remote};
-use crate::world::World;
 
 use super::describe;
 
 /// Conditions of a peer that are not met; empty if it matches. Each begins with its path below the peer, which may be
 /// empty.
-pub(super) fn of_peer(world: &World, policy: &Policy, peer: &Peer, remote: &Remote<'_>) -> Vec<String> {
+pub(super) fn of_peer(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remote: &Remote<'_>) -> Vec<String> {
     match peer {
         Peer::Pods { namespaces, pods } => match remote.pod {
             None => {
-                let reason = not_a_pod(world, remote);
+                let reason = not_a_pod(cluster_state, remote);
                 vec![format!(": {reason}; this peer selects {}", describe::peer(policy, peer))]
             }
             Some(pod) => {
-                let mut lacks = of_namespace(world, policy, namespaces.as_ref(), pod);
+                let mut lacks = of_namespace(cluster_state, policy, namespaces.as_ref(), pod);
                 lacks.extend(of_selector(".podSelector", &format!("pod {}", pod.key), pods, &pod.labels));
                 lacks
             }
@@ -33,26 +33,31 @@ pub(super) fn of_peer(world: &World, policy: &Policy, peer: &Peer, remote: &Remo
 }
 
 /// The reason why no selector matches this address.
-fn not_a_pod(world: &World, remote: &Remote<'_>) -> String {
+fn not_a_pod(cluster_state: &ClusterState, remote: &Remote<'_>) -> String {
     let address = remote.address;
-    let claimant = world.pods.values().find(|pod| pod.addresses.contains(&address));
+    let claimant = cluster_state.pods.values().find(|pod| pod.addresses.contains(&address));
     match claimant {
         Some(pod) if pod.host_network => {
             format!("selectors never match the node address {address}, which host-network pod {} uses", pod.key)
         }
         Some(pod) if pod.finished => format!("pod {}, which had address {address}, has finished", pod.key),
-        _ => match world.nodes.values().find(|node| node.addresses.contains(&address)) {
+        _ => match cluster_state.nodes.values().find(|node| node.addresses.contains(&address)) {
             Some(node) => format!("selectors never match {address}, an address of node {}", node.name),
             None => format!("{address} is not the address of a pod"),
         },
     }
 }
 
-fn of_namespace(world: &World, policy: &Policy, namespaces: Option<&Selector>, pod: &Pod) -> Vec<String> {
+fn of_namespace(
+    cluster_state: &ClusterState,
+    policy: &Policy,
+    namespaces: Option<&Selector>,
+    pod: &Pod,
+) -> Vec<String> {
     let namespace = &pod.key.namespace;
     match namespaces {
         Some(selector) => {
-            let labels = world.namespace_labels(namespace);
+            let labels = cluster_state.namespace_labels(namespace);
             of_selector(".namespaceSelector", &format!("namespace {namespace}"), selector, &labels)
         }
         None if *namespace == policy.key.namespace => Vec::new(),

@@ -6,9 +6,9 @@ pub(super) mod suggest;
 
 use netpol_common::Direction;
 
+use crate::cluster_state::ClusterState;
 use crate::model::{Peer, Peers, Pod, Policy, PolicyKey, Rule, Selector};
 use crate::reference;
-use crate::world::World;
 
 use super::{PolicyChange, describe, nearest};
 
@@ -53,29 +53,29 @@ impl Found {
 /// Returns warnings about policies that select no pod, use port names that no pod has or selectors that match no
 /// namespace, deny DNS, or use the address or port of a Service instead of those of its backends. Returns nothing if
 /// there are no pods.
-pub fn lint(world: &World) -> Vec<Finding> {
+pub fn lint(cluster_state: &ClusterState) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if world.pods.is_empty() {
+    if cluster_state.pods.is_empty() {
         return findings;
     }
-    let mut without_dns = services::without_dns(world);
-    for policy in world.policies.values() {
+    let mut without_dns = services::without_dns(cluster_state);
+    for policy in cluster_state.policies.values() {
         let mut found = Vec::new();
-        let selected: Vec<&Pod> = world.pods.values().filter(|pod| selects(policy, pod)).collect();
+        let selected: Vec<&Pod> = cluster_state.pods.values().filter(|pod| selects(policy, pod)).collect();
         if selected.is_empty() {
             found.push(no_pod(policy));
         }
         found.extend(without_dns.remove(&policy.key));
         for (index, rule) in reference::rules(policy, Direction::Egress).iter().enumerate() {
-            found.extend(services::mistakes(world, policy, index, rule, &selected));
+            found.extend(services::mistakes(cluster_state, policy, index, rule, &selected));
         }
         for direction in Direction::BOTH {
             for (index, rule) in reference::rules(policy, direction).iter().enumerate() {
                 let field = format!("spec.{}[{index}].ports", direction.name());
                 let destinations = if direction == Direction::Ingress { Some(selected.as_slice()) } else { None };
-                let unresolved = ports::unresolved(world, rule, destinations);
+                let unresolved = ports::unresolved(cluster_state, rule, destinations);
                 found.extend(unresolved.into_iter().map(|sentences| Found::new(field.clone(), sentences)));
-                found.extend(empty_namespace_selectors(world, policy, direction, index, rule));
+                found.extend(empty_namespace_selectors(cluster_state, policy, direction, index, rule));
             }
         }
         findings.extend(found.into_iter().map(|Found { field, sentences, change }| Finding {
@@ -104,7 +104,7 @@ fn selects(policy: &Policy, pod: &Pod) -> bool {
 
 /// Namespace selectors of a rule that match no namespace.
 fn empty_namespace_selectors(
-    world: &World,
+    cluster_state: &ClusterState,
     policy: &Policy,
     direction: Direction,
     index: usize,
@@ -116,7 +116,7 @@ fn empty_namespace_selectors(
     };
     let empty = peers.iter().enumerate().filter_map(|(peer, of)| {
         let Peer::Pods { namespaces: Some(selector), .. } = of else { return None };
-        if selector.invalid || selects_a_namespace(world, selector) {
+        if selector.invalid || selects_a_namespace(cluster_state, selector) {
             return None;
         }
         let path = nearest::peer_path(policy, direction, index, peer);
@@ -130,9 +130,9 @@ fn empty_namespace_selectors(
     empty.collect()
 }
 
-fn selects_a_namespace(world: &World, selector: &Selector) -> bool {
-    let of_pods = world.pods.keys().map(|key| &key.namespace);
-    world.namespaces.keys().chain(of_pods).any(|name| selector.matches(&world.namespace_labels(name)))
+fn selects_a_namespace(cluster_state: &ClusterState, selector: &Selector) -> bool {
+    let of_pods = cluster_state.pods.keys().map(|key| &key.namespace);
+    cluster_state.namespaces.keys().chain(of_pods).any(|name| selector.matches(&cluster_state.namespace_labels(name)))
 }
 
 #[cfg(test)]

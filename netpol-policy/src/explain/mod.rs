@@ -20,9 +20,9 @@ pub use change::PolicyChange;
 pub use lint::{Finding, lint};
 pub use through::{Through, ThroughBackend};
 
+use crate::cluster_state::ClusterState;
 use crate::model::{PolicyKey, Protocol};
 use crate::reference::{self, Connection, ConnectionError, End, Evaluation, Packet, RuleRef};
-use crate::world::World;
 
 use hints::Fix;
 
@@ -175,7 +175,7 @@ pub enum Cause {
     /// This end is not a pod, so no policy applies.
     NoPod,
     /// The reason that the eBPF programs count.
-    Judged(Reason),
+    Evaluated(Reason),
 }
 
 impl Cause {
@@ -183,7 +183,7 @@ impl Cause {
     pub const fn name(self) -> &'static str {
         match self {
             Self::NoPod => "no-pod",
-            Self::Judged(reason) => reason.name(),
+            Self::Evaluated(reason) => reason.name(),
         }
     }
 }
@@ -223,15 +223,15 @@ pub struct NearestRule {
 /// # Errors
 /// If an end is not in the cluster state, has finished, has no address, or shares no address family with the other.
 pub fn explain(
-    world: &World,
+    cluster_state: &ClusterState,
     from: &End,
     to: &End,
     protocol: Protocol,
     port: u16,
 ) -> Result<Explanation, ConnectionError> {
-    let connections = reference::connections(world, from, to, protocol.number(), port)?;
+    let connections = reference::connections(cluster_state, from, to, protocol.number(), port)?;
     let mut families: Vec<FamilyPath> =
-        connections.iter().map(|connection| explain_family(world, connection, protocol, port)).collect();
+        connections.iter().map(|connection| explain_family(cluster_state, connection, protocol, port)).collect();
     let in_part = families.iter().any(|each| each.verdict == Verdict::Some);
     let only = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
     let only = only.filter(|_| !in_part);
@@ -246,11 +246,11 @@ pub fn explain(
     Ok(Explanation { from: from.clone(), to: to.clone(), port, protocol, verdict, only, path, families })
 }
 
-fn explain_family(world: &World, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
-    let through = through::through(world, connection, protocol, port);
+fn explain_family(cluster_state: &ClusterState, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
+    let through = through::through(cluster_state, connection, protocol, port);
     let verdict = through.as_ref().map_or_else(|| Verdict::of(connection.allowed()), |through| through.verdict);
-    let egress = explain_end(world, connection.egress.as_ref());
-    let ingress = explain_end(world, connection.ingress.as_ref());
+    let egress = explain_end(cluster_state, connection.egress.as_ref());
+    let ingress = explain_end(cluster_state, connection.ingress.as_ref());
     FamilyPath {
         family: Family::of(connection.destination),
         source: connection.source,
@@ -262,40 +262,42 @@ fn explain_family(world: &World, connection: &Connection, protocol: Protocol, po
 
 /// Explains the evaluation of a packet at one end. For a packet to a Service, the nearest rule and the hints are those
 /// of the first denied backend.
-pub fn explain_packet(world: &World, packet: &Packet) -> Side {
-    let evaluation = reference::evaluate(world, packet);
-    let side = explain_side(world, packet, &evaluation);
+pub fn explain_packet(cluster_state: &ClusterState, packet: &Packet) -> Side {
+    let evaluation = reference::evaluate(cluster_state, packet);
+    let side = explain_side(cluster_state, packet, &evaluation);
     let denied = evaluation.candidates.iter().find(|candidate| candidate.reason == Reason::NoRule);
     let Some(denied) = denied.filter(|_| side.verdict == Verdict::Deny) else { return side };
     let post_dnat =
         Packet { remote: denied.backend.address, port: denied.backend.port, behind: true, ..packet.clone() };
-    let at_backend = explain_side(world, &post_dnat, &reference::evaluate(world, &post_dnat));
+    let at_backend = explain_side(cluster_state, &post_dnat, &reference::evaluate(cluster_state, &post_dnat));
     let Side { nearest, hints, changes, .. } = at_backend;
     Side { nearest, hints, changes, ..side }
 }
 
 /// `None` stands for an end that is not a pod.
-fn explain_end(world: &World, judged: Option<&(Packet, Evaluation)>) -> Side {
-    judged.map_or_else(Side::no_pod, |(packet, evaluation)| explain_side(world, packet, evaluation))
+fn explain_end(cluster_state: &ClusterState, evaluated: Option<&(Packet, Evaluation)>) -> Side {
+    evaluated.map_or_else(Side::no_pod, |(packet, evaluation)| explain_side(cluster_state, packet, evaluation))
 }
 
-fn explain_side(world: &World, packet: &Packet, evaluation: &Evaluation) -> Side {
+fn explain_side(cluster_state: &ClusterState, packet: &Packet, evaluation: &Evaluation) -> Side {
     let no_rule = evaluation.reason == Reason::NoRule;
-    let nearest = no_rule.then(|| nearest::nearest(world, packet)).flatten();
-    let hints = if evaluation.reason.allows() { Vec::new() } else { hints::hints(world, packet, nearest.as_ref()) };
+    let nearest = no_rule.then(|| nearest::nearest(cluster_state, packet)).flatten();
+    let hints =
+        if evaluation.reason.allows() { Vec::new() } else { hints::hints(cluster_state, packet, nearest.as_ref()) };
     let policy = nearest.as_ref().map(|nearest| &nearest.rule.policy).or_else(|| evaluation.isolating.first());
-    let added = policy.filter(|_| no_rule && hints.is_empty()).and_then(|policy| added_rule(world, packet, policy));
+    let added =
+        policy.filter(|_| no_rule && hints.is_empty()).and_then(|policy| added_rule(cluster_state, packet, policy));
     let (hints, fixes): (Vec<String>, Vec<Fix>) = hints.into_iter().map(|hint| (hint.text, hint.fix)).unzip();
     let changes = fixes.into_iter().filter_map(|fix| match fix {
-        Fix::Rule(policy, index, rule) => PolicyChange::new(world, &policy, packet.direction, index, rule),
+        Fix::Rule(policy, index, rule) => PolicyChange::new(cluster_state, &policy, packet.direction, index, rule),
         Fix::Correction(..) | Fix::NotIsolating(_) | Fix::OtherPacket(_) | Fix::LocalNode => None,
     });
     Side {
         verdict: Verdict::of(evaluation.reason.allows()),
-        reason: Cause::Judged(evaluation.reason),
+        reason: Cause::Evaluated(evaluation.reason),
         isolated: !evaluation.isolating.is_empty(),
         policies: evaluation.isolating.clone(),
-        rule: evaluation.rule.as_ref().and_then(|rule| allowing_rule(world, packet, rule)),
+        rule: evaluation.rule.as_ref().and_then(|rule| allowing_rule(cluster_state, packet, rule)),
         changes: changes.chain(added).collect(),
         nearest: nearest.map(|nearest| nearest.rule),
         hints,
@@ -303,9 +305,9 @@ fn explain_side(world: &World, packet: &Packet, evaluation: &Evaluation) -> Side
 }
 
 /// A new rule of a policy, for a denied packet without hints.
-fn added_rule(world: &World, packet: &Packet, policy: &PolicyKey) -> Option<PolicyChange> {
-    let rule = hints::rule_for(world, packet, policy)?;
-    PolicyChange::new(world, policy, packet.direction, None, rule)
+fn added_rule(cluster_state: &ClusterState, packet: &Packet, policy: &PolicyKey) -> Option<PolicyChange> {
+    let rule = hints::rule_for(cluster_state, packet, policy)?;
+    PolicyChange::new(cluster_state, policy, packet.direction, None, rule)
 }
 
 impl Side {
@@ -323,24 +325,24 @@ impl Side {
     }
 }
 
-fn allowing_rule(world: &World, packet: &Packet, found: &RuleRef) -> Option<AllowingRule> {
-    let policy = world.policies.get(&found.policy)?;
+fn allowing_rule(cluster_state: &ClusterState, packet: &Packet, found: &RuleRef) -> Option<AllowingRule> {
+    let policy = cluster_state.policies.get(&found.policy)?;
     let rule = reference::rules(policy, found.direction).get(found.index)?;
-    let remote = reference::Remote::of(world, packet.remote);
-    let destination = destination(world, packet);
+    let remote = reference::Remote::of(cluster_state, packet.remote);
+    let destination = destination(cluster_state, packet);
     Some(AllowingRule {
         policy: found.policy.clone(),
         index: found.index,
-        peer: describe::matching_peer(world, policy, &rule.peers, &remote),
+        peer: describe::matching_peer(cluster_state, policy, &rule.peers, &remote),
         port: describe::matching_port(&rule.ports, packet, destination),
     })
 }
 
 /// The pod on which port names are resolved.
-fn destination<'w>(world: &'w World, packet: &Packet) -> Option<&'w crate::model::Pod> {
+fn destination<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> Option<&'w crate::model::Pod> {
     match packet.direction {
-        Direction::Ingress => world.pods.get(&packet.pod),
-        Direction::Egress => world.peer_at(packet.remote),
+        Direction::Ingress => cluster_state.pods.get(&packet.pod),
+        Direction::Egress => cluster_state.peer_at(packet.remote),
     }
 }
 

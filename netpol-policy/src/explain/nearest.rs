@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use netpol_common::Direction;
 
+use crate::cluster_state::ClusterState;
 use crate::model::{Peer, Peers, Policy, Ports, Rule, Severity};
 use crate::reference::{self, Packet, Remote};
-use crate::world::World;
 
 use super::{NearestRule, destination, lacks};
 
@@ -20,13 +20,13 @@ pub(super) struct Nearest<'w> {
 
 /// Finds the rule with the most conditions met, among all rules of the isolating policies: peer and port first, then
 /// the fewest unmet conditions of the peer; the first of equal rules. `None` if there is no rule.
-pub(super) fn nearest<'w>(world: &'w World, packet: &Packet) -> Option<Nearest<'w>> {
-    let pod = world.pods.get(&packet.pod)?;
+pub(super) fn nearest<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> Option<Nearest<'w>> {
+    let pod = cluster_state.pods.get(&packet.pod)?;
     let mut best: Option<(usize, usize, Candidate<'w>)> = None;
-    for policy in reference::isolating(world, pod, packet.direction) {
+    for policy in reference::isolating(cluster_state, pod, packet.direction) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
-            let peer = nearest_peer(world, policy, rule, packet);
-            let port = of_ports(world, rule, index, packet);
+            let peer = nearest_peer(cluster_state, policy, rule, packet);
+            let port = of_ports(cluster_state, rule, index, packet);
             let unmet = usize::from(!peer.lacks.is_empty()) + usize::from(port.is_some());
             let distance = peer.lacks.len();
             if best.as_ref().is_none_or(|(least, length, _)| (*least, *length) > (unmet, distance)) {
@@ -81,10 +81,10 @@ fn peers_path(direction: Direction, rule: usize) -> String {
 /// The path of a peer in the manifest. The model leaves out invalid peers, so that its indices can differ.
 pub(super) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer: usize) -> String {
     let list = peers_path(direction, rule);
-    let errors = policy.problems.iter().filter(|problem| problem.severity == Severity::Error);
+    let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
     let left_out: BTreeSet<usize> = errors
-        .filter_map(|problem| {
-            let (index, rest) = problem.field.strip_prefix(&list)?.strip_prefix('[')?.split_once(']')?;
+        .filter_map(|diagnostic| {
+            let (index, rest) = diagnostic.field.strip_prefix(&list)?.strip_prefix('[')?.split_once(']')?;
             // A peer with an invalid selector is kept: it matches nothing.
             let is_kept = rest.starts_with(".podSelector") || rest.starts_with(".namespaceSelector");
             index.parse().ok().filter(|_| !is_kept)
@@ -94,19 +94,19 @@ pub(super) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer
     format!("{list}[{index}]")
 }
 
-fn nearest_peer<'w>(world: &World, policy: &Policy, rule: &'w Rule, packet: &Packet) -> NearestPeer<'w> {
+fn nearest_peer<'w>(cluster_state: &ClusterState, policy: &Policy, rule: &'w Rule, packet: &Packet) -> NearestPeer<'w> {
     let Peers::Of(peers) = &rule.peers else { return NearestPeer { found: None, lacks: Vec::new() } };
-    let remote = Remote::of(world, packet.remote);
+    let remote = Remote::of(cluster_state, packet.remote);
     let of_peer = |(index, peer): (usize, &'w Peer)| NearestPeer {
         found: Some((index, peer)),
-        lacks: lacks::of_peer(world, policy, peer, &remote),
+        lacks: lacks::of_peer(cluster_state, policy, peer, &remote),
     };
     let nearest = peers.iter().enumerate().map(of_peer).min_by_key(|peer| peer.lacks.len());
     nearest.unwrap_or_else(|| NearestPeer { found: None, lacks: vec![": no valid peer".into()] })
 }
 
-fn of_ports(world: &World, rule: &Rule, index: usize, packet: &Packet) -> Option<String> {
-    let destination = destination(world, packet);
+fn of_ports(cluster_state: &ClusterState, rule: &Rule, index: usize, packet: &Packet) -> Option<String> {
+    let destination = destination(cluster_state, packet);
     let Ports::Of(ports) = &rule.ports else { return None };
     let matches = reference::allows_port(&rule.ports, packet.protocol, packet.port, destination);
     let path = || format!("spec.{}[{index}].ports", packet.direction.name());

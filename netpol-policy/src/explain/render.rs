@@ -210,7 +210,7 @@ fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
     let isolated = || format!("{} {isolates} {local} for {name}.", policies());
     let reason = match side.reason {
         Cause::NoPod => return vec![format!("{local} is not a pod, so no NetworkPolicy applies to it.")],
-        Cause::Judged(reason) => reason,
+        Cause::Evaluated(reason) => reason,
     };
     match reason {
         Reason::NotIsolated => vec![format!("No NetworkPolicy isolates {local} for {name}.")],
@@ -222,7 +222,7 @@ fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
             None => format!("A rule of {} allows it.", policies()),
         }],
         Reason::Itself => vec![format!("The connection is from {local} to itself (hairpin), which is always allowed.")],
-        Reason::OwnNode => vec![format!("Traffic between {local} and its node is always allowed.")],
+        Reason::LocalNode => vec![format!("Traffic between {local} and its node is always allowed.")],
         Reason::NoRule if side.nearest.is_none() => {
             let (has, subject) = if side.policies.len() == 1 { ("has", "It") } else { ("have", "They") };
             vec![isolated(), format!("{subject} {has} no {name} rule.")]
@@ -238,11 +238,11 @@ fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
         }
         other @ (Reason::Flow
         | Reason::Backend
-        | Reason::SenderGone
-        | Reason::LinkControl
+        | Reason::SourceEndpointGone
+        | Reason::NeighborDiscovery
         | Reason::IcmpError
         | Reason::Revoked
-        | Reason::ForeignSource
+        | Reason::SpoofedSource
         | Reason::UnknownPod
         | Reason::NoEndpoint
         | Reason::Malformed
@@ -251,7 +251,7 @@ fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
         | Reason::OrphanFragment
         | Reason::FlowTableFull
         | Reason::TunnelEndpoint
-        | Reason::SpoofedSource
+        | Reason::UnverifiedSource
         | Reason::SpoofedNeighbor
         | Reason::NeighborRate
         | Reason::OtherHost

@@ -5,8 +5,8 @@ mod services;
 
 use expect_test::expect_file;
 
+use crate::cluster_state::ClusterState;
 use crate::manifest;
-use crate::world::World;
 
 use super::*;
 
@@ -46,13 +46,13 @@ fn explain_ingress(rules: &str, from: &str, port: u16) -> Explanation {
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n  podSelector: {{matchLabels: {{app: web}}}}\n  ingress: {rules}\n"
     );
     let parsed = manifest::parse(&format!("{CLUSTER}{policy}"), "f");
-    let world = World::of(parsed.objects.into_iter().map(|located| located.object));
+    let cluster_state = ClusterState::of(parsed.objects.into_iter().map(|located| located.object));
     let from = match from.split_once('/') {
         Some((namespace, name)) => End::Pod(crate::model::PodKey::new(namespace, name)),
         None => End::Address(from.parse().expect("an address")),
     };
     let to = End::Pod(crate::model::PodKey::new("shop", "web"));
-    explain(&world, &from, &to, Protocol::Tcp, port).expect("both ends have addresses")
+    explain(&cluster_state, &from, &to, Protocol::Tcp, port).expect("both ends have addresses")
 }
 
 fn ingress(rules: &str, from: &str, port: u16) -> Side {
@@ -155,7 +155,7 @@ fn the_nearest_rule_is_shown_with_its_unmet_conditions() {
         let side = ingress(rules, from, port);
         let lacks = side.nearest.as_ref().map_or_else(String::new, |nearest| nearest.lacks.join("; "));
         assert_eq!(lacks, expected, "{rules}");
-        assert_eq!(side.reason, Cause::Judged(Reason::NoRule));
+        assert_eq!(side.reason, Cause::Evaluated(Reason::NoRule));
     }
     let texts = NEAREST.map(|(rules, from, port, _)| format!("{rules}\n\n{}", explain_ingress(rules, from, port)));
     expect_file!["tests/golden/nearest.txt"].assert_eq(&texts.join("\n----\n\n"));

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use serde::{Serialize, Serializer};
 
 use super::{Side, Verdict, explain_end};
+use crate::cluster_state::{ClusterState, Owner};
 use crate::model::{PodKey, Protocol};
 use crate::reference::{Connection, Reached};
-use crate::world::{Owner, World};
 
 /// A frontend and its backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -41,8 +41,13 @@ pub struct ThroughBackend {
 }
 
 /// `None` if the destination is not a frontend.
-pub(super) fn through(world: &World, connection: &Connection, protocol: Protocol, port: u16) -> Option<Through> {
-    let frontend = world.frontend_at(connection.destination, protocol.number(), port)?;
+pub(super) fn through(
+    cluster_state: &ClusterState,
+    connection: &Connection,
+    protocol: Protocol,
+    port: u16,
+) -> Option<Through> {
+    let frontend = cluster_state.frontend_at(connection.destination, protocol.number(), port)?;
     let name = |owner: &Owner| match owner {
         Owner::Service(key) => format!("service/{key}"),
         Owner::HostPort(key) => format!("hostPort of {key}"),
@@ -56,21 +61,21 @@ pub(super) fn through(world: &World, connection: &Connection, protocol: Protocol
         _ => Verdict::Some,
     };
     Some(Through {
-        owners: world.owners(&frontend).iter().map(name).collect(),
+        owners: cluster_state.owners(&frontend).iter().map(name).collect(),
         address: connection.destination,
         verdict,
-        backends: reached.iter().map(|reached| backend(world, reached)).collect(),
+        backends: reached.iter().map(|reached| backend(cluster_state, reached)).collect(),
     })
 }
 
-fn backend(world: &World, reached: &Reached) -> ThroughBackend {
+fn backend(cluster_state: &ClusterState, reached: &Reached) -> ThroughBackend {
     ThroughBackend {
         address: reached.backend.address,
         port: reached.backend.port,
-        pod: world.peer_at(reached.backend.address).map(|pod| pod.key.clone()),
+        pod: cluster_state.peer_at(reached.backend.address).map(|pod| pod.key.clone()),
         verdict: Verdict::of(reached.allowed()),
-        egress: explain_end(world, reached.egress.as_ref()),
-        ingress: explain_end(world, reached.ingress.as_ref()),
+        egress: explain_end(cluster_state, reached.egress.as_ref()),
+        ingress: explain_end(cluster_state, reached.ingress.as_ref()),
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Parsed {
     /// Objects that netpol uses, in the order of the file.
     pub objects: Vec<Located<Object>>,
     /// Diagnostics, including warnings, in the order of the file: the first few of each kind, then a summary.
-    /// Diagnostics of a policy are in [`crate::model::Policy::problems`], too; these have line numbers.
+    /// Diagnostics of a policy are in [`crate::model::Policy::diagnostics`], too; these have line numbers.
     pub errors: Vec<ManifestError>,
     /// Number of documents and objects that are ignored because of errors.
     pub left_out: usize,

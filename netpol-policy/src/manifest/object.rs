@@ -11,7 +11,7 @@ use super::tree::{SyntaxError, Tree};
 use super::{Ignored, Located, Parsed, SkipReason};
 use super::{nulls, salvage, size, stray};
 use crate::model::names;
-use crate::model::{EndpointSlice, Namespace, Node, Object, Pod, Policy, Problem, Service, Severity};
+use crate::model::{Diagnostic, EndpointSlice, Namespace, Node, Object, Pod, Policy, Service, Severity};
 
 /// Number of errors in one policy that are replaced one by one. Each costs a pass over the whole policy, so a policy
 /// with more errors is replaced as a whole.
@@ -249,26 +249,26 @@ impl ObjectReader {
             }
             "Pod" => {
                 let Some(api) = self.typed::<core::Pod>(location, value) else { return };
-                let (pod, problems) = Pod::from_api(&api);
-                self.problems(location, &problems);
+                let (pod, diagnostics) = Pod::from_api(&api);
+                self.diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Pod(pod));
             }
             "Node" => {
                 let Some(api) = self.typed::<core::Node>(location, value) else { return };
-                let (node, problems) = Node::from_api(&api);
-                self.problems(location, &problems);
+                let (node, diagnostics) = Node::from_api(&api);
+                self.diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Node(node));
             }
             "Service" => {
                 let Some(api) = self.typed::<core::Service>(location, value) else { return };
-                let (service, problems) = Service::from_api(&api);
-                self.problems(location, &problems);
+                let (service, diagnostics) = Service::from_api(&api);
+                self.diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Service(service));
             }
             "EndpointSlice" => {
                 let Some(api) = self.typed::<discovery::EndpointSlice>(location, value) else { return };
-                let (slice, problems) = EndpointSlice::from_api(&api);
-                self.problems(location, &problems);
+                let (slice, diagnostics) = EndpointSlice::from_api(&api);
+                self.diagnostics(location, &diagnostics);
                 self.add_object(location, Object::Slice(slice));
             }
             _ => self.policy(location, value),
@@ -335,14 +335,14 @@ impl ObjectReader {
         let mut policy = Policy::from_api(&api);
         // The diagnostics of replaced parts have been reported above with better messages.
         let replaced: Vec<String> = replaced.iter().map(ToString::to_string).collect();
-        policy.problems.retain(|problem| !replaced.iter().any(|parent| is_within(&problem.field, parent)));
-        let diagnostics_of_policy: Vec<Problem> = policy.problems.clone();
+        policy.diagnostics.retain(|diagnostic| !replaced.iter().any(|parent| is_within(&diagnostic.field, parent)));
+        let diagnostics_of_policy: Vec<Diagnostic> = policy.diagnostics.clone();
         for fault in faults {
             let FieldError { severity, path, message } = fault;
             self.report(location, severity, &path, &message);
-            policy.problems.push(Problem { severity, field: path.to_string(), message });
+            policy.diagnostics.push(Diagnostic { severity, field: path.to_string(), message });
         }
-        self.problems(location, &diagnostics_of_policy);
+        self.diagnostics(location, &diagnostics_of_policy);
         self.add_object(location, Object::Policy(policy));
     }
 
@@ -362,8 +362,8 @@ impl ObjectReader {
         });
     }
 
-    fn problems(&mut self, location: &ObjectLocation<'_>, problems: &[Problem]) {
-        for Problem { severity, field, message } in problems {
+    fn diagnostics(&mut self, location: &ObjectLocation<'_>, diagnostics: &[Diagnostic]) {
+        for Diagnostic { severity, field, message } in diagnostics {
             let found = || (location.line_of_text(field), Some(field.clone()));
             self.diagnostics.add(*severity, self.document, location.name.as_deref(), message, found);
         }

@@ -196,7 +196,7 @@ fn s7_an_invalid_field_makes_only_the_part_around_it_match_nothing() {
         assert_eq!(messages(&parsed), [expected], "{spec}");
         let policy = only_policy(&parsed);
         assert!(policy.ingress.is_some(), "{spec}");
-        assert_eq!(policy.problems.len(), 1, "{spec}");
+        assert_eq!(policy.diagnostics.len(), 1, "{spec}");
         for rule in policy.ingress.iter().flatten() {
             assert!(rule.peers != Peers::Any || rule.ports != Ports::Any, "{spec} allows everything");
         }

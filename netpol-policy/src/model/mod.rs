@@ -1,23 +1,23 @@
-//! The parts of Kubernetes objects that netpol uses, parsed once. Invalid or unsupported parts become [`Problem`]s.
+//! The parts of Kubernetes objects that netpol uses, parsed once. Invalid or unsupported parts become [`Diagnostic`]s.
 //! They match nothing and allow nothing.
 
+mod diagnostic;
 mod key;
 mod labels;
 pub(crate) mod names;
 mod node;
+mod parse;
 mod pod;
 mod policy;
-mod problem;
 mod selector;
 mod service;
-mod understand;
 
+pub use diagnostic::{Diagnostic, Severity};
 pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey, ServiceKey, SliceKey};
 pub use labels::Labels;
 pub use node::Node;
 pub use pod::{HostPort, HostPorts, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Pod};
 pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
-pub use problem::{Problem, Severity};
 pub use selector::{Requirement, Selector};
 pub use service::{
     Backend, EndpointSlice, Frontend, Place, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort, Unassigned,

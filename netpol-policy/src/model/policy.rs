@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{PolicyKey, Problem, Selector};
+use super::{Diagnostic, PolicyKey, Selector};
 
 /// A `networking.k8s.io/v1` `NetworkPolicy`.
 /// Source: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/>.
@@ -20,7 +20,7 @@ pub struct Policy {
     /// Egress rules; `None`: the policy does not isolate for egress.
     pub egress: Option<Vec<Rule>>,
     /// Invalid parts. They match nothing, but the policy still isolates.
-    pub problems: Vec<Problem>,
+    pub diagnostics: Vec<Diagnostic>,
 }
 
 /// An item of `ingress` or `egress`: a peer and a port must both match. Rules keep the index of their item, even if

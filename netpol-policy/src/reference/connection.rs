@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use netpol_common::{Direction, Reason};
 
 use super::{Evaluation, Packet, evaluate};
+use crate::cluster_state::ClusterState;
 use crate::model::{Backend, Pod, PodKey, Protocol, ServiceKey};
-use crate::world::World;
 
 /// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,8 +114,14 @@ impl Connection {
 ///
 /// # Errors
 /// If an end is not in the cluster state, has finished, has no address, or shares no address family with the other.
-pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) -> Result<Connection, ConnectionError> {
-    let mut all = connections(world, from, to, protocol, port)?;
+pub fn connection(
+    cluster_state: &ClusterState,
+    from: &End,
+    to: &End,
+    protocol: u8,
+    port: u16,
+) -> Result<Connection, ConnectionError> {
+    let mut all = connections(cluster_state, from, to, protocol, port)?;
     Ok(all.swap_remove(0))
 }
 
@@ -124,7 +130,7 @@ pub fn connection(world: &World, from: &End, to: &End, protocol: u8, port: u16) 
 /// # Errors
 /// As [`connection`].
 pub fn connections(
-    world: &World,
+    cluster_state: &ClusterState,
     from: &End,
     to: &End,
     protocol: u8,
@@ -133,10 +139,10 @@ pub fn connections(
     if let End::Service(key) = from {
         return Err(ConnectionError::FromService(key.clone()));
     }
-    let (sources, source_pod) = resolve(world, from)?;
-    let (destinations, destination_pod) = resolve(world, to)?;
+    let (sources, source_pod) = resolve(cluster_state, from)?;
+    let (destinations, destination_pod) = resolve(cluster_state, to)?;
     if let End::Service(key) = to {
-        has_port(world, key, protocol, port)?;
+        has_port(cluster_state, key, protocol, port)?;
     }
     let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
     for destination in destinations {
@@ -151,52 +157,54 @@ pub fn connections(
     let ends = (source_pod, destination_pod);
     Ok(pairs
         .into_iter()
-        .map(|(source, destination)| between(world, ends, source, destination, protocol, port))
+        .map(|(source, destination)| between(cluster_state, ends, source, destination, protocol, port))
         .collect())
 }
 
 fn between(
-    world: &World,
+    cluster_state: &ClusterState,
     (source_pod, destination_pod): (Option<&Pod>, Option<&Pod>),
     source: IpAddr,
     destination: IpAddr,
     protocol: u8,
     port: u16,
 ) -> Connection {
-    let judged = |pod: &Pod, direction, remote, port, behind| {
+    let evaluated = |pod: &Pod, direction, remote, port, behind| {
         let via_own = direction == Direction::Ingress && source_pod.is_some_and(|source| source.key == pod.key);
         let packet =
             Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, via_own, behind };
-        let evaluation = evaluate(world, &packet);
+        let evaluation = evaluate(cluster_state, &packet);
         (packet, evaluation)
     };
-    let frontend = world.frontend_at(destination, protocol, port);
-    let backends = frontend.map(|frontend| world.backends(&frontend)).unwrap_or_default();
+    let frontend = cluster_state.frontend_at(destination, protocol, port);
+    let backends = frontend.map(|frontend| cluster_state.backends(&frontend)).unwrap_or_default();
     let reached = backends.into_iter().map(|backend| Reached {
         backend,
-        egress: source_pod.map(|pod| judged(pod, Direction::Egress, backend.address, backend.port, true)),
-        ingress: world.peer_at(backend.address).map(|pod| judged(pod, Direction::Ingress, source, backend.port, false)),
+        egress: source_pod.map(|pod| evaluated(pod, Direction::Egress, backend.address, backend.port, true)),
+        ingress: cluster_state
+            .peer_at(backend.address)
+            .map(|pod| evaluated(pod, Direction::Ingress, source, backend.port, false)),
     });
     // 22: a packet to the address of another node leaves this node pre-DNAT.
-    let leaves_node = |pod: &Pod| world.is_node(destination) && !is_pods_node(world, pod, destination);
+    let leaves_node = |pod: &Pod| cluster_state.is_node(destination) && !is_pods_node(cluster_state, pod, destination);
     let egress = |pod: &Pod| {
-        let leaving = leaves_node(pod).then(|| judged(pod, Direction::Egress, destination, port, true));
+        let leaving = leaves_node(pod).then(|| evaluated(pod, Direction::Egress, destination, port, true));
         let denied = leaving.filter(|(_, evaluation)| evaluation.reason == Reason::SomeBackends);
-        denied.unwrap_or_else(|| judged(pod, Direction::Egress, destination, port, false))
+        denied.unwrap_or_else(|| evaluated(pod, Direction::Egress, destination, port, false))
     };
     Connection {
         source,
         destination,
         egress: source_pod.map(egress),
-        ingress: destination_pod.map(|pod| judged(pod, Direction::Ingress, source, port, false)),
+        ingress: destination_pod.map(|pod| evaluated(pod, Direction::Ingress, source, port, false)),
         reached: reached.collect(),
     }
 }
 
-fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w Pod>), ConnectionError> {
+fn resolve<'w>(cluster_state: &'w ClusterState, end: &End) -> Result<(Vec<IpAddr>, Option<&'w Pod>), ConnectionError> {
     match end {
         End::Pod(key) => {
-            let pod = world.pods.get(key).ok_or_else(|| ConnectionError::NoSuchPod(key.clone()))?;
+            let pod = cluster_state.pods.get(key).ok_or_else(|| ConnectionError::NoSuchPod(key.clone()))?;
             if pod.finished {
                 return Err(ConnectionError::Finished(key.clone()));
             }
@@ -207,10 +215,10 @@ fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w P
         }
         End::Address(address) => {
             let address = address.to_canonical();
-            Ok((vec![address], world.peer_at(address)))
+            Ok((vec![address], cluster_state.peer_at(address)))
         }
         End::Service(key) => {
-            let service = world.services.get(key).ok_or_else(|| ConnectionError::NoSuchService(key.clone()))?;
+            let service = cluster_state.services.get(key).ok_or_else(|| ConnectionError::NoSuchService(key.clone()))?;
             if service.addresses.is_empty() {
                 return Err(ConnectionError::NoServiceAddress(key.clone()));
             }
@@ -220,13 +228,13 @@ fn resolve<'w>(world: &'w World, end: &End) -> Result<(Vec<IpAddr>, Option<&'w P
 }
 
 /// Returns whether the address is one of the node on which the pod runs.
-fn is_pods_node(world: &World, pod: &Pod, address: IpAddr) -> bool {
-    let node = pod.node.as_ref().and_then(|name| world.nodes.get(name));
+fn is_pods_node(cluster_state: &ClusterState, pod: &Pod, address: IpAddr) -> bool {
+    let node = pod.node.as_ref().and_then(|name| cluster_state.nodes.get(name));
     node.is_some_and(|node| node.addresses.contains(&address))
 }
 
-fn has_port(world: &World, key: &ServiceKey, protocol: u8, port: u16) -> Result<(), ConnectionError> {
-    let ports = world.services.get(key).map(|service| service.ports.as_slice()).unwrap_or_default();
+fn has_port(cluster_state: &ClusterState, key: &ServiceKey, protocol: u8, port: u16) -> Result<(), ConnectionError> {
+    let ports = cluster_state.services.get(key).map(|service| service.ports.as_slice()).unwrap_or_default();
     if ports.iter().any(|item| item.protocol.number() == protocol && item.port == port) {
         return Ok(());
     }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use netpol_common::protocol;
 
+use crate::cluster_state::ClusterState;
 use crate::model::{Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports};
-use crate::world::World;
 
 /// The other end of a flow.
 #[derive(Clone, Copy, Debug)]
@@ -19,26 +19,26 @@ pub struct Remote<'w> {
 
 impl<'w> Remote<'w> {
     /// Finds the pod with this address.
-    pub fn of(world: &'w World, address: IpAddr) -> Self {
-        Self { address, pod: world.peer_at(address) }
+    pub fn of(cluster_state: &'w ClusterState, address: IpAddr) -> Self {
+        Self { address, pod: cluster_state.peer_at(address) }
     }
 }
 
 /// Returns whether `from` or `to` matches the remote. An absent or empty list matches every address (3).
-pub fn allows_peer(world: &World, policy: &Policy, peers: &Peers, remote: &Remote<'_>) -> bool {
+pub fn allows_peer(cluster_state: &ClusterState, policy: &Policy, peers: &Peers, remote: &Remote<'_>) -> bool {
     match peers {
         Peers::Any => true,
-        Peers::Of(peers) => peers.iter().any(|peer| peer_matches(world, policy, peer, remote)),
+        Peers::Of(peers) => peers.iter().any(|peer| peer_matches(cluster_state, policy, peer, remote)),
     }
 }
 
 /// Returns whether one peer matches the remote.
-pub fn peer_matches(world: &World, policy: &Policy, peer: &Peer, remote: &Remote<'_>) -> bool {
+pub fn peer_matches(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remote: &Remote<'_>) -> bool {
     match peer {
         // 4: both selectors must match; without a namespaceSelector, the policy's own namespace is used.
         Peer::Pods { namespaces, pods } => remote.pod.is_some_and(|pod| {
             let namespace_matches = match namespaces {
-                Some(selector) => selector.matches(&world.namespace_labels(&pod.key.namespace)),
+                Some(selector) => selector.matches(&cluster_state.namespace_labels(&pod.key.namespace)),
                 None => pod.key.namespace == policy.key.namespace,
             };
             namespace_matches && pods.matches(&pod.labels)

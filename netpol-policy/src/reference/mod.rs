@@ -15,8 +15,8 @@ pub use connection::{Connection, ConnectionError, End, Reached, connection, conn
 pub use matching::{Remote, allows_peer, allows_port, peer_matches, port_matches};
 pub use service::Candidate;
 
+use crate::cluster_state::ClusterState;
 use crate::model::{Peers, Pod, PodKey, Policy, PolicyKey, Ports, Rule};
-use crate::world::World;
 
 /// The first packet of a flow, at the interface of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Evaluation {
     /// With [`Reason::Rule`]: the first rule that allows the packet, with policies in the order of their keys.
     pub rule: Option<RuleRef>,
     /// Whether the packet is evaluated again post-DNAT.
-    pub again: bool,
+    pub recheck: bool,
     /// If the packet is for a Service: its backends.
     pub candidates: Vec<Candidate>,
 }
@@ -67,13 +67,13 @@ pub struct RuleRef {
 }
 
 /// Evaluates a packet.
-pub fn evaluate(world: &World, packet: &Packet) -> Evaluation {
+pub fn evaluate(cluster_state: &ClusterState, packet: &Packet) -> Evaluation {
     let because =
-        |reason| Evaluation { reason, isolating: Vec::new(), rule: None, again: false, candidates: Vec::new() };
-    let Some(pod) = world.pods.get(&packet.pod) else { return because(Reason::UnknownPod) };
+        |reason| Evaluation { reason, isolating: Vec::new(), rule: None, recheck: false, candidates: Vec::new() };
+    let Some(pod) = cluster_state.pods.get(&packet.pod) else { return because(Reason::UnknownPod) };
 
     // 1: isolation is per direction; a pod that no policy isolates is open.
-    let isolating: Vec<&Policy> = isolating(world, pod, packet.direction).collect();
+    let isolating: Vec<&Policy> = isolating(cluster_state, pod, packet.direction).collect();
     if isolating.is_empty() {
         return because(Reason::NotIsolated);
     }
@@ -86,37 +86,37 @@ pub fn evaluate(world: &World, packet: &Packet) -> Evaluation {
     if pod.addresses.contains(&packet.remote) && (initiates || packet.via_own) {
         return decided(Reason::Itself);
     }
-    if world.own_addresses.contains(&packet.remote) && (initiates || packet.from_node) {
-        return Evaluation { again: initiates, ..decided(Reason::OwnNode) };
+    if cluster_state.local_addresses.contains(&packet.remote) && (initiates || packet.from_node) {
+        return Evaluation { recheck: initiates, ..decided(Reason::LocalNode) };
     }
     // 15: hairpin traffic through a Service has the address of the node as its source.
-    if world.own_addresses.contains(&packet.remote) && packet.via_own {
+    if cluster_state.local_addresses.contains(&packet.remote) && packet.via_own {
         return decided(Reason::Itself);
     }
 
     // 21: a Service is evaluated by its backends, unless a rule allows everything.
-    let frontend = world.frontend_at(packet.remote, packet.protocol, packet.port);
+    let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
     if initiates
         && !isolating.iter().any(|policy| allows_everything(policy, packet.direction))
         && let Some(frontend) = frontend
     {
-        let candidates = service::candidates(world, &isolating, pod, packet, &frontend);
+        let candidates = service::candidates(cluster_state, &isolating, pod, packet, &frontend);
         let reason = service::verdict(&candidates, packet.behind);
-        let again = reason == Reason::Service && service::is_open(&candidates);
-        return Evaluation { again, candidates, ..decided(reason) };
+        let recheck = reason == Reason::Service && service::is_open(&candidates);
+        return Evaluation { recheck, candidates, ..decided(reason) };
     }
 
-    match first_rule(world, &isolating, pod, packet) {
+    match first_rule(cluster_state, &isolating, pod, packet) {
         Some(rule) => Evaluation { rule: Some(rule), ..decided(Reason::Rule) },
         None => decided(Reason::NoRule),
     }
 }
 
 /// 1: policies are additive; one rule of one policy is enough.
-fn first_rule(world: &World, isolating: &[&Policy], pod: &Pod, packet: &Packet) -> Option<RuleRef> {
+fn first_rule(cluster_state: &ClusterState, isolating: &[&Policy], pod: &Pod, packet: &Packet) -> Option<RuleRef> {
     isolating.iter().find_map(|policy| {
         let mut rules = rules(policy, packet.direction).iter();
-        let index = rules.position(|rule| allows(world, policy, rule, pod, packet))?;
+        let index = rules.position(|rule| allows(cluster_state, policy, rule, pod, packet))?;
         Some(RuleRef { policy: policy.key.clone(), direction: packet.direction, index })
     })
 }
@@ -126,8 +126,12 @@ fn allows_everything(policy: &Policy, direction: Direction) -> bool {
 }
 
 /// Returns the policies that isolate a pod in a direction: those of its namespace that select it (4, 5, 6).
-pub fn isolating<'w>(world: &'w World, pod: &'w Pod, direction: Direction) -> impl Iterator<Item = &'w Policy> {
-    world.policies.values().filter(move |policy| {
+pub fn isolating<'w>(
+    cluster_state: &'w ClusterState,
+    pod: &'w Pod,
+    direction: Direction,
+) -> impl Iterator<Item = &'w Policy> {
+    cluster_state.policies.values().filter(move |policy| {
         pod.participates()
             && policy.key.namespace == pod.key.namespace
             && policy.pods.isolates(&pod.labels)
@@ -148,14 +152,14 @@ pub fn rules(policy: &Policy, direction: Direction) -> &[Rule] {
 }
 
 /// Returns whether a rule of a policy that isolates the pod allows a packet.
-pub(crate) fn allows(world: &World, policy: &Policy, rule: &Rule, pod: &Pod, packet: &Packet) -> bool {
-    let remote = Remote::of(world, packet.remote);
+pub(crate) fn allows(cluster_state: &ClusterState, policy: &Policy, rule: &Rule, pod: &Pod, packet: &Packet) -> bool {
+    let remote = Remote::of(cluster_state, packet.remote);
     // 9: a port name is resolved on the destination.
     let destination = match packet.direction {
         Direction::Ingress => Some(pod),
         Direction::Egress => remote.pod,
     };
-    allows_peer(world, policy, &rule.peers, &remote)
+    allows_peer(cluster_state, policy, &rule.peers, &remote)
         && allows_port(&rule.ports, packet.protocol, packet.port, destination)
 }
 

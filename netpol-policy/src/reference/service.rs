@@ -3,8 +3,8 @@
 use netpol_common::Reason;
 
 use super::{Packet, RuleRef, first_rule};
+use crate::cluster_state::ClusterState;
 use crate::model::{Backend, Frontend, Pod, Policy};
-use crate::world::World;
 
 /// A backend of the frontend that a packet is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Candidate {
 impl Candidate {
     /// Returns whether any pod with these policies may connect to the backend.
     fn is_allowed(&self) -> bool {
-        !self.passed_on && (self.reason == Reason::OwnNode || self.rule.is_some())
+        !self.passed_on && (self.reason == Reason::LocalNode || self.rule.is_some())
     }
 
     fn is_denied(&self) -> bool {
@@ -32,25 +32,25 @@ impl Candidate {
 
 /// Evaluates each backend by its own address and port (21), as for a connection without the Service (15).
 pub(super) fn candidates(
-    world: &World,
+    cluster_state: &ClusterState,
     isolating: &[&Policy],
     pod: &Pod,
     packet: &Packet,
     frontend: &Frontend,
 ) -> Vec<Candidate> {
-    let judged = |backend: Backend| {
+    let evaluated = |backend: Backend| {
         let post_dnat = Packet { remote: backend.address, port: backend.port, ..packet.clone() };
-        let rule = first_rule(world, isolating, pod, &post_dnat);
+        let rule = first_rule(cluster_state, isolating, pod, &post_dnat);
         let reason = match &rule {
-            _ if world.own_addresses.contains(&backend.address) => Reason::OwnNode,
+            _ if cluster_state.local_addresses.contains(&backend.address) => Reason::LocalNode,
             _ if pod.addresses.contains(&backend.address) => Reason::Itself,
             Some(_) => Reason::Rule,
             None => Reason::NoRule,
         };
-        let passed_on = world.frontend_at(backend.address, packet.protocol, backend.port).is_some();
+        let passed_on = cluster_state.frontend_at(backend.address, packet.protocol, backend.port).is_some();
         Candidate { backend, reason, rule, passed_on }
     };
-    world.backends(frontend).into_iter().map(judged).collect()
+    cluster_state.backends(frontend).into_iter().map(evaluated).collect()
 }
 
 /// 22: if only some backends are allowed, or there are none, the packet passes and is evaluated post-DNAT. `behind`:

@@ -5,9 +5,9 @@ use netpol_common::{Direction, Reason, protocol};
 mod services;
 
 use super::*;
+use crate::cluster_state::{ClusterState, Event};
 use crate::manifest;
 use crate::model::{Node, Object, ObjectKey};
-use crate::world::{Event, World};
 
 /// Namespaces `shop` (team=a) and `ops` (team=b), and `bare`, which has no object. Port `http` is 8080 on `shop/web`
 /// and 9090 on `shop/api`. The sidecar of `web` has `metrics` 9100, and its init container `setup` 7000.
@@ -46,7 +46,7 @@ status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}
 ";
 
 /// The cluster with policies `p0`, `p1`, … in namespace `shop` that have these specs.
-fn cluster(specs: &[&str]) -> World {
+fn cluster(specs: &[&str]) -> ClusterState {
     let mut text = CLUSTER.to_owned();
     for (index, spec) in specs.iter().enumerate() {
         let policy = format!(
@@ -56,7 +56,7 @@ fn cluster(specs: &[&str]) -> World {
     }
     let parsed = manifest::parse(&text, "cluster.yaml");
     assert_eq!(parsed.objects.len(), 9 + specs.len(), "{:?}", parsed.errors);
-    World::of(parsed.objects.into_iter().map(|located| located.object))
+    ClusterState::of(parsed.objects.into_iter().map(|located| located.object))
 }
 
 fn end(text: &str) -> End {
@@ -67,7 +67,7 @@ fn end(text: &str) -> End {
 }
 
 /// `to` is an end and a port: `shop/web:80` or `shop/web:53/UDP`.
-fn reaches(world: &World, from: &str, to: &str) -> bool {
+fn reaches(cluster_state: &ClusterState, from: &str, to: &str) -> bool {
     let (to, port) = to.rsplit_once(':').expect("end:port");
     let (port, name) = port.split_once('/').unwrap_or((port, "TCP"));
     let number = match name {
@@ -77,7 +77,7 @@ fn reaches(world: &World, from: &str, to: &str) -> bool {
         "ICMP" => protocol::ICMP,
         other => panic!("unknown protocol {other}"),
     };
-    connection(world, &end(from), &end(to), number, port.parse().expect("a port"))
+    connection(cluster_state, &end(from), &end(to), number, port.parse().expect("a port"))
         .expect("ends with addresses")
         .allowed()
 }
@@ -114,9 +114,9 @@ fn s1_isolation_is_per_direction_and_policies_are_additive() {
 fn s14_each_address_family_of_two_pods_is_evaluated() {
     let v4 =
         "podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]";
-    let world = cluster(&[v4]);
+    let cluster_state = cluster(&[v4]);
     let allowed = |from: &str, to: &str| -> Vec<bool> {
-        let all = connections(&world, &end(from), &end(to), protocol::TCP, 80).expect("ends with addresses");
+        let all = connections(&cluster_state, &end(from), &end(to), protocol::TCP, 80).expect("ends with addresses");
         all.iter().map(Connection::allowed).collect()
     };
     assert_eq!(allowed("shop/web", "shop/api"), [true, false]);
@@ -244,11 +244,11 @@ fn s6_finished_pods_and_pods_without_their_address_are_not_peers() {
         ("same age, lesser name", claimant("aa", ""), false),
     ];
     for (case, pod, allowed) in cases {
-        let mut world = cluster(&[from_jobs]);
+        let mut cluster_state = cluster(&[from_jobs]);
         for located in manifest::parse(&pod, "pod.yaml").objects {
-            world.apply(Event::Apply(located.object));
+            cluster_state.apply(Event::Apply(located.object));
         }
-        assert_eq!(reaches(&world, "10.0.0.2", "shop/web:80"), allowed, "{case}");
+        assert_eq!(reaches(&cluster_state, "10.0.0.2", "shop/web:80"), allowed, "{case}");
     }
 }
 
@@ -274,9 +274,9 @@ fn s7_an_invalid_part_matches_nothing_and_the_policy_still_isolates() {
         "podSelector: {}, policyTypes: [Ingres]",
     ];
     for spec in invalid {
-        let world = cluster(&[spec]);
-        assert!(!reaches(&world, "shop/api", "shop/web:80"), "{spec} allows the connection");
-        assert!(world.policies.values().any(|policy| !policy.problems.is_empty()), "{spec} is not reported");
+        let cluster_state = cluster(&[spec]);
+        assert!(!reaches(&cluster_state, "shop/api", "shop/web:80"), "{spec} allows the connection");
+        assert!(cluster_state.policies.values().any(|policy| !policy.diagnostics.is_empty()), "{spec} is not reported");
         let valid = "podSelector: {}, ingress: [{ports: [{port: 80}]}]";
         assert!(reaches(&cluster(&[spec, valid]), "ops/probe", "shop/web:80"), "{spec} affects another policy");
     }
@@ -390,8 +390,8 @@ fn s14_blocks_apply_to_pod_and_node_addresses() {
 
 #[test]
 fn s15_hairpin_and_local_node_traffic_is_allowed_but_not_forwarded_traffic() {
-    let mut world = cluster(&["podSelector: {}, policyTypes: [Ingress, Egress]"]);
-    world.apply(Event::OwnAddresses(vec!["192.168.0.1".parse().unwrap(), "10.0.0.254".parse().unwrap()]));
+    let mut cluster_state = cluster(&["podSelector: {}, policyTypes: [Ingress, Egress]"]);
+    cluster_state.apply(Event::LocalAddresses(vec!["192.168.0.1".parse().unwrap(), "10.0.0.254".parse().unwrap()]));
     let packet = |direction, remote: &str, from_node, via_own| Packet {
         pod: PodKey::new("shop", "web"),
         direction,
@@ -407,20 +407,20 @@ fn s15_hairpin_and_local_node_traffic_is_allowed_but_not_forwarded_traffic() {
         (packet(Direction::Egress, "fd00::1", false, false), Reason::Itself),
         (packet(Direction::Ingress, "10.0.0.1", false, true), Reason::Itself),
         (packet(Direction::Ingress, "10.0.0.1", false, false), Reason::NoRule),
-        (packet(Direction::Egress, "10.0.0.254", false, false), Reason::OwnNode),
-        (packet(Direction::Ingress, "10.0.0.254", true, false), Reason::OwnNode),
+        (packet(Direction::Egress, "10.0.0.254", false, false), Reason::LocalNode),
+        (packet(Direction::Ingress, "10.0.0.254", true, false), Reason::LocalNode),
         (packet(Direction::Ingress, "10.0.0.254", false, false), Reason::NoRule),
         (packet(Direction::Ingress, "192.168.0.2", true, false), Reason::NoRule),
     ];
     for (packet, expected) in cases {
-        assert_eq!(evaluate(&world, &packet).reason, expected, "{packet:?}");
+        assert_eq!(evaluate(&cluster_state, &packet).reason, expected, "{packet:?}");
     }
-    assert!(reaches(&world, "shop/web", "shop/web:80"));
+    assert!(reaches(&cluster_state, "shop/web", "shop/web:80"));
 }
 
 #[test]
 fn s15_selectors_never_match_the_address_of_the_local_node() {
-    let mut world = cluster(&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"]);
+    let mut cluster_state = cluster(&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"]);
     let packet = Packet {
         pod: PodKey::new("shop", "web"),
         direction: Direction::Ingress,
@@ -431,14 +431,14 @@ fn s15_selectors_never_match_the_address_of_the_local_node() {
         via_own: false,
         behind: false,
     };
-    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "the address of a pod");
-    world.apply(Event::OwnAddresses(vec![packet.remote]));
-    assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "the address of the local node");
+    assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::Rule, "the address of a pod");
+    cluster_state.apply(Event::LocalAddresses(vec![packet.remote]));
+    assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::NoRule, "the address of the local node");
 }
 
 #[test]
 fn s30_selectors_never_match_the_address_of_another_node() {
-    let mut world = cluster(&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"]);
+    let mut cluster_state = cluster(&["podSelector: {}, ingress: [{from: [{podSelector: {}}]}]"]);
     let packet = Packet {
         pod: PodKey::new("shop", "web"),
         direction: Direction::Ingress,
@@ -449,12 +449,12 @@ fn s30_selectors_never_match_the_address_of_another_node() {
         via_own: false,
         behind: false,
     };
-    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "the address of a pod");
+    assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::Rule, "the address of a pod");
     let node = Node { name: "node-9".into(), addresses: vec![packet.remote] };
-    world.apply(Event::Apply(Object::Node(node)));
-    assert_eq!(evaluate(&world, &packet).reason, Reason::NoRule, "the address of a node");
-    world.apply(Event::Delete(ObjectKey::Node("node-9".into())));
-    assert_eq!(evaluate(&world, &packet).reason, Reason::Rule, "the address of a pod again");
+    cluster_state.apply(Event::Apply(Object::Node(node)));
+    assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::NoRule, "the address of a node");
+    cluster_state.apply(Event::Delete(ObjectKey::Node("node-9".into())));
+    assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::Rule, "the address of a pod again");
 }
 
 #[test]
@@ -472,9 +472,9 @@ fn s17_a_rule_with_ports_allows_no_other_protocol() {
 
 #[test]
 fn the_allowing_rule_is_the_first_by_policy_and_index() {
-    let world =
+    let cluster_state =
         cluster(&["podSelector: {}, ingress: [{ports: [{port: 1}]}, {}, {}]", "podSelector: {}, ingress: [{}]"]);
-    let connection = connection(&world, &end("shop/api"), &end("shop/web"), protocol::TCP, 80).unwrap();
+    let connection = connection(&cluster_state, &end("shop/api"), &end("shop/web"), protocol::TCP, 80).unwrap();
     let (_, evaluation) = connection.ingress.expect("web is a pod");
     let rule = RuleRef { policy: PolicyKey::new("shop", "p0"), direction: Direction::Ingress, index: 1 };
     assert_eq!((evaluation.rule, evaluation.isolating.len()), (Some(rule), 2));
@@ -482,8 +482,9 @@ fn the_allowing_rule_is_the_first_by_policy_and_index() {
 
 #[test]
 fn impossible_connections_are_errors() {
-    let world = cluster(&[]);
-    let connect = |from: &str, to: &str| connection(&world, &end(from), &end(to), protocol::TCP, 80).map(|_| ());
+    let cluster_state = cluster(&[]);
+    let connect =
+        |from: &str, to: &str| connection(&cluster_state, &end(from), &end(to), protocol::TCP, 80).map(|_| ());
     assert_eq!(connect("shop/absent", "shop/web"), Err(ConnectionError::NoSuchPod(PodKey::new("shop", "absent"))));
     assert_eq!(
         connect("2001:db8::1", "ops/probe"),

@@ -64,7 +64,7 @@ impl Tables {
                 true
             }
             Change::DeleteEndpoint(pod) => self.endpoints.remove(pod).is_some(),
-            Change::Rejudge(_) => true,
+            Change::Reevaluate(_) => true,
         };
         if existed { Ok(()) } else { Err(MissingEntry(Box::new(change.clone()))) }
     }

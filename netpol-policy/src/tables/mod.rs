@@ -64,5 +64,5 @@ pub enum Change {
     /// Deletes the endpoint of a pod on this node.
     DeleteEndpoint(PodKey),
     /// Re-evaluates the flows of endpoints with these rule sets, because some address is allowed less.
-    Rejudge(Vec<RuleSetId>),
+    Reevaluate(Vec<RuleSetId>),
 }

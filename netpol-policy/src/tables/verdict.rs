@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netpol_common::{Attempt, Direction, DirectionPolicy, Endpoint, IfIndex, Judgement, SourceCheck, judge};
+use netpol_common::{Attempt, Direction, DirectionPolicy, Endpoint, Evaluation, IfIndex, SourceCheck, evaluate};
 
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
@@ -13,7 +13,7 @@ const OTHER_INTERFACE: u32 = 2;
 
 impl Tables {
     /// Evaluates a packet at a pod with this policy and these addresses.
-    pub fn judge(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Judgement {
+    pub fn evaluate(&self, policy: EndpointPolicy, addresses: &[IpAddr], packet: &Packet) -> Evaluation {
         let mut endpoint =
             Endpoint { ifindex: POD_INTERFACE, ingress: policy.ingress, egress: policy.egress, ..Endpoint::default() };
         for address in addresses {
@@ -28,15 +28,15 @@ impl Tables {
             (false, false) => OTHER_INTERFACE,
         };
         match packet.remote {
-            IpAddr::V4(remote) => judge(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
-            IpAddr::V6(remote) => judge(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
+            IpAddr::V4(remote) => evaluate(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
+            IpAddr::V6(remote) => evaluate(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
         }
     }
 }
 
 impl Tables {
     /// Evaluates an egress attempt of any pod with this policy to an address that is not its own.
-    pub fn judge_egress(&self, egress: DirectionPolicy, remote: IpAddr, protocol: u8, port: u16) -> Judgement {
+    pub fn evaluate_egress(&self, egress: DirectionPolicy, remote: IpAddr, protocol: u8, port: u16) -> Evaluation {
         fn to<A>(remote: A, protocol: u8, port: u16) -> Attempt<A> {
             let (direction, port) = (Direction::Egress, port.to_be_bytes());
             Attempt {
@@ -45,15 +45,15 @@ impl Tables {
                 protocol,
                 port,
                 ingress_ifindex: OTHER_INTERFACE,
-                sender: 0,
+                source_endpoint: 0,
                 source: SourceCheck::NONE,
                 behind: false,
             }
         }
         let endpoint = Endpoint { ifindex: POD_INTERFACE, egress, ..Endpoint::default() };
         match remote {
-            IpAddr::V4(remote) => judge(self, &endpoint, &to(remote.octets(), protocol, port)),
-            IpAddr::V6(remote) => judge(self, &endpoint, &to(remote.octets(), protocol, port)),
+            IpAddr::V4(remote) => evaluate(self, &endpoint, &to(remote.octets(), protocol, port)),
+            IpAddr::V6(remote) => evaluate(self, &endpoint, &to(remote.octets(), protocol, port)),
         }
     }
 }
@@ -66,7 +66,7 @@ fn attempt<A>(packet: &Packet, remote: A, ingress_ifindex: u32) -> Attempt<A> {
         protocol,
         port,
         ingress_ifindex,
-        sender: 0,
+        source_endpoint: 0,
         source: SourceCheck::NONE,
         behind: packet.behind,
     }

@@ -61,7 +61,7 @@ pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
                 Rule { peers: Peers::Of(vec![from_namespace]), ports: ports(PortRange::Named("http".into())) },
             ]),
             egress: None,
-            problems: Vec::new(),
+            diagnostics: Vec::new(),
         })
     }));
     objects

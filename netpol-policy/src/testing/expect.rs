@@ -3,22 +3,22 @@
 use netpol_common::{Direction, Reason};
 
 use super::generate::NODE;
+use crate::cluster_state::ClusterState;
 use crate::model::{Pod, PodKey};
 use crate::reference::{Packet, evaluate};
 use crate::tables::Tables;
-use crate::world::World;
 
 /// Returns the expected verdict of the tables on a packet, and whether the packet is rechecked post-DNAT.
 ///
 /// It is the reference's verdict, with one exception: pods with the same rules share table entries. If one of these
 /// pods is a backend of a Service, it may reach itself. Then packets of the other pods to the Service are not dropped
 /// pre-DNAT, but rechecked post-DNAT.
-pub fn expected(world: &World, tables: &Tables, packet: &Packet) -> (Reason, bool) {
-    let found = evaluate(world, packet);
+pub fn expected(cluster_state: &ClusterState, tables: &Tables, packet: &Packet) -> (Reason, bool) {
+    let found = evaluate(cluster_state, packet);
     let rules = |pod: &PodKey| tables.endpoint(pod).map(|policy| policy.egress.rule_set);
     let has_same_rules = |pod: &Pod| pod.key != packet.pod && rules(&pod.key) == rules(&packet.pod);
-    if found.reason != Reason::NoBackend || !is_among_backends(world, packet, has_same_rules) {
-        (found.reason, found.again)
+    if found.reason != Reason::NoBackend || !is_among_backends(cluster_state, packet, has_same_rules) {
+        (found.reason, found.recheck)
     } else if packet.behind {
         (Reason::SomeBackends, false)
     } else {
@@ -26,12 +26,12 @@ pub fn expected(world: &World, tables: &Tables, packet: &Packet) -> (Reason, boo
     }
 }
 
-/// Returns whether a packet is to a Service with a backend that is a pod of this node and that `is_meant` accepts.
-pub fn is_among_backends(world: &World, packet: &Packet, is_meant: impl Fn(&Pod) -> bool) -> bool {
-    let frontend = world.frontend_at(packet.remote, packet.protocol, packet.port);
+/// Returns whether a packet is to a Service with a backend that is a pod of this node and that `accepts` accepts.
+pub fn is_among_backends(cluster_state: &ClusterState, packet: &Packet, accepts: impl Fn(&Pod) -> bool) -> bool {
+    let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
     let Some(frontend) = frontend.filter(|_| packet.direction == Direction::Egress) else { return false };
-    let backends = world.backends(&frontend);
-    let local = world.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some(NODE));
-    let mut meant = local.filter(|pod| is_meant(pod));
-    meant.any(|pod| backends.iter().any(|backend| pod.addresses.contains(&backend.address)))
+    let backends = cluster_state.backends(&frontend);
+    let local = cluster_state.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some(NODE));
+    let mut accepted = local.filter(|pod| accepts(pod));
+    accepted.any(|pod| backends.iter().any(|backend| pod.addresses.contains(&backend.address)))
 }

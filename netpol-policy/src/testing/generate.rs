@@ -9,12 +9,12 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use crate::cluster_state::Event;
 use crate::model::{
     EndpointSlice, HostPort, HostPorts, IpBlock, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Object,
     ObjectKey, Peer, Peers, Pod, PodKey, Policy, PolicyKey, PortMatch, PortRange, Ports, Protocol, Requirement, Rule,
     Selector, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort, TargetPort,
 };
-use crate::world::Event;
 
 const NAMESPACES: [&str; 3] = ["shop", "mon", "kube"];
 const KEYS: [&str; 2] = ["app", "tier"];
@@ -122,7 +122,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             pods,
             ingress,
             egress,
-            problems: Vec::new(),
+            diagnostics: Vec::new(),
         },
     )
 }
@@ -243,6 +243,6 @@ pub fn event() -> impl Strategy<Value = Event> {
         12 => object().prop_map(Event::Apply),
         4 => object().prop_map(|object| Event::Delete(ObjectKey::clone(&object.key()))),
         1 => vec(object(), 0..12).prop_map(Event::Reset),
-        1 => addresses(&ADDRESSES, 3).prop_map(Event::OwnAddresses),
+        1 => addresses(&ADDRESSES, 3).prop_map(Event::LocalAddresses),
     ]
 }

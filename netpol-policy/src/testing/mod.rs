@@ -12,5 +12,5 @@ mod services;
 pub use cluster::{cluster, local_node};
 pub use expect::{expected, is_among_backends};
 pub use generate::{event, object, pod, policy, service, slice};
-pub use probe::{Probe, judge_in, probes};
+pub use probe::{Probe, evaluate_in, probes};
 pub use services::cluster_with_services;

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use netpol_common::{Direction, Reason, protocol};
 
 use super::generate::{ADDRESSES, PORTS};
+use crate::cluster_state::ClusterState;
 use crate::model::PodKey;
 use crate::reference::Packet;
 use crate::tables::{EndpointPolicy, Tables};
-use crate::world::World;
 
 /// A packet that initiates a flow, at any pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,13 @@ pub fn probes() -> Vec<Probe> {
 }
 
 /// Returns the verdict of tables in memory, with the code that also runs in the kernel.
-pub fn judge_in(tables: &Tables, world: &World, pod: &PodKey, policy: EndpointPolicy, probe: &Probe) -> Reason {
-    let addresses = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-    tables.judge(policy, addresses, &probe.at(pod)).reason
+pub fn evaluate_in(
+    tables: &Tables,
+    cluster_state: &ClusterState,
+    pod: &PodKey,
+    policy: EndpointPolicy,
+    probe: &Probe,
+) -> Reason {
+    let addresses = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+    tables.evaluate(policy, addresses, &probe.at(pod)).reason
 }

@@ -51,7 +51,7 @@ fn policy(namespace: Arc<str>) -> Policy {
         pods: app("app-0"),
         ingress: None,
         egress: Some(vec![dns, http]),
-        problems: Vec::new(),
+        diagnostics: Vec::new(),
     }
 }
 

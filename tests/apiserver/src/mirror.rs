@@ -55,7 +55,7 @@ struct Directory {
     /// The objects applied last.
     applied: BTreeMap<Key, Value>,
     /// Errors by file.
-    problems: BTreeMap<PathBuf, String>,
+    diagnostics: BTreeMap<PathBuf, String>,
 }
 
 #[derive(Debug)]
@@ -71,8 +71,8 @@ impl Mirror {
         let inotify = Inotify::init().map_err(failed)?;
         let mask = WatchMask::CLOSE_WRITE | WatchMask::MODIFY | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
         inotify.watches().add(path, mask).map_err(failed)?;
-        let (files, applied, problems) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut directory = Directory { shared, path: path.to_owned(), files, applied, problems };
+        let (files, applied, diagnostics) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut directory = Directory { shared, path: path.to_owned(), files, applied, diagnostics };
         directory.rescan().map_err(failed)?;
         let directory = Arc::new(Mutex::new(directory));
         let stop = Arc::new(AtomicBool::new(false));
@@ -91,7 +91,7 @@ impl Mirror {
         let mut directory = locked(&self.directory);
         let path = directory.path.clone();
         directory.rescan().map_err(|source| MirrorError { directory: path, source })?;
-        Ok(directory.problems.iter().map(|(path, problem)| format!("{}: {problem}", path.display())).collect())
+        Ok(directory.diagnostics.iter().map(|(path, diagnostic)| format!("{}: {diagnostic}", path.display())).collect())
     }
 }
 
@@ -133,7 +133,7 @@ impl Directory {
             }
         }
         self.files.retain(|path, _| present.contains_key(path));
-        self.problems.retain(|path, _| present.contains_key(path));
+        self.diagnostics.retain(|path, _| present.contains_key(path));
         for (path, metadata) in present {
             self.read(path, &metadata);
         }
@@ -153,21 +153,21 @@ impl Directory {
             file.stamp = stamp;
             return;
         }
-        let mut problems = Vec::new();
-        match objects(&text, &mut problems) {
+        let mut diagnostics = Vec::new();
+        match objects(&text, &mut diagnostics) {
             Ok(objects) => drop(self.files.insert(path.clone(), File { stamp, text, objects })),
             Err(error) => {
-                problems.push(error);
+                diagnostics.push(error);
                 match self.files.get_mut(&path) {
                     Some(file) => (file.stamp, file.text) = (stamp, text),
                     None => drop(self.files.insert(path.clone(), File { stamp, text, objects: Vec::new() })),
                 }
             }
         }
-        if problems.is_empty() {
-            self.problems.remove(&path);
+        if diagnostics.is_empty() {
+            self.diagnostics.remove(&path);
         } else {
-            self.problems.insert(path, problems.join("; "));
+            self.diagnostics.insert(path, diagnostics.join("; "));
         }
     }
 
@@ -198,28 +198,28 @@ impl Directory {
     }
 }
 
-fn objects(text: &str, problems: &mut Vec<String>) -> Result<Vec<(Key, Value)>, String> {
+fn objects(text: &str, diagnostics: &mut Vec<String>) -> Result<Vec<(Key, Value)>, String> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
     let mut objects = Vec::new();
     for document in documents {
-        flatten(document, &mut objects, problems);
+        flatten(document, &mut objects, diagnostics);
     }
     Ok(objects)
 }
 
-fn flatten(document: Value, objects: &mut Vec<(Key, Value)>, problems: &mut Vec<String>) {
+fn flatten(document: Value, objects: &mut Vec<(Key, Value)>, diagnostics: &mut Vec<String>) {
     match document {
         Value::Null => {}
         Value::Object(mut list) if list.get("items").is_some_and(Value::is_array) => {
             if let Some(Value::Array(items)) = list.remove("items") {
                 for item in items {
-                    flatten(item, objects, problems);
+                    flatten(item, objects, diagnostics);
                 }
             }
         }
         other => match identify(&other) {
             Ok(key) => objects.push((key, other)),
-            Err(error) => problems.push(error.to_string()),
+            Err(error) => diagnostics.push(error.to_string()),
         },
     }
 }

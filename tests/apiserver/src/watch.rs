@@ -145,7 +145,7 @@ fn streaming(state: &State, target: &Target) -> Result<Option<Status>, Status> {
 
 impl Watch {
     async fn run(mut self, writer: Writer, initial: bool, mut changed: watch::Receiver<()>) {
-        let end = match self.tell(&writer, initial, &mut changed).await {
+        let end = match self.report(&writer, initial, &mut changed).await {
             Ok(()) => WatchEnd::Normal,
             Err(end) => end,
         };
@@ -156,7 +156,7 @@ impl Watch {
         }
     }
 
-    async fn tell(
+    async fn report(
         &mut self,
         writer: &Writer,
         initial: bool,
@@ -165,7 +165,7 @@ impl Watch {
         if initial {
             self.initial(writer).await?;
         }
-        let (every, mut told) = (self.shared.lock().bookmark_every, self.version);
+        let (every, mut reported) = (self.shared.lock().bookmark_every, self.version);
         let mut bookmark = Instant::now() + every;
         loop {
             changed.borrow_and_update();
@@ -183,8 +183,8 @@ impl Watch {
                 }
                 () = sleep_until(bookmark) => {
                     bookmark = Instant::now() + every;
-                    if self.bookmarks && self.version != told {
-                        told = self.version;
+                    if self.bookmarks && self.version != reported {
+                        reported = self.version;
                         writer.write(self.bookmark(false), None).await?;
                     }
                 }

@@ -42,14 +42,14 @@ where
 {
     let mut before = Vec::new();
     loop {
-        let told = next(watch).await?;
-        if told == expected {
+        let reported = next(watch).await?;
+        if reported == expected {
             return Ok(());
         }
-        if !told.starts_with("error") || before.len() > 20 {
-            bail!("expected {expected:?}, got {told:?} after {before:?}");
+        if !reported.starts_with("error") || before.len() > 20 {
+            bail!("expected {expected:?}, got {reported:?} after {before:?}");
         }
-        before.push(told);
+        before.push(reported);
         // The watcher does not wait before it retries.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -94,22 +94,22 @@ async fn watchers_recover_from_faults() -> Result<()> {
         expect(&mut watch, "all: a").await?;
         // The watcher opens the watch only when it is polled.
         let polled = tokio::spawn(async move {
-            let told = next(&mut watch).await;
-            (told, watch)
+            let reported = next(&mut watch).await;
+            (reported, watch)
         });
         wait_for_watch(&server).await?;
         server.watch_fault(Some(Resource::Pods), fault);
         server.apply(pod("shop", "b", &json!({})))?;
-        let (told, mut watch) = polled.await?;
-        let told = told?;
-        if told.starts_with("error") {
+        let (reported, mut watch) = polled.await?;
+        let reported = reported?;
+        if reported.starts_with("error") {
             let mut second = next(&mut watch).await?;
             while second.starts_with("error") {
                 second = next(&mut watch).await?;
             }
             ensure!(second == "+b" || second == "all: a b", "{fault:?}: {second}");
         } else {
-            ensure!(told == "+b" || told == "all: a b", "{fault:?}: {told}");
+            ensure!(reported == "+b" || reported == "all: a b", "{fault:?}: {reported}");
         }
     }
     Ok(())
@@ -121,8 +121,8 @@ async fn a_server_without_streaming_lists_returns_an_error() -> Result<()> {
         let (server, directory) = start(Options { streaming_lists: streaming, ..Options::default() })?;
         let pods = Api::<Pod>::all(client(&server, &directory).await?);
         let mut watch = Box::pin(watcher(pods, watcher::Config::default().streaming_lists()));
-        let told = next(&mut watch).await?;
-        ensure!(told.starts_with("error"), "{streaming:?}: {told}");
+        let reported = next(&mut watch).await?;
+        ensure!(reported.starts_with("error"), "{streaming:?}: {reported}");
     }
     Ok(())
 }

@@ -125,7 +125,7 @@ async fn watches_send_the_events_that_match_a_selector() -> Result<()> {
     );
     let (_, body) = get(&server, &path).await?;
     let events: Vec<Value> = body.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    let told: Vec<_> = events
+    let reported: Vec<_> = events
         .iter()
         .map(|event| {
             let version = event["object"]["metadata"]["resourceVersion"].as_str().unwrap_or_default();
@@ -134,7 +134,7 @@ async fn watches_send_the_events_that_match_a_selector() -> Result<()> {
         })
         .collect();
     let expected = [("DELETED", 1), ("ADDED", 2), ("MODIFIED", 3), ("DELETED", 4), ("BOOKMARK", 4)];
-    ensure!(told == expected, "{told:?}");
+    ensure!(reported == expected, "{reported:?}");
     // Recorded:
     // {"type":"BOOKMARK","object":{"kind":"Pod","apiVersion":"v1","metadata":…,"spec":{"containers":null},"status":{}}}
     let bookmark = &events[4]["object"];

@@ -69,11 +69,11 @@ impl Upstream {
 
     /// Updates the server from the manifests now.
     pub(super) fn sync(&self) -> Result<()> {
-        let problems = self.mirror.sync()?;
-        if problems.is_empty() {
+        let diagnostics = self.mirror.sync()?;
+        if diagnostics.is_empty() {
             Ok(())
         } else {
-            bail!("an API server would reject these objects: {}", problems.join("\n"))
+            bail!("an API server would reject these objects: {}", diagnostics.join("\n"))
         }
     }
 }

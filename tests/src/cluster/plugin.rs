@@ -32,12 +32,12 @@ pub(super) struct Plugin {
 
 /// CNI command.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Verb {
+pub(super) enum CniCommand {
     Add,
     Delete,
 }
 
-impl Verb {
+impl CniCommand {
     const fn name(self) -> &'static str {
         match self {
             Self::Add => "ADD",
@@ -62,7 +62,7 @@ impl Plugin {
         let netns = Netns::new(name)?;
         // Duplicate address detection would delay each ADD by one to two seconds.
         set_sysctls(&netns, "0")?;
-        let result = self.call(Verb::Add, node, name, &netns, number).and_then(|result| {
+        let result = self.call(CniCommand::Add, node, name, &netns, number).and_then(|result| {
             let result: Value = serde_json::from_slice(&result).context("parsing the plugin's result")?;
             attachment(&result).with_context(|| format!("in the plugin's result {result}"))
         });
@@ -80,7 +80,7 @@ impl Plugin {
             }),
             Err(error) => {
                 // Cleans up a failed ADD, as runtimes do. The first error is reported.
-                let _ = self.call(Verb::Delete, node, name, &netns, None);
+                let _ = self.call(CniCommand::Delete, node, name, &netns, None);
                 Err(error)
             }
         }
@@ -88,11 +88,18 @@ impl Plugin {
 
     /// Removes a pod's interface, lease and rules.
     pub(super) fn unwire_pod(&self, node: &Host, pod: &Host) -> Result<()> {
-        self.call(Verb::Delete, node, pod.name(), pod.netns(), None).map(|_| ())
+        self.call(CniCommand::Delete, node, pod.name(), pod.netns(), None).map(|_| ())
     }
 
-    fn call(&self, verb: Verb, node: &Host, pod: &str, netns: &Netns, number: Option<u8>) -> Result<Vec<u8>> {
-        call(self.name, verb, node, pod, netns, &self.configuration(node, number))
+    fn call(
+        &self,
+        cni_command: CniCommand,
+        node: &Host,
+        pod: &str,
+        netns: &Netns,
+        number: Option<u8>,
+    ) -> Result<Vec<u8>> {
+        call(self.name, cni_command, node, pod, netns, &self.configuration(node, number))
     }
 
     /// Returns the plugin's configuration, as in a node's `/etc/cni/net.d`.
@@ -130,14 +137,14 @@ impl Plugin {
 /// Calls a plugin for a pod and returns its result.
 pub(super) fn call(
     name: &str,
-    verb: Verb,
+    cni_command: CniCommand,
     node: &Host,
     pod: &str,
     netns: &Netns,
     configuration: &Value,
 ) -> Result<Vec<u8>> {
     let mut command = node.netns().command(format!("{PLUGINS}/{name}"));
-    command.env("CNI_COMMAND", verb.name());
+    command.env("CNI_COMMAND", cni_command.name());
     command.env("CNI_CONTAINERID", pod.replace('/', "-"));
     command.env("CNI_NETNS", netns.path());
     command.env("CNI_IFNAME", INTERFACE);
@@ -154,7 +161,7 @@ pub(super) fn call(
     let output = child.wait_with_output().with_context(|| format!("waiting for the plugin {name}"))?;
     if !output.status.success() {
         let plugin_output = [&output.stdout[..], &output.stderr].concat();
-        bail!("{name} {} of {pod}: {}", verb.name(), String::from_utf8_lossy(&plugin_output).trim());
+        bail!("{name} {} of {pod}: {}", cni_command.name(), String::from_utf8_lossy(&plugin_output).trim());
     }
     Ok(output.stdout)
 }

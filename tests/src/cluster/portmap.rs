@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::plugin::{INTERFACE, Verb, call};
+use super::plugin::{CniCommand, INTERFACE, call};
 use super::{Cluster, PodSpec, node_name};
 
 impl Cluster {
@@ -18,7 +18,7 @@ impl Cluster {
         let spec = self.specs.get(pod).with_context(|| format!("no pod {pod}"))?;
         let (node, host) = (self.host(&node_name(spec.node)), self.host(pod));
         let configuration = configuration(spec, host.netns().path().as_str(), host.addresses());
-        call("portmap", Verb::Add, node, pod, host.netns(), &configuration).map(|_| ())
+        call("portmap", CniCommand::Add, node, pod, host.netns(), &configuration).map(|_| ())
     }
 }
 

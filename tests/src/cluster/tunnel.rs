@@ -32,8 +32,8 @@ impl Tunnel {
     pub(super) fn between(one: &Netns, other: &Netns) -> Result<Self> {
         let ends = [one.run(open)?, other.run(open)?];
         let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
-        let forwarder = std::thread::Builder::new().name("tunnel".into()).spawn(move || forward(&ends, &told))?;
+        let stopped = stop.clone();
+        let forwarder = std::thread::Builder::new().name("tunnel".into()).spawn(move || forward(&ends, &stopped))?;
         Ok(Self { stop, forwarder: Some(forwarder) })
     }
 }

@@ -30,7 +30,7 @@ fn s20_a_pod_sends_only_from_its_own_addresses() -> Result<()> {
     packets.row("with the node's address", false, |mark| vec![gateway.udp(4000, 53, mark)]);
     packets.check()?;
     own.check()?;
-    lab.agent().wait_denied(|line| line.reason() == "foreign-source" && line.direction() == "egress")?;
+    lab.agent().wait_denied(|line| line.reason() == "spoofed-source" && line.direction() == "egress")?;
     Ok(())
 }
 

@@ -43,7 +43,7 @@ fn pods_of(labels: [(&str, &str); 2]) -> ClusterBuilder {
 
 /// Deletes, adds and changes a policy, and changes the labels of pods and of a namespace. The changed policy matches
 /// the new labels of two of the pods.
-fn jump(lab: &mut Lab) -> Result<()> {
+fn change_all_objects(lab: &mut Lab) -> Result<()> {
     for (name, labels) in LABELS[1] {
         lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;
     }
@@ -69,7 +69,7 @@ fn changes_during_an_outage_are_applied_without_a_mixture_of_old_and_new() -> Re
         let mut lab = start()?;
         let load = load(&lab)?;
         lab.api_server().network(Network::Refuse);
-        jump(&mut lab)?;
+        change_all_objects(&mut lab)?;
         if compacted {
             lab.api_server().compact();
         }
@@ -106,7 +106,7 @@ fn a_server_that_forbids_one_kind_after_an_outage_causes_no_mixture_of_old_and_n
         let mut lab = start()?;
         let load = load(&lab)?;
         lab.api_server().network(Network::Refuse);
-        jump(&mut lab)?;
+        change_all_objects(&mut lab)?;
         std::thread::sleep(Duration::from_secs(2));
         lab.api_server().set_rules(granted.clone().without(forbidden, None));
         lab.api_server().network(Network::Up);
@@ -157,10 +157,10 @@ fn after_a_long_outage_with_many_changes_the_agent_recovers_in_bounded_time() ->
     load.finish().with_context(|| format!("load; log of the agent:\n{}", lab.agent().log()))
 }
 
-/// Changes the objects from the state before a [`jump`] to the state after it (1), or back (0).
+/// Changes the objects from the state before a [`change_all_objects`] to the state after it (1), or back (0).
 fn set_state(lab: &mut Lab, end: usize) -> Result<()> {
     if end == 1 {
-        return jump(lab);
+        return change_all_objects(lab);
     }
     for (name, labels) in LABELS[0] {
         lab.cluster.edit_pod(name, |pod| pod.labels(labels))?;
@@ -204,7 +204,7 @@ fn a_server_restored_from_a_backup_is_followed_without_a_mixture_of_old_and_new(
     let load = load(&lab)?;
     let backup = lab.api_server().backup();
     lab.api_server().network(Network::Refuse);
-    jump(&mut lab)?;
+    change_all_objects(&mut lab)?;
     lab.agent().wait_log(&["is the API server up"])?;
     std::thread::sleep(Duration::from_secs(1));
     lab.api_server().network(Network::Up);
@@ -222,7 +222,7 @@ fn enforcement_continues_when_the_agent_restarts_during_an_outage() -> Result<()
     lab.agent().crash()?;
     lab.expect_without_reference(BEFORE).context("without an agent")?;
     lab.agent().launch()?;
-    jump(&mut lab)?;
+    change_all_objects(&mut lab)?;
     lab.agent().wait_log(&["is the API server up"])?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(!lab.agent().is_ready(), "the agent is ready before it has read any object");

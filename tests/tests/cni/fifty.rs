@@ -73,12 +73,12 @@ fn s24_each_of_fifty_pods_a_second_is_enforced() -> Result<()> {
         .map(|number| format!("jobs/swift-{number}"))
         .filter(|name| !enforced.contains_key(name.as_str()))
         .collect();
-    let mut gaps: Vec<_> = enforced.values().copied().collect();
-    gaps.sort_by(f64::total_cmp);
+    let mut unprotected: Vec<_> = enforced.values().copied().collect();
+    unprotected.sort_by(f64::total_cmp);
     println!(
         "{PODS} pods at {rate:.0} a second; enforced after {:.1} ms (median), {:.1} ms (maximum)",
-        gaps[gaps.len() / 2],
-        gaps.last().copied().unwrap_or_default()
+        unprotected[unprotected.len() / 2],
+        unprotected.last().copied().unwrap_or_default()
     );
     ensure!(missed.is_empty(), "never enforced: {missed:?}\n{log}");
     check_all_dropped(&lab, &slots, alive.iter().map(|(slot, ..)| *slot))?;

@@ -64,7 +64,7 @@ fn the_agent_may_read_what_it_needs_and_nothing_else() -> Result<()> {
         let objects = checked(&kubectl::build(folder, &[])?)?;
         let role: ClusterRole = only("ClusterRole", objects.cluster_roles)?;
         ensure!(
-            told(&role.rules.unwrap_or_default()) == expected_permissions(),
+            reported(&role.rules.unwrap_or_default()) == expected_permissions(),
             "deploy/{folder}: unexpected permissions"
         );
     }
@@ -79,7 +79,7 @@ fn the_events_component_adds_one_rule_and_one_option() -> Result<()> {
     let mut expected = expected_permissions();
     expected.extend(["create", "patch"].map(|verb| ("events.k8s.io".into(), "events".into(), verb.into())));
     expected.sort();
-    ensure!(told(&rules) == expected, "{rules:?}");
+    ensure!(reported(&rules) == expected, "{rules:?}");
     let mut wanted = args(&only("DaemonSet", plain.daemon_sets)?);
     wanted.push("--kube-events".into());
     ensure!(args(&only("DaemonSet", with.daemon_sets)?) == wanted);
@@ -179,15 +179,15 @@ fn expected_permissions() -> Vec<(String, String, String)> {
 }
 
 /// Returns the rules as single permissions: group, resource, verb.
-fn told(rules: &[PolicyRule]) -> Vec<(String, String, String)> {
-    let mut told = Vec::new();
+fn reported(rules: &[PolicyRule]) -> Vec<(String, String, String)> {
+    let mut reported = Vec::new();
     for rule in rules {
         for group in rule.api_groups.iter().flatten() {
             for resource in rule.resources.iter().flatten() {
-                told.extend(rule.verbs.iter().map(|verb| (group.clone(), resource.clone(), verb.clone())));
+                reported.extend(rule.verbs.iter().map(|verb| (group.clone(), resource.clone(), verb.clone())));
             }
         }
     }
-    told.sort();
-    told
+    reported.sort();
+    reported
 }

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use netpol_common::{Direction, Endpoint, IfIndex, Reason, protocol};
+use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::PodKey;
 use netpol_policy::reference::Packet;
 use netpol_policy::tables::Tables;
 use netpol_policy::testing::{Probe, expected};
-use netpol_policy::world::World;
 
 use crate::frames::{PacketKind, Runner, craft, ingress_ifindex};
 
@@ -45,16 +45,16 @@ impl Conversation {
     pub(crate) fn send(
         &mut self,
         kind: PacketKind,
-        world: &World,
+        cluster_state: &ClusterState,
         tables: &Tables,
         endpoint: &Endpoint,
         runner: &Runner,
     ) -> Result<Reason> {
         let kind = if kind == PacketKind::Initial && self.remote_initiated() { PacketKind::Further } else { kind };
         let direction = kind.direction(&self.probe);
-        let (expected, next) = self.expect(kind, world, tables);
+        let (expected, next) = self.expect(kind, cluster_state, tables);
         let frame = craft(self.address, &self.probe, self.source, kind);
-        let found = runner.judge(endpoint, direction, &frame, ingress_ifindex(endpoint, &self.probe, kind));
+        let found = runner.evaluate(endpoint, direction, &frame, ingress_ifindex(endpoint, &self.probe, kind));
         let found = found.with_context(|| format!("{kind:?} of {self:?}, expected {expected:?}"))?;
         ensure!(found == expected, "{kind:?} of {self:?}: the program returns {found:?}, expected {expected:?}");
         self.state = next;
@@ -67,15 +67,15 @@ impl Conversation {
         self.state == FlowState::Initiated(self.probe.direction.opposite())
     }
 
-    fn expect(&self, kind: PacketKind, world: &World, tables: &Tables) -> (Reason, FlowState) {
+    fn expect(&self, kind: PacketKind, cluster_state: &ClusterState, tables: &Tables) -> (Reason, FlowState) {
         let direction = kind.direction(&self.probe);
-        let as_attempt = expected(world, tables, &self.attempt(direction)).0;
+        let as_attempt = expected(cluster_state, tables, &self.attempt(direction)).0;
         // Protocols whose packets show that they start a connection.
         let has_handshake = matches!(self.probe.protocol, protocol::TCP | protocol::SCTP);
         let starts_connection = kind == PacketKind::Initial && has_handshake;
         match self.state {
             FlowState::Initiated(initiator) if !starts_connection => {
-                let reason = if expected(world, tables, &self.attempt(initiator)).0.allows() {
+                let reason = if expected(cluster_state, tables, &self.attempt(initiator)).0.allows() {
                     Reason::Flow
                 } else if direction == initiator || has_handshake || as_attempt == Reason::NoRule {
                     Reason::Revoked

@@ -158,7 +158,7 @@ impl Runner {
     }
 
     /// Returns the reason that is counted for a frame at an endpoint. Checks that it agrees with the verdict.
-    pub(crate) fn judge(
+    pub(crate) fn evaluate(
         &self,
         endpoint: &Endpoint,
         direction: Direction,

@@ -14,12 +14,12 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use netpol_common::{Endpoint, Reason, protocol};
+use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::model::{Object, PodKey};
 use netpol_policy::reference::evaluate;
 use netpol_policy::testing::{
-    Probe, event, expected, is_among_backends, judge_in, object, pod, policy, probes, service, slice,
+    Probe, evaluate_in, event, expected, is_among_backends, object, pod, policy, probes, service, slice,
 };
-use netpol_policy::world::{Event, World};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::subsequence;
@@ -70,7 +70,7 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
     ];
     let first = vec(step(vec(initial, 8..24).prop_map(Event::Reset)), 0..=1);
     let remotes: BTreeSet<IpAddr> = probes().iter().map(|probe| probe.remote).collect();
-    let own = subsequence(remotes.into_iter().collect::<Vec<_>>(), 1..=3).prop_map(Event::OwnAddresses);
+    let own = subsequence(remotes.into_iter().collect::<Vec<_>>(), 1..=3).prop_map(Event::LocalAddresses);
     let then = vec(step(prop_oneof![8 => event(), 1 => own]), 1..14);
     (first, then).prop_map(|(first, then)| first.into_iter().chain(then).collect())
 }
@@ -114,7 +114,7 @@ fn reference_tables_and_loaded_program_agree() {
     });
     let tally = outcome.unwrap_or_else(|error| panic!("{error:#}"));
     println!("packets by reason: {tally:?}");
-    let required = [Reason::NotIsolated, Reason::Rule, Reason::Flow, Reason::OwnNode, Reason::Itself, Reason::NoRule];
+    let required = [Reason::NotIsolated, Reason::Rule, Reason::Flow, Reason::LocalNode, Reason::Itself, Reason::NoRule];
     for reason in required.into_iter().chain([Reason::Revoked, Reason::Service, Reason::NoBackend]) {
         assert!(tally.contains_key(&reason), "no packet had the reason {reason:?}: {tally:?}");
     }
@@ -149,16 +149,16 @@ fn pod_address(endpoint: &Endpoint, remote: IpAddr) -> Option<IpAddr> {
 
 /// Compares the three verdicts for every pod of the node and every probe.
 fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
-    let world = node.world();
+    let cluster_state = node.cluster_state();
     for (pod, endpoint) in node.endpoints().into_values() {
         let policy = node.tables().endpoint(&pod).with_context(|| format!("{pod} has no policy"))?;
         for probe in probes {
             let Some(address) = pod_address(&endpoint, probe.remote) else { continue };
             let frame = craft(address, probe, PROBE_PORTS + node.round, PacketKind::Initial);
             let ingress_ifindex = ingress_ifindex(&endpoint, probe, PacketKind::Initial);
-            let (reference, _) = expected(world, node.tables(), &probe.at(&pod));
-            let tables = judge_in(node.tables(), world, &pod, policy, probe);
-            let program = node.runner.judge(&endpoint, probe.direction, &frame, ingress_ifindex);
+            let (reference, _) = expected(cluster_state, node.tables(), &probe.at(&pod));
+            let tables = evaluate_in(node.tables(), cluster_state, &pod, policy, probe);
+            let program = node.runner.evaluate(&endpoint, probe.direction, &frame, ingress_ifindex);
             let program = program.with_context(|| format!("{pod} {probe:?}, expected {reference:?}"))?;
             ensure!(
                 reference == tables && tables == program,
@@ -174,19 +174,19 @@ fn compare(node: &Node, probes: &[Probe], tally: &mut Tally) -> Result<()> {
 /// Applies an event and sends packets after every write. Checks that each packet gets the old verdict or the new one.
 fn change(node: &mut Node, event: &Event) -> Result<()> {
     // A reset is several events, and so is a change of the local addresses: states between them are not checked.
-    if matches!(event, Event::Reset(_) | Event::OwnAddresses(_)) {
+    if matches!(event, Event::Reset(_) | Event::LocalAddresses(_)) {
         return node.apply(event);
     }
-    let old = node.world().clone();
+    let old = node.cluster_state().clone();
     let new = {
-        let mut world = old.clone();
-        world.apply(event.clone());
-        world
+        let mut cluster_state = old.clone();
+        cluster_state.apply(event.clone());
+        cluster_state
     };
     // A pod that changes does so as a pod and as an address, one after the other. So does a pod that takes over an
     // address.
     let is_stable = |pod: &PodKey| {
-        let addresses = |world: &World| world.pods.get(pod).map(|pod| pod.addresses.clone());
+        let addresses = |cluster_state: &ClusterState| cluster_state.pods.get(pod).map(|pod| pod.addresses.clone());
         addresses(&old) == addresses(&new) && owned(&old, pod) == owned(&new, pod)
     };
     let before: Vec<_> = node.endpoints().into_values().filter(|(pod, _)| is_stable(pod)).collect();
@@ -221,7 +221,8 @@ fn change(node: &mut Node, event: &Event) -> Result<()> {
         let (was, is) = (evaluate(&old, &probe.at(pod)).reason, evaluate(&new, &probe.at(pod)).reason);
         // If a pod with the same rules is a backend of the Service, the packet may pass here and be rechecked: see
         // `expected`.
-        let shared = [&old, &new].into_iter().any(|world| is_among_backends(world, &probe.at(pod), |_| true));
+        let shared =
+            [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &probe.at(pod), |_| true));
         for (passed, first_write) in [false, true].into_iter().zip(&sample.first_write) {
             if let Some(write) = first_write {
                 let either = was.allows() == passed || is.allows() == passed || (passed && shared);
@@ -284,7 +285,7 @@ fn converse(
             let kind = kinds[(packets & 3) as usize];
             packets = packets.rotate_right(2);
             let endpoint = &endpoints[&conversation.ifindex].1;
-            let reason = conversation.send(kind, node.world(), node.tables(), endpoint, &node.runner)?;
+            let reason = conversation.send(kind, node.cluster_state(), node.tables(), endpoint, &node.runner)?;
             *tally.entry(reason).or_default() += 1;
         }
     }

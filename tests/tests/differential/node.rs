@@ -7,14 +7,14 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
-use netpol_agent::dataplane::switch::Snapshot;
+use netpol_agent::dataplane::migration::Snapshot;
 use netpol_agent::dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
-use netpol_agent::endpoints::{PodSide, Survey, Veth};
+use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, IfIndex, LAYOUT_VERSION};
+use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::model::{Pod, PodKey};
 use netpol_policy::tables::{Change, Tables};
-use netpol_policy::world::{Event, World};
 use netpol_tests::cleanup::{BPFFS, PathGuard, unique};
 use netpol_tests::{Netns, program};
 
@@ -88,7 +88,8 @@ impl Node {
         let sampler = Rc::new(RefCell::new(Sampler::new(Rc::clone(&runner))));
         let dataplane = SampledKernel::new(kernel, Rc::clone(&sampler));
         let options = Options::of_node(NODE);
-        let reconciler = Reconciler::start(dataplane, options, &Snapshot::default(), Vec::new(), Survey::default())?;
+        let reconciler =
+            Reconciler::start(dataplane, options, &Snapshot::default(), Vec::new(), InterfaceSnapshot::default())?;
         let (interfaces, addresses) = (BTreeMap::new(), Vec::new());
         Ok(Self { reconciler, runner, sampler, interfaces, created: 0, addresses, round: 0, _pins: pins })
     }
@@ -98,7 +99,7 @@ impl Node {
         self.addresses = Vec::new();
         self.interfaces.clear();
         self.sampler.borrow_mut().samples.clear();
-        self.reconciler.surveyed(Survey::default());
+        self.reconciler.interfaces(InterfaceSnapshot::default());
         self.reconciler.apply(vec![Event::Reset(Vec::new())]);
         ensure!(self.tables().is_empty(), "the tables still contain {:#?}", self.tables());
         ensure!(self.reconciler.held().is_empty(), "the reconciler still has endpoints: {:?}", self.reconciler.held());
@@ -109,16 +110,16 @@ impl Node {
     pub(crate) fn apply(&mut self, event: &Event) -> Result<()> {
         self.round += 1;
         match event {
-            Event::OwnAddresses(addresses) => self.addresses.clone_from(addresses),
+            Event::LocalAddresses(addresses) => self.addresses.clone_from(addresses),
             Event::Apply(_) | Event::Delete(_) | Event::Reset(_) => self.reconciler.apply(vec![event.clone()]),
         }
-        let survey = self.survey();
-        self.reconciler.surveyed(survey);
+        let interfaces = self.interfaces();
+        self.reconciler.interfaces(interfaces);
         self.check_maps()
     }
 
-    pub(crate) fn world(&self) -> &World {
-        self.reconciler.engine().world()
+    pub(crate) fn cluster_state(&self) -> &ClusterState {
+        self.reconciler.engine().cluster_state()
     }
 
     pub(crate) fn tables(&self) -> &Tables {
@@ -134,12 +135,12 @@ impl Node {
     /// Returns the node's interfaces: a veth for each pod, with those of the pod's addresses that no other pod has
     /// taken over. A veth stays bound to its addresses, so a pod that loses one of them gets a new sandbox with another
     /// veth.
-    fn survey(&mut self) -> Survey {
-        let world = self.reconciler.engine().world();
+    fn interfaces(&mut self) -> InterfaceSnapshot {
+        let cluster_state = self.reconciler.engine().cluster_state();
         let is_local = |pod: &&Pod| pod.participates() && pod.node.as_deref() == Some(NODE);
         let mut veths = BTreeMap::new();
-        for pod in world.pods.values().filter(is_local) {
-            let addresses = owned(world, &pod.key);
+        for pod in cluster_state.pods.values().filter(is_local) {
+            let addresses = owned(cluster_state, &pod.key);
             let keeps_all = |old: &[IpAddr]| old.iter().all(|address| addresses.contains(address));
             let kept = self.interfaces.get(&pod.key).filter(|(_, old)| keeps_all(old));
             let ifindex = match kept {
@@ -156,9 +157,9 @@ impl Node {
             // Every second veth is a port of a bridge.
             let bridge = ifindex.0.is_multiple_of(2).then_some(IfIndex(1000 + ifindex.0));
             let veth = Veth { ifindex, name: format!("npt{ifindex}"), namespace: 0, peer: 2, bridge, packets: 0 };
-            veths.insert(ifindex, (veth, PodSide::at(addresses)));
+            veths.insert(ifindex, (veth, PodEnd::at(addresses)));
         }
-        Survey { veths, own: self.addresses.clone(), ..Survey::default() }
+        InterfaceSnapshot { veths, own: self.addresses.clone(), ..InterfaceSnapshot::default() }
     }
 
     /// Checks that the maps contain exactly the entries of the tables, and that each pod with an address has its
@@ -178,23 +179,25 @@ impl Node {
         let ids: BTreeSet<u32> = held.values().map(|held| held.endpoint.id).collect();
         ensure!(ids.len() == held.len(), "two endpoints have the same ID: {held:#?}");
         for (pod, (ifindex, _)) in &self.interfaces {
-            let known = self.world().pods.get(pod).is_some_and(|pod| {
-                pod.participates() && pod.node.as_deref() == Some(NODE) && !owned(self.world(), &pod.key).is_empty()
+            let known = self.cluster_state().pods.get(pod).is_some_and(|pod| {
+                pod.participates()
+                    && pod.node.as_deref() == Some(NODE)
+                    && !owned(self.cluster_state(), &pod.key).is_empty()
             });
             if known && held.get(ifindex).and_then(|held| held.pod.as_ref()) != Some(pod) {
                 bail!("{pod} at interface {ifindex} is not enforced: {held:#?}");
             }
         }
-        let problems = self.reconciler.problems();
-        ensure!(problems.missing == 0 && problems.failed == 0, "writes failed: {problems:?}");
+        let failed_writes = self.reconciler.failed_writes();
+        ensure!(failed_writes.missing == 0 && failed_writes.failed == 0, "writes failed: {failed_writes:?}");
         Ok(())
     }
 }
 
 /// Returns the addresses that belong to this pod.
-pub(crate) fn owned(world: &World, pod: &PodKey) -> Vec<IpAddr> {
-    let addresses = world.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-    let is_owned = |address: &&IpAddr| world.claimant(**address).is_some_and(|owner| owner.key == *pod);
+pub(crate) fn owned(cluster_state: &ClusterState, pod: &PodKey) -> Vec<IpAddr> {
+    let addresses = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
+    let is_owned = |address: &&IpAddr| cluster_state.claimant(**address).is_some_and(|owner| owner.key == *pod);
     addresses.iter().filter(is_owned).copied().collect()
 }
 

@@ -39,7 +39,7 @@ fn hostile_a_pods_address_is_accepted_only_from_that_pod() -> Result<()> {
         expect(cluster, "outside", "shop/client", to, false)?;
         expect(cluster, "shop/unmanaged", "shop/client", to, false)?;
     }
-    lab.agent().wait_denied(|line| line.reason() == "spoofed-source" && line.to() == "shop/server")?;
+    lab.agent().wait_denied(|line| line.reason() == "unverified-source" && line.to() == "shop/server")?;
     // Addresses that belong to no local pod are still accepted.
     expect(&lab.cluster, "outside", "outside", "shop/open", true)?;
     expect(&lab.cluster, "shop/unmanaged", "shop/unmanaged", "shop/open", true)

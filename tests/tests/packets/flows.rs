@@ -103,7 +103,7 @@ fn a_revoked_flow_stays_revoked_on_both_sides() {
         // Much longer than the timeout of SCTP flows, but never without a packet for that long.
         for _ in 0..4 {
             both.memory.wait(500);
-            both.memory.sender.set(0);
+            both.memory.source_endpoint.set(0);
             let late = both.memory.run(initiating.opposite(), &wire(&sctp[1]), INTERFACE, FORWARDED);
             assert_eq!(late, Reason::Revoked, "packets refresh the revoked flow");
         }
@@ -161,7 +161,7 @@ fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
                 }
                 let (kernel, memory) =
                     both.tcp_flow(a, (initiating == Ingress).then_some((80, port)).unwrap_or((port, 80)));
-                assert_eq!(kernel, (initiating as u8, timeout::TCP_OPEN), "after {flags:x?}");
+                assert_eq!(kernel, (initiating as u8, timeout::TCP_ESTABLISHED), "after {flags:x?}");
                 assert_eq!(kernel, memory, "after {flags:x?}");
             }
         }
@@ -272,7 +272,7 @@ fn a_flow_of_the_local_node_survives_a_change_and_masqueraded_traffic_needs_a_ru
         let request = wire(&ip(a.node, a.pod).tcp(1000, 8080, SYN, b""));
         let reply = wire(&ip(a.pod, a.node).tcp(8080, 1000, SYN_ACK, b""));
         assert_eq!(both.run_from(FORWARDED, Ingress, &request), Reason::NoRule, "forwarded, with the node's address");
-        assert_eq!(both.run_from(0, Ingress, &request), Reason::OwnNode);
+        assert_eq!(both.run_from(0, Ingress, &request), Reason::LocalNode);
         both.change(|_| {});
         assert_eq!(both.run(Egress, &reply), Reason::Flow, "evaluated again as the packet that started it");
     }

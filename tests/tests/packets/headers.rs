@@ -13,36 +13,36 @@ fn neighbor_discovery_passes_only_from_the_link() {
     let mut arp = [[0xff_u8; 6], [4; 6]].concat();
     arp.extend([8, 6]);
     arp.extend([0; 28]);
-    assert_eq!(both.run(Ingress, &arp), Reason::LinkControl);
+    assert_eq!(both.run(Ingress, &arp), Reason::NeighborDiscovery);
     let with_hops = |hops: u8, kind: u8, from: &str| {
         let mut packet = ip(from, "fd00::1").icmp(kind, 0, [0; 4], &[0; 16]);
         packet[7] = hops;
         packet
     };
     for (hops, kind, expected, what) in [
-        (255, 133, Reason::LinkControl, "router solicitation"),
-        (255, 135, Reason::LinkControl, "neighbor solicitation"),
-        (255, 137, Reason::LinkControl, "redirect"),
+        (255, 133, Reason::NeighborDiscovery, "router solicitation"),
+        (255, 135, Reason::NeighborDiscovery, "neighbor solicitation"),
+        (255, 137, Reason::NeighborDiscovery, "redirect"),
         (64, 135, Reason::NoRule, "from beyond the link"),
-        (1, 143, Reason::LinkControl, "listener report"),
+        (1, 143, Reason::NeighborDiscovery, "listener report"),
         (64, 131, Reason::NoRule, "listener report from beyond the link"),
         (255, 128, Reason::NoRule, "echo"),
         (255, 138, Reason::NoRule, "renumbering"),
     ] {
         both.expect(Ingress, &with_hops(hops, kind, "fe80::9"), expected, what);
     }
-    both.expect(Egress, &with_hops(255, 135, "fe80::9"), Reason::ForeignSource, "with another address");
+    both.expect(Egress, &with_hops(255, 135, "fe80::9"), Reason::SpoofedSource, "with another address");
 }
 
 #[test]
 fn a_pod_sends_only_from_its_own_addresses() {
     let mut both = KernelAndMemory::isolated(&[]);
     for a in FAMILIES {
-        both.expect(Egress, &ip(a.client, a.outsider).udp(1, 2, b"12345678"), Reason::ForeignSource, "another address");
+        both.expect(Egress, &ip(a.client, a.outsider).udp(1, 2, b"12345678"), Reason::SpoofedSource, "another address");
         both.expect(
             Egress,
             &ip(a.client, a.outsider).carrying(a.icmp(), b""),
-            Reason::ForeignSource,
+            Reason::SpoofedSource,
             "another address, truncated",
         );
         both.expect(
@@ -55,13 +55,13 @@ fn a_pod_sends_only_from_its_own_addresses() {
     both.expect(
         Egress,
         &ip("::", "fd00::2").udp(1, 2, b"12345678"),
-        Reason::ForeignSource,
+        Reason::SpoofedSource,
         "from the unspecified address",
     );
     both.expect(
         Egress,
         &ip("0.0.0.0", "10.0.0.2").udp(1, 2, b"12345678"),
-        Reason::ForeignSource,
+        Reason::SpoofedSource,
         "from the unspecified address",
     );
     both.change(|endpoint| endpoint.flags = 0);
@@ -218,7 +218,7 @@ fn truncated_packets_are_malformed() {
                 let expected = if length < needed { Some(Reason::Malformed) } else { None };
                 // TEST_RUN does not create an sk_buff without the IP header. In memory, all lengths are tested.
                 let reason = if length < network {
-                    both.memory.sender.set(0);
+                    both.memory.source_endpoint.set(0);
                     both.memory.run(Ingress, cut, INTERFACE, FORWARDED)
                 } else {
                     both.run(Ingress, cut)

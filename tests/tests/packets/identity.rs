@@ -61,12 +61,12 @@ impl KernelAndMemory {
     }
 
     /// Runs a packet that leaves the node, with this source endpoint ID and no recheck bit.
-    fn send_off_node(&mut self, packet: &[u8], sender: u32) -> Option<Reason> {
+    fn send_off_node(&mut self, packet: &[u8], source_endpoint: u32) -> Option<Reason> {
         let frame = wire(packet);
-        let ifindex = if sender == POD { INTERFACE } else { 0 };
-        self.memory.sender.set(sender);
+        let ifindex = if source_endpoint == POD { INTERFACE } else { 0 };
+        self.memory.source_endpoint.set(source_endpoint);
         let reason = self.memory.run_source(&frame, ifindex);
-        let ran = self.kernel.run_behind(&frame, sender, 1).expect("the kernel runs the frame");
+        let ran = self.kernel.run_post_dnat(&frame, source_endpoint, 1).expect("the kernel runs the frame");
         assert_eq!(ran.passed, reason.is_none_or(Reason::allows), "memory returned {reason:?}");
         reason
     }
@@ -94,21 +94,21 @@ fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
         let packet = ip(a.client, a.pod);
         let open = if both.endpoint.ingress.isolated() { Reason::Rule } else { Reason::NotIsolated };
         assert_eq!(both.receive_from(&packet.tcp(1000, 80, SYN, b""), CLIENT), open);
-        assert_eq!(both.receive_from(&packet.tcp(1001, 80, SYN, b""), 0), Reason::SpoofedSource, "from outside");
-        assert_eq!(both.receive_from(&packet.tcp(1001, 80, ACK, b""), 0), Reason::SpoofedSource);
-        assert_eq!(both.receive_from(&packet.udp(1001, 53, b""), 0), Reason::SpoofedSource);
+        assert_eq!(both.receive_from(&packet.tcp(1001, 80, SYN, b""), 0), Reason::UnverifiedSource, "from outside");
+        assert_eq!(both.receive_from(&packet.tcp(1001, 80, ACK, b""), 0), Reason::UnverifiedSource);
+        assert_eq!(both.receive_from(&packet.udp(1001, 53, b""), 0), Reason::UnverifiedSource);
         let parts = packet.clone().fragment(9, 0, true).udp(1001, 53, &[0; 64]);
-        assert_eq!(both.receive_from(&parts, 0), Reason::SpoofedSource, "a fragment");
+        assert_eq!(both.receive_from(&parts, 0), Reason::UnverifiedSource, "a fragment");
         let echo = packet.icmp(a.echo().0, 0, [0; 4], b"");
-        assert_eq!(both.receive_from(&echo, 0), Reason::SpoofedSource, "an echo request");
+        assert_eq!(both.receive_from(&echo, 0), Reason::UnverifiedSource, "an echo request");
         assert_eq!(
             both.receive_from(&packet.tcp(1001, 80, SYN, b""), POD),
-            Reason::SpoofedSource,
+            Reason::UnverifiedSource,
             "with another pod's endpoint ID"
         );
         assert_eq!(
             both.receive_from(&packet.tcp(1001, 80, SYN, b""), GONE),
-            Reason::SpoofedSource,
+            Reason::UnverifiedSource,
             "with the endpoint ID of a deleted endpoint"
         );
         let local = both.run_from(0, Ingress, &wire(&packet.tcp(1002, 80, SYN, b"")));
@@ -118,7 +118,7 @@ fn s31_the_address_of_a_local_pod_is_accepted_only_from_that_pod() {
         assert_eq!(reason, if both.endpoint.ingress.isolated() { Reason::NoRule } else { Reason::NotIsolated });
         assert_eq!(
             both.receive_from(&outsider.tcp(1000, 80, SYN, b""), CLIENT),
-            Reason::SpoofedSource,
+            Reason::UnverifiedSource,
             "from a tunnel"
         );
     });
@@ -130,13 +130,13 @@ fn s31_a_packet_with_a_spoofed_source_belongs_to_no_flow() {
         let (to, from) = (ip(a.client, a.pod), ip(a.pod, a.client));
         assert!(both.receive_from(&to.tcp(1000, 80, SYN, b""), CLIENT).allows());
         assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow);
-        assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), 0), Reason::SpoofedSource);
-        assert_eq!(both.receive_from(&with_extension(&to, a).tcp(1000, 80, ACK, b""), 0), Reason::SpoofedSource);
+        assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
+        assert_eq!(both.receive_from(&with_extension(&to, a).tcp(1000, 80, ACK, b""), 0), Reason::UnverifiedSource);
         assert_eq!(both.receive_from(&to.tcp(1000, 80, ACK, b""), CLIENT), Reason::Flow, "the flow is still known");
         // A flow that the pod starts, after the other side has replied.
         assert!(both.send(&from.tcp(2000, 90, SYN, b"")).0.allows());
         assert_eq!(both.receive_from(&to.tcp(90, 2000, SYN_ACK, b""), CLIENT), Reason::Flow);
-        assert_eq!(both.receive_from(&to.tcp(90, 2000, ACK, b""), 0), Reason::SpoofedSource);
+        assert_eq!(both.receive_from(&to.tcp(90, 2000, ACK, b""), 0), Reason::UnverifiedSource);
         assert_eq!(both.run_from(0, Ingress, &wire(&to.tcp(90, 2000, ACK, b""))), Reason::Flow, "the node itself");
     });
 }
@@ -159,7 +159,7 @@ fn s31_replies_through_a_service_may_come_from_any_backend() {
         }
         assert_eq!(
             both.receive_from(&to.tcp(80, 1002, ACK, b""), POD),
-            Reason::SpoofedSource,
+            Reason::UnverifiedSource,
             "a hairpin reply with a Service address"
         );
         // Masqueraded by the node.
@@ -187,15 +187,15 @@ fn s31_packets_leave_the_node_only_with_the_address_of_the_pod_the_node_or_a_ser
             (a.pod, None),
             (a.node, None),
             (service, None),
-            (a.trusted, Some(Reason::SpoofedSource)),
-            (a.client, Some(Reason::SpoofedSource)),
+            (a.trusted, Some(Reason::UnverifiedSource)),
+            (a.client, Some(Reason::UnverifiedSource)),
         ] {
             let packet = ip(source, a.outsider);
             assert_eq!(both.send_off_node(&packet.tcp(1000, 80, ACK, b""), POD), expected, "{source}");
             assert_eq!(both.send_off_node(&packet.icmp(a.echo().0, 0, [0; 4], b""), POD), expected, "{source}, echo");
             let later = packet.clone().fragment(9, 72, false).carrying(protocol::UDP, &[7; 8]);
             assert_eq!(both.send_off_node(&later, POD), expected, "{source}, a fragment");
-            let checked = both.memory.run_behind(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
+            let checked = both.memory.run_post_dnat(&wire(&packet.tcp(1000, 80, SYN, b"")), INTERFACE);
             assert!(checked.allows(), "egress is open");
         }
         assert_eq!(

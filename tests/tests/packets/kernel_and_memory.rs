@@ -109,7 +109,7 @@ impl KernelAndMemory {
         };
         for addresses in FAMILIES {
             for (name, class, flags) in
-                [(addresses.client, 1, 0), (addresses.trusted, 2, 0), (addresses.node, 0, address_flags::OWN_NODE)]
+                [(addresses.client, 1, 0), (addresses.trusted, 2, 0), (addresses.node, 0, address_flags::LOCAL_NODE)]
             {
                 let entry = AddressEntry { class: ClassId(class), flags, endpoint: 0 };
                 match name.parse().unwrap() {
@@ -148,7 +148,7 @@ impl KernelAndMemory {
     }
 
     pub(crate) fn write(&mut self) {
-        self.kernel.set_sender(self.endpoint.id, INTERFACE).unwrap();
+        self.kernel.set_source_endpoint(self.endpoint.id, INTERFACE).unwrap();
         self.kernel.set_endpoint(&self.endpoint).unwrap();
         self.memory.endpoints.insert(INTERFACE, self.endpoint);
     }
@@ -182,31 +182,35 @@ impl KernelAndMemory {
     pub(crate) fn send(&mut self, packet: &[u8]) -> (Reason, u32) {
         let frame = wire(packet);
         let reason = self.memory.run(Egress, &frame, INTERFACE, 0);
-        let (ran, sender) = self.kernel.run_marked(&frame, 1).expect("the kernel runs the frame");
-        assert_eq!((ran.passed, sender), (reason.allows(), self.memory.sender.get()), "memory returned {reason:?}");
-        (reason, sender)
+        let (ran, source_endpoint) = self.kernel.run_marked(&frame, 1).expect("the kernel runs the frame");
+        assert_eq!(
+            (ran.passed, source_endpoint),
+            (reason.allows(), self.memory.source_endpoint.get()),
+            "memory returned {reason:?}"
+        );
+        (reason, source_endpoint)
     }
 
     /// Runs a packet from the pod post-DNAT.
-    pub(crate) fn send_post_dnat(&mut self, packet: &[u8], sender: u32) -> Reason {
+    pub(crate) fn send_post_dnat(&mut self, packet: &[u8], source_endpoint: u32) -> Reason {
         let frame = wire(packet);
-        let ifindex = if sender == self.endpoint.id { INTERFACE } else { 0 };
-        self.memory.sender.set(sender);
-        let reason = self.memory.run_behind(&frame, ifindex);
-        let counter = if reason == Reason::SenderGone { 0 } else { sender };
+        let ifindex = if source_endpoint == self.endpoint.id { INTERFACE } else { 0 };
+        self.memory.source_endpoint.set(source_endpoint);
+        let reason = self.memory.run_post_dnat(&frame, ifindex);
+        let counter = if reason == Reason::SourceEndpointGone { 0 } else { source_endpoint };
         let before = self.kernel.packet_count(counter, Egress, reason).unwrap();
-        let ran = self.kernel.run_behind(&frame, sender | RECHECK, 1).expect("the kernel runs the frame");
+        let ran = self.kernel.run_post_dnat(&frame, source_endpoint | RECHECK, 1).expect("the kernel runs the frame");
         let counted = self.kernel.packet_count(counter, Egress, reason).unwrap() - before;
         assert_eq!((ran.passed, counted), (reason.allows(), u64::from(!reason.allows())), "memory returned {reason:?}");
         reason
     }
 
     /// Runs a packet to the pod, with a source endpoint ID. The sender's policy was evaluated before.
-    pub(crate) fn receive_from(&mut self, packet: &[u8], sender: u32) -> Reason {
+    pub(crate) fn receive_from(&mut self, packet: &[u8], source_endpoint: u32) -> Reason {
         let frame = wire(packet);
-        self.memory.sender.set(sender);
+        self.memory.source_endpoint.set(source_endpoint);
         let reason = self.memory.run(Ingress, &frame, INTERFACE, FORWARDED);
-        let ran = self.kernel.run_from_sender(&frame, sender, FORWARDED).expect("the kernel runs the frame");
+        let ran = self.kernel.run_from_endpoint(&frame, source_endpoint, FORWARDED).expect("the kernel runs the frame");
         assert_eq!(ran.passed, reason.allows(), "memory returned {reason:?}");
         reason
     }
@@ -224,7 +228,7 @@ impl KernelAndMemory {
     }
 
     pub(crate) fn run_from(&mut self, ingress_ifindex: u32, direction: Direction, frame: &[u8]) -> Reason {
-        self.memory.sender.set(0);
+        self.memory.source_endpoint.set(0);
         let reason = self.memory.run(direction, frame, INTERFACE, ingress_ifindex);
         let before = self.kernel.packet_count(1, direction, reason).unwrap();
         let ran = self.kernel.run(direction, frame, ingress_ifindex, 1).expect("the kernel runs the frame");
@@ -236,7 +240,7 @@ impl KernelAndMemory {
     /// Returns the initiator's direction and the timeout of a TCP flow of the pod with its trusted peer, in the kernel
     /// and in memory. Ports are the pod's and the peer's.
     pub(crate) fn tcp_flow(&self, a: &Addresses, (pod_port, remote_port): (u16, u16)) -> ((u8, u32), (u8, u32)) {
-        let summary = |entry: FlowEntry| (entry.opener, flow_timeout::of(protocol::TCP, entry.state));
+        let summary = |entry: FlowEntry| (entry.initiator, flow_timeout::of(protocol::TCP, entry.state));
         match (a.pod.parse().unwrap(), a.trusted.parse().unwrap()) {
             (IpAddr::V4(pod), IpAddr::V4(trusted)) => {
                 let key = flow_key(pod.octets(), trusted.octets(), pod_port, remote_port);

@@ -6,5 +6,5 @@ mod headers;
 mod identity;
 mod kernel_and_memory;
 mod neighbors;
+mod program_size;
 mod services;
-mod surroundings;

@@ -28,9 +28,9 @@ fn both(mac: [u8; 6]) -> KernelAndMemory {
     both
 }
 
-fn arp(operation: u16, mac: [u8; 6], sender: [u8; 4], padding: usize) -> Vec<u8> {
+fn arp(operation: u16, mac: [u8; 6], source_endpoint: [u8; 4], padding: usize) -> Vec<u8> {
     let mut frame = [&[0xff; 6][..], &MAC, &[8, 6, 0, 1, 8, 0, 6, 4], &operation.to_be_bytes()].concat();
-    frame.extend([&mac[..], &sender, &[0; 6], &[10, 0, 0, 9]].concat());
+    frame.extend([&mac[..], &source_endpoint, &[0; 6], &[10, 0, 0, 9]].concat());
     frame.resize(frame.len() + padding, 0);
     frame
 }
@@ -57,11 +57,11 @@ fn s32_arp_from_a_pod_has_its_own_addresses_and_limited_length() {
     let mut gratuitous = arp(2, MAC, own, 18);
     gratuitous[38..42].copy_from_slice(&own);
     for (frame, expected, what) in [
-        (arp(1, MAC, own, 0), Reason::LinkControl, "a request"),
-        (arp(1, MAC, own, 18), Reason::LinkControl, "with padding"),
-        (arp(2, MAC, own, 18), Reason::LinkControl, "a reply"),
-        (gratuitous, Reason::LinkControl, "an announcement"),
-        (arp(1, MAC, [0; 4], 0), Reason::LinkControl, "a probe"),
+        (arp(1, MAC, own, 0), Reason::NeighborDiscovery, "a request"),
+        (arp(1, MAC, own, 18), Reason::NeighborDiscovery, "with padding"),
+        (arp(2, MAC, own, 18), Reason::NeighborDiscovery, "a reply"),
+        (gratuitous, Reason::NeighborDiscovery, "an announcement"),
+        (arp(1, MAC, [0; 4], 0), Reason::NeighborDiscovery, "a probe"),
         (arp(2, MAC, [0; 4], 0), Reason::SpoofedNeighbor, "a reply from the unspecified address"),
         (arp(2, MAC, [10, 0, 0, 254], 0), Reason::SpoofedNeighbor, "with the gateway's address"),
         (arp(2, OTHER, own, 0), Reason::SpoofedNeighbor, "with another MAC address"),
@@ -79,11 +79,15 @@ fn s32_arp_from_a_pod_has_its_own_addresses_and_limited_length() {
     assert_eq!(both.run(Egress, &kind), Reason::SpoofedNeighbor, "other address lengths");
     assert_eq!(
         both.run(Ingress, &arp(2, OTHER, [10, 0, 0, 254], 0)),
-        Reason::LinkControl,
+        Reason::NeighborDiscovery,
         "packets to the pod may have any source"
     );
     both.change(|endpoint| endpoint.flags = 0);
-    assert_eq!(both.run(Egress, &arp(2, OTHER, [10, 0, 0, 254], 600)), Reason::LinkControl, "without anti-spoofing");
+    assert_eq!(
+        both.run(Egress, &arp(2, OTHER, [10, 0, 0, 254], 600)),
+        Reason::NeighborDiscovery,
+        "without anti-spoofing"
+    );
 }
 
 #[test]
@@ -94,15 +98,19 @@ fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link
     let about = |target: &str, options: &[u8]| [&address(target)[..], options].concat();
     let (source, target, nonce) = (option(1, MAC), option(2, MAC), option(14, [7; 6]));
     for (frame, expected, what) in [
-        (message(133, LINK_LOCAL, ROUTERS, &source), Reason::LinkControl, "a router solicitation"),
-        (message(133, "::", ROUTERS, &[]), Reason::LinkControl, "one from the unspecified address"),
+        (message(133, LINK_LOCAL, ROUTERS, &source), Reason::NeighborDiscovery, "a router solicitation"),
+        (message(133, "::", ROUTERS, &[]), Reason::NeighborDiscovery, "one from the unspecified address"),
         (message(133, pod, outsider, &[]), Reason::SpoofedNeighbor, "one to a destination beyond the link"),
         (message(134, LINK_LOCAL, ALL_NODES, &[0; 8]), Reason::SpoofedNeighbor, "a router advertisement"),
         (message(137, LINK_LOCAL, client, &[0; 32]), Reason::SpoofedNeighbor, "a redirect"),
-        (message(135, pod, "ff02::1:ff00:2", &about(client, &source)), Reason::LinkControl, "a solicitation"),
-        (message(135, pod, client, &about(client, &source)), Reason::LinkControl, "one to a neighbor itself"),
-        (message(135, pod, node, &about(node, &[])), Reason::LinkControl, "one to the node"),
-        (message(135, "::", "ff02::1:ff00:1", &about(pod, &nonce)), Reason::LinkControl, "a duplicate address check"),
+        (message(135, pod, "ff02::1:ff00:2", &about(client, &source)), Reason::NeighborDiscovery, "a solicitation"),
+        (message(135, pod, client, &about(client, &source)), Reason::NeighborDiscovery, "one to a neighbor itself"),
+        (message(135, pod, node, &about(node, &[])), Reason::NeighborDiscovery, "one to the node"),
+        (
+            message(135, "::", "ff02::1:ff00:1", &about(pod, &nonce)),
+            Reason::NeighborDiscovery,
+            "a duplicate address check",
+        ),
         (
             message(135, "::", "ff02::1:ff00:2", &about(client, &[])),
             Reason::SpoofedNeighbor,
@@ -117,8 +125,8 @@ fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link
         ),
         (message(135, pod, client, &about(client, &option(1, OTHER))), Reason::SpoofedNeighbor, "another MAC address"),
         (message(135, pod, client, &about(client, &option(5, MAC))), Reason::SpoofedNeighbor, "another option"),
-        (message(136, pod, ALL_NODES, &about(pod, &target)), Reason::LinkControl, "an advertisement"),
-        (message(136, LINK_LOCAL, client, &about(LINK_LOCAL, &target)), Reason::LinkControl, "to a neighbor"),
+        (message(136, pod, ALL_NODES, &about(pod, &target)), Reason::NeighborDiscovery, "an advertisement"),
+        (message(136, LINK_LOCAL, client, &about(LINK_LOCAL, &target)), Reason::NeighborDiscovery, "to a neighbor"),
         (message(136, pod, ALL_NODES, &about(node, &target)), Reason::SpoofedNeighbor, "of the node's address"),
         (message(136, pod, ALL_NODES, &about(pod, &option(2, OTHER))), Reason::SpoofedNeighbor, "of another MAC"),
         (
@@ -126,11 +134,11 @@ fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link
             Reason::SpoofedNeighbor,
             "to a destination beyond the link",
         ),
-        (message(143, LINK_LOCAL, REPORTS, &[0; 20]), Reason::LinkControl, "a listener report"),
-        (message(143, "::", REPORTS, &[0; 20]), Reason::LinkControl, "one from the unspecified address"),
+        (message(143, LINK_LOCAL, REPORTS, &[0; 20]), Reason::NeighborDiscovery, "a listener report"),
+        (message(143, "::", REPORTS, &[0; 20]), Reason::NeighborDiscovery, "one from the unspecified address"),
         (message(143, LINK_LOCAL, REPORTS, &[0; 321]), Reason::NeighborRate, "a long one"),
         (message(143, LINK_LOCAL, client, &[0; 20]), Reason::SpoofedNeighbor, "not to a group"),
-        (message(131, LINK_LOCAL, "ff05::9", &address("ff05::9")), Reason::LinkControl, "an older report"),
+        (message(131, LINK_LOCAL, "ff05::9", &address("ff05::9")), Reason::NeighborDiscovery, "an older report"),
         (message(130, LINK_LOCAL, ALL_NODES, &[0; 16]), Reason::SpoofedNeighbor, "a query"),
     ] {
         assert_eq!(both.run(Egress, &frame), expected, "{what}");
@@ -148,9 +156,9 @@ fn s32_neighbor_discovery_from_a_pod_has_its_own_addresses_and_stays_on_the_link
         assert!(!both.run(Egress, &frame(Mac([2; 6]), Mac(MAC), &[], &packet)).allows(), "with more headers");
     }
     let advertisement = message(134, "fe80::9", ALL_NODES, &[0; 8]);
-    assert_eq!(both.run(Ingress, &advertisement), Reason::LinkControl, "packets to the pod may have any source");
+    assert_eq!(both.run(Ingress, &advertisement), Reason::NeighborDiscovery, "packets to the pod may have any source");
     both.change(|endpoint| endpoint.flags = 0);
-    assert_eq!(both.run(Egress, &message(134, LINK_LOCAL, ALL_NODES, &[0; 8])), Reason::LinkControl, "a router");
+    assert_eq!(both.run(Egress, &message(134, LINK_LOCAL, ALL_NODES, &[0; 8])), Reason::NeighborDiscovery, "a router");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn s22_each_packet_is_rechecked_post_dnat_if_only_some_backends_are_allowed() {
         // Not translated yet: another node, which does not know the pod, selects the backend.
         assert_eq!(both.send_post_dnat(&to.udp(1000, 2, b""), POD), Reason::SomeBackends);
         assert_eq!(both.send_post_dnat(&to.udp(1000, 1, b""), POD), Reason::Service);
-        assert_eq!(both.send_post_dnat(&client.udp(1000, 53, b""), UNKNOWN_ID), Reason::SenderGone);
+        assert_eq!(both.send_post_dnat(&client.udp(1000, 53, b""), UNKNOWN_ID), Reason::SourceEndpointGone);
     }
 }
 
@@ -85,7 +85,7 @@ fn s23_the_first_packet_of_a_flow_is_always_rechecked_post_dnat() {
         let mut both = KernelAndMemory::isolated(&[Egress]);
         let (node, client) = (ip(addresses.pod, addresses.node), ip(addresses.pod, addresses.client));
         // NodePorts and hostPorts are at the local node's addresses.
-        assert_eq!(both.send(&node.tcp(1000, 30080, SYN, b"")), (Reason::OwnNode, POD_WITH_RECHECK));
+        assert_eq!(both.send(&node.tcp(1000, 30080, SYN, b"")), (Reason::LocalNode, POD_WITH_RECHECK));
         assert_eq!(both.send(&node.tcp(1000, 30080, ACK, b"")), (Reason::Flow, POD_WITH_RECHECK));
         let outsider = ip(addresses.pod, addresses.outsider);
         assert_eq!(both.send_post_dnat(&outsider.tcp(1000, 80, SYN, b""), POD), Reason::Backend);
@@ -152,7 +152,7 @@ fn s15_masqueraded_traffic_does_not_belong_to_an_earlier_flow_with_the_same_port
         assert_eq!(both.receive_from(&packet.udp(1000, 8080, b""), POD), Reason::Itself);
         assert_eq!(both.receive_from(&packet.udp(1000, 8080, b""), POD), Reason::Flow);
         assert_eq!(both.receive_from(&packet.udp(1000, 8080, b""), 0), Reason::NoRule);
-        assert_eq!(both.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::OwnNode);
+        assert_eq!(both.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::LocalNode);
         assert_eq!(both.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::Flow);
         assert_eq!(both.receive_from(&packet.udp(1001, 8080, b""), 0), Reason::NoRule);
         // Each datagram that may return to the pod carries its ID, so that hairpin traffic is identified.
@@ -168,7 +168,7 @@ fn a_pod_cannot_set_its_source_endpoint_id() {
     let [addresses, _] = FAMILIES;
     let packet = ip(addresses.pod, addresses.outsider);
     both.send(&packet.tcp(1000, 80, SYN, b""));
-    both.memory.sender.set(UNKNOWN_ID);
+    both.memory.source_endpoint.set(UNKNOWN_ID);
     assert_eq!(both.send(&packet.tcp(1000, 80, ACK, b"")), (Reason::Flow, POD));
 }
 

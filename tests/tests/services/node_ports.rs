@@ -8,13 +8,13 @@ use netpol_tests::cluster::gateway;
 use super::shop::{ALL, Shop, number, targets};
 
 pub(super) fn measure(shop: &Shop) -> Result<()> {
-    own_node(shop).context("NodePorts of the pod's own node")?;
+    local_node(shop).context("NodePorts of the pod's own node")?;
     other_node(shop).context("NodePorts of another node")?;
     host_ports(shop).context("hostPorts")
 }
 
 /// Traffic to the local node's addresses is always allowed. Traffic to the backends of its ports is not.
-fn own_node(shop: &Shop) -> Result<()> {
+fn local_node(shop: &Shop) -> Result<()> {
     let gateway = gateway(1, shop.cluster().families());
     for addresses in [shop.cluster().host("node-1").addresses(), &gateway] {
         let at = |service| targets(addresses, &Shop::node_ports(service));

@@ -10,9 +10,9 @@ use netpol_common::IfIndex;
 use netpol_tests::cluster::node_name;
 use netpol_tests::pinned::Pinned;
 
-use super::map_watcher::{ChangeKind, MapWatcher, SentChange, Sight};
+use super::cluster_state::{self, APPS, ClusterState};
+use super::map_watcher::{ChangeKind, Expectation, MapWatcher, SentChange};
 use super::testbed::{LOCAL_NAMESPACES, Testbed, local_name};
-use super::world::{self, APPS, World};
 
 /// Time between two steps. Every other step adds a remote pod; the steps between remove one: 50 a second each.
 const STEP: Duration = Duration::from_millis(10);
@@ -31,7 +31,7 @@ struct Local {
 
 /// Makes the changes, and reads the maps for the values before each change.
 pub(super) struct Changes {
-    world: World,
+    cluster_state: ClusterState,
     maps: Pinned,
     /// Pods of this node by namespace.
     local: Vec<Vec<Local>>,
@@ -49,7 +49,7 @@ struct Progress {
 }
 
 impl Changes {
-    pub(super) fn prepare(testbed: &Testbed, world: World) -> Result<Self> {
+    pub(super) fn prepare(testbed: &Testbed, cluster_state: ClusterState) -> Result<Self> {
         let netns = testbed.cluster.host(&node_name(1)).netns();
         let local = (0..LOCAL_NAMESPACES).map(|namespace| {
             let pods = (0..APPS).map(|app| {
@@ -61,7 +61,7 @@ impl Changes {
             });
             pods.collect::<Result<Vec<_>>>()
         });
-        Ok(Self { world, maps: Pinned::open(testbed.agent.pin_path())?, local: local.collect::<Result<_>>()? })
+        Ok(Self { cluster_state, maps: Pinned::open(testbed.agent.pin_path())?, local: local.collect::<Result<_>>()? })
     }
 
     pub(super) fn run(&self, server: &ApiServer, watcher: &MapWatcher, until: Instant) -> Result<()> {
@@ -96,11 +96,11 @@ impl Changes {
     fn add_remote_pod(server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
         let number = progress.added;
         progress.added += 1;
-        let address = world::address(FIRST_ADDED + number);
+        let address = cluster_state::address(FIRST_ADDED + number);
         let name = format!("added-{number}");
-        let pod = world::pod_in(&world::namespace_name(1), &name, "remote-1", number % APPS, address);
-        let version = world::apply(server, pod)?;
-        watcher.expect(SentChange { kind: ChangeKind::RemotePodAdded, version }, Sight::Present(address));
+        let pod = cluster_state::pod_in(&cluster_state::namespace_name(1), &name, "remote-1", number % APPS, address);
+        let version = cluster_state::apply(server, pod)?;
+        watcher.expect(SentChange { kind: ChangeKind::RemotePodAdded, version }, Expectation::Present(address));
         progress.present.push_back(number);
         Ok(())
     }
@@ -108,9 +108,9 @@ impl Changes {
     fn remove_remote_pod(server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) {
         let Some(number) = progress.present.pop_front() else { return };
         let name = format!("added-{number}");
-        if let Some(version) = server.delete(Resource::Pods, &world::namespace_name(1), &name) {
-            let sight = Sight::Absent(world::address(FIRST_ADDED + number));
-            watcher.expect(SentChange { kind: ChangeKind::RemotePodRemoved, version }, sight);
+        if let Some(version) = server.delete(Resource::Pods, &cluster_state::namespace_name(1), &name) {
+            let expectation = Expectation::Absent(cluster_state::address(FIRST_ADDED + number));
+            watcher.expect(SentChange { kind: ChangeKind::RemotePodRemoved, version }, expectation);
         }
     }
 
@@ -119,10 +119,11 @@ impl Changes {
         let (turn, round) = (progress.policies % (2 * APPS), progress.policies / (2 * APPS));
         progress.policies += 1;
         let (namespace, app) = (turn % 2, turn / 2);
-        let sight = self.ingress(&self.local[namespace][app])?;
-        let policy = self.world.policy(app * self.world.namespaces() + namespace, 9000 + 100 * (round % 2));
-        let version = world::apply(server, policy)?;
-        watcher.expect(SentChange { kind: ChangeKind::Policy, version }, sight);
+        let expectation = self.ingress(&self.local[namespace][app])?;
+        let policy =
+            self.cluster_state.policy(app * self.cluster_state.namespaces() + namespace, 9000 + 100 * (round % 2));
+        let version = cluster_state::apply(server, policy)?;
+        watcher.expect(SentChange { kind: ChangeKind::Policy, version }, expectation);
         Ok(())
     }
 
@@ -131,11 +132,12 @@ impl Changes {
         let pods = &self.local[LOCAL_NAMESPACES - 1];
         let (pod, round) = (&pods[progress.local % pods.len()], progress.local / pods.len());
         progress.local += 1;
-        let sight = self.ingress(pod)?;
+        let expectation = self.ingress(pod)?;
         let (namespace, short) = pod.name.split_once('/').context("pods are named namespace/name")?;
         let app = pod.app + usize::from(round.is_multiple_of(2));
-        let version = world::apply(server, world::pod_in(namespace, short, &node_name(1), app, pod.address))?;
-        watcher.expect(SentChange { kind: ChangeKind::LocalLabels, version }, sight);
+        let version =
+            cluster_state::apply(server, cluster_state::pod_in(namespace, short, &node_name(1), app, pod.address))?;
+        watcher.expect(SentChange { kind: ChangeKind::LocalLabels, version }, expectation);
         Ok(())
     }
 
@@ -145,29 +147,29 @@ impl Changes {
         let (turn, round) = (progress.remote % PODS, progress.remote / PODS);
         progress.remote += 1;
         let index = 100 + turn;
-        let address = world::address(index);
-        let sight = Sight::Changed(vec![(address, self.maps.address(address)?)]);
+        let address = cluster_state::address(index);
+        let expectation = Expectation::Changed(vec![(address, self.maps.address(address)?)]);
         let app = index / 10 + usize::from(round.is_multiple_of(2));
-        let version = world::apply(server, world::pod(index, app))?;
-        watcher.expect(SentChange { kind: ChangeKind::RemoteLabels, version }, sight);
+        let version = cluster_state::apply(server, cluster_state::pod(index, app))?;
+        watcher.expect(SentChange { kind: ChangeKind::RemoteLabels, version }, expectation);
         Ok(())
     }
 
     /// Changes the team label of the last namespace to the team that `ns-0` allows, and back.
     fn change_namespace_labels(&self, server: &ApiServer, watcher: &MapWatcher, progress: &mut Progress) -> Result<()> {
-        let last = self.world.namespaces() - 1;
+        let last = self.cluster_state.namespaces() - 1;
         let team = if progress.namespaces.is_multiple_of(2) { 1 } else { last };
         progress.namespaces += 1;
-        let addresses = (100 * last..self.world.pods).map(world::address);
+        let addresses = (100 * last..self.cluster_state.pods).map(cluster_state::address);
         let before = addresses.map(|address| Ok((address, self.maps.address(address)?))).collect::<Result<_>>()?;
-        let version = world::apply(server, world::namespace(last, team))?;
-        watcher.expect(SentChange { kind: ChangeKind::NamespaceLabels, version }, Sight::Changed(before));
+        let version = cluster_state::apply(server, cluster_state::namespace(last, team))?;
+        watcher.expect(SentChange { kind: ChangeKind::NamespaceLabels, version }, Expectation::Changed(before));
         Ok(())
     }
 
-    fn ingress(&self, pod: &Local) -> Result<Sight> {
+    fn ingress(&self, pod: &Local) -> Result<Expectation> {
         let endpoint = self.maps.endpoint(pod.interface)?;
         let endpoint = endpoint.with_context(|| format!("{} has no endpoint in the BPF maps", pod.name))?;
-        Ok(Sight::Ingress(pod.interface, endpoint.ingress))
+        Ok(Expectation::Ingress(pod.interface, endpoint.ingress))
     }
 }

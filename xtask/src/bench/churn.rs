@@ -11,9 +11,9 @@ use netpol_tests::PodSlots;
 use netpol_tests::cluster::node_name;
 use serde::Serialize;
 
+use super::cluster_state::{ClusterState, apply, namespace_name, pod_in};
 use super::report::{Machine, Row};
 use super::testbed::Testbed;
-use super::world::{World, apply, namespace_name, pod_in};
 use crate::cli::{BenchArgs, Output};
 
 /// Pods per second.
@@ -53,11 +53,11 @@ struct Run {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let world = World::from_args(args, 10_000, 0)?;
+    let cluster_state = ClusterState::from_args(args, 10_000, 0)?;
     let mut runs = Vec::new();
     let mut machine = None;
     for attach in ATTACH {
-        let mut testbed = Testbed::prepare(world, &["--attach", attach])?;
+        let mut testbed = Testbed::prepare(cluster_state, &["--attach", attach])?;
         if machine.is_none() {
             machine = Some(Machine::now()?);
         }
@@ -70,7 +70,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         }
     }
     let machine = machine.context("no way of attaching was measured")?;
-    let report = Report { pods: world.pods, policies: world.policies, seconds: args.seconds, machine, runs };
+    let report =
+        Report { pods: cluster_state.pods, policies: cluster_state.policies, seconds: args.seconds, machine, runs };
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Output::Text => print_report(&report),
@@ -103,7 +104,7 @@ fn at_rate(
 ) -> Result<Run> {
     let server = testbed.server()?;
     let namespace = namespace_name(0);
-    let mut told = BTreeMap::new();
+    let mut reported = BTreeMap::new();
     let mut present = VecDeque::new();
     let start = Instant::now();
     let group_size = rate / REMOVALS_PER_SECOND;
@@ -132,7 +133,7 @@ fn at_rate(
         let address = slots.attach(slot, &format!("swift{number}"), group)?;
         let at = time_of_day()?;
         apply(server, pod_in(&namespace, &name, &node_name(1), 3, address))?;
-        told.insert(name.clone(), at);
+        reported.insert(name.clone(), at);
         present.push_back((group, name));
     }
     let elapsed = start.elapsed();
@@ -143,27 +144,27 @@ fn at_rate(
     while !present.is_empty() {
         remove_oldest(slots, &mut present)?;
     }
-    let times = enforced(&testbed.agent.log(), &namespace, &told);
+    let times = enforced(&testbed.agent.log(), &namespace, &reported);
     Ok(Run {
         attach,
         asked_a_second: rate,
-        made_a_second: f64::from(u32::try_from(told.len())?) / elapsed.as_secs_f64(),
-        came: told.len(),
-        missed: told.len() - times.len(),
+        made_a_second: f64::from(u32::try_from(reported.len())?) / elapsed.as_secs_f64(),
+        came: reported.len(),
+        missed: reported.len() - times.len(),
         times: Row::of("enforced", &times),
     })
 }
 
 /// Returns how long each pod took to be enforced, from the agent's log.
-fn enforced(log: &str, namespace: &str, told: &BTreeMap<String, f64>) -> Vec<Duration> {
+fn enforced(log: &str, namespace: &str, reported: &BTreeMap<String, f64>) -> Vec<Duration> {
     let pods = log.lines().filter_map(|line| {
         let (at, rest) = line.split_once('Z')?;
         let (_, rest) = rest.split_once(" enforced pod=")?;
         let (pod_namespace, name) = rest.split(' ').next()?.split_once('/')?;
-        let told = told.get(name).filter(|_| pod_namespace == namespace)?;
+        let reported = reported.get(name).filter(|_| pod_namespace == namespace)?;
         let mut clock = at.split_once('T')?.1.split(':').map(str::parse::<f64>);
         let (hours, minutes, seconds) = (clock.next()?.ok()?, clock.next()?.ok()?, clock.next()?.ok()?);
-        Some(Duration::from_secs_f64((hours * 3600.0 + minutes * 60.0 + seconds - told).rem_euclid(DAY)))
+        Some(Duration::from_secs_f64((hours * 3600.0 + minutes * 60.0 + seconds - reported).rem_euclid(DAY)))
     });
     pods.collect()
 }
@@ -184,9 +185,9 @@ mod tests {
         let log = "2026-11-25T00:01:00.250000Z  INFO enforced pod=ns-0/a interface=\"swift0\" packets=0\n\
                    2026-11-25T00:01:00.300000Z  INFO detached pod=ns-0/a interface=7\n\
                    2026-11-25T00:01:00.400000Z  INFO enforced pod=ns-1/b interface=\"swift1\" packets=0\n";
-        let told = BTreeMap::from([("a".to_owned(), 60.0), ("b".to_owned(), 60.0)]);
+        let reported = BTreeMap::from([("a".to_owned(), 60.0), ("b".to_owned(), 60.0)]);
         let times: Vec<_> =
-            enforced(log, "ns-0", &told).into_iter().map(|duration| milliseconds(duration).round()).collect();
+            enforced(log, "ns-0", &reported).into_iter().map(|duration| milliseconds(duration).round()).collect();
         assert_eq!(
             times.iter().map(|duration| format!("{duration}")).collect::<Vec<_>>(),
             ["250"],

@@ -15,10 +15,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::changes::Changes;
+use super::cluster_state::{self, ClusterState, namespace_name};
 use super::map_watcher::{ChangeKind, MapWatcher, SentChange};
 use super::report::{Machine, Row, milliseconds};
 use super::testbed::Testbed;
-use super::world::{self, World, namespace_name};
 use crate::cli::{BenchArgs, Output};
 
 /// Target of the 99th percentile, in milliseconds.
@@ -54,14 +54,14 @@ struct AgentMeasurement {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let world = World::from_args(args, 10_000, 0)?;
-    let mut testbed = Testbed::prepare(world, &[])?;
+    let cluster_state = ClusterState::from_args(args, 10_000, 0)?;
+    let mut testbed = Testbed::prepare(cluster_state, &[])?;
     let machine = Machine::now()?;
     eprintln!("starting the agent …");
     testbed.start()?;
     eprintln!("making changes for {} s …", args.seconds);
     let before = histogram(&testbed)?;
-    let (times, intervals) = measure(&mut testbed, world, Duration::from_secs(args.seconds.into()))?;
+    let (times, intervals) = measure(&mut testbed, cluster_state, Duration::from_secs(args.seconds.into()))?;
     let agent = agent_measurement(&before, &histogram(&testbed)?)?;
     let polled: Vec<_> = times
         .iter()
@@ -71,8 +71,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         .collect();
     let rows = ChangeKind::ALL.into_iter().filter_map(|kind| Some(Row::of(kind.name(), times.get(&kind)?))).collect();
     let report = Report {
-        pods: world.pods,
-        policies: world.policies,
+        pods: cluster_state.pods,
+        policies: cluster_state.policies,
         seconds: args.seconds,
         machine,
         rows,
@@ -106,11 +106,11 @@ fn print_report(report: &Report) {
 type Times = BTreeMap<ChangeKind, Vec<Duration>>;
 
 /// Returns times by kind of change, and the times between polls.
-fn measure(testbed: &mut Testbed, world: World, duration: Duration) -> Result<(Times, Vec<Duration>)> {
+fn measure(testbed: &mut Testbed, cluster_state: ClusterState, duration: Duration) -> Result<(Times, Vec<Duration>)> {
     let watcher = MapWatcher::default();
     let until = Instant::now() + duration;
     let pins = testbed.agent.pin_path().to_owned();
-    let changes = Changes::prepare(testbed, world)?;
+    let changes = Changes::prepare(testbed, cluster_state)?;
     let Testbed { agent, cluster } = testbed;
     let server = agent.api_server().context("the agent does not use an API server")?;
     let intervals = std::thread::scope(|scope| {
@@ -157,8 +157,8 @@ fn add_local_pods(
         let name = format!("{namespace}/{short_name}");
         cluster.add_pod_without_manifest(PodSpec::new(&name))?;
         let address = cluster.host(&name).v4();
-        let object = world::pod_in(&namespace, &short_name, &netpol_tests::cluster::node_name(1), 3, address);
-        let version = world::apply(server, object)?;
+        let object = cluster_state::pod_in(&namespace, &short_name, &netpol_tests::cluster::node_name(1), 3, address);
+        let version = cluster_state::apply(server, object)?;
         let answer = agent.get(&format!("/v1/wait?for=pod/{name}&timeout=10s"))?;
         let at = Instant::now();
         let answer: Value = serde_json::from_str(&answer).context("parsing the response of /v1/wait")?;

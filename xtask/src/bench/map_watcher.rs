@@ -50,7 +50,7 @@ impl ChangeKind {
 }
 
 /// The expected state of the maps.
-pub(super) enum Sight {
+pub(super) enum Expectation {
     /// The endpoint of an interface has another ingress policy than this. The endpoint is written after all entries
     /// that it refers to.
     Ingress(IfIndex, DirectionPolicy),
@@ -62,7 +62,7 @@ pub(super) enum Sight {
     Changed(Vec<(Ipv4Addr, Option<AddressEntry>)>),
 }
 
-impl Sight {
+impl Expectation {
     /// Reports whether the maps are in this state.
     fn is_reached(&mut self, maps: &Pinned) -> Result<bool> {
         Ok(match self {
@@ -93,14 +93,14 @@ pub(super) struct SentChange {
 /// Changes that are not in the maps yet, and those that were found, with the time.
 #[derive(Default)]
 pub(super) struct MapWatcher {
-    open: Mutex<Vec<(SentChange, Sight)>>,
+    open: Mutex<Vec<(SentChange, Expectation)>>,
     found: Mutex<Vec<(SentChange, Instant)>>,
     stopped: AtomicBool,
 }
 
 impl MapWatcher {
-    pub(super) fn expect(&self, change: SentChange, sight: Sight) {
-        locked(&self.open).push((change, sight));
+    pub(super) fn expect(&self, change: SentChange, expectation: Expectation) {
+        locked(&self.open).push((change, expectation));
     }
 
     pub(super) fn found(&self, change: SentChange, at: Instant) {
@@ -132,11 +132,11 @@ impl MapWatcher {
         while !self.is_stopped() {
             let mut open = std::mem::take(&mut *locked(&self.open));
             let mut remaining = Vec::new();
-            for (change, mut sight) in open.drain(..) {
-                if sight.is_reached(&maps)? {
+            for (change, mut expectation) in open.drain(..) {
+                if expectation.is_reached(&maps)? {
                     self.found(change, Instant::now());
                 } else {
-                    remaining.push((change, sight));
+                    remaining.push((change, expectation));
                 }
             }
             if !remaining.is_empty() {

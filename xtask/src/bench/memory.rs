@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 use netpol_apiserver::{Resource, StreamingLists};
 use serde::Serialize;
 
+use super::cluster_state::{APPS, ClusterState};
 use super::report::Machine;
 use super::testbed::{LOCAL_NAMESPACES, Testbed};
-use super::world::{APPS, World};
 use crate::cli::{BenchArgs, Output};
 
 /// Target of the peak, in megabytes of a million bytes.
@@ -33,16 +33,16 @@ struct Line {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let world = World::from_args(args, 100_000, 5_000)?;
-    let mut testbed = Testbed::prepare(world, &[])?;
+    let cluster_state = ClusterState::from_args(args, 100_000, 5_000)?;
+    let mut testbed = Testbed::prepare(cluster_state, &[])?;
     let mut lines = Vec::new();
     for (list, streaming) in [("streamed", StreamingLists::Served), ("in pages", StreamingLists::Forbidden)] {
         testbed.server()?.set_streaming_lists(streaming);
         let machine = Machine::now()?;
         eprintln!("starting the agent, objects {list} …");
         let ready = testbed.start()?;
-        let pods = world.pods + LOCAL_NAMESPACES * APPS;
-        for (resource, expected) in [(Resource::Pods, pods), (Resource::Services, world.services)] {
+        let pods = cluster_state.pods + LOCAL_NAMESPACES * APPS;
+        for (resource, expected) in [(Resource::Pods, pods), (Resource::Services, cluster_state.services)] {
             let found = testbed.objects(resource)?;
             ensure!(found == expected, "the agent is ready, but has {found} of {expected} {}", resource.plural());
         }
@@ -51,8 +51,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         lines.push(Line {
             list,
             pods,
-            policies: world.policies,
-            services: world.services,
+            policies: cluster_state.policies,
+            services: cluster_state.services,
             ready_s: ready.as_secs_f64(),
             resident_mb: megabytes("VmRSS")?,
             anonymous_mb: megabytes("RssAnon")?,
@@ -63,7 +63,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
         Output::Text => {
-            println!("{} pods, {} policies, {} Services", lines[0].pods, world.policies, world.services);
+            println!(
+                "{} pods, {} policies, {} Services",
+                lines[0].pods, cluster_state.policies, cluster_state.services
+            );
             println!(
                 "{:<12}{:>10}{:>14}{:>14}{:>10}",
                 "objects", "ready, s", "resident, MB", "anonymous, MB", "peak, MB"

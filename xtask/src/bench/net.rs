@@ -64,7 +64,7 @@ struct Line {
 }
 
 /// What is installed for a setup, until it is dropped or removed.
-enum Standing {
+enum Installed {
     Nothing,
     Programs(Box<Programs>),
     Agent(Box<Agent>),
@@ -88,14 +88,14 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         random.shuffle(&mut order);
         for setup in order {
             eprintln!("round {} of {ROUNDS}: {} …", round + 1, setup.name());
-            let mut standing = install(&cluster, setup)?;
+            let mut installed = install(&cluster, setup)?;
             let index = Setup::ALL.iter().position(|other| *other == setup).context("unknown setup")?;
             for (load, rates) in Load::ALL.into_iter().zip(&mut rates[index]) {
                 let (count, elapsed) = load.run(cluster.host(CLIENT), cluster.host(SERVER), duration)?;
                 rates.push(rate(load, count, elapsed));
             }
-            costs[index].extend(cost(&cluster, &standing, duration)?);
-            remove(&cluster, setup, &mut standing)?;
+            costs[index].extend(cost(&cluster, &installed, duration)?);
+            remove(&cluster, setup, &mut installed)?;
         }
     }
     let empty = median_cost(&costs[Setup::EmptyProgram as usize]).unwrap_or_default();
@@ -170,12 +170,12 @@ struct Cost {
 }
 
 /// Measures with `BPF_ENABLE_STATS`, which slows the traffic down.
-fn cost(cluster: &Cluster, standing: &Standing, duration: Duration) -> Result<Option<Cost>> {
+fn cost(cluster: &Cluster, installed: &Installed, duration: Duration) -> Result<Option<Cost>> {
     let read = || -> Result<Option<[Runs; 2]>> {
-        match standing {
-            Standing::Nothing => Ok(None),
-            Standing::Programs(programs) => Ok(Some([programs.empty_runs()?; 2])),
-            Standing::Agent(agent) => {
+        match installed {
+            Installed::Nothing => Ok(None),
+            Installed::Programs(programs) => Ok(Some([programs.empty_runs()?; 2])),
+            Installed::Agent(agent) => {
                 let [ingress, egress] = PROGRAMS.map(|program| Runs::pinned(agent.pin_path(), program));
                 Ok(Some([ingress?, egress?]))
             }
@@ -190,7 +190,7 @@ fn cost(cluster: &Cluster, standing: &Standing, duration: Duration) -> Result<Op
     ensure!(connections > 0, "no connection was established");
     let [ingress, egress] = [0, 1].map(|hook| between[hook].since(before[hook]).mean());
     // The same empty program is attached at both hooks.
-    let hooks = if matches!(standing, Standing::Programs(_)) { &[0][..] } else { &[0, 1] };
+    let hooks = if matches!(installed, Installed::Programs(_)) { &[0][..] } else { &[0, 1] };
     let ran = hooks.iter().map(|hook| after[*hook].since(between[*hook]));
     let (count, duration) =
         ran.fold((0, Duration::ZERO), |(count, duration), ran| (count + ran.count, duration + ran.time));
@@ -222,7 +222,7 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn install(cluster: &Cluster, setup: Setup) -> Result<Standing> {
+fn install(cluster: &Cluster, setup: Setup) -> Result<Installed> {
     let node = cluster.host(&node_name(1)).netns();
     let (client, server) = (cluster.host(CLIENT).v4(), cluster.host(SERVER).v4());
     match setup {
@@ -236,7 +236,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Standing> {
                     programs.attach_empty_to_egress(veth)
                 })?;
             }
-            return Ok(Standing::Programs(Box::new(programs)));
+            return Ok(Installed::Programs(Box::new(programs)));
         }
         Setup::FewPolicies | Setup::ManyPolicies => {
             let mut policies = vec![
@@ -262,7 +262,7 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Standing> {
                 }));
             }
             cluster.apply("bench", &policies.join("---\n"))?;
-            return Ok(Standing::Agent(Box::new(Agent::start(cluster)?)));
+            return Ok(Installed::Agent(Box::new(Agent::start(cluster)?)));
         }
         Setup::Nftables => {
             let others: String = (0..MANY).fold(String::new(), |mut text, number| {
@@ -298,16 +298,16 @@ fn install(cluster: &Cluster, setup: Setup) -> Result<Standing> {
             node.iptables("iptables-nft-restore", &rules)?;
         }
     }
-    Ok(Standing::Nothing)
+    Ok(Installed::Nothing)
 }
 
-fn remove(cluster: &Cluster, setup: Setup, standing: &mut Standing) -> Result<()> {
+fn remove(cluster: &Cluster, setup: Setup, installed: &mut Installed) -> Result<()> {
     let node = cluster.host(&node_name(1)).netns();
     match setup {
         Setup::Nothing | Setup::EmptyProgram => {}
         Setup::FewPolicies | Setup::ManyPolicies => {
             cluster.delete("bench")?;
-            if let Standing::Agent(agent) = standing {
+            if let Installed::Agent(agent) = installed {
                 let (removed, output) = agent.uninstall()?;
                 ensure!(removed, "the agent could not be uninstalled:\n{output}");
             }
@@ -318,7 +318,7 @@ fn remove(cluster: &Cluster, setup: Setup, standing: &mut Standing) -> Result<()
             "*filter\n-D FORWARD -j NETPOL-BENCH\n-F NETPOL-BENCH\n-X NETPOL-BENCH\nCOMMIT\n",
         )?,
     }
-    *standing = Standing::Nothing;
+    *installed = Installed::Nothing;
     Ok(())
 }
 

@@ -32,8 +32,8 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
             lines.push(Line { family, peers: 1, case, ns, spread, empty_ns, aim_ns });
         };
         let egress = |programs: &mut Programs, frame: &[u8], repeat| programs.run(Direction::Egress, frame, 0, repeat);
-        let recheck = |programs: &mut Programs, frame: &[u8], repeat| programs.run_behind(frame, POD, repeat);
-        let not_from_pod = |programs: &mut Programs, frame: &[u8], repeat| programs.run_behind(frame, 0, repeat);
+        let recheck = |programs: &mut Programs, frame: &[u8], repeat| programs.run_post_dnat(frame, POD, repeat);
+        let not_from_pod = |programs: &mut Programs, frame: &[u8], repeat| programs.run_post_dnat(frame, 0, repeat);
         let ack = |to: IpAddr, port| wire(&Ip::new(pod, to).tcp(40_000, port, 0x10, b"12345678"));
         let syn = |to: IpAddr, port| wire(&Ip::new(pod, to).tcp(40_000, port, 0x02, b""));
         for (frame, initiates) in [(syn(backend, 80), true), (syn(service, 1), true), (syn(service, 2), true)] {
@@ -86,7 +86,7 @@ fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) 
     for (class, port_set) in [(BACKENDS, PortSetId::ALL), (ALL, PortSetId::ALL), (SOME, PortSetId::SOME)] {
         programs.set_allow(AllowKey { rule_set: RULE_SET, class }, AllowEntry { port_set, rule: RuleId::NONE })?;
     }
-    programs.set_sender(POD, INTERFACE)?;
+    programs.set_source_endpoint(POD, INTERFACE)?;
     programs.set_endpoint(&endpoint)
 }
 

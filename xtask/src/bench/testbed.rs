@@ -8,7 +8,7 @@ use netpol_tests::agent::as_deployed;
 use netpol_tests::cluster::node_name;
 use netpol_tests::{Agent, AgentOptions, Cluster, PodSpec};
 
-use super::world::{self, APPS, World};
+use super::cluster_state::{self, APPS, ClusterState};
 
 /// Namespaces that have pods on this node, one pod for each app.
 pub(super) const LOCAL_NAMESPACES: usize = 3;
@@ -27,7 +27,7 @@ pub(super) struct Testbed {
 impl Testbed {
     /// Creates the node, its pods and the cluster's objects. The agent will get these arguments; it is not running
     /// yet.
-    pub(super) fn prepare(world: World, arguments: &[&str]) -> Result<Self> {
+    pub(super) fn prepare(cluster_state: ClusterState, arguments: &[&str]) -> Result<Self> {
         eprintln!("creating {} pods on this node …", LOCAL_NAMESPACES * APPS);
         let mut cluster = Cluster::builder().serve(&[]);
         for (namespace, app) in local_pods() {
@@ -39,10 +39,10 @@ impl Testbed {
         let mut agent = Agent::start_with(&cluster, options)?;
         let (removed, output) = agent.uninstall()?;
         ensure!(removed, "the first agent, which created the API server double, could not be uninstalled:\n{output}");
-        let World { pods, policies, services } = world;
+        let ClusterState { pods, policies, services } = cluster_state;
         eprintln!("adding {pods} pods, {policies} policies and {services} Services to the API server double …");
         let testbed = Self { agent, cluster };
-        world.fill(testbed.server()?)?;
+        cluster_state.fill(testbed.server()?)?;
         for (namespace, app) in local_pods() {
             testbed.apply_pod(&local_name(namespace, app), app)?;
         }
@@ -57,7 +57,7 @@ impl Testbed {
     pub(super) fn apply_pod(&self, name: &str, app: usize) -> Result<u64> {
         let (namespace, short_name) = name.split_once('/').context("the pod's name is not namespace/name")?;
         let address = self.cluster.host(name).v4();
-        world::apply(self.server()?, world::pod_in(namespace, short_name, &node_name(1), app, address))
+        cluster_state::apply(self.server()?, cluster_state::pod_in(namespace, short_name, &node_name(1), app, address))
     }
 
     /// Starts the agent with no state of the previous one. Returns how long it took to become ready.
@@ -98,5 +98,5 @@ pub(super) fn local_pods() -> impl Iterator<Item = (usize, usize)> {
 }
 
 pub(super) fn local_name(namespace: usize, app: usize) -> String {
-    format!("{}/local-{app}", world::namespace_name(namespace))
+    format!("{}/local-{app}", cluster_state::namespace_name(namespace))
 }

@@ -24,7 +24,7 @@ pub(super) struct DropPoint {
 /// Denied connections by drop point, and those without a deny event.
 pub(super) struct Drops {
     pub(super) points: BTreeMap<DropPoint, Vec<Cell>>,
-    pub(super) untold: Vec<Cell>,
+    pub(super) unreported: Vec<Cell>,
 }
 
 impl Drops {
@@ -33,7 +33,7 @@ impl Drops {
         let start = Instant::now();
         loop {
             let found = Self::group(cluster, &agent.denied(), measured);
-            if found.untold.is_empty() || start.elapsed() > WAIT_LIMIT {
+            if found.unreported.is_empty() || start.elapsed() > WAIT_LIMIT {
                 return found;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -50,11 +50,11 @@ impl Drops {
             let host = cluster.host(end);
             if host.is_outside() { host.v4().to_string() } else { end.to_owned() }
         };
-        let mut drops = Self { points: BTreeMap::new(), untold: Vec::new() };
+        let mut drops = Self { points: BTreeMap::new(), unreported: Vec::new() };
         for cell in measured.0.iter().filter(|(_, passes)| !**passes).map(|(cell, _)| cell) {
             let (from, to) = (name(&cell.from), name(&cell.to));
             let Some(line) = by_flow.get(&(from.as_str(), to.as_str(), Some(cell.port), cell.protocol.name())) else {
-                drops.untold.push(cell.clone());
+                drops.unreported.push(cell.clone());
                 continue;
             };
             let drop_point = DropPoint {

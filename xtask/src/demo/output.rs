@@ -114,7 +114,7 @@ impl Printer {
     }
 
     /// Prints two tables: measured on the left, expected on the right.
-    pub(super) fn tables(&self, ends: &[String], ports: &[Port], measured: &Matrix, meant: &Matrix) {
+    pub(super) fn tables(&self, ends: &[String], ports: &[Port], measured: &Matrix, expected: &Matrix) {
         let letter = |index: usize| char::from(b'A' + u8::try_from(index).unwrap_or_default());
         let header: Vec<_> = (0..ends.len()).map(|index| format!("{:<4}", letter(index))).collect();
         let header = header.concat();
@@ -129,8 +129,8 @@ impl Printer {
                 println!("{}", self.paint(Style::Dim, namespace));
             }
             group = namespace;
-            let left: String = ends.iter().map(|to| self.cell(from, to, ports, measured, meant) + " ").collect();
-            let right: String = ends.iter().map(|to| self.cell(from, to, ports, meant, meant) + " ").collect();
+            let left: String = ends.iter().map(|to| self.cell(from, to, ports, measured, expected) + " ").collect();
+            let right: String = ends.iter().map(|to| self.cell(from, to, ports, expected, expected) + " ").collect();
             println!(
                 "{} {name:<NAME$}{left} {}",
                 self.paint(Style::Bold, &letter(index).to_string()),
@@ -139,13 +139,13 @@ impl Printer {
         }
     }
 
-    fn cell(&self, from: &str, to: &str, ports: &[Port], shown: &Matrix, meant: &Matrix) -> String {
+    fn cell(&self, from: &str, to: &str, ports: &[Port], shown: &Matrix, expected: &Matrix) -> String {
         ports
             .iter()
             .map(|&(letter, protocol, port)| {
                 let cell = Cell { from: from.to_owned(), to: to.to_owned(), protocol, port };
-                match (shown.0.get(&cell), meant.0.get(&cell)) {
-                    (Some(shown), Some(meant)) if shown != meant => self.paint(Style::Bad, "!"),
+                match (shown.0.get(&cell), expected.0.get(&cell)) {
+                    (Some(shown), Some(expected)) if shown != expected => self.paint(Style::Bad, "!"),
                     (Some(true), _) => self.paint(Style::Good, &letter.to_string()),
                     (Some(false), _) => self.paint(Style::Dim, "·"),
                     (None, _) => " ".to_owned(),
@@ -169,7 +169,7 @@ impl Printer {
     }
 
     pub(super) fn drops(&self, drops: &Drops) {
-        if drops.points.is_empty() && drops.untold.is_empty() {
+        if drops.points.is_empty() && drops.unreported.is_empty() {
             return;
         }
         println!("  Where and why the others were dropped, as reported by the agent:");
@@ -198,9 +198,12 @@ impl Printer {
             let rest: usize = drops.points.values().skip(POINTS).map(Vec::len).sum();
             println!("  {rest:>4}  at {} more interfaces", drops.points.len() - POINTS);
         }
-        if !drops.untold.is_empty() {
-            let line =
-                format!("{:>4}  were dropped without a deny event, first {}", drops.untold.len(), drops.untold[0]);
+        if !drops.unreported.is_empty() {
+            let line = format!(
+                "{:>4}  were dropped without a deny event, first {}",
+                drops.unreported.len(),
+                drops.unreported[0]
+            );
             println!("  {}", self.paint(Style::Bad, &line));
         }
     }

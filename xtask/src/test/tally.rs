@@ -14,7 +14,7 @@ pub(super) struct Tally {
 #[derive(Debug, Default)]
 struct Current {
     name: String,
-    told_result: bool,
+    reported_result: bool,
     failed: usize,
 }
 
@@ -39,7 +39,7 @@ impl Tally {
             self.failed += count("failed");
             self.ignored += count("ignored");
             self.current.failed += count("failed");
-            self.current.told_result = true;
+            self.current.reported_result = true;
             return count("passed") + count("failed") > 0;
         }
         if let Some(test) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
@@ -52,13 +52,13 @@ impl Tally {
     /// Counts an executable that hung and was stopped.
     pub(super) fn hung(&mut self) {
         self.fail_executable("hung and was stopped");
-        self.current.told_result = true;
+        self.current.reported_result = true;
         self.current.failed += 1;
     }
 
     /// Ends the count of an executable.
     pub(super) fn end(&mut self, success: bool) {
-        if !self.current.told_result {
+        if !self.current.reported_result {
             self.fail_executable("ended without a result: it crashed or does not compile");
         } else if !success && self.current.failed == 0 {
             self.fail_executable("ended with an error after its tests");

@@ -45,7 +45,7 @@ pub(super) struct Maps {
     ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
     /// Endpoint IDs by address of local pods. They are merged into every address entry that is written.
     owners: BTreeMap<IpAddr, u16>,
-    pub(super) senders: Array<MapData, u32>,
+    pub(super) endpoint_ids: Array<MapData, u32>,
     tunnels: Array<MapData, u64>,
     pub(super) counters: PerCpuArray<MapData, Raw<Counters>>,
     pub(super) lost_events: PerCpuArray<MapData, u64>,
@@ -84,7 +84,7 @@ impl Maps {
             allow: pinned(pins, MapName::Allow)?,
             ports: pinned(pins, MapName::Ports)?,
             owners: BTreeMap::new(),
-            senders: pinned(pins, MapName::Senders)?,
+            endpoint_ids: pinned(pins, MapName::EndpointIds)?,
             tunnels: pinned(pins, MapName::Tunnels)?,
             counters: pinned(pins, MapName::Counters)?,
             lost_events: pinned(pins, MapName::LostEvents)?,
@@ -98,7 +98,7 @@ impl Maps {
             IpAddr::V4(v4) => self.addresses_v4.get(&v4.octets(), 0),
             IpAddr::V6(v6) => self.addresses_v6.get(&v6.octets(), 0),
         };
-        entry.is_ok_and(|Raw(entry)| entry.flags & address_flags::OWN_NODE != 0)
+        entry.is_ok_and(|Raw(entry)| entry.flags & address_flags::LOCAL_NODE != 0)
     }
 
     /// Writes or deletes one table entry.
@@ -137,7 +137,7 @@ impl Maps {
             }
             Change::PutFrontend(frontend, class) => self.put_frontend(frontend, Raw(FrontendEntry { class: *class })),
             Change::DeleteFrontend(frontend) => self.delete_frontend(frontend),
-            Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Rejudge(_) => Ok(()),
+            Change::PutEndpoint(..) | Change::DeleteEndpoint(_) | Change::Reevaluate(_) => Ok(()),
         }
     }
 

@@ -28,7 +28,7 @@ use netpol_common::{
 use netpol_policy::tables::Change;
 use thiserror::Error;
 
-use super::switch::Snapshot;
+use super::migration::Snapshot;
 use super::{Adopted, AttachError, Dataplane, InterfaceOutcome, WriteError};
 use crate::endpoints::{Netlink, TunnelEndpoints};
 use crate::object::ObjectError;
@@ -240,10 +240,10 @@ impl CounterReader {
 
 impl Maps {
     /// Removes the endpoint ID of an interface, unless another interface uses the ID now.
-    fn forget_sender(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+    fn remove_endpoint_id(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         let Some(endpoint) = self.endpoint(ifindex) else { return Ok(()) };
-        if self.senders.get(&endpoint.id, 0).ok() == Some(ifindex.0) {
-            check_write(MapName::Senders, self.senders.set(endpoint.id, 0, 0))?;
+        if self.endpoint_ids.get(&endpoint.id, 0).ok() == Some(ifindex.0) {
+            check_write(MapName::EndpointIds, self.endpoint_ids.set(endpoint.id, 0, 0))?;
         }
         Ok(())
     }
@@ -300,7 +300,7 @@ impl Dataplane for Kernel {
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
         self.flows.endpoint_added(endpoint.id, endpoint.ifindex);
-        check_write(MapName::Senders, self.maps.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
+        check_write(MapName::EndpointIds, self.maps.endpoint_ids.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (self.capacities.endpoints - 1);
         if *self.slots.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
             return self.maps.put_overflow(endpoint);
@@ -316,7 +316,7 @@ impl Dataplane for Kernel {
 
     fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
         self.flows.endpoint_removed(ifindex);
-        self.maps.forget_sender(ifindex)?;
+        self.maps.remove_endpoint_id(ifindex)?;
         let slot = ifindex.0 & (self.capacities.endpoints - 1);
         if self.slots.get(&slot) == Some(&ifindex) {
             self.maps.clear_endpoint(slot)?;

@@ -98,7 +98,7 @@ maps! {
     /// Packets by reason, two entries per endpoint.
     Counters = "COUNTERS", 2050, counters, "--max-endpoints";
     /// Interfaces by endpoint ID.
-    Senders = "SENDERS", 1025, senders, "--max-endpoints";
+    EndpointIds = "ENDPOINT_IDS", 1025, endpoint_ids, "--max-endpoints";
     /// Limits neighbor discovery per endpoint.
     Neighbors = "NEIGHBORS", 1025, neighbors, "--max-endpoints";
     /// Tunnel endpoints of nodes.
@@ -128,7 +128,7 @@ impl MapName {
             | Change::DeleteFrontend(_)
             | Change::PutEndpoint(..)
             | Change::DeleteEndpoint(_)
-            | Change::Rejudge(_) => None,
+            | Change::Reevaluate(_) => None,
         }
     }
 }

@@ -24,8 +24,8 @@ impl Program {
         match self {
             Self::Ingress => "netpol_ingress",
             Self::Egress => "netpol_egress",
-            Self::Recheck => "netpol_behind",
-            Self::RecheckL3 => "netpol_behind_bare",
+            Self::Recheck => "netpol_recheck",
+            Self::RecheckL3 => "netpol_recheck_l3",
         }
     }
 

@@ -48,7 +48,7 @@ pub(super) fn copy(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<()
             MapName::Ports => trie::<Raw<PortKey>, Raw<PortEntry>>(old, new, map)?,
             MapName::Counters => counters(old, new, capacities)?,
             // Written with `ENDPOINTS`.
-            MapName::EndpointsOverflow | MapName::Senders
+            MapName::EndpointsOverflow | MapName::EndpointIds
             // Refilled within seconds.
             | MapName::Neighbors
             // Its size is fixed.
@@ -148,7 +148,7 @@ fn endpoints(old: &Pins, new: &Pins, capacities: &Capacities) -> Result<(), Kern
             let source = std::io::Error::from_raw_os_error(libc::E2BIG);
             return Err(WriteError::Full { map: MapName::Counters, option: MapName::Counters.option(), source }.into());
         }
-        check_write(MapName::Senders, to.senders.set(endpoint.id, endpoint.ifindex.0, 0))?;
+        check_write(MapName::EndpointIds, to.endpoint_ids.set(endpoint.id, endpoint.ifindex.0, 0))?;
         let slot = endpoint.ifindex.0 & (capacities.endpoints - 1);
         let current: Endpoint = to.endpoints.get(&slot, 0).map_err(|error| write_error(MapName::Endpoints, error))?.0;
         if current.ifindex.0 == 0 {

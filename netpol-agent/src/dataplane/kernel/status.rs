@@ -126,7 +126,7 @@ pub fn read_status(pin_path: &Path) -> Result<Status, StatusError> {
             | MapName::Denials
             | MapName::EventBudgets
             | MapName::Counters
-            | MapName::Senders
+            | MapName::EndpointIds
             | MapName::Neighbors
             | MapName::Tunnels
             | MapName::Events

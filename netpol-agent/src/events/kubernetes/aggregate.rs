@@ -9,7 +9,7 @@ use netpol_common::{Direction, Reason};
 use netpol_policy::model::PodKey;
 
 use super::limit::Bucket;
-use super::policies::{Misunderstood, Policies};
+use super::policies::{Policies, PolicyDiagnostic};
 use super::sink::{Denied, Dropped};
 use super::topic::Topic;
 
@@ -47,7 +47,7 @@ pub enum Publication {
     /// Packets were denied at a pod.
     Denied(Series),
     /// A policy has a diagnostic.
-    Misunderstood(Misunderstood),
+    PolicyDiagnostic(PolicyDiagnostic),
 }
 
 /// An Event about a pod, and its count.
@@ -100,7 +100,7 @@ struct SeriesState {
     first: SystemTime,
     last: SystemTime,
     count: u64,
-    told: u64,
+    reported: u64,
     update: bool,
     /// The earliest time of the next report.
     not_before: Instant,
@@ -115,7 +115,7 @@ impl SeriesState {
     }
 
     fn has_unreported(&self) -> bool {
-        self.count > self.told && !self.in_flight
+        self.count > self.reported && !self.in_flight
     }
 
     /// Returns the number of tokens that this series must not use.
@@ -178,7 +178,7 @@ impl Aggregator {
                 first: denied.at,
                 last: denied.at,
                 count: 0,
-                told: 0,
+                reported: 0,
                 update: false,
                 not_before: now + COALESCE,
                 interval: FIRST_INTERVAL,
@@ -199,7 +199,7 @@ impl Aggregator {
     }
 
     /// Replaces the diagnostics of all policies.
-    pub fn policies(&mut self, all: Vec<Misunderstood>, now: Instant) {
+    pub fn policies(&mut self, all: Vec<PolicyDiagnostic>, now: Instant) {
         self.policies.set(all, now);
     }
 
@@ -212,7 +212,7 @@ impl Aggregator {
             return None;
         }
         if let Some(each) = self.policies.take(now) {
-            return Some(Publication::Misunderstood(each));
+            return Some(Publication::PolicyDiagnostic(each));
         }
         let mut best: Option<(bool, Instant, Subject, usize)> = None;
         for (subject, pod) in &mut self.pods {
@@ -265,13 +265,13 @@ impl Aggregator {
             Publication::Denied(series) => {
                 let Some(state) = self.state(series) else { return };
                 state.in_flight = false;
-                state.told = series.count;
+                state.reported = series.count;
                 state.update = true;
                 state.not_before = now + state.interval;
                 state.interval = (state.interval * 3).min(MAX_INTERVAL);
                 self.update_schedule(now);
             }
-            Publication::Misunderstood(each) => self.policies.reported(each, now),
+            Publication::PolicyDiagnostic(each) => self.policies.reported(each, now),
         }
     }
 
@@ -288,7 +288,7 @@ impl Aggregator {
                 }
                 self.update_schedule(now);
             }
-            Publication::Misunderstood(each) => self.policies.failed(each, now),
+            Publication::PolicyDiagnostic(each) => self.policies.failed(each, now),
         }
     }
 
@@ -301,7 +301,7 @@ impl Aggregator {
                     pod.series.retain(|state| why != Dropped::Gone && state.id != series.id);
                 }
             }
-            Publication::Misunderstood(each) => self.policies.reported(each, now),
+            Publication::PolicyDiagnostic(each) => self.policies.reported(each, now),
         }
     }
 

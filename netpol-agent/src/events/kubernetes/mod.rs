@@ -21,7 +21,7 @@ mod topic;
 mod writer;
 
 pub use aggregate::{Aggregator, Publication};
-pub use policies::Misunderstood;
+pub use policies::PolicyDiagnostic;
 pub use sink::{Denied, Dropped, Numbers, Sink};
 pub use thread::{Handle, start};
 pub use topic::Topic;

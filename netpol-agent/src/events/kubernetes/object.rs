@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::aggregate::{MAX_TOPICS, Series};
-use super::policies::Misunderstood;
+use super::policies::PolicyDiagnostic;
 use super::topic;
 
 /// The component that writes the Events; `kubectl describe` shows it under From.
@@ -47,14 +47,14 @@ pub(super) fn update(series: &Series) -> Value {
 }
 
 /// Returns an Event about a policy. Every agent gives it the same name, so that the API server stores it once.
-pub(super) fn of_misunderstood(each: &Misunderstood, uid: Option<String>, node: &str, now: SystemTime) -> Event {
+pub(super) fn of_diagnostic(each: &PolicyDiagnostic, uid: Option<String>, node: &str, now: SystemTime) -> Event {
     let key = &each.policy;
     let owner = uid.clone().unwrap_or_else(|| key.to_string());
-    let name = event_name(&key.name, fnv(&[&owner, &each.problem]));
+    let name = event_name(&key.name, fnv(&[&owner, &each.diagnostic]));
     Event {
         action: Some("Enforce".to_owned()),
         event_time: Some(time(now)),
-        note: Some(topic::shorten(format!("{}; this part matches nothing and allows nothing", each.problem))),
+        note: Some(topic::shorten(format!("{}; this part matches nothing and allows nothing", each.diagnostic))),
         reason: Some("NotUnderstood".to_owned()),
         regarding: Some(reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid)),
         ..bare(&key.namespace, name, node)
@@ -125,10 +125,10 @@ mod tests {
 
     #[test]
     fn a_diagnostic_has_the_same_name_from_every_agent_and_another_for_a_recreated_policy() {
-        let each = Misunderstood { policy: PolicyKey::new("shop", "bad"), problem: "spec.ingress: no".into() };
+        let each = PolicyDiagnostic { policy: PolicyKey::new("shop", "bad"), diagnostic: "spec.ingress: no".into() };
         let name = |uid: &str, node: &str, seconds| {
             let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-            of_misunderstood(&each, Some(uid.into()), node, now).metadata.name
+            of_diagnostic(&each, Some(uid.into()), node, now).metadata.name
         };
         assert_eq!(name("uid-1", "a", 1), name("uid-1", "b", 2));
         assert_ne!(name("uid-1", "a", 1), name("uid-2", "a", 1));

@@ -11,22 +11,22 @@ const REPEAT_INTERVAL: Duration = Duration::from_mins(30);
 
 /// One diagnostic of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Misunderstood {
+pub struct PolicyDiagnostic {
     /// The policy.
     pub policy: PolicyKey,
     /// The field and the error message.
-    pub problem: String,
+    pub diagnostic: String,
 }
 
 /// All diagnostics, with the time when each is due; `None` while it is being written.
 #[derive(Debug, Default)]
 pub(super) struct Policies {
-    due: BTreeMap<Misunderstood, Option<Instant>>,
+    due: BTreeMap<PolicyDiagnostic, Option<Instant>>,
 }
 
 impl Policies {
     /// Replaces all diagnostics. New ones are due immediately; missing ones are not reported again.
-    pub(super) fn set(&mut self, all: Vec<Misunderstood>, now: Instant) {
+    pub(super) fn set(&mut self, all: Vec<PolicyDiagnostic>, now: Instant) {
         let known = std::mem::take(&mut self.due);
         self.due = all
             .into_iter()
@@ -38,19 +38,19 @@ impl Policies {
     }
 
     /// Takes a diagnostic that is due.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Misunderstood> {
+    pub(super) fn take(&mut self, now: Instant) -> Option<PolicyDiagnostic> {
         let (each, due) = self.due.iter_mut().find(|(_, due)| due.is_some_and(|due| due <= now))?;
         *due = None;
         Some(each.clone())
     }
 
     /// Records that a diagnostic was reported, or cannot be.
-    pub(super) fn reported(&mut self, each: &Misunderstood, now: Instant) {
+    pub(super) fn reported(&mut self, each: &PolicyDiagnostic, now: Instant) {
         self.due.entry(each.clone()).and_modify(|due| *due = Some(now + REPEAT_INTERVAL));
     }
 
     /// Records that a diagnostic could not be written.
-    pub(super) fn failed(&mut self, each: &Misunderstood, now: Instant) {
+    pub(super) fn failed(&mut self, each: &PolicyDiagnostic, now: Instant) {
         self.due.entry(each.clone()).and_modify(|due| *due = Some(now));
     }
 
@@ -66,7 +66,10 @@ mod tests {
 
     #[test]
     fn a_remaining_diagnostic_is_repeated_and_a_fixed_one_is_not() {
-        let each = |problem: &str| Misunderstood { policy: PolicyKey::new("shop", "bad"), problem: problem.into() };
+        let each = |diagnostic: &str| PolicyDiagnostic {
+            policy: PolicyKey::new("shop", "bad"),
+            diagnostic: diagnostic.into(),
+        };
         let start = Instant::now();
         let mut policies = Policies::default();
         policies.set(vec![each("a"), each("b")], start);

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::{Pod, PodKey, Policy, Severity};
-use netpol_policy::world::World;
 
-use super::policies::Misunderstood;
+use super::policies::PolicyDiagnostic;
 
 /// Maximum number of policies that are reported at one time.
 const MAX_POLICIES: usize = 64;
 /// Maximum number of diagnostics that are reported for one policy.
-const PROBLEMS: usize = 8;
+const DIAGNOSTICS: usize = 8;
 /// Number of agents that report one policy, because one may be down or run without Events. All use the same Event name,
 /// so there is one Event.
 const REPORTERS: usize = 3;
@@ -18,20 +18,21 @@ const REPORTERS: usize = 3;
 const MAX_PODS: usize = 2000;
 
 /// Returns the policies with errors.
-pub(super) fn misunderstood(world: &World) -> impl Iterator<Item = &Policy> {
-    let has_errors = |policy: &&Policy| policy.problems.iter().any(|problem| problem.severity == Severity::Error);
-    world.policies.values().filter(has_errors).take(MAX_POLICIES)
+pub(super) fn diagnostics(cluster_state: &ClusterState) -> impl Iterator<Item = &Policy> {
+    let has_errors =
+        |policy: &&Policy| policy.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error);
+    cluster_state.policies.values().filter(has_errors).take(MAX_POLICIES)
 }
 
 /// Returns the diagnostics that the agent on `node` reports.
-pub(super) fn to_report(world: &World, node: &str) -> Vec<Misunderstood> {
-    let reported_here = misunderstood(world).filter(|policy| is_reporter(world, policy, node));
+pub(super) fn to_report(cluster_state: &ClusterState, node: &str) -> Vec<PolicyDiagnostic> {
+    let reported_here = diagnostics(cluster_state).filter(|policy| is_reporter(cluster_state, policy, node));
     reported_here
         .flat_map(|policy| {
-            let errors = policy.problems.iter().filter(|problem| problem.severity == Severity::Error);
+            let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
             errors
-                .take(PROBLEMS)
-                .map(|problem| Misunderstood { policy: policy.key.clone(), problem: problem.to_string() })
+                .take(DIAGNOSTICS)
+                .map(|diagnostic| PolicyDiagnostic { policy: policy.key.clone(), diagnostic: diagnostic.to_string() })
         })
         .collect()
 }
@@ -39,11 +40,11 @@ pub(super) fn to_report(world: &World, node: &str) -> Vec<Misunderstood> {
 /// Returns whether the agent on `node` reports a policy. The reporters are the nodes of the first pods that the policy
 /// selects. If it selects no pods, they are the nodes of the first pods in its namespace. If there are no pods, they
 /// are the first nodes; and if the nodes are unknown, all agents.
-fn is_reporter(world: &World, policy: &Policy, node: &str) -> bool {
+fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> bool {
     let namespace = &policy.key.namespace;
     let in_namespace = || {
         let from = PodKey::new(namespace.clone(), "");
-        let pods = world.pods.range(from..).map(|(_, pod)| pod).take(MAX_PODS);
+        let pods = cluster_state.pods.range(from..).map(|(_, pod)| pod).take(MAX_PODS);
         pods.take_while(|pod| pod.key.namespace == *namespace).filter(|pod| pod.participates())
     };
     let selected = first_nodes(in_namespace().filter(|pod| policy.pods.isolates(&pod.labels)));
@@ -51,7 +52,7 @@ fn is_reporter(world: &World, policy: &Policy, node: &str) -> bool {
     if !nearest.is_empty() {
         return nearest.contains(node);
     }
-    world.nodes.is_empty() || world.nodes.keys().take(REPORTERS).any(|name| **name == *node)
+    cluster_state.nodes.is_empty() || cluster_state.nodes.keys().take(REPORTERS).any(|name| **name == *node)
 }
 
 fn first_nodes<'w>(pods: impl Iterator<Item = &'w Pod>) -> BTreeSet<&'w str> {
@@ -72,7 +73,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Creates pods distributed over the nodes in turn, and a policy with an error that selects every other pod.
-    pub(in super::super) fn world(nodes: usize, pods: usize) -> World {
+    pub(in super::super) fn cluster_state(nodes: usize, pods: usize) -> ClusterState {
         let named = (0..nodes).map(|n| format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-{n}}}}}"));
         let pods = (0..pods).map(|p| {
             let (odd, node) = (p % 2, p % nodes);
@@ -85,25 +86,25 @@ pub(super) mod tests {
                       spec: {podSelector: {matchLabels: {odd: \"1\"}}, ingress: [{from: [{ipBlock: {cidr: nonsense}}]}]}}";
         let all: Vec<_> = named.chain(pods).chain([policy.to_owned()]).collect();
         let parsed = parse(&all.join("\n---\n"), "cluster.yaml");
-        World::of(parsed.objects.into_iter().map(|located| located.object))
+        ClusterState::of(parsed.objects.into_iter().map(|located| located.object))
     }
 
-    fn reporters(world: &World) -> Vec<String> {
-        (0..1000).map(|n| format!("node-{n}")).filter(|node| !to_report(world, node).is_empty()).collect()
+    fn reporters(cluster_state: &ClusterState) -> Vec<String> {
+        (0..1000).map(|n| format!("node-{n}")).filter(|node| !to_report(cluster_state, node).is_empty()).collect()
     }
 
     #[test]
     fn three_of_five_hundred_nodes_report_and_have_pods_that_the_policy_selects() {
-        assert_eq!(reporters(&world(500, 1000)), ["node-1", "node-3", "node-5"]);
+        assert_eq!(reporters(&cluster_state(500, 1000)), ["node-1", "node-3", "node-5"]);
     }
 
     #[test]
     fn a_policy_without_pods_is_reported_by_the_first_nodes() {
-        assert_eq!(reporters(&world(10, 0)).len(), 3);
+        assert_eq!(reporters(&cluster_state(10, 0)).len(), 3);
     }
 
     #[test]
     fn a_policy_that_selects_no_pod_is_reported_by_the_nodes_of_the_first_pods() {
-        assert_eq!(reporters(&world(10, 1)), ["node-0"]);
+        assert_eq!(reporters(&cluster_state(10, 1)), ["node-0"]);
     }
 }

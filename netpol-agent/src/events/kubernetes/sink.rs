@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use netpol_common::{DenyEvent, Direction, Reason};
-use netpol_policy::model::{PodKey, PolicyKey, Problem};
-use netpol_policy::world::World;
+use netpol_policy::cluster_state::ClusterState;
+use netpol_policy::model::{Diagnostic, PodKey, PolicyKey};
 use tokio::sync::mpsc;
 
-use super::policies::Misunderstood;
+use super::policies::PolicyDiagnostic;
 use super::reporters;
 use super::topic::{self, Topic};
 use crate::events::Denial;
@@ -37,7 +37,7 @@ pub struct Denied {
 pub(super) enum Message {
     Denied(Box<Denied>),
     /// All diagnostics that this agent currently reports.
-    Policies(Vec<Misunderstood>),
+    Policies(Vec<PolicyDiagnostic>),
 }
 
 /// Why something is never reported.
@@ -109,12 +109,12 @@ pub struct Sink {
     reviewed_at: Option<Instant>,
     selected_at: Option<Instant>,
     /// The diagnostics when they were last sent to the thread.
-    problems: Vec<(PolicyKey, Vec<Problem>)>,
+    diagnostics: Vec<(PolicyKey, Vec<Diagnostic>)>,
 }
 
 impl Sink {
     pub(super) fn new(sender: mpsc::Sender<Message>, numbers: Arc<Numbers>, node: &str) -> Self {
-        Self { sender, numbers, node: node.into(), reviewed_at: None, selected_at: None, problems: Vec::new() }
+        Self { sender, numbers, node: node.into(), reviewed_at: None, selected_at: None, diagnostics: Vec::new() }
     }
 
     /// Returns the counters.
@@ -123,7 +123,13 @@ impl Sink {
     }
 
     /// Reports a packet that was denied at `pod`.
-    pub(in crate::events) fn denied(&self, event: &DenyEvent, denial: &Denial, pod: &PodKey, world: &World) {
+    pub(in crate::events) fn denied(
+        &self,
+        event: &DenyEvent,
+        denial: &Denial,
+        pod: &PodKey,
+        cluster_state: &ClusterState,
+    ) {
         let Some(reason) = Reason::from_code(event.reason).filter(|reason| topic::reason(*reason).is_some()) else {
             return;
         };
@@ -139,7 +145,7 @@ impl Sink {
         };
         peer.port = None;
         permit.send(Message::Denied(Box::new(Denied {
-            created: world.pods.get(pod).map_or(0, |pod| pod.created),
+            created: cluster_state.pods.get(pod).map_or(0, |pod| pod.created),
             pod: pod.clone(),
             topic: Topic {
                 direction,
@@ -155,28 +161,29 @@ impl Sink {
     }
 
     /// Sends changed diagnostics to the thread. May be called at any time; most calls return immediately.
-    pub(in crate::events) fn review(&mut self, world: &World, now: Instant) {
+    pub(in crate::events) fn review(&mut self, cluster_state: &ClusterState, now: Instant) {
         let since = |time: Option<Instant>| time.map_or(Duration::MAX, |time| now.saturating_duration_since(time));
         if since(self.reviewed_at) < REVIEW_INTERVAL {
             return;
         }
         self.reviewed_at = Some(now);
-        let problems = || reporters::misunderstood(world).map(|policy| (&policy.key, policy.problems.as_slice()));
-        let told = self.problems.iter().map(|(key, problems)| (key, problems.as_slice()));
-        if problems().eq(told) && (self.problems.is_empty() || since(self.selected_at) < RESELECT_INTERVAL) {
+        let diagnostics =
+            || reporters::diagnostics(cluster_state).map(|policy| (&policy.key, policy.diagnostics.as_slice()));
+        let reported = self.diagnostics.iter().map(|(key, diagnostics)| (key, diagnostics.as_slice()));
+        if diagnostics().eq(reported) && (self.diagnostics.is_empty() || since(self.selected_at) < RESELECT_INTERVAL) {
             return;
         }
         // If the queue is full, the next review finds the same difference.
         let Ok(permit) = self.sender.try_reserve() else { return };
-        permit.send(Message::Policies(reporters::to_report(world, &self.node)));
+        permit.send(Message::Policies(reporters::to_report(cluster_state, &self.node)));
         self.selected_at = Some(now);
-        self.problems = problems().map(|(key, problems)| (key.clone(), problems.to_vec())).collect();
+        self.diagnostics = diagnostics().map(|(key, diagnostics)| (key.clone(), diagnostics.to_vec())).collect();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::reporters::tests::world;
+    use super::super::reporters::tests::cluster_state;
     use super::*;
 
     #[test]
@@ -184,8 +191,8 @@ mod tests {
         let (sender, mut messages) = mpsc::channel(QUEUE);
         let mut sink = Sink::new(sender, Arc::default(), "node-0");
         let start = Instant::now();
-        let mut sent = |sink: &mut Sink, world: &World, after: Duration| {
-            sink.review(world, start + after);
+        let mut sent = |sink: &mut Sink, cluster_state: &ClusterState, after: Duration| {
+            sink.review(cluster_state, start + after);
             match messages.try_recv() {
                 Ok(Message::Policies(all)) => Some(all.len()),
                 Ok(other) => panic!("{other:?}"),
@@ -193,7 +200,7 @@ mod tests {
             }
         };
         // The only pod is on this node, and then moves to another node.
-        let (here, moved) = (world(1, 1), world(4, 4));
+        let (here, moved) = (cluster_state(1, 1), cluster_state(4, 4));
         assert_eq!(sent(&mut sink, &here, Duration::ZERO), Some(1));
         let almost = RESELECT_INTERVAL.saturating_sub(Duration::from_millis(1));
         assert_eq!(sent(&mut sink, &here, almost), None, "nothing has changed");

@@ -176,7 +176,7 @@ struct Backoff {
     until: Option<Instant>,
     pause: Duration,
     /// The logged cause of the current failure: the missing rule, or an empty text for any other cause.
-    told: Option<&'static str>,
+    reported: Option<&'static str>,
 }
 
 impl Backoff {
@@ -189,7 +189,7 @@ impl Backoff {
     }
 
     fn success(&mut self) {
-        if self.told.is_some() {
+        if self.reported.is_some() {
             tracing::info!("can write Events again");
         }
         *self = Self::default();
@@ -201,7 +201,7 @@ impl Backoff {
         let jitter = self.pause.mul_f64(f64::from(std::process::id() % 100) / 400.0);
         self.until = Some(now + (self.pause + jitter).max(failure.retry_after));
         let missing = failure.missing.unwrap_or_default();
-        if self.told.replace(missing) == Some(missing) {
+        if self.reported.replace(missing) == Some(missing) {
             return;
         }
         let error = &failure.error;

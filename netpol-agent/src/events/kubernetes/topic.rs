@@ -54,9 +54,9 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
         Reason::NotIp => (DENIED, "it is neither IPv4 nor IPv6"),
         Reason::TooManyHeaders => (DENIED, "the packet has too many headers"),
         Reason::OrphanFragment => (DENIED, "its first fragment was not received, or not allowed"),
-        Reason::ForeignSource => ("ForeignSourceAddress", "sent from an address that is not the pod's"),
+        Reason::SpoofedSource => ("ForeignSourceAddress", "sent from an address that is not the pod's"),
         Reason::TunnelEndpoint => ("TunnelEndpointDenied", "the destination is a tunnel endpoint of a node"),
-        Reason::SpoofedSource => ("SpoofedSourceAddress", "the source address is not that of the pod that sent it"),
+        Reason::UnverifiedSource => ("SpoofedSourceAddress", "the source address is not that of the pod that sent it"),
         Reason::SpoofedNeighbor => {
             ("SpoofedNeighborDiscovery", "the Ethernet source or a field of ARP or neighbor discovery is not the pod's")
         }
@@ -69,15 +69,15 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
         }
         Reason::UnknownPod
         | Reason::NoEndpoint
-        | Reason::SenderGone
+        | Reason::SourceEndpointGone
         | Reason::OtherHost
         | Reason::NotIsolated
         | Reason::Rule
         | Reason::Service
         | Reason::Flow
-        | Reason::OwnNode
+        | Reason::LocalNode
         | Reason::Itself
-        | Reason::LinkControl
+        | Reason::NeighborDiscovery
         | Reason::IcmpError => return None,
     })
 }
@@ -109,11 +109,11 @@ pub(super) fn note(topic: &Topic) -> String {
     shorten(note)
 }
 
-/// Returns the note of the Event that counts all other traffic of a pod, which has `told` Events already.
-pub(super) fn merged_note(topic: &Topic, told: usize) -> String {
+/// Returns the note of the Event that counts all other traffic of a pod, which has `reported` Events already.
+pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
     shorten(format!(
-        "{direction} denied for more than {told} peers and ports: {}; this Event counts all others, and the agent's deny events \
+        "{direction} denied for more than {reported} peers and ports: {}; this Event counts all others, and the agent's deny events \
          list each of them",
         cause(topic.reason)
     ))
@@ -226,7 +226,7 @@ mod tests {
                  only some backends, and another node selects the backend",
             ),
             (
-                topic(egress, Reason::ForeignSource, "", Some(53)),
+                topic(egress, Reason::SpoofedSource, "", Some(53)),
                 "egress to 10.1.2.3 port 53/TCP dropped: sent from an address that is not the pod's",
             ),
         ] {
@@ -249,7 +249,7 @@ mod tests {
     fn packets_denied_at_a_known_pod_have_an_event_and_allowed_packets_have_none() {
         for &each in Reason::ALL {
             let without =
-                [Reason::UnknownPod, Reason::NoEndpoint, Reason::SenderGone, Reason::OtherHost].contains(&each);
+                [Reason::UnknownPod, Reason::NoEndpoint, Reason::SourceEndpointGone, Reason::OtherHost].contains(&each);
             assert_eq!(reason(each).is_some(), !each.allows() && !without, "{}", each.name());
         }
     }

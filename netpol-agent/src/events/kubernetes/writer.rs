@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::aggregate::{Publication, Series};
 use super::object;
-use super::policies::Misunderstood;
+use super::policies::PolicyDiagnostic;
 use super::sink::Dropped;
 use crate::chain::chain;
 
@@ -61,7 +61,7 @@ pub(super) struct Writer {
     node: String,
     uids: HashMap<(PodKey, i64), String>,
     /// Missing rules that were logged. Events without a UID are written anyway.
-    told: Vec<&'static str>,
+    reported: Vec<&'static str>,
 }
 
 impl Writer {
@@ -70,7 +70,7 @@ impl Writer {
     /// # Errors
     /// If the credentials cannot be read.
     pub(super) fn open(credentials: Credentials, node: String) -> Result<Self, String> {
-        Ok(Self { client: credentials()?, credentials, node, uids: HashMap::new(), told: Vec::new() })
+        Ok(Self { client: credentials()?, credentials, node, uids: HashMap::new(), reported: Vec::new() })
     }
 
     /// Writes one publication.
@@ -78,7 +78,7 @@ impl Writer {
         let written = timeout(REQUEST_TIMEOUT, async {
             match publication {
                 Publication::Denied(series) => self.denied(series).await,
-                Publication::Misunderstood(each) => self.misunderstood(each).await,
+                Publication::PolicyDiagnostic(each) => self.diagnostics(each).await,
             }
         });
         match written.await {
@@ -132,12 +132,12 @@ impl Writer {
         }
     }
 
-    async fn misunderstood(&mut self, each: &Misunderstood) -> Result<(), WriteResult> {
+    async fn diagnostics(&mut self, each: &PolicyDiagnostic) -> Result<(), WriteResult> {
         let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), &each.policy.namespace);
         let found = policies.get_metadata(&each.policy.name).await;
         let uid = self.ignore_forbidden(found.map(|found| found.metadata.uid), POLICIES_RULE)?;
         let events: Api<Event> = Api::namespaced(self.client.clone(), &each.policy.namespace);
-        let event = object::of_misunderstood(each, uid, &self.node, SystemTime::now());
+        let event = object::of_diagnostic(each, uid, &self.node, SystemTime::now());
         match events.create(&PostParams::default(), &event).await {
             // Another agent has written it, or this one earlier.
             Err(Error::Api(status)) if status.is_already_exists() => Ok(()),
@@ -178,8 +178,8 @@ impl Writer {
     ) -> Result<Option<T>, WriteResult> {
         match response {
             Err(Error::Api(status)) if lacks_permission(&status) => {
-                if !self.told.contains(&rule) {
-                    self.told.push(rule);
+                if !self.reported.contains(&rule) {
+                    self.reported.push(rule);
                     tracing::warn!(
                         error = status.message,
                         "not permitted to look up UIDs, so `kubectl describe` does not show the Events; add to the agent's \

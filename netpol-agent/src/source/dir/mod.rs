@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use netpol_files::{Limits, ReadError, read_regular};
+use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest::{self, SkipReason};
 use netpol_policy::model::Object;
-use netpol_policy::world::Event;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
@@ -44,21 +44,21 @@ pub fn start(root: &Path, limits: Limits) -> Result<Feed, SourceError> {
     let tree = Tree::open(root, limits)?;
     let (sender, batches) = mpsc::channel(16);
     let (inquiries, received_inquiries) = mpsc::channel(16);
-    tokio::spawn(tree.run(Teller { sender, revision: Revision::default() }, received_inquiries));
+    tokio::spawn(tree.run(BatchSender { sender, revision: Revision::default() }, received_inquiries));
     Ok(Feed { batches, inquiries, state: SourceState::default() })
 }
 
 /// Numbers batches and sends them.
-struct Teller {
+struct BatchSender {
     sender: mpsc::Sender<Batch>,
     revision: Revision,
 }
 
-impl Teller {
+impl BatchSender {
     /// Returns false if the receiver was dropped.
-    async fn tell(&mut self, events: Vec<Event>, received: Instant) -> bool {
+    async fn report(&mut self, events: Vec<Event>, received: Instant) -> bool {
         self.revision.0 += 1;
-        let batch = Batch { revision: self.revision, events, after_gap: false, received: received.into_std() };
+        let batch = Batch { revision: self.revision, events, after_resync: false, received: received.into_std() };
         self.sender.send(batch).await.is_ok()
     }
 }
@@ -104,9 +104,9 @@ impl Tree {
         scanned.await.inspect_err(|error| tracing::error!(%error, "cannot read the manifests")).ok()
     }
 
-    async fn run(self, mut teller: Teller, mut inquiries: mpsc::Receiver<Inquiry>) {
+    async fn run(self, mut sender: BatchSender, mut inquiries: mpsc::Receiver<Inquiry>) {
         let Some((mut tree, _)) = self.scan_blocking().await else { return };
-        if !teller.tell(vec![Event::Reset(tree.store.objects())], Instant::now()).await {
+        if !sender.report(vec![Event::Reset(tree.store.objects())], Instant::now()).await {
             return;
         }
         loop {
@@ -126,7 +126,7 @@ impl Tree {
             let received = Instant::now();
             let Some((same, events)) = tree.scan_blocking().await else { return };
             tree = same;
-            if !events.is_empty() && !teller.tell(events, received).await {
+            if !events.is_empty() && !sender.report(events, received).await {
                 return;
             }
             if let Some(Inquiry { subject, answer }) = inquiry {
@@ -135,7 +135,7 @@ impl Tree {
                     Subject::Everything => true,
                 };
                 let known = match tree.failures.iter().next() {
-                    None => Ok(SubjectState { exists, revision: teller.revision }),
+                    None => Ok(SubjectState { exists, revision: sender.revision }),
                     Some((path, failure)) => Err(format!("{}: {failure}", path.display())),
                 };
                 // The requester may be gone.
@@ -155,7 +155,7 @@ impl Tree {
             Ok(found) => self.apply_scan(found),
             Err(error) => {
                 let text = format!("cannot list the manifests: {error}; their last objects stay in effect");
-                self.told(BTreeMap::from([(self.root.clone(), text)]));
+                self.reported(BTreeMap::from([(self.root.clone(), text)]));
                 self.rescan_soon = true;
                 Vec::new()
             }
@@ -212,7 +212,7 @@ impl Tree {
         if !events.is_empty() {
             events.extend(self.store.derive());
         }
-        self.told(failures);
+        self.reported(failures);
         log(&warnings);
         events
     }
@@ -226,7 +226,7 @@ impl Tree {
         let changes = if before == Some(&text) {
             FileChanges::default()
         } else if is_text {
-            self.store.put(&path, understand(&text, &path))
+            self.store.put(&path, parse_object(&text, &path))
         } else {
             let errors = vec![format!("{}: the file is not UTF-8; save it as UTF-8", path.display())];
             self.store.put(&path, FileContent { objects: Vec::new(), errors, incomplete: true })
@@ -238,7 +238,7 @@ impl Tree {
     }
 
     /// Logs the changes in the set of failures.
-    fn told(&mut self, failures: BTreeMap<PathBuf, String>) {
+    fn reported(&mut self, failures: BTreeMap<PathBuf, String>) {
         for (path, failure) in failures.iter().filter(|(path, failure)| self.failures.get(*path) != Some(*failure)) {
             tracing::error!(path = %path.display(), "{failure}");
         }
@@ -251,7 +251,7 @@ impl Tree {
 
 /// Parses a file. A policy with diagnostics is used as parsed, and isolates its pods. If a document yields no object at
 /// all, the file is incomplete.
-fn understand(text: &str, path: &Path) -> FileContent {
+fn parse_object(text: &str, path: &Path) -> FileContent {
     let parsed = manifest::parse(text, &path.to_string_lossy());
     let objects: Vec<Object> = parsed.objects.into_iter().map(|located| located.object).collect();
     let mut errors: Vec<String> = parsed.errors.iter().map(ToString::to_string).collect();
@@ -391,7 +391,7 @@ mod tests {
     fn a_file_of_invalid_documents_logs_only_a_few_lines() {
         let text = "---\nkind: [\n".repeat(100_000) + "---\n" + &[node("n1"), node("n1")].join("\n---\n");
         let mut store = Store::default();
-        let changes = store.put(Path::new("a.yaml"), understand(&text, Path::new("a.yaml")));
+        let changes = store.put(Path::new("a.yaml"), parse_object(&text, Path::new("a.yaml")));
         assert_eq!(names(&changes.events), ["+Node n1"]);
         assert_eq!(changes.warnings.len(), 12, "{:?}", changes.warnings);
         assert!(changes.warnings[10].contains("99990 more errors in this file"), "{:?}", changes.warnings);

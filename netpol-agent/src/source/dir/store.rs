@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use netpol_policy::cluster_state::Event;
 use netpol_policy::derived;
 use netpol_policy::model::{Object, ObjectKey};
-use netpol_policy::world::Event;
 
 /// Maximum number of warnings of one kind about one file; the others are counted.
 const MAX_WARNINGS: usize = 10;

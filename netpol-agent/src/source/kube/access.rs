@@ -20,7 +20,7 @@ use crate::source::SourceError;
 const RENEW_INTERVAL: Duration = Duration::from_millis(500);
 /// Minimum time between two notifications that the API server responds again, so that watchers do not retry quickly
 /// against a server that responds and then fails.
-const TELL: Duration = Duration::from_secs(5);
+const REPORT: Duration = Duration::from_secs(5);
 
 /// Access to the API server; see the module.
 pub(super) struct Access {
@@ -42,11 +42,11 @@ impl Access {
     /// Notifies all waiting watchers that the API server responds again.
     pub(super) fn answers(&self) {
         self.back.send_if_modified(|last| {
-            let told = last.is_some_and(|last| last.elapsed() < TELL);
-            if !told {
+            let reported = last.is_some_and(|last| last.elapsed() < REPORT);
+            if !reported {
                 *last = Some(Instant::now());
             }
-            !told
+            !reported
         });
     }
 

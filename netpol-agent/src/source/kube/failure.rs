@@ -66,7 +66,7 @@ impl Failure {
     }
 
     /// Returns a message with the operation, the object and the next step.
-    pub(super) fn tell(&self, verb: &str, resource: Resource) -> String {
+    pub(super) fn report(&self, verb: &str, resource: Resource) -> String {
         let what = format!("cannot {verb} {resource}");
         match self {
             Self::Status { code: 401, message, .. } => format!(
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn a_403_message_has_verb_resource_group_and_the_missing_rule() {
         let body = include_str!("../../../tests/fixtures/kube/err-403-list.body");
-        let text = Failure::status(403, body, None).tell("list", Resource::NetworkPolicies);
+        let text = Failure::status(403, body, None).report("list", Resource::NetworkPolicies);
         for part in [
             "cannot list networkpolicies in API group \"networking.k8s.io\"",
             "system:serviceaccount:shop:nobody",
@@ -110,13 +110,13 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\nnot in\n{text}");
         }
-        assert!(Failure::status(403, body, None).tell("watch", Resource::Pods).contains("- apiGroups: [\"\"]\n"));
+        assert!(Failure::status(403, body, None).report("watch", Resource::Pods).contains("- apiGroups: [\"\"]\n"));
     }
 
     #[test]
     fn the_message_of_a_proxy_is_included() {
         let failure = Failure::status(503, "<html>no upstream</html>\n", Some(Duration::from_secs(3)));
-        assert!(failure.tell("watch", Resource::Pods).contains("503 <html>no upstream</html>"));
+        assert!(failure.report("watch", Resource::Pods).contains("503 <html>no upstream</html>"));
         assert_eq!(failure.retry_after(), Some(Duration::from_secs(3)));
     }
 }

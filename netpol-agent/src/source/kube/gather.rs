@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{Object, ObjectKey};
-use netpol_policy::world::Event;
 
 use super::intern::Interner;
 use super::resource::Resource;
@@ -23,10 +23,10 @@ pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
 
 /// An event from the watcher of a resource.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum WatchEvent {
     /// A full list starts.
     Began,
-    /// An object of the list. The list ends with [`News::Listed`], or never.
+    /// An object of the list. The list ends with [`WatchEvent::Listed`], or never.
     Item(Seen, Instant),
     /// An object of the list without a name. Missing objects do not count as deleted then.
     Unnamed,
@@ -48,7 +48,7 @@ pub(super) enum News {
 
 /// Whether the known objects of a resource are in sync with the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sight {
+enum Freshness {
     Unlisted,
     InSync,
     Lost,
@@ -62,7 +62,7 @@ enum Sight {
 #[derive(Debug)]
 struct ResourceState {
     store: Store,
-    sight: Sight,
+    freshness: Freshness,
     /// Whether the watch failed, and has neither resumed nor lost sync yet.
     broken: bool,
     position: u64,
@@ -72,7 +72,7 @@ struct ResourceState {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bundle {
     pub(super) events: Vec<Event>,
-    pub(super) after_gap: bool,
+    pub(super) after_resync: bool,
     pub(super) received: Instant,
 }
 
@@ -84,68 +84,69 @@ pub(super) struct Gatherer {
     /// All known objects before the first bundle; `None` after it.
     initial: Option<HashMap<ObjectKey, Object>>,
     in_sync_events: Vec<Event>,
-    jump: BTreeMap<ObjectKey, Event>,
-    /// When the first event of `in_sync_events` or `jump` was received.
+    resync: BTreeMap<ObjectKey, Event>,
+    /// When the first event of `in_sync_events` or `resync` was received.
     received: Option<Instant>,
-    jump_received: Option<Instant>,
+    resync_received: Option<Instant>,
 }
 
 impl Gatherer {
     pub(super) fn new(resources: &[Resource]) -> Self {
-        let state = || ResourceState { store: Store::default(), sight: Sight::Unlisted, broken: false, position: 0 };
+        let state =
+            || ResourceState { store: Store::default(), freshness: Freshness::Unlisted, broken: false, position: 0 };
         Self {
             resources: resources.iter().map(|resource| (*resource, state())).collect(),
             interner: Interner::default(),
             initial: Some(HashMap::new()),
             in_sync_events: Vec::new(),
-            jump: BTreeMap::new(),
+            resync: BTreeMap::new(),
             received: None,
-            jump_received: None,
+            resync_received: None,
         }
     }
 
     /// Processes an event of a watcher.
-    pub(super) fn take(&mut self, resource: Resource, news: News, now: Instant) {
+    pub(super) fn take(&mut self, resource: Resource, events: WatchEvent, now: Instant) {
         let Some(state) = self.resources.get_mut(&resource) else { return };
-        match news {
-            News::Began => state.store.begin(),
-            News::Item(seen, received) => state.store.list(seen, received, &mut self.interner),
-            News::Unnamed => state.store.mark_incomplete(),
-            News::Listed(version) => {
+        match events {
+            WatchEvent::Began => state.store.begin(),
+            WatchEvent::Item(seen, received) => state.store.list(seen, received, &mut self.interner),
+            WatchEvent::Unnamed => state.store.mark_incomplete(),
+            WatchEvent::Listed(version) => {
                 state.position = version;
                 state.broken = false;
                 let (events, received) = state.store.complete();
-                state.sight = Sight::Returned(now, now);
+                state.freshness = Freshness::Returned(now, now);
                 let received = received.unwrap_or(now);
                 for event in events {
                     self.add_event(resource, event, received);
                 }
             }
-            News::Changed(seen, received) => {
+            WatchEvent::Changed(seen, received) => {
                 state.position = state.position.max(seen.version);
                 if let Some(object) = state.store.put(seen, &mut self.interner) {
                     self.add_event(resource, Event::Apply(object), received);
                 }
             }
-            News::Deleted(seen, received) => {
+            WatchEvent::Deleted(seen, received) => {
                 state.position = state.position.max(seen.version);
                 if let Some(key) = state.store.remove(&seen.key) {
                     self.add_event(resource, Event::Delete(key), received);
                 }
             }
-            News::Position(version) => state.position = state.position.max(version),
-            News::Lost => {
+            WatchEvent::Position(version) => state.position = state.position.max(version),
+            WatchEvent::Lost => {
                 state.store.abandon();
                 state.broken = false;
-                if !matches!(state.sight, Sight::Unlisted | Sight::Skipped) {
-                    state.sight = Sight::Lost;
+                if !matches!(state.freshness, Freshness::Unlisted | Freshness::Skipped) {
+                    state.freshness = Freshness::Lost;
                 }
             }
-            News::Broken => state.broken = true,
-            News::Resumed => {
+            WatchEvent::Broken => state.broken = true,
+            WatchEvent::Resumed => {
                 state.broken = false;
-                if matches!(state.sight, Sight::Lost | Sight::Skipped) {
-                    state.sight = Sight::Returned(now, now + CATCH_UP);
+                if matches!(state.freshness, Freshness::Lost | Freshness::Skipped) {
+                    state.freshness = Freshness::Returned(now, now + CATCH_UP);
                 }
             }
         }
@@ -156,20 +157,20 @@ impl Gatherer {
             match event {
                 Event::Apply(object) => drop(initial.insert(object.key(), object)),
                 Event::Delete(key) => drop(initial.remove(&key)),
-                Event::Reset(_) | Event::OwnAddresses(_) => {}
+                Event::Reset(_) | Event::LocalAddresses(_) => {}
             }
             self.received.get_or_insert(received);
-        } else if self.resources.get(&resource).is_some_and(|state| state.sight == Sight::InSync) {
+        } else if self.resources.get(&resource).is_some_and(|state| state.freshness == Freshness::InSync) {
             self.in_sync_events.push(event);
             self.received.get_or_insert(received);
         } else {
             let key = match &event {
                 Event::Apply(object) => object.key(),
                 Event::Delete(key) => key.clone(),
-                Event::Reset(_) | Event::OwnAddresses(_) => return,
+                Event::Reset(_) | Event::LocalAddresses(_) => return,
             };
-            self.jump.insert(key, event);
-            self.jump_received.get_or_insert(received);
+            self.resync.insert(key, event);
+            self.resync_received.get_or_insert(received);
         }
     }
 
@@ -177,26 +178,26 @@ impl Gatherer {
     pub(super) fn due(&mut self, now: Instant) -> Vec<Bundle> {
         let mut bundles = Vec::new();
         if self.initial.is_some() {
-            if self.resources.values().any(|state| state.sight == Sight::Unlisted) {
+            if self.resources.values().any(|state| state.freshness == Freshness::Unlisted) {
                 return bundles;
             }
             let objects = self.initial.take().unwrap_or_default().into_values().collect();
             let received = self.received.take().unwrap_or(now);
-            bundles.push(Bundle { events: vec![Event::Reset(objects)], after_gap: false, received });
+            bundles.push(Bundle { events: vec![Event::Reset(objects)], after_resync: false, received });
             self.mark_in_sync();
             return bundles;
         }
         if !self.in_sync_events.is_empty() {
             let events = std::mem::take(&mut self.in_sync_events);
-            bundles.push(Bundle { events, after_gap: false, received: self.received.take().unwrap_or(now) });
+            bundles.push(Bundle { events, after_resync: false, received: self.received.take().unwrap_or(now) });
         }
-        if self.jump_at().is_some_and(|at| at <= now) {
+        if self.resync_at().is_some_and(|at| at <= now) {
             self.skip_lost();
             self.mark_in_sync();
-            let events: Vec<_> = std::mem::take(&mut self.jump).into_values().collect();
-            let received = self.jump_received.take().unwrap_or(now);
+            let events: Vec<_> = std::mem::take(&mut self.resync).into_values().collect();
+            let received = self.resync_received.take().unwrap_or(now);
             if !events.is_empty() {
-                bundles.push(Bundle { events, after_gap: true, received });
+                bundles.push(Bundle { events, after_resync: true, received });
             }
         }
         bundles
@@ -204,8 +205,8 @@ impl Gatherer {
 
     fn skip_lost(&mut self) {
         let mut lost = Vec::new();
-        for (resource, state) in self.resources.iter_mut().filter(|(_, state)| state.sight == Sight::Lost) {
-            state.sight = Sight::Skipped;
+        for (resource, state) in self.resources.iter_mut().filter(|(_, state)| state.freshness == Freshness::Lost) {
+            state.freshness = Freshness::Skipped;
             lost.push(resource.plural());
         }
         if !lost.is_empty() {
@@ -215,22 +216,22 @@ impl Gatherer {
 
     fn mark_in_sync(&mut self) {
         for state in self.resources.values_mut() {
-            if matches!(state.sight, Sight::Returned(..)) {
-                state.sight = Sight::InSync;
+            if matches!(state.freshness, Freshness::Returned(..)) {
+                state.freshness = Freshness::InSync;
             }
         }
     }
 
     /// Returns when to call [`Self::due`] even without further events.
-    pub(super) fn jump_at(&self) -> Option<Instant> {
+    pub(super) fn resync_at(&self) -> Option<Instant> {
         let back = || {
-            self.resources.values().filter_map(|state| match state.sight {
-                Sight::Returned(since, complete) => Some((since, complete)),
-                Sight::Unlisted | Sight::InSync | Sight::Lost | Sight::Skipped => None,
+            self.resources.values().filter_map(|state| match state.freshness {
+                Freshness::Returned(since, complete) => Some((since, complete)),
+                Freshness::Unlisted | Freshness::InSync | Freshness::Lost | Freshness::Skipped => None,
             })
         };
         let complete = back().map(|(_, complete)| complete).max()?;
-        let lost = self.resources.values().any(|state| state.sight == Sight::Lost || state.broken);
+        let lost = self.resources.values().any(|state| state.freshness == Freshness::Lost || state.broken);
         let held = back().map(|(since, _)| since + HOLD).min()?;
         Some(if lost { held.max(complete) } else { complete })
     }
@@ -238,7 +239,7 @@ impl Gatherer {
     /// Returns whether an object exists, if a state at least as new as `version` (`None`: the object did not exist) was
     /// processed and sent. Otherwise returns `None`.
     pub(super) fn has_processed(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
-        if self.initial.is_some() || !self.in_sync_events.is_empty() || self.jump.contains_key(key) {
+        if self.initial.is_some() || !self.in_sync_events.is_empty() || self.resync.contains_key(key) {
             return None;
         }
         let state = self.resources.get(&resource)?;
@@ -247,7 +248,7 @@ impl Gatherer {
             (None, Some(_)) => None,
             (Some(wanted), Some(known)) if known >= wanted => Some(true),
             (Some(wanted), known) => {
-                (state.position >= wanted && state.sight == Sight::InSync).then_some(known.is_some())
+                (state.position >= wanted && state.freshness == Freshness::InSync).then_some(known.is_some())
             }
         }
     }
@@ -258,8 +259,10 @@ impl Gatherer {
     }
 
     /// Returns whether a resource is in sync, and the number of known objects.
-    pub(super) fn standing(&self, resource: Resource) -> (bool, usize) {
-        self.resources.get(&resource).map_or((false, 0), |state| (state.sight == Sight::InSync, state.store.len()))
+    pub(super) fn condition(&self, resource: Resource) -> (bool, usize) {
+        self.resources
+            .get(&resource)
+            .map_or((false, 0), |state| (state.freshness == Freshness::InSync, state.store.len()))
     }
 }
 

@@ -98,14 +98,14 @@ async fn object(access: &Access, key: ObjectKey) -> Result<QueriedVersions, Stri
     };
     match version {
         Ok(version) => Ok(QueriedVersions::Object(resource, key, version)),
-        Err(failure) => Err(told(access, &failure, "get", resource)),
+        Err(failure) => Err(reported(access, &failure, "get", resource)),
     }
 }
 
 async fn everything(access: &Access) -> Result<QueriedVersions, String> {
     let mut all = Vec::new();
     for resource in Resource::ALL {
-        let listed = list(access, resource).await.map_err(|failure| told(access, &failure, "list", resource))?;
+        let listed = list(access, resource).await.map_err(|failure| reported(access, &failure, "list", resource))?;
         all.push((resource, listed));
     }
     Ok(QueriedVersions::Everything(all))
@@ -136,11 +136,11 @@ async fn text(access: &Access, url: &str, form: &'static str) -> Result<String, 
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn told(access: &Access, failure: &Failure, verb: &str, resource: Resource) -> String {
+fn reported(access: &Access, failure: &Failure, verb: &str, resource: Resource) -> String {
     if matches!(failure, Failure::Status { code: 401, .. }) {
         access.renew();
     }
-    failure.tell(verb, resource)
+    failure.report(verb, resource)
 }
 
 impl QueryResult {

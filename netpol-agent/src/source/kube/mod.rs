@@ -32,7 +32,7 @@ use super::state::SourceState;
 use super::{Batch, Feed, Inquiry, Revision, SourceError};
 use access::Access;
 pub(super) use client::client;
-use gather::{Gatherer, News};
+use gather::{Gatherer, WatchEvent};
 use inquire::{PendingInquiry, QueryResult};
 pub use resource::Resource;
 use watch::Watcher;
@@ -84,10 +84,10 @@ impl Default for Options {
 pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, SourceError> {
     let access = Arc::new(Access::open(kubeconfig, options.answer)?);
     let state = SourceState::default();
-    let (news_in, news) = mpsc::channel(MAX_BATCH);
+    let (events_in, events) = mpsc::channel(MAX_BATCH);
     for resource in Resource::ALL {
         state.update(resource.plural(), |_| {});
-        let watcher = Watcher::new(resource, access.clone(), news_in.clone(), options, state.clone());
+        let watcher = Watcher::new(resource, access.clone(), events_in.clone(), options, state.clone());
         tokio::spawn(watcher.run());
     }
     let (sender, batches) = mpsc::channel(16);
@@ -101,12 +101,12 @@ pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, Sour
         query_results: results_in,
         pending: Vec::new(),
     };
-    tokio::spawn(source.run(Inputs { news, inquiries: received_inquiries, query_results }, sender));
+    tokio::spawn(source.run(Inputs { events, inquiries: received_inquiries, query_results }, sender));
     Ok(Feed { batches, inquiries, state })
 }
 
 struct Inputs {
-    news: mpsc::Receiver<(Resource, News)>,
+    events: mpsc::Receiver<(Resource, WatchEvent)>,
     inquiries: mpsc::Receiver<Inquiry>,
     query_results: mpsc::Receiver<QueryResult>,
 }
@@ -125,15 +125,15 @@ impl Source {
     async fn run(mut self, mut inputs: Inputs, batches: mpsc::Sender<Batch>) {
         let mut received_news = Vec::new();
         loop {
-            let wake = self.gatherer.jump_at();
+            let wake = self.gatherer.resync_at();
             tokio::select! {
-                count = inputs.news.recv_many(&mut received_news, MAX_BATCH) => {
+                count = inputs.events.recv_many(&mut received_news, MAX_BATCH) => {
                     if count == 0 {
                         return;
                     }
                     let now = Instant::now();
-                    for (resource, news) in received_news.drain(..) {
-                        self.gatherer.take(resource, news, now);
+                    for (resource, events) in received_news.drain(..) {
+                        self.gatherer.take(resource, events, now);
                     }
                 }
                 () = sleep_until(wake.map_or_else(Deadline::now, Deadline::from_std)), if wake.is_some() => {}
@@ -142,8 +142,8 @@ impl Source {
             }
             for bundle in self.gatherer.due(Instant::now()) {
                 self.revision.0 += 1;
-                let gather::Bundle { events, after_gap, received } = bundle;
-                if batches.send(Batch { revision: self.revision, events, after_gap, received }).await.is_err() {
+                let gather::Bundle { events, after_resync, received } = bundle;
+                if batches.send(Batch { revision: self.revision, events, after_resync, received }).await.is_err() {
                     return;
                 }
             }
@@ -159,7 +159,7 @@ impl Source {
 
     fn update_state(&self) {
         for resource in Resource::ALL {
-            let (in_sync, objects) = self.gatherer.standing(resource);
+            let (in_sync, objects) = self.gatherer.condition(resource);
             self.state.update(resource.plural(), |kind| (kind.in_sync, kind.objects) = (in_sync, objects));
         }
     }

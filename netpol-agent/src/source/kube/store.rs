@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
+use netpol_policy::cluster_state::Event;
 use netpol_policy::model::{Object, ObjectKey};
-use netpol_policy::world::Event;
 
 use super::intern::Interner;
 use super::trim::Seen;
@@ -60,7 +60,7 @@ impl Store {
         let Some(listing) = &mut self.listing else { return };
         listing.received.get_or_insert(received);
         let Some(mut object) = seen.object else {
-            tell(&seen.key, &seen.problems);
+            report(&seen.key, &seen.diagnostics);
             listing.listed.insert(seen.key);
             return;
         };
@@ -79,7 +79,7 @@ impl Store {
             interner.share_key(&mut seen.key);
             listing.listed.insert(seen.key.clone());
         }
-        tell(&seen.key, &seen.problems);
+        report(&seen.key, &seen.diagnostics);
         interner.share_object(&mut object, &seen.key);
         listing.changed.insert(seen.key, (KnownState { hash, version: seen.version }, object));
     }
@@ -110,7 +110,7 @@ impl Store {
     /// Records a new or changed object. Returns it if a field that policies need has changed.
     pub(super) fn put(&mut self, mut seen: Seen, interner: &mut Interner) -> Option<Object> {
         let Some(mut object) = seen.object else {
-            tell(&seen.key, &seen.problems);
+            report(&seen.key, &seen.diagnostics);
             return None;
         };
         let hash = self.hasher.hash_one(&object);
@@ -126,7 +126,7 @@ impl Store {
             interner.share_key(&mut seen.key);
             self.known.insert(seen.key.clone(), KnownState { hash, version: seen.version });
         }
-        tell(&seen.key, &seen.problems);
+        report(&seen.key, &seen.diagnostics);
         interner.share_object(&mut object, &seen.key);
         Some(object)
     }
@@ -152,9 +152,9 @@ impl Store {
 }
 
 /// Logs the diagnostics of a new or changed object.
-fn tell(key: &ObjectKey, problems: &[String]) {
-    for problem in problems {
-        tracing::warn!(object = %key, "{problem}");
+fn report(key: &ObjectKey, diagnostics: &[String]) {
+    for diagnostic in diagnostics {
+        tracing::warn!(object = %key, "{diagnostic}");
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
     fn seen(name: &str, address: Option<u8>, version: u64) -> Seen {
         let addresses = address.into_iter().map(|last| std::net::IpAddr::from([10, 0, 0, last])).collect();
         let object = address.map(|_| Object::Node(Node { name: name.into(), addresses }));
-        Seen { key: ObjectKey::Node(name.into()), version, object, problems: Vec::new() }
+        Seen { key: ObjectKey::Node(name.into()), version, object, diagnostics: Vec::new() }
     }
 
     fn listed(store: &mut Store, all: Vec<Seen>) -> Vec<String> {
@@ -181,7 +181,7 @@ mod tests {
             .map(|event| match event {
                 Event::Apply(object) => format!("+{}", object.key()),
                 Event::Delete(key) => format!("-{key}"),
-                Event::Reset(_) | Event::OwnAddresses(_) => "?".to_owned(),
+                Event::Reset(_) | Event::LocalAddresses(_) => "?".to_owned(),
             })
             .collect();
         texts.sort();

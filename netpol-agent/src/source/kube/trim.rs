@@ -8,7 +8,8 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use netpol_policy::manifest;
 use netpol_policy::model::{
-    EndpointSlice, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Problem, Service, ServiceKey, SliceKey,
+    Diagnostic, EndpointSlice, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service, ServiceKey,
+    SliceKey,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ pub(super) struct Seen {
     /// The parsed object; `None` if it could not be parsed: its last state stays.
     pub(super) object: Option<Object>,
     /// Diagnostics to log.
-    pub(super) problems: Vec<String>,
+    pub(super) diagnostics: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,15 +143,15 @@ struct RawSpec {
 ///
 /// # Errors
 /// If the object has no name and therefore cannot be identified.
-pub(super) fn understand(resource: Resource, text: &str) -> Result<Seen, String> {
+pub(super) fn parse_object(resource: Resource, text: &str) -> Result<Seen, String> {
     let metadata = parse_metadata(text)?;
     let key = key(resource, &metadata);
     let version = version(&metadata.resource_version);
-    let (object, problems) = match parse(resource, &metadata, text) {
-        Ok((object, problems)) => (object, problems.iter().map(ToString::to_string).collect()),
+    let (object, diagnostics) = match parse(resource, &metadata, text) {
+        Ok((object, diagnostics)) => (object, diagnostics.iter().map(ToString::to_string).collect()),
         Err(error) => (None, vec![format!("cannot parse the object: {error}; its last state stays in effect")]),
     };
-    Ok(Seen { key, version, object, problems })
+    Ok(Seen { key, version, object, diagnostics })
 }
 
 /// Returns key and version of an object. Only its metadata is required.
@@ -182,9 +183,9 @@ fn key(resource: Resource, metadata: &Metadata) -> ObjectKey {
     }
 }
 
-type Understood = (Option<Object>, Vec<Problem>);
+type ParsedObject = (Option<Object>, Vec<Diagnostic>);
 
-fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<Understood, serde_json::Error> {
+fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedObject, serde_json::Error> {
     Ok(match resource {
         Resource::Namespaces => {
             let slim: Slim<Unused, Unused> = serde_json::from_str(text)?;
@@ -195,23 +196,23 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<Understo
             let slim: Slim<Unused, NodeStatus> = serde_json::from_str(text)?;
             let status = core::NodeStatus { addresses: slim.status.addresses, ..core::NodeStatus::default() };
             let metadata = object_meta(metadata, slim.metadata);
-            let (node, problems) = Node::from_api(&core::Node { metadata, status: Some(status), spec: None });
-            (Some(Object::Node(node)), problems)
+            let (node, diagnostics) = Node::from_api(&core::Node { metadata, status: Some(status), spec: None });
+            (Some(Object::Node(node)), diagnostics)
         }
         Resource::Pods => {
             let slim: Slim<PodSpec, PodStatus> = serde_json::from_str(text)?;
-            let (pod, problems) = Pod::from_api(&pod(metadata, slim));
-            (Some(Object::Pod(pod)), problems)
+            let (pod, diagnostics) = Pod::from_api(&pod(metadata, slim));
+            (Some(Object::Pod(pod)), diagnostics)
         }
         Resource::Services => {
             let slim: Slim<ServiceSpec, ServiceStatus> = serde_json::from_str(text)?;
-            let (service, problems) = Service::from_api(&service(metadata, slim));
-            (Some(Object::Service(service)), problems)
+            let (service, diagnostics) = Service::from_api(&service(metadata, slim));
+            (Some(Object::Service(service)), diagnostics)
         }
         Resource::EndpointSlices => {
             let slim: SlimSlice = serde_json::from_str(text)?;
-            let (slice, problems) = EndpointSlice::from_api(&slice(metadata, slim));
-            (Some(Object::Slice(slice)), problems)
+            let (slice, diagnostics) = EndpointSlice::from_api(&slice(metadata, slim));
+            (Some(Object::Slice(slice)), diagnostics)
         }
         Resource::NetworkPolicies => {
             let raw: RawSpec = serde_json::from_str(text)?;
@@ -221,7 +222,7 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<Understo
 }
 
 /// Parses a policy as from a file: a policy of invalid shape isolates its pods, too.
-fn policy(metadata: &Metadata, spec: &Value) -> Understood {
+fn policy(metadata: &Metadata, spec: &Value) -> ParsedObject {
     let value = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -229,13 +230,13 @@ fn policy(metadata: &Metadata, spec: &Value) -> Understood {
         "spec": spec,
     });
     let parsed = manifest::read(value, "the API server");
-    let problems = parsed.errors.into_iter().map(|error| Problem {
+    let diagnostics = parsed.errors.into_iter().map(|error| Diagnostic {
         severity: error.severity,
         field: error.field.unwrap_or_default(),
         message: error.message,
     });
-    let problems = problems.collect();
-    (parsed.objects.into_iter().next().map(|located| located.object), problems)
+    let diagnostics = diagnostics.collect();
+    (parsed.objects.into_iter().next().map(|located| located.object), diagnostics)
 }
 
 fn object_meta(metadata: &Metadata, slim: SlimMetadata) -> ObjectMeta {
@@ -316,7 +317,7 @@ mod tests {
     /// Checks that each trimmed object is parsed like the complete one.
     fn check(resource: Resource, text: &str) {
         for mut item in items(text) {
-            let seen = understand(resource, &item.to_string()).expect("the object has a name");
+            let seen = parse_object(resource, &item.to_string()).expect("the object has a name");
             let map = item.as_object_mut().expect("the item is an object");
             let version =
                 if resource.group().is_empty() { "v1".to_owned() } else { format!("{}/v1", resource.group()) };
@@ -380,8 +381,8 @@ mod tests {
     fn s37_a_service_of_an_api_server_has_no_selector() {
         let text = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"},
             "spec": {"clusterIP": "10.96.0.7", "selector": {"app": "a"}, "ports": [{"port": 80}]}});
-        let seen = understand(Resource::Services, &text.to_string()).expect("it has a name");
-        let Some(Object::Service(service)) = seen.object else { panic!("{:?}", seen.problems) };
+        let seen = parse_object(Resource::Services, &text.to_string()).expect("it has a name");
+        let Some(Object::Service(service)) = seen.object else { panic!("{:?}", seen.diagnostics) };
         assert!(service.selector.is_empty() && service.addresses.len() == 1, "{service:?}");
     }
 
@@ -389,12 +390,12 @@ mod tests {
     fn a_pod_with_a_field_of_the_wrong_type_keeps_its_name() {
         let text =
             r#"{"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"}, "spec": {"containers": 1}}"#;
-        let seen = understand(Resource::Pods, text).expect("the object has a name");
+        let seen = parse_object(Resource::Pods, text).expect("the object has a name");
         assert_eq!((seen.key, seen.version), (ObjectKey::Pod(PodKey::new("shop", "a")), 7));
         assert!(
-            seen.object.is_none() && seen.problems[0].contains("its last state stays in effect"),
+            seen.object.is_none() && seen.diagnostics[0].contains("its last state stays in effect"),
             "{:?}",
-            seen.problems
+            seen.diagnostics
         );
     }
 
@@ -402,17 +403,17 @@ mod tests {
     fn a_policy_of_invalid_shape_isolates() {
         for spec in [r#""spec": 7"#, r#""spec": {"podSelector": [], "ingress": {}}"#, r#""spec": {"ingres": []}"#] {
             let text = format!(r#"{{"metadata": {{"name": "p", "namespace": "shop"}}, {spec}}}"#);
-            let seen = understand(Resource::NetworkPolicies, &text).expect("the object has a name");
+            let seen = parse_object(Resource::NetworkPolicies, &text).expect("the object has a name");
             let Some(Object::Policy(policy)) = seen.object else {
-                panic!("{text} is not parsed as a policy: {:?}", seen.problems)
+                panic!("{text} is not parsed as a policy: {:?}", seen.diagnostics)
             };
-            assert!(policy.ingress.is_some() && !policy.problems.is_empty(), "{text}: {policy:?}");
+            assert!(policy.ingress.is_some() && !policy.diagnostics.is_empty(), "{text}: {policy:?}");
         }
     }
 
     #[test]
     fn an_object_without_a_name_is_an_error() {
-        assert!(understand(Resource::Pods, r#"{"metadata": {"labels": {}}}"#).is_err());
-        assert!(understand(Resource::Pods, "[]").is_err());
+        assert!(parse_object(Resource::Pods, r#"{"metadata": {"labels": {}}}"#).is_err());
+        assert!(parse_object(Resource::Pods, "[]").is_err());
     }
 }

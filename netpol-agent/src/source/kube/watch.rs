@@ -12,10 +12,10 @@ use super::Options;
 use super::access::Access;
 use super::backoff::{Backoff, jitter};
 use super::failure::{Failure, Status};
-use super::gather::News;
+use super::gather::WatchEvent;
 use super::lines::Lines;
 use super::resource::Resource;
-use super::trim::{Seen, understand, version};
+use super::trim::{Seen, parse_object, version};
 use crate::source::state::SourceState;
 
 /// A watch that lasted this long was not a failure.
@@ -25,7 +25,7 @@ const WORKING_AFTER: Duration = Duration::from_secs(5);
 pub(super) struct Watcher {
     pub(super) resource: Resource,
     pub(super) access: Arc<Access>,
-    pub(super) news: mpsc::Sender<(Resource, News)>,
+    pub(super) events: mpsc::Sender<(Resource, WatchEvent)>,
     pub(super) options: Options,
     pub(super) state: SourceState,
     backoff: Backoff,
@@ -100,7 +100,7 @@ impl Watcher {
     pub(super) fn new(
         resource: Resource,
         access: Arc<Access>,
-        news: mpsc::Sender<(Resource, News)>,
+        events: mpsc::Sender<(Resource, WatchEvent)>,
         options: Options,
         state: SourceState,
     ) -> Self {
@@ -108,7 +108,7 @@ impl Watcher {
         Self {
             resource,
             access,
-            news,
+            events,
             options,
             state,
             backoff: Backoff::default(),
@@ -227,7 +227,7 @@ impl Watcher {
     async fn pages(&mut self) -> Result<String, Failure> {
         let mut next = String::new();
         let mut limit = self.options.page;
-        self.tell(News::Began).await;
+        self.report(WatchEvent::Began).await;
         loop {
             let query = if next.is_empty() {
                 if limit == 0 { "limit=0".to_owned() } else { format!("limit={limit}") }
@@ -239,7 +239,7 @@ impl Watcher {
                 Err(failure) if failure.is_gone() && limit > 0 && !next.is_empty() => {
                     self.count(&failure);
                     (next, limit) = (String::new(), 0);
-                    self.tell(News::Began).await;
+                    self.report(WatchEvent::Began).await;
                     continue;
                 }
                 result => result?,
@@ -259,9 +259,9 @@ impl Watcher {
     }
 
     async fn item(&mut self, text: &str, received: Instant) {
-        match self.understood(text) {
-            Some(seen) => self.tell(News::Item(seen, received)).await,
-            None => self.tell(News::Unnamed).await,
+        match self.parsed(text) {
+            Some(seen) => self.report(WatchEvent::Item(seen, received)).await,
+            None => self.report(WatchEvent::Unnamed).await,
         };
     }
 
@@ -274,7 +274,7 @@ impl Watcher {
             kind.relists += u64::from(kind.listed);
             kind.listed = true;
         });
-        self.tell(News::Listed(version(text))).await;
+        self.report(WatchEvent::Listed(version(text))).await;
         self.recovered();
         Ok(())
     }
@@ -294,10 +294,10 @@ impl Watcher {
             result => result?,
         };
         if listing {
-            self.tell(News::Began).await;
+            self.report(WatchEvent::Began).await;
         } else {
             if std::mem::replace(&mut self.contact, Contact::Kept) != Contact::Kept {
-                self.tell(News::Resumed).await;
+                self.report(WatchEvent::Resumed).await;
             }
             self.recovered();
         }
@@ -341,7 +341,7 @@ impl Watcher {
                         self.verb = "watch";
                         self.listed(&metadata.resource_version).await?;
                     } else {
-                        self.tell(News::Position(version(&metadata.resource_version))).await;
+                        self.report(WatchEvent::Position(version(&metadata.resource_version))).await;
                     }
                     self.position = Some(metadata.resource_version);
                 }
@@ -363,16 +363,17 @@ impl Watcher {
 
     /// Sends a change. Returns false if the receiver was dropped.
     async fn change(&mut self, kind: &str, text: &str, received: Instant) -> bool {
-        let Some(seen) = self.understood(text) else { return true };
+        let Some(seen) = self.parsed(text) else { return true };
         if seen.version > 0 {
             self.position = Some(seen.version.to_string());
         }
-        let news = if kind == "DELETED" { News::Deleted(seen, received) } else { News::Changed(seen, received) };
-        self.tell(news).await
+        let events =
+            if kind == "DELETED" { WatchEvent::Deleted(seen, received) } else { WatchEvent::Changed(seen, received) };
+        self.report(events).await
     }
 
-    fn understood(&self, text: &str) -> Option<Seen> {
-        match understand(self.resource, text) {
+    fn parsed(&self, text: &str) -> Option<Seen> {
+        match parse_object(self.resource, text) {
             Ok(seen) => Some(seen),
             Err(error) => {
                 tracing::error!(resource = %self.resource, error, "skipped an object without metadata.name");
@@ -381,16 +382,16 @@ impl Watcher {
         }
     }
 
-    async fn tell(&self, news: News) -> bool {
+    async fn report(&self, events: WatchEvent) -> bool {
         self.state.update(self.resource.plural(), |kind| kind.last_received = Some(Instant::now()));
-        self.news.send((self.resource, news)).await.is_ok()
+        self.events.send((self.resource, events)).await.is_ok()
     }
 
     /// Records that changes may be missed from now on.
     async fn mark_lost(&mut self) {
         if !matches!(self.contact, Contact::Lost(_)) {
             self.contact = Contact::Lost(Instant::now());
-            self.tell(News::Lost).await;
+            self.report(WatchEvent::Lost).await;
         }
     }
 
@@ -407,7 +408,7 @@ impl Watcher {
         // A connection that breaks is reopened at once, and nothing is missed. One that cannot be opened is an outage.
         if self.backoff.is_waiting() || self.position.is_none() {
             self.mark_lost().await;
-            let text = failure.tell(self.verb, self.resource);
+            let text = failure.report(self.verb, self.resource);
             if self.current_error.as_ref() != Some(&text) {
                 tracing::error!("{text}");
                 self.state.update(self.resource.plural(), |kind| kind.current_error = Some(text.clone()));
@@ -415,8 +416,8 @@ impl Watcher {
             }
         } else {
             self.contact = Contact::Broken;
-            self.tell(News::Broken).await;
-            tracing::info!(resource = %self.resource, "{}", failure.tell(self.verb, self.resource));
+            self.report(WatchEvent::Broken).await;
+            tracing::info!(resource = %self.resource, "{}", failure.report(self.verb, self.resource));
         }
     }
 

@@ -47,7 +47,7 @@ fn pods() -> String {
     .concat()
 }
 
-fn judged(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
+fn evaluated(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
     let packet = Packet {
         pod: PodKey::new("shop", "web"),
         direction: Direction::Egress,
@@ -58,18 +58,18 @@ fn judged(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
         via_own: false,
         behind: false,
     };
-    let judgement = engine.judge(&packet).expect("an endpoint");
-    (judgement.reason, judgement.again)
+    let evaluation = engine.evaluate(&packet).expect("an endpoint");
+    (evaluation.reason, evaluation.recheck)
 }
 
 #[test]
 fn a_service_like_existing_services_takes_writes_for_frontends_and_address() {
     let slices = [slice("db-1", "db", &["10.0.0.2"]), slice("twin-1", "twin", &["10.0.0.2", "10.0.0.3"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), slices, service("db", "10.96.0.1", 30080)].concat());
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, false));
     let twin = service("twin", "10.96.0.2", 30081);
     assert_eq!(apply(&mut engine, &twin), ["+frontend 80", "+frontend 30081", "+address 10.96.0.2"]);
-    assert_eq!(judged(&engine, "10.96.0.2", 80), (Reason::Service, false));
+    assert_eq!(evaluated(&engine, "10.96.0.2", 80), (Reason::Service, false));
     assert_eq!(delete(&mut engine, &twin), ["-address 10.96.0.2", "-frontend 80", "-frontend 30081", "rejudge 1"]);
 }
 
@@ -90,12 +90,12 @@ fn a_slice_change_moves_frontends_to_a_backend_set_that_is_written_first() {
     let moved = ["+frontend 80", "+frontend 30080"];
     let some: Vec<_> = [&["+allow"][..], &moved, &["rejudge 1", "-allow"]].concat();
     assert_eq!(apply(&mut engine, &both), some);
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
     assert_eq!(apply(&mut engine, &none), [&moved[..], &["rejudge 1", "-allow"]].concat());
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
     let empty: Vec<_> = [&["+allow"][..], &moved].concat();
     assert_eq!(apply(&mut engine, &slice("db-1", "db", &[])), empty);
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_changed_backend_moves_its_frontends() {
     let other = pod("db", 2, "other", "10.0.0.2", "");
     let moved_away = ["+frontend 80", "+frontend 30080", "+address 10.0.0.2", "rejudge 1", "-allow"];
     assert_eq!(apply(&mut engine, &other), moved_away);
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
     let moved_back = ["+allow", "+frontend 80", "+frontend 30080", "+address 10.0.0.2"];
     assert_eq!(apply(&mut engine, &pod("db", 2, "db", "10.0.0.2", "")), moved_back);
     // A pod that no rule distinguishes takes only its own write.
@@ -136,8 +136,8 @@ fn a_policy_is_written_for_frontends_with_selected_backends() {
         "+endpoint web",
     ];
     assert_eq!(apply(&mut engine, &may_reach("db")), added);
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
-    assert_eq!(judged(&engine, "10.96.0.2", 80), (Reason::NoBackend, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, false));
+    assert_eq!(evaluated(&engine, "10.96.0.2", 80), (Reason::NoBackend, false));
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn rule_sets_for_ingress_or_that_allow_everything_have_no_entry_for_frontends() 
     let mut engine = engine(&[pods(), everything, ingress].concat());
     let new = [slice("db-1", "db", &["10.0.0.2"]), service("db", "10.96.0.1", 30080)].concat();
     assert_eq!(apply(&mut engine, &new), ["+frontend 80", "+frontend 30080", "+address 10.96.0.1"]);
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Rule, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Rule, false));
 }
 
 #[test]
@@ -163,37 +163,37 @@ fn ports_allowed_to_any_peer_count_at_the_backends() {
     let mut engine = engine(&[pods(), services].concat());
     let added = apply(&mut engine, &dns);
     assert_eq!(added.iter().filter(|summary| *summary == "+allow").count(), 1, "{added:?}");
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, false));
-    assert_eq!(judged(&engine, "10.96.0.1", 8000), (Reason::Rule, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 8000), (Reason::Rule, false));
 }
 
 #[test]
 fn a_pod_that_is_its_own_backend_is_allowed() {
     let services = [service("web", "10.96.0.1", 30080), slice("web-1", "web", &["10.0.0.1", "10.0.0.4"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
     // With other rules the pod still reaches itself.
     apply(&mut engine, &may_reach("missing"));
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::Service, true));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::Service, true));
     apply(&mut engine, &slice("web-1", "web", &["10.0.0.4"]));
-    assert_eq!(judged(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
+    assert_eq!(evaluated(&engine, "10.96.0.1", 80), (Reason::NoBackend, false));
 }
 
 #[test]
 fn node_ports_are_on_all_nodes_and_rechecked_on_the_local_node() {
     let services = [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.2"])].concat();
     let mut engine = engine(&[pods(), may_reach("db"), services].concat());
-    assert_eq!(judged(&engine, "192.168.0.2", 30080), (Reason::NoRule, false));
+    assert_eq!(evaluated(&engine, "192.168.0.2", 30080), (Reason::NoRule, false));
     assert_eq!(apply(&mut engine, &node("node-2", "192.168.0.2")), ["+address 192.168.0.2", "rejudge 1"]);
-    assert_eq!(judged(&engine, "192.168.0.2", 30080), (Reason::Service, false));
-    assert_eq!(judged(&engine, "192.168.0.2", 80), (Reason::NoRule, false));
-    engine.apply(Event::OwnAddresses(vec![IpAddr::from([192, 168, 0, 2]), IpAddr::from([10, 96, 0, 1])]));
+    assert_eq!(evaluated(&engine, "192.168.0.2", 30080), (Reason::Service, false));
+    assert_eq!(evaluated(&engine, "192.168.0.2", 80), (Reason::NoRule, false));
+    engine.apply(Event::LocalAddresses(vec![IpAddr::from([192, 168, 0, 2]), IpAddr::from([10, 96, 0, 1])]));
     for address in ["192.168.0.2", "10.96.0.1"] {
         let entry = engine.tables().exact_address(address.parse().unwrap()).expect("a local address");
-        assert_eq!(entry.flags, address_flags::OWN_NODE, "{address}");
-        assert_eq!(judged(&engine, address, 30080), (Reason::OwnNode, true));
+        assert_eq!(entry.flags, address_flags::LOCAL_NODE, "{address}");
+        assert_eq!(evaluated(&engine, address, 30080), (Reason::LocalNode, true));
     }
-    engine.apply(Event::OwnAddresses(Vec::new()));
+    engine.apply(Event::LocalAddresses(Vec::new()));
     assert_eq!(delete(&mut engine, &node("node-2", "192.168.0.2")), ["-address 192.168.0.2", "rejudge 1"]);
 }
 

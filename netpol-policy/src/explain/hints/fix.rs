@@ -2,9 +2,9 @@
 
 use netpol_common::Direction;
 
+use crate::cluster_state::ClusterState;
 use crate::model::{Policy, PolicyKey, Rule};
 use crate::reference::{self, Packet};
-use crate::world::World;
 
 /// The change of a hint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,18 +25,18 @@ pub(in crate::explain) enum Fix {
 impl Fix {
     /// Returns whether the change allows a denied packet. Does not copy a policy: the agent calls this for each denied
     /// flow.
-    pub(super) fn works(&self, world: &World, packet: &Packet) -> bool {
-        let Some(pod) = world.pods.get(&packet.pod) else { return false };
+    pub(super) fn works(&self, cluster_state: &ClusterState, packet: &Packet) -> bool {
+        let Some(pod) = cluster_state.pods.get(&packet.pod) else { return false };
         match self {
             Self::Rule(key, _, rule) | Self::Correction(key, _, rule) => {
-                let policy = world.policies.get(key);
-                policy.is_some_and(|policy| reference::allows(world, policy, rule, pod, packet))
+                let policy = cluster_state.policies.get(key);
+                policy.is_some_and(|policy| reference::allows(cluster_state, policy, rule, pod, packet))
             }
             // No rule of the other policies allows the packet, so each of them denies it alone.
             Self::NotIsolating(key) => {
-                reference::isolating(world, pod, packet.direction).all(|policy| policy.key == *key)
+                reference::isolating(cluster_state, pod, packet.direction).all(|policy| policy.key == *key)
             }
-            Self::OtherPacket(other) => reference::evaluate(world, other).reason.allows(),
+            Self::OtherPacket(other) => reference::evaluate(cluster_state, other).reason.allows(),
             // 15: traffic between a pod and the local node is allowed.
             Self::LocalNode => true,
         }
@@ -52,33 +52,38 @@ pub(super) fn rule_of(field: &str, direction: Direction) -> Option<(usize, &str)
 }
 
 /// A copy of one of a policy's rules.
-pub(super) fn rule(world: &World, policy: &PolicyKey, direction: Direction, index: usize) -> Option<Rule> {
-    let policy: &Policy = world.policies.get(policy)?;
+pub(super) fn rule(
+    cluster_state: &ClusterState,
+    policy: &PolicyKey,
+    direction: Direction,
+    index: usize,
+) -> Option<Rule> {
+    let policy: &Policy = cluster_state.policies.get(policy)?;
     reference::rules(policy, direction).get(index).cloned()
 }
 
 #[cfg(test)]
 impl Fix {
     /// Applies the change to the objects or to the packet.
-    pub(in crate::explain) fn apply(&self, world: &mut World, packet: &mut Packet) {
+    pub(in crate::explain) fn apply(&self, cluster_state: &mut ClusterState, packet: &mut Packet) {
+        use crate::cluster_state::Event;
         use crate::model::Object;
-        use crate::world::Event;
 
         match self {
             Self::Rule(key, index, rule) | Self::Correction(key, index, rule) => {
-                set_rule(world, key, packet.direction, *index, rule.clone());
+                set_rule(cluster_state, key, packet.direction, *index, rule.clone());
             }
             Self::NotIsolating(key) => {
-                let mut policy = world.policies[key].clone();
+                let mut policy = cluster_state.policies[key].clone();
                 match packet.direction {
                     Direction::Ingress => policy.ingress = None,
                     Direction::Egress => policy.egress = None,
                 }
-                world.apply(Event::Apply(Object::Policy(policy)));
+                cluster_state.apply(Event::Apply(Object::Policy(policy)));
             }
             Self::OtherPacket(other) => *packet = other.clone(),
             Self::LocalNode => {
-                world.apply(Event::OwnAddresses(vec![packet.remote]));
+                cluster_state.apply(Event::LocalAddresses(vec![packet.remote]));
                 packet.from_node = packet.direction == Direction::Ingress;
             }
         }
@@ -88,13 +93,13 @@ impl Fix {
 /// Replaces a rule of a policy, or adds one.
 #[cfg(test)]
 pub(in crate::explain) fn set_rule(
-    world: &mut World,
+    cluster_state: &mut ClusterState,
     key: &PolicyKey,
     direction: Direction,
     index: Option<usize>,
     rule: Rule,
 ) {
-    let mut policy = world.policies[key].clone();
+    let mut policy = cluster_state.policies[key].clone();
     let rules = match direction {
         Direction::Ingress => &mut policy.ingress,
         Direction::Egress => &mut policy.egress,
@@ -104,5 +109,5 @@ pub(in crate::explain) fn set_rule(
         Some(index) => rules[index] = rule,
         None => rules.push(rule),
     }
-    world.apply(crate::world::Event::Apply(crate::model::Object::Policy(policy)));
+    cluster_state.apply(crate::cluster_state::Event::Apply(crate::model::Object::Policy(policy)));
 }

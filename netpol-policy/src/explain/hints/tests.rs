@@ -5,12 +5,12 @@ use netpol_common::{Direction, Reason};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::cluster_state::ClusterState;
 use crate::explain::{Cause, Explanation, PolicyChange, Side, Verdict, explain_packet, hints, nearest};
 use crate::manifest;
 use crate::model::{Object, PodKey, Protocol, Rule, ServiceKey};
 use crate::reference::{self, End, Packet, evaluate};
 use crate::testing::{event, probes};
-use crate::world::World;
 
 /// Two namespaces. Pod `shop/web` listens on `http` 8080/TCP and `dns` 53/UDP. Service `shop/web` maps 80 to 8080; the
 /// only backend of Service `shop/host` is on the host network.
@@ -202,14 +202,16 @@ const CASES: [Case; 16] = [
     ),
 ];
 
-fn world(direction: &str, rules: &str) -> World {
+fn cluster_state(direction: &str, rules: &str) -> ClusterState {
     let (namespace, app) = if direction == "ingress" { ("shop", "web") } else { ("ops", "probe") };
     let types = if direction == "ingress" { "Ingress" } else { "Egress" };
     let policy = format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: {namespace}}}, \
          spec: {{podSelector: {{matchLabels: {{app: {app}}}}}, policyTypes: [{types}], {direction}: {rules}}}}}"
     );
-    World::of(manifest::parse(&format!("{CLUSTER}{policy}"), "f").objects.into_iter().map(|located| located.object))
+    ClusterState::of(
+        manifest::parse(&format!("{CLUSTER}{policy}"), "f").objects.into_iter().map(|located| located.object),
+    )
 }
 
 fn end(text: &str) -> End {
@@ -220,11 +222,11 @@ fn end(text: &str) -> End {
     }
 }
 
-fn explain(world: &World, from: &str, to: &str, port: &str) -> Explanation {
+fn explain(cluster_state: &ClusterState, from: &str, to: &str, port: &str) -> Explanation {
     let (port, protocol) = port.split_once('/').expect("port/protocol");
     let protocol = Protocol::from_name(protocol).expect("a protocol");
     let port = port.parse().expect("a port");
-    crate::explain::explain(world, &end(from), &end(to), protocol, port).expect("ends with addresses")
+    crate::explain::explain(cluster_state, &end(from), &end(to), protocol, port).expect("ends with addresses")
 }
 
 /// Both sides of a connection, and those of each backend.
@@ -260,11 +262,11 @@ fn parse_yaml(change: &PolicyChange) -> Rule {
 #[test]
 fn following_a_hint_allows_the_connection() {
     for Case { direction, rules, from, to, port, hint, fixed, fixed_port } in CASES {
-        let explanation = explain(&world(direction, rules), from, to, port);
+        let explanation = explain(&cluster_state(direction, rules), from, to, port);
         assert_ne!(explanation.verdict, Verdict::Allow, "{rules}");
         let hints = hints_of(&explanation);
         assert!(hints.contains(&hint), "{rules}: {hints:#?}");
-        let allowed = explain(&world(direction, fixed), from, to, fixed_port).verdict;
+        let allowed = explain(&cluster_state(direction, fixed), from, to, fixed_port).verdict;
         assert_eq!(allowed, Verdict::Allow, "{fixed} still denies {from} -> {to} {fixed_port}");
     }
 }
@@ -275,7 +277,7 @@ fn applying_the_yaml_of_a_change_allows_the_connection() {
         .map(|rules| case("ingress", rules, ("ops/probe", "shop/web", "80/TCP"), "", ""));
     let mut applied = 0;
     for Case { direction, rules, from, to, port, .. } in CASES.into_iter().chain(without_hint) {
-        let before = world(direction, rules);
+        let before = cluster_state(direction, rules);
         let explanation = explain(&before, from, to, port);
         for change in sides(&explanation).into_iter().flat_map(|side| &side.changes) {
             let mut after = before.clone();
@@ -291,7 +293,7 @@ fn applying_the_yaml_of_a_change_allows_the_connection() {
 #[test]
 fn hints_are_shown_with_the_yaml_to_paste() {
     let texts = CASES.map(|Case { direction, rules, from, to, port, .. }| {
-        let explanation = explain(&world(direction, rules), from, to, port);
+        let explanation = explain(&cluster_state(direction, rules), from, to, port);
         format!("{direction}: {rules}\n\n{explanation}")
     });
     expect_file!["../tests/golden/hints.txt"].assert_eq(&texts.join("\n----\n\n"));
@@ -328,12 +330,12 @@ fn hints_that_do_not_change_the_verdict_are_not_given() {
         ("ingress", "[{from: [{ipBlock: {cidr: 10.9.0}}], ports: [{port: 81}]}]", "198.51.100.1", "shop/web", "80/TCP"),
         ("ingress", "[{ports: [{port: dns}]}]", "ops/probe", "shop/web", "54/UDP"),
     ] {
-        let explanation = explain(&world(direction, rules), from, to, port);
+        let explanation = explain(&cluster_state(direction, rules), from, to, port);
         assert_eq!((explanation.verdict, hints_of(&explanation)), (Verdict::Deny, vec![]), "{rules}");
     }
     // "80/UDP is allowed" is not a hint for the address of a Service and a rule without ports.
     let rules = "[{to: [{ipBlock: {cidr: 10.96.0.0/12}}]}]";
-    let explanation = explain(&world("egress", rules), "ops/probe", "10.96.0.1", "80/TCP");
+    let explanation = explain(&cluster_state("egress", rules), "ops/probe", "10.96.0.1", "80/TCP");
     let hints = hints_of(&explanation);
     assert!(!hints.iter().any(|hint| hint.contains("80/UDP")), "{hints:?}");
 }
@@ -342,30 +344,30 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
     #[test]
     fn every_hint_and_its_yaml_allow_the_packet_in_any_cluster(events in vec(event(), 0..24)) {
-        let mut world = World::default();
+        let mut cluster_state = ClusterState::default();
         for event in events {
-            world.apply(event);
+            cluster_state.apply(event);
         }
-        for pod in world.pods.keys() {
+        for pod in cluster_state.pods.keys() {
             for probe in probes() {
                 let packet: Packet = probe.at(pod);
-                if evaluate(&world, &packet).reason.allows() {
+                if evaluate(&cluster_state, &packet).reason.allows() {
                     continue;
                 }
-                let nearest = nearest::nearest(&world, &packet);
-                for hint in hints::hints(&world, &packet, nearest.as_ref()) {
-                    let (mut world, mut packet) = (world.clone(), packet.clone());
-                    hint.fix.apply(&mut world, &mut packet);
-                    let reason = evaluate(&world, &packet).reason;
+                let nearest = nearest::nearest(&cluster_state, &packet);
+                for hint in hints::hints(&cluster_state, &packet, nearest.as_ref()) {
+                    let (mut cluster_state, mut packet) = (cluster_state.clone(), packet.clone());
+                    hint.fix.apply(&mut cluster_state, &mut packet);
+                    let reason = evaluate(&cluster_state, &packet).reason;
                     prop_assert!(reason.allows(), "{packet:?} is still {reason:?} after: {}", hint.text);
                 }
-                let side = explain_packet(&world, &packet);
+                let side = explain_packet(&cluster_state, &packet);
                 // The changes of a packet to a Service are for its first denied backend.
-                let changes = if side.reason == Cause::Judged(Reason::NoRule) { side.changes } else { Vec::new() };
+                let changes = if side.reason == Cause::Evaluated(Reason::NoRule) { side.changes } else { Vec::new() };
                 for change in changes {
-                    let mut world = world.clone();
-                    hints::set_rule(&mut world, &change.policy, change.direction, change.index, parse_yaml(&change));
-                    let reason = evaluate(&world, &packet).reason;
+                    let mut cluster_state = cluster_state.clone();
+                    hints::set_rule(&mut cluster_state, &change.policy, change.direction, change.index, parse_yaml(&change));
+                    let reason = evaluate(&cluster_state, &packet).reason;
                     prop_assert!(reason.allows(), "{packet:?} is still {reason:?} after: {change:?}");
                 }
             }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, Peer, Peers, Pod, PortMatch, PortRange, Ports, Rule};
-use crate::world::World;
 
 /// Returns sentences about each port name of a rule that none of `destinations` has (`None`: an egress rule, any pod
 /// may be the destination), and about each name that is used with an ipBlock without such a pod.
-pub(super) fn unresolved(world: &World, rule: &Rule, destinations: Option<&[&Pod]>) -> Vec<Vec<String>> {
+pub(super) fn unresolved(cluster_state: &ClusterState, rule: &Rule, destinations: Option<&[&Pod]>) -> Vec<Vec<String>> {
     let Ports::Of(ports) = &rule.ports else { return Vec::new() };
     let mut found = Vec::new();
     for port in ports {
@@ -15,12 +15,12 @@ pub(super) fn unresolved(world: &World, rule: &Rule, destinations: Option<&[&Pod
         let unresolved = match destinations {
             Some([]) => continue,
             Some(pods) => of_pods(pods.iter().copied(), "No pod that the policy selects", name, port),
-            None => of_pods(world.pods.values(), "No pod", name, port),
+            None => of_pods(cluster_state.pods.values(), "No pod", name, port),
         };
         match (unresolved, destinations, &rule.peers) {
             (Some(sentences), ..) => found.push(sentences),
             (None, None, Peers::Of(peers)) => found.extend(peers.iter().filter_map(|peer| match peer {
-                Peer::Block(block) => of_block(world, block, name, port),
+                Peer::Block(block) => of_block(cluster_state, block, name, port),
                 Peer::Pods { .. } => None,
             })),
             (None, ..) => {}
@@ -58,10 +58,10 @@ fn of_pods<'w>(pods: impl Iterator<Item = &'w Pod>, no_pod: &str, name: &str, po
 }
 
 /// A name is resolved on the destination pod (9). An address that is not a pod's has no port names.
-fn of_block(world: &World, block: &IpBlock, name: &str, port: &PortMatch) -> Option<Vec<String>> {
+fn of_block(cluster_state: &ClusterState, block: &IpBlock, name: &str, port: &PortMatch) -> Option<Vec<String>> {
     let has = |pod: &&Pod| pod.ports.iter().any(|named| *named.name == *name && named.protocol == port.protocol);
     let in_block = |pod: &Pod| pod.addresses.iter().any(|address| block.contains(*address));
-    let resolves = world.pods.values().filter(|pod| pod.participates()).filter(has).any(in_block);
+    let resolves = cluster_state.pods.values().filter(|pod| pod.participates()).filter(has).any(in_block);
     (!resolves).then(|| {
         vec![
             format!("No pod in {} has a port with the name \"{name}\".", block.cidr),

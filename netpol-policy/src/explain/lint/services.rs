@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use netpol_common::Direction;
 
 use super::{Found, suggest};
+use crate::cluster_state::ClusterState;
 use crate::explain::nearest::peer_path;
 use crate::explain::{PolicyChange, describe};
 use crate::model::{
     Backend, IpBlock, Peer, Peers, Pod, Policy, PolicyKey, PortRange, Ports, Protocol, Rule, Service, ServiceKey,
 };
 use crate::reference::{self, Remote};
-use crate::world::World;
 
 /// The namespace of the cluster DNS.
 const DNS_NAMESPACE: &str = "kube-system";
@@ -24,13 +24,14 @@ type Target = (Backend, Protocol);
 
 /// Returns policies that deny pods the cluster DNS, with one finding each: for each such pod, the first policy that
 /// isolates it.
-pub(super) fn without_dns(world: &World) -> BTreeMap<PolicyKey, Found> {
-    let Some((dns, targets)) = dns(world) else { return BTreeMap::new() };
+pub(super) fn without_dns(cluster_state: &ClusterState) -> BTreeMap<PolicyKey, Found> {
+    let Some((dns, targets)) = dns(cluster_state) else { return BTreeMap::new() };
     let mut denied: BTreeMap<&PolicyKey, (Vec<&Pod>, BTreeSet<Target>)> = BTreeMap::new();
-    for pod in world.pods.values().filter(|pod| pod.participates() && !pod.addresses.is_empty()) {
-        let isolating: Vec<&Policy> = reference::isolating(world, pod, Direction::Egress).collect();
+    for pod in cluster_state.pods.values().filter(|pod| pod.participates() && !pod.addresses.is_empty()) {
+        let isolating: Vec<&Policy> = reference::isolating(cluster_state, pod, Direction::Egress).collect();
         let Some(first) = isolating.first() else { continue };
-        let missing = targets.iter().filter(|target| shares_family(pod, target) && !allowed(world, &isolating, target));
+        let missing =
+            targets.iter().filter(|target| shares_family(pod, target) && !allowed(cluster_state, &isolating, target));
         let missing: Vec<Target> =
             missing.filter(|(backend, _)| !pod.addresses.contains(&backend.address)).copied().collect();
         if !missing.is_empty() {
@@ -50,32 +51,34 @@ pub(super) fn without_dns(world: &World) -> BTreeMap<PolicyKey, Found> {
             ),
             format!("{subject} cannot resolve DNS names."),
         ];
-        let added = added_rule(world, policy, &targets);
+        let added = added_rule(cluster_state, policy, &targets);
         (policy.clone(), Found::new("spec.egress", sentences).with(added))
     };
     denied.into_iter().map(found).collect()
 }
 
 /// A new rule that allows these backends.
-fn added_rule(world: &World, policy: &PolicyKey, targets: &BTreeSet<Target>) -> Option<PolicyChange> {
-    let (rule, left_out) = suggest::rule(world, targets, &policy.namespace);
-    let change = PolicyChange::new(world, policy, Direction::Egress, None, rule)?;
+fn added_rule(cluster_state: &ClusterState, policy: &PolicyKey, targets: &BTreeSet<Target>) -> Option<PolicyChange> {
+    let (rule, left_out) = suggest::rule(cluster_state, targets, &policy.namespace);
+    let change = PolicyChange::new(cluster_state, policy, Direction::Egress, None, rule)?;
     Some(change.with_more_addresses(left_out))
 }
 
 /// The cluster DNS: the first Service in its namespace that has the DNS port.
-fn dns(world: &World) -> Option<(ServiceKey, BTreeSet<Target>)> {
-    world.services.values().filter(|service| *service.key.namespace == *DNS_NAMESPACE).find_map(|service| {
-        let targets = targets(world, service, |port| port == DNS_PORT);
+fn dns(cluster_state: &ClusterState) -> Option<(ServiceKey, BTreeSet<Target>)> {
+    cluster_state.services.values().filter(|service| *service.key.namespace == *DNS_NAMESPACE).find_map(|service| {
+        let targets = targets(cluster_state, service, |port| port == DNS_PORT);
         (!targets.is_empty()).then(|| (service.key.clone(), targets))
     })
 }
 
 /// The backends of a Service, for the ports that the filter accepts.
-fn targets(world: &World, service: &Service, ports: impl Fn(u16) -> bool) -> BTreeSet<Target> {
+fn targets(cluster_state: &ClusterState, service: &Service, ports: impl Fn(u16) -> bool) -> BTreeSet<Target> {
     let frontends = service.frontends().filter(|(_, port)| ports(port.port));
     frontends
-        .flat_map(|(frontend, port)| world.backends(&frontend).into_iter().map(|backend| (backend, port.protocol)))
+        .flat_map(|(frontend, port)| {
+            cluster_state.backends(&frontend).into_iter().map(|backend| (backend, port.protocol))
+        })
         .collect()
 }
 
@@ -84,43 +87,49 @@ fn shares_family(pod: &Pod, (backend, _): &Target) -> bool {
 }
 
 /// Returns whether a rule of one of these policies allows the backend.
-fn allowed(world: &World, policies: &[&Policy], target: &Target) -> bool {
+fn allowed(cluster_state: &ClusterState, policies: &[&Policy], target: &Target) -> bool {
     policies.iter().any(|policy| {
-        reference::rules(policy, Direction::Egress).iter().any(|rule| rule_allows(world, policy, rule, target))
+        reference::rules(policy, Direction::Egress).iter().any(|rule| rule_allows(cluster_state, policy, rule, target))
     })
 }
 
-fn rule_allows(world: &World, policy: &Policy, rule: &Rule, (backend, protocol): &Target) -> bool {
-    let remote = Remote::of(world, backend.address);
-    reference::allows_peer(world, policy, &rule.peers, &remote)
+fn rule_allows(cluster_state: &ClusterState, policy: &Policy, rule: &Rule, (backend, protocol): &Target) -> bool {
+    let remote = Remote::of(cluster_state, backend.address);
+    reference::allows_peer(cluster_state, policy, &rule.peers, &remote)
         && reference::allows_port(&rule.ports, protocol.number(), backend.port, remote.pod)
 }
 
 /// Returns the mistakes of one egress rule. `selected`: the pods that the policy isolates.
-pub(super) fn mistakes(world: &World, policy: &Policy, index: usize, rule: &Rule, selected: &[&Pod]) -> Vec<Found> {
+pub(super) fn mistakes(
+    cluster_state: &ClusterState,
+    policy: &Policy,
+    index: usize,
+    rule: &Rule,
+    selected: &[&Pod],
+) -> Vec<Found> {
     let Peers::Of(peers) = &rule.peers else { return Vec::new() };
     let mut found = Vec::new();
     for (peer, of) in peers.iter().enumerate() {
         if let Peer::Block(block) = of {
             let path = || peer_path(policy, Direction::Egress, index, peer);
-            found.extend(block_of_services(world, policy, rule, block, selected, path));
+            found.extend(block_of_services(cluster_state, policy, rule, block, selected, path));
         }
     }
-    found.extend(host_network(world, policy, index, rule, peers));
-    found.extend(service_ports(world, policy, index, rule, selected));
+    found.extend(host_network(cluster_state, policy, index, rule, peers));
+    found.extend(service_ports(cluster_state, policy, index, rule, selected));
     found
 }
 
 /// Finds a block that contains addresses of Services and of no pod. It allows none of those Services.
 fn block_of_services(
-    world: &World,
+    cluster_state: &ClusterState,
     policy: &Policy,
     rule: &Rule,
     block: &IpBlock,
     selected: &[&Pod],
     path: impl Fn() -> String,
 ) -> Option<Found> {
-    let pods = world.pods.values().filter(|pod| pod.participates()).flat_map(|pod| &pod.addresses);
+    let pods = cluster_state.pods.values().filter(|pod| pod.participates()).flat_map(|pod| &pod.addresses);
     if block.cidr.prefix_len() == 0 || pods.into_iter().any(|address| block.contains(*address)) {
         return None;
     }
@@ -131,12 +140,12 @@ fn block_of_services(
                 .iter()
                 .any(|port| reference::allows_port(&rule.ports, port.protocol.number(), port.port, None))
     };
-    let denied: Vec<(&Service, BTreeSet<Target>)> = world
+    let denied: Vec<(&Service, BTreeSet<Target>)> = cluster_state
         .services
         .values()
         .filter(is_in_block)
-        .map(|service| (service, targets(world, service, |_| true)))
-        .filter(|(_, targets)| !targets.is_empty() && selected.iter().any(|pod| !reaches(world, pod, targets)))
+        .map(|service| (service, targets(cluster_state, service, |_| true)))
+        .filter(|(_, targets)| !targets.is_empty() && selected.iter().any(|pod| !reaches(cluster_state, pod, targets)))
         .collect();
     let (_, targets) = denied.first()?;
     let names: Vec<String> = denied.iter().map(|(service, _)| service.key.to_string()).collect();
@@ -148,35 +157,41 @@ fn block_of_services(
         format!("{} contains {services} {}.", block.cidr, some(&names, "Services")),
         format!("Policies match the addresses of a Service's backends, so this block does not allow {them}."),
     ];
-    let change = added_rule(world, &policy.key, targets);
+    let change = added_rule(cluster_state, &policy.key, targets);
     Some(Found::new(format!("{}.ipBlock", path()), sentences).with(change))
 }
 
-fn reaches(world: &World, pod: &Pod, targets: &BTreeSet<Target>) -> bool {
-    let isolating: Vec<&Policy> = reference::isolating(world, pod, Direction::Egress).collect();
-    isolating.is_empty() || targets.iter().all(|target| allowed(world, &isolating, target))
+fn reaches(cluster_state: &ClusterState, pod: &Pod, targets: &BTreeSet<Target>) -> bool {
+    let isolating: Vec<&Policy> = reference::isolating(cluster_state, pod, Direction::Egress).collect();
+    isolating.is_empty() || targets.iter().all(|target| allowed(cluster_state, &isolating, target))
 }
 
 /// Finds a selector that only host-network pods match. Those are not peers.
-fn host_network(world: &World, policy: &Policy, index: usize, rule: &Rule, peers: &[Peer]) -> Option<Found> {
+fn host_network(
+    cluster_state: &ClusterState,
+    policy: &Policy,
+    index: usize,
+    rule: &Rule,
+    peers: &[Peer],
+) -> Option<Found> {
     peers.iter().enumerate().find_map(|(number, peer)| {
         let Peer::Pods { namespaces, pods } = peer else { return None };
         let matches = |pod: &&Pod| {
             let namespace = match namespaces {
-                Some(selector) => selector.matches(&world.namespace_labels(&pod.key.namespace)),
+                Some(selector) => selector.matches(&cluster_state.namespace_labels(&pod.key.namespace)),
                 None => pod.key.namespace == policy.key.namespace,
             };
             namespace && pods.matches(&pod.labels)
         };
         let (of_host, others): (Vec<&Pod>, Vec<&Pod>) =
-            world.pods.values().filter(|pod| !pod.finished).filter(matches).partition(|pod| pod.host_network);
+            cluster_state.pods.values().filter(|pod| !pod.finished).filter(matches).partition(|pod| pod.host_network);
         if pods.requirements.is_empty() || of_host.is_empty() || !others.is_empty() {
             return None;
         }
         let names: Vec<String> = of_host.iter().map(|pod| pod.key.to_string()).collect();
         let (blocks, left_out) = suggest::blocks(of_host.iter().flat_map(|pod| pod.addresses.iter().copied()));
         let added = Rule { peers: Peers::Of(blocks), ports: rule.ports.clone() };
-        let change = PolicyChange::new(world, &policy.key, Direction::Egress, None, added);
+        let change = PolicyChange::new(cluster_state, &policy.key, Direction::Egress, None, added);
         let sentences = [
             format!(
                 "The selector matches host-network pods only ({}): {}.",
@@ -191,27 +206,33 @@ fn host_network(world: &World, policy: &Policy, index: usize, rule: &Rule, peers
 }
 
 /// Finds a rule that selects backends of a Service and has the port of the Service instead of theirs.
-fn service_ports(world: &World, policy: &Policy, index: usize, rule: &Rule, selected: &[&Pod]) -> Option<Found> {
+fn service_ports(
+    cluster_state: &ClusterState,
+    policy: &Policy,
+    index: usize,
+    rule: &Rule,
+    selected: &[&Pod],
+) -> Option<Found> {
     let Ports::Of(ports) = &rule.ports else { return None };
     let numbers = |port: u16, protocol: Protocol| {
         ports.iter().any(|item| item.protocol == protocol && item.port == PortRange::Range(port, port))
     };
-    world.services.values().find_map(|service| {
+    cluster_state.services.values().find_map(|service| {
         service.frontends().find_map(|(frontend, port)| {
             if !numbers(port.port, port.protocol) {
                 return None;
             }
-            let backends = world.backends(&frontend).into_iter().filter(|backend| {
-                let remote = Remote::of(world, backend.address);
-                remote.pod.is_some() && reference::allows_peer(world, policy, &rule.peers, &remote)
+            let backends = cluster_state.backends(&frontend).into_iter().filter(|backend| {
+                let remote = Remote::of(cluster_state, backend.address);
+                remote.pod.is_some() && reference::allows_peer(cluster_state, policy, &rule.peers, &remote)
             });
             let backends: BTreeSet<Target> = backends.map(|backend| (backend, port.protocol)).collect();
             let listens = |(backend, protocol): &Target| {
                 let own_port = Backend { address: backend.address, port: port.port };
-                backend.port == port.port || !world.ports_before(own_port, protocol.number()).is_empty()
+                backend.port == port.port || !cluster_state.service_ports_of(own_port, protocol.number()).is_empty()
             };
             let is_mistake = !backends.is_empty() && !backends.iter().any(listens);
-            if !is_mistake || selected.iter().all(|pod| reaches(world, pod, &backends)) {
+            if !is_mistake || selected.iter().all(|pod| reaches(cluster_state, pod, &backends)) {
                 return None;
             }
             let sentences = [
@@ -223,7 +244,7 @@ fn service_ports(world: &World, policy: &Policy, index: usize, rule: &Rule, sele
             ];
             let ports = Ports::Of(ports.iter().cloned().chain(suggest::port_items(&backends)).collect());
             let changed = Rule { peers: rule.peers.clone(), ports };
-            let change = PolicyChange::new(world, &policy.key, Direction::Egress, Some(index), changed);
+            let change = PolicyChange::new(cluster_state, &policy.key, Direction::Egress, Some(index), changed);
             Some(Found::new(format!("spec.egress[{index}].ports"), sentences).with(change))
         })
     })

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use crate::cluster_state::ClusterState;
 use crate::explain::change::block_of;
 use crate::model::{
     Backend, NAMESPACE_NAME_LABEL, NamespaceName, Peer, Peers, Pod, PortMatch, PortRange, Ports, Protocol, Requirement,
     Rule, Selector,
 };
-use crate::world::World;
 
 /// Labels that identify a workload, the best first.
 const IDENTIFYING_LABELS: [&str; 4] = ["k8s-app", "app.kubernetes.io/name", "app", "component"];
@@ -30,8 +30,12 @@ pub(super) fn port_items(targets: &BTreeSet<(Backend, Protocol)>) -> Vec<PortMat
 
 /// A rule that allows all of these backends, for a policy in `namespace`, and the number of addresses that it leaves
 /// out.
-pub(super) fn rule(world: &World, targets: &BTreeSet<(Backend, Protocol)>, namespace: &NamespaceName) -> (Rule, usize) {
-    let (peers, left_out) = peers(world, targets, namespace);
+pub(super) fn rule(
+    cluster_state: &ClusterState,
+    targets: &BTreeSet<(Backend, Protocol)>,
+    namespace: &NamespaceName,
+) -> (Rule, usize) {
+    let (peers, left_out) = peers(cluster_state, targets, namespace);
     (Rule { peers: Peers::Of(peers), ports: Ports::Of(port_items(targets)) }, left_out)
 }
 
@@ -40,9 +44,13 @@ fn distinct(targets: &BTreeSet<(Backend, Protocol)>) -> BTreeSet<(u16, Protocol)
 }
 
 /// A selector if all backends are pods of one namespace, otherwise addresses.
-fn peers(world: &World, targets: &BTreeSet<(Backend, Protocol)>, namespace: &NamespaceName) -> (Vec<Peer>, usize) {
+fn peers(
+    cluster_state: &ClusterState,
+    targets: &BTreeSet<(Backend, Protocol)>,
+    namespace: &NamespaceName,
+) -> (Vec<Peer>, usize) {
     let addresses: BTreeSet<IpAddr> = targets.iter().map(|(backend, _)| backend.address).collect();
-    let pods: Option<Vec<&Pod>> = addresses.iter().map(|address| world.peer_at(*address)).collect();
+    let pods: Option<Vec<&Pod>> = addresses.iter().map(|address| cluster_state.peer_at(*address)).collect();
     let of_pods = pods.as_deref().and_then(|pods| match pods {
         [first, others @ ..] if others.iter().all(|pod| pod.key.namespace == first.key.namespace) => {
             let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);

@@ -1,9 +1,9 @@
 //! Findings about DNS, Services, port names and the API server.
 
 use super::Finding;
+use crate::cluster_state::ClusterState;
 use crate::manifest;
 use crate::model::PodKey;
-use crate::world::World;
 
 /// Pod `shop/web` is the client. Service `shop/db`, 80 → 5432, has the backends `db-0` and `db-1`. The cluster DNS is
 /// `kube-system/kube-dns`, 53 → 5353. The API server is a host-network pod.
@@ -66,9 +66,9 @@ const DNS: &str = "{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metada
 fn lint(policies: &[String]) -> Vec<String> {
     let parsed = manifest::parse(&format!("{CLUSTER}{}", policies.join("\n---\n")), "f");
     assert_eq!(parsed.errors, []);
-    let world = World::of(parsed.objects.into_iter().map(|located| located.object));
-    assert!(world.pods.contains_key(&PodKey::new("shop", "web")));
-    super::lint(&world).iter().map(text).collect()
+    let cluster_state = ClusterState::of(parsed.objects.into_iter().map(|located| located.object));
+    assert!(cluster_state.pods.contains_key(&PodKey::new("shop", "web")));
+    super::lint(&cluster_state).iter().map(text).collect()
 }
 
 fn text(finding: &Finding) -> String {
@@ -199,9 +199,9 @@ fn a_port_name_that_no_pod_has_is_reported() {
         let policies = with_dns(rule);
         let parsed = manifest::parse(&format!("{CLUSTER}{pods}{}", policies.join("\n---\n")), "f");
         assert_eq!(parsed.errors, []);
-        let world = World::of(parsed.objects.into_iter().map(|located| located.object));
+        let cluster_state = ClusterState::of(parsed.objects.into_iter().map(|located| located.object));
         let found: Vec<String> =
-            super::lint(&world).iter().map(|found| format!("{}: {}", found.field, found.message())).collect();
+            super::lint(&cluster_state).iter().map(|found| format!("{}: {}", found.field, found.message())).collect();
         assert_eq!(found, expected, "{rule}");
     };
     let pod = "{podSelector: {matchLabels: {app: named}}}";
@@ -233,5 +233,5 @@ fn a_port_name_that_no_pod_has_is_reported() {
     );
     let of_n = ingress.replace("app: web", "app: named");
     let parsed = manifest::parse(&format!("{CLUSTER}{pods}{of_n}"), "f");
-    assert_eq!(super::lint(&World::of(parsed.objects.into_iter().map(|located| located.object))), []);
+    assert_eq!(super::lint(&ClusterState::of(parsed.objects.into_iter().map(|located| located.object))), []);
 }

@@ -1,8 +1,8 @@
 //! Explanations of connections to Services.
 
+use crate::cluster_state::ClusterState;
 use crate::manifest;
 use crate::model::{PodKey, ServiceKey};
-use crate::world::World;
 
 use super::*;
 
@@ -31,18 +31,18 @@ ports: [{port: 5432}]
 ";
 
 /// The objects, with these egress rules for `shop/web`.
-fn shop(egress: &str) -> World {
+fn shop(egress: &str) -> ClusterState {
     let policy = format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}},
           spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: {egress}}}}}"
     );
     let parsed = manifest::parse(&format!("{SHOP}{policy}"), "f");
     assert_eq!(parsed.errors, []);
-    World::of(parsed.objects.into_iter().map(|located| located.object))
+    ClusterState::of(parsed.objects.into_iter().map(|located| located.object))
 }
 
-fn to(world: &World, to: &End, port: u16) -> Result<Explanation, ConnectionError> {
-    explain(world, &End::Pod(PodKey::new("shop", "web")), to, Protocol::Tcp, port)
+fn to(cluster_state: &ClusterState, to: &End, port: u16) -> Result<Explanation, ConnectionError> {
+    explain(cluster_state, &End::Pod(PodKey::new("shop", "web")), to, Protocol::Tcp, port)
 }
 
 fn service(name: &str) -> End {
@@ -60,9 +60,9 @@ fn the_verdict_depends_on_how_many_backends_are_allowed() {
         ("[{ports: [{port: 5432}]}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
         ("[{}]", Verdict::Allow, [Verdict::Allow, Verdict::Allow]),
     ] {
-        let world = shop(egress);
-        let by_name = to(&world, &service("db"), 80).expect("it has an address");
-        let by_address = to(&world, &End::Address([10, 96, 0, 7].into()), 80).expect("it is an address");
+        let cluster_state = shop(egress);
+        let by_name = to(&cluster_state, &service("db"), 80).expect("it has an address");
+        let by_address = to(&cluster_state, &End::Address([10, 96, 0, 7].into()), 80).expect("it is an address");
         assert_eq!(by_name.path.through, by_address.path.through);
         let through = by_name.path.through.expect("the destination is a Service");
         let found: Vec<_> = through.backends.iter().map(|backend| backend.verdict).collect();
@@ -72,8 +72,8 @@ fn the_verdict_depends_on_how_many_backends_are_allowed() {
 
 #[test]
 fn each_backend_is_shown_with_what_it_lacks() {
-    let world = shop("[{to: [{podSelector: {matchLabels: {app: db, tier: a}}}], ports: [{port: 5432}]}]");
-    let explanation = to(&world, &service("db"), 80).expect("it has an address");
+    let cluster_state = shop("[{to: [{podSelector: {matchLabels: {app: db, tier: a}}}], ports: [{port: 5432}]}]");
+    let explanation = to(&cluster_state, &service("db"), 80).expect("it has an address");
     expect_file!["golden/services.txt"].assert_eq(&explanation.to_string());
     let json = serde_json::to_value(&explanation).expect("it serializes");
     assert_eq!(json["verdict"], "some");
@@ -124,11 +124,11 @@ metadata: {name: db, namespace: shop}
 spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
 ";
     let with_nodes = |egress: &str| {
-        let mut world = shop(egress);
+        let mut cluster_state = shop(egress);
         for located in manifest::parse(nodes, "nodes").objects {
-            world.apply(crate::world::Event::Apply(located.object));
+            cluster_state.apply(crate::cluster_state::Event::Apply(located.object));
         }
-        world
+        cluster_state
     };
     let all = "[{to: [{podSelector: {matchLabels: {app: db}}}]}]";
     for (egress, node, port, verdict, owner) in [
@@ -163,22 +163,22 @@ fn a_service_without_backends_has_the_verdict_some() {
 
 #[test]
 fn impossible_connections_are_errors() {
-    let world = shop("[]");
+    let cluster_state = shop("[]");
     for (end, port, expected) in [
         (service("none"), 80, "Service shop/none not found in the input"),
         (service("headless"), 80, "Service shop/headless has no cluster IP"),
         (service("db"), 5432, "Service shop/db has no port 5432/TCP; it has 80/TCP"),
     ] {
-        let error = to(&world, &end, port).expect_err("no connection is possible").to_string();
+        let error = to(&cluster_state, &end, port).expect_err("no connection is possible").to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let from = explain(&world, &service("db"), &End::Pod(PodKey::new("shop", "web")), Protocol::Tcp, 80);
+    let from = explain(&cluster_state, &service("db"), &End::Pod(PodKey::new("shop", "web")), Protocol::Tcp, 80);
     assert!(from.expect_err("no connection is possible").to_string().contains("cannot be a source"));
 }
 
 #[test]
 fn a_denied_packet_for_a_service_is_explained_by_its_first_backend() {
-    let world = shop("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]");
+    let cluster_state = shop("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]");
     let packet = Packet {
         pod: PodKey::new("shop", "web"),
         direction: Direction::Egress,
@@ -189,8 +189,8 @@ fn a_denied_packet_for_a_service_is_explained_by_its_first_backend() {
         via_own: false,
         behind: false,
     };
-    let side = explain_packet(&world, &packet);
-    assert_eq!(side.reason, Cause::Judged(Reason::NoBackend));
+    let side = explain_packet(&cluster_state, &packet);
+    assert_eq!(side.reason, Cause::Evaluated(Reason::NoBackend));
     assert!(side.nearest.expect("the policy has a rule").peer_matches);
     assert!(side.hints[0].contains("write 5432/TCP"), "{:?}", side.hints);
 }

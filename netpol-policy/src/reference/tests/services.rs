@@ -71,8 +71,8 @@ status: {podIP: 10.0.1.2, hostIPs: [{ip: 192.168.0.2}]}
 
 /// The cluster with these Services, at the node 192.168.0.1, with one policy with these egress rules for namespace
 /// `ops`.
-fn services(rules: &str) -> World {
-    let mut world = cluster(&[]);
+fn services(rules: &str) -> ClusterState {
+    let mut cluster_state = cluster(&[]);
     let policy = format!(
         "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: ops}}, \
          spec: {{podSelector: {{}}, policyTypes: [Egress], egress: [{rules}]}}}}\n"
@@ -80,14 +80,14 @@ fn services(rules: &str) -> World {
     let parsed = manifest::parse(&[SERVICE, &policy].concat(), "services.yaml");
     assert_eq!(parsed.errors, []);
     for located in parsed.objects {
-        world.apply(Event::Apply(located.object));
+        cluster_state.apply(Event::Apply(located.object));
     }
-    world.apply(Event::OwnAddresses(vec!["192.168.0.1".parse().unwrap()]));
-    world
+    cluster_state.apply(Event::LocalAddresses(vec!["192.168.0.1".parse().unwrap()]));
+    cluster_state
 }
 
 /// Evaluates a TCP packet from a pod, pre-DNAT or (`behind`) post-DNAT.
-fn egress(world: &World, pod: &str, remote: &str, port: u16, behind: bool) -> Evaluation {
+fn egress(cluster_state: &ClusterState, pod: &str, remote: &str, port: u16, behind: bool) -> Evaluation {
     let (namespace, name) = pod.split_once('/').expect("a pod");
     let packet = Packet {
         pod: PodKey::new(namespace, name),
@@ -99,7 +99,7 @@ fn egress(world: &World, pod: &str, remote: &str, port: u16, behind: bool) -> Ev
         via_own: false,
         behind,
     };
-    evaluate(world, &packet)
+    evaluate(cluster_state, &packet)
 }
 
 const TO_WEB: &str = "{to: [{namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}], ports: [{port: 8080}]}";
@@ -120,34 +120,34 @@ fn s21_a_service_is_evaluated_by_its_backends_and_their_ports() {
         ("{ports: [{port: 8080, endPort: 9090}]}", Reason::Service, false),
         ("{}", Reason::Rule, false),
     ];
-    for (rules, reason, again) in cases {
+    for (rules, reason, recheck) in cases {
         let found = egress(&services(rules), "ops/probe", "10.96.0.1", 80, false);
-        assert_eq!((found.reason, found.again), (reason, again), "{rules}");
+        assert_eq!((found.reason, found.recheck), (reason, recheck), "{rules}");
     }
     // A port that the Service does not have is evaluated by the Service's address.
-    let world = services("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}");
-    assert_eq!(egress(&world, "ops/probe", "10.96.0.1", 81, false).reason, Reason::Rule);
+    let cluster_state = services("{to: [{ipBlock: {cidr: 10.96.0.0/16}}]}");
+    assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.1", 81, false).reason, Reason::Rule);
 }
 
 #[test]
 fn s21_a_rule_for_backends_allows_no_other_port_of_the_service() {
-    let world = services("{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}");
-    assert_eq!(egress(&world, "ops/probe", "10.96.0.3", 80, false).reason, Reason::Service);
-    assert_eq!(egress(&world, "ops/probe", "10.96.0.3", 443, false).reason, Reason::NoRule);
-    assert_eq!(egress(&world, "shop/web", "10.96.0.3", 80, false).reason, Reason::NotIsolated);
+    let cluster_state = services("{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}");
+    assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.3", 80, false).reason, Reason::Service);
+    assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.3", 443, false).reason, Reason::NoRule);
+    assert_eq!(egress(&cluster_state, "shop/web", "10.96.0.3", 80, false).reason, Reason::NotIsolated);
 }
 
 #[test]
 fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat() {
-    let world = services(TO_WEB);
-    let pre_dnat = egress(&world, "ops/probe", "10.96.0.1", 80, false);
+    let cluster_state = services(TO_WEB);
+    let pre_dnat = egress(&cluster_state, "ops/probe", "10.96.0.1", 80, false);
     let reasons: Vec<_> = pre_dnat.candidates.iter().map(|candidate| candidate.reason).collect();
-    assert_eq!((pre_dnat.reason, pre_dnat.again), (Reason::Service, true));
+    assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
     assert_eq!(reasons, [Reason::Rule, Reason::NoRule]);
-    assert_eq!(egress(&world, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
-    assert_eq!(egress(&world, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
+    assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.1", 8080, true).reason, Reason::Rule);
+    assert_eq!(egress(&cluster_state, "ops/probe", "10.0.0.2", 9090, true).reason, Reason::NoRule);
     // Another node selects the backend, after this node has evaluated the packet.
-    assert_eq!(egress(&world, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::SomeBackends);
+    assert_eq!(egress(&cluster_state, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::SomeBackends);
     assert_eq!(egress(&services(""), "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
     let both = services(&format!("{TO_WEB}, {TO_API}"));
     assert_eq!(egress(&both, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);
@@ -156,38 +156,41 @@ fn s22_if_only_some_backends_are_allowed_each_connection_is_evaluated_post_dnat(
 #[test]
 fn s22_a_connection_is_allowed_if_a_backend_is_allowed() {
     for (rules, allowed) in [(TO_WEB, true), ("", false)] {
-        let world = services(rules);
-        assert_eq!(reaches(&world, "ops/probe", "10.96.0.1:80"), allowed, "{rules}");
+        let cluster_state = services(rules);
+        assert_eq!(reaches(&cluster_state, "ops/probe", "10.96.0.1:80"), allowed, "{rules}");
     }
-    let mut world = services(TO_WEB);
+    let mut cluster_state = services(TO_WEB);
     let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop}, \
                 spec: {podSelector: {matchLabels: {app: web}}}}";
     for located in manifest::parse(deny, "deny.yaml").objects {
-        world.apply(Event::Apply(located.object));
+        cluster_state.apply(Event::Apply(located.object));
     }
-    assert!(!reaches(&world, "ops/probe", "10.96.0.1:80"), "the only backend that egress allows denies ingress");
+    assert!(
+        !reaches(&cluster_state, "ops/probe", "10.96.0.1:80"),
+        "the only backend that egress allows denies ingress"
+    );
 }
 
 #[test]
 fn s22_a_service_without_backends_is_evaluated_post_dnat() {
-    let world = services("");
-    let pre_dnat = egress(&world, "ops/probe", "10.96.0.2", 80, false);
-    assert_eq!((pre_dnat.reason, pre_dnat.again), (Reason::Service, true));
-    assert_eq!(egress(&world, "ops/probe", "10.96.0.2", 80, true).reason, Reason::SomeBackends);
+    let cluster_state = services("");
+    let pre_dnat = egress(&cluster_state, "ops/probe", "10.96.0.2", 80, false);
+    assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
+    assert_eq!(egress(&cluster_state, "ops/probe", "10.96.0.2", 80, true).reason, Reason::SomeBackends);
 }
 
 #[test]
 fn s22_a_pod_that_is_a_backend_of_the_service_is_evaluated_post_dnat() {
-    let mut world = services("");
+    let mut cluster_state = services("");
     let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: shop}, \
                 spec: {podSelector: {}, policyTypes: [Egress]}}";
     for located in manifest::parse(deny, "deny.yaml").objects {
-        world.apply(Event::Apply(located.object));
+        cluster_state.apply(Event::Apply(located.object));
     }
-    let pre_dnat = egress(&world, "shop/web", "10.96.0.1", 80, false);
-    assert_eq!((pre_dnat.reason, pre_dnat.again), (Reason::Service, true));
-    assert_eq!(egress(&world, "shop/web", "10.0.0.1", 8080, true).reason, Reason::Itself);
-    assert_eq!(egress(&world, "shop/web", "10.0.0.2", 9090, true).reason, Reason::NoRule);
+    let pre_dnat = egress(&cluster_state, "shop/web", "10.96.0.1", 80, false);
+    assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
+    assert_eq!(egress(&cluster_state, "shop/web", "10.0.0.1", 8080, true).reason, Reason::Itself);
+    assert_eq!(egress(&cluster_state, "shop/web", "10.0.0.2", 9090, true).reason, Reason::NoRule);
 }
 
 #[test]
@@ -201,14 +204,14 @@ fn s23_every_kind_of_frontend_leads_to_the_service() {
         (&web, "192.168.0.2", 80, Reason::NoRule, false),
         (&web, "192.168.0.3", 30080, Reason::NoRule, false),
         // The local node: evaluated again when the node forwards it.
-        (&web, "192.168.0.1", 30080, Reason::OwnNode, true),
+        (&web, "192.168.0.1", 30080, Reason::LocalNode, true),
         (&web, "fd96::1", 80, Reason::Service, false),
         (&six, "fd96::1", 80, Reason::Service, false),
         (&six, "10.96.0.1", 80, Reason::NoBackend, false),
     ];
-    for (world, remote, port, reason, again) in cases {
-        let found = egress(world, "ops/probe", remote, port, false);
-        assert_eq!((found.reason, found.again), (reason, again), "{remote}:{port}");
+    for (cluster_state, remote, port, reason, recheck) in cases {
+        let found = egress(cluster_state, "ops/probe", remote, port, false);
+        assert_eq!((found.reason, found.recheck), (reason, recheck), "{remote}:{port}");
     }
     // A headless Service has no address: its DNS name resolves to pods.
     assert_eq!(egress(&web, "ops/probe", "10.0.0.1", 8080, false).reason, Reason::Rule);
@@ -238,7 +241,7 @@ fn s23_a_host_port_leads_to_its_pod() {
 fn s23_a_service_that_is_a_backend_is_evaluated_at_its_own_address() {
     let by_node = services("{to: [{ipBlock: {cidr: 192.168.0.2/32}}]}");
     let pre_dnat = egress(&by_node, "ops/probe", "10.96.0.4", 80, false);
-    assert_eq!((pre_dnat.reason, pre_dnat.again), (Reason::Service, true));
+    assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
     assert_eq!(egress(&by_node, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::NoBackend);
     let by_pods = services(&format!("{TO_WEB}, {TO_API}"));
     assert_eq!(egress(&by_pods, "ops/probe", "192.168.0.2", 30080, true).reason, Reason::Service);

@@ -224,14 +224,14 @@ fn connection(bytes: &[u8]) -> Option<Connection> {
     if status & DYING != 0 {
         return None;
     }
-    let mut state = if status & SEEN_REPLY != 0 { flow_state::ANSWERED } else { 0 };
+    let mut state = if status & SEEN_REPLY != 0 { flow_state::REPLIED } else { 0 };
     if original.protocol == protocol::TCP {
         let tcp = attribute(bytes, attribute::PROTOINFO).and_then(|info| attribute(info, attribute::TCP));
         state |= match tcp.and_then(|tcp| attribute(tcp, attribute::TCP_STATE)) {
             // FIN_WAIT, CLOSE_WAIT: one side has closed; which one is unknown.
-            Some([4 | 5]) => flow_state::OPENER_FIN,
+            Some([4 | 5]) => flow_state::INITIATOR_FIN,
             // LAST_ACK, TIME_WAIT.
-            Some([6 | 7]) => flow_state::OPENER_FIN | flow_state::ANSWERER_FIN,
+            Some([6 | 7]) => flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN,
             // CLOSE: reset.
             Some([8]) => return None,
             _ => 0,
@@ -310,9 +310,9 @@ mod tests {
         );
         for (status, tcp, state) in [
             (0, 1, Some(0)),
-            (SEEN_REPLY, 3, Some(flow_state::ANSWERED)),
-            (SEEN_REPLY, 5, Some(flow_state::ANSWERED | flow_state::OPENER_FIN)),
-            (SEEN_REPLY, 7, Some(flow_state::ANSWERED | flow_state::OPENER_FIN | flow_state::ANSWERER_FIN)),
+            (SEEN_REPLY, 3, Some(flow_state::REPLIED)),
+            (SEEN_REPLY, 5, Some(flow_state::REPLIED | flow_state::INITIATOR_FIN)),
+            (SEEN_REPLY, 7, Some(flow_state::REPLIED | flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN)),
             (SEEN_REPLY, 8, None),
             (SEEN_REPLY | DYING, 3, None),
         ] {

@@ -328,5 +328,5 @@ fn sizing_timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
 }
 
 fn is_established<K: Family>(key: &K, entry: &FlowEntry) -> bool {
-    entry.state & flow_state::ANSWERED != 0 && !looks_closed(key.interface_and_protocol().1, entry.state)
+    entry.state & flow_state::REPLIED != 0 && !looks_closed(key.interface_and_protocol().1, entry.state)
 }

@@ -88,7 +88,7 @@ impl TakeOver {
                 let entry = FlowEntry {
                     generation: Generation(0),
                     last_used: now,
-                    opener: side.opener as u8,
+                    initiator: side.initiator as u8,
                     state: side.state,
                     remote_endpoint: 0,
                 };
@@ -164,7 +164,7 @@ struct Side {
     pod_port: [u8; 2],
     remote_port: [u8; 2],
     protocol: u8,
-    opener: Direction,
+    initiator: Direction,
     state: u8,
 }
 
@@ -185,22 +185,22 @@ impl Side {
 /// Returns both ends: the initiating pod sees the connection pre-DNAT, the pod it reached sees it post-DNAT.
 fn sides(connection: &Connection, is_local_node: impl Fn(IpAddr) -> bool) -> [Side; 2] {
     let Connection { original, reply, state } = connection;
-    let side = |tuple: &Tuple, opener: Direction, state: u8| {
+    let side = |tuple: &Tuple, initiator: Direction, state: u8| {
         // For ICMP echo, the remote port says which end sends the requests.
         let is_echo = matches!(tuple.protocol, protocol::ICMP | protocol::ICMPV6);
-        let request_mark = [0, u8::from(opener == Direction::Ingress)];
+        let request_mark = [0, u8::from(initiator == Direction::Ingress)];
         Side {
             pod: tuple.source,
             remote: tuple.destination,
             pod_port: tuple.source_port,
             remote_port: if is_echo { request_mark } else { tuple.destination_port },
             protocol: tuple.protocol,
-            opener,
+            initiator,
             state,
         }
     };
     let origin = if original.source == reply.source {
-        flow_state::FROM_ITSELF
+        flow_state::HAIRPIN
     } else if is_local_node(original.source) {
         flow_state::FROM_NODE
     } else {
@@ -252,6 +252,6 @@ mod tests {
         assert_eq!(server.3, flow_state::FROM_NODE);
         // Hairpin traffic.
         let [_, server] = of(tuple("10.0.0.9", "10.96.0.1", [5000, 80]), tuple("10.0.0.9", "192.0.2.1", [80, 61_001]));
-        assert_eq!(server.3, flow_state::FROM_ITSELF);
+        assert_eq!(server.3, flow_state::HAIRPIN);
     }
 }

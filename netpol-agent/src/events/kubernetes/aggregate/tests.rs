@@ -81,17 +81,17 @@ impl Fixture {
 #[test]
 fn the_first_packet_is_reported_within_a_second_and_later_ones_at_growing_intervals() {
     let mut fixture = Fixture::new();
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for _ in 0..3600 {
         fixture.deny("web", 1, 2);
-        told.extend(fixture.wait(SECOND).into_iter().map(|(at, series)| (at, series.update, series.count)));
+        reported.extend(fixture.wait(SECOND).into_iter().map(|(at, series)| (at, series.update, series.count)));
     }
-    let told: Vec<_> = told.iter().map(|(at, update, count)| (*at, *update, count / 2)).collect();
-    assert_eq!(told[0], (0, false, 1));
-    let at: Vec<u64> = told.iter().map(|(at, ..)| *at).collect();
-    assert_eq!(at, [0, 15, 60, 195, 600, 1200, 1800, 2400, 3000], "{told:?}");
-    for (at, update, count) in &told[1..] {
-        assert!(*update && (at..=&(at + 1)).contains(&count), "{told:?}");
+    let reported: Vec<_> = reported.iter().map(|(at, update, count)| (*at, *update, count / 2)).collect();
+    assert_eq!(reported[0], (0, false, 1));
+    let at: Vec<u64> = reported.iter().map(|(at, ..)| *at).collect();
+    assert_eq!(at, [0, 15, 60, 195, 600, 1200, 1800, 2400, 3000], "{reported:?}");
+    for (at, update, count) in &reported[1..] {
+        assert!(*update && (at..=&(at + 1)).contains(&count), "{reported:?}");
     }
 }
 
@@ -112,9 +112,9 @@ fn a_port_scan_creates_a_few_events_and_one_for_all_others() {
     for peer in 0..5000 {
         fixture.deny("web", peer, 1);
     }
-    let told = fixture.wait(SECOND);
-    assert_eq!(told.len(), MAX_TOPICS + 1);
-    let rest: Vec<_> = told.iter().filter(|(_, series)| series.merged).collect();
+    let reported = fixture.wait(SECOND);
+    assert_eq!(reported.len(), MAX_TOPICS + 1);
+    let rest: Vec<_> = reported.iter().filter(|(_, series)| series.merged).collect();
     assert_eq!(rest.len(), 1);
     assert_eq!(rest[0].1.count, 5000 - MAX_TOPICS as u64);
 }
@@ -129,8 +129,8 @@ fn a_busy_pod_still_has_tokens_for_something_new() {
         fixture.wait(SECOND);
     }
     fixture.deny("web", 100, 1);
-    let told = fixture.wait(SECOND);
-    assert!(told.iter().any(|(_, series)| !series.update), "{told:?}");
+    let reported = fixture.wait(SECOND);
+    assert!(reported.iter().any(|(_, series)| !series.update), "{reported:?}");
 }
 
 #[test]
@@ -142,8 +142,8 @@ fn a_failed_write_is_retried_with_the_packets_counted_since() {
     fixture.deny("web", 1, 4);
     assert_eq!(fixture.aggregator.take(fixture.now), None, "a publication that is being written is not taken again");
     fixture.aggregator.failed(&first, fixture.now);
-    let told = fixture.wait(SECOND);
-    assert!(told.len() == 1 && told[0].1.count == 5 && !told[0].1.update, "{told:?}");
+    let reported = fixture.wait(SECOND);
+    assert!(reported.len() == 1 && reported[0].1.count == 5 && !reported[0].1.update, "{reported:?}");
 }
 
 #[test]
@@ -204,7 +204,7 @@ proptest! {
         let mut fixture = Fixture::new();
         let mut sent = 0;
         // The last reported count, by pod and ID.
-        let mut told = BTreeMap::new();
+        let mut reported = BTreeMap::new();
         let mut written: Vec<(Instant, PodKey)> = Vec::new();
         for step in steps {
             match step {
@@ -222,7 +222,7 @@ proptest! {
                     fixture.aggregator.published(&publication, fixture.now);
                     let Publication::Denied(series) = publication else { unreachable!() };
                     written.push((fixture.now, series.pod.clone()));
-                    let before = told.insert((series.pod, series.id), series.count);
+                    let before = reported.insert((series.pod, series.id), series.count);
                     prop_assert_eq!(before.is_some(), series.update);
                     prop_assert!(before.is_none_or(|before| before < series.count));
                 }
@@ -235,9 +235,9 @@ proptest! {
         fixture.now += 24 * 3600 * SECOND;
         fixture.aggregator.flush(fixture.now);
         for (_, series) in fixture.wait(3600 * SECOND) {
-            told.insert((series.pod, series.id), series.count);
+            reported.insert((series.pod, series.id), series.count);
         }
-        prop_assert_eq!(told.values().sum::<u64>(), sent);
+        prop_assert_eq!(reported.values().sum::<u64>(), sent);
         // No interval may contain more than a burst and the tokens refilled in it.
         let pods: BTreeSet<_> = written.iter().map(|(_, pod)| pod.clone()).collect();
         for (from, (begin, _)) in written.iter().enumerate() {

@@ -13,12 +13,12 @@ struct Case {
 
 fn node(name: &str, version: u64) -> Seen {
     let object = Object::Node(Node { name: name.into(), addresses: Vec::new() });
-    Seen { key: object.key(), version, object: Some(object), problems: Vec::new() }
+    Seen { key: object.key(), version, object: Some(object), diagnostics: Vec::new() }
 }
 
 fn namespace(name: &str, version: u64) -> Seen {
     let object = Object::Namespace(Namespace { name: name.into(), labels: netpol_policy::model::Labels::new() });
-    Seen { key: object.key(), version, object: Some(object), problems: Vec::new() }
+    Seen { key: object.key(), version, object: Some(object), diagnostics: Vec::new() }
 }
 
 impl Case {
@@ -35,17 +35,17 @@ impl Case {
         case
     }
 
-    fn take(&mut self, resource: Resource, news: News) {
-        self.gatherer.take(resource, news, self.now);
+    fn take(&mut self, resource: Resource, events: WatchEvent) {
+        self.gatherer.take(resource, events, self.now);
     }
 
     fn list(&mut self, resource: Resource, all: Vec<Seen>) {
-        self.take(resource, News::Began);
+        self.take(resource, WatchEvent::Began);
         let version = all.iter().map(|seen| seen.version).max().unwrap_or(1);
         for seen in all {
-            self.take(resource, News::Item(seen, self.now));
+            self.take(resource, WatchEvent::Item(seen, self.now));
         }
-        self.take(resource, News::Listed(version));
+        self.take(resource, WatchEvent::Listed(version));
     }
 
     /// Returns the bundles that are due, one text for each; `!` marks a bundle after an outage.
@@ -55,9 +55,9 @@ impl Case {
                 Event::Apply(object) => format!("+{}", object.key()),
                 Event::Delete(key) => format!("-{key}"),
                 Event::Reset(objects) => format!("={}", objects.len()),
-                Event::OwnAddresses(_) => "?".to_owned(),
+                Event::LocalAddresses(_) => "?".to_owned(),
             });
-            let gap = if bundle.after_gap { "!" } else { "" };
+            let gap = if bundle.after_resync { "!" } else { "" };
             gap.to_owned() + &events.collect::<Vec<_>>().join(" ")
         };
         self.gatherer.due(self.now).into_iter().map(text).collect()
@@ -68,8 +68,8 @@ impl Case {
 fn the_first_bundle_waits_for_all_resources_and_includes_later_changes() {
     let mut case = Case::new();
     case.list(NODES, vec![node("a", 1), node("b", 2)]);
-    case.take(NODES, News::Deleted(node("a", 3), case.now));
-    case.take(NODES, News::Changed(node("c", 4), case.now));
+    case.take(NODES, WatchEvent::Deleted(node("a", 3), case.now));
+    case.take(NODES, WatchEvent::Changed(node("c", 4), case.now));
     assert_eq!(case.due(), [""; 0]);
     case.list(NAMESPACES, Vec::new());
     assert_eq!(case.due(), ["=2"]);
@@ -78,39 +78,39 @@ fn the_first_bundle_waits_for_all_resources_and_includes_later_changes() {
 #[test]
 fn changes_while_in_sync_are_sent_immediately() {
     let mut case = Case::listed();
-    case.take(NODES, News::Changed(node("b", 3), case.now));
-    case.take(NODES, News::Deleted(node("a", 4), case.now));
+    case.take(NODES, WatchEvent::Changed(node("b", 3), case.now));
+    case.take(NODES, WatchEvent::Deleted(node("a", 4), case.now));
     assert_eq!(case.due(), ["+Node b -Node a"]);
-    assert_eq!((case.due(), case.gatherer.jump_at()), (Vec::new(), None));
+    assert_eq!((case.due(), case.gatherer.resync_at()), (Vec::new(), None));
 }
 
 #[test]
 fn the_differences_after_an_outage_are_one_bundle() {
     let mut case = Case::listed();
-    case.take(NODES, News::Lost);
-    case.take(NAMESPACES, News::Lost);
+    case.take(NODES, WatchEvent::Lost);
+    case.take(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, vec![node("b", 3)]);
     assert_eq!(case.due(), [""; 0], "namespaces are still out of sync");
-    case.take(NODES, News::Changed(node("c", 4), case.now));
+    case.take(NODES, WatchEvent::Changed(node("c", 4), case.now));
     case.now += HOLD / 2;
     assert_eq!(case.due(), [""; 0]);
     case.list(NAMESPACES, vec![namespace("y", 5)]);
     assert_eq!(case.due(), ["!-Namespace x +Namespace y -Node a +Node b +Node c"]);
-    case.take(NODES, News::Changed(node("d", 6), case.now));
+    case.take(NODES, WatchEvent::Changed(node("d", 6), case.now));
     assert_eq!(case.due(), ["+Node d"], "in sync again");
 }
 
 #[test]
 fn a_lost_resource_delays_the_others_only_for_a_limited_time() {
     let mut case = Case::listed();
-    case.take(NODES, News::Lost);
-    case.take(NAMESPACES, News::Lost);
+    case.take(NODES, WatchEvent::Lost);
+    case.take(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
     case.now += HOLD.saturating_sub(Duration::from_millis(1));
     assert_eq!(case.due(), [""; 0]);
     case.now += Duration::from_millis(1);
     assert_eq!(case.due(), ["!-Node a"]);
-    case.take(NODES, News::Changed(node("b", 7), case.now));
+    case.take(NODES, WatchEvent::Changed(node("b", 7), case.now));
     assert_eq!(case.due(), ["+Node b"]);
     case.list(NAMESPACES, Vec::new());
     assert_eq!(case.due(), ["!-Namespace x"]);
@@ -119,20 +119,20 @@ fn a_lost_resource_delays_the_others_only_for_a_limited_time() {
 #[test]
 fn a_skipped_resource_is_not_waited_for_until_it_recovers() {
     let mut case = Case::listed();
-    case.take(NODES, News::Lost);
-    case.take(NAMESPACES, News::Lost);
+    case.take(NODES, WatchEvent::Lost);
+    case.take(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
     case.now += HOLD;
     assert_eq!(case.due(), ["!-Node a"]);
-    case.take(NODES, News::Lost);
-    case.take(NAMESPACES, News::Lost);
+    case.take(NODES, WatchEvent::Lost);
+    case.take(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, vec![node("b", 7)]);
     assert_eq!(case.due(), ["!+Node b"], "namespaces are unchanged, and nodes were newer before");
 
     case.list(NAMESPACES, Vec::new());
     assert_eq!(case.due(), ["!-Namespace x"]);
-    case.take(NODES, News::Lost);
-    case.take(NAMESPACES, News::Lost);
+    case.take(NODES, WatchEvent::Lost);
+    case.take(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
     assert_eq!(case.due(), [""; 0]);
 }
@@ -140,10 +140,10 @@ fn a_skipped_resource_is_not_waited_for_until_it_recovers() {
 #[test]
 fn a_resumed_watch_sends_the_missed_changes_as_one_bundle() {
     let mut case = Case::listed();
-    case.take(NODES, News::Lost);
-    case.take(NODES, News::Resumed);
-    case.take(NODES, News::Changed(node("b", 3), case.now));
-    case.take(NODES, News::Deleted(node("b", 4), case.now));
+    case.take(NODES, WatchEvent::Lost);
+    case.take(NODES, WatchEvent::Resumed);
+    case.take(NODES, WatchEvent::Changed(node("b", 3), case.now));
+    case.take(NODES, WatchEvent::Deleted(node("b", 4), case.now));
     assert_eq!(case.due(), [""; 0]);
     case.now += CATCH_UP;
     assert_eq!(case.due(), ["!-Node b"], "only the final state is sent");
@@ -152,8 +152,8 @@ fn a_resumed_watch_sends_the_missed_changes_as_one_bundle() {
 #[test]
 fn an_incomplete_list_deletes_nothing() {
     let mut case = Case::listed();
-    case.take(NODES, News::Began);
-    case.take(NODES, News::Lost);
+    case.take(NODES, WatchEvent::Began);
+    case.take(NODES, WatchEvent::Lost);
     case.now += HOLD * 2;
     assert_eq!(case.due(), [""; 0]);
     case.list(NODES, vec![node("a", 9)]);
@@ -168,9 +168,9 @@ fn an_object_is_processed_once_its_version_was_sent() {
     assert_eq!(has_processed(&case, Some(1)), Some(true));
     assert_eq!(has_processed(&case, Some(5)), None);
     assert_eq!(has_processed(&case, None), None, "the object exists as far as is known");
-    case.take(NODES, News::Position(6));
+    case.take(NODES, WatchEvent::Position(6));
     assert_eq!(has_processed(&case, Some(5)), Some(true), "all changes up to version 6 were sent");
-    case.take(NODES, News::Deleted(node("a", 7), case.now));
+    case.take(NODES, WatchEvent::Deleted(node("a", 7), case.now));
     assert_eq!(has_processed(&case, None), None, "not sent yet");
     case.due();
     assert_eq!((has_processed(&case, None), has_processed(&case, Some(7))), (Some(false), Some(false)));
@@ -179,18 +179,18 @@ fn an_object_is_processed_once_its_version_was_sent() {
 #[test]
 fn a_returned_resource_waits_for_a_failed_watch_that_may_have_missed_changes() {
     let mut case = Case::listed();
-    case.take(NODES, News::Broken);
-    case.take(NAMESPACES, News::Lost);
+    case.take(NODES, WatchEvent::Broken);
+    case.take(NAMESPACES, WatchEvent::Lost);
     case.list(NAMESPACES, vec![namespace("y", 3)]);
     assert_eq!(case.due(), [""; 0], "nodes may be out of sync, too");
-    case.take(NODES, News::Lost);
+    case.take(NODES, WatchEvent::Lost);
     case.list(NODES, vec![node("b", 3)]);
     let due = case.due();
     assert!(due.len() == 1 && due[0].starts_with('!') && due[0].matches(['+', '-']).count() == 4, "{due:?}");
 
     // A watch that resumes has missed nothing, and its events are not a resync.
-    case.take(NODES, News::Broken);
-    case.take(NODES, News::Resumed);
-    case.take(NODES, News::Changed(node("c", 5), case.now));
+    case.take(NODES, WatchEvent::Broken);
+    case.take(NODES, WatchEvent::Resumed);
+    case.take(NODES, WatchEvent::Changed(node("c", 5), case.now));
     assert_eq!(case.due().len(), 1);
 }

@@ -1,0 +1,121 @@
+//! Passes requests of API clients to the loop.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use netpol_api::Status;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::reconcile::{Check, CheckResult};
+use crate::source::{Inquiry, SourceState};
+
+/// Maximum number of waiting requests; more are refused. Each one is checked again after every change.
+pub(super) const WAITERS: usize = 64;
+
+/// A request to the loop.
+#[derive(Debug)]
+pub enum LoopRequest {
+    /// The metrics.
+    Metrics(oneshot::Sender<String>),
+    /// Whether the agent is ready.
+    Ready(oneshot::Sender<Readiness>),
+    /// The status, without version, node and source.
+    Status(oneshot::Sender<Status>),
+    /// Whether a condition holds now.
+    Check(Check, oneshot::Sender<CheckResult>),
+}
+
+/// Whether the agent is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Everything known at the start is enforced.
+    Ready,
+    /// Not everything is enforced yet.
+    Starting,
+    /// There are Node objects, but none with the node name of the agent: the agent cannot find the pods of its node.
+    UnknownNode,
+}
+
+/// Notifies waiting requests of changes. The loop has this end.
+#[derive(Debug)]
+pub struct Progress(watch::Sender<u64>);
+
+impl Progress {
+    /// Reports that the loop started, that a batch was applied, or that an interface changed.
+    pub fn made(&self) {
+        self.0.send_modify(|count| *count += 1);
+    }
+}
+
+/// Node and source of the agent.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Name of its node.
+    pub node: String,
+    /// Source of its objects.
+    pub source: String,
+    /// State of the source.
+    pub state: SourceState,
+}
+
+/// Sends requests to the loop; clones share everything.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    pub(super) about: Arc<About>,
+    pub(super) inquiries: mpsc::Sender<Inquiry>,
+    pub(super) progress: watch::Receiver<u64>,
+    pub(super) waiters: Arc<Semaphore>,
+    /// Held by the one metrics request that the loop is answering.
+    pub(super) metrics_turn: Arc<Semaphore>,
+    pub(super) warnings: Warnings,
+    loop_requests: mpsc::Sender<LoopRequest>,
+}
+
+/// Warnings about functions of the agent that do not work, by subject. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Warnings(Arc<Mutex<BTreeMap<&'static str, String>>>);
+
+impl Warnings {
+    pub(super) fn set(&self, subject: &'static str, warning: String) {
+        self.lock().insert(subject, warning);
+    }
+
+    pub(super) fn clear(&self, subject: &'static str) {
+        self.lock().remove(subject);
+    }
+
+    pub(super) fn all(&self) -> Vec<String> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+        // The map is consistent after each change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Creates the channels between API clients and the loop.
+pub fn requests(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Requests, mpsc::Receiver<LoopRequest>, Progress) {
+    let (loop_requests, receiver) = mpsc::channel(16);
+    let (sender, progress) = watch::channel(0);
+    let waiters = Arc::new(Semaphore::new(WAITERS));
+    let metrics_turn = Arc::new(Semaphore::new(1));
+    let warnings = Warnings::default();
+    let requests =
+        Requests { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, warnings, loop_requests };
+    (requests, receiver, Progress(sender))
+}
+
+impl Requests {
+    /// Returns whether the loop has started; before, there are no objects.
+    pub(super) fn is_started(&self) -> bool {
+        *self.progress.borrow() > 0
+    }
+
+    /// Sends a request to the loop and returns the response. `None`: the loop has ended.
+    pub(super) async fn send<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> LoopRequest) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.loop_requests.send(request(answer)).await.ok()?;
+        answered.await.ok()
+    }
+}

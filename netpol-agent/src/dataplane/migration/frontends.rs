@@ -1,0 +1,174 @@
+//! Plans the migration of Service ports. If both snapshots have a port, its class is a pair, as for an address. If only
+//! one has it, the other snapshot uses another entry there: the address, or a port of every node. So until all
+//! endpoints have changed over, such a port has an entry at each of its addresses. The class of that entry has the
+//! verdicts themselves: the old ones for old rule sets, and the new ones for new rule sets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use netpol_common::{
+    Address, AddressEntry, AllowEntry, AllowKey, Attempt, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry,
+    FrontendKey, PortEntry, PortKey, PortSetId, RuleId, RuleSetId, SourceCheck, Tables, address_flags, evaluate,
+};
+use netpol_policy::model::{Frontend, Place};
+use netpol_policy::tables::{Change, prefixes_of};
+
+use super::{Pairs, Snapshot};
+
+/// What rule sets allow at a port: all or some of the backends. Rule sets that allow none are omitted.
+type Verdicts = Vec<(RuleSetId, PortSetId)>;
+
+/// The writes for frontends.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    /// Allow entries of the transitional classes.
+    pub(super) allow: BTreeMap<AllowKey, AllowEntry>,
+    /// Writes before addresses move.
+    pub(super) before: Vec<Change>,
+    /// Addresses that have transitional entries.
+    pub(super) transitional: BTreeSet<IpAddr>,
+    /// Writes after all endpoints have changed over and before addresses move on. A port of every node is looked up
+    /// only where the address itself has no entry.
+    pub(super) after: Vec<Change>,
+    /// Writes after addresses have moved on.
+    pub(super) last: Vec<Change>,
+}
+
+pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
+    let mut steps = Steps::default();
+    let removed = old.frontends.keys().filter(|frontend| !new.frontends.contains_key(frontend));
+    let put_all = new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class));
+    if old.anyone.is_empty() {
+        // No endpoint looks up Services yet, as at a first start. Everything can be written before the first endpoint.
+        steps.before = put_all.chain(removed.copied().map(Change::DeleteFrontend)).collect();
+        return steps;
+    }
+    for (frontend, class) in differing(old, new, &mut steps.allow, pairs) {
+        steps.before.push(Change::PutFrontend(frontend, class));
+        if let Place::Address(address) = frontend.place {
+            steps.transitional.insert(address);
+        }
+        if !new.frontends.contains_key(&frontend) {
+            steps.last.push(Change::DeleteFrontend(frontend));
+        }
+    }
+    let both =
+        new.frontends.iter().filter_map(|(frontend, class)| Some((frontend, old.frontends.get(frontend)?, class)));
+    steps.before.extend(
+        both.map(|(frontend, old_class, new_class)| Change::PutFrontend(*frontend, pairs.get(*old_class, *new_class))),
+    );
+    steps.after = put_all.collect();
+    let on_all_nodes = removed.filter(|frontend| !matches!(frontend.place, Place::Address(_)));
+    steps.after.extend(on_all_nodes.copied().map(Change::DeleteFrontend));
+    steps
+}
+
+/// Returns the transitional entries with their classes, and adds what those classes allow to `allow`.
+fn differing(
+    old: &Snapshot,
+    new: &Snapshot,
+    allow: &mut BTreeMap<AllowKey, AllowEntry>,
+    pairs: &mut Pairs,
+) -> BTreeMap<Frontend, ClassId> {
+    let mut known: BTreeMap<Verdicts, ClassId> = BTreeMap::new();
+    let classify = |frontend: Frontend| {
+        let verdicts: Verdicts = old.verdicts(&frontend).chain(new.verdicts(&frontend)).collect();
+        (frontend, *known.entry(verdicts).or_insert_with(|| pairs.unused_class()))
+    };
+    let classes = transitional_frontends(old, new).into_iter().map(classify).collect();
+    for (verdicts, class) in known {
+        for (rule_set, port_set) in verdicts {
+            allow.insert(AllowKey { rule_set, class }, AllowEntry { port_set, rule: RuleId::NONE });
+        }
+    }
+    classes
+}
+
+/// Returns each address and port at which only one of the snapshots has a frontend, or both have different ones.
+fn transitional_frontends(old: &Snapshot, new: &Snapshot) -> BTreeSet<Frontend> {
+    let in_both = |frontend: &Frontend| old.frontends.contains_key(frontend) && new.frontends.contains_key(frontend);
+    let mut transitional_frontends = BTreeSet::new();
+    for frontend in old.frontends.keys().chain(new.frontends.keys()) {
+        let on_all_nodes = in_both(frontend);
+        let addresses: Vec<IpAddr> = match frontend.place {
+            Place::Address(address) => vec![address],
+            any_node => {
+                let nodes = old.nodes(any_node).chain(new.nodes(any_node));
+                nodes.filter(|address| !on_all_nodes || old.is_node(*address) != new.is_node(*address)).collect()
+            }
+        };
+        let at = addresses.into_iter().map(|address| Frontend { place: Place::Address(address), ..*frontend });
+        transitional_frontends.extend(at.filter(|at| !in_both(at)));
+    }
+    transitional_frontends
+}
+
+impl Snapshot {
+    fn is_node(&self, address: IpAddr) -> bool {
+        self.addresses.get(&address).is_some_and(|entry| entry.flags & address_flags::NODE != 0)
+    }
+
+    /// Returns the node addresses that a port of every node applies to.
+    fn nodes(&self, any_node: Place) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.addresses.keys().copied();
+        addresses.filter(move |address| Place::any_node(*address) == any_node && self.is_node(*address))
+    }
+
+    /// Returns what egress rule sets allow for connections to this frontend.
+    fn verdicts(&self, frontend: &Frontend) -> impl Iterator<Item = (RuleSetId, PortSetId)> {
+        self.anyone.iter().filter_map(|(&rule_set, &any)| {
+            let egress = DirectionPolicy { rule_set, any };
+            let allowed = match frontend.place {
+                Place::Address(IpAddr::V4(address)) => self.verdict(egress, address.octets(), frontend),
+                Place::Address(IpAddr::V6(address)) => self.verdict(egress, address.octets(), frontend),
+                Place::AnyNodeV4 | Place::AnyNodeV6 => PortSetId::NONE,
+            };
+            (allowed != PortSetId::NONE).then_some((rule_set, allowed))
+        })
+    }
+
+    fn verdict<A: Address>(&self, egress: DirectionPolicy, remote: A, frontend: &Frontend) -> PortSetId
+    where
+        Self: Tables<A>,
+    {
+        let endpoint = Endpoint { egress, ..Endpoint::default() };
+        let (protocol, port) = (frontend.protocol, frontend.port.to_be_bytes());
+        let direction = Direction::Egress;
+        let attempt = Attempt {
+            direction,
+            remote,
+            protocol,
+            port,
+            ingress_ifindex: 0,
+            source_endpoint: 0,
+            source: SourceCheck::NONE,
+            behind: false,
+        };
+        evaluate(self, &endpoint, &attempt).port_set()
+    }
+}
+
+macro_rules! tables {
+    ($address:ty) => {
+        impl Tables<$address> for Snapshot {
+            fn address(&self, address: &$address) -> Option<AddressEntry> {
+                Some(self.entry_of(IpAddr::from(*address)))
+            }
+
+            fn frontend(&self, key: &FrontendKey<$address>) -> Option<FrontendEntry> {
+                let class = *self.frontends.get(&Frontend::of_key(key)?)?;
+                Some(FrontendEntry { class })
+            }
+
+            fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
+                self.allow.get(key).copied()
+            }
+
+            fn port(&self, key: &PortKey) -> Option<PortEntry> {
+                prefixes_of(*key).find_map(|prefix| self.ports.get(&prefix)).copied()
+            }
+        }
+    };
+}
+tables!([u8; 4]);
+tables!([u8; 16]);

@@ -1,0 +1,269 @@
+//! Checks whether this node enforces what a client waits for, and reports why not.
+
+use std::net::IpAddr;
+
+use netpol_api::{Condition, Endpoint as EndpointStatus, Kind, Pending, Target};
+use netpol_common::{DirectionPolicy, IfIndex, RuleSetId, endpoint_flags};
+use netpol_policy::model::{Pod, PodKey, PolicyKey};
+use netpol_policy::tables::EndpointPolicy;
+
+use super::interface::addresses_of;
+use super::{Held, QUARANTINE, Reconciler};
+use crate::dataplane::Dataplane;
+use crate::source::Revision;
+
+/// A condition to check.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Condition that must hold.
+    pub condition: Condition,
+    /// Batch with the change: the condition cannot hold before it is applied.
+    pub revision: Revision,
+}
+
+/// State of a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConditionState {
+    /// It holds.
+    Holds,
+    /// It does not hold; the reason, unless the pending pods have it.
+    Not(Option<String>),
+    /// The object does not exist.
+    Absent,
+    /// It will never hold on this node.
+    Never(String),
+}
+
+/// Result of a check.
+#[derive(Clone, Debug)]
+pub struct CheckResult {
+    /// State of the condition.
+    pub condition: ConditionState,
+    /// Last batch that was applied.
+    pub enforced: Revision,
+    /// Pods of this node that the condition is about.
+    pub pods: Vec<String>,
+    /// Pods that are not enforced yet.
+    pub pending: Vec<Pending>,
+}
+
+impl CheckResult {
+    /// Returns the result of a check that cannot be decided yet.
+    pub fn unknown(reason: &str) -> Self {
+        let condition = ConditionState::Not(Some(reason.to_owned()));
+        Self { condition, enforced: Revision::default(), pods: Vec::new(), pending: Vec::new() }
+    }
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Checks one condition; `received` is the last batch that was applied.
+    pub fn check(&self, check: &Check, received: Revision) -> CheckResult {
+        let mut result =
+            CheckResult { condition: ConditionState::Holds, enforced: received, pods: Vec::new(), pending: Vec::new() };
+        if received < check.revision {
+            result.condition = ConditionState::Not(Some("its latest change is not applied yet".to_owned()));
+            return result;
+        }
+        if !self.has_engine() {
+            result.condition = ConditionState::Not(Some("changes are still being evaluated".to_owned()));
+            return result;
+        }
+        let cluster_state = self.engine.cluster_state();
+        match &check.condition {
+            Condition::Enforced(Target { kind: Kind::Policy, namespace, name }) => {
+                let policy = PolicyKey::new(namespace.as_str(), name.as_str());
+                if !cluster_state.policies.contains_key(&policy) {
+                    result.condition = ConditionState::Absent;
+                    return result;
+                }
+                self.add_pods(&mut result, |_, desired| self.selects([desired.ingress, desired.egress], &policy));
+            }
+            Condition::Enforced(Target { kind: Kind::Pod, namespace, name }) => {
+                let key = PodKey::new(namespace.as_str(), name.as_str());
+                result.condition = match cluster_state.pods.get(&key) {
+                    None => ConditionState::Absent,
+                    Some(pod) => self.condition_of(pod),
+                };
+                if result.condition == ConditionState::Holds {
+                    self.add_pods(&mut result, |pod, _| pod.key == key);
+                }
+            }
+            Condition::Deleted(Target { kind: Kind::Policy, namespace, name }) => {
+                let policy = PolicyKey::new(namespace.as_str(), name.as_str());
+                if cluster_state.policies.contains_key(&policy) {
+                    result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
+                    return result;
+                }
+                // Pods whose endpoint still has a rule set with the policy.
+                for held in self.held.values().filter(|held| !held.orphaned) {
+                    let Some(pod) = &held.pod else { continue };
+                    if self.selects([held.endpoint.ingress, held.endpoint.egress], &policy) {
+                        result.pods.push(pod.to_string());
+                        let reason = "the policy is still enforced on the pod".to_owned();
+                        result.pending.push(Pending { pod: pod.to_string(), reason });
+                    }
+                }
+            }
+            Condition::Deleted(Target { kind: Kind::Pod, namespace, name }) => {
+                let key = PodKey::new(namespace.as_str(), name.as_str());
+                if cluster_state.pods.contains_key(&key) {
+                    result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
+                } else if self.held.values().any(|held| held.pod.as_ref() == Some(&key)) {
+                    let reason = "the interface still exists and is enforced as before";
+                    result.pending.push(Pending { pod: key.to_string(), reason: reason.to_owned() });
+                }
+            }
+            Condition::Sync => self.add_pods(&mut result, |_, _| true),
+        }
+        if result.condition == ConditionState::Holds && !result.pending.is_empty() {
+            result.condition = ConditionState::Not(None);
+        }
+        result
+    }
+
+    /// Returns the pods of this node that are not enforced yet.
+    pub fn pending(&self) -> Vec<Pending> {
+        let pending = |pod: &Pod| Some(Pending { pod: pod.key.to_string(), reason: self.pending_reason(pod)? });
+        self.local_pods().filter(|pod| !pod.addresses.is_empty()).filter_map(pending).collect()
+    }
+
+    /// Returns whether all changes are in the kernel, except for pods without an interface.
+    pub fn is_fully_applied(&self) -> bool {
+        self.failures.is_empty() && !self.failures.has_errors()
+    }
+
+    /// Returns whether there are Node objects but none of this node: `--node` is wrong.
+    pub fn is_node_unknown(&self) -> bool {
+        self.pods.is_node_unknown()
+    }
+
+    /// Returns the name of this node.
+    pub fn node(&self) -> &str {
+        &self.options.node
+    }
+
+    /// Returns the number of interfaces that claim a pod or an address to which another interface is bound.
+    pub fn conflicts(&self) -> usize {
+        self.bindings.conflicts()
+    }
+
+    /// Returns the number of addresses of pods that their objects do not list.
+    pub fn unlisted_addresses(&self) -> usize {
+        self.bindings.all_unlisted()
+    }
+
+    /// Returns the number of further interfaces in pods' namespaces.
+    pub fn secondary_interfaces(&self) -> usize {
+        self.bindings.secondary()
+    }
+
+    /// Returns every interface with an endpoint, for the status.
+    pub fn endpoints(&self) -> Vec<EndpointStatus> {
+        let names = |set: RuleSetId| {
+            let known = || self.rule_set_names.get(&set).map(Vec::as_slice);
+            let policies = self.engine.rule_set(set).or_else(known).unwrap_or_default();
+            policies.iter().map(ToString::to_string).collect()
+        };
+        let status = |(ifindex, held): (&IfIndex, &Held)| EndpointStatus {
+            ifindex: ifindex.0,
+            interface: self.interfaces.veths.get(ifindex).map_or_else(String::new, |(veth, _)| veth.name.clone()),
+            pod: held.pod.as_ref().map(ToString::to_string),
+            addresses: addresses_of(&held.endpoint).collect::<Vec<IpAddr>>(),
+            attached: held.attached,
+            orphaned: held.orphaned,
+            conflict: self.bindings.conflict(*ifindex).map(str::to_owned),
+            unlisted: self.bindings.unlisted(*ifindex).to_vec(),
+            policies: netpol_api::Directions {
+                ingress: names(held.endpoint.ingress.rule_set),
+                egress: names(held.endpoint.egress.rule_set),
+            },
+        };
+        self.held.iter().map(status).collect()
+    }
+
+    fn add_pods(&self, result: &mut CheckResult, which: impl Fn(&Pod, EndpointPolicy) -> bool) {
+        for pod in self.local_pods().filter(|pod| !pod.addresses.is_empty()) {
+            if self.engine.endpoint(&pod.key).is_some_and(|desired| which(pod, desired)) {
+                result.pods.push(pod.key.to_string());
+                if let Some(reason) = self.pending_reason(pod) {
+                    result.pending.push(Pending { pod: pod.key.to_string(), reason });
+                }
+            }
+        }
+    }
+
+    pub(super) fn local_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.iter()
+    }
+
+    /// Returns whether a pod can be enforced on this node at all.
+    fn condition_of(&self, pod: &Pod) -> ConditionState {
+        match &pod.node {
+            None => ConditionState::Not(Some("the pod is not scheduled yet".to_owned())),
+            Some(node) if *node != self.options.node => ConditionState::Never(format!(
+                "the pod is on node {node}; this agent runs on node {}",
+                self.options.node
+            )),
+            Some(_) if pod.host_network => {
+                ConditionState::Never("the pod uses the host network, to which policies do not apply".to_owned())
+            }
+            Some(_) if pod.finished => ConditionState::Never("the pod is finished".to_owned()),
+            Some(_) if pod.addresses.is_empty() => ConditionState::Not(Some("the pod has no address yet".to_owned())),
+            Some(_) => ConditionState::Holds,
+        }
+    }
+
+    fn selects(&self, directions: [DirectionPolicy; 2], policy: &PolicyKey) -> bool {
+        directions
+            .iter()
+            .any(|direction| self.engine.rule_set(direction.rule_set).is_some_and(|policies| policies.contains(policy)))
+    }
+
+    /// Returns why a pod of this node is not enforced yet.
+    fn pending_reason(&self, pod: &Pod) -> Option<String> {
+        const UNEVALUATED: &str = "its policies are still being evaluated";
+        let found = self.held.iter().find(|(ifindex, held)| {
+            held.pod.as_ref() == Some(&pod.key) && !held.orphaned && self.interfaces.veths.contains_key(ifindex)
+        });
+        let Some((ifindex, held)) = found else {
+            let no_room = self.no_room.keys().any(|ifindex| {
+                let side = self.interfaces.veths.get(ifindex).map(|(_, side)| side);
+                side.is_some_and(|side| pod.addresses.iter().any(|address| side.addresses.contains(address)))
+            });
+            return Some(if !self.pods.is_evaluated(&pod.key) {
+                UNEVALUATED.to_owned()
+            } else if no_room {
+                "no room for another endpoint; raise --max-endpoints".to_owned()
+            } else {
+                "no interface with an address of the pod was found yet".to_owned()
+            });
+        };
+        if !held.attached {
+            let error = self.failures.error_of(*ifindex);
+            return Some(error.unwrap_or("the eBPF programs are not attached yet").to_owned());
+        }
+        if held.shut {
+            return Some(format!("{UNEVALUATED}; all of its traffic is dropped until then"));
+        }
+        if [held.endpoint.ingress.rule_set, held.endpoint.egress.rule_set].contains(&QUARANTINE) {
+            return Some("a CIDR could not be written, so the pod drops all traffic in isolated directions; see netpol_map_full_total".to_owned());
+        }
+        if held.endpoint.has(endpoint_flags::INCOMPLETE) {
+            let missing = self.failures.failed_writes().missing;
+            if missing > 0 {
+                return Some(format!("{missing} map entries could not be written; see netpol_map_full_total"));
+            }
+            if self.policies.get(&pod.key).is_some_and(|policy| policy.incomplete) {
+                return Some("parts of its policies exceed --max-policy-memory; see left_out".to_owned());
+            }
+        }
+        let desired =
+            if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
+        if desired.map(|policy| [policy.ingress, policy.egress]) != Some([held.endpoint.ingress, held.endpoint.egress])
+        {
+            let error = self.failures.error_of(*ifindex);
+            return Some(error.unwrap_or("its latest policies are not written yet").to_owned());
+        }
+        self.failures.error_of(*ifindex).map(str::to_owned)
+    }
+}

@@ -1,0 +1,55 @@
+//! Supports migrations between two engines: finds free IDs, and the content of tables.
+
+use netpol_common::{Endpoint, PortSetId};
+use netpol_policy::compile::{FirstIds, UsedIds};
+use netpol_policy::tables::{Change, Tables};
+
+use super::QUARANTINE;
+use crate::dataplane::migration::Snapshot;
+
+/// Returns IDs that neither tables nor endpoints use. A rule set that allows nothing has no map entry; only endpoints
+/// name it.
+pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &'a Endpoint>) -> FirstIds {
+    let mut used = UsedIds {
+        classes: old.classes().collect(),
+        rule_sets: old.allow.keys().map(|key| key.rule_set).collect(),
+        port_sets: old.ports.keys().map(|(key, _)| key.set).collect(),
+        rules: old.ports.values().map(|entry| entry.rule).chain(old.allow.values().map(|entry| entry.rule)).collect(),
+    };
+    used.port_sets.extend(old.allow.values().map(|entry| entry.port_set));
+    for policy in endpoints.into_iter().flat_map(|endpoint| [endpoint.ingress, endpoint.egress]) {
+        used.rule_sets.insert(policy.rule_set);
+        used.port_sets.insert(policy.any);
+    }
+    used.rule_sets.remove(&QUARANTINE);
+    used.port_sets.remove(&PortSetId::ALL);
+    used.port_sets.remove(&PortSetId::SOME);
+    FirstIds::apart_from(&used)
+}
+
+/// Returns the entries of tables.
+pub(super) fn snapshot_of(tables: &Tables) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for change in tables.entries() {
+        match change {
+            Change::PutPort { prefix_len, key, entry } => {
+                snapshot.ports.insert((key, prefix_len), entry);
+            }
+            Change::PutAllow(key, entry) => {
+                snapshot.allow.insert(key, entry);
+            }
+            Change::PutAddress(address, entry) => {
+                snapshot.addresses.insert(address, entry);
+            }
+            Change::PutPrefix(net, class) => {
+                snapshot.prefixes.insert(net, class);
+            }
+            Change::PutFrontend(frontend, class) => {
+                snapshot.frontends.insert(frontend, class);
+            }
+            Change::PutEndpoint(_, policy) => snapshot.note_egress(policy.egress),
+            _ => {}
+        }
+    }
+    snapshot
+}

@@ -1,0 +1,132 @@
+//! Tests checks of conditions, with a data plane in memory.
+
+use std::net::IpAddr;
+
+use netpol_agent::dataplane::migration::Snapshot;
+use netpol_agent::dataplane::{MapName, Memory};
+use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
+use netpol_agent::reconcile::{Check, CheckResult, ConditionState, Options, Reconciler};
+use netpol_agent::source::Revision;
+use netpol_common::IfIndex;
+use netpol_policy::cluster_state::Event;
+use netpol_policy::manifest;
+
+const OBJECTS: &str = "
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {nodeName: n1},
+ status: {phase: Running, podIPs: [{ip: 10.0.0.2}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: far, namespace: shop, labels: {app: web}}, spec: {nodeName: n2},
+ status: {phase: Running, podIPs: [{ip: 10.0.1.2}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: host, namespace: shop}, spec: {nodeName: n1, hostNetwork: true},
+ status: {phase: Running, podIPs: [{ip: 192.0.2.1}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: block, namespace: shop},
+ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress],
+        ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.8/32]}}]}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: idle, namespace: shop},
+ spec: {podSelector: {matchLabels: {app: none}}}}
+";
+
+fn interfaces(exists: bool) -> InterfaceSnapshot {
+    let veth = Veth { ifindex: IfIndex(3), name: "veth3".to_owned(), namespace: 0, peer: 2, bridge: None, packets: 0 };
+    let address: IpAddr = "10.0.0.2".parse().expect("invalid address");
+    let veths = exists.then(|| (IfIndex(3), (veth, PodEnd::at(vec![address]))));
+    InterfaceSnapshot { veths: veths.into_iter().collect(), ..InterfaceSnapshot::default() }
+}
+
+fn start(dataplane: Memory, exists: bool) -> Reconciler<Memory> {
+    let parsed = manifest::parse(OBJECTS, "test.yaml");
+    assert!(parsed.errors.is_empty(), "{parsed:?}");
+    let objects = parsed.objects.into_iter().map(|located| located.object).collect();
+    Reconciler::start(
+        dataplane,
+        Options::of_node("n1"),
+        &Snapshot::default(),
+        vec![Event::Reset(objects)],
+        interfaces(exists),
+    )
+    .expect("cannot start the reconciler")
+}
+
+/// Checks a condition after five batches were applied.
+fn check(reconciler: &Reconciler<Memory>, condition: &str, revision: u64) -> CheckResult {
+    let condition = condition.parse().expect("invalid condition");
+    reconciler.check(&Check { condition, revision: Revision(revision) }, Revision(5))
+}
+
+fn why(result: &CheckResult) -> String {
+    assert!(matches!(result.condition, ConditionState::Not(_)), "{result:?}");
+    result.pending.iter().map(|pending| format!("{}: {}", pending.pod, pending.reason)).collect::<Vec<_>>().join("; ")
+}
+
+#[test]
+fn a_policy_holds_for_pods_of_this_node_once_its_change_is_applied() {
+    let reconciler = start(Memory::default(), true);
+    for (condition, pods) in
+        [("policy/shop/block", &["shop/web"][..]), ("policy/shop/idle", &[]), ("pod/shop/web", &["shop/web"])]
+    {
+        let result = check(&reconciler, condition, 5);
+        assert_eq!(
+            (result.condition, &result.pods[..]),
+            (ConditionState::Holds, &pods.iter().map(ToString::to_string).collect::<Vec<_>>()[..])
+        );
+        let early = check(&reconciler, condition, 6);
+        assert!(matches!(early.condition, ConditionState::Not(Some(_))), "{early:?}");
+    }
+    assert!(reconciler.is_fully_applied() && reconciler.pending().is_empty());
+}
+
+#[test]
+fn the_reason_why_a_pod_is_not_enforced_is_reported() {
+    let absent = start(Memory::default(), false);
+    assert_eq!(
+        why(&check(&absent, "policy/shop/block", 5)),
+        "shop/web: no interface with an address of the pod was found yet"
+    );
+    assert!(absent.is_fully_applied(), "a missing interface is not a failed write");
+
+    let mut refuses = Memory::default();
+    refuses.rejects_attach = true;
+    let refused = start(refuses, true);
+    let result = check(&refused, "sync", 5);
+    assert!(why(&result).starts_with("shop/web: attach failed; retrying: "), "{result:?}");
+    assert!(!refused.is_fully_applied());
+
+    for (map, words) in
+        [(MapName::Allow, "map entries could not be written"), (MapName::PrefixesV4, "drops all traffic")]
+    {
+        let mut full = start(Memory::full(map), true);
+        let result = check(&full, "policy/shop/block", 5);
+        assert!(why(&result).contains(words), "{result:?}");
+        assert!(!full.is_fully_applied());
+        full.dataplane_mut().full = None;
+        full.retry();
+        assert_eq!(check(&full, "policy/shop/block", 5).condition, ConditionState::Holds);
+        assert!(full.is_fully_applied());
+    }
+}
+
+#[test]
+fn conditions_that_can_never_hold_on_this_node_are_reported() {
+    let reconciler = start(Memory::default(), true);
+    for (pod, words) in [("pod/shop/far", "the pod is on node n2"), ("pod/shop/host", "the host network")] {
+        let result = check(&reconciler, pod, 5);
+        assert!(matches!(&result.condition, ConditionState::Never(why) if why.contains(words)), "{result:?}");
+    }
+    assert_eq!(check(&reconciler, "policy/shop/none", 5).condition, ConditionState::Absent);
+}
+
+#[test]
+fn a_pod_is_deleted_when_its_interface_is_removed() {
+    let mut reconciler = start(Memory::default(), true);
+    assert!(matches!(check(&reconciler, "delete=pod/shop/web", 5).condition, ConditionState::Not(Some(_))));
+    assert!(matches!(check(&reconciler, "delete=policy/shop/block", 5).condition, ConditionState::Not(Some(_))));
+    reconciler.apply(vec![Event::Reset(Vec::new())]);
+    let result = check(&reconciler, "delete=pod/shop/web", 5);
+    assert_eq!(why(&result), "shop/web: the interface still exists and is enforced as before");
+    assert_eq!(check(&reconciler, "delete=policy/shop/block", 5).condition, ConditionState::Holds);
+    reconciler.interfaces(interfaces(false));
+    assert_eq!(check(&reconciler, "delete=pod/shop/web", 5).condition, ConditionState::Holds);
+}

@@ -1,0 +1,231 @@
+//! A resync after an outage applies several changes at once. After every single write, each pod has the verdicts from
+//! before the outage or the new ones, never a mixture.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use netpol_agent::dataplane::migration::Snapshot;
+use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
+use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
+use netpol_agent::reconcile::{Options, Reconciler};
+use netpol_common::{Endpoint, Generation, IfIndex};
+use netpol_policy::cluster_state::{ClusterState, Event};
+use netpol_policy::compile::{Engine, FirstIds, NodeScope};
+use netpol_policy::model::{Object, ObjectKey, PodKey};
+use netpol_policy::tables::{Change, EndpointPolicy, Tables};
+use netpol_policy::testing::{Probe, event, expected, is_among_backends, probes};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// The pods of this node and their addresses, by interface.
+type LocalPods = BTreeMap<IfIndex, (PodKey, Vec<IpAddr>)>;
+
+/// Whether each probe is allowed, by pod.
+type Verdicts = BTreeMap<PodKey, Vec<bool>>;
+
+/// A data plane in memory that records all verdicts after every write.
+#[derive(Debug, Default)]
+struct Recorder {
+    memory: Memory,
+    tables: Tables,
+    local_pods: LocalPods,
+    probes: Vec<Probe>,
+    records: Vec<(String, Verdicts)>,
+}
+
+impl Recorder {
+    /// Records the verdicts. `after` describes the last write.
+    fn record(&mut self, after: String) {
+        let verdicts = self.memory.endpoints.values().filter_map(|endpoint| {
+            let (pod, addresses) = self.local_pods.get(&endpoint.ifindex)?;
+            let policy = EndpointPolicy { ingress: endpoint.ingress, egress: endpoint.egress, incomplete: false };
+            let evaluate = |probe: &Probe| self.tables.evaluate(policy, addresses, &probe.at(pod)).reason.allows();
+            Some((pod.clone(), self.probes.iter().map(evaluate).collect()))
+        });
+        let verdicts = verdicts.collect();
+        self.records.push((after, verdicts));
+    }
+}
+
+impl Dataplane for Recorder {
+    fn write(&mut self, change: &Change) -> Result<(), WriteError> {
+        self.memory.write(change)?;
+        self.tables.apply(change).expect("a missing entry was deleted");
+        self.record(format!("{change:?}"));
+        Ok(())
+    }
+
+    fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
+        self.memory.put_endpoint(endpoint)?;
+        self.record(format!("{endpoint:?}"));
+        Ok(())
+    }
+
+    fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        self.memory.delete_endpoint(ifindex)
+    }
+
+    fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        self.memory.set_address_endpoint(address, id)
+    }
+
+    fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
+        self.memory.put_tunnels(local, others)
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {
+        self.memory.endpoints()
+    }
+
+    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
+        self.memory.attach(ifindex, name, role)
+    }
+
+    fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
+        self.memory.detach(ifindex)
+    }
+
+    fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>> {
+        self.memory.verify(ifindexes)
+    }
+
+    fn adopted(&self) -> BTreeMap<IfIndex, Adopted> {
+        self.memory.adopted()
+    }
+
+    fn next_generation(&mut self) -> Result<Generation, WriteError> {
+        self.memory.next_generation()
+    }
+
+    fn clear_counters(&mut self, id: u32) {
+        self.memory.clear_counters(id);
+    }
+
+    fn endpoint_id_capacity(&self) -> u32 {
+        self.memory.endpoint_id_capacity()
+    }
+}
+
+fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probes: &[Probe]) -> Verdicts {
+    let mut engine = Engine::new(NodeScope::Node("node-1".into()), FirstIds::default());
+    engine.apply(Event::LocalAddresses(cluster_state.local_addresses.clone()));
+    engine.apply(Event::Reset(cluster_state.objects().collect()));
+    let verdicts = |pod: &PodKey| -> Vec<bool> {
+        probes.iter().map(|probe| expected(cluster_state, engine.tables(), &probe.at(pod)).0.allows()).collect()
+    };
+    local_pods.values().map(|(pod, _)| (pod.clone(), verdicts(pod))).collect()
+}
+
+/// Returns the pods of this node that have an interface: those that own all of their addresses.
+fn local_pods(cluster_state: &ClusterState) -> LocalPods {
+    let local = cluster_state.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
+    let owners = local.filter(|pod| {
+        !pod.addresses.is_empty()
+            && pod
+                .addresses
+                .iter()
+                .all(|address| cluster_state.claimant(*address).is_some_and(|owner| owner.key == pod.key))
+    });
+    (3..).map(IfIndex).zip(owners.map(|pod| (pod.key.clone(), pod.addresses.clone()))).collect()
+}
+
+fn interfaces(local_pods: &LocalPods, own: &[IpAddr]) -> InterfaceSnapshot {
+    let veth = |(ifindex, (_, addresses)): (&IfIndex, &(PodKey, Vec<IpAddr>))| {
+        let name = format!("veth{ifindex}");
+        let veth = Veth { ifindex: *ifindex, name, namespace: 0, peer: 2, bridge: None, packets: 0 };
+        (*ifindex, (veth, PodEnd::at(addresses.clone())))
+    };
+    InterfaceSnapshot {
+        veths: local_pods.iter().map(veth).collect(),
+        own: own.to_vec(),
+        ..InterfaceSnapshot::default()
+    }
+}
+
+/// Returns the changes that a resync may apply: one for each object, without changes of pod addresses, which need
+/// changes of interfaces.
+fn differences(cluster_state: &ClusterState, events: Vec<Event>) -> Vec<Event> {
+    let mut latest = BTreeMap::new();
+    for event in events {
+        match event {
+            Event::Apply(Object::Pod(new)) => {
+                if let Some(old) = cluster_state.pods.get(&new.key) {
+                    let mut pod = old.clone();
+                    (pod.labels, pod.ports, pod.host_ports) = (new.labels, new.ports, new.host_ports);
+                    let pod = Object::Pod(pod);
+                    latest.insert(pod.key(), Event::Apply(pod));
+                }
+            }
+            Event::Apply(object) => {
+                latest.insert(object.key(), Event::Apply(object));
+            }
+            Event::Delete(ObjectKey::Pod(_)) | Event::Reset(_) | Event::LocalAddresses(_) => {}
+            Event::Delete(ref key) => {
+                if cluster_state.contains(key) {
+                    latest.insert(key.clone(), event);
+                }
+            }
+        }
+    }
+    latest.into_values().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn during_a_resync_every_write_leaves_the_old_verdicts_or_the_new_ones(
+        before in vec(event(), 8..32),
+        changes in vec(event(), 2..12),
+    ) {
+        let mut old = ClusterState::default();
+        for event in before {
+            old.apply(event);
+        }
+        let changes = differences(&old, changes);
+        let mut new = old.clone();
+        for event in changes.clone() {
+            new.apply(event);
+        }
+
+        let (local_pods, probes) = (local_pods(&old), probes());
+        let recorder = Recorder { local_pods: local_pods.clone(), probes: probes.clone(), ..Recorder::default() };
+        let options = Options::of_node("node-1");
+        let objects = vec![Event::Reset(old.objects().collect())];
+        let interfaces = interfaces(&local_pods, &old.local_addresses);
+        let reconciler = Reconciler::start(recorder, options, &Snapshot::default(), objects, interfaces);
+        let mut reconciler = reconciler.expect("cannot start the reconciler");
+        let (verdicts_before, verdicts_after) = (expected_verdicts(&old, &local_pods, &probes), expected_verdicts(&new, &local_pods, &probes));
+        if let Some((after, last)) = reconciler.dataplane().records.last() {
+            prop_assert_eq!(last, &verdicts_before, "after the start and the write {}", after);
+        }
+
+        reconciler.dataplane_mut().records.clear();
+        reconciler.resync(changes);
+        for (after, verdicts) in &reconciler.dataplane().records {
+            for (pod, verdicts) in verdicts {
+                for (index, found) in verdicts.iter().enumerate() {
+                    // A pod that changes does so as a pod and as an address, one after the other. So its traffic to
+                    // itself is not checked.
+                    if old.pods[pod].addresses.contains(&probes[index].remote) {
+                        continue;
+                    }
+                    let either = [verdicts_before[pod][index], verdicts_after[pod][index]];
+                    let packet = probes[index].at(pod);
+                    let found = *found;
+                    // If a pod with the same rules is a backend of the Service, the packet may pass here and be
+                    // rechecked.
+                    let is_rechecked =
+                        || [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &packet, |_| true));
+                    let is_valid = either.contains(&found) || (found && !packet.behind && is_rechecked());
+                    prop_assert!(is_valid, "{pod} {:?} is {found}, was {}, will be {}, after {after}", probes[index], either[0], either[1]);
+                }
+            }
+        }
+        if let Some((after, last)) = reconciler.dataplane().records.last() {
+            prop_assert_eq!(last, &verdicts_after, "at the end, after the write {}", after);
+        } else {
+            prop_assert_eq!(verdicts_before, verdicts_after, "nothing was written, although verdicts differ");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Evaluates policy for a new flow. The eBPF programs and the agent's in-memory tables run this code.
+
+use crate::{
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
+    PortEntry, PortKey, PortSetId, Reason, RuleId, TunnelScope, TunnelWord, address_flags, endpoint_flags,
+    frontend_scope, port_verdict, protocol,
+};
+
+/// An IPv4 or IPv6 address, in network byte order.
+pub trait Address: Copy + PartialEq {
+    /// The unspecified address.
+    const ZERO: Self;
+    /// Returns the endpoint's address of this family, or zero if it has none.
+    fn own(endpoint: &Endpoint) -> Self;
+    /// Returns whether it is the unspecified address.
+    fn is_zero(&self) -> bool;
+    /// Returns whether every node receives packets to this address: multicast, limited broadcast and loopback
+    /// addresses. (With `route_localnet`, which kube-proxy sets, a node accepts packets to 127.0.0.0/8 from pods:
+    /// CVE-2020-8558.)
+    fn is_of_any_node(&self) -> bool;
+}
+
+impl Address for [u8; 4] {
+    const ZERO: Self = [0; 4];
+
+    #[inline(always)]
+    fn own(endpoint: &Endpoint) -> Self {
+        endpoint.address_v4
+    }
+
+    #[inline(always)]
+    fn is_zero(&self) -> bool {
+        u32::from_ne_bytes(*self) == 0
+    }
+
+    #[inline(always)]
+    fn is_of_any_node(&self) -> bool {
+        let [first, ..] = *self;
+        first == 127 || first & 0xf0 == 224 || u32::from_ne_bytes(*self) == u32::MAX
+    }
+}
+
+impl Address for [u8; 16] {
+    const ZERO: Self = [0; 16];
+
+    #[inline(always)]
+    fn own(endpoint: &Endpoint) -> Self {
+        endpoint.address_v6
+    }
+
+    #[inline(always)]
+    fn is_zero(&self) -> bool {
+        u128::from_ne_bytes(*self) == 0
+    }
+
+    #[inline(always)]
+    fn is_of_any_node(&self) -> bool {
+        self[0] == 0xff || u128::from_ne_bytes(*self) == 1_u128.to_be()
+    }
+}
+
+/// The tables that [`evaluate`] looks up: the kernel's maps, or the same tables in memory. `A` is the address family.
+pub trait Tables<A> {
+    /// Returns the entry of exactly this address, or else of the longest prefix that covers it.
+    fn address(&self, address: &A) -> Option<AddressEntry>;
+    /// Returns the entry of exactly this address. Prefixes have no flags and no endpoint.
+    #[inline(always)]
+    fn exact_address(&self, address: &A) -> Option<AddressEntry> {
+        self.address(address)
+    }
+    /// Returns the entry of the longest prefix that covers an address without its own entry.
+    #[inline(always)]
+    fn prefix(&self, address: &A) -> Option<AddressEntry> {
+        self.address(address)
+    }
+    /// Returns the entry of a frontend.
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<FrontendEntry>;
+    /// Returns what a rule set allows to a class, if that is more than it allows to every address.
+    fn allow(&self, key: &AllowKey) -> Option<AllowEntry>;
+    /// Returns the longest match for a port in a port set.
+    fn port(&self, key: &PortKey) -> Option<PortEntry>;
+    /// Returns the value itself, but hides it from the verifier, which then checks the code that follows once and not
+    /// once for each value.
+    #[inline(always)]
+    fn barrier(&self, value: u8) -> u8 {
+        value
+    }
+    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). The tables that policies are
+    /// compiled to have none.
+    #[inline(always)]
+    fn tunnels(&self, _index: u32) -> u64 {
+        0
+    }
+}
+
+/// A packet that initiates a flow, as the pod's endpoint sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt<A> {
+    /// The direction of the packet.
+    pub direction: Direction,
+    /// The remote address.
+    pub remote: A,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Destination port in network byte order; zero for protocols without ports.
+    pub port: [u8; 2],
+    /// Ingress: the interface by which the packet came into the node; 0 if this node sent it. From `skb->skb_iif`;
+    /// <https://docs.kernel.org/bpf/prog_sk_lookup.html> calls it `ingress_ifindex`.
+    pub ingress_ifindex: u32,
+    /// Ingress: the source endpoint ID, which is the [`Endpoint::id`] of the pod of this node that sent the packet,
+    /// whatever its source address is now; 0 if there is none.
+    pub source_endpoint: u32,
+    /// Ingress: how to check the source address against the endpoints of this node.
+    pub source: SourceCheck,
+    /// Egress: the packet is post-DNAT. If its destination is still a Service, another node selects the backend.
+    pub behind: bool,
+}
+
+/// How to check the source address of a packet to a pod. It is a number rather than an enum, so that the verifier does
+/// not check the code that follows once for each value.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceCheck(pub u8);
+
+impl SourceCheck {
+    /// No check: the local node sent the packet, its source endpoint has this address or is not checked, or it belongs
+    /// to a flow.
+    pub const NONE: Self = Self(0);
+    /// The packet has no source endpoint ID: its address must not be that of an endpoint of this node.
+    pub const FROM_ELSEWHERE: Self = Self(1);
+    /// The packet has a source endpoint ID, and its address is not that endpoint's: it must be the local node's
+    /// (masquerading) or a Service's (replies). Replies start no flow.
+    pub const TRANSLATED: Self = Self(2);
+}
+
+impl<A> Attempt<A> {
+    /// Ingress: returns whether the endpoint's own pod sent the packet (hairpin). It came in by the pod's veth, or,
+    /// because a bridge hides that, it carries the pod's endpoint ID.
+    #[inline(always)]
+    pub const fn is_from(&self, endpoint: &Endpoint) -> bool {
+        self.ingress_ifindex == endpoint.ifindex.0 || (self.source_endpoint != 0 && self.source_endpoint == endpoint.id)
+    }
+}
+
+/// The result of [`evaluate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evaluation {
+    /// The verdict and the reason for it.
+    pub reason: Reason,
+    /// The class of the remote address, if it was looked up.
+    pub class: ClassId,
+    /// The rule that allows the flow, if there is one.
+    pub rule: RuleId,
+    /// Egress: the destination may be translated, and each packet has to be rechecked post-DNAT. Ingress: the packet
+    /// starts no flow.
+    pub recheck: bool,
+}
+
+impl Evaluation {
+    /// Returns the port set that an `ALLOW` entry of a frontend has for this result.
+    pub const fn port_set(&self) -> PortSetId {
+        match (self.reason.allows(), self.recheck) {
+            (true, false) => PortSetId::ALL,
+            (true, true) => PortSetId::SOME,
+            (false, _) => PortSetId::NONE,
+        }
+    }
+
+    #[inline(always)]
+    const fn without_rule(reason: Reason, class: ClassId) -> Self {
+        Self { reason, class, rule: RuleId::NONE, recheck: false }
+    }
+}
+
+/// Evaluates a new flow at an endpoint by its policy in that direction. What does not depend on policy (malformed
+/// packets, anti-spoofing, neighbor discovery) is decided earlier, and packets of known flows are not evaluated here.
+#[inline(always)]
+pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt: &Attempt<A>) -> Evaluation {
+    if endpoint.has(endpoint_flags::UNKNOWN) {
+        return Evaluation::without_rule(Reason::UnknownPod, ClassId::NOBODY);
+    }
+    let policy = endpoint.policy(attempt.direction);
+    let tunnels = tables.barrier(tunnels(tables, attempt));
+    let checked = attempt.source.0 != SourceCheck::NONE.0;
+    if !policy.isolated() && !checked && tunnels == 0 {
+        return Evaluation::without_rule(Reason::NotIsolated, ClassId::NOBODY);
+    }
+    if policy.isolated() && is_hairpin(endpoint, attempt) {
+        return Evaluation::without_rule(Reason::Itself, ClassId::NOBODY);
+    }
+    // Looked up once, because the kernel's stack is small.
+    let (has_own, entry) = match tables.exact_address(&attempt.remote) {
+        Some(entry) => (true, entry),
+        None => (false, AddressEntry::default()),
+    };
+    if is_unverified(endpoint, attempt, entry) {
+        return Evaluation::without_rule(Reason::UnverifiedSource, entry.class);
+    }
+    if tunnels != 0 && is_tunnel(tunnels, attempt, entry) {
+        return Evaluation::without_rule(Reason::TunnelEndpoint, entry.class);
+    }
+    let recheck = tables.barrier(u8::from(is_reply_of_service(attempt, entry))) != 0;
+    if !policy.isolated() {
+        return Evaluation { recheck, ..Evaluation::without_rule(Reason::NotIsolated, ClassId::NOBODY) };
+    }
+    let entry = if has_own { entry } else { tables.prefix(&attempt.remote).unwrap_or_default() };
+    if entry.flags & address_flags::LOCAL_NODE != 0 {
+        if is_local_node(attempt) {
+            // NodePorts and hostPorts are at these addresses too.
+            let recheck = matches!(attempt.direction, Direction::Egress);
+            return Evaluation { recheck, ..Evaluation::without_rule(Reason::LocalNode, entry.class) };
+        }
+        // Hairpin traffic: the pod sent it to a Service of which it is a backend, and the node masqueraded it.
+        if attempt.is_from(endpoint) {
+            return Evaluation::without_rule(Reason::Itself, entry.class);
+        }
+    }
+    if matches!(attempt.direction, Direction::Egress)
+        && policy.any != PortSetId::ALL
+        && let Some(frontend) = frontend(tables, attempt, entry.flags)
+    {
+        return evaluate_frontend(tables, endpoint, policy, attempt.behind, frontend.class);
+    }
+    let mut allowed = AllowEntry { port_set: policy.any, rule: RuleId::NONE };
+    if entry.class != ClassId::NOBODY
+        && let Some(found) = tables.allow(&AllowKey { rule_set: policy.rule_set, class: entry.class })
+    {
+        allowed = found;
+    }
+    if allowed.port_set == PortSetId::ALL {
+        return Evaluation { rule: allowed.rule, recheck, ..Evaluation::without_rule(Reason::Rule, entry.class) };
+    }
+    if allowed.port_set != PortSetId::NONE && protocol::has_ports(attempt.protocol) {
+        let key = PortKey { set: allowed.port_set, protocol: attempt.protocol, zero: 0, port: attempt.port };
+        if let Some(port) = tables.port(&key)
+            && port.verdict == port_verdict::ALLOW
+        {
+            return Evaluation { rule: port.rule, recheck, ..Evaluation::without_rule(Reason::Rule, entry.class) };
+        }
+    }
+    Evaluation::without_rule(or_incomplete(endpoint, Reason::NoRule), entry.class)
+}
+
+/// Returns whether a packet to a pod has the source address of an endpoint that did not send it.
+#[inline(always)]
+fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
+    match attempt.source {
+        SourceCheck::FROM_ELSEWHERE => entry.endpoint != 0,
+        // Hairpin replies have the pod's own address or the node's.
+        SourceCheck::TRANSLATED => {
+            entry.flags & address_flags::LOCAL_NODE == 0
+                && (entry.flags & address_flags::SERVICE == 0 || attempt.source_endpoint == endpoint.id)
+        }
+        _ => false,
+    }
+}
+
+/// Returns whether a packet to a pod is a reply, through a Service, from a backend on this node.
+#[inline(always)]
+fn is_reply_of_service<A>(attempt: &Attempt<A>, entry: AddressEntry) -> bool {
+    attempt.source.0 == SourceCheck::TRANSLATED.0 && entry.flags & address_flags::LOCAL_NODE == 0
+}
+
+/// Bits that [`tunnels`] returns.
+const LOCAL: u8 = 1;
+const OTHERS: u8 = 2;
+
+/// Returns which nodes have a tunnel endpoint at the destination port or protocol. Called before the address is looked
+/// up, because few ports have a tunnel.
+#[inline(always)]
+fn tunnels<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
+    let mut found = 0;
+    if matches!(attempt.direction, Direction::Egress) {
+        for (scope, bit) in [(TunnelScope::LocalNode, LOCAL), (TunnelScope::OtherNodes, OTHERS)] {
+            if let Some(word) = TunnelWord::of_packet(scope, attempt.protocol, attempt.port)
+                && tables.tunnels(word.index) & word.bit != 0
+            {
+                found |= bit;
+            }
+        }
+    }
+    found
+}
+
+/// Returns whether the destination address is that of such a node.
+#[inline(always)]
+fn is_tunnel<A: Address>(tunnels: u8, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
+    let is_local = entry.flags & address_flags::LOCAL_NODE != 0 || attempt.remote.is_of_any_node();
+    (tunnels & LOCAL != 0 && is_local) || (tunnels & OTHERS != 0 && entry.flags & address_flags::NODE != 0)
+}
+
+/// Returns the frontend at the destination, or `None` if there is none.
+#[inline(always)]
+fn frontend<A: Address, T: Tables<A>>(tables: &T, attempt: &Attempt<A>, flags: u16) -> Option<FrontendEntry> {
+    if flags & (address_flags::SERVICE | address_flags::NODE) == 0 {
+        return None;
+    }
+    // One key that is changed, because the kernel's stack is small.
+    let (address, port, protocol) = (attempt.remote, attempt.port, attempt.protocol);
+    let mut key = FrontendKey { address, port, protocol, scope: frontend_scope::ADDRESS };
+    if flags & address_flags::SERVICE != 0
+        && let Some(found) = tables.frontend(&key)
+    {
+        return Some(found);
+    }
+    if flags & address_flags::NODE == 0 {
+        return None;
+    }
+    key.address = A::ZERO;
+    key.scope = frontend_scope::NODE;
+    tables.frontend(&key)
+}
+
+/// Evaluates a flow to a Service by its backend set. If only some backends are allowed, the packet passes and is
+/// rechecked post-DNAT. If it is post-DNAT already, another node selects the backend, and it is denied.
+#[inline(always)]
+fn evaluate_frontend<A: Address, T: Tables<A>>(
+    tables: &T,
+    endpoint: &Endpoint,
+    policy: DirectionPolicy,
+    behind: bool,
+    class: ClassId,
+) -> Evaluation {
+    let allowed = tables.allow(&AllowKey { rule_set: policy.rule_set, class }).unwrap_or_default().port_set;
+    let some = allowed == PortSetId::SOME;
+    if allowed == PortSetId::ALL || (some && !behind) {
+        return Evaluation { recheck: some, ..Evaluation::without_rule(Reason::Service, class) };
+    }
+    let reason = if some { Reason::SomeBackends } else { or_incomplete(endpoint, Reason::NoBackend) };
+    Evaluation::without_rule(reason, class)
+}
+
+#[inline(always)]
+const fn or_incomplete(endpoint: &Endpoint, reason: Reason) -> Reason {
+    if endpoint.has(endpoint_flags::INCOMPLETE) { Reason::TablesIncomplete } else { reason }
+}
+
+/// Returns whether this is hairpin traffic: a pod reaches itself at its own address, also through a Service.
+#[inline(always)]
+fn is_hairpin<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
+    let own = A::own(endpoint);
+    if own.is_zero() || attempt.remote != own {
+        return false;
+    }
+    match attempt.direction {
+        Direction::Egress => true,
+        Direction::Ingress => attempt.is_from(endpoint),
+    }
+}
+
+/// Returns whether the local node itself sends or receives the packet. Forwarded and masqueraded packets have its
+/// address too, but came in by an interface.
+#[inline(always)]
+fn is_local_node<A>(attempt: &Attempt<A>) -> bool {
+    match attempt.direction {
+        Direction::Egress => true,
+        Direction::Ingress => attempt.ingress_ifindex == 0,
+    }
+}

@@ -1,0 +1,217 @@
+//! Frontends of Services and hostPorts, with their owners and backends.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::ClusterState;
+use super::index::Index;
+use crate::model::{Backend, EndpointSlice, Frontend, Node, Place, Pod, PodKey, Service, ServiceKey, SliceKey};
+
+/// The owner of a frontend. If there are several, the frontend has the backends of all of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// A port of this Service.
+    Service(ServiceKey),
+    /// A hostPort of this pod.
+    HostPort(PodKey),
+}
+
+/// Indexes for frontends. Everything else is read from the objects when needed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Frontends {
+    owners: Index<Frontend, Owner>,
+    slices: Index<ServiceKey, SliceKey>,
+    /// The slices that have an endpoint at each address.
+    endpoints: Index<IpAddr, SliceKey>,
+    nodes: Index<IpAddr, Arc<str>>,
+}
+
+impl Frontends {
+    pub(super) fn add_service(&mut self, service: &Service) {
+        for (frontend, _) in service.frontends() {
+            self.owners.insert(frontend, Owner::Service(service.key.clone()));
+        }
+    }
+
+    pub(super) fn remove_service(&mut self, service: &Service) {
+        for (frontend, _) in service.frontends() {
+            self.owners.remove(&frontend, &Owner::Service(service.key.clone()));
+        }
+    }
+
+    pub(super) fn add_slice(&mut self, slice: &EndpointSlice) {
+        if let Some(service) = slice.service_key() {
+            self.slices.insert(service, slice.key.clone());
+        }
+        for endpoint in &slice.endpoints {
+            self.endpoints.insert(endpoint.address, slice.key.clone());
+        }
+    }
+
+    pub(super) fn remove_slice(&mut self, slice: &EndpointSlice) {
+        if let Some(service) = slice.service_key() {
+            self.slices.remove(&service, &slice.key);
+        }
+        for endpoint in &slice.endpoints {
+            self.endpoints.remove(&endpoint.address, &slice.key);
+        }
+    }
+
+    pub(super) fn add_pod(&mut self, pod: &Pod) {
+        for (frontend, _) in pod.host_frontends() {
+            self.owners.insert(frontend, Owner::HostPort(pod.key.clone()));
+        }
+    }
+
+    pub(super) fn remove_pod(&mut self, pod: &Pod) {
+        for (frontend, _) in pod.host_frontends() {
+            self.owners.remove(&frontend, &Owner::HostPort(pod.key.clone()));
+        }
+    }
+
+    pub(super) fn add_node(&mut self, node: &Node) {
+        for address in &node.addresses {
+            self.nodes.insert(*address, node.name.clone());
+        }
+    }
+
+    pub(super) fn remove_node(&mut self, node: &Node) {
+        for address in &node.addresses {
+            self.nodes.remove(address, &node.name);
+        }
+    }
+}
+
+impl ClusterState {
+    /// Returns the frontend for a connection to this address and port; `None`: the connection goes to the address
+    /// itself.
+    ///
+    /// A frontend of the address comes before frontends of any node. The addresses of the local node have no frontend:
+    /// connections to them are evaluated post-DNAT.
+    pub fn frontend_at(&self, address: IpAddr, protocol: u8, port: u16) -> Option<Frontend> {
+        if self.is_local_address(address) {
+            return None;
+        }
+        let exact = Frontend { place: Place::Address(address), port, protocol };
+        if self.frontends.owners.contains(&exact) {
+            return Some(exact);
+        }
+        let any_node = Frontend { place: Place::any_node(address), ..exact };
+        (self.is_node(address) && self.frontends.owners.contains(&any_node)).then_some(any_node)
+    }
+
+    /// Returns whether a frontend has an owner.
+    pub fn has_frontend(&self, frontend: &Frontend) -> bool {
+        self.frontends.owners.contains(frontend)
+    }
+
+    /// Returns the owners of a frontend.
+    pub fn owners(&self, frontend: &Frontend) -> &[Owner] {
+        self.frontends.owners.get(frontend)
+    }
+
+    /// Returns the possible backends of a frontend. Of a Service's endpoints these are the ready ones and the draining
+    /// ones, because a node without other local endpoints may still select a draining one.
+    pub fn backends(&self, frontend: &Frontend) -> BTreeSet<Backend> {
+        let mut backends = BTreeSet::new();
+        for owner in self.owners(frontend) {
+            match owner {
+                Owner::Service(key) => self.add_endpoints(key, frontend, &mut backends),
+                Owner::HostPort(key) => self.add_pod(key, frontend, &mut backends),
+            }
+        }
+        backends
+    }
+
+    fn add_pod(&self, key: &PodKey, frontend: &Frontend, backends: &mut BTreeSet<Backend>) {
+        let Some(pod) = self.pods.get(key) else { return };
+        for (_, port) in pod.host_frontends().filter(|(candidate, _)| candidate == frontend) {
+            let addresses = pod.addresses.iter().filter(|address| address.is_ipv4() == frontend.is_ipv4());
+            backends.extend(addresses.map(|address| Backend { address: *address, port }));
+        }
+    }
+
+    fn add_endpoints(&self, key: &ServiceKey, frontend: &Frontend, backends: &mut BTreeSet<Backend>) {
+        let Some(service) = self.services.get(key) else { return };
+        for (_, port) in service.frontends().filter(|(candidate, _)| candidate == frontend) {
+            for slice in self.frontends.slices.get(key).iter().filter_map(|key| self.slices.get(key)) {
+                let targets = slice.ports.iter().filter(|target| target.is_target_of(port));
+                for target in targets {
+                    let eligible = slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.draining);
+                    let eligible = eligible.filter(|endpoint| endpoint.address.is_ipv4() == frontend.is_ipv4());
+                    backends.extend(eligible.map(|eligible| Backend { address: eligible.address, port: target.port }));
+                }
+            }
+        }
+    }
+
+    /// Returns the Services that have this backend.
+    pub fn services_of(&self, backend: Backend, protocol: u8) -> BTreeSet<ServiceKey> {
+        self.service_ports_of(backend, protocol).into_iter().map(|(service, _)| service).collect()
+    }
+
+    /// Returns the Services that have this backend, with each port (or nodePort) that leads to it.
+    pub fn service_ports_of(&self, backend: Backend, protocol: u8) -> BTreeSet<(ServiceKey, u16)> {
+        let mut found = BTreeSet::new();
+        for slice in self.frontends.endpoints.get(&backend.address).iter().filter_map(|key| self.slices.get(key)) {
+            let mut endpoints = slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.draining);
+            let service = slice.service_key().and_then(|key| self.services.get(&key));
+            let Some(service) = service.filter(|_| endpoints.any(|endpoint| endpoint.address == backend.address))
+            else {
+                continue;
+            };
+            let targets = || slice.ports.iter().filter(|target| target.port == backend.port);
+            let frontends = service.frontends().filter(|(frontend, port)| {
+                frontend.protocol == protocol
+                    && frontend.is_ipv4() == backend.address.is_ipv4()
+                    && targets().any(|target| target.is_target_of(port))
+            });
+            found.extend(frontends.map(|(frontend, _)| (service.key.clone(), frontend.port)));
+        }
+        found
+    }
+
+    /// Returns the frontends that may have a backend at this address. The result may contain more.
+    pub fn frontends_with_backend_at(&self, address: IpAddr) -> BTreeSet<Frontend> {
+        let slices = self.frontends.endpoints.get(&address).iter().filter_map(|key| self.slices.get(key));
+        let services = slices.filter_map(|slice| self.services.get(&slice.service_key()?));
+        let of_services = services.flat_map(Service::frontends).map(|(frontend, _)| frontend);
+        let of_pods = self.claimants(address).flat_map(Pod::host_frontends).map(|(frontend, _)| frontend);
+        of_services.chain(of_pods).collect()
+    }
+
+    /// Returns the addresses in a range that may be a Service's backend.
+    pub fn backends_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
+        self.frontends.endpoints.range(first..=last).copied()
+    }
+
+    /// Returns whether a frontend exists at exactly this address.
+    pub fn is_service(&self, address: IpAddr) -> bool {
+        let first = Frontend { place: Place::Address(address), port: 0, protocol: 0 };
+        self.frontends.owners.range(first..).next().is_some_and(|next| next.place == first.place)
+    }
+
+    /// Returns whether an address belongs to any node.
+    pub fn is_node(&self, address: IpAddr) -> bool {
+        self.frontends.nodes.contains(&address)
+    }
+
+    /// Returns the addresses of all nodes.
+    pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.frontends.nodes.keys().copied()
+    }
+
+    /// Returns whether an address belongs to the local node.
+    pub fn is_local_address(&self, address: IpAddr) -> bool {
+        self.local_addresses.binary_search(&address).is_ok()
+    }
+
+    /// Returns the live pods that claim an address, including those that do not own it.
+    pub fn claimants(&self, address: IpAddr) -> impl Iterator<Item = &Pod> {
+        self.claims.get(&address).iter().filter_map(|key| self.pods.get(key))
+    }
+}
+
+#[cfg(test)]
+mod tests;

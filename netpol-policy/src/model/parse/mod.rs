@@ -1,0 +1,27 @@
+//! Parses API objects into the model, with a `from_api` for each kind. These never fail: invalid or unsupported parts
+//! become a [`Diagnostic`] and match nothing.
+
+mod block;
+mod pod;
+mod policy;
+mod ports;
+mod selector;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use super::{Diagnostic, Severity};
+
+/// Collects the diagnostics of one object.
+#[derive(Debug, Default)]
+struct Diagnostics(Vec<Diagnostic>);
+
+impl Diagnostics {
+    fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Diagnostic { severity: Severity::Error, field: field.into(), message: message.into() });
+    }
+
+    fn warning(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Diagnostic { severity: Severity::Warning, field: field.into(), message: message.into() });
+    }
+}

@@ -1,0 +1,146 @@
+//! Network policies.
+
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
+
+use super::block::block;
+use super::ports::ports;
+use super::selector::selector;
+use super::{Diagnostics, pod};
+use crate::model::{Peer, Peers, Policy, PolicyKey, Rule};
+
+impl Policy {
+    /// Parses a policy. This never fails: invalid parts are listed in [`Policy::diagnostics`] and match nothing, and the
+    /// policy still isolates.
+    pub fn from_api(api: &NetworkPolicy) -> Self {
+        let mut diagnostics = Diagnostics::default();
+        let absent = NetworkPolicySpec::default();
+        let spec = api.spec.as_ref().unwrap_or_else(|| {
+            diagnostics.error("spec", "is missing; the policy isolates every pod of the namespace for ingress");
+            &absent
+        });
+        let pods = selector(spec.pod_selector.as_ref(), "spec.podSelector", &mut diagnostics);
+        if pods.invalid {
+            diagnostics.error("spec.podSelector", "is invalid; the policy isolates every pod of the namespace");
+        }
+        let isolates = isolates(spec, &mut diagnostics);
+        let ingress: Vec<Rule> = spec
+            .ingress
+            .iter()
+            .flatten()
+            .enumerate()
+            .map(|(i, rule)| {
+                parse_rule(
+                    rule.from.as_deref(),
+                    rule.ports.as_deref(),
+                    &format!("spec.ingress[{i}]"),
+                    "from",
+                    &mut diagnostics,
+                )
+            })
+            .collect();
+        let egress: Vec<Rule> = spec
+            .egress
+            .iter()
+            .flatten()
+            .enumerate()
+            .map(|(i, rule)| {
+                parse_rule(
+                    rule.to.as_deref(),
+                    rule.ports.as_deref(),
+                    &format!("spec.egress[{i}]"),
+                    "to",
+                    &mut diagnostics,
+                )
+            })
+            .collect();
+        for (isolated, rules, name, direction) in
+            [(isolates.ingress, &ingress, "ingress", "Ingress"), (isolates.egress, &egress, "egress", "Egress")]
+        {
+            if !isolated && !rules.is_empty() {
+                diagnostics.warning(
+                    format!("spec.{name}"),
+                    format!("has rules that have no effect, because policyTypes does not list {direction}"),
+                );
+            }
+        }
+        Self {
+            key: PolicyKey::new(pod::namespace(&api.metadata), pod::name(&api.metadata)),
+            pods,
+            ingress: isolates.ingress.then_some(ingress),
+            egress: isolates.egress.then_some(egress),
+            diagnostics: diagnostics.0,
+        }
+    }
+}
+
+struct Isolates {
+    ingress: bool,
+    egress: bool,
+}
+
+/// Returns `policyTypes`, with the defaults of the API server.
+fn isolates(spec: &NetworkPolicySpec, diagnostics: &mut Diagnostics) -> Isolates {
+    let types = spec.policy_types.as_deref().unwrap_or_default();
+    if types.is_empty() {
+        return Isolates { ingress: true, egress: spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()) };
+    }
+    let mut isolates = Isolates { ingress: false, egress: false };
+    for (index, name) in types.iter().enumerate() {
+        match name.as_str() {
+            "Ingress" => isolates.ingress = true,
+            "Egress" => isolates.egress = true,
+            unknown => {
+                diagnostics.error(
+                    format!("spec.policyTypes[{index}]"),
+                    format!("unknown policy type `{unknown}`; write Ingress or Egress. Until then both directions are isolated"),
+                );
+                return Isolates { ingress: true, egress: true };
+            }
+        }
+    }
+    isolates
+}
+
+fn parse_rule(
+    peers: Option<&[NetworkPolicyPeer]>,
+    api_ports: Option<&[NetworkPolicyPort]>,
+    field: &str,
+    peers_name: &str,
+    diagnostics: &mut Diagnostics,
+) -> Rule {
+    let items = peers.unwrap_or_default();
+    let peers = if items.is_empty() {
+        Peers::Any
+    } else {
+        let valid = items
+            .iter()
+            .enumerate()
+            .filter_map(|(index, item)| parse_peer(item, &format!("{field}.{peers_name}[{index}]"), diagnostics));
+        Peers::Of(valid.collect())
+    };
+    Rule { peers, ports: ports(api_ports, &format!("{field}.ports"), diagnostics) }
+}
+
+fn parse_peer(api: &NetworkPolicyPeer, field: &str, diagnostics: &mut Diagnostics) -> Option<Peer> {
+    let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = api;
+    match (ip_block, namespace_selector, pod_selector) {
+        (None, None, None) => {
+            diagnostics.error(
+                field,
+                "selects no peer; set podSelector, namespaceSelector or ipBlock. To allow all peers, omit the list",
+            );
+            None
+        }
+        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+            diagnostics.error(field, "has an ipBlock and a selector; write them as two list items");
+            None
+        }
+        (Some(api), None, None) => block(api, &format!("{field}.ipBlock"), diagnostics).map(Peer::Block),
+        (None, namespaces, pods) => Some(Peer::Pods {
+            namespaces: namespaces
+                .as_ref()
+                .map(|api| selector(Some(api), &format!("{field}.namespaceSelector"), diagnostics)),
+            pods: selector(pods.as_ref(), &format!("{field}.podSelector"), diagnostics),
+        }),
+    }
+}

@@ -1,0 +1,253 @@
+//! The agent's commands `status` and `uninstall`, its memory use, and a second agent on the same pins.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_tests::lab::TIMEOUT;
+use netpol_tests::objects::{self, ObjectKind};
+use netpol_tests::{Agent, AgentOptions, Cluster, ClusterBuilder, Lab, deny_all};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// Returns a cluster as large as the demo's: three namespaces with three pods each, and an outside host.
+fn demo_sized() -> ClusterBuilder {
+    let names: Vec<_> = ["shop", "blog", "ops"]
+        .iter()
+        .flat_map(|namespace| {
+            ["front", "back", "data"].map(|name| (format!("{namespace}/{name}"), format!("app={name}")))
+        })
+        .collect();
+    let pods: Vec<_> = names.iter().map(|(name, labels)| (name.as_str(), labels.as_str())).collect();
+    Cluster::builder().pods(&pods)
+}
+
+#[test]
+fn status_prints_what_is_enforced_as_text_and_as_json() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    lab.expect("blog/back -x shop/back 80/TCP\nblog/back -> ops/back 80/TCP")?;
+    let address = lab.cluster.host("shop/back").v4().to_string();
+    // `status` reads the pinned maps, so it works with and without an agent.
+    for running in [true, false] {
+        if !running {
+            lab.agent().stop()?;
+        }
+        let socket = lab.agent().socket().display().to_string();
+        let output = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
+        ensure!(output.code == Some(0), "status failed, agent running: {running}: {output:?}");
+        let line = output.stdout.lines().find(|line| line.contains(&address)).context("no line for shop/back")?;
+        let veth = lab.cluster.host("shop/back").veth();
+        // Policy names come from the agent; without it, status prints the numbers of rule sets.
+        let rules = if running { " deny-all " } else { "set " };
+        ensure!(line.contains(veth) && line.contains(rules), "the line for shop/back is incomplete: {line}");
+        ensure!(
+            line.contains("shop/back") == running,
+            "only a running agent can supply the pod's name; agent running: {running}: {line}"
+        );
+        ensure!(line.contains("ingress no-rule "), "denied packets are not counted:\n{}", output.stdout);
+        ensure!(output.stdout.contains("FLOWS_V4") && output.stdout.contains("events lost: "), "{}", output.stdout);
+
+        let output = lab.agent().run_subcommand("status", &["-o", "json", "--api-socket", &socket])?;
+        let status: Value = serde_json::from_str(&output.stdout).context("reading status as JSON")?;
+        let endpoints = status["endpoints"].as_array().context("status has no endpoints")?;
+        ensure!(endpoints.len() == 9, "status has {} endpoints instead of 9", endpoints.len());
+        let back = endpoints.iter().find(|one| one["ipv4"] == *address).context("no endpoint for shop/back")?;
+        ensure!(back["pod"] == if running { Value::from("shop/back") } else { Value::Null }, "{back}");
+        ensure!(back["attached"] == true && back["ingress_rule_set"] != 0 && back["egress_rule_set"] != 0, "{back}");
+        ensure!(back["packets"]["ingress"]["no-rule"].as_u64() > Some(0), "{back}");
+        ensure!(endpoints.iter().filter(|one| one["ingress_rule_set"] == 0).count() == 6, "{status:#}");
+        ensure!(status["maps"]["ENDPOINTS"]["entries"] == 9, "{status:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn commands_complete_although_their_output_is_closed() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    let pins = lab.agent().pin_path().to_owned();
+    let run = |lab: &Lab, arguments: &[&str]| -> Result<std::process::Output> {
+        // Both pipes lose their readers before the first line.
+        let (out, error) = (nix::unistd::pipe()?, nix::unistd::pipe()?);
+        drop((out.0, error.0));
+        let mut command = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
+        command.args(arguments).arg("--pin-path").arg(&pins).stdin(Stdio::null());
+        let child = command.stdout(Stdio::from(out.1)).stderr(Stdio::from(error.1)).spawn()?;
+        Ok(child.wait_with_output()?)
+    };
+    for arguments in [&["status"][..], &["status", "-o", "json"]] {
+        let ended = run(&lab, arguments)?;
+        ensure!(ended.status.code() == Some(0), "{arguments:?}: {}", ended.status);
+    }
+    let early = run(&lab, &["uninstall"])?;
+    ensure!(early.status.code() == Some(3), "{}", early.status);
+    lab.agent().stop()?;
+    let ended = run(&lab, &["uninstall"])?;
+    ensure!(ended.status.code() == Some(0) && !pins.exists(), "{}", ended.status);
+    Ok(())
+}
+
+#[test]
+fn uninstall_removes_the_socket_of_a_killed_agent() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[])?;
+    let socket = lab.agent().socket();
+    let text = socket.display().to_string();
+    lab.agent().crash()?;
+    ensure!(socket.exists(), "a killed agent must not remove its socket");
+    let said = lab.agent().run_subcommand("uninstall", &["--api-socket", &text])?;
+    ensure!(said.code == Some(0) && said.stdout.contains("removed socket "), "{said:?}");
+    ensure!(!socket.exists(), "{said:?}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_whose_node_does_not_exist_is_not_ready_until_it_does() -> Result<()> {
+    let cluster = demo_sized().build()?;
+    cluster.apply("first", &deny_all("shop"))?;
+    let node = cluster.host("node-1").name().to_owned();
+    let manifest = cluster.manifests().path().join(format!("{node}.yaml"));
+    let text = std::fs::read_to_string(&manifest)?;
+    cluster.manifests().write(&format!("{node}.yaml"), &text.replace(&node, "node-of-another-name"))?;
+    let options = AgentOptions::default();
+    let mut agent = Agent::prepare(&cluster, options)?;
+    agent.launch()?;
+    agent.wait_log(&["not ready: no Node object is named node-1", "--node"])?;
+    // Longer than the agent waits for pods without an interface.
+    std::thread::sleep(Duration::from_secs(4));
+    ensure!(!agent.is_ready(), "the agent is ready:\n{}", agent.log());
+    ensure!(agent.get("/readyz").is_err_and(|error| format!("{error:#}").contains("no Node object is named node-1")));
+    let status: Value = serde_json::from_str(&agent.get("/v1/status")?)?;
+    ensure!(
+        status["ready"] == false && status["warnings"][0].as_str().is_some_and(|text| text.contains("--node")),
+        "{status:#}"
+    );
+    ensure!(agent.get("/metrics")?.contains("netpol_ready 0"));
+    cluster.manifests().write(&format!("{node}.yaml"), &text)?;
+    agent.wait_log(&["the Node object of this node exists now"])?;
+    ensure!(agent.get("/readyz")? == "ok\n");
+    let mut lab = Lab::of(cluster, agent);
+    lab.agent().wait_log(&[" ready "])?;
+    lab.expect("shop/front -x shop/back 80/TCP")
+}
+
+#[test]
+fn a_metrics_port_in_use_does_not_prevent_enforcement() -> Result<()> {
+    let cluster = demo_sized().build()?;
+    cluster.apply("first", &deny_all("shop"))?;
+    let taken = cluster.host("node-1").netns().run(|| Ok(std::net::TcpListener::bind("127.0.0.1:9464")?))?;
+    let options = AgentOptions::default().arguments(&["--metrics", "127.0.0.1:9464", "--health", "127.0.0.1:9464"]);
+    let agent = Agent::start_with(&cluster, options)?;
+    let mut lab = Lab::of(cluster, agent);
+    lab.expect("shop/front -x shop/back 80/TCP\nblog/front -> ops/back 80/TCP")?;
+    lab.agent().wait_log(&["cannot serve metrics on 127.0.0.1:9464", "--metrics"])?;
+    lab.agent().wait_log(&["cannot serve health on 127.0.0.1:9464", "--health"])?;
+    let socket = lab.agent().socket().display().to_string();
+    let said = lab.agent().run_subcommand("status", &["--api-socket", &socket])?;
+    ensure!(said.stdout.contains("warning: cannot serve metrics on 127.0.0.1:9464"), "{}", said.stdout);
+    drop(taken);
+    lab.agent().wait_log(&["serving ", "address=127.0.0.1:9464"])
+}
+
+#[test]
+fn s26_uninstall_allows_all_traffic_and_removes_and_reports_everything() -> Result<()> {
+    for attach in ["auto", "tcx"] {
+        let options = AgentOptions::default().arguments(&["--attach", attach]);
+        let mut lab = Lab::start_with(demo_sized(), &[deny_all("shop")], options)?;
+        lab.expect("shop/front -x shop/back 80/TCP")?;
+        let pins = lab.agent().pin_path().to_owned();
+        let objects = objects_of(lab.agent())?;
+        for kind in [ObjectKind::Map, ObjectKind::Program] {
+            ensure!(objects.iter().any(|(one, _)| *one == kind), "the agent holds no {kind:?}: {objects:?}");
+        }
+
+        let early = lab.agent().run_subcommand("uninstall", &[])?;
+        ensure!(early.code == Some(3), "uninstall must fail while an agent runs: {early:?}");
+        lab.expect("shop/front -x shop/back 80/TCP")?;
+
+        lab.agent().stop()?;
+        let output = lab.agent().run_subcommand("uninstall", &[])?;
+        ensure!(output.code == Some(0) && output.stderr.is_empty(), "{output:?}");
+        for text in ["removed ", "nothing of netpol remains"] {
+            ensure!(output.stdout.contains(text), "uninstall does not print {text:?}:\n{}", output.stdout);
+        }
+        ensure!(!pins.exists(), "{} still exists", pins.display());
+        // The kernel frees unreferenced objects a moment later.
+        let start = Instant::now();
+        for (kind, id) in objects {
+            while objects::exists(kind, id)? {
+                ensure!(start.elapsed() < TIMEOUT, "{kind:?} {id} still exists ({attach})");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        lab.expect_without_reference("shop/front -> shop/back 80/TCP\nblog/front -> shop/back 53/UDP")?;
+        let qdiscs = lab.cluster.host("node-1").netns().command("tc").args(["qdisc", "show"]).output()?;
+        let qdiscs = String::from_utf8_lossy(&qdiscs.stdout).into_owned();
+        ensure!(!qdiscs.contains("clsact"), "{attach}: a clsact qdisc still exists:\n{qdiscs}");
+
+        let second = lab.agent().run_subcommand("uninstall", &[])?;
+        ensure!(second.code == Some(0), "a second uninstall must succeed: {second:?}");
+        let status = lab.agent().run_subcommand("status", &[])?;
+        ensure!(status.code == Some(1) && status.stderr.contains("nothing"), "{status:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn uninstall_with_then_stay_keeps_running_only_if_nothing_remains() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    let early = lab.agent().run_subcommand("uninstall", &["--then-stay"])?;
+    ensure!(early.code == Some(3), "uninstall --then-stay must fail while an agent runs: {early:?}");
+    lab.agent().stop()?;
+    let mut uninstall = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
+    uninstall.args(["uninstall", "--then-stay", "--pin-path"]).arg(lab.agent().pin_path());
+    let mut uninstall = uninstall.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting uninstall")?;
+    let lines = BufReader::new(uninstall.stdout.take().context("uninstall has no standard output")?).lines();
+    let lines: Vec<String> =
+        lines.map_while(Result::ok).take_while(|line| !line.starts_with("waiting for SIGTERM")).collect();
+    let ended = uninstall.try_wait()?;
+    kill(Pid::from_raw(uninstall.id().try_into()?), Signal::SIGTERM).context("sending SIGTERM to uninstall")?;
+    let code = uninstall.wait()?.code();
+    ensure!(ended.is_none(), "uninstall --then-stay ended early: {ended:?}");
+    let reported = lines.iter().any(|line| line.starts_with("nothing of netpol remains"));
+    ensure!(reported, "uninstall does not report that nothing remains: {lines:?}");
+    ensure!(code == Some(0), "uninstall ended with {code:?} after SIGTERM, expected 0");
+    lab.expect_without_reference("shop/front -> shop/back 80/TCP")
+}
+
+/// Returns the BPF objects that the agent holds or pins.
+fn objects_of(agent: &Agent) -> Result<BTreeSet<(ObjectKind, u32)>> {
+    let mut found = objects::held_by(agent.pid().context("the agent does not run")?)?;
+    found.extend(objects::pinned_below(agent.pin_path())?);
+    Ok(found)
+}
+
+#[test]
+fn a_second_agent_on_the_same_pins_is_refused() -> Result<()> {
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    let mut second = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
+    second.args(["run", "--node", "node-1", "--source"]);
+    second.arg(format!("dir:{}", lab.cluster.manifests().path().display()));
+    second.arg("--pin-path").arg(lab.agent().pin_path()).stdin(Stdio::null());
+    let output = second.output().context("starting a second agent")?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(3), "{}: {stderr}", output.status);
+    ensure!(stderr.contains("another netpol-agent runs"), "the error does not name the reason: {stderr}");
+    lab.expect("shop/front -x shop/back 80/TCP")
+}
+
+#[test]
+fn the_agent_uses_less_than_thirty_megabytes_in_a_cluster_like_the_demo() -> Result<()> {
+    const MOST_KIB: u64 = 30_000;
+    let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
+    for round in 0..20 {
+        lab.cluster.label_namespace("ops", &format!("round=r{round}"))?;
+        lab.policies(&[deny_all("shop"), deny_all("blog")])?;
+        lab.policies(&[deny_all("shop")])?;
+    }
+    lab.expect("shop/front -x shop/back 80/TCP\nops/front -x shop/back 80/TCP\nblog/front -> ops/back 80/TCP")?;
+    let resident = lab.agent().resident_kib()?;
+    ensure!(resident < MOST_KIB, "the agent has {resident} KiB resident, more than {MOST_KIB}");
+    Ok(())
+}
