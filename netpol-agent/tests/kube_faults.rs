@@ -169,7 +169,7 @@ async fn a_list_that_fails_midway_deletes_no_objects() -> Result<()> {
     cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Error(410));
     cluster.wait_until("pods are listed again", || cluster.feed.state.kinds()["pods"].relists >= 1).await;
     cluster.expect_no_batch(Duration::from_millis(300)).await;
-    assert_eq!(cluster.cluster_state.pods.len(), 2);
+    assert_eq!(cluster.state.pods.len(), 2);
     Ok(())
 }
 

@@ -49,7 +49,7 @@ async fn changes_of_services_and_their_slices_are_sent() -> Result<()> {
         server.apply(slice("web-x1", "web", &["10.1.0.1"])).expect("cannot create the slice");
     })
     .await;
-    assert_eq!((cluster.cluster_state.services.len(), cluster.cluster_state.slices.len()), (1, 1));
+    assert_eq!((cluster.state.services.len(), cluster.state.slices.len()), (1, 1));
     cluster.server.apply(slice("web-x2", "web", &["10.1.0.2", "10.1.0.3"]))?;
     assert_eq!(keys(&cluster.next_batch().await), ["+EndpointSlice shop/web-x2"]);
     cluster.server.apply(service("db", "10.96.0.8"))?;
@@ -146,9 +146,9 @@ async fn an_invalid_policy_isolates_and_does_not_affect_other_objects() -> Resul
         short_times(),
     );
     cluster.next_batch().await;
-    let policy = cluster.cluster_state.policies.values().next().expect("the policy does not exist");
+    let policy = cluster.state.policies.values().next().expect("the policy does not exist");
     assert!(policy.pods.invalid && policy.ingress.is_some() && !policy.diagnostics.is_empty(), "{policy:?}");
-    let pods: Vec<_> = cluster.cluster_state.pods.keys().map(|key| key.name.to_string()).collect();
+    let pods: Vec<_> = cluster.state.pods.keys().map(|key| key.name.to_string()).collect();
     assert_eq!(pods, ["web"]);
     Ok(())
 }
@@ -159,11 +159,11 @@ async fn an_inquiry_about_an_object_is_answered_when_its_watch_has_caught_up() -
     cluster.server.delay_events(Duration::from_millis(400));
     cluster.server.apply(policy("new"))?;
     let known = cluster.inquire(policy_key("new")).await.expect("the inquiry failed");
-    assert!(known.exists && cluster.cluster_state.contains(&policy_key("new")));
+    assert!(known.exists && cluster.state.contains(&policy_key("new")));
     assert_eq!(known.revision, cluster.batches.last().expect("no batch was received").revision);
     cluster.server.delete(Resource::NetworkPolicies, "shop", "new");
     let known = cluster.inquire(policy_key("new")).await.expect("the inquiry failed");
-    assert!(!known.exists && !cluster.cluster_state.contains(&policy_key("new")));
+    assert!(!known.exists && !cluster.state.contains(&policy_key("new")));
     assert!(!cluster.inquire(pod_key("never")).await.expect("the inquiry failed").exists);
     cluster.server.set_rules(netpol_apiserver::Rules::none());
     let error = cluster.inquire(pod_key("never")).await.expect_err("the inquiry must be forbidden");
@@ -192,7 +192,7 @@ async fn an_inquiry_about_everything_is_answered_when_each_watch_has_caught_up()
         }
         cluster.server.delete(resource, "shop", "old");
         cluster.inquire_about(Subject::Everything).await.expect("the inquiry failed");
-        assert_eq!(cluster.cluster_state, cluster.server_state(), "{name}");
+        assert_eq!(cluster.state, cluster.server_state(), "{name}");
         cluster.server.delay_events(Duration::ZERO);
         cluster.wait_in_sync().await;
     }

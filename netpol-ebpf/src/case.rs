@@ -83,6 +83,7 @@ impl Case {
 
     /// Returns whether the packet has a verdict.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "one byte of the word")]
     pub(crate) const fn is_decided(&self) -> bool {
         (self.bits >> 32) as u8 != UNDECIDED
     }

@@ -35,6 +35,7 @@ pub(crate) type Mac = ([u8; 4], [u8; 2]);
 
 /// Returns the MAC address of the pod's end of the veth, or zero if it is not known.
 #[inline(always)]
+#[expect(clippy::many_single_char_names, reason = "the bytes of a MAC address")]
 fn own_mac(endpoint: &Endpoint) -> Mac {
     let [a, b, c, d, e, f] = endpoint.mac;
     ([a, b, c, d], [e, f])
@@ -54,6 +55,7 @@ pub(crate) fn is_spoofed_mac(endpoint: &Endpoint, source: Mac) -> bool {
 
 /// Reads the MAC address at an offset.
 #[inline(always)]
+#[expect(clippy::many_single_char_names, reason = "the bytes of a MAC address")]
 fn mac_at<S: Context>(context: &S, offset: u32) -> Option<Mac> {
     let Bytes([a, b, c, d, e, f]) = context.load::<6>(offset)?;
     Some(([a, b, c, d], [e, f]))
@@ -116,6 +118,8 @@ mod arp {
     pub(super) const LENGTH: u32 = 28;
     /// Length up to the end of the sender's MAC address.
     pub(super) const HEAD: usize = 14;
+    /// Offset of the sender IPv4 address (RFC 826).
+    pub(super) const SENDER_ADDRESS: u32 = 14;
     pub(super) const REQUEST: u16 = 1;
     pub(super) const REPLY: u16 = 2;
     /// A frame is padded to 60 bytes without its checksum (IEEE 802.3, 4A.4.2), or to 64 by devices that reserve room
@@ -133,12 +137,12 @@ pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
     }
     let Some(head) = context.load::<{ arp::HEAD }>(start) else { return Reason::Malformed };
     // Loaded separately, because the verifier requires that words on the stack are aligned.
-    let Some(Bytes(source_endpoint)) = context.load::<4>(start + arp::HEAD as u32) else { return Reason::Malformed };
+    let Some(Bytes(sender_address)) = context.load::<4>(start + arp::SENDER_ADDRESS) else { return Reason::Malformed };
     let packet = Window::of(&head.0);
     let operation = packet.number::<6>();
     // Ethernet, IPv4, and the lengths of their addresses.
     let kind = u32::from_be_bytes(packet.quad::<0>()) == 0x0001_0800 && packet.number::<4>() == 0x0604;
-    let own = source_endpoint.belongs_to(endpoint) || (source_endpoint.is_zero() && operation == arp::REQUEST);
+    let own = sender_address.belongs_to(endpoint) || (sender_address.is_zero() && operation == arp::REQUEST);
     if !kind
         || !matches!(operation, arp::REQUEST | arp::REPLY)
         || !own
@@ -283,6 +287,7 @@ fn matches_target<S: Context>(context: &S, destination: &[u8; 16], target: &[u8;
 
 /// Returns whether there are at most two options of eight bytes, each the pod's MAC address or a nonce.
 #[inline(always)]
+#[expect(clippy::many_single_char_names, reason = "the bytes of a MAC address")]
 fn are_own_options<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> bool {
     let mut at = start;
     for _ in 0..2 {

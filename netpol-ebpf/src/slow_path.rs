@@ -98,6 +98,7 @@ fn no_endpoint<S: Context>(context: S, direction: Direction) -> Reason {
 
 /// See [`Family::evaluate_ip`].
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "parts of packed words")]
 pub(crate) fn evaluate_ip<A, S>(context: S, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason>
 where
     A: PacketAddress + Parse,

@@ -49,9 +49,8 @@ impl Marker {
     /// Returns a marker that is unique in this process.
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let [a, b, c, d] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        let [p, q, r, s] = Self::PREFIX;
-        Self([p, q, r, s, a, b, c, d])
+        let prefix = u64::from(u32::from_be_bytes(Self::PREFIX)) << 32;
+        Self((prefix | u64::from(NEXT.fetch_add(1, Ordering::Relaxed))).to_be_bytes())
     }
 }
 

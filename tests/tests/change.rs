@@ -163,7 +163,7 @@ fn s25_a_revoked_connection_stops_and_others_continue() -> Result<()> {
     Ok(())
 }
 
-/// Two pods that send to each other from and to one UDP port, as gossip, SIP and WireGuard do.
+/// Two pods that send to each other from and to one UDP port, as gossip, SIP and `WireGuard` do.
 #[test]
 fn s25_a_revoked_flow_shuts_no_direction_that_is_not_isolated() -> Result<()> {
     const PORT: u16 = 7946;

@@ -150,7 +150,11 @@ fn an_agent_without_permission_to_write_events_names_the_missing_rule_and_enforc
     let options = AgentOptions::default().arguments(&["--kube-events"]).api_server(as_deployed()?);
     let mut lab = Lab::start_with(cluster(), &[deny_all("shop")], options)?;
     send(&lab, &socket(&lab)?, 1)?;
-    lab.agent().wait_log(&["not permitted to write Events", r#"apiGroups: ["events.k8s.io"]"#, r#"["create", "patch"]"#])?;
+    lab.agent().wait_log(&[
+        "not permitted to write Events",
+        r#"apiGroups: ["events.k8s.io"]"#,
+        r#"["create", "patch"]"#,
+    ])?;
     lab.expect("shop/web -x shop/db 80/TCP")
 }
 

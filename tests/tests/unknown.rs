@@ -51,7 +51,7 @@ fn field(line: &str, name: &str) -> Result<f64> {
 
 #[test]
 fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<()> {
-    const CONNECTIONS: usize = 5;
+    const CONNECTIONS: u32 = 5;
     let mut lab = Lab::start(pods(), &[deny_all("shop")])?;
     let sums = |lab: &Lab| -> Result<[f64; 2]> {
         let page = lab.metrics()?;
@@ -81,7 +81,7 @@ fn s27_unprotected_time_and_packets_in_metrics_and_log_are_correct() -> Result<(
         "unprotected for about {actual} s, but the log has {time} s: {line}"
     );
     // A connection has at least three packets.
-    ensure!(packets >= (3 * CONNECTIONS) as f64, "only {packets} packets for {CONNECTIONS} connections: {line}");
+    ensure!(packets >= f64::from(3 * CONNECTIONS), "only {packets} packets for {CONNECTIONS} connections: {line}");
     ensure!((after[0] - before[0] - time).abs() < 0.001, "metrics {before:?} -> {after:?}, but the log has {line}");
     ensure!((after[1] - before[1] - packets).abs() < 0.5, "metrics {before:?} -> {after:?}, but the log has {line}");
 

@@ -68,7 +68,7 @@ pub struct Requests {
     /// Held by the one metrics request that the loop is answering.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
-    loop_requests: mpsc::Sender<LoopRequest>,
+    to_loop: mpsc::Sender<LoopRequest>,
 }
 
 /// Warnings about functions of the agent that do not work, by subject. Clones share everything.
@@ -96,13 +96,12 @@ impl Warnings {
 
 /// Creates the channels between API clients and the loop.
 pub fn requests(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Requests, mpsc::Receiver<LoopRequest>, Progress) {
-    let (loop_requests, receiver) = mpsc::channel(16);
+    let (to_loop, receiver) = mpsc::channel(16);
     let (sender, progress) = watch::channel(0);
     let waiters = Arc::new(Semaphore::new(WAITERS));
     let metrics_turn = Arc::new(Semaphore::new(1));
     let warnings = Warnings::default();
-    let requests =
-        Requests { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, warnings, loop_requests };
+    let requests = Requests { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, warnings, to_loop };
     (requests, receiver, Progress(sender))
 }
 
@@ -115,7 +114,7 @@ impl Requests {
     /// Sends a request to the loop and returns the response. `None`: the loop has ended.
     pub(super) async fn send<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> LoopRequest) -> Option<T> {
         let (answer, answered) = oneshot::channel();
-        self.loop_requests.send(request(answer)).await.ok()?;
+        self.to_loop.send(request(answer)).await.ok()?;
         answered.await.ok()
     }
 }

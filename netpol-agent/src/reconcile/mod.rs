@@ -214,7 +214,7 @@ impl<D: Dataplane> Reconciler<D> {
         for outcome in outcomes {
             match outcome {
                 InterfaceOutcome::Attached { ifindex, result, packets } => {
-                    self.attach_finished(ifindex, result, packets)
+                    self.attach_finished(ifindex, result, packets);
                 }
                 InterfaceOutcome::Detached { ifindex, result } => self.detach_finished(ifindex, result),
                 InterfaceOutcome::Missing(ifindexes) => self.verify_finished(&ifindexes),

@@ -32,7 +32,7 @@ pub(crate) struct Cluster {
     pub(crate) server: ApiServer,
     pub(crate) feed: Feed,
     /// The cluster state after the batches received so far.
-    pub(crate) cluster_state: ClusterState,
+    pub(crate) state: ClusterState,
     pub(crate) batches: Vec<Batch>,
     _credentials: tempfile::TempDir,
 }
@@ -120,7 +120,7 @@ impl Cluster {
         let credentials = tempfile::tempdir().expect("cannot create a directory");
         let kubeconfig = server.write_credentials(credentials.path()).expect("cannot write the credentials");
         let feed = kube::start(Some(kubeconfig), options).expect("cannot start the source");
-        Self { server, feed, cluster_state: ClusterState::default(), batches: Vec::new(), _credentials: credentials }
+        Self { server, feed, state: ClusterState::default(), batches: Vec::new(), _credentials: credentials }
     }
 
     /// Starts a source and waits until it has all objects.
@@ -136,7 +136,7 @@ impl Cluster {
         let batch = batch.unwrap_or_else(|_| panic!("timed out waiting for a batch: {:?}", self.feed.state.kinds()));
         let batch = batch.expect("the source has ended");
         for event in batch.events.clone() {
-            self.cluster_state.apply(event);
+            self.state.apply(event);
         }
         self.batches.push(batch.clone());
         batch
@@ -160,11 +160,11 @@ impl Cluster {
     /// Receives batches until the cluster state equals the server's.
     pub(crate) async fn wait_in_sync(&mut self) {
         let begun = Instant::now();
-        while self.batches.is_empty() || self.cluster_state != self.server_state() {
+        while self.batches.is_empty() || self.state != self.server_state() {
             assert!(
                 begun.elapsed() < PATIENCE,
                 "the agent has {:?}\nthe server has {:?}",
-                self.cluster_state,
+                self.state,
                 self.server_state()
             );
             self.next_batch().await;
@@ -190,7 +190,7 @@ impl Cluster {
                     return Ok(known);
                 }
                 Some(batch) = self.feed.batches.recv() => {
-                    batch.events.iter().cloned().for_each(|event| self.cluster_state.apply(event));
+                    batch.events.iter().cloned().for_each(|event| self.state.apply(event));
                     self.batches.push(batch);
                 }
                 () = tokio::time::sleep(PATIENCE) => panic!("timed out waiting for the answer to an inquiry"),

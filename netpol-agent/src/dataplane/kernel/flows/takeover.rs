@@ -56,12 +56,12 @@ impl TakeOver {
     /// Takes over the connections of an endpoint before its programs are attached. Endpoints that are attached one after the other
     /// share a list of all connections, because each walk through the kernel's table takes 10 ms or more.
     pub(in crate::dataplane::kernel) fn take_over_shared(&mut self, endpoint: &Endpoint) -> io::Result<usize> {
-        let list = match self.list.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE) {
-            Some(list) => list,
-            None => {
-                let connections = self.conntrack.all()?;
-                (Instant::now(), connections)
-            }
+        let recent = self.list.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE);
+        let list = if let Some(list) = recent {
+            list
+        } else {
+            let connections = self.conntrack.all()?;
+            (Instant::now(), connections)
         };
         let count = self.write_flows(std::slice::from_ref(endpoint), &list.1);
         self.list = Some(list);
