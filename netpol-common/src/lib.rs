@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! netpol-policy ── writes ──► Endpoint, AddressEntry, AllowEntry, PortEntry ◄── looks up ── netpol-ebpf
-//!                                         judge(), generic over Tables
+//!                                         evaluate(), generic over Tables
 //! netpol-agent  ◄── reads ─── FlowEntry, Counters, DenyEvent               ◄── records ── netpol-ebpf
 //! ```
 //!

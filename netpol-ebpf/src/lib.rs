@@ -1,7 +1,7 @@
 //! The eBPF programs: what happens to a packet at a pod's veth.
 //!
 //! ```text
-//! frame ──► link ──► ip ──► transport ──► guard ──► flow ──► judge() ──► record
+//! frame ──► link ──► ip ──► transport ──► guard ──► flow ──► evaluate() ──► record
 //!           VLAN     v4,v6  ports, ICMP   source    known?   policy      flow, counter, event
 //! ```
 //!

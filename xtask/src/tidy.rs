@@ -3,6 +3,7 @@
 mod docs;
 mod layers;
 mod sources;
+mod words;
 
 use std::process::ExitCode;
 
@@ -15,7 +16,7 @@ type Check = fn() -> Result<Vec<String>>;
 
 /// Runs all checks, even if some have findings.
 pub(crate) fn run() -> Result<ExitCode> {
-    let checks: [(&str, Check); 12] = [
+    let checks: [(&str, Check); 14] = [
         ("sources are small and have no leftovers", sources::check),
         ("aya is used only where it is allowed", layers::aya_users),
         ("netpol-policy does no I/O, netpol-common has few dependencies", layers::pure_crates),
@@ -25,6 +26,8 @@ pub(crate) fn run() -> Result<ExitCode> {
         ("every example is listed, and links have a target", docs::links),
         ("every command is in CONTRIBUTING.md", docs::commands),
         ("every test named in docs/threat-model.md exists", docs::threat_model),
+        ("concepts have the names in CONTRIBUTING.md", words::concepts),
+        ("commit subjects have at most 72 characters", words::subjects),
         ("formatted", || cargo("fmt --all --check --quiet", "run: cargo fmt --all")),
         ("clippy, and docs of public items", || {
             let words = "clippy --workspace --all-targets --all-features --keep-going --quiet -- -D warnings";

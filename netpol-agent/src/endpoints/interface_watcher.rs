@@ -43,7 +43,7 @@ impl InterfaceWatcher {
             reader.remove(&removed);
             reader.read_all(&known, routed, all)
         };
-        let (worker, snapshots) = Worker::start("survey", "reads interfaces", read)?;
+        let (worker, snapshots) = Worker::start("interfaces", "reads interfaces", read)?;
         Ok(Self {
             worker,
             snapshots,

@@ -1,7 +1,7 @@
 //! Tunnel endpoints: the UDP ports and IP protocols of packets that a node's devices decapsulate.
 //!
 //! A pod that reaches one could inject inner packets with any source address: they would leave the tunnel device as if
-//! they came from the network. So no pod may send to them; see [`evaluate`](netpol_common::judge()).
+//! they came from the network. So no pod may send to them; see [`evaluate`](netpol_common::evaluate()).
 
 use std::collections::BTreeSet;
 

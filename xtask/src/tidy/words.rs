@@ -1,0 +1,99 @@
+//! Checks names of concepts and commit subjects: CONTRIBUTING.md, "Words".
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::sources;
+use crate::run;
+
+/// Words that earlier versions used, and the terms that replace them.
+const REPLACED: [(&str, &str); 20] = [
+    ("judge", "evaluate"),
+    ("judged", "evaluated"),
+    ("judgement", "verdict"),
+    ("nobody", "no pod, no process"),
+    ("somebody", "another process, another component"),
+    ("whom", "a noun"),
+    ("tells", "reports, logs, returns"),
+    ("hears", "receives"),
+    ("behind it", "its backends"),
+    ("misunderstood", "invalid or unsupported"),
+    ("understood", "parsed, valid"),
+    ("taken off", "detached"),
+    ("put on again", "reattached"),
+    ("detour", "slow path"),
+    ("surroundings", "context"),
+    ("atom", "peer selector"),
+    ("lookout", "interface watcher"),
+    ("foreign source", "spoofed source"),
+    ("meant", "expected"),
+    ("neighbour", "neighbor"),
+];
+
+/// Maximum length of a commit subject in characters.
+const SUBJECT: usize = 72;
+/// Commits whose subjects are checked: older ones cannot be changed.
+const COMMITS: &str = "-20";
+
+/// Checks comments and strings of sources, and docs.
+pub(super) fn concepts() -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for path in sources::tracked()? {
+        let text = sources::read(&path)?;
+        // This list, and the page that explains it.
+        if path.ends_with(file!()) || path == Path::new("CONTRIBUTING.md") {
+            continue;
+        }
+        let is_rust = path.extension().is_some_and(|extension| extension == "rs");
+        if !is_rust && path.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        for (number, line) in (1..).zip(text.lines()) {
+            let prose = if is_rust { prose(line) } else { line.to_lowercase() };
+            for (word, term) in REPLACED.iter().filter(|(word, _)| has_word(&prose, word)) {
+                findings.push(format!("{}:{number}: write {term} instead of `{word}`", path.display()));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// Checks the subjects of the last commits.
+pub(super) fn subjects() -> Result<Vec<String>> {
+    let log = run::output("reading commits", &mut run::command("git", ["log", COMMITS, "--format=%h %s"]))?;
+    let subject = |line: &str| line.split_once(' ').map_or(0, |(_, subject)| subject.chars().count());
+    let long = log.lines().filter(|line| subject(line) > SUBJECT);
+    Ok(long.map(|line| format!("{line}: the subject has {} characters, over {SUBJECT}", subject(line))).collect())
+}
+
+/// Returns the comment and the strings of a line of Rust in lower case. Strings that contain quotes or comments are only
+/// found in part.
+fn prose(line: &str) -> String {
+    let (code, comment) = line.split_once("//").unwrap_or((line, ""));
+    let strings = code.split('"').skip(1).step_by(2);
+    strings.chain([comment]).collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// Returns whether text contains a word, or several, and not as a part of another one.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part = |character: char| character.is_alphanumeric() || character == '_';
+    text.match_indices(word).any(|(start, _)| {
+        let (before, after) = (&text[..start], &text[start + word.len()..]);
+        !before.chars().next_back().is_some_and(is_part) && !after.chars().next().is_some_and(is_part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_found_in_comments_and_strings_only() {
+        assert!(has_word(&prose("let x = 1; // Tells it."), "tells"));
+        assert!(has_word(&prose("println!(\"nobody\");"), "nobody"));
+        assert!(!has_word(&prose("atom.judge(meant)"), "atom"));
+        assert!(!has_word(&prose("// atomic"), "atom"));
+        assert!(!has_word(&prose("// whomever"), "whom"));
+    }
+}
