@@ -9,7 +9,7 @@ use netpol_agent::source::{Batch, Feed, Inquiry, Subject, SubjectState, kube};
 use netpol_apiserver::{ApiServer, Options, Resource};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::manifest;
-use netpol_policy::model::{Object, ObjectKey, PodKey, PolicyKey};
+use netpol_policy::model::{Labels, Object, ObjectKey, PodKey, PolicyKey};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -149,12 +149,19 @@ impl Cluster {
         }
     }
 
-    /// Returns the cluster state on the server, parsed as a file with the same objects.
+    /// Returns the cluster state on the server, parsed as a file with the same objects. What only files need of Services is left
+    /// out: with an API server, only EndpointSlices have backends (docs/semantics.md, line 37).
     pub(crate) fn server_state(&self) -> ClusterState {
         let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
-        ClusterState::of(
-            objects.flat_map(|object| manifest::read(object, "server").objects).map(|located| located.object),
-        )
+        let objects = objects.flat_map(|object| manifest::read(object, "server").objects);
+        ClusterState::of(objects.map(|located| match located.object {
+            Object::Service(mut service) => {
+                service.selector = Labels::default();
+                service.unassigned = None;
+                Object::Service(service)
+            }
+            object => object,
+        }))
     }
 
     /// Receives batches until the cluster state equals the server's.
