@@ -1,5 +1,6 @@
 //! Checks whether this node enforces what a client waits for, and reports why not.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netpol_api::{Condition, Endpoint as EndpointStatus, Kind, Pending, Target};
@@ -56,6 +57,13 @@ impl CheckResult {
 }
 
 impl<D: Dataplane> Reconciler<D> {
+    /// Returns the number of pods of this node that have an address but no interface with programs.
+    pub fn pods_waiting(&self) -> usize {
+        let enforced = self.held.values().filter(|held| held.attached && !held.orphaned && !held.shut);
+        let found: BTreeSet<&PodKey> = enforced.filter_map(|held| held.pod.as_ref()).collect();
+        self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
+    }
+
     /// Checks one condition; `received` is the last batch that was applied.
     pub fn check(&self, check: &Check, received: Revision) -> CheckResult {
         let mut result =

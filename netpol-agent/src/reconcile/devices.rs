@@ -16,6 +16,11 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.routed.contains_key(&ifindex)
     }
 
+    /// Returns the number of devices that need the program and do not have it.
+    pub fn devices_waiting(&self) -> usize {
+        self.devices.values().filter(|attached| !**attached).count()
+    }
+
     /// Returns the devices that need the program.
     ///
     /// Pods' veths do not: a packet to a pod is evaluated at its veth. Bridges with pods do not either: there it is

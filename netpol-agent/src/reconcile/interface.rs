@@ -468,18 +468,6 @@ impl<D: Dataplane> Reconciler<D> {
         };
         self.held.iter().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
     }
-
-    /// Returns the number of devices that need the program and do not have it.
-    pub fn devices_waiting(&self) -> usize {
-        self.devices.values().filter(|attached| !**attached).count()
-    }
-
-    /// Returns the number of pods of this node that have an address but no interface with programs.
-    pub fn pods_waiting(&self) -> usize {
-        let enforced = self.held.values().filter(|held| held.attached && !held.orphaned && !held.shut);
-        let found: BTreeSet<&PodKey> = enforced.filter_map(|held| held.pod.as_ref()).collect();
-        self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
-    }
 }
 
 /// Returns milliseconds, rounded to a tenth for log lines.
