@@ -150,7 +150,7 @@ impl Cluster {
     }
 
     /// Returns the cluster state on the server, parsed as a file with the same objects. What only files need of Services is left
-    /// out: with an API server, only EndpointSlices have backends (docs/semantics.md, line 37).
+    /// out: with an API server, only an `EndpointSlice` has backends (docs/semantics.md, line 37).
     pub(crate) fn server_state(&self) -> ClusterState {
         let objects = WATCHED.into_iter().flat_map(|resource| self.server.all(resource));
         let objects = objects.flat_map(|object| manifest::read(object, "server").objects);
