@@ -14,7 +14,7 @@ fn a_missing_source_is_named() {
         ("dir:/no/such/path", 1, "/no/such/path: No such file or directory"),
         (not_a_directory.as_str(), 1, "Not a directory"),
         ("kube:/no/such/kubeconfig", 1, "give a kubeconfig: --source kube:PATH"),
-        ("cube", 2, "write kube, kube:PATH of a kubeconfig, or dir:PATH"),
+        ("cube", 2, "use kube, kube:PATH (a kubeconfig), or dir:PATH"),
         ("dir:", 2, "or dir:PATH"),
     ] {
         let output = node.subcommand(&["run", "--node", "n1", "--source", source]);
