@@ -92,8 +92,9 @@ fn s32_a_changed_link_local_address_is_detected_immediately() -> Result<()> {
     };
     send(new, false)?;
     client.netns().ip(&format!("address delete {old} dev eth0\naddress add {new}/64 dev eth0 nodad"))?;
-    // Much sooner than the regular scan, which is every 10 s.
-    std::thread::sleep(Duration::from_millis(300));
+    // The two changes are two notifications, and a namespace is read at most once a second. Still much sooner than the regular
+    // scan, which is every 10 s.
+    std::thread::sleep(Duration::from_secs(2));
     send(new, true)?;
     // The node's own link-local address is not accepted from the pod.
     let node =
