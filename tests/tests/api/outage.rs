@@ -188,8 +188,9 @@ fn an_unreachable_server_is_detected_within_half_a_minute() -> Result<()> {
     ))?;
     change_objects(&mut lab, SIDES[0])?;
     // The agent must detect it earlier than by the timeout of 100 s for silent watches.
-    // All watches share one HTTP/2 connection, whose ping gets no answer.
-    let detected = |log: &str| log.lines().any(|line| line.contains("cannot watch"));
+    // All watches share one HTTP/2 connection, which is closed because a ping gets no answer.
+    let detected =
+        |log: &str| log.lines().any(|line| line.contains("cannot watch nodes") && line.contains("stream closed"));
     wait_until("the agent logs that watches failed", Duration::from_secs(45), || Ok(detected(&lab.agent().log())))?;
     ensure!(vanished.elapsed() > Duration::from_secs(5), "the agent detected another failure:\n{}", lab.agent().log());
     lab.expect_without_reference(BEFORE).context("while the server is unreachable")?;
