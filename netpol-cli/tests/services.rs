@@ -6,8 +6,6 @@ use std::process::{Command, Stdio};
 use expect_test::expect_file;
 use serde_json::Value;
 
-const README: &str = include_str!("../../examples/services/README.md");
-
 /// Runs `netpol COMMAND -f examples/services -f - …` in the root of the repository, with `more` on standard input.
 fn netpol(command: &str, arguments: &[&str], more: &str) -> (i32, String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_netpol"))
@@ -29,15 +27,6 @@ fn explain(from: &str, to: &str, port: &str) -> (i32, Value) {
     let (code, out, err) = netpol("explain", &["--from", from, "--to", to, "--port", port, "-o", "json"], "");
     assert_eq!(err, "");
     (code, serde_json::from_str(&out).expect("JSON"))
-}
-
-#[test]
-fn the_readme_shows_the_output_of_explain() {
-    let arguments = ["--from", "shop/web", "--to", "service/shop/orders", "--port", "80/TCP"];
-    let (code, out, err) = netpol("explain", &arguments, "");
-    assert_eq!((code, err.as_str()), (1, ""));
-    let shown = out.lines().map(|line| format!("    {line}").trim_end().to_owned()).collect::<Vec<_>>().join("\n");
-    assert!(README.contains(&shown), "examples/services/README.md does not show\n{shown}");
 }
 
 #[test]
