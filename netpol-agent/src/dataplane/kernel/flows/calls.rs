@@ -1,13 +1,16 @@
-//! BPF system calls that aya lacks: operations on many entries at once.
+//! BPF system calls that aya lacks: operations on many entries at once, and maps with the types of another map.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use bytemuck::Pod;
 
 /// Source: `enum bpf_cmd`, `include/uapi/linux/bpf.h`.
+const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BTF_GET_FD_BY_ID: libc::c_int = 19;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
 
@@ -38,11 +41,91 @@ struct Batch {
     flags: u64,
 }
 
-fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<()> {
+/// `union bpf_attr` for `BPF_MAP_CREATE`, up to the types.
+#[repr(C)]
+#[derive(Default)]
+struct Create {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map: u32,
+    numa_node: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    btf: u32,
+    btf_key_type: u32,
+    btf_value_type: u32,
+}
+
+/// `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct GetInfo {
+    object: u32,
+    length: u32,
+    info: u64,
+}
+
+/// `struct bpf_map_info`, up to the types.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    btf_vmlinux_value_type: u32,
+    netns: [u64; 2],
+    btf: u32,
+    btf_key_type: u32,
+    btf_value_type: u32,
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: callers pass structures with the kernel's layout. Their pointers are to buffers of the sizes that the map
     // requires.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Like [`bpf`], for commands that return a descriptor.
+fn bpf_descriptor<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
+    let descriptor = i32::try_from(bpf(command, attributes)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just opened it for the caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Creates a map like another one, with its BTF types and with another size.
+///
+/// From Linux 5.15 to 6.2, a map of maps accepts only inner maps that have BTF types if its first inner map had them: a
+/// map without types has another `timer_off`. Source: `bpf_map_meta_equal`,
+/// <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/map_in_map.c>.
+pub(super) fn create_like(model: BorrowedFd<'_>, size: u32, name: &str) -> io::Result<OwnedFd> {
+    let mut info = Info::default();
+    let length = u32::try_from(size_of::<Info>()).unwrap_or_default();
+    bpf(OBJ_GET_INFO_BY_FD, &mut GetInfo { object: descriptor_of(model), length, info: &raw mut info as u64 })?;
+    let btf = if info.btf == 0 { None } else { Some(bpf_descriptor(BTF_GET_FD_BY_ID, &mut info.btf)?) };
+    let mut create = Create {
+        kind: info.kind,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: size,
+        map_flags: info.map_flags,
+        btf: btf.as_ref().map_or(0, |btf| btf.as_raw_fd().unsigned_abs()),
+        btf_key_type: info.btf_key_type,
+        btf_value_type: info.btf_value_type,
+        ..Create::default()
+    };
+    // The last byte stays zero.
+    for (to, from) in create.name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    bpf_descriptor(MAP_CREATE, &mut create)
 }
 
 fn descriptor_of(map: BorrowedFd<'_>) -> u32 {
@@ -60,7 +143,7 @@ pub(super) fn map_id(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32
         flags: 0,
     };
     match bpf(MAP_LOOKUP_ELEM, &mut element) {
-        Ok(()) => Ok(Some(id)),
+        Ok(_) => Ok(Some(id)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -105,7 +188,7 @@ fn set_map(array: BorrowedFd<'_>, (index, map): (u32, BorrowedFd<'_>)) -> io::Re
 /// Writes one entry.
 pub(super) fn update<K, V>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
     let (key, value) = (std::ptr::from_ref(key) as u64, std::ptr::from_ref(value) as u64);
-    bpf(MAP_UPDATE_ELEM, &mut Element { map: descriptor_of(map), padding: 0, key, value, flags })
+    bpf(MAP_UPDATE_ELEM, &mut Element { map: descriptor_of(map), padding: 0, key, value, flags }).map(drop)
 }
 
 /// Returns all entries of a hash. Entries that are inserted or deleted meanwhile may or may not be included.
@@ -128,7 +211,7 @@ pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K,
         };
         let result = bpf(MAP_LOOKUP_BATCH, &mut batch);
         let last = match result {
-            Ok(()) => false,
+            Ok(_) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && keys.len() < 1 << 20 => {
                 keys.resize(keys.len() * 4, K::zeroed());

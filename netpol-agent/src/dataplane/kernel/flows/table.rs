@@ -8,7 +8,6 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo};
-use aya_obj::Map as Definition;
 use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, looks_closed};
 
 use super::plan::{self, Need};
@@ -18,8 +17,6 @@ use crate::dataplane::kernel::names::MapName;
 use crate::dataplane::kernel::pins::{Pins, make, names, pin_error, unpin};
 use crate::dataplane::kernel::{KernelError, load};
 
-/// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
-const LRU_HASH: u32 = 9;
 /// Suffix of the pin of a table that replaces another one.
 const NEXT: &str = "-next";
 
@@ -175,7 +172,7 @@ impl<K: Family> Tables<K> {
             let size = plan::first(self.budget, self.floor, self.own.len() + made.len());
             let taken: u64 = self.own.values().chain(made.values()).map(|table: &Table| u64::from(table.size)).sum();
             let size = if taken + u64::from(size) > u64::from(self.budget) { self.floor } else { size };
-            match Self::make(size, &self.pin(*id)) {
+            match self.make(size, &self.pin(*id)) {
                 Ok(table) => {
                     made.insert(*id, table);
                 }
@@ -188,17 +185,16 @@ impl<K: Family> Tables<K> {
     /// Replaces tables by ones of these sizes, with their flows.
     pub(super) fn resize(&mut self, changes: &[(u32, u32)], endpoints: &Endpoints) -> io::Result<()> {
         for (id, size) in changes {
-            let table = Self::make(*size, &self.next_pin(*id))?;
+            let table = self.make(*size, &self.next_pin(*id))?;
             self.swap(BTreeMap::from([(*id, table)]), endpoints)?;
             fs::rename(self.next_pin(*id), self.pin(*id))?;
         }
         Ok(())
     }
 
-    fn make(size: u32, pin: &Path) -> io::Result<Table> {
-        let (key, value) = (as_u32(size_of::<K>()), as_u32(size_of::<FlowEntry>()));
-        let definition = Definition::new_from_params(LRU_HASH, key, value, size, 0);
-        let map = MapData::create(definition, "netpol_flows", None).map_err(io::Error::other)?;
+    fn make(&self, size: u32, pin: &Path) -> io::Result<Table> {
+        let map = calls::create_like(self.shared.fd().as_fd(), size, "netpol_flows")?;
+        let map = MapData::from_fd(map).map_err(io::Error::other)?;
         unpin(pin).map_err(io::Error::other)?;
         map.pin(pin).map_err(io::Error::other)?;
         Ok(Table { map, size })
@@ -292,10 +288,6 @@ fn insert<K: Family>(map: BorrowedFd<'_>, entries: impl Iterator<Item = (K, Flow
         // At worst a flow is evaluated again at its next packet.
         let _ = calls::update(map, &key, &entry, calls::NOEXIST);
     }
-}
-
-fn as_u32(size: usize) -> u32 {
-    u32::try_from(size).unwrap_or(u32::MAX)
 }
 
 /// Returns the kernel's jiffies, as flow entries have them. They start 5 minutes before their low 32 bits wrap around,
