@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_at_its_limit_loses_its_own_oldest_connection() {
+    fn a_client_at_its_limit_loses_its_own_oldest_connection() {
         let connections = Connections::new(Limits { all: 8, per_peer: 2 });
         let mut other = connections.admit(peer(9)).expect("the connection was refused");
         let mut admitted: Vec<_> =
