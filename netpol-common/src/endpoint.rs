@@ -8,13 +8,14 @@ use crate::{Direction, Generation, IfIndex, PortSetId, RuleSetId};
 
 /// The policy of an endpoint in one direction.
 ///
-/// It has eight bytes and is eight-byte aligned in [`Endpoint`], so that the rule set and `any` are replaced together.
+/// It has eight bytes and is eight-byte aligned in [`Endpoint`], so that one write replaces both fields.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DirectionPolicy {
     /// The rule set of the policies that isolate this direction, or [`RuleSetId::NONE`].
     pub rule_set: RuleSetId,
-    /// The ports that the rule set allows to every address, also to addresses of class [`crate::ClassId::NOBODY`].
+    /// The ports that the rule set allows to every address, including addresses that match no peer selector
+    /// ([`crate::ClassId::NOBODY`]).
     pub any: PortSetId,
 }
 
@@ -29,21 +30,21 @@ impl DirectionPolicy {
     }
 }
 
-/// The highest [`Endpoint::id`]. It has to fit into 15 bits of `skb->tc_index`.
+/// The highest [`Endpoint::id`]. An ID must fit into 15 bits of `skb->tc_index`.
 pub const MAX_ENDPOINT_ID: u32 = 0x7fff;
 /// The recheck mark: the bit of `skb->tc_index` above the source endpoint ID. The packet is evaluated again post-DNAT.
 pub const RECHECK: u32 = 0x8000;
 
-/// Value of `ENDPOINTS`, an array indexed by `ifindex & mask`. If another interface has that slot, `ENDPOINTS_OVERFLOW`
-/// has the index for the ifindex.
+/// Value of `ENDPOINTS`, an array indexed by `ifindex & mask`. If another interface uses this slot already, the endpoint
+/// has another slot, and `ENDPOINTS_OVERFLOW` contains its index.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
-    /// The interface of this slot. If it differs from the packet's interface, the endpoint is looked up in
+    /// The interface of this slot. If the packet has another interface, its endpoint is looked up in
     /// `ENDPOINTS_OVERFLOW`.
     pub ifindex: IfIndex,
-    /// Incremented by each change to this endpoint, after everything else is written. A value is never reused for
-    /// another endpoint, so that flows of an earlier interface with the same index are not taken over.
+    /// Increases with each change to this endpoint. It is written after everything else. No two endpoints ever have
+    /// the same value, so flows of an earlier interface with the same index are not valid for this endpoint.
     pub generation: Generation,
     /// The policy for packets to the pod.
     pub ingress: DirectionPolicy,
@@ -51,11 +52,11 @@ pub struct Endpoint {
     pub egress: DirectionPolicy,
     /// Flags, see [`endpoint_flags`].
     pub flags: u32,
-    /// The endpoint ID, a small number from 1, at most [`MAX_ENDPOINT_ID`]. `COUNTERS` is indexed by `id * 2 +
-    /// direction`; ID 0 counts packets at interfaces without an endpoint. Packets from the pod carry the ID as source
-    /// endpoint ID in the low 15 bits of `skb->tc_index`, see `ENDPOINT_IDS`.
+    /// The endpoint ID, from 1 to [`MAX_ENDPOINT_ID`]. `COUNTERS` is indexed by `id * 2 + direction`. ID 0 counts packets
+    /// at interfaces without an endpoint. Packets from the pod carry the ID as source endpoint ID in the low 15 bits of
+    /// `skb->tc_index`; `ENDPOINT_IDS` contains the interface of each ID.
     pub id: u32,
-    /// The MAC address of the pod's end of the veth. If it is zero, it is not known, and MAC addresses are not checked.
+    /// The MAC address of the pod's end of the veth. Zero if it is not known; then MAC addresses are not checked.
     pub mac: [u8; 6],
     /// Always zero.
     pub zero: [u8; 6],
@@ -90,13 +91,14 @@ impl Endpoint {
 
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flags {
-    /// Anti-spoofing: packets from the pod must have its own addresses (IP source, Ethernet source, the fields of ARP
-    /// and neighbor discovery). Packets to other pods of this node that carry its source endpoint ID are checked
-    /// against this endpoint.
+    /// Anti-spoofing: packets from the pod must have the pod's addresses (IP source, Ethernet source, the fields of ARP
+    /// and neighbor discovery). If packets with this source endpoint ID arrive at other pods of this node, their source
+    /// address is checked there, too.
     pub const SOURCE_GUARD: u32 = 1 << 0;
-    /// The pod of the interface is not known, and unknown pods are denied.
+    /// All traffic is dropped: the pod of the interface is not known and unknown pods are denied, or the interface is in
+    /// conflict with another one.
     pub const UNKNOWN: u32 = 1 << 1;
-    /// A map was full, and an entry that this endpoint needs could not be written. A packet that no entry allows is
-    /// dropped with its own reason.
+    /// Some entries of this endpoint are missing: they did not fit into a map, or the pod's policies are still being
+    /// compiled. A packet that no entry allows is dropped with the reason `tables-incomplete`.
     pub const INCOMPLETE: u32 = 1 << 2;
 }

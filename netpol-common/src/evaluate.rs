@@ -1,4 +1,4 @@
-//! Evaluates policy for a new flow. The eBPF programs and the agent's in-memory tables run this code.
+//! Evaluates policy for a new flow. The same code runs in the eBPF programs and on tables in memory.
 
 use crate::{
     AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
@@ -12,11 +12,11 @@ pub trait Address: Copy + PartialEq {
     const ZERO: Self;
     /// Returns the endpoint's address of this family, or zero if it has none.
     fn own(endpoint: &Endpoint) -> Self;
-    /// Returns whether it is the unspecified address.
+    /// Returns whether this is the unspecified address.
     fn is_zero(&self) -> bool;
-    /// Returns whether every node receives packets to this address: multicast, limited broadcast and loopback
-    /// addresses. (With `route_localnet`, which kube-proxy sets, a node accepts packets to 127.0.0.0/8 from pods:
-    /// CVE-2020-8558.)
+    /// Returns whether a node receives packets to this address, whatever its own addresses are: multicast, limited
+    /// broadcast and loopback addresses. (With `route_localnet`, which kube-proxy sets, a node accepts packets to
+    /// 127.0.0.0/8 from pods: CVE-2020-8558.)
     fn is_of_any_node(&self) -> bool;
 }
 
@@ -63,37 +63,38 @@ impl Address for [u8; 16] {
 pub trait Tables<A> {
     /// Returns the entry of exactly this address, or else of the longest prefix that covers it.
     fn address(&self, address: &A) -> Option<AddressEntry>;
-    /// Returns the entry of exactly this address. Prefixes have no flags and no endpoint.
+    /// Returns the entry of this address. An implementation may return the entry of a prefix that covers the address
+    /// instead: the flags and the endpoint of a prefix are 0.
     #[inline(always)]
     fn exact_address(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)
     }
-    /// Returns the entry of the longest prefix that covers an address without its own entry.
+    /// Returns the entry of the longest prefix that covers an address. Called only if the address has no entry itself.
     #[inline(always)]
     fn prefix(&self, address: &A) -> Option<AddressEntry> {
         self.address(address)
     }
     /// Returns the entry of a frontend.
     fn frontend(&self, key: &FrontendKey<A>) -> Option<FrontendEntry>;
-    /// Returns what a rule set allows to a class, if that is more than it allows to every address.
+    /// Returns what a rule set allows to a class. `None`: no more than it allows to every address.
     fn allow(&self, key: &AllowKey) -> Option<AllowEntry>;
-    /// Returns the longest match for a port in a port set.
+    /// Returns the entry of the longest port prefix that contains a port in a port set.
     fn port(&self, key: &PortKey) -> Option<PortEntry>;
-    /// Returns the value itself, but hides it from the verifier, which then checks the code that follows once and not
-    /// once for each value.
+    /// Returns the value unchanged, but hides it from the verifier. The verifier then checks the code that follows only
+    /// once, and not once for each value.
     #[inline(always)]
     fn barrier(&self, value: u8) -> u8 {
         value
     }
-    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). The tables that policies are
-    /// compiled to have none.
+    /// Returns a word of `TUNNELS`, by [`TunnelWord::index`](crate::TunnelWord::index). Tables in memory have no tunnels, so
+    /// the default is 0.
     #[inline(always)]
     fn tunnels(&self, _index: u32) -> u64 {
         0
     }
 }
 
-/// A packet that initiates a flow, as the pod's endpoint sees it.
+/// The first packet of a flow, from the endpoint's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt<A> {
     /// The direction of the packet.
@@ -104,38 +105,42 @@ pub struct Attempt<A> {
     pub protocol: u8,
     /// Destination port in network byte order; zero for protocols without ports.
     pub port: [u8; 2],
-    /// Ingress: the interface by which the packet came into the node; 0 if this node sent it. From `skb->skb_iif`;
-    /// <https://docs.kernel.org/bpf/prog_sk_lookup.html> calls it `ingress_ifindex`.
+    /// Ingress: the interface by which the packet came into the node, from `skb->skb_iif`. 0 if this node sent the
+    /// packet. The name is that of <https://docs.kernel.org/bpf/prog_sk_lookup.html>.
     pub ingress_ifindex: u32,
-    /// Ingress: the source endpoint ID, which is the [`Endpoint::id`] of the pod of this node that sent the packet,
-    /// whatever its source address is now; 0 if there is none.
+    /// Ingress: the source endpoint ID. This is the [`Endpoint::id`] of the pod of this node that sent the packet, even
+    /// if the packet's source address was translated. 0 if no pod of this node sent it.
     pub source_endpoint: u32,
     /// Ingress: how to check the source address against the endpoints of this node.
     pub source: SourceCheck,
-    /// Egress: the packet is post-DNAT. If its destination is still a Service, another node selects the backend.
+    /// Egress: the packet is post-DNAT. If its destination is still a Service address, another node selects the
+    /// backend.
     pub behind: bool,
 }
 
-/// How to check the source address of a packet to a pod. It is a number rather than an enum, so that the verifier does
-/// not check the code that follows once for each value.
+/// How to check the source address of a packet to a pod. This is a number and not an enum, because the verifier would
+/// check the code that follows once for each variant.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceCheck(pub u8);
 
 impl SourceCheck {
-    /// No check: the local node sent the packet, its source endpoint has this address or is not checked, or it belongs
-    /// to a flow.
+    /// No check is needed, for one of these reasons:
+    /// * The local node sent the packet.
+    /// * The packet came directly from the veth of its source endpoint, where it was checked.
+    /// * The source address is that of the source endpoint, or anti-spoofing is off for that endpoint.
+    /// * The packet belongs to a known flow.
     pub const NONE: Self = Self(0);
-    /// The packet has no source endpoint ID: its address must not be that of an endpoint of this node.
+    /// The packet has no source endpoint ID. Its source address must not be that of an endpoint of this node.
     pub const FROM_ELSEWHERE: Self = Self(1);
-    /// The packet has a source endpoint ID, and its address is not that endpoint's: it must be the local node's
-    /// (masquerading) or a Service's (replies). Replies start no flow.
+    /// The packet has a source endpoint ID, but not the address of that endpoint. Its source address must be the local
+    /// node's (masquerading) or a Service's (a reply, which starts no flow).
     pub const TRANSLATED: Self = Self(2);
 }
 
 impl<A> Attempt<A> {
-    /// Ingress: returns whether the endpoint's own pod sent the packet (hairpin). It came in by the pod's veth, or,
-    /// because a bridge hides that, it carries the pod's endpoint ID.
+    /// Ingress: returns whether the pod of this endpoint sent the packet (hairpin). Either the packet came in by the pod's
+    /// veth, or it has the pod's endpoint ID: after a bridge, the first is no longer visible.
     #[inline(always)]
     pub const fn is_from(&self, endpoint: &Endpoint) -> bool {
         self.ingress_ifindex == endpoint.ifindex.0 || (self.source_endpoint != 0 && self.source_endpoint == endpoint.id)
@@ -151,13 +156,14 @@ pub struct Evaluation {
     pub class: ClassId,
     /// The rule that allows the flow, if there is one.
     pub rule: RuleId,
-    /// Egress: the destination may be translated, and each packet has to be rechecked post-DNAT. Ingress: the packet
-    /// starts no flow.
+    /// Egress: the destination may be translated, so each packet of the flow must be rechecked post-DNAT.
+    ///
+    /// Ingress: the packet is a reply through a Service, so it starts no flow.
     pub recheck: bool,
 }
 
 impl Evaluation {
-    /// Returns the port set that an `ALLOW` entry of a frontend has for this result.
+    /// Returns the port set of the `ALLOW` entry of a frontend with this result.
     pub const fn port_set(&self) -> PortSetId {
         match (self.reason.allows(), self.recheck) {
             (true, false) => PortSetId::ALL,
@@ -172,15 +178,15 @@ impl Evaluation {
     }
 }
 
-/// Evaluates a new flow at an endpoint by its policy in that direction. What does not depend on policy (malformed
-/// packets, anti-spoofing, neighbor discovery) is decided earlier, and packets of known flows are not evaluated here.
+/// Evaluates a new flow by the policy of an endpoint in the direction of the flow. Verdicts that do not depend on policy
+/// (malformed packets, anti-spoofing, neighbor discovery) and known flows are handled before.
 #[inline(always)]
 pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt: &Attempt<A>) -> Evaluation {
     if endpoint.has(endpoint_flags::UNKNOWN) {
         return Evaluation::without_rule(Reason::UnknownPod, ClassId::NOBODY);
     }
     let policy = endpoint.policy(attempt.direction);
-    let tunnels = tables.barrier(tunnels(tables, attempt));
+    let tunnels = tables.barrier(nodes_with_tunnel(tables, attempt));
     let checked = attempt.source.0 != SourceCheck::NONE.0;
     if !policy.isolated() && !checked && tunnels == 0 {
         return Evaluation::without_rule(Reason::NotIsolated, ClassId::NOBODY);
@@ -188,8 +194,8 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
     if policy.isolated() && is_hairpin(endpoint, attempt) {
         return Evaluation::without_rule(Reason::Itself, ClassId::NOBODY);
     }
-    // Looked up once, because the kernel's stack is small.
-    let (has_own, entry) = match tables.exact_address(&attempt.remote) {
+    // One lookup for both checks below and the class, because a BPF stack has only 512 bytes.
+    let (has_exact, entry) = match tables.exact_address(&attempt.remote) {
         Some(entry) => (true, entry),
         None => (false, AddressEntry::default()),
     };
@@ -203,14 +209,14 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
     if !policy.isolated() {
         return Evaluation { recheck, ..Evaluation::without_rule(Reason::NotIsolated, ClassId::NOBODY) };
     }
-    let entry = if has_own { entry } else { tables.prefix(&attempt.remote).unwrap_or_default() };
+    let entry = if has_exact { entry } else { tables.prefix(&attempt.remote).unwrap_or_default() };
     if entry.flags & address_flags::LOCAL_NODE != 0 {
         if is_local_node(attempt) {
-            // NodePorts and hostPorts are at these addresses too.
+            // NodePorts and hostPorts are at these addresses, too.
             let recheck = matches!(attempt.direction, Direction::Egress);
             return Evaluation { recheck, ..Evaluation::without_rule(Reason::LocalNode, entry.class) };
         }
-        // Hairpin traffic: the pod sent it to a Service of which it is a backend, and the node masqueraded it.
+        // Hairpin traffic: the pod sent the packet to a Service with itself as a backend, and the node masqueraded it.
         if attempt.is_from(endpoint) {
             return Evaluation::without_rule(Reason::Itself, entry.class);
         }
@@ -241,12 +247,12 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
     Evaluation::without_rule(or_incomplete(endpoint, Reason::NoRule), entry.class)
 }
 
-/// Returns whether a packet to a pod has the source address of an endpoint that did not send it.
+/// Returns whether a packet to a pod fails the check of its source address.
 #[inline(always)]
 fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     match attempt.source {
         SourceCheck::FROM_ELSEWHERE => entry.endpoint != 0,
-        // Hairpin replies have the pod's own address or the node's.
+        // A hairpin reply has the pod's own address or the node's, and not a Service's.
         SourceCheck::TRANSLATED => {
             entry.flags & address_flags::LOCAL_NODE == 0
                 && (entry.flags & address_flags::SERVICE == 0 || attempt.source_endpoint == endpoint.id)
@@ -261,14 +267,14 @@ fn is_reply_of_service<A>(attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     attempt.source.0 == SourceCheck::TRANSLATED.0 && entry.flags & address_flags::LOCAL_NODE == 0
 }
 
-/// Bits that [`tunnels`] returns.
+/// Bits that [`nodes_with_tunnel`] returns.
 const LOCAL: u8 = 1;
 const OTHERS: u8 = 2;
 
-/// Returns which nodes have a tunnel endpoint at the destination port or protocol. Called before the address is looked
-/// up, because few ports have a tunnel.
+/// Returns which nodes have a tunnel endpoint at the destination port or protocol of a packet. Called before the address
+/// is looked up, because there is no tunnel at most ports.
 #[inline(always)]
-fn tunnels<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
+fn nodes_with_tunnel<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     let mut found = 0;
     if matches!(attempt.direction, Direction::Egress) {
         for (scope, bit) in [(TunnelScope::LocalNode, LOCAL), (TunnelScope::OtherNodes, OTHERS)] {
@@ -282,20 +288,20 @@ fn tunnels<A, T: Tables<A>>(tables: &T, attempt: &Attempt<A>) -> u8 {
     found
 }
 
-/// Returns whether the destination address is that of such a node.
+/// Returns whether the destination address belongs to a node that [`nodes_with_tunnel`] returned.
 #[inline(always)]
 fn is_tunnel<A: Address>(tunnels: u8, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     let is_local = entry.flags & address_flags::LOCAL_NODE != 0 || attempt.remote.is_of_any_node();
     (tunnels & LOCAL != 0 && is_local) || (tunnels & OTHERS != 0 && entry.flags & address_flags::NODE != 0)
 }
 
-/// Returns the frontend at the destination, or `None` if there is none.
+/// Returns the frontend at the destination address and port, or `None` if there is none.
 #[inline(always)]
 fn frontend<A: Address, T: Tables<A>>(tables: &T, attempt: &Attempt<A>, flags: u16) -> Option<FrontendEntry> {
     if flags & (address_flags::SERVICE | address_flags::NODE) == 0 {
         return None;
     }
-    // One key that is changed, because the kernel's stack is small.
+    // One key for both lookups, because a BPF stack has only 512 bytes.
     let (address, port, protocol) = (attempt.remote, attempt.port, attempt.protocol);
     let mut key = FrontendKey { address, port, protocol, scope: frontend_scope::ADDRESS };
     if flags & address_flags::SERVICE != 0
@@ -311,8 +317,8 @@ fn frontend<A: Address, T: Tables<A>>(tables: &T, attempt: &Attempt<A>, flags: u
     tables.frontend(&key)
 }
 
-/// Evaluates a flow to a Service by its backend set. If only some backends are allowed, the packet passes and is
-/// rechecked post-DNAT. If it is post-DNAT already, another node selects the backend, and it is denied.
+/// Evaluates a flow to a Service by its backend set. If only some backends are allowed, a pre-DNAT packet is allowed and
+/// rechecked post-DNAT. A post-DNAT packet is denied then, because another node selects the backend.
 #[inline(always)]
 fn evaluate_frontend<A: Address, T: Tables<A>>(
     tables: &T,
@@ -330,12 +336,13 @@ fn evaluate_frontend<A: Address, T: Tables<A>>(
     Evaluation::without_rule(reason, class)
 }
 
+/// Returns `TablesIncomplete` instead of a reason if some entries of the endpoint are missing.
 #[inline(always)]
 const fn or_incomplete(endpoint: &Endpoint, reason: Reason) -> Reason {
     if endpoint.has(endpoint_flags::INCOMPLETE) { Reason::TablesIncomplete } else { reason }
 }
 
-/// Returns whether this is hairpin traffic: a pod reaches itself at its own address, also through a Service.
+/// Returns whether this is hairpin traffic at the pod's own address.
 #[inline(always)]
 fn is_hairpin<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
     let own = A::own(endpoint);
@@ -348,8 +355,8 @@ fn is_hairpin<A: Address>(endpoint: &Endpoint, attempt: &Attempt<A>) -> bool {
     }
 }
 
-/// Returns whether the local node itself sends or receives the packet. Forwarded and masqueraded packets have its
-/// address too, but came in by an interface.
+/// Returns whether the local node itself sends or receives a packet with the node's address. Masqueraded packets have
+/// this address, too, but they came in by an interface.
 #[inline(always)]
 fn is_local_node<A>(attempt: &Attempt<A>) -> bool {
     match attempt.direction {

@@ -1,4 +1,4 @@
-//! Flows: connections that have a verdict already.
+//! Flows: connections with a recorded verdict.
 
 use core::mem::size_of;
 
@@ -9,21 +9,21 @@ use crate::{Generation, IfIndex, protocol};
 /// Key of `FLOWS_V4`, `FLOWS_V6` and the flow tables of endpoints. `A` is the address, of 4 or 16 bytes. The key is
 /// from the pod's point of view, so that both directions of a flow have the same key.
 ///
-/// For protocols without ports, both ports are zero. ICMP echo has its identifier as `pod_port`, and its `remote_port`
-/// is 0 if the pod sends the requests, and 1 if the remote does; so a reply never admits a request. Other ICMP messages
-/// have no flows.
+/// For protocols without ports, both ports are zero. For ICMP echo, `pod_port` is the identifier. `remote_port` is 0 if
+/// the pod sends the requests, and 1 if the remote side does. So the flow of a reply never allows a request. Other ICMP
+/// messages have no flows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey<A> {
-    /// The pod's veth interface. A flow of one pod never admits a packet at another pod.
+    /// The pod's veth interface. A flow of one pod never allows a packet at another pod.
     pub ifindex: IfIndex,
     /// The pod's address.
     pub pod_address: A,
     /// The remote address.
     pub remote_address: A,
-    /// In network byte order.
+    /// The pod's port in network byte order.
     pub pod_port: [u8; 2],
-    /// In network byte order.
+    /// The remote port in network byte order.
     pub remote_port: [u8; 2],
     /// IP protocol number.
     pub protocol: u8,
@@ -37,7 +37,7 @@ const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 20 && size_of::<FlowKey<[
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowEntry {
-    /// The endpoint's generation when the flow was evaluated.
+    /// The endpoint's version when the flow was evaluated.
     pub generation: Generation,
     /// The kernel's jiffies at the last packet, low 32 bits. Written at most once a second, so it can be a second late.
     pub last_used: u32,
@@ -45,8 +45,8 @@ pub struct FlowEntry {
     pub initiator: u8,
     /// State bits, see [`flow_state`].
     pub state: u8,
-    /// The source endpoint ID of the remote's packets, if the remote is another pod of this node. 0 if there was none
-    /// yet. [`ANY_REMOTE`] if the remote is a Service address, whose packets come from any of its backends.
+    /// The source endpoint ID of packets from the remote side, if that is another pod of this node. 0 if no packet had an
+    /// ID yet. [`ANY_REMOTE`] if the remote address is a Service address: its packets come from any of its backends.
     pub remote_endpoint: u16,
 }
 
@@ -59,72 +59,70 @@ pub const ANY_REMOTE: u16 = u16::MAX;
 pub mod flow_state {
     /// The other side has replied.
     pub const REPLIED: u8 = 1 << 0;
-    /// TCP: the initiator sent FIN. For this and the next two, see [`super::looks_closed`].
+    /// TCP: the initiator sent FIN. [`super::looks_closed`] describes the use of this bit and the next two.
     pub const INITIATOR_FIN: u8 = 1 << 1;
     /// TCP: the other side sent FIN.
     pub const REPLIER_FIN: u8 = 1 << 2;
     /// TCP: either side sent RST.
     pub const RESET: u8 = 1 << 3;
-    /// The remote initiated the flow, and the local node sent the packet itself: [`crate::Attempt::ingress_ifindex`]
-    /// was 0. Stored, because a reply that is evaluated again does not show this.
+    /// The local node itself initiated the flow to the pod: [`crate::Attempt::ingress_ifindex`] was 0. This is stored,
+    /// because it cannot be derived from a reply when the flow is evaluated again.
     pub const FROM_NODE: u8 = 1 << 4;
-    /// The pod itself initiated the flow (hairpin): [`crate::Attempt::source_endpoint`] was its own endpoint ID.
+    /// The pod initiated a flow to itself (hairpin): [`crate::Attempt::source_endpoint`] was its own endpoint ID.
     pub const HAIRPIN: u8 = 1 << 5;
-    /// The pod initiated the flow to an address that is translated, or was when the flow started. Each packet is
-    /// rechecked post-DNAT.
+    /// The pod initiated the flow to an address that may be translated. Each packet is rechecked post-DNAT.
     pub const RECHECK: u8 = 1 << 6;
 }
 
-/// Idle timeouts of flows, in seconds. Linux conntrack keeps most flows as long or longer. A flow that outlives its
-/// entry is evaluated again, in the direction of its next packet.
+/// Idle timeouts of flows, in seconds. Linux conntrack keeps most flows as long or longer. If a flow continues after its
+/// timeout, it is evaluated as a new flow, in the direction of its next packet.
 ///
-/// FIN and RST do not shorten the timeout: an endpoint ignores those outside its window (RFC 5961), and the window is
-/// not known here.
+/// FIN and RST do not shorten the timeout. An endpoint ignores those outside its TCP window (RFC 5961), and the window
+/// is not tracked here.
 pub mod flow_timeout {
     use super::flow_state;
     use crate::protocol;
 
-    /// TCP, with replies.
+    /// TCP with replies.
     pub const TCP_ESTABLISHED: u32 = 24 * 3600;
-    /// TCP, without a reply yet.
+    /// TCP without a reply yet.
     pub const TCP_UNREPLIED: u32 = 60;
-    /// UDP, with packets from both sides.
+    /// UDP with replies.
     pub const UDP_REPLIED: u32 = 180;
-    /// UDP, with packets from one side.
+    /// UDP without a reply yet.
     pub const UDP_UNREPLIED: u32 = 60;
     /// ICMP echo.
     pub const ICMP: u32 = 30;
     /// SCTP, which sends heartbeats, and all other protocols.
     pub const OTHER: u32 = 600;
-    /// Seconds without an allowed packet after which the side that did not initiate a revoked flow can start one with
-    /// the same addresses and ports, if the protocol does not show which packet starts a flow. After this time its
-    /// packets are not replies to anything that was allowed before: QUIC connections and one-sided UDP flows in
-    /// conntrack do not last longer.
+    /// For protocols without a handshake: after this time without an allowed packet, the responder of a revoked flow can
+    /// start a new flow with the same addresses and ports. Its packets can no longer be replies to packets that were
+    /// allowed before. 30 seconds is the usual idle timeout of QUIC, and of UDP without replies in conntrack.
     pub const REVERSAL: u32 = 30;
-    /// The shortest timeout.
+    /// The shortest of the timeouts above.
     pub const SHORTEST: u32 = ICMP;
 
     /// Returns the timeout of a flow in this state.
     #[inline(always)]
     pub const fn of(protocol: u8, state: u8) -> u32 {
-        let answered = state & flow_state::REPLIED != 0;
+        let replied = state & flow_state::REPLIED != 0;
         match protocol {
-            protocol::TCP if answered => TCP_ESTABLISHED,
+            protocol::TCP if replied => TCP_ESTABLISHED,
             protocol::TCP => TCP_UNREPLIED,
-            protocol::UDP if answered => UDP_REPLIED,
+            protocol::UDP if replied => UDP_REPLIED,
             protocol::UDP => UDP_UNREPLIED,
             protocol::ICMP | protocol::ICMPV6 => ICMP,
             _ => OTHER,
         }
     }
 
-    /// TCP: both sides sent FIN, or one sent RST.
+    /// TCP for which [`super::looks_closed`] is true; only for [`of_room`].
     pub const TCP_CLOSED: u32 = 60;
-    /// TCP: one side sent FIN.
+    /// TCP after FIN from one side; only for [`of_room`].
     pub const TCP_HALF_CLOSED: u32 = 3600;
 
-    /// Returns the seconds without a packet after which the flow table need not keep room for a flow in this state. The
-    /// flow stays known longer if there is room.
+    /// Returns how many seconds an idle flow in this state counts when the size of its table is chosen. The flow itself
+    /// stays valid until its timeout, unless it is evicted.
     pub const fn of_room(protocol: u8, state: u8) -> u32 {
         if super::looks_closed(protocol, state) {
             TCP_CLOSED
@@ -136,8 +134,8 @@ pub mod flow_timeout {
     }
 }
 
-/// Returns whether a connection looks closed: both sides sent FIN, or one sent RST. No verdict depends on it, because
-/// these packets may be forged.
+/// Returns whether a TCP connection looks closed: both sides sent FIN, or one side sent RST. No verdict depends on this,
+/// because these packets may be forged.
 pub const fn looks_closed(protocol: u8, state: u8) -> bool {
     const BOTH: u8 = flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN;
     protocol == protocol::TCP && (state & BOTH == BOTH || state & flow_state::RESET != 0)
@@ -155,9 +153,9 @@ pub struct FragmentKey<A> {
     pub source: A,
     /// Destination address of the packet.
     pub destination: A,
-    /// IP protocol number. Always 44 for IPv6, which identifies datagrams without it (RFC 8200, 4.5).
+    /// IP protocol number. Always 44 for IPv6: its fragments are identified without the protocol (RFC 8200, 4.5).
     pub protocol: u8,
-    /// A [`crate::Direction`] code.
+    /// The direction, a [`crate::Direction`] code.
     pub direction: u8,
     /// Always zero.
     pub zero: [u8; 2],
@@ -169,13 +167,13 @@ const _: () = assert!(size_of::<FragmentKey<[u8; 4]>>() == 20 && size_of::<Fragm
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FragmentEntry {
-    /// In network byte order.
+    /// Source port in network byte order.
     pub source_port: [u8; 2],
-    /// In network byte order.
+    /// Destination port in network byte order.
     pub destination_port: [u8; 2],
     /// The kernel's jiffies at the first fragment, low 32 bits.
     pub seen: u32,
-    /// IP protocol number, which later IPv6 fragments need not have.
+    /// IP protocol number. Later IPv6 fragments may have another number in their header.
     pub protocol: u8,
     /// Always zero.
     pub zero: [u8; 3],
@@ -183,7 +181,7 @@ pub struct FragmentEntry {
 
 const _: () = assert!(size_of::<FragmentEntry>() == 12);
 
-macro_rules! pod_by_family {
+macro_rules! impl_bytemuck_pod {
     ($($name:ident),*) => {$(
         // SAFETY: `repr(C)`, all fields are `Pod`, and the sizes asserted above leave no room for padding.
         unsafe impl Zeroable for $name<[u8; 4]> {}
@@ -195,4 +193,4 @@ macro_rules! pod_by_family {
         unsafe impl Pod for $name<[u8; 16]> {}
     )*};
 }
-pod_by_family!(FlowKey, FragmentKey);
+impl_bytemuck_pod!(FlowKey, FragmentKey);

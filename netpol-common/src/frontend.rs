@@ -1,4 +1,4 @@
-//! Frontends: addresses and ports of Services. kube-proxy or another component selects the backend.
+//! Frontends: addresses and ports of Services. kube-proxy or another component selects the backend of a connection.
 
 use core::mem::size_of;
 
@@ -10,13 +10,13 @@ use crate::ClassId;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey<A> {
-    /// The address, or zero with [`frontend_scope::NODE`].
+    /// The address. Zero if the scope is [`frontend_scope::NODE`].
     pub address: A,
-    /// In network byte order.
+    /// Port in network byte order.
     pub port: [u8; 2],
     /// IP protocol number.
     pub protocol: u8,
-    /// One of [`frontend_scope`].
+    /// The scope, one of [`frontend_scope`].
     pub scope: u8,
 }
 
@@ -35,7 +35,8 @@ unsafe impl Pod for FrontendKey<[u8; 16]> {}
 pub mod frontend_scope {
     /// The frontend is at this address: cluster IPs, external IPs, load balancer addresses, hostPorts.
     pub const ADDRESS: u8 = 0;
-    /// The frontend is at every address of every node: `NodePorts`.
+    /// The frontend is at every address of every other node: `NodePorts`. At addresses of the local node, traffic is
+    /// evaluated post-DNAT.
     pub const NODE: u8 = 1;
 }
 
@@ -43,8 +44,8 @@ pub mod frontend_scope {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FrontendEntry {
-    /// The class that stands for the backend set; frontends with the same backend set share it. The `ALLOW` entry of a
-    /// rule set and this class has [`crate::PortSetId::ALL`] if the rule set allows all backends, and
-    /// [`crate::PortSetId::SOME`] if it allows some. Without an entry it allows none.
+    /// The class that stands for the backend set. Frontends with the same backend set share a class. The `ALLOW` entry of a
+    /// rule set and this class has the port set [`crate::PortSetId::ALL`] if the rule set allows all backends, and
+    /// [`crate::PortSetId::SOME`] if it allows some. Without an entry, the rule set allows none.
     pub class: ClassId,
 }

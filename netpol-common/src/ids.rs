@@ -18,29 +18,30 @@ macro_rules! id {
 }
 
 id! {
-    /// The kernel's index of a network interface, in the namespace the agent runs in.
+    /// The kernel's index of a network interface, in the network namespace of the agent.
     IfIndex
 }
 id! {
-    /// The resolved rules of all policies that select a pod in one direction; equal rules share an ID.
+    /// The resolved rules of all policies that isolate a pod in one direction. Equal rules share an ID.
     /// [`RuleSetId::NONE`]: the direction is not isolated.
     RuleSetId
 }
 id! {
-    /// An equivalence class of addresses: the addresses that match the same peer selectors in use on this node.
+    /// An equivalence class of addresses: all its addresses match the same peer selectors of policies on this node.
     /// [`ClassId::NOBODY`]: the address matches none.
     ClassId
 }
 id! {
-    /// A set of `(protocol, port range)`; equal sets share an ID.
+    /// A set of protocols and port ranges. Equal sets share an ID.
     PortSetId
 }
 id! {
-    /// One rule of one policy in one direction. The kernel only passes it on; the agent maps it to a name.
+    /// One rule of one policy in one direction. The programs only store it in their results; the agent maps it to a name.
     RuleId
 }
 id! {
-    /// The number of changes to an endpoint. A flow of another generation is evaluated again.
+    /// The version of an endpoint. Each change of any endpoint takes the next number, so no two endpoints have the same
+    /// one. If a flow was evaluated under another version, it is evaluated again.
     Generation
 }
 
@@ -50,7 +51,7 @@ impl RuleSetId {
 }
 
 impl ClassId {
-    /// The class of addresses that no selector and no block in use matches. It has no allow entries.
+    /// The class of addresses that match no peer selector. It has no entries in `ALLOW`.
     pub const NOBODY: Self = Self(0);
 }
 
@@ -59,16 +60,16 @@ impl PortSetId {
     pub const NONE: Self = Self(0);
     /// Every IP protocol and every port.
     pub const ALL: Self = Self(u32::MAX);
-    /// Some backends of a Service are allowed: a connection is rechecked post-DNAT.
+    /// Some backends of a Service are allowed. Connections to it are rechecked post-DNAT.
     pub const SOME: Self = Self(u32::MAX - 1);
 }
 
 impl RuleId {
-    /// No single rule decides.
+    /// No single rule allows the packet.
     pub const NONE: Self = Self(0);
 }
 
-/// The direction of a packet, as the pod sees it: ingress arrives at the pod, egress comes from it.
+/// The direction of a packet, from the pod's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Direction {

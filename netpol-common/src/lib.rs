@@ -7,8 +7,8 @@
 //! netpol-agent  ◄── reads ─── FlowEntry, Counters, DenyEvent               ◄── records ── netpol-ebpf
 //! ```
 //!
-//! This crate does no I/O, does not allocate and does not panic. Every shared type is [`bytemuck::Pod`], without
-//! implicit padding, and its layout is asserted at compile time. A change of a layout requires a new [`LAYOUT_VERSION`].
+//! This crate does no I/O, does not allocate and does not panic. Every shared type is [`bytemuck::Pod`] and has no
+//! implicit padding. Its layout is asserted at compile time. A change of a layout requires a new [`LAYOUT_VERSION`].
 
 #![no_std]
 #![allow(
@@ -44,15 +44,15 @@ pub use tables::{
 };
 pub use tunnels::{TUNNEL_WORDS, TunnelScope, TunnelWord};
 
-/// The version of the maps' layout and meaning. It is part of the pin path, so that an agent only takes over maps that
-/// it can read.
+/// The version of the layout of the maps and of their meaning. It is part of the pin path, so that an agent adopts only
+/// maps that it can read.
 pub const LAYOUT_VERSION: u32 = 4;
 
 /// IP protocol numbers. Source: <https://www.iana.org/assignments/protocol-numbers/>.
 pub mod protocol {
     /// Internet Control Message Protocol for IPv4.
     pub const ICMP: u8 = 1;
-    /// Internet Group Management Protocol: multicast listener discovery for IPv4.
+    /// Internet Group Management Protocol, which has the purpose of multicast listener discovery in IPv4.
     pub const IGMP: u8 = 2;
     /// Transmission Control Protocol.
     pub const TCP: u8 = 6;
@@ -69,7 +69,7 @@ pub mod protocol {
         matches!(protocol, TCP | UDP | SCTP)
     }
 
-    /// Returns whether a packet of this protocol shows that it starts a flow: by SYN or an INIT chunk.
+    /// Returns whether flows of this protocol start with a special packet: a SYN or an INIT chunk.
     #[inline(always)]
     pub const fn has_handshake(protocol: u8) -> bool {
         matches!(protocol, TCP | SCTP)

@@ -1,10 +1,10 @@
-//! Rate limit of the ARP, neighbor discovery and multicast listener discovery messages that pods send.
+//! Rate limit of the ARP, neighbor discovery, multicast listener discovery and IGMP messages that pods send.
 
 use core::mem::size_of;
 
 use bytemuck::{Pod, Zeroable};
 
-/// Value of `NEIGHBORS`, an array indexed by endpoint ID: a token bucket. All zeros is a full bucket.
+/// Value of `NEIGHBORS`, an array indexed by endpoint ID: a token bucket. If all fields are zero, the bucket is full.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NeighborBudget {
@@ -16,9 +16,10 @@ pub struct NeighborBudget {
 
 const _: () = assert!(size_of::<NeighborBudget>() == 8);
 
-/// Packets of ARP, neighbor discovery and multicast listener discovery that an endpoint can send per second, together.
-/// A pod that communicates with 250 others on its bridge verifies each of them, and replies to each, about every 30
-/// seconds.
+/// The number of packets of ARP, neighbor discovery, multicast listener discovery and IGMP, in total, that an endpoint
+/// can send per second. About every 30 seconds, a pod with 250 neighbors on its bridge sends a request to each of them
+/// and a reply to each of them.
 pub const NEIGHBOR_RATE: u32 = 100;
-/// Packets that it can send at once: requests and replies for 250 neighbors of both families.
+/// The number of these packets that an endpoint can send at once: a request to and a reply for each of 250 neighbors, in
+/// both address families.
 pub const NEIGHBOR_BURST: u32 = 1000;

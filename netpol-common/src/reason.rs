@@ -36,11 +36,11 @@ macro_rules! reasons {
 reasons! {
     /// No policy isolates this direction.
     NotIsolated = 0, "not-isolated", true;
-    /// A rule allows it.
+    /// A rule allows the packet.
     Rule = 1, "rule", true;
-    /// It belongs to an allowed flow, in either direction.
+    /// The packet belongs to an allowed flow, in either direction.
     Flow = 2, "flow", true;
-    /// Traffic between the pod and its own node.
+    /// Traffic between the pod and the local node.
     LocalNode = 3, "local-node", true;
     /// Hairpin traffic: the pod reaches itself.
     Itself = 4, "itself", true;
@@ -48,57 +48,62 @@ reasons! {
     NeighborDiscovery = 5, "neighbor-discovery", true;
     /// An ICMP error that quotes a packet of an allowed flow.
     IcmpError = 6, "icmp-error", true;
-    /// To a Service of which a rule allows all or some backends. If only some, each packet is rechecked post-DNAT.
+    /// To a Service, and rules allow all of its backends or some. If they allow some, each packet is rechecked post-DNAT.
     Service = 7, "service", true;
-    /// The direction is isolated and no rule allows it.
+    /// A policy isolates this direction, and no rule allows the packet.
     NoRule = 16, "no-rule", false;
-    /// It belongs to a flow that is no longer allowed.
+    /// The packet belongs to a flow that is no longer allowed.
     Revoked = 17, "revoked", false;
-    /// The pod sent it with a source address that is not its own.
+    /// The pod sent the packet with a source address that is not its own.
     SpoofedSource = 18, "spoofed-source", false;
-    /// The pod of the interface is not known, and unknown pods are denied.
+    /// The pod of the interface is not known, and unknown pods are denied. Or the interface is in conflict with another.
     UnknownPod = 19, "unknown-pod", false;
-    /// The program is attached to an interface that has no endpoint.
+    /// The program is attached to an interface without an endpoint. The endpoint could not be written, and a policy
+    /// isolates the pod.
     NoEndpoint = 20, "no-endpoint", false;
-    /// The packet ends before its headers do, or its headers contradict each other.
+    /// The packet ends before the end of its headers, or its headers contradict each other.
     Malformed = 21, "malformed", false;
     /// Neither IPv4 nor IPv6 nor ARP.
     NotIp = 22, "not-ip", false;
-    /// It has more VLAN tags or IPv6 extension headers than the program reads.
+    /// The packet has more VLAN tags or IPv6 extension headers than the program reads.
     TooManyHeaders = 23, "too-many-headers", false;
     /// A later fragment of a datagram whose first fragment was not seen or not allowed.
     OrphanFragment = 24, "orphan-fragment", false;
-    /// The flow is allowed but could not be recorded, so its replies would be denied.
+    /// The flow is allowed, but could not be recorded. Its replies would be denied.
     FlowTableFull = 25, "flow-table-full", false;
-    /// No entry allows it, and a full map lacks some entries of this endpoint.
+    /// No entry allows the packet, and some entries of this endpoint are missing: see
+    /// [`endpoint_flags::INCOMPLETE`](crate::endpoint_flags::INCOMPLETE).
     TablesIncomplete = 26, "tables-incomplete", false;
-    /// To a Service of which no rule allows any backend.
+    /// To a Service, and no rule allows any of its backends.
     NoBackend = 27, "no-backend", false;
     /// To a Service, and post-DNAT to a backend that no rule allows.
     Backend = 28, "backend", false;
-    /// To a Service of which a rule allows only some backends, and another node selects the backend.
+    /// To a Service, and rules allow only some of its backends. The packet is post-DNAT and still has the Service's
+    /// address, so another node selects the backend.
     SomeBackends = 29, "some-backends", false;
-    /// It has to be rechecked post-DNAT, and its source endpoint no longer exists.
+    /// The packet must be rechecked post-DNAT, and its source endpoint no longer exists.
     SourceEndpointGone = 30, "source-endpoint-gone", false;
     /// To a tunnel endpoint of a node. The inner packet could not be attributed to the pod.
     TunnelEndpoint = 31, "tunnel-endpoint", false;
-    /// The source address is that of a pod of this node that did not send the packet. Or a pod of this node sent it,
-    /// and the source address is neither that pod's nor the local node's.
+    /// The source address is that of a pod of this node, and that pod did not send the packet. Or a pod of this node sent
+    /// the packet, and the source address is neither that pod's, nor the local node's, nor a Service's.
     UnverifiedSource = 32, "unverified-source", false;
-    /// The Ethernet source address, or a field of ARP or neighbor discovery, is not the pod's own. Or pods must not
-    /// send such a message.
+    /// The Ethernet source address, or a field of ARP or neighbor discovery, is not the pod's own. Or the message is of a
+    /// type that only routers send.
     SpoofedNeighbor = 33, "spoofed-neighbor", false;
-    /// ARP, neighbor discovery or multicast listener discovery that is longer or more frequent than the protocols need.
+    /// ARP, neighbor discovery, multicast listener discovery or IGMP that is longer or more frequent than the protocols
+    /// need.
     NeighborRate = 34, "neighbor-rate", false;
-    /// A frame for another MAC address that a bridge flooded. This is no policy denial and is never reported.
+    /// A frame for another MAC address, which a bridge flooded. This is not a policy denial, and is never reported.
     OtherHost = 35, "other-host", false;
 }
 
-/// The number of slots for reasons in [`Counters`]. All codes are lower.
+/// The number of slots in [`Counters`]. The codes of all reasons are lower; there are fewer reasons than slots.
 pub const REASONS: usize = 40;
-/// A code that no reason has, within [`REASON_MASK`].
+/// A code for packets that have no verdict yet. No reason has it.
 pub const NO_REASON: u8 = 63;
-/// A mask that covers every code and [`NO_REASON`].
+/// A mask for codes. It is applied to a code so that the verifier knows the upper bound. It keeps every reason and
+/// [`NO_REASON`] unchanged.
 pub const REASON_MASK: u8 = 63;
 
 /// Value of `COUNTERS`, a per-CPU array indexed by `endpoint id * 2 + direction`: packets by [`Reason`] code.

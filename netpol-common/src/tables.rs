@@ -12,12 +12,12 @@ use crate::{ClassId, PortSetId, RuleId, RuleSetId};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct AddressEntry {
-    /// The class of the address. It includes the CIDR blocks that cover it.
+    /// The class of the address. The CIDR blocks that contain the address are included in it.
     pub class: ClassId,
     /// Flags, see [`address_flags`].
     pub flags: u16,
-    /// The [`crate::Endpoint::id`] of the pod of this node that has the address, while its programs are attached;
-    /// otherwise 0. Other pods then accept the address as a source only from that endpoint.
+    /// The [`crate::Endpoint::id`] of the pod of this node with the address, while its programs are attached. Otherwise 0.
+    /// If it is not 0, other pods accept the address as a source only from this endpoint.
     pub endpoint: u16,
 }
 
@@ -29,7 +29,7 @@ pub mod address_flags {
     pub const LOCAL_NODE: u16 = 1 << 0;
     /// A Service has a frontend at this address, see [`frontend_scope::ADDRESS`](crate::frontend_scope::ADDRESS).
     pub const SERVICE: u16 = 1 << 1;
-    /// An address of another node. Every `NodePort` is there, see
+    /// An address of another node (never of the local node). Every `NodePort` has a frontend at this address, see
     /// [`frontend_scope::NODE`](crate::frontend_scope::NODE).
     pub const NODE: u16 = 1 << 2;
 }
@@ -44,15 +44,15 @@ pub struct AllowKey {
     pub class: ClassId,
 }
 
-/// Value of `ALLOW`. Without an entry, a rule set allows a class only what it allows to every address
-/// ([`crate::DirectionPolicy::any`]). An entry includes that.
+/// Value of `ALLOW`: what a rule set allows to a class. It includes what the rule set allows to every address
+/// ([`crate::DirectionPolicy::any`]). Without an entry, the rule set allows only the latter.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct AllowEntry {
     /// The allowed ports, or [`PortSetId::ALL`] for everything.
     pub port_set: PortSetId,
-    /// With [`PortSetId::ALL`]: the first rule that allows everything. Otherwise [`RuleId::NONE`], because the port set
-    /// has the rules.
+    /// The first rule that allows everything, if the port set is [`PortSetId::ALL`]. Otherwise [`RuleId::NONE`], because the
+    /// rules are in the entries of the port set.
     pub rule: RuleId,
 }
 
@@ -79,7 +79,8 @@ pub const PORT_PREFIX_PROTOCOL: u32 = 48;
 /// Prefix length, in bits, of a [`PortKey`] for one port.
 pub const PORT_PREFIX_EXACT: u32 = 64;
 
-/// Value of `PORTS`. It has a verdict, so that policies with ordered tiers can be compiled into the same table.
+/// Value of `PORTS`. It has a verdict, so that AdminNetworkPolicy, which has priorities and rules that deny, can use the
+/// same layout later.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct PortEntry {

@@ -1,4 +1,4 @@
-//! `TUNNELS`: the tunnel endpoints of the local node and of other nodes.
+//! `TUNNELS`: the UDP ports and IP protocols of the tunnel endpoints of the local node and of other nodes.
 
 use crate::protocol;
 
@@ -13,36 +13,36 @@ pub const TUNNEL_WORDS: u32 = 2 * (PORT_WORDS + PROTOCOL_WORDS);
 /// The nodes to which a part of `TUNNELS` applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TunnelScope {
-    /// Addresses with [`address_flags::LOCAL_NODE`](crate::address_flags::OWN_NODE).
+    /// Addresses with [`address_flags::LOCAL_NODE`](crate::address_flags::LOCAL_NODE).
     LocalNode,
     /// Addresses with [`address_flags::NODE`](crate::address_flags::NODE).
     OtherNodes,
 }
 
-/// One bit of `TUNNELS`: a UDP port or an IP protocol of tunnel endpoints.
+/// The position of a bit in `TUNNELS`. The bit is set if there are tunnel endpoints at its UDP port or IP protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelWord {
-    /// The index of the word.
+    /// The index of the word in `TUNNELS`.
     pub index: u32,
-    /// The bit in the word.
+    /// A mask with this bit of the word.
     pub bit: u64,
 }
 
 impl TunnelWord {
-    /// Returns the bit of a UDP port.
+    /// Returns the position for a UDP port.
     #[inline(always)]
     pub const fn of_port(scope: TunnelScope, port: u16) -> Self {
         Self { index: Self::start(scope) + port as u32 / 64, bit: 1 << (port % 64) }
     }
 
-    /// Returns the bit of an IP protocol.
+    /// Returns the position for an IP protocol.
     #[inline(always)]
     pub const fn of_protocol(scope: TunnelScope, protocol: u8) -> Self {
         Self { index: Self::start(scope) + PORT_WORDS + protocol as u32 / 64, bit: 1 << (protocol % 64) }
     }
 
-    /// Returns the bit of a packet's destination: a UDP port in network byte order, or an IP protocol. `None` if no
-    /// tunnel uses the protocol.
+    /// Returns the position for a packet: for UDP, that of its destination port in network byte order; otherwise, that of
+    /// its protocol. `None` if no tunnel uses the protocol.
     #[inline(always)]
     pub const fn of_packet(scope: TunnelScope, protocol: u8, port: [u8; 2]) -> Option<Self> {
         match protocol {
