@@ -138,7 +138,7 @@ fn a_pod_that_is_evaluated_in_time_is_never_shut() {
     reconciler.interfaces(interfaces(&[(13, 3)]));
     finish(&mut reconciler);
     let web = endpoint(&reconciler, 13).expect("no endpoint");
-    assert!(!web.has(endpoint_flags::INCOMPLETE) && web.generation.0 == 1, "{web:?}");
+    assert!(!web.has(endpoint_flags::INCOMPLETE) && web.version.0 == 1, "{web:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use netpol_agent::dataplane::migration::Snapshot;
 use netpol_agent::dataplane::{AttachError, InterfaceOutcome, MapName, Memory, PendingCall};
 use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
-use netpol_common::{Endpoint, Generation, IfIndex, PortSetId, endpoint_flags};
+use netpol_common::{Endpoint, EndpointVersion, IfIndex, PortSetId, endpoint_flags};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 
@@ -102,11 +102,11 @@ fn an_uplink_of_the_local_node_is_not_an_unknown_pod() {
 #[test]
 fn a_removed_interface_is_released_and_a_new_one_gets_a_new_endpoint() {
     let mut reconciler = start(Memory::default(), UnknownPods::Allow, &[PODS], &[(3, "10.0.0.2")]);
-    let before = endpoints(&reconciler)[&IfIndex(3)].generation;
+    let before = endpoints(&reconciler)[&IfIndex(3)].version;
     reconciler.interfaces(interfaces(&[]));
     assert!(endpoints(&reconciler).is_empty() && reconciler.dataplane().attached.is_empty());
     reconciler.interfaces(interfaces(&[(3, "10.0.0.2")]));
-    assert!(endpoints(&reconciler)[&IfIndex(3)].generation > before, "flows of the earlier interface must not be used");
+    assert!(endpoints(&reconciler)[&IfIndex(3)].version > before, "flows of the earlier interface must not be used");
 }
 
 #[test]
@@ -135,13 +135,13 @@ fn without_room_for_prefixes_an_isolated_pod_allows_nothing() {
     assert_ne!(endpoints(&reconciler)[&IfIndex(3)].ingress.rule_set, quarantine);
 }
 
-/// Returns the endpoint of an interface, without its generation.
+/// Returns the endpoint of an interface, without its version.
 fn enforced(reconciler: &Reconciler<Memory>, index: u32) -> Option<Endpoint> {
     assert_eq!(
         reconciler.dataplane().attached.contains(&IfIndex(index)),
         endpoints(reconciler).contains_key(&IfIndex(index))
     );
-    endpoints(reconciler).get(&IfIndex(index)).map(|endpoint| Endpoint { generation: Generation(0), ..*endpoint })
+    endpoints(reconciler).get(&IfIndex(index)).map(|endpoint| Endpoint { version: EndpointVersion(0), ..*endpoint })
 }
 
 const OTHER: &str = "

@@ -8,7 +8,7 @@ use netpol_agent::dataplane::migration::Snapshot;
 use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
 use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_agent::reconcile::{Options, Reconciler};
-use netpol_common::{Endpoint, Generation, IfIndex};
+use netpol_common::{Endpoint, EndpointVersion, IfIndex};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey, PodKey};
@@ -93,8 +93,8 @@ impl Dataplane for Recorder {
         self.memory.adopted()
     }
 
-    fn next_generation(&mut self) -> Result<Generation, WriteError> {
-        self.memory.next_generation()
+    fn next_endpoint_version(&mut self) -> Result<EndpointVersion, WriteError> {
+        self.memory.next_endpoint_version()
     }
 
     fn clear_counters(&mut self, id: u32) {

@@ -4,7 +4,7 @@ use core::mem::{offset_of, size_of};
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Direction, Generation, IfIndex, PortSetId, RuleSetId};
+use crate::{Direction, EndpointVersion, IfIndex, PortSetId, RuleSetId};
 
 /// The policy of an endpoint in one direction.
 ///
@@ -45,7 +45,7 @@ pub struct Endpoint {
     pub ifindex: IfIndex,
     /// Increases with each change to this endpoint. It is written after everything else. No two endpoints ever have
     /// the same value, so flows of an earlier interface with the same index are not valid for this endpoint.
-    pub generation: Generation,
+    pub version: EndpointVersion,
     /// The policy for packets to the pod.
     pub ingress: DirectionPolicy,
     /// The policy for packets from the pod.

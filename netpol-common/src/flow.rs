@@ -4,7 +4,7 @@ use core::mem::size_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Generation, IfIndex, protocol};
+use crate::{EndpointVersion, IfIndex, protocol};
 
 /// Key of `FLOWS_V4`, `FLOWS_V6` and the flow tables of endpoints. `A` is the address, of 4 or 16 bytes. The key is
 /// from the pod's point of view, so that both directions of a flow have the same key.
@@ -38,7 +38,7 @@ const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 20 && size_of::<FlowKey<[
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowEntry {
     /// The endpoint's version when the flow was evaluated.
-    pub generation: Generation,
+    pub version: EndpointVersion,
     /// The kernel's jiffies at the last packet, low 32 bits. Written at most once a second, so it can be a second late.
     pub last_used: u32,
     /// The direction of the packet that initiated the flow: a [`crate::Direction`] code.

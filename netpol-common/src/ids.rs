@@ -42,7 +42,7 @@ id! {
 id! {
     /// The version of an endpoint. Each change of any endpoint takes the next number, so no two endpoints have the same
     /// one. If a flow was evaluated under another version, it is evaluated again.
-    Generation
+    EndpointVersion
 }
 
 impl RuleSetId {

@@ -35,7 +35,7 @@ pub use event::{
 };
 pub use flow::{ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout, looks_closed};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
-pub use ids::{ClassId, Direction, Generation, IfIndex, PortSetId, RuleId, RuleSetId};
+pub use ids::{ClassId, Direction, EndpointVersion, IfIndex, PortSetId, RuleId, RuleSetId};
 pub use neighbor::{NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget};
 pub use reason::{Counters, NO_REASON, REASON_MASK, REASONS, Reason};
 pub use tables::{

@@ -1,7 +1,7 @@
 //! Flows: keys, state and timeouts.
 
 pub use netpol_common::flow_timeout as timeout;
-use netpol_common::{Direction, FlowEntry, Generation, flow_state, protocol};
+use netpol_common::{Direction, EndpointVersion, FlowEntry, flow_state, protocol};
 
 use crate::Slot;
 use crate::context::PacketAddress;
@@ -64,7 +64,7 @@ pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A)
 /// The fields of a known flow.
 #[derive(Clone, Copy)]
 pub(crate) struct KnownFlow {
-    pub(crate) generation: Generation,
+    pub(crate) version: EndpointVersion,
     pub(crate) last_used: u32,
     pub(crate) initiator: Direction,
     pub(crate) state: u8,
@@ -76,7 +76,7 @@ impl KnownFlow {
     pub(crate) fn read(slot: Slot<'_, FlowEntry>) -> Self {
         let initiator = if slot.read(field!(initiator)) == 0 { Direction::Ingress } else { Direction::Egress };
         Self {
-            generation: slot.read(field!(generation)),
+            version: slot.read(field!(version)),
             last_used: slot.read(field!(last_used)),
             initiator,
             state: slot.read(field!(state)),

@@ -7,7 +7,7 @@
 //! [`admit`]: verdict::admit
 //! [`is_still_allowed`]: verdict::is_still_allowed
 
-use netpol_common::{ANY_REMOTE, Direction, Endpoint, FlowKey, Generation, Reason, SourceCheck, endpoint_flags};
+use netpol_common::{ANY_REMOTE, Direction, Endpoint, EndpointVersion, FlowKey, Reason, SourceCheck, endpoint_flags};
 
 use crate::context::PacketAddress;
 use crate::flow::{self, KnownFlow};
@@ -74,14 +74,14 @@ where
     A: PacketAddress,
     S: Context + Family<A>,
 {
-    let generation = verdict::generation(endpoint);
+    let version = verdict::version(endpoint);
     let key = key::<true, A>(endpoint.ifindex.0, packet);
     let Some(slot) = context.flow(endpoint, &key).filter(|_| packet.source.belongs_to(endpoint)) else {
         return false;
     };
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);
-    let holds = known.generation == generation && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
+    let holds = known.version == version && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
     if holds {
         known.touch(slot, Direction::Egress, packet.flags, now, hz);
     }
@@ -96,9 +96,9 @@ fn process_at<const EGRESS: bool, S: Context>(context: S) -> Reason {
             // This overwrites a value that the pod set.
             context.set_tc_index(endpoint.id);
         }
-        let generation = verdict::generation(endpoint);
+        let version = verdict::version(endpoint);
         if let Some(packet) = packet::parse_plain_v4(&context) {
-            if let Some(reason) = process_plain::<EGRESS, _, S>(context, endpoint, generation, &packet) {
+            if let Some(reason) = process_plain::<EGRESS, _, S>(context, endpoint, version, &packet) {
                 return reason;
             }
         } else {
@@ -117,9 +117,9 @@ const NOT_PLAIN: u32 = u32::MAX;
 /// Evaluates a plain IPv6 packet. It is a separate function, because the caller's stack has no room for the key.
 #[inline(never)]
 fn process_plain_v6<const EGRESS: bool, S: Context>(context: S, endpoint: &Endpoint) -> u32 {
-    let generation = verdict::generation(endpoint);
+    let version = verdict::version(endpoint);
     let Some(packet) = packet::parse_plain_v6(&context) else { return NOT_PLAIN };
-    let reason = process_plain::<EGRESS, _, S>(context, endpoint, generation, &packet);
+    let reason = process_plain::<EGRESS, _, S>(context, endpoint, version, &packet);
     reason.map_or(NOT_PLAIN, |reason| reason as u32)
 }
 
@@ -133,7 +133,7 @@ const fn direction_of<const EGRESS: bool>() -> Direction {
 fn process_plain<const EGRESS: bool, A, S>(
     context: S,
     endpoint: &Endpoint,
-    generation: Generation,
+    version: EndpointVersion,
     packet: &Plain<A>,
 ) -> Option<Reason>
 where
@@ -153,13 +153,13 @@ where
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
         // Rare. Most of these packets take the slow path; a new source endpoint ID is handled here.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
-            let code = process_plain_with_new_remote(context, endpoint, generation, &key, packet.flags.0);
+            let code = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
             return (code != NOT_PLAIN).then(|| verdict::reason(code));
         }
         let (now, hz) = (context.now(), context.hz());
         let known = KnownFlow::read(slot);
         if known.is_alive(packet.protocol, now, hz) {
-            if known.generation == generation {
+            if known.version == version {
                 known.touch(slot, direction, packet.flags, now, hz);
                 verdict::mark_for_recheck(&context, endpoint, direction, known.needs_recheck());
                 context.count(endpoint.id, direction, Reason::Flow);
@@ -174,7 +174,7 @@ where
             bits = u32::from(packet.flags.0) | REVERSED | if known.may_restart(now, hz) { MAY_INITIATE } else { 0 };
         }
     }
-    Some(process_plain_new::<EGRESS, A, S>(context, endpoint, generation, &key, bits))
+    Some(process_plain_new::<EGRESS, A, S>(context, endpoint, version, &key, bits))
 }
 
 /// Evaluates a plain packet to a pod, of a known flow whose remote had another source endpoint ID before. This is
@@ -184,7 +184,7 @@ where
 fn process_plain_with_new_remote<A, S>(
     context: S,
     endpoint: &Endpoint,
-    generation: Generation,
+    version: EndpointVersion,
     key: &FlowKey<A>,
     flags: u8,
 ) -> u32
@@ -195,7 +195,7 @@ where
     let Some(slot) = context.flow(endpoint, key) else { return NOT_PLAIN };
     let (known, source_endpoint) = (KnownFlow::read(slot), context.source_endpoint());
     let (now, hz) = (context.now(), context.hz());
-    if known.generation != generation || flow::is_local_or_hairpin(slot) || !known.is_alive(key.protocol, now, hz) {
+    if known.version != version || flow::is_local_or_hairpin(slot) || !known.is_alive(key.protocol, now, hz) {
         return NOT_PLAIN;
     }
     if flow::remote_endpoint(slot) != u32::from(ANY_REMOTE) {
@@ -234,7 +234,7 @@ const REVERSED: u32 = 1 << 9;
 fn process_plain_new<const EGRESS: bool, A, S>(
     context: S,
     endpoint: &Endpoint,
-    generation: Generation,
+    version: EndpointVersion,
     key: &FlowKey<A>,
     bits: u32,
 ) -> Reason
@@ -255,12 +255,12 @@ where
     };
     let source = SourceCheck(context.barrier_within::<3>(source.0));
     let attempt = verdict::attempt(&context, direction, key, source);
-    let found = verdict::admit(&context, endpoint, generation, &attempt, key, flow_start);
+    let found = verdict::admit(&context, endpoint, version, &attempt, key, flow_start);
     let found = verdict::revoked_if_reversed(bits & REVERSED != 0, found);
     conclude(&context, endpoint, direction, found)
 }
 
-/// Evaluates a plain packet of a flow of another generation. Returns the code of `Flow` or of `Revoked`.
+/// Evaluates a plain packet of a flow of another version of the endpoint. Returns the code of `Flow` or of `Revoked`.
 #[inline(never)]
 fn process_plain_stale<const EGRESS: bool, A, S>(context: S, key: &FlowKey<A>, stale: u32) -> u32
 where

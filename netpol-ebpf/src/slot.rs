@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 /// A value inside a map. Reads and writes are volatile and word by word: a concurrent write of another CPU is visible
-/// or not, field by field. Values read here are only used for timing, events and generations.
+/// or not, field by field. Values read here are only used for timing, events and versions.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<'a, T> {
     value: *mut T,

@@ -239,7 +239,7 @@ where
     // Never happens: the caller checked this.
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     let Some((source, destination)) = A::ends(&context, u32::from(start)) else { return Reason::Malformed };
-    let generation = verdict::generation(endpoint);
+    let version = verdict::version(endpoint);
     let behind = context.is_post_dnat();
     let is_own = source.belongs_to(endpoint);
     let from_unspecified = role & role::DISCOVERY != 0 && source.is_zero();
@@ -266,7 +266,7 @@ where
             flags: TcpFlags(flags),
         };
         let attempt = Attempt { port: [c, d], ..verdict::attempt(&context, direction, &key, source) };
-        let found = verdict::admit(&context, endpoint, generation, &attempt, &key, flow_start);
+        let found = verdict::admit(&context, endpoint, version, &attempt, &key, flow_start);
         // An orphan's ports are zero, so it is only allowed if all ports are.
         if role & role::ORPHAN != 0 && found == Reason::NoRule {
             Reason::OrphanFragment
@@ -281,7 +281,7 @@ where
 enum FlowVerdict {
     /// The flow is allowed.
     Allowed,
-    /// The flow was evaluated under another generation. See [`REVERSIBLE`] and [`MAY_RESTART`].
+    /// The flow was evaluated under another version of the endpoint. See [`REVERSIBLE`] and [`MAY_RESTART`].
     Stale(Recheck, u64),
 }
 
@@ -298,7 +298,7 @@ where
     A: PacketAddress,
     S: Context + Family<A>,
 {
-    let generation = verdict::generation(endpoint);
+    let version = verdict::version(endpoint);
     let slot = context.flow(endpoint, key)?;
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);
@@ -312,7 +312,7 @@ where
     {
         return None;
     }
-    if known.generation == generation {
+    if known.version == version {
         if let Some(flags) = flags {
             known.touch(slot, direction, flags, now, hz);
             verdict::mark_for_recheck(context, endpoint, direction, known.needs_recheck());

@@ -1,7 +1,7 @@
 //! Evaluates policy for new and stale flows, and records the result.
 
 use netpol_common::{
-    Attempt, Direction, Endpoint, Evaluation, FlowEntry, FlowKey, Generation, REASON_MASK, RECHECK, Reason,
+    Attempt, Direction, Endpoint, EndpointVersion, Evaluation, FlowEntry, FlowKey, REASON_MASK, RECHECK, Reason,
     SourceCheck, endpoint_flags, evaluate, flow_state, protocol,
 };
 
@@ -14,12 +14,12 @@ use crate::{Context, Family};
 /// The [`Attempt::ingress_ifindex`] of packets that came in by another interface: no interface has this index.
 const OTHER_INTERFACE: u32 = u32::MAX;
 
-/// Returns the generation. It has to be read before all other fields of the endpoint. The agent writes it last, so if
-/// the policy changes meanwhile, the flow is recorded with the old generation, and is evaluated again.
+/// Returns the version. It has to be read before all other fields of the endpoint. The agent writes it last, so if
+/// the policy changes meanwhile, the flow is recorded with the old version, and is evaluated again.
 #[inline(always)]
-pub(crate) fn generation(endpoint: &Endpoint) -> Generation {
+pub(crate) fn version(endpoint: &Endpoint) -> EndpointVersion {
     // SAFETY: a reference is valid for reads. Volatile, because the agent writes concurrently.
-    let generation = unsafe { (&raw const endpoint.generation).read_volatile() };
+    let version = unsafe { (&raw const endpoint.version).read_volatile() };
     #[cfg(target_arch = "bpf")]
     // SAFETY: there are no instructions. It keeps the compiler from reading other fields first.
     unsafe {
@@ -27,7 +27,7 @@ pub(crate) fn generation(endpoint: &Endpoint) -> Generation {
     }
     #[cfg(not(target_arch = "bpf"))]
     core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::Acquire);
-    generation
+    version
 }
 
 /// Returns the verdict on a packet that cannot be evaluated: it is denied only if the pod is isolated in this
@@ -74,7 +74,7 @@ pub(crate) struct FlowStart {
 pub(crate) fn admit<A, S>(
     context: &S,
     endpoint: &Endpoint,
-    generation: Generation,
+    version: EndpointVersion,
     attempt: &Attempt<A>,
     key: &FlowKey<A>,
     flow_start: FlowStart,
@@ -87,7 +87,7 @@ where
     let reason = barrier_within(context, evaluation.reason);
     if !reason.allows() {
         let is_reply =
-            flow_start.new_connection && is_simultaneous_open(context, endpoint, key, generation, attempt.direction);
+            flow_start.new_connection && is_simultaneous_open(context, endpoint, key, version, attempt.direction);
         return if is_reply { Reason::Flow } else { reason };
     }
     mark_for_recheck(context, endpoint, attempt.direction, true);
@@ -98,7 +98,7 @@ where
             | recheck_flag(context, attempt.direction, key.protocol, &evaluation);
         let entry = FlowEntry {
             remote_endpoint: remote_endpoint(context, attempt.direction),
-            ..entry(generation, context.now(), attempt.direction, state)
+            ..entry(version, context.now(), attempt.direction, state)
         };
         // A packet that starts a connection may be forged, or its receiver may ignore it, so an existing flow is kept.
         let recorded = if flow_start.new_connection {
@@ -128,7 +128,7 @@ where
     if known.is_alive(key.protocol, entry.last_used, hz) {
         if known.initiator as u8 == entry.initiator {
             state |= known.state & flow_state::REPLIED;
-        } else if known.generation == entry.generation {
+        } else if known.version == entry.version {
             // The flow is allowed in its initiator's direction, so this packet does not make the other side its
             // initiator.
             slot.write(field!(last_used), entry.last_used);
@@ -140,7 +140,7 @@ where
     slot.write(field!(initiator), entry.initiator);
     slot.write(field!(remote_endpoint), entry.remote_endpoint);
     slot.write(field!(last_used), entry.last_used);
-    slot.write(field!(generation), entry.generation);
+    slot.write(field!(version), entry.version);
     true
 }
 
@@ -150,7 +150,7 @@ pub(crate) fn revoked_if_reversed(reversed: bool, found: Reason) -> Reason {
     if reversed && found == Reason::NoRule { Reason::Revoked } else { found }
 }
 
-/// A flow that was evaluated under another generation.
+/// A flow that was evaluated under another version of the endpoint.
 #[derive(Clone, Copy)]
 pub(crate) struct Stale {
     /// The direction of its initiator.
@@ -214,12 +214,12 @@ where
     // Never happens: both were read to look up the flow.
     let Some(endpoint) = context.endpoint() else { return false };
     let Some((source, destination)) = A::ends(&context, start) else { return false };
-    let generation = generation(endpoint);
+    let version = version(endpoint);
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
     let evaluation = evaluate(&context, endpoint, &original_attempt(endpoint, &key, stale, context.is_post_dnat()));
     if !barrier_within(&context, evaluation.reason).allows() {
-        // The entry stays, with its old generation: without it, the next packet of the other side could start a new
+        // The entry stays, with its old version: without it, the next packet of the other side could start a new
         // flow.
         return false;
     }
@@ -234,7 +234,7 @@ where
     let entry = FlowEntry {
         // A packet from the pod does not show it; the next packet to the pod does.
         remote_endpoint: remote_endpoint(&context, direction),
-        ..entry(generation, context.now(), stale.initiator, state)
+        ..entry(version, context.now(), stale.initiator, state)
     };
     context.insert_flow(endpoint, &key, &entry, true);
     true
@@ -279,13 +279,13 @@ fn is_simultaneous_open<A, S: Context + Family<A>>(
     context: &S,
     endpoint: &Endpoint,
     key: &FlowKey<A>,
-    generation: Generation,
+    version: EndpointVersion,
     direction: Direction,
 ) -> bool {
     let Some(slot) = context.flow(endpoint, key) else { return false };
     let known = KnownFlow::read(slot);
     let touched = flow_state::REPLIED | flow_state::INITIATOR_FIN | flow_state::RESET;
-    known.generation == generation
+    known.version == version
         && known.initiator != direction
         && known.state & touched == 0
         && known.is_alive(key.protocol, context.now(), context.hz())
@@ -380,6 +380,6 @@ fn origin_state<A>(endpoint: &Endpoint, attempt: &Attempt<A>) -> u8 {
 }
 
 #[inline(always)]
-const fn entry(generation: Generation, now: u32, initiator: Direction, state: u8) -> FlowEntry {
-    FlowEntry { generation, last_used: now, initiator: initiator as u8, state, remote_endpoint: 0 }
+const fn entry(version: EndpointVersion, now: u32, initiator: Direction, state: u8) -> FlowEntry {
+    FlowEntry { version, last_used: now, initiator: initiator as u8, state, remote_endpoint: 0 }
 }

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    DenyEvent, DirectionPolicy, EVENT_BURST, EVENT_RATE, Endpoint, Generation, IfIndex, PortSetId, Reason, RuleSetId,
-    event_budget, event_flags, protocol,
+    DenyEvent, DirectionPolicy, EVENT_BURST, EVENT_RATE, Endpoint, EndpointVersion, IfIndex, PortSetId, Reason,
+    RuleSetId, event_budget, event_flags, protocol,
 };
 use netpol_ebpf::memory::Memory;
 
@@ -23,7 +23,7 @@ fn pods() -> Memory {
     for id in 1..=200 {
         let endpoint = Endpoint {
             ifindex: IfIndex(id),
-            generation: Generation(1),
+            version: EndpointVersion(1),
             ingress: nothing,
             egress: nothing,
             id,

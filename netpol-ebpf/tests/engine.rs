@@ -3,8 +3,8 @@
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, Endpoint, Generation, IfIndex, PortSetId, Reason,
-    RuleId, RuleSetId, protocol,
+    AddressEntry, AllowEntry, AllowKey, ClassId, DirectionPolicy, Endpoint, EndpointVersion, IfIndex, PortSetId,
+    Reason, RuleId, RuleSetId, protocol,
 };
 use netpol_ebpf::memory::{HZ, Memory};
 use netpol_ebpf::timeout;
@@ -25,7 +25,7 @@ fn pod() -> Memory {
     let ingress = DirectionPolicy { rule_set: RULES, any: PortSetId::NONE };
     let endpoint = Endpoint {
         ifindex: IfIndex(VETH),
-        generation: Generation(1),
+        version: EndpointVersion(1),
         ingress,
         egress: DirectionPolicy::OPEN,
         id: 1,
@@ -42,7 +42,7 @@ fn pod() -> Memory {
 /// Revokes what `CLIENT` is allowed to do.
 fn revoke(memory: &mut Memory) {
     memory.allow.clear();
-    memory.endpoints.get_mut(&VETH).expect("the pod's endpoint").generation.0 += 1;
+    memory.endpoints.get_mut(&VETH).expect("the pod's endpoint").version.0 += 1;
 }
 
 fn frame(from: [u8; 4], to: [u8; 4], protocol: u8, transport: &[u8]) -> Vec<u8> {
@@ -116,7 +116,7 @@ fn flows_time_out_according_to_their_state_also_when_jiffies_wrap() {
 fn a_change_during_an_evaluation_applies_to_the_next_packet() {
     let mut memory = pod();
     assert_eq!(request(&memory, SYN), Reason::Rule);
-    // Changes before the generation do not affect known flows.
+    // Changes before the version is written do not affect known flows.
     memory.allow.clear();
     assert_eq!(request(&memory, ACK), Reason::Flow);
     revoke(&mut memory);

@@ -205,7 +205,7 @@ mod tests {
             attached: true,
             ipv4: Some([10, 1, 0, 5].into()),
             ipv6: Some("fd00::5".parse().expect("invalid address")),
-            generation: 3,
+            version: 3,
             ingress_rule_set: 12,
             egress_rule_set: 0,
             flags: vec!["source-guard"],

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use netpol_common::{Endpoint, Generation, IfIndex};
+use netpol_common::{Endpoint, EndpointVersion, IfIndex};
 use netpol_policy::tables::Change;
 
 use crate::endpoints::TunnelEndpoints;
@@ -35,7 +35,7 @@ pub struct Memory {
     pub slow: bool,
     /// Pending calls, in order.
     pub pending: Vec<PendingCall>,
-    generation: u32,
+    last_version: u32,
 }
 
 /// A call that has not finished.
@@ -141,9 +141,9 @@ impl Dataplane for Memory {
         Some(ifindexes)
     }
 
-    fn next_generation(&mut self) -> Result<Generation, WriteError> {
-        self.generation += 1;
-        Ok(Generation(self.generation))
+    fn next_endpoint_version(&mut self) -> Result<EndpointVersion, WriteError> {
+        self.last_version += 1;
+        Ok(EndpointVersion(self.last_version))
     }
 
     fn clear_counters(&mut self, _id: u32) {}

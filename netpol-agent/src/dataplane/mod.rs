@@ -103,7 +103,7 @@ pub trait Dataplane {
     /// If the kernel rejects the entry. Nothing has changed then.
     fn write(&mut self, change: &Change) -> Result<(), WriteError>;
 
-    /// Writes an endpoint. The generation is written last.
+    /// Writes an endpoint. The version is written last.
     ///
     /// # Errors
     /// If there is no room for another endpoint.
@@ -146,11 +146,11 @@ pub trait Dataplane {
     /// Returns which of these interfaces exist but do not run the programs. Another process may have detached them.
     fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>>;
 
-    /// Increments and returns the generation. No endpoint had it before, also across restarts.
+    /// Increments and returns the version. No endpoint had it before, also across restarts.
     ///
     /// # Errors
     /// If it cannot be stored.
-    fn next_generation(&mut self) -> Result<netpol_common::Generation, WriteError>;
+    fn next_endpoint_version(&mut self) -> Result<netpol_common::EndpointVersion, WriteError>;
 
     /// Resets the counters of an endpoint ID before the ID is reused.
     fn clear_counters(&mut self, id: u32);

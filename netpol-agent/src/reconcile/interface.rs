@@ -89,7 +89,7 @@ impl<D: Dataplane> Reconciler<D> {
                 held.pod == pod
                     && !held.orphaned
                     && !held.shut
-                    && Endpoint { generation: desired.generation, id: desired.id, ..held.endpoint } == desired
+                    && Endpoint { version: desired.version, id: desired.id, ..held.endpoint } == desired
             });
             if !same {
                 self.write_endpoint(ifindex, pod, desired);
@@ -179,7 +179,7 @@ impl<D: Dataplane> Reconciler<D> {
         true
     }
 
-    /// Returns the desired endpoint of an interface, without ID and generation. `None`: no endpoint.
+    /// Returns the desired endpoint of an interface, without ID and version. `None`: no endpoint.
     pub(super) fn desired_endpoint(&self, ifindex: IfIndex, pod: Option<&PodKey>) -> Option<Endpoint> {
         self.interfaces.veths.get(&ifindex)?;
         let mut desired = Endpoint { ifindex, ..Endpoint::default() };
@@ -224,7 +224,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes an endpoint with a new generation.
+    /// Writes an endpoint with a new version.
     pub(super) fn write_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint) {
         let held = self.held.get(&ifindex);
         let keeps_id = held.is_some_and(|held| held.pod == pod || held.pod.is_none());
@@ -247,8 +247,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let held = self.held.get(&ifindex);
         let marks = held.is_some_and(|held| held.marks);
-        let written = self.dataplane.next_generation().and_then(|generation| {
-            let endpoint = Endpoint { generation, id, ..desired };
+        let written = self.dataplane.next_endpoint_version().and_then(|version| {
+            let endpoint = Endpoint { version, id, ..desired };
             self.dataplane.put_endpoint(&endpoint).map(|()| endpoint)
         });
         match written {

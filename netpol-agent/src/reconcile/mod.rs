@@ -319,7 +319,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes the endpoints that match `which` again, with a new generation.
+    /// Writes the endpoints that match `which` again, with a new version.
     fn rewrite_endpoints(&mut self, which: impl Fn(&Endpoint, &Held) -> bool) {
         // A shut endpoint stays shut until the latest version of its pod is compiled: these policies may belong to an
         // earlier pod of the same name.

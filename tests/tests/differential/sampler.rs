@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Kernel, Role, WriteError};
 use netpol_agent::endpoints::TunnelEndpoints;
-use netpol_common::{Direction, Endpoint, Generation, IfIndex};
+use netpol_common::{Direction, Endpoint, EndpointVersion, IfIndex};
 use netpol_policy::tables::Change;
 
 use crate::frames::Runner;
@@ -122,8 +122,8 @@ impl Dataplane for SampledKernel {
         BTreeMap::new()
     }
 
-    fn next_generation(&mut self) -> Result<Generation, WriteError> {
-        self.kernel.next_generation()
+    fn next_endpoint_version(&mut self) -> Result<EndpointVersion, WriteError> {
+        self.kernel.next_endpoint_version()
     }
 
     fn clear_counters(&mut self, id: u32) {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    AddressEntry, Endpoint, Generation, IfIndex, RECHECK, Reason, TunnelScope, TunnelWord, address_flags,
+    AddressEntry, Endpoint, EndpointVersion, IfIndex, RECHECK, Reason, TunnelScope, TunnelWord, address_flags,
     endpoint_flags,
 };
 use netpol_tests::packet::{Ip, protocol};
@@ -36,7 +36,7 @@ impl KernelAndMemory {
     fn with_local_client(&mut self) {
         let mut endpoint = Endpoint {
             ifindex: IfIndex(CLIENT_VETH),
-            generation: Generation(1),
+            version: EndpointVersion(1),
             flags: endpoint_flags::SOURCE_GUARD,
             id: CLIENT,
             ..Endpoint::default()

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use netpol_common::Direction::{Egress, Ingress};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FlowEntry, FlowKey,
-    FrontendEntry, FrontendKey, Generation, IfIndex, PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, RECHECK, Reason,
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, EndpointVersion, FlowEntry,
+    FlowKey, FrontendEntry, FrontendKey, IfIndex, PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, RECHECK, Reason,
     RuleId, RuleSetId, address_flags, endpoint_flags, flow_timeout, frontend_scope, port_verdict, protocol,
 };
 use netpol_ebpf::memory::Memory;
@@ -100,7 +100,7 @@ impl KernelAndMemory {
         };
         both.endpoint = Endpoint {
             ifindex: IfIndex(INTERFACE),
-            generation: Generation(1),
+            version: EndpointVersion(1),
             ingress: policy(Ingress),
             egress: policy(Egress),
             flags: endpoint_flags::SOURCE_GUARD,
@@ -215,10 +215,10 @@ impl KernelAndMemory {
         reason
     }
 
-    /// Changes the endpoint and increments its generation, as the agent does.
+    /// Changes the endpoint and increments its version, as the agent does.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut Endpoint)) {
         change(&mut self.endpoint);
-        self.endpoint.generation.0 += 1;
+        self.endpoint.version.0 += 1;
         self.write();
     }
 

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FlowKey, Generation, IfIndex,
-    PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, RuleId, RuleSetId, endpoint_flags, port_verdict, protocol,
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, EndpointVersion, FlowKey,
+    IfIndex, PORT_PREFIX_EXACT, PortEntry, PortKey, PortSetId, RuleId, RuleSetId, endpoint_flags, port_verdict,
+    protocol,
 };
 use netpol_tests::cluster::Mac;
 use netpol_tests::packet::{Ip, frame};
@@ -157,7 +158,7 @@ pub(super) fn wire(packet: &[u8]) -> Vec<u8> {
 fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
     let mut endpoint = Endpoint {
         ifindex: IfIndex(INTERFACE),
-        generation: Generation(1),
+        version: EndpointVersion(1),
         ingress: DirectionPolicy { rule_set: RULE_SET, any: PortSetId::NONE },
         egress: DirectionPolicy::OPEN,
         flags: endpoint_flags::SOURCE_GUARD,

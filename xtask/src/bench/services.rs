@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use netpol_common::{
-    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry, FrontendKey,
-    Generation, IfIndex, PortSetId, RuleId, RuleSetId, address_flags, endpoint_flags, frontend_scope, protocol,
+    AddressEntry, AllowEntry, AllowKey, ClassId, Direction, DirectionPolicy, Endpoint, EndpointVersion, FrontendEntry,
+    FrontendKey, IfIndex, PortSetId, RuleId, RuleSetId, address_flags, endpoint_flags, frontend_scope, protocol,
 };
 use netpol_tests::packet::Ip;
 use netpol_tests::program::{INTERFACE, Programs, RunResult};
@@ -54,7 +54,7 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
 fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) -> Result<()> {
     let mut endpoint = Endpoint {
         ifindex: IfIndex(INTERFACE),
-        generation: Generation(1),
+        version: EndpointVersion(1),
         ingress: DirectionPolicy::OPEN,
         egress: DirectionPolicy { rule_set: RULE_SET, any: PortSetId::NONE },
         flags: endpoint_flags::SOURCE_GUARD,

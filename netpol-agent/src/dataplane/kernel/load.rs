@@ -159,7 +159,7 @@ pub(super) fn frequency() -> u32 {
     }
 }
 
-/// Opens or creates `META`, which stores the agent's own data. Element 0: the highest generation of any endpoint.
+/// Opens or creates `META`, which stores the agent's own data. Element 0: the highest version of any endpoint.
 pub(super) fn meta(pins: &Pins) -> Result<Array<MapData, Raw<u32>>, KernelError> {
     let path = pins.root.join("META");
     let failed = |verb, error: &(dyn std::error::Error + 'static)| pin_error(verb, &path, &chain(error));

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, MapData};
 use netpol_common::{
-    Counters, Direction, Endpoint, Generation, IfIndex, MAX_ENDPOINT_ID, TunnelScope, TunnelWord, event_budget,
+    Counters, Direction, Endpoint, EndpointVersion, IfIndex, MAX_ENDPOINT_ID, TunnelScope, TunnelWord, event_budget,
 };
 use netpol_policy::tables::Change;
 use thiserror::Error;
@@ -119,7 +119,7 @@ pub struct Kernel {
     programs: Vec<u32>,
     /// The interface that uses each slot of `ENDPOINTS`.
     slots: HashMap<u32, IfIndex>,
-    generation: u32,
+    last_version: u32,
 }
 
 impl Kernel {
@@ -141,9 +141,9 @@ impl Kernel {
         {
             slots.insert(ifindex.0 & mask, *ifindex);
         }
-        let stored = meta.get(&0, 0).map_or(0, |Raw(generation)| generation);
-        let highest = endpoints.values().map(|endpoint| endpoint.generation.0).max().unwrap_or(0);
-        let generation = stored.max(highest);
+        let stored = meta.get(&0, 0).map_or(0, |Raw(version)| version);
+        let highest = endpoints.values().map(|endpoint| endpoint.version.0).max().unwrap_or(0);
+        let last_version = stored.max(highest);
         diagnostics::forward(&mut ebpf);
         let programs = attach::ids(&mut ebpf);
         let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
@@ -171,7 +171,7 @@ impl Kernel {
             }
         }
         let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
-        Ok((Self { attacher, adopted, maps, meta, pins, capacities, flows, programs, slots, generation }, outcomes))
+        Ok((Self { attacher, adopted, maps, meta, pins, capacities, flows, programs, slots, last_version }, outcomes))
     }
 
     /// Reads the content of all tables.
@@ -249,11 +249,11 @@ impl Maps {
     }
 
     /// Writes an endpoint to a slot. A packet between the two writes is evaluated by the new policy but recorded with
-    /// the old generation. So it is evaluated again.
+    /// the old version. So it is evaluated again.
     fn set_endpoint(&mut self, index: u32, endpoint: &Endpoint) -> Result<(), WriteError> {
         let before = self.endpoints.get(&index, 0).ok().filter(|Raw(before)| before.ifindex == endpoint.ifindex);
         if let Some(Raw(before)) = before {
-            let body = Endpoint { generation: before.generation, ..*endpoint };
+            let body = Endpoint { version: before.version, ..*endpoint };
             check_write(MapName::Endpoints, self.endpoints.set(index, Raw(body), 0))?;
         }
         check_write(MapName::Endpoints, self.endpoints.set(index, Raw(*endpoint), 0))
@@ -367,11 +367,11 @@ impl Dataplane for Kernel {
         None
     }
 
-    fn next_generation(&mut self) -> Result<Generation, WriteError> {
-        let next = self.generation.wrapping_add(1).max(1);
+    fn next_endpoint_version(&mut self) -> Result<EndpointVersion, WriteError> {
+        let next = self.last_version.wrapping_add(1).max(1);
         check_write(MapName::Endpoints, self.meta.set(0, Raw(next), 0))?;
-        self.generation = next;
-        Ok(Generation(next))
+        self.last_version = next;
+        Ok(EndpointVersion(next))
     }
 
     fn clear_counters(&mut self, id: u32) {

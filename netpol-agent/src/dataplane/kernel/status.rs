@@ -57,8 +57,8 @@ pub struct EndpointStatus {
     pub ipv4: Option<Ipv4Addr>,
     /// The pod's IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// Generation of its policy.
-    pub generation: u32,
+    /// Version of its policy.
+    pub version: u32,
     /// The rule set that isolates ingress; 0: none.
     pub ingress_rule_set: u32,
     /// The rule set that isolates egress; 0: none.
@@ -164,7 +164,7 @@ fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<E
         attached,
         ipv4: (endpoint.address_v4 != [0; 4]).then(|| endpoint.address_v4.into()),
         ipv6: (endpoint.address_v6 != [0; 16]).then(|| endpoint.address_v6.into()),
-        generation: endpoint.generation.0,
+        version: endpoint.version.0,
         ingress_rule_set: endpoint.ingress.rule_set.0,
         egress_rule_set: endpoint.egress.rule_set.0,
         flags: flags.into_iter().filter(|(flag, _)| endpoint.has(*flag)).map(|(_, name)| name).collect(),

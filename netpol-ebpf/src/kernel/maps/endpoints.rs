@@ -28,7 +28,7 @@ static ENDPOINTS_OVERFLOW: HashMap<IfIndex, u32, CAPACITY, { BPF_F_NO_PREALLOC a
 /// Returns the endpoint of an interface.
 #[inline(always)]
 pub(in crate::kernel) fn get(ifindex: IfIndex) -> Option<&'static Endpoint> {
-    // The agent may replace an endpoint meanwhile. Fields are read as whole words, and `generation` shows which policy
+    // The agent may replace an endpoint meanwhile. Fields are read as whole words, and `version` shows which policy
     // they belong to.
     if let Some(endpoint) = ENDPOINTS.get(ifindex.0 & globals::endpoint_mask())
         && endpoint.ifindex == ifindex

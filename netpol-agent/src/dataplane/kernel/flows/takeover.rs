@@ -1,7 +1,7 @@
 //! Takes over connections that are older than a pod's enforcement: turns `nf_conntrack` entries into flows.
 //!
 //! The first packet that a program sees after it is attached may be a reply. By itself, it would be denied, or allowed
-//! in the wrong direction. The flows are written with generation 0, which no endpoint has. So the first packet of each
+//! in the wrong direction. The flows are written with version 0, which no endpoint has. So the first packet of each
 //! is evaluated in the initiator's direction, by the current policies.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use aya::maps::MapData;
-use netpol_common::{Direction, Endpoint, FlowEntry, FlowKey, Generation, flow_state, protocol};
+use netpol_common::{Direction, Endpoint, EndpointVersion, FlowEntry, FlowKey, flow_state, protocol};
 
 use super::calls;
 use super::conntrack::{Connection, Conntrack, Tuple};
@@ -86,7 +86,7 @@ impl TakeOver {
             for side in sides(connection, |address| self.maps.is_local_node(address)) {
                 let Some(endpoint) = by_address.get(&side.pod) else { continue };
                 let entry = FlowEntry {
-                    generation: Generation(0),
+                    version: EndpointVersion(0),
                     last_used: now,
                     initiator: side.initiator as u8,
                     state: side.state,
