@@ -67,7 +67,7 @@ reasons! {
     NotIp = 22, "not-ip", false;
     /// The packet has more VLAN tags or IPv6 extension headers than the program reads.
     TooManyHeaders = 23, "too-many-headers", false;
-    /// A later fragment of a datagram whose first fragment was not seen or not allowed.
+    /// A later fragment of a datagram. The first fragment was not seen or not allowed.
     OrphanFragment = 24, "orphan-fragment", false;
     /// The flow is allowed, but could not be recorded. Its replies would be denied.
     FlowTableFull = 25, "flow-table-full", false;
