@@ -79,8 +79,8 @@ pub const PORT_PREFIX_PROTOCOL: u32 = 48;
 /// Prefix length, in bits, of a [`PortKey`] for one port.
 pub const PORT_PREFIX_EXACT: u32 = 64;
 
-/// Value of `PORTS`. It has a verdict, so that AdminNetworkPolicy, which has priorities and rules that deny, can use the
-/// same layout later.
+/// Value of `PORTS`. It has a verdict, so that `AdminNetworkPolicy`, which has priorities and rules that deny, can use
+/// the same layout later.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct PortEntry {

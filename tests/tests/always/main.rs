@@ -1,4 +1,4 @@
-//! Tests of what is always allowed and always handled: lines 15 to 20 of docs/semantics.md.
+//! Tests of verdicts that are independent of rules: lines 15 to 20 of docs/semantics.md.
 
 mod icmp;
 mod link;
