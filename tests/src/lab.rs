@@ -92,7 +92,7 @@ impl Lab {
         self.agent.as_ref().expect("the lab has no agent")
     }
 
-    /// Returns the agent's API server double.
+    /// Returns the agent's fake API server.
     ///
     /// # Panics
     /// Panics if it has none.

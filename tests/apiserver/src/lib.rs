@@ -1,4 +1,4 @@
-//! An API server double for tests, with faults on demand.
+//! A fake API server for tests, with faults on demand.
 //!
 //! It implements the wire format of kube-apiserver 1.36 for the resources that netpol reads and writes: paginated
 //! lists, watches with bookmarks, streaming lists, denied requests, expired versions, and faults that a test turns on

@@ -40,13 +40,13 @@ pub enum Network {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The socket or the thread failed.
-    #[error("cannot start the API server double: {0}")]
+    #[error("cannot start the fake API server: {0}")]
     Io(#[from] io::Error),
     /// The certificate could not be created.
-    #[error("cannot create the certificate of the API server double: {0}")]
+    #[error("cannot create the certificate of the fake API server: {0}")]
     Certificate(#[from] rcgen::Error),
     /// The certificate was rejected.
-    #[error("cannot set up TLS for the API server double: {0}")]
+    #[error("cannot set up TLS for the fake API server: {0}")]
     Tls(#[from] tokio_rustls::rustls::Error),
 }
 

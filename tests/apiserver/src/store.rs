@@ -31,7 +31,7 @@ pub enum ApplyError {
     #[error("the object has no apiVersion, kind or metadata.name: {0}")]
     Incomplete(String),
     /// Its kind is not in [`Resource`].
-    #[error("the API server double does not support {kind} of {api_version}; see Resource")]
+    #[error("the fake API server does not support {kind} of {api_version}; see Resource")]
     Unsupported {
         /// Its `apiVersion`.
         api_version: String,

@@ -1,4 +1,4 @@
-//! Tests the double with the kube client library.
+//! Tests the fake API server with the kube client library.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Compares responses of the double with recorded responses of a real server.
+//! Compares responses of the fake API server with recorded responses of a real server.
 
 mod common;
 

@@ -87,7 +87,7 @@ impl Agent {
     /// Creates what the agent needs, without starting the process. [`Self::launch`] starts it.
     ///
     /// # Errors
-    /// Returns an error if there is no executable, or its API server double cannot be started.
+    /// Returns an error if there is no executable, or its fake API server cannot be started.
     pub fn prepare(cluster: &Cluster, options: AgentOptions) -> Result<Self> {
         let (netns, manifests) = (cluster.host(&node_name(options.node)).netns().clone(), cluster.manifests().path());
         let server =
@@ -181,12 +181,12 @@ impl Agent {
         self.ready.path().join("ready")
     }
 
-    /// Returns the API server double, if the agent uses one.
+    /// Returns the fake API server, if the agent uses one.
     pub fn api_server(&self) -> Option<&ApiServer> {
         self.upstream.as_ref().map(|upstream| &upstream.server)
     }
 
-    /// Updates the API server double from the manifests now. By itself it follows within milliseconds.
+    /// Updates the fake API server from the manifests now. By itself it follows within milliseconds.
     ///
     /// # Errors
     /// Returns an error if an API server would reject a manifest.

@@ -52,7 +52,7 @@ impl AgentOptions {
         self
     }
 
-    /// Uses an API server double in the agent's node, which serves the cluster's manifests. [`super::as_deployed`]
+    /// Uses a fake API server in the agent's node, which serves the cluster's manifests. [`super::as_deployed`]
     /// returns options for one. Without this option, [`super::SOURCE`] selects the source.
     #[must_use]
     pub fn api_server(mut self, options: netpol_apiserver::Options) -> Self {

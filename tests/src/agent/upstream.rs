@@ -1,4 +1,4 @@
-//! An API server double in the agent's node, which serves the cluster's manifests.
+//! A fake API server in the agent's node, which serves the cluster's manifests.
 
 use std::env::{self, VarError};
 use std::net::TcpListener;
@@ -11,10 +11,10 @@ use crate::cleanup::{PathGuard, temporary_root, unique};
 use crate::netns::Netns;
 
 /// Environment variable that selects the source of agents if the test does not: `dir`, the manifests themselves, or
-/// `kube`, an API server double that serves the same objects.
+/// `kube`, a fake API server that serves the same objects.
 pub const SOURCE: &str = "NETPOL_TEST_SOURCE";
 
-/// The role that users install. A test with the API server double fails if the role does not allow enough.
+/// The role that users install. A test with the fake API server fails if the role does not allow enough.
 const ROLE: &str = include_str!("../../../deploy/base/rbac.yaml");
 
 /// Returns options for a server whose user has only the permissions of the agent's `ClusterRole` in `deploy/`.
@@ -49,7 +49,7 @@ impl Upstream {
     /// Starts a server in a namespace, on a port that the kernel selects.
     pub(super) fn start(netns: &Netns, manifests: &Path, options: Options) -> Result<Self> {
         let listener =
-            netns.run(|| TcpListener::bind(("127.0.0.1", 0)).context("listening for the API server double"))?;
+            netns.run(|| TcpListener::bind(("127.0.0.1", 0)).context("listening for the fake API server"))?;
         let server = ApiServer::start(listener, options)?;
         let mirror = server.mirror(manifests)?;
         let credentials = PathGuard::new(temporary_root().join(unique("credentials")));

@@ -87,7 +87,7 @@ impl ClusterState {
 }
 
 pub(super) fn apply(server: &ApiServer, object: Value) -> Result<u64> {
-    Ok(server.apply(object).context("adding an object to the API server double")?.version)
+    Ok(server.apply(object).context("adding an object to the fake API server")?.version)
 }
 
 pub(super) fn namespace_name(index: usize) -> String {

@@ -134,7 +134,7 @@ fn measure(testbed: &mut Testbed, cluster_state: ClusterState, duration: Duratio
     for (SentChange { kind, version }, at) in watcher.take() {
         let sent = server
             .sent_at(version)
-            .with_context(|| format!("version {version} is in the maps, but the API server double did not send it"))?;
+            .with_context(|| format!("version {version} is in the maps, but the fake API server did not send it"))?;
         times.entry(kind).or_default().push(at.saturating_duration_since(sent));
     }
     Ok((times, intervals))

@@ -1,4 +1,4 @@
-//! A node with real pods, and an agent on it that gets a large cluster from an API server double.
+//! A node with real pods, and an agent on it that gets a large cluster from a fake API server.
 
 use std::time::{Duration, Instant};
 
@@ -38,9 +38,9 @@ impl Testbed {
         let options = AgentOptions::default().api_server(server).start_timeout(READY_LIMIT).arguments(arguments);
         let mut agent = Agent::start_with(&cluster, options)?;
         let (removed, output) = agent.uninstall()?;
-        ensure!(removed, "the first agent, which created the API server double, could not be uninstalled:\n{output}");
+        ensure!(removed, "the first agent, which created the fake API server, could not be uninstalled:\n{output}");
         let ClusterState { pods, policies, services } = cluster_state;
-        eprintln!("adding {pods} pods, {policies} policies and {services} Services to the API server double …");
+        eprintln!("adding {pods} pods, {policies} policies and {services} Services to the fake API server …");
         let testbed = Self { agent, cluster };
         cluster_state.fill(testbed.server()?)?;
         for (namespace, app) in local_pods() {
@@ -53,7 +53,7 @@ impl Testbed {
         self.agent.api_server().context("the agent does not use an API server")
     }
 
-    /// Sets the address of a local pod in the API server double. Returns the resource version.
+    /// Sets the address of a local pod in the fake API server. Returns the resource version.
     pub(super) fn apply_pod(&self, name: &str, app: usize) -> Result<u64> {
         let (namespace, short_name) = name.split_once('/').context("the pod's name is not namespace/name")?;
         let address = self.cluster.host(name).v4();

@@ -20,7 +20,7 @@ const ALSO_WITH_API_SERVER: [&str; 4] = ["always", "change", "selection", "unkno
 pub(super) enum Source {
     /// The source that the test selects.
     Default,
-    /// An API server double that serves the test's manifests.
+    /// A fake API server that serves the test's manifests.
     ApiServer,
 }
 
