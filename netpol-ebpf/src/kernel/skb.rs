@@ -22,9 +22,9 @@ const PACKET_MULTICAST: u32 = 2;
 /// A packet in the kernel.
 ///
 /// Its source endpoint ID and [`RECHECK`](netpol_common::RECHECK) are in `skb->tc_index`. These 16 bits stay with the
-/// packet through bridging, routing and address translation, and are copied to clones and fragments. The kernel has not
-/// used them for anything else since Linux 6.3, which removed the schedulers that did. Other programs on the same hooks
-/// must not return `TC_ACT_OK`, which overwrites them. Source: `tcf_classify` in
+/// packet through bridging, routing and address translation, and are copied to clones and fragments. In the kernel, only
+/// a few schedulers use them: `gred`, and before Linux 6.3 `dsmark` and `tcindex`. Other programs on the same hooks must
+/// not return `TC_ACT_OK`, which overwrites them. Source: `tcf_classify` in
 /// <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
 #[derive(Clone, Copy)]
 pub struct Skb {
