@@ -1,0 +1,51 @@
+//! A container runtime's NRI server for tests, with faults on demand.
+//!
+//! It does what containerd's does, and shares no code with the plugin. It uses threads and blocks; all functions can be
+//! called from any thread.
+//!
+//! ```no_run
+//! use netpol_nri_double::{NriServer, Options, PodSandbox, Start};
+//! # use std::{path::Path, time::Duration};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let server = NriServer::start(Path::new("nri.sock"), Options::default())?;
+//! server.wait_for_plugin("netpol", Duration::from_secs(5))?;
+//! let pod = PodSandbox::new("a1", "shop", "web").on_network("/run/netns/web", &["10.1.0.5"]);
+//! match server.run(&pod) {
+//!     Start::Allowed => {}                                       // start the containers
+//!     Start::Refused(reason) => println!("{reason}"),            // try again with a new sandbox
+//!     Start::Unguarded(reason) => println!("{reason}"),          // start the containers: no plugin decided
+//! }
+//! server.stop(&pod);
+//! # Ok(()) }
+//! ```
+//!
+//! | to | use |
+//! |---|---|
+//! | start and stop pods | [`NriServer::run`], [`NriServer::stop`], [`NriServer::remove`], [`NriServer::add`] for a pod that runs already |
+//! | restart the runtime | [`NriServer::disconnect`], [`NriServer::shutdown`], drop |
+//! | send what a runtime should not | [`Plugin`]: one connection without the server's logic |
+//!
+//! What it follows, in <https://github.com/containerd/nri> unless said otherwise:
+//!
+//! | what | source |
+//! |---|---|
+//! | frames, and the plugin's frames that containerd cannot read | `pkg/net/multiplex/mux.go`; connection IDs: `ttrpc.go` beside it |
+//! | messages, and how they are cut into frames | `channel.go`, `client.go`, `server.go` of <https://github.com/containerd/ttrpc>, and Go's `bufio` |
+//! | fields of messages | `pkg/api/api.proto` |
+//! | registration, splitting of `Synchronize`, timeouts, which failures end the connection and let the start go on | `pkg/adaptation/plugin.go` |
+//! | one event at a time, in the order of the plugins' indexes | `pkg/adaptation/adaptation.go`; containerd's `internal/nri/nri.go` |
+//! | a refused pod is stopped and removed | containerd's `internal/cri/nri/nri_api_linux.go` |
+//!
+//! Differences: it has no containers, and plugins cannot update any.
+
+mod messages;
+mod plugin;
+mod server;
+mod wire;
+
+pub use messages::{
+    ConfigureRequest, ConfigureResponse, Container, Empty, LinuxNamespace, LinuxPodSandbox, PodSandbox,
+    PodSandboxRequest, RegisterPluginRequest, StateChangeEvent, SynchronizeRequest, SynchronizeResponse, event,
+};
+pub use plugin::{CallError, Plugin, Registration};
+pub use server::{Events, NriServer, Options, Start, Timeout};

@@ -1,0 +1,270 @@
+//! Messages of ttrpc, and of NRI's package `nri.pkg.api.v1alpha1`.
+
+use std::collections::HashMap;
+
+use prost::Message;
+
+/// Values of `Event`.
+pub mod event {
+    /// A sandbox has its network and no containers.
+    pub const RUN_POD_SANDBOX: i32 = 1;
+    /// A sandbox stops.
+    pub const STOP_POD_SANDBOX: i32 = 2;
+    /// A sandbox is removed.
+    pub const REMOVE_POD_SANDBOX: i32 = 3;
+    /// A container is created.
+    pub const POST_CREATE_CONTAINER: i32 = 5;
+    /// The first value that is not an event.
+    pub const LAST: i32 = 15;
+}
+
+/// ttrpc's request.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Request {
+    #[prost(string, tag = "1")]
+    pub(crate) service: String,
+    #[prost(string, tag = "2")]
+    pub(crate) method: String,
+    #[prost(bytes, tag = "3")]
+    pub(crate) payload: Vec<u8>,
+    #[prost(int64, tag = "4")]
+    pub(crate) timeout_nano: i64,
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) metadata: Vec<KeyValue>,
+}
+
+/// Metadata of a request.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct KeyValue {
+    #[prost(string, tag = "1")]
+    pub(crate) key: String,
+    #[prost(string, tag = "2")]
+    pub(crate) value: String,
+}
+
+/// ttrpc's response.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Response {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) status: Option<Status>,
+    #[prost(bytes, tag = "2")]
+    pub(crate) payload: Vec<u8>,
+}
+
+/// `google.rpc.Status`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Status {
+    #[prost(int32, tag = "1")]
+    pub(crate) code: i32,
+    #[prost(string, tag = "2")]
+    pub(crate) message: String,
+}
+
+/// Response without content.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Empty {}
+
+/// How a plugin introduces itself.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct RegisterPluginRequest {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub plugin_name: String,
+    /// Two digits: its place among the plugins.
+    #[prost(string, tag = "2")]
+    pub plugin_idx: String,
+    /// Version of the NRI library, if it uses that.
+    #[prost(string, tag = "3")]
+    pub nri_version: String,
+}
+
+/// How the runtime introduces itself.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ConfigureRequest {
+    /// The plugin's configuration, if NRI has one.
+    #[prost(string, tag = "1")]
+    pub config: String,
+    /// Name of the runtime.
+    #[prost(string, tag = "2")]
+    pub runtime_name: String,
+    /// Version of the runtime.
+    #[prost(string, tag = "3")]
+    pub runtime_version: String,
+    /// In milliseconds.
+    #[prost(int64, tag = "4")]
+    pub registration_timeout: i64,
+    /// In milliseconds.
+    #[prost(int64, tag = "5")]
+    pub request_timeout: i64,
+    /// Version of NRI.
+    #[prost(string, tag = "6")]
+    pub nri_version: String,
+}
+
+/// What the plugin subscribes to.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ConfigureResponse {
+    /// A mask: bit `event - 1`. 0: all events.
+    #[prost(int32, tag = "2")]
+    pub events: i32,
+}
+
+/// A part of the list of pods and containers.
+#[derive(Clone, PartialEq, Message)]
+pub struct SynchronizeRequest {
+    /// Sandboxes.
+    #[prost(message, repeated, tag = "1")]
+    pub pods: Vec<PodSandbox>,
+    /// Containers.
+    #[prost(message, repeated, tag = "2")]
+    pub containers: Vec<Container>,
+    /// Whether another part follows.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
+}
+
+/// The answer to a part.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct SynchronizeResponse {
+    /// The same as in the request, if the plugin can take the list in parts.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+
+/// `RunPodSandboxRequest`, `StopPodSandboxRequest` and `RemovePodSandboxRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub struct PodSandboxRequest {
+    /// The sandbox.
+    #[prost(message, optional, tag = "1")]
+    pub pod: Option<PodSandbox>,
+}
+
+/// An event of a pod or container.
+#[derive(Clone, PartialEq, Message)]
+pub struct StateChangeEvent {
+    /// A constant of [`event`].
+    #[prost(int32, tag = "1")]
+    pub event: i32,
+    /// The sandbox.
+    #[prost(message, optional, tag = "2")]
+    pub pod: Option<PodSandbox>,
+    /// The container, if it is its event.
+    #[prost(message, optional, tag = "3")]
+    pub container: Option<Container>,
+}
+
+/// A sandbox.
+#[derive(Clone, PartialEq, Message)]
+pub struct PodSandbox {
+    /// The runtime's ID.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Name of the pod.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// UID of the pod.
+    #[prost(string, tag = "3")]
+    pub uid: String,
+    /// Namespace of the pod.
+    #[prost(string, tag = "4")]
+    pub namespace: String,
+    /// Labels of the pod, and the runtime's own.
+    #[prost(map = "string, string", tag = "5")]
+    pub labels: HashMap<String, String>,
+    /// Annotations.
+    #[prost(map = "string, string", tag = "6")]
+    pub annotations: HashMap<String, String>,
+    /// Name of the `RuntimeClass` handler.
+    #[prost(string, tag = "7")]
+    pub runtime_handler: String,
+    /// What only Linux has.
+    #[prost(message, optional, tag = "8")]
+    pub linux: Option<LinuxPodSandbox>,
+    /// Process of the pause container.
+    #[prost(uint32, tag = "9")]
+    pub pid: u32,
+    /// Addresses.
+    #[prost(string, repeated, tag = "10")]
+    pub ips: Vec<String>,
+}
+
+/// What only Linux has.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct LinuxPodSandbox {
+    /// Parent of its cgroup.
+    #[prost(string, tag = "3")]
+    pub cgroup_parent: String,
+    /// Path of its cgroup.
+    #[prost(string, tag = "4")]
+    pub cgroups_path: String,
+    /// Namespaces that are not the host's.
+    #[prost(message, repeated, tag = "5")]
+    pub namespaces: Vec<LinuxNamespace>,
+}
+
+/// A namespace.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct LinuxNamespace {
+    /// As in the OCI runtime specification: `network`, `ipc`, `uts`, `pid`, `mount`.
+    #[prost(string, tag = "1")]
+    pub r#type: String,
+    /// Path of a file that represents it, or empty.
+    #[prost(string, tag = "2")]
+    pub path: String,
+}
+
+/// A container.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Container {
+    /// The runtime's ID.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// ID of its sandbox.
+    #[prost(string, tag = "2")]
+    pub pod_sandbox_id: String,
+    /// Its name in the pod.
+    #[prost(string, tag = "3")]
+    pub name: String,
+}
+
+impl PodSandbox {
+    /// Returns a sandbox on the host's network, with what containerd reports besides.
+    pub fn new(id: &str, namespace: &str, name: &str) -> Self {
+        let namespaces = ["pid", "ipc", "mount"]
+            .into_iter()
+            .map(|kind| LinuxNamespace { r#type: kind.to_owned(), path: String::new() })
+            .collect();
+        let label = |key: &str, value: &str| (format!("io.kubernetes.pod.{key}"), value.to_owned());
+        Self {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            uid: format!("uid-of-{namespace}-{name}"),
+            namespace: namespace.to_owned(),
+            labels: [label("name", name), label("namespace", namespace)].into(),
+            annotations: [("io.kubernetes.cri.container-type".to_owned(), "sandbox".to_owned())].into(),
+            linux: Some(LinuxPodSandbox {
+                cgroup_parent: "/kubepods".to_owned(),
+                cgroups_path: format!("/kubepods/{id}"),
+                namespaces,
+            }),
+            pid: 4711,
+            ..Self::default()
+        }
+    }
+
+    /// Gives the sandbox a UID.
+    #[must_use]
+    pub fn uid(mut self, uid: &str) -> Self {
+        uid.clone_into(&mut self.uid);
+        self
+    }
+
+    /// Gives the sandbox a network namespace of its own, and addresses.
+    #[must_use]
+    pub fn on_network(mut self, namespace: &str, addresses: &[&str]) -> Self {
+        let network = LinuxNamespace { r#type: "network".to_owned(), path: namespace.to_owned() };
+        self.linux.get_or_insert_default().namespaces.push(network);
+        self.ips = addresses.iter().map(|address| (*address).to_owned()).collect();
+        self
+    }
+}

@@ -1,0 +1,347 @@
+//! A runtime: accepts plugins, and relays what happens to pods.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::messages::{
+    ConfigureRequest, ConfigureResponse, Empty, PodSandbox, PodSandboxRequest, StateChangeEvent, SynchronizeRequest,
+    SynchronizeResponse, event,
+};
+use crate::plugin::{CallError, Plugin, Registration, lock};
+
+/// How the runtime sends a pod's events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Events {
+    /// By `StateChange`.
+    #[default]
+    StateChange,
+    /// By a method for each event, such as `RunPodSandbox`.
+    Methods,
+}
+
+/// How the runtime behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Name of the runtime.
+    pub name: String,
+    /// Version of the runtime.
+    pub version: String,
+    /// How long a plugin may take to register.
+    pub registration_timeout: Duration,
+    /// How long a plugin may take for any other request.
+    pub request_timeout: Duration,
+    /// How pods' events are sent.
+    pub events: Events,
+    /// Sandboxes in one part of the list, if it is sent in parts although it fits one message.
+    pub sandboxes_per_message: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "containerd".to_owned(),
+            version: "v2.2.0".to_owned(),
+            // pkg/api/timeouts.go
+            registration_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(2),
+            events: Events::default(),
+            sandboxes_per_message: None,
+        }
+    }
+}
+
+/// What became of a pod's start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A plugin was called, and none refused: the pod's containers start.
+    Allowed,
+    /// A plugin refused, with this text: the sandbox was stopped and removed.
+    Refused(String),
+    /// No plugin is connected, or one was disconnected for this reason: the pod's containers start.
+    Unguarded(String),
+}
+
+/// A plugin did not connect in time.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("no plugin {plugin} within {limit:?}; last failure: {failure:?}")]
+pub struct Timeout {
+    plugin: String,
+    limit: Duration,
+    failure: Option<String>,
+}
+
+/// A runtime that runs until it is dropped.
+#[derive(Debug)]
+pub struct NriServer {
+    shared: Arc<Shared>,
+    socket: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    /// Held during each event and each synchronization: containerd has one lock for both.
+    state: Mutex<State>,
+    connected: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sandboxes: Vec<PodSandbox>,
+    plugins: Vec<Connected>,
+    /// Plugins that failed to synchronize. NRI keeps their connections and never calls them.
+    failed: Vec<Plugin>,
+    /// Why a plugin was not accepted or was disconnected, the last time.
+    failure: Option<String>,
+}
+
+#[derive(Debug)]
+struct Connected {
+    plugin: Plugin,
+    name: String,
+    index: String,
+    events: i32,
+}
+
+impl NriServer {
+    /// Listens on a socket. A file that is there already is replaced, as by containerd.
+    ///
+    /// # Errors
+    /// If it cannot listen, or no thread can be started.
+    pub fn start(socket: &Path, options: Options) -> io::Result<Self> {
+        let _ = std::fs::remove_file(socket);
+        let listener = UnixListener::bind(socket)?;
+        let state = Mutex::new(State::default());
+        let shared = Arc::new(Shared { options, state, connected: Condvar::new() });
+        let stop = Arc::new(AtomicBool::new(false));
+        let (serving, stopped) = (shared.clone(), stop.clone());
+        let thread = thread::Builder::new().name("nri-server".to_owned()).spawn(move || {
+            // One plugin at a time, as NRI does.
+            while let Ok(plugin) = Plugin::accept(&listener, Registration::Accept) {
+                if stopped.load(Ordering::Acquire) {
+                    return;
+                }
+                serving.accept(plugin);
+            }
+        })?;
+        Ok(Self { shared, socket: socket.to_owned(), stop, thread: Some(thread) })
+    }
+
+    /// Waits until a plugin is registered, configured and synchronized.
+    ///
+    /// # Errors
+    /// If that takes too long.
+    pub fn wait_for_plugin(&self, name: &str, limit: Duration) -> Result<(), Timeout> {
+        let waits = |state: &mut State| !state.plugins.iter().any(|plugin| plugin.is(name));
+        let state = lock(&self.shared.state);
+        let waited = self.shared.connected.wait_timeout_while(state, limit, waits);
+        let (state, result) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !result.timed_out() {
+            return Ok(());
+        }
+        Err(Timeout { plugin: name.to_owned(), limit, failure: state.failure.clone() })
+    }
+
+    /// Adds a sandbox that runs already. Plugins that connect later receive it.
+    pub fn add(&self, pod: &PodSandbox) {
+        lock(&self.shared.state).sandboxes.push(pod.clone());
+    }
+
+    /// Starts a sandbox whose network is ready.
+    pub fn run(&self, pod: &PodSandbox) -> Start {
+        let mut state = lock(&self.shared.state);
+        let mut start = Start::Unguarded("no plugin is connected".to_owned());
+        if state.plugins.iter().any(|connected| !connected.plugin.is_closed()) {
+            start = Start::Allowed;
+        }
+        match self.shared.relay(&mut state, event::RUN_POD_SANDBOX, pod) {
+            Ok(None) => {}
+            Ok(Some(failure)) => start = Start::Unguarded(failure),
+            Err(reason) => {
+                for end in [event::STOP_POD_SANDBOX, event::REMOVE_POD_SANDBOX] {
+                    let _ = self.shared.relay(&mut state, end, pod);
+                }
+                return Start::Refused(reason);
+            }
+        }
+        state.sandboxes.push(pod.clone());
+        start
+    }
+
+    /// Stops a sandbox. Returns a plugin's error.
+    ///
+    /// # Errors
+    /// If a plugin answers with an error.
+    pub fn stop(&self, pod: &PodSandbox) -> Result<(), String> {
+        self.shared.relay(&mut lock(&self.shared.state), event::STOP_POD_SANDBOX, pod).map(|_| ())
+    }
+
+    /// Removes a sandbox.
+    ///
+    /// # Errors
+    /// If a plugin answers with an error.
+    pub fn remove(&self, pod: &PodSandbox) -> Result<(), String> {
+        let mut state = lock(&self.shared.state);
+        state.sandboxes.retain(|sandbox| sandbox.id != pod.id);
+        self.shared.relay(&mut state, event::REMOVE_POD_SANDBOX, pod).map(|_| ())
+    }
+
+    /// Closes the connections of all plugins, as when the runtime is killed.
+    pub fn disconnect(&self) {
+        lock(&self.shared.state).plugins.clear();
+    }
+
+    /// Announces a shutdown to all plugins, then closes their connections.
+    pub fn shutdown(&self) {
+        for connected in lock(&self.shared.state).plugins.drain(..) {
+            let _ = connected.plugin.call::<Empty>("Shutdown", &Empty {}, self.shared.options.request_timeout);
+        }
+    }
+
+    /// Returns why a plugin was not accepted or was disconnected, the last time.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.shared.state).failure.clone()
+    }
+}
+
+impl Drop for NriServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Ends `accept`.
+        let _ = UnixStream::connect(&self.socket);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was already printed.
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+impl Connected {
+    fn is(&self, name: &str) -> bool {
+        self.name == name && !self.plugin.is_closed()
+    }
+}
+
+impl Shared {
+    fn accept(&self, plugin: Plugin) {
+        let configured = self.configure(plugin);
+        let mut state = lock(&self.state);
+        let connected = match configured {
+            Ok(connected) => connected,
+            Err(failure) => {
+                state.failure = Some(failure);
+                return;
+            }
+        };
+        match self.synchronize(&connected.plugin, &state.sandboxes) {
+            Ok(()) => {
+                state.plugins.push(connected);
+                state.plugins.sort_by(|one, other| one.index.cmp(&other.index));
+                self.connected.notify_all();
+            }
+            Err(failure) => {
+                state.failure = Some(format!("Synchronize: {failure}"));
+                state.failed.push(connected.plugin);
+            }
+        }
+    }
+
+    fn configure(&self, plugin: Plugin) -> Result<Connected, String> {
+        let Options { name, version, registration_timeout, request_timeout, .. } = &self.options;
+        let registration =
+            plugin.registration(*registration_timeout).map_err(|error| format!("RegisterPlugin: {error}"))?;
+        let milliseconds = |timeout: &Duration| i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+        let request = ConfigureRequest {
+            runtime_name: name.clone(),
+            runtime_version: version.clone(),
+            registration_timeout: milliseconds(registration_timeout),
+            request_timeout: milliseconds(request_timeout),
+            ..ConfigureRequest::default()
+        };
+        let response: ConfigureResponse =
+            plugin.call("Configure", &request, *request_timeout).map_err(|error| format!("Configure: {error}"))?;
+        let all = (1 << (event::LAST - 1)) - 1;
+        if response.events & !all != 0 {
+            return Err(format!("invalid plugin events: {:#x}", response.events));
+        }
+        let events = if response.events == 0 { all } else { response.events };
+        Ok(Connected { plugin, name: registration.plugin_name, index: registration.plugin_idx, events })
+    }
+
+    /// Sends the list of sandboxes, in parts if need be.
+    fn synchronize(&self, plugin: &Plugin, sandboxes: &[PodSandbox]) -> Result<(), CallError> {
+        let mut rest = sandboxes;
+        let mut size = self.options.sandboxes_per_message.unwrap_or(sandboxes.len());
+        loop {
+            let (part, others) = rest.split_at(size.min(rest.len()));
+            let more = !others.is_empty();
+            let request = SynchronizeRequest { pods: part.to_vec(), containers: Vec::new(), more };
+            match plugin.call::<SynchronizeResponse>("Synchronize", &request, self.options.request_timeout) {
+                Err(CallError::TooLong(_)) if size > 8 => size /= 2,
+                Err(error) => return Err(error),
+                Ok(_) if !more => return Ok(()),
+                Ok(response) if response.more => rest = others,
+                Ok(_) => {
+                    plugin.close();
+                    let message = "plugin does not handle split sync requests".to_owned();
+                    return Err(CallError::Status { code: 2, message });
+                }
+            }
+        }
+    }
+
+    /// Relays an event to all plugins. A plugin that fails is disconnected; returns its failure.
+    ///
+    /// # Errors
+    /// If a plugin answers with an error. Later plugins do not receive the event then.
+    fn relay(&self, state: &mut State, event: i32, pod: &PodSandbox) -> Result<Option<String>, String> {
+        let mut failure = None;
+        let mut refused = None;
+        for connected in &state.plugins {
+            if connected.events & (1 << (event - 1)) == 0 {
+                continue;
+            }
+            match self.send(&connected.plugin, event, pod) {
+                Ok(()) => {}
+                Err(CallError::Status { message, .. }) => {
+                    refused = Some(message);
+                    break;
+                }
+                Err(error) => {
+                    connected.plugin.close();
+                    let violation = connected.plugin.violation().map(|what| format!("; {what}")).unwrap_or_default();
+                    failure = Some(format!("{}: {error}{violation}", connected.name));
+                }
+            }
+        }
+        state.plugins.retain(|connected| !connected.plugin.is_closed());
+        if failure.is_some() {
+            state.failure.clone_from(&failure);
+        }
+        refused.map_or(Ok(failure), Err)
+    }
+
+    fn send(&self, plugin: &Plugin, event: i32, pod: &PodSandbox) -> Result<(), CallError> {
+        let (pod, timeout) = (Some(pod.clone()), self.options.request_timeout);
+        let method = match (self.options.events, event) {
+            (Events::StateChange, _) => {
+                let request = StateChangeEvent { event, pod, container: None };
+                return plugin.call::<Empty>("StateChange", &request, timeout).map(|_| ());
+            }
+            (Events::Methods, event::RUN_POD_SANDBOX) => "RunPodSandbox",
+            (Events::Methods, event::STOP_POD_SANDBOX) => "StopPodSandbox",
+            (Events::Methods, _) => "RemovePodSandbox",
+        };
+        plugin.call::<Empty>(method, &PodSandboxRequest { pod }, timeout).map(|_| ())
+    }
+}

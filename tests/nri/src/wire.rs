@@ -1,0 +1,123 @@
+//! Frames and messages, as containerd writes and reads them.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+/// The plugin is the server on this connection.
+pub(crate) const PLUGIN_CONNECTION: u32 = 1;
+/// The runtime is the server on this connection.
+pub(crate) const RUNTIME_CONNECTION: u32 = 2;
+
+/// Type of a message that starts a call.
+pub(crate) const REQUEST: u8 = 1;
+/// Type of a message that ends a call.
+pub(crate) const RESPONSE: u8 = 2;
+
+/// Longest payload of a message, in bytes.
+pub(crate) const MAX_MESSAGE: usize = 4 << 20;
+/// Size of Go's `bufio.Reader` and `bufio.Writer`, through which ttrpc reads and writes a connection.
+const BUFFER: usize = 4096;
+const MESSAGE_HEADER: usize = 10;
+
+/// A message on one of the connections.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) connection: u32,
+    pub(crate) stream: u32,
+    pub(crate) kind: u8,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Message {
+    /// Writes the message as Go does: the writer's buffer is filled and becomes a frame, then the rest of a long payload
+    /// becomes one.
+    pub(crate) fn write(&self, socket: &mut impl Write) -> io::Result<()> {
+        let mut bytes = length(self.payload.len()).to_vec();
+        bytes.extend(self.stream.to_be_bytes());
+        bytes.extend([self.kind, 0]);
+        bytes.extend(&self.payload);
+        let (buffered, rest) = bytes.split_at(bytes.len().min(BUFFER));
+        for payload in [buffered, rest].into_iter().filter(|payload| !payload.is_empty()) {
+            socket.write_all(&frame(self.connection, payload))?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the bytes of a frame.
+pub(crate) fn frame(connection: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = connection.to_be_bytes().to_vec();
+    bytes.extend(length(payload.len()));
+    bytes.extend(payload);
+    bytes
+}
+
+fn length(bytes: usize) -> [u8; 4] {
+    u32::try_from(bytes).expect("lengths have four bytes").to_be_bytes()
+}
+
+/// Reads messages of both connections.
+#[derive(Debug)]
+pub(crate) struct Reader<S> {
+    socket: S,
+    /// Bytes by connection, from 1.
+    streams: [Vec<u8>; 2],
+}
+
+impl<S: Read> Reader<S> {
+    pub(crate) fn new(socket: S) -> Self {
+        Self { socket, streams: [Vec::new(), Vec::new()] }
+    }
+
+    /// Returns the next message.
+    ///
+    /// # Errors
+    /// At the end of the stream, and for bytes on which containerd ends the connection.
+    pub(crate) fn next(&mut self) -> io::Result<Message> {
+        loop {
+            for (connection, stream) in (PLUGIN_CONNECTION..).zip(&mut self.streams) {
+                if let Some(message) = take_message(connection, stream)? {
+                    return Ok(message);
+                }
+            }
+            let mut header = [0; 8];
+            self.socket.read_exact(&mut header)?;
+            let [connection, length] = [0, 4].map(|start| number(&header[start..]));
+            // `conn.Read` of the multiplexer fails with ENOMEM if a frame does not fit the reader's buffer.
+            if length > BUFFER {
+                return Err(invalid(&format!("a frame of {length} bytes; containerd can read {BUFFER}")));
+            }
+            let mut payload = vec![0; length];
+            self.socket.read_exact(&mut payload)?;
+            if let Some(stream) = connection.checked_sub(1).and_then(|index| self.streams.get_mut(index)) {
+                stream.extend(payload);
+            }
+        }
+    }
+}
+
+fn take_message(connection: u32, stream: &mut Vec<u8>) -> io::Result<Option<Message>> {
+    if stream.len() < MESSAGE_HEADER {
+        return Ok(None);
+    }
+    let length = number(stream);
+    if length > MAX_MESSAGE {
+        return Err(invalid(&format!("a message of {length} bytes")));
+    }
+    if stream.len() < MESSAGE_HEADER + length {
+        return Ok(None);
+    }
+    let bytes: Vec<u8> = stream.drain(..MESSAGE_HEADER + length).collect();
+    if bytes[9] != 0 {
+        return Err(invalid("a message with flags"));
+    }
+    let stream = u32::try_from(number(&bytes[4..])).expect("four bytes");
+    Ok(Some(Message { connection, stream, kind: bytes[8], payload: bytes[MESSAGE_HEADER..].to_vec() }))
+}
+
+fn number(bytes: &[u8]) -> usize {
+    u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize
+}
+
+fn invalid(message: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, message)
+}
