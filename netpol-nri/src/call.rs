@@ -1,0 +1,81 @@
+//! What the runtime asks for.
+
+use std::time::Duration;
+
+use prost::Message;
+
+use crate::messages::{
+    ConfigureRequest, PLUGIN_SERVICE, PodSandboxRequest, REMOVE_POD_SANDBOX, RUN_POD_SANDBOX, Request,
+    STOP_POD_SANDBOX, StateChangeEvent, Status, SynchronizeRequest,
+};
+use crate::{Runtime, Sandbox};
+
+/// The events that the plugin subscribes to.
+pub(crate) const SUBSCRIPTION: i32 =
+    1 << (RUN_POD_SANDBOX - 1) | 1 << (STOP_POD_SANDBOX - 1) | 1 << (REMOVE_POD_SANDBOX - 1);
+
+/// A parsed request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Configure(Runtime),
+    /// A part of the list of sandboxes, and whether another follows.
+    Synchronize(Vec<Sandbox>, bool),
+    Run(Sandbox),
+    Stop(Sandbox),
+    Shutdown,
+    /// An event that the plugin has not subscribed to.
+    Other,
+}
+
+impl Call {
+    /// Parses a request.
+    ///
+    /// Runtimes send pod events in two ways: by `StateChange`, as most versions, and newer ones to plugins of API v1alpha1
+    /// (`pkg/adaptation/v1alpha1-bridge.go` of NRI), or by a method for each event.
+    ///
+    /// # Errors
+    /// The status to answer, if the method is unknown or its payload invalid.
+    pub(crate) fn parse(request: Request) -> Result<Self, Status> {
+        let Request { service, method, payload, .. } = request;
+        if service != PLUGIN_SERVICE {
+            return Err(Status::unimplemented(&format!("service {service}")));
+        }
+        let invalid = |error: prost::DecodeError| Status::invalid(&format!("{method}: {error}"));
+        let event = match method.as_str() {
+            "Configure" => {
+                let request = ConfigureRequest::decode(payload).map_err(invalid)?;
+                return Ok(Self::Configure(request.into()));
+            }
+            "Synchronize" => {
+                let SynchronizeRequest { pods, more } = SynchronizeRequest::decode(payload).map_err(invalid)?;
+                return Ok(Self::Synchronize(pods.into_iter().map(Sandbox::from).collect(), more));
+            }
+            "Shutdown" => return Ok(Self::Shutdown),
+            "StateChange" => StateChangeEvent::decode(payload).map_err(invalid)?,
+            "RunPodSandbox" | "StopPodSandbox" | "RemovePodSandbox" => {
+                let PodSandboxRequest { pod } = PodSandboxRequest::decode(payload).map_err(invalid)?;
+                let event = if method == "RunPodSandbox" { RUN_POD_SANDBOX } else { STOP_POD_SANDBOX };
+                StateChangeEvent { event, pod }
+            }
+            _ => return Err(Status::unimplemented(&format!("method {method}"))),
+        };
+        let sandbox =
+            || event.pod.map(Sandbox::from).ok_or_else(|| Status::invalid(&format!("{method}: the pod is missing")));
+        match event.event {
+            RUN_POD_SANDBOX => Ok(Self::Run(sandbox()?)),
+            STOP_POD_SANDBOX | REMOVE_POD_SANDBOX => Ok(Self::Stop(sandbox()?)),
+            _ => Ok(Self::Other),
+        }
+    }
+}
+
+impl From<ConfigureRequest> for Runtime {
+    fn from(request: ConfigureRequest) -> Self {
+        let milliseconds = u64::try_from(request.request_timeout).ok().filter(|timeout| *timeout > 0);
+        Self {
+            name: request.runtime_name,
+            version: request.runtime_version,
+            request_timeout: milliseconds.map(Duration::from_millis),
+        }
+    }
+}

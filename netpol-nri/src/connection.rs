@@ -1,0 +1,299 @@
+//! One connection to the runtime, from registration to end.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::net::UnixStream;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::call::{Call, SUBSCRIPTION};
+use crate::deadline::Deadline;
+use crate::messages::{
+    ConfigureResponse, RUNTIME_SERVICE, RegisterPluginRequest, Request, Response, Status, SynchronizeResponse,
+};
+use crate::mux::{PLUGIN_CONNECTION, RUNTIME_CONNECTION};
+use crate::transport::{Incoming, Transport};
+use crate::ttrpc::{self, Message};
+use crate::{Error, Handler, Options, Sandbox};
+
+/// Most calls of the handler at a time. Until one finishes, no further request is read.
+const MAX_CALLS: usize = 64;
+/// Most sandboxes in a list that comes in parts. A part has at most 4 MiB.
+const MAX_SANDBOXES: usize = 1 << 14;
+/// ID of the only request that the plugin sends.
+const REGISTRATION: u32 = 1;
+
+/// How a connection ended after the runtime had accepted the plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disconnected {
+    /// The runtime closed it: the runtime stopped, or it did not get an answer in time.
+    Closed,
+    /// The runtime had announced that it shuts down.
+    Shutdown,
+}
+
+/// Connects to the runtime, registers, and calls the handler until the connection ends.
+///
+/// If the returned future is dropped, the connection is closed and unfinished calls of the handler are dropped.
+///
+/// # Errors
+/// If the runtime does not listen, refuses the plugin, sends what is not NRI's protocol, or does not do its part in time.
+///
+/// # Panics
+/// Outside of a tokio runtime with I/O and time.
+pub async fn connect<H: Handler>(socket: &Path, options: &Options, handler: Arc<H>) -> Result<Disconnected, Error> {
+    let stream = UnixStream::connect(socket).await;
+    let stream = stream.map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
+    let mut connection = Connection {
+        transport: Transport::new(stream),
+        handler,
+        options,
+        started: Instant::now(),
+        state: State::default(),
+        shutting_down: false,
+        request_timeout: None,
+        last_stream: 0,
+        listed: Vec::new(),
+        calls: JoinSet::new(),
+        unanswered: HashMap::new(),
+    };
+    let ended = connection.serve().await;
+    connection.calls.shutdown().await;
+    for (_, unanswered) in connection.unanswered.drain() {
+        if let Kind::Run(sandbox) = unanswered.kind {
+            connection.handler.unanswered(sandbox);
+        }
+    }
+    match ended {
+        Ok(()) => connection.closed(),
+        // The runtime was killed while the plugin wrote.
+        Err(Error::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+            connection.closed()
+        }
+        Err(error) => Err(error),
+    }
+}
+
+struct Connection<'a, H> {
+    transport: Transport,
+    handler: Arc<H>,
+    options: &'a Options,
+    started: Instant,
+    state: State,
+    /// The runtime has announced that it shuts down.
+    shutting_down: bool,
+    request_timeout: Option<Duration>,
+    last_stream: u32,
+    /// The parts of the list of sandboxes that have come.
+    listed: Vec<Sandbox>,
+    calls: JoinSet<Result<(), Status>>,
+    unanswered: HashMap<Id, Unanswered>,
+}
+
+/// What the runtime has done so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    registered: bool,
+    configured: bool,
+    synchronized: bool,
+}
+
+/// A call of the handler.
+#[derive(Debug)]
+struct Unanswered {
+    stream: u32,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Synchronize,
+    Run(Sandbox),
+    Stop,
+}
+
+impl<H: Handler> Connection<'_, H> {
+    /// Returns when the runtime closes the connection.
+    async fn serve(&mut self) -> Result<(), Error> {
+        self.register().await?;
+        loop {
+            let step = self.next_step();
+            let started = self.started;
+            let expired = async {
+                match step {
+                    Some((_, limit)) => sleep_until(started + limit).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(finished) = self.calls.join_next_with_id() => self.finish(finished).await?,
+                () = expired => {
+                    let (step, limit) = step.expect("only a step can expire");
+                    return Err(Error::Timeout { step, limit });
+                }
+                incoming = self.transport.next(), if self.calls.len() < MAX_CALLS => match incoming? {
+                    Some(Incoming::Plugin(message)) => self.request(message).await?,
+                    Some(Incoming::Runtime(message)) => self.response(message)?,
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// Returns what the runtime must do next, and its limit from the start of the connection.
+    fn next_step(&self) -> Option<(&'static str, Duration)> {
+        match self.state {
+            State { registered: false, .. } | State { configured: false, .. } => {
+                Some(("register and configure the plugin", self.options.registration_timeout))
+            }
+            State { synchronized: false, .. } => Some(("list its sandboxes", self.options.synchronization_timeout)),
+            State { .. } => None,
+        }
+    }
+
+    /// Returns how a connection ended that the runtime closed.
+    fn closed(&self) -> Result<Disconnected, Error> {
+        match self.next_step() {
+            _ if self.shutting_down => Ok(Disconnected::Shutdown),
+            Some(_) => Err(Error::NotAccepted),
+            None => Ok(Disconnected::Closed),
+        }
+    }
+
+    async fn register(&mut self) -> Result<(), Error> {
+        let request =
+            RegisterPluginRequest { plugin_name: self.options.name.clone(), plugin_idx: self.options.index.clone() };
+        let request = Request {
+            service: RUNTIME_SERVICE.to_owned(),
+            method: "RegisterPlugin".to_owned(),
+            payload: request.encode_to_vec().into(),
+            timeout_nano: i64::try_from(self.options.registration_timeout.as_nanos()).unwrap_or(i64::MAX),
+        };
+        let message = ttrpc::encode(REGISTRATION, ttrpc::REQUEST, &request);
+        self.transport.send(RUNTIME_CONNECTION, &message).await
+    }
+
+    /// Handles a message on the connection on which the plugin is the client.
+    fn response(&mut self, message: Message) -> Result<(), Error> {
+        if (message.kind, message.stream) != (ttrpc::RESPONSE, REGISTRATION) {
+            return Ok(());
+        }
+        let response = Response::decode(message.payload).map_err(io::Error::from)?;
+        match response.status {
+            Some(Status { code, message }) if code != 0 => Err(Error::Refused { code, message }),
+            _ => {
+                self.state.registered = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Handles a message on the connection on which the plugin is the server.
+    async fn request(&mut self, message: Message) -> Result<(), Error> {
+        let Message { stream, kind, payload } = message;
+        let call = match kind {
+            ttrpc::REQUEST if stream % 2 == 1 && stream > self.last_stream => {
+                self.last_stream = stream;
+                Request::decode(payload).map_err(|error| Status::invalid(&format!("request: {error}")))
+            }
+            ttrpc::REQUEST => Err(Status::invalid("the ID of a request must be odd, and larger than those before")),
+            ttrpc::DATA => Err(Status::invalid("no method of the plugin has a stream of messages")),
+            // ttrpc's server ignores other types.
+            _ => return Ok(()),
+        };
+        let timeout = call.as_ref().map_or(0, |request| request.timeout_nano);
+        match call.and_then(Call::parse) {
+            Ok(call) => self.call(stream, call, Deadline::new(timeout, self.request_timeout)).await,
+            Err(status) => self.answer(stream, Err(status)).await,
+        }
+    }
+
+    async fn call(&mut self, stream: u32, call: Call, deadline: Deadline) -> Result<(), Error> {
+        match call {
+            Call::Configure(runtime) => {
+                self.request_timeout = runtime.request_timeout;
+                self.handler.connected(runtime);
+                let response = ConfigureResponse { events: SUBSCRIPTION };
+                self.answer(stream, Ok(response.encode_to_vec().into())).await?;
+                self.state.configured = true;
+            }
+            Call::Synchronize(sandboxes, more) => {
+                self.listed.extend(sandboxes);
+                if self.listed.len() > MAX_SANDBOXES {
+                    return Err(Error::TooManySandboxes { limit: MAX_SANDBOXES });
+                }
+                if more {
+                    let response = SynchronizeResponse { more };
+                    return self.answer(stream, Ok(response.encode_to_vec().into())).await;
+                }
+                let (handler, sandboxes) = (self.handler.clone(), std::mem::take(&mut self.listed));
+                self.spawn(stream, Kind::Synchronize, async move {
+                    let handled = timeout(deadline.answer, handler.synchronize(sandboxes)).await;
+                    handled.map_err(|_| Status::internal("the list of sandboxes was not handled in time"))
+                });
+            }
+            Call::Run(sandbox) => {
+                let (handler, kind) = (self.handler.clone(), Kind::Run(sandbox.clone()));
+                self.spawn(stream, kind, async move {
+                    match timeout(deadline.answer, handler.run(sandbox, deadline.handler)).await {
+                        Ok(result) => result.map_err(|reason| Status::refused(&reason)),
+                        Err(_) => Err(Status::refused(&format!("not ready within {:?}", deadline.answer))),
+                    }
+                });
+            }
+            Call::Stop(sandbox) => {
+                let handler = self.handler.clone();
+                self.spawn(stream, Kind::Stop, async move {
+                    // A sandbox stops in any case.
+                    let _ = timeout(deadline.answer, handler.stop(sandbox)).await;
+                    Ok(())
+                });
+            }
+            Call::Shutdown => {
+                self.shutting_down = true;
+                self.answer(stream, Ok(Bytes::new())).await?;
+            }
+            Call::Other => self.answer(stream, Ok(Bytes::new())).await?,
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, stream: u32, kind: Kind, call: impl Future<Output = Result<(), Status>> + Send + 'static) {
+        let id = self.calls.spawn(call).id();
+        self.unanswered.insert(id, Unanswered { stream, kind });
+    }
+
+    /// Answers a call that the handler has finished.
+    async fn finish(&mut self, finished: Result<(Id, Result<(), Status>), JoinError>) -> Result<(), Error> {
+        let (id, result) = match finished {
+            Ok(finished) => finished,
+            // A panic, which was already printed.
+            Err(error) => (error.id(), Err(Status::internal("the plugin failed"))),
+        };
+        let is_ok = result.is_ok();
+        // All responses of these calls have no fields, or none but defaults.
+        self.answer(self.unanswered[&id].stream, result.map(|()| Bytes::new())).await?;
+        match self.unanswered.remove(&id).map(|answered| answered.kind) {
+            Some(Kind::Synchronize) if !is_ok => return Err(Error::Synchronize),
+            Some(Kind::Synchronize) => self.state.synchronized = true,
+            Some(Kind::Run(_) | Kind::Stop) | None => {}
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self, stream: u32, result: Result<Bytes, Status>) -> Result<(), Error> {
+        let response = match result {
+            Ok(payload) => Response { status: None, payload },
+            Err(status) => Response { status: Some(status), payload: Bytes::new() },
+        };
+        self.transport.send(PLUGIN_CONNECTION, &ttrpc::encode(stream, ttrpc::RESPONSE, &response)).await
+    }
+}

@@ -1,0 +1,56 @@
+//! When an answer is due.
+
+use std::time::Duration;
+
+/// NRI's default for `plugin_request_timeout`: `pkg/api/timeouts.go`.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest part of a timeout that is kept in reserve.
+const MAX_RESERVE: Duration = Duration::from_millis(200);
+
+/// Time limits of one call. An answer after the runtime's own timeout is worse than an error: the runtime has disconnected
+/// the plugin by then, and the pod starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deadline {
+    /// When the handler should have returned.
+    pub(crate) handler: Duration,
+    /// When the call is dropped and answered without the handler.
+    pub(crate) answer: Duration,
+}
+
+impl Deadline {
+    /// Returns the limits of a request. `request_nanoseconds` is in the request, 0 if it has no timeout; `configured` is the
+    /// runtime's timeout for all requests, if reported.
+    pub(crate) fn new(request_nanoseconds: i64, configured: Option<Duration>) -> Self {
+        let request = match request_nanoseconds {
+            0 => None,
+            // A negative timeout has passed.
+            nanoseconds => Some(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0))),
+        };
+        let timeout = request.into_iter().chain(configured).min().unwrap_or(DEFAULT_TIMEOUT);
+        let reserve = (timeout / 10).min(MAX_RESERVE);
+        Self { handler: timeout.saturating_sub(reserve), answer: timeout.saturating_sub(reserve / 2) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shorter_timeout_counts_less_a_reserve() {
+        const SECOND: i64 = 1_000_000_000;
+        for (request, configured, handler, answer) in [
+            (2 * SECOND, Some(2000), 1800, 1900),
+            (SECOND, Some(2000), 900, 950),
+            (0, Some(500), 450, 475),
+            (0, None, 1800, 1900),
+            (60 * SECOND, None, 59_800, 59_900),
+            (60 * SECOND, Some(1000), 900, 950),
+            (-1, Some(2000), 0, 0),
+        ] {
+            let deadline = Deadline::new(request, configured.map(Duration::from_millis));
+            let expected = Deadline { handler: Duration::from_millis(handler), answer: Duration::from_millis(answer) };
+            assert_eq!(deadline, expected, "{request} {configured:?}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What the plugin's owner implements.
+
+use std::time::Duration;
+
+use crate::Sandbox;
+
+/// The container runtime, as it introduces itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runtime {
+    /// Its name, such as `containerd`. containerd 2 has `v2`, the last element of its Go module's path.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// How long it waits for an answer before it disconnects the plugin. `None` if it does not report that, as
+    /// older versions; NRI's default is 2 s.
+    pub request_timeout: Option<Duration>,
+}
+
+/// Receives what the runtime reports.
+///
+/// Calls for several sandboxes run at the same time, as tasks. A call that is not finished shortly after its deadline is
+/// dropped: it must be cancel-safe.
+pub trait Handler: Send + Sync + 'static {
+    /// The runtime introduces itself. Its list of sandboxes follows.
+    fn connected(&self, _runtime: Runtime) {}
+
+    /// Receives all sandboxes that the runtime has when the plugin connects. From then on, it reports each start.
+    ///
+    /// The list includes stopped sandboxes. Their addresses may belong to other pods by now, and their network namespaces may
+    /// be gone.
+    fn synchronize(&self, sandboxes: Vec<Sandbox>) -> impl Future<Output = ()> + Send;
+
+    /// Handles the start of a sandbox. Its network is ready, and it has no containers until this returns.
+    ///
+    /// `deadline` is the time until the runtime needs the answer, less a reserve. Without an answer the start is refused. A
+    /// runtime that calls plugins for one pod at a time, as containerd does, starts no other pod meanwhile.
+    ///
+    /// # Errors
+    /// The text refuses the start: the runtime tears the sandbox down, which calls [`Handler::stop`], and the kubelet tries
+    /// again with a new sandbox. The text is cut after 1 KiB.
+    fn run(&self, sandbox: Sandbox, deadline: Duration) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Handles the end of a sandbox. It is called when a sandbox stops and again when it is removed, possibly for one that was
+    /// never reported, and during [`Handler::run`] if the runtime gives up.
+    fn stop(&self, sandbox: Sandbox) -> impl Future<Output = ()> + Send;
+
+    /// The connection ended while [`Handler::run`] was unfinished for this sandbox. The runtime starts its containers
+    /// without an answer.
+    fn unanswered(&self, _sandbox: Sandbox) {}
+}

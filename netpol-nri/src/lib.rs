@@ -1,0 +1,57 @@
+//! An NRI plugin: how does the container runtime report that a pod's network is ready?
+//!
+//! [NRI](https://github.com/containerd/nri) is the plugin interface of containerd and CRI-O. After the network of a pod's
+//! sandbox is set up, and before the pod's first container is created, the runtime calls `RunPodSandbox` of each plugin,
+//! in the order of their indexes, and waits for the answer. A plugin that answers with an error refuses the start; the
+//! kubelet tries again later. A plugin that does not answer in time is disconnected, and **the start goes on**.
+//!
+//! ```no_run
+//! # use std::{path::Path, sync::Arc, time::Duration};
+//! use netpol_nri::{Handler, Options, Sandbox};
+//!
+//! struct Gate;
+//!
+//! impl Handler for Gate {
+//!     async fn synchronize(&self, sandboxes: Vec<Sandbox>) {
+//!         println!("{} sandboxes exist", sandboxes.len());
+//!     }
+//!
+//!     async fn run(&self, sandbox: Sandbox, deadline: Duration) -> Result<(), String> {
+//!         Err(format!("policies of {}/{} are not enforced after {deadline:?}", sandbox.namespace, sandbox.name))
+//!     }
+//!
+//!     async fn stop(&self, _: Sandbox) {}
+//! }
+//!
+//! # async fn connect() -> Result<(), Box<dyn std::error::Error>> {
+//! let options = Options::new("netpol", 99)?;
+//! let ended = netpol_nri::connect(Path::new(netpol_nri::DEFAULT_SOCKET), &options, Arc::new(Gate)).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Data flows one way: [`connect`] reads `mux` frames from the socket, `ttrpc` messages from the frames, and a `call` from
+//! each message; the call runs the [`Handler`], and its result is written back.
+
+mod call;
+mod connection;
+mod deadline;
+mod error;
+mod handler;
+mod messages;
+mod mux;
+mod options;
+mod retry;
+mod sandbox;
+mod status;
+mod transport;
+mod ttrpc;
+
+pub use connection::{Disconnected, connect};
+pub use error::Error;
+pub use handler::{Handler, Runtime};
+pub use options::{Options, OptionsError};
+pub use retry::keep_connected;
+pub use sandbox::Sandbox;
+
+/// Where runtimes listen for plugins, unless configured otherwise.
+pub const DEFAULT_SOCKET: &str = "/var/run/nri/nri.sock";

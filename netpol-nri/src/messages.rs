@@ -1,0 +1,135 @@
+//! The protobuf messages that the plugin sends and receives, with the fields that it uses.
+//!
+//! prost skips all other fields. Names and numbers: `Request`, `Response` and `Status` of
+//! <https://github.com/containerd/ttrpc>; all others of `pkg/api/api.proto` in <https://github.com/containerd/nri>, package
+//! `nri.pkg.api.v1alpha1`.
+
+use bytes::Bytes;
+use prost::Message;
+
+/// The service that the plugin serves.
+pub(crate) const PLUGIN_SERVICE: &str = "nri.pkg.api.v1alpha1.Plugin";
+/// The service that the runtime serves.
+pub(crate) const RUNTIME_SERVICE: &str = "nri.pkg.api.v1alpha1.Runtime";
+
+/// `Event` values: bit `event - 1` of a mask subscribes to it.
+pub(crate) const RUN_POD_SANDBOX: i32 = 1;
+pub(crate) const STOP_POD_SANDBOX: i32 = 2;
+pub(crate) const REMOVE_POD_SANDBOX: i32 = 3;
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Request {
+    #[prost(string, tag = "1")]
+    pub(crate) service: String,
+    #[prost(string, tag = "2")]
+    pub(crate) method: String,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) payload: Bytes,
+    /// Time until the caller gives up. 0: it does not.
+    #[prost(int64, tag = "4")]
+    pub(crate) timeout_nano: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Response {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) status: Option<Status>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) payload: Bytes,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Status {
+    /// A `google.rpc.Code`.
+    #[prost(int32, tag = "1")]
+    pub(crate) code: i32,
+    #[prost(string, tag = "2")]
+    pub(crate) message: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RegisterPluginRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) plugin_name: String,
+    #[prost(string, tag = "2")]
+    pub(crate) plugin_idx: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ConfigureRequest {
+    #[prost(string, tag = "2")]
+    pub(crate) runtime_name: String,
+    #[prost(string, tag = "3")]
+    pub(crate) runtime_version: String,
+    /// In milliseconds. 0 if not reported, as by older versions.
+    #[prost(int64, tag = "5")]
+    pub(crate) request_timeout: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ConfigureResponse {
+    /// A mask of events. 0 subscribes to all.
+    #[prost(int32, tag = "2")]
+    pub(crate) events: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SynchronizeRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) pods: Vec<PodSandbox>,
+    #[prost(bool, tag = "3")]
+    pub(crate) more: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SynchronizeResponse {
+    /// The same as in the request: the plugin can take the list in parts.
+    #[prost(bool, tag = "2")]
+    pub(crate) more: bool,
+}
+
+/// `RunPodSandboxRequest`, `StopPodSandboxRequest` and `RemovePodSandboxRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct PodSandboxRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) pod: Option<PodSandbox>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct StateChangeEvent {
+    #[prost(int32, tag = "1")]
+    pub(crate) event: i32,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) pod: Option<PodSandbox>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct PodSandbox {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
+    #[prost(string, tag = "2")]
+    pub(crate) name: String,
+    #[prost(string, tag = "3")]
+    pub(crate) uid: String,
+    #[prost(string, tag = "4")]
+    pub(crate) namespace: String,
+    #[prost(message, optional, tag = "8")]
+    pub(crate) linux: Option<LinuxPodSandbox>,
+    /// Since NRI 0.9.
+    #[prost(string, repeated, tag = "10")]
+    pub(crate) ips: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LinuxPodSandbox {
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) namespaces: Vec<LinuxNamespace>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LinuxNamespace {
+    #[prost(string, tag = "1")]
+    pub(crate) kind: String,
+    #[prost(string, tag = "2")]
+    pub(crate) path: String,
+}

@@ -1,0 +1,69 @@
+//! How a plugin registers.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// Identity of the plugin, and how long the runtime may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    pub(crate) name: String,
+    pub(crate) index: String,
+    /// How long the runtime may take to register and configure the plugin. It accepts plugins one at a time, and waits 5 s
+    /// for one that does not register.
+    pub registration_timeout: Duration,
+    /// How long the runtime may take from the connection to the list of its sandboxes. containerd waits for pod starts that
+    /// are under way, CNI plugins included.
+    pub synchronization_timeout: Duration,
+}
+
+/// Why a plugin cannot register under a name or index.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum OptionsError {
+    /// The runtime would refuse the name.
+    #[error("invalid plugin name {0:?}: use letters, digits and the characters -_.+")]
+    Name(String),
+    /// The index has more than two digits.
+    #[error("invalid plugin index {0}: use a number from 0 to 99")]
+    Index(u8),
+}
+
+impl Options {
+    /// Returns options with default timeouts. The runtime calls plugins in ascending order of their indexes, 0 to 99.
+    ///
+    /// # Errors
+    /// If the runtime would refuse the name or the index.
+    pub fn new(name: &str, index: u8) -> Result<Self, OptionsError> {
+        // `CheckPluginName` and `CheckPluginIndex` in pkg/api/plugin.go of NRI.
+        let allowed = |character: char| character.is_ascii_alphanumeric() || "-_.+".contains(character);
+        if name.is_empty() || !name.chars().all(allowed) {
+            return Err(OptionsError::Name(name.to_owned()));
+        }
+        if index > 99 {
+            return Err(OptionsError::Index(index));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            index: format!("{index:02}"),
+            registration_timeout: Duration::from_secs(30),
+            synchronization_timeout: Duration::from_mins(5),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_indexes_follow_nri() {
+        for name in ["netpol", "net-pol_1.2+x"] {
+            assert!(Options::new(name, 0).is_ok(), "{name}");
+        }
+        for name in ["", "net pol", "nét", "a/b"] {
+            assert_eq!(Options::new(name, 0), Err(OptionsError::Name(name.to_owned())));
+        }
+        assert_eq!(Options::new("netpol", 7).unwrap().index, "07");
+        assert_eq!(Options::new("netpol", 100), Err(OptionsError::Index(100)));
+    }
+}

@@ -1,0 +1,88 @@
+//! Messages over the runtime's socket.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::Error;
+use crate::mux::{self, Frame, PLUGIN_CONNECTION, RUNTIME_CONNECTION};
+use crate::ttrpc::{self, Message};
+
+/// How long a message may stay incomplete, and how long writing one may take.
+const STALL: Duration = Duration::from_secs(10);
+/// How much is read at once, in bytes.
+const READ: usize = 16 << 10;
+
+/// A received message.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// On the connection on which the plugin is the server.
+    Plugin(Message),
+    /// On the connection on which the runtime is the server.
+    Runtime(Message),
+}
+
+/// The socket, and what of it is not parsed yet: at most one frame, and one message on each connection.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    socket: UnixStream,
+    frames: BytesMut,
+    plugin: BytesMut,
+    runtime: BytesMut,
+}
+
+impl Transport {
+    pub(crate) fn new(socket: UnixStream) -> Self {
+        Self { socket, frames: BytesMut::new(), plugin: BytesMut::new(), runtime: BytesMut::new() }
+    }
+
+    /// Returns the next message, or `None` if the runtime closed the connection. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Incoming>, Error> {
+        loop {
+            if let Some(message) = ttrpc::parse(&mut self.plugin)? {
+                return Ok(Some(Incoming::Plugin(message)));
+            }
+            if let Some(message) = ttrpc::parse(&mut self.runtime)? {
+                return Ok(Some(Incoming::Runtime(message)));
+            }
+            match mux::parse(&mut self.frames)? {
+                Some(frame) => self.receive(&frame),
+                None if self.read().await? == 0 => return Ok(None),
+                None => {}
+            }
+        }
+    }
+
+    fn receive(&mut self, frame: &Frame) {
+        match frame.connection {
+            PLUGIN_CONNECTION => self.plugin.extend_from_slice(&frame.payload),
+            RUNTIME_CONNECTION => self.runtime.extend_from_slice(&frame.payload),
+            // NRI discards frames of connections that are not open.
+            _ => {}
+        }
+    }
+
+    async fn read(&mut self) -> Result<usize, Error> {
+        let is_complete = self.frames.is_empty() && self.plugin.is_empty() && self.runtime.is_empty();
+        self.frames.reserve(READ);
+        let read = self.socket.read_buf(&mut self.frames);
+        if is_complete {
+            return Ok(read.await?);
+        }
+        timeout(STALL, read)
+            .await
+            .map_err(|_| Error::Timeout { step: "complete a message", limit: STALL })?
+            .map_err(Error::Io)
+    }
+
+    /// Sends a message on one of the connections. Not cancel-safe.
+    pub(crate) async fn send(&mut self, connection: u32, message: &[u8]) -> Result<(), Error> {
+        let mut frames = BytesMut::new();
+        mux::write(connection, message, &mut frames);
+        let write = timeout(STALL, self.socket.write_all(&frames)).await;
+        write.map_err(|_| Error::Timeout { step: "read a message", limit: STALL })?.map_err(Error::Io)
+    }
+}

@@ -1,0 +1,57 @@
+//! Messages: requests and responses on one connection.
+//!
+//! A message is the length of its payload and its stream's ID, both 4 bytes in network byte order, its type, its flags, and
+//! the payload: `PROTOCOL.md` of <https://github.com/containerd/ttrpc>. Each request of a client has a new odd ID, and its
+//! response has the same. NRI has no streams of several messages.
+//!
+//! Not the crate `ttrpc`: its server has no limit on unfinished requests, replies at a request's deadline instead of before
+//! it, and adds 25 packages (some to generate code when it is built) for the two structures of this file.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::Error;
+
+pub(crate) const HEADER: usize = 10;
+/// Longest payload, in bytes.
+pub(crate) const MAX_PAYLOAD: usize = 4 << 20;
+
+/// Type of a message that starts a call.
+pub(crate) const REQUEST: u8 = 1;
+/// Type of a message that ends a call.
+pub(crate) const RESPONSE: u8 = 2;
+/// Type of a message within a stream.
+pub(crate) const DATA: u8 = 3;
+
+/// A request, a response, or a type to ignore.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) stream: u32,
+    pub(crate) kind: u8,
+    pub(crate) payload: Bytes,
+}
+
+/// Takes the next message from the buffer, if it is complete.
+pub(crate) fn parse(buffer: &mut BytesMut) -> Result<Option<Message>, Error> {
+    let Some((mut header, rest)) = buffer.split_at_checked(HEADER) else { return Ok(None) };
+    let (length, stream, kind) = (header.get_u32() as usize, header.get_u32(), header.get_u8());
+    if length > MAX_PAYLOAD {
+        return Err(Error::MessageTooLong { length });
+    }
+    if rest.len() < length {
+        return Ok(None);
+    }
+    buffer.advance(HEADER);
+    Ok(Some(Message { stream, kind, payload: buffer.split_to(length).freeze() }))
+}
+
+/// Returns the bytes of a message without flags.
+pub(crate) fn encode(stream: u32, kind: u8, content: &impl prost::Message) -> BytesMut {
+    let length = content.encoded_len();
+    let mut bytes = BytesMut::with_capacity(HEADER + length);
+    bytes.put_u32(u32::try_from(length).expect("the plugin sends short messages"));
+    bytes.put_u32(stream);
+    bytes.put_u8(kind);
+    bytes.put_u8(0);
+    content.encode_raw(&mut bytes);
+    bytes
+}

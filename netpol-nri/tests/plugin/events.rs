@@ -1,0 +1,204 @@
+//! The plugin with a runtime that behaves.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::recorder::{Connection, Recorder, SOON, options};
+use netpol_nri::{Disconnected, keep_connected};
+use netpol_nri_double::{Events, NriServer, Options, PodSandbox, Start};
+use tempfile::TempDir;
+
+struct Node {
+    server: NriServer,
+    socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Node {
+    fn new(options: Options) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("nri.sock");
+        Self { server: NriServer::start(&socket, options).unwrap(), socket, _directory: directory }
+    }
+
+    fn connect(&self) -> Connection {
+        let connection = Connection::start(&self.socket);
+        self.server.wait_for_plugin("netpol", SOON).unwrap();
+        connection
+    }
+}
+
+fn pod(name: &str) -> PodSandbox {
+    PodSandbox::new(&format!("id-{name}"), "shop", name).on_network("/run/netns/pod", &["10.1.0.5", "fd00::5"])
+}
+
+#[test]
+fn events_arrive_in_both_ways_that_runtimes_send_them() {
+    for events in [Events::StateChange, Events::Methods] {
+        let node = Node::new(Options { events, ..Options::default() });
+        node.server.add(&pod("old"));
+        let connection = node.connect();
+        assert_eq!(node.server.run(&pod("shown")), Start::Allowed);
+        assert_eq!(node.server.stop(&pod("shown")), Ok(()));
+        assert_eq!(node.server.remove(&pod("shown")), Ok(()));
+        assert_eq!(
+            connection.recorder.events(),
+            [
+                "connected to containerd v2.2.0 Some(2s)",
+                "synchronize 1: old",
+                "run shop/shown",
+                r#"Sandbox { id: "id-shown", namespace: "shop", name: "shown", uid: "uid-of-shop-shown", network_namespace: Some("/run/netns/pod"), host_network: false, addresses: [10.1.0.5, fd00::5] }"#,
+                "stop shop/shown",
+                "stop shop/shown",
+            ],
+            "{events:?}"
+        );
+    }
+}
+
+#[test]
+fn a_pod_on_the_hosts_network_is_reported_as_such() {
+    let node = Node::new(Options::default());
+    let connection = node.connect();
+    assert_eq!(node.server.run(&PodSandbox::new("id", "kube-system", "shown").uid("u1")), Start::Allowed);
+    let expected = r#"Sandbox { id: "id", namespace: "kube-system", name: "shown", uid: "u1", network_namespace: None, host_network: true, addresses: [] }"#;
+    assert_eq!(connection.recorder.events().last().unwrap(), expected);
+}
+
+#[test]
+fn a_refused_pod_is_stopped_and_removed() {
+    let node = Node::new(Options::default());
+    let connection = node.connect();
+    assert_eq!(node.server.run(&pod("refused")), Start::Refused("the policies are not enforced".to_owned()));
+    assert_eq!(connection.recorder.events()[2..], ["run shop/refused", "stop shop/refused", "stop shop/refused"]);
+    assert_eq!(node.server.run(&pod("web")), Start::Allowed, "the plugin is still connected");
+}
+
+#[test]
+fn the_list_of_sandboxes_comes_in_parts() {
+    // By number, and because 6,000 sandboxes with long annotations do not fit one message.
+    for (count, sandboxes_per_message, annotation) in [(7, Some(2), 0), (6000, None, 1000), (0, None, 0)] {
+        let node = Node::new(Options { sandboxes_per_message, ..Options::default() });
+        for number in 0..count {
+            let mut sandbox = pod(&format!("pod-{number}"));
+            sandbox.annotations.insert("text".to_owned(), "a".repeat(annotation));
+            node.server.add(&sandbox);
+        }
+        let connection = node.connect();
+        let first: Vec<_> = (0..count.min(3)).map(|number| format!("pod-{number}")).collect();
+        assert_eq!(connection.recorder.events()[1], format!("synchronize {count}: {}", first.join(" ")));
+        assert_eq!(node.server.run(&pod("web")), Start::Allowed);
+    }
+}
+
+#[test]
+fn the_handler_answers_before_the_runtimes_timeout() {
+    let node = Node::new(Options { request_timeout: Duration::from_secs(1), ..Options::default() });
+    let _connection = node.connect();
+    let started = Instant::now();
+    let Start::Refused(reason) = node.server.run(&pod("hesitant")) else { panic!("not refused") };
+    assert_eq!(started.elapsed().as_millis() / 100, 9, "{:?}", started.elapsed());
+    // The request's timeout is a little shorter than the configured one.
+    assert_eq!(reason, "not enforced after 900ms");
+}
+
+#[test]
+fn a_handler_that_does_not_answer_is_dropped_before_the_runtimes_timeout() {
+    let node = Node::new(Options { request_timeout: Duration::from_millis(500), ..Options::default() });
+    let connection = node.connect();
+    assert_eq!(node.server.run(&pod("stuck")), Start::Refused("not ready within 475ms".to_owned()));
+    assert_eq!(node.server.stop(&pod("stuck")), Ok(()), "a sandbox stops in any case");
+    assert_eq!(node.server.run(&pod("web")), Start::Allowed);
+    assert!(connection.is_open());
+}
+
+#[test]
+fn a_panic_refuses_the_start_and_keeps_the_connection() {
+    let node = Node::new(Options::default());
+    let _connection = node.connect();
+    assert_eq!(node.server.run(&pod("panicking")), Start::Refused("the plugin failed".to_owned()));
+    assert_eq!(node.server.run(&pod("web")), Start::Allowed);
+}
+
+#[test]
+fn a_plugin_that_blocks_is_disconnected_and_the_start_goes_on() {
+    let node = Node::new(Options { request_timeout: Duration::from_millis(300), ..Options::default() });
+    let connection = node.connect();
+    let reason = "netpol: no answer within 300ms".to_owned();
+    assert_eq!(node.server.run(&pod("blocking")), Start::Unguarded(reason.clone()));
+    assert_eq!(node.server.failure(), Some(reason));
+    assert_eq!(connection.ended().unwrap(), Disconnected::Closed);
+    assert_eq!(connection.recorder.events()[2..], ["run shop/blocking", "unanswered shop/blocking"]);
+}
+
+#[test]
+fn a_plugin_that_is_killed_lets_the_start_go_on() {
+    let node = Node::new(Options { request_timeout: SOON, ..Options::default() });
+    let connection = node.connect();
+    thread::scope(|scope| {
+        let start = scope.spawn(|| node.server.run(&pod("held")));
+        connection.recorder.wait_for("run shop/held");
+        connection.kill();
+        assert_eq!(start.join().unwrap(), Start::Unguarded("netpol: the connection is closed".to_owned()));
+    });
+    assert_eq!(node.server.run(&pod("web")), Start::Unguarded("no plugin is connected".to_owned()));
+}
+
+#[test]
+fn the_end_of_the_runtime_is_reported() {
+    let node = Node::new(Options::default());
+    let connection = node.connect();
+    node.server.disconnect();
+    assert_eq!(connection.ended().unwrap(), Disconnected::Closed);
+
+    let connection = node.connect();
+    node.server.shutdown();
+    assert_eq!(connection.ended().unwrap(), Disconnected::Shutdown);
+
+    let Node { server, socket, .. } = node;
+    drop(server);
+    let message = Connection::start(&socket).failure();
+    assert!(message.starts_with("cannot connect to ") && message.contains("nri.sock"), "{message}");
+}
+
+#[test]
+fn the_plugin_connects_again() {
+    let node = Node::new(Options::default());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (send, reports) = channel();
+    let (recorder, socket) = (Arc::new(Recorder::default()), node.socket.clone());
+    let handler = recorder.clone();
+    runtime.spawn(async move {
+        let report = |ended: Result<Disconnected, _>, wait| send.send((ended.ok(), wait)).unwrap();
+        keep_connected(&socket, &options(), handler, report).await
+    });
+    node.server.wait_for_plugin("netpol", SOON).unwrap();
+    node.server.disconnect();
+    node.server.wait_for_plugin("netpol", SOON).unwrap();
+    assert_eq!(reports.recv_timeout(SOON).unwrap(), (Some(Disconnected::Closed), Duration::from_millis(50)));
+    assert_eq!(node.server.run(&pod("web")), Start::Allowed);
+
+    let Node { server, socket, _directory } = node;
+    drop(server);
+    let waits: Vec<_> = reports.iter().take(4).map(|(ended, wait)| (ended, wait.as_millis())).collect();
+    assert_eq!(waits, [(Some(Disconnected::Closed), 100), (None, 200), (None, 400), (None, 800)]);
+    let server = NriServer::start(&socket, Options::default()).unwrap();
+    server.wait_for_plugin("netpol", SOON).unwrap();
+    assert_eq!(recorder.events().iter().filter(|event| event.starts_with("synchronize")).count(), 3);
+}
+
+#[test]
+fn plugins_are_called_in_order_of_their_indexes() {
+    let node = Node::new(Options::default());
+    let _last = node.connect();
+    let first = netpol_nri::Options::new("other", 3).unwrap();
+    let first = Connection::with(&node.socket, first, Recorder::default());
+    node.server.wait_for_plugin("other", SOON).unwrap();
+    assert!(matches!(node.server.run(&pod("refused")), Start::Refused(_)));
+    assert_eq!(first.recorder.events()[2], "run shop/refused");
+    // The other was not called for the start, and the end was relayed up to the first error only.
+    assert_eq!(first.recorder.events().len(), 5);
+}

@@ -1,0 +1,320 @@
+//! The plugin with a runtime that does what it should not, and with failing connections.
+
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::recorder::{Connection, Recorder, SOON, options};
+use netpol_nri::{Disconnected, Options};
+use netpol_nri_double::{
+    CallError, ConfigureRequest, ConfigureResponse, Container, Empty, Plugin, PodSandbox, PodSandboxRequest,
+    Registration, StateChangeEvent, SynchronizeRequest, SynchronizeResponse, event,
+};
+
+const PLUGIN: &str = "nri.pkg.api.v1alpha1.Plugin";
+const INVALID_ARGUMENT: i32 = 3;
+const UNIMPLEMENTED: i32 = 12;
+
+/// Connects a plugin to a runtime without logic.
+fn accept(registration: Registration, options: Options, recorder: Recorder) -> (Plugin, Connection) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nri.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let connection = Connection::with(&path, options, recorder);
+    (Plugin::accept(&listener, registration).unwrap(), connection)
+}
+
+/// Connects a plugin, and registers and configures it.
+fn configured(recorder: Recorder) -> (Plugin, Connection) {
+    let (plugin, connection) = accept(Registration::Accept, options(), recorder);
+    let registered = plugin.registration(SOON).unwrap();
+    assert_eq!((registered.plugin_name.as_str(), registered.plugin_idx.as_str()), ("netpol", "99"));
+    let request = ConfigureRequest { runtime_name: "containerd".to_owned(), ..ConfigureRequest::default() };
+    assert_eq!(plugin.call("Configure", &request, SOON), Ok(ConfigureResponse { events: 0b111 }));
+    (plugin, connection)
+}
+
+/// Connects a plugin that receives events.
+fn connected() -> (Plugin, Connection) {
+    let (plugin, connection) = configured(Recorder::default());
+    let synchronized = plugin.call("Synchronize", &SynchronizeRequest::default(), SOON);
+    assert_eq!(synchronized, Ok(SynchronizeResponse { more: false }));
+    (plugin, connection)
+}
+
+fn run(plugin: &Plugin, name: &str, timeout: Duration) -> Result<Empty, CallError> {
+    let pod = Some(PodSandbox::new("id", "shop", name));
+    plugin.call("StateChange", &StateChangeEvent { event: event::RUN_POD_SANDBOX, pod, container: None }, timeout)
+}
+
+fn status(code: i32, message: &str) -> Result<Empty, CallError> {
+    Err(CallError::Status { code, message: message.to_owned() })
+}
+
+#[test]
+fn a_runtime_that_refuses_the_plugin_is_reported() {
+    let refuse = Registration::Refuse("no plugins today".to_owned());
+    let (_plugin, connection) = accept(refuse, options(), Recorder::default());
+    assert_eq!(connection.failure(), "the container runtime refused the plugin: no plugins today (code 2)");
+}
+
+#[test]
+fn a_runtime_that_does_not_do_its_part_is_reported() {
+    let mut short = options();
+    short.registration_timeout = Duration::from_millis(200);
+    short.synchronization_timeout = Duration::from_millis(400);
+    let register = "the container runtime did not register and configure the plugin within 200ms";
+    let (_plugin, connection) = accept(Registration::Ignore, short.clone(), Recorder::default());
+    assert_eq!(connection.failure(), register);
+    let (plugin, connection) = accept(Registration::Accept, short.clone(), Recorder::default());
+    plugin.registration(SOON).unwrap();
+    assert_eq!(connection.failure(), register);
+    let (plugin, connection) = accept(Registration::Accept, short, Recorder::default());
+    plugin.call::<ConfigureResponse>("Configure", &ConfigureRequest::default(), SOON).unwrap();
+    assert_eq!(connection.failure(), "the container runtime did not list its sandboxes within 400ms");
+}
+
+#[test]
+fn a_connection_that_ends_before_the_plugin_is_accepted_is_an_error() {
+    let expected = "the container runtime closed the connection before it had registered and synchronized the plugin";
+    let (plugin, connection) = accept(Registration::Accept, options(), Recorder::default());
+    plugin.close();
+    assert_eq!(connection.failure(), expected);
+    let (plugin, connection) = configured(Recorder::default());
+    plugin.close();
+    assert_eq!(connection.failure(), expected);
+}
+
+#[test]
+fn a_list_that_is_not_handled_in_time_ends_the_connection() {
+    // NRI would keep the connection and send no events.
+    let (plugin, connection) = configured(Recorder::slow(SOON));
+    let limit = Duration::from_secs(1);
+    let answer = plugin.call::<SynchronizeResponse>("Synchronize", &SynchronizeRequest::default(), limit);
+    assert!(matches!(answer, Err(CallError::Status { .. })), "{answer:?}");
+    assert_eq!(connection.failure(), "the list of sandboxes was not handled in time");
+}
+
+#[test]
+fn a_list_without_end_ends_the_connection() {
+    let (plugin, connection) = configured(Recorder::default());
+    let part = SynchronizeRequest { pods: vec![PodSandbox::default(); 1000], more: true, ..Default::default() };
+    let parts = (0..100).take_while(|_| plugin.call::<SynchronizeResponse>("Synchronize", &part, SOON).is_ok()).count();
+    assert_eq!(parts, 16);
+    assert_eq!(connection.failure(), "the container runtime listed more than 16384 sandboxes");
+}
+
+#[test]
+fn unknown_methods_and_services_are_not_implemented() {
+    let (plugin, connection) = connected();
+    let call = |service, method| plugin.call_service::<Empty>(service, method, Vec::new(), SOON);
+    assert_eq!(call(PLUGIN, "Dance"), status(UNIMPLEMENTED, "method Dance"));
+    assert_eq!(call(PLUGIN, "UpdatePodSandbox"), status(UNIMPLEMENTED, "method UpdatePodSandbox"));
+    let beta = "nri.pkg.api.v1beta1.Plugin";
+    assert_eq!(call(beta, "Configure"), status(UNIMPLEMENTED, &format!("service {beta}")));
+    let long = "x".repeat(100_000);
+    let Err(CallError::Status { code: UNIMPLEMENTED, message }) = call(PLUGIN, &long) else { panic!("implemented") };
+    assert_eq!(message.len(), 1024);
+    assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
+    assert!(connection.is_open());
+}
+
+#[test]
+fn events_that_are_not_of_a_pods_life_are_confirmed() {
+    let (plugin, connection) = connected();
+    for event in [0, event::POST_CREATE_CONTAINER, 4711, -1] {
+        let container = Some(Container::default());
+        let request = StateChangeEvent { event, pod: Some(PodSandbox::new("id", "shop", "web")), container };
+        assert_eq!(plugin.call("StateChange", &request, SOON), Ok(Empty {}));
+    }
+    assert_eq!(connection.recorder.events().len(), 2, "{:?}", connection.recorder.events());
+}
+
+#[test]
+fn invalid_requests_are_answered_with_an_error() {
+    let (plugin, connection) = connected();
+    let missing = plugin.call::<Empty>("RunPodSandbox", &PodSandboxRequest { pod: None }, SOON);
+    assert_eq!(missing, status(INVALID_ARGUMENT, "RunPodSandbox: the pod is missing"));
+    for method in ["RunPodSandbox", "StateChange", "Synchronize", "Configure"] {
+        // A field of 127 bytes, of which there are none; a name that is not UTF-8; a group.
+        for payload in [&[0x12, 0x7f][..], &[0x0a, 3, 0x12, 1, 0xff], &[0x0b]] {
+            let answer = plugin.call_service::<Empty>(PLUGIN, method, payload.to_vec(), SOON);
+            let is_invalid = matches!(answer, Err(CallError::Status { code: INVALID_ARGUMENT, .. }));
+            // Configure's first field is text that the plugin does not use.
+            assert!(is_invalid || method == "Configure", "{method} {payload:?} {answer:?}");
+        }
+    }
+    assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
+    assert!(connection.is_open());
+}
+
+/// Returns a message's bytes.
+fn message(length: u32, stream: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
+    [&length.to_be_bytes()[..], &stream.to_be_bytes(), &[kind, 0], payload].concat()
+}
+
+#[test]
+fn messages_out_of_place_do_no_harm() {
+    let (plugin, connection) = connected();
+    // An even ID, IDs that were used, data, a response, unknown types: answered with an error or ignored.
+    for (stream, kind) in [(2, 1), (1, 1), (3, 1), (1, 3), (1, 2), (1, 0), (1, 200)] {
+        plugin.send_frame(&message(2, stream, kind, b"\x12\x7f")).unwrap();
+    }
+    // A frame without content, and one of an unknown connection.
+    plugin.send_frame(&[]).unwrap();
+    plugin.send_bytes(b"\0\0\0\x07\0\0\0\x03abc").unwrap();
+    assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
+    assert!(connection.is_open());
+    assert_eq!(plugin.violation(), None);
+}
+
+#[test]
+fn damaged_requests_do_no_harm() {
+    let (plugin, connection) = connected();
+    let request = b"\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0bStateChange\
+                    \x1a\x24\x08\x01\x12\x20\x0a\x02s2\x12\x03web\x42\x0f\x2a\x0d\x0a\x07network\x12\x02/n\x52\x0410::";
+    // Numerical Recipes' generator: the same requests in each run.
+    let mut random = 1_u32;
+    let mut random = |limit: usize| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) as usize % limit
+    };
+    for stream in (101..).step_by(2).take(5000) {
+        let mut damaged = request.to_vec();
+        for _ in 0..=random(3) {
+            // The end of the request has the protobuf fields.
+            let place = damaged.len() - 1 - random(40);
+            damaged[place] = u8::try_from(random(256)).unwrap();
+        }
+        damaged.truncate(damaged.len() - random(5));
+        let length = u32::try_from(damaged.len()).unwrap();
+        plugin.send_frame(&message(length, stream, 1, &damaged)).unwrap();
+    }
+    // The double's next ID is lower than those.
+    assert!(matches!(run(&plugin, "web", SOON), Err(CallError::Status { code: INVALID_ARGUMENT, .. })));
+    assert!(connection.is_open());
+}
+
+#[test]
+fn frames_and_messages_that_are_too_long_end_the_connection() {
+    for (bytes, expected) in [
+        (
+            b"\0\0\0\x01\0\x40\0\x0b".to_vec(),
+            "the container runtime sent a frame of 4194315 bytes: is the socket NRI's?",
+        ),
+        (
+            b"HTTP/1.1 400 Bad Request".to_vec(),
+            "the container runtime sent a frame of 791752241 bytes: is the socket NRI's?",
+        ),
+        (
+            [&b"\0\0\0\x01\0\0\0\x0a"[..], &message((4 << 20) + 1, 99, 1, b"")].concat(),
+            "the container runtime sent a message of 4194305 bytes",
+        ),
+    ] {
+        let (plugin, connection) = connected();
+        plugin.send_bytes(&bytes).unwrap();
+        assert_eq!(connection.failure(), expected);
+    }
+}
+
+#[test]
+fn the_longest_message_is_read() {
+    let (plugin, _connection) = connected();
+    let mut pod = PodSandbox::new("id", "shop", "web");
+    pod.annotations.insert("text".to_owned(), "a".repeat((4 << 20) - 600));
+    let request = PodSandboxRequest { pod: Some(pod) };
+    assert_eq!(plugin.call("RunPodSandbox", &request, SOON), Ok(Empty {}));
+}
+
+#[test]
+fn a_message_that_stays_incomplete_ends_the_connection() {
+    let (plugin, connection) = connected();
+    plugin.send_bytes(b"\0\0\0\x01\0\0\0").unwrap();
+    let expected = "the container runtime did not complete a message within 10s";
+    assert_eq!(connection.failure(), expected);
+}
+
+#[test]
+fn the_end_within_a_frame_is_the_end_of_the_connection() {
+    let (plugin, connection) = connected();
+    plugin.send_bytes(b"\0\0\0\x01\0\0").unwrap();
+    plugin.close();
+    assert_eq!(connection.ended().unwrap(), Disconnected::Closed);
+}
+
+const REQUESTS: usize = 100;
+/// Calls of the handler at a time.
+const LIMIT: usize = 64;
+
+#[test]
+fn many_requests_are_handled_at_a_time_up_to_a_limit() {
+    let (plugin, connection) = connected();
+    let (send, answers) = channel();
+    thread::scope(|scope| {
+        for _ in 0..REQUESTS {
+            scope.spawn(|| send.send(run(&plugin, "held", SOON)).unwrap());
+        }
+        let running = || connection.recorder.events().iter().filter(|event| *event == "run shop/held").count();
+        let started = Instant::now();
+        while running() < LIMIT && started.elapsed() < SOON {
+            thread::sleep(Duration::from_millis(2));
+        }
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(running(), LIMIT);
+        connection.recorder.permits.add_permits(REQUESTS);
+        for _ in 0..REQUESTS {
+            assert_eq!(answers.recv_timeout(SOON).unwrap(), Ok(Empty {}));
+        }
+        assert_eq!(running(), REQUESTS);
+    });
+}
+
+#[test]
+fn a_stop_is_handled_while_the_start_of_its_pod_waits() {
+    let (plugin, connection) = connected();
+    thread::scope(|scope| {
+        let start = scope.spawn(|| run(&plugin, "held", SOON));
+        connection.recorder.wait_for("run shop/held");
+        let request = PodSandboxRequest { pod: Some(PodSandbox::new("id", "shop", "held")) };
+        assert_eq!(plugin.call("StopPodSandbox", &request, SOON), Ok(Empty {}));
+        connection.recorder.permits.add_permits(1);
+        assert_eq!(start.join().unwrap(), Ok(Empty {}));
+    });
+}
+
+#[test]
+fn pods_that_start_without_an_answer_are_reported() {
+    let (plugin, connection) = connected();
+    thread::scope(|scope| {
+        let start = scope.spawn(|| run(&plugin, "held", SOON));
+        connection.recorder.wait_for("run shop/held");
+        plugin.close();
+        assert_eq!(start.join().unwrap(), Err(CallError::Closed));
+    });
+    assert_eq!(connection.ended().unwrap(), Disconnected::Closed);
+    assert_eq!(connection.recorder.events().last().unwrap(), "unanswered shop/held");
+}
+
+#[test]
+fn a_request_whose_time_is_up_is_refused_at_once() {
+    let (plugin, _connection) = connected();
+    // 1 ms, of which 0.95 ms are left to answer.
+    let answer = run(&plugin, "stuck", Duration::from_millis(1));
+    assert!(answer.is_err(), "{answer:?}");
+    assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
+}
+
+#[test]
+fn a_runtime_without_timeouts_gets_an_answer() {
+    // NRI's default is 2 s. A request of no timeout has the field 0.
+    let (plugin, connection) = connected();
+    let request = b"\x0a\x1bnri.pkg.api.v1alpha1.Plugin\x12\x0dRunPodSandbox\x1a\x09\x0a\x07\x12\x05stuck";
+    let length = u32::try_from(request.len()).unwrap();
+    plugin.send_frame(&message(length, 99, 1, request)).unwrap();
+    connection.recorder.wait_for("run /stuck");
+    thread::sleep(Duration::from_millis(2100));
+    plugin.close();
+    assert_eq!(connection.ended().unwrap(), Disconnected::Closed);
+    assert!(!connection.recorder.events().iter().any(|event| event.starts_with("unanswered")));
+}

@@ -1,0 +1,152 @@
+//! A plugin that records what it receives.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox, connect};
+use tokio::sync::Semaphore;
+
+/// How long anything may take that is expected to happen.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// Records calls, and acts by the pod's name: see [`Handler::run`].
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    events: Mutex<Vec<String>>,
+    /// Pods named `held` wait for a permit.
+    pub(crate) permits: Semaphore,
+    /// How long handling a list of sandboxes takes.
+    synchronization: Duration,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self { events: Mutex::default(), permits: Semaphore::new(0), synchronization: Duration::ZERO }
+    }
+}
+
+impl Recorder {
+    /// Returns a recorder that handles lists of sandboxes slowly.
+    pub(crate) fn slow(synchronization: Duration) -> Self {
+        Self { synchronization, ..Self::default() }
+    }
+
+    fn record(&self, event: String) {
+        self.events.lock().unwrap().push(event);
+    }
+
+    /// Returns what was recorded.
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.events.lock().unwrap().clone()
+    }
+
+    /// Waits until an event is recorded.
+    pub(crate) fn wait_for(&self, event: &str) {
+        let started = Instant::now();
+        while !self.events().iter().any(|recorded| recorded == event) {
+            assert!(started.elapsed() < SOON, "no event {event:?} in {:?}", self.events());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Handler for Recorder {
+    fn connected(&self, runtime: Runtime) {
+        self.record(format!("connected to {} {} {:?}", runtime.name, runtime.version, runtime.request_timeout));
+    }
+
+    async fn synchronize(&self, sandboxes: Vec<Sandbox>) {
+        tokio::time::sleep(self.synchronization).await;
+        let names: Vec<_> = sandboxes.iter().take(3).map(|sandbox| sandbox.name.clone()).collect();
+        self.record(format!("synchronize {}: {}", sandboxes.len(), names.join(" ")));
+    }
+
+    async fn run(&self, sandbox: Sandbox, deadline: Duration) -> Result<(), String> {
+        let Sandbox { namespace, name, .. } = &sandbox;
+        self.record(format!("run {namespace}/{name}"));
+        match name.as_str() {
+            "refused" => Err("the policies are not enforced".to_owned()),
+            "hesitant" => {
+                tokio::time::sleep(deadline).await;
+                Err(format!("not enforced after {deadline:?}"))
+            }
+            "stuck" => std::future::pending().await,
+            "blocking" => {
+                std::thread::sleep(deadline * 2);
+                Ok(())
+            }
+            "held" => {
+                self.permits.acquire().await.unwrap().forget();
+                Ok(())
+            }
+            "panicking" => panic!("as the test expects"),
+            "shown" => {
+                self.record(format!("{sandbox:?}"));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn stop(&self, sandbox: Sandbox) {
+        self.record(format!("stop {}/{}", sandbox.namespace, sandbox.name));
+        if sandbox.name == "stuck" {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn unanswered(&self, sandbox: Sandbox) {
+        self.record(format!("unanswered {}/{}", sandbox.namespace, sandbox.name));
+    }
+}
+
+/// A plugin's connection.
+pub(crate) struct Connection {
+    pub(crate) recorder: Arc<Recorder>,
+    ended: Receiver<Result<Disconnected, Error>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Connection {
+    /// Connects with default options.
+    pub(crate) fn start(socket: &Path) -> Self {
+        Self::with(socket, options(), Recorder::default())
+    }
+
+    pub(crate) fn with(socket: &Path, options: Options, recorder: Recorder) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (send, ended) = channel();
+        let recorder = Arc::new(recorder);
+        let (socket, handler) = (socket.to_owned(), recorder.clone());
+        runtime.spawn(async move {
+            let _ = send.send(connect(&socket, &options, handler).await);
+        });
+        Self { recorder, ended, runtime }
+    }
+
+    /// Waits for the end of the connection.
+    pub(crate) fn ended(&self) -> Result<Disconnected, Error> {
+        self.ended.recv_timeout(SOON).expect("the connection has not ended")
+    }
+
+    /// Waits for the end, which is expected to be an error.
+    pub(crate) fn failure(&self) -> String {
+        self.ended().expect_err("ended without an error").to_string()
+    }
+
+    /// Ends the plugin as if its process were killed.
+    pub(crate) fn kill(self) {
+        drop(self.runtime);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty))
+    }
+}
+
+/// Returns the options of a plugin 99-netpol.
+pub(crate) fn options() -> Options {
+    Options::new("netpol", 99).unwrap()
+}
