@@ -245,7 +245,7 @@ impl<H: Handler> Connection<'_, H> {
                 self.spawn(stream, kind, async move {
                     match timeout(deadline.answer, handler.run(sandbox, deadline.handler)).await {
                         Ok(result) => result.map_err(|reason| Status::refused(&reason)),
-                        Err(_) => Err(Status::refused(&format!("not ready within {:?}", deadline.answer))),
+                        Err(_) => Err(Status::refused(&format!("not ready within {} ms", deadline.answer.as_millis()))),
                     }
                 });
             }

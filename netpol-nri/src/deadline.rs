@@ -21,12 +21,11 @@ impl Deadline {
     /// Returns the limits of a request. `request_nanoseconds` is in the request, 0 if it has no timeout; `configured` is the
     /// runtime's timeout for all requests, if reported.
     pub(crate) fn new(request_nanoseconds: i64, configured: Option<Duration>) -> Self {
-        let request = match request_nanoseconds {
-            0 => None,
+        let timeout = match request_nanoseconds {
+            0 => configured.unwrap_or(DEFAULT_TIMEOUT),
             // A negative timeout has passed.
-            nanoseconds => Some(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0))),
+            nanoseconds => Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)),
         };
-        let timeout = request.into_iter().chain(configured).min().unwrap_or(DEFAULT_TIMEOUT);
         let reserve = (timeout / 10).min(MAX_RESERVE);
         Self { handler: timeout.saturating_sub(reserve), answer: timeout.saturating_sub(reserve / 2) }
     }
@@ -37,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shorter_timeout_counts_less_a_reserve() {
+    fn the_requests_own_timeout_counts_less_a_reserve() {
         const SECOND: i64 = 1_000_000_000;
         for (request, configured, handler, answer) in [
             (2 * SECOND, Some(2000), 1800, 1900),
@@ -45,7 +44,7 @@ mod tests {
             (0, Some(500), 450, 475),
             (0, None, 1800, 1900),
             (60 * SECOND, None, 59_800, 59_900),
-            (60 * SECOND, Some(1000), 900, 950),
+            (60 * SECOND, Some(2000), 59_800, 59_900),
             (-1, Some(2000), 0, 0),
         ] {
             let deadline = Deadline::new(request, configured.map(Duration::from_millis));

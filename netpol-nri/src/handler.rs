@@ -27,13 +27,14 @@ pub trait Handler: Send + Sync + 'static {
     /// Receives all sandboxes that the runtime has when the plugin connects. From then on, it reports each start.
     ///
     /// The list includes stopped sandboxes. Their addresses may belong to other pods by now, and their network namespaces may
-    /// be gone.
+    /// be gone. Older versions of containerd leave out a sandbox whose start is under way, and do not report that start either
+    /// (<https://github.com/containerd/nri/issues/63>).
     fn synchronize(&self, sandboxes: Vec<Sandbox>) -> impl Future<Output = ()> + Send;
 
     /// Handles the start of a sandbox. Its network is ready, and it has no containers until this returns.
     ///
-    /// `deadline` is the time until the runtime needs the answer, less a reserve. Without an answer the start is refused. A
-    /// runtime that calls plugins for one pod at a time, as containerd does, starts no other pod meanwhile.
+    /// `deadline` is the time until the runtime needs the answer, less a reserve. Without an answer the start is refused.
+    /// containerd calls plugins for one event at a time: no other pod on the node starts or stops meanwhile.
     ///
     /// # Errors
     /// The text refuses the start: the runtime tears the sandbox down, which calls [`Handler::stop`], and the kubelet tries

@@ -81,7 +81,7 @@ fn a_refused_pod_is_stopped_and_removed() {
 fn the_list_of_sandboxes_comes_in_parts() {
     // By number, and because 6,000 sandboxes with long annotations do not fit one message.
     for (count, sandboxes_per_message, annotation) in [(7, Some(2), 0), (6000, None, 1000), (0, None, 0)] {
-        let node = Node::new(Options { sandboxes_per_message, ..Options::default() });
+        let node = Node::new(Options { sandboxes_per_message, request_timeout: SOON, ..Options::default() });
         for number in 0..count {
             let mut sandbox = pod(&format!("pod-{number}"));
             sandbox.annotations.insert("text".to_owned(), "a".repeat(annotation));
@@ -96,20 +96,19 @@ fn the_list_of_sandboxes_comes_in_parts() {
 
 #[test]
 fn the_handler_answers_before_the_runtimes_timeout() {
-    let node = Node::new(Options { request_timeout: Duration::from_secs(1), ..Options::default() });
+    let node = Node::new(Options::default());
     let _connection = node.connect();
     let started = Instant::now();
-    let Start::Refused(reason) = node.server.run(&pod("hesitant")) else { panic!("not refused") };
-    assert_eq!(started.elapsed().as_millis() / 100, 9, "{:?}", started.elapsed());
-    // The request's timeout is a little shorter than the configured one.
-    assert_eq!(reason, "not enforced after 900ms");
+    let start = node.server.run(&pod("hesitant"));
+    assert!(started.elapsed() >= Duration::from_millis(1800), "{:?}", started.elapsed());
+    assert_eq!(start, Start::Refused("not enforced after 1.8s".to_owned()));
 }
 
 #[test]
 fn a_handler_that_does_not_answer_is_dropped_before_the_runtimes_timeout() {
-    let node = Node::new(Options { request_timeout: Duration::from_millis(500), ..Options::default() });
+    let node = Node::new(Options::default());
     let connection = node.connect();
-    assert_eq!(node.server.run(&pod("stuck")), Start::Refused("not ready within 475ms".to_owned()));
+    assert_eq!(node.server.run(&pod("stuck")), Start::Refused("not ready within 1900 ms".to_owned()));
     assert_eq!(node.server.stop(&pod("stuck")), Ok(()), "a sandbox stops in any case");
     assert_eq!(node.server.run(&pod("web")), Start::Allowed);
     assert!(connection.is_open());
@@ -117,7 +116,8 @@ fn a_handler_that_does_not_answer_is_dropped_before_the_runtimes_timeout() {
 
 #[test]
 fn a_panic_refuses_the_start_and_keeps_the_connection() {
-    let node = Node::new(Options::default());
+    // Printing a backtrace takes long.
+    let node = Node::new(Options { request_timeout: SOON, ..Options::default() });
     let _connection = node.connect();
     assert_eq!(node.server.run(&pod("panicking")), Start::Refused("the plugin failed".to_owned()));
     assert_eq!(node.server.run(&pod("web")), Start::Allowed);
