@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// NRI's default for `plugin_request_timeout`: `pkg/api/timeouts.go`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest part of a timeout that is kept in reserve.
-const MAX_RESERVE: Duration = Duration::from_millis(200);
+/// Longest part of a timeout that is kept in reserve. A node under load may not run the plugin for hundreds of milliseconds.
+const MAX_RESERVE: Duration = Duration::from_secs(1);
 
 /// Time limits of one call. An answer after the runtime's own timeout is worse than an error: the runtime has disconnected
 /// the plugin by then, and the pod starts.
@@ -26,7 +26,7 @@ impl Deadline {
             // A negative timeout has passed.
             nanoseconds => Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)),
         };
-        let reserve = (timeout / 10).min(MAX_RESERVE);
+        let reserve = (timeout / 4).min(MAX_RESERVE);
         Self { handler: timeout.saturating_sub(reserve), answer: timeout.saturating_sub(reserve / 2) }
     }
 }
@@ -39,12 +39,12 @@ mod tests {
     fn the_requests_own_timeout_counts_less_a_reserve() {
         const SECOND: i64 = 1_000_000_000;
         for (request, configured, handler, answer) in [
-            (2 * SECOND, Some(2000), 1800, 1900),
-            (SECOND, Some(2000), 900, 950),
-            (0, Some(500), 450, 475),
-            (0, None, 1800, 1900),
-            (60 * SECOND, None, 59_800, 59_900),
-            (60 * SECOND, Some(2000), 59_800, 59_900),
+            (2 * SECOND, Some(2000), 1500, 1750),
+            (SECOND, Some(2000), 750, 875),
+            (0, Some(800), 600, 700),
+            (0, None, 1500, 1750),
+            (60 * SECOND, None, 59_000, 59_500),
+            (60 * SECOND, Some(2000), 59_000, 59_500),
             (-1, Some(2000), 0, 0),
         ] {
             let deadline = Deadline::new(request, configured.map(Duration::from_millis));

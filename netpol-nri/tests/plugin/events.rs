@@ -100,15 +100,15 @@ fn the_handler_answers_before_the_runtimes_timeout() {
     let _connection = node.connect();
     let started = Instant::now();
     let start = node.server.run(&pod("hesitant"));
-    assert!(started.elapsed() >= Duration::from_millis(1800), "{:?}", started.elapsed());
-    assert_eq!(start, Start::Refused("not enforced after 1.8s".to_owned()));
+    assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert_eq!(start, Start::Refused("not enforced after 1.5s".to_owned()));
 }
 
 #[test]
 fn a_handler_that_does_not_answer_is_dropped_before_the_runtimes_timeout() {
     let node = Node::new(Options::default());
     let connection = node.connect();
-    assert_eq!(node.server.run(&pod("stuck")), Start::Refused("not ready within 1900 ms".to_owned()));
+    assert_eq!(node.server.run(&pod("stuck")), Start::Refused("not ready within 1750 ms".to_owned()));
     assert_eq!(node.server.stop(&pod("stuck")), Ok(()), "a sandbox stops in any case");
     assert_eq!(node.server.run(&pod("web")), Start::Allowed);
     assert!(connection.is_open());

@@ -299,7 +299,6 @@ fn pods_that_start_without_an_answer_are_reported() {
 #[test]
 fn a_request_whose_time_is_up_is_refused_at_once() {
     let (plugin, _connection) = connected();
-    // 1 ms, of which 0.95 ms are left to answer.
     let answer = run(&plugin, "stuck", Duration::from_millis(1));
     assert!(answer.is_err(), "{answer:?}");
     assert_eq!(run(&plugin, "web", SOON), Ok(Empty {}));
