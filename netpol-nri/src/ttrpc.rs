@@ -4,8 +4,8 @@
 //! the payload: `PROTOCOL.md` of <https://github.com/containerd/ttrpc>. Each request of a client has a new odd ID, and its
 //! response has the same. NRI has no streams of several messages.
 //!
-//! Not the crate `ttrpc`: its server has no limit on unfinished requests, replies at a request's deadline instead of before
-//! it, and adds 25 packages (some to generate code when it is built) for the two structures of this file.
+//! Not the crate `ttrpc`: its server has no limit on unfinished requests, answers at a request's deadline instead of before
+//! it, and needs some 25 more packages, in part to generate code in build scripts, for the two structures of this file.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
