@@ -16,6 +16,7 @@ use crate::verdict::Evaluator;
 
 /// The output of `-o json`.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct JsonOutput<'a> {
     #[serde(flatten)]
     explanation: &'a Explanation,

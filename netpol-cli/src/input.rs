@@ -28,6 +28,7 @@ pub(crate) struct Input {
 
 /// A file that is not used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct SkippedFile {
     pub(crate) file: String,
     pub(crate) reason: SkipReason,
@@ -35,11 +36,12 @@ pub(crate) struct SkippedFile {
 
 /// The parts of the input that the output does not cover: `input` in JSON.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct InputReport<'i> {
     /// Whether every object was read in full. If not, the verdicts may be wrong.
     complete: bool,
     /// Files and directories that could not be read.
-    unread: &'i [String],
+    unreadable: &'i [String],
     diagnostics: Vec<ManifestError>,
     skipped: &'i [SkippedFile],
 }
@@ -107,7 +109,7 @@ impl Input {
     pub(crate) fn json(&self) -> InputReport<'_> {
         InputReport {
             complete: self.is_complete(),
-            unread: &self.unreadable,
+            unreadable: &self.unreadable,
             diagnostics: self.errors(),
             skipped: &self.skipped,
         }

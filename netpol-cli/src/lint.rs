@@ -21,6 +21,7 @@ const FILES_SHOWN: usize = 5;
 
 /// The output of `-o json`.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct JsonOutput<'a> {
     objects: usize,
     #[serde(flatten)]

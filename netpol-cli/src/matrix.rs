@@ -24,7 +24,7 @@ const PODS_SHOWN: usize = 10;
 #[serde(rename_all = "camelCase")]
 struct JsonOutput<'a> {
     connections: &'a [Explanation],
-    left_out: &'a [ExcludedPod],
+    excluded: &'a [ExcludedPod],
     input: InputReport<'a>,
 }
 
@@ -32,9 +32,9 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
     let input = Input::read(&options.input);
     input.report();
     let cluster_state = input.cluster_state(true);
-    let (ends, left_out) = ends(&cluster_state, options);
+    let (ends, excluded) = ends(&cluster_state, options);
     if ends.is_empty() {
-        print_excluded(&mut io::stderr(), &left_out)?;
+        print_excluded(&mut io::stderr(), &excluded)?;
         bail!("no pods to show; pass manifests of pods with -f, and check --namespace");
     }
     let evaluate = Evaluator::new(&cluster_state);
@@ -64,7 +64,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
                 "{}",
                 text::json(&serde_json::to_string_pretty(&JsonOutput {
                     connections: &explanations,
-                    left_out: &left_out,
+                    excluded: &excluded,
                     input: input.json()
                 })?)
             )?;
@@ -73,7 +73,7 @@ pub(crate) fn run(options: &MatrixOptions, out: &mut impl Write) -> Result<Exit>
             let families = if one_family { table::ONE_FAMILY } else { "" };
             let none = if no_common_family { table::NO_COMMON_FAMILY } else { "" };
             writeln!(out, "{}{families}{none}", table::LEGEND)?;
-            print_excluded(out, &left_out)?;
+            print_excluded(out, &excluded)?;
         }
     }
     Ok(if input.is_complete() { Exit::Ok } else { Exit::Input })
@@ -112,6 +112,7 @@ impl Exclusion {
 
 /// A pod that is not in the matrix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ExcludedPod {
     pod: String,
     reason: Exclusion,
@@ -119,7 +120,7 @@ struct ExcludedPod {
 
 /// Returns the pods to show, then the addresses; and the excluded pods.
 fn ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec<ExcludedPod>) {
-    let (mut ends, mut left_out) = (Vec::new(), Vec::new());
+    let (mut ends, mut excluded) = (Vec::new(), Vec::new());
     for pod in cluster_state.pods.values() {
         if !options.namespaces.is_empty() && !options.namespaces.iter().any(|name| **name == *pod.key.namespace) {
             continue;
@@ -131,18 +132,18 @@ fn ends(cluster_state: &ClusterState, options: &MatrixOptions) -> (Vec<End>, Vec
             _ => None,
         };
         match reason {
-            Some(reason) => left_out.push(ExcludedPod { pod: pod.key.to_string(), reason }),
+            Some(reason) => excluded.push(ExcludedPod { pod: pod.key.to_string(), reason }),
             None => ends.push(End::Pod(pod.key.clone())),
         }
     }
     ends.extend(options.addresses.iter().map(|&address| End::Address(address)));
-    (ends, left_out)
+    (ends, excluded)
 }
 
 /// Prints `not shown: 2 pods on the host network, …: kube-system/a, kube-system/b`, a line for each reason.
-fn print_excluded(out: &mut impl Write, left_out: &[ExcludedPod]) -> io::Result<()> {
+fn print_excluded(out: &mut impl Write, excluded: &[ExcludedPod]) -> io::Result<()> {
     for reason in [Exclusion::HostNetwork, Exclusion::Finished, Exclusion::NoAddress] {
-        let pods: Vec<&str> = left_out.iter().filter(|pod| pod.reason == reason).map(|pod| &*pod.pod).collect();
+        let pods: Vec<&str> = excluded.iter().filter(|pod| pod.reason == reason).map(|pod| &*pod.pod).collect();
         if pods.is_empty() {
             continue;
         }

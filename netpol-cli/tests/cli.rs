@@ -115,7 +115,7 @@ fn explain_as_json_is_one_object() {
         "nearest": null, "hints": [],
     });
     let expected = json!({"from": "shop/frontend", "to": "shop/backend", "port": 8080, "protocol": "TCP", "verdict": "allow", "egress": open, "ingress": by_rule,
-        "input": {"complete": true, "unread": [], "diagnostics": [], "skipped": []}});
+        "input": {"complete": true, "unreadable": [], "diagnostics": [], "skipped": []}});
     assert_eq!((serde_json::from_str::<Value>(&run.out).expect("JSON"), run.code), (expected, 0));
 }
 

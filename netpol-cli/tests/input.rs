@@ -64,7 +64,7 @@ fn every_command_exits_with_3_if_a_file_cannot_be_read() {
         let output = json_of(&run);
         let input = if command == "lint" { &output } else { &output["input"] };
         let unread = json!(["DIR/latin.yaml is not UTF-8 text; save it as UTF-8"]);
-        assert_eq!((run.code, &input["complete"], &input["unread"]), (3, &json!(false), &unread), "{command}");
+        assert_eq!((run.code, &input["complete"], &input["unreadable"]), (3, &json!(false), &unread), "{command}");
     }
 }
 
@@ -137,12 +137,12 @@ not shown: 1 pod that finished (Succeeded or Failed): shop/job
 not shown: 1 pod without an address (`status.podIPs`): shop/late
 ";
     assert!(run.out.ends_with(expected) && run.code == 0, "{} {}", run.out, run.err);
-    let left_out = &json_of(&manifests.run("matrix", &["-p", "80", "-o", "json"]))["leftOut"];
+    let excluded = &json_of(&manifests.run("matrix", &["-p", "80", "-o", "json"]))["excluded"];
     let expected = json!([
         {"pod": "shop/host-1", "reason": "hostNetwork"}, {"pod": "shop/host-2", "reason": "hostNetwork"},
         {"pod": "shop/job", "reason": "finished"}, {"pod": "shop/late", "reason": "noAddress"},
     ]);
-    assert_eq!(left_out, &expected);
+    assert_eq!(excluded, &expected);
     let run = manifests.run("matrix", &["-p", "80", "--namespace", "other"]);
     assert!(run.code == 3 && !run.err.contains("not shown"), "{}", run.err);
 }
@@ -184,7 +184,7 @@ fn both_address_families_of_dual_stack_pods_are_evaluated() {
         run.out
     );
     let output = json_of(&manifests.run("explain", &[&EXPLAIN[..], &["-o", "json"]].concat()));
-    assert_eq!((&output["verdict"], &output["only"]), (&json!("deny"), &json!("IPv4")));
+    assert_eq!((&output["verdict"], &output["allowedFamily"]), (&json!("deny"), &json!("IPv4")));
     let families = output["families"].as_array().expect("a list").iter();
     let summaries: Vec<String> = families.map(|family| format!("{} {}", family["family"], family["verdict"])).collect();
     assert_eq!(summaries, ["\"IPv4\" \"allow\"", "\"IPv6\" \"deny\""]);

@@ -42,11 +42,11 @@ fn explain_exits_with_0_only_if_all_backends_are_allowed() {
     ] {
         let (found, json) = explain(from, to, port);
         assert_eq!((found, json["verdict"].as_str()), (code, Some(verdict)), "{from} to {to}: {json:#}");
-        assert!(!json["through"]["backends"].as_array().expect("a list").is_empty());
+        assert!(!json["frontend"]["backends"].as_array().expect("a list").is_empty());
     }
     // Not a port of the Service: evaluated by the address.
     let (code, json) = explain("shop/web", "10.96.0.20", "8080");
-    assert_eq!((code, json["verdict"].as_str(), &json["through"]), (1, Some("deny"), &Value::Null));
+    assert_eq!((code, json["verdict"].as_str(), &json["frontend"]), (1, Some("deny"), &Value::Null));
 }
 
 #[test]

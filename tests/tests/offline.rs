@@ -100,7 +100,7 @@ fn explain_prints_the_reason_that_the_agent_reports() -> Result<()> {
         assert_eq!(side["reason"], reported.reason(), "{from} to {to}");
         let policies: Vec<_> = side["policies"].as_array().context("the JSON has no policies")?.iter().collect();
         assert_eq!(policies, reported.policies().iter().collect::<Vec<_>>(), "{from} to {to}");
-        ensure!(side["nearest"]["lacks"].is_array() || side["nearest"].is_null(), "{side:#}");
+        ensure!(side["nearest"]["unmetConditions"].is_array() || side["nearest"].is_null(), "{side:#}");
 
         let output = run(&lab, "explain", &["--from", &from, "--to", &to, "--port", "80/TCP"])?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

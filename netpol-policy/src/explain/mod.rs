@@ -3,12 +3,12 @@
 
 mod change;
 mod describe;
+mod frontend;
 mod hints;
 mod lacks;
 mod lint;
 mod nearest;
 mod render;
-mod through;
 mod yaml;
 
 use std::net::IpAddr;
@@ -17,8 +17,8 @@ use netpol_common::{Direction, Reason};
 use serde::{Serialize, Serializer};
 
 pub use change::PolicyChange;
+pub use frontend::{BackendVerdict, FrontendVerdict};
 pub use lint::{Finding, lint};
-pub use through::{Through, ThroughBackend};
 
 use crate::cluster_state::ClusterState;
 use crate::model::{PolicyKey, Protocol};
@@ -28,7 +28,7 @@ use hints::Fix;
 
 /// The verdict of a connection, or of one side of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "camelCase")]
 pub enum Verdict {
     /// Allowed.
     Allow,
@@ -73,7 +73,7 @@ pub struct Explanation {
     pub verdict: Verdict,
     /// The allowed address family, if only one of two is allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub only: Option<Family>,
+    pub allowed_family: Option<Family>,
     /// The evaluation of the address family that has the verdict; the first if both have it.
     #[serde(flatten)]
     pub path: Path,
@@ -84,6 +84,7 @@ pub struct Explanation {
 
 /// A connection in one address family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Path {
     /// The source.
     pub egress: Side,
@@ -91,11 +92,12 @@ pub struct Path {
     pub ingress: Side,
     /// The backends, if the destination is a Service or a hostPort.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub through: Option<Through>,
+    pub frontend: Option<FrontendVerdict>,
 }
 
 /// One of two address families.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FamilyPath {
     /// The address family.
     pub family: Family,
@@ -147,6 +149,7 @@ impl Family {
 
 /// The evaluation of the policies of one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Side {
     /// The verdict of this side alone.
     pub verdict: Verdict,
@@ -190,6 +193,7 @@ impl Cause {
 
 /// The rule that allows a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct AllowingRule {
     /// Its policy.
     #[serde(serialize_with = "as_text")]
@@ -204,6 +208,7 @@ pub struct AllowingRule {
 
 /// The rule with the fewest unmet conditions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct NearestRule {
     /// Its policy.
     #[serde(serialize_with = "as_text")]
@@ -215,7 +220,7 @@ pub struct NearestRule {
     /// Whether a port matches.
     pub port_matches: bool,
     /// The unmet conditions, each as `field: text`.
-    pub lacks: Vec<String>,
+    pub unmet_conditions: Vec<String>,
 }
 
 /// Explains a connection.
@@ -233,8 +238,8 @@ pub fn explain(
     let mut families: Vec<FamilyPath> =
         connections.iter().map(|connection| explain_family(cluster_state, connection, protocol, port)).collect();
     let in_part = families.iter().any(|each| each.verdict == Verdict::Some);
-    let only = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
-    let only = only.filter(|_| !in_part);
+    let allowed_family = Family::only(families.iter().map(|each| (each.family, each.verdict == Verdict::Allow)));
+    let allowed_family = allowed_family.filter(|_| !in_part);
     // The first of the worst verdicts.
     let worst = (1..families.len())
         .fold(0, |worst, index| if families[index].verdict > families[worst].verdict { index } else { worst });
@@ -243,12 +248,12 @@ pub fn explain(
     if families.len() == 1 {
         families.clear();
     }
-    Ok(Explanation { from: from.clone(), to: to.clone(), port, protocol, verdict, only, path, families })
+    Ok(Explanation { from: from.clone(), to: to.clone(), port, protocol, verdict, allowed_family, path, families })
 }
 
 fn explain_family(cluster_state: &ClusterState, connection: &Connection, protocol: Protocol, port: u16) -> FamilyPath {
-    let through = through::through(cluster_state, connection, protocol, port);
-    let verdict = through.as_ref().map_or_else(|| Verdict::of(connection.allowed()), |through| through.verdict);
+    let frontend = frontend::frontend(cluster_state, connection, protocol, port);
+    let verdict = frontend.as_ref().map_or_else(|| Verdict::of(connection.allowed()), |frontend| frontend.verdict);
     let egress = explain_end(cluster_state, connection.egress.as_ref());
     let ingress = explain_end(cluster_state, connection.ingress.as_ref());
     FamilyPath {
@@ -256,7 +261,7 @@ fn explain_family(cluster_state: &ClusterState, connection: &Connection, protoco
         source: connection.source,
         destination: connection.destination,
         verdict,
-        path: Path { egress, ingress, through },
+        path: Path { egress, ingress, frontend },
     }
 }
 

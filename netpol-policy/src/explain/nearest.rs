@@ -63,8 +63,9 @@ impl<'w> Candidate<'w> {
             None => peers_path(direction, index),
         };
         let (peer_matches, port_matches) = (lacks.is_empty(), port.is_none());
-        let lacks = lacks.iter().map(|lack| format!("{path}{lack}")).chain(port).collect();
-        let found_rule = NearestRule { policy: policy.key.clone(), index, peer_matches, port_matches, lacks };
+        let unmet_conditions = lacks.iter().map(|lack| format!("{path}{lack}")).chain(port).collect();
+        let found_rule =
+            NearestRule { policy: policy.key.clone(), index, peer_matches, port_matches, unmet_conditions };
         Nearest { rule: found_rule, peer: found.map(|(_, peer)| peer), ports: &rule.ports }
     }
 }

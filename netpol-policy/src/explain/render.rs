@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use netpol_common::{Direction, Reason};
 
-use super::{Cause, Explanation, FamilyPath, Path, PolicyChange, Side, Through, Verdict, describe};
+use super::{Cause, Explanation, FamilyPath, FrontendVerdict, Path, PolicyChange, Side, Verdict, describe};
 use crate::text::{Safe, wrap};
 
 /// The number of backends shown; denied ones come first.
@@ -52,8 +52,8 @@ struct Ends<'a> {
 
 impl Writer<'_> {
     fn explanation(&mut self, explanation: &Explanation) {
-        let Explanation { from, to, port, protocol, verdict, only, path, families } = explanation;
-        let only = only.map(|family| format!(" ({} only)", family.name())).unwrap_or_default();
+        let Explanation { from, to, port, protocol, verdict, allowed_family, path, families } = explanation;
+        let only = allowed_family.map(|family| format!(" ({} only)", family.name())).unwrap_or_default();
         let connection =
             format!(": {} -> {}, {port}/{}{only}", describe::end(from), describe::end(to), protocol.name());
         self.heading(0, "", *verdict, &verdict.name().to_uppercase(), &connection);
@@ -73,33 +73,33 @@ impl Writer<'_> {
     fn path(&mut self, indent: usize, explanation: &Explanation, path: &Path) {
         let (from, to) = (describe::end(&explanation.from), describe::end(&explanation.to));
         let port = format!("{}/{}", explanation.port, explanation.protocol.name());
-        let Path { egress, ingress, through } = path;
+        let Path { egress, ingress, frontend } = path;
         self.side(indent, Direction::Egress, Ends { local: &from, remote: &to, port: &port }, egress);
-        match through {
-            Some(through) => self.through(indent, explanation, &from, through),
+        match frontend {
+            Some(frontend) => self.frontend(indent, explanation, &from, frontend),
             None => self.side(indent, Direction::Ingress, Ends { local: &to, remote: &from, port: &port }, ingress),
         }
     }
 
-    fn through(&mut self, indent: usize, explanation: &Explanation, from: &str, through: &Through) {
-        let owners = through.owners.iter().map(|owner| match owner.split_once('/') {
+    fn frontend(&mut self, indent: usize, explanation: &Explanation, from: &str, frontend: &FrontendVerdict) {
+        let owners = frontend.owners.iter().map(|owner| match owner.split_once('/') {
             Some(("service", key)) => format!("Service {key}"),
             _ => owner.replacen("hostPort of ", "hostPort of pod ", 1),
         });
         let owners = owners.collect::<Vec<_>>().join(" and ");
         self.heading(
             indent,
-            &format!("{owners} at {}: ", through.address),
-            through.verdict,
-            through.verdict.name(),
+            &format!("{owners} at {}: ", frontend.address),
+            frontend.verdict,
+            frontend.verdict.name(),
             "",
         );
-        let all = through.backends.len();
-        let allowed = through.backends.iter().filter(|backend| backend.verdict == Verdict::Allow).count();
-        for sentence in backend_summary(allowed, all, through.verdict) {
+        let all = frontend.backends.len();
+        let allowed = frontend.backends.iter().filter(|backend| backend.verdict == Verdict::Allow).count();
+        for sentence in backend_summary(allowed, all, frontend.verdict) {
             self.paragraph(indent + 2, &sentence);
         }
-        let mut backends: Vec<_> = through.backends.iter().collect();
+        let mut backends: Vec<_> = frontend.backends.iter().collect();
         backends.sort_by_key(|backend| std::cmp::Reverse(backend.verdict));
         for backend in backends.iter().take(BACKENDS_SHOWN) {
             let address = SocketAddr::from((backend.address, backend.port));
@@ -131,7 +131,7 @@ impl Writer<'_> {
         if let Some(rule) = &side.nearest {
             let path = format!("spec.{}[{}]", direction.name(), rule.index);
             self.paragraph(indent + 2, &format!("Nearest rule: NetworkPolicy {}, {path}", rule.policy));
-            for lack in &rule.lacks {
+            for lack in &rule.unmet_conditions {
                 self.paragraph(indent + 4, lack);
             }
         }

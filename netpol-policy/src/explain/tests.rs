@@ -153,7 +153,7 @@ const NEAREST: [(&str, &str, u16, &str); 12] = [
 fn the_nearest_rule_is_shown_with_its_unmet_conditions() {
     for (rules, from, port, expected) in NEAREST {
         let side = ingress(rules, from, port);
-        let lacks = side.nearest.as_ref().map_or_else(String::new, |nearest| nearest.lacks.join("; "));
+        let lacks = side.nearest.as_ref().map_or_else(String::new, |nearest| nearest.unmet_conditions.join("; "));
         assert_eq!(lacks, expected, "{rules}");
         assert_eq!(side.reason, Cause::Evaluated(Reason::NoRule));
     }

@@ -70,6 +70,7 @@ pub struct Located<T> {
 
 /// An object of a kind that netpol does not use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Ignored {
     /// The file.
     pub file: Arc<str>,
@@ -83,6 +84,7 @@ pub struct Ignored {
 
 /// A diagnostic of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
 pub struct ManifestError {
     /// Severity. After an error, an object has fewer effects than its text.
     pub severity: Severity,

@@ -26,7 +26,7 @@ impl fmt::Display for Diagnostic {
 
 /// Severity of a [`Diagnostic`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Hash)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "camelCase")]
 pub enum Severity {
     /// Valid but unusual, such as host bits in a CIDR.
     Warning,

@@ -232,7 +232,7 @@ fn explain(cluster_state: &ClusterState, from: &str, to: &str, port: &str) -> Ex
 /// Both sides of a connection, and those of each backend.
 fn sides(explanation: &Explanation) -> Vec<&Side> {
     let path = &explanation.path;
-    let backends = path.through.iter().flat_map(|through| &through.backends);
+    let backends = path.frontend.iter().flat_map(|frontend| &frontend.backends);
     let of_backends = backends.flat_map(|backend| [&backend.egress, &backend.ingress]);
     [&path.egress, &path.ingress].into_iter().chain(of_backends).collect()
 }

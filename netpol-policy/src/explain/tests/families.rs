@@ -57,7 +57,7 @@ fn the_verdict_is_the_worse_of_two_families() {
             ("", Verdict::Deny, None),
         ] {
             let explanation = egress(rules, &to);
-            assert_eq!((explanation.verdict, explanation.only), (verdict, only), "{rules} {to}");
+            assert_eq!((explanation.verdict, explanation.allowed_family), (verdict, only), "{rules} {to}");
             assert_eq!(explanation.families.len(), 2);
             let worse = explanation
                 .families
@@ -82,8 +82,11 @@ fn both_families_are_shown_if_they_differ() {
 #[test]
 fn a_family_of_one_end_only_is_not_evaluated() {
     let explanation = egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &pod("old"));
-    assert_eq!((explanation.verdict, explanation.only, explanation.families.len()), (Verdict::Allow, None, 0));
+    assert_eq!(
+        (explanation.verdict, explanation.allowed_family, explanation.families.len()),
+        (Verdict::Allow, None, 0)
+    );
     let explanation =
         egress("{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}", &End::Address("fd00::2".parse().expect("an address")));
-    assert_eq!((explanation.verdict, explanation.only), (Verdict::Deny, None));
+    assert_eq!((explanation.verdict, explanation.allowed_family), (Verdict::Deny, None));
 }

@@ -63,9 +63,9 @@ fn the_verdict_depends_on_how_many_backends_are_allowed() {
         let cluster_state = shop(egress);
         let by_name = to(&cluster_state, &service("db"), 80).expect("it has an address");
         let by_address = to(&cluster_state, &End::Address([10, 96, 0, 7].into()), 80).expect("it is an address");
-        assert_eq!(by_name.path.through, by_address.path.through);
-        let through = by_name.path.through.expect("the destination is a Service");
-        let found: Vec<_> = through.backends.iter().map(|backend| backend.verdict).collect();
+        assert_eq!(by_name.path.frontend, by_address.path.frontend);
+        let frontend = by_name.path.frontend.expect("the destination is a Service");
+        let found: Vec<_> = frontend.backends.iter().map(|backend| backend.verdict).collect();
         assert_eq!((by_name.verdict, found), (verdict, backends.to_vec()), "{egress}");
     }
 }
@@ -77,15 +77,15 @@ fn each_backend_is_shown_with_what_it_lacks() {
     expect_file!["golden/services.txt"].assert_eq(&explanation.to_string());
     let json = serde_json::to_value(&explanation).expect("it serializes");
     assert_eq!(json["verdict"], "some");
-    assert_eq!(json["through"]["owners"], serde_json::json!(["service/shop/db"]));
-    assert_eq!(json["through"]["backends"][1]["pod"], "shop/db-1");
+    assert_eq!(json["frontend"]["owners"], serde_json::json!(["service/shop/db"]));
+    assert_eq!(json["frontend"]["backends"][1]["pod"], "shop/db-1");
 }
 
 #[test]
 fn hints_explain_that_policies_match_backends_and_not_the_service() {
     let hints = |egress: &str| {
         let explanation = to(&shop(egress), &service("db"), 80).expect("it has an address");
-        explanation.path.through.expect("the destination is a Service").backends.remove(0).egress.hints
+        explanation.path.frontend.expect("the destination is a Service").backends.remove(0).egress.hints
     };
     assert_eq!(
         hints("[{to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 80}]}]"),
@@ -141,9 +141,9 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, nodePort: 30080}]}
     ] {
         let address = End::Address([192, 0, 2, node].into());
         let explanation = to(&with_nodes(egress), &address, port).expect("a connection is possible");
-        let through = explanation.path.through.as_ref().expect("the destination is a frontend");
+        let frontend = explanation.path.frontend.as_ref().expect("the destination is a frontend");
         assert_eq!(
-            (explanation.verdict, through.owners.as_slice()),
+            (explanation.verdict, frontend.owners.as_slice()),
             (verdict, &[owner.to_owned()][..]),
             "{explanation}"
         );

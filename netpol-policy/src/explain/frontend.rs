@@ -11,7 +11,8 @@ use crate::reference::{Connection, Reached};
 
 /// A frontend and its backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Through {
+#[serde(rename_all = "camelCase")]
+pub struct FrontendVerdict {
     /// `service/namespace/name` or `hostPort of namespace/pod`; several if they share an address and a port.
     pub owners: Vec<String>,
     /// The address of the frontend.
@@ -19,12 +20,13 @@ pub struct Through {
     /// Whether all, some or none of the backends are allowed.
     pub verdict: Verdict,
     /// The backends.
-    pub backends: Vec<ThroughBackend>,
+    pub backends: Vec<BackendVerdict>,
 }
 
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ThroughBackend {
+#[serde(rename_all = "camelCase")]
+pub struct BackendVerdict {
     /// Its address.
     pub address: IpAddr,
     /// Its port, which can differ from that of the Service.
@@ -41,12 +43,12 @@ pub struct ThroughBackend {
 }
 
 /// `None` if the destination is not a frontend.
-pub(super) fn through(
+pub(super) fn frontend(
     cluster_state: &ClusterState,
     connection: &Connection,
     protocol: Protocol,
     port: u16,
-) -> Option<Through> {
+) -> Option<FrontendVerdict> {
     let frontend = cluster_state.frontend_at(connection.destination, protocol.number(), port)?;
     let name = |owner: &Owner| match owner {
         Owner::Service(key) => format!("service/{key}"),
@@ -60,7 +62,7 @@ pub(super) fn through(
         allowed if allowed == reached.len() && allowed > 0 => Verdict::Allow,
         _ => Verdict::Some,
     };
-    Some(Through {
+    Some(FrontendVerdict {
         owners: cluster_state.owners(&frontend).iter().map(name).collect(),
         address: connection.destination,
         verdict,
@@ -68,8 +70,8 @@ pub(super) fn through(
     })
 }
 
-fn backend(cluster_state: &ClusterState, reached: &Reached) -> ThroughBackend {
-    ThroughBackend {
+fn backend(cluster_state: &ClusterState, reached: &Reached) -> BackendVerdict {
+    BackendVerdict {
         address: reached.backend.address,
         port: reached.backend.port,
         pod: cluster_state.peer_at(reached.backend.address).map(|pod| pod.key.clone()),
