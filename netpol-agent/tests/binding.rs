@@ -244,8 +244,12 @@ fn s32_a_link_local_address_is_followed_unless_a_neighbor_has_it() {
 fn s36_addresses_that_the_api_object_does_not_list_are_reported() {
     let mut reconciler = start(&[pod("a", A), pod("b", B)], interfaces([(3, at(&[A, "fe80::3"])), (4, at(&[B]))]));
     let unlisted = |reconciler: &Reconciler<Memory>| {
-        let found =
-            reconciler.endpoints().into_iter().find(|status| status.ifindex == 3).expect("no endpoint").unlisted;
+        let found = reconciler
+            .endpoints()
+            .into_iter()
+            .find(|status| status.ifindex == 3)
+            .expect("no endpoint")
+            .unlisted_addresses;
         assert_eq!(reconciler.unlisted_addresses(), found.len());
         found
     };

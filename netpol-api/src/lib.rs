@@ -17,7 +17,7 @@ mod wait;
 pub use client::{Client, ClientError};
 pub use condition::{Condition, ConditionError, Kind, Target};
 pub use duration::{parse_duration, show_duration};
-pub use status::{Directions, Endpoint, LeftOut, Status};
+pub use status::{Directions, Endpoint, PartialPolicy, Status};
 pub use wait::{Answer, Outcome, Pending, Refusal, Waited};
 
 /// The default socket of an agent.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The response to a wait.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Waited {
     /// The node of the agent.
     pub node: String,
@@ -13,6 +14,7 @@ pub struct Waited {
 
 /// The result for one condition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Answer {
     /// The condition.
     #[serde(rename = "for")]
@@ -34,7 +36,7 @@ pub struct Answer {
 
 /// The outcome of a wait for one condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// The condition holds.
     Met,
@@ -50,6 +52,7 @@ pub enum Outcome {
 
 /// A pod that is not enforced, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Pending {
     /// The pod, `namespace/name`.
     pub pod: String,
@@ -59,6 +62,7 @@ pub struct Pending {
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Refusal {
     /// The error message.
     pub error: String,

@@ -56,9 +56,9 @@ fn status_prints_what_is_enforced_as_text_and_as_json() -> Result<()> {
         ensure!(endpoints.len() == 9, "status has {} endpoints instead of 9", endpoints.len());
         let back = endpoints.iter().find(|one| one["ipv4"] == *address).context("no endpoint for shop/back")?;
         ensure!(back["pod"] == if running { Value::from("shop/back") } else { Value::Null }, "{back}");
-        ensure!(back["attached"] == true && back["ingress_rule_set"] != 0 && back["egress_rule_set"] != 0, "{back}");
+        ensure!(back["attached"] == true && back["ingressRuleSet"] != 0 && back["egressRuleSet"] != 0, "{back}");
         ensure!(back["packets"]["ingress"]["no-rule"].as_u64() > Some(0), "{back}");
-        ensure!(endpoints.iter().filter(|one| one["ingress_rule_set"] == 0).count() == 6, "{status:#}");
+        ensure!(endpoints.iter().filter(|one| one["ingressRuleSet"] == 0).count() == 6, "{status:#}");
         ensure!(status["maps"]["ENDPOINTS"]["entries"] == 9, "{status:#}");
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Writes the log to standard error. Each event is one line, whatever its fields contain: names of objects and files
 //! are escaped here, for the whole agent.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -95,14 +96,24 @@ impl Visit for SafeVisitor<'_> {
     }
 }
 
-/// Escapes lines of JSON. The layer writes each line with one call.
+/// The start of each line of JSON.
+const TIMESTAMP: &str = "{\"timestamp\":";
+
+/// Escapes lines of JSON, and renames the field `timestamp` to `time`, as in deny events. The layer writes each line with
+/// one call.
 #[derive(Debug)]
 struct SafeJson<W>(W);
 
 impl<W: io::Write> io::Write for SafeJson<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match std::str::from_utf8(bytes) {
-            Ok(line) => self.0.write_all(text::json(line).as_bytes())?,
+            Ok(line) => {
+                let line = match line.strip_prefix(TIMESTAMP) {
+                    Some(rest) => Cow::Owned(format!("{{\"time\":{rest}")),
+                    None => Cow::Borrowed(line),
+                };
+                self.0.write_all(text::json(&line).as_bytes())?;
+            }
             Err(_) => self.0.write_all(bytes)?,
         }
         Ok(bytes.len())
@@ -171,5 +182,7 @@ mod tests {
         assert!(!text.trim_end_matches('\n').chars().any(text::is_unsafe), "{text:?}");
         let line: serde_json::Value = serde_json::from_str(&text).expect("invalid JSON");
         assert_eq!(line["pod"], HOSTILE);
+        let time = line["time"].as_str().expect("no time");
+        assert!(text.starts_with("{\"time\":") && time.ends_with('Z'), "{text}");
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use netpol_api::{Client, LeftOut};
+use netpol_api::{Client, PartialPolicy};
 use netpol_common::Reason;
 use netpol_policy::text::{self, Safe};
 
@@ -19,7 +19,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     let status = read_status(&args.pin_path)?;
     let known = agent_status(&args.api_socket);
     let pods = by_interface(known.as_ref());
-    let left_out = known.as_ref().map_or(&[][..], |known| &known.left_out);
+    let partial = known.as_ref().map_or(&[][..], |known| &known.partial_policies);
     let warnings = known.as_ref().map_or(&[][..], |known| &known.warnings);
     match args.output {
         Output::Json => {
@@ -29,15 +29,15 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
                 let known = ifindex.and_then(|ifindex| pods.get(&ifindex));
                 endpoint["pod"] = known.and_then(|known| known.pod.clone()).into();
                 endpoint["conflict"] = known.and_then(|known| known.conflict.clone()).into();
-                endpoint["unlisted"] = serde_json::to_value(known.map(|known| &known.unlisted))?;
+                endpoint["unlistedAddresses"] = serde_json::to_value(known.map(|known| &known.unlisted_addresses))?;
                 endpoint["policies"] = serde_json::to_value(known.map(|known| &known.policies))?;
             }
-            json["left_out"] = serde_json::to_value(left_out)?;
+            json["partialPolicies"] = serde_json::to_value(partial)?;
             json["warnings"] = serde_json::to_value(warnings)?;
             print::out(format_args!("{}\n", text::json(&format!("{json:#}"))))?;
         }
         Output::Table => {
-            let mut text = format!("{}{}", table(&status, &pods), partial_policies(left_out));
+            let mut text = format!("{}{}", table(&status, &pods), partial_policies(partial));
             for warning in warnings {
                 // Writing to a string does not fail.
                 let _ = writeln!(text, "warning: {}", Safe(warning));
@@ -62,18 +62,18 @@ fn by_interface(status: Option<&netpol_api::Status>) -> BTreeMap<u32, &netpol_ap
 }
 
 /// Returns a table of policies that exceed the memory limit, if any.
-fn partial_policies(left_out: &[LeftOut]) -> String {
-    if left_out.is_empty() {
+fn partial_policies(partial: &[PartialPolicy]) -> String {
+    if partial.is_empty() {
         return String::new();
     }
     let mut rows =
-        vec![["PARTIAL POLICY", "IPBLOCKS LEFT OUT", "PORTS LEFT OUT", "OF", "ENTRIES LEFT OUT"].map(str::to_owned)];
-    rows.extend(left_out.iter().map(|of| {
-        let counts = [of.blocks, of.ports, of.total, of.entries].map(|count| count.to_string());
+        vec![["PARTIAL POLICY", "OMITTED IPBLOCKS", "OMITTED PORTS", "OF", "MISSING ENTRIES"].map(str::to_owned)];
+    rows.extend(partial.iter().map(|of| {
+        let counts = [of.omitted_blocks, of.omitted_ports, of.total, of.missing_entries].map(|count| count.to_string());
         let [blocks, ports, total, entries] = counts;
         [of.policy.clone(), blocks, ports, total, entries]
     }));
-    format!("\n{}Parts that are left out allow nothing; raise --max-policy-memory\n", aligned(&rows, 1..5))
+    format!("\n{}Omitted parts allow nothing; raise --max-policy-memory\n", aligned(&rows, 1..5))
 }
 
 /// Returns two tables, as wide as their content.
@@ -116,7 +116,7 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
     if let Some(conflict) = known.and_then(|known| known.conflict.as_ref()) {
         notes.push(format!("CONFLICT: {conflict}"));
     }
-    notes.extend(known.iter().flat_map(|known| &known.unlisted).map(|address| format!("UNLISTED {address}")));
+    notes.extend(known.iter().flat_map(|known| &known.unlisted_addresses).map(|address| format!("UNLISTED {address}")));
     for (direction, reasons) in &endpoint.packets {
         for (name, packets) in reasons {
             if Reason::ALL.iter().any(|reason| reason.name() == *name && reason.allows()) {
@@ -188,12 +188,18 @@ mod tests {
     #[test]
     fn partly_enforced_policies_are_listed() {
         assert_eq!(partial_policies(&[]), "");
-        let left_out = LeftOut { policy: "shop/list".into(), blocks: 12_000, ports: 0, total: 70_000, entries: 0 };
+        let partial = PartialPolicy {
+            policy: "shop/list".into(),
+            omitted_blocks: 12_000,
+            omitted_ports: 0,
+            total: 70_000,
+            missing_entries: 0,
+        };
         assert_eq!(
-            partial_policies(&[left_out]),
-            "\nPARTIAL POLICY  IPBLOCKS LEFT OUT  PORTS LEFT OUT     OF  ENTRIES LEFT OUT\n\
-             shop/list                   12000               0  70000                 0\n\
-             Parts that are left out allow nothing; raise --max-policy-memory\n"
+            partial_policies(&[partial]),
+            "\nPARTIAL POLICY  OMITTED IPBLOCKS  OMITTED PORTS     OF  MISSING ENTRIES\n\
+             shop/list                  12000              0  70000                0\n\
+             Omitted parts allow nothing; raise --max-policy-memory\n"
         );
     }
 
@@ -226,7 +232,7 @@ mod tests {
             attached: true,
             orphaned: false,
             conflict: None,
-            unlisted: vec!["10.1.0.6".parse().expect("invalid address")],
+            unlisted_addresses: vec!["10.1.0.6".parse().expect("invalid address")],
             policies: netpol_api::Directions {
                 ingress: ["shop/a", "shop/b", "shop/c", "shop/d", "shop/e"].map(str::to_owned).to_vec(),
                 egress: Vec::new(),

@@ -164,6 +164,7 @@ const fn is_by_policy(reason: Reason) -> bool {
 
 /// The JSON line for packets of a pod without an event, in one direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct LimitSummary {
     pub(super) time: String,
     pub(super) verdict: &'static str,
@@ -172,15 +173,15 @@ pub(super) struct LimitSummary {
     /// `egress`: packets from the pod, dropped there or at another local pod. `ingress`: packets to the pod.
     pub(super) direction: &'static str,
     /// The pod.
-    pub(super) at: String,
+    pub(super) pod: String,
     /// Packets since the last summary.
     pub(super) suppressed: u64,
 }
 
 impl LimitSummary {
-    pub(super) fn new(time: SystemTime, at: String, direction: Direction, suppressed: u64) -> Self {
+    pub(super) fn new(time: SystemTime, pod: String, direction: Direction, suppressed: u64) -> Self {
         let direction = direction.name();
-        Self { time: rfc3339(time), verdict: "deny", summary: "rate-limited", direction, at, suppressed }
+        Self { time: rfc3339(time), verdict: "deny", summary: "rate-limited", direction, pod, suppressed }
     }
 }
 

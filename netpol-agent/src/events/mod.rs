@@ -18,6 +18,7 @@ use crate::reconcile::Reconciler;
 use groups::{Groups, LimitSummary};
 use kubernetes::Sink;
 pub use out::Lines;
+pub(crate) use report::rfc3339;
 pub use report::{Denial, End, PolicyRef};
 use shares::Shares;
 

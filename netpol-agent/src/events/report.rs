@@ -13,6 +13,7 @@ use serde::Serialize;
 
 /// The JSON line of a denied packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Denial {
     /// Time in RFC 3339, UTC, with milliseconds.
     pub time: String,
@@ -22,9 +23,9 @@ pub struct Denial {
     pub direction: &'static str,
     /// The reason's name.
     pub reason: &'static str,
-    /// The pod at which it was dropped, `namespace/pod`.
+    /// The pod at which it was dropped, `namespace/name`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub at: Option<String>,
+    pub pod: Option<String>,
     /// The local pod that sent the packet, if the source address is not that pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
@@ -53,11 +54,12 @@ pub struct Denial {
 
 /// One end of a packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct End {
     /// `namespace/pod`, if the address is a pod's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// `own` for an address of the local node.
+    /// `local` for an address of the local node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<&'static str>,
     /// Whether the node has replaced the sender's address by its own.
@@ -72,13 +74,14 @@ pub struct End {
     /// The Services with this address and port, as `namespace/name`.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub services: Box<[String]>,
-    /// With [`Reason::Backend`]: the Services of which this is a backend.
+    /// With [`Reason::Backend`]: the Services that may have selected this backend.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    pub behind: Box<[String]>,
+    pub via_services: Box<[String]>,
 }
 
 /// The name of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PolicyRef {
     /// Its namespace.
     pub namespace: String,
@@ -94,7 +97,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
         let address = address_of(event.family, address);
         let known = address.and_then(|address| engine.pod_at(address));
         let node =
-            address.is_some_and(|address| engine.cluster_state().local_addresses.contains(&address)).then_some("own");
+            address.is_some_and(|address| engine.cluster_state().local_addresses.contains(&address)).then_some("local");
         End {
             pod: own.map(ToString::to_string).or_else(|| known.map(|pod| pod.to_string())),
             node: node.filter(|_| own.is_none()),
@@ -102,7 +105,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
             address,
             port: ports.then(|| u16::from_be_bytes(port)),
             services: Box::default(),
-            behind: Box::default(),
+            via_services: Box::default(),
         }
     };
     // A spoofed source is another pod's address. The interface determines the sender.
@@ -123,7 +126,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
         verdict: "deny",
         direction: direction.map_or("unknown", Direction::name),
         reason: Reason::from_code(event.reason).map_or("unknown", Reason::name),
-        at: pod.map(ToString::to_string),
+        pod: pod.map(ToString::to_string),
         sender: None,
         from,
         to,
@@ -169,8 +172,8 @@ fn name_services(to: &mut End, event: &DenyEvent, cluster_state: &ClusterState) 
         });
         to.services = services.collect();
     } else if event.reason == Reason::Backend as u8 {
-        let behind = cluster_state.services_of(Backend { address, port }, event.protocol);
-        to.behind = behind.iter().map(ToString::to_string).collect();
+        let selecting = cluster_state.services_of(Backend { address, port }, event.protocol);
+        to.via_services = selecting.iter().map(ToString::to_string).collect();
     }
 }
 
@@ -220,7 +223,7 @@ fn protocol_name(number: u8) -> String {
 }
 
 /// Formats a time. Civil date from days since 1970: H. Hinnant, "chrono-compatible low-level date algorithms".
-pub(super) fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seconds, millis) = (since.as_secs(), since.subsec_millis());
     let (days, second) = (seconds / 86_400, seconds % 86_400);
@@ -287,7 +290,7 @@ ports: [{port: 5432}]
             };
             let to = denial(&event, None, &engine, UNIX_EPOCH).to;
             let texts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Box<[_]>>();
-            assert_eq!((to.services, to.behind), (texts(services), texts(behind)), "{reason:?} {port}");
+            assert_eq!((to.services, to.via_services), (texts(services), texts(behind)), "{reason:?} {port}");
         }
     }
 
@@ -327,7 +330,7 @@ ports: [{port: 5432}]
         }
         let reported = denial(&event(Direction::Ingress, Reason::NoRule, node), Some(&pod), &engine, UNIX_EPOCH);
         let json = serde_json::to_string(&reported).expect("cannot serialize the line");
-        assert!(json.contains(r#""node":"own","masqueraded":true"#), "{json}");
+        assert!(json.contains(r#""node":"local","masqueraded":true"#), "{json}");
         for part in ["externalTrafficPolicy: Local", "Service shop/db", "ipBlock 192.0.2.1/32"] {
             assert!(reported.hints[0].contains(part), "{}", reported.hints[0]);
         }

@@ -5,11 +5,12 @@ mod page;
 mod source;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use crate::api::{Readiness, unknown_node};
 use crate::conflicts::Counts;
 use crate::dataplane::{CounterReader, Kernel};
+use crate::events::rfc3339;
 use crate::reconcile::Reconciler;
 use crate::source::{Revision, SourceState};
 use convergence::Convergence;
@@ -80,10 +81,10 @@ impl Meter {
             ready: self.readiness == Readiness::Ready,
             generation_received: self.convergence.received.0,
             generation: self.convergence.enforced.0,
-            last_change_ms: self.convergence.last_change.and_then(|at| u64::try_from(at.as_millis()).ok()),
+            last_change_time: self.convergence.last_change.map(|since| rfc3339(UNIX_EPOCH + since)),
             pending: reconciler.pending(),
             endpoints: reconciler.endpoints(),
-            left_out: reconciler.left_out_for_status(),
+            partial_policies: reconciler.partial_policies(),
             warnings: match self.readiness {
                 Readiness::UnknownNode => vec![unknown_node(reconciler.node())],
                 Readiness::Ready | Readiness::Starting => Vec::new(),

@@ -180,7 +180,7 @@ impl<D: Dataplane> Reconciler<D> {
             attached: held.attached,
             orphaned: held.orphaned,
             conflict: self.bindings.conflict(*ifindex).map(str::to_owned),
-            unlisted: self.bindings.unlisted(*ifindex).to_vec(),
+            unlisted_addresses: self.bindings.unlisted(*ifindex).to_vec(),
             policies: netpol_api::Directions {
                 ingress: names(held.endpoint.ingress.rule_set),
                 egress: names(held.endpoint.egress.rule_set),
@@ -262,7 +262,9 @@ impl<D: Dataplane> Reconciler<D> {
                 return Some(format!("{missing} map entries could not be written; see netpol_map_full_total"));
             }
             if self.policies.get(&pod.key).is_some_and(|policy| policy.incomplete) {
-                return Some("parts of its policies exceed --max-policy-memory; see left_out".to_owned());
+                return Some(
+                    "parts of its policies exceed --max-policy-memory; `netpol-agent status` lists them".to_owned(),
+                );
             }
         }
         let desired =

@@ -51,13 +51,13 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns the same for the API.
-    pub fn left_out_for_status(&self) -> Vec<netpol_api::LeftOut> {
-        let convert = |(policy, left_out): (&PolicyKey, &LeftOut)| netpol_api::LeftOut {
+    pub fn partial_policies(&self) -> Vec<netpol_api::PartialPolicy> {
+        let convert = |(policy, left_out): (&PolicyKey, &LeftOut)| netpol_api::PartialPolicy {
             policy: policy.to_string(),
-            blocks: left_out.blocks,
-            ports: left_out.ports,
+            omitted_blocks: left_out.blocks,
+            omitted_ports: left_out.ports,
             total: left_out.total,
-            entries: left_out.entries,
+            missing_entries: left_out.entries,
         };
         self.left_out().iter().map(convert).collect()
     }

@@ -34,7 +34,7 @@ impl Denied {
     /// Reports whether the event names this Service (`namespace/name`) as the destination or as one that may have
     /// selected it as a backend.
     pub fn names_service(&self, service: &str) -> bool {
-        let lists = ["/to/services", "/to/behind"].map(|list| self.0.pointer(list).and_then(Value::as_array));
+        let lists = ["/to/services", "/to/viaServices"].map(|list| self.0.pointer(list).and_then(Value::as_array));
         lists.into_iter().flatten().flatten().any(|name| name == service)
     }
 

@@ -71,9 +71,9 @@ fn send_slowly(pod: &Netns, to: IpAddr) -> Result<()> {
 
 /// Returns the ports of deny events at a pod in a direction, for packets from another pod. Only events with a nearest
 /// rule count.
-fn reported(lines: &[Denied], at: &str, direction: &str, from: &str) -> BTreeSet<u16> {
+fn reported(lines: &[Denied], pod: &str, direction: &str, from: &str) -> BTreeSet<u16> {
     let of = lines.iter().filter(|line| {
-        line.0.get("at").and_then(Value::as_str) == Some(at) && line.direction() == direction && line.from() == from
+        line.0.get("pod").and_then(Value::as_str) == Some(pod) && line.direction() == direction && line.from() == from
     });
     of.filter(|line| line.0.get("nearest").is_some_and(Value::is_object)).filter_map(Denied::port).collect()
 }
@@ -134,7 +134,7 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
     ensure!(!page.contains(r#"_suppressed_total{namespace="shop""#), "events of other pods were suppressed");
     lab.agent().wait_denied(|line| {
         line.0.get("summary").and_then(Value::as_str) == Some("rate-limited")
-            && line.0.get("at").and_then(Value::as_str) == Some("bad/flood")
+            && line.0.get("pod").and_then(Value::as_str) == Some("bad/flood")
             && line.0.get("suppressed").and_then(Value::as_u64).is_some_and(|suppressed| suppressed > 10_000)
     })?;
     Ok(())

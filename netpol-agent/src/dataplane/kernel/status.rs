@@ -31,6 +31,7 @@ pub enum StatusError {
 
 /// The complete status.
 #[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Status {
     /// Layout version of the maps.
     pub layout_version: u32,
@@ -46,6 +47,7 @@ pub struct Status {
 
 /// The status of one endpoint.
 #[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EndpointStatus {
     /// Interface index.
     pub ifindex: u32,
@@ -71,6 +73,7 @@ pub struct EndpointStatus {
 
 /// The status of one map.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MapStatus {
     /// Number of entries, if they can be counted.
     pub entries: Option<usize>,

@@ -129,7 +129,7 @@ fn peer(end: &End) -> String {
         (_, None, None, Some(address)) => address.to_string(),
         (_, None, _, None) => "an unknown peer".to_owned(),
     };
-    match services(&end.behind) {
+    match services(&end.via_services) {
         Some(services) => format!("{name} through {services}"),
         None => name,
     }
@@ -183,10 +183,10 @@ mod tests {
         Topic { direction, reason, peer, protocol: "TCP".into(), port, policies }
     }
 
-    fn with_services(reason: Reason, pod: &str, services: &[&str], behind: &[&str]) -> Topic {
+    fn with_services(reason: Reason, pod: &str, services: &[&str], via_services: &[&str]) -> Topic {
         let mut topic = topic(Direction::Egress, reason, pod, Some(80));
         topic.peer.services = services.iter().map(ToString::to_string).collect();
-        topic.peer.behind = behind.iter().map(ToString::to_string).collect();
+        topic.peer.via_services = via_services.iter().map(ToString::to_string).collect();
         topic
     }
 
