@@ -13,6 +13,7 @@ use crate::cli::{DoctorArgs, Output};
 
 /// Result for one requirement.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Finding {
     /// `tools`, `kernel` or `permissions`.
     group: &'static str,
@@ -29,7 +30,7 @@ struct Finding {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "camelCase")]
 enum State {
     /// Found.
     Ok,

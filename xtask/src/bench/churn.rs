@@ -30,6 +30,7 @@ const WAIT_LIMIT: Duration = Duration::from_secs(10);
 const DAY: f64 = 86_400.0;
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Report {
     pods: usize,
     policies: usize,
@@ -40,12 +41,13 @@ struct Report {
 
 /// Result at one rate.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Run {
     attach: &'static str,
-    asked_a_second: u32,
+    requested_per_second: u32,
     /// Pods that the machine created: the kernel creates and removes interfaces under one lock.
-    made_a_second: f64,
-    came: usize,
+    created_per_second: f64,
+    pods: usize,
     /// Pods that were removed before they were enforced.
     missed: usize,
     /// From the time the API server has the pod to the time the agent logs that it is enforced.
@@ -86,10 +88,10 @@ fn print_report(report: &Report) {
         "{:<8}{:>7}{:>7}{:>7}{:>8}  {:>8}{:>8}{:>8}{:>8} ms until enforced",
         "attach", "target", "actual", "pods", "missed", "median", "p95", "p99", "max"
     );
-    for Run { attach, asked_a_second, made_a_second, came, missed, times } in &report.runs {
+    for Run { attach, requested_per_second, created_per_second, pods, missed, times } in &report.runs {
         let Row { median_ms, p95_ms, p99_ms, max_ms, .. } = times;
         println!(
-            "{attach:<8}{asked_a_second:>5}/s{made_a_second:>5.0}/s{came:>7}{missed:>8}  \
+            "{attach:<8}{requested_per_second:>5}/s{created_per_second:>5.0}/s{pods:>7}{missed:>8}  \
              {median_ms:>8.1}{p95_ms:>8.1}{p99_ms:>8.1}{max_ms:>8.1}"
         );
     }
@@ -147,9 +149,9 @@ fn at_rate(
     let times = enforced(&testbed.agent.log(), &namespace, &reported);
     Ok(Run {
         attach,
-        asked_a_second: rate,
-        made_a_second: f64::from(u32::try_from(reported.len())?) / elapsed.as_secs_f64(),
-        came: reported.len(),
+        requested_per_second: rate,
+        created_per_second: f64::from(u32::try_from(reported.len())?) / elapsed.as_secs_f64(),
+        pods: reported.len(),
         missed: reported.len() - times.len(),
         times: Row::of("enforced", &times),
     })

@@ -29,6 +29,7 @@ const WAIT_LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Report {
     pods: usize,
     policies: usize,
@@ -38,13 +39,14 @@ struct Report {
     /// All changes except added pods of this node.
     all: Row,
     /// Time between two polls of the maps: each figure may be too high by this much.
-    looks: Row,
+    poll_intervals: Row,
     agent: AgentMeasurement,
-    aim_ms: f64,
+    target_ms: f64,
 }
 
 /// The agent's own measurement: from the bytes of an event to the maps.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct AgentMeasurement {
     batches: f64,
     mean_ms: f64,
@@ -77,9 +79,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
         machine,
         rows,
         all: Row::of("all but local pods added", &polled),
-        looks: Row::of("between polls", &intervals),
+        poll_intervals: Row::of("between polls", &intervals),
         agent,
-        aim_ms: TARGET,
+        target_ms: TARGET,
     };
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -94,7 +96,7 @@ fn print_report(report: &Report) {
     Row::print_header();
     report.rows.iter().for_each(Row::print);
     all.print();
-    report.looks.print();
+    report.poll_intervals.print();
     println!(
         "measured by the agent: {:.0} batches, mean {:.2} ms, {:.1} % within 10 ms, p99 at most {:.1} ms",
         agent.batches, agent.mean_ms, agent.within_10_ms_percent, agent.p99_at_most_ms

@@ -16,13 +16,14 @@ const TARGET: f64 = 200.0;
 
 /// Result for one way of listing objects. Megabytes are a million bytes.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Line {
     list: &'static str,
     pods: usize,
     policies: usize,
     services: usize,
     /// From the agent's start until everything is enforced.
-    ready_s: f64,
+    ready_seconds: f64,
     /// Resident memory a few seconds later.
     resident_mb: f64,
     /// Resident memory that no file backs.
@@ -53,7 +54,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
             pods,
             policies: cluster_state.policies,
             services: cluster_state.services,
-            ready_s: ready.as_secs_f64(),
+            ready_seconds: ready.as_secs_f64(),
             resident_mb: megabytes("VmRSS")?,
             anonymous_mb: megabytes("RssAnon")?,
             peak_mb: megabytes("VmHWM")?,
@@ -72,10 +73,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
                 "objects", "ready, s", "resident, MB", "anonymous, MB", "peak, MB"
             );
             for line in &lines {
-                let Line { list, ready_s, resident_mb, anonymous_mb, peak_mb, .. } = line;
+                let Line { list, ready_seconds, resident_mb, anonymous_mb, peak_mb, .. } = line;
                 let comparison = if *peak_mb < TARGET { "below the target of 200" } else { "above the target of 200" };
                 println!(
-                    "{list:<12}{ready_s:>10.1}{resident_mb:>14.0}{anonymous_mb:>14.0}{peak_mb:>10.0}  {comparison}"
+                    "{list:<12}{ready_seconds:>10.1}{resident_mb:>14.0}{anonymous_mb:>14.0}{peak_mb:>10.0}  {comparison}"
                 );
             }
         }

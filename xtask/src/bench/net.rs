@@ -51,11 +51,12 @@ impl Setup {
 
 /// Result for one setup.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Line {
-    way: &'static str,
-    gigabits: f64,
-    requests: f64,
-    connections: f64,
+    setup: &'static str,
+    gigabits_per_second: f64,
+    requests_per_second: f64,
+    connections_per_second: f64,
     /// Mean nanoseconds of one program run for established flows, above the empty program, at both hooks.
     ingress_ns: Option<f64>,
     egress_ns: Option<f64>,
@@ -108,13 +109,14 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
 }
 
 fn line(setup: Setup, rates: &mut [Vec<f64>; 3], costs: &[Cost], empty: Cost) -> Line {
-    let [gigabits, requests, connections] = rates.each_mut().map(|rates| median(rates));
+    let [gigabits_per_second, requests_per_second, connections_per_second] =
+        rates.each_mut().map(|rates| median(rates));
     let cost = median_cost(costs).filter(|_| setup != Setup::EmptyProgram);
     Line {
-        way: setup.name(),
-        gigabits,
-        requests,
-        connections,
+        setup: setup.name(),
+        gigabits_per_second,
+        requests_per_second,
+        connections_per_second,
         ingress_ns: cost.map(|cost| cost.ingress_ns - empty.ingress_ns),
         egress_ns: cost.map(|cost| cost.egress_ns - empty.egress_ns),
         connection_us: cost.map(|cost| (cost.connection_ns - cost.runs * empty.ingress_ns) / 1000.0),
@@ -135,13 +137,13 @@ fn print(lines: &[Line], output: Output) -> Result<()> {
         let shown = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1}"));
         println!(
             "{:<26}{:>8.1}{:>7.2}{:>12.0}{:>7.2}{:>15.0}{:>7.2}{:>12}{:>12}{:>15}",
-            line.way,
-            line.gigabits,
-            line.gigabits / first.gigabits,
-            line.requests,
-            line.requests / first.requests,
-            line.connections,
-            line.connections / first.connections,
+            line.setup,
+            line.gigabits_per_second,
+            line.gigabits_per_second / first.gigabits_per_second,
+            line.requests_per_second,
+            line.requests_per_second / first.requests_per_second,
+            line.connections_per_second,
+            line.connections_per_second / first.connections_per_second,
             shown(line.ingress_ns),
             shown(line.egress_ns),
             shown(line.connection_us),

@@ -42,6 +42,7 @@ const OTHER_INTERFACE: u32 = 4000;
 
 /// One line of the table.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Line {
     pub(super) family: u8,
     pub(super) peers: u32,
@@ -52,7 +53,7 @@ pub(super) struct Line {
     pub(super) spread: f64,
     /// Median of the empty program.
     pub(super) empty_ns: f64,
-    pub(super) aim_ns: f64,
+    pub(super) target_ns: f64,
 }
 
 /// Runs the benchmark.
@@ -78,9 +79,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<ExitCode> {
                     line.case,
                     line.ns,
                     line.spread,
-                    line.aim_ns,
+                    line.target_ns,
                     line.empty_ns,
-                    if line.ns > line.aim_ns { "  above the target" } else { "" }
+                    if line.ns > line.target_ns { "  above the target" } else { "" }
                 );
             }
         }
@@ -131,8 +132,8 @@ fn measure(family: Family, peers: u32, lines: &mut Vec<Line>) -> Result<()> {
     let peer = Host::Peer(peers / 2);
     let syn = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x02, b""));
     let ack = wire(&from(peer).tcp(40_000, ALLOWED_PORT, 0x10, b"12345678"));
-    let mut add = |case, aim_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
-        lines.push(Line { family: family.number(), peers, case, ns, spread, empty_ns, aim_ns });
+    let mut add = |case, target_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
+        lines.push(Line { family: family.number(), peers, case, ns, spread, empty_ns, target_ns });
     };
 
     ensure!(programs.run(Direction::Ingress, &syn, OTHER_INTERFACE, 1)?.passed, "the flow to measure was denied");

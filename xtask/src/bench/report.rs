@@ -7,6 +7,7 @@ use serde::Serialize;
 
 /// Percentiles of one kind of change.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Row {
     pub(super) change: &'static str,
     pub(super) count: usize,
@@ -40,6 +41,7 @@ impl Row {
 
 /// The machine and its load.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Machine {
     pub(super) cpus: usize,
     /// Load average of the last minute.

@@ -28,8 +28,8 @@ pub(super) fn measure(lines: &mut Vec<Line>) -> Result<()> {
         let [pod, service, backend]: [IpAddr; 3] = [pod.parse()?, service.parse()?, backend.parse()?];
         fill(&mut programs, pod, service, backend)?;
         let family = if pod.is_ipv4() { 4 } else { 6 };
-        let mut add = |case, aim_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
-            lines.push(Line { family, peers: 1, case, ns, spread, empty_ns, aim_ns });
+        let mut add = |case, target_ns, (ns, spread, empty_ns): (f64, f64, f64)| {
+            lines.push(Line { family, peers: 1, case, ns, spread, empty_ns, target_ns });
         };
         let egress = |programs: &mut Programs, frame: &[u8], repeat| programs.run(Direction::Egress, frame, 0, repeat);
         let recheck = |programs: &mut Programs, frame: &[u8], repeat| programs.run_post_dnat(frame, POD, repeat);
