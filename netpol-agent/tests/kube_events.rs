@@ -219,7 +219,7 @@ fn a_port_scan_does_not_flood_the_api_server() {
     }
     pipeline.events(11);
     std::thread::sleep(Duration::from_millis(500));
-    let dropped = pipeline.numbers().dropped(Dropped::Queue);
+    let dropped = pipeline.numbers().dropped(Dropped::QueueFull);
     pipeline.end();
     let events = pipeline.events(11);
     assert_eq!(events.len(), 11, "ten Events for single ports and one for all others");
@@ -236,7 +236,7 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
     let policy = pipeline.server.get(Resource::NetworkPolicies, "shop", "bad").expect("the policy does not exist");
     assert_eq!(text(&events[0], "/regarding/uid"), text(&policy, "/metadata/uid"));
     assert_eq!(text(&events[0], "/regarding/kind"), "NetworkPolicy");
-    assert_eq!(text(&events[0], "/reason"), "NotUnderstood");
+    assert_eq!(text(&events[0], "/reason"), "InvalidPolicyField");
     let note = text(&events[0], "/note");
     assert!(note.starts_with("spec.ingress[0].from[0].ipBlock.cidr: "), "{note}");
     // Another agent, or this one after a restart, finds that the Event exists.
@@ -338,7 +338,7 @@ fn a_deleted_pod_gets_no_event() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
     pipeline.server.delete(Resource::Pods, "shop", "web");
     pipeline.deny([10, 0, 1, 2], 5432, 0);
-    pipeline.wait_until("a dropped Event", || pipeline.numbers().dropped(Dropped::Gone) == 1);
+    pipeline.wait_until("a dropped Event", || pipeline.numbers().dropped(Dropped::Deleted) == 1);
     assert!(pipeline.server.events().is_empty());
     assert_eq!(pipeline.reporter.as_ref().map(Reporter::reported), Some(1), "the packet is reported as a JSON line");
 }

@@ -124,7 +124,7 @@ fn a_policy_with_an_invalid_cidr_has_one_event_until_it_is_corrected() -> Result
     server(&mut lab)?.apply(policy("10.0.0.0/99"))?;
     let events = wait_described(server(&mut lab)?, Resource::NetworkPolicies, "bad")?;
     assert_eq!(events.len(), 1, "{events:#?}");
-    assert_eq!(text(&events[0], "/reason"), "NotUnderstood");
+    assert_eq!(text(&events[0], "/reason"), "InvalidPolicyField");
     assert!(text(&events[0], "/note").starts_with("spec.ingress[0].from[0].ipBlock.cidr: "), "{events:#?}");
 
     server(&mut lab)?.apply(policy("10.0.0.0/8"))?;

@@ -155,7 +155,7 @@ impl Aggregator {
         if !self.pods.contains_key(&subject) && self.pods.len() >= MAX_PODS {
             self.pods.retain(|_, pod| !pod.series.is_empty());
             if self.pods.len() >= MAX_PODS {
-                return Err(Dropped::Memory);
+                return Err(Dropped::TooManyPods);
             }
         }
         let new = || Pod { series: Vec::new(), bucket: Bucket::new(POD_BURST, POD_REFILL, now) };
@@ -298,7 +298,7 @@ impl Aggregator {
         match publication {
             Publication::Denied(series) => {
                 if let Some(pod) = self.pods.get_mut(&(series.pod.clone(), series.created)) {
-                    pod.series.retain(|state| why != Dropped::Gone && state.id != series.id);
+                    pod.series.retain(|state| why != Dropped::Deleted && state.id != series.id);
                 }
             }
             Publication::PolicyDiagnostic(each) => self.policies.reported(each, now),

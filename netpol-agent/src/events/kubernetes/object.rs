@@ -55,7 +55,7 @@ pub(super) fn of_diagnostic(each: &PolicyDiagnostic, uid: Option<String>, node: 
         action: Some("Enforce".to_owned()),
         event_time: Some(time(now)),
         note: Some(topic::shorten(format!("{}; this part matches nothing and allows nothing", each.diagnostic))),
-        reason: Some("NotUnderstood".to_owned()),
+        reason: Some("InvalidPolicyField".to_owned()),
         regarding: Some(reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid)),
         ..bare(&key.namespace, name, node)
     }

@@ -44,25 +44,25 @@ pub(super) enum Message {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
     /// The queue was full.
-    Queue,
+    QueueFull,
     /// Too many pods are in memory.
-    Memory,
+    TooManyPods,
     /// The pod, the policy or its namespace was deleted.
-    Gone,
+    Deleted,
     /// The API server rejects the Event as invalid.
     Invalid,
 }
 
 impl Dropped {
     /// All reasons.
-    pub const ALL: [Self; 4] = [Self::Queue, Self::Memory, Self::Gone, Self::Invalid];
+    pub const ALL: [Self; 4] = [Self::QueueFull, Self::TooManyPods, Self::Deleted, Self::Invalid];
 
     /// Returns the metric label.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Queue => "queue",
-            Self::Memory => "memory",
-            Self::Gone => "gone",
+            Self::QueueFull => "queue-full",
+            Self::TooManyPods => "too-many-pods",
+            Self::Deleted => "deleted",
             Self::Invalid => "invalid",
         }
     }
@@ -136,7 +136,7 @@ impl Sink {
         let Some(direction) = Direction::from_code(event.direction) else { return };
         // Reserves a place in the queue first: in a flood nothing is copied only to be discarded.
         let Ok(permit) = self.sender.try_reserve() else {
-            self.numbers.count_dropped(Dropped::Queue, 1);
+            self.numbers.count_dropped(Dropped::QueueFull, 1);
             return;
         };
         let mut peer = match direction {

@@ -153,11 +153,11 @@ fn handle_result(
         WriteResult::Discarded(why, error) => {
             match why {
                 // Pods are deleted all the time.
-                Dropped::Gone => tracing::debug!(error, "the object of an Event was deleted"),
+                Dropped::Deleted => tracing::debug!(error, "the object of an Event was deleted"),
                 Dropped::Invalid => {
                     tracing::warn!(error, "the API server rejected an Event as invalid; this is a bug in netpol");
                 }
-                Dropped::Queue | Dropped::Memory => {}
+                Dropped::QueueFull | Dropped::TooManyPods => {}
             }
             numbers.count_dropped(why, 1);
             backoff.success();

@@ -54,15 +54,16 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
         Reason::NotIp => (DENIED, "it is neither IPv4 nor IPv6"),
         Reason::TooManyHeaders => (DENIED, "the packet has too many headers"),
         Reason::OrphanFragment => (DENIED, "its first fragment was not received, or not allowed"),
-        Reason::SpoofedSource => ("ForeignSourceAddress", "sent from an address that is not the pod's"),
+        Reason::SpoofedSource => ("SpoofedSource", "sent from an address that is not the pod's"),
         Reason::TunnelEndpoint => ("TunnelEndpointDenied", "the destination is a tunnel endpoint of a node"),
-        Reason::UnverifiedSource => ("SpoofedSourceAddress", "the source address is not that of the pod that sent it"),
+        Reason::UnverifiedSource => ("UnverifiedSource", "the source address is not that of the pod that sent it"),
         Reason::SpoofedNeighbor => {
             ("SpoofedNeighborDiscovery", "the Ethernet source or a field of ARP or neighbor discovery is not the pod's")
         }
-        Reason::NeighborRate => {
-            ("NeighborDiscoveryLimited", "ARP or neighbor discovery longer or more frequent than the protocols need")
-        }
+        Reason::NeighborRate => (
+            "NeighborDiscoveryRateLimited",
+            "ARP or neighbor discovery longer or more frequent than the protocols need",
+        ),
         Reason::FlowTableFull => (FULL, "a rule allows it, but the node's flow table is full"),
         Reason::TablesIncomplete => {
             (FULL, "a BPF map of the node is full; the agent's log has the option that increases its size")

@@ -157,7 +157,7 @@ impl Writer {
         let now = found.creation_timestamp.map_or(0, |time| time.0.as_second());
         if created != 0 && now != created {
             return Err(WriteResult::Discarded(
-                Dropped::Gone,
+                Dropped::Deleted,
                 format!("pod {pod} was replaced by another pod with the same name"),
             ));
         }
@@ -210,9 +210,9 @@ fn failed(error: &Error, rule: &'static str) -> WriteResult {
     let requested = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     let message = status.message.clone();
     match status.code {
-        403 if is_terminating(status) => WriteResult::Discarded(Dropped::Gone, message),
+        403 if is_terminating(status) => WriteResult::Discarded(Dropped::Deleted, message),
         // The object or its namespace does not exist.
-        404 => WriteResult::Discarded(Dropped::Gone, message),
+        404 => WriteResult::Discarded(Dropped::Deleted, message),
         400 | 413 | 422 => WriteResult::Discarded(Dropped::Invalid, message),
         403 => retry(Duration::ZERO, Some(rule), false),
         code => retry(Duration::from_secs(requested.into()), None, code == 401),
