@@ -45,7 +45,7 @@ async fn a_silent_watch_over_http_1_is_detected() -> Result<()> {
     cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Hang);
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
     cluster.wait_in_sync().await;
-    assert!(cluster.feed.state.kinds()["pods"].errors.contains_key("silent"));
+    assert!(cluster.feed.state.kinds()["pods"].errors.contains_key("timeout"));
     Ok(())
 }
 

@@ -185,8 +185,8 @@ fn hostile_blocks_beyond_the_memory_limit_affect_only_their_own_policies() -> Re
     lab.agent().wait_denied(|line| line.to() == "a/hog" && line.reason() == "tables-incomplete")?;
     lab.agent().wait_denied(|line| line.to() == "b/server" && line.reason() == "no-rule")?;
     let page = lab.metrics()?;
-    let left_out = |line: &str| line.starts_with("netpol_policy_left_out{namespace=\"");
-    ensure!(page.lines().any(left_out), "netpol_policy_left_out names no policy:\n{page}");
+    let left_out = |line: &str| line.starts_with("netpol_policy_omitted_parts{namespace=\"");
+    ensure!(page.lines().any(left_out), "netpol_policy_omitted_parts names no policy:\n{page}");
     ensure!(!page.contains("left_out{namespace=\"b\""), "another namespace is affected:\n{page}");
     ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
     let socket = lab.agent_ref().socket();
@@ -209,7 +209,7 @@ fn hostile_tens_of_thousands_of_blocks_fit_and_do_not_affect_other_namespaces() 
     lab.expect(OTHER_TENANT)?;
     lab.expect("203.0.113.5 -> a/hog 80/TCP\n198.51.100.9 -x a/hog 80/TCP")?;
     let page = lab.metrics()?;
-    ensure!(!page.contains("netpol_policy_left_out{"), "parts of policies were left out:\n{page}");
+    ensure!(!page.contains("netpol_policy_omitted_parts{"), "parts of policies were left out:\n{page}");
     ensure!(page.contains("netpol_map_missing_entries 0\n"), "entries are missing:\n{page}");
     lab.expect(OTHER_TENANT)
 }

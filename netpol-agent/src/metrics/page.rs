@@ -20,7 +20,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     packets(&mut metrics, reconciler, meter);
     suppressed(&mut metrics, reconciler, meter);
     maps(&mut metrics, reconciler);
-    left_out(&mut metrics, reconciler);
+    omitted_parts(&mut metrics, reconciler);
     let held = || reconciler.held().values().filter(|held| held.attached);
     let endpoints = held().filter(|held| held.pod.is_some() && !held.orphaned).count();
     let orphans = held().filter(|held| held.orphaned).count();
@@ -73,15 +73,20 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
             secondary as u64,
         ),
         ("netpol_policy_diagnostics", "gauge", "Number of invalid fields in policies.", policy_diagnostics as u64),
-        ("netpol_denials_reported_total", "counter", "Number of deny events that were reported.", reporter.reported()),
         (
-            "netpol_events_lost_total",
+            "netpol_deny_events_reported_total",
+            "counter",
+            "Number of deny events that were reported.",
+            reporter.reported(),
+        ),
+        (
+            "netpol_deny_events_lost_total",
             "counter",
             "Number of deny events lost because the ring buffer was full.",
             meter.counters.lost_events(),
         ),
         (
-            "netpol_events_unwritten_total",
+            "netpol_deny_events_unwritten_total",
             "counter",
             "Number of deny events not written because the reader of standard output was too slow.",
             reporter.unwritten(),
@@ -175,16 +180,16 @@ fn suppressed(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>, meter:
     }
 }
 
-fn left_out(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>) {
+fn omitted_parts(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>) {
     metrics.header(
-        "netpol_policy_left_out",
+        "netpol_policy_omitted_parts",
         "gauge",
-        "Number of ipBlocks, ports and map entries of a policy that are left out because of --max-policy-memory.",
+        "Number of ipBlocks, ports and map entries of a policy that are omitted because of --max-policy-memory.",
     );
     for (policy, counts) in reconciler.left_out() {
         for (kind, count) in [("block", counts.blocks), ("port", counts.ports), ("entry", counts.entries)] {
             let labels = [("namespace", &*policy.namespace), ("policy", &*policy.name), ("kind", kind)];
-            metrics.value("netpol_policy_left_out", &labels, count);
+            metrics.value("netpol_policy_omitted_parts", &labels, count);
         }
     }
 }
@@ -219,9 +224,9 @@ fn kube_events(metrics: &mut MetricsText, numbers: &Numbers) {
     );
     metrics.value("netpol_kube_events_total", &[], numbers.published());
     let name = "netpol_kube_events_dropped_total";
-    metrics.header(name, "counter", "Number of Events that were not written to the API server, by cause.");
-    for why in Dropped::ALL {
-        metrics.value(name, &[("why", why.name())], numbers.dropped(why));
+    metrics.header(name, "counter", "Number of Events that were not written to the API server, by reason.");
+    for reason in Dropped::ALL {
+        metrics.value(name, &[("reason", reason.name())], numbers.dropped(reason));
     }
 }
 

@@ -45,13 +45,13 @@ pub(super) fn render(metrics: &mut MetricsText, source: &SourceState) {
         }
     }
     metrics.header(
-        "netpol_source_heard_seconds",
+        "netpol_source_last_event_age_seconds",
         "gauge",
         "Time since the last watch event of this kind, including bookmarks.",
     );
     for (name, kind) in &kinds {
-        if let Some(heard) = kind.last_received {
-            metrics.value("netpol_source_heard_seconds", &[("kind", name)], heard.elapsed().as_secs_f64());
+        if let Some(received) = kind.last_received {
+            metrics.value("netpol_source_last_event_age_seconds", &[("kind", name)], received.elapsed().as_secs_f64());
         }
     }
 }

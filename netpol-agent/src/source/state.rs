@@ -19,7 +19,7 @@ pub struct KindState {
     pub objects: usize,
     /// Number of full lists after the first.
     pub relists: u64,
-    /// Failures by reason: an HTTP status, `connection`, `silent`, `garbled`.
+    /// Failures by reason: an HTTP status, `connection`, `timeout`, `invalid-response`.
     pub errors: BTreeMap<String, u64>,
     /// When data of this kind was last received, bookmarks included.
     pub last_received: Option<Instant>,

@@ -127,7 +127,10 @@ fn hostile_a_flood_of_denied_packets_suppresses_no_event_of_another_pod() -> Res
     let most = EVENT_BURST + EVENT_RATE * (elapsed.as_secs() + 2) + 64;
     ensure!((EVENT_BURST / 2..=most).contains(&floods), "{floods} deny events of the flood in {elapsed:?}");
     let page = lab.metrics()?;
-    assert!(metric(&page, "netpol_events_lost_total") < 0.5 && metric(&page, "netpol_events_unwritten_total") < 0.5);
+    assert!(
+        metric(&page, "netpol_deny_events_lost_total") < 0.5
+            && metric(&page, "netpol_deny_events_unwritten_total") < 0.5
+    );
     let of_flood = r#"netpol_deny_events_suppressed_total{namespace="bad",pod="flood",direction="egress"}"#;
     let suppressed = metric(&page, of_flood);
     ensure!(suppressed > 10_000.0, "only {suppressed} packets of the flood are counted as suppressed");

@@ -82,11 +82,11 @@ impl Access {
         let request = Request::get(url)
             .header(ACCEPT, form)
             .body(Body::empty())
-            .map_err(|error| Failure::Garbled(error.to_string()))?;
+            .map_err(|error| Failure::InvalidResponse(error.to_string()))?;
         let client = self.client();
         let response = timeout(self.answer, client.send(request)).await;
         let response =
-            response.map_err(|_| Failure::Silent(self.answer))?.map_err(|error| Failure::Connection(chain(&error)))?;
+            response.map_err(|_| Failure::Timeout(self.answer))?.map_err(|error| Failure::Connection(chain(&error)))?;
         if response.status().is_success() {
             return Ok(response);
         }

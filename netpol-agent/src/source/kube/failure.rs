@@ -21,9 +21,9 @@ pub(super) enum Failure {
     /// The connection failed, or could not be established.
     Connection(String),
     /// No data was received for this long.
-    Silent(Duration),
+    Timeout(Duration),
     /// The response is not valid.
-    Garbled(String),
+    InvalidResponse(String),
 }
 
 /// The server's `Status` object.
@@ -52,8 +52,8 @@ impl Failure {
         match self {
             Self::Status { code, .. } => code.to_string(),
             Self::Connection(_) => "connection".to_owned(),
-            Self::Silent(_) => "silent".to_owned(),
-            Self::Garbled(_) => "garbled".to_owned(),
+            Self::Timeout(_) => "timeout".to_owned(),
+            Self::InvalidResponse(_) => "invalid-response".to_owned(),
         }
     }
 
@@ -61,7 +61,7 @@ impl Failure {
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
-            Self::Connection(_) | Self::Silent(_) | Self::Garbled(_) => None,
+            Self::Connection(_) | Self::Timeout(_) | Self::InvalidResponse(_) => None,
         }
     }
 
@@ -85,10 +85,10 @@ impl Failure {
                 format!("{what}: the API server returned {code} {message}; retrying")
             }
             Self::Connection(error) => format!("{what}: {error}; is the API server up, and reachable from this node?"),
-            Self::Silent(time) => {
+            Self::Timeout(time) => {
                 format!("{what}: no data received for {time:?}; retrying on a new connection")
             }
-            Self::Garbled(error) => format!(
+            Self::InvalidResponse(error) => format!(
                 "{what}: the response is not from a Kubernetes API server: {error}; is there a proxy in between?"
             ),
         }

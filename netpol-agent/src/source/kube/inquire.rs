@@ -92,7 +92,7 @@ async fn object(access: &Access, key: ObjectKey) -> Result<QueriedVersions, Stri
         }
     };
     let version = match text(access, &url, METADATA).await {
-        Ok(text) => name(resource, &text).map(|(_, version)| Some(version)).map_err(Failure::Garbled),
+        Ok(text) => name(resource, &text).map(|(_, version)| Some(version)).map_err(Failure::InvalidResponse),
         Err(Failure::Status { code: 404, .. }) => Ok(None),
         Err(failure) => Err(failure),
     };
@@ -116,10 +116,10 @@ async fn list(access: &Access, resource: Resource) -> Result<ListedVersions, Fai
     loop {
         let from = if next.is_empty() { String::new() } else { format!("&continue={next}") };
         let text = text(access, &format!("{}?limit={PAGE}{from}", resource.path()), METADATA_LIST).await?;
-        let garbled = |error: serde_json::Error| Failure::Garbled(error.to_string());
-        let page: ListPage<'_> = serde_json::from_str(&text).map_err(garbled)?;
+        let invalid = |error: serde_json::Error| Failure::InvalidResponse(error.to_string());
+        let page: ListPage<'_> = serde_json::from_str(&text).map_err(invalid)?;
         for item in page.items.into_iter().flatten() {
-            let (key, version) = name(resource, item.get()).map_err(Failure::Garbled)?;
+            let (key, version) = name(resource, item.get()).map_err(Failure::InvalidResponse)?;
             listed.versions.insert(key, version);
         }
         listed.version = version(&page.metadata.resource_version);

@@ -36,7 +36,9 @@ impl Lines {
                 (self.start, self.searched) = (end + 1, end + 1);
                 let begun = std::mem::replace(&mut self.begun, self.chunk);
                 let line = std::str::from_utf8(&self.buffer[start..end]);
-                return line.map(|line| Some((line, begun))).map_err(|error| Failure::Garbled(error.to_string()));
+                return line
+                    .map(|line| Some((line, begun)))
+                    .map_err(|error| Failure::InvalidResponse(error.to_string()));
             }
             self.buffer.drain(..self.start);
             (self.start, self.searched) = (0, self.buffer.len());

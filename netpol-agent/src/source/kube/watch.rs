@@ -212,14 +212,15 @@ impl Watcher {
         let response = self.access.get(&self.url(query)).await?;
         let idle = self.options.idle;
         let body = timeout(idle, response.into_body().collect_bytes()).await;
-        let body = body.map_err(|_| Failure::Silent(idle))?;
+        let body = body.map_err(|_| Failure::Timeout(idle))?;
         body.map(|bytes| bytes.to_vec()).map_err(|error| Failure::Connection(crate::chain::chain(&error)))
     }
 
     /// Returns the current version of the server.
     async fn newest(&self) -> Result<String, Failure> {
         let body = self.body("limit=1").await?;
-        let page: ListPage<'_> = serde_json::from_slice(&body).map_err(|error| Failure::Garbled(error.to_string()))?;
+        let page: ListPage<'_> =
+            serde_json::from_slice(&body).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
         Ok(page.metadata.resource_version)
     }
 
@@ -246,7 +247,7 @@ impl Watcher {
             };
             let received = Instant::now();
             let page: ListPage<'_> =
-                serde_json::from_slice(&body).map_err(|error| Failure::Garbled(error.to_string()))?;
+                serde_json::from_slice(&body).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
             for item in page.items.into_iter().flatten() {
                 self.item(item.get(), received).await;
             }
@@ -267,7 +268,7 @@ impl Watcher {
 
     async fn listed(&mut self, text: &str) -> Result<(), Failure> {
         if text.is_empty() {
-            return Err(Failure::Garbled("a list without a resourceVersion".to_owned()));
+            return Err(Failure::InvalidResponse("a list without a resourceVersion".to_owned()));
         }
         self.contact = Contact::Kept;
         self.state.update(self.resource.plural(), |kind| {
@@ -313,7 +314,7 @@ impl Watcher {
             let idle = if listing { self.options.patience } else { silence };
             let (line, received) = match timeout(idle, lines.next()).await {
                 Err(_) if listing => return Ok(StreamEnd::NoStreaming(false)),
-                Err(_) => return Err(Failure::Silent(idle)),
+                Err(_) => return Err(Failure::Timeout(idle)),
                 Ok(result) => match result? {
                     Some(line) => line,
                     None if listing => {
@@ -322,7 +323,8 @@ impl Watcher {
                     None => return Ok(StreamEnd::Timeout),
                 },
             };
-            let line: Line<'_> = serde_json::from_str(line).map_err(|error| Failure::Garbled(error.to_string()))?;
+            let line: Line<'_> =
+                serde_json::from_str(line).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
             match (line.kind, listing) {
                 ("ADDED" | "MODIFIED", true) => self.item(line.object.get(), received).await,
                 ("ADDED" | "MODIFIED" | "DELETED", false) => {
@@ -332,8 +334,8 @@ impl Watcher {
                     }
                 }
                 ("BOOKMARK", _) => {
-                    let Bookmark { metadata } =
-                        serde_json::from_str(line.object.get()).map_err(|error| Failure::Garbled(error.to_string()))?;
+                    let Bookmark { metadata } = serde_json::from_str(line.object.get())
+                        .map_err(|error| Failure::InvalidResponse(error.to_string()))?;
                     if listing && !metadata.annotations.contains_key("k8s.io/initial-events-end") {
                         return Ok(StreamEnd::NoStreaming(true));
                     }
@@ -356,7 +358,7 @@ impl Watcher {
                         code => Err(Failure::Status { code, message: status.message, retry_after: None }),
                     };
                 }
-                (other, _) => return Err(Failure::Garbled(format!("a watch event of type {other}"))),
+                (other, _) => return Err(Failure::InvalidResponse(format!("a watch event of type {other}"))),
             }
         }
     }
