@@ -192,7 +192,7 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
         return Evaluation::without_rule(Reason::NotIsolated, ClassId::NOBODY);
     }
     if policy.isolated() && is_hairpin(endpoint, attempt) {
-        return Evaluation::without_rule(Reason::Itself, ClassId::NOBODY);
+        return Evaluation::without_rule(Reason::Hairpin, ClassId::NOBODY);
     }
     // One lookup for both checks below and the class, because a BPF stack has only 512 bytes.
     let (has_exact, entry) = match tables.exact_address(&attempt.remote) {
@@ -218,7 +218,7 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
         }
         // Hairpin traffic: the pod sent the packet to a Service with itself as a backend, and the node masqueraded it.
         if attempt.is_from(endpoint) {
-            return Evaluation::without_rule(Reason::Itself, entry.class);
+            return Evaluation::without_rule(Reason::Hairpin, entry.class);
         }
     }
     if matches!(attempt.direction, Direction::Egress)

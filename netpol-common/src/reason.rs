@@ -43,7 +43,7 @@ reasons! {
     /// Traffic between the pod and the local node.
     LocalNode = 3, "local-node", true;
     /// Hairpin traffic: the pod reaches itself.
-    Itself = 4, "itself", true;
+    Hairpin = 4, "hairpin", true;
     /// ARP, neighbor and router discovery, multicast listener discovery, IGMP.
     NeighborDiscovery = 5, "neighbor-discovery", true;
     /// An ICMP error that quotes a packet of an allowed flow.

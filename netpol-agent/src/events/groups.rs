@@ -148,7 +148,7 @@ const fn is_by_policy(reason: Reason) -> bool {
         | Reason::Rule
         | Reason::Flow
         | Reason::LocalNode
-        | Reason::Itself
+        | Reason::Hairpin
         | Reason::NeighborDiscovery
         | Reason::IcmpError
         | Reason::Service

@@ -84,14 +84,14 @@ pub fn evaluate(cluster_state: &ClusterState, packet: &Packet) -> Evaluation {
     // again (23).
     let initiates = packet.direction == Direction::Egress;
     if pod.addresses.contains(&packet.remote) && (initiates || packet.via_own) {
-        return decided(Reason::Itself);
+        return decided(Reason::Hairpin);
     }
     if cluster_state.local_addresses.contains(&packet.remote) && (initiates || packet.from_node) {
         return Evaluation { recheck: initiates, ..decided(Reason::LocalNode) };
     }
     // 15: hairpin traffic through a Service has the address of the node as its source.
     if cluster_state.local_addresses.contains(&packet.remote) && packet.via_own {
-        return decided(Reason::Itself);
+        return decided(Reason::Hairpin);
     }
 
     // 21: a Service is evaluated by its backends, unless a rule allows everything.

@@ -43,7 +43,7 @@ pub(super) fn candidates(
         let rule = first_rule(cluster_state, isolating, pod, &post_dnat);
         let reason = match &rule {
             _ if cluster_state.local_addresses.contains(&backend.address) => Reason::LocalNode,
-            _ if pod.addresses.contains(&backend.address) => Reason::Itself,
+            _ if pod.addresses.contains(&backend.address) => Reason::Hairpin,
             Some(_) => Reason::Rule,
             None => Reason::NoRule,
         };

@@ -403,9 +403,9 @@ fn s15_hairpin_and_local_node_traffic_is_allowed_but_not_forwarded_traffic() {
         behind: false,
     };
     let cases = [
-        (packet(Direction::Egress, "10.0.0.1", false, false), Reason::Itself),
-        (packet(Direction::Egress, "fd00::1", false, false), Reason::Itself),
-        (packet(Direction::Ingress, "10.0.0.1", false, true), Reason::Itself),
+        (packet(Direction::Egress, "10.0.0.1", false, false), Reason::Hairpin),
+        (packet(Direction::Egress, "fd00::1", false, false), Reason::Hairpin),
+        (packet(Direction::Ingress, "10.0.0.1", false, true), Reason::Hairpin),
         (packet(Direction::Ingress, "10.0.0.1", false, false), Reason::NoRule),
         (packet(Direction::Egress, "10.0.0.254", false, false), Reason::LocalNode),
         (packet(Direction::Ingress, "10.0.0.254", true, false), Reason::LocalNode),

@@ -129,7 +129,7 @@ fn s15_hairpin_traffic_passes_and_spoofed_hairpin_traffic_does_not() {
         let mut both = KernelAndMemory::isolated(&[Ingress]);
         for (from, what) in [(addresses.node, "masqueraded"), (addresses.pod, "from its own address")] {
             let packet = ip(from, addresses.pod);
-            assert_eq!(both.receive_from(&packet.tcp(1000, 8080, SYN, b""), POD), Reason::Itself, "{what}");
+            assert_eq!(both.receive_from(&packet.tcp(1000, 8080, SYN, b""), POD), Reason::Hairpin, "{what}");
             assert_eq!(
                 both.receive_from(&packet.tcp(1001, 8080, SYN, b""), 0),
                 Reason::NoRule,
@@ -149,7 +149,7 @@ fn s15_masqueraded_traffic_does_not_belong_to_an_earlier_flow_with_the_same_port
     for addresses in FAMILIES {
         let mut both = KernelAndMemory::isolated(&[Ingress]);
         let packet = ip(addresses.node, addresses.pod);
-        assert_eq!(both.receive_from(&packet.udp(1000, 8080, b""), POD), Reason::Itself);
+        assert_eq!(both.receive_from(&packet.udp(1000, 8080, b""), POD), Reason::Hairpin);
         assert_eq!(both.receive_from(&packet.udp(1000, 8080, b""), POD), Reason::Flow);
         assert_eq!(both.receive_from(&packet.udp(1000, 8080, b""), 0), Reason::NoRule);
         assert_eq!(both.run_from(0, Ingress, &wire(&packet.udp(1001, 8080, b""))), Reason::LocalNode);

@@ -77,7 +77,7 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
         | Reason::Service
         | Reason::Flow
         | Reason::LocalNode
-        | Reason::Itself
+        | Reason::Hairpin
         | Reason::NeighborDiscovery
         | Reason::IcmpError => return None,
     })

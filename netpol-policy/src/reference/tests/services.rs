@@ -189,7 +189,7 @@ fn s22_a_pod_that_is_a_backend_of_the_service_is_evaluated_post_dnat() {
     }
     let pre_dnat = egress(&cluster_state, "shop/web", "10.96.0.1", 80, false);
     assert_eq!((pre_dnat.reason, pre_dnat.recheck), (Reason::Service, true));
-    assert_eq!(egress(&cluster_state, "shop/web", "10.0.0.1", 8080, true).reason, Reason::Itself);
+    assert_eq!(egress(&cluster_state, "shop/web", "10.0.0.1", 8080, true).reason, Reason::Hairpin);
     assert_eq!(egress(&cluster_state, "shop/web", "10.0.0.2", 9090, true).reason, Reason::NoRule);
 }
 
