@@ -13,7 +13,7 @@ use crate::{Bytes, Context, Family, Slot, Window};
 /// Returns whether a packet has a spoofed source address.
 #[inline(always)]
 pub(crate) fn is_spoofed<A: PacketAddress>(endpoint: &Endpoint, direction: Direction, source: &A) -> bool {
-    direction == Direction::Egress && endpoint.has(endpoint_flags::SOURCE_GUARD) && !source.belongs_to(endpoint)
+    direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !source.belongs_to(endpoint)
 }
 
 /// Returns whether a packet is a DHCP request from a client that has no address yet, or that renews its address by
@@ -50,7 +50,7 @@ fn is_same(one: Mac, other: Mac) -> bool {
 #[inline(always)]
 pub(crate) fn is_spoofed_mac(endpoint: &Endpoint, source: Mac) -> bool {
     let own = own_mac(endpoint);
-    !is_same(source, own) && !is_same(own, ([0; 4], [0; 2])) && endpoint.has(endpoint_flags::SOURCE_GUARD)
+    !is_same(source, own) && !is_same(own, ([0; 4], [0; 2])) && endpoint.has(endpoint_flags::ANTI_SPOOFING)
 }
 
 /// Reads the MAC address at an offset.
@@ -83,7 +83,7 @@ pub(crate) fn is_for_other_host<S: Context>(context: &S, endpoint: &Endpoint) ->
 #[inline(always)]
 pub(crate) fn is_unverified<S: Context>(context: &S) -> bool {
     let Some(endpoint) = context.endpoint() else { return false };
-    if !endpoint.has(endpoint_flags::SOURCE_GUARD) || context.ingress_ifindex() == endpoint.ifindex.0 {
+    if !endpoint.has(endpoint_flags::ANTI_SPOOFING) || context.ingress_ifindex() == endpoint.ifindex.0 {
         return false;
     }
     match packet::find(context) {
@@ -132,7 +132,7 @@ mod arp {
 #[inline(always)]
 pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
-    if !endpoint.has(endpoint_flags::SOURCE_GUARD) {
+    if !endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Reason::NeighborDiscovery;
     }
     let Some(head) = context.load::<{ arp::HEAD }>(start) else { return Reason::Malformed };
@@ -181,7 +181,7 @@ mod icmpv6 {
 #[inline(always)]
 pub(crate) fn discovery<S: Context>(context: &S, start: u32, payload: u32) -> Reason {
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
-    if !endpoint.has(endpoint_flags::SOURCE_GUARD) {
+    if !endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Reason::NeighborDiscovery;
     }
     let Some((source, destination)) = <[u8; 16]>::ends(context, start) else { return Reason::Malformed };
@@ -243,7 +243,7 @@ pub(crate) fn check_igmp<S: Context>(
     if first & 0xf0 != 0xe0 {
         return None;
     }
-    if !from_pod || !endpoint.has(endpoint_flags::SOURCE_GUARD) {
+    if !from_pod || !endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Some(Reason::NeighborDiscovery);
     }
     if !matches!(kind, igmp::REPORT_V1 | igmp::REPORT_V2 | igmp::LEAVE | igmp::REPORT_V3) {

@@ -200,7 +200,7 @@ where
     }
     if flow::remote_endpoint(slot) != u32::from(ANY_REMOTE) {
         let Some(remote) = context.endpoint_by_id(source_endpoint) else { return NOT_PLAIN };
-        if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::SOURCE_GUARD) {
+        if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::ANTI_SPOOFING) {
             flow::set_remote_endpoint(slot, source_endpoint);
         } else if known.accepts_any_remote(slot) {
             flow::set_remote_endpoint(slot, u32::from(ANY_REMOTE));

@@ -201,7 +201,7 @@ where
     {
         return Some(barrier_within(context, reason));
     }
-    if is_discovery && from_pod && endpoint.has(endpoint_flags::SOURCE_GUARD) {
+    if is_discovery && from_pod && endpoint.has(endpoint_flags::ANTI_SPOOFING) {
         return Some(Reason::SpoofedNeighbor);
     }
     let error = packet.error.or_else(|| resolve_fragment(context, direction, packet).err())?;
@@ -250,7 +250,7 @@ where
     if masqueraded {
         key.pod_address = A::own(barrier(endpoint));
     }
-    let has_foreign_source = direction == Direction::Egress && endpoint.has(endpoint_flags::SOURCE_GUARD) && !is_own;
+    let has_foreign_source = direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !is_own;
     let found = if !behind && !from_unspecified && has_foreign_source {
         Reason::SpoofedSource
     } else if case.is_decided() {
@@ -344,7 +344,7 @@ where
     // found.
     if direction == Direction::Egress
         && !source.belongs_to(endpoint)
-        && (context.is_post_dnat() || endpoint.has(endpoint_flags::SOURCE_GUARD))
+        && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))
     {
         return 0;
     }

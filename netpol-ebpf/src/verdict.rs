@@ -324,7 +324,7 @@ pub(crate) fn check_source<A: PacketAddress, S: Context>(context: &S, remote: &A
         Some(source_endpoint)
             if ingress_ifindex == source_endpoint.ifindex.0
                 || remote.belongs_to(source_endpoint)
-                || !source_endpoint.has(endpoint_flags::SOURCE_GUARD) =>
+                || !source_endpoint.has(endpoint_flags::ANTI_SPOOFING) =>
         {
             SourceCheck::NONE
         }

@@ -197,11 +197,11 @@ fn s26_uninstall_allows_all_traffic_and_removes_and_reports_everything() -> Resu
 #[test]
 fn uninstall_with_then_stay_keeps_running_only_if_nothing_remains() -> Result<()> {
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
-    let early = lab.agent().run_subcommand("uninstall", &["--then-stay"])?;
-    ensure!(early.code == Some(3), "uninstall --then-stay must fail while an agent runs: {early:?}");
+    let early = lab.agent().run_subcommand("uninstall", &["--keep-running"])?;
+    ensure!(early.code == Some(3), "uninstall --keep-running must fail while an agent runs: {early:?}");
     lab.agent().stop()?;
     let mut uninstall = lab.cluster.host("node-1").netns().command(netpol_tests::agent::binary()?);
-    uninstall.args(["uninstall", "--then-stay", "--pin-path"]).arg(lab.agent().pin_path());
+    uninstall.args(["uninstall", "--keep-running", "--pin-path"]).arg(lab.agent().pin_path());
     let mut uninstall = uninstall.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting uninstall")?;
     let lines = BufReader::new(uninstall.stdout.take().context("uninstall has no standard output")?).lines();
     let lines: Vec<String> =
@@ -209,7 +209,7 @@ fn uninstall_with_then_stay_keeps_running_only_if_nothing_remains() -> Result<()
     let ended = uninstall.try_wait()?;
     kill(Pid::from_raw(uninstall.id().try_into()?), Signal::SIGTERM).context("sending SIGTERM to uninstall")?;
     let code = uninstall.wait()?.code();
-    ensure!(ended.is_none(), "uninstall --then-stay ended early: {ended:?}");
+    ensure!(ended.is_none(), "uninstall --keep-running ended early: {ended:?}");
     let reported = lines.iter().any(|line| line.starts_with("nothing of netpol remains"));
     ensure!(reported, "uninstall does not report that nothing remains: {lines:?}");
     ensure!(code == Some(0), "uninstall ended with {code:?} after SIGTERM, expected 0");

@@ -125,7 +125,7 @@ struct RunArgs {
     attach: AttachMode,
     /// Allow pods to send from addresses that are not their own
     #[arg(long)]
-    no_source_guard: bool,
+    no_anti_spoofing: bool,
     /// Allow pods to send to tunnel endpoints of nodes: VXLAN, Geneve, GRE, IP in IP, FOU, L2TP and the like
     #[arg(long)]
     allow_tunnels_to_node: bool,
@@ -292,7 +292,7 @@ struct UninstallArgs {
     /// Wait for SIGTERM after everything is removed, instead of exiting: a ready pod then shows that its node is
     /// clean
     #[arg(long)]
-    then_stay: bool,
+    keep_running: bool,
 }
 
 /// Runs the command.

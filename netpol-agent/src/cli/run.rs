@@ -161,7 +161,7 @@ async fn enforce(
     let reconcile = Options {
         node: args.node.as_str().into(),
         unknown_pods: args.unknown_pods,
-        source_guard: !args.no_source_guard,
+        anti_spoofing: !args.no_anti_spoofing,
         tunnels_to_node: args.allow_tunnels_to_node,
         policy_memory: Some(args.sizes.max_policy_memory.0),
     };

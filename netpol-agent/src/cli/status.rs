@@ -112,7 +112,7 @@ fn rows_of(endpoint: &EndpointStatus, known: Option<&netpol_api::Endpoint>) -> V
     if !endpoint.attached {
         notes.push("NOT ATTACHED".to_owned());
     }
-    notes.extend(endpoint.flags.iter().filter(|flag| **flag != "source-guard").map(|flag| (*flag).to_owned()));
+    notes.extend(endpoint.flags.iter().filter(|flag| **flag != "anti-spoofing").map(|flag| (*flag).to_owned()));
     if let Some(conflict) = known.and_then(|known| known.conflict.as_ref()) {
         notes.push(format!("CONFLICT: {conflict}"));
     }
@@ -214,7 +214,7 @@ mod tests {
             version: 3,
             ingress_rule_set: 12,
             egress_rule_set: 0,
-            flags: vec!["source-guard"],
+            flags: vec!["anti-spoofing"],
             packets: BTreeMap::from([("ingress", BTreeMap::from([("flow", 40), ("rule", 2), ("no-rule", 9)]))]),
         };
         let status = Status {

@@ -26,7 +26,7 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     if report.remains.is_empty() {
         let pin_path = args.pin_path.display();
         print::out(format_args!("nothing of netpol remains below {pin_path}, nor on any interface\n"))?;
-        if args.then_stay {
+        if args.keep_running {
             wait_for_signal()?;
         }
         return Ok(ExitCode::SUCCESS);

@@ -219,8 +219,8 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         (desired.mac, desired.link_local) = self.bindings.link_addresses(ifindex);
-        if self.options.source_guard {
-            desired.flags |= endpoint_flags::SOURCE_GUARD;
+        if self.options.anti_spoofing {
+            desired.flags |= endpoint_flags::ANTI_SPOOFING;
         }
     }
 

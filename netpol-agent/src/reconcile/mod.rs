@@ -67,7 +67,7 @@ pub struct Options {
     /// How to treat veths of unknown pods.
     pub unknown_pods: UnknownPods,
     /// Whether pods may send only from their own addresses.
-    pub source_guard: bool,
+    pub anti_spoofing: bool,
     /// Whether pods may send to tunnel endpoints of nodes.
     pub tunnels_to_node: bool,
     /// Bytes of kernel memory for policies; `None` means no limit.
@@ -81,7 +81,7 @@ impl Options {
         Self {
             node: node.into(),
             unknown_pods: UnknownPods::Allow,
-            source_guard: true,
+            anti_spoofing: true,
             tunnels_to_node: false,
             policy_memory: None,
         }

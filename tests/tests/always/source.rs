@@ -60,7 +60,7 @@ fn s20_anti_spoofing_can_be_turned_off_for_a_node() -> Result<()> {
             "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress],
               ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
         )],
-        AgentOptions::default().arguments(&["--no-source-guard"]),
+        AgentOptions::default().arguments(&["--no-anti-spoofing"]),
     )?;
     // Without anti-spoofing, policy is evaluated by the address that the pod uses.
     let mut packets = TestPackets::new(&lab.cluster, "shop/other", "shop/server");

@@ -231,7 +231,7 @@ fn hostile_arp_is_rate_limited() -> Result<()> {
 
 #[test]
 fn hostile_arp_and_neighbor_discovery_checks_are_part_of_anti_spoofing() -> Result<()> {
-    let options = AgentOptions::default().arguments(&["--no-source-guard"]);
+    let options = AgentOptions::default().arguments(&["--no-anti-spoofing"]);
     let lab = Lab::start_with(pods(), &[], options)?;
     let cluster = &lab.cluster;
     let (rogue, open, client) = (cluster.host("shop/rogue"), cluster.host("shop/open"), cluster.host("shop/client"));

@@ -103,7 +103,7 @@ impl KernelAndMemory {
             version: EndpointVersion(1),
             ingress: policy(Ingress),
             egress: policy(Egress),
-            flags: endpoint_flags::SOURCE_GUARD,
+            flags: endpoint_flags::ANTI_SPOOFING,
             id: 1,
             ..Endpoint::default()
         };

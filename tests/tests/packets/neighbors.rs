@@ -183,7 +183,7 @@ fn s32_every_frame_from_a_pod_has_its_own_ethernet_source() {
         let mut unknown = [&[2; 6][..], &OTHER, &[0x88, 0xcc]].concat();
         unknown.resize(60, 0);
         assert_eq!(both.run(Egress, &unknown), Reason::SpoofedNeighbor, "a frame that is not IP");
-        for flags in [0, endpoint_flags::SOURCE_GUARD] {
+        for flags in [0, endpoint_flags::ANTI_SPOOFING] {
             both.change(|endpoint| {
                 endpoint.flags = flags;
                 endpoint.mac = if flags == 0 { MAC } else { [0; 6] };

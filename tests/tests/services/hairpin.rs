@@ -39,7 +39,7 @@ fn s15_a_spoofed_source_is_not_hairpin_traffic() -> Result<()> {
 
 /// Anti-spoofing is off, and kube-proxy masquerades packets with the backend's own address as their source.
 fn spoofed_source(shape: Shape) -> Result<()> {
-    let shop = Shop::open_with(shape, &["--no-source-guard"])?;
+    let shop = Shop::open_with(shape, &["--no-anti-spoofing"])?;
     let cluster = shop.cluster();
     let mut table = Vec::new();
     for (protocol, service) in Shop::cluster_ips(number::GUARDED) {

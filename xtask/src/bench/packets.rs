@@ -162,7 +162,7 @@ fn fill(programs: &mut Programs, family: Family, peers: u32) -> Result<()> {
         version: EndpointVersion(1),
         ingress: DirectionPolicy { rule_set: RULE_SET, any: PortSetId::NONE },
         egress: DirectionPolicy::OPEN,
-        flags: endpoint_flags::SOURCE_GUARD,
+        flags: endpoint_flags::ANTI_SPOOFING,
         id: 1,
         ..Endpoint::default()
     };

@@ -57,7 +57,7 @@ fn fill(programs: &mut Programs, pod: IpAddr, service: IpAddr, backend: IpAddr) 
         version: EndpointVersion(1),
         ingress: DirectionPolicy::OPEN,
         egress: DirectionPolicy { rule_set: RULE_SET, any: PortSetId::NONE },
-        flags: endpoint_flags::SOURCE_GUARD,
+        flags: endpoint_flags::ANTI_SPOOFING,
         id: POD,
         ..Endpoint::default()
     };

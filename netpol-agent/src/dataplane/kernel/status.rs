@@ -157,7 +157,7 @@ fn endpoint_status(maps: &Maps, endpoint: &Endpoint, attached: bool) -> Result<E
         packets.insert(direction.name(), by_reason);
     }
     let flags = [
-        (endpoint_flags::SOURCE_GUARD, "source-guard"),
+        (endpoint_flags::ANTI_SPOOFING, "anti-spoofing"),
         (endpoint_flags::UNKNOWN, "unknown"),
         (endpoint_flags::INCOMPLETE, "incomplete"),
     ];
