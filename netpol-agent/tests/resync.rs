@@ -217,7 +217,7 @@ proptest! {
                     // rechecked.
                     let is_rechecked =
                         || [&old, &new].into_iter().any(|cluster_state| is_among_backends(cluster_state, &packet, |_| true));
-                    let is_valid = either.contains(&found) || (found && !packet.behind && is_rechecked());
+                    let is_valid = either.contains(&found) || (found && !packet.post_dnat && is_rechecked());
                     prop_assert!(is_valid, "{pod} {:?} is {found}, was {}, will be {}, after {after}", probes[index], either[0], either[1]);
                 }
             }

@@ -225,7 +225,7 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
         && policy.any != PortSetId::ALL
         && let Some(frontend) = frontend(tables, attempt, entry.flags)
     {
-        return evaluate_frontend(tables, endpoint, policy, attempt.behind, frontend.class);
+        return evaluate_frontend(tables, endpoint, policy, attempt.post_dnat, frontend.class);
     }
     let mut allowed = AllowEntry { port_set: policy.any, rule: RuleId::NONE };
     if entry.class != ClassId::NOBODY
@@ -324,12 +324,12 @@ fn evaluate_frontend<A: Address, T: Tables<A>>(
     tables: &T,
     endpoint: &Endpoint,
     policy: DirectionPolicy,
-    behind: bool,
+    post_dnat: bool,
     class: ClassId,
 ) -> Evaluation {
     let allowed = tables.allow(&AllowKey { rule_set: policy.rule_set, class }).unwrap_or_default().port_set;
     let some = allowed == PortSetId::SOME;
-    if allowed == PortSetId::ALL || (some && !behind) {
+    if allowed == PortSetId::ALL || (some && !post_dnat) {
         return Evaluation { recheck: some, ..Evaluation::without_rule(Reason::Service, class) };
     }
     let reason = if some { Reason::SomeBackends } else { or_incomplete(endpoint, Reason::NoBackend) };

@@ -118,36 +118,36 @@ impl Memory {
     /// Runs the program at an interface on a frame.
     pub fn run(&self, direction: Direction, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Reason {
         process(
-            Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len(), behind: false },
+            Frame { memory: self, bytes: frame, ifindex, ingress_ifindex, linear: frame.len(), post_dnat: false },
             direction,
         )
     }
 
     /// Runs the post-DNAT program on a frame that the pod at an interface sent.
     pub fn run_post_dnat(&self, frame: &[u8], ifindex: u32) -> Reason {
-        process_post_dnat(self.behind(frame, ifindex))
+        process_post_dnat(self.post_dnat_frame(frame, ifindex))
     }
 
     /// Checks only the source of such a frame. `None`: the source is valid.
     pub fn run_source(&self, frame: &[u8], ifindex: u32) -> Option<Reason> {
-        process_source(self.behind(frame, ifindex))
+        process_source(self.post_dnat_frame(frame, ifindex))
     }
 
-    fn behind<'a>(&'a self, frame: &'a [u8], ifindex: u32) -> Frame<'a> {
+    fn post_dnat_frame<'a>(&'a self, frame: &'a [u8], ifindex: u32) -> Frame<'a> {
         Frame {
             memory: self,
             bytes: frame,
             ifindex,
             ingress_ifindex: OTHER_INTERFACE,
             linear: frame.len(),
-            behind: true,
+            post_dnat: true,
         }
     }
 
     /// Runs the program on a frame of which only the first `linear` bytes can be read directly.
     pub fn run_nonlinear(&self, direction: Direction, frame: &[u8], ifindex: u32, linear: usize) -> Reason {
         process(
-            Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: OTHER_INTERFACE, linear, behind: false },
+            Frame { memory: self, bytes: frame, ifindex, ingress_ifindex: OTHER_INTERFACE, linear, post_dnat: false },
             direction,
         )
     }
@@ -175,7 +175,7 @@ struct Frame<'a> {
     ifindex: u32,
     ingress_ifindex: u32,
     linear: usize,
-    behind: bool,
+    post_dnat: bool,
 }
 
 impl Context for Frame<'_> {
@@ -208,7 +208,7 @@ impl Context for Frame<'_> {
     }
 
     fn is_post_dnat(&self) -> bool {
-        self.behind
+        self.post_dnat
     }
 
     fn endpoint(&self) -> Option<&Endpoint> {

@@ -246,12 +246,12 @@ where
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
     let mut key = A::flow_key(endpoint.ifindex.0, pod, remote, (case.ports >> 32) as u32, protocol);
     // Post-DNAT, a packet may be masqueraded.
-    let masqueraded = behind && !is_own;
+    let masqueraded = post_dnat && !is_own;
     if masqueraded {
         key.pod_address = A::own(barrier(endpoint));
     }
     let has_foreign_source = direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !is_own;
-    let found = if !behind && !from_unspecified && has_foreign_source {
+    let found = if !post_dnat && !from_unspecified && has_foreign_source {
         Reason::SpoofedSource
     } else if case.is_decided() {
         verdict::reason((opaque(case.bits) >> 32) as u32 & 0xff)

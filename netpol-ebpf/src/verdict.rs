@@ -304,8 +304,8 @@ pub(crate) fn attempt<A: PacketAddress, S: Context>(
         Direction::Egress => (key.remote_port, OTHER_INTERFACE),
     };
     let (remote, protocol) = (key.remote_address, key.protocol);
-    let (source_endpoint, behind) = (context.source_endpoint(), context.is_post_dnat());
-    Attempt { direction, remote, protocol, port, ingress_ifindex, source_endpoint, source, behind }
+    let (source_endpoint, post_dnat) = (context.source_endpoint(), context.is_post_dnat());
+    Attempt { direction, remote, protocol, port, ingress_ifindex, source_endpoint, source, post_dnat }
 }
 
 /// Returns how to check the source address of a packet to a pod. A packet that came directly from the veth of its
@@ -344,7 +344,12 @@ fn remote_endpoint<S: Context>(context: &S, direction: Direction) -> u16 {
 
 /// Returns the attempt that initiated a known flow.
 #[inline(always)]
-fn original_attempt<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, stale: Stale, behind: bool) -> Attempt<A> {
+fn original_attempt<A: PacketAddress>(
+    endpoint: &Endpoint,
+    key: &FlowKey<A>,
+    stale: Stale,
+    post_dnat: bool,
+) -> Attempt<A> {
     let ingress_ifindex = if stale.state & flow_state::FROM_NODE != 0 {
         0
     } else if stale.state & flow_state::HAIRPIN != 0 {
@@ -365,7 +370,7 @@ fn original_attempt<A: PacketAddress>(endpoint: &Endpoint, key: &FlowKey<A>, sta
         ingress_ifindex,
         source_endpoint: 0,
         source: SourceCheck::NONE,
-        behind,
+        post_dnat,
     }
 }
 

@@ -62,7 +62,7 @@ fn reason(engine: &Engine, pod: (&str, &str), remote: IpAddr) -> Reason {
         port: 80,
         from_node: false,
         via_own: false,
-        behind: false,
+        post_dnat: false,
     };
     engine.evaluate(&packet).expect("the pod is on this node").reason
 }
@@ -160,7 +160,7 @@ fn a_block_is_left_out_with_its_excepts() {
                 port: 80,
                 from_node: false,
                 via_own: false,
-                behind: false,
+                post_dnat: false,
             };
             let (found, reference) =
                 (reason(&engine, ("a", "web"), remote.into()), evaluate(engine.cluster_state(), &packet).reason);

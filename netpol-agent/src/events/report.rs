@@ -193,7 +193,7 @@ pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engi
         port: denial.port.unwrap_or(0),
         from_node: false,
         via_own: false,
-        behind: [Reason::Backend, Reason::SomeBackends].map(|reason| reason as u8).contains(&event.reason),
+        post_dnat: [Reason::Backend, Reason::SomeBackends].map(|reason| reason as u8).contains(&event.reason),
     };
     let side = explain_packet(engine.cluster_state(), &packet);
     // Policies may have changed since. An explanation of another verdict would be misleading.
@@ -268,7 +268,7 @@ ports: [{port: 5432}]
         let objects = manifest::parse(SHOP, "f").objects.into_iter().map(|located| located.object).collect();
         engine.apply(Event::Reset(objects));
         let (service, backend) = ([10, 96, 0, 7], [10, 1, 0, 2]);
-        for (direction, reason, address, port, services, behind) in [
+        for (direction, reason, address, port, services, via_services) in [
             (Direction::Egress, Reason::NoBackend, service, 80, &["shop/db"][..], &[][..]),
             (Direction::Egress, Reason::Revoked, service, 80, &["shop/db"], &[]),
             (Direction::Egress, Reason::NoRule, service, 81, &[], &[]),
@@ -290,7 +290,7 @@ ports: [{port: 5432}]
             };
             let to = denial(&event, None, &engine, UNIX_EPOCH).to;
             let texts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Box<[_]>>();
-            assert_eq!((to.services, to.via_services), (texts(services), texts(behind)), "{reason:?} {port}");
+            assert_eq!((to.services, to.via_services), (texts(services), texts(via_services)), "{reason:?} {port}");
         }
     }
 

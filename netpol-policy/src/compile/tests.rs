@@ -86,7 +86,7 @@ fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> boo
         port,
         from_node: false,
         via_own: false,
-        behind: false,
+        post_dnat: false,
     };
     engine.evaluate(&packet).expect("an endpoint").reason.allows()
 }

@@ -273,7 +273,7 @@ pub fn explain_packet(cluster_state: &ClusterState, packet: &Packet) -> Side {
     let denied = evaluation.candidates.iter().find(|candidate| candidate.reason == Reason::NoRule);
     let Some(denied) = denied.filter(|_| side.verdict == Verdict::Deny) else { return side };
     let post_dnat =
-        Packet { remote: denied.backend.address, port: denied.backend.port, behind: true, ..packet.clone() };
+        Packet { remote: denied.backend.address, port: denied.backend.port, post_dnat: true, ..packet.clone() };
     let at_backend = explain_side(cluster_state, &post_dnat, &reference::evaluate(cluster_state, &post_dnat));
     let Side { nearest, hints, changes, .. } = at_backend;
     Side { nearest, hints, changes, ..side }

@@ -221,7 +221,9 @@ fn sentences(direction: Direction, ends: Ends<'_>, side: &Side) -> Vec<String> {
             }
             None => format!("A rule of {} allows it.", policies()),
         }],
-        Reason::Hairpin => vec![format!("The connection is from {local} to itself (hairpin), which is always allowed.")],
+        Reason::Hairpin => {
+            vec![format!("The connection is from {local} to itself (hairpin), which is always allowed.")]
+        }
         Reason::LocalNode => vec![format!("Traffic between {local} and its node is always allowed.")],
         Reason::NoRule if side.nearest.is_none() => {
             let (has, subject) = if side.policies.len() == 1 { ("has", "It") } else { ("have", "They") };

@@ -169,10 +169,10 @@ fn between(
     protocol: u8,
     port: u16,
 ) -> Connection {
-    let evaluated = |pod: &Pod, direction, remote, port, behind| {
+    let evaluated = |pod: &Pod, direction, remote, port, post_dnat| {
         let via_own = direction == Direction::Ingress && source_pod.is_some_and(|source| source.key == pod.key);
         let packet =
-            Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, via_own, behind };
+            Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, via_own, post_dnat };
         let evaluation = evaluate(cluster_state, &packet);
         (packet, evaluation)
     };

@@ -37,7 +37,7 @@ pub struct Packet {
     pub via_own: bool,
     /// Egress: the packet is post-DNAT, and `remote` and `port` are those of the backend. The programs report
     /// [`Reason::Backend`] instead of [`Reason::NoRule`] then.
-    pub behind: bool,
+    pub post_dnat: bool,
 }
 
 /// The result of [`evaluate`].
@@ -101,7 +101,7 @@ pub fn evaluate(cluster_state: &ClusterState, packet: &Packet) -> Evaluation {
         && let Some(frontend) = frontend
     {
         let candidates = service::candidates(cluster_state, &isolating, pod, packet, &frontend);
-        let reason = service::verdict(&candidates, packet.behind);
+        let reason = service::verdict(&candidates, packet.post_dnat);
         let recheck = reason == Reason::Service && service::is_open(&candidates);
         return Evaluation { recheck, candidates, ..decided(reason) };
     }

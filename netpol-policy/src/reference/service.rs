@@ -53,15 +53,15 @@ pub(super) fn candidates(
     cluster_state.backends(frontend).into_iter().map(evaluated).collect()
 }
 
-/// 22: if only some backends are allowed, or there are none, the packet passes and is evaluated post-DNAT. `behind`:
+/// 22: if only some backends are allowed, or there are none, the packet passes and is evaluated post-DNAT. `post_dnat`:
 /// another node selects the backend, so that all must be allowed.
-pub(super) fn verdict(candidates: &[Candidate], behind: bool) -> Reason {
+pub(super) fn verdict(candidates: &[Candidate], post_dnat: bool) -> Reason {
     let has_backends = !candidates.is_empty();
     if has_backends && candidates.iter().all(Candidate::is_allowed) {
         Reason::Service
     } else if has_backends && candidates.iter().all(Candidate::is_denied) {
         Reason::NoBackend
-    } else if behind {
+    } else if post_dnat {
         Reason::SomeBackends
     } else {
         Reason::Service

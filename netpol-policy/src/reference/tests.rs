@@ -400,7 +400,7 @@ fn s15_hairpin_and_local_node_traffic_is_allowed_but_not_forwarded_traffic() {
         port: 80,
         from_node,
         via_own,
-        behind: false,
+        post_dnat: false,
     };
     let cases = [
         (packet(Direction::Egress, "10.0.0.1", false, false), Reason::Hairpin),
@@ -429,7 +429,7 @@ fn s15_selectors_never_match_the_address_of_the_local_node() {
         port: 80,
         from_node: false,
         via_own: false,
-        behind: false,
+        post_dnat: false,
     };
     assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::Rule, "the address of a pod");
     cluster_state.apply(Event::LocalAddresses(vec![packet.remote]));
@@ -447,7 +447,7 @@ fn s30_selectors_never_match_the_address_of_another_node() {
         port: 80,
         from_node: false,
         via_own: false,
-        behind: false,
+        post_dnat: false,
     };
     assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::Rule, "the address of a pod");
     let node = Node { name: "node-9".into(), addresses: vec![packet.remote] };

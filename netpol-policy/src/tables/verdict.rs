@@ -47,7 +47,7 @@ impl Tables {
                 ingress_ifindex: OTHER_INTERFACE,
                 source_endpoint: 0,
                 source: SourceCheck::NONE,
-                behind: false,
+                post_dnat: false,
             }
         }
         let endpoint = Endpoint { ifindex: POD_INTERFACE, egress, ..Endpoint::default() };
@@ -68,6 +68,6 @@ fn attempt<A>(packet: &Packet, remote: A, ingress_ifindex: u32) -> Attempt<A> {
         ingress_ifindex,
         source_endpoint: 0,
         source: SourceCheck::NONE,
-        behind: packet.behind,
+        post_dnat: packet.post_dnat,
     }
 }

@@ -19,7 +19,7 @@ pub fn expected(cluster_state: &ClusterState, tables: &Tables, packet: &Packet) 
     let has_same_rules = |pod: &Pod| pod.key != packet.pod && rules(&pod.key) == rules(&packet.pod);
     if found.reason != Reason::NoBackend || !is_among_backends(cluster_state, packet, has_same_rules) {
         (found.reason, found.recheck)
-    } else if packet.behind {
+    } else if packet.post_dnat {
         (Reason::SomeBackends, false)
     } else {
         (Reason::Service, true)

@@ -33,7 +33,7 @@ impl Probe {
     /// Returns the probe as a packet at one pod, for the reference.
     pub fn at(&self, pod: &PodKey) -> Packet {
         let Self { direction, remote, protocol, port, from_node, via_own, post_dnat } = *self;
-        Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, via_own, behind: post_dnat }
+        Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, via_own, post_dnat }
     }
 }
 

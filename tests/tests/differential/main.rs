@@ -114,7 +114,8 @@ fn reference_tables_and_loaded_program_agree() {
     });
     let tally = outcome.unwrap_or_else(|error| panic!("{error:#}"));
     println!("packets by reason: {tally:?}");
-    let required = [Reason::NotIsolated, Reason::Rule, Reason::Flow, Reason::LocalNode, Reason::Hairpin, Reason::NoRule];
+    let required =
+        [Reason::NotIsolated, Reason::Rule, Reason::Flow, Reason::LocalNode, Reason::Hairpin, Reason::NoRule];
     for reason in required.into_iter().chain([Reason::Revoked, Reason::Service, Reason::NoBackend]) {
         assert!(tally.contains_key(&reason), "no packet had the reason {reason:?}: {tally:?}");
     }

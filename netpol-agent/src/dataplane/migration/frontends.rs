@@ -142,7 +142,7 @@ impl Snapshot {
             ingress_ifindex: 0,
             source_endpoint: 0,
             source: SourceCheck::NONE,
-            behind: false,
+            post_dnat: false,
         };
         evaluate(self, &endpoint, &attempt).port_set()
     }

@@ -56,7 +56,7 @@ fn evaluated(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
         port,
         from_node: false,
         via_own: false,
-        behind: false,
+        post_dnat: false,
     };
     let evaluation = engine.evaluate(&packet).expect("an endpoint");
     (evaluation.reason, evaluation.recheck)

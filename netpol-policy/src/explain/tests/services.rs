@@ -187,7 +187,7 @@ fn a_denied_packet_for_a_service_is_explained_by_its_first_backend() {
         port: 80,
         from_node: false,
         via_own: false,
-        behind: false,
+        post_dnat: false,
     };
     let side = explain_packet(&cluster_state, &packet);
     assert_eq!(side.reason, Cause::Evaluated(Reason::NoBackend));

@@ -86,8 +86,8 @@ fn services(rules: &str) -> ClusterState {
     cluster_state
 }
 
-/// Evaluates a TCP packet from a pod, pre-DNAT or (`behind`) post-DNAT.
-fn egress(cluster_state: &ClusterState, pod: &str, remote: &str, port: u16, behind: bool) -> Evaluation {
+/// Evaluates a TCP packet from a pod, pre-DNAT or (`post_dnat`) post-DNAT.
+fn egress(cluster_state: &ClusterState, pod: &str, remote: &str, port: u16, post_dnat: bool) -> Evaluation {
     let (namespace, name) = pod.split_once('/').expect("a pod");
     let packet = Packet {
         pod: PodKey::new(namespace, name),
@@ -97,7 +97,7 @@ fn egress(cluster_state: &ClusterState, pod: &str, remote: &str, port: u16, behi
         port,
         from_node: false,
         via_own: false,
-        behind,
+        post_dnat,
     };
     evaluate(cluster_state, &packet)
 }
