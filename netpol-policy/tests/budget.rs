@@ -61,7 +61,7 @@ fn reason(engine: &Engine, pod: (&str, &str), remote: IpAddr) -> Reason {
         protocol: protocol::TCP,
         port: 80,
         from_node: false,
-        via_own: false,
+        is_hairpin: false,
         post_dnat: false,
     };
     engine.evaluate(&packet).expect("the pod is on this node").reason
@@ -159,7 +159,7 @@ fn a_block_is_left_out_with_its_excepts() {
                 protocol: protocol::TCP,
                 port: 80,
                 from_node: false,
-                via_own: false,
+                is_hairpin: false,
                 post_dnat: false,
             };
             let (found, reference) =

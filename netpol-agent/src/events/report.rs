@@ -192,7 +192,7 @@ pub(super) fn explain(denial: &mut Denial, event: &DenyEvent, pod: &PodKey, engi
         protocol: event.protocol,
         port: denial.port.unwrap_or(0),
         from_node: false,
-        via_own: false,
+        is_hairpin: false,
         post_dnat: [Reason::Backend, Reason::SomeBackends].map(|reason| reason as u8).contains(&event.reason),
     };
     let side = explain_packet(engine.cluster_state(), &packet);

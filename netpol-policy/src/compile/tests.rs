@@ -85,7 +85,7 @@ fn allows(engine: &Engine, direction: Direction, remote: &str, port: u16) -> boo
         protocol: protocol::TCP,
         port,
         from_node: false,
-        via_own: false,
+        is_hairpin: false,
         post_dnat: false,
     };
     engine.evaluate(&packet).expect("an endpoint").reason.allows()

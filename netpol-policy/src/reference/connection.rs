@@ -170,9 +170,9 @@ fn between(
     port: u16,
 ) -> Connection {
     let evaluated = |pod: &Pod, direction, remote, port, post_dnat| {
-        let via_own = direction == Direction::Ingress && source_pod.is_some_and(|source| source.key == pod.key);
+        let is_hairpin = direction == Direction::Ingress && source_pod.is_some_and(|source| source.key == pod.key);
         let packet =
-            Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, via_own, post_dnat };
+            Packet { pod: pod.key.clone(), direction, remote, protocol, port, from_node: false, is_hairpin, post_dnat };
         let evaluation = evaluate(cluster_state, &packet);
         (packet, evaluation)
     };

@@ -34,7 +34,7 @@ pub struct Packet {
     /// Ingress: the node itself sent the packet (it has no ingress interface).
     pub from_node: bool,
     /// Ingress: the pod itself sent the packet.
-    pub via_own: bool,
+    pub is_hairpin: bool,
     /// Egress: the packet is post-DNAT, and `remote` and `port` are those of the backend. The programs report
     /// [`Reason::Backend`] instead of [`Reason::NoRule`] then.
     pub post_dnat: bool,
@@ -83,14 +83,14 @@ pub fn evaluate(cluster_state: &ClusterState, packet: &Packet) -> Evaluation {
     // 15: hairpin traffic and traffic with the local node are allowed. A packet that the node forwards is evaluated
     // again (23).
     let initiates = packet.direction == Direction::Egress;
-    if pod.addresses.contains(&packet.remote) && (initiates || packet.via_own) {
+    if pod.addresses.contains(&packet.remote) && (initiates || packet.is_hairpin) {
         return decided(Reason::Hairpin);
     }
     if cluster_state.local_addresses.contains(&packet.remote) && (initiates || packet.from_node) {
         return Evaluation { recheck: initiates, ..decided(Reason::LocalNode) };
     }
     // 15: hairpin traffic through a Service has the address of the node as its source.
-    if cluster_state.local_addresses.contains(&packet.remote) && packet.via_own {
+    if cluster_state.local_addresses.contains(&packet.remote) && packet.is_hairpin {
         return decided(Reason::Hairpin);
     }
 

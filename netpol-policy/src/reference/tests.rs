@@ -392,14 +392,14 @@ fn s14_blocks_apply_to_pod_and_node_addresses() {
 fn s15_hairpin_and_local_node_traffic_is_allowed_but_not_forwarded_traffic() {
     let mut cluster_state = cluster(&["podSelector: {}, policyTypes: [Ingress, Egress]"]);
     cluster_state.apply(Event::LocalAddresses(vec!["192.168.0.1".parse().unwrap(), "10.0.0.254".parse().unwrap()]));
-    let packet = |direction, remote: &str, from_node, via_own| Packet {
+    let packet = |direction, remote: &str, from_node, is_hairpin| Packet {
         pod: PodKey::new("shop", "web"),
         direction,
         remote: remote.parse().unwrap(),
         protocol: protocol::TCP,
         port: 80,
         from_node,
-        via_own,
+        is_hairpin,
         post_dnat: false,
     };
     let cases = [
@@ -428,7 +428,7 @@ fn s15_selectors_never_match_the_address_of_the_local_node() {
         protocol: protocol::TCP,
         port: 80,
         from_node: false,
-        via_own: false,
+        is_hairpin: false,
         post_dnat: false,
     };
     assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::Rule, "the address of a pod");
@@ -446,7 +446,7 @@ fn s30_selectors_never_match_the_address_of_another_node() {
         protocol: protocol::TCP,
         port: 80,
         from_node: false,
-        via_own: false,
+        is_hairpin: false,
         post_dnat: false,
     };
     assert_eq!(evaluate(&cluster_state, &packet).reason, Reason::Rule, "the address of a pod");

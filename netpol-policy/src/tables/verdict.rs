@@ -22,7 +22,7 @@ impl Tables {
                 IpAddr::V6(address) => endpoint.address_v6 = address.octets(),
             }
         }
-        let ingress_ifindex = match (packet.from_node, packet.via_own) {
+        let ingress_ifindex = match (packet.from_node, packet.is_hairpin) {
             (true, _) => 0,
             (false, true) => POD_INTERFACE.0,
             (false, false) => OTHER_INTERFACE,

@@ -24,7 +24,7 @@ pub struct Probe {
     /// The node itself sent it.
     pub from_node: bool,
     /// The packet arrived on the node by the pod's own interface.
-    pub via_own: bool,
+    pub is_hairpin: bool,
     /// The packet is evaluated post-DNAT.
     pub post_dnat: bool,
 }
@@ -32,8 +32,8 @@ pub struct Probe {
 impl Probe {
     /// Returns the probe as a packet at one pod, for the reference.
     pub fn at(&self, pod: &PodKey) -> Packet {
-        let Self { direction, remote, protocol, port, from_node, via_own, post_dnat } = *self;
-        Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, via_own, post_dnat }
+        let Self { direction, remote, protocol, port, from_node, is_hairpin, post_dnat } = *self;
+        Packet { pod: pod.clone(), direction, remote, protocol, port, from_node, is_hairpin, post_dnat }
     }
 }
 
@@ -42,10 +42,10 @@ pub fn probes() -> Vec<Probe> {
     let mut probes = Vec::new();
     for remote in ADDRESSES.map(|text| text.parse::<IpAddr>().expect("invalid address in the list")) {
         for direction in Direction::BOTH {
-            let mut add = |protocol, port, from_node, via_own| {
-                probes.push(Probe { direction, remote, protocol, port, from_node, via_own, post_dnat: false });
+            let mut add = |protocol, port, from_node, is_hairpin| {
+                probes.push(Probe { direction, remote, protocol, port, from_node, is_hairpin, post_dnat: false });
                 if direction == Direction::Egress {
-                    probes.push(Probe { direction, remote, protocol, port, from_node, via_own, post_dnat: true });
+                    probes.push(Probe { direction, remote, protocol, port, from_node, is_hairpin, post_dnat: true });
                 }
             };
             for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {

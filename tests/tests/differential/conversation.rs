@@ -103,6 +103,6 @@ impl Conversation {
             return self.probe.at(&self.pod);
         }
         let port = if self.probe.port == 0 { 0 } else { self.source };
-        Probe { direction, port, from_node: false, via_own: false, ..self.probe }.at(&self.pod)
+        Probe { direction, port, from_node: false, is_hairpin: false, ..self.probe }.at(&self.pod)
     }
 }

@@ -80,7 +80,7 @@ pub(crate) fn ingress_ifindex(endpoint: &Endpoint, probe: &Probe, kind: PacketKi
     if kind == PacketKind::Reply {
         return OTHER_INTERFACE;
     }
-    match (probe.from_node, probe.via_own) {
+    match (probe.from_node, probe.is_hairpin) {
         (true, _) => 0,
         (false, true) => endpoint.ifindex.0,
         (false, false) => OTHER_INTERFACE,

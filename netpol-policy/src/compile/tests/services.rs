@@ -55,7 +55,7 @@ fn evaluated(engine: &Engine, remote: &str, port: u16) -> (Reason, bool) {
         protocol: protocol::TCP,
         port,
         from_node: false,
-        via_own: false,
+        is_hairpin: false,
         post_dnat: false,
     };
     let evaluation = engine.evaluate(&packet).expect("an endpoint");

@@ -186,7 +186,7 @@ fn a_denied_packet_for_a_service_is_explained_by_its_first_backend() {
         protocol: Protocol::Tcp.number(),
         port: 80,
         from_node: false,
-        via_own: false,
+        is_hairpin: false,
         post_dnat: false,
     };
     let side = explain_packet(&cluster_state, &packet);

@@ -96,7 +96,7 @@ fn egress(cluster_state: &ClusterState, pod: &str, remote: &str, port: u16, post
         protocol: protocol::TCP,
         port,
         from_node: false,
-        via_own: false,
+        is_hairpin: false,
         post_dnat,
     };
     evaluate(cluster_state, &packet)
