@@ -18,7 +18,7 @@ fn verdict(tables: &Snapshot, rule_set: RuleSetId, address: IpAddr) -> Option<Po
     let covering = tables.prefixes.iter().filter(|(net, _)| net.contains(&address));
     let longest = covering.max_by_key(|(net, _)| net.prefix_len()).map(|(_, class)| *class);
     let class = tables.addresses.get(&address).map(|entry| entry.class).or(longest).unwrap_or_default();
-    if class == ClassId::NOBODY {
+    if class == ClassId::NONE {
         return None;
     }
     tables.allow.get(&AllowKey { rule_set, class }).map(|entry| entry.port_set)

@@ -183,16 +183,16 @@ impl Evaluation {
 #[inline(always)]
 pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attempt: &Attempt<A>) -> Evaluation {
     if endpoint.has(endpoint_flags::UNKNOWN) {
-        return Evaluation::without_rule(Reason::UnknownPod, ClassId::NOBODY);
+        return Evaluation::without_rule(Reason::UnknownPod, ClassId::NONE);
     }
     let policy = endpoint.policy(attempt.direction);
     let tunnels = tables.barrier(nodes_with_tunnel(tables, attempt));
     let checked = attempt.source.0 != SourceCheck::NONE.0;
     if !policy.isolated() && !checked && tunnels == 0 {
-        return Evaluation::without_rule(Reason::NotIsolated, ClassId::NOBODY);
+        return Evaluation::without_rule(Reason::NotIsolated, ClassId::NONE);
     }
     if policy.isolated() && is_hairpin(endpoint, attempt) {
-        return Evaluation::without_rule(Reason::Hairpin, ClassId::NOBODY);
+        return Evaluation::without_rule(Reason::Hairpin, ClassId::NONE);
     }
     // One lookup for both checks below and the class, because a BPF stack has only 512 bytes.
     let (has_exact, entry) = match tables.exact_address(&attempt.remote) {
@@ -207,7 +207,7 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
     }
     let recheck = tables.barrier(u8::from(is_reply_of_service(attempt, entry))) != 0;
     if !policy.isolated() {
-        return Evaluation { recheck, ..Evaluation::without_rule(Reason::NotIsolated, ClassId::NOBODY) };
+        return Evaluation { recheck, ..Evaluation::without_rule(Reason::NotIsolated, ClassId::NONE) };
     }
     let entry = if has_exact { entry } else { tables.prefix(&attempt.remote).unwrap_or_default() };
     if entry.flags & address_flags::LOCAL_NODE != 0 {
@@ -228,7 +228,7 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
         return evaluate_frontend(tables, endpoint, policy, attempt.post_dnat, frontend.class);
     }
     let mut allowed = AllowEntry { port_set: policy.any, rule: RuleId::NONE };
-    if entry.class != ClassId::NOBODY
+    if entry.class != ClassId::NONE
         && let Some(found) = tables.allow(&AllowKey { rule_set: policy.rule_set, class: entry.class })
     {
         allowed = found;

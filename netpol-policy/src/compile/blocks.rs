@@ -103,17 +103,17 @@ impl Blocks {
 
     /// Returns a prefix's class.
     pub(super) fn class_of(&self, net: &IpNet) -> ClassId {
-        self.prefixes.get(net).map_or(ClassId::NOBODY, |prefix| prefix.class)
+        self.prefixes.get(net).map_or(ClassId::NONE, |prefix| prefix.class)
     }
 
     /// Sets a prefix's class. Returns the previous class.
     pub(super) fn set_class(&mut self, net: &IpNet, class: ClassId) -> ClassId {
-        self.prefixes.get_mut(net).map_or(ClassId::NOBODY, |prefix| std::mem::replace(&mut prefix.class, class))
+        self.prefixes.get_mut(net).map_or(ClassId::NONE, |prefix| std::mem::replace(&mut prefix.class, class))
     }
 
     /// Returns the class of the longest prefix that covers an address.
     pub(super) fn class_at(&self, address: IpAddr) -> ClassId {
-        self.longest(address, u8::MAX).map_or(ClassId::NOBODY, |prefix| prefix.class)
+        self.longest(address, u8::MAX).map_or(ClassId::NONE, |prefix| prefix.class)
     }
 
     fn covering(&self, address: IpAddr, below: u8) -> Option<&PeerSelectorSet> {

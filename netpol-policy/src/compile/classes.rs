@@ -68,7 +68,7 @@ impl Classes {
     /// Returns the class of a signature with one more user, and whether it is new.
     pub(super) fn acquire(&mut self, signature: Signature) -> (ClassId, bool) {
         if signature == Signature::default() {
-            return (ClassId::NOBODY, false);
+            return (ClassId::NONE, false);
         }
         if let Some(id) = self.ids.get(&signature) {
             if let Some(class) = self.entries.get_mut(id) {
@@ -142,7 +142,7 @@ impl Classes {
         true
     }
 
-    /// Returns the signature of a class; none for [`ClassId::NOBODY`].
+    /// Returns the signature of a class; none for [`ClassId::NONE`].
     pub(super) fn signature(&self, id: ClassId) -> Option<&Arc<Signature>> {
         Some(&self.entries.get(&id)?.signature)
     }

@@ -100,7 +100,7 @@ impl Engine {
     fn rename(&mut self, steps: &[PendingMove]) -> BTreeSet<ClassId> {
         let mut classes: HashMap<ClassId, (usize, Option<&Signature>)> = HashMap::new();
         for step in steps {
-            let Some(from) = step.from.filter(|from| from.class != ClassId::NOBODY) else { continue };
+            let Some(from) = step.from.filter(|from| from.class != ClassId::NONE) else { continue };
             let to = step.to.as_ref().filter(|(_, flags)| *flags == from.flags).map(|(signature, _)| signature);
             let (count, signature) = classes.entry(from.class).or_insert((0, to));
             *count += 1;

@@ -65,7 +65,7 @@ impl Snapshot {
     fn class_of_net(&self, net: IpNet) -> ClassId {
         let widths = (0..=net.prefix_len()).rev();
         let covering = widths.filter_map(|width| IpNet::new(net.addr(), width).ok().map(|net| net.trunc()));
-        covering.filter_map(|net| self.prefixes.get(&net)).copied().next().unwrap_or(ClassId::NOBODY)
+        covering.filter_map(|net| self.prefixes.get(&net)).copied().next().unwrap_or(ClassId::NONE)
     }
 
     /// Returns the entry that a lookup of the address finds.
@@ -91,7 +91,7 @@ impl Pairs {
 
     fn get(&mut self, old: ClassId, new: ClassId) -> ClassId {
         // Class 0 allows nothing by itself, so the pair is equal to the other class.
-        if old == ClassId::NOBODY || new == ClassId::NOBODY {
+        if old == ClassId::NONE || new == ClassId::NONE {
             return old.max(new);
         }
         *self.ids.entry((old, new)).or_insert_with(|| {
@@ -103,7 +103,7 @@ impl Pairs {
 
 /// Plans the migration. `old` must use neither an id of `new` nor a class id above the highest one of `new`.
 pub fn plan(old: &Snapshot, new: &Snapshot) -> Migration {
-    let highest_class = |tables: &Snapshot| tables.classes().filter(|class| *class != ClassId::NOBODY).max();
+    let highest_class = |tables: &Snapshot| tables.classes().filter(|class| *class != ClassId::NONE).max();
     let highest = highest_class(new).or_else(|| highest_class(old)).unwrap_or_default();
     let mut pairs = Pairs { next: highest.0, ids: BTreeMap::new() };
     let addresses: BTreeSet<IpAddr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
