@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_agent::dataplane::migration::{Snapshot, plan};
 use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortSetId, RuleId, RuleSetId};
-use netpol_policy::model::{Frontend, Place};
+use netpol_policy::model::{Frontend, FrontendAddress};
 use netpol_policy::tables::Change;
 use proptest::prelude::*;
 
@@ -32,8 +32,8 @@ fn frontend_verdict(tables: &Snapshot, rule_set: RuleSetId, frontend: Frontend) 
 
 /// Returns the frontends, which exist in the old and the new tables. `resync.rs` also adds and deletes frontends.
 fn frontends() -> impl Iterator<Item = Frontend> {
-    let of_addresses = addresses().into_iter().take(2).map(Place::Address);
-    of_addresses.chain([Place::AnyNodeV4]).map(|place| Frontend { place, port: 80, protocol: 6 })
+    let of_addresses = addresses().into_iter().take(2).map(FrontendAddress::Address);
+    of_addresses.chain([FrontendAddress::AnyNodeV4]).map(|address| Frontend { address, port: 80, protocol: 6 })
 }
 
 fn apply(tables: &mut Snapshot, change: &Change) {

@@ -117,9 +117,9 @@ impl Traces {
     }
 
     fn found(self) -> Findings {
-        let place = |seen: BTreeSet<String>| NameList(&seen.into_iter().collect::<Vec<_>>()).to_string();
+        let location = |seen: BTreeSet<String>| NameList(&seen.into_iter().collect::<Vec<_>>()).to_string();
         let seen = self.0.into_iter().zip(&POLICY_ENGINES).filter(|(seen, _)| !seen.is_empty());
-        seen.map(|(seen, engine)| (engine.name.to_owned(), Finding { place: place(seen), advice: engine.advice }))
+        seen.map(|(seen, engine)| (engine.name.to_owned(), Finding { location: location(seen), advice: engine.advice }))
             .collect()
     }
 }
@@ -180,9 +180,9 @@ mod tests {
             assert_eq!(traces.read(&message(DONE, 2, &[0; 4])).unwrap(), Dump::Done);
             let found = traces.found();
             assert_eq!(found.len(), usize::from(!expected.is_empty()), "{table} {name}: {found:?}");
-            for (engine, place) in found {
+            for (engine, location) in found {
                 assert!(engine.contains(expected), "{engine}");
-                assert!(place.place.contains(name) || place.place.contains(table), "{}", place.place);
+                assert!(location.location.contains(name) || location.location.contains(table), "{}", location.location);
             }
         }
     }

@@ -31,10 +31,10 @@ struct Plugin {
 pub(super) fn detect(directory: &Path) -> io::Result<Findings> {
     let Some((file, types)) = first(directory)? else { return Ok(Findings::new()) };
     let advice_for = |name: &String| PLUGINS.iter().find(|(plugin, _)| plugin == name).map(|(_, advice)| *advice);
-    let place = |advice| Finding { place: file.display().to_string(), advice };
+    let location = |advice| Finding { location: file.display().to_string(), advice };
     Ok(types
         .iter()
-        .filter_map(|name| advice_for(name).map(|advice| (format!("CNI plugin {name}"), place(advice))))
+        .filter_map(|name| advice_for(name).map(|advice| (format!("CNI plugin {name}"), location(advice))))
         .collect())
 }
 
@@ -104,9 +104,9 @@ mod tests {
         let file = directory.path().join("10-mac.conf");
         std::fs::write(&file, r#"{"type":"macvlan"}"#).unwrap();
         let found = detect(directory.path()).unwrap();
-        let place = &found["CNI plugin macvlan"];
-        assert_eq!(place.place, file.display().to_string());
-        assert!(place.advice.contains("NOT enforced"), "{}", place.advice);
+        let location = &found["CNI plugin macvlan"];
+        assert_eq!(location.location, file.display().to_string());
+        assert!(location.advice.contains("NOT enforced"), "{}", location.advice);
     }
 
     #[test]

@@ -68,7 +68,7 @@ type Findings = BTreeMap<String, Finding>;
 /// Where a conflict was found, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
-    place: String,
+    location: String,
     advice: &'static str,
 }
 
@@ -124,8 +124,8 @@ impl Detector {
 impl Reported {
     fn report(&mut self, kind: ConflictKind, found: Findings) {
         let before = self.before.remove(&kind).unwrap_or_default();
-        for (what, Finding { place, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
-            tracing::warn!(kind = kind.name(), what, place, "conflict: {advice}");
+        for (what, Finding { location, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
+            tracing::warn!(kind = kind.name(), what, location, "conflict: {advice}");
         }
         for what in before.keys().filter(|what| !found.contains_key(*what)) {
             tracing::info!(kind = kind.name(), what, "conflict resolved");
@@ -168,8 +168,9 @@ mod tests {
     #[test]
     fn a_conflict_is_logged_once_and_when_it_is_resolved() {
         let found = |names: &[&str]| -> Findings {
-            let place = |name: &&str| (name.to_string(), Finding { place: "there".into(), advice: "do something" });
-            names.iter().map(place).collect()
+            let location =
+                |name: &&str| (name.to_string(), Finding { location: "there".into(), advice: "do something" });
+            names.iter().map(location).collect()
         };
         let mut reported = Reported::default();
         let mut report = |kind, names: &[&str]| {

@@ -32,7 +32,7 @@ pub(super) fn detect(foreign: &ForeignPrograms) -> Result<Findings, NetlinkError
             Order::Before => (format!("TC program {name}, before netpol's"), BEFORE),
             Order::After => (format!("TC program {name}"), AFTER),
         };
-        (what, Finding { place: NameList(&veths).to_string(), advice })
+        (what, Finding { location: NameList(&veths).to_string(), advice })
     });
     Ok(found.collect())
 }

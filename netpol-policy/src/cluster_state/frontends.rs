@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::ClusterState;
 use super::index::Index;
-use crate::model::{Backend, EndpointSlice, Frontend, Node, Place, Pod, PodKey, Service, ServiceKey, SliceKey};
+use crate::model::{
+    Backend, EndpointSlice, Frontend, FrontendAddress, Node, Pod, PodKey, Service, ServiceKey, SliceKey,
+};
 
 /// The owner of a frontend. If there are several, the frontend has the backends of all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,11 +95,11 @@ impl ClusterState {
         if self.is_local_address(address) {
             return None;
         }
-        let exact = Frontend { place: Place::Address(address), port, protocol };
+        let exact = Frontend { address: FrontendAddress::Address(address), port, protocol };
         if self.frontends.owners.contains(&exact) {
             return Some(exact);
         }
-        let any_node = Frontend { place: Place::any_node(address), ..exact };
+        let any_node = Frontend { address: FrontendAddress::any_node(address), ..exact };
         (self.is_node(address) && self.frontends.owners.contains(&any_node)).then_some(any_node)
     }
 
@@ -188,8 +190,8 @@ impl ClusterState {
 
     /// Returns whether a frontend exists at exactly this address.
     pub fn is_service(&self, address: IpAddr) -> bool {
-        let first = Frontend { place: Place::Address(address), port: 0, protocol: 0 };
-        self.frontends.owners.range(first..).next().is_some_and(|next| next.place == first.place)
+        let first = Frontend { address: FrontendAddress::Address(address), port: 0, protocol: 0 };
+        self.frontends.owners.range(first..).next().is_some_and(|next| next.address == first.address)
     }
 
     /// Returns whether an address belongs to any node.

@@ -16,7 +16,7 @@ use super::reclassify::{AddressOrPrefix, Move};
 use super::rule_sets::RuleSet;
 use super::transaction::Transaction;
 use crate::cluster_state::Event;
-use crate::model::{EndpointSlice, Frontend, Place, Service, ServiceKey, SliceKey};
+use crate::model::{EndpointSlice, Frontend, FrontendAddress, Service, ServiceKey, SliceKey};
 use crate::tables::Change;
 
 /// A frontend with its class before and after.
@@ -84,22 +84,24 @@ impl Engine {
         new: &BTreeSet<Frontend>,
     ) {
         for frontend in old.symmetric_difference(new) {
-            if let Place::Address(address) = frontend.place {
+            if let FrontendAddress::Address(address) = frontend.address {
                 transaction.addresses.insert(address);
             }
-            for address in self.addresses_at(frontend.place) {
+            for address in self.addresses_at(frontend.address) {
                 transaction.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
             }
         }
         transaction.frontends.extend(old.union(new));
     }
 
-    fn addresses_at(&self, place: Place) -> Vec<IpAddr> {
-        match place {
-            Place::Address(address) => vec![address],
-            any_node => {
-                self.cluster_state.node_addresses().filter(|address| Place::any_node(*address) == any_node).collect()
-            }
+    fn addresses_at(&self, address: FrontendAddress) -> Vec<IpAddr> {
+        match address {
+            FrontendAddress::Address(address) => vec![address],
+            any_node => self
+                .cluster_state
+                .node_addresses()
+                .filter(|address| FrontendAddress::any_node(*address) == any_node)
+                .collect(),
         }
     }
 
@@ -189,9 +191,9 @@ impl Engine {
 
     /// Returns what rule sets allow at a frontend that is about to be added or removed.
     fn allowed_before(&self, frontend: &Frontend, from: Option<ClassId>) -> Vec<(RuleSetId, PortSetId)> {
-        let Place::Address(address) = frontend.place else { return Vec::new() };
+        let FrontendAddress::Address(address) = frontend.address else { return Vec::new() };
         let entry = self.tables.address(address).unwrap_or_default();
-        let any_node = Frontend { place: Place::any_node(address), ..*frontend };
+        let any_node = Frontend { address: FrontendAddress::any_node(address), ..*frontend };
         let of_nodes = self.tables.frontend(&any_node).filter(|_| entry.flags & address_flags::NODE != 0);
         let rule_sets = match from.or(of_nodes) {
             Some(class) => self.backend_sets.allowed_by(class).collect(),
@@ -355,14 +357,14 @@ impl Engine {
     pub(super) fn narrowed_frontends(&self, moves: &[FrontendMove]) -> BTreeSet<RuleSetId> {
         let mut narrowed = BTreeSet::new();
         for FrontendMove { frontend, from, to, before } in moves.iter().filter(|step| step.from != step.to) {
-            match (frontend.place, from, to) {
+            match (frontend.address, from, to) {
                 (_, Some(from), Some(to)) => {
                     let rule_sets = self.backend_sets.allowed_by(*from);
                     narrowed.extend(rule_sets.filter(|rule_set| {
                         rank(self.allowed_of(*rule_set, *to)) < rank(self.allowed_of(*rule_set, *from))
                     }));
                 }
-                (Place::Address(address), ..) => {
+                (FrontendAddress::Address(address), ..) => {
                     let less = before.iter().filter(|(rule_set, before)| {
                         let evaluates_services = self.rule_sets.get(*rule_set).is_some_and(RuleSet::evaluates_services);
                         evaluates_services && rank(self.allowed_at(*rule_set, address, frontend)) < rank(*before)
@@ -370,9 +372,10 @@ impl Engine {
                     narrowed.extend(less.map(|(rule_set, _)| *rule_set));
                 }
                 // The frontend is added to or removed from all other nodes, which may have other frontends, too.
-                (place @ (Place::AnyNodeV4 | Place::AnyNodeV6), ..) => {
-                    let is_other =
-                        |address| Place::any_node(address) == place && !self.cluster_state.is_local_address(address);
+                (any_node @ (FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6), ..) => {
+                    let is_other = |address| {
+                        FrontendAddress::any_node(address) == any_node && !self.cluster_state.is_local_address(address)
+                    };
                     if self.cluster_state.node_addresses().any(is_other) {
                         narrowed.extend(self.rule_sets.evaluating_services());
                     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Frontend, Labels, NamespaceName, Place, PodKey, Protocol};
+use super::{Frontend, FrontendAddress, Labels, NamespaceName, PodKey, Protocol};
 
 /// The label with a namespace's own name, which the API server sets on every namespace.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -87,7 +87,9 @@ impl HostPort {
         let host_ip = self.address.filter(|host_ip| !host_ip.is_unspecified());
         let addresses = node.iter().copied().filter(is_included).chain(host_ip);
         let (port, protocol) = (self.port, self.protocol.number());
-        addresses.map(move |address| (Frontend { place: Place::Address(address), port, protocol }, self.container_port))
+        addresses.map(move |address| {
+            (Frontend { address: FrontendAddress::Address(address), port, protocol }, self.container_port)
+        })
     }
 }
 

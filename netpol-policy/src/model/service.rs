@@ -39,13 +39,14 @@ impl Service {
     /// Service has addresses of.
     pub fn frontends(&self) -> impl Iterator<Item = (Frontend, &ServicePort)> {
         let has = |is_ipv4: bool| self.addresses.iter().any(|address| address.is_ipv4() == is_ipv4);
-        let any_node = [(Place::AnyNodeV4, has(true)), (Place::AnyNodeV6, has(false))];
+        let any_node = [(FrontendAddress::AnyNodeV4, has(true)), (FrontendAddress::AnyNodeV6, has(false))];
         self.ports.iter().flat_map(move |port| {
             let frontend =
-                move |place, number| (Frontend { place, port: number, protocol: port.protocol.number() }, port);
-            let addresses = self.addresses.iter().map(move |address| frontend(Place::Address(*address), port.port));
+                move |address, number| (Frontend { address, port: number, protocol: port.protocol.number() }, port);
+            let addresses =
+                self.addresses.iter().map(move |address| frontend(FrontendAddress::Address(*address), port.port));
             let nodes = any_node.into_iter().filter(|(_, has_family)| *has_family);
-            addresses.chain(nodes.filter_map(move |(place, _)| Some(frontend(place, port.node_port?))))
+            addresses.chain(nodes.filter_map(move |(address, _)| Some(frontend(address, port.node_port?))))
         })
     }
 }
@@ -129,7 +130,7 @@ pub struct SliceEndpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
     /// Address.
-    pub place: Place,
+    pub address: FrontendAddress,
     /// Port.
     pub port: u16,
     /// IP protocol number.
@@ -138,7 +139,7 @@ pub struct Frontend {
 
 /// The address of a [`Frontend`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
+pub enum FrontendAddress {
     /// A single address.
     Address(IpAddr),
     /// All IPv4 addresses of nodes.
@@ -147,7 +148,7 @@ pub enum Place {
     AnyNodeV6,
 }
 
-impl Place {
+impl FrontendAddress {
     /// Returns the variant for all nodes' addresses of the same family.
     pub const fn any_node(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::AnyNodeV4 } else { Self::AnyNodeV6 }
@@ -157,29 +158,29 @@ impl Place {
 impl Frontend {
     /// Returns whether the frontend is IPv4.
     pub const fn is_ipv4(&self) -> bool {
-        match self.place {
-            Place::Address(address) => address.is_ipv4(),
-            Place::AnyNodeV4 => true,
-            Place::AnyNodeV6 => false,
+        match self.address {
+            FrontendAddress::Address(address) => address.is_ipv4(),
+            FrontendAddress::AnyNodeV4 => true,
+            FrontendAddress::AnyNodeV6 => false,
         }
     }
 
     /// Returns the key in `SERVICES_V4`; `None` for IPv6.
     pub fn v4_key(&self) -> Option<FrontendKey<[u8; 4]>> {
-        let (address, scope) = match self.place {
-            Place::Address(IpAddr::V4(address)) => (address.octets(), frontend_scope::ADDRESS),
-            Place::AnyNodeV4 => ([0; 4], frontend_scope::NODE),
-            Place::Address(IpAddr::V6(_)) | Place::AnyNodeV6 => return None,
+        let (address, scope) = match self.address {
+            FrontendAddress::Address(IpAddr::V4(address)) => (address.octets(), frontend_scope::ADDRESS),
+            FrontendAddress::AnyNodeV4 => ([0; 4], frontend_scope::NODE),
+            FrontendAddress::Address(IpAddr::V6(_)) | FrontendAddress::AnyNodeV6 => return None,
         };
         Some(FrontendKey { address, port: self.port.to_be_bytes(), protocol: self.protocol, scope })
     }
 
     /// Returns the key in `SERVICES_V6`; `None` for IPv4.
     pub fn v6_key(&self) -> Option<FrontendKey<[u8; 16]>> {
-        let (address, scope) = match self.place {
-            Place::Address(IpAddr::V6(address)) => (address.octets(), frontend_scope::ADDRESS),
-            Place::AnyNodeV6 => ([0; 16], frontend_scope::NODE),
-            Place::Address(IpAddr::V4(_)) | Place::AnyNodeV4 => return None,
+        let (address, scope) = match self.address {
+            FrontendAddress::Address(IpAddr::V6(address)) => (address.octets(), frontend_scope::ADDRESS),
+            FrontendAddress::AnyNodeV6 => ([0; 16], frontend_scope::NODE),
+            FrontendAddress::Address(IpAddr::V4(_)) | FrontendAddress::AnyNodeV4 => return None,
         };
         Some(FrontendKey { address, port: self.port.to_be_bytes(), protocol: self.protocol, scope })
     }
@@ -187,13 +188,13 @@ impl Frontend {
     /// Returns the frontend of a map key; `None` for an unknown scope.
     pub fn of_key<A: Copy + Into<IpAddr>>(key: &FrontendKey<A>) -> Option<Self> {
         let address: IpAddr = key.address.into();
-        let place = match key.scope {
-            frontend_scope::ADDRESS => Place::Address(address),
-            frontend_scope::NODE if address.is_ipv4() => Place::AnyNodeV4,
-            frontend_scope::NODE => Place::AnyNodeV6,
+        let address = match key.scope {
+            frontend_scope::ADDRESS => FrontendAddress::Address(address),
+            frontend_scope::NODE if address.is_ipv4() => FrontendAddress::AnyNodeV4,
+            frontend_scope::NODE => FrontendAddress::AnyNodeV6,
             _ => return None,
         };
-        Some(Self { place, port: u16::from_be_bytes(key.port), protocol: key.protocol })
+        Some(Self { address, port: u16::from_be_bytes(key.port), protocol: key.protocol })
     }
 }
 

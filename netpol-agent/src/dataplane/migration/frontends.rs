@@ -10,7 +10,7 @@ use netpol_common::{
     Address, AddressEntry, AllowEntry, AllowKey, Attempt, ClassId, Direction, DirectionPolicy, Endpoint, FrontendEntry,
     FrontendKey, PortEntry, PortKey, PortSetId, RuleId, RuleSetId, SourceCheck, Tables, address_flags, evaluate,
 };
-use netpol_policy::model::{Frontend, Place};
+use netpol_policy::model::{Frontend, FrontendAddress};
 use netpol_policy::tables::{Change, prefixes_of};
 
 use super::{Pairs, Snapshot};
@@ -45,7 +45,7 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
     }
     for (frontend, class) in differing(old, new, &mut steps.allow, pairs) {
         steps.before.push(Change::PutFrontend(frontend, class));
-        if let Place::Address(address) = frontend.place {
+        if let FrontendAddress::Address(address) = frontend.address {
             steps.transitional.insert(address);
         }
         if !new.frontends.contains_key(&frontend) {
@@ -58,7 +58,7 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
         both.map(|(frontend, old_class, new_class)| Change::PutFrontend(*frontend, pairs.get(*old_class, *new_class))),
     );
     steps.after = put_all.collect();
-    let on_all_nodes = removed.filter(|frontend| !matches!(frontend.place, Place::Address(_)));
+    let on_all_nodes = removed.filter(|frontend| !matches!(frontend.address, FrontendAddress::Address(_)));
     steps.after.extend(on_all_nodes.copied().map(Change::DeleteFrontend));
     steps
 }
@@ -90,14 +90,15 @@ fn transitional_frontends(old: &Snapshot, new: &Snapshot) -> BTreeSet<Frontend> 
     let mut transitional_frontends = BTreeSet::new();
     for frontend in old.frontends.keys().chain(new.frontends.keys()) {
         let on_all_nodes = in_both(frontend);
-        let addresses: Vec<IpAddr> = match frontend.place {
-            Place::Address(address) => vec![address],
+        let addresses: Vec<IpAddr> = match frontend.address {
+            FrontendAddress::Address(address) => vec![address],
             any_node => {
                 let nodes = old.nodes(any_node).chain(new.nodes(any_node));
                 nodes.filter(|address| !on_all_nodes || old.is_node(*address) != new.is_node(*address)).collect()
             }
         };
-        let at = addresses.into_iter().map(|address| Frontend { place: Place::Address(address), ..*frontend });
+        let at =
+            addresses.into_iter().map(|address| Frontend { address: FrontendAddress::Address(address), ..*frontend });
         transitional_frontends.extend(at.filter(|at| !in_both(at)));
     }
     transitional_frontends
@@ -109,19 +110,19 @@ impl Snapshot {
     }
 
     /// Returns the node addresses that a port of every node applies to.
-    fn nodes(&self, any_node: Place) -> impl Iterator<Item = IpAddr> {
+    fn nodes(&self, any_node: FrontendAddress) -> impl Iterator<Item = IpAddr> {
         let addresses = self.addresses.keys().copied();
-        addresses.filter(move |address| Place::any_node(*address) == any_node && self.is_node(*address))
+        addresses.filter(move |address| FrontendAddress::any_node(*address) == any_node && self.is_node(*address))
     }
 
     /// Returns what egress rule sets allow for connections to this frontend.
     fn verdicts(&self, frontend: &Frontend) -> impl Iterator<Item = (RuleSetId, PortSetId)> {
         self.anyone.iter().filter_map(|(&rule_set, &any)| {
             let egress = DirectionPolicy { rule_set, any };
-            let allowed = match frontend.place {
-                Place::Address(IpAddr::V4(address)) => self.verdict(egress, address.octets(), frontend),
-                Place::Address(IpAddr::V6(address)) => self.verdict(egress, address.octets(), frontend),
-                Place::AnyNodeV4 | Place::AnyNodeV6 => PortSetId::NONE,
+            let allowed = match frontend.address {
+                FrontendAddress::Address(IpAddr::V4(address)) => self.verdict(egress, address.octets(), frontend),
+                FrontendAddress::Address(IpAddr::V6(address)) => self.verdict(egress, address.octets(), frontend),
+                FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6 => PortSetId::NONE,
             };
             (allowed != PortSetId::NONE).then_some((rule_set, allowed))
         })

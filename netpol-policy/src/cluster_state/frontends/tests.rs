@@ -53,7 +53,7 @@ fn backends_of(cluster_state: &ClusterState, address: &str, port: u16) -> Vec<St
 #[test]
 fn frontends_are_at_service_addresses_and_on_every_other_node() {
     let mut cluster_state = cluster_state(&[WEB]);
-    let any = |place| Some(Frontend { place, port: 30080, protocol: 6 });
+    let any = |address| Some(Frontend { address, port: 30080, protocol: 6 });
     for (address, port, expected) in [
         ("10.96.0.1", 80, true),
         ("fd96::1", 80, true),
@@ -66,11 +66,11 @@ fn frontends_are_at_service_addresses_and_on_every_other_node() {
     ] {
         assert_eq!(at(&cluster_state, address, port).is_some(), expected, "{address}:{port}");
     }
-    assert_eq!(at(&cluster_state, "192.168.0.2", 30080), any(Place::AnyNodeV4));
+    assert_eq!(at(&cluster_state, "192.168.0.2", 30080), any(FrontendAddress::AnyNodeV4));
     cluster_state.apply(Event::LocalAddresses(vec!["192.168.0.1".parse().unwrap(), "10.96.0.1".parse().unwrap()]));
     assert_eq!(at(&cluster_state, "192.168.0.1", 30080), None, "local node: evaluated post-DNAT");
     assert_eq!(at(&cluster_state, "10.96.0.1", 80), None, "with IPVS, cluster IPs are addresses of the local node");
-    assert_eq!(at(&cluster_state, "192.168.0.2", 30080), any(Place::AnyNodeV4));
+    assert_eq!(at(&cluster_state, "192.168.0.2", 30080), any(FrontendAddress::AnyNodeV4));
     cluster_state.apply(Event::Delete(ObjectKey::Node("n2".into())));
     assert_eq!(at(&cluster_state, "192.168.0.2", 30080), None);
 }
@@ -81,8 +81,8 @@ fn a_node_port_has_the_ip_families_of_its_service() {
         let text = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, \
                     spec: {ADDRESSES ports: [{port: 80, nodePort: 30080}]}}";
         let cluster_state = cluster_state(&[&text.replace("ADDRESSES", addresses)]);
-        let any = |place| cluster_state.has_frontend(&Frontend { place, port: 30080, protocol: 6 });
-        [any(Place::AnyNodeV4), any(Place::AnyNodeV6)]
+        let any = |address| cluster_state.has_frontend(&Frontend { address, port: 30080, protocol: 6 });
+        [any(FrontendAddress::AnyNodeV4), any(FrontendAddress::AnyNodeV6)]
     };
     assert_eq!(service("clusterIPs: [10.96.0.1],"), [true, false]);
     assert_eq!(service("clusterIPs: ['fd96::1'],"), [false, true]);

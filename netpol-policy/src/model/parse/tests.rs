@@ -48,7 +48,7 @@ fn slice(fields: &str) -> (EndpointSlice, Vec<String>) {
 fn frontends(pod: &Pod) -> Vec<String> {
     pod.host_frontends()
         .map(|(frontend, port)| {
-            let crate::model::Place::Address(address) = frontend.place else { panic!("{frontend:?}") };
+            let crate::model::FrontendAddress::Address(address) = frontend.address else { panic!("{frontend:?}") };
             format!("{address} {}/{} -> {port}", frontend.port, frontend.protocol)
         })
         .collect()
