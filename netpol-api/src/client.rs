@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::{Condition, Refusal, Status, Waited, show_duration};
+use crate::{Condition, ErrorResponse, Status, WaitResponse, show_duration};
 
 /// Time for a response, in addition to the requested wait.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ impl Client {
     ///
     /// # Errors
     /// If the agent does not respond. A condition that does not hold is not an error.
-    pub async fn wait(&self, conditions: &[Condition], time: Duration) -> Result<Waited, ClientError> {
+    pub async fn wait(&self, conditions: &[Condition], time: Duration) -> Result<WaitResponse, ClientError> {
         let mut path = format!("/v1/wait?timeout={}", show_duration(time));
         for condition in conditions {
             path.push_str("&for=");
@@ -95,8 +95,8 @@ impl Client {
             .map_err(|_| broken(format!("no response within {}", show_duration(time_limit))))?
             .map_err(|error| broken(error.to_string()))?;
         if status != StatusCode::OK {
-            let why =
-                serde_json::from_slice(&body).map_or_else(|_| status.to_string(), |refusal: Refusal| refusal.error);
+            let why = serde_json::from_slice(&body)
+                .map_or_else(|_| status.to_string(), |refusal: ErrorResponse| refusal.error);
             return Err(ClientError::Refused { path: self.path.clone(), why });
         }
         serde_json::from_slice(&body).map_err(|error| broken(format!("{error} (the agent may have another version)")))

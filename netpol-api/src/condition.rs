@@ -7,7 +7,7 @@ use thiserror::Error;
 
 /// The kinds of objects in a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TargetKind {
     /// A `NetworkPolicy`.
     Policy,
     /// A pod.
@@ -18,7 +18,7 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: TargetKind,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -60,9 +60,9 @@ impl FromStr for Condition {
         let &[kind, namespace, name] = &parts[..] else { return Err(failed("it is not KIND/NAMESPACE/NAME")) };
         let kind = match kind {
             "policy" | "netpol" | "networkpolicy" | "networkpolicies" | "networkpolicy.networking.k8s.io" => {
-                Kind::Policy
+                TargetKind::Policy
             }
-            "pod" | "pods" | "po" => Kind::Pod,
+            "pod" | "pods" | "po" => TargetKind::Pod,
             _ => return Err(failed("the kind is not supported")),
         };
         // The names become part of a URL without escaping.
@@ -88,8 +88,8 @@ impl fmt::Display for Condition {
             Self::Sync => return f.write_str("sync"),
         };
         let kind = match target.kind {
-            Kind::Policy => "policy",
-            Kind::Pod => "pod",
+            TargetKind::Policy => "policy",
+            TargetKind::Pod => "pod",
         };
         write!(f, "{before}{kind}/{}/{}", target.namespace, target.name)
     }
@@ -99,8 +99,8 @@ impl fmt::Display for Condition {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
-            Kind::Policy => "networkpolicy",
-            Kind::Pod => "pod",
+            TargetKind::Policy => "networkpolicy",
+            TargetKind::Pod => "pod",
         };
         write!(f, "{kind} {}/{}", self.namespace, self.name)
     }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::LONGEST;
+use crate::MAX_WAIT;
 
 /// Parses `500ms`, `30s`, `2m` or `1h`.
 ///
 /// # Errors
-/// If the text has another form, or the duration is longer than [`LONGEST`].
+/// If the text has another form, or the duration is longer than [`MAX_WAIT`].
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -23,7 +23,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit))
         .map(Duration::from_millis)
         .ok_or_else(|| format!("`{text}` is not a duration; write for example 500ms, 30s or 2m"))?;
-    if duration > LONGEST {
+    if duration > MAX_WAIT {
         return Err(format!("`{text}` is too long; the maximum is 1h"));
     }
     Ok(duration)

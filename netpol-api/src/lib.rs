@@ -3,10 +3,10 @@
 //! | path | response |
 //! |---|---|
 //! | `/v1/status` | [`Status`] |
-//! | `/v1/wait?for=CONDITION&timeout=30s` | [`Waited`]; `for` can be repeated |
+//! | `/v1/wait?for=CONDITION&timeout=30s` | [`WaitResponse`]; `for` can be repeated |
 //! | `/metrics`, `/healthz`, `/readyz` | the same as on the agent's `--metrics` address |
 //!
-//! Every status except 200 has a [`Refusal`] as its body.
+//! Every status except 200 has a [`ErrorResponse`] as its body.
 
 mod client;
 mod condition;
@@ -15,13 +15,13 @@ mod status;
 mod wait;
 
 pub use client::{Client, ClientError};
-pub use condition::{Condition, ConditionError, Kind, Target};
+pub use condition::{Condition, ConditionError, Target, TargetKind};
 pub use duration::{parse_duration, show_duration};
 pub use status::{Directions, Endpoint, PartialPolicy, Status};
-pub use wait::{Answer, Outcome, Pending, Refusal, Waited};
+pub use wait::{ConditionResult, ErrorResponse, Pending, WaitOutcome, WaitResponse};
 
 /// The default socket of an agent.
-pub const SOCKET: &str = "/run/netpol/agent.sock";
+pub const DEFAULT_SOCKET: &str = "/run/netpol/agent.sock";
 
 /// The longest wait that an agent accepts.
-pub const LONGEST: std::time::Duration = std::time::Duration::from_hours(1);
+pub const MAX_WAIT: std::time::Duration = std::time::Duration::from_hours(1);

@@ -5,22 +5,22 @@ use serde::{Deserialize, Serialize};
 /// The response to a wait.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Waited {
+pub struct WaitResponse {
     /// The node of the agent.
     pub node: String,
     /// One result for each condition, in the order of the request.
-    pub results: Vec<Answer>,
+    pub results: Vec<ConditionResult>,
 }
 
 /// The result for one condition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Answer {
+pub struct ConditionResult {
     /// The condition.
     #[serde(rename = "for")]
     pub condition: String,
     /// The outcome.
-    pub result: Outcome,
+    pub result: WaitOutcome,
     /// The batch of changes with which the condition held, or a later one; `None` if the source did not respond.
     pub generation: Option<u64>,
     /// How long the wait took.
@@ -37,7 +37,7 @@ pub struct Answer {
 /// The outcome of a wait for one condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Outcome {
+pub enum WaitOutcome {
     /// The condition holds.
     Met,
     /// The object does not exist.
@@ -63,7 +63,7 @@ pub struct Pending {
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Refusal {
+pub struct ErrorResponse {
     /// The error message.
     pub error: String,
 }

@@ -165,7 +165,7 @@ pub(crate) struct WaitOptions {
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
     /// The socket of the agent (its --api-socket)
-    #[arg(long, default_value = netpol_api::SOCKET, value_name = "PATH")]
+    #[arg(long, default_value = netpol_api::DEFAULT_SOCKET, value_name = "PATH")]
     pub(crate) socket: PathBuf,
     /// The output format
     #[arg(short, long, value_enum, default_value = "table")]

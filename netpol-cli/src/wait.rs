@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netpol_api::{Answer, Client, Condition, Outcome, Waited, show_duration};
+use netpol_api::{Client, Condition, ConditionResult, WaitOutcome, WaitResponse, show_duration};
 use netpol_policy::text::{self, Safe};
 use tokio::time::timeout;
 
@@ -17,13 +17,13 @@ const PROGRESS_DELAY: Duration = Duration::from_secs(1);
 pub(crate) fn run(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let waited = runtime.block_on(wait(options))?;
-    let all_met = waited.results.iter().all(|answer| answer.result == Outcome::Met);
+    let all_met = waited.results.iter().all(|answer| answer.result == WaitOutcome::Met);
     match options.output {
         Output::Json => writeln!(out, "{}", text::json(&serde_json::to_string_pretty(&waited)?))?,
         Output::Table => {
             for (condition, answer) in options.conditions.iter().zip(&waited.results) {
                 match answer.result {
-                    Outcome::Met => writeln!(out, "{}", Safe(success_line(condition, answer, &waited.node)))?,
+                    WaitOutcome::Met => writeln!(out, "{}", Safe(success_line(condition, answer, &waited.node)))?,
                     _ => eprintln!("error: {}", Safe(failure_line(condition, answer, options.timeout))),
                 }
             }
@@ -32,7 +32,7 @@ pub(crate) fn run(options: &WaitOptions, out: &mut impl Write) -> Result<Exit> {
     Ok(if all_met { Exit::Ok } else { Exit::No })
 }
 
-async fn wait(options: &WaitOptions) -> Result<Waited> {
+async fn wait(options: &WaitOptions) -> Result<WaitResponse> {
     let client = Client::new(&options.socket);
     let waiting = client.wait(&options.conditions, options.timeout);
     tokio::pin!(waiting);
@@ -43,7 +43,7 @@ async fn wait(options: &WaitOptions) -> Result<Waited> {
         // For information only: an error here is also the error of the wait.
         if let Ok(now) = client.wait(&options.conditions, Duration::ZERO).await {
             let pending =
-                options.conditions.iter().zip(&now.results).filter(|(_, answer)| answer.result == Outcome::Timeout);
+                options.conditions.iter().zip(&now.results).filter(|(_, answer)| answer.result == WaitOutcome::Timeout);
             for (condition, answer) in pending {
                 eprintln!("waiting for {}{}", Safe(subject(condition)), Safe(reasons(answer)));
             }
@@ -60,7 +60,7 @@ fn subject(condition: &Condition) -> String {
     }
 }
 
-fn success_line(condition: &Condition, answer: &Answer, node: &str) -> String {
+fn success_line(condition: &Condition, answer: &ConditionResult, node: &str) -> String {
     let what = match condition {
         Condition::Enforced(target) => format!("{target} enforced on {node}"),
         Condition::Deleted(target) => format!("{target} deleted from {node}"),
@@ -75,23 +75,23 @@ fn success_line(condition: &Condition, answer: &Answer, node: &str) -> String {
     format!("{what} (generation {generation}{pods}, {:.1} ms)", answer.seconds * 1e3)
 }
 
-fn failure_line(condition: &Condition, answer: &Answer, time: Duration) -> String {
+fn failure_line(condition: &Condition, answer: &ConditionResult, time: Duration) -> String {
     let subject = subject(condition);
     let reasons = reasons(answer);
     match answer.result {
-        Outcome::Met => subject,
-        Outcome::Absent => match condition {
+        WaitOutcome::Met => subject,
+        WaitOutcome::Absent => match condition {
             Condition::Enforced(target) | Condition::Deleted(target) => format!("{target} not found"),
             Condition::Sync => "not found".to_owned(),
         },
-        Outcome::Timeout => format!("timed out after {} waiting for {subject}{reasons}", show_duration(time)),
-        Outcome::Never => format!("{subject} will not be enforced on this node{reasons}"),
-        Outcome::Unknown => format!("the state of {subject} is unknown{reasons}"),
+        WaitOutcome::Timeout => format!("timed out after {} waiting for {subject}{reasons}", show_duration(time)),
+        WaitOutcome::Never => format!("{subject} will not be enforced on this node{reasons}"),
+        WaitOutcome::Unknown => format!("the state of {subject} is unknown{reasons}"),
     }
 }
 
 /// The reasons, with the first pending pods.
-fn reasons(answer: &Answer) -> String {
+fn reasons(answer: &ConditionResult) -> String {
     const SHOWN: usize = 5;
     let mut reasons: Vec<String> = answer.reason.iter().cloned().collect();
     reasons.extend(answer.pending.iter().take(SHOWN).map(|pending| format!("pod {}: {}", pending.pod, pending.reason)));
@@ -107,8 +107,8 @@ mod tests {
 
     use super::*;
 
-    fn answer(result: Outcome) -> Answer {
-        Answer {
+    fn answer(result: WaitOutcome) -> ConditionResult {
+        ConditionResult {
             condition: String::new(),
             result,
             generation: Some(12),
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn each_result_is_one_line() {
         let condition = |text: &str| text.parse::<Condition>().expect(text);
-        let met = answer(Outcome::Met);
+        let met = answer(WaitOutcome::Met);
         for (text, line) in [
             ("policy/shop/x", "networkpolicy shop/x enforced on n1 (generation 12, 2 pods, 4.2 ms)"),
             ("delete=policy/shop/x", "networkpolicy shop/x deleted from n1 (generation 12, 4.2 ms)"),
@@ -132,14 +132,14 @@ mod tests {
         }
         let time = Duration::from_secs(30);
         let policy = condition("policy/shop/x");
-        assert_eq!(failure_line(&policy, &answer(Outcome::Absent), time), "networkpolicy shop/x not found");
+        assert_eq!(failure_line(&policy, &answer(WaitOutcome::Absent), time), "networkpolicy shop/x not found");
         let pending = |number: u8| Pending { pod: format!("shop/web-{number}"), reason: "no interface".into() };
-        let late = Answer { pending: (0..7).map(pending).collect(), ..answer(Outcome::Timeout) };
+        let late = ConditionResult { pending: (0..7).map(pending).collect(), ..answer(WaitOutcome::Timeout) };
         let line = failure_line(&policy, &late, time);
         let start =
             "timed out after 30s waiting for networkpolicy shop/x: pod shop/web-0: no interface; pod shop/web-1:";
         assert!(line.starts_with(start) && line.ends_with("; and 2 more pods"), "{line}");
-        let never = Answer { reason: Some("the pod is finished".into()), ..answer(Outcome::Never) };
+        let never = ConditionResult { reason: Some("the pod is finished".into()), ..answer(WaitOutcome::Never) };
         assert_eq!(
             failure_line(&condition("pod/shop/a"), &never, time),
             "pod shop/a will not be enforced on this node: the pod is finished"

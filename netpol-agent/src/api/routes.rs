@@ -6,7 +6,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use netpol_api::{Refusal, Status};
+use netpol_api::{ErrorResponse, Status};
 use netpol_policy::text::{self, Safe};
 use serde::Serialize;
 use tokio::time::timeout;
@@ -113,7 +113,7 @@ pub fn unknown_node(node: &str) -> String {
 }
 
 async fn wait(query: &str, requests: &Requests) -> HttpResponse {
-    let refuse = |status, error: String| json(status, &Refusal { error });
+    let refuse = |status, error: String| json(status, &ErrorResponse { error });
     let request = match wait::parse(query) {
         Ok(request) => request,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error),

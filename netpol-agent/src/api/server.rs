@@ -117,7 +117,7 @@ pub fn serve_socket(listener: UnixListener, requests: Requests) {
             let process = stream.peer_cred().ok().and_then(|credentials| credentials.pid()).unwrap_or_default();
             let Some(admitted) = connections.admit(Peer::Process(process)) else { continue };
             let serving = serve_connection(stream, requests.clone(), Paths::All, admitted.answering.clone());
-            tokio::spawn(admitted.run(timeout(netpol_api::LONGEST + 4 * TIMEOUT, serving)));
+            tokio::spawn(admitted.run(timeout(netpol_api::MAX_WAIT + 4 * TIMEOUT, serving)));
         }
     });
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use netpol_api::{Answer, Condition, Kind, Outcome, Target, Waited, parse_duration};
+use netpol_api::{Condition, ConditionResult, Target, TargetKind, WaitOutcome, WaitResponse, parse_duration};
 use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -53,17 +53,22 @@ pub(super) fn parse(query: &str) -> Result<WaitRequest, String> {
 
 /// Waits for all conditions at the same time. A condition that held once is not checked again. `None`: the agent is
 /// stopping.
-pub(super) async fn wait(request: &WaitRequest, requests: &Requests) -> Option<Waited> {
+pub(super) async fn wait(request: &WaitRequest, requests: &Requests) -> Option<WaitResponse> {
     let begun = Instant::now();
     let waiting = request.conditions.iter().map(|condition| wait_for(condition, begun, begun + request.time, requests));
     let results: Option<Vec<_>> = join_all(waiting).await.into_iter().collect();
-    Some(Waited { node: requests.about.node.clone(), results: results? })
+    Some(WaitResponse { node: requests.about.node.clone(), results: results? })
 }
 
-async fn wait_for(condition: &Condition, begun: Instant, until: Instant, requests: &Requests) -> Option<Answer> {
-    let mut answer = Answer {
+async fn wait_for(
+    condition: &Condition,
+    begun: Instant,
+    until: Instant,
+    requests: &Requests,
+) -> Option<ConditionResult> {
+    let mut answer = ConditionResult {
         condition: condition.to_string(),
-        result: Outcome::Timeout,
+        result: WaitOutcome::Timeout,
         generation: None,
         seconds: 0.0,
         pods: Vec::new(),
@@ -73,21 +78,21 @@ async fn wait_for(condition: &Condition, begun: Instant, until: Instant, request
     match query_source(condition, until, requests).await {
         Ok(known) if !known.exists && matches!(condition, Condition::Enforced(_)) => {
             answer.generation = Some(known.revision.0);
-            answer.result = Outcome::Absent;
+            answer.result = WaitOutcome::Absent;
         }
         Ok(known) => {
             let result = wait_until_met(condition, known.revision, until, requests).await?;
             answer.generation = Some(result.enforced.0);
             (answer.result, answer.reason) = match result.condition {
-                ConditionState::Holds => (Outcome::Met, None),
-                ConditionState::Absent => (Outcome::Absent, None),
-                ConditionState::Not(reason) => (Outcome::Timeout, reason),
-                ConditionState::Never(reason) => (Outcome::Never, Some(reason)),
+                ConditionState::Holds => (WaitOutcome::Met, None),
+                ConditionState::Absent => (WaitOutcome::Absent, None),
+                ConditionState::Not(reason) => (WaitOutcome::Timeout, reason),
+                ConditionState::Never(reason) => (WaitOutcome::Never, Some(reason)),
             };
             (answer.pods, answer.pending) = (result.pods, result.pending);
         }
         Err(reason) => {
-            answer.result = Outcome::Unknown;
+            answer.result = WaitOutcome::Unknown;
             answer.reason = Some(reason);
         }
     }
@@ -143,8 +148,8 @@ async fn wait_until_met(
 fn key(target: &Target) -> ObjectKey {
     let (namespace, name) = (target.namespace.as_str(), target.name.as_str());
     match target.kind {
-        Kind::Policy => ObjectKey::Policy(PolicyKey::new(namespace, name)),
-        Kind::Pod => ObjectKey::Pod(PodKey::new(namespace, name)),
+        TargetKind::Policy => ObjectKey::Policy(PolicyKey::new(namespace, name)),
+        TargetKind::Pod => ObjectKey::Pod(PodKey::new(namespace, name)),
     }
 }
 

@@ -142,7 +142,7 @@ struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
     /// Unix socket for `netpol wait` and `netpol-agent status`, accessible by root only
-    #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
     /// Write this file when everything known at the start is enforced
     #[arg(long, value_name = "FILE")]
@@ -265,7 +265,7 @@ struct StatusArgs {
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
     /// Unix socket of the agent, for names of pods
-    #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -287,7 +287,7 @@ struct UninstallArgs {
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
     /// API socket, as given to the agent: one that a killed agent left is removed, and its directory if it is empty
-    #[arg(long, value_name = "PATH", default_value = netpol_api::SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
     /// Wait for SIGTERM after everything is removed, instead of exiting: a ready pod then shows that its node is
     /// clean

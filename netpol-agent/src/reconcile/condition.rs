@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use netpol_api::{Condition, Endpoint as EndpointStatus, Kind, Pending, Target};
+use netpol_api::{Condition, Endpoint as EndpointStatus, Pending, Target, TargetKind};
 use netpol_common::{DirectionPolicy, IfIndex, RuleSetId, endpoint_flags};
 use netpol_policy::model::{Pod, PodKey, PolicyKey};
 use netpol_policy::tables::EndpointPolicy;
@@ -78,7 +78,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let cluster_state = self.engine.cluster_state();
         match &check.condition {
-            Condition::Enforced(Target { kind: Kind::Policy, namespace, name }) => {
+            Condition::Enforced(Target { kind: TargetKind::Policy, namespace, name }) => {
                 let policy = PolicyKey::new(namespace.as_str(), name.as_str());
                 if !cluster_state.policies.contains_key(&policy) {
                     result.condition = ConditionState::Absent;
@@ -86,7 +86,7 @@ impl<D: Dataplane> Reconciler<D> {
                 }
                 self.add_pods(&mut result, |_, desired| self.selects([desired.ingress, desired.egress], &policy));
             }
-            Condition::Enforced(Target { kind: Kind::Pod, namespace, name }) => {
+            Condition::Enforced(Target { kind: TargetKind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
                 result.condition = match cluster_state.pods.get(&key) {
                     None => ConditionState::Absent,
@@ -96,7 +96,7 @@ impl<D: Dataplane> Reconciler<D> {
                     self.add_pods(&mut result, |pod, _| pod.key == key);
                 }
             }
-            Condition::Deleted(Target { kind: Kind::Policy, namespace, name }) => {
+            Condition::Deleted(Target { kind: TargetKind::Policy, namespace, name }) => {
                 let policy = PolicyKey::new(namespace.as_str(), name.as_str());
                 if cluster_state.policies.contains_key(&policy) {
                     result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
@@ -112,7 +112,7 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                 }
             }
-            Condition::Deleted(Target { kind: Kind::Pod, namespace, name }) => {
+            Condition::Deleted(Target { kind: TargetKind::Pod, namespace, name }) => {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
                 if cluster_state.pods.contains_key(&key) {
                     result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
