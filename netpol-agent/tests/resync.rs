@@ -118,13 +118,13 @@ fn expected_verdicts(cluster_state: &ClusterState, local_pods: &LocalPods, probe
 
 /// Returns the pods of this node that have an interface: those that own all of their addresses.
 fn local_pods(cluster_state: &ClusterState) -> LocalPods {
-    let local = cluster_state.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
+    let local = cluster_state.pods.values().filter(|pod| pod.is_selectable() && pod.node.as_deref() == Some("node-1"));
     let owners = local.filter(|pod| {
         !pod.addresses.is_empty()
             && pod
                 .addresses
                 .iter()
-                .all(|address| cluster_state.claimant(*address).is_some_and(|owner| owner.key == pod.key))
+                .all(|address| cluster_state.pod_with_address(*address).is_some_and(|owner| owner.key == pod.key))
     });
     (3..).map(IfIndex).zip(owners.map(|pod| (pod.key.clone(), pod.addresses.clone()))).collect()
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netpol_policy::cluster_state::{ClusterState, Event};
-use netpol_policy::model::{Labels, Object, Pod, Service, Unassigned};
+use netpol_policy::model::{Labels, Object, Pod, RequestedFamilies, Service};
 
 /// In `240.0.0.0/4`, which is reserved, so that only an ipBlock for all addresses contains it.
 /// Source: <https://www.rfc-editor.org/rfc/rfc1112#section-4>.
@@ -16,10 +16,10 @@ const FIRST_SERVICE_V6: u128 = 0x0100_0000_0000_0000_0000_0000_0000_0001;
 /// address has not started, and is not a peer. Host-network pods have the address of their node, and finished pods had
 /// one: neither counts.
 pub(crate) fn pods(cluster_state: &mut ClusterState) {
-    if cluster_state.pods.values().any(|pod| pod.participates() && !pod.addresses.is_empty()) {
+    if cluster_state.pods.values().any(|pod| pod.is_selectable() && !pod.addresses.is_empty()) {
         return;
     }
-    let pods: Vec<_> = cluster_state.pods.values().filter(|pod| pod.participates()).cloned().collect();
+    let pods: Vec<_> = cluster_state.pods.values().filter(|pod| pod.is_selectable()).cloned().collect();
     if !pods.is_empty() {
         eprintln!(
             "netpol: no pod has an address; each gets a placeholder address, which only ipBlocks for all addresses match"
@@ -33,9 +33,10 @@ pub(crate) fn pods(cluster_state: &mut ClusterState) {
 
 /// Gives each Service without cluster IPs an address: a Service without one was never in a cluster.
 pub(crate) fn services(cluster_state: &mut ClusterState) {
-    let unassigned = cluster_state.services.values().filter_map(|service| Some((service.clone(), service.unassigned?)));
-    let unassigned: Vec<(Service, Unassigned)> = unassigned.collect();
-    for ((mut service, families), offset) in unassigned.into_iter().zip(0_u32..) {
+    let requested_families =
+        cluster_state.services.values().filter_map(|service| Some((service.clone(), service.requested_families?)));
+    let requested_families: Vec<(Service, RequestedFamilies)> = requested_families.collect();
+    for ((mut service, families), offset) in requested_families.into_iter().zip(0_u32..) {
         // By default a Service has the first address family of its pods.
         let selected = |pod: &&Pod| pod.key.namespace == service.key.namespace && has(&pod.labels, &service.selector);
         let mut first = cluster_state.pods.values().filter(selected).filter_map(|pod| pod.addresses.first());

@@ -84,9 +84,9 @@ impl Evaluator {
         let (mut all, mut families) = (Sides { egress: true, ingress: true, only: None }, Vec::new());
         for connection in &connections {
             let (mut egress, mut ingress) = (side(&connection.egress)?, side(&connection.ingress)?);
-            for reached in &connection.reached {
-                egress &= side(&reached.egress)?;
-                ingress &= side(&reached.ingress)?;
+            for backend in &connection.backends {
+                egress &= side(&backend.egress)?;
+                ingress &= side(&backend.ingress)?;
             }
             families.push((Family::of(connection.destination), egress && ingress));
             all.egress &= egress;
@@ -104,7 +104,7 @@ impl Evaluator {
         let own = rules(&packet.pod);
         let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
         let backends = frontend.map(|frontend| cluster_state.backends(&frontend)).unwrap_or_default();
-        let mut pods = backends.iter().filter_map(|backend| cluster_state.claimant(backend.address));
+        let mut pods = backends.iter().filter_map(|backend| cluster_state.pod_with_address(backend.address));
         own.is_some() && pods.any(|pod| pod.key != packet.pod && rules(&pod.key) == own)
     }
 

@@ -89,7 +89,7 @@ impl ClusterState {
             }
             Object::Pod(pod) => {
                 self.remove_pod(&pod.key);
-                if pod.participates() {
+                if pod.is_selectable() {
                     for address in &pod.addresses {
                         self.claims.insert(*address, pod.key.clone());
                     }
@@ -163,14 +163,14 @@ impl ClusterState {
     /// the youngest, then the one with the greatest key. Selectors do not match the others.
     ///
     /// This identifies the pod of an interface. As a peer, a node's address belongs to no pod: see [`ClusterState::peer_at`].
-    pub fn claimant(&self, address: IpAddr) -> Option<&Pod> {
-        self.claimants(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
+    pub fn pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
+        self.pods_with_address(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }
 
     /// Returns the pod that selectors match at this address. Returns none for the address of any node, even if a pod
     /// claims it: masqueraded traffic of the node has that address and must not match the pod's labels.
     pub fn peer_at(&self, address: IpAddr) -> Option<&Pod> {
-        self.claimant(address).filter(|_| !self.is_local_address(address) && !self.is_node(address))
+        self.pod_with_address(address).filter(|_| !self.is_local_address(address) && !self.is_node(address))
     }
 
     /// Returns a namespace's labels. A namespace without an object of its own has only [`NAMESPACE_NAME_LABEL`].
@@ -299,7 +299,7 @@ mod tests {
     fn a_pod_with_a_new_address_releases_the_old_one() {
         let mut cluster_state = ClusterState::of([pod("a", 1, 0, false, false)]);
         cluster_state.apply(Event::Apply(pod("a", 2, 0, false, false)));
-        assert!(cluster_state.claimant(IpAddr::from([10, 0, 0, 1])).is_none());
-        assert!(cluster_state.claimant(IpAddr::from([10, 0, 0, 2])).is_some());
+        assert!(cluster_state.pod_with_address(IpAddr::from([10, 0, 0, 1])).is_none());
+        assert!(cluster_state.pod_with_address(IpAddr::from([10, 0, 0, 2])).is_some());
     }
 }

@@ -162,7 +162,7 @@ mod tests {
         let from = End::Pod(crate::model::PodKey::new("shop", "other"));
         let to = End::Service(ServiceKey::new("shop", "db"));
         let found = connection(&cluster_state, &from, &to, protocol::TCP, 80).expect("ends with addresses");
-        let allowed: Vec<bool> = found.reached.iter().map(crate::reference::Reached::allowed).collect();
+        let allowed: Vec<bool> = found.backends.iter().map(crate::reference::BackendConnection::allowed).collect();
         assert_eq!(allowed, [true, false]);
     }
 }

@@ -36,7 +36,7 @@ fn of_tables(tables: &Tables, cluster_state: &ClusterState, probes: &[Probe]) ->
 }
 
 fn of_reference(cluster_state: &ClusterState, probes: &[Probe]) -> Verdicts {
-    let local = cluster_state.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some("node-1"));
+    let local = cluster_state.pods.values().filter(|pod| pod.is_selectable() && pod.node.as_deref() == Some("node-1"));
     let verdicts = |pod: &PodKey| {
         let evaluations = probes.iter().map(|probe| evaluate(cluster_state, &probe.at(pod)));
         evaluations.map(|evaluation| (evaluation.reason, evaluation.recheck)).collect()

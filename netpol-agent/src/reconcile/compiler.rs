@@ -133,7 +133,7 @@ impl Task {
                 step
             }
             Job::Apply(events) => Step::Writes(engine.apply_all(events)),
-            Job::Resync(events) => match engine.one_step(events.clone()) {
+            Job::Resync(events) => match engine.in_safe_order(events.clone()) {
                 Some(events) => Step::Writes(engine.apply_all(events)),
                 None => replace_engine(&mut engine, events, &endpoints),
             },

@@ -90,7 +90,7 @@ impl LocalPods {
     }
 
     fn insert(&mut self, pod: &Pod) -> bool {
-        if !pod.participates() || pod.node.as_ref() != Some(&self.node) {
+        if !pod.is_selectable() || pod.node.as_ref() != Some(&self.node) {
             return self.remove(&pod.key);
         }
         if self.pods.get(&pod.key).is_some_and(|local| local.pod == *pod) {
@@ -157,7 +157,7 @@ impl LocalPods {
     }
 
     /// Returns the pod with this address. If several pods claim it: the one that is not being deleted, then the
-    /// youngest, then the one with the greatest key, as in `ClusterState::claimant`.
+    /// youngest, then the one with the greatest key, as in `ClusterState::pod_with_address`.
     pub(super) fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
         let claimants = self.claims.get(&address)?.iter().filter_map(|key| self.get(key));
         claimants.max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))

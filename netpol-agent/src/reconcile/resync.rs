@@ -24,7 +24,7 @@ pub(super) fn free_ids<'a>(old: &Snapshot, endpoints: impl IntoIterator<Item = &
     used.rule_sets.remove(&QUARANTINE);
     used.port_sets.remove(&PortSetId::ALL);
     used.port_sets.remove(&PortSetId::SOME);
-    FirstIds::apart_from(&used)
+    FirstIds::unused_by(&used)
 }
 
 /// Returns the entries of tables.

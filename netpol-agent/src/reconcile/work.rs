@@ -195,7 +195,7 @@ impl<D: Dataplane> Reconciler<D> {
         if !strays.is_empty() {
             self.work.writes.push_back(Write::Strays(strays));
         }
-        if self.engine.is_worn() && !self.work.backlog.iter().any(|pending| matches!(pending.job, Job::Renew)) {
+        if self.engine.needs_successor() && !self.work.backlog.iter().any(|pending| matches!(pending.job, Job::Renew)) {
             self.work.push(Job::Renew, Origin::default(), ticket);
         }
     }

@@ -157,7 +157,7 @@ impl Cluster {
         ClusterState::of(objects.map(|located| match located.object {
             Object::Service(mut service) => {
                 service.selector = Labels::default();
-                service.unassigned = None;
+                service.requested_families = None;
                 Object::Service(service)
             }
             object => object,

@@ -179,7 +179,7 @@ impl ClusterState {
         let slices = self.frontends.endpoints.get(&address).iter().filter_map(|key| self.slices.get(key));
         let services = slices.filter_map(|slice| self.services.get(&slice.service_key()?));
         let of_services = services.flat_map(Service::frontends).map(|(frontend, _)| frontend);
-        let of_pods = self.claimants(address).flat_map(Pod::host_frontends).map(|(frontend, _)| frontend);
+        let of_pods = self.pods_with_address(address).flat_map(Pod::host_frontends).map(|(frontend, _)| frontend);
         of_services.chain(of_pods).collect()
     }
 
@@ -210,7 +210,7 @@ impl ClusterState {
     }
 
     /// Returns the live pods that claim an address, including those that do not own it.
-    pub fn claimants(&self, address: IpAddr) -> impl Iterator<Item = &Pod> {
+    pub fn pods_with_address(&self, address: IpAddr) -> impl Iterator<Item = &Pod> {
         self.claims.get(&address).iter().filter_map(|key| self.pods.get(key))
     }
 }

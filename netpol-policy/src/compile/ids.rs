@@ -32,7 +32,7 @@ pub struct FirstIds {
 
 impl FirstIds {
     /// Returns the first IDs of the widest unused ranges.
-    pub fn apart_from(used: &UsedIds) -> Self {
+    pub fn unused_by(used: &UsedIds) -> Self {
         Self {
             class: ClassId(widest_gap(used.classes.iter().map(|id| id.0))),
             rule_set: RuleSetId(widest_gap(used.rule_sets.iter().map(|id| id.0))),
@@ -80,7 +80,7 @@ impl Counter {
 
     pub(super) fn next(&mut self) -> u32 {
         let id = self.next;
-        // The last two are PortSetId::SOME and ALL. Engines are replaced long before this; see `Engine::is_worn`.
+        // The last two are PortSetId::SOME and ALL. Engines are replaced long before this; see `Engine::needs_successor`.
         assert!(id < u32::MAX - 1, "all IDs are used; the engine should have been replaced");
         self.next += 1;
         id

@@ -69,7 +69,7 @@ pub enum NodeScope {
 
 impl NodeScope {
     fn covers(&self, pod: &Pod) -> bool {
-        pod.participates()
+        pod.is_selectable()
             && match self {
                 Self::All => true,
                 Self::Node(name) => pod.node.as_ref() == Some(name),
@@ -137,7 +137,7 @@ impl Engine {
     /// [`successor`](Engine::successor). An event without news returns no changes.
     ///
     /// # Panics
-    /// Panics when all four billion IDs of a kind are used, long after [`Engine::is_worn`] returns true.
+    /// Panics when all four billion IDs of a kind are used, long after [`Engine::needs_successor`] returns true.
     pub fn apply(&mut self, event: Event) -> Vec<Change> {
         match event {
             Event::Apply(object) => self.put(object),
@@ -164,7 +164,7 @@ impl Engine {
 
     /// Returns whether so many IDs are used that a [`successor`](Engine::successor) is due. At a thousand changes a
     /// second, this takes some weeks.
-    pub fn is_worn(&self) -> bool {
+    pub fn needs_successor(&self) -> bool {
         let allocated = [
             self.classes.ids_allocated(),
             self.rule_names.ids_allocated(),
@@ -180,7 +180,7 @@ impl Engine {
     /// Policies come before new pods, so that no new pod is unprotected. Deleted pods come last: they cannot cause a
     /// mixed state unless they are backends of a Service. A new Service comes after its pods and slices, so that its
     /// backends are complete.
-    pub fn one_step(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
+    pub fn in_safe_order(&self, mut events: Vec<Event>) -> Option<Vec<Event>> {
         let cluster_state = &self.cluster_state;
         let has_service =
             |slice: &EndpointSlice| slice.service_key().is_some_and(|key| cluster_state.services.contains_key(&key));
@@ -256,7 +256,7 @@ impl Engine {
 
     /// Returns the pod that an interface with this address belongs to.
     pub fn pod_at(&self, address: IpAddr) -> Option<PodKey> {
-        self.cluster_state.claimant(address).map(|pod| pod.key.clone())
+        self.cluster_state.pod_with_address(address).map(|pod| pod.key.clone())
     }
 
     /// Applies an object. An unchanged object returns no changes, so that a full relist of a source is cheap.

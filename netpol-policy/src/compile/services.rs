@@ -161,7 +161,7 @@ impl Engine {
                 backend_set.protocol = frontend.protocol;
                 Target::Peer(entry.class, backend.port)
             });
-            if self.cluster_state.claimants(address).any(|pod| self.scope.covers(pod)) {
+            if self.cluster_state.pods_with_address(address).any(|pod| self.scope.covers(pod)) {
                 backend_set.hairpin.insert(address);
             }
         }
@@ -318,7 +318,7 @@ impl Engine {
 
     /// Returns the current and next egress rule sets of local pods with an address.
     fn rule_sets_at(&self, transaction: &Transaction, address: IpAddr) -> Vec<RuleSetId> {
-        let pods = self.cluster_state.claimants(address).filter(|pod| self.scope.covers(pod));
+        let pods = self.cluster_state.pods_with_address(address).filter(|pod| self.scope.covers(pod));
         let rule_sets = pods.flat_map(|pod| {
             let now = self.endpoints.get(&pod.key).map(|[_, egress]| egress);
             now.into_iter().chain(transaction.next_egress.get(&pod.key).copied())

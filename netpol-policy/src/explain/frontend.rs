@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::{Side, Verdict, explain_end};
 use crate::cluster_state::{ClusterState, Owner};
 use crate::model::{PodKey, Protocol};
-use crate::reference::{Connection, Reached};
+use crate::reference::{BackendConnection, Connection};
 
 /// A frontend and its backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -54,30 +54,30 @@ pub(super) fn frontend(
         Owner::Service(key) => format!("service/{key}"),
         Owner::HostPort(key) => format!("hostPort of {key}"),
     };
-    let reached = &connection.reached;
+    let backends = &connection.backends;
     let source_allows = connection.egress.as_ref().is_none_or(|(_, evaluation)| evaluation.reason.allows());
-    let verdict = match reached.iter().filter(|reached| reached.allowed()).count() {
+    let verdict = match backends.iter().filter(|backend| backend.allowed()).count() {
         _ if !source_allows => Verdict::Deny,
-        0 if !reached.is_empty() => Verdict::Deny,
-        allowed if allowed == reached.len() && allowed > 0 => Verdict::Allow,
+        0 if !backends.is_empty() => Verdict::Deny,
+        allowed if allowed == backends.len() && allowed > 0 => Verdict::Allow,
         _ => Verdict::Some,
     };
     Some(FrontendVerdict {
         owners: cluster_state.owners(&frontend).iter().map(name).collect(),
         address: connection.destination,
         verdict,
-        backends: reached.iter().map(|reached| backend(cluster_state, reached)).collect(),
+        backends: backends.iter().map(|connection| backend(cluster_state, connection)).collect(),
     })
 }
 
-fn backend(cluster_state: &ClusterState, reached: &Reached) -> BackendVerdict {
+fn backend(cluster_state: &ClusterState, connection: &BackendConnection) -> BackendVerdict {
     BackendVerdict {
-        address: reached.backend.address,
-        port: reached.backend.port,
-        pod: cluster_state.peer_at(reached.backend.address).map(|pod| pod.key.clone()),
-        verdict: Verdict::of(reached.allowed()),
-        egress: explain_end(cluster_state, reached.egress.as_ref()),
-        ingress: explain_end(cluster_state, reached.ingress.as_ref()),
+        address: connection.backend.address,
+        port: connection.backend.port,
+        pod: cluster_state.peer_at(connection.backend.address).map(|pod| pod.key.clone()),
+        verdict: Verdict::of(connection.allowed()),
+        egress: explain_end(cluster_state, connection.egress.as_ref()),
+        ingress: explain_end(cluster_state, connection.ingress.as_ref()),
     }
 }
 

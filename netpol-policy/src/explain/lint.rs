@@ -99,7 +99,7 @@ fn no_pod(policy: &Policy) -> Found {
 }
 
 fn selects(policy: &Policy, pod: &Pod) -> bool {
-    pod.participates() && pod.key.namespace == policy.key.namespace && policy.pods.isolates(&pod.labels)
+    pod.is_selectable() && pod.key.namespace == policy.key.namespace && policy.pods.isolates(&pod.labels)
 }
 
 /// Namespace selectors of a rule that match no namespace.

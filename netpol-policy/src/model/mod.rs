@@ -20,8 +20,8 @@ pub use pod::{HostPort, HostPorts, NAMESPACE_NAME_LABEL, NamedPort, Namespace, P
 pub use policy::{IpBlock, Peer, Peers, Policy, PortMatch, PortRange, Ports, Protocol, Rule};
 pub use selector::{Requirement, Selector};
 pub use service::{
-    Backend, EndpointSlice, Frontend, FrontendAddress, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
-    Unassigned,
+    Backend, EndpointSlice, Frontend, FrontendAddress, RequestedFamilies, Service, ServicePort, SliceEndpoint,
+    SlicePort, TargetPort,
 };
 
 /// Any object of the cluster state.

@@ -44,13 +44,13 @@ pub struct Pod {
 
 impl Pod {
     /// Returns whether policies and peers can select the pod: it is not finished and has its own network namespace.
-    pub fn participates(&self) -> bool {
+    pub fn is_selectable(&self) -> bool {
         !self.host_network && !self.finished
     }
 
     /// Returns the frontends of the pod's hostPorts, each with the container port.
     pub fn host_frontends(&self) -> impl Iterator<Item = (Frontend, u16)> {
-        let host_ports = self.host_ports.iter().filter(|_| self.participates());
+        let host_ports = self.host_ports.iter().filter(|_| self.is_selectable());
         host_ports.flat_map(|host_ports| host_ports.ports.iter().flat_map(|port| port.frontends(&host_ports.addresses)))
     }
 }

@@ -22,12 +22,12 @@ pub struct Service {
     /// slices. Empty also for objects from an API server, which has the slices.
     pub selector: Labels,
     /// Set if the Service has no cluster IP yet but will get one, as in manifests that were never applied.
-    pub unassigned: Option<Unassigned>,
+    pub requested_families: Option<RequestedFamilies>,
 }
 
 /// The address families of cluster IPs that a Service requests; if none, the cluster's default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Unassigned {
+pub struct RequestedFamilies {
     /// IPv4.
     pub v4: bool,
     /// IPv6.

@@ -76,12 +76,12 @@ pub struct Connection {
     /// The packet and its evaluation at the destination pod; `None` if the destination is not a pod.
     pub ingress: Option<(Packet, Evaluation)>,
     /// If the destination is a frontend: the evaluation for each backend.
-    pub reached: Vec<Reached>,
+    pub backends: Vec<BackendConnection>,
 }
 
 /// A connection through a Service to one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reached {
+pub struct BackendConnection {
     /// The backend.
     pub backend: Backend,
     /// The packet post-DNAT; `None` if the source is not a pod.
@@ -90,7 +90,7 @@ pub struct Reached {
     pub ingress: Option<(Packet, Evaluation)>,
 }
 
-impl Reached {
+impl BackendConnection {
     /// Returns whether both directions allow the connection.
     pub fn allowed(&self) -> bool {
         both_allow(self.egress.as_ref(), self.ingress.as_ref())
@@ -104,8 +104,8 @@ fn both_allow(egress: Option<&(Packet, Evaluation)>, ingress: Option<&(Packet, E
 impl Connection {
     /// Returns whether both directions allow the connection; through a Service, to at least one backend.
     pub fn allowed(&self) -> bool {
-        let some_reached = self.reached.is_empty() || self.reached.iter().any(Reached::allowed);
-        both_allow(self.egress.as_ref(), self.ingress.as_ref()) && some_reached
+        let some_allowed = self.backends.is_empty() || self.backends.iter().any(BackendConnection::allowed);
+        both_allow(self.egress.as_ref(), self.ingress.as_ref()) && some_allowed
     }
 }
 
@@ -178,7 +178,7 @@ fn between(
     };
     let frontend = cluster_state.frontend_at(destination, protocol, port);
     let backends = frontend.map(|frontend| cluster_state.backends(&frontend)).unwrap_or_default();
-    let reached = backends.into_iter().map(|backend| Reached {
+    let backends = backends.into_iter().map(|backend| BackendConnection {
         backend,
         egress: source_pod.map(|pod| evaluated(pod, Direction::Egress, backend.address, backend.port, true)),
         ingress: cluster_state
@@ -197,7 +197,7 @@ fn between(
         destination,
         egress: source_pod.map(egress),
         ingress: destination_pod.map(|pod| evaluated(pod, Direction::Ingress, source, port, false)),
-        reached: reached.collect(),
+        backends: backends.collect(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use netpol_common::{Direction, Reason};
 
-pub use connection::{Connection, ConnectionError, End, Reached, connection, connections};
+pub use connection::{BackendConnection, Connection, ConnectionError, End, connection, connections};
 pub use matching::{Remote, allows_peer, allows_port, peer_matches, port_matches};
 pub use service::Candidate;
 
@@ -132,7 +132,7 @@ pub fn isolating<'w>(
     direction: Direction,
 ) -> impl Iterator<Item = &'w Policy> {
     cluster_state.policies.values().filter(move |policy| {
-        pod.participates()
+        pod.is_selectable()
             && policy.key.namespace == pod.key.namespace
             && policy.pods.isolates(&pod.labels)
             && match direction {

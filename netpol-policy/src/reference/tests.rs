@@ -227,21 +227,24 @@ fn s6_finished_pods_and_pods_without_their_address_are_not_peers() {
         (&["podSelector: {}"], "ops/probe", "10.0.0.9:80", true),
     ]);
 
-    let claimant = |name: &str, extra: &str| {
+    let pod_with_address = |name: &str, extra: &str| {
         format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop, labels: {{app: job}}{extra}}}, status: {{podIP: 10.0.0.2}}}}"
         )
     };
     let cases = [
         // `api` has no creation time, so it is the older one.
-        ("younger", claimant("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
+        ("younger", pod_with_address("zz", ", creationTimestamp: '2024-01-01T00:00:00Z'"), true),
         (
             "deleted",
-            claimant("zz", ", creationTimestamp: '2024-01-01T00:00:00Z', deletionTimestamp: '2024-01-02T00:00:00Z'"),
+            pod_with_address(
+                "zz",
+                ", creationTimestamp: '2024-01-01T00:00:00Z', deletionTimestamp: '2024-01-02T00:00:00Z'",
+            ),
             false,
         ),
-        ("same age, greater name", claimant("zz", ""), true),
-        ("same age, lesser name", claimant("aa", ""), false),
+        ("same age, greater name", pod_with_address("zz", ""), true),
+        ("same age, lesser name", pod_with_address("aa", ""), false),
     ];
     for (case, pod, allowed) in cases {
         let mut cluster_state = cluster(&[from_jobs]);

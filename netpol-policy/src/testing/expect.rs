@@ -31,7 +31,7 @@ pub fn is_among_backends(cluster_state: &ClusterState, packet: &Packet, accepts:
     let frontend = cluster_state.frontend_at(packet.remote, packet.protocol, packet.port);
     let Some(frontend) = frontend.filter(|_| packet.direction == Direction::Egress) else { return false };
     let backends = cluster_state.backends(&frontend);
-    let local = cluster_state.pods.values().filter(|pod| pod.participates() && pod.node.as_deref() == Some(NODE));
+    let local = cluster_state.pods.values().filter(|pod| pod.is_selectable() && pod.node.as_deref() == Some(NODE));
     let mut accepted = local.filter(|pod| accepts(pod));
     accepted.any(|pod| backends.iter().any(|backend| pod.addresses.contains(&backend.address)))
 }

@@ -190,7 +190,7 @@ pub fn service() -> impl Strategy<Value = Service> {
     (name(&NAMESPACES[..2]), name(&SERVICES), addresses(&SERVICE_ADDRESSES, 3), vec(port, 1..=2)).prop_map(
         |(namespace, name, addresses, ports)| {
             let key = ServiceKey::new(namespace, name);
-            Service { key, addresses, ports, selector: Labels::new(), unassigned: None }
+            Service { key, addresses, ports, selector: Labels::new(), requested_families: None }
         },
     )
 }

@@ -73,7 +73,7 @@ fn service(index: usize, backends: &[Pod]) -> Service {
             target: TargetPort::Number(8080),
         }],
         selector: Labels::new(),
-        unassigned: None,
+        requested_families: None,
     }
 }
 

@@ -117,7 +117,7 @@ fn s16_echo_and_other_icmp_need_a_rule() -> Result<()> {
     packets.row("ICMP echo", false, |mark| vec![v4.icmp(8, 0, [0, 1, 0, 1], mark)]);
     packets.row("an ICMP timestamp", false, |mark| vec![v4.icmp(13, 0, [0, 1, 0, 1], mark)]);
     packets.row("ICMPv6 echo", false, |mark| vec![v6.icmp(128, 0, [0, 1, 0, 1], mark)]);
-    packets.row("an unassigned ICMPv6 type", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
+    packets.row("an requested_families ICMPv6 type", false, |mark| vec![v6.icmp(200, 0, [0; 4], mark)]);
     packets.check()
 }
 

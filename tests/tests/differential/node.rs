@@ -137,7 +137,7 @@ impl Node {
     /// veth.
     fn interfaces(&mut self) -> InterfaceSnapshot {
         let cluster_state = self.reconciler.engine().cluster_state();
-        let is_local = |pod: &&Pod| pod.participates() && pod.node.as_deref() == Some(NODE);
+        let is_local = |pod: &&Pod| pod.is_selectable() && pod.node.as_deref() == Some(NODE);
         let mut veths = BTreeMap::new();
         for pod in cluster_state.pods.values().filter(is_local) {
             let addresses = owned(cluster_state, &pod.key);
@@ -180,7 +180,7 @@ impl Node {
         ensure!(ids.len() == held.len(), "two endpoints have the same ID: {held:#?}");
         for (pod, (ifindex, _)) in &self.interfaces {
             let known = self.cluster_state().pods.get(pod).is_some_and(|pod| {
-                pod.participates()
+                pod.is_selectable()
                     && pod.node.as_deref() == Some(NODE)
                     && !owned(self.cluster_state(), &pod.key).is_empty()
             });
@@ -197,7 +197,7 @@ impl Node {
 /// Returns the addresses that belong to this pod.
 pub(crate) fn owned(cluster_state: &ClusterState, pod: &PodKey) -> Vec<IpAddr> {
     let addresses = cluster_state.pods.get(pod).map(|pod| &pod.addresses[..]).unwrap_or_default();
-    let is_owned = |address: &&IpAddr| cluster_state.claimant(**address).is_some_and(|owner| owner.key == *pod);
+    let is_owned = |address: &&IpAddr| cluster_state.pod_with_address(**address).is_some_and(|owner| owner.key == *pod);
     addresses.iter().filter(is_owned).copied().collect()
 }
 

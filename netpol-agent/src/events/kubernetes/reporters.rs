@@ -45,7 +45,7 @@ fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> boo
     let in_namespace = || {
         let from = PodKey::new(namespace.clone(), "");
         let pods = cluster_state.pods.range(from..).map(|(_, pod)| pod).take(MAX_PODS);
-        pods.take_while(|pod| pod.key.namespace == *namespace).filter(|pod| pod.participates())
+        pods.take_while(|pod| pod.key.namespace == *namespace).filter(|pod| pod.is_selectable())
     };
     let selected = first_nodes(in_namespace().filter(|pod| policy.pods.isolates(&pod.labels)));
     let nearest = if selected.is_empty() { first_nodes(in_namespace()) } else { selected };

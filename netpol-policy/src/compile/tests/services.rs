@@ -203,14 +203,14 @@ fn a_new_service_is_added_after_its_backends() {
     let events = |yaml: &str| objects(yaml).into_iter().map(Event::Apply).collect::<Vec<_>>();
     let new =
         [service("db", "10.96.0.1", 30080), slice("db-1", "db", &["10.0.0.6"]), pod("db-6", 2, "db", "10.0.0.6", "")];
-    let ordered = engine.one_step(events(&new.concat())).expect("all objects are new");
+    let ordered = engine.in_safe_order(events(&new.concat())).expect("all objects are new");
     let kinds = ordered.iter().map(|event| match event {
         Event::Apply(object) => object.key().to_string(),
         other => panic!("{other:?}"),
     });
     assert_eq!(kinds.collect::<Vec<_>>(), ["Pod shop/db-6", "EndpointSlice shop/db-1", "Service shop/db"]);
     let two = [slice("old-1", "old", &["10.0.0.2"]), slice("old-2", "old", &["10.0.0.4"])].concat();
-    assert_eq!(engine.one_step(events(&two)), None, "two changes of an existing Service are not one step");
+    assert_eq!(engine.in_safe_order(events(&two)), None, "two changes of an existing Service are not one step");
     let other = [slice("old-1", "old", &["10.0.0.2"]), may_reach("api")].concat();
-    assert_eq!(engine.one_step(events(&other)), None);
+    assert_eq!(engine.in_safe_order(events(&other)), None);
 }

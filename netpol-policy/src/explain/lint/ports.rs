@@ -61,7 +61,7 @@ fn of_pods<'w>(pods: impl Iterator<Item = &'w Pod>, no_pod: &str, name: &str, po
 fn of_block(cluster_state: &ClusterState, block: &IpBlock, name: &str, port: &PortMatch) -> Option<Vec<String>> {
     let has = |pod: &&Pod| pod.ports.iter().any(|named| *named.name == *name && named.protocol == port.protocol);
     let in_block = |pod: &Pod| pod.addresses.iter().any(|address| block.contains(*address));
-    let resolves = cluster_state.pods.values().filter(|pod| pod.participates()).filter(has).any(in_block);
+    let resolves = cluster_state.pods.values().filter(|pod| pod.is_selectable()).filter(has).any(in_block);
     (!resolves).then(|| {
         vec![
             format!("No pod in {} has a port with the name \"{name}\".", block.cidr),

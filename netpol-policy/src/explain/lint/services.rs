@@ -27,7 +27,7 @@ type Target = (Backend, Protocol);
 pub(super) fn without_dns(cluster_state: &ClusterState) -> BTreeMap<PolicyKey, Found> {
     let Some((dns, targets)) = dns(cluster_state) else { return BTreeMap::new() };
     let mut denied: BTreeMap<&PolicyKey, (Vec<&Pod>, BTreeSet<Target>)> = BTreeMap::new();
-    for pod in cluster_state.pods.values().filter(|pod| pod.participates() && !pod.addresses.is_empty()) {
+    for pod in cluster_state.pods.values().filter(|pod| pod.is_selectable() && !pod.addresses.is_empty()) {
         let isolating: Vec<&Policy> = reference::isolating(cluster_state, pod, Direction::Egress).collect();
         let Some(first) = isolating.first() else { continue };
         let missing =
@@ -129,7 +129,7 @@ fn block_of_services(
     selected: &[&Pod],
     path: impl Fn() -> String,
 ) -> Option<Found> {
-    let pods = cluster_state.pods.values().filter(|pod| pod.participates()).flat_map(|pod| &pod.addresses);
+    let pods = cluster_state.pods.values().filter(|pod| pod.is_selectable()).flat_map(|pod| &pod.addresses);
     if block.cidr.prefix_len() == 0 || pods.into_iter().any(|address| block.contains(*address)) {
         return None;
     }

@@ -11,8 +11,8 @@ use super::Diagnostics;
 use super::pod::{address, name, namespace};
 use super::ports::{number, protocol};
 use crate::model::{
-    Diagnostic, EndpointSlice, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort, TargetPort,
-    Unassigned,
+    Diagnostic, EndpointSlice, RequestedFamilies, Service, ServiceKey, ServicePort, SliceEndpoint, SliceKey, SlicePort,
+    TargetPort,
 };
 
 /// Label of a slice with the name of its Service.
@@ -40,8 +40,8 @@ impl Service {
         let selector =
             spec.and_then(|spec| spec.selector.as_ref()).filter(|_| !is_external_name(api)).into_iter().flatten();
         let selector = selector.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
-        let unassigned = unassigned(api);
-        (Self { key, addresses, ports, selector, unassigned }, diagnostics.0)
+        let requested_families = requested_families(api);
+        (Self { key, addresses, ports, selector, requested_families }, diagnostics.0)
     }
 }
 
@@ -51,7 +51,7 @@ fn is_external_name(api: &core::Service) -> bool {
 
 /// Returns the families that the API server assigns to a Service without cluster IPs; see
 /// <https://kubernetes.io/docs/concepts/services-networking/dual-stack/>.
-fn unassigned(api: &core::Service) -> Option<Unassigned> {
+fn requested_families(api: &core::Service) -> Option<RequestedFamilies> {
     let spec = api.spec.as_ref().filter(|_| !is_external_name(api))?;
     let mut cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     if cluster_ips.any(|text| !text.is_empty()) {
@@ -59,7 +59,7 @@ fn unassigned(api: &core::Service) -> Option<Unassigned> {
     }
     let both = matches!(spec.ip_family_policy.as_deref(), Some("PreferDualStack" | "RequireDualStack"));
     let requests = |family: &str| both || spec.ip_families.iter().flatten().any(|requested| requested == family);
-    Some(Unassigned { v4: requests("IPv4"), v6: requests("IPv6") })
+    Some(RequestedFamilies { v4: requests("IPv4"), v6: requests("IPv6") })
 }
 
 fn is_proxied(api: &core::Service) -> bool {
