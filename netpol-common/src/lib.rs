@@ -33,7 +33,7 @@ pub use event::{
     DENIAL_KEY_WORDS, DENIAL_WAYS, Denial, DenialSet, DenyEvent, EVENT_BURST, EVENT_INTERVAL_NS, EVENT_RATE,
     EventBudget, event_budget, event_flags,
 };
-pub use flow::{ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout, looks_closed};
+pub use flow::{ANY_REMOTE, FlowEntry, FlowKey, FragmentEntry, FragmentKey, flow_state, flow_timeout, is_closed};
 pub use frontend::{FrontendEntry, FrontendKey, frontend_scope};
 pub use ids::{ClassId, Direction, EndpointVersion, IfIndex, PortSetId, RuleId, RuleSetId};
 pub use neighbor::{NEIGHBOR_BURST, NEIGHBOR_RATE, NeighborBudget};

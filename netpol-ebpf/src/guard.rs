@@ -141,12 +141,12 @@ pub(crate) fn arp<S: Context>(context: &S, start: u32) -> Reason {
     let packet = Window::of(&head.0);
     let operation = packet.number::<6>();
     // Ethernet, IPv4, and the lengths of their addresses.
-    let kind = u32::from_be_bytes(packet.quad::<0>()) == 0x0001_0800 && packet.number::<4>() == 0x0604;
+    let kind = u32::from_be_bytes(packet.four_bytes::<0>()) == 0x0001_0800 && packet.number::<4>() == 0x0604;
     let own = sender_address.belongs_to(endpoint) || (sender_address.is_zero() && operation == arp::REQUEST);
     if !kind
         || !matches!(operation, arp::REQUEST | arp::REPLY)
         || !own
-        || is_spoofed_mac(endpoint, (packet.quad::<8>(), packet.pair::<12>()))
+        || is_spoofed_mac(endpoint, (packet.four_bytes::<8>(), packet.two_bytes::<12>()))
     {
         return Reason::SpoofedNeighbor;
     }

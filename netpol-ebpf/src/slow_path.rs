@@ -399,7 +399,9 @@ where
     }
     match source {
         SourceCheck::NONE => flow::set_remote_endpoint(slot, source_endpoint),
-        SourceCheck::FROM_ELSEWHERE if context.exact_address(&key.remote_address).unwrap_or_default().endpoint == 0 => {
+        SourceCheck::NOT_LOCAL_ENDPOINT
+            if context.exact_address(&key.remote_address).unwrap_or_default().endpoint == 0 =>
+        {
             flow::set_remote_endpoint(slot, source_endpoint);
         }
         SourceCheck::TRANSLATED if known.accepts_any_remote(slot) => {

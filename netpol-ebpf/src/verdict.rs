@@ -317,10 +317,10 @@ pub(crate) fn check_source<A: PacketAddress, S: Context>(context: &S, remote: &A
         return SourceCheck::NONE;
     }
     if source_endpoint == 0 {
-        return SourceCheck::FROM_ELSEWHERE;
+        return SourceCheck::NOT_LOCAL_ENDPOINT;
     }
     match context.endpoint_by_id(source_endpoint) {
-        None => SourceCheck::FROM_ELSEWHERE,
+        None => SourceCheck::NOT_LOCAL_ENDPOINT,
         Some(source_endpoint)
             if ingress_ifindex == source_endpoint.ifindex.0
                 || remote.belongs_to(source_endpoint)

@@ -35,8 +35,8 @@ pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 4]>> {
         return None;
     }
     let head = frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>();
-    let link_source = (frame.quad::<6>(), frame.pair::<10>());
-    Some(Plain::new(link_source, header.quad::<12>(), header.quad::<16>(), protocol, head))
+    let link_source = (frame.four_bytes::<6>(), frame.two_bytes::<10>());
+    Some(Plain::new(link_source, header.four_bytes::<12>(), header.four_bytes::<16>(), protocol, head))
 }
 
 impl Parse for [u8; 4] {
@@ -49,7 +49,7 @@ impl Parse for [u8; 4] {
     fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
         let Bytes(bytes): &Bytes<8> = &context.load(start + BEFORE_ENDS as u32)?;
         let ends = Window::of(bytes);
-        Some((ends.quad::<0>(), ends.quad::<4>()))
+        Some((ends.four_bytes::<0>(), ends.four_bytes::<4>()))
     }
 
     #[inline(always)]
@@ -98,7 +98,7 @@ fn is_short<const N: usize>(header: Window<'_, N>, length: u32, protocol: u8) ->
 #[inline(always)]
 fn fragment(header: Window<'_, BEFORE_ENDS>) -> Fragment {
     let field = header.number::<6>();
-    let identification = u32::from(u16::from_ne_bytes(header.pair::<4>()));
+    let identification = u32::from(u16::from_ne_bytes(header.two_bytes::<4>()));
     if field & OFFSET != 0 {
         Fragment::Later { identification }
     } else if field & MORE != 0 {

@@ -41,8 +41,8 @@ pub(crate) fn parse_plain<S: Context>(context: &S) -> Option<Plain<[u8; 16]>> {
         return None;
     }
     let head = frame.part::<{ ETHERNET + HEADER }, { transport::HEAD }>();
-    let link_source = (frame.quad::<6>(), frame.pair::<10>());
-    Some(Plain::new(link_source, header.sixteen::<8>(), header.sixteen::<24>(), protocol, head))
+    let link_source = (frame.four_bytes::<6>(), frame.two_bytes::<10>());
+    Some(Plain::new(link_source, header.sixteen_bytes::<8>(), header.sixteen_bytes::<24>(), protocol, head))
 }
 
 impl Parse for [u8; 16] {
@@ -55,7 +55,7 @@ impl Parse for [u8; 16] {
     fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)> {
         let Bytes(bytes): &Bytes<32> = &context.load(start + BEFORE_ENDS as u32)?;
         let ends = Window::of(bytes);
-        Some((ends.sixteen::<0>(), ends.sixteen::<16>()))
+        Some((ends.sixteen_bytes::<0>(), ends.sixteen_bytes::<16>()))
     }
 
     #[inline(always)]
@@ -203,7 +203,7 @@ fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut E
 #[inline(always)]
 fn fragment(header: Window<'_, 8>) -> Fragment {
     let field = header.number::<2>();
-    let identification = u32::from_ne_bytes(header.quad::<4>());
+    let identification = u32::from_ne_bytes(header.four_bytes::<4>());
     if field >> 3 != 0 {
         Fragment::Later { identification }
     } else if field & 1 != 0 {

@@ -49,8 +49,8 @@ impl<A> Plain<A> {
             link_source,
             source,
             destination,
-            source_port: head.pair::<0>(),
-            destination_port: head.pair::<2>(),
+            source_port: head.two_bytes::<0>(),
+            destination_port: head.two_bytes::<2>(),
             protocol,
             flags,
         }

@@ -67,10 +67,10 @@ fn read<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> Opt
 
 #[inline(always)]
 fn ports(head: Window<'_, PORTS>) -> Transport {
-    Transport { source_port: head.pair::<0>(), destination_port: head.pair::<2>(), flags: TcpFlags(0) }
+    Transport { source_port: head.two_bytes::<0>(), destination_port: head.two_bytes::<2>(), flags: TcpFlags(0) }
 }
 
 #[inline(always)]
 fn icmp(head: Window<'_, ICMP>) -> Transport {
-    Transport { source_port: head.pair::<0>(), destination_port: head.pair::<4>(), flags: TcpFlags(0) }
+    Transport { source_port: head.two_bytes::<0>(), destination_port: head.two_bytes::<4>(), flags: TcpFlags(0) }
 }

@@ -48,7 +48,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads two bytes.
     #[inline(always)]
-    pub fn pair<const O: usize>(&self) -> [u8; 2] {
+    pub fn two_bytes<const O: usize>(&self) -> [u8; 2] {
         const { assert!(O + 2 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u16::<O>(self.bytes) }.to_ne_bytes()
@@ -57,12 +57,12 @@ impl<'a, const N: usize> Window<'a, N> {
     /// Reads a 16-bit number in network byte order.
     #[inline(always)]
     pub fn number<const O: usize>(&self) -> u16 {
-        u16::from_be_bytes(self.pair::<O>())
+        u16::from_be_bytes(self.two_bytes::<O>())
     }
 
     /// Reads four bytes.
     #[inline(always)]
-    pub fn quad<const O: usize>(&self) -> [u8; 4] {
+    pub fn four_bytes<const O: usize>(&self) -> [u8; 4] {
         const { assert!(O + 4 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u32::<O>(self.bytes) }.to_ne_bytes()
@@ -70,7 +70,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads sixteen bytes.
     #[inline(always)]
-    pub fn sixteen<const O: usize>(&self) -> [u8; 16] {
+    pub fn sixteen_bytes<const O: usize>(&self) -> [u8; 16] {
         const { assert!(O + 16 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u128::<O>(self.bytes) }
@@ -151,10 +151,10 @@ mod tests {
         let bytes: [u8; 20] = core::array::from_fn(|i| u8::try_from(i).unwrap());
         let window = Window::of(&bytes);
         assert_eq!(window.byte::<19>(), 19);
-        assert_eq!(window.pair::<3>(), [3, 4]);
+        assert_eq!(window.two_bytes::<3>(), [3, 4]);
         assert_eq!(window.number::<3>(), 0x0304);
-        assert_eq!(window.quad::<1>(), [1, 2, 3, 4]);
-        assert_eq!(window.sixteen::<4>()[15], 19);
-        assert_eq!(window.part::<10, 4>().quad::<0>(), [10, 11, 12, 13]);
+        assert_eq!(window.four_bytes::<1>(), [1, 2, 3, 4]);
+        assert_eq!(window.sixteen_bytes::<4>()[15], 19);
+        assert_eq!(window.part::<10, 4>().four_bytes::<0>(), [10, 11, 12, 13]);
     }
 }

@@ -316,9 +316,9 @@ fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
 
 /// Returns the idle jiffies after which a flow does not count for the table's size.
 fn sizing_timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
-    (flow_timeout::of_room(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
+    (flow_timeout::before_eviction(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
 }
 
 fn is_established<K: Family>(key: &K, entry: &FlowEntry) -> bool {
-    entry.state & flow_state::REPLIED != 0 && !looks_closed(key.interface_and_protocol().1, entry.state)
+    entry.state & flow_state::REPLIED != 0 && !is_closed(key.interface_and_protocol().1, entry.state)
 }
