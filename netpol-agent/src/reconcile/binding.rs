@@ -13,7 +13,7 @@ use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::model::PodKey;
 
 use super::interface::{addresses_of, is_any_link_local};
-use super::{Held, Reconciler};
+use super::{LocalEndpoint, Reconciler};
 use crate::dataplane::Dataplane;
 use crate::endpoints::{PodEnd, Veth};
 
@@ -55,8 +55,8 @@ pub(super) struct Bindings {
 impl Bindings {
     /// Adopts the bindings of an earlier agent. An interface without programs is left out: its index may belong to
     /// another interface by now.
-    pub(super) fn adopted<'a>(held: impl IntoIterator<Item = (&'a IfIndex, &'a Held)>) -> Self {
-        let adopt = |(ifindex, held): (&IfIndex, &Held)| {
+    pub(super) fn adopted<'a>(held: impl IntoIterator<Item = (&'a IfIndex, &'a LocalEndpoint)>) -> Self {
+        let adopt = |(ifindex, held): (&IfIndex, &LocalEndpoint)| {
             let Endpoint { mac, link_local, .. } = held.endpoint;
             let addresses: Vec<IpAddr> = addresses_of(&held.endpoint).collect();
             let is_bound = held.attached && !addresses.is_empty() && !held.endpoint.has(endpoint_flags::UNKNOWN);

@@ -9,7 +9,7 @@ use netpol_policy::model::{Pod, PodKey, PolicyKey};
 use netpol_policy::tables::EndpointPolicy;
 
 use super::interface::addresses_of;
-use super::{Held, QUARANTINE, Reconciler};
+use super::{LocalEndpoint, QUARANTINE, Reconciler};
 use crate::dataplane::Dataplane;
 use crate::source::Revision;
 
@@ -172,7 +172,7 @@ impl<D: Dataplane> Reconciler<D> {
             let policies = self.engine.rule_set(set).or_else(known).unwrap_or_default();
             policies.iter().map(ToString::to_string).collect()
         };
-        let status = |(ifindex, held): (&IfIndex, &Held)| EndpointStatus {
+        let status = |(ifindex, held): (&IfIndex, &LocalEndpoint)| EndpointStatus {
             ifindex: ifindex.0,
             interface: self.interfaces.veths.get(ifindex).map_or_else(String::new, |(veth, _)| veth.name.clone()),
             pod: held.pod.as_ref().map(ToString::to_string),

@@ -10,7 +10,7 @@ use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, endpoint_flag
 use netpol_policy::model::PodKey;
 
 use super::binding::MAC_LEARNING;
-use super::{Held, Job, QUARANTINE, Reconciler};
+use super::{Job, LocalEndpoint, QUARANTINE, Reconciler};
 use crate::dataplane::{AttachError, Dataplane, Role};
 use crate::endpoints::{KnownVeths, is_link_local};
 
@@ -131,7 +131,9 @@ impl<D: Dataplane> Reconciler<D> {
     /// Logs that a pod is enforced on an interface that dropped everything until then, because the pod was unknown or
     /// its policies were not compiled.
     fn log_enforced(&mut self, ifindex: IfIndex) {
-        let Some(Held { pod: Some(pod), attached: true, shut: false, .. }) = self.held.get(&ifindex) else { return };
+        let Some(LocalEndpoint { pod: Some(pod), attached: true, shut: false, .. }) = self.held.get(&ifindex) else {
+            return;
+        };
         let Some(unprotected_interval) = self.unprotected_interfaces.take_drop_all(ifindex) else { return };
         let interface = self.interfaces.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
         let evaluated_ms = self.seen.get(&ifindex).map(|seen| tenths_of_ms(seen.elapsed()));
@@ -258,7 +260,8 @@ impl<D: Dataplane> Reconciler<D> {
                 if attached {
                     self.failures.clear_error(ifindex);
                 }
-                let held = Held { pod, endpoint, attached, orphaned: false, marks: marks || attached, shut: false };
+                let held =
+                    LocalEndpoint { pod, endpoint, attached, orphaned: false, marks: marks || attached, shut: false };
                 let before = self.held.insert(ifindex, held);
                 if let Some(before) = before.filter(|before| before.endpoint.id != id) {
                     self.ids.release(before.endpoint.id);
@@ -450,7 +453,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns what the next reading of interfaces can skip, and what it must include.
     pub fn known(&self) -> KnownVeths {
         let is_young = |ifindex: &IfIndex| self.seen.get(ifindex).is_some_and(|seen| seen.elapsed() < MAC_LEARNING);
-        let wanted = |(ifindex, held): &(&IfIndex, &Held)| {
+        let wanted = |(ifindex, held): &(&IfIndex, &LocalEndpoint)| {
             held.attached && held.pod.is_some() && (held.endpoint.mac == [0; 6] || is_young(ifindex))
         };
         let without_mac = self.held.iter().filter(wanted).map(|(ifindex, _)| *ifindex).collect();
@@ -461,7 +464,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// unknown interface waits for nothing: its pod is waited for as soon as the source reports it.
     pub fn is_waiting(&self) -> bool {
         let complete_interfaces = self.complete_interfaces();
-        let waits = |(ifindex, held): (&IfIndex, &Held)| {
+        let waits = |(ifindex, held): (&IfIndex, &LocalEndpoint)| {
             self.interfaces.veths.contains_key(ifindex)
                 && !complete_interfaces.contains(ifindex)
                 && (!held.attached || !held.endpoint.has(endpoint_flags::UNKNOWN))

@@ -91,7 +91,7 @@ impl Options {
 /// An interface that has, or had, an endpoint.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
-pub struct Held {
+pub struct LocalEndpoint {
     /// Pod of the interface; `None` if it is unknown.
     pub pod: Option<PodKey>,
     /// Endpoint in the kernel.
@@ -149,7 +149,7 @@ pub struct Reconciler<D> {
     interfaces: InterfaceSnapshot,
     /// Policies according to the changes executed so far; the engine may be ahead.
     policies: BTreeMap<PodKey, EndpointPolicy>,
-    held: BTreeMap<IfIndex, Held>,
+    held: BTreeMap<IfIndex, LocalEndpoint>,
     bindings: Bindings,
     /// Endpoint IDs that are written to addresses of pods of this node.
     owners: BTreeMap<IpAddr, u32>,
@@ -326,7 +326,7 @@ impl<D: Dataplane> Reconciler<D> {
         let concerned = self.held.iter().filter(|(_, held)| !held.shut && which(&held.endpoint, held));
         let ifindexes: Vec<IfIndex> = concerned.map(|(ifindex, _)| *ifindex).collect();
         for ifindex in ifindexes {
-            let Held { pod, endpoint, orphaned, .. } = self.held[&ifindex].clone();
+            let LocalEndpoint { pod, endpoint, orphaned, .. } = self.held[&ifindex].clone();
             if orphaned {
                 self.write_endpoint(ifindex, pod, endpoint);
                 self.held.entry(ifindex).and_modify(|held| held.orphaned = true);
@@ -363,7 +363,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns every interface with an endpoint.
-    pub fn held(&self) -> &BTreeMap<IfIndex, Held> {
+    pub fn held(&self) -> &BTreeMap<IfIndex, LocalEndpoint> {
         &self.held
     }
 

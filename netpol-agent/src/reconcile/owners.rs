@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use netpol_common::{IfIndex, endpoint_flags};
 
 use super::interface::addresses_of;
-use super::{Held, Reconciler};
+use super::{LocalEndpoint, Reconciler};
 use crate::dataplane::Dataplane;
 use crate::endpoints::TunnelEndpoints;
 
@@ -31,11 +31,12 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns the expected endpoint ID of each address. An orphaned endpoint keeps its address until another pod has
     /// it.
     fn wanted_owners(&self) -> BTreeMap<IpAddr, u32> {
-        let marked = |held: &&Held| held.marks && !held.endpoint.has(endpoint_flags::UNKNOWN);
-        let (orphaned, known): (Vec<&Held>, Vec<&Held>) =
+        let marked = |held: &&LocalEndpoint| held.marks && !held.endpoint.has(endpoint_flags::UNKNOWN);
+        let (orphaned, known): (Vec<&LocalEndpoint>, Vec<&LocalEndpoint>) =
             self.held.values().filter(marked).partition(|held| held.orphaned);
-        let owned =
-            |held: &Held| addresses_of(&held.endpoint).map(|address| (address, held.endpoint.id)).collect::<Vec<_>>();
+        let owned = |held: &LocalEndpoint| {
+            addresses_of(&held.endpoint).map(|address| (address, held.endpoint.id)).collect::<Vec<_>>()
+        };
         orphaned.into_iter().chain(known).flat_map(owned).collect()
     }
 

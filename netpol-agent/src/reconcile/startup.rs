@@ -15,7 +15,7 @@ use super::pods::LocalPods;
 use super::shortage::Shortage;
 use super::unprotected::{UnprotectedInterfaces, UnprotectedInterval};
 use super::work::{Origin, Work};
-use super::{Held, Options, Reconciler, UnprotectedTimes, Verifying};
+use super::{LocalEndpoint, Options, Reconciler, UnprotectedTimes, Verifying};
 use crate::dataplane::migration::Snapshot;
 use crate::dataplane::{Adopted, Dataplane, Role, WriteError};
 use crate::endpoints::InterfaceSnapshot;
@@ -70,7 +70,7 @@ impl<D: Dataplane> Reconciler<D> {
             .map(|(ifindex, endpoint)| {
                 let attached = adopted.get(&ifindex) == Some(&Adopted { role: Role::Pod, running: true });
                 let marks = adopted.get(&ifindex).is_some_and(|adopted| adopted.role == Role::Pod);
-                (ifindex, Held { pod: None, endpoint, attached, orphaned: false, marks, shut: false })
+                (ifindex, LocalEndpoint { pod: None, endpoint, attached, orphaned: false, marks, shut: false })
             })
             .collect();
         let bindings = Bindings::adopted(&held);
