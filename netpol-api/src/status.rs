@@ -69,7 +69,7 @@ pub struct Endpoint {
     pub attached: bool,
     /// Whether the pod was deleted. Its last policies are enforced until the interface is removed.
     pub orphaned: bool,
-    /// Why the interface is not enforced as the pod whose address it has: another interface is bound to that pod.
+    /// Why the interface is not enforced as the pod with its address: another interface is bound to that pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conflict: Option<String>,
     /// Addresses of its pod that the pod's object does not list: what is sent from them is dropped as spoofed.

@@ -184,7 +184,7 @@ impl Input {
                 }
                 return;
             }
-            // A broken link whose name is not that of a manifest.
+            // A broken link with a name that is not that of a manifest.
             Err(_) if !named && !is_manifest(path) => return,
             Err(error) => Err(error),
         };

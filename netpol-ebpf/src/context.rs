@@ -21,7 +21,7 @@ pub trait Context: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
     /// Returns the length of the frame in bytes.
     fn length(&self) -> u32;
-    /// Returns the interface of the endpoint whose policy is evaluated.
+    /// Returns the interface of the endpoint that is evaluated.
     fn ifindex(&self) -> u32;
     /// Returns the interface by which the packet came into the node; 0 if this node sent it.
     fn ingress_ifindex(&self) -> u32;

@@ -45,7 +45,7 @@ impl FragmentInfo {
         })
     }
 
-    /// Returns the fields of a later fragment whose first was not seen: no ports, and no flags, which all other later
+    /// Returns the fields of a later fragment after an unseen first one: no ports, and no flags, which all other later
     /// fragments have.
     #[inline(always)]
     fn unknown(protocol: u8) -> Self {
@@ -53,7 +53,7 @@ impl FragmentInfo {
     }
 }
 
-/// Returns whether a packet is a later fragment whose first is not known: see [`FragmentInfo::unknown`].
+/// Returns whether a packet is a later fragment after an unknown first one: see [`FragmentInfo::unknown`].
 #[inline(always)]
 pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
     matches!(packet.fragment, Fragment::Later { .. }) && packet.transport.flags.0 == 0

@@ -228,7 +228,7 @@ mod igmp {
     pub(super) const DESTINATION: u32 = 16;
 }
 
-/// Checks the IGMP message to a multicast group whose IPv4 header is at `start`. A pod sends reports and leave messages
+/// Checks the IGMP message to a multicast group; its IPv4 header is at `start`. A pod sends reports and leave messages
 /// of limited length; only routers send queries. `None`: policy decides.
 #[inline(always)]
 pub(crate) fn check_igmp<S: Context>(

@@ -96,7 +96,7 @@ mod programs {
     }
 
     /// Rechecks a packet from a pod of this node by the sender's policy first, and then evaluates the receiver's. If
-    /// the receiving pod forwards the packet, it starts anew.
+    /// the receiving pod forwards the packet, its evaluation starts again.
     #[inline(always)]
     fn ingress(context: &TcContext) -> i32 {
         let skb = skb_at(context, hook::POST_DNAT);

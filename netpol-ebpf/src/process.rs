@@ -177,7 +177,7 @@ where
     Some(process_plain_new::<EGRESS, A, S>(context, endpoint, version, &key, bits))
 }
 
-/// Evaluates a plain packet to a pod, of a known flow whose remote had another source endpoint ID before. This is
+/// Evaluates a plain packet to a pod, of a known flow, if its remote had another source endpoint ID before. This is
 /// allowed if the address belongs to the new endpoint (pods get enforced or get new IDs while flows are open), or if
 /// the flow accepts any remote endpoint. All other packets and stale flows take the slow path.
 #[inline(never)]

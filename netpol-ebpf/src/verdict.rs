@@ -249,9 +249,9 @@ pub(crate) fn mark_for_recheck<S: Context>(context: &S, endpoint: &Endpoint, dir
     }
 }
 
-/// Returns the state bit of a flow whose packets are all rechecked post-DNAT. Datagrams to a Service belong to these:
-/// conntrack forgets their flow sooner than netpol does, and the next one may go to a new backend that is not known
-/// here yet.
+/// Returns the state bit of a flow if all of its packets are rechecked post-DNAT. Datagrams to a Service belong to
+/// these: conntrack forgets their flow sooner than netpol does, and the next one may go to a new backend that is not
+/// known here yet.
 #[inline(always)]
 fn recheck_flag<S: Context>(context: &S, direction: Direction, protocol: u8, evaluation: &Evaluation) -> u8 {
     let may_change = matches!(evaluation.reason, Reason::Service);

@@ -56,7 +56,7 @@ pub fn connect_all(
     Ok(all)
 }
 
-/// A UDP client with one socket, for targets whose backends change.
+/// A UDP client with one socket, for targets with backends that change.
 #[derive(Debug)]
 pub struct UdpClient {
     socket: UdpSocket,

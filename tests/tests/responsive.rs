@@ -39,7 +39,7 @@ fn compiling(lab: &Lab) -> Result<f64> {
     line.context("no netpol_evaluating_seconds")?.parse().context("parsing the value")
 }
 
-/// Starts a lab whose agent has just begun to compile [`many`] policies.
+/// Starts a lab with an agent that has just begun to compile [`many`] policies.
 fn busy() -> Result<Lab> {
     let lab = Lab::start(pods(), &[deny_all("locked")])?;
     lab.expect("free/one -> free/two 80/TCP\nfree/one -> shop/web 80/TCP")?;

@@ -87,7 +87,7 @@ pub(crate) struct ImageArgs {
 /// Options of `test`.
 #[derive(Args, Debug)]
 pub(crate) struct TestArgs {
-    /// Run only tests whose path contains this text; can be repeated.
+    /// Run only tests with this text in their path; can be repeated.
     #[arg(short, long, value_name = "PART")]
     pub(crate) filter: Vec<String>,
     /// Number of random cases for each property, instead of the property's own number.

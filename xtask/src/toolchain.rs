@@ -5,7 +5,7 @@
 //! 2. rustup's nightly with `rust-src`, which builds `core` from source
 //! 3. Debian's `rustc-web`, with a prebuilt `core`
 //!
-//! All need bpf-linker, in a version whose LLVM reads the compiler's bitcode.
+//! All need bpf-linker, in a version with an LLVM that reads the compiler's bitcode.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

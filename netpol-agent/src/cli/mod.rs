@@ -217,7 +217,7 @@ struct Sizes {
     /// IPv4 datagrams in fragments at a time; half as many for IPv6
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
     max_fragments: u32,
-    /// Denied flows whose deny events are limited separately; rounded up to four times a power of two
+    /// Denied flows with a separate limit of deny events; rounded up to four times a power of two
     #[arg(long, default_value_t = Capacities::default().denials * DENIAL_WAYS)]
     max_denials: u32,
     /// Size of the ring buffer for deny events, in bytes; rounded up to a power of two

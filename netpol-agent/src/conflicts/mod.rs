@@ -1,6 +1,6 @@
-//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins whose pods netpol
-//! cannot enforce. Runs once a minute on its own thread. Each conflict is logged once and counted in the metrics.
-//! netpol enforces in any case.
+//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins with pods that
+//! netpol cannot enforce. Runs once a minute on its own thread. Each conflict is logged once and counted in the
+//! metrics. netpol enforces in any case.
 
 mod chains;
 mod cni;

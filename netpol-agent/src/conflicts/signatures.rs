@@ -22,8 +22,8 @@ const K3S: &str = "it enforces the same policies, and both must allow a packet. 
 const KINDNET: &str = "it enforces the same policies, and both must allow a packet. Create kind clusters with \
     disableDefaultCNI and a CNI plugin without policy enforcement, or remove kube-network-policies; \
     `nft delete table inet NAME` removes its rules";
-const CALICO: &str = "Calico enforces the same policies and its own, and both must allow a packet. Run netpol on nodes whose \
-    CNI plugin enforces no policies, or keep Calico and remove netpol";
+const CALICO: &str = "Calico enforces the same policies and its own, and both must allow a packet. Run netpol on nodes with \
+    a CNI plugin that enforces no policies, or keep Calico and remove netpol";
 const WEAVE: &str = "Weave enforces the same policies, and both must allow a packet. Run weave-kube with EXPECT_NPC=0 and \
     without weave-npc";
 

@@ -69,7 +69,7 @@ pub enum NetlinkError {
     },
 }
 
-/// A veth whose peer is in another namespace.
+/// A veth with its peer in another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Veth {
     /// Its index in this namespace.

@@ -204,7 +204,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.bindings = bindings;
     }
 
-    /// Returns the pods whose addresses are found on interfaces without a binding.
+    /// Returns the pods with addresses that are found on interfaces without a binding.
     fn claims(&self, bindings: &Bindings) -> BTreeMap<IfIndex, Vec<PodKey>> {
         let unbound = self.interfaces.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
         let claim = |(ifindex, (_, side)): (&IfIndex, &(Veth, PodEnd))| {
@@ -297,8 +297,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Reports bound interfaces whose pod took the address of another pod, unlisted addresses, and further interfaces
-    /// of pods' namespaces.
+    /// Reports bound interfaces of pods that took the address of another pod, unlisted addresses, and further
+    /// interfaces of pods' namespaces.
     fn report_irregular(&self, bindings: &mut Bindings) {
         let mut namespaces: BTreeMap<i32, PodKey> = BTreeMap::new();
         let mut conflicts = Vec::new();

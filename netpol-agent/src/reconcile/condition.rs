@@ -102,7 +102,7 @@ impl<D: Dataplane> Reconciler<D> {
                     result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
                     return result;
                 }
-                // Pods whose endpoint still has a rule set with the policy.
+                // Pods with an endpoint that still has a rule set with the policy.
                 for held in self.held.values().filter(|held| !held.orphaned) {
                     let Some(pod) = &held.pod else { continue };
                     if self.selects([held.endpoint.ingress, held.endpoint.egress], &policy) {

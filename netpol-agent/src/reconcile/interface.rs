@@ -20,7 +20,7 @@ const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a link that the kernel reported is kept if no reading of the interfaces finds it.
 const ANNOUNCED_LIMIT: Duration = Duration::from_mins(1);
 
-/// How to treat veths whose peer, in another namespace, never had the address of a known pod of this node. This
+/// How to treat veths with a peer, in another namespace, that never had the address of a known pod of this node. This
 /// applies to every veth that leads to another namespace, whatever created it. The veth of a deleted pod is not
 /// unknown: the endpoint stays as it was until the interface is removed or another pod has the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]

@@ -286,7 +286,7 @@ fn answer(request: LoopRequest, reconciler: &Reconciler<Kernel>, meter: &Meter, 
     }
 }
 
-/// Reports ready although pods still wait: a pod whose interface never appears must not keep the agent unready.
+/// Reports ready although pods still wait: a pod without an interface must not keep the agent unready.
 fn ready_without_waiting(reconciler: &Reconciler<Kernel>, ready: &mut bool, file: Option<&std::path::Path>) {
     if reconciler.is_node_unknown() {
         return;

@@ -56,7 +56,7 @@ impl UnprotectedInterfaces {
         self.drop_all.insert(ifindex, time);
     }
 
-    /// Returns the unprotected time of an interface that dropped everything and whose pod is enforced now.
+    /// Returns the unprotected time of an interface that dropped everything before its pod was enforced.
     pub(super) fn take_drop_all(&mut self, ifindex: IfIndex) -> Option<UnprotectedInterval> {
         self.drop_all.remove(&ifindex)
     }
@@ -75,7 +75,7 @@ pub struct UnprotectedTimes {
     /// Number of interfaces.
     pub count: u64,
     /// Time from the appearance of an interface, as reported by the kernel, until its programs ran, compile time
-    /// included. For interfaces that existed when the agent started: from that start. For interfaces whose programs
+    /// included. For interfaces that existed when the agent started: from that start. For interfaces with programs that
     /// another process detached: from the report of the kernel.
     pub unprotected: Duration,
     /// Number of interfaces with at most the time of each of [`BOUNDS`].

@@ -1,4 +1,4 @@
-//! A cluster whose API server fails on demand, and the kube source that reads it.
+//! A cluster with an API server that fails on demand, and the kube source that reads it.
 
 #![allow(dead_code, reason = "each test binary uses a part of this module")]
 
@@ -205,7 +205,7 @@ impl Cluster {
         }
     }
 
-    /// Returns the number of requests whose path or query contains `part`.
+    /// Returns the number of requests with `part` in the path or query.
     pub(crate) fn requests_with(&self, part: &str) -> usize {
         self.server.requests().iter().filter(|request| request.path.contains(part)).count()
     }

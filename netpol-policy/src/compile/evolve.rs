@@ -31,7 +31,7 @@ pub(super) struct Evolution {
 }
 
 impl Engine {
-    /// Splits pods whose parts of a policy change: into rule sets that can change in place, and pods that need other
+    /// Splits pods with changed parts of a policy: into rule sets that can change in place, and pods that need other
     /// rule sets.
     pub(super) fn evolutions(
         &mut self,

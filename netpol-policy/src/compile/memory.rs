@@ -120,7 +120,7 @@ impl Engine {
         }
     }
 
-    /// Finds rule sets whose ports for any peer were refused and fit now. Returns their pods, which need a new rule
+    /// Finds rule sets with ports for any peer that were refused and fit now. Returns their pods, which need a new rule
     /// set.
     fn replace_refused(&mut self) -> BTreeSet<PodKey> {
         let has_room = |rule_set: &RuleSet| {
@@ -137,7 +137,7 @@ impl Engine {
         pods
     }
 
-    /// Writes endpoints whose policy became complete or incomplete with the same rule sets.
+    /// Writes endpoints if their policy became complete or incomplete with the same rule sets.
     fn mark_incomplete(&mut self, transaction: &mut Transaction) {
         let changed = |(pod, rule_sets): (&PodKey, [RuleSetId; 2])| {
             let incomplete = rule_sets.into_iter().any(|rule_set| self.rule_sets.is_incomplete(rule_set));

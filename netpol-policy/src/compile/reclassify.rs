@@ -96,7 +96,7 @@ impl Engine {
         moves
     }
 
-    /// Renames classes whose users all get the same new signature. They keep their IDs. Returns these classes.
+    /// Renames classes with users that all get the same new signature. They keep their IDs. Returns these classes.
     fn rename(&mut self, steps: &[PendingMove]) -> BTreeSet<ClassId> {
         let mut classes: HashMap<ClassId, (usize, Option<&Signature>)> = HashMap::new();
         for step in steps {

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::path::FieldPath;
 
-/// Lists whose items are strings.
+/// Lists of strings.
 const STRINGS: [&str; 9] =
     ["except", "values", "policyTypes", "finalizers", "addresses", "externalIPs", "clusterIPs", "ipFamilies", "args"];
-/// Maps whose values are strings.
+/// Maps to strings.
 const STRING_MAPS: [&str; 5] = ["labels", "annotations", "matchLabels", "nodeSelector", "selector"];
 
 /// Replaces null items and null label values with empty ones. Returns their paths.

@@ -236,7 +236,7 @@ impl<'t, 'f> TreeReader<'t, 'f> {
         Ok(Value::Object(map))
     }
 
-    /// Parses the value of a child whose line is `child_lines`.
+    /// Parses the value of a child at `child_lines`.
     fn child(
         &mut self,
         step: Step,

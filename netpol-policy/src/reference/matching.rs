@@ -12,8 +12,8 @@ use crate::model::{Peer, Peers, Pod, Policy, PortMatch, PortRange, Ports};
 pub struct Remote<'w> {
     /// Its address, as in the packet.
     pub address: IpAddr,
-    /// The pod with this address. Not a host-network or finished pod, one whose address another pod has taken, or one
-    /// that claims the address of a node (5, 6, 15).
+    /// The pod with this address. Not a host-network or finished pod, one with an address that another pod has taken,
+    /// or one that claims the address of a node (5, 6, 15).
     pub pod: Option<&'w Pod>,
 }
 

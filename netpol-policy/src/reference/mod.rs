@@ -21,7 +21,7 @@ use crate::model::{Peers, Pod, PodKey, Policy, PolicyKey, Ports, Rule};
 /// The first packet of a flow, at the interface of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// The pod at whose interface the packet is evaluated.
+    /// The pod; the packet is evaluated at its interface.
     pub pod: PodKey,
     /// `Ingress` if the remote initiates the flow, `Egress` if the pod does.
     pub direction: Direction,

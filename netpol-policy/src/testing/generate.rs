@@ -22,7 +22,7 @@ const VALUES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 2] = ["http", "dns"];
 const SERVICES: [&str; 2] = ["s", "t"];
 
-/// The node whose pods have endpoints.
+/// The node with pods that have endpoints.
 pub(super) const NODE: &str = "node-1";
 /// Addresses of pods, nodes, Services and outside hosts.
 pub(super) const ADDRESSES: [&str; 14] = [

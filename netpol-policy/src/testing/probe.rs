@@ -1,4 +1,4 @@
-//! Probes: packets whose verdicts differ between cluster states.
+//! Probes: packets that have different verdicts in different cluster states.
 
 use std::net::IpAddr;
 

@@ -17,7 +17,7 @@ pub const SOURCE: &str = "NETPOL_TEST_SOURCE";
 /// The role that users install. A test with the fake API server fails if the role does not allow enough.
 const ROLE: &str = include_str!("../../../deploy/base/rbac.yaml");
 
-/// Returns options for a server whose user has only the permissions of the agent's `ClusterRole` in `deploy/`.
+/// Returns options for a server with a user that has only the permissions of the agent's `ClusterRole` in `deploy/`.
 ///
 /// # Errors
 /// Returns an error if the role is missing or invalid.

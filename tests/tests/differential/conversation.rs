@@ -70,7 +70,7 @@ impl Conversation {
     fn expect(&self, kind: PacketKind, cluster_state: &ClusterState, tables: &Tables) -> (Reason, FlowState) {
         let direction = kind.direction(&self.probe);
         let as_attempt = expected(cluster_state, tables, &self.attempt(direction)).0;
-        // Protocols whose packets show that they start a connection.
+        // Protocols with packets that show that they start a connection.
         let has_handshake = matches!(self.probe.protocol, protocol::TCP | protocol::SCTP);
         let starts_connection = kind == PacketKind::Initial && has_handshake;
         match self.state {

@@ -21,7 +21,7 @@ use netpol_tests::{Netns, program};
 use crate::frames::Runner;
 use crate::sampler::{SampledKernel, Sampler};
 
-/// The node of [`netpol_policy::testing`] whose pods have endpoints.
+/// The node of [`netpol_policy::testing`] with pods that have endpoints.
 const NODE: &str = "node-1";
 /// Index of the first interface.
 const FIRST: u32 = 11;

@@ -68,7 +68,7 @@ fn a_policy_change_applies_to_open_flows() {
 }
 
 /// If the other direction is not isolated, the next packet of either side must not start a new flow in place of a
-/// revoked one, for protocols whose packets show which of them starts a flow.
+/// revoked one, for protocols with packets that show which of them starts a flow.
 #[test]
 fn a_revoked_flow_stays_revoked_on_both_sides() {
     for (initiating, a) in [Ingress, Egress].into_iter().flat_map(|initiating| FAMILIES.map(|a| (initiating, a))) {

@@ -1,4 +1,4 @@
-//! Services whose manifests have a selector and no `EndpointSlices`, and pods on the host network behind them.
+//! Services with a selector and no `EndpointSlices` in their manifests, and pods on the host network behind them.
 
 use anyhow::{Context, Result};
 use netpol_tests::{Cluster, Interconnect, Mode, Topology, policy};

@@ -21,7 +21,7 @@ const REMOTE_PODS: usize = 50;
 /// Index of the address of the first added remote pod.
 const FIRST_ADDED: usize = 3_000_000;
 
-/// A pod of this node whose endpoint is read from the maps.
+/// A pod of this node; its endpoint is read from the maps.
 struct Local {
     app: usize,
     name: String,

@@ -11,7 +11,7 @@ const WAIT_LIMIT: Duration = Duration::from_secs(1);
 /// Where packets were dropped, and why.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct DropPoint {
-    /// The pod at whose interface they were dropped.
+    /// The pod; they were dropped at its interface.
     pub(super) pod: String,
     /// `ingress` or `egress`.
     pub(super) direction: String,

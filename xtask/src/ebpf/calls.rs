@@ -93,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns an object whose `program`, in a section of its own, calls the second function of `.text`, with a
+    /// Returns an object with a `program`, in a section of its own, that calls the second function of `.text`, with a
     /// relocation against the function or against the section.
     fn program_that_calls(name: &str, by_section: bool) -> Vec<u8> {
         let exit = [0x95, 0, 0, 0, 0, 0, 0, 0];

@@ -1,6 +1,6 @@
 //! `dir:PATH`: a directory tree of manifests. The objects in the files are the cluster state.
 //!
-//! Any inotify event leads to one scan; files whose stamp changed are read. A directory or file that cannot be read
+//! Any inotify event leads to one scan; files with a changed stamp are read. A directory or file that cannot be read
 //! keeps its last objects and is read again later; its error is logged once. Scans and reads run on a blocking thread,
 //! because they take long for large files.
 

@@ -30,8 +30,8 @@ pub(super) struct FileChanges {
     pub(super) warnings: Vec<String>,
 }
 
-/// The objects of all files. If several files contain the same object, the one whose path sorts last is used, as
-/// everywhere in netpol where an object is defined more than once.
+/// The objects of all files. If several files contain the same object, the one with the path that sorts last is used,
+/// as everywhere in netpol where an object is defined more than once.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,

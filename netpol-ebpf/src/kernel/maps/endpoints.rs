@@ -1,7 +1,7 @@
 //! `ENDPOINTS` and `ENDPOINTS_OVERFLOW`: the endpoints of this node.
 //!
 //! `ENDPOINTS` is an array, because the verifier turns an array lookup into three instructions, and a hash lookup costs
-//! 30 ns. `ENDPOINTS_OVERFLOW` is a hash for interfaces whose slot another interface has, since an ifindex grows
+//! 30 ns. `ENDPOINTS_OVERFLOW` is a hash for interfaces that share a slot with another one, since an ifindex grows
 //! without limit as pods come and go. Its value is the index of a further slot of the array, not an endpoint: if an
 //! endpoint could be in either of two maps, the verifier would check all code twice.
 //!
