@@ -125,10 +125,10 @@ impl Reported {
     fn report(&mut self, kind: ConflictKind, found: Findings) {
         let before = self.before.remove(&kind).unwrap_or_default();
         for (what, Finding { location, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
-            tracing::warn!(kind = kind.name(), what, location, "conflict: {advice}");
+            tracing::warn!(kind = kind.name(), conflict = what, location, "conflict: {advice}");
         }
         for what in before.keys().filter(|what| !found.contains_key(*what)) {
-            tracing::info!(kind = kind.name(), what, "conflict resolved");
+            tracing::info!(kind = kind.name(), conflict = what, "conflict resolved");
         }
         self.counts.set(kind, found.len());
         self.before.insert(kind, found);
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(report(ConflictKind::Chains, &[]), ((0, 2), 0));
         assert_eq!(report(ConflictKind::Chains, &["Weave"]), ((1, 0), 1), "logged again when it is back");
         let resolved = log(|| reported.report(ConflictKind::Chains, Findings::new()));
-        assert!(resolved.contains("INFO") && resolved.contains("kind=\"chains\" what=\"Weave\""), "{resolved}");
+        assert!(resolved.contains("INFO") && resolved.contains("kind=\"chains\" conflict=\"Weave\""), "{resolved}");
     }
 
     #[test]

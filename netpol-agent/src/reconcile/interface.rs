@@ -427,7 +427,7 @@ impl<D: Dataplane> Reconciler<D> {
         if let Some(held) = self.held.remove(&ifindex) {
             self.ids.release(held.endpoint.id);
             let pod = held.pod.map_or_else(|| "unknown".to_owned(), |pod| pod.to_string());
-            tracing::info!(pod, interface = %ifindex, why, "detached");
+            tracing::info!(pod, interface = %ifindex, reason = why, "detached");
         }
     }
 

@@ -33,7 +33,7 @@ const REPLACED: [(&str, &str); 20] = [
 
 /// Maximum length of a commit subject in characters.
 const SUBJECT: usize = 72;
-/// Commits with subjects that are checked: older ones cannot be changed.
+/// The last commits: their subjects are checked. Older ones cannot be changed.
 const COMMITS: &str = "-20";
 
 /// Checks comments and strings of sources, and docs.

@@ -139,7 +139,7 @@ impl Watcher {
                 Ok(StreamEnd::Timeout) if started.elapsed() > Duration::from_secs(1) => continue,
                 Ok(StreamEnd::Timeout) => {}
                 Ok(StreamEnd::Expired(why)) => {
-                    tracing::info!(resource = %self.resource, why, "watch version expired; listing again");
+                    tracing::info!(resource = %self.resource, reason = why, "watch version expired; listing again");
                     self.position = None;
                     self.mark_lost().await;
                     // The server is reachable, and other watchers may have recovered: wait less than after failures.
