@@ -103,7 +103,7 @@ fn uninstall_removes_the_socket_of_a_killed_agent() -> Result<()> {
 }
 
 #[test]
-fn an_agent_whose_node_does_not_exist_is_not_ready_until_it_does() -> Result<()> {
+fn an_agent_without_a_node_object_is_not_ready_until_there_is_one() -> Result<()> {
     let cluster = demo_sized().build()?;
     cluster.apply("first", &deny_all("shop"))?;
     let node = cluster.host("node-1").name().to_owned();
@@ -195,7 +195,7 @@ fn s26_uninstall_allows_all_traffic_and_removes_and_reports_everything() -> Resu
 }
 
 #[test]
-fn uninstall_with_then_stay_keeps_running_only_if_nothing_remains() -> Result<()> {
+fn uninstall_keeps_running_on_request_only_if_nothing_remains() -> Result<()> {
     let mut lab = Lab::start(demo_sized(), &[deny_all("shop")])?;
     let early = lab.agent().run_subcommand("uninstall", &["--keep-running"])?;
     ensure!(early.code == Some(3), "uninstall --keep-running must fail while an agent runs: {early:?}");
