@@ -15,7 +15,7 @@ pub struct DirectionPolicy {
     /// The rule set of the policies that isolate this direction, or [`RuleSetId::NONE`].
     pub rule_set: RuleSetId,
     /// The ports that the rule set allows to every address, including addresses that match no peer selector
-    /// ([`crate::ClassId::NOBODY`]).
+    /// ([`crate::ClassId::NONE`]).
     pub any: PortSetId,
 }
 
@@ -94,7 +94,7 @@ pub mod endpoint_flags {
     /// Anti-spoofing: packets from the pod must have the pod's addresses (IP source, Ethernet source, the fields of ARP
     /// and neighbor discovery). If packets with this source endpoint ID arrive at other pods of this node, their source
     /// address is checked there, too.
-    pub const SOURCE_GUARD: u32 = 1 << 0;
+    pub const ANTI_SPOOFING: u32 = 1 << 0;
     /// All traffic is dropped: the pod of the interface is not known and unknown pods are denied, or the interface is in
     /// conflict with another one.
     pub const UNKNOWN: u32 = 1 << 1;

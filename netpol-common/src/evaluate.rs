@@ -115,7 +115,7 @@ pub struct Attempt<A> {
     pub source: SourceCheck,
     /// Egress: the packet is post-DNAT. If its destination is still a Service address, another node selects the
     /// backend.
-    pub behind: bool,
+    pub post_dnat: bool,
 }
 
 /// How to check the source address of a packet to a pod. This is a number and not an enum, because the verifier would
@@ -132,7 +132,7 @@ impl SourceCheck {
     /// * The packet belongs to a known flow.
     pub const NONE: Self = Self(0);
     /// The packet has no source endpoint ID. Its source address must not be that of an endpoint of this node.
-    pub const FROM_ELSEWHERE: Self = Self(1);
+    pub const NOT_LOCAL_ENDPOINT: Self = Self(1);
     /// The packet has a source endpoint ID, but not the address of that endpoint. Its source address must be the local
     /// node's (masquerading) or a Service's (a reply, which starts no flow).
     pub const TRANSLATED: Self = Self(2);
@@ -251,7 +251,7 @@ pub fn evaluate<A: Address, T: Tables<A>>(tables: &T, endpoint: &Endpoint, attem
 #[inline(always)]
 fn is_unverified<A>(endpoint: &Endpoint, attempt: &Attempt<A>, entry: AddressEntry) -> bool {
     match attempt.source {
-        SourceCheck::FROM_ELSEWHERE => entry.endpoint != 0,
+        SourceCheck::NOT_LOCAL_ENDPOINT => entry.endpoint != 0,
         // A hairpin reply has the pod's own address or the node's, and not a Service's.
         SourceCheck::TRANSLATED => {
             entry.flags & address_flags::LOCAL_NODE == 0

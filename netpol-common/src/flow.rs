@@ -59,7 +59,7 @@ pub const ANY_REMOTE: u16 = u16::MAX;
 pub mod flow_state {
     /// The other side has replied.
     pub const REPLIED: u8 = 1 << 0;
-    /// TCP: the initiator sent FIN. [`super::looks_closed`] describes the use of this bit and the next two.
+    /// TCP: the initiator sent FIN. [`super::is_closed`] describes the use of this bit and the next two.
     pub const INITIATOR_FIN: u8 = 1 << 1;
     /// TCP: the other side sent FIN.
     pub const REPLIER_FIN: u8 = 1 << 2;
@@ -116,15 +116,15 @@ pub mod flow_timeout {
         }
     }
 
-    /// TCP for which [`super::looks_closed`] is true; only for [`of_room`].
+    /// TCP for which [`super::is_closed`] is true; only for [`before_eviction`].
     pub const TCP_CLOSED: u32 = 60;
-    /// TCP after FIN from one side; only for [`of_room`].
+    /// TCP after FIN from one side; only for [`before_eviction`].
     pub const TCP_HALF_CLOSED: u32 = 3600;
 
     /// Returns how many seconds an idle flow in this state counts when the size of its table is chosen. The flow itself
     /// stays valid until its timeout, unless it is evicted.
-    pub const fn of_room(protocol: u8, state: u8) -> u32 {
-        if super::looks_closed(protocol, state) {
+    pub const fn before_eviction(protocol: u8, state: u8) -> u32 {
+        if super::is_closed(protocol, state) {
             TCP_CLOSED
         } else if protocol == protocol::TCP && state & (flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN) != 0 {
             TCP_HALF_CLOSED
@@ -136,7 +136,7 @@ pub mod flow_timeout {
 
 /// Returns whether a TCP connection looks closed: both sides sent FIN, or one side sent RST. No verdict depends on this,
 /// because these packets may be forged.
-pub const fn looks_closed(protocol: u8, state: u8) -> bool {
+pub const fn is_closed(protocol: u8, state: u8) -> bool {
     const BOTH: u8 = flow_state::INITIATOR_FIN | flow_state::REPLIER_FIN;
     protocol == protocol::TCP && (state & BOTH == BOTH || state & flow_state::RESET != 0)
 }

@@ -28,7 +28,7 @@ id! {
 }
 id! {
     /// An equivalence class of addresses: all its addresses match the same peer selectors of policies on this node.
-    /// [`ClassId::NOBODY`]: the address matches none.
+    /// [`ClassId::NONE`]: the address matches none.
     ClassId
 }
 id! {
@@ -52,7 +52,7 @@ impl RuleSetId {
 
 impl ClassId {
     /// The class of addresses that match no peer selector. It has no entries in `ALLOW`.
-    pub const NOBODY: Self = Self(0);
+    pub const NONE: Self = Self(0);
 }
 
 impl PortSetId {

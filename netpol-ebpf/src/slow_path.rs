@@ -240,7 +240,7 @@ where
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     let Some((source, destination)) = A::ends(&context, u32::from(start)) else { return Reason::Malformed };
     let version = verdict::version(endpoint);
-    let behind = context.is_post_dnat();
+    let post_dnat = context.is_post_dnat();
     let is_own = source.belongs_to(endpoint);
     let from_unspecified = role & role::DISCOVERY != 0 && source.is_zero();
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);

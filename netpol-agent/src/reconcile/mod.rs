@@ -320,10 +320,10 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Writes the endpoints that match `which` again, with a new version.
-    fn rewrite_endpoints(&mut self, which: impl Fn(&Endpoint, &Held) -> bool) {
+    fn rewrite_endpoints(&mut self, which: impl Fn(&Endpoint, &LocalEndpoint) -> bool) {
         // A shut endpoint stays shut until the latest version of its pod is compiled: these policies may belong to an
         // earlier pod of the same name.
-        let concerned = self.held.iter().filter(|(_, held)| !held.shut && which(&held.endpoint, held));
+        let concerned = self.held.iter().filter(|(_, local)| !local.shut && which(&local.endpoint, local));
         let ifindexes: Vec<IfIndex> = concerned.map(|(ifindex, _)| *ifindex).collect();
         for ifindex in ifindexes {
             let LocalEndpoint { pod, endpoint, orphaned, .. } = self.held[&ifindex].clone();

@@ -37,7 +37,7 @@ impl KernelAndMemory {
         let mut endpoint = Endpoint {
             ifindex: IfIndex(CLIENT_VETH),
             version: EndpointVersion(1),
-            flags: endpoint_flags::SOURCE_GUARD,
+            flags: endpoint_flags::ANTI_SPOOFING,
             id: CLIENT,
             ..Endpoint::default()
         };

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo};
-use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, looks_closed};
+use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, is_closed};
 
 use super::plan::{self, Need};
 use super::{Endpoints, calls};
