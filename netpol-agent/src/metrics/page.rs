@@ -108,6 +108,13 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     }
     unprotected(&mut metrics, reconciler.unprotected());
     super::source::render(&mut metrics, &meter.source);
+    conflicting_components(&mut metrics, meter);
+    metrics.header("netpol_ready", "gauge", "1 if everything known at the start is enforced, else 0.");
+    metrics.value("netpol_ready", &[], u8::from(meter.readiness == Readiness::Ready));
+    metrics.text
+}
+
+fn conflicting_components(metrics: &mut MetricsText, meter: &Meter) {
     metrics.header(
         "netpol_conflicts",
         "gauge",
@@ -116,9 +123,6 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     for kind in ConflictKind::ALL {
         metrics.value("netpol_conflicts", &[("kind", kind.name())], meter.conflicts.of(kind));
     }
-    metrics.header("netpol_ready", "gauge", "1 if everything known at the start is enforced, else 0.");
-    metrics.value("netpol_ready", &[], u8::from(meter.readiness == Readiness::Ready));
-    metrics.text
 }
 
 fn packets(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>, meter: &Meter) {

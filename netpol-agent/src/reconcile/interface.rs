@@ -131,9 +131,8 @@ impl<D: Dataplane> Reconciler<D> {
     /// Logs that a pod is enforced on an interface that dropped everything until then, because the pod was unknown or
     /// its policies were not compiled.
     fn log_enforced(&mut self, ifindex: IfIndex) {
-        let Some(LocalEndpoint { pod: Some(pod), attached: true, shut: false, .. }) = self.held.get(&ifindex) else {
-            return;
-        };
+        let enforced = self.held.get(&ifindex).filter(|held| held.attached && !held.shut);
+        let Some(pod) = enforced.and_then(|held| held.pod.as_ref()) else { return };
         let Some(unprotected_interval) = self.unprotected_interfaces.take_drop_all(ifindex) else { return };
         let interface = self.interfaces.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
         let evaluated_ms = self.seen.get(&ifindex).map(|seen| tenths_of_ms(seen.elapsed()));
