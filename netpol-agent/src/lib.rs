@@ -7,6 +7,7 @@
 //! ```
 
 pub mod api;
+pub mod bpf_object;
 mod chain;
 pub mod cli;
 pub mod conflicts;
@@ -14,7 +15,6 @@ pub mod dataplane;
 pub mod endpoints;
 pub mod events;
 pub mod metrics;
-pub mod object;
 pub mod reconcile;
 pub mod source;
 pub mod worker;

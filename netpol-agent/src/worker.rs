@@ -1,5 +1,5 @@
-//! Threads for work that must not block the main loop: everything that takes the kernel's lock of all network devices
-//! (`rtnl_lock`), which any process on the machine may hold for tens of milliseconds.
+//! Threads for work that must not block the main loop: everything that takes `rtnl_lock`, the kernel's lock for all
+//! network devices. Any process on the machine may hold it for tens of milliseconds.
 
 use std::io;
 use std::sync::mpsc;
@@ -8,7 +8,7 @@ use std::thread;
 use thiserror::Error;
 use tokio::sync::mpsc as channel;
 
-/// A thread that runs jobs one by one, in the order in which they were sent. It ends when this is dropped.
+/// A thread that runs jobs one by one, in the order in which they were sent. It ends when the `Worker` is dropped.
 #[derive(Debug)]
 pub struct Worker<J> {
     jobs: mpsc::Sender<J>,

@@ -81,7 +81,7 @@ impl Pipeline {
         Self {
             server,
             reconciler: reconciler.expect("cannot start the reconciler"),
-            reporter: Some(Reporter::new(Lines::to(std::io::sink())).and_to(Some(sink))),
+            reporter: Some(Reporter::new(Lines::to(std::io::sink())).with_kube_events(Some(sink))),
             handle: Some(handle),
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -118,7 +118,7 @@ impl Pipeline {
 
     fn review(&mut self) {
         let Self { reporter, reconciler, .. } = self;
-        reporter.as_mut().expect("the pipeline has ended").review(reconciler);
+        reporter.as_mut().expect("the pipeline has ended").report_diagnostics(reconciler);
     }
 
     /// Waits until there are this many Events, and returns them.
@@ -242,8 +242,8 @@ fn an_invalid_policy_has_one_event_from_all_agents_together() {
     // Another agent, or this one after a restart, finds that the Event exists.
     let credentials = TempDir::new().expect("cannot create a directory");
     let (sink, handle) = start("n2", &pipeline.server, credentials.path());
-    let mut other = Reporter::new(Lines::to(std::io::sink())).and_to(Some(sink));
-    other.review(&pipeline.reconciler);
+    let mut other = Reporter::new(Lines::to(std::io::sink())).with_kube_events(Some(sink));
+    other.report_diagnostics(&pipeline.reconciler);
     pipeline.wait_until("a second attempt", || {
         pipeline.server.requests().iter().any(|request| request.status == Some(409))
     });

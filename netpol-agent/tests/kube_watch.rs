@@ -61,7 +61,7 @@ async fn changes_of_services_and_their_slices_are_sent() -> Result<()> {
     annotated["endpoints"][0]["zone"] = json!("here");
     assert!(cluster.server.apply(annotated)?.changed);
     cluster.expect_no_batch(Duration::from_millis(300)).await;
-    let known = cluster.inquire(ObjectKey::Service(ServiceKey::new("shop", "db"))).await.expect("the inquiry failed");
+    let known = cluster.query(ObjectKey::Service(ServiceKey::new("shop", "db"))).await.expect("the query failed");
     assert!(known.exists);
     cluster.server.delete(Resource::EndpointSlices, "shop", "web-x1");
     assert_eq!(keys(&cluster.next_batch().await), ["-EndpointSlice shop/web-x1"]);
@@ -154,25 +154,25 @@ async fn an_invalid_policy_isolates_and_does_not_affect_other_objects() -> Resul
 }
 
 #[tokio::test]
-async fn an_inquiry_about_an_object_is_answered_when_its_watch_has_caught_up() -> Result<()> {
+async fn a_query_about_an_object_is_answered_when_its_watch_has_caught_up() -> Result<()> {
     let mut cluster = Cluster::start(Options::default(), |_| {}).await;
     cluster.server.delay_events(Duration::from_millis(400));
     cluster.server.apply(policy("new"))?;
-    let known = cluster.inquire(policy_key("new")).await.expect("the inquiry failed");
+    let known = cluster.query(policy_key("new")).await.expect("the query failed");
     assert!(known.exists && cluster.state.contains(&policy_key("new")));
     assert_eq!(known.revision, cluster.batches.last().expect("no batch was received").revision);
     cluster.server.delete(Resource::NetworkPolicies, "shop", "new");
-    let known = cluster.inquire(policy_key("new")).await.expect("the inquiry failed");
+    let known = cluster.query(policy_key("new")).await.expect("the query failed");
     assert!(!known.exists && !cluster.state.contains(&policy_key("new")));
-    assert!(!cluster.inquire(pod_key("never")).await.expect("the inquiry failed").exists);
+    assert!(!cluster.query(pod_key("never")).await.expect("the query failed").exists);
     cluster.server.set_rules(netpol_apiserver::Rules::none());
-    let error = cluster.inquire(pod_key("never")).await.expect_err("the inquiry must be forbidden");
+    let error = cluster.query(pod_key("never")).await.expect_err("the query must be forbidden");
     assert!(error.contains("resources: [pods]"), "{error}");
     Ok(())
 }
 
 #[tokio::test]
-async fn an_inquiry_about_everything_is_answered_when_each_watch_has_caught_up() -> Result<()> {
+async fn a_query_about_everything_is_answered_when_each_watch_has_caught_up() -> Result<()> {
     let fill = |server: &netpol_apiserver::ApiServer| {
         server.apply(pod("old", "web", "10.1.0.1")).expect("cannot create the pod");
         server.apply(policy("old")).expect("cannot create the policy");
@@ -180,8 +180,8 @@ async fn an_inquiry_about_everything_is_answered_when_each_watch_has_caught_up()
     let mut cluster = Cluster::start(Options::default(), fill).await;
     // The server sends no bookmarks in this test, only events.
     assert!(
-        cluster.inquire_about(Subject::Everything).await.expect("the inquiry failed").exists,
-        "an inquiry without changes must be answered"
+        cluster.query_subject(Subject::Everything).await.expect("the query failed").exists,
+        "a query without changes must be answered"
     );
     for (name, resource) in [("pod", Resource::Pods), ("policy", Resource::NetworkPolicies)] {
         cluster.server.delay_events(Duration::from_millis(400));
@@ -191,13 +191,13 @@ async fn an_inquiry_about_everything_is_answered_when_each_watch_has_caught_up()
             cluster.server.apply(policy("new"))?;
         }
         cluster.server.delete(resource, "shop", "old");
-        cluster.inquire_about(Subject::Everything).await.expect("the inquiry failed");
+        cluster.query_subject(Subject::Everything).await.expect("the query failed");
         assert_eq!(cluster.state, cluster.server_state(), "{name}");
         cluster.server.delay_events(Duration::ZERO);
         cluster.wait_in_sync().await;
     }
     cluster.server.set_rules(netpol_apiserver::Rules::none());
-    let error = cluster.inquire_about(Subject::Everything).await.expect_err("the inquiry must be forbidden");
+    let error = cluster.query_subject(Subject::Everything).await.expect_err("the query must be forbidden");
     assert!(error.contains("cannot list"), "{error}");
     Ok(())
 }

@@ -69,8 +69,8 @@ fn tables(base: u32) -> impl Strategy<Value = Snapshot> {
     (entries, prefixes, allow, frontend_classes, frontend_allow).prop_map(
         move |(entries, prefixes, allow, frontend_classes, frontend_allow)| {
             let classes = frontend_classes.into_iter().map(|class| ClassId(base + class));
-            let anyone = rule_sets(base).map(|rule_set| (rule_set, PortSetId::NONE)).collect();
-            let mut tables = Snapshot { frontends: frontends().zip(classes).collect(), anyone, ..Snapshot::default() };
+            let any = rule_sets(base).map(|rule_set| (rule_set, PortSetId::NONE)).collect();
+            let mut tables = Snapshot { frontends: frontends().zip(classes).collect(), any, ..Snapshot::default() };
             for ((rule_set, class), all) in frontend_allow {
                 let key = AllowKey { rule_set: RuleSetId(base + rule_set), class: ClassId(base + class) };
                 let port_set = if all { PortSetId::ALL } else { PortSetId::SOME };
@@ -124,6 +124,6 @@ proptest! {
             apply(&mut now, change);
             ensure_same_verdicts(&now, &new, NEW_IDS, "after the endpoints changed over")?;
         }
-        prop_assert_eq!(Snapshot { anyone: new.anyone.clone(), ..now }, new);
+        prop_assert_eq!(Snapshot { any: new.any.clone(), ..now }, new);
     }
 }

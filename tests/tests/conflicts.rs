@@ -70,7 +70,7 @@ fn every_kind_of_conflict_is_reported_and_counted_and_enforcement_continues() ->
         "--disable-network-policy",
     ])?;
     agent.wait_log(&["WARN", "conflict", "netpol_empty", veth, "runs after netpol's"])?;
-    agent.wait_log(&["WARN", "conflict", "macvlan", "10-pods.conflist", "NOT enforced"])?;
+    agent.wait_log(&["WARN", "conflict", "macvlan", "10-pods.conflist", "CANNOT enforce policies"])?;
     let other = cluster.host("shop/b").veth();
     ensure!(!agent.log().lines().any(|line| line.contains("netpol_empty") && line.contains(other)), "{}", agent.log());
 

@@ -1,7 +1,7 @@
-//! Limits the connections of one listener, in all and for each peer. A new connection replaces an old one: at the
-//! limit of its peer, the oldest connection of this peer is closed; at the limit in all, the oldest of the peer with
-//! the most connections. Connections with a request that is being answered are not closed. So a client that sends its
-//! request or reads the response slowly does not delay others.
+//! Limits the connections of one listener, in total and for each peer. At the limit of a peer, a new connection replaces
+//! this peer's oldest one. At the total limit, it replaces the oldest one of the peer with the most connections.
+//! Connections with a request that is being answered are not closed. So a client that sends its request or reads the
+//! response slowly does not delay others.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -31,7 +31,7 @@ impl Peer {
 /// Maximum number of connections of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// In all.
+    /// Of all peers together.
     pub(super) all: usize,
     /// For each peer.
     pub(super) per_peer: usize,
@@ -88,7 +88,7 @@ impl Connections {
         Self { limits, open: Arc::default() }
     }
 
-    /// Admits a new connection. `None`: all others are being answered, so that this one must be closed.
+    /// Admits a new connection. `None`: no other connection can be closed for it, because all are being answered.
     pub(super) fn admit(&self, peer: Peer) -> Option<Admitted> {
         let mut open = lock(&self.open);
         if open.of(peer) >= self.limits.per_peer {

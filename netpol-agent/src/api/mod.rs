@@ -1,8 +1,8 @@
 //! Serves the HTTP API of the agent: health and metrics over TCP, each on its own listener; over a Unix socket also
 //! the status, and waiting for conditions.
 //!
-//! Only the loop in `reconcile::task` has the state. It receives each request, so that a response proves that the
-//! loop is alive. Waiting requests are checked again whenever the loop reports progress.
+//! Only the main loop in `reconcile::task` has the state, and it answers each request. So a response, also of `/healthz`,
+//! proves that the loop runs. Waiting requests are checked again whenever the loop reports progress.
 
 mod connections;
 mod requests;

@@ -1,4 +1,4 @@
-//! Passes requests of API clients to the loop.
+//! Passes requests of API clients to the main loop (`reconcile::task`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,10 +7,10 @@ use netpol_api::Status;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::reconcile::{Check, CheckResult};
-use crate::source::{Inquiry, SourceState};
+use crate::source::{SourceQuery, SourceState};
 
-/// Maximum number of waiting requests; more are refused. Each one is checked again after every change.
-pub(super) const WAITERS: usize = 64;
+/// Maximum number of waiting requests; more are rejected. Each one is checked again after every change.
+pub(super) const MAX_WAITERS: usize = 64;
 
 /// A request to the loop.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub enum LoopRequest {
 /// Whether the agent is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// Everything known at the start is enforced.
+    /// All policies that existed at the start are enforced.
     Ready,
     /// Not everything is enforced yet.
     Starting,
@@ -36,7 +36,7 @@ pub enum Readiness {
     UnknownNode,
 }
 
-/// Notifies waiting requests of changes. The loop has this end.
+/// Notifies waiting requests of changes. The main loop uses it.
 #[derive(Debug)]
 pub struct Progress(watch::Sender<u64>);
 
@@ -62,10 +62,10 @@ pub struct About {
 #[derive(Clone, Debug)]
 pub struct Requests {
     pub(super) about: Arc<About>,
-    pub(super) inquiries: mpsc::Sender<Inquiry>,
+    pub(super) source_queries: mpsc::Sender<SourceQuery>,
     pub(super) progress: watch::Receiver<u64>,
     pub(super) waiters: Arc<Semaphore>,
-    /// Held by the one metrics request that the loop is answering.
+    /// Permits one metrics request at a time.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
     to_loop: mpsc::Sender<LoopRequest>,
@@ -95,18 +95,22 @@ impl Warnings {
 }
 
 /// Creates the channels between API clients and the loop.
-pub fn requests(about: About, inquiries: mpsc::Sender<Inquiry>) -> (Requests, mpsc::Receiver<LoopRequest>, Progress) {
+pub fn requests(
+    about: About,
+    source_queries: mpsc::Sender<SourceQuery>,
+) -> (Requests, mpsc::Receiver<LoopRequest>, Progress) {
     let (to_loop, receiver) = mpsc::channel(16);
     let (sender, progress) = watch::channel(0);
-    let waiters = Arc::new(Semaphore::new(WAITERS));
+    let waiters = Arc::new(Semaphore::new(MAX_WAITERS));
     let metrics_turn = Arc::new(Semaphore::new(1));
     let warnings = Warnings::default();
-    let requests = Requests { about: Arc::new(about), inquiries, progress, waiters, metrics_turn, warnings, to_loop };
+    let requests =
+        Requests { about: Arc::new(about), source_queries, progress, waiters, metrics_turn, warnings, to_loop };
     (requests, receiver, Progress(sender))
 }
 
 impl Requests {
-    /// Returns whether the loop has started; before, there are no objects.
+    /// Returns whether the loop has started. It starts when the source has sent its first objects.
     pub(super) fn is_started(&self) -> bool {
         *self.progress.borrow() > 0
     }

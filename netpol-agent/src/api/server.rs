@@ -15,10 +15,10 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
 use super::connections::{Answering, Connections, Limits, Peer};
-use super::requests::{Requests, WAITERS};
+use super::requests::{MAX_WAITERS, Requests};
 use super::routes::{self, Paths};
 
-/// Time for a client to send the head of its request, and to read the response. Then the connection is closed.
+/// Time limit for a client to send the head of its request, and again to read the response.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between attempts to bind an address.
 const RETRY: Duration = Duration::from_secs(1);
@@ -26,12 +26,12 @@ const RETRY: Duration = Duration::from_secs(1);
 const HEAD_BYTES: usize = 8192;
 /// Limits of each TCP listener. Connections must not use up the file descriptors of the agent.
 const TCP_LIMITS: Limits = Limits { all: 64, per_peer: 32 };
-/// Maximum number of connections that wait to be accepted. Above it the kernel drops a SYN, which the client repeats
-/// after a second, so it is far more than clients open at a time.
+/// Maximum number of connections that wait to be accepted. If there are more, the kernel drops a SYN, and the client
+/// repeats it after a second. So the maximum is far more than clients open at one time.
 const BACKLOG: u32 = 1024;
-/// Limits of the Unix socket, to which only root connects. Requests that wait for a condition are being answered the
-/// whole time, so that they are not closed for another one.
-const SOCKET_LIMITS: Limits = Limits { all: 2 * WAITERS, per_peer: 2 * WAITERS };
+/// Limits of the Unix socket, to which only root connects. A request that waits for a condition is never closed for
+/// another one.
+const SOCKET_LIMITS: Limits = Limits { all: 2 * MAX_WAITERS, per_peer: 2 * MAX_WAITERS };
 
 /// Serves `/metrics`, `/healthz` and `/readyz` in a task: see [`serve_health`].
 pub fn serve_metrics(address: SocketAddr, requests: Requests) {
@@ -47,7 +47,7 @@ pub fn serve_health(address: SocketAddr, requests: Requests) {
 
 fn serve_tcp(address: SocketAddr, requests: Requests, paths: Paths) {
     let what = if paths == Paths::Health { "health" } else { "metrics" };
-    // First attempt, made here: if it succeeds, the port is served before anything else starts.
+    // The first attempt is not made in the task: if it succeeds, the port is open before anything else starts.
     let first = listen(address);
     tokio::spawn(async move {
         let listener = listener(first, address, what, &requests).await;
@@ -122,7 +122,7 @@ pub fn serve_socket(listener: UnixListener, requests: Requests) {
     });
 }
 
-/// Lets the kernel report a connection only when its first data arrives, so that silent clients use no connection.
+/// Makes the kernel report a connection only when its first data arrives, so that clients that send nothing do not count.
 /// The listener works without this option too. Source: `tcp(7)`, `TCP_DEFER_ACCEPT`.
 fn defer_accept(listener: &TcpListener) {
     let seconds = libc::c_int::try_from(TIMEOUT.as_secs()).unwrap_or(1);
@@ -174,7 +174,7 @@ mod tests {
     use super::super::requests::{About, LoopRequest, Progress, Readiness, requests};
     use super::super::socket::Socket;
     use super::*;
-    use crate::source::{Inquiry, SourceState};
+    use crate::source::{SourceQuery, SourceState};
 
     /// A server without a loop: the test answers its requests.
     struct TestServer {
@@ -182,17 +182,17 @@ mod tests {
         _socket: Socket,
         loop_requests: mpsc::Receiver<LoopRequest>,
         progress: Progress,
-        _inquiries: mpsc::Receiver<Inquiry>,
+        _source_queries: mpsc::Receiver<SourceQuery>,
     }
 
     fn server() -> TestServer {
         let directory = tempfile::tempdir().expect("cannot create a directory");
-        let (inquiries, receiver) = mpsc::channel(1);
+        let (source_queries, receiver) = mpsc::channel(1);
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
-        let (requests, loop_requests, progress) = requests(about, inquiries);
+        let (requests, loop_requests, progress) = requests(about, source_queries);
         let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("cannot create the socket");
         serve_socket(listener, requests);
-        TestServer { directory, _socket: socket, loop_requests, progress, _inquiries: receiver }
+        TestServer { directory, _socket: socket, loop_requests, progress, _source_queries: receiver }
     }
 
     async fn send(directory: &tempfile::TempDir, request: &str) -> UnixStream {
@@ -271,7 +271,7 @@ mod tests {
     async fn waiting_requests_are_limited_and_closed_ones_make_room() {
         let server = server();
         let mut waiting = Vec::new();
-        for _ in 0..WAITERS {
+        for _ in 0..MAX_WAITERS {
             waiting.push(send(&server.directory, &get("/v1/wait?for=sync&timeout=1h")).await);
         }
         let one_more = get("/v1/wait?for=sync&timeout=1h");

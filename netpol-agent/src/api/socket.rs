@@ -57,14 +57,13 @@ impl Socket {
                     return Err(SocketError::NotASocket(path.to_owned()));
                 }
             }
-            // Other errors show when the file is created.
+            // Creating the file reports other errors.
             Err(_) => {}
         }
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             fs::create_dir_all(directory).map_err(failed("create the directory", directory))?;
         }
-        // The socket gets its name after its permissions are set, so that other users can never connect, and the name
-        // always leads to a socket.
+        // The socket gets its final name only after its permissions are set, so that other users can never connect.
         let mut new = path.as_os_str().to_owned();
         new.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(new);

@@ -1,4 +1,4 @@
-//! Waits until this node enforces something.
+//! Waits until conditions are met on this node: a policy or pod is enforced or deleted, or all objects are.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::requests::{LoopRequest, Requests};
 use crate::reconcile::{Check, CheckResult, ConditionState};
-use crate::source::{Inquiry, Revision, Subject, SubjectState};
+use crate::source::{Revision, SourceQuery, Subject, SubjectState};
 
 /// Maximum number of conditions in a request.
 const MAX_CONDITIONS: usize = 64;
@@ -100,7 +100,7 @@ async fn wait_for(
     Some(answer)
 }
 
-/// Returns what the source reports now.
+/// Returns the state of the condition's subject at the source.
 async fn query_source(condition: &Condition, until: Instant, requests: &Requests) -> Result<SubjectState, String> {
     let subject = match condition {
         Condition::Enforced(target) | Condition::Deleted(target) => Subject::Object(key(target)),
@@ -109,7 +109,7 @@ async fn query_source(condition: &Condition, until: Instant, requests: &Requests
     let (answer, answered) = oneshot::channel();
     let ended = || "the source ended; enforcement continues with the last objects".to_owned();
     let response = async {
-        requests.inquiries.send(Inquiry { subject, answer }).await.map_err(|_| ended())?;
+        requests.source_queries.send(SourceQuery { subject, answer }).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
     };
     let limit = until.saturating_duration_since(Instant::now()).max(SOURCE_TIMEOUT);

@@ -20,10 +20,10 @@ use super::LogFormat;
 /// Starts the log. Standard output is only for deny events.
 pub(super) fn start(format: LogFormat, verbose: bool) {
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    // The client logs every error response; the source logs the consequences, once.
+    // The Kubernetes client logs every error response. The source logs each failure once, so this is only for --verbose.
     let client = if verbose { level } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(level).with_target("kube_client", client);
-    // Not internal errors: the layer would report a closed standard error on standard error, and panic.
+    // If standard error is closed, the layer would report this on standard error, and panic.
     let layer = tracing_subscriber::fmt::layer().with_target(false).log_internal_errors(false);
     let layer = match format {
         LogFormat::Json => layer.with_writer(|| SafeJson(io::stderr())).json().flatten_event(true).boxed(),

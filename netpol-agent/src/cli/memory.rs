@@ -13,8 +13,8 @@ const UNITS: [(&str, u32); 3] = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
 pub(super) struct PolicyMemory(pub(super) u64);
 
 impl PolicyMemory {
-    /// Returns the size of `ALLOW` for the entries that fit into the memory. The other maps of policies are tries,
-    /// which use memory only for entries they have; a hash uses 16 bytes for each possible entry from the start.
+    /// Returns the capacity of `ALLOW`: as many entries as fit into the memory. A hash map uses 16 bytes for each entry
+    /// of its capacity from the start. The other maps of policies are tries, which only use memory for existing entries.
     pub(super) fn allow_entries(self) -> u32 {
         u32::try_from(self.0 / ALLOW_ENTRY).unwrap_or(u32::MAX).min(1 << 26)
     }
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn amounts_are_parsed_as_in_kubernetes() {
         for (text, bytes) in [("0", 0), ("1000", 1000), ("64Ki", 64 << 10), ("64Mi", 64 << 20), ("3Gi", 3 << 30)] {
-            let memory: PolicyMemory = text.parse().expect("the amount was refused");
+            let memory: PolicyMemory = text.parse().expect("the amount was rejected");
             assert_eq!((memory, memory.to_string()), (PolicyMemory(bytes), text.to_owned()));
         }
         for text in ["", "Mi", "-1", "64MB", "1.5Gi", "99999999999Gi"] {

@@ -1,9 +1,9 @@
 //! Defines the command line.
 
 mod log;
-mod machine;
 mod memory;
 mod print;
+mod requirements;
 mod run;
 mod status;
 mod uninstall;
@@ -18,7 +18,7 @@ use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
 use crate::chain::chain;
-use crate::dataplane::{AttachMode, Capacities, SHARED_PART};
+use crate::dataplane::{AttachMode, Capacities, SHARED_TABLE_DIVISOR};
 use crate::reconcile::UnknownPods;
 use crate::source::ObjectSource;
 use memory::PolicyMemory;
@@ -31,7 +31,7 @@ pub const FAILED: u8 = 1;
 pub const LOCKED: u8 = 3;
 /// The agent was built without its BPF programs.
 pub const NO_OBJECT: u8 = 4;
-/// The machine lacks privileges, a newer kernel or a BPF filesystem.
+/// Privileges or a BPF filesystem are missing, or the kernel is too old.
 pub const UNABLE: u8 = 5;
 
 const EXIT_CODES: &str = "\
@@ -54,7 +54,8 @@ enum Command {
     /// Show what the kernel enforces now, even if no agent is running.
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
-    /// Remove all links, filters, programs and maps of netpol, and verify that. Policies are not enforced afterwards.
+    /// Remove all links, filters, programs and maps of netpol, and check that nothing is left. Policies are not enforced
+    /// afterwards.
     #[command(after_help = UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
 }
@@ -68,14 +69,14 @@ Examples:
 
 Deny events are written to standard output, one JSON object per line; the log goes to standard error.
 SIGTERM and SIGINT stop the agent. What is enforced stays enforced, and the next agent takes over.
-`netpol-agent uninstall` removes it.
+`netpol-agent uninstall` removes everything that is enforced.
 
 If map sizes change, the agent creates maps of the new sizes and copies all entries. If the entries do not fit, all maps
 keep their old sizes, and the log reports it.
 
-The interface of a deleted pod stays enforced as before until the interface is removed or another pod has its address.
---unknown-pods applies to interfaces that never belonged to a known pod. These are all veths that lead to another
-namespace, including those that Kubernetes did not create.";
+After a pod is deleted, its policies stay in force on its interface until the interface is removed or another pod gets the
+same address. --unknown-pods applies to interfaces that never belonged to a known pod. This includes every other veth with
+its peer in another network namespace, also veths that Kubernetes did not create.";
 
 const STATUS_HELP: &str = "\
 Examples:
@@ -87,7 +88,7 @@ the agent that listens on --api-socket.
 INGRESS and EGRESS: open, or the first three policies that isolate the pod (in its namespace). If no agent responds, the
 ID of the rule set. NOTES: CONFLICT means that the interface has an address of a pod to which another interface is bound;
 UNLISTED means an address of the pod that its object does not list.
-Exit code 1: nothing is pinned there.";
+Exit code 1: nothing is pinned below --pin-path.";
 
 const UNINSTALL_HELP: &str = "\
 Examples:
@@ -108,7 +109,8 @@ struct RunArgs {
     /// Maximum size of a manifest file of --source dir:PATH, in MiB; larger files are not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.file / netpol_files::MIB)]
     max_manifest_file: u64,
-    /// Maximum size of all manifest files of --source dir:PATH, in MiB; further files, by path, are not read
+    /// Maximum size of all manifest files of --source dir:PATH, in MiB; files are read in the order of their paths, and a
+    /// file that would exceed this size is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
     max_manifests: u64,
     /// Name of this node, as in `spec.nodeName` of its pods
@@ -117,7 +119,7 @@ struct RunArgs {
     /// Directory on a BPF filesystem for maps and links
     #[arg(long, default_value = PIN_PATH)]
     pin_path: PathBuf,
-    /// How to treat veths that lead to another namespace and never belonged to a known pod
+    /// How to treat veths that have their peer in another network namespace and never belonged to a known pod
     #[arg(long, value_enum, default_value_t)]
     unknown_pods: UnknownPods,
     /// How to attach programs; auto: clsact filters, or TCX on interfaces that have other programs
@@ -144,7 +146,7 @@ struct RunArgs {
     /// Unix socket for `netpol wait` and `netpol-agent status`, accessible by root only
     #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
-    /// Write this file when everything known at the start is enforced
+    /// Write this file once all policies that exist at the start are enforced
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Format of the log
@@ -209,12 +211,12 @@ struct Sizes {
     #[arg(long)]
     max_ports: Option<u32>,
     /// IPv4 flows of all pods of this node; each pod has a share, in which the least recently used flows are evicted
-    #[arg(long, default_value_t = Capacities::default().flows_v4 * SHARED_PART)]
+    #[arg(long, default_value_t = Capacities::default().flows_v4 * SHARED_TABLE_DIVISOR)]
     max_flows_v4: u32,
-    /// IPv6 flows of all pods of this node, likewise
-    #[arg(long, default_value_t = Capacities::default().flows_v6 * SHARED_PART)]
+    /// IPv6 flows of all pods of this node; each pod has a share, as for IPv4
+    #[arg(long, default_value_t = Capacities::default().flows_v6 * SHARED_TABLE_DIVISOR)]
     max_flows_v6: u32,
-    /// IPv4 datagrams in fragments at a time; half as many for IPv6
+    /// Fragmented IPv4 datagrams that are tracked at one time; half as many for IPv6
     #[arg(long, default_value_t = Capacities::default().fragments_v4)]
     max_fragments: u32,
     /// Denied flows with a separate limit of deny events; rounded up to four times a power of two
@@ -247,8 +249,8 @@ impl Sizes {
             services_v6: self.max_services_v6.max(1),
             allow: self.max_allow.unwrap_or(self.max_policy_memory.allow_entries()).max(1),
             ports: self.max_ports.unwrap_or(default.ports).max(1),
-            flows_v4: (self.max_flows_v4 / SHARED_PART).max(1),
-            flows_v6: (self.max_flows_v6 / SHARED_PART).max(1),
+            flows_v4: (self.max_flows_v4 / SHARED_TABLE_DIVISOR).max(1),
+            flows_v6: (self.max_flows_v6 / SHARED_TABLE_DIVISOR).max(1),
             fragments_v4: self.max_fragments.max(1),
             fragments_v6: (self.max_fragments / 2).max(1),
             denials: power(self.max_denials / DENIAL_WAYS),
@@ -289,8 +291,8 @@ struct UninstallArgs {
     /// API socket, as given to the agent: one that a killed agent left is removed, and its directory if it is empty
     #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
-    /// Wait for SIGTERM after everything is removed, instead of exiting: a ready pod then shows that its node is
-    /// clean
+    /// Wait for SIGTERM after everything is removed, instead of exiting. For a DaemonSet that uninstalls: when its pod is
+    /// ready, netpol is removed from the pod's node
     #[arg(long)]
     keep_running: bool,
 }
@@ -303,7 +305,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Uninstall(args) => uninstall::run(&args),
     };
     result.unwrap_or_else(|error| {
-        // Errors of the verifier have many lines.
+        // Messages of the BPF verifier have many lines.
         let text = format!("error: {}", chain(error.as_ref()));
         text.lines().for_each(|line| print::error_line(Safe(line)));
         ExitCode::from(code(&error))
@@ -317,7 +319,7 @@ fn code(error: &anyhow::Error) -> u8 {
         _ if matches!(error.downcast_ref(), Some(SocketError::Taken(_))) => LOCKED,
         Some(KernelError::NoObject(_)) => NO_OBJECT,
         Some(KernelError::NoBpffs { .. }) => UNABLE,
-        _ if error.is::<machine::MachineError>() => UNABLE,
+        _ if error.is::<requirements::RequirementError>() => UNABLE,
         _ => FAILED,
     }
 }

@@ -13,29 +13,31 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{RunArgs, log, machine};
+use super::{RunArgs, log, requirements};
 use crate::api::{self, About, LoopRequest, Progress, Requests, Socket, SocketError};
+use crate::bpf_object;
 use crate::conflicts;
 use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
 use crate::metrics::Meter;
-use crate::object;
 use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, Options, Reconciler};
 use crate::source::{Batch, Feed};
 
-/// Time to stop after a signal. Normally the agent ends within some milliseconds, or within half a second with Events
-/// of the API server.
+/// Time after a signal until the process is ended by force. Normally it ends within some milliseconds. With
+/// --kube-events_thread, it first writes the last Events.
 const STOP_TIMEOUT: Duration = Duration::from_millis(850);
+const _: () = assert!(kubernetes::FINISH_TIMEOUT.as_millis() < STOP_TIMEOUT.as_millis());
 
 pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     if args.kube_events && args.source.api_client().is_none() {
-        let message = "--kube-events needs --source kube: Events are written to the API server that objects come from";
+        let message =
+            "--kube-events_thread needs --source kube: Events are written to the API server that objects come from";
         super::Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
-    machine::check("run")?;
+    requirements::check("run")?;
     log::start(args.log_format, args.verbose);
     // Three runtimes, each on its own thread: parsing objects, enforcing them and serving the API do not delay each
     // other.
@@ -43,16 +45,16 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     api_runtime.spawn(exit_after_timeout());
     let sources =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let served = sources.block_on(serve(args, &api_runtime));
-    // A thread may be in the middle of a write that is no longer needed.
+    let result = sources.block_on(run_until_signal(args, &api_runtime));
+    // Does not wait for threads that are still reading manifests.
     sources.shutdown_background();
-    served.map(|()| ExitCode::SUCCESS)
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 const NO_THREAD: &str = "cannot start a thread; check the pids limit";
 
-/// Ends the process if it does not end by itself soon after a signal: the kernel may block a thread for long (when it
-/// fills a map of another size, or because of a lock of network devices).
+/// Ends the process if it has not ended by itself soon after a signal: a system call may block for long (copying into a
+/// resized map, or waiting for `rtnl_lock`).
 ///
 /// This is as safe as a crash: each write to a map is atomic, after each write every endpoint is evaluated by its old
 /// policy or by its new one, and the next agent adopts all pinned state (ARCHITECTURE.md, "Changes").
@@ -67,15 +69,16 @@ async fn exit_after_timeout() {
     }
     tokio::time::sleep(STOP_TIMEOUT).await;
     tracing::warn!("stopped while an operation was still in progress; what is enforced stays enforced");
-    // SAFETY: the argument is a number. Destructors and other threads are skipped on purpose, because they take long.
+    // SAFETY: `_exit` has no preconditions. It skips destructors and other threads on purpose: they may take long.
     unsafe { libc::_exit(0) };
 }
 
-async fn serve(args: RunArgs, api_runtime: &Handle) -> Result<()> {
+/// Runs the agent until SIGTERM or SIGINT.
+async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
-    // First, so that a wrong source creates nothing.
+    let object = bpf_object::load(args.bpf_object.as_deref()).map_err(KernelError::from)?;
+    // Start the source first: if --source is invalid, the agent exits before it creates a mount, a lock or a socket.
     let mut feed = args.source.clone().start(args.limits())?;
     if Mounts::ensure(&args.pin_path)? {
         tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
@@ -87,21 +90,21 @@ async fn serve(args: RunArgs, api_runtime: &Handle) -> Result<()> {
         let _ = std::fs::remove_file(file);
     }
     let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
-    let (requests, loop_requests, progress) = api::requests(about, feed.inquiries.clone());
+    let (requests, loop_requests, progress) = api::requests(about, feed.queries.clone());
     let _socket = {
         let _api_thread = api_runtime.enter();
         serve_api(&args, &requests)?
     };
-    // The API server may be unavailable for long.
+    // A signal must stop the agent also while the API server is unavailable.
     let first = tokio::select! {
         first = feed.batches.recv() => first.context("the source ended before its first objects")?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     tracing::info!(source = %args.source, "objects read");
-    let (sink, events) = kube_events(&args)?.unzip();
+    let (sink, events_thread) = kube_events(&args)?.unzip();
     let (stop, stopped) = oneshot::channel::<()>();
-    let (ended, mut end) = oneshot::channel();
+    let (result_sender, mut result) = oneshot::channel();
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the runtime");
@@ -109,26 +112,26 @@ async fn serve(args: RunArgs, api_runtime: &Handle) -> Result<()> {
         let result = runtime.and_then(|runtime| {
             runtime.block_on(enforce(&args, object, first, feed, (loop_requests, progress), sink, stopped))
         });
-        drop(ended.send(result));
+        drop(result_sender.send(result));
     };
     std::thread::Builder::new().name("enforce".to_owned()).spawn(work).context(NO_THREAD)?;
     let result = tokio::select! {
-        result = &mut end => result,
-        _ = terminate.recv() => { drop(stop); end.await }
-        _ = interrupt.recv() => { drop(stop); end.await }
+        result = &mut result => result,
+        _ = terminate.recv() => { drop(stop); result.await }
+        _ = interrupt.recv() => { drop(stop); result.await }
     };
     result
         .unwrap_or_else(|_| bail!("the enforcement thread died; what is enforced stays enforced; restart the agent"))?;
-    // Kept until here: when it is dropped, a channel closes, and the loop would spin on it.
+    // Not dropped earlier: the main loop would spin on the closed channel.
     drop(requests);
-    if let Some(events) = events {
-        events.finish().await;
+    if let Some(events_thread) = events_thread {
+        events_thread.finish().await;
     }
     tracing::info!("stopped; what is enforced stays enforced");
     Ok(())
 }
 
-/// Enforces what the source sends, until `stopped` resolves.
+/// Enforces the policies that the source sends, until `stopped` resolves.
 async fn enforce(
     args: &RunArgs,
     object: impl AsRef<[u8]>,
@@ -168,7 +171,7 @@ async fn enforce(
     let (compiler, compiled) = Compiler::start().context(NO_THREAD)?;
     let mut reconciler = Reconciler::begin(kernel, reconcile, old, first, interfaces, compiler)?;
     reconciler.interfaces_listed_at(listed_at);
-    let reporter = Reporter::new(Lines::to(std::io::stdout())).and_to(sink);
+    let reporter = Reporter::new(Lines::to(std::io::stdout())).with_kube_events(sink);
     let inputs = Inputs {
         source: feed.batches,
         monitor,
@@ -188,7 +191,7 @@ async fn enforce(
 /// Starts to write Events to the API server, if enabled.
 fn kube_events(args: &RunArgs) -> Result<Option<(Sink, kubernetes::Handle)>> {
     let Some(client) = args.source.api_client().filter(|_| args.kube_events) else { return Ok(None) };
-    kubernetes::start(&args.node, client).map(Some).context("cannot start a thread for --kube-events")
+    kubernetes::start(&args.node, client).map(Some).context("cannot start a thread for --kube-events_thread")
 }
 
 /// Serves health, metrics and the API socket. If the socket cannot be created, the agent enforces policies anyway.
@@ -228,7 +231,7 @@ fn warn_of_wrong_node(objects: &[Event], node: &str) {
         let nodes_of_pods = nodes.into_iter().take(8).collect::<Vec<_>>().join(", ");
         tracing::warn!(
             node,
-            named = nodes_of_pods,
+            nodes_of_pods,
             "no pod is on this node; set --node to spec.nodeName of the pods on this node"
         );
     }

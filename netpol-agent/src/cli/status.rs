@@ -11,11 +11,11 @@ use netpol_api::{Client, PartialPolicy};
 use netpol_common::Reason;
 use netpol_policy::text::{self, Safe};
 
-use super::{Output, StatusArgs, machine, print};
+use super::{Output, StatusArgs, print, requirements};
 use crate::dataplane::{EndpointStatus, Status, read_status};
 
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
-    machine::check("status")?;
+    requirements::check("status")?;
     let status = read_status(&args.pin_path)?;
     let known = agent_status(&args.api_socket);
     let pods = by_interface(known.as_ref());

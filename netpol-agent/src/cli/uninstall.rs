@@ -11,11 +11,11 @@ use anyhow::{Context, Result};
 use netpol_policy::text::Safe;
 use nix::sys::signal::{SigSet, Signal};
 
-use super::{FAILED, UninstallArgs, machine, print};
+use super::{FAILED, UninstallArgs, print, requirements};
 use crate::dataplane::uninstall;
 
 pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
-    machine::check("uninstall")?;
+    requirements::check("uninstall")?;
     let mut report = uninstall(&args.pin_path)?;
     let (removed, remains) = remove_socket(&args.api_socket);
     report.removed.extend(removed);
@@ -56,7 +56,7 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     };
     match fs::remove_dir(directory) {
         Ok(()) => removed.push(format!("directory {}", directory.display())),
-        // Missing, used by others, or a volume of this container.
+        // The directory is missing, contains other files, or is a mount point (a volume of this container).
         Err(error)
             if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy) => {
         }
@@ -65,8 +65,8 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
     (removed, None)
 }
 
-/// Waits for SIGTERM or SIGINT. The signals are blocked, because the first process of a container ignores their
-/// default action.
+/// Waits for SIGTERM or SIGINT. Blocks them first, because the kernel drops a signal with its default action if the
+/// receiver is the first process of a container (pid_namespaces(7)).
 fn wait_for_signal() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block SIGTERM")?;

@@ -19,69 +19,72 @@ const REQUEST_DUMP: u16 = 0x1 | 0x300;
 const DUMP_INTERRUPTED: u16 = 0x10;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-const HEADER: usize = 16;
-/// `struct nfgenmsg`.
-const FAMILY: usize = 4;
+/// Size of `struct nlmsghdr`.
+const HEADER_SIZE: usize = 16;
+/// Size of `struct nfgenmsg`.
+const NFGENMSG_SIZE: usize = 4;
 
 /// Whether the dump continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dump {
+enum DumpState {
     More,
     Done,
 }
 
-/// Finds the policy engines that have chains on this node. A kernel without nftables has none in nftables.
+/// Finds the policy engines that have chains on this node. If the kernel has no nftables, only `iptables-legacy` is
+/// searched.
 pub(super) fn detect() -> io::Result<Findings> {
-    let mut traces = Traces::default();
-    match dump(&mut traces) {
+    let mut matches = Matches::default();
+    match dump(&mut matches) {
         Ok(()) => {}
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
         }
         Err(error) => return Err(error),
     }
-    legacy::chains(|chain| traces.record("", chain))?;
-    Ok(traces.found())
+    legacy::chains(|chain| matches.record("", chain))?;
+    Ok(matches.findings())
 }
 
-fn dump(traces: &mut Traces) -> io::Result<()> {
+fn dump(matches: &mut Matches) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = [0_u8; HEADER + FAMILY];
+    let mut request = [0_u8; HEADER_SIZE + NFGENMSG_SIZE];
     request[..4].copy_from_slice(&20_u32.to_ne_bytes());
     request[4..6].copy_from_slice(&GET_CHAIN.to_ne_bytes());
     request[6..8].copy_from_slice(&REQUEST_DUMP.to_ne_bytes());
     socket.send(&request, 0)?;
     loop {
         let (datagram, _) = socket.recv_from_full()?;
-        if traces.read(&datagram)? == Dump::Done {
+        if matches.read(&datagram)? == DumpState::Done {
             return Ok(());
         }
     }
 }
 
-/// The traces found of each of [`POLICY_ENGINES`]. Other chains are not stored: a node may have tens of thousands.
+/// The chains and tables found, for each of [`POLICY_ENGINES`]. Other chains are not stored: a node may have tens of
+/// thousands.
 #[derive(Debug, Default)]
-struct Traces([BTreeSet<String>; POLICY_ENGINES.len()]);
+struct Matches([BTreeSet<String>; POLICY_ENGINES.len()]);
 
-impl Traces {
+impl Matches {
     /// Reads one datagram of a dump.
-    fn read(&mut self, mut rest: &[u8]) -> io::Result<Dump> {
+    fn read(&mut self, mut rest: &[u8]) -> io::Result<DumpState> {
         while let Some((length, kind, flags)) = header(rest) {
-            let Some(body) = rest.get(HEADER..length) else { break };
+            let Some(body) = rest.get(HEADER_SIZE..length) else { break };
             match kind {
                 ERROR | DONE => {
                     let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                    return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(Dump::Done) };
+                    return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(DumpState::Done) };
                 }
-                // An interrupted dump may lack chains, which would look as if they were removed.
+                // Chains may be missing in an interrupted dump. They would be treated as removed.
                 _ if flags & DUMP_INTERRUPTED != 0 => return Err(io::ErrorKind::Interrupted.into()),
-                NEW_CHAIN => self.chain(body.get(FAMILY..).unwrap_or_default()),
+                NEW_CHAIN => self.chain(body.get(NFGENMSG_SIZE..).unwrap_or_default()),
                 _ => {}
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
-        Ok(Dump::More)
+        Ok(DumpState::More)
     }
 
     fn chain(&mut self, mut rest: &[u8]) {
@@ -101,14 +104,14 @@ impl Traces {
     }
 
     fn record(&mut self, table: &str, chain: &str) {
-        for (seen, engine) in self.0.iter_mut().zip(&POLICY_ENGINES) {
+        for (found, engine) in self.0.iter_mut().zip(&POLICY_ENGINES) {
             for signature in engine.signatures {
                 match signature {
                     Signature::Chain(prefix) if chain.starts_with(prefix) => {
-                        seen.insert(format!("chain {chain}"));
+                        found.insert(format!("chain {chain}"));
                     }
                     Signature::Table(name) if table == *name => {
-                        seen.insert(format!("table {table}"));
+                        found.insert(format!("table {table}"));
                     }
                     Signature::Chain(_) | Signature::Table(_) => {}
                 }
@@ -128,7 +131,7 @@ impl Traces {
 fn header(bytes: &[u8]) -> Option<(usize, u16, u16)> {
     let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *bytes else { return None };
     let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-    (length >= HEADER).then(|| (length, u16::from_ne_bytes([k0, k1]), u16::from_ne_bytes([f0, f1])))
+    (length >= HEADER_SIZE).then(|| (length, u16::from_ne_bytes([k0, k1]), u16::from_ne_bytes([f0, f1])))
 }
 
 #[cfg(test)]
@@ -144,7 +147,7 @@ mod tests {
     }
 
     fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(HEADER + body.len()).unwrap();
+        let length = u32::try_from(HEADER_SIZE + body.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
         bytes.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
         bytes.extend([0; 8]);
@@ -174,7 +177,7 @@ mod tests {
             ("calico", "filter-FORWARD", "Calico"),
             ("filter", "WEAVE-NPC-INGRESS", "Weave"),
         ] {
-            let mut traces = Traces::default();
+            let mut matches = Matches::default();
             let datagram = [chain("filter", "INPUT"), chain(table, name), chain("nat", "OUTPUT")].concat();
             assert_eq!(traces.read(&datagram).unwrap(), Dump::More);
             assert_eq!(traces.read(&message(DONE, 2, &[0; 4])).unwrap(), Dump::Done);
@@ -189,21 +192,21 @@ mod tests {
 
     #[test]
     fn an_error_message_and_an_interrupted_dump_are_errors() {
-        let mut traces = Traces::default();
-        let refusal = traces.read(&message(ERROR, 0, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
+        let mut matches = Matches::default();
+        let refusal = matches.read(&message(ERROR, 0, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
         assert_eq!(refusal.raw_os_error(), Some(libc::EPERM));
         let interrupted = message(NEW_CHAIN, 2 | DUMP_INTERRUPTED, &[0; 4]);
-        assert_eq!(traces.read(&interrupted).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        assert_eq!(matches.read(&interrupted).unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 
     #[test]
     fn truncated_and_malformed_messages_do_not_panic() {
         let whole = [chain("calico", "cali-FORWARD"), message(DONE, 2, &[0; 4])].concat();
         for length in 0..whole.len() {
-            let _ = Traces::default().read(&whole[..length]);
+            let _ = Matches::default().read(&whole[..length]);
         }
         // Lengths that do not match the data.
-        let _ = Traces::default().read(&message(NEW_CHAIN, 0, &[2, 0, 0, 0, 1, 0, 1, 0, 255, 255, 3, 0]));
-        let _ = Traces::default().read(&[0; 64]);
+        let _ = Matches::default().read(&message(NEW_CHAIN, 0, &[2, 0, 0, 0, 1, 0, 1, 0, 255, 255, 3, 0]));
+        let _ = Matches::default().read(&[0; 64]);
     }
 }

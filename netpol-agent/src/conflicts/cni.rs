@@ -29,7 +29,7 @@ struct Plugin {
 
 /// Finds plugins that conflict with netpol. A missing directory is not an error and has no findings.
 pub(super) fn detect(directory: &Path) -> io::Result<Findings> {
-    let Some((file, types)) = first(directory)? else { return Ok(Findings::new()) };
+    let Some((file, types)) = used_configuration(directory)? else { return Ok(Findings::new()) };
     let advice_for = |name: &String| PLUGINS.iter().find(|(plugin, _)| plugin == name).map(|(_, advice)| *advice);
     let location = |advice| Finding { location: file.display().to_string(), advice };
     Ok(types
@@ -40,7 +40,7 @@ pub(super) fn detect(directory: &Path) -> io::Result<Findings> {
 
 /// Returns the configuration that runtimes use, which is the first valid one by name, and the types of its plugins.
 /// Source: `ConfFiles` of libcni, and containerd's go-cni and CRI-O's ocicni, which skip invalid files.
-fn first(directory: &Path) -> io::Result<Option<(PathBuf, Vec<String>)>> {
+fn used_configuration(directory: &Path) -> io::Result<Option<(PathBuf, Vec<String>)>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_has_the_file_and_whether_pods_are_enforced() {
+    fn a_finding_names_the_file_and_says_if_policies_are_not_enforced() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("10-mac.conf");
         std::fs::write(&file, r#"{"type":"macvlan"}"#).unwrap();

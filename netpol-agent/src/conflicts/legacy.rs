@@ -11,11 +11,12 @@ const TABLE: &str = "filter";
 /// Source: `include/uapi/linux/netfilter_ipv4/ip_tables.h`, and `ip6_tables.h` with the same numbers.
 const GET_INFO: c_int = 64;
 const GET_ENTRIES: c_int = 65;
-/// `struct ipt_getinfo`; its last member is the size of all entries.
-const INFO: usize = 84;
-/// Bytes before the entries in `struct ipt_get_entries`: the table's name and the size, aligned.
-const HEAD: usize = 40;
-const NAME: usize = 32;
+/// Size of `struct ipt_getinfo`; its last member is the size of all entries.
+const GETINFO_SIZE: usize = 84;
+/// Position of the entries in `struct ipt_get_entries`, after the table's name and the size, aligned.
+const ENTRIES_OFFSET: usize = 40;
+/// Size of the table's name in both structures.
+const TABLE_NAME_SIZE: usize = 32;
 
 /// The parameters of IPv4 or IPv6.
 struct Family {
@@ -23,17 +24,22 @@ struct Family {
     tables: &'static str,
     bind: &'static str,
     level: c_int,
-    /// Position of the target's offset in an entry. The offset of the next entry follows it.
-    offsets: usize,
+    /// Where an entry stores `target_offset` (`next_offset` follows).
+    target_offset_at: usize,
 }
 
 const FAMILIES: [Family; 2] = [
-    Family { tables: "/proc/thread-self/net/ip_tables_names", bind: "0.0.0.0:0", level: libc::IPPROTO_IP, offsets: 88 },
+    Family {
+        tables: "/proc/thread-self/net/ip_tables_names",
+        bind: "0.0.0.0:0",
+        level: libc::IPPROTO_IP,
+        target_offset_at: 88,
+    },
     Family {
         tables: "/proc/thread-self/net/ip6_tables_names",
         bind: "[::]:0",
         level: libc::IPPROTO_IPV6,
-        offsets: 140,
+        target_offset_at: 140,
     },
 ];
 
@@ -44,7 +50,7 @@ pub(super) fn chains(mut report: impl FnMut(&str)) -> io::Result<()> {
         let tables = fs::read_to_string(family.tables).unwrap_or_default();
         if tables.lines().any(|table| table == TABLE) {
             let entries = family.entries()?;
-            names(&entries, family.offsets, &mut report);
+            names(&entries, family.target_offset_at, &mut report);
         }
     }
     Ok(())
@@ -52,23 +58,23 @@ pub(super) fn chains(mut report: impl FnMut(&str)) -> io::Result<()> {
 
 impl Family {
     fn entries(&self) -> io::Result<Vec<u8>> {
-        // Any socket works, also one that needs no other capability.
+        // The kernel accepts this option on any IP socket. A UDP socket needs no CAP_NET_RAW.
         let socket = UdpSocket::bind(self.bind)?;
-        let mut info = [0_u8; INFO];
+        let mut info = [0_u8; GETINFO_SIZE];
         info[..TABLE.len()].copy_from_slice(TABLE.as_bytes());
         self.get(&socket, GET_INFO, &mut info)?;
-        let size = u32_at(&info, INFO - 4).unwrap_or_default();
-        let mut entries = vec![0; HEAD + size as usize];
+        let size = u32_at(&info, GETINFO_SIZE - 4).unwrap_or_default();
+        let mut entries = vec![0; ENTRIES_OFFSET + size as usize];
         entries[..TABLE.len()].copy_from_slice(TABLE.as_bytes());
-        entries[NAME..NAME + 4].copy_from_slice(&size.to_ne_bytes());
+        entries[TABLE_NAME_SIZE..TABLE_NAME_SIZE + 4].copy_from_slice(&size.to_ne_bytes());
         // Fails with EAGAIN if the table has just changed.
         self.get(&socket, GET_ENTRIES, &mut entries)?;
-        Ok(entries.split_off(HEAD))
+        Ok(entries.split_off(ENTRIES_OFFSET))
     }
 
     fn get(&self, socket: &UdpSocket, option: c_int, buffer: &mut [u8]) -> io::Result<()> {
         let mut length = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
-        // SAFETY: the kernel writes no more than `length` bytes, which the buffer has.
+        // SAFETY: the kernel writes at most `length` bytes, and `length` is the buffer's size.
         let result = unsafe {
             libc::getsockopt(socket.as_raw_fd(), self.level, option, buffer.as_mut_ptr().cast(), &raw mut length)
         };
@@ -80,7 +86,7 @@ impl Family {
 /// chain's name.
 fn names(entries: &[u8], offsets: usize, report: &mut impl FnMut(&str)) {
     let mut rest = entries;
-    while let (Some(target), Some(next)) = (u16_at(rest, offsets), u16_at(rest, offsets + 2)) {
+    while let (Some(target), Some(next)) = (u16_at(rest, target_offset_at), u16_at(rest, target_offset_at + 2)) {
         // `struct xt_error_target`: size, name, revision, then 30 bytes of text.
         let target = rest.get(usize::from(target)..usize::from(next)).unwrap_or_default();
         if text(target.get(2..31)) == "ERROR" {

@@ -62,10 +62,10 @@ impl Counts {
     }
 }
 
-/// Conflicts by name. Two checks are compared by the names.
+/// Conflicts by name. A conflict is new if the previous check did not find its name.
 type Findings = BTreeMap<String, Finding>;
 
-/// Where a conflict was found, and what to do about it.
+/// A conflict, without its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
     location: String,
@@ -77,13 +77,13 @@ struct Finding {
 struct Detector {
     programs: ForeignPrograms,
     cni: PathBuf,
-    reported: Reported,
+    reporter: ConflictReporter,
 }
 
-/// The conflicts logged and counted so far.
+/// The conflicts that the last checks found, which are logged and counted.
 #[derive(Debug, Default)]
-struct Reported {
-    before: BTreeMap<ConflictKind, Findings>,
+struct ConflictReporter {
+    last_found: BTreeMap<ConflictKind, Findings>,
     counts: Arc<Counts>,
 }
 
@@ -93,8 +93,8 @@ struct Reported {
 /// If the thread cannot be started.
 pub fn start(programs: ForeignPrograms, cni: PathBuf) -> io::Result<Arc<Counts>> {
     let counts = Arc::new(Counts::default());
-    let reported = Reported { before: BTreeMap::new(), counts: Arc::clone(&counts) };
-    let mut detector = Detector { programs, cni, reported };
+    let reporter = ConflictReporter { last_found: BTreeMap::new(), counts: Arc::clone(&counts) };
+    let mut detector = Detector { programs, cni, reporter };
     thread::Builder::new().name("conflicts".to_owned()).spawn(move || {
         loop {
             detector.detect();
@@ -113,15 +113,15 @@ impl Detector {
                 ConflictKind::Cni => cni::detect(&self.cni).map_err(|error| error.to_string()),
             };
             match found {
-                Ok(found) => self.reported.report(kind, found),
-                // The conflicts of the last check stay known.
+                Ok(found) => self.reporter.report(kind, found),
+                // Keep the findings of the last successful check.
                 Err(error) => tracing::debug!(kind = kind.name(), error, "cannot check for conflicts; retrying"),
             }
         }
     }
 }
 
-impl Reported {
+impl ConflictReporter {
     fn report(&mut self, kind: ConflictKind, found: Findings) {
         let before = self.before.remove(&kind).unwrap_or_default();
         for (what, Finding { location, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
@@ -131,7 +131,7 @@ impl Reported {
             tracing::info!(kind = kind.name(), conflict = what, "conflict resolved");
         }
         self.counts.set(kind, found.len());
-        self.before.insert(kind, found);
+        self.last_found.insert(kind, found);
     }
 }
 
@@ -172,11 +172,13 @@ mod tests {
                 |name: &&str| (name.to_string(), Finding { location: "there".into(), advice: "do something" });
             names.iter().map(location).collect()
         };
-        let mut reported = Reported::default();
+        let mut reporter = ConflictReporter::default();
         let mut report = |kind, names: &[&str]| {
-            let log = log(|| reported.report(kind, found(names)));
+            let log = log(|| reporter.report(kind, found(names)));
             let count = |words: &str| log.lines().filter(|line| line.contains(words)).count();
-            ((count("conflict: do something"), count("conflict resolved")), reported.counts.of(kind))
+            let new =
+                names.iter().map(|name| count(&format!("{name} conflicts with netpol: do something"))).sum::<usize>();
+            ((new, count("conflict resolved")), reporter.counts.of(kind))
         };
         assert_eq!(report(ConflictKind::Chains, &["Calico", "Weave"]), ((2, 0), 2));
         assert_eq!(report(ConflictKind::Chains, &["Calico", "Weave"]), ((0, 0), 2), "already logged");

@@ -6,21 +6,21 @@ use super::{Finding, Findings, NameList};
 use crate::dataplane::{ForeignPrograms, Order};
 use crate::endpoints::{Netlink, NetlinkError};
 
-/// Maximum number of veths in one check, so that it takes milliseconds. Other components attach their programs to all
-/// veths.
-const VETHS: usize = 256;
+/// Maximum number of veths in one check, so that it takes milliseconds. A sample is enough, because other components
+/// attach their programs to all veths.
+const MAX_VETHS: usize = 256;
 
 const BEFORE: &str = "it runs before netpol's programs, and netpol does not process packets that it accepts (TC_ACT_OK) or \
     redirects. Remove it, attach it after netpol's programs, or let it return TC_ACT_UNSPEC for packets that it does not decide";
-const AFTER: &str = "it runs after netpol's programs and decides last on packets that netpol allows. If it is another \
-    policy engine, both must allow a packet. Remove it if it is not needed";
+const AFTER: &str = "it runs after netpol's programs and decides last on packets that netpol allows. If it belongs to \
+    another policy engine, a packet passes only if both engines allow it. Remove it if it is not needed";
 
 /// Finds each program once, with the veths to which it is attached.
 pub(super) fn detect(foreign: &ForeignPrograms) -> Result<Findings, NetlinkError> {
     let mut netlink = Netlink::open()?;
     let mut places: BTreeMap<(String, Order), Vec<String>> = BTreeMap::new();
-    for veth in netlink.links()?.veths.into_iter().take(VETHS) {
-        for program in foreign.on(&mut netlink, veth.ifindex, &veth.name) {
+    for veth in netlink.links()?.veths.into_iter().take(MAX_VETHS) {
+        for program in foreign.programs_on(&mut netlink, veth.ifindex, &veth.name) {
             let veths = places.entry((program.name, program.order)).or_default();
             if veths.last() != Some(&veth.name) {
                 veths.push(veth.name.clone());
@@ -29,7 +29,7 @@ pub(super) fn detect(foreign: &ForeignPrograms) -> Result<Findings, NetlinkError
     }
     let found = places.into_iter().map(|((name, order), veths)| {
         let (what, advice) = match order {
-            Order::Before => (format!("TC program {name}, before netpol's"), BEFORE),
+            Order::Before => (format!("TC program {name} (before netpol's)"), BEFORE),
             Order::After => (format!("TC program {name}"), AFTER),
         };
         (what, Finding { location: NameList(&veths).to_string(), advice })

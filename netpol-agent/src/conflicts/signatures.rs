@@ -16,10 +16,10 @@ pub(super) struct PolicyEngine {
     pub(super) advice: &'static str,
 }
 
-const K3S: &str = "it enforces the same policies, and both must allow a packet. On k3s, start every server with \
-    --disable-network-policy; otherwise run kube-router with --run-firewall=false. Chains of an earlier run stay until the \
-    node reboots or you remove them";
-const KINDNET: &str = "it enforces the same policies, and both must allow a packet. Create kind clusters with \
+const K3S: &str = "it enforces the same policies, and a packet passes only if both engines allow it. On k3s, start every \
+    server with --disable-network-policy; otherwise run kube-router with --run-firewall=false. Chains of an earlier run stay \
+    until the node reboots or you remove them";
+const KINDNET: &str = "it enforces the same policies, and a packet passes only if both engines allow it. Create kind clusters with \
     disableDefaultCNI and a CNI plugin without policy enforcement, or remove kube-network-policies; \
     `nft delete table inet NAME` removes its rules";
 const CALICO: &str = "Calico enforces the same policies and its own, and both must allow a packet. Run netpol on nodes with \
@@ -61,10 +61,10 @@ pub(super) const POLICY_ENGINES: [PolicyEngine; 4] = [
     PolicyEngine { name: "Weave", signatures: &[Signature::Chain("WEAVE-NPC")], advice: WEAVE },
 ];
 
-const ENFORCES: &str = "this plugin enforces the same policies, and both must allow a packet. Turn off its policy \
-    enforcement, or remove netpol from these nodes";
-const NO_VETH: &str = "its pods have no veth in the node, to which netpol could attach its programs: they are NOT enforced. \
-    Use a plugin that creates veths (bridge, ptp)";
+const ENFORCES: &str = "it enforces the same policies, and a packet passes only if both the plugin and netpol allow it. Turn \
+    off its policy enforcement, or remove netpol from these nodes";
+const NO_VETH: &str = "pods of this plugin have no veth on the node, so netpol CANNOT enforce policies for them. Use a plugin \
+    that creates veths (bridge, ptp)";
 
 /// Conflicting CNI plugins by `type`. Sources of those that enforce policies:
 /// <https://github.com/cilium/cilium/tree/main/plugins/cilium-cni>,

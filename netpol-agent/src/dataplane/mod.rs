@@ -17,8 +17,8 @@ use crate::endpoints::TunnelEndpoints;
 
 pub use kernel::{
     AttachMode, Capacities, CounterReader, EndpointStatus, ForeignProgram, ForeignPrograms, Kernel, KernelError,
-    KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Role, SHARED_PART, Status,
-    StatusError, read_status, uninstall,
+    KernelOptions, KernelVersion, Lock, MapName, Mounts, Order, Removed, RingReader, Role, SHARED_TABLE_DIVISOR,
+    Status, StatusError, read_status, uninstall,
 };
 pub use memory::{Memory, PendingCall};
 
@@ -49,7 +49,7 @@ pub enum WriteError {
 
 /// Why programs were not attached to or detached from an interface.
 #[derive(Debug, Error)]
-#[error("cannot attach to {interface}: {message}")]
+#[error("cannot attach programs to {interface} or detach them: {message}")]
 pub struct AttachError {
     /// The interface's name.
     pub interface: String,
@@ -69,7 +69,7 @@ pub enum InterfaceOutcome {
         ifindex: IfIndex,
         /// Success, or the error.
         result: Result<(), AttachError>,
-        /// Packets that the interface had passed right after the programs were attached; `None` if unknown.
+        /// The interface's packet counter, read right after the programs were attached; `None` if unknown.
         packets: Option<u64>,
     },
     /// Result of [`Dataplane::detach`].
@@ -86,7 +86,7 @@ pub enum InterfaceOutcome {
 /// An interface that had programs before this agent started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adopted {
-    /// Its role at that time.
+    /// The kind of programs that it had.
     pub role: Role,
     /// Whether it runs this agent's programs.
     pub running: bool,
@@ -133,11 +133,11 @@ pub trait Dataplane {
     /// If a map cannot be read.
     fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError>;
 
-    /// Returns the interfaces that had programs before the start. Some of them may have been removed since.
+    /// Returns the interfaces that had programs before this agent started. Some of them may have been removed since.
     fn adopted(&self) -> BTreeMap<IfIndex, Adopted>;
 
-    /// Attaches the programs of a role to an interface. Calling it again is harmless. Fails if the kernel rejects the
-    /// programs, or if the interface was removed.
+    /// Attaches the programs for this [`Role`] (a pod's veth, a node's device, a tunnel) to an interface. Calling it again
+    /// is harmless. Fails if the kernel rejects the programs, or if the interface was removed.
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>>;
 
     /// Detaches all programs. Succeeds if the interface was removed.
@@ -155,6 +155,6 @@ pub trait Dataplane {
     /// Resets the counters of an endpoint ID before the ID is reused.
     fn clear_counters(&mut self, id: u32);
 
-    /// Returns the number of available endpoint IDs.
+    /// Returns how many endpoint IDs there are, used or not.
     fn endpoint_id_capacity(&self) -> u32;
 }

@@ -26,8 +26,8 @@ pub enum Hook {
 /// A BPF program that is attached as a filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BpfFilter {
-    /// Its name, usually the program's.
-    pub name: String,
+    /// The filter's name, usually that of the program; `None` if it has none.
+    pub name: Option<String>,
     /// The program's id.
     pub program: u32,
     /// Filters with lower values run first.
@@ -78,20 +78,17 @@ impl Netlink {
                 for option in options {
                     match option {
                         TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => program = Some(id),
-                        TcOption::Bpf(TcFilterBpfOption::ProgName(own)) => name = Some(own),
+                        TcOption::Bpf(TcFilterBpfOption::ProgName(value)) => name = Some(value),
                         _ => {}
                     }
                 }
             }
-            filters.extend(program.map(|program| {
-                let name = name.unwrap_or_else(|| format!("with id {program}"));
-                BpfFilter { name, program, priority }
-            }));
+            filters.extend(program.map(|program| BpfFilter { name, program, priority }));
         })?;
         Ok(filters)
     }
 
-    /// Returns whether these hooks of an interface have a filter of this priority and handle.
+    /// Returns whether each of these hooks of an interface has a filter with this priority and handle.
     ///
     /// # Errors
     /// If filters cannot be listed.

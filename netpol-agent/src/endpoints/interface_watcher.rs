@@ -14,6 +14,7 @@ use crate::worker::{Died, Outcomes, Worker};
 pub struct InterfaceWatcher {
     worker: Worker<Pass>,
     snapshots: Outcomes<Result<InterfaceSnapshot, NetlinkError>>,
+    /// The requested pass, if any; `true`: without cached data.
     requested: Option<bool>,
     /// Interfaces to which new routes lead, since the last pass began.
     routed: BTreeSet<IfIndex>,
@@ -21,6 +22,7 @@ pub struct InterfaceWatcher {
     removed: BTreeSet<IfIndex>,
     /// Interfaces with changed addresses in their peer's namespace, since the last pass began.
     changed: BTreeSet<IfIndex>,
+    /// Whether a pass is running.
     running: bool,
 }
 
@@ -30,7 +32,7 @@ struct Pass {
     known: KnownVeths,
     routed: BTreeSet<IfIndex>,
     removed: BTreeSet<IfIndex>,
-    all: bool,
+    uncached: bool,
 }
 
 impl InterfaceWatcher {
@@ -39,9 +41,9 @@ impl InterfaceWatcher {
     /// # Errors
     /// If the kernel rejects the thread.
     pub fn start(mut reader: InterfaceReader) -> io::Result<Self> {
-        let read = move |Pass { known, routed, removed, all }| {
+        let read = move |Pass { known, routed, removed, uncached }| {
             reader.remove(&removed);
-            reader.read_all(&known, routed, all)
+            reader.read_all(&known, routed, uncached)
         };
         let (worker, snapshots) = Worker::start("interfaces", "reads interfaces", read)?;
         Ok(Self {
@@ -55,9 +57,9 @@ impl InterfaceWatcher {
         })
     }
 
-    /// Requests a pass. With `all`, the pass uses no cached data: see [`InterfaceReader::read_all`].
-    pub fn request(&mut self, all: bool) {
-        self.requested = Some(self.requested.unwrap_or(false) || all);
+    /// Requests a pass. With `uncached`, the pass uses no cached data: see [`InterfaceReader::read_all`].
+    pub fn request(&mut self, uncached: bool) {
+        self.requested = Some(self.requested.unwrap_or(false) || uncached);
     }
 
     /// Adds interfaces to which new routes lead, for the next pass.
@@ -82,13 +84,13 @@ impl InterfaceWatcher {
     /// Starts a requested pass, unless one is running.
     pub fn start_requested(&mut self, known: impl FnOnce() -> KnownVeths) {
         if !self.running
-            && let Some(all) = self.requested.take()
+            && let Some(uncached) = self.requested.take()
         {
             let (routed, removed) = (std::mem::take(&mut self.routed), std::mem::take(&mut self.removed));
             let mut known = known();
             let changed = std::mem::take(&mut self.changed);
             known.settled.retain(|ifindex| !changed.contains(ifindex));
-            self.worker.give(Pass { known, routed, removed, all });
+            self.worker.give(Pass { known, routed, removed, uncached });
             self.running = true;
         }
     }
@@ -123,8 +125,8 @@ mod tests {
         interface_watcher.start_requested(|| panic!("no pass is requested"));
         interface_watcher.request(false);
         interface_watcher.start_requested(KnownVeths::default);
-        for all in [false, true, false] {
-            interface_watcher.request(all);
+        for uncached in [false, true, false] {
+            interface_watcher.request(uncached);
             interface_watcher.start_requested(|| panic!("a pass is running"));
         }
         assert_eq!((interface_watcher.is_running(), interface_watcher.requested), (true, Some(true)));

@@ -1,8 +1,8 @@
 //! Finds the pod of each veth. The kernel reports the addresses in the network namespace of each veth's peer; the API
 //! objects have the pods' addresses.
 //!
-//! Level-triggered: every event (a link changed, a pod changed, time has passed) leads to one full pass. Its result
-//! does not depend on lost or merged events.
+//! Like a Kubernetes controller, it is level-triggered: every event (a link changed, a pod changed, time has passed) leads
+//! to one full pass, so lost or merged events do not change the result.
 
 mod clsact;
 mod interface_watcher;

@@ -35,8 +35,8 @@ const TRAFFIC_CONTROL: RangeInclusive<u16> = 36..=102;
 /// `RTM_DELQDISC`, `RTM_DELTFILTER`.
 const DETACHED: [u16; 2] = [37, 45];
 
-/// Attempts of a dump that is interrupted by changes.
-const TRIES: u32 = 8;
+/// How often a dump is tried if changes interrupt it.
+const MAX_DUMP_ATTEMPTS: u32 = 8;
 
 /// An error of rtnetlink.
 #[derive(Debug, Error)]
@@ -60,7 +60,7 @@ pub enum NetlinkError {
         request: &'static str,
     },
     /// The reply could not be parsed.
-    #[error("cannot {request} over netlink: invalid reply of the kernel: {message}")]
+    #[error("cannot {request} over netlink: invalid reply from the kernel: {message}")]
     Reply {
         /// The request.
         request: &'static str,
@@ -82,7 +82,7 @@ pub struct Veth {
     pub peer: u32,
     /// The bridge of which it is a port.
     pub bridge: Option<IfIndex>,
-    /// Packets that it has passed, in both directions.
+    /// Number of packets that it has received and sent.
     pub packets: u64,
 }
 
@@ -102,15 +102,15 @@ pub struct Links {
 pub struct Device {
     /// Its name.
     pub name: String,
-    /// Whether its packets have no link-layer header, as on tunnels.
-    pub bare: bool,
+    /// Whether its packets have no link-layer header, as on most tunnels.
+    pub has_no_link_header: bool,
 }
 
 /// Whether a dump is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dump {
+pub(super) enum Completeness {
     /// All entries.
-    Whole,
+    Complete,
     /// Entries changed meanwhile and may be missing (`NLM_F_DUMP_INTR`).
     Interrupted,
 }
@@ -172,7 +172,7 @@ impl Netlink {
         Ok(mac)
     }
 
-    /// Returns the packets that an interface of this namespace has passed, in both directions.
+    /// Returns the number of packets that an interface of this namespace has received and sent.
     ///
     /// # Errors
     /// If the kernel rejects the request, for example because the interface was just removed.
@@ -192,8 +192,8 @@ impl Netlink {
         Ok(packets)
     }
 
-    /// Returns the addresses of every interface with their networks, by interface: of this namespace, or of the one
-    /// with this ID.
+    /// Returns the addresses, with prefix lengths, of each interface of this namespace, or of the namespace with this ID.
+    /// Keys are interface indices.
     ///
     /// # Errors
     /// If the dump fails, for example because the namespace was just removed.
@@ -218,12 +218,12 @@ impl Netlink {
         payload: &RouteNetlinkMessage,
         each: impl FnMut(RouteNetlinkMessage),
     ) -> Result<(), NetlinkError> {
-        // A pod's veth that is missing from a dump would be treated as removed.
-        for _ in 0..TRIES {
+        // Repeat an incomplete dump: a veth that is missing from it would be treated as removed.
+        for _ in 0..MAX_DUMP_ATTEMPTS {
             let mut replies = Vec::new();
-            let asked =
+            let completeness =
                 self.send_request(request, NLM_F_DUMP | NLM_F_REQUEST, payload.clone(), |reply| replies.push(reply))?;
-            if asked == Dump::Whole {
+            if completeness == Completeness::Complete {
                 replies.into_iter().for_each(each);
                 return Ok(());
             }
@@ -239,7 +239,7 @@ impl Netlink {
         flags: u16,
         payload: RouteNetlinkMessage,
         mut each: impl FnMut(RouteNetlinkMessage),
-    ) -> Result<Dump, NetlinkError> {
+    ) -> Result<Completeness, NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(payload));
         message.header.flags = flags;
@@ -249,7 +249,7 @@ impl Netlink {
         message.serialize(&mut bytes);
         let io_error = |source| NetlinkError::Io { request, source };
         self.socket.send(&bytes, 0).map_err(io_error)?;
-        let mut dump = Dump::Whole;
+        let mut completeness = Completeness::Complete;
         loop {
             let (datagram, _) = self.socket.recv_from_full().map_err(io_error)?;
             let mut rest = &datagram[..];
@@ -262,7 +262,7 @@ impl Netlink {
                     continue; // The rest of a dump that failed.
                 }
                 if reply.header.flags & NLM_F_DUMP_INTR != 0 {
-                    dump = Dump::Interrupted;
+                    completeness = Completeness::Interrupted;
                 }
                 match reply.payload {
                     NetlinkPayload::InnerMessage(inner) => each(inner),
@@ -271,7 +271,7 @@ impl Netlink {
                     }
                     NetlinkPayload::Error(error) if error.code.is_some() => return Err(io_error(error.to_io())),
                     // Error code 0 is an acknowledgment.
-                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(dump),
+                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(completeness),
                     _ => {}
                 }
             }
@@ -293,7 +293,7 @@ fn device(link: &LinkMessage) -> Option<(IfIndex, Device)> {
         _ => None,
     });
     let is_loopback = link.header.flags.contains(LinkFlags::Loopback);
-    let bare = matches!(
+    let has_no_link_header = matches!(
         link.header.link_layer_type,
         LinkLayerType::None
             | LinkLayerType::Tunnel
@@ -304,7 +304,7 @@ fn device(link: &LinkMessage) -> Option<(IfIndex, Device)> {
             | LinkLayerType::Ppp
             | LinkLayerType::Rawip
     );
-    named.filter(|_| !is_loopback).map(|name| (IfIndex(link.header.index), Device { name, bare }))
+    named.filter(|_| !is_loopback).map(|name| (IfIndex(link.header.index), Device { name, has_no_link_header }))
 }
 
 fn veth(link: &LinkMessage) -> Option<Veth> {
@@ -361,7 +361,8 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// Adds the change in a datagram, which has one message. One that is too short to be parsed may be any change.
+    /// Adds the change that a datagram (one message) reports. A datagram that is too short counts as a change of
+    /// interfaces.
     fn add(&mut self, datagram: &[u8]) {
         match datagram.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
             Some(kind) if DETACHED.contains(&kind) => self.filters = true,
@@ -396,7 +397,7 @@ fn link_of(datagram: &[u8]) -> Option<IfIndex> {
     is_link.then(|| IfIndex(u32::from_ne_bytes(index)))
 }
 
-/// Reports when links or addresses of this namespace change, or when filters are removed. The caller reads everything
+/// Reports changes of links and addresses of this namespace, new routes, and removed filters. The caller reads everything
 /// again, so lost messages are harmless.
 #[derive(Debug)]
 pub struct Monitor {

@@ -22,8 +22,8 @@ const SOL_NETLINK: libc::c_int = 270;
 /// Minimum interval between events of one namespace, for pods that change their addresses all the time.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reports changed IPv6 addresses in namespaces that have an ID in this namespace, as the namespaces of veth peers
-/// have.
+/// Reports changed IPv6 addresses in the namespaces that the kernel gave an ID in this namespace. The namespaces of veth
+/// peers have one.
 #[derive(Debug)]
 pub struct PodAddressMonitor {
     socket: AsyncFd<Socket>,
@@ -33,24 +33,26 @@ pub struct PodAddressMonitor {
 /// Limits how often a namespace is reported.
 #[derive(Debug, Default)]
 struct RateLimit {
+    /// When each namespace was last reported.
     last: BTreeMap<i32, Instant>,
-    later: BTreeSet<i32>,
+    /// Changed namespaces that are not reported yet.
+    delayed: BTreeSet<i32>,
 }
 
 impl RateLimit {
     /// Adds changes, and returns the namespaces to report now.
     fn due(&mut self, changed: impl IntoIterator<Item = i32>, now: Instant) -> BTreeSet<i32> {
-        self.later.extend(changed);
+        self.delayed.extend(changed);
         self.last.retain(|_, at| now.duration_since(*at) < MIN_INTERVAL);
-        let due: BTreeSet<i32> = self.later.iter().filter(|id| !self.last.contains_key(id)).copied().collect();
-        self.later.retain(|id| !due.contains(id));
+        let due: BTreeSet<i32> = self.delayed.iter().filter(|id| !self.last.contains_key(id)).copied().collect();
+        self.delayed.retain(|id| !due.contains(id));
         self.last.extend(due.iter().map(|id| (*id, now)));
         due
     }
 
     /// Returns when the next namespace is due.
     fn next(&self) -> Option<Instant> {
-        self.later.iter().filter_map(|id| self.last.get(id)).min().map(|at| *at + MIN_INTERVAL)
+        self.delayed.iter().filter_map(|id| self.last.get(id)).min().map(|at| *at + MIN_INTERVAL)
     }
 }
 
@@ -93,7 +95,7 @@ impl PodAddressMonitor {
                         }
                     }
                     ready.clear_ready();
-                    self.rate_limit.later.extend(changed);
+                    self.rate_limit.delayed.extend(changed);
                 }
                 () = delay, if next.is_some() => {}
             }
@@ -111,13 +113,13 @@ fn receive(fd: libc::c_int) -> Result<Option<i32>, Errno> {
     let mut head = [0_u8; 16];
     let mut control = [0_u64; 8];
     let mut part = libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() };
-    // SAFETY: all of its fields may be zero.
+    // SAFETY: zero is a valid value of all fields.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control) as _;
-    // SAFETY: `message` points to buffers of the lengths it has, which outlive the call.
+    // SAFETY: the pointers in `message` are valid for the lengths stored beside them, and the buffers outlive the call.
     if unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) } < 0 {
         return Err(Errno::from_raw(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)));
     }

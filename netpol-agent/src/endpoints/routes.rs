@@ -1,4 +1,5 @@
-//! Finds the devices of routes: traffic that leaves this node, or reaches pods by a bridge or a tunnel, leaves by them.
+//! Finds the network devices that routes use. Traffic leaves the node by one of these devices, or reaches pods through
+//! one (a bridge or a tunnel).
 
 use std::collections::BTreeSet;
 

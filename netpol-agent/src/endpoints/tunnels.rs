@@ -119,7 +119,7 @@ pub(super) fn opened_by(link: &LinkMessage) -> TunnelEndpoints {
 fn by_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
     match kind {
         InfoKind::IpIp | InfoKind::SitTun | InfoKind::Ip6Tnl | InfoKind::Vti | InfoKind::Vti6 => {
-            // Each device may have any of these modes, and fallback devices have all of them.
+            // A device of these kinds may decapsulate one of these protocols or all of them.
             found.protocols.extend([protocol::IPIP, protocol::IPV6, protocol::MPLS]);
         }
         InfoKind::GreTap
@@ -130,7 +130,8 @@ fn by_kind(kind: &InfoKind, found: &mut TunnelEndpoints) {
         | InfoKind::Ip6ErSpan => {
             found.protocols.insert(protocol::GRE);
         }
-        // Generic netlink reports its port, but together with its keys, which the agent does not read.
+        // Only generic netlink reports the port, together with the keys. The agent does not read the keys; it assumes the
+        // usual ports.
         InfoKind::Wireguard => found.ports.extend(port::WIREGUARD),
         InfoKind::Gtp => found.ports.extend([port::GTP, port::GTP_V0]),
         InfoKind::Amt => {

@@ -66,7 +66,7 @@ impl Groups {
     /// Returns whether an event is summarized instead of reported by itself.
     pub(super) fn is_summarized(event: &DenyEvent) -> bool {
         let to_group = event.flags & event_flags::GROUP != 0 || is_group(event);
-        event.family != 0 && to_group && Reason::from_code(event.reason).is_some_and(is_by_policy)
+        event.family != 0 && to_group && Reason::from_code(event.reason).is_some_and(is_summarized_reason)
     }
 
     /// Counts an event.
@@ -119,7 +119,8 @@ impl Groups {
     }
 }
 
-/// Returns whether the destination is a group address. The frame may be unicast, or its type unknown, as on tunnels.
+/// Returns whether the destination is a multicast or broadcast address. The Ethernet frame does not always show it: it may
+/// be unicast, and on tunnels there is none.
 fn is_group(event: &DenyEvent) -> bool {
     match event.family {
         4 => event.destination[0] & 0xf0 == 0xe0 || event.destination[..4] == [255; 4],
@@ -127,9 +128,9 @@ fn is_group(event: &DenyEvent) -> bool {
     }
 }
 
-/// Returns whether policy denies packets with this reason. Spoofed packets are reported individually, however they are
-/// sent.
-const fn is_by_policy(reason: Reason) -> bool {
+/// Returns whether packets denied with this reason are summarized. Spoofed and malformed packets are reported one by one,
+/// also if they are multicast.
+const fn is_summarized_reason(reason: Reason) -> bool {
     match reason {
         Reason::NoRule
         | Reason::Revoked

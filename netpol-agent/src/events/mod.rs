@@ -1,5 +1,5 @@
-//! Reports denied packets as JSON lines, with names for IDs. The kernel limits the number of events per pod, and the
-//! reporter shares its own cost fairly too.
+//! Reports denied packets as JSON lines, with the names of pods and policies. The BPF programs limit the number of events
+//! of each pod. The reporter has its own limits for lines and for explanations, and divides them among the pods.
 
 mod groups;
 pub mod kubernetes;
@@ -35,7 +35,7 @@ pub struct Reporter {
     explained: Shares,
     groups: Groups,
     summarized: Instant,
-    /// Packets without an event that were already reported, by endpoint ID and direction.
+    /// Counters of packets without an event at the last summary, by endpoint ID and direction.
     limited: HashMap<(u32, u32), (PodKey, u64)>,
     limited_at: Instant,
     /// Pods of recently removed endpoints. Their last events may still be in the ring buffer.
@@ -62,9 +62,9 @@ impl Reporter {
         }
     }
 
-    /// Also reports to the API server.
+    /// Also writes Kubernetes Events.
     #[must_use]
-    pub fn and_to(mut self, sink: Option<Sink>) -> Self {
+    pub fn with_kube_events(mut self, sink: Option<Sink>) -> Self {
         self.kubernetes = sink;
         self
     }
@@ -141,14 +141,14 @@ impl Reporter {
         self.limited = limited;
     }
 
-    /// Reports diagnostics of policies to the API server. May be called at any time.
-    pub fn review<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
+    /// Writes Kubernetes Events about diagnostics of policies. May be called at any time.
+    pub fn report_diagnostics<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
         if let Some(sink) = &mut self.kubernetes {
-            sink.review(reconciler.engine().cluster_state(), Instant::now());
+            sink.send_changed_diagnostics(reconciler.engine().cluster_state(), Instant::now());
         }
     }
 
-    /// Returns statistics of the API server's Events, if they are written.
+    /// Returns the counters of Kubernetes Events, if they are written.
     pub fn kubernetes(&self) -> Option<&kubernetes::Numbers> {
         self.kubernetes.as_ref().map(Sink::numbers)
     }
@@ -169,11 +169,11 @@ const MAX_LINES: u64 = 1000;
 /// Microseconds per second for explanations, which evaluate every rule of a pod's policies. They must not cost more
 /// than enforcement.
 const MAX_EXPLAIN_MICROS: u64 = 200_000;
-/// Interval of checking for summaries.
+/// Minimum time between two checks for summaries that are due.
 const SUMMARY_INTERVAL: Duration = Duration::from_millis(500);
 /// Interval of summaries of packets without an event.
 const LIMITED_INTERVAL: Duration = Duration::from_secs(10);
-/// Queue key of summaries, which is no budget's. They have their own share of the queue.
+/// Queue key of summaries. It is not the key of a pod, so summaries have their own share of the queue.
 const SUMMARY_KEY: u32 = u32::MAX;
 
 /// Returns the local pod that sent the packet, if the source address is not that pod's.

@@ -108,7 +108,7 @@ pub(super) fn denial(event: &DenyEvent, pod: Option<&PodKey>, engine: &Engine, t
             via_services: Box::default(),
         }
     };
-    // A spoofed source is another pod's address. The interface determines the sender.
+    // The source address may be spoofed. The interface shows which pod is the sender.
     let (sender, receiver) = match direction {
         Some(Direction::Egress) => (pod, None),
         _ => (None, pod),

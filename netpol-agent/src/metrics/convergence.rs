@@ -1,4 +1,4 @@
-//! Measures the time from the arrival of a change at the agent until the kernel has it.
+//! Measures the time from the arrival of a change at the agent until it is written to the BPF maps.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,23 +11,23 @@ pub(super) const BOUNDS: [u32; 14] = [
     10_000_000,
 ];
 
-/// Maximum number of batches that are measured at a time. If the kernel refuses entries for hours, the oldest batches
-/// are no longer measured.
-const MAX_OPEN: usize = 4096;
+/// Maximum number of batches that are measured at one time. If entries cannot be written for hours, the oldest batches
+/// are not measured.
+const MAX_UNFINISHED: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(super) struct Convergence {
     /// Last batch that was applied.
     pub(super) received: Revision,
-    /// Last batch that is in the kernel, with all batches before it.
+    /// Last batch that is written to the BPF maps, with all batches before it.
     pub(super) enforced: Revision,
     /// Time when the last batch was applied, since 1970.
     pub(super) last_change: Option<Duration>,
-    /// Arrival times of the batches that are not fully in the kernel.
-    open: VecDeque<Instant>,
+    /// Arrival times of the batches that are not fully written.
+    unfinished: VecDeque<Instant>,
     pub(super) count: u64,
     pub(super) sum: Duration,
-    /// Number of batches with at most the time of each of [`BOUNDS`].
+    /// For each of [`BOUNDS`], the number of batches that took at most this time.
     pub(super) buckets: [u64; BOUNDS.len()],
 }
 
@@ -39,15 +39,15 @@ impl Convergence {
 
     pub(super) fn receive(&mut self, revision: Revision, at: Instant) {
         self.start(revision);
-        if self.open.len() == MAX_OPEN {
-            self.open.pop_front();
+        if self.unfinished.len() == MAX_UNFINISHED {
+            self.unfinished.pop_front();
         }
-        self.open.push_back(at);
+        self.unfinished.push_back(at);
     }
 
     pub(super) fn fully_applied(&mut self) {
         self.enforced = self.received;
-        for at in self.open.drain(..) {
+        for at in self.unfinished.drain(..) {
             let took = at.elapsed();
             self.count += 1;
             self.sum += took;

@@ -18,7 +18,7 @@ use convergence::Convergence;
 pub use page::render;
 pub use source::render_waiting;
 
-/// Numbers that the loop keeps.
+/// Measurements by the main loop.
 pub struct Meter {
     /// Reads the counters of the eBPF programs.
     pub counters: CounterReader,
@@ -28,7 +28,9 @@ pub struct Meter {
     pub conflicts: Arc<Counts>,
     convergence: Convergence,
     source: SourceState,
+    /// Number of enforced batches.
     batches: u64,
+    /// Total time spent on them.
     applying: Duration,
 }
 
@@ -62,7 +64,7 @@ impl Meter {
         self.convergence.receive(revision, at);
     }
 
-    /// Records that all batches are in the kernel.
+    /// Records that all batches are written to the BPF maps.
     pub fn fully_applied(&mut self) {
         self.convergence.fully_applied();
     }

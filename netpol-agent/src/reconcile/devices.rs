@@ -65,8 +65,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn attach_device(&mut self, ifindex: IfIndex) {
-        let Some(Device { name, bare }) = self.interfaces.routed.get(&ifindex) else { return };
-        let role = if *bare { Role::Tunnel } else { Role::Device };
+        let Some(Device { name, has_no_link_header }) = self.interfaces.routed.get(&ifindex) else { return };
+        let role = if *has_no_link_header { Role::Tunnel } else { Role::Device };
         if self.jobs.contains_key(&ifindex) || self.failed.contains(&ifindex) {
             return;
         }

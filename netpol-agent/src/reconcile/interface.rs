@@ -455,8 +455,8 @@ impl<D: Dataplane> Reconciler<D> {
         let wanted = |(ifindex, held): &(&IfIndex, &LocalEndpoint)| {
             held.attached && held.pod.is_some() && (held.endpoint.mac == [0; 6] || is_young(ifindex))
         };
-        let without_mac = self.held.iter().filter(wanted).map(|(ifindex, _)| *ifindex).collect();
-        KnownVeths { settled: self.complete_interfaces(), without_mac }
+        let read_mac = self.held.iter().filter(wanted).map(|(ifindex, _)| *ifindex).collect();
+        KnownVeths { settled: self.complete_interfaces(), read_mac }
     }
 
     /// Returns whether a pod of this node waits for its interface, or an interface for its programs or addresses. An

@@ -243,7 +243,7 @@ fn execute_slice(
         progress.made();
     }
     if reconciler.has_engine() {
-        reporter.review(reconciler);
+        reporter.report_diagnostics(reconciler);
         reporter.summarize(reconciler, |id, direction| meter.counters.suppressed(id, direction).unwrap_or(0));
         for check in checks.drain(..) {
             answer(check, reconciler, meter, reporter);

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use state::{KindState, SourceState};
 
-/// The number of a batch of a source, starting at 1. If a revision is enforced, all earlier ones are too.
+/// The number of a batch, starting at 1. If a batch is enforced, all earlier ones are too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision(pub u64);
 
@@ -29,24 +29,24 @@ pub struct Batch {
     pub revision: Revision,
     /// The events, in order.
     pub events: Vec<Event>,
-    /// The source lost its watch and resynced: the events are the difference since then. No state in between ever
-    /// existed.
+    /// The source lost its watch and resynced: the events are the differences since the loss. They must be enforced at
+    /// once, because a state with only some of them never existed.
     pub after_resync: bool,
     /// When the first event of the batch arrived at the agent.
     pub received: Instant,
 }
 
-/// A request for the current state of a subject, newer than the last event received for it.
+/// Asks a source for the state of a subject at the time of the query, which may be newer than the last event.
 #[derive(Debug)]
-pub struct Inquiry {
+pub struct SourceQuery {
     /// The subject.
     pub subject: Subject,
-    /// Receives the reply after everything was sent that existed when the request was made. An error says why the state
-    /// is unknown.
+    /// Receives the reply after all changes that existed at the time of the query were sent as batches. An error says why
+    /// the state is unknown.
     pub answer: oneshot::Sender<Result<SubjectState, String>>,
 }
 
-/// The subject of an inquiry.
+/// The subject of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// One object.
@@ -69,8 +69,8 @@ pub struct SubjectState {
 pub struct Feed {
     /// Its batches; the first is a reset with all objects.
     pub batches: mpsc::Receiver<Batch>,
-    /// Requests to the source.
-    pub inquiries: mpsc::Sender<Inquiry>,
+    /// Sends queries to the source.
+    pub queries: mpsc::Sender<SourceQuery>,
     /// Its state, for readiness and metrics.
     pub state: SourceState,
 }

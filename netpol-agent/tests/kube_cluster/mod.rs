@@ -5,7 +5,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use netpol_agent::source::{Batch, Feed, Inquiry, Subject, SubjectState, kube};
+use netpol_agent::source::{Batch, Feed, SourceQuery, Subject, SubjectState, kube};
 use netpol_apiserver::{ApiServer, Options, Resource};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::manifest;
@@ -178,19 +178,19 @@ impl Cluster {
         }
     }
 
-    /// Sends an inquiry about an object, and receives batches up to the one that the answer refers to.
-    pub(crate) async fn inquire(&mut self, object: ObjectKey) -> Result<SubjectState, String> {
-        self.inquire_about(Subject::Object(object)).await
+    /// Sends a query about an object, and receives batches up to the one that the answer refers to.
+    pub(crate) async fn query(&mut self, object: ObjectKey) -> Result<SubjectState, String> {
+        self.query_subject(Subject::Object(object)).await
     }
 
-    /// Sends an inquiry about any subject.
-    pub(crate) async fn inquire_about(&mut self, subject: Subject) -> Result<SubjectState, String> {
+    /// Sends a query about any subject.
+    pub(crate) async fn query_subject(&mut self, subject: Subject) -> Result<SubjectState, String> {
         let (answer, mut receiver) = oneshot::channel();
-        self.feed.inquiries.send(Inquiry { subject, answer }).await.expect("the source has ended");
+        self.feed.queries.send(SourceQuery { subject, answer }).await.expect("the source has ended");
         loop {
             tokio::select! {
                 known = &mut receiver => {
-                    let known = known.expect("the source dropped the inquiry")?;
+                    let known = known.expect("the source dropped the query")?;
                     while self.batches.last().is_none_or(|batch| batch.revision < known.revision) {
                         self.next_batch().await;
                     }
@@ -200,7 +200,7 @@ impl Cluster {
                     batch.events.iter().cloned().for_each(|event| self.state.apply(event));
                     self.batches.push(batch);
                 }
-                () = tokio::time::sleep(PATIENCE) => panic!("timed out waiting for the answer to an inquiry"),
+                () = tokio::time::sleep(PATIENCE) => panic!("timed out waiting for the answer to a query"),
             }
         }
     }

@@ -1,6 +1,6 @@
-//! Attaches programs to interfaces. Uses clsact filters, which need no pin, if no other program is at the hooks; else
-//! pinned TCX links, since TCX programs run before all filters. A TCX link costs about 26 ms under `rtnl_lock` when it
-//! is created and again when its interface is removed; a filter costs about 1 ms.
+//! Attaches programs to interfaces. If no other program is at the hooks, uses clsact filters, which need no pin.
+//! Otherwise uses pinned TCX links, since TCX programs run before all filters. A TCX link costs about 26 ms under
+//! `rtnl_lock` when it is created and again when its interface is removed; a filter costs about 1 ms.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -41,7 +41,7 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
-    /// Returns whether to use TCX on an interface. An earlier agent's choice stays.
+    /// Returns whether to use TCX on an interface. In mode `auto`, links of an earlier agent stay links.
     fn is_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
         let is_linked = || Program::ALL.iter().any(|program| pins.link(ifindex, *program).exists());
         match self {
@@ -56,9 +56,9 @@ fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
 }
 
-/// Returns whether filters would be alone at the hooks. A TCX program of other software would run before them, and most
-/// of those end the evaluation. In a qdisc of other software, other filters may run first, and a qdisc of kind
-/// `ingress` has no egress hook.
+/// Returns whether netpol's filters would be the only programs at the hooks. A TCX program of other software would run
+/// before them, and most such programs end the evaluation. In a qdisc of other software, other filters may run first, and
+/// a qdisc of kind `ingress` has no egress hook.
 fn is_alone(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
     let is_empty = |hook| tcx_programs(ifindex, hook).is_ok_and(|programs| programs.is_empty());
     [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(is_empty)
@@ -131,7 +131,7 @@ fn attach_tcx(
             drop(program.take_link(id)?);
             return Ok(());
         }
-        // The link is of a removed interface, maybe in a removed namespace, which had the same index.
+        // The link belongs to a removed interface that had the same index, maybe in a removed namespace.
         unpin(pin)?;
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -178,7 +178,7 @@ pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure>
     Ok(Netlink::open()?.has_filters(ifindex, &hooks, PRIORITY, HANDLE_MINOR)?)
 }
 
-/// Creates the qdisc for filters. Returns whether it is netpol's. The kernel rejects a second one.
+/// Creates the qdisc for filters, unless there is one. Returns whether netpol created it.
 fn make_qdisc(mark: &Path, name: &str) -> io::Result<bool> {
     let own = mark.join("qdisc");
     if qdisc_add_clsact(name).is_ok() {
@@ -246,7 +246,7 @@ pub(super) fn detach_tcx(
         let pin = pins.link(ifindex, program);
         if pin.exists() {
             unpin(&pin).map_err(|error| failed(ifindex, &error))?;
-            removed.push(format!("TCX link on {}, {}", display_name(ifindex), program.short_name()));
+            removed.push(format!("TCX link of {} on {}", program.name(), display_name(ifindex)));
         }
     }
     Ok(removed)
@@ -261,7 +261,7 @@ fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachEr
     if let Some(name) = name_of(ifindex) {
         for program in pins.role(ifindex).programs() {
             if detach_filter(&name, program.hook()) {
-                removed.push(format!("clsact filter on {name}, {}", program.short_name()));
+                removed.push(format!("clsact filter of {} on {name}", program.name()));
             }
         }
         if mark.join("qdisc").exists() {

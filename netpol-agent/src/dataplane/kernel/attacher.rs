@@ -26,19 +26,27 @@ pub(super) struct Attacher {
     /// For packet counters only. Without it, the counters of the last snapshot are used.
     pub(super) netlink: Option<Netlink>,
     /// Interfaces that existed when the agent started.
-    pub(super) early: BTreeSet<IfIndex>,
+    pub(super) existed_at_start: BTreeSet<IfIndex>,
     /// Takes over connections before programs are attached.
-    pub(super) take_over: Option<TakeOver>,
-    /// Takes over connections that started in between, after programs are attached.
-    pub(super) take_over_later: Option<Sender<Endpoint>>,
+    pub(super) take_over_before_attach: Option<TakeOver>,
+    /// Takes over connections that started between reading `nf_conntrack` and attaching.
+    pub(super) take_over_after_attach: Option<Sender<Endpoint>>,
 }
 
 /// A job for the attach thread.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Attaches the programs to an interface with this name in the last snapshot. For a pod, also its endpoint, to take
-    /// over its connections.
-    Attach(IfIndex, String, Role, Option<Endpoint>),
+    /// Attaches the programs.
+    Attach {
+        /// The interface.
+        ifindex: IfIndex,
+        /// Its name in the last snapshot.
+        name: String,
+        /// The kind of programs.
+        role: Role,
+        /// The endpoint of a pod's interface, to take over its connections.
+        endpoint: Option<Endpoint>,
+    },
     /// Detaches the programs.
     Detach(IfIndex),
     /// Returns those interfaces on which the programs do not run.
@@ -47,8 +55,8 @@ pub(super) enum Job {
 
 impl Attacher {
     /// Replaces an earlier agent's programs by this agent's on every interface that runs them. Returns these interfaces
-    /// with their roles, and whether the replacement succeeded; if not, the old programs stay. If an interface only has
-    /// the index of a removed one, it gets no programs here, since it may not be a pod's.
+    /// with their roles, and whether the replacement succeeded; if not, the old programs stay. If the index was reused by
+    /// a new interface, nothing is attached here, because the new interface may not belong to a pod.
     pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, Adopted> {
         let mut adopted = BTreeMap::new();
         for ifindex in self.pins.interfaces() {
@@ -73,27 +81,28 @@ impl Attacher {
 
     fn work(&mut self, job: Job) -> InterfaceOutcome {
         match job {
-            Job::Attach(ifindex, name, role, endpoint) => {
-                // An interface that is older than the agent has connections, which must not be evaluated as new ones
-                // meanwhile. A new interface has few, and reading the kernel's whole conntrack table would delay its
+            Job::Attach { ifindex, name, role, endpoint } => {
+                // An interface that is older than the agent has connections, which must not be evaluated as new ones.
+                // A new interface has few, and reading the kernel's whole conntrack table first would delay its
                 // enforcement.
-                if let Some(endpoint) = endpoint.filter(|endpoint| self.early.contains(&endpoint.ifindex)) {
+                if let Some(endpoint) = endpoint.filter(|endpoint| self.existed_at_start.contains(&endpoint.ifindex)) {
                     self.take_over(&endpoint);
                 }
                 let result = self.attach(ifindex, &name, role);
                 let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
-                if let (Ok(()), Some(endpoint), Some(later)) = (&result, &endpoint, &self.take_over_later) {
+                if let (Ok(()), Some(endpoint), Some(later)) = (&result, &endpoint, &self.take_over_after_attach) {
                     // If the thread has died, connections of new pods are evaluated by their next packets.
                     let _ = later.send(*endpoint);
                 }
                 InterfaceOutcome::Attached { ifindex, result, packets }
             }
+            // A job that does not attach usually means that attaching is over: free the list of connections.
             Job::Detach(ifindex) => {
-                self.take_over.iter_mut().for_each(TakeOver::drop_list);
+                self.take_over_before_attach.iter_mut().for_each(TakeOver::drop_connections);
                 InterfaceOutcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
             }
             Job::Verify(mut ifindexes) => {
-                self.take_over.iter_mut().for_each(TakeOver::drop_list);
+                self.take_over_before_attach.iter_mut().for_each(TakeOver::drop_connections);
                 ifindexes.retain(|ifindex| !self.runs(*ifindex) && attach::name_of(*ifindex).is_some());
                 InterfaceOutcome::Missing(ifindexes)
             }
@@ -101,7 +110,7 @@ impl Attacher {
     }
 
     fn take_over(&mut self, endpoint: &Endpoint) {
-        let Some(take_over) = &mut self.take_over else { return };
+        let Some(take_over) = &mut self.take_over_before_attach else { return };
         match take_over.take_over_shared(endpoint) {
             Ok(flows) => {
                 tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack");
@@ -111,7 +120,7 @@ impl Attacher {
         }
     }
 
-    /// Returns the packets that an interface has passed so far.
+    /// Returns the number of packets that an interface has received and sent.
     fn packets(&mut self, ifindex: IfIndex) -> Option<u64> {
         self.netlink.as_mut()?.packets(ifindex).unwrap_or_else(|error| {
             tracing::debug!(interface = %ifindex, %error, "cannot read an interface's packet counters");
@@ -119,8 +128,8 @@ impl Attacher {
         })
     }
 
-    /// Attaches by name, as the kernel requires. Meanwhile another interface may have got the name, so it is checked
-    /// before and after.
+    /// Attaches by name, as aya requires. Another interface may get the name meanwhile, so it is checked before and
+    /// after.
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Result<(), AttachError> {
         let has_name = || attach::name_of(ifindex).is_some_and(|now| now == name);
         let gone =
@@ -130,7 +139,7 @@ impl Attacher {
         }
         earlier::adopt_qdisc(&self.pins, ifindex);
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name, role)?;
-        earlier::detach_from(&self.pins, ifindex)?;
+        earlier::detach_old_programs(&self.pins, ifindex)?;
         if !has_name() {
             attach::detach(&self.pins, ifindex)?;
             return Err(gone());

@@ -6,8 +6,7 @@ use aya_log::{EbpfLogger, Error};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Forwards log messages of the programs; needs a tokio runtime then. Programs without `--log` have none, and cost
-/// nothing here.
+/// Starts a tokio task that forwards log messages of the programs. Does nothing if they were built without `--log`.
 pub(super) fn forward(ebpf: &mut Ebpf) {
     let logger = match EbpfLogger::init(ebpf) {
         Ok(logger) => logger,

@@ -1,5 +1,5 @@
-//! Removes the state of agents with another layout version. On each interface, it stays in force until this agent's
-//! programs are attached.
+//! Removes the pinned state of agents with another layout version. On each interface, their programs stay in force until
+//! this agent's programs are attached.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ fn others(pins: &Pins) -> Vec<Pins> {
     all.into_iter().filter(|root| *root != pins.root).map(Pins::at).collect()
 }
 
-/// Takes over a qdisc that netpol made. Its filters are then replaced in one step.
+/// Takes over a qdisc that an agent with another layout version created. Its filters are then replaced in one step.
 pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
     if others(pins).iter().any(|other| other.filter(ifindex).join("qdisc").exists()) {
         // Without this mark, the qdisc is treated as another process's and is not removed.
@@ -26,8 +26,9 @@ pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
     }
 }
 
-/// Detaches what is left on an interface that has this agent's programs, and removes a version that no interface uses.
-pub(super) fn detach_from(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError> {
+/// Detaches the programs of other layout versions from an interface that has this agent's programs, and removes versions
+/// that no interface uses.
+pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError> {
     let has_filters = pins.filter(ifindex).exists();
     for other in others(pins) {
         if has_filters {

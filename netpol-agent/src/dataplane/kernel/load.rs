@@ -13,7 +13,7 @@ use super::program::Program;
 use super::{KernelError, Raw, resize};
 use crate::chain::chain;
 
-/// Lines of the verifier's log that are shown.
+/// Number of lines at the end of the verifier's log that are shown.
 const LOG_LINES: usize = 30;
 
 /// Loads and pins the programs. Returns the capacities in use. If `wanted` differs from the size of a pinned map, the
@@ -124,8 +124,8 @@ fn load_error(error: &(dyn std::error::Error + 'static)) -> KernelError {
     KernelError::Load(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }
 
-/// Returns the pinned maps that do not have the wanted sizes, and the current capacities. Maps that are not pinned have
-/// the wanted capacity there.
+/// Returns the pinned maps that do not have the wanted sizes, and the current capacities. For maps that are not pinned,
+/// these are the wanted ones.
 fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
     let mut capacities = *wanted;
     let mut changed = Vec::new();

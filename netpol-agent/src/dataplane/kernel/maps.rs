@@ -1,4 +1,4 @@
-//! The maps, typed.
+//! Reads and writes the pinned maps, with the types of their keys and values.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,9 +31,10 @@ unsafe impl<T: bytemuck::Pod> aya::Pod for Raw<T> {}
 /// The maps that the agent reads and writes.
 pub(super) struct Maps {
     pub(super) endpoints: Array<MapData, Raw<Endpoint>>,
-    /// Number of slots found by ifindex. The rest of `endpoints` is for interfaces with a slot that is taken.
+    /// Number of regular slots of `endpoints`; an interface's slot is `ifindex & (slots - 1)`. The elements after them
+    /// are for interfaces whose slot is used by another interface.
     pub(super) slots: u32,
-    /// Index in `endpoints` of the interfaces with a slot that is taken.
+    /// The index in `endpoints` of each interface whose slot is used by another interface.
     pub(super) overflow: HashMap<MapData, u32, u32>,
     addresses_v4: HashMap<MapData, [u8; 4], Raw<AddressEntry>>,
     addresses_v6: HashMap<MapData, [u8; 16], Raw<AddressEntry>>,
@@ -43,7 +44,7 @@ pub(super) struct Maps {
     services_v6: HashMap<MapData, Raw<FrontendKey<[u8; 16]>>, Raw<FrontendEntry>>,
     allow: HashMap<MapData, Raw<AllowKey>, Raw<AllowEntry>>,
     ports: LpmTrie<MapData, Raw<PortKey>, Raw<PortEntry>>,
-    /// Endpoint IDs by address of local pods. They are merged into every address entry that is written.
+    /// Endpoint IDs by address of local pods. Every address entry that is written includes the ID.
     owners: BTreeMap<IpAddr, u16>,
     pub(super) endpoint_ids: Array<MapData, u32>,
     tunnels: Array<MapData, u64>,

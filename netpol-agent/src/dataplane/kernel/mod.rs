@@ -1,4 +1,4 @@
-//! BPF maps and programs of the kernel: loaded once, pinned, and adopted by the next agent.
+//! The data plane in the kernel: BPF maps and programs. They are loaded once and pinned, and the next agent adopts them.
 
 mod attach;
 mod attacher;
@@ -30,15 +30,15 @@ use thiserror::Error;
 
 use super::migration::Snapshot;
 use super::{Adopted, AttachError, Dataplane, InterfaceOutcome, WriteError};
+use crate::bpf_object::ObjectError;
 use crate::endpoints::{Netlink, TunnelEndpoints};
-use crate::object::ObjectError;
 use crate::worker::{Outcomes, Worker};
 
 pub use attach::AttachMode;
 use attacher::{Attacher, Job};
 pub use aya::util::KernelVersion;
 use flows::FlowTables;
-pub use flows::SHARED_PART;
+pub use flows::SHARED_TABLE_DIVISOR;
 use flows::takeover::{self, TakeOver};
 pub use foreign::{ForeignProgram, ForeignPrograms, Order};
 use maps::{Maps, Raw, check_delete, check_write, write_error};
@@ -153,16 +153,18 @@ impl Kernel {
             pins: pins.clone(),
             mode: options.attach,
             netlink: Netlink::open().ok(),
-            early: attach::interfaces(),
-            take_over: None,
-            take_over_later: None,
+            existed_at_start: attach::interfaces(),
+            take_over_before_attach: None,
+            take_over_after_attach: None,
         };
         let adopted = attacher.adopt();
         earlier::clear(&pins);
         resize::take_over(&mut pins)?;
         let flows = flow_tables.start(Maps::open(&pins)?, &ids).map_err(KernelError::Thread)?;
         match TakeOver::open(&pins).and_then(|first| Ok((first, takeover::start(TakeOver::open(&pins)?)?))) {
-            Ok((first, later)) => (attacher.take_over, attacher.take_over_later) = (Some(first), Some(later)),
+            Ok((first, later)) => {
+                (attacher.take_over_before_attach, attacher.take_over_after_attach) = (Some(first), Some(later))
+            }
             Err(error) => {
                 tracing::warn!(
                     %error,
@@ -263,8 +265,8 @@ impl Maps {
         check_write(MapName::Endpoints, self.endpoints.set(index, Raw(Endpoint::default()), 0))
     }
 
-    /// Writes an endpoint that cannot use its slot, since another interface uses it. Its index is the endpoint ID,
-    /// counted after the regular slots.
+    /// Writes an endpoint that cannot use its slot, since another interface uses it. Its index is the number of regular
+    /// slots, plus the endpoint ID - 1.
     pub(super) fn put_overflow(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
         let index = self.slots.saturating_add(endpoint.id).saturating_sub(1);
         let before = self.overflow.get(&endpoint.ifindex.0, 0).ok();
@@ -353,7 +355,7 @@ impl Dataplane for Kernel {
 
     fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
         let endpoint = if role == Role::Pod { self.maps.endpoint(ifindex) } else { None };
-        self.attacher.give(Job::Attach(ifindex, name.to_owned(), role, endpoint));
+        self.attacher.give(Job::Attach { ifindex, name: name.to_owned(), role, endpoint });
         None
     }
 

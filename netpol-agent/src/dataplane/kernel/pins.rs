@@ -6,8 +6,9 @@
 //!     ALLOW, ENDPOINTS, …        maps
 //!     programs/netpol_ingress    programs
 //!     links/12-ingress           TCX links, by ifindex
-//!     tc/12/                     an interface with clsact filters. Contains qdisc/ if netpol made the qdisc, and
-//!                                behind/ or bare/ if it is not a pod's veth
+//!     tc/12/                     an interface with clsact filters. Contains qdisc/ if netpol created the qdisc. Also
+//!                                contains behind/ if it is a device of the node, or bare/ if it is one without a
+//!                                link-layer header
 //!     flows/v4-12                flow tables, by family and endpoint ID; with -next while one replaces another
 //!     resize/                    maps of new sizes, until they replace the old ones
 //! ```

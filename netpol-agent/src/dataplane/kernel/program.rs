@@ -9,9 +9,9 @@ pub(super) enum Program {
     Ingress,
     /// Evaluates packets from a pod.
     Egress,
-    /// Rechecks packets that leave the node by a device.
+    /// Rechecks packets that leave the node through a device.
     Recheck,
-    /// The same for devices without a link-layer header.
+    /// The same, for devices without a link-layer header.
     RecheckL3,
 }
 
@@ -29,7 +29,7 @@ impl Program {
         }
     }
 
-    /// Returns the program's name in messages and pin paths.
+    /// Returns the program's name in pin paths.
     pub(super) const fn short_name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -53,9 +53,9 @@ impl Program {
 pub enum Role {
     /// A pod's veth: packets from and to the pod are evaluated.
     Pod,
-    /// A device by which traffic leaves the node: packets from pods are rechecked post-DNAT.
+    /// A device through which traffic leaves the node: packets from pods are rechecked post-DNAT.
     Device,
-    /// Such a device without link-layer headers, for example a tunnel.
+    /// The same, for a device without a link-layer header, such as a tunnel.
     Tunnel,
 }
 
@@ -74,7 +74,7 @@ impl Role {
         !matches!(self, Self::Pod)
     }
 
-    /// Returns the program that distinguishes such a device from a pod's veth.
+    /// Returns the program whose name in the pin path marks a device. A pod's veth has no mark.
     pub(super) const fn mark(self) -> Option<Program> {
         match self {
             Self::Pod => None,

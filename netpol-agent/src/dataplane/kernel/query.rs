@@ -29,7 +29,7 @@ struct Query {
     revision: u64,
 }
 
-/// Returns the ids of the programs at a hook, in the order in which they run. Does not open the programs, as aya does:
+/// Returns the ids of the programs at a hook, in the order in which they run. Unlike aya, it does not open the programs:
 /// opening by id needs `CAP_SYS_ADMIN` (`bpf_prog_get_fd_by_id`, `kernel/bpf/syscall.c`).
 pub(super) fn tcx_programs(ifindex: IfIndex, hook: TcAttachType) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; MAX_PROGRAMS as usize];

@@ -1,8 +1,12 @@
-//! Replaces maps by maps of other sizes. The new maps are created beside the old ones and filled. Then the programs
-//! that use them replace the old programs, and last, their pins replace the old pins. At every moment, each interface
-//! runs programs on complete tables. This also holds if the agent dies in between: the next agent starts the resize
-//! again. Flows are copied before and after the programs are replaced. If a flow starts in between, its reply may be
-//! dropped until it is retransmitted.
+//! Replaces maps by maps of other sizes:
+//!
+//! 1. Create the new maps beside the old ones, and copy all entries.
+//! 2. Replace the programs by programs that use the new maps.
+//! 3. Replace the pins of the old maps.
+//!
+//! At every moment, each interface runs programs on complete tables. This also holds if the agent dies in between: the
+//! next agent starts the resize again. Flows are copied before and after the programs are replaced. If a flow starts in
+//! between, its reply may be dropped until it is retransmitted.
 
 use std::fs;
 
@@ -78,7 +82,7 @@ fn state(old: &Pins, new: &Pins) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Copies the flows that started since, and replaces the pins. Call after the programs are replaced.
+/// Copies the flows that started after [`copy`], and replaces the pins. Call after the programs are replaced.
 pub(super) fn take_over(pins: &mut Pins) -> Result<(), KernelError> {
     if pins.resized.is_empty() {
         return Ok(());
@@ -104,7 +108,8 @@ pub(super) fn listed(maps: &[MapName]) -> String {
 fn hash<K: Pod, V: Pod>(old: &Pins, new: &Pins, map: MapName) -> Result<(), KernelError> {
     let from: HashMap<MapData, K, V> = pinned(old, map)?;
     let mut to: HashMap<MapData, K, V> = pinned(new, map)?;
-    // The kernel starts over if the current key is deleted. A flood of flows must not keep this loop running forever.
+    // If the current key is deleted, the kernel starts the iteration again. So limit it: a flood of new flows could
+    // otherwise keep this loop running forever.
     let limit = capacity(old, map).saturating_mul(4);
     let mut copied = 0;
     for entry in from.iter().take(limit) {

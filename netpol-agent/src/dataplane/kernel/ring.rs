@@ -58,7 +58,7 @@ impl RingReader {
                 ready.clear_ready();
                 break;
             };
-            // A record of another length would be of another layout version, which has another pin path.
+            // All records have this length: each layout version has its own ring buffer.
             if let Ok(event) = bytemuck::try_pod_read_unaligned(&item) {
                 each(event);
             }

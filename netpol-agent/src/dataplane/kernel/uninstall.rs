@@ -1,4 +1,4 @@
-//! Removes everything that netpol put into the kernel, of every layout version, and verifies it.
+//! Removes everything that netpol created in the kernel, of every layout version, and checks that nothing is left.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use aya::programs::{ProgramInfo, TcAttachType};
 use netpol_common::IfIndex;
 
 use super::attach::{detach, pinned_link};
-use super::foreign::is_ours;
+use super::foreign::has_own_name;
 use super::pins::{Pins, names, pin_error};
 use super::program::Program;
 use super::query::tcx_programs;
@@ -29,7 +29,7 @@ pub struct Removed {
     pub remains: Vec<String>,
 }
 
-/// Removes links, filters, qdiscs, programs and maps below a pin path. An empty path is not an error.
+/// Removes links, filters, qdiscs, programs and maps below a pin path. A missing path is not an error.
 ///
 /// # Errors
 /// If an agent is still running on this path.
@@ -39,12 +39,12 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
         return Ok(report);
     }
     let lock = Lock::take(pin_path)?;
-    let mut ours = Ours::default();
+    let mut own = OwnObjects::default();
     for root in versions(pin_path) {
         let pins = Pins::at(root.clone());
-        ours.maps.extend(map_ids(&root));
-        ours.maps.extend(map_ids(&pins.resize()));
-        ours.programs.extend(program_ids(&pins));
+        own.maps.extend(map_ids(&root));
+        own.maps.extend(map_ids(&pins.resize()));
+        own.programs.extend(program_ids(&pins));
         for ifindex in pins.interfaces() {
             match detach(&pins, ifindex) {
                 Ok(removed) => report.removed.extend(removed),
@@ -58,7 +58,7 @@ pub fn uninstall(pin_path: &Path) -> Result<Removed, KernelError> {
         report.remains.push(pin_error("remove", pin_path, &error).to_string());
     }
     report.remains.extend(remaining_pins(pin_path));
-    report.remains.extend(remaining_programs(&ours));
+    report.remains.extend(remaining_programs(&own));
     Ok(report)
 }
 
@@ -100,25 +100,25 @@ fn program_ids(pins: &Pins) -> BTreeSet<u32> {
     let mut ids: BTreeSet<u32> = pinned.chain(linked).collect();
     if let Ok(mut netlink) = Netlink::open() {
         let filters = pins.filtered().into_iter().flat_map(|ifindex| netlink.bpf_filters(ifindex).unwrap_or_default());
-        ids.extend(filters.filter(|filter| is_ours(&filter.name)).map(|filter| filter.program));
+        ids.extend(filters.filter(has_own_name).map(|filter| filter.program));
     }
     ids
 }
 
-/// Identifies a program of this pin path: by its id, or by a map that it uses. The maps identify programs without pins;
-/// reading them needs `CAP_SYS_ADMIN`.
+/// The ids of this pin path's maps and programs. A program without a pin is recognized by a map that it uses; reading a
+/// program's maps needs `CAP_SYS_ADMIN`.
 #[derive(Debug, Default)]
-struct Ours {
+struct OwnObjects {
     maps: BTreeSet<u32>,
     programs: BTreeSet<u32>,
 }
 
 /// Returns netpol's programs on interfaces of this network namespace. The kernel removes a link shortly after its last
 /// pin, so this waits for a while.
-fn remaining_programs(ours: &Ours) -> Vec<String> {
+fn remaining_programs(own: &OwnObjects) -> Vec<String> {
     let started = Instant::now();
     loop {
-        let remaining = running_programs(ours);
+        let remaining = running_programs(own);
         if remaining.is_empty() || started.elapsed() > TIMEOUT {
             return remaining;
         }
@@ -126,7 +126,7 @@ fn remaining_programs(ours: &Ours) -> Vec<String> {
     }
 }
 
-fn running_programs(ours: &Ours) -> Vec<String> {
+fn running_programs(own: &OwnObjects) -> Vec<String> {
     let mut netlink = match Netlink::open() {
         Ok(netlink) => netlink,
         Err(error) => return vec![format!("maybe clsact filters, which cannot be listed: {error}")],
@@ -147,7 +147,7 @@ fn running_programs(ours: &Ours) -> Vec<String> {
         }
         for id in ids {
             let program = program_of_id(id);
-            if ours.programs.contains(&id) || program.as_ref().is_some_and(|program| uses(program, &ours.maps)) {
+            if own.programs.contains(&id) || program.as_ref().is_some_and(|program| uses(program, &own.maps)) {
                 let program_name = program.as_ref().and_then(ProgramInfo::name_as_str).unwrap_or("?");
                 remaining.push(format!("program {program_name} (id {id}) on {name}"));
             }

@@ -1,7 +1,11 @@
-//! Plans the migration of Service ports. If both snapshots have a port, its class is a pair, as for an address. If only
-//! one has it, the other snapshot uses another entry there: the address, or a port of every node. So until all
-//! endpoints have changed over, such a port has an entry at each of its addresses. The class of that entry has the
-//! verdicts themselves: the old ones for old rule sets, and the new ones for new rule sets.
+//! Plans the migration of Service ports (frontends).
+//!
+//! If both snapshots have a frontend, it first moves to the transitional class of its pair of classes, as an address does.
+//!
+//! If only one snapshot has it, a lookup in the other snapshot finds a different entry: that of the address, or that of a
+//! port of every node. So until all endpoints use the new policy, such a frontend has an entry at each of its addresses.
+//! The `ALLOW` entries of that entry's class have the verdicts: those of the old snapshot for the old rule sets, and those
+//! of the new snapshot for the new rule sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,10 +31,10 @@ pub(super) struct Steps {
     pub(super) before: Vec<Change>,
     /// Addresses that have transitional entries.
     pub(super) transitional: BTreeSet<IpAddr>,
-    /// Writes after all endpoints have changed over and before addresses move on. A port of every node is looked up
-    /// only where the address itself has no entry.
+    /// Writes after all endpoints use the new policy, and before addresses move to their new classes. A port of every
+    /// node is only looked up if the address itself has no such port.
     pub(super) after: Vec<Change>,
-    /// Writes after addresses have moved on.
+    /// Writes after addresses have moved to their new classes.
     pub(super) last: Vec<Change>,
 }
 
@@ -38,8 +42,8 @@ pub(super) fn plan(old: &Snapshot, new: &Snapshot, pairs: &mut Pairs) -> Steps {
     let mut steps = Steps::default();
     let removed = old.frontends.keys().filter(|frontend| !new.frontends.contains_key(frontend));
     let put_all = new.frontends.iter().map(|(frontend, class)| Change::PutFrontend(*frontend, *class));
-    if old.anyone.is_empty() {
-        // No endpoint looks up Services yet, as at a first start. Everything can be written before the first endpoint.
+    if old.any.is_empty() {
+        // No existing endpoint looks up Services, for example at the first start. So everything can be written at once.
         steps.before = put_all.chain(removed.copied().map(Change::DeleteFrontend)).collect();
         return steps;
     }
@@ -117,7 +121,7 @@ impl Snapshot {
 
     /// Returns what egress rule sets allow for connections to this frontend.
     fn verdicts(&self, frontend: &Frontend) -> impl Iterator<Item = (RuleSetId, PortSetId)> {
-        self.anyone.iter().filter_map(|(&rule_set, &any)| {
+        self.any.iter().filter_map(|(&rule_set, &any)| {
             let egress = DirectionPolicy { rule_set, any };
             let allowed = match frontend.address {
                 FrontendAddress::Address(IpAddr::V4(address)) => self.verdict(egress, address.octets(), frontend),

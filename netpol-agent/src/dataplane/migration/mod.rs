@@ -1,10 +1,12 @@
-//! Plans the migration from tables with unknown ids to tables with new ids. After every single write, each endpoint is
-//! evaluated by its old policy or by its new one. Pure functions, no I/O.
+//! Plans the migration from the tables of an earlier engine to those of a new engine, which uses other IDs. After every
+//! single write, each endpoint is evaluated by its old policy or by its new one. Pure functions, no I/O.
 //!
-//! New ids differ from all old ones. Each address first moves to a transitional class for its (old class, new class)
-//! pair. That class has the entries of the old rule sets for the old class and those of the new rule sets for the new
-//! class. Then the endpoints change over. Then addresses move to their new class, and the rest is deleted. For Service
-//! ports, see `frontends`.
+//! 1. Each address moves to a transitional class for its pair of (old class, new class). That class has the entries of the
+//!    old rule sets for the old class and those of the new rule sets for the new class.
+//! 2. The endpoints get their new rule sets.
+//! 3. The addresses move to their new classes, and all old entries are deleted.
+//!
+//! For Service ports, see `frontends`.
 
 mod frontends;
 
@@ -34,7 +36,7 @@ pub struct Snapshot {
     pub ports: BTreeMap<(PortKey, u32), PortEntry>,
     /// For each egress rule set of an endpoint, what it allows to every address. Rule sets that allow everything are
     /// omitted: they never look up Services.
-    pub anyone: BTreeMap<RuleSetId, PortSetId>,
+    pub any: BTreeMap<RuleSetId, PortSetId>,
 }
 
 /// The steps of a migration. Between `before` and `after`, every endpoint changes to its new policy.
@@ -50,7 +52,7 @@ impl Snapshot {
     /// Records the egress policy of an endpoint.
     pub fn note_egress(&mut self, egress: DirectionPolicy) {
         if egress.isolated() && egress.any != PortSetId::ALL {
-            self.anyone.insert(egress.rule_set, egress.any);
+            self.any.insert(egress.rule_set, egress.any);
         }
     }
 
@@ -112,8 +114,8 @@ pub fn plan(old: &Snapshot, new: &Snapshot) -> Migration {
     let mut moves = steps.before;
     for &address in &addresses {
         let (old_entry, new_entry) = (old.entry_of(address), new.entry_of(address));
-        // Set a flag that either entry has. At worst, an old endpoint allows its node too early, or a new one slightly
-        // too long.
+        // Set the flags of both entries. At worst, an endpoint with its old policy allows a new address of the node too
+        // early, or an endpoint with its new policy allows a removed one for a moment longer.
         let flags = old_entry.flags
             | new_entry.flags
             | if steps.transitional.contains(&address) { address_flags::SERVICE } else { 0 };

@@ -8,16 +8,17 @@ use std::time::{Duration, Instant, SystemTime};
 use netpol_common::{Direction, Reason};
 use netpol_policy::model::PodKey;
 
+use super::diagnostics::{DiagnosticSchedule, PolicyDiagnostic};
 use super::limit::Bucket;
-use super::policies::{Policies, PolicyDiagnostic};
 use super::sink::{Denied, Dropped};
 use super::topic::Topic;
 
-/// A first Event is delayed by this time, to include further packets.
+/// The first Event of a topic is delayed by this time, to include further packets.
 const COALESCE: Duration = Duration::from_millis(300);
-/// Minimum time from a topic's first Event to its first update; each further interval is three times as long, …
+/// Minimum time from a topic's first Event to its first update. Each further interval is three times as long, up to
+/// [`MAX_INTERVAL`].
 const FIRST_INTERVAL: Duration = Duration::from_secs(15);
-/// … up to this time.
+/// Maximum interval between two updates of a topic.
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
 /// A topic without packets for this long is removed. The next packet starts a new Event.
 const EXPIRY: Duration = Duration::from_mins(15);
@@ -25,15 +26,16 @@ const EXPIRY: Duration = Duration::from_mins(15);
 pub(super) const MAX_TOPICS: usize = 10;
 /// Maximum number of pods in memory.
 const MAX_PODS: usize = 512;
-/// Rate limit of a pod: this many at once, …
+/// Number of writes about a pod that are possible at once. This and [`POD_REFILL`] are the same as in client-go's
+/// `EventSourceObjectSpamFilter` for a component and an object.
 const POD_BURST: u32 = 25;
-/// … and one more after each interval; the same as client-go's `EventSourceObjectSpamFilter` for a component and an
-/// object.
+/// Time after which one more write about a pod is possible.
 const POD_REFILL: Duration = Duration::from_mins(5);
 /// Number of a pod's tokens that only new topics may use.
 const RESERVED: u32 = 5;
-/// Rate limit of the node: this many at once, and one more each second.
+/// Number of writes by this node's agent that are possible at once.
 const NODE_BURST: u32 = 25;
+/// Time after which one more write is possible.
 const NODE_REFILL: Duration = Duration::from_secs(1);
 /// Interval for removing expired topics.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
@@ -50,7 +52,7 @@ pub enum Publication {
     PolicyDiagnostic(PolicyDiagnostic),
 }
 
-/// An Event about a pod, and its count.
+/// The Event of one topic of a pod, with its number of packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Series {
     /// The pod.
@@ -59,7 +61,7 @@ pub struct Series {
     pub created: i64,
     /// The subject of the Event.
     pub topic: Topic,
-    /// Whether it counts all traffic for which the pod has no further Events.
+    /// Whether this Event counts all traffic that has no Event of its own.
     pub merged: bool,
     /// The time of the first packet.
     pub first: SystemTime,
@@ -77,12 +79,13 @@ pub struct Series {
 #[derive(Debug)]
 pub struct Aggregator {
     pods: HashMap<Subject, Pod>,
-    policies: Policies,
+    diagnostics: DiagnosticSchedule,
     node: Bucket,
     /// Number of topics so far.
     topics_started: u64,
     /// The earliest time at which something may be due.
     next_due: Option<Instant>,
+    /// When expired topics were last removed.
     swept: Instant,
 }
 
@@ -138,7 +141,7 @@ impl Aggregator {
         let node = Bucket::new(NODE_BURST, NODE_REFILL, now);
         Self {
             pods: HashMap::new(),
-            policies: Policies::default(),
+            diagnostics: DiagnosticSchedule::default(),
             node,
             topics_started: 0,
             next_due: None,
@@ -199,20 +202,21 @@ impl Aggregator {
     }
 
     /// Replaces the diagnostics of all policies.
-    pub fn policies(&mut self, all: Vec<PolicyDiagnostic>, now: Instant) {
-        self.policies.set(all, now);
+    pub fn set_diagnostics(&mut self, all: Vec<PolicyDiagnostic>, now: Instant) {
+        self.diagnostics.set(all, now);
     }
 
-    /// Takes a publication that is due: first Events before updates, and the longest waiting first.
+    /// Takes a publication that is due: diagnostics of policies, then new Events, then updates; within each, the one that
+    /// waits longest.
     pub fn take(&mut self, now: Instant) -> Option<Publication> {
-        if self.wake().is_none_or(|wake| wake > now) {
+        if self.next_due().is_none_or(|due| due > now) {
             return None;
         }
         if !self.node.take(0, now) {
             return None;
         }
-        if let Some(each) = self.policies.take(now) {
-            return Some(Publication::PolicyDiagnostic(each));
+        if let Some(diagnostic) = self.diagnostics.take(now) {
+            return Some(Publication::PolicyDiagnostic(diagnostic));
         }
         let mut best: Option<(bool, Instant, Subject, usize)> = None;
         for (subject, pod) in &mut self.pods {
@@ -250,12 +254,12 @@ impl Aggregator {
     }
 
     /// Returns when [`Self::take`] may return something.
-    pub fn wake(&self) -> Option<Instant> {
-        [self.next_due, self.policies.next_due()].into_iter().flatten().min()
+    pub fn next_due(&self) -> Option<Instant> {
+        [self.next_due, self.diagnostics.next_due()].into_iter().flatten().min()
     }
 
     /// Returns when the node's next token is available.
-    pub fn allowed(&mut self, now: Instant) -> Instant {
+    pub fn next_token_at(&mut self, now: Instant) -> Instant {
         self.node.ready(0, now)
     }
 
@@ -271,7 +275,7 @@ impl Aggregator {
                 state.interval = (state.interval * 3).min(MAX_INTERVAL);
                 self.update_schedule(now);
             }
-            Publication::PolicyDiagnostic(each) => self.policies.reported(each, now),
+            Publication::PolicyDiagnostic(diagnostic) => self.diagnostics.reported(diagnostic, now),
         }
     }
 
@@ -288,12 +292,12 @@ impl Aggregator {
                 }
                 self.update_schedule(now);
             }
-            Publication::PolicyDiagnostic(each) => self.policies.failed(each, now),
+            Publication::PolicyDiagnostic(diagnostic) => self.diagnostics.failed(diagnostic, now),
         }
     }
 
-    /// Records that a publication can never be written, because its object is gone or the API server rejects it. Its
-    /// counts are discarded.
+    /// Records that a publication can never be written, because its object was deleted or the API server rejects it. If
+    /// the pod was deleted, all its series are removed; otherwise only this one.
     pub fn discarded(&mut self, publication: &Publication, why: Dropped, now: Instant) {
         match publication {
             Publication::Denied(series) => {
@@ -301,7 +305,7 @@ impl Aggregator {
                     pod.series.retain(|state| why != Dropped::Deleted && state.id != series.id);
                 }
             }
-            Publication::PolicyDiagnostic(each) => self.policies.reported(each, now),
+            Publication::PolicyDiagnostic(diagnostic) => self.diagnostics.reported(diagnostic, now),
         }
     }
 
@@ -343,7 +347,7 @@ impl Aggregator {
     }
 }
 
-/// Returns an ID for the Event's name. A restarted agent must not use an ID again.
+/// Returns an ID for the Event's name. The time makes it differ from all IDs before a restart of the agent.
 fn id(number: u64, topic: &Topic, at: SystemTime) -> u64 {
     let mut hasher = DefaultHasher::new();
     (number, topic, at).hash(&mut hasher);

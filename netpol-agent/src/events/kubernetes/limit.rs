@@ -31,7 +31,7 @@ impl Bucket {
         true
     }
 
-    /// Returns an unused token.
+    /// Puts an unused token back.
     pub(super) fn refund(&mut self) {
         self.tokens = (self.tokens + 1).min(self.burst);
     }

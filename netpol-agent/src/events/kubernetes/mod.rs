@@ -6,14 +6,17 @@
 //!                                         on its own thread from here on
 //! ```
 //!
-//! An Event describes what happened, and its series counts how often. All state is bounded: Events of a pod, tokens of
-//! a pod and of the node, and memory. While the API server is unavailable, counting continues; the counts are reported
-//! when it is back.
+//! * topic: what the packets of one Event have in common (peer, port, reason)
+//! * series: the Event of one topic, with the number of packets
+//! * publication: one write to the API server: a new Event, an update of a series, or a diagnostic
+//!
+//! All state is bounded: Events of a pod, tokens of a pod and of the node, and memory. While the API server is unavailable,
+//! counting continues; the counts are written when it is available again.
 
 mod aggregate;
+mod diagnostics;
 mod limit;
 mod object;
-mod policies;
 mod reporters;
 mod sink;
 mod thread;
@@ -21,7 +24,7 @@ mod topic;
 mod writer;
 
 pub use aggregate::{Aggregator, Publication};
-pub use policies::PolicyDiagnostic;
+pub use diagnostics::PolicyDiagnostic;
 pub use sink::{Denied, Dropped, Numbers, Sink};
-pub use thread::{Handle, start};
+pub use thread::{FINISH_TIMEOUT, Handle, start};
 pub use topic::Topic;

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::aggregate::{MAX_TOPICS, Series};
-use super::policies::PolicyDiagnostic;
+use super::diagnostics::PolicyDiagnostic;
 use super::topic;
 
 /// The component that writes the Events; `kubectl describe` shows it under From.
@@ -37,31 +37,32 @@ pub(super) fn of_series(series: &Series, uid: Option<String>, node: &str) -> Eve
         regarding: Some(reference(&series.pod.namespace, &series.pod.name, uid)),
         related: related.map(|(namespace, name)| reference(namespace, name, None)),
         series: (series.count > 1).then(|| event_series(series)),
-        ..bare(&series.pod.namespace, name_of_series(series), node)
+        ..event_base(&series.pod.namespace, name_of_series(series), node)
     }
 }
 
-/// Returns the patch for an Event about a pod that occurs again.
-pub(super) fn update(series: &Series) -> Value {
+/// Returns the patch that updates the series of an existing Event.
+pub(super) fn series_patch(series: &Series) -> Value {
     json!({"series": event_series(series)})
 }
 
 /// Returns an Event about a policy. Every agent gives it the same name, so that the API server stores it once.
-pub(super) fn of_diagnostic(each: &PolicyDiagnostic, uid: Option<String>, node: &str, now: SystemTime) -> Event {
-    let key = &each.policy;
+pub(super) fn of_diagnostic(diagnostic: &PolicyDiagnostic, uid: Option<String>, node: &str, now: SystemTime) -> Event {
+    let key = &diagnostic.policy;
     let owner = uid.clone().unwrap_or_else(|| key.to_string());
-    let name = event_name(&key.name, fnv(&[&owner, &each.diagnostic]));
+    let name = event_name(&key.name, fnv(&[&owner, &diagnostic.message]));
     Event {
         action: Some("Enforce".to_owned()),
         event_time: Some(time(now)),
         note: Some(topic::shorten(format!("{}; this part matches nothing and allows nothing", each.diagnostic))),
         reason: Some("InvalidPolicyField".to_owned()),
         regarding: Some(reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid)),
-        ..bare(&key.namespace, name, node)
+        ..event_base(&key.namespace, name, node)
     }
 }
 
-fn bare(namespace: &str, name: String, node: &str) -> Event {
+/// Returns the fields that all Events have in common.
+fn event_base(namespace: &str, name: String, node: &str) -> Event {
     Event {
         metadata: ObjectMeta { name: Some(name), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
         reporting_controller: Some(CONTROLLER.to_owned()),
@@ -124,11 +125,11 @@ mod tests {
     }
 
     #[test]
-    fn a_diagnostic_has_the_same_name_from_every_agent_and_another_for_a_recreated_policy() {
-        let each = PolicyDiagnostic { policy: PolicyKey::new("shop", "bad"), diagnostic: "spec.ingress: no".into() };
+    fn all_agents_use_one_event_name_until_the_policy_is_recreated() {
+        let diagnostic = PolicyDiagnostic { policy: PolicyKey::new("shop", "bad"), message: "spec.ingress: no".into() };
         let name = |uid: &str, node: &str, seconds| {
             let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-            of_diagnostic(&each, Some(uid.into()), node, now).metadata.name
+            of_diagnostic(&diagnostic, Some(uid.into()), node, now).metadata.name
         };
         assert_eq!(name("uid-1", "a", 1), name("uid-1", "b", 2));
         assert_ne!(name("uid-1", "a", 1), name("uid-2", "a", 1));

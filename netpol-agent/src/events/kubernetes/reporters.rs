@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::{Pod, PodKey, Policy, Severity};
 
-use super::policies::PolicyDiagnostic;
+use super::diagnostics::PolicyDiagnostic;
 
 /// Maximum number of policies that are reported at one time.
 const MAX_POLICIES: usize = 64;
 /// Maximum number of diagnostics that are reported for one policy.
-const DIAGNOSTICS: usize = 8;
+const MAX_DIAGNOSTICS: usize = 8;
 /// Number of agents that report one policy, because one may be down or run without Events. All use the same Event name,
 /// so there is one Event.
 const REPORTERS: usize = 3;
@@ -18,7 +18,7 @@ const REPORTERS: usize = 3;
 const MAX_PODS: usize = 2000;
 
 /// Returns the policies with errors.
-pub(super) fn diagnostics(cluster_state: &ClusterState) -> impl Iterator<Item = &Policy> {
+pub(super) fn policies_with_errors(cluster_state: &ClusterState) -> impl Iterator<Item = &Policy> {
     let has_errors =
         |policy: &&Policy| policy.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error);
     cluster_state.policies.values().filter(has_errors).take(MAX_POLICIES)
@@ -26,13 +26,13 @@ pub(super) fn diagnostics(cluster_state: &ClusterState) -> impl Iterator<Item = 
 
 /// Returns the diagnostics that the agent on `node` reports.
 pub(super) fn to_report(cluster_state: &ClusterState, node: &str) -> Vec<PolicyDiagnostic> {
-    let reported_here = diagnostics(cluster_state).filter(|policy| is_reporter(cluster_state, policy, node));
+    let reported_here = policies_with_errors(cluster_state).filter(|policy| is_reporter(cluster_state, policy, node));
     reported_here
         .flat_map(|policy| {
             let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
             errors
-                .take(DIAGNOSTICS)
-                .map(|diagnostic| PolicyDiagnostic { policy: policy.key.clone(), diagnostic: diagnostic.to_string() })
+                .take(MAX_DIAGNOSTICS)
+                .map(|diagnostic| PolicyDiagnostic { policy: policy.key.clone(), message: diagnostic.to_string() })
         })
         .collect()
 }
@@ -48,13 +48,14 @@ fn is_reporter(cluster_state: &ClusterState, policy: &Policy, node: &str) -> boo
         pods.take_while(|pod| pod.key.namespace == *namespace).filter(|pod| pod.is_selectable())
     };
     let selected = first_nodes(in_namespace().filter(|pod| policy.pods.isolates(&pod.labels)));
-    let nearest = if selected.is_empty() { first_nodes(in_namespace()) } else { selected };
-    if !nearest.is_empty() {
-        return nearest.contains(node);
+    let candidates = if selected.is_empty() { first_nodes(in_namespace()) } else { selected };
+    if !candidates.is_empty() {
+        return candidates.contains(node);
     }
     cluster_state.nodes.is_empty() || cluster_state.nodes.keys().take(REPORTERS).any(|name| **name == *node)
 }
 
+/// Returns the nodes of the first pods, at most [`REPORTERS`].
 fn first_nodes<'w>(pods: impl Iterator<Item = &'w Pod>) -> BTreeSet<&'w str> {
     let mut nodes = BTreeSet::new();
     for node in pods.filter_map(|pod| pod.node.as_deref()) {

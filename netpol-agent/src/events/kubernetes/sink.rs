@@ -9,7 +9,7 @@ use netpol_policy::cluster_state::ClusterState;
 use netpol_policy::model::{Diagnostic, PodKey, PolicyKey};
 use tokio::sync::mpsc;
 
-use super::policies::PolicyDiagnostic;
+use super::diagnostics::PolicyDiagnostic;
 use super::reporters;
 use super::topic::{self, Topic};
 use crate::events::Denial;
@@ -37,7 +37,7 @@ pub struct Denied {
 pub(super) enum Message {
     Denied(Box<Denied>),
     /// All diagnostics that this agent currently reports.
-    Policies(Vec<PolicyDiagnostic>),
+    Diagnostics(Vec<PolicyDiagnostic>),
 }
 
 /// Why something is never reported.
@@ -95,8 +95,8 @@ impl Numbers {
     }
 }
 
-/// Minimum time between two reviews of the policies.
-const REVIEW_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum time between two checks for changed diagnostics.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The reporting agents of a policy are selected again after this time, because its pods may have moved.
 const RESELECT_INTERVAL: Duration = Duration::from_mins(10);
 
@@ -106,7 +106,7 @@ pub struct Sink {
     sender: mpsc::Sender<Message>,
     numbers: Arc<Numbers>,
     node: Arc<str>,
-    reviewed_at: Option<Instant>,
+    checked_at: Option<Instant>,
     selected_at: Option<Instant>,
     /// The diagnostics when they were last sent to the thread.
     diagnostics: Vec<(PolicyKey, Vec<Diagnostic>)>,
@@ -114,7 +114,7 @@ pub struct Sink {
 
 impl Sink {
     pub(super) fn new(sender: mpsc::Sender<Message>, numbers: Arc<Numbers>, node: &str) -> Self {
-        Self { sender, numbers, node: node.into(), reviewed_at: None, selected_at: None, diagnostics: Vec::new() }
+        Self { sender, numbers, node: node.into(), checked_at: None, selected_at: None, diagnostics: Vec::new() }
     }
 
     /// Returns the counters.
@@ -134,7 +134,7 @@ impl Sink {
             return;
         };
         let Some(direction) = Direction::from_code(event.direction) else { return };
-        // Reserves a place in the queue first: in a flood nothing is copied only to be discarded.
+        // Reserves a place in the queue first, so that nothing is copied if the queue is full.
         let Ok(permit) = self.sender.try_reserve() else {
             self.numbers.count_dropped(Dropped::QueueFull, 1);
             return;
@@ -161,23 +161,24 @@ impl Sink {
     }
 
     /// Sends changed diagnostics to the thread. May be called at any time; most calls return immediately.
-    pub(in crate::events) fn review(&mut self, cluster_state: &ClusterState, now: Instant) {
+    pub(in crate::events) fn send_changed_diagnostics(&mut self, cluster_state: &ClusterState, now: Instant) {
         let since = |time: Option<Instant>| time.map_or(Duration::MAX, |time| now.saturating_duration_since(time));
-        if since(self.reviewed_at) < REVIEW_INTERVAL {
+        if since(self.checked_at) < CHECK_INTERVAL {
             return;
         }
-        self.reviewed_at = Some(now);
-        let diagnostics =
-            || reporters::diagnostics(cluster_state).map(|policy| (&policy.key, policy.diagnostics.as_slice()));
-        let reported = self.diagnostics.iter().map(|(key, diagnostics)| (key, diagnostics.as_slice()));
-        if diagnostics().eq(reported) && (self.diagnostics.is_empty() || since(self.selected_at) < RESELECT_INTERVAL) {
+        self.checked_at = Some(now);
+        let current = || {
+            reporters::policies_with_errors(cluster_state).map(|policy| (&policy.key, policy.diagnostics.as_slice()))
+        };
+        let sent = self.diagnostics.iter().map(|(key, diagnostics)| (key, diagnostics.as_slice()));
+        if current().eq(sent) && (self.diagnostics.is_empty() || since(self.selected_at) < RESELECT_INTERVAL) {
             return;
         }
-        // If the queue is full, the next review finds the same difference.
+        // If the queue is full, the next call finds the same difference.
         let Ok(permit) = self.sender.try_reserve() else { return };
-        permit.send(Message::Policies(reporters::to_report(cluster_state, &self.node)));
+        permit.send(Message::Diagnostics(reporters::to_report(cluster_state, &self.node)));
         self.selected_at = Some(now);
-        self.diagnostics = diagnostics().map(|(key, diagnostics)| (key.clone(), diagnostics.to_vec())).collect();
+        self.diagnostics = current().map(|(key, diagnostics)| (key.clone(), diagnostics.to_vec())).collect();
     }
 }
 
@@ -192,9 +193,9 @@ mod tests {
         let mut sink = Sink::new(sender, Arc::default(), "node-0");
         let start = Instant::now();
         let mut sent = |sink: &mut Sink, cluster_state: &ClusterState, after: Duration| {
-            sink.review(cluster_state, start + after);
+            sink.send_changed_diagnostics(cluster_state, start + after);
             match messages.try_recv() {
-                Ok(Message::Policies(all)) => Some(all.len()),
+                Ok(Message::Diagnostics(all)) => Some(all.len()),
                 Ok(other) => panic!("{other:?}"),
                 Err(_) => None,
             }
@@ -204,12 +205,12 @@ mod tests {
         assert_eq!(sent(&mut sink, &here, Duration::ZERO), Some(1));
         let almost = RESELECT_INTERVAL.saturating_sub(Duration::from_millis(1));
         assert_eq!(sent(&mut sink, &here, almost), None, "nothing has changed");
-        assert_eq!(sent(&mut sink, &moved, almost + REVIEW_INTERVAL), Some(0), "other agents report now");
+        assert_eq!(sent(&mut sink, &moved, almost + CHECK_INTERVAL), Some(0), "other agents report now");
         assert_eq!(
-            sent(&mut sink, &here, almost + REVIEW_INTERVAL * 2),
+            sent(&mut sink, &here, almost + CHECK_INTERVAL * 2),
             None,
             "the reporters are not selected again yet"
         );
-        assert_eq!(sent(&mut sink, &here, almost + REVIEW_INTERVAL + RESELECT_INTERVAL), Some(1));
+        assert_eq!(sent(&mut sink, &here, almost + CHECK_INTERVAL + RESELECT_INTERVAL), Some(1));
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that writes Events. Nothing waits for it.
+//! The thread that writes Events. The main loop never waits for it; only the exit of the agent does, for a short time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,12 +10,15 @@ use tokio::time::{sleep_until, timeout};
 use super::aggregate::{Aggregator, Publication};
 use super::sink::{Dropped, Message, Numbers, QUEUE, Sink};
 use super::writer::{WriteFailure, WriteResult, Writer};
+use crate::source::kube::jitter;
 
 /// The first pause after a failure; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 /// Time to write unreported Events when the agent exits.
-const FLUSH: Duration = Duration::from_secs(1);
+const FLUSH: Duration = Duration::from_millis(500);
+/// Maximum time that [`Handle::finish`] waits.
+pub const FINISH_TIMEOUT: Duration = Duration::from_millis(600);
 /// Maximum number of messages that are received at once.
 const MAX_BATCH: usize = 256;
 
@@ -26,10 +29,11 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Lets the thread write unreported Events, for at most a second. The [`Sink`] must be dropped before.
+    /// Waits until the thread has written unreported Events, for at most [`FINISH_TIMEOUT`]. Drop the [`Sink`] first: the
+    /// thread ends when the queue is closed.
     pub async fn finish(self) {
         // An error also means that the thread has ended.
-        let _ = timeout(FLUSH + Duration::from_millis(100), self.ended).await;
+        let _ = timeout(FINISH_TIMEOUT, self.ended).await;
     }
 }
 
@@ -98,7 +102,7 @@ async fn run(mut writer: Writer, mut messages: mpsc::Receiver<Message>, numbers:
                 return;
             }
         }
-        let next = aggregator.wake().map(|wake| wake.max(aggregator.allowed(now)).max(backoff.until(now)));
+        let next = aggregator.next_due().map(|due| due.max(aggregator.next_token_at(now)).max(backoff.until(now)));
         let wake = [next.filter(|_| !is_writing), end].into_iter().flatten().min();
         let wake = wake.unwrap_or(now + MAX_PAUSE);
         tokio::select! {
@@ -132,7 +136,7 @@ fn process(message: Message, aggregator: &mut Aggregator, numbers: &Numbers, now
                 numbers.count_dropped(why, 1);
             }
         }
-        Message::Policies(all) => aggregator.policies(all, now),
+        Message::Diagnostics(all) => aggregator.set_diagnostics(all, now),
     }
 }
 
@@ -197,9 +201,9 @@ impl Backoff {
 
     fn failure(&mut self, failure: &WriteFailure, now: Instant) {
         self.pause = (self.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE);
-        // Jitter: nodes that failed at the same time should not retry at the same time.
-        let jitter = self.pause.mul_f64(f64::from(std::process::id() % 100) / 400.0);
-        self.until = Some(now + (self.pause + jitter).max(failure.retry_after));
+        // Agents that failed at the same time should not retry at the same time.
+        let pause = self.pause + jitter(self.pause / 4);
+        self.until = Some(now + pause.max(failure.retry_after));
         let missing = failure.missing.unwrap_or_default();
         if self.reported.replace(missing) == Some(missing) {
             return;

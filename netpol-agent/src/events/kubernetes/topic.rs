@@ -66,7 +66,7 @@ fn reason_and_cause(reason: Reason) -> Option<(&'static str, &'static str)> {
         ),
         Reason::FlowTableFull => (FULL, "a rule allows it, but the node's flow table is full"),
         Reason::TablesIncomplete => {
-            (FULL, "a BPF map of the node is full; the agent's log has the option that increases its size")
+            (FULL, "a BPF map of the node is full; the agent's log names the option that increases its size")
         }
         Reason::UnknownPod
         | Reason::NoEndpoint
@@ -107,13 +107,13 @@ pub(super) fn note(topic: &Topic) -> String {
         note += &policies(&topic.policies);
     }
     let _ = write!(note, ": {}", cause(topic.reason));
-    shorten(note)
+    escape_and_shorten(note)
 }
 
 /// Returns the note of the Event that counts all other traffic of a pod, which has `reported` Events already.
 pub(super) fn merged_note(topic: &Topic, reported: usize) -> String {
     let direction = topic.direction.name();
-    shorten(format!(
+    escape_and_shorten(format!(
         "{direction} denied for more than {reported} peers and ports: {}; this Event counts all others, and the agent's deny events \
          list each of them",
         cause(topic.reason)
@@ -162,9 +162,9 @@ fn policies(policies: &[PolicyRef]) -> String {
     }
 }
 
-/// Shortens a note to the length that the API server accepts.
-pub(super) fn shorten(note: String) -> String {
-    // `kubectl describe` prints the note without escaping it.
+/// Escapes a note, and shortens it to the length that the API server accepts.
+pub(super) fn escape_and_shorten(note: String) -> String {
+    // `kubectl describe` prints a note as it is, with control characters.
     let mut note = Safe(note).to_string();
     if note.len() > MAX_NOTE_LENGTH {
         note.truncate(note.floor_char_boundary(MAX_NOTE_LENGTH));

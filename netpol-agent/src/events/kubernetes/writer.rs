@@ -13,15 +13,15 @@ use netpol_policy::model::PodKey;
 use tokio::time::timeout;
 
 use super::aggregate::{Publication, Series};
+use super::diagnostics::PolicyDiagnostic;
 use super::object;
-use super::policies::PolicyDiagnostic;
 use super::sink::Dropped;
 use crate::chain::chain;
 
 /// The time limit of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pod UIDs that are cached, so that a pod's further Events need no lookup.
-const MAX_UIDS: usize = 256;
+/// Maximum number of cached pod UIDs. They are cached so that further Events about a pod need no lookup.
+const MAX_CACHED_UIDS: usize = 256;
 
 const EVENTS_RULE: &str = r#"{apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create", "patch"]}"#;
 const PODS_RULE: &str = r#"{apiGroups: [""], resources: ["pods"], verbs: ["get"]}"#;
@@ -60,7 +60,7 @@ pub(super) struct Writer {
     credentials: Credentials,
     node: String,
     uids: HashMap<(PodKey, i64), String>,
-    /// Missing rules that were logged. Events without a UID are written anyway.
+    /// Missing rules of the `ClusterRole` that were already logged. Events without a UID are written anyway.
     reported: Vec<&'static str>,
 }
 
@@ -77,8 +77,8 @@ impl Writer {
     pub(super) async fn publish(&mut self, publication: &Publication) -> WriteResult {
         let written = timeout(REQUEST_TIMEOUT, async {
             match publication {
-                Publication::Denied(series) => self.denied(series).await,
-                Publication::PolicyDiagnostic(each) => self.diagnostics(each).await,
+                Publication::Denied(series) => self.write_series(series).await,
+                Publication::PolicyDiagnostic(diagnostic) => self.write_diagnostic(diagnostic).await,
             }
         });
         match written.await {
@@ -109,9 +109,9 @@ impl Writer {
         }
     }
 
-    async fn denied(&mut self, series: &Series) -> Result<(), WriteResult> {
+    async fn write_series(&mut self, series: &Series) -> Result<(), WriteResult> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), &series.pod.namespace);
-        let update = Patch::Merge(object::update(series));
+        let update = Patch::Merge(object::series_patch(series));
         let name = object::name_of_series(series);
         if series.update {
             match events.patch(&name, &PatchParams::default(), &update).await {
@@ -132,12 +132,12 @@ impl Writer {
         }
     }
 
-    async fn diagnostics(&mut self, each: &PolicyDiagnostic) -> Result<(), WriteResult> {
-        let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), &each.policy.namespace);
-        let found = policies.get_metadata(&each.policy.name).await;
+    async fn write_diagnostic(&mut self, diagnostic: &PolicyDiagnostic) -> Result<(), WriteResult> {
+        let policies: Api<NetworkPolicy> = Api::namespaced(self.client.clone(), &diagnostic.policy.namespace);
+        let found = policies.get_metadata(&diagnostic.policy.name).await;
         let uid = self.ignore_forbidden(found.map(|found| found.metadata.uid), POLICIES_RULE)?;
-        let events: Api<Event> = Api::namespaced(self.client.clone(), &each.policy.namespace);
-        let event = object::of_diagnostic(each, uid, &self.node, SystemTime::now());
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &diagnostic.policy.namespace);
+        let event = object::of_diagnostic(diagnostic, uid, &self.node, SystemTime::now());
         match events.create(&PostParams::default(), &event).await {
             // Another agent has written it, or this one earlier.
             Err(Error::Api(status)) if status.is_already_exists() => Ok(()),
@@ -154,15 +154,15 @@ impl Writer {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let found = pods.get_metadata(&pod.name).await.map(|found| found.metadata);
         let Some(found) = self.ignore_forbidden(found.map(Some), PODS_RULE)? else { return Ok(None) };
-        let now = found.creation_timestamp.map_or(0, |time| time.0.as_second());
-        if created != 0 && now != created {
+        let current_created = found.creation_timestamp.map_or(0, |time| time.0.as_second());
+        if created != 0 && current_created != created {
             return Err(WriteResult::Discarded(
                 Dropped::Deleted,
                 format!("pod {pod} was replaced by another pod with the same name"),
             ));
         }
         if let Some(uid) = found.uid.clone().filter(|_| created != 0) {
-            if self.uids.len() >= MAX_UIDS {
+            if self.uids.len() >= MAX_CACHED_UIDS {
                 self.uids.clear();
             }
             self.uids.insert(subject, uid);

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Batch, Feed, Inquiry, Revision, SourceError, SourceState, Subject, SubjectState};
+use super::{Batch, Feed, Revision, SourceError, SourceQuery, SourceState, Subject, SubjectState};
 use scan::{Scan, Stamp, scan};
 use store::{FileChanges, FileContent, Store};
 use watch::Watch;
@@ -43,9 +43,9 @@ const MAX_LOGGED: usize = 500;
 pub fn start(root: &Path, limits: Limits) -> Result<Feed, SourceError> {
     let tree = Tree::open(root, limits)?;
     let (sender, batches) = mpsc::channel(16);
-    let (inquiries, received_inquiries) = mpsc::channel(16);
-    tokio::spawn(tree.run(BatchSender { sender, revision: Revision::default() }, received_inquiries));
-    Ok(Feed { batches, inquiries, state: SourceState::default() })
+    let (queries, received_queries) = mpsc::channel(16);
+    tokio::spawn(tree.run(BatchSender { sender, revision: Revision::default() }, received_queries));
+    Ok(Feed { batches, queries, state: SourceState::default() })
 }
 
 /// Numbers batches and sends them.
@@ -56,7 +56,7 @@ struct BatchSender {
 
 impl BatchSender {
     /// Returns false if the receiver was dropped.
-    async fn report(&mut self, events: Vec<Event>, received: Instant) -> bool {
+    async fn send(&mut self, events: Vec<Event>, received: Instant) -> bool {
         self.revision.0 += 1;
         let batch = Batch { revision: self.revision, events, after_resync: false, received: received.into_std() };
         self.sender.send(batch).await.is_ok()
@@ -80,7 +80,7 @@ struct Tree {
 #[derive(Debug)]
 struct FileRead {
     stamp: Stamp,
-    /// The text, if the stamp is so recent that a later write may not change it.
+    /// The text, if the file was written so recently that another write may leave the same stamp.
     recent_text: Option<String>,
 }
 
@@ -104,32 +104,32 @@ impl Tree {
         scanned.await.inspect_err(|error| tracing::error!(%error, "cannot read the manifests")).ok()
     }
 
-    async fn run(self, mut sender: BatchSender, mut inquiries: mpsc::Receiver<Inquiry>) {
+    async fn run(self, mut sender: BatchSender, mut queries: mpsc::Receiver<SourceQuery>) {
         let Some((mut tree, _)) = self.scan_blocking().await else { return };
-        if !sender.report(vec![Event::Reset(tree.store.objects())], Instant::now()).await {
+        if !sender.send(vec![Event::Reset(tree.store.objects())], Instant::now()).await {
             return;
         }
         loop {
             let wait = if tree.rescan_soon { RESCAN_WHILE_WRITING } else { RESCAN };
-            let mut inquiry = None;
+            let mut query = None;
             tokio::select! {
-                            Some(received) = inquiries.recv() => inquiry = Some(received),
-                            changed = timeout(wait, tree.watch.changed()) => match changed {
-                                Ok(Ok(())) => tree.wait_for_quiet().await,
-                                Ok(Err(error)) => {
-            tracing::error!(%error, "inotify failed; scanning every {RESCAN:?} instead");
-                                    sleep(RESCAN).await;
-                                }
-                                Err(_) => {}
-                            },
-                        }
+                Some(received) = queries.recv() => query = Some(received),
+                changed = timeout(wait, tree.watch.changed()) => match changed {
+                    Ok(Ok(())) => tree.wait_for_quiet().await,
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "inotify failed; scanning every {RESCAN:?} instead");
+                        sleep(RESCAN).await;
+                    }
+                    Err(_) => {}
+                },
+            }
             let received = Instant::now();
             let Some((same, events)) = tree.scan_blocking().await else { return };
             tree = same;
-            if !events.is_empty() && !sender.report(events, received).await {
+            if !events.is_empty() && !sender.send(events, received).await {
                 return;
             }
-            if let Some(Inquiry { subject, answer }) = inquiry {
+            if let Some(SourceQuery { subject, answer }) = query {
                 let exists = match &subject {
                     Subject::Object(key) => tree.store.contains(key),
                     Subject::Everything => true,
@@ -138,7 +138,7 @@ impl Tree {
                     None => Ok(SubjectState { exists, revision: sender.revision }),
                     Some((path, failure)) => Err(format!("{}: {failure}", path.display())),
                 };
-                // The requester may be gone.
+                // The requester may have stopped waiting.
                 let _ = answer.send(known);
             }
         }
@@ -155,7 +155,7 @@ impl Tree {
             Ok(found) => self.apply_scan(found),
             Err(error) => {
                 let text = format!("cannot list the manifests: {error}; their last objects stay in effect");
-                self.reported(BTreeMap::from([(self.root.clone(), text)]));
+                self.report_failures(BTreeMap::from([(self.root.clone(), text)]));
                 self.rescan_soon = true;
                 Vec::new()
             }
@@ -212,7 +212,7 @@ impl Tree {
         if !events.is_empty() {
             events.extend(self.store.derive());
         }
-        self.reported(failures);
+        self.report_failures(failures);
         log(&warnings);
         events
     }
@@ -226,7 +226,7 @@ impl Tree {
         let changes = if before == Some(&text) {
             FileChanges::default()
         } else if is_text {
-            self.store.put(&path, parse_object(&text, &path))
+            self.store.put(&path, parse_file(&text, &path))
         } else {
             let errors = vec![format!("{}: the file is not UTF-8; save it as UTF-8", path.display())];
             self.store.put(&path, FileContent { objects: Vec::new(), errors, incomplete: true })
@@ -237,8 +237,8 @@ impl Tree {
         changes
     }
 
-    /// Logs the changes in the set of failures.
-    fn reported(&mut self, failures: BTreeMap<PathBuf, String>) {
+    /// Logs new and resolved failures.
+    fn report_failures(&mut self, failures: BTreeMap<PathBuf, String>) {
         for (path, failure) in failures.iter().filter(|(path, failure)| self.failures.get(*path) != Some(*failure)) {
             tracing::error!(path = %path.display(), "{failure}");
         }
@@ -251,14 +251,14 @@ impl Tree {
 
 /// Parses a file. A policy with diagnostics is used as parsed, and isolates its pods. If a document yields no object at
 /// all, the file is incomplete.
-fn parse_object(text: &str, path: &Path) -> FileContent {
+fn parse_file(text: &str, path: &Path) -> FileContent {
     let parsed = manifest::parse(text, &path.to_string_lossy());
     let objects: Vec<Object> = parsed.objects.into_iter().map(|located| located.object).collect();
     let mut errors: Vec<String> = parsed.errors.iter().map(ToString::to_string).collect();
     if parsed.skipped == Some(SkipReason::NotKubernetes) {
         errors.push(format!("{}: the file has no Kubernetes object; skipped", path.display()));
     }
-    // A file that had objects and now has none is a mistake rather than their removal.
+    // A file that had objects and now has none is probably a mistake, and does not delete them.
     let incomplete = parsed.left_out > 0 || parsed.skipped.is_some();
     FileContent { objects, errors, incomplete }
 }
@@ -391,7 +391,7 @@ mod tests {
     fn a_file_of_invalid_documents_logs_only_a_few_lines() {
         let text = "---\nkind: [\n".repeat(100_000) + "---\n" + &[node("n1"), node("n1")].join("\n---\n");
         let mut store = Store::default();
-        let changes = store.put(Path::new("a.yaml"), parse_object(&text, Path::new("a.yaml")));
+        let changes = store.put(Path::new("a.yaml"), parse_file(&text, Path::new("a.yaml")));
         assert_eq!(names(&changes.events), ["+Node n1"]);
         assert_eq!(changes.warnings.len(), 12, "{:?}", changes.warnings);
         assert!(changes.warnings[10].contains("99990 more errors in this file"), "{:?}", changes.warnings);

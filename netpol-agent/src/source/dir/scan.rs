@@ -12,7 +12,7 @@ use netpol_files::{ReadError, is_manifest, other_than_regular};
 /// The maximum time for which the clock for file timestamps does not advance, with a large margin.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Identifies the content of a file: the content with the same stamp is the same, unless the stamp [is
+/// Metadata that changes when a file is written. If the stamp is the same, the content is too, unless the stamp [is
 /// recent](Stamp::is_recent).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
@@ -34,7 +34,7 @@ impl Stamp {
             return false;
         };
         let changed = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
-        // A time in the future comes from another machine's clock, and does not advance with ours.
+        // A time in the future comes from the clock of another machine, so it does not show how recent the write is.
         SystemTime::now().duration_since(changed).is_ok_and(|age| age < TICK)
     }
 }

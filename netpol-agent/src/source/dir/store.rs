@@ -35,8 +35,9 @@ pub(super) struct FileChanges {
 #[derive(Debug, Default)]
 pub(super) struct Store {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
+    /// The files that contain each object.
     holders: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
-    /// The slices of Services that have none in any file.
+    /// EndpointSlices derived for Services that have none in any file.
     derived: BTreeMap<ObjectKey, Object>,
 }
 
@@ -98,7 +99,7 @@ impl Store {
         self.holders.keys().filter_map(|key| self.effective(key))
     }
 
-    /// Derives the slices of Services that have none, after files changed. Returns how the derived slices changed.
+    /// Derives EndpointSlices for Services that have none, after files changed. Returns the changes of derived slices.
     pub(super) fn derive(&mut self) -> Vec<Event> {
         let slices = derived::endpoint_slices(self.of_files()).into_iter().map(Object::Slice);
         let now: BTreeMap<ObjectKey, Object> = slices.map(|slice| (slice.key(), slice)).collect();
@@ -157,7 +158,7 @@ impl Store {
     }
 }
 
-/// Formats two files by name, more files by number.
+/// Formats two files by name; of more files, only their number and the last one.
 fn file_names(holders: &BTreeSet<PathBuf>) -> String {
     match (holders.len(), holders.first(), holders.last()) {
         (2, Some(first), Some(last)) => format!("{} and {}", first.display(), last.display()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use tokio::io::unix::AsyncFd;
 
-/// A file that stays open for writing longer than this is read anyway.
+/// A modified file that is not closed within this time is read anyway.
 const MAX_WRITE_TIME: Duration = Duration::from_secs(2);
 
 /// Watches directories, and tracks the files that are being written.
@@ -23,7 +23,7 @@ impl Watch {
     /// Creates a watch without directories.
     ///
     /// # Errors
-    /// If the kernel refuses (`fs.inotify.max_user_instances`).
+    /// If the kernel rejects it (`fs.inotify.max_user_instances`).
     pub(super) fn new() -> io::Result<Self> {
         // SAFETY: the descriptor lives as long as the `Inotify`, which `AsyncFd` owns and which is never replaced.
         let inotify = unsafe { AsyncFd::register(Inotify::init()?) }?;
@@ -33,7 +33,7 @@ impl Watch {
     /// Adds a directory, if it is not watched yet.
     ///
     /// # Errors
-    /// If the kernel refuses (`fs.inotify.max_user_watches`).
+    /// If the kernel rejects it (`fs.inotify.max_user_watches`).
     pub(super) fn add(&mut self, directory: &Path) -> io::Result<()> {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MODIFY
@@ -90,7 +90,7 @@ impl Watch {
     }
 }
 
-/// Returns whether an event requires a scan. For a new or modified file, only its close does.
+/// Returns whether an event requires a scan. A file that is being written is scanned when it is closed.
 fn needs_scan(writing: &mut HashMap<PathBuf, Instant>, mask: EventMask, path: Option<PathBuf>) -> bool {
     let Some(path) = path else { return true };
     if mask.contains(EventMask::MODIFY) {

@@ -18,9 +18,9 @@ use crate::source::SourceError;
 
 /// Minimum time between two reads of the credentials.
 const RENEW_INTERVAL: Duration = Duration::from_millis(500);
-/// Minimum time between two notifications that the API server responds again, so that watchers do not retry quickly
-/// against a server that responds and then fails.
-const REPORT: Duration = Duration::from_secs(5);
+/// Minimum time between two notifications that the API server responds again. Otherwise watchers would retry too often
+/// if the server responds and then fails.
+const NOTIFY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Access to the API server; see the module.
 pub(super) struct Access {
@@ -28,21 +28,21 @@ pub(super) struct Access {
     client: Mutex<(Client, Instant)>,
     answer: Duration,
     /// When a watcher last recovered.
-    back: watch::Sender<Option<Instant>>,
+    recoveries: watch::Sender<Option<Instant>>,
 }
 
 impl Access {
     /// Reads the credentials. Does not connect yet. `answer` is the time limit for the start of a response.
     pub(super) fn open(kubeconfig: Option<PathBuf>, answer: Duration) -> Result<Self, SourceError> {
         let client = client(kubeconfig.as_deref()).map_err(|reason| SourceError::Kube { reason })?;
-        let back = watch::Sender::new(None);
-        Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), answer, back })
+        let recoveries = watch::Sender::new(None);
+        Ok(Self { kubeconfig, client: Mutex::new((client, Instant::now())), answer, recoveries })
     }
 
     /// Notifies all waiting watchers that the API server responds again.
-    pub(super) fn answers(&self) {
-        self.back.send_if_modified(|last| {
-            let reported = last.is_some_and(|last| last.elapsed() < REPORT);
+    pub(super) fn notify_recovered(&self) {
+        self.recoveries.send_if_modified(|last| {
+            let reported = last.is_some_and(|last| last.elapsed() < NOTIFY_INTERVAL);
             if !reported {
                 *last = Some(Instant::now());
             }
@@ -51,8 +51,8 @@ impl Access {
     }
 
     /// Returns a receiver of these notifications.
-    pub(super) fn back(&self) -> watch::Receiver<Option<Instant>> {
-        self.back.subscribe()
+    pub(super) fn recoveries(&self) -> watch::Receiver<Option<Instant>> {
+        self.recoveries.subscribe()
     }
 
     fn client(&self) -> Client {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// The delay after the first failure.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// The maximum delay: short, so that the source recovers soon after a repair.
+/// The maximum delay: short, so that the source recovers soon after the end of an outage.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
 /// A delay that doubles with each failure, up to a limit. Half of it is random, so that a thousand agents do not retry
@@ -28,12 +28,12 @@ impl Backoff {
         Self { first, limit, failures: 0 }
     }
 
-    /// Returns the next delay, at least what the server requested.
+    /// Returns the next delay: at least the one that the server requested, up to a limit.
     pub(super) fn next(&mut self, requested: Option<Duration>) -> Duration {
         let full = self.first.saturating_mul(1 << self.failures.min(16)).min(self.limit);
         self.failures = self.failures.saturating_add(1);
         let jittered = full / 2 + jitter(full / 2);
-        // Limits the delay that a server requests: a request for an hour may be outdated long before.
+        // A server that requests a delay of an hour may be available again long before.
         requested.map_or(jittered, |requested| requested.min(self.limit * 2).max(jittered))
     }
 
@@ -41,8 +41,8 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// Restarts with short delays because something has changed, although the last attempt failed.
-    pub(super) fn hurry(&mut self) {
+    /// Restarts with short delays, because other watchers have connected although this one failed.
+    pub(super) fn shorten(&mut self) {
         self.failures = self.failures.min(1);
     }
 
@@ -53,8 +53,8 @@ impl Backoff {
 }
 
 /// Returns a random duration up to `max`.
-pub(super) fn jitter(max: Duration) -> Duration {
-    // Each `RandomState` has other keys, which is random enough here.
+pub(crate) fn jitter(max: Duration) -> Duration {
+    // Each `RandomState` has different random keys.
     let random = RandomState::new().hash_one(0_u8) % 1024;
     max * u32::try_from(random).unwrap_or_default() / 1024
 }

@@ -35,7 +35,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// # Errors
 /// If the credentials cannot be read, or use an unsupported feature.
 pub(in crate::source) fn client(kubeconfig: Option<&Path>) -> Result<Client, String> {
-    // Fails if a provider is installed already. Then that one is used.
+    // An error means that a provider is installed already. That one is used then.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = config(kubeconfig)?;
     if let Some(proxy) = &config.proxy_url {
@@ -59,8 +59,8 @@ fn config(kubeconfig: Option<&Path>) -> Result<Config, String> {
     }
 }
 
-/// Creates what `ClientBuilder::try_from` does, but without retries and with our own TCP connections. The watcher must
-/// see failures, since it decides whether to continue or to list again.
+/// Like `ClientBuilder::try_from`, but without retries, and with the TCP and HTTP/2 options above. The watcher must receive
+/// all failures, since it decides whether to continue or to list again.
 fn assemble(config: &Config) -> kube::Result<Client> {
     let mut connector = HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
     if let Some(name) = &config.tls_server_name {
@@ -88,8 +88,8 @@ fn assemble(config: &Config) -> kube::Result<Client> {
     Ok(ClientBuilder::new(service, &config.default_namespace).build())
 }
 
-/// Creates a TCP connector with keepalive. If the server's machine has failed, it sends nothing, so the kernel has to
-/// probe.
+/// Creates a TCP connector with keepalive. A machine that has failed sends nothing, so only the kernel's probes detect
+/// that.
 fn tcp() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);

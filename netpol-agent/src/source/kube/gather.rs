@@ -1,7 +1,8 @@
 //! Combines the events of all watchers into batches. Does no I/O; the time is an argument.
 //!
-//! A resource that was out of sync returns with its differences. If several resources were out of sync, their
-//! differences are sent in one batch: it is held until all have returned, or for [`HOLD`].
+//! When a resource is in sync again after an outage, its events are the differences since the outage started. If several
+//! resources were out of sync, their differences are sent in one batch. It is delayed until all of them are in sync
+//! again, at most for [`MAX_DELAY`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -14,10 +15,10 @@ use super::resource::Resource;
 use super::store::Store;
 use super::trim::Seen;
 
-/// A resource that has returned waits this long for the others: an API server that has just started may reject requests
-/// for a while, and a full list of a large cluster takes time. The state from before the outage stays in effect for
-/// that much longer. Waiting forever would not be safer, because addresses pass from pod to pod.
-pub(super) const HOLD: Duration = Duration::from_secs(30);
+/// How long the differences of a recovered resource wait for other resources. An API server that has just started may
+/// reject requests for a while, and a full list of a large cluster takes time. Meanwhile, the state from before the outage
+/// stays in effect. Waiting forever would not be safer, because addresses are reused by other pods.
+pub(super) const MAX_DELAY: Duration = Duration::from_secs(30);
 /// Time in which a resumed watch delivers the events that were missed.
 pub(super) const CATCH_UP: Duration = Duration::from_millis(200);
 
@@ -30,7 +31,7 @@ pub(super) enum WatchEvent {
     Item(Seen, Instant),
     /// An object of the list without a name. Missing objects do not count as deleted then.
     Unnamed,
-    /// The list is complete.
+    /// The list is complete, at this version.
     Listed(u64),
     /// An object is new or changed.
     Changed(Seen, Instant),
@@ -38,31 +39,37 @@ pub(super) enum WatchEvent {
     Deleted(Seen, Instant),
     /// All changes up to this version were sent.
     Position(u64),
-    /// Changes may be missed from now on.
+    /// The watch is lost: the resource is out of sync from now on.
     Lost,
-    /// The watch failed; nothing is missed if it resumes.
+    /// The watch failed. No change is missed if it resumes at the same version.
     Broken,
-    /// The watch resumed where it failed.
+    /// The watch resumed at the version at which it failed.
     Resumed,
 }
 
 /// Whether the known objects of a resource are in sync with the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Freshness {
+enum SyncState {
+    /// Not listed yet.
     Unlisted,
     InSync,
+    /// Out of sync.
     Lost,
-    /// Out of sync for longer than the others wait. The others have newer state since then, and do not wait for it
-    /// again.
+    /// Out of sync for longer than [`MAX_DELAY`]. Other resources do not wait for it until it has recovered.
     Skipped,
-    /// Returned at the first time. At the second, all missed events have arrived.
-    Returned(Instant, Instant),
+    /// Recovered, but the differences are not sent yet.
+    Recovered {
+        /// When it recovered.
+        since: Instant,
+        /// When all missed events have arrived.
+        complete: Instant,
+    },
 }
 
 #[derive(Debug)]
 struct ResourceState {
     store: Store,
-    freshness: Freshness,
+    sync: SyncState,
     /// Whether the watch failed, and has neither resumed nor lost sync yet.
     broken: bool,
     position: u64,
@@ -83,17 +90,19 @@ pub(super) struct Gatherer {
     interner: Interner,
     /// All known objects before the first bundle; `None` after it.
     initial: Option<HashMap<ObjectKey, Object>>,
+    /// Changes of resources that are in sync.
     in_sync_events: Vec<Event>,
+    /// The differences after an outage: the last event of each object.
     resync: BTreeMap<ObjectKey, Event>,
-    /// When the first event of `in_sync_events` or `resync` was received.
+    /// When the first of `initial` or `in_sync_events` was received.
     received: Option<Instant>,
+    /// When the first of `resync` was received.
     resync_received: Option<Instant>,
 }
 
 impl Gatherer {
     pub(super) fn new(resources: &[Resource]) -> Self {
-        let state =
-            || ResourceState { store: Store::default(), freshness: Freshness::Unlisted, broken: false, position: 0 };
+        let state = || ResourceState { store: Store::default(), sync: SyncState::Unlisted, broken: false, position: 0 };
         Self {
             resources: resources.iter().map(|resource| (*resource, state())).collect(),
             interner: Interner::default(),
@@ -106,9 +115,9 @@ impl Gatherer {
     }
 
     /// Processes an event of a watcher.
-    pub(super) fn take(&mut self, resource: Resource, events: WatchEvent, now: Instant) {
+    pub(super) fn take(&mut self, resource: Resource, event: WatchEvent, now: Instant) {
         let Some(state) = self.resources.get_mut(&resource) else { return };
-        match events {
+        match event {
             WatchEvent::Began => state.store.begin(),
             WatchEvent::Item(seen, received) => state.store.list(seen, received, &mut self.interner),
             WatchEvent::Unnamed => state.store.mark_incomplete(),
@@ -116,7 +125,7 @@ impl Gatherer {
                 state.position = version;
                 state.broken = false;
                 let (events, received) = state.store.complete();
-                state.freshness = Freshness::Returned(now, now);
+                state.sync = SyncState::Recovered { since: now, complete: now };
                 let received = received.unwrap_or(now);
                 for event in events {
                     self.add_event(resource, event, received);
@@ -138,15 +147,15 @@ impl Gatherer {
             WatchEvent::Lost => {
                 state.store.abandon();
                 state.broken = false;
-                if !matches!(state.freshness, Freshness::Unlisted | Freshness::Skipped) {
-                    state.freshness = Freshness::Lost;
+                if !matches!(state.sync, SyncState::Unlisted | SyncState::Skipped) {
+                    state.sync = SyncState::Lost;
                 }
             }
             WatchEvent::Broken => state.broken = true,
             WatchEvent::Resumed => {
                 state.broken = false;
-                if matches!(state.freshness, Freshness::Lost | Freshness::Skipped) {
-                    state.freshness = Freshness::Returned(now, now + CATCH_UP);
+                if matches!(state.sync, SyncState::Lost | SyncState::Skipped) {
+                    state.sync = SyncState::Recovered { since: now, complete: now + CATCH_UP };
                 }
             }
         }
@@ -160,7 +169,7 @@ impl Gatherer {
                 Event::Reset(_) | Event::LocalAddresses(_) => {}
             }
             self.received.get_or_insert(received);
-        } else if self.resources.get(&resource).is_some_and(|state| state.freshness == Freshness::InSync) {
+        } else if self.resources.get(&resource).is_some_and(|state| state.sync == SyncState::InSync) {
             self.in_sync_events.push(event);
             self.received.get_or_insert(received);
         } else {
@@ -178,7 +187,7 @@ impl Gatherer {
     pub(super) fn due(&mut self, now: Instant) -> Vec<Bundle> {
         let mut bundles = Vec::new();
         if self.initial.is_some() {
-            if self.resources.values().any(|state| state.freshness == Freshness::Unlisted) {
+            if self.resources.values().any(|state| state.sync == SyncState::Unlisted) {
                 return bundles;
             }
             let objects = self.initial.take().unwrap_or_default().into_values().collect();
@@ -205,8 +214,8 @@ impl Gatherer {
 
     fn skip_lost(&mut self) {
         let mut lost = Vec::new();
-        for (resource, state) in self.resources.iter_mut().filter(|(_, state)| state.freshness == Freshness::Lost) {
-            state.freshness = Freshness::Skipped;
+        for (resource, state) in self.resources.iter_mut().filter(|(_, state)| state.sync == SyncState::Lost) {
+            state.sync = SyncState::Skipped;
             lost.push(resource.plural());
         }
         if !lost.is_empty() {
@@ -216,28 +225,28 @@ impl Gatherer {
 
     fn mark_in_sync(&mut self) {
         for state in self.resources.values_mut() {
-            if matches!(state.freshness, Freshness::Returned(..)) {
-                state.freshness = Freshness::InSync;
+            if matches!(state.sync, SyncState::Recovered { .. }) {
+                state.sync = SyncState::InSync;
             }
         }
     }
 
     /// Returns when to call [`Self::due`] even without further events.
     pub(super) fn resync_at(&self) -> Option<Instant> {
-        let back = || {
-            self.resources.values().filter_map(|state| match state.freshness {
-                Freshness::Returned(since, complete) => Some((since, complete)),
-                Freshness::Unlisted | Freshness::InSync | Freshness::Lost | Freshness::Skipped => None,
+        let recovered = || {
+            self.resources.values().filter_map(|state| match state.sync {
+                SyncState::Recovered { since, complete } => Some((since, complete)),
+                SyncState::Unlisted | SyncState::InSync | SyncState::Lost | SyncState::Skipped => None,
             })
         };
-        let complete = back().map(|(_, complete)| complete).max()?;
-        let lost = self.resources.values().any(|state| state.freshness == Freshness::Lost || state.broken);
-        let held = back().map(|(since, _)| since + HOLD).min()?;
-        Some(if lost { held.max(complete) } else { complete })
+        let complete = recovered().map(|(_, complete)| complete).max()?;
+        let lost = self.resources.values().any(|state| state.sync == SyncState::Lost || state.broken);
+        let latest = recovered().map(|(since, _)| since + MAX_DELAY).min()?;
+        Some(if lost { latest.max(complete) } else { complete })
     }
 
-    /// Returns whether an object exists, if a state at least as new as `version` (`None`: the object did not exist) was
-    /// processed and sent. Otherwise returns `None`.
+    /// Returns whether an object exists, if its state at `version` or a later one was sent. `version` is `None` if the
+    /// object did not exist. Returns `None` if that state was not sent yet.
     pub(super) fn has_processed(&self, resource: Resource, key: &ObjectKey, version: Option<u64>) -> Option<bool> {
         if self.initial.is_some() || !self.in_sync_events.is_empty() || self.resync.contains_key(key) {
             return None;
@@ -248,7 +257,7 @@ impl Gatherer {
             (None, Some(_)) => None,
             (Some(wanted), Some(known)) if known >= wanted => Some(true),
             (Some(wanted), known) => {
-                (state.position >= wanted && state.freshness == Freshness::InSync).then_some(known.is_some())
+                (state.position >= wanted && state.sync == SyncState::InSync).then_some(known.is_some())
             }
         }
     }
@@ -259,10 +268,8 @@ impl Gatherer {
     }
 
     /// Returns whether a resource is in sync, and the number of known objects.
-    pub(super) fn condition(&self, resource: Resource) -> (bool, usize) {
-        self.resources
-            .get(&resource)
-            .map_or((false, 0), |state| (state.freshness == Freshness::InSync, state.store.len()))
+    pub(super) fn sync_and_size(&self, resource: Resource) -> (bool, usize) {
+        self.resources.get(&resource).map_or((false, 0), |state| (state.sync == SyncState::InSync, state.store.len()))
     }
 }
 

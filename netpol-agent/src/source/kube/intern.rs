@@ -89,7 +89,7 @@ impl Interner {
             ObjectKey::Namespace(name) | ObjectKey::Node(name) => self.share(name),
             ObjectKey::Pod(key) => self.share(&mut key.namespace),
             ObjectKey::Policy(key) => self.share(&mut key.namespace),
-            // The slices of the Service have its name, too.
+            // The Service's slices contain its name, too.
             ObjectKey::Service(key) => {
                 self.share(&mut key.namespace);
                 self.share(&mut key.name);

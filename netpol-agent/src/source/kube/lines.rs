@@ -14,7 +14,7 @@ pub(super) struct Lines {
     buffer: Vec<u8>,
     /// Where the next line starts in the buffer.
     start: usize,
-    /// The buffer contains no end of line between `start` and here.
+    /// Position up to which the buffer was searched for the end of the line.
     searched: usize,
     /// When the first byte of the next line arrived.
     begun: Instant,

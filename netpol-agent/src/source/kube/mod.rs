@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! watch (one per resource) ─► trim ─► gather: store, differences, grouping ─► batches
-//!    access, client ─► API server ◄─ inquire
+//!    access, client ─► API server ◄─ query
 //! ```
 //!
 //! `kube_runtime::watcher` is not used, because it fails a whole list if one object cannot be deserialized, does not
@@ -13,9 +13,9 @@ mod backoff;
 mod client;
 mod failure;
 mod gather;
-mod inquire;
 mod intern;
 mod lines;
+mod query;
 mod resource;
 mod store;
 mod trim;
@@ -29,11 +29,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::state::SourceState;
-use super::{Batch, Feed, Inquiry, Revision, SourceError};
+use super::{Batch, Feed, Revision, SourceError, SourceQuery};
 use access::Access;
+pub(crate) use backoff::jitter;
 pub(super) use client::client;
 use gather::{Gatherer, WatchEvent};
-use inquire::{PendingInquiry, QueryResult};
+use query::{PendingQuery, QueryResult};
 pub use resource::Resource;
 use watch::Watcher;
 
@@ -47,7 +48,7 @@ pub struct Options {
     pub spread: Duration,
     /// Time limit for the start of a response.
     pub answer: Duration,
-    /// A list without data for this long is dead, and so is a watch over HTTP/1.1, which has no pings.
+    /// A list that receives no data for this long has failed, and so has a watch over HTTP/1.1, which has no pings.
     pub idle: Duration,
     /// Watches are renewed after this time, or up to twice as long.
     pub watch: Duration,
@@ -91,7 +92,7 @@ pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, Sour
         tokio::spawn(watcher.run());
     }
     let (sender, batches) = mpsc::channel(16);
-    let (inquiries, received_inquiries) = mpsc::channel(16);
+    let (queries, received_queries) = mpsc::channel(16);
     let (results_in, query_results) = mpsc::channel(16);
     let source = Source {
         gatherer: Gatherer::new(&Resource::ALL),
@@ -101,13 +102,13 @@ pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, Sour
         query_results: results_in,
         pending: Vec::new(),
     };
-    tokio::spawn(source.run(Inputs { events, inquiries: received_inquiries, query_results }, sender));
-    Ok(Feed { batches, inquiries, state })
+    tokio::spawn(source.run(Inputs { events, queries: received_queries, query_results }, sender));
+    Ok(Feed { batches, queries, state })
 }
 
 struct Inputs {
     events: mpsc::Receiver<(Resource, WatchEvent)>,
-    inquiries: mpsc::Receiver<Inquiry>,
+    queries: mpsc::Receiver<SourceQuery>,
     query_results: mpsc::Receiver<QueryResult>,
 }
 
@@ -117,27 +118,27 @@ struct Source {
     state: SourceState,
     revision: Revision,
     query_results: mpsc::Sender<QueryResult>,
-    /// Inquiries that wait for the watch.
-    pending: Vec<PendingInquiry>,
+    /// Queries that wait for the watch.
+    pending: Vec<PendingQuery>,
 }
 
 impl Source {
     async fn run(mut self, mut inputs: Inputs, batches: mpsc::Sender<Batch>) {
-        let mut received_news = Vec::new();
+        let mut received = Vec::new();
         loop {
             let wake = self.gatherer.resync_at();
             tokio::select! {
-                count = inputs.events.recv_many(&mut received_news, MAX_BATCH) => {
+                count = inputs.events.recv_many(&mut received, MAX_BATCH) => {
                     if count == 0 {
                         return;
                     }
                     let now = Instant::now();
-                    for (resource, events) in received_news.drain(..) {
-                        self.gatherer.take(resource, events, now);
+                    for (resource, event) in received.drain(..) {
+                        self.gatherer.take(resource, event, now);
                     }
                 }
                 () = sleep_until(wake.map_or_else(Deadline::now, Deadline::from_std)), if wake.is_some() => {}
-                Some(inquiry) = inputs.inquiries.recv() => inquire::query(inquiry, self.access.clone(), self.query_results.clone()),
+                Some(query) = inputs.queries.recv() => query::query(query, self.access.clone(), self.query_results.clone()),
                 Some(result) = inputs.query_results.recv() => self.pending.extend(result.into_pending(&self.gatherer)),
             }
             for bundle in self.gatherer.due(Instant::now()) {
@@ -147,19 +148,19 @@ impl Source {
                     return;
                 }
             }
-            self.answer_inquiries();
+            self.answer_queries();
             self.update_state();
         }
     }
 
-    fn answer_inquiries(&mut self) {
+    fn answer_queries(&mut self) {
         let (gatherer, revision) = (&self.gatherer, self.revision);
-        self.pending.retain_mut(|inquiry| !inquiry.try_answer(gatherer, revision));
+        self.pending.retain_mut(|query| !query.try_answer(gatherer, revision));
     }
 
     fn update_state(&self) {
         for resource in Resource::ALL {
-            let (in_sync, objects) = self.gatherer.condition(resource);
+            let (in_sync, objects) = self.gatherer.sync_and_size(resource);
             self.state.update(resource.plural(), |kind| (kind.in_sync, kind.objects) = (in_sync, objects));
         }
     }

@@ -1,4 +1,4 @@
-//! Tracks the known objects of one resource: not the objects themselves, only a hash to detect changes.
+//! Tracks the known objects of one resource. Stores only a hash of each object, to detect changes.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};

@@ -221,7 +221,7 @@ fn parse(resource: Resource, metadata: &Metadata, text: &str) -> Result<ParsedOb
     })
 }
 
-/// Parses a policy as from a file: a policy of invalid shape isolates its pods, too.
+/// Parses a policy like one in a file, so that a policy of invalid shape isolates its pods, too.
 fn policy(metadata: &Metadata, spec: &Value) -> ParsedObject {
     let value = json!({
         "apiVersion": "networking.k8s.io/v1",
@@ -376,7 +376,7 @@ mod tests {
         );
     }
 
-    /// From an API server, slices alone say which backends a Service has.
+    /// With an API server, only EndpointSlices determine the backends of a Service, not its selector.
     #[test]
     fn s37_a_service_of_an_api_server_has_no_selector() {
         let text = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"},

@@ -1,4 +1,4 @@
-//! Follows one resource forever: a full list, then a watch from its version. Retries after every failure.
+//! Watches one resource forever: a full list, then a watch from the list's version. Retries after every failure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ use super::resource::Resource;
 use super::trim::{Seen, parse_object, version};
 use crate::source::state::SourceState;
 
-/// A watch that lasted this long was not a failure.
+/// A watch that lasted this long has worked: the backoff is reset.
 const WORKING_AFTER: Duration = Duration::from_secs(5);
 
-/// Follows one resource.
+/// Watches one resource.
 pub(super) struct Watcher {
     pub(super) resource: Resource,
     pub(super) access: Arc<Access>,
@@ -30,27 +30,29 @@ pub(super) struct Watcher {
     pub(super) state: SourceState,
     backoff: Backoff,
     /// Backoff between lists, if the server keeps rejecting versions that it has just sent.
-    stale: Backoff,
-    /// Signals that another watcher has connected.
-    back: watch::Receiver<Option<Instant>>,
+    expired_backoff: Backoff,
+    /// Signals that another watcher has recovered.
+    recoveries: watch::Receiver<Option<Instant>>,
     /// The version to continue from; `None` to start with a full list.
     position: Option<String>,
-    /// Whether the position is of a full list that was just received.
-    fresh: bool,
+    /// Whether the position is that of a full list that was just received.
+    just_listed: bool,
+    /// Whether streaming lists are tried.
     streaming: bool,
-    contact: Contact,
+    connection: ConnectionState,
     current_error: Option<String>,
     /// The current operation.
     verb: &'static str,
 }
 
-/// Whether changes can be missed.
+/// Whether changes may have been missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Contact {
-    Kept,
-    /// Changes are not missed if the watch continues where it broke off.
+enum ConnectionState {
+    /// No change was missed.
+    Working,
+    /// The watch failed. No change is missed if it resumes at the same version.
     Broken,
-    /// Changes may have been missed since then.
+    /// Changes may have been missed since this time.
     Lost(Instant),
 }
 
@@ -60,7 +62,7 @@ enum StreamEnd {
     Timeout,
     /// The version is too old to continue from.
     Expired(String),
-    /// The server has no streaming lists. The value says whether that is certain.
+    /// The server has no streaming lists. `false`: it may have them, but sent none in time.
     NoStreaming(bool),
     /// The receiver of the events was dropped.
     ReceiverDropped,
@@ -104,7 +106,7 @@ impl Watcher {
         options: Options,
         state: SourceState,
     ) -> Self {
-        let (streaming, back) = (options.streaming, access.back());
+        let (streaming, recoveries) = (options.streaming, access.recoveries());
         Self {
             resource,
             access,
@@ -112,12 +114,12 @@ impl Watcher {
             options,
             state,
             backoff: Backoff::default(),
-            stale: Backoff::default(),
-            back,
+            expired_backoff: Backoff::default(),
+            recoveries,
             position: None,
-            fresh: false,
+            just_listed: false,
             streaming,
-            contact: Contact::Kept,
+            connection: ConnectionState::Working,
             current_error: None,
             verb: "list",
         }
@@ -127,7 +129,7 @@ impl Watcher {
         sleep(jitter(self.options.spread)).await;
         loop {
             let started = Instant::now();
-            self.back.mark_unchanged();
+            self.recoveries.mark_unchanged();
             let result = self.attempt().await;
             if started.elapsed() > WORKING_AFTER {
                 self.reset_backoff();
@@ -135,7 +137,7 @@ impl Watcher {
             let mut retry_after = None;
             match result {
                 Ok(StreamEnd::ReceiverDropped) => return,
-                // Continue at once, unless streams end again and again.
+                // Continue immediately, unless streams end within a second.
                 Ok(StreamEnd::Timeout) if started.elapsed() > Duration::from_secs(1) => continue,
                 Ok(StreamEnd::Timeout) => {}
                 Ok(StreamEnd::Expired(why)) => {
@@ -143,7 +145,7 @@ impl Watcher {
                     self.position = None;
                     self.mark_lost().await;
                     // The server is reachable, and other watchers may have recovered: wait less than after failures.
-                    sleep(self.stale.next(None)).await;
+                    sleep(self.expired_backoff.next(None)).await;
                     continue;
                 }
                 Ok(StreamEnd::NoStreaming(certain)) => {
@@ -155,7 +157,7 @@ impl Watcher {
                     self.count(&failure);
                     self.position = None;
                     self.mark_lost().await;
-                    sleep(self.stale.next(None)).await;
+                    sleep(self.expired_backoff.next(None)).await;
                     continue;
                 }
                 Err(failure) => {
@@ -164,11 +166,11 @@ impl Watcher {
                 }
             }
             let wait = self.backoff.next(retry_after);
-            // If this watcher waited on while others have recovered, new objects would be mixed with old ones. A server
-            // that has just started may reject requests at first, so use shorter waits than for an unreachable one.
+            // If other watchers have recovered, retry soon: new objects of other resources would be combined with old
+            // ones of this resource. A server that has just started may reject requests at first, so still wait a little.
             tokio::select! {
                 () = sleep(wait) => {}
-                Ok(()) = self.back.changed(), if retry_after.is_none() => self.backoff.hurry(),
+                Ok(()) = self.recoveries.changed(), if retry_after.is_none() => self.backoff.shorten(),
             }
         }
     }
@@ -176,29 +178,32 @@ impl Watcher {
     /// Resets the backoff after the watch has worked.
     fn reset_backoff(&mut self) {
         self.backoff.reset();
-        self.stale.reset();
+        self.expired_backoff.reset();
     }
 
     async fn attempt(&mut self) -> Result<StreamEnd, Failure> {
-        // A server that was restored from a backup may have passed this version, in another history.
-        if matches!(self.contact, Contact::Lost(since) if since.elapsed() > self.options.trust) {
+        // After a long outage, list again: a server that was restored from a backup may have reached this version again,
+        // with different changes.
+        if matches!(self.connection, ConnectionState::Lost(since) if since.elapsed() > self.options.trust) {
             self.position = None;
         }
         self.verb = if self.position.is_none() && !self.streaming { "list" } else { "watch" };
         if self.position.is_none() && !self.streaming {
-            let version = self.pages().await?;
+            let version = self.list_pages().await?;
             self.position = Some(version);
-            self.fresh = true;
+            self.just_listed = true;
             self.verb = "watch";
         }
         if let Some(position) = &self.position
-            && !std::mem::take(&mut self.fresh)
+            && !std::mem::take(&mut self.just_listed)
         {
-            // A watch from a future version is silent until the server reaches it, and all changes before would be
-            // missed.
-            let now = self.newest().await?;
+            // A watch from a future version returns nothing until the server reaches that version, and misses all
+            // changes before it.
+            let now = self.current_version().await?;
             if version(&now) < version(position) {
-                return Ok(StreamEnd::Expired(format!("the API server went back from version {position} to {now}")));
+                return Ok(StreamEnd::Expired(format!(
+                    "the API server went recoveries from version {position} to {now}"
+                )));
             }
         }
         self.stream().await
@@ -217,7 +222,7 @@ impl Watcher {
     }
 
     /// Returns the current version of the server.
-    async fn newest(&self) -> Result<String, Failure> {
+    async fn current_version(&self) -> Result<String, Failure> {
         let body = self.body("limit=1").await?;
         let page: ListPage<'_> =
             serde_json::from_slice(&body).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
@@ -225,7 +230,7 @@ impl Watcher {
     }
 
     /// Reads a full list in pages, and returns its version.
-    async fn pages(&mut self) -> Result<String, Failure> {
+    async fn list_pages(&mut self) -> Result<String, Failure> {
         let mut next = String::new();
         let mut limit = self.options.page;
         self.report(WatchEvent::Began).await;
@@ -270,7 +275,7 @@ impl Watcher {
         if text.is_empty() {
             return Err(Failure::InvalidResponse("a list without a resourceVersion".to_owned()));
         }
-        self.contact = Contact::Kept;
+        self.connection = ConnectionState::Working;
         self.state.update(self.resource.plural(), |kind| {
             kind.relists += u64::from(kind.listed);
             kind.listed = true;
@@ -297,21 +302,21 @@ impl Watcher {
         if listing {
             self.report(WatchEvent::Began).await;
         } else {
-            if std::mem::replace(&mut self.contact, Contact::Kept) != Contact::Kept {
+            if std::mem::replace(&mut self.connection, ConnectionState::Working) != ConnectionState::Working {
                 self.report(WatchEvent::Resumed).await;
             }
             self.recovered();
         }
-        // HTTP/2 pings find a dead connection. An API server sends no bookmark while the version of a kind stays the
-        // same (`k8s.io/apiserver/pkg/storage/cacher`), so a silent watch is normal until its timeout.
-        let silence = if response.version() == http::Version::HTTP_2 {
+        // HTTP/2 pings detect a dead connection. An API server sends no bookmark while the version of a kind stays the
+        // same (`k8s.io/apiserver/pkg/storage/cacher`), so a watch without any data is normal until its timeout.
+        let max_idle = if response.version() == http::Version::HTTP_2 {
             Duration::from_secs(seconds) + self.options.answer
         } else {
             self.options.idle
         };
         let mut lines = Lines::of(response.into_body());
         loop {
-            let idle = if listing { self.options.patience } else { silence };
+            let idle = if listing { self.options.patience } else { max_idle };
             let (line, received) = match timeout(idle, lines.next()).await {
                 Err(_) if listing => return Ok(StreamEnd::NoStreaming(false)),
                 Err(_) => return Err(Failure::Timeout(idle)),
@@ -369,9 +374,9 @@ impl Watcher {
         if seen.version > 0 {
             self.position = Some(seen.version.to_string());
         }
-        let events =
+        let event =
             if kind == "DELETED" { WatchEvent::Deleted(seen, received) } else { WatchEvent::Changed(seen, received) };
-        self.report(events).await
+        self.report(event).await
     }
 
     fn parsed(&self, text: &str) -> Option<Seen> {
@@ -384,15 +389,15 @@ impl Watcher {
         }
     }
 
-    async fn report(&self, events: WatchEvent) -> bool {
+    async fn report(&self, event: WatchEvent) -> bool {
         self.state.update(self.resource.plural(), |kind| kind.last_received = Some(Instant::now()));
-        self.events.send((self.resource, events)).await.is_ok()
+        self.events.send((self.resource, event)).await.is_ok()
     }
 
     /// Records that changes may be missed from now on.
     async fn mark_lost(&mut self) {
-        if !matches!(self.contact, Contact::Lost(_)) {
-            self.contact = Contact::Lost(Instant::now());
+        if !matches!(self.connection, ConnectionState::Lost(_)) {
+            self.connection = ConnectionState::Lost(Instant::now());
             self.report(WatchEvent::Lost).await;
         }
     }
@@ -407,7 +412,7 @@ impl Watcher {
         if matches!(failure, Failure::Status { code: 401, .. } | Failure::Connection(_)) {
             self.access.renew();
         }
-        // A connection that breaks is reopened at once, and nothing is missed. One that cannot be opened is an outage.
+        // The first failure: the watch resumes immediately at the same version. If that fails too, it is an outage.
         if self.backoff.is_waiting() || self.position.is_none() {
             self.mark_lost().await;
             let text = failure.report(self.verb, self.resource);
@@ -417,7 +422,7 @@ impl Watcher {
                 self.current_error = Some(text);
             }
         } else {
-            self.contact = Contact::Broken;
+            self.connection = ConnectionState::Broken;
             self.report(WatchEvent::Broken).await;
             tracing::info!(resource = %self.resource, "{}", failure.report(self.verb, self.resource));
         }
@@ -426,8 +431,8 @@ impl Watcher {
     fn recovered(&mut self) {
         if self.current_error.take().is_some() {
             tracing::info!("can {} {} again", self.verb, self.resource);
-            self.access.answers();
-            self.back.mark_unchanged();
+            self.access.notify_recovered();
+            self.recoveries.mark_unchanged();
             self.state.update(self.resource.plural(), |kind| kind.current_error = None);
         }
     }

@@ -153,8 +153,7 @@ pub(super) fn map_id(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32
 /// for running programs. Source: `maybe_wait_bpf_programs`,
 /// <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/syscall.c>.
 pub(super) fn set_maps(array: BorrowedFd<'_>, slots: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
-    // Since Linux 5.19 there is a batch operation, but only since 6.8 does it wait. One more single write makes it
-    // wait.
+    // Linux 5.19 has a batch operation, but before 6.8 it does not wait. A single write after it does.
     if slots.len() > 2 {
         let keys: Vec<u32> = slots.iter().map(|(index, _)| *index).collect();
         let values: Vec<u32> = slots.iter().map(|(_, map)| descriptor_of(*map)).collect();
@@ -169,7 +168,7 @@ pub(super) fn set_maps(array: BorrowedFd<'_>, slots: &[(u32, BorrowedFd<'_>)]) -
             return set_map(array, slots[0]);
         }
     }
-    // Threads that wait at the same time share one grace period.
+    // Without the batch operation, use several threads: their waits overlap.
     let threads = slots.len().div_ceil(slots.len().div_ceil(32).max(1)).max(1);
     std::thread::scope(|scope| {
         let parts = slots.chunks(slots.len().div_ceil(threads).max(1));
@@ -193,7 +192,7 @@ pub(super) fn update<K, V>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) 
 
 /// Returns all entries of a hash. Entries that are inserted or deleted meanwhile may or may not be included.
 pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    /// More entries than any bucket of a hash has without extreme collisions.
+    /// Must be larger than any bucket of the hash. If it is not, the kernel returns `ENOSPC`, and larger batches are tried.
     const BATCH_SIZE: usize = 1024;
     let mut found = Vec::new();
     let (mut keys, mut values) = (vec![K::zeroed(); BATCH_SIZE], vec![V::zeroed(); BATCH_SIZE]);

@@ -83,8 +83,8 @@ pub(super) struct Connection {
 pub(super) struct Conntrack {
     socket: Socket,
     sequence: u32,
-    /// Whether the kernel filters by address (Linux 5.8).
-    filters: bool,
+    /// Whether the kernel can filter by address (Linux 5.8).
+    can_filter: bool,
 }
 
 impl Conntrack {
@@ -92,18 +92,18 @@ impl Conntrack {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0, filters: true })
+        Ok(Self { socket, sequence: 0, can_filter: true })
     }
 
     /// Returns the connections that have one of these addresses as the source in either direction.
     pub(super) fn of(&mut self, addresses: &[IpAddr]) -> io::Result<Vec<Connection>> {
-        /// Each address costs two walks through the kernel's table. One unfiltered walk costs no more than several of
-        /// these.
+        /// For more addresses, reading the whole table is cheaper: with a filter, the kernel walks through its table twice
+        /// for each address.
         const MAX_FILTERED: usize = 4;
-        if self.filters && addresses.len() <= MAX_FILTERED {
+        if self.can_filter && addresses.len() <= MAX_FILTERED {
             match self.filtered(addresses) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
-                    self.filters = false;
+                    self.can_filter = false;
                 }
                 result => return result,
             }

@@ -1,9 +1,10 @@
 //! Flow tables: one for each endpoint and family, so that one pod's flows do not evict another pod's.
 //!
-//! A thread creates them in advance for the next endpoint IDs, because writing one into its slot waits until no program
-//! uses the previous one. Ten times a second it reads how many flows each endpoint has started. It counts the entries
-//! in the tables of busy endpoints, and grows tables within a budget of the node: see [`plan`]. An ID that is reused by
-//! another pod keeps its table; the ifindex in the flow key separates their flows.
+//! A thread creates them in advance for the next endpoint IDs, because writing a table into its slot takes long: the
+//! kernel waits until no program uses the previous table. Ten times a second, the thread reads how many flows each endpoint
+//! has started. If endpoints have started many, it counts the entries of all tables and resizes them within the node's
+//! budget: see [`plan`]. An ID that is reused by another pod keeps its table; the ifindex in the flow key separates their
+//! flows.
 
 mod calls;
 mod conntrack;
@@ -25,17 +26,17 @@ use super::pins::Pins;
 use super::{KernelError, WriteError};
 use table::Tables;
 
-/// Interval of checking endpoints.
-const PERIOD: Duration = Duration::from_millis(100);
-/// Maximum interval of counting table entries while flows are started.
+/// Interval at which endpoints are checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Maximum interval between two counts of table entries while flows are started.
 const COUNT_INTERVAL: Duration = Duration::from_secs(30);
-/// Number of unused IDs with tables. IDs are allocated from the lowest.
-const AHEAD: usize = 16;
-/// The shared table has `1 / SHARED_PART` of `--max-flows-v4` and `--max-flows-v6`.
-pub const SHARED_PART: u32 = 16;
+/// Number of unused IDs for which tables are created in advance. The lowest unused ID is always allocated first.
+const SPARE_TABLES: usize = 16;
+/// The shared table has the size `--max-flows-v4` (or `-v6`) divided by this number.
+pub const SHARED_TABLE_DIVISOR: u32 = 16;
 
-/// The current endpoints. The thread also reads them while it replaces tables: an endpoint that is attached meanwhile
-/// records flows in the old table, and these are copied too.
+/// The current endpoints. The thread also reads them while it replaces a table: flows of an endpoint that is attached
+/// meanwhile are in the old table, and must be copied too.
 #[derive(Clone)]
 struct Endpoints(Arc<Mutex<BTreeMap<u32, IfIndex>>>);
 
@@ -70,12 +71,12 @@ pub(super) struct Opened {
     v6: Tables<FlowKey<[u8; 16]>>,
 }
 
-/// Opens pinned tables, and fills all slots. The next unused IDs get their own tables, since the first pods of a node
-/// are attached at once. Call before programs run on these maps.
+/// Opens pinned tables, and writes a table into each slot. The next unused IDs get their own tables, since the first pods
+/// of a node are attached all at once. Call before programs run on these maps.
 pub(super) fn open(pins: &Pins, capacities: &Capacities, used: &BTreeMap<IfIndex, u32>) -> Result<Opened, KernelError> {
     let used: BTreeSet<u32> = used.values().copied().collect();
-    let spare: BTreeSet<u32> = (1..).filter(|id| !used.contains(id)).take(AHEAD).collect();
-    let budget = |shared: u32| shared.saturating_mul(SHARED_PART - 1);
+    let spare: BTreeSet<u32> = (1..).filter(|id| !used.contains(id)).take(SPARE_TABLES).collect();
+    let budget = |shared: u32| shared.saturating_mul(SHARED_TABLE_DIVISOR - 1);
     let floor = floor();
     Ok(Opened {
         v4: Tables::open(pins, budget(capacities.of(MapName::FlowsV4)), floor, &spare)?,
@@ -83,9 +84,10 @@ pub(super) fn open(pins: &Pins, capacities: &Capacities, used: &BTreeMap<IfIndex
     })
 }
 
-/// Returns the minimum table size. Each CPU caches up to 128 free entries of an LRU hash, and evicts entries if other
-/// CPUs have the free ones; Linux 6.17 bounds the cache by the map's size. Twice that per CPU keeps half of the table
-/// for flows in use.
+/// Returns the minimum table size: 256 entries per CPU, so that at least half of a table is available for flows. In an LRU
+/// hash, each CPU caches up to 128 free entries, which other CPUs cannot use: they evict flows instead. Since Linux 6.17,
+/// the map's size bounds this cache.
+///
 /// Source: `LOCAL_FREE_TARGET`, <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/bpf_lru_list.c>, and
 /// <https://github.com/torvalds/linux/commit/d4adf1c9ee7722545450608bcb095fb31512f0c6>.
 fn floor() -> u32 {
@@ -104,8 +106,8 @@ impl Opened {
             v6: self.v6,
             maps,
             endpoints: endpoints.clone(),
-            opened: BTreeMap::new(),
-            counted: BTreeMap::new(),
+            started: BTreeMap::new(),
+            started_at_count: BTreeMap::new(),
             last_count: Instant::now(),
             last_warning: None,
         };
@@ -145,9 +147,10 @@ struct TableManager {
     v6: Tables<FlowKey<[u8; 16]>>,
     maps: Maps,
     endpoints: Endpoints,
-    /// Packets that may have started flows, by ID: at the last check, and when entries were last counted.
-    opened: BTreeMap<u32, u64>,
-    counted: BTreeMap<u32, u64>,
+    /// Number of packets that may have started flows, by ID, at the last check.
+    started: BTreeMap<u32, u64>,
+    /// The same, when entries were last counted.
+    started_at_count: BTreeMap<u32, u64>,
     last_count: Instant,
     last_warning: Option<Instant>,
 }
@@ -168,14 +171,14 @@ impl TableManager {
             if let Err(error) = self.check() {
                 self.warn(&error);
             }
-            next_check = Instant::now() + PERIOD;
+            next_check = Instant::now() + CHECK_INTERVAL;
         }
     }
 
     /// Provides tables for all endpoints, and for the next ones.
     fn provide(&mut self) {
         let used = self.endpoints.by_id();
-        let spare = (1..).filter(|id| !used.contains_key(id)).take(AHEAD);
+        let spare = (1..).filter(|id| !used.contains_key(id)).take(SPARE_TABLES);
         let ids: BTreeSet<u32> = used.keys().copied().chain(spare).collect();
         let (v4, v6) = (self.v4.provide(&ids, &self.endpoints), self.v6.provide(&ids, &self.endpoints));
         for result in [v4, v6] {
@@ -190,14 +193,14 @@ impl TableManager {
         let count_due = self.last_count.elapsed() > COUNT_INTERVAL;
         let used = self.endpoints.by_id();
         for id in used.keys() {
-            let opened = self.flow_starts(*id)?;
-            self.opened.insert(*id, opened);
-            let since = opened.wrapping_sub(self.counted.get(id).copied().unwrap_or(0));
+            let started = self.flow_starts(*id)?;
+            self.started.insert(*id, started);
+            let since = started.wrapping_sub(self.started_at_count.get(id).copied().unwrap_or(0));
             let size = self.v4.size(*id).unwrap_or(u32::MAX).min(self.v6.size(*id).unwrap_or(u32::MAX));
             busy |= since >= u64::from(size / 4) || (count_due && since > 0);
         }
         if busy {
-            self.counted.clone_from(&self.opened);
+            self.started_at_count.clone_from(&self.started);
             self.last_count = Instant::now();
             let needs = self.v4.needs(&used)?;
             let changes = plan::resize(&needs, self.v4.budget, self.v4.floor);
@@ -211,7 +214,8 @@ impl TableManager {
         Ok(())
     }
 
-    /// Returns the allowed packets of an endpoint that matched no flow. It started at most as many flows.
+    /// Returns the number of an endpoint's allowed packets that matched no flow: an upper bound of the flows that it has
+    /// started.
     fn flow_starts(&self, id: u32) -> io::Result<u64> {
         let mut sum = 0;
         for direction in Direction::BOTH {

@@ -1,4 +1,5 @@
-//! Computes the size of each endpoint's flow table. Each has a minimum, and the rest is divided max-min fair by need.
+//! Computes the size of each endpoint's flow table. Each table has a minimum size. The rest of the budget is divided by
+//! max-min fairness: small needs are met in full, and the others share what is left equally.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,8 @@ pub(super) struct Need {
 }
 
 impl Need {
-    /// Returns the room for established flows, which count first. A pod can fill its table with other flows cheaply.
+    /// Returns the room for established flows. These needs are met first, because a pod can easily fill its table with
+    /// other flows.
     fn established_room(self) -> u64 {
         room_for(self.established, self.size)
     }
@@ -31,8 +33,8 @@ fn room_for(flows: u32, size: u32) -> u64 {
     (u64::from(flows) * times).next_power_of_two()
 }
 
-/// Returns the size of a new table if `tables` exist already. It is large as long as there is room, since a table that
-/// is too small loses connections until it has grown.
+/// Returns the size of a new table if this many tables exist already. It is large as long as the budget has room, since a
+/// table that is too small loses connections until it is resized.
 pub(super) fn first(budget: u32, floor: u32, tables: usize) -> u32 {
     let share = u64::from(budget) / (4 * (tables as u64 + 1));
     let power = 1_u64 << share.max(1).ilog2();
@@ -86,7 +88,7 @@ fn saturating_u32(size: u64) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
 }
 
-/// Returns the size of each table if the whole budget were divided again.
+/// Returns the size that each table would have if the whole budget were divided anew.
 fn targets(needs: &BTreeMap<u32, Need>, budget: u32, floor: u32) -> BTreeMap<u32, u64> {
     let floor = u64::from(floor);
     let rest = u64::from(budget).saturating_sub(floor * needs.len() as u64);

@@ -1,4 +1,4 @@
-//! Flow tables of one address family: creates, inserts, replaces and adopts them.
+//! Flow tables of one address family: creates them, writes them into their slots, replaces and adopts them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -53,13 +53,18 @@ struct Table {
 
 /// The tables of one family.
 pub(super) struct Tables<K> {
+    /// `FLOW_TABLES_V4` or `_V6`.
     slots: MapData,
     /// Number of slots.
     length: u32,
+    /// The table of endpoints that do not have their own yet.
     shared: MapData,
+    /// Endpoints' own tables, by endpoint ID.
     own: BTreeMap<u32, Table>,
     directory: PathBuf,
+    /// Maximum size of all own tables together, in entries.
     pub(super) budget: u32,
+    /// Minimum size of a table.
     pub(super) floor: u32,
     hz: u32,
     key: std::marker::PhantomData<K>,
@@ -97,11 +102,13 @@ impl<K: Family> Tables<K> {
             let Some(id) = name.strip_prefix(K::PREFIX) else { continue };
             match id.parse::<u32>() {
                 Ok(id) if id < length => tables.adopt(id)?,
-                // Left from another `--max-endpoints`, or from a replacement that `adopt` completed.
+                // An agent with a larger `--max-endpoints` left it.
                 Ok(_) => unpin(&tables.directory.join(&name))?,
+                // The pin of a replacement: see below.
                 Err(_) => {}
             }
         }
+        // Replacements that were not finished. `adopt` has completed those that were already in their slots.
         for name in names(&tables.directory) {
             if name.starts_with(K::PREFIX) && name.ends_with(NEXT) {
                 unpin(&tables.directory.join(name))?;
@@ -141,20 +148,21 @@ impl<K: Family> Tables<K> {
         Ok(())
     }
 
+    /// Writes a table into each slot that does not have the right one.
     fn fill(&self) -> io::Result<()> {
         let id_of = |map: &MapData| map.info().map(|info| info.id()).map_err(io::Error::other);
         let shared = id_of(&self.shared)?;
-        let mut empty = Vec::new();
+        let mut wrong = Vec::new();
         for index in 0..self.length {
             let (wanted, map) = match self.own.get(&index) {
                 Some(table) => (id_of(&table.map)?, &table.map),
                 None => (shared, &self.shared),
             };
             if calls::map_id(self.slots.fd().as_fd(), index)? != Some(wanted) {
-                empty.push((index, map.fd().as_fd()));
+                wrong.push((index, map.fd().as_fd()));
             }
         }
-        if empty.is_empty() { Ok(()) } else { calls::set_maps(self.slots.fd().as_fd(), &empty) }
+        if wrong.is_empty() { Ok(()) } else { calls::set_maps(self.slots.fd().as_fd(), &wrong) }
     }
 
     /// Creates missing tables for these IDs. Copies the flows of interfaces that used the shared table.
@@ -182,7 +190,7 @@ impl<K: Family> Tables<K> {
         (made, failed)
     }
 
-    /// Replaces tables by ones of these sizes, with their flows.
+    /// Replaces tables by tables of these sizes, and copies their flows.
     pub(super) fn resize(&mut self, changes: &[(u32, u32)], endpoints: &Endpoints) -> io::Result<()> {
         for (id, size) in changes {
             let table = self.make(*size, &self.next_pin(*id))?;
@@ -200,9 +208,9 @@ impl<K: Family> Tables<K> {
         Ok(Table { map, size })
     }
 
-    /// Writes tables into their slots, and copies the flows of the previous ones. Programs keep running: flows that
-    /// they record in an old table are copied too, until the kernel reports that no program uses it. This includes
-    /// flows of endpoints that are attached meanwhile.
+    /// Writes tables into their slots, and copies the flows of the previous tables. Programs keep running. Flows that they
+    /// record in an old table are copied too, until no program uses that table. This includes flows of endpoints that are
+    /// attached meanwhile.
     fn swap(&mut self, made: BTreeMap<u32, Table>, endpoints: &Endpoints) -> io::Result<()> {
         if made.is_empty() {
             return Ok(());
@@ -228,7 +236,8 @@ impl<K: Family> Tables<K> {
                             && copied.insert(*key)
                     })
                     .collect();
-                // If the new table is smaller, the last inserted flows stay.
+                // If the new table is smaller, flows that are inserted later evict earlier ones. So insert established and
+                // recently used flows last.
                 found.sort_by_key(|(key, entry)| (is_established(key, entry), entry.last_used.wrapping_sub(now)));
                 for (key, entry) in found {
                     let Some(table) = by_interface.get(&key.interface_and_protocol().0).and_then(|id| made.get(id))
@@ -282,10 +291,10 @@ impl<K: Family> Tables<K> {
     }
 }
 
-/// Inserts flows. Existing ones are newer and stay.
+/// Inserts flows. An existing flow is newer, and is not replaced.
 fn insert<K: Family>(map: BorrowedFd<'_>, entries: impl Iterator<Item = (K, FlowEntry)>) {
     for (key, entry) in entries {
-        // At worst a flow is evaluated again at its next packet.
+        // If it fails, the flow is evaluated again at its next packet.
         let _ = calls::update(map, &key, &entry, calls::NOEXIST);
     }
 }

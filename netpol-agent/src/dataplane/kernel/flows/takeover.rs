@@ -1,4 +1,5 @@
-//! Takes over connections that are older than a pod's enforcement: turns `nf_conntrack` entries into flows.
+//! Takes over connections that started before programs were attached to a pod's interface: converts `nf_conntrack` entries
+//! into flows.
 //!
 //! The first packet that a program sees after it is attached may be a reply. By itself, it would be denied, or allowed
 //! in the wrong direction. The flows are written with version 0, which no endpoint has. So the first packet of each
@@ -24,14 +25,14 @@ use crate::dataplane::kernel::pins::Pins;
 /// Endpoints that are attached within this time are processed together.
 const BATCH_TIME: Duration = Duration::from_millis(20);
 
-/// A list of connections that is not older than this is used for another endpoint.
+/// Connections that were read within this time are used for the next endpoint, too.
 const MAX_AGE: Duration = Duration::from_millis(100);
 
-/// Writes flows of endpoints that were just attached, or will be next.
+/// Writes flows for the connections of endpoints.
 pub(in crate::dataplane::kernel) struct TakeOver {
     conntrack: Conntrack,
     /// All connections, and when they were read.
-    list: Option<(Instant, Vec<Connection>)>,
+    connections: Option<(Instant, Vec<Connection>)>,
     maps: Maps,
     pins: Pins,
     hz: u32,
@@ -40,7 +41,7 @@ pub(in crate::dataplane::kernel) struct TakeOver {
 impl TakeOver {
     pub(in crate::dataplane::kernel) fn open(pins: &Pins) -> io::Result<Self> {
         let maps = Maps::open(pins).map_err(io::Error::other)?;
-        Ok(Self { conntrack: Conntrack::open()?, list: None, maps, pins: pins.clone(), hz: load::frequency() })
+        Ok(Self { conntrack: Conntrack::open()?, connections: None, maps, pins: pins.clone(), hz: load::frequency() })
     }
 
     /// Takes over the connections of these endpoints. Returns the number of flows written.
@@ -53,24 +54,24 @@ impl TakeOver {
         Ok(self.write_flows(endpoints, &connections))
     }
 
-    /// Takes over the connections of an endpoint before its programs are attached. Endpoints that are attached one after the other
-    /// share a list of all connections, because each walk through the kernel's table takes 10 ms or more.
+    /// Takes over the connections of an endpoint before its programs are attached. If endpoints are attached one after the
+    /// other, all connections are read once for them, because reading the kernel's table takes 10 ms or more.
     pub(in crate::dataplane::kernel) fn take_over_shared(&mut self, endpoint: &Endpoint) -> io::Result<usize> {
-        let recent = self.list.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE);
-        let list = if let Some(list) = recent {
-            list
+        let recent = self.connections.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE);
+        let connections = if let Some(connections) = recent {
+            connections
         } else {
-            let connections = self.conntrack.all()?;
-            (Instant::now(), connections)
+            let all = self.conntrack.all()?;
+            (Instant::now(), all)
         };
-        let count = self.write_flows(std::slice::from_ref(endpoint), &list.1);
-        self.list = Some(list);
+        let count = self.write_flows(std::slice::from_ref(endpoint), &connections.1);
+        self.connections = Some(connections);
         Ok(count)
     }
 
-    /// Frees the list of all connections.
-    pub(in crate::dataplane::kernel) fn drop_list(&mut self) {
-        self.list = None;
+    /// Frees the memory of the connections that were read.
+    pub(in crate::dataplane::kernel) fn drop_connections(&mut self) {
+        self.connections = None;
     }
 
     fn write_flows(&self, endpoints: &[Endpoint], connections: &[Connection]) -> usize {
@@ -79,7 +80,8 @@ impl TakeOver {
             .flat_map(|endpoint| addresses(endpoint).into_iter().map(move |address| (address, endpoint)))
             .collect();
         let mut tables = HashMap::new();
-        // A time in the future would be read as one long ago, and the flow would have timed out.
+        // Subtracts the clocks' maximum difference: a time in the future would be read as one long ago, and the flow would
+        // have timed out.
         let now = jiffies(self.hz).wrapping_sub(SLACK * self.hz);
         let mut count = 0;
         for connection in connections {
@@ -109,7 +111,7 @@ impl TakeOver {
         count
     }
 
-    /// Writes a flow. An existing flow is newer and stays.
+    /// Writes a flow. An existing flow is newer, and is not replaced.
     fn write<K: Family>(
         &self,
         tables: &mut HashMap<(u32, &'static str), Option<MapData>>,
@@ -125,7 +127,8 @@ impl TakeOver {
     }
 }
 
-/// Starts a thread that takes over connections, as the kernel's table may be large.
+/// Starts a thread that takes over the connections of the endpoints that it receives. Reading the kernel's table may take
+/// long.
 pub(in crate::dataplane::kernel) fn start(mut work: TakeOver) -> io::Result<Sender<Endpoint>> {
     let (sender, endpoints_received) = mpsc::channel();
     std::thread::Builder::new().name("take-over".to_owned()).spawn(move || run(&mut work, &endpoints_received))?;
@@ -156,7 +159,7 @@ fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-/// One end of a connection, as its packets look at the veth of the pod there.
+/// One end of a connection: the addresses and ports that its packets have at this end's veth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Side {
     pod: IpAddr,
@@ -182,18 +185,18 @@ impl Side {
     }
 }
 
-/// Returns both ends: the initiating pod sees the connection pre-DNAT, the pod it reached sees it post-DNAT.
+/// Returns both ends: at the initiating pod's veth, packets are pre-DNAT; at the other pod's veth, post-DNAT.
 fn sides(connection: &Connection, is_local_node: impl Fn(IpAddr) -> bool) -> [Side; 2] {
     let Connection { original, reply, state } = connection;
     let side = |tuple: &Tuple, initiator: Direction, state: u8| {
-        // For ICMP echo, the remote port says which end sends the requests.
+        // For ICMP echo, the remote port is 1 if the remote sends the requests.
         let is_echo = matches!(tuple.protocol, protocol::ICMP | protocol::ICMPV6);
-        let request_mark = [0, u8::from(initiator == Direction::Ingress)];
+        let remote_requests = [0, u8::from(initiator == Direction::Ingress)];
         Side {
             pod: tuple.source,
             remote: tuple.destination,
             pod_port: tuple.source_port,
-            remote_port: if is_echo { request_mark } else { tuple.destination_port },
+            remote_port: if is_echo { remote_requests } else { tuple.destination_port },
             protocol: tuple.protocol,
             initiator,
             state,

@@ -63,12 +63,11 @@ impl Fixture {
                 all.push(((self.now - self.start).as_secs(), series));
             }
             let now = self.now;
-            let allowed = self.aggregator.allowed(now);
-            match self.aggregator.wake().map(|wake| wake.max(allowed)) {
-                // It must not wake again immediately if nothing was due.
-                Some(wake) if wake <= until => {
-                    assert!(wake > now, "woke although nothing was due");
-                    self.now = wake;
+            let next_token_at = self.aggregator.next_token_at(now);
+            match self.aggregator.next_due().map(|due| due.max(next_token_at)) {
+                Some(next) if next <= until => {
+                    assert!(next > now, "due now, but nothing was taken");
+                    self.now = next;
                 }
                 _ => break,
             }

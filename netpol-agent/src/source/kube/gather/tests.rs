@@ -35,8 +35,8 @@ impl Case {
         case
     }
 
-    fn take(&mut self, resource: Resource, events: WatchEvent) {
-        self.gatherer.take(resource, events, self.now);
+    fn take(&mut self, resource: Resource, event: WatchEvent) {
+        self.gatherer.take(resource, event, self.now);
     }
 
     fn list(&mut self, resource: Resource, all: Vec<Seen>) {
@@ -48,7 +48,7 @@ impl Case {
         self.take(resource, WatchEvent::Listed(version));
     }
 
-    /// Returns the bundles that are due, one text for each; `!` marks a bundle after an outage.
+    /// Returns the bundles that are due, one text for each. `!` marks a bundle with the differences after an outage.
     fn due(&mut self) -> Vec<String> {
         let text = |bundle: Bundle| {
             let events = bundle.events.iter().map(|event| match event {
@@ -57,8 +57,8 @@ impl Case {
                 Event::Reset(objects) => format!("={}", objects.len()),
                 Event::LocalAddresses(_) => "?".to_owned(),
             });
-            let gap = if bundle.after_resync { "!" } else { "" };
-            gap.to_owned() + &events.collect::<Vec<_>>().join(" ")
+            let mark = if bundle.after_resync { "!" } else { "" };
+            mark.to_owned() + &events.collect::<Vec<_>>().join(" ")
         };
         self.gatherer.due(self.now).into_iter().map(text).collect()
     }
@@ -92,7 +92,7 @@ fn the_differences_after_an_outage_are_one_bundle() {
     case.list(NODES, vec![node("b", 3)]);
     assert_eq!(case.due(), [""; 0], "namespaces are still out of sync");
     case.take(NODES, WatchEvent::Changed(node("c", 4), case.now));
-    case.now += HOLD / 2;
+    case.now += MAX_DELAY / 2;
     assert_eq!(case.due(), [""; 0]);
     case.list(NAMESPACES, vec![namespace("y", 5)]);
     assert_eq!(case.due(), ["!-Namespace x +Namespace y -Node a +Node b +Node c"]);
@@ -106,7 +106,7 @@ fn a_lost_resource_delays_the_others_only_for_a_limited_time() {
     case.take(NODES, WatchEvent::Lost);
     case.take(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
-    case.now += HOLD.saturating_sub(Duration::from_millis(1));
+    case.now += MAX_DELAY.saturating_sub(Duration::from_millis(1));
     assert_eq!(case.due(), [""; 0]);
     case.now += Duration::from_millis(1);
     assert_eq!(case.due(), ["!-Node a"]);
@@ -122,7 +122,7 @@ fn a_skipped_resource_is_not_waited_for_until_it_recovers() {
     case.take(NODES, WatchEvent::Lost);
     case.take(NAMESPACES, WatchEvent::Lost);
     case.list(NODES, Vec::new());
-    case.now += HOLD;
+    case.now += MAX_DELAY;
     assert_eq!(case.due(), ["!-Node a"]);
     case.take(NODES, WatchEvent::Lost);
     case.take(NAMESPACES, WatchEvent::Lost);
@@ -154,7 +154,7 @@ fn an_incomplete_list_deletes_nothing() {
     let mut case = Case::listed();
     case.take(NODES, WatchEvent::Began);
     case.take(NODES, WatchEvent::Lost);
-    case.now += HOLD * 2;
+    case.now += MAX_DELAY * 2;
     assert_eq!(case.due(), [""; 0]);
     case.list(NODES, vec![node("a", 9)]);
     assert_eq!(case.due(), [""; 0], "nothing differs");
@@ -177,7 +177,7 @@ fn an_object_is_processed_once_its_version_was_sent() {
 }
 
 #[test]
-fn a_returned_resource_waits_for_a_failed_watch_that_may_have_missed_changes() {
+fn a_recovered_resource_waits_for_a_failed_watch_that_may_have_missed_changes() {
     let mut case = Case::listed();
     case.take(NODES, WatchEvent::Broken);
     case.take(NAMESPACES, WatchEvent::Lost);
@@ -188,7 +188,7 @@ fn a_returned_resource_waits_for_a_failed_watch_that_may_have_missed_changes() {
     let due = case.due();
     assert!(due.len() == 1 && due[0].starts_with('!') && due[0].matches(['+', '-']).count() == 4, "{due:?}");
 
-    // A watch that resumes has missed nothing, and its events are not a resync.
+    // A watch that resumes missed no change, so its events are not a resync.
     case.take(NODES, WatchEvent::Broken);
     case.take(NODES, WatchEvent::Resumed);
     case.take(NODES, WatchEvent::Changed(node("c", 5), case.now));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Why there is no object to load.
+/// Why there is no BPF object to load.
 #[derive(Debug, Error)]
 pub enum ObjectError {
     /// The agent was built without the BPF object.
@@ -28,11 +28,11 @@ static EMBEDDED: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!("
 #[cfg(not(netpol_bpf_object))]
 static EMBEDDED: Option<&[u8]> = None;
 
-/// Returns the object to load: the given file, or the built-in object.
+/// Returns the BPF object: the given file, or the built-in object.
 ///
 /// # Errors
 /// If the file cannot be read, or there is no built-in object.
-pub fn object(path: Option<&Path>) -> Result<Vec<u8>, ObjectError> {
+pub fn load(path: Option<&Path>) -> Result<Vec<u8>, ObjectError> {
     match (path, EMBEDDED) {
         (Some(path), _) => std::fs::read(path).map_err(|source| ObjectError::Read { path: path.to_owned(), source }),
         (None, Some(bytes)) => Ok(bytes.to_vec()),

@@ -1,4 +1,5 @@
-//! Answers inquiries: lists the current versions from the API server, and waits until the watch has delivered them.
+//! Answers [`SourceQuery`]s: lists the current versions from the API server, and waits until the watch has delivered
+//! them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::failure::Failure;
 use super::gather::Gatherer;
 use super::resource::Resource;
 use super::trim::{name, version};
-use crate::source::{Inquiry, Revision, Subject, SubjectState};
+use crate::source::{Revision, SourceQuery, Subject, SubjectState};
 
 /// Requests only metadata.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -22,7 +23,7 @@ const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=met
 /// Number of objects in a page.
 const PAGE: u32 = 1000;
 
-/// The API server's response to an inquiry.
+/// The API server's response to a query.
 pub(super) struct QueryResult {
     answer: oneshot::Sender<Result<SubjectState, String>>,
     found: Result<QueriedVersions, String>,
@@ -42,8 +43,8 @@ struct ListedVersions {
     version: u64,
 }
 
-/// An inquiry that waits for the watch.
-pub(super) struct PendingInquiry {
+/// A query that waits for the watch.
+pub(super) struct PendingQuery {
     /// Objects that are not processed yet: the required version, or `None` if the object did not exist.
     missing: Vec<(Resource, ObjectKey, Option<u64>)>,
     exists: bool,
@@ -66,14 +67,14 @@ struct ListMeta {
 }
 
 /// Queries the API server in a task.
-pub(super) fn query(inquiry: Inquiry, access: Arc<Access>, answered: mpsc::Sender<QueryResult>) {
-    let Inquiry { subject, answer } = inquiry;
+pub(super) fn query(query: SourceQuery, access: Arc<Access>, answered: mpsc::Sender<QueryResult>) {
+    let SourceQuery { subject, answer } = query;
     tokio::spawn(async move {
         let found = match subject {
             Subject::Object(key) => object(&access, key).await,
             Subject::Everything => everything(&access).await,
         };
-        // If the receiver is gone, the source has ended; the dropped answer notifies the requester.
+        // If the receiver was dropped, the source has ended. Dropping the answer notifies the requester.
         let _ = answered.send(QueryResult { answer, found }).await;
     });
 }
@@ -144,8 +145,8 @@ fn reported(access: &Access, failure: &Failure, verb: &str, resource: Resource) 
 }
 
 impl QueryResult {
-    /// Returns the inquiry with the objects to wait for. An error is answered immediately.
-    pub(super) fn into_pending(self, gatherer: &Gatherer) -> Option<PendingInquiry> {
+    /// Returns the query with the objects to wait for. An error is answered immediately.
+    pub(super) fn into_pending(self, gatherer: &Gatherer) -> Option<PendingQuery> {
         let missing = match self.found {
             Ok(QueriedVersions::Object(resource, key, version)) => vec![(resource, key, version)],
             Ok(QueriedVersions::Everything(all)) => {
@@ -157,7 +158,7 @@ impl QueryResult {
                 return None;
             }
         };
-        Some(PendingInquiry { missing, exists: true, answer: Some(self.answer) })
+        Some(PendingQuery { missing, exists: true, answer: Some(self.answer) })
     }
 }
 
@@ -171,8 +172,8 @@ impl ListedVersions {
     }
 }
 
-impl PendingInquiry {
-    /// Answers the inquiry if possible. Returns whether it is done.
+impl PendingQuery {
+    /// Answers the query if possible. Returns whether it is done.
     pub(super) fn try_answer(&mut self, gatherer: &Gatherer, revision: Revision) -> bool {
         if self.answer.as_ref().is_none_or(oneshot::Sender::is_closed) {
             return true;

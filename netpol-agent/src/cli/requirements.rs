@@ -1,4 +1,5 @@
-//! Checks the requirements on the machine first, so that the error names what is missing.
+//! Checks capabilities and the kernel version before anything else runs, so that the user sees which of them is missing
+//! and not a later, unclear error.
 
 use std::fs;
 
@@ -8,10 +9,11 @@ use crate::dataplane::KernelVersion;
 
 /// Oldest tested kernel.
 const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// A requirement that is not met.
 #[derive(Debug, Error)]
-pub(super) enum MachineError {
+pub(super) enum RequirementError {
     /// Capabilities are missing.
     #[error(
         "{command} needs {missing}; run it as root (`sudo netpol-agent …`), or in a container with these capabilities"
@@ -31,18 +33,18 @@ pub(super) enum MachineError {
 ///
 /// # Errors
 /// If a requirement is not met.
-pub(super) fn check(command: &'static str) -> Result<(), MachineError> {
+pub(super) fn check(command: &'static str) -> Result<(), RequirementError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let missing = missing(&status);
     if !missing.is_empty() {
-        return Err(MachineError::Privileges { command, missing: missing.join(", ") });
+        return Err(RequirementError::Privileges { command, missing: missing.join(", ") });
     }
     match KernelVersion::current() {
         Ok(version) if version < OLDEST => {
             let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-            Err(MachineError::Kernel(release.trim().to_owned()))
+            Err(RequirementError::Kernel(release.trim().to_owned()))
         }
-        // If the version is unknown, the verifier decides.
+        // If the version is unknown, continue: on a kernel that is too old, loading the programs fails.
         _ => Ok(()),
     }
 }
@@ -54,8 +56,8 @@ fn missing(status: &str) -> Vec<&'static str> {
     let Some(effective) = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else { return Vec::new() };
     let has = |bit: u32| effective >> bit & 1 == 1;
     let needed = [("CAP_BPF", 39, true), ("CAP_PERFMON", 38, true), ("CAP_NET_ADMIN", 12, false)];
-    let lacks = |(_, bit, admin): &(&str, u32, bool)| !has(*bit) && (!*admin || !has(21));
-    needed.into_iter().filter(lacks).map(|(name, ..)| name).collect()
+    let is_missing = |(_, bit, in_sys_admin): &(&str, u32, bool)| !has(*bit) && !(*in_sys_admin && has(CAP_SYS_ADMIN));
+    needed.into_iter().filter(is_missing).map(|(name, ..)| name).collect()
 }
 
 #[cfg(test)]
