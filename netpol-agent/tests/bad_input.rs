@@ -109,7 +109,7 @@ fn hostile_manifests_are_reported_and_the_others_enforced() {
         "fifo.yaml: this file is a FIFO",
         "zero.yaml: this file is a character device",
         "sparse.yaml: this file is larger than 128 MiB",
-        "19990 more errors in this file like this one: ",
+        "19990 more errors like this one in the file: ",
     ] {
         let (file, message) = part.split_once(": ").unwrap_or(("", part));
         node.wait(part, || node.log().lines().any(|line| line.contains(file) && line.contains(message)));

@@ -21,7 +21,7 @@ Exit codes:
   3   input could not be read, or the requested object is not in the input
       explain, matrix: also if a part of an object is invalid, or a template
       was skipped; the result is printed, and may be wrong
-      wait: no agent answers
+      wait: no agent responds
   70  a bug in netpol: the compiled tables and the reference differ";
 
 /// Evaluate network policies: which pods can connect, and why. Reads manifests and needs no cluster; `wait` connects to
@@ -90,7 +90,8 @@ pub(crate) struct InputOptions {
     /// The maximum size of a manifest in MiB; a larger file is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.file / netpol_files::MIB)]
     pub(crate) max_manifest_file: u64,
-    /// The maximum size of all manifests in MiB; further files, in order of their paths, are not read
+    /// The maximum size of all manifests in MiB. Files are read in the order of their paths; a file that would exceed
+    /// this size is not read
     #[arg(long, value_name = "MIB", default_value_t = netpol_files::DEFAULT.all / netpol_files::MIB)]
     pub(crate) max_manifests: u64,
 }

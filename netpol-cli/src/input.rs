@@ -65,7 +65,7 @@ impl Input {
             }
         }
         for (file, named) in files {
-            // An explicit path may be a pipe of the shell. In a directory only regular files are read.
+            // A path given with -f may be a pipe, for example `<(…)`. In a directory only regular files are read.
             let read = if named { read_any } else { read_regular };
             match read(&file, size, limits) {
                 Ok(bytes) => {

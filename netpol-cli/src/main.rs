@@ -26,7 +26,7 @@ pub(crate) enum Exit {
     Ok = 0,
     /// `explain`: denied; `lint`: errors found; `wait`: not enforced.
     No = 1,
-    /// Some input could not be read, or a requested object is not in it; `wait`: no agent answers. clap uses 2 for
+    /// Some input could not be read, or a requested object is not in it; `wait`: no agent responds. clap uses 2 for
     /// wrong usage.
     Input = 3,
     /// The compiled tables and the reference differ, which is a bug in netpol (`EX_SOFTWARE` of sysexits.h).

@@ -57,7 +57,7 @@ rows: from, columns: to    + allowed    e denied by egress    i denied by ingres
 }
 
 #[test]
-fn the_matrix_as_json_is_a_list_of_explanations() {
+fn the_matrix_as_json_lists_explanations() {
     let run = shop().run("matrix", &["-p", "8080", "-p", "53/UDP", "--namespace", "shop", "-o", "json"]);
     let output: Value = serde_json::from_str(&run.out).expect("JSON");
     let list = output["connections"].as_array().expect("a list");
@@ -98,7 +98,7 @@ fn pasting_the_yaml_of_explain_allows_the_connection() {
     let (_, rest) = run.out.split_once("add to spec.ingress of NetworkPolicy shop/backend:\n").expect("a change");
     let rule: Vec<&str> = rest.lines().take_while(|line| line.starts_with("    ")).collect();
     assert!(rule.len() > 5, "{}", run.out);
-    // The policy is the last document, and its rules are the end of it.
+    // The policy is the last document and ends with its ingress rules, so that a rule can be appended to the text.
     let text = format!("{SHOP}{}\n", rule.join("\n").replace("\n    ", "\n  ").replacen("    ", "  ", 1));
     let run = Manifests::of(&[("shop.yaml", &text)]).run("explain", &arguments);
     assert_eq!(run.code, 0, "{text}\n{} {}", run.out, run.err);
@@ -140,7 +140,7 @@ fn errors_are_reported_with_their_line_and_other_files_are_used() {
     let lines: Vec<&str> = run.err.lines().collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].starts_with("DIR/a/half.yml:") && lines[0].contains("is not valid YAML"), "{}", lines[0]);
-    assert_eq!(lines[1], "DIR/b.json:1: error: has no `kind`; it is left out");
+    assert_eq!(lines[1], "DIR/b.json:1: error: this object has no `kind`; it is ignored");
     assert_eq!(manifests.run("lint", &[]).code, 3);
 }
 
@@ -170,7 +170,7 @@ fn manifests_are_read_from_standard_input() {
 }
 
 #[test]
-fn pods_without_addresses_get_placeholders() {
+fn pods_without_addresses_get_placeholder_addresses() {
     let text = SHOP.replace("podIP", "phase");
     let run = Manifests::of(&[("shop.yaml", &text)])
         .run("explain", &["--from", "ops/probe", "--to", "shop/backend", "--port", "8080"]);
@@ -220,7 +220,7 @@ fn host_network_pods_have_a_verdict_and_finished_pods_are_an_error() {
 }
 
 #[test]
-fn ends_without_a_common_address_family_have_their_own_mark() {
+fn pairs_without_a_common_address_family_have_their_own_symbol() {
     let six = "{apiVersion: v1, kind: Pod, metadata: {name: six, namespace: shop}, status: {podIP: 'fd00::1'}}";
     let run = Manifests::of(&[("shop.yaml", SHOP), ("six.yaml", six)]).run("matrix", &["-p", "8080"]);
     assert!(run.out.ends_with("x denied by both    - no address family in common\n"), "{}", run.out);
@@ -269,10 +269,10 @@ fn hostile_files_are_reported_and_other_files_are_read() {
         assert!(line.contains(expected), "{line}");
     }
     assert!(run.out.lines().count() < 60, "{}", run.out);
-    assert!(run.unwrapped().contains("99990 more errors in this file like this one: "), "{}", run.out);
+    assert!(run.unwrapped().contains("99990 more errors like this one in the file: "), "{}", run.out);
     assert!(run.out.contains("6 objects, 100000 errors, 0 warnings"), "{}", run.out);
 
-    // An explicit path may be a pipe of the shell, up to a limit.
+    // A path given with -f may be a pipe, for example `<(…)`; its content is limited in size.
     let writer = std::thread::spawn({
         let fifo = path("fifo.yaml");
         move || fs::write(fifo, SHOP)

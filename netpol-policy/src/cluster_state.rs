@@ -1,4 +1,4 @@
-//! The latest version of each object, by key. Four events change it: apply, delete, reset and own addresses.
+//! The latest version of each object, by key. Four events change it: apply, delete, reset and local addresses.
 
 mod frontends;
 mod index;
@@ -50,7 +50,7 @@ pub struct ClusterState {
     pub slices: BTreeMap<SliceKey, EndpointSlice>,
     /// Addresses of the local node, sorted. Empty offline, where no address is the local node's.
     pub local_addresses: Vec<IpAddr>,
-    /// The live pods that claim each address.
+    /// The pods that list each address, without finished and host-network pods.
     claims: Index<IpAddr, PodKey>,
     frontends: Frontends,
 }
@@ -159,16 +159,16 @@ impl ClusterState {
         }
     }
 
-    /// Returns the pod that owns an address. If several pods claim it, that is the one that is not being deleted, then
-    /// the youngest, then the one with the greatest key. Selectors do not match the others.
+    /// Returns the pod that has an address. If several pods list it, one that is not being deleted is preferred, then the
+    /// youngest, then the one with the greatest key. Selectors do not match the others.
     ///
     /// This identifies the pod of an interface. As a peer, a node's address belongs to no pod: see [`ClusterState::peer_at`].
     pub fn pod_with_address(&self, address: IpAddr) -> Option<&Pod> {
         self.pods_with_address(address).max_by_key(|pod| (!pod.deleting, pod.created, &pod.key))
     }
 
-    /// Returns the pod that selectors match at this address. Returns none for the address of any node, even if a pod
-    /// claims it: masqueraded traffic of the node has that address and must not match the pod's labels.
+    /// Returns the pod that selectors match at this address. Returns none for the address of any node, even if a pod lists
+    /// it: masqueraded traffic of the node has that address and must not match the pod's labels.
     pub fn peer_at(&self, address: IpAddr) -> Option<&Pod> {
         self.pod_with_address(address).filter(|_| !self.is_local_address(address) && !self.is_node(address))
     }

@@ -7,8 +7,9 @@ use crate::model::{
     EndpointSlice, NamespaceName, Object, Pod, Service, ServiceKey, SliceEndpoint, SliceKey, SlicePort, TargetPort,
 };
 
-/// Returns `EndpointSlices` for all Services that have a selector and no slice among the objects (37). Their backends
-/// are the selected pods that have an address and have not finished. Readiness is ignored: it can change at any time.
+/// Returns `EndpointSlices` for all Services that have a selector and no slice among the objects (docs/semantics.md,
+/// line 37). Their backends are the selected pods that have an address and have not finished. Readiness is ignored: it
+/// can change at any time.
 ///
 /// Source: the `EndpointSlice` controller,
 /// <https://github.com/kubernetes/endpointslice/blob/v0.32.0/reconciler.go>.

@@ -66,6 +66,7 @@ pub fn wrap(text: impl fmt::Display, width: usize, indent: usize) -> Vec<String>
 /// characters below 0x20. All other unsafe characters are within strings, where this escape is allowed (RFC 8259,
 /// section 7).
 pub fn json(text: &str) -> Cow<'_, str> {
+    // Outside of strings: line breaks and indentation.
     let is_layout = |character: char| character < ' ';
     if !text.chars().any(|character| is_unsafe(character) && !is_layout(character)) {
         return Cow::Borrowed(text);

@@ -89,8 +89,8 @@ impl ClusterState {
     /// Returns the frontend for a connection to this address and port; `None`: the connection goes to the address
     /// itself.
     ///
-    /// A frontend of the address comes before frontends of any node. The addresses of the local node have no frontend:
-    /// connections to them are evaluated post-DNAT.
+    /// A frontend at this address is preferred to one at the addresses of all nodes. The addresses of the local node have
+    /// no frontend: connections to them are evaluated post-DNAT.
     pub fn frontend_at(&self, address: IpAddr, protocol: u8, port: u16) -> Option<Frontend> {
         if self.is_local_address(address) {
             return None;
@@ -113,8 +113,8 @@ impl ClusterState {
         self.frontends.owners.get(frontend)
     }
 
-    /// Returns the possible backends of a frontend. Of a Service's endpoints these are the ready ones and the draining
-    /// ones, because a node without other local endpoints may still select a draining one.
+    /// Returns the possible backends of a frontend. For a Service, these are the endpoints that are ready, and those that
+    /// are draining: kube-proxy selects a draining endpoint if no endpoint is ready.
     pub fn backends(&self, frontend: &Frontend) -> BTreeSet<Backend> {
         let mut backends = BTreeSet::new();
         for owner in self.owners(frontend) {
@@ -174,7 +174,7 @@ impl ClusterState {
         found
     }
 
-    /// Returns the frontends that may have a backend at this address. The result may contain more.
+    /// Returns all frontends that have a backend at this address, and maybe others.
     pub fn frontends_with_backend_at(&self, address: IpAddr) -> BTreeSet<Frontend> {
         let slices = self.frontends.endpoints.get(&address).iter().filter_map(|key| self.slices.get(key));
         let services = slices.filter_map(|slice| self.services.get(&slice.service_key()?));

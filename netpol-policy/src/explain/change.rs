@@ -38,7 +38,7 @@ impl PolicyChange {
         let mut notes = Vec::new();
         let found = cluster_state.policies.get(policy);
         if index.zip(found).is_some_and(|(index, policy)| has_error(policy, direction, index, &rule)) {
-            notes.push("The invalid parts of this rule are left out.".to_owned());
+            notes.push("The invalid parts of this rule are omitted.".to_owned());
         }
         let selects_all =
             |peer: &Peer| matches!(peer, Peer::Pods { pods, .. } if pods.requirements.is_empty() && !pods.invalid);
@@ -48,12 +48,12 @@ impl PolicyChange {
         Some(Self { policy: policy.clone(), direction, index, rule, notes })
     }
 
-    /// Adds a comment about addresses that the rule does not list.
-    pub(super) fn with_more_addresses(mut self, more: usize) -> Self {
-        match more {
+    /// Adds a comment about addresses of this `kind` (`backend`, `node`) that the rule does not list.
+    pub(super) fn with_missing_addresses(mut self, missing: usize, kind: &str) -> Self {
+        match missing {
             0 => {}
-            1 => self.notes.push("Add 1 more address.".to_owned()),
-            more => self.notes.push(format!("Add {more} more addresses.")),
+            1 => self.notes.push(format!("This rule lacks 1 {kind} address; add it.")),
+            missing => self.notes.push(format!("This rule lacks {missing} {kind} addresses; add them.")),
         }
         self
     }

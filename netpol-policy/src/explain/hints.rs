@@ -43,12 +43,13 @@ pub(super) struct Hint {
     pub(super) fix: Fix,
 }
 
-/// Returns hints about a denied packet. A packet to a Service has none: each of its backends has its own.
+/// Returns hints about a denied packet. For a packet to a Service address, only [`local_node`] applies; the other hints
+/// are given for each backend instead.
 pub(super) fn hints(cluster_state: &ClusterState, packet: &Packet, nearest: Option<&Nearest<'_>>) -> Vec<Hint> {
     let mut hints: Vec<Hint> = Vec::new();
-    let at_service = packet.direction == Direction::Egress
+    let to_service = packet.direction == Direction::Egress
         && cluster_state.frontend_at(packet.remote, packet.protocol, packet.port).is_some();
-    if !at_service {
+    if !to_service {
         hints.extend(other_protocol(cluster_state, packet));
         if let Some(nearest) = nearest {
             hints.extend(service_port(cluster_state, packet, nearest));
@@ -111,8 +112,8 @@ fn with_nearest_replaced(rule: &Rule, nearest: &Nearest<'_>, by: impl IntoIterat
     Rule { peers: Peers::Of(others), ports: rule.ports.clone() }
 }
 
-/// Changes the nearest rule.
-fn changed(
+/// Returns the fix that changes the nearest rule.
+fn fix_nearest_rule(
     cluster_state: &ClusterState,
     packet: &Packet,
     nearest: &Nearest<'_>,
@@ -123,7 +124,7 @@ fn changed(
     Some(Fix::Rule(policy.clone(), Some(index), change(&rule)))
 }
 
-/// A peer that selects a pod by its labels, for a policy in `namespace`. Labels that controllers generate are left out.
+/// A peer that selects a pod by its labels, for a policy in `namespace`. Without labels that controllers generate.
 fn pod_peer(pod: &Pod, namespace: &NamespaceName) -> Peer {
     let is = |key: &str, value: &std::sync::Arc<str>| Requirement::In(key.into(), vec![value.clone()]);
     let is_generated = |key: &str| GENERATED_LABELS.iter().any(|prefix| key.starts_with(prefix));
@@ -139,7 +140,8 @@ fn pod_peer(pod: &Pod, namespace: &NamespaceName) -> Peer {
     }
 }
 
-/// A rule allows the same port of another protocol. DNS needs both, and a port without a protocol is a TCP port.
+/// A rule allows the same port of another protocol. Typical: DNS allowed for UDP only, or a port without `protocol`, which
+/// means TCP.
 fn other_protocol(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
     let other = match packet.protocol {
         protocol::TCP => Protocol::Udp,
@@ -191,25 +193,25 @@ fn service_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest
 fn target_port(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Ports::Of(ports) = nearest.ports else { return None };
     let protocol = Protocol::from_number(packet.protocol)?;
-    let named = nearest.rule.peer_matches && !nearest.rule.port_matches;
-    let before = cluster_state.service_ports_of(backend(cluster_state, packet)?, packet.protocol);
+    let only_port_differs = nearest.rule.peer_matches && !nearest.rule.port_matches;
+    let service_ports = cluster_state.service_ports_of(backend(cluster_state, packet)?, packet.protocol);
     let allowed = |port: u16| ports.iter().any(|item| reference::port_matches(item, packet.protocol, port, None));
-    let (service, port) = before.into_iter().find(|(_, port)| named && allowed(*port))?;
+    let (service, port) = service_ports.into_iter().find(|(_, port)| only_port_differs && allowed(*port))?;
     let text = format!(
         "{port}/{0} is the port of Service {service}; policies match the port of its backends, so write {1}/{0}",
         protocol.name(),
         packet.port
     );
     let item = item(packet)?;
-    Some(Hint { text, fix: changed(cluster_state, packet, nearest, |rule| with_port(rule, item))? })
+    Some(Hint { text, fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| with_port(rule, item))? })
 }
 
 /// The rule's block contains the address of a Service, and the packet is for one of its backends.
 fn block_for_service(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let Some(Peer::Block(block)) = nearest.peer.filter(|_| !nearest.rule.peer_matches) else { return None };
     let backend = backend(cluster_state, packet).filter(|_| packet.direction == Direction::Egress)?;
-    let before = cluster_state.services_of(backend, packet.protocol);
-    let services = before.iter().filter_map(|key| cluster_state.services.get(key));
+    let keys = cluster_state.services_of(backend, packet.protocol);
+    let services = keys.iter().filter_map(|key| cluster_state.services.get(key));
     let mut addresses = services.flat_map(|service| service.addresses.iter().map(move |address| (service, address)));
     let in_block = |address: IpAddr| block.cidr.prefix_len() > 0 && block.contains(address);
     let (service, address) =
@@ -245,7 +247,8 @@ fn backend(cluster_state: &ClusterState, packet: &Packet) -> Option<Backend> {
     Some(Backend { address: address?, port: packet.port })
 }
 
-/// The rule selects a namespace by a label that holds its name, and only `kubernetes.io/metadata.name` always does.
+/// The rule selects a namespace by a label with its name, such as `name: shop`. Only the label
+/// `kubernetes.io/metadata.name` is on every namespace.
 fn namespace_label(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let (namespaces, pods, pod) = selectors(cluster_state, packet, nearest)?;
     let (namespace, namespaces) = (&pod.key.namespace, namespaces?);
@@ -265,11 +268,11 @@ fn namespace_label(cluster_state: &ClusterState, packet: &Packet, nearest: &Near
     let peer = Peer::Pods { namespaces: Some(namespaces), pods: pods.clone() };
     Some(Hint {
         text,
-        fix: changed(cluster_state, packet, nearest, |rule| with_nearest_replaced(rule, nearest, [peer]))?,
+        fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| with_nearest_replaced(rule, nearest, [peer]))?,
     })
 }
 
-/// Two selectors in one item must both match. Often the author wants either.
+/// Two selectors in one item must both match. Often the author meant that one of them is enough.
 fn both_selectors(cluster_state: &ClusterState, packet: &Packet, nearest: &Nearest<'_>) -> Option<Hint> {
     let (namespaces, pods, _) = selectors(cluster_state, packet, nearest)?;
     let namespaces = namespaces.filter(|_| !pods.requirements.is_empty())?;
@@ -282,7 +285,7 @@ fn both_selectors(cluster_state: &ClusterState, packet: &Packet, nearest: &Neare
     ];
     Some(Hint {
         text,
-        fix: changed(cluster_state, packet, nearest, |rule| with_nearest_replaced(rule, nearest, items))?,
+        fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| with_nearest_replaced(rule, nearest, items))?,
     })
 }
 
@@ -311,23 +314,24 @@ fn block_for_pod(cluster_state: &ClusterState, packet: &Packet, nearest: &Neares
     );
     Some(Hint {
         text,
-        fix: changed(cluster_state, packet, nearest, |rule| {
+        fix: fix_nearest_rule(cluster_state, packet, nearest, |rule| {
             with_peers(rule, [pod_peer(pod, &nearest.rule.policy.namespace)])
         })?,
     })
 }
 
-/// The other end is the node of the pod. Offline no node is the local node; on the node itself this traffic is allowed.
+/// The other end is the node of the pod. The CLI does not run on that node, so it cannot treat any node as local. The agent
+/// on that node always allows this traffic.
 fn local_node(cluster_state: &ClusterState, packet: &Packet) -> Option<Hint> {
     let node = cluster_state.nodes.get(cluster_state.pods.get(&packet.pod)?.node.as_ref()?)?;
     node.addresses.contains(&packet.remote).then(|| {
-        let traffic = match packet.direction {
-            Direction::Ingress => "from the node to the pod",
-            Direction::Egress => "from the pod to the node",
+        let (traffic, forwarded) = match packet.direction {
+            Direction::Ingress => ("from the node to the pod", "with this source address that the node forwards for others"),
+            Direction::Egress => ("from the pod to the node", "that the node forwards to another destination"),
         };
         let text = format!(
-            "{} is an address of node {}, on which the pod runs; traffic {traffic} is always allowed, and this verdict is for \
-             forwarded traffic",
+            "{} is an address of node {}, on which the pod runs; traffic {traffic} itself is always allowed; \"denied\" applies \
+             only to packets {forwarded}",
             packet.remote, node.name
         );
         Hint { text, fix: Fix::LocalNode }
@@ -339,7 +343,7 @@ fn isolating<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> impl Itera
     pod.into_iter().flat_map(|pod| reference::isolating(cluster_state, pod, packet.direction))
 }
 
-/// Invalid parts of the isolating policies. They match nothing; corrected, they may allow the packet.
+/// Invalid parts of the isolating policies. They match nothing now, and may allow the packet when they are corrected.
 fn invalid_parts(cluster_state: &ClusterState, packet: &Packet) -> Vec<Hint> {
     let mut hints = Vec::new();
     for policy in isolating(cluster_state, packet) {
@@ -404,14 +408,14 @@ fn port_name(
     let PortRange::Named(name) = &port.port else { return None };
     let mut named = destination.ports.iter().filter(|named| named.name == *name && named.port == packet.port);
     let named = named.find(|named| named.protocol != port.protocol)?;
-    let (has, wants) = (named.protocol.name(), port.protocol.name());
+    let (pod_protocol, policy_protocol) = (named.protocol.name(), port.protocol.name());
     let (instead, item) = if named.protocol.number() == packet.protocol {
-        (format!("write `protocol: {has}`"), PortMatch { protocol: named.protocol, port: port.port.clone() })
+        (format!("write `protocol: {pod_protocol}`"), PortMatch { protocol: named.protocol, port: port.port.clone() })
     } else {
         (format!("write the number, `port: {}`", packet.port), item(packet)?)
     };
     let text = format!(
-        "port \"{name}\" of pod {} is {}/{has}, but NetworkPolicy {} uses it with {wants}: {instead}",
+        "port \"{name}\" of pod {} is {}/{pod_protocol}, but NetworkPolicy {} uses it with {policy_protocol}: {instead}",
         destination.key, named.port, policy.key
     );
     Some(Hint { text, fix: Fix::Rule(policy.key.clone(), Some(index), with_port(rule, item)) })

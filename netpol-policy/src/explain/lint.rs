@@ -1,4 +1,5 @@
-//! Lints policies against the other objects: parts that match nothing, and mistakes that a policy alone does not show.
+//! Lints policies against the other objects: finds parts that match nothing, and mistakes that are only visible together
+//! with the other objects.
 
 mod ports;
 mod services;
@@ -19,7 +20,7 @@ pub struct Finding {
     pub policy: PolicyKey,
     /// The field, as a path: `spec.egress[0].to[0]`.
     pub field: String,
-    /// What is wrong, why it matters, and, if no rule can be written, the fix: a sentence each.
+    /// One sentence each: what is wrong; why it matters; how to fix it, unless `change` has the fix.
     pub sentences: Vec<String>,
     /// The rule that fixes it.
     pub change: Option<PolicyChange>,
@@ -33,14 +34,14 @@ impl Finding {
     }
 }
 
-/// A finding of a module below, without its policy.
-struct Found {
+/// A finding of a submodule; [`lint`] adds the policy.
+struct PartialFinding {
     field: String,
     sentences: Vec<String>,
     change: Option<PolicyChange>,
 }
 
-impl Found {
+impl PartialFinding {
     fn new<S: Into<String>>(field: impl Into<String>, sentences: impl IntoIterator<Item = S>) -> Self {
         Self { field: field.into(), sentences: sentences.into_iter().map(Into::into).collect(), change: None }
     }
@@ -74,11 +75,11 @@ pub fn lint(cluster_state: &ClusterState) -> Vec<Finding> {
                 let field = format!("spec.{}[{index}].ports", direction.name());
                 let destinations = if direction == Direction::Ingress { Some(selected.as_slice()) } else { None };
                 let unresolved = ports::unresolved(cluster_state, rule, destinations);
-                found.extend(unresolved.into_iter().map(|sentences| Found::new(field.clone(), sentences)));
+                found.extend(unresolved.into_iter().map(|sentences| PartialFinding::new(field.clone(), sentences)));
                 found.extend(empty_namespace_selectors(cluster_state, policy, direction, index, rule));
             }
         }
-        findings.extend(found.into_iter().map(|Found { field, sentences, change }| Finding {
+        findings.extend(found.into_iter().map(|PartialFinding { field, sentences, change }| Finding {
             policy: policy.key.clone(),
             field,
             sentences,
@@ -88,14 +89,14 @@ pub fn lint(cluster_state: &ClusterState) -> Vec<Finding> {
     findings
 }
 
-fn no_pod(policy: &Policy) -> Found {
+fn no_pod(policy: &Policy) -> PartialFinding {
     let labels = describe::labels(&policy.pods);
     let sentences = [
         format!("podSelector {labels} selects no pod in namespace {}.", policy.key.namespace),
         "The policy isolates no pod.".to_owned(),
         "Fix: check the namespace of the policy and the labels of the pods.".to_owned(),
     ];
-    Found::new("spec.podSelector", sentences)
+    PartialFinding::new("spec.podSelector", sentences)
 }
 
 fn selects(policy: &Policy, pod: &Pod) -> bool {
@@ -109,23 +110,23 @@ fn empty_namespace_selectors(
     direction: Direction,
     index: usize,
     rule: &Rule,
-) -> Vec<Found> {
+) -> Vec<PartialFinding> {
     let peers = match &rule.peers {
         Peers::Any => &[][..],
         Peers::Of(peers) => peers.as_slice(),
     };
-    let empty = peers.iter().enumerate().filter_map(|(peer, of)| {
-        let Peer::Pods { namespaces: Some(selector), .. } = of else { return None };
+    let empty = peers.iter().enumerate().filter_map(|(peer_index, peer)| {
+        let Peer::Pods { namespaces: Some(selector), .. } = peer else { return None };
         if selector.invalid || selects_a_namespace(cluster_state, selector) {
             return None;
         }
-        let path = nearest::peer_path(policy, direction, index, peer);
+        let path = nearest::peer_path(policy, direction, index, peer_index);
         let sentences = [
             format!("namespaceSelector {} selects no namespace.", describe::labels(selector)),
             "The peer matches no pod.".to_owned(),
-            "Fix: check the labels of the namespace; the label kubernetes.io/metadata.name holds its name.".to_owned(),
+            "Fix: check the labels of the namespace; the label kubernetes.io/metadata.name has its name.".to_owned(),
         ];
-        Some(Found::new(format!("{path}.namespaceSelector"), sentences))
+        Some(PartialFinding::new(format!("{path}.namespaceSelector"), sentences))
     });
     empty.collect()
 }

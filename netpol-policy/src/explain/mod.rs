@@ -2,10 +2,10 @@
 //! rule lacks.
 
 mod change;
+mod conditions;
 mod describe;
 mod frontend;
 mod hints;
-mod lacks;
 mod lint;
 mod nearest;
 mod render;

@@ -8,7 +8,7 @@ use crate::cluster_state::ClusterState;
 use crate::model::{Peer, Peers, Policy, Ports, Rule, Severity};
 use crate::reference::{self, Packet, Remote};
 
-use super::{NearestRule, destination, lacks};
+use super::{NearestRule, conditions, destination};
 
 /// The nearest rule, and its nearest peer.
 pub(super) struct Nearest<'w> {
@@ -18,15 +18,15 @@ pub(super) struct Nearest<'w> {
     pub(super) ports: &'w Ports,
 }
 
-/// Finds the rule with the most conditions met, among all rules of the isolating policies: peer and port first, then
-/// the fewest unmet conditions of the peer; the first of equal rules. `None` if there is no rule.
+/// Finds the nearest rule of all isolating policies: first by whether a peer and a port match, then by the number of unmet
+/// conditions of the peer. Of equal rules, the first one. `None` if there is no rule.
 pub(super) fn nearest<'w>(cluster_state: &'w ClusterState, packet: &Packet) -> Option<Nearest<'w>> {
     let pod = cluster_state.pods.get(&packet.pod)?;
     let mut best: Option<(usize, usize, Candidate<'w>)> = None;
     for policy in reference::isolating(cluster_state, pod, packet.direction) {
         for (index, rule) in reference::rules(policy, packet.direction).iter().enumerate() {
             let peer = nearest_peer(cluster_state, policy, rule, packet);
-            let port = of_ports(cluster_state, rule, index, packet);
+            let port = unmet_ports(cluster_state, rule, index, packet);
             let unmet = usize::from(!peer.lacks.is_empty()) + usize::from(port.is_some());
             let distance = peer.lacks.len();
             if best.as_ref().is_none_or(|(least, length, _)| (*least, *length) > (unmet, distance)) {
@@ -43,7 +43,7 @@ struct Candidate<'w> {
     index: usize,
     rule: &'w Rule,
     peer: NearestPeer<'w>,
-    /// What the ports lack.
+    /// The unmet condition of the ports.
     port: Option<String>,
 }
 
@@ -79,7 +79,7 @@ fn peers_path(direction: Direction, rule: usize) -> String {
     format!("spec.{}[{rule}].{list}", direction.name())
 }
 
-/// The path of a peer in the manifest. The model leaves out invalid peers, so that its indices can differ.
+/// The path of a peer in the manifest. The model does not contain invalid peers, so its indices can differ.
 pub(super) fn peer_path(policy: &Policy, direction: Direction, rule: usize, peer: usize) -> String {
     let list = peers_path(direction, rule);
     let errors = policy.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
@@ -100,16 +100,16 @@ fn nearest_peer<'w>(cluster_state: &ClusterState, policy: &Policy, rule: &'w Rul
     let remote = Remote::of(cluster_state, packet.remote);
     let of_peer = |(index, peer): (usize, &'w Peer)| NearestPeer {
         found: Some((index, peer)),
-        lacks: lacks::of_peer(cluster_state, policy, peer, &remote),
+        lacks: conditions::unmet_by_peer(cluster_state, policy, peer, &remote),
     };
     let nearest = peers.iter().enumerate().map(of_peer).min_by_key(|peer| peer.lacks.len());
     nearest.unwrap_or_else(|| NearestPeer { found: None, lacks: vec![": no valid peer".into()] })
 }
 
-fn of_ports(cluster_state: &ClusterState, rule: &Rule, index: usize, packet: &Packet) -> Option<String> {
+fn unmet_ports(cluster_state: &ClusterState, rule: &Rule, index: usize, packet: &Packet) -> Option<String> {
     let destination = destination(cluster_state, packet);
     let Ports::Of(ports) = &rule.ports else { return None };
     let matches = reference::allows_port(&rule.ports, packet.protocol, packet.port, destination);
     let path = || format!("spec.{}[{index}].ports", packet.direction.name());
-    (!matches).then(|| lacks::of_ports(&path(), ports, packet, destination))
+    (!matches).then(|| conditions::unmet_ports(&path(), ports, packet, destination))
 }

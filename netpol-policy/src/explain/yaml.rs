@@ -13,8 +13,8 @@ enum Node {
     Map(Vec<(String, Node)>),
 }
 
-/// A list of one rule, in block style, a string for each line. `None` if a list of the rule has no valid item: an empty
-/// list in YAML would allow everything.
+/// Returns a YAML list with this rule, in block style, a string for each line. `None` if the rule's peers or ports have no
+/// valid item: an empty list in YAML would allow everything.
 pub(super) fn block(rule: &Rule, direction: Direction) -> Option<Vec<String>> {
     Some(Node::List(vec![of_rule(rule, direction)?]).block())
 }
@@ -24,8 +24,8 @@ pub(super) fn flow(rule: &Rule, direction: Direction) -> Option<String> {
     Some(of_rule(rule, direction)?.flow())
 }
 
-/// Returns whether [`block`] and [`flow`] can write the rule. Costs less than writing it: the agent calls this for each
-/// denied flow.
+/// Returns whether [`block`] and [`flow`] can write the rule. Does not write it, which would be slower: the agent calls
+/// this for each denied flow.
 pub(super) fn is_writable(rule: &Rule) -> bool {
     let has_peer = match &rule.peers {
         Peers::Any => true,

@@ -1,5 +1,5 @@
-//! Diagnostics of a file, limited in number: the first few of each kind, then a summary. So a file with a hundred
-//! thousand errors costs neither that many log lines nor the time to find each line number.
+//! Diagnostics of a file: the first few of each kind, then a summary. This limits the log lines and the time for a file
+//! with a hundred thousand errors.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -78,7 +78,11 @@ impl Diagnostics {
             return;
         }
         let (line, _) = locate();
-        let message = if is_known_kind { format!("like this one: {message}") } else { "of other kinds".to_owned() };
+        let message = if is_known_kind {
+            format!("like this one in the file: {message}")
+        } else {
+            "of other kinds in the file".to_owned()
+        };
         self.summary_index.insert(key, self.summaries.len());
         self.summaries.push(Summary { severity, count: 1, line, document, message });
     }
@@ -88,7 +92,7 @@ impl Diagnostics {
         let Self { file, mut listed, summaries, .. } = self;
         listed.extend(summaries.into_iter().map(|Summary { severity, count, line, document, message }| {
             let plural = if count == 1 { "" } else { "s" };
-            let message = format!("{count} more {}{plural} in this file {message}", severity.name());
+            let message = format!("{count} more {}{plural} {message}", severity.name());
             let file = Arc::clone(&file);
             ManifestError { severity, file, line, document, object: None, field: None, message, count }
         }));
@@ -132,7 +136,7 @@ mod tests {
         assert_eq!(all[MAX_LISTED].message, "is missing");
         let last = &all[MAX_LISTED + 1];
         assert_eq!((last.line, last.severity), (11, Severity::Error));
-        let expected = "90 more errors in this file like this one: `x11` is not a port; ports are 1 to 65535";
+        let expected = "90 more errors like this one in the file: `x11` is not a port; ports are 1 to 65535";
         assert_eq!(last.message, expected);
     }
 
@@ -145,6 +149,6 @@ mod tests {
         }
         let all = diagnostics.finish();
         assert_eq!(all.len(), MAX_KINDS + 1);
-        assert_eq!(all[MAX_KINDS].message, "950 more warnings in this file of other kinds");
+        assert_eq!(all[MAX_KINDS].message, "950 more warnings of other kinds in the file");
     }
 }

@@ -37,7 +37,7 @@ pub struct Parsed {
     /// Diagnostics, including warnings, in the order of the file: the first few of each kind, then a summary.
     /// Diagnostics of a policy are in [`crate::model::Policy::diagnostics`], too; these have line numbers.
     pub errors: Vec<ManifestError>,
-    /// Number of documents and objects that are ignored because of errors.
+    /// Number of documents and objects that have no effect because of errors.
     pub left_out: usize,
     /// Objects of kinds that netpol does not use.
     pub ignored: Vec<Ignored>,
@@ -86,7 +86,7 @@ pub struct Ignored {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestError {
-    /// Severity. After an error, an object has fewer effects than its text.
+    /// Severity. Error: a part of the object, or the whole object, has no effect.
     pub severity: Severity,
     /// The file, as the caller named it.
     pub file: Arc<str>,
@@ -149,15 +149,15 @@ pub fn read(value: serde_json::Value, name: &str) -> Parsed {
     reader.finish()
 }
 
-/// Returns a warning for each object that has a later definition in `objects`, which may come from many files. The last
-/// definition counts. For each file the first few are listed and the rest is counted.
+/// Returns a warning for each object that is defined again later in `objects`, which may come from many files. The last
+/// definition is used. For each file, the first few warnings are listed and the others are counted.
 pub fn duplicates(objects: &[Located<Object>]) -> Vec<ManifestError> {
-    let mut first: BTreeMap<ObjectKey, &Located<Object>> = BTreeMap::new();
+    let mut last: BTreeMap<ObjectKey, &Located<Object>> = BTreeMap::new();
     let mut files: BTreeMap<&str, Diagnostics> = BTreeMap::new();
     for located in objects {
         let key = located.object.key();
-        let Some(other) = first.insert(key.clone(), located) else { continue };
-        let message = format!("is also in {}:{}; this one counts", other.file, other.line);
+        let Some(other) = last.insert(key.clone(), located) else { continue };
+        let message = format!("is also defined in {}:{}; this definition is used", other.file, other.line);
         let diagnostics = files.entry(&located.file).or_insert_with(|| Diagnostics::new(&located.file));
         let locate = || (located.line, None);
         diagnostics.add(Severity::Warning, located.document, Some(&key.to_string()), &message, locate);

@@ -1,7 +1,7 @@
 //! Null list items and null label values.
 //!
-//! The API server decodes a null item as an empty one: `ports: [null]` is `ports: [{}]`, every TCP port. Source:
-//! `Unmarshal` in <https://pkg.go.dev/encoding/json>: null has no effect, and an item starts as its zero value.
+//! The API server decodes a null item as an empty one: `ports: [null]` means `ports: [{}]`, every TCP port. Source:
+//! `Unmarshal` in <https://pkg.go.dev/encoding/json>: an item starts as its zero value, and null does not change it.
 
 use serde_json::Value;
 

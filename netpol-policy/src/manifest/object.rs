@@ -13,8 +13,8 @@ use super::{nulls, salvage, size, stray};
 use crate::model::names;
 use crate::model::{Diagnostic, EndpointSlice, Namespace, Node, Object, Pod, Policy, Service, Severity};
 
-/// Number of errors in one policy that are replaced one by one. Each costs a pass over the whole policy, so a policy
-/// with more errors is replaced as a whole.
+/// Maximum number of errors in one policy for which only the invalid parts are replaced. Each needs a pass over the whole
+/// policy, so a policy with more errors is replaced as a whole.
 const MAX_REPLACED: usize = 64;
 
 /// Parses the documents of one file.
@@ -36,7 +36,7 @@ struct Stray {
     message: String,
 }
 
-/// Location of an object in a document, for line numbers, and its name, for messages.
+/// The location of an object in a document, for line numbers, and the object's name, for messages.
 struct ObjectLocation<'t> {
     tree: &'t Tree,
     root: FieldPath,
@@ -66,19 +66,19 @@ impl ObjectReader {
     pub(super) fn unreadable(&mut self, text: &str, error: &SyntaxError) {
         self.document += 1;
         if stray::is_template(text) {
-            return self.template(error.line);
+            return self.report_template(error.line);
         }
         if !stray::mentions_kubernetes(text) {
             return self.stray(error.line, format!("document {} {}", self.document, error.message));
         }
-        self.kubernetes();
+        self.mark_kubernetes();
         self.parsed.left_out += 1;
         let message = format!("document {} {}; the document is ignored", self.document, error.message);
         self.report_outside_objects(Severity::Error, error.line, &message);
     }
 
     /// Reports the first template of a file. The fix is the same for the others.
-    fn template(&mut self, line: usize) {
+    fn report_template(&mut self, line: usize) {
         if self.parsed.skipped != Some(SkipReason::Template) {
             self.parsed.skipped = Some(SkipReason::Template);
             self.report_outside_objects(Severity::Warning, line, stray::TEMPLATE);
@@ -91,7 +91,7 @@ impl ObjectReader {
     }
 
     /// Records that the file has a Kubernetes object. Other documents should be objects, too.
-    fn kubernetes(&mut self) {
+    fn mark_kubernetes(&mut self) {
         self.is_kubernetes = true;
         for stray in std::mem::take(&mut self.stray) {
             self.report_stray(&stray);
@@ -132,12 +132,12 @@ impl ObjectReader {
         let value = tree.value.take();
         let line = tree.lines.of(&FieldPath::default());
         if !stray::looks_like_kubernetes(&value) {
-            let what = if value.is_object() { "has no `kind`" } else { "is not an object" };
+            let what = if value.is_object() { "this document has no `kind`" } else { "this document is not an object" };
             return self.stray(line, format!("{what}; a Kubernetes object needs apiVersion, kind and metadata"));
         }
-        self.kubernetes();
+        self.mark_kubernetes();
         if stray::has_template_name(&value) {
-            return self.template(line);
+            return self.report_template(line);
         }
         self.object(tree, value, FieldPath::default(), None);
     }
@@ -146,10 +146,10 @@ impl ObjectReader {
     fn object(&mut self, tree: &Tree, mut value: Value, root: FieldPath, inherited: Option<(&str, &str)>) {
         let mut location = ObjectLocation { tree, root, name: None };
         let Some(map) = value.as_object_mut() else {
-            return self.left_out(
+            return self.report_ignored(
                 &location,
                 &FieldPath::default(),
-                "is not an object; it needs apiVersion, kind and metadata",
+                "this is not an object; a Kubernetes object needs apiVersion, kind and metadata",
             );
         };
         if let Some((api_version, kind)) = inherited {
@@ -159,7 +159,7 @@ impl ObjectReader {
         let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, kind) = (text("apiVersion"), text("kind"));
         if kind.is_empty() {
-            return self.left_out(&location, &FieldPath::default(), "has no `kind`; it is left out");
+            return self.report_ignored(&location, &FieldPath::default(), "this object has no `kind`; it is ignored");
         }
         if let Some(item_kind) = kind.strip_suffix("List")
             && let Some(Value::Array(items)) = map.get_mut("items").map(Value::take)
@@ -183,19 +183,19 @@ impl ObjectReader {
             map.insert("apiVersion".into(), expected.into());
         }
         if let Err(message) = self.ensure_name(&location, map) {
-            return self.left_out(&location, &FieldPath::default().key("metadata").key("name"), &message);
+            return self.report_ignored(&location, &FieldPath::default().key("metadata").key("name"), &message);
         }
         location.name = Some(title(&kind, map));
         self.check_names(&location, &kind, map);
         for path in nulls::replace(&mut value) {
             self.warning(&location, &path, "is null, which the API server reads as an empty value; set a value");
         }
-        // A policy must isolate, whatever its size: it is replaced below and not left out.
+        // A policy must isolate, whatever its size: a policy that is too large is replaced below, not ignored.
         if kind != "NetworkPolicy" && size::is_too_large(&value) {
-            return self.left_out(
+            return self.report_ignored(
                 &location,
                 &FieldPath::default(),
-                &format!("{}; the object is left out", size::TOO_LARGE),
+                &format!("{}; the object is ignored", size::TOO_LARGE),
             );
         }
         self.typed_object(&location, &kind, value);
@@ -225,11 +225,11 @@ impl ObjectReader {
     /// Gives an object with `generateName` a unique name, as the API server does.
     fn ensure_name(&self, location: &ObjectLocation<'_>, map: &mut Map<String, Value>) -> Result<(), String> {
         let metadata = map.get_mut("metadata").and_then(Value::as_object_mut);
-        let Some(metadata) = metadata else { return Err("is missing; the object is left out".to_owned()) };
+        let Some(metadata) = metadata else { return Err("is missing; the object is ignored".to_owned()) };
         match metadata.get("name") {
             Some(Value::String(name)) if !name.is_empty() => return Ok(()),
             Some(Value::String(_) | Value::Null) | None => {}
-            Some(other) => return Err(format!("`{other}` is not a string: put it in quotes; the object is left out")),
+            Some(other) => return Err(format!("`{other}` is not a string: put it in quotes; the object is ignored")),
         }
         match metadata.get("generateName") {
             Some(Value::String(prefix)) if !prefix.is_empty() => {
@@ -237,7 +237,7 @@ impl ObjectReader {
                 metadata.insert("name".to_owned(), name.into());
                 Ok(())
             }
-            _ => Err("is missing; the object is left out".to_owned()),
+            _ => Err("is missing; the object is ignored".to_owned()),
         }
     }
 
@@ -288,7 +288,7 @@ impl ObjectReader {
         match result {
             Ok(object) => Some(object),
             Err((path, message)) => {
-                self.left_out(location, &path, &format!("{message}; the object is left out"));
+                self.report_ignored(location, &path, &format!("{message}; the object is ignored"));
                 None
             }
         }
@@ -310,7 +310,7 @@ impl ObjectReader {
             }
             for (path, message) in found.drain(..) {
                 let Some((replaced_path, consequence)) = salvage::replace_invalid(&mut value, &path) else {
-                    return self.left_out(location, &path, &format!("{message}; the whole policy is ignored"));
+                    return self.report_ignored(location, &path, &format!("{message}; the whole policy is ignored"));
                 };
                 let in_spec = path.to_string().starts_with("spec");
                 let severity = if in_spec { Severity::Error } else { Severity::Warning };
@@ -348,7 +348,7 @@ impl ObjectReader {
 
     fn report_duplicate_keys(&mut self, location: &ObjectLocation<'_>) {
         for path in location.tree.duplicates_below(&location.root) {
-            self.warning(location, &path, "duplicate key; the last value counts");
+            self.warning(location, &path, "duplicate key; the last value is used");
         }
     }
 
@@ -369,8 +369,8 @@ impl ObjectReader {
         }
     }
 
-    /// Reports an object that is left out.
-    fn left_out(&mut self, location: &ObjectLocation<'_>, path: &FieldPath, message: &str) {
+    /// Reports an object that is ignored because of an error.
+    fn report_ignored(&mut self, location: &ObjectLocation<'_>, path: &FieldPath, message: &str) {
         self.parsed.left_out += 1;
         self.error(location, path, message);
     }

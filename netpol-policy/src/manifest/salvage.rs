@@ -1,8 +1,8 @@
 //! Keeps the valid parts of an invalid policy.
 //!
-//! The API server rejects such an object as a whole. A manifest may be the only source, so netpol replaces the
-//! innermost peer, port, rule or selector around each error: with one that matches nothing or, for `spec.podSelector`,
-//! with one that selects every pod of the namespace. The other parts stay.
+//! The API server rejects such a policy as a whole. netpol may only have the manifest, and the policy must still isolate its
+//! pods. So it replaces the innermost peer, port, rule or selector around each error with one that matches nothing; for
+//! `spec.podSelector`, with one that selects every pod of the namespace. All other parts are used.
 
 use serde_json::{Map, Value, json};
 
@@ -31,7 +31,7 @@ pub(super) fn replace_invalid(policy: &mut Value, fault: &FieldPath) -> Option<(
             (2, Some(json!(["Ingress", "Egress"])), "the policy isolates in both directions")
         }
         ["spec", _, ..] => {
-            // A misspelled `egress` or `policyTypes` may be what isolates the pods.
+            // The unknown field may be a misspelled `egress` or `policyTypes` that isolates the pods.
             let spec = policy.get_mut("spec")?.as_object_mut()?;
             spec.insert("policyTypes".into(), json!(["Ingress", "Egress"]));
             (2, None, "the policy isolates in both directions until this is fixed")

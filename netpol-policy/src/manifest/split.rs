@@ -72,7 +72,7 @@ fn separator_fault(rest: &str, line: usize) -> Option<Fault> {
     Some(Fault { line, severity, message })
 }
 
-/// Splits a document of several JSON objects. JSON is parsed as YAML later, which keeps line numbers.
+/// Splits a document of several JSON objects. The objects are parsed as YAML later, to get line numbers.
 fn json_objects(document: DocumentText<'_>) -> Vec<DocumentText<'_>> {
     let DocumentText { text, lines_before, mut faults } = document;
     let mut texts = Vec::new();

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 /// Message for a template.
 pub(super) const TEMPLATE: &str =
-    "is a template, and is not read; render it first: `helm template CHART | netpol lint -f -`";
+    "this file is a template and is not read; render it first: `helm template CHART | netpol lint -f -`";
 
 /// Returns whether a text has template actions such as `{{ .Values.name }}`, outside of comments.
 pub(super) fn is_template(text: &str) -> bool {
@@ -22,7 +22,7 @@ pub(super) fn mentions_kubernetes(text: &str) -> bool {
         let line = line.trim_start_matches([' ', '\t', '-', '{', ',', '"', '\'']);
         ["apiVersion", "kind"].iter().any(|key| line.starts_with(key))
     };
-    // A document in flow style on one line may have its keys anywhere.
+    // A document on one line, in flow style, may have the key anywhere.
     text.lines().any(|line| key(line) || line.contains("apiVersion"))
 }
 

@@ -117,15 +117,15 @@ fn a_document_that_is_not_yaml_does_not_affect_others() {
 #[test]
 fn invalid_objects_are_reported() {
     let cases = [
-        ("[{kind: Pod}]", "f:1: error: is not an object; it needs apiVersion, kind and metadata"),
-        ("apiVersion: v1", "f:1: error: has no `kind`; it is left out"),
+        ("[{kind: Pod}]", "f:1: error: this is not an object; a Kubernetes object needs apiVersion, kind and metadata"),
+        ("apiVersion: v1", "f:1: error: this object has no `kind`; it is ignored"),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {}",
-            "f:3: error: Pod default/(without a name): metadata.name: is missing; the object is left out",
+            "f:3: error: Pod default/(without a name): metadata.name: is missing; the object is ignored",
         ),
         (
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n    version: 1",
-            "f:6: error: Pod default/a: metadata.labels.version: invalid type: integer `1`, expected a string: put it in quotes; the object is left out",
+            "f:6: error: Pod default/a: metadata.labels.version: invalid type: integer `1`, expected a string: put it in quotes; the object is ignored",
         ),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: a, lables: {}}",
@@ -133,7 +133,7 @@ fn invalid_objects_are_reported() {
         ),
         (
             "{{ .Values.x }}: 1",
-            "f:1: warning: is a template, and is not read; render it first: `helm template CHART | netpol lint -f -`",
+            "f:1: warning: this file is a template and is not read; render it first: `helm template CHART | netpol lint -f -`",
         ),
     ];
     for (text, expected) in cases {
@@ -257,7 +257,7 @@ fn duplicates_are_reported_with_both_locations() {
     let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}}";
     let objects: Vec<_> = ["x.yaml", "y.yaml"].into_iter().flat_map(|file| parse(text, file).objects).collect();
     let found: Vec<_> = duplicates(&objects).iter().map(ToString::to_string).collect();
-    assert_eq!(found, ["y.yaml:1: warning: Pod default/a: is also in x.yaml:1; this one counts"]);
+    assert_eq!(found, ["y.yaml:1: warning: Pod default/a: is also defined in x.yaml:1; this definition is used"]);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn many_invalid_documents_are_summarized() {
     assert_eq!((parsed.objects.len(), parsed.left_out), (0, 100_000));
     assert_eq!(parsed.errors.len(), 11, "{:?}", parsed.errors);
     let last = parsed.errors.last().expect("a summary");
-    assert!(last.message.starts_with("99990 more errors in this file like this one: document 11 "), "{last}");
+    assert!(last.message.starts_with("99990 more errors like this one in the file: document 11 "), "{last}");
     assert_eq!(last.line, 23);
 }
 
@@ -292,13 +292,13 @@ fn parsing_time_of_a_pod_with_many_labels_is_linear() {
 }
 
 #[test]
-fn an_object_larger_than_the_api_server_limit_is_left_out() {
+fn an_object_larger_than_the_api_server_limit_is_ignored() {
     let big =
         format!("{{apiVersion: v1, kind: Pod, metadata: {{name: big, annotations: {{a: {}}}}}}}", "x".repeat(3 << 20));
     let parsed = parse(&format!("{big}\n---\n{{apiVersion: v1, kind: Node, metadata: {{name: n1}}}}"), "f");
     assert_eq!((parsed.objects.len(), parsed.left_out), (1, 1));
     let expected =
-        "f:1: error: Pod default/big: is larger than 3 MiB, the limit of the API server; the object is left out";
+        "f:1: error: Pod default/big: is larger than 3 MiB, the limit of the API server; the object is ignored";
     assert_eq!(parsed.errors[0].to_string(), expected);
 }
 

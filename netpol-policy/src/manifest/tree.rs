@@ -11,7 +11,7 @@ use super::split::DocumentText;
 
 /// Maximum nesting depth; no Kubernetes object is deeper. Protects the stack.
 const MAX_DEPTH: usize = 100;
-/// Maximum number of values that aliases repeat in one file. Protects against aliases that multiply.
+/// Maximum number of values that aliases repeat in one file. Protects against nested aliases, which multiply.
 pub(super) const MAX_ALIASED: usize = 500_000;
 
 /// A parsed document.
@@ -20,7 +20,7 @@ pub(super) struct Tree {
     pub(super) value: Value,
     /// Line numbers of its fields.
     pub(super) lines: Lines,
-    /// Duplicate keys of maps, sorted. The last value counts.
+    /// Duplicate keys of maps, sorted.
     duplicates: Vec<FieldPath>,
 }
 
@@ -54,10 +54,10 @@ impl Lines {
     pub(super) fn nearest(&self, path: &FieldPath) -> &Self {
         let mut lines = self;
         for step in &path.0 {
-            // A list item is found by its index. A search would make long lists slow.
+            // List items are found by their index, because searching would be slow in long lists.
             let at_index = if let Step::Index(index) = step { lines.children.get(*index) } else { None };
             let found = at_index.filter(|(found, _)| found == step);
-            // Of duplicate keys the last one counts.
+            // Of duplicate keys, the last one is used.
             let by_name = || lines.children.iter().rev().find(|(found, _)| found == step);
             let Some((_, children)) = found.or_else(by_name) else { break };
             lines = children;

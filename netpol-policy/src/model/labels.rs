@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-/// Labels of an object, with unique names. Shared and compact: a cluster may have a hundred thousand pods, and both the
-/// object and its identity keep the labels.
+/// Labels of an object, with unique names. Cheap to clone and compact: a cluster may have a hundred thousand pods, and both
+/// the cluster state and the engine store their labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
@@ -41,7 +41,7 @@ impl Labels {
     }
 }
 
-/// Collects labels. The last value of a duplicate name counts.
+/// Collects labels. If a name occurs more than once, its last value is used.
 impl FromIterator<(Arc<str>, Arc<str>)> for Labels {
     fn from_iter<I: IntoIterator<Item = (Arc<str>, Arc<str>)>>(labels: I) -> Self {
         let mut labels: Vec<_> = labels.into_iter().collect();

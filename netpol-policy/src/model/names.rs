@@ -4,18 +4,18 @@
 //! <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set>.
 
 /// Maximum length of a DNS label, and of the name and value of a label, in bytes.
-const LABEL: usize = 63;
+const MAX_LABEL_LENGTH: usize = 63;
 /// Maximum length of a DNS subdomain, in bytes.
-const SUBDOMAIN: usize = 253;
+const MAX_SUBDOMAIN_LENGTH: usize = 253;
 
 /// Returns why the API server rejects a name for this kind of object.
 pub(crate) fn name_error(kind: &str, name: &str) -> Option<String> {
     match kind {
-        "Namespace" | "Service" if name.len() > LABEL => Some(too_long(name, LABEL)),
+        "Namespace" | "Service" if name.len() > MAX_LABEL_LENGTH => Some(too_long(name, MAX_LABEL_LENGTH)),
         "Namespace" | "Service" if !is_dns_label(name) => Some(format!(
             "`{name}` is not a valid name: use lower-case letters, digits and `-`, and begin and end with a letter or digit"
         )),
-        _ if name.len() > SUBDOMAIN => Some(too_long(name, SUBDOMAIN)),
+        _ if name.len() > MAX_SUBDOMAIN_LENGTH => Some(too_long(name, MAX_SUBDOMAIN_LENGTH)),
         _ if !name.split('.').all(is_dns_label) => Some(format!(
             "`{name}` is not a valid name: use lower-case letters, digits, `-` and `.`, and begin and end each part with a letter or digit"
         )),
@@ -27,7 +27,7 @@ pub(crate) fn name_error(kind: &str, name: &str) -> Option<String> {
 pub(crate) fn label_key_error(key: &str) -> Option<String> {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
     if let Some(prefix) = prefix
-        && (prefix.len() > SUBDOMAIN || !prefix.split('.').all(is_dns_label))
+        && (prefix.len() > MAX_SUBDOMAIN_LENGTH || !prefix.split('.').all(is_dns_label))
     {
         return Some(format!("label key `{key}`: `{prefix}` is not a DNS name"));
     }
@@ -43,8 +43,8 @@ pub(crate) fn label_value_error(value: &str) -> Option<String> {
 }
 
 fn part_error(text: &str) -> Option<String> {
-    if text.len() > LABEL {
-        return Some(too_long(text, LABEL));
+    if text.len() > MAX_LABEL_LENGTH {
+        return Some(too_long(text, MAX_LABEL_LENGTH));
     }
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let ends = [text.bytes().next(), text.bytes().last()];
@@ -58,7 +58,11 @@ fn part_error(text: &str) -> Option<String> {
 
 fn is_dns_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !text.is_empty() && text.len() <= LABEL && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+    !text.is_empty()
+        && text.len() <= MAX_LABEL_LENGTH
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 fn too_long(text: &str, limit: usize) -> String {

@@ -30,7 +30,8 @@ pub struct Pod {
     pub finished: bool,
     /// Whether `metadata.deletionTimestamp` is set.
     pub deleting: bool,
-    /// `metadata.creationTimestamp` in seconds since 1970. Decides between pods that claim the same address.
+    /// `metadata.creationTimestamp` in seconds since 1970. If several pods list the same address, the one created last has
+    /// it, unless it is being deleted.
     pub created: i64,
     /// Labels.
     pub labels: Labels,
@@ -64,11 +65,11 @@ pub struct HostPorts {
     pub ports: Vec<HostPort>,
 }
 
-/// A port of the node that leads to a port of a pod.
+/// A port of the node that is forwarded to a port of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
-    /// `hostIP`: the address of the frontend. Unspecified: all node addresses of its family. Absent: all node
-    /// addresses.
+    /// `hostIP`: the address of the frontend. `0.0.0.0` and `::` mean all node addresses of this family; `None` means all
+    /// node addresses.
     pub address: Option<IpAddr>,
     /// The protocol.
     pub protocol: Protocol,

@@ -23,8 +23,8 @@ pub struct Policy {
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// An item of `ingress` or `egress`: a peer and a port must both match. Rules keep the index of their item, even if
-/// other items are invalid, so that reports show the index in the manifest.
+/// An item of `ingress` or `egress`: a peer and a port must both match. A rule's position in its list is the index in the
+/// manifest, even if other items are invalid.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// `from` or `to`.

@@ -18,8 +18,8 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
-    /// `spec.selector`, which finds the backends if the Service has no slices. Empty if another component writes the
-    /// slices. Empty also for objects from an API server, which has the slices.
+    /// `spec.selector`, which determines the backends if the Service has no slices. Empty if another component writes the
+    /// slices, and for objects from an API server, because the API server has the slices.
     pub selector: Labels,
     /// Set if the Service has no cluster IP yet but will get one, as in manifests that were never applied.
     pub requested_families: Option<RequestedFamilies>,
@@ -35,8 +35,8 @@ pub struct RequestedFamilies {
 }
 
 impl Service {
-    /// Returns the frontends with their ports. A nodePort has frontends at nodes' addresses of the families that the
-    /// Service has addresses of.
+    /// Returns the frontends with their ports. A nodePort has a frontend at all nodes for each family in which the Service
+    /// has an address.
     pub fn frontends(&self) -> impl Iterator<Item = (Frontend, &ServicePort)> {
         let has = |is_ipv4: bool| self.addresses.iter().any(|address| address.is_ipv4() == is_ipv4);
         let any_node = [(FrontendAddress::AnyNodeV4, has(true)), (FrontendAddress::AnyNodeV6, has(false))];
@@ -118,11 +118,11 @@ impl SlicePort {
 pub struct SliceEndpoint {
     /// Address.
     pub address: IpAddr,
-    /// Accepts new connections: `conditions.ready`, true if absent. With `publishNotReadyAddresses` the slice has it
-    /// true for all.
+    /// Whether it accepts new connections: `conditions.ready`, true if absent. If the Service has
+    /// `publishNotReadyAddresses`, it is true for all endpoints.
     pub ready: bool,
-    /// Terminating but still serving: `conditions.terminating` and `conditions.serving` (true if absent). Selected only
-    /// if no endpoint is ready.
+    /// Whether it is terminating but still serving: `conditions.terminating` and `conditions.serving` (true if absent).
+    /// kube-proxy selects it only if no endpoint is ready.
     pub draining: bool,
 }
 

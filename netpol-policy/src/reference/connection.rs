@@ -46,7 +46,7 @@ pub enum ConnectionError {
     /// The Service is not in the input.
     #[error("Service {0} not found in the input; check its namespace and name")]
     NoSuchService(ServiceKey),
-    /// The Service has no address that leads to its backends.
+    /// The Service has no address of its own.
     #[error(
         "Service {0} has no cluster IP (headless or ExternalName): its DNS name resolves to other addresses; use one of these \
          addresses, or a pod"
@@ -70,8 +70,8 @@ pub struct Connection {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// The packet and its evaluation at the source pod, or, if denied there, at the device by which it leaves the node.
-    /// `None` if the source is not a pod.
+    /// The packet and its evaluation at the source pod. If the packet is only denied at the device through which it leaves
+    /// the node, the evaluation there. `None` if the source is not a pod.
     pub egress: Option<(Packet, Evaluation)>,
     /// The packet and its evaluation at the destination pod; `None` if the destination is not a pod.
     pub ingress: Option<(Packet, Evaluation)>,

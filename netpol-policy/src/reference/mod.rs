@@ -1,4 +1,5 @@
-//! Evaluates packets from the objects directly, as the API documentation reads. Shares no code with [`crate::compile`].
+//! Evaluates packets directly from the objects, in the words of the API documentation. Shares no code with
+//! [`crate::compile`], so that tests can compare both.
 //!
 //! Source: <https://kubernetes.io/docs/concepts/services-networking/network-policies/>; the numbers in comments are the
 //! lines of `docs/semantics.md`.
@@ -31,7 +32,7 @@ pub struct Packet {
     pub protocol: u8,
     /// The destination port; 0 for protocols without ports.
     pub port: u16,
-    /// Ingress: the node itself sent the packet (it has no ingress interface).
+    /// For ingress: the node itself sent the packet, which has no ingress interface.
     pub from_node: bool,
     /// Ingress: the pod itself sent the packet.
     pub is_hairpin: bool,

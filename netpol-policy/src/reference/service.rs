@@ -15,7 +15,7 @@ pub struct Candidate {
     pub reason: Reason,
     /// The first rule that allows the backend.
     pub rule: Option<RuleRef>,
-    /// The address and port are those of another frontend, so the final backend is unknown.
+    /// Whether the address and port are those of another frontend, so that the final backend is unknown.
     pub passed_on: bool,
 }
 
@@ -69,6 +69,6 @@ pub(super) fn verdict(candidates: &[Candidate], post_dnat: bool) -> Reason {
 }
 
 /// Returns whether a packet that [`verdict`] allows is evaluated again post-DNAT.
-pub(super) fn is_open(candidates: &[Candidate]) -> bool {
+pub(super) fn needs_recheck(candidates: &[Candidate]) -> bool {
     candidates.is_empty() || !candidates.iter().all(Candidate::is_allowed)
 }

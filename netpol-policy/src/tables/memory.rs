@@ -22,7 +22,7 @@ pub struct Tables {
     endpoints: BTreeMap<PodKey, EndpointPolicy>,
 }
 
-/// A change that deletes a missing entry. This is a defect of its author.
+/// A change that deletes a missing entry: a bug in the code that created the change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot apply {0:?}: the entry does not exist. This is a bug in netpol; please report it")]
 pub struct MissingEntry(pub Box<Change>);
@@ -91,7 +91,7 @@ impl Tables {
         self.endpoints.iter().map(|(pod, policy)| (pod, *policy))
     }
 
-    /// Returns the entry that applies to an address: its own, or else that of the longest prefix.
+    /// Returns the entry that a lookup of an address finds: the address's own, or else that of the longest prefix.
     pub fn address(&self, address: IpAddr) -> Option<AddressEntry> {
         let by_prefix = || self.prefixes.longest(address).map(|class| AddressEntry { class, flags: 0, endpoint: 0 });
         self.addresses.get(&address).copied().or_else(by_prefix)
@@ -112,7 +112,7 @@ impl Tables {
         self.frontends.get(frontend).copied()
     }
 
-    /// Returns what a rule set allows to a class, if that differs from what any peer is allowed.
+    /// Returns what a rule set allows to a class, if that is more than it allows to every address.
     pub fn allow(&self, key: &AllowKey) -> Option<AllowEntry> {
         self.allow.get(key).copied()
     }

@@ -19,7 +19,7 @@ pub struct EndpointPolicy {
     pub ingress: DirectionPolicy,
     /// Policy for traffic from the pod.
     pub egress: DirectionPolicy,
-    /// Parts of the policies are left out because of the memory limit, so less is allowed than they state.
+    /// Whether parts of the policies are omitted because of the memory limit, so that less is allowed than they state.
     pub incomplete: bool,
 }
 

@@ -7,7 +7,7 @@ use netpol_common::{Attempt, Direction, DirectionPolicy, Endpoint, Evaluation, I
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
 
-/// The pod's interface, and any other one. Only their difference matters.
+/// The pod's interface, and any other interface. Only whether they differ is important.
 const POD_INTERFACE: IfIndex = IfIndex(1);
 const OTHER_INTERFACE: u32 = 2;
 

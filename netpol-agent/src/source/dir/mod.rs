@@ -394,6 +394,6 @@ mod tests {
         let changes = store.put(Path::new("a.yaml"), parse_file(&text, Path::new("a.yaml")));
         assert_eq!(names(&changes.events), ["+Node n1"]);
         assert_eq!(changes.warnings.len(), 12, "{:?}", changes.warnings);
-        assert!(changes.warnings[10].contains("99990 more errors in this file"), "{:?}", changes.warnings);
+        assert!(changes.warnings[10].contains("99990 more errors like this one in the file"), "{:?}", changes.warnings);
     }
 }

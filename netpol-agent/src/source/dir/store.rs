@@ -37,7 +37,7 @@ pub(super) struct Store {
     files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
     /// The files that contain each object.
     holders: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
-    /// EndpointSlices derived for Services that have none in any file.
+    /// `EndpointSlice` objects derived for Services that have none in any file.
     derived: BTreeMap<ObjectKey, Object>,
 }
 
@@ -99,7 +99,8 @@ impl Store {
         self.holders.keys().filter_map(|key| self.effective(key))
     }
 
-    /// Derives EndpointSlices for Services that have none, after files changed. Returns the changes of derived slices.
+    /// Derives `EndpointSlice` objects for Services that have none, after files changed. Returns the changes of
+    /// derived slices.
     pub(super) fn derive(&mut self) -> Vec<Event> {
         let slices = derived::endpoint_slices(self.of_files()).into_iter().map(Object::Slice);
         let now: BTreeMap<ObjectKey, Object> = slices.map(|slice| (slice.key(), slice)).collect();

@@ -376,7 +376,7 @@ mod tests {
         );
     }
 
-    /// With an API server, only EndpointSlices determine the backends of a Service, not its selector.
+    /// With an API server, only `EndpointSlice` objects determine the backends of a Service, not its selector.
     #[test]
     fn s37_a_service_of_an_api_server_has_no_selector() {
         let text = json!({"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"},

@@ -11,8 +11,8 @@ use crate::reference::{self, Packet};
 pub(in crate::explain) enum Fix {
     /// Replace the rule at this index, in the packet's direction; without an index, add a rule.
     Rule(PolicyKey, Option<usize>, Rule),
-    /// Correct an invalid part of the policy. The rule stands for any correction: it matches everything where the part
-    /// matched nothing.
+    /// Correct an invalid part of the policy. It is not known what the author meant, so this rule matches everything in
+    /// place of the invalid part.
     Correction(PolicyKey, Option<usize>, Rule),
     /// Correct an invalid part, so that the policy does not isolate the pod in the packet's direction.
     NotIsolating(PolicyKey),
@@ -32,12 +32,12 @@ impl Fix {
                 let policy = cluster_state.policies.get(key);
                 policy.is_some_and(|policy| reference::allows(cluster_state, policy, rule, pod, packet))
             }
-            // No rule of the other policies allows the packet, so each of them denies it alone.
+            // No rule of another policy allows the packet. So it is only allowed if no other policy isolates the pod.
             Self::NotIsolating(key) => {
                 reference::isolating(cluster_state, pod, packet.direction).all(|policy| policy.key == *key)
             }
             Self::OtherPacket(other) => reference::evaluate(cluster_state, other).reason.allows(),
-            // 15: traffic between a pod and the local node is allowed.
+            // Traffic between a pod and the local node is allowed (docs/semantics.md, line 15).
             Self::LocalNode => true,
         }
     }

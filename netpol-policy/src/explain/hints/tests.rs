@@ -196,7 +196,7 @@ const CASES: [Case; 16] = [
         "egress",
         "[]",
         ("ops/probe", "192.0.2.1", "80/TCP"),
-        "192.0.2.1 is an address of node n1, on which the pod runs; traffic from the pod to the node is always allowed, and this verdict is for forwarded traffic",
+        "192.0.2.1 is an address of node n1, on which the pod runs; traffic from the pod to the node itself is always allowed; \"denied\" applies only to packets that the node forwards to another destination",
         // Only an agent has a local node.
         "[{}]",
     ),

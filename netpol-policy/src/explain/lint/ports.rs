@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use crate::cluster_state::ClusterState;
 use crate::model::{IpBlock, Peer, Peers, Pod, PortMatch, PortRange, Ports, Rule};
 
-/// Returns sentences about each port name of a rule that none of `destinations` has (`None`: an egress rule, any pod
-/// may be the destination), and about each name that is used with an ipBlock without such a pod.
+/// Returns sentences about each port name of a rule that none of `destinations` has, and about each port name that is used
+/// with an ipBlock in which no pod has it. `destinations` is `None` for an egress rule: any pod may be the destination.
 pub(super) fn unresolved(cluster_state: &ClusterState, rule: &Rule, destinations: Option<&[&Pod]>) -> Vec<Vec<String>> {
     let Ports::Of(ports) = &rule.ports else { return Vec::new() };
     let mut found = Vec::new();
@@ -57,7 +57,7 @@ fn of_pods<'w>(pods: impl Iterator<Item = &'w Pod>, no_pod: &str, name: &str, po
     })
 }
 
-/// A name is resolved on the destination pod (9). An address that is not a pod's has no port names.
+/// A port name is resolved on the destination pod (docs/semantics.md, line 9). Other addresses have no port names.
 fn of_block(cluster_state: &ClusterState, block: &IpBlock, name: &str, port: &PortMatch) -> Option<Vec<String>> {
     let has = |pod: &&Pod| pod.ports.iter().any(|named| *named.name == *name && named.protocol == port.protocol);
     let in_block = |pod: &Pod| pod.addresses.iter().any(|address| block.contains(*address));

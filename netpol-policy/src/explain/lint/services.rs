@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use netpol_common::Direction;
 
-use super::{Found, suggest};
+use super::{PartialFinding, suggest};
 use crate::cluster_state::ClusterState;
 use crate::explain::nearest::peer_path;
 use crate::explain::{PolicyChange, describe};
@@ -22,9 +22,9 @@ const NAMES_SHOWN: usize = 3;
 /// A backend of a Service's port, and the protocol.
 type Target = (Backend, Protocol);
 
-/// Returns policies that deny pods the cluster DNS, with one finding each: for each such pod, the first policy that
-/// isolates it.
-pub(super) fn without_dns(cluster_state: &ClusterState) -> BTreeMap<PolicyKey, Found> {
+/// Returns one finding for each policy that denies pods the cluster DNS. If several policies isolate such a pod, only the
+/// first one gets the finding.
+pub(super) fn without_dns(cluster_state: &ClusterState) -> BTreeMap<PolicyKey, PartialFinding> {
     let Some((dns, targets)) = dns(cluster_state) else { return BTreeMap::new() };
     let mut denied: BTreeMap<&PolicyKey, (Vec<&Pod>, BTreeSet<Target>)> = BTreeMap::new();
     for pod in cluster_state.pods.values().filter(|pod| pod.is_selectable() && !pod.addresses.is_empty()) {
@@ -52,19 +52,19 @@ pub(super) fn without_dns(cluster_state: &ClusterState) -> BTreeMap<PolicyKey, F
             format!("{subject} cannot resolve DNS names."),
         ];
         let added = added_rule(cluster_state, policy, &targets);
-        (policy.clone(), Found::new("spec.egress", sentences).with(added))
+        (policy.clone(), PartialFinding::new("spec.egress", sentences).with(added))
     };
     denied.into_iter().map(found).collect()
 }
 
 /// A new rule that allows these backends.
 fn added_rule(cluster_state: &ClusterState, policy: &PolicyKey, targets: &BTreeSet<Target>) -> Option<PolicyChange> {
-    let (rule, left_out) = suggest::rule(cluster_state, targets, &policy.namespace);
+    let (rule, missing) = suggest::rule(cluster_state, targets, &policy.namespace);
     let change = PolicyChange::new(cluster_state, policy, Direction::Egress, None, rule)?;
-    Some(change.with_more_addresses(left_out))
+    Some(change.with_missing_addresses(missing, "backend"))
 }
 
-/// The cluster DNS: the first Service in its namespace that has the DNS port.
+/// The cluster DNS: the first Service in [`DNS_NAMESPACE`] that has the DNS port.
 fn dns(cluster_state: &ClusterState) -> Option<(ServiceKey, BTreeSet<Target>)> {
     cluster_state.services.values().filter(|service| *service.key.namespace == *DNS_NAMESPACE).find_map(|service| {
         let targets = targets(cluster_state, service, |port| port == DNS_PORT);
@@ -106,12 +106,12 @@ pub(super) fn mistakes(
     index: usize,
     rule: &Rule,
     selected: &[&Pod],
-) -> Vec<Found> {
+) -> Vec<PartialFinding> {
     let Peers::Of(peers) = &rule.peers else { return Vec::new() };
     let mut found = Vec::new();
-    for (peer, of) in peers.iter().enumerate() {
-        if let Peer::Block(block) = of {
-            let path = || peer_path(policy, Direction::Egress, index, peer);
+    for (peer_index, peer) in peers.iter().enumerate() {
+        if let Peer::Block(block) = peer {
+            let path = || peer_path(policy, Direction::Egress, index, peer_index);
             found.extend(block_of_services(cluster_state, policy, rule, block, selected, path));
         }
     }
@@ -120,7 +120,7 @@ pub(super) fn mistakes(
     found
 }
 
-/// Finds a block that contains addresses of Services and of no pod. It allows none of those Services.
+/// Finds a block that contains addresses of Services but no pod address. It allows none of those Services.
 fn block_of_services(
     cluster_state: &ClusterState,
     policy: &Policy,
@@ -158,7 +158,7 @@ fn block_of_services(
         format!("Policies match the addresses of a Service's backends, so this block does not allow {them}."),
     ];
     let change = added_rule(cluster_state, &policy.key, targets);
-    Some(Found::new(format!("{}.ipBlock", path()), sentences).with(change))
+    Some(PartialFinding::new(format!("{}.ipBlock", path()), sentences).with(change))
 }
 
 fn reaches(cluster_state: &ClusterState, pod: &Pod, targets: &BTreeSet<Target>) -> bool {
@@ -173,7 +173,7 @@ fn host_network(
     index: usize,
     rule: &Rule,
     peers: &[Peer],
-) -> Option<Found> {
+) -> Option<PartialFinding> {
     peers.iter().enumerate().find_map(|(number, peer)| {
         let Peer::Pods { namespaces, pods } = peer else { return None };
         let matches = |pod: &&Pod| {
@@ -189,7 +189,7 @@ fn host_network(
             return None;
         }
         let names: Vec<String> = of_host.iter().map(|pod| pod.key.to_string()).collect();
-        let (blocks, left_out) = suggest::blocks(of_host.iter().flat_map(|pod| pod.addresses.iter().copied()));
+        let (blocks, missing) = suggest::blocks(of_host.iter().flat_map(|pod| pod.addresses.iter().copied()));
         let added = Rule { peers: Peers::Of(blocks), ports: rule.ports.clone() };
         let change = PolicyChange::new(cluster_state, &policy.key, Direction::Egress, None, added);
         let sentences = [
@@ -201,7 +201,10 @@ fn host_network(
             "Host-network pods are not peers: a selector never matches the address of a node.".to_owned(),
         ];
         let field = peer_path(policy, Direction::Egress, index, number);
-        Some(Found::new(field, sentences).with(change.map(|change| change.with_more_addresses(left_out))))
+        Some(
+            PartialFinding::new(field, sentences)
+                .with(change.map(|change| change.with_missing_addresses(missing, "node"))),
+        )
     })
 }
 
@@ -212,7 +215,7 @@ fn service_ports(
     index: usize,
     rule: &Rule,
     selected: &[&Pod],
-) -> Option<Found> {
+) -> Option<PartialFinding> {
     let Ports::Of(ports) = &rule.ports else { return None };
     let numbers = |port: u16, protocol: Protocol| {
         ports.iter().any(|item| item.protocol == protocol && item.port == PortRange::Range(port, port))
@@ -245,7 +248,7 @@ fn service_ports(
             let ports = Ports::Of(ports.iter().cloned().chain(suggest::port_items(&backends)).collect());
             let changed = Rule { peers: rule.peers.clone(), ports };
             let change = PolicyChange::new(cluster_state, &policy.key, Direction::Egress, Some(index), changed);
-            Some(Found::new(format!("spec.egress[{index}].ports"), sentences).with(change))
+            Some(PartialFinding::new(format!("spec.egress[{index}].ports"), sentences).with(change))
         })
     })
 }

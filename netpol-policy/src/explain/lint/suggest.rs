@@ -28,15 +28,15 @@ pub(super) fn port_items(targets: &BTreeSet<(Backend, Protocol)>) -> Vec<PortMat
     distinct(targets).into_iter().map(item).collect()
 }
 
-/// A rule that allows all of these backends, for a policy in `namespace`, and the number of addresses that it leaves
-/// out.
+/// A rule that allows these backends, for a policy in `namespace`, and the number of their addresses that it does not
+/// list.
 pub(super) fn rule(
     cluster_state: &ClusterState,
     targets: &BTreeSet<(Backend, Protocol)>,
     namespace: &NamespaceName,
 ) -> (Rule, usize) {
-    let (peers, left_out) = peers(cluster_state, targets, namespace);
-    (Rule { peers: Peers::Of(peers), ports: Ports::Of(port_items(targets)) }, left_out)
+    let (peers, missing) = peers(cluster_state, targets, namespace);
+    (Rule { peers: Peers::Of(peers), ports: Ports::Of(port_items(targets)) }, missing)
 }
 
 fn distinct(targets: &BTreeSet<(Backend, Protocol)>) -> BTreeSet<(u16, Protocol)> {
@@ -73,6 +73,6 @@ pub(super) fn blocks(addresses: impl IntoIterator<Item = IpAddr>) -> (Vec<Peer>,
     let addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
     let shown = addresses.iter().take(ADDRESSES_SHOWN);
     let blocks: Vec<Peer> = shown.map(|address| Peer::Block(block_of(*address))).collect();
-    let left_out = addresses.len() - blocks.len();
-    (blocks, left_out)
+    let missing = addresses.len() - blocks.len();
+    (blocks, missing)
 }

@@ -31,9 +31,9 @@ fn objects_with_generate_name_get_unique_names() {
 #[test]
 fn a_name_that_is_not_a_string_is_reported() {
     let cases = [
-        ("y", "`true` is not a string: put it in quotes; the object is left out"),
-        ("123", "`123` is not a string: put it in quotes; the object is left out"),
-        ("null", "is missing; the object is left out"),
+        ("y", "`true` is not a string: put it in quotes; the object is ignored"),
+        ("123", "`123` is not a string: put it in quotes; the object is ignored"),
+        ("null", "is missing; the object is ignored"),
     ];
     for (name, expected) in cases {
         let parsed = parse(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n"), "f");

@@ -35,8 +35,8 @@ pub(super) fn block(api: &IPBlock, field: &str, diagnostics: &mut Diagnostics) -
     cidr.filter(|_| valid).map(|cidr| IpBlock { cidr, except })
 }
 
-/// Removes leading zeros from decimal numbers. The API server ignores them and does not read octal. Returns `None` if
-/// there are none.
+/// Removes leading zeros from decimal numbers. Returns `None` if there are none. The API server ignores leading zeros; it
+/// does not read such numbers as octal.
 ///
 /// Source: `ParseCIDRSloppy` in <https://github.com/kubernetes/utils/blob/master/net/parse.go>.
 fn without_leading_zeros(text: &str) -> Option<String> {

@@ -29,7 +29,7 @@ pub(super) fn selector(api: Option<&LabelSelector>, field: &str, diagnostics: &m
         }
     }
     if result.invalid {
-        // The valid requirements decide nothing. Without them all invalid selectors are equal.
+        // The valid requirements have no effect. Without them, all invalid selectors are equal.
         result.requirements.clear();
     }
     result.requirements.sort();

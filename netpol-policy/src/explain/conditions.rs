@@ -6,9 +6,14 @@ use crate::reference::{Packet, Remote};
 
 use super::describe;
 
-/// Conditions of a peer that are not met; empty if it matches. Each begins with its path below the peer, which may be
-/// empty.
-pub(super) fn of_peer(cluster_state: &ClusterState, policy: &Policy, peer: &Peer, remote: &Remote<'_>) -> Vec<String> {
+/// Returns the conditions of a peer that are not met; none if it matches. Each begins with its path below the peer, which
+/// may be empty.
+pub(super) fn unmet_by_peer(
+    cluster_state: &ClusterState,
+    policy: &Policy,
+    peer: &Peer,
+    remote: &Remote<'_>,
+) -> Vec<String> {
     match peer {
         Peer::Pods { namespaces, pods } => match remote.pod {
             None => {
@@ -16,9 +21,9 @@ pub(super) fn of_peer(cluster_state: &ClusterState, policy: &Policy, peer: &Peer
                 vec![format!(": {reason}; this peer selects {}", describe::peer(policy, peer))]
             }
             Some(pod) => {
-                let mut lacks = of_namespace(cluster_state, policy, namespaces.as_ref(), pod);
-                lacks.extend(of_selector(".podSelector", &format!("pod {}", pod.key), pods, &pod.labels));
-                lacks
+                let mut unmet = unmet_by_namespace(cluster_state, policy, namespaces.as_ref(), pod);
+                unmet.extend(unmet_by_labels(".podSelector", &format!("pod {}", pod.key), pods, &pod.labels));
+                unmet
             }
         },
         Peer::Block(block) => {
@@ -35,8 +40,8 @@ pub(super) fn of_peer(cluster_state: &ClusterState, policy: &Policy, peer: &Peer
 /// The reason why no selector matches this address.
 fn not_a_pod(cluster_state: &ClusterState, remote: &Remote<'_>) -> String {
     let address = remote.address;
-    let claimant = cluster_state.pods.values().find(|pod| pod.addresses.contains(&address));
-    match claimant {
+    let pod_with_address = cluster_state.pods.values().find(|pod| pod.addresses.contains(&address));
+    match pod_with_address {
         Some(pod) if pod.host_network => {
             format!("selectors never match the node address {address}, which host-network pod {} uses", pod.key)
         }
@@ -48,7 +53,7 @@ fn not_a_pod(cluster_state: &ClusterState, remote: &Remote<'_>) -> String {
     }
 }
 
-fn of_namespace(
+fn unmet_by_namespace(
     cluster_state: &ClusterState,
     policy: &Policy,
     namespaces: Option<&Selector>,
@@ -58,7 +63,7 @@ fn of_namespace(
     match namespaces {
         Some(selector) => {
             let labels = cluster_state.namespace_labels(namespace);
-            of_selector(".namespaceSelector", &format!("namespace {namespace}"), selector, &labels)
+            unmet_by_labels(".namespaceSelector", &format!("namespace {namespace}"), selector, &labels)
         }
         None if *namespace == policy.key.namespace => Vec::new(),
         None => vec![format!(
@@ -68,15 +73,15 @@ fn of_namespace(
     }
 }
 
-fn of_selector(path: &str, object: &str, selector: &Selector, labels: &Labels) -> Vec<String> {
+fn unmet_by_labels(path: &str, object: &str, selector: &Selector, labels: &Labels) -> Vec<String> {
     if selector.invalid {
         return vec![format!("{path}: the selector is invalid and matches nothing")];
     }
     let unmet = selector.requirements.iter().filter(|requirement| !requirement.holds(labels));
-    unmet.map(|requirement| format!("{path}: {}", of_requirement(object, requirement, labels))).collect()
+    unmet.map(|requirement| format!("{path}: {}", unmet_requirement(object, requirement, labels))).collect()
 }
 
-fn of_requirement(object: &str, requirement: &Requirement, labels: &Labels) -> String {
+fn unmet_requirement(object: &str, requirement: &Requirement, labels: &Labels) -> String {
     let required = describe::requirement(requirement);
     let (Requirement::In(key, _)
     | Requirement::NotIn(key, _)
@@ -93,20 +98,20 @@ fn of_requirement(object: &str, requirement: &Requirement, labels: &Labels) -> S
 }
 
 /// Describes the ports at `path`, which do not include the packet's port.
-pub(super) fn of_ports(path: &str, ports: &[PortMatch], packet: &Packet, destination: Option<&Pod>) -> String {
+pub(super) fn unmet_ports(path: &str, ports: &[PortMatch], packet: &Packet, destination: Option<&Pod>) -> String {
     if ports.is_empty() {
         return format!("{path}: no valid port");
     }
     let mut text = format!("{path}: {} is not in {}", describe::packet_port(packet), describe::ports(ports));
     for port in ports {
         if let PortRange::Named(name) = &port.port {
-            text += &of_name(name, port, destination);
+            text += &port_name_note(name, port, destination);
         }
     }
     text
 }
 
-fn of_name(name: &str, port: &PortMatch, destination: Option<&Pod>) -> String {
+fn port_name_note(name: &str, port: &PortMatch, destination: Option<&Pod>) -> String {
     let protocol = port.protocol.name();
     let Some(pod) = destination else {
         return format!(" (\"{name}\" is a port name, and only pods have named ports)");
