@@ -16,7 +16,7 @@ pub struct Status {
     pub node: String,
     /// The source of the objects.
     pub source: String,
-    /// Whether everything known at the start is enforced.
+    /// Whether all policies that existed when the agent started are enforced.
     pub ready: bool,
     /// The last batch of changes that was received.
     pub generation_received: u64,
