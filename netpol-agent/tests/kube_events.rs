@@ -279,8 +279,8 @@ fn during_an_outage_packets_are_counted_without_blocking() {
 #[test]
 fn requests_that_fail_are_retried() {
     let mut pipeline = Pipeline::start("n1", POLICIES);
-    pipeline.server.inject(Fault::on(Effect::status(429).retry_after(1)).verb(Verb::Create).times(1));
-    pipeline.server.inject(Fault::on(Effect::cut_in_the_middle()).verb(Verb::Create).times(1));
+    pipeline.server.inject(Fault::new(Effect::status(429).retry_after(1)).verb(Verb::Create).times(1));
+    pipeline.server.inject(Fault::new(Effect::cut_in_the_middle()).verb(Verb::Create).times(1));
     pipeline.deny([10, 0, 1, 2], 5432, 0);
     // The response was cut, but the write succeeded: the Event must not exist twice.
     pipeline.wait_until("a published Event", || pipeline.numbers().published() == 1);

@@ -28,10 +28,10 @@ async fn cluster_of(options: Options) -> Cluster {
 async fn a_torn_event_is_received_again_without_a_resync() -> Result<()> {
     let mut cluster = cluster().await;
     for (index, fault) in
-        [WatchFault::Tear, WatchFault::Garbage, WatchFault::Cut, WatchFault::End].into_iter().enumerate()
+        [WatchFault::CutInTheMiddle, WatchFault::Garbage, WatchFault::Cut, WatchFault::End].into_iter().enumerate()
     {
         cluster.wait_watching().await;
-        cluster.server.watch_fault(Some(Resource::Pods), fault);
+        cluster.server.inject_watch_fault(Some(Resource::Pods), fault);
         cluster.server.apply(pod(&format!("new{index}"), "web", &format!("10.1.1.{index}")))?;
         assert_eq!(keys(&cluster.next_batch().await), [format!("+Pod shop/new{index}")], "{fault:?}");
     }
@@ -42,7 +42,7 @@ async fn a_torn_event_is_received_again_without_a_resync() -> Result<()> {
 #[tokio::test]
 async fn a_silent_watch_over_http_1_is_detected() -> Result<()> {
     let mut cluster = cluster_of(Options { http2: false, ..Options::default() }).await;
-    cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Hang);
+    cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Hang);
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
     cluster.wait_in_sync().await;
     assert!(cluster.feed.state.kinds()["pods"].errors.contains_key("timeout"));
@@ -76,14 +76,14 @@ async fn idle_watches_are_kept_and_a_dead_connection_is_detected_within_30_secon
 async fn after_an_expired_version_the_source_lists_again_and_sends_only_the_difference() -> Result<()> {
     // Only over HTTP/1.1 a watch that hangs is abandoned soon.
     let mut cluster = cluster_of(Options { http2: false, ..Options::default() }).await;
-    cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Hang);
+    cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Hang);
     cluster.server.delete(Resource::Pods, "shop", "db");
     cluster.server.apply(pod("new", "web", "10.1.1.1"))?;
     cluster.server.compact();
-    cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Error(410));
+    cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Error(410));
     let batch = cluster.next_batch().await;
     assert_eq!((keys(&batch), batch.after_resync), (vec!["+Pod shop/new".to_owned(), "-Pod shop/db".to_owned()], true));
-    let gone = Fault::on(Effect::status(410)).verb(Verb::Watch).resource(Resource::Pods).times(1);
+    let gone = Fault::new(Effect::status(410)).verb(Verb::Watch).resource(Resource::Pods).times(1);
     cluster.server.inject(gone);
     cluster.server.disconnect();
     cluster.wait_until("pods are listed again", || cluster.feed.state.kinds()["pods"].relists >= 2).await;
@@ -164,9 +164,9 @@ async fn a_restored_backup_with_newer_versions_is_detected_after_a_long_outage()
 #[tokio::test]
 async fn a_list_that_fails_midway_deletes_no_objects() -> Result<()> {
     let mut cluster = cluster().await;
-    let cut = Fault::on(Effect::cut_in_the_middle()).verb(Verb::Watch).resource(Resource::Pods).times(3);
+    let cut = Fault::new(Effect::cut_in_the_middle()).verb(Verb::Watch).resource(Resource::Pods).times(3);
     cluster.server.inject(cut);
-    cluster.server.watch_fault(Some(Resource::Pods), WatchFault::Error(410));
+    cluster.server.inject_watch_fault(Some(Resource::Pods), WatchFault::Error(410));
     cluster.wait_until("pods are listed again", || cluster.feed.state.kinds()["pods"].relists >= 1).await;
     cluster.expect_no_batch(Duration::from_millis(300)).await;
     assert_eq!(cluster.state.pods.len(), 2);
@@ -181,7 +181,7 @@ async fn a_page_that_fails_or_expires_restarts_the_list() -> Result<()> {
         }
     });
     for effect in [Effect::status(500), Effect::status(410), Effect::cut_in_the_middle(), Effect::garbage()] {
-        server.inject(Fault::on(effect).verb(Verb::List).resource(Resource::Pods).page(2).times(1));
+        server.inject(Fault::new(effect).verb(Verb::List).resource(Resource::Pods).page(2).times(1));
     }
     let mut cluster = Cluster::watch(server, netpol_agent::source::kube::Options { streaming: false, ..short_times() });
     cluster.wait_in_sync().await;
@@ -206,8 +206,8 @@ async fn an_expired_token_is_read_again_after_a_401() -> Result<()> {
 #[tokio::test]
 async fn a_request_to_a_busy_server_is_retried_after_the_requested_time() -> Result<()> {
     let server = server(Options::default(), |_| {});
-    server.inject(Fault::on(Effect::status(429).retry_after(2)).resource(Resource::Pods).times(1));
-    server.inject(Fault::on(Effect::status(503)).resource(Resource::Nodes).times(3));
+    server.inject(Fault::new(Effect::status(429).retry_after(2)).resource(Resource::Pods).times(1));
+    server.inject(Fault::new(Effect::status(503)).resource(Resource::Nodes).times(3));
     let mut cluster = Cluster::watch(server, short_times());
     cluster.wait_in_sync().await;
     let pods: Vec<_> =

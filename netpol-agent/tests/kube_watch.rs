@@ -223,7 +223,7 @@ async fn two_thousand_changing_pods_end_in_the_servers_state() -> Result<()> {
         match round % 4 {
             1 => cluster.server.disconnect(),
             2 => cluster.server.compact(),
-            3 => cluster.server.watch_fault(None, netpol_apiserver::WatchFault::Error(410)),
+            3 => cluster.server.inject_watch_fault(None, netpol_apiserver::WatchFault::Error(410)),
             _ => {}
         }
     }

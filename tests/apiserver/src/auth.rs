@@ -61,7 +61,7 @@ impl Rules {
     ///
     /// # Errors
     /// If it contains no role.
-    pub fn of_role(object: &Value) -> Result<Self, RulesError> {
+    pub fn from_value(object: &Value) -> Result<Self, RulesError> {
         let mut rules = Self::none();
         if rules.add_roles(object) { Ok(rules) } else { Err(RulesError::NoRole) }
     }
@@ -70,10 +70,10 @@ impl Rules {
     ///
     /// # Errors
     /// If the text is not valid YAML, or contains no role.
-    pub fn of_cluster_role(yaml: &str) -> Result<Self, RulesError> {
+    pub fn from_yaml(yaml: &str) -> Result<Self, RulesError> {
         let objects: Vec<Value> =
             serde_saphyr::from_multiple(yaml).map_err(|error| RulesError::Yaml(error.to_string()))?;
-        Self::of_role(&Value::Array(objects))
+        Self::from_value(&Value::Array(objects))
     }
 
     fn add_roles(&mut self, object: &Value) -> bool {
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_role_allows_what_it_lists() {
-        let rules = Rules::of_cluster_role(
+        let rules = Rules::from_yaml(
             "kind: ServiceAccount\nmetadata: {name: a}\n---\nkind: ClusterRole\nrules:\n\
              - {apiGroups: [\"\"], resources: [pods, namespaces], verbs: [list, watch]}\n\
              - {apiGroups: [events.k8s.io], resources: [events], verbs: [create]}\n",
@@ -132,6 +132,6 @@ mod tests {
         assert!(!rules.allows(Verb::Create, Resource::CoreEvents));
         assert!(!rules.allows(Verb::Get, Resource::Pods));
         assert!(!rules.without(Resource::Pods, None).allows(Verb::Watch, Resource::Pods));
-        assert!(Rules::of_cluster_role("kind: Pod").is_err());
+        assert!(Rules::from_yaml("kind: Pod").is_err());
     }
 }

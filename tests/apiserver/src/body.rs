@@ -11,12 +11,12 @@ use tokio::sync::mpsc;
 
 use crate::shared::Shared;
 
-/// Parts that may wait for the socket.
+/// Maximum number of parts that wait for the socket.
 const MAX_PENDING_PARTS: usize = 32;
 
 /// Some bytes, and the version of the event that they contain.
 #[derive(Debug)]
-pub(crate) struct Chunk {
+pub(crate) struct Part {
     pub(crate) bytes: Vec<u8>,
     pub(crate) version: Option<u64>,
 }
@@ -25,12 +25,12 @@ pub(crate) struct Chunk {
 #[derive(Debug)]
 pub(crate) enum Body {
     Whole(Option<Bytes>),
-    Parts { parts: mpsc::Receiver<io::Result<Chunk>>, shared: Arc<Shared> },
+    Parts { parts: mpsc::Receiver<io::Result<Part>>, shared: Arc<Shared> },
 }
 
 /// Writes a body in parts. Dropping it ends the body.
 #[derive(Debug)]
-pub(crate) struct Writer(mpsc::Sender<io::Result<Chunk>>);
+pub(crate) struct Writer(mpsc::Sender<io::Result<Part>>);
 
 /// The client has disconnected.
 #[derive(Debug)]
@@ -49,11 +49,11 @@ impl Body {
 
 impl Writer {
     pub(crate) async fn write(&self, bytes: Vec<u8>, version: Option<u64>) -> Result<(), Disconnected> {
-        self.0.send(Ok(Chunk { bytes, version })).await.map_err(|_| Disconnected)
+        self.0.send(Ok(Part { bytes, version })).await.map_err(|_| Disconnected)
     }
 
     /// Aborts the connection after the written parts were sent.
-    pub(crate) async fn tear(self) {
+    pub(crate) async fn cut_in_the_middle(self) {
         // An immediate error would make hyper discard data that is not sent yet.
         tokio::time::sleep(Duration::from_millis(30)).await;
         let _ = self.0.send(Err(io::ErrorKind::ConnectionAborted.into())).await;
@@ -74,7 +74,7 @@ impl hyper::body::Body for Body {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Parts { parts, shared } => parts.poll_recv(context).map(|part| {
                 part.map(|part| {
-                    part.map(|Chunk { bytes, version }| {
+                    part.map(|Part { bytes, version }| {
                         if let Some(version) = version {
                             shared.lock().sent.entry(version).or_insert_with(Instant::now);
                         }

@@ -134,7 +134,7 @@ impl ApiServer {
         self.shared.lock().credentials.write(directory)
     }
 
-    /// Issues a new token and writes it to all places of the old one. The old token stays valid.
+    /// Issues a new token and writes it to all directories that contain the old one. The old token stays valid.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -179,8 +179,8 @@ impl ApiServer {
         self.shared.lock().faults.clear();
     }
 
-    /// Applies a fault to the open watches of one resource or of all resources.
-    pub fn watch_fault(&self, resource: Option<Resource>, fault: WatchFault) {
+    /// Applies a fault once to the open watches of one resource or of all resources.
+    pub fn inject_watch_fault(&self, resource: Option<Resource>, fault: WatchFault) {
         self.shared.change(|state| state.watch_faults.push((resource, fault)));
     }
 

@@ -11,15 +11,15 @@ pub(crate) struct Credentials {
     /// Valid tokens, newest last.
     valid: Vec<String>,
     issued: usize,
-    authority: String,
+    ca_certificate: String,
     url: String,
     directories: Vec<PathBuf>,
 }
 
 impl Credentials {
-    pub(crate) fn new(authority: String, address: SocketAddr) -> Self {
+    pub(crate) fn new(ca_certificate: String, address: SocketAddr) -> Self {
         let url = format!("https://{address}");
-        let mut credentials = Self { valid: Vec::new(), issued: 0, authority, url, directories: Vec::new() };
+        let mut credentials = Self { valid: Vec::new(), issued: 0, ca_certificate, url, directories: Vec::new() };
         credentials.issue();
         credentials
     }
@@ -41,11 +41,12 @@ impl Credentials {
         self.valid.iter().any(|valid| valid == token)
     }
 
-    /// Writes a directory as a pod finds its service account, and a kubeconfig; returns the path of the latter.
+    /// Writes the files of a mounted service account (`ca.crt`, `namespace`, `token`) and a `kubeconfig` to a directory.
+    /// Returns the path of the kubeconfig.
     pub(crate) fn write(&mut self, directory: &Path) -> io::Result<PathBuf> {
         fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;
-        replace(&directory.join("ca.crt"), &self.authority)?;
+        replace(&directory.join("ca.crt"), &self.ca_certificate)?;
         replace(&directory.join("namespace"), "kube-system")?;
         replace(&directory.join("token"), self.newest())?;
         let kubeconfig = directory.join("kubeconfig");

@@ -8,7 +8,7 @@ use crate::resource::Resource;
 const REMOVED_IF_EMPTY: [&str; 5] = ["matchLabels", "labels", "annotations", "nodeSelector", "status"];
 
 /// Normalizes an object as a server stores it.
-pub(crate) fn fill(resource: Resource, object: &mut Map<String, Value>) {
+pub(crate) fn normalize(resource: Resource, object: &mut Map<String, Value>) {
     prune(object);
     match resource {
         Resource::NetworkPolicies => network_policy(object),

@@ -13,14 +13,14 @@ pub(crate) enum EffectKind {
     Status { code: u16, retry_after: Option<u32> },
     Delay(Duration),
     Cut,
-    CutMiddle,
+    CutInTheMiddle,
     Hang,
     Empty,
     Garbage,
 }
 
 impl Effect {
-    /// Responds with a `Status` of this code; 410 is the one for an expired version.
+    /// Responds with a `Status` of this code. Code 410 responds as to a request for an expired `resourceVersion`.
     pub const fn status(code: u16) -> Self {
         Self(EffectKind::Status { code, retry_after: None })
     }
@@ -32,7 +32,7 @@ impl Effect {
             EffectKind::Status { code, .. } => Self(EffectKind::Status { code, retry_after: Some(seconds) }),
             EffectKind::Delay(_)
             | EffectKind::Cut
-            | EffectKind::CutMiddle
+            | EffectKind::CutInTheMiddle
             | EffectKind::Hang
             | EffectKind::Empty
             | EffectKind::Garbage => self,
@@ -51,7 +51,7 @@ impl Effect {
 
     /// Closes the connection in the middle of the response: after half of a list, or half of a watch's first event.
     pub const fn cut_in_the_middle() -> Self {
-        Self(EffectKind::CutMiddle)
+        Self(EffectKind::CutInTheMiddle)
     }
 
     /// Sends the headers of a 200 response, and nothing more.
@@ -85,8 +85,8 @@ pub struct Fault {
 pub struct FaultId(u64);
 
 impl Fault {
-    /// A fault with this effect.
-    pub const fn on(effect: Effect) -> Self {
+    /// Creates a fault with this effect.
+    pub const fn new(effect: Effect) -> Self {
         Self { effect, verb: None, resource: None, page: None, remaining: None }
     }
 
@@ -141,7 +141,8 @@ impl Faults {
         self.faults.clear();
     }
 
-    /// Returns the effect of the oldest fault that matches a request, and counts it.
+    /// Returns the effect of the oldest fault that matches a request, and subtracts one from the fault's remaining
+    /// requests.
     pub(crate) fn next_effect(&mut self, verb: Verb, resource: Resource, page: usize) -> Option<Effect> {
         let matches = |fault: &Fault| {
             fault.verb.is_none_or(|one| one == verb)
@@ -162,7 +163,7 @@ mod tests {
     #[test]
     fn a_fault_applies_only_to_matching_requests_and_the_given_number_of_times() {
         let mut faults = Faults::default();
-        let fault = Fault::on(Effect::status(429).retry_after(3)).verb(Verb::List).resource(Resource::Pods);
+        let fault = Fault::new(Effect::status(429).retry_after(3)).verb(Verb::List).resource(Resource::Pods);
         let id = faults.inject(fault.page(2).times(1));
         assert_eq!(faults.next_effect(Verb::Watch, Resource::Pods, 1), None);
         assert_eq!(faults.next_effect(Verb::List, Resource::Pods, 1), None);

@@ -1,9 +1,7 @@
 //! A fake API server for tests, with faults on demand.
 //!
-//! It implements the wire format of kube-apiserver 1.36 for the resources that netpol reads and writes: paginated
-//! lists, watches with bookmarks, streaming lists, denied requests, expired versions, and faults that a test turns on
-//! and off. The server runs on its own thread. All other functions can be called from any thread; their effect is
-//! complete when they return.
+//! The server runs on its own thread. Its functions can be called from any thread; their effect is complete when they
+//! return.
 //!
 //! ```no_run
 //! use netpol_apiserver::{ApiServer, Effect, Fault, Options, Resource, Verb, WatchFault};
@@ -13,8 +11,8 @@
 //! let kubeconfig = server.write_credentials(std::path::Path::new("agent-credentials"))?;
 //! let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"}});
 //! let applied = server.apply(pod)?;
-//! server.inject(Fault::on(Effect::status(429).retry_after(1)).verb(Verb::List).resource(Resource::Pods).times(2));
-//! server.watch_fault(None, WatchFault::Tear); // the next event is cut in the middle
+//! server.inject(Fault::new(Effect::status(429).retry_after(1)).verb(Verb::List).resource(Resource::Pods).times(2));
+//! server.inject_watch_fault(None, WatchFault::CutInTheMiddle); // the next event is cut in the middle
 //! server.delete(Resource::Pods, "shop", "web");
 //! assert!(server.requests().iter().any(|request| request.query.contains_key("continue")));
 //! let latency_starts = server.sent_at(applied.version);
@@ -27,7 +25,7 @@
 //! | inspect | [`ApiServer::get`], [`ApiServer::events`], [`ApiServer::requests`], [`ApiServer::sent_at`] |
 //! | deny access | [`ApiServer::set_rules`], [`ApiServer::rotate_token`], [`ApiServer::expire_old_tokens`] |
 //! | make requests fail | [`ApiServer::inject`] |
-//! | make watches fail | [`ApiServer::watch_fault`], [`ApiServer::delay_events`], [`ApiServer::compact`] |
+//! | make watches fail | [`ApiServer::inject_watch_fault`], [`ApiServer::delay_events`], [`ApiServer::compact`] |
 //! | simulate an outage | [`ApiServer::network`], [`ApiServer::disconnect`] |
 //! | change state in an outage | [`ApiServer::apply`], [`ApiServer::backup`], [`ApiServer::restore`], [`ApiServer::renumber`] |
 //!

@@ -26,11 +26,11 @@ struct Listing {
     form: Form,
 }
 
-pub(crate) fn list(shared: &Arc<Shared>, target: &Target, form: Form, tear: bool) -> Result<Body, Status> {
+pub(crate) fn list(shared: &Arc<Shared>, target: &Target, form: Form, cut_in_the_middle: bool) -> Result<Body, Status> {
     let listing = listing(&shared.lock(), target, form)?;
     let (writer, body) = Body::parts(shared.clone());
     let shared = shared.clone();
-    tokio::spawn(async move { listing.send(&shared, writer, tear).await });
+    tokio::spawn(async move { listing.send(&shared, writer, cut_in_the_middle).await });
     Ok(body)
 }
 
@@ -50,7 +50,7 @@ fn listing(state: &State, target: &Target, form: Form) -> Result<Listing, Status
     })?;
     let mut objects: Vec<_> = found.into_iter().filter(|object| selector.matches(object)).cloned().collect();
     let mut metadata = format!("{{\"resourceVersion\":\"{version}\"");
-    // A list from the cache is not paginated.
+    // kube-apiserver responds to resourceVersion=0 from its cache, and then ignores `limit`.
     let limit = if requested == Some(0) { 0 } else { usize::try_from(limit).unwrap_or(0) };
     if limit > 0 && objects.len() > limit {
         let remaining = objects.len() - limit;
@@ -108,19 +108,19 @@ fn head(resource: Resource, form: Form, metadata: &str) -> String {
 }
 
 impl Listing {
-    async fn send(self, shared: &Shared, writer: Writer, tear: bool) {
-        if self.send_to(shared, &writer, tear).await.is_ok() && tear {
-            writer.tear().await;
+    async fn send(self, shared: &Shared, writer: Writer, cut_in_the_middle: bool) {
+        if self.send_to(shared, &writer, cut_in_the_middle).await.is_ok() && cut_in_the_middle {
+            writer.cut_in_the_middle().await;
         }
     }
 
-    async fn send_to(self, shared: &Shared, writer: &Writer, tear: bool) -> Result<(), Disconnected> {
+    async fn send_to(self, shared: &Shared, writer: &Writer, cut_in_the_middle: bool) -> Result<(), Disconnected> {
         let form = match self.form {
             Form::Metadata => Form::Metadata,
             Form::Item | Form::Whole => Form::Item,
         };
         let mut out = self.head.into_bytes();
-        let count = if tear { self.objects.len() / 2 } else { self.objects.len() };
+        let count = if cut_in_the_middle { self.objects.len() / 2 } else { self.objects.len() };
         for (index, object) in self.objects.iter().take(count).enumerate() {
             if index > 0 {
                 out.push(b',');
@@ -131,7 +131,7 @@ impl Listing {
                 writer.write(std::mem::take(&mut out), None).await?;
             }
         }
-        if !tear {
+        if !cut_in_the_middle {
             out.extend_from_slice(b"]}\n");
         }
         writer.write(out, None).await

@@ -23,7 +23,8 @@ use crate::store::identify;
 /// How often the thread checks whether it should stop, in milliseconds.
 const POLL_MILLISECONDS: u16 = 100;
 
-/// Another write may leave the same stamp if the file is younger than this.
+/// A younger file is always read: another write within the resolution of its modification time may leave the stamp
+/// unchanged.
 const RECENT: Duration = Duration::from_secs(1);
 
 /// Why a directory cannot be mirrored.
@@ -127,8 +128,9 @@ impl Directory {
         let mut present = BTreeMap::new();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
-            let known = path.extension().is_some_and(|known| ["yaml", "yml", "json"].iter().any(|one| known == *one));
-            if known && let Ok(metadata) = fs::metadata(&path) {
+            let is_manifest =
+                path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|one| extension == *one));
+            if is_manifest && let Ok(metadata) = fs::metadata(&path) {
                 present.insert(path, metadata);
             }
         }
@@ -171,7 +173,8 @@ impl Directory {
         }
     }
 
-    /// Applies the difference to the server. If two files contain the same object, the file that sorts last wins.
+    /// Applies the difference to the server. If two files contain the same object, the one from the file that
+    /// sorts last is applied.
     fn apply_changes(&mut self) {
         let objects = self.files.values().flat_map(|file| &file.objects);
         let wanted: BTreeMap<_, _> = objects.map(|(key, value)| (key, value)).collect();

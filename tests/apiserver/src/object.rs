@@ -17,7 +17,7 @@ pub(crate) enum Form {
     Metadata,
 }
 
-/// One version of an object. The metadata text is separate and without a version, because an event may need to send the
+/// One version of an object. The metadata text is separate and without a version, because an event may contain the
 /// object with a newer version.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
@@ -63,7 +63,7 @@ impl Object {
     }
 
     /// Returns a copy with another version.
-    pub(crate) fn at(&self, version: u64) -> Self {
+    pub(crate) fn with_version(&self, version: u64) -> Self {
         Self { version, ..self.clone() }
     }
 
@@ -75,7 +75,7 @@ impl Object {
         self.key.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Returns whether only the version differs.
+    /// Returns whether the objects are equal, apart from the version.
     pub(crate) fn has_same_content(&self, other: &Self) -> bool {
         self.metadata == other.metadata && self.rest == other.rest
     }

@@ -24,7 +24,7 @@ pub struct Options {
     pub names: Vec<String>,
     /// The version before the first object.
     pub first_version: u64,
-    /// Whether it offers HTTP/2, as every API server does; a proxy before it may not.
+    /// Whether the server offers HTTP/2. Every API server does; a proxy in front of it may not.
     pub http2: bool,
 }
 
@@ -54,7 +54,7 @@ pub enum StreamingLists {
     NoStorageSupport,
     /// The feature gate is off: status 422.
     Forbidden,
-    /// The server, or a proxy before it, ignores the option: it sends the objects as for any watch without a version,
-    /// and no bookmark that marks their end.
+    /// The server, or a proxy in front of it, ignores the option: the objects are sent as for any watch without a
+    /// version, and no bookmark marks their end.
     Ignored,
 }

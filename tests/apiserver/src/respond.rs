@@ -68,8 +68,8 @@ async fn handle(
     if let Err(status) = authorize(shared, &user, &target) {
         return Ok(error_response(&status));
     }
-    let effect = injected_effect(shared, &target);
-    let mut tear = false;
+    let effect = take_effect(shared, &target);
+    let mut cut_in_the_middle = false;
     match effect {
         None => {}
         Some(EffectKind::Delay(time)) => tokio::time::sleep(time).await,
@@ -77,7 +77,7 @@ async fn handle(
             return Ok(error_response(&Status::injected(code, retry_after)));
         }
         Some(EffectKind::Cut) => return Err(io::ErrorKind::ConnectionAborted.into()),
-        Some(EffectKind::CutMiddle) => tear = true,
+        Some(EffectKind::CutInTheMiddle) => cut_in_the_middle = true,
         Some(EffectKind::Hang) => {
             let (writer, body) = Body::parts(shared.clone());
             tokio::spawn(async move { writer.disconnected().await });
@@ -88,7 +88,7 @@ async fn handle(
     }
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let response = match route::form(accept) {
-        Ok(form) => dispatch(shared, request, &target, form, tear).await,
+        Ok(form) => dispatch(shared, request, &target, form, cut_in_the_middle).await,
         Err(status) => Err(status),
     };
     Ok(response.unwrap_or_else(|status| error_response(&status)))
@@ -99,11 +99,11 @@ async fn dispatch(
     request: Request<Incoming>,
     target: &Target,
     form: Form,
-    tear: bool,
+    cut_in_the_middle: bool,
 ) -> Result<Response<Body>, Status> {
     match target.verb {
-        Verb::List => list(shared, target, form, tear).map(ok),
-        Verb::Watch => watch(shared, target, form, tear).map(ok),
+        Verb::List => list(shared, target, form, cut_in_the_middle).map(ok),
+        Verb::Watch => watch(shared, target, form, cut_in_the_middle).map(ok),
         Verb::Get => {
             let state = shared.lock();
             let object = state.store.get(target.resource, &target.key());
@@ -133,7 +133,8 @@ fn authorize(shared: &Shared, user: &str, target: &Target) -> Result<(), Status>
     if allowed { Ok(()) } else { Err(denied()) }
 }
 
-fn injected_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
+/// Returns the fault that applies to a request, and counts the request. For a list also sets the page's number.
+fn take_effect(shared: &Shared, target: &Target) -> Option<EffectKind> {
     let mut state = shared.lock();
     let page = state.pages.entry(target.resource).or_default();
     if target.verb == Verb::List {

@@ -69,7 +69,7 @@ impl ApiServer {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let identity = tls::identity(address, &options.names, options.http2)?;
-        let shared = Arc::new(Shared::new(options, Credentials::new(identity.authority, address)));
+        let shared = Arc::new(Shared::new(options, Credentials::new(identity.ca_certificate, address)));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let (serving, socket, acceptor) = (shared.clone(), listener.try_clone()?, identity.acceptor);

@@ -91,7 +91,7 @@ impl Store {
         let (resource, key) = identify(&value)?;
         let Some(object) = value.as_object_mut() else { return Err(ApplyError::Incomplete(value.to_string())) };
         let before = self.get(resource, &key).cloned();
-        defaults::fill(resource, object);
+        defaults::normalize(resource, object);
         self.set_metadata(resource, &key, object, before.as_deref().map(Object::value).as_ref());
         let after = Object::new(resource, &key, self.version + 1, std::mem::take(object));
         let at = Instant::now();
@@ -184,7 +184,7 @@ impl Store {
         for collection in self.collections.values_mut() {
             for object in collection.objects.values_mut() {
                 self.version += 1;
-                *object = Arc::new(object.at(self.version));
+                *object = Arc::new(object.with_version(self.version));
             }
         }
         for collection in self.collections.values_mut() {

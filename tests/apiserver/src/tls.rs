@@ -15,7 +15,7 @@ use crate::server::StartError;
 pub(crate) struct Identity {
     pub(crate) acceptor: TlsAcceptor,
     /// The CA certificate.
-    pub(crate) authority: String,
+    pub(crate) ca_certificate: String,
 }
 
 /// Creates a certificate for an address, the in-cluster names of an API server and `names`, signed by a new CA.
@@ -42,5 +42,5 @@ pub(crate) fn identity(address: SocketAddr, names: &[String], http2: bool) -> Re
         .with_single_cert(vec![certificate.der().clone()], key)?;
     let protocols: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(Identity { acceptor: TlsAcceptor::from(Arc::new(config)), authority: authority.pem() })
+    Ok(Identity { acceptor: TlsAcceptor::from(Arc::new(config)), ca_certificate: authority.pem() })
 }

@@ -24,7 +24,7 @@ const PART_SIZE: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchFault {
     /// The next event is cut in the middle, and the connection is closed.
-    Tear,
+    CutInTheMiddle,
     /// A line that is not JSON.
     Garbage,
     /// An ERROR event with this code, then the end of the watch.
@@ -51,7 +51,7 @@ struct Watch {
     /// Number of [`State::watch_faults`] already handled.
     faults_handled: usize,
     end: Instant,
-    tear: bool,
+    cut_in_the_middle: bool,
 }
 
 /// How a watch ends.
@@ -89,7 +89,12 @@ impl Drop for OpenWatch {
     }
 }
 
-pub(crate) fn watch(shared: &Arc<Shared>, target: &Target, form: Form, tear: bool) -> Result<Body, Status> {
+pub(crate) fn watch(
+    shared: &Arc<Shared>,
+    target: &Target,
+    form: Form,
+    cut_in_the_middle: bool,
+) -> Result<Body, Status> {
     let selector = target.selector()?;
     let version = target.version()?;
     let timeout = target.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).map(Duration::from_secs);
@@ -111,7 +116,7 @@ pub(crate) fn watch(shared: &Arc<Shared>, target: &Target, form: Form, tear: boo
         version: version.unwrap_or_else(|| state.store.version()),
         faults_handled: state.watch_faults.len(),
         end: Instant::now() + timeout.unwrap_or(state.watch_timeout),
-        tear,
+        cut_in_the_middle,
     };
     *state.open_watches.entry(target.resource).or_default() += 1;
     let open = OpenWatch(shared.clone(), target.resource);
@@ -151,7 +156,7 @@ impl Watch {
         };
         match end {
             WatchEnd::Normal => {}
-            WatchEnd::Aborted => writer.tear().await,
+            WatchEnd::Aborted => writer.cut_in_the_middle().await,
             WatchEnd::Silent => writer.disconnected().await,
         }
     }
@@ -209,7 +214,7 @@ impl Watch {
         let mut out = Vec::new();
         for object in objects {
             let bytes = self.event("ADDED", &object, object.version);
-            self.tear_if_injected(writer, &bytes).await?;
+            self.write_half_if_injected(writer, &bytes).await?;
             out.extend_from_slice(&bytes);
             if out.len() >= PART_SIZE {
                 self.shared.throttle().await;
@@ -259,7 +264,7 @@ impl Watch {
     async fn send(&mut self, writer: &Writer, pending: Pending) -> Result<(), WatchEnd> {
         for fault in pending.faults {
             match fault {
-                WatchFault::Tear => self.tear = true,
+                WatchFault::CutInTheMiddle => self.cut_in_the_middle = true,
                 WatchFault::Garbage => writer.write(b"\xff\xfe garbage {\"type\":\n".to_vec(), None).await?,
                 WatchFault::Error(code) => {
                     writer.write(event("ERROR", &Status::injected(code, None).body), None).await?;
@@ -279,15 +284,15 @@ impl Watch {
                 sleep_until(Instant::from_std(at + pending.delay)).await;
             }
             self.shared.throttle().await;
-            self.tear_if_injected(writer, &bytes).await?;
+            self.write_half_if_injected(writer, &bytes).await?;
             writer.write(bytes, Some(version)).await?;
         }
         Ok(())
     }
 
     /// Sends only half of an event, if a fault requires it.
-    async fn tear_if_injected(&self, writer: &Writer, bytes: &[u8]) -> Result<(), WatchEnd> {
-        if self.tear {
+    async fn write_half_if_injected(&self, writer: &Writer, bytes: &[u8]) -> Result<(), WatchEnd> {
+        if self.cut_in_the_middle {
             writer.write(bytes[..bytes.len() / 2].to_vec(), None).await?;
             return Err(WatchEnd::Aborted);
         }

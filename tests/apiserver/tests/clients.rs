@@ -85,7 +85,8 @@ async fn watchers_work_with_lists_and_with_streaming_lists() -> Result<()> {
 
 #[tokio::test]
 async fn watchers_recover_from_faults() -> Result<()> {
-    let faults = [WatchFault::Garbage, WatchFault::Error(410), WatchFault::End, WatchFault::Cut, WatchFault::Tear];
+    let faults =
+        [WatchFault::Garbage, WatchFault::Error(410), WatchFault::End, WatchFault::Cut, WatchFault::CutInTheMiddle];
     for fault in faults {
         let (server, directory) = start(Options::default())?;
         server.apply(pod("shop", "a", &json!({})))?;
@@ -98,7 +99,7 @@ async fn watchers_recover_from_faults() -> Result<()> {
             (reported, watch)
         });
         wait_for_watch(&server).await?;
-        server.watch_fault(Some(Resource::Pods), fault);
+        server.inject_watch_fault(Some(Resource::Pods), fault);
         server.apply(pod("shop", "b", &json!({})))?;
         let (reported, mut watch) = polled.await?;
         let reported = reported?;
@@ -169,7 +170,7 @@ async fn faults_apply_to_the_given_page() -> Result<()> {
         server.apply(pod("shop", name, &json!({})))?;
     }
     let pods = Api::<Pod>::all(client(&server, &directory).await?);
-    let fault = Fault::on(Effect::status(410)).verb(Verb::List).resource(Resource::Pods).page(2).times(1);
+    let fault = Fault::new(Effect::status(410)).verb(Verb::List).resource(Resource::Pods).page(2).times(1);
     server.inject(fault);
     let first = pods.list(&ListParams::default().limit(1)).await?;
     let token = first.metadata.continue_.context("the list has no second page")?;
@@ -177,7 +178,7 @@ async fn faults_apply_to_the_given_page() -> Result<()> {
     let refused = pods.list(&second).await;
     ensure!(matches!(&refused, Err(kube::Error::Api(status)) if status.code == 410), "{refused:?}");
     pods.list(&second).await?;
-    server.inject(Fault::on(Effect::cut_in_the_middle()).times(1));
+    server.inject(Fault::new(Effect::cut_in_the_middle()).times(1));
     ensure!(pods.list(&ListParams::default()).await.is_err());
     pods.list(&ListParams::default()).await?;
     Ok(())

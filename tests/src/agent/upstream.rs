@@ -22,7 +22,7 @@ const ROLE: &str = include_str!("../../../deploy/base/rbac.yaml");
 /// # Errors
 /// Returns an error if the role is missing or invalid.
 pub fn as_deployed() -> Result<Options> {
-    let rules = Rules::of_cluster_role(ROLE).context("parsing deploy/base/rbac.yaml")?;
+    let rules = Rules::from_yaml(ROLE).context("parsing deploy/base/rbac.yaml")?;
     Ok(Options { rules, ..Options::default() })
 }
 

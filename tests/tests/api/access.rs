@@ -19,7 +19,7 @@ fn an_expired_token_is_read_again_from_its_file() -> Result<()> {
         lab.api_server().rotate_token()?;
         lab.api_server().expire_old_tokens();
         // The watch ends, but not the connection: after a cut connection the token is read again anyway.
-        lab.api_server().watch_fault(None, WatchFault::End);
+        lab.api_server().inject_watch_fault(None, WatchFault::End);
         let (peers, arrow) = if round % 2 == 0 { (FROM_OTHER, "->") } else { ("", "-x") };
         lab.policies(&[server_from(peers)])?;
         lab.expect(&format!("shop/client -> shop/server 80/TCP\nshop/other {arrow} shop/server 80/TCP"))?;
@@ -39,7 +39,7 @@ fn in_a_pod_the_agent_uses_the_service_account_and_rereads_its_token() -> Result
     lab.api_server().rotate_token()?;
     lab.api_server().expire_old_tokens();
     ensure!(lab.api_server().token() != first, "the token did not change: nothing was tested");
-    lab.api_server().watch_fault(None, WatchFault::End);
+    lab.api_server().inject_watch_fault(None, WatchFault::End);
     lab.policies(&[server_from(FROM_OTHER)])?;
     lab.expect(
         "shop/client -> shop/server 80/TCP\nshop/other -> shop/server 80/TCP\nshop/never -x shop/server 80/TCP",

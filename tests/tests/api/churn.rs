@@ -76,9 +76,9 @@ fn two_thousand_changing_remote_pods_do_not_affect_local_pods() -> Result<()> {
             _ => {}
         }
         if number % 400 == 399 {
-            server.watch_fault(
+            server.inject_watch_fault(
                 Some(Resource::Pods),
-                if number % 800 == 399 { WatchFault::Tear } else { WatchFault::End },
+                if number % 800 == 399 { WatchFault::CutInTheMiddle } else { WatchFault::End },
             );
         }
         std::thread::sleep(Duration::from_millis(2));

@@ -14,12 +14,12 @@ use super::{PROD_AND_FRIENDS, lab, load, options, server_from, wait_until};
 type FaultCase = (&'static str, fn(&ApiServer));
 
 const WATCH_FAULTS: [FaultCase; 8] = [
-    ("events torn in the middle", |server| server.watch_fault(None, WatchFault::Tear)),
-    ("bytes that are not an event", |server| server.watch_fault(None, WatchFault::Garbage)),
-    ("watches that end", |server| server.watch_fault(None, WatchFault::End)),
-    ("watches that are cut", |server| server.watch_fault(None, WatchFault::Cut)),
-    ("an ERROR event of code 410", |server| server.watch_fault(None, WatchFault::Error(410))),
-    ("an ERROR event of code 500", |server| server.watch_fault(None, WatchFault::Error(500))),
+    ("events cut in the middle", |server| server.inject_watch_fault(None, WatchFault::CutInTheMiddle)),
+    ("bytes that are not an event", |server| server.inject_watch_fault(None, WatchFault::Garbage)),
+    ("watches that end", |server| server.inject_watch_fault(None, WatchFault::End)),
+    ("watches that are cut", |server| server.inject_watch_fault(None, WatchFault::Cut)),
+    ("an ERROR event of code 410", |server| server.inject_watch_fault(None, WatchFault::Error(410))),
+    ("an ERROR event of code 500", |server| server.inject_watch_fault(None, WatchFault::Error(500))),
     ("all connections cut", ApiServer::disconnect),
     ("a compaction, and all connections cut", |server| {
         server.compact();
@@ -41,10 +41,10 @@ const LIST_FAULTS: [FaultCase; 7] = [
 fn fail_lists(server: &ApiServer, effect: &Effect) {
     for resource in [Resource::Pods, Resource::Namespaces, Resource::NetworkPolicies] {
         for verb in [Verb::List, Verb::Watch] {
-            server.inject(Fault::on(effect.clone()).verb(verb).resource(resource).times(1));
+            server.inject(Fault::new(effect.clone()).verb(verb).resource(resource).times(1));
         }
     }
-    server.watch_fault(None, WatchFault::Error(410));
+    server.inject_watch_fault(None, WatchFault::Error(410));
 }
 
 /// Changes policies and the labels of a pod and of a namespace during each fault, and waits until all changes take
@@ -132,7 +132,7 @@ fn failed_lists_without_streaming_lists_lose_no_allowed_packet_and_pass_no_denie
 fn silent_watches_are_detected() -> Result<()> {
     let lab = lab(netpol_apiserver::Options { http2: false, ..options()? }, &[server_from("")])?;
     let load = load(&lab)?;
-    lab.api_server().watch_fault(None, WatchFault::Hang);
+    lab.api_server().inject_watch_fault(None, WatchFault::Hang);
     lab.policies(&[server_from(", {podSelector: {matchLabels: {app: other}}}")])?;
     let before = watches(lab.api_server());
     let restarted = || Ok(watches(lab.api_server()) >= before + 4);
