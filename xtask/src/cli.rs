@@ -36,7 +36,8 @@ enum Command {
     /// Build target/release/netpol and target/release/netpol-agent, with the BPF object embedded.
     #[command(after_help = "Examples:\n  cargo xtask build && target/release/netpol-agent --help")]
     Build,
-    /// Build a container image of both without Docker: an archive for `docker load`, `ctr images import` and kind.
+    /// Build both programs and put them in a container image, without Docker. Writes an archive for `docker load`, `ctr
+    /// images import` and kind.
     #[command(after_help = "Examples:\n  cargo xtask image\n  k3s ctr images import target/netpol-image.tar")]
     Image(ImageArgs),
     /// Create a small cluster of network namespaces, and show what policies do to its traffic. Needs root.
@@ -90,7 +91,7 @@ pub(crate) struct TestArgs {
     /// Run only tests with this text in their path; can be repeated.
     #[arg(short, long, value_name = "PART")]
     pub(crate) filter: Vec<String>,
-    /// Number of random cases for each property, instead of the property's own number.
+    /// Number of random cases for each property-based test, instead of the test's own number.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cases: Option<u32>,
     /// Number of tests to run in parallel; the default is the number of CPUs, and twice that for live tests.
@@ -112,7 +113,7 @@ pub(crate) struct KernelsArgs {
 /// Options of `doctor`.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
-    /// How to print.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
 }
@@ -139,7 +140,7 @@ pub(crate) struct BenchArgs {
     /// Seconds of changes for convergence, of each rate for churn, and of all traffic for net
     #[arg(long, value_name = "S", default_value_t = 25)]
     pub(crate) seconds: u32,
-    /// How to print.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
 }
@@ -160,12 +161,12 @@ pub(crate) enum Benchmark {
     Net,
 }
 
-/// How to print.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// Text for people.
+    /// Plain text.
     Text,
-    /// JSON for programs.
+    /// JSON.
     Json,
 }
 

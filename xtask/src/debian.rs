@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 
-/// Environment variable with a Debian mirror to use instead of this machine's. Old suites are on another mirror than current ones.
+/// Environment variable with the URL of a Debian mirror to use instead of those in apt's configuration. Debian moves old
+/// suites to another mirror.
 const MIRROR: &str = "NETPOL_DEBIAN_MIRROR";
 /// Keys that sign every suite. Every Debian has this file.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -31,7 +32,7 @@ impl Packages {
         for part in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(private.join(part)).with_context(|| format!("creating {}", private.display()))?;
         }
-        // The lists of old suites have expired.
+        // The lists of old suites have passed their `Valid-Until` date.
         let source = format!("deb [signed-by={KEYRING} check-valid-until=no] {mirror} {suite} main\n");
         fs::write(private.join("sources.list"), source).context("writing a private sources.list")?;
         let packages = Self { private };

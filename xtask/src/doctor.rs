@@ -42,7 +42,7 @@ enum State {
     Missing,
 }
 
-/// Result where a requirement is missing.
+/// What to report if a requirement is missing.
 struct Absence {
     state: State,
     fix: String,

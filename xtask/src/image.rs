@@ -1,4 +1,5 @@
-//! `image`: what a node runs, as an archive that containerd and docker import. Made without either.
+//! `image`: builds a container image with both programs, as an archive that containerd and Docker import. Needs neither
+//! of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::ImageArgs;
 use crate::{binaries, run, workspace};
 
-/// Builds, packs, and says where it is.
+/// Builds the programs, packs the image and prints its path and tag.
 pub(crate) fn run(args: &ImageArgs) -> Result<()> {
     binaries::build()?;
     let release = workspace::target().join("release");
@@ -20,18 +21,19 @@ pub(crate) fn run(args: &ImageArgs) -> Result<()> {
     Ok(())
 }
 
-/// An archive as `docker save` writes it: one layer, with the programs in `/` and the libraries where they are here.
+/// Writes an archive in the format of `docker save`. Its one layer has the programs in `/`, and their libraries at the
+/// same paths as on this machine.
 fn pack(programs: &[PathBuf], tag: &str, folder: &Path, output: &Path) -> Result<()> {
     let (root, archive) = (folder.join("root"), folder.join("archive"));
-    // What an earlier attempt left.
+    // Remove the files of an earlier run.
     let _ = fs::remove_dir_all(folder);
-    for made in [&root, &archive] {
-        fs::create_dir_all(made).with_context(|| format!("creating {}", made.display()))?;
+    for folder in [&root, &archive] {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
     for program in programs {
-        copy(program, &root.join(program.file_name().context("a program has a name")?))?;
+        copy(program, &root.join(program.file_name().context("the program has no file name")?))?;
         for library in libraries(program)? {
-            copy(&library, &root.join(library.strip_prefix("/").context("ldd tells whole paths")?))?;
+            copy(&library, &root.join(library.strip_prefix("/").context("ldd printed a relative path")?))?;
         }
     }
     let layer = archive.join("layer.tar");
@@ -44,44 +46,45 @@ fn pack(programs: &[PathBuf], tag: &str, folder: &Path, output: &Path) -> Result
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer)?)]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image"}],
     });
-    let draft = archive.join("config");
-    write(&draft, &config)?;
-    let name = format!("{}.json", sha256(&draft)?);
-    fs::rename(&draft, archive.join(&name)).with_context(|| format!("naming {name}"))?;
+    // The name of the configuration is its digest.
+    let unnamed = archive.join("config");
+    write(&unnamed, &config)?;
+    let name = format!("{}.json", sha256(&unnamed)?);
+    fs::rename(&unnamed, archive.join(&name)).with_context(|| format!("renaming the configuration to {name}"))?;
     let manifest = json!([{"Config": name, "RepoTags": [tag], "Layers": ["layer.tar"]}]);
     write(&archive.join("manifest.json"), &manifest)?;
     tar(&archive, output)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let parent = to.parent().context("in a folder")?;
+    let parent = to.parent().context("the path has no folder")?;
     fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     Ok(())
 }
 
-/// What the dynamic linker loads for it, itself included.
+/// Returns the libraries that a program needs, and the dynamic linker.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let said = run::output("asking for libraries", &mut run::command("ldd", [program]))?;
-    if let Some(missing) = said.lines().find(|line| line.contains("not found")) {
-        bail!("{} lacks a library: {}", program.display(), missing.trim());
+    let output = run::output("listing libraries", &mut run::command("ldd", [program]))?;
+    if let Some(missing) = output.lines().find(|line| line.contains("not found")) {
+        bail!("a library of {} is missing: {}", program.display(), missing.trim());
     }
-    Ok(said.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+    Ok(output.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
-/// The same bytes for the same files.
+/// Packs a folder. The same files give the same bytes.
 fn tar(folder: &Path, archive: &Path) -> Result<()> {
     let words = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--mode=a+rX,go-w"];
     let mut command = run::command("tar", words);
-    // Names as people and docker write them, without `./` before them.
+    // Removes the `./` before each name, as in archives by Docker.
     command.args(["--format=ustar", "--transform=s,^\\./,,", "-cf"]).arg(archive);
     command.arg("-C").arg(folder).arg(".");
-    run::output("packing", &mut command).map(drop)
+    run::output("packing the image", &mut command).map(drop)
 }
 
 fn sha256(file: &Path) -> Result<String> {
-    let said = run::output("taking a digest", &mut run::command("sha256sum", [file]))?;
-    Ok(said.split(' ').next().unwrap_or_default().to_owned())
+    let output = run::output("computing a digest", &mut run::command("sha256sum", [file]))?;
+    Ok(output.split(' ').next().unwrap_or_default().to_owned())
 }
 
 fn write(file: &Path, value: &Value) -> Result<()> {
@@ -99,12 +102,12 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_whole_names_its_parts_by_digest_and_is_the_same_each_time() {
+    fn an_image_is_complete_and_reproducible_and_its_digests_are_correct() {
         let folder = std::env::temp_dir().join(format!("netpol-image-{}", std::process::id()));
-        let own = std::env::current_exe().unwrap();
+        let test_program = std::env::current_exe().unwrap();
         let (first, second) = (folder.join("first.tar"), folder.join("second.tar"));
-        pack(std::slice::from_ref(&own), "netpol:test", &folder.join("work"), &first).unwrap();
-        pack(std::slice::from_ref(&own), "netpol:test", &folder.join("work"), &second).unwrap();
+        pack(std::slice::from_ref(&test_program), "netpol:test", &folder.join("work"), &first).unwrap();
+        pack(std::slice::from_ref(&test_program), "netpol:test", &folder.join("work"), &second).unwrap();
         assert_eq!(sha256(&first).unwrap(), sha256(&second).unwrap());
 
         let image = folder.join("image");
@@ -120,10 +123,10 @@ mod tests {
 
         let root = folder.join("unpacked");
         unpack(&layer, &root);
-        let program = format!("/{}", own.file_name().unwrap().to_string_lossy());
-        let mut inside = run::command("chroot", [&root]);
-        let said = run::output("running the program inside, as root", inside.args([&program, "--help"]));
+        let program = format!("/{}", test_program.file_name().unwrap().to_string_lossy());
+        let mut chroot = run::command("chroot", [&root]);
+        let output = run::output("running the program in the image (needs root)", chroot.args([&program, "--help"]));
         fs::remove_dir_all(&folder).unwrap();
-        assert!(said.unwrap().contains("Usage"));
+        assert!(output.unwrap().contains("Usage"));
     }
 }

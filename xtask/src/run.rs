@@ -36,30 +36,32 @@ pub(crate) fn step(what: &str, command: &mut Command) -> Result<()> {
 
 /// Runs the command with its output shown. Returns an error if it fails.
 pub(crate) fn check(what: &str, command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("{what}: cannot start {}", line(command)))?;
+    let status = command.status().with_context(|| format!("{what}: cannot start {}", shell_line(command)))?;
     if !status.success() {
-        bail!("{what}: {status}: {}", line(command));
+        bail!("{what}: {status}: {}", shell_line(command));
     }
     Ok(())
 }
 
 /// Runs the command and returns its output. Returns an error with its stderr if it fails.
 pub(crate) fn output(what: &str, command: &mut Command) -> Result<String> {
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("{what}: cannot start {}", line(command)))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{what}: cannot start {}", shell_line(command)))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("{what}: {}: {}\n{}", output.status, line(command), stderr.trim_end());
+        bail!("{what}: {}: {}\n{}", output.status, shell_line(command), stderr.trim_end());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Replaces this process by the command, so that Ctrl-C and the exit code are the command's. Returns only if it
-/// cannot start.
+/// Replaces this process by the command, so that Ctrl-C reaches the command and its exit code is returned. Returns only
+/// if the command cannot start.
 #[cfg(not(feature = "lab"))]
 pub(crate) fn become_command(what: &str, mut command: Command) -> anyhow::Error {
     let error = std::os::unix::process::CommandExt::exec(&mut command);
-    anyhow::Error::new(error).context(format!("{what}: cannot start {}", line(&command)))
+    anyhow::Error::new(error).context(format!("{what}: cannot start {}", shell_line(&command)))
 }
 
 /// Finds a program on the PATH or in root's folders.
@@ -78,7 +80,7 @@ pub(crate) fn is_root() -> bool {
 }
 
 /// Formats the command as a shell command line.
-fn line(command: &Command) -> String {
+fn shell_line(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|part| {
@@ -100,8 +102,8 @@ mod tests {
 
     #[test]
     fn commands_are_formatted_for_the_shell() {
-        let shown = line(&command("sh", ["-c", "echo it's", ""]));
-        assert_eq!(shown, r"sh -c 'echo it'\''s' ''");
+        let formatted = shell_line(&command("sh", ["-c", "echo it's", ""]));
+        assert_eq!(formatted, r"sh -c 'echo it'\''s' ''");
     }
 
     #[test]

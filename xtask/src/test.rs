@@ -20,7 +20,7 @@ use tally::Tally;
 const LIVE_PER_CPU: usize = 2;
 
 /// How long an executable may run without output before it counts as hung.
-const SILENCE: Duration = Duration::from_mins(5);
+const SILENCE_LIMIT: Duration = Duration::from_mins(5);
 
 /// Sets up, builds, runs all tests and prints the totals.
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
 fn run_one(executable: &Executable, args: &TestArgs, tally: &mut Tally) -> Result<()> {
     run::announce(&executable.to_string());
     let mut command = std::process::Command::new(&executable.path);
-    // Same as cargo. Some tests find their data with it.
+    // Cargo sets both too, and some tests use them to find their data.
     command.current_dir(&executable.folder).env("CARGO_MANIFEST_DIR", &executable.folder);
     command.env("NETPOL_AGENT", workspace::target().join("release/netpol-agent"));
     command.env("NETPOL_BPF_OBJECT", workspace::bpf_object());
@@ -90,7 +90,7 @@ fn follow(command: &mut std::process::Command, name: &str, tally: &mut Tally) ->
     });
     tally.begin(name);
     loop {
-        match lines.recv_timeout(SILENCE) {
+        match lines.recv_timeout(SILENCE_LIMIT) {
             Ok(line) => {
                 if tally.line(&line) {
                     println!("{line}");
@@ -98,7 +98,7 @@ fn follow(command: &mut std::process::Command, name: &str, tally: &mut Tally) ->
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                println!("{name} printed nothing for {} s and was stopped", SILENCE.as_secs());
+                println!("{name} printed nothing for {} s and was stopped", SILENCE_LIMIT.as_secs());
                 child.kill().with_context(|| format!("stopping {name}"))?;
                 tally.hung();
                 break;

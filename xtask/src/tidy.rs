@@ -1,4 +1,4 @@
-//! `tidy`: checks that reviewers do not have to do by hand.
+//! `tidy`: checks that a reviewer would otherwise do by hand.
 
 mod docs;
 mod layers;

@@ -29,11 +29,12 @@ const FLAGS: &[&str] = &[
     // it.
     "-Cdebuginfo=2",
     "-Clink-arg=--btf",
-    // Without this flag, clearing a few bytes calls `memset`. That is slower, and the verifier walks its loop for
-    // each caller; before 6.2 it then processes ten times as many instructions. `ebpf` fails if such a call remains.
+    // Without this flag, clearing a few bytes calls `memset`. That is slower, and the verifier processes its loop for
+    // each caller; before Linux 6.2 it then processes ten times as many instructions. `ebpf` fails if such a call
+    // remains.
     "-Clink-arg=--disable-expand-memcpy-in-order",
-    // Without this flag, LLVM places the end of a loop before its start to save a jump. Before Linux 6.4 a loop must
-    // end with a backward jump.
+    // Without this flag, LLVM places a loop's last block before its first one, to save a jump. Before Linux 6.4 a loop
+    // must end with a backward jump.
     "-Clink-arg=--llvm-args=-disable-block-placement",
 ];
 
@@ -91,7 +92,7 @@ pub(crate) fn compiler() -> Result<Compiler> {
     bail!("{}", advice("no Rust compiler for BPF found"))
 }
 
-/// Installs what is needed to build BPF objects. Does nothing if all is installed.
+/// Installs the compiler and the linker for BPF objects, if they are missing.
 pub(crate) fn setup() -> Result<()> {
     if std::env::var_os(OVERRIDE).is_none() && compiler().is_err() {
         install_compiler()?;

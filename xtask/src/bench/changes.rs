@@ -1,4 +1,4 @@
-//! Changes of several kinds, in a hundred steps a second.
+//! Makes changes of several kinds, in a hundred steps per second.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -14,7 +14,7 @@ use super::cluster_state::{self, APPS, ClusterState};
 use super::map_watcher::{ChangeKind, Expectation, MapWatcher, SentChange};
 use super::testbed::{LOCAL_NAMESPACES, Testbed, local_name};
 
-/// Time between two steps. Every other step adds a remote pod; the steps between remove one: 50 a second each.
+/// Time between two steps. Even steps add a remote pod, odd steps remove one: 50 of each per second.
 const STEP: Duration = Duration::from_millis(10);
 /// Number of added remote pods that exist before the oldest one is removed.
 const REMOTE_PODS: usize = 50;
@@ -29,7 +29,7 @@ struct Local {
     interface: IfIndex,
 }
 
-/// Makes the changes, and reads the maps for the values before each change.
+/// Makes the changes. Reads the current values from the maps before each change.
 pub(super) struct Changes {
     cluster_state: ClusterState,
     maps: Pinned,

@@ -1,5 +1,5 @@
-//! Pod churn: how many pods a second can be added and removed on a node before the agent falls behind, with each way
-//! of attaching.
+//! Pod churn: how many pods per second can be added and removed on a node before some are removed without having been
+//! enforced, for each value of `--attach`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ use crate::cli::{BenchArgs, Output};
 const RATES: [u32; 3] = [25, 50, 100];
 /// Values of `--attach`. The first is the default.
 const ATTACH: [&str; 2] = ["auto", "tcx"];
-/// Number of times a second that the pods added a second before are removed, as one group.
+/// Number of times per second that the oldest group of pods is removed. A pod exists for about a second.
 const REMOVALS_PER_SECOND: u32 = 5;
 /// Number of prepared network namespaces: one for each pod that exists at the highest rate, and some more.
 const SLOTS: u8 = 120;

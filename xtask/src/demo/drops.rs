@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use netpol_tests::{Agent, Cell, Cluster, Denied, Matrix};
 
-/// How long events may take from the kernel to this process.
+/// How long to wait for the events of dropped packets.
 const WAIT_LIMIT: Duration = Duration::from_secs(1);
 
 /// Where packets were dropped, and why.
@@ -46,13 +46,13 @@ impl Drops {
             by_flow.entry((line.from(), line.to(), line.port(), line.protocol())).or_insert(line);
         }
         // The agent reports pods by name and external hosts by address.
-        let name = |end: &str| {
-            let host = cluster.host(end);
-            if host.is_outside() { host.v4().to_string() } else { end.to_owned() }
+        let reported_name = |name: &str| {
+            let host = cluster.host(name);
+            if host.is_outside() { host.v4().to_string() } else { name.to_owned() }
         };
         let mut drops = Self { points: BTreeMap::new(), unreported: Vec::new() };
         for cell in measured.0.iter().filter(|(_, passes)| !**passes).map(|(cell, _)| cell) {
-            let (from, to) = (name(&cell.from), name(&cell.to));
+            let (from, to) = (reported_name(&cell.from), reported_name(&cell.to));
             let Some(line) = by_flow.get(&(from.as_str(), to.as_str(), Some(cell.port), cell.protocol.name())) else {
                 drops.unreported.push(cell.clone());
                 continue;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use netpol_tests::objects::{self, ObjectKind};
 use netpol_tests::{Agent, Cluster};
 
-/// How long the kernel may take: it frees programs and namespaces after an RCU grace period.
+/// How long the kernel may take to free everything: programs and namespaces are freed after an RCU grace period.
 const WAIT_LIMIT: Duration = Duration::from_secs(3);
 
 pub(super) struct Inventory {
@@ -21,7 +21,7 @@ pub(super) struct Inventory {
 }
 
 impl Inventory {
-    /// Records all of them while they exist.
+    /// Lists the objects that exist while the demo runs.
     pub(super) fn take(cluster: &Cluster, agent: &Agent) -> Result<Self> {
         let pid = agent.pid().context("the agent is not running")?;
         Ok(Self {

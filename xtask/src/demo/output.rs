@@ -10,9 +10,10 @@ use super::inventory::Inventory;
 use super::scenes::{ALIASES, Scene};
 
 const WIDTH: usize = 100;
+/// Width of the column with the names of hosts.
 const NAME: usize = 9;
-/// Lines about drops in each scene. The rest is summed up.
-const POINTS: usize = 10;
+/// Maximum number of lines about drops in each scene. One line has the sum of the others.
+const MAX_DROP_POINTS: usize = 10;
 
 type Port = (char, Protocol, u16);
 
@@ -57,7 +58,7 @@ impl Printer {
 
     pub(super) fn progress(&self, what: &str) {
         print!("  {} {what} … ", self.paint(Style::Accent, "›"));
-        // If stdout is closed, the next line fails too.
+        // If stdout is closed, the next `println!` reports it.
         let _ = std::io::stdout().flush();
     }
 
@@ -173,7 +174,7 @@ impl Printer {
             return;
         }
         println!("  Where and why the others were dropped, as reported by the agent:");
-        for (drop_point, cells) in drops.points.iter().take(POINTS) {
+        for (drop_point, cells) in drops.points.iter().take(MAX_DROP_POINTS) {
             let movement = if drop_point.direction == "egress" { "leaving" } else { "entering" };
             let policies: Vec<_> =
                 drop_point.policies.iter().map(|name| name.split('/').next_back().unwrap_or(name)).collect();
@@ -194,9 +195,9 @@ impl Printer {
             });
             println!("  {:<64}{}", shortened(&line, 62), self.paint(Style::Dim, &example.unwrap_or_default()));
         }
-        if drops.points.len() > POINTS {
-            let rest: usize = drops.points.values().skip(POINTS).map(Vec::len).sum();
-            println!("  {rest:>4}  at {} more interfaces", drops.points.len() - POINTS);
+        if drops.points.len() > MAX_DROP_POINTS {
+            let rest: usize = drops.points.values().skip(MAX_DROP_POINTS).map(Vec::len).sum();
+            println!("  {rest:>4}  at {} more interfaces", drops.points.len() - MAX_DROP_POINTS);
         }
         if !drops.unreported.is_empty() {
             let line = format!(

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind, SymbolKind};
 
-/// Functions that compilers call on their own. Each is a loop over bytes, which the verifier walks again for each
+/// Functions to which compilers generate calls. Each is a loop over bytes, which the verifier processes again for each
 /// caller.
 const LIBRARY: [&str; 5] = ["memcpy", "memmove", "memset", "memcmp", "bcmp"];
 
@@ -70,13 +70,14 @@ pub(super) fn calls(file: &object::File) -> Result<Vec<(Position, Position)>> {
                 continue;
             }
             let distance = i64::from(i32::from_le_bytes([4, 5, 6, 7].map(|byte: usize| instruction[byte])));
-            // A call is counted from the instruction after it; with a relocation, from one before its symbol.
+            // The distance is relative to the instruction after the call. With a relocation, it is relative to the
+            // instruction after the symbol's position.
             let offset = (distance + 1) * INSTRUCTION.cast_signed();
             let callee = match relocations.get(&at).map(object::Relocation::target) {
                 Some(RelocationTarget::Symbol(index)) => {
                     let symbol = file.symbol_by_index(index).context("a call's relocation has no symbol")?;
-                    let home = symbol.section_index().context("a call's symbol is in no section")?;
-                    (home.0, symbol.address().wrapping_add_signed(offset))
+                    let section = symbol.section_index().context("a call's symbol is in no section")?;
+                    (section.0, symbol.address().wrapping_add_signed(offset))
                 }
                 _ => (section.index().0, at.wrapping_add_signed(offset)),
             };

@@ -1,6 +1,6 @@
-//! Corrects the line info of the BPF object: the kernel requires ascending instruction offsets (`check_btf_line`).
-//! Inline assembly without an instruction, which hides a value from the compiler, leaves a second entry for the next
-//! instruction.
+//! Corrects the line info of the BPF object: the kernel requires strictly ascending instruction offsets
+//! (`check_btf_line`). The sources hide some values from the compiler with empty inline assembly. Each leaves a second
+//! entry for the next instruction.
 //!
 //! Source: <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/verifier.c>; the layout of `.BTF.ext`:
 //! <https://docs.kernel.org/bpf/btf.html#btf-ext-section>.

@@ -1,6 +1,6 @@
 //! Checks the stack size of the programs by the rules of the Linux 5.10 verifier: each function's frame is rounded
-//! up, and no call chain may use more than 512 bytes. Later kernels round less, so that a test on a newer kernel does
-//! not find the error.
+//! up, and no call chain may use more than 512 bytes. Later kernels round up to smaller units, so that a test on a newer
+//! kernel does not find the error.
 //!
 //! Source: `check_max_stack_depth`, <https://github.com/torvalds/linux/blob/v5.10/kernel/bpf/verifier.c>.
 
@@ -14,7 +14,7 @@ use super::calls::{Position, calls, functions};
 /// `MAX_BPF_STACK`.
 const LIMIT: u32 = 512;
 /// Frame sizes are rounded up to a multiple of this.
-const ROUND: u32 = 32;
+const FRAME_UNIT: u32 = 32;
 /// Register of the frame pointer.
 const FRAME_POINTER: u8 = 10;
 
@@ -63,7 +63,7 @@ struct Graph {
 impl Graph {
     /// Returns the call chain from this function that uses the most stack. Programs do not recurse.
     fn deepest(&self, from: Position, path: &mut Vec<Position>) -> (u32, Vec<Position>) {
-        let frame = self.frames.get(&from).copied().unwrap_or(0).max(1).next_multiple_of(ROUND);
+        let frame = self.frames.get(&from).copied().unwrap_or(0).max(1).next_multiple_of(FRAME_UNIT);
         path.push(from);
         let callees = self.calls.get(&from).into_iter().flatten().filter(|callee| !path.contains(callee));
         let callees: Vec<Position> = callees.copied().collect();

@@ -13,7 +13,7 @@ use super::report::Report;
 use super::suite::Kernel;
 use crate::run;
 
-/// How long the machine may run. On an emulated CPU the verifier needs a minute for one second's work.
+/// How long the machine may run. On an emulated CPU the verifier takes a minute for what takes a second on a real one.
 const TIME_LIMIT: Duration = Duration::from_mins(10);
 
 /// Boots the kernel, waits until the machine stops, and reads its console.

@@ -1,4 +1,4 @@
-//! Downloads kernels from Debian's archive, once each.
+//! Downloads each kernel once from Debian's archive.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::{debian, run, workspace};
 /// Metapackage that depends on the suite's current kernel.
 const CURRENT: &str = "linux-image-cloud-amd64";
 
-/// A Debian suite, and the series of its kernels.
+/// A Debian suite, and the version of its kernels.
 #[derive(Debug)]
 pub(super) struct Suite {
     pub(super) version: &'static str,
@@ -56,7 +56,7 @@ impl Kernel {
             .with_context(|| {
                 format!("no kernel in {}: remove this folder and run the command again", boot.display())
             })?;
-        // Newer packages have it below /usr.
+        // Newer packages have the modules below /usr.
         let modules = ["lib/modules", "usr/lib/modules"].map(|path| folder.join("root").join(path).join(&release));
         let modules = modules.into_iter().find(|path| path.is_dir());
         Ok(Self {

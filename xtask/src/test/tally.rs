@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn results_add_up() {
+    fn results_are_summed() {
         let result =
             "test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s";
         let tally = after(&["test a::b ... FAILED", "test c ... ok", result], false);

@@ -16,8 +16,8 @@ pub(super) fn reasons() -> Result<Vec<String>> {
     let reasons: Vec<_> = list.lines().filter_map(reason).collect();
     ensure!(reasons.len() > 10, "netpol-common/src/reason.rs no longer lists reasons as `Name = 1, \"name\", true;`");
     let docs = docs()?;
-    let unreported = reasons.into_iter().filter(|reason| !docs.contains(&format!("`{reason}`")));
-    Ok(unreported.map(|reason| format!("docs/ does not explain `{reason}`")).collect())
+    let undocumented = reasons.into_iter().filter(|reason| !docs.contains(&format!("`{reason}`")));
+    Ok(undocumented.map(|reason| format!("docs/ does not explain `{reason}`")).collect())
 }
 
 /// Checks that docs/ has every option and metric of the agent.
@@ -30,8 +30,8 @@ pub(super) fn agent() -> Result<Vec<String>> {
     names.extend(metrics_of(&metrics));
     ensure!(names.len() > count + 10, "netpol-agent/src/metrics/page.rs no longer names metrics as `\"netpol_…\"`");
     let docs = docs()?;
-    let unreported = names.into_iter().filter(|name| !docs.contains(&format!("`{name}`")));
-    Ok(unreported.map(|name| format!("docs/ does not describe `{name}`")).collect())
+    let undocumented = names.into_iter().filter(|name| !docs.contains(&format!("`{name}`")));
+    Ok(undocumented.map(|name| format!("docs/ does not describe `{name}`")).collect())
 }
 
 /// Returns options: `--pin-path` for `#[arg(long)]` with `pin_path: PathBuf,` in the next line.
@@ -136,9 +136,9 @@ fn is_test_name(word: &str) -> bool {
 pub(super) fn commands() -> Result<Vec<String>> {
     let text = sources::read(Path::new("CONTRIBUTING.md"))?;
     let cli = Cli::command();
-    let unreported =
+    let undocumented =
         cli.get_subcommands().map(clap::Command::get_name).filter(|verb| !text.contains(&format!("`{verb}`")));
-    Ok(unreported.map(|verb| format!("CONTRIBUTING.md does not describe `{verb}`")).collect())
+    Ok(undocumented.map(|verb| format!("CONTRIBUTING.md does not describe `{verb}`")).collect())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Checks each file by itself.
+//! Checks that apply to single files: length, name, and text that should not be committed.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::{run, workspace};
 const LINES: usize = 500;
 
 /// File names that do not describe the content.
-const EMPTY_NAMES: [&str; 4] = ["util.rs", "utils.rs", "helpers.rs", "misc.rs"];
+const VAGUE_NAMES: [&str; 4] = ["util.rs", "utils.rs", "helpers.rs", "misc.rs"];
 
 /// Leftovers, and what to do instead.
 const LEFTOVERS: [(&str, &str); 6] = [
@@ -41,7 +41,7 @@ fn check_file(path: &Path, text: &str, findings: &mut Vec<String>) {
     if is_rust && text.lines().count() > LINES {
         findings.push(format!("{shown} has {} lines, over {LINES}: split it", text.lines().count()));
     }
-    if path.file_name().is_some_and(|name| EMPTY_NAMES.iter().any(|empty| name == *empty)) {
+    if path.file_name().is_some_and(|name| VAGUE_NAMES.iter().any(|vague| name == *vague)) {
         findings.push(format!("{shown}: rename the file after what it does"));
     }
     if path.ends_with(file!()) {

@@ -41,7 +41,7 @@ pub(super) fn concepts() -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for path in sources::tracked()? {
         let text = sources::read(&path)?;
-        // This list, and the page that explains it.
+        // This file and CONTRIBUTING.md list the replaced words.
         if path.ends_with(file!()) || path == Path::new("CONTRIBUTING.md") {
             continue;
         }
