@@ -119,10 +119,13 @@ impl Matches {
         }
     }
 
-    fn found(self) -> Findings {
-        let location = |seen: BTreeSet<String>| NameList(&seen.into_iter().collect::<Vec<_>>()).to_string();
-        let seen = self.0.into_iter().zip(&POLICY_ENGINES).filter(|(seen, _)| !seen.is_empty());
-        seen.map(|(seen, engine)| (engine.name.to_owned(), Finding { location: location(seen), advice: engine.advice }))
+    fn findings(self) -> Findings {
+        let location = |found: BTreeSet<String>| NameList(&found.into_iter().collect::<Vec<_>>()).to_string();
+        let matching = self.0.into_iter().zip(&POLICY_ENGINES).filter(|(found, _)| !found.is_empty());
+        matching
+            .map(|(found, engine)| {
+                (engine.name.to_owned(), Finding { location: location(found), advice: engine.advice })
+            })
             .collect()
     }
 }
@@ -179,13 +182,13 @@ mod tests {
         ] {
             let mut matches = Matches::default();
             let datagram = [chain("filter", "INPUT"), chain(table, name), chain("nat", "OUTPUT")].concat();
-            assert_eq!(traces.read(&datagram).unwrap(), Dump::More);
-            assert_eq!(traces.read(&message(DONE, 2, &[0; 4])).unwrap(), Dump::Done);
-            let found = traces.found();
-            assert_eq!(found.len(), usize::from(!expected.is_empty()), "{table} {name}: {found:?}");
-            for (engine, location) in found {
+            assert_eq!(matches.read(&datagram).unwrap(), DumpState::More);
+            assert_eq!(matches.read(&message(DONE, 2, &[0; 4])).unwrap(), DumpState::Done);
+            let findings = matches.findings();
+            assert_eq!(findings.len(), usize::from(!expected.is_empty()), "{table} {name}: {findings:?}");
+            for (engine, finding) in findings {
                 assert!(engine.contains(expected), "{engine}");
-                assert!(location.location.contains(name) || location.location.contains(table), "{}", location.location);
+                assert!(finding.location.contains(name) || finding.location.contains(table), "{}", finding.location);
             }
         }
     }

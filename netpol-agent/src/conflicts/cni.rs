@@ -104,9 +104,9 @@ mod tests {
         let file = directory.path().join("10-mac.conf");
         std::fs::write(&file, r#"{"type":"macvlan"}"#).unwrap();
         let found = detect(directory.path()).unwrap();
-        let location = &found["CNI plugin macvlan"];
-        assert_eq!(location.location, file.display().to_string());
-        assert!(location.advice.contains("NOT enforced"), "{}", location.advice);
+        let finding = &found["CNI plugin macvlan"];
+        assert_eq!(finding.location, file.display().to_string());
+        assert!(finding.advice.contains("CANNOT enforce policies"), "{}", finding.advice);
     }
 
     #[test]

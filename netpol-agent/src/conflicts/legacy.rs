@@ -82,9 +82,9 @@ impl Family {
     }
 }
 
-/// Finds the names of the chains: a chain starts with an entry that has a target named `ERROR`, with the
-/// chain's name.
-fn names(entries: &[u8], offsets: usize, report: &mut impl FnMut(&str)) {
+/// Finds the names of the chains: a chain starts with an entry whose target is named `ERROR` and contains the chain's
+/// name.
+fn names(entries: &[u8], target_offset_at: usize, report: &mut impl FnMut(&str)) {
     let mut rest = entries;
     while let (Some(target), Some(next)) = (u16_at(rest, target_offset_at), u16_at(rest, target_offset_at + 2)) {
         // `struct xt_error_target`: size, name, revision, then 30 bytes of text.

@@ -1,6 +1,6 @@
-//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins with pods that
-//! netpol cannot enforce. Runs once a minute on its own thread. Each conflict is logged once and counted in the
-//! metrics. netpol enforces in any case.
+//! Detects components on this node that conflict with netpol: other policy engines, and CNI plugins for whose pods netpol
+//! cannot enforce policies. Runs once a minute on its own thread. Each conflict is logged once and counted in the
+//! metrics. Policies are enforced whether or not there are conflicts.
 
 mod chains;
 mod cni;
@@ -68,7 +68,9 @@ type Findings = BTreeMap<String, Finding>;
 /// A conflict, without its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
+    /// Where it was found.
     location: String,
+    /// What it does and what to do about it. Follows "NAME conflicts with netpol: ".
     advice: &'static str,
 }
 
@@ -123,11 +125,11 @@ impl Detector {
 
 impl ConflictReporter {
     fn report(&mut self, kind: ConflictKind, found: Findings) {
-        let before = self.before.remove(&kind).unwrap_or_default();
-        for (what, Finding { location, advice }) in found.iter().filter(|(what, _)| !before.contains_key(*what)) {
-            tracing::warn!(kind = kind.name(), conflict = what, location, "conflict: {advice}");
+        let last_found = self.last_found.remove(&kind).unwrap_or_default();
+        for (what, Finding { location, advice }) in found.iter().filter(|(what, _)| !last_found.contains_key(*what)) {
+            tracing::warn!(kind = kind.name(), conflict = what, location, "{what} conflicts with netpol: {advice}");
         }
-        for what in before.keys().filter(|what| !found.contains_key(*what)) {
+        for what in last_found.keys().filter(|what| !found.contains_key(*what)) {
             tracing::info!(kind = kind.name(), conflict = what, "conflict resolved");
         }
         self.counts.set(kind, found.len());
@@ -186,7 +188,7 @@ mod tests {
         assert_eq!(report(ConflictKind::Chains, &["Calico", "kindnet"]), ((1, 1), 2));
         assert_eq!(report(ConflictKind::Chains, &[]), ((0, 2), 0));
         assert_eq!(report(ConflictKind::Chains, &["Weave"]), ((1, 0), 1), "logged again when it is back");
-        let resolved = log(|| reported.report(ConflictKind::Chains, Findings::new()));
+        let resolved = log(|| reporter.report(ConflictKind::Chains, Findings::new()));
         assert!(resolved.contains("INFO") && resolved.contains("kind=\"chains\" conflict=\"Weave\""), "{resolved}");
     }
 

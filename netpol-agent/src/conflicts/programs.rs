@@ -18,16 +18,16 @@ const AFTER: &str = "it runs after netpol's programs and decides last on packets
 /// Finds each program once, with the veths to which it is attached.
 pub(super) fn detect(foreign: &ForeignPrograms) -> Result<Findings, NetlinkError> {
     let mut netlink = Netlink::open()?;
-    let mut places: BTreeMap<(String, Order), Vec<String>> = BTreeMap::new();
+    let mut locations: BTreeMap<(String, Order), Vec<String>> = BTreeMap::new();
     for veth in netlink.links()?.veths.into_iter().take(MAX_VETHS) {
         for program in foreign.programs_on(&mut netlink, veth.ifindex, &veth.name) {
-            let veths = places.entry((program.name, program.order)).or_default();
+            let veths = locations.entry((program.name, program.order)).or_default();
             if veths.last() != Some(&veth.name) {
                 veths.push(veth.name.clone());
             }
         }
     }
-    let found = places.into_iter().map(|((name, order), veths)| {
+    let found = locations.into_iter().map(|((name, order), veths)| {
         let (what, advice) = match order {
             Order::Before => (format!("TC program {name} (before netpol's)"), BEFORE),
             Order::After => (format!("TC program {name}"), AFTER),

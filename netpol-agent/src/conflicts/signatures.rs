@@ -22,10 +22,10 @@ const K3S: &str = "it enforces the same policies, and a packet passes only if bo
 const KINDNET: &str = "it enforces the same policies, and a packet passes only if both engines allow it. Create kind clusters with \
     disableDefaultCNI and a CNI plugin without policy enforcement, or remove kube-network-policies; \
     `nft delete table inet NAME` removes its rules";
-const CALICO: &str = "Calico enforces the same policies and its own, and both must allow a packet. Run netpol on nodes with \
-    a CNI plugin that enforces no policies, or keep Calico and remove netpol";
-const WEAVE: &str = "Weave enforces the same policies, and both must allow a packet. Run weave-kube with EXPECT_NPC=0 and \
-    without weave-npc";
+const CALICO: &str = "it enforces the same policies and its own, and a packet passes only if both Calico and netpol allow it. \
+    Run netpol on nodes whose CNI plugin enforces no policies, or keep Calico and remove netpol";
+const WEAVE: &str = "it enforces the same policies, and a packet passes only if both Weave and netpol allow it. Run weave-kube \
+    with EXPECT_NPC=0 and without weave-npc";
 
 /// The known policy engines. Sources:
 /// * kube-router: <https://github.com/cloudnativelabs/kube-router/tree/master/pkg/controllers/netpol>; its nftables

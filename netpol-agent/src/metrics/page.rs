@@ -21,7 +21,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     suppressed(&mut metrics, reconciler, meter);
     maps(&mut metrics, reconciler);
     omitted_parts(&mut metrics, reconciler);
-    let held = || reconciler.held().values().filter(|held| held.attached);
+    let held = || reconciler.local_endpoints().values().filter(|held| held.attached);
     let endpoints = held().filter(|held| held.pod.is_some() && !held.orphaned).count();
     let orphans = held().filter(|held| held.orphaned).count();
     let unknown = held().count() - endpoints - orphans;
@@ -127,7 +127,7 @@ fn conflicting_components(metrics: &mut MetricsText, meter: &Meter) {
 
 fn packets(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>, meter: &Meter) {
     metrics.header("netpol_packets_total", "counter", "Packets at pods by direction, reason and verdict.");
-    for held in reconciler.held().values() {
+    for held in reconciler.local_endpoints().values() {
         let Some(pod) = &held.pod else { continue };
         for direction in Direction::BOTH {
             let Ok(counters) = meter.counters.packets(held.endpoint.id, direction) else { continue };
@@ -172,7 +172,7 @@ fn unlisted(metrics: &mut MetricsText, addresses: usize) {
 fn suppressed(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>, meter: &Meter) {
     let name = "netpol_deny_events_suppressed_total";
     metrics.header(name, "counter", "Number of denied packets without a deny event because of the limit for each pod.");
-    for held in reconciler.held().values() {
+    for held in reconciler.local_endpoints().values() {
         let Some(pod) = &held.pod else { continue };
         for direction in Direction::BOTH {
             let suppressed = meter.counters.suppressed(held.endpoint.id, direction).unwrap_or(0);

@@ -363,7 +363,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns every interface with an endpoint.
-    pub fn held(&self) -> &BTreeMap<IfIndex, LocalEndpoint> {
+    pub fn local_endpoints(&self) -> &BTreeMap<IfIndex, LocalEndpoint> {
         &self.held
     }
 

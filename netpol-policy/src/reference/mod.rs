@@ -103,7 +103,7 @@ pub fn evaluate(cluster_state: &ClusterState, packet: &Packet) -> Evaluation {
     {
         let candidates = service::candidates(cluster_state, &isolating, pod, packet, &frontend);
         let reason = service::verdict(&candidates, packet.post_dnat);
-        let recheck = reason == Reason::Service && service::is_open(&candidates);
+        let recheck = reason == Reason::Service && service::needs_recheck(&candidates);
         return Evaluation { recheck, candidates, ..decided(reason) };
     }
 

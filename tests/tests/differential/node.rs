@@ -102,7 +102,11 @@ impl Node {
         self.reconciler.interfaces(InterfaceSnapshot::default());
         self.reconciler.apply(vec![Event::Reset(Vec::new())]);
         ensure!(self.tables().is_empty(), "the tables still contain {:#?}", self.tables());
-        ensure!(self.reconciler.held().is_empty(), "the reconciler still has endpoints: {:?}", self.reconciler.held());
+        ensure!(
+            self.reconciler.local_endpoints().is_empty(),
+            "the reconciler still has endpoints: {:?}",
+            self.reconciler.local_endpoints()
+        );
         self.check_maps()
     }
 
@@ -128,7 +132,7 @@ impl Node {
 
     /// Returns the endpoints of known pods. While an address moves from one pod to another, a pod may have two.
     pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
-        let held = self.reconciler.held().iter().filter(|(_, held)| !held.orphaned);
+        let held = self.reconciler.local_endpoints().iter().filter(|(_, held)| !held.orphaned);
         held.filter_map(|(ifindex, held)| Some((*ifindex, (held.pod.clone()?, held.endpoint)))).collect()
     }
 
@@ -172,7 +176,7 @@ impl Node {
         ensure_equal("address", &found.addresses, &expected.addresses)?;
         ensure_equal("prefix", &found.prefixes, &expected.prefixes)?;
         ensure_equal("frontend", &found.frontends, &expected.frontends)?;
-        let held = self.reconciler.held();
+        let held = self.reconciler.local_endpoints();
         let expected: BTreeMap<_, _> = held.iter().map(|(ifindex, held)| (*ifindex, held.endpoint)).collect();
         let found = kernel.endpoints()?;
         ensure_equal("endpoint", &found, &expected)?;

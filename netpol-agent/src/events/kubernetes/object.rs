@@ -54,7 +54,10 @@ pub(super) fn of_diagnostic(diagnostic: &PolicyDiagnostic, uid: Option<String>, 
     Event {
         action: Some("Enforce".to_owned()),
         event_time: Some(time(now)),
-        note: Some(topic::shorten(format!("{}; this part matches nothing and allows nothing", each.diagnostic))),
+        note: Some(topic::escape_and_shorten(format!(
+            "{}; this part matches nothing and allows nothing",
+            diagnostic.message
+        ))),
         reason: Some("InvalidPolicyField".to_owned()),
         regarding: Some(reference("networking.k8s.io/v1", "NetworkPolicy", &key.namespace, &key.name, uid)),
         ..event_base(&key.namespace, name, node)

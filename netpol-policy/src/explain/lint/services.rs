@@ -128,7 +128,7 @@ fn block_of_services(
     block: &IpBlock,
     selected: &[&Pod],
     path: impl Fn() -> String,
-) -> Option<Found> {
+) -> Option<PartialFinding> {
     let pods = cluster_state.pods.values().filter(|pod| pod.is_selectable()).flat_map(|pod| &pod.addresses);
     if block.cidr.prefix_len() == 0 || pods.into_iter().any(|address| block.contains(*address)) {
         return None;
