@@ -36,6 +36,8 @@ pub(super) struct Classes {
     ids: HashMap<Arc<Signature>, ClassId>,
     entries: BTreeMap<ClassId, Class>,
     by_selector: HashMap<PeerSelectorId, BTreeSet<ClassId>>,
+    /// Classes that lost their last user, and may have got one since.
+    unused: BTreeSet<ClassId>,
     counter: Counter,
 }
 
@@ -51,6 +53,7 @@ impl Classes {
             ids: HashMap::new(),
             entries: BTreeMap::new(),
             by_selector: HashMap::new(),
+            unused: BTreeSet::new(),
             counter: Counter::starting_at(first.0),
         }
     }
@@ -86,15 +89,22 @@ impl Classes {
         (id, true)
     }
 
-    /// Removes a user of a class. Returns whether it was the last one. The class stays until [`Classes::retire`].
-    pub(super) fn release(&mut self, id: ClassId) -> bool {
-        let Some(class) = self.entries.get_mut(&id) else { return false };
+    /// Removes a user of a class. The class stays until [`Classes::retire`].
+    pub(super) fn release(&mut self, id: ClassId) {
+        let Some(class) = self.entries.get_mut(&id) else { return };
         class.users -= 1;
-        class.users == 0
+        if class.users == 0 {
+            self.unused.insert(id);
+        }
     }
 
-    /// Removes a class that still has no user.
-    pub(super) fn retire(&mut self, id: ClassId) -> Option<Arc<Signature>> {
+    /// Removes the classes without users. Returns them with their signatures.
+    pub(super) fn retire(&mut self) -> Vec<(ClassId, Arc<Signature>)> {
+        let unused = std::mem::take(&mut self.unused);
+        unused.into_iter().filter_map(|id| Some((id, self.retire_one(id)?))).collect()
+    }
+
+    fn retire_one(&mut self, id: ClassId) -> Option<Arc<Signature>> {
         if self.entries.get(&id)?.users > 0 {
             return None;
         }

@@ -15,8 +15,9 @@ use super::allow::AllowEntries;
 use super::difference::{DiffCache, PendingEntries, PortSetUser};
 use super::parts::{Part, PartId};
 use super::port_sets::Diff;
+use super::resolve::UnusedSelectors;
 use super::rule_sets::{PartChange, RuleSet};
-use super::transaction::Transaction;
+use super::transaction::{NextEndpoints, Touched};
 use crate::model::{PodKey, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 
@@ -35,7 +36,7 @@ impl Engine {
     /// rule sets.
     pub(super) fn evolutions(
         &mut self,
-        transaction: &mut Transaction,
+        touched: &mut Touched,
         policy: &PolicyKey,
         pods: BTreeSet<PodKey>,
     ) -> (Vec<Evolution>, BTreeSet<PodKey>) {
@@ -47,7 +48,7 @@ impl Engine {
                 continue;
             };
             for (rule_set, direction) in rule_sets.into_iter().zip(Direction::BOTH) {
-                let part = self.part(transaction, policy, direction, &key);
+                let part = self.part(touched, policy, direction, &key);
                 groups.entry((rule_set, direction)).or_default().entry(part).or_default().push(key.clone());
             }
         }
@@ -74,7 +75,7 @@ impl Engine {
                 };
                 let fits = rule_set.is_some_and(|rule_set| rule_set.may_change(pods.len()) && keeps_all(rule_set))
                     && !self.rule_sets.has_refused(id);
-                let safe = new.is_none() || !transaction.new_exceptions;
+                let safe = new.is_none() || !touched.new_exceptions;
                 if safe && fits && count == 1 && !after.is_empty() && self.rule_sets.find(direction, &after).is_none() {
                     evolutions.push((direction, Evolution { rule_set: id, parts: after, new, removed }, pods));
                 } else {
@@ -122,19 +123,23 @@ impl Engine {
     }
 
     /// Writes what new parts allow.
-    pub(super) fn grow(&mut self, transaction: &mut Transaction, evolutions: &[Evolution]) {
+    pub(super) fn grow(&mut self, changes: &mut Vec<Change>, next: &NextEndpoints, evolutions: &[Evolution]) {
         let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
         for evolution in evolutions {
             if let Some(new) = evolution.new {
                 self.collect_additions(evolution.rule_set, new, &mut pending, &mut cache);
             }
         }
-        self.write_entries(transaction, pending, evolutions);
+        self.write_entries(changes, next, pending, evolutions);
     }
 
-    /// Removes what only the removed parts allowed.
-    pub(super) fn shrink(&mut self, evolutions: &[Evolution]) -> Vec<Change> {
-        let mut transaction = Transaction { renaming: true, ..Transaction::default() };
+    /// Removes parts, and what only they allowed. Appends the peer selectors that are no longer used to `unused`.
+    pub(super) fn remove_parts(
+        &mut self,
+        changes: &mut Vec<Change>,
+        evolutions: &[Evolution],
+        unused: &mut UnusedSelectors,
+    ) {
         let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
         let shrinking = || evolutions.iter().filter_map(|evolution| Some((evolution, evolution.removed?)));
         for (evolution, removed) in shrinking() {
@@ -144,27 +149,30 @@ impl Engine {
             self.collect_removals(evolution.rule_set, removed, &mut pending, &mut cache);
         }
         let narrowed: Vec<_> = shrinking().map(|(evolution, _)| evolution.rule_set).collect();
-        self.write_entries(&mut transaction, pending, evolutions);
-        if !transaction.changes.is_empty() {
-            self.write(&mut transaction, Change::Reevaluate(narrowed));
+        let written = changes.len();
+        self.write_entries(changes, &NextEndpoints::new(), pending, evolutions);
+        if changes.len() > written {
+            self.write(changes, Change::Reevaluate(narrowed));
         }
-        let mut unused = Vec::new();
         for (_, removed) in shrinking() {
-            self.release_part(removed, &mut unused);
+            self.release_part(removed, unused);
         }
-        self.forget(&mut transaction, &unused);
-        transaction.changes
     }
 
     /// Writes changed entries. A port set changes in place if all of its users change in the same way.
-    fn write_entries(&mut self, transaction: &mut Transaction, pending: PendingEntries, evolutions: &[Evolution]) {
+    fn write_entries(
+        &mut self,
+        changes: &mut Vec<Change>,
+        next: &NextEndpoints,
+        pending: PendingEntries,
+        evolutions: &[Evolution],
+    ) {
         // All rule sets are of one policy.
         let namespace = evolutions.iter().find_map(|one| self.rule_sets.get(one.rule_set)?.namespace().cloned());
         let Some(namespace) = namespace else { return };
-        transaction.known_contents.clear();
         for (key, contents) in pending.singles {
-            let entry = self.intern(transaction, &contents, &namespace);
-            self.set_entry(transaction, key, entry);
+            let entry = self.intern(changes, &contents, &namespace);
+            self.set_entry(changes, key, entry);
         }
         let (mut changing, mut copied) = (Vec::new(), Vec::new());
         for ((base, diff), users) in pending.groups {
@@ -181,28 +189,26 @@ impl Engine {
             }
         }
         for (contents, diff, users) in copied {
-            let entry = self.intern(transaction, &contents, &namespace);
-            self.assign_port_set(transaction, entry, &diff, &users);
+            let entry = self.intern(changes, &contents, &namespace);
+            self.assign_port_set(changes, entry, &diff, &users);
         }
         for (base, user_count, diff, users) in changing {
             // The set may have got more users just now.
             let all = self.port_sets.user_count(base) == user_count;
             let changed = if all { self.port_sets.change(base, &diff) } else { None };
-            let entry = if let Some(changes) = changed {
-                for change in changes {
-                    self.write(transaction, change);
-                }
+            let entry = if let Some(ports) = changed {
+                self.write_all(changes, ports);
                 self.port_sets.add_user(base);
                 AllowEntry { port_set: base, rule: RuleId::NONE }
             } else {
                 let contents = self.contents_with(base, &diff);
-                self.intern(transaction, &contents, &namespace)
+                self.intern(changes, &contents, &namespace)
             };
-            self.assign_port_set(transaction, entry, &diff, &users);
+            self.assign_port_set(changes, entry, &diff, &users);
         }
         for (id, (classes, for_any_peer)) in pending.touched {
-            self.drop_redundant(transaction, id, &classes);
-            self.reallow_frontends(transaction, id, &classes, &for_any_peer);
+            self.drop_redundant(changes, id, &classes);
+            self.reallow_frontends(changes, next, id, (&classes, &for_any_peer));
         }
     }
 
@@ -213,39 +219,31 @@ impl Engine {
     }
 
     /// Assigns a port set to its users, then releases the use that `entry` came with.
-    fn assign_port_set(
-        &mut self,
-        transaction: &mut Transaction,
-        entry: AllowEntry,
-        diff: &Diff,
-        users: &[PortSetUser],
-    ) {
+    fn assign_port_set(&mut self, changes: &mut Vec<Change>, entry: AllowEntry, diff: &Diff, users: &[PortSetUser]) {
         for user in users {
             self.port_sets.add_user(entry.port_set);
             match user {
-                PortSetUser::Class(key) => self.set_entry(transaction, *key, entry),
-                PortSetUser::AnyPeer(id) => self.set_any_peer(transaction, *id, diff, entry.port_set),
+                PortSetUser::Class(key) => self.set_entry(changes, *key, entry),
+                PortSetUser::AnyPeer(id) => self.set_any_peer(changes, *id, diff, entry.port_set),
             }
         }
-        for change in self.port_sets.release(entry.port_set) {
-            self.write(transaction, change);
-        }
+        let ports = self.port_sets.release(entry.port_set);
+        self.write_all(changes, ports);
     }
 
-    fn set_any_peer(&mut self, transaction: &mut Transaction, id: RuleSetId, diff: &Diff, any: PortSetId) {
+    fn set_any_peer(&mut self, changes: &mut Vec<Change>, id: RuleSetId, diff: &Diff, any: PortSetId) {
         let Some(before) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         self.rule_sets.set_any(id, diff, any);
         if before != any {
             let pods: Vec<_> = self.endpoints.with_rule_set(id).cloned().collect();
             for pod in pods {
                 if let Some(policy) = self.endpoints.get(&pod).map(|ids| self.endpoint_policy(ids)) {
-                    self.write(transaction, Change::PutEndpoint(pod, policy));
+                    self.write(changes, Change::PutEndpoint(pod, policy));
                 }
             }
         }
-        for change in self.port_sets.release(before) {
-            self.write(transaction, change);
-        }
+        let ports = self.port_sets.release(before);
+        self.write_all(changes, ports);
     }
 
     /// Returns the policy of an endpoint with these rule sets.
@@ -257,12 +255,12 @@ impl Engine {
     }
 
     /// Removes entries that equal what any peer is allowed.
-    fn drop_redundant(&mut self, transaction: &mut Transaction, id: RuleSetId, classes: &BTreeSet<ClassId>) {
+    fn drop_redundant(&mut self, changes: &mut Vec<Change>, id: RuleSetId, classes: &BTreeSet<ClassId>) {
         let Some(any) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         for class in classes {
             let key = AllowKey { rule_set: id, class: *class };
             if self.tables.allow(&key).is_some_and(|entry| entry.port_set == any) {
-                self.disallow(transaction, id, *class);
+                self.disallow(changes, id, *class);
             }
         }
     }

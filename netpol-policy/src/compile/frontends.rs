@@ -55,6 +55,8 @@ pub(super) struct BackendSets {
     by_hairpin: HashMap<IpAddr, BTreeSet<ClassId>>,
     always_some: BTreeSet<ClassId>,
     by_rule_set: HashMap<RuleSetId, BTreeSet<ClassId>>,
+    /// Backend sets that lost their last user, and may have got one since.
+    unused: BTreeSet<ClassId>,
 }
 
 #[derive(Clone, Debug)]
@@ -91,22 +93,26 @@ impl BackendSets {
         (id, true)
     }
 
-    /// Removes a user of a backend set. Returns whether it was the last one. The set stays until
-    /// [`BackendSets::retire`].
-    pub(super) fn release(&mut self, id: ClassId) -> bool {
-        let Some(entry) = self.entries.get_mut(&id) else { return false };
+    /// Removes a user of a backend set. The set stays until [`BackendSets::retire`].
+    pub(super) fn release(&mut self, id: ClassId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.users -= 1;
-        entry.users == 0
+        if entry.users == 0 {
+            self.unused.insert(id);
+        }
     }
 
-    /// Removes a backend set that still has no user. Returns the rule sets that have an entry for it.
-    pub(super) fn retire(&mut self, id: ClassId) -> BTreeSet<RuleSetId> {
-        if self.entries.get(&id).is_none_or(|entry| entry.users > 0) {
-            return BTreeSet::new();
+    /// Removes the backend sets without users. Returns them with the rule sets that have an entry for them.
+    pub(super) fn retire(&mut self) -> Vec<(ClassId, BTreeSet<RuleSetId>)> {
+        let unused = std::mem::take(&mut self.unused);
+        unused.into_iter().filter_map(|id| Some((id, self.retire_one(id)?))).collect()
+    }
+
+    fn retire_one(&mut self, id: ClassId) -> Option<BTreeSet<RuleSetId>> {
+        if self.entries.get(&id)?.users > 0 {
+            return None;
         }
-        let Some(BackendSetEntry { backend_set, allowed_by, .. }) = self.entries.remove(&id) else {
-            return BTreeSet::new();
-        };
+        let BackendSetEntry { backend_set, allowed_by, .. } = self.entries.remove(&id)?;
         self.ids.remove(&backend_set);
         self.always_some.remove(&id);
         for (class, port) in backend_set.peers() {
@@ -126,7 +132,7 @@ impl BackendSets {
                 self.by_hairpin.remove(address);
             }
         }
-        allowed_by
+        Some(allowed_by)
     }
 
     pub(super) fn get(&self, id: ClassId) -> Option<Arc<BackendSet>> {

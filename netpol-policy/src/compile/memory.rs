@@ -8,8 +8,9 @@ use super::Engine;
 use super::allow::{AllowEntries, Ports};
 use super::evolve::Evolution;
 use super::parts::{CompiledRule, RuleAt};
+use super::reclassify::AllowCache;
 use super::rule_sets::RuleSet;
-use super::transaction::Transaction;
+use super::transaction::Update;
 use crate::model::{NamespaceName, PodKey};
 use crate::tables::{Change, EndpointPolicy};
 
@@ -72,9 +73,9 @@ impl Engine {
         (ports as u64, entries)
     }
 
-    /// Divides the memory limit after a change. Returns whether a cut changed, and the pods of these policies,
-    /// which must be resolved.
-    pub(super) fn balance(&mut self) -> (bool, BTreeSet<PodKey>) {
+    /// Divides the memory limit after a change. If the cut of policies changed, returns their pods, which must be
+    /// resolved.
+    pub(super) fn balance(&mut self) -> Option<BTreeSet<PodKey>> {
         let policies = self.budget.balance(&self.cluster_state);
         let mut pods = BTreeSet::new();
         for key in &policies {
@@ -86,35 +87,34 @@ impl Engine {
                 |pod: &&PodKey| self.cluster_state.pods.get(*pod).is_some_and(|pod| policy.pods.isolates(&pod.labels));
             pods.extend(self.endpoints.of_namespace(&key.namespace).filter(selects).cloned());
         }
-        (!policies.is_empty(), pods)
+        (!policies.is_empty()).then_some(pods)
     }
 
     /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies.
-    pub(super) fn retry_refused(&mut self, transaction: &mut Transaction) {
+    pub(super) fn retry_refused(&mut self, changes: &mut Vec<Change>) {
         if self.budget.limit().is_none() {
             return;
         }
-        self.admit_refused(transaction);
-        self.mark_incomplete(transaction);
+        self.admit_refused(changes);
+        self.mark_incomplete(changes);
         let replaced = self.replace_refused();
         if !replaced.is_empty() {
-            transaction.changes.extend(self.commit(Transaction::default(), replaced));
+            changes.extend(self.commit(Update { pods: replaced, ..Update::default() }));
         }
     }
 
     /// Writes refused entries for which there is room now. Stops in each namespace at the first that does not fit.
-    fn admit_refused(&mut self, transaction: &mut Transaction) {
+    fn admit_refused(&mut self, changes: &mut Vec<Change>) {
         let refused: Vec<_> = self.rule_sets.refused().collect();
-        transaction.known_contents.clear();
-        let mut full = BTreeSet::new();
+        let (mut cache, mut full) = (AllowCache::new(), BTreeSet::new());
         for (rule_set, class) in refused {
             let namespace = self.rule_sets.get(rule_set).and_then(|rule_set| rule_set.namespace()).cloned();
             if full.contains(&namespace) {
                 continue;
             }
             // After a change in place, a rule set may have an entry with its new rules only.
-            self.disallow(transaction, rule_set, class);
-            if !self.allow(transaction, rule_set, class) {
+            self.disallow(changes, rule_set, class);
+            if !self.allow(changes, &mut cache, rule_set, class) {
                 full.insert(namespace);
             }
         }
@@ -137,16 +137,14 @@ impl Engine {
         pods
     }
 
-    /// Writes endpoints if their policy became complete or incomplete with the same rule sets.
-    fn mark_incomplete(&mut self, transaction: &mut Transaction) {
+    /// Writes endpoints whose policy became complete or incomplete with the same rule sets.
+    fn mark_incomplete(&mut self, changes: &mut Vec<Change>) {
         let changed = |(pod, rule_sets): (&PodKey, [RuleSetId; 2])| {
             let incomplete = rule_sets.into_iter().any(|rule_set| self.rule_sets.is_incomplete(rule_set));
             let policy = self.tables.endpoint(pod).filter(|policy| policy.incomplete != incomplete)?;
-            Some((pod.clone(), EndpointPolicy { incomplete, ..policy }))
+            Some(Change::PutEndpoint(pod.clone(), EndpointPolicy { incomplete, ..policy }))
         };
         let changed: Vec<_> = self.endpoints.iter().filter_map(changed).collect();
-        for (pod, policy) in changed {
-            self.write(transaction, Change::PutEndpoint(pod, policy));
-        }
+        self.write_all(changes, changed);
     }
 }

@@ -9,13 +9,16 @@ use netpol_common::{AddressEntry, AllowEntry, AllowKey, ClassId, PortSetId, Rule
 use super::Engine;
 use super::allow::AllowEntries;
 use super::classes::Signature;
-use super::parts::CompiledRule;
-use super::services::FrontendMove;
-use super::transaction::Transaction;
+use super::parts::{CompiledRule, RuleAt};
+use super::selectors::PeerSelectorId;
+use super::transaction::Touched;
 use crate::tables::Change;
 
 /// Number of matching rules above which contents are not cached for the next class.
 const MAX_CACHED_RULES: usize = 64;
+
+/// Cache of entries by rule set, its matching rules and the named ports of the peer; `None`: the same as for any peer.
+pub(super) type AllowCache = HashMap<(RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>), Option<AllowEntry>>;
 
 /// An address or prefix with its entries before and after.
 #[derive(Debug)]
@@ -26,7 +29,25 @@ pub(super) struct Move {
     /// Its own entry after.
     pub(super) to: Option<AddressEntry>,
     /// The entry that applied before: its own, or that of the longest prefix.
-    found: AddressEntry,
+    pub(super) found: AddressEntry,
+}
+
+impl Move {
+    /// Returns the class that the address or prefix no longer uses.
+    pub(super) fn class_before(&self) -> Option<ClassId> {
+        self.from.map(|from| from.class)
+    }
+
+    /// Returns the change that writes the move.
+    pub(super) fn change(&self) -> Option<Change> {
+        match (self.what, self.to) {
+            (AddressOrPrefix::Prefix(net), Some(to)) => Some(Change::PutPrefix(net, to.class)),
+            (AddressOrPrefix::Prefix(net), None) => Some(Change::DeletePrefix(net)),
+            (AddressOrPrefix::Address(_), same) if same == self.from => None,
+            (AddressOrPrefix::Address(address), Some(to)) => Some(Change::PutAddress(address, to)),
+            (AddressOrPrefix::Address(address), None) => Some(Change::DeleteAddress(address)),
+        }
+    }
 }
 
 /// An address or prefix with its entry before and its signature after.
@@ -45,12 +66,12 @@ pub(super) enum AddressOrPrefix {
 }
 
 impl Engine {
-    /// Finds the new class of everything that the transaction touches, and writes the allow entries of new classes.
-    pub(super) fn classify(&mut self, transaction: &mut Transaction) -> Vec<Move> {
+    /// Finds the next class of all touched addresses and prefixes. Returns the moves, and the classes that are new.
+    pub(super) fn moves(&mut self, touched: &Touched) -> (Vec<Move>, Vec<ClassId>) {
         let mut steps = Vec::new();
         // The longest prefix first. Otherwise a new class of a block would briefly apply to narrower blocks
         // inside it.
-        let mut nets: Vec<_> = std::mem::take(&mut transaction.prefixes).into_iter().collect();
+        let mut nets: Vec<_> = touched.prefixes.iter().copied().collect();
         nets.sort_by_key(|net| std::cmp::Reverse(net.prefix_len()));
         for net in nets {
             let signature = Signature { selectors: self.blocks.signature(&net), ..Signature::default() };
@@ -62,7 +83,7 @@ impl Engine {
                 to: Some((signature, from.flags)),
             });
         }
-        for address in std::mem::take(&mut transaction.addresses) {
+        for address in touched.addresses.iter().copied() {
             let from = self.tables.exact_address(address);
             let found = from.or_else(|| self.tables.address(address)).unwrap_or_default();
             let flags = self.flags(address);
@@ -74,26 +95,23 @@ impl Engine {
             });
             steps.push(PendingMove { what: AddressOrPrefix::Address(address), from, found, to });
         }
-        let renamed = if transaction.renaming { self.rename(&steps) } else { BTreeSet::new() };
+        let renamed = if touched.renaming { self.rename(&steps) } else { BTreeSet::new() };
         let (mut moves, mut new) = (Vec::new(), Vec::new());
         for PendingMove { what, from, found, to } in steps {
             if from.is_some_and(|from| renamed.contains(&from.class)) {
                 continue;
             }
-            let to = to.map(|(signature, flags)| AddressEntry {
-                class: self.acquire(signature, &mut new),
-                flags,
-                ..AddressEntry::default()
+            let to = to.map(|(signature, flags)| {
+                let (class, is_new) = self.classes.acquire(signature);
+                new.extend(is_new.then_some(class));
+                AddressEntry { class, flags, ..AddressEntry::default() }
             });
             if let (AddressOrPrefix::Prefix(net), Some(to)) = (what, to) {
                 self.blocks.set_class(&net, to.class);
             }
             moves.push(Move { what, from, to, found });
         }
-        for class in new {
-            self.allow_to_new_class(transaction, class);
-        }
-        moves
+        (moves, new)
     }
 
     /// Renames classes with users that all get the same new signature. They keep their IDs. Returns these classes.
@@ -126,53 +144,19 @@ impl Engine {
             | flag(self.cluster_state.is_node(address), address_flags::NODE)
     }
 
-    fn acquire(&mut self, signature: Signature, new: &mut Vec<ClassId>) -> ClassId {
-        let (id, is_new) = self.classes.acquire(signature);
-        if is_new {
-            new.push(id);
-        }
-        id
-    }
-
-    /// Writes the moves.
-    pub(super) fn write_moves(&mut self, transaction: &mut Transaction, moves: &[Move]) {
-        for Move { what, from, to, .. } in moves {
-            let change = match (*what, to) {
-                (AddressOrPrefix::Prefix(net), Some(to)) => Change::PutPrefix(net, to.class),
-                (AddressOrPrefix::Prefix(net), None) => Change::DeletePrefix(net),
-                (AddressOrPrefix::Address(_), same) if same == from => continue,
-                (AddressOrPrefix::Address(address), Some(to)) => Change::PutAddress(address, *to),
-                (AddressOrPrefix::Address(address), None) => Change::DeleteAddress(address),
-            };
-            self.write(transaction, change);
-        }
-    }
-
-    /// Releases the classes before the moves.
-    pub(super) fn release_classes(&mut self, transaction: &mut Transaction, moves: &[Move]) {
-        for class in moves.iter().filter_map(|step| step.from).map(|from| from.class) {
-            if self.classes.release(class) {
-                transaction.unused_classes.insert(class);
+    /// Removes the classes without users, with their allow entries.
+    pub(super) fn retire_classes(&mut self, changes: &mut Vec<Change>) {
+        for (class, signature) in self.classes.retire() {
+            for rule_set in self.rule_sets_with(signature.all_selectors()) {
+                self.disallow(changes, rule_set, class);
             }
         }
     }
 
-    /// Deletes the allow entries of unused classes.
-    pub(super) fn retire_classes(&mut self, transaction: &mut Transaction) {
-        for class in std::mem::take(&mut transaction.unused_classes) {
-            let Some(signature) = self.classes.retire(class) else { continue };
-            let rule_sets: BTreeSet<_> =
-                signature.all_selectors().flat_map(|selector| self.rule_sets.matching_selector(selector)).collect();
-            for rule_set in rule_sets {
-                self.disallow(transaction, rule_set, class);
-            }
-        }
-    }
-
-    /// Requests re-evaluation of flows for the rule sets that now allow less to some address.
-    pub(super) fn reevaluate(&mut self, transaction: &mut Transaction, moves: &[Move], frontends: &[FrontendMove]) {
-        let mut narrowed = self.narrowed_frontends(frontends);
-        for step in moves.iter().filter(|step| matches!(step.what, AddressOrPrefix::Address(_))) {
+    /// Returns the rule sets that now allow less to some address.
+    pub(super) fn narrowed(&self, moves: &[Move]) -> BTreeSet<RuleSetId> {
+        let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
+        for step in moves {
             let AddressOrPrefix::Address(address) = step.what else { continue };
             let now = self.tables.address(address).unwrap_or_default();
             let changed = step.found.flags ^ now.flags;
@@ -182,30 +166,26 @@ impl Engine {
             if step.found.flags & changed & address_flags::LOCAL_NODE != 0 {
                 narrowed.extend(self.rule_sets.all());
             } else if step.found.class != now.class {
-                for rule_set in self.rule_sets_matching(&[step.found.class, now.class]) {
-                    let (before, after) = (self.allowed(rule_set, step.found.class), self.allowed(rule_set, now.class));
-                    if before != after && before != PortSetId::NONE && after != PortSetId::ALL {
-                        narrowed.insert(rule_set);
-                    }
-                }
+                pairs.insert((step.found.class, now.class));
             }
         }
-        // New rule sets have no flows yet. Rule sets that change in place only grow in this step.
-        let narrowed = narrowed.difference(&transaction.new_rule_sets).copied();
-        let narrowed = narrowed.filter(|rule_set| !transaction.growing.contains(rule_set));
-        let narrowed: Vec<_> = narrowed.filter(|rule_set| self.rule_sets.is_used(*rule_set)).collect();
-        if !narrowed.is_empty() {
-            self.write(transaction, Change::Reevaluate(narrowed));
+        for (from, to) in pairs {
+            narrowed.extend(self.rule_sets_matching(&[from, to]).into_iter().filter(|rule_set| {
+                let (before, after) = (self.allowed(*rule_set, from), self.allowed(*rule_set, to));
+                before != after && before != PortSetId::NONE && after != PortSetId::ALL
+            }));
         }
+        narrowed
     }
 
     /// Returns the rule sets that may have an entry for one of the classes.
     pub(super) fn rule_sets_matching(&self, classes: &[ClassId]) -> BTreeSet<RuleSetId> {
         let signatures = classes.iter().filter_map(|class| self.classes.signature(*class));
-        signatures
-            .flat_map(|signature| signature.all_selectors())
-            .flat_map(|selector| self.rule_sets.matching_selector(selector))
-            .collect()
+        self.rule_sets_with(signatures.flat_map(|signature| signature.all_selectors()))
+    }
+
+    fn rule_sets_with(&self, selectors: impl Iterator<Item = PeerSelectorId>) -> BTreeSet<RuleSetId> {
+        selectors.flat_map(|selector| self.rule_sets.matching_selector(selector)).collect()
     }
 
     pub(super) fn allowed(&self, rule_set: RuleSetId, class: ClassId) -> PortSetId {
@@ -214,25 +194,36 @@ impl Engine {
         entry.map(|entry| entry.port_set).or_else(any).unwrap_or(PortSetId::NONE)
     }
 
-    fn allow_to_new_class(&mut self, transaction: &mut Transaction, class: ClassId) {
-        for rule_set in self.rule_sets_matching(&[class]) {
-            self.allow(transaction, rule_set, class);
+    /// Writes what rule sets allow to new classes, and what new rule sets allow to any class.
+    pub(super) fn allow_new(
+        &mut self,
+        changes: &mut Vec<Change>,
+        classes: Vec<ClassId>,
+        rule_sets: &BTreeSet<RuleSetId>,
+    ) {
+        let mut cache = AllowCache::new();
+        for class in classes {
+            for rule_set in self.rule_sets_matching(&[class]) {
+                self.allow(changes, &mut cache, rule_set, class);
+            }
         }
-    }
-
-    pub(super) fn allow_to_new_rule_sets(&mut self, transaction: &mut Transaction) {
-        for id in transaction.new_rule_sets.clone() {
-            let Some(rule_set) = self.rule_sets.get(id) else { continue };
-            let classes = self.classes_with_entries(rule_set);
-            for class in classes {
-                self.allow(transaction, id, class);
+        for id in rule_sets {
+            let classes = self.rule_sets.get(*id).map(|rule_set| self.classes_with_entries(rule_set));
+            for class in classes.into_iter().flatten() {
+                self.allow(changes, &mut cache, *id, class);
             }
         }
     }
 
     /// Writes what a rule set allows to a class, if that is more than any peer gets and not yet written. Returns false
     /// if there is no room for it.
-    pub(super) fn allow(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) -> bool {
+    pub(super) fn allow(
+        &mut self,
+        changes: &mut Vec<Change>,
+        cache: &mut AllowCache,
+        rule_set: RuleSetId,
+        class: ClassId,
+    ) -> bool {
         let key = AllowKey { rule_set, class };
         if self.tables.allow(&key).is_some() {
             return true;
@@ -249,7 +240,7 @@ impl Engine {
             let named = if has_names() { signature.ports.iter().copied().collect() } else { Vec::new() };
             (rule_set, matching.clone(), named)
         });
-        let found = cache_key.as_ref().and_then(|cache_key| transaction.known_contents.get(cache_key)).copied();
+        let found = cache_key.as_ref().and_then(|cache_key| cache.get(cache_key)).copied();
         let exists = |entry: &AllowEntry| self.port_sets.exists(entry.port_set);
         let found = found.filter(|entry| entry.as_ref().is_none_or(exists));
         let entry = if let Some(found) = found {
@@ -268,13 +259,13 @@ impl Engine {
                 self.rule_sets.refuse(rule_set, class);
                 return false;
             }
-            let entry = (!is_needless).then(|| self.intern(transaction, &contents, &namespace));
-            transaction.known_contents.extend(cache_key.map(|cache_key| (cache_key, entry)));
+            let entry = (!is_needless).then(|| self.intern(changes, &contents, &namespace));
+            cache.extend(cache_key.map(|cache_key| (cache_key, entry)));
             entry
         };
         if let Some(entry) = entry {
             self.charge(key);
-            self.write(transaction, Change::PutAllow(key, entry));
+            self.write(changes, Change::PutAllow(key, entry));
         }
         true
     }
@@ -292,29 +283,27 @@ impl Engine {
     }
 
     /// Sets the entry of a rule set for a class. The caller has already counted the entry as a user of its port set.
-    pub(super) fn set_entry(&mut self, transaction: &mut Transaction, key: AllowKey, entry: AllowEntry) {
+    pub(super) fn set_entry(&mut self, changes: &mut Vec<Change>, key: AllowKey, entry: AllowEntry) {
         let before = self.tables.allow(&key);
         if before != Some(entry) {
-            self.write(transaction, Change::PutAllow(key, entry));
+            self.write(changes, Change::PutAllow(key, entry));
         }
         if before.is_none() {
             self.charge(key);
         }
         if let Some(before) = before {
-            for change in self.port_sets.release(before.port_set) {
-                self.write(transaction, change);
-            }
+            let ports = self.port_sets.release(before.port_set);
+            self.write_all(changes, ports);
         }
     }
 
     /// Deletes the entry of a rule set for a class.
-    pub(super) fn disallow(&mut self, transaction: &mut Transaction, rule_set: RuleSetId, class: ClassId) {
+    pub(super) fn disallow(&mut self, changes: &mut Vec<Change>, rule_set: RuleSetId, class: ClassId) {
         let key = AllowKey { rule_set, class };
         self.rule_sets.discharge(rule_set, class);
         let Some(AllowEntry { port_set, .. }) = self.tables.allow(&key) else { return };
-        self.write(transaction, Change::DeleteAllow(key));
-        for change in self.port_sets.release(port_set) {
-            self.write(transaction, change);
-        }
+        self.write(changes, Change::DeleteAllow(key));
+        let ports = self.port_sets.release(port_set);
+        self.write_all(changes, ports);
     }
 }

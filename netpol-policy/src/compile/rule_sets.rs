@@ -34,6 +34,8 @@ pub(super) struct RuleSets {
     charges: Charges,
     /// Entries for which there is no room.
     refused: BTreeSet<(RuleSetId, ClassId)>,
+    /// Rule sets that lost their last user, and may have got one since.
+    unused: BTreeSet<RuleSetId>,
     counter: Counter,
     /// Policies of deleted rule sets, oldest first.
     retired: VecDeque<(RuleSetId, Vec<PolicyKey>)>,
@@ -113,6 +115,7 @@ impl RuleSets {
             by_port_for_any_peer: BTreeMap::new(),
             charges: Charges::default(),
             refused: BTreeSet::new(),
+            unused: BTreeSet::new(),
             counter: Counter::starting_at(first.0),
             retired: VecDeque::new(),
             retired_policies: 0,
@@ -147,11 +150,11 @@ impl RuleSets {
         self.ids.get(&(direction, parts.clone())).copied()
     }
 
-    /// Adds a user. Returns the policy of its endpoint.
-    pub(super) fn acquire(&mut self, id: RuleSetId) -> Option<DirectionPolicy> {
-        let entry = self.entries.get_mut(&id)?;
-        entry.users += 1;
-        Some(entry.policy)
+    /// Adds a user.
+    pub(super) fn acquire(&mut self, id: RuleSetId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.users += 1;
+        }
     }
 
     /// Adds a rule set with one user. `any` is what it allows to any peer; `any_set` is the port set for that, if there
@@ -163,7 +166,7 @@ impl RuleSets {
         parts: &mut Parts,
         any: AllowEntries,
         any_set: Option<PortSetId>,
-    ) -> DirectionPolicy {
+    ) -> RuleSetId {
         let id = RuleSetId(self.counter.next());
         let policy = DirectionPolicy { rule_set: id, any: any_set.unwrap_or(PortSetId::NONE) };
         let key = (direction, Arc::clone(ids));
@@ -200,7 +203,7 @@ impl RuleSets {
         }
         self.ids.insert(key, id);
         self.entries.insert(id, rule_set);
-        policy
+        id
     }
 
     /// Sets the parts of a rule set. [`RuleSets::change`] updates its rules.
@@ -277,15 +280,22 @@ impl RuleSets {
         }
     }
 
-    /// Removes a user. Returns whether it was the last one. The rule set stays until [`RuleSets::retire`].
-    pub(super) fn release(&mut self, id: RuleSetId) -> bool {
-        let Some(entry) = self.entries.get_mut(&id) else { return false };
+    /// Removes a user. The rule set stays until [`RuleSets::retire`].
+    pub(super) fn release(&mut self, id: RuleSetId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.users -= 1;
-        entry.users == 0
+        if entry.users == 0 {
+            self.unused.insert(id);
+        }
     }
 
-    /// Removes a rule set that still has no user.
-    pub(super) fn retire(&mut self, id: RuleSetId) -> Option<RuleSet> {
+    /// Removes the rule sets without users, and returns them.
+    pub(super) fn retire(&mut self) -> Vec<(RuleSetId, RuleSet)> {
+        let unused = std::mem::take(&mut self.unused);
+        unused.into_iter().filter_map(|id| Some((id, self.retire_one(id)?))).collect()
+    }
+
+    fn retire_one(&mut self, id: RuleSetId) -> Option<RuleSet> {
         if self.entries.get(&id)?.users > 0 {
             return None;
         }

@@ -1,322 +1,261 @@
-//! Handles one event: adds new entries, then updates endpoints, then removes unused entries.
+//! The compilation of one event, as a pipeline of steps:
+//!
+//! ```text
+//! Update ─resolve─► Resolved ─classify─► Classified ─classify_frontends─► Prepared ─enforce─► Enforced
+//!                      ▲                                                                         │
+//!                      │                                                                       retire
+//!                      │                                                                         ▼
+//!                      └──── peer selectors that are no longer used ───── forget ◄─ Shrunk ◄─shrink─ Retired
+//!                                                                           └─► changes
+//! ```
+//!
+//! Each step consumes the value of the step before it, and only the last step returns the changes. The values can be made
+//! only here, so no step can be left out or come early.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::ops::ControlFlow;
 
 use ipnet::IpNet;
-use netpol_common::{AllowEntry, ClassId, Direction, DirectionPolicy, RuleSetId};
+use netpol_common::{Direction, RuleSetId};
 
 use super::Engine;
-use super::allow::AllowEntries;
-use super::classes::Signature;
 use super::evolve::Evolution;
-use super::parts::{PartId, RuleAt};
-use super::rules::rules;
-use super::selectors::{PeerSelector, PeerSelectorId};
-use crate::cluster_state::Event;
-use crate::model::{Frontend, NamespaceName, Pod, PodKey, Policy, PolicyKey};
-use crate::tables::{Change, EndpointPolicy};
+use super::reclassify::Move;
+use super::resolve::UnusedSelectors;
+use super::services::FrontendMove;
+use crate::model::{Frontend, PodKey};
+use crate::tables::Change;
 
-/// A rule set with the matching rules and named ports, which determine its entry for a class.
-pub(super) type AllowKey = (RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>);
+/// What an event may change.
+#[derive(Debug, Default)]
+pub(super) struct Update {
+    pub(super) touched: Touched,
+    /// Pods that may get other rule sets.
+    pub(super) pods: BTreeSet<PodKey>,
+    /// Rule sets that change in place.
+    pub(super) evolutions: Vec<Evolution>,
+}
 
-/// The objects that an event touches, and the changes made so far.
-#[derive(Default)]
-pub(super) struct Transaction {
-    pub(super) changes: Vec<Change>,
+/// Addresses, prefixes and frontends that may get another class.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) prefixes: BTreeSet<IpNet>,
-    pub(super) new_rule_sets: BTreeSet<RuleSetId>,
-    pub(super) unused_classes: BTreeSet<ClassId>,
     pub(super) frontends: BTreeSet<Frontend>,
-    pub(super) unused_backend_sets: BTreeSet<ClassId>,
-    /// The egress rule set that each changed pod will have.
-    pub(super) next_egress: BTreeMap<PodKey, RuleSetId>,
-    /// The egress rule sets that changed pods had.
-    pub(super) previous_egress: BTreeSet<RuleSetId>,
-    pub(super) unused_rule_sets: BTreeSet<RuleSetId>,
-    /// All touched addresses are touched only by new or unused peer selectors.
+    /// All addresses and prefixes are touched only by new or unused peer selectors.
     pub(super) renaming: bool,
     /// A new block has exceptions. Its prefixes must be written before an endpoint uses it: if an exception does not
     /// fit into the map, the block must not be in force.
     pub(super) new_exceptions: bool,
-    /// Rule sets that change in place.
-    pub(super) evolving: Vec<Evolution>,
-    /// Rule sets that change in place; in this step they only allow more.
-    pub(super) growing: BTreeSet<RuleSetId>,
-    /// Cache of entries by rule set, rules and named ports; `None`: the same as for any peer.
-    pub(super) known_contents: HashMap<AllowKey, Option<AllowEntry>>,
+}
+
+impl From<Touched> for Update {
+    fn from(touched: Touched) -> Self {
+        Self { touched, ..Self::default() }
+    }
+}
+
+/// The next ingress and egress rule sets of changed pods; `None`: no endpoint.
+pub(super) type NextEndpoints = BTreeMap<PodKey, Option<[RuleSetId; 2]>>;
+
+/// The rule sets that an event adds, assigns and changes.
+#[derive(Default)]
+struct NextRules {
+    new: BTreeSet<RuleSetId>,
+    endpoints: NextEndpoints,
+    evolutions: Vec<Evolution>,
+}
+
+/// All rule sets exist. No table refers to new ones.
+struct Resolved {
+    changes: Vec<Change>,
+    touched: Touched,
+    rules: NextRules,
+}
+
+/// Addresses and prefixes have their next class. All rule sets have the entries for it.
+struct Classified {
+    changes: Vec<Change>,
+    moves: Vec<Move>,
+    frontends: BTreeSet<Frontend>,
+    rules: NextRules,
+}
+
+/// Frontends have their next backend set, too: everything is written that the moves and endpoints will refer to.
+struct Prepared {
+    changes: Vec<Change>,
+    moves: Vec<Move>,
+    frontends: Vec<FrontendMove>,
+    rules: NextRules,
+}
+
+/// The new state is in force. The old classes and rule sets have lost their users.
+struct Enforced {
+    changes: Vec<Change>,
+    /// The egress rule sets that changed pods had.
+    previous_egress: BTreeSet<RuleSetId>,
+    evolutions: Vec<Evolution>,
+}
+
+/// Everything without users is deleted.
+struct Retired {
+    changes: Vec<Change>,
+    evolutions: Vec<Evolution>,
+    unused: UnusedSelectors,
+}
+
+/// Rule sets that change in place allow only what their new rules say.
+struct Shrunk {
+    changes: Vec<Change>,
+    unused: UnusedSelectors,
 }
 
 impl Engine {
-    pub(super) fn pod_event(&mut self, key: &PodKey, event: Event) -> Vec<Change> {
-        let addresses_of =
-            |engine: &Self| engine.cluster_state.pods.get(key).map(|pod| pod.addresses.clone()).unwrap_or_default();
-        let host_ports_of = |engine: &Self| -> BTreeSet<Frontend> {
-            let pod = engine.cluster_state.pods.get(key).into_iter();
-            pod.flat_map(Pod::host_frontends).map(|(frontend, _)| frontend).collect()
-        };
-        let is_local = |engine: &Self| engine.cluster_state.pods.get(key).is_some_and(|pod| engine.scope.covers(pod));
-        let mut transaction = Transaction::default();
-        let (mut addresses, host_ports, was_local) = (addresses_of(self), host_ports_of(self), is_local(self));
-        self.cluster_state.apply(event);
-        self.budget.record_pod(key, is_local(self));
-        addresses.extend(addresses_of(self));
-        for address in addresses {
-            if self.identities.assign(address, &self.selectors, &self.cluster_state) {
-                transaction.addresses.insert(address);
-            }
-            // A pod of this node may reach itself through a Service (hairpin).
-            if was_local || is_local(self) {
-                transaction.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
+    /// Compiles an update of the cluster state. The second round merges the classes that only unused peer selectors
+    /// distinguished. No endpoint uses these any more, so it changes no verdict.
+    pub(super) fn commit(&mut self, update: Update) -> Vec<Change> {
+        let mut resolved = self.resolve(update);
+        loop {
+            let classified = self.classify(resolved);
+            let prepared = self.classify_frontends(classified);
+            let enforced = self.enforce(prepared);
+            let retired = self.retire(enforced);
+            let shrunk = self.shrink(retired);
+            match self.forget(shrunk) {
+                ControlFlow::Continue(unused) => resolved = unused,
+                ControlFlow::Break(changes) => return changes,
             }
         }
-        self.touch_frontends(&mut transaction, &host_ports, &host_ports_of(self));
-        self.commit(transaction, BTreeSet::from([key.clone()]))
     }
 
-    pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
-        self.cluster_state.apply(event);
-        let labels = self.cluster_state.namespace_labels(name);
-        let addresses = self.identities.reevaluate(name, &self.selectors, &labels).into_iter().collect();
-        self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
-    }
-
-    pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
-        let old = self.cluster_state.policies.get(key).cloned();
-        self.cluster_state.apply(event);
-        self.budget.record_policy(key, self.cluster_state.policies.get(key));
-        let new = self.cluster_state.policies.get(key).cloned();
-        for direction in Direction::BOTH {
-            let before = old.as_ref().and_then(|policy| rules(policy, direction));
-            if before != new.as_ref().and_then(|policy| rules(policy, direction)) {
-                self.parts.invalidate(key, direction);
-            }
-        }
-        let selects = |policy: Option<&Policy>, pod: &PodKey| {
-            let pod = self.cluster_state.pods.get(pod);
-            policy.is_some_and(|policy| pod.is_some_and(|pod| policy.pods.isolates(&pod.labels)))
-        };
-        let pods = self.endpoints.of_namespace(&key.namespace);
-        let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();
-        let mut transaction = Transaction { renaming: true, ..Transaction::default() };
-        let (balanced, others) = self.balance();
-        let (evolutions, pods) = if balanced {
-            // Parts of other policies change, too.
-            (Vec::new(), &pods | &others)
-        } else {
-            self.evolutions(&mut transaction, key, pods)
-        };
-        transaction.evolving.clone_from(&evolutions);
-        let mut changes = self.commit(transaction, pods);
-        if !evolutions.is_empty() {
-            changes.extend(self.shrink(&evolutions));
-            let mut transaction = Transaction::default();
-            self.retry_refused(&mut transaction);
-            changes.append(&mut transaction.changes);
-        }
-        if let Some(old) = old {
-            self.rule_names.retire(&old, new.as_ref());
-        }
-        changes
-    }
-
-    pub(super) fn local_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<Change> {
-        let old: BTreeSet<_> = self.cluster_state.local_addresses.iter().copied().collect();
-        self.cluster_state.apply(Event::LocalAddresses(addresses));
-        let new = self.cluster_state.local_addresses.iter().copied().collect();
-        let addresses: BTreeSet<_> = old.symmetric_difference(&new).copied().collect();
-        for address in &addresses {
-            self.identities.assign(*address, &self.selectors, &self.cluster_state);
-        }
-        self.commit(Transaction { addresses, ..Transaction::default() }, BTreeSet::new())
-    }
-
-    pub(super) fn commit(&mut self, mut transaction: Transaction, mut pods: BTreeSet<PodKey>) -> Vec<Change> {
-        pods.append(&mut self.balance().1);
-        let evolving = std::mem::take(&mut transaction.evolving);
-        self.begin_evolutions(&evolving);
-        transaction.growing = evolving.iter().map(|evolution| evolution.rule_set).collect();
-        let endpoints: Vec<_> = pods.into_iter().map(|pod| self.resolve(&mut transaction, pod)).collect();
-        let egress =
-            |(pod, policy): &(PodKey, Option<EndpointPolicy>)| Some((pod.clone(), policy.as_ref()?.egress.rule_set));
-        transaction.next_egress = endpoints.iter().filter_map(egress).collect();
-        let moves = self.classify(&mut transaction);
-        self.allow_to_new_rule_sets(&mut transaction);
-        self.grow(&mut transaction, &evolving);
-        let frontends = self.classify_frontends(&mut transaction, &moves);
-        self.allow_frontends_to_new_rule_sets(&mut transaction);
-        self.put_frontends(&mut transaction, &frontends);
-        self.write_moves(&mut transaction, &moves);
-        self.delete_frontends(&mut transaction, &frontends);
-        for (pod, policy) in endpoints {
-            self.write_endpoint(&mut transaction, &pod, policy);
-        }
-        self.reevaluate(&mut transaction, &moves, &frontends);
-        self.release_classes(&mut transaction, &moves);
-        self.release_frontends(&mut transaction, &frontends);
-        let unused = self.retire_rule_sets(&mut transaction);
-        self.disallow_previous(&mut transaction);
-        self.retire_backend_sets(&mut transaction);
-        self.retire_classes(&mut transaction);
-        self.forget(&mut transaction, &unused);
-        if evolving.is_empty() {
-            self.retry_refused(&mut transaction);
-        }
-        transaction.changes
-    }
-
-    /// Applies a change to the tables and appends it to the transaction.
-    pub(super) fn write(&mut self, transaction: &mut Transaction, change: Change) {
+    /// Applies a change to the tables and appends it to `changes`.
+    pub(super) fn write(&mut self, changes: &mut Vec<Change>, change: Change) {
         let applied = self.tables.apply(&change);
         debug_assert!(applied.is_ok(), "{applied:?}");
-        transaction.changes.push(change);
+        changes.push(change);
     }
 
-    /// Resolves a pod's policies into rule sets. New peer selectors touch the addresses that match them.
-    fn resolve(&mut self, transaction: &mut Transaction, key: PodKey) -> (PodKey, Option<EndpointPolicy>) {
-        let Some(pod) = self.cluster_state.pods.get(&key).filter(|pod| self.scope.covers(pod)).cloned() else {
-            return (key, None);
-        };
-        let [ingress, egress] = Direction::BOTH.map(|direction| {
-            let parts = self.parts_of(transaction, &pod, direction);
-            if parts.is_empty() {
-                return DirectionPolicy::OPEN;
+    pub(super) fn write_all(&mut self, changes: &mut Vec<Change>, all: impl IntoIterator<Item = Change>) {
+        for change in all {
+            self.write(changes, change);
+        }
+    }
+
+    /// Resolves the policies of pods into rule sets. Gives rule sets that change in place their new parts, too.
+    fn resolve(&mut self, Update { mut touched, pods, evolutions }: Update) -> Resolved {
+        self.begin_evolutions(&evolutions);
+        let (mut changes, mut new, mut endpoints) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+        for key in pods {
+            let pod = self.cluster_state.pods.get(&key).filter(|pod| self.scope.covers(pod)).cloned();
+            let rule_sets = pod.map(|pod| {
+                Direction::BOTH.map(|direction| {
+                    let parts = self.parts_of(&mut touched, &pod, direction);
+                    self.rule_set_of(&mut changes, &mut new, direction, &parts)
+                })
+            });
+            endpoints.insert(key, rule_sets);
+        }
+        Resolved { changes, touched, rules: NextRules { new, endpoints, evolutions } }
+    }
+
+    /// Finds the next class of addresses and prefixes. Writes what rule sets allow to new classes, and what new rules
+    /// allow.
+    fn classify(&mut self, Resolved { mut changes, touched, rules }: Resolved) -> Classified {
+        let (moves, new_classes) = self.moves(&touched);
+        self.allow_new(&mut changes, new_classes, &rules.new);
+        self.grow(&mut changes, &rules.endpoints, &rules.evolutions);
+        Classified { changes, moves, frontends: touched.frontends, rules }
+    }
+
+    /// Finds the next backend set of frontends, also of those with moved backends. Writes what rule sets allow of them.
+    fn classify_frontends(&mut self, Classified { mut changes, moves, frontends, rules }: Classified) -> Prepared {
+        let (frontends, new_backend_sets) = self.frontend_moves(frontends, &moves);
+        self.allow_new_backend_sets(&mut changes, &rules.endpoints, new_backend_sets);
+        self.allow_frontends_to_rule_sets(&mut changes, &rules.endpoints, &rules.new);
+        Prepared { changes, moves, frontends, rules }
+    }
+
+    /// Writes the moves and then the endpoints, so that the new state is in force.
+    fn enforce(&mut self, Prepared { mut changes, moves, frontends, rules }: Prepared) -> Enforced {
+        // Addresses come before the deleted frontends, so that an address with two frontends (its own and that of any
+        // node) never uses the wrong one.
+        self.write_all(&mut changes, frontends.iter().filter_map(FrontendMove::put));
+        self.write_all(&mut changes, moves.iter().filter_map(Move::change));
+        self.write_all(&mut changes, frontends.iter().filter_map(FrontendMove::delete));
+        let mut previous_egress = BTreeSet::new();
+        for (pod, rule_sets) in rules.endpoints {
+            let previous = self.write_endpoint(&mut changes, &pod, rule_sets);
+            previous_egress.extend(previous.map(|[_, egress]| egress));
+        }
+        // New rule sets have no flows yet. Rule sets that change in place only grow in this step.
+        let grows = |id: &RuleSetId| rules.evolutions.iter().any(|evolution| evolution.rule_set == *id);
+        let mut narrowed = &self.narrowed(&moves) | &self.narrowed_frontends(&moves, &frontends);
+        narrowed.retain(|id| self.rule_sets.is_used(*id) && !rules.new.contains(id) && !grows(id));
+        if !narrowed.is_empty() {
+            self.write(&mut changes, Change::Reevaluate(narrowed.into_iter().collect()));
+        }
+        for class in moves.iter().filter_map(Move::class_before) {
+            self.classes.release(class);
+        }
+        for class in frontends.iter().filter_map(FrontendMove::class_before) {
+            self.backend_sets.release(class);
+        }
+        Enforced { changes, previous_egress, evolutions: rules.evolutions }
+    }
+
+    /// Deletes the rule sets, backend sets and classes without users, with their entries.
+    fn retire(&mut self, Enforced { mut changes, previous_egress, evolutions }: Enforced) -> Retired {
+        let mut unused = Vec::new();
+        for (id, rule_set) in self.rule_sets.retire() {
+            for class in self.classes_with_entries(&rule_set) {
+                self.disallow(&mut changes, id, class);
             }
-            let parts: Arc<[PartId]> = parts.into();
-            let known = self.rule_sets.find(direction, &parts).and_then(|id| self.rule_sets.acquire(id));
-            known.unwrap_or_else(|| self.add_rule_set(transaction, direction, &parts))
-        });
-        // Whether the policy is incomplete is known only after compilation.
-        (key, Some(EndpointPolicy { ingress, egress, incomplete: false }))
-    }
-
-    /// Returns the parts of all policies that isolate a pod in a direction.
-    fn parts_of(&mut self, transaction: &mut Transaction, pod: &Pod, direction: Direction) -> Vec<PartId> {
-        let first = PolicyKey::new(pod.key.namespace.clone(), "");
-        let policies = self.cluster_state.policies.range(first..).map(|(_, policy)| policy);
-        let policies = policies.take_while(|policy| policy.key.namespace == pod.key.namespace);
-        let isolating =
-            policies.filter(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some());
-        let mut parts: Vec<_> =
-            isolating.map(|policy| self.parts.find(policy, direction, pod).map_err(|_| policy.key.clone())).collect();
-        for part in &mut parts {
-            if let Err(policy) = part {
-                *part = self.part(transaction, policy, direction, &pod.key).ok_or_else(|| policy.clone());
+            self.disallow_all_frontends(&mut changes, id);
+            let ports = self.port_sets.release(rule_set.policy.any);
+            self.write_all(&mut changes, ports);
+            for part in rule_set.parts().iter() {
+                self.release_part(*part, &mut unused);
             }
         }
-        parts.into_iter().filter_map(Result::ok).collect()
+        self.disallow_previous(&mut changes, previous_egress);
+        self.retire_backend_sets(&mut changes);
+        self.retire_classes(&mut changes);
+        Retired { changes, evolutions, unused }
     }
 
-    /// Returns a policy's part for a pod, if the policy isolates the pod in this direction.
-    pub(super) fn part(
+    /// Removes what only the removed parts of rule sets allowed.
+    fn shrink(&mut self, Retired { mut changes, evolutions, mut unused }: Retired) -> Shrunk {
+        self.remove_parts(&mut changes, &evolutions, &mut unused);
+        Shrunk { changes, unused }
+    }
+
+    /// Removes the unused peer selectors and returns what they touch. Without any, returns the changes.
+    fn forget(&mut self, Shrunk { mut changes, unused }: Shrunk) -> ControlFlow<Vec<Change>, Resolved> {
+        if unused.is_empty() {
+            self.retry_refused(&mut changes);
+            return ControlFlow::Break(changes);
+        }
+        let touched = self.remove_selectors(&mut changes, &unused);
+        ControlFlow::Continue(Resolved { changes, touched, rules: NextRules::default() })
+    }
+
+    /// Writes the endpoint of a pod. Returns its previous rule sets.
+    fn write_endpoint(
         &mut self,
-        transaction: &mut Transaction,
-        policy: &PolicyKey,
-        direction: Direction,
+        changes: &mut Vec<Change>,
         pod: &PodKey,
-    ) -> Option<PartId> {
-        let Self { cluster_state, parts, rule_names, selectors, budget, .. } = self;
-        let (policy, pod) = cluster_state.policies.get(policy).zip(cluster_state.pods.get(pod))?;
-        if !policy.pods.isolates(&pod.labels) || rules(policy, direction).is_none() {
-            return None;
-        }
-        let numbers = match parts.find(policy, direction, pod) {
-            Ok(part) => return Some(part),
-            Err(numbers) => numbers,
-        };
-        let mut room = budget.room(&policy.key, direction);
-        let resolved = rule_names.resolve(policy, direction, &numbers, &mut room);
-        let mut new_selectors = Vec::new();
-        let part = parts.add(policy, direction, numbers, (resolved, room.is_exceeded()), |selector| {
-            let (id, new) = selectors.acquire(selector.clone());
-            if new {
-                new_selectors.push((id, selector));
+        rule_sets: Option<[RuleSetId; 2]>,
+    ) -> Option<[RuleSetId; 2]> {
+        let previous = self.endpoints.set(pod, rule_sets);
+        match rule_sets {
+            Some(ids) if previous != rule_sets => {
+                self.write(changes, Change::PutEndpoint(pod.clone(), self.endpoint_policy(ids)));
             }
-            id
-        });
-        for (id, selector) in new_selectors {
-            self.add_selector(transaction, id, &selector);
-        }
-        Some(part)
-    }
-
-    fn add_rule_set(
-        &mut self,
-        transaction: &mut Transaction,
-        direction: Direction,
-        parts: &Arc<[PartId]>,
-    ) -> DirectionPolicy {
-        let any = self.for_any_peer(parts);
-        let namespace = parts.first().and_then(|part| self.parts.get(*part)).map(|part| part.policy.namespace.clone());
-        let namespace = namespace.filter(|namespace| self.has_room(namespace, (self.port_sets.missing(&any), 0)));
-        let any_set = namespace.map(|namespace| self.intern(transaction, &any, &namespace).port_set);
-        let policy = self.rule_sets.add(direction, parts, &mut self.parts, any, any_set);
-        transaction.new_rule_sets.insert(policy.rule_set);
-        policy
-    }
-
-    /// Returns what parts allow to any peer.
-    fn for_any_peer(&self, parts: &[PartId]) -> AllowEntries {
-        let parts = parts.iter().filter_map(|part| Some((*part, self.parts.get(*part)?)));
-        let open: Vec<_> =
-            parts.flat_map(|(part, body)| body.open.iter().map(move |index| RuleAt { part, index: *index })).collect();
-        self.contents(BTreeMap::new(), &open, &Signature::default())
-    }
-
-    /// Returns the port set with these contents, with one more user.
-    pub(super) fn intern(
-        &mut self,
-        transaction: &mut Transaction,
-        contents: &AllowEntries,
-        owner: &NamespaceName,
-    ) -> AllowEntry {
-        let (entry, ports) = self.port_sets.acquire(contents, owner);
-        for change in ports {
-            self.write(transaction, change);
-        }
-        entry
-    }
-
-    /// Removes one user of a part. Appends the peer selectors that are no longer used to `unused`.
-    pub(super) fn release_part(&mut self, part: PartId, unused: &mut Vec<(PeerSelectorId, PeerSelector)>) {
-        let Some(part) = self.parts.release(part) else { return };
-        for selector in part.selectors() {
-            unused.extend(self.selectors.release(selector).map(|gone| (selector, gone)));
-        }
-    }
-
-    fn add_selector(&mut self, transaction: &mut Transaction, id: PeerSelectorId, selector: &PeerSelector) {
-        if let PeerSelector::Block(block) = selector {
-            transaction.new_exceptions |= !block.except.is_empty();
-            transaction.prefixes.extend(self.blocks.add(id, block));
-            transaction.addresses.extend(self.addresses_in(block.cidr));
-        } else {
-            transaction.addresses.extend(self.identities.add_selector(id, selector, &self.cluster_state));
-        }
-    }
-
-    /// Returns the addresses inside a block that have an entry of their own.
-    fn addresses_in(&self, net: IpNet) -> Vec<IpAddr> {
-        let (first, last) = (net.network(), net.broadcast());
-        self.tables.addresses_between(first, last).collect()
-    }
-
-    fn write_endpoint(&mut self, transaction: &mut Transaction, pod: &PodKey, policy: Option<EndpointPolicy>) {
-        let rule_sets = policy.map(|policy| [policy.ingress.rule_set, policy.egress.rule_set]);
-        let before = self.endpoints.get(pod);
-        match policy {
-            Some(policy) if before != rule_sets => {
-                // What a rule set allows to any peer may have changed in place in this transaction.
-                let policy = rule_sets.map_or(policy, |ids| self.endpoint_policy(ids));
-                self.write(transaction, Change::PutEndpoint(pod.clone(), policy));
-            }
-            None if before.is_some() => self.write(transaction, Change::DeleteEndpoint(pod.clone())),
+            None if previous.is_some() => self.write(changes, Change::DeleteEndpoint(pod.clone())),
             _ => {}
         }
-        transaction.previous_egress.extend(before.map(|[_, egress]| egress));
-        for rule_set in self.endpoints.set(pod, rule_sets).into_iter().flatten() {
+        for rule_set in previous.into_iter().flatten() {
             if rule_sets.is_none() {
                 self.rule_sets.freeze(rule_set);
                 let any = self.rule_sets.get(rule_set).map(|rule_set| rule_set.policy.any);
@@ -324,65 +263,8 @@ impl Engine {
                     self.port_sets.freeze(any);
                 }
             }
-            if self.rule_sets.release(rule_set) {
-                transaction.unused_rule_sets.insert(rule_set);
-            }
+            self.rule_sets.release(rule_set);
         }
-    }
-
-    /// Removes unused rule sets. Returns the peer selectors that are no longer used.
-    fn retire_rule_sets(&mut self, transaction: &mut Transaction) -> Vec<(PeerSelectorId, PeerSelector)> {
-        let mut unused = Vec::new();
-        for id in std::mem::take(&mut transaction.unused_rule_sets) {
-            let Some(rule_set) = self.rule_sets.retire(id) else { continue };
-            for class in self.classes_with_entries(&rule_set) {
-                self.disallow(transaction, id, class);
-            }
-            self.disallow_all_frontends(transaction, id);
-            for change in self.port_sets.release(rule_set.policy.any) {
-                self.write(transaction, change);
-            }
-            for part in rule_set.parts().iter() {
-                self.release_part(*part, &mut unused);
-            }
-        }
-        unused
-    }
-
-    /// Merges the classes that only unused peer selectors distinguished. No endpoint uses these any more, so no verdict
-    /// changes.
-    pub(super) fn forget(&mut self, transaction: &mut Transaction, unused: &[(PeerSelectorId, PeerSelector)]) {
-        if unused.is_empty() {
-            return;
-        }
-        transaction.new_rule_sets.clear();
-        transaction.renaming = true;
-        for (id, selector) in unused {
-            if let PeerSelector::Block(block) = selector {
-                transaction.prefixes.extend(self.blocks.remove(*id, block));
-                transaction.addresses.extend(self.addresses_in(block.cidr));
-            } else {
-                transaction.addresses.extend(self.identities.remove_selector(*id, selector, &self.cluster_state));
-            }
-        }
-        for (_, selector) in unused {
-            let PeerSelector::Block(block) = selector else { continue };
-            for (net, class) in self.blocks.retire(block) {
-                transaction.prefixes.remove(&net);
-                transaction.frontends.extend(self.frontends_into(net));
-                self.write(transaction, Change::DeletePrefix(net));
-                if self.classes.release(class) {
-                    transaction.unused_classes.insert(class);
-                }
-            }
-        }
-        let moves = self.classify(transaction);
-        let frontends = self.classify_frontends(transaction, &moves);
-        self.put_frontends(transaction, &frontends);
-        self.write_moves(transaction, &moves);
-        self.release_classes(transaction, &moves);
-        self.release_frontends(transaction, &frontends);
-        self.retire_backend_sets(transaction);
-        self.retire_classes(transaction);
+        previous
     }
 }

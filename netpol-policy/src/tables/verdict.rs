@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netpol_common::{Attempt, Direction, DirectionPolicy, Endpoint, Evaluation, IfIndex, SourceCheck, evaluate};
+use netpol_common::{Attempt, Endpoint, Evaluation, IfIndex, SourceCheck, evaluate};
 
 use super::{EndpointPolicy, Tables};
 use crate::reference::Packet;
@@ -30,30 +30,6 @@ impl Tables {
         match packet.remote {
             IpAddr::V4(remote) => evaluate(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
             IpAddr::V6(remote) => evaluate(self, &endpoint, &attempt(packet, remote.octets(), ingress_ifindex)),
-        }
-    }
-}
-
-impl Tables {
-    /// Evaluates an egress attempt of any pod with this policy to an address that is not its own.
-    pub fn evaluate_egress(&self, egress: DirectionPolicy, remote: IpAddr, protocol: u8, port: u16) -> Evaluation {
-        fn to<A>(remote: A, protocol: u8, port: u16) -> Attempt<A> {
-            let (direction, port) = (Direction::Egress, port.to_be_bytes());
-            Attempt {
-                direction,
-                remote,
-                protocol,
-                port,
-                ingress_ifindex: OTHER_INTERFACE,
-                source_endpoint: 0,
-                source: SourceCheck::NONE,
-                post_dnat: false,
-            }
-        }
-        let endpoint = Endpoint { ifindex: POD_INTERFACE, egress, ..Endpoint::default() };
-        match remote {
-            IpAddr::V4(remote) => evaluate(self, &endpoint, &to(remote.octets(), protocol, port)),
-            IpAddr::V6(remote) => evaluate(self, &endpoint, &to(remote.octets(), protocol, port)),
         }
     }
 }

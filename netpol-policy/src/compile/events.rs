@@ -1,0 +1,151 @@
+//! Applies an event to the cluster state and finds what it may change.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use netpol_common::Direction;
+
+use super::Engine;
+use super::rules::rules;
+use super::transaction::{Touched, Update};
+use crate::cluster_state::Event;
+use crate::model::{
+    EndpointSlice, Frontend, NamespaceName, Place, Pod, PodKey, Policy, PolicyKey, Service, ServiceKey, SliceKey,
+};
+use crate::tables::Change;
+
+impl Engine {
+    pub(super) fn pod_event(&mut self, key: &PodKey, event: Event) -> Vec<Change> {
+        let addresses_of =
+            |engine: &Self| engine.cluster_state.pods.get(key).map(|pod| pod.addresses.clone()).unwrap_or_default();
+        let host_ports_of = |engine: &Self| -> BTreeSet<Frontend> {
+            let pod = engine.cluster_state.pods.get(key).into_iter();
+            pod.flat_map(Pod::host_frontends).map(|(frontend, _)| frontend).collect()
+        };
+        let is_local = |engine: &Self| engine.cluster_state.pods.get(key).is_some_and(|pod| engine.scope.covers(pod));
+        let (mut addresses, host_ports, was_local) = (addresses_of(self), host_ports_of(self), is_local(self));
+        self.cluster_state.apply(event);
+        self.budget.record_pod(key, is_local(self));
+        addresses.extend(addresses_of(self));
+        let mut touched = Touched::default();
+        for address in addresses {
+            if self.identities.assign(address, &self.selectors, &self.cluster_state) {
+                touched.addresses.insert(address);
+            }
+            // A pod of this node may reach itself through a Service (hairpin).
+            if was_local || is_local(self) {
+                touched.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
+            }
+        }
+        self.touch_frontends(&mut touched, &host_ports, &host_ports_of(self));
+        let mut pods = self.balance().unwrap_or_default();
+        pods.insert(key.clone());
+        self.commit(Update { touched, pods, evolutions: Vec::new() })
+    }
+
+    pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
+        self.cluster_state.apply(event);
+        let labels = self.cluster_state.namespace_labels(name);
+        let addresses = self.identities.reevaluate(name, &self.selectors, &labels).into_iter().collect();
+        self.commit(Touched { addresses, ..Touched::default() }.into())
+    }
+
+    pub(super) fn policy_event(&mut self, key: &PolicyKey, event: Event) -> Vec<Change> {
+        let old = self.cluster_state.policies.get(key).cloned();
+        self.cluster_state.apply(event);
+        let new = self.cluster_state.policies.get(key).cloned();
+        self.budget.record_policy(key, new.as_ref());
+        for direction in Direction::BOTH {
+            let before = old.as_ref().and_then(|policy| rules(policy, direction));
+            if before != new.as_ref().and_then(|policy| rules(policy, direction)) {
+                self.parts.invalidate(key, direction);
+            }
+        }
+        let selects = |policy: Option<&Policy>, pod: &PodKey| {
+            let pod = self.cluster_state.pods.get(pod);
+            policy.is_some_and(|policy| pod.is_some_and(|pod| policy.pods.isolates(&pod.labels)))
+        };
+        let pods = self.endpoints.of_namespace(&key.namespace);
+        let pods = pods.filter(|pod| selects(old.as_ref(), pod) || selects(new.as_ref(), pod)).cloned().collect();
+        let mut touched = Touched { renaming: true, ..Touched::default() };
+        let (evolutions, pods) = match self.balance() {
+            // Parts of other policies change, too.
+            Some(others) => (Vec::new(), &pods | &others),
+            None => self.evolutions(&mut touched, key, pods),
+        };
+        let changes = self.commit(Update { touched, pods, evolutions });
+        if let Some(old) = old {
+            self.rule_names.retire(&old, new.as_ref());
+        }
+        changes
+    }
+
+    pub(super) fn local_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<Change> {
+        let old: BTreeSet<_> = self.cluster_state.local_addresses.iter().copied().collect();
+        self.cluster_state.apply(Event::LocalAddresses(addresses));
+        let new = self.cluster_state.local_addresses.iter().copied().collect();
+        self.node_addresses_changed(old.symmetric_difference(&new).copied().collect())
+    }
+
+    pub(super) fn node_event(&mut self, name: &str, event: Event) -> Vec<Change> {
+        let addresses = |engine: &Self| engine.cluster_state.nodes.get(name).map(|node| node.addresses.clone());
+        let old = addresses(self);
+        self.cluster_state.apply(event);
+        self.node_addresses_changed(old.into_iter().chain(addresses(self)).flatten().collect())
+    }
+
+    fn node_addresses_changed(&mut self, addresses: BTreeSet<IpAddr>) -> Vec<Change> {
+        for address in &addresses {
+            self.identities.assign(*address, &self.selectors, &self.cluster_state);
+        }
+        self.commit(Touched { addresses, ..Touched::default() }.into())
+    }
+
+    pub(super) fn service_event(&mut self, key: &ServiceKey, event: Event) -> Vec<Change> {
+        let old = self.frontends_of(key);
+        self.cluster_state.apply(event);
+        let mut touched = Touched::default();
+        self.touch_frontends(&mut touched, &old, &self.frontends_of(key));
+        self.commit(touched.into())
+    }
+
+    pub(super) fn slice_event(&mut self, key: &SliceKey, event: Event) -> Vec<Change> {
+        let service = |engine: &Self| engine.cluster_state.slices.get(key).and_then(EndpointSlice::service_key);
+        let old = service(self);
+        self.cluster_state.apply(event);
+        let services = old.into_iter().chain(service(self));
+        let frontends = services.flat_map(|service| self.frontends_of(&service)).collect();
+        self.commit(Touched { frontends, ..Touched::default() }.into())
+    }
+
+    fn frontends_of(&self, key: &ServiceKey) -> BTreeSet<Frontend> {
+        let service = self.cluster_state.services.get(key);
+        service.into_iter().flat_map(Service::frontends).map(|(frontend, _)| frontend).collect()
+    }
+
+    /// Marks the old and new frontends of an object as touched.
+    ///
+    /// The address of an added or removed frontend gets or loses the Service flag. Frontends with a backend at that
+    /// address then lead to another Service, or no longer do.
+    fn touch_frontends(&self, touched: &mut Touched, old: &BTreeSet<Frontend>, new: &BTreeSet<Frontend>) {
+        for frontend in old.symmetric_difference(new) {
+            if let Place::Address(address) = frontend.place {
+                touched.addresses.insert(address);
+            }
+            for address in self.addresses_at(frontend.place) {
+                touched.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
+            }
+        }
+        touched.frontends.extend(old.union(new));
+    }
+
+    /// Returns the addresses of a frontend at this place.
+    fn addresses_at(&self, place: Place) -> Vec<IpAddr> {
+        match place {
+            Place::Address(address) => vec![address],
+            any_node => {
+                self.cluster_state.node_addresses().filter(|address| Place::any_node(*address) == any_node).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Resolves the policies of a pod into parts and rule sets, and adds and removes the peer selectors that they need.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use netpol_common::{AllowEntry, Direction, DirectionPolicy, RuleSetId};
+
+use super::Engine;
+use super::allow::AllowEntries;
+use super::classes::Signature;
+use super::parts::{PartId, RuleAt};
+use super::rules::rules;
+use super::selectors::{PeerSelector, PeerSelectorId};
+use super::transaction::Touched;
+use crate::model::{NamespaceName, Pod, PodKey, PolicyKey};
+use crate::tables::Change;
+
+/// Peer selectors that are no longer used.
+pub(super) type UnusedSelectors = Vec<(PeerSelectorId, PeerSelector)>;
+
+impl Engine {
+    /// Returns the parts of all policies that isolate a pod in a direction. New peer selectors touch the addresses that
+    /// match them.
+    pub(super) fn parts_of(&mut self, touched: &mut Touched, pod: &Pod, direction: Direction) -> Arc<[PartId]> {
+        let first = PolicyKey::new(pod.key.namespace.clone(), "");
+        let policies = self.cluster_state.policies.range(first..).map(|(_, policy)| policy);
+        let policies = policies.take_while(|policy| policy.key.namespace == pod.key.namespace);
+        let isolating =
+            policies.filter(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some());
+        let parts: Vec<_> =
+            isolating.map(|policy| self.parts.find(policy, direction, pod).map_err(|_| policy.key.clone())).collect();
+        let add = |part: Result<PartId, PolicyKey>| match part {
+            Ok(part) => Some(part),
+            Err(policy) => self.part(touched, &policy, direction, &pod.key),
+        };
+        parts.into_iter().filter_map(add).collect()
+    }
+
+    /// Returns a policy's part for a pod, if the policy isolates the pod in this direction.
+    pub(super) fn part(
+        &mut self,
+        touched: &mut Touched,
+        policy: &PolicyKey,
+        direction: Direction,
+        pod: &PodKey,
+    ) -> Option<PartId> {
+        let Self { cluster_state, parts, rule_names, selectors, budget, .. } = self;
+        let (policy, pod) = cluster_state.policies.get(policy).zip(cluster_state.pods.get(pod))?;
+        if !policy.pods.isolates(&pod.labels) || rules(policy, direction).is_none() {
+            return None;
+        }
+        let numbers = match parts.find(policy, direction, pod) {
+            Ok(part) => return Some(part),
+            Err(numbers) => numbers,
+        };
+        let mut room = budget.room(&policy.key, direction);
+        let resolved = rule_names.resolve(policy, direction, &numbers, &mut room);
+        let mut new_selectors = Vec::new();
+        let part = parts.add(policy, direction, numbers, (resolved, room.is_exceeded()), |selector| {
+            let (id, new) = selectors.acquire(selector.clone());
+            if new {
+                new_selectors.push((id, selector));
+            }
+            id
+        });
+        for (id, selector) in new_selectors {
+            if let PeerSelector::Block(block) = &selector {
+                touched.new_exceptions |= !block.except.is_empty();
+                touched.prefixes.extend(self.blocks.add(id, block));
+                touched.addresses.extend(self.addresses_in(block.cidr));
+            } else {
+                touched.addresses.extend(self.identities.add_selector(id, &selector, &self.cluster_state));
+            }
+        }
+        Some(part)
+    }
+
+    /// Returns the rule set with these parts, with one more user. If it did not exist, it is added, and inserted into
+    /// `new`.
+    pub(super) fn rule_set_of(
+        &mut self,
+        changes: &mut Vec<Change>,
+        new: &mut BTreeSet<RuleSetId>,
+        direction: Direction,
+        parts: &Arc<[PartId]>,
+    ) -> RuleSetId {
+        if parts.is_empty() {
+            return DirectionPolicy::OPEN.rule_set;
+        }
+        if let Some(id) = self.rule_sets.find(direction, parts) {
+            self.rule_sets.acquire(id);
+            return id;
+        }
+        let any = self.for_any_peer(parts);
+        let namespace = parts.first().and_then(|part| self.parts.get(*part)).map(|part| part.policy.namespace.clone());
+        let namespace = namespace.filter(|namespace| self.has_room(namespace, (self.port_sets.missing(&any), 0)));
+        let any_set = namespace.map(|namespace| self.intern(changes, &any, &namespace).port_set);
+        let id = self.rule_sets.add(direction, parts, &mut self.parts, any, any_set);
+        new.insert(id);
+        id
+    }
+
+    /// Returns what parts allow to any peer.
+    fn for_any_peer(&self, parts: &[PartId]) -> AllowEntries {
+        let parts = parts.iter().filter_map(|part| Some((*part, self.parts.get(*part)?)));
+        let open: Vec<_> =
+            parts.flat_map(|(part, body)| body.open.iter().map(move |index| RuleAt { part, index: *index })).collect();
+        self.contents(BTreeMap::new(), &open, &Signature::default())
+    }
+
+    /// Returns the port set with these contents, with one more user.
+    pub(super) fn intern(
+        &mut self,
+        changes: &mut Vec<Change>,
+        contents: &AllowEntries,
+        owner: &NamespaceName,
+    ) -> AllowEntry {
+        let (entry, ports) = self.port_sets.acquire(contents, owner);
+        self.write_all(changes, ports);
+        entry
+    }
+
+    /// Removes one user of a part. Appends the peer selectors that are no longer used to `unused`.
+    pub(super) fn release_part(&mut self, part: PartId, unused: &mut UnusedSelectors) {
+        let Some(part) = self.parts.release(part) else { return };
+        for selector in part.selectors() {
+            unused.extend(self.selectors.release(selector).map(|gone| (selector, gone)));
+        }
+    }
+
+    /// Removes unused peer selectors from all signatures, and deletes the prefixes that only they had. Returns what
+    /// matched them.
+    pub(super) fn remove_selectors(&mut self, changes: &mut Vec<Change>, unused: &UnusedSelectors) -> Touched {
+        let mut touched = Touched { renaming: true, ..Touched::default() };
+        for (id, selector) in unused {
+            if let PeerSelector::Block(block) = selector {
+                touched.prefixes.extend(self.blocks.remove(*id, block));
+                touched.addresses.extend(self.addresses_in(block.cidr));
+            } else {
+                touched.addresses.extend(self.identities.remove_selector(*id, selector, &self.cluster_state));
+            }
+        }
+        for (_, selector) in unused {
+            let PeerSelector::Block(block) = selector else { continue };
+            for (net, class) in self.blocks.retire(block) {
+                touched.prefixes.remove(&net);
+                touched.frontends.extend(self.frontends_into(net));
+                self.write(changes, Change::DeletePrefix(net));
+                self.classes.release(class);
+            }
+        }
+        touched
+    }
+
+    /// Returns the addresses inside a block that have an entry of their own.
+    fn addresses_in(&self, net: IpNet) -> Vec<IpAddr> {
+        let (first, last) = (net.network(), net.broadcast());
+        self.tables.addresses_between(first, last).collect()
+    }
+}
