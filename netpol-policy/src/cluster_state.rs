@@ -1,7 +1,6 @@
 //! The latest version of each object, by key. Four events change it: apply, delete, reset and local addresses.
 
 mod frontends;
-mod index;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,8 +9,8 @@ use std::sync::Arc;
 
 use frontends::Frontends;
 pub use frontends::Owner;
-use index::Index;
 
+use crate::index::Index;
 use crate::model::{
     EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceName, Node, Object, ObjectKey, Pod, PodKey,
     Policy, PolicyKey, Service, ServiceKey, SliceKey,
@@ -206,13 +205,7 @@ impl ClusterState {
 
     /// Returns copies of all objects.
     pub fn objects(&self) -> impl Iterator<Item = Object> {
-        let namespaces = self.namespaces.values().cloned().map(Object::Namespace);
-        let nodes = self.nodes.values().cloned().map(Object::Node);
-        let policies = self.policies.values().cloned().map(Object::Policy);
-        let pods = self.pods.values().cloned().map(Object::Pod);
-        let services = self.services.values().cloned().map(Object::Service);
-        let slices = self.slices.values().cloned().map(Object::Slice);
-        namespaces.chain(nodes).chain(policies).chain(pods).chain(services).chain(slices)
+        self.clone().into_objects()
     }
 
     /// Returns all objects and consumes the state.

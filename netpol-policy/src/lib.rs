@@ -14,6 +14,7 @@ pub mod cluster_state;
 pub mod compile;
 pub mod derived;
 pub mod explain;
+mod index;
 pub mod manifest;
 pub mod model;
 pub mod reference;

@@ -5,10 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::ClusterState;
-use super::index::Index;
-use crate::model::{
-    Backend, EndpointSlice, Frontend, FrontendAddress, Node, Pod, PodKey, Service, ServiceKey, SliceKey,
-};
+use crate::index::Index;
+use crate::model::{Backend, EndpointSlice, Frontend, Node, Place, Pod, PodKey, Service, ServiceKey, SliceKey};
 
 /// The owner of a frontend. If there are several, the frontend has the backends of all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -185,13 +183,13 @@ impl ClusterState {
 
     /// Returns the addresses in a range that may be a Service's backend.
     pub fn backends_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
-        self.frontends.endpoints.range(first..=last).copied()
+        self.frontends.endpoints.range(first..=last).map(|(address, _)| *address)
     }
 
     /// Returns whether a frontend exists at exactly this address.
     pub fn is_service(&self, address: IpAddr) -> bool {
-        let first = Frontend { address: FrontendAddress::Address(address), port: 0, protocol: 0 };
-        self.frontends.owners.range(first..).next().is_some_and(|next| next.address == first.address)
+        let first = Frontend { place: Place::Address(address), port: 0, protocol: 0 };
+        self.frontends.owners.range(first..).next().is_some_and(|(next, _)| next.place == first.place)
     }
 
     /// Returns whether an address belongs to any node.

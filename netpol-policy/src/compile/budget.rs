@@ -396,7 +396,11 @@ impl Price<'_> {
     }
 }
 
-fn policies_of<'a>(cluster_state: &'a ClusterState, namespace: &'a NamespaceName) -> impl Iterator<Item = &'a Policy> {
+/// Returns the policies of a namespace, in the order of their names.
+pub(super) fn policies_of<'a>(
+    cluster_state: &'a ClusterState,
+    namespace: &'a NamespaceName,
+) -> impl Iterator<Item = &'a Policy> {
     let policies = cluster_state.policies.range(PolicyKey::new(namespace.clone(), "")..).map(|(_, policy)| policy);
     policies.take_while(move |policy| policy.key.namespace == *namespace)
 }

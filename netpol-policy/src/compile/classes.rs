@@ -1,13 +1,15 @@
 //! Classes: equivalence classes of addresses that match the same peer selectors.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use netpol_common::ClassId;
 
 use super::ids::Counter;
+use super::interned::Interned;
 use super::selector_set::PeerSelectorSet;
 use super::selectors::PeerSelectorId;
+use crate::index::Index;
 
 /// The peer selectors that an address matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -31,31 +33,16 @@ impl Signature {
 }
 
 /// The classes in use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Classes {
-    ids: HashMap<Arc<Signature>, ClassId>,
-    entries: BTreeMap<ClassId, Class>,
-    by_selector: HashMap<PeerSelectorId, BTreeSet<ClassId>>,
-    /// Classes that lost their last user, and may have got one since.
-    unused: BTreeSet<ClassId>,
+    signatures: Interned<ClassId, Signature>,
+    by_selector: Index<PeerSelectorId, ClassId>,
     counter: Counter,
-}
-
-#[derive(Clone, Debug)]
-struct Class {
-    signature: Arc<Signature>,
-    users: usize,
 }
 
 impl Classes {
     pub(super) fn new(first: ClassId) -> Self {
-        Self {
-            ids: HashMap::new(),
-            entries: BTreeMap::new(),
-            by_selector: HashMap::new(),
-            unused: BTreeSet::new(),
-            counter: Counter::starting_at(first.0),
-        }
+        Self { counter: Counter::starting_at(first.0), ..Self::default() }
     }
 
     /// Allocates an ID for a backend set. No class of addresses gets the same ID.
@@ -73,92 +60,75 @@ impl Classes {
         if signature == Signature::default() {
             return (ClassId::NONE, false);
         }
-        if let Some(id) = self.ids.get(&signature) {
-            if let Some(class) = self.entries.get_mut(id) {
-                class.users += 1;
-            }
-            return (*id, false);
+        let (id, new) = self.signatures.acquire(signature, || ClassId(self.counter.next()));
+        for selector in new.iter().flat_map(|signature| signature.all_selectors()) {
+            self.by_selector.insert(selector, id);
         }
-        let id = self.allocate();
-        for selector in signature.all_selectors() {
-            self.by_selector.entry(selector).or_default().insert(id);
-        }
-        let signature = Arc::new(signature);
-        self.ids.insert(signature.clone(), id);
-        self.entries.insert(id, Class { signature, users: 1 });
-        (id, true)
+        (id, new.is_some())
     }
 
     /// Removes a user of a class. The class stays until [`Classes::retire`].
     pub(super) fn release(&mut self, id: ClassId) {
-        let Some(class) = self.entries.get_mut(&id) else { return };
-        class.users -= 1;
-        if class.users == 0 {
-            self.unused.insert(id);
-        }
+        self.signatures.release(id);
     }
 
     /// Removes the classes without users. Returns them with their signatures.
     pub(super) fn retire(&mut self) -> Vec<(ClassId, Arc<Signature>)> {
-        let unused = std::mem::take(&mut self.unused);
-        unused.into_iter().filter_map(|id| Some((id, self.retire_one(id)?))).collect()
+        let retired = self.signatures.retire();
+        for (id, signature) in &retired {
+            signature.all_selectors().for_each(|selector| self.by_selector.remove(&selector, id));
+        }
+        retired
     }
 
-    fn retire_one(&mut self, id: ClassId) -> Option<Arc<Signature>> {
-        if self.entries.get(&id)?.users > 0 {
-            return None;
-        }
-        let class = self.entries.remove(&id)?;
-        self.ids.remove(&class.signature);
-        for selector in class.signature.all_selectors() {
-            if let Some(classes) = self.by_selector.get_mut(&selector) {
-                classes.remove(&id);
-                if classes.is_empty() {
-                    self.by_selector.remove(&selector);
-                }
+    /// Renames classes whose users all get the same new signature. They keep their IDs. Returns these classes.
+    ///
+    /// `moving` has the class and the next signature of each moving user. This is valid only if the peer selectors in
+    /// the difference are new or unused: then a class stays the same for every other rule set.
+    pub(super) fn rename_all<'a>(
+        &mut self,
+        moving: impl Iterator<Item = (ClassId, Option<&'a Signature>)>,
+    ) -> BTreeSet<ClassId> {
+        let mut classes: BTreeMap<ClassId, (usize, Option<&Signature>)> = BTreeMap::new();
+        for (class, to) in moving {
+            let (count, signature) = classes.entry(class).or_insert((0, to));
+            *count += 1;
+            if *signature != to {
+                *signature = None;
             }
         }
-        Some(class.signature)
+        let renamed = classes
+            .into_iter()
+            .filter(|(id, (count, signature))| signature.is_some_and(|signature| self.rename(*id, *count, signature)));
+        renamed.map(|(id, _)| id).collect()
     }
 
-    /// Gives a class another signature, if all of its users are the `moving` ones and no class has that signature.
-    /// Valid only if the peer selectors in the difference are new or unused: then the class stays the same for every
-    /// other rule set.
-    pub(super) fn rename(&mut self, id: ClassId, moving: usize, signature: &Signature) -> bool {
-        let Some(class) = self.entries.get_mut(&id) else { return false };
-        if class.users != moving || *signature == Signature::default() || self.ids.contains_key(signature) {
+    /// Gives a class another signature, if all of its users are moving and no class has that signature.
+    fn rename(&mut self, id: ClassId, moving: usize, new: &Signature) -> bool {
+        if *new == Signature::default() {
             return false;
         }
-        let new = Arc::new(signature.clone());
-        let old = std::mem::replace(&mut class.signature, new.clone());
-        self.ids.remove(&old);
-        let ports = |one: &Signature, other: &Signature| -> Vec<PeerSelectorId> {
-            let of =
-                |signature: &Signature| signature.ports.iter().map(|(selector, _)| *selector).collect::<BTreeSet<_>>();
-            of(one).difference(&of(other)).copied().collect()
+        let Some(old) = self.signatures.replace(id, moving, new) else { return false };
+        let ports = |signature: &Signature| -> BTreeSet<PeerSelectorId> {
+            signature.ports.iter().map(|(selector, _)| *selector).collect()
         };
-        for selector in old.selectors.difference(&new.selectors).chain(ports(&old, &new)) {
-            if let Some(classes) = self.by_selector.get_mut(&selector) {
-                classes.remove(&id);
-                if classes.is_empty() {
-                    self.by_selector.remove(&selector);
-                }
-            }
+        let (old_ports, new_ports) = (ports(&old), ports(new));
+        for selector in old.selectors.difference(&new.selectors).chain(&old_ports - &new_ports) {
+            self.by_selector.remove(&selector, &id);
         }
-        for selector in new.selectors.difference(&old.selectors).chain(ports(&new, &old)) {
-            self.by_selector.entry(selector).or_default().insert(id);
+        for selector in new.selectors.difference(&old.selectors).chain(&new_ports - &old_ports) {
+            self.by_selector.insert(selector, id);
         }
-        self.ids.insert(new, id);
         true
     }
 
     /// Returns the signature of a class; none for [`ClassId::NONE`].
     pub(super) fn signature(&self, id: ClassId) -> Option<&Arc<Signature>> {
-        Some(&self.entries.get(&id)?.signature)
+        self.signatures.get(id)
     }
 
     /// Returns the classes that match a peer selector.
     pub(super) fn matching(&self, selector: PeerSelectorId) -> impl Iterator<Item = ClassId> {
-        self.by_selector.get(&selector).into_iter().flatten().copied()
+        self.by_selector.get(&selector).iter().copied()
     }
 }

@@ -9,7 +9,7 @@ use netpol_common::{AllowKey, ClassId, PortSetId, RuleId, RuleSetId};
 use super::Engine;
 use super::allow::{AllowEntries, PortPrefix, Ports};
 use super::classes::Signature;
-use super::parts::{CompiledRule, PartId, RuleAt};
+use super::parts::{CompiledRule, Part, PartId, RuleAt};
 use super::port_sets::Diff;
 use super::rule_sets::RuleSet;
 use super::selectors::PeerSelectorId;
@@ -69,14 +69,11 @@ impl Engine {
         let any = rule_set.policy.any;
         let rules = |indices: &[usize]| indices.iter().map(|index| &part.rules[*index]).collect::<Vec<_>>();
         let for_any_peer = Rc::new(self.added(any, &rules(&part.open), None));
-        let mut classes = self.classes_matching(&part.deciding);
         if !for_any_peer.is_empty() {
-            for class in self.classes_with_entries(rule_set) {
-                classes.entry(class).or_default();
-            }
             pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
-        for (class, mut indices) in std::mem::take(&mut classes) {
+        let classes = self.classes_to_change(rule_set, part, !for_any_peer.is_empty());
+        for (class, mut indices) in classes {
             pending.touched.entry(id).or_default().0.insert(class);
             indices.extend(&part.open);
             indices.sort_unstable();
@@ -124,19 +121,16 @@ impl Engine {
         let open: Vec<RuleAt> = if part.open.is_empty() { Vec::new() } else { rule_set.open(&self.parts).collect() };
         let remaining = |rules: &[RuleAt]| rules.iter().filter_map(|at| self.parts.rule(*at)).collect::<Vec<_>>();
         let for_any_peer = Rc::new(self.removed(any, &removed(&part.open), &remaining(&open), &Ports::new(), None));
-        let mut classes = self.classes_matching(&part.deciding);
         if !for_any_peer.is_empty() {
-            for class in self.classes_with_entries(rule_set) {
-                classes.entry(class).or_default();
-            }
             pending.groups.entry((any, for_any_peer.clone())).or_default().push(PortSetUser::AnyPeer(id));
         }
+        let classes = self.classes_to_change(rule_set, part, !for_any_peer.is_empty());
         let AllowEntries::Of(before) = &rule_set.any else { return };
         let mut any_after = Cow::Borrowed(before);
         if !for_any_peer.is_empty() {
             for_any_peer.apply(any_after.to_mut());
         }
-        for (class, mut indices) in std::mem::take(&mut classes) {
+        for (class, mut indices) in classes {
             pending.touched.entry(id).or_default().0.insert(class);
             let key = AllowKey { rule_set: id, class };
             let Some(signature) = self.classes.signature(class) else { continue };
@@ -183,12 +177,23 @@ impl Engine {
         pending.touched.entry(id).or_default().1 = for_any_peer;
     }
 
-    /// Returns the classes that match these peer selectors, with the indices of their rules.
-    pub(super) fn classes_matching(&self, deciding: &[(PeerSelectorId, usize)]) -> BTreeMap<ClassId, Vec<usize>> {
+    /// Returns the classes to which a rule set may allow something else with or without a part, with the indices of the
+    /// part's rules that they match. `for_any_peer`: the ports for any peer change, too.
+    pub(super) fn classes_to_change(
+        &self,
+        rule_set: &RuleSet,
+        part: &Part,
+        for_any_peer: bool,
+    ) -> BTreeMap<ClassId, Vec<usize>> {
         let mut classes: BTreeMap<ClassId, Vec<usize>> = BTreeMap::new();
-        for (selector, index) in deciding {
+        for (selector, index) in &part.deciding {
             for class in self.classes.matching(*selector) {
                 classes.entry(class).or_default().push(*index);
+            }
+        }
+        if for_any_peer {
+            for class in self.classes_with_entries(rule_set) {
+                classes.entry(class).or_default();
             }
         }
         classes

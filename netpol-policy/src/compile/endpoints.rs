@@ -30,11 +30,6 @@ impl Endpoints {
         }
     }
 
-    /// Returns the endpoints with a rule set.
-    pub(super) fn with_rule_set(&self, rule_set: RuleSetId) -> impl Iterator<Item = &PodKey> {
-        self.by_pod.iter().filter(move |(_, ids)| ids.contains(&rule_set)).map(|(pod, _)| pod)
-    }
-
     /// Returns the endpoints of a namespace.
     pub(super) fn of_namespace(&self, namespace: &NamespaceName) -> impl Iterator<Item = &PodKey> {
         let first = PodKey::new(namespace.clone(), "");

@@ -40,7 +40,7 @@ impl Engine {
         self.touch_frontends(&mut touched, &host_ports, &host_ports_of(self));
         let mut pods = self.balance().unwrap_or_default();
         pods.insert(key.clone());
-        self.commit(Update { touched, pods, evolutions: Vec::new() })
+        self.commit(Update { touched, pods, ..Update::default() })
     }
 
     pub(super) fn namespace_event(&mut self, name: &NamespaceName, event: Event) -> Vec<Change> {
@@ -73,7 +73,7 @@ impl Engine {
             Some(others) => (Vec::new(), &pods | &others),
             None => self.evolutions(&mut touched, key, pods),
         };
-        let changes = self.commit(Update { touched, pods, evolutions });
+        let changes = self.commit(Update { touched, pods, evolutions, ..Update::default() });
         if let Some(old) = old {
             self.rule_names.retire(&old, new.as_ref());
         }

@@ -15,9 +15,8 @@ use super::allow::AllowEntries;
 use super::difference::{DiffCache, PendingEntries, PortSetUser};
 use super::parts::{Part, PartId};
 use super::port_sets::Diff;
-use super::resolve::UnusedSelectors;
 use super::rule_sets::{PartChange, RuleSet};
-use super::transaction::{NextEndpoints, Touched};
+use super::transaction::{Changes, NextEndpoints, Touched};
 use crate::model::{PodKey, PolicyKey};
 use crate::tables::{Change, EndpointPolicy};
 
@@ -83,19 +82,15 @@ impl Engine {
                 }
             }
         }
-        let mut in_place = Vec::new();
-        for (direction, evolution, pods) in evolutions {
-            if goals.get(&(direction, evolution.parts.clone())) == Some(&1) {
-                in_place.push((evolution, pods));
-            } else {
-                flips.extend(pods);
-            }
+        let is_only = |(direction, evolution, _): &(Direction, Evolution, _)| {
+            goals.get(&(*direction, evolution.parts.clone())) == Some(&1)
+        };
+        let (mut in_place, mut others): (Vec<_>, Vec<_>) = evolutions.into_iter().partition(is_only);
+        if !self.has_room_to_evolve(&policy.namespace, in_place.iter().map(|(_, evolution, _)| evolution)) {
+            others.append(&mut in_place);
         }
-        if self.has_room_to_evolve(&policy.namespace, in_place.iter().map(|(evolution, _)| evolution)) {
-            return (in_place.into_iter().map(|(evolution, _)| evolution).collect(), flips);
-        }
-        flips.extend(in_place.into_iter().flat_map(|(_, pods)| pods));
-        (Vec::new(), flips)
+        flips.extend(others.into_iter().flat_map(|(.., pods)| pods));
+        (in_place.into_iter().map(|(_, evolution, _)| evolution).collect(), flips)
     }
 
     /// Replaces the policy's own part with a new one. Returns all parts and the replaced one.
@@ -123,7 +118,7 @@ impl Engine {
     }
 
     /// Writes what new parts allow.
-    pub(super) fn grow(&mut self, changes: &mut Vec<Change>, next: &NextEndpoints, evolutions: &[Evolution]) {
+    pub(super) fn grow(&mut self, changes: &mut Changes, next: &NextEndpoints, evolutions: &[Evolution]) {
         let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
         for evolution in evolutions {
             if let Some(new) = evolution.new {
@@ -133,13 +128,8 @@ impl Engine {
         self.write_entries(changes, next, pending, evolutions);
     }
 
-    /// Removes parts, and what only they allowed. Appends the peer selectors that are no longer used to `unused`.
-    pub(super) fn remove_parts(
-        &mut self,
-        changes: &mut Vec<Change>,
-        evolutions: &[Evolution],
-        unused: &mut UnusedSelectors,
-    ) {
+    /// Removes parts, and what only they allowed.
+    pub(super) fn shrink(&mut self, changes: &mut Changes, evolutions: &[Evolution]) {
         let (mut pending, mut cache) = (PendingEntries::default(), DiffCache::default());
         let shrinking = || evolutions.iter().filter_map(|evolution| Some((evolution, evolution.removed?)));
         for (evolution, removed) in shrinking() {
@@ -155,14 +145,14 @@ impl Engine {
             self.write(changes, Change::Reevaluate(narrowed));
         }
         for (_, removed) in shrinking() {
-            self.release_part(removed, unused);
+            self.release_part(removed);
         }
     }
 
     /// Writes changed entries. A port set changes in place if all of its users change in the same way.
     fn write_entries(
         &mut self,
-        changes: &mut Vec<Change>,
+        changes: &mut Changes,
         next: &NextEndpoints,
         pending: PendingEntries,
         evolutions: &[Evolution],
@@ -219,7 +209,7 @@ impl Engine {
     }
 
     /// Assigns a port set to its users, then releases the use that `entry` came with.
-    fn assign_port_set(&mut self, changes: &mut Vec<Change>, entry: AllowEntry, diff: &Diff, users: &[PortSetUser]) {
+    fn assign_port_set(&mut self, changes: &mut Changes, entry: AllowEntry, diff: &Diff, users: &[PortSetUser]) {
         for user in users {
             self.port_sets.add_user(entry.port_set);
             match user {
@@ -227,23 +217,19 @@ impl Engine {
                 PortSetUser::AnyPeer(id) => self.set_any_peer(changes, *id, diff, entry.port_set),
             }
         }
-        let ports = self.port_sets.release(entry.port_set);
-        self.write_all(changes, ports);
+        self.release_ports(changes, entry.port_set);
     }
 
-    fn set_any_peer(&mut self, changes: &mut Vec<Change>, id: RuleSetId, diff: &Diff, any: PortSetId) {
+    fn set_any_peer(&mut self, changes: &mut Changes, id: RuleSetId, diff: &Diff, any: PortSetId) {
         let Some(before) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         self.rule_sets.set_any(id, diff, any);
         if before != any {
-            let pods: Vec<_> = self.endpoints.with_rule_set(id).cloned().collect();
-            for pod in pods {
-                if let Some(policy) = self.endpoints.get(&pod).map(|ids| self.endpoint_policy(ids)) {
-                    self.write(changes, Change::PutEndpoint(pod, policy));
-                }
-            }
+            let users = self.endpoints.iter().filter(|(_, rule_sets)| rule_sets.contains(&id));
+            let put = users.map(|(pod, ids)| Change::PutEndpoint(pod.clone(), self.endpoint_policy(ids)));
+            let put: Vec<_> = put.collect();
+            self.write_all(changes, put);
         }
-        let ports = self.port_sets.release(before);
-        self.write_all(changes, ports);
+        self.release_ports(changes, before);
     }
 
     /// Returns the policy of an endpoint with these rule sets.
@@ -255,7 +241,7 @@ impl Engine {
     }
 
     /// Removes entries that equal what any peer is allowed.
-    fn drop_redundant(&mut self, changes: &mut Vec<Change>, id: RuleSetId, classes: &BTreeSet<ClassId>) {
+    fn drop_redundant(&mut self, changes: &mut Changes, id: RuleSetId, classes: &BTreeSet<ClassId>) {
         let Some(any) = self.rule_sets.get(id).map(|rule_set| rule_set.policy.any) else { return };
         for class in classes {
             let key = AllowKey { rule_set: id, class: *class };

@@ -1,12 +1,14 @@
 //! Backend sets: frontends with equal backends share one, because every rule set treats them alike.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use netpol_common::{ClassId, RuleSetId};
 
 use super::allow::PortPrefix;
+use super::interned::Interned;
+use crate::index::Index;
 
 /// The backends of a frontend, as far as rule sets distinguish them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -48,150 +50,99 @@ impl BackendSet {
 /// The backend sets in use, and the rule sets that have an entry for each.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BackendSets {
-    ids: HashMap<Arc<BackendSet>, ClassId>,
-    entries: BTreeMap<ClassId, BackendSetEntry>,
-    by_backend: HashMap<ClassId, BTreeSet<ClassId>>,
-    by_port: BTreeMap<(u8, u16), BTreeSet<ClassId>>,
-    by_hairpin: HashMap<IpAddr, BTreeSet<ClassId>>,
+    sets: Interned<ClassId, BackendSet>,
+    by_backend: Index<ClassId, ClassId>,
+    by_port: Index<(u8, u16), ClassId>,
+    by_hairpin: Index<IpAddr, ClassId>,
     always_some: BTreeSet<ClassId>,
-    by_rule_set: HashMap<RuleSetId, BTreeSet<ClassId>>,
-    /// Backend sets that lost their last user, and may have got one since.
-    unused: BTreeSet<ClassId>,
-}
-
-#[derive(Clone, Debug)]
-struct BackendSetEntry {
-    backend_set: Arc<BackendSet>,
-    users: usize,
-    /// Rule sets that have an entry in `ALLOW`.
-    allowed_by: BTreeSet<RuleSetId>,
+    /// Rule sets that have an entry in `ALLOW`, by backend set.
+    allowed_by: Index<ClassId, RuleSetId>,
+    by_rule_set: Index<RuleSetId, ClassId>,
 }
 
 impl BackendSets {
     /// Adds a user to a backend set. Returns its class and whether it is new. `allocate` allocates the ID.
     pub(super) fn acquire(&mut self, backend_set: BackendSet, allocate: impl FnOnce() -> ClassId) -> (ClassId, bool) {
-        if let Some(id) = self.ids.get(&backend_set) {
-            if let Some(entry) = self.entries.get_mut(id) {
-                entry.users += 1;
-            }
-            return (*id, false);
-        }
-        let id = allocate();
+        let (id, new) = self.sets.acquire(backend_set, allocate);
+        let Some(backend_set) = new else { return (id, false) };
         for (class, port) in backend_set.peers() {
-            self.by_backend.entry(class).or_default().insert(id);
-            self.by_port.entry((backend_set.protocol, port)).or_default().insert(id);
+            self.by_backend.insert(class, id);
+            self.by_port.insert((backend_set.protocol, port), id);
         }
         for address in &backend_set.hairpin {
-            self.by_hairpin.entry(*address).or_default().insert(id);
+            self.by_hairpin.insert(*address, id);
         }
         if backend_set.is_always_some() {
             self.always_some.insert(id);
         }
-        let backend_set = Arc::new(backend_set);
-        self.ids.insert(backend_set.clone(), id);
-        self.entries.insert(id, BackendSetEntry { backend_set, users: 1, allowed_by: BTreeSet::new() });
         (id, true)
     }
 
     /// Removes a user of a backend set. The set stays until [`BackendSets::retire`].
     pub(super) fn release(&mut self, id: ClassId) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.users -= 1;
-        if entry.users == 0 {
-            self.unused.insert(id);
-        }
+        self.sets.release(id);
     }
 
-    /// Removes the backend sets without users. Returns them with the rule sets that have an entry for them.
-    pub(super) fn retire(&mut self) -> Vec<(ClassId, BTreeSet<RuleSetId>)> {
-        let unused = std::mem::take(&mut self.unused);
-        unused.into_iter().filter_map(|id| Some((id, self.retire_one(id)?))).collect()
-    }
-
-    fn retire_one(&mut self, id: ClassId) -> Option<BTreeSet<RuleSetId>> {
-        if self.entries.get(&id)?.users > 0 {
-            return None;
-        }
-        let BackendSetEntry { backend_set, allowed_by, .. } = self.entries.remove(&id)?;
-        self.ids.remove(&backend_set);
-        self.always_some.remove(&id);
-        for (class, port) in backend_set.peers() {
-            remove_class(self.by_backend.get_mut(&class), id);
-            if self.by_backend.get(&class).is_some_and(BTreeSet::is_empty) {
-                self.by_backend.remove(&class);
+    /// Removes the backend sets without users. Returns them with each rule set that has an entry for them.
+    pub(super) fn retire(&mut self) -> Vec<(RuleSetId, ClassId)> {
+        let mut retired = Vec::new();
+        for (id, backend_set) in self.sets.retire() {
+            self.always_some.remove(&id);
+            for (class, port) in backend_set.peers() {
+                self.by_backend.remove(&class, &id);
+                self.by_port.remove(&(backend_set.protocol, port), &id);
             }
-            let port = (backend_set.protocol, port);
-            remove_class(self.by_port.get_mut(&port), id);
-            if self.by_port.get(&port).is_some_and(BTreeSet::is_empty) {
-                self.by_port.remove(&port);
+            for address in &backend_set.hairpin {
+                self.by_hairpin.remove(address, &id);
             }
+            retired.extend(self.allowed_by.take(&id).into_iter().map(|rule_set| (rule_set, id)));
         }
-        for address in &backend_set.hairpin {
-            remove_class(self.by_hairpin.get_mut(address), id);
-            if self.by_hairpin.get(address).is_some_and(BTreeSet::is_empty) {
-                self.by_hairpin.remove(address);
-            }
-        }
-        Some(allowed_by)
+        retired
     }
 
     pub(super) fn get(&self, id: ClassId) -> Option<Arc<BackendSet>> {
-        Some(self.entries.get(&id)?.backend_set.clone())
+        self.sets.get(id).cloned()
     }
 
     /// Records that a rule set has an entry for a backend set.
     pub(super) fn record_entry(&mut self, rule_set: RuleSetId, class: ClassId) {
-        if let Some(entry) = self.entries.get_mut(&class) {
-            entry.allowed_by.insert(rule_set);
-            self.by_rule_set.entry(rule_set).or_default().insert(class);
-        }
+        self.allowed_by.insert(class, rule_set);
+        self.by_rule_set.insert(rule_set, class);
     }
 
     /// Records that a rule set no longer has an entry for a backend set.
     pub(super) fn record_removal(&mut self, rule_set: RuleSetId, class: ClassId) {
-        if let Some(entry) = self.entries.get_mut(&class) {
-            entry.allowed_by.remove(&rule_set);
-        }
-        remove_class(self.by_rule_set.get_mut(&rule_set), class);
-        if self.by_rule_set.get(&rule_set).is_some_and(BTreeSet::is_empty) {
-            self.by_rule_set.remove(&rule_set);
-        }
+        self.allowed_by.remove(&class, &rule_set);
+        self.by_rule_set.remove(&rule_set, &class);
     }
 
     /// Returns the rule sets that have an entry for a backend set.
     pub(super) fn allowed_by(&self, class: ClassId) -> impl Iterator<Item = RuleSetId> {
-        self.entries.get(&class).into_iter().flat_map(|entry| &entry.allowed_by).copied()
+        self.allowed_by.get(&class).iter().copied()
     }
 
     /// Returns the backend sets for which a rule set has an entry.
     pub(super) fn entries_of(&self, rule_set: RuleSetId) -> impl Iterator<Item = ClassId> {
-        self.by_rule_set.get(&rule_set).into_iter().flatten().copied()
+        self.by_rule_set.get(&rule_set).iter().copied()
     }
 
     /// Returns the backend sets with a backend of this class.
     pub(super) fn with_backend_of(&self, peer: ClassId) -> impl Iterator<Item = ClassId> {
-        self.by_backend.get(&peer).into_iter().flatten().copied()
+        self.by_backend.get(&peer).iter().copied()
     }
 
     /// Returns the backend sets with a backend at one of these ports.
     pub(super) fn with_backend_at(&self, ports: impl Iterator<Item = PortPrefix>) -> BTreeSet<ClassId> {
-        let ranges = ports.map(PortPrefix::range);
-        ranges.flat_map(|range| self.by_port.range(range)).flat_map(|(_, classes)| classes).copied().collect()
+        ports.flat_map(|prefix| self.by_port.range(prefix.range())).flat_map(|(_, classes)| classes).copied().collect()
     }
 
     /// Returns the backend sets with a backend at this address of a local pod.
     pub(super) fn with_hairpin_at(&self, address: IpAddr) -> impl Iterator<Item = ClassId> {
-        self.by_hairpin.get(&address).into_iter().flatten().copied()
+        self.by_hairpin.get(&address).iter().copied()
     }
 
     /// Returns the backend sets of which every rule set allows at least some backends.
     pub(super) fn always_some(&self) -> impl Iterator<Item = ClassId> {
         self.always_some.iter().copied()
-    }
-}
-
-fn remove_class(classes: Option<&mut BTreeSet<ClassId>>, class: ClassId) {
-    if let Some(classes) = classes {
-        classes.remove(&class);
     }
 }

@@ -68,6 +68,12 @@ pub(super) struct Counter {
     next: u32,
 }
 
+impl Default for Counter {
+    fn default() -> Self {
+        Self::starting_at(1)
+    }
+}
+
 impl Counter {
     pub(super) fn starting_at(next: u32) -> Self {
         Self { first: next, next }

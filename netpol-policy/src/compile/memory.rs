@@ -10,7 +10,7 @@ use super::evolve::Evolution;
 use super::parts::{CompiledRule, RuleAt};
 use super::reclassify::AllowCache;
 use super::rule_sets::RuleSet;
-use super::transaction::Update;
+use super::transaction::Changes;
 use crate::model::{NamespaceName, PodKey};
 use crate::tables::{Change, EndpointPolicy};
 
@@ -45,14 +45,10 @@ impl Engine {
                 new.iter().map(|part| (*part, true)).chain(removed.iter().map(|part| (*part, false)))
             {
                 let Some(part) = self.parts.get(part_id) else { continue };
-                let mut classes = self.classes_matching(&part.deciding);
                 if !part.open.is_empty() {
                     ports += any.len() + new_ports;
-                    for class in self.classes_with_entries(rule_set) {
-                        classes.entry(class).or_default();
-                    }
                 }
-                for (class, indices) in classes {
+                for (class, indices) in self.classes_to_change(rule_set, part, !part.open.is_empty()) {
                     let Some(signature) = self.classes.signature(class) else { continue };
                     let entry = self.tables.allow(&AllowKey { rule_set: *id, class });
                     entries += u64::from(entry.is_none() && !self.is_prefix(signature));
@@ -90,21 +86,19 @@ impl Engine {
         (!policies.is_empty()).then_some(pods)
     }
 
-    /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies.
-    pub(super) fn retry_refused(&mut self, changes: &mut Vec<Change>) {
+    /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies. Returns the pods
+    /// that need a new rule set, because there is room for its ports now.
+    pub(super) fn retry_refused(&mut self, changes: &mut Changes) -> BTreeSet<PodKey> {
         if self.budget.limit().is_none() {
-            return;
+            return BTreeSet::new();
         }
         self.admit_refused(changes);
         self.mark_incomplete(changes);
-        let replaced = self.replace_refused();
-        if !replaced.is_empty() {
-            changes.extend(self.commit(Update { pods: replaced, ..Update::default() }));
-        }
+        self.replace_refused()
     }
 
     /// Writes refused entries for which there is room now. Stops in each namespace at the first that does not fit.
-    fn admit_refused(&mut self, changes: &mut Vec<Change>) {
+    fn admit_refused(&mut self, changes: &mut Changes) {
         let refused: Vec<_> = self.rule_sets.refused().collect();
         let (mut cache, mut full) = (AllowCache::new(), BTreeSet::new());
         for (rule_set, class) in refused {
@@ -138,7 +132,7 @@ impl Engine {
     }
 
     /// Writes endpoints whose policy became complete or incomplete with the same rule sets.
-    fn mark_incomplete(&mut self, changes: &mut Vec<Change>) {
+    fn mark_incomplete(&mut self, changes: &mut Changes) {
         let changed = |(pod, rule_sets): (&PodKey, [RuleSetId; 2])| {
             let incomplete = rule_sets.into_iter().any(|rule_set| self.rule_sets.is_incomplete(rule_set));
             let policy = self.tables.endpoint(pod).filter(|policy| policy.incomplete != incomplete)?;

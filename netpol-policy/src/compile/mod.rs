@@ -30,6 +30,7 @@ mod evolve;
 mod frontends;
 mod identities;
 mod ids;
+mod interned;
 mod memory;
 mod parts;
 mod port_sets;
@@ -266,26 +267,17 @@ impl Engine {
         if self.cluster_state.contains_unchanged(&object) {
             return Vec::new();
         }
-        match object {
-            Object::Pod(pod) => self.pod_event(&pod.key.clone(), Event::Apply(Object::Pod(pod))),
-            Object::Namespace(namespace) => {
-                let name = namespace.name.clone();
-                self.namespace_event(&name, Event::Apply(Object::Namespace(namespace)))
-            }
-            Object::Policy(policy) => self.policy_event(&policy.key.clone(), Event::Apply(Object::Policy(policy))),
-            Object::Node(node) => self.node_event(&node.name.clone(), Event::Apply(Object::Node(node))),
-            Object::Service(service) => {
-                self.service_event(&service.key.clone(), Event::Apply(Object::Service(service)))
-            }
-            Object::Slice(slice) => self.slice_event(&slice.key.clone(), Event::Apply(Object::Slice(slice))),
-        }
+        self.object_event(&object.key(), Event::Apply(object))
     }
 
     fn delete(&mut self, key: &ObjectKey) -> Vec<Change> {
         if !self.cluster_state.contains(key) {
             return Vec::new();
         }
-        let event = Event::Delete(key.clone());
+        self.object_event(key, Event::Delete(key.clone()))
+    }
+
+    fn object_event(&mut self, key: &ObjectKey, event: Event) -> Vec<Change> {
         match key {
             ObjectKey::Pod(key) => self.pod_event(key, event),
             ObjectKey::Namespace(name) => self.namespace_event(name, event),

@@ -132,13 +132,6 @@ struct Current {
     parts: Vec<(Vec<Vec<u16>>, PartId)>,
 }
 
-fn index(direction: Direction) -> usize {
-    match direction {
-        Direction::Ingress => 0,
-        Direction::Egress => 1,
-    }
-}
-
 /// Returns the port numbers that a pod has for these names.
 fn numbers(pod: &Pod, names: &[(Arc<str>, Protocol)]) -> Vec<Vec<u16>> {
     let own = |(name, protocol): &(Arc<str>, Protocol)| {
@@ -163,7 +156,7 @@ impl Parts {
 
     /// Returns a policy's part for a pod. Without one, returns the pod's port numbers that the part depends on.
     pub(super) fn find(&self, policy: &Policy, direction: Direction, pod: &Pod) -> Result<PartId, Vec<Vec<u16>>> {
-        let existing = self.current.get(&policy.key).map(|current| &current[index(direction)]);
+        let existing = self.current.get(&policy.key).map(|current| &current[direction as usize]);
         let Some(current) = existing.filter(|current| !current.parts.is_empty()) else {
             return Err(numbers(pod, &names(policy, direction)));
         };
@@ -203,7 +196,7 @@ impl Parts {
         let policy_key = policy.key.clone();
         self.entries
             .insert(id, Part { policy: policy_key.clone(), direction, rules, deciding, open, incomplete, users: 0 });
-        let current = &mut self.current.entry(policy_key).or_default()[index(direction)];
+        let current = &mut self.current.entry(policy_key).or_default()[direction as usize];
         if current.parts.is_empty() {
             current.names = names(policy, direction).into();
         }
@@ -214,7 +207,7 @@ impl Parts {
     /// Forgets the current parts after the policy's rules in this direction changed.
     pub(super) fn invalidate(&mut self, policy: &PolicyKey, direction: Direction) {
         if let Some(current) = self.current.get_mut(policy) {
-            current[index(direction)] = Current::default();
+            current[direction as usize] = Current::default();
             self.remove_if_empty(policy);
         }
     }
@@ -241,7 +234,7 @@ impl Parts {
         }
         let part = self.entries.remove(&id)?;
         if let Some(current) = self.current.get_mut(&part.policy) {
-            current[index(part.direction)].parts.retain(|(_, existing)| *existing != id);
+            current[part.direction as usize].parts.retain(|(_, existing)| *existing != id);
             self.remove_if_empty(&part.policy);
         }
         Some(part)

@@ -12,7 +12,7 @@ use crate::model::NamespaceName;
 use crate::tables::Change;
 
 /// The port sets in use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct PortSets {
     /// IDs by the sum of the hashes of the entries, which can be updated for each changed entry.
     by_hash: HashMap<u64, Vec<PortSetId>>,
@@ -57,13 +57,7 @@ impl Diff {
 
 impl PortSets {
     pub(super) fn new(first: PortSetId) -> Self {
-        Self {
-            by_hash: HashMap::new(),
-            entries: BTreeMap::new(),
-            charges: Charges::default(),
-            counter: Counter::starting_at(first.0),
-            hasher: RandomState::new(),
-        }
+        Self { counter: Counter::starting_at(first.0), ..Self::default() }
     }
 
     /// Returns how many IDs were allocated.
@@ -86,13 +80,11 @@ impl PortSets {
         [PortSetId::NONE, PortSetId::ALL].contains(&id) || self.entries.contains_key(&id)
     }
 
-    /// Adds a user, if the set still exists. The constant sets always exist and need no user.
-    pub(super) fn add_user(&mut self, id: PortSetId) -> bool {
-        if [PortSetId::NONE, PortSetId::ALL].contains(&id) {
-            return true;
+    /// Adds a user. The constant sets always exist and need no user.
+    pub(super) fn add_user(&mut self, id: PortSetId) {
+        if let Some(set) = self.entries.get_mut(&id) {
+            set.users += 1;
         }
-        let set = self.entries.get_mut(&id);
-        set.map(|set| set.users += 1).is_some()
     }
 
     /// Returns the number of entries by namespace.

@@ -1,6 +1,6 @@
 //! Moves addresses and prefixes to another class.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use super::allow::AllowEntries;
 use super::classes::Signature;
 use super::parts::{CompiledRule, RuleAt};
 use super::selectors::PeerSelectorId;
-use super::transaction::Touched;
+use super::transaction::{Changes, Touched};
 use crate::tables::Change;
 
 /// Number of matching rules above which contents are not cached for the next class.
@@ -20,119 +20,100 @@ const MAX_CACHED_RULES: usize = 64;
 /// Cache of entries by rule set, its matching rules and the named ports of the peer; `None`: the same as for any peer.
 pub(super) type AllowCache = HashMap<(RuleSetId, Vec<RuleAt>, Vec<(PeerSelectorId, u16)>), Option<AllowEntry>>;
 
-/// An address or prefix with its entries before and after.
+/// Addresses and prefixes with their classes before and after.
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    /// The longest prefix first. Otherwise a new class of a block would briefly apply to narrower blocks inside it.
+    pub(super) prefixes: Vec<(IpNet, ClassId, ClassId)>,
+    pub(super) addresses: BTreeMap<IpAddr, AddressMove>,
+    /// The classes that did not exist before.
+    new: Vec<ClassId>,
+}
+
+/// The entries of an address before and after.
 #[derive(Debug)]
-pub(super) struct Move {
-    pub(super) what: AddressOrPrefix,
-    /// Its own entry before.
+pub(super) struct AddressMove {
     pub(super) from: Option<AddressEntry>,
-    /// Its own entry after.
     pub(super) to: Option<AddressEntry>,
     /// The entry that applied before: its own, or that of the longest prefix.
     pub(super) found: AddressEntry,
 }
 
-impl Move {
-    /// Returns the class that the address or prefix no longer uses.
-    pub(super) fn class_before(&self) -> Option<ClassId> {
-        self.from.map(|from| from.class)
+impl Moves {
+    /// Returns the changes that write the moves.
+    pub(super) fn changes(&self) -> impl Iterator<Item = Change> {
+        let addresses = self.addresses.iter().filter(|(_, step)| step.from != step.to);
+        let addresses = addresses.map(|(address, step)| match step.to {
+            Some(to) => Change::PutAddress(*address, to),
+            None => Change::DeleteAddress(*address),
+        });
+        self.prefixes.iter().map(|(net, _, to)| Change::PutPrefix(*net, *to)).chain(addresses)
     }
 
-    /// Returns the change that writes the move.
-    pub(super) fn change(&self) -> Option<Change> {
-        match (self.what, self.to) {
-            (AddressOrPrefix::Prefix(net), Some(to)) => Some(Change::PutPrefix(net, to.class)),
-            (AddressOrPrefix::Prefix(net), None) => Some(Change::DeletePrefix(net)),
-            (AddressOrPrefix::Address(_), same) if same == self.from => None,
-            (AddressOrPrefix::Address(address), Some(to)) => Some(Change::PutAddress(address, to)),
-            (AddressOrPrefix::Address(address), None) => Some(Change::DeleteAddress(address)),
-        }
+    /// Returns the class before of each address and prefix.
+    pub(super) fn classes_before(&self) -> impl Iterator<Item = ClassId> {
+        let addresses = self.addresses.values().filter_map(|step| Some(step.from?.class));
+        self.prefixes.iter().map(|(_, from, _)| *from).chain(addresses)
     }
-}
-
-/// An address or prefix with its entry before and its signature after.
-#[derive(Debug)]
-struct PendingMove {
-    what: AddressOrPrefix,
-    from: Option<AddressEntry>,
-    found: AddressEntry,
-    to: Option<(Signature, u16)>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum AddressOrPrefix {
-    Address(IpAddr),
-    Prefix(IpNet),
 }
 
 impl Engine {
-    /// Finds the next class of all touched addresses and prefixes. Returns the moves, and the classes that are new.
-    pub(super) fn moves(&mut self, touched: &Touched) -> (Vec<Move>, Vec<ClassId>) {
-        let mut steps = Vec::new();
-        // The longest prefix first. Otherwise a new class of a block would briefly apply to narrower blocks
-        // inside it.
-        let mut nets: Vec<_> = touched.prefixes.iter().copied().collect();
-        nets.sort_by_key(|net| std::cmp::Reverse(net.prefix_len()));
-        for net in nets {
-            let signature = Signature { selectors: self.blocks.signature(&net), ..Signature::default() };
-            let from = AddressEntry { class: self.blocks.class_of(&net), ..AddressEntry::default() };
-            steps.push(PendingMove {
-                what: AddressOrPrefix::Prefix(net),
-                from: Some(from),
-                found: from,
-                to: Some((signature, from.flags)),
+    /// Finds the next class of all touched addresses and prefixes.
+    pub(super) fn moves(&mut self, touched: &Touched) -> Moves {
+        let prefix = |net: &IpNet| {
+            let signature = Signature { selectors: self.blocks.signature(net), ..Signature::default() };
+            (*net, self.blocks.class_of(net), signature)
+        };
+        let mut prefixes: Vec<_> = touched.prefixes.iter().map(prefix).collect();
+        prefixes.sort_by_key(|(net, ..)| std::cmp::Reverse(net.prefix_len()));
+        let address = |address: &IpAddr| (*address, self.tables.exact_address(*address), self.signature(*address));
+        let addresses: Vec<_> = touched.addresses.iter().map(address).collect();
+        let mut renamed = BTreeSet::new();
+        if touched.renaming {
+            let of_prefixes = prefixes.iter().map(|(_, from, to)| (*from, Some(to)));
+            let of_addresses = addresses.iter().filter_map(|(_, from, to)| {
+                let from = (*from)?;
+                let to = to.as_ref().filter(|(_, flags)| *flags == from.flags);
+                Some((from.class, to.map(|(signature, _)| signature)))
             });
+            renamed = self.classes.rename_all(of_prefixes.chain(of_addresses));
         }
-        for address in touched.addresses.iter().copied() {
-            let from = self.tables.exact_address(address);
-            let found = from.or_else(|| self.tables.address(address)).unwrap_or_default();
-            let flags = self.flags(address);
-            let to = (flags != 0 || self.identities.is_pod(address)).then(|| {
-                let selectors = self.blocks.at(address).cloned().unwrap_or_default();
-                let mut signature = Signature { selectors, ..Signature::default() };
-                self.identities.add_signature(address, &mut signature);
-                (signature, flags)
-            });
-            steps.push(PendingMove { what: AddressOrPrefix::Address(address), from, found, to });
+        let mut moves = Moves::default();
+        for (net, from, signature) in prefixes.into_iter().filter(|(_, from, _)| !renamed.contains(from)) {
+            let to = self.acquire(signature, &mut moves.new);
+            self.blocks.set_class(&net, to);
+            moves.prefixes.push((net, from, to));
         }
-        let renamed = if touched.renaming { self.rename(&steps) } else { BTreeSet::new() };
-        let (mut moves, mut new) = (Vec::new(), Vec::new());
-        for PendingMove { what, from, found, to } in steps {
+        for (address, from, to) in addresses {
             if from.is_some_and(|from| renamed.contains(&from.class)) {
                 continue;
             }
-            let to = to.map(|(signature, flags)| {
-                let (class, is_new) = self.classes.acquire(signature);
-                new.extend(is_new.then_some(class));
-                AddressEntry { class, flags, ..AddressEntry::default() }
+            let to = to.map(|(signature, flags)| AddressEntry {
+                class: self.acquire(signature, &mut moves.new),
+                flags,
+                ..AddressEntry::default()
             });
-            if let (AddressOrPrefix::Prefix(net), Some(to)) = (what, to) {
-                self.blocks.set_class(&net, to.class);
-            }
-            moves.push(Move { what, from, to, found });
+            let found = from.or_else(|| self.tables.address(address)).unwrap_or_default();
+            moves.addresses.insert(address, AddressMove { from, to, found });
         }
-        (moves, new)
+        moves
     }
 
-    /// Renames classes with users that all get the same new signature. They keep their IDs. Returns these classes.
-    fn rename(&mut self, steps: &[PendingMove]) -> BTreeSet<ClassId> {
-        let mut classes: HashMap<ClassId, (usize, Option<&Signature>)> = HashMap::new();
-        for step in steps {
-            let Some(from) = step.from.filter(|from| from.class != ClassId::NONE) else { continue };
-            let to = step.to.as_ref().filter(|(_, flags)| *flags == from.flags).map(|(signature, _)| signature);
-            let (count, signature) = classes.entry(from.class).or_insert((0, to));
-            *count += 1;
-            if *signature != to {
-                *signature = None;
-            }
-        }
-        let mut ids: Vec<_> = classes.keys().copied().collect();
-        ids.sort_unstable();
-        ids.retain(|id| {
-            let (count, signature) = classes[id];
-            signature.is_some_and(|signature| self.classes.rename(*id, count, signature))
-        });
-        ids.into_iter().collect()
+    /// Returns the next signature and flags of an address, if it needs an entry of its own.
+    fn signature(&self, address: IpAddr) -> Option<(Signature, u16)> {
+        let flags = self.flags(address);
+        (flags != 0 || self.identities.is_pod(address)).then(|| {
+            let selectors = self.blocks.at(address).cloned().unwrap_or_default();
+            let mut signature = Signature { selectors, ..Signature::default() };
+            self.identities.add_signature(address, &mut signature);
+            (signature, flags)
+        })
+    }
+
+    fn acquire(&mut self, signature: Signature, new: &mut Vec<ClassId>) -> ClassId {
+        let (class, is_new) = self.classes.acquire(signature);
+        new.extend(is_new.then_some(class));
+        class
     }
 
     fn flags(&self, address: IpAddr) -> u16 {
@@ -145,7 +126,7 @@ impl Engine {
     }
 
     /// Removes the classes without users, with their allow entries.
-    pub(super) fn retire_classes(&mut self, changes: &mut Vec<Change>) {
+    pub(super) fn retire_classes(&mut self, changes: &mut Changes) {
         for (class, signature) in self.classes.retire() {
             for rule_set in self.rule_sets_with(signature.all_selectors()) {
                 self.disallow(changes, rule_set, class);
@@ -154,11 +135,10 @@ impl Engine {
     }
 
     /// Returns the rule sets that now allow less to some address.
-    pub(super) fn narrowed(&self, moves: &[Move]) -> BTreeSet<RuleSetId> {
+    pub(super) fn narrowed(&self, moves: &Moves) -> BTreeSet<RuleSetId> {
         let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
-        for step in moves {
-            let AddressOrPrefix::Address(address) = step.what else { continue };
-            let now = self.tables.address(address).unwrap_or_default();
+        for (address, step) in &moves.addresses {
+            let now = self.tables.address(*address).unwrap_or_default();
             let changed = step.found.flags ^ now.flags;
             if changed & address_flags::NODE != 0 {
                 narrowed.extend(self.rule_sets.evaluating_services());
@@ -195,19 +175,14 @@ impl Engine {
     }
 
     /// Writes what rule sets allow to new classes, and what new rule sets allow to any class.
-    pub(super) fn allow_new(
-        &mut self,
-        changes: &mut Vec<Change>,
-        classes: Vec<ClassId>,
-        rule_sets: &BTreeSet<RuleSetId>,
-    ) {
+    pub(super) fn allow_new(&mut self, changes: &mut Changes, moves: &Moves, new_rule_sets: &BTreeSet<RuleSetId>) {
         let mut cache = AllowCache::new();
-        for class in classes {
-            for rule_set in self.rule_sets_matching(&[class]) {
-                self.allow(changes, &mut cache, rule_set, class);
+        for class in &moves.new {
+            for rule_set in self.rule_sets_matching(&[*class]) {
+                self.allow(changes, &mut cache, rule_set, *class);
             }
         }
-        for id in rule_sets {
+        for id in new_rule_sets {
             let classes = self.rule_sets.get(*id).map(|rule_set| self.classes_with_entries(rule_set));
             for class in classes.into_iter().flatten() {
                 self.allow(changes, &mut cache, *id, class);
@@ -219,7 +194,7 @@ impl Engine {
     /// if there is no room for it.
     pub(super) fn allow(
         &mut self,
-        changes: &mut Vec<Change>,
+        changes: &mut Changes,
         cache: &mut AllowCache,
         rule_set: RuleSetId,
         class: ClassId,
@@ -283,27 +258,23 @@ impl Engine {
     }
 
     /// Sets the entry of a rule set for a class. The caller has already counted the entry as a user of its port set.
-    pub(super) fn set_entry(&mut self, changes: &mut Vec<Change>, key: AllowKey, entry: AllowEntry) {
+    pub(super) fn set_entry(&mut self, changes: &mut Changes, key: AllowKey, entry: AllowEntry) {
         let before = self.tables.allow(&key);
         if before != Some(entry) {
             self.write(changes, Change::PutAllow(key, entry));
         }
-        if before.is_none() {
-            self.charge(key);
-        }
-        if let Some(before) = before {
-            let ports = self.port_sets.release(before.port_set);
-            self.write_all(changes, ports);
+        match before {
+            Some(before) => self.release_ports(changes, before.port_set),
+            None => self.charge(key),
         }
     }
 
     /// Deletes the entry of a rule set for a class.
-    pub(super) fn disallow(&mut self, changes: &mut Vec<Change>, rule_set: RuleSetId, class: ClassId) {
+    pub(super) fn disallow(&mut self, changes: &mut Changes, rule_set: RuleSetId, class: ClassId) {
         let key = AllowKey { rule_set, class };
         self.rule_sets.discharge(rule_set, class);
         let Some(AllowEntry { port_set, .. }) = self.tables.allow(&key) else { return };
         self.write(changes, Change::DeleteAllow(key));
-        let ports = self.port_sets.release(port_set);
-        self.write_all(changes, ports);
+        self.release_ports(changes, port_set);
     }
 }

@@ -5,30 +5,25 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use netpol_common::{AllowEntry, Direction, DirectionPolicy, RuleSetId};
+use netpol_common::{AllowEntry, Direction, DirectionPolicy, PortSetId, RuleSetId};
 
 use super::Engine;
 use super::allow::AllowEntries;
+use super::budget::policies_of;
 use super::classes::Signature;
-use super::parts::{PartId, RuleAt};
+use super::parts::{Part, PartId, RuleAt};
 use super::rules::rules;
-use super::selectors::{PeerSelector, PeerSelectorId};
-use super::transaction::Touched;
+use super::selectors::PeerSelector;
+use super::transaction::{Changes, Touched};
 use crate::model::{NamespaceName, Pod, PodKey, PolicyKey};
 use crate::tables::Change;
-
-/// Peer selectors that are no longer used.
-pub(super) type UnusedSelectors = Vec<(PeerSelectorId, PeerSelector)>;
 
 impl Engine {
     /// Returns the parts of all policies that isolate a pod in a direction. New peer selectors touch the addresses that
     /// match them.
     pub(super) fn parts_of(&mut self, touched: &mut Touched, pod: &Pod, direction: Direction) -> Arc<[PartId]> {
-        let first = PolicyKey::new(pod.key.namespace.clone(), "");
-        let policies = self.cluster_state.policies.range(first..).map(|(_, policy)| policy);
-        let policies = policies.take_while(|policy| policy.key.namespace == pod.key.namespace);
-        let isolating =
-            policies.filter(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some());
+        let isolating = policies_of(&self.cluster_state, &pod.key.namespace)
+            .filter(|policy| policy.pods.isolates(&pod.labels) && rules(policy, direction).is_some());
         let parts: Vec<_> =
             isolating.map(|policy| self.parts.find(policy, direction, pod).map_err(|_| policy.key.clone())).collect();
         let add = |part: Result<PartId, PolicyKey>| match part {
@@ -59,14 +54,12 @@ impl Engine {
         let resolved = rule_names.resolve(policy, direction, &numbers, &mut room);
         let mut new_selectors = Vec::new();
         let part = parts.add(policy, direction, numbers, (resolved, room.is_exceeded()), |selector| {
-            let (id, new) = selectors.acquire(selector.clone());
-            if new {
-                new_selectors.push((id, selector));
-            }
+            let (id, new) = selectors.acquire(selector);
+            new_selectors.extend(new.map(|selector| (id, selector)));
             id
         });
         for (id, selector) in new_selectors {
-            if let PeerSelector::Block(block) = &selector {
+            if let PeerSelector::Block(block) = &*selector {
                 touched.new_exceptions |= !block.except.is_empty();
                 touched.prefixes.extend(self.blocks.add(id, block));
                 touched.addresses.extend(self.addresses_in(block.cidr));
@@ -81,7 +74,7 @@ impl Engine {
     /// `new`.
     pub(super) fn rule_set_of(
         &mut self,
-        changes: &mut Vec<Change>,
+        changes: &mut Changes,
         new: &mut BTreeSet<RuleSetId>,
         direction: Direction,
         parts: &Arc<[PartId]>,
@@ -89,8 +82,7 @@ impl Engine {
         if parts.is_empty() {
             return DirectionPolicy::OPEN.rule_set;
         }
-        if let Some(id) = self.rule_sets.find(direction, parts) {
-            self.rule_sets.acquire(id);
+        if let Some(id) = self.rule_sets.acquire(direction, parts) {
             return id;
         }
         let any = self.for_any_peer(parts);
@@ -113,7 +105,7 @@ impl Engine {
     /// Returns the port set with these contents, with one more user.
     pub(super) fn intern(
         &mut self,
-        changes: &mut Vec<Change>,
+        changes: &mut Changes,
         contents: &AllowEntries,
         owner: &NamespaceName,
     ) -> AllowEntry {
@@ -122,28 +114,34 @@ impl Engine {
         entry
     }
 
-    /// Removes one user of a part. Appends the peer selectors that are no longer used to `unused`.
-    pub(super) fn release_part(&mut self, part: PartId, unused: &mut UnusedSelectors) {
-        let Some(part) = self.parts.release(part) else { return };
-        for selector in part.selectors() {
-            unused.extend(self.selectors.release(selector).map(|gone| (selector, gone)));
+    /// Removes one user of a port set.
+    pub(super) fn release_ports(&mut self, changes: &mut Changes, port_set: PortSetId) {
+        let ports = self.port_sets.release(port_set);
+        self.write_all(changes, ports);
+    }
+
+    /// Removes one user of a part.
+    pub(super) fn release_part(&mut self, part: PartId) {
+        for selector in self.parts.release(part).iter().flat_map(Part::selectors) {
+            self.selectors.release(selector);
         }
     }
 
-    /// Removes unused peer selectors from all signatures, and deletes the prefixes that only they had. Returns what
-    /// matched them.
-    pub(super) fn remove_selectors(&mut self, changes: &mut Vec<Change>, unused: &UnusedSelectors) -> Touched {
+    /// Removes the peer selectors without users from all signatures, and the prefixes that only they had. Returns what
+    /// matched them, if there are any.
+    pub(super) fn retire_selectors(&mut self, changes: &mut Changes) -> Option<Touched> {
         let mut touched = Touched { renaming: true, ..Touched::default() };
-        for (id, selector) in unused {
-            if let PeerSelector::Block(block) = selector {
+        let retired = self.selectors.retire();
+        for (id, selector) in &retired {
+            if let PeerSelector::Block(block) = &**selector {
                 touched.prefixes.extend(self.blocks.remove(*id, block));
                 touched.addresses.extend(self.addresses_in(block.cidr));
             } else {
                 touched.addresses.extend(self.identities.remove_selector(*id, selector, &self.cluster_state));
             }
         }
-        for (_, selector) in unused {
-            let PeerSelector::Block(block) = selector else { continue };
+        for (_, selector) in &retired {
+            let PeerSelector::Block(block) = &**selector else { continue };
             for (net, class) in self.blocks.retire(block) {
                 touched.prefixes.remove(&net);
                 touched.frontends.extend(self.frontends_into(net));
@@ -151,7 +149,7 @@ impl Engine {
                 self.classes.release(class);
             }
         }
-        touched
+        (!retired.is_empty()).then_some(touched)
     }
 
     /// Returns the addresses inside a block that have an entry of their own.

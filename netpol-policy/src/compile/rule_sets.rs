@@ -12,6 +12,7 @@ use super::ids::Counter;
 use super::parts::{PartId, Parts, RuleAt};
 use super::rules::RETIRED;
 use super::selectors::PeerSelectorId;
+use crate::index::Index;
 use crate::model::{NamespaceName, PolicyKey};
 
 /// Number of policy names that are kept for deleted rule sets.
@@ -21,15 +22,15 @@ const RETIRED_POLICIES: usize = 65_536;
 type Key = (Direction, Arc<[PartId]>);
 
 /// The rule sets in use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RuleSets {
     ids: HashMap<Key, RuleSetId>,
     entries: BTreeMap<RuleSetId, RuleSet>,
-    by_selector: HashMap<PeerSelectorId, BTreeSet<RuleSetId>>,
+    by_selector: Index<PeerSelectorId, RuleSetId>,
     /// Rule sets that depend on the backends of Services.
     evaluating_services: BTreeSet<RuleSetId>,
     /// Those of them that allow some ports to any peer, by port prefix.
-    by_port_for_any_peer: BTreeMap<PortPrefix, BTreeSet<RuleSetId>>,
+    by_port_for_any_peer: Index<PortPrefix, RuleSetId>,
     /// Number of `ALLOW` entries for classes of pods.
     charges: Charges,
     /// Entries for which there is no room.
@@ -107,19 +108,7 @@ impl RuleSet {
 
 impl RuleSets {
     pub(super) fn new(first: RuleSetId) -> Self {
-        Self {
-            ids: HashMap::new(),
-            entries: BTreeMap::new(),
-            by_selector: HashMap::new(),
-            evaluating_services: BTreeSet::new(),
-            by_port_for_any_peer: BTreeMap::new(),
-            charges: Charges::default(),
-            refused: BTreeSet::new(),
-            unused: BTreeSet::new(),
-            counter: Counter::starting_at(first.0),
-            retired: VecDeque::new(),
-            retired_policies: 0,
-        }
+        Self { counter: Counter::starting_at(first.0), ..Self::default() }
     }
 
     /// Returns how many IDs were allocated.
@@ -150,11 +139,11 @@ impl RuleSets {
         self.ids.get(&(direction, parts.clone())).copied()
     }
 
-    /// Adds a user.
-    pub(super) fn acquire(&mut self, id: RuleSetId) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.users += 1;
-        }
+    /// Returns the rule set with these parts, with one more user.
+    pub(super) fn acquire(&mut self, direction: Direction, parts: &Arc<[PartId]>) -> Option<RuleSetId> {
+        let id = self.find(direction, parts)?;
+        self.entries.get_mut(&id)?.users += 1;
+        Some(id)
     }
 
     /// Adds a rule set with one user. `any` is what it allows to any peer; `any_set` is the port set for that, if there
@@ -193,12 +182,12 @@ impl RuleSets {
             }
         }
         for selector in rule_set.deciding_selectors() {
-            self.by_selector.entry(selector).or_default().insert(id);
+            self.by_selector.insert(selector, id);
         }
         if rule_set.evaluates_services() {
             self.evaluating_services.insert(id);
             for prefix in rule_set.any.prefixes() {
-                self.by_port_for_any_peer.entry(prefix).or_default().insert(id);
+                self.by_port_for_any_peer.insert(prefix, id);
             }
         }
         self.ids.insert(key, id);
@@ -208,10 +197,8 @@ impl RuleSets {
 
     /// Sets the parts of a rule set. [`RuleSets::change`] updates its rules.
     pub(super) fn set_parts(&mut self, id: RuleSetId, parts: Arc<[PartId]>) {
+        self.replace(id);
         let Some(rule_set) = self.entries.get_mut(&id) else { return };
-        if self.ids.get(&rule_set.key) == Some(&id) {
-            self.ids.remove(&rule_set.key);
-        }
         rule_set.key.1 = parts;
         self.ids.insert(rule_set.key.clone(), id);
     }
@@ -230,7 +217,7 @@ impl RuleSets {
                 rule_set.incomplete_parts += usize::from(body.incomplete);
                 for (selector, index) in &body.deciding {
                     rule_set.deciding.entry(*selector).or_default().push(RuleAt { part, index: *index });
-                    self.by_selector.entry(*selector).or_default().insert(id);
+                    self.by_selector.insert(*selector, id);
                 }
                 parts.acquire(part);
             }
@@ -244,7 +231,7 @@ impl RuleSets {
                     rules.retain(|rule| rule.part != part);
                     if rules.is_empty() {
                         rule_set.deciding.remove(selector);
-                        remove_user(&mut self.by_selector, *selector, id);
+                        self.by_selector.remove(selector, &id);
                     }
                 }
             }
@@ -259,25 +246,20 @@ impl RuleSets {
         let AllowEntries::Of(ports) = &mut rule_set.any else { return };
         for (prefix, rule) in &change.put {
             if ports.insert(*prefix, *rule).is_none() && evaluates_services {
-                self.by_port_for_any_peer.entry(*prefix).or_default().insert(id);
+                self.by_port_for_any_peer.insert(*prefix, id);
             }
         }
         for prefix in &change.delete {
             ports.remove(prefix);
-            if let Some(ids) = self.by_port_for_any_peer.get_mut(prefix) {
-                ids.remove(&id);
-                if ids.is_empty() {
-                    self.by_port_for_any_peer.remove(prefix);
-                }
-            }
+            self.by_port_for_any_peer.remove(prefix, &id);
         }
     }
 
-    /// Forbids changes in place after a pod with this rule set was deleted.
-    pub(super) fn freeze(&mut self, id: RuleSetId) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.frozen = true;
-        }
+    /// Forbids changes in place after a pod with this rule set was deleted. Returns the port set for any peer.
+    pub(super) fn freeze(&mut self, id: RuleSetId) -> Option<PortSetId> {
+        let rule_set = self.entries.get_mut(&id)?;
+        rule_set.frozen = true;
+        Some(rule_set.policy.any)
     }
 
     /// Removes a user. The rule set stays until [`RuleSets::retire`].
@@ -310,15 +292,10 @@ impl RuleSets {
         self.forget_key(&rule_set.key, id);
         self.evaluating_services.remove(&id);
         for prefix in rule_set.any.prefixes() {
-            if let Some(ids) = self.by_port_for_any_peer.get_mut(&prefix) {
-                ids.remove(&id);
-                if ids.is_empty() {
-                    self.by_port_for_any_peer.remove(&prefix);
-                }
-            }
+            self.by_port_for_any_peer.remove(&prefix, &id);
         }
         for selector in rule_set.deciding_selectors() {
-            remove_user(&mut self.by_selector, selector, id);
+            self.by_selector.remove(&selector, &id);
         }
         self.keep_name(id, rule_set.policies.clone());
         Some(rule_set)
@@ -420,8 +397,7 @@ impl RuleSets {
 
     /// Returns those of them that allow a port to any peer.
     pub(super) fn allowing_any_peer(&self, protocol: u8, port: u16) -> impl Iterator<Item = RuleSetId> {
-        let prefixes = PortPrefix::covering(protocol, port);
-        prefixes.filter_map(|prefix| self.by_port_for_any_peer.get(&prefix)).flatten().copied()
+        PortPrefix::covering(protocol, port).flat_map(|prefix| self.by_port_for_any_peer.get(&prefix)).copied()
     }
 
     /// Returns whether an endpoint uses a rule set.
@@ -431,7 +407,7 @@ impl RuleSets {
 
     /// Returns the rule sets that may allow more to addresses that match a peer selector.
     pub(super) fn matching_selector(&self, selector: PeerSelectorId) -> impl Iterator<Item = RuleSetId> {
-        self.by_selector.get(&selector).into_iter().flatten().copied()
+        self.by_selector.get(&selector).iter().copied()
     }
 
     /// Returns the policies of a rule set, including recently deleted ones.
@@ -450,17 +426,4 @@ pub(super) enum PartChange {
     Add(PartId),
     /// Removes a part.
     Remove(PartId),
-}
-
-fn remove_user(
-    by_selector: &mut HashMap<PeerSelectorId, BTreeSet<RuleSetId>>,
-    selector: PeerSelectorId,
-    id: RuleSetId,
-) {
-    if let Some(users) = by_selector.get_mut(&selector) {
-        users.remove(&id);
-        if users.is_empty() {
-            by_selector.remove(&selector);
-        }
-    }
 }

@@ -25,7 +25,7 @@ pub struct RuleName {
 }
 
 /// IDs of rules.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RuleNames {
     ids: HashMap<RuleName, RuleId>,
     names: BTreeMap<RuleId, RuleName>,
@@ -35,12 +35,7 @@ pub(super) struct RuleNames {
 
 impl RuleNames {
     pub(super) fn new(first: RuleId) -> Self {
-        Self {
-            ids: HashMap::new(),
-            names: BTreeMap::new(),
-            retired: VecDeque::new(),
-            counter: Counter::starting_at(first.0),
-        }
+        Self { counter: Counter::starting_at(first.0), ..Self::default() }
     }
 
     pub(super) fn get(&self, id: RuleId) -> Option<&RuleName> {

@@ -1,8 +1,10 @@
 //! Peer selectors: the distinct peer conditions of the rules in use.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::interned::Interned;
+use crate::index::Index;
 use crate::model::{IpBlock, NamespaceName, Protocol, Selector};
 
 /// A peer selector: one distinct condition on a peer.
@@ -37,75 +39,58 @@ pub(super) struct PeerSelectorId(pub(super) u64);
 /// The peer selectors in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PeerSelectors {
-    ids: HashMap<PeerSelector, PeerSelectorId>,
-    entries: BTreeMap<PeerSelectorId, AtomEntry>,
+    selectors: Interned<PeerSelectorId, PeerSelector>,
     next: u64,
     /// Peer selectors for pods in one namespace.
-    by_namespace: HashMap<NamespaceName, BTreeSet<PeerSelectorId>>,
+    by_namespace: Index<NamespaceName, PeerSelectorId>,
     /// Peer selectors for pods in namespaces selected by labels.
     cross_namespace: BTreeSet<PeerSelectorId>,
 }
 
-#[derive(Clone, Debug)]
-struct AtomEntry {
-    selector: PeerSelector,
-    users: usize,
-}
-
 impl PeerSelectors {
-    /// Adds a user to a peer selector. Returns its ID and whether it is new.
-    pub(super) fn acquire(&mut self, selector: PeerSelector) -> (PeerSelectorId, bool) {
-        if let Some(id) = self.ids.get(&selector) {
-            if let Some(entry) = self.entries.get_mut(id) {
-                entry.users += 1;
+    /// Adds a user to a peer selector. Returns its ID, and the peer selector if it is new.
+    pub(super) fn acquire(&mut self, selector: PeerSelector) -> (PeerSelectorId, Option<Arc<PeerSelector>>) {
+        let (id, new) = self.selectors.acquire(selector, || {
+            self.next += 1;
+            PeerSelectorId(self.next - 1)
+        });
+        match new.as_deref() {
+            Some(PeerSelector::Pods { namespaces: Namespaces::Own(name), .. }) => {
+                self.by_namespace.insert(name.clone(), id);
             }
-            return (*id, false);
-        }
-        let id = PeerSelectorId(self.next);
-        self.next += 1;
-        match &selector {
-            PeerSelector::Pods { namespaces: Namespaces::Own(name), .. } => {
-                self.by_namespace.entry(name.clone()).or_default().insert(id);
-            }
-            PeerSelector::Pods { namespaces: Namespaces::Selected(_), .. } => {
+            Some(PeerSelector::Pods { namespaces: Namespaces::Selected(_), .. }) => {
                 self.cross_namespace.insert(id);
             }
-            PeerSelector::Block(_) | PeerSelector::Named(..) => {}
+            Some(PeerSelector::Block(_) | PeerSelector::Named(..)) | None => {}
         }
-        self.ids.insert(selector.clone(), id);
-        self.entries.insert(id, AtomEntry { selector, users: 1 });
-        (id, true)
+        (id, new)
     }
 
-    /// Removes a user of a peer selector. Returns the peer selector if that was the last user.
-    pub(super) fn release(&mut self, id: PeerSelectorId) -> Option<PeerSelector> {
-        let entry = self.entries.get_mut(&id)?;
-        entry.users -= 1;
-        if entry.users > 0 {
-            return None;
-        }
-        let selector = self.entries.remove(&id)?.selector;
-        self.ids.remove(&selector);
-        self.cross_namespace.remove(&id);
-        if let PeerSelector::Pods { namespaces: Namespaces::Own(name), .. } = &selector
-            && let Some(selectors) = self.by_namespace.get_mut(name)
-        {
-            selectors.remove(&id);
-            if selectors.is_empty() {
-                self.by_namespace.remove(name);
+    /// Removes a user of a peer selector. The peer selector stays until [`PeerSelectors::retire`].
+    pub(super) fn release(&mut self, id: PeerSelectorId) {
+        self.selectors.release(id);
+    }
+
+    /// Removes the peer selectors without users, and returns them.
+    pub(super) fn retire(&mut self) -> Vec<(PeerSelectorId, Arc<PeerSelector>)> {
+        let retired = self.selectors.retire();
+        for (id, selector) in &retired {
+            self.cross_namespace.remove(id);
+            if let PeerSelector::Pods { namespaces: Namespaces::Own(name), .. } = &**selector {
+                self.by_namespace.remove(name, id);
             }
         }
-        Some(selector)
+        retired
     }
 
     /// Returns whether a peer selector is a block.
     pub(super) fn is_block(&self, id: PeerSelectorId) -> bool {
-        self.entries.get(&id).is_some_and(|entry| matches!(entry.selector, PeerSelector::Block(_)))
+        self.selectors.get(id).is_some_and(|selector| matches!(**selector, PeerSelector::Block(_)))
     }
 
     /// Returns the ID of a peer selector in use.
     pub(super) fn find(&self, selector: &PeerSelector) -> Option<PeerSelectorId> {
-        self.ids.get(selector).copied()
+        self.selectors.find(selector)
     }
 
     /// Returns the peer selectors that may select pods of a namespace.
@@ -113,7 +98,7 @@ impl PeerSelectors {
         &self,
         namespace: &NamespaceName,
     ) -> impl Iterator<Item = (PeerSelectorId, &PeerSelector)> {
-        let own = self.by_namespace.get(namespace).into_iter().flatten();
-        own.chain(&self.cross_namespace).filter_map(|id| Some((*id, &self.entries.get(id)?.selector)))
+        let ids = self.by_namespace.get(namespace).iter().chain(&self.cross_namespace);
+        ids.filter_map(|id| Some((*id, &**self.selectors.get(*id)?)))
     }
 }

@@ -1,7 +1,6 @@
 //! Moves frontends to another backend set, and writes one entry for what a rule set allows of a backend set.
 
-use std::cell::LazyCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -12,35 +11,38 @@ use netpol_common::{
 use super::Engine;
 use super::frontends::{BackendSet, Target};
 use super::port_sets::Diff;
-use super::reclassify::{AddressOrPrefix, Move};
+use super::reclassify::Moves;
 use super::rule_sets::RuleSet;
-use super::transaction::NextEndpoints;
+use super::transaction::{Changes, NextEndpoints};
 use crate::model::{Frontend, Place};
-use crate::tables::{Change, Tables};
+use crate::tables::Change;
 
-/// A frontend with its class before and after.
-#[derive(Debug)]
-pub(super) struct FrontendMove {
-    frontend: Frontend,
-    from: Option<ClassId>,
-    to: Option<ClassId>,
+/// Frontends with the classes of their backend sets before and after.
+#[derive(Debug, Default)]
+pub(super) struct FrontendMoves {
+    all: BTreeMap<Frontend, (Option<ClassId>, Option<ClassId>)>,
+    /// The backend sets that did not exist before.
+    new: Vec<ClassId>,
 }
 
-impl FrontendMove {
-    /// Returns the class that the frontend no longer uses.
-    pub(super) fn class_before(&self) -> Option<ClassId> {
-        self.from
+impl FrontendMoves {
+    fn changed(&self) -> impl Iterator<Item = (Frontend, Option<ClassId>, Option<ClassId>)> {
+        self.all.iter().filter(|(_, (from, to))| from != to).map(|(frontend, (from, to))| (*frontend, *from, *to))
     }
 
-    /// Returns the change that adds or moves the frontend.
-    pub(super) fn put(&self) -> Option<Change> {
-        let to = self.to.filter(|_| self.from != self.to)?;
-        Some(Change::PutFrontend(self.frontend, to))
+    /// Returns the changes that add and move frontends.
+    pub(super) fn put(&self) -> impl Iterator<Item = Change> {
+        self.changed().filter_map(|(frontend, _, to)| Some(Change::PutFrontend(frontend, to?)))
     }
 
-    /// Returns the change that deletes the frontend.
-    pub(super) fn delete(&self) -> Option<Change> {
-        (self.from.is_some() && self.to.is_none()).then_some(Change::DeleteFrontend(self.frontend))
+    /// Returns the changes that delete frontends.
+    pub(super) fn deleted(&self) -> impl Iterator<Item = Change> {
+        self.changed().filter(|(.., to)| to.is_none()).map(|(frontend, ..)| Change::DeleteFrontend(frontend))
+    }
+
+    /// Returns the class before of each frontend.
+    pub(super) fn classes_before(&self) -> impl Iterator<Item = ClassId> {
+        self.all.values().filter_map(|(from, _)| *from)
     }
 }
 
@@ -54,54 +56,6 @@ enum Destination {
     Peer(ClassId, u8, u16),
 }
 
-/// The addresses and frontends at one time: the tables, except for what was moved since.
-struct Snapshot<'a> {
-    tables: &'a Tables,
-    addresses: HashMap<IpAddr, AddressEntry>,
-    frontends: HashMap<Frontend, Option<ClassId>>,
-}
-
-impl<'a> Snapshot<'a> {
-    fn before(tables: &'a Tables, moves: &[Move], frontends: &[FrontendMove]) -> Self {
-        let address = |step: &Move| match step.what {
-            AddressOrPrefix::Address(address) => Some((address, step.found)),
-            AddressOrPrefix::Prefix(_) => None,
-        };
-        Self {
-            tables,
-            addresses: moves.iter().filter_map(address).collect(),
-            frontends: frontends.iter().map(|step| (step.frontend, step.from)).collect(),
-        }
-    }
-
-    fn now(tables: &'a Tables) -> Self {
-        Self::before(tables, &[], &[])
-    }
-
-    fn destination(&self, address: IpAddr, Frontend { port, protocol, .. }: Frontend) -> Destination {
-        let entry = self.addresses.get(&address).copied().or_else(|| self.tables.address(address)).unwrap_or_default();
-        if entry.flags & address_flags::LOCAL_NODE != 0 {
-            return Destination::LocalNode;
-        }
-        let class_of = |place| {
-            let frontend = Frontend { place, port, protocol };
-            self.frontends.get(&frontend).copied().unwrap_or_else(|| self.tables.frontend(&frontend))
-        };
-        let of_nodes = || class_of(Place::any_node(address)).filter(|_| entry.flags & address_flags::NODE != 0);
-        let class = class_of(Place::Address(address)).or_else(of_nodes);
-        class.map_or(Destination::Peer(entry.class, protocol, port), Destination::Backends)
-    }
-}
-
-/// Orders verdicts from less to more.
-fn rank(allowed: PortSetId) -> u8 {
-    match allowed {
-        PortSetId::NONE => 0,
-        PortSetId::SOME => 1,
-        _ => 2,
-    }
-}
-
 impl Engine {
     /// Returns the frontends with a backend inside a block that has no address entry of its own.
     pub(super) fn frontends_into(&self, net: IpNet) -> BTreeSet<Frontend> {
@@ -110,44 +64,31 @@ impl Engine {
         by_prefix.flat_map(|address| self.cluster_state.frontends_with_backend_at(address)).collect()
     }
 
-    /// Finds the next backend set of touched frontends and of frontends with moved backends. Returns the moves, and the
-    /// backend sets that are new.
-    pub(super) fn frontend_moves(
-        &mut self,
-        mut touched: BTreeSet<Frontend>,
-        moves: &[Move],
-    ) -> (Vec<FrontendMove>, Vec<ClassId>) {
-        let mut entries = BTreeMap::new();
-        for step in moves {
-            match step.what {
-                AddressOrPrefix::Address(address) => {
-                    entries.insert(address, step.to);
-                    if step.from != step.to {
-                        touched.extend(self.cluster_state.frontends_with_backend_at(address));
-                    }
-                }
-                AddressOrPrefix::Prefix(net) => touched.extend(self.frontends_into(net)),
-            }
-        }
-        let (mut frontends, mut new) = (Vec::new(), Vec::new());
+    /// Finds the next backend set of touched frontends and of frontends with moved backends.
+    pub(super) fn frontend_moves(&mut self, mut touched: BTreeSet<Frontend>, moves: &Moves) -> FrontendMoves {
+        let backends = moves.addresses.iter().filter(|(_, step)| step.from != step.to);
+        touched.extend(backends.flat_map(|(backend, _)| self.cluster_state.frontends_with_backend_at(*backend)));
+        touched.extend(moves.prefixes.iter().flat_map(|(net, ..)| self.frontends_into(*net)));
+        let mut frontends = FrontendMoves::default();
         for frontend in touched {
             let to = self.cluster_state.has_frontend(&frontend).then(|| {
-                let backend_set = self.compile_backend_set(&frontend, &entries);
+                let backend_set = self.compile_backend_set(&frontend, moves);
                 let (class, is_new) = self.backend_sets.acquire(backend_set, || self.classes.allocate());
-                new.extend(is_new.then_some(class));
+                frontends.new.extend(is_new.then_some(class));
                 class
             });
-            frontends.push(FrontendMove { frontend, from: self.tables.frontend(&frontend), to });
+            frontends.all.insert(frontend, (self.tables.frontend(&frontend), to));
         }
-        (frontends, new)
+        frontends
     }
 
-    /// Compiles the backend set of a frontend. `entries` has the new entries of moved addresses.
-    fn compile_backend_set(&self, frontend: &Frontend, entries: &BTreeMap<IpAddr, Option<AddressEntry>>) -> BackendSet {
+    /// Compiles the backend set of a frontend after the moves.
+    fn compile_backend_set(&self, frontend: &Frontend, moves: &Moves) -> BackendSet {
         let mut backend_set = BackendSet::default();
         for backend in self.cluster_state.backends(frontend) {
             let address = backend.address;
-            let exact = entries.get(&address).copied().unwrap_or_else(|| self.tables.exact_address(address));
+            let moved = moves.addresses.get(&address);
+            let exact = moved.map_or_else(|| self.tables.exact_address(address), |step| step.to);
             let entry = exact
                 .unwrap_or_else(|| AddressEntry { class: self.blocks.class_at(address), ..AddressEntry::default() });
             backend_set.targets.insert(if entry.flags & address_flags::LOCAL_NODE != 0 {
@@ -165,16 +106,19 @@ impl Engine {
         backend_set
     }
 
-    /// Writes what rule sets allow of new backend sets.
-    pub(super) fn allow_new_backend_sets(
+    /// Writes what rule sets allow of new backend sets, what new rule sets allow of any backend sets, and what pods with
+    /// another rule set are allowed of themselves.
+    pub(super) fn allow_new_frontends(
         &mut self,
-        changes: &mut Vec<Change>,
+        changes: &mut Changes,
         next: &NextEndpoints,
-        classes: Vec<ClassId>,
+        frontends: &FrontendMoves,
+        new_rule_sets: &BTreeSet<RuleSetId>,
     ) {
-        for class in classes {
-            let Some(backend_set) = self.backend_sets.get(class) else { continue };
-            let rule_sets: BTreeSet<_> = if self.backend_sets.always_some().any(|id| id == class) {
+        let mut entries = Vec::new();
+        for class in &frontends.new {
+            let Some(backend_set) = self.backend_sets.get(*class) else { continue };
+            let rule_sets: BTreeSet<_> = if self.backend_sets.always_some().any(|id| id == *class) {
                 self.rule_sets.evaluating_services().collect()
             } else {
                 let (peers, ports): (Vec<_>, Vec<_>) = backend_set.peers().unzip();
@@ -182,10 +126,26 @@ impl Engine {
                 let for_any_peer = self.rule_sets_allowing(backend_set.protocol, &ports);
                 self.rule_sets_matching(&peers).into_iter().chain(for_any_peer).chain(hairpin).collect()
             };
-            for rule_set in rule_sets {
-                self.allow_frontends(changes, next, rule_set, class);
-            }
+            entries.extend(rule_sets.into_iter().map(|rule_set| (rule_set, *class)));
         }
+        for id in new_rule_sets {
+            let Some(rule_set) = self.rule_sets.get(*id).filter(|rule_set| rule_set.evaluates_services()) else {
+                continue;
+            };
+            let peers = self.classes_with_entries(rule_set);
+            let mut classes = self.backend_sets.with_backend_at(rule_set.any.prefixes());
+            classes.extend(peers.into_iter().flat_map(|peer| self.backend_sets.with_backend_of(peer)));
+            classes.extend(self.backend_sets.always_some());
+            entries.extend(classes.into_iter().map(|class| (*id, class)));
+        }
+        for (pod, rule_sets) in next {
+            let Some(([_, egress], pod)) = rule_sets.zip(self.cluster_state.pods.get(pod)) else { continue };
+            let classes = pod.addresses.iter().flat_map(|address| self.backend_sets.with_hairpin_at(*address));
+            entries.extend(classes.map(|class| (egress, class)));
+        }
+        entries
+            .retain(|(rule_set, class)| self.tables.allow(&AllowKey { rule_set: *rule_set, class: *class }).is_none());
+        self.update_frontends(changes, next, entries);
     }
 
     /// Returns the rule sets that allow one of these ports to any peer.
@@ -194,73 +154,41 @@ impl Engine {
         ports.into_iter().flat_map(|port| self.rule_sets.allowing_any_peer(protocol, *port)).collect()
     }
 
-    /// Writes what new rule sets allow of existing frontends, and what pods with another rule set are allowed of
-    /// themselves.
-    pub(super) fn allow_frontends_to_rule_sets(
-        &mut self,
-        changes: &mut Vec<Change>,
-        next: &NextEndpoints,
-        new: &BTreeSet<RuleSetId>,
-    ) {
-        for id in new {
-            let Some(rule_set) = self.rule_sets.get(*id).filter(|rule_set| rule_set.evaluates_services()) else {
-                continue;
-            };
-            let peers = self.classes_with_entries(rule_set);
-            let mut classes = self.backend_sets.with_backend_at(rule_set.any.prefixes());
-            classes.extend(peers.into_iter().flat_map(|peer| self.backend_sets.with_backend_of(peer)));
-            classes.extend(self.backend_sets.always_some());
-            for class in classes {
-                self.allow_frontends(changes, next, *id, class);
-            }
-        }
-        for (pod, rule_sets) in next {
-            let Some([_, egress]) = rule_sets else { continue };
-            let addresses = self.cluster_state.pods.get(pod).map(|pod| pod.addresses.clone()).unwrap_or_default();
-            for address in addresses {
-                let classes: Vec<_> = self.backend_sets.with_hairpin_at(address).collect();
-                for class in classes {
-                    self.allow_frontends(changes, next, *egress, class);
-                }
-            }
-        }
-    }
-
-    /// Writes what a rule set allows of a backend set, if that is something and not yet written.
-    fn allow_frontends(
-        &mut self,
-        changes: &mut Vec<Change>,
-        next: &NextEndpoints,
-        rule_set: RuleSetId,
-        class: ClassId,
-    ) {
-        let key = AllowKey { rule_set, class };
-        if self.tables.allow(&key).is_some() || !self.rule_sets.get(rule_set).is_some_and(RuleSet::evaluates_services) {
-            return;
-        }
-        let port_set = self.allowed_backends(next, rule_set, class);
-        if port_set != PortSetId::NONE {
-            self.backend_sets.record_entry(rule_set, class);
-            self.write(changes, Change::PutAllow(key, AllowEntry { port_set, rule: RuleId::NONE }));
-        }
-    }
-
     /// Updates what a rule set that changes in place allows of frontends, for changed classes of backends and ports for
     /// any peer.
     pub(super) fn reallow_frontends(
         &mut self,
-        changes: &mut Vec<Change>,
+        changes: &mut Changes,
         next: &NextEndpoints,
         rule_set: RuleSetId,
         (peers, for_any_peer): (&BTreeSet<ClassId>, &Diff),
     ) {
-        if !self.rule_sets.get(rule_set).is_some_and(RuleSet::evaluates_services) {
-            return;
-        }
         let ports = for_any_peer.put.iter().map(|(prefix, _)| *prefix).chain(for_any_peer.delete.iter().copied());
         let mut classes = self.backend_sets.with_backend_at(ports);
         classes.extend(peers.iter().flat_map(|peer| self.backend_sets.with_backend_of(*peer)));
-        for class in classes {
+        self.update_frontends(changes, next, classes.into_iter().map(|class| (rule_set, class)));
+    }
+
+    /// Deletes entries that rule sets had only for hairpin traffic of pods that now have another rule set.
+    pub(super) fn disallow_previous(&mut self, changes: &mut Changes, previous_egress: BTreeSet<RuleSetId>) {
+        for rule_set in previous_egress {
+            let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
+            let entries = classes.into_iter().map(|class| (rule_set, class));
+            self.update_frontends(changes, &NextEndpoints::new(), entries);
+        }
+    }
+
+    /// Writes what rule sets allow of backend sets, where it differs from their entries.
+    fn update_frontends(
+        &mut self,
+        changes: &mut Changes,
+        next: &NextEndpoints,
+        entries: impl IntoIterator<Item = (RuleSetId, ClassId)>,
+    ) {
+        for (rule_set, class) in entries {
+            if !self.rule_sets.get(rule_set).is_some_and(RuleSet::evaluates_services) {
+                continue;
+            }
             let key = AllowKey { rule_set, class };
             let (before, port_set) = (self.tables.allow(&key), self.allowed_backends(next, rule_set, class));
             if port_set == PortSetId::NONE {
@@ -274,7 +202,7 @@ impl Engine {
         }
     }
 
-    fn disallow_frontends(&mut self, changes: &mut Vec<Change>, rule_set: RuleSetId, class: ClassId) {
+    fn disallow_frontends(&mut self, changes: &mut Changes, rule_set: RuleSetId, class: ClassId) {
         self.backend_sets.record_removal(rule_set, class);
         self.write(changes, Change::DeleteAllow(AllowKey { rule_set, class }));
     }
@@ -327,18 +255,18 @@ impl Engine {
         rule_sets.collect()
     }
 
-    /// Returns the rule sets that allow less of some frontend than before.
-    pub(super) fn narrowed_frontends(&self, moves: &[Move], frontends: &[FrontendMove]) -> BTreeSet<RuleSetId> {
-        let before = LazyCell::new(|| Snapshot::before(&self.tables, moves, frontends));
-        let now = Snapshot::now(&self.tables);
+    /// Returns the rule sets that now allow less of some frontend than before the moves.
+    pub(super) fn narrowed_frontends(&self, moves: &Moves, frontends: &FrontendMoves) -> BTreeSet<RuleSetId> {
         let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
-        for FrontendMove { frontend, from, to } in frontends.iter().filter(|step| step.from != step.to) {
+        for (frontend, from, to) in frontends.changed() {
             match (frontend.place, from, to) {
                 (_, Some(from), Some(to)) => {
-                    pairs.insert((Destination::Backends(*from), Destination::Backends(*to)));
+                    pairs.insert((Destination::Backends(from), Destination::Backends(to)));
                 }
                 (Place::Address(address), ..) => {
-                    pairs.insert((before.destination(address, *frontend), now.destination(address, *frontend)));
+                    let before = self.destination(moves, frontends, address, frontend);
+                    let now = self.destination(&Moves::default(), &FrontendMoves::default(), address, frontend);
+                    pairs.insert((before, now));
                 }
                 // The frontend is added to or removed from all other nodes, which may have other frontends, too.
                 (any_node @ (FrontendAddress::AnyNodeV4 | FrontendAddress::AnyNodeV6), ..) => {
@@ -352,10 +280,33 @@ impl Engine {
             }
         }
         for (from, to) in pairs {
-            let less = |id: &RuleSetId| rank(self.allowed_at(*id, to)) < rank(self.allowed_at(*id, from));
+            let less = |id: &RuleSetId| self.allowed_at(*id, to) < self.allowed_at(*id, from);
             narrowed.extend(self.rule_sets_allowing_some(from).into_iter().filter(less));
         }
         narrowed
+    }
+
+    /// Returns what a connection to an address at a frontend's port leads to, as if these moves had not been written.
+    fn destination(
+        &self,
+        moves: &Moves,
+        frontends: &FrontendMoves,
+        address: IpAddr,
+        Frontend { port, protocol, .. }: Frontend,
+    ) -> Destination {
+        let moved = moves.addresses.get(&address).map(|step| step.found);
+        let entry = moved.or_else(|| self.tables.address(address)).unwrap_or_default();
+        if entry.flags & address_flags::LOCAL_NODE != 0 {
+            return Destination::LocalNode;
+        }
+        let class_of = |place| {
+            let frontend = Frontend { place, port, protocol };
+            let moved = frontends.all.get(&frontend);
+            moved.map_or_else(|| self.tables.frontend(&frontend), |(from, _)| *from)
+        };
+        let of_nodes = || class_of(Place::any_node(address)).filter(|_| entry.flags & address_flags::NODE != 0);
+        let class = class_of(Place::Address(address)).or_else(of_nodes);
+        class.map_or(Destination::Peer(entry.class, protocol, port), Destination::Backends)
     }
 
     /// Returns the rule sets for egress that may allow something at a destination.
@@ -384,31 +335,17 @@ impl Engine {
     }
 
     /// Removes the backend sets without users, with their allow entries.
-    pub(super) fn retire_backend_sets(&mut self, changes: &mut Vec<Change>) {
-        for (class, rule_sets) in self.backend_sets.retire() {
-            for rule_set in rule_sets {
-                self.disallow_frontends(changes, rule_set, class);
-            }
-        }
-    }
-
-    /// Deletes the allow entries of an unused rule set.
-    pub(super) fn disallow_all_frontends(&mut self, changes: &mut Vec<Change>, rule_set: RuleSetId) {
-        let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
-        for class in classes {
+    pub(super) fn retire_backend_sets(&mut self, changes: &mut Changes) {
+        for (rule_set, class) in self.backend_sets.retire() {
             self.disallow_frontends(changes, rule_set, class);
         }
     }
 
-    /// Deletes entries that a rule set had only for hairpin traffic of pods that now have another rule set.
-    pub(super) fn disallow_previous(&mut self, changes: &mut Vec<Change>, previous_egress: BTreeSet<RuleSetId>) {
-        for rule_set in previous_egress {
-            let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
-            for class in classes {
-                if self.allowed_backends(&NextEndpoints::new(), rule_set, class) == PortSetId::NONE {
-                    self.disallow_frontends(changes, rule_set, class);
-                }
-            }
+    /// Deletes the allow entries of an unused rule set.
+    pub(super) fn disallow_all_frontends(&mut self, changes: &mut Changes, rule_set: RuleSetId) {
+        let classes: Vec<_> = self.backend_sets.entries_of(rule_set).collect();
+        for class in classes {
+            self.disallow_frontends(changes, rule_set, class);
         }
     }
 }

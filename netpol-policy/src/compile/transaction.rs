@@ -1,12 +1,11 @@
 //! The compilation of one event, as a pipeline of steps:
 //!
 //! ```text
-//! Update ─resolve─► Resolved ─classify─► Classified ─classify_frontends─► Prepared ─enforce─► Enforced
-//!                      ▲                                                                         │
-//!                      │                                                                       retire
-//!                      │                                                                         ▼
-//!                      └──── peer selectors that are no longer used ───── forget ◄─ Shrunk ◄─shrink─ Retired
-//!                                                                           └─► changes
+//! Update ─resolve─► Resolved ─classify─► Classified ─classify_frontends─► Prepared ─enforce─► Enforced ─retire─► Retired
+//!    ▲                                                                                                             │
+//!    └─────────── touched only by unused peer selectors, or pods for which there is room now ─────────────────── forget
+//!                                                                                                                  ▼
+//!                                                                                                               changes
 //! ```
 //!
 //! Each step consumes the value of the step before it, and only the last step returns the changes. The values can be made
@@ -21,15 +20,16 @@ use netpol_common::{Direction, RuleSetId};
 
 use super::Engine;
 use super::evolve::Evolution;
-use super::reclassify::Move;
-use super::resolve::UnusedSelectors;
-use super::services::FrontendMove;
+use super::reclassify::Moves;
+use super::services::FrontendMoves;
 use crate::model::{Frontend, PodKey};
 use crate::tables::Change;
 
 /// What an event may change.
 #[derive(Debug, Default)]
 pub(super) struct Update {
+    /// The changes of the rounds before.
+    pub(super) changes: Changes,
     pub(super) touched: Touched,
     /// Pods that may get other rule sets.
     pub(super) pods: BTreeSet<PodKey>,
@@ -56,6 +56,16 @@ impl From<Touched> for Update {
     }
 }
 
+/// The changes written so far. Only the last step returns them.
+#[derive(Debug, Default)]
+pub(super) struct Changes(Vec<Change>);
+
+impl Changes {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// The next ingress and egress rule sets of changed pods; `None`: no endpoint.
 pub(super) type NextEndpoints = BTreeMap<PodKey, Option<[RuleSetId; 2]>>;
 
@@ -69,83 +79,71 @@ struct NextRules {
 
 /// All rule sets exist. No table refers to new ones.
 struct Resolved {
-    changes: Vec<Change>,
+    changes: Changes,
     touched: Touched,
     rules: NextRules,
 }
 
 /// Addresses and prefixes have their next class. All rule sets have the entries for it.
 struct Classified {
-    changes: Vec<Change>,
-    moves: Vec<Move>,
+    changes: Changes,
+    moves: Moves,
     frontends: BTreeSet<Frontend>,
     rules: NextRules,
 }
 
 /// Frontends have their next backend set, too: everything is written that the moves and endpoints will refer to.
 struct Prepared {
-    changes: Vec<Change>,
-    moves: Vec<Move>,
-    frontends: Vec<FrontendMove>,
+    changes: Changes,
+    moves: Moves,
+    frontends: FrontendMoves,
     rules: NextRules,
 }
 
 /// The new state is in force. The old classes and rule sets have lost their users.
 struct Enforced {
-    changes: Vec<Change>,
+    changes: Changes,
     /// The egress rule sets that changed pods had.
     previous_egress: BTreeSet<RuleSetId>,
     evolutions: Vec<Evolution>,
 }
 
-/// Everything without users is deleted.
-struct Retired {
-    changes: Vec<Change>,
-    evolutions: Vec<Evolution>,
-    unused: UnusedSelectors,
-}
-
-/// Rule sets that change in place allow only what their new rules say.
-struct Shrunk {
-    changes: Vec<Change>,
-    unused: UnusedSelectors,
-}
+/// Rule sets allow only what their rules state, and everything without users is deleted, except for peer selectors.
+struct Retired(Changes);
 
 impl Engine {
-    /// Compiles an update of the cluster state. The second round merges the classes that only unused peer selectors
-    /// distinguished. No endpoint uses these any more, so it changes no verdict.
-    pub(super) fn commit(&mut self, update: Update) -> Vec<Change> {
-        let mut resolved = self.resolve(update);
+    /// Compiles an update of the cluster state. After a change of policies, a second round merges classes.
+    pub(super) fn commit(&mut self, mut update: Update) -> Vec<Change> {
         loop {
+            let resolved = self.resolve(update);
             let classified = self.classify(resolved);
             let prepared = self.classify_frontends(classified);
             let enforced = self.enforce(prepared);
             let retired = self.retire(enforced);
-            let shrunk = self.shrink(retired);
-            match self.forget(shrunk) {
-                ControlFlow::Continue(unused) => resolved = unused,
+            match self.forget(retired) {
+                ControlFlow::Continue(next) => update = next,
                 ControlFlow::Break(changes) => return changes,
             }
         }
     }
 
     /// Applies a change to the tables and appends it to `changes`.
-    pub(super) fn write(&mut self, changes: &mut Vec<Change>, change: Change) {
+    pub(super) fn write(&mut self, changes: &mut Changes, change: Change) {
         let applied = self.tables.apply(&change);
         debug_assert!(applied.is_ok(), "{applied:?}");
-        changes.push(change);
+        changes.0.push(change);
     }
 
-    pub(super) fn write_all(&mut self, changes: &mut Vec<Change>, all: impl IntoIterator<Item = Change>) {
+    pub(super) fn write_all(&mut self, changes: &mut Changes, all: impl IntoIterator<Item = Change>) {
         for change in all {
             self.write(changes, change);
         }
     }
 
     /// Resolves the policies of pods into rule sets. Gives rule sets that change in place their new parts, too.
-    fn resolve(&mut self, Update { mut touched, pods, evolutions }: Update) -> Resolved {
+    fn resolve(&mut self, Update { mut changes, mut touched, pods, evolutions }: Update) -> Resolved {
         self.begin_evolutions(&evolutions);
-        let (mut changes, mut new, mut endpoints) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+        let (mut new, mut endpoints) = (BTreeSet::new(), BTreeMap::new());
         for key in pods {
             let pod = self.cluster_state.pods.get(&key).filter(|pod| self.scope.covers(pod)).cloned();
             let rule_sets = pod.map(|pod| {
@@ -162,17 +160,16 @@ impl Engine {
     /// Finds the next class of addresses and prefixes. Writes what rule sets allow to new classes, and what new rules
     /// allow.
     fn classify(&mut self, Resolved { mut changes, touched, rules }: Resolved) -> Classified {
-        let (moves, new_classes) = self.moves(&touched);
-        self.allow_new(&mut changes, new_classes, &rules.new);
+        let moves = self.moves(&touched);
+        self.allow_new(&mut changes, &moves, &rules.new);
         self.grow(&mut changes, &rules.endpoints, &rules.evolutions);
         Classified { changes, moves, frontends: touched.frontends, rules }
     }
 
     /// Finds the next backend set of frontends, also of those with moved backends. Writes what rule sets allow of them.
     fn classify_frontends(&mut self, Classified { mut changes, moves, frontends, rules }: Classified) -> Prepared {
-        let (frontends, new_backend_sets) = self.frontend_moves(frontends, &moves);
-        self.allow_new_backend_sets(&mut changes, &rules.endpoints, new_backend_sets);
-        self.allow_frontends_to_rule_sets(&mut changes, &rules.endpoints, &rules.new);
+        let frontends = self.frontend_moves(frontends, &moves);
+        self.allow_new_frontends(&mut changes, &rules.endpoints, &frontends, &rules.new);
         Prepared { changes, moves, frontends, rules }
     }
 
@@ -180,9 +177,7 @@ impl Engine {
     fn enforce(&mut self, Prepared { mut changes, moves, frontends, rules }: Prepared) -> Enforced {
         // Addresses come before the deleted frontends, so that an address with two frontends (its own and that of any
         // node) never uses the wrong one.
-        self.write_all(&mut changes, frontends.iter().filter_map(FrontendMove::put));
-        self.write_all(&mut changes, moves.iter().filter_map(Move::change));
-        self.write_all(&mut changes, frontends.iter().filter_map(FrontendMove::delete));
+        self.write_all(&mut changes, frontends.put().chain(moves.changes()).chain(frontends.deleted()));
         let mut previous_egress = BTreeSet::new();
         for (pod, rule_sets) in rules.endpoints {
             let previous = self.write_endpoint(&mut changes, &pod, rule_sets);
@@ -195,55 +190,48 @@ impl Engine {
         if !narrowed.is_empty() {
             self.write(&mut changes, Change::Reevaluate(narrowed.into_iter().collect()));
         }
-        for class in moves.iter().filter_map(Move::class_before) {
-            self.classes.release(class);
-        }
-        for class in frontends.iter().filter_map(FrontendMove::class_before) {
-            self.backend_sets.release(class);
-        }
+        moves.classes_before().for_each(|class| self.classes.release(class));
+        frontends.classes_before().for_each(|class| self.backend_sets.release(class));
         Enforced { changes, previous_egress, evolutions: rules.evolutions }
     }
 
-    /// Deletes the rule sets, backend sets and classes without users, with their entries.
+    /// Deletes the rule sets, backend sets and classes without users, with their entries. Then removes what only the
+    /// removed parts of rule sets that change in place allowed.
     fn retire(&mut self, Enforced { mut changes, previous_egress, evolutions }: Enforced) -> Retired {
-        let mut unused = Vec::new();
         for (id, rule_set) in self.rule_sets.retire() {
             for class in self.classes_with_entries(&rule_set) {
                 self.disallow(&mut changes, id, class);
             }
             self.disallow_all_frontends(&mut changes, id);
-            let ports = self.port_sets.release(rule_set.policy.any);
-            self.write_all(&mut changes, ports);
+            self.release_ports(&mut changes, rule_set.policy.any);
             for part in rule_set.parts().iter() {
-                self.release_part(*part, &mut unused);
+                self.release_part(*part);
             }
         }
         self.disallow_previous(&mut changes, previous_egress);
         self.retire_backend_sets(&mut changes);
         self.retire_classes(&mut changes);
-        Retired { changes, evolutions, unused }
+        self.shrink(&mut changes, &evolutions);
+        Retired(changes)
     }
 
-    /// Removes what only the removed parts of rule sets allowed.
-    fn shrink(&mut self, Retired { mut changes, evolutions, mut unused }: Retired) -> Shrunk {
-        self.remove_parts(&mut changes, &evolutions, &mut unused);
-        Shrunk { changes, unused }
-    }
-
-    /// Removes the unused peer selectors and returns what they touch. Without any, returns the changes.
-    fn forget(&mut self, Shrunk { mut changes, unused }: Shrunk) -> ControlFlow<Vec<Change>, Resolved> {
-        if unused.is_empty() {
-            self.retry_refused(&mut changes);
-            return ControlFlow::Break(changes);
+    /// Removes unused peer selectors and merges the classes that only these distinguished. No endpoint uses these any
+    /// more, so it changes no verdict. Then uses the room that is left. Returns the changes if nothing is left to do.
+    fn forget(&mut self, Retired(mut changes): Retired) -> ControlFlow<Vec<Change>, Update> {
+        if let Some(touched) = self.retire_selectors(&mut changes) {
+            return ControlFlow::Continue(Update { changes, ..touched.into() });
         }
-        let touched = self.remove_selectors(&mut changes, &unused);
-        ControlFlow::Continue(Resolved { changes, touched, rules: NextRules::default() })
+        let pods = self.retry_refused(&mut changes);
+        if pods.is_empty() {
+            return ControlFlow::Break(changes.0);
+        }
+        ControlFlow::Continue(Update { changes, pods, ..Update::default() })
     }
 
     /// Writes the endpoint of a pod. Returns its previous rule sets.
     fn write_endpoint(
         &mut self,
-        changes: &mut Vec<Change>,
+        changes: &mut Changes,
         pod: &PodKey,
         rule_sets: Option<[RuleSetId; 2]>,
     ) -> Option<[RuleSetId; 2]> {
@@ -256,12 +244,10 @@ impl Engine {
             _ => {}
         }
         for rule_set in previous.into_iter().flatten() {
-            if rule_sets.is_none() {
-                self.rule_sets.freeze(rule_set);
-                let any = self.rule_sets.get(rule_set).map(|rule_set| rule_set.policy.any);
-                if let Some(any) = any {
-                    self.port_sets.freeze(any);
-                }
+            if rule_sets.is_none()
+                && let Some(any) = self.rule_sets.freeze(rule_set)
+            {
+                self.port_sets.freeze(any);
             }
             self.rule_sets.release(rule_set);
         }
