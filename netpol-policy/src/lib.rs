@@ -1,7 +1,7 @@
 //! Compiles Kubernetes objects to the tables that the eBPF programs read, and explains verdicts as text.
 //!
 //! ```text
-//! manifest ─► model ─► ClusterState ─► compile::Engine ─► Change, Change, … ─► Tables (in memory, or BPF maps)
+//! manifest ─► model ─► ClusterState ─► compile::Engine ─► Change, Change, … ─► Tables (in memory, or the kernel's maps)
 //!                        │
 //!                        ├────► reference: evaluates packets from the objects
 //!                        └────► explain:   explains verdicts as text

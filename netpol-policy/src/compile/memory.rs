@@ -86,8 +86,8 @@ impl Engine {
         (!policies.is_empty()).then_some(pods)
     }
 
-    /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies. Returns the pods
-    /// that need a new rule set, because there is room for its ports now.
+    /// Writes refused entries for which there is room now, and marks endpoints with incomplete policies. Returns the
+    /// pods that need a new rule set, because there is room for its ports now.
     pub(super) fn retry_refused(&mut self, changes: &mut Changes) -> BTreeSet<PodKey> {
         if self.budget.limit().is_none() {
             return BTreeSet::new();

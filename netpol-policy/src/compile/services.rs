@@ -106,8 +106,8 @@ impl Engine {
         backend_set
     }
 
-    /// Writes what rule sets allow of new backend sets, what new rule sets allow of any backend sets, and what pods with
-    /// another rule set are allowed of themselves.
+    /// Writes what rule sets allow of new backend sets, what new rule sets allow of any backend sets, and what pods
+    /// with another rule set are allowed of themselves.
     pub(super) fn allow_new_frontends(
         &mut self,
         changes: &mut Changes,

@@ -8,8 +8,8 @@
 //!                                                                                                               changes
 //! ```
 //!
-//! Each step consumes the value of the step before it, and only the last step returns the changes. The values can be made
-//! only here, so no step can be left out or come early.
+//! Each step consumes the value of the step before it, and only the last step returns the changes. These values can be
+//! made only here, so no step can be left out or come early.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
