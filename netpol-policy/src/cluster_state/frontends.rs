@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::ClusterState;
 use crate::index::Index;
-use crate::model::{Backend, EndpointSlice, Frontend, Node, Place, Pod, PodKey, Service, ServiceKey, SliceKey};
+use crate::model::{
+    Backend, EndpointSlice, Frontend, FrontendAddress, Node, Pod, PodKey, Service, ServiceKey, SliceKey,
+};
 
 /// The owner of a frontend. If there are several, the frontend has the backends of all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -188,8 +190,8 @@ impl ClusterState {
 
     /// Returns whether a frontend exists at exactly this address.
     pub fn is_service(&self, address: IpAddr) -> bool {
-        let first = Frontend { place: Place::Address(address), port: 0, protocol: 0 };
-        self.frontends.owners.range(first..).next().is_some_and(|(next, _)| next.place == first.place)
+        let first = Frontend { address: FrontendAddress::Address(address), port: 0, protocol: 0 };
+        self.frontends.owners.range(first..).next().is_some_and(|(next, _)| next.address == first.address)
     }
 
     /// Returns whether an address belongs to any node.

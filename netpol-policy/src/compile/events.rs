@@ -10,7 +10,8 @@ use super::rules::rules;
 use super::transaction::{Touched, Update};
 use crate::cluster_state::Event;
 use crate::model::{
-    EndpointSlice, Frontend, NamespaceName, Place, Pod, PodKey, Policy, PolicyKey, Service, ServiceKey, SliceKey,
+    EndpointSlice, Frontend, FrontendAddress, NamespaceName, Pod, PodKey, Policy, PolicyKey, Service, ServiceKey,
+    SliceKey,
 };
 use crate::tables::Change;
 
@@ -129,23 +130,25 @@ impl Engine {
     /// address then lead to another Service, or no longer do.
     fn touch_frontends(&self, touched: &mut Touched, old: &BTreeSet<Frontend>, new: &BTreeSet<Frontend>) {
         for frontend in old.symmetric_difference(new) {
-            if let Place::Address(address) = frontend.place {
+            if let FrontendAddress::Address(address) = frontend.address {
                 touched.addresses.insert(address);
             }
-            for address in self.addresses_at(frontend.place) {
+            for address in self.addresses_at(frontend.address) {
                 touched.frontends.extend(self.cluster_state.frontends_with_backend_at(address));
             }
         }
         touched.frontends.extend(old.union(new));
     }
 
-    /// Returns the addresses of a frontend at this place.
-    fn addresses_at(&self, place: Place) -> Vec<IpAddr> {
-        match place {
-            Place::Address(address) => vec![address],
-            any_node => {
-                self.cluster_state.node_addresses().filter(|address| Place::any_node(*address) == any_node).collect()
-            }
+    /// Returns the addresses that a frontend address stands for.
+    fn addresses_at(&self, address: FrontendAddress) -> Vec<IpAddr> {
+        match address {
+            FrontendAddress::Address(address) => vec![address],
+            any_node => self
+                .cluster_state
+                .node_addresses()
+                .filter(|address| FrontendAddress::any_node(*address) == any_node)
+                .collect(),
         }
     }
 }

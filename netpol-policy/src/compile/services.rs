@@ -14,7 +14,7 @@ use super::port_sets::Diff;
 use super::reclassify::Moves;
 use super::rule_sets::RuleSet;
 use super::transaction::{Changes, NextEndpoints};
-use crate::model::{Frontend, Place};
+use crate::model::{Frontend, FrontendAddress};
 use crate::tables::Change;
 
 /// Frontends with the classes of their backend sets before and after.
@@ -247,7 +247,7 @@ impl Engine {
 
     /// Returns the current and next egress rule sets of local pods with an address.
     fn rule_sets_at(&self, next: &NextEndpoints, address: IpAddr) -> Vec<RuleSetId> {
-        let pods = self.cluster_state.claimants(address).filter(|pod| self.scope.covers(pod));
+        let pods = self.cluster_state.pods_with_address(address).filter(|pod| self.scope.covers(pod));
         let rule_sets = pods.flat_map(|pod| {
             let rule_sets = [self.endpoints.get(&pod.key), next.get(&pod.key).copied().flatten()];
             rule_sets.into_iter().flatten().map(|[_, egress]| egress)
@@ -259,11 +259,11 @@ impl Engine {
     pub(super) fn narrowed_frontends(&self, moves: &Moves, frontends: &FrontendMoves) -> BTreeSet<RuleSetId> {
         let (mut narrowed, mut pairs) = (BTreeSet::new(), BTreeSet::new());
         for (frontend, from, to) in frontends.changed() {
-            match (frontend.place, from, to) {
+            match (frontend.address, from, to) {
                 (_, Some(from), Some(to)) => {
                     pairs.insert((Destination::Backends(from), Destination::Backends(to)));
                 }
-                (Place::Address(address), ..) => {
+                (FrontendAddress::Address(address), ..) => {
                     let before = self.destination(moves, frontends, address, frontend);
                     let now = self.destination(&Moves::default(), &FrontendMoves::default(), address, frontend);
                     pairs.insert((before, now));
@@ -299,13 +299,14 @@ impl Engine {
         if entry.flags & address_flags::LOCAL_NODE != 0 {
             return Destination::LocalNode;
         }
-        let class_of = |place| {
-            let frontend = Frontend { place, port, protocol };
+        let class_of = |address| {
+            let frontend = Frontend { address, port, protocol };
             let moved = frontends.all.get(&frontend);
             moved.map_or_else(|| self.tables.frontend(&frontend), |(from, _)| *from)
         };
-        let of_nodes = || class_of(Place::any_node(address)).filter(|_| entry.flags & address_flags::NODE != 0);
-        let class = class_of(Place::Address(address)).or_else(of_nodes);
+        let of_nodes =
+            || class_of(FrontendAddress::any_node(address)).filter(|_| entry.flags & address_flags::NODE != 0);
+        let class = class_of(FrontendAddress::Address(address)).or_else(of_nodes);
         class.map_or(Destination::Peer(entry.class, protocol, port), Destination::Backends)
     }
 
