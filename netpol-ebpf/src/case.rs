@@ -10,13 +10,13 @@ use crate::packet::{Icmp, Packet};
 /// A packet as the input of a verdict and of a deny event, without tables and addresses. It consists of numbers, so
 /// that it can be passed to a function that the verifier checks only once.
 #[derive(Clone, Copy, Debug)]
-pub struct Case {
+pub(crate) struct Case {
     /// From the low byte on: the offset of the IP header, the protocol, the flags, the `role` with a `SourceCheck`,
     /// and a reason or `UNDECIDED`.
-    pub bits: u64,
+    pub(crate) bits: u64,
     /// From the low bytes on: the packet's source and destination port, and the pod's and the remote's port in the
     /// flow's key.
-    pub ports: u64,
+    pub(crate) ports: u64,
 }
 
 /// Bits for the relation of a packet to its flow.

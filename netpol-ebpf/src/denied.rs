@@ -6,10 +6,23 @@ use netpol_common::{
     event_budget, event_flags,
 };
 
-use crate::Context;
-use crate::context::{PacketAddress, mix};
-use crate::packet::{self, Parse, Plain, link};
+use crate::context::Context;
+use crate::packet::{self, Parse, ParserFunctions, Plain, link};
 use crate::slot::field;
+
+/// The functions that are separate BPF functions in the kernel.
+pub(crate) trait ReportFunctions: ParserFunctions {
+    /// Reports a denied packet, see [`report`].
+    #[inline(always)]
+    fn report(self, direction: Direction, reason: Reason) {
+        report(self, direction, reason);
+    }
+    /// Decides whether a denied packet causes an event, see [`limit`].
+    #[inline(always)]
+    fn limit(self, hash: u64, budget: u32) -> u64 {
+        limit(self, hash, budget)
+    }
+}
 
 /// The packet's part of a deny event.
 struct DeniedPacket<A> {
@@ -35,11 +48,11 @@ impl DeniedPacket<[u8; 4]> {
     };
 }
 
-impl<A: PacketAddress + Parse> DeniedPacket<A> {
+impl<A: Parse> DeniedPacket<A> {
     /// Parses the packet at an offset of the frame a second time. Only few packets are denied, and this keeps the data
     /// for an event off the stack of the functions that evaluate.
     #[inline(always)]
-    fn read<S: Context>(context: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
+    fn read<S: ParserFunctions>(context: &S, endpoint: &Endpoint, start: u32) -> Option<Self> {
         let packet = A::parse(context, start, false)?;
         let (source, destination) = A::ends(context, start)?;
         Some(Self {
@@ -101,6 +114,13 @@ fn product<S: Context>(context: &S, at: usize, [a, b]: [u32; 2]) -> u64 {
     let a = a.wrapping_add(context.denial_key(at));
     let b = b.wrapping_add(context.denial_key(at + 1));
     u64::from(a).wrapping_mul(u64::from(b))
+}
+
+/// Computes one round of a multiplicative hash: it spreads every bit upwards and folds the top back down.
+#[inline(always)]
+pub(crate) const fn mix(bits: u64) -> u64 {
+    let spread = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    spread ^ (spread >> 32)
 }
 
 /// Set in the result of [`limit`] if an event is to be sent. The bits below are the number of packets of the flow
@@ -181,7 +201,7 @@ struct ReportContext<'a> {
 
 /// Reports a denied packet, at most once a second for its flow, and within the budget of the pod that sent it.
 #[inline(always)]
-pub(crate) fn report<S: Context>(context: S, direction: Direction, reason: Reason) {
+pub(crate) fn report<S: ReportFunctions>(context: S, direction: Direction, reason: Reason) {
     // A bridge floods frames for MAC addresses that it has not learned yet. It is no policy denial if other pods drop
     // them.
     if reason == Reason::OtherHost {
@@ -218,7 +238,7 @@ pub(crate) fn report<S: Context>(context: S, direction: Direction, reason: Reaso
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "endpoint IDs are below 32,768; the low half of the result")]
-fn report_as<A: PacketAddress + Parse, S: Context>(context: S, details: ReportContext<'_>, packet: &DeniedPacket<A>) {
+fn report_as<A: Parse, S: ReportFunctions>(context: S, details: ReportContext<'_>, packet: &DeniedPacket<A>) {
     let ReportContext { endpoint, ifindex, source, group, direction, reason } = details;
     let id = endpoint.map_or(0, |endpoint| endpoint.id);
     let budget = match direction {
@@ -248,4 +268,13 @@ fn report_as<A: PacketAddress + Parse, S: Context>(context: S, details: ReportCo
         source: packet.source.widen(),
         destination: packet.destination.widen(),
     });
+}
+
+/// Reports a denied packet. Done here, because the functions that evaluate have no room left on their stack.
+#[inline(always)]
+pub(crate) fn report_if_denied<S: ReportFunctions>(context: S, direction: Direction, reason: Reason) -> Reason {
+    if !reason.allows() {
+        context.report(direction, reason);
+    }
+    reason
 }

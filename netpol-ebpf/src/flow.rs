@@ -1,12 +1,11 @@
 //! Flows: keys, state and timeouts.
 
 pub use netpol_common::flow_timeout as timeout;
-use netpol_common::{Direction, EndpointVersion, FlowEntry, flow_state, protocol};
+use netpol_common::{Direction, FlowEntry, FlowKey, Generation, flow_state, protocol};
 
-use crate::Slot;
 use crate::context::PacketAddress;
-use crate::packet::{Fragment, Icmp, Packet, TcpFlags, Transport};
-use crate::slot::field;
+use crate::packet::{Fragment, Icmp, Packet, Plain, TcpFlags, Transport};
+use crate::slot::{Slot, field};
 
 /// The relation of a packet to the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +58,17 @@ pub(crate) fn pod_and_remote<A>(direction: Direction, source: A, destination: A)
         Direction::Ingress => (destination, source),
         Direction::Egress => (source, destination),
     }
+}
+
+/// Returns the key of a plain packet's flow. The direction is a constant, so that the key is built without a branch on it.
+#[inline(always)]
+pub(crate) fn plain_key<const EGRESS: bool, A: PacketAddress>(ifindex: u32, packet: &Plain<A>) -> FlowKey<A> {
+    let (pod_address, remote_address, pod_port, remote_port) = if EGRESS {
+        (packet.source, packet.destination, packet.source_port, packet.destination_port)
+    } else {
+        (packet.destination, packet.source, packet.destination_port, packet.source_port)
+    };
+    A::flow_key(ifindex, pod_address, remote_address, ports(pod_port, remote_port), packet.protocol)
 }
 
 /// The fields of a known flow.

@@ -2,9 +2,23 @@
 
 use netpol_common::{Direction, FragmentEntry, FragmentKey, IfIndex, Reason};
 
-use crate::context::PacketAddress;
+use crate::context::{Context, Family, PacketAddress};
 use crate::packet::{Fragment, Packet, Parse, TcpFlags, Transport};
-use crate::{Context, Family};
+
+/// The functions of one address family that are separate BPF functions in the kernel. `info` is packed by
+/// [`FragmentInfo`].
+pub(crate) trait FragmentFunctions<A: Parse>: Context + Family<A> {
+    /// Returns the protocol and ports of a fragment, see [`resolve`].
+    #[inline(always)]
+    fn resolve(self, direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
+        resolve::<A, Self>(self, direction, start, identification, info, first)
+    }
+    /// Records an allowed first fragment, see [`record`].
+    #[inline(always)]
+    fn record(self, direction: Direction, start: u32, identification: u32, info: u64) {
+        record::<A, Self>(self, direction, start, identification, info);
+    }
+}
 
 /// Seconds that a receiver waits for all fragments of a datagram (Linux: `ipfrag_time`).
 const TIMEOUT: u32 = 30;
@@ -74,7 +88,7 @@ pub(crate) fn resolve<A, S>(
     first: bool,
 ) -> u64
 where
-    A: PacketAddress + Parse,
+    A: Parse,
     S: Context + Family<A>,
 {
     // Never happens: both were read before.
@@ -105,7 +119,7 @@ where
 #[inline(always)]
 pub(crate) fn record<A, S>(context: S, direction: Direction, start: u32, identification: u32, info: u64)
 where
-    A: PacketAddress + Parse,
+    A: Parse,
     S: Context + Family<A>,
 {
     let Ok(FragmentInfo { protocol, transport }) = FragmentInfo::unpack(info) else { return };

@@ -5,10 +5,29 @@ use netpol_common::{
     protocol,
 };
 
-use crate::context::PacketAddress;
-use crate::packet::{self, Parse, Plain, link};
-use crate::slot::field;
-use crate::{Bytes, Context, Family, Slot, Window};
+use crate::context::{Context, Family, PacketAddress};
+use crate::packet::{self, Mac, Parse, Plain, link};
+use crate::slot::{Slot, field};
+use crate::window::{Bytes, Window};
+
+/// The checks that are separate BPF functions in the kernel.
+pub(crate) trait GuardFunctions: Context {
+    /// Checks an ARP packet from a pod, see [`arp`]. Returns the reason's code.
+    #[inline(always)]
+    fn check_arp(self, start: u32) -> u32 {
+        arp(&self, start) as u32
+    }
+    /// Checks a neighbor discovery message from a pod, see [`discovery`]. Returns the reason's code.
+    #[inline(always)]
+    fn check_discovery(self, start: u32, payload: u32) -> u32 {
+        discovery(&self, start, payload) as u32
+    }
+    /// Returns whether a packet that left its pod has an unverified source address, see [`is_unverified`].
+    #[inline(always)]
+    fn is_unverified(self) -> bool {
+        is_unverified(&self)
+    }
+}
 
 /// Returns whether a packet has a spoofed source address.
 #[inline(always)]
@@ -29,9 +48,6 @@ pub(crate) fn is_dhcp_request<A: PacketAddress>(packet: &Plain<A>) -> bool {
         && u16::from_ne_bytes(packet.source_port) == u16::from_ne_bytes(CLIENT)
         && u16::from_ne_bytes(packet.destination_port) == u16::from_ne_bytes(SERVER)
 }
-
-/// A MAC address in two parts, which are compared as words.
-pub(crate) type Mac = ([u8; 4], [u8; 2]);
 
 /// Returns the MAC address of the pod's end of the veth, or zero if it is not known.
 #[inline(always)]

@@ -5,10 +5,14 @@
 //!           VLAN     v4,v6  ports, ICMP   source    known?   policy      flow, counter, event
 //! ```
 //!
-//! [`process()`] is the entry point. It has a fast path for plain packets and a slow path for all others. It is generic
-//! over [`Context`], so that the same code runs in the kernel (`kernel`, on BPF maps) and in unit tests (`memory`,
-//! on hash maps). The code does not allocate or lock, its loops are bounded, and it needs nothing newer than
-//! Linux 5.10.
+//! `process` is the entry point at a pod's veth and the fast path for plain packets; `recheck` is the entry point post-DNAT.
+//! `slow_path` takes all other packets. The code is generic over `Context`, so that the same code runs in the kernel
+//! (`kernel`, on BPF maps) and in unit tests (`memory`, on hash maps). It does not allocate or lock, its loops are
+//! bounded, and it needs nothing newer than Linux 5.10.
+//!
+//! The modules are listed in layers, the lowest first, and use lower layers only. Some functions are separate BPF
+//! functions in the kernel, which the verifier checks once each, and not once for each caller. Their module declares
+//! them in a trait, with a default body that calls the function directly. `kernel` overrides the bodies.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -18,27 +22,31 @@
 )]
 
 mod barrier;
-mod case;
+mod slot;
+mod window;
+
 mod context;
-mod denied;
+
+mod packet;
+
 mod flow;
 mod fragment;
 mod guard;
-mod packet;
-mod process;
-mod slot;
-mod slow_path;
+
+mod case;
 mod verdict;
+
+mod denied;
+mod flow_lookup;
+
+mod slow_path;
+
+mod process;
+mod recheck;
 
 #[cfg(target_arch = "bpf")]
 pub mod kernel;
 #[cfg(not(target_arch = "bpf"))]
 pub mod memory;
 
-pub use case::Case;
-pub use context::{Context, Family};
 pub use flow::timeout;
-pub use packet::{Bytes, Window};
-pub use process::{process, process_post_dnat, process_source};
-pub use slot::Slot;
-pub use slow_path::{FrameKind, Quoted};

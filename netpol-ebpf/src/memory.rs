@@ -10,13 +10,18 @@ use netpol_common::{
     PortEntry, PortKey, Reason, Tables,
 };
 
-use crate::case::Case;
-use crate::context::mix;
-use crate::packet::Parse;
-use crate::slow_path::Quoted;
-use crate::{
-    Bytes, Context, Family, Slot, Window, fragment, process, process_post_dnat, process_source, slow_path, verdict,
-};
+use crate::context::{Context, Family};
+use crate::denied::{ReportFunctions, mix};
+use crate::flow_lookup::FlowFunctions;
+use crate::fragment::FragmentFunctions;
+use crate::guard::GuardFunctions;
+use crate::packet::{Parse, ParserFunctions};
+use crate::process::process;
+use crate::recheck::{RecheckFunctions, process_post_dnat, process_source};
+use crate::slot::Slot;
+use crate::slow_path::{FrameFunctions, IpFunctions};
+use crate::verdict::VerdictFunctions;
+use crate::window::{Bytes, Window};
 
 /// Jiffies per second.
 pub const HZ: u32 = 250;
@@ -298,35 +303,17 @@ impl InMemory for [u8; 16] {
     }
 }
 
+impl ParserFunctions for Frame<'_> {}
+impl GuardFunctions for Frame<'_> {}
+impl<A: InMemory> FragmentFunctions<A> for Frame<'_> {}
+impl<A: InMemory> VerdictFunctions<A> for Frame<'_> {}
+impl<A: InMemory> FlowFunctions<A> for Frame<'_> {}
+impl<A: InMemory> IpFunctions<A> for Frame<'_> {}
+impl FrameFunctions for Frame<'_> {}
+impl ReportFunctions for Frame<'_> {}
+impl RecheckFunctions for Frame<'_> {}
+
 impl<A: InMemory> Family<A> for Frame<'_> {
-    fn evaluate_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
-        slow_path::evaluate_ip::<A, Self>(self, direction, start, quoted)
-    }
-
-    fn evaluate_quoted(self, direction: Direction, start: u32) -> Quoted {
-        slow_path::evaluate_quoted::<A, Self>(self, direction, start)
-    }
-
-    fn lookup_flow(self, direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
-        slow_path::lookup_flow::<A, Self>(self, direction, start, ports, bits)
-    }
-
-    fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
-        verdict::is_still_allowed::<A, Self>(self, start, ports, verdict::Recheck::unpack(word))
-    }
-
-    fn decide(self, direction: Direction, case: Case) -> Reason {
-        slow_path::decide::<A, Self>(self, direction, case)
-    }
-
-    fn resolve(self, direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
-        fragment::resolve::<A, Self>(self, direction, start, identification, info, first)
-    }
-
-    fn record(self, direction: Direction, start: u32, identification: u32, info: u64) {
-        fragment::record::<A, Self>(self, direction, start, identification, info);
-    }
-
     fn flow(&self, _endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {
         let entry = A::maps(self.memory).flows.borrow().get(key)?.get();
         // SAFETY: boxed, and the engine does not use a slot after it replaced the flow.

@@ -1,4 +1,4 @@
-//! The entry points, and the fast path: plain packets of known flows, which nearly all packets are.
+//! The entry point at a pod's veth, and the fast path: plain packets of known flows, which nearly all packets are.
 //!
 //! If the flow of a plain packet is not known or stale, [`admit`] and [`is_still_allowed`] evaluate policy. All other
 //! packets take the slow path, [`crate::slow_path`]. Each of these is a separate function, so that the verifier checks it
@@ -9,15 +9,17 @@
 
 use netpol_common::{ANY_REMOTE, Direction, Endpoint, EndpointVersion, FlowKey, Reason, SourceCheck, endpoint_flags};
 
-use crate::context::PacketAddress;
+use crate::context::{Context, Family, PacketAddress};
+use crate::denied::{ReportFunctions, report_if_denied};
 use crate::flow::{self, KnownFlow};
-use crate::packet::{self, Plain, TcpFlags};
-use crate::verdict::{self, FlowStart, Recheck, Stale};
-use crate::{Context, Family, guard, slow_path};
+use crate::guard;
+use crate::packet::{self, Parse, Plain, TcpFlags};
+use crate::slow_path::{self, FrameFunctions};
+use crate::verdict::{self, FlowStart, Recheck, Stale, VerdictFunctions, conclude};
 
 /// Evaluates a packet at a pod's veth, counts it, and reports it if it is denied.
 #[inline(always)]
-pub fn process<S: Context>(context: S, direction: Direction) -> Reason {
+pub(crate) fn process<S: FrameFunctions + ReportFunctions>(context: S, direction: Direction) -> Reason {
     let reason = match direction {
         Direction::Ingress => process_at::<false, S>(context),
         Direction::Egress => process_at::<true, S>(context),
@@ -25,72 +27,9 @@ pub fn process<S: Context>(context: S, direction: Direction) -> Reason {
     report_if_denied(context, direction, reason)
 }
 
-/// Checks the source address of a packet that left its pod, post-DNAT. `None`: the address is valid. Requires
-/// [`Context::is_post_dnat`].
-#[inline(always)]
-pub fn process_source<S: Context>(context: S) -> Option<Reason> {
-    // Denied on the slow path, which parses it in full and does the same check.
-    context
-        .is_unverified()
-        .then(|| report_if_denied(context, Direction::Egress, slow_path::evaluate_frame(context, Direction::Egress)))
-}
-
-/// Evaluates a packet with a source endpoint ID post-DNAT, by the egress policy of its source endpoint. Requires
-/// [`Context::is_post_dnat`].
-#[inline(always)]
-pub fn process_post_dnat<S: Context>(context: S) -> Reason {
-    let reason = match context.endpoint() {
-        Some(endpoint) if !endpoint.egress.isolated() => Reason::NotIsolated,
-        _ if context.l3_type().is_none() && context.is_known_flow() => Reason::Flow,
-        _ => slow_path::evaluate_frame(context, Direction::Egress),
-    };
-    report_if_denied(context, Direction::Egress, reason)
-}
-
-/// Reports a denied packet. Done here, because the functions that evaluate have no room left on their stack.
-#[inline(always)]
-fn report_if_denied<S: Context>(context: S, direction: Direction, reason: Reason) -> Reason {
-    if !reason.allows() {
-        context.report(direction, reason);
-    }
-    reason
-}
-
-/// See [`Context::is_known_flow`].
-#[inline(always)]
-pub(crate) fn is_known_flow<S: Context>(context: S) -> bool {
-    let Some(endpoint) = context.endpoint() else { return false };
-    if let Some(packet) = packet::parse_plain_v4(&context) {
-        return is_flow_post_dnat(context, endpoint, &packet);
-    }
-    packet::parse_plain_v6(&context).is_some_and(|packet| is_flow_post_dnat(context, endpoint, &packet))
-}
-
-/// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet has no flow. If a flow
-/// is to be rechecked, its packet was not translated.
-#[inline(always)]
-fn is_flow_post_dnat<A, S>(context: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
-where
-    A: PacketAddress,
-    S: Context + Family<A>,
-{
-    let version = verdict::version(endpoint);
-    let key = key::<true, A>(endpoint.ifindex.0, packet);
-    let Some(slot) = context.flow(endpoint, &key).filter(|_| packet.source.belongs_to(endpoint)) else {
-        return false;
-    };
-    let (now, hz) = (context.now(), context.hz());
-    let known = KnownFlow::read(slot);
-    let holds = known.version == version && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
-    if holds {
-        known.touch(slot, Direction::Egress, packet.flags, now, hz);
-    }
-    holds
-}
-
 /// Evaluates a packet at an endpoint. The direction is a constant, so that a flow key is built without a branch on it.
 #[inline(always)]
-fn process_at<const EGRESS: bool, S: Context>(context: S) -> Reason {
+fn process_at<const EGRESS: bool, S: FrameFunctions>(context: S) -> Reason {
     if let Some(endpoint) = context.endpoint() {
         if EGRESS {
             // This overwrites a value that the pod set.
@@ -116,8 +55,8 @@ const NOT_PLAIN: u32 = u32::MAX;
 
 /// Evaluates a plain IPv6 packet. It is a separate function, because the caller's stack has no room for the key.
 #[inline(never)]
-fn process_plain_v6<const EGRESS: bool, S: Context>(context: S, endpoint: &Endpoint) -> u32 {
-    let version = verdict::version(endpoint);
+fn process_plain_v6<const EGRESS: bool, S: VerdictFunctions<[u8; 16]>>(context: S, endpoint: &Endpoint) -> u32 {
+    let generation = verdict::generation(endpoint);
     let Some(packet) = packet::parse_plain_v6(&context) else { return NOT_PLAIN };
     let reason = process_plain::<EGRESS, _, S>(context, endpoint, version, &packet);
     reason.map_or(NOT_PLAIN, |reason| reason as u32)
@@ -137,11 +76,11 @@ fn process_plain<const EGRESS: bool, A, S>(
     packet: &Plain<A>,
 ) -> Option<Reason>
 where
-    A: PacketAddress,
-    S: Context + Family<A>,
+    A: Parse,
+    S: VerdictFunctions<A>,
 {
     let direction = direction_of::<EGRESS>();
-    let key = key::<EGRESS, A>(context.ifindex(), packet);
+    let key = flow::plain_key::<EGRESS, A>(context.ifindex(), packet);
     if guard::is_spoofed(endpoint, direction, &packet.source) && !guard::is_dhcp_request(packet) {
         return Some(conclude(&context, endpoint, Direction::Egress, Reason::SpoofedSource));
     }
@@ -213,16 +152,6 @@ where
     Reason::Flow as u32
 }
 
-#[inline(always)]
-fn key<const EGRESS: bool, A: PacketAddress>(ifindex: u32, packet: &Plain<A>) -> FlowKey<A> {
-    let (pod_address, remote_address, pod_port, remote_port) = if EGRESS {
-        (packet.source, packet.destination, packet.source_port, packet.destination_port)
-    } else {
-        (packet.destination, packet.source, packet.destination_port, packet.source_port)
-    };
-    A::flow_key(ifindex, pod_address, remote_address, flow::ports(pod_port, remote_port), packet.protocol)
-}
-
 /// Above the TCP flags in an argument of [`process_plain_new`]: the packet may start a flow.
 const MAY_INITIATE: u32 = 1 << 8;
 /// Likewise: a revoked flow has the packet's addresses and ports.
@@ -264,24 +193,12 @@ where
 #[inline(never)]
 fn process_plain_stale<const EGRESS: bool, A, S>(context: S, key: &FlowKey<A>, stale: u32) -> u32
 where
-    A: PacketAddress,
-    S: Context + Family<A>,
+    A: Parse,
+    S: VerdictFunctions<A>,
 {
     let direction = direction_of::<EGRESS>();
     let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale) };
     let ports = flow::ports(key.pod_port, key.remote_port);
-    let allowed = Family::<A>::is_still_allowed(context, packet::PLAIN_START, ports, recheck.pack());
+    let allowed = VerdictFunctions::<A>::is_still_allowed(context, packet::PLAIN_START, ports, recheck.pack());
     (if allowed { Reason::Flow } else { Reason::Revoked }) as u32
-}
-
-/// Returns the final verdict, and counts the packet.
-#[inline(always)]
-pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
-    let reason = verdict::barrier_within(context, reason);
-    let reason = if context.is_post_dnat() && reason == Reason::NoRule { Reason::Backend } else { reason };
-    // Post-DNAT, an allowed packet was counted pre-DNAT.
-    if !reason.allows() || !context.is_post_dnat() {
-        context.count(endpoint.id, direction, reason);
-    }
-    reason
 }

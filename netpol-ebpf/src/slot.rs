@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 /// A value inside a map. Reads and writes are volatile and word by word: a concurrent write of another CPU is visible
 /// or not, field by field. Values read here are only used for timing, events and versions.
 #[derive(Clone, Copy, Debug)]
-pub struct Slot<'a, T> {
+pub(crate) struct Slot<'a, T> {
     value: *mut T,
     lifetime: PhantomData<&'a T>,
 }
@@ -16,20 +16,20 @@ impl<'a, T: Copy> Slot<'a, T> {
     /// # Safety
     /// `value` must be valid for reads and writes during the slot's lifetime, and there must be no reference to it.
     #[inline(always)]
-    pub const unsafe fn new(value: *mut T) -> Self {
+    pub(crate) const unsafe fn new(value: *mut T) -> Self {
         Self { value, lifetime: PhantomData }
     }
 
     /// Reads one field.
     #[inline(always)]
-    pub fn read<F: Copy>(&self, field: impl FnOnce(*mut T) -> *mut F) -> F {
+    pub(crate) fn read<F: Copy>(&self, field: impl FnOnce(*mut T) -> *mut F) -> F {
         // SAFETY: `new` requires a valid value; callers name a field of it with `&raw mut`.
         unsafe { field(self.value).read_volatile() }
     }
 
     /// Writes one field.
     #[inline(always)]
-    pub fn write<F: Copy>(&self, field: impl FnOnce(*mut T) -> *mut F, new: F) {
+    pub(crate) fn write<F: Copy>(&self, field: impl FnOnce(*mut T) -> *mut F, new: F) {
         // SAFETY: as above.
         unsafe { field(self.value).write_volatile(new) }
     }
@@ -37,21 +37,21 @@ impl<'a, T: Copy> Slot<'a, T> {
     /// Adds to a counter atomically. The previous value is not returned, because Linux 5.10 has no instruction for
     /// that.
     #[inline(always)]
-    pub fn add_u32(&self, field: impl FnOnce(*mut T) -> *mut u32, by: u32) {
+    pub(crate) fn add_u32(&self, field: impl FnOnce(*mut T) -> *mut u32, by: u32) {
         // SAFETY: as above; the field is aligned, as its type says.
         unsafe { add::u32(field(self.value), by) };
     }
 
     /// Does the same as [`Self::add_u32`], for a `u64`.
     #[inline(always)]
-    pub fn add_u64(&self, field: impl FnOnce(*mut T) -> *mut u64, by: u64) {
+    pub(crate) fn add_u64(&self, field: impl FnOnce(*mut T) -> *mut u64, by: u64) {
         // SAFETY: as above.
         unsafe { add::u64(field(self.value), by) };
     }
 
     /// Returns a part of the value as a slot.
     #[inline(always)]
-    pub fn part<F>(&self, field: impl FnOnce(*mut T) -> *mut F) -> Slot<'a, F> {
+    pub(crate) fn part<F>(&self, field: impl FnOnce(*mut T) -> *mut F) -> Slot<'a, F> {
         Slot { value: field(self.value), lifetime: PhantomData }
     }
 }

@@ -1,24 +1,52 @@
 //! The slow path, for all packets that are not plain: VLAN tags, options, extension headers, fragments, ICMP, and
 //! frames that are not IP.
 
-use netpol_common::{
-    ANY_REMOTE, Attempt, Direction, Endpoint, FlowEntry, FlowKey, REASON_MASK, Reason, SourceCheck, endpoint_flags,
-    protocol,
-};
+use netpol_common::{Attempt, Direction, Endpoint, REASON_MASK, Reason, SourceCheck, endpoint_flags, protocol};
 
 use crate::barrier::barrier;
 use crate::case::{Case, ROLE, UNDECIDED, opaque, role};
-use crate::context::PacketAddress;
-use crate::flow::{self, KnownFlow, Role};
-use crate::packet::{self, Fragment, Icmp, Packet, Parse, TcpFlags, link};
-use crate::process::conclude;
-use crate::slot::Slot;
-use crate::verdict::{self, FlowStart, Recheck, Stale, barrier_within, deny_if_isolated};
-use crate::{Context, Family, fragment, guard};
+use crate::context::{Context, PacketAddress};
+use crate::flow::{self, Role};
+use crate::flow_lookup::{CHECK, FlowFunctions, FlowVerdict, KNOWN, MAY_RESTART, REVERSIBLE, STALE, find_flow};
+use crate::fragment::{self, FragmentFunctions};
+use crate::guard::{self, GuardFunctions};
+use crate::packet::{self, Fragment, Icmp, Packet, Parse, ParserFunctions, TcpFlags, link};
+use crate::verdict::{self, FlowStart, VerdictFunctions, barrier_within, conclude, deny_if_isolated};
+
+/// The functions of one address family that are separate BPF functions in the kernel.
+pub(crate) trait IpFunctions<A: Parse>:
+    ParserFunctions + GuardFunctions + FragmentFunctions<A> + VerdictFunctions<A> + FlowFunctions<A>
+{
+    /// Evaluates the IP packet at an offset of the frame. `None`: it is an ICMP error, and the flow that it quotes was
+    /// not looked up yet.
+    #[inline(always)]
+    fn evaluate_ip(self, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
+        evaluate_ip::<A, Self>(self, direction, start, quoted)
+    }
+    /// Evaluates the ICMP error in the IP packet at an offset of the frame, by the flow that it quotes.
+    #[inline(always)]
+    fn evaluate_quoted(self, direction: Direction, start: u32) -> Quoted {
+        evaluate_quoted::<A, Self>(self, direction, start)
+    }
+    /// Decides a case, and counts the packet.
+    #[inline(always)]
+    fn decide(self, direction: Direction, case: Case) -> Reason {
+        decide::<A, Self>(self, direction, case)
+    }
+}
+
+/// The functions for frames that are separate BPF functions in the kernel.
+pub(crate) trait FrameFunctions: IpFunctions<[u8; 4]> + IpFunctions<[u8; 16]> {
+    /// Determines the kind of a frame, see [`find`].
+    #[inline(always)]
+    fn find(self, direction: Direction) -> FrameKind {
+        find(self, direction)
+    }
+}
 
 /// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameKind {
+pub(crate) enum FrameKind {
     /// The frame has a verdict already.
     Evaluated(Reason),
     /// An IPv4 header at this offset.
@@ -29,7 +57,7 @@ pub enum FrameKind {
 
 /// The state of the flow that an ICMP error quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quoted {
+pub(crate) enum Quoted {
     /// Not looked up yet.
     NotChecked,
     /// The quoted packet belongs to no known flow.
@@ -40,7 +68,7 @@ pub enum Quoted {
 
 /// Evaluates a frame that is not a plain packet.
 #[inline(always)]
-pub(crate) fn evaluate_frame<S: Context>(context: S, direction: Direction) -> Reason {
+pub(crate) fn evaluate_frame<S: FrameFunctions>(context: S, direction: Direction) -> Reason {
     match context.find(direction) {
         FrameKind::Evaluated(reason) => reason,
         FrameKind::V4(start) => ip_packet::<[u8; 4], S>(context, direction, start),
@@ -51,17 +79,17 @@ pub(crate) fn evaluate_frame<S: Context>(context: S, direction: Direction) -> Re
 /// Evaluates an IP packet. For an ICMP error, the flow that it quotes is looked up; if it is not known, the error is
 /// evaluated like any packet.
 #[inline(always)]
-fn ip_packet<A, S: Context + Family<A>>(context: S, direction: Direction, start: u32) -> Reason {
-    if let Some(reason) = Family::<A>::evaluate_ip(context, direction, start, Quoted::NotChecked) {
+fn ip_packet<A: Parse, S: IpFunctions<A>>(context: S, direction: Direction, start: u32) -> Reason {
+    if let Some(reason) = IpFunctions::<A>::evaluate_ip(context, direction, start, Quoted::NotChecked) {
         return reason;
     }
-    let quoted = Family::<A>::evaluate_quoted(context, direction, start);
-    Family::<A>::evaluate_ip(context, direction, start, quoted).unwrap_or(Reason::Malformed)
+    let quoted = IpFunctions::<A>::evaluate_quoted(context, direction, start);
+    IpFunctions::<A>::evaluate_ip(context, direction, start, quoted).unwrap_or(Reason::Malformed)
 }
 
-/// See [`Context::find`].
+/// See [`FrameFunctions::find`].
 #[inline(always)]
-pub(crate) fn find<S: Context>(context: S, direction: Direction) -> FrameKind {
+pub(crate) fn find<S: GuardFunctions>(context: S, direction: Direction) -> FrameKind {
     let Some(endpoint) = context.endpoint() else { return FrameKind::Evaluated(no_endpoint(context, direction)) };
     if direction == Direction::Ingress && guard::is_for_other_host(&context, endpoint) {
         return conclude_frame(context, endpoint, direction, Reason::OtherHost);
@@ -96,13 +124,13 @@ fn no_endpoint<S: Context>(context: S, direction: Direction) -> Reason {
     reason
 }
 
-/// See [`Family::evaluate_ip`].
+/// See [`IpFunctions::evaluate_ip`].
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "parts of packed words")]
 pub(crate) fn evaluate_ip<A, S>(context: S, direction: Direction, start: u32, quoted: Quoted) -> Option<Reason>
 where
-    A: PacketAddress + Parse,
-    S: Context + Family<A>,
+    A: Parse,
+    S: IpFunctions<A>,
 {
     let Some(endpoint) = context.endpoint() else { return Some(no_endpoint(context, direction)) };
     // Never happens: `find` checked this.
@@ -120,10 +148,10 @@ where
     let mut case = Case::new(direction, &packet, icmp, decided);
     if !case.is_decided() {
         let ports = (case.ports >> 32) as u32;
-        let found = Family::<A>::lookup_flow(context, direction, start, ports, (case.bits >> 8) as u32);
+        let found = FlowFunctions::<A>::lookup_flow(context, direction, start, ports, (case.bits >> 8) as u32);
         if found & STALE != 0 {
             // Not called in `lookup_flow`, because both together need more stack than there is.
-            if Family::<A>::is_still_allowed(context, start, ports, found as u32) {
+            if VerdictFunctions::<A>::is_still_allowed(context, start, ports, found as u32) {
                 case.decide(Reason::Flow);
             } else if found & REVERSIBLE == 0 {
                 case.decide(Reason::Revoked);
@@ -140,11 +168,17 @@ where
             case.check(found);
         }
     }
-    let reason = Family::<A>::decide(context, direction, case);
+    let reason = IpFunctions::<A>::decide(context, direction, case);
     if let Fragment::First { identification } = packet.fragment
         && reason.allows()
     {
-        Family::<A>::record(context, direction, start, identification, fragment::FragmentInfo::of(&packet).pack());
+        FragmentFunctions::<A>::record(
+            context,
+            direction,
+            start,
+            identification,
+            fragment::FragmentInfo::of(&packet).pack(),
+        );
     }
     Some(reason)
 }
@@ -176,8 +210,8 @@ fn decide_without_policy<A, S>(
     packet: &mut Packet<A>,
 ) -> Option<Reason>
 where
-    A: PacketAddress + Parse,
-    S: Context + Family<A>,
+    A: Parse,
+    S: IpFunctions<A>,
 {
     if context.is_post_dnat() && context.is_unverified() {
         return Some(Reason::UnverifiedSource);
@@ -212,8 +246,8 @@ where
 #[inline(always)]
 fn resolve_fragment<A, S>(context: &S, direction: Direction, packet: &mut Packet<A>) -> Result<(), Reason>
 where
-    A: PacketAddress,
-    S: Context + Family<A>,
+    A: Parse,
+    S: FragmentFunctions<A>,
 {
     let (identification, first) = match packet.fragment {
         Fragment::Whole => return Ok(()),
@@ -221,19 +255,19 @@ where
         Fragment::Later { identification } => (identification, false),
     };
     let info = fragment::FragmentInfo::of(packet).pack();
-    let word = Family::<A>::resolve(*context, direction, packet.start, identification, info, first);
+    let word = FragmentFunctions::<A>::resolve(*context, direction, packet.start, identification, info, first);
     let info = fragment::FragmentInfo::unpack(word)?;
     packet.protocol = info.protocol;
     packet.transport = info.transport;
     Ok(())
 }
 
-/// See [`Family::decide`].
+/// See [`IpFunctions::decide`].
 #[inline(always)]
 pub(crate) fn decide<A, S>(context: S, direction: Direction, case: Case) -> Reason
 where
-    A: PacketAddress + Parse,
-    S: Context + Family<A>,
+    A: Parse,
+    S: IpFunctions<A>,
 {
     let [start, protocol, _, role, ..] = case.bits.to_le_bytes();
     // Never happens: the caller checked this.
@@ -277,148 +311,13 @@ where
     conclude(&context, endpoint, direction, found)
 }
 
-/// The verdict of a known flow.
-enum FlowVerdict {
-    /// The flow is allowed.
-    Allowed,
-    /// The flow was evaluated under another version of the endpoint. See [`REVERSIBLE`] and [`MAY_RESTART`].
-    Stale(Recheck, u64),
-}
-
-/// Looks up a flow. Without flags: for an ICMP error that quotes a packet of the flow and does not belong to it.
-#[inline(always)]
-fn find_flow<A, S>(
-    context: &S,
-    endpoint: &Endpoint,
-    direction: Direction,
-    key: &FlowKey<A>,
-    flags: Option<TcpFlags>,
-) -> Option<FlowVerdict>
-where
-    A: PacketAddress,
-    S: Context + Family<A>,
-{
-    let version = verdict::version(endpoint);
-    let slot = context.flow(endpoint, key)?;
-    let (now, hz) = (context.now(), context.hz());
-    let known = KnownFlow::read(slot);
-    // Post-DNAT, a flow to be rechecked still has its pre-DNAT destination: it was not translated.
-    if !known.is_alive(key.protocol, now, hz) || (context.is_post_dnat() && known.needs_recheck()) {
-        return None;
-    }
-    if direction == Direction::Ingress
-        && flags.is_some()
-        && verdict::is_other_sender(context, endpoint, key.protocol, known.state)
-    {
-        return None;
-    }
-    if known.version == version {
-        if let Some(flags) = flags {
-            known.touch(slot, direction, flags, now, hz);
-            verdict::mark_for_recheck(context, endpoint, direction, known.needs_recheck());
-        }
-        return Some(FlowVerdict::Allowed);
-    }
-    let mut stale = Stale { initiator: known.initiator, state: known.state };
-    let mut reversal = 0;
-    if let Some(flags) = flags {
-        known.refresh_stale(slot, key.protocol, now, hz);
-        stale.state = known.after(direction, flags);
-        reversal = if known.may_be_reversed(direction, key.protocol) { REVERSIBLE } else { 0 }
-            | if known.may_restart(now, hz) { MAY_RESTART } else { 0 };
-    }
-    Some(FlowVerdict::Stale(Recheck { direction, protocol: key.protocol, stale }, reversal))
-}
-
-/// See [`Family::lookup_flow`].
-#[inline(always)]
-pub(crate) fn lookup_flow<A, S>(context: S, direction: Direction, start: u32, ports: u32, bits: u32) -> u64
-where
-    A: PacketAddress + Parse,
-    S: Context + Family<A>,
-{
-    let [protocol, flags, role, _] = bits.to_le_bytes();
-    let Some(endpoint) = context.endpoint() else { return 0 };
-    let Some((source, destination)) = A::ends(&context, start) else { return 0 };
-    // A packet with another source address than the pod's belongs to no flow. Post-DNAT, masqueraded packets are not
-    // found.
-    if direction == Direction::Egress
-        && !source.belongs_to(endpoint)
-        && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))
-    {
-        return 0;
-    }
-    let (pod, remote) = flow::pod_and_remote(direction, source, destination);
-    let key = A::flow_key(endpoint.ifindex.0, pod, remote, ports, protocol);
-    let check = match direction {
-        Direction::Ingress => verdict::check_source(&context, &key.remote_address),
-        Direction::Egress => SourceCheck::NONE,
-    };
-    let unknown = u64::from(check.0);
-    if !context.is_post_dnat() && role & role::MEMBER == 0 {
-        return unknown;
-    }
-    if direction == Direction::Ingress
-        && let Some(slot) = context.flow(endpoint, &key)
-        && is_from_other_endpoint(&context, slot, &key, check)
-    {
-        return unknown;
-    }
-    match find_flow(&context, endpoint, direction, &key, Some(TcpFlags(flags))) {
-        Some(FlowVerdict::Allowed) => KNOWN,
-        Some(FlowVerdict::Stale(recheck, reversal)) => STALE | reversal | unknown << CHECK | u64::from(recheck.pack()),
-        None => unknown,
-    }
-}
-
-/// Set in the result of [`Family::lookup_flow`] if the packet belongs to a flow that is allowed. Without this bit and
-/// the next, the result is a [`SourceCheck`].
-const KNOWN: u64 = 1 << 32;
-/// Set if the packet belongs to a flow that has to be evaluated again, by the [`Recheck`] in the low half.
-const STALE: u64 = 1 << 33;
-/// With `STALE`: if the flow is no longer allowed, the packet may belong to a flow of the other side, see
-/// [`KnownFlow::may_be_reversed`].
-const REVERSIBLE: u64 = 1 << 34;
-/// With `STALE`: see [`KnownFlow::may_restart`].
-const MAY_RESTART: u64 = 1 << 35;
-/// With `STALE`: the position of the [`SourceCheck`].
-const CHECK: u32 = 36;
-
-/// Returns whether a packet to a pod does not come from the flow's remote endpoint. If the remote's source endpoint ID
-/// changed and the new one is valid, it is stored.
-#[inline(always)]
-fn is_from_other_endpoint<A, S>(context: &S, slot: Slot<'_, FlowEntry>, key: &FlowKey<A>, source: SourceCheck) -> bool
-where
-    A: PacketAddress,
-    S: Context + Family<A>,
-{
-    let (known, source_endpoint) = (KnownFlow::read(slot), context.source_endpoint());
-    let remote = flow::remote_endpoint(slot);
-    if remote == source_endpoint || remote == u32::from(ANY_REMOTE) {
-        return false;
-    }
-    match source {
-        SourceCheck::NONE => flow::set_remote_endpoint(slot, source_endpoint),
-        SourceCheck::NOT_LOCAL_ENDPOINT
-            if context.exact_address(&key.remote_address).unwrap_or_default().endpoint == 0 =>
-        {
-            flow::set_remote_endpoint(slot, source_endpoint);
-        }
-        SourceCheck::TRANSLATED if known.accepts_any_remote(slot) => {
-            flow::set_remote_endpoint(slot, u32::from(ANY_REMOTE));
-        }
-        _ => return true,
-    }
-    false
-}
-
-/// See [`Family::evaluate_quoted`]. The error is sent to the source of the quoted packet, so that packet had the opposite
+/// See [`IpFunctions::evaluate_quoted`]. The error is sent to the source of the quoted packet, so that packet had the opposite
 /// direction. An error to another address belongs to no known flow.
 #[inline(always)]
 pub(crate) fn evaluate_quoted<A, S>(context: S, direction: Direction, start: u32) -> Quoted
 where
-    A: PacketAddress + Parse,
-    S: Context + Family<A>,
+    A: Parse,
+    S: IpFunctions<A>,
 {
     /// Length of the ICMP header, before the quoted packet.
     const ICMP: u32 = 8;
@@ -442,7 +341,7 @@ where
     match find_flow(&context, endpoint, direction, &key, None) {
         Some(FlowVerdict::Allowed) => Quoted::Evaluated(Reason::IcmpError),
         Some(FlowVerdict::Stale(recheck, _)) => {
-            let allowed = Family::<A>::is_still_allowed(context, quoted.start, ports, recheck.pack());
+            let allowed = VerdictFunctions::<A>::is_still_allowed(context, quoted.start, ports, recheck.pack());
             Quoted::Evaluated(if allowed { Reason::IcmpError } else { Reason::Revoked })
         }
         None => Quoted::UnknownFlow,

@@ -5,11 +5,21 @@ use netpol_common::{
     SourceCheck, endpoint_flags, evaluate, flow_state, protocol,
 };
 
-use crate::context::PacketAddress;
+use crate::context::{Context, Family, PacketAddress};
 use crate::flow::{self, KnownFlow};
 use crate::packet::{Parse, TcpFlags};
 use crate::slot::field;
-use crate::{Context, Family};
+
+/// The functions of one address family that are separate BPF functions in the kernel.
+pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
+    /// Evaluates a known flow again, in its initiator's direction, and returns whether it is still allowed. The
+    /// packet's IP header is at an offset of the frame, `ports` are as in its key, and `word` is packed by [`Recheck`].
+    #[inline(always)]
+    #[expect(clippy::wrong_self_convention, reason = "a context is a few words that are passed by value")]
+    fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
+        is_still_allowed::<A, Self>(self, start, ports, Recheck::unpack(word))
+    }
+}
 
 /// The [`Attempt::ingress_ifindex`] of packets that came in by another interface: no interface has this index.
 const OTHER_INTERFACE: u32 = u32::MAX;
@@ -56,6 +66,18 @@ pub(crate) fn barrier_within<S: Context>(context: &S, reason: Reason) -> Reason 
 pub(crate) fn reason(code: u32) -> Reason {
     // SAFETY: it is the code of a reason.
     unsafe { core::mem::transmute::<u8, Reason>(code as u8) }
+}
+
+/// Returns the final verdict, and counts the packet.
+#[inline(always)]
+pub(crate) fn conclude<S: Context>(context: &S, endpoint: &Endpoint, direction: Direction, reason: Reason) -> Reason {
+    let reason = barrier_within(context, reason);
+    let reason = if context.is_post_dnat() && reason == Reason::NoRule { Reason::Backend } else { reason };
+    // Post-DNAT, an allowed packet was counted pre-DNAT.
+    if !reason.allows() || !context.is_post_dnat() {
+        context.count(endpoint.id, direction, reason);
+    }
+    reason
 }
 
 /// Whether and how a packet starts a flow.
@@ -203,11 +225,11 @@ impl Recheck {
     }
 }
 
-/// See [`Family::is_still_allowed`].
+/// See [`VerdictFunctions::is_still_allowed`].
 #[inline(always)]
 pub(crate) fn is_still_allowed<A, S>(context: S, start: u32, ports: u32, recheck: Recheck) -> bool
 where
-    A: PacketAddress + Parse,
+    A: Parse,
     S: Context + Family<A>,
 {
     let Recheck { direction, protocol, stale } = recheck;

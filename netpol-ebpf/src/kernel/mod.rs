@@ -3,6 +3,5 @@
 mod functions;
 mod globals;
 mod maps;
+pub mod programs;
 mod skb;
-
-pub use skb::{Skb, hook};

@@ -4,16 +4,18 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
 use netpol_common::{
     AddressEntry, AllowEntry, AllowKey, DenialSet, DenyEvent, Direction, Endpoint, EventBudget, FlowEntry, FlowKey,
-    FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, IfIndex, NeighborBudget, PortEntry, PortKey, Reason,
-    Tables,
+    FragmentEntry, FragmentKey, FrontendEntry, FrontendKey, IfIndex, NeighborBudget, PortEntry, PortKey, RECHECK,
+    Reason, Tables,
 };
 
+use super::globals;
 use super::maps::{
     addresses, allow, counters, denials, endpoint_ids, endpoints, events, flows, fragments, neighbors, ports, prefixes,
     services, tunnels,
 };
-use super::{functions, globals};
-use crate::{Bytes, Case, Context, Family, FrameKind, Quoted, Slot, Window};
+use crate::context::{Context, Family};
+use crate::slot::Slot;
+use crate::window::{Bytes, Window};
 
 /// The kernel's classification of the frame's Ethernet destination. Source: `include/uapi/linux/if_packet.h`.
 const PACKET_BROADCAST: u32 = 1;
@@ -27,34 +29,40 @@ const PACKET_MULTICAST: u32 = 2;
 /// not return `TC_ACT_OK`, which overwrites them. Source: `tcf_classify` in
 /// <https://github.com/torvalds/linux/blob/v6.12/net/core/dev.c>.
 #[derive(Clone, Copy)]
-pub struct Skb {
+pub(super) struct Skb {
     skb: *mut __sk_buff,
     /// One of [`hook`], as a number: the verifier checks code that does not read it once.
     hook: u32,
 }
 
 /// The hook at which a packet is.
-pub mod hook {
+pub(super) mod hook {
     /// At the veth of the receiving pod.
-    pub const INGRESS: u32 = 0;
+    pub(crate) const INGRESS: u32 = 0;
     /// At the veth of the sending pod.
-    pub const EGRESS: u32 = 1;
+    pub(crate) const EGRESS: u32 = 1;
     /// At the device to which a packet from a pod goes post-DNAT.
-    pub const POST_DNAT: u32 = 2;
-    /// Like `POST_DNAT`, at a device without link headers.
-    pub const POST_DNAT_L3: u32 = 3;
+    pub(crate) const POST_DNAT: u32 = 2;
+    /// Like `POST_DNAT`, at a device whose packets have no link header.
+    pub(crate) const POST_DNAT_L3: u32 = 3;
 }
 
 impl Skb {
     /// Creates the packet of a program's run at one of [`hook`]. The context must be the program's own.
     #[inline(always)]
-    pub const fn new(skb: *mut __sk_buff, hook: u32) -> Self {
+    pub(super) const fn new(skb: *mut __sk_buff, hook: u32) -> Self {
         Self { skb, hook }
     }
 
     #[inline(always)]
     pub(super) const fn hook(self) -> u32 {
         self.hook
+    }
+
+    /// Returns whether the packet has to be rechecked post-DNAT.
+    #[inline(always)]
+    pub(super) fn wants_recheck(self) -> bool {
+        self.tc_index() & RECHECK != 0
     }
 
     /// Returns the program's context.
@@ -193,56 +201,6 @@ impl Context for Skb {
     }
 
     #[inline(always)]
-    fn report(self, _direction: Direction, reason: Reason) {
-        functions::netpol_report(self.skb, self.hook, reason as u32);
-    }
-
-    #[inline(always)]
-    fn limit(self, hash: u64, budget: u32) -> u64 {
-        functions::netpol_limit(hash, budget)
-    }
-
-    #[inline(always)]
-    fn find(self, _direction: Direction) -> FrameKind {
-        functions::find(self)
-    }
-
-    #[inline(always)]
-    fn is_known_flow(self) -> bool {
-        functions::netpol_known(self.context(), self.hook()) != 0
-    }
-
-    #[inline(always)]
-    fn walk(self, start: u32, first: u8) -> u64 {
-        functions::netpol_walk(self.skb, start, u32::from(first))
-    }
-
-    #[inline(always)]
-    fn check_arp(self, start: u32) -> u32 {
-        functions::netpol_arp(self.context(), self.hook(), start)
-    }
-
-    #[inline(always)]
-    fn check_discovery(self, start: u32, payload: u32) -> u32 {
-        functions::netpol_discovery(self.context(), self.hook(), start, payload)
-    }
-
-    #[inline(always)]
-    fn is_for_other_host(self) -> bool {
-        functions::netpol_for_another(self.context()) != 0
-    }
-
-    #[inline(always)]
-    fn is_unverified(self) -> bool {
-        functions::netpol_spoofed(self.context(), self.hook()) != 0
-    }
-
-    #[inline(always)]
-    fn transport(self, offset: u32, protocol: u8, quoted: bool) -> u64 {
-        functions::netpol_transport(self.skb, offset, u32::from(protocol), u32::from(quoted))
-    }
-
-    #[inline(always)]
     fn barrier_within<const MASK: i32>(&self, value: u8) -> u8 {
         let mut hidden = u64::from(value);
         // SAFETY: computes in registers only. The verifier does not know that the two XORs cancel out.
@@ -269,50 +227,13 @@ impl Context for Skb {
 }
 
 macro_rules! family {
-    ($address:ty, $frontend:ident, $flow:ident, $insert_flow:ident, $get:ident, $insert:ident,
-     $evaluate_ip:ident, $evaluate_quoted:ident, $lookup_flow:ident, $still_allowed:ident, $decide:ident, $resolve:ident,
-     $record:ident) => {
+    ($address:ty, $get:ident, $insert:ident) => {
         impl Family<$address> for Skb {
-            #[inline(always)]
-            fn evaluate_ip(self, _direction: Direction, start: u32, quoted: Quoted) -> Option<Reason> {
-                functions::$evaluate_ip(self, start, quoted)
-            }
-
-            #[inline(always)]
-            fn evaluate_quoted(self, _direction: Direction, start: u32) -> Quoted {
-                functions::$evaluate_quoted(self, start)
-            }
-
-            #[inline(always)]
-            fn lookup_flow(self, _direction: Direction, start: u32, ports: u32, bits: u32) -> u64 {
-                functions::$lookup_flow(self.context(), self.hook(), start, ports, bits)
-            }
-
-            #[inline(always)]
-            fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
-                functions::$still_allowed(self.context(), self.hook(), start, ports, word) != 0
-            }
-
-            #[inline(always)]
-            fn decide(self, _direction: Direction, case: Case) -> Reason {
-                functions::$decide(self, case)
-            }
-
-            #[inline(always)]
-            fn resolve(self, _direction: Direction, start: u32, identification: u32, info: u64, first: bool) -> u64 {
-                functions::$resolve(self.skb, functions::location(self, start, first), identification, info)
-            }
-
-            #[inline(always)]
-            fn record(self, _direction: Direction, start: u32, identification: u32, info: u64) {
-                functions::$record(self.skb, functions::location(self, start, true), identification, info);
-            }
-
             #[inline(always)]
             fn flow(&self, endpoint: &Endpoint, key: &FlowKey<$address>) -> Option<Slot<'_, FlowEntry>> {
                 // SAFETY: the kernel keeps the element's memory. If it reuses it for another flow meanwhile, only that
                 // flow's times are wrong.
-                flows::$flow(endpoint, key).map(|slot| unsafe { Slot::new(slot) })
+                flows::$get(endpoint, key).map(|slot| unsafe { Slot::new(slot) })
             }
 
             #[inline(always)]
@@ -323,7 +244,7 @@ macro_rules! family {
                 entry: &FlowEntry,
                 replaces: bool,
             ) -> bool {
-                flows::$insert_flow(endpoint, key, entry, replaces)
+                flows::$insert(endpoint, key, entry, replaces)
             }
 
             #[inline(always)]
@@ -355,7 +276,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<FrontendEntry> {
-                services::$frontend(key)
+                services::$get(key)
             }
 
             #[inline(always)]
@@ -380,33 +301,5 @@ macro_rules! family {
         }
     };
 }
-family!(
-    [u8; 4],
-    get_v4,
-    get_v4,
-    insert_v4,
-    get_v4,
-    insert_v4,
-    evaluate_v4,
-    evaluate_quoted_v4,
-    netpol_recall_v4,
-    netpol_still_allowed_v4,
-    settle_v4,
-    netpol_resolve_v4,
-    netpol_record_v4
-);
-family!(
-    [u8; 16],
-    get_v6,
-    get_v6,
-    insert_v6,
-    get_v6,
-    insert_v6,
-    evaluate_v6,
-    evaluate_quoted_v6,
-    netpol_recall_v6,
-    netpol_still_allowed_v6,
-    settle_v6,
-    netpol_resolve_v6,
-    netpol_record_v6
-);
+family!([u8; 4], get_v4, insert_v4);
+family!([u8; 16], get_v6, insert_v6);

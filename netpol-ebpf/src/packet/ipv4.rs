@@ -5,8 +5,9 @@ use core::marker::PhantomData;
 use netpol_common::{Reason, protocol};
 
 use super::link::{ETHERNET, ether_type};
-use super::{Bytes, Fragment, Packet, Parse, Plain, Transport, Window, transport};
-use crate::Context;
+use super::{Fragment, Packet, Parse, ParserFunctions, Plain, Transport, transport};
+use crate::context::Context;
+use crate::window::{Bytes, Window};
 
 /// Length of a header without options.
 const HEADER: usize = 20;
@@ -53,7 +54,7 @@ impl Parse for [u8; 4] {
     }
 
     #[inline(always)]
-    fn parse<S: Context>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
+    fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
         let Bytes(bytes): &Bytes<BEFORE_ENDS> = &context.load(start)?;
         let header = Window::of(bytes);
         let length = u32::from(header.byte::<0>() & 0xf) * 4;

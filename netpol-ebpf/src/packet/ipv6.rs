@@ -5,8 +5,9 @@ use core::marker::PhantomData;
 use netpol_common::{REASON_MASK, Reason, protocol};
 
 use super::link::{ETHERNET, ether_type};
-use super::{Bytes, Fragment, Packet, Parse, Plain, Transport, Window, transport};
-use crate::Context;
+use super::{Fragment, Packet, Parse, ParserFunctions, Plain, Transport, transport};
+use crate::context::Context;
+use crate::window::{Bytes, Window};
 
 /// Length of the fixed header.
 const HEADER: usize = 40;
@@ -59,7 +60,7 @@ impl Parse for [u8; 16] {
     }
 
     #[inline(always)]
-    fn parse<S: Context>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
+    fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>> {
         let Bytes(bytes): &Bytes<BEFORE_ENDS> = &context.load(start)?;
         let header = Window::of(bytes);
         if header.byte::<0>() >> 4 != 6 {
@@ -140,7 +141,7 @@ impl Extensions {
 }
 
 /// Reads the extension headers up to the transport header. Payloads that cannot be read (ESP, no next header) count as
-/// transport. The result is packed for [`Context::walk`].
+/// transport. The result is packed for [`ParserFunctions::walk`].
 #[inline(always)]
 pub(crate) fn walk<S: Context>(context: &S, start: u32, first: u8) -> u64 {
     let mut extensions = Extensions { protocol: first, error: None, fragment_at: NOT_FRAGMENTED, length: 0 };

@@ -2,7 +2,7 @@
 
 use netpol_common::Reason;
 
-use crate::Context;
+use crate::context::Context;
 
 /// Length of an Ethernet header without tags.
 pub(crate) const ETHERNET: usize = 14;
@@ -21,6 +21,9 @@ pub(super) mod ether_type {
     pub(in crate::packet) const IPV6: u16 = 0x86dd;
     pub(in crate::packet) const SERVICE_VLAN: u16 = 0x88a8;
 }
+
+/// A MAC address in two parts, which are compared as words.
+pub(crate) type Mac = ([u8; 4], [u8; 2]);
 
 /// The payload of a frame.
 pub(crate) enum LinkPayload {

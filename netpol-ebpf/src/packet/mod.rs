@@ -6,7 +6,6 @@ mod ipv4;
 mod ipv6;
 pub(crate) mod link;
 mod transport;
-mod window;
 
 use core::marker::PhantomData;
 
@@ -14,13 +13,11 @@ use netpol_common::{Reason, protocol};
 
 pub(crate) use ipv4::parse_plain as parse_plain_v4;
 pub(crate) use ipv6::{parse_plain as parse_plain_v6, walk};
-pub(crate) use link::parse as find;
+pub(crate) use link::{Mac, parse as find};
 pub(crate) use transport::read_packed;
-pub use window::{Bytes, Window};
 
-use crate::Context;
-use crate::context::PacketAddress;
-use crate::guard::Mac;
+use crate::context::{Context, PacketAddress};
+use crate::window::Window;
 
 /// The offset of the IP header of a [`Plain`] packet.
 pub(crate) const PLAIN_START: u32 = link::ETHERNET as u32;
@@ -180,6 +177,21 @@ impl<A: PacketAddress> Packet<A> {
     }
 }
 
+/// The parsers that are separate BPF functions in the kernel: the verifier checks each of them once, and not once for each
+/// caller. Arguments and results are numbers.
+pub(crate) trait ParserFunctions: Context {
+    /// Reads IPv6 extension headers, see [`walk`].
+    #[inline(always)]
+    fn walk(self, start: u32, first: u8) -> u64 {
+        walk(&self, start, first)
+    }
+    /// Reads a transport header, see [`read_packed`].
+    #[inline(always)]
+    fn transport(self, offset: u32, protocol: u8, quoted: bool) -> u64 {
+        read_packed(&self, offset, protocol, quoted)
+    }
+}
+
 /// Parsers for the IP headers at an offset of a frame.
 pub(crate) trait Parse: PacketAddress {
     /// Returns whether an IP header of this family is at an offset.
@@ -188,5 +200,5 @@ pub(crate) trait Parse: PacketAddress {
     fn ends<S: Context>(context: &S, start: u32) -> Option<(Self, Self)>;
     /// Parses the packet with its IP header at an offset; `None` if there is none. A packet that an ICMP error quotes
     /// may be shorter.
-    fn parse<S: Context>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
+    fn parse<S: ParserFunctions>(context: &S, start: u32, quoted: bool) -> Option<Packet<Self>>;
 }

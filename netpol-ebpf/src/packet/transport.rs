@@ -2,8 +2,9 @@
 
 use netpol_common::{Reason, protocol};
 
-use super::{Bytes, TcpFlags, Transport, Window};
-use crate::Context;
+use super::{ParserFunctions, TcpFlags, Transport};
+use crate::context::Context;
+use crate::window::{Bytes, Window};
 
 /// Length of a TCP header up to its flags. The other protocols need less.
 pub(super) const HEAD: usize = 14;
@@ -27,7 +28,12 @@ pub(super) const fn needed(protocol: u8) -> u32 {
 
 /// Reads the transport header at an offset.
 #[inline(always)]
-pub(super) fn load<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> Result<Transport, Reason> {
+pub(super) fn load<S: ParserFunctions>(
+    context: &S,
+    offset: u32,
+    protocol: u8,
+    quoted: bool,
+) -> Result<Transport, Reason> {
     let word = context.transport(offset, protocol, quoted);
     let [a, b, c, d, flags, complete, ..] = word.to_ne_bytes();
     if complete == 0 {
@@ -36,7 +42,7 @@ pub(super) fn load<S: Context>(context: &S, offset: u32, protocol: u8, quoted: b
     Ok(Transport { source_port: [a, b], destination_port: [c, d], flags: TcpFlags(flags) })
 }
 
-/// Returns the same, packed for [`Context::transport`]: ports, flags, and whether the header is complete.
+/// Returns the same, packed for [`ParserFunctions::transport`]: ports, flags, and whether the header is complete.
 #[inline(always)]
 pub(crate) fn read_packed<S: Context>(context: &S, offset: u32, protocol: u8, quoted: bool) -> u64 {
     let Some(Transport { source_port: [a, b], destination_port: [c, d], flags }) =

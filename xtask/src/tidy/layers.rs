@@ -1,6 +1,9 @@
 //! Checks dependencies between crates and modules.
 
-use anyhow::Result;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 
 use super::sources;
 use crate::run;
@@ -74,6 +77,47 @@ pub(super) fn pure_crates() -> Result<Vec<String>> {
     Ok(findings)
 }
 
+/// Checks that modules of netpol-ebpf use only modules of lower layers.
+pub(super) fn packet_path() -> Result<Vec<String>> {
+    let sources = sources::rust()?;
+    let netpol_ebpf =
+        || sources.iter().filter_map(|(path, text)| Some((path.strip_prefix("netpol-ebpf/src").ok()?, text)));
+    let (_, library) =
+        netpol_ebpf().find(|(path, _)| *path == Path::new("lib.rs")).context("netpol-ebpf has no lib.rs")?;
+    let layers = layers(library);
+    let mut findings = Vec::new();
+    for (path, text) in netpol_ebpf() {
+        let module = path.iter().next().and_then(|name| name.to_str()).unwrap_or_default().trim_end_matches(".rs");
+        for (number, line) in (1..).zip(text.lines()) {
+            for used in not_below(&layers, module, line) {
+                let shown = path.display();
+                findings
+                    .push(format!("netpol-ebpf/src/{shown}:{number}: `crate::{used}` is in no lower layer of lib.rs"));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// Returns what a line of a module uses that is in no lower layer.
+fn not_below<'a>(layers: &BTreeMap<&str, usize>, module: &str, line: &'a str) -> Vec<&'a str> {
+    let paths = code(line).split("crate::").skip(1);
+    let used = paths.map(|path| path.split(|char: char| !char.is_alphanumeric() && char != '_').next().unwrap_or(path));
+    let own = layers.get(module);
+    used.filter(|used| *used != module && !layers.get(used).is_some_and(|layer| own.is_some_and(|own| layer < own)))
+        .collect()
+}
+
+/// Returns the layer of each module in lib.rs, where blank lines separate layers.
+fn layers(library: &str) -> BTreeMap<&str, usize> {
+    let mut layers = BTreeMap::new();
+    for (layer, modules) in library.split("\n\n").enumerate() {
+        let names = modules.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod "));
+        layers.extend(names.map(|name| (name.trim_end_matches(';'), layer)));
+    }
+    layers
+}
+
 /// Returns all dependencies of a crate and the crate itself, without development dependencies.
 fn dependencies(package: &str) -> Result<Vec<String>> {
     let words = ["tree", "--package", package, "--edges", "normal", "--prefix", "none", "--format", "{p}"];
@@ -87,4 +131,21 @@ fn dependencies(package: &str) -> Result<Vec<String>> {
 /// Returns a line without its comment.
 fn code(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_use_lower_layers_only() {
+        let library = "//! Docs.\n\nmod low;\n\nmod left;\nmod right;\n\n#[cfg(test)]\npub mod top;\n";
+        let layers = layers(library);
+        assert_eq!(layers, BTreeMap::from([("low", 1), ("left", 2), ("right", 2), ("top", 3)]));
+        let none: [&str; 0] = [];
+        assert_eq!(not_below(&layers, "right", "use crate::low::Low;"), none);
+        assert_eq!(not_below(&layers, "right", "pub(in crate::right) fn up() // See crate::top."), none);
+        assert_eq!(not_below(&layers, "right", "use crate::left; use crate::top::up;"), ["left", "top"]);
+        assert_eq!(not_below(&layers, "right", "use crate::{low, Low};"), [""]);
+    }
 }

@@ -5,11 +5,11 @@ use core::marker::PhantomData;
 /// `N` bytes of the frame, copied. Aligned, because the verifier requires it for words on the stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]
-pub struct Bytes<const N: usize>(pub [u8; N]);
+pub(crate) struct Bytes<const N: usize>(pub [u8; N]);
 
 /// A view of `N` readable bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct Window<'a, const N: usize> {
+pub(crate) struct Window<'a, const N: usize> {
     bytes: *const u8,
     lifetime: PhantomData<&'a [u8; N]>,
 }
@@ -17,7 +17,7 @@ pub struct Window<'a, const N: usize> {
 impl<'a, const N: usize> Window<'a, N> {
     /// Creates a window on bytes in memory.
     #[inline(always)]
-    pub const fn of(bytes: &'a [u8; N]) -> Self {
+    pub(crate) const fn of(bytes: &'a [u8; N]) -> Self {
         Self { bytes: bytes.as_ptr(), lifetime: PhantomData }
     }
 
@@ -25,14 +25,15 @@ impl<'a, const N: usize> Window<'a, N> {
     ///
     /// # Safety
     /// `N` bytes must be readable there during the window's lifetime.
+    #[cfg(target_arch = "bpf")]
     #[inline(always)]
-    pub const unsafe fn at(bytes: *const u8) -> Self {
+    pub(crate) const unsafe fn at(bytes: *const u8) -> Self {
         Self { bytes, lifetime: PhantomData }
     }
 
     /// Returns `M` bytes from offset `O`.
     #[inline(always)]
-    pub fn part<const O: usize, const M: usize>(&self) -> Window<'a, M> {
+    pub(crate) fn part<const O: usize, const M: usize>(&self) -> Window<'a, M> {
         const { assert!(O + M <= N) };
         // SAFETY: inside this window.
         Window { bytes: unsafe { self.bytes.add(O) }, lifetime: PhantomData }
@@ -40,7 +41,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads one byte.
     #[inline(always)]
-    pub fn byte<const O: usize>(&self) -> u8 {
+    pub(crate) fn byte<const O: usize>(&self) -> u8 {
         const { assert!(O < N) };
         // SAFETY: inside this window.
         unsafe { self.bytes.add(O).read() }
@@ -48,7 +49,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads two bytes.
     #[inline(always)]
-    pub fn two_bytes<const O: usize>(&self) -> [u8; 2] {
+    pub(crate) fn pair<const O: usize>(&self) -> [u8; 2] {
         const { assert!(O + 2 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u16::<O>(self.bytes) }.to_ne_bytes()
@@ -56,13 +57,13 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads a 16-bit number in network byte order.
     #[inline(always)]
-    pub fn number<const O: usize>(&self) -> u16 {
-        u16::from_be_bytes(self.two_bytes::<O>())
+    pub(crate) fn number<const O: usize>(&self) -> u16 {
+        u16::from_be_bytes(self.pair::<O>())
     }
 
     /// Reads four bytes.
     #[inline(always)]
-    pub fn four_bytes<const O: usize>(&self) -> [u8; 4] {
+    pub(crate) fn quad<const O: usize>(&self) -> [u8; 4] {
         const { assert!(O + 4 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u32::<O>(self.bytes) }.to_ne_bytes()
@@ -70,7 +71,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads sixteen bytes.
     #[inline(always)]
-    pub fn sixteen_bytes<const O: usize>(&self) -> [u8; 16] {
+    pub(crate) fn sixteen<const O: usize>(&self) -> [u8; 16] {
         const { assert!(O + 16 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u128::<O>(self.bytes) }

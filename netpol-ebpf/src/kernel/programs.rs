@@ -1,0 +1,78 @@
+//! What the programs at each hook do with a packet. Each returns a TC action.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use netpol_common::Direction;
+
+use super::skb::{Skb, hook};
+use crate::context::Context as _;
+use crate::process::process;
+use crate::recheck::{process_post_dnat, process_source};
+
+/// Evaluates a packet from a pod, at its veth.
+#[inline(always)]
+pub fn egress(skb: *mut __sk_buff) -> i32 {
+    run(Skb::new(skb, hook::EGRESS), Direction::Egress)
+}
+
+/// Evaluates a packet to a pod, at its veth. A packet from a pod of this node is rechecked by the sender's policy first.
+/// If the receiving pod forwards the packet, it starts anew.
+#[inline(always)]
+pub fn ingress(skb: *mut __sk_buff) -> i32 {
+    let post_dnat = Skb::new(skb, hook::POST_DNAT);
+    if post_dnat.wants_recheck() && !post_dnat.is_for_other_host() && !process_post_dnat(post_dnat).allows() {
+        return TC_ACT_SHOT;
+    }
+    run(Skb::new(skb, hook::INGRESS), Direction::Ingress)
+}
+
+/// Rechecks a packet that leaves this node by a device.
+#[inline(always)]
+pub fn recheck(skb: *mut __sk_buff) -> i32 {
+    leave(Skb::new(skb, hook::POST_DNAT))
+}
+
+/// Rechecks a packet that leaves this node by a tunnel device, which adds no link header.
+#[inline(always)]
+pub fn recheck_l3(skb: *mut __sk_buff) -> i32 {
+    leave(Skb::new(skb, hook::POST_DNAT_L3))
+}
+
+/// Clears the source endpoint ID, so that a tunnel's outer packet, which inherits it, is not evaluated again.
+#[inline(always)]
+fn leave(skb: Skb) -> i32 {
+    if skb.tc_index() == 0 {
+        return TC_ACT_UNSPEC;
+    }
+    let spoofed = process_source(skb);
+    if spoofed.is_some_and(|reason| !reason.allows()) {
+        return TC_ACT_SHOT;
+    }
+    if skb.wants_recheck() && !process_post_dnat(skb).allows() {
+        return TC_ACT_SHOT;
+    }
+    skb.set_tc_index(0);
+    TC_ACT_UNSPEC
+}
+
+/// Evaluates a packet. An allowed packet continues to other programs on the hook.
+#[inline(always)]
+fn run(skb: Skb, direction: Direction) -> i32 {
+    let reason = process(skb, direction);
+    #[cfg(feature = "log")]
+    log(skb, reason);
+    if reason.allows() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+}
+
+/// Logs states that the agent should never cause.
+#[cfg(feature = "log")]
+#[inline(always)]
+fn log(skb: Skb, reason: netpol_common::Reason) {
+    use netpol_common::Reason;
+    let context = aya_ebpf::programs::TcContext::new(skb.context());
+    let ifindex = skb.ifindex();
+    if reason == Reason::NoEndpoint {
+        aya_log_ebpf::warn!(&context, "interface {} has the program attached but has no endpoint", ifindex);
+    } else if reason == Reason::FlowTableFull {
+        aya_log_ebpf::warn!(&context, "interface {}: the flow table is full, could not record a flow", ifindex);
+    }
+}

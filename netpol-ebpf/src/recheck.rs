@@ -1,0 +1,74 @@
+//! The entry points post-DNAT: packets from pods are rechecked by the destination that they have then.
+
+use netpol_common::{Direction, Endpoint, Reason};
+
+use crate::context::{Context, Family};
+use crate::denied::{ReportFunctions, report_if_denied};
+use crate::flow::{self, KnownFlow};
+use crate::packet::{self, Parse, Plain};
+use crate::slow_path::{self, FrameFunctions};
+use crate::verdict;
+
+/// The function that is a separate BPF function in the kernel, and those of the modules below.
+pub(crate) trait RecheckFunctions: FrameFunctions + ReportFunctions {
+    /// Post-DNAT: returns whether a plain packet belongs to a flow that was allowed there, see [`is_known_flow`]. Not
+    /// used for other packets.
+    #[inline(always)]
+    fn is_known_flow(self) -> bool {
+        is_known_flow(self)
+    }
+}
+
+/// Checks the source address of a packet that left its pod, post-DNAT. `None`: the address is valid. Requires
+/// [`Context::is_post_dnat`].
+#[inline(always)]
+pub(crate) fn process_source<S: RecheckFunctions>(context: S) -> Option<Reason> {
+    // Denied on the slow path, which parses it in full and does the same check.
+    context
+        .is_unverified()
+        .then(|| report_if_denied(context, Direction::Egress, slow_path::evaluate_frame(context, Direction::Egress)))
+}
+
+/// Evaluates a packet with a source endpoint ID post-DNAT, by the egress policy of its source endpoint. Requires
+/// [`Context::is_post_dnat`].
+#[inline(always)]
+pub(crate) fn process_post_dnat<S: RecheckFunctions>(context: S) -> Reason {
+    let reason = match context.endpoint() {
+        Some(endpoint) if !endpoint.egress.isolated() => Reason::NotIsolated,
+        _ if context.l3_type().is_none() && context.is_known_flow() => Reason::Flow,
+        _ => slow_path::evaluate_frame(context, Direction::Egress),
+    };
+    report_if_denied(context, Direction::Egress, reason)
+}
+
+/// See [`RecheckFunctions::is_known_flow`].
+#[inline(always)]
+pub(crate) fn is_known_flow<S: Context>(context: S) -> bool {
+    let Some(endpoint) = context.endpoint() else { return false };
+    if let Some(packet) = packet::parse_plain_v4(&context) {
+        return is_flow_post_dnat(context, endpoint, &packet);
+    }
+    packet::parse_plain_v6(&context).is_some_and(|packet| is_flow_post_dnat(context, endpoint, &packet))
+}
+
+/// Returns whether the packet belongs to a flow that was allowed post-DNAT. A masqueraded packet has no flow. If a flow
+/// is to be rechecked, its packet was not translated.
+#[inline(always)]
+fn is_flow_post_dnat<A, S>(context: S, endpoint: &Endpoint, packet: &Plain<A>) -> bool
+where
+    A: Parse,
+    S: Context + Family<A>,
+{
+    let generation = verdict::generation(endpoint);
+    let key = flow::plain_key::<true, A>(endpoint.ifindex.0, packet);
+    let Some(slot) = context.flow(endpoint, &key).filter(|_| packet.source.belongs_to(endpoint)) else {
+        return false;
+    };
+    let (now, hz) = (context.now(), context.hz());
+    let known = KnownFlow::read(slot);
+    let holds = known.generation == generation && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
+    if holds {
+        known.touch(slot, Direction::Egress, packet.flags, now, hz);
+    }
+    holds
+}
