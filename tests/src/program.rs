@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use netpol_common::{
@@ -52,7 +52,35 @@ pub fn object() -> PathBuf {
     )
 }
 
-/// The loaded object.
+/// Returns the path of the BPF object for tests and benchmarks, which has more programs.
+pub fn test_object() -> PathBuf {
+    object().with_file_name("netpol-test.o")
+}
+
+/// Reads an object.
+///
+/// # Errors
+/// Returns an error if it was not built.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("BPF object not found at {}: run `cargo xtask ebpf`", path.display()))
+}
+
+/// Loads all programs of an object, and returns what the kernel reports about each.
+///
+/// # Errors
+/// Returns an error without the object, without root, or if the verifier rejects a program.
+pub fn program_infos(object: &Path) -> Result<BTreeMap<String, ProgramInfo>> {
+    let mut bpf = EbpfLoader::new().load(&read(object)?).context("loading the maps: run as root")?;
+    bpf.programs_mut()
+        .map(|(name, program)| {
+            let program: &mut SchedClassifier = program.try_into()?;
+            program.load().with_context(|| format!("the verifier rejected {name}"))?;
+            Ok((name.to_owned(), program.info()?))
+        })
+        .collect()
+}
+
+/// The loaded object for tests.
 pub struct Programs {
     bpf: Ebpf,
     /// Flow tables by endpoint ID.
@@ -75,37 +103,13 @@ impl Programs {
     /// # Errors
     /// Returns an error without the object, without root, or if the verifier rejects a program.
     pub fn load() -> Result<Self> {
-        let path = object();
-        let bytes = std::fs::read(&path)
-            .with_context(|| format!("BPF object not found at {}: run `cargo xtask ebpf`", path.display()))?;
+        let bytes = read(&test_object())?;
         let mut bpf =
             EbpfLoader::new().load(&bytes).context("loading the maps: run as root (CAP_BPF, CAP_NET_ADMIN)")?;
         for name in ["netpol_ingress", "netpol_egress", "netpol_empty"] {
             classifier(&mut bpf, name)?.load().with_context(|| format!("the verifier rejected {name}"))?;
         }
         Ok(Self { bpf, flows_v4: BTreeMap::new(), flows_v6: BTreeMap::new() })
-    }
-
-    /// Returns the number of instructions that the verifier processed, for each program.
-    ///
-    /// # Errors
-    /// Returns an error if the kernel does not report it.
-    pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>> {
-        ["netpol_ingress", "netpol_egress", "netpol_recheck", "netpol_recheck_l3"]
-            .into_iter()
-            .map(|name| {
-                let program = classifier(&mut self.bpf, name)?;
-                if program.info().is_err() {
-                    program.load().with_context(|| format!("the verifier rejected {name}"))?;
-                }
-                let info = program.info()?;
-                Ok((
-                    name,
-                    info.verified_instruction_count()
-                        .context("kernels before 5.16 do not report verified instructions")?,
-                ))
-            })
-            .collect()
     }
 
     /// Returns the kernel memory of each empty map, in bytes.

@@ -23,7 +23,7 @@ enum Command {
     /// installed.
     #[command(after_help = "Examples:\n  cargo xtask setup")]
     Setup,
-    /// Build the BPF object, target/bpf/netpol.o.
+    /// Build the BPF object, target/bpf/netpol.o, and netpol-test.o with programs for tests.
     #[command(
         after_help = "Examples:\n  cargo xtask ebpf && bpftool btf dump file target/bpf/netpol.o\n  cargo xtask ebpf --log && netpol-agent run --bpf-object target/bpf/netpol-log.o …"
     )]
@@ -174,7 +174,9 @@ pub(crate) enum Output {
 pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Setup => setup::run()?,
-        Command::Ebpf { log: false } => println!("{}", ebpf::build()?.display()),
+        Command::Ebpf { log: false } => {
+            ebpf::build_with_tests()?.iter().for_each(|object| println!("{}", object.display()));
+        }
         Command::Ebpf { log: true } => println!("{}", ebpf::build_with_log()?.display()),
         Command::Build => binaries::build()?,
         Command::Image(args) => image::run(&args)?,
@@ -210,8 +212,9 @@ fn bench(args: &BenchArgs) -> Result<ExitCode> {
 #[cfg(not(feature = "lab"))]
 fn bench(args: &BenchArgs) -> Result<ExitCode> {
     setup::run()?;
+    ebpf::build_with_tests()?;
     match args.what {
-        Benchmark::Packets => drop(ebpf::build()?),
+        Benchmark::Packets => {}
         Benchmark::Convergence | Benchmark::Churn | Benchmark::Memory | Benchmark::Net => binaries::build()?,
     }
     match lab::rerun(lab::Profile::Release)? {}

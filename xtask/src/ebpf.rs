@@ -10,26 +10,42 @@ use anyhow::{Context, Result};
 
 use crate::{run, toolchain, workspace};
 
-/// Builds netpol-ebpf for the kernel and returns the object's path. Writes the object only if it changed: the agent
-/// embeds it and is rebuilt after each write.
+/// The binary of the object that the agent embeds, and the one of the object for tests and benchmarks.
+const SHIPPED: &str = "netpol-ebpf";
+const TEST: &str = "netpol-ebpf-test";
+
+/// Builds netpol-ebpf for the kernel and returns the object's path.
 pub(crate) fn build() -> Result<PathBuf> {
-    build_as(workspace::bpf_object(), &[])
+    compile(&["--bin", SHIPPED])?;
+    install(SHIPPED, workspace::bpf_object())
+}
+
+/// Builds this object and the one for tests and benchmarks, which has more programs. Returns both paths.
+pub(crate) fn build_with_tests() -> Result<[PathBuf; 2]> {
+    compile(&["--bin", SHIPPED, "--bin", TEST])?;
+    let test = workspace::bpf_object().with_file_name("netpol-test.o");
+    Ok([install(SHIPPED, workspace::bpf_object())?, install(TEST, test)?])
 }
 
 /// Builds the object with `aya-log`, in another file. libbpf and bpftool reject this object, because its ring buffer
 /// has no BTF.
 pub(crate) fn build_with_log() -> Result<PathBuf> {
-    build_as(workspace::bpf_object().with_file_name("netpol-log.o"), &["--features", "log"])
+    compile(&["--bin", SHIPPED, "--features", "log"])?;
+    install(SHIPPED, workspace::bpf_object().with_file_name("netpol-log.o"))
 }
 
-fn build_as(object: PathBuf, features: &[&str]) -> Result<PathBuf> {
+fn compile(arguments: &[&str]) -> Result<()> {
     toolchain::setup()?;
     let mut cargo = toolchain::compiler()?.cargo();
-    cargo.args(["build", "--package", "netpol-ebpf", "--bin", "netpol-ebpf", "--profile", "bpf"]);
-    cargo.args(features);
+    cargo.args(["build", "--package", "netpol-ebpf", "--profile", "bpf"]).args(arguments);
     cargo.args(["--target", toolchain::TARGET, "--target-dir"]).arg(target_directory());
-    run::step("building the BPF object", &mut cargo)?;
-    let built = target_directory().join(toolchain::TARGET).join("bpf/netpol-ebpf");
+    run::step("building the BPF object", &mut cargo)
+}
+
+/// Checks the object that a binary was built to, and copies it. Writes only if it changed: the agent embeds the object
+/// and is rebuilt after each write.
+fn install(binary: &str, object: PathBuf) -> Result<PathBuf> {
+    let built = target_directory().join(toolchain::TARGET).join("bpf").join(binary);
     let mut new = std::fs::read(&built).with_context(|| format!("reading the new object {}", built.display()))?;
     lines::keep_one_for_each_instruction(&mut new)?;
     calls::check(&new)?;

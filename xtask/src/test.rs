@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cli::TestArgs;
-use crate::{binaries, run, setup, workspace};
+use crate::{binaries, ebpf, run, setup, workspace};
 use executables::{Executable, Source};
 use tally::Tally;
 
@@ -34,6 +34,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     let start = Instant::now();
     setup::run()?;
     setup::mount_bpffs()?;
+    ebpf::build_with_tests()?;
     binaries::build()?;
     let executables = executables::build()?;
     let build_time = start.elapsed();

@@ -12,7 +12,7 @@ static ENDPOINT_MASK: u32 = endpoints::CAPACITY as u32 - 1;
 #[unsafe(no_mangle)]
 static DENIAL_MASK: u32 = denials::CAPACITY as u32 - 1;
 
-/// The kernel's jiffies per second (`CONFIG_HZ`). The loader determines it with `netpol_jiffies`.
+/// The kernel's jiffies per second (`CONFIG_HZ`).
 #[unsafe(no_mangle)]
 static HZ: u32 = 250;
 

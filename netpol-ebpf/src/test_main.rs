@@ -1,0 +1,59 @@
+//! The BPF object of tests and benchmarks: the programs of `main.rs`, and these for `BPF_PROG_TEST_RUN`, which returns
+//! `skb->mark` but neither sets nor returns `skb->tc_index`:
+//!
+//! * `netpol_marked`: `netpol_egress`, which copies `tc_index` into the mark.
+//! * `netpol_ingress_marked`, `netpol_recheck_marked`: the others, which take `tc_index` from the mark.
+//! * `netpol_empty`: does nothing; the benchmark subtracts its time.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod classifiers;
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod test_classifiers {
+    use aya_ebpf::bindings::TC_ACT_UNSPEC;
+    use aya_ebpf::macros::classifier;
+    use aya_ebpf::programs::TcContext;
+    use netpol_ebpf::kernel::programs;
+
+    /// Evaluates packets from pods, and copies the source endpoint ID and the recheck bit into the mark.
+    #[classifier]
+    fn netpol_marked(context: TcContext) -> i32 {
+        let skb = context.skb.skb;
+        let verdict = programs::egress(skb);
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*skb).mark = (*skb).tc_index };
+        verdict
+    }
+
+    /// Evaluates packets to pods, with the mark as the source endpoint ID and recheck bit.
+    #[classifier]
+    fn netpol_ingress_marked(context: TcContext) -> i32 {
+        take_mark(&context);
+        programs::ingress(context.skb.skb)
+    }
+
+    /// Rechecks packets that leave this node, with the mark as the source endpoint ID and recheck bit.
+    #[classifier]
+    fn netpol_recheck_marked(context: TcContext) -> i32 {
+        take_mark(&context);
+        programs::recheck(context.skb.skb)
+    }
+
+    /// Does nothing.
+    #[classifier]
+    fn netpol_empty(_context: TcContext) -> i32 {
+        TC_ACT_UNSPEC
+    }
+
+    #[inline(always)]
+    fn take_mark(context: &TcContext) {
+        let skb = context.skb.skb;
+        // SAFETY: the context is valid while the program runs. Volatile, so that the whole word is written.
+        unsafe { (&raw mut (*skb).tc_index).write_volatile((*skb).mark) };
+    }
+}
