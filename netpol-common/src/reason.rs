@@ -29,6 +29,16 @@ macro_rules! reasons {
             pub const fn from_code(code: u8) -> Option<Self> {
                 match code { $($code => Some(Self::$variant),)* _ => None }
             }
+
+            /// Returns the reason with this code, without a check.
+            ///
+            /// # Safety
+            /// There must be a reason with this code.
+            #[inline(always)]
+            pub const unsafe fn from_code_unchecked(code: u8) -> Self {
+                // SAFETY: the enum's representation is its code.
+                unsafe { core::mem::transmute::<u8, Self>(code) }
+            }
         }
     };
 }

@@ -17,3 +17,29 @@ pub(crate) fn barrier<T>(reference: &T) -> &T {
     #[cfg(not(target_arch = "bpf"))]
     reference
 }
+
+/// Returns a value within a mask, but hides it from the verifier, which then knows only the mask. `noise` is any number
+/// that the verifier does not know.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "bpf"), expect(unused_variables, reason = "only the verifier needs noise"))]
+pub(crate) fn within<const MASK: i32>(value: u8, noise: u32) -> u8 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut hidden = u64::from(value);
+        // SAFETY: computes in registers only. The verifier does not know that the two XORs cancel out.
+        unsafe {
+            core::arch::asm!(
+                "{value} ^= {noise}",
+                "{value} ^= {noise}",
+                "{value} &= {mask}",
+                value = inout(reg) hidden,
+                mask = const MASK,
+                noise = in(reg) u64::from(noise),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        hidden as u8
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    value
+}

@@ -13,10 +13,10 @@ use crate::packet::{Icmp, Packet};
 pub(crate) struct Case {
     /// From the low byte on: the offset of the IP header, the protocol, the flags, the `role` with a `SourceCheck`,
     /// and a reason or `UNDECIDED`.
-    pub(crate) bits: u64,
+    bits: u64,
     /// From the low bytes on: the packet's source and destination port, and the pod's and the remote's port in the
     /// flow's key.
-    pub(crate) ports: u64,
+    ports: u64,
 }
 
 /// Bits for the relation of a packet to its flow.
@@ -39,7 +39,7 @@ pub(crate) mod role {
 }
 
 /// The position of the role in [`Case::bits`].
-pub(crate) const ROLE: u32 = 24;
+const ROLE: u32 = 24;
 /// A code that no reason has.
 pub(crate) const UNDECIDED: u8 = NO_REASON;
 
@@ -81,11 +81,48 @@ impl Case {
         }
     }
 
+    /// Returns the case of two words from [`Self::words`].
+    ///
+    /// # Safety
+    /// The words must be from there: one of their bytes is the code of a reason.
+    #[inline(always)]
+    #[cfg(target_arch = "bpf")]
+    pub(crate) const unsafe fn from_words(bits: u64, ports: u64) -> Self {
+        Self { bits, ports }
+    }
+
+    /// Returns `bits` and `ports`.
+    #[inline(always)]
+    pub(crate) const fn words(&self) -> (u64, u64) {
+        (self.bits, self.ports)
+    }
+
+    /// Returns the bits from the protocol on.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "four bytes of the word")]
+    pub(crate) const fn flow_bits(&self) -> u32 {
+        (self.bits >> 8) as u32
+    }
+
+    /// Returns the ports in the flow's key.
+    #[inline(always)]
+    pub(crate) const fn flow_ports(&self) -> u32 {
+        (self.ports >> 32) as u32
+    }
+
     /// Returns whether the packet has a verdict.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "one byte of the word")]
     pub(crate) const fn is_decided(&self) -> bool {
         (self.bits >> 32) as u8 != UNDECIDED
+    }
+
+    /// Returns the verdict, if the packet has one.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "one byte of the word")]
+    pub(crate) fn decided(&self) -> Option<Reason> {
+        // SAFETY: `new` and `decide` write the code of a reason, or `UNDECIDED`.
+        self.is_decided().then(|| unsafe { Reason::from_code_unchecked((opaque(self.bits) >> 32) as u8) })
     }
 
     /// Sets the verdict.
@@ -98,6 +135,15 @@ impl Case {
     #[inline(always)]
     pub(crate) fn check(&mut self, source: u64) {
         self.bits |= (source & 3) << (ROLE + role::CHECK);
+    }
+
+    /// Stores that a revoked flow has the packet's addresses and ports, and whether the packet can still initiate one.
+    #[inline(always)]
+    pub(crate) fn reverse(&mut self, may_initiate: bool) {
+        self.bits |= u64::from(role::REVERSED) << ROLE;
+        if !may_initiate {
+            self.bits &= !(u64::from(role::INITIATES) << ROLE);
+        }
     }
 }
 

@@ -7,25 +7,29 @@ use netpol_ebpf::kernel::programs;
 /// Evaluates packets from pods.
 #[classifier]
 fn netpol_egress(context: TcContext) -> i32 {
-    programs::egress(context.skb.skb)
+    // SAFETY: the program's own context.
+    unsafe { programs::egress(context.skb.skb) }
 }
 
 /// Evaluates packets to pods.
 #[classifier]
 fn netpol_ingress(context: TcContext) -> i32 {
-    programs::ingress(context.skb.skb)
+    // SAFETY: the program's own context.
+    unsafe { programs::ingress(context.skb.skb) }
 }
 
 /// Rechecks packets that leave this node.
 #[classifier]
 fn netpol_recheck(context: TcContext) -> i32 {
-    programs::recheck(context.skb.skb)
+    // SAFETY: the program's own context.
+    unsafe { programs::recheck(context.skb.skb) }
 }
 
 /// Rechecks packets that leave this node by a tunnel device, which adds no link header.
 #[classifier]
 fn netpol_recheck_l3(context: TcContext) -> i32 {
-    programs::recheck_l3(context.skb.skb)
+    // SAFETY: the program's own context.
+    unsafe { programs::recheck_l3(context.skb.skb) }
 }
 
 #[panic_handler]

@@ -5,11 +5,26 @@ use netpol_common::{
     MAX_ENDPOINT_ID, NeighborBudget, Reason, Tables,
 };
 
+use crate::barrier;
 use crate::slot::Slot;
 use crate::window::{Bytes, Window};
 
+/// What does not depend on the packet: the clocks, and the limits of deny events.
+pub(crate) trait NodeContext: Copy {
+    /// Returns the low 32 bits of jiffies.
+    fn now(&self) -> u32;
+    /// Returns the jiffies per second.
+    fn hz(&self) -> u32;
+    /// Returns the nanoseconds since boot, for events.
+    fn boot_ns(&self) -> u64;
+    /// Returns the set of slots for a denied flow; any index is valid.
+    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>>;
+    /// Returns an event budget, by the index from [`netpol_common::event_budget`].
+    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
+}
+
 /// A packet at an interface, with everything that is looked up or recorded for it.
-pub(crate) trait Context: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
+pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     /// Returns the first `N` bytes of the frame, if they can be read directly. If not, [`Self::load`] may still read
     /// them.
     fn window<const N: usize>(&self) -> Option<Window<'_, N>>;
@@ -44,18 +59,8 @@ pub(crate) trait Context: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     fn endpoint_by_id(&self, id: u32) -> Option<&Endpoint>;
     /// Returns the rate limit of an endpoint's neighbor discovery.
     fn neighbor_budget(&self, endpoint: u32) -> Option<Slot<'_, NeighborBudget>>;
-    /// Returns the low 32 bits of jiffies.
-    fn now(&self) -> u32;
-    /// Returns the jiffies per second.
-    fn hz(&self) -> u32;
-    /// Returns the nanoseconds since boot, for events.
-    fn boot_ns(&self) -> u64;
     /// Counts the packet.
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason);
-    /// Returns the set of slots for a denied flow; any index is valid.
-    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>>;
-    /// Returns an event budget, by the index from [`netpol_common::event_budget`].
-    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>>;
     /// Returns a word of the random key for hashing denied flows. The index is below
     /// [`netpol_common::DENIAL_KEY_WORDS`].
     fn denial_key(&self, word: usize) -> u32;
@@ -67,7 +72,7 @@ pub(crate) trait Context: Family<[u8; 4]> + Family<[u8; 16]> + Copy {
     /// that differ only in this value, the verifier then checks the code that follows once and not once for each value.
     #[inline(always)]
     fn barrier_within<const MASK: i32>(&self, value: u8) -> u8 {
-        value
+        barrier::within::<MASK>(value, self.length())
     }
 }
 

@@ -2,11 +2,11 @@
 //! each pod.
 
 use netpol_common::{
-    DENIAL_WAYS, DenyEvent, Direction, EVENT_BURST, EVENT_INTERVAL_NS, Endpoint, IfIndex, Reason, RuleSetId,
-    event_budget, event_flags,
+    DENIAL_WAYS, Denial, DenialSet, DenyEvent, Direction, EVENT_BURST, EVENT_INTERVAL_NS, Endpoint, EventBudget,
+    IfIndex, Reason, RuleSetId, event_budget, event_flags,
 };
 
-use crate::context::Context;
+use crate::context::{Context, NodeContext};
 use crate::packet::{self, Parse, ParserFunctions, Plain, link};
 use crate::slot::field;
 
@@ -130,22 +130,21 @@ const REPORT: u64 = 1 << 32;
 /// Decides whether a denied packet of the flow with this hash causes an event, and counts it if not.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "halves of the hash")]
-pub(crate) fn limit<S: Context>(context: S, hash: u64, budget: u32) -> u64 {
-    let Some(set) = context.denials((hash >> 32) as u32) else { return 0 };
-    let Some(charged) = context.event_budget(budget) else { return 0 };
+pub(crate) fn limit<N: NodeContext>(node: N, hash: u64, budget: u32) -> u64 {
+    let Some(set) = node.denials((hash >> 32) as u32) else { return 0 };
+    let Some(charged) = node.event_budget(budget) else { return 0 };
     // An unused slot has tag 0.
-    let (tag, now) = (hash as u32 | 1, context.now());
+    let (tag, now) = (hash as u32 | 1, node.now());
     let mut own = None;
-    // SAFETY: only computes an address inside the value.
-    let mut oldest = set.part(|set| unsafe { &raw mut (*set).ways[0] });
+    let ways = set.part(field!(DenialSet, ways));
+    let mut oldest = ways.element(0);
     let mut age = 0;
     for way in 0..DENIAL_WAYS as usize {
-        // SAFETY: only computes an address inside the value.
-        let slot = set.part(|set| unsafe { &raw mut (*set).ways[way] });
-        let since = now.wrapping_sub(slot.read(field!(last_event)));
-        if slot.read(field!(tag)) == tag {
-            if since < context.hz() {
-                slot.add_u32(field!(suppressed), 1);
+        let slot = ways.element(way);
+        let since = now.wrapping_sub(slot.read(field!(Denial, last_event)));
+        if slot.read(field!(Denial, tag)) == tag {
+            if since < node.hz() {
+                slot.add_u32(field!(Denial, suppressed), 1);
                 return 0;
             }
             own = Some(slot);
@@ -154,35 +153,35 @@ pub(crate) fn limit<S: Context>(context: S, hash: u64, budget: u32) -> u64 {
             (oldest, age) = (slot, since);
         }
     }
-    let now_ns = context.boot_ns();
-    let paid_until = charged.read(field!(paid_until_ns));
+    let now_ns = node.boot_ns();
+    let paid_until = charged.read(field!(EventBudget, paid_until_ns));
     if paid_until > now_ns + EVENT_INTERVAL_NS * (EVENT_BURST - 1) {
         // A flow without a slot gets none now: a flood must not take the slots of flows that are within their budget.
         match own {
-            Some(slot) => slot.add_u32(field!(suppressed), 1),
-            None => charged.add_u64(field!(suppressed), 1),
+            Some(slot) => slot.add_u32(field!(Denial, suppressed), 1),
+            None => charged.add_u64(field!(EventBudget, suppressed), 1),
         }
         return 0;
     }
     if paid_until < now_ns {
-        charged.write(field!(paid_until_ns), now_ns);
+        charged.write(field!(EventBudget, paid_until_ns), now_ns);
     }
-    charged.add_u64(field!(paid_until_ns), EVENT_INTERVAL_NS);
+    charged.add_u64(field!(EventBudget, paid_until_ns), EVENT_INTERVAL_NS);
     let slot = own.unwrap_or(oldest);
     // Subtracted rather than set to 0, because another CPU may count at the same time.
-    let suppressed = slot.read(field!(suppressed));
-    slot.add_u32(field!(suppressed), suppressed.wrapping_neg());
-    slot.write(field!(last_event), now);
+    let suppressed = slot.read(field!(Denial, suppressed));
+    slot.add_u32(field!(Denial, suppressed), suppressed.wrapping_neg());
+    slot.write(field!(Denial, last_event), now);
     if own.is_some() {
         return REPORT | u64::from(suppressed);
     }
     if suppressed != 0
-        && let Some(previous) = context.event_budget(u32::from(slot.read(field!(budget))))
+        && let Some(previous) = node.event_budget(u32::from(slot.read(field!(Denial, budget))))
     {
-        previous.add_u64(field!(suppressed), u64::from(suppressed));
+        previous.add_u64(field!(EventBudget, suppressed), u64::from(suppressed));
     }
-    slot.write(field!(tag), tag);
-    slot.write(field!(budget), budget as u16);
+    slot.write(field!(Denial, tag), tag);
+    slot.write(field!(Denial, budget), budget as u16);
     REPORT
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn identify<A: PacketAddress>(
         }
     };
     // A later fragment initiates no flow: its first fragment did.
-    let later = matches!(packet.fragment, Fragment::Later { .. });
+    let later = packet.fragment == Fragment::LATER;
     (if later && role == Role::Member { Role::ReplyOnly } else { role }, ports)
 }
 
@@ -84,12 +84,13 @@ impl KnownFlow {
     /// Reads a flow.
     #[inline(always)]
     pub(crate) fn read(slot: Slot<'_, FlowEntry>) -> Self {
-        let initiator = if slot.read(field!(initiator)) == 0 { Direction::Ingress } else { Direction::Egress };
+        let initiator =
+            if slot.read(field!(FlowEntry, initiator)) == 0 { Direction::Ingress } else { Direction::Egress };
         Self {
-            version: slot.read(field!(version)),
-            last_used: slot.read(field!(last_used)),
+            generation: slot.read(field!(FlowEntry, generation)),
+            last_used: slot.read(field!(FlowEntry, last_used)),
             initiator,
-            state: slot.read(field!(state)),
+            state: slot.read(field!(FlowEntry, state)),
         }
     }
 
@@ -140,7 +141,7 @@ impl KnownFlow {
     pub(crate) fn touch(&self, slot: Slot<'_, FlowEntry>, direction: Direction, flags: TcpFlags, now: u32, hz: u32) {
         let state = self.after(direction, flags);
         if state != self.state {
-            slot.write(field!(state), state);
+            slot.write(field!(FlowEntry, state), state);
         }
         self.refresh(slot, now, hz);
     }
@@ -149,7 +150,7 @@ impl KnownFlow {
     #[inline(always)]
     pub(crate) fn refresh(&self, slot: Slot<'_, FlowEntry>, now: u32, hz: u32) {
         if now.wrapping_sub(self.last_used) >= hz {
-            slot.write(field!(last_used), now);
+            slot.write(field!(FlowEntry, last_used), now);
         }
     }
 
@@ -168,21 +169,21 @@ impl KnownFlow {
 /// Returns the [`FlowEntry::remote_endpoint`].
 #[inline(always)]
 pub(crate) fn remote_endpoint(slot: Slot<'_, FlowEntry>) -> u32 {
-    u32::from(slot.read(field!(remote_endpoint)))
+    u32::from(slot.read(field!(FlowEntry, remote_endpoint)))
 }
 
 /// Stores the source endpoint ID of the remote's packets.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
 pub(crate) fn set_remote_endpoint(slot: Slot<'_, FlowEntry>, endpoint: u32) {
-    slot.write(field!(remote_endpoint), endpoint as u16);
+    slot.write(field!(FlowEntry, remote_endpoint), endpoint as u16);
 }
 
 /// Returns whether the local node or the pod itself initiated the flow to the pod. Packets of such flows are checked
 /// further.
 #[inline(always)]
 pub(crate) fn is_local_or_hairpin(slot: Slot<'_, FlowEntry>) -> bool {
-    slot.read(field!(state)) & (flow_state::FROM_NODE | flow_state::HAIRPIN) != 0
+    slot.read(field!(FlowEntry, state)) & (flow_state::FROM_NODE | flow_state::HAIRPIN) != 0
 }
 
 /// Returns the state bits for a packet's flags. The flags are zero for all protocols but TCP.

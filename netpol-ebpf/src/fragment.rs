@@ -70,7 +70,7 @@ impl FragmentInfo {
 /// Returns whether a packet is a later fragment after an unknown first one: see [`FragmentInfo::unknown`].
 #[inline(always)]
 pub(crate) fn is_orphan<A>(packet: &Packet<A>) -> bool {
-    matches!(packet.fragment, Fragment::Later { .. }) && packet.transport.flags.0 == 0
+    packet.fragment == Fragment::LATER && packet.transport.flags.0 == 0
 }
 
 /// Set in the result of [`resolve`] if the fragment is malformed.

@@ -12,15 +12,15 @@ use crate::window::{Bytes, Window};
 
 /// The checks that are separate BPF functions in the kernel.
 pub(crate) trait GuardFunctions: Context {
-    /// Checks an ARP packet from a pod, see [`arp`]. Returns the reason's code.
+    /// Checks an ARP packet from a pod, see [`arp`].
     #[inline(always)]
-    fn check_arp(self, start: u32) -> u32 {
-        arp(&self, start) as u32
+    fn check_arp(self, start: u32) -> Reason {
+        arp(&self, start)
     }
-    /// Checks a neighbor discovery message from a pod, see [`discovery`]. Returns the reason's code.
+    /// Checks a neighbor discovery message from a pod, see [`discovery`].
     #[inline(always)]
-    fn check_discovery(self, start: u32, payload: u32) -> u32 {
-        discovery(&self, start, payload) as u32
+    fn check_discovery(self, start: u32, payload: u32) -> Reason {
+        discovery(&self, start, payload)
     }
     /// Returns whether a packet that left its pod has an unverified source address, see [`is_unverified`].
     #[inline(always)]
@@ -336,10 +336,10 @@ fn within_budget<S: Context>(context: &S, endpoint: &Endpoint, fits: bool) -> Re
 fn take<S: Context>(context: &S, slot: Slot<'_, NeighborBudget>) -> bool {
     let (now, hz) = (context.now(), context.hz());
     let full = NEIGHBOR_BURST * hz;
-    let elapsed = now.wrapping_sub(slot.read(field!(last))).min(full / NEIGHBOR_RATE);
-    let tokens = (slot.read(field!(tokens)) + elapsed * NEIGHBOR_RATE).min(full);
-    slot.write(field!(last), now);
+    let elapsed = now.wrapping_sub(slot.read(field!(NeighborBudget, last))).min(full / NEIGHBOR_RATE);
+    let tokens = (slot.read(field!(NeighborBudget, tokens)) + elapsed * NEIGHBOR_RATE).min(full);
+    slot.write(field!(NeighborBudget, last), now);
     let enough = tokens >= hz;
-    slot.write(field!(tokens), if enough { tokens - hz } else { tokens });
+    slot.write(field!(NeighborBudget, tokens), if enough { tokens - hz } else { tokens });
     enough
 }

@@ -10,7 +10,7 @@ use netpol_common::{
     PortEntry, PortKey, Reason, Tables,
 };
 
-use crate::context::{Context, Family};
+use crate::context::{Context, Family, NodeContext};
 use crate::denied::{ReportFunctions, mix};
 use crate::flow_lookup::FlowFunctions;
 use crate::fragment::FragmentFunctions;
@@ -183,6 +183,31 @@ struct Frame<'a> {
     post_dnat: bool,
 }
 
+impl NodeContext for Frame<'_> {
+    fn now(&self) -> u32 {
+        self.memory.now.get()
+    }
+
+    fn hz(&self) -> u32 {
+        HZ
+    }
+
+    fn boot_ns(&self) -> u64 {
+        u64::from(self.now()) * 4_000_000
+    }
+
+    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
+        let set = self.memory.denials.get(index as usize % self.memory.denials.len())?;
+        // SAFETY: lives as long as `memory`, which is not shared between threads, and is only accessed by slots.
+        Some(unsafe { Slot::new(set.get()) })
+    }
+
+    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
+        // SAFETY: as above.
+        self.memory.budgets.get(index as usize).map(|budget| unsafe { Slot::new(budget.get()) })
+    }
+}
+
 impl Context for Frame<'_> {
     fn window<const N: usize>(&self) -> Option<Window<'_, N>> {
         self.bytes[..self.linear].first_chunk().map(Window::of)
@@ -230,31 +255,8 @@ impl Context for Frame<'_> {
         Some(unsafe { Slot::new(slot.get()) })
     }
 
-    fn now(&self) -> u32 {
-        self.memory.now.get()
-    }
-
-    fn hz(&self) -> u32 {
-        HZ
-    }
-
-    fn boot_ns(&self) -> u64 {
-        u64::from(self.now()) * 4_000_000
-    }
-
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason) {
         *self.memory.counted.borrow_mut().entry((endpoint, direction, reason)).or_default() += 1;
-    }
-
-    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
-        let set = self.memory.denials.get(index as usize % self.memory.denials.len())?;
-        // SAFETY: lives as long as `memory`, which is not shared between threads, and is only accessed by slots.
-        Some(unsafe { Slot::new(set.get()) })
-    }
-
-    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
-        // SAFETY: as above.
-        self.memory.budgets.get(index as usize).map(|budget| unsafe { Slot::new(budget.get()) })
     }
 
     fn denial_key(&self, word: usize) -> u32 {
@@ -316,7 +318,7 @@ impl RecheckFunctions for Frame<'_> {}
 impl<A: InMemory> Family<A> for Frame<'_> {
     fn flow(&self, _endpoint: &Endpoint, key: &FlowKey<A>) -> Option<Slot<'_, FlowEntry>> {
         let entry = A::maps(self.memory).flows.borrow().get(key)?.get();
-        // SAFETY: boxed, and the engine does not use a slot after it replaced the flow.
+        // SAFETY: boxed and never removed, and only accessed by slots while a packet is processed.
         Some(unsafe { Slot::new(entry) })
     }
 
@@ -324,7 +326,10 @@ impl<A: InMemory> Family<A> for Frame<'_> {
         let mut flows = A::maps(self.memory).flows.borrow_mut();
         let recorded = self.memory.room.get() && (replaces || !flows.contains_key(key));
         if recorded {
-            flows.insert(*key, Box::new(UnsafeCell::new(*entry)));
+            let cell = flows.entry(*key).or_default();
+            // SAFETY: only slots access it meanwhile, and a slot is no reference. Replaced in place, so that slots stay
+            // valid.
+            unsafe { *cell.get() = *entry };
         }
         recorded
     }

@@ -41,25 +41,24 @@ fn process_at<const EGRESS: bool, S: FrameFunctions>(context: S) -> Reason {
                 return reason;
             }
         } else {
-            let code = process_plain_v6::<EGRESS, S>(context, endpoint);
-            if code != NOT_PLAIN {
-                return verdict::reason(code);
+            let reason = process_plain_v6::<EGRESS, S>(context, endpoint);
+            if let Some(reason) = reason {
+                return reason;
             }
         }
     }
     slow_path::evaluate_frame(context, direction_of::<EGRESS>())
 }
 
-/// A code that no reason has: the packet takes the slow path.
-const NOT_PLAIN: u32 = u32::MAX;
-
-/// Evaluates a plain IPv6 packet. It is a separate function, because the caller's stack has no room for the key.
+/// Evaluates a plain IPv6 packet. `None`: it takes the slow path. It is a separate function, because the caller's stack has no room for the key.
 #[inline(never)]
-fn process_plain_v6<const EGRESS: bool, S: VerdictFunctions<[u8; 16]>>(context: S, endpoint: &Endpoint) -> u32 {
+fn process_plain_v6<const EGRESS: bool, S: VerdictFunctions<[u8; 16]>>(
+    context: S,
+    endpoint: &Endpoint,
+) -> Option<Reason> {
     let generation = verdict::generation(endpoint);
-    let Some(packet) = packet::parse_plain_v6(&context) else { return NOT_PLAIN };
-    let reason = process_plain::<EGRESS, _, S>(context, endpoint, version, &packet);
-    reason.map_or(NOT_PLAIN, |reason| reason as u32)
+    let packet = packet::parse_plain_v6(&context)?;
+    process_plain::<EGRESS, _, S>(context, endpoint, generation, &packet)
 }
 
 #[inline(always)]
@@ -92,8 +91,8 @@ where
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
         // Rare. Most of these packets take the slow path; a new source endpoint ID is handled here.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
-            let code = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
-            return (code != NOT_PLAIN).then(|| verdict::reason(code));
+            let allowed = process_plain_with_new_remote(context, endpoint, generation, &key, packet.flags.0);
+            return allowed.then_some(Reason::Flow);
         }
         let (now, hz) = (context.now(), context.hz());
         let known = KnownFlow::read(slot);
@@ -106,9 +105,9 @@ where
             }
             known.refresh_stale(slot, packet.protocol, now, hz);
             let stale = Stale { initiator: known.initiator, state: known.after(direction, packet.flags) };
-            let code = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
-            if code != Reason::Revoked as u32 || !known.may_be_reversed(direction, packet.protocol) {
-                return Some(conclude(&context, endpoint, direction, verdict::reason(code)));
+            let reason = process_plain_stale::<EGRESS, A, S>(context, &key, stale.pack());
+            if reason != Reason::Revoked || !known.may_be_reversed(direction, packet.protocol) {
+                return Some(conclude(&context, endpoint, direction, reason));
             }
             bits = u32::from(packet.flags.0) | REVERSED | if known.may_restart(now, hz) { MAY_INITIATE } else { 0 };
         }
@@ -116,8 +115,8 @@ where
     Some(process_plain_new::<EGRESS, A, S>(context, endpoint, version, &key, bits))
 }
 
-/// Evaluates a plain packet to a pod, of a known flow, if its remote had another source endpoint ID before. This is
-/// allowed if the address belongs to the new endpoint (pods get enforced or get new IDs while flows are open), or if
+/// Evaluates a plain packet to a pod, of a known flow whose remote had another source endpoint ID before. Returns whether
+/// it is allowed: the address belongs to the new endpoint (pods get enforced or get new IDs while flows are open), or
 /// the flow accepts any remote endpoint. All other packets and stale flows take the slow path.
 #[inline(never)]
 fn process_plain_with_new_remote<A, S>(
@@ -126,30 +125,30 @@ fn process_plain_with_new_remote<A, S>(
     version: EndpointVersion,
     key: &FlowKey<A>,
     flags: u8,
-) -> u32
+) -> bool
 where
     A: PacketAddress,
     S: Context + Family<A>,
 {
-    let Some(slot) = context.flow(endpoint, key) else { return NOT_PLAIN };
+    let Some(slot) = context.flow(endpoint, key) else { return false };
     let (known, source_endpoint) = (KnownFlow::read(slot), context.source_endpoint());
     let (now, hz) = (context.now(), context.hz());
-    if known.version != version || flow::is_local_or_hairpin(slot) || !known.is_alive(key.protocol, now, hz) {
-        return NOT_PLAIN;
+    if known.generation != generation || flow::is_local_or_hairpin(slot) || !known.is_alive(key.protocol, now, hz) {
+        return false;
     }
     if flow::remote_endpoint(slot) != u32::from(ANY_REMOTE) {
-        let Some(remote) = context.endpoint_by_id(source_endpoint) else { return NOT_PLAIN };
-        if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::ANTI_SPOOFING) {
+        let Some(remote) = context.endpoint_by_id(source_endpoint) else { return false };
+        if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::SOURCE_GUARD) {
             flow::set_remote_endpoint(slot, source_endpoint);
         } else if known.accepts_any_remote(slot) {
             flow::set_remote_endpoint(slot, u32::from(ANY_REMOTE));
         } else {
-            return NOT_PLAIN;
+            return false;
         }
     }
     known.touch(slot, Direction::Ingress, TcpFlags(flags), now, hz);
     context.count(endpoint.id, Direction::Ingress, Reason::Flow);
-    Reason::Flow as u32
+    true
 }
 
 /// Above the TCP flags in an argument of [`process_plain_new`]: the packet may start a flow.
@@ -189,9 +188,9 @@ where
     conclude(&context, endpoint, direction, found)
 }
 
-/// Evaluates a plain packet of a flow of another version of the endpoint. Returns the code of `Flow` or of `Revoked`.
+/// Evaluates a plain packet of a flow of another generation. Returns `Flow` or `Revoked`.
 #[inline(never)]
-fn process_plain_stale<const EGRESS: bool, A, S>(context: S, key: &FlowKey<A>, stale: u32) -> u32
+fn process_plain_stale<const EGRESS: bool, A, S>(context: S, key: &FlowKey<A>, stale: u32) -> Reason
 where
     A: Parse,
     S: VerdictFunctions<A>,
@@ -200,5 +199,5 @@ where
     let recheck = Recheck { direction, protocol: key.protocol, stale: Stale::unpack(stale) };
     let ports = flow::ports(key.pod_port, key.remote_port);
     let allowed = VerdictFunctions::<A>::is_still_allowed(context, packet::PLAIN_START, ports, recheck.pack());
-    (if allowed { Reason::Flow } else { Reason::Revoked }) as u32
+    if allowed { Reason::Flow } else { Reason::Revoked }
 }

@@ -22,39 +22,82 @@ impl<'a, T: Copy> Slot<'a, T> {
 
     /// Reads one field.
     #[inline(always)]
-    pub(crate) fn read<F: Copy>(&self, field: impl FnOnce(*mut T) -> *mut F) -> F {
-        // SAFETY: `new` requires a valid value; callers name a field of it with `&raw mut`.
-        unsafe { field(self.value).read_volatile() }
+    pub(crate) fn read<F: Copy>(&self, field: Field<T, F>) -> F {
+        // SAFETY: `new` requires a valid value, and the field is inside it.
+        unsafe { self.address(field).read_volatile() }
     }
 
     /// Writes one field.
     #[inline(always)]
-    pub(crate) fn write<F: Copy>(&self, field: impl FnOnce(*mut T) -> *mut F, new: F) {
+    pub(crate) fn write<F: Copy>(&self, field: Field<T, F>, new: F) {
         // SAFETY: as above.
-        unsafe { field(self.value).write_volatile(new) }
+        unsafe { self.address(field).write_volatile(new) }
     }
 
     /// Adds to a counter atomically. The previous value is not returned, because Linux 5.10 has no instruction for
     /// that.
     #[inline(always)]
-    pub(crate) fn add_u32(&self, field: impl FnOnce(*mut T) -> *mut u32, by: u32) {
+    pub(crate) fn add_u32(&self, field: Field<T, u32>, by: u32) {
         // SAFETY: as above; the field is aligned, as its type says.
-        unsafe { add::u32(field(self.value), by) };
+        unsafe { add::u32(self.address(field), by) };
     }
 
     /// Does the same as [`Self::add_u32`], for a `u64`.
     #[inline(always)]
-    pub(crate) fn add_u64(&self, field: impl FnOnce(*mut T) -> *mut u64, by: u64) {
+    pub(crate) fn add_u64(&self, field: Field<T, u64>, by: u64) {
         // SAFETY: as above.
-        unsafe { add::u64(field(self.value), by) };
+        unsafe { add::u64(self.address(field), by) };
     }
 
     /// Returns a part of the value as a slot.
     #[inline(always)]
-    pub(crate) fn part<F>(&self, field: impl FnOnce(*mut T) -> *mut F) -> Slot<'a, F> {
-        Slot { value: field(self.value), lifetime: PhantomData }
+    pub(crate) fn part<F>(&self, field: Field<T, F>) -> Slot<'a, F> {
+        Slot { value: self.address(field), lifetime: PhantomData }
+    }
+
+    #[inline(always)]
+    fn address<F>(&self, field: Field<T, F>) -> *mut F {
+        // SAFETY: the field is inside the value.
+        unsafe { self.value.byte_add(field.offset).cast() }
     }
 }
+
+impl<'a, T: Copy, const N: usize> Slot<'a, [T; N]> {
+    /// Returns an element as a slot. Panics if there is none.
+    #[inline(always)]
+    pub(crate) fn element(&self, index: usize) -> Slot<'a, T> {
+        // SAFETY: only computes an address inside the value.
+        Slot { value: unsafe { &raw mut (*self.value)[index] }, lifetime: PhantomData }
+    }
+}
+
+/// A field of `T` that has the type `F`, see [`field!`].
+#[derive(Clone, Copy)]
+pub(crate) struct Field<T, F> {
+    offset: usize,
+    types: PhantomData<fn(T) -> F>,
+}
+
+impl<T, F> Field<T, F> {
+    /// Creates a field at an offset. `_field` shows its type and is not called.
+    ///
+    /// # Safety
+    /// `T` must have a field of type `F` at this offset.
+    pub(crate) const unsafe fn new(offset: usize, _field: fn(&T) -> &F) -> Self {
+        Self { offset, types: PhantomData }
+    }
+}
+
+/// Selects a field of a [`Slot`]'s value. Evaluated by the compiler.
+macro_rules! field {
+    ($type:ident, $name:ident) => {
+        const {
+            // SAFETY: both arguments are of this field.
+            unsafe { $crate::slot::Field::<$type, _>::new(core::mem::offset_of!($type, $name), |value| &value.$name) }
+        }
+    };
+}
+pub(crate) use field;
 
 /// Atomic additions. rustc has none for the BPF target, but LLVM's assembler has: `BPF_STX | BPF_XADD`. Source:
 /// <https://www.kernel.org/doc/html/v6.12/bpf/standardization/instruction-set.html#atomic-operations>.
@@ -62,16 +105,18 @@ impl<'a, T: Copy> Slot<'a, T> {
 mod add {
     use core::arch::asm;
 
-    /// SAFETY: `to` must be valid for reads and writes, and aligned.
+    /// # Safety
+    /// `to` must be valid for reads and writes, and aligned.
     #[inline(always)]
     pub(super) unsafe fn u32(to: *mut u32, by: u32) {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees it.
         unsafe {
             asm!("lock *(u32 *)({to} + 0) += {by}", to = in(reg) to, by = in(reg) u64::from(by), options(nostack))
         };
     }
 
-    /// SAFETY: as for `u32` above.
+    /// # Safety
+    /// As for `u32` above.
     #[inline(always)]
     pub(super) unsafe fn u64(to: *mut u64, by: u64) {
         // SAFETY: as above.
@@ -83,24 +128,17 @@ mod add {
 mod add {
     use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-    /// SAFETY: `to` must be valid for reads and writes, and aligned.
+    /// # Safety
+    /// `to` must be valid for reads and writes, and aligned.
     pub(super) unsafe fn u32(to: *mut u32, by: u32) {
         // SAFETY: as above.
         unsafe { AtomicU32::from_ptr(to) }.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// SAFETY: as for `u32` above.
+    /// # Safety
+    /// As for `u32` above.
     pub(super) unsafe fn u64(to: *mut u64, by: u64) {
         // SAFETY: as above.
         unsafe { AtomicU64::from_ptr(to) }.fetch_add(by, Ordering::Relaxed);
     }
 }
-
-/// Selects a field of a [`Slot`]'s value.
-macro_rules! field {
-    ($name:ident) => {
-        // SAFETY: only computes an address inside the value.
-        |value| unsafe { &raw mut (*value).$name }
-    };
-}
-pub(crate) use field;

@@ -1,10 +1,10 @@
 //! The slow path, for all packets that are not plain: VLAN tags, options, extension headers, fragments, ICMP, and
 //! frames that are not IP.
 
-use netpol_common::{Attempt, Direction, Endpoint, REASON_MASK, Reason, SourceCheck, endpoint_flags, protocol};
+use netpol_common::{Attempt, Direction, Endpoint, Reason, SourceCheck, endpoint_flags, protocol};
 
 use crate::barrier::barrier;
-use crate::case::{Case, ROLE, UNDECIDED, opaque, role};
+use crate::case::{Case, opaque, role};
 use crate::context::{Context, PacketAddress};
 use crate::flow::{self, Role};
 use crate::flow_lookup::{CHECK, FlowFunctions, FlowVerdict, KNOWN, MAY_RESTART, REVERSIBLE, STALE, find_flow};
@@ -104,7 +104,7 @@ pub(crate) fn find<S: GuardFunctions>(context: S, direction: Direction) -> Frame
         Ok(link::LinkPayload::Ipv4(_) | link::LinkPayload::Ipv6(_)) => {
             deny_if_isolated(endpoint, direction, Reason::Malformed)
         }
-        Ok(link::LinkPayload::Arp(start)) if from_pod => verdict::reason(context.check_arp(start)),
+        Ok(link::LinkPayload::Arp(start)) if from_pod => context.check_arp(start),
         Ok(link::LinkPayload::Arp(_)) => Reason::NeighborDiscovery,
         Err(reason) => deny_if_isolated(endpoint, direction, reason),
     };
@@ -139,7 +139,7 @@ where
     let decided = decide_without_policy(&context, endpoint, direction, &mut packet);
     let icmp = packet.icmp();
     let decided = match quoted {
-        Quoted::NotChecked if decided.is_none() && icmp == Some(Icmp::Error) && packet.fragment == Fragment::Whole => {
+        Quoted::NotChecked if decided.is_none() && icmp == Some(Icmp::Error) && packet.fragment == Fragment::WHOLE => {
             return None;
         }
         Quoted::Evaluated(reason) => decided.or(Some(reason)),
@@ -147,8 +147,8 @@ where
     };
     let mut case = Case::new(direction, &packet, icmp, decided);
     if !case.is_decided() {
-        let ports = (case.ports >> 32) as u32;
-        let found = FlowFunctions::<A>::lookup_flow(context, direction, start, ports, (case.bits >> 8) as u32);
+        let ports = case.flow_ports();
+        let found = FlowFunctions::<A>::lookup_flow(context, direction, start, ports, case.flow_bits());
         if found & STALE != 0 {
             // Not called in `lookup_flow`, because both together need more stack than there is.
             if VerdictFunctions::<A>::is_still_allowed(context, start, ports, found as u32) {
@@ -157,10 +157,7 @@ where
                 case.decide(Reason::Revoked);
             } else {
                 case.check(found >> CHECK);
-                case.bits |= u64::from(role::REVERSED) << ROLE;
-                if found & MAY_RESTART == 0 {
-                    case.bits &= !(u64::from(role::INITIATES) << ROLE);
-                }
+                case.reverse(found & MAY_RESTART != 0);
             }
         } else if found & KNOWN != 0 {
             case.decide(Reason::Flow);
@@ -169,14 +166,12 @@ where
         }
     }
     let reason = IpFunctions::<A>::decide(context, direction, case);
-    if let Fragment::First { identification } = packet.fragment
-        && reason.allows()
-    {
+    if packet.fragment == Fragment::FIRST && reason.allows() {
         FragmentFunctions::<A>::record(
             context,
             direction,
             start,
-            identification,
+            packet.identification,
             fragment::FragmentInfo::of(&packet).pack(),
         );
     }
@@ -186,18 +181,8 @@ where
 /// Hides the parser's path from the verifier, as only its result matters: see [`Context::barrier_within`].
 #[inline(always)]
 fn hide_parse_path<A: PacketAddress, S: Context>(context: &S, packet: &mut Packet<A>) {
-    let (kind, identification) = match packet.fragment {
-        Fragment::Whole => (0, 0),
-        Fragment::First { identification } => (1, identification),
-        Fragment::Later { identification } => (2, identification),
-    };
-    packet.fragment = match context.barrier_within::<3>(kind) {
-        0 => Fragment::Whole,
-        1 => Fragment::First { identification },
-        _ => Fragment::Later { identification },
-    };
-    let error = context.barrier_within::<{ REASON_MASK as i32 }>(packet.error.map_or(UNDECIDED, |reason| reason as u8));
-    packet.error = (error != UNDECIDED).then(|| verdict::reason(u32::from(error)));
+    packet.fragment = Fragment(context.barrier_within::<3>(packet.fragment.0));
+    packet.error = verdict::barrier_within_option(context, packet.error);
     packet.protocol = context.barrier_within::<255>(packet.protocol);
 }
 
@@ -219,18 +204,14 @@ where
     let is_discovery = packet.icmp() == Some(Icmp::Discovery);
     let from_pod = direction == Direction::Egress && !context.is_post_dnat();
     // RFC 6980: neighbor discovery is never fragmented.
-    if is_discovery && packet.error.is_none() && packet.fragment == Fragment::Whole {
+    if is_discovery && packet.error.is_none() && packet.fragment == Fragment::WHOLE {
         let allowed = Reason::NeighborDiscovery;
-        return Some(if from_pod {
-            verdict::reason(context.check_discovery(packet.start, packet.payload))
-        } else {
-            allowed
-        });
+        return Some(if from_pod { context.check_discovery(packet.start, packet.payload) } else { allowed });
     }
     if A::FAMILY == 4
         && packet.protocol == protocol::IGMP
         && packet.error.is_none()
-        && packet.fragment == Fragment::Whole
+        && packet.fragment == Fragment::WHOLE
         && let Some(reason) = guard::check_igmp(context, endpoint, from_pod, packet.start, packet.payload)
     {
         return Some(barrier_within(context, reason));
@@ -249,11 +230,10 @@ where
     A: Parse,
     S: FragmentFunctions<A>,
 {
-    let (identification, first) = match packet.fragment {
-        Fragment::Whole => return Ok(()),
-        Fragment::First { identification } => (identification, true),
-        Fragment::Later { identification } => (identification, false),
-    };
+    if packet.fragment == Fragment::WHOLE {
+        return Ok(());
+    }
+    let (identification, first) = (packet.identification, packet.fragment == Fragment::FIRST);
     let info = fragment::FragmentInfo::of(packet).pack();
     let word = FragmentFunctions::<A>::resolve(*context, direction, packet.start, identification, info, first);
     let info = fragment::FragmentInfo::unpack(word)?;
@@ -269,7 +249,8 @@ where
     A: Parse,
     S: IpFunctions<A>,
 {
-    let [start, protocol, _, role, ..] = case.bits.to_le_bytes();
+    let (bits, ports) = case.words();
+    let [start, protocol, _, role, ..] = bits.to_le_bytes();
     // Never happens: the caller checked this.
     let Some(endpoint) = context.endpoint() else { return Reason::NoEndpoint };
     let Some((source, destination)) = A::ends(&context, u32::from(start)) else { return Reason::Malformed };
@@ -278,7 +259,7 @@ where
     let is_own = source.belongs_to(endpoint);
     let from_unspecified = role & role::DISCOVERY != 0 && source.is_zero();
     let (pod, remote) = flow::pod_and_remote(direction, source, destination);
-    let mut key = A::flow_key(endpoint.ifindex.0, pod, remote, (case.ports >> 32) as u32, protocol);
+    let mut key = A::flow_key(endpoint.ifindex.0, pod, remote, case.flow_ports(), protocol);
     // Post-DNAT, a packet may be masqueraded.
     let masqueraded = post_dnat && !is_own;
     if masqueraded {
@@ -287,11 +268,11 @@ where
     let has_foreign_source = direction == Direction::Egress && endpoint.has(endpoint_flags::ANTI_SPOOFING) && !is_own;
     let found = if !post_dnat && !from_unspecified && has_foreign_source {
         Reason::SpoofedSource
-    } else if case.is_decided() {
-        verdict::reason((opaque(case.bits) >> 32) as u32 & 0xff)
+    } else if let Some(reason) = case.decided() {
+        reason
     } else {
-        let [_, _, flags, role, ..] = opaque(case.bits).to_le_bytes();
-        let [_, _, c, d, ..] = opaque(case.ports).to_le_bytes();
+        let [_, _, flags, role, ..] = opaque(bits).to_le_bytes();
+        let [_, _, c, d, ..] = opaque(ports).to_le_bytes();
         let source = SourceCheck(role >> role::CHECK & 3);
         // The port of a masqueraded packet is not the pod's.
         let flow_start = FlowStart {
@@ -324,7 +305,7 @@ where
     let Some(endpoint) = context.endpoint() else { return Quoted::UnknownFlow };
     let Some(error) = A::parse(&context, start, false) else { return Quoted::UnknownFlow };
     let Some(quoted) = A::parse(&context, error.payload + ICMP, true) else { return Quoted::UnknownFlow };
-    let has_ports = quoted.error.is_none() && !matches!(quoted.fragment, Fragment::Later { .. });
+    let has_ports = quoted.error.is_none() && quoted.fragment != Fragment::LATER;
     let direction = direction.opposite();
     let (role, (pod_port, remote_port)) = flow::identify(direction, &quoted, quoted.icmp());
     if !has_ports || role == Role::NoFlow {

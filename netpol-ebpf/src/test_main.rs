@@ -24,7 +24,8 @@ mod test_classifiers {
     #[classifier]
     fn netpol_marked(context: TcContext) -> i32 {
         let skb = context.skb.skb;
-        let verdict = programs::egress(skb);
+        // SAFETY: the program's own context.
+        let verdict = unsafe { programs::egress(skb) };
         // SAFETY: the context is valid while the program runs.
         unsafe { (*skb).mark = (*skb).tc_index };
         verdict
@@ -34,14 +35,16 @@ mod test_classifiers {
     #[classifier]
     fn netpol_ingress_marked(context: TcContext) -> i32 {
         take_mark(&context);
-        programs::ingress(context.skb.skb)
+        // SAFETY: the program's own context.
+        unsafe { programs::ingress(context.skb.skb) }
     }
 
     /// Rechecks packets that leave this node, with the mark as the source endpoint ID and recheck bit.
     #[classifier]
     fn netpol_recheck_marked(context: TcContext) -> i32 {
         take_mark(&context);
-        programs::recheck(context.skb.skb)
+        // SAFETY: the program's own context.
+        unsafe { programs::recheck(context.skb.skb) }
     }
 
     /// Does nothing.

@@ -1,10 +1,11 @@
 //! Evaluates policy for new and stale flows, and records the result.
 
 use netpol_common::{
-    Attempt, Direction, Endpoint, EndpointVersion, Evaluation, FlowEntry, FlowKey, REASON_MASK, RECHECK, Reason,
+    Attempt, Direction, Endpoint, Evaluation, FlowEntry, FlowKey, Generation, NO_REASON, REASON_MASK, RECHECK, Reason,
     SourceCheck, endpoint_flags, evaluate, flow_state, protocol,
 };
 
+use crate::barrier;
 use crate::context::{Context, Family, PacketAddress};
 use crate::flow::{self, KnownFlow};
 use crate::packet::{Parse, TcpFlags};
@@ -56,16 +57,18 @@ pub(crate) fn deny_if_isolated(endpoint: &Endpoint, direction: Direction, reason
 /// Hides a reason from the verifier, see [`Context::barrier_within`].
 #[inline(always)]
 pub(crate) fn barrier_within<S: Context>(context: &S, reason: Reason) -> Reason {
+    let code = barrier::within::<{ REASON_MASK as i32 }>(reason as u8, context.length());
     // SAFETY: it is the code of the same reason.
-    unsafe { core::mem::transmute::<u8, Reason>(context.barrier_within::<{ REASON_MASK as i32 }>(reason as u8)) }
+    unsafe { Reason::from_code_unchecked(code) }
 }
 
-/// Returns the reason with a code that one of our functions returned.
+/// Does the same for a reason or none.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "a reason's code is a byte")]
-pub(crate) fn reason(code: u32) -> Reason {
-    // SAFETY: it is the code of a reason.
-    unsafe { core::mem::transmute::<u8, Reason>(code as u8) }
+pub(crate) fn barrier_within_option<S: Context>(context: &S, reason: Option<Reason>) -> Option<Reason> {
+    let code = reason.map_or(NO_REASON, |reason| reason as u8);
+    let code = barrier::within::<{ REASON_MASK as i32 }>(code, context.length());
+    // SAFETY: it is the code of the same reason.
+    (code != NO_REASON).then(|| unsafe { Reason::from_code_unchecked(code) })
 }
 
 /// Returns the final verdict, and counts the packet.
@@ -153,16 +156,16 @@ where
         } else if known.version == entry.version {
             // The flow is allowed in its initiator's direction, so this packet does not make the other side its
             // initiator.
-            slot.write(field!(last_used), entry.last_used);
-            slot.write(field!(state), known.state | flow_state::REPLIED);
+            slot.write(field!(FlowEntry, last_used), entry.last_used);
+            slot.write(field!(FlowEntry, state), known.state | flow_state::REPLIED);
             return true;
         }
     }
-    slot.write(field!(state), state);
-    slot.write(field!(initiator), entry.initiator);
-    slot.write(field!(remote_endpoint), entry.remote_endpoint);
-    slot.write(field!(last_used), entry.last_used);
-    slot.write(field!(version), entry.version);
+    slot.write(field!(FlowEntry, state), state);
+    slot.write(field!(FlowEntry, initiator), entry.initiator);
+    slot.write(field!(FlowEntry, remote_endpoint), entry.remote_endpoint);
+    slot.write(field!(FlowEntry, last_used), entry.last_used);
+    slot.write(field!(FlowEntry, generation), entry.generation);
     true
 }
 

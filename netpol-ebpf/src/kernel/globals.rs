@@ -42,6 +42,6 @@ reader!(/// Returns [`HZ`].
 /// Returns a word of [`DENIAL_KEY`].
 #[inline(always)]
 pub(super) fn denial_key(word: usize) -> u32 {
-    // SAFETY: as above; indexes are constants below the array's length.
-    unsafe { core::ptr::read_volatile((&raw const DENIAL_KEY).cast::<u32>().add(word)) }
+    // SAFETY: as above; indexing checks the bound, which the compiler does for a constant.
+    unsafe { core::ptr::read_volatile(&raw const DENIAL_KEY[word]) }
 }

@@ -9,32 +9,48 @@ use crate::process::process;
 use crate::recheck::{process_post_dnat, process_source};
 
 /// Evaluates a packet from a pod, at its veth.
+///
+/// # Safety
+/// `skb` must be the running program's context.
 #[inline(always)]
-pub fn egress(skb: *mut __sk_buff) -> i32 {
-    run(Skb::new(skb, hook::EGRESS), Direction::Egress)
+pub unsafe fn egress(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the caller guarantees it.
+    run(unsafe { Skb::new(skb, hook::EGRESS) }, Direction::Egress)
 }
 
 /// Evaluates a packet to a pod, at its veth. A packet from a pod of this node is rechecked by the sender's policy first.
 /// If the receiving pod forwards the packet, it starts anew.
+///
+/// # Safety
+/// `skb` must be the running program's context.
 #[inline(always)]
-pub fn ingress(skb: *mut __sk_buff) -> i32 {
-    let post_dnat = Skb::new(skb, hook::POST_DNAT);
-    if post_dnat.wants_recheck() && !post_dnat.is_for_other_host() && !process_post_dnat(post_dnat).allows() {
+pub unsafe fn ingress(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the caller guarantees it.
+    let (post_dnat, at_veth) = unsafe { (Skb::new(skb, hook::POST_DNAT), Skb::new(skb, hook::INGRESS)) };
+    if post_dnat.wants_recheck() && !at_veth.is_for_other_host() && !process_post_dnat(post_dnat).allows() {
         return TC_ACT_SHOT;
     }
-    run(Skb::new(skb, hook::INGRESS), Direction::Ingress)
+    run(at_veth, Direction::Ingress)
 }
 
 /// Rechecks a packet that leaves this node by a device.
+///
+/// # Safety
+/// `skb` must be the running program's context.
 #[inline(always)]
-pub fn recheck(skb: *mut __sk_buff) -> i32 {
-    leave(Skb::new(skb, hook::POST_DNAT))
+pub unsafe fn recheck(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the caller guarantees it.
+    leave(unsafe { Skb::new(skb, hook::POST_DNAT) })
 }
 
 /// Rechecks a packet that leaves this node by a tunnel device, which adds no link header.
+///
+/// # Safety
+/// `skb` must be the running program's context.
 #[inline(always)]
-pub fn recheck_l3(skb: *mut __sk_buff) -> i32 {
-    leave(Skb::new(skb, hook::POST_DNAT_L3))
+pub unsafe fn recheck_l3(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the caller guarantees it.
+    leave(unsafe { Skb::new(skb, hook::POST_DNAT_L3) })
 }
 
 /// Clears the source endpoint ID, so that a tunnel's outer packet, which inherits it, is not evaluated again.

@@ -13,7 +13,7 @@ use super::maps::{
     addresses, allow, counters, denials, endpoint_ids, endpoints, events, flows, fragments, neighbors, ports, prefixes,
     services, tunnels,
 };
-use crate::context::{Context, Family};
+use crate::context::{Context, Family, NodeContext};
 use crate::slot::Slot;
 use crate::window::{Bytes, Window};
 
@@ -48,9 +48,12 @@ pub(super) mod hook {
 }
 
 impl Skb {
-    /// Creates the packet of a program's run at one of [`hook`]. The context must be the program's own.
+    /// Creates the packet of a program's run at one of [`hook`].
+    ///
+    /// # Safety
+    /// The pointer must be the running program's context.
     #[inline(always)]
-    pub(super) const fn new(skb: *mut __sk_buff, hook: u32) -> Self {
+    pub(super) const unsafe fn new(skb: *mut __sk_buff, hook: u32) -> Self {
         Self { skb, hook }
     }
 
@@ -72,12 +75,50 @@ impl Skb {
     }
 
     /// Reads a field of the context.
-    ///
-    /// SAFETY of all uses below: the context is valid while the program runs.
     #[inline(always)]
     fn field<T>(self, field: impl FnOnce(&__sk_buff) -> T) -> T {
-        // SAFETY: as above.
+        // SAFETY: `new` requires a context, which is valid while the program runs.
         field(unsafe { &*self.skb })
+    }
+}
+
+/// This node, without a packet.
+#[derive(Clone, Copy)]
+pub(super) struct Node;
+
+/// Types that stand for this node.
+trait OnNode: Copy {}
+impl OnNode for Node {}
+impl OnNode for Skb {}
+
+impl<T: OnNode> NodeContext for T {
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: has no arguments and always succeeds.
+        unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn hz(&self) -> u32 {
+        globals::hz()
+    }
+
+    #[inline(always)]
+    fn boot_ns(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+
+    #[inline(always)]
+    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
+        // SAFETY: array values live as long as the map, and are only accessed by slots.
+        denials::set(index).map(|set| unsafe { Slot::new(set) })
+    }
+
+    #[inline(always)]
+    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
+        // SAFETY: as above.
+        denials::budget(index).map(|budget| unsafe { Slot::new(budget) })
     }
 }
 
@@ -157,37 +198,8 @@ impl Context for Skb {
     }
 
     #[inline(always)]
-    fn now(&self) -> u32 {
-        // SAFETY: has no arguments and always succeeds.
-        unsafe { bpf_jiffies64() as u32 }
-    }
-
-    #[inline(always)]
-    fn hz(&self) -> u32 {
-        globals::hz()
-    }
-
-    #[inline(always)]
-    fn boot_ns(&self) -> u64 {
-        // SAFETY: as above.
-        unsafe { bpf_ktime_get_boot_ns() }
-    }
-
-    #[inline(always)]
     fn count(&self, endpoint: u32, direction: Direction, reason: Reason) {
         counters::count(endpoint, direction, reason);
-    }
-
-    #[inline(always)]
-    fn denials(&self, index: u32) -> Option<Slot<'_, DenialSet>> {
-        // SAFETY: array values live as long as the map, and are only accessed by slots.
-        denials::set(index).map(|set| unsafe { Slot::new(set) })
-    }
-
-    #[inline(always)]
-    fn event_budget(&self, index: u32) -> Option<Slot<'_, EventBudget>> {
-        // SAFETY: as above.
-        denials::budget(index).map(|budget| unsafe { Slot::new(budget) })
     }
 
     #[inline(always)]
@@ -198,24 +210,6 @@ impl Context for Skb {
     #[inline(always)]
     fn is_group(&self) -> bool {
         matches!(self.field(|skb| skb.pkt_type), PACKET_BROADCAST | PACKET_MULTICAST)
-    }
-
-    #[inline(always)]
-    fn barrier_within<const MASK: i32>(&self, value: u8) -> u8 {
-        let mut hidden = u64::from(value);
-        // SAFETY: computes in registers only. The verifier does not know that the two XORs cancel out.
-        unsafe {
-            core::arch::asm!(
-                "{value} ^= {noise}",
-                "{value} ^= {noise}",
-                "{value} &= {mask}",
-                value = inout(reg) hidden,
-                mask = const MASK,
-                noise = in(reg) u64::from(self.length()),
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        hidden as u8
     }
 
     #[inline(always)]

@@ -67,11 +67,12 @@ impl Parse for [u8; 4] {
             protocol: header.byte::<9>(),
             hops: header.byte::<8>(),
             fragment: fragment(header),
+            identification: u32::from(u16::from_ne_bytes(header.pair::<4>())),
             transport: Transport::default(),
             error: None,
             family: PhantomData,
         };
-        if let Fragment::Later { .. } = packet.fragment {
+        if packet.fragment == Fragment::LATER {
             // RFC 1858, 4.2: a fragment at offset 1 would overwrite the flags that the first one was evaluated by.
             if packet.protocol == protocol::TCP && header.number::<6>() & OFFSET == 1 {
                 packet.error = Some(Reason::Malformed);
@@ -99,12 +100,11 @@ fn is_short<const N: usize>(header: Window<'_, N>, length: u32, protocol: u8) ->
 #[inline(always)]
 fn fragment(header: Window<'_, BEFORE_ENDS>) -> Fragment {
     let field = header.number::<6>();
-    let identification = u32::from(u16::from_ne_bytes(header.two_bytes::<4>()));
     if field & OFFSET != 0 {
-        Fragment::Later { identification }
+        Fragment::LATER
     } else if field & MORE != 0 {
-        Fragment::First { identification }
+        Fragment::FIRST
     } else {
-        Fragment::Whole
+        Fragment::WHOLE
     }
 }

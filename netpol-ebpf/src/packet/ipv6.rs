@@ -71,7 +71,8 @@ impl Parse for [u8; 16] {
             payload: start + HEADER as u32,
             protocol: header.byte::<6>(),
             hops: header.byte::<7>(),
-            fragment: Fragment::Whole,
+            fragment: Fragment::WHOLE,
+            identification: 0,
             transport: Transport::default(),
             error: None,
             family: PhantomData,
@@ -83,9 +84,9 @@ impl Parse for [u8; 16] {
         if extensions.fragment_at != NOT_FRAGMENTED {
             let at = start + HEADER as u32 + u32::from(extensions.fragment_at);
             let Bytes(bytes): &Bytes<8> = &context.load(at)?;
-            packet.fragment = fragment(Window::of(bytes));
+            (packet.fragment, packet.identification) = fragment(Window::of(bytes));
         }
-        if packet.error.is_some() || matches!(packet.fragment, Fragment::Later { .. }) {
+        if packet.error.is_some() || packet.fragment == Fragment::LATER {
         } else if ends_before_transport(header, &packet) && !quoted {
             packet.error = Some(Reason::Malformed);
         } else {
@@ -202,16 +203,16 @@ fn step<S: Context>(context: &S, start: u32, position: usize, extensions: &mut E
 
 /// RFC 8200, 4.5. A fragment that is a whole datagram is treated as unfragmented (RFC 6946).
 #[inline(always)]
-fn fragment(header: Window<'_, 8>) -> Fragment {
+fn fragment(header: Window<'_, 8>) -> (Fragment, u32) {
     let field = header.number::<2>();
-    let identification = u32::from_ne_bytes(header.four_bytes::<4>());
-    if field >> 3 != 0 {
-        Fragment::Later { identification }
+    let part = if field >> 3 != 0 {
+        Fragment::LATER
     } else if field & 1 != 0 {
-        Fragment::First { identification }
+        Fragment::FIRST
     } else {
-        Fragment::Whole
-    }
+        Fragment::WHOLE
+    };
+    (part, u32::from_ne_bytes(header.quad::<4>()))
 }
 
 /// Returns whether the length field of a plain packet excludes a part of its transport header. Jumbo packets have

@@ -67,27 +67,26 @@ pub(crate) struct Packet<A> {
     /// The hop limit, or the time to live.
     pub(crate) hops: u8,
     pub(crate) fragment: Fragment,
+    /// The IP identification of a fragment, in the packet's byte order.
+    pub(crate) identification: u32,
     pub(crate) transport: Transport,
     /// The first error in its headers.
     pub(crate) error: Option<Reason>,
     pub(crate) family: PhantomData<A>,
 }
 
-/// The part of a datagram that a packet has.
+/// The part of a datagram that a packet has. A number rather than an enum, so that the compiler does not generate the
+/// code that follows once for each value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fragment {
+pub(crate) struct Fragment(pub(crate) u8);
+
+impl Fragment {
     /// The whole datagram.
-    Whole,
+    pub(crate) const WHOLE: Self = Self(0);
     /// The first fragment, which has the transport header.
-    First {
-        /// The IP identification, in the packet's byte order.
-        identification: u32,
-    },
+    pub(crate) const FIRST: Self = Self(1);
     /// A later fragment, without the transport header.
-    Later {
-        /// The IP identification, in the packet's byte order.
-        identification: u32,
-    },
+    pub(crate) const LATER: Self = Self(2);
 }
 
 /// The fields of the transport header that verdicts depend on; zero if the protocol does not have them.
