@@ -36,7 +36,7 @@ pub(crate) trait Context: NodeContext + Family<[u8; 4]> + Family<[u8; 16]> {
     fn ifindex(&self) -> u32;
     /// Returns the interface by which the packet came into the node; 0 if this node sent it.
     fn ingress_ifindex(&self) -> u32;
-    /// Returns `skb->tc_index`: the source endpoint ID and [`RECHECK`].
+    /// Returns `skb->tc_index`: the source endpoint ID and [`RECHECK`](netpol_common::RECHECK).
     fn tc_index(&self) -> u32;
     /// Sets `skb->tc_index`.
     fn set_tc_index(&self, word: u32);

@@ -12,7 +12,7 @@ use crate::window::{Bytes, Window};
 
 /// The checks that are separate BPF functions in the kernel.
 pub(crate) trait GuardFunctions: Context {
-    /// Checks an ARP packet from a pod, see [`arp`].
+    /// Checks an ARP packet from a pod, see [`arp()`].
     #[inline(always)]
     fn check_arp(self, start: u32) -> Reason {
         arp(&self, start)

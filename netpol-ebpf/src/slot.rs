@@ -72,11 +72,19 @@ impl<'a, T: Copy, const N: usize> Slot<'a, [T; N]> {
 }
 
 /// A field of `T` that has the type `F`, see [`field!`].
-#[derive(Clone, Copy)]
 pub(crate) struct Field<T, F> {
     offset: usize,
     types: PhantomData<fn(T) -> F>,
 }
+
+impl<T, F> Clone for Field<T, F> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T, F> Copy for Field<T, F> {}
 
 impl<T, F> Field<T, F> {
     /// Creates a field at an offset. `_field` shows its type and is not called.

@@ -16,7 +16,6 @@ pub(crate) trait VerdictFunctions<A: Parse>: Context + Family<A> {
     /// Evaluates a known flow again, in its initiator's direction, and returns whether it is still allowed. The
     /// packet's IP header is at an offset of the frame, `ports` are as in its key, and `word` is packed by [`Recheck`].
     #[inline(always)]
-    #[expect(clippy::wrong_self_convention, reason = "a context is a few words that are passed by value")]
     fn is_still_allowed(self, start: u32, ports: u32, word: u32) -> bool {
         is_still_allowed::<A, Self>(self, start, ports, Recheck::unpack(word))
     }

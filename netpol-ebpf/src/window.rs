@@ -57,7 +57,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads a 16-bit number in network byte order.
     #[inline(always)]
-    pub(crate) fn number<const O: usize>(&self) -> u16 {
+    pub(crate) fn number<const O: usize>(self) -> u16 {
         u16::from_be_bytes(self.pair::<O>())
     }
 
