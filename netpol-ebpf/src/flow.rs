@@ -1,7 +1,7 @@
 //! Flows: keys, state and timeouts.
 
 pub use netpol_common::flow_timeout as timeout;
-use netpol_common::{Direction, FlowEntry, FlowKey, Generation, flow_state, protocol};
+use netpol_common::{Direction, EndpointVersion, FlowEntry, FlowKey, flow_state, protocol};
 
 use crate::context::PacketAddress;
 use crate::packet::{Fragment, Icmp, Packet, Plain, TcpFlags, Transport};
@@ -87,7 +87,7 @@ impl KnownFlow {
         let initiator =
             if slot.read(field!(FlowEntry, initiator)) == 0 { Direction::Ingress } else { Direction::Egress };
         Self {
-            generation: slot.read(field!(FlowEntry, generation)),
+            version: slot.read(field!(FlowEntry, version)),
             last_used: slot.read(field!(FlowEntry, last_used)),
             initiator,
             state: slot.read(field!(FlowEntry, state)),

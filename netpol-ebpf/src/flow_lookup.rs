@@ -23,7 +23,7 @@ pub(crate) trait FlowFunctions<A: Parse>: Context + Family<A> {
 pub(crate) enum FlowVerdict {
     /// The flow is allowed.
     Allowed,
-    /// The flow was evaluated under another generation. See [`REVERSIBLE`] and [`MAY_RESTART`].
+    /// The flow was evaluated under another version. See [`REVERSIBLE`] and [`MAY_RESTART`].
     Stale(Recheck, u64),
 }
 
@@ -40,7 +40,7 @@ where
     A: PacketAddress,
     S: Context + Family<A>,
 {
-    let generation = verdict::generation(endpoint);
+    let version = verdict::version(endpoint);
     let slot = context.flow(endpoint, key)?;
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);
@@ -54,7 +54,7 @@ where
     {
         return None;
     }
-    if known.generation == generation {
+    if known.version == version {
         if let Some(flags) = flags {
             known.touch(slot, direction, flags, now, hz);
             verdict::mark_for_recheck(context, endpoint, direction, known.needs_recheck());
@@ -86,7 +86,7 @@ where
     // found.
     if direction == Direction::Egress
         && !source.belongs_to(endpoint)
-        && (context.is_post_dnat() || endpoint.has(endpoint_flags::SOURCE_GUARD))
+        && (context.is_post_dnat() || endpoint.has(endpoint_flags::ANTI_SPOOFING))
     {
         return 0;
     }
@@ -141,7 +141,9 @@ where
     }
     match source {
         SourceCheck::NONE => flow::set_remote_endpoint(slot, source_endpoint),
-        SourceCheck::FROM_ELSEWHERE if context.exact_address(&key.remote_address).unwrap_or_default().endpoint == 0 => {
+        SourceCheck::NOT_LOCAL_ENDPOINT
+            if context.exact_address(&key.remote_address).unwrap_or_default().endpoint == 0 =>
+        {
             flow::set_remote_endpoint(slot, source_endpoint);
         }
         SourceCheck::TRANSLATED if known.accepts_any_remote(slot) => {

@@ -56,9 +56,9 @@ fn process_plain_v6<const EGRESS: bool, S: VerdictFunctions<[u8; 16]>>(
     context: S,
     endpoint: &Endpoint,
 ) -> Option<Reason> {
-    let generation = verdict::generation(endpoint);
+    let version = verdict::version(endpoint);
     let packet = packet::parse_plain_v6(&context)?;
-    process_plain::<EGRESS, _, S>(context, endpoint, generation, &packet)
+    process_plain::<EGRESS, _, S>(context, endpoint, version, &packet)
 }
 
 #[inline(always)]
@@ -91,7 +91,7 @@ where
     if !new_connection && let Some(slot) = context.flow(endpoint, &key) {
         // Rare. Most of these packets take the slow path; a new source endpoint ID is handled here.
         if !EGRESS && (flow::is_local_or_hairpin(slot) || flow::remote_endpoint(slot) != context.source_endpoint()) {
-            let allowed = process_plain_with_new_remote(context, endpoint, generation, &key, packet.flags.0);
+            let allowed = process_plain_with_new_remote(context, endpoint, version, &key, packet.flags.0);
             return allowed.then_some(Reason::Flow);
         }
         let (now, hz) = (context.now(), context.hz());
@@ -133,12 +133,12 @@ where
     let Some(slot) = context.flow(endpoint, key) else { return false };
     let (known, source_endpoint) = (KnownFlow::read(slot), context.source_endpoint());
     let (now, hz) = (context.now(), context.hz());
-    if known.generation != generation || flow::is_local_or_hairpin(slot) || !known.is_alive(key.protocol, now, hz) {
+    if known.version != version || flow::is_local_or_hairpin(slot) || !known.is_alive(key.protocol, now, hz) {
         return false;
     }
     if flow::remote_endpoint(slot) != u32::from(ANY_REMOTE) {
         let Some(remote) = context.endpoint_by_id(source_endpoint) else { return false };
-        if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::SOURCE_GUARD) {
+        if key.remote_address.belongs_to(remote) || !remote.has(endpoint_flags::ANTI_SPOOFING) {
             flow::set_remote_endpoint(slot, source_endpoint);
         } else if known.accepts_any_remote(slot) {
             flow::set_remote_endpoint(slot, u32::from(ANY_REMOTE));
@@ -188,7 +188,7 @@ where
     conclude(&context, endpoint, direction, found)
 }
 
-/// Evaluates a plain packet of a flow of another generation. Returns `Flow` or `Revoked`.
+/// Evaluates a plain packet of a flow of another version. Returns `Flow` or `Revoked`.
 #[inline(never)]
 fn process_plain_stale<const EGRESS: bool, A, S>(context: S, key: &FlowKey<A>, stale: u32) -> Reason
 where

@@ -59,14 +59,14 @@ where
     A: Parse,
     S: Context + Family<A>,
 {
-    let generation = verdict::generation(endpoint);
+    let version = verdict::version(endpoint);
     let key = flow::plain_key::<true, A>(endpoint.ifindex.0, packet);
     let Some(slot) = context.flow(endpoint, &key).filter(|_| packet.source.belongs_to(endpoint)) else {
         return false;
     };
     let (now, hz) = (context.now(), context.hz());
     let known = KnownFlow::read(slot);
-    let holds = known.generation == generation && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
+    let holds = known.version == version && !known.needs_recheck() && known.is_alive(packet.protocol, now, hz);
     if holds {
         known.touch(slot, Direction::Egress, packet.flags, now, hz);
     }

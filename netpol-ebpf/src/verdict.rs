@@ -1,8 +1,8 @@
 //! Evaluates policy for new and stale flows, and records the result.
 
 use netpol_common::{
-    Attempt, Direction, Endpoint, Evaluation, FlowEntry, FlowKey, Generation, NO_REASON, REASON_MASK, RECHECK, Reason,
-    SourceCheck, endpoint_flags, evaluate, flow_state, protocol,
+    Attempt, Direction, Endpoint, EndpointVersion, Evaluation, FlowEntry, FlowKey, NO_REASON, REASON_MASK, RECHECK,
+    Reason, SourceCheck, endpoint_flags, evaluate, flow_state, protocol,
 };
 
 use crate::barrier;
@@ -164,7 +164,7 @@ where
     slot.write(field!(FlowEntry, initiator), entry.initiator);
     slot.write(field!(FlowEntry, remote_endpoint), entry.remote_endpoint);
     slot.write(field!(FlowEntry, last_used), entry.last_used);
-    slot.write(field!(FlowEntry, generation), entry.generation);
+    slot.write(field!(FlowEntry, version), entry.version);
     true
 }
 

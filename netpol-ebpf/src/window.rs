@@ -49,7 +49,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads two bytes.
     #[inline(always)]
-    pub(crate) fn pair<const O: usize>(&self) -> [u8; 2] {
+    pub(crate) fn two_bytes<const O: usize>(&self) -> [u8; 2] {
         const { assert!(O + 2 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u16::<O>(self.bytes) }.to_ne_bytes()
@@ -58,12 +58,12 @@ impl<'a, const N: usize> Window<'a, N> {
     /// Reads a 16-bit number in network byte order.
     #[inline(always)]
     pub(crate) fn number<const O: usize>(self) -> u16 {
-        u16::from_be_bytes(self.pair::<O>())
+        u16::from_be_bytes(self.two_bytes::<O>())
     }
 
     /// Reads four bytes.
     #[inline(always)]
-    pub(crate) fn quad<const O: usize>(&self) -> [u8; 4] {
+    pub(crate) fn four_bytes<const O: usize>(&self) -> [u8; 4] {
         const { assert!(O + 4 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u32::<O>(self.bytes) }.to_ne_bytes()
@@ -71,7 +71,7 @@ impl<'a, const N: usize> Window<'a, N> {
 
     /// Reads sixteen bytes.
     #[inline(always)]
-    pub(crate) fn sixteen<const O: usize>(&self) -> [u8; 16] {
+    pub(crate) fn sixteen_bytes<const O: usize>(&self) -> [u8; 16] {
         const { assert!(O + 16 <= N) };
         // SAFETY: inside this window.
         unsafe { load_u128::<O>(self.bytes) }

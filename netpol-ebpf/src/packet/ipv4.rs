@@ -67,7 +67,7 @@ impl Parse for [u8; 4] {
             protocol: header.byte::<9>(),
             hops: header.byte::<8>(),
             fragment: fragment(header),
-            identification: u32::from(u16::from_ne_bytes(header.pair::<4>())),
+            identification: u32::from(u16::from_ne_bytes(header.two_bytes::<4>())),
             transport: Transport::default(),
             error: None,
             family: PhantomData,

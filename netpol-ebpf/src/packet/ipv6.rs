@@ -212,7 +212,7 @@ fn fragment(header: Window<'_, 8>) -> (Fragment, u32) {
     } else {
         Fragment::WHOLE
     };
-    (part, u32::from_ne_bytes(header.quad::<4>()))
+    (part, u32::from_ne_bytes(header.four_bytes::<4>()))
 }
 
 /// Returns whether the length field of a plain packet excludes a part of its transport header. Jumbo packets have
