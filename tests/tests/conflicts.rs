@@ -84,7 +84,7 @@ fn every_kind_of_conflict_is_reported_and_counted_and_enforcement_continues() ->
     std::fs::remove_file(&file)?;
     agent.restart()?;
     wait_counts(&agent, [1, 0, 0])?;
-    agent.wait_log(&["WARN", "conflict", "netpol_empty, before netpol's", veth, "netpol does not process"])?;
+    agent.wait_log(&["WARN", "conflict", "netpol_empty (before netpol's)", veth, "netpol does not process"])?;
 
     let probe = cluster.probe("shop/a", "shop/b", Protocol::Tcp, 80);
     let outcomes = cluster.try_all(&[probe])?;

@@ -27,14 +27,13 @@ use crate::reconcile::{Compiler, Options, Reconciler};
 use crate::source::{Batch, Feed};
 
 /// Time after a signal until the process is ended by force. Normally it ends within some milliseconds. With
-/// --kube-events_thread, it first writes the last Events.
+/// --kube-events, it first writes the last Events.
 const STOP_TIMEOUT: Duration = Duration::from_millis(850);
 const _: () = assert!(kubernetes::FINISH_TIMEOUT.as_millis() < STOP_TIMEOUT.as_millis());
 
 pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     if args.kube_events && args.source.api_client().is_none() {
-        let message =
-            "--kube-events_thread needs --source kube: Events are written to the API server that objects come from";
+        let message = "--kube-events needs --source kube: Events are written to the API server that objects come from";
         super::Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
     requirements::check("run")?;
@@ -191,7 +190,7 @@ async fn enforce(
 /// Starts to write Events to the API server, if enabled.
 fn kube_events(args: &RunArgs) -> Result<Option<(Sink, kubernetes::Handle)>> {
     let Some(client) = args.source.api_client().filter(|_| args.kube_events) else { return Ok(None) };
-    kubernetes::start(&args.node, client).map(Some).context("cannot start a thread for --kube-events_thread")
+    kubernetes::start(&args.node, client).map(Some).context("cannot start a thread for --kube-events")
 }
 
 /// Serves health, metrics and the API socket. If the socket cannot be created, the agent enforces policies anyway.

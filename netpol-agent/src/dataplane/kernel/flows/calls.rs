@@ -1,4 +1,4 @@
-//! BPF system calls that aya lacks: operations on many entries at once, and maps with the types of another map.
+//! BPF system calls that aya lacks: operations on many entries at once, and maps with types.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -9,8 +9,7 @@ use bytemuck::Pod;
 const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
-const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const BTF_GET_FD_BY_ID: libc::c_int = 19;
+const BTF_LOAD: libc::c_int = 18;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
 
@@ -59,31 +58,16 @@ struct Create {
     btf_value_type: u32,
 }
 
-/// `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct GetInfo {
-    object: u32,
-    length: u32,
-    info: u64,
-}
-
-/// `struct bpf_map_info`, up to the types.
+/// `union bpf_attr` for `BPF_BTF_LOAD`.
 #[repr(C)]
 #[derive(Default)]
-struct Info {
-    kind: u32,
-    id: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    map_flags: u32,
-    name: [u8; 16],
-    ifindex: u32,
-    btf_vmlinux_value_type: u32,
-    netns: [u64; 2],
-    btf: u32,
-    btf_key_type: u32,
-    btf_value_type: u32,
+struct LoadTypes {
+    types: u64,
+    log: u64,
+    size: u32,
+    log_size: u32,
+    log_level: u32,
+    padding: u32,
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
@@ -100,25 +84,26 @@ fn bpf_descriptor<T>(command: libc::c_int, attributes: &mut T) -> io::Result<Own
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Creates a map like another one, with its BTF types and with another size.
+/// `BPF_MAP_TYPE_LRU_HASH`. Source: `include/uapi/linux/bpf.h`.
+const LRU_HASH: u32 = 9;
+
+/// Creates an LRU hash with BTF types, as the maps in the BPF object have them.
 ///
 /// From Linux 5.15 to 6.2, a map of maps accepts only inner maps that have BTF types if its first inner map had them: a
 /// map without types has another `timer_off`. Source: `bpf_map_meta_equal`,
 /// <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/map_in_map.c>.
-pub(super) fn create_like(model: BorrowedFd<'_>, size: u32, name: &str) -> io::Result<OwnedFd> {
-    let mut info = Info::default();
-    let length = u32::try_from(size_of::<Info>()).unwrap_or_default();
-    bpf(OBJ_GET_INFO_BY_FD, &mut GetInfo { object: descriptor_of(model), length, info: &raw mut info as u64 })?;
-    let btf = if info.btf == 0 { None } else { Some(bpf_descriptor(BTF_GET_FD_BY_ID, &mut info.btf)?) };
+pub(super) fn create_lru_hash<K, V>(size: u32, name: &str) -> io::Result<OwnedFd> {
+    let as_u32 = |size: usize| u32::try_from(size).map_err(io::Error::other);
+    let (key_size, value_size) = (as_u32(size_of::<K>())?, as_u32(size_of::<V>())?);
+    let types = load_types(key_size, value_size)?;
     let mut create = Create {
-        kind: info.kind,
-        key_size: info.key_size,
-        value_size: info.value_size,
+        kind: LRU_HASH,
+        key_size,
+        value_size,
         max_entries: size,
-        map_flags: info.map_flags,
-        btf: btf.as_ref().map_or(0, |btf| btf.as_raw_fd().unsigned_abs()),
-        btf_key_type: info.btf_key_type,
-        btf_value_type: info.btf_value_type,
+        btf: types.as_raw_fd().unsigned_abs(),
+        btf_key_type: KEY_TYPE,
+        btf_value_type: VALUE_TYPE,
         ..Create::default()
     };
     // The last byte stays zero.
@@ -126,6 +111,39 @@ pub(super) fn create_like(model: BorrowedFd<'_>, size: u32, name: &str) -> io::R
         *to = from;
     }
     bpf_descriptor(MAP_CREATE, &mut create)
+}
+
+/// Numbers of the types in [`load_types`].
+const KEY_TYPE: u32 = 2;
+const VALUE_TYPE: u32 = 4;
+
+/// Loads types for keys and values of these sizes: arrays of bytes. The kernel searches a value for timers only if it is
+/// a structure. The types of the BPF object itself are not available: a descriptor of loaded types needs
+/// `CAP_SYS_ADMIN` (`BPF_BTF_GET_FD_BY_ID`).
+///
+/// Source of the format: <https://docs.kernel.org/bpf/btf.html>.
+fn load_types(key_size: u32, value_size: u32) -> io::Result<OwnedFd> {
+    const STRINGS: &[u8] = b"\0u8\0flow\0bytes\0";
+    let [u8, flow, bytes] = [1, 4, 9];
+    let [int, array, structure] = [1_u32, 3, 4].map(|kind| kind << 24);
+    let types = [
+        // 1: u8, of 8 bits.
+        [u8, int, 1, 8].as_slice(),
+        // 2 and 3: arrays of type 1, with an index of type 1.
+        &[0, array, 0, 1, 1, key_size],
+        &[0, array, 0, 1, 1, value_size],
+        // 4: a structure with one member, of type 3 at offset 0.
+        &[flow, structure | 1, value_size, bytes, 3, 0],
+    ]
+    .concat();
+    let types_size = u32::try_from(types.len() * 4).unwrap_or_default();
+    let strings_size = u32::try_from(STRINGS.len()).unwrap_or_default();
+    // Magic number and version; size of the header; offset and size of types and strings.
+    let header = [0x0001_eb9f, 24, 0, types_size, types_size, strings_size];
+    let mut blob: Vec<u8> = header.iter().chain(&types).flat_map(|word| word.to_ne_bytes()).collect();
+    blob.extend_from_slice(STRINGS);
+    let size = u32::try_from(blob.len()).unwrap_or_default();
+    bpf_descriptor(BTF_LOAD, &mut LoadTypes { types: blob.as_ptr() as u64, size, ..LoadTypes::default() })
 }
 
 fn descriptor_of(map: BorrowedFd<'_>) -> u32 {

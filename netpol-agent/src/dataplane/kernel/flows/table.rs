@@ -180,7 +180,7 @@ impl<K: Family> Tables<K> {
             let size = plan::first(self.budget, self.floor, self.own.len() + made.len());
             let taken: u64 = self.own.values().chain(made.values()).map(|table: &Table| u64::from(table.size)).sum();
             let size = if taken + u64::from(size) > u64::from(self.budget) { self.floor } else { size };
-            match self.make(size, &self.pin(*id)) {
+            match Self::make(size, &self.pin(*id)) {
                 Ok(table) => {
                     made.insert(*id, table);
                 }
@@ -193,15 +193,15 @@ impl<K: Family> Tables<K> {
     /// Replaces tables by tables of these sizes, and copies their flows.
     pub(super) fn resize(&mut self, changes: &[(u32, u32)], endpoints: &Endpoints) -> io::Result<()> {
         for (id, size) in changes {
-            let table = self.make(*size, &self.next_pin(*id))?;
+            let table = Self::make(*size, &self.next_pin(*id))?;
             self.swap(BTreeMap::from([(*id, table)]), endpoints)?;
             fs::rename(self.next_pin(*id), self.pin(*id))?;
         }
         Ok(())
     }
 
-    fn make(&self, size: u32, pin: &Path) -> io::Result<Table> {
-        let map = calls::create_like(self.shared.fd().as_fd(), size, "netpol_flows")?;
+    fn make(size: u32, pin: &Path) -> io::Result<Table> {
+        let map = calls::create_lru_hash::<K, FlowEntry>(size, "netpol_flows")?;
         let map = MapData::from_fd(map).map_err(io::Error::other)?;
         unpin(pin).map_err(io::Error::other)?;
         map.pin(pin).map_err(io::Error::other)?;
