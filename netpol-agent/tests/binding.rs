@@ -65,13 +65,13 @@ fn start(pods: &[String], interfaces: InterfaceSnapshot) -> Reconciler<Memory> {
 /// Returns the name of the pod that an interface is enforced as; `shut`: all of its traffic is dropped; `-`: it has
 /// no endpoint.
 fn enforced_as(reconciler: &Reconciler<Memory>, index: u32) -> String {
-    let Some(held) = reconciler.local_endpoints().get(&IfIndex(index)) else { return "-".to_owned() };
+    let Some(held) = reconciler.endpoint(IfIndex(index)) else { return "-".to_owned() };
     assert!(reconciler.dataplane().attached.contains(&IfIndex(index)));
     if held.endpoint.has(endpoint_flags::UNKNOWN) {
         return "shut".to_owned();
     }
     let name = held.pod.as_ref().map_or_else(|| "?".to_owned(), |pod| pod.name.to_string());
-    if held.orphaned { format!("{name}, orphaned") } else { name }
+    if held.is_orphaned() { format!("{name}, orphaned") } else { name }
 }
 
 fn endpoint(reconciler: &Reconciler<Memory>, index: u32) -> Endpoint {

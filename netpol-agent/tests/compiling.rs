@@ -116,7 +116,7 @@ fn a_new_pod_is_shut_until_its_policies_are_compiled() {
     let mut reconciler = start(&[DENY_WEB], &[]);
     reconciler.apply(applied(&[&pod("db", "db", 2), &pod("web", "web", 3)]));
     reconciler.interfaces(interfaces(&[(12, 2), (13, 3)]));
-    assert!(reconciler.local_endpoints().is_empty(), "most pods are evaluated within this time");
+    assert!(reconciler.pod_endpoints().next().is_none(), "most pods are evaluated within this time");
     assert!(reconciler.next_overdue().is_some());
     wait_until_overdue(&mut reconciler);
     assert!(is_shut(&reconciler, 12) && is_shut(&reconciler, 13));
@@ -177,7 +177,7 @@ fn a_pod_of_the_same_name_does_not_inherit_policies_while_its_own_are_compiled()
 fn a_pod_that_is_deleted_during_a_compile_is_enforced_as_before() {
     let mut reconciler = start(&[DENY_WEB, &pod("web", "web", 3)], &[(13, 3)]);
     reconciler.apply(vec![deleted("web")]);
-    assert!(reconciler.local_endpoints()[&IfIndex(13)].orphaned);
+    assert!(reconciler.endpoint(IfIndex(13)).expect("no endpoint").is_orphaned());
     finish(&mut reconciler);
     assert!(endpoint(&reconciler, 13).expect("no endpoint").ingress.isolated());
     // A pod that is shut and deleted before its policies were compiled.
@@ -188,7 +188,7 @@ fn a_pod_that_is_deleted_during_a_compile_is_enforced_as_before() {
     finish(&mut reconciler);
     assert!(is_shut(&reconciler, 14), "an endpoint that was shut is not opened");
     reconciler.interfaces(interfaces(&[]));
-    assert!(reconciler.local_endpoints().is_empty());
+    assert!(reconciler.pod_endpoints().next().is_none());
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn existing_interfaces_do_not_change_at_the_start_and_new_ones_are_shut() {
     assert!(reconciler.is_starting());
     reconciler.interfaces(interfaces(&[(13, 3), (14, 4)]));
     wait_until_overdue(&mut reconciler);
-    assert!(!reconciler.local_endpoints().contains_key(&IfIndex(13)), "it was unprotected before the agent started");
+    assert!(reconciler.endpoint(IfIndex(13)).is_none(), "it was unprotected before the agent started");
     assert!(is_shut(&reconciler, 14));
     finish(&mut reconciler);
     assert!(!reconciler.is_starting());

@@ -96,7 +96,7 @@ impl Pipeline {
         let bytes = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or(0));
         let event = DenyEvent {
             ifindex: IfIndex(3),
-            rule_set: self.reconciler.local_endpoints()[&IfIndex(3)].endpoint.egress.rule_set,
+            rule_set: self.reconciler.endpoint(IfIndex(3)).expect("no endpoint").endpoint.egress.rule_set,
             suppressed,
             length: 60,
             direction: Direction::Egress as u8,

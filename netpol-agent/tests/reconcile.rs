@@ -176,7 +176,7 @@ fn a_pod_that_reuses_the_address_of_a_deleted_pod_gets_its_own_policies() {
     replace_objects(&mut reconciler, &[ALLOW_BLOCK]);
     replace_objects(&mut reconciler, &[OTHER, ALLOW_BLOCK]);
     assert!(!enforced(&reconciler, 3).expect("no endpoint").ingress.isolated());
-    assert!(!reconciler.local_endpoints()[&IfIndex(3)].orphaned);
+    assert!(!reconciler.endpoint(IfIndex(3)).expect("no endpoint").is_orphaned());
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn an_interface_that_is_removed_during_an_attach_is_released_afterwards() {
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Attach(IfIndex(3)), PendingCall::Detach(IfIndex(3))]);
         assert!(endpoints(&reconciler).contains_key(&IfIndex(3)), "programs without an endpoint drop everything");
         reconciler.jobs_finished([detached(Ok(()))]);
-        assert!(endpoints(&reconciler).is_empty() && reconciler.local_endpoints().is_empty());
+        assert!(endpoints(&reconciler).is_empty() && reconciler.pod_endpoints().next().is_none());
     }
 }
 
@@ -351,7 +351,7 @@ fn an_index_that_is_reused_during_a_detach_belongs_to_the_new_interface() {
         reconciler.interfaces(interfaces(&[]));
         replace_objects(&mut reconciler, &[OTHER_PODS, DENY_ALL]);
         reconciler.interfaces(interfaces(&[(3, "10.0.0.4")]));
-        assert!(!reconciler.local_endpoints()[&IfIndex(3)].attached && reconciler.pods_waiting() == 1);
+        assert!(reconciler.enforced().next().is_none() && reconciler.pods_waiting() == 1);
         reconciler.jobs_finished([detached(Ok(()))]);
         assert_eq!(reconciler.dataplane().pending, [PendingCall::Detach(IfIndex(3)), PendingCall::Attach(IfIndex(3))]);
         reconciler.jobs_finished([attached(Ok(()))]);

@@ -71,7 +71,7 @@ impl Reporter {
 
     /// Reports a denied packet.
     pub fn deny<D: Dataplane>(&mut self, event: &DenyEvent, reconciler: &Reconciler<D>) {
-        let pod = reconciler.local_endpoints().get(&event.ifindex).and_then(|held| held.pod.clone());
+        let pod = reconciler.endpoint(event.ifindex).and_then(|held| held.pod.clone());
         if let Some(pod) = &pod {
             self.recent_pods.insert(event.ifindex.0, pod.clone());
         }
@@ -121,7 +121,7 @@ impl Reporter {
         }
         self.limited_at = now;
         let mut limited = HashMap::new();
-        for held in reconciler.local_endpoints().values() {
+        for held in reconciler.pod_endpoints() {
             let Some(pod) = &held.pod else { continue };
             for direction in Direction::BOTH {
                 let id = (held.endpoint.id, direction as u32);
@@ -182,7 +182,7 @@ fn sender<D: Dataplane>(event: &DenyEvent, denial: &Denial, reconciler: &Reconci
     if id == 0 || event.direction != Direction::Ingress as u8 {
         return None;
     }
-    let held = reconciler.local_endpoints().values().find(|held| held.endpoint.id == id)?;
+    let held = reconciler.pod_endpoints().find(|held| held.endpoint.id == id)?;
     let sender = held.pod.as_ref()?.to_string();
     (denial.from.pod.as_ref() != Some(&sender)).then_some(sender)
 }

@@ -20,11 +20,10 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     packets(&mut metrics, reconciler, meter);
     suppressed(&mut metrics, reconciler, meter);
     maps(&mut metrics, reconciler);
-    omitted_parts(&mut metrics, reconciler);
-    let held = || reconciler.local_endpoints().values().filter(|held| held.attached);
-    let endpoints = held().filter(|held| held.pod.is_some() && !held.orphaned).count();
-    let orphans = held().filter(|held| held.orphaned).count();
-    let unknown = held().count() - endpoints - orphans;
+    left_out(&mut metrics, reconciler);
+    let endpoints = reconciler.enforced().filter(|known| known.pod.is_some() && !known.is_orphaned()).count();
+    let orphans = reconciler.enforced().filter(|known| known.is_orphaned()).count();
+    let unknown = reconciler.enforced().count() - endpoints - orphans;
     let (conflicts, secondary) = (reconciler.conflicts(), reconciler.secondary_interfaces());
     let failed_writes = reconciler.failed_writes();
     let policy_diagnostics = reconciler.policy_diagnostics();
@@ -127,7 +126,7 @@ fn conflicting_components(metrics: &mut MetricsText, meter: &Meter) {
 
 fn packets(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>, meter: &Meter) {
     metrics.header("netpol_packets_total", "counter", "Packets at pods by direction, reason and verdict.");
-    for held in reconciler.local_endpoints().values() {
+    for held in reconciler.pod_endpoints() {
         let Some(pod) = &held.pod else { continue };
         for direction in Direction::BOTH {
             let Ok(counters) = meter.counters.packets(held.endpoint.id, direction) else { continue };
@@ -172,7 +171,7 @@ fn unlisted(metrics: &mut MetricsText, addresses: usize) {
 fn suppressed(metrics: &mut MetricsText, reconciler: &Reconciler<Kernel>, meter: &Meter) {
     let name = "netpol_deny_events_suppressed_total";
     metrics.header(name, "counter", "Number of denied packets without a deny event because of the limit for each pod.");
-    for held in reconciler.local_endpoints().values() {
+    for held in reconciler.pod_endpoints() {
         let Some(pod) = &held.pod else { continue };
         for direction in Direction::BOTH {
             let suppressed = meter.counters.suppressed(held.endpoint.id, direction).unwrap_or(0);

@@ -12,8 +12,9 @@ use std::time::Duration;
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::model::PodKey;
 
-use super::interface::{addresses_of, is_any_link_local};
-use super::{LocalEndpoint, Reconciler};
+use super::Reconciler;
+use super::desired::{addresses_of, is_any_link_local};
+use super::interface::Interface;
 use crate::dataplane::Dataplane;
 use crate::endpoints::{PodEnd, Veth};
 
@@ -55,14 +56,15 @@ pub(super) struct Bindings {
 impl Bindings {
     /// Adopts the bindings of an earlier agent. An interface without programs is left out: its index may belong to
     /// another interface by now.
-    pub(super) fn adopted<'a>(held: impl IntoIterator<Item = (&'a IfIndex, &'a LocalEndpoint)>) -> Self {
-        let adopt = |(ifindex, held): (&IfIndex, &LocalEndpoint)| {
-            let Endpoint { mac, link_local, .. } = held.endpoint;
-            let addresses: Vec<IpAddr> = addresses_of(&held.endpoint).collect();
-            let is_bound = held.attached && !addresses.is_empty() && !held.endpoint.has(endpoint_flags::UNKNOWN);
+    pub(super) fn adopted(interfaces: &BTreeMap<IfIndex, Interface>) -> Self {
+        let adopt = |(ifindex, interface): (&IfIndex, &Interface)| {
+            let endpoint = &interface.enforced()?.endpoint;
+            let Endpoint { mac, link_local, .. } = *endpoint;
+            let addresses: Vec<IpAddr> = addresses_of(endpoint).collect();
+            let is_bound = !addresses.is_empty() && !endpoint.has(endpoint_flags::UNKNOWN);
             is_bound.then_some((*ifindex, Binding { addresses, pod: None, mac, link_local, adopted: true }))
         };
-        Self { bound: held.into_iter().filter_map(adopt).collect(), ..Self::default() }
+        Self { bound: interfaces.iter().filter_map(adopt).collect(), ..Self::default() }
     }
 
     /// Returns the pod of an interface.
@@ -134,7 +136,7 @@ impl Bindings {
 impl<D: Dataplane> Reconciler<D> {
     /// Finds the pod of each interface. `relisted`: the interfaces have just been listed.
     pub(super) fn bind(&mut self, relisted: bool) {
-        let veths = &self.interfaces.veths;
+        let veths = &self.snapshot.veths;
         let mut bindings = std::mem::take(&mut self.bindings);
         let known: BTreeSet<IfIndex> =
             bindings.bound.keys().chain(&bindings.shut).chain(bindings.conflicts.keys()).copied().collect();
@@ -206,7 +208,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns the pods with addresses that are found on interfaces without a binding.
     fn claims(&self, bindings: &Bindings) -> BTreeMap<IfIndex, Vec<PodKey>> {
-        let unbound = self.interfaces.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
+        let unbound = self.snapshot.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
         let claim = |(ifindex, (_, side)): (&IfIndex, &(Veth, PodEnd))| {
             let mut pods: Vec<PodKey> = Vec::new();
             for pod in
@@ -227,8 +229,11 @@ impl<D: Dataplane> Reconciler<D> {
         (self.policies.contains_key(pod) || !self.pods.is_evaluated(pod)).then(|| pod.clone())
     }
 
-    fn name_of(&self, ifindex: IfIndex) -> String {
-        self.interfaces.veths.get(&ifindex).map_or_else(|| ifindex.to_string(), |(veth, _)| veth.name.clone())
+    /// Returns the name of an interface; its index if no snapshot has it.
+    pub(super) fn name_of(&self, ifindex: IfIndex) -> String {
+        let veth = self.snapshot.veths.get(&ifindex).map(|(veth, _)| &veth.name);
+        let name = veth.or_else(|| self.snapshot.routed.get(&ifindex).map(|device| &device.name));
+        name.map_or_else(|| ifindex.to_string(), Clone::clone)
     }
 
     /// Returns a conflict if another interface on the same bridge has the same MAC address: each would receive frames
@@ -236,7 +241,7 @@ impl<D: Dataplane> Reconciler<D> {
     fn same_mac(&self, bindings: &Bindings, veth: &Veth, side: &PodEnd) -> Option<String> {
         let mac = side.mac?;
         let neighbors = bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && bound.mac == mac);
-        let bridge = |ifindex: &IfIndex| self.interfaces.veths.get(ifindex)?.0.bridge;
+        let bridge = |ifindex: &IfIndex| self.snapshot.veths.get(ifindex)?.0.bridge;
         let mut neighbors = neighbors.map(|(ifindex, _)| *ifindex);
         let other = neighbors.find(|ifindex| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)?;
         Some(format!("the interface has the MAC address of {}", self.name_of(other)))
@@ -246,10 +251,10 @@ impl<D: Dataplane> Reconciler<D> {
     /// that takes such an address is not enforced as its owner.
     fn is_taken(&self, bindings: &Bindings, veth: &Veth, address: IpAddr) -> bool {
         let has_address = |bound: &Binding| matches!(address, IpAddr::V6(v6) if v6.octets() == bound.link_local);
-        let bridge = |ifindex: &IfIndex| self.interfaces.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
+        let bridge = |ifindex: &IfIndex| self.snapshot.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
         let mut others =
             bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && has_address(bound));
-        self.interfaces.own.contains(&address)
+        self.snapshot.own.contains(&address)
             || others.any(|(ifindex, _)| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)
     }
 
@@ -259,8 +264,8 @@ impl<D: Dataplane> Reconciler<D> {
         let mut changed: Vec<(IfIndex, [u8; 6], [u8; 16])> = Vec::new();
         let mut shut: Vec<(IfIndex, &Veth, String)> = Vec::new();
         for (&ifindex, bound) in &bindings.bound {
-            let Some((veth, side)) = self.interfaces.veths.get(&ifindex) else { continue };
-            let is_young = self.seen.get(&ifindex).is_none_or(|seen| seen.elapsed() < MAC_LEARNING);
+            let Some((veth, side)) = self.snapshot.veths.get(&ifindex) else { continue };
+            let is_young = self.interfaces.get(&ifindex).and_then(Interface::age).is_none_or(|age| age < MAC_LEARNING);
             let is_new = is_young && !bound.adopted;
             let (mut mac, mut link_local) = (bound.mac, bound.link_local);
             if let Some(found) = side.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac) {
@@ -303,7 +308,7 @@ impl<D: Dataplane> Reconciler<D> {
         let mut namespaces: BTreeMap<i32, PodKey> = BTreeMap::new();
         let mut conflicts = Vec::new();
         for (ifindex, bound) in &bindings.bound {
-            let Some((veth, side)) = self.interfaces.veths.get(ifindex) else { continue };
+            let Some((veth, side)) = self.snapshot.veths.get(ifindex) else { continue };
             if let Some(pod) = bindings.pods.get(ifindex) {
                 namespaces.insert(veth.namespace, pod.clone());
             }
@@ -320,7 +325,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let mut unlisted = BTreeMap::new();
         for ifindex in bindings.bound.keys() {
-            let Some((veth, side)) = self.interfaces.veths.get(ifindex) else { continue };
+            let Some((veth, side)) = self.snapshot.veths.get(ifindex) else { continue };
             let Some(pod) = bindings.pods.get(ifindex).and_then(|pod| self.pods.get(pod)) else { continue };
             let is_unlisted = |address: &&IpAddr| {
                 !address.is_loopback()
@@ -342,7 +347,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         bindings.unlisted = unlisted;
         let mut secondary = BTreeMap::new();
-        for (ifindex, (veth, _)) in &self.interfaces.veths {
+        for (ifindex, (veth, _)) in &self.snapshot.veths {
             if let Some(pod) = namespaces.get(&veth.namespace)
                 && !bindings.bound.contains_key(ifindex)
                 && !bindings.shut.contains(ifindex)

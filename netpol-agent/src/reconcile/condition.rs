@@ -1,6 +1,5 @@
 //! Checks whether this node enforces what a client waits for, and reports why not.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netpol_api::{Condition, Endpoint as EndpointStatus, Pending, Target, TargetKind};
@@ -8,8 +7,9 @@ use netpol_common::{DirectionPolicy, IfIndex, RuleSetId, endpoint_flags};
 use netpol_policy::model::{Pod, PodKey, PolicyKey};
 use netpol_policy::tables::EndpointPolicy;
 
-use super::interface::addresses_of;
-use super::{LocalEndpoint, QUARANTINE, Reconciler};
+use super::desired::addresses_of;
+use super::interface::{Interface, Phase};
+use super::{QUARANTINE, Reconciler};
 use crate::dataplane::Dataplane;
 use crate::source::Revision;
 
@@ -57,13 +57,6 @@ impl CheckResult {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Returns the number of pods of this node that have an address but no interface with programs.
-    pub fn pods_waiting(&self) -> usize {
-        let enforced = self.held.values().filter(|held| held.attached && !held.orphaned && !held.shut);
-        let found: BTreeSet<&PodKey> = enforced.filter_map(|held| held.pod.as_ref()).collect();
-        self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
-    }
-
     /// Checks one condition; `received` is the last batch that was applied.
     pub fn check(&self, check: &Check, received: Revision) -> CheckResult {
         let mut result =
@@ -102,10 +95,10 @@ impl<D: Dataplane> Reconciler<D> {
                     result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
                     return result;
                 }
-                // Pods with an endpoint that still has a rule set with the policy.
-                for held in self.held.values().filter(|held| !held.orphaned) {
-                    let Some(pod) = &held.pod else { continue };
-                    if self.selects([held.endpoint.ingress, held.endpoint.egress], &policy) {
+                // Pods whose endpoint still has a rule set with the policy.
+                for known in self.pod_endpoints().filter(|known| !known.is_orphaned()) {
+                    let Some(pod) = &known.pod else { continue };
+                    if self.selects([known.endpoint.ingress, known.endpoint.egress], &policy) {
                         result.pods.push(pod.to_string());
                         let reason = "the policy is still enforced on the pod".to_owned();
                         result.pending.push(Pending { pod: pod.to_string(), reason });
@@ -116,7 +109,7 @@ impl<D: Dataplane> Reconciler<D> {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
                 if cluster_state.pods.contains_key(&key) {
                     result.condition = ConditionState::Not(Some("the object still exists".to_owned()));
-                } else if self.held.values().any(|held| held.pod.as_ref() == Some(&key)) {
+                } else if self.pod_endpoints().any(|known| known.pod.as_ref() == Some(&key)) {
                     let reason = "the interface still exists and is enforced as before";
                     result.pending.push(Pending { pod: key.to_string(), reason: reason.to_owned() });
                 }
@@ -137,7 +130,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns whether all changes are in the kernel, except for pods without an interface.
     pub fn is_fully_applied(&self) -> bool {
-        self.failures.is_empty() && !self.failures.has_errors()
+        self.failures.is_empty() && self.interfaces.values().all(|interface| interface.error.is_none())
     }
 
     /// Returns whether there are Node objects but none of this node: `--node` is wrong.
@@ -172,21 +165,24 @@ impl<D: Dataplane> Reconciler<D> {
             let policies = self.engine.rule_set(set).or_else(known).unwrap_or_default();
             policies.iter().map(ToString::to_string).collect()
         };
-        let status = |(ifindex, held): (&IfIndex, &LocalEndpoint)| EndpointStatus {
-            ifindex: ifindex.0,
-            interface: self.interfaces.veths.get(ifindex).map_or_else(String::new, |(veth, _)| veth.name.clone()),
-            pod: held.pod.as_ref().map(ToString::to_string),
-            addresses: addresses_of(&held.endpoint).collect::<Vec<IpAddr>>(),
-            attached: held.attached,
-            orphaned: held.orphaned,
-            conflict: self.bindings.conflict(*ifindex).map(str::to_owned),
-            unlisted_addresses: self.bindings.unlisted(*ifindex).to_vec(),
-            policies: netpol_api::Directions {
-                ingress: names(held.endpoint.ingress.rule_set),
-                egress: names(held.endpoint.egress.rule_set),
-            },
+        let status = |(ifindex, interface): (&IfIndex, &Interface)| {
+            let known = interface.endpoint()?;
+            Some(EndpointStatus {
+                ifindex: ifindex.0,
+                interface: self.snapshot.veths.get(ifindex).map_or_else(String::new, |(veth, _)| veth.name.clone()),
+                pod: known.pod.as_ref().map(ToString::to_string),
+                addresses: addresses_of(&known.endpoint).collect::<Vec<IpAddr>>(),
+                attached: interface.enforced().is_some(),
+                orphaned: known.is_orphaned(),
+                conflict: self.bindings.conflict(*ifindex).map(str::to_owned),
+                unlisted: self.bindings.unlisted(*ifindex).to_vec(),
+                policies: netpol_api::Directions {
+                    ingress: names(known.endpoint.ingress.rule_set),
+                    egress: names(known.endpoint.egress.rule_set),
+                },
+            })
         };
-        self.held.iter().map(status).collect()
+        self.interfaces.iter().filter_map(status).collect()
     }
 
     fn add_pods(&self, result: &mut CheckResult, which: impl Fn(&Pod, EndpointPolicy) -> bool) {
@@ -228,35 +224,38 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Returns why a pod of this node is not enforced yet.
-    fn pending_reason(&self, pod: &Pod) -> Option<String> {
+    fn pending_reason<'a>(&'a self, pod: &Pod) -> Option<String> {
         const UNEVALUATED: &str = "its policies are still being evaluated";
-        let found = self.held.iter().find(|(ifindex, held)| {
-            held.pod.as_ref() == Some(&pod.key) && !held.orphaned && self.interfaces.veths.contains_key(ifindex)
-        });
-        let Some((ifindex, held)) = found else {
-            let no_room = self.no_room.keys().any(|ifindex| {
-                let side = self.interfaces.veths.get(ifindex).map(|(_, side)| side);
-                side.is_some_and(|side| pod.addresses.iter().any(|address| side.addresses.contains(address)))
-            });
+        let endpoint_of_pod = |(ifindex, interface): (&IfIndex, &'a Interface)| {
+            let known = interface.endpoint()?;
+            let is_of_pod = known.pod.as_ref() == Some(&pod.key) && !known.is_orphaned();
+            (is_of_pod && self.snapshot.veths.contains_key(ifindex)).then_some((interface, known))
+        };
+        let Some((interface, known)) = self.interfaces.iter().find_map(endpoint_of_pod) else {
+            let lacks_room = |(ifindex, interface): (&IfIndex, &Interface)| {
+                let side = self.snapshot.veths.get(ifindex).map(|(_, side)| side);
+                interface.lacks_room()
+                    && side.is_some_and(|side| pod.addresses.iter().any(|address| side.addresses.contains(address)))
+            };
             return Some(if !self.pods.is_evaluated(&pod.key) {
                 UNEVALUATED.to_owned()
-            } else if no_room {
+            } else if self.interfaces.iter().any(lacks_room) {
                 "no room for another endpoint; raise --max-endpoints".to_owned()
             } else {
                 "no interface with an address of the pod was found yet".to_owned()
             });
         };
-        if !held.attached {
-            let error = self.failures.error_of(*ifindex);
+        let error = interface.error.as_deref();
+        if interface.enforced().is_none() {
             return Some(error.unwrap_or("the eBPF programs are not attached yet").to_owned());
         }
-        if held.shut {
+        if known.phase == Phase::Shut {
             return Some(format!("{UNEVALUATED}; all of its traffic is dropped until then"));
         }
-        if [held.endpoint.ingress.rule_set, held.endpoint.egress.rule_set].contains(&QUARANTINE) {
+        if [known.endpoint.ingress.rule_set, known.endpoint.egress.rule_set].contains(&QUARANTINE) {
             return Some("a CIDR could not be written, so the pod drops all traffic in isolated directions; see netpol_map_full_total".to_owned());
         }
-        if held.endpoint.has(endpoint_flags::INCOMPLETE) {
+        if known.endpoint.has(endpoint_flags::INCOMPLETE) {
             let missing = self.failures.failed_writes().missing;
             if missing > 0 {
                 return Some(format!("{missing} map entries could not be written; see netpol_map_full_total"));
@@ -269,11 +268,11 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let desired =
             if self.has_engine() { self.engine.endpoint(&pod.key) } else { self.policies.get(&pod.key).copied() };
-        if desired.map(|policy| [policy.ingress, policy.egress]) != Some([held.endpoint.ingress, held.endpoint.egress])
+        if desired.map(|policy| [policy.ingress, policy.egress])
+            != Some([known.endpoint.ingress, known.endpoint.egress])
         {
-            let error = self.failures.error_of(*ifindex);
             return Some(error.unwrap_or("its latest policies are not written yet").to_owned());
         }
-        self.failures.error_of(*ifindex).map(str::to_owned)
+        error.map(str::to_owned)
     }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netpol_common::{AllowKey, Endpoint, IfIndex, PortKey};
+use netpol_common::{AllowKey, Endpoint, PortKey};
 use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
 
 use crate::dataplane::{MapName, WriteError};
+use crate::endpoints::NetlinkError;
 
 /// Identifies a map entry, in the order in which entries are written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,16 +32,15 @@ pub struct FailedWrites {
     pub missing: usize,
 }
 
-/// Failed writes, and errors of interfaces.
+/// Failed writes, and the error of reading interfaces.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     pending: BTreeMap<EntryKey, Change>,
     reported: bool,
     full: BTreeMap<MapName, u64>,
     failed: u64,
-    /// Last error of each interface, and of reading all of them (index 0). Retries fail repeatedly, but each error is
-    /// logged once.
-    errors: BTreeMap<IfIndex, String>,
+    /// Last error of reading interfaces, until they are read again.
+    read_error: Option<String>,
 }
 
 impl Failures {
@@ -79,32 +79,18 @@ impl Failures {
         }
     }
 
-    pub(super) fn endpoint(&mut self, operation: &'static str, ifindex: IfIndex, error: &WriteError) {
-        self.count(error);
-        self.set_error(ifindex, format!("cannot {operation} the endpoint; retrying: {error}"));
-    }
-
-    /// Logs an error of an interface, unless it is the same as before.
-    pub(super) fn set_error(&mut self, ifindex: IfIndex, text: String) {
-        if self.errors.get(&ifindex) != Some(&text) {
-            tracing::error!(interface = %ifindex, "{text}");
-            self.errors.insert(ifindex, text);
+    /// Logs that interfaces could not be read, unless the error is the same as before.
+    pub(super) fn interfaces_not_read(&mut self, error: &NetlinkError) {
+        let error = error.to_string();
+        if self.read_error.as_ref() != Some(&error) {
+            tracing::error!(error, "cannot read the network interfaces; retrying");
+            self.read_error = Some(error);
         }
     }
 
-    /// Clears the error of an interface that works again or was removed.
-    pub(super) fn clear_error(&mut self, ifindex: IfIndex) {
-        self.errors.remove(&ifindex);
-    }
-
-    /// Returns whether any interface has an error.
-    pub(super) fn has_errors(&self) -> bool {
-        self.errors.keys().any(|ifindex| *ifindex != IfIndex(0))
-    }
-
-    /// Returns the last error of an interface.
-    pub(super) fn error_of(&self, ifindex: IfIndex) -> Option<&str> {
-        self.errors.get(&ifindex).map(String::as_str)
+    /// Records that interfaces could be read.
+    pub(super) fn interfaces_read(&mut self) {
+        self.read_error = None;
     }
 
     /// Counts an endpoint that got no ID because all are in use.
@@ -112,7 +98,8 @@ impl Failures {
         *self.full.entry(MapName::Endpoints).or_default() += 1;
     }
 
-    fn count(&mut self, error: &WriteError) {
+    /// Counts a failed write.
+    pub(super) fn count(&mut self, error: &WriteError) {
         match error {
             WriteError::Full { map, .. } => *self.full.entry(*map).or_default() += 1,
             WriteError::Failed { .. } => self.failed += 1,

@@ -13,17 +13,22 @@
 mod binding;
 mod compiler;
 mod condition;
+mod desired;
 mod devices;
 mod failures;
 mod ids;
 mod interface;
+mod operations;
 mod owners;
+mod pass;
 mod pods;
+mod program;
 mod resync;
 mod shortage;
 mod startup;
 pub mod task;
 mod unprotected;
+mod waiting;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,27 +36,28 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use netpol_common::{Endpoint, IfIndex, RuleSetId};
+use netpol_common::{IfIndex, RuleSetId};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::compile::{Engine, NodeScope};
 use netpol_policy::model::{PodKey, PolicyKey};
 use netpol_policy::tables::{Change, EndpointPolicy};
 
-use crate::dataplane::{Dataplane, InterfaceOutcome, MapName, WriteError};
+use crate::dataplane::{Dataplane, MapName, WriteError};
 use crate::endpoints::{InterfaceSnapshot, NetlinkError};
 use binding::Bindings;
 use compiler::EngineStats;
 use failures::Failures;
 use ids::EndpointIdAllocator;
+use interface::{Interface, Phase, Presence};
 use pods::LocalPods;
 use shortage::Shortage;
 use work::Work;
 
 pub use compiler::{Compiled, Compiler};
 pub use condition::{Check, CheckResult, ConditionState};
+pub use desired::UnknownPods;
 pub use failures::FailedWrites;
-pub use interface::UnknownPods;
-use unprotected::UnprotectedInterfaces;
+pub use interface::PodEndpoint;
 pub use unprotected::{BOUNDS as UNPROTECTED_BOUNDS, UnprotectedTimes};
 pub use work::Origin;
 
@@ -88,34 +94,6 @@ impl Options {
     }
 }
 
-/// An interface that has, or had, an endpoint.
-#[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
-pub struct LocalEndpoint {
-    /// Pod of the interface; `None` if it is unknown.
-    pub pod: Option<PodKey>,
-    /// Endpoint in the kernel.
-    pub endpoint: Endpoint,
-    /// Whether programs are attached.
-    pub attached: bool,
-    /// Whether its pod is deleted or finished. The endpoint stays as it was until the interface is removed or belongs
-    /// to another pod.
-    pub orphaned: bool,
-    /// Whether attached programs, of this agent or an earlier one, mark its packets with its ID.
-    pub marks: bool,
-    /// Whether all traffic is dropped because the policies of its pod are not compiled yet.
-    pub shut: bool,
-}
-
-/// An operation on an interface that has not finished.
-#[derive(Clone, Copy, Debug)]
-enum Job {
-    /// Attaching programs, since this time.
-    Attach(Instant),
-    /// Detaching programs, for this reason.
-    Detach(&'static str),
-}
-
 /// Whether the kernel is being queried for missing programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verifying {
@@ -138,57 +116,43 @@ pub struct Reconciler<D> {
     /// Policies of the rule sets in use.
     rule_set_names: BTreeMap<RuleSetId, Vec<PolicyKey>>,
     rule_set_names_stale: bool,
-    /// Interfaces that existed at the start. They stay as they are until the first objects are compiled.
-    present_at_start: BTreeSet<IfIndex>,
-    /// Whether the first compile is not finished yet.
-    starting: bool,
+    /// Time of the start, until the first compile is finished.
+    starting: Option<Instant>,
     /// Time of the last pass over all interfaces.
     reconciled_at: Instant,
     dataplane: D,
     options: Options,
-    interfaces: InterfaceSnapshot,
+    /// Interfaces as they were read last.
+    snapshot: InterfaceSnapshot,
+    /// State of each interface.
+    interfaces: BTreeMap<IfIndex, Interface>,
     /// Policies according to the changes executed so far; the engine may be ahead.
     policies: BTreeMap<PodKey, EndpointPolicy>,
-    held: BTreeMap<IfIndex, LocalEndpoint>,
     bindings: Bindings,
     /// Endpoint IDs that are written to addresses of pods of this node.
     owners: BTreeMap<IpAddr, u32>,
-    /// Interfaces without an endpoint because there is no room for it; whether programs are attached anyway, to drop
-    /// everything.
-    no_room: BTreeMap<IfIndex, bool>,
-    /// Devices that lead out of the node; whether the program is attached.
-    devices: BTreeMap<IfIndex, bool>,
-    /// Time when each veth appeared: as reported by the kernel, else when it was first read.
-    seen: BTreeMap<IfIndex, Instant>,
-    /// Time when the kernel first reported links that have not been read yet.
-    announced: BTreeMap<IfIndex, Instant>,
-    /// Operations on interfaces in progress; at most one for each.
-    jobs: BTreeMap<IfIndex, Job>,
-    /// Interfaces with a failed operation; retried after interfaces are read again.
-    failed: BTreeSet<IfIndex>,
     verifying: Verifying,
     /// Start of the verification in progress.
     verified_at: Instant,
     ids: EndpointIdAllocator,
     failures: Failures,
     unprotected: UnprotectedTimes,
-    unprotected_interfaces: UnprotectedInterfaces,
     shortage: Shortage,
 }
 
 impl<D: Dataplane> Reconciler<D> {
     /// Enforces the result of reading all interfaces.
     pub fn interfaces(&mut self, interfaces: InterfaceSnapshot) {
-        self.failures.clear_error(IfIndex(0));
-        self.failed.clear();
-        let local_addresses_changed = interfaces.own != self.interfaces.own;
-        let tunnels_changed = interfaces.tunnels != self.interfaces.tunnels;
-        self.interfaces = interfaces;
+        self.failures.interfaces_read();
+        self.retry_operations();
+        let local_addresses_changed = interfaces.own != self.snapshot.own;
+        let tunnels_changed = interfaces.tunnels != self.snapshot.tunnels;
+        self.snapshot = interfaces;
         if tunnels_changed {
             self.put_tunnels();
         }
         if local_addresses_changed {
-            let addresses = self.interfaces.own.clone();
+            let addresses = self.snapshot.own.clone();
             self.apply(vec![Event::LocalAddresses(addresses)]);
         }
         self.reconcile_after_read(true);
@@ -198,81 +162,24 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn interfaces_removed(&mut self, ifindexes: &BTreeSet<IfIndex>) {
         for ifindex in ifindexes {
             self.bindings.remove(*ifindex);
-            self.seen.remove(ifindex);
-            self.announced.remove(ifindex);
-            self.interfaces.veths.remove(ifindex);
+            self.snapshot.veths.remove(ifindex);
+            if let Some(interface) = self.interfaces.get_mut(ifindex) {
+                interface.presence = Presence::Absent;
+            }
+        }
+    }
+
+    /// Records that the kernel reported new or changed links.
+    pub fn links_reported(&mut self, ifindexes: impl IntoIterator<Item = IfIndex>) {
+        let now = Instant::now();
+        for ifindex in ifindexes {
+            self.interfaces.entry(ifindex).or_default().report(now);
         }
     }
 
     /// Reports that interfaces could not be read. The last result stays in use.
     pub fn not_read(&mut self, error: &NetlinkError) {
-        self.failures.set_error(IfIndex(0), format!("cannot read the network interfaces; retrying: {error}"));
-    }
-
-    /// Handles finished operations of the data plane.
-    pub fn jobs_finished(&mut self, outcomes: impl IntoIterator<Item = InterfaceOutcome>) {
-        for outcome in outcomes {
-            match outcome {
-                InterfaceOutcome::Attached { ifindex, result, packets } => {
-                    self.attach_finished(ifindex, result, packets);
-                }
-                InterfaceOutcome::Detached { ifindex, result } => self.detach_finished(ifindex, result),
-                InterfaceOutcome::Missing(ifindexes) => self.verify_finished(&ifindexes),
-            }
-        }
-        self.reconcile();
-    }
-
-    /// Checks that programs are still attached, and reattaches missing ones.
-    pub fn verify(&mut self) {
-        if self.verifying != Verifying::No {
-            self.verifying = Verifying::Repeat;
-            return;
-        }
-        self.verifying = Verifying::Yes;
-        self.verified_at = Instant::now();
-        let pods = self.held.iter().filter(|(_, held)| held.attached).map(|(ifindex, _)| *ifindex);
-        let devices = self.devices.iter().filter(|(_, attached)| **attached).map(|(ifindex, _)| *ifindex);
-        let attached = pods.chain(devices).collect();
-        if let Some(missing) = self.dataplane.verify(attached) {
-            self.verify_finished(&missing);
-            self.reconcile();
-        }
-    }
-
-    fn verify_finished(&mut self, missing: &[IfIndex]) {
-        let missing = missing.iter().filter(|ifindex| !self.jobs.contains_key(ifindex)).copied().collect::<Vec<_>>();
-        for ifindex in &missing {
-            if self.device_missing(*ifindex) {
-                continue;
-            }
-            if let Some(held) = self.held.get_mut(ifindex)
-                && std::mem::replace(&mut held.attached, false)
-            {
-                self.clear_owner(*ifindex);
-                if let Some((veth, _)) = self.interfaces.veths.get(ifindex) {
-                    self.unprotected_interfaces.record_start(*ifindex, self.verified_at, veth.packets);
-                    tracing::warn!(
-                        interface = veth.name,
-                        "eBPF programs were detached by another process; reattaching"
-                    );
-                }
-            }
-        }
-        if std::mem::replace(&mut self.verifying, Verifying::No) == Verifying::Repeat {
-            self.verify();
-        }
-    }
-
-    /// Retries failed writes and operations.
-    pub fn retry(&mut self) {
-        self.failed.clear();
-        if self.failures.is_empty() {
-            self.reconcile();
-        } else {
-            self.queue_retry();
-            self.advance();
-        }
+        self.failures.interfaces_not_read(error);
     }
 
     /// Executes one change.
@@ -281,10 +188,10 @@ impl<D: Dataplane> Reconciler<D> {
             Change::PutEndpoint(pod, policy) => {
                 self.rule_set_names_stale = true;
                 self.policies.insert(pod.clone(), policy);
-                self.rewrite_endpoints(|_, held| held.pod.as_ref() == Some(&pod) && !held.orphaned);
+                self.rewrite_endpoints(|known| known.phase == Phase::Current && known.pod.as_ref() == Some(&pod));
             }
-            Change::Reevaluate(rule_sets) => self.rewrite_endpoints(|endpoint, _| {
-                rule_sets.iter().any(|set| endpoint.ingress.rule_set == *set || endpoint.egress.rule_set == *set)
+            Change::Reevaluate(rule_sets) => self.rewrite_endpoints(|PodEndpoint { endpoint, .. }| {
+                [endpoint.ingress, endpoint.egress].iter().any(|direction| rule_sets.contains(&direction.rule_set))
             }),
             // `reconcile` decides what happens to the interface.
             Change::DeleteEndpoint(pod) => {
@@ -319,21 +226,20 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes the endpoints that match `which` again, with a new version.
-    fn rewrite_endpoints(&mut self, which: impl Fn(&Endpoint, &LocalEndpoint) -> bool) {
-        // A shut endpoint stays shut until the latest version of its pod is compiled: these policies may belong to an
-        // earlier pod of the same name.
-        let concerned = self.held.iter().filter(|(_, local)| !local.shut && which(&local.endpoint, local));
-        let ifindexes: Vec<IfIndex> = concerned.map(|(ifindex, _)| *ifindex).collect();
-        for ifindex in ifindexes {
-            let LocalEndpoint { pod, endpoint, orphaned, .. } = self.held[&ifindex].clone();
-            if orphaned {
-                self.write_endpoint(ifindex, pod, endpoint);
-                self.held.entry(ifindex).and_modify(|held| held.orphaned = true);
-            } else if let Some(pod) = pod
-                && let Some(desired) = self.desired_endpoint(ifindex, Some(&pod))
-            {
-                self.write_endpoint(ifindex, Some(pod), desired);
+    /// Writes the endpoints that match `which` again, with a new generation.
+    fn rewrite_endpoints(&mut self, which: impl Fn(&PodEndpoint) -> bool) {
+        let known = |(ifindex, interface): (&IfIndex, &Interface)| Some((*ifindex, interface.endpoint()?.clone()));
+        let concerned: Vec<_> = self.interfaces.iter().filter_map(known).filter(|(_, known)| which(known)).collect();
+        for (ifindex, PodEndpoint { pod, endpoint, phase, .. }) in concerned {
+            let desired = match phase {
+                // A shut endpoint stays shut until the latest version of its pod is compiled: these policies may
+                // belong to an earlier pod of the same name.
+                Phase::Shut | Phase::Released(_) => None,
+                Phase::Orphaned | Phase::NoRoom => Some(endpoint),
+                Phase::Current => pod.as_ref().and_then(|pod| self.desired_endpoint(ifindex, Some(pod))),
+            };
+            if let Some(desired) = desired {
+                self.write_endpoint(ifindex, pod, desired, phase);
             }
         }
     }
@@ -357,20 +263,25 @@ impl<D: Dataplane> Reconciler<D> {
         &mut self.dataplane
     }
 
-    /// Returns the devices that lead out of the node, and whether packets are evaluated there.
-    pub fn devices(&self) -> &BTreeMap<IfIndex, bool> {
-        &self.devices
+    /// Returns the endpoint of an interface.
+    pub fn endpoint(&self, ifindex: IfIndex) -> Option<&PodEndpoint> {
+        self.interfaces.get(&ifindex)?.endpoint()
     }
 
-    /// Returns every interface with an endpoint.
-    pub fn local_endpoints(&self) -> &BTreeMap<IfIndex, LocalEndpoint> {
-        &self.held
+    /// Returns all endpoints.
+    pub fn pod_endpoints(&self) -> impl Iterator<Item = &PodEndpoint> {
+        self.interfaces.values().filter_map(Interface::endpoint)
+    }
+
+    /// Returns the endpoints of interfaces with programs.
+    pub fn enforced(&self) -> impl Iterator<Item = &PodEndpoint> {
+        self.interfaces.values().filter_map(Interface::enforced)
     }
 
     /// Returns the expected number of entries of each map.
     pub fn entries(&self) -> BTreeMap<MapName, usize> {
         let mut entries = if self.has_engine() { compiler::entries(&self.engine) } else { self.stats.entries.clone() };
-        entries.insert(MapName::Endpoints, self.held.len());
+        entries.insert(MapName::Endpoints, self.pod_endpoints().count());
         entries
     }
 
@@ -390,6 +301,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn endpoint_failed(&mut self, operation: &'static str, ifindex: IfIndex, error: &WriteError) {
-        self.failures.endpoint(operation, ifindex, error);
+        self.failures.count(error);
+        let interface = self.interfaces.entry(ifindex).or_default();
+        interface.fail(ifindex, format!("cannot {operation} the endpoint; retrying: {error}"));
     }
 }

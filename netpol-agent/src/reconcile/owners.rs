@@ -7,8 +7,9 @@ use std::net::IpAddr;
 
 use netpol_common::{IfIndex, endpoint_flags};
 
-use super::interface::addresses_of;
-use super::{LocalEndpoint, Reconciler};
+use super::Reconciler;
+use super::desired::addresses_of;
+use super::interface::{Interface, PodEndpoint};
 use crate::dataplane::Dataplane;
 use crate::endpoints::TunnelEndpoints;
 
@@ -31,22 +32,22 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns the expected endpoint ID of each address. An orphaned endpoint keeps its address until another pod has
     /// it.
     fn wanted_owners(&self) -> BTreeMap<IpAddr, u32> {
-        let marked = |held: &&LocalEndpoint| held.marks && !held.endpoint.has(endpoint_flags::UNKNOWN);
-        let (orphaned, known): (Vec<&LocalEndpoint>, Vec<&LocalEndpoint>) =
-            self.held.values().filter(marked).partition(|held| held.orphaned);
-        let owned = |held: &LocalEndpoint| {
-            addresses_of(&held.endpoint).map(|address| (address, held.endpoint.id)).collect::<Vec<_>>()
+        let marked = |known: &&PodEndpoint| known.marks && !known.endpoint.has(endpoint_flags::UNKNOWN);
+        let (orphaned, others): (Vec<_>, Vec<_>) =
+            self.pod_endpoints().filter(marked).partition(|known| known.is_orphaned());
+        let owned = |PodEndpoint { endpoint, .. }: &PodEndpoint| {
+            addresses_of(endpoint).map(|address| (address, endpoint.id)).collect::<Vec<_>>()
         };
-        orphaned.into_iter().chain(known).flat_map(owned).collect()
+        orphaned.into_iter().chain(others).flat_map(owned).collect()
     }
 
     /// Removes the endpoint ID of an interface from its addresses: its packets no longer have this ID, or will have
     /// another one.
     pub(super) fn clear_owner(&mut self, ifindex: IfIndex) {
-        let Some(held) = self.held.get_mut(&ifindex) else { return };
-        held.marks = false;
-        let id = held.endpoint.id;
-        for address in addresses_of(&held.endpoint).collect::<Vec<_>>() {
+        let Some(known) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
+        known.marks = false;
+        let id = known.endpoint.id;
+        for address in addresses_of(&known.endpoint).collect::<Vec<_>>() {
             if self.owners.get(&address) == Some(&id) {
                 self.set_owner(address, 0);
             }
@@ -71,7 +72,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub(super) fn put_tunnels(&mut self) {
         let (mut local, mut others) = (TunnelEndpoints::default(), TunnelEndpoints::default());
         if !self.options.tunnels_to_node {
-            local.extend(&self.interfaces.tunnels);
+            local.extend(&self.snapshot.tunnels);
             others.extend(&TunnelEndpoints::standard());
             // The nodes of a cluster are configured alike.
             others.extend(&local);

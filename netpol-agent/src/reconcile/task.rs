@@ -303,8 +303,7 @@ fn ready_without_waiting(reconciler: &Reconciler<Kernel>, ready: &mut bool, file
 }
 
 fn report_ready(reconciler: &Reconciler<Kernel>, file: Option<&std::path::Path>) {
-    let attached = reconciler.local_endpoints().values().filter(|held| held.attached).count();
-    tracing::info!(endpoints = attached, "ready");
+    tracing::info!(endpoints = reconciler.enforced().count(), "ready");
     if let Some(file) = file
         && let Err(error) = std::fs::write(file, format!("{}\n", std::process::id()))
     {

@@ -1,9 +1,6 @@
 //! Measures how long interfaces existed before their pods were enforced, and how many packets passed meanwhile.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-
-use netpol_common::IfIndex;
 
 /// Upper bounds of [`UnprotectedTimes::buckets`], in milliseconds.
 pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 25, 50, 100, 1_000, 10_000];
@@ -17,54 +14,46 @@ pub(super) struct UnprotectedInterval {
     pub(super) packets: u64,
 }
 
-/// An interface without programs.
-#[derive(Clone, Copy, Debug)]
-struct Unprotected {
-    since: Instant,
-    /// Packets that had passed at that time.
-    packets: u64,
+/// Whether traffic of an interface passes without being evaluated.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Exposure {
+    /// It does not, or the interface does not exist.
+    #[default]
+    None,
+    /// It passes since this time, when the interface had passed this many packets.
+    Open { since: Instant, packets: u64 },
+    /// All of it is dropped until the pod is enforced, after this unprotected time.
+    DropAll(UnprotectedInterval),
 }
 
-/// Interfaces without programs, and since when; and the unprotected times of interfaces that have programs and drop
-/// everything until their pod is enforced.
-#[derive(Debug, Default)]
-pub(super) struct UnprotectedInterfaces {
-    open: BTreeMap<IfIndex, Unprotected>,
-    drop_all: BTreeMap<IfIndex, UnprotectedInterval>,
-}
-
-impl UnprotectedInterfaces {
-    /// Records that an interface has no programs since then, when it had passed this many packets.
-    pub(super) fn record_start(&mut self, ifindex: IfIndex, since: Instant, packets: u64) {
-        self.open.entry(ifindex).or_insert(Unprotected { since, packets });
+impl Exposure {
+    /// Records that there are no programs since then, when the interface had passed this many packets.
+    pub(super) fn start(&mut self, since: Instant, packets: u64) {
+        if !matches!(self, Self::Open { .. }) {
+            *self = Self::Open { since, packets };
+        }
     }
 
-    /// Moves the start of all open intervals back to this time, if it was later.
+    /// Moves the start back to this time, if it was later.
     pub(super) fn backdate(&mut self, at: Instant) {
-        self.open.values_mut().for_each(|open| open.since = open.since.min(at));
+        if let Self::Open { since, .. } = self {
+            *since = at.min(*since);
+        }
     }
 
     /// Records that programs run from now on, when the interface has passed this many packets. Returns `None` if they
     /// ran before.
-    pub(super) fn record_end(&mut self, ifindex: IfIndex, packets: u64) -> Option<UnprotectedInterval> {
-        let open = self.open.remove(&ifindex)?;
-        Some(UnprotectedInterval { time: open.since.elapsed(), packets: packets.saturating_sub(open.packets) })
+    pub(super) fn end(&mut self, packets: u64) -> Option<UnprotectedInterval> {
+        let Self::Open { since, packets: before } = *self else { return None };
+        *self = Self::None;
+        Some(UnprotectedInterval { time: since.elapsed(), packets: packets.saturating_sub(before) })
     }
 
-    /// Records that all traffic is dropped until the pod is enforced, after this unprotected time.
-    pub(super) fn record_drop_all(&mut self, ifindex: IfIndex, time: UnprotectedInterval) {
-        self.drop_all.insert(ifindex, time);
-    }
-
-    /// Returns the unprotected time of an interface that dropped everything before its pod was enforced.
-    pub(super) fn take_drop_all(&mut self, ifindex: IfIndex) -> Option<UnprotectedInterval> {
-        self.drop_all.remove(&ifindex)
-    }
-
-    /// Removes interfaces that no longer exist.
-    pub(super) fn retain(&mut self, exists: impl Fn(&IfIndex) -> bool) {
-        self.open.retain(|ifindex, _| exists(ifindex));
-        self.drop_all.retain(|ifindex, _| exists(ifindex));
+    /// Returns the unprotected time of an interface that dropped everything and whose pod is enforced now.
+    pub(super) fn take_drop_all(&mut self) -> Option<UnprotectedInterval> {
+        let Self::DropAll(interval) = *self else { return None };
+        *self = Self::None;
+        Some(interval)
     }
 }
 

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use netpol_common::IfIndex;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::PodKey;
 use netpol_policy::tables::{Change, EndpointPolicy};
@@ -46,8 +45,6 @@ pub(super) enum Write {
     SetPolicies(BTreeMap<PodKey, EndpointPolicy>, Ticket),
     /// Retries failed entries, with the value that is expected then.
     Retry(std::vec::IntoIter<failures::EntryKey>),
-    /// Detaches programs of an earlier agent that are no longer needed.
-    Strays(Vec<IfIndex>),
     /// Marks the end of a job.
     Done(Origin, Ticket, Instant),
 }
@@ -62,8 +59,6 @@ pub(super) struct Work {
     /// With [`Compiler::Manual`]: the job that waits to be run.
     manual_task: Option<Task>,
     writes: VecDeque<Write>,
-    /// Interfaces with programs of an earlier agent, until the first compile.
-    pub(super) strays: Vec<IfIndex>,
     finished: Vec<Origin>,
 }
 
@@ -75,7 +70,6 @@ impl Work {
             compiling: None,
             manual_task: None,
             writes: VecDeque::new(),
-            strays: Vec::new(),
             finished: Vec::new(),
         }
     }
@@ -162,7 +156,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.store_rule_set_names();
         let placeholder = placeholder(self.scope());
         let engine = std::mem::replace(&mut self.engine, placeholder);
-        let endpoints = self.held.values().map(|held| held.endpoint).collect();
+        let endpoints = self.pod_endpoints().map(|known| known.endpoint).collect();
         let task = Task { engine, job, endpoints, stats: self.stats.clone() };
         self.work.compiling = Some((origin, ticket, Instant::now()));
         match &self.work.compiler {
@@ -190,12 +184,8 @@ impl<D: Dataplane> Reconciler<D> {
                 self.work.writes.push_back(changes(after));
             }
         }
-        let strays = std::mem::take(&mut self.work.strays);
         self.work.writes.push_back(Write::Done(origin, ticket, begun));
-        if !strays.is_empty() {
-            self.work.writes.push_back(Write::Strays(strays));
-        }
-        if self.engine.needs_successor() && !self.work.backlog.iter().any(|pending| matches!(pending.job, Job::Renew)) {
+        if self.engine.is_worn() && !self.work.backlog.iter().any(|pending| matches!(pending.job, Job::Renew)) {
             self.work.push(Job::Renew, Origin::default(), ticket);
         }
     }
@@ -239,11 +229,9 @@ impl<D: Dataplane> Reconciler<D> {
                     self.policies = std::mem::take(policies);
                     self.rule_set_names_stale = true;
                     self.pods.evaluated(*ticket);
-                    self.present_at_start.clear();
-                    self.starting = false;
+                    self.starting = None;
                     self.reconcile();
                 }
-                Write::Strays(strays) => self.detach_strays(std::mem::take(strays)),
                 Write::Done(origin, ticket, began) => {
                     self.pods.evaluated(*ticket);
                     self.reconcile();
@@ -272,8 +260,8 @@ impl<D: Dataplane> Reconciler<D> {
             return;
         }
         let desired = self.policies.values().flat_map(|policy| [policy.ingress, policy.egress]);
-        let held = self.held.values().flat_map(|held| [held.endpoint.ingress, held.endpoint.egress]);
-        let used: BTreeSet<_> = desired.chain(held).map(|direction| direction.rule_set).collect();
+        let current = self.pod_endpoints().flat_map(|known| [known.endpoint.ingress, known.endpoint.egress]);
+        let used: BTreeSet<_> = desired.chain(current).map(|direction| direction.rule_set).collect();
         self.rule_set_names.retain(|rule_set, _| used.contains(rule_set));
         for rule_set in used {
             if let Some(policies) = self.engine.rule_set(rule_set) {
@@ -304,7 +292,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns whether the first objects are still being compiled.
     pub fn is_starting(&self) -> bool {
-        self.starting
+        self.starting.is_some()
     }
 
     /// Returns whether writes are pending.

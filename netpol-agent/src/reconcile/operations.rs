@@ -1,0 +1,185 @@
+//! Executes the actions of the interfaces' state machines: attaches and detaches programs, and records the results.
+
+use std::time::{Duration, Instant};
+
+use netpol_common::IfIndex;
+
+use super::interface::{Interface, Phase};
+use super::program::{ProgramAction, ProgramEvent, ProgramState};
+use super::unprotected::Exposure;
+use super::{Reconciler, Verifying};
+use crate::dataplane::{Dataplane, InterfaceOutcome, Role};
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Handles finished operations of the data plane.
+    pub fn jobs_finished(&mut self, outcomes: impl IntoIterator<Item = InterfaceOutcome>) {
+        for outcome in outcomes {
+            match outcome {
+                InterfaceOutcome::Attached { ifindex, result, packets } => {
+                    self.handle(ifindex, ProgramEvent::Attached { result, packets });
+                }
+                InterfaceOutcome::Detached { ifindex, result } => self.handle(ifindex, ProgramEvent::Detached(result)),
+                InterfaceOutcome::Missing(ifindexes) => self.verify_finished(&ifindexes),
+            }
+        }
+        self.reconcile();
+    }
+
+    /// Reports an event to the state machine of an interface, and executes the action.
+    pub(super) fn handle(&mut self, ifindex: IfIndex, event: ProgramEvent) {
+        let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
+        match interface.program.handle(event) {
+            None => {}
+            Some(ProgramAction::Attach(role)) => {
+                let name = self.name_of(ifindex);
+                if let Some(result) = self.dataplane.attach(ifindex, &name, role) {
+                    self.handle(ifindex, ProgramEvent::Attached { result, packets: None });
+                }
+            }
+            Some(ProgramAction::Detach) => {
+                self.record_unprotected(ifindex, Instant::now());
+                if let Some(result) = self.dataplane.detach(ifindex) {
+                    self.handle(ifindex, ProgramEvent::Detached(result));
+                }
+            }
+            Some(ProgramAction::RecordAttached { role: Role::Pod, begun, packets }) => {
+                self.record_attached(ifindex, begun, packets);
+            }
+            Some(ProgramAction::RecordAttached { .. }) => {
+                interface.error = None;
+                tracing::info!(device = self.name_of(ifindex), "evaluating packets that leave by this device");
+            }
+            Some(ProgramAction::RecordMissing(role)) => {
+                self.record_unprotected(ifindex, self.verified_at);
+                let interface = self.name_of(ifindex);
+                if role.is_device() {
+                    tracing::warn!(interface, "the eBPF program was detached by another process; reattaching");
+                } else {
+                    tracing::warn!(interface, "eBPF programs were detached by another process; reattaching");
+                }
+            }
+            Some(ProgramAction::RemoveInterface) => {
+                tracing::debug!(interface = %ifindex, "the interface was removed");
+                self.snapshot.veths.remove(&ifindex);
+                self.snapshot.routed.remove(&ifindex);
+            }
+            Some(ProgramAction::Report(text)) => interface.fail(ifindex, text),
+        }
+    }
+
+    /// Records that programs do not run since then.
+    fn record_unprotected(&mut self, ifindex: IfIndex, since: Instant) {
+        if let Some((veth, _)) = self.snapshot.veths.get(&ifindex)
+            && let Some(interface) = self.interfaces.get_mut(&ifindex)
+        {
+            interface.exposure.start(since, veth.packets);
+        }
+        self.clear_owner(ifindex);
+    }
+
+    /// Records that the programs of a pod's interface run.
+    fn record_attached(&mut self, ifindex: IfIndex, begun: Instant, packets: Option<u64>) {
+        let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
+        let veth = self.snapshot.veths.get(&ifindex).map(|(veth, _)| veth);
+        let passed = packets.or(veth.map(|veth| veth.packets)).unwrap_or(0);
+        let interval = interface.exposure.end(passed);
+        self.unprotected.attached(begun.elapsed(), interval);
+        let Some(endpoint) = interface.endpoint_mut() else { return };
+        endpoint.marks = true;
+        let is_shut = endpoint.phase == Phase::Shut;
+        let pod = endpoint.pod.clone();
+        interface.error = None;
+        let Some(veth) = veth else { return };
+        let interval = interval.unwrap_or_default();
+        if is_shut || pod.is_none() {
+            interface.exposure = Exposure::DropAll(interval);
+        }
+        let (interface, packets, unprotected_ms) = (&veth.name, interval.packets, tenths_of_ms(interval.time));
+        match pod {
+            Some(pod) if is_shut => {
+                let known_ms = self.pods.known_for(&pod).map(tenths_of_ms);
+                tracing::info!(
+                    %pod, interface, unprotected_ms, known_ms, packets,
+                    "dropping all traffic of the pod until its policies are evaluated"
+                );
+            }
+            Some(pod) => tracing::info!(%pod, interface, unprotected_ms, packets, "enforced"),
+            None => {
+                tracing::info!(interface, unprotected_ms, packets, "the pod is unknown; dropping all of its traffic");
+            }
+        }
+    }
+
+    /// Logs that a pod is enforced on an interface that dropped everything until then, because the pod was unknown or
+    /// its policies were not compiled.
+    pub(super) fn log_enforced(&mut self, ifindex: IfIndex) {
+        let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
+        let enforced = interface.enforced().filter(|endpoint| endpoint.phase != Phase::Shut);
+        let Some(pod) = enforced.and_then(|endpoint| endpoint.pod.clone()) else { return };
+        let Some(interval) = interface.exposure.take_drop_all() else { return };
+        let evaluated_ms = interface.age().map(tenths_of_ms);
+        let (interface, packets) = (self.name_of(ifindex), interval.packets);
+        tracing::info!(%pod, interface, evaluated_ms, unprotected_ms = tenths_of_ms(interval.time), packets, "enforced");
+    }
+
+    /// Checks that programs are still attached, and reattaches missing ones.
+    pub fn verify(&mut self) {
+        if self.verifying != Verifying::No {
+            self.verifying = Verifying::Repeat;
+            return;
+        }
+        self.verifying = Verifying::Yes;
+        self.verified_at = Instant::now();
+        let is_on = |interface: &Interface| matches!(interface.program, ProgramState::On(_));
+        let attached = self.interfaces.iter().filter(|(_, interface)| is_on(interface));
+        if let Some(missing) = self.dataplane.verify(attached.map(|(ifindex, _)| *ifindex).collect()) {
+            self.verify_finished(&missing);
+            self.reconcile();
+        }
+    }
+
+    fn verify_finished(&mut self, missing: &[IfIndex]) {
+        for ifindex in missing {
+            self.handle(*ifindex, ProgramEvent::Missing);
+        }
+        if std::mem::replace(&mut self.verifying, Verifying::No) == Verifying::Repeat {
+            self.verify();
+        }
+    }
+
+    /// Retries failed writes and operations.
+    pub fn retry(&mut self) {
+        self.retry_operations();
+        if self.failures.is_empty() {
+            self.reconcile();
+        } else {
+            self.queue_retry();
+            self.advance();
+        }
+    }
+
+    /// Lets the next pass repeat failed operations.
+    pub(super) fn retry_operations(&mut self) {
+        for interface in self.interfaces.values_mut() {
+            // Moves on only from `Failed`, which needs no action.
+            interface.program.handle(ProgramEvent::Retry);
+        }
+    }
+}
+
+/// Returns milliseconds, rounded to a tenth for log lines.
+fn tenths_of_ms(unprotected_interval: Duration) -> f64 {
+    f64::from(u32::try_from((unprotected_interval.as_micros() + 50) / 100).unwrap_or(u32::MAX)) / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded_to_tenths_of_milliseconds() {
+        for (micros, text) in [(0, "0"), (49, "0"), (50, "0.1"), (1_849, "1.8"), (12_345_678, "12345.7")] {
+            assert_eq!(tenths_of_ms(Duration::from_micros(micros)).to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Brings each interface to its desired state: writes its endpoint, and reports to its state machine which programs it
+//! needs.
+
+use std::time::Instant;
+
+use netpol_common::{Endpoint, IfIndex, endpoint_flags};
+use netpol_policy::model::PodKey;
+
+use super::Reconciler;
+use super::interface::{EndpointAction, Interface, Phase, PodEndpoint, Presence, Purpose};
+use super::program::{ProgramEvent, ProgramState};
+use crate::dataplane::{Dataplane, Role};
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Brings every interface to its desired state. Cheap if nothing changed.
+    pub(super) fn reconcile(&mut self) {
+        self.reconcile_after_read(false);
+    }
+
+    /// Does the same; `relisted`: the interfaces have just been listed.
+    pub(super) fn reconcile_after_read(&mut self, relisted: bool) {
+        let now = Instant::now();
+        self.reconciled_at = now;
+        let veths: Vec<IfIndex> = self.snapshot.veths.keys().copied().collect();
+        for ifindex in &veths {
+            self.interfaces.entry(*ifindex).or_default().read(now);
+        }
+        let mut gone = Vec::new();
+        for (ifindex, interface) in &mut self.interfaces {
+            if !self.snapshot.veths.contains_key(ifindex) {
+                interface.unread();
+                // Devices need not be veths.
+                if !interface.is_device() {
+                    gone.push(*ifindex);
+                }
+            }
+        }
+        for ifindex in gone {
+            self.release(ifindex, "the interface was removed");
+        }
+        self.interfaces.retain(|_, interface| interface.is_needed(now));
+        self.bind(relisted);
+        // Before the pods: a packet that an endpoint marks for a recheck must find the program where it leaves the node. The
+        // bridges of pods are known after the first compile.
+        if self.starting.is_none() {
+            self.reconcile_devices();
+        }
+        for ifindex in veths {
+            self.reconcile_interface(ifindex);
+        }
+        self.reconcile_owners();
+    }
+
+    /// Checks all interfaces again.
+    pub fn reconcile_overdue(&mut self) {
+        self.reconcile();
+    }
+
+    fn reconcile_interface(&mut self, ifindex: IfIndex) {
+        let Some(interface) = self.interfaces.get(&ifindex) else { return };
+        // Interfaces that existed at the start stay as they are until the first objects are compiled.
+        if matches!((self.starting, interface.presence), (Some(start), Presence::Present(at)) if at <= start) {
+            return;
+        }
+        match interface.endpoint_action(self.pod_state(ifindex)) {
+            EndpointAction::Release(why) => {
+                self.release(ifindex, why);
+                if self.interfaces.get(&ifindex).is_some_and(|interface| interface.endpoint().is_none()) {
+                    self.reconcile_interface(ifindex);
+                }
+                return;
+            }
+            EndpointAction::Keep => {}
+            EndpointAction::Orphan => self.mark_orphaned(ifindex),
+            EndpointAction::Shut => {
+                let Some(pod) = self.bindings.pod(ifindex).cloned() else { return };
+                let shut = self.shut_endpoint(ifindex, &pod);
+                self.place(ifindex, Some(pod), shut, Phase::Shut);
+            }
+            EndpointAction::Write => {
+                let pod = self.bindings.pod(ifindex).cloned();
+                match self.desired_endpoint(ifindex, pod.as_ref()) {
+                    Some(desired) => self.place(ifindex, pod, desired, Phase::Current),
+                    None if interface.is_device() => {}
+                    None => return self.release(ifindex, "the pod is unknown, and unknown pods are allowed"),
+                }
+            }
+        }
+        if self.interfaces.get(&ifindex).is_some_and(|interface| interface.endpoint().is_some()) {
+            self.handle(ifindex, ProgramEvent::Need(Role::Pod, Instant::now()));
+        }
+    }
+
+    /// Writes the endpoint if it differs. If there is none and it cannot be written, an isolated pod drops everything.
+    fn place(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
+        let same = self.endpoint(ifindex).is_some_and(|known| {
+            known.pod == pod
+                && known.phase == phase
+                && Endpoint { generation: desired.generation, id: desired.id, ..known.endpoint } == desired
+        });
+        if same {
+            return;
+        }
+        self.write_endpoint(ifindex, pod, desired, phase);
+        self.log_enforced(ifindex);
+        let Some(interface) = self.interfaces.get_mut(&ifindex).filter(|interface| interface.endpoint().is_none())
+        else {
+            return;
+        };
+        interface.set_no_room();
+        let isolated = desired.ingress.isolated() || desired.egress.isolated() || desired.has(endpoint_flags::UNKNOWN);
+        let need = if isolated { ProgramEvent::Need(Role::Pod, Instant::now()) } else { ProgramEvent::NeedNone };
+        self.handle(ifindex, need);
+    }
+
+    /// Marks an endpoint as orphaned: its pod is deleted or finished. Its rule sets keep their IDs, which are not
+    /// reused, so that they can only allow less later.
+    fn mark_orphaned(&mut self, ifindex: IfIndex) {
+        let interface = self.snapshot.veths.get(&ifindex).map_or("", |(veth, _)| &veth.name);
+        let Some(orphan) = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut) else { return };
+        if std::mem::replace(&mut orphan.phase, Phase::Orphaned) != Phase::Orphaned {
+            let pod = orphan.pod_name();
+            tracing::info!(pod, interface, "the pod is gone; still enforced as before until the interface is removed");
+        }
+    }
+
+    /// Writes an endpoint with a new generation. If there is no room, an existing endpoint stays as it was.
+    pub(super) fn write_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
+        let before = self.endpoint(ifindex).map(|known| (known.endpoint.id, known.pod == pod || known.pod.is_none()));
+        let kept = before.filter(|(_, keeps_id)| *keeps_id).map(|(id, _)| id);
+        let Some(id) = kept.or_else(|| self.ids.allocate()) else { return self.report_no_room(ifindex) };
+        if kept.is_none() {
+            self.dataplane.clear_counters(id);
+            // Until its new ID is in force, its packets may have either ID.
+            self.clear_owner(ifindex);
+        }
+        let written = self.dataplane.next_generation().and_then(|generation| {
+            let endpoint = Endpoint { generation, id, ..desired };
+            self.dataplane.put_endpoint(&endpoint).map(|()| endpoint)
+        });
+        match written {
+            Ok(endpoint) => {
+                let interface = self.interfaces.entry(ifindex).or_default();
+                let attached = interface.program == ProgramState::On(Role::Pod);
+                if attached {
+                    interface.error = None;
+                }
+                let marks = attached || interface.endpoint().is_some_and(|known| known.marks);
+                interface.purpose = Purpose::Endpoint(PodEndpoint { pod, endpoint, phase, marks });
+                if let Some((earlier, false)) = before {
+                    self.ids.release(earlier);
+                }
+            }
+            Err(error) => {
+                if kept.is_none() {
+                    self.ids.release(id);
+                }
+                self.endpoint_failed("write", ifindex, &error);
+            }
+        }
+    }
+
+    fn report_no_room(&mut self, ifindex: IfIndex) {
+        let interface = self.interfaces.entry(ifindex).or_default();
+        if !interface.lacks_room() {
+            self.failures.count_missing_id();
+            tracing::error!(interface = %ifindex, "no room for another endpoint: the pod drops all traffic if a policy isolates it; raise --max-endpoints");
+        }
+        interface.set_no_room();
+    }
+
+    /// Detaches the programs of an interface and then deletes its endpoint: without one, they drop everything.
+    pub(super) fn release(&mut self, ifindex: IfIndex, why: &'static str) {
+        let endpoint = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut);
+        if let Some(endpoint) = endpoint.filter(|endpoint| !matches!(endpoint.phase, Phase::Released(_))) {
+            endpoint.phase = Phase::Released(why);
+        }
+        self.handle(ifindex, ProgramEvent::NeedNone);
+        let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
+        if interface.program != ProgramState::Off {
+            return;
+        }
+        if let Some(PodEndpoint { endpoint, .. }) = interface.endpoint() {
+            if let Err(error) = self.dataplane.delete_endpoint(ifindex) {
+                return self.endpoint_failed("delete", ifindex, &error);
+            }
+            self.ids.release(endpoint.id);
+        }
+        interface.error = None;
+        if let Purpose::Endpoint(endpoint) = std::mem::take(&mut interface.purpose) {
+            tracing::info!(pod = endpoint.pod_name(), interface = %ifindex, why, "detached");
+        }
+    }
+}

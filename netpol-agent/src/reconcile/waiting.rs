@@ -1,0 +1,87 @@
+//! Tells what the agent waits for, and what the next reading of interfaces can skip.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use netpol_common::{IfIndex, endpoint_flags};
+use netpol_policy::model::PodKey;
+
+use super::Reconciler;
+use super::binding::MAC_LEARNING;
+use super::interface::{Interface, Phase};
+use crate::dataplane::Dataplane;
+use crate::endpoints::KnownVeths;
+
+/// How long the reconciler waits for an IPv6 link-local address; a pod may have none.
+const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Interface {
+    /// Returns whether it need not be read in detail again: it is enforced, its pod is or was known, and all addresses
+    /// are known.
+    fn is_complete(&self) -> bool {
+        // Every veth has a MAC address. An interface without IPv6 never has a link-local address.
+        let is_older = |limit| self.age().is_some_and(|age| age > limit);
+        self.enforced().is_some_and(|known| {
+            let complete = (known.endpoint.mac != [0; 6] || is_older(MAC_LEARNING))
+                && (known.endpoint.link_local != [0; 16] || is_older(LINK_LOCAL_TIMEOUT));
+            known.is_orphaned() || known.pod.is_some() && complete
+        })
+    }
+
+    /// Returns whether the MAC address of its pod is to be read, because it is unknown or may change.
+    fn needs_mac(&self) -> bool {
+        let is_young = self.age().is_some_and(|age| age < MAC_LEARNING);
+        self.enforced().is_some_and(|known| known.pod.is_some() && (known.endpoint.mac == [0; 6] || is_young))
+    }
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Returns the interfaces with this property.
+    pub(super) fn interfaces_that(&self, which: impl Fn(&Interface) -> bool) -> BTreeSet<IfIndex> {
+        self.interfaces.iter().filter(|(_, interface)| which(interface)).map(|(ifindex, _)| *ifindex).collect()
+    }
+
+    /// Returns the veths that need not be read in detail again.
+    pub fn complete_interfaces(&self) -> BTreeSet<IfIndex> {
+        self.interfaces_that(Interface::is_complete)
+    }
+
+    /// Returns what the next reading of interfaces can skip, and what it must include.
+    pub fn known(&self) -> KnownVeths {
+        KnownVeths { settled: self.complete_interfaces(), without_mac: self.interfaces_that(Interface::needs_mac) }
+    }
+
+    /// Returns the veths that lead to these namespaces.
+    pub fn interfaces_to(&self, namespaces: &BTreeSet<i32>) -> Vec<IfIndex> {
+        let veths = self.snapshot.veths.iter().filter(|(_, (veth, _))| namespaces.contains(&veth.namespace));
+        veths.map(|(ifindex, _)| *ifindex).collect()
+    }
+
+    /// Returns whether a pod of this node waits for its interface, or an interface for its programs or addresses. An
+    /// unknown interface waits for nothing: its pod is waited for as soon as the source reports it.
+    pub fn is_waiting(&self) -> bool {
+        let waits = |(ifindex, interface): (&IfIndex, &Interface)| {
+            let is_unknown = |interface: &Interface| {
+                interface.enforced().is_some_and(|known| known.endpoint.has(endpoint_flags::UNKNOWN))
+            };
+            interface.endpoint().is_some()
+                && self.snapshot.veths.contains_key(ifindex)
+                && !interface.is_complete()
+                && !is_unknown(interface)
+        };
+        self.interfaces.iter().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
+    }
+
+    /// Returns the number of pods of this node that have an address but no interface with programs.
+    pub fn pods_waiting(&self) -> usize {
+        let enforced = self.interfaces.values().filter_map(Interface::enforced);
+        let current = enforced.filter(|known| known.phase == Phase::Current);
+        let found: BTreeSet<&PodKey> = current.filter_map(|known| known.pod.as_ref()).collect();
+        self.local_pods().filter(|pod| !pod.addresses.is_empty() && !found.contains(&pod.key)).count()
+    }
+
+    /// Returns when an interface may have to be shut next, because its pod has waited too long for its policies.
+    pub fn next_overdue(&self) -> Option<Instant> {
+        self.pods.next_overdue(self.reconciled_at)
+    }
+}
