@@ -5,155 +5,124 @@
 //! An interface without a binding that has the address of a pod with another interface is a conflict. It is shut (all
 //! of its traffic is dropped) and reported. A shut interface stays shut until it is bound or removed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::model::PodKey;
 
 use super::Reconciler;
-use super::desired::{addresses_of, is_any_link_local};
-use super::interface::Interface;
+use super::desired::addresses_of;
+use super::interface::{Interface, Interfaces};
 use crate::dataplane::Dataplane;
-use crate::endpoints::{PodEnd, Veth};
+use crate::endpoints::{PodEnd, Veth, is_link_local};
 
 /// How long the MAC address of a new interface is followed: later plugins of a CNI chain (`tuning`) may change it.
 /// Longer than it takes until interfaces are listed again.
 pub(super) const MAC_LEARNING: Duration = Duration::from_secs(15);
 
+/// The pod of an interface, and what is wrong with it.
+#[derive(Debug, Default)]
+pub(super) struct Identity {
+    pub(super) binding: Binding,
+    /// Current pod. `None`: the binding is not to a pod that exists.
+    pub(super) pod: Option<PodKey>,
+    /// Why the interface is not enforced as the pod that it claims to be.
+    pub(super) conflict: Option<String>,
+    /// Pod in the namespace, if the interface is a further one, without a pod's address.
+    pub(super) secondary: Option<PodKey>,
+    /// Addresses that the pod's object does not list.
+    pub(super) unlisted: Vec<IpAddr>,
+}
+
+/// Whether a veth is bound to a pod.
+#[derive(Debug, Default)]
+pub(super) enum Binding {
+    /// It is not.
+    #[default]
+    Unbound,
+    /// It has a conflict and no binding: all of its traffic is dropped.
+    Shut,
+    /// It is.
+    Bound(Bound),
+}
+
 /// The binding of a veth.
-#[derive(Clone, Debug)]
-struct Binding {
+#[derive(Debug, Default)]
+pub(super) struct Bound {
     /// Addresses of the pod in the namespace when it was bound.
     addresses: Vec<IpAddr>,
     /// Pod at that time. `None`: adopted from an earlier agent; set to the first pod that is found.
     pod: Option<PodKey>,
     /// MAC address of the pod; zeros if unknown.
-    mac: [u8; 6],
+    pub(super) mac: [u8; 6],
     /// IPv6 link-local address of the pod, which is followed; zeros if there is none.
-    link_local: [u8; 16],
+    pub(super) link_local: [u8; 16],
     /// Whether it was adopted from an earlier agent: the MAC address is set once and not followed.
     adopted: bool,
 }
 
-/// Bindings of all veths, and conflicts.
-#[derive(Debug, Default)]
-pub(super) struct Bindings {
-    bound: BTreeMap<IfIndex, Binding>,
-    /// Current pods, by interface.
-    pods: BTreeMap<IfIndex, PodKey>,
-    /// Reasons why interfaces are not enforced as the pod that they claim to be.
-    conflicts: BTreeMap<IfIndex, String>,
-    /// Interfaces with a conflict and without a binding: all of their traffic is dropped.
-    shut: BTreeSet<IfIndex>,
-    /// Further interfaces of pods' namespaces, without a pod's address.
-    secondary: BTreeMap<IfIndex, PodKey>,
-    /// Addresses of bound interfaces that are not in the objects of their pods.
-    unlisted: BTreeMap<IfIndex, Vec<IpAddr>>,
-}
-
-impl Bindings {
-    /// Adopts the bindings of an earlier agent. An interface without programs is left out: its index may belong to
-    /// another interface by now.
-    pub(super) fn adopted(interfaces: &BTreeMap<IfIndex, Interface>) -> Self {
-        let adopt = |(ifindex, interface): (&IfIndex, &Interface)| {
-            let endpoint = &interface.enforced()?.endpoint;
-            let Endpoint { mac, link_local, .. } = *endpoint;
-            let addresses: Vec<IpAddr> = addresses_of(endpoint).collect();
-            let is_bound = !addresses.is_empty() && !endpoint.has(endpoint_flags::UNKNOWN);
-            is_bound.then_some((*ifindex, Binding { addresses, pod: None, mac, link_local, adopted: true }))
-        };
-        Self { bound: interfaces.iter().filter_map(adopt).collect(), ..Self::default() }
-    }
-
-    /// Returns the pod of an interface.
-    pub(super) fn pod(&self, ifindex: IfIndex) -> Option<&PodKey> {
-        self.pods.get(&ifindex)
-    }
-
-    /// Returns whether all traffic of an interface is dropped because of a conflict.
-    pub(super) fn is_shut(&self, ifindex: IfIndex) -> bool {
-        self.shut.contains(&ifindex)
-    }
-
-    /// Returns the conflict of an interface.
-    pub(super) fn conflict(&self, ifindex: IfIndex) -> Option<&str> {
-        self.conflicts.get(&ifindex).map(String::as_str)
-    }
-
-    /// Returns the number of interfaces with a conflict.
-    pub(super) fn conflicts(&self) -> usize {
-        self.conflicts.len()
-    }
-
-    /// Returns the number of further interfaces in pods' namespaces.
-    pub(super) fn secondary(&self) -> usize {
-        self.secondary.len()
-    }
-
-    /// Returns the addresses of an interface that its pod's object does not list.
-    pub(super) fn unlisted(&self, ifindex: IfIndex) -> &[IpAddr] {
-        self.unlisted.get(&ifindex).map_or(&[], Vec::as_slice)
-    }
-
-    /// Returns the number of these addresses on all interfaces.
-    pub(super) fn all_unlisted(&self) -> usize {
-        self.unlisted.values().map(Vec::len).sum()
-    }
-
-    /// Returns the MAC address and the link-local address of an interface's pod.
-    pub(super) fn link_addresses(&self, ifindex: IfIndex) -> ([u8; 6], [u8; 16]) {
-        self.bound.get(&ifindex).map_or_else(Default::default, |bound| (bound.mac, bound.link_local))
-    }
-
-    /// Removes an interface that no longer exists.
-    pub(super) fn remove(&mut self, ifindex: IfIndex) {
-        self.bound.remove(&ifindex);
-        self.pods.remove(&ifindex);
-        self.conflicts.remove(&ifindex);
-        self.shut.remove(&ifindex);
-        self.secondary.remove(&ifindex);
-        self.unlisted.remove(&ifindex);
-    }
-
-    fn report(&mut self, ifindex: IfIndex, veth: &Veth, conflict: Option<String>) {
-        match conflict {
-            Some(conflict) if self.conflicts.get(&ifindex) != Some(&conflict) => {
-                tracing::warn!(interface = veth.name, "conflict: {conflict}");
-                self.conflicts.insert(ifindex, conflict);
-            }
-            Some(_) => {}
-            None => {
-                if self.conflicts.remove(&ifindex).is_some() {
-                    tracing::info!(interface = veth.name, "conflict resolved");
-                }
-            }
+impl Identity {
+    /// Adopts the binding of an earlier agent.
+    pub(super) fn adopted(endpoint: &Endpoint) -> Self {
+        let addresses: Vec<IpAddr> = addresses_of(endpoint).collect();
+        if addresses.is_empty() || endpoint.has(endpoint_flags::UNKNOWN) {
+            return Self::default();
+        }
+        let Endpoint { mac, link_local, .. } = *endpoint;
+        Self {
+            binding: Binding::Bound(Bound { addresses, pod: None, mac, link_local, adopted: true }),
+            ..Self::default()
         }
     }
+
+    fn shut(&mut self, veth: &Veth, conflict: &str) {
+        (self.binding, self.pod) = (Binding::Shut, None);
+        self.report(veth, Some(format!("{conflict}; dropping all of its traffic")));
+    }
+
+    fn report(&mut self, veth: &Veth, conflict: Option<String>) {
+        if self.conflict != conflict {
+            match &conflict {
+                Some(conflict) => tracing::warn!(interface = veth.name, "conflict: {conflict}"),
+                None => tracing::info!(interface = veth.name, "conflict resolved"),
+            }
+            self.conflict = conflict;
+        }
+    }
+}
+
+fn as_link_local(address: &IpAddr) -> Option<Ipv6Addr> {
+    if let IpAddr::V6(v6) = address { Some(*v6).filter(is_link_local) } else { None }
+}
+
+/// Returns the interfaces with a binding.
+fn bound(interfaces: &Interfaces) -> impl Iterator<Item = (IfIndex, &Bound)> {
+    interfaces.iter().filter_map(|(ifindex, interface)| match &interface.identity.binding {
+        Binding::Bound(bound) => Some((*ifindex, bound)),
+        Binding::Unbound | Binding::Shut => None,
+    })
 }
 
 impl<D: Dataplane> Reconciler<D> {
     /// Finds the pod of each interface. `relisted`: the interfaces have just been listed.
     pub(super) fn bind(&mut self, relisted: bool) {
         let veths = &self.snapshot.veths;
-        let mut bindings = std::mem::take(&mut self.bindings);
-        let known: BTreeSet<IfIndex> =
-            bindings.bound.keys().chain(&bindings.shut).chain(bindings.conflicts.keys()).copied().collect();
-        known.difference(&veths.keys().copied().collect()).for_each(|ifindex| bindings.remove(*ifindex));
-        bindings.pods.clear();
-
+        let mut interfaces = std::mem::take(&mut self.interfaces);
         // Interfaces that are bound to a pod that still has the address have precedence.
         let mut interface_of: BTreeMap<PodKey, IfIndex> = BTreeMap::new();
         let mut moved: Vec<(IfIndex, PodKey)> = Vec::new();
-        for (&ifindex, bound) in &mut bindings.bound {
+        for (&ifindex, Interface { identity, .. }) in &mut interfaces {
+            identity.pod = None;
+            let Binding::Bound(bound) = &mut identity.binding else { continue };
             let Some(pod) = bound.addresses.iter().find_map(|address| self.local_pod_at(*address)) else { continue };
             match bound.pod.get_or_insert_with(|| pod.clone()) {
                 same if *same == pod => drop(interface_of.insert(pod, ifindex)),
                 _ => moved.push((ifindex, pod)),
             }
         }
-        let claims = self.claims(&bindings);
+        let claims = self.claims(&interfaces);
         for (&ifindex, pods) in &claims {
             let (veth, side) = &veths[&ifindex];
             let conflict = match &pods[..] {
@@ -166,25 +135,22 @@ impl<D: Dataplane> Reconciler<D> {
                         .map(|other| {
                             format!("the interface has an address of {pod}, and so has {}", self.name_of(other))
                         })
-                        .or_else(|| self.same_mac(&bindings, veth, side)),
+                        .or_else(|| self.same_mac(&interfaces, veth, side)),
                 },
                 several => {
                     let names: Vec<String> = several.iter().map(ToString::to_string).collect();
                     Some(format!("the network namespace has addresses of several pods: {}", names.join(", ")))
                 }
             };
+            let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex) else { continue };
             if let Some(conflict) = conflict {
-                bindings.shut.insert(ifindex);
-                bindings.report(ifindex, veth, Some(format!("{conflict}; dropping all of its traffic")));
+                identity.shut(veth, &conflict);
                 continue;
             }
             let pod = pods[0].clone();
             let has = |address: &IpAddr| self.local_pod_at(*address).as_ref() == Some(&pod);
-            let found = side.addresses.iter().chain(&side.other_addresses).copied().filter(has).collect();
-            let bound =
-                Binding { addresses: found, pod: Some(pod.clone()), mac: [0; 6], link_local: [0; 16], adopted: false };
-            bindings.bound.insert(ifindex, bound);
-            bindings.shut.remove(&ifindex);
+            let addresses = side.addresses.iter().chain(&side.other_addresses).copied().filter(has).collect();
+            identity.binding = Binding::Bound(Bound { addresses, pod: Some(pod.clone()), ..Bound::default() });
             interface_of.insert(pod, ifindex);
         }
         // The address belongs to another pod now, and no other interface has it: a stale object, or a reused address.
@@ -193,34 +159,39 @@ impl<D: Dataplane> Reconciler<D> {
                 continue;
             }
             // Wait for a new listing: it may find the interface that the pod really has.
-            if relisted && let Some(bound) = bindings.bound.get_mut(&ifindex) {
+            if relisted
+                && let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex)
+                && let Binding::Bound(bound) = &mut identity.binding
+            {
                 bound.pod = Some(pod.clone());
             }
             interface_of.insert(pod, ifindex);
         }
-        bindings.pods = interface_of.into_iter().map(|(pod, ifindex)| (ifindex, pod)).collect();
-        self.update_link_addresses(&mut bindings);
-        if relisted {
-            self.report_irregular(&mut bindings);
+        for (pod, ifindex) in interface_of {
+            interfaces.entry(ifindex).and_modify(|interface| interface.identity.pod = Some(pod));
         }
-        self.bindings = bindings;
+        self.update_link_addresses(&mut interfaces);
+        if relisted {
+            self.report_irregular(&mut interfaces);
+        }
+        self.interfaces = interfaces;
     }
 
-    /// Returns the pods with addresses that are found on interfaces without a binding.
-    fn claims(&self, bindings: &Bindings) -> BTreeMap<IfIndex, Vec<PodKey>> {
-        let unbound = self.snapshot.veths.iter().filter(|(ifindex, _)| !bindings.bound.contains_key(ifindex));
-        let claim = |(ifindex, (_, side)): (&IfIndex, &(Veth, PodEnd))| {
-            let mut pods: Vec<PodKey> = Vec::new();
-            for pod in
-                side.addresses.iter().chain(&side.other_addresses).filter_map(|address| self.local_pod_at(*address))
-            {
+    /// Returns the pods whose addresses are found on interfaces without a binding.
+    fn claims(&self, interfaces: &Interfaces) -> BTreeMap<IfIndex, Vec<PodKey>> {
+        let is_bound =
+            |ifindex| interfaces.get(ifindex).is_some_and(|known| matches!(known.identity.binding, Binding::Bound(_)));
+        let mut claims: BTreeMap<IfIndex, Vec<PodKey>> = BTreeMap::new();
+        for (ifindex, (_, side)) in self.snapshot.veths.iter().filter(|(ifindex, _)| !is_bound(ifindex)) {
+            let addresses = side.addresses.iter().chain(&side.other_addresses);
+            for pod in addresses.filter_map(|address| self.local_pod_at(*address)) {
+                let pods = claims.entry(*ifindex).or_default();
                 if !pods.contains(&pod) {
                     pods.push(pod);
                 }
             }
-            (!pods.is_empty()).then_some((*ifindex, pods))
-        };
-        unbound.filter_map(claim).collect()
+        }
+        claims
     }
 
     /// Returns the pod of this node with this address.
@@ -238,128 +209,114 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns a conflict if another interface on the same bridge has the same MAC address: each would receive frames
     /// of the other.
-    fn same_mac(&self, bindings: &Bindings, veth: &Veth, side: &PodEnd) -> Option<String> {
+    fn same_mac(&self, interfaces: &Interfaces, veth: &Veth, side: &PodEnd) -> Option<String> {
         let mac = side.mac?;
-        let neighbors = bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && bound.mac == mac);
-        let bridge = |ifindex: &IfIndex| self.snapshot.veths.get(ifindex)?.0.bridge;
-        let mut neighbors = neighbors.map(|(ifindex, _)| *ifindex);
-        let other = neighbors.find(|ifindex| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)?;
+        let other = self.neighbors(interfaces, veth).find(|(_, bound)| bound.mac == mac)?.0;
         Some(format!("the interface has the MAC address of {}", self.name_of(other)))
     }
 
     /// Returns whether a link-local address belongs to the local node or to another pod on the same bridge. A pod
     /// that takes such an address is not enforced as its owner.
-    fn is_taken(&self, bindings: &Bindings, veth: &Veth, address: IpAddr) -> bool {
-        let has_address = |bound: &Binding| matches!(address, IpAddr::V6(v6) if v6.octets() == bound.link_local);
-        let bridge = |ifindex: &IfIndex| self.snapshot.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
-        let mut others =
-            bindings.bound.iter().filter(|(ifindex, bound)| **ifindex != veth.ifindex && has_address(bound));
-        self.snapshot.own.contains(&address)
-            || others.any(|(ifindex, _)| veth.bridge.is_some() && bridge(ifindex) == veth.bridge)
+    fn is_taken(&self, interfaces: &Interfaces, veth: &Veth, address: Ipv6Addr) -> bool {
+        self.snapshot.own.contains(&IpAddr::V6(address))
+            || self.neighbors(interfaces, veth).any(|(_, bound)| bound.link_local == address.octets())
+    }
+
+    /// Returns the other bound interfaces on the same bridge.
+    fn neighbors<'a>(
+        &'a self,
+        interfaces: &'a Interfaces,
+        veth: &Veth,
+    ) -> impl Iterator<Item = (IfIndex, &'a Bound)> + use<'a, D> {
+        let (this, bridge) = (veth.ifindex, veth.bridge);
+        bound(interfaces).filter(move |(ifindex, _)| {
+            let other = self.snapshot.veths.get(ifindex).and_then(|(veth, _)| veth.bridge);
+            *ifindex != this && bridge.is_some() && other == bridge
+        })
     }
 
     /// Reads the MAC address and the link-local address of bound interfaces. The MAC address is followed while the
     /// interface is new, the link-local address always.
-    fn update_link_addresses(&self, bindings: &mut Bindings) {
-        let mut changed: Vec<(IfIndex, [u8; 6], [u8; 16])> = Vec::new();
-        let mut shut: Vec<(IfIndex, &Veth, String)> = Vec::new();
-        for (&ifindex, bound) in &bindings.bound {
-            let Some((veth, side)) = self.snapshot.veths.get(&ifindex) else { continue };
-            let is_young = self.interfaces.get(&ifindex).and_then(Interface::age).is_none_or(|age| age < MAC_LEARNING);
+    fn update_link_addresses(&self, interfaces: &mut Interfaces) {
+        let update = |(ifindex, bound): (IfIndex, &Bound)| {
+            let (veth, side) = self.snapshot.veths.get(&ifindex)?;
+            let is_young = interfaces.get(&ifindex).and_then(Interface::age).is_none_or(|age| age < MAC_LEARNING);
             let is_new = is_young && !bound.adopted;
-            let (mut mac, mut link_local) = (bound.mac, bound.link_local);
+            let (mut mac, mut link_local, mut conflict) = (bound.mac, bound.link_local, None);
             if let Some(found) = side.mac.filter(|found| (is_new || mac == [0; 6]) && *found != mac) {
-                match self.same_mac(bindings, veth, side) {
+                match self.same_mac(interfaces, veth, side) {
                     None => mac = found,
-                    Some(conflict) if mac == [0; 6] => shut.push((ifindex, veth, conflict)),
-                    // The interface keeps its earlier MAC address.
-                    Some(_) => {}
+                    // An interface that has a MAC address keeps it.
+                    Some(same) => conflict = (mac == [0; 6]).then_some(same),
                 }
             }
             // The current address is kept while the interface has it, and while the interface has none: it may
             // return.
-            let found = || side.addresses.iter().filter(|address| is_any_link_local(address));
-            let is_known = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.octets() == link_local);
-            if !found().any(is_known)
-                && let Some(IpAddr::V6(free)) = found().find(|address| !self.is_taken(bindings, veth, **address))
+            let mut found = side.addresses.iter().filter_map(as_link_local);
+            if !found.clone().any(|address| address.octets() == link_local)
+                && let Some(free) = found.find(|address| !self.is_taken(interfaces, veth, *address))
             {
                 link_local = free.octets();
             }
-            if (mac, link_local) != (bound.mac, bound.link_local) {
-                changed.push((ifindex, mac, link_local));
-            }
-        }
-        for (ifindex, mac, link_local) in changed {
-            if let Some(bound) = bindings.bound.get_mut(&ifindex) {
+            Some((ifindex, veth, mac, link_local, conflict))
+        };
+        let updates: Vec<_> = bound(interfaces).filter_map(update).collect();
+        for (ifindex, veth, mac, link_local, conflict) in updates {
+            let Some(Interface { identity, .. }) = interfaces.get_mut(&ifindex) else { continue };
+            if let Some(conflict) = conflict {
+                identity.shut(veth, &conflict);
+            } else if let Binding::Bound(bound) = &mut identity.binding {
                 (bound.mac, bound.link_local) = (mac, link_local);
             }
         }
-        for (ifindex, veth, conflict) in shut {
-            bindings.bound.remove(&ifindex);
-            bindings.pods.remove(&ifindex);
-            bindings.shut.insert(ifindex);
-            bindings.report(ifindex, veth, Some(format!("{conflict}; dropping all of its traffic")));
+    }
+
+    /// Reports bound interfaces whose pod took the address of another pod, unlisted addresses, and further interfaces
+    /// of pods' namespaces.
+    fn report_irregular(&self, interfaces: &mut Interfaces) {
+        let pod_in_namespace = |(ifindex, interface): (&IfIndex, &Interface)| {
+            Some((self.snapshot.veths.get(ifindex)?.0.namespace, interface.identity.pod.clone()?))
+        };
+        let namespaces: BTreeMap<i32, PodKey> = interfaces.iter().filter_map(pod_in_namespace).collect();
+        for (ifindex, (veth, side)) in &self.snapshot.veths {
+            let Some(Interface { identity, .. }) = interfaces.get_mut(ifindex) else { continue };
+            let interface = &veth.name;
+            let (mut unlisted, mut secondary) = (Vec::new(), None);
+            match &identity.binding {
+                Binding::Unbound => secondary = namespaces.get(&veth.namespace).cloned(),
+                Binding::Shut => {}
+                Binding::Bound(bound) => {
+                    unlisted = identity.pod.as_ref().map_or_else(Vec::new, |pod| self.unlisted(pod, side));
+                    let own = identity.pod.as_ref().or(bound.pod.as_ref());
+                    let mut others = side.addresses.iter().filter_map(|address| self.local_pod_at(*address));
+                    let conflict = others.find(|pod| Some(pod) != own).map(|other| {
+                        let own = own.map_or_else(|| "unknown".to_owned(), ToString::to_string);
+                        format!("the pod took an address of {other}; still enforced as {own}")
+                    });
+                    identity.report(veth, conflict);
+                }
+            }
+            if let Some(pod) = identity.pod.as_ref().filter(|_| !unlisted.is_empty() && identity.unlisted != unlisted) {
+                tracing::warn!(
+                    %pod, interface, addresses = ?unlisted,
+                    "the pod has addresses that its object does not list; dropping packets from them as spoofed"
+                );
+            }
+            if let Some(pod) = secondary.as_ref().filter(|_| identity.secondary != secondary) {
+                tracing::warn!(%pod, interface, "policies do not apply to this further interface of the pod's namespace: it has no pod address");
+            }
+            (identity.unlisted, identity.secondary) = (unlisted, secondary);
         }
     }
 
-    /// Reports bound interfaces of pods that took the address of another pod, unlisted addresses, and further
-    /// interfaces of pods' namespaces.
-    fn report_irregular(&self, bindings: &mut Bindings) {
-        let mut namespaces: BTreeMap<i32, PodKey> = BTreeMap::new();
-        let mut conflicts = Vec::new();
-        for (ifindex, bound) in &bindings.bound {
-            let Some((veth, side)) = self.snapshot.veths.get(ifindex) else { continue };
-            if let Some(pod) = bindings.pods.get(ifindex) {
-                namespaces.insert(veth.namespace, pod.clone());
-            }
-            let own = bindings.pods.get(ifindex).or(bound.pod.as_ref());
-            let mut others = side.addresses.iter().filter_map(|address| self.local_pod_at(*address));
-            let conflict = others.find(|pod| Some(pod) != own).map(|other| {
-                let own = own.map_or_else(|| "unknown".to_owned(), ToString::to_string);
-                format!("the pod took an address of {other}; still enforced as {own}")
-            });
-            conflicts.push((*ifindex, veth, conflict));
-        }
-        for (ifindex, veth, conflict) in conflicts {
-            bindings.report(ifindex, veth, conflict);
-        }
-        let mut unlisted = BTreeMap::new();
-        for ifindex in bindings.bound.keys() {
-            let Some((veth, side)) = self.snapshot.veths.get(ifindex) else { continue };
-            let Some(pod) = bindings.pods.get(ifindex).and_then(|pod| self.pods.get(pod)) else { continue };
-            let is_unlisted = |address: &&IpAddr| {
-                !address.is_loopback()
-                    && !is_any_link_local(address)
-                    && !pod.addresses.contains(address)
-                    && self.local_pod_at(**address).is_none()
-            };
-            let found: Vec<IpAddr> = side.addresses.iter().filter(is_unlisted).copied().collect();
-            if !found.is_empty() {
-                if bindings.unlisted(*ifindex) != found {
-                    let (pod, interface) = (&pod.key, &veth.name);
-                    tracing::warn!(
-                        %pod, interface, addresses = ?found,
-                        "the pod has addresses that its object does not list; dropping packets from them as spoofed"
-                    );
-                }
-                unlisted.insert(*ifindex, found);
-            }
-        }
-        bindings.unlisted = unlisted;
-        let mut secondary = BTreeMap::new();
-        for (ifindex, (veth, _)) in &self.snapshot.veths {
-            if let Some(pod) = namespaces.get(&veth.namespace)
-                && !bindings.bound.contains_key(ifindex)
-                && !bindings.shut.contains(ifindex)
-            {
-                if bindings.secondary.get(ifindex) != Some(pod) {
-                    let interface = &veth.name;
-                    tracing::warn!(%pod, interface, "policies do not apply to this further interface of the pod's namespace: it has no pod address");
-                }
-                secondary.insert(*ifindex, pod.clone());
-            }
-        }
-        bindings.secondary = secondary;
+    /// Returns the addresses of an interface that its pod's object does not list.
+    fn unlisted(&self, pod: &PodKey, side: &PodEnd) -> Vec<IpAddr> {
+        let Some(pod) = self.pods.get(pod) else { return Vec::new() };
+        let is_unlisted = |address: &&IpAddr| {
+            let is_listed = pod.addresses.contains(address) || self.local_pod_at(**address).is_some();
+            !address.is_loopback() && as_link_local(address).is_none() && !is_listed
+        };
+        side.addresses.iter().filter(is_unlisted).copied().collect()
     }
 }
 

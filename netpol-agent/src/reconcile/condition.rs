@@ -145,17 +145,17 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns the number of interfaces that claim a pod or an address to which another interface is bound.
     pub fn conflicts(&self) -> usize {
-        self.bindings.conflicts()
+        self.interfaces_that(|interface| interface.identity.conflict.is_some()).len()
     }
 
     /// Returns the number of addresses of pods that their objects do not list.
     pub fn unlisted_addresses(&self) -> usize {
-        self.bindings.all_unlisted()
+        self.interfaces.values().map(|interface| interface.identity.unlisted.len()).sum()
     }
 
     /// Returns the number of further interfaces in pods' namespaces.
     pub fn secondary_interfaces(&self) -> usize {
-        self.bindings.secondary()
+        self.interfaces_that(|interface| interface.identity.secondary.is_some()).len()
     }
 
     /// Returns every interface with an endpoint, for the status.
@@ -174,8 +174,8 @@ impl<D: Dataplane> Reconciler<D> {
                 addresses: addresses_of(&known.endpoint).collect::<Vec<IpAddr>>(),
                 attached: interface.enforced().is_some(),
                 orphaned: known.is_orphaned(),
-                conflict: self.bindings.conflict(*ifindex).map(str::to_owned),
-                unlisted: self.bindings.unlisted(*ifindex).to_vec(),
+                conflict: interface.identity.conflict.clone(),
+                unlisted: interface.identity.unlisted.clone(),
                 policies: netpol_api::Directions {
                     ingress: names(known.endpoint.ingress.rule_set),
                     egress: names(known.endpoint.egress.rule_set),

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, endpoint_flags};
 use netpol_policy::model::PodKey;
 
+use super::binding::Binding;
 use super::interface::PodState;
 use super::{QUARANTINE, Reconciler};
 use crate::dataplane::Dataplane;
-use crate::endpoints::is_link_local;
 
 /// Policy of a direction in which everything is dropped.
 const DROP_ALL: DirectionPolicy = DirectionPolicy { rule_set: QUARANTINE, any: PortSetId::NONE };
@@ -28,12 +28,21 @@ pub enum UnknownPods {
 impl<D: Dataplane> Reconciler<D> {
     /// Returns what is known about the pod of an interface.
     pub(super) fn pod_state(&self, ifindex: IfIndex) -> PodState {
-        match self.bindings.pod(ifindex) {
+        match self.pod_of(ifindex) {
             Some(pod) if self.pods.is_evaluated(pod) => PodState::Evaluated,
             Some(pod) => PodState::Unevaluated { overdue: self.pods.is_overdue(pod) },
-            None if self.bindings.is_shut(ifindex) => PodState::Conflict,
+            None if self.has_conflict(ifindex) => PodState::Conflict,
             None => PodState::Unbound,
         }
+    }
+
+    /// Returns the pod of an interface.
+    pub(super) fn pod_of(&self, ifindex: IfIndex) -> Option<&PodKey> {
+        self.interfaces.get(&ifindex)?.identity.pod.as_ref()
+    }
+
+    fn has_conflict(&self, ifindex: IfIndex) -> bool {
+        self.interfaces.get(&ifindex).is_some_and(|interface| matches!(interface.identity.binding, Binding::Shut))
     }
 
     /// Returns the desired endpoint of an interface, without ID and generation. `None`: no endpoint.
@@ -44,7 +53,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.options.unknown_pods == UnknownPods::Allow || self.snapshot.uplinks.contains(&ifindex);
             let (ingress, egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
             let unknown = Endpoint { ifindex, flags: endpoint_flags::UNKNOWN, ingress, egress, ..Endpoint::default() };
-            return (!is_left_alone || self.bindings.is_shut(ifindex)).then_some(unknown);
+            return (!is_left_alone || self.has_conflict(ifindex)).then_some(unknown);
         };
         let policy = self.policies.get(pod)?;
         self.pods.get(pod)?;
@@ -77,16 +86,15 @@ impl<D: Dataplane> Reconciler<D> {
                 IpAddr::V6(v6) => endpoint.address_v6 = v6.octets(),
             }
         }
-        (endpoint.mac, endpoint.link_local) = self.bindings.link_addresses(ifindex);
+        if let Some(Binding::Bound(bound)) = self.interfaces.get(&ifindex).map(|interface| &interface.identity.binding)
+        {
+            (endpoint.mac, endpoint.link_local) = (bound.mac, bound.link_local);
+        }
         if self.options.source_guard {
             endpoint.flags |= endpoint_flags::SOURCE_GUARD;
         }
         endpoint
     }
-}
-
-pub(super) fn is_any_link_local(address: &IpAddr) -> bool {
-    matches!(address, IpAddr::V6(v6) if is_link_local(v6))
 }
 
 pub(super) fn addresses_of(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> {

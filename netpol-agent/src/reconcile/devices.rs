@@ -29,7 +29,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// not known yet which pod receives the packet, which is needed to tell hairpin traffic from other traffic.
     fn wanted_devices(&self) -> BTreeSet<IfIndex> {
         let is_of_pod = |ifindex: &IfIndex| {
-            self.bindings.pod(*ifindex).is_some() || self.endpoint(*ifindex).is_some_and(|known| known.pod.is_some())
+            self.pod_of(*ifindex).is_some() || self.endpoint(*ifindex).is_some_and(|known| known.pod.is_some())
         };
         let is_pod_interface = |ifindex: &IfIndex| {
             self.endpoint(*ifindex).is_some()

@@ -1,11 +1,13 @@
 //! The state of one interface: what it is for, its endpoint, and its programs. All that the reconciler remembers of an
 //! interface is here, so that a removed interface, or a reused index, leaves nothing behind.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::model::PodKey;
 
+use super::binding::Identity;
 use super::program::ProgramState;
 use super::unprotected::Exposure;
 use crate::dataplane::Role;
@@ -13,12 +15,17 @@ use crate::dataplane::Role;
 /// How long a link that the kernel reported is kept if no snapshot has it as a veth.
 const REPORTED_LIMIT: Duration = Duration::from_mins(1);
 
+/// All interfaces.
+pub(super) type Interfaces = BTreeMap<IfIndex, Interface>;
+
 /// An interface that is a veth, or has an endpoint or programs.
 #[derive(Debug, Default)]
 pub(super) struct Interface {
     pub(super) purpose: Purpose,
     pub(super) program: ProgramState,
     pub(super) presence: Presence,
+    /// Its pod, as far as it is known.
+    pub(super) identity: Identity,
     /// Whether traffic passes without being evaluated.
     pub(super) exposure: Exposure,
     /// Last error. It is kept while the operation is retried, so that each error is logged once.
@@ -189,7 +196,7 @@ impl Interface {
         if let Presence::Present(_) = self.presence {
             self.presence = Presence::Absent;
         }
-        self.exposure = Exposure::None;
+        (self.identity, self.exposure) = Default::default();
     }
 
     /// Moves the time when it appeared back to this time, if it was later.

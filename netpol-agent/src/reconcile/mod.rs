@@ -44,11 +44,10 @@ use netpol_policy::tables::{Change, EndpointPolicy};
 
 use crate::dataplane::{Dataplane, MapName, WriteError};
 use crate::endpoints::{InterfaceSnapshot, NetlinkError};
-use binding::Bindings;
 use compiler::EngineStats;
 use failures::Failures;
 use ids::EndpointIdAllocator;
-use interface::{Interface, Phase, Presence};
+use interface::{Interface, Interfaces, Phase};
 use pods::LocalPods;
 use shortage::Shortage;
 use work::Work;
@@ -125,10 +124,9 @@ pub struct Reconciler<D> {
     /// Interfaces as they were read last.
     snapshot: InterfaceSnapshot,
     /// State of each interface.
-    interfaces: BTreeMap<IfIndex, Interface>,
+    interfaces: Interfaces,
     /// Policies according to the changes executed so far; the engine may be ahead.
     policies: BTreeMap<PodKey, EndpointPolicy>,
-    bindings: Bindings,
     /// Endpoint IDs that are written to addresses of pods of this node.
     owners: BTreeMap<IpAddr, u32>,
     verifying: Verifying,
@@ -161,10 +159,9 @@ impl<D: Dataplane> Reconciler<D> {
     /// Removes interfaces that the kernel deleted. Their indices may belong to other interfaces from now on.
     pub fn interfaces_removed(&mut self, ifindexes: &BTreeSet<IfIndex>) {
         for ifindex in ifindexes {
-            self.bindings.remove(*ifindex);
             self.snapshot.veths.remove(ifindex);
             if let Some(interface) = self.interfaces.get_mut(ifindex) {
-                interface.presence = Presence::Absent;
+                (interface.presence, interface.identity) = Default::default();
             }
         }
     }

@@ -73,12 +73,12 @@ impl<D: Dataplane> Reconciler<D> {
             EndpointAction::Keep => {}
             EndpointAction::Orphan => self.mark_orphaned(ifindex),
             EndpointAction::Shut => {
-                let Some(pod) = self.bindings.pod(ifindex).cloned() else { return };
+                let Some(pod) = self.pod_of(ifindex).cloned() else { return };
                 let shut = self.shut_endpoint(ifindex, &pod);
                 self.place(ifindex, Some(pod), shut, Phase::Shut);
             }
             EndpointAction::Write => {
-                let pod = self.bindings.pod(ifindex).cloned();
+                let pod = self.pod_of(ifindex).cloned();
                 match self.desired_endpoint(ifindex, pod.as_ref()) {
                     Some(desired) => self.place(ifindex, pod, desired, Phase::Current),
                     None if interface.is_device() => {}

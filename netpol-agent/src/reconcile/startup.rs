@@ -7,11 +7,11 @@ use std::time::Instant;
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::cluster_state::Event;
 
-use super::binding::Bindings;
+use super::binding::Identity;
 use super::compiler::{self, Compiler, EngineStats, Job};
 use super::failures::Failures;
 use super::ids::EndpointIdAllocator;
-use super::interface::{Interface, Phase, PodEndpoint, Presence, Purpose};
+use super::interface::{Interface, Interfaces, Phase, PodEndpoint, Presence, Purpose};
 use super::pods::LocalPods;
 use super::program::ProgramState;
 use super::shortage::Shortage;
@@ -83,7 +83,6 @@ impl<D: Dataplane> Reconciler<D> {
             options,
             snapshot: interfaces,
             policies: BTreeMap::new(),
-            bindings: Bindings::adopted(&states),
             interfaces: states,
             owners: BTreeMap::new(),
             verifying: Verifying::No,
@@ -113,8 +112,8 @@ fn adopted_interfaces(
     adopted: &BTreeMap<IfIndex, Adopted>,
     snapshot: &InterfaceSnapshot,
     now: Instant,
-) -> BTreeMap<IfIndex, Interface> {
-    let mut interfaces: BTreeMap<IfIndex, Interface> = BTreeMap::new();
+) -> Interfaces {
+    let mut interfaces = Interfaces::new();
     for (ifindex, Adopted { role, running }) in adopted {
         let interface = interfaces.entry(*ifindex).or_default();
         interface.program = if *running { ProgramState::On(*role) } else { ProgramState::Leftover };
@@ -127,6 +126,10 @@ fn adopted_interfaces(
         let interface = interfaces
             .entry(ifindex)
             .or_insert_with(|| Interface { program: ProgramState::Leftover, ..Interface::default() });
+        // Without programs, the index may belong to another interface by now.
+        if interface.program == ProgramState::On(Role::Pod) {
+            interface.identity = Identity::adopted(&endpoint);
+        }
         interface.purpose = Purpose::Endpoint(PodEndpoint { pod: None, endpoint, phase: Phase::Current, marks });
     }
     for (ifindex, (veth, _)) in &snapshot.veths {

@@ -102,11 +102,8 @@ impl Node {
         self.reconciler.interfaces(InterfaceSnapshot::default());
         self.reconciler.apply(vec![Event::Reset(Vec::new())]);
         ensure!(self.tables().is_empty(), "the tables still contain {:#?}", self.tables());
-        ensure!(
-            self.reconciler.local_endpoints().is_empty(),
-            "the reconciler still has endpoints: {:?}",
-            self.reconciler.local_endpoints()
-        );
+        let left: Vec<_> = self.reconciler.pod_endpoints().collect();
+        ensure!(left.is_empty(), "the reconciler still has endpoints: {left:?}");
         self.check_maps()
     }
 
@@ -132,8 +129,8 @@ impl Node {
 
     /// Returns the endpoints of known pods. While an address moves from one pod to another, a pod may have two.
     pub(crate) fn endpoints(&self) -> BTreeMap<IfIndex, (PodKey, Endpoint)> {
-        let held = self.reconciler.local_endpoints().iter().filter(|(_, held)| !held.orphaned);
-        held.filter_map(|(ifindex, held)| Some((*ifindex, (held.pod.clone()?, held.endpoint)))).collect()
+        let current = self.reconciler.pod_endpoints().filter(|known| !known.is_orphaned());
+        current.filter_map(|known| Some((known.endpoint.ifindex, (known.pod.clone()?, known.endpoint)))).collect()
     }
 
     /// Returns the node's interfaces: a veth for each pod, with those of the pod's addresses that no other pod has
@@ -176,20 +173,20 @@ impl Node {
         ensure_equal("address", &found.addresses, &expected.addresses)?;
         ensure_equal("prefix", &found.prefixes, &expected.prefixes)?;
         ensure_equal("frontend", &found.frontends, &expected.frontends)?;
-        let held = self.reconciler.local_endpoints();
-        let expected: BTreeMap<_, _> = held.iter().map(|(ifindex, held)| (*ifindex, held.endpoint)).collect();
+        let known: Vec<_> = self.reconciler.pod_endpoints().collect();
+        let expected = known.iter().map(|known| (known.endpoint.ifindex, known.endpoint)).collect();
         let found = kernel.endpoints()?;
         ensure_equal("endpoint", &found, &expected)?;
-        let ids: BTreeSet<u32> = held.values().map(|held| held.endpoint.id).collect();
-        ensure!(ids.len() == held.len(), "two endpoints have the same ID: {held:#?}");
+        let ids: BTreeSet<u32> = known.iter().map(|known| known.endpoint.id).collect();
+        ensure!(ids.len() == known.len(), "two endpoints have the same ID: {known:#?}");
         for (pod, (ifindex, _)) in &self.interfaces {
-            let known = self.cluster_state().pods.get(pod).is_some_and(|pod| {
-                pod.is_selectable()
+            let is_expected = self.cluster_state().pods.get(pod).is_some_and(|pod| {
+                pod.participates()
                     && pod.node.as_deref() == Some(NODE)
                     && !owned(self.cluster_state(), &pod.key).is_empty()
             });
-            if known && held.get(ifindex).and_then(|held| held.pod.as_ref()) != Some(pod) {
-                bail!("{pod} at interface {ifindex} is not enforced: {held:#?}");
+            if is_expected && self.reconciler.endpoint(*ifindex).and_then(|known| known.pod.as_ref()) != Some(pod) {
+                bail!("{pod} at interface {ifindex} is not enforced: {known:#?}");
             }
         }
         let failed_writes = self.reconciler.failed_writes();
