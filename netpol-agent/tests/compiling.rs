@@ -91,7 +91,7 @@ fn finish(reconciler: &mut Reconciler<Memory>) {
 fn wait_until_overdue(reconciler: &mut Reconciler<Memory>) {
     while let Some(at) = reconciler.next_overdue() {
         std::thread::sleep(at.saturating_duration_since(Instant::now()));
-        reconciler.reconcile_overdue();
+        reconciler.reconcile(false);
     }
 }
 

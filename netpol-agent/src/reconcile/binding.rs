@@ -63,6 +63,12 @@ pub(super) struct Bound {
     adopted: bool,
 }
 
+impl Binding {
+    pub(super) fn is_shut(&self) -> bool {
+        matches!(self, Self::Shut)
+    }
+}
+
 impl Identity {
     /// Adopts the binding of an earlier agent.
     pub(super) fn adopted(endpoint: &Endpoint) -> Self {
@@ -84,9 +90,10 @@ impl Identity {
 
     fn report(&mut self, veth: &Veth, conflict: Option<String>) {
         if self.conflict != conflict {
-            match &conflict {
-                Some(conflict) => tracing::warn!(interface = veth.name, "conflict: {conflict}"),
-                None => tracing::info!(interface = veth.name, "conflict resolved"),
+            if let Some(conflict) = &conflict {
+                tracing::warn!(interface = veth.name, "conflict: {conflict}");
+            } else {
+                tracing::info!(interface = veth.name, "conflict resolved");
             }
             self.conflict = conflict;
         }

@@ -226,15 +226,15 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns why a pod of this node is not enforced yet.
     fn pending_reason<'a>(&'a self, pod: &Pod) -> Option<String> {
         const UNEVALUATED: &str = "its policies are still being evaluated";
-        let endpoint_of_pod = |(ifindex, interface): (&IfIndex, &'a Interface)| {
+        let endpoint_of_pod = |interface: &'a Interface| {
             let known = interface.endpoint()?;
             let is_of_pod = known.pod.as_ref() == Some(&pod.key) && !known.is_orphaned();
-            (is_of_pod && self.snapshot.veths.contains_key(ifindex)).then_some((interface, known))
+            (is_of_pod && interface.is_veth).then_some((interface, known))
         };
-        let Some((interface, known)) = self.interfaces.iter().find_map(endpoint_of_pod) else {
+        let Some((interface, known)) = self.interfaces.values().find_map(endpoint_of_pod) else {
             let lacks_room = |(ifindex, interface): (&IfIndex, &Interface)| {
                 let side = self.snapshot.veths.get(ifindex).map(|(_, side)| side);
-                interface.lacks_room()
+                interface.no_room
                     && side.is_some_and(|side| pod.addresses.iter().any(|address| side.addresses.contains(address)))
             };
             return Some(if !self.pods.is_evaluated(&pod.key) {

@@ -6,7 +6,7 @@ use netpol_common::{DirectionPolicy, Endpoint, IfIndex, PortSetId, endpoint_flag
 use netpol_policy::model::PodKey;
 
 use super::binding::Binding;
-use super::interface::PodState;
+use super::interface::Phase;
 use super::{QUARANTINE, Reconciler};
 use crate::dataplane::Dataplane;
 
@@ -26,38 +26,42 @@ pub enum UnknownPods {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Returns what is known about the pod of an interface.
-    pub(super) fn pod_state(&self, ifindex: IfIndex) -> PodState {
-        match self.pod_of(ifindex) {
-            Some(pod) if self.pods.is_evaluated(pod) => PodState::Evaluated,
-            Some(pod) => PodState::Unevaluated { overdue: self.pods.is_overdue(pod) },
-            None if self.has_conflict(ifindex) => PodState::Conflict,
-            None => PodState::Unbound,
-        }
-    }
-
     /// Returns the pod of an interface.
     pub(super) fn pod_of(&self, ifindex: IfIndex) -> Option<&PodKey> {
         self.interfaces.get(&ifindex)?.identity.pod.as_ref()
     }
 
-    fn has_conflict(&self, ifindex: IfIndex) -> bool {
-        self.interfaces.get(&ifindex).is_some_and(|interface| matches!(interface.identity.binding, Binding::Shut))
-    }
-
-    /// Returns the desired endpoint of an interface, without ID and generation. `None`: no endpoint.
-    pub(super) fn desired_endpoint(&self, ifindex: IfIndex, pod: Option<&PodKey>) -> Option<Endpoint> {
+    /// Returns the desired endpoint of an interface for this phase, without ID and generation. `None`: no endpoint.
+    pub(super) fn desired_endpoint(&self, ifindex: IfIndex, pod: Option<&PodKey>, phase: Phase) -> Option<Endpoint> {
         self.snapshot.veths.get(&ifindex)?;
+        let interface = self.interfaces.get(&ifindex)?;
         let Some(pod) = pod else {
             let is_left_alone =
                 self.options.unknown_pods == UnknownPods::Allow || self.snapshot.uplinks.contains(&ifindex);
             let (ingress, egress) = (DirectionPolicy::OPEN, DirectionPolicy::OPEN);
             let unknown = Endpoint { ifindex, flags: endpoint_flags::UNKNOWN, ingress, egress, ..Endpoint::default() };
-            return (!is_left_alone || self.has_conflict(ifindex)).then_some(unknown);
+            return (!is_left_alone || interface.identity.binding.is_shut()).then_some(unknown);
         };
+        let mut desired = Endpoint { ifindex, ..Endpoint::default() };
+        for address in &self.pods.get(pod)?.addresses {
+            match address {
+                IpAddr::V4(v4) => desired.address_v4 = v4.octets(),
+                IpAddr::V6(v6) => desired.address_v6 = v6.octets(),
+            }
+        }
+        if let Binding::Bound(bound) = &interface.identity.binding {
+            (desired.mac, desired.link_local) = (bound.mac, bound.link_local);
+        }
+        if self.options.source_guard {
+            desired.flags |= endpoint_flags::SOURCE_GUARD;
+        }
+        if phase == Phase::Shut {
+            desired.flags |= endpoint_flags::INCOMPLETE;
+            (desired.ingress, desired.egress) = (DROP_ALL, DROP_ALL);
+            return Some(desired);
+        }
         let policy = self.policies.get(pod)?;
-        self.pods.get(pod)?;
-        let mut desired = self.endpoint_of(ifindex, pod, [policy.ingress, policy.egress]);
+        (desired.ingress, desired.egress) = (policy.ingress, policy.egress);
         if policy.incomplete || self.failures.affects(&desired) {
             desired.flags |= endpoint_flags::INCOMPLETE;
         }
@@ -69,31 +73,6 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         Some(desired)
-    }
-
-    /// Returns an endpoint that drops all traffic of a pod until its policies are compiled.
-    pub(super) fn shut_endpoint(&self, ifindex: IfIndex, pod: &PodKey) -> Endpoint {
-        let shut = self.endpoint_of(ifindex, pod, [DROP_ALL; 2]);
-        Endpoint { flags: shut.flags | endpoint_flags::INCOMPLETE, ..shut }
-    }
-
-    /// Returns an endpoint with the addresses that packets of the pod may have.
-    fn endpoint_of(&self, ifindex: IfIndex, pod: &PodKey, [ingress, egress]: [DirectionPolicy; 2]) -> Endpoint {
-        let mut endpoint = Endpoint { ifindex, ingress, egress, ..Endpoint::default() };
-        for address in self.pods.get(pod).into_iter().flat_map(|pod| &pod.addresses) {
-            match address {
-                IpAddr::V4(v4) => endpoint.address_v4 = v4.octets(),
-                IpAddr::V6(v6) => endpoint.address_v6 = v6.octets(),
-            }
-        }
-        if let Some(Binding::Bound(bound)) = self.interfaces.get(&ifindex).map(|interface| &interface.identity.binding)
-        {
-            (endpoint.mac, endpoint.link_local) = (bound.mac, bound.link_local);
-        }
-        if self.options.source_guard {
-            endpoint.flags |= endpoint_flags::SOURCE_GUARD;
-        }
-        endpoint
     }
 }
 

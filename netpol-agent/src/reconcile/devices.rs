@@ -49,7 +49,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         for ifindex in wanted {
             let interface = self.interfaces.entry(ifindex).or_default();
-            if matches!(interface.purpose, Purpose::None) {
+            if matches!(interface.purpose, Purpose::None) && !interface.no_room {
                 interface.purpose = Purpose::Device;
             }
             if interface.is_device() {

@@ -9,7 +9,6 @@ use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
 
 use crate::dataplane::{MapName, WriteError};
-use crate::endpoints::NetlinkError;
 
 /// Identifies a map entry, in the order in which entries are written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,15 +31,13 @@ pub struct FailedWrites {
     pub missing: usize,
 }
 
-/// Failed writes, and the error of reading interfaces.
+/// Failed writes.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     pending: BTreeMap<EntryKey, Change>,
     reported: bool,
     full: BTreeMap<MapName, u64>,
     failed: u64,
-    /// Last error of reading interfaces, until they are read again.
-    read_error: Option<String>,
 }
 
 impl Failures {
@@ -77,20 +74,6 @@ impl Failures {
         if !std::mem::replace(&mut self.reported, true) {
             tracing::error!(%error, "cannot write a map entry; retrying; until then isolated pods drop what it would allow");
         }
-    }
-
-    /// Logs that interfaces could not be read, unless the error is the same as before.
-    pub(super) fn interfaces_not_read(&mut self, error: &NetlinkError) {
-        let error = error.to_string();
-        if self.read_error.as_ref() != Some(&error) {
-            tracing::error!(error, "cannot read the network interfaces; retrying");
-            self.read_error = Some(error);
-        }
-    }
-
-    /// Records that interfaces could be read.
-    pub(super) fn interfaces_read(&mut self) {
-        self.read_error = None;
     }
 
     /// Counts an endpoint that got no ID because all are in use.

@@ -23,12 +23,18 @@ pub(super) type Interfaces = BTreeMap<IfIndex, Interface>;
 pub(super) struct Interface {
     pub(super) purpose: Purpose,
     pub(super) program: ProgramState,
-    pub(super) presence: Presence,
+    /// When it appeared: as reported by the kernel, else when it was first read.
+    pub(super) appeared: Option<Instant>,
+    /// Whether the last snapshot has it as a veth.
+    pub(super) is_veth: bool,
+    /// Whether there is no room for the endpoint of its pod. An earlier endpoint stays as it was. Programs without an
+    /// endpoint drop everything, so they are attached only for an isolated pod.
+    pub(super) no_room: bool,
     /// Its pod, as far as it is known.
     pub(super) identity: Identity,
     /// Whether traffic passes without being evaluated.
     pub(super) exposure: Exposure,
-    /// Last error. It is kept while the operation is retried, so that each error is logged once.
+    /// Last error, also while the operation is retried.
     pub(super) error: Option<String>,
 }
 
@@ -40,9 +46,6 @@ pub(super) enum Purpose {
     None,
     /// It has an endpoint in the kernel.
     Endpoint(PodEndpoint),
-    /// It is a pod's, but there is no room for its endpoint. Programs without an endpoint drop everything, so they are
-    /// attached only for an isolated pod.
-    NoRoom,
     /// A device that leads out of the node.
     Device,
 }
@@ -68,64 +71,23 @@ pub(super) enum Phase {
     Shut,
     /// Its pod is deleted or finished. It stays as it was until the interface is removed or belongs to another pod.
     Orphaned,
-    /// The interface has another pod by now, and there is no room for an endpoint of that pod. It stays as it was.
-    NoRoom,
     /// It is deleted for this reason, as soon as the programs are detached.
     Released(&'static str),
 }
 
-/// Whether an interface exists, and since when.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Presence {
-    /// The last snapshot does not have it as a veth.
-    #[default]
-    Absent,
-    /// The kernel reported it at this time; no snapshot has it yet.
-    Reported(Instant),
-    /// It is a veth of the last snapshot, and appeared at this time: as reported by the kernel, else when it was first
-    /// read.
-    Present(Instant),
-}
-
-/// What is known about the pod of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PodState {
-    /// No pod has the interface.
-    Unbound,
-    /// The interface claims a pod that it does not get.
-    Conflict,
-    /// The policies of its pod are being compiled; `overdue`: for longer than a moment.
-    Unevaluated { overdue: bool },
-    /// The policies of its pod are compiled.
-    Evaluated,
-}
-
-/// What to do with the endpoint of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EndpointAction {
-    /// Leaves it as it is, or leaves the interface without one.
-    Keep,
-    /// Leaves it as it is because its pod is gone.
-    Orphan,
-    /// Writes one that drops all traffic until policies are compiled.
-    Shut,
-    /// Writes it as the policies, or the setting for unknown pods, require.
-    Write,
-    /// Continues to release it for this reason.
-    Release(&'static str),
-}
-
 impl Interface {
-    /// Returns what to do with the endpoint, given the state of the pod.
-    pub(super) fn endpoint_action(&self, pod: PodState) -> EndpointAction {
-        match (self.endpoint(), pod) {
-            (Some(PodEndpoint { phase: Phase::Released(why), .. }), _) => EndpointAction::Release(why),
-            (Some(_), PodState::Unevaluated { .. }) | (None, PodState::Unevaluated { overdue: false }) => {
-                EndpointAction::Keep
+    /// Returns the next phase of the endpoint, which is then written for it; `None`: it stays as it is, or the
+    /// interface stays without one. `evaluated`: the policies of the pod are compiled; `overdue`: they are not, for
+    /// longer than a moment.
+    pub(super) fn next_phase(&self, evaluated: bool, overdue: bool) -> Option<Phase> {
+        let Identity { pod, binding, .. } = &self.identity;
+        match self.endpoint() {
+            Some(PodEndpoint { phase: Phase::Released(_), .. }) => None,
+            known if pod.is_some() && !evaluated => (known.is_none() && overdue).then_some(Phase::Shut),
+            Some(known) if pod.is_none() && !binding.is_shut() && !known.endpoint.has(endpoint_flags::UNKNOWN) => {
+                Some(Phase::Orphaned)
             }
-            (None, PodState::Unevaluated { overdue: true }) => EndpointAction::Shut,
-            (Some(known), PodState::Unbound) if !known.endpoint.has(endpoint_flags::UNKNOWN) => EndpointAction::Orphan,
-            (_, PodState::Unbound | PodState::Conflict | PodState::Evaluated) => EndpointAction::Write,
+            _ => Some(Phase::Current),
         }
     }
 
@@ -144,19 +106,6 @@ impl Interface {
         self.endpoint().filter(|_| self.program == ProgramState::On(Role::Pod))
     }
 
-    /// Returns whether a pod lacks its endpoint because there is no room.
-    pub(super) fn lacks_room(&self) -> bool {
-        matches!(self.purpose, Purpose::NoRoom | Purpose::Endpoint(PodEndpoint { phase: Phase::NoRoom, .. }))
-    }
-
-    /// Records that there is no room for its endpoint. An existing one stays as it was.
-    pub(super) fn set_no_room(&mut self) {
-        match &mut self.purpose {
-            Purpose::Endpoint(endpoint) => endpoint.phase = Phase::NoRoom,
-            purpose => *purpose = Purpose::NoRoom,
-        }
-    }
-
     /// Returns whether this is a device that leads out of the node.
     pub(super) fn is_device(&self) -> bool {
         matches!(self.purpose, Purpose::Device)
@@ -166,58 +115,35 @@ impl Interface {
     pub(super) fn is_needed(&self, now: Instant) -> bool {
         !matches!(self.purpose, Purpose::None)
             || self.program != ProgramState::Off
-            || match self.presence {
-                Presence::Absent => false,
-                Presence::Reported(at) => now.duration_since(at) < REPORTED_LIMIT,
-                Presence::Present(_) => true,
-            }
+            || self.is_veth
+            || self.appeared.is_some_and(|at| now.duration_since(at) < REPORTED_LIMIT)
     }
 
-    /// Records that the kernel reported the link.
-    pub(super) fn report(&mut self, now: Instant) {
-        if self.presence == Presence::Absent {
-            self.presence = Presence::Reported(now);
+    /// Records that the last snapshot has it as a veth. Traffic has passed since it appeared.
+    pub(super) fn read(&mut self, now: Instant) {
+        if !std::mem::replace(&mut self.is_veth, true) {
+            let appeared = *self.appeared.get_or_insert(now);
+            self.exposure.start(appeared, 0);
         }
     }
 
-    /// Records that a snapshot has it as a veth. Traffic has passed since it appeared.
-    pub(super) fn read(&mut self, now: Instant) {
-        let appeared = match self.presence {
-            Presence::Absent => now,
-            Presence::Reported(at) => at,
-            Presence::Present(_) => return,
-        };
-        self.presence = Presence::Present(appeared);
-        self.exposure.start(appeared, 0);
-    }
-
-    /// Records that the last snapshot does not have it.
+    /// Records that the last snapshot does not have it as a veth.
     pub(super) fn unread(&mut self) {
-        if let Presence::Present(_) = self.presence {
-            self.presence = Presence::Absent;
+        if std::mem::take(&mut self.is_veth) {
+            self.appeared = None;
         }
         (self.identity, self.exposure) = Default::default();
     }
 
     /// Moves the time when it appeared back to this time, if it was later.
     pub(super) fn backdate(&mut self, at: Instant) {
-        if let Presence::Present(appeared) = &mut self.presence {
-            *appeared = at.min(*appeared);
-        }
+        self.appeared = self.appeared.map(|appeared| at.min(appeared));
         self.exposure.backdate(at);
     }
 
     /// Returns the time since the veth appeared.
     pub(super) fn age(&self) -> Option<Duration> {
-        if let Presence::Present(at) = self.presence { Some(at.elapsed()) } else { None }
-    }
-
-    /// Logs an error, unless it is the same as before.
-    pub(super) fn fail(&mut self, ifindex: IfIndex, text: String) {
-        if self.error.as_ref() != Some(&text) {
-            tracing::error!(interface = %ifindex, "{text}");
-            self.error = Some(text);
-        }
+        self.appeared.filter(|_| self.is_veth).map(|at| at.elapsed())
     }
 }
 
@@ -227,8 +153,84 @@ impl PodEndpoint {
         self.phase == Phase::Orphaned
     }
 
+    pub(super) fn is_released(&self) -> bool {
+        matches!(self.phase, Phase::Released(_))
+    }
+
     /// Returns the name of its pod for log lines.
     pub(super) fn pod_name(&self) -> String {
         self.pod.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string)
+    }
+}
+
+/// Stores and logs the error of an interface, unless it is the same as before: retries fail repeatedly.
+pub(super) fn log_once(last: &mut Option<String>, ifindex: IfIndex, error: String) {
+    if last.as_ref() != Some(&error) {
+        tracing::error!(interface = %ifindex, "{error}");
+        *last = Some(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::binding::Binding;
+
+    /// An interface whose endpoint is in this phase; `None`: it has no endpoint.
+    fn interface(phase: Option<Phase>, flags: u32) -> Interface {
+        let endpoint = |phase| {
+            let endpoint = Endpoint { flags, ..Endpoint::default() };
+            Purpose::Endpoint(PodEndpoint { pod: None, endpoint, phase, marks: false })
+        };
+        Interface { purpose: phase.map_or(Purpose::None, endpoint), ..Interface::default() }
+    }
+
+    #[test]
+    fn the_next_phase_follows_from_the_phase_and_the_state_of_the_pod() {
+        use Phase::{Current, Orphaned, Released, Shut};
+        let released = Some(Released("removed"));
+        // Phases before; then the next phase without a pod, with a conflict, and with a pod whose policies are compiled,
+        // being compiled, and being compiled for too long.
+        let table = [
+            (None, [Some(Current), Some(Current), Some(Current), None, Some(Shut)]),
+            (Some(Current), [Some(Orphaned), Some(Current), Some(Current), None, None]),
+            (Some(Shut), [Some(Orphaned), Some(Current), Some(Current), None, None]),
+            (Some(Orphaned), [Some(Orphaned), Some(Current), Some(Current), None, None]),
+            (released, [None; 5]),
+        ];
+        for (phase, expected) in table {
+            let next = |has_pod: bool, is_shut: bool, evaluated, overdue| {
+                let mut interface = interface(phase, 0);
+                interface.identity.pod = has_pod.then(|| PodKey::new("shop", "web"));
+                interface.identity.binding = if is_shut { Binding::Shut } else { Binding::Unbound };
+                interface.next_phase(evaluated, overdue)
+            };
+            let found = [
+                next(false, false, true, false),
+                next(false, true, true, false),
+                next(true, false, true, false),
+                next(true, false, false, false),
+                next(true, false, false, true),
+            ];
+            assert_eq!(found, expected, "{phase:?}");
+        }
+        let unknown = interface(Some(Current), endpoint_flags::UNKNOWN);
+        assert_eq!(unknown.next_phase(true, false), Some(Current), "it was never a pod's, so it cannot be orphaned");
+    }
+
+    #[test]
+    fn a_reported_interface_is_remembered_until_it_is_read_or_for_a_while() {
+        let start = Instant::now();
+        let mut interface = Interface { appeared: Some(start), ..Interface::default() };
+        assert!(interface.is_needed(start) && !interface.is_needed(start + REPORTED_LIMIT));
+        assert_eq!(interface.age(), None);
+        interface.read(start + Duration::from_secs(1));
+        assert_eq!(
+            (interface.appeared, interface.exposure),
+            (Some(start), Exposure::Open { since: start, packets: 0 })
+        );
+        assert!(interface.age().is_some() && interface.is_needed(start + REPORTED_LIMIT));
+        interface.unread();
+        assert!(interface.appeared.is_none() && interface.exposure == Exposure::None && !interface.is_needed(start));
     }
 }

@@ -47,7 +47,7 @@ use crate::endpoints::{InterfaceSnapshot, NetlinkError};
 use compiler::EngineStats;
 use failures::Failures;
 use ids::EndpointIdAllocator;
-use interface::{Interface, Interfaces, Phase};
+use interface::{Interface, Interfaces, Phase, log_once};
 use pods::LocalPods;
 use shortage::Shortage;
 use work::Work;
@@ -123,6 +123,8 @@ pub struct Reconciler<D> {
     options: Options,
     /// Interfaces as they were read last.
     snapshot: InterfaceSnapshot,
+    /// Error of the last reading.
+    read_error: Option<String>,
     /// State of each interface.
     interfaces: Interfaces,
     /// Policies according to the changes executed so far; the engine may be ahead.
@@ -141,7 +143,7 @@ pub struct Reconciler<D> {
 impl<D: Dataplane> Reconciler<D> {
     /// Enforces the result of reading all interfaces.
     pub fn interfaces(&mut self, interfaces: InterfaceSnapshot) {
-        self.failures.interfaces_read();
+        self.read_error = None;
         self.retry_operations();
         let local_addresses_changed = interfaces.own != self.snapshot.own;
         let tunnels_changed = interfaces.tunnels != self.snapshot.tunnels;
@@ -153,7 +155,7 @@ impl<D: Dataplane> Reconciler<D> {
             let addresses = self.snapshot.own.clone();
             self.apply(vec![Event::LocalAddresses(addresses)]);
         }
-        self.reconcile_after_read(true);
+        self.reconcile(true);
     }
 
     /// Removes interfaces that the kernel deleted. Their indices may belong to other interfaces from now on.
@@ -161,7 +163,7 @@ impl<D: Dataplane> Reconciler<D> {
         for ifindex in ifindexes {
             self.snapshot.veths.remove(ifindex);
             if let Some(interface) = self.interfaces.get_mut(ifindex) {
-                (interface.presence, interface.identity) = Default::default();
+                (interface.appeared, interface.is_veth, interface.identity) = Default::default();
             }
         }
     }
@@ -170,13 +172,14 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn links_reported(&mut self, ifindexes: impl IntoIterator<Item = IfIndex>) {
         let now = Instant::now();
         for ifindex in ifindexes {
-            self.interfaces.entry(ifindex).or_default().report(now);
+            self.interfaces.entry(ifindex).or_default().appeared.get_or_insert(now);
         }
     }
 
     /// Reports that interfaces could not be read. The last result stays in use.
     pub fn not_read(&mut self, error: &NetlinkError) {
-        self.failures.interfaces_not_read(error);
+        let error = format!("cannot read the network interfaces; retrying: {error}");
+        log_once(&mut self.read_error, IfIndex(0), error);
     }
 
     /// Executes one change.
@@ -232,8 +235,8 @@ impl<D: Dataplane> Reconciler<D> {
                 // A shut endpoint stays shut until the latest version of its pod is compiled: these policies may
                 // belong to an earlier pod of the same name.
                 Phase::Shut | Phase::Released(_) => None,
-                Phase::Orphaned | Phase::NoRoom => Some(endpoint),
-                Phase::Current => pod.as_ref().and_then(|pod| self.desired_endpoint(ifindex, Some(pod))),
+                Phase::Orphaned => Some(endpoint),
+                Phase::Current => pod.as_ref().and_then(|pod| self.desired_endpoint(ifindex, Some(pod), phase)),
             };
             if let Some(desired) = desired {
                 self.write_endpoint(ifindex, pod, desired, phase);
@@ -299,7 +302,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn endpoint_failed(&mut self, operation: &'static str, ifindex: IfIndex, error: &WriteError) {
         self.failures.count(error);
-        let interface = self.interfaces.entry(ifindex).or_default();
-        interface.fail(ifindex, format!("cannot {operation} the endpoint; retrying: {error}"));
+        let last = &mut self.interfaces.entry(ifindex).or_default().error;
+        log_once(last, ifindex, format!("cannot {operation} the endpoint; retrying: {error}"));
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use netpol_common::IfIndex;
 
-use super::interface::{Interface, Phase};
+use super::interface::{Interface, Phase, log_once};
 use super::program::{ProgramAction, ProgramEvent, ProgramState};
 use super::unprotected::Exposure;
 use super::{Reconciler, Verifying};
@@ -22,7 +22,7 @@ impl<D: Dataplane> Reconciler<D> {
                 InterfaceOutcome::Missing(ifindexes) => self.verify_finished(&ifindexes),
             }
         }
-        self.reconcile();
+        self.reconcile(false);
     }
 
     /// Reports an event to the state machine of an interface, and executes the action.
@@ -51,19 +51,18 @@ impl<D: Dataplane> Reconciler<D> {
             }
             Some(ProgramAction::RecordMissing(role)) => {
                 self.record_unprotected(ifindex, self.verified_at);
-                let interface = self.name_of(ifindex);
-                if role.is_device() {
-                    tracing::warn!(interface, "the eBPF program was detached by another process; reattaching");
-                } else {
-                    tracing::warn!(interface, "eBPF programs were detached by another process; reattaching");
-                }
+                let programs = if role.is_device() { "the eBPF program was" } else { "eBPF programs were" };
+                tracing::warn!(
+                    interface = self.name_of(ifindex),
+                    "{programs} detached by another process; reattaching"
+                );
             }
             Some(ProgramAction::RemoveInterface) => {
                 tracing::debug!(interface = %ifindex, "the interface was removed");
                 self.snapshot.veths.remove(&ifindex);
                 self.snapshot.routed.remove(&ifindex);
             }
-            Some(ProgramAction::Report(text)) => interface.fail(ifindex, text),
+            Some(ProgramAction::Report(text)) => log_once(&mut interface.error, ifindex, text),
         }
     }
 
@@ -134,7 +133,7 @@ impl<D: Dataplane> Reconciler<D> {
         let attached = self.interfaces.iter().filter(|(_, interface)| is_on(interface));
         if let Some(missing) = self.dataplane.verify(attached.map(|(ifindex, _)| *ifindex).collect()) {
             self.verify_finished(&missing);
-            self.reconcile();
+            self.reconcile(false);
         }
     }
 
@@ -151,7 +150,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn retry(&mut self) {
         self.retry_operations();
         if self.failures.is_empty() {
-            self.reconcile();
+            self.reconcile(false);
         } else {
             self.queue_retry();
             self.advance();

@@ -7,18 +7,14 @@ use netpol_common::{Endpoint, IfIndex, endpoint_flags};
 use netpol_policy::model::PodKey;
 
 use super::Reconciler;
-use super::interface::{EndpointAction, Interface, Phase, PodEndpoint, Presence, Purpose};
+use super::interface::{Interface, Phase, PodEndpoint, Purpose};
 use super::program::{ProgramEvent, ProgramState};
 use crate::dataplane::{Dataplane, Role};
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Brings every interface to its desired state. Cheap if nothing changed.
-    pub(super) fn reconcile(&mut self) {
-        self.reconcile_after_read(false);
-    }
-
-    /// Does the same; `relisted`: the interfaces have just been listed.
-    pub(super) fn reconcile_after_read(&mut self, relisted: bool) {
+    /// Brings every interface to its desired state. Cheap if nothing changed. `relisted`: the interfaces have just been
+    /// listed.
+    pub fn reconcile(&mut self, relisted: bool) {
         let now = Instant::now();
         self.reconciled_at = now;
         let veths: Vec<IfIndex> = self.snapshot.veths.keys().copied().collect();
@@ -27,12 +23,13 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let mut gone = Vec::new();
         for (ifindex, interface) in &mut self.interfaces {
-            if !self.snapshot.veths.contains_key(ifindex) {
+            let is_veth = self.snapshot.veths.contains_key(ifindex);
+            if !is_veth {
                 interface.unread();
-                // Devices need not be veths.
-                if !interface.is_device() {
-                    gone.push(*ifindex);
-                }
+            }
+            // Devices need not be veths.
+            if !is_veth && !interface.is_device() || interface.endpoint().is_some_and(PodEndpoint::is_released) {
+                gone.push(*ifindex);
             }
         }
         for ifindex in gone {
@@ -51,42 +48,25 @@ impl<D: Dataplane> Reconciler<D> {
         self.reconcile_owners();
     }
 
-    /// Checks all interfaces again.
-    pub fn reconcile_overdue(&mut self) {
-        self.reconcile();
-    }
-
     fn reconcile_interface(&mut self, ifindex: IfIndex) {
         let Some(interface) = self.interfaces.get(&ifindex) else { return };
         // Interfaces that existed at the start stay as they are until the first objects are compiled.
-        if matches!((self.starting, interface.presence), (Some(start), Presence::Present(at)) if at <= start) {
+        if self.starting.is_some() && interface.appeared <= self.starting {
             return;
         }
-        match interface.endpoint_action(self.pod_state(ifindex)) {
-            EndpointAction::Release(why) => {
-                self.release(ifindex, why);
-                if self.interfaces.get(&ifindex).is_some_and(|interface| interface.endpoint().is_none()) {
-                    self.reconcile_interface(ifindex);
-                }
-                return;
-            }
-            EndpointAction::Keep => {}
-            EndpointAction::Orphan => self.mark_orphaned(ifindex),
-            EndpointAction::Shut => {
-                let Some(pod) = self.pod_of(ifindex).cloned() else { return };
-                let shut = self.shut_endpoint(ifindex, &pod);
-                self.place(ifindex, Some(pod), shut, Phase::Shut);
-            }
-            EndpointAction::Write => {
-                let pod = self.pod_of(ifindex).cloned();
-                match self.desired_endpoint(ifindex, pod.as_ref()) {
-                    Some(desired) => self.place(ifindex, pod, desired, Phase::Current),
-                    None if interface.is_device() => {}
-                    None => return self.release(ifindex, "the pod is unknown, and unknown pods are allowed"),
-                }
-            }
+        let pod = interface.identity.pod.clone();
+        let evaluated = pod.as_ref().is_none_or(|pod| self.pods.is_evaluated(pod));
+        let overdue = pod.as_ref().is_some_and(|pod| self.pods.is_overdue(pod));
+        match interface.next_phase(evaluated, overdue) {
+            None => {}
+            Some(Phase::Orphaned) => self.mark_orphaned(ifindex),
+            Some(phase) => match self.desired_endpoint(ifindex, pod.as_ref(), phase) {
+                Some(desired) => self.place(ifindex, pod, desired, phase),
+                None if interface.is_device() => {}
+                None => self.release(ifindex, "the pod is unknown, and unknown pods are allowed"),
+            },
         }
-        if self.interfaces.get(&ifindex).is_some_and(|interface| interface.endpoint().is_some()) {
+        if self.endpoint(ifindex).is_some_and(|known| !known.is_released()) {
             self.handle(ifindex, ProgramEvent::Need(Role::Pod, Instant::now()));
         }
     }
@@ -107,7 +87,7 @@ impl<D: Dataplane> Reconciler<D> {
         else {
             return;
         };
-        interface.set_no_room();
+        interface.no_room = true;
         let isolated = desired.ingress.isolated() || desired.egress.isolated() || desired.has(endpoint_flags::UNKNOWN);
         let need = if isolated { ProgramEvent::Need(Role::Pod, Instant::now()) } else { ProgramEvent::NeedNone };
         self.handle(ifindex, need);
@@ -147,6 +127,7 @@ impl<D: Dataplane> Reconciler<D> {
                 }
                 let marks = attached || interface.endpoint().is_some_and(|known| known.marks);
                 interface.purpose = Purpose::Endpoint(PodEndpoint { pod, endpoint, phase, marks });
+                interface.no_room = false;
                 if let Some((earlier, false)) = before {
                     self.ids.release(earlier);
                 }
@@ -162,17 +143,16 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn report_no_room(&mut self, ifindex: IfIndex) {
         let interface = self.interfaces.entry(ifindex).or_default();
-        if !interface.lacks_room() {
+        if !std::mem::replace(&mut interface.no_room, true) {
             self.failures.count_missing_id();
             tracing::error!(interface = %ifindex, "no room for another endpoint: the pod drops all traffic if a policy isolates it; raise --max-endpoints");
         }
-        interface.set_no_room();
     }
 
     /// Detaches the programs of an interface and then deletes its endpoint: without one, they drop everything.
     pub(super) fn release(&mut self, ifindex: IfIndex, why: &'static str) {
-        let endpoint = self.interfaces.get_mut(&ifindex).and_then(Interface::endpoint_mut);
-        if let Some(endpoint) = endpoint.filter(|endpoint| !matches!(endpoint.phase, Phase::Released(_))) {
+        let Some(interface) = self.interfaces.get_mut(&ifindex) else { return };
+        if let Some(endpoint) = interface.endpoint_mut().filter(|endpoint| !endpoint.is_released()) {
             endpoint.phase = Phase::Released(why);
         }
         self.handle(ifindex, ProgramEvent::NeedNone);
@@ -180,15 +160,14 @@ impl<D: Dataplane> Reconciler<D> {
         if interface.program != ProgramState::Off {
             return;
         }
-        if let Some(PodEndpoint { endpoint, .. }) = interface.endpoint() {
+        if let Some(known) = interface.endpoint() {
+            let Phase::Released(why) = known.phase else { return };
             if let Err(error) = self.dataplane.delete_endpoint(ifindex) {
                 return self.endpoint_failed("delete", ifindex, &error);
             }
-            self.ids.release(endpoint.id);
+            self.ids.release(known.endpoint.id);
+            tracing::info!(pod = known.pod_name(), interface = %ifindex, why, "detached");
         }
-        interface.error = None;
-        if let Purpose::Endpoint(endpoint) = std::mem::take(&mut interface.purpose) {
-            tracing::info!(pod = endpoint.pod_name(), interface = %ifindex, why, "detached");
-        }
+        (interface.purpose, interface.no_room, interface.error) = Default::default();
     }
 }

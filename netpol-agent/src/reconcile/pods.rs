@@ -18,7 +18,7 @@ pub(super) const GRACE: Duration = Duration::from_millis(3);
 pub(super) struct Ticket(u64);
 
 /// Pods of this node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct LocalPods {
     node: Arc<str>,
     pods: BTreeMap<PodKey, LocalPod>,
@@ -40,14 +40,7 @@ struct LocalPod {
 
 impl LocalPods {
     pub(super) fn new(node: Arc<str>) -> Self {
-        Self {
-            node,
-            pods: BTreeMap::new(),
-            claims: BTreeMap::new(),
-            nodes: BTreeSet::new(),
-            unevaluated: BTreeSet::new(),
-            last: Ticket::default(),
-        }
+        Self { node, ..Self::default() }
     }
 
     /// Applies an event before it is compiled. Returns whether pods of this node changed.
@@ -64,17 +57,16 @@ impl LocalPods {
                 false
             }
             Event::Reset(objects) => {
-                let nodes = objects.iter().filter_map(|object| match object {
-                    Object::Node(node) => Some(node.name.clone()),
-                    _ => None,
-                });
-                self.nodes = nodes.collect();
-                let pods = objects.iter().filter_map(|object| match object {
-                    Object::Pod(pod) => Some(pod),
-                    _ => None,
-                });
+                self.nodes.clear();
                 // The last object with a key counts, as in `ClusterState`.
-                let wanted: BTreeMap<&PodKey, &Pod> = pods.map(|pod| (&pod.key, pod)).collect();
+                let mut wanted: BTreeMap<&PodKey, &Pod> = BTreeMap::new();
+                for object in objects {
+                    match object {
+                        Object::Node(node) => drop(self.nodes.insert(node.name.clone())),
+                        Object::Pod(pod) => drop(wanted.insert(&pod.key, pod)),
+                        _ => {}
+                    }
+                }
                 let gone: Vec<PodKey> = self.pods.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
                 let mut changed = !gone.is_empty();
                 for key in gone {

@@ -11,7 +11,7 @@ use super::binding::Identity;
 use super::compiler::{self, Compiler, EngineStats, Job};
 use super::failures::Failures;
 use super::ids::EndpointIdAllocator;
-use super::interface::{Interface, Interfaces, Phase, PodEndpoint, Presence, Purpose};
+use super::interface::{Interface, Interfaces, Phase, PodEndpoint, Purpose};
 use super::pods::LocalPods;
 use super::program::ProgramState;
 use super::shortage::Shortage;
@@ -82,6 +82,7 @@ impl<D: Dataplane> Reconciler<D> {
             dataplane,
             options,
             snapshot: interfaces,
+            read_error: None,
             policies: BTreeMap::new(),
             interfaces: states,
             owners: BTreeMap::new(),
@@ -134,7 +135,7 @@ fn adopted_interfaces(
     }
     for (ifindex, (veth, _)) in &snapshot.veths {
         let interface = interfaces.entry(*ifindex).or_default();
-        interface.presence = Presence::Present(now);
+        (interface.appeared, interface.is_veth) = (Some(now), true);
         match interface.enforced().map(|known| known.endpoint.has(endpoint_flags::UNKNOWN)) {
             None => interface.exposure.start(now, veth.packets),
             Some(true) => interface.exposure = Exposure::DropAll(UnprotectedInterval::default()),

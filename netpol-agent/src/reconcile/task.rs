@@ -183,7 +183,7 @@ pub async fn run(
                 reconciler.compiled(compiled);
             }
             () = sleep_until(Deadline::from_std(overdue.unwrap_or(last_full_read))), if overdue.is_some() => {
-                reconciler.reconcile_overdue();
+                reconciler.reconcile(false);
             }
             () = sleep_until(Deadline::from_std(next_read)), if !is_reading => {
                 if last_full_read.elapsed() >= FULL_INTERVAL {

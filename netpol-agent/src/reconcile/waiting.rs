@@ -1,4 +1,4 @@
-//! Tells what the agent waits for, and what the next reading of interfaces can skip.
+//! Determines what the agent waits for, and what the next reading of interfaces can skip.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -60,16 +60,11 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns whether a pod of this node waits for its interface, or an interface for its programs or addresses. An
     /// unknown interface waits for nothing: its pod is waited for as soon as the source reports it.
     pub fn is_waiting(&self) -> bool {
-        let waits = |(ifindex, interface): (&IfIndex, &Interface)| {
-            let is_unknown = |interface: &Interface| {
-                interface.enforced().is_some_and(|known| known.endpoint.has(endpoint_flags::UNKNOWN))
-            };
-            interface.endpoint().is_some()
-                && self.snapshot.veths.contains_key(ifindex)
-                && !interface.is_complete()
-                && !is_unknown(interface)
+        let waits = |interface: &Interface| {
+            let is_unknown = interface.enforced().is_some_and(|known| known.endpoint.has(endpoint_flags::UNKNOWN));
+            interface.is_veth && interface.endpoint().is_some() && !interface.is_complete() && !is_unknown
         };
-        self.interfaces.iter().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
+        self.interfaces.values().any(waits) || !self.failures.is_empty() || self.pods_waiting() > 0
     }
 
     /// Returns the number of pods of this node that have an address but no interface with programs.

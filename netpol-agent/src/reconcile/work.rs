@@ -127,7 +127,7 @@ impl<D: Dataplane> Reconciler<D> {
             self.advance();
         }
         if local && self.is_busy() {
-            self.reconcile();
+            self.reconcile(false);
         }
     }
 
@@ -222,7 +222,7 @@ impl<D: Dataplane> Reconciler<D> {
                     if entries.len() > 0 {
                         self.work.writes.push_front(write);
                     } else {
-                        self.reconcile();
+                        self.reconcile(false);
                     }
                 }
                 Write::SetPolicies(policies, ticket) => {
@@ -230,11 +230,11 @@ impl<D: Dataplane> Reconciler<D> {
                     self.rule_set_names_stale = true;
                     self.pods.evaluated(*ticket);
                     self.starting = None;
-                    self.reconcile();
+                    self.reconcile(false);
                 }
                 Write::Done(origin, ticket, began) => {
                     self.pods.evaluated(*ticket);
-                    self.reconcile();
+                    self.reconcile(false);
                     origin.took = began.elapsed();
                     self.work.finished.push(std::mem::take(origin));
                 }
@@ -293,11 +293,6 @@ impl<D: Dataplane> Reconciler<D> {
     /// Returns whether the first objects are still being compiled.
     pub fn is_starting(&self) -> bool {
         self.starting.is_some()
-    }
-
-    /// Returns whether writes are pending.
-    pub fn has_writes(&self) -> bool {
-        !self.work.writes.is_empty()
     }
 
     /// Returns whether the engine is available, for names; otherwise it is compiling.
