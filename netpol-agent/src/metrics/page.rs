@@ -20,7 +20,7 @@ pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporte
     packets(&mut metrics, reconciler, meter);
     suppressed(&mut metrics, reconciler, meter);
     maps(&mut metrics, reconciler);
-    left_out(&mut metrics, reconciler);
+    omitted_parts(&mut metrics, reconciler);
     let endpoints = reconciler.enforced().filter(|known| known.pod.is_some() && !known.is_orphaned()).count();
     let orphans = reconciler.enforced().filter(|known| known.is_orphaned()).count();
     let unknown = reconciler.enforced().count() - endpoints - orphans;

@@ -175,7 +175,7 @@ impl<D: Dataplane> Reconciler<D> {
                 attached: interface.enforced().is_some(),
                 orphaned: known.is_orphaned(),
                 conflict: interface.identity.conflict.clone(),
-                unlisted: interface.identity.unlisted.clone(),
+                unlisted_addresses: interface.identity.unlisted.clone(),
                 policies: netpol_api::Directions {
                     ingress: names(known.endpoint.ingress.rule_set),
                     egress: names(known.endpoint.egress.rule_set),

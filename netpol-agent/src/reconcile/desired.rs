@@ -31,7 +31,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.interfaces.get(&ifindex)?.identity.pod.as_ref()
     }
 
-    /// Returns the desired endpoint of an interface for this phase, without ID and generation. `None`: no endpoint.
+    /// Returns the desired endpoint of an interface for this phase, without ID and version. `None`: no endpoint.
     pub(super) fn desired_endpoint(&self, ifindex: IfIndex, pod: Option<&PodKey>, phase: Phase) -> Option<Endpoint> {
         self.snapshot.veths.get(&ifindex)?;
         let interface = self.interfaces.get(&ifindex)?;
@@ -52,8 +52,8 @@ impl<D: Dataplane> Reconciler<D> {
         if let Binding::Bound(bound) = &interface.identity.binding {
             (desired.mac, desired.link_local) = (bound.mac, bound.link_local);
         }
-        if self.options.source_guard {
-            desired.flags |= endpoint_flags::SOURCE_GUARD;
+        if self.options.anti_spoofing {
+            desired.flags |= endpoint_flags::ANTI_SPOOFING;
         }
         if phase == Phase::Shut {
             desired.flags |= endpoint_flags::INCOMPLETE;

@@ -53,7 +53,7 @@ impl<D: Dataplane> Reconciler<D> {
                 interface.purpose = Purpose::Device;
             }
             if interface.is_device() {
-                let bare = self.snapshot.routed.get(&ifindex).is_some_and(|device| device.bare);
+                let bare = self.snapshot.routed.get(&ifindex).is_some_and(|device| device.has_no_link_header);
                 let role = if bare { Role::Tunnel } else { Role::Device };
                 self.handle(ifindex, ProgramEvent::Need(role, Instant::now()));
             }

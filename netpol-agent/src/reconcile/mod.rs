@@ -226,7 +226,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes the endpoints that match `which` again, with a new generation.
+    /// Writes the endpoints that match `which` again, with a new version.
     fn rewrite_endpoints(&mut self, which: impl Fn(&PodEndpoint) -> bool) {
         let known = |(ifindex, interface): (&IfIndex, &Interface)| Some((*ifindex, interface.endpoint()?.clone()));
         let concerned: Vec<_> = self.interfaces.iter().filter_map(known).filter(|(_, known)| which(known)).collect();

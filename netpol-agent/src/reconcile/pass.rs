@@ -76,7 +76,7 @@ impl<D: Dataplane> Reconciler<D> {
         let same = self.endpoint(ifindex).is_some_and(|known| {
             known.pod == pod
                 && known.phase == phase
-                && Endpoint { generation: desired.generation, id: desired.id, ..known.endpoint } == desired
+                && Endpoint { version: desired.version, id: desired.id, ..known.endpoint } == desired
         });
         if same {
             return;
@@ -104,7 +104,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    /// Writes an endpoint with a new generation. If there is no room, an existing endpoint stays as it was.
+    /// Writes an endpoint with a new version. If there is no room, an existing endpoint stays as it was.
     pub(super) fn write_endpoint(&mut self, ifindex: IfIndex, pod: Option<PodKey>, desired: Endpoint, phase: Phase) {
         let before = self.endpoint(ifindex).map(|known| (known.endpoint.id, known.pod == pod || known.pod.is_none()));
         let kept = before.filter(|(_, keeps_id)| *keeps_id).map(|(id, _)| id);
@@ -114,8 +114,8 @@ impl<D: Dataplane> Reconciler<D> {
             // Until its new ID is in force, its packets may have either ID.
             self.clear_owner(ifindex);
         }
-        let written = self.dataplane.next_generation().and_then(|generation| {
-            let endpoint = Endpoint { generation, id, ..desired };
+        let written = self.dataplane.next_endpoint_version().and_then(|version| {
+            let endpoint = Endpoint { version, id, ..desired };
             self.dataplane.put_endpoint(&endpoint).map(|()| endpoint)
         });
         match written {
@@ -166,7 +166,7 @@ impl<D: Dataplane> Reconciler<D> {
                 return self.endpoint_failed("delete", ifindex, &error);
             }
             self.ids.release(known.endpoint.id);
-            tracing::info!(pod = known.pod_name(), interface = %ifindex, why, "detached");
+            tracing::info!(pod = known.pod_name(), interface = %ifindex, reason = why, "detached");
         }
         (interface.purpose, interface.no_room, interface.error) = Default::default();
     }

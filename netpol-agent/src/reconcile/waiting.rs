@@ -48,7 +48,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Returns what the next reading of interfaces can skip, and what it must include.
     pub fn known(&self) -> KnownVeths {
-        KnownVeths { settled: self.complete_interfaces(), without_mac: self.interfaces_that(Interface::needs_mac) }
+        KnownVeths { settled: self.complete_interfaces(), read_mac: self.interfaces_that(Interface::needs_mac) }
     }
 
     /// Returns the veths that lead to these namespaces.

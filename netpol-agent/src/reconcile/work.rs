@@ -185,7 +185,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         self.work.writes.push_back(Write::Done(origin, ticket, begun));
-        if self.engine.is_worn() && !self.work.backlog.iter().any(|pending| matches!(pending.job, Job::Renew)) {
+        if self.engine.needs_successor() && !self.work.backlog.iter().any(|pending| matches!(pending.job, Job::Renew)) {
             self.work.push(Job::Renew, Origin::default(), ticket);
         }
     }

@@ -181,7 +181,7 @@ impl Node {
         ensure!(ids.len() == known.len(), "two endpoints have the same ID: {known:#?}");
         for (pod, (ifindex, _)) in &self.interfaces {
             let is_expected = self.cluster_state().pods.get(pod).is_some_and(|pod| {
-                pod.participates()
+                pod.is_selectable()
                     && pod.node.as_deref() == Some(NODE)
                     && !owned(self.cluster_state(), &pod.key).is_empty()
             });
