@@ -14,6 +14,7 @@ pub mod conflicts;
 pub mod dataplane;
 pub mod endpoints;
 pub mod events;
+pub mod gate;
 pub mod metrics;
 pub mod reconcile;
 pub mod source;

@@ -249,7 +249,8 @@ fn batches_finish_when_written_and_waiting_batches_are_one_job() {
     reconciler.apply_batch(batch(3, applied(&[&pod("b", "db", 4)])));
     reconciler.apply_batch(batch(4, applied(&[&pod("c", "db", 5)])));
     assert!(!reconciler.has_engine() && reconciler.finished().is_empty());
-    let check = Check { condition: "pod/shop/a".parse().expect("invalid condition"), revision: Revision(1) };
+    let check =
+        Check { condition: "pod/shop/a".parse().expect("invalid condition"), revision: Revision(1), addresses: None };
     assert!(matches!(reconciler.check(&check, Revision(1)).condition, ConditionState::Not(Some(_))));
     let mut finished = Vec::new();
     while reconciler.compile() {

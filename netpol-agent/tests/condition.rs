@@ -53,7 +53,7 @@ fn start(dataplane: Memory, exists: bool) -> Reconciler<Memory> {
 /// Checks a condition after five batches were applied.
 fn check(reconciler: &Reconciler<Memory>, condition: &str, revision: u64) -> CheckResult {
     let condition = condition.parse().expect("invalid condition");
-    reconciler.check(&Check { condition, revision: Revision(revision) }, Revision(5))
+    reconciler.check(&Check { condition, revision: Revision(revision), addresses: None }, Revision(5))
 }
 
 fn why(result: &CheckResult) -> String {

@@ -4,16 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode, header};
+use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::{Condition, ErrorResponse, Status, WaitResponse, show_duration};
+use crate::{Condition, PodStart, PodStarted, PodStop, Refusal, Status, Waited, show_duration};
 
 /// Time for a response, in addition to the requested wait.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
@@ -72,6 +73,22 @@ impl Client {
         self.get("/v1/status", RESPONSE_TIME).await
     }
 
+    /// Waits until a starting pod is enforced.
+    ///
+    /// # Errors
+    /// If it is not enforced in time, or the agent does not respond.
+    pub async fn start_pod(&self, start: &PodStart) -> Result<PodStarted, ClientError> {
+        self.post("/v1/pods/start", start, Duration::from_millis(start.timeout_ms) + RESPONSE_TIME).await
+    }
+
+    /// Reports a stopped sandbox.
+    ///
+    /// # Errors
+    /// If the agent does not respond.
+    pub async fn stop_pod(&self, stop: &PodStop) -> Result<(), ClientError> {
+        self.post("/v1/pods/stop", stop, RESPONSE_TIME).await
+    }
+
     /// Waits until all conditions hold, or the time is over.
     ///
     /// # Errors
@@ -86,11 +103,34 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str, time_limit: Duration) -> Result<T, ClientError> {
+        self.send(Method::GET, path, Bytes::new(), time_limit).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        time_limit: Duration,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body)
+            .map_err(|error| ClientError::Broken { path: self.path.clone(), why: error.to_string() })?;
+        self.send(Method::POST, path, body.into(), time_limit).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        time_limit: Duration,
+    ) -> Result<T, ClientError> {
         let broken = |why: String| ClientError::Broken { path: self.path.clone(), why };
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|source| ClientError::Connect { path: self.path.clone(), source })?;
-        let (status, body) = timeout(time_limit, exchange(stream, path))
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "netpol").body(Full::new(body));
+        let request = request.map_err(|error| broken(error.to_string()))?;
+        let (status, body) = timeout(time_limit, exchange(stream, request))
             .await
             .map_err(|_| broken(format!("no response within {}", show_duration(time_limit))))?
             .map_err(|error| broken(error.to_string()))?;
@@ -105,9 +145,8 @@ impl Client {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn exchange(stream: UnixStream, path: &str) -> Result<(StatusCode, Bytes), BoxError> {
+async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), BoxError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path).header(header::HOST, "netpol").body(Empty::<Bytes>::new())?;
     let response = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

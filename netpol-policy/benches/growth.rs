@@ -144,6 +144,7 @@ fn pods() -> Vec<Object> {
             ports: (0..SIZES[5] / 2)
                 .map(|i| NamedPort { name: name_of(i), protocol: Protocol::Tcp, port: number(i) })
                 .collect(),
+            uid: None,
             host_ports: None,
         })
     };

@@ -249,6 +249,7 @@ mod tests {
             labels: Labels::new(),
             addresses: vec![IpAddr::from([10, 0, 0, address])],
             ports: Vec::new(),
+            uid: None,
             host_ports: None,
         })
     }

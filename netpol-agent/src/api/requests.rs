@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use netpol_api::Status;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
 
-use crate::reconcile::{Check, CheckResult};
-use crate::source::{SourceQuery, SourceState};
+use crate::gate::StartingPods;
+use crate::reconcile::{Check, CheckResult, ConditionState};
+use crate::source::{Inquiry, SourceState};
 
-/// Maximum number of waiting requests; more are rejected. Each one is checked again after every change.
-pub(super) const MAX_WAITERS: usize = 64;
+/// Maximum number of waiting requests; more are refused. Each one is checked again after every change.
+pub(super) const WAITERS: usize = 64;
+/// Minimum time for the loop to respond. It responds within this time unless it is evaluating changes.
+const LOOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A request to the loop.
 #[derive(Debug)]
@@ -62,12 +67,14 @@ pub struct About {
 #[derive(Clone, Debug)]
 pub struct Requests {
     pub(super) about: Arc<About>,
-    pub(super) source_queries: mpsc::Sender<SourceQuery>,
-    pub(super) progress: watch::Receiver<u64>,
+    inquiries: mpsc::Sender<Inquiry>,
+    progress: watch::Receiver<u64>,
     pub(super) waiters: Arc<Semaphore>,
     /// Permits one metrics request at a time.
     pub(super) metrics_turn: Arc<Semaphore>,
     pub(super) warnings: Warnings,
+    /// Pods whose start is held.
+    pub(crate) starting: StartingPods,
     to_loop: mpsc::Sender<LoopRequest>,
 }
 
@@ -97,15 +104,16 @@ impl Warnings {
 /// Creates the channels between API clients and the loop.
 pub fn requests(
     about: About,
-    source_queries: mpsc::Sender<SourceQuery>,
+    inquiries: mpsc::Sender<Inquiry>,
+    starting: StartingPods,
 ) -> (Requests, mpsc::Receiver<LoopRequest>, Progress) {
     let (to_loop, receiver) = mpsc::channel(16);
     let (sender, progress) = watch::channel(0);
     let waiters = Arc::new(Semaphore::new(MAX_WAITERS));
     let metrics_turn = Arc::new(Semaphore::new(1));
     let warnings = Warnings::default();
-    let requests =
-        Requests { about: Arc::new(about), source_queries, progress, waiters, metrics_turn, warnings, to_loop };
+    let about = Arc::new(about);
+    let requests = Requests { about, inquiries, progress, waiters, metrics_turn, warnings, starting, to_loop };
     (requests, receiver, Progress(sender))
 }
 
@@ -120,5 +128,35 @@ impl Requests {
         let (answer, answered) = oneshot::channel();
         self.to_loop.send(request(answer)).await.ok()?;
         answered.await.ok()
+    }
+
+    /// Sends an inquiry to the source.
+    ///
+    /// # Errors
+    /// If the source has ended.
+    pub async fn inquire(&self, inquiry: Inquiry) -> Result<(), ()> {
+        self.inquiries.send(inquiry).await.map_err(|_| ())
+    }
+
+    /// Checks a condition after each change of the loop, until it holds, can never hold, or the time is over. `None`:
+    /// the loop has ended.
+    pub async fn wait_until(&self, check: &Check, until: Instant) -> Option<CheckResult> {
+        let mut progress = self.progress.clone();
+        loop {
+            progress.mark_unchanged();
+            // There is no response while changes are being evaluated.
+            let left = until.saturating_duration_since(Instant::now());
+            let response = self.send(|answer| LoopRequest::Check(check.clone(), answer));
+            let Ok(result) = timeout(left.max(LOOP_TIMEOUT), response).await else {
+                return Some(CheckResult::unknown("changes are still being evaluated"));
+            };
+            let result = result?;
+            let left = until.saturating_duration_since(Instant::now());
+            if !matches!(result.condition, ConditionState::Not(_)) || left.is_zero() {
+                return Some(result);
+            }
+            // An error means that the loop ended; the next request detects that.
+            let _ = timeout(left, progress.changed()).await;
+        }
     }
 }

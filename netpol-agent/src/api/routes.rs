@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::requests::{LoopRequest, Readiness, Requests};
-use super::wait;
+use super::{pods, wait};
 use crate::metrics;
 
 /// The Prometheus text format.
@@ -31,15 +31,18 @@ pub(super) enum Paths {
     All,
 }
 
-type HttpResponse = Response<Full<Bytes>>;
+pub(super) type HttpResponse = Response<Full<Bytes>>;
 
 /// Answers a request; all requests except waiting within `limit`.
 pub(super) async fn answer(
-    request: &Request<Incoming>,
+    request: Request<Incoming>,
     requests: &Requests,
     paths: Paths,
     limit: Duration,
 ) -> HttpResponse {
+    if paths == Paths::All && request.method() == Method::POST {
+        return pods::answer(request, requests, limit).await;
+    }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -98,7 +101,9 @@ async fn respond(path: &str, requests: &Requests, paths: Paths) -> HttpResponse 
             let paths = match paths {
                 Paths::Health => "/healthz, /readyz",
                 Paths::Open => "/metrics, /healthz, /readyz",
-                Paths::All => "/metrics, /healthz, /readyz, /v1/status, /v1/wait",
+                Paths::All => {
+                    "/metrics, /healthz, /readyz, /v1/status, /v1/wait, and POST to /v1/pods/start, /v1/pods/stop"
+                }
             };
             Some(response(StatusCode::NOT_FOUND, TEXT, format!("no such path; available: {paths}\n")))
         }
@@ -128,7 +133,7 @@ async fn wait(query: &str, requests: &Requests) -> HttpResponse {
     }
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
     match serde_json::to_string(body) {
         Ok(body) => response(status, JSON, text::json(&body).into_owned() + "\n"),
         Err(error) => {

@@ -154,7 +154,7 @@ async fn serve_connection(
 ) -> hyper::Result<()> {
     let answer = service_fn(move |request| {
         let (requests, answering) = (requests.clone(), answering.clone());
-        async move { Ok::<_, Infallible>(answering.during(routes::answer(&request, &requests, paths, TIMEOUT)).await) }
+        async move { Ok::<_, Infallible>(answering.during(routes::answer(request, &requests, paths, TIMEOUT)).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -174,7 +174,8 @@ mod tests {
     use super::super::requests::{About, LoopRequest, Progress, Readiness, requests};
     use super::super::socket::Socket;
     use super::*;
-    use crate::source::{SourceQuery, SourceState};
+    use crate::gate::StartingPods;
+    use crate::source::{Inquiry, SourceState};
 
     /// A server without a loop: the test answers its requests.
     struct TestServer {
@@ -189,7 +190,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("cannot create a directory");
         let (source_queries, receiver) = mpsc::channel(1);
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
-        let (requests, loop_requests, progress) = requests(about, source_queries);
+        let (requests, loop_requests, progress) = requests(about, inquiries, StartingPods::closed());
         let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("cannot create the socket");
         serve_socket(listener, requests);
         TestServer { directory, _socket: socket, loop_requests, progress, _source_queries: receiver }
@@ -239,7 +240,7 @@ mod tests {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("no free port");
         let address = taken.local_addr().expect("invalid address");
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
-        let (requests, _questions, _progress) = requests(about, mpsc::channel(1).0);
+        let (requests, _questions, _progress) = requests(about, mpsc::channel(1).0, StartingPods::closed());
         serve_metrics(address, requests.clone());
         sleep(RETRY / 4).await;
         let warnings = requests.warnings.all();

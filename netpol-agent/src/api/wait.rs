@@ -8,9 +8,9 @@ use netpol_policy::model::{ObjectKey, PodKey, PolicyKey};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::requests::{LoopRequest, Requests};
-use crate::reconcile::{Check, CheckResult, ConditionState};
-use crate::source::{Revision, SourceQuery, Subject, SubjectState};
+use super::requests::Requests;
+use crate::reconcile::{Check, ConditionState};
+use crate::source::{Inquiry, Subject, SubjectState};
 
 /// Maximum number of conditions in a request.
 const MAX_CONDITIONS: usize = 64;
@@ -18,9 +18,6 @@ const MAX_CONDITIONS: usize = 64;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Minimum time for the source to respond, also for a request with a shorter timeout.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Minimum time for the loop to respond. It responds within this time unless it is evaluating changes.
-const LOOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Conditions of a request, and its timeout.
 #[derive(Debug, PartialEq, Eq)]
@@ -81,7 +78,8 @@ async fn wait_for(
             answer.result = WaitOutcome::Absent;
         }
         Ok(known) => {
-            let result = wait_until_met(condition, known.revision, until, requests).await?;
+            let check = Check { condition: condition.clone(), revision: known.revision, addresses: None };
+            let result = requests.wait_until(&check, until).await?;
             answer.generation = Some(result.enforced.0);
             (answer.result, answer.reason) = match result.condition {
                 ConditionState::Holds => (WaitOutcome::Met, None),
@@ -109,40 +107,13 @@ async fn query_source(condition: &Condition, until: Instant, requests: &Requests
     let (answer, answered) = oneshot::channel();
     let ended = || "the source ended; enforcement continues with the last objects".to_owned();
     let response = async {
-        requests.source_queries.send(SourceQuery { subject, answer }).await.map_err(|_| ended())?;
+        requests.inquire(Inquiry { subject, answer }).await.map_err(|()| ended())?;
         answered.await.map_err(|_| ended())?
     };
     let limit = until.saturating_duration_since(Instant::now()).max(SOURCE_TIMEOUT);
     timeout(limit, response)
         .await
         .unwrap_or_else(|_| Err("the source did not respond in time: it may be disconnected, or slow".to_owned()))
-}
-
-/// Checks the condition after each change of the loop, until it holds, can never hold, or the time is over.
-async fn wait_until_met(
-    condition: &Condition,
-    revision: Revision,
-    until: Instant,
-    requests: &Requests,
-) -> Option<CheckResult> {
-    let check = Check { condition: condition.clone(), revision };
-    let mut progress = requests.progress.clone();
-    loop {
-        progress.mark_unchanged();
-        // There is no response while changes are being evaluated.
-        let left = until.saturating_duration_since(Instant::now());
-        let response = requests.send(|answer| LoopRequest::Check(check.clone(), answer));
-        let Ok(result) = timeout(left.max(LOOP_TIMEOUT), response).await else {
-            return Some(CheckResult::unknown("changes are still being evaluated"));
-        };
-        let result = result?;
-        let left = until.saturating_duration_since(Instant::now());
-        if !matches!(result.condition, ConditionState::Not(_)) || left.is_zero() {
-            return Some(result);
-        }
-        // An error means that the loop ended; the next request detects that.
-        let _ = timeout(left, progress.changed()).await;
-    }
 }
 
 fn key(target: &Target) -> ObjectKey {

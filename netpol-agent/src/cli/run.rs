@@ -21,6 +21,7 @@ use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
+use crate::gate::StartingPods;
 use crate::metrics::Meter;
 use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, Options, Reconciler};
@@ -76,9 +77,10 @@ async fn exit_after_timeout() {
 async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let object = bpf_object::load(args.bpf_object.as_deref()).map_err(KernelError::from)?;
-    // Start the source first: if --source is invalid, the agent exits before it creates a mount, a lock or a socket.
-    let mut feed = args.source.clone().start(args.limits())?;
+    let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
+    // First, so that a wrong source creates nothing.
+    let feed = args.source.clone().start(args.limits())?;
+    let (mut feed, starting) = StartingPods::add_to(feed, &args.node);
     if Mounts::ensure(&args.pin_path)? {
         tracing::info!("mounted a BPF filesystem at /sys/fs/bpf");
     }
@@ -89,7 +91,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
         let _ = std::fs::remove_file(file);
     }
     let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
-    let (requests, loop_requests, progress) = api::requests(about, feed.queries.clone());
+    let (requests, loop_requests, progress) = api::requests(about, feed.inquiries.clone(), starting);
     let _socket = {
         let _api_thread = api_runtime.enter();
         serve_api(&args, &requests)?

@@ -20,6 +20,8 @@ pub struct Check {
     pub condition: Condition,
     /// Batch with the change: the condition cannot hold before it is applied.
     pub revision: Revision,
+    /// Addresses that the pod of the condition must have; `None`: any.
+    pub addresses: Option<Vec<IpAddr>>,
 }
 
 /// State of a condition.
@@ -83,6 +85,9 @@ impl<D: Dataplane> Reconciler<D> {
                 let key = PodKey::new(namespace.as_str(), name.as_str());
                 result.condition = match cluster_state.pods.get(&key) {
                     None => ConditionState::Absent,
+                    Some(pod) if check.addresses.as_ref().is_some_and(|addresses| *addresses != pod.addresses) => {
+                        ConditionState::Not(Some("its addresses are not applied yet".to_owned()))
+                    }
                     Some(pod) => self.condition_of(pod),
                 };
                 if result.condition == ConditionState::Holds {

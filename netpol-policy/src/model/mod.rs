@@ -11,6 +11,7 @@ mod pod;
 mod policy;
 mod selector;
 mod service;
+mod uid;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use key::{NamespaceName, ObjectKey, PodKey, PolicyKey, ServiceKey, SliceKey};
@@ -23,6 +24,7 @@ pub use service::{
     Backend, EndpointSlice, Frontend, FrontendAddress, RequestedFamilies, Service, ServicePort, SliceEndpoint,
     SlicePort, TargetPort,
 };
+pub use uid::{MIRROR_ANNOTATION, Uid};
 
 /// Any object of the cluster state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Frontend, FrontendAddress, Labels, NamespaceName, PodKey, Protocol};
+use super::{Frontend, Labels, NamespaceName, Place, PodKey, Protocol, Uid};
 
 /// The label with a namespace's own name, which the API server sets on every namespace.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -22,6 +22,8 @@ pub struct Namespace {
 pub struct Pod {
     /// Namespace and name.
     pub key: PodKey,
+    /// The UID of the pod on its node; `None` in manifests without one.
+    pub uid: Option<Uid>,
     /// `spec.nodeName`, once scheduled.
     pub node: Option<Arc<str>>,
     /// `spec.hostNetwork`: the pod has the node's addresses. No policy and no peer selects it.

@@ -42,6 +42,7 @@ pub fn cluster(pods: usize, policies: usize) -> Vec<Object> {
             labels: Labels::from([("app".into(), app(index / 10))]),
             addresses: vec![address],
             ports: vec![NamedPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+            uid: None,
             host_ports: None,
         })
     }));

@@ -148,6 +148,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
             labels,
             addresses: addresses.0.into_iter().chain(addresses.1).map(address).collect(),
             ports,
+            uid: None,
             host_ports: host_ports.map(Box::new),
         }
     })

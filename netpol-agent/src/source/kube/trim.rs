@@ -8,8 +8,8 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use netpol_policy::manifest;
 use netpol_policy::model::{
-    Diagnostic, EndpointSlice, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service, ServiceKey,
-    SliceKey,
+    Diagnostic, EndpointSlice, MIRROR_ANNOTATION, Namespace, Node, Object, ObjectKey, Pod, PodKey, PolicyKey, Service,
+    ServiceKey, SliceKey,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -45,9 +45,19 @@ struct WithMetadata {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct SlimMetadata {
+    uid: Option<String>,
     labels: Option<BTreeMap<String, String>>,
+    annotations: Option<Annotations>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+}
+
+/// The annotations that are used.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Annotations {
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    mirror: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -243,7 +253,12 @@ fn object_meta(metadata: &Metadata, slim: SlimMetadata) -> ObjectMeta {
     ObjectMeta {
         name: Some(metadata.name.clone()),
         namespace: metadata.namespace.clone(),
+        uid: slim.uid,
         labels: slim.labels,
+        annotations: slim
+            .annotations
+            .and_then(|annotations| annotations.mirror)
+            .map(|mirror| BTreeMap::from([(MIRROR_ANNOTATION.to_owned(), mirror)])),
         creation_timestamp: slim.creation_timestamp,
         deletion_timestamp: slim.deletion_timestamp,
         ..ObjectMeta::default()

@@ -9,7 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::Diagnostics;
 use super::ports::{number, protocol};
 use crate::model::{
-    Diagnostic, HostPort, HostPorts, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Pod, PodKey, Protocol,
+    Diagnostic, HostPort, HostPorts, Labels, MIRROR_ANNOTATION, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Pod,
+    PodKey, Protocol, Uid,
 };
 
 pub(super) fn namespace(metadata: &ObjectMeta) -> &str {
@@ -22,6 +23,12 @@ pub(super) fn name(metadata: &ObjectMeta) -> &str {
 
 fn labels(metadata: &ObjectMeta) -> Labels {
     metadata.labels.iter().flatten().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect()
+}
+
+/// Returns the UID that the pod has on its node.
+fn uid(metadata: &ObjectMeta) -> Option<Uid> {
+    let static_pod = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR_ANNOTATION));
+    static_pod.or(metadata.uid.as_ref()).and_then(|text| Uid::parse(text))
 }
 
 impl Namespace {
@@ -42,6 +49,7 @@ impl Pod {
         let (ports, host_ports) = spec.map(|spec| ports(spec, &mut diagnostics)).unwrap_or_default();
         let pod = Self {
             key: PodKey::new(namespace(&api.metadata), name(&api.metadata)),
+            uid: uid(&api.metadata),
             node: spec.and_then(|spec| spec.node_name.as_deref()).filter(|name| !name.is_empty()).map(Into::into),
             host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
             finished: matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")),

@@ -1,0 +1,73 @@
+//! Requests of a CNI plugin about starting and stopping pods.
+
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
+use netpol_api::{PodStart, PodStarted, PodStop, Refusal, StartOutcome};
+use netpol_policy::model::{PodKey, Uid};
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use super::requests::Requests;
+use super::routes::{HttpResponse, json};
+use crate::gate::{self, Gate};
+
+/// Maximum size of a request in bytes.
+const MAX_BODY: usize = 64 << 10;
+/// Longest time for which the start of a pod is held.
+const MAX_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// Answers a POST request.
+pub(super) async fn answer(request: Request<Incoming>, requests: &Requests, limit: Duration) -> HttpResponse {
+    let gate = Gate::new(requests.clone());
+    match request.uri().path() {
+        "/v1/pods/start" => match body(request, limit).await {
+            Ok(start) => self::start(start, &gate).await,
+            Err(error) => refuse(StatusCode::BAD_REQUEST, error),
+        },
+        "/v1/pods/stop" => match body(request, limit).await {
+            Ok(PodStop { container_id, namespace, name }) => {
+                gate.stop(PodKey::new(namespace.as_str(), name.as_str()), container_id).await;
+                json(StatusCode::OK, &())
+            }
+            Err(error) => refuse(StatusCode::BAD_REQUEST, error),
+        },
+        _ => {
+            refuse(StatusCode::NOT_FOUND, "no such path for POST; available: /v1/pods/start, /v1/pods/stop".to_owned())
+        }
+    }
+}
+
+async fn start(start: PodStart, gate: &Gate) -> HttpResponse {
+    let begun = Instant::now();
+    let limit = Duration::from_millis(start.timeout_ms).min(MAX_TIMEOUT);
+    let start = gate::PodStart {
+        key: PodKey::new(start.namespace.as_str(), start.name.as_str()),
+        uid: Uid::parse(&start.uid),
+        sandbox: start.container_id,
+        addresses: start.addresses,
+    };
+    let is_exempt = gate::is_exempt(&start.key);
+    let result = gate.start(start, begun + limit).await;
+    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match result {
+        Ok(()) => json(StatusCode::OK, &PodStarted { outcome: StartOutcome::Enforced, took_ms, reason: None }),
+        Err(error) if is_exempt => {
+            let reason = Some(error.to_string());
+            json(StatusCode::OK, &PodStarted { outcome: StartOutcome::Exempt, took_ms, reason })
+        }
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+    }
+}
+
+async fn body<T: DeserializeOwned>(request: Request<Incoming>, limit: Duration) -> Result<T, String> {
+    let body = timeout(limit, Limited::new(request.into_body(), MAX_BODY).collect()).await;
+    let body = body.map_err(|_| "the body did not arrive in time".to_owned())?.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("invalid body: {error}"))
+}
+
+fn refuse(status: StatusCode, error: String) -> HttpResponse {
+    json(status, &Refusal { error })
+}

@@ -1,0 +1,196 @@
+//! The start gate: holds the start of a pod until it is enforced.
+//!
+//! The container runtime reports a pod when its sandbox has a network, and starts its containers only after the
+//! response. The pod's labels are known from the source; its addresses come from the runtime.
+//!
+//! ```text
+//! source ──► Overlay ──► loop        netpol-cni ─► POST /v1/pods/start ─┐
+//!               ▲                    containerd, CRI-O ─► NRI ──────────┴─► Gate::start
+//!               └────────── addresses of starting pods ◄─────────────────────┘
+//! ```
+
+mod overlay;
+
+use std::time::Instant;
+
+use netpol_api::{Condition, Kind, Target};
+use netpol_policy::cluster_state::Event;
+use netpol_policy::model::{ObjectKey, PodKey};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
+
+use crate::api::Requests;
+use crate::reconcile::{Check, ConditionState};
+use crate::source::{Batch, Feed, Inquiry, Revision, Subject};
+use overlay::{Overlay, StartState};
+
+pub use overlay::PodStart;
+
+/// Number of queued commands.
+const QUEUE: usize = 64;
+
+/// Why a pod is not enforced in time. The runtime retries the start.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StartError {
+    /// The source has no such pod.
+    #[error("no pod {0} with this UID on this node")]
+    NoSuchPod(PodKey),
+    /// The source cannot be asked for the pod.
+    #[error("cannot get pod {0}: {1}")]
+    Source(PodKey, String),
+    /// The pod is not enforced yet.
+    #[error("pod {0} is not enforced yet: {1}")]
+    NotEnforced(PodKey, String),
+    /// The agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// A command to the overlay.
+#[derive(Debug)]
+enum Command {
+    Start(PodStart, oneshot::Sender<(StartState, Revision)>),
+    Stop(PodKey, String),
+}
+
+/// Adds the addresses of starting pods to a source. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct StartingPods(mpsc::Sender<Command>);
+
+/// Holds the start of pods.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    requests: Requests,
+}
+
+/// Returns whether a pod may start even if it is not enforced in time: without the pods of this namespace, a node may
+/// not work at all.
+pub fn is_exempt(pod: &PodKey) -> bool {
+    &*pod.namespace == "kube-system"
+}
+
+impl StartingPods {
+    /// Puts the overlay behind a source, in its own task.
+    pub fn add_to(feed: Feed, node: &str) -> (Feed, Self) {
+        let (commands, received) = mpsc::channel(QUEUE);
+        let (sender, batches) = mpsc::channel(1);
+        tokio::spawn(forward(Overlay::new(node.into()), feed.batches, received, sender));
+        (Feed { batches, ..feed }, Self(commands))
+    }
+
+    /// Returns one without a source, as after the agent has stopped.
+    #[cfg(test)]
+    pub(crate) fn closed() -> Self {
+        Self(mpsc::channel(1).0)
+    }
+}
+
+/// Forwards batches, and adds one for each change of the addresses of starting pods.
+async fn forward(
+    mut overlay: Overlay,
+    mut batches: mpsc::Receiver<Batch>,
+    mut commands: mpsc::Receiver<Command>,
+    sender: mpsc::Sender<Batch>,
+) {
+    let mut revision = Revision::default();
+    loop {
+        let event = tokio::select! {
+            // A pod that the source has delivered is known to the next command.
+            biased;
+            batch = batches.recv() => {
+                let Some(mut batch) = batch else { return };
+                overlay.apply(&mut batch.events);
+                revision = batch.revision;
+                if sender.send(batch).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Some(command) = commands.recv() => match command {
+                Command::Start(start, answer) => {
+                    let state = overlay.start(&start);
+                    let event = match &state {
+                        StartState::Known(event) => event.clone(),
+                        StartState::Unknown => None,
+                    };
+                    // The runtime may have given up.
+                    let _ = answer.send((state, revision));
+                    event
+                }
+                Command::Stop(key, sandbox) => overlay.stop(&key, &sandbox),
+            },
+        };
+        let batch =
+            |event: Event| Batch { revision, events: vec![event], after_resync: false, received: Instant::now() };
+        if let Some(event) = event
+            && sender.send(batch(event)).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+impl Gate {
+    /// Creates the gate.
+    pub fn new(requests: Requests) -> Self {
+        Self { requests }
+    }
+
+    /// Waits until a starting pod is enforced.
+    ///
+    /// # Errors
+    /// If it is not enforced by `until`.
+    pub async fn start(&self, start: PodStart, until: Instant) -> Result<(), StartError> {
+        let revision = match self.announce(&start).await? {
+            (StartState::Known(_), revision) => revision,
+            (StartState::Unknown, _) => {
+                self.find(&start.key, until).await?;
+                match self.announce(&start).await? {
+                    (StartState::Known(_), revision) => revision,
+                    (StartState::Unknown, _) => return Err(StartError::NoSuchPod(start.key)),
+                }
+            }
+        };
+        let (namespace, name) = (start.key.namespace.to_string(), start.key.name.to_string());
+        let condition = Condition::Enforced(Target { kind: Kind::Pod, namespace, name });
+        let check = Check { condition, revision, addresses: Some(start.addresses) };
+        let Some(result) = self.requests.wait_until(&check, until).await else { return Err(StartError::Stopping) };
+        let pending = || result.pending.first().map(|pending| pending.reason.clone());
+        match result.condition {
+            ConditionState::Holds => Ok(()),
+            ConditionState::Absent => Err(StartError::NoSuchPod(start.key)),
+            ConditionState::Never(reason) => Err(StartError::NotEnforced(start.key, reason)),
+            ConditionState::Not(reason) => {
+                Err(StartError::NotEnforced(start.key, reason.or_else(pending).unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Removes the addresses of a sandbox that has stopped.
+    pub async fn stop(&self, key: PodKey, sandbox: String) {
+        // If the overlay has ended, the agent is stopping.
+        let _ = self.requests.starting.0.send(Command::Stop(key, sandbox)).await;
+    }
+
+    async fn announce(&self, start: &PodStart) -> Result<(StartState, Revision), StartError> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.requests.starting.0.send(Command::Start(start.clone(), answer)).await;
+        sent.map_err(|_| StartError::Stopping)?;
+        answered.await.map_err(|_| StartError::Stopping)
+    }
+
+    /// Waits until the source has delivered the pod as it is now.
+    async fn find(&self, key: &PodKey, until: Instant) -> Result<(), StartError> {
+        let failed = |reason: String| StartError::Source(key.clone(), reason);
+        let (answer, answered) = oneshot::channel();
+        let inquiry = Inquiry { subject: Subject::Object(ObjectKey::Pod(key.clone())), answer };
+        let response = async {
+            self.requests.inquire(inquiry).await.map_err(|()| StartError::Stopping)?;
+            answered.await.map_err(|_| StartError::Stopping)?.map_err(failed)
+        };
+        let response = timeout_at(until.into(), response).await;
+        let state = response.map_err(|_| failed("the API server did not respond in time".to_owned()))??;
+        if state.exists { Ok(()) } else { Err(StartError::NoSuchPod(key.clone())) }
+    }
+}

@@ -1,0 +1,245 @@
+//! Adds the addresses of starting pods to the objects of the source. The API server publishes a pod's addresses only
+//! after its containers run; the container runtime has them before.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use netpol_policy::cluster_state::Event;
+use netpol_policy::model::{Object, ObjectKey, Pod, PodKey, Uid};
+
+/// A pod whose network is ready and whose containers have not started, as reported by the container runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodStart {
+    /// The pod.
+    pub key: PodKey,
+    /// Its UID.
+    pub uid: Option<Uid>,
+    /// The ID of its sandbox.
+    pub sandbox: String,
+    /// The addresses of the sandbox.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Whether a pod is known; see [`Overlay::start`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StartState {
+    /// The pod is known and gets the addresses with this event; `None`: it has them already.
+    Known(Option<Event>),
+    /// No pod of this node has this name and UID. The source may deliver it later.
+    Unknown,
+}
+
+/// The pods of this node, and the addresses of those that are starting.
+#[derive(Debug)]
+pub(super) struct Overlay {
+    node: Arc<str>,
+    /// The pods of this node, as the source reports them.
+    pods: BTreeMap<PodKey, Pod>,
+    starts: BTreeMap<PodKey, Start>,
+}
+
+/// The addresses of a starting pod.
+#[derive(Debug)]
+struct Start {
+    uid: Option<Uid>,
+    sandbox: String,
+    addresses: Vec<IpAddr>,
+    /// The addresses in the pod's object when it started: those of an earlier sandbox, or none.
+    published_before: Vec<IpAddr>,
+}
+
+impl Overlay {
+    pub(super) fn new(node: Arc<str>) -> Self {
+        Self { node, pods: BTreeMap::new(), starts: BTreeMap::new() }
+    }
+
+    /// Adds addresses to the events of the source.
+    pub(super) fn apply(&mut self, events: &mut [Event]) {
+        for event in events {
+            match event {
+                Event::Apply(Object::Pod(pod)) => self.apply_pod(pod),
+                Event::Delete(ObjectKey::Pod(key)) => self.delete(key),
+                Event::Reset(objects) => {
+                    self.pods.clear();
+                    for object in objects {
+                        if let Object::Pod(pod) = object {
+                            self.apply_pod(pod);
+                        }
+                    }
+                    self.starts.retain(|key, _| self.pods.contains_key(key));
+                }
+                Event::Apply(_) | Event::Delete(_) | Event::LocalAddresses(_) => {}
+            }
+        }
+    }
+
+    /// Records a starting pod.
+    pub(super) fn start(&mut self, start: &PodStart) -> StartState {
+        let Some(pod) = self.pods.get(&start.key).filter(|pod| is_same(pod.uid, start.uid)) else {
+            return StartState::Unknown;
+        };
+        let (uid, published_before) = (start.uid, pod.addresses.clone());
+        let has_addresses = published_before == start.addresses;
+        let start = Start { uid, sandbox: start.sandbox.clone(), addresses: start.addresses.clone(), published_before };
+        let mut pod = pod.clone();
+        let is_new = self.starts.insert(pod.key.clone(), start).is_some() || !has_addresses;
+        self.apply_pod_addresses(&mut pod);
+        StartState::Known(is_new.then_some(Event::Apply(Object::Pod(pod))))
+    }
+
+    /// Removes the addresses of a sandbox that has stopped. Returns the pod as its object describes it.
+    pub(super) fn stop(&mut self, key: &PodKey, sandbox: &str) -> Option<Event> {
+        self.starts.get(key).filter(|start| start.sandbox == sandbox)?;
+        self.starts.remove(key);
+        self.pods.get(key).map(|pod| Event::Apply(Object::Pod(pod.clone())))
+    }
+
+    fn apply_pod(&mut self, pod: &mut Pod) {
+        if pod.node.as_ref() != Some(&self.node) {
+            self.delete(&pod.key);
+            return;
+        }
+        self.pods.insert(pod.key.clone(), pod.clone());
+        self.apply_pod_addresses(pod);
+    }
+
+    /// Replaces the addresses of a pod by those of its sandbox, until its object has other ones than at the start.
+    fn apply_pod_addresses(&mut self, pod: &mut Pod) {
+        let Some(start) = self.starts.get(&pod.key) else { return };
+        let is_published = pod.addresses != start.published_before || pod.addresses == start.addresses;
+        if !is_same(pod.uid, start.uid) || pod.finished || is_published {
+            self.starts.remove(&pod.key);
+        } else {
+            pod.addresses.clone_from(&start.addresses);
+        }
+    }
+
+    fn delete(&mut self, key: &PodKey) {
+        self.pods.remove(key);
+        self.starts.remove(key);
+    }
+}
+
+/// Returns whether two UIDs can be of the same pod. Manifests in files have none.
+fn is_same(one: Option<Uid>, other: Option<Uid>) -> bool {
+    one.zip(other).is_none_or(|(one, other)| one == other)
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_policy::model::Labels;
+
+    use super::*;
+
+    fn uid(last: u8) -> Option<Uid> {
+        Uid::parse(&format!("{last:032x}"))
+    }
+
+    fn web(uid_of: u8, address: &[u8]) -> Pod {
+        let addresses = address.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect();
+        Pod {
+            key: PodKey::new("shop", "web"),
+            uid: uid(uid_of),
+            node: Some("n1".into()),
+            host_network: false,
+            finished: false,
+            deleting: false,
+            created: 0,
+            labels: Labels::default(),
+            addresses,
+            ports: Vec::new(),
+            host_ports: None,
+        }
+    }
+
+    fn start(uid_of: u8, sandbox: &str, last: u8) -> PodStart {
+        let key = PodKey::new("shop", "web");
+        PodStart { key, uid: uid(uid_of), sandbox: sandbox.into(), addresses: vec![IpAddr::from([10, 0, 0, last])] }
+    }
+
+    /// Returns the address that enforcement sees after an event.
+    fn after(overlay: &mut Overlay, event: Event) -> Vec<u8> {
+        let mut events = [event];
+        overlay.apply(&mut events);
+        let [Event::Apply(Object::Pod(pod))] = &events else { panic!("not a pod: {events:?}") };
+        last_octets(pod)
+    }
+
+    fn last_octets(pod: &Pod) -> Vec<u8> {
+        pod.addresses
+            .iter()
+            .map(|address| match address {
+                IpAddr::V4(v4) => v4.octets()[3],
+                IpAddr::V6(v6) => v6.octets()[15],
+            })
+            .collect()
+    }
+
+    fn apply(pod: Pod) -> Event {
+        Event::Apply(Object::Pod(pod))
+    }
+
+    #[test]
+    fn a_starting_pod_has_the_addresses_of_its_sandbox_until_they_are_published() {
+        let mut overlay = Overlay::new("n1".into());
+        assert_eq!(overlay.start(&start(1, "a", 5)), StartState::Unknown);
+        assert_eq!(after(&mut overlay, apply(web(1, &[]))), [0u8; 0]);
+        let StartState::Known(Some(Event::Apply(Object::Pod(started)))) = overlay.start(&start(1, "a", 5)) else {
+            panic!("the pod is not known");
+        };
+        assert_eq!(last_octets(&started), [5]);
+        assert_eq!(after(&mut overlay, apply(web(1, &[]))), [5], "a change before the address is published");
+        assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [5]);
+        assert_eq!(after(&mut overlay, apply(web(1, &[6]))), [6], "the object is right from then on");
+    }
+
+    #[test]
+    fn a_new_sandbox_of_a_pod_replaces_the_published_addresses() {
+        let mut overlay = Overlay::new("n1".into());
+        after(&mut overlay, apply(web(1, &[5])));
+        assert!(matches!(overlay.start(&start(1, "b", 7)), StartState::Known(Some(_))));
+        assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [7]);
+        assert_eq!(overlay.stop(&PodKey::new("shop", "web"), "a"), None, "another sandbox");
+        assert_eq!(after(&mut overlay, apply(web(1, &[7]))), [7]);
+        assert_eq!(overlay.start(&start(1, "b", 7)), StartState::Known(None), "it has them already");
+    }
+
+    #[test]
+    fn a_sandbox_that_stops_before_its_addresses_are_published_has_none() {
+        let mut overlay = Overlay::new("n1".into());
+        after(&mut overlay, apply(web(1, &[])));
+        overlay.start(&start(1, "a", 5));
+        assert_eq!(overlay.stop(&PodKey::new("shop", "web"), "a"), Some(apply(web(1, &[]))));
+        assert_eq!(after(&mut overlay, apply(web(1, &[]))), [0u8; 0]);
+    }
+
+    #[test]
+    fn addresses_of_a_sandbox_are_not_given_to_another_pod_of_the_same_name() {
+        let mut overlay = Overlay::new("n1".into());
+        after(&mut overlay, apply(web(1, &[])));
+        assert_eq!(overlay.start(&start(2, "a", 5)), StartState::Unknown, "the old pod has the old labels");
+        overlay.start(&start(1, "a", 5));
+        assert_eq!(after(&mut overlay, apply(web(2, &[]))), [0u8; 0]);
+        overlay.start(&start(2, "b", 6));
+        assert_eq!(after(&mut overlay, apply(Pod { finished: true, ..web(2, &[]) })), [0u8; 0]);
+        overlay.apply(&mut [Event::Reset(vec![Object::Pod(web(2, &[]))])]);
+        assert!(overlay.starts.is_empty());
+    }
+
+    #[test]
+    fn a_reset_keeps_the_addresses_of_starting_pods() {
+        let mut overlay = Overlay::new("n1".into());
+        after(&mut overlay, apply(web(1, &[])));
+        overlay.start(&start(1, "a", 5));
+        let mut events = [Event::Reset(vec![Object::Pod(web(1, &[]))])];
+        overlay.apply(&mut events);
+        let Event::Reset(objects) = &events[0] else { unreachable!() };
+        assert!(matches!(&objects[0], Object::Pod(pod) if last_octets(pod) == [5]));
+        overlay.apply(&mut [Event::Reset(Vec::new())]);
+        assert!(overlay.starts.is_empty() && overlay.pods.is_empty());
+        let elsewhere = Pod { node: Some("n2".into()), ..web(1, &[]) };
+        after(&mut overlay, apply(elsewhere));
+        assert_eq!(overlay.start(&start(1, "a", 5)), StartState::Unknown);
+    }
+}

@@ -1,0 +1,59 @@
+//! The start of pods: requests of a CNI plugin.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// A pod whose network is ready and whose containers have not started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStart {
+    /// The ID of its sandbox.
+    pub container_id: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's UID; empty if the runtime does not pass it.
+    #[serde(default)]
+    pub uid: String,
+    /// The addresses of the sandbox, without those of the loopback interface.
+    pub addresses: Vec<IpAddr>,
+    /// How long to wait until the pod is enforced, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// The response to a [`PodStart`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStarted {
+    /// The outcome.
+    pub outcome: StartOutcome,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// Why the pod starts although it is not enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The outcome of a [`PodStart`] whose pod may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartOutcome {
+    /// The pod is enforced.
+    Enforced,
+    /// The pod is not enforced yet, and may start anyway: its namespace is exempt from the start gate.
+    Exempt,
+}
+
+/// A sandbox that has stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStop {
+    /// The ID of the sandbox.
+    pub container_id: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+}
