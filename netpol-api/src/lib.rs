@@ -20,7 +20,7 @@ mod wait;
 pub use client::{Client, ClientError};
 pub use condition::{Condition, ConditionError, Target, TargetKind};
 pub use duration::{parse_duration, show_duration};
-pub use start::{PodStart, PodStarted, PodStop, StartOutcome};
+pub use start::{GateStatus, PodStart, PodStarted, PodStop, RecentStart, StartOutcome};
 pub use status::{Directions, Endpoint, LeftOut, Status};
 pub use wait::{Answer, Outcome, Pending, Refusal, Waited};
 

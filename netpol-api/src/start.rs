@@ -36,14 +36,62 @@ pub struct PodStarted {
     pub reason: Option<String>,
 }
 
-/// The outcome of a [`PodStart`] whose pod may start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The outcome of a [`PodStart`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StartOutcome {
     /// The pod is enforced.
     Enforced,
     /// The pod is not enforced yet, and may start anyway: its namespace is exempt from the start gate.
     Exempt,
+    /// The pod is not enforced yet. The runtime retries the start.
+    Refused,
+}
+
+impl StartOutcome {
+    /// Returns the name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforced",
+            Self::Exempt => "exempt",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// The state of the start gate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GateStatus {
+    /// How starts are reported to the agent: `nri`, `cni`, or `off`.
+    pub mode: String,
+    /// The container runtime that is connected with NRI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// Why starts are not held, although the gate is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The last starts, the latest first.
+    pub recent: Vec<RecentStart>,
+}
+
+/// A start that was held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecentStart {
+    /// When it ended, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// The pod, `namespace/name`.
+    pub pod: String,
+    /// How it was reported: `nri` or `cni`.
+    pub via: String,
+    /// The outcome.
+    pub outcome: StartOutcome,
+    /// How long it was held, in milliseconds.
+    pub took_ms: u64,
+    /// Why the pod is not enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A sandbox that has stopped.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Pending;
+use crate::{GateStatus, Pending};
 
 /// The status of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,10 @@ pub struct Status {
     pub endpoints: Vec<Endpoint>,
     /// Policies that are only partly enforced, because the memory for policies is used up.
     #[serde(default)]
-    pub partial_policies: Vec<PartialPolicy>,
+    pub left_out: Vec<LeftOut>,
+    /// The start gate.
+    #[serde(default)]
+    pub gate: GateStatus,
     /// What keeps the agent from doing all that it was configured for, and the next step.
     #[serde(default)]
     pub warnings: Vec<String>,

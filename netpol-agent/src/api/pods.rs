@@ -1,6 +1,6 @@
 //! Requests of a CNI plugin about starting and stopping pods.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::requests::Requests;
 use super::routes::{HttpResponse, json};
-use crate::gate::{self, Gate};
+use crate::gate::{self, Admitted, Gate};
 
 /// Maximum size of a request in bytes.
 const MAX_BODY: usize = 64 << 10;
@@ -41,7 +41,6 @@ pub(super) async fn answer(request: Request<Incoming>, requests: &Requests, limi
 }
 
 async fn start(start: PodStart, gate: &Gate) -> HttpResponse {
-    let begun = Instant::now();
     let limit = Duration::from_millis(start.timeout_ms).min(MAX_TIMEOUT);
     let start = gate::PodStart {
         key: PodKey::new(start.namespace.as_str(), start.name.as_str()),
@@ -49,14 +48,11 @@ async fn start(start: PodStart, gate: &Gate) -> HttpResponse {
         sandbox: start.container_id,
         addresses: start.addresses,
     };
-    let is_exempt = gate::is_exempt(&start.key);
-    let result = gate.start(start, begun + limit).await;
-    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match result {
-        Ok(()) => json(StatusCode::OK, &PodStarted { outcome: StartOutcome::Enforced, took_ms, reason: None }),
-        Err(error) if is_exempt => {
-            let reason = Some(error.to_string());
-            json(StatusCode::OK, &PodStarted { outcome: StartOutcome::Exempt, took_ms, reason })
+    match gate.hold(start, "cni", limit).await {
+        Ok(Admitted { took, exempt }) => {
+            let outcome = if exempt.is_none() { StartOutcome::Enforced } else { StartOutcome::Exempt };
+            let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            json(StatusCode::OK, &PodStarted { outcome, took_ms, reason: exempt.map(|error| error.to_string()) })
         }
         Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
     }

@@ -8,7 +8,7 @@ use netpol_api::Status;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::gate::StartingPods;
+use crate::gate::{GateStats, StartingPods};
 use crate::reconcile::{Check, CheckResult, ConditionState};
 use crate::source::{Inquiry, SourceState};
 
@@ -75,6 +75,8 @@ pub struct Requests {
     pub(super) warnings: Warnings,
     /// Pods whose start is held.
     pub(crate) starting: StartingPods,
+    /// Counts of the start gate.
+    pub gate: GateStats,
     to_loop: mpsc::Sender<LoopRequest>,
 }
 
@@ -111,9 +113,9 @@ pub fn requests(
     let (sender, progress) = watch::channel(0);
     let waiters = Arc::new(Semaphore::new(MAX_WAITERS));
     let metrics_turn = Arc::new(Semaphore::new(1));
-    let warnings = Warnings::default();
+    let (warnings, gate) = (Warnings::default(), GateStats::default());
     let about = Arc::new(about);
-    let requests = Requests { about, inquiries, progress, waiters, metrics_turn, warnings, starting, to_loop };
+    let requests = Requests { about, inquiries, progress, waiters, metrics_turn, warnings, starting, gate, to_loop };
     (requests, receiver, Progress(sender))
 }
 

@@ -69,14 +69,19 @@ async fn respond(path: &str, requests: &Requests, paths: Paths) -> HttpResponse 
             let waiting = requests.about.state.waiting().unwrap_or_else(|| "waiting for the first objects".to_owned());
             Some(response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", Safe(waiting))))
         }
-        "/metrics" if paths != Paths::Health && !requests.is_started() => {
-            Some(response(StatusCode::OK, EXPOSITION, metrics::render_waiting(&requests.about.state)))
-        }
+        "/metrics" if paths != Paths::Health && !requests.is_started() => Some(response(
+            StatusCode::OK,
+            EXPOSITION,
+            metrics::render_waiting(&requests.about.state) + &metrics::render_gate(&requests.gate),
+        )),
         "/metrics" if paths != Paths::Health => {
             // One metrics request at a time: many metrics clients must not fill the queue that health requests use
             // too.
             let _turn = requests.metrics_turn.acquire().await;
-            requests.send(LoopRequest::Metrics).await.map(|text| response(StatusCode::OK, EXPOSITION, text))
+            requests
+                .send(LoopRequest::Metrics)
+                .await
+                .map(|text| response(StatusCode::OK, EXPOSITION, text + &metrics::render_gate(&requests.gate)))
         }
         "/healthz" => {
             requests.send(LoopRequest::Ready).await.map(|_| response(StatusCode::OK, TEXT, "ok\n".to_owned()))
@@ -95,6 +100,7 @@ async fn respond(path: &str, requests: &Requests, paths: Paths) -> HttpResponse 
             let (node, source) = (requests.about.node.clone(), requests.about.source.clone());
             let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), node, source, ..status };
             status.warnings.extend(requests.warnings.all());
+            status.gate = requests.gate.status();
             json(StatusCode::OK, &status)
         }),
         _ => {

@@ -146,7 +146,13 @@ struct RunArgs {
     /// Unix socket for `netpol wait` and `netpol-agent status`, accessible by root only
     #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
-    /// Write this file once all policies that exist at the start are enforced
+    /// How to hold the start of pods until they are enforced; auto: NRI if the container runtime serves it, else off
+    #[arg(long, value_enum, default_value_t)]
+    start_gate: StartGate,
+    /// Socket of the container runtime for NRI plugins
+    #[arg(long, value_name = "PATH", default_value = netpol_nri::DEFAULT_SOCKET)]
+    nri_socket: PathBuf,
+    /// Write this file when everything known at the start is enforced
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Format of the log
@@ -167,6 +173,20 @@ impl RunArgs {
         let bytes = |mib: u64| mib.saturating_mul(netpol_files::MIB);
         netpol_files::Limits { file: bytes(self.max_manifest_file), all: bytes(self.max_manifests) }
     }
+}
+
+/// How the container runtime reports the start of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum StartGate {
+    /// NRI if its socket exists, else off
+    #[default]
+    Auto,
+    /// NRI, which containerd 2 serves by default, and CRI-O and containerd 1.7 if configured
+    Nri,
+    /// Only requests on --api-socket, from the CNI plugin netpol-cni
+    Cni,
+    /// Pods start without waiting
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,7 @@
 //! `netpol-agent run`.
 
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{RunArgs, log, requirements};
+use super::{RunArgs, StartGate, log, machine};
 use crate::api::{self, About, LoopRequest, Progress, Requests, Socket, SocketError};
 use crate::bpf_object;
 use crate::conflicts;
@@ -21,7 +22,7 @@ use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
-use crate::gate::StartingPods;
+use crate::gate::{self, Gate, StartingPods};
 use crate::metrics::Meter;
 use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, Options, Reconciler};
@@ -94,6 +95,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let (requests, loop_requests, progress) = api::requests(about, feed.inquiries.clone(), starting);
     let _socket = {
         let _api_thread = api_runtime.enter();
+        start_gate(&args, &requests);
         serve_api(&args, &requests)?
     };
     // A signal must stop the agent also while the API server is unavailable.
@@ -213,6 +215,23 @@ fn serve_api(args: &RunArgs, requests: &Requests) -> Result<Option<Socket>> {
             tracing::error!("{error}; `netpol wait` does not work on this node");
             Ok(None)
         }
+    }
+}
+
+/// Holds the start of pods, if the container runtime reports it.
+fn start_gate(args: &RunArgs, requests: &Requests) {
+    let serves_nri = || UnixStream::connect(&args.nri_socket).is_ok();
+    let mode = match args.start_gate {
+        StartGate::Nri => "nri",
+        StartGate::Auto if serves_nri() => "nri",
+        StartGate::Cni => "cni",
+        StartGate::Auto | StartGate::Off => "off",
+    };
+    requests.gate.set_mode(mode);
+    tracing::info!(mode, nri_socket = %args.nri_socket.display(), "start gate");
+    if mode == "nri" {
+        let (gate, stats) = (Gate::new(requests.clone()), requests.gate.clone());
+        tokio::spawn(gate::serve_nri(args.nri_socket.clone(), gate, stats));
     }
 }
 

@@ -9,12 +9,13 @@
 //!               └────────── addresses of starting pods ◄─────────────────────┘
 //! ```
 
+mod nri;
 mod overlay;
+mod stats;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use netpol_api::{Condition, Kind, Target};
-use netpol_policy::cluster_state::Event;
+use netpol_api::{Condition, Kind, StartOutcome, Target};
 use netpol_policy::model::{ObjectKey, PodKey};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -25,7 +26,9 @@ use crate::reconcile::{Check, ConditionState};
 use crate::source::{Batch, Feed, Inquiry, Revision, Subject};
 use overlay::{Overlay, StartState};
 
+pub use nri::serve as serve_nri;
 pub use overlay::PodStart;
+pub use stats::{BOUNDS, GateStats};
 
 /// Number of queued commands.
 const QUEUE: usize = 64;
@@ -51,6 +54,7 @@ pub enum StartError {
 #[derive(Debug)]
 enum Command {
     Start(PodStart, oneshot::Sender<(StartState, Revision)>),
+    Running(Vec<PodStart>),
     Stop(PodKey, String),
 }
 
@@ -64,9 +68,18 @@ pub struct Gate {
     requests: Requests,
 }
 
+/// A pod that may start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// How long the start was held.
+    pub took: Duration,
+    /// Why the pod is not enforced, if it is exempt from the gate.
+    pub exempt: Option<StartError>,
+}
+
 /// Returns whether a pod may start even if it is not enforced in time: without the pods of this namespace, a node may
 /// not work at all.
-pub fn is_exempt(pod: &PodKey) -> bool {
+fn is_exempt(pod: &PodKey) -> bool {
     &*pod.namespace == "kube-system"
 }
 
@@ -95,7 +108,7 @@ async fn forward(
 ) {
     let mut revision = Revision::default();
     loop {
-        let event = tokio::select! {
+        let events = tokio::select! {
             // A pod that the source has delivered is known to the next command.
             biased;
             batch = batches.recv() => {
@@ -137,11 +150,37 @@ impl Gate {
         Self { requests }
     }
 
-    /// Waits until a starting pod is enforced.
+    /// Waits until a starting pod is enforced, or returns immediately if its namespace is exempt from the gate.
     ///
     /// # Errors
-    /// If it is not enforced by `until`.
-    pub async fn start(&self, start: PodStart, until: Instant) -> Result<(), StartError> {
+    /// If it is not enforced within `limit`.
+    pub async fn hold(&self, start: PodStart, via: &'static str, limit: Duration) -> Result<Admitted, StartError> {
+        let (begun, key) = (Instant::now(), start.key.clone());
+        let result = self.start(start, begun + limit).await;
+        let took = begun.elapsed();
+        let record = |outcome, error: Option<&StartError>| {
+            self.requests.gate.record(&key, via, outcome, took, error.map(ToString::to_string));
+        };
+        match result {
+            Ok(()) => {
+                record(StartOutcome::Enforced, None);
+                tracing::info!(pod = %key, via, took_ms = took.as_millis(), "the pod is enforced and may start");
+                Ok(Admitted { took, exempt: None })
+            }
+            Err(error) if is_exempt(&key) => {
+                record(StartOutcome::Exempt, Some(&error));
+                tracing::warn!(pod = %key, via, %error, "the pod starts before it is enforced: kube-system is exempt");
+                Ok(Admitted { took, exempt: Some(error) })
+            }
+            Err(error) => {
+                record(StartOutcome::Refused, Some(&error));
+                tracing::warn!(pod = %key, via, %error, "the start of a pod is refused; the runtime retries it");
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(&self, start: PodStart, until: Instant) -> Result<(), StartError> {
         let revision = match self.announce(&start).await? {
             (StartState::Known(_), revision) => revision,
             (StartState::Unknown, _) => {
@@ -165,6 +204,12 @@ impl Gate {
                 Err(StartError::NotEnforced(start.key, reason.or_else(pending).unwrap_or_default()))
             }
         }
+    }
+
+    /// Adds the addresses of running pods whose addresses are not published yet.
+    pub async fn running(&self, running: Vec<PodStart>) {
+        // If the overlay has ended, the agent is stopping.
+        let _ = self.requests.starting.0.send(Command::Running(running)).await;
     }
 
     /// Removes the addresses of a sandbox that has stopped.

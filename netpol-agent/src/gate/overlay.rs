@@ -37,6 +37,8 @@ pub(super) struct Overlay {
     /// The pods of this node, as the source reports them.
     pods: BTreeMap<PodKey, Pod>,
     starts: BTreeMap<PodKey, Start>,
+    /// Pods that ran when the runtime connected, and that the source has not delivered yet.
+    running: BTreeMap<PodKey, PodStart>,
 }
 
 /// The addresses of a starting pod.
@@ -51,7 +53,7 @@ struct Start {
 
 impl Overlay {
     pub(super) fn new(node: Arc<str>) -> Self {
-        Self { node, pods: BTreeMap::new(), starts: BTreeMap::new() }
+        Self { node, pods: BTreeMap::new(), starts: BTreeMap::new(), running: BTreeMap::new() }
     }
 
     /// Adds addresses to the events of the source.
@@ -88,8 +90,29 @@ impl Overlay {
         StartState::Known(is_new.then_some(Event::Apply(Object::Pod(pod))))
     }
 
+    /// Adds the addresses of running pods whose objects have none: they were started while the agent was away. Returns the
+    /// changed pods.
+    pub(super) fn running(&mut self, running: Vec<PodStart>) -> Vec<Event> {
+        self.running = running.into_iter().map(|start| (start.key.clone(), start)).collect();
+        let known: Vec<PodKey> = self.running.keys().filter(|key| self.pods.contains_key(*key)).cloned().collect();
+        known.iter().filter_map(|key| self.start_running(key)).collect()
+    }
+
+    /// Adds the addresses of a pod that ran when the runtime connected.
+    fn start_running(&mut self, key: &PodKey) -> Option<Event> {
+        let start = self.running.remove(key)?;
+        self.pods.get(key).filter(|pod| pod.addresses.is_empty())?;
+        match self.start(&start) {
+            StartState::Known(event) => event,
+            StartState::Unknown => None,
+        }
+    }
+
     /// Removes the addresses of a sandbox that has stopped. Returns the pod as its object describes it.
     pub(super) fn stop(&mut self, key: &PodKey, sandbox: &str) -> Option<Event> {
+        if self.running.get(key).is_some_and(|start| start.sandbox == sandbox) {
+            self.running.remove(key);
+        }
         self.starts.get(key).filter(|start| start.sandbox == sandbox)?;
         self.starts.remove(key);
         self.pods.get(key).map(|pod| Event::Apply(Object::Pod(pod.clone())))
@@ -101,6 +124,9 @@ impl Overlay {
             return;
         }
         self.pods.insert(pod.key.clone(), pod.clone());
+        if self.running.contains_key(&pod.key) {
+            self.start_running(&pod.key);
+        }
         self.apply_pod_addresses(pod);
     }
 
@@ -225,6 +251,20 @@ mod tests {
         assert_eq!(after(&mut overlay, apply(Pod { finished: true, ..web(2, &[]) })), [0u8; 0]);
         overlay.apply(&mut [Event::Reset(vec![Object::Pod(web(2, &[]))])]);
         assert!(overlay.starts.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_started_while_the_agent_was_away_has_the_addresses_of_its_sandbox() {
+        let mut overlay = Overlay::new("n1".into());
+        assert!(overlay.running(vec![start(1, "a", 5)]).is_empty(), "the source has not delivered it");
+        assert_eq!(after(&mut overlay, apply(web(1, &[]))), [5]);
+        assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [5]);
+        assert!(overlay.running(vec![start(1, "old", 4)]).is_empty(), "its object has addresses");
+        assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [5]);
+        after(&mut overlay, apply(web(2, &[])));
+        assert!(overlay.running(vec![start(1, "old", 4)]).is_empty(), "another pod of the same name");
+        let [Event::Apply(Object::Pod(pod))] = &overlay.running(vec![start(2, "b", 6)])[..] else { panic!("no change") };
+        assert_eq!(last_octets(pod), [6]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Prometheus metrics, and whether the agent is ready. Served only if an address is given.
 
 mod convergence;
+mod gate;
 mod page;
 mod source;
 
@@ -15,6 +16,7 @@ use crate::reconcile::Reconciler;
 use crate::source::{Revision, SourceState};
 use convergence::Convergence;
 
+pub use gate::render_gate;
 pub use page::render;
 pub use source::render_waiting;
 
@@ -74,7 +76,7 @@ impl Meter {
         self.convergence.received
     }
 
-    /// Returns the status, without node and source.
+    /// Returns the status, without node, source and gate.
     pub fn status(&self, reconciler: &Reconciler<Kernel>) -> netpol_api::Status {
         netpol_api::Status {
             version: String::new(),
@@ -86,7 +88,8 @@ impl Meter {
             last_change_time: self.convergence.last_change.map(|since| rfc3339(UNIX_EPOCH + since)),
             pending: reconciler.pending(),
             endpoints: reconciler.endpoints(),
-            partial_policies: reconciler.partial_policies(),
+            left_out: reconciler.left_out_for_status(),
+            gate: netpol_api::GateStatus::default(),
             warnings: match self.readiness {
                 Readiness::UnknownNode => vec![unknown_node(reconciler.node())],
                 Readiness::Ready | Readiness::Starting => Vec::new(),

@@ -1,0 +1,137 @@
+//! Connects the gate to the container runtime with NRI.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use netpol_nri::{Disconnected, Error, Handler, Options, Runtime, Sandbox};
+use netpol_policy::model::{PodKey, Uid};
+use nix::sched::{CloneFlags, setns};
+
+use super::{Gate, GateStats, PodStart};
+
+/// The way of starts in metrics and status.
+const VIA: &str = "nri";
+
+/// Holds the starts that a runtime reports.
+struct NriGate {
+    gate: Gate,
+    stats: GateStats,
+}
+
+/// Keeps a connection to the runtime, in the current task.
+pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
+    // After other plugins, because their answers do not depend on enforcement.
+    let options = match Options::new("netpol", 90) {
+        Ok(options) => options,
+        Err(error) => return tracing::error!(%error, "cannot use NRI; starts of pods are not held"),
+    };
+    let handler = Arc::new(NriGate { gate, stats: stats.clone() });
+    let mut reported = None;
+    let report = |ended: Result<Disconnected, Error>, wait: Duration| {
+        let error = match ended {
+            Ok(ended) => ended.to_string(),
+            Err(error) => crate::chain::chain(&error),
+        };
+        stats.disconnected(error.clone());
+        if reported.as_ref() != Some(&error) {
+            tracing::warn!(
+                socket = %socket.display(), %error, retry_ms = wait.as_millis(),
+                "not connected to the container runtime; pods start without waiting until they are enforced"
+            );
+            reported = Some(error);
+        }
+    };
+    match netpol_nri::keep_connected(&socket, &options, handler, report).await {}
+}
+
+impl Handler for NriGate {
+    fn connected(&self, runtime: Runtime) {
+        let timeout_ms = runtime.request_timeout.map(|timeout| timeout.as_millis());
+        let runtime = format!("{} {}", runtime.name, runtime.version);
+        tracing::info!(runtime, timeout_ms, "connected to the container runtime; starts of pods are held");
+        self.stats.connected(runtime);
+    }
+
+    async fn synchronize(&self, sandboxes: Vec<Sandbox>) {
+        // A pod with several sandboxes was started again, and only one of them is running: its object has the addresses.
+        let mut by_pod: BTreeMap<(String, String), Vec<Sandbox>> = BTreeMap::new();
+        for sandbox in sandboxes {
+            by_pod.entry((sandbox.namespace.clone(), sandbox.name.clone())).or_default().push(sandbox);
+        }
+        let single = by_pod.into_values().filter(|sandboxes| sandboxes.len() == 1).flatten();
+        let running = single.filter(|sandbox| !sandbox.host_network && !sandbox.addresses.is_empty());
+        self.gate.running(running.map(|sandbox| start_of(&sandbox, sandbox.addresses.clone())).collect()).await;
+    }
+
+    async fn run(&self, sandbox: Sandbox, deadline: Duration) -> Result<(), String> {
+        if sandbox.host_network {
+            return Ok(());
+        }
+        let addresses = match &sandbox.network_namespace {
+            Some(namespace) if sandbox.addresses.is_empty() => {
+                let namespace = namespace.clone();
+                let read = tokio::task::spawn_blocking(move || addresses_in(&namespace)).await;
+                read.map_err(|error| error.to_string()).and_then(|addresses| addresses)?
+            }
+            _ => sandbox.addresses.clone(),
+        };
+        let held = self.gate.hold(start_of(&sandbox, addresses), VIA, deadline).await;
+        held.map(drop).map_err(|error| format!("netpol: {error}"))
+    }
+
+    async fn stop(&self, sandbox: Sandbox) {
+        self.gate.stop(PodKey::new(sandbox.namespace.as_str(), sandbox.name.as_str()), sandbox.id).await;
+    }
+
+    fn unanswered(&self, sandbox: Sandbox) {
+        tracing::warn!(
+            namespace = sandbox.namespace, pod = sandbox.name,
+            "the connection to the container runtime ended; the pod may have started before it was enforced"
+        );
+    }
+}
+
+fn start_of(sandbox: &Sandbox, addresses: Vec<IpAddr>) -> PodStart {
+    PodStart {
+        key: PodKey::new(sandbox.namespace.as_str(), sandbox.name.as_str()),
+        uid: Uid::parse(&sandbox.uid),
+        sandbox: sandbox.id.clone(),
+        addresses,
+    }
+}
+
+/// Returns the addresses in a network namespace, without those of the loopback interface and link-local ones, at most
+/// one of each family. NRI before 0.9 does not report them.
+fn addresses_in(namespace: &Path) -> Result<Vec<IpAddr>, String> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        format!("netpol: cannot {what} the network namespace {}: {error}", namespace.display())
+    };
+    let file = File::open(namespace).map_err(|error| failed("open", &error))?;
+    // A thread of its own, because it stays in the namespace.
+    let read = std::thread::spawn(move || {
+        setns(&file, CloneFlags::CLONE_NEWNET)?;
+        let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+        });
+        Ok::<Vec<IpAddr>, nix::Error>(addresses.collect())
+    });
+    let read = read.join().map_err(|_| failed("read", &"the thread died"))?;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in read.map_err(|error| failed("read", &error))? {
+        let is_link_local = match address {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        let has_family = addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4());
+        if !address.is_loopback() && !is_link_local && !has_family {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
