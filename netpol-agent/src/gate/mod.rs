@@ -123,22 +123,20 @@ async fn forward(
             Some(command) = commands.recv() => match command {
                 Command::Start(start, answer) => {
                     let state = overlay.start(&start);
-                    let event = match &state {
-                        StartState::Known(event) => event.clone(),
-                        StartState::Unknown => None,
+                    let events = match &state {
+                        StartState::Known(event) => event.iter().cloned().collect(),
+                        StartState::Unknown => Vec::new(),
                     };
                     // The runtime may have given up.
                     let _ = answer.send((state, revision));
-                    event
+                    events
                 }
-                Command::Stop(key, sandbox) => overlay.stop(&key, &sandbox),
+                Command::Running(running) => overlay.running(running),
+                Command::Stop(key, sandbox) => overlay.stop(&key, &sandbox).into_iter().collect(),
             },
         };
-        let batch =
-            |event: Event| Batch { revision, events: vec![event], after_resync: false, received: Instant::now() };
-        if let Some(event) = event
-            && sender.send(batch(event)).await.is_err()
-        {
+        let batch = Batch { revision, events, after_resync: false, received: Instant::now() };
+        if !batch.events.is_empty() && sender.send(batch).await.is_err() {
             return;
         }
     }

@@ -15,6 +15,8 @@ use super::{Gate, GateStats, PodStart};
 
 /// The way of starts in metrics and status.
 const VIA: &str = "nri";
+/// Longest time for which a start is held.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// Holds the starts that a runtime reports.
 struct NriGate {
@@ -33,7 +35,8 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
     let mut reported = None;
     let report = |ended: Result<Disconnected, Error>, wait: Duration| {
         let error = match ended {
-            Ok(ended) => ended.to_string(),
+            Ok(Disconnected::Closed) => "the runtime closed the connection".to_owned(),
+            Ok(Disconnected::Shutdown) => "the runtime is shutting down".to_owned(),
             Err(error) => crate::chain::chain(&error),
         };
         stats.disconnected(error.clone());
@@ -79,7 +82,9 @@ impl Handler for NriGate {
             }
             _ => sandbox.addresses.clone(),
         };
-        let held = self.gate.hold(start_of(&sandbox, addresses), VIA, deadline).await;
+        // The runtime starts one pod at a time: another one must not wait for long.
+        let limit = deadline.min(LIMIT);
+        let held = self.gate.hold(start_of(&sandbox, addresses), VIA, limit).await;
         held.map(drop).map_err(|error| format!("netpol: {error}"))
     }
 
@@ -89,7 +94,8 @@ impl Handler for NriGate {
 
     fn unanswered(&self, sandbox: Sandbox) {
         tracing::warn!(
-            namespace = sandbox.namespace, pod = sandbox.name,
+            namespace = sandbox.namespace,
+            pod = sandbox.name,
             "the connection to the container runtime ended; the pod may have started before it was enforced"
         );
     }

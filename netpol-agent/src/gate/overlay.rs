@@ -263,7 +263,9 @@ mod tests {
         assert_eq!(after(&mut overlay, apply(web(1, &[5]))), [5]);
         after(&mut overlay, apply(web(2, &[])));
         assert!(overlay.running(vec![start(1, "old", 4)]).is_empty(), "another pod of the same name");
-        let [Event::Apply(Object::Pod(pod))] = &overlay.running(vec![start(2, "b", 6)])[..] else { panic!("no change") };
+        let [Event::Apply(Object::Pod(pod))] = &overlay.running(vec![start(2, "b", 6)])[..] else {
+            panic!("no change")
+        };
         assert_eq!(last_octets(pod), [6]);
     }
 
