@@ -10,6 +10,7 @@
 //!
 //! Every status except 200 has a [`ErrorResponse`] as its body.
 
+#[cfg(feature = "client")]
 mod client;
 mod condition;
 mod duration;
@@ -17,10 +18,11 @@ mod start;
 mod status;
 mod wait;
 
+#[cfg(feature = "client")]
 pub use client::{Client, ClientError};
 pub use condition::{Condition, ConditionError, Target, TargetKind};
 pub use duration::{parse_duration, show_duration};
-pub use start::{GateStatus, PodStart, PodStarted, PodStop, RecentStart, StartOutcome};
+pub use start::{EXEMPT_NAMESPACE, GateStatus, PodStart, PodStarted, PodStop, RecentStart, StartOutcome};
 pub use status::{Directions, Endpoint, LeftOut, Status};
 pub use wait::{Answer, Outcome, Pending, Refusal, Waited};
 

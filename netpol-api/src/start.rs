@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+/// The namespace whose pods start even if they are not enforced in time: without them, a node may not work at all.
+pub const EXEMPT_NAMESPACE: &str = "kube-system";
+
 /// A pod whose network is ready and whose containers have not started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -15,7 +15,7 @@ mod stats;
 
 use std::time::{Duration, Instant};
 
-use netpol_api::{Condition, Kind, StartOutcome, Target};
+use netpol_api::{Condition, EXEMPT_NAMESPACE, Kind, StartOutcome, Target};
 use netpol_policy::model::{ObjectKey, PodKey};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -80,7 +80,7 @@ pub struct Admitted {
 /// Returns whether a pod may start even if it is not enforced in time: without the pods of this namespace, a node may
 /// not work at all.
 fn is_exempt(pod: &PodKey) -> bool {
-    &*pod.namespace == "kube-system"
+    &*pod.namespace == EXEMPT_NAMESPACE
 }
 
 impl StartingPods {

@@ -1,0 +1,150 @@
+//! One request to the agent: HTTP/1.1 on its Unix socket.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use netpol_api::Refusal;
+
+/// Maximum size of a response in bytes.
+const MAX_RESPONSE: u64 = 64 << 10;
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RequestError {
+    /// No agent responded.
+    Away(String),
+    /// The agent refused the request.
+    Refused(String),
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Away(reason) => write!(formatter, "no agent responds: {reason}"),
+            Self::Refused(reason) => formatter.write_str(reason),
+        }
+    }
+}
+
+/// Sends a POST request and returns the body of the response.
+///
+/// # Errors
+/// If the agent does not respond within `limit`, or the status of its response is not 200.
+pub(crate) fn post(socket: &Path, path: &str, body: &str, limit: Duration) -> Result<String, RequestError> {
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: netpol\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n\r\n{body}"
+    );
+    let away = |reason: String| RequestError::Away(format!("{}: {reason}", socket.display()));
+    // On a thread: connecting to a Unix socket blocks without limit while its queue is full, as with a stopped agent.
+    // The thread ends with the process.
+    let (sender, response) = mpsc::channel();
+    let path = socket.to_owned();
+    let exchange = move || drop(sender.send(exchange(&path, &request)));
+    thread::Builder::new().spawn(exchange).map_err(|error| away(error.to_string()))?;
+    let response = response.recv_timeout(limit).map_err(|_| away(format!("no response within {limit:.1?}")))?;
+    parse(&response.map_err(|error| away(error.to_string()))?)
+        .unwrap_or_else(|| Err(away("the response is not valid HTTP".to_owned())))
+}
+
+fn exchange(socket: &Path, request: &str) -> std::io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.write_all(request.as_bytes())?;
+    let mut response = Vec::new();
+    stream.take(MAX_RESPONSE).read_to_end(&mut response)?;
+    Ok(response)
+}
+
+/// Returns the body of a response with status 200, or its error; `None` if it is not a complete response.
+fn parse(response: &[u8]) -> Option<Result<String, RequestError>> {
+    let response = std::str::from_utf8(response).ok()?;
+    let (head, body) = response.split_once("\r\n\r\n")?;
+    let (version, status) = head.lines().next()?.split_once(' ')?;
+    if !version.starts_with("HTTP/1.") {
+        return None;
+    }
+    if status.starts_with("200") {
+        return Some(Ok(body.to_owned()));
+    }
+    let refusal = serde_json::from_str(body).map_or_else(|_| format!("status {status}"), |Refusal { error }| error);
+    Some(Err(RequestError::Refused(refusal)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::time::Instant;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// Responds to one request.
+    fn respond(response: &'static str) -> Result<String, RequestError> {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let count = stream.read(&mut request).unwrap();
+            stream.write_all(response.as_bytes()).unwrap();
+            String::from_utf8_lossy(&request[..count]).into_owned()
+        });
+        let result = post(&socket, "/v1/pods/stop", "{\"a\":1}", LIMIT);
+        let request = server.join().unwrap();
+        assert!(request.starts_with("POST /v1/pods/stop HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains("\r\nContent-Length: 7\r\n") && request.ends_with("\r\n\r\n{\"a\":1}"), "{request}");
+        result
+    }
+
+    #[test]
+    fn a_response_is_its_body_or_the_agents_reason() {
+        assert_eq!(respond("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnull"), Ok("null".to_owned()));
+        let refused = |reason: &str| Err(RequestError::Refused(reason.to_owned()));
+        assert_eq!(respond("HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"not yet\"}"), refused("not yet"));
+        assert_eq!(respond("HTTP/1.1 404 Not Found\r\n\r\nno"), refused("status 404 Not Found"));
+    }
+
+    #[test]
+    fn without_a_valid_response_the_agent_is_away() {
+        for response in ["", "HTTP/1.1 200 OK\r\n", "SSH-2.0-x\r\n\r\n", "\r\n\r\n"] {
+            assert!(matches!(respond(response), Err(RequestError::Away(_))), "{response:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_or_dead_socket_is_an_absent_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.sock");
+        let result = || post(&socket, "/", "", LIMIT);
+        assert!(matches!(result(), Err(RequestError::Away(_))), "no socket");
+        drop(UnixListener::bind(&socket).unwrap());
+        assert!(matches!(result(), Err(RequestError::Away(_))), "a socket of a killed agent");
+    }
+
+    #[test]
+    fn a_stopped_agent_is_away_after_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.sock");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        // The kernel accepts connections until the queue is full; then connecting blocks.
+        let clients: Vec<_> = (0..200)
+            .map(|_| {
+                let socket = socket.clone();
+                thread::spawn(move || post(&socket, "/", "", Duration::from_millis(200)))
+            })
+            .collect();
+        let start = Instant::now();
+        for client in clients {
+            assert!(matches!(client.join().unwrap(), Err(RequestError::Away(_))));
+        }
+        assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,74 @@
+//! Holds the start of a pod until the agent enforces it.
+
+use std::fmt::Display;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use netpol_api::{EXEMPT_NAMESPACE, PodStart, PodStarted};
+
+use crate::agent::{RequestError, post};
+use crate::{CniError, ErrorCode, Settings, WhenAgentAway};
+
+/// Time for the agent's response, in addition to the time it waits.
+const RESPONSE_TIME: Duration = Duration::from_secs(1);
+/// How long a pod waits that may start without enforcement.
+const EXEMPT_TIME: Duration = Duration::from_secs(2);
+/// Pause before the second request; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause between two requests. The agent may ask the API server at each.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Returns once the pod may start.
+///
+/// # Errors
+/// If the pod may not start now. The runtime retries the start.
+pub(crate) fn hold(
+    settings: &Settings,
+    mut start: PodStart,
+    log: &mut dyn FnMut(&dyn Display),
+) -> Result<(), CniError> {
+    let is_exempt = start.namespace == EXEMPT_NAMESPACE;
+    let pod = format!("pod {}/{}", start.namespace, start.name);
+    let time = if is_exempt { settings.timeout().min(EXEMPT_TIME) } else { settings.timeout() };
+    let deadline = Instant::now() + time;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match request(settings, &mut start, deadline) {
+            Ok(PodStarted { reason: None, .. }) => return Ok(()),
+            Ok(PodStarted { reason: Some(reason), .. }) => {
+                log(&format_args!("{pod} starts without enforcement: {reason}"));
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let starts_anyway = match (&error, settings.when_agent_away) {
+            _ if is_exempt => true,
+            (RequestError::Away(_), WhenAgentAway::Allow) => true,
+            (RequestError::Away(_), WhenAgentAway::Deny) => return Err(retry_later(&pod, &error)),
+            (RequestError::Away(_), WhenAgentAway::Wait) | (RequestError::Refused(_), _) => false,
+        };
+        if starts_anyway {
+            log(&format_args!("{pod} starts without enforcement: {error}"));
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(retry_later(&pod, &error));
+        }
+        sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn request(settings: &Settings, start: &mut PodStart, deadline: Instant) -> Result<PodStarted, RequestError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    start.timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    let body = serde_json::to_string(&start).map_err(|error| RequestError::Refused(error.to_string()))?;
+    let response = post(&settings.socket, "/v1/pods/start", &body, left + RESPONSE_TIME)?;
+    serde_json::from_str(&response)
+        .map_err(|error| RequestError::Refused(format!("the agent's response is invalid (another version?): {error}")))
+}
+
+fn retry_later(pod: &str, error: &RequestError) -> CniError {
+    CniError::new(ErrorCode::TryAgainLater, format!("{pod} is not enforced: {error}"))
+}

@@ -1,0 +1,42 @@
+//! The plugin as a process: environment and stdin in, stdout, stderr and exit code out.
+
+use std::fmt::Display;
+use std::io::{Read, Write, stderr, stdin, stdout};
+use std::process::ExitCode;
+
+use netpol_cni::{CniError, Environment, ErrorCode, PLUGIN, run};
+
+/// Maximum size of the configuration in bytes; larger than any real one.
+const MAX_INPUT: u64 = 4 << 20;
+
+fn main() -> ExitCode {
+    let environment = Environment::of_process();
+    let result = read_input(&environment)
+        .and_then(|input| run(&environment, &input, &mut |message| log(&message)).map_err(|error| (error, input)));
+    let (output, exit_code) = match result {
+        Ok(output) => (output, ExitCode::SUCCESS),
+        Err((error, input)) => (error.to_json(&input), ExitCode::FAILURE),
+    };
+    if let Err(error) = stdout().write_all(output.as_bytes()) {
+        log(&format_args!("cannot write the result: {error}"));
+        return ExitCode::FAILURE;
+    }
+    exit_code
+}
+
+/// Reads the configuration. A terminal would block a user who starts the plugin by hand, without a command.
+fn read_input(environment: &Environment) -> Result<String, (CniError, String)> {
+    let mut input = String::new();
+    if environment.command.is_empty() {
+        return Ok(input);
+    }
+    match stdin().take(MAX_INPUT).read_to_string(&mut input) {
+        Ok(_) => Ok(input),
+        Err(error) => Err((CniError::new(ErrorCode::Io, format!("cannot read the configuration: {error}")), input)),
+    }
+}
+
+/// Writes a message for the log of the container runtime. A closed stderr is no reason to fail.
+fn log(message: &dyn Display) {
+    let _ = writeln!(stderr(), "{PLUGIN}: {message}");
+}

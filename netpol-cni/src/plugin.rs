@@ -1,0 +1,134 @@
+//! The commands of the CNI specification.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netpol_api::{PodStart, PodStop};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use crate::agent::post;
+use crate::environment::PodIdentity;
+use crate::error::version_of;
+use crate::hold::hold;
+use crate::prev_result::addresses;
+use crate::{CniError, Environment, ErrorCode, LATEST, PLUGIN, Settings, VERSIONS};
+
+/// Time for the agent's response to a stopped pod. Without one, the agent forgets the pod when it is deleted.
+const STOP_TIME: Duration = Duration::from_secs(1);
+
+/// The configuration on stdin.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Configuration<'a> {
+    cni_version: Option<String>,
+    #[serde(borrow)]
+    prev_result: Option<&'a RawValue>,
+}
+
+/// Runs a command and returns what it prints on stdout.
+///
+/// # Errors
+/// If the call is invalid, or the pod may not start now.
+pub fn run(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Display)) -> Result<String, CniError> {
+    match environment.command.as_str() {
+        "ADD" => {
+            require(environment, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])?;
+            add(environment, input, log)
+        }
+        "DEL" => {
+            require(environment, &["CNI_CONTAINERID", "CNI_IFNAME"])?;
+            configuration(input)?;
+            delete(environment, input, log);
+            Ok(String::new())
+        }
+        // The agent checks enforcement by itself and forgets deleted pods; the plugin creates nothing. STATUS does not
+        // depend on the agent: if it failed, containerd would report the node's network as not ready, and Kubernetes
+        // would evict all pods of a node whose agent is away for some minutes.
+        "CHECK" | "GC" | "STATUS" => configuration(input).map(|_| String::new()),
+        "VERSION" => {
+            let version = version_of(input).unwrap_or_else(|| LATEST.to_owned());
+            Ok(json!({"cniVersion": version, "supportedVersions": VERSIONS}).to_string())
+        }
+        "" => Err(CniError::new(
+            ErrorCode::InvalidEnvironment,
+            format!(
+                "CNI_COMMAND is not set: {PLUGIN} {} is a CNI plugin, which container runtimes call",
+                env!("CARGO_PKG_VERSION")
+            ),
+        )),
+        other => {
+            Err(CniError::new(ErrorCode::InvalidEnvironment, format!("CNI_COMMAND has the unknown value {other:?}")))
+        }
+    }
+}
+
+fn add(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Display)) -> Result<String, CniError> {
+    let Some(prev_result) = configuration(input)?.prev_result else {
+        let message = format!("prevResult is missing: add {PLUGIN} after the plugin that connects pods");
+        return Err(CniError::new(ErrorCode::InvalidConfiguration, message));
+    };
+    // Unchanged: "If a plugin makes no changes … it must output a result equivalent to the provided prevResult".
+    let result = prev_result.get().to_owned();
+    let settings =
+        Settings::parse(input).map_err(|error| CniError::new(ErrorCode::InvalidConfiguration, error.to_string()))?;
+    let Some(pod) = environment.pod() else { return Ok(result) };
+    let addresses = addresses(&result)
+        .map_err(|error| CniError::new(ErrorCode::Decode, format!("cannot parse prevResult: {error}")))?;
+    if addresses.is_empty() {
+        log(&format_args!("pod {}/{} has no address to enforce", pod.namespace, pod.name));
+        return Ok(result);
+    }
+    hold(&settings, pod_start(pod, addresses), log)?;
+    Ok(result)
+}
+
+fn pod_start(pod: PodIdentity, addresses: Vec<IpAddr>) -> PodStart {
+    let PodIdentity { sandbox, namespace, name, uid } = pod;
+    PodStart { container_id: sandbox, namespace, name, uid, addresses, timeout_ms: 0 }
+}
+
+/// Reports the stop. It never fails: a pod that cannot be removed is worse than an agent that has not been informed.
+fn delete(environment: &Environment, input: &str, log: &mut dyn FnMut(&dyn Display)) {
+    let Some(PodIdentity { sandbox, namespace, name, .. }) = environment.pod() else { return };
+    let settings = Settings::parse(input).unwrap_or_else(|error| {
+        log(&format_args!("using default settings: {error}"));
+        Settings::default()
+    });
+    let stop = PodStop { container_id: sandbox, namespace, name };
+    let reported = serde_json::to_string(&stop)
+        .map_err(|error| error.to_string())
+        .and_then(|body| post(&settings.socket, "/v1/pods/stop", &body, STOP_TIME).map_err(|error| error.to_string()));
+    if let Err(error) = reported {
+        log(&format_args!("the stop of pod {}/{} was not reported: {error}", stop.namespace, stop.name));
+    }
+}
+
+/// Parses the configuration and checks its version.
+fn configuration(input: &str) -> Result<Configuration<'_>, CniError> {
+    let configuration: Configuration = serde_json::from_str(input)
+        .map_err(|error| CniError::new(ErrorCode::Decode, format!("cannot parse the configuration: {error}")))?;
+    // Without a version, it is 0.1.0, which has no lists of plugins.
+    let version = configuration.cni_version.as_deref().filter(|version| !version.is_empty()).unwrap_or("0.1.0");
+    if !VERSIONS.contains(&version) {
+        let message = format!("cniVersion {version} is not supported; supported: {}", VERSIONS.join(", "));
+        return Err(CniError::new(ErrorCode::IncompatibleVersion, message));
+    }
+    Ok(configuration)
+}
+
+fn require(environment: &Environment, names: &[&str]) -> Result<(), CniError> {
+    let Environment { container_id, netns, interface, .. } = environment;
+    let values = [("CNI_CONTAINERID", container_id), ("CNI_NETNS", netns), ("CNI_IFNAME", interface)];
+    let missing: Vec<_> = values
+        .into_iter()
+        .filter(|(name, value)| names.contains(name) && value.is_empty())
+        .map(|(name, _)| name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::new(ErrorCode::InvalidEnvironment, format!("not set: {}", missing.join(", "))))
+}
