@@ -10,7 +10,7 @@ use super::signatures::PLUGINS;
 use super::{Finding, Findings};
 
 /// Maximum size of a configuration; larger than any real one.
-const MAX_SIZE: u64 = 1 << 20;
+pub(crate) const MAX_SIZE: u64 = 1 << 20;
 
 /// A list of plugins, or a single plugin. Source: the CNI specification, "Network configuration format".
 #[derive(Debug, Deserialize)]
@@ -39,11 +39,18 @@ pub(super) fn detect(directory: &Path) -> io::Result<Findings> {
 }
 
 /// Returns the configuration that runtimes use, which is the first valid one by name, and the types of its plugins.
-/// Source: `ConfFiles` of libcni, and containerd's go-cni and CRI-O's ocicni, which skip invalid files.
+/// Source: CRI-O's ocicni, which skips invalid files. containerd's go-cni has no network while the first file is invalid.
 fn used_configuration(directory: &Path) -> io::Result<Option<(PathBuf, Vec<String>)>> {
+    let files = files(directory)?;
+    Ok(files.into_iter().find_map(|file| Some((types(&file)?, file))).map(|(types, file)| (file, types)))
+}
+
+/// Returns the files in a CNI configuration directory, in the order of container runtimes. A missing directory has none.
+/// Source: `ConfFiles` of libcni.
+pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let is_configuration = |path: &PathBuf| {
@@ -51,7 +58,7 @@ fn used_configuration(directory: &Path) -> io::Result<Option<(PathBuf, Vec<Strin
     };
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_configuration).collect();
     files.sort();
-    Ok(files.into_iter().find_map(|file| Some((types(&file)?, file))).map(|(types, file)| (file, types)))
+    Ok(files)
 }
 
 fn types(file: &Path) -> Option<Vec<String>> {

@@ -3,7 +3,7 @@
 //! metrics. Policies are enforced whether or not there are conflicts.
 
 mod chains;
-mod cni;
+pub(crate) mod cni;
 mod legacy;
 mod programs;
 mod signatures;

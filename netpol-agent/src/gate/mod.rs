@@ -9,6 +9,7 @@
 //!               └────────── addresses of starting pods ◄─────────────────────┘
 //! ```
 
+pub mod cni;
 mod nri;
 mod overlay;
 mod stats;

@@ -6,7 +6,7 @@
 
 mod scan;
 mod store;
-mod watch;
+pub(crate) mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

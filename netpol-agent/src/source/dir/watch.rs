@@ -13,7 +13,7 @@ const MAX_WRITE_TIME: Duration = Duration::from_secs(2);
 
 /// Watches directories, and tracks the files that are being written.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     inotify: AsyncFd<Inotify>,
     directories: HashMap<WatchDescriptor, PathBuf>,
     writing: HashMap<PathBuf, Instant>,
@@ -24,7 +24,7 @@ impl Watch {
     ///
     /// # Errors
     /// If the kernel rejects it (`fs.inotify.max_user_instances`).
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: the descriptor lives as long as the `Inotify`, which `AsyncFd` owns and which is never replaced.
         let inotify = unsafe { AsyncFd::register(Inotify::init()?) }?;
         Ok(Self { inotify, directories: HashMap::new(), writing: HashMap::new() })
@@ -34,7 +34,7 @@ impl Watch {
     ///
     /// # Errors
     /// If the kernel rejects it (`fs.inotify.max_user_watches`).
-    pub(super) fn add(&mut self, directory: &Path) -> io::Result<()> {
+    pub(crate) fn add(&mut self, directory: &Path) -> io::Result<()> {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MODIFY
             | WatchMask::CREATE
@@ -50,7 +50,7 @@ impl Watch {
     }
 
     /// Returns whether the file is being written.
-    pub(super) fn is_being_written(&mut self, path: &Path) -> bool {
+    pub(crate) fn is_being_written(&mut self, path: &Path) -> bool {
         self.writing.retain(|_, since| since.elapsed() < MAX_WRITE_TIME);
         self.writing.contains_key(path)
     }
@@ -59,7 +59,7 @@ impl Watch {
     ///
     /// # Errors
     /// If inotify fails permanently.
-    pub(super) async fn changed(&mut self) -> io::Result<()> {
+    pub(crate) async fn changed(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.inotify.readable_mut().await?;
             let mut buffer = [0_u8; 4096];

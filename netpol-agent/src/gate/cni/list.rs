@@ -1,0 +1,268 @@
+//! Edits the text of a list of plugins.
+
+use std::ops::Range;
+
+use netpol_cni::PLUGIN;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// A list of plugins: a file `*.conflist`. Source: the CNI specification, "Configuration format", and
+/// `ConfListFromBytes` of libcni.
+#[derive(Debug)]
+pub(super) struct List<'a> {
+    text: &'a str,
+    versions: Vec<String>,
+    /// In order.
+    plugins: Vec<Plugin>,
+}
+
+/// An entry of a list.
+#[derive(Debug)]
+struct Plugin {
+    kind: String,
+    /// Its place in the text.
+    span: Range<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawList<'a> {
+    #[serde(rename = "name")]
+    _name: String,
+    #[serde(default)]
+    cni_version: String,
+    #[serde(default)]
+    cni_versions: Vec<String>,
+    #[serde(borrow)]
+    plugins: Vec<&'a RawValue>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Typed {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// Checks the configuration of a single plugin: a file `*.conf` or `*.json`.
+pub(super) fn check_single(text: &str) -> Result<(), String> {
+    serde_json::from_str::<Typed>(text).map(|_| ()).map_err(|error| error.to_string())
+}
+
+impl<'a> List<'a> {
+    /// Parses a list.
+    ///
+    /// # Errors
+    /// If a runtime would not load it.
+    pub(super) fn parse(text: &'a str) -> Result<Self, String> {
+        let list: RawList = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let plugin = |raw: &&RawValue| {
+            let Typed { kind } = serde_json::from_str(raw.get()).map_err(|error| format!("in a plugin: {error}"))?;
+            // The raw value is a part of the text.
+            let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+            Ok(Plugin { kind, span: start..start + raw.get().len() })
+        };
+        let plugins: Vec<_> = list.plugins.iter().map(plugin).collect::<Result<_, String>>()?;
+        if plugins.is_empty() {
+            return Err("no plugins".to_owned());
+        }
+        let versions = [list.cni_version].into_iter().chain(list.cni_versions).collect();
+        Ok(Self { text, versions, plugins })
+    }
+
+    /// Returns all versions that a runtime may choose.
+    pub(super) fn versions(&self) -> impl Iterator<Item = &str> {
+        self.versions.iter().map(String::as_str)
+    }
+
+    /// Returns the text with an entry for the plugin, or `None` if it is there already. The entry is the last one when
+    /// it is added. Later it may have others after it: moving it again and again would fight with other programs that
+    /// add their plugin.
+    pub(super) fn with_entry(&self, entry: &str) -> Option<String> {
+        let own = self.own();
+        match own[..] {
+            // The first one has no result of others.
+            [index] if index > 0 => {
+                let span = &self.plugins[index].span;
+                let is_same = parse(&self.text[span.clone()]) == parse(entry);
+                (!is_same).then(|| replaced(self.text, span.clone(), entry))
+            }
+            [] => Some(self.appended(entry)),
+            _ => {
+                // Only of this plugin: it becomes the second one.
+                let last = *own.last()?;
+                if own.len() == self.plugins.len() {
+                    return None;
+                }
+                let rest = self.without(last);
+                // Until there is one entry.
+                let list = List::parse(&rest).ok()?;
+                Some(list.with_entry(entry).unwrap_or(rest))
+            }
+        }
+    }
+
+    /// Returns the text without the plugin, or `None` if it is not there.
+    ///
+    /// # Errors
+    /// If there is no other plugin.
+    pub(super) fn without_entry(&self) -> Result<Option<String>, String> {
+        let own = self.own();
+        if own.len() == self.plugins.len() {
+            return Err("the list has no other plugin".to_owned());
+        }
+        let Some(last) = own.last() else { return Ok(None) };
+        let rest = self.without(*last);
+        let further = List::parse(&rest)?.without_entry()?;
+        Ok(Some(further.unwrap_or(rest)))
+    }
+
+    /// Returns the indexes of the plugin.
+    fn own(&self) -> Vec<usize> {
+        (0..self.plugins.len()).filter(|index| self.plugins[*index].kind == PLUGIN).collect()
+    }
+
+    /// Adds an entry at the end, with the white space that separates the others.
+    fn appended(&self, entry: &str) -> String {
+        let last = &self.plugins[self.plugins.len() - 1].span;
+        let before = &self.text[..last.start];
+        let space = &before[before.trim_end_matches([' ', '\t', '\r', '\n']).len()..];
+        replaced(self.text, last.end..last.end, &format!(",{space}{entry}"))
+    }
+
+    /// Removes an entry and the comma next to it.
+    fn without(&self, index: usize) -> String {
+        let span = |index: usize| &self.plugins[index].span;
+        let range = match index.checked_sub(1) {
+            Some(previous) => span(previous).end..span(index).end,
+            None => span(0).start..self.plugins.get(1).map_or(span(0).end, |next| next.span.start),
+        };
+        replaced(self.text, range, "")
+    }
+}
+
+fn replaced(text: &str, range: Range<usize>, with: &str) -> String {
+    let mut text = text.to_owned();
+    text.replace_range(range, with);
+    text
+}
+
+fn parse(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENTRY: &str = r#"{"type":"netpol-cni","socket":"/run/netpol/agent.sock"}"#;
+    const OTHER: &str = r#"{"socket":"/run/netpol/other.sock", "type":"netpol-cni"}"#;
+    /// As Flannel writes it.
+    const FLANNEL: &str = "{
+  \"name\": \"cbr0\",
+  \"cniVersion\": \"0.3.1\",
+  \"plugins\": [
+    {
+      \"type\": \"flannel\",
+      \"delegate\": {
+        \"hairpinMode\": true
+      }
+    },
+    {
+      \"type\": \"portmap\"
+    }
+  ]
+}
+";
+
+    fn with(text: &str) -> Option<String> {
+        List::parse(text).unwrap().with_entry(ENTRY)
+    }
+
+    fn without(text: &str) -> Option<String> {
+        List::parse(text).unwrap().without_entry().unwrap()
+    }
+
+    fn kinds(text: &str) -> Vec<String> {
+        List::parse(text).unwrap().plugins.into_iter().map(|plugin| plugin.kind).collect()
+    }
+
+    #[test]
+    fn an_entry_is_added_at_the_end_and_removed_without_a_trace() {
+        for text in [
+            FLANNEL,
+            r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#,
+            r#"{"plugins" : [ {"type":"bridge"} , {"type":"\u0070ortmap","a":"]},{\"type\":"}	] , "name":"ü" }"#,
+            "\r\n{\"name\":\"n\",\"plugins\":[\r\n\t{\"type\":\"ptp\"}\r\n]}\r\n",
+        ] {
+            let new = with(text).unwrap();
+            assert_eq!(kinds(&new), [kinds(text), vec![PLUGIN.to_owned()]].concat());
+            assert_eq!(with(&new), None, "the entry is there already");
+            assert_eq!(without(&new).as_deref(), Some(text));
+            assert_eq!(without(text), None);
+        }
+        let expected = FLANNEL.replace("    }\n  ]", &format!("    }},\n    {ENTRY}\n  ]"));
+        assert_eq!(with(FLANNEL).unwrap(), expected);
+    }
+
+    #[test]
+    fn other_settings_are_replaced_where_they_are() {
+        let list = |entry| format!(r#"{{"name":"n","plugins":[{{"type":"ptp"}},{entry},{{"type":"tuning"}}]}}"#);
+        assert_eq!(with(&list(OTHER)), Some(list(ENTRY)));
+        let reordered = r#"{ "socket" : "/run/netpol/agent.sock" , "type" : "netpol-cni" }"#;
+        assert_eq!(with(&list(reordered)), None, "the same settings");
+        let without_entry = r#"{"name":"n","plugins":[{"type":"ptp"},{"type":"tuning"}]}"#;
+        assert_eq!(without(&list(OTHER)).as_deref(), Some(without_entry));
+    }
+
+    #[test]
+    fn several_entries_become_one_and_one_at_the_start_moves() {
+        let list = |plugins: &str| format!(r#"{{"name":"n","plugins":[{plugins}]}}"#);
+        let ptp = r#"{"type":"ptp"}"#;
+        let expected = Some(list(&format!("{ptp},{ENTRY}")));
+        for plugins in [
+            format!("{ENTRY},{ptp}"),
+            format!("{OTHER},{ENTRY},{ptp}"),
+            format!("{ptp},{ENTRY},{OTHER}"),
+            format!("{OTHER},{ptp},{ENTRY},{OTHER}"),
+            format!("{ptp},{OTHER},{OTHER}"),
+        ] {
+            assert_eq!(with(&list(&plugins)), expected, "{plugins}");
+            assert_eq!(without(&list(&plugins)), Some(list(ptp)), "{plugins}");
+        }
+        let only = list(ENTRY);
+        assert!(List::parse(&only).unwrap().without_entry().is_err());
+        assert_eq!(with(&only), None);
+    }
+
+    #[test]
+    fn lists_that_runtimes_do_not_load_are_refused() {
+        for invalid in [
+            "",
+            "{",
+            "[]",
+            r#"{"plugins":[{"type":"ptp"}]}"#,
+            r#"{"name":5,"plugins":[{"type":"ptp"}]}"#,
+            r#"{"name":"n"}"#,
+            r#"{"name":"n","type":"ptp"}"#,
+            r#"{"name":"n","plugins":[]}"#,
+            r#"{"name":"n","plugins":[{}]}"#,
+            r#"{"name":"n","plugins":[{"type":5}]}"#,
+            r#"{"name":"n","plugins":["ptp"]}"#,
+            r#"{"name":"n","plugins":[{"type":"ptp"}]} {}"#,
+            r#"{"name":"n","cniVersion":1,"plugins":[{"type":"ptp"}]}"#,
+            r#"{"name":"n","plugins":[{"type":"ptp"}],"plugins":[{"type":"bridge"}]}"#,
+        ] {
+            assert!(List::parse(invalid).is_err(), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn all_versions_are_read() {
+        let text = r#"{"name":"n","cniVersion":"1.0.0","cniVersions":["1.1.0","9.0.0"],"plugins":[{"type":"ptp"}]}"#;
+        assert!(List::parse(text).unwrap().versions().eq(["1.0.0", "1.1.0", "9.0.0"]));
+        assert!(List::parse(FLANNEL).unwrap().versions().eq(["0.3.1"]));
+        let none = r#"{"name":"n","plugins":[{"type":"ptp"}]}"#;
+        assert!(List::parse(none).unwrap().versions().eq([""]));
+    }
+}

@@ -1,0 +1,227 @@
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::*;
+
+const BRIDGE: &str =
+    "{\n  \"cniVersion\": \"1.0.0\",\n  \"name\": \"n\",\n  \"plugins\": [\n    {\"type\": \"bridge\"}\n  ]\n}\n";
+
+/// A node's directories.
+struct Node {
+    root: TempDir,
+    installation: Installation,
+}
+
+impl Node {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().canonicalize().unwrap().join(name);
+        let installation = Installation {
+            config_dir: at("net.d"),
+            bin_dir: at("bin"),
+            binary: at("bundled"),
+            settings: Settings::default(),
+        };
+        fs::create_dir(&installation.config_dir).unwrap();
+        fs::create_dir(&installation.bin_dir).unwrap();
+        fs::write(&installation.binary, "the plugin").unwrap();
+        let node = Self { root, installation };
+        files.iter().for_each(|(name, text)| node.write(name, text));
+        node
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.installation.config_dir.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn has_entry(&self, name: &str) -> bool {
+        self.read(name).contains(&self.installation.settings.entry().unwrap())
+    }
+
+    fn plugin(&self) -> PathBuf {
+        self.installation.bin_dir.join(PLUGIN)
+    }
+
+    #[track_caller]
+    fn installs(&self, file: &str, entry_written: bool, binary_written: bool) -> Vec<Skipped> {
+        let installed = self.installation.install().unwrap();
+        let state = (installed.file.clone(), installed.entry_written, installed.binary_written);
+        assert_eq!(state, (self.path(file), entry_written, binary_written));
+        assert!(self.has_entry(file));
+        installed.skipped
+    }
+
+    #[track_caller]
+    fn fails(&self, words: &str) {
+        let error = self.installation.install().unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+
+    fn uninstall(&self) -> Uninstalled {
+        uninstall(&self.installation.config_dir, Some(&self.installation.bin_dir))
+    }
+
+    /// Returns the names of all files, hidden ones included.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.installation.config_dir).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn the_plugin_is_installed_once_and_uninstalled_without_a_trace() {
+    let node = Node::new(&[("10-bridge.conflist", BRIDGE), ("20-other.conflist", BRIDGE)]);
+    node.installs("10-bridge.conflist", true, true);
+    node.installs("10-bridge.conflist", false, false);
+    assert_eq!(node.read("20-other.conflist"), BRIDGE, "runtimes use the first one");
+    assert_eq!(fs::read(node.plugin()).unwrap(), b"the plugin");
+    assert_eq!(fs::metadata(node.plugin()).unwrap().mode() & 0o777, 0o755);
+
+    let report = node.uninstall();
+    assert_eq!((report.removed.len(), report.remains), (2, Vec::new()));
+    assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
+    assert_eq!(node.names(), ["10-bridge.conflist", "20-other.conflist"]);
+    assert!(!node.plugin().exists());
+    assert_eq!(node.uninstall(), Uninstalled::default());
+}
+
+#[test]
+fn another_programs_changes_and_new_first_files_get_the_plugin_again() {
+    let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
+    node.installs("10-bridge.conflist", true, true);
+    let rewritten = BRIDGE.replace("bridge", "ptp");
+    node.write("10-bridge.conflist", &rewritten);
+    node.installs("10-bridge.conflist", true, false);
+    node.write("05-first.conflist", BRIDGE);
+    node.installs("05-first.conflist", true, false);
+    fs::remove_file(node.plugin()).unwrap();
+    node.installs("05-first.conflist", false, true);
+    fs::set_permissions(node.plugin(), fs::Permissions::from_mode(0o644)).unwrap();
+    node.installs("05-first.conflist", false, true);
+    // Written by hand after the plugin was added.
+    node.write("10-bridge.conflist", &node.read("10-bridge.conflist").replace("\"n\"", "\"renamed\""));
+    assert_eq!(node.uninstall().remains, Vec::<String>::new());
+    assert_eq!(node.read("05-first.conflist"), BRIDGE);
+    assert_eq!(node.read("10-bridge.conflist"), rewritten.replace("\"n\"", "\"renamed\""));
+}
+
+#[test]
+fn other_settings_and_another_version_of_the_executable_are_replaced() {
+    let mut node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
+    node.installs("10-bridge.conflist", true, true);
+    node.installation.settings.timeout_seconds = 20;
+    fs::write(&node.installation.binary, "the next version").unwrap();
+    node.installs("10-bridge.conflist", true, true);
+    assert_eq!(fs::read(node.plugin()).unwrap(), b"the next version");
+    node.uninstall();
+    assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
+}
+
+#[test]
+fn owner_permissions_and_links_stay() {
+    let node = Node::new(&[]);
+    let target = node.root.path().canonicalize().unwrap().join("real.conflist");
+    fs::write(&target, BRIDGE).unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o640)).unwrap();
+    symlink(&target, node.path("10-link.conflist")).unwrap();
+    let before = fs::metadata(&target).unwrap();
+    assert_eq!(node.installation.install().unwrap().file, target);
+    let after = fs::metadata(&target).unwrap();
+    assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
+    assert!(node.path("10-link.conflist").is_symlink() && node.has_entry("10-link.conflist"));
+    node.uninstall();
+    assert_eq!(node.read("10-link.conflist"), BRIDGE);
+    assert!(node.path("10-link.conflist").is_symlink());
+}
+
+#[test]
+fn invalid_files_are_reported_and_not_touched() {
+    let node =
+        Node::new(&[("05-cut.conflist", "{\"plugins\":"), ("06-list.conf", BRIDGE), ("10-bridge.conflist", BRIDGE)]);
+    let skipped = node.installs("10-bridge.conflist", true, true);
+    let files: Vec<_> = skipped.into_iter().map(|skipped| skipped.file).collect();
+    assert_eq!(files, [node.path("05-cut.conflist"), node.path("06-list.conf")]);
+    assert_eq!((node.read("05-cut.conflist").as_str(), node.read("06-list.conf").as_str()), ("{\"plugins\":", BRIDGE));
+
+    fs::remove_file(node.path("10-bridge.conflist")).unwrap();
+    node.fails("no CNI configuration");
+    node.fails("05-cut.conflist: EOF");
+    node.write("05-cut.conflist", &format!("{{\"plugins\":[{{\"type\":\"{PLUGIN}\""));
+    let report = node.uninstall();
+    assert_eq!((report.removed.len(), report.remains.len()), (0, 1), "{report:?}");
+    assert!(node.plugin().exists(), "a list may still name it");
+}
+
+#[test]
+fn configurations_that_cannot_have_the_plugin_are_errors() {
+    let single = r#"{"cniVersion":"1.0.0","name":"n","type":"ptp"}"#;
+    let node = Node::new(&[("10-ptp.conf", single), ("20-bridge.conflist", BRIDGE)]);
+    node.fails("10-ptp.conf configures a single plugin");
+    assert_eq!((node.read("10-ptp.conf").as_str(), node.read("20-bridge.conflist").as_str()), (single, BRIDGE));
+    assert!(!node.plugin().exists());
+
+    for version in ["\"0.2.0\"", "\"\"", "\"2.0.0\""] {
+        let node = Node::new(&[("10-bridge.conflist", &BRIDGE.replace("\"1.0.0\"", version))]);
+        node.fails("supports 0.3.0");
+        assert!(!node.read("10-bridge.conflist").contains(PLUGIN) && !node.plugin().exists());
+    }
+    Node::new(&[]).fails("no CNI configuration");
+    let mut node = Node::new(&[]);
+    node.installation.config_dir = node.path("missing");
+    node.fails("no CNI configuration");
+}
+
+#[test]
+fn a_missing_executable_or_directory_is_an_error_and_the_list_stays() {
+    let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
+    fs::remove_file(&node.installation.binary).unwrap();
+    node.fails("cannot read");
+    fs::write(&node.installation.binary, "the plugin").unwrap();
+    fs::remove_dir(&node.installation.bin_dir).unwrap();
+    node.fails("cannot write");
+    assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
+    // Root may write into directories that are read-only for others, but not where a directory has the file's name.
+    fs::create_dir(&node.installation.bin_dir).unwrap();
+    fs::create_dir_all(node.path(&format!(".{PLUGIN}.draft")).join("x")).unwrap();
+    node.fails("cannot replace");
+    assert_eq!(node.read("10-bridge.conflist"), BRIDGE);
+}
+
+#[tokio::test]
+async fn a_watch_repairs_what_another_program_changes() {
+    let node = Node::new(&[]);
+    let (sender, mut reports) = tokio::sync::mpsc::unbounded_channel();
+    let watching = tokio::spawn(watch(node.installation.clone(), move |result| {
+        let _ = sender.send(result.as_ref().map(|installed| installed.file.clone()).map_err(ToString::to_string));
+    }));
+    let mut next = async || tokio::time::timeout(Duration::from_secs(8), reports.recv()).await.unwrap().unwrap();
+    assert!(next().await.unwrap_err().contains("no CNI configuration"));
+    let written = Instant::now();
+    node.write("10-bridge.conflist", BRIDGE);
+    assert_eq!(next().await, Ok(node.path("10-bridge.conflist")));
+    assert!(written.elapsed() < Duration::from_secs(5), "by inotify: {:?}", written.elapsed());
+
+    node.write("10-bridge.conflist", BRIDGE);
+    next().await.unwrap();
+    assert!(node.has_entry("10-bridge.conflist"));
+    fs::remove_file(node.plugin()).unwrap();
+    next().await.unwrap();
+    assert!(node.plugin().exists());
+    node.write("05-new.conflist", BRIDGE);
+    assert_eq!(next().await, Ok(node.path("05-new.conflist")));
+    // Its own writes lead to no reports.
+    assert!(tokio::time::timeout(Duration::from_millis(300), reports.recv()).await.is_err());
+    watching.abort();
+}
