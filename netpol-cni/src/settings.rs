@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::PLUGIN;
 
-/// Maximum of [`Settings::timeout_seconds`]. It limits how long one pod can delay others: containerd holds a lock while
-/// plugins run, and a change of its configuration directory waits for that lock and delays all later calls
-/// (`Setup` and `Load` in go-cni's `cni.go`).
+/// Maximum of [`Settings::timeout_seconds`]. It limits how long one pod can delay others: runtimes hold a read lock while
+/// plugins run, and a change of their configuration directory waits for that lock and delays all later calls
+/// (containerd: `Setup` and `Load` of go-cni; CRI-O: `forEachNetwork` and `syncNetworkConfig` of ocicni).
 pub const MAX_TIMEOUT_SECONDS: u16 = 60;
 
 /// What the plugin does if no agent responds.
@@ -78,7 +78,7 @@ impl Settings {
             return Err(SettingsError(format!("timeoutSeconds is {value}; set 1 to {MAX_TIMEOUT_SECONDS}")));
         }
         if !self.socket.is_absolute() {
-            return Err(SettingsError(format!("socket is {:?}; set an absolute path", self.socket)));
+            return Err(SettingsError(format!("socket is {}; set an absolute path", self.socket.display())));
         }
         Ok(())
     }
@@ -97,7 +97,8 @@ impl Settings {
         }
         self.check()?;
         let entry = Entry { plugin: PLUGIN, settings: self };
-        serde_json::to_string(&entry).map_err(|error| SettingsError(format!("socket {:?}: {error}", self.socket)))
+        serde_json::to_string(&entry)
+            .map_err(|error| SettingsError(format!("socket {}: {error}", self.socket.display())))
     }
 
     /// How long one call waits.

@@ -175,7 +175,7 @@ pub fn uninstall(config_dir: &Path, bin_dir: Option<&Path>) -> Uninstalled {
         report.remains.push(format!("{}: {error}", config_dir.display()));
         Vec::new()
     });
-    for file in files.iter().filter(|file| is_list(file)) {
+    for file in &files {
         match remove_entry(file) {
             Ok(true) => report.removed.push(format!("plugin {PLUGIN} in {}", file.display())),
             Ok(false) => {}
@@ -220,19 +220,22 @@ fn choose(directory: &Path) -> Result<Chosen, InstallError> {
     Err(InstallError::NoConfiguration { directory: directory.to_owned(), skipped })
 }
 
-/// Removes the plugin from a list. Returns whether it was there.
+/// Removes the plugin from a configuration. Returns whether it was there.
 fn remove_entry(file: &Path) -> Result<bool, String> {
     let file = file.canonicalize().map_err(|error| error.to_string())?;
     for _ in 0..ATTEMPTS {
         let (text, metadata) = files::read(&file).map_err(|error| error.to_string())?;
-        let list = match List::parse(&text) {
-            Ok(list) => list,
-            Err(_) if !text.contains(PLUGIN) => return Ok(false),
-            Err(error) => return Err(error),
+        if !text.contains(&format!("\"{PLUGIN}\"")) {
+            return Ok(false);
+        }
+        let without = if is_list(&file) { List::parse(&text)?.without_entry()? } else { None };
+        let Some(without) = without else {
+            // For example a copy of a list that Multus has in its own configuration.
+            return Err("not an entry of a list; remove it by hand".to_owned());
         };
-        let Some(new) = list.without_entry()? else { return Ok(false) };
         if is_unchanged(&file, &text) {
-            return files::replace(&file, new.as_bytes(), &metadata).map(|()| true).map_err(|error| error.to_string());
+            let replaced = files::replace(&file, without.as_bytes(), &metadata);
+            return replaced.map(|()| true).map_err(|error| error.to_string());
         }
     }
     Err("another program keeps changing the file".to_owned())

@@ -28,7 +28,9 @@ impl Node {
         fs::create_dir(&installation.bin_dir).unwrap();
         fs::write(&installation.binary, "the plugin").unwrap();
         let node = Self { root, installation };
-        files.iter().for_each(|(name, text)| node.write(name, text));
+        for (name, text) in files {
+            node.write(name, text);
+        }
         node
     }
 
@@ -162,6 +164,19 @@ fn invalid_files_are_reported_and_not_touched() {
     let report = node.uninstall();
     assert_eq!((report.removed.len(), report.remains.len()), (0, 1), "{report:?}");
     assert!(node.plugin().exists(), "a list may still name it");
+}
+
+#[test]
+fn a_copy_that_another_program_made_is_reported() {
+    let node = Node::new(&[("10-bridge.conflist", BRIDGE)]);
+    node.installs("10-bridge.conflist", true, true);
+    let delegates = format!(r#"{{"type":"multus","name":"m","delegates":[{}]}}"#, node.read("10-bridge.conflist"));
+    node.write("00-multus.conf", &delegates);
+    let report = node.uninstall();
+    assert_eq!((report.removed.len(), report.remains.len()), (1, 1), "{report:?}");
+    assert!(report.remains[0].contains("00-multus.conf: not an entry"), "{report:?}");
+    assert_eq!((node.read("10-bridge.conflist"), node.read("00-multus.conf")), (BRIDGE.to_owned(), delegates));
+    assert!(node.plugin().exists());
 }
 
 #[test]
