@@ -1,14 +1,51 @@
 //! `build`: the binaries for users.
 
-use anyhow::Result;
+use std::fs;
+use std::process::Command;
 
-use crate::{ebpf, run};
+use anyhow::{Context, Result, bail};
 
-/// Builds the BPF object, then the agent with the object embedded, and the CLI.
+use crate::{ebpf, run, workspace};
+
+/// Target triple of the CNI plugin. It is static, because it runs with the libraries of the host.
+pub(crate) const STATIC: &str = "x86_64-unknown-linux-musl";
+
+/// Builds the BPF object, then the agent with the object embedded, the CLI, and the CNI plugin.
 pub(crate) fn build() -> Result<()> {
     ebpf::build()?;
     run::step(
         "building target/release/netpol and target/release/netpol-agent",
         &mut run::cargo(["build", "--release", "--package", "netpol-agent", "--package", "netpol-cli"]),
-    )
+    )?;
+    setup()?;
+    run::step(
+        "building target/release/netpol-cni",
+        &mut run::cargo(["build", "--release", "--package", "netpol-cni", "--target", STATIC]),
+    )?;
+    let (built, copy) =
+        (workspace::target().join(STATIC).join("release/netpol-cni"), workspace::target().join("release/netpol-cni"));
+    fs::copy(&built, &copy).with_context(|| format!("copying {} to {}", built.display(), copy.display()))?;
+    Ok(())
+}
+
+/// Installs the standard library for [`STATIC`], if it is missing.
+pub(crate) fn setup() -> Result<()> {
+    if has_static_target().is_ok() {
+        return Ok(());
+    }
+    if run::find("rustup").is_none() {
+        bail!(
+            "rustc has no standard library for {STATIC}, which netpol-cni needs: install rustup, or the package of your system"
+        );
+    }
+    let mut install = run::command("rustup", ["target", "add", STATIC]);
+    run::step("installing the standard library for static binaries", &mut install)
+}
+
+/// Reports whether rustc has a standard library for [`STATIC`].
+pub(crate) fn has_static_target() -> Result<String, String> {
+    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", STATIC]).output();
+    let output = output.map_err(|error| error.to_string())?;
+    let directory = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if fs::read_dir(&directory).is_ok() { Ok(directory) } else { Err("not installed".to_owned()) }
 }

@@ -33,7 +33,7 @@ enum Command {
         #[arg(long)]
         log: bool,
     },
-    /// Build target/release/netpol and target/release/netpol-agent, with the BPF object embedded.
+    /// Build netpol, netpol-agent with the BPF object embedded, and netpol-cni in target/release.
     #[command(after_help = "Examples:\n  cargo xtask build && target/release/netpol-agent --help")]
     Build,
     /// Build both programs and put them in a container image, without Docker. Writes an archive for `docker load`, `ctr

@@ -14,7 +14,7 @@ use crate::{binaries, run, workspace};
 pub(crate) fn run(args: &ImageArgs) -> Result<()> {
     binaries::build()?;
     let release = workspace::target().join("release");
-    let programs = [release.join("netpol-agent"), release.join("netpol")];
+    let programs = ["netpol-agent", "netpol", "netpol-cni"].map(|name| release.join(name));
     let output = args.output.clone().unwrap_or_else(|| workspace::target().join("netpol-image.tar"));
     pack(&programs, &args.tag, &workspace::target().join("image"), &output)?;
     println!("{}: {}", output.display(), args.tag);

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::{Absence, Finding, optional, required};
+use crate::binaries::has_static_target;
 use crate::setup::{KERNEL_TOOLS, TOOLS, Tool};
 use crate::toolchain::{self, Compiler};
 use crate::{kubectl, run, workspace};
@@ -23,6 +24,12 @@ pub(super) fn check() -> Vec<Finding> {
         finding("clippy", "tidy", version("cargo-clippy"), optional("rustup component add clippy")),
         finding("git", "tidy", version("git"), optional("apt-get install -y git")),
         finding("Rust compiler for BPF", "ebpf, build, test", compiler(), required("cargo xtask setup")),
+        finding(
+            "standard library for static binaries",
+            "netpol-cni",
+            has_static_target(),
+            required("cargo xtask setup"),
+        ),
         finding("bpf-linker", "ebpf, build, test", version("bpf-linker"), required("cargo xtask setup")),
         finding("BPF object", "embedded in the agent", object(), optional("cargo xtask build")),
     ];
