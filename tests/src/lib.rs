@@ -39,7 +39,7 @@ pub mod service;
 pub mod traffic;
 
 pub use agent::{Agent, AgentOptions, Denied};
-pub use cluster::{Cluster, ClusterBuilder, Families, Host, Interconnect, PodSpec, Topology};
+pub use cluster::{Cluster, ClusterBuilder, Families, Host, Interconnect, PodSpec, StartGate, Topology};
 pub use lab::{Lab, deny_all, policy};
 pub use matrix::{Cell, Matrix};
 pub use netns::Netns;

@@ -34,3 +34,13 @@ pub fn netpol() -> Result<PathBuf> {
     ensure!(path.is_file(), "netpol not found at {}: build it with `cargo build -p netpol-cli`", path.display());
     Ok(path)
 }
+
+/// Returns the path of the CNI plugin `netpol-cni`, next to the agent.
+///
+/// # Errors
+/// Returns an error with the command that builds it if it does not exist.
+pub fn netpol_cni() -> Result<PathBuf> {
+    let path = agent()?.with_file_name("netpol-cni");
+    ensure!(path.is_file(), "netpol-cni not found at {}: build it with `cargo build -p netpol-cni`", path.display());
+    Ok(path)
+}

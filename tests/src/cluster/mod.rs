@@ -6,6 +6,7 @@ mod overlay;
 mod plugin;
 mod pod;
 mod portmap;
+mod start_gate;
 mod tunnel;
 mod wiring;
 
@@ -19,6 +20,7 @@ pub use builder::ClusterBuilder;
 pub use host::{Families, Host, Mac, OUTSIDE, Topology, gateway, node_name};
 pub use overlay::Interconnect;
 pub use pod::PodSpec;
+pub use start_gate::StartGate;
 
 use plugin::Plugin;
 
@@ -255,6 +257,14 @@ impl Cluster {
     /// Returns an error if it does not exist.
     pub fn remove_manifest(&self, name: &str) -> Result<()> {
         self.manifests.remove(&pod_file(name))
+    }
+
+    /// Writes the manifest of a pod that is scheduled and has no addresses yet.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be written.
+    pub fn schedule_pod(&self, spec: &PodSpec) -> Result<()> {
+        self.manifests.write(&pod_file(&spec.full_name()), &spec.clone().phase("Pending").manifest(&[]))
     }
 
     /// Changes a pod's description and writes its manifest.

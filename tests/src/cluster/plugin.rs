@@ -3,9 +3,12 @@
 //! Source: <https://www.cni.dev/docs/spec/>. Leases are in a directory of the cluster. Links, addresses and
 //! masquerading rules are in the node's network namespace and are removed with it.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -17,7 +20,7 @@ use crate::cleanup::{PathGuard, temporary_root, unique};
 use crate::netns::Netns;
 
 /// Path of Debian's containernetworking-plugins.
-const PLUGINS: &str = "/usr/lib/cni";
+pub(super) const PLUGINS: &str = "/usr/lib/cni";
 
 /// Name of the pod's end of a veth in container runtimes.
 pub(super) const INTERFACE: &str = "eth0";
@@ -28,6 +31,8 @@ pub(super) struct Plugin {
     name: &'static str,
     families: Families,
     leases: PathGuard,
+    /// Its results for the current pods, for plugins after it.
+    results: Mutex<BTreeMap<String, Value>>,
 }
 
 /// CNI command.
@@ -54,7 +59,8 @@ impl Plugin {
             Topology::BridgePlugin => "bridge",
             Topology::PtpPlugin => "ptp",
         };
-        Some(Self { name, families, leases: PathGuard::new(temporary_root().join(unique("leases"))) })
+        let leases = PathGuard::new(temporary_root().join(unique("leases")));
+        Some(Self { name, families, leases, results: Mutex::default() })
     }
 
     /// Creates a pod's namespace and connects it. host-local selects the addresses unless a number is given.
@@ -64,7 +70,9 @@ impl Plugin {
         set_sysctls(&netns, "0")?;
         let result = self.call(CniCommand::Add, node, name, &netns, number).and_then(|result| {
             let result: Value = serde_json::from_slice(&result).context("parsing the plugin's result")?;
-            attachment(&result).with_context(|| format!("in the plugin's result {result}"))
+            let attached = attachment(&result).with_context(|| format!("in the plugin's result {result}"))?;
+            self.results.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), result);
+            Ok(attached)
         });
         match result {
             Ok(Attachment { addresses, mac, gateway, veth }) => Ok(Host {
@@ -88,7 +96,13 @@ impl Plugin {
 
     /// Removes a pod's interface, lease and rules.
     pub(super) fn unwire_pod(&self, node: &Host, pod: &Host) -> Result<()> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner).remove(pod.name());
         self.call(CniCommand::Delete, node, pod.name(), pod.netns(), None).map(|_| ())
+    }
+
+    /// Returns the plugin's result for a pod.
+    pub(super) fn result(&self, pod: &str) -> Option<Value> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner).get(pod).cloned()
     }
 
     fn call(
@@ -99,7 +113,8 @@ impl Plugin {
         netns: &Netns,
         number: Option<u8>,
     ) -> Result<Vec<u8>> {
-        call(self.name, cni_command, node, pod, netns, &self.configuration(node, number))
+        let executable = Path::new(PLUGINS).join(self.name);
+        call(&executable, cni_command, node, pod, netns, &self.configuration(node, number))
     }
 
     /// Returns the plugin's configuration, as in a node's `/etc/cni/net.d`.
@@ -136,16 +151,23 @@ impl Plugin {
 
 /// Calls a plugin for a pod and returns its result.
 pub(super) fn call(
-    name: &str,
+    executable: &Path,
     cni_command: CniCommand,
     node: &Host,
     pod: &str,
     netns: &Netns,
     configuration: &Value,
 ) -> Result<Vec<u8>> {
-    let mut command = node.netns().command(format!("{PLUGINS}/{name}"));
+    let (namespace, name) = pod.split_once('/').context("a pod's name is not namespace/name")?;
+    let sandbox = pod.replace('/', "-");
+    let mut command = node.netns().command(executable);
     command.env("CNI_COMMAND", cni_command.name());
-    command.env("CNI_CONTAINERID", pod.replace('/', "-"));
+    command.env("CNI_CONTAINERID", &sandbox);
+    // As containerd does, less the UID, which manifests do not have.
+    let arguments = format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={sandbox}"
+    );
+    command.env("CNI_ARGS", arguments);
     command.env("CNI_NETNS", netns.path());
     command.env("CNI_IFNAME", INTERFACE);
     command.env("CNI_PATH", PLUGINS);
@@ -154,14 +176,16 @@ pub(super) fn call(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("cannot start {PLUGINS}/{name}: install it with `cargo xtask setup`"))?;
+        .with_context(|| format!("cannot start {}: install it with `cargo xtask setup`", executable.display()))?;
     // A short write means that the plugin ended early; its output has the reason.
     let _ =
         child.stdin.take().context("the plugin's stdin is not a pipe")?.write_all(configuration.to_string().as_bytes());
-    let output = child.wait_with_output().with_context(|| format!("waiting for the plugin {name}"))?;
+    let output =
+        child.wait_with_output().with_context(|| format!("waiting for the plugin {}", executable.display()))?;
     if !output.status.success() {
         let plugin_output = [&output.stdout[..], &output.stderr].concat();
-        bail!("{name} {} of {pod}: {}", cni_command.name(), String::from_utf8_lossy(&plugin_output).trim());
+        let (plugin, command) = (executable.display(), cni_command.name());
+        bail!("{plugin} {command} of {pod}: {}", String::from_utf8_lossy(&plugin_output).trim());
     }
     Ok(output.stdout)
 }

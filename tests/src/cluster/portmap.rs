@@ -3,10 +3,12 @@
 //! Source: <https://www.cni.dev/plugins/current/meta/portmap/>. Its rules are in the node's network namespace and are
 //! removed with it.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::plugin::{CniCommand, INTERFACE, call};
+use super::plugin::{CniCommand, INTERFACE, PLUGINS, call};
 use super::{Cluster, PodSpec, node_name};
 
 impl Cluster {
@@ -18,7 +20,8 @@ impl Cluster {
         let spec = self.specs.get(pod).with_context(|| format!("no pod {pod}"))?;
         let (node, host) = (self.host(&node_name(spec.node)), self.host(pod));
         let configuration = configuration(spec, host.netns().path().as_str(), host.addresses());
-        call("portmap", CniCommand::Add, node, pod, host.netns(), &configuration).map(|_| ())
+        let executable = Path::new(PLUGINS).join("portmap");
+        call(&executable, CniCommand::Add, node, pod, host.netns(), &configuration).map(|_| ())
     }
 }
 

@@ -6,6 +6,7 @@ mod fifty;
 mod node_addresses;
 mod plugins;
 mod short_lived;
+mod start_gate;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,77 @@
+//! Calls the CNI plugin `netpol-cni` after the plugin that connects a pod, as a runtime does.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::plugin::{CniCommand, call};
+use super::{Cluster, node_name};
+use crate::agent::netpol_cni;
+
+/// Settings of `netpol-cni`.
+#[derive(Clone, Debug)]
+pub struct StartGate {
+    socket: PathBuf,
+    when_agent_away: &'static str,
+    timeout_seconds: u16,
+}
+
+impl StartGate {
+    /// Uses the agent at a socket.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), when_agent_away: "wait", timeout_seconds: 20 }
+    }
+
+    /// Sets what happens without an agent: `wait`, `deny` or `allow`.
+    #[must_use]
+    pub const fn when_agent_away(mut self, choice: &'static str) -> Self {
+        self.when_agent_away = choice;
+        self
+    }
+
+    /// Sets how long a call may wait, in seconds.
+    #[must_use]
+    pub const fn timeout_seconds(mut self, seconds: u16) -> Self {
+        self.timeout_seconds = seconds;
+        self
+    }
+
+    /// Waits until a pod may start. The cluster's plugin has connected it before.
+    ///
+    /// # Errors
+    /// Returns an error with the plugin's output if the pod may not start now, or its result is not that of the plugin
+    /// before it.
+    pub fn add(&self, cluster: &Cluster, pod: &str) -> Result<()> {
+        let plugin = cluster.plugin.as_ref().context("the topology has no CNI plugin")?;
+        let previous = plugin.result(pod).with_context(|| format!("the plugin did not connect {pod}"))?;
+        let result = self.call(cluster, CniCommand::Add, pod, &previous)?;
+        let result: Value = serde_json::from_slice(&result).context("parsing the result of netpol-cni")?;
+        ensure!(result == previous, "netpol-cni changed {previous} to {result}");
+        Ok(())
+    }
+
+    /// Reports that a pod stops, before the cluster's plugin disconnects it.
+    ///
+    /// # Errors
+    /// Returns an error with the plugin's output if it fails.
+    pub fn delete(&self, cluster: &Cluster, pod: &str) -> Result<()> {
+        let output = self.call(cluster, CniCommand::Delete, pod, &Value::Null)?;
+        ensure!(output.is_empty(), "DEL printed {}", String::from_utf8_lossy(&output));
+        Ok(())
+    }
+
+    fn call(&self, cluster: &Cluster, command: CniCommand, pod: &str, previous: &Value) -> Result<Vec<u8>> {
+        let host = cluster.host(pod);
+        let configuration = json!({
+            "cniVersion": "1.0.0",
+            "name": "pods",
+            "type": "netpol-cni",
+            "socket": self.socket,
+            "whenAgentAway": self.when_agent_away,
+            "timeoutSeconds": self.timeout_seconds,
+            "prevResult": previous,
+        });
+        call(&netpol_cni()?, command, cluster.host(&node_name(host.node)), pod, host.netns(), &configuration)
+    }
+}

@@ -1,0 +1,183 @@
+//! Pods whose start waits for `netpol-cni`: enforced from their first packet on, before their address is published.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use netpol_tests::{Agent, Cluster, Families, Lab, PodSpec, StartGate, Topology, deny_all, policy};
+
+const TOPOLOGIES: [Topology; 2] = [Topology::BridgePlugin, Topology::PtpPlugin];
+
+/// Port of the receivers.
+const PORT: u16 = 6000;
+
+/// Datagrams in a burst; as many as fit into the queue of an unresolved neighbor.
+const BURST: usize = 50;
+
+/// A pod that may send to `shop/server` only, and receive nothing.
+fn job(name: &str) -> PodSpec {
+    PodSpec::new(name).labels("app=job")
+}
+
+fn cluster(topology: Topology) -> Result<Cluster> {
+    let pods = [("shop/server", "app=server"), ("shop/other", "app=other")];
+    let cluster = Cluster::builder()
+        .topology(topology)
+        .families(Families::Dual)
+        .namespace("kube-system", "")
+        .pods(&pods)
+        .build()?;
+    let to_server = policy(
+        "shop/job-to-server",
+        "{podSelector: {matchLabels: {app: job}}, egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}], policyTypes: [Egress]}",
+    );
+    let from_job = policy(
+        "shop/server-from-job",
+        "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: job}}}]}]}",
+    );
+    // Only the new pods' egress rules drop: `shop/other` accepts from everywhere.
+    let open = policy(
+        "shop/other",
+        "{podSelector: {matchLabels: {app: other}}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}",
+    );
+    cluster.apply("first", &[deny_all("shop"), to_server, from_job, open].concat())?;
+    Ok(cluster)
+}
+
+/// Datagrams that arrived.
+#[derive(Debug, PartialEq, Eq)]
+struct Arrived {
+    /// From the new pod to `shop/server`.
+    allowed: usize,
+    /// From the new pod to `shop/other`, and from there to the new pod.
+    denied: usize,
+}
+
+/// One burst for each family.
+const ENFORCED: Arrived = Arrived { allowed: 2 * BURST, denied: 0 };
+
+/// Sends bursts as the pod's first packets.
+fn first_packets(cluster: &Cluster, pod: &str) -> Result<Arrived> {
+    let mut arrived = Arrived { allowed: 0, denied: 0 };
+    for family in 0..2 {
+        let address = |host: &str| SocketAddr::new(cluster.host(host).addresses()[family], PORT);
+        let receiver = |host: &str| {
+            cluster.host(host).netns().run(|| UdpSocket::bind(address(host)).context("binding a receiver"))
+        };
+        let (server, other, own) = (receiver("shop/server")?, receiver("shop/other")?, receiver(pod)?);
+        for _ in 0..BURST {
+            own.send_to(b"x", address("shop/other"))?;
+            own.send_to(b"x", address("shop/server"))?;
+            other.send_to(b"x", address(pod))?;
+        }
+        arrived.allowed += count(&server)?;
+        arrived.denied += count(&other)? + count(&own)?;
+    }
+    Ok(arrived)
+}
+
+/// Counts what a socket receives until nothing comes for a while.
+fn count(socket: &UdpSocket) -> Result<usize> {
+    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    Ok(std::iter::from_fn(|| socket.recv(&mut [0; 16]).ok()).count())
+}
+
+#[track_caller]
+fn is_refused(result: Result<()>, reason: &str) {
+    let error = format!("{:#}", result.expect_err("the pod may start"));
+    assert!(error.contains("\"code\":11") && error.contains(reason), "{error}");
+}
+
+/// Adds a pod whose object has no address.
+fn connect(cluster: &mut Cluster, spec: PodSpec) -> Result<()> {
+    cluster.schedule_pod(&spec)?;
+    cluster.add_pod_without_manifest(spec)
+}
+
+#[test]
+fn pods_are_enforced_when_their_containers_start() -> Result<()> {
+    for topology in TOPOLOGIES {
+        let mut cluster = cluster(topology)?;
+        let agent = Agent::start(&cluster)?;
+        let gate = StartGate::new(&agent.socket());
+        for number in 0..5 {
+            let pod = format!("shop/job-{number}");
+            connect(&mut cluster, job(&pod))?;
+            let start = Instant::now();
+            gate.add(&cluster, &pod)?;
+            println!("{topology:?}: ADD of {pod} took {:?}", start.elapsed());
+            assert_eq!(first_packets(&cluster, &pod)?, ENFORCED, "{topology:?}, {pod}");
+        }
+
+        // The same pod, in a new sandbox.
+        gate.delete(&cluster, "shop/job-0")?;
+        cluster.remove_pod_keep_manifest("shop/job-0")?;
+        cluster.add_pod_without_manifest(job("shop/job-0"))?;
+        gate.add(&cluster, "shop/job-0")?;
+        assert_eq!(first_packets(&cluster, "shop/job-0")?, ENFORCED, "{topology:?}, again");
+
+        cluster.write_manifest("shop/job-0")?;
+        let lab = Lab::of(cluster, agent);
+        lab.expect(
+            "shop/job-0 -> shop/server 80/TCP\nshop/job-0 -x shop/other 80/TCP\nshop/other -x shop/job-0 80/TCP",
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_the_agent_does_not_know_yet_waits() -> Result<()> {
+    let mut cluster = cluster(Topology::BridgePlugin)?;
+    let agent = Agent::start(&cluster)?;
+    let gate = StartGate::new(&agent.socket());
+    cluster.add_pod_without_manifest(job("shop/late"))?;
+    is_refused(gate.clone().timeout_seconds(1).when_agent_away("allow").add(&cluster, "shop/late"), "no pod shop/late");
+    std::thread::scope(|scope| {
+        let start = Instant::now();
+        let added = scope.spawn(|| gate.add(&cluster, "shop/late"));
+        sleep(Duration::from_millis(500));
+        cluster.schedule_pod(&job("shop/late"))?;
+        added.join().expect("the thread that calls netpol-cni panicked")?;
+        ensure!(start.elapsed() > Duration::from_millis(500), "the pod started before the agent knew it");
+        anyhow::Ok(())
+    })?;
+    assert_eq!(first_packets(&cluster, "shop/late")?, ENFORCED);
+    Ok(())
+}
+
+#[test]
+fn without_an_agent_pods_start_as_configured() -> Result<()> {
+    for topology in TOPOLOGIES {
+        let mut cluster = cluster(topology)?;
+        let mut agent = Agent::start(&cluster)?;
+        let gate = StartGate::new(&agent.socket());
+        for pod in ["shop/waits", "shop/denied", "shop/allowed"] {
+            connect(&mut cluster, job(pod))?;
+        }
+        connect(&mut cluster, PodSpec::new("kube-system/dns"))?;
+        agent.crash()?;
+
+        let start = Instant::now();
+        is_refused(gate.clone().when_agent_away("deny").add(&cluster, "shop/denied"), "no agent responds");
+        ensure!(start.elapsed() < Duration::from_secs(2), "deny took {:?}", start.elapsed());
+        is_refused(gate.clone().timeout_seconds(1).add(&cluster, "shop/waits"), "no agent responds");
+        gate.add(&cluster, "kube-system/dns").context("pods of kube-system are never held up")?;
+        gate.clone().when_agent_away("allow").add(&cluster, "shop/allowed")?;
+        let open = first_packets(&cluster, "shop/allowed")?;
+        ensure!(open.denied > 0, "the test proves nothing: without the gate, nothing forbidden arrives: {open:?}");
+        // A runtime that gives up removes the sandbox.
+        gate.delete(&cluster, "shop/denied")?;
+        cluster.remove_pod_keep_manifest("shop/denied")?;
+
+        // The agent is back during the start.
+        std::thread::scope(|scope| {
+            let added = scope.spawn(|| gate.add(&cluster, "shop/waits"));
+            sleep(Duration::from_millis(300));
+            agent.restart()?;
+            added.join().expect("the thread that calls netpol-cni panicked")
+        })?;
+        assert_eq!(first_packets(&cluster, "shop/waits")?, ENFORCED, "{topology:?}");
+    }
+    Ok(())
+}
