@@ -1,4 +1,4 @@
-//! Calls of the executable, as a container runtime makes them, with a double of the agent.
+//! Calls of the executable, as a container runtime makes them, with a fake agent.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -78,7 +78,7 @@ fn input(socket: &Path, settings: &str) -> String {
     )
 }
 
-/// A double of the agent.
+/// A fake agent.
 struct Agent {
     directory: TempDir,
     requests: Arc<Mutex<Vec<(String, Value)>>>,
