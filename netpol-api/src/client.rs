@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::{Condition, PodStart, PodStarted, PodStop, Refusal, Status, Waited, show_duration};
+use crate::{Condition, PodStart, PodStarted, ErrorResponse, PodStop, Status, WaitResponse, show_duration};
 
 /// Time for a response, in addition to the requested wait.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
@@ -136,7 +136,7 @@ impl Client {
             .map_err(|error| broken(error.to_string()))?;
         if status != StatusCode::OK {
             let why = serde_json::from_slice(&body)
-                .map_or_else(|_| status.to_string(), |refusal: ErrorResponse| refusal.error);
+                .map_or_else(|_| status.to_string(), |response: ErrorResponse| response.error);
             return Err(ClientError::Refused { path: self.path.clone(), why });
         }
         serde_json::from_slice(&body).map_err(|error| broken(format!("{error} (the agent may have another version)")))

@@ -3,7 +3,7 @@
 //! | path | response |
 //! |---|---|
 //! | `/v1/status` | [`Status`] |
-//! | `/v1/wait?for=CONDITION&timeout=30s` | [`Waited`]; `for` can be repeated |
+//! | `/v1/wait?for=CONDITION&timeout=30s` | [`WaitResponse`]; `for` can be repeated |
 //! | `POST /v1/pods/start` with a [`PodStart`] | [`PodStarted`], once the pod is enforced |
 //! | `POST /v1/pods/stop` with a [`PodStop`] | `null` |
 //! | `/metrics`, `/healthz`, `/readyz` | the same as on the agent's `--metrics` address |
@@ -23,8 +23,8 @@ pub use client::{Client, ClientError};
 pub use condition::{Condition, ConditionError, Target, TargetKind};
 pub use duration::{parse_duration, show_duration};
 pub use start::{EXEMPT_NAMESPACE, GateStatus, PodStart, PodStarted, PodStop, RecentStart, StartOutcome};
-pub use status::{Directions, Endpoint, LeftOut, Status};
-pub use wait::{Answer, Outcome, Pending, Refusal, Waited};
+pub use status::{Directions, Endpoint, PartialPolicy, Status};
+pub use wait::{ConditionResult, ErrorResponse, Pending, WaitOutcome, WaitResponse};
 
 /// The default socket of an agent.
 pub const DEFAULT_SOCKET: &str = "/run/netpol/agent.sock";

@@ -82,8 +82,8 @@ pub struct GateStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecentStart {
-    /// When it ended, in milliseconds since 1970.
-    pub time_ms: u64,
+    /// When it ended, in UTC (RFC 3339).
+    pub time: String,
     /// The pod, `namespace/name`.
     pub pod: String,
     /// How it was reported: `nri` or `cni`.

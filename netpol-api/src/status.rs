@@ -30,7 +30,7 @@ pub struct Status {
     pub endpoints: Vec<Endpoint>,
     /// Policies that are only partly enforced, because the memory for policies is used up.
     #[serde(default)]
-    pub left_out: Vec<LeftOut>,
+    pub partial_policies: Vec<PartialPolicy>,
     /// The start gate.
     #[serde(default)]
     pub gate: GateStatus,

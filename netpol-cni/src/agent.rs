@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use netpol_api::Refusal;
+use netpol_api::ErrorResponse;
 
 /// Maximum size of a response in bytes.
 const MAX_RESPONSE: u64 = 64 << 10;
@@ -72,7 +72,7 @@ fn parse(response: &[u8]) -> Option<Result<String, RequestError>> {
     if status.starts_with("200") {
         return Some(Ok(body.to_owned()));
     }
-    let refusal = serde_json::from_str(body).map_or_else(|_| format!("status {status}"), |Refusal { error }| error);
+    let refusal = serde_json::from_str(body).map_or_else(|_| format!("status {status}"), |ErrorResponse { error }| error);
     Some(Err(RequestError::Refused(refusal)))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
-use netpol_api::{PodStart, PodStarted, PodStop, Refusal, StartOutcome};
+use netpol_api::{PodStart, PodStarted, PodStop, ErrorResponse, StartOutcome};
 use netpol_policy::model::{PodKey, Uid};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -65,5 +65,5 @@ async fn body<T: DeserializeOwned>(request: Request<Incoming>, limit: Duration) 
 }
 
 fn refuse(status: StatusCode, error: String) -> HttpResponse {
-    json(status, &Refusal { error })
+    json(status, &ErrorResponse { error })
 }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::gate::{GateStats, StartingPods};
 use crate::reconcile::{Check, CheckResult, ConditionState};
-use crate::source::{Inquiry, SourceState};
+use crate::source::{SourceQuery, SourceState};
 
 /// Maximum number of waiting requests; more are refused. Each one is checked again after every change.
 pub(super) const WAITERS: usize = 64;
@@ -67,7 +67,7 @@ pub struct About {
 #[derive(Clone, Debug)]
 pub struct Requests {
     pub(super) about: Arc<About>,
-    inquiries: mpsc::Sender<Inquiry>,
+    source_queries: mpsc::Sender<SourceQuery>,
     progress: watch::Receiver<u64>,
     pub(super) waiters: Arc<Semaphore>,
     /// Permits one metrics request at a time.
@@ -106,7 +106,7 @@ impl Warnings {
 /// Creates the channels between API clients and the loop.
 pub fn requests(
     about: About,
-    inquiries: mpsc::Sender<Inquiry>,
+    source_queries: mpsc::Sender<SourceQuery>,
     starting: StartingPods,
 ) -> (Requests, mpsc::Receiver<LoopRequest>, Progress) {
     let (to_loop, receiver) = mpsc::channel(16);
@@ -115,7 +115,7 @@ pub fn requests(
     let metrics_turn = Arc::new(Semaphore::new(1));
     let (warnings, gate) = (Warnings::default(), GateStats::default());
     let about = Arc::new(about);
-    let requests = Requests { about, inquiries, progress, waiters, metrics_turn, warnings, starting, gate, to_loop };
+    let requests = Requests { about, source_queries, progress, waiters, metrics_turn, warnings, starting, gate, to_loop };
     (requests, receiver, Progress(sender))
 }
 
@@ -132,12 +132,12 @@ impl Requests {
         answered.await.ok()
     }
 
-    /// Sends an inquiry to the source.
+    /// Sends an query to the source.
     ///
     /// # Errors
     /// If the source has ended.
-    pub async fn inquire(&self, inquiry: Inquiry) -> Result<(), ()> {
-        self.inquiries.send(inquiry).await.map_err(|_| ())
+    pub async fn query_source(&self, query: SourceQuery) -> Result<(), ()> {
+        self.source_queries.send(query).await.map_err(|_| ())
     }
 
     /// Checks a condition after each change of the loop, until it holds, can never hold, or the time is over. `None`:

@@ -175,7 +175,7 @@ mod tests {
     use super::super::socket::Socket;
     use super::*;
     use crate::gate::StartingPods;
-    use crate::source::{Inquiry, SourceState};
+    use crate::source::{SourceQuery, SourceState};
 
     /// A server without a loop: the test answers its requests.
     struct TestServer {
@@ -190,7 +190,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("cannot create a directory");
         let (source_queries, receiver) = mpsc::channel(1);
         let about = About { node: "n1".into(), source: "dir:x".into(), state: SourceState::default() };
-        let (requests, loop_requests, progress) = requests(about, inquiries, StartingPods::closed());
+        let (requests, loop_requests, progress) = requests(about, source_queries, StartingPods::closed());
         let (socket, listener) = Socket::listen(&directory.path().join("s")).expect("cannot create the socket");
         serve_socket(listener, requests);
         TestServer { directory, _socket: socket, loop_requests, progress, _source_queries: receiver }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::requests::Requests;
 use crate::reconcile::{Check, ConditionState};
-use crate::source::{Inquiry, Subject, SubjectState};
+use crate::source::{SourceQuery, Subject, SubjectState};
 
 /// Maximum number of conditions in a request.
 const MAX_CONDITIONS: usize = 64;
@@ -107,7 +107,7 @@ async fn query_source(condition: &Condition, until: Instant, requests: &Requests
     let (answer, answered) = oneshot::channel();
     let ended = || "the source ended; enforcement continues with the last objects".to_owned();
     let response = async {
-        requests.inquire(Inquiry { subject, answer }).await.map_err(|()| ended())?;
+        requests.query_source(SourceQuery { subject, answer }).await.map_err(|()| ended())?;
         answered.await.map_err(|_| ended())?
     };
     let limit = until.saturating_duration_since(Instant::now()).max(SOURCE_TIMEOUT);

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use netpol_cni::WhenAgentAway;
 use netpol_common::DENIAL_WAYS;
 use netpol_policy::text::Safe;
 
@@ -146,12 +147,18 @@ struct RunArgs {
     /// Unix socket for `netpol wait` and `netpol-agent status`, accessible by root only
     #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
-    /// How to hold the start of pods until they are enforced; auto: NRI if the container runtime serves it, else off
+    /// How to hold the start of pods until they are enforced
     #[arg(long, value_enum, default_value_t)]
     start_gate: StartGate,
     /// Socket of the container runtime for NRI plugins
     #[arg(long, value_name = "PATH", default_value = netpol_nri::DEFAULT_SOCKET)]
     nri_socket: PathBuf,
+    /// Directory of CNI plugins, where --start-gate cni installs netpol-cni
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    cni_bin: PathBuf,
+    /// What netpol-cni does if no agent responds: wait and then fail, deny (fail at once), or allow the start
+    #[arg(long, value_name = "wait|deny|allow", default_value = "wait")]
+    when_agent_away: WhenAgentAway,
     /// Write this file when everything known at the start is enforced
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -178,14 +185,14 @@ impl RunArgs {
 /// How the container runtime reports the start of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum StartGate {
-    /// NRI if its socket exists, else off
-    #[default]
+    /// NRI if the container runtime serves it when the agent starts, else off
     Auto,
-    /// NRI, which containerd 2 serves by default, and CRI-O and containerd 1.7 if configured
+    /// NRI, which containerd 2 serves by default, and containerd 1.7 and CRI-O if configured
     Nri,
-    /// Only requests on --api-socket, from the CNI plugin netpol-cni
+    /// The CNI plugin netpol-cni, which is added to the first list in --cni-config
     Cni,
     /// Pods start without waiting
+    #[default]
     Off,
 }
 
@@ -311,6 +318,9 @@ struct UninstallArgs {
     /// API socket, as given to the agent: one that a killed agent left is removed, and its directory if it is empty
     #[arg(long, value_name = "PATH", default_value = netpol_api::DEFAULT_SOCKET)]
     api_socket: PathBuf,
+    /// CNI configuration directory, as given to the agent: netpol-cni is taken out of its lists
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    cni_config: PathBuf,
     /// Wait for SIGTERM after everything is removed, instead of exiting. For a DaemonSet that uninstalls: when its pod is
     /// ready, netpol is removed from the pod's node
     #[arg(long)]

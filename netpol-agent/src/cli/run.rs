@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use netpol_cni::Settings;
 use netpol_policy::cluster_state::Event;
 use netpol_policy::model::Object;
 use tokio::runtime::Handle;
@@ -22,6 +23,7 @@ use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
 use crate::endpoints::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
+use crate::gate::cni::Installation;
 use crate::gate::{self, Gate, StartingPods};
 use crate::metrics::Meter;
 use crate::reconcile::task::{self, Inputs};
@@ -228,11 +230,30 @@ fn start_gate(args: &RunArgs, requests: &Requests) {
         StartGate::Auto | StartGate::Off => "off",
     };
     requests.gate.set_mode(mode);
-    tracing::info!(mode, nri_socket = %args.nri_socket.display(), "start gate");
-    if mode == "nri" {
-        let (gate, stats) = (Gate::new(requests.clone()), requests.gate.clone());
-        tokio::spawn(gate::serve_nri(args.nri_socket.clone(), gate, stats));
+    tracing::info!(mode, "start gate");
+    match mode {
+        "nri" => {
+            let (gate, stats) = (Gate::new(requests.clone()), requests.gate.clone());
+            tokio::spawn(gate::serve_nri(args.nri_socket.clone(), gate, stats));
+        }
+        "cni" => match installation(args) {
+            Ok(installation) => {
+                tokio::spawn(gate::cni::watch(installation, gate::cni::log));
+            }
+            Err(error) => tracing::error!(%error, "CNI plugin not installed: the agent's own path is unknown"),
+        },
+        _ => {}
     }
+}
+
+fn installation(args: &RunArgs) -> std::io::Result<Installation> {
+    let (socket, when_agent_away) = (args.api_socket.clone(), args.when_agent_away);
+    Ok(Installation {
+        config_dir: args.cni_config.clone(),
+        bin_dir: args.cni_bin.clone(),
+        binary: gate::cni::bundled()?,
+        settings: Settings { socket, when_agent_away, ..Settings::default() },
+    })
 }
 
 /// Warns if all pods are on other nodes: most often `--node` is wrong.

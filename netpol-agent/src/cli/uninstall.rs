@@ -13,6 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::{FAILED, UninstallArgs, print, requirements};
 use crate::dataplane::uninstall;
+use crate::gate;
 
 pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     requirements::check("uninstall")?;
@@ -20,6 +21,10 @@ pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     let (removed, remains) = remove_socket(&args.api_socket);
     report.removed.extend(removed);
     report.remains.extend(remains);
+    // The executable stays: CRI-O needs it to remove pods that were started with it.
+    let plugin = gate::cni::uninstall(&args.cni_config, None);
+    report.removed.extend(plugin.removed);
+    report.remains.extend(plugin.remains);
     for line in &report.removed {
         print::out(format_args!("removed {}\n", Safe(line)))?;
     }

@@ -16,7 +16,7 @@ mod stats;
 
 use std::time::{Duration, Instant};
 
-use netpol_api::{Condition, EXEMPT_NAMESPACE, Kind, StartOutcome, Target};
+use netpol_api::{Condition, EXEMPT_NAMESPACE, TargetKind, StartOutcome, Target};
 use netpol_policy::model::{ObjectKey, PodKey};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -24,7 +24,7 @@ use tokio::time::timeout_at;
 
 use crate::api::Requests;
 use crate::reconcile::{Check, ConditionState};
-use crate::source::{Batch, Feed, Inquiry, Revision, Subject};
+use crate::source::{Batch, Feed, SourceQuery, Revision, Subject};
 use overlay::{Overlay, StartState};
 
 pub use nri::serve as serve_nri;
@@ -191,7 +191,7 @@ impl Gate {
             }
         };
         let (namespace, name) = (start.key.namespace.to_string(), start.key.name.to_string());
-        let condition = Condition::Enforced(Target { kind: Kind::Pod, namespace, name });
+        let condition = Condition::Enforced(Target { kind: TargetKind::Pod, namespace, name });
         let check = Check { condition, revision, addresses: Some(start.addresses) };
         let Some(result) = self.requests.wait_until(&check, until).await else { return Err(StartError::Stopping) };
         let pending = || result.pending.first().map(|pending| pending.reason.clone());
@@ -228,9 +228,9 @@ impl Gate {
     async fn find(&self, key: &PodKey, until: Instant) -> Result<(), StartError> {
         let failed = |reason: String| StartError::Source(key.clone(), reason);
         let (answer, answered) = oneshot::channel();
-        let inquiry = Inquiry { subject: Subject::Object(ObjectKey::Pod(key.clone())), answer };
+        let query = SourceQuery { subject: Subject::Object(ObjectKey::Pod(key.clone())), answer };
         let response = async {
-            self.requests.inquire(inquiry).await.map_err(|()| StartError::Stopping)?;
+            self.requests.query_source(query).await.map_err(|()| StartError::Stopping)?;
             answered.await.map_err(|_| StartError::Stopping)?.map_err(failed)
         };
         let response = timeout_at(until.into(), response).await;

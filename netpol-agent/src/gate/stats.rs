@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use netpol_api::{GateStatus, RecentStart, StartOutcome};
 use netpol_policy::model::PodKey;
+
+use crate::events::rfc3339;
 
 /// Upper bounds of the buckets of [`Times`], in milliseconds.
 pub const BOUNDS: [u32; 9] = [1, 2, 5, 10, 15, 25, 50, 250, 1_000];
@@ -72,9 +74,8 @@ impl GateStats {
             *bucket += u64::from(took <= Duration::from_millis(bound.into()));
         }
         counts.recent.truncate(RECENT - 1);
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         counts.recent.push_front(RecentStart {
-            time_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+            time: rfc3339(SystemTime::now()),
             pod: pod.to_string(),
             via: via.to_owned(),
             outcome,

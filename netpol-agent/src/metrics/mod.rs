@@ -88,7 +88,7 @@ impl Meter {
             last_change_time: self.convergence.last_change.map(|since| rfc3339(UNIX_EPOCH + since)),
             pending: reconciler.pending(),
             endpoints: reconciler.endpoints(),
-            left_out: reconciler.left_out_for_status(),
+            partial_policies: reconciler.partial_policies(),
             gate: netpol_api::GateStatus::default(),
             warnings: match self.readiness {
                 Readiness::UnknownNode => vec![unknown_node(reconciler.node())],
