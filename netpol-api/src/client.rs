@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::{Condition, PodStart, PodStarted, ErrorResponse, PodStop, Status, WaitResponse, show_duration};
+use crate::{Condition, ErrorResponse, PodStart, PodStarted, PodStop, Status, WaitResponse, show_duration};
 
 /// Time for a response, in addition to the requested wait.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);

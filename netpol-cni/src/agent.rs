@@ -72,7 +72,8 @@ fn parse(response: &[u8]) -> Option<Result<String, RequestError>> {
     if status.starts_with("200") {
         return Some(Ok(body.to_owned()));
     }
-    let refusal = serde_json::from_str(body).map_or_else(|_| format!("status {status}"), |ErrorResponse { error }| error);
+    let refusal =
+        serde_json::from_str(body).map_or_else(|_| format!("status {status}"), |ErrorResponse { error }| error);
     Some(Err(RequestError::Refused(refusal)))
 }
 

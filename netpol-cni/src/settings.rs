@@ -53,7 +53,11 @@ impl std::error::Error for SettingsError {}
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { socket: netpol_api::SOCKET.into(), when_agent_away: WhenAgentAway::default(), timeout_seconds: 10 }
+        Self {
+            socket: netpol_api::DEFAULT_SOCKET.into(),
+            when_agent_away: WhenAgentAway::default(),
+            timeout_seconds: 10,
+        }
     }
 }
 

@@ -139,7 +139,7 @@ fn s38_addresses_are_read_from_the_sandbox_and_pods_of_a_restart_are_enforced() 
     let before = received(lab.cluster.host("shop/other"))?;
 
     let address = slots.attach(0, "job0", 1)?;
-    let netns = slots.netns(0).path().display().to_string();
+    let netns = slots.netns(0).path();
     let mut old = sandbox("jobs/pod-0", address, true);
     old.ips.clear();
     old.linux = Some(LinuxPodSandbox {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
-use netpol_api::{PodStart, PodStarted, PodStop, ErrorResponse, StartOutcome};
+use netpol_api::{ErrorResponse, PodStart, PodStarted, PodStop, StartOutcome};
 use netpol_policy::model::{PodKey, Uid};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;

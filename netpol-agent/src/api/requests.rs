@@ -12,8 +12,8 @@ use crate::gate::{GateStats, StartingPods};
 use crate::reconcile::{Check, CheckResult, ConditionState};
 use crate::source::{SourceQuery, SourceState};
 
-/// Maximum number of waiting requests; more are refused. Each one is checked again after every change.
-pub(super) const WAITERS: usize = 64;
+/// Maximum number of waiting requests; more are rejected. Each one is checked again after every change.
+pub(super) const MAX_WAITERS: usize = 64;
 /// Minimum time for the loop to respond. It responds within this time unless it is evaluating changes.
 const LOOP_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -115,7 +115,8 @@ pub fn requests(
     let metrics_turn = Arc::new(Semaphore::new(1));
     let (warnings, gate) = (Warnings::default(), GateStats::default());
     let about = Arc::new(about);
-    let requests = Requests { about, source_queries, progress, waiters, metrics_turn, warnings, starting, gate, to_loop };
+    let requests =
+        Requests { about, source_queries, progress, waiters, metrics_turn, warnings, starting, gate, to_loop };
     (requests, receiver, Progress(sender))
 }
 

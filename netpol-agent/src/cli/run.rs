@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{RunArgs, StartGate, log, machine};
+use super::{RunArgs, StartGate, log, requirements};
 use crate::api::{self, About, LoopRequest, Progress, Requests, Socket, SocketError};
 use crate::bpf_object;
 use crate::conflicts;
@@ -80,8 +80,8 @@ async fn exit_after_timeout() {
 async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let object = object::object(args.bpf_object.as_deref()).map_err(KernelError::from)?;
-    // First, so that a wrong source creates nothing.
+    let object = bpf_object::load(args.bpf_object.as_deref()).map_err(KernelError::from)?;
+    // Start the source first: if --source is invalid, the agent exits before it creates a mount, a lock or a socket.
     let feed = args.source.clone().start(args.limits())?;
     let (mut feed, starting) = StartingPods::add_to(feed, &args.node);
     if Mounts::ensure(&args.pin_path)? {
@@ -94,7 +94,7 @@ async fn run_until_signal(args: RunArgs, api_runtime: &Handle) -> Result<()> {
         let _ = std::fs::remove_file(file);
     }
     let about = About { node: args.node.clone(), source: args.source.to_string(), state: feed.state.clone() };
-    let (requests, loop_requests, progress) = api::requests(about, feed.inquiries.clone(), starting);
+    let (requests, loop_requests, progress) = api::requests(about, feed.queries.clone(), starting);
     let _socket = {
         let _api_thread = api_runtime.enter();
         start_gate(&args, &requests);

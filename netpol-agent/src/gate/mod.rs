@@ -16,7 +16,7 @@ mod stats;
 
 use std::time::{Duration, Instant};
 
-use netpol_api::{Condition, EXEMPT_NAMESPACE, TargetKind, StartOutcome, Target};
+use netpol_api::{Condition, EXEMPT_NAMESPACE, StartOutcome, Target, TargetKind};
 use netpol_policy::model::{ObjectKey, PodKey};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -24,7 +24,7 @@ use tokio::time::timeout_at;
 
 use crate::api::Requests;
 use crate::reconcile::{Check, ConditionState};
-use crate::source::{Batch, Feed, SourceQuery, Revision, Subject};
+use crate::source::{Batch, Feed, Revision, SourceQuery, Subject};
 use overlay::{Overlay, StartState};
 
 pub use nri::serve as serve_nri;

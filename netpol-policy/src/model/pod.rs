@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Frontend, Labels, NamespaceName, Place, PodKey, Protocol, Uid};
+use super::{Frontend, FrontendAddress, Labels, NamespaceName, PodKey, Protocol, Uid};
 
 /// The label with a namespace's own name, which the API server sets on every namespace.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";

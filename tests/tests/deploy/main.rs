@@ -98,7 +98,8 @@ fn the_uninstall_has_no_service_account_and_no_role() -> Result<()> {
 #[test]
 fn the_agent_accepts_the_arguments_in_the_manifests() -> Result<()> {
     let built = FOLDERS.map(|folder| (folder, &[][..]));
-    for (folder, components) in built.into_iter().chain([("base", &["components/events", "components/start-gate"][..])]) {
+    for (folder, components) in built.into_iter().chain([("base", &["components/events", "components/start-gate"][..])])
+    {
         let objects = checked(&kubectl::build(folder, components)?)?;
         let spec =
             only("DaemonSet", objects.daemon_sets)?.spec.context("no spec")?.template.spec.context("no pod spec")?;
