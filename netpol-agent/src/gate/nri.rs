@@ -66,22 +66,25 @@ impl Handler for NriGate {
             by_pod.entry((sandbox.namespace.clone(), sandbox.name.clone())).or_default().push(sandbox);
         }
         let single = by_pod.into_values().filter(|sandboxes| sandboxes.len() == 1).flatten();
-        let running = single.filter(|sandbox| !sandbox.host_network && !sandbox.addresses.is_empty());
-        self.gate.running(running.map(|sandbox| start_of(&sandbox, sandbox.addresses.clone())).collect()).await;
+        let mut running = Vec::new();
+        for sandbox in single.filter(|sandbox| !sandbox.host_network) {
+            // The network namespace of a stopped sandbox may be gone.
+            match addresses_of(&sandbox).await {
+                Ok(addresses) if !addresses.is_empty() => running.push(start_of(&sandbox, addresses)),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(namespace = sandbox.namespace, pod = sandbox.name, error, "skipped a sandbox")
+                }
+            }
+        }
+        self.gate.running(running).await;
     }
 
     async fn run(&self, sandbox: Sandbox, deadline: Duration) -> Result<(), String> {
         if sandbox.host_network {
             return Ok(());
         }
-        let addresses = match &sandbox.network_namespace {
-            Some(namespace) if sandbox.addresses.is_empty() => {
-                let namespace = namespace.clone();
-                let read = tokio::task::spawn_blocking(move || addresses_in(&namespace)).await;
-                read.map_err(|error| error.to_string()).and_then(|addresses| addresses)?
-            }
-            _ => sandbox.addresses.clone(),
-        };
+        let addresses = addresses_of(&sandbox).await?;
         // The runtime starts one pod at a time: another one must not wait for long.
         let limit = deadline.min(LIMIT);
         let held = self.gate.hold(start_of(&sandbox, addresses), VIA, limit).await;
@@ -110,8 +113,20 @@ fn start_of(sandbox: &Sandbox, addresses: Vec<IpAddr>) -> PodStart {
     }
 }
 
+/// Returns the addresses of a sandbox. NRI before 0.9 does not report them; then they are read in its network namespace.
+async fn addresses_of(sandbox: &Sandbox) -> Result<Vec<IpAddr>, String> {
+    match &sandbox.network_namespace {
+        Some(namespace) if sandbox.addresses.is_empty() => {
+            let namespace = namespace.clone();
+            let read = tokio::task::spawn_blocking(move || addresses_in(&namespace)).await;
+            read.map_err(|error| error.to_string()).and_then(|addresses| addresses)
+        }
+        _ => Ok(sandbox.addresses.clone()),
+    }
+}
+
 /// Returns the addresses in a network namespace, without those of the loopback interface and link-local ones, at most
-/// one of each family. NRI before 0.9 does not report them.
+/// one of each family.
 fn addresses_in(namespace: &Path) -> Result<Vec<IpAddr>, String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         format!("netpol: cannot {what} the network namespace {}: {error}", namespace.display())
