@@ -18,6 +18,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause between two requests. The agent may ask the API server at each.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Time that an agent needs to find out why a pod is not enforced.
+const MIN_TIME: Duration = Duration::from_millis(500);
+
 /// Returns once the pod may start.
 ///
 /// # Errors
@@ -32,12 +35,20 @@ pub(crate) fn hold(
     let time = if is_exempt { settings.timeout().min(EXEMPT_TIME) } else { settings.timeout() };
     let deadline = Instant::now() + time;
     let mut pause = FIRST_PAUSE;
+    let mut refused = None;
     loop {
+        let has_time = deadline.saturating_duration_since(Instant::now()) >= MIN_TIME;
         let error = match request(settings, &mut start, deadline) {
             Ok(PodStarted { reason: None, .. }) => return Ok(()),
             Ok(PodStarted { reason: Some(reason), .. }) => {
                 log(&format_args!("{pod} starts without enforcement: {reason}"));
                 return Ok(());
+            }
+            // Without time, an agent only reports that there is no time. The refusal before has the reason.
+            Err(RequestError::Refused(reason)) => {
+                let reason = if has_time { reason } else { refused.take().unwrap_or(reason) };
+                refused = Some(reason.clone());
+                RequestError::Refused(reason)
             }
             Err(error) => error,
         };
