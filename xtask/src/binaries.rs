@@ -10,13 +10,22 @@ use crate::{ebpf, run, workspace};
 /// Target triple of the CNI plugin. It is static, because it runs with the libraries of the host.
 pub(crate) const STATIC: &str = "x86_64-unknown-linux-musl";
 
-/// Builds the BPF object, then the agent with the object embedded, the CLI, and the CNI plugin.
+/// Builds everything for users: see [`build`], and the CNI plugin.
+pub(crate) fn build_all() -> Result<()> {
+    build()?;
+    build_plugin()
+}
+
+/// Builds the BPF object, then the agent with the object embedded, and the CLI.
 pub(crate) fn build() -> Result<()> {
     ebpf::build()?;
     run::step(
         "building target/release/netpol and target/release/netpol-agent",
         &mut run::cargo(["build", "--release", "--package", "netpol-agent", "--package", "netpol-cli"]),
-    )?;
+    )
+}
+
+fn build_plugin() -> Result<()> {
     setup()?;
     run::step(
         "building target/release/netpol-cni",
@@ -29,7 +38,7 @@ pub(crate) fn build() -> Result<()> {
 }
 
 /// Installs the standard library for [`STATIC`], if it is missing.
-pub(crate) fn setup() -> Result<()> {
+fn setup() -> Result<()> {
     if has_static_target().is_ok() {
         return Ok(());
     }

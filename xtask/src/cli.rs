@@ -178,7 +178,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitCode> {
             ebpf::build_with_tests()?.iter().for_each(|object| println!("{}", object.display()));
         }
         Command::Ebpf { log: true } => println!("{}", ebpf::build_with_log()?.display()),
-        Command::Build => binaries::build()?,
+        Command::Build => binaries::build_all()?,
         Command::Image(args) => image::run(&args)?,
         Command::Demo(args) => return demo(&args),
         Command::Test(args) => return test::run(&args),

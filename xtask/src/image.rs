@@ -12,7 +12,7 @@ use crate::{binaries, run, workspace};
 
 /// Builds the programs, packs the image and prints its path and tag.
 pub(crate) fn run(args: &ImageArgs) -> Result<()> {
-    binaries::build()?;
+    binaries::build_all()?;
     let release = workspace::target().join("release");
     let programs = ["netpol-agent", "netpol", "netpol-cni"].map(|name| release.join(name));
     let output = args.output.clone().unwrap_or_else(|| workspace::target().join("netpol-image.tar"));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::{binaries, kubectl, run, toolchain};
+use crate::{kubectl, run, toolchain};
 
 /// A program that tests or developers need, and its Debian package.
 pub(crate) struct Tool {
@@ -42,7 +42,6 @@ pub(crate) const KERNEL_TOOLS: &[Tool] = &[
 pub(crate) fn run() -> Result<()> {
     packages(TOOLS)?;
     kubectl::setup()?;
-    binaries::setup()?;
     toolchain::setup()
 }
 
