@@ -1,12 +1,15 @@
 //! `build`: the binaries for users.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::{ebpf, run, workspace};
 
+/// Profile of the agent in tests.
+const TESTS: &str = "test-agent";
 /// Target triple of the CNI plugin. It is static, because it runs with the libraries of the host.
 pub(crate) const STATIC: &str = "x86_64-unknown-linux-musl";
 
@@ -23,6 +26,14 @@ pub(crate) fn build() -> Result<()> {
         "building target/release/netpol and target/release/netpol-agent",
         &mut run::cargo(["build", "--release", "--package", "netpol-agent", "--package", "netpol-cli"]),
     )
+}
+
+/// Builds the BPF object and the agent for tests, and returns the agent's path. Its profile is in `Cargo.toml`.
+pub(crate) fn build_for_tests() -> Result<PathBuf> {
+    ebpf::build()?;
+    let arguments = ["build", "--profile", TESTS, "--package", "netpol-agent"];
+    run::step("building the agent for tests", &mut run::cargo(arguments))?;
+    Ok(workspace::target().join(TESTS).join("netpol-agent"))
 }
 
 fn build_plugin() -> Result<()> {

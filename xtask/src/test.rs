@@ -35,13 +35,13 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     setup::run()?;
     setup::mount_bpffs()?;
     ebpf::build_with_tests()?;
-    binaries::build()?;
+    let agent = binaries::build_for_tests()?;
     let executables = executables::build()?;
     let build_time = start.elapsed();
 
     let mut tally = Tally::default();
     for executable in &executables {
-        run_one(executable, args, &mut tally)?;
+        run_one(executable, &agent, args, &mut tally)?;
     }
     run::announce("documentation tests");
     let mut doc = run::cargo(["test", "--workspace", "--all-features", "--doc", "--no-fail-fast", "--"]);
@@ -51,12 +51,12 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     report(&tally, args, start.elapsed().saturating_sub(build_time), build_time)
 }
 
-fn run_one(executable: &Executable, args: &TestArgs, tally: &mut Tally) -> Result<()> {
+fn run_one(executable: &Executable, agent: &Path, args: &TestArgs, tally: &mut Tally) -> Result<()> {
     run::announce(&executable.to_string());
     let mut command = std::process::Command::new(&executable.path);
     // Cargo sets both too, and some tests use them to find their data.
     command.current_dir(&executable.folder).env("CARGO_MANIFEST_DIR", &executable.folder);
-    command.env("NETPOL_AGENT", workspace::target().join("release/netpol-agent"));
+    command.env("NETPOL_AGENT", agent);
     command.env("NETPOL_BPF_OBJECT", workspace::bpf_object());
     match executable.source {
         Source::Default => command.env_remove("NETPOL_TEST_SOURCE"),
