@@ -28,11 +28,12 @@ pub(crate) fn build() -> Result<()> {
     )
 }
 
-/// Builds the BPF object and the agent for tests, and returns the agent's path. Its profile is in `Cargo.toml`.
+/// Builds the BPF object, and the programs that tests run: the agent, and beside it the CLI and the CNI plugin. Returns
+/// the agent's path. The profile is in `Cargo.toml`.
 pub(crate) fn build_for_tests() -> Result<PathBuf> {
     ebpf::build()?;
-    let arguments = ["build", "--profile", TESTS, "--package", "netpol-agent"];
-    run::step("building the agent for tests", &mut run::cargo(arguments))?;
+    let packages = ["netpol-agent", "netpol-cli", "netpol-cni"].map(|package| format!("--package={package}"));
+    run::step("building the programs for tests", run::cargo(["build", "--profile", TESTS]).args(packages))?;
     Ok(workspace::target().join(TESTS).join("netpol-agent"))
 }
 

@@ -19,25 +19,35 @@ const MAX_BODY: usize = 64 << 10;
 /// Longest time for which the start of a pod is held.
 const MAX_TIMEOUT: Duration = Duration::from_mins(2);
 
+const START: &str = "/v1/pods/start";
+const STOP: &str = "/v1/pods/stop";
+
+/// Returns whether a path takes POST requests.
+pub(super) fn serves(path: &str) -> bool {
+    matches!(path, START | STOP)
+}
+
 /// Answers a POST request.
 pub(super) async fn answer(request: Request<Incoming>, requests: &Requests, limit: Duration) -> HttpResponse {
     let gate = Gate::new(requests.clone());
-    match request.uri().path() {
-        "/v1/pods/start" => match body(request, limit).await {
-            Ok(start) => self::start(start, &gate).await,
-            Err(error) => refuse(StatusCode::BAD_REQUEST, error),
-        },
-        "/v1/pods/stop" => match body(request, limit).await {
-            Ok(PodStop { container_id, namespace, name }) => {
-                gate.stop(PodKey::new(namespace.as_str(), name.as_str()), container_id).await;
-                json(StatusCode::OK, &())
-            }
-            Err(error) => refuse(StatusCode::BAD_REQUEST, error),
-        },
-        _ => {
-            refuse(StatusCode::NOT_FOUND, "no such path for POST; available: /v1/pods/start, /v1/pods/stop".to_owned())
+    let answered = if request.uri().path() == START {
+        match body(request, limit).await {
+            Ok(started) => Ok(start(started, &gate).await),
+            Err(error) => Err(error),
         }
-    }
+    } else {
+        match body(request, limit).await {
+            Ok(stopped) => Ok(stop(stopped, &gate).await),
+            Err(error) => Err(error),
+        }
+    };
+    answered.unwrap_or_else(|error| refuse(StatusCode::BAD_REQUEST, error))
+}
+
+async fn stop(stopped: PodStop, gate: &Gate) -> HttpResponse {
+    let PodStop { container_id, namespace, name } = stopped;
+    gate.stop(PodKey::new(namespace.as_str(), name.as_str()), container_id).await;
+    json(StatusCode::OK, &())
 }
 
 async fn start(start: PodStart, gate: &Gate) -> HttpResponse {

@@ -40,7 +40,7 @@ pub(super) async fn answer(
     paths: Paths,
     limit: Duration,
 ) -> HttpResponse {
-    if paths == Paths::All && request.method() == Method::POST {
+    if paths == Paths::All && request.method() == Method::POST && pods::serves(request.uri().path()) {
         return pods::answer(request, requests, limit).await;
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
