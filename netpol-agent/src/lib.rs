@@ -7,15 +7,9 @@
 //! ```
 
 pub mod api;
-pub mod bpf_object;
-mod chain;
 pub mod cli;
 pub mod conflicts;
-pub mod dataplane;
-pub mod endpoints;
 pub mod events;
 pub mod gate;
 pub mod metrics;
 pub mod reconcile;
-pub mod source;
-pub mod worker;

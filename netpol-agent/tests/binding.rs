@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use netpol_agent::dataplane::Memory;
-use netpol_agent::dataplane::migration::Snapshot;
-use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
+use netpol_dataplane::Memory;
+use netpol_dataplane::migration::Snapshot;
+use netpol_node::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 

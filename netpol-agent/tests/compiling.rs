@@ -4,15 +4,15 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use netpol_agent::dataplane::Memory;
-use netpol_agent::dataplane::migration::Snapshot;
-use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::reconcile::{Check, Compiler, ConditionState, Options, Reconciler};
-use netpol_agent::source::{Batch, Revision};
 use netpol_common::{Endpoint, IfIndex, endpoint_flags};
+use netpol_dataplane::Memory;
+use netpol_dataplane::migration::Snapshot;
+use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 use netpol_policy::model::{ObjectKey, PodKey};
+use netpol_source::{Batch, Revision};
 
 const OPEN: &str = "
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: open, namespace: shop},

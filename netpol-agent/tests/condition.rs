@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 
-use netpol_agent::dataplane::migration::Snapshot;
-use netpol_agent::dataplane::{MapName, Memory};
-use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::reconcile::{Check, CheckResult, ConditionState, Options, Reconciler};
-use netpol_agent::source::Revision;
 use netpol_common::IfIndex;
+use netpol_dataplane::migration::Snapshot;
+use netpol_dataplane::{MapName, Memory};
+use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
+use netpol_source::Revision;
 
 const OBJECTS: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {nodeName: n1},

@@ -4,17 +4,17 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use netpol_agent::dataplane::Memory;
-use netpol_agent::dataplane::migration::Snapshot;
-use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::events::kubernetes::{self, Dropped, Handle, Numbers, Sink};
 use netpol_agent::events::{Lines, Reporter};
 use netpol_agent::reconcile::{Options, Reconciler};
-use netpol_agent::source::ObjectSource;
 use netpol_apiserver::{ApiServer, Effect, Fault, Network, Options as ServerOptions, Resource, Rules, Verb};
 use netpol_common::{DenyEvent, Direction, IfIndex, Reason, protocol};
+use netpol_dataplane::Memory;
+use netpol_dataplane::migration::Snapshot;
+use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
+use netpol_source::ObjectSource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

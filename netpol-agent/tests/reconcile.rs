@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use netpol_agent::dataplane::migration::Snapshot;
-use netpol_agent::dataplane::{AttachError, InterfaceOutcome, MapName, Memory, PendingCall};
-use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::reconcile::{Options, Reconciler, UnknownPods};
 use netpol_common::{Endpoint, EndpointVersion, IfIndex, PortSetId, endpoint_flags};
+use netpol_dataplane::migration::Snapshot;
+use netpol_dataplane::{AttachError, InterfaceOutcome, MapName, Memory, PendingCall};
+use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::Event;
 use netpol_policy::manifest;
 

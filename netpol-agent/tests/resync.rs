@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use netpol_agent::dataplane::migration::Snapshot;
-use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
-use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, EndpointVersion, IfIndex};
+use netpol_dataplane::migration::Snapshot;
+use netpol_dataplane::{Adopted, AttachError, Dataplane, Memory, Role, WriteError};
+use netpol_node::{InterfaceSnapshot, PodEnd, TunnelEndpoints, Veth};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::compile::{Engine, FirstIds, NodeScope};
 use netpol_policy::model::{Object, ObjectKey, PodKey};

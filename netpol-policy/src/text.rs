@@ -7,6 +7,21 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
+/// Formats an error with its causes on one line. A cause whose text the error's own message already contains is left out.
+pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Displays a value on one line, with invisible characters escaped, such as `\n` or `\u{202e}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Safe<T>(pub T);

@@ -16,9 +16,8 @@ type Check = fn() -> Result<Vec<String>>;
 
 /// Runs all checks, even if some have findings.
 pub(crate) fn run() -> Result<ExitCode> {
-    let checks: [(&str, Check); 15] = [
+    let checks: [(&str, Check); 14] = [
         ("sources are small and have no leftovers", sources::check),
-        ("aya is used only where it is allowed", layers::aya_users),
         ("netpol-policy does no I/O, netpol-common has few dependencies", layers::pure_crates),
         ("modules of netpol-ebpf use lower layers only", layers::packet_path),
         ("every reason is explained in docs/", docs::reasons),

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::gate::{GateStats, StartingPods};
 use crate::reconcile::{Check, CheckResult, ConditionState};
-use crate::source::{SourceQuery, SourceState};
+use netpol_source::{SourceQuery, SourceState};
 
 /// Maximum number of waiting requests; more are rejected. Each one is checked again after every change.
 pub(super) const MAX_WAITERS: usize = 64;

@@ -175,7 +175,7 @@ mod tests {
     use super::super::socket::Socket;
     use super::*;
     use crate::gate::StartingPods;
-    use crate::source::{SourceQuery, SourceState};
+    use netpol_source::{SourceQuery, SourceState};
 
     /// A server without a loop: the test answers its requests.
     struct TestServer {

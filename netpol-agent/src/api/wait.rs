@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::requests::Requests;
 use crate::reconcile::{Check, ConditionState};
-use crate::source::{SourceQuery, Subject, SubjectState};
+use netpol_source::{SourceQuery, Subject, SubjectState};
 
 /// Maximum number of conditions in a request.
 const MAX_CONDITIONS: usize = 64;

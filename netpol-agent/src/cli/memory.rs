@@ -61,6 +61,6 @@ mod tests {
         for text in ["", "Mi", "-1", "64MB", "1.5Gi", "99999999999Gi"] {
             assert!(text.parse::<PolicyMemory>().is_err(), "{text}");
         }
-        assert_eq!(PolicyMemory::default().allow_entries(), crate::dataplane::Capacities::default().allow);
+        assert_eq!(PolicyMemory::default().allow_entries(), netpol_dataplane::Capacities::default().allow);
     }
 }

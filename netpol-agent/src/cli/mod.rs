@@ -18,11 +18,11 @@ use netpol_common::DENIAL_WAYS;
 use netpol_policy::text::Safe;
 
 use crate::api::SocketError;
-use crate::chain::chain;
-use crate::dataplane::{AttachMode, Capacities, SHARED_TABLE_DIVISOR};
 use crate::reconcile::UnknownPods;
-use crate::source::ObjectSource;
 use memory::PolicyMemory;
+use netpol_dataplane::{AttachMode, Capacities, SHARED_TABLE_DIVISOR};
+use netpol_policy::text::error_chain;
+use netpol_source::ObjectSource;
 
 /// Success.
 pub const OK: u8 = 0;
@@ -321,7 +321,7 @@ struct UninstallArgs {
     /// CNI configuration directory, as given to the agent: netpol-cni is taken out of its lists
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_config: PathBuf,
-    /// Wait for SIGTERM after everything is removed, instead of exiting. For a DaemonSet that uninstalls: when its pod is
+    /// Wait for SIGTERM after everything is removed, instead of exiting: for a `DaemonSet` that uninstalls. When its pod is
     /// ready, netpol is removed from the pod's node
     #[arg(long)]
     keep_running: bool,
@@ -336,14 +336,14 @@ pub fn main(cli: Cli) -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         // Messages of the BPF verifier have many lines.
-        let text = format!("error: {}", chain(error.as_ref()));
+        let text = format!("error: {}", error_chain(error.as_ref()));
         text.lines().for_each(|line| print::error_line(Safe(line)));
         ExitCode::from(code(&error))
     })
 }
 
 fn code(error: &anyhow::Error) -> u8 {
-    use crate::dataplane::KernelError;
+    use netpol_dataplane::KernelError;
     match error.downcast_ref::<KernelError>() {
         Some(KernelError::Locked(_)) => LOCKED,
         _ if matches!(error.downcast_ref(), Some(SocketError::Taken(_))) => LOCKED,

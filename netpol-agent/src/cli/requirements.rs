@@ -5,7 +5,7 @@ use std::fs;
 
 use thiserror::Error;
 
-use crate::dataplane::KernelVersion;
+use netpol_dataplane::KernelVersion;
 
 /// Oldest tested kernel.
 const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);
@@ -56,7 +56,7 @@ fn missing(status: &str) -> Vec<&'static str> {
     let Some(effective) = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else { return Vec::new() };
     let has = |bit: u32| effective >> bit & 1 == 1;
     let needed = [("CAP_BPF", 39, true), ("CAP_PERFMON", 38, true), ("CAP_NET_ADMIN", 12, false)];
-    let is_missing = |(_, bit, in_sys_admin): &(&str, u32, bool)| !has(*bit) && !(*in_sys_admin && has(CAP_SYS_ADMIN));
+    let is_missing = |(_, bit, in_sys_admin): &(&str, u32, bool)| !(has(*bit) || *in_sys_admin && has(CAP_SYS_ADMIN));
     needed.into_iter().filter(is_missing).map(|(name, ..)| name).collect()
 }
 

@@ -17,10 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{RunArgs, StartGate, log, requirements};
 use crate::api::{self, About, LoopRequest, Progress, Requests, Socket, SocketError};
-use crate::bpf_object;
 use crate::conflicts;
-use crate::dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
-use crate::endpoints::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
 use crate::events::kubernetes::{self, Sink};
 use crate::events::{Lines, Reporter};
 use crate::gate::cni::Installation;
@@ -28,7 +25,10 @@ use crate::gate::{self, Gate, StartingPods};
 use crate::metrics::Meter;
 use crate::reconcile::task::{self, Inputs};
 use crate::reconcile::{Compiler, Options, Reconciler};
-use crate::source::{Batch, Feed};
+use netpol_dataplane::bpf_object;
+use netpol_dataplane::{Kernel, KernelError, KernelOptions, Lock, Mounts};
+use netpol_node::{InterfaceReader, InterfaceWatcher, KnownVeths, Monitor, PodAddressMonitor};
+use netpol_source::{Batch, Feed};
 
 /// Time after a signal until the process is ended by force. Normally it ends within some milliseconds. With
 /// --kube-events, it first writes the last Events.

@@ -12,7 +12,7 @@ use netpol_common::Reason;
 use netpol_policy::text::{self, Safe};
 
 use super::{Output, StatusArgs, print, requirements};
-use crate::dataplane::{EndpointStatus, Status, read_status};
+use netpol_dataplane::{EndpointStatus, Status, read_status};
 
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode> {
     requirements::check("status")?;

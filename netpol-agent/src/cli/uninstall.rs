@@ -12,8 +12,8 @@ use netpol_policy::text::Safe;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::{FAILED, UninstallArgs, print, requirements};
-use crate::dataplane::uninstall;
 use crate::gate;
+use netpol_dataplane::uninstall;
 
 pub(super) fn run(args: &UninstallArgs) -> Result<ExitCode> {
     requirements::check("uninstall")?;
@@ -71,7 +71,7 @@ fn remove_socket(socket: &Path) -> (Vec<String>, Option<String>) {
 }
 
 /// Waits for SIGTERM or SIGINT. Blocks them first, because the kernel drops a signal with its default action if the
-/// receiver is the first process of a container (pid_namespaces(7)).
+/// receiver is the first process of a container (`pid_namespaces(7)`).
 fn wait_for_signal() -> Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("cannot block SIGTERM")?;

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::dataplane::ForeignPrograms;
+use netpol_dataplane::ForeignPrograms;
 
 /// The time between two checks.
 const INTERVAL: Duration = Duration::from_mins(1);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{Finding, Findings, NameList};
-use crate::dataplane::{ForeignPrograms, Order};
-use crate::endpoints::{Netlink, NetlinkError};
+use netpol_dataplane::{ForeignPrograms, Order};
+use netpol_node::{Netlink, NetlinkError};
 
 /// Maximum number of veths in one check, so that it takes milliseconds. A sample is enough, because other components
 /// attach their programs to all veths.

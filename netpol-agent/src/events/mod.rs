@@ -13,10 +13,10 @@ use std::time::{Duration, Instant, SystemTime};
 use netpol_common::{DenyEvent, Direction, Reason};
 use netpol_policy::model::PodKey;
 
-use crate::dataplane::Dataplane;
 use crate::reconcile::Reconciler;
 use groups::{Groups, LimitSummary};
 use kubernetes::Sink;
+use netpol_dataplane::Dataplane;
 pub use out::Lines;
 pub(crate) use report::rfc3339;
 pub use report::{Denial, End, PolicyRef};

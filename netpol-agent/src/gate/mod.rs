@@ -24,7 +24,7 @@ use tokio::time::timeout_at;
 
 use crate::api::Requests;
 use crate::reconcile::{Check, ConditionState};
-use crate::source::{Batch, Feed, Revision, SourceQuery, Subject};
+use netpol_source::{Batch, Feed, Revision, SourceQuery, Subject};
 use overlay::{Overlay, StartState};
 
 pub use nri::serve as serve_nri;

@@ -37,7 +37,7 @@ pub async fn serve(socket: PathBuf, gate: Gate, stats: GateStats) {
         let error = match ended {
             Ok(Disconnected::Closed) => "the runtime closed the connection".to_owned(),
             Ok(Disconnected::Shutdown) => "the runtime is shutting down".to_owned(),
-            Err(error) => crate::chain::chain(&error),
+            Err(error) => netpol_policy::text::error_chain(&error),
         };
         stats.disconnected(error.clone());
         if reported.as_ref() != Some(&error) {
@@ -73,7 +73,7 @@ impl Handler for NriGate {
                 Ok(addresses) if !addresses.is_empty() => running.push(start_of(&sandbox, addresses)),
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(namespace = sandbox.namespace, pod = sandbox.name, error, "skipped a sandbox")
+                    tracing::debug!(namespace = sandbox.namespace, pod = sandbox.name, error, "skipped a sandbox");
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::source::Revision;
+use netpol_source::Revision;
 
 /// Upper bounds of [`Convergence::buckets`], in microseconds.
 pub(super) const BOUNDS: [u32; 14] = [

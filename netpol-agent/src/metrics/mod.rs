@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use crate::api::{Readiness, unknown_node};
 use crate::conflicts::Counts;
-use crate::dataplane::{CounterReader, Kernel};
 use crate::events::rfc3339;
 use crate::reconcile::Reconciler;
-use crate::source::{Revision, SourceState};
 use convergence::Convergence;
+use netpol_dataplane::{CounterReader, Kernel};
+use netpol_source::{Revision, SourceState};
 
 pub use gate::render_gate;
 pub use page::render;

@@ -9,10 +9,10 @@ use super::Meter;
 use super::convergence::{BOUNDS, Convergence};
 use crate::api::Readiness;
 use crate::conflicts::ConflictKind;
-use crate::dataplane::{Kernel, MapName};
 use crate::events::Reporter;
 use crate::events::kubernetes::{Dropped, Numbers};
 use crate::reconcile::{Reconciler, UNPROTECTED_BOUNDS, UnprotectedTimes};
+use netpol_dataplane::{Kernel, MapName};
 
 /// Returns all metrics.
 pub fn render(reconciler: &Reconciler<Kernel>, meter: &Meter, reporter: &Reporter) -> String {

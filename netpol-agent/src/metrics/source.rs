@@ -1,7 +1,7 @@
 //! Metrics of the source, and the metrics before the first objects.
 
 use super::page::MetricsText;
-use crate::source::SourceState;
+use netpol_source::SourceState;
 
 /// Returns the metrics while the source has not sent its first objects.
 pub fn render_waiting(source: &SourceState) -> String {

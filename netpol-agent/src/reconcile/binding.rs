@@ -15,8 +15,8 @@ use netpol_policy::model::PodKey;
 use super::Reconciler;
 use super::desired::addresses_of;
 use super::interface::{Interface, Interfaces};
-use crate::dataplane::Dataplane;
-use crate::endpoints::{PodEnd, Veth, is_link_local};
+use netpol_dataplane::Dataplane;
+use netpol_node::{PodEnd, Veth, is_link_local};
 
 /// How long the MAC address of a new interface is followed: later plugins of a CNI chain (`tuning`) may change it.
 /// Longer than it takes until interfaces are listed again.

@@ -15,9 +15,9 @@ use netpol_policy::tables::{Change, EndpointPolicy};
 
 use super::Options;
 use super::resync::{free_ids, snapshot_of};
-use crate::dataplane::MapName;
-use crate::dataplane::migration::{Snapshot, plan};
-use crate::worker::{Outcomes, Worker};
+use netpol_dataplane::MapName;
+use netpol_dataplane::migration::{Snapshot, plan};
+use netpol_node::worker::{Outcomes, Worker};
 
 /// Minimum time between two counts of the content of the engine, which read all of it.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);

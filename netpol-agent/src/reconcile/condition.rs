@@ -10,8 +10,8 @@ use netpol_policy::tables::EndpointPolicy;
 use super::desired::addresses_of;
 use super::interface::{Interface, Phase};
 use super::{QUARANTINE, Reconciler};
-use crate::dataplane::Dataplane;
-use crate::source::Revision;
+use netpol_dataplane::Dataplane;
+use netpol_source::Revision;
 
 /// A condition to check.
 #[derive(Clone, Debug)]

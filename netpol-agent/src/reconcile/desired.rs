@@ -8,7 +8,7 @@ use netpol_policy::model::PodKey;
 use super::binding::Binding;
 use super::interface::Phase;
 use super::{QUARANTINE, Reconciler};
-use crate::dataplane::Dataplane;
+use netpol_dataplane::Dataplane;
 
 /// Policy of a direction in which everything is dropped.
 const DROP_ALL: DirectionPolicy = DirectionPolicy { rule_set: QUARANTINE, any: PortSetId::NONE };

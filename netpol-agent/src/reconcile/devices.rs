@@ -9,7 +9,7 @@ use netpol_common::IfIndex;
 use super::Reconciler;
 use super::interface::{Interface, Purpose};
 use super::program::{ProgramEvent, ProgramState};
-use crate::dataplane::{Dataplane, Role};
+use netpol_dataplane::{Dataplane, Role};
 
 impl<D: Dataplane> Reconciler<D> {
     /// Returns whether a route leads to an interface.

@@ -8,7 +8,7 @@ use netpol_common::{AllowKey, Endpoint, PortKey};
 use netpol_policy::model::Frontend;
 use netpol_policy::tables::Change;
 
-use crate::dataplane::{MapName, WriteError};
+use netpol_dataplane::{MapName, WriteError};
 
 /// Identifies a map entry, in the order in which entries are written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,7 +10,7 @@ use netpol_policy::model::PodKey;
 use super::binding::Identity;
 use super::program::ProgramState;
 use super::unprotected::Exposure;
-use crate::dataplane::Role;
+use netpol_dataplane::Role;
 
 /// How long a link that the kernel reported is kept if no snapshot has it as a veth.
 const REPORTED_LIMIT: Duration = Duration::from_mins(1);

@@ -42,12 +42,12 @@ use netpol_policy::compile::{Engine, NodeScope};
 use netpol_policy::model::{PodKey, PolicyKey};
 use netpol_policy::tables::{Change, EndpointPolicy};
 
-use crate::dataplane::{Dataplane, MapName, WriteError};
-use crate::endpoints::{InterfaceSnapshot, NetlinkError};
 use compiler::EngineStats;
 use failures::Failures;
 use ids::EndpointIdAllocator;
 use interface::{Interface, Interfaces, Phase, log_once};
+use netpol_dataplane::{Dataplane, MapName, WriteError};
+use netpol_node::{InterfaceSnapshot, NetlinkError};
 use pods::LocalPods;
 use shortage::Shortage;
 use work::Work;

@@ -8,7 +8,7 @@ use super::interface::{Interface, Phase, log_once};
 use super::program::{ProgramAction, ProgramEvent, ProgramState};
 use super::unprotected::Exposure;
 use super::{Reconciler, Verifying};
-use crate::dataplane::{Dataplane, InterfaceOutcome, Role};
+use netpol_dataplane::{Dataplane, InterfaceOutcome, Role};
 
 impl<D: Dataplane> Reconciler<D> {
     /// Handles finished operations of the data plane.

@@ -10,8 +10,8 @@ use netpol_common::{IfIndex, endpoint_flags};
 use super::Reconciler;
 use super::desired::addresses_of;
 use super::interface::{Interface, PodEndpoint};
-use crate::dataplane::Dataplane;
-use crate::endpoints::TunnelEndpoints;
+use netpol_dataplane::Dataplane;
+use netpol_node::TunnelEndpoints;
 
 impl<D: Dataplane> Reconciler<D> {
     /// Writes the expected endpoint ID to each address.

@@ -9,7 +9,7 @@ use netpol_policy::model::PodKey;
 use super::Reconciler;
 use super::interface::{Interface, Phase, PodEndpoint, Purpose};
 use super::program::{ProgramEvent, ProgramState};
-use crate::dataplane::{Dataplane, Role};
+use netpol_dataplane::{Dataplane, Role};
 
 impl<D: Dataplane> Reconciler<D> {
     /// Brings every interface to its desired state. Cheap if nothing changed. `relisted`: the interfaces have just been

@@ -17,7 +17,7 @@
 
 use std::time::Instant;
 
-use crate::dataplane::{AttachError, Role};
+use netpol_dataplane::{AttachError, Role};
 
 /// The programs on an interface. At most one operation is in progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

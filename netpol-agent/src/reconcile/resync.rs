@@ -5,7 +5,7 @@ use netpol_policy::compile::{FirstIds, UsedIds};
 use netpol_policy::tables::{Change, Tables};
 
 use super::QUARANTINE;
-use crate::dataplane::migration::Snapshot;
+use netpol_dataplane::migration::Snapshot;
 
 /// Returns IDs that neither tables nor endpoints use. A rule set that allows nothing has no map entry; only endpoints
 /// name it.

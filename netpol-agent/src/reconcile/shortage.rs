@@ -7,7 +7,7 @@ use netpol_policy::compile::LeftOut;
 use netpol_policy::model::PolicyKey;
 
 use super::Reconciler;
-use crate::dataplane::Dataplane;
+use netpol_dataplane::Dataplane;
 
 /// Maximum number of policies that are logged one by one for a batch of changes; the others are only counted.
 const LOGGED: usize = 10;

@@ -18,10 +18,10 @@ use super::shortage::Shortage;
 use super::unprotected::{Exposure, UnprotectedInterval};
 use super::work::{Origin, Work};
 use super::{Options, Reconciler, UnprotectedTimes, Verifying};
-use crate::dataplane::migration::Snapshot;
-use crate::dataplane::{Adopted, Dataplane, Role, WriteError};
-use crate::endpoints::InterfaceSnapshot;
-use crate::source::{Batch, Revision};
+use netpol_dataplane::migration::Snapshot;
+use netpol_dataplane::{Adopted, Dataplane, Role, WriteError};
+use netpol_node::InterfaceSnapshot;
+use netpol_source::{Batch, Revision};
 
 impl<D: Dataplane> Reconciler<D> {
     /// Starts to enforce these objects, whatever `old` tables and endpoints the data plane has. Pinned state is not

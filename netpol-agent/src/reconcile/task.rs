@@ -13,12 +13,12 @@ use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::{Compiled, Origin, Reconciler};
 use crate::api::{LoopRequest, Progress, Readiness, unknown_node};
-use crate::dataplane::{InterfaceOutcome, Kernel, RingReader};
-use crate::endpoints::{InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
 use crate::events::Reporter;
 use crate::metrics::{self, Meter};
-use crate::source::Batch;
-use crate::worker::{Died, Outcomes};
+use netpol_dataplane::{InterfaceOutcome, Kernel, RingReader};
+use netpol_node::worker::{Died, Outcomes};
+use netpol_node::{InterfaceWatcher, Monitor, NetlinkError, PodAddressMonitor};
+use netpol_source::Batch;
 
 /// Time between full readings of interfaces and programs, whatever the kernel reported.
 const FULL_INTERVAL: Duration = Duration::from_secs(10);

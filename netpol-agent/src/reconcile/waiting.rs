@@ -9,8 +9,8 @@ use netpol_policy::model::PodKey;
 use super::Reconciler;
 use super::binding::MAC_LEARNING;
 use super::interface::{Interface, Phase};
-use crate::dataplane::Dataplane;
-use crate::endpoints::KnownVeths;
+use netpol_dataplane::Dataplane;
+use netpol_node::KnownVeths;
 
 /// How long the reconciler waits for an IPv6 link-local address; a pod may have none.
 const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);

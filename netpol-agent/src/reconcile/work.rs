@@ -11,8 +11,8 @@ use netpol_policy::tables::{Change, EndpointPolicy};
 use super::compiler::{Compiled, Compiler, Job, Step, Task, placeholder};
 use super::pods::Ticket;
 use super::{Reconciler, failures};
-use crate::dataplane::Dataplane;
-use crate::source::{Batch, Revision};
+use netpol_dataplane::Dataplane;
+use netpol_source::{Batch, Revision};
 
 /// Number of writes between two checks of the clock: about 0.1 ms.
 const WRITES_PER_CHECK: usize = 64;

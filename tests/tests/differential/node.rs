@@ -7,11 +7,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
-use netpol_agent::dataplane::migration::Snapshot;
-use netpol_agent::dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
-use netpol_agent::endpoints::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_agent::reconcile::{Options, Reconciler};
 use netpol_common::{Endpoint, IfIndex, LAYOUT_VERSION};
+use netpol_dataplane::migration::Snapshot;
+use netpol_dataplane::{AttachMode, Capacities, Dataplane, Kernel, KernelOptions, Mounts};
+use netpol_node::{InterfaceSnapshot, PodEnd, Veth};
 use netpol_policy::cluster_state::{ClusterState, Event};
 use netpol_policy::model::{Pod, PodKey};
 use netpol_policy::tables::{Change, Tables};

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use netpol_agent::dataplane::{Adopted, AttachError, Dataplane, Kernel, Role, WriteError};
-use netpol_agent::endpoints::TunnelEndpoints;
 use netpol_common::{Direction, Endpoint, EndpointVersion, IfIndex};
+use netpol_dataplane::{Adopted, AttachError, Dataplane, Kernel, Role, WriteError};
+use netpol_node::TunnelEndpoints;
 use netpol_policy::tables::Change;
 
 use crate::frames::Runner;

@@ -159,8 +159,7 @@ fn s18_a_forged_rst_fin_or_syn_ends_no_flow() {
                         "from the other side",
                     );
                 }
-                let (kernel, memory) =
-                    both.tcp_flow(a, (initiating == Ingress).then_some((80, port)).unwrap_or((port, 80)));
+                let (kernel, memory) = both.tcp_flow(a, if initiating == Ingress { (80, port) } else { (port, 80) });
                 assert_eq!(kernel, (initiating as u8, timeout::TCP_ESTABLISHED), "after {flags:x?}");
                 assert_eq!(kernel, memory, "after {flags:x?}");
             }

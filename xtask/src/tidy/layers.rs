@@ -8,10 +8,6 @@ use anyhow::{Context, Result};
 use super::sources;
 use crate::run;
 
-/// Where aya may be used. The agent's bpf_object.rs uses it only for alignment.
-const AYA: [&str; 4] =
-    ["netpol-agent/src/dataplane/kernel", "netpol-agent/src/bpf_object.rs", "netpol-ebpf/src", "tests/"];
-
 /// Names of the standard library that do I/O or read the clock.
 const IMPURE: [&str; 9] = [
     "std::fs",
@@ -27,22 +23,6 @@ const IMPURE: [&str; 9] = [
 
 /// Prefixes of the names of crates that do I/O.
 const IMPURE_CRATES: [&str; 9] = ["aya", "tokio", "nix", "rustix", "libc", "mio", "socket2", "netlink", "inotify"];
-
-pub(super) fn aya_users() -> Result<Vec<String>> {
-    let mut findings = Vec::new();
-    for (path, text) in sources::rust()? {
-        if path.ends_with(file!()) || AYA.iter().any(|allowed| path.starts_with(allowed)) {
-            continue;
-        }
-        for (number, line) in (1..).zip(text.lines()) {
-            if code(line).contains("aya::") || code(line).contains("aya_") {
-                let shown = path.display();
-                findings.push(format!("{shown}:{number}: only the data plane, netpol-ebpf and the tests may use aya"));
-            }
-        }
-    }
-    Ok(findings)
-}
 
 pub(super) fn pure_crates() -> Result<Vec<String>> {
     let mut findings = Vec::new();
@@ -107,7 +87,7 @@ fn not_below<'a>(layers: &BTreeMap<&str, usize>, module: &str, line: &'a str) ->
     let paths = code(line).split("crate::").skip(1);
     let used = paths.map(|path| path.split(|char: char| !char.is_alphanumeric() && char != '_').next().unwrap_or(path));
     let own = layers.get(module);
-    used.filter(|used| *used != module && !layers.get(used).is_some_and(|layer| own.is_some_and(|own| layer < own)))
+    used.filter(|used| *used != module && layers.get(used).is_none_or(|layer| own.is_none_or(|own| layer >= own)))
         .collect()
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{sleep_until, timeout};
 use super::aggregate::{Aggregator, Publication};
 use super::sink::{Dropped, Message, Numbers, QUEUE, Sink};
 use super::writer::{WriteFailure, WriteResult, Writer};
-use crate::source::kube::jitter;
+use netpol_source::kube::jitter;
 
 /// The first pause after a failure; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);

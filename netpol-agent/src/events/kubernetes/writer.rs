@@ -16,7 +16,7 @@ use super::aggregate::{Publication, Series};
 use super::diagnostics::PolicyDiagnostic;
 use super::object;
 use super::sink::Dropped;
-use crate::chain::chain;
+use netpol_policy::text::error_chain;
 
 /// The time limit of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -204,7 +204,7 @@ fn is_terminating(status: &Status) -> bool {
 
 fn failed(error: &Error, rule: &'static str) -> WriteResult {
     let retry = |retry_after, missing, unauthorized| {
-        WriteResult::Retry(WriteFailure { error: chain(error), retry_after, missing, unauthorized })
+        WriteResult::Retry(WriteFailure { error: error_chain(error), retry_after, missing, unauthorized })
     };
     let Error::Api(status) = error else { return retry(Duration::ZERO, None, false) };
     let requested = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);

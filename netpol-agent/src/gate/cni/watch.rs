@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::{InstallError, Installation, Installed, Skipped};
-use crate::source::dir::watch::Watch;
+use netpol_source::dir::watch::Watch;
 
 /// Interval of checks without inotify events, for directories that do not exist yet.
 const INTERVAL: Duration = Duration::from_secs(10);

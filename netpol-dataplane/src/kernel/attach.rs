@@ -1,0 +1,292 @@
+//! Attaches programs to interfaces. If no other program is at the hooks, uses clsact filters, which need no pin.
+//! Otherwise uses pinned TCX links, since TCX programs run before all filters. A TCX link costs about 26 ms under
+//! `rtnl_lock` when it is created and again when its interface is removed; a filter costs about 1 ms.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
+use netpol_common::IfIndex;
+use nix::net::if_::{if_indextoname, if_nameindex};
+
+use super::pins::{Pins, unpin};
+use super::program::{Program, Role};
+use super::query::tcx_programs;
+use crate::AttachError;
+use netpol_node::{Hook, Netlink};
+use netpol_policy::text::error_chain;
+
+/// Priority and handle of netpol's filters. The priority is early, since a filter of another program that allows a
+/// packet ends the evaluation.
+const PRIORITY: u16 = 2;
+const HANDLE: TcHandle = TcHandle::new(0, HANDLE_MINOR);
+const HANDLE_MINOR: u16 = 0x6e70;
+
+/// How programs are attached to interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum AttachMode {
+    /// clsact filters; TCX if other programs use the hooks and the kernel has it (6.6).
+    #[default]
+    Auto,
+    /// TCX links.
+    Tcx,
+    /// clsact filters.
+    Tc,
+}
+
+impl AttachMode {
+    /// Returns whether to use TCX on an interface. In mode `auto`, links of an earlier agent stay links.
+    fn is_tcx(self, pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
+        let is_linked = || Program::ALL.iter().any(|program| pins.link(ifindex, *program).exists());
+        match self {
+            Self::Auto => has_tcx() && (is_linked() || !is_alone(pins, ifindex, name)),
+            Self::Tcx => true,
+            Self::Tc => false,
+        }
+    }
+}
+
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(6, 6, 0))
+}
+
+/// Returns whether netpol's filters would be the only programs at the hooks. A TCX program of other software would run
+/// before them, and most such programs end the evaluation. In a qdisc of other software, other filters may run first, and
+/// a qdisc of kind `ingress` has no egress hook.
+fn is_alone(pins: &Pins, ifindex: IfIndex, name: &str) -> bool {
+    let is_empty = |hook| tcx_programs(ifindex, hook).is_ok_and(|programs| programs.is_empty());
+    [TcAttachType::Ingress, TcAttachType::Egress].into_iter().all(is_empty)
+        && make_qdisc(&pins.filter(ifindex), name).unwrap_or(false)
+}
+
+pub(super) fn program(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, String> {
+    let name = program.name();
+    let program = ebpf.program_mut(name).ok_or_else(|| format!("the BPF object has no program {name}"))?;
+    program.try_into().map_err(|error: ProgramError| error.to_string())
+}
+
+/// Returns the ids of the loaded programs.
+pub(super) fn ids(ebpf: &mut Ebpf) -> Vec<u32> {
+    let id = |of| Some(program(ebpf, of).ok()?.info().ok()?.id());
+    Program::ALL.into_iter().filter_map(id).collect()
+}
+
+/// Attaches the programs of a role to an interface. Replaces an earlier agent's programs atomically, and detaches those
+/// of another role.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    mode: AttachMode,
+    ifindex: IfIndex,
+    name: &str,
+    role: Role,
+) -> Result<(), AttachError> {
+    let tcx = mode.is_tcx(pins, ifindex, name);
+    let failed = |message: String| {
+        let gone = name_of(ifindex).is_none_or(|now| now != name);
+        AttachError { interface: name.to_owned(), message, gone }
+    };
+    for &of in role.programs() {
+        let program = program(ebpf, of).map_err(failed)?;
+        let attached = if tcx {
+            attach_tcx(program, &pins.link(ifindex, of), of.hook(), ifindex, name)
+        } else {
+            attach_filter(program, &pins.filter(ifindex), of.hook(), name)
+        };
+        attached.map_err(|error| failed(error_chain(error.as_ref())))?;
+    }
+    pins.set_role(ifindex, role, tcx).map_err(|error| failed(error.to_string()))?;
+    // Detach what an agent in the other mode attached, and the programs of another role.
+    let others = Program::ALL.into_iter().filter(|of| !role.programs().contains(of));
+    if tcx {
+        detach_tcx(pins, ifindex, others)?;
+        detach_filters(pins, ifindex)?;
+    } else {
+        detach_tcx(pins, ifindex, Program::ALL)?;
+        if role.is_device() {
+            detach_filter(name, TcAttachType::Ingress);
+        }
+    }
+    Ok(())
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    pin: &Path,
+    hook: TcAttachType,
+    ifindex: IfIndex,
+    name: &str,
+) -> Result<(), Failure> {
+    if let Some(link) = pinned_link(pin)? {
+        if is_on(&link, hook, ifindex)? {
+            let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+            drop(program.take_link(id)?);
+            return Ok(());
+        }
+        // The link belongs to a removed interface that had the same index, maybe in a removed namespace.
+        unpin(pin)?;
+    }
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(name, hook, order)?;
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    link.pin(pin)?;
+    Ok(())
+}
+
+/// Returns the link pinned at a path, if any.
+pub(super) fn pinned_link(pin: &Path) -> Result<Option<FdLink>, LinkError> {
+    match PinnedLink::from_pin(pin) {
+        Ok(link) => Ok(Some(link.into())),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns whether a link's program runs on this interface. A pinned link outlives its interface.
+fn is_on(link: &FdLink, hook: TcAttachType, ifindex: IfIndex) -> Result<bool, Failure> {
+    let program = link.info()?.program_id();
+    Ok(tcx_programs(ifindex, hook)?.contains(&program))
+}
+
+/// Returns whether the programs of its role run on an interface, according to the kernel, not the pins.
+pub(super) fn is_running(pins: &Pins, ifindex: IfIndex) -> Result<bool, Failure> {
+    let programs = pins.role(ifindex).programs();
+    let mut linked = true;
+    for program in programs {
+        linked = linked
+            && match pinned_link(&pins.link(ifindex, *program))? {
+                Some(link) => is_on(&link, program.hook(), ifindex)?,
+                None => false,
+            };
+    }
+    if linked || !pins.filter(ifindex).exists() {
+        return Ok(linked);
+    }
+    let hook = |program: &Program| match program.hook() {
+        TcAttachType::Ingress => Hook::Ingress,
+        _ => Hook::Egress,
+    };
+    let hooks: Vec<Hook> = programs.iter().map(hook).collect();
+    Ok(Netlink::open()?.has_filters(ifindex, &hooks, PRIORITY, HANDLE_MINOR)?)
+}
+
+/// Creates the qdisc for filters, unless there is one. Returns whether netpol created it.
+fn make_qdisc(mark: &Path, name: &str) -> io::Result<bool> {
+    let own = mark.join("qdisc");
+    if qdisc_add_clsact(name).is_ok() {
+        fs::create_dir_all(&own)?;
+    }
+    Ok(own.exists())
+}
+
+fn attach_filter(program: &mut SchedClassifier, mark: &Path, hook: TcAttachType, name: &str) -> Result<(), Failure> {
+    fs::create_dir_all(mark)?;
+    make_qdisc(mark, name)?;
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let id = match program.attach_with_options(name, hook, TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        // There is a filter of netpol: replace it in one step.
+        Err(_) => program.attach_to_link(filter(name, hook)?)?,
+    };
+    // The kernel owns the filter now; dropping the link would remove it.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn filter(name: &str, hook: TcAttachType) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, hook, PRIORITY, HANDLE, None)
+}
+
+/// Detaches a filter. Returns whether there was one.
+fn detach_filter(name: &str, hook: TcAttachType) -> bool {
+    matches!(filter(name, hook).map(Link::detach), Ok(Ok(())))
+}
+
+/// Detaches all programs, and returns what was removed. Succeeds if the interface was removed.
+pub(super) fn detach(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
+    let mut removed = detach_tcx(pins, ifindex, Program::ALL)?;
+    removed.extend(detach_filters(pins, ifindex)?);
+    Ok(removed)
+}
+
+/// Returns all interfaces of this namespace.
+pub(super) fn interfaces() -> BTreeSet<IfIndex> {
+    if_nameindex().map(|all| (&all).into_iter().map(|one| IfIndex(one.index())).collect()).unwrap_or_default()
+}
+
+/// Returns the name of an interface, or `None` if it does not exist. For a missing interface, nix returns an empty name
+/// instead of an error.
+pub(super) fn name_of(ifindex: IfIndex) -> Option<String> {
+    if_indextoname(ifindex.0).ok()?.into_string().ok().filter(|name| !name.is_empty())
+}
+
+fn display_name(ifindex: IfIndex) -> String {
+    name_of(ifindex).unwrap_or_else(|| format!("interface {ifindex}"))
+}
+
+fn failed(ifindex: IfIndex, message: &dyn std::fmt::Display) -> AttachError {
+    AttachError { interface: display_name(ifindex), message: message.to_string(), gone: false }
+}
+
+pub(super) fn detach_tcx(
+    pins: &Pins,
+    ifindex: IfIndex,
+    programs: impl IntoIterator<Item = Program>,
+) -> Result<Vec<String>, AttachError> {
+    let mut removed = Vec::new();
+    for program in programs {
+        let pin = pins.link(ifindex, program);
+        if pin.exists() {
+            unpin(&pin).map_err(|error| failed(ifindex, &error))?;
+            removed.push(format!("TCX link of {} on {}", program.name(), display_name(ifindex)));
+        }
+    }
+    Ok(removed)
+}
+
+fn detach_filters(pins: &Pins, ifindex: IfIndex) -> Result<Vec<String>, AttachError> {
+    let mark = pins.filter(ifindex);
+    let mut removed = Vec::new();
+    if !mark.exists() {
+        return Ok(removed);
+    }
+    if let Some(name) = name_of(ifindex) {
+        for program in pins.role(ifindex).programs() {
+            if detach_filter(&name, program.hook()) {
+                removed.push(format!("clsact filter of {} on {name}", program.name()));
+            }
+        }
+        if mark.join("qdisc").exists() {
+            let mut netlink = Netlink::open().map_err(|error| failed(ifindex, &error))?;
+            if netlink.delete_clsact_if_empty(ifindex).map_err(|error| failed(ifindex, &error))? {
+                removed.push(format!("clsact qdisc on {name}"));
+            }
+        }
+    }
+    // These directories exist only if netpol made the qdisc, or if the interface is not a pod's veth.
+    let _ = fs::remove_dir(mark.join("qdisc"));
+    for program in [Program::Recheck, Program::RecheckL3] {
+        let _ = fs::remove_dir(mark.join(program.short_name()));
+    }
+    fs::remove_dir(&mark).map_err(|error| failed(ifindex, &format!("cannot remove {}: {error}", mark.display())))?;
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_interface_has_no_name() {
+        assert_eq!(name_of(IfIndex(1)).as_deref(), Some("lo"));
+        assert_eq!(name_of(IfIndex(i32::MAX.unsigned_abs())), None);
+    }
+}

@@ -1,0 +1,157 @@
+//! Attaches programs to interfaces and detaches them, on its own thread. All of these operations take `rtnl_lock`. With
+//! TCX, the kernel holds the lock for one RCU grace period per program (`tcx_entry_sync`, `include/net/tcx.h`), about
+//! 13 ms each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::mpsc::Sender;
+
+use aya::Ebpf;
+use netpol_common::{Endpoint, IfIndex};
+
+use super::attach::{self, AttachMode};
+use super::earlier;
+use super::flows::takeover::TakeOver;
+use super::pins::Pins;
+use super::program::Role;
+use crate::{Adopted, AttachError, InterfaceOutcome};
+use netpol_node::Netlink;
+use netpol_node::worker::{Outcomes, Worker};
+
+/// Owns the programs, and runs the jobs.
+pub(super) struct Attacher {
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: Pins,
+    pub(super) mode: AttachMode,
+    /// For packet counters only. Without it, the counters of the last snapshot are used.
+    pub(super) netlink: Option<Netlink>,
+    /// Interfaces that existed when the agent started.
+    pub(super) existed_at_start: BTreeSet<IfIndex>,
+    /// Takes over connections before programs are attached.
+    pub(super) take_over_before_attach: Option<TakeOver>,
+    /// Takes over connections that started between reading `nf_conntrack` and attaching.
+    pub(super) take_over_after_attach: Option<Sender<Endpoint>>,
+}
+
+/// A job for the attach thread.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Attaches the programs.
+    Attach {
+        /// The interface.
+        ifindex: IfIndex,
+        /// Its name in the last snapshot.
+        name: String,
+        /// The kind of programs.
+        role: Role,
+        /// The endpoint of a pod's interface, to take over its connections.
+        endpoint: Option<Endpoint>,
+    },
+    /// Detaches the programs.
+    Detach(IfIndex),
+    /// Returns those interfaces on which the programs do not run.
+    Verify(Vec<IfIndex>),
+}
+
+impl Attacher {
+    /// Replaces an earlier agent's programs by this agent's on every interface that runs them. Returns these interfaces
+    /// with their roles, and whether the replacement succeeded; if not, the old programs stay. If the index was reused by
+    /// a new interface, nothing is attached here, because the new interface may not belong to a pod.
+    pub(super) fn adopt(&mut self) -> BTreeMap<IfIndex, Adopted> {
+        let mut adopted = BTreeMap::new();
+        for ifindex in self.pins.interfaces() {
+            let role = self.pins.role(ifindex);
+            let name = attach::name_of(ifindex).filter(|_| self.runs(ifindex));
+            let replaced = name.is_some_and(|name| {
+                let outcome = self.attach(ifindex, &name, role);
+                if let Err(error) = &outcome {
+                    tracing::error!(%error, "cannot replace an earlier agent's programs; they stay in force; retrying");
+                }
+                outcome.is_ok()
+            });
+            adopted.insert(ifindex, Adopted { role, running: replaced });
+        }
+        adopted
+    }
+
+    /// Starts the attach thread.
+    pub(super) fn start(mut self) -> io::Result<(Worker<Job>, Outcomes<InterfaceOutcome>)> {
+        Worker::start("attach", "attaches programs to interfaces", move |job| self.work(job))
+    }
+
+    fn work(&mut self, job: Job) -> InterfaceOutcome {
+        match job {
+            Job::Attach { ifindex, name, role, endpoint } => {
+                // An interface that is older than the agent has connections, which must not be evaluated as new ones.
+                // A new interface has few, and reading the kernel's whole conntrack table first would delay its
+                // enforcement.
+                if let Some(endpoint) = endpoint.filter(|endpoint| self.existed_at_start.contains(&endpoint.ifindex)) {
+                    self.take_over(&endpoint);
+                }
+                let result = self.attach(ifindex, &name, role);
+                let packets = result.is_ok().then(|| self.packets(ifindex)).flatten();
+                if let (Ok(()), Some(endpoint), Some(later)) = (&result, &endpoint, &self.take_over_after_attach) {
+                    // If the thread has died, connections of new pods are evaluated by their next packets.
+                    let _ = later.send(*endpoint);
+                }
+                InterfaceOutcome::Attached { ifindex, result, packets }
+            }
+            // A job that does not attach usually means that attaching is over: free the list of connections.
+            Job::Detach(ifindex) => {
+                self.take_over_before_attach.iter_mut().for_each(TakeOver::drop_connections);
+                InterfaceOutcome::Detached { ifindex, result: attach::detach(&self.pins, ifindex).map(|_| ()) }
+            }
+            Job::Verify(mut ifindexes) => {
+                self.take_over_before_attach.iter_mut().for_each(TakeOver::drop_connections);
+                ifindexes.retain(|ifindex| !self.runs(*ifindex) && attach::name_of(*ifindex).is_some());
+                InterfaceOutcome::Missing(ifindexes)
+            }
+        }
+    }
+
+    fn take_over(&mut self, endpoint: &Endpoint) {
+        let Some(take_over) = &mut self.take_over_before_attach else { return };
+        match take_over.take_over_shared(endpoint) {
+            Ok(flows) => {
+                tracing::debug!(interface = %endpoint.ifindex, flows, "connections taken over from nf_conntrack");
+            }
+            // The thread that repeats this after attaching logs the error.
+            Err(error) => tracing::debug!(interface = %endpoint.ifindex, %error, "cannot read nf_conntrack"),
+        }
+    }
+
+    /// Returns the number of packets that an interface has received and sent.
+    fn packets(&mut self, ifindex: IfIndex) -> Option<u64> {
+        self.netlink.as_mut()?.packets(ifindex).unwrap_or_else(|error| {
+            tracing::debug!(interface = %ifindex, %error, "cannot read an interface's packet counters");
+            None
+        })
+    }
+
+    /// Attaches by name, as aya requires. Another interface may get the name meanwhile, so it is checked before and
+    /// after.
+    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Result<(), AttachError> {
+        let has_name = || attach::name_of(ifindex).is_some_and(|now| now == name);
+        let gone =
+            || AttachError { interface: name.to_owned(), message: "the interface was removed".to_owned(), gone: true };
+        if !has_name() {
+            return Err(gone());
+        }
+        earlier::adopt_qdisc(&self.pins, ifindex);
+        attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, name, role)?;
+        earlier::detach_old_programs(&self.pins, ifindex)?;
+        if !has_name() {
+            attach::detach(&self.pins, ifindex)?;
+            return Err(gone());
+        }
+        Ok(())
+    }
+
+    /// Returns whether the programs run on an interface, according to the kernel. On errors, returns true.
+    fn runs(&self, ifindex: IfIndex) -> bool {
+        attach::is_running(&self.pins, ifindex).unwrap_or_else(|error| {
+            tracing::debug!(interface = %ifindex, %error, "cannot query running programs; assuming that they run");
+            true
+        })
+    }
+}

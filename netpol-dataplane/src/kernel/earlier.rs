@@ -1,0 +1,64 @@
+//! Removes the pinned state of agents with another layout version. On each interface, their programs stay in force until
+//! this agent's programs are attached.
+
+use std::fs;
+
+use netpol_common::IfIndex;
+
+use super::attach::{detach, detach_tcx, name_of};
+use super::pins::{Pins, names};
+use super::program::Program;
+use super::uninstall::{Removed, remove_tree};
+use super::versions;
+use crate::AttachError;
+
+/// Returns the pins of other layout versions.
+fn others(pins: &Pins) -> Vec<Pins> {
+    let all = pins.root.parent().map(versions).unwrap_or_default();
+    all.into_iter().filter(|root| *root != pins.root).map(Pins::at).collect()
+}
+
+/// Takes over a qdisc that an agent with another layout version created. Its filters are then replaced in one step.
+pub(super) fn adopt_qdisc(pins: &Pins, ifindex: IfIndex) {
+    if others(pins).iter().any(|other| other.filter(ifindex).join("qdisc").exists()) {
+        // Without this mark, the qdisc is treated as another process's and is not removed.
+        let _ = fs::create_dir_all(pins.filter(ifindex).join("qdisc"));
+    }
+}
+
+/// Detaches the programs of other layout versions from an interface that has this agent's programs, and removes versions
+/// that no interface uses.
+pub(super) fn detach_old_programs(pins: &Pins, ifindex: IfIndex) -> Result<(), AttachError> {
+    let has_filters = pins.filter(ifindex).exists();
+    for other in others(pins) {
+        if has_filters {
+            // This agent's filters replaced the old ones.
+            detach_tcx(&other, ifindex, Program::ALL)?;
+            let mark = other.filter(ifindex);
+            for name in names(&mark) {
+                let _ = fs::remove_dir(mark.join(name));
+            }
+            let _ = fs::remove_dir(&mark);
+        } else {
+            detach(&other, ifindex)?;
+        }
+    }
+    clear(pins);
+    Ok(())
+}
+
+/// Removes versions that no existing interface uses.
+pub(super) fn clear(pins: &Pins) {
+    for other in others(pins) {
+        if other.interfaces().into_iter().all(|ifindex| name_of(ifindex).is_none()) {
+            let mut report = Removed::default();
+            remove_tree(&other.root, &mut report);
+            let (version, remains) = (other.root.display(), report.remains.join("; "));
+            if remains.is_empty() {
+                tracing::info!(%version, "removed the state of another layout version");
+            } else {
+                tracing::warn!(%version, remains, "cannot remove all state of another layout version; run netpol-agent uninstall");
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Flow tables of one address family: creates them, writes them into their slots, replaces and adopts them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::hash::Hash;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, MapInfo};
+use netpol_common::{FlowEntry, FlowKey, IfIndex, flow_state, flow_timeout, is_closed};
+
+use super::plan::{self, Need};
+use super::{Endpoints, calls};
+use crate::kernel::names::MapName;
+use crate::kernel::pins::{Pins, make, names, pin_error, unpin};
+use crate::kernel::{KernelError, load};
+use netpol_policy::text::error_chain;
+
+/// Suffix of the pin of a table that replaces another one.
+const NEXT: &str = "-next";
+
+/// The flow key of an address family, and its maps.
+pub(super) trait Family: Copy + Default + bytemuck::Pod + Eq + Hash + Send + Sync {
+    const TABLES: MapName;
+    const SHARED: MapName;
+    const PREFIX: &'static str;
+    /// Returns the key's interface and protocol.
+    fn interface_and_protocol(&self) -> (IfIndex, u8);
+}
+
+macro_rules! family {
+    ($address:ty, $tables:ident, $shared:ident, $prefix:literal) => {
+        impl Family for FlowKey<$address> {
+            const TABLES: MapName = MapName::$tables;
+            const SHARED: MapName = MapName::$shared;
+            const PREFIX: &'static str = $prefix;
+
+            fn interface_and_protocol(&self) -> (IfIndex, u8) {
+                (self.ifindex, self.protocol)
+            }
+        }
+    };
+}
+family!([u8; 4], FlowTablesV4, FlowsV4, "v4-");
+family!([u8; 16], FlowTablesV6, FlowsV6, "v6-");
+
+/// One endpoint's table.
+struct Table {
+    map: MapData,
+    size: u32,
+}
+
+/// The tables of one family.
+pub(super) struct Tables<K> {
+    /// `FLOW_TABLES_V4` or `_V6`.
+    slots: MapData,
+    /// Number of slots.
+    length: u32,
+    /// The table of endpoints that do not have their own yet.
+    shared: MapData,
+    /// Endpoints' own tables, by endpoint ID.
+    own: BTreeMap<u32, Table>,
+    directory: PathBuf,
+    /// Maximum size of all own tables together, in entries.
+    pub(super) budget: u32,
+    /// Minimum size of a table.
+    pub(super) floor: u32,
+    hz: u32,
+    key: std::marker::PhantomData<K>,
+}
+
+/// Returns the directory of the tables' pins.
+pub(super) fn directory(pins: &Pins) -> PathBuf {
+    pins.root.join("flows")
+}
+
+impl<K: Family> Tables<K> {
+    /// Opens pinned tables, and makes sure that each slot has a table: its own or the shared one. Call before programs
+    /// run.
+    pub(super) fn open(pins: &Pins, budget: u32, floor: u32, spare: &BTreeSet<u32>) -> Result<Self, KernelError> {
+        let open = |map: MapName| {
+            let path = pins.map(map);
+            MapData::from_pin(&path).map_err(|error| pin_error("open the map", &path, &error_chain(&error)))
+        };
+        let (slots, shared, directory) = (open(K::TABLES)?, open(K::SHARED)?, directory(pins));
+        let length = slots.info().map_or(0, |info| info.max_entries());
+        make(&directory)?;
+        let hz = load::frequency();
+        let mut tables = Self {
+            slots,
+            length,
+            shared,
+            own: BTreeMap::new(),
+            directory,
+            budget,
+            floor,
+            hz,
+            key: std::marker::PhantomData,
+        };
+        for name in names(&tables.directory) {
+            let Some(id) = name.strip_prefix(K::PREFIX) else { continue };
+            match id.parse::<u32>() {
+                Ok(id) if id < length => tables.adopt(id)?,
+                // An agent with a larger `--max-endpoints` left it.
+                Ok(_) => unpin(&tables.directory.join(&name))?,
+                // The pin of a replacement: see below.
+                Err(_) => {}
+            }
+        }
+        // Replacements that were not finished. `adopt` has completed those that were already in their slots.
+        for name in names(&tables.directory) {
+            if name.starts_with(K::PREFIX) && name.ends_with(NEXT) {
+                unpin(&tables.directory.join(name))?;
+            }
+        }
+        // If memory is short, the thread retries and logs the error.
+        let (made, _) = tables.make_missing(spare);
+        tables.own.extend(made);
+        tables.fill().map_err(|error| pin_error("write to the map", &pins.map(K::TABLES), &error))?;
+        Ok(tables)
+    }
+
+    fn pin(&self, id: u32) -> PathBuf {
+        self.directory.join(format!("{}{id}", K::PREFIX))
+    }
+
+    fn next_pin(&self, id: u32) -> PathBuf {
+        self.directory.join(format!("{}{id}{NEXT}", K::PREFIX))
+    }
+
+    /// Adopts an earlier agent's table. If that agent died while it replaced the table, completes the replacement.
+    fn adopt(&mut self, id: u32) -> Result<(), KernelError> {
+        let (pin, next) = (self.pin(id), self.next_pin(id));
+        let open = |path: &PathBuf| {
+            MapData::from_pin(path).map_err(|error| pin_error("open the map", path, &error_chain(&error)))
+        };
+        let mut map = open(&pin)?;
+        let is_next = |info: &MapInfo| calls::map_id(self.slots.fd().as_fd(), id).ok().flatten() == Some(info.id());
+        if MapInfo::from_pin(&next).is_ok_and(|info| is_next(&info)) {
+            let replacement = open(&next)?;
+            let found = calls::entries::<K, FlowEntry>(map.fd().as_fd()).unwrap_or_default();
+            insert(replacement.fd().as_fd(), found.into_iter());
+            fs::rename(&next, &pin).map_err(|error| pin_error("replace the map", &pin, &error))?;
+            map = replacement;
+        }
+        let size = map.info().map_or(0, |info| info.max_entries());
+        self.own.insert(id, Table { map, size });
+        Ok(())
+    }
+
+    /// Writes a table into each slot that does not have the right one.
+    fn fill(&self) -> io::Result<()> {
+        let id_of = |map: &MapData| map.info().map(|info| info.id()).map_err(io::Error::other);
+        let shared = id_of(&self.shared)?;
+        let mut wrong = Vec::new();
+        for index in 0..self.length {
+            let (wanted, map) = match self.own.get(&index) {
+                Some(table) => (id_of(&table.map)?, &table.map),
+                None => (shared, &self.shared),
+            };
+            if calls::map_id(self.slots.fd().as_fd(), index)? != Some(wanted) {
+                wrong.push((index, map.fd().as_fd()));
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { calls::set_maps(self.slots.fd().as_fd(), &wrong) }
+    }
+
+    /// Creates missing tables for these IDs. Copies the flows of interfaces that used the shared table.
+    pub(super) fn provide(&mut self, ids: &BTreeSet<u32>, endpoints: &Endpoints) -> io::Result<()> {
+        let (made, failed) = self.make_missing(ids);
+        self.swap(made, endpoints)?;
+        failed
+    }
+
+    /// Creates missing tables for these IDs, without writing them into slots.
+    fn make_missing(&self, ids: &BTreeSet<u32>) -> (BTreeMap<u32, Table>, io::Result<()>) {
+        let mut made = BTreeMap::new();
+        let mut failed = Ok(());
+        for id in ids.iter().filter(|id| **id < self.length && !self.own.contains_key(id)) {
+            let size = plan::first(self.budget, self.floor, self.own.len() + made.len());
+            let taken: u64 = self.own.values().chain(made.values()).map(|table: &Table| u64::from(table.size)).sum();
+            let size = if taken + u64::from(size) > u64::from(self.budget) { self.floor } else { size };
+            match Self::make(size, &self.pin(*id)) {
+                Ok(table) => {
+                    made.insert(*id, table);
+                }
+                Err(error) => failed = Err(error),
+            }
+        }
+        (made, failed)
+    }
+
+    /// Replaces tables by tables of these sizes, and copies their flows.
+    pub(super) fn resize(&mut self, changes: &[(u32, u32)], endpoints: &Endpoints) -> io::Result<()> {
+        for (id, size) in changes {
+            let table = Self::make(*size, &self.next_pin(*id))?;
+            self.swap(BTreeMap::from([(*id, table)]), endpoints)?;
+            fs::rename(self.next_pin(*id), self.pin(*id))?;
+        }
+        Ok(())
+    }
+
+    fn make(size: u32, pin: &Path) -> io::Result<Table> {
+        let map = calls::create_lru_hash::<K, FlowEntry>(size, "netpol_flows")?;
+        let map = MapData::from_fd(map).map_err(io::Error::other)?;
+        unpin(pin).map_err(io::Error::other)?;
+        map.pin(pin).map_err(io::Error::other)?;
+        Ok(Table { map, size })
+    }
+
+    /// Writes tables into their slots, and copies the flows of the previous tables. Programs keep running. Flows that they
+    /// record in an old table are copied too, until no program uses that table. This includes flows of endpoints that are
+    /// attached meanwhile.
+    fn swap(&mut self, made: BTreeMap<u32, Table>, endpoints: &Endpoints) -> io::Result<()> {
+        if made.is_empty() {
+            return Ok(());
+        }
+        let is_first = made.keys().any(|id| !self.own.contains_key(id));
+        let shared = is_first.then_some(&self.shared);
+        let old: Vec<&MapData> = made.keys().filter_map(|id| Some(&self.own.get(id)?.map)).chain(shared).collect();
+        let mut copied = HashSet::new();
+        let mut copy = || -> io::Result<()> {
+            let now = jiffies(self.hz);
+            let used = endpoints.by_id();
+            let by_interface: HashMap<IfIndex, u32> =
+                made.keys().filter_map(|id| Some((*used.get(id)?, *id))).collect();
+            if by_interface.is_empty() {
+                return Ok(());
+            }
+            for map in &old {
+                let mut found: Vec<(K, FlowEntry)> = calls::entries::<K, FlowEntry>(map.fd().as_fd())?
+                    .into_iter()
+                    .filter(|(key, entry)| {
+                        by_interface.contains_key(&key.interface_and_protocol().0)
+                            && idle(entry, now, self.hz) < timeout_of(key, entry, self.hz)
+                            && copied.insert(*key)
+                    })
+                    .collect();
+                // If the new table is smaller, flows that are inserted later evict earlier ones. So insert established and
+                // recently used flows last.
+                found.sort_by_key(|(key, entry)| (is_established(key, entry), entry.last_used.wrapping_sub(now)));
+                for (key, entry) in found {
+                    let Some(table) = by_interface.get(&key.interface_and_protocol().0).and_then(|id| made.get(id))
+                    else {
+                        continue;
+                    };
+                    insert(table.map.fd().as_fd(), std::iter::once((key, entry)));
+                }
+            }
+            Ok(())
+        };
+        copy()?;
+        let slots: Vec<(u32, BorrowedFd<'_>)> = made.iter().map(|(id, table)| (*id, table.map.fd().as_fd())).collect();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| calls::set_maps(self.slots.fd().as_fd(), &slots));
+            while !writer.is_finished() {
+                copy()?;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            writer.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes flow tables died")))
+        })?;
+        copy()?;
+        self.own.extend(made);
+        Ok(())
+    }
+
+    /// Returns the size and the flows of each table.
+    pub(super) fn needs(&self, used: &BTreeMap<u32, IfIndex>) -> io::Result<BTreeMap<u32, Need>> {
+        let now = jiffies(self.hz);
+        let mut needs = BTreeMap::new();
+        for (id, table) in &self.own {
+            let mut need = Need { size: table.size, ..Need::default() };
+            if let Some(ifindex) = used.get(id) {
+                for (key, entry) in calls::entries::<K, FlowEntry>(table.map.fd().as_fd())? {
+                    if key.interface_and_protocol().0 == *ifindex
+                        && idle(&entry, now, self.hz) < sizing_timeout_of(&key, &entry, self.hz)
+                    {
+                        need.alive += 1;
+                        need.established += u32::from(is_established(&key, &entry));
+                    }
+                }
+            }
+            needs.insert(*id, need);
+        }
+        Ok(needs)
+    }
+
+    /// Returns the size of an endpoint's table.
+    pub(super) fn size(&self, id: u32) -> Option<u32> {
+        Some(self.own.get(&id)?.size)
+    }
+}
+
+/// Inserts flows. An existing flow is newer, and is not replaced.
+fn insert<K: Family>(map: BorrowedFd<'_>, entries: impl Iterator<Item = (K, FlowEntry)>) {
+    for (key, entry) in entries {
+        // If it fails, the flow is evaluated again at its next packet.
+        let _ = calls::update(map, &key, &entry, calls::NOEXIST);
+    }
+}
+
+/// Returns the kernel's jiffies, as flow entries have them. They start 5 minutes before their low 32 bits wrap around,
+/// and advance with the monotonic clock. Source: `INITIAL_JIFFIES`, `include/linux/jiffies.h`.
+#[expect(clippy::cast_possible_truncation, reason = "the low 32 bits")]
+pub(super) fn jiffies(hz: u32) -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a local variable; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let ticks = now.tv_sec.unsigned_abs() * u64::from(hz) + now.tv_nsec.unsigned_abs() * u64::from(hz) / 1_000_000_000;
+    (ticks as u32).wrapping_sub(300 * hz)
+}
+
+/// Maximum difference in seconds between the kernel's jiffies and [`jiffies`].
+pub(super) const SLACK: u32 = 2;
+
+/// Returns the jiffies since the last packet, plus [`SLACK`].
+fn idle(entry: &FlowEntry, now: u32, hz: u32) -> u32 {
+    now.wrapping_sub(entry.last_used).wrapping_add(SLACK * hz)
+}
+
+/// Returns the idle jiffies after which programs ignore a flow.
+fn timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
+    (flow_timeout::of(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
+}
+
+/// Returns the idle jiffies after which a flow does not count for the table's size.
+fn sizing_timeout_of<K: Family>(key: &K, entry: &FlowEntry, hz: u32) -> u32 {
+    (flow_timeout::before_eviction(key.interface_and_protocol().1, entry.state) + 2 * SLACK) * hz
+}
+
+fn is_established<K: Family>(key: &K, entry: &FlowEntry) -> bool {
+    entry.state & flow_state::REPLIED != 0 && !is_closed(key.interface_and_protocol().1, entry.state)
+}

@@ -1,0 +1,260 @@
+//! Takes over connections that started before programs were attached to a pod's interface: converts `nf_conntrack` entries
+//! into flows.
+//!
+//! The first packet that a program sees after it is attached may be a reply. By itself, it would be denied, or allowed
+//! in the wrong direction. The flows are written with version 0, which no endpoint has. So the first packet of each
+//! is evaluated in the initiator's direction, by the current policies.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use aya::maps::MapData;
+use netpol_common::{Direction, Endpoint, EndpointVersion, FlowEntry, FlowKey, flow_state, protocol};
+
+use super::calls;
+use super::conntrack::{Connection, Conntrack, Tuple};
+use super::table::{Family, SLACK, directory, jiffies};
+use crate::kernel::load;
+use crate::kernel::maps::Maps;
+use crate::kernel::pins::Pins;
+
+/// Endpoints that are attached within this time are processed together.
+const BATCH_TIME: Duration = Duration::from_millis(20);
+
+/// Connections that were read within this time are used for the next endpoint, too.
+const MAX_AGE: Duration = Duration::from_millis(100);
+
+/// Writes flows for the connections of endpoints.
+pub(in crate::kernel) struct TakeOver {
+    conntrack: Conntrack,
+    /// All connections, and when they were read.
+    connections: Option<(Instant, Vec<Connection>)>,
+    maps: Maps,
+    pins: Pins,
+    hz: u32,
+}
+
+impl TakeOver {
+    pub(in crate::kernel) fn open(pins: &Pins) -> io::Result<Self> {
+        let maps = Maps::open(pins).map_err(io::Error::other)?;
+        Ok(Self { conntrack: Conntrack::open()?, connections: None, maps, pins: pins.clone(), hz: load::frequency() })
+    }
+
+    /// Takes over the connections of these endpoints. Returns the number of flows written.
+    pub(in crate::kernel) fn take_over(&mut self, endpoints: &[Endpoint]) -> io::Result<usize> {
+        let addresses: Vec<IpAddr> = endpoints.iter().flat_map(addresses).collect();
+        if addresses.is_empty() {
+            return Ok(0);
+        }
+        let connections = self.conntrack.of(&addresses)?;
+        Ok(self.write_flows(endpoints, &connections))
+    }
+
+    /// Takes over the connections of an endpoint before its programs are attached. If endpoints are attached one after the
+    /// other, all connections are read once for them, because reading the kernel's table takes 10 ms or more.
+    pub(in crate::kernel) fn take_over_shared(&mut self, endpoint: &Endpoint) -> io::Result<usize> {
+        let recent = self.connections.take().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE);
+        let connections = if let Some(connections) = recent {
+            connections
+        } else {
+            let all = self.conntrack.all()?;
+            (Instant::now(), all)
+        };
+        let count = self.write_flows(std::slice::from_ref(endpoint), &connections.1);
+        self.connections = Some(connections);
+        Ok(count)
+    }
+
+    /// Frees the memory of the connections that were read.
+    pub(in crate::kernel) fn drop_connections(&mut self) {
+        self.connections = None;
+    }
+
+    fn write_flows(&self, endpoints: &[Endpoint], connections: &[Connection]) -> usize {
+        let by_address: HashMap<IpAddr, &Endpoint> = endpoints
+            .iter()
+            .flat_map(|endpoint| addresses(endpoint).into_iter().map(move |address| (address, endpoint)))
+            .collect();
+        let mut tables = HashMap::new();
+        // Subtracts the clocks' maximum difference: a time in the future would be read as one long ago, and the flow would
+        // have timed out.
+        let now = jiffies(self.hz).wrapping_sub(SLACK * self.hz);
+        let mut count = 0;
+        for connection in connections {
+            for side in sides(connection, |address| self.maps.is_local_node(address)) {
+                let Some(endpoint) = by_address.get(&side.pod) else { continue };
+                let entry = FlowEntry {
+                    version: EndpointVersion(0),
+                    last_used: now,
+                    initiator: side.initiator as u8,
+                    state: side.state,
+                    remote_endpoint: 0,
+                };
+                let written = match (side.pod, side.remote) {
+                    (IpAddr::V4(pod), IpAddr::V4(remote)) => {
+                        let key = side.key(endpoint, pod.octets(), remote.octets());
+                        self.write(&mut tables, endpoint.id, &key, &entry)
+                    }
+                    (IpAddr::V6(pod), IpAddr::V6(remote)) => {
+                        let key = side.key(endpoint, pod.octets(), remote.octets());
+                        self.write(&mut tables, endpoint.id, &key, &entry)
+                    }
+                    _ => continue,
+                };
+                count += usize::from(written);
+            }
+        }
+        count
+    }
+
+    /// Writes a flow. An existing flow is newer, and is not replaced.
+    fn write<K: Family>(
+        &self,
+        tables: &mut HashMap<(u32, &'static str), Option<MapData>>,
+        id: u32,
+        key: &K,
+        entry: &FlowEntry,
+    ) -> bool {
+        let table = tables.entry((id, K::PREFIX)).or_insert_with(|| {
+            let own = MapData::from_pin(directory(&self.pins).join(format!("{}{id}", K::PREFIX)));
+            own.or_else(|_| MapData::from_pin(self.pins.map(K::SHARED))).ok()
+        });
+        table.as_ref().is_some_and(|map| calls::update(map.fd().as_fd(), key, entry, calls::NOEXIST).is_ok())
+    }
+}
+
+/// Starts a thread that takes over the connections of the endpoints that it receives. Reading the kernel's table may take
+/// long.
+pub(in crate::kernel) fn start(mut work: TakeOver) -> io::Result<Sender<Endpoint>> {
+    let (sender, endpoints_received) = mpsc::channel();
+    std::thread::Builder::new().name("take-over".to_owned()).spawn(move || run(&mut work, &endpoints_received))?;
+    Ok(sender)
+}
+
+fn run(work: &mut TakeOver, endpoints_received: &Receiver<Endpoint>) {
+    let mut failed = false;
+    while let Ok(first) = endpoints_received.recv() {
+        std::thread::sleep(BATCH_TIME);
+        let endpoints: Vec<Endpoint> = std::iter::once(first).chain(endpoints_received.try_iter()).collect();
+        match work.take_over(&endpoints) {
+            Ok(flows) => {
+                tracing::debug!(endpoints = endpoints.len(), flows, "connections taken over from nf_conntrack");
+            }
+            Err(error) if !std::mem::replace(&mut failed, true) => {
+                tracing::warn!(%error, "cannot read nf_conntrack; replies of connections older than the pod's \
+                    enforcement may be denied");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
+    let v4 = (endpoint.address_v4 != [0; 4]).then(|| IpAddr::from(endpoint.address_v4));
+    let v6 = (endpoint.address_v6 != [0; 16]).then(|| IpAddr::from(endpoint.address_v6));
+    v4.into_iter().chain(v6).collect()
+}
+
+/// One end of a connection: the addresses and ports that its packets have at this end's veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Side {
+    pod: IpAddr,
+    remote: IpAddr,
+    pod_port: [u8; 2],
+    remote_port: [u8; 2],
+    protocol: u8,
+    initiator: Direction,
+    state: u8,
+}
+
+impl Side {
+    fn key<A>(&self, endpoint: &Endpoint, pod_address: A, remote_address: A) -> FlowKey<A> {
+        FlowKey {
+            ifindex: endpoint.ifindex,
+            pod_address,
+            remote_address,
+            pod_port: self.pod_port,
+            remote_port: self.remote_port,
+            protocol: self.protocol,
+            zero: [0; 3],
+        }
+    }
+}
+
+/// Returns both ends: at the initiating pod's veth, packets are pre-DNAT; at the other pod's veth, post-DNAT.
+fn sides(connection: &Connection, is_local_node: impl Fn(IpAddr) -> bool) -> [Side; 2] {
+    let Connection { original, reply, state } = connection;
+    let side = |tuple: &Tuple, initiator: Direction, state: u8| {
+        // For ICMP echo, the remote port is 1 if the remote sends the requests.
+        let is_echo = matches!(tuple.protocol, protocol::ICMP | protocol::ICMPV6);
+        let remote_requests = [0, u8::from(initiator == Direction::Ingress)];
+        Side {
+            pod: tuple.source,
+            remote: tuple.destination,
+            pod_port: tuple.source_port,
+            remote_port: if is_echo { remote_requests } else { tuple.destination_port },
+            protocol: tuple.protocol,
+            initiator,
+            state,
+        }
+    };
+    let origin = if original.source == reply.source {
+        flow_state::HAIRPIN
+    } else if is_local_node(original.source) {
+        flow_state::FROM_NODE
+    } else {
+        0
+    };
+    [side(original, Direction::Egress, *state), side(reply, Direction::Ingress, *state | origin)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuple(source: &str, destination: &str, ports: [u16; 2]) -> Tuple {
+        let [source_port, destination_port] = ports.map(u16::to_be_bytes);
+        let address = |text: &str| text.parse().expect("invalid address");
+        Tuple {
+            source: address(source),
+            destination: address(destination),
+            protocol: protocol::TCP,
+            source_port,
+            destination_port,
+        }
+    }
+
+    /// Returns pod, remote address, remote port and the state bits of the origin.
+    fn fields_of(side: Side) -> (String, String, u16, u8) {
+        (side.pod.to_string(), side.remote.to_string(), u16::from_be_bytes(side.remote_port), side.state)
+    }
+
+    #[test]
+    fn each_end_has_the_addresses_and_ports_of_its_own_packets() {
+        let of = |original: Tuple, reply: Tuple| {
+            let connection = Connection { original, reply, state: 0 };
+            let is_node = |address: IpAddr| address == IpAddr::from([192, 0, 2, 1]);
+            sides(&connection, is_node).map(fields_of)
+        };
+        // Through a Service: the client's packets have the Service's address, the server's have the client's.
+        let [client, server] =
+            of(tuple("10.0.0.5", "10.96.0.1", [4000, 443]), tuple("10.0.0.9", "10.0.0.5", [6443, 4000]));
+        assert_eq!(client, ("10.0.0.5".into(), "10.96.0.1".into(), 443, 0));
+        assert_eq!(server, ("10.0.0.9".into(), "10.0.0.5".into(), 4000, 0));
+        // From outside, masqueraded: the server sees the node's address and port, but the node did not start the
+        // connection.
+        let [_, server] =
+            of(tuple("203.0.113.7", "192.0.2.1", [5000, 30_080]), tuple("10.0.0.9", "192.0.2.1", [80, 61_000]));
+        assert_eq!(server, ("10.0.0.9".into(), "192.0.2.1".into(), 61_000, 0));
+        // A probe from the node.
+        let [_, server] = of(tuple("192.0.2.1", "10.0.0.9", [5000, 80]), tuple("10.0.0.9", "192.0.2.1", [80, 5000]));
+        assert_eq!(server.3, flow_state::FROM_NODE);
+        // Hairpin traffic.
+        let [_, server] = of(tuple("10.0.0.9", "10.96.0.1", [5000, 80]), tuple("10.0.0.9", "192.0.2.1", [80, 61_001]));
+        assert_eq!(server.3, flow_state::HAIRPIN);
+    }
+}

@@ -1,0 +1,175 @@
+//! Loads the BPF object into the pinned maps, or into new ones.
+
+use aya::maps::{Array, Map, MapData};
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use netpol_common::DENIAL_KEY_WORDS;
+
+use super::attach::program;
+use super::maps::pinned_capacity;
+use super::names::{Capacities, MapName};
+use super::pins::{Pins, make, pin_error, unpin};
+use super::program::Program;
+use super::{KernelError, Raw, resize};
+use netpol_policy::text::error_chain;
+
+/// Number of lines at the end of the verifier's log that are shown.
+const LOG_LINES: usize = 30;
+
+/// Loads and pins the programs. Returns the capacities in use. If `wanted` differs from the size of a pinned map, the
+/// map is resized if its entries fit; else all maps keep their sizes. Call [`take_over`](super::resize::take_over) for
+/// resized maps once the programs use them.
+pub(super) fn load(object: &[u8], pins: Pins, wanted: &Capacities) -> Result<(Ebpf, Pins, Capacities), KernelError> {
+    pins.make()?;
+    resize::discard(&pins)?;
+    let (changed, pinned) = compare(&pins, wanted);
+    if !changed.is_empty() {
+        match resized(object, &pins, &changed, wanted) {
+            Ok(loaded) => return pin_programs(loaded),
+            Err(error) => {
+                let maps = resize::listed(&changed);
+                tracing::error!(%error, maps, "cannot resize maps in use; all maps keep their old sizes");
+                resize::discard(&pins)?;
+            }
+        }
+    }
+    let ebpf = load_programs(object, &pins, &pinned)?;
+    pin_programs((ebpf, pins, pinned))
+}
+
+type Loaded = (Ebpf, Pins, Capacities);
+
+fn resized(object: &[u8], old: &Pins, changed: &[MapName], wanted: &Capacities) -> Result<Loaded, KernelError> {
+    make(&old.resize())?;
+    let new = Pins { resized: changed.iter().copied().collect(), ..old.clone() };
+    let ebpf = load_programs(object, &new, wanted)?;
+    resize::copy(old, &new, wanted)?;
+    Ok((ebpf, new, *wanted))
+}
+
+fn load_programs(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<Ebpf, KernelError> {
+    let mut ebpf = loader(pins, capacities, frequency()).load(object).map_err(|error| load_error(&error))?;
+    for of in Program::ALL {
+        program(&mut ebpf, of).map_err(KernelError::Object)?;
+    }
+    verify(&mut ebpf)?;
+    Ok(ebpf)
+}
+
+/// Loads the programs in parallel. The verifier takes most of the agent's start time, and uses one CPU per program.
+fn verify(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    let wanted = Program::ALL.map(Program::name);
+    std::thread::scope(|scope| {
+        let programs = ebpf.programs_mut().filter(|(name, _)| wanted.contains(name));
+        let loads: Vec<_> = programs
+            .map(|(_, program)| {
+                scope.spawn(|| {
+                    let program: &mut SchedClassifier =
+                        program.try_into().map_err(|error: ProgramError| load_error(&error))?;
+                    program.load().map_err(|error| load_error(&error))
+                })
+            })
+            .collect();
+        let died = |_| Err(KernelError::Load("the thread that loads a program died".to_owned()));
+        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(died))
+    })
+}
+
+fn pin_programs((mut ebpf, pins, capacities): Loaded) -> Result<Loaded, KernelError> {
+    for of in Program::ALL {
+        let pin = pins.programs().join(of.name());
+        unpin(&pin)?;
+        let program = program(&mut ebpf, of).map_err(KernelError::Object)?;
+        program.pin(&pin).map_err(|error| pin_error("pin the program at", &pin, &error_chain(&error)))?;
+    }
+    Ok((ebpf, pins, capacities))
+}
+
+fn loader<'a>(pins: &Pins, capacities: &Capacities, hz: u32) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    // The programs read no kernel structures. Parsing the kernel's BTF would take most of the start time.
+    loader.btf(None);
+    for &map in MapName::ALL {
+        loader.map_max_entries(map.name(), capacities.entries(map));
+        loader.map_pin_path(map.name(), pins.map(map));
+    }
+    for (global, value) in
+        [("ENDPOINT_MASK", capacities.endpoints - 1), ("DENIAL_MASK", capacities.denials - 1), ("HZ", hz)]
+    {
+        loader.override_global(global, Box::leak(Box::new(value)) as &u32, true);
+    }
+    loader.override_global("DENIAL_KEY", Box::leak(Box::new(random())) as &[u32; DENIAL_KEY_WORDS], true);
+    loader
+}
+
+/// Returns a random key that pods cannot guess. Each agent has its own. Entries of an earlier agent in `DENIALS` expire
+/// within a second.
+fn random() -> [u32; DENIAL_KEY_WORDS] {
+    let mut key = [0; DENIAL_KEY_WORDS];
+    // SAFETY: the buffer is `key`'s own. Reads of up to 256 bytes are complete and not interrupted: getrandom(2).
+    let read = unsafe { libc::getrandom(key.as_mut_ptr().cast(), size_of_val(&key), 0) };
+    if usize::try_from(read) != Ok(size_of_val(&key)) {
+        tracing::warn!(
+            error = %std::io::Error::last_os_error(),
+            "getrandom failed; a pod may be able to suppress deny events of its packets"
+        );
+    }
+    key
+}
+
+fn load_error(error: &(dyn std::error::Error + 'static)) -> KernelError {
+    // The verifier's log ends with the error.
+    let text = error_chain(error);
+    let lines: Vec<&str> = text.lines().collect();
+    KernelError::Load(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
+}
+
+/// Returns the pinned maps that do not have the wanted sizes, and the current capacities. For maps that are not pinned,
+/// these are the wanted ones.
+fn compare(pins: &Pins, wanted: &Capacities) -> (Vec<MapName>, Capacities) {
+    let mut capacities = *wanted;
+    let mut changed = Vec::new();
+    for &map in MapName::ALL {
+        let Some(pinned) = pinned_capacity(pins, map) else { continue };
+        capacities.set(map, pinned);
+        if pinned != wanted.of(map) {
+            changed.push(map);
+        }
+    }
+    // The index of an endpoint depends on both maps.
+    if changed.contains(&MapName::Endpoints) != changed.contains(&MapName::EndpointsOverflow) {
+        changed.retain(|map| !matches!(map, MapName::Endpoints | MapName::EndpointsOverflow));
+        changed.extend([MapName::Endpoints, MapName::EndpointsOverflow]);
+    }
+    (changed, capacities)
+}
+
+/// Returns the kernel's jiffies per second (`CONFIG_HZ`), from the resolution of its coarse clocks. Source:
+/// `posix_get_coarse_res`, `kernel/time/posix-timers.c`.
+pub(super) fn frequency() -> u32 {
+    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `tick` is a local variable; the clock exists since Linux 2.6.32.
+    let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    match u32::try_from(tick.tv_nsec) {
+        Ok(nanoseconds @ 1..) if result == 0 => (1_000_000_000 + nanoseconds / 2) / nanoseconds,
+        _ => {
+            tracing::warn!("cannot read the resolution of the kernel's clock; flow timeouts assume 250 Hz");
+            250
+        }
+    }
+}
+
+/// Opens or creates `META`, which stores the agent's own data. Element 0: the highest version of any endpoint.
+pub(super) fn meta(pins: &Pins) -> Result<Array<MapData, Raw<u32>>, KernelError> {
+    let path = pins.root.join("META");
+    let failed = |verb, error: &(dyn std::error::Error + 'static)| pin_error(verb, &path, &error_chain(error));
+    if !path.exists() {
+        let map = Array::<MapData, Raw<u32>>::create(1, 0).map_err(|error| failed("create the map", &error))?;
+        map.pin(&path).map_err(|error| failed("pin the map at", &error))?;
+    }
+    let map = MapData::from_pin(&path)
+        .and_then(Map::from_map_data)
+        .and_then(Array::try_from)
+        .map_err(|error| failed("open the map", &error))?;
+    Ok(map)
+}

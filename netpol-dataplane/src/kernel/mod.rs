@@ -1,0 +1,395 @@
+//! The data plane in the kernel: BPF maps and programs. They are loaded once and pinned, and the next agent adopts them.
+
+mod attach;
+mod attacher;
+mod diagnostics;
+mod earlier;
+mod flows;
+mod foreign;
+mod load;
+mod maps;
+mod names;
+mod pins;
+mod program;
+mod query;
+mod resize;
+mod ring;
+mod status;
+mod uninstall;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, MapData};
+use netpol_common::{
+    Counters, Direction, Endpoint, EndpointVersion, IfIndex, MAX_ENDPOINT_ID, TunnelScope, TunnelWord, event_budget,
+};
+use netpol_policy::tables::Change;
+use thiserror::Error;
+
+use super::migration::Snapshot;
+use super::{Adopted, AttachError, Dataplane, InterfaceOutcome, WriteError};
+use crate::bpf_object::ObjectError;
+use netpol_node::worker::{Outcomes, Worker};
+use netpol_node::{Netlink, TunnelEndpoints};
+
+pub use attach::AttachMode;
+use attacher::{Attacher, Job};
+pub use aya::util::KernelVersion;
+use flows::FlowTables;
+pub use flows::SHARED_TABLE_DIVISOR;
+use flows::takeover::{self, TakeOver};
+pub use foreign::{ForeignProgram, ForeignPrograms, Order};
+use maps::{Maps, Raw, check_delete, check_write, write_error};
+pub use names::{Capacities, MapName};
+use pins::Pins;
+pub use pins::{Lock, Mounts};
+pub use program::Role;
+pub use ring::RingReader;
+pub use status::{EndpointStatus, Status, StatusError, read_status};
+pub use uninstall::{Removed, uninstall};
+
+/// Why the kernel data plane cannot start or stop.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// The BPF object was not found.
+    #[error(transparent)]
+    NoObject(#[from] ObjectError),
+    /// The BPF object does not match this agent.
+    #[error("{0}; the agent and its BPF object must come from the same `cargo xtask build`")]
+    Object(String),
+    /// The kernel rejected a program or a map.
+    #[error(
+        "the kernel rejects the BPF object: {0}\nnetpol needs Linux 5.10, and memory for its maps (smaller ones: see --max-…); \
+         `cargo xtask doctor` shows what is missing"
+    )]
+    Load(String),
+    /// A pinned object cannot be used.
+    #[error("cannot {verb} {path}: {message}")]
+    Pin {
+        /// The operation that failed.
+        verb: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// The reason.
+        message: String,
+    },
+    /// The pin path is not on a BPF filesystem.
+    #[error("{path} is not on a BPF filesystem: {message}")]
+    NoBpffs {
+        /// The pin path.
+        path: PathBuf,
+        /// The next step.
+        message: String,
+    },
+    /// Another agent is running.
+    #[error("another netpol-agent runs on {0}; stop it, or choose another --pin-path")]
+    Locked(PathBuf),
+    /// The attach thread cannot be started.
+    #[error("cannot start a thread: {0}; raise the agent's pids limit")]
+    Thread(#[source] std::io::Error),
+    /// A table cannot be read.
+    #[error(transparent)]
+    Table(#[from] WriteError),
+}
+
+/// Options for starting the data plane.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// Directory in which maps and links are pinned.
+    pub pin_path: PathBuf,
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// Sizes of new maps.
+    pub capacities: Capacities,
+}
+
+/// The BPF data plane of this node.
+pub struct Kernel {
+    attacher: Worker<Job>,
+    /// See [`Dataplane::adopted`].
+    adopted: BTreeMap<IfIndex, Adopted>,
+    maps: Maps,
+    meta: Array<MapData, Raw<u32>>,
+    pins: Pins,
+    capacities: Capacities,
+    flows: FlowTables,
+    /// The ids of this agent's programs.
+    programs: Vec<u32>,
+    /// The interface that uses each slot of `ENDPOINTS`.
+    slots: HashMap<u32, IfIndex>,
+    last_version: u32,
+}
+
+impl Kernel {
+    /// Loads the object, adopts what is pinned, and replaces the programs of existing links. If the pinned maps have
+    /// other sizes than requested, maps of the new sizes replace them, with all of their entries. The results of later
+    /// operations on interfaces arrive through the returned `Outcomes`.
+    ///
+    /// # Errors
+    /// If the kernel rejects a program or a map. The previous state stays enforced.
+    pub fn start(object: &[u8], options: &KernelOptions) -> Result<(Self, Outcomes<InterfaceOutcome>), KernelError> {
+        let (mut ebpf, mut pins, capacities) = load::load(object, Pins::new(&options.pin_path), &options.capacities)?;
+        let maps = Maps::open(&pins)?;
+        let meta = load::meta(&pins)?;
+        let endpoints = maps.read_endpoints()?;
+        let mask = capacities.endpoints - 1;
+        let mut slots = HashMap::new();
+        for (ifindex, _) in
+            endpoints.iter().filter(|(ifindex, _)| maps.slot_holder(ifindex.0 & mask) == Some(**ifindex))
+        {
+            slots.insert(ifindex.0 & mask, *ifindex);
+        }
+        let stored = meta.get(&0, 0).map_or(0, |Raw(version)| version);
+        let highest = endpoints.values().map(|endpoint| endpoint.version.0).max().unwrap_or(0);
+        let last_version = stored.max(highest);
+        diagnostics::forward(&mut ebpf);
+        let programs = attach::ids(&mut ebpf);
+        let ids = endpoints.iter().map(|(ifindex, endpoint)| (*ifindex, endpoint.id)).collect();
+        let flow_tables = flows::open(&pins, &capacities, &ids)?;
+        let mut attacher = Attacher {
+            ebpf,
+            pins: pins.clone(),
+            mode: options.attach,
+            netlink: Netlink::open().ok(),
+            existed_at_start: attach::interfaces(),
+            take_over_before_attach: None,
+            take_over_after_attach: None,
+        };
+        let adopted = attacher.adopt();
+        earlier::clear(&pins);
+        resize::take_over(&mut pins)?;
+        let flows = flow_tables.start(Maps::open(&pins)?, &ids).map_err(KernelError::Thread)?;
+        match TakeOver::open(&pins).and_then(|first| Ok((first, takeover::start(TakeOver::open(&pins)?)?))) {
+            Ok((first, later)) => {
+                (attacher.take_over_before_attach, attacher.take_over_after_attach) = (Some(first), Some(later));
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "cannot take over connections from nf_conntrack; replies of existing connections may be denied"
+                );
+            }
+        }
+        let (attacher, outcomes) = attacher.start().map_err(KernelError::Thread)?;
+        Ok((Self { attacher, adopted, maps, meta, pins, capacities, flows, programs, slots, last_version }, outcomes))
+    }
+
+    /// Reads the content of all tables.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, WriteError> {
+        self.maps.snapshot()
+    }
+
+    /// Returns the capacities in use.
+    pub fn capacities(&self) -> &Capacities {
+        &self.capacities
+    }
+
+    /// Returns a handle that finds programs of other software.
+    pub fn foreign(&self) -> ForeignPrograms {
+        ForeignPrograms { pins: self.pins.clone(), own: self.programs.clone() }
+    }
+
+    /// Opens the ring buffer of denied packets.
+    ///
+    /// # Errors
+    /// If it cannot be mapped.
+    pub fn events(&self) -> Result<RingReader, KernelError> {
+        RingReader::open(&self.pins)
+    }
+
+    /// Opens a separate reader of counters, so that metrics do not wait for the reconciler.
+    ///
+    /// # Errors
+    /// If the maps cannot be opened.
+    pub fn counters(&self) -> Result<CounterReader, KernelError> {
+        Ok(CounterReader { maps: Maps::open(&self.pins)? })
+    }
+}
+
+/// Reads the counters of the programs.
+pub struct CounterReader {
+    maps: Maps,
+}
+
+impl CounterReader {
+    /// Returns the packets of an endpoint in one direction.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn packets(&self, id: u32, direction: Direction) -> Result<Counters, WriteError> {
+        self.maps.counted(id * 2 + direction as u32)
+    }
+
+    /// Returns the number of denied packets without an event, for one budget: see [`netpol_common::event_budget`].
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn suppressed(&self, id: u32, direction: Direction) -> Result<u64, WriteError> {
+        let budget = self.maps.event_budgets.get(&event_budget(id, direction), 0);
+        Ok(budget.map_err(|error| write_error(MapName::EventBudgets, error))?.0.suppressed)
+    }
+
+    /// Returns the number of events that did not fit into the ring buffer.
+    pub fn lost_events(&self) -> u64 {
+        self.maps.lost_events.get(&0, 0).map_or(0, |per_cpu| per_cpu.iter().sum())
+    }
+}
+
+impl Maps {
+    /// Removes the endpoint ID of an interface, unless another interface uses the ID now.
+    fn remove_endpoint_id(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        let Some(endpoint) = self.endpoint(ifindex) else { return Ok(()) };
+        if self.endpoint_ids.get(&endpoint.id, 0).ok() == Some(ifindex.0) {
+            check_write(MapName::EndpointIds, self.endpoint_ids.set(endpoint.id, 0, 0))?;
+        }
+        Ok(())
+    }
+
+    /// Writes an endpoint to a slot. A packet between the two writes is evaluated by the new policy but recorded with
+    /// the old version. So it is evaluated again.
+    fn set_endpoint(&mut self, index: u32, endpoint: &Endpoint) -> Result<(), WriteError> {
+        let before = self.endpoints.get(&index, 0).ok().filter(|Raw(before)| before.ifindex == endpoint.ifindex);
+        if let Some(Raw(before)) = before {
+            let body = Endpoint { version: before.version, ..*endpoint };
+            check_write(MapName::Endpoints, self.endpoints.set(index, Raw(body), 0))?;
+        }
+        check_write(MapName::Endpoints, self.endpoints.set(index, Raw(*endpoint), 0))
+    }
+
+    fn clear_endpoint(&mut self, index: u32) -> Result<(), WriteError> {
+        check_write(MapName::Endpoints, self.endpoints.set(index, Raw(Endpoint::default()), 0))
+    }
+
+    /// Writes an endpoint that cannot use its slot, since another interface uses it. Its index is the number of regular
+    /// slots, plus the endpoint ID - 1.
+    pub(super) fn put_overflow(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
+        let index = self.slots.saturating_add(endpoint.id).saturating_sub(1);
+        let before = self.overflow.get(&endpoint.ifindex.0, 0).ok();
+        self.set_endpoint(index, endpoint)?;
+        check_write(MapName::EndpointsOverflow, self.overflow.insert(endpoint.ifindex.0, index, 0))?;
+        before.filter(|before| *before != index).map_or(Ok(()), |before| self.clear_endpoint(before))
+    }
+
+    fn delete_overflow(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        let Ok(index) = self.overflow.get(&ifindex.0, 0) else { return Ok(()) };
+        check_delete(MapName::EndpointsOverflow, self.overflow.remove(&ifindex.0))?;
+        self.clear_endpoint(index)
+    }
+
+    /// Returns the endpoint of an interface.
+    fn endpoint(&self, ifindex: IfIndex) -> Option<Endpoint> {
+        let slot = Some(ifindex.0 & (self.slots - 1));
+        let overflow = self.overflow.get(&ifindex.0, 0).ok();
+        let endpoints = [slot, overflow].into_iter().flatten().filter_map(|index| self.endpoints.get(&index, 0).ok());
+        endpoints.map(|Raw(endpoint)| endpoint).find(|endpoint| endpoint.ifindex == ifindex)
+    }
+
+    fn slot_holder(&self, slot: u32) -> Option<IfIndex> {
+        let Raw(endpoint) = self.endpoints.get(&slot, 0).ok()?;
+        (endpoint.ifindex.0 != 0).then_some(endpoint.ifindex)
+    }
+}
+
+impl Dataplane for Kernel {
+    fn write(&mut self, change: &Change) -> Result<(), WriteError> {
+        self.maps.write(change)
+    }
+
+    fn put_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), WriteError> {
+        self.flows.endpoint_added(endpoint.id, endpoint.ifindex);
+        check_write(MapName::EndpointIds, self.maps.endpoint_ids.set(endpoint.id, endpoint.ifindex.0, 0))?;
+        let slot = endpoint.ifindex.0 & (self.capacities.endpoints - 1);
+        if *self.slots.get(&slot).unwrap_or(&endpoint.ifindex) != endpoint.ifindex {
+            return self.maps.put_overflow(endpoint);
+        }
+        self.maps.set_endpoint(slot, endpoint)?;
+        if self.slots.insert(slot, endpoint.ifindex).is_none() {
+            // The endpoint may have been in the overflow map while another interface used the slot. A leftover entry
+            // would never be deleted.
+            self.maps.delete_overflow(endpoint.ifindex)?;
+        }
+        Ok(())
+    }
+
+    fn delete_endpoint(&mut self, ifindex: IfIndex) -> Result<(), WriteError> {
+        self.flows.endpoint_removed(ifindex);
+        self.maps.remove_endpoint_id(ifindex)?;
+        let slot = ifindex.0 & (self.capacities.endpoints - 1);
+        if self.slots.get(&slot) == Some(&ifindex) {
+            self.maps.clear_endpoint(slot)?;
+            self.slots.remove(&slot);
+            return Ok(());
+        }
+        self.maps.delete_overflow(ifindex)
+    }
+
+    fn set_address_endpoint(&mut self, address: IpAddr, id: u32) -> Result<(), WriteError> {
+        // IDs are at most `MAX_ENDPOINT_ID`. A larger one is written as 0, which is no endpoint.
+        self.maps.set_address_endpoint(address, u16::try_from(id).unwrap_or_default())
+    }
+
+    fn put_tunnels(&mut self, local: &TunnelEndpoints, others: &TunnelEndpoints) -> Result<(), WriteError> {
+        let mut words = BTreeMap::new();
+        for (scope, endpoints) in [(TunnelScope::LocalNode, local), (TunnelScope::OtherNodes, others)] {
+            let ports = endpoints.ports.iter().map(|port| TunnelWord::of_port(scope, *port));
+            let protocols = endpoints.protocols.iter().map(|protocol| TunnelWord::of_protocol(scope, *protocol));
+            for word in ports.chain(protocols) {
+                *words.entry(word.index).or_default() |= word.bit;
+            }
+        }
+        self.maps.put_tunnels(&words)
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<IfIndex, Endpoint>, WriteError> {
+        self.maps.read_endpoints()
+    }
+
+    fn adopted(&self) -> BTreeMap<IfIndex, Adopted> {
+        self.adopted.clone()
+    }
+
+    fn attach(&mut self, ifindex: IfIndex, name: &str, role: Role) -> Option<Result<(), AttachError>> {
+        let endpoint = if role == Role::Pod { self.maps.endpoint(ifindex) } else { None };
+        self.attacher.give(Job::Attach { ifindex, name: name.to_owned(), role, endpoint });
+        None
+    }
+
+    fn detach(&mut self, ifindex: IfIndex) -> Option<Result<(), AttachError>> {
+        self.attacher.give(Job::Detach(ifindex));
+        None
+    }
+
+    fn verify(&mut self, ifindexes: Vec<IfIndex>) -> Option<Vec<IfIndex>> {
+        self.attacher.give(Job::Verify(ifindexes));
+        None
+    }
+
+    fn next_endpoint_version(&mut self) -> Result<EndpointVersion, WriteError> {
+        let next = self.last_version.wrapping_add(1).max(1);
+        check_write(MapName::Endpoints, self.meta.set(0, Raw(next), 0))?;
+        self.last_version = next;
+        Ok(EndpointVersion(next))
+    }
+
+    fn clear_counters(&mut self, id: u32) {
+        for direction in Direction::BOTH {
+            if let Err(error) = self.maps.clear_counted(id * 2 + direction as u32) {
+                tracing::warn!(%error, "cannot reset the counters of a reused endpoint ID; they include an earlier pod's packets");
+            }
+        }
+    }
+
+    fn endpoint_id_capacity(&self) -> u32 {
+        (self.capacities.counters / 2).min(MAX_ENDPOINT_ID + 1)
+    }
+}
+
+/// Returns the directories of all layout versions below a pin path.
+fn versions(pin_path: &Path) -> Vec<PathBuf> {
+    pins::names(pin_path).into_iter().filter(|name| name.starts_with('v')).map(|name| pin_path.join(name)).collect()
+}

@@ -1,0 +1,182 @@
+//! Reads all veths, the addresses in their peers' namespaces, and this node's addresses, in one pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netpol_common::IfIndex;
+
+use super::is_link_local;
+use super::{Device, Links, Netlink, NetlinkError, TunnelEndpoints, Veth};
+
+/// The peer of a veth, in the pod's namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodEnd {
+    /// The addresses of the peer.
+    pub addresses: Vec<IpAddr>,
+    /// The namespace's other addresses: those on interfaces that are no veth peer, such as a pod address moved to `lo`.
+    /// Without 127.0.0.0/8, `::1` and `fe80::/10`. If several veths lead to the namespace, only the first of them lists
+    /// these.
+    pub other_addresses: Vec<IpAddr>,
+    /// Its Ethernet address; `None` if unknown.
+    pub mac: Option<[u8; 6]>,
+}
+
+impl PodEnd {
+    /// Creates a peer with these addresses.
+    pub const fn at(addresses: Vec<IpAddr>) -> Self {
+        Self { addresses, other_addresses: Vec::new(), mac: None }
+    }
+}
+
+/// The result of one pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceSnapshot {
+    /// Veths with a peer in another namespace, and these peers.
+    pub veths: BTreeMap<IfIndex, (Veth, PodEnd)>,
+    /// All addresses of this namespace, without duplicates.
+    pub own: Vec<IpAddr>,
+    /// Interfaces with an address in a network of more than one host. The gateway address of a single pod (/32, /128)
+    /// does not count. In a node that is itself a container (kind), an uplink is a veth, so it must be told apart from a
+    /// pod's.
+    pub uplinks: BTreeSet<IfIndex>,
+    /// Interfaces that routes use: the node's own devices, and veths of pods that have their own route.
+    pub routed: BTreeMap<IfIndex, Device>,
+    /// The tunnel endpoints of this node's devices.
+    pub tunnels: TunnelEndpoints,
+}
+
+/// Which data of the veths need not, or must, be read again.
+#[derive(Clone, Debug, Default)]
+pub struct KnownVeths {
+    /// Veths with cached addresses that need not be read again.
+    pub settled: BTreeSet<IfIndex>,
+    /// Veths for which the MAC address is to be read, because it is unknown or may change.
+    pub read_mac: BTreeSet<IfIndex>,
+}
+
+/// Reads interfaces, and caches the addresses of the peers, so that a new link costs one request and not one per pod.
+#[derive(Debug)]
+pub struct InterfaceReader {
+    netlink: Netlink,
+    cache: BTreeMap<IfIndex, (Veth, PodEnd)>,
+    routed: BTreeSet<IfIndex>,
+}
+
+impl InterfaceReader {
+    /// Opens a netlink socket.
+    ///
+    /// # Errors
+    /// If the kernel rejects the socket.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { netlink: Netlink::open()?, cache: BTreeMap::new(), routed: BTreeSet::new() })
+    }
+
+    /// Removes deleted interfaces from the cache.
+    pub fn remove(&mut self, gone: &BTreeSet<IfIndex>) {
+        self.cache.retain(|ifindex, _| !gone.contains(ifindex));
+    }
+
+    /// Reads all links and this namespace's addresses. Reads the addresses in a peer's namespace if the veth is new, not
+    /// `settled`, or `uncached` is set: addresses in other namespaces may change without a message. Reads routes only if
+    /// `uncached` is set; between such passes, [`Monitor`](super::Monitor) reports new routes, which are passed in
+    /// `routed`.
+    ///
+    /// # Errors
+    /// If links or local addresses cannot be listed. A namespace that cannot be read is treated as having no addresses:
+    /// it may just be being removed. It is read again in the next pass.
+    pub fn read_all(
+        &mut self,
+        KnownVeths { settled, read_mac }: &KnownVeths,
+        routed: BTreeSet<IfIndex>,
+        uncached: bool,
+    ) -> Result<InterfaceSnapshot, NetlinkError> {
+        let Links { veths, devices, tunnels } = self.netlink.links()?;
+        if uncached {
+            self.routed = self.netlink.routed()?;
+        }
+        self.routed.extend(routed);
+        self.routed.retain(|ifindex| devices.contains_key(ifindex));
+        let mut peer_indices: BTreeMap<i32, BTreeSet<u32>> = BTreeMap::new();
+        for veth in &veths {
+            peer_indices.entry(veth.namespace).or_default().insert(veth.peer);
+        }
+        let mut addresses_by_namespace: BTreeMap<i32, BTreeMap<u32, Vec<IpNet>>> = BTreeMap::new();
+        let mut seen_namespaces: BTreeSet<i32> = BTreeSet::new();
+        let mut now = BTreeMap::new();
+        for veth in veths {
+            let first = seen_namespaces.insert(veth.namespace);
+            let is_same = |before: &Veth| before.namespace == veth.namespace && before.peer == veth.peer;
+            let known = self.cache.remove(&veth.ifindex).filter(|(before, _)| is_same(before));
+            let pod_end = match known {
+                Some((_, pod_end)) if !uncached && settled.contains(&veth.ifindex) => pod_end,
+                known => {
+                    let namespace_addresses = addresses_by_namespace.entry(veth.namespace).or_insert_with(|| {
+                        self.netlink.addresses(Some(veth.namespace)).unwrap_or_else(|error| {
+                            tracing::debug!(veth = veth.name, %error, "cannot read the namespace of a veth's peer");
+                            BTreeMap::new()
+                        })
+                    });
+                    let peer_indices = &peer_indices[&veth.namespace];
+                    let other_addresses =
+                        namespace_addresses.iter().filter(|(index, _)| first && !peer_indices.contains(index));
+                    PodEnd {
+                        addresses: namespace_addresses.get(&veth.peer).into_iter().flatten().map(IpNet::addr).collect(),
+                        other_addresses: other_addresses
+                            .flat_map(|(_, nets)| nets)
+                            .map(IpNet::addr)
+                            .filter(may_be_pod_address)
+                            .collect(),
+                        mac: match known.and_then(|(_, pod_end)| pod_end.mac) {
+                            // Each request takes rtnl_lock. So only read it for pods, and only after their policies are
+                            // enforced.
+                            mac if read_mac.contains(&veth.ifindex) && (uncached || mac.is_none()) => {
+                                self.mac(&veth).or(mac)
+                            }
+                            mac => mac,
+                        },
+                    }
+                }
+            };
+            now.insert(veth.ifindex, (veth, pod_end));
+        }
+        self.cache.clone_from(&now);
+        // Loopback addresses are left out: every host has the same ones. Link-local addresses are kept: a pod may use one
+        // as its gateway.
+        let interfaces = self.netlink.addresses(None)?;
+        let uplinks = interfaces
+            .iter()
+            .filter(|(_, nets)| nets.iter().any(has_room_for_other_hosts))
+            .map(|(index, _)| IfIndex(*index));
+        let uplinks = uplinks.collect();
+        let addresses = interfaces.values().flatten().map(IpNet::addr);
+        let mut own: Vec<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
+        own.sort_unstable();
+        own.dedup();
+        let routed = devices.into_iter().filter(|(ifindex, _)| self.routed.contains(ifindex)).collect();
+        Ok(InterfaceSnapshot { veths: now, own, uplinks, routed, tunnels })
+    }
+
+    fn mac(&mut self, veth: &Veth) -> Option<[u8; 6]> {
+        let mac = self.netlink.mac(veth.namespace, veth.peer);
+        mac.unwrap_or_else(|error| {
+            tracing::debug!(veth = veth.name, %error, "cannot read the MAC address of a veth's peer");
+            None
+        })
+    }
+}
+
+/// Returns whether this interface address belongs to a network of more than one host. With the ptp plugin a pod's gateway
+/// address is a `/32` or `/128`, and every interface has a link-local address; neither connects to other hosts.
+fn has_room_for_other_hosts(net: &IpNet) -> bool {
+    let link_local = match net.addr() {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => is_link_local(&address),
+    };
+    net.prefix_len() < net.max_prefix_len() && !link_local
+}
+
+/// Returns whether an address can identify a pod: every namespace has loopback and IPv6 link-local addresses.
+fn may_be_pod_address(address: &IpAddr) -> bool {
+    !address.is_loopback() && !matches!(address, IpAddr::V6(v6) if is_link_local(v6))
+}

@@ -1,0 +1,106 @@
+//! Watches a directory tree and reports when it should be scanned again.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use tokio::io::unix::AsyncFd;
+
+/// A modified file that is not closed within this time is read anyway.
+const MAX_WRITE_TIME: Duration = Duration::from_secs(2);
+
+/// Watches directories, and tracks the files that are being written.
+#[derive(Debug)]
+pub struct Watch {
+    inotify: AsyncFd<Inotify>,
+    directories: HashMap<WatchDescriptor, PathBuf>,
+    writing: HashMap<PathBuf, Instant>,
+}
+
+impl Watch {
+    /// Creates a watch without directories.
+    ///
+    /// # Errors
+    /// If the kernel rejects it (`fs.inotify.max_user_instances`).
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: the descriptor lives as long as the `Inotify`, which `AsyncFd` owns and which is never replaced.
+        let inotify = unsafe { AsyncFd::register(Inotify::init()?) }?;
+        Ok(Self { inotify, directories: HashMap::new(), writing: HashMap::new() })
+    }
+
+    /// Adds a directory, if it is not watched yet.
+    ///
+    /// # Errors
+    /// If the kernel rejects it (`fs.inotify.max_user_watches`).
+    pub fn add(&mut self, directory: &Path) -> io::Result<()> {
+        let mask = WatchMask::CLOSE_WRITE
+            | WatchMask::MODIFY
+            | WatchMask::CREATE
+            | WatchMask::DELETE
+            | WatchMask::MOVE
+            | WatchMask::ATTRIB
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        let descriptor = self.inotify.get_ref().watches().add(directory, mask)?;
+        self.directories.insert(descriptor, directory.to_owned());
+        Ok(())
+    }
+
+    /// Returns whether the file is being written.
+    pub fn is_being_written(&mut self, path: &Path) -> bool {
+        self.writing.retain(|_, since| since.elapsed() < MAX_WRITE_TIME);
+        self.writing.contains_key(path)
+    }
+
+    /// Waits for a change that requires a scan.
+    ///
+    /// # Errors
+    /// If inotify fails permanently.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        loop {
+            let mut ready = self.inotify.readable_mut().await?;
+            let mut buffer = [0_u8; 4096];
+            let events = match ready.get_inner_mut().read_events(&mut buffer) {
+                Ok(events) => events,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let mut scan_needed = false;
+            for event in events {
+                if event.mask.contains(EventMask::IGNORED) {
+                    self.directories.remove(&event.wd);
+                    continue;
+                }
+                let path = match (self.directories.get(&event.wd), event.name) {
+                    (Some(directory), Some(name)) => Some(directory.join(name)),
+                    _ => None,
+                };
+                scan_needed |= needs_scan(&mut self.writing, event.mask, path);
+            }
+            if scan_needed {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Returns whether an event requires a scan. A file that is being written is scanned when it is closed.
+fn needs_scan(writing: &mut HashMap<PathBuf, Instant>, mask: EventMask, path: Option<PathBuf>) -> bool {
+    let Some(path) = path else { return true };
+    if mask.contains(EventMask::MODIFY) {
+        writing.insert(path, Instant::now());
+        return false;
+    }
+    if mask.contains(EventMask::CREATE) && !mask.contains(EventMask::ISDIR) {
+        // A new file is empty until it is closed; a new link is complete.
+        return path.is_symlink() || std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
+    }
+    writing.remove(&path);
+    true
+}

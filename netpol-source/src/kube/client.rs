@@ -1,0 +1,101 @@
+//! Creates the client of the API server, with current credentials, and with connections that detect a dead server.
+
+use std::path::Path;
+use std::time::Duration;
+
+use http::header::{HeaderValue, USER_AGENT};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy::Client as Http;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kube::Client;
+use kube::client::{Body, ClientBuilder, ConfigExt, RustlsTlsError};
+use kube::config::{Config, Kubeconfig};
+use tower::{BoxError, ServiceBuilder};
+
+use netpol_policy::text::error_chain;
+
+/// Timeout of a TCP connection and its TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of HTTP/2 pings, also on idle connections.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// Time after which a connection without a reply to a ping is dead. `client-go` uses 30 and 15 seconds. Source:
+/// `ReadIdleTimeout` and `PingTimeout`, `k8s.io/apimachinery/pkg/util/net/http.go`.
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// Idle time after which a TCP connection is probed.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+/// Interval of further probes.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time without an acknowledgment of a probe or request after which a TCP connection is dead.
+const DEAD_AFTER: Duration = Duration::from_secs(30);
+
+/// Reads the credentials and creates a client for the current runtime. Does not connect yet.
+///
+/// # Errors
+/// If the credentials cannot be read, or use an unsupported feature.
+pub(crate) fn client(kubeconfig: Option<&Path>) -> Result<Client, String> {
+    // An error means that a provider is installed already. That one is used then.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut config = config(kubeconfig)?;
+    if let Some(proxy) = &config.proxy_url {
+        return Err(format!(
+            "the kubeconfig sets a proxy for the API server, {proxy}, which is not supported; remove it"
+        ));
+    }
+    let agent = HeaderValue::from_static(concat!("netpol-agent/", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, agent));
+    assemble(&config).map_err(|error| error_chain(&error))
+}
+
+fn config(kubeconfig: Option<&Path>) -> Result<Config, String> {
+    let from_file = |kubeconfig: Kubeconfig| Config::try_from(kubeconfig).map_err(|error| error_chain(&error));
+    match kubeconfig {
+        Some(path) => from_file(Kubeconfig::read_from(path).map_err(|error| error_chain(&error))?),
+        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+            Config::incluster().map_err(|error| error_chain(&error))
+        }
+        None => from_file(Kubeconfig::read().map_err(|error| error_chain(&error))?),
+    }
+}
+
+/// Like `ClientBuilder::try_from`, but without retries, and with the TCP and HTTP/2 options above. The watcher must receive
+/// all failures, since it decides whether to continue or to list again.
+fn assemble(config: &Config) -> kube::Result<Client> {
+    let mut connector = HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let name = name.clone().try_into();
+        let name = name.map_err(|error| kube::Error::RustlsTls(RustlsTlsError::InvalidServerName(error)))?;
+        connector = connector.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    // ALPN selects HTTP/2, which every API server has: its pings distinguish an idle watch from a dead one. kube's own
+    // connector only has HTTP/1.1.
+    let connector = connector.enable_all_versions().wrap_connector(tcp());
+    // No read timeout: watches are idle as long as nothing changes.
+    let mut connector = TimeoutConnector::new(connector);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let mut http = Http::builder(TokioExecutor::new());
+    http.timer(TokioTimer::new());
+    http.http2_keep_alive_interval(PING_INTERVAL)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
+        .http2_keep_alive_while_idle(true);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(http.build::<_, Body>(connector));
+    Ok(ClientBuilder::new(service, &config.default_namespace).build())
+}
+
+/// Creates a TCP connector with keepalive. A machine that has failed sends nothing, so only the kernel's probes detect
+/// that.
+fn tcp() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_keepalive(Some(PROBE_AFTER));
+    connector.set_keepalive_interval(Some(PROBE_INTERVAL));
+    // Unacknowledged data suspends keepalive probes; this timeout covers both.
+    connector.set_tcp_user_timeout(Some(DEAD_AFTER));
+    connector
+}

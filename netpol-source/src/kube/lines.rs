@@ -1,0 +1,61 @@
+//! Splits a response body into lines, with the arrival time of each line's first byte.
+
+use std::time::Instant;
+
+use http_body_util::BodyExt;
+use kube::client::Body;
+
+use super::failure::Failure;
+use netpol_policy::text::error_chain;
+
+/// Reads lines; see the module.
+pub(super) struct Lines {
+    body: Body,
+    buffer: Vec<u8>,
+    /// Where the next line starts in the buffer.
+    start: usize,
+    /// Position up to which the buffer was searched for the end of the line.
+    searched: usize,
+    /// When the first byte of the next line arrived.
+    begun: Instant,
+    /// When the last chunk arrived.
+    chunk: Instant,
+}
+
+impl Lines {
+    pub(super) fn of(body: Body) -> Self {
+        let now = Instant::now();
+        Self { body, buffer: Vec::new(), start: 0, searched: 0, begun: now, chunk: now }
+    }
+
+    /// Returns the next complete line; `None` at the end. An incomplete last line is dropped.
+    pub(super) async fn next(&mut self) -> Result<Option<(&str, Instant)>, Failure> {
+        loop {
+            if let Some(length) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
+                let (start, end) = (self.start, self.searched + length);
+                (self.start, self.searched) = (end + 1, end + 1);
+                let begun = std::mem::replace(&mut self.begun, self.chunk);
+                let line = std::str::from_utf8(&self.buffer[start..end]);
+                return line
+                    .map(|line| Some((line, begun)))
+                    .map_err(|error| Failure::InvalidResponse(error.to_string()));
+            }
+            self.buffer.drain(..self.start);
+            (self.start, self.searched) = (0, self.buffer.len());
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    self.chunk = Instant::now();
+                    if self.buffer.is_empty() {
+                        self.begun = self.chunk;
+                        self.buffer.shrink_to(1 << 16);
+                    }
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+                Some(Err(error)) => return Err(Failure::Connection(error_chain(&error))),
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! `kube`: reads the objects of a cluster from its API server.
+//!
+//! ```text
+//! watch (one per resource) ─► trim ─► gather: store, differences, grouping ─► batches
+//!    access, client ─► API server ◄─ query
+//! ```
+//!
+//! `kube_runtime::watcher` is not used, because it fails a whole list if one object cannot be deserialized, does not
+//! fall back from streaming lists, hides `Retry-After`, and does not report when it loses and regains sync.
+
+mod access;
+mod backoff;
+mod client;
+mod failure;
+mod gather;
+mod intern;
+mod lines;
+mod query;
+mod resource;
+mod store;
+mod trim;
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant as Deadline, sleep_until};
+
+use super::state::SourceState;
+use super::{Batch, Feed, Revision, SourceError, SourceQuery};
+use access::Access;
+pub use backoff::jitter;
+pub(super) use client::client;
+use gather::{Gatherer, WatchEvent};
+use query::{PendingQuery, QueryResult};
+pub use resource::Resource;
+use watch::Watcher;
+
+/// Maximum number of watch events processed at a time.
+const MAX_BATCH: usize = 4096;
+
+/// Time limits and page size of the source.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The first requests are spread over this time, because all agents of a cluster may start at once.
+    pub spread: Duration,
+    /// Time limit for the start of a response.
+    pub answer: Duration,
+    /// A list that receives no data for this long has failed, and so has a watch over HTTP/1.1, which has no pings.
+    pub idle: Duration,
+    /// Watches are renewed after this time, or up to twice as long.
+    pub watch: Duration,
+    /// After an outage longer than this, watches do not resume but list everything again. By then the API server has
+    /// nearly always compacted its history, which it does at the same interval.
+    pub trust: Duration,
+    /// A streaming list that pauses for this long is abandoned.
+    pub patience: Duration,
+    /// Number of objects in a page.
+    pub page: u32,
+    /// Whether streaming lists are tried first.
+    pub streaming: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            spread: Duration::from_millis(500),
+            answer: Duration::from_secs(15),
+            idle: Duration::from_secs(100),
+            watch: Duration::from_mins(5),
+            trust: Duration::from_mins(5),
+            patience: Duration::from_secs(10),
+            page: 500,
+            streaming: true,
+        }
+    }
+}
+
+/// Watches the cluster of a kubeconfig. Without one, the cluster in which this runs, or that of the default kubeconfig.
+///
+/// # Errors
+/// If the credentials cannot be read. An unavailable API server is not an error; the source retries.
+pub fn start(kubeconfig: Option<PathBuf>, options: Options) -> Result<Feed, SourceError> {
+    let access = Arc::new(Access::open(kubeconfig, options.answer)?);
+    let state = SourceState::default();
+    let (events_in, events) = mpsc::channel(MAX_BATCH);
+    for resource in Resource::ALL {
+        state.update(resource.plural(), |_| {});
+        let watcher = Watcher::new(resource, access.clone(), events_in.clone(), options, state.clone());
+        tokio::spawn(watcher.run());
+    }
+    let (sender, batches) = mpsc::channel(16);
+    let (queries, received_queries) = mpsc::channel(16);
+    let (results_in, query_results) = mpsc::channel(16);
+    let source = Source {
+        gatherer: Gatherer::new(&Resource::ALL),
+        access,
+        state: state.clone(),
+        revision: Revision::default(),
+        query_results: results_in,
+        pending: Vec::new(),
+    };
+    tokio::spawn(source.run(Inputs { events, queries: received_queries, query_results }, sender));
+    Ok(Feed { batches, queries, state })
+}
+
+struct Inputs {
+    events: mpsc::Receiver<(Resource, WatchEvent)>,
+    queries: mpsc::Receiver<SourceQuery>,
+    query_results: mpsc::Receiver<QueryResult>,
+}
+
+struct Source {
+    gatherer: Gatherer,
+    access: Arc<Access>,
+    state: SourceState,
+    revision: Revision,
+    query_results: mpsc::Sender<QueryResult>,
+    /// Queries that wait for the watch.
+    pending: Vec<PendingQuery>,
+}
+
+impl Source {
+    async fn run(mut self, mut inputs: Inputs, batches: mpsc::Sender<Batch>) {
+        let mut received = Vec::new();
+        loop {
+            let wake = self.gatherer.resync_at();
+            tokio::select! {
+                count = inputs.events.recv_many(&mut received, MAX_BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    let now = Instant::now();
+                    for (resource, event) in received.drain(..) {
+                        self.gatherer.take(resource, event, now);
+                    }
+                }
+                () = sleep_until(wake.map_or_else(Deadline::now, Deadline::from_std)), if wake.is_some() => {}
+                Some(query) = inputs.queries.recv() => query::query(query, self.access.clone(), self.query_results.clone()),
+                Some(result) = inputs.query_results.recv() => self.pending.extend(result.into_pending(&self.gatherer)),
+            }
+            for bundle in self.gatherer.due(Instant::now()) {
+                self.revision.0 += 1;
+                let gather::Bundle { events, after_resync, received } = bundle;
+                if batches.send(Batch { revision: self.revision, events, after_resync, received }).await.is_err() {
+                    return;
+                }
+            }
+            self.answer_queries();
+            self.update_state();
+        }
+    }
+
+    fn answer_queries(&mut self) {
+        let (gatherer, revision) = (&self.gatherer, self.revision);
+        self.pending.retain_mut(|query| !query.try_answer(gatherer, revision));
+    }
+
+    fn update_state(&self) {
+        for resource in Resource::ALL {
+            let (in_sync, objects) = self.gatherer.sync_and_size(resource);
+            self.state.update(resource.plural(), |kind| (kind.in_sync, kind.objects) = (in_sync, objects));
+        }
+    }
+}

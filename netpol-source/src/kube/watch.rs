@@ -1,0 +1,439 @@
+//! Watches one resource forever: a full list, then a watch from the list's version. Retries after every failure.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use super::Options;
+use super::access::Access;
+use super::backoff::{Backoff, jitter};
+use super::failure::{Failure, Status};
+use super::gather::WatchEvent;
+use super::lines::Lines;
+use super::resource::Resource;
+use super::trim::{Seen, parse_object, version};
+use crate::state::SourceState;
+
+/// A watch that lasted this long has worked: the backoff is reset.
+const WORKING_AFTER: Duration = Duration::from_secs(5);
+
+/// Watches one resource.
+pub(super) struct Watcher {
+    pub(super) resource: Resource,
+    pub(super) access: Arc<Access>,
+    pub(super) events: mpsc::Sender<(Resource, WatchEvent)>,
+    pub(super) options: Options,
+    pub(super) state: SourceState,
+    backoff: Backoff,
+    /// Backoff between lists, if the server keeps rejecting versions that it has just sent.
+    expired_backoff: Backoff,
+    /// Signals that another watcher has recovered.
+    recoveries: watch::Receiver<Option<Instant>>,
+    /// The version to continue from; `None` to start with a full list.
+    position: Option<String>,
+    /// Whether the position is that of a full list that was just received.
+    just_listed: bool,
+    /// Whether streaming lists are tried.
+    streaming: bool,
+    connection: ConnectionState,
+    current_error: Option<String>,
+    /// The current operation.
+    verb: &'static str,
+}
+
+/// Whether changes may have been missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ConnectionState {
+    /// No change was missed.
+    Working,
+    /// The watch failed. No change is missed if it resumes at the same version.
+    Broken,
+    /// Changes may have been missed since this time.
+    Lost(Instant),
+}
+
+/// How a stream ended.
+enum StreamEnd {
+    /// The server ended it after its timeout.
+    Timeout,
+    /// The version is too old to continue from.
+    Expired(String),
+    /// The server has no streaming lists. `false`: it may have them, but sent none in time.
+    NoStreaming(bool),
+    /// The receiver of the events was dropped.
+    ReceiverDropped,
+}
+
+#[derive(Deserialize)]
+struct Line<'l> {
+    #[serde(rename = "type")]
+    kind: &'l str,
+    #[serde(borrow)]
+    object: &'l RawValue,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ListMeta {
+    resource_version: String,
+    #[serde(rename = "continue")]
+    next: String,
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct ListPage<'p> {
+    #[serde(default)]
+    metadata: ListMeta,
+    #[serde(borrow, default)]
+    items: Option<Vec<&'p RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Bookmark {
+    metadata: ListMeta,
+}
+
+impl Watcher {
+    pub(super) fn new(
+        resource: Resource,
+        access: Arc<Access>,
+        events: mpsc::Sender<(Resource, WatchEvent)>,
+        options: Options,
+        state: SourceState,
+    ) -> Self {
+        let (streaming, recoveries) = (options.streaming, access.recoveries());
+        Self {
+            resource,
+            access,
+            events,
+            options,
+            state,
+            backoff: Backoff::default(),
+            expired_backoff: Backoff::default(),
+            recoveries,
+            position: None,
+            just_listed: false,
+            streaming,
+            connection: ConnectionState::Working,
+            current_error: None,
+            verb: "list",
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        sleep(jitter(self.options.spread)).await;
+        loop {
+            let started = Instant::now();
+            self.recoveries.mark_unchanged();
+            let result = self.attempt().await;
+            if started.elapsed() > WORKING_AFTER {
+                self.reset_backoff();
+            }
+            let mut retry_after = None;
+            match result {
+                Ok(StreamEnd::ReceiverDropped) => return,
+                // Continue immediately, unless streams end within a second.
+                Ok(StreamEnd::Timeout) if started.elapsed() > Duration::from_secs(1) => continue,
+                Ok(StreamEnd::Timeout) => {}
+                Ok(StreamEnd::Expired(why)) => {
+                    tracing::info!(resource = %self.resource, reason = why, "watch version expired; listing again");
+                    self.position = None;
+                    self.mark_lost().await;
+                    // The server is reachable, and other watchers may have recovered: wait less than after failures.
+                    sleep(self.expired_backoff.next(None)).await;
+                    continue;
+                }
+                Ok(StreamEnd::NoStreaming(certain)) => {
+                    tracing::info!(resource = %self.resource, certain, "API server has no streaming lists; listing in pages");
+                    self.streaming = false;
+                    continue;
+                }
+                Err(failure) if failure.is_gone() => {
+                    self.count(&failure);
+                    self.position = None;
+                    self.mark_lost().await;
+                    sleep(self.expired_backoff.next(None)).await;
+                    continue;
+                }
+                Err(failure) => {
+                    retry_after = failure.retry_after();
+                    self.failed(&failure).await;
+                }
+            }
+            let wait = self.backoff.next(retry_after);
+            // If other watchers have recovered, retry soon: new objects of other resources would be combined with old
+            // ones of this resource. A server that has just started may reject requests at first, so still wait a little.
+            tokio::select! {
+                () = sleep(wait) => {}
+                Ok(()) = self.recoveries.changed(), if retry_after.is_none() => self.backoff.shorten(),
+            }
+        }
+    }
+
+    /// Resets the backoff after the watch has worked.
+    fn reset_backoff(&mut self) {
+        self.backoff.reset();
+        self.expired_backoff.reset();
+    }
+
+    async fn attempt(&mut self) -> Result<StreamEnd, Failure> {
+        // After a long outage, list again: a server that was restored from a backup may have reached this version again,
+        // with different changes.
+        if matches!(self.connection, ConnectionState::Lost(since) if since.elapsed() > self.options.trust) {
+            self.position = None;
+        }
+        self.verb = if self.position.is_none() && !self.streaming { "list" } else { "watch" };
+        if self.position.is_none() && !self.streaming {
+            let version = self.list_pages().await?;
+            self.position = Some(version);
+            self.just_listed = true;
+            self.verb = "watch";
+        }
+        if let Some(position) = &self.position
+            && !std::mem::take(&mut self.just_listed)
+        {
+            // A watch from a future version returns nothing until the server reaches that version, and misses all
+            // changes before it.
+            let now = self.current_version().await?;
+            if version(&now) < version(position) {
+                return Ok(StreamEnd::Expired(format!(
+                    "the API server went recoveries from version {position} to {now}"
+                )));
+            }
+        }
+        self.stream().await
+    }
+
+    fn url(&self, query: &str) -> String {
+        format!("{}?{query}", self.resource.path())
+    }
+
+    async fn body(&self, query: &str) -> Result<Vec<u8>, Failure> {
+        let response = self.access.get(&self.url(query)).await?;
+        let idle = self.options.idle;
+        let body = timeout(idle, response.into_body().collect_bytes()).await;
+        let body = body.map_err(|_| Failure::Timeout(idle))?;
+        body.map(|bytes| bytes.to_vec()).map_err(|error| Failure::Connection(netpol_policy::text::error_chain(&error)))
+    }
+
+    /// Returns the current version of the server.
+    async fn current_version(&self) -> Result<String, Failure> {
+        let body = self.body("limit=1").await?;
+        let page: ListPage<'_> =
+            serde_json::from_slice(&body).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
+        Ok(page.metadata.resource_version)
+    }
+
+    /// Reads a full list in pages, and returns its version.
+    async fn list_pages(&mut self) -> Result<String, Failure> {
+        let mut next = String::new();
+        let mut limit = self.options.page;
+        self.report(WatchEvent::Began).await;
+        loop {
+            let query = if next.is_empty() {
+                if limit == 0 { "limit=0".to_owned() } else { format!("limit={limit}") }
+            } else {
+                format!("limit={limit}&continue={next}")
+            };
+            let body = match self.body(&query).await {
+                // The list took longer than the server keeps its version: list again without pages.
+                Err(failure) if failure.is_gone() && limit > 0 && !next.is_empty() => {
+                    self.count(&failure);
+                    (next, limit) = (String::new(), 0);
+                    self.report(WatchEvent::Began).await;
+                    continue;
+                }
+                result => result?,
+            };
+            let received = Instant::now();
+            let page: ListPage<'_> =
+                serde_json::from_slice(&body).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
+            for item in page.items.into_iter().flatten() {
+                self.item(item.get(), received).await;
+            }
+            next = page.metadata.next;
+            if next.is_empty() {
+                self.listed(&page.metadata.resource_version).await?;
+                return Ok(page.metadata.resource_version);
+            }
+        }
+    }
+
+    async fn item(&mut self, text: &str, received: Instant) {
+        match self.parsed(text) {
+            Some(seen) => self.report(WatchEvent::Item(seen, received)).await,
+            None => self.report(WatchEvent::Unnamed).await,
+        };
+    }
+
+    async fn listed(&mut self, text: &str) -> Result<(), Failure> {
+        if text.is_empty() {
+            return Err(Failure::InvalidResponse("a list without a resourceVersion".to_owned()));
+        }
+        self.connection = ConnectionState::Working;
+        self.state.update(self.resource.plural(), |kind| {
+            kind.relists += u64::from(kind.listed);
+            kind.listed = true;
+        });
+        self.report(WatchEvent::Listed(version(text))).await;
+        self.recovered();
+        Ok(())
+    }
+
+    /// Watches. Starts with a full list if there is no position yet.
+    async fn stream(&mut self) -> Result<StreamEnd, Failure> {
+        let mut listing = self.position.is_none();
+        // Spread the timeouts of the watches.
+        let seconds = self.options.watch.as_secs() + jitter(self.options.watch).as_secs();
+        let from = match &self.position {
+            None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),
+            Some(position) => format!("resourceVersion={position}"),
+        };
+        let url = self.url(&format!("watch=1&allowWatchBookmarks=true&{from}&timeoutSeconds={seconds}"));
+        let response = match self.access.get(&url).await {
+            Err(Failure::Status { code: 400 | 422, .. }) if listing => return Ok(StreamEnd::NoStreaming(true)),
+            result => result?,
+        };
+        if listing {
+            self.report(WatchEvent::Began).await;
+        } else {
+            if std::mem::replace(&mut self.connection, ConnectionState::Working) != ConnectionState::Working {
+                self.report(WatchEvent::Resumed).await;
+            }
+            self.recovered();
+        }
+        // HTTP/2 pings detect a dead connection. An API server sends no bookmark while the version of a kind stays the
+        // same (`k8s.io/apiserver/pkg/storage/cacher`), so a watch without any data is normal until its timeout.
+        let max_idle = if response.version() == http::Version::HTTP_2 {
+            Duration::from_secs(seconds) + self.options.answer
+        } else {
+            self.options.idle
+        };
+        let mut lines = Lines::of(response.into_body());
+        loop {
+            let idle = if listing { self.options.patience } else { max_idle };
+            let (line, received) = match timeout(idle, lines.next()).await {
+                Err(_) if listing => return Ok(StreamEnd::NoStreaming(false)),
+                Err(_) => return Err(Failure::Timeout(idle)),
+                Ok(result) => match result? {
+                    Some(line) => line,
+                    None if listing => {
+                        return Err(Failure::Connection("the list ended before it was complete".to_owned()));
+                    }
+                    None => return Ok(StreamEnd::Timeout),
+                },
+            };
+            let line: Line<'_> =
+                serde_json::from_str(line).map_err(|error| Failure::InvalidResponse(error.to_string()))?;
+            match (line.kind, listing) {
+                ("ADDED" | "MODIFIED", true) => self.item(line.object.get(), received).await,
+                ("ADDED" | "MODIFIED" | "DELETED", false) => {
+                    self.reset_backoff();
+                    if !self.change(line.kind, line.object.get(), received).await {
+                        return Ok(StreamEnd::ReceiverDropped);
+                    }
+                }
+                ("BOOKMARK", _) => {
+                    let Bookmark { metadata } = serde_json::from_str(line.object.get())
+                        .map_err(|error| Failure::InvalidResponse(error.to_string()))?;
+                    if listing && !metadata.annotations.contains_key("k8s.io/initial-events-end") {
+                        return Ok(StreamEnd::NoStreaming(true));
+                    }
+                    if std::mem::take(&mut listing) {
+                        self.verb = "watch";
+                        self.listed(&metadata.resource_version).await?;
+                    } else {
+                        self.report(WatchEvent::Position(version(&metadata.resource_version))).await;
+                    }
+                    self.position = Some(metadata.resource_version);
+                }
+                ("ERROR", _) => {
+                    let status: Status = serde_json::from_str(line.object.get()).unwrap_or_default();
+                    return match status.code {
+                        410 => Ok(StreamEnd::Expired(status.message)),
+                        code if listing && code != 429 => {
+                            tracing::debug!(code, message = status.message, "no streaming list");
+                            Ok(StreamEnd::NoStreaming(true))
+                        }
+                        code => Err(Failure::Status { code, message: status.message, retry_after: None }),
+                    };
+                }
+                (other, _) => return Err(Failure::InvalidResponse(format!("a watch event of type {other}"))),
+            }
+        }
+    }
+
+    /// Sends a change. Returns false if the receiver was dropped.
+    async fn change(&mut self, kind: &str, text: &str, received: Instant) -> bool {
+        let Some(seen) = self.parsed(text) else { return true };
+        if seen.version > 0 {
+            self.position = Some(seen.version.to_string());
+        }
+        let event =
+            if kind == "DELETED" { WatchEvent::Deleted(seen, received) } else { WatchEvent::Changed(seen, received) };
+        self.report(event).await
+    }
+
+    fn parsed(&self, text: &str) -> Option<Seen> {
+        match parse_object(self.resource, text) {
+            Ok(seen) => Some(seen),
+            Err(error) => {
+                tracing::error!(resource = %self.resource, error, "skipped an object without metadata.name");
+                None
+            }
+        }
+    }
+
+    async fn report(&self, event: WatchEvent) -> bool {
+        self.state.update(self.resource.plural(), |kind| kind.last_received = Some(Instant::now()));
+        self.events.send((self.resource, event)).await.is_ok()
+    }
+
+    /// Records that changes may be missed from now on.
+    async fn mark_lost(&mut self) {
+        if !matches!(self.connection, ConnectionState::Lost(_)) {
+            self.connection = ConnectionState::Lost(Instant::now());
+            self.report(WatchEvent::Lost).await;
+        }
+    }
+
+    fn count(&self, failure: &Failure) {
+        let reason = failure.reason();
+        self.state.update(self.resource.plural(), |kind| *kind.errors.entry(reason).or_default() += 1);
+    }
+
+    async fn failed(&mut self, failure: &Failure) {
+        self.count(failure);
+        if matches!(failure, Failure::Status { code: 401, .. } | Failure::Connection(_)) {
+            self.access.renew();
+        }
+        // The first failure: the watch resumes immediately at the same version. If that fails too, it is an outage.
+        if self.backoff.is_waiting() || self.position.is_none() {
+            self.mark_lost().await;
+            let text = failure.report(self.verb, self.resource);
+            if self.current_error.as_ref() != Some(&text) {
+                tracing::error!("{text}");
+                self.state.update(self.resource.plural(), |kind| kind.current_error = Some(text.clone()));
+                self.current_error = Some(text);
+            }
+        } else {
+            self.connection = ConnectionState::Broken;
+            self.report(WatchEvent::Broken).await;
+            tracing::info!(resource = %self.resource, "{}", failure.report(self.verb, self.resource));
+        }
+    }
+
+    fn recovered(&mut self) {
+        if self.current_error.take().is_some() {
+            tracing::info!("can {} {} again", self.verb, self.resource);
+            self.access.notify_recovered();
+            self.recoveries.mark_unchanged();
+            self.state.update(self.resource.plural(), |kind| kind.current_error = None);
+        }
+    }
+}
