@@ -1,15 +1,12 @@
 //! `build`: the binaries for users.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::{ebpf, run, workspace};
 
-/// Profile of the agent in tests.
-const TESTS: &str = "test-agent";
 /// Target triple of the CNI plugin. It is static, because it runs with the libraries of the host.
 pub(crate) const STATIC: &str = "x86_64-unknown-linux-musl";
 
@@ -26,15 +23,6 @@ pub(crate) fn build() -> Result<()> {
         "building target/release/netpol and target/release/netpol-agent",
         &mut run::cargo(["build", "--release", "--package", "netpol-agent", "--package", "netpol-cli"]),
     )
-}
-
-/// Builds the BPF object, and the programs that tests run: the agent, and beside it the CLI and the CNI plugin. Returns
-/// the agent's path. The profile is in `Cargo.toml`.
-pub(crate) fn build_for_tests() -> Result<PathBuf> {
-    ebpf::build()?;
-    let packages = ["netpol-agent", "netpol-cli", "netpol-cni"].map(|package| format!("--package={package}"));
-    run::step("building the programs for tests", run::cargo(["build", "--profile", TESTS]).args(packages))?;
-    Ok(workspace::target().join(TESTS).join("netpol-agent"))
 }
 
 fn build_plugin() -> Result<()> {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cli::TestArgs;
-use crate::{binaries, ebpf, run, setup, workspace};
+use crate::{ebpf, run, setup, workspace};
 use executables::{Executable, Source};
 use tally::Tally;
 
@@ -35,8 +35,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     setup::run()?;
     setup::mount_bpffs()?;
     ebpf::build_with_tests()?;
-    let agent = binaries::build_for_tests()?;
     let executables = executables::build()?;
+    let agent = executables::agent()?;
     let build_time = start.elapsed();
 
     let mut tally = Tally::default();

@@ -138,6 +138,8 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, acceptor: &TlsAccep
         let Ok(socket) = listener.try_clone().and_then(tokio::net::TcpListener::from_std) else { return };
         loop {
             tokio::select! {
+                // First, since `accept` never returns after a shutdown: its socket is always ready, and has no connection.
+                biased;
                 changed = network.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return,

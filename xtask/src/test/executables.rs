@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::run;
+use crate::{run, workspace};
 
 /// The crate with the live integration tests.
 const LIVE: &str = "tests";
@@ -59,6 +59,16 @@ impl fmt::Display for Executable {
             Source::ApiServer => formatter.write_str(", with objects from an API server"),
         }
     }
+}
+
+/// Returns the agent that [`build`] has built: cargo builds a crate's programs with its integration tests. `netpol` and
+/// `netpol-cni` are beside it.
+pub(super) fn agent() -> Result<PathBuf> {
+    let folder = workspace::target().join("debug");
+    for program in ["netpol-agent", "netpol", "netpol-cni"] {
+        ensure!(folder.join(program).is_file(), "cargo has not built {program} with the tests of its crate");
+    }
+    Ok(folder.join("netpol-agent"))
 }
 
 /// Builds all tests and returns them, fast ones first.
